@@ -1,0 +1,214 @@
+//! Counters of one worker. One writer each, so an addition is a load and a store, never a locked
+//! instruction; the control thread reads them at scrape and sums over workers.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use config_sync::routing::{EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS};
+
+use super::record::{CloseReason, DropReason};
+
+/// One worker's counters; aligned so that two workers never share a cache line.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters {
+    /// TCP connections accepted, whatever became of them.
+    pub accepted: Counter,
+    /// Sessions closed for which no listener was found, by `CloseReason`.
+    pub unmatched: [Counter; CloseReason::COUNT],
+    /// Accepting paused because files or memory ran out.
+    pub accept_pauses: Counter,
+    /// Multishot accepts, polls and receives that ended by themselves and were armed again.
+    pub rearms: Counter,
+    /// Receives that ended because no buffer was free.
+    pub buffer_shortages: Counter,
+    /// Receive buffers that the kernel holds now.
+    pub buffers_free: Counter,
+    /// Completions that did not fit the completion queue (the kernel keeps them; it costs time).
+    pub cq_overflows: Counter,
+    /// Directions that wanted a pipe when all were in use, and went on without.
+    pub pipe_shortages: Counter,
+    pub pipes_used: Counter,
+    /// Turns of the worker's loop.
+    pub turns: Counter,
+    /// Log records that found the channel full.
+    pub records_dropped: Counter,
+    pub sessions: Counter,
+    pub flows: Counter,
+    /// Upstream UDP sockets: open, and of these resting in quarantine or free.
+    pub upstreams: Counter,
+    pub upstreams_resting: Counter,
+    /// Generation of the table in force.
+    pub generation: Counter,
+    listeners: Chunked<ListenerCounters>,
+    endpoints: Chunked<EndpointCounters>,
+}
+
+#[derive(Debug, Default)]
+pub struct ListenerCounters {
+    /// Sessions or flows given to this listener.
+    pub opened: Counter,
+    /// Ended before there was an endpoint, by `CloseReason`.
+    pub refused: ByReason<{ CloseReason::COUNT }>,
+    /// Ended after, by `CloseReason`.
+    pub closed: ByReason<{ CloseReason::COUNT }>,
+    pub bytes_up: Counter,
+    pub bytes_down: Counter,
+    /// Datagrams: from clients, to endpoints, from endpoints, to clients.
+    pub from_clients: Counter,
+    pub to_endpoints: Counter,
+    pub from_endpoints: Counter,
+    pub to_clients: Counter,
+    pub dropped: ByReason<{ DropReason::COUNT }>,
+    /// Session or flow durations.
+    pub duration: Histogram,
+}
+
+#[derive(Debug, Default)]
+pub struct EndpointCounters {
+    /// Sessions connected, or flows given to it.
+    pub opened: Counter,
+    pub closed: Counter,
+    pub connect_failures: Counter,
+    /// Sends refused by ICMP port unreachable.
+    pub refusals: Counter,
+    /// Resets by the endpoint.
+    pub resets: Counter,
+    pub bytes_up: Counter,
+    pub bytes_down: Counter,
+    pub connect: Histogram,
+}
+
+/// A counter or gauge with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.set(self.get().wrapping_add(n));
+    }
+
+    pub fn sub(&self, n: u64) {
+        self.set(self.get().wrapping_sub(n));
+    }
+
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters by a word's index (`CloseReason as usize`, `DropReason as usize`).
+#[derive(Debug)]
+pub struct ByReason<const N: usize>([Counter; N]);
+
+impl<const N: usize> Default for ByReason<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl<const N: usize> std::ops::Deref for ByReason<N> {
+    type Target = [Counter; N];
+
+    fn deref(&self) -> &[Counter; N] {
+        &self.0
+    }
+}
+
+/// Upper bounds of the buckets, in microseconds; one more bucket takes the rest.
+pub const BUCKETS: [u64; 15] = [
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    50_000,
+    100_000,
+    500_000,
+    1_000_000,
+    10_000_000,
+    60_000_000,
+    600_000_000,
+    3_600_000_000,
+];
+
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// Not cumulative; the last takes what is above all bounds.
+    pub buckets: [Counter; BUCKETS.len() + 1],
+    /// Microseconds.
+    pub sum: Counter,
+}
+
+impl Histogram {
+    pub fn record(&self, micros: u64) {
+        self.buckets[BUCKETS.partition_point(|bound| *bound < micros)].add(1);
+        self.sum.add(micros);
+    }
+}
+
+impl Counters {
+    pub fn new() -> Self {
+        Self {
+            accepted: Counter::default(),
+            unmatched: std::array::from_fn(|_| Counter::default()),
+            accept_pauses: Counter::default(),
+            rearms: Counter::default(),
+            buffer_shortages: Counter::default(),
+            buffers_free: Counter::default(),
+            cq_overflows: Counter::default(),
+            pipe_shortages: Counter::default(),
+            pipes_used: Counter::default(),
+            turns: Counter::default(),
+            records_dropped: Counter::default(),
+            sessions: Counter::default(),
+            flows: Counter::default(),
+            upstreams: Counter::default(),
+            upstreams_resting: Counter::default(),
+            generation: Counter::default(),
+            listeners: Chunked::new(MAX_LISTENERS),
+            endpoints: Chunked::new(MAX_ENDPOINTS),
+        }
+    }
+
+    pub fn listener(&self, id: ListenerId) -> &ListenerCounters {
+        self.listeners.get(id.index())
+    }
+
+    pub fn endpoint(&self, id: EndpointId) -> &EndpointCounters {
+        self.endpoints.get(id.index())
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An array whose memory comes a chunk at a time, when an id in it is first used (that is: when a
+/// table with it is applied, or at the first scrape after), so that limits cost nothing.
+#[derive(Debug)]
+struct Chunked<T> {
+    chunks: Box<[OnceLock<Box<[T]>>]>,
+}
+
+const CHUNK: usize = 32;
+
+impl<T: Default> Chunked<T> {
+    fn new(len: usize) -> Self {
+        Self { chunks: (0..len.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() }
+    }
+
+    fn get(&self, index: usize) -> &T {
+        let chunk = self.chunks[index / CHUNK]
+            .get_or_init(|| (0..CHUNK).map(|_| T::default()).collect());
+        &chunk[index % CHUNK]
+    }
+}

@@ -1,0 +1,3 @@
+pub mod counters;
+pub mod op;
+pub mod record;

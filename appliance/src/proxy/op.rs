@@ -1,0 +1,251 @@
+//! The whole contract between the proxy, which decides, and the ring, which does.
+//!
+//! The proxy pushes `(Token, Op)`; the ring (or the simulated kernel) carries ops out in the order
+//! in which they were pushed, and answers with `(Token, Event)`. Nothing in here is a descriptor, a
+//! pointer or a buffer: an op names things by index, and only the ring turns an index into them.
+//!
+//! An op either completes at once, and its event is handed to the proxy within the same turn
+//! (marked *direct* below), or it leads to events in later turns. An event whose token carries a
+//! generation that is over must change nothing.
+
+use std::net::{IpAddr, SocketAddr};
+
+use config_sync::routing::{SocketId, SocketOptions};
+
+/// What an op or event is about: a kind, a slot of that kind, and the slot's generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token {
+    pub kind: Kind,
+    pub slot: u32,
+    /// 24 bits; counts the uses of the slot. Always 0 for `Kind::Socket`.
+    pub generation: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A listening socket; the slot is its `SocketId`.
+    Socket,
+    /// A TCP session: up to two connections and the pipes between them.
+    Session,
+    /// A connected UDP socket towards an endpoint.
+    Upstream,
+}
+
+impl Token {
+    pub const MAX_GENERATION: u32 = (1 << 24) - 1;
+
+    pub fn socket(id: SocketId) -> Self {
+        Self { kind: Kind::Socket, slot: id.0, generation: 0 }
+    }
+}
+
+/// The two connections of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    Client,
+    Endpoint,
+}
+
+impl Side {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Endpoint,
+            Self::Endpoint => Self::Client,
+        }
+    }
+}
+
+/// How a `Move` carries bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// recv and send through the worker's scratch memory: cheaper up to some 16 KiB a wake-up.
+    Copy,
+    /// splice(2) through a pooled pipe: cheaper above.
+    Splice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    // ---- Kind::Socket, TCP ----
+    /// Accept until further notice. `Accepted` for each connection; `Stopped` when it ends by
+    /// itself, after which nothing is accepted until `Accept` is given again.
+    Accept,
+    /// Set options that connections accepted later inherit.
+    Configure(SocketOptions),
+    /// TCP: turn new connections away without resetting any whose handshake has begun, hand over
+    /// those that wait (`Accepted`), close, and say `Unlistened`, the last event of this socket.
+    /// UDP: stop receiving, close, and say `Unlistened`.
+    Unlisten,
+    /// Close a connection that was accepted (`Accepted{incoming}`) with a reset. Its token is the
+    /// listening socket's. *Direct*, no event.
+    Refuse { incoming: u32 },
+
+    // ---- Kind::Session ----
+    /// Take an accepted connection as this session's client side and watch it: `Ready` from now on.
+    Adopt { incoming: u32 },
+    /// Look at what the client has sent without taking it. *Direct*: `Peeked`. Fewer than
+    /// `at_least` bytes wake nobody afterwards, until the first `Move` from the client.
+    Peek { at_least: u32 },
+    /// Connect the endpoint side and watch it: `Connected` or `ConnectFailed`, then `Ready`.
+    Connect { address: SocketAddr, source: Option<IpAddr>, options: SocketOptions },
+    /// Give up a `Connect` that is under way. Its `ConnectFailed` follows, whatever it had become.
+    Abandon,
+    /// Move bytes from one side to the other until would-block, budget, end or failure. *Direct*:
+    /// `Moved`. Bytes held from the last `Move` of this direction go first.
+    Move {
+        from: Side,
+        mode: Mode,
+        /// Bytes to read at the most.
+        budget: u32,
+        /// The source has announced its end, so a short read is not the last word.
+        to_eof: bool,
+    },
+    /// Shut down the sending half towards `side` (a FIN after what was sent). *Direct*, no event.
+    Shutdown { side: Side },
+    /// Close whatever the session has, with a reset on each side if `reset`; `Closed` once nothing
+    /// is in flight: the last event of this token.
+    Close { reset: bool },
+
+    // ---- Kind::Socket (UDP) and Kind::Upstream ----
+    /// Receive until further notice: `Datagrams`; `Stopped` when it ends by itself.
+    Receive,
+    /// Open an upstream socket and connect it; receiving is asked for with `Receive`. *Direct*:
+    /// `OpenFailed` if that was not possible (the token is then free at once), else no event.
+    Open { address: SocketAddr, source: Option<IpAddr> },
+    /// Send what `buffer` holds, as as many datagrams as were received, and give the buffer back.
+    /// On an upstream socket: to its endpoint. `SendFailed` for what was not sent.
+    SendUp { buffer: BufferId },
+    /// The same on a listening socket, to a client, from `local` where that is known. `from` is the
+    /// upstream slot that the datagrams came from.
+    SendDown { buffer: BufferId, from: u32, peer: SocketAddr, local: Option<IpAddr> },
+    /// Give a buffer back unsent. *Direct*, no event. The token is the one it was received on.
+    Recycle { buffer: BufferId },
+    /// Close an upstream socket; `Closed` once nothing is in flight: the last event of this token.
+    CloseUpstream,
+}
+
+/// A receive buffer of this worker, from `Datagrams` until `SendUp`, `SendDown` or `Recycle`: each
+/// buffer is answered with exactly one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub u16);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    // ---- Kind::Socket ----
+    /// A connection was accepted. It must be answered with `Adopt` or `Refuse` in the same turn.
+    Accepted {
+        incoming: u32,
+        peer: SocketAddr,
+        local: SocketAddr,
+    },
+    /// Accepting or receiving has ended by itself. `None`: the kernel gave no reason (a multishot
+    /// that ran out, a zero-length datagram).
+    Stopped {
+        why: Option<Why>,
+    },
+    Unlistened,
+
+    // ---- Kind::Session ----
+    /// News about one side. `ending`: the peer has sent its FIN (or worse); `failed`: the
+    /// connection is broken. Edges, not levels: each is said once.
+    Ready {
+        side: Side,
+        readable: bool,
+        writable: bool,
+        ending: bool,
+        failed: bool,
+    },
+    /// The first `len` bytes that wait are `bytes[start..start + len]` of the turn's byte arena;
+    /// `end`: no more will come.
+    Peeked {
+        start: u32,
+        len: u32,
+        end: bool,
+    },
+    /// The endpoint side is there; it counts as writable.
+    Connected,
+    /// There is no endpoint side now; another `Connect` may follow.
+    ConnectFailed {
+        why: Why,
+    },
+    Moved {
+        from: Side,
+        /// Bytes taken from the source.
+        read: u32,
+        /// Bytes given to the destination.
+        sent: u32,
+        /// Bytes taken and not yet given: they go first in the next `Move`.
+        held: u32,
+        stop: Stop,
+    },
+    Closed,
+
+    // ---- Kind::Socket (UDP) and Kind::Upstream ----
+    /// One buffer with one datagram, or with a train of datagrams of one sender of which all but
+    /// the last have one size.
+    Datagrams {
+        buffer: BufferId,
+        /// The sender; on an upstream socket always `None` (it is the endpoint).
+        peer: Option<SocketAddr>,
+        /// The address it was sent to, on sockets bound to a wildcard address.
+        local: Option<IpAddr>,
+        /// Payload bytes in all.
+        bytes: u32,
+        /// Datagrams, at least 1.
+        count: u32,
+        /// The kernel cut it: not to be forwarded.
+        truncated: bool,
+    },
+    /// An upstream socket could not be had; its token is free.
+    OpenFailed {
+        why: Why,
+    },
+    /// `count` datagrams were not sent. `Why::Refused` on an upstream socket: the endpoint's port
+    /// is closed, as an earlier datagram has shown; the send was tried again before this was said.
+    SendFailed {
+        why: Why,
+        count: u32,
+    },
+}
+
+/// Why a `Move` stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The source has no more for now; a `Ready` will come.
+    Drained,
+    /// The destination takes no more for now; a `Ready` will come.
+    Blocked,
+    /// The budget was used up; there may be more.
+    Budget,
+    /// The source has ended, and all that it sent was given to the destination: nothing is held.
+    Eof,
+    /// One side has failed. What is held can't be delivered if that is the destination.
+    Failed { side: Side, why: Why },
+}
+
+/// What the kernel said, as far as anyone decides by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Why {
+    /// ECONNREFUSED
+    Refused,
+    /// ECONNRESET, EPIPE
+    Reset,
+    /// ETIMEDOUT
+    TimedOut,
+    /// ENETUNREACH, EHOSTUNREACH, ...
+    Unreachable,
+    /// EADDRNOTAVAIL, or EAGAIN where a source port was to be chosen
+    NoPorts,
+    /// EMFILE, ENFILE, or the table of registered files is full
+    NoFiles,
+    /// ENOBUFS, ENOMEM
+    NoMemory,
+    /// EAGAIN of a datagram
+    Blocked,
+    /// EMSGSIZE, EINVAL of a datagram
+    TooBig,
+    /// `Abandon` was asked for
+    Abandoned,
+    /// Any other errno
+    Other(i32),
+}

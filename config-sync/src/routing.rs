@@ -1,0 +1,298 @@
+//! What workers see: the immutable routing table. Imports nothing of this crate.
+//!
+//! Ids are stable over the life of the process: the same name (or, for an endpoint, the same backend
+//! name and address) has the same id in every table, so cursors, counts and counters that workers
+//! key by id survive a new table. Indices (`usize` into a table's own vectors) hold only within the
+//! table that they came from.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+/// Ids are below these, so per-worker state can be flat arrays allocated at start. The compiler
+/// refuses a configuration that would pass them.
+pub const MAX_SOCKETS: usize = 4096;
+pub const MAX_LISTENERS: usize = 4096;
+pub const MAX_ENDPOINTS: usize = 65_536;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            pub fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+    };
+}
+
+id!(/// A listening socket: transport and address. One file descriptor per worker.
+    SocketId);
+id!(/// A listener by its name.
+    ListenerId);
+id!(/// A route by its name.
+    RouteId);
+id!(/// A backend by its name.
+    BackendId);
+id!(/// An endpoint by its backend's name and its address.
+    EndpointId);
+
+/// Everything that a worker may route to, whole and immutable.
+#[derive(Debug)]
+pub struct RoutingTable {
+    /// Counts up by one with each table that is published; the first is 1. 0 is the empty table that
+    /// a worker starts with.
+    pub generation: u64,
+    pub sockets: Vec<Socket>,
+    pub listeners: Vec<Listener>,
+    pub routes: Vec<Route>,
+    pub backends: Vec<Backend>,
+    /// Milliseconds for which a UDP flow stays with an endpoint that has left the table.
+    pub lame_duck: u32,
+    /// Set in the last table of a process: nothing is accepted any more, and what lives has this
+    /// long to end.
+    pub drain: Option<Drain>,
+    pub log_opens: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Milliseconds from the moment the table is applied until sessions start to be closed, idle
+    /// ones first.
+    pub timeout: u32,
+    /// Milliseconds over which those closes are spread.
+    pub spread: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// A listening socket and the listeners that share it. TLS listeners with different hostnames share
+/// one socket; a TCP or UDP listener has its own.
+#[derive(Debug)]
+pub struct Socket {
+    pub id: SocketId,
+    pub transport: Transport,
+    pub address: SocketAddr,
+    pub options: SocketOptions,
+    /// Whether the ClientHello must be read before a listener can be chosen.
+    pub reads_hello: bool,
+    /// Indices into [`RoutingTable::listeners`].
+    pub listeners: Hosts<usize>,
+}
+
+/// Socket options of accepted connections (set on the listening socket, from which they are
+/// inherited) or of connections to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketOptions {
+    /// `TCP_NODELAY`
+    pub nodelay: bool,
+    /// `TCP_KEEPIDLE` and `TCP_KEEPINTVL`, in seconds; 0: no keepalive.
+    pub keepalive: u32,
+    /// `TCP_USER_TIMEOUT`, in milliseconds; 0: the kernel's own.
+    pub user_timeout: u32,
+    /// `TCP_CONGESTION`: a NUL-padded name; all zero: the kernel's default.
+    pub congestion: [u8; 16],
+}
+
+#[derive(Debug)]
+pub struct Listener {
+    pub id: ListenerId,
+    pub name: Arc<str>,
+    /// Index into [`RoutingTable::sockets`].
+    pub socket: usize,
+    pub protocol: Protocol,
+    pub timeouts: Timeouts,
+    /// Milliseconds without a datagram either way after which a UDP flow ends.
+    pub flow_timeout: u32,
+    /// Replies per client datagram after which a UDP flow ends at once; 0: only by `flow_timeout`.
+    pub responses: u32,
+    /// Sessions or flows of this listener on one worker; 0: only the worker's own limit.
+    pub max_sessions: u32,
+    /// Indices into [`RoutingTable::routes`]. TCP and UDP listeners use only `Hosts::any`.
+    pub routes: Hosts<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Tls,
+}
+
+/// In milliseconds; 0 is off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accept until the ClientHello is whole.
+    pub hello: u32,
+    /// No byte either way.
+    pub idle: u32,
+    /// Bytes are waiting, and their receiver takes none.
+    pub write_stall: u32,
+    /// One direction has ended, and no byte comes the other way.
+    pub half_close: u32,
+    /// From accept, whatever happens.
+    pub lifetime: u32,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    pub id: RouteId,
+    pub name: Arc<str>,
+    /// In the order of the configuration; weights 0 to 1,000,000. All weights 0, or no backend:
+    /// every session is refused.
+    pub backends: Vec<WeightedBackend>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct WeightedBackend {
+    /// Index into [`RoutingTable::backends`].
+    pub backend: usize,
+    pub weight: u32,
+}
+
+#[derive(Debug)]
+pub struct Backend {
+    pub id: BackendId,
+    pub name: Arc<str>,
+    pub balance: Balance,
+    /// Only those that may be picked. Empty: the backend's share is refused, never redistributed.
+    pub endpoints: Vec<Endpoint>,
+    /// Milliseconds for one connection attempt.
+    pub connect_timeout: u32,
+    /// Endpoints tried before the client is refused: 1 to 8.
+    pub connect_attempts: u8,
+    pub options: SocketOptions,
+    /// Local addresses to connect from, used in turn; empty: the kernel chooses.
+    pub source: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Balance {
+    RoundRobin,
+    /// The less loaded of two endpoints drawn at random, by this worker's own count.
+    LeastConnections,
+    Random,
+    /// Maglev by source address: the lookup table holds indices into [`Backend::endpoints`]; its
+    /// length is prime.
+    SourceHash(Arc<[u16]>),
+    /// The same by source address and port.
+    SourcePortHash(Arc<[u16]>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub id: EndpointId,
+    pub address: SocketAddr,
+}
+
+/// Fixed amounts that a worker allocates when it starts; not reloadable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub sessions: u32,
+    pub flows: u32,
+    /// Receive buffers for datagrams, 64 KiB each; a power of two.
+    pub buffers: u16,
+    pub pipes: u32,
+}
+
+impl RoutingTable {
+    pub fn empty() -> Self {
+        Self {
+            generation: 0,
+            sockets: Vec::new(),
+            listeners: Vec::new(),
+            routes: Vec::new(),
+            backends: Vec::new(),
+            lame_duck: 5_000,
+            drain: None,
+            log_opens: false,
+        }
+    }
+}
+
+/// Values by server name: an exact name beats the longest wildcard, which beats no name at all
+/// (Gateway API, `TLSRouteSpec.hostnames`). `*.example.com` matches `a.example.com` and
+/// `a.b.example.com`, never `example.com`.
+#[derive(Clone, Debug)]
+pub struct Hosts<T> {
+    exact: AHashMap<Box<str>, T>,
+    /// Keyed by what follows `*.`
+    wildcard: AHashMap<Box<str>, T>,
+    any: Option<T>,
+}
+
+impl<T: Copy> Hosts<T> {
+    /// `seeds` key the hash; they need not be secret, because only configured names are stored.
+    pub fn new(seeds: [u64; 4]) -> Self {
+        let hasher = || ahash::RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
+        Self {
+            exact: AHashMap::with_hasher(hasher()),
+            wildcard: AHashMap::with_hasher(hasher()),
+            any: None,
+        }
+    }
+
+    /// Adds `value` under `pattern`: a lower-case name, `*.` and a lower-case suffix, or `None` for
+    /// every name and for clients that send none. Returns the value that stood there.
+    pub fn insert(&mut self, pattern: Option<&str>, value: T) -> Option<T> {
+        match pattern {
+            None => self.any.replace(value),
+            Some(name) => match name.strip_prefix("*.") {
+                Some(suffix) => self.wildcard.insert(suffix.into(), value),
+                None => self.exact.insert(name.into(), value),
+            },
+        }
+    }
+
+    /// The value for a server name, which must be in lower case.
+    pub fn get(&self, name: Option<&str>) -> Option<T> {
+        let Some(name) = name else { return self.any };
+        if let Some(value) = self.exact.get(name) {
+            return Some(*value);
+        }
+        let mut rest = name;
+        while !self.wildcard.is_empty() {
+            let Some((_, suffix)) = rest.split_once('.') else { break };
+            if let Some(value) = self.wildcard.get(suffix) {
+                return Some(*value);
+            }
+            rest = suffix;
+        }
+        self.any
+    }
+
+    /// The value that stands whatever the name: all that a TCP or UDP listener has.
+    pub fn any(&self) -> Option<T> {
+        self.any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_beats_longest_wildcard_beats_any() {
+        let mut hosts = Hosts::new([1, 2, 3, 4]);
+        hosts.insert(Some("db.example.com"), 1);
+        hosts.insert(Some("*.example.com"), 2);
+        hosts.insert(Some("*.eu.example.com"), 3);
+        assert_eq!(hosts.get(Some("db.example.com")), Some(1));
+        assert_eq!(hosts.get(Some("a.example.com")), Some(2));
+        assert_eq!(hosts.get(Some("x.y.example.com")), Some(2));
+        assert_eq!(hosts.get(Some("x.y.eu.example.com")), Some(3));
+        assert_eq!(hosts.get(Some("example.com")), None);
+        assert_eq!(hosts.get(None), None);
+        hosts.insert(None, 4);
+        assert_eq!(hosts.get(Some("example.com")), Some(4));
+        assert_eq!(hosts.get(None), Some(4));
+    }
+}
