@@ -84,6 +84,8 @@ pub struct Socket {
     pub options: SocketOptions,
     /// Whether the ClientHello must be read before a listener can be chosen.
     pub reads_hello: bool,
+    /// Milliseconds for that: the longest of its listeners'; 0: no limit.
+    pub hello_timeout: u32,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
 }
@@ -153,6 +155,7 @@ pub struct Route {
 
 #[derive(Clone, Copy, Debug)]
 pub struct WeightedBackend {
+    pub id: BackendId,
     /// Index into [`RoutingTable::backends`].
     pub backend: usize,
     pub weight: u32,
@@ -201,6 +204,8 @@ pub struct Limits {
     /// Receive buffers for datagrams, 64 KiB each; a power of two.
     pub buffers: u16,
     pub pipes: u32,
+    /// Bytes that one direction of a session moves at the most before the others have their turn.
+    pub turn_bytes: u32,
 }
 
 impl RoutingTable {

@@ -72,6 +72,8 @@ pub struct EndpointCounters {
     pub connect_failures: Counter,
     /// Sends refused by ICMP port unreachable.
     pub refusals: Counter,
+    /// Replies that came after their flow was over.
+    pub late_replies: Counter,
     /// Resets by the endpoint.
     pub resets: Counter,
     pub bytes_up: Counter,
@@ -207,8 +209,8 @@ impl<T: Default> Chunked<T> {
     }
 
     fn get(&self, index: usize) -> &T {
-        let chunk = self.chunks[index / CHUNK]
-            .get_or_init(|| (0..CHUNK).map(|_| T::default()).collect());
+        let chunk =
+            self.chunks[index / CHUNK].get_or_init(|| (0..CHUNK).map(|_| T::default()).collect());
         &chunk[index % CHUNK]
     }
 }

@@ -1,3 +1,399 @@
+//! The proxy: events in, ops out. PURE: no I/O, no clock, no descriptor, no unsafe. All of it runs
+//! in the simulator.
+//!
+//! `Proxy` gives each event to its owner, applies a new table and expires deadlines; what a session
+//! or a flow does is in `session.rs` and `flow.rs`.
+
+#![forbid(unsafe_code)]
+
+mod balance;
+pub mod client_hello;
 pub mod counters;
+mod flow;
 pub mod op;
 pub mod record;
+mod relay;
+mod session;
+mod slab;
+mod tables;
+mod timer;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use config_sync::routing::{Limits, RoutingTable, SocketId, Timeouts, Transport};
+
+use balance::Balancer;
+use counters::Counters;
+use flow::Flows;
+use op::{Event, Kind, Op, Side, Token, Why};
+use record::{CloseReason, Record, SessionRecord};
+use session::Session;
+use slab::Slab;
+use tables::Tables;
+use timer::Wheel;
+
+#[derive(Debug)]
+pub struct Proxy {
+    sessions: Slab<Session>,
+    flows: Flows,
+    core: Core,
+    drain: Option<Draining>,
+}
+
+/// What one core's sessions and flows share.
+#[derive(Debug)]
+struct Core {
+    /// Microseconds; set at each entry.
+    now: u64,
+    ops: Vec<(Token, Op)>,
+    tables: Tables,
+    balancer: Balancer,
+    counters: Arc<Counters>,
+    timers: Wheel,
+    records: Vec<Record>,
+    /// Directions whose budget ran out: one more `Move` each in the next turn.
+    resumable: VecDeque<(Token, Side)>,
+    /// By `ListenerId`: this worker's sessions or flows.
+    active: Vec<u32>,
+    /// Listening sockets that rest after an error, and until when.
+    paused: Vec<(SocketId, u64)>,
+    rejections: Rejections,
+    turn_bytes: u32,
+}
+
+/// The end of a drain: what is left is closed in steps, the longest idle first.
+#[derive(Debug)]
+struct Draining {
+    next: u64,
+    until: u64,
+    /// Sessions to close, the longest idle last; `None` until the deadline.
+    left: Option<Vec<u32>>,
+}
+
+/// Accepting rests for this long after the machine ran out of files or memory.
+const PAUSE: u64 = 100_000;
+/// Closes at the end of a drain come in steps of this.
+const DRAIN_STEP: u64 = 10_000;
+
+const NO_TIMEOUTS: Timeouts =
+    Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 };
+
+impl Proxy {
+    /// Allocates all that `limits` allows. `seed` makes its choices repeatable.
+    pub fn new(limits: Limits, seed: u64, counters: Arc<Counters>) -> Self {
+        Self {
+            sessions: Slab::new(limits.sessions),
+            flows: Flows::new(limits.flows, seed),
+            core: Core {
+                now: 0,
+                ops: Vec::new(),
+                tables: Tables::new(),
+                balancer: Balancer::new(seed),
+                counters,
+                timers: Wheel::new(limits.sessions),
+                records: Vec::new(),
+                resumable: VecDeque::new(),
+                active: Vec::new(),
+                paused: Vec::new(),
+                rejections: Rejections::default(),
+                turn_bytes: limits.turn_bytes,
+            },
+            drain: None,
+        }
+    }
+
+    /// Gives one event to its owner. `bytes` is the arena that `Event::Peeked` refers to.
+    pub fn handle(
+        &mut self,
+        now: u64,
+        token: Token,
+        event: Event,
+        bytes: &[u8],
+        ops: &mut Vec<(Token, Op)>,
+    ) {
+        self.enter(now, ops);
+        match token.kind {
+            Kind::Socket => self.on_socket(SocketId(token.slot), event),
+            Kind::Session => self.on_session(token, event, bytes),
+            Kind::Upstream => self.flows.on_upstream(&mut self.core, token, event),
+        }
+        self.leave(ops);
+    }
+
+    /// Puts a new table in force. Nothing that lives is touched.
+    pub fn apply(&mut self, now: u64, table: Arc<RoutingTable>, ops: &mut Vec<(Token, Op)>) {
+        self.enter(now, ops);
+        let core = &mut self.core;
+        core.balancer.prepare(&table);
+        let listeners = table.listeners.iter().map(|listener| listener.id.index() + 1).max();
+        if listeners.unwrap_or(0) > core.active.len() {
+            core.active.resize(listeners.unwrap_or(0), 0);
+        }
+        core.counters.generation.set(table.generation);
+        if let Some(drain) = table.drain {
+            let next = now + micros(drain.timeout);
+            self.drain = Some(Draining { next, until: next + micros(drain.spread), left: None });
+        }
+        let generation = table.generation;
+        let changes = core.tables.apply(table);
+        for (id, op) in changes.ops {
+            core.push(Token::socket(id), op);
+        }
+        self.flows.table_applied(core);
+        core.records.push(Record::Applied { generation, previous: changes.previous });
+        core.records.extend(changes.retired.into_iter().map(Record::Retired));
+        self.leave(ops);
+    }
+
+    /// Acts on every deadline that is due.
+    pub fn expire(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
+        self.enter(now, ops);
+        let due = self.core.timers.expire(now / 1_000);
+        for slot in &due {
+            if let Some(session) = self.sessions.at_mut(*slot) {
+                session.expire(&mut self.core);
+            }
+        }
+        self.core.timers.reuse(due);
+        self.core.unpause();
+        self.flows.expire(&mut self.core);
+        self.drain_step();
+        self.leave(ops);
+    }
+
+    /// Gives each direction whose budget ran out in an earlier turn one more `Move`.
+    pub fn resume(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
+        self.enter(now, ops);
+        for _ in 0..self.core.resumable.len() {
+            let Some((token, from)) = self.core.resumable.pop_front() else { break };
+            if let Some(session) = self.sessions.get_mut(token.slot, token.generation) {
+                session.resume(&mut self.core, from);
+            }
+        }
+        self.leave(ops);
+    }
+
+    /// Closes everything at once.
+    pub fn stop(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
+        self.enter(now, ops);
+        let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            if let Some(session) = self.sessions.at_mut(slot) {
+                session.close(&mut self.core, CloseReason::Stopped);
+            }
+        }
+        self.flows.end_all(&mut self.core, CloseReason::Stopped);
+        self.leave(ops);
+    }
+
+    /// When `expire` or `resume` has something to do next, in microseconds; 0: at once.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if !self.core.resumable.is_empty() {
+            return Some(0);
+        }
+        let timers = self.core.timers.next().map(|millis| millis * 1_000);
+        let paused = self.core.paused.iter().map(|(_, until)| *until).min();
+        let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
+        [timers, paused, drain, self.flows.next_sweep()].into_iter().flatten().min()
+    }
+
+    /// The last table is in force, and nothing lives any more.
+    pub fn is_done(&self) -> bool {
+        self.drain.is_some() && self.core.tables.open_sockets() == 0 && self.is_idle()
+    }
+
+    /// What there is to tell the control thread; the caller drains it.
+    pub fn records(&mut self) -> &mut Vec<Record> {
+        &mut self.core.records
+    }
+
+    fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && self.flows.is_empty()
+    }
+
+    fn enter(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
+        self.core.now = now;
+        std::mem::swap(ops, &mut self.core.ops);
+    }
+
+    fn leave(&mut self, ops: &mut Vec<(Token, Op)>) {
+        std::mem::swap(ops, &mut self.core.ops);
+        self.core.counters.sessions.set(u64::from(self.sessions.len()));
+    }
+
+    fn on_socket(&mut self, id: SocketId, event: Event) {
+        match event {
+            Event::Accepted { incoming, peer, local } => self.accept(id, incoming, peer, local),
+            Event::Stopped { why } => self.core.rearm(id, why),
+            Event::Unlistened => self.core.unlistened(id),
+            Event::Datagrams { .. } => self.flows.from_client(&mut self.core, id, event),
+            Event::SendFailed { why, count } => {
+                self.flows.reply_failed(&self.core, id, why, count);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_session(&mut self, token: Token, event: Event, bytes: &[u8]) {
+        let Some(session) = self.sessions.get_mut(token.slot, token.generation) else { return };
+        if event == Event::Closed {
+            self.sessions.remove(token.slot);
+        } else {
+            session.on(&mut self.core, event, bytes);
+        }
+    }
+
+    fn accept(&mut self, id: SocketId, incoming: u32, client: SocketAddr, local: SocketAddr) {
+        let core = &mut self.core;
+        core.counters.accepted.add(1);
+        let Some((_, socket)) = core.tables.of(id) else {
+            return core.push(Token::socket(id), Op::Refuse { incoming });
+        };
+        let reads_hello = socket.reads_hello;
+        let timeouts = Timeouts { hello: socket.hello_timeout, ..NO_TIMEOUTS };
+        let session = Session::new(id, client, local, core.now, timeouts);
+        let Some((slot, generation)) = self.sessions.insert(session) else {
+            core.push(Token::socket(id), Op::Refuse { incoming });
+            core.counters.unmatched[CloseReason::SessionLimit as usize].add(1);
+            let record =
+                SessionRecord::refused(id, (client, local), core.now, CloseReason::SessionLimit);
+            return core.log(record);
+        };
+        let token = Token { kind: Kind::Session, slot, generation };
+        core.push(token, Op::Adopt { incoming });
+        if let Some(session) = self.sessions.at_mut(slot) {
+            session.begin(core, token, reads_hello);
+        }
+    }
+
+    /// After `drain_timeout`: closes what is left, idle ones first, spread over some time, so that
+    /// clients do not all come back in one moment.
+    fn drain_step(&mut self) {
+        let now = self.core.now;
+        let Some(drain) = &mut self.drain else { return };
+        if now < drain.next {
+            return;
+        }
+        if drain.left.is_none() {
+            self.flows.end_all(&mut self.core, CloseReason::Drained);
+        }
+        let sessions = &self.sessions;
+        let left = drain.left.get_or_insert_with(|| {
+            let mut slots: Vec<(u64, u32)> =
+                sessions.iter().map(|(slot, session)| (session.last_byte(), slot)).collect();
+            slots.sort_unstable_by(|a, b| b.cmp(a));
+            slots.into_iter().map(|(_, slot)| slot).collect()
+        });
+        let steps = drain.until.saturating_sub(now) / DRAIN_STEP + 1;
+        let count = (left.len() as u64).div_ceil(steps);
+        for slot in left.split_off(left.len() - usize::try_from(count).unwrap_or(left.len())) {
+            if let Some(session) = self.sessions.at_mut(slot) {
+                session.close(&mut self.core, CloseReason::Drained);
+            }
+        }
+        if left.is_empty() {
+            // Sessions that came out of an accept queue since then are closed in the next step.
+            drain.left = None;
+            drain.until = now;
+        }
+        drain.next = now + DRAIN_STEP;
+    }
+}
+
+impl Core {
+    fn push(&mut self, token: Token, op: Op) {
+        self.ops.push((token, op));
+    }
+
+    /// A listening socket has stopped by itself: it goes on at once, or, where trying again would
+    /// only fail again, after a rest.
+    fn rearm(&mut self, id: SocketId, why: Option<Why>) {
+        match why {
+            Some(Why::NoFiles | Why::NoMemory | Why::Other(_)) => {
+                self.counters.accept_pauses.add(1);
+                self.paused.push((id, self.now + PAUSE));
+            }
+            _ => self.start(id),
+        }
+    }
+
+    fn unpause(&mut self) {
+        while let Some(position) = self.paused.iter().position(|(_, until)| *until <= self.now) {
+            let (id, _) = self.paused.swap_remove(position);
+            self.start(id);
+        }
+    }
+
+    fn start(&mut self, id: SocketId) {
+        if let Some(transport) = self.tables.transport(id) {
+            self.counters.rearms.add(1);
+            let op = match transport {
+                Transport::Tcp => Op::Accept,
+                Transport::Udp => Op::Receive,
+            };
+            self.push(Token::socket(id), op);
+        }
+    }
+
+    fn unlistened(&mut self, id: SocketId) {
+        self.paused.retain(|(paused, _)| *paused != id);
+        if let Some(table) = self.tables.unlistened(id) {
+            self.records.push(Record::Unlistened(id));
+            self.records.push(Record::Retired(table));
+        }
+    }
+
+    /// Queues an access-log line; rejections only as many as are worth reading.
+    fn log(&mut self, mut record: SessionRecord) {
+        if record.refused {
+            match self.rejections.admit(self.now) {
+                Some(suppressed) => record.suppressed = suppressed,
+                None => return,
+            }
+        }
+        self.records.push(Record::Closed(record));
+    }
+}
+
+/// A token bucket for log lines of rejections: a flood must not fill the disk.
+#[derive(Debug)]
+struct Rejections {
+    tokens: u32,
+    refilled: u64,
+    suppressed: u32,
+}
+
+/// Lines per second, and at once.
+const REJECTION_RATE: u64 = 50;
+const REJECTION_BURST: u32 = 200;
+
+impl Default for Rejections {
+    fn default() -> Self {
+        Self { tokens: REJECTION_BURST, refilled: 0, suppressed: 0 }
+    }
+}
+
+impl Rejections {
+    /// How many were suppressed before this one, or `None` to suppress it.
+    fn admit(&mut self, now: u64) -> Option<u32> {
+        let new = now.saturating_sub(self.refilled) * REJECTION_RATE / 1_000_000;
+        if new > 0 {
+            self.refilled = now;
+            self.tokens = u32::try_from(new).unwrap_or(u32::MAX).saturating_add(self.tokens);
+            self.tokens = self.tokens.min(REJECTION_BURST);
+        }
+        if self.tokens == 0 {
+            self.suppressed += 1;
+            return None;
+        }
+        self.tokens -= 1;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+/// Milliseconds, as tables have them, in the microseconds of the worker's clock.
+fn micros(millis: u32) -> u64 {
+    u64::from(millis) * 1_000
+}

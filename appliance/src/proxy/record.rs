@@ -12,7 +12,12 @@ pub enum Record {
     Closed(SessionRecord),
     /// The worker has applied the table of this generation, and hands the one before it back to be
     /// dropped here.
-    Applied { generation: u64, previous: Arc<RoutingTable> },
+    Applied {
+        generation: u64,
+        previous: Arc<RoutingTable>,
+    },
+    /// A table that a leaving socket kept alive: to be dropped here.
+    Retired(Arc<RoutingTable>),
     /// This worker has closed its socket of a listener that left the table.
     Unlistened(SocketId),
 }
@@ -37,10 +42,42 @@ pub struct SessionRecord {
     pub closed: u64,
     /// Microseconds that the connection to the endpoint took; `None` if there was none.
     pub connect: Option<u32>,
+    /// Ended before there was an endpoint.
+    pub refused: bool,
     /// `None` in `Record::Opened`.
     pub reason: Option<CloseReason>,
     /// Rejections of this worker that were counted but not logged since its last rejection line.
     pub suppressed: u32,
+}
+
+impl SessionRecord {
+    /// A connection or datagram that became neither session nor flow.
+    pub fn refused(
+        socket: SocketId,
+        (client, local): (SocketAddr, SocketAddr),
+        now: u64,
+        reason: CloseReason,
+    ) -> Self {
+        Self {
+            udp: false,
+            socket,
+            listener: None,
+            route: None,
+            backend: None,
+            endpoint: None,
+            client,
+            local,
+            server_name: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            opened: now,
+            closed: now,
+            connect: None,
+            refused: true,
+            reason: Some(reason),
+            suppressed: 0,
+        }
+    }
 }
 
 /// Declares the reasons once: variant, the one word for it everywhere, what it means.
@@ -118,7 +155,6 @@ words! {
         FlowLimit = "flow_limit": "The worker's flow table or the listener's `max_sessions` is full.",
         NoSocket = "no_socket": "No upstream socket: source ports, files or resting sockets ran out.",
         Truncated = "truncated": "The kernel cut the datagram or train.",
-        LateReply = "late_reply": "A reply for a flow that is over.",
         EndpointRefused = "endpoint_refused": "The endpoint's port is closed (ICMP port unreachable).",
         Blocked = "blocked": "A send buffer was full.",
         TooBig = "too_big": "Larger than the path takes.",

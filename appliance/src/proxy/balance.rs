@@ -1,0 +1,334 @@
+//! Which backend, and which of its endpoints. Cursors and counts are kept by stable ids, so a new
+//! table changes nothing about whose turn it is.
+
+use std::net::{IpAddr, SocketAddr};
+
+use config_sync::routing::{
+    Backend, BackendId, Balance, Endpoint, EndpointId, Route, RoutingTable,
+};
+
+#[derive(Debug)]
+pub struct Balancer {
+    /// By `RouteId`: each backend's credit in the smooth weighted round robin.
+    credits: Vec<Vec<(BackendId, i64)>>,
+    /// By `BackendId`: the next endpoint's position.
+    cursors: Vec<u32>,
+    /// By `EndpointId`: this worker's sessions or flows.
+    active: Vec<u32>,
+    random: Random,
+    sources: usize,
+}
+
+impl Balancer {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            credits: Vec::new(),
+            cursors: Vec::new(),
+            active: Vec::new(),
+            random: Random::new(seed),
+            sources: 0,
+        }
+    }
+
+    /// Makes room for the ids of a new table.
+    pub fn prepare(&mut self, table: &RoutingTable) {
+        let routes = table.routes.iter().map(|route| route.id.index() + 1).max().unwrap_or(0);
+        if routes > self.credits.len() {
+            self.credits.resize_with(routes, Vec::new);
+        }
+        for backend in &table.backends {
+            while self.cursors.len() <= backend.id.index() {
+                // Workers start at different places, so that a backend's first connections do not
+                // all go to its first endpoint.
+                self.cursors.push(self.random.next_u32() >> 1);
+            }
+            for endpoint in &backend.endpoints {
+                if self.active.len() <= endpoint.id.index() {
+                    self.active.resize(endpoint.id.index() + 1, 0);
+                }
+            }
+        }
+    }
+
+    /// The index of the backend whose turn it is: smooth weighted round robin, so that n times the
+    /// sum of the weights picks each backend exactly n times its weight. `None` if no backend has a
+    /// weight above 0.
+    pub fn backend(&mut self, route: &Route) -> Option<usize> {
+        let credits = &mut self.credits[route.id.index()];
+        let same = credits.len() == route.backends.len()
+            && credits.iter().zip(&route.backends).all(|(credit, share)| credit.0 == share.id);
+        if !same {
+            let old = std::mem::take(credits);
+            credits.extend(route.backends.iter().map(|share| {
+                let kept = old.iter().find(|(id, _)| *id == share.id);
+                (share.id, kept.map_or(0, |(_, credit)| *credit))
+            }));
+        }
+        let total: i64 = route.backends.iter().map(|share| i64::from(share.weight)).sum();
+        let mut best: Option<usize> = None;
+        for (position, share) in route.backends.iter().enumerate() {
+            if share.weight == 0 {
+                continue;
+            }
+            // A credit earned under other weights must not outlast them: it is at most one round.
+            let credit = (credits[position].1 + i64::from(share.weight)).clamp(-total, total);
+            credits[position].1 = credit;
+            if best.is_none_or(|best| credit > credits[best].1) {
+                best = Some(position);
+            }
+        }
+        let best = best?;
+        credits[best].1 -= total;
+        Some(route.backends[best].backend)
+    }
+
+    /// The endpoint whose turn it is, other than those in `tried`.
+    pub fn endpoint(
+        &mut self,
+        backend: &Backend,
+        client: SocketAddr,
+        tried: &[EndpointId],
+    ) -> Option<Endpoint> {
+        let endpoints = &backend.endpoints;
+        let start = match &backend.balance {
+            Balance::RoundRobin => {
+                let cursor = &mut self.cursors[backend.id.index()];
+                *cursor = cursor.wrapping_add(1);
+                *cursor as usize
+            }
+            Balance::Random => self.random.next_u32() as usize,
+            Balance::LeastConnections => return self.less_loaded(endpoints, tried),
+            Balance::SourceHash(table) => return by_source(table, endpoints, client, false, tried),
+            Balance::SourcePortHash(table) => {
+                return by_source(table, endpoints, client, true, tried);
+            }
+        };
+        let count = endpoints.len();
+        (0..count)
+            .map(|step| endpoints[(start + step) % count])
+            .find(|endpoint| !tried.contains(&endpoint.id))
+    }
+
+    /// Power of two choices: as good as a full scan without looking at every endpoint.
+    fn less_loaded(&mut self, endpoints: &[Endpoint], tried: &[EndpointId]) -> Option<Endpoint> {
+        let count = endpoints.len();
+        let free = |start: usize| {
+            (0..count)
+                .map(|step| endpoints[(start + step) % count])
+                .find(|endpoint| !tried.contains(&endpoint.id))
+        };
+        if count == 0 {
+            return None;
+        }
+        let first = self.random.next_u32() as usize % count;
+        // The second differs from the first by construction.
+        let second = first + 1 + self.random.next_u32() as usize % (count - 1).max(1);
+        let (a, b) = (free(first)?, free(second)?);
+        let load = |endpoint: Endpoint| self.active[endpoint.id.index()];
+        Some(if load(b) < load(a) { b } else { a })
+    }
+
+    /// The local address to connect from: those of the backend that are of the endpoint's family,
+    /// in turn.
+    pub fn source(&mut self, backend: &Backend, endpoint: SocketAddr) -> Option<IpAddr> {
+        let count = backend.source.len();
+        for step in 0..count {
+            let source = backend.source[(self.sources + step) % count];
+            if source.is_ipv4() == endpoint.is_ipv4() {
+                self.sources = (self.sources + step + 1) % count;
+                return Some(source);
+            }
+        }
+        None
+    }
+
+    pub fn opened(&mut self, endpoint: EndpointId) {
+        self.active[endpoint.index()] += 1;
+    }
+
+    pub fn closed(&mut self, endpoint: EndpointId) {
+        self.active[endpoint.index()] -= 1;
+    }
+}
+
+/// Maglev look-up; an endpoint that was tried gives way to the next entry of the table, which is
+/// the same next one for the same client every time.
+fn by_source(
+    table: &[u16],
+    endpoints: &[Endpoint],
+    client: SocketAddr,
+    with_port: bool,
+    tried: &[EndpointId],
+) -> Option<Endpoint> {
+    let size = table.len();
+    if endpoints.is_empty() || tried.len() >= endpoints.len() {
+        return None;
+    }
+    let start = (source_hash(client, with_port) % size as u64) as usize;
+    (0..size)
+        .map(|step| endpoints[usize::from(table[(start + step) % size])])
+        .find(|endpoint| !tried.contains(&endpoint.id))
+}
+
+/// The same on every worker, machine and restart: replicas must agree.
+fn source_hash(client: SocketAddr, with_port: bool) -> u64 {
+    let address = match client.ip() {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    let port = if with_port { u64::from(client.port()) + 1 } else { 0 };
+    mix(mix(mix(address as u64) ^ (address >> 64) as u64) ^ port)
+}
+
+/// The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// splitmix64: small, seeded, good enough to spread load; nothing secret depends on it.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next_u32(&mut self) -> u32 {
+        self.0 = self.0.wrapping_add(1);
+        (mix(self.0) >> 32) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use config_sync::routing::{RouteId, SocketOptions, WeightedBackend};
+
+    use super::*;
+
+    fn route(weights: &[(u32, u32)]) -> Route {
+        let share = |(position, (id, weight)): (usize, &(u32, u32))| WeightedBackend {
+            id: BackendId(*id),
+            backend: position,
+            weight: *weight,
+        };
+        let backends = weights.iter().enumerate().map(share).collect();
+        Route { id: RouteId(0), name: "r".into(), backends }
+    }
+
+    fn backend(balance: Balance, endpoints: u32) -> Backend {
+        let endpoint = |id: u32| Endpoint {
+            id: EndpointId(id),
+            address: SocketAddr::from(([10, 0, 0, 1], u16::try_from(id).unwrap() + 1)),
+        };
+        Backend {
+            id: BackendId(0),
+            name: "b".into(),
+            balance,
+            endpoints: (0..endpoints).map(endpoint).collect(),
+            connect_timeout: 1,
+            connect_attempts: 3,
+            options: SocketOptions {
+                nodelay: true,
+                keepalive: 0,
+                user_timeout: 0,
+                congestion: [0; 16],
+            },
+            source: Vec::new(),
+        }
+    }
+
+    fn balancer(routes: Vec<Route>, backends: Vec<Backend>) -> (Balancer, RoutingTable) {
+        let table = RoutingTable { routes, backends, ..RoutingTable::empty() };
+        let mut balancer = Balancer::new(7);
+        balancer.prepare(&table);
+        (balancer, table)
+    }
+
+    fn client(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn each_round_is_exact_and_smooth() {
+        let (mut balancer, table) =
+            balancer(vec![route(&[(0, 5), (1, 1), (2, 0), (3, 1)])], vec![]);
+        let picks: Vec<_> = (0..7).map(|_| balancer.backend(&table.routes[0]).unwrap()).collect();
+        assert_eq!(picks, [0, 0, 1, 0, 3, 0, 0]);
+    }
+
+    #[test]
+    fn weights_hold_while_tables_come_and_go() {
+        let tables = [route(&[(0, 70), (1, 30), (2, 0)]), route(&[(2, 0), (1, 30), (0, 70)])];
+        let (mut balancer, _) = balancer(vec![route(&[(0, 70), (1, 30), (2, 0)])], vec![]);
+        let mut counts = [0; 3];
+        for pick in 0..10_000 {
+            let route = &tables[pick / 3 % 2];
+            let position = balancer.backend(route).unwrap();
+            counts[route.backends[position].id.index()] += 1;
+        }
+        assert_eq!(counts, [7_000, 3_000, 0]);
+    }
+
+    #[test]
+    fn no_weight_is_no_backend() {
+        let (mut balancer, table) = balancer(vec![route(&[(0, 0), (1, 0)])], vec![]);
+        assert_eq!(balancer.backend(&table.routes[0]), None);
+    }
+
+    #[test]
+    fn round_robin_takes_turns_and_passes_over_the_tried() {
+        let (mut balancer, table) = balancer(vec![], vec![backend(Balance::RoundRobin, 3)]);
+        let mut counts = [0; 3];
+        for _ in 0..9 {
+            let endpoint = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
+            counts[endpoint.id.index()] += 1;
+        }
+        assert_eq!(counts, [3; 3]);
+        let tried = [EndpointId(0), EndpointId(2)];
+        for _ in 0..5 {
+            let endpoint = balancer.endpoint(&table.backends[0], client(1), &tried).unwrap();
+            assert_eq!(endpoint.id, EndpointId(1));
+        }
+        let all = [EndpointId(0), EndpointId(1), EndpointId(2)];
+        assert_eq!(balancer.endpoint(&table.backends[0], client(1), &all), None);
+    }
+
+    #[test]
+    fn least_connections_prefers_the_idle() {
+        let (mut balancer, table) = balancer(vec![], vec![backend(Balance::LeastConnections, 2)]);
+        for _ in 0..100 {
+            let endpoint = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
+            balancer.opened(endpoint.id);
+        }
+        assert_eq!(balancer.active, [50, 50]);
+    }
+
+    #[test]
+    fn source_hash_stays_and_has_a_second_choice() {
+        let hash = Balance::SourceHash(Arc::new([0, 1, 2, 1, 0, 2, 2]));
+        let (mut balancer, table) = balancer(vec![], vec![backend(hash, 3)]);
+        let first = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
+        for port in 2..50 {
+            let again = balancer.endpoint(&table.backends[0], client(port), &[]).unwrap();
+            assert_eq!(again, first);
+        }
+        let second = balancer.endpoint(&table.backends[0], client(1), &[first.id]).unwrap();
+        assert_ne!(second, first);
+    }
+
+    #[test]
+    fn sources_take_turns_within_the_family() {
+        let mut backend = backend(Balance::Random, 1);
+        backend.source =
+            vec!["10.0.0.2".parse().unwrap(), "::1".parse().unwrap(), "10.0.0.3".parse().unwrap()];
+        let (mut balancer, _) = balancer(vec![], vec![]);
+        let mut next = || balancer.source(&backend, client(1)).unwrap().to_string();
+        assert_eq!([next(), next(), next()], ["10.0.0.2", "10.0.0.3", "10.0.0.2"]);
+    }
+}

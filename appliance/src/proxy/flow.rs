@@ -1,0 +1,681 @@
+//! UDP flows: one client's exchange with one endpoint, each with an upstream socket of its own.
+//!
+//! An upstream socket outlives its flow: it rests, still connected and receiving, and serves the
+//! next flow to that endpoint once it has rested long enough that no late reply can reach the wrong
+//! client. Flows expire by a sweep that looks at a part of them at a time, never by a timer each.
+
+use std::net::{IpAddr, SocketAddr};
+
+use config_sync::routing::{
+    BackendId, EndpointId, Listener, ListenerId, RouteId, RoutingTable, SocketId, Transport,
+};
+use hashbrown::HashTable;
+
+use super::op::{BufferId, Event, Kind, Op, Token, Why};
+use super::record::{CloseReason, DropReason, SessionRecord};
+use super::slab::{NONE, Slab};
+use super::{Core, micros};
+
+#[derive(Debug)]
+pub struct Flows {
+    /// Flow slots by what identifies a flow.
+    index: HashTable<u32>,
+    hasher: ahash::RandomState,
+    flows: Slab<Flow>,
+    upstreams: Slab<Upstream>,
+    /// By `EndpointId`.
+    endpoints: Vec<EndpointState>,
+    /// By `SocketId`: its flows.
+    by_socket: Vec<u32>,
+    sweep: Sweep,
+    /// Until then, sockets rest only as long as they must: there were too few.
+    shortage_until: u64,
+}
+
+#[derive(Debug)]
+struct Flow {
+    peer: SocketAddr,
+    /// The address that the client spoke to, where the socket is bound to a wildcard.
+    local: Option<IpAddr>,
+    socket: SocketId,
+    listener: ListenerId,
+    route: RouteId,
+    backend: BackendId,
+    endpoint: EndpointId,
+    upstream: u32,
+    timeout: u32,
+    responses: u32,
+    /// Datagrams from the client, and replies to it.
+    sent: u32,
+    replies: u32,
+    bytes_up: u64,
+    bytes_down: u64,
+    opened: u64,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Upstream {
+    endpoint: EndpointId,
+    /// The flow that it serves; `NONE` while it rests or closes.
+    flow: u32,
+    closing: bool,
+    rests_since: u64,
+    /// The next to come to rest after this one, of the same endpoint.
+    next: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct EndpointState {
+    /// Resting sockets, the longest resting first.
+    first: u32,
+    last: u32,
+    /// When it left the table; `None` while it is there.
+    gone_since: Option<u64>,
+}
+
+const ABSENT: EndpointState = EndpointState { first: NONE, last: NONE, gone_since: Some(0) };
+
+/// How long a socket rests where there are enough of them, and at the least.
+const REST: u64 = 2_000_000;
+const SHORT_REST: u64 = 200_000;
+/// A socket that nobody needed for this long is closed.
+const KEEP: u64 = 60_000_000;
+
+/// Looks at every flow and at every endpoint's resting sockets within `period`, some in each step.
+#[derive(Debug)]
+struct Sweep {
+    next: u64,
+    period: u64,
+    flow: u32,
+    endpoint: u32,
+}
+
+const SWEEP_STEP: u64 = 100_000;
+/// Sockets of one endpoint that one step closes at the most.
+const MOST_CLOSES: u32 = 256;
+const LONGEST_SWEEP: u64 = 15_000_000;
+
+/// A batch of datagrams of one sender, in one buffer.
+#[derive(Clone, Copy)]
+struct Batch {
+    buffer: BufferId,
+    bytes: u32,
+    count: u32,
+}
+
+impl Flows {
+    pub fn new(limit: u32, seed: u64) -> Self {
+        Self {
+            // Twice the limit: a table that is at most half full never has to grow.
+            index: HashTable::with_capacity(limit as usize * 2),
+            hasher: ahash::RandomState::with_seeds(seed, !seed, seed << 1, seed >> 1),
+            flows: Slab::new(limit),
+            upstreams: Slab::new(limit),
+            endpoints: Vec::new(),
+            by_socket: Vec::new(),
+            sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
+            shortage_until: 0,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.upstreams.is_empty()
+    }
+
+    /// Which endpoints and sockets came, went and came back.
+    pub fn table_applied(&mut self, core: &mut Core) {
+        let now = core.now;
+        let table = core.tables.current();
+        for endpoint in &mut self.endpoints {
+            endpoint.gone_since.get_or_insert(now);
+        }
+        for endpoint in table.backends.iter().flat_map(|backend| &backend.endpoints) {
+            if self.endpoints.len() <= endpoint.id.index() {
+                self.endpoints.resize(endpoint.id.index() + 1, ABSENT);
+            }
+            self.endpoints[endpoint.id.index()].gone_since = None;
+        }
+        let sockets = table.sockets.iter().map(|socket| socket.id.index() + 1).max();
+        if sockets.unwrap_or(0) > self.by_socket.len() {
+            self.by_socket.resize(sockets.unwrap_or(0), 0);
+        }
+        let udp = |listener: &&Listener| {
+            table.sockets[listener.socket].transport == Transport::Udp && listener.flow_timeout > 0
+        };
+        let shortest = table.listeners.iter().filter(udp).map(|listener| listener.flow_timeout);
+        self.sweep.period = shortest
+            .min()
+            .map_or(LONGEST_SWEEP, |timeout| micros(timeout) / 4)
+            .clamp(SWEEP_STEP, LONGEST_SWEEP);
+        self.sweep.next = self.sweep.next.min(now + SWEEP_STEP);
+        self.release_sockets(core);
+    }
+
+    /// Datagrams from a client: to its flow's endpoint, or the start of a flow.
+    pub fn from_client(&mut self, core: &mut Core, socket: SocketId, event: Event) {
+        let Event::Datagrams { buffer, peer: Some(peer), local, bytes, count, truncated } = event
+        else {
+            return;
+        };
+        let batch = Batch { buffer, bytes, count };
+        let result = match truncated {
+            true => Err(DropReason::Truncated),
+            false => self.flow_of(core, socket, peer, local).and_then(|slot| {
+                self.route_again(core, slot)?;
+                Ok(slot)
+            }),
+        };
+        let listener = core.tables.of(socket).and_then(|(table, socket)| {
+            socket.listeners.any().map(|index| table.listeners[index].id)
+        });
+        if let Some(listener) = listener {
+            core.counters.listener(listener).from_clients.add(u64::from(count));
+        }
+        match result {
+            Ok(slot) => self.forward(core, slot, batch),
+            Err(reason) => {
+                if let Some(listener) = listener {
+                    let dropped = &core.counters.listener(listener).dropped;
+                    dropped[reason as usize].add(u64::from(count));
+                }
+                core.push(Token::socket(socket), Op::Recycle { buffer });
+            }
+        }
+    }
+
+    pub fn on_upstream(&mut self, core: &mut Core, token: Token, event: Event) {
+        let Some(upstream) = self.upstreams.get_mut(token.slot, token.generation) else {
+            // A socket that is over still has to give back what it received.
+            if let Event::Datagrams { buffer, .. } = event {
+                core.push(token, Op::Recycle { buffer });
+            }
+            return;
+        };
+        match event {
+            Event::Datagrams { buffer, bytes, count, truncated, .. } => {
+                self.from_endpoint(core, token, Batch { buffer, bytes, count }, truncated);
+            }
+            Event::Stopped { why } => {
+                if why == Some(Why::Refused) {
+                    core.counters.endpoint(upstream.endpoint).refusals.add(1);
+                }
+                if !upstream.closing {
+                    core.counters.rearms.add(1);
+                    core.push(token, Op::Receive);
+                }
+            }
+            Event::SendFailed { why, count } => self.send_failed(core, token, why, count),
+            Event::OpenFailed { .. } => {
+                self.shortage_until = core.now + REST;
+                let flow = upstream.flow;
+                upstream.closing = true;
+                self.upstream_gone(core, token.slot);
+                if self.flows.at(flow).is_some() {
+                    self.end(core, flow, CloseReason::LocalLimit);
+                }
+            }
+            Event::Closed => self.upstream_gone(core, token.slot),
+            _ => {}
+        }
+    }
+
+    /// Replies that could not be sent to a client.
+    pub fn reply_failed(&self, core: &Core, socket: SocketId, why: Why, count: u32) {
+        let listener = core.tables.of(socket).and_then(|(table, socket)| {
+            socket.listeners.any().map(|index| table.listeners[index].id)
+        });
+        if let Some(listener) = listener {
+            let counters = core.counters.listener(listener);
+            counters.to_clients.sub(u64::from(count));
+            counters.dropped[failed_send(why) as usize].add(u64::from(count));
+        }
+    }
+
+    /// One step of the sweep: flows that have been silent too long, sockets that nobody needs.
+    pub fn expire(&mut self, core: &mut Core) {
+        if self.is_empty() || core.now < self.sweep.next {
+            return;
+        }
+        let share = |high_water: u32, period: u64| {
+            let steps = u32::try_from(period / SWEEP_STEP).unwrap_or(1).max(1);
+            high_water.div_ceil(steps)
+        };
+        // Draining is a matter of seconds, whatever the timeouts.
+        let leaving = core.tables.leaving().next().is_some();
+        let period = if leaving { self.sweep.period.min(1_000_000) } else { self.sweep.period };
+        for _ in 0..share(self.flows.high_water(), period) {
+            let slot = self.sweep.flow;
+            self.sweep.flow = (slot + 1) % self.flows.high_water();
+            if let Some(reason) = self.flows.at(slot).and_then(|flow| flow.over(core)) {
+                self.end(core, slot, reason);
+            }
+        }
+        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        for _ in 0..share(endpoints, period) {
+            let endpoint = self.sweep.endpoint as usize;
+            self.sweep.endpoint = (self.sweep.endpoint + 1) % endpoints;
+            let keep = match self.endpoints[endpoint].gone_since {
+                Some(_) => 0,
+                None if core.now < self.shortage_until => SHORT_REST,
+                None => KEEP,
+            };
+            (0..MOST_CLOSES).take_while(|_| self.close_first(core, endpoint, keep)).count();
+        }
+        self.sweep.next = core.now + SWEEP_STEP;
+    }
+
+    pub fn next_sweep(&self) -> Option<u64> {
+        (!self.is_empty()).then_some(self.sweep.next)
+    }
+
+    /// Ends every flow, and closes every upstream socket.
+    pub fn end_all(&mut self, core: &mut Core, reason: CloseReason) {
+        for slot in 0..self.flows.high_water() {
+            if self.flows.at(slot).is_some() {
+                self.end(core, slot, reason);
+            }
+        }
+        for endpoint in 0..self.endpoints.len() {
+            while self.close_first(core, endpoint, 0) {}
+        }
+    }
+
+    /// The flow's slot; a new flow if there is none.
+    fn flow_of(
+        &mut self,
+        core: &mut Core,
+        socket: SocketId,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+    ) -> Result<u32, DropReason> {
+        let hash = self.hasher.hash_one((socket, peer, local));
+        let flows = &self.flows;
+        let found = self.index.find(hash, |slot| {
+            flows.at(*slot).is_some_and(|flow| {
+                flow.peer == peer && flow.socket == socket && flow.local == local
+            })
+        });
+        if let Some(slot) = found {
+            return Ok(*slot);
+        }
+        if core.tables.is_leaving(socket) {
+            return Err(DropReason::Draining);
+        }
+        let mut flow = Flow {
+            peer,
+            local,
+            socket,
+            listener: ListenerId(u32::MAX),
+            route: RouteId(u32::MAX),
+            backend: BackendId(u32::MAX),
+            endpoint: EndpointId(u32::MAX),
+            upstream: NONE,
+            timeout: 0,
+            responses: 0,
+            sent: 0,
+            replies: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            opened: core.now,
+            last: core.now,
+        };
+        if let Err(refusal) = self.begin(core, &mut flow) {
+            core.log(SessionRecord { refused: true, ..flow.record(core, refusal.reason) });
+            return Err(refusal.drop);
+        }
+        let upstream = flow.upstream;
+        let slot = self.insert(core, flow, hash);
+        if let Some(upstream) = self.upstreams.at_mut(upstream) {
+            upstream.flow = slot;
+        }
+        Ok(slot)
+    }
+
+    /// Chooses for a new flow, and gives it an upstream socket.
+    fn begin(&mut self, core: &mut Core, flow: &mut Flow) -> Result<(), Refusal> {
+        let Some((table, socket)) = core.tables.of(flow.socket) else { return Err(NO_ROUTE) };
+        let Some(listener) = socket.listeners.any() else { return Err(NO_ROUTE) };
+        let listener = &table.listeners[listener];
+        flow.listener = listener.id;
+        flow.timeout = listener.flow_timeout;
+        flow.responses = listener.responses;
+        if self.flows.is_full() {
+            return Err(FLOW_LIMIT);
+        }
+        if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
+            return Err(LISTENER_LIMIT);
+        }
+        let Choice { route, backend, endpoint, address, source } =
+            choose(table, listener, &mut core.balancer, flow.peer)?;
+        (flow.route, flow.backend, flow.endpoint) = (route, backend, endpoint);
+        flow.upstream = self.upstream_for(core, endpoint, address, source).ok_or(NO_SOCKET)?;
+        Ok(())
+    }
+
+    fn insert(&mut self, core: &mut Core, flow: Flow, hash: u64) -> u32 {
+        core.counters.listener(flow.listener).opened.add(1);
+        core.counters.endpoint(flow.endpoint).opened.add(1);
+        core.active[flow.listener.index()] += 1;
+        core.balancer.opened(flow.endpoint);
+        self.by_socket[flow.socket.index()] += 1;
+        let (slot, _) = self.flows.insert(flow).expect("begin() saw a free slot");
+        let (flows, hasher) = (&self.flows, &self.hasher);
+        self.index.insert_unique(hash, slot, |slot| match flows.at(*slot) {
+            Some(flow) => hasher.hash_one((flow.socket, flow.peer, flow.local)),
+            None => 0,
+        });
+        core.counters.flows.set(u64::from(self.flows.len()));
+        slot
+    }
+
+    /// A flow whose endpoint left the table `lame_duck` ago gets another: a client that only sends
+    /// would else feed a dead address for ever.
+    fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
+        let Some(flow) = self.flows.at(slot) else { return Ok(()) };
+        let gone = self.endpoints[flow.endpoint.index()].gone_since;
+        let lame_duck = micros(core.tables.current().lame_duck);
+        if gone.is_none_or(|gone| core.now < gone + lame_duck)
+            || core.tables.is_leaving(flow.socket)
+        {
+            return Ok(());
+        }
+        let Some((table, socket)) = core.tables.of(flow.socket) else { return Ok(()) };
+        let choice = match socket.listeners.any() {
+            Some(index) => choose(table, &table.listeners[index], &mut core.balancer, flow.peer),
+            None => Err(NO_ROUTE),
+        };
+        let upstream = choice.and_then(|choice| {
+            let Choice { endpoint, address, source, .. } = choice;
+            let upstream = self.upstream_for(core, endpoint, address, source);
+            Ok((choice, upstream.ok_or(NO_SOCKET)?))
+        });
+        let (choice, upstream) = match upstream {
+            Ok(found) => found,
+            Err(refusal) => {
+                self.end(core, slot, CloseReason::EndpointRemoved);
+                return Err(refusal.drop);
+            }
+        };
+        let flow = self.flows.at_mut(slot).expect("seen above");
+        core.balancer.closed(flow.endpoint);
+        core.counters.endpoint(flow.endpoint).closed.add(1);
+        core.balancer.opened(choice.endpoint);
+        core.counters.endpoint(choice.endpoint).opened.add(1);
+        (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        let old = std::mem::replace(&mut flow.upstream, upstream);
+        if let Some(upstream) = self.upstreams.at_mut(upstream) {
+            upstream.flow = slot;
+        }
+        self.rest(core, old);
+        Ok(())
+    }
+
+    fn forward(&mut self, core: &mut Core, slot: u32, batch: Batch) {
+        let flow = self.flows.at_mut(slot).expect("found or made just now");
+        flow.last = core.now;
+        flow.sent = flow.sent.saturating_add(batch.count);
+        flow.bytes_up += u64::from(batch.bytes);
+        let listener = core.counters.listener(flow.listener);
+        listener.to_endpoints.add(u64::from(batch.count));
+        listener.bytes_up.add(u64::from(batch.bytes));
+        core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
+        let upstream = flow.upstream;
+        let token = self.upstream_token(upstream);
+        core.push(token, Op::SendUp { buffer: batch.buffer });
+    }
+
+    fn from_endpoint(&mut self, core: &mut Core, token: Token, batch: Batch, truncated: bool) {
+        let upstream = self.upstreams.at(token.slot).expect("the caller found it");
+        let Some(flow) = self.flows.at_mut(upstream.flow) else {
+            // Which listener's it was is not known any more: the endpoint's count tells.
+            core.counters.endpoint(upstream.endpoint).late_replies.add(u64::from(batch.count));
+            return core.push(token, Op::Recycle { buffer: batch.buffer });
+        };
+        let listener = core.counters.listener(flow.listener);
+        listener.from_endpoints.add(u64::from(batch.count));
+        if truncated {
+            listener.dropped[DropReason::Truncated as usize].add(u64::from(batch.count));
+            return core.push(token, Op::Recycle { buffer: batch.buffer });
+        }
+        flow.last = core.now;
+        flow.replies = flow.replies.saturating_add(batch.count);
+        flow.bytes_down += u64::from(batch.bytes);
+        listener.to_clients.add(u64::from(batch.count));
+        listener.bytes_down.add(u64::from(batch.bytes));
+        core.counters.endpoint(flow.endpoint).bytes_down.add(u64::from(batch.bytes));
+        let op = Op::SendDown {
+            buffer: batch.buffer,
+            from: token.slot,
+            peer: flow.peer,
+            local: flow.local,
+        };
+        core.push(Token::socket(flow.socket), op);
+        // A client with two queries under way on one socket gets both answers: the count decides.
+        if flow.responses > 0 && flow.replies >= flow.sent.saturating_mul(flow.responses) {
+            let slot = upstream.flow;
+            self.end(core, slot, CloseReason::FlowAnswered);
+        }
+    }
+
+    fn send_failed(&mut self, core: &mut Core, token: Token, why: Why, count: u32) {
+        let upstream = self.upstreams.at(token.slot).expect("the caller found it");
+        if why == Why::Refused {
+            core.counters.endpoint(upstream.endpoint).refusals.add(1);
+        }
+        if let Some(flow) = self.flows.at(upstream.flow) {
+            let counters = core.counters.listener(flow.listener);
+            counters.to_endpoints.sub(u64::from(count));
+            counters.dropped[failed_send(why) as usize].add(u64::from(count));
+        }
+    }
+
+    /// A socket towards the endpoint: one that has rested long enough, or a new one.
+    fn upstream_for(
+        &mut self,
+        core: &mut Core,
+        endpoint: EndpointId,
+        address: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> Option<u32> {
+        let scarce = self.upstreams.is_full() || core.now < self.shortage_until;
+        let rest = if scarce { SHORT_REST } else { REST };
+        let first = self.endpoints[endpoint.index()].first;
+        if let Some(upstream) = self.upstreams.at_mut(first)
+            && core.now >= upstream.rests_since + rest
+        {
+            let state = &mut self.endpoints[endpoint.index()];
+            state.first = std::mem::replace(&mut upstream.next, NONE);
+            if state.first == NONE {
+                state.last = NONE;
+            }
+            core.counters.upstreams_resting.sub(1);
+            return Some(first);
+        }
+        let upstream =
+            Upstream { endpoint, flow: NONE, closing: false, rests_since: 0, next: NONE };
+        let Some((slot, generation)) = self.upstreams.insert(upstream) else {
+            self.shortage_until = core.now + REST;
+            return None;
+        };
+        core.counters.upstreams.set(u64::from(self.upstreams.len()));
+        let token = Token { kind: Kind::Upstream, slot, generation };
+        core.push(token, Op::Open { address, source });
+        core.push(token, Op::Receive);
+        Some(slot)
+    }
+
+    fn end(&mut self, core: &mut Core, slot: u32, reason: CloseReason) {
+        let Some(flow) = self.flows.remove(slot) else { return };
+        let hash = self.hasher.hash_one((flow.socket, flow.peer, flow.local));
+        if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
+            entry.remove();
+        }
+        core.counters.flows.set(u64::from(self.flows.len()));
+        core.active[flow.listener.index()] -= 1;
+        core.balancer.closed(flow.endpoint);
+        core.counters.endpoint(flow.endpoint).closed.add(1);
+        let counters = core.counters.listener(flow.listener);
+        counters.closed[reason as usize].add(1);
+        counters.duration.record(core.now - flow.opened);
+        self.by_socket[flow.socket.index()] -= 1;
+        self.rest(core, flow.upstream);
+        let record = flow.record(core, reason);
+        core.log(record);
+        if core.tables.is_leaving(flow.socket) && self.by_socket[flow.socket.index()] == 0 {
+            core.push(Token::socket(flow.socket), Op::Unlisten);
+        }
+    }
+
+    /// The socket's flow is over: it rests, or is closed if nobody will want it.
+    fn rest(&mut self, core: &mut Core, slot: u32) {
+        let Some(upstream) = self.upstreams.at_mut(slot) else { return };
+        upstream.flow = NONE;
+        let state = &mut self.endpoints[upstream.endpoint.index()];
+        if upstream.closing {
+            return;
+        }
+        if state.gone_since.is_some() {
+            upstream.closing = true;
+            let token = self.upstream_token(slot);
+            return core.push(token, Op::CloseUpstream);
+        }
+        upstream.rests_since = core.now;
+        upstream.next = NONE;
+        let last = std::mem::replace(&mut state.last, slot);
+        match last {
+            NONE => state.first = slot,
+            _ => self.upstreams.at_mut(last).expect("it rests").next = slot,
+        }
+        core.counters.upstreams_resting.add(1);
+    }
+
+    /// Closes the endpoint's longest resting socket if it has rested for `keep`.
+    fn close_first(&mut self, core: &mut Core, endpoint: usize, keep: u64) -> bool {
+        let state = &mut self.endpoints[endpoint];
+        let slot = state.first;
+        let Some(upstream) = self.upstreams.at_mut(slot) else { return false };
+        if core.now < upstream.rests_since + keep {
+            return false;
+        }
+        state.first = std::mem::replace(&mut upstream.next, NONE);
+        if state.first == NONE {
+            state.last = NONE;
+        }
+        upstream.closing = true;
+        core.counters.upstreams_resting.sub(1);
+        let token = self.upstream_token(slot);
+        core.push(token, Op::CloseUpstream);
+        true
+    }
+
+    fn upstream_gone(&mut self, core: &Core, slot: u32) {
+        self.upstreams.remove(slot);
+        core.counters.upstreams.set(u64::from(self.upstreams.len()));
+    }
+
+    /// Leaving sockets without flows are closed.
+    fn release_sockets(&self, core: &mut Core) {
+        let idle: Vec<SocketId> = core
+            .tables
+            .leaving()
+            .filter(|id| core.tables.transport(*id) == Some(Transport::Udp))
+            .filter(|id| self.by_socket.get(id.index()).is_none_or(|flows| *flows == 0))
+            .collect();
+        for id in idle {
+            core.push(Token::socket(id), Op::Unlisten);
+        }
+    }
+
+    fn upstream_token(&self, slot: u32) -> Token {
+        Token { kind: Kind::Upstream, slot, generation: self.upstreams.generation(slot) }
+    }
+}
+
+impl Flow {
+    /// Why it is over, if it is.
+    fn over(&self, core: &Core) -> Option<CloseReason> {
+        let silent = core.now - self.last;
+        // A listener that left the table keeps its flows as long as they are in use.
+        if core.tables.is_leaving(self.socket) && silent >= micros(core.tables.current().lame_duck)
+        {
+            return Some(CloseReason::Drained);
+        }
+        (self.timeout > 0 && silent >= micros(self.timeout)).then_some(CloseReason::FlowTimeout)
+    }
+
+    fn record(&self, core: &Core, reason: CloseReason) -> SessionRecord {
+        let known = |id: u32| id != u32::MAX;
+        let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
+        let local = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
+        SessionRecord {
+            udp: true,
+            listener: known(self.listener.0).then_some(self.listener),
+            route: known(self.route.0).then_some(self.route),
+            backend: known(self.backend.0).then_some(self.backend),
+            endpoint: known(self.endpoint.0).then_some(self.endpoint),
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            opened: self.opened,
+            refused: false,
+            ..SessionRecord::refused(
+                self.socket,
+                (self.peer, self.local.map_or(local, |ip| SocketAddr::new(ip, local.port()))),
+                core.now,
+                reason,
+            )
+        }
+    }
+}
+
+/// Why there is no flow: for the log, and for the count of datagrams.
+#[derive(Clone, Copy)]
+struct Refusal {
+    reason: CloseReason,
+    drop: DropReason,
+}
+
+const NO_ROUTE: Refusal = Refusal { reason: CloseReason::NoRoute, drop: DropReason::NoRoute };
+const NO_BACKEND: Refusal = Refusal { reason: CloseReason::NoBackend, drop: DropReason::NoRoute };
+const NO_ENDPOINT: Refusal =
+    Refusal { reason: CloseReason::NoEndpoint, drop: DropReason::NoEndpoint };
+const FLOW_LIMIT: Refusal =
+    Refusal { reason: CloseReason::SessionLimit, drop: DropReason::FlowLimit };
+const LISTENER_LIMIT: Refusal =
+    Refusal { reason: CloseReason::ListenerLimit, drop: DropReason::FlowLimit };
+const NO_SOCKET: Refusal = Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSocket };
+
+struct Choice {
+    route: RouteId,
+    backend: BackendId,
+    endpoint: EndpointId,
+    address: SocketAddr,
+    source: Option<IpAddr>,
+}
+
+fn choose(
+    table: &RoutingTable,
+    listener: &Listener,
+    balancer: &mut super::balance::Balancer,
+    peer: SocketAddr,
+) -> Result<Choice, Refusal> {
+    let route = &table.routes[listener.routes.any().ok_or(NO_ROUTE)?];
+    let backend = &table.backends[balancer.backend(route).ok_or(NO_BACKEND)?];
+    let endpoint = balancer.endpoint(backend, peer, &[]).ok_or(NO_ENDPOINT)?;
+    Ok(Choice {
+        route: route.id,
+        backend: backend.id,
+        endpoint: endpoint.id,
+        address: endpoint.address,
+        source: balancer.source(backend, endpoint.address),
+    })
+}
+
+fn failed_send(why: Why) -> DropReason {
+    match why {
+        Why::Refused => DropReason::EndpointRefused,
+        Why::Blocked => DropReason::Blocked,
+        Why::TooBig => DropReason::TooBig,
+        _ => DropReason::SendFailed,
+    }
+}

@@ -1,0 +1,285 @@
+//! One direction of a session's bytes: when to move them, how, and when it is over.
+//!
+//! The bytes themselves are the ring's. A half sees what each `Move` reports, and decides by it:
+//! small exchanges are copied, bulk is spliced, and a direction that keeps bringing more than its
+//! share of a turn waits until the others have had theirs.
+
+use super::op::{Mode, Op, Side, Stop};
+
+/// Reads of a direction that copies are bounded by this; one that uses it up is bulk.
+const COPY_BUDGET: u32 = 64 * 1024;
+/// So is one that brought this much in each of `BIG_WAKES` wake-ups in a row...
+const BIG: u32 = 32 * 1024;
+const BIG_WAKES: u8 = 3;
+/// ...until it brought less than this in each of `SMALL_WAKES` in a row. Copying is cheaper up to
+/// some 16 KiB a wake-up, splicing above 32 KiB; between these the two hardly differ.
+const SMALL: u32 = 8 * 1024;
+const SMALL_WAKES: u8 = 8;
+
+#[derive(Debug)]
+pub struct Half {
+    from: Side,
+    mode: Mode,
+    /// There may be something to read: a `Ready` came that no `Move` has followed.
+    news: bool,
+    /// The destination took no more; only its `Ready` moves this half on.
+    blocked: bool,
+    /// The last `Move` ended for that reason, whatever was said since.
+    stalled: bool,
+    /// A `Move` is under way, or waits for its next turn.
+    queued: bool,
+    /// The source has announced its end.
+    ending: bool,
+    /// The source's end was reached, and everything before it was given to the destination.
+    ended: bool,
+    big_wakes: u8,
+    small_wakes: u8,
+    /// Bytes read since the source last ran dry.
+    wake_bytes: u32,
+    held: u32,
+    /// Bytes that the destination took.
+    pub bytes: u64,
+    /// When the destination last took something, or began not to.
+    progress: u64,
+}
+
+/// What a half wants after a `Move`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until there is news.
+    Wait,
+    /// Another `Move` at once: see [`Half::start`].
+    Again,
+    /// Another `Move` in the next turn, after everyone else's.
+    Later,
+    /// It is over: the destination must be told by a shutdown.
+    Ended,
+}
+
+impl Half {
+    pub fn new(from: Side) -> Self {
+        Self {
+            from,
+            mode: Mode::Copy,
+            news: false,
+            blocked: false,
+            stalled: false,
+            queued: false,
+            ending: false,
+            ended: false,
+            big_wakes: 0,
+            small_wakes: 0,
+            wake_bytes: 0,
+            held: 0,
+            bytes: 0,
+            progress: 0,
+        }
+    }
+
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// A `Move` is under way, or waits for its next turn.
+    pub fn queued(&self) -> bool {
+        self.queued
+    }
+
+    /// The destination takes no more.
+    pub fn blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Since when the destination has not taken bytes that wait for it.
+    pub fn stalled_since(&self) -> Option<u64> {
+        self.stalled.then_some(self.progress)
+    }
+
+    /// The source has something to say.
+    pub fn source_ready(&mut self, ending: bool) {
+        self.news = true;
+        self.ending |= ending;
+    }
+
+    /// The destination takes bytes again.
+    pub fn destination_ready(&mut self) {
+        self.blocked = false;
+    }
+
+    /// The `Move` to give now, if there is a reason for one and none is under way. `turn_bytes`
+    /// bounds what one direction moves before the others have their turn.
+    pub fn start(&mut self, turn_bytes: u32) -> Option<Op> {
+        if self.queued || self.ended || self.blocked || !self.news {
+            return None;
+        }
+        self.queued = true;
+        Some(self.move_op(turn_bytes))
+    }
+
+    /// The `Move` of a half that answered `Next::Later`.
+    pub fn resume(&mut self, turn_bytes: u32) -> Option<Op> {
+        (self.queued && !self.ended).then(|| self.move_op(turn_bytes))
+    }
+
+    /// The last look at a source whose own sending direction has failed: what it sent before that
+    /// is still worth delivering. `None` if it can't be delivered or was.
+    pub fn flush(&mut self, turn_bytes: u32) -> Option<Op> {
+        if self.queued || self.ended || self.blocked {
+            return None;
+        }
+        self.ending = true;
+        self.queued = true;
+        Some(self.move_op(turn_bytes))
+    }
+
+    fn move_op(&mut self, turn_bytes: u32) -> Op {
+        self.news = false;
+        let budget = match self.mode {
+            Mode::Copy => COPY_BUDGET.min(turn_bytes),
+            Mode::Splice => turn_bytes,
+        };
+        Op::Move { from: self.from, mode: self.mode, budget, to_eof: self.ending }
+    }
+
+    /// Takes in what a `Move` did. `Stop::Failed` is the session's affair.
+    pub fn moved(&mut self, now: u64, read: u32, sent: u32, held: u32, stop: Stop) -> Next {
+        self.queued = false;
+        self.held = held;
+        self.bytes += u64::from(sent);
+        self.wake_bytes = self.wake_bytes.saturating_add(read);
+        let stalled = std::mem::replace(&mut self.stalled, stop == Stop::Blocked);
+        if sent > 0 || self.stalled && !stalled {
+            self.progress = now;
+        }
+        match stop {
+            Stop::Drained => {
+                self.adapt();
+                if self.news { Next::Again } else { Next::Wait }
+            }
+            Stop::Blocked => {
+                self.blocked = true;
+                self.news = true;
+                Next::Wait
+            }
+            Stop::Budget => {
+                self.news = true;
+                if self.mode == Mode::Copy && self.wake_bytes >= COPY_BUDGET {
+                    self.mode = Mode::Splice;
+                    self.small_wakes = 0;
+                    return Next::Again;
+                }
+                self.queued = true;
+                Next::Later
+            }
+            Stop::Eof => {
+                self.ended = true;
+                Next::Ended
+            }
+            Stop::Failed { .. } => Next::Wait,
+        }
+    }
+
+    /// The source ran dry: was this wake-up a big or a small one?
+    fn adapt(&mut self) {
+        match self.mode {
+            Mode::Copy if self.wake_bytes >= BIG => {
+                self.big_wakes += 1;
+                if self.big_wakes == BIG_WAKES {
+                    self.mode = Mode::Splice;
+                    self.small_wakes = 0;
+                }
+            }
+            Mode::Copy => self.big_wakes = 0,
+            Mode::Splice if self.wake_bytes < SMALL => {
+                self.small_wakes += 1;
+                if self.small_wakes == SMALL_WAKES {
+                    self.mode = Mode::Copy;
+                    self.big_wakes = 0;
+                }
+            }
+            Mode::Splice => self.small_wakes = 0,
+        }
+        self.wake_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURN: u32 = 1 << 20;
+
+    fn mode(op: Option<Op>) -> Mode {
+        match op {
+            Some(Op::Move { mode, .. }) => mode,
+            other => panic!("no move: {other:?}"),
+        }
+    }
+
+    fn wake(half: &mut Half, bytes: u32) -> Mode {
+        half.source_ready(false);
+        let mode = mode(half.start(TURN));
+        assert_eq!(half.moved(1, bytes, bytes, 0, Stop::Drained), Next::Wait);
+        mode
+    }
+
+    #[test]
+    fn bulk_turns_to_splice_and_back() {
+        let mut half = Half::new(Side::Client);
+        for _ in 0..3 {
+            assert_eq!(wake(&mut half, BIG), Mode::Copy);
+        }
+        for _ in 0..8 {
+            assert_eq!(wake(&mut half, SMALL - 1), Mode::Splice);
+        }
+        assert_eq!(wake(&mut half, 1), Mode::Copy);
+    }
+
+    #[test]
+    fn small_wakes_between_keep_it_copying() {
+        let mut half = Half::new(Side::Client);
+        for _ in 0..10 {
+            assert_eq!(wake(&mut half, BIG), Mode::Copy);
+            assert_eq!(wake(&mut half, BIG), Mode::Copy);
+            assert_eq!(wake(&mut half, 100), Mode::Copy);
+        }
+    }
+
+    #[test]
+    fn a_full_copy_budget_splices_in_the_same_turn_and_then_waits_for_the_next() {
+        let mut half = Half::new(Side::Client);
+        half.source_ready(false);
+        assert_eq!(mode(half.start(TURN)), Mode::Copy);
+        assert_eq!(half.moved(1, COPY_BUDGET, COPY_BUDGET, 0, Stop::Budget), Next::Again);
+        assert_eq!(mode(half.start(TURN)), Mode::Splice);
+        assert_eq!(half.moved(1, TURN, TURN, 0, Stop::Budget), Next::Later);
+        assert_eq!(half.start(TURN), None);
+        assert_eq!(mode(half.resume(TURN)), Mode::Splice);
+    }
+
+    #[test]
+    fn news_during_a_move_is_not_lost() {
+        let mut half = Half::new(Side::Client);
+        half.source_ready(false);
+        assert!(half.start(TURN).is_some());
+        half.source_ready(true);
+        assert_eq!(half.start(TURN), None);
+        assert_eq!(half.moved(1, 10, 10, 0, Stop::Drained), Next::Again);
+        assert!(matches!(half.start(TURN), Some(Op::Move { to_eof: true, .. })));
+    }
+
+    #[test]
+    fn blocked_waits_for_the_destination_alone() {
+        let mut half = Half::new(Side::Client);
+        half.source_ready(false);
+        assert!(half.start(TURN).is_some());
+        assert_eq!(half.moved(7, 10, 4, 6, Stop::Blocked), Next::Wait);
+        assert_eq!(half.stalled_since(), Some(7));
+        half.source_ready(false);
+        assert_eq!(half.start(TURN), None);
+        half.destination_ready();
+        assert!(half.start(TURN).is_some());
+        assert_eq!(half.moved(9, 0, 0, 6, Stop::Blocked), Next::Wait);
+        assert_eq!(half.stalled_since(), Some(7), "no byte was taken since");
+    }
+}

@@ -1,0 +1,596 @@
+//! One TCP connection's life: Opening -> Connecting -> Relaying -> Closing.
+//!
+//! A session copies the few values it needs from the table when it opens, so no later table touches
+//! it. It is closed when nothing is in flight: `finish` asks for that, and `Closed` frees the slot.
+
+use std::net::SocketAddr;
+
+use config_sync::routing::{
+    BackendId, EndpointId, ListenerId, Protocol, RouteId, SocketId, Timeouts,
+};
+
+use super::client_hello::{self, Hello};
+use super::op::{Event, Kind, Op, Side, Stop, Token, Why};
+use super::record::{CloseReason, Record, SessionRecord};
+use super::relay::{Half, Next};
+use super::slab::NONE;
+use super::{Core, micros};
+
+#[derive(Debug)]
+pub struct Session {
+    token: Token,
+    state: State,
+    /// What `Ready` said of the client before there was an endpoint.
+    client_readable: bool,
+    client_ending: bool,
+    socket: SocketId,
+    listener: Option<ListenerId>,
+    route: Option<RouteId>,
+    backend: Option<BackendId>,
+    /// The last endpoint tried.
+    endpoint: Option<EndpointId>,
+    /// It counts this session as one of its own.
+    counted: bool,
+    client: SocketAddr,
+    local: SocketAddr,
+    server_name: Option<Box<str>>,
+    timeouts: Timeouts,
+    opened: u64,
+    /// When a byte last went either way.
+    last_byte: u64,
+    connect_micros: Option<u32>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The ClientHello is awaited; so many bytes were asked for.
+    Opening {
+        asked: u32,
+    },
+    Connecting(Connecting),
+    Relaying(Relay),
+    /// The ring was told to close; `Closed` is awaited, and nothing else matters.
+    Closing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Connecting {
+    started: u64,
+    timeout: u32,
+    attempts_left: u8,
+    /// The attempt was given up; its `ConnectFailed` is awaited.
+    abandoned: bool,
+    /// Endpoints that this client need not be sent to again.
+    tried: [EndpointId; MAX_TRIED],
+    tried_count: u8,
+}
+
+/// `connect_attempts` is at most 8: the last failure needs no remembering.
+const MAX_TRIED: usize = 7;
+
+#[derive(Debug)]
+struct Relay {
+    up: Half,
+    down: Half,
+    /// Who ended first.
+    first_end: Option<Side>,
+    /// One side has failed for this reason; what it sent before is being delivered.
+    failing: Option<CloseReason>,
+}
+
+impl Relay {
+    fn half(&mut self, from: Side) -> &mut Half {
+        match from {
+            Side::Client => &mut self.up,
+            Side::Endpoint => &mut self.down,
+        }
+    }
+}
+
+impl Session {
+    pub fn new(
+        socket: SocketId,
+        client: SocketAddr,
+        local: SocketAddr,
+        now: u64,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self {
+            // Known once the session has a slot: see `begin`.
+            token: Token { kind: Kind::Session, slot: NONE, generation: 0 },
+            state: State::Opening { asked: 1 },
+            client_readable: false,
+            client_ending: false,
+            socket,
+            listener: None,
+            route: None,
+            backend: None,
+            endpoint: None,
+            counted: false,
+            client,
+            local,
+            server_name: None,
+            timeouts,
+            opened: now,
+            last_byte: now,
+            connect_micros: None,
+        }
+    }
+
+    /// Begins: at once where the listener is known, else with the ClientHello.
+    pub fn begin(&mut self, core: &mut Core, token: Token, reads_hello: bool) {
+        self.token = token;
+        if !reads_hello {
+            self.choose(core);
+        }
+        self.arm(core);
+    }
+
+    pub fn on(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        match (&mut self.state, event) {
+            (State::Closing, _) => {}
+            (State::Relaying(relay), Event::Ready { side, readable, writable, ending, failed }) => {
+                if readable || ending || failed {
+                    relay.half(side).source_ready(ending || failed);
+                }
+                if writable {
+                    relay.half(side.other()).destination_ready();
+                }
+                if failed && (relay.half(side).ended() || relay.half(side).blocked()) {
+                    // No read would report it: its end was delivered, or it is not being read.
+                    return self.finish(core, failure(side, Why::Reset), true);
+                }
+                self.pump(core);
+            }
+            (State::Relaying(_), Event::Moved { from, read, sent, held, stop }) => {
+                self.moved(core, from, (read, sent, held), stop);
+            }
+            (_, Event::Ready { side: Side::Client, readable, ending, failed, .. }) => {
+                self.client_readable |= readable;
+                self.client_ending |= ending;
+                if failed {
+                    return self.finish(core, CloseReason::ClientGone, true);
+                }
+                if let State::Opening { asked } = self.state
+                    && (readable || ending)
+                {
+                    core.push(self.token, Op::Peek { at_least: asked });
+                }
+            }
+            (State::Opening { .. }, Event::Peeked { start, len, end }) => {
+                let start = start as usize;
+                self.hello(core, &bytes[start..start + len as usize], end);
+            }
+            (State::Connecting(_), Event::Connected) => self.connected(core),
+            (State::Connecting(_), Event::ConnectFailed { why }) => self.connect_failed(core, why),
+            // The endpoint's news before `Connected`, or of an attempt that is over.
+            (_, _) => {}
+        }
+    }
+
+    /// A deadline of this session may be due.
+    pub fn expire(&mut self, core: &mut Core) {
+        let Some((due, reason)) = self.deadline() else { return };
+        if due > core.now {
+            return self.arm(core);
+        }
+        match (&mut self.state, reason) {
+            (State::Connecting(connecting), CloseReason::ConnectTimeout) => {
+                connecting.abandoned = true;
+                core.push(self.token, Op::Abandon);
+                self.arm(core);
+            }
+            (_, CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout) => {
+                self.finish(core, reason, false);
+            }
+            (State::Relaying(_), CloseReason::MaxLifetime) => self.finish(core, reason, false),
+            _ => self.finish(core, reason, true),
+        }
+    }
+
+    /// Closes at once; a session that relays gets clean ends on both sides.
+    pub fn close(&mut self, core: &mut Core, reason: CloseReason) {
+        let relaying = matches!(self.state, State::Relaying(_));
+        self.finish(core, reason, !relaying);
+    }
+
+    /// A direction's turn has come again after its budget ran out.
+    pub fn resume(&mut self, core: &mut Core, from: Side) {
+        if let State::Relaying(relay) = &mut self.state
+            && let Some(op) = relay.half(from).resume(core.turn_bytes)
+        {
+            core.push(self.token, op);
+        }
+    }
+
+    pub fn last_byte(&self) -> u64 {
+        self.last_byte
+    }
+
+    /// The first deadline, in microseconds, and what it means.
+    fn deadline(&self) -> Option<(u64, CloseReason)> {
+        let after = |since: u64, timeout: u32, reason| {
+            (timeout > 0).then(|| (since + micros(timeout), reason))
+        };
+        let timeouts = &self.timeouts;
+        let lifetime = after(self.opened, timeouts.lifetime, CloseReason::MaxLifetime);
+        let specific = match &self.state {
+            State::Opening { .. } => after(self.opened, timeouts.hello, CloseReason::HelloTimeout),
+            State::Connecting(connecting) if connecting.abandoned => None,
+            State::Connecting(connecting) => {
+                after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)
+            }
+            State::Relaying(relay) => {
+                let stalled = |half: &Half, reason| {
+                    half.stalled_since()
+                        .and_then(|since| after(since, timeouts.write_stall, reason))
+                };
+                let half_closed = relay.first_end.and_then(|_| {
+                    after(self.last_byte, timeouts.half_close, CloseReason::HalfCloseTimeout)
+                });
+                [
+                    stalled(&relay.up, CloseReason::EndpointStalled),
+                    stalled(&relay.down, CloseReason::ClientStalled),
+                    half_closed,
+                    after(self.last_byte, timeouts.idle, CloseReason::IdleTimeout),
+                ]
+                .into_iter()
+                .flatten()
+                .min_by_key(|(due, _)| *due)
+            }
+            State::Closing => return None,
+        };
+        [specific, lifetime].into_iter().flatten().min_by_key(|(due, _)| *due)
+    }
+
+    /// Makes sure that the timer fires no later than the first deadline. One that fires too early
+    /// finds nothing due and is set again: so bytes need not touch the timer.
+    fn arm(&self, core: &mut Core) {
+        if let Some((due, _)) = self.deadline() {
+            let due = due.div_ceil(1_000);
+            if due < core.timers.when(self.token.slot) {
+                core.timers.set(self.token.slot, due);
+            }
+        }
+    }
+
+    fn hello(&mut self, core: &mut Core, bytes: &[u8], end: bool) {
+        if end && bytes.is_empty() {
+            return self.finish(core, CloseReason::ClientGone, true);
+        }
+        match client_hello::read(bytes, end) {
+            Hello::NeedMore { at_least } => {
+                let State::Opening { asked } = &mut self.state else { return };
+                let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
+                // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
+                if at_least > *asked {
+                    *asked = at_least;
+                    core.push(self.token, Op::Peek { at_least });
+                }
+            }
+            Hello::Known(hello) => {
+                self.server_name = hello.server_name.map(|name| name.as_str().into());
+                self.client_readable = true;
+                self.choose(core);
+                self.arm(core);
+            }
+            Hello::Invalid(_) => self.finish(core, CloseReason::HelloInvalid, true),
+            Hello::TooLarge => self.finish(core, CloseReason::HelloTooLarge, true),
+        }
+    }
+
+    /// Listener, route, backend and endpoint; then connects.
+    fn choose(&mut self, core: &mut Core) {
+        if let Err(reason) = self.try_choose(core) {
+            self.finish(core, reason, true);
+        }
+    }
+
+    fn try_choose(&mut self, core: &mut Core) -> Result<(), CloseReason> {
+        let name = self.server_name.as_deref();
+        let (table, socket) = core.tables.of(self.socket).ok_or(CloseReason::NoRoute)?;
+        let listener = socket.listeners.get(name).ok_or(CloseReason::UnknownServerName)?;
+        let listener = &table.listeners[listener];
+        self.timeouts = listener.timeouts;
+        self.listener = Some(listener.id);
+        core.counters.listener(listener.id).opened.add(1);
+        core.active[listener.id.index()] += 1;
+        if listener.max_sessions > 0 && core.active[listener.id.index()] > listener.max_sessions {
+            return Err(CloseReason::ListenerLimit);
+        }
+        let route = listener.routes.get(name).ok_or(match listener.protocol {
+            Protocol::Tls => CloseReason::UnknownServerName,
+            Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
+        })?;
+        let route = &table.routes[route];
+        self.route = Some(route.id);
+        let backend = core.balancer.backend(route).ok_or(CloseReason::NoBackend)?;
+        let backend = &table.backends[backend];
+        self.backend = Some(backend.id);
+        let attempts_left = backend.connect_attempts;
+        self.connect(
+            core,
+            Connecting {
+                started: core.now,
+                timeout: 0,
+                attempts_left,
+                abandoned: false,
+                tried: [EndpointId(u32::MAX); MAX_TRIED],
+                tried_count: 0,
+            },
+        )
+    }
+
+    /// Connects to an endpoint of the backend as it stands now: in the table in force, or, where
+    /// that has it no more, in the one that the listening socket left with.
+    fn connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), CloseReason> {
+        let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        let backend = backend.ok_or(CloseReason::NoEndpoint)?;
+        let tried = &state.tried[..usize::from(state.tried_count)];
+        let endpoint = core.balancer.endpoint(backend, self.client, tried);
+        let endpoint = endpoint.ok_or(match state.tried_count {
+            0 => CloseReason::NoEndpoint,
+            _ => CloseReason::ConnectFailed,
+        })?;
+        let source = core.balancer.source(backend, endpoint.address);
+        let options = backend.options;
+        state.timeout = backend.connect_timeout;
+        state.started = core.now;
+        state.attempts_left -= 1;
+        state.abandoned = false;
+        self.endpoint = Some(endpoint.id);
+        self.counted = true;
+        self.state = State::Connecting(state);
+        core.balancer.opened(endpoint.id);
+        core.push(self.token, Op::Connect { address: endpoint.address, source, options });
+        Ok(())
+    }
+
+    fn connect_failed(&mut self, core: &mut Core, why: Why) {
+        let State::Connecting(mut next) = self.state else { return };
+        if let Some(endpoint) = self.endpoint {
+            self.counted = false;
+            core.balancer.closed(endpoint);
+            core.counters.endpoint(endpoint).connect_failures.add(1);
+            if let Some(place) = next.tried.get_mut(usize::from(next.tried_count)) {
+                *place = endpoint;
+                next.tried_count += 1;
+            }
+        }
+        let reason = match why {
+            Why::Abandoned | Why::TimedOut => CloseReason::ConnectTimeout,
+            Why::NoPorts | Why::NoFiles | Why::NoMemory => CloseReason::LocalLimit,
+            _ => CloseReason::ConnectFailed,
+        };
+        if next.attempts_left == 0 || reason == CloseReason::LocalLimit {
+            return self.finish(core, reason, true);
+        }
+        match self.connect(core, next) {
+            Ok(()) => self.arm(core),
+            // No endpoint is left to try: the last one's reason stands.
+            Err(CloseReason::ConnectFailed) => self.finish(core, reason, true),
+            Err(error) => self.finish(core, error, true),
+        }
+    }
+
+    fn connected(&mut self, core: &mut Core) {
+        let State::Connecting(connecting) = &self.state else {
+            unreachable!("only called while connecting")
+        };
+        if connecting.abandoned {
+            // `Abandon` crossed with success; its `ConnectFailed` comes.
+            return;
+        }
+        let took = core.now - connecting.started;
+        self.connect_micros = Some(u32::try_from(took).unwrap_or(u32::MAX));
+        if let Some(endpoint) = self.endpoint {
+            let counters = core.counters.endpoint(endpoint);
+            counters.opened.add(1);
+            counters.connect.record(took);
+        }
+        self.last_byte = core.now;
+        let mut up = Half::new(Side::Client);
+        if self.client_readable || self.client_ending {
+            up.source_ready(self.client_ending);
+        }
+        self.state = State::Relaying(Relay {
+            up,
+            down: Half::new(Side::Endpoint),
+            first_end: None,
+            failing: None,
+        });
+        if core.tables.current().log_opens {
+            let record = self.record(core, None);
+            core.records.push(Record::Opened(record));
+        }
+        self.arm(core);
+        self.pump(core);
+    }
+
+    /// Gives each direction that has a reason for it its `Move`.
+    fn pump(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        for half in [&mut relay.up, &mut relay.down] {
+            if let Some(op) = half.start(core.turn_bytes) {
+                core.push(self.token, op);
+            }
+        }
+    }
+
+    fn moved(&mut self, core: &mut Core, from: Side, bytes: (u32, u32, u32), stop: Stop) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let (read, sent, held) = bytes;
+        if read > 0 || sent > 0 {
+            self.last_byte = core.now;
+        }
+        count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
+        let next = relay.half(from).moved(core.now, read, sent, held, stop);
+        if let Stop::Failed { side, why } = stop {
+            return self.failed(core, from, side, why);
+        }
+        if let Some(reason) = relay.failing
+            && next != Next::Again
+            && next != Next::Later
+        {
+            return self.finish(core, reason, true);
+        }
+        match next {
+            Next::Wait => {}
+            Next::Again => {}
+            Next::Later => core.resumable.push_back((self.token, from)),
+            Next::Ended => {
+                relay.first_end.get_or_insert(from);
+                core.push(self.token, Op::Shutdown { side: from.other() });
+                if relay.up.ended() && relay.down.ended() {
+                    let reason = match relay.first_end {
+                        Some(Side::Client) => CloseReason::ClientFin,
+                        _ => CloseReason::EndpointFin,
+                    };
+                    return self.finish(core, reason, false);
+                }
+            }
+        }
+        if next != Next::Wait || stop == Stop::Blocked {
+            self.arm(core);
+        }
+        self.pump(core);
+    }
+
+    /// One side is broken. If it is the one that was written to, what it had sent is still read and
+    /// delivered, as far as that goes without waiting: an answer that came just before a reset (the
+    /// endpoint did not care for the rest of the request) is worth something to its reader.
+    fn failed(&mut self, core: &mut Core, from: Side, side: Side, why: Why) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        if let Some(reason) = relay.failing {
+            return self.finish(core, reason, true);
+        }
+        let reason = failure(side, why);
+        if side == from.other() {
+            relay.failing = Some(reason);
+            let half = relay.half(side);
+            if half.queued() {
+                // Its `Moved` comes without asking.
+                return;
+            }
+            if let Some(op) = half.flush(core.turn_bytes) {
+                return core.push(self.token, op);
+            }
+        }
+        self.finish(core, reason, true);
+    }
+
+    /// Accounts for the session, and has the ring close it.
+    fn finish(&mut self, core: &mut Core, reason: CloseReason, reset: bool) {
+        let state = std::mem::replace(&mut self.state, State::Closing);
+        let relay = match state {
+            State::Closing => return,
+            State::Relaying(relay) => Some(relay),
+            State::Opening { .. } | State::Connecting(_) => None,
+        };
+        core.timers.cancel(self.token.slot);
+        if let Some(relay) = &relay
+            && !reset
+        {
+            // A FIN sent by close() would wait for the poll's cancellation.
+            for (half, side) in [(&relay.up, Side::Endpoint), (&relay.down, Side::Client)] {
+                if !half.ended() {
+                    core.push(self.token, Op::Shutdown { side });
+                }
+            }
+        }
+        core.push(self.token, Op::Close { reset });
+        self.account(core, reason, relay.as_ref());
+    }
+
+    fn account(&mut self, core: &mut Core, reason: CloseReason, relay: Option<&Relay>) {
+        if let Some(endpoint) = self.endpoint
+            && std::mem::take(&mut self.counted)
+        {
+            core.balancer.closed(endpoint);
+            if relay.is_some() {
+                let counters = core.counters.endpoint(endpoint);
+                counters.closed.add(1);
+                if reason == CloseReason::EndpointReset {
+                    counters.resets.add(1);
+                }
+            }
+        }
+        let Some(listener) = self.listener else {
+            core.counters.unmatched[reason as usize].add(1);
+            return self.log(core, reason, None);
+        };
+        core.active[listener.index()] -= 1;
+        let counters = core.counters.listener(listener);
+        match relay {
+            Some(_) => counters.closed[reason as usize].add(1),
+            None => counters.refused[reason as usize].add(1),
+        }
+        counters.duration.record(core.now - self.opened);
+        self.log(core, reason, relay);
+    }
+
+    fn log(&mut self, core: &mut Core, reason: CloseReason, relay: Option<&Relay>) {
+        let mut record = self.record(core, Some(reason));
+        if let Some(relay) = relay {
+            (record.bytes_up, record.bytes_down) = (relay.up.bytes, relay.down.bytes);
+        }
+        core.log(record);
+    }
+
+    fn record(&mut self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {
+        SessionRecord {
+            udp: false,
+            socket: self.socket,
+            listener: self.listener,
+            route: self.route,
+            backend: self.backend,
+            endpoint: self.endpoint,
+            client: self.client,
+            local: self.local,
+            server_name: match reason {
+                Some(_) => self.server_name.take(),
+                None => self.server_name.clone(),
+            },
+            bytes_up: 0,
+            bytes_down: 0,
+            opened: self.opened,
+            closed: core.now,
+            connect: self.connect_micros,
+            refused: reason.is_some() && self.connect_micros.is_none(),
+            reason,
+            suppressed: 0,
+        }
+    }
+}
+
+fn count_bytes(
+    core: &Core,
+    listener: Option<ListenerId>,
+    endpoint: Option<EndpointId>,
+    from: Side,
+    bytes: u64,
+) {
+    let (Some(listener), Some(endpoint)) = (listener, endpoint) else { return };
+    let (listener, endpoint) = (core.counters.listener(listener), core.counters.endpoint(endpoint));
+    match from {
+        Side::Client => {
+            listener.bytes_up.add(bytes);
+            endpoint.bytes_up.add(bytes);
+        }
+        Side::Endpoint => {
+            listener.bytes_down.add(bytes);
+            endpoint.bytes_down.add(bytes);
+        }
+    }
+}
+
+fn failure(side: Side, why: Why) -> CloseReason {
+    match (side, why) {
+        (Side::Client, Why::Reset) => CloseReason::ClientReset,
+        (Side::Client, Why::TimedOut) => CloseReason::ClientTimedOut,
+        (Side::Client, _) => CloseReason::ClientError,
+        (Side::Endpoint, Why::Reset) => CloseReason::EndpointReset,
+        (Side::Endpoint, Why::TimedOut) => CloseReason::EndpointTimedOut,
+        (Side::Endpoint, _) => CloseReason::EndpointError,
+    }
+}

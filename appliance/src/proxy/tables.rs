@@ -1,0 +1,143 @@
+//! The table in force, and the listening sockets that have left it but not closed yet.
+
+use std::sync::Arc;
+
+use config_sync::routing::{Backend, BackendId, RoutingTable, Socket, SocketId, Transport};
+
+use super::op::Op;
+
+#[derive(Debug)]
+pub struct Tables {
+    current: Arc<RoutingTable>,
+    /// By `SocketId`: the position in the current table's `sockets`, or `ABSENT`.
+    positions: Vec<u32>,
+    leaving: Vec<Leaving>,
+}
+
+/// A socket that is not in the table in force. What still comes out of its queue is routed by the
+/// last table that had it.
+#[derive(Debug)]
+struct Leaving {
+    id: SocketId,
+    table: Arc<RoutingTable>,
+    position: usize,
+}
+
+const ABSENT: u32 = u32::MAX;
+
+/// What a new table asks of the ring, and the table that it replaces.
+pub struct Changes {
+    pub ops: Vec<(SocketId, Op)>,
+    pub previous: Arc<RoutingTable>,
+    /// Older tables that nothing needs any more.
+    pub retired: Vec<Arc<RoutingTable>>,
+}
+
+impl Tables {
+    pub fn new() -> Self {
+        Self {
+            current: Arc::new(RoutingTable::empty()),
+            positions: Vec::new(),
+            leaving: Vec::new(),
+        }
+    }
+
+    pub fn current(&self) -> &RoutingTable {
+        &self.current
+    }
+
+    /// The socket, and the table by which its connections are routed.
+    pub fn of(&self, id: SocketId) -> Option<(&RoutingTable, &Socket)> {
+        if let Some(position) = self.position(id) {
+            return Some((&self.current, &self.current.sockets[position]));
+        }
+        let leaving = self.leaving.iter().find(|leaving| leaving.id == id)?;
+        Some((&leaving.table, &leaving.table.sockets[leaving.position]))
+    }
+
+    /// The backend as the table in force has it, or else as the table had it that the socket left
+    /// with.
+    pub fn backend(&self, socket: SocketId, id: BackendId) -> Option<&Backend> {
+        let find =
+            |table: &RoutingTable| table.backends.iter().position(|backend| backend.id == id);
+        if let Some(position) = find(&self.current) {
+            return Some(&self.current.backends[position]);
+        }
+        let leaving = self.leaving.iter().find(|leaving| leaving.id == socket)?;
+        find(&leaving.table).map(|position| &leaving.table.backends[position])
+    }
+
+    /// Its transport, if the socket should be listening.
+    pub fn transport(&self, id: SocketId) -> Option<Transport> {
+        self.of(id).map(|(_, socket)| socket.transport)
+    }
+
+    pub fn is_leaving(&self, id: SocketId) -> bool {
+        self.leaving.iter().any(|leaving| leaving.id == id)
+    }
+
+    pub fn leaving(&self) -> impl Iterator<Item = SocketId> {
+        self.leaving.iter().map(|leaving| leaving.id)
+    }
+
+    /// Sockets that are open, in the table or leaving.
+    pub fn open_sockets(&self) -> usize {
+        self.current.sockets.len() + self.leaving.len()
+    }
+
+    pub fn apply(&mut self, table: Arc<RoutingTable>) -> Changes {
+        let previous = std::mem::replace(&mut self.current, table);
+        let size = self.current.sockets.iter().map(|socket| socket.id.index() + 1).max();
+        let mut positions = vec![ABSENT; size.unwrap_or(0)];
+        for (position, socket) in (0..).zip(&self.current.sockets) {
+            positions[socket.id.index()] = position;
+        }
+        let old = std::mem::replace(&mut self.positions, positions);
+        let mut ops = Vec::new();
+        let mut retired = Vec::new();
+        for socket in &self.current.sockets {
+            let before = old.get(socket.id.index()).filter(|position| **position != ABSENT);
+            match before {
+                Some(before) => {
+                    let before = &previous.sockets[*before as usize];
+                    if before.options != socket.options && socket.transport == Transport::Tcp {
+                        ops.push((socket.id, Op::Configure(socket.options)));
+                    }
+                }
+                None if socket.transport == Transport::Tcp => {
+                    let id = socket.id;
+                    ops.extend([(id, Op::Configure(socket.options)), (id, Op::Accept)]);
+                }
+                // Back before its flows were over: it has been receiving all the time.
+                None => match self.leaving.iter().position(|leaving| leaving.id == socket.id) {
+                    Some(position) => retired.push(self.leaving.swap_remove(position).table),
+                    None => ops.push((socket.id, Op::Receive)),
+                },
+            }
+        }
+        for (position, socket) in previous.sockets.iter().enumerate() {
+            if self.position(socket.id).is_none() {
+                let table = Arc::clone(&previous);
+                self.leaving.push(Leaving { id: socket.id, table, position });
+                // A UDP socket stays until its flows are over: they still speak through it.
+                if socket.transport == Transport::Tcp {
+                    ops.push((socket.id, Op::Unlisten));
+                }
+            }
+        }
+        Changes { ops, previous, retired }
+    }
+
+    /// The ring has closed a socket that was leaving; returns the table that it kept alive.
+    pub fn unlistened(&mut self, id: SocketId) -> Option<Arc<RoutingTable>> {
+        let position = self.leaving.iter().position(|leaving| leaving.id == id)?;
+        Some(self.leaving.swap_remove(position).table)
+    }
+
+    fn position(&self, id: SocketId) -> Option<usize> {
+        self.positions
+            .get(id.index())
+            .filter(|position| **position != ABSENT)
+            .map(|position| *position as usize)
+    }
+}
