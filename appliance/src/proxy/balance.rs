@@ -1,6 +1,11 @@
 //! Which backend, and which of its endpoints. Cursors and counts are kept by stable ids, so a new
 //! table changes nothing about whose turn it is.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "hashes are cut and reduced on purpose; the kernel floor is 64-bit"
+)]
+
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::routing::{

@@ -153,7 +153,7 @@ impl Flows {
     }
 
     /// Datagrams from a client: to its flow's endpoint, or the start of a flow.
-    pub fn from_client(&mut self, core: &mut Core, socket: SocketId, event: Event) {
+    pub fn on_client(&mut self, core: &mut Core, socket: SocketId, event: Event) {
         let Event::Datagrams { buffer, peer: Some(peer), local, bytes, count, truncated } = event
         else {
             return;
@@ -194,7 +194,7 @@ impl Flows {
         };
         match event {
             Event::Datagrams { buffer, bytes, count, truncated, .. } => {
-                self.from_endpoint(core, token, Batch { buffer, bytes, count }, truncated);
+                self.forward_reply(core, token, Batch { buffer, bytes, count }, truncated);
             }
             Event::Stopped { why } => {
                 if why == Some(Why::Refused) {
@@ -425,7 +425,7 @@ impl Flows {
         core.push(token, Op::SendUp { buffer: batch.buffer });
     }
 
-    fn from_endpoint(&mut self, core: &mut Core, token: Token, batch: Batch, truncated: bool) {
+    fn forward_reply(&mut self, core: &mut Core, token: Token, batch: Batch, truncated: bool) {
         let upstream = self.upstreams.at(token.slot).expect("the caller found it");
         let Some(flow) = self.flows.at_mut(upstream.flow) else {
             // Which listener's it was is not known any more: the endpoint's count tells.

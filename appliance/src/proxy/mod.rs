@@ -228,7 +228,7 @@ impl Proxy {
             Event::Accepted { incoming, peer, local } => self.accept(id, incoming, peer, local),
             Event::Stopped { why } => self.core.rearm(id, why),
             Event::Unlistened => self.core.unlistened(id),
-            Event::Datagrams { .. } => self.flows.from_client(&mut self.core, id, event),
+            Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event),
             Event::SendFailed { why, count } => {
                 self.flows.reply_failed(&self.core, id, why, count);
             }

@@ -1,6 +1,11 @@
 //! A hierarchical timer wheel: one deadline per slot, in milliseconds; setting, cancelling and
 //! firing cost the same however many there are (Varghese and Lauck, SOSP 1987, scheme 7).
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "every cast is of a number below 64 or of a shifted time that is then reduced"
+)]
+
 use super::slab::NONE;
 
 const LEVELS: usize = 6;
