@@ -1,0 +1,281 @@
+//! What no single value can tell: whether the parts of a configuration fit together.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::config::{Backend, Config, Listener, Route};
+use crate::problem::{At, Place, Problem, did_you_mean};
+use crate::routing::{Protocol, Transport};
+
+/// Names of those parts of a file that have faults of their own: they are there, and that is all
+/// that is known of them.
+#[derive(Debug, Default)]
+pub(crate) struct Broken {
+    pub(crate) listeners: Vec<At<String>>,
+    pub(crate) routes: Vec<At<String>>,
+    pub(crate) backends: Vec<At<String>>,
+}
+
+pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
+    let listeners = config.listeners.iter().map(|l| &l.name).chain(&broken.listeners).collect();
+    let routes = config.routes.iter().map(|r| &r.name).chain(&broken.routes).collect();
+    let backends = config.backends.iter().map(|b| &b.name).chain(&broken.backends).collect();
+    let mut check = Check {
+        listeners: config.listeners.iter().map(|l| (l.name.value.as_str(), l)).collect(),
+        problems: Vec::new(),
+    };
+    check.distinct("listener", &listeners);
+    check.distinct("route", &routes);
+    check.distinct("backend", &backends);
+    check.sockets(&config.listeners);
+    for route in &config.routes {
+        let used = route.backends.iter().map(|backend| &backend.name).collect();
+        check.references("listener", &route.listeners.iter().collect(), &listeners);
+        check.references("backend", &used, &backends);
+        check.hostnames(route);
+    }
+    check.one_route_each(&config.routes);
+    for backend in &config.backends {
+        check.backend(backend, &config.routes);
+    }
+    check.problems
+}
+
+/// The transport that a protocol runs on.
+pub(crate) fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp | Protocol::Tls => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    }
+}
+
+struct Check<'c> {
+    listeners: BTreeMap<&'c str, &'c Listener>,
+    problems: Vec<Problem>,
+}
+
+type NamesAt<'c> = Vec<&'c At<String>>;
+
+impl<'c> Check<'c> {
+    fn distinct(&mut self, what: &str, names: &NamesAt<'c>) {
+        let mut names = names.clone();
+        names.sort_by_key(|name| (&name.value, name.place.line, name.place.column));
+        for same in names.chunk_by(|a, b| a.value == b.value) {
+            for name in &same[1..] {
+                let (name_is, line) = (&name.value, same[0].place.line);
+                self.refuse(name, format!("line {line} has a {what} named \"{name_is}\" already"));
+            }
+        }
+    }
+
+    /// Each must be among `known`, and once only.
+    fn references(&mut self, what: &str, names: &NamesAt<'c>, known: &NamesAt<'c>) {
+        for (i, name) in names.iter().enumerate() {
+            let wanted = &name.value;
+            if names[..i].iter().any(|earlier| earlier.value == *wanted) {
+                self.refuse(name, format!("names {what} \"{wanted}\" twice"));
+            }
+            if !known.iter().any(|known| known.value == *wanted) {
+                let near = did_you_mean(wanted, known.iter().map(|known| known.value.as_str()));
+                self.refuse(name, format!("there is no {what} \"{wanted}\"{near}"));
+            }
+        }
+    }
+
+    /// Listeners that share an address must be TLS, and told apart by their host names; none may
+    /// take a part of what a wildcard address takes, because the kernel would split them silently.
+    fn sockets(&mut self, listeners: &'c [Listener]) {
+        let mut sockets: BTreeMap<(Transport, SocketAddr), Vec<&Listener>> = BTreeMap::new();
+        for listener in listeners {
+            let key = (transport(listener.protocol), listener.address.value);
+            sockets.entry(key).or_default().push(listener);
+        }
+        for ((transport, address), sharing) in &sockets {
+            self.shared_socket(sharing);
+            let wildcard = match address.ip() {
+                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            };
+            let whole = (*transport, SocketAddr::new(wildcard, address.port()));
+            if let Some(owner) = sockets.get(&whole).filter(|_| address.ip() != wildcard) {
+                let address = &sharing[0].address;
+                self.refuse(address, taken(address.value, owner[0], "which takes it whole"));
+            }
+        }
+    }
+
+    fn shared_socket(&mut self, sharing: &[&Listener]) {
+        let first = sharing[0];
+        for (i, listener) in sharing.iter().enumerate().skip(1) {
+            if listener.protocol != Protocol::Tls || first.protocol != Protocol::Tls {
+                let why = "and only TLS listeners can share an address";
+                self.refuse(&listener.address, taken(listener.address.value, first, why));
+                continue;
+            }
+            let host = |listener: &Listener| listener.hostname.as_ref().map(|h| h.value.clone());
+            if let Some(same) = sharing[..i].iter().find(|other| host(other) == host(listener)) {
+                let why = "with the same hostname, so nothing tells them apart";
+                let place =
+                    listener.hostname.as_ref().map_or(&listener.address.place, |h| &h.place);
+                self.problems.push(place.problem(taken(listener.address.value, same, why)));
+            }
+            let differing = [
+                ("nodelay", listener.options.nodelay != first.options.nodelay),
+                ("keepalive", listener.options.keepalive != first.options.keepalive),
+                ("user_timeout", listener.options.user_timeout != first.options.user_timeout),
+                ("congestion", listener.options.congestion != first.options.congestion),
+                ("hello_timeout", listener.timeouts.hello != first.timeouts.hello),
+            ];
+            for (key, _) in differing.iter().filter(|(_, differs)| *differs) {
+                let message = format!(
+                    "shares its address with listener \"{}\" (line {}), so `{key}` must be the \
+                     same: it applies before the server name is known",
+                    first.name.value, first.name.place.line
+                );
+                self.refuse(&listener.address, message);
+            }
+        }
+    }
+
+    fn hostnames(&mut self, route: &Route) {
+        let found = route
+            .listeners
+            .iter()
+            .filter_map(|name| Some((name, *self.listeners.get(name.value.as_str())?)));
+        let found: Vec<_> = found.collect();
+        let mut problems = Vec::new();
+        for (name, listener) in found.iter().filter(|_| !route.hostnames.is_empty()) {
+            if listener.protocol != Protocol::Tls {
+                problems.push(name.problem(format!(
+                    "the route has hostnames, and listener \"{}\" is not TLS: it can't see them",
+                    name.value
+                )));
+            } else if !route.hostnames.iter().any(|host| reaches(listener, &host.value)) {
+                let own = listener.hostname.as_ref().map_or("", |own| own.value.as_str());
+                problems.push(name.problem(format!(
+                    "no hostname of the route can match listener \"{}\", which takes \"{own}\"",
+                    name.value
+                )));
+            }
+        }
+        for host in &route.hostnames {
+            let mut tls = found.iter().filter(|(_, l)| l.protocol == Protocol::Tls).peekable();
+            if tls.peek().is_some() && !tls.any(|(_, listener)| reaches(listener, &host.value)) {
+                let message = format!("\"{}\" can't match any listener of the route", host.value);
+                problems.push(host.problem(message));
+            }
+        }
+        self.problems.append(&mut problems);
+    }
+
+    /// A TCP or UDP listener has one route at the most, a TLS listener one for each host name.
+    fn one_route_each(&mut self, routes: &'c [Route]) {
+        let mut seen: BTreeMap<(&str, Option<&str>), &Route> = BTreeMap::new();
+        for route in routes {
+            for name in &route.listeners {
+                let Some(listener) = self.listeners.get(name.value.as_str()).copied() else {
+                    continue;
+                };
+                for (host, at) in hosts_on(route, listener, &name.place) {
+                    let Some(first) = seen.insert((&name.value, host), route) else { continue };
+                    let what = host.map_or_else(String::new, |host| format!(" for \"{host}\""));
+                    self.problems.push(at.problem(format!(
+                        "listener \"{}\" has a route{what} already: \"{}\", in line {}",
+                        name.value, first.name.value, first.name.place.line
+                    )));
+                }
+            }
+        }
+    }
+
+    fn backend(&mut self, backend: &Backend, routes: &[Route]) {
+        let mut seen = BTreeMap::new();
+        for (i, endpoint) in backend.endpoints.iter().enumerate() {
+            if let Some(first) = seen.insert(endpoint.value, i) {
+                let message = format!("{} is endpoints[{first}] already", endpoint.value);
+                self.refuse(endpoint, message);
+            }
+            let family = |address: &IpAddr| address.is_ipv4() == endpoint.value.is_ipv4();
+            if !backend.source.is_empty() && !backend.source.iter().any(|s| family(&s.value)) {
+                let version = if endpoint.value.is_ipv4() { "IPv4" } else { "IPv6" };
+                let message =
+                    format!("no address in `source` is {version}, so nothing can connect");
+                self.refuse(endpoint, message);
+            }
+        }
+        let users = routes.iter().filter(|route| {
+            route.backends.iter().any(|used| used.name.value == backend.name.value)
+        });
+        let mut listeners = users.flat_map(|route| &route.listeners).peekable();
+        let is_udp = |name: &At<String>| {
+            self.listeners.get(name.value.as_str()).is_some_and(|l| l.protocol == Protocol::Udp)
+        };
+        if listeners.peek().is_some() && listeners.all(is_udp) {
+            let message = "is for TCP, and only UDP listeners use this backend";
+            self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
+        }
+    }
+
+    fn refuse<T>(&mut self, at: &At<T>, message: String) {
+        self.problems.push(at.problem(message));
+    }
+}
+
+fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {
+    let (name, line) = (&owner.name.value, owner.name.place.line);
+    format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
+}
+
+/// The names under which a route stands on one of its listeners, and where each is given.
+pub(crate) fn hosts_on<'r>(
+    route: &'r Route,
+    listener: &Listener,
+    reference: &'r Place,
+) -> Vec<(Option<&'r str>, &'r Place)> {
+    if listener.protocol != Protocol::Tls || route.hostnames.is_empty() {
+        return vec![(None, reference)];
+    }
+    let reaching = route.hostnames.iter().filter(|host| reaches(listener, &host.value));
+    reaching.map(|host| (Some(host.value.as_str()), &host.place)).collect()
+}
+
+/// Whether a client can ask for a name that both the listener and `pattern` take.
+fn reaches(listener: &Listener, pattern: &str) -> bool {
+    listener.hostname.as_ref().is_none_or(|own| overlap(&own.value, pattern))
+}
+
+fn overlap(a: &str, b: &str) -> bool {
+    let below = |name: &str, suffix: &str| {
+        name.strip_suffix(suffix).is_some_and(|front| front.ends_with('.'))
+    };
+    match (a.strip_prefix("*."), b.strip_prefix("*.")) {
+        (None, None) => a == b,
+        (Some(suffix), None) => below(b, suffix),
+        (None, Some(suffix)) => below(a, suffix),
+        (Some(x), Some(y)) => x == y || below(x, y) || below(y, x),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_overlap_where_one_name_matches_both() {
+        for (a, b, expected) in [
+            ("a.example.com", "a.example.com", true),
+            ("a.example.com", "b.example.com", false),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com", "a.b.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "xexample.com", false),
+            ("*.example.com", "*.eu.example.com", true),
+            ("*.example.com", "*.example.org", false),
+            ("*.example.com", "*.com", true),
+            ("*.example.com", "*.ple.com", false),
+        ] {
+            assert_eq!(overlap(a, b), expected, "{a} {b}");
+            assert_eq!(overlap(b, a), expected, "{b} {a}");
+        }
+    }
+}

@@ -1,0 +1,558 @@
+//! What was asked for: the TOML file. `REFERENCE.md` beside this crate describes every key.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::check::{self, Broken};
+use crate::machine::Machine;
+use crate::problem::{At, Place, Problems};
+use crate::reader::{Key, LATER, On, Reader, Section, Table, boolean, integer, string, word};
+use crate::routing::{Limits, Protocol, SocketOptions, Timeouts};
+use crate::values::{
+    duration, duration_from, endpoint, hostname, keepalive, listen_address, name, source,
+    user_timeout,
+};
+
+/// A configuration whose every value is of the right form and within its range. Whether its parts
+/// fit together is said by `compile`. Durations are in milliseconds unless said otherwise; 0 is off.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How many workers there are, and where. Not reloadable.
+    pub cores: Cores,
+    /// Where the admin API listens; `None`: nowhere. Not reloadable.
+    pub admin: Option<SocketAddr>,
+    /// How long sessions may live on after SIGTERM before they are closed.
+    pub drain_timeout: u32,
+    /// How long readiness fails before the drain begins, so that load balancers have looked.
+    pub drain_grace: u32,
+    /// How long a UDP flow stays with an endpoint that has left the table.
+    pub lame_duck: u32,
+    /// Not reloadable, but for `open`.
+    pub access_log: AccessLog,
+    /// As asked for, 0 where it is left to [`limits`]. Not reloadable.
+    pub limits: Limits,
+    pub listeners: Vec<Listener>,
+    pub routes: Vec<Route>,
+    pub backends: Vec<Backend>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// One worker on each core that the process may use.
+    Auto,
+    /// One worker on each of these, in this order.
+    List(Vec<usize>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    pub target: LogTarget,
+    pub format: LogFormat,
+    /// Log the beginning of sessions and flows too, not only their end.
+    pub open: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    Off,
+    StandardOutput,
+    File(PathBuf),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub name: At<String>,
+    pub protocol: Protocol,
+    pub address: At<SocketAddr>,
+    /// TLS only. In lower case, the first label may be `*`; `None`: every name, and none.
+    pub hostname: Option<At<String>>,
+    pub timeouts: Timeouts,
+    pub flow_timeout: u32,
+    /// UDP: replies per client datagram after which a flow ends; 0: only by `flow_timeout`.
+    pub responses: u32,
+    /// Per worker; 0: only the worker's own limit.
+    pub max_sessions: u32,
+    /// Of accepted connections.
+    pub options: SocketOptions,
+}
+
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub name: At<String>,
+    pub listeners: Vec<At<String>>,
+    /// TLS only. Empty: every name that the listener takes.
+    pub hostnames: Vec<At<String>>,
+    pub backends: Vec<WeightedBackend>,
+}
+
+#[derive(Clone, Debug)]
+pub struct WeightedBackend {
+    pub name: At<String>,
+    /// 0 to 1,000,000; the share is this among the sum of the route's.
+    pub weight: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub name: At<String>,
+    /// Empty: what would go here is refused.
+    pub endpoints: Vec<At<SocketAddr>>,
+    pub balance: Balance,
+    /// For one attempt; 0: as long as the kernel tries.
+    pub connect_timeout: u32,
+    /// 1 to 8.
+    pub connect_attempts: u8,
+    /// Local addresses to connect from, used in turn; empty: the kernel chooses.
+    pub source: Vec<At<IpAddr>>,
+    pub options: SocketOptions,
+    /// Where keys stand that mean nothing to UDP.
+    pub stream_keys: Vec<Place>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    LeastConnections,
+    Random,
+    SourceHash,
+    SourcePortHash,
+}
+
+/// Reads a configuration for the machine that this runs on. `file` is what problems call it.
+///
+/// # Errors
+/// Every fault of the text at once.
+pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+    parse_for(file, text, &Machine::this())
+}
+
+/// The same for a given machine: its cores and its congestion controls are all that `parse` asks
+/// the system for.
+pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Problems> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader::new(file, text);
+    if !errors.is_empty() {
+        // What the parser made of the rest would only lead to follow-up errors.
+        for error in errors {
+            let place = reader.place(error.span().map_or(0, |span| span.start), String::new());
+            reader.refuse(&place, format!("not TOML: {}", error.message()));
+        }
+        return Err(Problems::new(reader.problems));
+    }
+    let mut broken = Broken::default();
+    let config = config(&mut reader, root.get_ref(), machine, &mut broken);
+    if reader.problems.is_empty() {
+        return Ok(config);
+    }
+    reader.problems.extend(check::check(&config, &broken));
+    Err(Problems::new(reader.problems))
+}
+
+/// The limits asked for, with those that are left open filled in: for `workers` workers in a process
+/// that may have `nofile` files open (`RLIMIT_NOFILE`).
+///
+/// A session takes two files, a pipe two; 512 are left for listeners, the admin API and the log.
+pub fn limits(asked: Limits, workers: usize, nofile: u64) -> Limits {
+    let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
+    let nofile = u32::try_from(nofile).unwrap_or(u32::MAX);
+    let or = |asked: u32, automatic: u32| if asked == 0 { automatic } else { asked };
+    let pipes = or(asked.pipes, 64);
+    let reserved = pipes.saturating_mul(2).saturating_mul(workers).saturating_add(512);
+    let sessions = nofile.saturating_sub(reserved) / 2 / workers;
+    let buffers = or(asked.buffers.into(), 256).next_power_of_two().min(MAX_BUFFERS.into());
+    Limits {
+        sessions: or(asked.sessions, sessions.clamp(1, 65_536)),
+        flows: or(asked.flows, nofile.clamp(1, 65_536)),
+        buffers: u16::try_from(buffers).unwrap_or(MAX_BUFFERS),
+        pipes,
+    }
+}
+
+/// Of a provided-buffer ring (`io_uring_register_buf_ring(3)`).
+const MAX_BUFFERS: u16 = 32_768;
+
+const fn key(name: &'static str, on: On) -> Key {
+    Key { name, on }
+}
+
+const fn any(name: &'static str) -> Key {
+    key(name, On::Any)
+}
+
+/// Every table of the file and its keys: the whole schema.
+pub const SCHEMA: &[&Section] = &[
+    &ROOT,
+    &WORKERS,
+    &ADMIN,
+    &ACCESS_LOG,
+    &LIMITS,
+    &LISTENER,
+    &LISTENER_TLS,
+    &ROUTE,
+    &ROUTE_BACKEND,
+    &BACKEND,
+];
+
+static ROOT: Section = Section {
+    name: "",
+    keys: &[
+        any("workers"),
+        any("admin"),
+        any("drain_timeout"),
+        any("drain_grace"),
+        any("lame_duck"),
+        any("access_log"),
+        any("limits"),
+        any("listeners"),
+        any("routes"),
+        any("backends"),
+    ],
+};
+
+static WORKERS: Section = Section { name: "workers", keys: &[any("cores")] };
+
+static ADMIN: Section = Section { name: "admin", keys: &[any("address")] };
+
+static ACCESS_LOG: Section =
+    Section { name: "access_log", keys: &[any("path"), any("format"), any("open")] };
+
+static LIMITS: Section = Section {
+    name: "limits",
+    keys: &[any("sessions"), any("flows"), any("buffers"), any("pipes")],
+};
+
+static LISTENER: Section = Section {
+    name: "listeners",
+    keys: &[
+        any("name"),
+        any("protocol"),
+        any("address"),
+        key("hostname", On::Tls),
+        key("tls", On::Tls),
+        key("hello_timeout", On::Tls),
+        key("idle_timeout", On::Stream),
+        key("write_stall_timeout", On::Stream),
+        key("half_close_timeout", On::Stream),
+        key("max_lifetime", On::Stream),
+        key("flow_timeout", On::Udp),
+        key("responses", On::Udp),
+        any("max_sessions"),
+        key("nodelay", On::Stream),
+        key("keepalive", On::Stream),
+        key("user_timeout", On::Stream),
+        key("congestion", On::Stream),
+        key("accept_proxy", On::Later),
+        key("allow", On::Later),
+        key("deny", On::Later),
+    ],
+};
+
+static LISTENER_TLS: Section = Section {
+    name: "listeners.tls",
+    keys: &[
+        any("mode"),
+        key("certificates", On::Later),
+        key("client_ca", On::Later),
+        key("client_auth", On::Later),
+        key("alpn", On::Later),
+    ],
+};
+
+static ROUTE: Section = Section {
+    name: "routes",
+    keys: &[any("name"), any("listeners"), any("hostnames"), any("backends")],
+};
+
+static ROUTE_BACKEND: Section =
+    Section { name: "routes.backends", keys: &[any("name"), any("weight")] };
+
+static BACKEND: Section = Section {
+    name: "backends",
+    keys: &[
+        any("name"),
+        any("endpoints"),
+        any("balance"),
+        key("connect_timeout", On::Stream),
+        key("connect_attempts", On::Stream),
+        any("source"),
+        key("nodelay", On::Stream),
+        key("keepalive", On::Stream),
+        key("user_timeout", On::Stream),
+        key("congestion", On::Stream),
+        key("send_proxy", On::Later),
+        key("tls", On::Later),
+    ],
+};
+
+const SECOND: u32 = 1_000;
+const MINUTE: u32 = 60 * SECOND;
+const HOUR: u32 = 60 * MINUTE;
+
+fn config<'t>(
+    reader: &mut Reader<'t>,
+    root: &'t DeTable<'t>,
+    machine: &Machine,
+    broken: &mut Broken,
+) -> Config {
+    let top = reader.place(0, String::new());
+    let root = &reader.open(root, &ROOT, top);
+    Config {
+        cores: cores(reader, root, machine),
+        admin: admin(reader, root),
+        drain_timeout: or(reader.get(root, "drain_timeout", duration), 30 * SECOND),
+        drain_grace: or(reader.get(root, "drain_grace", duration), 0),
+        lame_duck: or(reader.get(root, "lame_duck", duration), 5 * SECOND),
+        access_log: access_log(reader, root),
+        limits: asked_limits(reader, root),
+        listeners: whole(reader, root, &LISTENER, &mut broken.listeners, |r, t| {
+            listener(r, t, machine)
+        }),
+        routes: whole(reader, root, &ROUTE, &mut broken.routes, route),
+        backends: whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
+            backend(r, t, machine)
+        }),
+    }
+}
+
+/// Those tables of a list in which nothing is wrong. Of the others only the names are kept, so that
+/// a reference to one of them is not called wrong as well.
+fn whole<'t, T>(
+    reader: &mut Reader<'t>,
+    root: &Table<'t>,
+    section: &'static Section,
+    broken: &mut Vec<At<String>>,
+    read: impl Fn(&mut Reader<'t>, &Table<'t>) -> Option<T>,
+) -> Vec<T> {
+    let mut items = Vec::new();
+    for At { value, place } in reader.tables(root, section.name) {
+        let before = reader.problems.len();
+        let table = reader.open(value, section, place);
+        match read(reader, &table) {
+            Some(item) if reader.problems.len() == before => items.push(item),
+            _ => broken.extend(reader.peek(&table, "name", name)),
+        }
+    }
+    items
+}
+
+fn or<T>(given: Option<At<T>>, default: T) -> T {
+    given.map_or(default, |given| given.value)
+}
+
+fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>, machine: &Machine) -> Cores {
+    let Some(workers) = reader.table(root, "workers", &WORKERS) else { return Cores::Auto };
+    let listed = reader.get(&workers, "cores", |value| match value {
+        DeValue::String(text) if text == "auto" => Ok(false),
+        DeValue::Array(list) if list.is_empty() => Err("names no core; give at least one".into()),
+        DeValue::Array(_) => Ok(true),
+        _ => Err("must be \"auto\" or a list of core ids, such as [0, 1]".to_owned()),
+    });
+    if !or(listed, false) {
+        return Cores::Auto;
+    }
+    let list = reader.list(&workers, "cores", |value| {
+        let core = usize::from(integer(0..=u16::MAX)(value)?);
+        let usable = || machine.cores.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let refused = || format!("core {core} is not usable; this process may use {}", usable());
+        machine.cores.contains(&core).then_some(core).ok_or_else(refused)
+    });
+    let mut cores = Vec::new();
+    for core in list.unwrap_or_default() {
+        if cores.contains(&core.value) {
+            reader.refuse(&core.place, format!("core {} is named twice", core.value));
+        }
+        cores.push(core.value);
+    }
+    Cores::List(cores)
+}
+
+fn admin<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Option<SocketAddr> {
+    let default = Some(SocketAddr::from(([127, 0, 0, 1], 9900)));
+    let Some(admin) = reader.table(root, "admin", &ADMIN) else { return default };
+    let address = reader.get(&admin, "address", |value| match value {
+        DeValue::String(text) if text.is_empty() => Ok(None),
+        value => listen_address(value).map(Some),
+    });
+    or(address, default)
+}
+
+fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AccessLog {
+    let mut log =
+        AccessLog { target: LogTarget::StandardOutput, format: LogFormat::Json, open: false };
+    if let Some(table) = &reader.table(root, "access_log", &ACCESS_LOG) {
+        let target = reader.get(table, "path", |value| {
+            Ok(match string(value)? {
+                "" => LogTarget::Off,
+                "-" => LogTarget::StandardOutput,
+                path => LogTarget::File(path.into()),
+            })
+        });
+        let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+        log.target = or(target, log.target);
+        log.format = or(reader.get(table, "format", word(&formats)), log.format);
+        log.open = or(reader.get(table, "open", boolean), log.open);
+    }
+    log
+}
+
+fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
+    let mut asked = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0 };
+    if let Some(table) = &reader.table(root, "limits", &LIMITS) {
+        asked.sessions = or(reader.get(table, "sessions", integer(0..=MAX_SESSIONS)), 0);
+        asked.flows = or(reader.get(table, "flows", integer(0..=MAX_SESSIONS)), 0);
+        asked.buffers = or(reader.get(table, "buffers", integer(0..=MAX_BUFFERS)), 0);
+        asked.pipes = or(reader.get(table, "pipes", integer(0..=65_536)), 0);
+    }
+    asked
+}
+
+/// Of one worker; also the most that a listener may set for itself.
+const MAX_SESSIONS: u32 = 1 << 20;
+
+fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> Option<Listener> {
+    let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("TLS", Protocol::Tls)];
+    let name = reader.need(table, "name", "every listener has a name of its own", name);
+    let protocol = reader.need(table, "protocol", "\"TCP\", \"UDP\" or \"TLS\"", word(&protocols));
+    let form = "IP:PORT, such as \"0.0.0.0:5432\" or \"[::]:5432\"";
+    let address = reader.need(table, "address", form, listen_address);
+    if let Some(protocol) = &protocol {
+        refuse_keys_of_other_protocols(reader, table, protocol.value);
+    }
+    listener_tls(reader, table);
+    let least = Duration::from_millis(100);
+    let timeouts = Timeouts {
+        hello: or(reader.get(table, "hello_timeout", duration), 5 * SECOND),
+        idle: or(reader.get(table, "idle_timeout", duration), HOUR),
+        write_stall: or(reader.get(table, "write_stall_timeout", duration), 5 * MINUTE),
+        half_close: or(reader.get(table, "half_close_timeout", duration), 5 * MINUTE),
+        lifetime: or(reader.get(table, "max_lifetime", duration), 0),
+    };
+    let hostname = reader.get(table, "hostname", hostname);
+    let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), MINUTE);
+    let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
+    let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
+    let options = options(reader, table, machine);
+    Some(Listener {
+        name: name?,
+        protocol: protocol?.value,
+        address: address?,
+        hostname,
+        timeouts,
+        flow_timeout,
+        responses,
+        max_sessions,
+        options,
+    })
+}
+
+fn refuse_keys_of_other_protocols<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    protocol: Protocol,
+) {
+    let wrong: Vec<_> = table.given(reader, |on| !on.is_for(protocol)).collect();
+    for (on, place) in wrong {
+        let whose = match on {
+            On::Tls => "TLS listeners",
+            On::Udp => "UDP listeners",
+            On::Any | On::Stream | On::Later => "TCP and TLS listeners",
+        };
+        reader.refuse(&place, format!("is for {whose} only"));
+    }
+}
+
+fn listener_tls<'t>(reader: &mut Reader<'t>, table: &Table<'t>) {
+    let Some(tls) = reader.table(table, "tls", &LISTENER_TLS) else { return };
+    reader.get(&tls, "mode", |value| match string(value)? {
+        "Passthrough" => Ok(()),
+        "Terminate" => Err(format!("\"Terminate\" is {LATER}; \"Passthrough\" is")),
+        other => Err(format!("must be \"Passthrough\", not \"{other}\"")),
+    });
+}
+
+fn options<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> SocketOptions {
+    let congestion = |value| {
+        let name = string(value)?;
+        if !name.is_empty() && !machine.congestion.iter().any(|known| known == name) {
+            let known = machine.congestion.join(", ");
+            return Err(format!("this kernel has no \"{name}\" loaded; it has {known}"));
+        }
+        padded(name).ok_or_else(|| "must be at most 15 characters".to_owned())
+    };
+    SocketOptions {
+        nodelay: or(reader.get(table, "nodelay", boolean), true),
+        keepalive: or(reader.get(table, "keepalive", keepalive), 60),
+        user_timeout: or(reader.get(table, "user_timeout", user_timeout), 0),
+        congestion: or(reader.get(table, "congestion", congestion), [0; 16]),
+    }
+}
+
+/// NUL-terminated, in the 16 bytes that the kernel takes (`TCP_CA_NAME_MAX`).
+fn padded(name: &str) -> Option<[u8; 16]> {
+    let mut padded = [0; 16];
+    padded[..15].get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+    Some(padded)
+}
+
+fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
+    let name = reader.need(table, "name", "every route has a name of its own", name);
+    reader.miss(table, "listeners", "the names of the listeners that the route is for");
+    let listeners = reader.list(table, "listeners", name_of);
+    if listeners.as_ref().is_some_and(Vec::is_empty) {
+        reader.get(table, "listeners", |_| Err::<(), _>("names no listener".to_owned()));
+    }
+    let hostnames = reader.list(table, "hostnames", hostname).unwrap_or_default();
+    reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
+    let backends = reader.tables(table, "backends");
+    let backends = backends.into_iter().filter_map(|At { value, place }| {
+        let table = &reader.open(value, &ROUTE_BACKEND, place);
+        let name = reader.need(table, "name", "the name of a backend", name_of);
+        let weight = or(reader.get(table, "weight", integer(0..=1_000_000)), 1);
+        Some(WeightedBackend { name: name?, weight })
+    });
+    let backends = backends.collect();
+    Some(Route { name: name?, listeners: listeners?, hostnames, backends })
+}
+
+/// The name of something that stands elsewhere; whether it does is looked up later.
+fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {
+    string(value).map(str::to_owned)
+}
+
+fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> Option<Backend> {
+    let balances = [
+        ("round-robin", Balance::RoundRobin),
+        ("least-connections", Balance::LeastConnections),
+        ("source-hash", Balance::SourceHash),
+        ("source-port-hash", Balance::SourcePortHash),
+        ("random", Balance::Random),
+    ];
+    let name = reader.need(table, "name", "every backend has a name of its own", name);
+    reader.miss(table, "endpoints", "such as [\"10.0.0.11:5432\"], or []");
+    let endpoints = reader.list(table, "endpoints", endpoint);
+    let balance = or(reader.get(table, "balance", word(&balances)), Balance::RoundRobin);
+    let connect_timeout = or(reader.get(table, "connect_timeout", duration), 5 * SECOND);
+    let connect_attempts = or(reader.get(table, "connect_attempts", integer(1..=8)), 3);
+    let source = reader.list(table, "source", source).unwrap_or_default();
+    let options = options(reader, table, machine);
+    let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
+    Some(Backend {
+        name: name?,
+        endpoints: endpoints?,
+        balance,
+        connect_timeout,
+        connect_attempts,
+        source,
+        options,
+        stream_keys,
+    })
+}

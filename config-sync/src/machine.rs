@@ -1,0 +1,57 @@
+//! What a configuration can ask of the machine that it runs on.
+
+/// Facts of this machine that decide whether a value can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Cores that this process may run on.
+    pub cores: Vec<usize>,
+    /// Congestion controls that the kernel has loaded.
+    pub congestion: Vec<String>,
+}
+
+impl Machine {
+    pub fn this() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let congestion =
+            std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
+        Self {
+            cores: allowed.map(core_list).unwrap_or_default(),
+            congestion: congestion
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
+        }
+    }
+}
+
+/// Reads the kernel's form of a set of cores, such as `0-3,8` (proc(5), `Cpus_allowed_list`).
+fn core_list(text: &str) -> Vec<usize> {
+    let mut cores = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.parse(), last.parse::<usize>()) {
+            cores.extend(first..=last);
+        }
+    }
+    cores
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_lists_of_cores() {
+        assert_eq!(core_list("\t0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(core_list("3"), [3]);
+        assert_eq!(core_list(""), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn this_machine_has_a_core_and_a_congestion_control() {
+        let machine = Machine::this();
+        assert!(!machine.cores.is_empty() && !machine.congestion.is_empty(), "{machine:?}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Where something stands in a configuration file, and what is wrong there.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a value stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: Arc<str>,
+    /// From 1.
+    pub line: u32,
+    /// In characters, from 1.
+    pub column: u32,
+    /// The path of keys that leads to it, such as `listeners[1].hello_timeout`; empty for the file
+    /// as a whole.
+    pub field: String,
+}
+
+/// A value and where it stands, so that whoever finds fault with it later can say where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct At<T> {
+    pub value: T,
+    pub place: Place,
+}
+
+/// One fault of a configuration: where it is, what it is and what is allowed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub file: Arc<str>,
+    /// From 1.
+    pub line: u32,
+    /// In characters, from 1.
+    pub column: u32,
+    pub field: String,
+    pub message: String,
+}
+
+/// Every fault of a configuration, in the order of the file. One per line as
+/// `FILE:LINE:COLUMN: FIELD: MESSAGE`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl Place {
+    pub fn problem(&self, message: impl Into<String>) -> Problem {
+        Problem {
+            file: Arc::clone(&self.file),
+            line: self.line,
+            column: self.column,
+            field: self.field.clone(),
+            message: message.into(),
+        }
+    }
+}
+
+impl<T> At<T> {
+    pub fn problem(&self, message: impl Into<String>) -> Problem {
+        self.place.problem(message)
+    }
+}
+
+impl Problems {
+    pub fn new(mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| (problem.line, problem.column));
+        Self(problems)
+    }
+
+    /// `Ok(value)` if nothing is wrong.
+    pub fn or<T>(self, value: T) -> Result<T, Self> {
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            let newline = if i == 0 { "" } else { "\n" };
+            write!(f, "{newline}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// `; did you mean "listeners"?`, or nothing where no candidate is near.
+pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    let near = 1 + word.chars().count() / 4;
+    candidates
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(distance, _)| *distance <= near)
+        .min_by_key(|(distance, _)| *distance)
+        .map_or_else(String::new, |(_, candidate)| format!("; did you mean \"{candidate}\"?"))
+}
+
+/// Insertions, deletions and replacements of characters that turn `a` into `b`, whatever the case.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.to_lowercase().chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_candidate_is_suggested_and_none_that_is_far() {
+        let keys = || ["hostname", "hostnames", "idle_timeout"].into_iter();
+        assert_eq!(did_you_mean("hostnam", keys()), "; did you mean \"hostname\"?");
+        assert_eq!(did_you_mean("idletimeout", keys()), "; did you mean \"idle_timeout\"?");
+        assert_eq!(did_you_mean("colour", keys()), "");
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+    }
+
+    #[test]
+    fn problems_are_shown_in_the_order_of_the_file_one_a_line() {
+        let place = |line| Place { file: "f".into(), line, column: 2, field: String::new() };
+        let problems = Problems::new(vec![place(9).problem("late"), place(1).problem("early")]);
+        assert_eq!(problems.to_string(), "f:1:2: early\nf:9:2: late");
+        assert_eq!(problems.or(()).unwrap_err().0.len(), 2);
+        assert_eq!(Problems::default().or(7), Ok(7));
+    }
+}

@@ -1,0 +1,217 @@
+//! The values that a configuration is made of: durations, addresses, names. Each reader says what
+//! is allowed when it refuses.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use crate::reader::{Read, string};
+
+/// Milliseconds, up to 1193 hours: one or more of number and unit, as in `"1h30m"` (the form of the
+/// Gateway API, GEP-2257).
+pub(crate) fn duration(value: &DeValue<'_>) -> Read<u32> {
+    let text = string(value).map_err(|message| format!("{message}; {DURATION}"))?;
+    let millis = parse_duration(text).ok_or_else(|| format!("\"{text}\" is none; {DURATION}"))?;
+    u32::try_from(millis).map_err(|_| format!("\"{text}\" is too long; at most \"1193h\""))
+}
+
+const DURATION: &str = "a duration is a number and ms, s, m or h, such as \"300ms\", \"5s\" or \
+                        \"1h30m\"; \"0s\" is off";
+
+/// A duration of at least `least`, where off would make no sense.
+pub(crate) fn duration_from(least: Duration) -> impl Fn(&DeValue<'_>) -> Read<u32> {
+    move |value| {
+        let millis = duration(value)?;
+        let refused = || format!("must be at least \"{}ms\"; it can't be off", least.as_millis());
+        (u128::from(millis) >= least.as_millis()).then_some(millis).ok_or_else(refused)
+    }
+}
+
+/// Whole seconds as the kernel counts them for keepalive (tcp(7), `TCP_KEEPIDLE`: up to 32,767).
+pub(crate) fn keepalive(value: &DeValue<'_>) -> Read<u32> {
+    let millis = duration(value)?;
+    let refused = || "must be whole seconds, \"0s\" (off) to \"32767s\"".to_owned();
+    (millis % 1000 == 0 && millis <= 32_767_000).then_some(millis / 1000).ok_or_else(refused)
+}
+
+/// Milliseconds that fit the kernel's signed number (tcp(7), `TCP_USER_TIMEOUT`).
+pub(crate) fn user_timeout(value: &DeValue<'_>) -> Read<u32> {
+    let millis = duration(value)?;
+    let refused = || "must be at most \"596h\"".to_owned();
+    i32::try_from(millis).is_ok().then_some(millis).ok_or_else(refused)
+}
+
+fn parse_duration(text: &str) -> Option<u64> {
+    let mut rest = text;
+    let mut millis = 0u64;
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, tail) =
+            tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let scale = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        let part = number.parse::<u64>().ok()?.checked_mul(scale)?;
+        millis = millis.checked_add(part)?;
+        rest = tail;
+    }
+    (!text.is_empty()).then_some(millis)
+}
+
+/// A name of a listener, route or backend: it becomes a label of metrics and a word in the log.
+pub(crate) fn name(value: &DeValue<'_>) -> Read<String> {
+    let text = string(value)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    if text.is_empty() || text.len() > 253 || !text.chars().all(plain) {
+        return Err("must be 1 to 253 of the characters a-z A-Z 0-9 - _ . / :".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A host name (RFC 1123), in lower case; the first label may be `*`.
+pub(crate) fn hostname(value: &DeValue<'_>) -> Read<String> {
+    let text = string(value)?;
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() > 253 || !name.split('.').all(label) || name.parse::<IpAddr>().is_ok() {
+        return Err(format!(
+            "\"{text}\" is no host name (RFC 1123): labels of letters, digits and inner hyphens, \
+             such as \"db.example.com\"; the first may be *, as in \"*.example.com\""
+        ));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+/// Where a listener listens, or the admin API.
+pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
+    let address = socket_address(string(value)?)?;
+    if address.port() == 0 {
+        return Err("the port must be 1 to 65535".to_owned());
+    }
+    Ok(address)
+}
+
+/// Where an endpoint is.
+pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
+    let address = listen_address(value)?;
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err(format!("{} is not the address of one machine", address.ip()));
+    }
+    Ok(address)
+}
+
+/// A local address to connect from.
+pub(crate) fn source(value: &DeValue<'_>) -> Read<IpAddr> {
+    let text = string(value)?;
+    let address = text.parse::<IpAddr>().map_err(|_| {
+        format!("\"{text}\" is no IP address; a source is one without a port, such as \"10.0.0.2\"")
+    })?;
+    if address.is_unspecified() || address.is_multicast() {
+        return Err(format!("{address} is not the address of one machine"));
+    }
+    unmapped(address).map(|()| address)
+}
+
+fn socket_address(text: &str) -> Read<SocketAddr> {
+    const FORM: &str = "must be IP:PORT, such as \"10.0.0.1:5432\" or \"[2001:db8::1]:5432\"";
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+        let hint = if text.parse::<IpAddr>().is_ok() {
+            "the port is missing"
+        } else if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
+            "names are not resolved, give the IP address"
+        } else {
+            "this is neither IPv4 nor IPv6 with a port"
+        };
+        return Err(format!("{FORM}, not \"{text}\": {hint}"));
+    };
+    unmapped(address.ip()).map(|()| address)
+}
+
+/// IPv6 sockets are IPv6 only here, so that a mapped address could reach nobody.
+fn unmapped(address: IpAddr) -> Read<()> {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(Ok(()), |v4| {
+            Err(format!("{v6} is an IPv4 address inside IPv6; write it as {v4}"))
+        }),
+        IpAddr::V4(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<T>(reader: impl Fn(&DeValue<'_>) -> Read<T>, text: &str) -> Read<T> {
+        reader(&DeValue::String(text.into()))
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [
+            ("0s", 0),
+            ("300ms", 300),
+            ("5s", 5_000),
+            ("1h30m", 5_400_000),
+            ("1193h", 4_294_800_000),
+        ] {
+            assert_eq!(read(duration, text), Ok(millis), "{text}");
+        }
+        for text in ["", "5", "s", "-1s", "1.5s", "5 s", "5S", "1d", "99999999999999999999s", "5s1"]
+        {
+            assert!(read(duration, text).unwrap_err().contains("\"300ms\""), "{text}");
+        }
+        assert!(read(duration, "1194h").unwrap_err().contains("too long"));
+        assert_eq!(read(keepalive, "1m"), Ok(60));
+        assert!(read(keepalive, "500ms").is_err() && read(keepalive, "32768s").is_err());
+        assert!(read(user_timeout, "597h").is_err());
+        assert!(read(duration_from(Duration::from_millis(100)), "99ms").is_err());
+    }
+
+    #[test]
+    fn host_names_are_stored_in_lower_case() {
+        assert_eq!(read(hostname, "DB.Example.com"), Ok("db.example.com".to_owned()));
+        assert_eq!(read(hostname, "*.Example.com"), Ok("*.example.com".to_owned()));
+        for text in [
+            "", "*", "*.", ".", "a..b", "-a.b", "a-.b", "a.*.b", "a_b.c", "ä.de", "10.0.0.1", "a.",
+            "*.*.b",
+        ] {
+            assert!(read(hostname, text).unwrap_err().contains("RFC 1123"), "{text}");
+        }
+        assert!(read(hostname, &"a".repeat(64)).is_err());
+        assert!(read(hostname, &"a.".repeat(127)).is_err());
+    }
+
+    #[test]
+    fn addresses_say_what_is_wrong_with_them() {
+        assert_eq!(read(endpoint, "[::1]:53"), Ok("[::1]:53".parse().expect("address")));
+        for (text, hint) in [
+            ("db.internal:5432", "names are not resolved"),
+            ("localhost", "names are not resolved"),
+            ("10.0.0.1", "port is missing"),
+            ("::1", "port is missing"),
+            ("10.0.0.256:80", "neither"),
+            ("10.0.0.1:0", "1 to 65535"),
+            ("10.0.0.1:70000", "neither"),
+            ("[::ffff:10.0.0.1]:80", "write it as 10.0.0.1"),
+            ("0.0.0.0:80", "not the address of one machine"),
+            ("224.0.0.1:80", "not the address of one machine"),
+        ] {
+            let message = read(endpoint, text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
+        assert!(read(listen_address, "0.0.0.0:53").is_ok());
+        assert!(read(source, "10.0.0.2:0").unwrap_err().contains("without a port"));
+        assert!(read(source, "0.0.0.0").is_err());
+    }
+}
