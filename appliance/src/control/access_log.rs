@@ -1,0 +1,465 @@
+//! The access log: one line per session or flow that was opened, closed or turned away.
+//!
+//! Lines go through a bounded queue to a thread of their own, so a terminal or pipe that nobody
+//! reads stops neither the control thread nor a worker: lines that find the queue full are dropped
+//! and counted.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+/// Lines that wait to be written, at the most.
+pub const QUEUE: usize = 65_536;
+
+pub struct AccessLog {
+    format: Format,
+    sink: Option<Sink>,
+    /// Reused from line to line.
+    line: String,
+    /// Dropped by sinks that were closed since.
+    dropped: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Json,
+    Text,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Stdout,
+    Stderr,
+    Off,
+    /// Opened for appending, and created if it is not there.
+    File(PathBuf),
+}
+
+impl Target {
+    /// From the configuration's `access_log.path`.
+    pub fn new(path: &str) -> Self {
+        match path {
+            "stdout" => Self::Stdout,
+            "stderr" => Self::Stderr,
+            "off" => Self::Off,
+            path => Self::File(path.into()),
+        }
+    }
+}
+
+impl AccessLog {
+    pub fn open(target: &Target, format: Format) -> io::Result<Self> {
+        let sink = Sink::open(target)?;
+        Ok(Self { format, sink, line: String::new(), dropped: 0 })
+    }
+
+    /// Another target or format from now on. On an error everything stays as it was.
+    pub fn replace(&mut self, target: &Target, format: Format) -> io::Result<()> {
+        let sink = std::mem::replace(&mut self.sink, Sink::open(target)?);
+        self.format = format;
+        if let Some(sink) = sink {
+            self.dropped += sink.dropped();
+            // Whether or not the old one can be flushed, nobody waits for it.
+            std::thread::spawn(move || sink.close());
+        }
+        Ok(())
+    }
+
+    /// Opens a file anew before the next line, for log rotation by rename.
+    pub fn reopen(&self) {
+        if let Some(sink) = &self.sink {
+            sink.reopen.store(true, Ordering::Release);
+        }
+    }
+
+    /// Never waits.
+    pub fn write(&mut self, line: &Line<'_>) {
+        let Some(sink) = &mut self.sink else { return };
+        self.line.clear();
+        match self.format {
+            Format::Json => line.json(&mut self.line),
+            Format::Text => line.text(&mut self.line),
+        }
+        self.line.push('\n');
+        // The queue takes it or counts it as dropped; there is no third way.
+        let _ = sink.queue.write_all(self.line.as_bytes());
+    }
+
+    /// Lines that were lost since the start.
+    pub fn dropped(&self) -> u64 {
+        self.dropped + self.sink.as_ref().map_or(0, Sink::dropped)
+    }
+
+    /// Writes what waits, for a second at the most.
+    pub fn close(self) {
+        if let Some(sink) = self.sink {
+            sink.close();
+        }
+    }
+}
+
+struct Sink {
+    queue: NonBlocking,
+    full: ErrorCounter,
+    guard: WorkerGuard,
+    reopen: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
+}
+
+impl Sink {
+    fn open(target: &Target) -> io::Result<Option<Self>> {
+        let (file, path) = match target {
+            Target::Off => return Ok(None),
+            // Not through `io::stdout`: its lock would be held while the terminal is blocked.
+            Target::Stdout => (File::from(io::stdout().as_fd().try_clone_to_owned()?), None),
+            Target::Stderr => (File::from(io::stderr().as_fd().try_clone_to_owned()?), None),
+            Target::File(path) => (append(path)?, Some(path.clone())),
+        };
+        let (reopen, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let writer = Writer {
+            file: BufWriter::new(file),
+            path,
+            reopen: reopen.clone(),
+            failed: failed.clone(),
+        };
+        let (queue, guard) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(QUEUE)
+            .thread_name("ringway-log")
+            .finish(writer);
+        Ok(Some(Self { full: queue.error_counter(), queue, guard, reopen, failed }))
+    }
+
+    fn dropped(&self) -> u64 {
+        self.full.dropped_lines() as u64 + self.failed.load(Ordering::Relaxed)
+    }
+
+    fn close(self) {
+        flush(self.guard);
+    }
+}
+
+/// Drops the guard of a log queue, which writes what waits, and gives up after a second. On a thread
+/// of its own, because a guard whose queue stays full prints to stdout, which may be what is blocked.
+pub fn flush(guard: WorkerGuard) {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(guard);
+        // Nobody listens any more if it took too long.
+        let _ = done.send(());
+    });
+    let _ = wait.recv_timeout(Duration::from_millis(1_200));
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+/// What the log's own thread writes to.
+struct Writer {
+    file: BufWriter<File>,
+    /// `None` where there is nothing to open anew.
+    path: Option<PathBuf>,
+    reopen: Arc<AtomicBool>,
+    failed: Arc<AtomicU64>,
+}
+
+impl Writer {
+    fn reopen(&mut self, path: &Path) {
+        match append(path) {
+            Ok(file) => {
+                if let Err(error) = self.file.flush() {
+                    tracing::error!("access log {}: {error}", path.display());
+                }
+                self.file = BufWriter::new(file);
+            }
+            Err(error) => {
+                tracing::error!("access log {}: {error}; the old file stays", path.display());
+            }
+        }
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.reopen.swap(false, Ordering::AcqRel)
+            && let Some(path) = self.path.clone()
+        {
+            self.reopen(&path);
+        }
+        if self.file.write_all(line).is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// One line. Absent fields are left out of JSON objects.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    #[serde(rename = "ts", serialize_with = "as_text")]
+    pub time: Timestamp,
+    pub event: &'static str,
+    /// TCP, UDP or TLS.
+    pub protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listener: Option<&'a str>,
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub duration_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    pub worker: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub suppressed: u32,
+}
+
+impl Line<'_> {
+    fn json(&self, out: &mut String) {
+        // Strings and numbers always serialize.
+        if let Ok(json) = serde_json::to_string(self) {
+            out.push_str(&json);
+        }
+    }
+
+    /// Time, event and protocol, then `key=value` as far as there is a value. Names are quoted: a
+    /// server name is the client's own choice.
+    fn text(&self, out: &mut String) {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{} {} {}", self.time, self.event, self.protocol);
+        let mut name = |key: &str, value: Option<&str>| {
+            if let Some(value) = value {
+                let _ = write!(out, " {key}={value:?}");
+            }
+        };
+        name("listener", self.listener);
+        name("server_name", self.server_name);
+        name("route", self.route);
+        name("backend", self.backend);
+        let _ = write!(out, " client={} local={}", self.client, self.local);
+        if let Some(endpoint) = self.endpoint {
+            let _ = write!(out, " endpoint={endpoint}");
+        }
+        let _ = write!(out, " bytes_up={} bytes_down={}", self.bytes_up, self.bytes_down);
+        let _ = write!(out, " duration_ms={}", self.duration_ms);
+        if let Some(connect) = self.connect_ms {
+            let _ = write!(out, " connect_ms={connect}");
+        }
+        if let Some(reason) = self.reason {
+            let _ = write!(out, " reason={reason}");
+        }
+        let _ = write!(out, " worker={}", self.worker);
+        if self.suppressed > 0 {
+            let _ = write!(out, " suppressed={}", self.suppressed);
+        }
+    }
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+/// Turns the workers' clock into time of day. Taken once, so that lines keep their order whatever is
+/// done to the system's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock {
+    /// Microseconds of Unix time at which the workers' clock stood at 0.
+    start: u64,
+}
+
+impl WallClock {
+    /// `micros` is what the workers' clock shows at `now`.
+    pub fn new(now: SystemTime, micros: u64) -> Self {
+        let unix = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        Self { start: u64::try_from(unix).unwrap_or(0).saturating_sub(micros) }
+    }
+
+    pub fn at(self, micros: u64) -> Timestamp {
+        Timestamp(self.start.saturating_add(micros))
+    }
+}
+
+/// Microseconds of Unix time; shown in UTC as in RFC 3339, with six digits of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timestamp(u64);
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (seconds, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);
+        let (days, second) = (seconds / 86_400, seconds % 86_400);
+        let (year, month, day) = date(days);
+        write!(f, "{year:04}-{month:02}-{day:02}T{:02}:", second / 3_600)?;
+        write!(f, "{:02}:{:02}.{micros:06}Z", second / 60 % 60, second % 60)
+    }
+}
+
+/// Year, month and day of a number of days after 1970-01-01, in the Gregorian calendar.
+fn date(days: u64) -> (u64, u64, u64) {
+    const CYCLE: u64 = 146_097; // days in 400 years
+    const TO_1970: u64 = 719_468; // days from 0000-03-01
+    // Years that begin in March have their leap day last, so months have a regular pattern.
+    let days = days + TO_1970;
+    let in_cycle = days % CYCLE;
+    let leap_days = in_cycle / 1_460 + in_cycle / (CYCLE - 1) - in_cycle / 36_524;
+    let year = (in_cycle - leap_days) / 365;
+    let in_year = in_cycle - (365 * year + year / 4 - year / 100);
+    let month = (5 * in_year + 2) / 153;
+    let day = in_year - (153 * month + 2) / 5 + 1;
+    let after_new_year = u64::from(month >= 10);
+    (days / CYCLE * 400 + year + after_new_year, month + 3 - 12 * after_new_year, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_rfc_3339() {
+        let shown = |seconds: u64, micros: u64| Timestamp(seconds * 1_000_000 + micros).to_string();
+        assert_eq!(shown(0, 0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(shown(951_782_400, 1), "2000-02-29T00:00:00.000001Z");
+        assert_eq!(shown(1_709_251_199, 999_999), "2024-02-29T23:59:59.999999Z");
+        assert_eq!(shown(1_735_689_599, 0), "2024-12-31T23:59:59.000000Z");
+        assert_eq!(shown(1_735_689_600, 0), "2025-01-01T00:00:00.000000Z");
+        assert_eq!(shown(4_107_542_400, 0), "2100-03-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn wall_clock_follows_the_workers_clock() {
+        let clock = WallClock::new(UNIX_EPOCH + Duration::from_secs(100), 40_000_000);
+        assert_eq!(clock.at(40_000_000), Timestamp(100_000_000));
+        assert_eq!(clock.at(41_500_000), Timestamp(101_500_000));
+    }
+
+    #[test]
+    fn json_line_has_the_agreed_keys() {
+        let mut json = String::new();
+        closed().json(&mut json);
+        let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "ts": "1970-01-01T00:00:01.000000Z", "event": "close", "protocol": "TLS",
+                "listener": "tls", "client": "192.0.2.1:1000", "local": "[::1]:443",
+                "server_name": "a\"b", "route": "web", "backend": "pool",
+                "endpoint": "192.0.2.9:80", "bytes_up": 10, "bytes_down": 20,
+                "duration_ms": 1.5, "connect_ms": 0.25, "reason": "client_fin", "worker": 1,
+            })
+        );
+        assert!(!json.contains('\n'));
+    }
+
+    #[test]
+    fn absent_fields_are_left_out() {
+        let line = Line { endpoint: None, connect_ms: None, suppressed: 7, ..closed() };
+        let (mut json, mut text) = (String::new(), String::new());
+        line.json(&mut json);
+        line.text(&mut text);
+        assert!(!json.contains("endpoint") && !json.contains("connect_ms"), "{json}");
+        assert!(json.contains("\"suppressed\":7"), "{json}");
+        assert_eq!(
+            text,
+            "1970-01-01T00:00:01.000000Z close TLS listener=\"tls\" server_name=\"a\\\"b\" \
+             route=\"web\" backend=\"pool\" client=192.0.2.1:1000 local=[::1]:443 bytes_up=10 \
+             bytes_down=20 duration_ms=1.5 reason=client_fin worker=1 suppressed=7"
+        );
+    }
+
+    #[test]
+    fn file_is_appended_to_and_reopened() {
+        let directory = std::env::temp_dir().join(format!("ringway-log-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let (path, rotated) = (directory.join("log"), directory.join("log.1"));
+        std::fs::write(&path, "before\n").expect("a file");
+        let target = Target::File(path.clone());
+
+        let mut log = AccessLog::open(&target, Format::Text).expect("the file opens");
+        log.write(&closed());
+        // A replaced log is flushed by nobody in particular; a closed one before this returns.
+        log.close();
+        std::fs::rename(&path, &rotated).expect("a rename");
+        let mut log = AccessLog::open(&target, Format::Json).expect("the file opens");
+        std::fs::remove_file(&path).expect("it was created");
+        log.reopen();
+        log.write(&closed());
+        assert_eq!(log.dropped(), 0);
+        log.close();
+
+        let read = |path| std::fs::read_to_string(path).expect("a log");
+        let (old, new) = (read(&rotated), read(&path));
+        std::fs::remove_dir_all(&directory).expect("own directory");
+        assert_eq!(old.lines().count(), 2, "{old}");
+        assert!(old.starts_with("before\n"), "{old}");
+        assert_eq!(new.lines().count(), 1, "{new}");
+        assert!(new.starts_with("{\"ts\":"), "{new}");
+    }
+
+    #[test]
+    fn blocked_reader_costs_lines_and_no_time() {
+        let path = std::env::temp_dir().join(format!("ringway-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        // Open for both, or opening waits for a reader. Nothing is ever read.
+        let held = OpenOptions::new().read(true).write(true).open(&path).expect("it opens");
+        let target = Target::File(path.clone());
+        let mut log = AccessLog::open(&target, Format::Json).expect("it opens");
+        std::fs::remove_file(&path).expect("own file");
+        for _ in 0..2 * QUEUE {
+            log.write(&closed());
+        }
+        assert!(log.dropped() > 0);
+        log.close();
+        drop(held);
+    }
+
+    fn closed() -> Line<'static> {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        Line {
+            time: Timestamp(1_000_000),
+            event: "close",
+            protocol: "TLS",
+            listener: Some("tls"),
+            client: address("192.0.2.1:1000"),
+            local: address("[::1]:443"),
+            server_name: Some("a\"b"),
+            route: Some("web"),
+            backend: Some("pool"),
+            endpoint: Some(address("192.0.2.9:80")),
+            bytes_up: 10,
+            bytes_down: 20,
+            duration_ms: 1.5,
+            connect_ms: Some(0.25),
+            reason: Some("client_fin"),
+            worker: 1,
+            suppressed: 0,
+        }
+    }
+}

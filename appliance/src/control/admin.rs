@@ -1,0 +1,153 @@
+//! The admin API: /metrics, /healthz, /readyz, /config and /features.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use config_sync::routing::Limits;
+
+use super::metrics::{Scrape, Series};
+use crate::proxy::counters::Counters;
+
+/// What the control thread tells the API. Both run on one thread; the locks are for the compiler,
+/// and nobody ever waits for one.
+#[derive(Default)]
+pub struct Board {
+    pub workers: Vec<Arc<Counters>>,
+    pub limits: Option<Limits>,
+    /// As `ringway features` prints them.
+    pub features: String,
+    pub ready: AtomicBool,
+    pub lines_dropped: AtomicU64,
+    config: Mutex<InForce>,
+}
+
+/// What follows the configuration.
+#[derive(Default)]
+pub struct InForce {
+    /// The text of the file.
+    pub text: String,
+    pub series: Series,
+    pub reloads_ok: u64,
+    pub reloads_failed: u64,
+}
+
+impl Board {
+    pub fn config(&self) -> MutexGuard<'_, InForce> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn metrics(&self) -> String {
+        let config = self.config();
+        let none = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0 };
+        let scrape = Scrape {
+            workers: &self.workers,
+            limits: self.limits.unwrap_or(none),
+            ready: self.ready.load(Ordering::Relaxed),
+            reloads_ok: config.reloads_ok,
+            reloads_failed: config.reloads_failed,
+            lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
+            source_ports: source_ports(),
+        };
+        scrape.render(&config.series)
+    }
+}
+
+/// Serves until it is dropped.
+pub async fn serve(listener: tokio::net::TcpListener, board: Arc<Board>) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/config", get(config))
+        .route("/features", get(features))
+        .with_state(board);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!("admin API: {error}");
+    }
+}
+
+async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], board.metrics())
+}
+
+async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
+    if board.ready.load(Ordering::Relaxed) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+async fn config(State(board): State<Arc<Board>>) -> String {
+    board.config().text.clone()
+}
+
+async fn features(State(board): State<Arc<Board>>) -> String {
+    board.features.clone()
+}
+
+/// How many there are in `net.ipv4.ip_local_port_range`; 0 if that can't be read.
+fn source_ports() -> u64 {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(|range| size(&range))
+        .unwrap_or(0)
+}
+
+fn size(range: &str) -> Option<u64> {
+    let mut bounds = range.split_whitespace().map(str::parse::<u64>);
+    let (first, last) = (bounds.next()?.ok()?, bounds.next()?.ok()?);
+    Some((last + 1).saturating_sub(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn port_range_counts_both_ends() {
+        assert_eq!(size("32768\t60999\n"), Some(28_232));
+        assert_eq!(size("x 1"), None);
+    }
+
+    #[tokio::test]
+    async fn answers_what_the_board_says() {
+        let board = Arc::new(Board {
+            workers: vec![Arc::new(Counters::new())],
+            features: "list\n".into(),
+            ..Board::default()
+        });
+        board.config().text = "lame_duck = \"1s\"\n".into();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let server = tokio::spawn(serve(listener, board.clone()));
+        let ask = async |path: &str| {
+            let mut stream = TcpStream::connect(address).await.expect("a server");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("it reads");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        };
+        assert!(ask("/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask("/readyz").await.starts_with("HTTP/1.1 503"));
+        board.ready.store(true, Ordering::Relaxed);
+        assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask("/config").await.ends_with("lame_duck = \"1s\"\n"));
+        assert!(ask("/features").await.ends_with("list\n"));
+        let metrics = ask("/metrics").await;
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("ringway_ready 1"), "{metrics}");
+        assert!(ask("/nothing").await.starts_with("HTTP/1.1 404"));
+        server.abort();
+    }
+}

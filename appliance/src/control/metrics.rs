@@ -1,0 +1,723 @@
+//! The page at /metrics: every worker's counters, read and summed when somebody asks.
+//!
+//! Each scrape builds its page from nothing, so a listener that is gone leaves no series behind and
+//! there is no state to keep in step. Histograms are written by hand: their buckets are kept per
+//! core, and the exporter's own histogram takes only single samples.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use config_sync::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
+use metrics::{Key, Label, Level, Metadata, Recorder as _};
+use metrics_exporter_prometheus::formatting::sanitize_label_value;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+
+use crate::proxy::counters::{BUCKETS, Counter, Counters, EndpointCounters, Histogram};
+use crate::proxy::record::{CloseReason, DropReason};
+
+/// All that a page is made of besides [`Series`].
+pub struct Scrape<'a> {
+    pub workers: &'a [Arc<Counters>],
+    /// Of one worker.
+    pub limits: Limits,
+    pub ready: bool,
+    pub reloads_ok: u64,
+    pub reloads_failed: u64,
+    /// Access-log lines that found the writer's queue full or could not be written.
+    pub lines_dropped: u64,
+    /// Local ports that the kernel gives to connections that name none
+    /// (`net.ipv4.ip_local_port_range`).
+    pub source_ports: u64,
+}
+
+impl Scrape<'_> {
+    /// The page, in the Prometheus text exposition format 0.0.4.
+    pub fn render(&self, series: &Series) -> String {
+        let page = Page::new();
+        self.process(&page);
+        self.per_worker(&page);
+        for (id, listener) in &series.listeners {
+            self.listener(&page, *id, listener);
+        }
+        self.unmatched(&page);
+        for (id, endpoint) in &series.endpoints {
+            self.endpoint(&page, *id, endpoint);
+        }
+        let mut text = page.recorder.handle().render();
+        self.histograms(series, &mut text);
+        text
+    }
+
+    fn process(&self, page: &Page) {
+        page.gauge("ringway_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        page.gauge("ringway_ready", &[], u64::from(self.ready));
+        page.gauge("ringway_workers", &[], self.workers.len() as u64);
+        page.gauge("ringway_source_ports", &[], self.source_ports);
+        page.counter("ringway_reloads_total", &[], self.reloads_ok);
+        page.counter("ringway_reload_failures_total", &[], self.reloads_failed);
+        let dropped = "ringway_log_lines_dropped_total";
+        page.counter(dropped, &[("reason", "writer_slow")], self.lines_dropped);
+        let records = self.sum(|worker| &worker.records_dropped);
+        page.counter(dropped, &[("reason", "channel_full")], records);
+        let total = |name, pick: fn(&Counters) -> &Counter| page.counter(name, &[], self.sum(pick));
+        total("ringway_connections_accepted_total", |worker| &worker.accepted);
+        total("ringway_accept_pauses_total", |worker| &worker.accept_pauses);
+        total("ringway_rearms_total", |worker| &worker.rearms);
+        total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
+        total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
+        total("ringway_cq_overflows_total", |worker| &worker.cq_overflows);
+    }
+
+    fn per_worker(&self, page: &Page) {
+        for (index, worker) in self.workers.iter().enumerate() {
+            let index = index.to_string();
+            let labels: &[_] = &[("worker", index.as_str())];
+            page.counter("ringway_worker_turns_total", labels, worker.turns.get());
+            for (name, value) in [
+                ("ringway_table_generation", worker.generation.get()),
+                ("ringway_session_slots_used", worker.sessions.get()),
+                ("ringway_session_slots", u64::from(self.limits.sessions)),
+                ("ringway_flow_slots_used", worker.flows.get()),
+                ("ringway_flow_slots", u64::from(self.limits.flows)),
+                ("ringway_upstream_sockets_open", worker.upstreams.get()),
+                ("ringway_upstream_sockets_resting", worker.upstreams_resting.get()),
+                ("ringway_receive_buffers_free", worker.buffers_free.get()),
+                ("ringway_receive_buffers", u64::from(self.limits.buffers)),
+                ("ringway_pipes_used", worker.pipes_used.get()),
+                ("ringway_pipes", u64::from(self.limits.pipes)),
+            ] {
+                page.gauge(name, labels, value);
+            }
+        }
+    }
+
+    fn listener(&self, page: &Page, id: ListenerId, listener: &ListenerSeries) {
+        // Ends are read before openings, so what is active can't be seen below nothing.
+        let by_reason = |pick: fn(&Counters, ListenerId, usize) -> u64| -> Vec<u64> {
+            let sum = |reason| self.workers.iter().map(|worker| pick(worker, id, reason)).sum();
+            (0..CloseReason::COUNT).map(sum).collect()
+        };
+        let closed = by_reason(|worker, id, reason| worker.listener(id).closed[reason].get());
+        let refused = by_reason(|worker, id, reason| worker.listener(id).refused[reason].get());
+        let sum = |pick: fn(&Counters, ListenerId) -> u64| -> u64 {
+            self.workers.iter().map(|worker| pick(worker, id)).sum()
+        };
+        let opened = sum(|worker, id| worker.listener(id).opened.get());
+        let ended: u64 = closed.iter().chain(&refused).sum();
+        let active = opened.saturating_sub(ended);
+        if !listener.in_force && active == 0 {
+            return;
+        }
+
+        let name = ("listener", &*listener.name);
+        let words = listener.words();
+        page.counter(words.opened, &[name], opened);
+        page.gauge(words.active, &[name], active);
+        for (reason, word) in CloseReason::ALL.iter().map(|reason| (*reason, reason.word())) {
+            let labels = &[name, ("reason", word)];
+            if closed[reason as usize] > 0 || listener.always(reason) {
+                page.counter(words.closed, labels, closed[reason as usize]);
+            }
+            if refused[reason as usize] > 0 {
+                page.counter(words.refused, labels, refused[reason as usize]);
+            }
+        }
+        let sided = |metric, side, value| page.counter(metric, &[name, ("side", side)], value);
+        let relayed = "ringway_relayed_bytes_total";
+        sided(relayed, "client", sum(|worker, id| worker.listener(id).bytes_up.get()));
+        sided(relayed, "endpoint", sum(|worker, id| worker.listener(id).bytes_down.get()));
+        if listener.protocol != Protocol::Udp {
+            let resets =
+                |reason: CloseReason| closed[reason as usize] + refused[reason as usize];
+            let metric = "ringway_tcp_resets_total";
+            sided(metric, "client", resets(CloseReason::ClientReset));
+            sided(metric, "endpoint", resets(CloseReason::EndpointReset));
+            return;
+        }
+        let (received, sent) = ("ringway_datagrams_received_total", "ringway_datagrams_sent_total");
+        sided(received, "client", sum(|worker, id| worker.listener(id).from_clients.get()));
+        sided(received, "endpoint", sum(|worker, id| worker.listener(id).from_endpoints.get()));
+        sided(sent, "client", sum(|worker, id| worker.listener(id).to_clients.get()));
+        sided(sent, "endpoint", sum(|worker, id| worker.listener(id).to_endpoints.get()));
+        for reason in DropReason::ALL {
+            let dropped = |worker: &Arc<Counters>| {
+                worker.listener(id).dropped[*reason as usize].get()
+            };
+            let dropped = self.workers.iter().map(dropped).sum();
+            if dropped > 0 {
+                let labels = &[name, ("reason", reason.word())];
+                page.counter("ringway_datagrams_dropped_total", labels, dropped);
+            }
+        }
+    }
+
+    /// Refused before a listener was known, which is why these series have no such label.
+    fn unmatched(&self, page: &Page) {
+        for reason in CloseReason::ALL {
+            let refused = self.sum(|worker| &worker.unmatched[*reason as usize]);
+            if refused > 0 || *reason == CloseReason::UnknownServerName {
+                let labels = &[("reason", reason.word())];
+                page.counter("ringway_sessions_refused_total", labels, refused);
+            }
+        }
+    }
+
+    fn endpoint(&self, page: &Page, id: EndpointId, endpoint: &EndpointSeries) {
+        let closed = self.sum(|worker| &worker.endpoint(id).closed);
+        let opened = self.sum(|worker| &worker.endpoint(id).opened);
+        let active = opened.saturating_sub(closed);
+        if !endpoint.in_force && active == 0 {
+            return;
+        }
+        let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
+        let total = |name, pick: fn(&EndpointCounters) -> &Counter| {
+            page.counter(name, &labels, self.sum(|worker| pick(worker.endpoint(id))));
+        };
+        page.counter("ringway_endpoint_sessions_opened_total", &labels, opened);
+        page.gauge("ringway_endpoint_sessions_active", &labels, active);
+        total("ringway_endpoint_connect_failures_total", |endpoint| &endpoint.connect_failures);
+        total("ringway_endpoint_refusals_total", |endpoint| &endpoint.refusals);
+        total("ringway_endpoint_resets_total", |endpoint| &endpoint.resets);
+        let [backend, address] = labels;
+        for (side, bytes) in [
+            ("client", self.sum(|worker| &worker.endpoint(id).bytes_up)),
+            ("endpoint", self.sum(|worker| &worker.endpoint(id).bytes_down)),
+        ] {
+            let labels = [backend, address, ("side", side)];
+            page.counter("ringway_endpoint_relayed_bytes_total", &labels, bytes);
+        }
+    }
+
+    fn histograms(&self, series: &Series, text: &mut String) {
+        for (name, udp) in
+            [("ringway_session_duration_seconds", false), ("ringway_flow_duration_seconds", true)]
+        {
+            let mut family = Family::new(name, text);
+            for (id, listener) in &series.listeners {
+                if listener.in_force && (listener.protocol == Protocol::Udp) == udp {
+                    let merged = self.merge(|worker| &worker.listener(*id).duration);
+                    family.add(&[("listener", &listener.name)], &merged);
+                }
+            }
+        }
+        let mut family = Family::new("ringway_endpoint_connect_duration_seconds", text);
+        for (id, endpoint) in &series.endpoints {
+            let merged = self.merge(|worker| &worker.endpoint(*id).connect);
+            // With thousands of endpoints, empty histograms would be most of the page.
+            if endpoint.in_force && merged.count() > 0 {
+                let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
+                family.add(&labels, &merged);
+            }
+        }
+    }
+
+    fn sum<'a>(&'a self, pick: impl Fn(&'a Counters) -> &'a Counter) -> u64 {
+        self.workers.iter().map(|worker| pick(worker).get()).sum()
+    }
+
+    fn merge<'a>(&'a self, pick: impl Fn(&'a Counters) -> &'a Histogram) -> Merged {
+        let mut merged = Merged::default();
+        for worker in self.workers {
+            let histogram = pick(worker);
+            merged.sum += histogram.sum.get();
+            for (total, bucket) in merged.buckets.iter_mut().zip(&histogram.buckets) {
+                *total += bucket.get();
+            }
+        }
+        merged
+    }
+}
+
+/// What the ids in the counters are called. Nothing is forgotten, since ids are bounded and a
+/// listener that left the table may still have sessions; only what is in force or active is shown.
+#[derive(Default)]
+pub struct Series {
+    listeners: BTreeMap<ListenerId, ListenerSeries>,
+    endpoints: BTreeMap<EndpointId, EndpointSeries>,
+}
+
+struct ListenerSeries {
+    name: Arc<str>,
+    protocol: Protocol,
+    in_force: bool,
+}
+
+struct EndpointSeries {
+    backend: Arc<str>,
+    address: String,
+    in_force: bool,
+}
+
+impl Series {
+    /// Makes `table` the one in force.
+    pub fn learn(&mut self, table: &RoutingTable) {
+        self.listeners.values_mut().for_each(|listener| listener.in_force = false);
+        self.endpoints.values_mut().for_each(|endpoint| endpoint.in_force = false);
+        for listener in &table.listeners {
+            let (name, protocol) = (listener.name.clone(), listener.protocol);
+            self.listeners.insert(listener.id, ListenerSeries { name, protocol, in_force: true });
+        }
+        for backend in &table.backends {
+            for endpoint in &backend.endpoints {
+                let (backend, address) = (backend.name.clone(), endpoint.address.to_string());
+                let series = EndpointSeries { backend, address, in_force: true };
+                self.endpoints.insert(endpoint.id, series);
+            }
+        }
+    }
+
+    pub fn protocol(&self, id: ListenerId) -> Option<Protocol> {
+        self.listeners.get(&id).map(|listener| listener.protocol)
+    }
+}
+
+/// One event's metric names, which differ between sessions and flows.
+struct Words {
+    opened: &'static str,
+    active: &'static str,
+    closed: &'static str,
+    refused: &'static str,
+}
+
+impl ListenerSeries {
+    fn words(&self) -> Words {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Tls => Words {
+                opened: "ringway_sessions_opened_total",
+                active: "ringway_sessions_active",
+                closed: "ringway_sessions_closed_total",
+                refused: "ringway_sessions_refused_total",
+            },
+            Protocol::Udp => Words {
+                opened: "ringway_flows_created_total",
+                active: "ringway_flows_active",
+                closed: "ringway_flows_closed_total",
+                refused: "ringway_flows_refused_total",
+            },
+        }
+    }
+
+    /// The usual end is shown from the start, because a rate needs a first sample of 0.
+    fn always(&self, reason: CloseReason) -> bool {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Tls => reason == CloseReason::ClientFin,
+            Protocol::Udp => reason == CloseReason::FlowTimeout,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Type {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// Every metric that there is, and what it means.
+const METRICS: &[(&str, Type, &str)] = &[
+    ("ringway_build_info", Type::Gauge, "Always 1; the version is in the label."),
+    ("ringway_ready", Type::Gauge, "1 while /readyz says yes."),
+    ("ringway_workers", Type::Gauge, "Worker threads, one per core."),
+    (
+        "ringway_source_ports",
+        Type::Gauge,
+        "Size of net.ipv4.ip_local_port_range. Upstream UDP sockets take one port each per local \
+         address: compare with ringway_upstream_sockets_open, summed.",
+    ),
+    ("ringway_reloads_total", Type::Counter, "Configurations that were put in force."),
+    (
+        "ringway_reload_failures_total",
+        Type::Counter,
+        "Configurations that were refused; the one before stayed in force.",
+    ),
+    (
+        "ringway_log_lines_dropped_total",
+        Type::Counter,
+        "Access-log lines lost because the control thread (channel_full) or what the log is \
+         written to (writer_slow) was too slow.",
+    ),
+    (
+        "ringway_connections_accepted_total",
+        Type::Counter,
+        "TCP connections accepted, whatever became of them.",
+    ),
+    (
+        "ringway_accept_pauses_total",
+        Type::Counter,
+        "Times that accepting paused because files or memory ran out.",
+    ),
+    (
+        "ringway_rearms_total",
+        Type::Counter,
+        "Multishot operations that the kernel ended and that were started again.",
+    ),
+    (
+        "ringway_buffer_shortages_total",
+        Type::Counter,
+        "Times that a receive ended because no buffer was free.",
+    ),
+    (
+        "ringway_pipe_shortages_total",
+        Type::Counter,
+        "Times that bulk traffic was copied because all pipes were in use.",
+    ),
+    (
+        "ringway_cq_overflows_total",
+        Type::Counter,
+        "Completions that did not fit the completion queue (none is lost; it costs time).",
+    ),
+    ("ringway_worker_turns_total", Type::Counter, "Turns of the worker's loop."),
+    ("ringway_table_generation", Type::Gauge, "Generation of the routing table in force."),
+    ("ringway_session_slots_used", Type::Gauge, "TCP sessions alive on the worker."),
+    ("ringway_session_slots", Type::Gauge, "TCP sessions that the worker has room for."),
+    ("ringway_flow_slots_used", Type::Gauge, "UDP flows alive on the worker."),
+    ("ringway_flow_slots", Type::Gauge, "UDP flows that the worker has room for."),
+    ("ringway_upstream_sockets_open", Type::Gauge, "UDP sockets towards endpoints."),
+    (
+        "ringway_upstream_sockets_resting",
+        Type::Gauge,
+        "Of these, the ones that serve no flow now and wait for their next.",
+    ),
+    ("ringway_receive_buffers_free", Type::Gauge, "Receive buffers that the kernel can fill."),
+    ("ringway_receive_buffers", Type::Gauge, "Receive buffers of the worker."),
+    ("ringway_pipes_used", Type::Gauge, "Pipes that carry bulk traffic now."),
+    ("ringway_pipes", Type::Gauge, "Pipes that the worker may use."),
+    ("ringway_sessions_opened_total", Type::Counter, "TCP sessions given to the listener."),
+    ("ringway_sessions_active", Type::Gauge, "TCP sessions alive."),
+    (
+        "ringway_sessions_closed_total",
+        Type::Counter,
+        "TCP sessions that ended after they had an endpoint, by reason.",
+    ),
+    (
+        "ringway_sessions_refused_total",
+        Type::Counter,
+        "TCP sessions that ended before they had an endpoint, by reason; without a listener where \
+         none was found.",
+    ),
+    ("ringway_flows_created_total", Type::Counter, "UDP flows begun."),
+    ("ringway_flows_active", Type::Gauge, "UDP flows alive."),
+    (
+        "ringway_flows_closed_total",
+        Type::Counter,
+        "UDP flows that ended, by reason; those that expired are flow_timeout.",
+    ),
+    ("ringway_flows_refused_total", Type::Counter, "UDP flows that got no endpoint, by reason."),
+    (
+        "ringway_relayed_bytes_total",
+        Type::Counter,
+        "Payload bytes delivered, by the side that they came from.",
+    ),
+    ("ringway_tcp_resets_total", Type::Counter, "Sessions ended by a reset, by who sent it."),
+    ("ringway_datagrams_received_total", Type::Counter, "Datagrams, by the side they came from."),
+    ("ringway_datagrams_sent_total", Type::Counter, "Datagrams, by the side they went to."),
+    ("ringway_datagrams_dropped_total", Type::Counter, "Datagrams not forwarded, by reason."),
+    (
+        "ringway_endpoint_sessions_opened_total",
+        Type::Counter,
+        "Sessions connected, or flows given, to the endpoint.",
+    ),
+    ("ringway_endpoint_sessions_active", Type::Gauge, "Sessions and flows of the endpoint."),
+    (
+        "ringway_endpoint_connect_failures_total",
+        Type::Counter,
+        "Connection attempts that failed or took too long.",
+    ),
+    (
+        "ringway_endpoint_refusals_total",
+        Type::Counter,
+        "Datagrams that the endpoint's host refused (ICMP port unreachable).",
+    ),
+    ("ringway_endpoint_resets_total", Type::Counter, "Connections that the endpoint reset."),
+    (
+        "ringway_endpoint_relayed_bytes_total",
+        Type::Counter,
+        "Payload bytes delivered, by the side that they came from.",
+    ),
+    ("ringway_session_duration_seconds", Type::Histogram, "How long TCP sessions lived."),
+    ("ringway_flow_duration_seconds", Type::Histogram, "How long UDP flows lived."),
+    (
+        "ringway_endpoint_connect_duration_seconds",
+        Type::Histogram,
+        "How long successful connection attempts took.",
+    ),
+];
+
+/// Counters and gauges of one scrape.
+struct Page {
+    recorder: PrometheusRecorder,
+}
+
+const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
+
+impl Page {
+    fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        for (name, kind, help) in METRICS {
+            let (name, help) = ((*name).into(), (*help).into());
+            match kind {
+                Type::Counter => recorder.describe_counter(name, None, help),
+                Type::Gauge => recorder.describe_gauge(name, None, help),
+                Type::Histogram => {}
+            }
+        }
+        Self { recorder }
+    }
+
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+        self.recorder.register_counter(&key(name, labels), &METADATA).absolute(value);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floats; ours stay far below 2^53")]
+    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+        self.recorder.register_gauge(&key(name, labels), &METADATA).set(value as f64);
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let label = |(key, value): &(&'static str, &str)| Label::new(*key, (*value).to_owned());
+    Key::from_parts(name, labels.iter().map(label).collect::<Vec<_>>())
+}
+
+/// A histogram summed over workers.
+#[derive(Default)]
+struct Merged {
+    buckets: [u64; BUCKETS.len() + 1],
+    sum: u64,
+}
+
+impl Merged {
+    fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// The text of one histogram family; its head is written with its first series.
+struct Family<'a> {
+    name: &'static str,
+    text: &'a mut String,
+    begun: bool,
+}
+
+impl<'a> Family<'a> {
+    fn new(name: &'static str, text: &'a mut String) -> Self {
+        Self { name, text, begun: false }
+    }
+
+    fn add(&mut self, labels: &[(&str, &str)], merged: &Merged) {
+        let name = self.name;
+        if !self.begun {
+            self.begun = true;
+            let help = METRICS.iter().find(|metric| metric.0 == name).map_or("", |metric| metric.2);
+            self.line(format_args!("# HELP {name} {help}"));
+            self.line(format_args!("# TYPE {name} histogram"));
+        }
+        let labels: Vec<_> = labels
+            .iter()
+            .map(|(key, value)| format!("{key}=\"{}\"", sanitize_label_value(value)))
+            .collect();
+        let labels = labels.join(",");
+        let mut cumulative = 0;
+        for (bucket, bound) in merged.buckets.iter().zip(BUCKETS) {
+            cumulative += bucket;
+            let le = Seconds(bound);
+            self.line(format_args!("{name}_bucket{{{labels},le=\"{le}\"}} {cumulative}"));
+        }
+        let count = merged.count();
+        self.line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
+        self.line(format_args!("{name}_sum{{{labels}}} {}", Seconds(merged.sum)));
+        self.line(format_args!("{name}_count{{{labels}}} {count}"));
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "{line}");
+    }
+}
+
+/// Microseconds, written as seconds without rounding and without trailing zeros.
+struct Seconds(u64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (whole, fraction) = (self.0 / 1_000_000, self.0 % 1_000_000);
+        if fraction == 0 {
+            return write!(f, "{whole}");
+        }
+        let digits = format!("{fraction:06}");
+        write!(f, "{whole}.{}", digits.trim_end_matches('0'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::net::SocketAddr;
+
+    use config_sync::routing::{
+        Backend, BackendId, Balance, Endpoint, Hosts, Listener, SocketOptions, Timeouts,
+    };
+
+    use super::*;
+
+    #[test]
+    fn page_is_a_valid_exposition() {
+        let workers = [Arc::new(Counters::new()), Arc::new(Counters::new())];
+        for worker in &workers {
+            let tcp = worker.listener(ListenerId(0));
+            tcp.opened.add(5);
+            tcp.closed[CloseReason::ClientFin as usize].add(2);
+            tcp.refused[CloseReason::ConnectFailed as usize].add(1);
+            tcp.duration.record(70);
+            tcp.duration.record(2_000_000);
+            tcp.duration.record(u64::from(u32::MAX) * 1_000);
+            worker.listener(ListenerId(1)).dropped[DropReason::NoRoute as usize].add(3);
+            worker.endpoint(EndpointId(0)).connect.record(1_500);
+            worker.unmatched[CloseReason::HelloTimeout as usize].add(1);
+        }
+        let text = scrape(&workers).render(&series());
+        let samples = lint(&text);
+        let is = |series: &str, value: f64| assert_eq!(samples.get(series), Some(&value), "{text}");
+        is("ringway_sessions_active{listener=\"a \\\"quoted\\\" name\"}", 4.0);
+        is("ringway_sessions_refused_total{reason=\"unknown_server_name\"}", 0.0);
+        is("ringway_sessions_refused_total{reason=\"hello_timeout\"}", 2.0);
+        is("ringway_datagrams_dropped_total{listener=\"dns\",reason=\"no_route\"}", 6.0);
+        is("ringway_flows_closed_total{listener=\"dns\",reason=\"flow_timeout\"}", 0.0);
+        is("ringway_session_slots{worker=\"1\"}", 10.0);
+        let connect = "ringway_endpoint_connect_duration_seconds";
+        let labels = "backend=\"web\",endpoint=\"[::1]:80\"";
+        is(&format!("{connect}_sum{{{labels}}}"), 0.003);
+        is(&format!("{connect}_bucket{{{labels},le=\"0.001\"}}"), 0.0);
+        is(&format!("{connect}_bucket{{{labels},le=\"0.0025\"}}"), 2.0);
+        assert!(!text.contains("idle_timeout"), "a reason that never occurred is left out");
+    }
+
+    #[test]
+    fn removed_listeners_vanish_once_idle() {
+        let workers = [Arc::new(Counters::new())];
+        let counters = workers[0].listener(ListenerId(1));
+        counters.opened.add(1);
+        let mut series = series();
+        series.learn(&RoutingTable::empty());
+        let text = scrape(&workers).render(&series);
+        lint(&text);
+        assert!(text.contains("ringway_flows_active{listener=\"dns\"} 1"), "{text}");
+        assert!(!text.contains("quoted"), "{text}");
+        counters.closed[CloseReason::FlowTimeout as usize].add(1);
+        let text = scrape(&workers).render(&series);
+        assert!(!text.contains("listener="), "{text}");
+        assert!(!text.contains("endpoint="), "{text}");
+    }
+
+    #[test]
+    fn seconds_are_exact() {
+        let shown = [0, 1, 100, 2_500_000, 3_600_000_000].map(|micros| Seconds(micros).to_string());
+        assert_eq!(shown, ["0", "0.000001", "0.0001", "2.5", "3600"]);
+    }
+
+    /// Checks what promtool's lint and a scraper need; returns the value of each series.
+    fn lint(text: &str) -> BTreeMap<String, f64> {
+        let (mut helps, mut types) = (BTreeSet::new(), BTreeMap::new());
+        let mut samples = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').expect("a help text");
+                assert!(!help.is_empty() && helps.insert(name.to_owned()), "{line}");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a type");
+                assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "{line}");
+            } else {
+                let (series, value) = line.rsplit_once(' ').expect("a value");
+                let value: f64 = value.parse().expect("a number");
+                assert!(samples.insert(series.to_owned(), value).is_none(), "twice: {line}");
+            }
+        }
+        for series in samples.keys() {
+            let name = series.split('{').next().unwrap_or_default();
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .filter_map(|suffix| name.strip_suffix(suffix))
+                .find(|base| types.get(*base).is_some_and(|kind| kind == "histogram"))
+                .unwrap_or(name);
+            let kind = types.get(base).unwrap_or_else(|| panic!("{series} has no TYPE"));
+            assert!(helps.contains(base), "{series} has no HELP");
+            assert!(base.starts_with("ringway_"), "{series}");
+            assert_eq!(kind == "counter", base.ends_with("_total"), "{series}");
+        }
+        let histograms = samples.keys().filter(|series| series.contains("le=\"+Inf\""));
+        for inf in histograms {
+            assert_cumulative(text, &samples, inf);
+        }
+        samples
+    }
+
+    fn assert_cumulative(text: &str, samples: &BTreeMap<String, f64>, inf: &str) {
+        let prefix = inf.strip_suffix("le=\"+Inf\"}").expect("le is the last label");
+        let buckets: Vec<f64> = text
+            .lines()
+            .filter(|line| line.starts_with(prefix))
+            .map(|line| line.rsplit_once(' ').expect("a value").1.parse().expect("a number"))
+            .collect();
+        assert_eq!(buckets.len(), BUCKETS.len() + 1);
+        assert!(buckets.is_sorted(), "{prefix}: {buckets:?}");
+        let count = prefix.replace("_bucket{", "_count{");
+        let count = format!("{}}}", count.trim_end_matches(','));
+        assert_eq!(samples.get(&count), Some(&samples[inf]), "{count}");
+        assert!(samples.contains_key(&count.replace("_count{", "_sum{")));
+    }
+
+    fn scrape(workers: &[Arc<Counters>]) -> Scrape<'_> {
+        Scrape {
+            workers,
+            limits: Limits { sessions: 10, flows: 20, buffers: 32, pipes: 4 },
+            ready: true,
+            reloads_ok: 1,
+            reloads_failed: 0,
+            lines_dropped: 0,
+            source_ports: 28_232,
+        }
+    }
+
+    fn series() -> Series {
+        let listener = |id, name: &str, protocol| Listener {
+            id: ListenerId(id),
+            name: name.into(),
+            socket: 0,
+            protocol,
+            timeouts: Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 },
+            flow_timeout: 0,
+            responses: 0,
+            max_sessions: 0,
+            routes: Hosts::new([0; 4]),
+        };
+        let backend = Backend {
+            id: BackendId(0),
+            name: "web".into(),
+            balance: Balance::RoundRobin,
+            endpoints: vec![Endpoint { id: EndpointId(0), address: address("[::1]:80") }],
+            connect_timeout: 0,
+            connect_attempts: 1,
+            options: SocketOptions {
+                nodelay: true,
+                keepalive: 0,
+                user_timeout: 0,
+                congestion: [0; 16],
+            },
+            source: Vec::new(),
+        };
+        let mut table = RoutingTable::empty();
+        table.listeners = vec![
+            listener(0, "a \"quoted\" name", Protocol::Tcp),
+            listener(1, "dns", Protocol::Udp),
+        ];
+        table.backends = vec![backend];
+        let mut series = Series::default();
+        series.learn(&table);
+        series
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+}
