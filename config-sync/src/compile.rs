@@ -28,12 +28,13 @@ pub fn compile(
     Problems::new(problems).or(())?;
     let mut compile = Compile { config, names, problems: Vec::new() };
     let (sockets, socket_of) = compile.sockets();
+    let backends = compile.backends();
     let table = RoutingTable {
         generation,
         sockets,
         listeners: compile.listeners(&socket_of),
-        routes: compile.routes(),
-        backends: compile.backends(),
+        routes: compile.routes(&backends),
+        backends,
         lame_duck: config.lame_duck,
         drain: None,
         log_opens: config.access_log.open,
@@ -86,9 +87,17 @@ impl Compile<'_> {
                     address,
                     options: listener.options,
                     reads_hello: listener.protocol == Protocol::Tls,
+                    hello_timeout: listener.timeouts.hello,
                     listeners: Hosts::new(HOST_SEEDS),
                 });
             }
+            // Which of them it is shows in the ClientHello: until then the most patient one counts.
+            let patience = &mut sockets[at].hello_timeout;
+            *patience = match listener.timeouts.hello {
+                0 => 0,
+                _ if *patience == 0 => 0,
+                timeout => timeout.max(*patience),
+            };
             let hostname = listener.hostname.as_ref().map(|hostname| hostname.value.as_str());
             sockets[at].listeners.insert(hostname, index);
         }
@@ -123,19 +132,20 @@ impl Compile<'_> {
         listeners
     }
 
-    fn routes(&mut self) -> Vec<routing::Route> {
+    fn routes(&mut self, backends: &[routing::Backend]) -> Vec<routing::Route> {
         let index_of = index(self.config.backends.iter().map(|backend| &backend.name));
         let mut routes = Vec::new();
         for route in &self.config.routes {
             let id = self.names.routes.id(route.name.value.clone());
-            let backends = route.backends.iter().map(|used| routing::WeightedBackend {
+            let shares = route.backends.iter().map(|used| routing::WeightedBackend {
+                id: backends[index_of[used.name.value.as_str()]].id,
                 backend: index_of[used.name.value.as_str()],
                 weight: used.weight,
             });
             routes.push(routing::Route {
                 id: RouteId(self.given(id, &route.name, "routes")),
                 name: route.name.value.as_str().into(),
-                backends: backends.collect(),
+                backends: shares.collect(),
             });
         }
         routes

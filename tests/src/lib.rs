@@ -1,1 +1,12 @@
+//! The world around the appliance: a simulated kernel, and what runs on it.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the simulator's numbers are small, and its generator's upper bits may go"
+)]
 
+pub mod coverage;
+pub mod kernel;
+pub mod rng;
+pub mod stream;
+pub mod tcp;
+pub mod udp;

@@ -44,7 +44,7 @@ impl Board {
 
     fn metrics(&self) -> String {
         let config = self.config();
-        let none = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0 };
+        let none = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
         let scrape = Scrape {
             workers: &self.workers,
             limits: self.limits.unwrap_or(none),

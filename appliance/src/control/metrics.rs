@@ -128,8 +128,7 @@ impl Scrape<'_> {
         sided(relayed, "client", sum(|worker, id| worker.listener(id).bytes_up.get()));
         sided(relayed, "endpoint", sum(|worker, id| worker.listener(id).bytes_down.get()));
         if listener.protocol != Protocol::Udp {
-            let resets =
-                |reason: CloseReason| closed[reason as usize] + refused[reason as usize];
+            let resets = |reason: CloseReason| closed[reason as usize] + refused[reason as usize];
             let metric = "ringway_tcp_resets_total";
             sided(metric, "client", resets(CloseReason::ClientReset));
             sided(metric, "endpoint", resets(CloseReason::EndpointReset));
@@ -141,9 +140,8 @@ impl Scrape<'_> {
         sided(sent, "client", sum(|worker, id| worker.listener(id).to_clients.get()));
         sided(sent, "endpoint", sum(|worker, id| worker.listener(id).to_endpoints.get()));
         for reason in DropReason::ALL {
-            let dropped = |worker: &Arc<Counters>| {
-                worker.listener(id).dropped[*reason as usize].get()
-            };
+            let dropped =
+                |worker: &Arc<Counters>| worker.listener(id).dropped[*reason as usize].get();
             let dropped = self.workers.iter().map(dropped).sum();
             if dropped > 0 {
                 let labels = &[name, ("reason", reason.word())];
@@ -670,7 +668,7 @@ mod tests {
     fn scrape(workers: &[Arc<Counters>]) -> Scrape<'_> {
         Scrape {
             workers,
-            limits: Limits { sessions: 10, flows: 20, buffers: 32, pipes: 4 },
+            limits: Limits { sessions: 10, flows: 20, buffers: 32, pipes: 4, turn_bytes: 1 << 20 },
             ready: true,
             reloads_ok: 1,
             reloads_failed: 0,

@@ -1,0 +1,362 @@
+//! The UDP half of the simulated kernel: listening and upstream sockets, receive buffers, trains.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+use config_sync::routing::{SocketId, Transport};
+use ringway::proxy::op::{BufferId, Event, Kind, Token, Why};
+
+use crate::coverage::{Fault, State};
+use crate::kernel::{Kernel, Pending, Turn};
+
+/// Who a datagram belongs to: all that a client's flow is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exchange {
+    pub socket: SocketId,
+    pub client: SocketAddr,
+    /// The address that the client spoke to.
+    pub local: IpAddr,
+}
+
+/// A datagram, or a train of them, tagged with the client whose exchange it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    pub exchange: Exchange,
+    /// Counts a client's datagrams; a reply has the number of what it answers.
+    pub number: u32,
+    /// Payload bytes in all.
+    pub bytes: u32,
+    pub count: u32,
+    pub truncated: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct HeldBuffer {
+    token: Token,
+    datagram: Datagram,
+}
+
+/// What the ring has of an upstream socket.
+#[derive(Debug)]
+pub struct Upstream {
+    pub token: Token,
+    /// Never used again: the source port, so to speak.
+    pub port: u32,
+    pub address: SocketAddr,
+    /// Whose datagrams it last carried; `None` until the first, and after that flow's end.
+    pub serves: Option<Exchange>,
+    armed: bool,
+    closing: bool,
+    /// An ICMP port unreachable has come.
+    refused: bool,
+    received: VecDeque<Datagram>,
+}
+
+/// Datagrams that fit a socket's receive queue; more are dropped, as Linux does.
+const QUEUE: usize = 256;
+
+impl Upstream {
+    pub fn state(&self) -> State {
+        if self.closing {
+            State::Ending
+        } else if self.serves.is_none() {
+            State::Resting
+        } else {
+            State::Live
+        }
+    }
+}
+
+// ---- What peers do ----
+impl Kernel {
+    /// A client sends; a socket that is not there, or is being closed, hears nothing.
+    pub fn client_sends(&mut self, datagram: Datagram) {
+        let id = datagram.exchange.socket;
+        let Some(socket) = self.listening.get_mut(&id).filter(|s| !s.ending) else { return };
+        assert_eq!(socket.transport, Transport::Udp);
+        if socket.received.len() < QUEUE {
+            socket.received.push_back(datagram);
+            self.soon(Pending::Receive(Token::socket(id)));
+        }
+    }
+
+    /// An endpoint answers whatever holds that source port now.
+    pub fn endpoint_sends(&mut self, port: u32, datagram: Datagram) {
+        let upstream = self.upstreams.values_mut().find(|u| u.port == port);
+        let Some(upstream) = upstream else { return };
+        if upstream.serves != Some(datagram.exchange) {
+            let state = upstream.state();
+            if state != State::Live {
+                self.coverage.hit(state, Fault::LateReply);
+            }
+        }
+        if upstream.received.len() < QUEUE {
+            upstream.received.push_back(datagram);
+            let token = upstream.token;
+            self.soon(Pending::Receive(token));
+        }
+    }
+
+    /// An endpoint's port is closed: what was sent there comes back as ICMP.
+    pub fn endpoint_refuses(&mut self, port: u32) {
+        let upstream = self.upstreams.values_mut().find(|u| u.port == port);
+        let Some(upstream) = upstream else { return };
+        upstream.refused = true;
+        let token = upstream.token;
+        self.soon(Pending::Receive(token));
+    }
+
+    /// The flow of this exchange is over: its upstream socket rests from now on.
+    pub fn flow_is_over(&mut self, client: SocketAddr) {
+        for upstream in self.upstreams.values_mut() {
+            if upstream.serves.is_some_and(|e| e.client == client) {
+                upstream.serves = None;
+            }
+        }
+    }
+
+    pub fn upstream_exists(&self, port: u32) -> bool {
+        self.upstreams.values().any(|u| u.port == port)
+    }
+}
+
+// ---- What the ring does for the proxy ----
+impl Kernel {
+    pub(crate) fn receive(&mut self, token: Token) {
+        match token.kind {
+            Kind::Socket => {
+                let socket = self.listening_socket(token, Transport::Udp);
+                assert!(!socket.armed, "Receive while receiving");
+                assert!(!socket.ending, "Receive after Unlisten");
+                socket.armed = true;
+            }
+            // Asked for together with an Open that failed.
+            Kind::Upstream if self.open_failed.contains(&token) => return,
+            Kind::Upstream => {
+                let upstream = self.upstream(token);
+                assert!(!upstream.armed, "Receive while receiving");
+                upstream.armed = true;
+            }
+            Kind::Session => panic!("Receive on a session"),
+        }
+        self.soon(Pending::Receive(token));
+    }
+
+    fn upstream(&mut self, token: Token) -> &mut Upstream {
+        let upstream = self.upstreams.get_mut(&token.slot).filter(|u| u.token == token);
+        let upstream = upstream.expect("op on an upstream socket that is over");
+        assert!(!upstream.closing, "op on an upstream socket after CloseUpstream");
+        upstream
+    }
+
+    /// One datagram or train, if the socket is armed and has one.
+    pub(crate) fn receive_one(&mut self, token: Token, turn: &mut Turn) {
+        let state = self.upstreams.get(&token.slot).filter(|u| u.token == token);
+        let state = state.filter(|_| token.kind == Kind::Upstream).map(Upstream::state);
+        let (armed, received, refused) = match token.kind {
+            Kind::Socket => match self.listening.get_mut(&SocketId(token.slot)) {
+                Some(s) if !s.ending => (&mut s.armed, &mut s.received, None),
+                _ => return,
+            },
+            _ => match self.upstreams.get_mut(&token.slot).filter(|u| u.token == token) {
+                Some(u) => (&mut u.armed, &mut u.received, Some(&mut u.refused)),
+                None => return,
+            },
+        };
+        if !*armed {
+            return;
+        }
+        if refused.is_some_and(std::mem::take) {
+            *armed = false;
+            self.stopped(token, state, Some(Why::Refused), turn);
+            return;
+        }
+        if received.is_empty() {
+            return;
+        }
+        if self.buffers.len() >= usize::from(self.limits.buffers) {
+            *armed = false;
+            self.stopped(token, state, Some(Why::NoMemory), turn);
+            return;
+        }
+        let mut datagram = received.pop_front().expect("not empty");
+        // A zero-length datagram ends the multishot.
+        if datagram.bytes == 0 || self.rng.per_mille(self.faults.stop) {
+            *armed = false;
+        } else if !received.is_empty() {
+            self.soon(Pending::Receive(token));
+        }
+        let ended = match token.kind {
+            Kind::Socket => !self.listening[&SocketId(token.slot)].armed,
+            _ => !self.upstreams[&token.slot].armed,
+        };
+        if self.rng.per_mille(self.faults.truncate) {
+            datagram.truncated = true;
+            self.hit_upstream(state, Fault::Truncated);
+        }
+        self.hand_up(token, datagram, turn);
+        if ended {
+            self.stopped(token, state, None, turn);
+        }
+    }
+
+    fn stopped(&mut self, token: Token, state: Option<State>, why: Option<Why>, turn: &mut Turn) {
+        let no_buffer = why == Some(Why::NoMemory);
+        let fault = if no_buffer { Fault::NoBuffer } else { Fault::ReceiveStopped };
+        self.hit_upstream(state, fault);
+        self.event(token, Event::Stopped { why }, turn);
+    }
+
+    /// A fault of one upstream socket, or, on a listening socket, of all that there are.
+    fn hit_upstream(&mut self, state: Option<State>, fault: Fault) {
+        match state {
+            Some(state) => self.coverage.hit(state, fault),
+            None => {
+                for upstream in self.upstreams.values() {
+                    self.coverage.hit(upstream.state(), fault);
+                }
+            }
+        }
+    }
+
+    /// Gives a datagram to the proxy in a buffer.
+    pub(crate) fn hand_up(&mut self, token: Token, datagram: Datagram, turn: &mut Turn) {
+        let free = (0..self.limits.buffers).find(|n| !self.buffers.contains_key(n));
+        let Some(buffer) = free else { return };
+        self.buffers.insert(buffer, HeldBuffer { token, datagram });
+        let listening = token.kind == Kind::Socket;
+        let peer = listening.then_some(datagram.exchange.client);
+        let wildcard = self
+            .listening
+            .get(&datagram.exchange.socket)
+            .is_some_and(|s| s.address.ip().is_unspecified());
+        let event = Event::Datagrams {
+            buffer: BufferId(buffer),
+            peer,
+            local: (listening && wildcard).then_some(datagram.exchange.local),
+            bytes: datagram.bytes,
+            count: datagram.count,
+            truncated: datagram.truncated,
+        };
+        self.event(token, event, turn);
+    }
+
+    fn take_buffer(&mut self, buffer: BufferId) -> HeldBuffer {
+        self.buffers.remove(&buffer.0).expect("a buffer is given back twice")
+    }
+
+    pub(crate) fn recycle(&mut self, token: Token, buffer: BufferId) {
+        let held = self.take_buffer(buffer);
+        assert_eq!(held.token, token, "Recycle by another token than it was received on");
+    }
+
+    pub(crate) fn open(&mut self, token: Token, address: SocketAddr, turn: &mut Turn) {
+        assert_eq!(token.kind, Kind::Upstream);
+        assert!(!self.upstreams.contains_key(&token.slot), "Open into a slot that is in use");
+        assert!(token.slot < self.limits.flows, "a slot beyond the limit");
+        if self.rng.per_mille(self.faults.open_fails) {
+            self.coverage.hit(State::Live, Fault::OpenFailed);
+            let why = self.rng.pick(&[Why::NoPorts, Why::NoFiles, Why::NoMemory]);
+            self.open_failed.push(token);
+            self.event(token, Event::OpenFailed { why }, turn);
+            return;
+        }
+        self.use_slot(token);
+        self.open_failed.retain(|failed| *failed != token);
+        self.sockets_opened += 1;
+        self.upstreams.insert(
+            token.slot,
+            Upstream {
+                token,
+                port: self.sockets_opened,
+                address,
+                serves: None,
+                armed: false,
+                closing: false,
+                refused: false,
+                received: VecDeque::new(),
+            },
+        );
+    }
+
+    pub(crate) fn send_up(&mut self, token: Token, buffer: BufferId) {
+        let HeldBuffer { token: from, datagram } = self.take_buffer(buffer);
+        assert_eq!(from.kind, Kind::Socket, "SendUp of what an endpoint sent");
+        assert!(!datagram.truncated, "a truncated datagram is forwarded");
+        if self.open_failed.contains(&token) {
+            return;
+        }
+        let upstream = self.upstream(token);
+        upstream.serves = Some(datagram.exchange);
+        let (port, address) = (upstream.port, upstream.address);
+        if self.rng.per_mille(self.faults.send_fails) {
+            let why = self.rng.pick(&[
+                Why::Refused,
+                Why::Blocked,
+                Why::TooBig,
+                Why::NoMemory,
+                Why::Other(1),
+            ]);
+            let refused = why == Why::Refused;
+            let fault = if refused { Fault::SendRefused } else { Fault::SendFailed };
+            self.coverage.hit(State::Live, fault);
+            self.soon(Pending::SendFailed(token, why, datagram.count));
+            return;
+        }
+        self.sent_up.push((port, address, datagram));
+    }
+
+    pub(crate) fn send_down(
+        &mut self,
+        token: Token,
+        buffer: BufferId,
+        from: u32,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+    ) {
+        let HeldBuffer { token: upstream, datagram } = self.take_buffer(buffer);
+        let Exchange { socket, client, local: spoken_to } = datagram.exchange;
+        assert_eq!(upstream.kind, Kind::Upstream, "SendDown of what a client sent");
+        assert_eq!(upstream.slot, from, "SendDown names another upstream socket");
+        assert!(!datagram.truncated, "a truncated datagram is forwarded");
+        assert_eq!(peer, client, "a reply reaches another client (quarantine)");
+        assert_eq!(token, Token::socket(socket), "a reply leaves by another listening socket");
+        let listening = self.listening_socket(token, Transport::Udp);
+        assert!(!listening.ending, "SendDown after Unlisten");
+        let wildcard = listening.address.ip().is_unspecified();
+        if wildcard || local.is_some() {
+            assert_eq!(local, Some(spoken_to), "a reply leaves from another address");
+        }
+        if self.rng.per_mille(self.faults.send_fails) {
+            let why = self.rng.pick(&[Why::Blocked, Why::NoMemory, Why::Other(1)]);
+            self.coverage.hit(State::Live, Fault::SendFailed);
+            self.soon(Pending::SendFailed(token, why, datagram.count));
+            return;
+        }
+        self.sent_down.push(datagram);
+    }
+
+    pub(crate) fn send_failed(&mut self, token: Token, why: Why, count: u32, turn: &mut Turn) {
+        let there = match token.kind {
+            Kind::Socket => self.listening.contains_key(&SocketId(token.slot)),
+            _ => self.upstreams.get(&token.slot).is_some_and(|u| u.token == token),
+        };
+        if there {
+            self.event(token, Event::SendFailed { why, count }, turn);
+        }
+    }
+
+    pub(crate) fn close_upstream(&mut self, token: Token) {
+        let upstream = self.upstream(token);
+        upstream.closing = true;
+        // A receive that is armed may still complete before the cancellation does.
+        let at = self.now + self.rng.scale(1, 100);
+        self.at(at, Pending::Closed(token));
+    }
+
+    pub(crate) fn upstream_closed(&mut self, token: Token, turn: &mut Turn) {
+        self.upstreams.remove(&token.slot);
+        self.event(token, Event::Closed, turn);
+        self.haunt(token);
+    }
+}
