@@ -1,6 +1,6 @@
 //! What no single value can tell: whether the parts of a configuration fit together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::{Backend, Config, Listener, Route};
@@ -28,6 +28,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     check.distinct("route", &routes);
     check.distinct("backend", &backends);
     check.sockets(&config.listeners);
+    let (listeners, backends) = (set(&listeners), set(&backends));
     for route in &config.routes {
         let used = route.backends.iter().map(|backend| &backend.name).collect();
         check.references("listener", &route.listeners.iter().collect(), &listeners);
@@ -56,6 +57,10 @@ struct Check<'c> {
 
 type NamesAt<'c> = Vec<&'c At<String>>;
 
+fn set<'c>(names: &NamesAt<'c>) -> BTreeSet<&'c str> {
+    names.iter().map(|name| name.value.as_str()).collect()
+}
+
 impl<'c> Check<'c> {
     fn distinct(&mut self, what: &str, names: &NamesAt<'c>) {
         let mut names = names.clone();
@@ -69,14 +74,14 @@ impl<'c> Check<'c> {
     }
 
     /// Each must be among `known`, and once only.
-    fn references(&mut self, what: &str, names: &NamesAt<'c>, known: &NamesAt<'c>) {
+    fn references(&mut self, what: &str, names: &NamesAt<'c>, known: &BTreeSet<&str>) {
         for (i, name) in names.iter().enumerate() {
             let wanted = &name.value;
             if names[..i].iter().any(|earlier| earlier.value == *wanted) {
                 self.refuse(name, format!("names {what} \"{wanted}\" twice"));
             }
-            if !known.iter().any(|known| known.value == *wanted) {
-                let near = did_you_mean(wanted, known.iter().map(|known| known.value.as_str()));
+            if !known.contains(wanted.as_str()) {
+                let near = did_you_mean(wanted, known.iter().copied());
                 self.refuse(name, format!("there is no {what} \"{wanted}\"{near}"));
             }
         }
@@ -202,6 +207,9 @@ impl<'c> Check<'c> {
                     format!("no address in `source` is {version}, so nothing can connect");
                 self.refuse(endpoint, message);
             }
+        }
+        if backend.stream_keys.is_empty() {
+            return;
         }
         let users = routes.iter().filter(|route| {
             route.backends.iter().any(|used| used.name.value == backend.name.value)
