@@ -12,7 +12,7 @@ use config_sync::routing::{
 use hashbrown::HashTable;
 
 use super::op::{BufferId, Event, Kind, Op, Token, Why};
-use super::record::{CloseReason, DropReason, SessionRecord};
+use super::record::{CloseReason, DropReason, Record, SessionRecord};
 use super::slab::{NONE, Slab};
 use super::{Core, micros};
 
@@ -321,7 +321,8 @@ impl Flows {
             last: core.now,
         };
         if let Err(refusal) = self.begin(core, &mut flow) {
-            core.log(SessionRecord { refused: true, ..flow.record(core, refusal.reason) });
+            let record = flow.record(core, Some(refusal.reason));
+            core.log(SessionRecord { refused: true, ..record });
             return Err(refusal.drop);
         }
         let upstream = flow.upstream;
@@ -359,6 +360,10 @@ impl Flows {
         core.active[flow.listener.index()] += 1;
         core.balancer.opened(flow.endpoint);
         self.by_socket[flow.socket.index()] += 1;
+        if core.tables.current().log_opens {
+            let record = flow.record(core, None);
+            core.records.push(Record::Opened(record));
+        }
         let (slot, _) = self.flows.insert(flow).expect("begin() saw a free slot");
         let (flows, hasher) = (&self.flows, &self.hasher);
         self.index.insert_unique(hash, slot, |slot| match flows.at(*slot) {
@@ -520,7 +525,7 @@ impl Flows {
         counters.duration.record(core.now - flow.opened);
         self.by_socket[flow.socket.index()] -= 1;
         self.rest(core, flow.upstream);
-        let record = flow.record(core, reason);
+        let record = flow.record(core, Some(reason));
         core.log(record);
         if core.tables.is_leaving(flow.socket) && self.by_socket[flow.socket.index()] == 0 {
             core.push(Token::socket(flow.socket), Op::Unlisten);
@@ -604,10 +609,11 @@ impl Flow {
         (self.timeout > 0 && silent >= micros(self.timeout)).then_some(CloseReason::FlowTimeout)
     }
 
-    fn record(&self, core: &Core, reason: CloseReason) -> SessionRecord {
+    fn record(&self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {
         let known = |id: u32| id != u32::MAX;
         let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
         let local = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
+        let local = self.local.map_or(local, |ip| SocketAddr::new(ip, local.port()));
         SessionRecord {
             udp: true,
             listener: known(self.listener.0).then_some(self.listener),
@@ -616,14 +622,8 @@ impl Flow {
             endpoint: known(self.endpoint.0).then_some(self.endpoint),
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
-            opened: self.opened,
-            refused: false,
-            ..SessionRecord::refused(
-                self.socket,
-                (self.peer, self.local.map_or(local, |ip| SocketAddr::new(ip, local.port()))),
-                core.now,
-                reason,
-            )
+            reason,
+            ..SessionRecord::new(self.socket, (self.peer, local), self.opened, core.now)
         }
     }
 }

@@ -94,7 +94,7 @@ impl Proxy {
                 counters,
                 timers: Wheel::new(limits.sessions),
                 records: Vec::new(),
-                resumable: VecDeque::new(),
+                resumable: VecDeque::with_capacity(limits.sessions as usize),
                 active: Vec::new(),
                 paused: Vec::new(),
                 rejections: Rejections::default(),
@@ -257,9 +257,11 @@ impl Proxy {
         let Some((slot, generation)) = self.sessions.insert(session) else {
             core.push(Token::socket(id), Op::Refuse { incoming });
             core.counters.unmatched[CloseReason::SessionLimit as usize].add(1);
-            let record =
-                SessionRecord::refused(id, (client, local), core.now, CloseReason::SessionLimit);
-            return core.log(record);
+            return core.log(SessionRecord {
+                refused: true,
+                reason: Some(CloseReason::SessionLimit),
+                ..SessionRecord::new(id, (client, local), core.now, core.now)
+            });
         };
         let token = Token { kind: Kind::Session, slot, generation };
         core.push(token, Op::Adopt { incoming });

@@ -51,12 +51,12 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
-    /// A connection or datagram that became neither session nor flow.
-    pub fn refused(
+    /// What is known of every connection and datagram.
+    pub fn new(
         socket: SocketId,
         (client, local): (SocketAddr, SocketAddr),
+        opened: u64,
         now: u64,
-        reason: CloseReason,
     ) -> Self {
         Self {
             udp: false,
@@ -70,11 +70,11 @@ impl SessionRecord {
             server_name: None,
             bytes_up: 0,
             bytes_down: 0,
-            opened: now,
+            opened,
             closed: now,
             connect: None,
-            refused: true,
-            reason: Some(reason),
+            refused: false,
+            reason: None,
             suppressed: 0,
         }
     }
