@@ -201,7 +201,6 @@ impl Flows {
                     core.counters.endpoint(upstream.endpoint).refusals.add(1);
                 }
                 if !upstream.closing {
-                    core.counters.rearms.add(1);
                     core.push(token, Op::Receive);
                 }
             }

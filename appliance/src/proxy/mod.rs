@@ -330,7 +330,6 @@ impl Core {
 
     fn start(&mut self, id: SocketId) {
         if let Some(transport) = self.tables.transport(id) {
-            self.counters.rearms.add(1);
             let op = match transport {
                 Transport::Tcp => Op::Accept,
                 Transport::Udp => Op::Receive,
