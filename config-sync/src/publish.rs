@@ -49,9 +49,11 @@ pub struct Publisher {
     open: OpenListeners,
     /// Sockets of the latest table that was given out.
     listening: BTreeSet<SocketId>,
-    /// Sockets that have left the tables, with the workers that have not closed theirs yet. Such an
-    /// address can't be bound again: new sockets would join the old ones in the kernel's group, and
-    /// their order decides which worker gets what.
+    /// Sockets that have left the tables, with the workers that have not closed theirs yet. A TCP
+    /// address can't be bound again in that time (a fraction of a second): new sockets would join
+    /// the old ones in the kernel's group, and connections would still go to these. A UDP address
+    /// may take long, until its flows are over; it is bound again at once, and a worker that still
+    /// has the old socket keeps that one.
     closing: BTreeMap<SocketId, BTreeSet<usize>>,
     /// The latest table, while an address of it is still closing.
     pending: Option<Arc<RoutingTable>>,
@@ -139,6 +141,7 @@ impl Publisher {
             }
         }
         let wanted: BTreeSet<_> = table.sockets.iter().map(|socket| socket.id).collect();
+        self.closing.retain(|id, _| !wanted.contains(id));
         for id in self.listening.difference(&wanted) {
             // A worker that was never told of the socket will not report it: close it here.
             let workers = self.workers.iter_mut().enumerate();
@@ -178,7 +181,8 @@ impl Publisher {
 }
 
 fn must_wait(closing: &BTreeMap<SocketId, BTreeSet<usize>>, table: &RoutingTable) -> bool {
-    table.sockets.iter().any(|socket| closing.contains_key(&socket.id))
+    let tcp = |socket: &&Socket| socket.transport == Transport::Tcp;
+    table.sockets.iter().filter(tcp).any(|socket| closing.contains_key(&socket.id))
 }
 
 /// What one worker has not been sent yet.

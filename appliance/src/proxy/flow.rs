@@ -526,7 +526,7 @@ impl Flows {
         self.rest(core, flow.upstream);
         let record = flow.record(core, Some(reason));
         core.log(record);
-        if core.tables.is_leaving(flow.socket) && self.by_socket[flow.socket.index()] == 0 {
+        if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
             core.push(Token::socket(flow.socket), Op::Unlisten);
         }
     }
@@ -587,7 +587,9 @@ impl Flows {
             .filter(|id| self.by_socket.get(id.index()).is_none_or(|flows| *flows == 0))
             .collect();
         for id in idle {
-            core.push(Token::socket(id), Op::Unlisten);
+            if core.tables.close(id) {
+                core.push(Token::socket(id), Op::Unlisten);
+            }
         }
     }
 

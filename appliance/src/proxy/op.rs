@@ -74,7 +74,8 @@ pub enum Op {
     Configure(SocketOptions),
     /// TCP: turn new connections away without resetting any whose handshake has begun, hand over
     /// those that wait (`Accepted`), close, and say `Unlistened`, the last event of this socket.
-    /// UDP: stop receiving, close, and say `Unlistened`.
+    /// UDP: stop receiving, close, and say `Unlistened`; unless the socket was handed over anew in
+    /// the meantime, which takes its place and says `Stopped`.
     Unlisten,
     /// Close a connection that was accepted (`Accepted{incoming}`) with a reset. Its token is the
     /// listening socket's. *Direct*, no event.

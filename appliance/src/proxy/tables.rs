@@ -21,6 +21,8 @@ struct Leaving {
     id: SocketId,
     table: Arc<RoutingTable>,
     position: usize,
+    /// The ring was told to close it.
+    closing: bool,
 }
 
 const ABSENT: u32 = u32::MAX;
@@ -108,24 +110,35 @@ impl Tables {
                     let id = socket.id;
                     ops.extend([(id, Op::Configure(socket.options)), (id, Op::Accept)]);
                 }
-                // Back before its flows were over: it has been receiving all the time.
-                None => match self.leaving.iter().position(|leaving| leaving.id == socket.id) {
-                    Some(position) => retired.push(self.leaving.swap_remove(position).table),
-                    None => ops.push((socket.id, Op::Receive)),
-                },
+                None => {
+                    let back = self.leaving.iter().position(|leaving| leaving.id == socket.id);
+                    let back = back.map(|position| self.leaving.swap_remove(position));
+                    // Back before its flows were over, it has been receiving all the time.
+                    if back.as_ref().is_none_or(|leaving| leaving.closing) {
+                        ops.push((socket.id, Op::Receive));
+                    }
+                    retired.extend(back.map(|leaving| leaving.table));
+                }
             }
         }
         for (position, socket) in previous.sockets.iter().enumerate() {
             if self.position(socket.id).is_none() {
                 let table = Arc::clone(&previous);
-                self.leaving.push(Leaving { id: socket.id, table, position });
                 // A UDP socket stays until its flows are over: they still speak through it.
-                if socket.transport == Transport::Tcp {
+                let closing = socket.transport == Transport::Tcp;
+                if closing {
                     ops.push((socket.id, Op::Unlisten));
                 }
+                self.leaving.push(Leaving { id: socket.id, table, position, closing });
             }
         }
         Changes { ops, previous, retired }
+    }
+
+    /// The ring is to be told to close a leaving socket: true the first time.
+    pub fn close(&mut self, id: SocketId) -> bool {
+        let leaving = self.leaving.iter_mut().find(|leaving| leaving.id == id);
+        leaving.is_some_and(|leaving| !std::mem::replace(&mut leaving.closing, true))
     }
 
     /// The ring has closed a socket that was leaving; returns the table that it kept alive.
