@@ -1,0 +1,208 @@
+//! One core: the loop that joins a proxy and a ring. The only place that reads the clock.
+
+#![expect(clippy::disallowed_methods, reason = "here time enters; everywhere else it is an argument")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use config_sync::publish::Command;
+use config_sync::routing::Limits;
+use core_affinity::CoreId;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::proxy::Proxy;
+use crate::proxy::counters::Counters;
+use crate::proxy::op::{Op, Token};
+use crate::proxy::record::Record;
+use crate::ring::{Features, Ring, RingError, Turn};
+
+/// Microseconds since the process began; the same for all workers and the control thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn micros(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// All that a worker is given.
+pub struct Seat {
+    /// The core to run on; `None`: wherever the scheduler likes.
+    pub core: Option<CoreId>,
+    /// Its number, from 0.
+    pub index: usize,
+    pub limits: Limits,
+    pub features: Features,
+    pub counters: Arc<Counters>,
+    pub commands: Receiver<Command>,
+    /// An eventfd, written after each command.
+    pub wake: OwnedFd,
+    pub records: Sender<Record>,
+    pub clock: Clock,
+    /// Of its random choices.
+    pub seed: u64,
+}
+
+/// A worker's thread, and its word on whether it has a ring: nothing may be bound before it has.
+pub struct Spawned {
+    pub thread: JoinHandle<io::Result<()>>,
+    pub ready: Receiver<Result<(), RingError>>,
+}
+
+/// Starts a worker. Its thread ends after the last table, when nothing lives any more, or with the
+/// error that made its ring useless.
+///
+/// # Errors
+/// The thread could not be made.
+pub fn spawn(seat: Seat) -> io::Result<Spawned> {
+    let (tell, ready) = bounded(1);
+    let name = format!("ringway-{}", seat.index);
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        if let Some(core) = seat.core
+            && !core_affinity::set_for_current(core)
+        {
+            tracing::warn!("worker {} could not be pinned to core {}", seat.index, core.id);
+        }
+        let counters = Arc::clone(&seat.counters);
+        let ring = match Ring::new(seat.limits, &seat.features, seat.wake, counters) {
+            Ok(ring) => ring,
+            Err(error) => {
+                // The control thread waits for this word; it has gone only if the process ends.
+                let _ = tell.send(Err(error));
+                return Ok(());
+            }
+        };
+        let _ = tell.send(Ok(()));
+        let mut worker = Worker {
+            proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&seat.counters)),
+            ring,
+            turn: Turn::default(),
+            ops: Vec::new(),
+            commands: seat.commands,
+            records: seat.records,
+            kept: VecDeque::new(),
+            counters: seat.counters,
+            clock: seat.clock,
+        };
+        while !worker.is_done() {
+            worker.turn()?;
+        }
+        Ok(())
+    })?;
+    Ok(Spawned { thread, ready })
+}
+
+struct Worker {
+    proxy: Proxy,
+    ring: Ring,
+    turn: Turn,
+    ops: Vec<(Token, Op)>,
+    commands: Receiver<Command>,
+    records: Sender<Record>,
+    /// Records that found the channel full and must not be lost.
+    kept: VecDeque<Record>,
+    counters: Arc<Counters>,
+    clock: Clock,
+}
+
+/// How soon records that found the channel full are tried again.
+const RETRY: Duration = Duration::from_millis(20);
+
+impl Worker {
+    fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        let woken = self.ring.wait(timeout, &mut self.turn)?;
+        let now = self.clock.micros();
+        self.settle(now);
+        if woken {
+            self.obey(now);
+        }
+        self.proxy.expire(now, &mut self.ops);
+        self.proxy.resume(now, &mut self.ops);
+        self.ring.carry_out(&mut self.ops, &mut self.turn);
+        self.settle(now);
+        self.report();
+        Ok(())
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let deadline = self.proxy.next_deadline().map(|deadline| {
+            Duration::from_micros(deadline.saturating_sub(self.clock.micros()))
+        });
+        let retry = (!self.kept.is_empty()).then_some(RETRY);
+        [deadline, retry].into_iter().flatten().min()
+    }
+
+    /// Gives every event to the proxy and carries out what it asks for, until it asks no more.
+    /// Directions with much to move leave by way of `resume`, so this ends.
+    fn settle(&mut self, now: u64) {
+        let mut next = 0;
+        while next < self.turn.events.len() {
+            while let Some((token, event)) = self.turn.events.get(next).copied() {
+                self.proxy.handle(now, token, event, &self.turn.bytes, &mut self.ops);
+                next += 1;
+            }
+            self.ring.carry_out(&mut self.ops, &mut self.turn);
+        }
+        self.turn.events.clear();
+    }
+
+    fn obey(&mut self, now: u64) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Table { table, sockets } => {
+                    for (socket, transport, fd) in sockets {
+                        self.ring.listen(socket, transport, fd);
+                    }
+                    self.proxy.apply(now, table, &mut self.ops);
+                }
+                Command::Stop => self.proxy.stop(now, &mut self.ops),
+            }
+            self.ring.carry_out(&mut self.ops, &mut self.turn);
+            self.settle(now);
+        }
+    }
+
+    /// Passes records on without ever waiting: lines of the access log are dropped when the channel
+    /// is full, all else is kept for the next turn.
+    fn report(&mut self) {
+        for record in self.proxy.records().drain(..) {
+            if self.kept.is_empty() {
+                match self.records.try_send(record) {
+                    Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+                    Err(TrySendError::Full(record)) => keep(&mut self.kept, record, &self.counters),
+                }
+            } else {
+                keep(&mut self.kept, record, &self.counters);
+            }
+        }
+        while let Some(record) = self.kept.pop_front() {
+            if let Err(TrySendError::Full(record)) = self.records.try_send(record) {
+                self.kept.push_front(record);
+                return;
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.proxy.is_done() && self.kept.is_empty()
+    }
+}
+
+fn keep(kept: &mut VecDeque<Record>, record: Record, counters: &Counters) {
+    match record {
+        Record::Opened(_) | Record::Closed(_) => counters.records_dropped.add(1),
+        Record::Applied { .. } | Record::Retired(_) | Record::Unlistened(_) => {
+            kept.push_back(record);
+        }
+    }
+}
