@@ -72,9 +72,8 @@ pub fn spawn(seat: Seat) -> io::Result<Spawned> {
         {
             tracing::warn!("worker {} could not be pinned to core {}", seat.index, core.id);
         }
-        let counters = Arc::clone(&seat.counters);
-        let ring = match Ring::new(seat.limits, &seat.features, seat.wake, counters) {
-            Ok(ring) => ring,
+        let mut worker = match Worker::new(seat) {
+            Ok(worker) => worker,
             Err(error) => {
                 // The control thread waits for this word; it has gone only if the process ends.
                 let _ = tell.send(Err(error));
@@ -82,17 +81,6 @@ pub fn spawn(seat: Seat) -> io::Result<Spawned> {
             }
         };
         let _ = tell.send(Ok(()));
-        let mut worker = Worker {
-            proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&seat.counters)),
-            ring,
-            turn: Turn::default(),
-            ops: Vec::new(),
-            commands: seat.commands,
-            records: seat.records,
-            kept: VecDeque::new(),
-            counters: seat.counters,
-            clock: seat.clock,
-        };
         while !worker.is_done() {
             worker.turn()?;
         }
@@ -101,7 +89,8 @@ pub fn spawn(seat: Seat) -> io::Result<Spawned> {
     Ok(Spawned { thread, ready })
 }
 
-struct Worker {
+/// A core's proxy and ring. It belongs to the thread that makes it.
+pub struct Worker {
     proxy: Proxy,
     ring: Ring,
     turn: Turn,
@@ -118,7 +107,30 @@ struct Worker {
 const RETRY: Duration = Duration::from_millis(20);
 
 impl Worker {
-    fn turn(&mut self) -> io::Result<()> {
+    /// Opens the ring, and allocates all that the limits allow.
+    ///
+    /// # Errors
+    /// The kernel refuses the ring, or the memory or files for it.
+    pub fn new(seat: Seat) -> Result<Self, RingError> {
+        let counters = seat.counters;
+        Ok(Self {
+            ring: Ring::new(seat.limits, &seat.features, seat.wake, Arc::clone(&counters))?,
+            proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&counters)),
+            turn: Turn::default(),
+            ops: Vec::new(),
+            commands: seat.commands,
+            records: seat.records,
+            kept: VecDeque::new(),
+            counters,
+            clock: seat.clock,
+        })
+    }
+
+    /// Waits for something to happen or to be due, and does all that follows from it.
+    ///
+    /// # Errors
+    /// The ring is of no use any more.
+    pub fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
         let woken = self.ring.wait(timeout, &mut self.turn)?;
         let now = self.clock.micros();
@@ -193,7 +205,8 @@ impl Worker {
         }
     }
 
-    fn is_done(&self) -> bool {
+    /// The last table was applied, nothing lives, and the control thread knows.
+    pub fn is_done(&self) -> bool {
         self.proxy.is_done() && self.kept.is_empty()
     }
 }

@@ -1,0 +1,239 @@
+//! No allocation per packet and none per relay step: a worker is run on this thread, under an
+//! allocator that counts what this thread asks for.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use config_sync::compile::compile;
+use config_sync::config;
+use config_sync::names::Names;
+use config_sync::publish::Command;
+use config_sync::routing::Limits;
+use crossbeam_channel::bounded;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use ringway::proxy::counters::Counters;
+use ringway::ring::{Features, sockets};
+use ringway::worker::{Clock, Seat, Worker};
+
+/// A worker with one TCP and one UDP listener, each in front of an echo server.
+struct Bench {
+    worker: Worker,
+    tcp: SocketAddr,
+    udp: SocketAddr,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (tcp, udp) = (free_tcp_port(), free_udp_port());
+        let text = format!(
+            r#"
+            [[listeners]]
+            name = "tcp"
+            protocol = "TCP"
+            address = "{tcp}"
+            [[listeners]]
+            name = "udp"
+            protocol = "UDP"
+            address = "{udp}"
+            [[routes]]
+            name = "tcp"
+            listeners = ["tcp"]
+            backends = [{{ name = "tcp" }}]
+            [[routes]]
+            name = "udp"
+            listeners = ["udp"]
+            backends = [{{ name = "udp" }}]
+            [[backends]]
+            name = "tcp"
+            endpoints = ["{}"]
+            [[backends]]
+            name = "udp"
+            endpoints = ["{}"]
+            "#,
+            tcp_echo(),
+            udp_echo()
+        );
+        let config = config::parse("test", &text).unwrap();
+        let table = compile(&config, &mut Names::new(), 1).unwrap();
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let (send, commands) = bounded(1);
+        let (records, _) = bounded(1);
+        let sockets = table.sockets.iter().map(|socket| {
+            let file = sockets::open_listeners(socket, 1).unwrap().remove(0);
+            (socket.id, socket.transport, file)
+        });
+        let sockets = sockets.collect();
+        send.send(Command::Table { table: Arc::new(table), sockets }).unwrap();
+        wake.write(1).unwrap();
+        let worker = Worker::new(Seat {
+            core: None,
+            index: 0,
+            limits: Limits { sessions: 64, flows: 64, buffers: 64, pipes: 8, turn_bytes: 1 << 20 },
+            features: Features::probe().unwrap(),
+            counters: Arc::new(Counters::new()),
+            commands,
+            wake: wake.into(),
+            records,
+            clock: Clock::start(),
+            seed: 1,
+        });
+        Self { worker: worker.unwrap(), tcp, udp }
+    }
+
+    /// Turns the worker until the client is done; how often it allocated in that time.
+    fn allocations_during(&mut self, client: impl FnOnce() + Send + 'static) -> u64 {
+        let (client, done) = start(client);
+        let measured = allocation_counter::measure(|| {
+            while !done.load(Ordering::Relaxed) {
+                self.worker.turn().unwrap();
+            }
+        });
+        client.join().unwrap();
+        measured.count_total
+    }
+}
+
+#[test]
+fn a_tcp_relay_does_not_allocate() {
+    let mut bench = Bench::new();
+    let address = bench.tcp;
+    // The first exchanges size the vectors that are reused from turn to turn.
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(connect_through(&mut bench, address));
+    }
+    let exchange = |streams: Vec<TcpStream>, rounds| {
+        move || {
+            for mut stream in streams {
+                small_exchanges(&mut stream, rounds);
+                bulk_exchange(&stream, rounds * 20_000);
+            }
+        }
+    };
+    let clones = |streams: &[TcpStream]| {
+        streams.iter().map(|stream| stream.try_clone().unwrap()).collect::<Vec<_>>()
+    };
+    bench.allocations_during(exchange(clones(&streams), 100));
+    let allocations = bench.allocations_during(exchange(clones(&streams), 1_000));
+    assert_eq!(allocations, 0, "4 x 1,000 small exchanges and 4 x 20 MB both ways");
+}
+
+#[test]
+fn a_udp_flow_does_not_allocate() {
+    let mut bench = Bench::new();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.connect(bench.udp).unwrap();
+    let exchange = |socket: UdpSocket, rounds| {
+        move || {
+            let mut buffer = [0; 2_048];
+            for round in 0..rounds {
+                let sent = [7; 1_400];
+                socket.send(&sent[..1 + round % 1_400]).unwrap();
+                assert_eq!(socket.recv(&mut buffer).unwrap(), 1 + round % 1_400);
+            }
+        }
+    };
+    bench.allocations_during(exchange(socket.try_clone().unwrap(), 500));
+    let allocations = bench.allocations_during(exchange(socket, 5_000));
+    assert_eq!(allocations, 0, "5,000 datagrams both ways");
+}
+
+/// The allocator does count: else the two tests above would show nothing.
+#[test]
+fn the_counter_counts() {
+    let measured = allocation_counter::measure(|| drop(std::hint::black_box(vec![1u8; 100])));
+    assert_eq!(measured.count_total, 1);
+}
+
+fn connect_through(bench: &mut Bench, address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    let mut copy = stream.try_clone().unwrap();
+    bench.allocations_during(move || small_exchanges(&mut copy, 1));
+    stream
+}
+
+fn small_exchanges(stream: &mut TcpStream, rounds: usize) {
+    let mut buffer = [0; 64];
+    for _ in 0..rounds {
+        stream.write_all(&[9; 64]).unwrap();
+        stream.read_exact(&mut buffer).unwrap();
+    }
+}
+
+/// Sends and receives so many bytes at the same time.
+fn bulk_exchange(stream: &TcpStream, bytes: usize) {
+    let mut sender = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        let block = [3; 65_536];
+        let mut left = bytes;
+        while left > 0 {
+            left -= sender.write(&block[..left.min(block.len())]).unwrap();
+        }
+    });
+    let mut reader = stream;
+    let mut buffer = vec![0; 65_536];
+    let mut left = bytes;
+    while left > 0 {
+        let limit = left.min(buffer.len());
+        left -= reader.read(&mut buffer[..limit]).unwrap();
+    }
+    sender.join().unwrap();
+}
+
+fn start(work: impl FnOnce() + Send + 'static) -> (JoinHandle<()>, Arc<AtomicBool>) {
+    let done = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&done);
+    let thread = std::thread::spawn(move || {
+        // Also when an assertion fails: the test must not hang.
+        struct Tell(Arc<AtomicBool>);
+        impl Drop for Tell {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _tell = Tell(tell);
+        work();
+    });
+    (thread, done)
+}
+
+fn tcp_echo() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 65_536];
+                while let Ok(count) = stream.read(&mut buffer)
+                    && count > 0
+                    && stream.write_all(&buffer[..count]).is_ok()
+                {}
+            });
+        }
+    });
+    address
+}
+
+fn udp_echo() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((count, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..count], peer);
+        }
+    });
+    address
+}
+
+fn free_tcp_port() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+fn free_udp_port() -> SocketAddr {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
