@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -23,6 +24,8 @@ struct Bench {
     worker: Worker,
     tcp: SocketAddr,
     udp: SocketAddr,
+    /// Ends the worker's wait.
+    wake: Arc<EventFd>,
 }
 
 impl Bench {
@@ -58,7 +61,7 @@ impl Bench {
         );
         let config = config::parse("test", &text).unwrap();
         let table = compile(&config, &mut Names::new(), 1).unwrap();
-        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
         let (send, commands) = bounded(1);
         let (records, _) = bounded(1);
         let sockets = table.sockets.iter().map(|socket| {
@@ -75,17 +78,17 @@ impl Bench {
             features: Features::probe().unwrap(),
             counters: Arc::new(Counters::new()),
             commands,
-            wake: wake.into(),
+            wake: wake.as_fd().try_clone_to_owned().unwrap(),
             records,
             clock: Clock::start(),
             seed: 1,
         });
-        Self { worker: worker.unwrap(), tcp, udp }
+        Self { worker: worker.unwrap(), tcp, udp, wake }
     }
 
     /// Turns the worker until the client is done; how often it allocated in that time.
     fn allocations_during(&mut self, client: impl FnOnce() + Send + 'static) -> u64 {
-        let (client, done) = start(client);
+        let (client, done) = start(client, Arc::clone(&self.wake));
         let measured = allocation_counter::measure(|| {
             while !done.load(Ordering::Relaxed) {
                 self.worker.turn().unwrap();
@@ -183,18 +186,22 @@ fn bulk_exchange(stream: &TcpStream, bytes: usize) {
     sender.join().unwrap();
 }
 
-fn start(work: impl FnOnce() + Send + 'static) -> (JoinHandle<()>, Arc<AtomicBool>) {
+fn start(
+    work: impl FnOnce() + Send + 'static,
+    wake: Arc<EventFd>,
+) -> (JoinHandle<()>, Arc<AtomicBool>) {
     let done = Arc::new(AtomicBool::new(false));
     let tell = Arc::clone(&done);
     let thread = std::thread::spawn(move || {
         // Also when an assertion fails: the test must not hang.
-        struct Tell(Arc<AtomicBool>);
+        struct Tell(Arc<AtomicBool>, Arc<EventFd>);
         impl Drop for Tell {
             fn drop(&mut self) {
                 self.0.store(true, Ordering::Relaxed);
+                self.1.write(1).unwrap();
             }
         }
-        let _tell = Tell(tell);
+        let _tell = Tell(tell, wake);
         work();
     });
     (thread, done)
