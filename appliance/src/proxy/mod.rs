@@ -72,8 +72,10 @@ struct Draining {
     left: Option<Vec<u32>>,
 }
 
-/// Accepting rests for this long after the machine ran out of files or memory.
-const PAUSE: u64 = 100_000;
+/// Accepting rests for this long after the machine ran out of files or memory, and receiving for
+/// this long: clients wait in the accept queue, but datagrams are lost.
+const ACCEPT_PAUSE: u64 = 100_000;
+const RECEIVE_PAUSE: u64 = 5_000;
 /// Closes at the end of a drain come in steps of this.
 const DRAIN_STEP: u64 = 10_000;
 
@@ -314,8 +316,12 @@ impl Core {
     fn rearm(&mut self, id: SocketId, why: Option<Why>) {
         match why {
             Some(Why::NoFiles | Why::NoMemory | Why::Other(_)) => {
+                let pause = match self.tables.transport(id) {
+                    Some(Transport::Udp) => RECEIVE_PAUSE,
+                    Some(Transport::Tcp) | None => ACCEPT_PAUSE,
+                };
                 self.counters.accept_pauses.add(1);
-                self.paused.push((id, self.now + PAUSE));
+                self.paused.push((id, self.now + pause));
             }
             _ => self.start(id),
         }
