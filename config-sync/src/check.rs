@@ -142,35 +142,33 @@ impl<'c> Check<'c> {
         }
     }
 
+    /// Every listener of a route with host names must be able to see one of them, and every host
+    /// name must be one that some listener of the route takes.
     fn hostnames(&mut self, route: &Route) {
-        let found = route
-            .listeners
-            .iter()
-            .filter_map(|name| Some((name, *self.listeners.get(name.value.as_str())?)));
-        let found: Vec<_> = found.collect();
-        let mut problems = Vec::new();
-        for (name, listener) in found.iter().filter(|_| !route.hostnames.is_empty()) {
+        let found = route.listeners.iter().filter_map(|name| {
+            let listener: &Listener = self.listeners.get(name.value.as_str())?;
+            Some((name, listener))
+        });
+        let found: Vec<_> = found.filter(|_| !route.hostnames.is_empty()).collect();
+        for (name, listener) in &found {
+            let own = listener.hostname.as_ref().map_or("", |own| own.value.as_str());
+            let (is, hosts) = (&name.value, &route.hostnames);
             if listener.protocol != Protocol::Tls {
-                problems.push(name.problem(format!(
-                    "the route has hostnames, and listener \"{}\" is not TLS: it can't see them",
-                    name.value
-                )));
-            } else if !route.hostnames.iter().any(|host| reaches(listener, &host.value)) {
-                let own = listener.hostname.as_ref().map_or("", |own| own.value.as_str());
-                problems.push(name.problem(format!(
-                    "no hostname of the route can match listener \"{}\", which takes \"{own}\"",
-                    name.value
-                )));
+                let why = format!("listener \"{is}\" is not TLS: it can't see them");
+                self.refuse(name, format!("the route has hostnames, and {why}"));
+            } else if !hosts.iter().any(|host| reaches(listener, &host.value)) {
+                let what = format!("can match listener \"{is}\", which takes \"{own}\"");
+                self.refuse(name, format!("no hostname of the route {what}"));
             }
         }
-        for host in &route.hostnames {
-            let mut tls = found.iter().filter(|(_, l)| l.protocol == Protocol::Tls).peekable();
-            if tls.peek().is_some() && !tls.any(|(_, listener)| reaches(listener, &host.value)) {
+        let tls = found.iter().map(|(_, listener)| listener);
+        let tls: Vec<_> = tls.filter(|listener| listener.protocol == Protocol::Tls).collect();
+        for host in route.hostnames.iter().filter(|_| !tls.is_empty()) {
+            if !tls.iter().any(|listener| reaches(listener, &host.value)) {
                 let message = format!("\"{}\" can't match any listener of the route", host.value);
-                problems.push(host.problem(message));
+                self.refuse(host, message);
             }
         }
-        self.problems.append(&mut problems);
     }
 
     /// A TCP or UDP listener has one route at the most, a TLS listener one for each host name.

@@ -17,7 +17,7 @@ use crate::values::{
 };
 
 /// A configuration whose every value is of the right form and within its range. Whether its parts
-/// fit together is said by `compile`. Durations are in milliseconds unless said otherwise; 0 is off.
+/// fit together is said by `compile`. Durations are in milliseconds unless said otherwise; 0: off.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// How many workers there are, and where. Not reloadable.
@@ -157,8 +157,8 @@ pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Pr
     Err(Problems::new(reader.problems))
 }
 
-/// The limits asked for, with those that are left open filled in: for `workers` workers in a process
-/// that may have `nofile` files open (`RLIMIT_NOFILE`).
+/// The limits asked for, with those that are left open filled in: for `workers` workers in a
+/// process that may have `nofile` files open (`RLIMIT_NOFILE`).
 ///
 /// A session takes two files, a pipe two; 512 are left for listeners, the admin API and the log.
 pub fn limits(asked: Limits, workers: usize, nofile: u64) -> Limits {
@@ -484,11 +484,12 @@ fn listener_tls<'t>(reader: &mut Reader<'t>, table: &Table<'t>) {
 fn options<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> SocketOptions {
     let congestion = |value| {
         let name = string(value)?;
-        if !name.is_empty() && !machine.congestion.iter().any(|known| known == name) {
-            let known = machine.congestion.join(", ");
-            return Err(format!("this kernel has no \"{name}\" loaded; it has {known}"));
+        let padded = padded(name).ok_or_else(|| "must be at most 15 characters".to_owned())?;
+        if name.is_empty() || machine.congestion.iter().any(|known| known == name) {
+            return Ok(padded);
         }
-        padded(name).ok_or_else(|| "must be at most 15 characters".to_owned())
+        let known = machine.congestion.join(", ");
+        Err(format!("this kernel has no \"{name}\" loaded; it has {known}"))
     };
     SocketOptions {
         nodelay: or(reader.get(table, "nodelay", boolean), true),

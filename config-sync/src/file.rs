@@ -110,3 +110,32 @@ fn concerns(event: &Event, names: &BTreeSet<std::ffi::OsString>) -> bool {
     let named = |path: &PathBuf| path.file_name().is_some_and(|name| names.contains(name));
     change && (event.paths.is_empty() || event.paths.iter().any(named))
 }
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{CreateKind, ModifyKind};
+
+    use super::*;
+
+    #[test]
+    fn reading_the_file_and_writing_beside_it_are_no_changes() {
+        let names = names_of(Path::new("/etc/ringway/ringway.toml"));
+        let event = |kind, name: &str| {
+            concerns(&Event::new(kind).add_path(Path::new("/etc/ringway").join(name)), &names)
+        };
+        let close = |mode| EventKind::Access(AccessKind::Close(mode));
+        let written = EventKind::Modify(ModifyKind::Any);
+        assert!(event(written, "ringway.toml"));
+        assert!(event(close(AccessMode::Write), "ringway.toml"));
+        assert!(event(EventKind::Create(CreateKind::Any), "..data"));
+        assert!(!event(EventKind::Access(AccessKind::Open(AccessMode::Any)), "ringway.toml"));
+        assert!(!event(close(AccessMode::Read), "ringway.toml"));
+        assert!(!event(written, "access.log"));
+        assert!(concerns(&Event::new(EventKind::Other), &names), "the queue overflowed");
+    }
+
+    #[test]
+    fn a_bare_file_name_stands_in_the_working_directory() {
+        assert!(directories_of(Path::new("ringway.toml")).contains(Path::new(".")));
+    }
+}

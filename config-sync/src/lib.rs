@@ -5,7 +5,8 @@
 //! | module | does |
 //! |---|---|
 //! | [`file`] | reads the file, and says when it has changed |
-//! | [`config`] | [`Config`]: what was asked, every value of the right form (`reader`: the walk over the TOML tree; `values`: durations, addresses, names) |
+//! | [`config`] | [`Config`]: what was asked, every value of the right form |
+//! | `reader`, `values` | the walk over the TOML tree; durations, addresses, names |
 //! | `check` | whether the parts fit together: names, addresses, host names |
 //! | [`compile`] | the [`routing::RoutingTable`]: what runs (`maglev`: hash tables of backends) |
 //! | [`names`] | ids that stay the same from table to table |
@@ -231,10 +232,8 @@ pub fn check(path: &Path) -> Result<Summary, String> {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { listeners, routes, backends, endpoints } = self;
-        write!(
-            f,
-            "{listeners} listeners, {routes} routes, {backends} backends, {endpoints} endpoints"
-        )
+        write!(f, "listeners: {listeners}, routes: {routes}, ")?;
+        write!(f, "backends: {backends}, endpoints: {endpoints}")
     }
 }
 

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// Primes; the smallest with 100 entries for each endpoint is taken, so that shares differ by 1 % at
-/// the most (beyond 655 endpoints: the largest, where they differ by more).
+/// Primes; the smallest with 100 entries for each endpoint is taken, so that shares differ by 1 %
+/// at the most (beyond 655 endpoints: the largest, where they differ by more).
 const SIZES: [u16; 2] = [251, 5_003];
 const LARGEST: u32 = 65_537;
 

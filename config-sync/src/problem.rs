@@ -92,14 +92,14 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// `; did you mean "listeners"?`, or nothing where no candidate is near.
+/// ` (did you mean "listeners"?)`, or nothing where no candidate is near.
 pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     let near = 1 + word.chars().count() / 4;
     candidates
         .map(|candidate| (distance(word, candidate), candidate))
         .filter(|(distance, _)| *distance <= near)
         .min_by_key(|(distance, _)| *distance)
-        .map_or_else(String::new, |(_, candidate)| format!("; did you mean \"{candidate}\"?"))
+        .map_or_else(String::new, |(_, candidate)| format!(" (did you mean \"{candidate}\"?)"))
 }
 
 /// Insertions, deletions and replacements of characters that turn `a` into `b`, whatever the case.
@@ -125,8 +125,8 @@ mod tests {
     #[test]
     fn the_nearest_candidate_is_suggested_and_none_that_is_far() {
         let keys = || ["hostname", "hostnames", "idle_timeout"].into_iter();
-        assert_eq!(did_you_mean("hostnam", keys()), "; did you mean \"hostname\"?");
-        assert_eq!(did_you_mean("idletimeout", keys()), "; did you mean \"idle_timeout\"?");
+        assert_eq!(did_you_mean("hostnam", keys()), " (did you mean \"hostname\"?)");
+        assert_eq!(did_you_mean("idletimeout", keys()), " (did you mean \"idle_timeout\"?)");
         assert_eq!(did_you_mean("colour", keys()), "");
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);

@@ -107,7 +107,7 @@ impl<'t> Reader<'t> {
                     let known = || section.keys.iter().map(|key| key.name);
                     let near = did_you_mean(name, known());
                     let all = known().collect::<Vec<_>>().join(", ");
-                    self.refuse(&place, format!("unknown key{near} Allowed here: {all}"));
+                    self.refuse(&place, format!("unknown key{near}; allowed here: {all}"));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What workers see: the immutable routing table. Imports nothing of this crate.
 //!
-//! Ids are stable over the life of the process: the same name (or, for an endpoint, the same backend
-//! name and address) has the same id in every table, so cursors, counts and counters that workers
+//! Ids are stable over the life of the process: the same name (or, for an endpoint, the same
+//! backend name and address) has the same id in every table, so cursors, counts and counters that workers
 //! key by id survive a new table. Indices (`usize` into a table's own vectors) hold only within the
 //! table that they came from.
 
@@ -44,8 +44,8 @@ id!(/// An endpoint by its backend's name and its address.
 /// Everything that a worker may route to, whole and immutable.
 #[derive(Debug)]
 pub struct RoutingTable {
-    /// Counts up by one with each table that is published; the first is 1. 0 is the empty table that
-    /// a worker starts with.
+    /// Counts up by one with each table that is published; the first is 1. 0 is the empty table
+    /// that a worker starts with.
     pub generation: u64,
     pub sockets: Vec<Socket>,
     pub listeners: Vec<Listener>,

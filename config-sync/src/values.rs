@@ -12,7 +12,8 @@ use crate::reader::{Read, string};
 /// Gateway API, GEP-2257).
 pub(crate) fn duration(value: &DeValue<'_>) -> Read<u32> {
     let text = string(value).map_err(|message| format!("{message}; {DURATION}"))?;
-    let millis = parse_duration(text).ok_or_else(|| format!("\"{text}\" is none; {DURATION}"))?;
+    let millis =
+        parse_duration(text).ok_or_else(|| format!("\"{text}\" is no duration; {DURATION}"))?;
     u32::try_from(millis).map_err(|_| format!("\"{text}\" is too long; at most \"1193h\""))
 }
 

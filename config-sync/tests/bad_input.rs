@@ -1,0 +1,464 @@
+//! What an operator is told about a faulty file: every fault at once, each with its place.
+
+use config_sync::compile::compile;
+use config_sync::config::{self, Config, parse_for};
+use config_sync::machine::Machine;
+use config_sync::names::Names;
+use config_sync::problem::Problems;
+use config_sync::routing::RoutingTable;
+
+fn machine() -> Machine {
+    Machine { cores: vec![0, 1], congestion: vec!["reno".to_owned(), "cubic".to_owned()] }
+}
+
+fn load(text: &str) -> Result<(Config, RoutingTable), Problems> {
+    let config = parse_for("f", text, &machine())?;
+    let table = compile(&config, &mut Names::new(), 1)?;
+    Ok((config, table))
+}
+
+/// A listener, route and backend without fault, lines 1 to 10.
+const GOOD: &str = r#"[[listeners]]
+name = "l"
+protocol = "TCP"
+address = "0.0.0.0:80"
+[[routes]]
+name = "r"
+listeners = ["l"]
+backends = [{ name = "b" }]
+[[backends]]
+name = "b"
+endpoints = ["10.0.0.1:80"]
+"#;
+
+/// Loads `text` and compares all that is said, without the name of the file.
+fn refused(text: &str, expected: &[&str]) {
+    let problems = load(text).expect_err(text);
+    let said: Vec<_> =
+        problems.0.iter().map(|p| p.to_string().trim_start_matches("f:").to_owned()).collect();
+    assert_eq!(said.len(), expected.len(), "{text}\n{problems}");
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.starts_with(expected), "{text}\nsaid     {said}\nexpected {expected}");
+    }
+}
+
+/// Faults that one more line at the top level makes.
+const TOP_LEVEL: &[(&str, &str)] = &[
+    ("drain_timeot = \"5s\"", "1:1: drain_timeot: unknown key (did you mean \"drain_timeout\"?)"),
+    ("colour = 1", "1:1: colour: unknown key; allowed here: workers, admin, drain_timeout"),
+    ("drain_timeout = 5", "1:17: drain_timeout: must be a string, not a whole number; a duration"),
+    ("drain_timeout = \"5\"", "1:17: drain_timeout: \"5\" is no duration"),
+    ("drain_grace = \"5 s\"", "1:15: drain_grace: \"5 s\" is no duration"),
+    ("lame_duck = \"2000h\"", "1:13: lame_duck: \"2000h\" is too long; at most \"1193h\""),
+    ("workers = 2", "1:11: workers: must be a table, not a whole number"),
+    ("workers.cores = \"all\"", "1:17: workers.cores: must be \"auto\" or a list of core ids"),
+    ("workers.cores = []", "1:17: workers.cores: names no core; give at least one"),
+    ("workers.cores = [0, 7]", "1:21: workers.cores[1]: core 7 is not usable; this process may"),
+    ("workers.cores = [1, 1]", "1:21: workers.cores[1]: core 1 is named twice"),
+    ("workers.cores = [-1]", "1:18: workers.cores[0]: must be a whole number, 0 to 65535, not -1"),
+    ("workers.threads = 2", "1:9: workers.threads: unknown key"),
+    ("admin.address = \":9900\"", "1:17: admin.address: must be IP:PORT"),
+    ("admin.address = \"127.0.0.1:0\"", "1:17: admin.address: the port must be 1 to 65535"),
+    (
+        "access_log.format = \"xml\"",
+        "1:21: access_log.format: must be \"json\" or \"text\", not \"xml\"",
+    ),
+    ("access_log.open = \"yes\"", "1:19: access_log.open: must be true or false, not a string"),
+    ("access_log.path = 1", "1:19: access_log.path: must be a string, not a whole number"),
+    ("limits.sessions = -1", "1:19: limits.sessions: must be a whole number, 0 to 1048576, not -1"),
+    (
+        "limits.flows = 1e6",
+        "1:16: limits.flows: must be a whole number, 0 to 1048576, not a number",
+    ),
+    ("limits.buffers = 40000", "1:18: limits.buffers: must be a whole number, 0 to 32768"),
+    ("limits.pipes = 70000", "1:16: limits.pipes: must be a whole number, 0 to 65536, not 70000"),
+    ("routes = 1", "1:10: routes: must be a list, not a whole number"),
+    ("backends = [1]", "1:13: backends[0]: must be a table, not a whole number"),
+];
+
+#[test]
+fn faults_at_the_top_level() {
+    for (line, expected) in TOP_LEVEL {
+        refused(line, &[expected]);
+    }
+}
+
+/// Faults that one more line in the TCP listener of `GOOD` makes (line 5).
+const TCP_LISTENER: &[(&str, &str)] = &[
+    ("idle_timout = \"1h\"", "unknown key (did you mean \"idle_timeout\"?)"),
+    ("idle_timeout = true", "must be a string, not true or false; a duration"),
+    ("max_lifetime = \"-1s\"", "\"-1s\" is no duration"),
+    ("write_stall_timeout = \"\"", "\"\" is no duration"),
+    ("half_close_timeout = \"1.5h\"", "\"1.5h\" is no duration"),
+    ("max_sessions = 1048577", "must be a whole number, 0 to 1048576"),
+    ("nodelay = 1", "must be true or false, not a whole number"),
+    ("keepalive = \"1500ms\"", "must be whole seconds, \"0s\" (off) to \"32767s\""),
+    ("user_timeout = \"1000h\"", "must be at most \"596h\""),
+    ("congestion = \"bbr\"", "this kernel has no \"bbr\" loaded; it has reno, cubic"),
+    ("congestion = \"0123456789abcdef\"", "must be at most 15 characters"),
+    ("hostname = \"a.example.com\"", "is for TLS listeners only"),
+    ("hello_timeout = \"5s\"", "is for TLS listeners only"),
+    ("tls = { mode = \"Passthrough\" }", "is for TLS listeners only"),
+    ("flow_timeout = \"60s\"", "is for UDP listeners only"),
+    ("responses = 1", "is for UDP listeners only"),
+    ("accept_proxy = { from = [\"10.0.0.0/8\"] }", "not supported yet by this version"),
+    ("allow = [\"10.0.0.0/8\"]", "not supported yet by this version"),
+    ("deny = [\"10.0.0.0/8\"]", "not supported yet by this version"),
+];
+
+#[test]
+fn faults_of_one_listener() {
+    for (line, expected) in TCP_LISTENER {
+        let text = GOOD.replace("[[routes]]", &format!("{line}\n[[routes]]"));
+        let key = line.split(' ').next().expect("a key");
+        let problems = load(&text).expect_err(line);
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        let problem = &problems.0[0];
+        assert_eq!((problem.line, problem.field.as_str()), (5, &*format!("listeners[0].{key}")));
+        assert!(problem.message.starts_with(expected), "{problem}");
+    }
+}
+
+#[test]
+fn faults_of_udp_and_tls_listeners() {
+    let udp = |line: &str| GOOD.replace("\"TCP\"", "\"UDP\"").replace("[[routes]]", line);
+    refused(&udp("nodelay = true\n[[routes]]"), &["5:1: listeners[0].nodelay: is for TCP and TLS"]);
+    refused(&udp("idle_timeout = \"1h\"\n[[routes]]"), &["5:1: listeners[0].idle_timeout: is for"]);
+    refused(
+        &udp("flow_timeout = \"0s\"\n[[routes]]"),
+        &["5:16: listeners[0].flow_timeout: must be at least \"100ms\"; it can't be off"],
+    );
+    refused(&udp("responses = -1\n[[routes]]"), &["5:13: listeners[0].responses: must be a whole"]);
+    let tls = |line: &str| GOOD.replace("\"TCP\"", "\"TLS\"").replace("[[routes]]", line);
+    refused(
+        &tls("tls.mode = \"Terminate\"\n[[routes]]"),
+        &["5:12: listeners[0].tls.mode: \"Terminate\" is not supported yet by this version"],
+    );
+    refused(
+        &tls("tls = { mode = \"passthrough\" }\n[[routes]]"),
+        &["5:16: listeners[0].tls.mode: must be \"Passthrough\", not \"passthrough\""],
+    );
+    refused(
+        &tls(
+            "tls = { certificates = [], alpn = [\"h2\"], client_ca = 1, client_auth = 1 }\n[[routes]]",
+        ),
+        &[
+            "5:9: listeners[0].tls.certificates: not supported yet by this version",
+            "5:28: listeners[0].tls.alpn: not supported yet",
+            "5:43: listeners[0].tls.client_ca: not supported yet",
+            "5:58: listeners[0].tls.client_auth: not supported yet",
+        ],
+    );
+    refused(
+        &tls("hostname = \"a_b.example.com\"\n[[routes]]"),
+        &["5:12: listeners[0].hostname: \"a_b.example.com\" is no host name (RFC 1123)"],
+    );
+}
+
+#[test]
+fn missing_keys_and_wrong_words() {
+    refused(
+        "[[listeners]]\n[[routes]]\n[[backends]]",
+        &[
+            "1:1: listeners[0].name: missing; every listener has a name",
+            "1:1: listeners[0].protocol: missing; \"TCP\", \"UDP\" or \"TLS\"",
+            "1:1: listeners[0].address: missing; IP:PORT",
+            "2:1: routes[0].name: missing",
+            "2:1: routes[0].listeners: missing",
+            "2:1: routes[0].backends: missing",
+            "3:1: backends[0].name: missing",
+            "3:1: backends[0].endpoints: missing",
+        ],
+    );
+    refused(
+        &GOOD.replace("\"TCP\"", "\"tcp\""),
+        &["3:12: listeners[0].protocol: must be \"TCP\" or \"UDP\" or \"TLS\", not \"tcp\" (did"],
+    );
+    refused(
+        &GOOD.replace("\"l\"", "\"a b\""),
+        &["2:8: listeners[0].name: must be 1 to 253", "7:14: routes[0].listeners[0]: there is no"],
+    );
+    refused(&GOOD.replace("[\"l\"]", "[]"), &["7:13: routes[0].listeners: names no listener"]);
+    refused(&GOOD.replace("[\"l\"]", "\"l\""), &["7:13: routes[0].listeners: must be a list"]);
+}
+
+#[test]
+fn faults_of_routes_and_their_backends() {
+    let weight = |weight: &str| GOOD.replace("{ name = \"b\" }", weight);
+    refused(
+        &weight("{ name = \"b\", weight = 1000001 }"),
+        &["8:36: routes[0].backends[0].weight: must be a whole number, 0 to 1000000, not 1000001"],
+    );
+    refused(
+        &weight("{ name = \"b\", weight = -1 }"),
+        &["8:36: routes[0].backends[0].weight: must be a whole number, 0 to 1000000, not -1"],
+    );
+    refused(&weight("{ weight = 1 }"), &["8:13: routes[0].backends[0].name: missing"]);
+    refused(
+        &weight("{ name = \"b\" }, { name = \"b\" }"),
+        &["8:38: routes[0].backends[1].name: names backend \"b\" twice"],
+    );
+    refused(
+        &weight("{ name = \"bb\" }"),
+        &["8:22: routes[0].backends[0].name: there is no backend \"bb\" (did you mean \"b\"?)"],
+    );
+    refused(
+        &GOOD.replace("[\"l\"]", "[\"web\"]"),
+        &["7:14: routes[0].listeners[0]: there is no listener \"web\""],
+    );
+    refused(
+        &GOOD.replace("[\"l\"]", "[\"l\", \"l\"]"),
+        &[
+            "7:19: routes[0].listeners[1]: names listener \"l\" twice",
+            "7:19: routes[0].listeners[1]: listener \"l\" has a route already: \"r\", in line 6",
+        ],
+    );
+}
+
+/// Faults that another line in the backend of `GOOD` makes (line 12).
+const BACKEND: &[(&str, &str)] = &[
+    ("balance = \"round_robin\"", "must be \"round-robin\" or \"least-connections\" or"),
+    ("connect_timeout = \"5\"", "\"5\" is no duration"),
+    ("connect_attempts = 0", "must be a whole number, 1 to 8, not 0"),
+    ("connect_attempts = 9", "must be a whole number, 1 to 8, not 9"),
+    ("source = \"10.0.0.2\"", "must be a list, not a string"),
+    ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
+    ("send_proxy = \"v2\"", "not supported yet by this version"),
+    ("tls = { server_name = \"db.internal\" }", "not supported yet by this version"),
+    ("weight = 1", "unknown key"),
+];
+
+#[test]
+fn faults_of_one_backend() {
+    for (line, expected) in BACKEND {
+        let problems = load(&format!("{GOOD}{line}")).expect_err(line);
+        let key = line.split(' ').next().expect("a key");
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        let problem = &problems.0[0];
+        assert_eq!((problem.line, problem.field.as_str()), (12, &*format!("backends[0].{key}")));
+        assert!(problem.message.starts_with(expected), "{problem}");
+    }
+    let endpoint = |text: &str| GOOD.replace("\"10.0.0.1:80\"", text);
+    refused(
+        &endpoint("\"10.0.0.1:80\", \"db.internal:5432\", \"10.0.0.1\""),
+        &[
+            "11:29: backends[0].endpoints[1]: must be IP:PORT, such as",
+            "11:49: backends[0].endpoints[2]: must be IP:PORT",
+        ],
+    );
+    refused(
+        &endpoint("\"10.0.0.1:80\", \"10.0.0.1:80\""),
+        &["11:29: backends[0].endpoints[1]: 10.0.0.1:80 is endpoints[0] already"],
+    );
+    refused(
+        &format!("{GOOD}source = [\"::1\"]"),
+        &["11:14: backends[0].endpoints[0]: no address in `source` is IPv4"],
+    );
+    refused(
+        &format!("{GOOD}nodelay = true").replace("\"TCP\"", "\"UDP\""),
+        &["12:1: backends[0].nodelay: is for TCP, and only UDP listeners use this backend"],
+    );
+}
+
+fn listener(name: &str, protocol: &str, address: &str, more: &str) -> String {
+    let names = format!("[[listeners]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\n");
+    format!("{names}address = \"{address}\"\n{more}\n")
+}
+
+#[test]
+fn names_that_are_given_twice() {
+    let again = GOOD.replace("0.0.0.0:80", "0.0.0.0:81").replace("[\"l\"]", "[\"x\"]");
+    refused(
+        &format!("{GOOD}{again}"),
+        &[
+            "13:8: listeners[1].name: line 2 has a listener named \"l\" already",
+            "17:8: routes[1].name: line 6 has a route named \"r\" already",
+            "18:14: routes[1].listeners[0]: there is no listener \"x\"",
+            "21:8: backends[1].name: line 10 has a backend named \"b\" already",
+        ],
+    );
+}
+
+#[test]
+fn addresses_that_clash() {
+    let two = |a: (&str, &str), b: (&str, &str)| {
+        listener("a", a.0, a.1, "") + &listener("b", b.0, b.1, "")
+    };
+    for (a, b, expected) in [
+        (
+            ("TCP", "1.2.3.4:80"),
+            ("TCP", "1.2.3.4:80"),
+            "9:11: listeners[1].address: 1.2.3.4:80 clashes with listener \"a\" (line 2), and",
+        ),
+        (
+            ("TCP", "1.2.3.4:80"),
+            ("TLS", "1.2.3.4:80"),
+            "9:11: listeners[1].address: 1.2.3.4:80 clashes",
+        ),
+        (
+            ("UDP", "[::]:53"),
+            ("UDP", "[::1]:53"),
+            "9:11: listeners[1].address: [::1]:53 clashes with listener \"a\" (line 2), which",
+        ),
+        (
+            ("UDP", "10.0.0.1:53"),
+            ("UDP", "0.0.0.0:53"),
+            "4:11: listeners[0].address: 10.0.0.1:53 clashes",
+        ),
+        (
+            ("TLS", "0.0.0.0:443"),
+            ("TLS", "10.0.0.1:443"),
+            "9:11: listeners[1].address: 10.0.0.1:443 clashes",
+        ),
+        (
+            ("TLS", "1.2.3.4:443"),
+            ("TLS", "1.2.3.4:443"),
+            "9:11: listeners[1].address: 1.2.3.4:443 clashes with listener \"a\" (line 2), with",
+        ),
+    ] {
+        refused(&two(a, b), &[expected]);
+    }
+    for (a, b) in [
+        (("TCP", "0.0.0.0:53"), ("UDP", "0.0.0.0:53")),
+        (("TCP", "0.0.0.0:53"), ("TCP", "[::]:53")),
+        (("TCP", "10.0.0.1:53"), ("TCP", "10.0.0.2:53")),
+    ] {
+        assert!(load(&two(a, b)).is_ok(), "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn tls_listeners_on_one_address_must_agree_on_what_comes_before_the_name() {
+    let first = listener("a", "TLS", "[::]:443", "hostname = \"a.example.com\"");
+    let second = |more: &str| {
+        first.clone()
+            + &listener("b", "TLS", "[::]:443", &format!("hostname = \"B.example.com\"\n{more}"))
+    };
+    let shares = "9:11: listeners[1].address: shares its address with listener \"a\" (line 2), so ";
+    assert!(load(&second("max_sessions = 5\nidle_timeout = \"1s\"")).is_ok());
+    refused(
+        &second("nodelay = false\nhello_timeout = \"1s\""),
+        &[
+            &format!("{shares}`nodelay` must be the same"),
+            &format!("{shares}`hello_timeout` must be the same"),
+        ],
+    );
+    refused(
+        &second("").replace("B.example", "A.EXAMPLE"),
+        &["10:12: listeners[1].hostname: [::]:443 clashes with listener \"a\" (line 2), with"],
+    );
+}
+
+fn route(name: &str, listeners: &str, hostnames: &str) -> String {
+    let names = format!("[[routes]]\nname = \"{name}\"\nlisteners = {listeners}\n");
+    format!("{names}hostnames = {hostnames}\nbackends = []\n")
+}
+
+#[test]
+fn host_names_that_no_client_could_ask_for() {
+    let tls = listener("l", "TLS", "[::]:443", "hostname = \"*.example.com\"");
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[\"a.example.com\", \"example.com\"]")),
+        &["9:31: routes[0].hostnames[1]: \"example.com\" can't match any listener of the route"],
+    );
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[\"a.example.org\"]")),
+        &[
+            "8:14: routes[0].listeners[0]: no hostname of the route can match listener \"l\",",
+            "9:14: routes[0].hostnames[0]: \"a.example.org\" can't match any listener",
+        ],
+    );
+    refused(
+        &(listener("l", "TCP", "[::]:443", "") + &route("r", "[\"l\"]", "[\"a.example.org\"]")),
+        &["8:14: routes[0].listeners[0]: the route has hostnames, and listener \"l\" is not TLS"],
+    );
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[\"a.example.com\", \"A.example.com\"]")),
+        &["9:31: routes[0].hostnames[1]: listener \"l\" has a route for \"a.example.com\" already"],
+    );
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[]") + &route("s", "[\"l\"]", "[]")),
+        &["13:14: routes[1].listeners[0]: listener \"l\" has a route already: \"r\", in line 7"],
+    );
+    let twice = tls + &route("r", "[\"l\"]", "[\"*.example.com\"]") + &route("s", "[\"l\"]", "[]");
+    assert!(load(&twice).is_ok());
+}
+
+#[test]
+fn two_routes_on_one_tcp_listener() {
+    refused(
+        &format!("{GOOD}[[routes]]\nname = \"s\"\nlisteners = [\"l\"]\nbackends = []"),
+        &["14:14: routes[1].listeners[0]: listener \"l\" has a route already: \"r\", in line 6"],
+    );
+}
+
+#[test]
+fn every_fault_is_told_at_once_and_none_that_follows_from_another() {
+    refused(
+        &GOOD
+            .replace("0.0.0.0:80", "0.0.0.0")
+            .replace("\"10.0.0.1:80\"", "1")
+            .replace("\"r\"", "2"),
+        &[
+            "4:11: listeners[0].address: must be IP:PORT",
+            "6:8: routes[0].name: must be a string, not a whole number",
+            "11:14: backends[0].endpoints[0]: must be a string",
+        ],
+    );
+    refused(
+        &format!("lame_duck = 1\n{GOOD}").replace("[\"l\"]", "[\"m\"]"),
+        &[
+            "1:13: lame_duck: must be a string",
+            "8:14: routes[0].listeners[0]: there is no listener",
+        ],
+    );
+}
+
+#[test]
+fn what_is_not_toml() {
+    refused("a = \nb = 1", &["1:5: not TOML: "]);
+    refused("[x\n", &["1:3: not TOML: "]);
+    refused("lame_duck = \"1s\"\nlame_duck = \"1s\"", &["2:1: not TOML: duplicate key"]);
+}
+
+#[test]
+fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
+    for section in config::SCHEMA {
+        for key in section.keys.iter().map(|key| key.name) {
+            let (before, path) = match section.name {
+                "" => ("", String::new()),
+                "listeners.tls" => ("[[listeners]]\ntls.", "listeners[0].tls.".to_owned()),
+                "routes.backends" => {
+                    ("[[routes]]\n[[routes.backends]]\n", "routes[0].backends[0].".to_owned())
+                }
+                "listeners" => ("[[listeners]]\n", "listeners[0].".to_owned()),
+                "routes" => ("[[routes]]\n", "routes[0].".to_owned()),
+                "backends" => ("[[backends]]\n", "backends[0].".to_owned()),
+                table => (&*format!("[{table}]\n"), format!("{table}.")),
+            };
+            let text = format!("{before}{key} = 1979-05-27\n");
+            let problems = load(&text).expect_err(&text);
+            let said = problems.0.iter().find(|problem| problem.field == format!("{path}{key}"));
+            let said = &said.unwrap_or_else(|| panic!("{text}{problems}")).message;
+            let as_it_should = said.starts_with("must be") || said.starts_with("not supported yet");
+            assert!(as_it_should, "{text}{problems}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_has_every_key() {
+    let reference = include_str!("../REFERENCE.md");
+    for section in config::SCHEMA {
+        let heading = match section.name {
+            "" => "## Top level".to_owned(),
+            name => format!("## `{name}`"),
+        };
+        let part = reference.split("\n## ").find(|part| format!("## {part}").starts_with(&heading));
+        let part = part.unwrap_or_else(|| panic!("no section {heading}"));
+        for key in section.keys {
+            let row = format!("| `{}` |", key.name);
+            assert!(part.contains(&row), "{heading} has no row {row}");
+        }
+    }
+}

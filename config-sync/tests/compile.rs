@@ -1,0 +1,218 @@
+//! What workers are given for what was asked.
+
+use config_sync::compile::{compile, drained};
+use config_sync::config::{Cores, LogTarget, limits, parse_for};
+use config_sync::machine::Machine;
+use config_sync::names::Names;
+use config_sync::problem::Problems;
+use config_sync::routing::{Balance, Drain, Limits, Protocol, RoutingTable, Transport};
+use proptest::prelude::*;
+
+/// Every key that this version has.
+const ALL: &str = include_str!("../../tests/fuzz/seeds/config/all.toml");
+
+fn machine() -> Machine {
+    Machine { cores: vec![0, 1], congestion: vec!["cubic".to_owned()] }
+}
+
+fn load(text: &str, names: &mut Names, generation: u64) -> Result<RoutingTable, Problems> {
+    compile(&parse_for("f", text, &machine())?, names, generation)
+}
+
+fn table(text: &str) -> RoutingTable {
+    load(text, &mut Names::new(), 1).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn every_key_reaches_the_table() {
+    let table = table(ALL);
+    assert_eq!((table.generation, table.lame_duck, table.log_opens), (1, 5_000, true));
+    assert_eq!(table.sockets.len(), 2, "the TLS listeners share one");
+    let (udp, tls) = (&table.sockets[0], &table.sockets[1]);
+    assert_eq!(
+        (udp.transport, udp.reads_hello, udp.listeners.any()),
+        (Transport::Udp, false, Some(0))
+    );
+    assert_eq!(
+        (tls.transport, tls.reads_hello, tls.listeners.any()),
+        (Transport::Tcp, true, Some(2))
+    );
+    assert_eq!(tls.listeners.get(Some("x.a.example.com")), Some(1));
+    assert_eq!(tls.listeners.get(Some("a.example.com")), Some(2));
+    let options = tls.options;
+    assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (true, 60, 0));
+    assert_eq!(&options.congestion, b"cubic\0\0\0\0\0\0\0\0\0\0\0");
+
+    let dns = &table.listeners[0];
+    assert_eq!((dns.protocol, dns.flow_timeout, dns.responses), (Protocol::Udp, 5_000, 1));
+    assert_eq!((dns.max_sessions, dns.routes.any(), dns.socket), (100, Some(0), 0));
+    let web = &table.listeners[1];
+    assert_eq!(web.timeouts.idle, 5_400_000);
+    assert_eq!((web.timeouts.hello, web.timeouts.lifetime), (5_000, 0));
+    assert_eq!((web.timeouts.write_stall, web.timeouts.half_close), (300_000, 300_000));
+    assert_eq!(web.routes.get(Some("db.a.example.com")), Some(1));
+    assert_eq!(web.routes.any(), None);
+    assert_eq!(table.listeners[2].routes.get(Some("b.example.com")), Some(1));
+
+    assert_eq!(table.routes[0].backends[0].weight, 1_000_000);
+    let weights: Vec<_> = table.routes[1].backends.iter().map(|b| (b.backend, b.weight)).collect();
+    assert_eq!(weights, [(1, 0), (2, 1)], "a weight of 0 is kept, none is 1");
+
+    let [dns, web, none] = &table.backends[..] else { panic!("three backends") };
+    let Balance::SourcePortHash(slots) = &dns.balance else { panic!("{:?}", dns.balance) };
+    assert_eq!(slots.len(), 251);
+    assert!(matches!(web.balance, Balance::LeastConnections));
+    assert_eq!((web.connect_timeout, web.connect_attempts), (300, 8));
+    assert_eq!(web.source, ["10.0.0.9".parse::<std::net::IpAddr>().expect("address")]);
+    let options = web.options;
+    assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (false, 0, 30_000));
+    assert!(none.endpoints.is_empty() && matches!(none.balance, Balance::Random));
+}
+
+#[test]
+fn an_empty_file_is_a_configuration_of_defaults() {
+    let config = parse_for("f", "", &machine()).expect("defaults");
+    assert_eq!((config.drain_timeout, config.drain_grace, config.lame_duck), (30_000, 0, 5_000));
+    assert_eq!(config.cores, Cores::Auto);
+    assert_eq!(config.admin, Some("127.0.0.1:9900".parse().expect("address")));
+    assert_eq!(config.access_log.target, LogTarget::StandardOutput);
+    assert!(!config.access_log.open);
+}
+
+#[test]
+fn keys_at_the_top_are_read() {
+    let config = parse_for("f", ALL, &machine()).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.cores, Cores::List(vec![0, 1]));
+    assert_eq!(config.admin, None);
+    assert_eq!(config.limits, Limits { sessions: 1000, flows: 1000, buffers: 100, pipes: 16 });
+}
+
+#[test]
+fn ids_stay_with_their_names_from_table_to_table() {
+    let mut names = Names::new();
+    let first = load(ALL, &mut names, 1).expect("first");
+    let (before, after) = ALL.split_at(ALL.find("[[listeners]]").expect("listeners"));
+    let more = "[[listeners]]\nname = \"new\"\nprotocol = \"TCP\"\naddress = \"0.0.0.0:53\"\n\n";
+    let text =
+        format!("{before}{more}{after}[[backends]]\nname = \"z\"\nendpoints = [\"10.0.0.1:53\"]\n")
+            .replace("\"[2001:db8::1]:53\", ", "");
+    let second = load(&text, &mut names, 2).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(second.listeners[1].id, first.listeners[0].id);
+    assert_eq!(second.sockets[1].id, first.sockets[0].id, "of an unchanged listener");
+    assert_eq!(second.routes[0].id, first.routes[0].id);
+    assert_eq!(second.backends[0].id, first.backends[0].id);
+    assert_eq!(second.backends[0].endpoints[0].id, first.backends[0].endpoints[1].id);
+    let other = second.backends[3].endpoints[0].id;
+    assert_ne!(other, second.backends[0].endpoints[0].id, "the same address in another backend");
+    let third = load(ALL, &mut names, 3).expect("third");
+    assert_eq!(third.backends[0].endpoints, first.backends[0].endpoints, "gone and back");
+
+    let gone = second.listeners[0].id;
+    assert_eq!(names.listener(gone), Some("new"), "it may still have sessions");
+    assert_eq!(names.endpoint(other), Some(("z", "10.0.0.1:53".parse().expect("address"))));
+    assert_eq!(names.socket(first.sockets[0].id).map(|(t, _)| t), Some(Transport::Udp));
+    assert_eq!(names.route(first.routes[1].id), Some("web"));
+    assert_eq!(names.backend(first.backends[2].id), Some("none"));
+    assert_eq!(names.listeners().count(), 4);
+    assert_eq!(names.endpoints().count(), 5);
+}
+
+#[test]
+fn ids_that_run_out_are_a_problem_of_the_new_table() {
+    let mut names = Names::new();
+    let backend = |generation: u16| {
+        let [high, low] = generation.to_be_bytes();
+        let endpoints: Vec<_> =
+            (0..8192).map(|i| format!("\"10.{high}.{low}.{}:{}\"", i % 250, 1 + i)).collect();
+        format!("[[backends]]\nname = \"b\"\nendpoints = [{}]\n", endpoints.join(","))
+    };
+    for generation in 0..8 {
+        assert!(load(&backend(generation), &mut names, 1).is_ok(), "{generation}");
+    }
+    let problems = load(&backend(8), &mut names, 1).expect_err("full");
+    assert_eq!(problems.0.len(), 8192);
+    assert!(problems.0[0].message.starts_with("too many endpoints"), "{}", problems.0[0]);
+    assert!(load(&backend(3), &mut names, 1).is_ok(), "what is known is still known");
+}
+
+#[test]
+fn the_last_table_has_nothing_and_says_how_long_to_drain() {
+    let config = parse_for("f", "drain_timeout = \"10s\"\nlame_duck = \"1s\"", &machine());
+    let table = drained(config.as_ref().ok(), 7);
+    assert_eq!((table.generation, table.lame_duck, table.sockets.len()), (7, 1_000, 0));
+    assert_eq!(table.drain, Some(Drain { timeout: 10_000, spread: 1_000 }));
+    assert_eq!(drained(None, 1).drain, Some(Drain { timeout: 0, spread: 0 }));
+}
+
+#[test]
+fn limits_left_open_follow_from_workers_and_files() {
+    let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0 };
+    let automatic = |workers, files| limits(open, workers, files);
+    let expected = Limits { sessions: 4808, flows: 20_000, buffers: 256, pipes: 64 };
+    assert_eq!(automatic(2, 20_000), expected);
+    assert_eq!(automatic(1, 1 << 30).sessions, 65_536);
+    assert_eq!(automatic(1, u64::MAX).flows, 65_536);
+    assert_eq!(automatic(64, 100), Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64 });
+    assert_eq!(automatic(0, 0).flows, 1);
+    let asked = Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7 };
+    assert_eq!(limits(asked, 2, 1024), Limits { buffers: 128, ..asked });
+    let most = Limits { buffers: u16::MAX, ..open };
+    assert_eq!(limits(most, 1, 1024).buffers, 32_768);
+}
+
+proptest! {
+    /// Values of every kind in place of those of a good file.
+    #[test]
+    fn whatever_stands_there_nothing_panics_and_problems_have_places(
+        cuts in prop::collection::vec((0..ALL.len(), 0..40usize, piece()), 1..6),
+    ) {
+        let mut text = ALL.to_owned();
+        for (at, len, piece) in cuts {
+            let at = (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+            let at = at.unwrap_or(0);
+            let end = (at + len).min(text.len());
+            let end = (end..=text.len()).find(|end| text.is_char_boundary(*end)).unwrap_or(at);
+            text.replace_range(at..end, &piece);
+        }
+        if let Err(problems) = load(&text, &mut Names::new(), 1) {
+            prop_assert!(!problems.0.is_empty());
+            for problem in &problems.0 {
+                prop_assert!(problem.line >= 1 && problem.column >= 1);
+                prop_assert!(problem.line as usize <= text.lines().count() + 1);
+                prop_assert!(!problem.message.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn any_text_is_read_without_panic(text in ".{0,200}") {
+        _ = load(&text, &mut Names::new(), 1);
+    }
+}
+
+fn piece() -> impl Strategy<Value = String> {
+    let words = [
+        "",
+        "\"\"",
+        "1",
+        "-1",
+        "true",
+        "[]",
+        "{}",
+        "[[routes]]\n",
+        "name = \"dns\"\n",
+        "\n",
+        "\"",
+        "1979-05-27",
+        "1.5",
+        "\"*.\"",
+        "\"0s\"",
+        "\"10.0.0.1:53\"",
+        "é",
+        "=",
+        "[",
+        "}",
+        "0xfff",
+    ];
+    prop::sample::select(words.to_vec()).prop_map(str::to_owned)
+}
