@@ -74,7 +74,7 @@ const BANS: &[Ban] = &[
     Ban {
         under: &["appliance/src/proxy/", "appliance/src/ring/", "appliance/src/worker.rs"],
         names: &[
-            "elapsed",
+            ".elapsed()",
             "clock_gettime",
             "UNIX_EPOCH",
             "RandomState::default",
