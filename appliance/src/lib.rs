@@ -1,2 +1,4 @@
 pub mod control;
 pub mod proxy;
+pub mod ring;
+pub mod worker;

@@ -58,7 +58,8 @@ pub struct AccessLog {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
     Off,
-    StandardOutput,
+    Stdout,
+    Stderr,
     File(PathBuf),
 }
 
@@ -387,13 +388,13 @@ fn admin<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Option<SocketAddr> {
 }
 
 fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AccessLog {
-    let mut log =
-        AccessLog { target: LogTarget::StandardOutput, format: LogFormat::Json, open: false };
+    let mut log = AccessLog { target: LogTarget::Stdout, format: LogFormat::Json, open: false };
     if let Some(table) = &reader.table(root, "access_log", &ACCESS_LOG) {
         let target = reader.get(table, "path", |value| {
             Ok(match string(value)? {
-                "" => LogTarget::Off,
-                "-" => LogTarget::StandardOutput,
+                "off" => LogTarget::Off,
+                "stdout" => LogTarget::Stdout,
+                "stderr" => LogTarget::Stderr,
                 path => LogTarget::File(path.into()),
             })
         });

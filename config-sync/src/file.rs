@@ -16,6 +16,42 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Editors and ConfigMap updates touch a directory several times for one change.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// Where a configuration's text comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    File(PathBuf),
+    /// It is in memory and never changes; problems call it by its name.
+    Text {
+        name: &'static str,
+        text: String,
+    },
+}
+
+impl Source {
+    /// What problems call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Text { name, .. } => (*name).to_owned(),
+        }
+    }
+
+    /// # Errors
+    /// As [`read`].
+    pub fn read(&self) -> Result<String, String> {
+        match self {
+            Self::File(path) => read(path),
+            Self::Text { text, .. } => Ok(text.clone()),
+        }
+    }
+}
+
+impl From<PathBuf> for Source {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
 /// Reads a TOML file.
 ///
 /// # Errors

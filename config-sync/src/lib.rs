@@ -31,16 +31,17 @@ pub mod routing;
 mod values;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::Config;
+use crate::file::Source;
 use crate::names::Names;
 use crate::publish::{PublishError, Publisher};
 use crate::routing::SocketId;
 
 /// Follows one configuration file: read, compile, publish, report.
 pub struct ConfigSync {
-    path: PathBuf,
+    source: Source,
     publisher: Publisher,
     names: Names,
     /// What is in force, and the text that it came from.
@@ -68,9 +69,9 @@ pub enum Outcome {
 
 impl ConfigSync {
     /// Nothing is read before the first [`Self::reload`].
-    pub fn new(path: PathBuf, publisher: Publisher) -> Self {
+    pub fn new(source: impl Into<Source>, publisher: Publisher) -> Self {
         Self {
-            path,
+            source: source.into(),
             publisher,
             names: Names::new(),
             config: None,
@@ -88,7 +89,7 @@ impl ConfigSync {
         if self.draining {
             return Outcome::Unchanged;
         }
-        let text = file::read(&self.path);
+        let text = self.source.read();
         self.last_text = text.as_ref().ok().cloned();
         match text.and_then(|text| self.take(text)) {
             Ok(generation) => {
@@ -107,7 +108,7 @@ impl ConfigSync {
     /// The same, unless the file has the text that was looked at last: for [`file::watch`], which
     /// says that something may have changed.
     pub fn refresh(&mut self) -> Outcome {
-        match file::read(&self.path) {
+        match self.source.read() {
             Ok(text) if self.last_text.as_ref() == Some(&text) => Outcome::Unchanged,
             _ => self.reload(),
         }
@@ -152,7 +153,7 @@ impl ConfigSync {
     }
 
     /// Its text.
-    pub fn source(&self) -> Option<&str> {
+    pub fn text(&self) -> Option<&str> {
         self.config.as_ref().map(|(_, text)| text.as_str())
     }
 
@@ -179,7 +180,7 @@ impl ConfigSync {
     }
 
     fn take(&mut self, text: String) -> Result<u64, String> {
-        let file = self.path.display().to_string();
+        let file = self.source.name();
         let generation = self.generation + 1;
         let config = config::parse(&file, &text).map_err(|problems| problems.to_string())?;
         let table = compile::compile(&config, &mut self.names, generation)

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use config_sync::config::{LogFormat, LogTarget};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
@@ -21,57 +22,16 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 pub const QUEUE: usize = 65_536;
 
 pub struct AccessLog {
-    format: Format,
+    format: LogFormat,
     sink: Option<Sink>,
     /// Reused from line to line.
     line: String,
-    /// Dropped by sinks that were closed since.
-    dropped: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    Json,
-    Text,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    Stdout,
-    Stderr,
-    Off,
-    /// Opened for appending, and created if it is not there.
-    File(PathBuf),
-}
-
-impl Target {
-    /// From the configuration's `access_log.path`.
-    pub fn new(path: &str) -> Self {
-        match path {
-            "stdout" => Self::Stdout,
-            "stderr" => Self::Stderr,
-            "off" => Self::Off,
-            path => Self::File(path.into()),
-        }
-    }
 }
 
 impl AccessLog {
-    pub fn open(target: &Target, format: Format) -> io::Result<Self> {
+    pub fn open(target: &LogTarget, format: LogFormat) -> io::Result<Self> {
         let sink = Sink::open(target)?;
-        Ok(Self { format, sink, line: String::new(), dropped: 0 })
-    }
-
-    /// Another target or format from now on. On an error everything stays as it was.
-    pub fn replace(&mut self, target: &Target, format: Format) -> io::Result<()> {
-        let sink = std::mem::replace(&mut self.sink, Sink::open(target)?);
-        self.format = format;
-        if let Some(sink) = sink {
-            self.dropped += sink.dropped();
-            // Whether or not the old one can be flushed, nobody waits for it.
-            std::thread::spawn(move || sink.close());
-        }
-        Ok(())
+        Ok(Self { format, sink, line: String::new() })
     }
 
     /// Opens a file anew before the next line, for log rotation by rename.
@@ -86,8 +46,8 @@ impl AccessLog {
         let Some(sink) = &mut self.sink else { return };
         self.line.clear();
         match self.format {
-            Format::Json => line.json(&mut self.line),
-            Format::Text => line.text(&mut self.line),
+            LogFormat::Json => line.json(&mut self.line),
+            LogFormat::Text => line.text(&mut self.line),
         }
         self.line.push('\n');
         // The queue takes it or counts it as dropped; there is no third way.
@@ -96,7 +56,7 @@ impl AccessLog {
 
     /// Lines that were lost since the start.
     pub fn dropped(&self) -> u64 {
-        self.dropped + self.sink.as_ref().map_or(0, Sink::dropped)
+        self.sink.as_ref().map_or(0, Sink::dropped)
     }
 
     /// Writes what waits, for a second at the most.
@@ -116,13 +76,13 @@ struct Sink {
 }
 
 impl Sink {
-    fn open(target: &Target) -> io::Result<Option<Self>> {
+    fn open(target: &LogTarget) -> io::Result<Option<Self>> {
         let (file, path) = match target {
-            Target::Off => return Ok(None),
+            LogTarget::Off => return Ok(None),
             // Not through `io::stdout`: its lock would be held while the terminal is blocked.
-            Target::Stdout => (File::from(io::stdout().as_fd().try_clone_to_owned()?), None),
-            Target::Stderr => (File::from(io::stderr().as_fd().try_clone_to_owned()?), None),
-            Target::File(path) => (append(path)?, Some(path.clone())),
+            LogTarget::Stdout => (File::from(io::stdout().as_fd().try_clone_to_owned()?), None),
+            LogTarget::Stderr => (File::from(io::stderr().as_fd().try_clone_to_owned()?), None),
+            LogTarget::File(path) => (append(path)?, Some(path.clone())),
         };
         let (reopen, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let writer = Writer {
@@ -400,14 +360,13 @@ mod tests {
         std::fs::create_dir_all(&directory).expect("a directory");
         let (path, rotated) = (directory.join("log"), directory.join("log.1"));
         std::fs::write(&path, "before\n").expect("a file");
-        let target = Target::File(path.clone());
+        let target = LogTarget::File(path.clone());
 
-        let mut log = AccessLog::open(&target, Format::Text).expect("the file opens");
+        let mut log = AccessLog::open(&target, LogFormat::Text).expect("the file opens");
         log.write(&closed());
-        // A replaced log is flushed by nobody in particular; a closed one before this returns.
         log.close();
         std::fs::rename(&path, &rotated).expect("a rename");
-        let mut log = AccessLog::open(&target, Format::Json).expect("the file opens");
+        let mut log = AccessLog::open(&target, LogFormat::Json).expect("the file opens");
         std::fs::remove_file(&path).expect("it was created");
         log.reopen();
         log.write(&closed());
@@ -429,8 +388,8 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
         // Open for both, or opening waits for a reader. Nothing is ever read.
         let held = OpenOptions::new().read(true).write(true).open(&path).expect("it opens");
-        let target = Target::File(path.clone());
-        let mut log = AccessLog::open(&target, Format::Json).expect("it opens");
+        let target = LogTarget::File(path.clone());
+        let mut log = AccessLog::open(&target, LogFormat::Json).expect("it opens");
         std::fs::remove_file(&path).expect("own file");
         for _ in 0..2 * QUEUE {
             log.write(&closed());

@@ -16,12 +16,10 @@ use crate::proxy::counters::Counters;
 
 /// What the control thread tells the API. Both run on one thread; the locks are for the compiler,
 /// and nobody ever waits for one.
-#[derive(Default)]
 pub struct Board {
-    pub workers: Vec<Arc<Counters>>,
-    pub limits: Option<Limits>,
-    /// As `ringway features` prints them.
-    pub features: String,
+    workers: Vec<Arc<Counters>>,
+    limits: Limits,
+    features: String,
     pub ready: AtomicBool,
     pub lines_dropped: AtomicU64,
     config: Mutex<InForce>,
@@ -38,16 +36,27 @@ pub struct InForce {
 }
 
 impl Board {
+    /// `limits` are of one worker; `features` as `ringway features` prints them.
+    pub fn new(workers: Vec<Arc<Counters>>, limits: Limits, features: String) -> Self {
+        Self {
+            workers,
+            limits,
+            features,
+            ready: AtomicBool::default(),
+            lines_dropped: AtomicU64::default(),
+            config: Mutex::default(),
+        }
+    }
+
     pub fn config(&self) -> MutexGuard<'_, InForce> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn metrics(&self) -> String {
         let config = self.config();
-        let none = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
         let scrape = Scrape {
             workers: &self.workers,
-            limits: self.limits.unwrap_or(none),
+            limits: self.limits,
             ready: self.ready.load(Ordering::Relaxed),
             reloads_ok: config.reloads_ok,
             reloads_failed: config.reloads_failed,
@@ -121,11 +130,9 @@ mod tests {
 
     #[tokio::test]
     async fn answers_what_the_board_says() {
-        let board = Arc::new(Board {
-            workers: vec![Arc::new(Counters::new())],
-            features: "list\n".into(),
-            ..Board::default()
-        });
+        let limits = Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1 };
+        let workers = vec![Arc::new(Counters::new())];
+        let board = Arc::new(Board::new(workers, limits, "list\n".into()));
         board.config().text = "lame_duck = \"1s\"\n".into();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");

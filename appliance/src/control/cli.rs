@@ -6,12 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use config_sync::config::Config;
+use config_sync::file::Source;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
-use crate::control::process::{self, Source};
-use crate::control::{access_log, demo};
+use super::{access_log, demo, process};
 use crate::ring::Features;
 
 /// A Layer-4 gateway for Linux: TCP, UDP and TLS-by-SNI, one io_uring per core.
@@ -85,8 +84,10 @@ pub fn main() -> ExitCode {
     let result = cli.run();
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };
+    // Faults of a file begin with the file's own name, as compilers and editors have it.
+    let name = if error.is::<process::BadConfig>() { "" } else { "ringway: " };
     // Nobody can be told that stderr is gone.
-    let _ = writeln!(io::stderr(), "ringway: {error:#}");
+    let _ = writeln!(io::stderr(), "{name}{error:#}");
     ExitCode::FAILURE
 }
 
@@ -98,9 +99,7 @@ impl Cli {
                 process::run(Source::File(config), &without.without)
             }
             Command::Check { file } => check(&file),
-            Command::Features { without } => {
-                print(&features(&process::probe(&without.without)?))
-            }
+            Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }
 }
@@ -131,21 +130,8 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
-    let source = Source::File(file.to_owned());
-    let config = source.check()?;
-    print(&format!("{}: {}\n", file.display(), summary(&config)))
-}
-
-fn summary(config: &Config) -> String {
-    let count = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
-    let endpoints = config.backends.iter().map(|backend| backend.endpoints.len()).sum();
-    format!(
-        "valid: {}, {}, {}, {}",
-        count(config.listeners.len(), "listener"),
-        count(config.routes.len(), "route"),
-        count(config.backends.len(), "backend"),
-        count(endpoints, "endpoint"),
-    )
+    let summary = config_sync::check(file).map_err(process::BadConfig)?;
+    print(&format!("{}: valid: {summary}\n", file.display()))
 }
 
 /// A line per feature, in columns.
@@ -211,9 +197,6 @@ mod tests {
         assert_eq!(kind(&["ringway", "walk"]), ErrorKind::InvalidSubcommand);
         assert_eq!(kind(&["ringway", "check"]), ErrorKind::MissingRequiredArgument);
         assert_eq!(kind(&["ringway", "demo", "--tcp-port", "x"]), ErrorKind::ValueValidation);
-        assert_eq!(
-            kind(&["ringway"]),
-            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
-        );
+        assert_eq!(kind(&["ringway"]), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,);
     }
 }

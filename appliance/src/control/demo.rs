@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use config_sync::file::Source;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
 use super::cli::print;
-use super::process::{self, Source};
+use super::process;
 
 /// The ports that it listens on, all on 127.0.0.1.
 #[derive(Clone, Debug, Args)]
@@ -43,7 +44,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     options.check_ports()?;
     servers.start()?;
     print(&what_to_try(options))?;
-    process::run(Source::Text { name: "demo.toml".into(), text }, &[])
+    process::run(Source::Text { name: "demo.toml", text }, &[])
 }
 
 impl Options {
@@ -216,8 +217,7 @@ impl Servers {
         let tcp = tokio::net::TcpListener::from_std(self.tcp)?;
         let [a, b] = self.tls;
         let [tls_a, tls_b] = acceptors;
-        let (a, b) =
-            (tokio::net::TcpListener::from_std(a)?, tokio::net::TcpListener::from_std(b)?);
+        let (a, b) = (tokio::net::TcpListener::from_std(a)?, tokio::net::TcpListener::from_std(b)?);
         let udp = tokio::net::UdpSocket::from_std(self.udp)?;
         tokio::try_join!(
             serve_tcp(tcp),
@@ -310,8 +310,8 @@ mod tests {
         };
         let servers = Servers::bind().expect("free ports");
         let text = config(&options, &servers.addresses().expect("addresses"));
-        let source = Source::Text { name: "demo.toml".into(), text };
-        let config = source.check().expect("a valid configuration");
+        let source = Source::Text { name: "demo.toml", text };
+        let config = process::check(&source).expect("a valid configuration");
         let addresses: Vec<_> =
             config.listeners.iter().map(|listener| listener.address.value.port()).collect();
         assert_eq!(addresses, [19_000, 19_001, 19_443]);

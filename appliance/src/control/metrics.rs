@@ -4,11 +4,13 @@
 //! there is no state to keep in step. Histograms are written by hand: their buckets are kept per
 //! core, and the exporter's own histogram takes only single samples.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use config_sync::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
+use config_sync::config::Config;
+use config_sync::names::Names;
+use config_sync::routing::{EndpointId, Limits, ListenerId, Protocol};
 use metrics::{Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::formatting::sanitize_label_value;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
@@ -44,7 +46,7 @@ impl Scrape<'_> {
         for (id, endpoint) in &series.endpoints {
             self.endpoint(&page, *id, endpoint);
         }
-        let mut text = page.recorder.handle().render();
+        let mut text = page.render();
         self.histograms(series, &mut text);
         text
     }
@@ -176,6 +178,7 @@ impl Scrape<'_> {
         page.gauge("ringway_endpoint_sessions_active", &labels, active);
         total("ringway_endpoint_connect_failures_total", |endpoint| &endpoint.connect_failures);
         total("ringway_endpoint_refusals_total", |endpoint| &endpoint.refusals);
+        total("ringway_endpoint_late_replies_total", |endpoint| &endpoint.late_replies);
         total("ringway_endpoint_resets_total", |endpoint| &endpoint.resets);
         let [backend, address] = labels;
         for (side, bytes) in [
@@ -248,19 +251,32 @@ struct EndpointSeries {
 }
 
 impl Series {
-    /// Makes `table` the one in force.
-    pub fn learn(&mut self, table: &RoutingTable) {
+    /// Makes `config` the one in force; `names` are those that it was compiled with.
+    pub fn learn(&mut self, config: &Config, names: &Names) {
         self.listeners.values_mut().for_each(|listener| listener.in_force = false);
         self.endpoints.values_mut().for_each(|endpoint| endpoint.in_force = false);
-        for listener in &table.listeners {
-            let (name, protocol) = (listener.name.clone(), listener.protocol);
-            self.listeners.insert(listener.id, ListenerSeries { name, protocol, in_force: true });
+        let listeners = config.listeners.iter();
+        let listeners: BTreeMap<_, _> =
+            listeners.map(|listener| (listener.name.value.as_str(), listener.protocol)).collect();
+        for (id, name) in names.listeners() {
+            if let Some(&protocol) = listeners.get(name) {
+                let series = ListenerSeries { name: name.into(), protocol, in_force: true };
+                self.listeners.insert(id, series);
+            }
         }
-        for backend in &table.backends {
-            for endpoint in &backend.endpoints {
-                let (backend, address) = (backend.name.clone(), endpoint.address.to_string());
+        let endpoints: BTreeSet<_> = config
+            .backends
+            .iter()
+            .flat_map(|backend| {
+                let name = backend.name.value.as_str();
+                backend.endpoints.iter().map(move |endpoint| (name, endpoint.value))
+            })
+            .collect();
+        for (id, backend, address) in names.endpoints() {
+            if endpoints.contains(&(backend, address)) {
+                let (backend, address) = (backend.into(), address.to_string());
                 let series = EndpointSeries { backend, address, in_force: true };
-                self.endpoints.insert(endpoint.id, series);
+                self.endpoints.insert(id, series);
             }
         }
     }
@@ -427,6 +443,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         Type::Counter,
         "Datagrams that the endpoint's host refused (ICMP port unreachable).",
     ),
+    (
+        "ringway_endpoint_late_replies_total",
+        Type::Counter,
+        "Datagrams of the endpoint that came when their flow was over.",
+    ),
     ("ringway_endpoint_resets_total", Type::Counter, "Connections that the endpoint reset."),
     (
         "ringway_endpoint_relayed_bytes_total",
@@ -465,6 +486,22 @@ impl Page {
 
     fn counter(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
         self.recorder.register_counter(&key(name, labels), &METADATA).absolute(value);
+    }
+
+    /// In the order of names: the recorder's own order changes from scrape to scrape.
+    fn render(&self) -> String {
+        let text = self.recorder.handle().render();
+        let mut families: Vec<_> = text
+            .split("\n\n")
+            .map(|family| {
+                let mut lines: Vec<_> = family.lines().collect();
+                lines.sort_unstable();
+                lines.join("\n") + "\n"
+            })
+            .collect();
+        families.retain(|family| family.len() > 1);
+        families.sort_unstable();
+        families.concat()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats; ours stay far below 2^53")]
@@ -550,12 +587,7 @@ impl std::fmt::Display for Seconds {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-    use std::net::SocketAddr;
-
-    use config_sync::routing::{
-        Backend, BackendId, Balance, Endpoint, Hosts, Listener, SocketOptions, Timeouts,
-    };
+    use config_sync::compile::compile;
 
     use super::*;
 
@@ -574,10 +606,10 @@ mod tests {
             worker.endpoint(EndpointId(0)).connect.record(1_500);
             worker.unmatched[CloseReason::HelloTimeout as usize].add(1);
         }
-        let text = scrape(&workers).render(&series());
+        let text = scrape(&workers).render(&series().0);
         let samples = lint(&text);
         let is = |series: &str, value: f64| assert_eq!(samples.get(series), Some(&value), "{text}");
-        is("ringway_sessions_active{listener=\"a \\\"quoted\\\" name\"}", 4.0);
+        is("ringway_sessions_active{listener=\"a-name\"}", 4.0);
         is("ringway_sessions_refused_total{reason=\"unknown_server_name\"}", 0.0);
         is("ringway_sessions_refused_total{reason=\"hello_timeout\"}", 2.0);
         is("ringway_datagrams_dropped_total{listener=\"dns\",reason=\"no_route\"}", 6.0);
@@ -596,12 +628,12 @@ mod tests {
         let workers = [Arc::new(Counters::new())];
         let counters = workers[0].listener(ListenerId(1));
         counters.opened.add(1);
-        let mut series = series();
-        series.learn(&RoutingTable::empty());
+        let (mut series, mut names) = series();
+        learn(&mut series, &mut names, "");
         let text = scrape(&workers).render(&series);
         lint(&text);
         assert!(text.contains("ringway_flows_active{listener=\"dns\"} 1"), "{text}");
-        assert!(!text.contains("quoted"), "{text}");
+        assert!(!text.contains("a-name"), "{text}");
         counters.closed[CloseReason::FlowTimeout as usize].add(1);
         let text = scrape(&workers).render(&series);
         assert!(!text.contains("listener="), "{text}");
@@ -677,45 +709,32 @@ mod tests {
         }
     }
 
-    fn series() -> Series {
-        let listener = |id, name: &str, protocol| Listener {
-            id: ListenerId(id),
-            name: name.into(),
-            socket: 0,
-            protocol,
-            timeouts: Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 },
-            flow_timeout: 0,
-            responses: 0,
-            max_sessions: 0,
-            routes: Hosts::new([0; 4]),
-        };
-        let backend = Backend {
-            id: BackendId(0),
-            name: "web".into(),
-            balance: Balance::RoundRobin,
-            endpoints: vec![Endpoint { id: EndpointId(0), address: address("[::1]:80") }],
-            connect_timeout: 0,
-            connect_attempts: 1,
-            options: SocketOptions {
-                nodelay: true,
-                keepalive: 0,
-                user_timeout: 0,
-                congestion: [0; 16],
-            },
-            source: Vec::new(),
-        };
-        let mut table = RoutingTable::empty();
-        table.listeners = vec![
-            listener(0, "a \"quoted\" name", Protocol::Tcp),
-            listener(1, "dns", Protocol::Udp),
-        ];
-        table.backends = vec![backend];
-        let mut series = Series::default();
-        series.learn(&table);
-        series
+    fn series() -> (Series, Names) {
+        let text = r#"
+            [[listeners]]
+            name = "a-name"
+            protocol = "TCP"
+            address = "127.0.0.1:80"
+            [[listeners]]
+            name = "dns"
+            protocol = "UDP"
+            address = "127.0.0.1:53"
+            [[routes]]
+            name = "route"
+            listeners = ["a-name"]
+            backends = [{ name = "web", weight = 1 }]
+            [[backends]]
+            name = "web"
+            endpoints = ["[::1]:80"]
+        "#;
+        let (mut series, mut names) = (Series::default(), Names::new());
+        learn(&mut series, &mut names, text);
+        (series, names)
     }
 
-    fn address(text: &str) -> SocketAddr {
-        text.parse().expect("an address")
+    fn learn(series: &mut Series, names: &mut Names, text: &str) {
+        let config = config_sync::config::parse("test", text).expect("a configuration");
+        compile(&config, names, 1).expect("a table");
+        series.learn(&config, names);
     }
 }

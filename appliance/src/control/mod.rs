@@ -1,2 +1,340 @@
+//! The control thread: everything that may block, allocate or speak HTTP.
+//!
+//! [`cli`] reads the arguments, [`process`] starts the workers, [`Control`] runs until they have
+//! ended: it follows the configuration file and signals, collects what workers have to say every
+//! 20 ms, and serves [`admin`].
+
 pub mod access_log;
+pub mod admin;
+pub mod cli;
+pub mod demo;
 pub mod metrics;
+pub mod process;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use config_sync::names::Names;
+use config_sync::routing::Protocol;
+use config_sync::{ConfigSync, Outcome};
+use crossbeam_channel::Receiver;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use self::access_log::{AccessLog, Line, WallClock};
+use self::admin::Board;
+use crate::proxy::record::{Record, SessionRecord};
+
+/// How often workers are asked for their records. They don't wake the control thread, which would
+/// cost them a system call for each; their channels hold what comes in between.
+const TICK: Duration = Duration::from_millis(20);
+
+pub struct Control {
+    sync: ConfigSync,
+    workers: Vec<Running>,
+    log: AccessLog,
+    wall: WallClock,
+    board: Arc<Board>,
+    phase: Phase,
+}
+
+/// A worker, seen from here.
+pub struct Running {
+    /// `None` once it has been joined.
+    thread: Option<JoinHandle<io::Result<()>>>,
+    records: Receiver<Record>,
+    /// Generation of the table that it works by.
+    applied: u64,
+}
+
+enum Phase {
+    Running,
+    /// Readiness fails, so that load balancers look elsewhere; everything still works.
+    Grace {
+        until: Instant,
+    },
+    /// Nothing new is accepted; sessions have until `drain_timeout` to end.
+    Draining,
+    /// All is being closed.
+    Stopping,
+}
+
+/// To be taken before anything else is done, or a signal in that time would end the process.
+pub struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub fn take() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+}
+
+impl Control {
+    /// Runs until every worker has ended: after SIGTERM or SIGINT, or because one has died, which
+    /// is an error. `changes` says when the file may have changed.
+    pub async fn run(
+        mut self,
+        mut signals: Signals,
+        mut changes: Option<mpsc::Receiver<()>>,
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let result = loop {
+            tokio::select! {
+                _ = tick.tick() => match self.tick() {
+                    Ok(false) => {}
+                    Ok(true) => break Ok(()),
+                    Err(error) => break Err(error),
+                },
+                () = changed(&mut changes) => {
+                    let outcome = self.sync.refresh();
+                    self.reloaded(outcome);
+                }
+                Some(()) = signals.hangup.recv() => {
+                    self.log.reopen();
+                    let outcome = self.sync.reload();
+                    self.reloaded(outcome);
+                }
+                Some(()) = signals.interrupt.recv() => self.terminate(),
+                Some(()) = signals.terminate.recv() => self.terminate(),
+            }
+        };
+        self.log.close();
+        result
+    }
+
+    /// The first table. Unlike at a reload, there is nothing to fall back to.
+    fn load(&mut self) -> anyhow::Result<()> {
+        let outcome = self.sync.reload();
+        if let Outcome::Rejected(problems) = outcome {
+            bail!(process::BadConfig(problems));
+        }
+        self.reloaded(outcome);
+        Ok(())
+    }
+
+    fn reloaded(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Published { generation } => {
+                tracing::info!("configuration {generation} is in force");
+            }
+            Outcome::Unchanged => return,
+            Outcome::Rejected(problems) => {
+                for problem in problems.lines() {
+                    tracing::error!("{problem}");
+                }
+                tracing::error!("the new configuration is refused; the one before stays in force");
+            }
+        }
+        self.post();
+    }
+
+    /// Tells the admin API what is in force.
+    fn post(&self) {
+        let mut board = self.board.config();
+        board.reloads_ok = self.sync.reloads_ok();
+        board.reloads_failed = self.sync.reloads_failed();
+        if let Some(config) = self.sync.config() {
+            board.text = self.sync.text().unwrap_or_default().to_owned();
+            board.series.learn(config, self.sync.names());
+        }
+    }
+
+    fn terminate(&mut self) {
+        match self.phase {
+            Phase::Running => {
+                self.board.ready.store(false, Ordering::Relaxed);
+                let grace = self.sync.config().map_or(0, |config| config.drain_grace);
+                let until = Instant::now() + Duration::from_millis(grace.into());
+                tracing::info!("ending: once more (SIGTERM or Ctrl-C) closes all sessions at once");
+                self.phase = Phase::Grace { until };
+                self.drain_after_grace();
+            }
+            Phase::Grace { .. } | Phase::Draining => {
+                tracing::info!("ending now: all sessions are closed");
+                self.phase = Phase::Stopping;
+                self.sync.stop();
+            }
+            Phase::Stopping => {}
+        }
+    }
+
+    fn drain_after_grace(&mut self) {
+        if let Phase::Grace { until } = self.phase
+            && Instant::now() >= until
+        {
+            self.phase = Phase::Draining;
+            self.sync.drain();
+        }
+    }
+
+    /// True once all workers have ended.
+    fn tick(&mut self) -> anyhow::Result<bool> {
+        let failed = self.sync.reloads_failed();
+        for index in 0..self.workers.len() {
+            // Asked before the records are taken, so that the last ones of an ended worker are.
+            let ended = self.workers[index].ended();
+            self.collect(index);
+            if ended {
+                self.join(index)?;
+            }
+        }
+        self.sync.flush();
+        self.drain_after_grace();
+        self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
+        if self.sync.reloads_failed() != failed {
+            self.post();
+        }
+        let ready = matches!(self.phase, Phase::Running)
+            && self.workers.iter().all(|worker| worker.applied > 0);
+        if ready && !self.board.ready.swap(true, Ordering::Relaxed) {
+            tracing::info!("ready: {} workers", self.workers.len());
+        }
+        Ok(self.workers.iter().all(|worker| worker.thread.is_none()))
+    }
+
+    fn collect(&mut self, index: usize) {
+        let records = self.workers[index].records.clone();
+        // No more than there are now: a worker that writes without a pause must not keep us here.
+        for record in records.try_iter().take(records.len()) {
+            match record {
+                Record::Opened(session) => self.write("open", index, &session),
+                Record::Closed(session) => {
+                    let event = if session.refused { "reject" } else { "close" };
+                    self.write(event, index, &session);
+                },
+                Record::Applied { generation, previous } => {
+                    self.workers[index].applied = generation;
+                    drop(previous);
+                }
+                Record::Retired(table) => drop(table),
+                Record::Unlistened(socket) => self.sync.unlistened(index, socket),
+            }
+        }
+    }
+
+    fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
+        let board = self.board.config();
+        let listener = session.listener.and_then(|id| board.series.protocol(id));
+        let protocol = match listener {
+            _ if session.udp => "UDP",
+            Some(Protocol::Tcp) => "TCP",
+            // Only a TLS listener can fail to be found: by the server name.
+            Some(Protocol::Tls | Protocol::Udp) | None => "TLS",
+        };
+        drop(board);
+        let line = line(event, protocol, worker, session, self.sync.names(), self.wall);
+        self.log.write(&line);
+    }
+
+    /// A worker may end when all are asked to, and only then.
+    fn join(&mut self, index: usize) -> anyhow::Result<()> {
+        let Some(thread) = self.workers[index].thread.take() else { return Ok(()) };
+        let ending = matches!(self.phase, Phase::Draining | Phase::Stopping);
+        match thread.join() {
+            Ok(Ok(())) if ending => Ok(()),
+            Ok(Ok(())) => Err(anyhow!("it has stopped")),
+            Ok(Err(error)) => Err(anyhow!("its ring: {error}")),
+            Err(panic) => Err(anyhow!("{}", process::panic_message(&*panic))),
+        }
+        .with_context(|| format!("worker {index} died"))
+    }
+}
+
+impl Running {
+    fn ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+}
+
+/// Never, if there is no file to watch.
+async fn changed(changes: &mut Option<mpsc::Receiver<()>>) {
+    if let Some(receiver) = changes {
+        if receiver.recv().await.is_some() {
+            return;
+        }
+        tracing::error!("the configuration file is no longer watched; SIGHUP still reloads it");
+        *changes = None;
+    }
+    std::future::pending().await
+}
+
+fn line<'a>(
+    event: &'static str,
+    protocol: &'static str,
+    worker: usize,
+    session: &'a SessionRecord,
+    names: &'a Names,
+    wall: WallClock,
+) -> Line<'a> {
+    let opening = event == "open";
+    Line {
+        time: wall.at(if opening { session.opened } else { session.closed }),
+        event,
+        protocol,
+        listener: session.listener.and_then(|id| names.listener(id)),
+        client: session.client,
+        local: session.local,
+        server_name: session.server_name.as_deref(),
+        route: session.route.and_then(|id| names.route(id)),
+        backend: session.backend.and_then(|id| names.backend(id)),
+        endpoint: session.endpoint.and_then(|id| names.endpoint(id)).map(|(_, address)| address),
+        bytes_up: session.bytes_up,
+        bytes_down: session.bytes_down,
+        duration_ms: millis(session.closed.saturating_sub(session.opened)),
+        connect_ms: session.connect.map(|micros| millis(micros.into())),
+        reason: session.reason.map(|reason| reason.word()),
+        worker,
+        suppressed: session.suppressed,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]
+fn millis(micros: u64) -> f64 {
+    micros as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use config_sync::routing::{ListenerId, SocketId};
+
+    use super::*;
+    use crate::proxy::record::CloseReason;
+
+    #[test]
+    fn line_is_stamped_with_the_time_of_its_event() {
+        let names = Names::new();
+        let wall = WallClock::new(SystemTime::UNIX_EPOCH, 0);
+        let session = session();
+        let open = line("open", "TCP", 0, &session, &names, wall);
+        let close = line("close", "TCP", 0, &session, &names, wall);
+        assert_eq!(open.time, wall.at(1_000));
+        assert_eq!(close.time, wall.at(3_500));
+        assert!((close.duration_ms - 2.5).abs() < f64::EPSILON);
+        assert_eq!(close.reason, Some("connect_failed"));
+        assert_eq!(close.listener, None, "a name that nobody knows is left out");
+    }
+
+    fn session() -> SessionRecord {
+        let address = "127.0.0.1:1".parse().expect("an address");
+        SessionRecord {
+            listener: Some(ListenerId(9)),
+            reason: Some(CloseReason::ConnectFailed),
+            ..SessionRecord::new(SocketId(0), (address, address), 1_000, 3_500)
+        }
+    }
+}

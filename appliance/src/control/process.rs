@@ -1,0 +1,232 @@
+//! The life of the process: features -> workers -> each has its ring -> only then is anything bound.
+//!
+//! In this order, because a socket that listens takes connections from the moment it is bound, and
+//! there must be somebody to serve them.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, anyhow, bail};
+use config_sync::ConfigSync;
+use config_sync::compile::compile;
+use config_sync::config::{self, Config, Cores};
+use config_sync::file::{self, Source};
+use config_sync::machine::Machine;
+use config_sync::names::Names;
+use config_sync::publish::{Link, Publisher};
+use config_sync::routing::Limits;
+use core_affinity::CoreId;
+use crossbeam_channel::Receiver;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::crypto::ring::default_provider;
+use tokio::net::TcpListener;
+
+use super::access_log::{AccessLog, WallClock};
+use super::admin::{self, Board};
+use super::{Control, Phase, Running, Signals, cli};
+use crate::proxy::counters::Counters;
+use crate::ring::{Features, RingError, sockets};
+use crate::worker::{self, Clock, Seat, Spawned};
+
+/// Records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
+const RECORDS: usize = 8_192;
+
+/// A configuration that can't be used: every fault, one a line, each with its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadConfig(pub String);
+
+/// Runs the gateway until it is told to end, leaving out some features of the kernel.
+///
+/// # Errors
+/// The configuration is bad, the machine lacks something, an address can't be bound, or a worker
+/// has died. The text is for the operator.
+pub fn run(source: Source, without: &[String]) -> anyhow::Result<()> {
+    let without = without.to_vec();
+    // Not the main thread, so that its name tells what uses the time.
+    std::thread::Builder::new()
+        .name("ringway-control".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(control(source, &without))
+        })
+        .context("the control thread")?
+        .join()
+        .unwrap_or_else(|panic| bail!("the control thread died: {}", panic_message(&*panic)))
+}
+
+async fn control(source: Source, without: &[String]) -> anyhow::Result<()> {
+    let signals = Signals::take().context("signals")?;
+    let config = check(&source)?;
+    let files = raise_file_limit();
+    let features = probe(without)?;
+    let changes = match &source {
+        Source::File(path) => {
+            Some(file::watch(path).with_context(|| format!("watching {}", path.display()))?)
+        }
+        Source::Text { .. } => None,
+    };
+    let admin = match config.admin {
+        Some(address) => Some(bind_admin(address).await?),
+        None => None,
+    };
+    let log = AccessLog::open(&config.access_log.target, config.access_log.format)
+        .context("access_log.path")?;
+    let mut control = start(source, &config, &features, files, log)?;
+    control.load()?;
+    if let (Some(listener), Some(address)) = (admin, config.admin) {
+        tracing::info!("admin API: http://{address}");
+        tokio::spawn(admin::serve(listener, control.board.clone()));
+    }
+    control.run(signals, changes).await
+}
+
+/// Parses and compiles, and goes no further.
+pub fn check(source: &Source) -> anyhow::Result<Config> {
+    let text = source.read().map_err(BadConfig)?;
+    let bad = |problems: config_sync::problem::Problems| BadConfig(problems.to_string());
+    let config = config::parse(&source.name(), &text).map_err(bad)?;
+    compile(&config, &mut Names::new(), 1).map_err(bad)?;
+    Ok(config)
+}
+
+/// What the kernel has, less what is to be left out.
+pub fn probe(without: &[String]) -> anyhow::Result<Features> {
+    let mut features = Features::probe()?;
+    for name in without {
+        features.without(name).map_err(|error| anyhow!("--without {name}: {error}"))?;
+    }
+    Ok(features)
+}
+
+async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("admin.address: {address}"))
+}
+
+/// Starts the workers, and waits until each has its ring.
+fn start(
+    source: Source,
+    config: &Config,
+    features: &Features,
+    files: u64,
+    log: AccessLog,
+) -> anyhow::Result<Control> {
+    let cores: Vec<_> = match &config.cores {
+        Cores::Auto => Machine::this().cores,
+        Cores::List(cores) => cores.clone(),
+    };
+    if cores.is_empty() {
+        bail!("workers.cores: this process may use no core");
+    }
+    let limits = config::limits(config.limits, cores.len(), files);
+    let clock = Clock::start();
+    let (mut links, mut workers) = (Vec::new(), Vec::new());
+    let (mut counters, mut starting) = (Vec::new(), Vec::new());
+    for (index, core) in cores.into_iter().enumerate() {
+        let own = Arc::new(Counters::new());
+        counters.push(Arc::clone(&own));
+        let (link, running, ready) = spawn(index, core, limits, features, own, clock)
+            .with_context(|| format!("worker {index}"))?;
+        links.push(link);
+        workers.push(running);
+        starting.push(ready);
+    }
+    for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
+        worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
+    }
+    let publisher = Publisher::new(links, Box::new(sockets::open_listeners));
+    Ok(Control {
+        sync: ConfigSync::new(source, publisher),
+        workers,
+        log,
+        wall: wall_clock(clock),
+        board: Arc::new(Board::new(counters, limits, cli::features(features))),
+        phase: Phase::Running,
+    })
+}
+
+type Ready = Receiver<Result<(), RingError>>;
+
+fn spawn(
+    index: usize,
+    core: usize,
+    limits: Limits,
+    features: &Features,
+    counters: Arc<Counters>,
+    clock: Clock,
+) -> anyhow::Result<(Link, Running, Ready)> {
+    // Non-blocking: a wake-up that nobody has read yet needs no second one.
+    let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let wake = OwnedFd::from(wake);
+    let (commands, receiver) = crossbeam_channel::bounded(1);
+    let (sender, records) = crossbeam_channel::bounded(RECORDS);
+    let Spawned { thread, ready } = worker::spawn(Seat {
+        core: Some(CoreId { id: core }),
+        index,
+        limits,
+        features: features.clone(),
+        counters,
+        commands: receiver,
+        wake: wake.try_clone()?,
+        records: sender,
+        clock,
+        seed: seed()?,
+    })?;
+    let link = Link { commands, wake: Arc::new(wake) };
+    Ok((link, Running { thread: Some(thread), records, applied: 0 }, ready))
+}
+
+impl Running {
+    /// Until it has its ring.
+    fn wait_for(&mut self, ready: &Ready) -> anyhow::Result<()> {
+        if let Ok(ready) = ready.recv() {
+            return Ok(ready?);
+        }
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Err(panic)) => bail!("it died at start: {}", panic_message(&*panic)),
+            Some(Ok(_)) | None => bail!("it has stopped at start"),
+        }
+    }
+}
+
+/// Each connection takes two files. The soft limit is low by default only for the sake of programs
+/// that use select(2); returns what may be open now.
+fn raise_file_limit() -> u64 {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            Ok(()) => hard,
+            Err(error) => {
+                tracing::warn!("the limit of open files stays at {soft}: {error}");
+                soft
+            }
+        },
+        Err(error) => {
+            tracing::warn!("the limit of open files is unknown: {error}");
+            1_024
+        }
+    }
+}
+
+/// Keys a worker's hash tables, so that nobody outside can choose what collides.
+fn seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    let filled = default_provider().secure_random.fill(&mut seed);
+    filled.map_err(|_| anyhow!("the system has no random numbers"))?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one look at the time of day, for the log")]
+fn wall_clock(clock: Clock) -> WallClock {
+    WallClock::new(SystemTime::now(), clock.micros())
+}
+
+/// What a thread that has panicked said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
