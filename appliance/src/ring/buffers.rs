@@ -1,0 +1,193 @@
+//! Receive buffers for datagrams: memory that the kernel fills from a provided-buffer ring.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::BufRingEntry;
+
+use crate::proxy::op::BufferId;
+
+use super::features::RingError;
+use super::queue::Queue;
+use super::sys::Memory;
+
+/// The group of provided buffers; there is one.
+pub(super) const GROUP: u16 = 0;
+
+/// A datagram or train of the greatest size, with what recvmsg writes in front of it. A shorter
+/// buffer would cut a whole train.
+const SIZE: usize = 65_536 + 256;
+
+/// What a multishot recvmsg is asked to write in front of the payload. The kernel reads only the
+/// two lengths, and lays the buffer out as header, name, control data, payload.
+pub(super) struct Shape(libc::msghdr);
+
+/// `struct io_uring_recvmsg_out`: the lengths of name, control data and payload, and flags.
+const HEADER: usize = 16;
+
+impl Shape {
+    pub(super) fn new(name: usize, control: usize) -> Box<Self> {
+        // SAFETY: all zero is a message without anything.
+        let mut shape: libc::msghdr = unsafe { std::mem::zeroed() };
+        shape.msg_namelen = libc::socklen_t::try_from(name).expect("a short name");
+        shape.msg_controllen = control;
+        Box::new(Self(shape))
+    }
+
+    pub(super) fn as_ptr(&self) -> *const libc::msghdr {
+        &raw const self.0
+    }
+}
+
+/// A received buffer, taken apart.
+pub(super) struct Received<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) control: &'a [u8],
+    /// Where the payload begins in the buffer.
+    pub(super) start: u32,
+    /// Bytes of payload that are there.
+    pub(super) len: u32,
+    pub(super) truncated: bool,
+}
+
+pub(super) struct Buffers {
+    memory: Memory,
+    entries: Memory,
+    /// Written to the ring's shared tail by `publish`.
+    tail: u16,
+    count: u16,
+    /// By buffer: whether it was received and not given back.
+    taken: Box<[bool]>,
+    outside: u16,
+}
+
+impl Buffers {
+    /// Gives `count` buffers (a power of two, at most 32,768) to the ring. Pages are used only
+    /// once something was received into them.
+    pub(super) fn new(count: u16, queue: &Queue) -> Result<Self, RingError> {
+        let failed = |source| RingError::Failed { what: "cannot map receive buffers", source };
+        let memory = Memory::new(usize::from(count) * SIZE).map_err(failed)?;
+        let entries =
+            Memory::new(usize::from(count) * size_of::<BufRingEntry>()).map_err(failed)?;
+        let address = entries.at(0).as_ptr() as u64;
+        // SAFETY: `entries` has room for `count` of them, and is unmapped only after the ring was
+        // closed (field order of `Ring`).
+        let registered =
+            unsafe { queue.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) };
+        registered.map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOMEM) => RingError::NoMemory,
+            _ => RingError::Failed { what: "cannot register receive buffers", source },
+        })?;
+        let taken = vec![false; usize::from(count)].into();
+        let mut buffers = Self { memory, entries, tail: 0, count, taken, outside: 0 };
+        for id in 0..count {
+            buffers.provide(id);
+        }
+        buffers.publish();
+        Ok(buffers)
+    }
+
+    /// Buffers that the kernel has.
+    pub(super) fn free(&self) -> u64 {
+        u64::from(self.count - self.outside)
+    }
+
+    /// Notes that the kernel has filled a buffer, `filled` bytes of it, and takes it apart.
+    pub(super) fn receive(&mut self, id: u16, filled: usize, shape: &Shape) -> Received<'_> {
+        let taken = &mut self.taken[usize::from(id)];
+        assert!(!*taken, "the kernel fills only buffers that it has");
+        *taken = true;
+        self.outside += 1;
+        // SAFETY: the kernel has initialised `filled` bytes, no more than the buffer has, and does
+        // not touch it before it is provided again.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(self.at(id, 0).as_ptr(), filled.min(SIZE)) };
+        take_apart(bytes, shape)
+    }
+
+    /// The address of a byte of a buffer.
+    pub(super) fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
+        self.memory.at(usize::from(id) * SIZE + offset as usize)
+    }
+
+    /// Takes a buffer back; the kernel sees it after the next `publish`.
+    pub(super) fn give_back(&mut self, id: BufferId) {
+        let taken = &mut self.taken[usize::from(id.0)];
+        assert!(*taken, "each buffer is answered once");
+        *taken = false;
+        self.outside -= 1;
+        self.provide(id.0);
+    }
+
+    /// Lets the kernel see all buffers that were given back.
+    pub(super) fn publish(&self) {
+        let base = self.entries.at(0).cast::<BufRingEntry>();
+        // SAFETY: `base` is the registered ring.
+        let tail = unsafe { BufRingEntry::tail(base.as_ptr()) };
+        // SAFETY: the tail is a u16 within the mapping, aligned, and shared with the kernel, which
+        // reads it atomically.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    fn provide(&mut self, id: u16) {
+        let address = self.at(id, 0).as_ptr() as u64;
+        let index = usize::from(self.tail & (self.count - 1));
+        let entry = self.entries.at(index * size_of::<BufRingEntry>()).cast::<BufRingEntry>();
+        // SAFETY: the entry is inside the mapping and aligned, all zero is a valid one, and the
+        // kernel does not read it before the tail has passed it. The tail lies in the padding of
+        // the first entry, which the setters leave alone.
+        let entry = unsafe { &mut *entry.as_ptr() };
+        entry.set_addr(address);
+        entry.set_len(u32::try_from(SIZE).expect("a constant"));
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+    }
+}
+
+fn take_apart<'a>(bytes: &'a [u8], shape: &Shape) -> Received<'a> {
+    let word = |at: usize| {
+        bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b))
+    };
+    let (name_len, control_len, flags) = (word(0) as usize, word(4) as usize, word(12));
+    let name_room = shape.0.msg_namelen as usize;
+    let control_at = HEADER + name_room;
+    let start = control_at + shape.0.msg_controllen;
+    let part = |at: usize, len: usize| bytes.get(at..at + len).unwrap_or_default();
+    Received {
+        name: part(HEADER, name_len.min(name_room)),
+        control: part(control_at, control_len.min(shape.0.msg_controllen)),
+        start: u32::try_from(start).expect("a short header"),
+        len: u32::try_from(bytes.len().saturating_sub(start)).expect("a buffer's length"),
+        truncated: flags & libc::MSG_TRUNC.unsigned_abs() != 0,
+    }
+}
+
+/// The error of a limit that the kernel would not take.
+pub(super) fn check_count(count: u16) -> Result<(), RingError> {
+    if count.is_power_of_two() && count <= 32_768 {
+        return Ok(());
+    }
+    let source = io::Error::from_raw_os_error(libc::EINVAL);
+    Err(RingError::Failed { what: "limits.buffers must be a power of two up to 32768", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_taken_apart_as_the_kernel_laid_it_out() {
+        let shape = Shape::new(4, 8);
+        let mut bytes = Vec::new();
+        for word in [4_u32, 3, 5, libc::MSG_TRUNC.unsigned_abs()] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend(b"nameCON.....pay");
+        let received = take_apart(&bytes, &shape);
+        assert_eq!((received.name, received.control), (&b"name"[..], &b"CON"[..]));
+        assert_eq!((received.start, received.len, received.truncated), (28, 3, true));
+        assert_eq!(take_apart(&bytes[..10], &shape).len, 0);
+    }
+}

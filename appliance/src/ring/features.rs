@@ -1,0 +1,316 @@
+//! What the kernel can do: found out by doing it, once, at start.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use io_uring::types::Fd;
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::queue::builder;
+use super::sys::Memory;
+
+/// The oldest kernel that has everything that is required.
+const FLOOR: &str = "6.1";
+
+const PAGE: usize = 4096;
+
+/// Where the operator can find a profile that lets io_uring through.
+const PROFILE: &str = "images/seccomp.json";
+
+/// One feature of the kernel's io_uring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feature {
+    pub name: &'static str,
+    /// The kernel that brought it.
+    pub since: &'static str,
+    /// Linux 6.1 has it, and Ringway does not run without.
+    pub required: bool,
+    pub present: bool,
+    /// Present, but not to be used.
+    pub masked: bool,
+    pub used_for: &'static str,
+}
+
+/// What this kernel has. All that Linux 6.1 brought is required; what is newer is used where it is
+/// present and not masked.
+#[derive(Clone, Debug)]
+pub struct Features {
+    list: Vec<Feature>,
+}
+
+/// Why there is no io_uring to work with. Its text says what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    #[error(
+        "io_uring is switched off on this machine (kernel.io_uring_disabled = {0}): run \
+         `sysctl kernel.io_uring_disabled=0`{1}"
+    )]
+    SwitchedOff(u8, &'static str),
+    #[error(
+        "this process may not use io_uring (EPERM): a seccomp profile forbids it, as those of \
+         container runtimes do by default; run it with the profile {PROFILE}, or unconfined"
+    )]
+    Forbidden,
+    #[error(
+        "this kernel has no io_uring (ENOSYS): Linux {FLOOR} or newer with CONFIG_IO_URING is \
+         needed; in a container or sandbox, its seccomp profile may say so too (see {PROFILE})"
+    )]
+    Absent,
+    #[error(
+        "no memory for the ring (ENOMEM): raise the limit of locked memory \
+         (`ulimit -l`, LimitMEMLOCK=) or the memory limit of the cgroup"
+    )]
+    NoMemory,
+    #[error(
+        "no file for the ring ({0}): raise the limit of open files (`ulimit -n`, LimitNOFILE=)"
+    )]
+    NoFiles(io::Error),
+    #[error("Linux {FLOOR} or newer is needed: this kernel ({kernel}) lacks {missing}")]
+    TooOld { missing: String, kernel: String },
+    #[error("{what}: {source}")]
+    Failed {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Features {
+    /// Asks the kernel, with a ring of its own.
+    ///
+    /// # Errors
+    ///
+    /// If there is no io_uring, or a required feature is missing.
+    pub fn probe() -> Result<Self, RingError> {
+        let ring = builder().build(8).map_err(RingError::setup)?;
+        let mut probe = Probe::new(ring).map_err(|source| RingError::Failed {
+            what: "cannot open an eventfd to probe io_uring with",
+            source,
+        })?;
+        let list = vec![
+            feature("defer_taskrun", "6.1", true, "completions run on the worker's own terms"),
+            feature(
+                "ext_arg",
+                "5.11",
+                probe.ring.params().is_feature_ext_arg(),
+                "one system \
+                call to submit and wait with a timeout",
+            ),
+            feature("multishot_accept", "5.19", probe.multishot_accept(), "accepting"),
+            feature("multishot_poll", "5.13", probe.multishot_poll(), "readiness of TCP sides"),
+            feature("async_cancel", "5.5", probe.async_cancel(), "ending polls and receives"),
+            feature("buffer_rings", "5.19", probe.buffer_ring(), "memory for datagrams"),
+            feature("multishot_recvmsg", "6.0", probe.multishot_recvmsg(), "datagrams"),
+            feature(
+                "registered_files",
+                "5.19",
+                probe.registered_files(),
+                "upstream sockets \
+                without descriptors",
+            ),
+            feature(
+                "cqe_skip",
+                "5.17",
+                probe.ring.params().is_feature_skip_cqe_on_success(),
+                "sends without completions",
+            ),
+            feature("no_sqarray", "6.6", no_sqarray(), "one indirection less per submission"),
+            feature(
+                "no_iowait",
+                "6.15",
+                probe.ring.params().is_feature_no_iowait(),
+                "an idle \
+                worker does not count as waiting for a disk",
+            ),
+        ];
+        let missing: Vec<_> = list
+            .iter()
+            .filter(|feature| feature.required && !feature.present)
+            .map(|feature| format!("{} ({})", feature.name, feature.since))
+            .collect();
+        if missing.is_empty() {
+            return Ok(Self { list });
+        }
+        Err(RingError::TooOld { missing: missing.join(", "), kernel: kernel() })
+    }
+
+    /// Leaves a feature unused although the kernel has it.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for the operator, if there is no such feature or it is required.
+    pub fn without(&mut self, name: &str) -> Result<(), String> {
+        let optional = || {
+            let names = self.list.iter().filter(|feature| !feature.required);
+            names.map(|feature| feature.name).collect::<Vec<_>>().join(", ")
+        };
+        let Some(index) = self.list.iter().position(|feature| feature.name == name) else {
+            return Err(format!("no feature is called `{name}`; can be masked: {}", optional()));
+        };
+        if self.list[index].required {
+            return Err(format!("`{name}` is required; can be masked: {}", optional()));
+        }
+        self.list[index].masked = true;
+        Ok(())
+    }
+
+    pub fn list(&self) -> &[Feature] {
+        &self.list
+    }
+
+    /// Whether a feature is to be used.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.list.iter().any(|feature| feature.name == name && feature.present && !feature.masked)
+    }
+}
+
+impl RingError {
+    /// What a failed io_uring_setup(2) means.
+    pub(super) fn setup(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => match disabled() {
+                Some(2) => Self::SwitchedOff(2, ""),
+                Some(1) => Self::SwitchedOff(
+                    1,
+                    ", or give the process CAP_SYS_ADMIN or the group of kernel.io_uring_group",
+                ),
+                _ => Self::Forbidden,
+            },
+            Some(libc::ENOSYS) => Self::Absent,
+            Some(libc::ENOMEM) => Self::NoMemory,
+            Some(libc::EMFILE | libc::ENFILE) => Self::NoFiles(error),
+            Some(libc::EINVAL) => Self::TooOld {
+                missing: "single_issuer (6.0) or defer_taskrun (6.1)".to_owned(),
+                kernel: kernel(),
+            },
+            _ => Self::Failed { what: "io_uring_setup failed", source: error },
+        }
+    }
+}
+
+fn feature(
+    name: &'static str,
+    since: &'static str,
+    present: bool,
+    used_for: &'static str,
+) -> Feature {
+    let required = !matches!(name, "no_sqarray" | "no_iowait");
+    Feature { name, since, required, present, masked: false, used_for }
+}
+
+fn no_sqarray() -> bool {
+    builder().setup_no_sqarray().build(1).is_ok()
+}
+
+fn disabled() -> Option<u8> {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.map_or_else(|_| "unknown".to_owned(), |release| release.trim().to_owned())
+}
+
+/// A ring to try things with. A request with a flag that the kernel does not know fails with
+/// EINVAL before the file is looked at; one that it knows fails because an eventfd is no socket.
+struct Probe {
+    ring: IoUring,
+    eventfd: OwnedFd,
+}
+
+impl Probe {
+    fn new(ring: IoUring) -> io::Result<Self> {
+        let eventfd = EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self { ring, eventfd: eventfd.into() })
+    }
+
+    fn multishot_accept(&mut self) -> bool {
+        let entry = opcode::AcceptMulti::new(Fd(self.eventfd.as_raw_fd())).build();
+        self.result(entry) == Some(-libc::ENOTSOCK)
+    }
+
+    fn multishot_recvmsg(&mut self) -> bool {
+        // SAFETY: all zero is a message without name, buffers or control data.
+        let shape: libc::msghdr = unsafe { std::mem::zeroed() };
+        let fd = Fd(self.eventfd.as_raw_fd());
+        self.result(opcode::RecvMsgMulti::new(fd, &raw const shape, 0).build())
+            == Some(-libc::ENOTSOCK)
+    }
+
+    fn multishot_poll(&mut self) -> bool {
+        let events = libc::POLLIN.unsigned_abs().into();
+        let entry = opcode::PollAdd::new(Fd(self.eventfd.as_raw_fd()), events).multi(true);
+        let completion = self.complete(entry.build(), POLL);
+        completion.is_some_and(|entry| entry.result() > 0 && cqueue::more(entry.flags()))
+    }
+
+    /// Cancels the poll of `multishot_poll`.
+    fn async_cancel(&mut self) -> bool {
+        self.result(opcode::AsyncCancel::new(POLL).build()).is_some_and(|result| result >= 0)
+    }
+
+    fn buffer_ring(&mut self) -> bool {
+        let Ok(memory) = Memory::new(PAGE) else { return false };
+        let submitter = self.ring.submitter();
+        let address = memory.at(0).as_ptr() as u64;
+        // SAFETY: `memory` is a page, room for many entries, and outlives the registration.
+        let registered = unsafe { submitter.register_buf_ring_with_flags(address, 1, 0, 0) };
+        registered.and_then(|()| submitter.unregister_buf_ring(0)).is_ok()
+    }
+
+    fn registered_files(&self) -> bool {
+        let submitter = self.ring.submitter();
+        let eventfd = self.eventfd.as_raw_fd();
+        submitter
+            .register_files_sparse(1)
+            .and_then(|()| submitter.register_files_update(0, &[eventfd]))
+            .and_then(|_| submitter.unregister_files())
+            .is_ok()
+    }
+
+    fn result(&mut self, entry: squeue::Entry) -> Option<i32> {
+        self.complete(entry, OTHER).map(|completion| completion.result())
+    }
+
+    /// The first completion of `entry`; those of a poll that still runs are passed over.
+    fn complete(&mut self, entry: squeue::Entry, user_data: u64) -> Option<cqueue::Entry> {
+        // SAFETY: callers keep what the entry points to alive for this call, and none of the
+        // operations goes on after its first completion with memory of ours.
+        unsafe { self.ring.submission().push(&entry.user_data(user_data)) }.ok()?;
+        loop {
+            self.ring.submit_and_wait(1).ok()?;
+            let mut completions = self.ring.completion();
+            if let Some(found) = completions.find(|entry| entry.user_data() == user_data) {
+                return Some(found);
+            }
+        }
+    }
+}
+
+const POLL: u64 = 1;
+const OTHER: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_newer_than_the_floor_can_be_masked() {
+        let mut features = Features::probe().expect("io_uring");
+        assert!(features.without("multishot_accept").is_err());
+        assert!(features.without("nonsense").unwrap_err().contains("no_sqarray"));
+        features.without("no_sqarray").expect("optional");
+        assert!(!features.has("no_sqarray"));
+        assert!(features.has("multishot_accept"));
+    }
+
+    #[test]
+    fn errors_say_what_to_change() {
+        let text = |errno| RingError::setup(io::Error::from_raw_os_error(errno)).to_string();
+        assert!(text(libc::ENOSYS).contains("6.1"));
+        assert!(text(libc::ENOMEM).contains("ulimit -l"));
+        assert!(text(libc::EINVAL).contains("defer_taskrun"));
+        assert!(text(libc::EPERM).contains("seccomp") || text(libc::EPERM).contains("sysctl"));
+    }
+}

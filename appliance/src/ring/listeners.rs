@@ -1,0 +1,296 @@
+//! Listening sockets: accepting, and how a socket is given up without hurting a client.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use config_sync::routing::{SocketId, SocketOptions, Transport};
+use io_uring::types::Timespec;
+use socket2::SockRef;
+
+use crate::proxy::counters::Counters;
+use crate::proxy::op::{Event, Token, Why};
+
+use super::Turn;
+use super::queue::{Completion, Mark, Queue, Target, What};
+use super::sockets::{set_tcp_options, why};
+use super::{steering, sys};
+
+/// Connections that were accepted and neither adopted nor refused yet: all of one turn.
+const INCOMING: u32 = 4096;
+
+/// How long a handshake that has begun may still take when its listening socket is given up.
+static LULL: Timespec = Timespec::new().nsec(200_000_000);
+static AT_ONCE: Timespec = Timespec::new();
+
+pub(super) struct Listeners {
+    /// By `SocketId`.
+    sockets: Vec<Option<Listener>>,
+    incoming: Incoming,
+    /// Counts the sockets that there have been, so that completions of two in one slot differ.
+    generation: u32,
+}
+
+struct Listener {
+    fd: OwnedFd,
+    transport: Transport,
+    /// What it is bound to.
+    local: SocketAddr,
+    generation: u32,
+    /// A multishot is in flight.
+    armed: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// TCP: deaf to new connections, for `LULL`.
+    Lull,
+    /// The multishot was cancelled; what is left in the queue is handed over, then it is closed.
+    Closing,
+}
+
+impl Listeners {
+    pub(super) fn new() -> Self {
+        Self { sockets: Vec::new(), incoming: Incoming::new(INCOMING), generation: 0 }
+    }
+
+    /// Takes over a socket, silently: it accepts and receives when it is told to.
+    pub(super) fn add(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+        let local = SockRef::from(&fd).local_addr().ok().and_then(|address| address.as_socket());
+        let local = local.expect("an open internet socket has an address");
+        self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
+        if self.sockets.len() <= socket.index() {
+            self.sockets.resize_with(socket.index() + 1, || None);
+        }
+        let slot = &mut self.sockets[socket.index()];
+        assert!(slot.is_none(), "a socket's id is free before it is used again");
+        let (generation, state) = (self.generation, State::Open);
+        *slot = Some(Listener { fd, transport, local, generation, armed: false, state });
+    }
+
+    /// Whether no more connections can be handed over before some are adopted or refused.
+    pub(super) fn is_full(&self) -> bool {
+        self.incoming.free.is_empty()
+    }
+
+    pub(super) fn take(&mut self, incoming: u32) -> Option<OwnedFd> {
+        self.incoming.take(incoming)
+    }
+
+    pub(super) fn refuse(&mut self, incoming: u32) {
+        if let Some(fd) = self.incoming.take(incoming) {
+            sys::reset_on_close(fd.as_fd());
+        }
+    }
+
+    pub(super) fn configure(&self, slot: u32, options: &SocketOptions) {
+        if let Some(listener) = self.get(slot) {
+            // Values that the kernel does not take leave those that are in force.
+            let _ = set_tcp_options(listener.fd.as_fd(), options);
+        }
+    }
+
+    pub(super) fn accept(&mut self, slot: u32, queue: &mut Queue) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        if !listener.armed && listener.state == State::Open {
+            listener.armed = true;
+            queue.accept(listener.fd.as_fd(), Mark::new(What::Accept, slot, listener.generation));
+        }
+    }
+
+    /// The socket of a UDP listener that is to receive now, and the mark to receive with.
+    pub(super) fn arm_receive(&mut self, slot: u32) -> Option<(Target, Mark)> {
+        let listener = self.get_mut(slot)?;
+        if listener.armed || listener.state != State::Open {
+            return None;
+        }
+        listener.armed = true;
+        let mark = Mark::new(What::ReceiveDown, slot, listener.generation);
+        Some((Target::Plain(listener.fd.as_raw_fd()), mark))
+    }
+
+    /// The socket to send replies from.
+    pub(super) fn target(&self, slot: u32) -> Option<Target> {
+        Some(Target::Plain(self.get(slot)?.fd.as_raw_fd()))
+    }
+
+    pub(super) fn unlisten(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        match listener.transport {
+            Transport::Tcp => {
+                listener.state = State::Lull;
+                // Without the filter (no memory for it), new connections keep being accepted for
+                // the lull: that is all that is lost.
+                let _ = steering::refuse_new_connections(listener.fd.as_fd());
+                queue.timeout(&LULL, Mark::new(What::Lull, slot, listener.generation));
+            }
+            Transport::Udp => {
+                listener.state = State::Closing;
+                if listener.armed {
+                    queue.cancel(Mark::new(What::ReceiveDown, slot, listener.generation));
+                } else {
+                    self.close(slot, queue, turn);
+                }
+            }
+        }
+    }
+
+    /// The lull is over.
+    pub(super) fn lulled(&mut self, mark: Mark, queue: &mut Queue, turn: &mut Turn) {
+        let Some(listener) = self.get_live(mark) else { return };
+        listener.state = State::Closing;
+        if listener.armed {
+            queue.cancel(Mark { what: What::Accept, ..mark });
+        } else {
+            self.close(mark.slot, queue, turn);
+        }
+    }
+
+    pub(super) fn accepted(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Completion { mark, result, .. } = completion;
+        if result >= 0 {
+            // SAFETY: the kernel has just opened this descriptor for us; nobody else has it.
+            let fd = unsafe { OwnedFd::from_raw_fd(result) };
+            self.hand_over(mark.slot, fd, turn);
+        }
+        if !completion.more() {
+            let why = if result < 0 { why_not_accepted(-result) } else { None };
+            self.ended(mark, why, queue, turn, counters);
+        }
+    }
+
+    /// The multishot of a socket has made its last completion.
+    pub(super) fn ended(
+        &mut self,
+        mark: Mark,
+        why: Option<Why>,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Some(listener) = self.get_live(mark) else { return };
+        listener.armed = false;
+        match listener.state {
+            State::Open => {
+                counters.rearms.add(1);
+                turn.push(Token::socket(SocketId(mark.slot)), Event::Stopped { why });
+            }
+            State::Lull => {}
+            State::Closing => self.close(mark.slot, queue, turn),
+        }
+    }
+
+    /// Whether a completion belongs to a socket that still exists.
+    pub(super) fn is_live(&self, mark: Mark) -> bool {
+        self.get(mark.slot).is_some_and(|listener| listener.generation == mark.generation)
+    }
+
+    /// Hands over what is left in the accept queue and closes the socket.
+    fn close(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        while let Some(listener) = self.get(slot)
+            && listener.transport == Transport::Tcp
+        {
+            if self.is_full() {
+                // The rest when this turn's have been adopted or refused.
+                return queue.timeout(&AT_ONCE, Mark::new(What::Lull, slot, listener.generation));
+            }
+            match sys::accept(listener.fd.as_fd()) {
+                Ok(fd) => self.hand_over(slot, fd, turn),
+                Err(error) if is_passing(&error) => {}
+                Err(_) => break,
+            }
+        }
+        self.sockets[slot as usize] = None;
+        turn.push(Token::socket(SocketId(slot)), Event::Unlistened);
+    }
+
+    fn hand_over(&mut self, slot: u32, fd: OwnedFd, turn: &mut Turn) {
+        let Some(listener) = self.get(slot) else { return };
+        let socket = SockRef::from(&fd);
+        // The peer may have reset the connection already: then it has no address any more, and
+        // there is nothing to hand over.
+        let Some(peer) = socket.peer_addr().ok().and_then(|address| address.as_socket()) else {
+            return;
+        };
+        let local = if listener.local.ip().is_unspecified() {
+            socket.local_addr().ok().and_then(|address| address.as_socket())
+        } else {
+            Some(listener.local)
+        };
+        let Some(local) = local else { return };
+        if let Some(incoming) = self.incoming.insert(fd) {
+            let token = Token::socket(SocketId(slot));
+            turn.push(token, Event::Accepted { incoming, peer, local });
+        }
+    }
+
+    fn get(&self, slot: u32) -> Option<&Listener> {
+        self.sockets.get(slot as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Listener> {
+        self.sockets.get_mut(slot as usize)?.as_mut()
+    }
+
+    fn get_live(&mut self, mark: Mark) -> Option<&mut Listener> {
+        self.get_mut(mark.slot).filter(|listener| listener.generation == mark.generation)
+    }
+}
+
+/// Why accepting stopped, if that is worth a pause: errors of the one connection are not.
+fn why_not_accepted(errno: i32) -> Option<Why> {
+    match errno {
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Some(why(errno)),
+        libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP => Some(Why::Other(errno)),
+        _ => None,
+    }
+}
+
+/// An error of accept4(2) that concerns only the connection it would have given.
+fn is_passing(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINTR
+                | libc::ECONNABORTED
+                | libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+        )
+    )
+}
+
+/// Accepted connections between `Accepted` and its answer.
+struct Incoming {
+    slots: Vec<Option<OwnedFd>>,
+    free: Vec<u32>,
+}
+
+impl Incoming {
+    fn new(limit: u32) -> Self {
+        Self { slots: (0..limit).map(|_| None).collect(), free: (0..limit).rev().collect() }
+    }
+
+    fn insert(&mut self, fd: OwnedFd) -> Option<u32> {
+        let slot = self.free.pop()?;
+        self.slots[slot as usize] = Some(fd);
+        Some(slot)
+    }
+
+    fn take(&mut self, slot: u32) -> Option<OwnedFd> {
+        let fd = self.slots.get_mut(slot as usize)?.take()?;
+        self.free.push(slot);
+        Some(fd)
+    }
+}

@@ -1,0 +1,191 @@
+//! One worker's io_uring: ops in, events out. All unsafe code of Ringway is in this folder, because
+//! only here do indices become descriptors and pointers.
+//!
+//! Readiness of TCP connections comes from multishot polls, their bytes go by direct non-blocking
+//! calls. Datagrams come by multishot receives into provided buffers, and leave as batches.
+
+mod buffers;
+pub mod features;
+mod listeners;
+mod pipes;
+mod queue;
+mod send;
+pub mod sockets;
+mod steering;
+mod sys;
+mod tcp;
+mod transfer;
+mod udp;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use config_sync::routing::{Limits, SocketId, Transport};
+
+use crate::proxy::counters::Counters;
+use crate::proxy::op::{Event, Op, Token};
+
+pub use self::features::{Feature, Features, RingError};
+
+use self::listeners::Listeners;
+use self::queue::{Completion, Mark, Queue, What};
+use self::send::Down;
+use self::tcp::Tcp;
+use self::transfer::Wanted;
+use self::udp::Udp;
+
+/// What happened since the last turn; reused from turn to turn.
+#[derive(Debug, Default)]
+pub struct Turn {
+    pub events: Vec<(Token, Event)>,
+    /// What `Peeked` events refer to.
+    pub bytes: Vec<u8>,
+}
+
+impl Turn {
+    fn push(&mut self, token: Token, event: Event) {
+        self.events.push((token, event));
+    }
+}
+
+/// One io_uring with the sockets, pipes and buffers of a worker. Everything is allocated when it is
+/// made, from the limits. It belongs to the thread that made it.
+pub struct Ring {
+    /// First, so that it is closed first: the kernel must be done with the memory of the others.
+    queue: Queue,
+    listeners: Listeners,
+    tcp: Tcp,
+    udp: Udp,
+    wake: OwnedFd,
+    counters: Arc<Counters>,
+}
+
+impl Ring {
+    /// Opens the ring, on the thread that will use it. `wake` is an eventfd: a write to it ends a
+    /// [`Ring::wait`].
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the ring, or the memory or files for it.
+    pub fn new(
+        limits: Limits,
+        features: &Features,
+        wake: OwnedFd,
+        counters: Arc<Counters>,
+    ) -> Result<Self, RingError> {
+        let queue = Queue::new(features)?;
+        let tcp = Tcp::new(limits.sessions, limits.pipes);
+        let udp = Udp::new(limits, &queue)?;
+        let mut ring = Self { queue, listeners: Listeners::new(), tcp, udp, wake, counters };
+        ring.watch_wake();
+        Ok(ring)
+    }
+
+    /// Takes over a listening socket, before the table that names it is applied. It accepts or
+    /// receives once it is told to.
+    pub fn listen(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+        self.listeners.add(socket, transport, fd);
+    }
+
+    /// Carries out `ops` in their order and leaves the vector empty. The events of direct ops are
+    /// added to `turn`.
+    pub fn carry_out(&mut self, ops: &mut Vec<(Token, Op)>, turn: &mut Turn) {
+        for (token, op) in ops.drain(..) {
+            self.carry_out_one(token, op, turn);
+        }
+        self.udp.flush(&mut self.queue, &mut self.listeners, turn);
+    }
+
+    /// Submits what is pending, waits for events until `timeout` (`None`: without end; zero: not
+    /// at all), and puts them into `turn`, which is emptied first. True if `wake` was written.
+    ///
+    /// # Errors
+    ///
+    /// Those of io_uring_enter(2) that do not pass: the ring is of no use any more.
+    pub fn wait(&mut self, timeout: Option<Duration>, turn: &mut Turn) -> io::Result<bool> {
+        turn.events.clear();
+        turn.bytes.clear();
+        if self.queue.wait(timeout)? {
+            self.counters.cq_overflows.add(1);
+        }
+        let mut woken = false;
+        // What the incoming connections have no room for waits for the next turn.
+        for _ in 0..self.queue.waiting() {
+            if self.listeners.is_full() {
+                break;
+            }
+            let Some(completion) = self.queue.next() else { break };
+            woken |= self.complete(completion, turn);
+        }
+        self.counters.turns.add(1);
+        self.counters.buffers_free.set(self.udp.buffers_free());
+        self.counters.pipes_used.set(self.tcp.pipes_used());
+        Ok(woken)
+    }
+
+    fn carry_out_one(&mut self, token: Token, op: Op, turn: &mut Turn) {
+        let Self { queue, listeners, tcp, udp, counters, .. } = self;
+        match op {
+            Op::Accept => listeners.accept(token.slot, queue),
+            Op::Configure(options) => listeners.configure(token.slot, &options),
+            Op::Unlisten => {
+                // Replies of this turn still name the descriptor.
+                udp.flush_sends(queue, turn);
+                listeners.unlisten(token.slot, queue, turn);
+            }
+            Op::Refuse { incoming } => listeners.refuse(incoming),
+            Op::Adopt { incoming } => {
+                let fd = listeners.take(incoming).expect("incoming connections are answered once");
+                tcp.adopt(token, fd, queue);
+            }
+            Op::Peek { at_least } => tcp.peek(token, at_least, turn),
+            Op::Connect { address, source, options } => {
+                tcp.connect(token, &address, source, &options, queue, turn);
+            }
+            Op::Abandon => tcp.abandon(token, queue, turn),
+            Op::Move { from, mode, budget, to_eof } => {
+                tcp.transfer(token, from, mode, Wanted { budget, to_eof }, turn, counters);
+            }
+            Op::Shutdown { side } => tcp.shutdown(token, side),
+            Op::Close { reset } => tcp.close(token, reset, queue, turn),
+            Op::Receive => udp.receive(token),
+            Op::Open { address, source } => udp.open(token, &address, source, queue, turn),
+            Op::SendUp { buffer } => udp.send_up(token, buffer, turn),
+            Op::SendDown { buffer, from, peer, local } => {
+                udp.send_down(token, Down { buffer, from, peer, local }, listeners, turn);
+            }
+            Op::Recycle { buffer } => udp.recycle(buffer),
+            Op::CloseUpstream => udp.close(token, queue, turn),
+        }
+    }
+
+    fn complete(&mut self, completion: Completion, turn: &mut Turn) -> bool {
+        let Self { queue, listeners, tcp, udp, counters, .. } = self;
+        match completion.mark.what {
+            What::Wake => return self.woken(completion),
+            What::Accept => listeners.accepted(completion, queue, turn, counters),
+            What::Lull => listeners.lulled(completion.mark, queue, turn),
+            What::Poll => tcp.polled(completion, queue, turn, counters),
+            What::ReceiveDown => udp.received_down(completion, queue, listeners, turn, counters),
+            What::ReceiveUp => udp.received_up(completion, queue, turn, counters),
+            // Failed sends are looked for right after their submission.
+            What::Send | What::Ignored => {}
+        }
+        false
+    }
+
+    fn woken(&mut self, completion: Completion) -> bool {
+        sys::clear_eventfd(self.wake.as_fd());
+        if !completion.more() {
+            self.counters.rearms.add(1);
+            self.watch_wake();
+        }
+        true
+    }
+
+    fn watch_wake(&mut self) {
+        self.queue.poll(self.wake.as_fd(), libc::EPOLLIN, Mark::new(What::Wake, 0, 0));
+    }
+}

@@ -1,0 +1,505 @@
+//! Datagrams out: what one turn sends is gathered into as few messages as the kernel allows, and
+//! sent in one submission.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ptr;
+
+use socket2::SockAddr;
+
+use crate::proxy::op::{BufferId, Event, Token, Why};
+
+use super::Turn;
+use super::buffers::Buffers;
+use super::queue::{Mark, Queue, Target, What};
+use super::sockets::{UDP_SEGMENT, why};
+
+/// Datagrams of one message (`UDP_MAX_SEGMENTS` of kernels before 6.9).
+const MAX_SEGMENTS: u32 = 64;
+
+/// Bytes of one message: 65,507 is the most over IPv4, less what a path may add.
+const MAX_BYTES: u32 = 65_000;
+
+/// No send to append to.
+const NONE: u32 = u32::MAX;
+
+/// What a receive buffer holds: datagrams of one size, of which the last may be shorter.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Train {
+    start: u32,
+    len: u32,
+    /// Bytes of each datagram but the last; never 0 unless the only one is empty.
+    size: u32,
+}
+
+/// The fields of `SendDown`.
+pub(super) struct Down {
+    pub(super) buffer: BufferId,
+    pub(super) from: u32,
+    pub(super) peer: SocketAddr,
+    pub(super) local: Option<IpAddr>,
+}
+
+pub(super) struct Sends {
+    sends: Vec<Send>,
+    chunks: Vec<Chunk>,
+    iovecs: Vec<libc::iovec>,
+    /// Given back once everything was sent.
+    used: Vec<BufferId>,
+    /// By upstream slot: the send of this turn that more of the same flow may join.
+    open_up: Box<[u32]>,
+    open_down: Box<[u32]>,
+    /// Sends that get another chance.
+    again: Vec<u32>,
+    singly: Vec<u32>,
+    failures: Vec<(u32, i32)>,
+    singles: Singles,
+}
+
+/// One message, of one flow and direction.
+struct Send {
+    token: Token,
+    target: Target,
+    flow: Option<u32>,
+    peer: Option<SockAddr>,
+    local: Option<IpAddr>,
+    size: u32,
+    bytes: u32,
+    count: u32,
+    first: u32,
+    last: u32,
+    message: libc::msghdr,
+    control: Control,
+}
+
+/// A stretch of a receive buffer: whole datagrams.
+struct Chunk {
+    buffer: u16,
+    start: u32,
+    len: u32,
+    next: u32,
+}
+
+/// Room for PKTINFO and UDP_SEGMENT messages, aligned as they must be.
+#[derive(Clone, Copy, Default)]
+struct Control([u64; 9]);
+
+/// Messages of one datagram each, for a train that the kernel would not cut.
+struct Singles {
+    messages: Vec<libc::msghdr>,
+    iovecs: Vec<libc::iovec>,
+}
+
+impl Train {
+    pub(super) fn new(start: u32, len: u32) -> Self {
+        Self { start, len, size: len }
+    }
+
+    /// The size that UDP_GRO tells.
+    pub(super) fn set_size(&mut self, size: i32) {
+        if let Ok(size @ 1..) = u32::try_from(size) {
+            self.size = size.min(self.len);
+        }
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        if self.size == 0 { 1 } else { self.len.div_ceil(self.size) }
+    }
+
+    pub(super) fn event(
+        &self,
+        buffer: BufferId,
+        peer: Option<SocketAddr>,
+        local: Option<IpAddr>,
+        truncated: bool,
+    ) -> Event {
+        Event::Datagrams { buffer, peer, local, bytes: self.len, count: self.count(), truncated }
+    }
+}
+
+impl Sends {
+    pub(super) fn new(buffers: u16, flows: u32) -> Self {
+        // A buffer is cut into at most two: 65,536 bytes are less than twice MAX_BYTES.
+        let most = 2 * usize::from(buffers);
+        let none = || vec![NONE; flows as usize].into_boxed_slice();
+        Self {
+            sends: Vec::with_capacity(most),
+            chunks: Vec::with_capacity(most),
+            iovecs: Vec::with_capacity(most),
+            used: Vec::with_capacity(usize::from(buffers)),
+            open_up: none(),
+            open_down: none(),
+            again: Vec::with_capacity(most),
+            singly: Vec::with_capacity(most),
+            failures: Vec::with_capacity(most),
+            singles: Singles {
+                messages: Vec::with_capacity(MAX_SEGMENTS as usize),
+                iovecs: Vec::with_capacity(MAX_SEGMENTS as usize),
+            },
+        }
+    }
+
+    pub(super) fn add_up(
+        &mut self,
+        token: Token,
+        target: Option<Target>,
+        buffer: BufferId,
+        train: Train,
+        turn: &mut Turn,
+    ) {
+        self.used.push(buffer);
+        let Some(target) = target else { return turn.push(token, gone(train.count())) };
+        let flow = Some(token.slot);
+        self.add(Send::new(token, target, flow, None, None), buffer, train);
+    }
+
+    pub(super) fn add_down(
+        &mut self,
+        token: Token,
+        target: Option<Target>,
+        down: &Down,
+        train: Train,
+        turn: &mut Turn,
+    ) {
+        self.used.push(down.buffer);
+        let Some(target) = target else { return turn.push(token, gone(train.count())) };
+        let flow = Some(down.from).filter(|slot| (*slot as usize) < self.open_down.len());
+        let template = Send::new(token, target, flow, Some(down.peer.into()), down.local);
+        self.add(template, down.buffer, train);
+    }
+
+    /// Sends everything and gives the buffers back.
+    pub(super) fn flush(&mut self, buffers: &mut Buffers, queue: &mut Queue, turn: &mut Turn) {
+        if !self.sends.is_empty() {
+            self.build(buffers);
+            self.again.extend(0..index(self.sends.len()));
+            self.round(queue);
+            self.sort_failures(true, turn);
+            if !self.again.is_empty() {
+                self.round(queue);
+                self.sort_failures(false, turn);
+            }
+            while let Some(send) = self.singly.pop() {
+                self.send_singly(send, buffers, queue, turn);
+            }
+            self.forget();
+        }
+        for buffer in self.used.drain(..) {
+            buffers.give_back(buffer);
+        }
+    }
+
+    /// Adds a train to the flow's last send, or to a new one like `template`.
+    fn add(&mut self, template: Send, buffer: BufferId, train: Train) {
+        let most = MAX_BYTES.checked_div(train.size).unwrap_or(1).clamp(1, MAX_SEGMENTS);
+        let mut rest = train;
+        loop {
+            let len = rest.len.min(most.saturating_mul(train.size));
+            let part = Train { len, ..rest };
+            self.add_part(&template, buffer, part);
+            rest.start += len;
+            rest.len -= len;
+            if rest.len == 0 {
+                return;
+            }
+        }
+    }
+
+    fn add_part(&mut self, template: &Send, buffer: BufferId, part: Train) {
+        let chunk = index(self.chunks.len());
+        self.chunks.push(Chunk { buffer: buffer.0, start: part.start, len: part.len, next: NONE });
+        let open = self.open_slot(template).map_or(NONE, |slot| *slot);
+        if let Some(send) = self.sends.get_mut(open as usize)
+            && send.takes(template, part)
+        {
+            self.chunks[send.last as usize].next = chunk;
+            send.last = chunk;
+            send.bytes += part.len;
+            send.count += part.count();
+            return;
+        }
+        let send = index(self.sends.len());
+        if let Some(slot) = self.open_slot(template) {
+            *slot = send;
+        }
+        self.sends.push(Send {
+            size: part.size,
+            bytes: part.len,
+            count: part.count(),
+            first: chunk,
+            last: chunk,
+            ..template.clone()
+        });
+    }
+
+    fn open_slot(&mut self, send: &Send) -> Option<&mut u32> {
+        let slots = if send.peer.is_some() { &mut self.open_down } else { &mut self.open_up };
+        slots.get_mut(send.flow? as usize)
+    }
+
+    /// Fills in the messages. Nothing may be added before they were sent: they point to each other.
+    fn build(&mut self, buffers: &Buffers) {
+        self.iovecs.clear();
+        for send in &mut self.sends {
+            send.message.msg_iovlen = self.iovecs.len();
+            let mut next = send.first;
+            while let Some(chunk) = self.chunks.get(next as usize) {
+                self.iovecs.push(libc::iovec {
+                    iov_base: buffers.at(chunk.buffer, chunk.start).as_ptr().cast(),
+                    iov_len: chunk.len as usize,
+                });
+                next = chunk.next;
+            }
+        }
+        let mut end = self.iovecs.len();
+        for send in self.sends.iter_mut().rev() {
+            let begin = send.message.msg_iovlen;
+            send.message.msg_iov = self.iovecs[begin..end].as_mut_ptr();
+            send.message.msg_iovlen = end - begin;
+            end = begin;
+            send.address(if send.count > 1 { send.size } else { 0 });
+        }
+    }
+
+    /// Sends those in `again`, which is emptied, and notes the failures.
+    fn round(&mut self, queue: &mut Queue) {
+        queue.failed_sends().clear();
+        for index in self.again.drain(..) {
+            let send = &self.sends[index as usize];
+            let mark = Mark::new(What::Send, index, 0);
+            // SAFETY: the message, its name, control data, iovecs and buffers stay where they are
+            // until `submit` has returned, below.
+            unsafe { queue.send(send.target, &raw const send.message, mark) };
+        }
+        queue.submit();
+        self.failures.clear();
+        let failed = queue.failed_sends().drain(..);
+        self.failures.extend(failed.map(|completion| (completion.mark.slot, -completion.result)));
+    }
+
+    fn sort_failures(&mut self, first_time: bool, turn: &mut Turn) {
+        for (index, errno) in self.failures.drain(..) {
+            let Some(send) = self.sends.get(index as usize) else { continue };
+            match errno {
+                // It reports an earlier datagram's fate; this one was not sent.
+                libc::ECONNREFUSED if first_time => self.again.push(index),
+                // The path takes smaller packets than the train's, or the device can't cut it.
+                libc::EMSGSIZE | libc::EINVAL | libc::EIO if send.count > 1 => {
+                    self.singly.push(index);
+                }
+                _ => {
+                    turn.push(send.token, Event::SendFailed { why: why(errno), count: send.count })
+                }
+            }
+        }
+    }
+
+    fn send_singly(
+        &mut self,
+        index_of_send: u32,
+        buffers: &Buffers,
+        queue: &mut Queue,
+        turn: &mut Turn,
+    ) {
+        let send = &mut self.sends[index_of_send as usize];
+        send.address(0);
+        let Singles { messages, iovecs } = &mut self.singles;
+        messages.clear();
+        iovecs.clear();
+        let mut next = send.first;
+        while let Some(chunk) = self.chunks.get(next as usize) {
+            let end = chunk.start + chunk.len;
+            for start in (chunk.start..end).step_by(send.size as usize) {
+                iovecs.push(libc::iovec {
+                    iov_base: buffers.at(chunk.buffer, start).as_ptr().cast(),
+                    iov_len: (end - start).min(send.size) as usize,
+                });
+            }
+            next = chunk.next;
+        }
+        for iovec in iovecs.iter_mut() {
+            messages.push(libc::msghdr { msg_iov: iovec, msg_iovlen: 1, ..send.message });
+        }
+        queue.failed_sends().clear();
+        for (number, message) in messages.iter().enumerate() {
+            let mark = Mark::new(What::Send, index(number), 0);
+            // SAFETY: messages, iovecs, and what the send's message points to stay where they are
+            // until `submit` has returned, below.
+            unsafe { queue.send(send.target, ptr::from_ref(message), mark) };
+        }
+        queue.submit();
+        for completion in queue.failed_sends().drain(..) {
+            let why = why(-completion.result);
+            turn.push(send.token, Event::SendFailed { why, count: 1 });
+        }
+    }
+
+    fn forget(&mut self) {
+        for send in &self.sends {
+            let slots = if send.peer.is_some() { &mut self.open_down } else { &mut self.open_up };
+            if let Some(slot) = send.flow.and_then(|flow| slots.get_mut(flow as usize)) {
+                *slot = NONE;
+            }
+        }
+        self.sends.clear();
+        self.chunks.clear();
+    }
+}
+
+impl Send {
+    fn new(
+        token: Token,
+        target: Target,
+        flow: Option<u32>,
+        peer: Option<SockAddr>,
+        local: Option<IpAddr>,
+    ) -> Self {
+        // SAFETY: all zero is a message without anything.
+        let message = unsafe { std::mem::zeroed() };
+        let control = Control::default();
+        let (size, bytes, count, first, last) = (0, 0, 0, NONE, NONE);
+        Self { token, target, flow, peer, local, size, bytes, count, first, last, message, control }
+    }
+
+    /// Whether `part` may follow in the same message: only the last datagram may be shorter.
+    fn takes(&self, template: &Self, part: Train) -> bool {
+        let fits = part.size == self.size || (part.count() == 1 && part.len < self.size);
+        fits && part.len > 0
+            && self.size > 0
+            && self.bytes.is_multiple_of(self.size)
+            && self.count + part.count() <= MAX_SEGMENTS
+            && self.bytes + part.len <= MAX_BYTES
+            && self.token == template.token
+            && self.target == template.target
+            && self.peer == template.peer
+            && self.local == template.local
+    }
+
+    /// Fills in name and control data; `segment`: bytes per datagram, or 0 for a single one.
+    fn address(&mut self, segment: u32) {
+        let mut len = 0;
+        match self.local {
+            Some(IpAddr::V4(ip)) => {
+                // Interface index, source address, destination (which sendmsg ignores).
+                let mut info = [0; 12];
+                info[4..8].copy_from_slice(&ip.octets());
+                self.control.push(&mut len, libc::SOL_IP, libc::IP_PKTINFO, &info);
+            }
+            Some(IpAddr::V6(ip)) => {
+                let mut info = [0; 20];
+                info[..16].copy_from_slice(&ip.octets());
+                self.control.push(&mut len, libc::SOL_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+            None => {}
+        }
+        if let Ok(segment @ 1..) = u16::try_from(segment) {
+            let segment = segment.to_ne_bytes();
+            self.control.push(&mut len, libc::SOL_UDP, UDP_SEGMENT, &segment);
+        }
+        self.message.msg_controllen = len;
+        self.message.msg_control = match len {
+            0 => ptr::null_mut(),
+            _ => self.control.0.as_mut_ptr().cast(),
+        };
+        if let Some(peer) = &self.peer {
+            self.message.msg_name = peer.as_ptr().cast_mut().cast();
+            self.message.msg_namelen = peer.len();
+        }
+    }
+}
+
+impl Clone for Send {
+    /// A new message like this one: what points into a message is filled in by `address`.
+    fn clone(&self) -> Self {
+        Self::new(self.token, self.target, self.flow, self.peer.clone(), self.local)
+    }
+}
+
+impl Control {
+    /// Appends one message at `len`, which moves on to where the next would be.
+    fn push(&mut self, len: &mut usize, level: i32, kind: i32, data: &[u8]) {
+        const WORD: usize = size_of::<u64>();
+        let message = (2 * WORD + data.len()) as u64;
+        let mut kinds = [0; 8];
+        kinds[..4].copy_from_slice(&level.to_ne_bytes());
+        kinds[4..].copy_from_slice(&kind.to_ne_bytes());
+        let words = &mut self.0[*len / WORD..];
+        words[0] = message;
+        words[1] = u64::from_ne_bytes(kinds);
+        for (word_at, chunk) in words[2..].iter_mut().zip(data.chunks(WORD)) {
+            *word_at = word(chunk);
+        }
+        *len += 2 * WORD + data.len().next_multiple_of(WORD);
+    }
+}
+
+/// Up to eight bytes as they lie in memory.
+fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_ne_bytes(word)
+}
+
+/// What is said of a send through a socket that is gone.
+fn gone(count: u32) -> Event {
+    Event::SendFailed { why: Why::Other(libc::EBADF), count }
+}
+
+fn index(at: usize) -> u32 {
+    u32::try_from(at).expect("a turn's sends are few")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use crate::proxy::op::Kind;
+
+    use super::super::buffers::Shape;
+    use super::super::features::Features;
+    use super::super::sys;
+    use super::*;
+
+    /// The kernel does not cut trains on a socket without checksums (EINVAL): each datagram then
+    /// goes by itself, as it does where the path's MTU is below the train's.
+    #[test]
+    fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
+        let mut queue = Queue::new(&Features::probe().expect("io_uring")).expect("a ring");
+        let mut buffers = Buffers::new(2, &queue).expect("buffers");
+        let mut sends = Sends::new(2, 1);
+        let mut turn = Turn::default();
+        let server = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        client.connect(server.local_addr().expect("bound")).expect("connected");
+        sys::set_option(client.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, &1_i32).expect("set");
+
+        buffers.receive(0, 0, &Shape::new(0, 0));
+        let mut train = Train::new(16, 250);
+        train.set_size(100);
+        let token = Token { kind: Kind::Upstream, slot: 0, generation: 1 };
+        let target = Some(Target::Plain(client.as_raw_fd()));
+        sends.add_up(token, target, BufferId(0), train, &mut turn);
+        sends.flush(&mut buffers, &mut queue, &mut turn);
+
+        let sizes: Vec<_> =
+            (0..3).map(|_| server.recv(&mut [0; 1000]).expect("a datagram")).collect();
+        assert_eq!(sizes, [100, 100, 50]);
+        assert_eq!((turn.events.len(), buffers.free()), (0, 2));
+    }
+
+    #[test]
+    fn trains_are_cut_at_the_limits_of_one_message() {
+        let mut sends = Sends::new(4, 1);
+        let token = Token { kind: Kind::Upstream, slot: 0, generation: 1 };
+        let target = Some(Target::Registered(0));
+        let mut train = Train::new(0, 65_500);
+        train.set_size(1_000);
+        sends.add_up(token, target, BufferId(0), train, &mut Turn::default());
+        let mut small = Train::new(0, 128);
+        small.set_size(2);
+        sends.add_up(token, target, BufferId(1), small, &mut Turn::default());
+        sends.add_up(token, target, BufferId(2), Train::new(0, 2), &mut Turn::default());
+        let counts: Vec<_> = sends.sends.iter().map(|send| (send.count, send.bytes)).collect();
+        assert_eq!(counts, [(64, 64_000), (2, 1_500), (64, 128), (1, 2)]);
+    }
+}

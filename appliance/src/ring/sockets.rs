@@ -1,0 +1,240 @@
+//! Sockets as the configuration wants them: listening sockets, their options, and what an errno
+//! means.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use config_sync::routing::{Socket as SocketConfig, SocketOptions, Transport};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::proxy::op::Why;
+
+use super::steering;
+use super::sys::set_option;
+
+/// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Bytes of datagrams that a listening socket may hold; the kernel cuts it to `net.core.rmem_max`
+/// and `wmem_max` unless the process has CAP_NET_ADMIN.
+const DATAGRAM_MEMORY: i32 = 4 << 20;
+
+/// Not in libc: include/uapi/linux/udp.h (Linux 5.0).
+pub(super) const UDP_GRO: i32 = 104;
+pub(super) const UDP_SEGMENT: i32 = 103;
+
+/// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group in which the
+/// same source address and port always reaches the same worker.
+///
+/// # Errors
+///
+/// Whatever socket(2), bind(2), listen(2) or setsockopt(2) say; then no socket stays open.
+pub fn open_listeners(socket: &SocketConfig, workers: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut sockets = Vec::with_capacity(workers);
+    for worker in 0..workers {
+        let opened = bind(socket)?;
+        // Before the second socket joins and before any listens: no packet may be given to a
+        // worker by the kernel's own hash and the next of its flow by ours to another.
+        if worker == 0 && workers > 1 {
+            steering::attach(opened.as_fd(), socket.address.is_ipv4(), workers)?;
+        }
+        if socket.transport == Transport::Tcp {
+            opened.listen(BACKLOG)?;
+        }
+        sockets.push(OwnedFd::from(opened));
+    }
+    Ok(sockets)
+}
+
+fn bind(config: &SocketConfig) -> io::Result<Socket> {
+    let (kind, protocol) = match config.transport {
+        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Udp => (Type::DGRAM, Protocol::UDP),
+    };
+    let domain = Domain::for_address(config.address);
+    let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
+    socket.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
+    if config.address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    match config.transport {
+        Transport::Tcp => set_tcp_options(socket.as_fd(), &config.options)?,
+        Transport::Udp => set_datagram_options(&socket, &config.address)?,
+    }
+    socket.bind(&config.address.into())?;
+    Ok(socket)
+}
+
+fn set_datagram_options(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
+    let fd = socket.as_fd();
+    set_option(fd, libc::SOL_UDP, UDP_GRO, &1_i32)?;
+    for (force, plain) in
+        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+    {
+        if set_option(fd, libc::SOL_SOCKET, force, &DATAGRAM_MEMORY).is_err() {
+            set_option(fd, libc::SOL_SOCKET, plain, &DATAGRAM_MEMORY)?;
+        }
+    }
+    // Replies must leave from the address that the client spoke to.
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            set_option(fd, libc::SOL_IP, libc::IP_PKTINFO, &1_i32)
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            set_option(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, &1_i32)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sets what `options` asks for. On a listening socket, connections accepted later inherit it.
+///
+/// # Errors
+///
+/// Those of setsockopt(2): ENOENT if the congestion control is not there (modprobe), EPERM if the
+/// user may not use it (`net.ipv4.tcp_allowed_congestion_control`).
+pub(super) fn set_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    socket.set_tcp_nodelay(options.nodelay)?;
+    socket.set_keepalive(options.keepalive > 0)?;
+    if options.keepalive > 0 {
+        let time = Duration::from_secs(options.keepalive.into());
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(time))?;
+    }
+    let timeout = Duration::from_millis(options.user_timeout.into());
+    socket.set_tcp_user_timeout(Some(timeout))?;
+    let name = options.congestion.split(|byte| *byte == 0).next().unwrap_or_default();
+    if !name.is_empty() {
+        socket.set_tcp_congestion(name)?;
+    }
+    Ok(())
+}
+
+/// The options of a new connection to an endpoint: as [`set_tcp_options`], but without the calls
+/// for what a new socket is already. What fails is left at the kernel's default: a connection
+/// without its congestion control is better than none.
+pub(super) fn set_new_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) {
+    let socket = SockRef::from(&fd);
+    if options.nodelay {
+        let _ = socket.set_tcp_nodelay(true);
+    }
+    if options.keepalive > 0 {
+        let time = Duration::from_secs(options.keepalive.into());
+        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(time));
+    }
+    if options.user_timeout > 0 {
+        let timeout = Duration::from_millis(options.user_timeout.into());
+        let _ = socket.set_tcp_user_timeout(Some(timeout));
+    }
+    if let Some(name) = options.congestion.split(|byte| *byte == 0).next()
+        && !name.is_empty()
+    {
+        let _ = socket.set_tcp_congestion(name);
+    }
+}
+
+/// Binds a socket that will be connected to a local address. For TCP the port is chosen by
+/// connect(2), which may share it among destinations (IP_BIND_ADDRESS_NO_PORT).
+pub(super) fn bind_source(fd: BorrowedFd<'_>, source: IpAddr, stream: bool) -> io::Result<()> {
+    if stream {
+        set_option(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1_i32)?;
+    }
+    SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
+}
+
+/// What an errno means in general. Where EAGAIN or EADDRINUSE speak of source ports, see
+/// [`why_unopened`].
+pub(super) fn why(errno: i32) -> Why {
+    match errno {
+        libc::ECONNREFUSED => Why::Refused,
+        libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => Why::Reset,
+        libc::ETIMEDOUT => Why::TimedOut,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => {
+            Why::Unreachable
+        }
+        libc::EADDRNOTAVAIL => Why::NoPorts,
+        libc::EMFILE | libc::ENFILE => Why::NoFiles,
+        libc::ENOBUFS | libc::ENOMEM => Why::NoMemory,
+        libc::EAGAIN => Why::Blocked,
+        libc::EMSGSIZE | libc::EINVAL => Why::TooBig,
+        other => Why::Other(other),
+    }
+}
+
+/// What the errno of socket(2), bind(2) or connect(2) means.
+pub(super) fn why_unopened(error: &io::Error) -> Why {
+    match errno(error) {
+        libc::EAGAIN | libc::EADDRINUSE => Why::NoPorts,
+        libc::EINVAL => Why::Other(libc::EINVAL),
+        other => why(other),
+    }
+}
+
+/// What the errno of a stream's recv, send or splice means.
+pub(super) fn why_failed(error: &io::Error) -> Why {
+    match errno(error) {
+        code @ (libc::EINVAL | libc::EMSGSIZE) => Why::Other(code),
+        other => why(other),
+    }
+}
+
+/// EIO stands for errors that carry no errno.
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// The pending error of a socket, which is taken by this.
+pub(super) fn pending_error(fd: BorrowedFd<'_>) -> Option<io::Error> {
+    SockRef::from(&fd).take_error().unwrap_or_else(Some)
+}
+
+/// An address as recvmsg(2) writes it: a `sockaddr_in` or `sockaddr_in6`. `None` for anything else.
+pub(super) fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+    let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
+    match family {
+        libc::AF_INET => {
+            let ip: [u8; 4] = *bytes.get(4..)?.first_chunk()?;
+            Some(SocketAddrV4::new(Ipv4Addr::from(ip), port).into())
+        }
+        libc::AF_INET6 => {
+            let flow = u32::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+            let ip: [u8; 16] = *bytes.get(8..)?.first_chunk()?;
+            let scope = u32::from_ne_bytes(*bytes.get(24..)?.first_chunk()?);
+            Some(SocketAddrV6::new(Ipv6Addr::from(ip), port, flow, scope).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockAddr;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_back_as_the_kernel_writes_them() {
+        for text in ["192.0.2.7:53", "[2001:db8::7]:65535", "[fe80::1%3]:9"] {
+            let address: SocketAddr = text.parse().expect("an address");
+            let raw = SockAddr::from(address);
+            // SAFETY: `raw` is at least `raw.len()` bytes long.
+            let bytes = unsafe {
+                std::slice::from_raw_parts(raw.as_ptr().cast::<u8>(), raw.len() as usize)
+            };
+            assert_eq!(parse_address(bytes), Some(address));
+        }
+        assert_eq!(parse_address(&[]), None);
+        assert_eq!(parse_address(&[0; 28]), None);
+    }
+
+    #[test]
+    fn source_ports_that_ran_out_have_one_name() {
+        for errno in [libc::EAGAIN, libc::EADDRINUSE, libc::EADDRNOTAVAIL] {
+            assert_eq!(why_unopened(&io::Error::from_raw_os_error(errno)), Why::NoPorts);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Classic BPF programs: one that gives every source its worker, one that turns new connections
+//! away. They need no privilege.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use libc::sock_filter;
+
+use super::sys::set_option;
+
+/// Spreads the sockets of a SO_REUSEPORT group by source address and port: socket number
+/// `hash % sockets`, in the order in which they joined. Never by CPU, for a flow's packets may
+/// arrive on any. Attach it to the first socket, before the others join.
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub(super) fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize) -> io::Result<()> {
+    let sockets = u32::try_from(sockets).map_err(io::Error::other)?;
+    let program = if ipv4 { steer_ipv4(sockets) } else { steer_ipv6(sockets) };
+    set_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+}
+
+/// Makes a listening socket deaf to new connections, while those whose SYN it has answered still
+/// complete. A socket's filter sees segments from the TCP header on.
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub(super) fn refuse_new_connections(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let program = [
+        op(BPF_LD | BPF_B | BPF_ABS, FLAGS),
+        op(BPF_ALU | BPF_AND | BPF_K, SYN | ACK),
+        jump_if_equal(SYN, 0, 1),
+        op(BPF_RET | BPF_K, 0),
+        op(BPF_RET | BPF_K, u32::MAX),
+    ];
+    set_program(fd, libc::SO_ATTACH_FILTER, &program)
+}
+
+// linux/bpf_common.h
+const BPF_LD: u16 = 0x00;
+const BPF_LDX: u16 = 0x01;
+const BPF_ST: u16 = 0x02;
+const BPF_ALU: u16 = 0x04;
+const BPF_JMP: u16 = 0x05;
+const BPF_RET: u16 = 0x06;
+const BPF_MISC: u16 = 0x07;
+const BPF_W: u16 = 0x00;
+const BPF_H: u16 = 0x08;
+const BPF_B: u16 = 0x10;
+const BPF_ABS: u16 = 0x20;
+const BPF_IND: u16 = 0x40;
+const BPF_MEM: u16 = 0x60;
+const BPF_MUL: u16 = 0x20;
+const BPF_AND: u16 = 0x50;
+const BPF_LSH: u16 = 0x60;
+const BPF_RSH: u16 = 0x70;
+const BPF_MOD: u16 = 0x90;
+const BPF_XOR: u16 = 0xa0;
+const BPF_JEQ: u16 = 0x10;
+const BPF_K: u16 = 0x00;
+const BPF_X: u16 = 0x08;
+const BPF_A: u16 = 0x10;
+const BPF_TAX: u16 = 0x00;
+
+/// Offsets from here on count from the network header: the program's own data begins only behind
+/// the transport header. `SKF_NET_OFF`, -0x100000.
+const NETWORK: u32 = 0xfff0_0000;
+
+/// Odd constants with well-spread bits (the golden ratio; the finaliser of MurmurHash3).
+const SPREAD: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
+
+fn steer_ipv4(sockets: u32) -> Vec<sock_filter> {
+    const SOURCE: u32 = 12;
+    let mut program = vec![
+        op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE),
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
+        op(BPF_ST, 0),
+        // The header's length in words is in its first byte: options may follow the addresses.
+        op(BPF_LD | BPF_B | BPF_ABS, NETWORK),
+        op(BPF_ALU | BPF_AND | BPF_K, 15),
+        op(BPF_ALU | BPF_LSH | BPF_K, 2),
+        op(BPF_MISC | BPF_TAX, 0),
+        op(BPF_LD | BPF_H | BPF_IND, NETWORK),
+        op(BPF_LDX | BPF_MEM, 0),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+    ];
+    program.extend(finish(sockets));
+    program
+}
+
+fn steer_ipv6(sockets: u32) -> Vec<sock_filter> {
+    const NEXT_HEADER: u32 = 6;
+    const SOURCE: u32 = 8;
+    const HEADER: u32 = 40;
+    let mut program = vec![op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE)];
+    for word in 1..4 {
+        program.extend([
+            op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
+            op(BPF_MISC | BPF_TAX, 0),
+            op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE + 4 * word),
+            op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        ]);
+    }
+    program.extend([
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
+        op(BPF_ST, 0),
+        // Behind extension headers the port is not where it is looked for: the address must do.
+        op(BPF_LD | BPF_B | BPF_ABS, NETWORK + NEXT_HEADER),
+        jump_if_equal(libc::IPPROTO_TCP.unsigned_abs(), 3, 0),
+        jump_if_equal(libc::IPPROTO_UDP.unsigned_abs(), 2, 0),
+        op(BPF_LD, 0),
+        op(BPF_JMP, 1),
+        op(BPF_LD | BPF_H | BPF_ABS, NETWORK + HEADER),
+        op(BPF_LDX | BPF_MEM, 0),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+    ]);
+    program.extend(finish(sockets));
+    program
+}
+
+/// Spreads what is in A over all its bits, and answers with it modulo `sockets`.
+fn finish(sockets: u32) -> [sock_filter; 9] {
+    [
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[1]),
+        op(BPF_MISC | BPF_TAX, 0),
+        op(BPF_ALU | BPF_RSH | BPF_K, 15),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[2]),
+        op(BPF_ALU | BPF_RSH | BPF_K, 12),
+        op(BPF_ALU | BPF_AND | BPF_K, 0xf_ffff),
+        op(BPF_ALU | BPF_MOD | BPF_K, sockets),
+        op(BPF_RET | BPF_A, 0),
+    ]
+}
+
+fn op(code: u16, k: u32) -> sock_filter {
+    sock_filter { code, jt: 0, jf: 0, k }
+}
+
+fn jump_if_equal(k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: BPF_JMP | BPF_JEQ | BPF_K, jt, jf, k }
+}
+
+fn set_program(fd: BorrowedFd<'_>, option: i32, program: &[sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        // The kernel only reads.
+        filter: program.as_ptr().cast_mut(),
+    };
+    set_option(fd, libc::SOL_SOCKET, option, &program)
+}

@@ -1,0 +1,173 @@
+//! The system calls that the ring makes directly, one function each. All of them are given
+//! non-blocking sockets, and none waits.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::mem::size_of;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
+
+use socket2::SockAddr;
+
+/// recv(2) without waiting. `Ok(0)` is the end of the stream.
+pub(super) fn recv(fd: BorrowedFd<'_>, into: &mut [u8], flags: c_int) -> io::Result<usize> {
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: `into` is valid for writes of its length, and the kernel writes no more than that.
+    retry(|| unsafe { libc::recv(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), flags) })
+}
+
+/// send(2) without waiting and without SIGPIPE.
+pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `bytes` is valid for reads of its length.
+    retry(|| unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
+}
+
+/// write(2) to a non-blocking pipe.
+pub(super) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: `bytes` is valid for reads of its length.
+    retry(|| unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
+}
+
+/// splice(2) between a socket and a pipe. `SPLICE_F_NONBLOCK` speaks of the pipe alone: the socket
+/// must be `O_NONBLOCK`. A broken socket raises SIGPIPE, which Rust's start-up code ignores.
+pub(super) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    // SAFETY: both offsets are null, so the kernel touches no memory of ours.
+    retry(|| unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), len, flags) })
+}
+
+/// A non-blocking pipe with the default capacity: its reading and its writing end.
+pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends: [RawFd; 2] = [-1; 2];
+    // SAFETY: the kernel writes two descriptors into `ends`.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
+    // SAFETY: the call succeeded, so this descriptor is open and ours alone.
+    let reading = unsafe { OwnedFd::from_raw_fd(ends[0]) };
+    // SAFETY: as above.
+    let writing = unsafe { OwnedFd::from_raw_fd(ends[1]) };
+    Ok((reading, writing))
+}
+
+/// The bytes that a pipe can hold.
+pub(super) fn pipe_capacity(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    // SAFETY: F_GETPIPE_SZ takes no argument.
+    let size = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETPIPE_SZ) })?;
+    Ok(size.unsigned_abs() as usize)
+}
+
+/// A non-blocking, close-on-exec socket for `address`'s family.
+pub(super) fn socket(address: &SocketAddr, kind: c_int) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no memory is passed.
+    let fd =
+        check(unsafe { libc::socket(family, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the call succeeded, so the descriptor is open and ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// connect(2). `EINPROGRESS` comes back as an error.
+pub(super) fn connect(fd: BorrowedFd<'_>, address: &SocketAddr) -> io::Result<()> {
+    let address = SockAddr::from(*address);
+    // SAFETY: `address` is a whole socket address of the length that it states.
+    check(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), address.len()) })?;
+    Ok(())
+}
+
+/// accept4(2); `EAGAIN` when nothing waits.
+pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: null pointers ask for no address.
+    let fd =
+        check(unsafe { libc::accept4(fd.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) })?;
+    // SAFETY: the call succeeded, so the descriptor is open and ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// shutdown(2) of the sending half.
+pub(super) fn shutdown_write(fd: BorrowedFd<'_>) {
+    // SAFETY: no memory is passed. A failure means that the connection is gone already, which its
+    // readiness tells.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
+}
+
+/// Makes the close of this socket a reset.
+pub(super) fn reset_on_close(fd: BorrowedFd<'_>) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // It can't fail on an open TCP socket, and there is nothing else to do if it did.
+    let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// setsockopt(2) with a plain value.
+pub(super) fn set_option<T: Copy>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &T,
+) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<T>()).expect("options are small");
+    // SAFETY: `value` is valid for reads of `len` bytes.
+    check(unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, ptr::from_ref(value).cast(), len)
+    })?;
+    Ok(())
+}
+
+/// Reads the eight bytes of an eventfd, which sets it back to zero.
+pub(super) fn clear_eventfd(fd: BorrowedFd<'_>) {
+    let mut count = 0_u64;
+    // SAFETY: `count` is valid for writes of its eight bytes. The result does not matter: zero and
+    // EAGAIN mean the same.
+    unsafe { libc::read(fd.as_raw_fd(), ptr::from_mut(&mut count).cast::<c_void>(), 8) };
+}
+
+/// Anonymous memory, page-aligned, zero, and given by the kernel only where it is touched.
+pub(super) struct Memory {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Memory {
+    pub(super) fn new(len: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping, at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(12))?;
+        Ok(Self { start, len })
+    }
+
+    /// A pointer `offset` bytes in; it stays valid as long as `self`.
+    pub(super) fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset < self.len, "inside the mapping");
+        // SAFETY: the offset was just checked to be inside.
+        unsafe { self.start.add(offset) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping that `new` made, and it is given up once.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Calls again when a signal came between: EINTR must not be taken for a socket that would block.
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        let result = usize::try_from(call()).map_err(|_| io::Error::last_os_error());
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! One `Move`: bytes from one socket to another until it would block, the budget is spent, or the
+//! source ends.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::proxy::counters::Counters;
+use crate::proxy::op::{Event, Mode, Side, Stop};
+
+use super::pipes::{CAPACITY, Pipes};
+use super::sockets::why_failed;
+use super::sys;
+use super::tcp::Half;
+
+/// How much a `Move` is to read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// Bytes at the most.
+    pub(super) budget: u32,
+    /// A short read is not the last word: the source has announced its end.
+    pub(super) to_eof: bool,
+}
+
+pub(super) struct Transfer<'a> {
+    pub(super) from: Side,
+    pub(super) source: BorrowedFd<'a>,
+    pub(super) destination: BorrowedFd<'a>,
+    pub(super) half: &'a mut Half,
+    pub(super) pipes: &'a mut Pipes,
+    pub(super) scratch: &'a mut [u8],
+    pub(super) counters: &'a Counters,
+}
+
+/// Bytes of one `Move` so far.
+#[derive(Default)]
+struct Tally {
+    read: usize,
+    sent: usize,
+}
+
+impl Transfer<'_> {
+    /// What was held goes first; nothing is read while some of it is left, so `Eof` means that
+    /// nothing is held.
+    pub(super) fn run(mut self, mode: Mode, wanted: Wanted) -> Event {
+        let mut tally = Tally::default();
+        let stop = match self.drain_pipe(&mut tally) {
+            Some(stop) => stop,
+            None => match mode {
+                // Copying needs a pipe only for what the destination leaves: it must be there
+                // before anything is read.
+                Mode::Copy if self.half.pipe.is_some() || self.pipes.ready() => {
+                    self.copy(wanted, &mut tally)
+                }
+                Mode::Splice if self.take_pipe() => self.splice(wanted, &mut tally),
+                Mode::Copy | Mode::Splice => {
+                    self.counters.pipe_shortages.add(1);
+                    self.copy_without_pipe(wanted, &mut tally)
+                }
+            },
+        };
+        self.half.release(self.pipes);
+        Event::Moved {
+            from: self.from,
+            read: clamp(tally.read),
+            sent: clamp(tally.sent),
+            held: self.half.held,
+            stop,
+        }
+    }
+
+    fn copy(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
+        loop {
+            let room = step(wanted, tally);
+            if room == 0 {
+                return Stop::Budget;
+            }
+            let len = match sys::recv(self.source, &mut self.scratch[..room], 0) {
+                Ok(0) => return Stop::Eof,
+                Ok(len) => len,
+                Err(error) => return self.source_stop(&error),
+            };
+            tally.read += len;
+            let (sent, stop) = send_all(self.destination, &self.scratch[..len]);
+            tally.sent += sent;
+            match stop {
+                Some(error) if is_blocked(&error) => return self.hold(sent, len),
+                Some(error) => return self.destination_stop(&error),
+                None if len < room && !wanted.to_eof => return Stop::Drained,
+                None => {}
+            }
+        }
+    }
+
+    /// Takes from the source only what the destination has taken: nothing is ever held, at the
+    /// price of copying what does not fit more than once.
+    fn copy_without_pipe(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
+        loop {
+            let room = step(wanted, tally);
+            if room == 0 {
+                return Stop::Budget;
+            }
+            let len = match sys::recv(self.source, &mut self.scratch[..room], libc::MSG_PEEK) {
+                Ok(0) => return Stop::Eof,
+                Ok(len) => len,
+                Err(error) => return self.source_stop(&error),
+            };
+            let (sent, stop) = send_all(self.destination, &self.scratch[..len]);
+            tally.sent += sent;
+            let mut left = sent;
+            while left > 0 {
+                // MSG_TRUNC takes bytes off a TCP socket without copying them.
+                match sys::recv(self.source, &mut self.scratch[..left], libc::MSG_TRUNC) {
+                    Ok(0) => return Stop::Eof,
+                    Ok(taken) => {
+                        tally.read += taken;
+                        left -= taken;
+                    }
+                    Err(error) => return self.source_stop(&error),
+                }
+            }
+            match stop {
+                Some(error) if is_blocked(&error) => return Stop::Blocked,
+                Some(error) => return self.destination_stop(&error),
+                None if len < room && !wanted.to_eof => return Stop::Drained,
+                None => {}
+            }
+        }
+    }
+
+    /// Into the pipe only while it is empty, so that EAGAIN can only mean an empty socket. A short
+    /// splice does not: small segments fill the pipe's slots early.
+    fn splice(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
+        loop {
+            let room = step(wanted, tally);
+            if room == 0 {
+                return Stop::Budget;
+            }
+            let Some(pipe) = &self.half.pipe else { return Stop::Budget };
+            match sys::splice(self.source, pipe.writing(), room) {
+                Ok(0) => return Stop::Eof,
+                Ok(len) => {
+                    tally.read += len;
+                    self.half.held = clamp(len);
+                }
+                Err(error) => return self.source_stop(&error),
+            }
+            if let Some(stop) = self.drain_pipe(tally) {
+                return stop;
+            }
+        }
+    }
+
+    /// Gives the destination what the pipe holds; `None` once it holds nothing.
+    fn drain_pipe(&mut self, tally: &mut Tally) -> Option<Stop> {
+        let pipe = self.half.pipe.as_ref()?;
+        while self.half.held > 0 {
+            match sys::splice(pipe.reading(), self.destination, self.half.held as usize) {
+                Ok(len) => {
+                    tally.sent += len;
+                    self.half.held -= clamp(len);
+                }
+                Err(error) if is_blocked(&error) => return Some(Stop::Blocked),
+                Err(error) => return Some(self.destination_stop(&error)),
+            }
+        }
+        None
+    }
+
+    /// Puts what the destination did not take into the pipe: `scratch[sent..len]`.
+    fn hold(&mut self, sent: usize, len: usize) -> Stop {
+        assert!(self.take_pipe(), "a pipe was made sure of before reading");
+        let rest = &self.scratch[sent..len];
+        let Some(pipe) = &self.half.pipe else { return Stop::Blocked };
+        let written = sys::write(pipe.writing(), rest);
+        // An empty pipe of this capacity takes that many bytes in one write.
+        assert!(matches!(written, Ok(n) if n == rest.len()), "the pipe took {written:?}");
+        self.half.held = clamp(rest.len());
+        Stop::Blocked
+    }
+
+    fn take_pipe(&mut self) -> bool {
+        if self.half.pipe.is_none() {
+            self.half.pipe = self.pipes.take();
+        }
+        self.half.pipe.is_some()
+    }
+
+    fn source_stop(&self, error: &io::Error) -> Stop {
+        if is_blocked(error) {
+            return Stop::Drained;
+        }
+        Stop::Failed { side: self.from, why: why_failed(error) }
+    }
+
+    fn destination_stop(&self, error: &io::Error) -> Stop {
+        Stop::Failed { side: self.from.other(), why: why_failed(error) }
+    }
+}
+
+/// How many bytes went, and the error that stopped the rest.
+fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match sys::send(to, &bytes[sent..]) {
+            Ok(len) => sent += len,
+            Err(error) => return (sent, Some(error)),
+        }
+    }
+    (sent, None)
+}
+
+/// Bytes that the next read may take.
+fn step(wanted: Wanted, tally: &Tally) -> usize {
+    (wanted.budget as usize).saturating_sub(tally.read).min(CAPACITY)
+}
+
+fn is_blocked(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAGAIN)
+}
+
+fn clamp(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,373 @@
+//! Datagrams in: receives on listening and upstream sockets, and the upstream sockets themselves.
+
+use std::io;
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use config_sync::routing::{Limits, SocketId};
+
+use crate::proxy::counters::Counters;
+use crate::proxy::op::{BufferId, Event, Kind, Token, Why};
+
+use super::Turn;
+use super::buffers::{Buffers, Received, Shape, check_count};
+use super::features::RingError;
+use super::listeners::Listeners;
+use super::queue::{Completion, Mark, Queue, Target, What};
+use super::send::{Down, Sends, Train};
+use super::sockets::{UDP_GRO, bind_source, parse_address, why, why_unopened};
+use super::sys;
+
+/// Room for an address of either family.
+const NAME: usize = size_of::<libc::sockaddr_in6>();
+
+pub(super) struct Udp {
+    buffers: Buffers,
+    /// What lies in each buffer that was received.
+    trains: Box<[Train]>,
+    upstreams: Box<[Upstream]>,
+    /// Slots of the registered files.
+    free_files: Vec<u32>,
+    /// Receives to begin at the end of the turn, when the buffers of this turn are back: without
+    /// any, a receive fails at once.
+    arming: Vec<(Kind, u32)>,
+    sends: Sends,
+    down: Box<Shape>,
+    up: Box<Shape>,
+}
+
+/// A connected socket in a slot of the registered files, where it costs no descriptor.
+#[derive(Clone, Copy, Default)]
+struct Upstream {
+    generation: u32,
+    file: u32,
+    life: Life,
+    /// A receive is in flight or about to be.
+    armed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Free,
+    Open,
+    Closing,
+}
+
+impl Udp {
+    pub(super) fn new(limits: Limits, queue: &Queue) -> Result<Self, RingError> {
+        check_count(limits.buffers)?;
+        let files = register_files(limits.flows, queue)?;
+        Ok(Self {
+            buffers: Buffers::new(limits.buffers, queue)?,
+            trains: vec![Train::default(); usize::from(limits.buffers)].into(),
+            upstreams: vec![Upstream::default(); limits.flows as usize].into(),
+            free_files: (0..files).rev().collect(),
+            arming: Vec::with_capacity(1024),
+            sends: Sends::new(limits.buffers, limits.flows),
+            down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
+            up: Shape::new(0, control_room(&[size_of::<i32>()])),
+        })
+    }
+
+    pub(super) fn buffers_free(&self) -> u64 {
+        self.buffers.free()
+    }
+
+    /// `Receive`: begun when this turn's buffers are back.
+    pub(super) fn receive(&mut self, token: Token) {
+        self.arming.push((token.kind, token.slot));
+    }
+
+    pub(super) fn open(
+        &mut self,
+        token: Token,
+        address: &SocketAddr,
+        source: Option<IpAddr>,
+        queue: &Queue,
+        turn: &mut Turn,
+    ) {
+        let slot = &mut self.upstreams[token.slot as usize];
+        assert_eq!(slot.life, Life::Free, "an upstream's slot is free before it is used again");
+        let Some(file) = self.free_files.pop() else {
+            return turn.push(token, Event::OpenFailed { why: Why::NoFiles });
+        };
+        match open_upstream(address, source, file, queue) {
+            Ok(()) => {
+                let generation = token.generation;
+                *slot = Upstream { generation, file, life: Life::Open, armed: false };
+            }
+            Err(error) => {
+                self.free_files.push(file);
+                turn.push(token, Event::OpenFailed { why: why_unopened(&error) });
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, token: Token, queue: &mut Queue, turn: &mut Turn) {
+        let Some(upstream) = self.live(token.slot, token.generation) else { return };
+        upstream.life = Life::Closing;
+        if upstream.armed {
+            queue.cancel(Mark::new(What::ReceiveUp, token.slot, token.generation));
+        } else {
+            self.finish_close(token, queue, turn);
+        }
+    }
+
+    pub(super) fn send_up(&mut self, token: Token, buffer: BufferId, turn: &mut Turn) {
+        let upstream = self.live(token.slot, token.generation);
+        let target = upstream.map(|upstream| Target::Registered(upstream.file));
+        let train = self.trains[usize::from(buffer.0)];
+        self.sends.add_up(token, target, buffer, train, turn);
+    }
+
+    pub(super) fn send_down(
+        &mut self,
+        token: Token,
+        down: Down,
+        listeners: &Listeners,
+        turn: &mut Turn,
+    ) {
+        let train = self.trains[usize::from(down.buffer.0)];
+        self.sends.add_down(token, listeners.target(token.slot), &down, train, turn);
+    }
+
+    pub(super) fn recycle(&mut self, buffer: BufferId) {
+        self.buffers.give_back(buffer);
+    }
+
+    /// The end of `carry_out`: sends, gives the buffers back, and only then begins receives.
+    pub(super) fn flush(&mut self, queue: &mut Queue, listeners: &mut Listeners, turn: &mut Turn) {
+        self.flush_sends(queue, turn);
+        self.buffers.publish();
+        while let Some((kind, slot)) = self.arming.pop() {
+            self.arm(kind, slot, queue, listeners);
+        }
+    }
+
+    pub(super) fn flush_sends(&mut self, queue: &mut Queue, turn: &mut Turn) {
+        self.sends.flush(&mut self.buffers, queue, turn);
+    }
+
+    fn arm(&mut self, kind: Kind, slot: u32, queue: &mut Queue, listeners: &mut Listeners) {
+        if kind == Kind::Socket {
+            if let Some((target, mark)) = listeners.arm_receive(slot) {
+                // SAFETY: the shape lives as long as the ring; the listener's descriptor is closed
+                // only after the final completion.
+                unsafe { queue.receive(target, self.down.as_ptr(), mark) };
+            }
+            return;
+        }
+        let upstream = &mut self.upstreams[slot as usize];
+        if upstream.life == Life::Open && !upstream.armed {
+            upstream.armed = true;
+            let mark = Mark::new(What::ReceiveUp, slot, upstream.generation);
+            let target = Target::Registered(upstream.file);
+            // SAFETY: as above; the registered file is given up after the final completion.
+            unsafe { queue.receive(target, self.up.as_ptr(), mark) };
+        }
+    }
+
+    /// A completion of a receive on a listening socket.
+    pub(super) fn received_down(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        listeners: &mut Listeners,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let mark = completion.mark;
+        let token = Token::socket(SocketId(mark.slot));
+        if let Some((id, filled)) = filled_buffer(&completion) {
+            let received = self.buffers.receive(id, filled, &self.down);
+            let (train, local) = read_control(&received);
+            let peer = parse_address(received.name);
+            let truncated = received.truncated;
+            self.trains[usize::from(id)] = train;
+            if listeners.is_live(mark) {
+                turn.push(token, train.event(BufferId(id), peer, local, truncated));
+            } else {
+                self.buffers.give_back(BufferId(id));
+            }
+        }
+        if !completion.more() {
+            let why = ending(&completion, counters);
+            listeners.ended(mark, why, queue, turn, counters);
+        }
+    }
+
+    /// A completion of a receive on an upstream socket.
+    pub(super) fn received_up(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Mark { slot, generation, .. } = completion.mark;
+        let token = Token { kind: Kind::Upstream, slot, generation };
+        let upstream = self.upstreams[slot as usize];
+        let life = if upstream.generation == generation { upstream.life } else { Life::Free };
+        if let Some((id, filled)) = filled_buffer(&completion) {
+            let received = self.buffers.receive(id, filled, &self.up);
+            let (train, _) = read_control(&received);
+            let truncated = received.truncated;
+            self.trains[usize::from(id)] = train;
+            match life {
+                Life::Open => turn.push(token, train.event(BufferId(id), None, None, truncated)),
+                _ => self.buffers.give_back(BufferId(id)),
+            }
+        }
+        if completion.more() || life == Life::Free {
+            return;
+        }
+        self.upstreams[slot as usize].armed = false;
+        if life == Life::Closing {
+            return self.finish_close(token, queue, turn);
+        }
+        counters.rearms.add(1);
+        turn.push(token, Event::Stopped { why: ending(&completion, counters) });
+    }
+
+    fn finish_close(&mut self, token: Token, queue: &mut Queue, turn: &mut Turn) {
+        // Sends of this turn still name the registered file.
+        self.flush_sends(queue, turn);
+        let upstream = &mut self.upstreams[token.slot as usize];
+        upstream.life = Life::Free;
+        let file = upstream.file;
+        // Emptying a slot of the table can't fail.
+        let _ = queue.submitter().register_files_update(file, &[-1]);
+        self.free_files.push(file);
+        turn.push(token, Event::Closed);
+    }
+
+    fn live(&mut self, slot: u32, generation: u32) -> Option<&mut Upstream> {
+        self.upstreams
+            .get_mut(slot as usize)
+            .filter(|upstream| upstream.generation == generation && upstream.life == Life::Open)
+    }
+}
+
+/// Makes room for the upstream sockets. The kernel allows no more than RLIMIT_NOFILE; more flows
+/// than that find no socket.
+fn register_files(flows: u32, queue: &Queue) -> Result<u32, RingError> {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let limit = limit.map_or(1024, |(soft, _)| u32::try_from(soft).unwrap_or(u32::MAX));
+    let files = flows.min(limit);
+    if files > 0 {
+        queue.submitter().register_files_sparse(files).map_err(RingError::setup)?;
+    }
+    Ok(files)
+}
+
+fn open_upstream(
+    address: &SocketAddr,
+    source: Option<IpAddr>,
+    file: u32,
+    queue: &Queue,
+) -> io::Result<()> {
+    let fd = sys::socket(address, libc::SOCK_DGRAM)?;
+    sys::set_option(fd.as_fd(), libc::SOL_UDP, UDP_GRO, &1_i32)?;
+    if let Some(source) = source {
+        bind_source(fd.as_fd(), source, false)?;
+    }
+    sys::connect(fd.as_fd(), address)?;
+    queue.submitter().register_files_update(file, &[fd.as_raw_fd()])?;
+    Ok(())
+}
+
+/// The buffer that a receive has filled, and how far.
+fn filled_buffer(completion: &Completion) -> Option<(u16, usize)> {
+    Some((completion.buffer()?, usize::try_from(completion.result).ok()?))
+}
+
+/// Why a receive has ended. Running out of buffers and an empty datagram are no errors.
+fn ending(completion: &Completion, counters: &Counters) -> Option<Why> {
+    match -completion.result {
+        libc::ENOBUFS => {
+            counters.buffer_shortages.add(1);
+            None
+        }
+        errno if errno > 0 => Some(why(errno)),
+        _ => None,
+    }
+}
+
+/// `struct in6_pktinfo`, the larger of the two.
+const PKTINFO: usize = size_of::<libc::in6_pktinfo>();
+
+/// CMSG_SPACE of several messages.
+fn control_room(lengths: &[usize]) -> usize {
+    lengths.iter().map(|len| CMSG_HEADER + len.next_multiple_of(CMSG_ALIGN)).sum()
+}
+
+/// The layout of cmsg(3) on 64-bit machines: length, level, type, data.
+const CMSG_ALIGN: usize = size_of::<usize>();
+const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
+const _: () = assert!(CMSG_ALIGN == 8 && CMSG_HEADER == 16, "64-bit machines only");
+
+/// What the control data says: the size of a train's datagrams, and the local address.
+fn read_control(received: &Received<'_>) -> (Train, Option<IpAddr>) {
+    let mut train = Train::new(received.start, received.len);
+    let mut local = None;
+    for (level, kind, data) in control_messages(received.control) {
+        match (level, kind) {
+            (libc::SOL_UDP, UDP_GRO) => {
+                if let Some(size) = data.first_chunk() {
+                    train.set_size(i32::from_ne_bytes(*size));
+                }
+            }
+            (libc::SOL_IP, libc::IP_PKTINFO) => {
+                // `ipi_addr`, the destination in the header: behind index and `ipi_spec_dst`.
+                let ip = data.get(8..).and_then(|data| data.first_chunk::<4>());
+                local = ip.map(|ip| IpAddr::V4(Ipv4Addr::from(*ip)));
+            }
+            (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                let ip = data.first_chunk::<16>();
+                local = ip.map(|ip| IpAddr::V6(Ipv6Addr::from(*ip)));
+            }
+            _ => {}
+        }
+    }
+    (train, local)
+}
+
+/// The messages in a control buffer, as cmsg(3) lays them out: level, type, data.
+fn control_messages(mut rest: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from_ne_bytes(*rest.first_chunk()?);
+        let level = i32::from_ne_bytes(*rest.get(8..)?.first_chunk()?);
+        let kind = i32::from_ne_bytes(*rest.get(12..)?.first_chunk()?);
+        let data = rest.get(CMSG_HEADER..len)?;
+        rest = rest.get(len.next_multiple_of(CMSG_ALIGN)..).unwrap_or_default();
+        Some((level, kind, data))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (CMSG_HEADER + data.len()).to_ne_bytes().to_vec();
+        bytes.extend(level.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data);
+        bytes.resize(control_room(&[data.len()]), 0);
+        bytes
+    }
+
+    #[test]
+    fn control_data_is_read_whatever_its_order() {
+        let mut control =
+            message(libc::SOL_IP, libc::IP_PKTINFO, &[0, 0, 0, 0, 1, 1, 1, 1, 127, 0, 0, 2]);
+        control.extend(message(libc::SOL_UDP, UDP_GRO, &100_i32.to_ne_bytes()));
+        let received =
+            Received { name: &[], control: &control, start: 0, len: 250, truncated: false };
+        let (train, local) = read_control(&received);
+        assert_eq!((train.count(), local), (3, Some(Ipv4Addr::new(127, 0, 0, 2).into())));
+        assert_eq!(control_messages(&control[..20]).count(), 0);
+    }
+}

@@ -1,0 +1,5 @@
+//! The ring against the real kernel, on loopback: what the simulated kernel claims is seen here.
+
+mod harness;
+mod tcp;
+mod udp;

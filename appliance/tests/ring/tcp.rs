@@ -1,0 +1,470 @@
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+use config_sync::routing::{Limits, Transport};
+use ringway::proxy::op::{Event, Mode, Op, Side, Stop, Why};
+
+use crate::harness::{Driver, LIMITS, OPTIONS, alone, noise, session_token};
+
+const CLIENT: Side = Side::Client;
+const ENDPOINT: Side = Side::Endpoint;
+
+fn carries_both_ways(mode: Mode, limits: Limits, budget: u32) -> Driver {
+    let mut driver = Driver::new(limits);
+    let (token, client, endpoint) = driver.session(3, 7);
+    let up = noise(10 << 20, 1);
+    let down = noise(10 << 20, 2);
+    let mut threads = Vec::new();
+    for (stream, sends, expects) in [(client, up.clone(), down.clone()), (endpoint, down, up)] {
+        let mut writer = stream.try_clone().unwrap();
+        threads.push(thread::spawn(move || {
+            writer.write_all(&sends).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        }));
+        let mut reader = stream;
+        threads.push(thread::spawn(move || {
+            let mut got = Vec::new();
+            reader.read_to_end(&mut got).unwrap();
+            assert!(got == expects, "{} of {} bytes, or others", got.len(), expects.len());
+        }));
+    }
+    assert_eq!(driver.relay(token, mode, budget), None);
+    driver.close(token, false);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    driver.poll();
+    assert_eq!(driver.counters.pipes_used.get(), 0);
+    driver
+}
+
+#[test]
+fn copies_both_ways() {
+    let driver = carries_both_ways(Mode::Copy, LIMITS, 1 << 20);
+    assert_eq!(driver.counters.pipe_shortages.get(), 0);
+}
+
+#[test]
+fn splices_both_ways() {
+    carries_both_ways(Mode::Splice, LIMITS, 1 << 20);
+}
+
+#[test]
+fn carries_both_ways_with_a_tiny_budget() {
+    carries_both_ways(Mode::Splice, LIMITS, 5_000);
+    carries_both_ways(Mode::Copy, LIMITS, 5_000);
+}
+
+#[test]
+fn carries_both_ways_without_any_pipe() {
+    for mode in [Mode::Copy, Mode::Splice] {
+        let driver = carries_both_ways(mode, Limits { pipes: 0, ..LIMITS }, 1 << 20);
+        assert!(driver.counters.pipe_shortages.get() > 0);
+    }
+}
+
+/// Fills the endpoint's socket until a `Move` is blocked; what the client has sent in all.
+fn block(
+    driver: &mut Driver,
+    slot: u32,
+    mode: Mode,
+) -> (ringway::proxy::op::Token, u32, TcpStream, TcpStream, Vec<u8>) {
+    let (token, client, endpoint) = driver.session(slot, 1);
+    client.set_nonblocking(true).unwrap();
+    let mut sent = Vec::new();
+    loop {
+        let more = noise(200_000, sent.len() as u64);
+        match (&client).write(&more) {
+            Ok(n) => sent.extend_from_slice(&more[..n]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        if let Event::Moved { held, stop: Stop::Blocked, .. } =
+            driver.step(token, CLIENT, mode, u32::MAX)
+        {
+            client.set_nonblocking(false).unwrap();
+            return (token, held, client, endpoint, sent);
+        }
+    }
+}
+
+#[test]
+fn what_the_destination_leaves_is_held_and_goes_first() {
+    for mode in [Mode::Copy, Mode::Splice] {
+        let mut driver = Driver::new(Limits { pipes: 1, ..LIMITS });
+        let (token, held, client, mut endpoint, sent) = block(&mut driver, 0, mode);
+        assert!(held > 0, "{mode:?} keeps what it took");
+        driver.poll();
+        assert_eq!(driver.counters.pipes_used.get(), 1);
+
+        // The only pipe is taken: another session goes on without, and holds nothing.
+        let (other, other_held, _client, _endpoint, _) = block(&mut driver, 1, mode);
+        assert_eq!(other_held, 0);
+        assert!(driver.counters.pipe_shortages.get() > 0);
+        driver.close(other, true);
+
+        let expected = sent.len();
+        let reader = thread::spawn(move || {
+            let mut got = Vec::new();
+            endpoint.read_to_end(&mut got).unwrap();
+            assert!(got == sent, "{} of {} bytes, or others", got.len(), sent.len());
+        });
+        client.shutdown(Shutdown::Write).unwrap();
+        drop(client);
+        let mut read = 0;
+        loop {
+            match driver.step(token, CLIENT, mode, u32::MAX) {
+                Event::Moved { stop: Stop::Eof, held, .. } => break assert_eq!(held, 0),
+                Event::Moved { sent, .. } => read += sent as usize,
+                other => panic!("{other:?}"),
+            }
+            assert!(read <= expected);
+            driver.turn();
+        }
+        driver.close(token, false);
+        reader.join().unwrap();
+        driver.poll();
+        assert_eq!(driver.counters.pipes_used.get(), 0);
+    }
+}
+
+#[test]
+fn a_pipe_with_bytes_in_it_never_reaches_another_session() {
+    let mut driver = Driver::new(Limits { pipes: 1, ..LIMITS });
+    let (token, held, _client, _endpoint, _) = block(&mut driver, 0, Mode::Copy);
+    assert!(held > 0);
+    driver.close(token, true);
+    driver.poll();
+    assert_eq!(driver.counters.pipes_used.get(), 0);
+
+    let (token, mut client, mut endpoint) = driver.session(0, 2);
+    client.write_all(b"mine").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    endpoint.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(driver.relay(token, Mode::Splice, 1 << 20), None);
+    driver.close(token, false);
+    let mut got = Vec::new();
+    endpoint.read_to_end(&mut got).unwrap();
+    assert_eq!(got, b"mine");
+}
+
+#[test]
+fn half_close_lets_the_answer_through() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, mut client, mut endpoint) = driver.session(0, 1);
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let answering = thread::spawn(move || {
+        let mut question = String::new();
+        endpoint.read_to_string(&mut question).unwrap();
+        endpoint.write_all(question.to_uppercase().as_bytes()).unwrap();
+    });
+    assert_eq!(driver.relay(token, Mode::Copy, 1 << 20), None);
+    driver.close(token, false);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "QUESTION");
+    answering.join().unwrap();
+}
+
+#[test]
+fn a_reset_is_passed_on_as_a_reset() {
+    for from in [CLIENT, ENDPOINT] {
+        let mut driver = Driver::new(LIMITS);
+        let (token, client, endpoint) = driver.session(0, 1);
+        let (broken, mut other) = match from {
+            CLIENT => (client, endpoint),
+            ENDPOINT => (endpoint, client),
+        };
+        socket2::SockRef::from(&broken).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(broken);
+        driver.until(|_, event| {
+            matches!(event, Event::Ready { side, failed: true, .. } if *side == from).then_some(())
+        });
+        let moved = driver.step(token, from, Mode::Copy, 1 << 20);
+        let stop = Stop::Failed { side: from, why: Why::Reset };
+        assert!(matches!(moved, Event::Moved { stop: seen, .. } if seen == stop), "{moved:?}");
+        driver.close(token, true);
+        let error = other.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+#[test]
+fn refused_clients_see_a_reset() {
+    let mut driver = Driver::new(LIMITS);
+    let (socket, address) = driver.listen(Transport::Tcp, "[::1]:0");
+    driver.act(socket, Op::Accept);
+    let mut client = TcpStream::connect(address).unwrap();
+    let incoming = driver.accepted();
+    driver.act(socket, Op::Refuse { incoming });
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn wildcard_listeners_say_which_address_was_called() {
+    let mut driver = Driver::new(LIMITS);
+    let (socket, address) = driver.listen(Transport::Tcp, "0.0.0.0:0");
+    driver.act(socket, Op::Accept);
+    let called = SocketAddr::new([127, 0, 0, 9].into(), address.port());
+    let client = TcpStream::connect(called).unwrap();
+    let (peer, local) = driver.until(|_, event| match event {
+        Event::Accepted { peer, local, .. } => Some((*peer, *local)),
+        _ => None,
+    });
+    assert_eq!((peer, local), (client.local_addr().unwrap(), called));
+}
+
+#[test]
+fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, mut client, mut endpoint) = driver.session(0, 1);
+    client.write_all(b"abc").unwrap();
+    let peeked = |driver: &mut Driver, at_least| {
+        driver.act(token, Op::Peek { at_least });
+        let position = driver.seen.iter().position(|(_, e)| matches!(e, Event::Peeked { .. }));
+        let (_, event) = driver.seen.remove(position.unwrap()).unwrap();
+        let Event::Peeked { start, len, end } = event else { unreachable!() };
+        (driver.turn.bytes[start as usize..][..len as usize].to_vec(), end)
+    };
+    driver.until(|_, event| {
+        matches!(event, Event::Ready { side: CLIENT, readable: true, .. }).then_some(())
+    });
+    assert_eq!(peeked(&mut driver, 5), (b"abc".to_vec(), false));
+    driver.poll();
+    driver.seen.clear();
+    client.write_all(b"d").unwrap();
+    // The endpoint's byte is sent after the client's and seen; the client's was not worth a wake.
+    endpoint.write_all(b"x").unwrap();
+    driver.until(|_, event| {
+        matches!(event, Event::Ready { side: ENDPOINT, readable: true, .. }).then_some(())
+    });
+    let client_woke = driver
+        .seen
+        .iter()
+        .any(|(_, event)| matches!(event, Event::Ready { side: CLIENT, readable: true, .. }));
+    assert!(!client_woke, "{:?}", driver.seen);
+    client.write_all(b"e").unwrap();
+    driver.until(|_, event| {
+        matches!(event, Event::Ready { side: CLIENT, readable: true, .. }).then_some(())
+    });
+    assert_eq!(peeked(&mut driver, 5), (b"abcde".to_vec(), false));
+    // Once bytes move, each wakes again.
+    driver.step(token, CLIENT, Mode::Copy, 1 << 20);
+    client.write_all(b"f").unwrap();
+    driver.until(|_, event| {
+        matches!(event, Event::Ready { side: CLIENT, readable: true, .. }).then_some(())
+    });
+    client.shutdown(Shutdown::Write).unwrap();
+    driver.until(|_, event| {
+        matches!(event, Event::Ready { side: CLIENT, ending: true, .. }).then_some(())
+    });
+    assert_eq!(peeked(&mut driver, 100), (b"f".to_vec(), true));
+    let mut got = [0; 5];
+    endpoint.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"abcde");
+}
+
+/// An adopted session without an endpoint.
+fn client_only(driver: &mut Driver) -> (ringway::proxy::op::Token, TcpStream) {
+    let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
+    driver.act(socket, Op::Accept);
+    let client = TcpStream::connect(address).unwrap();
+    let incoming = driver.accepted();
+    let token = session_token(0, 1);
+    driver.act(token, Op::Adopt { incoming });
+    (token, client)
+}
+
+#[test]
+fn a_refused_endpoint_can_be_followed_by_another() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, _client) = client_only(&mut driver);
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    driver.act(token, Op::Connect { address: gone, source: None, options: OPTIONS });
+    driver.event(token, Event::ConnectFailed { why: Why::Refused });
+    let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = endpoint.local_addr().unwrap();
+    let source = Some([127, 0, 0, 5].into());
+    driver.act(token, Op::Connect { address, source, options: OPTIONS });
+    driver.event(token, Event::Connected);
+    assert_eq!(Some(endpoint.accept().unwrap().1.ip()), source);
+    driver.close(token, false);
+}
+
+#[test]
+fn an_impossible_source_fails_directly() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, _client) = client_only(&mut driver);
+    let address = "127.0.0.1:9".parse().unwrap();
+    let source = Some("192.0.2.1".parse().unwrap());
+    driver.act(token, Op::Connect { address, source, options: OPTIONS });
+    let failed = (token, Event::ConnectFailed { why: Why::NoPorts });
+    assert_eq!(driver.seen.back(), Some(&failed));
+}
+
+#[test]
+fn an_attempt_can_be_abandoned_or_closed_while_under_way() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, _client) = client_only(&mut driver);
+    // A full accept queue answers no SYN.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let _filler = TcpStream::connect(address).unwrap();
+    let connect = Op::Connect { address, source: None, options: OPTIONS };
+    driver.act(token, connect);
+    driver.act(token, Op::Abandon);
+    driver.event(token, Event::ConnectFailed { why: Why::Abandoned });
+    driver.act(token, connect);
+    driver.poll();
+    driver.act(token, Op::Abandon);
+    driver.close(token, true);
+    assert!(
+        !driver.seen.iter().any(|(_, event)| matches!(event, Event::ConnectFailed { .. })),
+        "Closed is the last event"
+    );
+}
+
+#[test]
+fn late_completions_of_a_dead_generation_change_nothing() {
+    let mut driver = Driver::new(LIMITS);
+    let (first, client, endpoint) = driver.session(0, 1);
+    driver.poll();
+    driver.seen.clear();
+    // News of both sides waits in the kernel when the close is asked for.
+    drop((client, endpoint));
+    driver.close(first, false);
+    assert!(driver.seen.is_empty(), "{:?}", driver.seen);
+    let (second, _client, _endpoint) = driver.session(0, 2);
+    driver.act(first, Op::Close { reset: true });
+    driver.poll();
+    assert!(driver.seen.iter().all(|(token, _)| *token != first));
+    driver.close(second, false);
+}
+
+#[test]
+fn no_client_is_reset_when_a_listener_goes() {
+    let mut driver = Driver::new(Limits { sessions: 4096, ..LIMITS });
+    let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
+    driver.act(socket, Op::Accept);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let burst: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = stop.clone();
+            thread::spawn(move || {
+                let mut connected = Vec::new();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) && connected.len() < 500 {
+                    let timeout = std::time::Duration::from_millis(300);
+                    match TcpStream::connect_timeout(&address, timeout) {
+                        Ok(stream) => connected.push(stream),
+                        Err(error) => {
+                            let kind = error.kind();
+                            let expected = [ErrorKind::TimedOut, ErrorKind::ConnectionRefused];
+                            assert!(expected.contains(&kind), "{error}");
+                        }
+                    }
+                }
+                connected
+            })
+        })
+        .collect();
+    let mut accepted = Vec::new();
+    let mut gone = false;
+    while !gone {
+        driver.turn();
+        for (_, event) in std::mem::take(&mut driver.seen) {
+            match event {
+                Event::Accepted { incoming, .. } => {
+                    let token = session_token(u32::try_from(accepted.len()).unwrap(), 1);
+                    if accepted.len() == 50 {
+                        driver.act(socket, Op::Unlisten);
+                    }
+                    driver.act(token, Op::Adopt { incoming });
+                    accepted.push(token);
+                }
+                Event::Unlistened => gone = true,
+                _ => {}
+            }
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let connected: Vec<_> = burst.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    assert_eq!(connected.len(), accepted.len(), "each that connected was handed over");
+    for stream in &connected {
+        stream.set_nonblocking(true).unwrap();
+        let error = (&mut &*stream).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "still open");
+    }
+    assert!(TcpStream::connect(address).is_err(), "closed");
+}
+
+#[test]
+fn sessions_leave_nothing_behind() {
+    let mut driver = Driver::with(LIMITS, alone());
+    let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
+    let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
+    driver.act(socket, Op::Accept);
+    driver.poll();
+    let before = open_sockets();
+    for generation in 0..200 {
+        let client = TcpStream::connect(address).unwrap();
+        let incoming = driver.accepted();
+        let token = session_token(generation % 5, generation);
+        driver.act(token, Op::Adopt { incoming });
+        let address = endpoint.local_addr().unwrap();
+        driver.act(token, Op::Connect { address, source: None, options: OPTIONS });
+        driver.event(token, Event::Connected);
+        let (mut accepted, _) = endpoint.accept().unwrap();
+        // News is pending on both sides when the polls are cancelled.
+        (&client).write_all(b"up").unwrap();
+        accepted.write_all(b"down").unwrap();
+        driver.close(token, generation % 2 == 0);
+        driver.seen.clear();
+    }
+    assert_eq!(open_sockets(), before);
+    // A descriptor that is closed while a poll holds its socket leaves the connection established
+    // in the kernel, out of sight of the process.
+    let ports = [address.port(), endpoint.local_addr().unwrap().port()];
+    for _ in 0..100 {
+        if connections(ports) == 0 {
+            return;
+        }
+        thread::yield_now();
+    }
+    assert_eq!(connections(ports), 0);
+}
+
+fn open_sockets() -> usize {
+    fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .count()
+}
+
+/// TCP connections with one of these ports, other than listening ones and TIME_WAIT.
+fn connections(ports: [u16; 2]) -> usize {
+    const TIME_WAIT: &str = "06";
+    const LISTEN: &str = "0A";
+    let ports = ports.map(|port| format!(":{port:04X}"));
+    let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| ![TIME_WAIT, LISTEN].contains(&fields[3]))
+        .filter(|fields| ports.iter().any(|p| fields[1].ends_with(p) || fields[2].ends_with(p)))
+        .count()
+}
+
+#[test]
+fn a_write_to_the_eventfd_ends_the_wait_each_time() {
+    let mut driver = Driver::new(LIMITS);
+    for _ in 0..3 {
+        driver.wake.write(1).unwrap();
+        assert!(driver.ring.wait(None, &mut driver.turn).unwrap());
+        assert!(!driver.ring.wait(Some(std::time::Duration::ZERO), &mut driver.turn).unwrap());
+    }
+}
