@@ -56,7 +56,7 @@ impl From<PathBuf> for Source {
 ///
 /// # Errors
 /// A message for the operator that names the file: it is not there, it is no TOML file, it is not
-/// UTF-8, it is larger than 64 MiB.
+/// UTF-8, it is empty, it is larger than 64 MiB.
 pub fn read(path: &Path) -> Result<String, String> {
     let name = path.display();
     let yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
@@ -73,14 +73,14 @@ pub fn read(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("{name}: larger than {} MiB", MAX_BYTES >> 20));
     }
+    // Programs that write a file in place empty it first: that must not withdraw every listener.
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(format!("{name}: the file is empty"));
+    }
     String::from_utf8(bytes).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        let column =
-            String::from_utf8_lossy(before.rsplit(|byte| *byte == b'\n').next().unwrap_or(&[]))
-                .chars()
-                .count()
-                + 1;
+        let before = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         format!("{name}:{line}:{column}: not UTF-8")
     })
 }

@@ -131,6 +131,7 @@ fn check_says_what_a_file_has_or_everything_that_is_wrong() {
         (directory.0.clone(), "not supported yet by this version"),
         (directory.write("gateway.yaml", ""), "not supported yet by this version"),
         (directory.0.join("none.toml"), "No such file"),
+        (directory.write("empty.toml", "\n"), "the file is empty"),
     ] {
         let said = check(&path).expect_err("no TOML file");
         assert!(said.contains(expected), "{said}");
