@@ -75,7 +75,7 @@ fn an_empty_file_is_a_configuration_of_defaults() {
     assert_eq!((config.drain_timeout, config.drain_grace, config.lame_duck), (30_000, 0, 5_000));
     assert_eq!(config.cores, Cores::Auto);
     assert_eq!(config.admin, Some("127.0.0.1:9900".parse().expect("address")));
-    assert_eq!(config.access_log.target, LogTarget::StandardOutput);
+    assert_eq!(config.access_log.target, LogTarget::Stdout);
     assert!(!config.access_log.open);
 }
 

@@ -214,7 +214,7 @@ impl Control {
                 Record::Closed(session) => {
                     let event = if session.refused { "reject" } else { "close" };
                     self.write(event, index, &session);
-                },
+                }
                 Record::Applied { generation, previous } => {
                     self.workers[index].applied = generation;
                     drop(previous);
