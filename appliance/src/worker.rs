@@ -1,6 +1,6 @@
 //! One core: the loop that joins a proxy and a ring. The only place that reads the clock.
 
-#![expect(clippy::disallowed_methods, reason = "here time enters; everywhere else it is an argument")]
+#![expect(clippy::disallowed_methods, reason = "here time enters; elsewhere it is an argument")]
 
 use std::collections::VecDeque;
 use std::io;

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// Functions that may pass [`MAX_FUNCTION`] lines, as `file::function`, each with its reason. One
 /// that no longer needs to stand here is reported too.
-const LONG_FUNCTIONS: &[(&str, &str)] = &[];
+const LONG_FUNCTIONS: &[(&str, &str)] = &[(
+    "tests/src/tcp.rs::relay",
+    "the simulated `Move`: one loop whose exits are the `Stop`s of the contract, in their order",
+)];
 
 /// Files outside `appliance/src/ring/` that may say `unsafe`, each with its reason.
 const UNSAFE_ELSEWHERE: &[(&str, &str)] = &[];
@@ -68,13 +71,12 @@ const BANS: &[Ban] = &[
     },
     Ban {
         under: &["appliance/src/proxy/", "appliance/src/ring/", "appliance/src/worker.rs"],
-        names: &["tokio", "kube", "serde", "serde_json", "axum", "tracing"],
+        names: &["tokio", "kube", "serde", "serde_json", "axum"],
         why: "workers have no runtime, no cluster and no formats",
     },
     Ban {
         under: &["appliance/src/proxy/", "appliance/src/ring/", "appliance/src/worker.rs"],
         names: &[
-            ".elapsed()",
             "clock_gettime",
             "UNIX_EPOCH",
             "RandomState::default",
@@ -85,6 +87,11 @@ const BANS: &[Ban] = &[
             "getrandom",
         ],
         why: "a way round what clippy.toml bans: time and randomness are arguments",
+    },
+    Ban {
+        under: &["appliance/src/proxy/", "appliance/src/ring/"],
+        names: &[".elapsed()"],
+        why: "only worker.rs reads the clock",
     },
     Ban {
         under: &["config-sync/src/routing.rs"],

@@ -108,8 +108,9 @@ impl Sink {
     }
 }
 
-/// Drops the guard of a log queue, which writes what waits, and gives up after a second. On a thread
-/// of its own, because a guard whose queue stays full prints to stdout, which may be what is blocked.
+/// Drops the guard of a log queue, which writes what waits, and gives up after a second. On a
+/// thread of its own, because a guard whose queue stays full prints to stdout, which may be what is
+/// blocked.
 pub fn flush(guard: WorkerGuard) {
     let (done, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -248,8 +249,8 @@ fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::O
     serializer.collect_str(time)
 }
 
-/// Turns the workers' clock into time of day. Taken once, so that lines keep their order whatever is
-/// done to the system's clock.
+/// Turns the workers' clock into time of day. Taken once, so that lines keep their order whatever
+/// is done to the system's clock.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {
     /// Microseconds of Unix time at which the workers' clock stood at 0.

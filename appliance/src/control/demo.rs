@@ -71,8 +71,8 @@ fn config(options: &Options, servers: &Addresses) -> String {
     let Options { tcp_port, udp_port, tls_port, admin_port, .. } = options;
     let Addresses { tcp, udp, tls: [a, b] } = servers;
     format!(
-        r#"# What `ringway demo` runs. The backends are its own echo servers, whose ports are others at
-# each start.
+        r#"# What `ringway demo` runs. The backends are its own echo servers, whose ports
+# are others at each start.
 drain_timeout = "2s"
 
 [admin]

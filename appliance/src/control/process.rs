@@ -1,4 +1,5 @@
-//! The life of the process: features -> workers -> each has its ring -> only then is anything bound.
+//! The life of the process: features -> workers -> each has its ring -> only then is anything
+//! bound.
 //!
 //! In this order, because a socket that listens takes connections from the moment it is bound, and
 //! there must be somebody to serve them.

@@ -117,33 +117,45 @@ words! {
         EndpointFin = "endpoint_fin": "Both directions ended cleanly; the endpoint ended first.",
         ClientReset = "client_reset": "The client reset the connection.",
         EndpointReset = "endpoint_reset": "The endpoint reset the connection.",
-        ClientTimedOut = "client_timed_out": "The kernel gave the client up (keepalive, user timeout, retransmission).",
-        EndpointTimedOut = "endpoint_timed_out": "The kernel gave the endpoint up (keepalive, user timeout, retransmission).",
+        ClientTimedOut = "client_timed_out":
+            "The kernel gave the client up (keepalive, user timeout, retransmission).",
+        EndpointTimedOut = "endpoint_timed_out":
+            "The kernel gave the endpoint up (keepalive, user timeout, retransmission).",
         ClientError = "client_error": "Another error on the client's connection.",
         EndpointError = "endpoint_error": "Another error on the endpoint's connection.",
         IdleTimeout = "idle_timeout": "No byte either way for `idle_timeout`.",
-        HalfCloseTimeout = "half_close_timeout": "One direction had ended, and no byte came the other way for `half_close_timeout`.",
-        ClientStalled = "client_stalled": "The client took no byte for `write_stall_timeout` while some waited for it.",
-        EndpointStalled = "endpoint_stalled": "The endpoint took no byte for `write_stall_timeout` while some waited for it.",
+        HalfCloseTimeout = "half_close_timeout":
+            "One direction had ended, and no byte came the other way for `half_close_timeout`.",
+        ClientStalled = "client_stalled":
+            "The client took no byte for `write_stall_timeout` while some waited for it.",
+        EndpointStalled = "endpoint_stalled":
+            "The endpoint took no byte for `write_stall_timeout` while some waited for it.",
         MaxLifetime = "max_lifetime": "The session reached `max_lifetime`.",
         HelloTimeout = "hello_timeout": "No whole ClientHello within `hello_timeout`.",
         HelloInvalid = "hello_invalid": "What the client sent is no TLS ClientHello.",
         HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
         ClientGone = "client_gone": "The client left before there was an endpoint for it.",
-        UnknownServerName = "unknown_server_name": "No listener or route has the client's server name, or it sent none.",
+        UnknownServerName = "unknown_server_name":
+            "No listener or route has the client's server name, or it sent none.",
         NoRoute = "no_route": "The listener has no route.",
         NoBackend = "no_backend": "The route has no backend with a weight above 0.",
-        NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint; its share is refused.",
-        ConnectFailed = "connect_failed": "No endpoint of the backend could be connected to within `connect_attempts`.",
-        ConnectTimeout = "connect_timeout": "The last connection attempt took longer than `connect_timeout`.",
+        NoEndpoint = "no_endpoint":
+            "The backend whose turn it was has no endpoint; its share is refused.",
+        ConnectFailed = "connect_failed":
+            "No endpoint of the backend could be connected to within `connect_attempts`.",
+        ConnectTimeout = "connect_timeout":
+            "The last connection attempt took longer than `connect_timeout`.",
         SessionLimit = "session_limit": "The worker's session or flow table is full.",
         ListenerLimit = "listener_limit": "The listener has reached `max_sessions`.",
-        LocalLimit = "local_limit": "This machine had no source port, file or memory for the connection.",
-        Drained = "drained": "Closed at shutdown after `drain_timeout`, or a flow that had fallen silent while draining.",
+        LocalLimit = "local_limit":
+            "This machine had no source port, file or memory for the connection.",
+        Drained = "drained":
+            "Closed at shutdown after `drain_timeout`, or a flow that was silent while draining.",
         Stopped = "stopped": "Closed at once by a second SIGTERM.",
         FlowTimeout = "flow_timeout": "No datagram either way for `flow_timeout`.",
         FlowAnswered = "flow_answered": "The flow had its `responses` for every datagram.",
-        EndpointRemoved = "endpoint_removed": "The flow's endpoint left the table and there was no other.",
+        EndpointRemoved = "endpoint_removed":
+            "The flow's endpoint left the table and there was no other.",
     }
 }
 
@@ -152,10 +164,13 @@ words! {
     DropReason {
         NoRoute = "no_route": "The listener has no route, or no backend with a weight above 0.",
         NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint.",
-        FlowLimit = "flow_limit": "The worker's flow table or the listener's `max_sessions` is full.",
-        NoSocket = "no_socket": "No upstream socket: source ports, files or resting sockets ran out.",
+        FlowLimit = "flow_limit":
+            "The worker's flow table or the listener's `max_sessions` is full.",
+        NoSocket = "no_socket":
+            "No upstream socket: source ports, files or resting sockets ran out.",
         Truncated = "truncated": "The kernel cut the datagram or train.",
-        EndpointRefused = "endpoint_refused": "The endpoint's port is closed (ICMP port unreachable).",
+        EndpointRefused = "endpoint_refused":
+            "The endpoint's port is closed (ICMP port unreachable).",
         Blocked = "blocked": "A send buffer was full.",
         TooBig = "too_big": "Larger than the path takes.",
         SendFailed = "send_failed": "Another send error.",

@@ -1,0 +1,45 @@
+//! What README.md says of the code is so.
+
+use std::fs;
+use std::path::Path;
+
+use ringway::proxy::record::{CloseReason, DropReason};
+
+#[test]
+fn each_reason_is_explained() {
+    let close = CloseReason::ALL.iter().map(|reason| (reason.word(), reason.meaning()));
+    assert_eq!(section("close reasons"), table(close));
+    let drop = DropReason::ALL.iter().map(|reason| (reason.word(), reason.meaning()));
+    assert_eq!(section("drop reasons"), table(drop));
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for file in ["README.md", "tuning/README.md"] {
+        let path = root().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let local: Vec<_> = links.filter(|link| !link.contains("://")).collect();
+        assert!(!local.is_empty());
+        for link in local {
+            assert!(path.parent().unwrap().join(link).exists(), "{file}: {link}");
+        }
+    }
+}
+
+fn table<'a>(rows: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let rows = rows.map(|(word, meaning)| format!("| `{word}` | {meaning} |\n"));
+    format!("| reason | what it means |\n|---|---|\n{}", rows.collect::<String>())
+}
+
+/// What stands between the comment that names it and the next one.
+fn section(name: &str) -> String {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let start = format!("<!-- {name}: checked by tests/tests/readme.rs -->\n");
+    let (_, rest) = text.split_once(&start).unwrap();
+    rest.split_once("<!-- end -->").unwrap().0.to_owned()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
