@@ -147,9 +147,10 @@ impl Worker {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let deadline = self.proxy.next_deadline().map(|deadline| {
-            Duration::from_micros(deadline.saturating_sub(self.clock.micros()))
-        });
+        let deadline = self
+            .proxy
+            .next_deadline()
+            .map(|deadline| Duration::from_micros(deadline.saturating_sub(self.clock.micros())));
         let retry = (!self.kept.is_empty()).then_some(RETRY);
         [deadline, retry].into_iter().flatten().min()
     }

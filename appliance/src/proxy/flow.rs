@@ -30,6 +30,10 @@ pub struct Flows {
     sweep: Sweep,
     /// Until then, sockets rest only as long as they must: there were too few.
     shortage_until: u64,
+    /// The end of the last turn: what sockets had received by then was read. Rest counts up to
+    /// here, not up to now: after a worker had no core for a while, a new client's datagram may
+    /// stand before a late reply in one batch of events.
+    seen: u64,
 }
 
 #[derive(Debug)]
@@ -116,6 +120,7 @@ impl Flows {
             by_socket: Vec::new(),
             sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
             shortage_until: 0,
+            seen: 0,
         }
     }
 
@@ -201,6 +206,8 @@ impl Flows {
                     core.counters.endpoint(upstream.endpoint).refusals.add(1);
                 }
                 if !upstream.closing {
+                    // What came since it stopped receiving has not been read yet.
+                    upstream.rests_since = core.now;
                     core.push(token, Op::Receive);
                 }
             }
@@ -233,6 +240,7 @@ impl Flows {
 
     /// One step of the sweep: flows that have been silent too long, sockets that nobody needs.
     pub fn expire(&mut self, core: &mut Core) {
+        self.seen = core.now;
         if self.is_empty() || core.now < self.sweep.next {
             return;
         }
@@ -486,7 +494,7 @@ impl Flows {
         let rest = if scarce { SHORT_REST } else { REST };
         let first = self.endpoints[endpoint.index()].first;
         if let Some(upstream) = self.upstreams.at_mut(first)
-            && core.now >= upstream.rests_since + rest
+            && self.seen >= upstream.rests_since + rest
         {
             let state = &mut self.endpoints[endpoint.index()];
             state.first = std::mem::replace(&mut upstream.next, NONE);

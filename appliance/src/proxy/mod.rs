@@ -141,6 +141,9 @@ impl Proxy {
         let generation = table.generation;
         let changes = core.tables.apply(table);
         for (id, op) in changes.ops {
+            if op == Op::Unlisten {
+                core.paused.retain(|(paused, _)| *paused != id);
+            }
             core.push(Token::socket(id), op);
         }
         self.flows.table_applied(core);
@@ -335,6 +338,9 @@ impl Core {
     }
 
     fn start(&mut self, id: SocketId) {
+        if self.tables.is_closing(id) {
+            return;
+        }
         if let Some(transport) = self.tables.transport(id) {
             let op = match transport {
                 Transport::Tcp => Op::Accept,
@@ -345,7 +351,6 @@ impl Core {
     }
 
     fn unlistened(&mut self, id: SocketId) {
-        self.paused.retain(|(paused, _)| *paused != id);
         if let Some(table) = self.tables.unlistened(id) {
             self.records.push(Record::Unlistened(id));
             self.records.push(Record::Retired(table));

@@ -80,6 +80,11 @@ impl Half {
         self.ended
     }
 
+    /// Bytes taken from the source that the destination has not taken yet.
+    pub fn held(&self) -> u32 {
+        self.held
+    }
+
     /// A `Move` is under way, or waits for its next turn.
     pub fn queued(&self) -> bool {
         self.queued

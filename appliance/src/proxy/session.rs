@@ -76,6 +76,8 @@ struct Relay {
     first_end: Option<Side>,
     /// One side has failed for this reason; what it sent before is being delivered.
     failing: Option<CloseReason>,
+    /// `Ready` has said that a side failed: no end may look clean any more.
+    broken: bool,
 }
 
 impl Relay {
@@ -84,6 +86,11 @@ impl Relay {
             Side::Client => &mut self.up,
             Side::Endpoint => &mut self.down,
         }
+    }
+
+    /// Bytes are held that nobody will get now, or a side has failed.
+    fn is_cut(&self) -> bool {
+        self.broken || self.up.held() > 0 || self.down.held() > 0
     }
 }
 
@@ -130,6 +137,7 @@ impl Session {
         match (&mut self.state, event) {
             (State::Closing, _) => {}
             (State::Relaying(relay), Event::Ready { side, readable, writable, ending, failed }) => {
+                relay.broken |= failed;
                 if readable || ending || failed {
                     relay.half(side).source_ready(ending || failed);
                 }
@@ -398,6 +406,7 @@ impl Session {
             down: Half::new(Side::Endpoint),
             first_end: None,
             failing: None,
+            broken: false,
         });
         if core.tables.current().log_opens {
             let record = self.record(core, None);
@@ -488,6 +497,8 @@ impl Session {
             State::Opening { .. } | State::Connecting(_) => None,
         };
         core.timers.cancel(self.token.slot);
+        // A FIN says that all was delivered.
+        let reset = reset || relay.as_ref().is_some_and(Relay::is_cut);
         if let Some(relay) = &relay
             && !reset
         {

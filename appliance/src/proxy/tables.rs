@@ -74,6 +74,11 @@ impl Tables {
         self.of(id).map(|(_, socket)| socket.transport)
     }
 
+    /// The ring was told to close it.
+    pub fn is_closing(&self, id: SocketId) -> bool {
+        self.leaving.iter().any(|leaving| leaving.id == id && leaving.closing)
+    }
+
     pub fn is_leaving(&self, id: SocketId) -> bool {
         self.leaving.iter().any(|leaving| leaving.id == id)
     }
