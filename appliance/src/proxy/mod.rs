@@ -351,6 +351,8 @@ impl Core {
     }
 
     fn unlistened(&mut self, id: SocketId) {
+        // A pause must not start what comes back under this id.
+        self.paused.retain(|(paused, _)| *paused != id);
         if let Some(table) = self.tables.unlistened(id) {
             self.records.push(Record::Unlistened(id));
             self.records.push(Record::Retired(table));
