@@ -39,6 +39,8 @@ struct Listener {
     /// A multishot is in flight.
     armed: bool,
     state: State,
+    /// UDP: was handed over anew, and takes this one's place when its receive is over.
+    successor: Option<OwnedFd>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,18 +57,42 @@ impl Listeners {
         Self { sockets: Vec::new(), incoming: Incoming::new(INCOMING), generation: 0 }
     }
 
-    /// Takes over a socket, silently: it accepts and receives when it is told to.
+    /// Takes over a socket, silently: it accepts and receives when it is told to. A UDP socket that
+    /// is still open under this id is kept instead, for flows speak through it; one that is being
+    /// closed is followed by the new one, and `Stopped` says when.
     pub(super) fn add(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
-        let local = SockRef::from(&fd).local_addr().ok().and_then(|address| address.as_socket());
-        let local = local.expect("an open internet socket has an address");
-        self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
         if self.sockets.len() <= socket.index() {
             self.sockets.resize_with(socket.index() + 1, || None);
         }
-        let slot = &mut self.sockets[socket.index()];
-        assert!(slot.is_none(), "a socket's id is free before it is used again");
+        match &mut self.sockets[socket.index()] {
+            None => self.place(socket, transport, fd),
+            Some(listener) => {
+                assert_eq!(
+                    transport,
+                    Transport::Udp,
+                    "a TCP socket's id is free before it is reused"
+                );
+                if listener.state == State::Closing {
+                    listener.successor = Some(fd);
+                }
+            }
+        }
+    }
+
+    fn place(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+        let local = SockRef::from(&fd).local_addr().ok().and_then(|address| address.as_socket());
+        let local = local.expect("an open internet socket has an address");
+        self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
         let (generation, state) = (self.generation, State::Open);
-        *slot = Some(Listener { fd, transport, local, generation, armed: false, state });
+        self.sockets[socket.index()] = Some(Listener {
+            fd,
+            transport,
+            local,
+            generation,
+            armed: false,
+            state,
+            successor: None,
+        });
     }
 
     /// Whether no more connections can be handed over before some are adopted or refused.
@@ -127,6 +153,7 @@ impl Listeners {
             }
             Transport::Udp => {
                 listener.state = State::Closing;
+                listener.successor = None;
                 if listener.armed {
                     queue.cancel(Mark::new(What::ReceiveDown, slot, listener.generation));
                 } else {
@@ -183,7 +210,13 @@ impl Listeners {
                 turn.push(Token::socket(SocketId(mark.slot)), Event::Stopped { why });
             }
             State::Lull => {}
-            State::Closing => self.close(mark.slot, queue, turn),
+            State::Closing => match listener.successor.take() {
+                Some(fd) => {
+                    self.place(SocketId(mark.slot), Transport::Udp, fd);
+                    turn.push(Token::socket(SocketId(mark.slot)), Event::Stopped { why: None });
+                }
+                None => self.close(mark.slot, queue, turn),
+            },
         }
     }
 

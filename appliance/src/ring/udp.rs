@@ -250,12 +250,15 @@ impl Udp {
     }
 }
 
+/// `IORING_MAX_FIXED_FILES`
+const MAX_FILES: u32 = 1 << 20;
+
 /// Makes room for the upstream sockets. The kernel allows no more than RLIMIT_NOFILE; more flows
 /// than that find no socket.
 fn register_files(flows: u32, queue: &Queue) -> Result<u32, RingError> {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
     let limit = limit.map_or(1024, |(soft, _)| u32::try_from(soft).unwrap_or(u32::MAX));
-    let files = flows.min(limit);
+    let files = flows.min(limit).min(MAX_FILES);
     if files > 0 {
         queue.submitter().register_files_sparse(files).map_err(RingError::setup)?;
     }

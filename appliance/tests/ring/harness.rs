@@ -12,7 +12,8 @@ use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Kind, Mode, Op, Side, Stop, Token};
 use ringway::ring::{Features, Ring, Turn, sockets};
 
-pub(crate) const LIMITS: Limits = Limits { sessions: 256, flows: 64, buffers: 64, pipes: 16 };
+pub(crate) const LIMITS: Limits =
+    Limits { sessions: 256, flows: 64, buffers: 64, pipes: 16, turn_bytes: 1 << 20 };
 
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { nodelay: true, keepalive: 0, user_timeout: 0, congestion: [0; 16] };
@@ -207,6 +208,7 @@ pub(crate) fn open(transport: Transport, address: &str, workers: usize) -> Vec<O
         address: address.parse().unwrap(),
         options: OPTIONS,
         reads_hello: false,
+        hello_timeout: 0,
         listeners: Hosts::new([0; 4]),
     };
     sockets::open_listeners(&socket, workers).unwrap()

@@ -4,6 +4,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use config_sync::routing::{Limits, Transport};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringway::proxy::op::{Event, Mode, Op, Side, Stop, Why};
 
 use crate::harness::{Driver, LIMITS, OPTIONS, alone, noise, session_token};
@@ -200,6 +201,21 @@ fn refused_clients_see_a_reset() {
     let incoming = driver.accepted();
     driver.act(socket, Op::Refuse { incoming });
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn accepting_stops_when_files_run_out_and_loses_no_client() {
+    let mut driver = Driver::with(LIMITS, alone());
+    let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
+    let _client = TcpStream::connect(address).unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // Descriptors that are open stay so; no new one fits below this.
+    setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+    driver.act(socket, Op::Accept);
+    driver.event(socket, Event::Stopped { why: Some(Why::NoFiles) });
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    driver.act(socket, Op::Accept);
+    driver.accepted();
 }
 
 #[test]

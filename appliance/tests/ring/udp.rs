@@ -3,7 +3,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use config_sync::routing::{Limits, Transport};
+use config_sync::routing::{Limits, SocketId, Transport};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use ringway::proxy::op::{BufferId, Event, Kind, Op, Token, Why};
@@ -355,6 +355,32 @@ fn a_listening_socket_is_free_once_unlistened() {
     driver.event(listener, Event::Unlistened);
     assert_eq!(read(&client), b"last");
     UdpSocket::bind(address).expect("the address is free");
+}
+
+#[test]
+fn a_listening_socket_that_comes_back_follows_the_one_that_goes() {
+    let mut driver = Driver::new(LIMITS);
+    let (listener, address) = driver.receiving("127.0.0.1:0");
+    driver.poll();
+    let id = SocketId(listener.slot);
+    let again = |driver: &mut Driver| {
+        let fd = open(Transport::Udp, &address.to_string(), 1).pop().unwrap();
+        driver.ring.listen(id, Transport::Udp, fd);
+        driver.act(listener, Op::Receive);
+    };
+    driver.act(listener, Op::Unlisten);
+    again(&mut driver);
+    driver.event(listener, Event::Stopped { why: None });
+    driver.act(listener, Op::Receive);
+    let client = socket("127.0.0.1:0");
+    client.send_to(b"to the new one", address).unwrap();
+    let got = driver.datagrams();
+    driver.act(listener, Op::Recycle { buffer: got.buffer });
+    // One that was not told to go stays.
+    again(&mut driver);
+    client.send_to(b"still there", address).unwrap();
+    assert_eq!(driver.datagrams().bytes, 11);
+    assert!(driver.seen.is_empty(), "{:?}", driver.seen);
 }
 
 /// Which of two sockets each of 200 sources reached, twice each.
