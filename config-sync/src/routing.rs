@@ -2,8 +2,8 @@
 //!
 //! Ids are stable over the life of the process: the same name (or, for an endpoint, the same
 //! backend name and address) has the same id in every table, so cursors, counts and counters that
-//! workers key by id survive a new table. Indices (`usize` into a table's own vectors) hold only within the
-//! table that they came from.
+//! workers key by id survive a new table. Indices (`usize` into a table's own vectors) hold only
+//! within the table that they came from.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -376,7 +376,7 @@ fn code_of(text: &str) -> String {
     while let Some(first) = rest.chars().next() {
         let in_word = code.ends_with(is_word);
         let len = comment(rest).or_else(|| literal(rest, in_word));
-        let (piece, others) = rest.split_at(len.unwrap_or(first.len_utf8()));
+        let (piece, others) = rest.split_at(len.unwrap_or_else(|| first.len_utf8()));
         if len.is_some() {
             code.extend(piece.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
         } else {

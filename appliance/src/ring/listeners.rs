@@ -24,13 +24,13 @@ static AT_ONCE: Timespec = Timespec::new();
 
 pub(super) struct Listeners {
     /// By `SocketId`.
-    sockets: Vec<Option<Listener>>,
+    sockets: Vec<Option<ListenSocket>>,
     incoming: Incoming,
     /// Counts the sockets that there have been, so that completions of two in one slot differ.
     generation: u32,
 }
 
-struct Listener {
+struct ListenSocket {
     fd: OwnedFd,
     transport: Transport,
     /// What it is bound to.
@@ -84,7 +84,7 @@ impl Listeners {
         let local = local.expect("an open internet socket has an address");
         self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
         let (generation, state) = (self.generation, State::Open);
-        self.sockets[socket.index()] = Some(Listener {
+        self.sockets[socket.index()] = Some(ListenSocket {
             fd,
             transport,
             local,
@@ -264,15 +264,15 @@ impl Listeners {
         }
     }
 
-    fn get(&self, slot: u32) -> Option<&Listener> {
+    fn get(&self, slot: u32) -> Option<&ListenSocket> {
         self.sockets.get(slot as usize)?.as_ref()
     }
 
-    fn get_mut(&mut self, slot: u32) -> Option<&mut Listener> {
+    fn get_mut(&mut self, slot: u32) -> Option<&mut ListenSocket> {
         self.sockets.get_mut(slot as usize)?.as_mut()
     }
 
-    fn get_live(&mut self, mark: Mark) -> Option<&mut Listener> {
+    fn get_live(&mut self, mark: Mark) -> Option<&mut ListenSocket> {
         self.get_mut(mark.slot).filter(|listener| listener.generation == mark.generation)
     }
 }
