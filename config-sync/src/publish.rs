@@ -345,6 +345,7 @@ mod tests {
                 congestion: [0; 16],
             },
             reads_hello: false,
+            hello_timeout: 0,
             listeners: Hosts::new([0; 4]),
         };
         let sockets = ports.iter().map(socket).collect();

@@ -84,7 +84,10 @@ fn keys_at_the_top_are_read() {
     let config = parse_for("f", ALL, &machine()).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.cores, Cores::List(vec![0, 1]));
     assert_eq!(config.admin, None);
-    assert_eq!(config.limits, Limits { sessions: 1000, flows: 1000, buffers: 100, pipes: 16 });
+    assert_eq!(
+        config.limits,
+        Limits { sessions: 1000, flows: 1000, buffers: 100, pipes: 16, turn_bytes: 0 }
+    );
 }
 
 #[test]
@@ -146,15 +149,19 @@ fn the_last_table_has_nothing_and_says_how_long_to_drain() {
 
 #[test]
 fn limits_left_open_follow_from_workers_and_files() {
-    let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0 };
+    let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
     let automatic = |workers, files| limits(open, workers, files);
-    let expected = Limits { sessions: 4808, flows: 20_000, buffers: 256, pipes: 64 };
+    let expected =
+        Limits { sessions: 4808, flows: 20_000, buffers: 256, pipes: 64, turn_bytes: 1 << 20 };
     assert_eq!(automatic(2, 20_000), expected);
     assert_eq!(automatic(1, 1 << 30).sessions, 65_536);
     assert_eq!(automatic(1, u64::MAX).flows, 65_536);
-    assert_eq!(automatic(64, 100), Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64 });
+    assert_eq!(
+        automatic(64, 100),
+        Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64, turn_bytes: 1 << 20 }
+    );
     assert_eq!(automatic(0, 0).flows, 1);
-    let asked = Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7 };
+    let asked = Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7, turn_bytes: 8 };
     assert_eq!(limits(asked, 2, 1024), Limits { buffers: 128, ..asked });
     let most = Limits { buffers: u16::MAX, ..open };
     assert_eq!(limits(most, 1, 1024).buffers, 32_768);

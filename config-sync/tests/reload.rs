@@ -90,7 +90,7 @@ fn a_reload_publishes_a_refresh_only_what_is_new_and_faults_change_nothing() {
     assert!(text.contains("cannot listen on TCP 127.0.0.1:1: permission denied"), "{text}");
     assert!(matches!(sync.reload(), Outcome::Rejected(_)), "tried again");
     assert_eq!(generation_and_sockets(), None);
-    assert_eq!(sync.source(), Some(GOOD), "what is in force");
+    assert_eq!(sync.text(), Some(GOOD), "what is in force");
 
     fs::remove_file(&path).expect("removed");
     assert!(matches!(sync.refresh(), Outcome::Rejected(_)));
