@@ -13,7 +13,7 @@ use ringway::proxy::op::{Event, Kind, Op, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};
 use crate::rng::Rng;
-use crate::tcp::{Conn, ConnId, EndpointMode, Session};
+use crate::tcp::{Attempted, Conn, ConnId, EndpointMode, Session};
 use crate::udp::{Datagram, HeldBuffer, Upstream};
 
 /// The events of one turn of the worker's loop, and the bytes that `Peeked` refers to.
@@ -113,8 +113,8 @@ pub struct Kernel {
     pub trace: bool,
     /// Endpoint-side connections that were established since this was last drained.
     pub established: Vec<ConnId>,
-    /// Connection attempts since this was last drained: to where, and when the session opened.
-    pub connects: Vec<(SocketAddr, u64)>,
+    /// Connection attempts since this was last drained.
+    pub connects: Vec<Attempted>,
     /// Datagrams that endpoints were sent: by which upstream socket, to which address.
     pub sent_up: Vec<(u32, SocketAddr, Datagram)>,
     /// Datagrams that clients were sent.
@@ -193,6 +193,11 @@ impl Kernel {
 
     pub fn is_listening(&self, id: SocketId) -> bool {
         self.listening.contains_key(&id)
+    }
+
+    /// A UDP socket that has left the table and was not told to close.
+    pub fn keeps_receiving(&self, id: SocketId) -> bool {
+        self.listening.get(&id).is_some_and(|s| s.transport == Transport::Udp && !s.ending)
     }
 
     /// When something next happens by itself, microseconds.
@@ -307,7 +312,7 @@ impl Kernel {
             }
             Pending::Abandoned(token) => self.abandoned(token, turn),
             Pending::Close(token, reset) => self.closing_done(token, reset, turn),
-            Pending::Receive(token) => self.receive_one(token, turn),
+            Pending::Receive(token) => self.receive_all(token, turn),
             Pending::SendFailed(token, why, count) => self.send_failed(token, why, count, turn),
             Pending::Closed(token) => self.upstream_closed(token, turn),
             Pending::Dead(token) => self.dead_event(token, turn),

@@ -4,9 +4,14 @@
     reason = "the simulator's numbers are small, and its generator's upper bits may go"
 )]
 
+mod check;
 pub mod coverage;
+pub mod hello;
 pub mod kernel;
+mod model;
+mod peers;
 pub mod rng;
 pub mod stream;
 pub mod tcp;
 pub mod udp;
+pub mod world;

@@ -17,6 +17,14 @@ use crate::stream::{Bytes, Range, pattern};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnId(pub usize);
 
+/// A connection attempt: to where, for which listening address, and when its session opened.
+#[derive(Debug)]
+pub struct Attempted {
+    pub address: SocketAddr,
+    pub local: SocketAddr,
+    pub opened: u64,
+}
+
 /// What an endpoint address does with connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointMode {
@@ -198,10 +206,13 @@ impl Kernel {
     /// The peer writes up to `n` bytes of its stream; returns what its socket took.
     pub fn peer_write(&mut self, id: ConnId, n: u64) -> u64 {
         let conn = &mut self.conns[id.0];
+        if n == 0 || conn.inbound.fin {
+            return 0;
+        }
         if conn.closed {
             conn.reset_seen = true;
         }
-        if conn.reset_seen || conn.error.is_some() || conn.inbound.fin {
+        if conn.reset_seen || conn.error.is_some() {
             return 0;
         }
         let len = n.min(conn.inbound.space());
@@ -441,8 +452,9 @@ impl Kernel {
         assert!(!session.abandoning, "Connect before the ConnectFailed of an Abandon");
         session.connecting = Some(Attempt { number, address, established: None });
         session.answered = None;
-        let opened = session.opened;
-        self.connects.push((address, opened));
+        let (opened, client) = (session.opened, session.client);
+        let local = self.conns[client.0].local;
+        self.connects.push(Attempted { address, local, opened });
         if self.rng.per_mille(self.faults.no_local) {
             let (why, fault) = self.rng.pick(&[
                 (Why::NoPorts, Fault::NoPorts),
@@ -761,6 +773,8 @@ impl Kernel {
         let turn = self.turn;
         let session = self.live(token);
         session.closing = true;
+        let cut = session.held.iter().any(|held| !held.is_empty());
+        assert!(reset || !cut, "bytes were cut off by a clean end: {token:?}");
         let sides = [Some(session.client), session.endpoint];
         let relaying = session.endpoint.is_some();
         if let Some(id) = session.connecting.take().and_then(|a| a.established) {

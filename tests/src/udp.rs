@@ -149,47 +149,44 @@ impl Kernel {
         upstream
     }
 
-    /// One datagram or train, if the socket is armed and has one.
-    pub(crate) fn receive_one(&mut self, token: Token, turn: &mut Turn) {
+    /// All that an armed socket has: a multishot goes on until its queue is empty or it ends.
+    pub(crate) fn receive_all(&mut self, token: Token, turn: &mut Turn) {
+        while self.receive_one(token, turn) {}
+    }
+
+    fn receive_one(&mut self, token: Token, turn: &mut Turn) -> bool {
         let state = self.upstreams.get(&token.slot).filter(|u| u.token == token);
         let state = state.filter(|_| token.kind == Kind::Upstream).map(Upstream::state);
         let (armed, received, refused) = match token.kind {
             Kind::Socket => match self.listening.get_mut(&SocketId(token.slot)) {
                 Some(s) if !s.ending => (&mut s.armed, &mut s.received, None),
-                _ => return,
+                _ => return false,
             },
             _ => match self.upstreams.get_mut(&token.slot).filter(|u| u.token == token) {
                 Some(u) => (&mut u.armed, &mut u.received, Some(&mut u.refused)),
-                None => return,
+                None => return false,
             },
         };
         if !*armed {
-            return;
+            return false;
         }
         if refused.is_some_and(std::mem::take) {
             *armed = false;
             self.stopped(token, state, Some(Why::Refused), turn);
-            return;
+            return false;
         }
         if received.is_empty() {
-            return;
+            return false;
         }
         if self.buffers.len() >= usize::from(self.limits.buffers) {
             *armed = false;
             self.stopped(token, state, Some(Why::NoMemory), turn);
-            return;
+            return false;
         }
         let mut datagram = received.pop_front().expect("not empty");
         // A zero-length datagram ends the multishot.
-        if datagram.bytes == 0 || self.rng.per_mille(self.faults.stop) {
-            *armed = false;
-        } else if !received.is_empty() {
-            self.soon(Pending::Receive(token));
-        }
-        let ended = match token.kind {
-            Kind::Socket => !self.listening[&SocketId(token.slot)].armed,
-            _ => !self.upstreams[&token.slot].armed,
-        };
+        let ended = datagram.bytes == 0 || self.rng.per_mille(self.faults.stop);
+        *armed = !ended;
         if self.rng.per_mille(self.faults.truncate) {
             datagram.truncated = true;
             self.hit_upstream(state, Fault::Truncated);
@@ -198,6 +195,7 @@ impl Kernel {
         if ended {
             self.stopped(token, state, None, turn);
         }
+        !ended
     }
 
     fn stopped(&mut self, token: Token, state: Option<State>, why: Option<Why>, turn: &mut Turn) {

@@ -1,0 +1,281 @@
+//! What the proxy says of itself, against what the kernel has seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use config_sync::routing::{EndpointId, Limits, ListenerId, RoutingTable, SocketId};
+use ringway::proxy::counters::Counters;
+use ringway::proxy::op::{Event, Why};
+use ringway::proxy::record::{CloseReason, Record, SessionRecord};
+
+use crate::coverage::Fault;
+use crate::kernel::{Kernel, Turn};
+use crate::tcp::{Conn, ConnId};
+
+#[derive(Debug)]
+pub struct Check {
+    /// Sockets that the proxy has reported closed since this was last drained.
+    pub unlistened: Vec<SocketId>,
+    /// Datagram batches that clients got.
+    pub replies: u64,
+    limits: Limits,
+    tables: Vec<Arc<RoutingTable>>,
+    applied: usize,
+    clients: BTreeMap<SocketAddr, ConnId>,
+    logged: BTreeSet<SocketAddr>,
+    /// Sessions whose ends are checked once everything is over.
+    ended: Vec<(CloseReason, ConnId, ConnId)>,
+    sums: BTreeMap<ListenerId, Sums>,
+    endpoints: BTreeSet<EndpointId>,
+    unmatched: BTreeMap<CloseReason, u64>,
+    refused_lines: u64,
+    suppressed: u64,
+    /// Sessions when the turn began, and connections accepted in it.
+    sessions_before: u32,
+    accepted: u32,
+}
+
+/// The access log, added up.
+#[derive(Debug, Default)]
+struct Sums {
+    closed: BTreeMap<CloseReason, u64>,
+    refused: BTreeMap<CloseReason, u64>,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+/// Fewer rejections than this are all logged.
+const ALL_LOGGED: u64 = 200;
+
+impl Check {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            unlistened: Vec::new(),
+            replies: 0,
+            limits,
+            tables: vec![],
+            applied: 0,
+            clients: BTreeMap::new(),
+            logged: BTreeSet::new(),
+            ended: Vec::new(),
+            sums: BTreeMap::new(),
+            endpoints: BTreeSet::new(),
+            unmatched: BTreeMap::new(),
+            refused_lines: 0,
+            suppressed: 0,
+            sessions_before: 0,
+            accepted: 0,
+        }
+    }
+
+    pub fn client_connects(&mut self, address: SocketAddr, conn: ConnId) {
+        self.clients.insert(address, conn);
+    }
+
+    pub fn table_applied(&mut self, table: &Arc<RoutingTable>) {
+        self.tables.push(Arc::clone(table));
+    }
+
+    pub fn turn_begins(&mut self, turn: &Turn, kernel: &Kernel) {
+        self.sessions_before = kernel.sessions.len() as u32;
+        let accepted = |event: &Event| matches!(event, Event::Accepted { .. } | Event::Closed);
+        self.accepted = turn.events.iter().filter(|(_, event)| accepted(event)).count() as u32;
+    }
+
+    /// What is in use, by the proxy's count and by the kernel's.
+    pub fn gauges(&self, kernel: &Kernel, counters: &Counters) {
+        let (said, seen) = (counters.sessions.get(), kernel.sessions.len() as u64);
+        assert_eq!(said, seen, "sessions by the proxy's count and by the kernel's");
+        let (said, seen) = (counters.upstreams.get(), kernel.upstreams.len() as u64);
+        assert_eq!(said, seen, "upstream sockets by the proxy's count and by the kernel's");
+        assert_eq!(counters.accepted.get(), kernel.accepted, "accepted connections");
+    }
+
+    pub fn records(&mut self, records: &mut Vec<Record>, kernel: &mut Kernel) {
+        for record in records.drain(..) {
+            match record {
+                Record::Opened(record) => {
+                    assert_eq!(record.reason, None, "an opening has no reason");
+                }
+                Record::Closed(record) => self.closed(&record, kernel),
+                Record::Applied { generation, previous } => {
+                    assert_eq!(generation, self.tables[self.applied].generation);
+                    let expected = self.applied.checked_sub(1).map(|i| &self.tables[i]);
+                    assert!(
+                        expected.is_none_or(|table| Arc::ptr_eq(table, &previous)),
+                        "not the table before is handed back"
+                    );
+                    self.applied += 1;
+                }
+                Record::Retired(_) => {}
+                Record::Unlistened(id) => {
+                    assert!(!kernel.is_listening(id), "Unlistened, but still open");
+                    self.unlistened.push(id);
+                }
+            }
+        }
+    }
+
+    fn closed(&mut self, record: &SessionRecord, kernel: &mut Kernel) {
+        let reason = record.reason.expect("a close has a reason");
+        self.suppressed += u64::from(record.suppressed);
+        self.refused_lines += u64::from(record.refused);
+        self.endpoints.extend(record.endpoint);
+        assert!(record.opened <= record.closed, "closed before it opened");
+        assert_eq!(record.closed, kernel.now, "logged at another time than it happened");
+        if reason == CloseReason::SessionLimit {
+            kernel.hit_all(Fault::SlabFull);
+        }
+        if record.udp {
+            // A datagram that began no flow is counted as a drop, not as a close.
+            if record.refused {
+                return;
+            }
+            kernel.flow_is_over(record.client);
+        } else {
+            self.session_closed(record, reason, kernel);
+        }
+        let Some(listener) = record.listener else {
+            *self.unmatched.entry(reason).or_default() += 1;
+            return;
+        };
+        let sums = self.sums.entry(listener).or_default();
+        let by = if record.refused { &mut sums.refused } else { &mut sums.closed };
+        *by.entry(reason).or_default() += 1;
+        sums.bytes_up += record.bytes_up;
+        sums.bytes_down += record.bytes_down;
+    }
+
+    fn session_closed(&mut self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
+        assert!(self.logged.insert(record.client), "a session is logged twice: {record:?}");
+        let id = *self.clients.get(&record.client).expect("a client that connected");
+        let client = kernel.conn(id);
+        if reason == CloseReason::SessionLimit {
+            assert!(
+                self.sessions_before + self.accepted >= self.limits.sessions,
+                "refused as full with {} of {} sessions",
+                self.sessions_before,
+                self.limits.sessions
+            );
+        }
+        if record.refused {
+            assert_eq!((record.bytes_up, record.bytes_down), (0, 0), "bytes without an endpoint");
+            return;
+        }
+        let partner = client.partner.expect("a session that had an endpoint");
+        let endpoint = kernel.conn(partner);
+        assert_eq!(
+            (record.bytes_up, record.bytes_down),
+            (endpoint.outbound.written, client.outbound.written),
+            "the log's bytes are not those that the sockets took: {record:?}"
+        );
+        check_reason(reason, client, endpoint, record);
+        self.ended.push((reason, id, partner));
+    }
+
+    /// Everything is closed: sums, and how peers saw their sessions end.
+    pub fn at_the_end(&self, kernel: &Kernel, counters: &Counters) {
+        for (reason, client, endpoint) in &self.ended {
+            check_ends(*reason, kernel.conn(*client), kernel.conn(*endpoint));
+        }
+        assert_eq!(self.applied, self.tables.len(), "a table was not reported as applied");
+        for table in &self.tables[..self.tables.len().saturating_sub(1)] {
+            assert_eq!(Arc::strong_count(table), 1, "a table was not handed back");
+        }
+        let gauges = [
+            ("sessions", &counters.sessions),
+            ("flows", &counters.flows),
+            ("upstreams", &counters.upstreams),
+            ("upstreams_resting", &counters.upstreams_resting),
+        ];
+        for (name, gauge) in gauges {
+            assert_eq!(gauge.get(), 0, "{name} after the end");
+        }
+        self.check_sums(counters);
+        for id in &self.endpoints {
+            let counters = counters.endpoint(*id);
+            assert_eq!(counters.opened.get(), counters.closed.get(), "{id:?} opened and closed");
+        }
+    }
+
+    /// Counters equal the sum of the access log.
+    fn check_sums(&self, counters: &Counters) {
+        let mut unlogged = 0;
+        let mut refusal = |counted: u64, logged: u64, what: &str| {
+            assert!(counted >= logged, "{what}: counted {counted}, logged {logged}");
+            unlogged += counted - logged;
+        };
+        let none = Sums::default();
+        let ids = self.tables.iter().flat_map(|t| &t.listeners).map(|l| l.id);
+        for id in ids.collect::<BTreeSet<_>>() {
+            let (listener, sums) = (counters.listener(id), self.sums.get(&id).unwrap_or(&none));
+            let mut ended = 0;
+            for reason in CloseReason::ALL {
+                let of = |by: &BTreeMap<_, _>| by.get(reason).copied().unwrap_or(0);
+                let closed = listener.closed[*reason as usize].get();
+                assert_eq!(closed, of(&sums.closed), "{id:?}: closed by {reason:?}, and logged");
+                let refused = listener.refused[*reason as usize].get();
+                refusal(refused, of(&sums.refused), reason.word());
+                ended += closed + refused;
+            }
+            assert_eq!(listener.opened.get(), ended, "{id:?}: opened, and ended");
+            let said = (listener.bytes_up.get(), listener.bytes_down.get());
+            assert_eq!(said, (sums.bytes_up, sums.bytes_down), "{id:?}: bytes, and logged");
+        }
+        for reason in CloseReason::ALL {
+            let logged = self.unmatched.get(reason).copied().unwrap_or(0);
+            refusal(counters.unmatched[*reason as usize].get(), logged, reason.word());
+        }
+        if self.refused_lines < ALL_LOGGED {
+            assert_eq!(unlogged, 0, "rejections were neither logged nor suppressed");
+        }
+        assert!(self.refused_lines >= ALL_LOGGED || self.suppressed == 0);
+    }
+}
+
+/// The reason is what happened.
+fn check_reason(reason: CloseReason, client: &Conn, endpoint: &Conn, record: &SessionRecord) {
+    use CloseReason as R;
+    let truth = match reason {
+        R::ClientFin | R::EndpointFin => {
+            assert_eq!(
+                (client.inbound.written, endpoint.inbound.written),
+                (endpoint.outbound.written, client.outbound.written),
+                "bytes were lost between clean ends: {record:?}"
+            );
+            client.inbound.finished()
+                && endpoint.inbound.finished()
+                && client.outbound.fin
+                && endpoint.outbound.fin
+        }
+        R::ClientReset => client.error.is_some(),
+        R::EndpointReset => endpoint.error.is_some(),
+        R::ClientTimedOut => client.error == Some(Why::TimedOut),
+        R::EndpointTimedOut => endpoint.error == Some(Why::TimedOut),
+        R::ClientError | R::EndpointError => false,
+        R::HalfCloseTimeout => client.inbound.fin_seen || endpoint.inbound.fin_seen,
+        _ => true,
+    };
+    assert!(truth, "{reason:?} is not what happened: {client:?} {endpoint:?}");
+}
+
+/// What was clean for one side was clean for the other, and so with resets.
+fn check_ends(reason: CloseReason, client: &Conn, endpoint: &Conn) {
+    use CloseReason as R;
+    match reason {
+        R::ClientFin | R::EndpointFin => {
+            for conn in [client, endpoint] {
+                assert!(!conn.reset_seen, "a clean end became a reset: {conn:?}");
+            }
+        }
+        R::ClientReset | R::ClientTimedOut => is_reset(endpoint),
+        R::EndpointReset | R::EndpointTimedOut => is_reset(client),
+        _ => {}
+    }
+}
+
+fn is_reset(conn: &Conn) {
+    let reset = conn.reset_seen || conn.error.is_some() || conn.peer_closed;
+    assert!(reset, "a reset of one side did not reset the other: {conn:?}");
+}

@@ -1,0 +1,286 @@
+//! A configuration that changes at random, and the tables that it compiles to.
+
+use std::net::SocketAddr;
+
+use config_sync::routing::{
+    Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
+    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, SocketOptions, Timeouts, Transport,
+    WeightedBackend,
+};
+
+use crate::rng::Rng;
+
+#[derive(Debug)]
+pub struct Model {
+    pub sockets: Vec<ModelSocket>,
+    pub backends: Vec<ModelBackend>,
+    /// One route per listener, with weights for every backend.
+    pub weights: Vec<Vec<u32>>,
+    pub lame_duck: u32,
+    pub limits: Limits,
+    generation: u64,
+}
+
+#[derive(Debug)]
+pub struct ModelSocket {
+    pub id: SocketId,
+    pub protocol: Protocol,
+    pub address: SocketAddr,
+    pub present: bool,
+    pub listeners: Vec<ModelListener>,
+    keepalive: u32,
+}
+
+#[derive(Debug)]
+pub struct ModelListener {
+    pub id: ListenerId,
+    /// TLS: the pattern that it serves.
+    pub host: Option<&'static str>,
+    pub has_route: bool,
+    pub timeouts: Timeouts,
+    pub flow_timeout: u32,
+    pub responses: u32,
+    pub max_sessions: u32,
+}
+
+#[derive(Debug)]
+pub struct ModelBackend {
+    /// Present, and all that it may have.
+    pub endpoints: Vec<(bool, Endpoint)>,
+    balance: u64,
+    connect_timeout: u32,
+    connect_attempts: u8,
+}
+
+/// Every endpoint has one of these ports, so its behaviour can be told apart from its pool.
+const POOL: u32 = 4;
+
+impl Model {
+    pub fn random(rng: &mut Rng) -> Self {
+        let limits = Limits {
+            sessions: rng.scale(3, 64) as u32,
+            flows: rng.scale(3, 200) as u32,
+            buffers: 1 << rng.between(1, 5),
+            pipes: rng.pick(&[0, 1, 2, 8, 64]),
+            turn_bytes: rng.scale(1 << 12, 1 << 20) as u32,
+        };
+        let mut protocols = vec![Protocol::Tcp; rng.between(1, 2) as usize];
+        protocols.push(Protocol::Tls);
+        protocols.extend(vec![Protocol::Udp; rng.between(1, 2) as usize]);
+        let mut listeners = 0;
+        let sockets: Vec<_> = (0..)
+            .zip(protocols)
+            .map(|(id, protocol)| ModelSocket::random(rng, id, protocol, &mut listeners))
+            .collect();
+        let backends: Vec<_> = (0..3).map(|id| ModelBackend::random(rng, id)).collect();
+        let mut weights = || {
+            let mut weight = || rng.pick(&[0, 1, 1, 2, 10, 1_000_000]);
+            (0..backends.len()).map(|_| weight()).collect()
+        };
+        Self {
+            weights: (0..listeners).map(|_| weights()).collect(),
+            sockets,
+            backends,
+            lame_duck: rng.scale(10, 5_000) as u32,
+            limits,
+            generation: 0,
+        }
+    }
+
+    /// One to three small changes.
+    pub fn change(&mut self, rng: &mut Rng) {
+        for _ in 0..rng.between(1, 3) {
+            match rng.below(7) {
+                0 => {
+                    let route = rng.below(self.weights.len() as u64) as usize;
+                    let backend = rng.below(self.backends.len() as u64) as usize;
+                    self.weights[route][backend] = rng.pick(&[0, 1, 2, 30, 70]);
+                }
+                1 | 2 => {
+                    let at = rng.below(self.backends.len() as u64) as usize;
+                    let endpoints = &mut self.backends[at].endpoints;
+                    let at = rng.below(endpoints.len() as u64) as usize;
+                    endpoints[at].0 ^= true;
+                }
+                3 => {
+                    let at = rng.below(self.backends.len() as u64) as usize;
+                    self.backends[at].balance = rng.below(5);
+                }
+                4 => {
+                    let at = rng.below(self.sockets.len() as u64) as usize;
+                    self.sockets[at].present ^= true;
+                }
+                5 => {
+                    let at = rng.below(self.sockets.len() as u64) as usize;
+                    self.sockets[at].keepalive ^= 60;
+                }
+                _ => {
+                    let at = rng.below(self.sockets.len() as u64) as usize;
+                    for listener in &mut self.sockets[at].listeners {
+                        listener.timeouts = timeouts(rng);
+                        listener.max_sessions = rng.pick(&[0, 0, 2, 10]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next table: sockets for which `bindable` is false are left out.
+    pub fn compile(&mut self, bindable: impl Fn(SocketId) -> bool) -> RoutingTable {
+        self.generation += 1;
+        let mut table = RoutingTable {
+            generation: self.generation,
+            lame_duck: self.lame_duck,
+            log_opens: self.generation % 2 == 0,
+            ..RoutingTable::empty()
+        };
+        table.backends = (0..).zip(&self.backends).map(|(id, b)| b.compile(id)).collect();
+        let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
+        for socket in present {
+            let mut listeners = Hosts::new([1, 2, 3, 4]);
+            for listener in &socket.listeners {
+                listeners.insert(listener.host, table.listeners.len());
+                let mut routes = Hosts::new([1, 2, 3, 4]);
+                if listener.has_route {
+                    routes.insert(None, table.routes.len());
+                }
+                let id = RouteId(listener.id.0);
+                let weights = self.weights[id.index()].iter();
+                let backends = weights.enumerate().map(|(backend, weight)| WeightedBackend {
+                    id: BackendId(backend as u32),
+                    backend,
+                    weight: *weight,
+                });
+                let backends = backends.collect();
+                table.routes.push(Route { id, name: "route".into(), backends });
+                table.listeners.push(Listener {
+                    id: listener.id,
+                    name: "listener".into(),
+                    socket: table.sockets.len(),
+                    protocol: socket.protocol,
+                    timeouts: listener.timeouts,
+                    flow_timeout: listener.flow_timeout,
+                    responses: listener.responses,
+                    max_sessions: listener.max_sessions,
+                    routes,
+                });
+            }
+            table.sockets.push(Socket {
+                id: socket.id,
+                transport: socket.transport(),
+                address: socket.address,
+                options: SocketOptions { keepalive: socket.keepalive, ..options() },
+                reads_hello: socket.protocol == Protocol::Tls,
+                hello_timeout: socket.listeners.iter().map(|l| l.timeouts.hello).max().unwrap_or(0),
+                listeners,
+            });
+        }
+        table
+    }
+
+    /// The last table.
+    pub fn drain(&mut self, drain: Drain) -> RoutingTable {
+        self.generation += 1;
+        RoutingTable {
+            generation: self.generation,
+            lame_duck: self.lame_duck,
+            drain: Some(drain),
+            ..RoutingTable::empty()
+        }
+    }
+
+    pub fn endpoints(&self) -> impl Iterator<Item = (bool, Endpoint)> + '_ {
+        self.backends.iter().flat_map(|backend| backend.endpoints.iter().copied())
+    }
+}
+
+impl ModelSocket {
+    fn random(rng: &mut Rng, id: u32, protocol: Protocol, listeners: &mut u32) -> Self {
+        let hosts: &[Option<&str>] = match protocol {
+            Protocol::Tls => &[Some("a.test"), Some("*.b.test")],
+            Protocol::Tcp | Protocol::Udp => &[None],
+        };
+        let wildcard = protocol == Protocol::Udp && rng.per_mille(500);
+        let ip = if wildcard { [0, 0, 0, 0] } else { [192, 0, 2, 1] };
+        let mut listener = |host: &Option<&'static str>| {
+            *listeners += 1;
+            ModelListener {
+                id: ListenerId(*listeners - 1),
+                host: *host,
+                has_route: !rng.per_mille(30),
+                timeouts: timeouts(rng),
+                flow_timeout: rng.scale(20, 3_000) as u32,
+                responses: rng.pick(&[0, 1, 2]),
+                max_sessions: rng.pick(&[0, 0, 5, 20]),
+            }
+        };
+        Self {
+            id: SocketId(id),
+            protocol,
+            address: SocketAddr::from((ip, 5_000 + id as u16)),
+            present: true,
+            listeners: hosts.iter().map(&mut listener).collect(),
+            keepalive: 60,
+        }
+    }
+
+    pub fn transport(&self) -> Transport {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Tls => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        }
+    }
+}
+
+impl ModelBackend {
+    fn random(rng: &mut Rng, id: u32) -> Self {
+        let endpoint = |n: u32| Endpoint {
+            id: EndpointId(id * POOL + n),
+            address: SocketAddr::from(([10, 0, id as u8, n as u8 + 1], 80)),
+        };
+        let count = rng.below(u64::from(POOL) + 1) as u32;
+        Self {
+            endpoints: (0..POOL).map(|n| (n < count, endpoint(n))).collect(),
+            balance: rng.below(5),
+            connect_timeout: rng.scale(5, 2_000) as u32,
+            connect_attempts: rng.between(1, 8) as u8,
+        }
+    }
+
+    fn compile(&self, id: u32) -> Backend {
+        let endpoints: Vec<_> =
+            self.endpoints.iter().filter(|(present, _)| *present).map(|(_, e)| *e).collect();
+        // Maglev's promise needs a real table (the compiler has one); its shape is enough here.
+        let lookup = || (0..13).map(|n| n % endpoints.len().max(1) as u16).collect();
+        Backend {
+            id: BackendId(id),
+            name: "backend".into(),
+            balance: match self.balance {
+                0 => Balance::RoundRobin,
+                1 => Balance::LeastConnections,
+                2 => Balance::Random,
+                3 => Balance::SourceHash(lookup()),
+                _ => Balance::SourcePortHash(lookup()),
+            },
+            endpoints,
+            connect_timeout: self.connect_timeout,
+            connect_attempts: self.connect_attempts,
+            options: options(),
+            source: Vec::new(),
+        }
+    }
+}
+
+pub fn options() -> SocketOptions {
+    SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] }
+}
+
+fn timeouts(rng: &mut Rng) -> Timeouts {
+    Timeouts {
+        hello: rng.scale(5, 2_000) as u32,
+        idle: rng.scale(20, 10_000) as u32,
+        write_stall: rng.scale(20, 5_000) as u32,
+        half_close: rng.scale(20, 5_000) as u32,
+        lifetime: if rng.per_mille(800) { 0 } else { rng.scale(100, 10_000) as u32 },
+    }
+}

@@ -1,0 +1,571 @@
+//! A random world around the proxy: a seed makes a configuration that changes, clients, endpoints,
+//! faults, a worker's loop, and an end by drain. Whatever breaks a promise panics.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use config_sync::routing::{Drain, Protocol, RoutingTable, SocketId, Transport};
+use ringway::proxy::Proxy;
+use ringway::proxy::counters::Counters;
+use ringway::proxy::op::{Event, Op, Token};
+
+use crate::check::Check;
+use crate::coverage::{Coverage, Fault};
+use crate::hello::client_hello;
+use crate::kernel::{Faults, Kernel, Turn};
+use crate::model::Model;
+use crate::peers::Peer;
+use crate::rng::Rng;
+use crate::tcp::{Attempted, EndpointMode};
+use crate::udp::{Datagram, Exchange};
+
+/// What a run has seen.
+#[derive(Debug)]
+pub struct Outcome {
+    pub coverage: Coverage,
+    pub events: u64,
+    pub sessions: u64,
+    pub flows: u64,
+}
+
+/// Runs a seed; panics with the invariant that was broken.
+pub fn run(seed: u64, trace: bool) -> Outcome {
+    let mut world = World::new(seed, trace);
+    world.live();
+    world.drain();
+    world.finish()
+}
+
+const ENOUGH_EVENTS: u64 = 2_000;
+const ENOUGH_EXCHANGES: u64 = 20;
+/// Turns after which a world that has not come to its end is stuck.
+const MOST_TURNS: u64 = 400_000;
+
+struct World {
+    rng: Rng,
+    kernel: Kernel,
+    proxy: Proxy,
+    counters: Arc<Counters>,
+    model: Model,
+    check: Check,
+    actions: BTreeMap<(u64, u64), Action>,
+    sequence: u64,
+    peers: Vec<Peer>,
+    clients: u32,
+    /// UDP flows that clients began.
+    exchanges: u64,
+    in_force: Vec<SocketId>,
+    /// Sockets that the proxy was told to leave and has not closed yet.
+    leaving: BTreeSet<SocketId>,
+    next_table: Option<Next>,
+    /// When the socket of an address last left the table, while it is out of it.
+    left: BTreeMap<SocketAddr, u64>,
+    /// When an endpoint was last in a table; `u64::MAX`: it is in the one in force.
+    present: BTreeMap<SocketAddr, u64>,
+    habits: Habits,
+    turn: Turn,
+    ops: Vec<(Token, Op)>,
+    turns: u64,
+    idle_resumes: u32,
+    quiet: bool,
+}
+
+/// What one seed's world is like.
+struct Habits {
+    arrivals: u64,
+    table_swaps: u64,
+    jumps: u32,
+    batch: u64,
+    /// Ops are carried out after each event, or after a batch of them.
+    eager: bool,
+    lateness: u64,
+    udp: u32,
+}
+
+/// The table that the worker finds when it next looks.
+#[derive(Debug)]
+enum Next {
+    Model,
+    Drain(Drain),
+}
+
+#[derive(Debug)]
+enum Action {
+    Arrive,
+    Peer(usize),
+    Send { left: u32, datagram: Datagram, pause: u64 },
+    Reply(u32, Datagram),
+    Unreachable(u32),
+    SwapTable,
+    ChangeEndpoint,
+}
+
+impl World {
+    fn new(seed: u64, trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let model = Model::random(&mut rng);
+        let faults = Faults::random(&mut rng);
+        let counters = Arc::new(Counters::new());
+        let ample = model.limits.flows >= 150 && faults.open_fails == 0;
+        let habits = Habits {
+            arrivals: rng.scale(200, 50_000),
+            table_swaps: rng.scale(500, 1_000_000),
+            jumps: if rng.per_mille(300) { 5 } else { 0 },
+            batch: rng.scale(1, 64),
+            eager: rng.per_mille(300),
+            // Replies may be later than any rest only where sockets rest for long.
+            lateness: if ample { 1_500_000 } else { 150_000 },
+            udp: rng.pick(&[0, 300, 500, 1000]),
+        };
+        let mut kernel = Kernel::new(rng.next(), model.limits, faults);
+        kernel.trace = trace;
+        let proxy = Proxy::new(model.limits, rng.next(), Arc::clone(&counters));
+        let mut world = Self {
+            check: Check::new(model.limits),
+            rng,
+            kernel,
+            proxy,
+            counters,
+            model,
+            actions: BTreeMap::new(),
+            sequence: 0,
+            peers: Vec::new(),
+            clients: 0,
+            exchanges: 0,
+            in_force: Vec::new(),
+            leaving: BTreeSet::new(),
+            next_table: None,
+            left: BTreeMap::new(),
+            present: BTreeMap::new(),
+            habits,
+            turn: Turn::default(),
+            ops: Vec::new(),
+            turns: 0,
+            idle_resumes: 0,
+            quiet: false,
+        };
+        for (_, endpoint) in world.model.endpoints().collect::<Vec<_>>() {
+            world.change_endpoint(endpoint.address);
+        }
+        world.next_table = Some(Next::Model);
+        world.after(0, Action::Arrive);
+        world.after(100, Action::SwapTable);
+        world.after(1_000, Action::ChangeEndpoint);
+        world
+    }
+
+    fn live(&mut self) {
+        while self.kernel.events < ENOUGH_EVENTS
+            || self.kernel.accepted + self.exchanges < ENOUGH_EXCHANGES
+        {
+            self.step();
+        }
+    }
+
+    /// Publishes the last table, lets peers go quiet or stay, and waits for the end.
+    fn drain(&mut self) {
+        self.quiet = true;
+        self.actions.retain(|_, action| matches!(action, Action::Peer(_) | Action::Reply(..)));
+        let polite = self.rng.per_mille(500);
+        for peer in &mut self.peers {
+            if polite || !peer.stays() {
+                peer.quiet();
+            }
+        }
+        let timeout = self.rng.scale(1, 3_000) as u32;
+        let spread = self.rng.scale(1, 500) as u32;
+        self.next_table = Some(Next::Drain(Drain { timeout, spread }));
+        self.kernel.hit_all(Fault::Drain);
+        let began = self.kernel.now;
+        let stop_at = self.rng.per_mille(200).then(|| began + self.rng.scale(1, 1_000_000));
+        // The kernel's own delays, a sweep of the flows, and steps of the timers.
+        let slack = 1_500_000 + 4 * self.kernel.faults.lag;
+        let deadline = began + 1000 * u64::from(timeout + spread) + slack;
+        let mut stopped = false;
+        while !(self.next_table.is_none() && self.proxy.is_done()) {
+            assert!(
+                self.kernel.now <= deadline,
+                "not drained within the deadline: {} sessions, {} flows, {} upstreams",
+                self.counters.sessions.get(),
+                self.counters.flows.get(),
+                self.counters.upstreams.get(),
+            );
+            self.step();
+            if !stopped && stop_at.is_some_and(|at| self.kernel.now >= at) {
+                stopped = true;
+                self.kernel.hit_all(Fault::Stop);
+                self.proxy.stop(self.kernel.now, &mut self.ops);
+                self.end_turn();
+            }
+        }
+    }
+
+    fn finish(self) -> Outcome {
+        self.kernel.check_empty();
+        self.check.at_the_end(&self.kernel, &self.counters);
+        Outcome {
+            coverage: self.kernel.coverage,
+            events: self.kernel.events,
+            sessions: self.kernel.accepted,
+            flows: self.exchanges,
+        }
+    }
+
+    /// Time goes on to whatever is next; then peers act, and the worker has a turn.
+    fn step(&mut self) {
+        self.turns += 1;
+        assert!(
+            self.turns < MOST_TURNS,
+            "the world does not come to its end: {} events, {} peers, {} actions, {} us, {:?}",
+            self.kernel.events,
+            self.peers.len(),
+            self.actions.len(),
+            self.kernel.now,
+            self.actions.values().nth(3),
+        );
+        let deadline = self.proxy.next_deadline();
+        let next = [
+            self.kernel.next_time(),
+            deadline,
+            self.actions.first_key_value().map(|((at, _), _)| *at),
+        ];
+        let next = next.into_iter().flatten().min().unwrap_or(self.kernel.now);
+        self.kernel.now = self.kernel.now.max(next);
+        self.act();
+        let mut most = self.rng.between(1, self.habits.batch) as usize;
+        if !self.quiet && self.rng.per_mille(self.habits.jumps) {
+            self.jump();
+            // What has come in the meantime comes in one turn, as far as there are buffers.
+            most = usize::MAX;
+        }
+        let due = |at: Option<u64>| at.is_some_and(|at| at <= self.kernel.now);
+        if due(self.kernel.next_time()) || due(deadline) || self.next_table.is_some() {
+            self.worker_turn(most);
+        }
+        self.after_turn();
+    }
+
+    /// The worker gets no time for a while, the world goes on.
+    fn jump(&mut self) {
+        self.kernel.hit_all(Fault::TimeJump);
+        let until = self.kernel.now + self.rng.scale(1_000, 5_000_000);
+        while let Some(((at, _), _)) = self.actions.first_key_value()
+            && *at <= until
+        {
+            self.kernel.now = self.kernel.now.max(*at);
+            self.act();
+        }
+        self.kernel.now = until;
+    }
+
+    // ---- The worker's loop ----
+
+    fn worker_turn(&mut self, most: usize) {
+        let now = self.kernel.now;
+        self.turn.events.clear();
+        self.turn.bytes.clear();
+        self.kernel.reap(most, &mut self.turn);
+        self.check.turn_begins(&self.turn, &self.kernel);
+        self.settle(0);
+        if let Some(next) = self.next_table.take() {
+            self.apply_next(next);
+            self.settle(self.turn.events.len());
+        }
+        self.proxy.expire(now, &mut self.ops);
+        self.proxy.resume(now, &mut self.ops);
+        self.end_turn();
+        let deadline = self.proxy.next_deadline();
+        assert!(
+            deadline.is_none_or(|at| at == 0 || at > self.kernel.now),
+            "a deadline is in the past after expire: {deadline:?} at {}",
+            self.kernel.now
+        );
+        let moved = self.turn.events.iter().any(|(_, e)| matches!(e, Event::Moved { .. }));
+        self.idle_resumes = if deadline == Some(0) && !moved { self.idle_resumes + 1 } else { 0 };
+        assert!(self.idle_resumes < 3, "livelock: resumes that move nothing");
+    }
+
+    /// Gives the proxy the events from `from` on.
+    fn handle_from(&mut self, from: usize) -> usize {
+        let mut at = from;
+        while let Some((token, event)) = self.turn.events.get(at).copied() {
+            at += 1;
+            let before = self.ops.len();
+            self.proxy.handle(self.kernel.now, token, event, &self.turn.bytes, &mut self.ops);
+            assert!(self.ops.len() - before <= 300, "livelock: {event:?} made too many ops");
+            if self.habits.eager {
+                self.kernel.carry_out(&mut self.ops, &mut self.turn);
+            }
+        }
+        at
+    }
+
+    /// Gives the proxy the events from `from` on, carries out what it asks for, and hands direct
+    /// events back, until there are none.
+    fn settle(&mut self, from: usize) {
+        let mut handled = self.handle_from(from);
+        for round in 0.. {
+            assert!(round < 1_000, "livelock: a turn does not end");
+            self.kernel.carry_out(&mut self.ops, &mut self.turn);
+            if handled == self.turn.events.len() {
+                break;
+            }
+            handled = self.handle_from(handled);
+        }
+    }
+
+    fn end_turn(&mut self) {
+        self.settle(self.turn.events.len());
+        self.kernel.end_turn();
+        self.kernel.check_stalls(self.proxy.next_deadline() == Some(0));
+        self.check.gauges(&self.kernel, &self.counters);
+        self.check.records(self.proxy.records(), &mut self.kernel);
+        for id in self.check.unlistened.drain(..) {
+            assert!(self.leaving.remove(&id), "Unlistened of {id:?} that was not leaving");
+        }
+    }
+
+    /// What the kernel has for the peers.
+    fn after_turn(&mut self) {
+        for Attempted { address, local, opened } in std::mem::take(&mut self.kernel.connects) {
+            let last = self.present.get(&address).copied();
+            // What comes out of a leaving socket's queue is routed by the table it left with.
+            let left = self.left.get(&local).copied().unwrap_or(u64::MAX);
+            assert!(
+                last.is_some_and(|last| last >= opened.min(left)),
+                "connects to {address}, which no table has had since the session opened"
+            );
+        }
+        for conn in std::mem::take(&mut self.kernel.established) {
+            let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, 0);
+            if self.quiet {
+                peer.quiet();
+            }
+            self.join(peer);
+        }
+        for (port, address, datagram) in std::mem::take(&mut self.kernel.sent_up) {
+            self.endpoint_hears(port, address, datagram);
+        }
+        self.check.replies += self.kernel.sent_down.drain(..).count() as u64;
+    }
+
+    // ---- The control thread ----
+
+    /// Compiles the configuration as it stands, takes sockets over, and applies the table.
+    fn apply_next(&mut self, next: Next) {
+        let table = match next {
+            Next::Drain(drain) => self.model.drain(drain),
+            Next::Model => {
+                // A TCP address that is being closed can't be bound yet; a UDP socket that only
+                // waits for its flows' ends comes back as it is.
+                let (kernel, leaving) = (&self.kernel, &self.leaving);
+                self.model.compile(|id| !leaving.contains(&id) || kernel.keeps_receiving(id))
+            }
+        };
+        for socket in &table.sockets {
+            let kept = self.leaving.remove(&socket.id);
+            if !kept && !self.in_force.contains(&socket.id) {
+                self.kernel.listen(socket.id, socket.transport, socket.address);
+            }
+        }
+        let ids: Vec<_> = table.sockets.iter().map(|socket| socket.id).collect();
+        self.leaving.extend(self.in_force.iter().filter(|id| !ids.contains(id)));
+        self.in_force = ids;
+        self.apply(Arc::new(table));
+    }
+
+    fn apply(&mut self, table: Arc<RoutingTable>) {
+        let now = self.kernel.now;
+        self.kernel.hit_all(Fault::TableSwap);
+        self.check.table_applied(&table);
+        for last in self.present.values_mut().filter(|last| **last == u64::MAX) {
+            *last = now;
+        }
+        for endpoint in table.backends.iter().flat_map(|backend| &backend.endpoints) {
+            self.present.insert(endpoint.address, u64::MAX);
+        }
+        for socket in &self.model.sockets {
+            if table.sockets.iter().any(|s| s.id == socket.id) {
+                self.left.remove(&socket.address);
+            } else {
+                self.left.entry(socket.address).or_insert(now);
+            }
+        }
+        self.proxy.apply(now, table, &mut self.ops);
+    }
+
+    // ---- Peers ----
+
+    fn after(&mut self, delay: u64, action: Action) {
+        self.sequence += 1;
+        self.actions.insert((self.kernel.now + delay, self.sequence), action);
+    }
+
+    fn act(&mut self) {
+        // A jump makes many actions due: some of them in this turn, the rest in the next.
+        for _ in 0..100 {
+            let Some(entry) = self.actions.first_entry() else { break };
+            if entry.key().0 > self.kernel.now {
+                break;
+            }
+            let action = entry.remove();
+            self.carry_on(action);
+        }
+    }
+
+    fn carry_on(&mut self, action: Action) {
+        match action {
+            Action::Arrive => {
+                // More than this many at once teach nothing new.
+                let crowded = self.actions.len() > 100;
+                for _ in 0..if crowded { 0 } else { self.rng.scale(1, 4) } {
+                    if self.rng.per_mille(self.habits.udp) {
+                        self.new_exchange();
+                    } else {
+                        self.new_client();
+                    }
+                }
+                let delay = self.rng.between(1, self.habits.arrivals);
+                self.after(delay, Action::Arrive);
+            }
+            Action::Peer(index) => {
+                let next = self.peers[index].step(&mut self.kernel, &mut self.rng);
+                if let Some(at) = next {
+                    self.after(at - self.kernel.now, Action::Peer(index));
+                }
+            }
+            Action::Send { left, mut datagram, pause } => {
+                self.kernel.client_sends(datagram);
+                datagram.number += 1;
+                if left > 1 {
+                    let delay = self.rng.between(1, pause);
+                    self.after(delay, Action::Send { left: left - 1, datagram, pause });
+                }
+            }
+            Action::Reply(port, datagram) => self.kernel.endpoint_sends(port, datagram),
+            Action::Unreachable(port) => self.kernel.endpoint_refuses(port),
+            Action::SwapTable => {
+                // Bursts coalesce while the worker has no time.
+                if self.next_table.is_none() {
+                    self.model.change(&mut self.rng);
+                    self.next_table = Some(Next::Model);
+                }
+                let delay = self.rng.between(1, self.habits.table_swaps);
+                self.after(delay, Action::SwapTable);
+            }
+            Action::ChangeEndpoint => {
+                let all: Vec<_> = self.model.endpoints().collect();
+                let (_, endpoint) = self.rng.pick(&all);
+                self.change_endpoint(endpoint.address);
+                let delay = self.rng.scale(100, 1_000_000);
+                self.after(delay, Action::ChangeEndpoint);
+            }
+        }
+    }
+
+    fn join(&mut self, peer: Peer) {
+        self.peers.push(peer);
+        let delay = self.rng.scale(1, 2_000);
+        self.after(delay, Action::Peer(self.peers.len() - 1));
+    }
+
+    fn change_endpoint(&mut self, address: SocketAddr) {
+        let mode = match self.rng.below(10) {
+            0..6 => EndpointMode::Accepts,
+            6 => EndpointMode::AcceptsAfter(self.rng.scale(1_000, 3_000_000)),
+            7 => EndpointMode::Refuses,
+            8 => EndpointMode::Silent,
+            _ => EndpointMode::Unreachable,
+        };
+        self.kernel.set_endpoint(address, mode);
+    }
+
+    /// A socket of this transport, listening or leaving or gone.
+    fn some_socket(&mut self, transport: Transport) -> (SocketId, Protocol, IpAddr) {
+        let of_kind = self.model.sockets.iter().filter(|s| s.transport() == transport);
+        let all: Vec<_> = of_kind.map(|s| (s.id, s.protocol, s.address.ip())).collect();
+        self.rng.pick(&all)
+    }
+
+    fn next_client(&mut self) -> SocketAddr {
+        self.clients += 1;
+        let [_, _, high, low] = self.clients.to_be_bytes();
+        SocketAddr::from(([198, 18, high, low], 10_000 + (self.clients % 50_000) as u16))
+    }
+
+    fn new_client(&mut self) {
+        let (socket, protocol, _) = self.some_socket(Transport::Tcp);
+        let address = self.next_client();
+        let prefix = match protocol {
+            Protocol::Tls => self.some_hello(),
+            Protocol::Tcp | Protocol::Udp => Vec::new(),
+        };
+        let window = self.rng.scale(4_096, 4 << 20);
+        let len = prefix.len() as u64;
+        let conn = self.kernel.peer_connect(socket, address, prefix, window);
+        self.check.client_connects(address, conn);
+        let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, len);
+        if self.quiet {
+            peer.quiet();
+        }
+        self.join(peer);
+    }
+
+    fn some_hello(&mut self) -> Vec<u8> {
+        let names = [Some("a.test"), Some("x.b.test"), Some("y.x.b.test"), Some("none.test"), None];
+        let name = self.rng.pick(&names);
+        let padding = self.rng.scale(1, 2_000) as u16;
+        let fragment = self.rng.scale(16, 4_096) as usize;
+        let mut hello = client_hello(name, padding, fragment);
+        match self.rng.below(20) {
+            0 => hello[0] = b'G',
+            1 => hello.truncate(self.rng.below(hello.len() as u64) as usize),
+            _ => {}
+        }
+        hello
+    }
+
+    fn new_exchange(&mut self) {
+        let (socket, _, ip) = self.some_socket(Transport::Udp);
+        let client = self.next_client();
+        let local: IpAddr =
+            if ip.is_unspecified() { [192, 0, 2, self.rng.between(1, 2) as u8].into() } else { ip };
+        let exchange = Exchange { socket, client, local };
+        self.exchanges += 1;
+        let count = if self.rng.per_mille(200) { self.rng.between(2, 64) as u32 } else { 1 };
+        let bytes = if self.rng.per_mille(20) { 0 } else { self.rng.scale(1, 1_200) as u32 };
+        let count = if bytes == 0 { 1 } else { count };
+        let datagram =
+            Datagram { exchange, number: 0, bytes: bytes * count, count, truncated: false };
+        let left = self.rng.scale(1, 30) as u32;
+        let pause = self.rng.scale(10, 500_000);
+        self.carry_on(Action::Send { left, datagram, pause });
+    }
+
+    fn endpoint_hears(&mut self, port: u32, address: SocketAddr, datagram: Datagram) {
+        let present = self.present.get(&address).copied().unwrap_or(0);
+        let lame_duck = u64::from(self.model.lame_duck) * 1_000;
+        let leaving = !self.in_force.contains(&datagram.exchange.socket);
+        assert!(
+            leaving || self.kernel.now <= present.saturating_add(lame_duck + 1_000),
+            "a flow feeds {address}, which left the table {} us ago",
+            self.kernel.now - present
+        );
+        match self.rng.below(20) {
+            0..4 => {}
+            4 => {
+                let delay = self.rng.scale(10, 1_000);
+                self.after(delay, Action::Unreachable(port));
+            }
+            habit => {
+                for _ in 0..if habit == 5 { 3 } else { 1 } {
+                    let late = self.rng.per_mille(200);
+                    let most = if late { self.habits.lateness } else { 2_000 };
+                    let delay = self.rng.scale(10, most);
+                    self.after(delay, Action::Reply(port, datagram));
+                }
+            }
+        }
+    }
+}
