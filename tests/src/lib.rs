@@ -10,6 +10,7 @@ pub mod hello;
 pub mod kernel;
 mod model;
 mod peers;
+pub mod real;
 pub mod rng;
 pub mod stream;
 pub mod tcp;

@@ -1,0 +1,149 @@
+//! Clients: sockets of the test, and real programs.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// A connection on which a read that hangs fails.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"));
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    stream
+}
+
+/// A UDP socket of its own port that talks only to `address`.
+pub fn udp_client(address: SocketAddr) -> UdpSocket {
+    let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("");
+    let socket = UdpSocket::bind(any).expect("binding");
+    socket.connect(address).expect("connecting");
+    socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    socket
+}
+
+/// Sends `bytes` and a FIN, and returns everything that came back.
+pub fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = connect(address);
+    stream.write_all(bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Whether the connection ends with a reset (and not with a FIN, and not with data).
+pub fn was_reset(stream: &mut TcpStream) -> bool {
+    stream.read_exact(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+}
+
+/// Whether the connection ends without a byte, by FIN or by reset.
+pub fn closed_without_a_byte(stream: &mut TcpStream) -> bool {
+    let closed = [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof];
+    stream.read_exact(&mut [0]).is_err_and(|error| closed.contains(&error.kind()))
+}
+
+/// Runs a program to its end and returns what it printed. It must succeed, within three minutes.
+pub fn program(name: &str, arguments: &[&str]) -> String {
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "180", name])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{name} {arguments:?}: {}\n{printed}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    printed
+}
+
+/// Bytes that look random and can be made again from the same seed, to compare a stream with what
+/// was sent as it arrives (xorshift64).
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    state: u64,
+    left: Vec<u8>,
+}
+
+impl Pattern {
+    pub fn new(seed: u64) -> Self {
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, left: Vec::new() }
+    }
+
+    /// The next `len` bytes.
+    pub fn take(&mut self, len: usize) -> Vec<u8> {
+        while self.left.len() < len {
+            self.state ^= self.state << 13;
+            self.state ^= self.state >> 7;
+            self.state ^= self.state << 17;
+            self.left.extend_from_slice(&self.state.to_le_bytes());
+        }
+        let rest = self.left.split_off(len);
+        std::mem::replace(&mut self.left, rest)
+    }
+
+    /// Sends the next `len` bytes.
+    pub fn send(&mut self, mut to: &TcpStream, len: u64) -> std::io::Result<()> {
+        let mut left = len;
+        while left > 0 {
+            let piece = usize::try_from(left.min(65_536)).expect("small");
+            to.write_all(&self.take(piece))?;
+            left -= piece as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads `len` bytes, each of which must be the next of the pattern.
+    pub fn expect(&mut self, mut from: &TcpStream, len: u64) -> std::io::Result<()> {
+        let mut bytes = vec![0; 65_536];
+        let mut at = 0;
+        while at < len {
+            let want = usize::try_from((len - at).min(65_536)).expect("small");
+            let got = from.read(&mut bytes[..want])?;
+            if got == 0 {
+                return Err(std::io::Error::other(format!("ended after {at} of {len} bytes")));
+            }
+            if bytes[..got] != self.take(got) {
+                return Err(std::io::Error::other(format!("wrong bytes after {at}")));
+            }
+            at += got as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A ClientHello of TLS 1.2 (RFC 5246, section 7.4.1.2) in one record, with a server name
+/// (RFC 6066, section 3) or without.
+pub fn client_hello(server_name: Option<&str>) -> Vec<u8> {
+    let mut extensions = Vec::new();
+    if let Some(name) = server_name {
+        let mut entry = vec![0];
+        prefixed(&mut entry, name.as_bytes());
+        let mut list = Vec::new();
+        prefixed(&mut list, &entry);
+        extensions.extend_from_slice(&[0, 0]);
+        prefixed(&mut extensions, &list);
+    }
+    // supported_groups: x25519
+    extensions.extend_from_slice(&[0, 10, 0, 4, 0, 2, 0, 29]);
+    let mut body = vec![3, 3];
+    body.extend_from_slice(&[7; 32]);
+    body.push(0);
+    // TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256; no compression
+    body.extend_from_slice(&[0, 2, 0xc0, 0x2f, 1, 0]);
+    prefixed(&mut body, &extensions);
+    let mut handshake = vec![1, 0];
+    prefixed(&mut handshake, &body);
+    let mut record = vec![22, 3, 1];
+    prefixed(&mut record, &handshake);
+    record
+}
+
+fn prefixed(to: &mut Vec<u8>, bytes: &[u8]) {
+    let len = u16::try_from(bytes.len()).expect("a short field");
+    to.extend_from_slice(&len.to_be_bytes());
+    to.extend_from_slice(bytes);
+}

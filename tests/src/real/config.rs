@@ -1,0 +1,45 @@
+//! Pieces of a configuration file.
+
+use std::net::SocketAddr;
+
+/// One listener, route and backend, all named `main`. `options` are the listener's.
+pub fn forward(
+    protocol: &str,
+    from: SocketAddr,
+    to: impl IntoIterator<Item = SocketAddr>,
+    options: &str,
+) -> String {
+    listener("main", protocol, from, options)
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", to, "")
+}
+
+/// `options`: further lines of the listener's table.
+pub fn listener(name: &str, protocol: &str, address: SocketAddr, options: &str) -> String {
+    format!(
+        "[[listeners]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\naddress = \"{address}\"\n\
+         {options}\n"
+    )
+}
+
+/// `options`: further lines of the route's table.
+pub fn route(name: &str, listener: &str, backends: &[(&str, u32)], options: &str) -> String {
+    let backends: Vec<_> = backends
+        .iter()
+        .map(|(name, weight)| format!("{{ name = \"{name}\", weight = {weight} }}"))
+        .collect();
+    format!(
+        "[[routes]]\nname = \"{name}\"\nlisteners = [\"{listener}\"]\nbackends = [{}]\n{options}\n",
+        backends.join(", ")
+    )
+}
+
+/// `options`: further lines of the backend's table.
+pub fn backend(
+    name: &str,
+    endpoints: impl IntoIterator<Item = SocketAddr>,
+    options: &str,
+) -> String {
+    let endpoints: Vec<_> = endpoints.into_iter().map(|address| format!("\"{address}\"")).collect();
+    format!("[[backends]]\nname = \"{name}\"\nendpoints = [{}]\n{options}\n", endpoints.join(", "))
+}

@@ -1,0 +1,301 @@
+//! `ringway run` as a child process.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Folder, binary, free_address, wait_for, wait_until};
+
+/// A running gateway. Killed when dropped; what it said is printed if the test has failed.
+#[derive(Debug)]
+pub struct Gateway {
+    child: Child,
+    folder: Folder,
+    pub admin: SocketAddr,
+    head: String,
+}
+
+/// How to start one.
+#[derive(Debug, Default)]
+pub struct Launch {
+    /// A program in front, with its arguments: `prlimit`, `setpriv`.
+    wrapper: Vec<String>,
+    one_worker: bool,
+    /// The access log goes to a pipe that is never read.
+    blocked_log: bool,
+}
+
+impl Launch {
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// One worker, where a test counts what is kept per worker. Else there are two.
+    pub fn one_worker(mut self) -> Self {
+        self.one_worker = true;
+        self
+    }
+
+    pub fn blocked_log(mut self) -> Self {
+        self.blocked_log = true;
+        self
+    }
+
+    /// Starts with `config` and what the fixture needs to look inside, and waits for `/readyz`.
+    pub fn start(self, config: &str) -> Gateway {
+        let folder = Folder::new();
+        let admin = free_address();
+        let cores = if self.one_worker { "[0]" } else { "[0, 1]" };
+        let mut head =
+            format!("admin = {{ address = \"{admin}\" }}\nworkers = {{ cores = {cores} }}\n");
+        if !self.blocked_log {
+            let log = folder.file("access.log");
+            writeln!(head, "access_log = {{ path = \"{}\" }}", log.display()).expect("a string");
+        }
+        let file = folder.write("ringway.toml", &format!("{head}{config}"));
+        // A copy that any user may run: the build folder may be closed to others.
+        let program = if self.wrapper.is_empty() { binary() } else { copy_of_binary(&folder) };
+        let words: Vec<_> =
+            self.wrapper.iter().cloned().chain([program.display().to_string()]).collect();
+        let child = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["run", "--config"])
+            .arg(&file)
+            .args(masked())
+            .stdin(Stdio::null())
+            .stdout(if self.blocked_log { Stdio::piped() } else { Stdio::null() })
+            .stderr(File::create(folder.file("stderr")).expect("a temporary file"))
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting {words:?}: {error}"));
+        let mut gateway = Gateway { child, folder, admin, head };
+        wait_until("the gateway is ready", || {
+            if let Some(status) = gateway.child.try_wait().expect("its status") {
+                panic!("the gateway ended at once: {status}");
+            }
+            gateway.get("/readyz").is_some_and(|(status, _)| status == 200)
+        });
+        gateway
+    }
+}
+
+/// `--without` for each feature named in `RINGWAY_WITHOUT`, as on an older kernel.
+fn masked() -> Vec<String> {
+    let names = std::env::var("RINGWAY_WITHOUT").unwrap_or_default();
+    names.split_whitespace().flat_map(|name| ["--without".into(), name.into()]).collect()
+}
+
+fn copy_of_binary(folder: &Folder) -> PathBuf {
+    let copy = folder.file("ringway");
+    std::fs::copy(binary(), &copy).expect("copying the binary");
+    copy
+}
+
+impl Gateway {
+    /// With two workers and nothing special.
+    pub fn start(config: &str) -> Self {
+        Launch::default().start(config)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What stands for `config` in the file, without a word to the gateway.
+    pub fn write(&self, config: &str) {
+        self.folder.write("ringway.toml", &format!("{}{config}", self.head));
+    }
+
+    /// The same without a rename, as some editors write.
+    pub fn write_in_place(&self, config: &str) {
+        let path = self.folder.file("ringway.toml");
+        std::fs::write(path, format!("{}{config}", self.head)).expect("writing the file");
+    }
+
+    /// Writes `config` and waits until a table made of it is in force on every worker.
+    pub fn reload(&self, config: &str) {
+        let generations = || self.metrics().series("ringway_table_generation");
+        let before = generations().into_iter().max();
+        self.write(config);
+        self.signal(Signal::SIGHUP);
+        wait_until("the new table is in force on every worker", || {
+            generations().into_iter().min() > before
+        });
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        kill(Pid::from_raw(pid), signal).expect("the gateway runs");
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("its status")
+    }
+
+    /// SIGTERM, and exit code 0 once everything has drained. Returns the whole access log.
+    pub fn stop(mut self) -> Vec<LogLine> {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// Waits for exit code 0. Returns the whole access log.
+    pub fn wait(&mut self) -> Vec<LogLine> {
+        let status = wait_for("the gateway's end", || self.ended());
+        assert!(status.success(), "the gateway ended with {status}");
+        self.log()
+    }
+
+    /// Status and body of a GET of the admin address; `None` if there was no answer.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.admin).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        let (status, text) = self.get("/metrics").expect("an answer to /metrics");
+        assert_eq!(status, 200);
+        Metrics::parse(&text)
+    }
+
+    /// What the gateway has said of itself.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.folder.file("stderr")).unwrap_or_default()
+    }
+
+    /// Every line of the access log that is there by now.
+    pub fn log(&self) -> Vec<LogLine> {
+        let text = std::fs::read_to_string(self.folder.file("access.log")).unwrap_or_default();
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(LogLine::parse).collect()
+    }
+
+    /// Waits until the log has `count` close lines or more, and returns them.
+    pub fn closes(&self, count: usize) -> Vec<LogLine> {
+        wait_for(&format!("{count} close lines in the access log"), || {
+            let mut lines = self.log();
+            lines.retain(|line| line.text("reason").is_some());
+            (lines.len() >= count).then_some(lines)
+        })
+    }
+
+    /// Waits for the only close line, checks its reason and returns it.
+    pub fn closed_for(&self, reason: &str) -> LogLine {
+        let mut lines = self.closes(1);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let line = lines.remove(0);
+        assert_eq!(line.text("reason"), Some(reason), "{line:?}");
+        line
+    }
+
+    /// Kilobytes of memory that the process has resident.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+    }
+
+    /// Clock ticks (of which a core has 100 a second) that the process has computed.
+    pub fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        let stat = stat.expect("the process runs");
+        // proc_pid_stat(5): the name may hold spaces, so count from the parenthesis behind it.
+        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+        let fields: Vec<_> = fields.split_whitespace().collect();
+        [11, 12].iter().map(|at| fields[*at].parse::<u64>().expect("utime, stime")).sum()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let stderr = self.stderr();
+            let tail: Vec<_> = stderr.lines().rev().take(30).collect();
+            eprintln!("---- what the gateway said ----");
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// One line of the access log.
+#[derive(Clone, Debug)]
+pub struct LogLine(serde_json::Value);
+
+impl LogLine {
+    fn parse(line: &str) -> Self {
+        let value = serde_json::from_str(line);
+        Self(value.unwrap_or_else(|error| panic!("not JSON: {error}: {line}")))
+    }
+
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.0.get(field)?.as_str()
+    }
+
+    pub fn number(&self, field: &str) -> u64 {
+        let value = self.0.get(field).and_then(serde_json::Value::as_u64);
+        value.unwrap_or_else(|| panic!("no number {field} in {}", self.0))
+    }
+
+    pub fn has(&self, field: &str) -> bool {
+        self.0.get(field).is_some()
+    }
+}
+
+/// One scrape.
+#[derive(Clone, Debug)]
+pub struct Metrics(Vec<(String, BTreeMap<String, String>, f64)>);
+
+impl Metrics {
+    /// The Prometheus text format, as far as it holds labels without commas, quotes and braces.
+    fn parse(text: &str) -> Self {
+        let samples = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let samples = samples.map(|line| {
+            let (series, value) = line.rsplit_once(' ').expect("a sample has a value");
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|label| {
+                let (key, value) = label.split_once('=')?;
+                Some((key.to_owned(), value.trim_matches('"').to_owned()))
+            });
+            let value = value.parse().unwrap_or_else(|_| panic!("not a number: {line}"));
+            (name.to_owned(), labels.collect(), value)
+        });
+        Self(samples.collect())
+    }
+
+    /// The sum of all series of that name that have these labels; 0 if there are none yet.
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let matching = self.0.iter().filter(|(series, has, _)| {
+            series == name
+                && labels.iter().all(|(key, value)| has.get(*key).is_some_and(|v| v == value))
+        });
+        matching.map(|(_, _, value)| whole(*value)).sum()
+    }
+
+    /// The values of all series of that name.
+    pub fn series(&self, name: &str) -> Vec<u64> {
+        let matching = self.0.iter().filter(|(series, ..)| series == name);
+        matching.map(|(_, _, value)| whole(*value)).collect()
+    }
+}
+
+/// Counters of a test are far below 2^52, so nothing is lost.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and small")]
+fn whole(value: f64) -> u64 {
+    value as u64
+}

@@ -1,0 +1,291 @@
+//! Real programs at both ends of the release binary: iperf3, Redis, PostgreSQL, a DNS server.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::{Daemon, Folder, Gateway, free_address, is_root, program, seconds};
+
+/// TCP and UDP listeners of one port number, forwarded to one port number.
+fn both(from: SocketAddr, to: SocketAddr, udp_options: &str) -> String {
+    listener("tcp", "TCP", from, "")
+        + &listener("udp", "UDP", from, udp_options)
+        + &route("tcp", "tcp", &[("main", 1)], "")
+        + &route("udp", "udp", &[("main", 1)], "")
+        + &backend("main", [to], "")
+}
+
+fn iperf3_server() -> (Daemon, SocketAddr) {
+    let address = free_address();
+    let mut command = Command::new("iperf3");
+    command.args(["-s", "-B", "127.0.0.1", "-p", &address.port().to_string()]);
+    (Daemon::start(address, &mut command), address)
+}
+
+fn iperf3(address: SocketAddr, arguments: &[&str]) -> serde_json::Value {
+    let (port, seconds) = (address.port().to_string(), seconds(30).to_string());
+    let always = ["-c", "127.0.0.1", "-p", &port, "-t", &seconds, "--json"];
+    let printed = program("iperf3", &[&always[..], arguments].concat());
+    let result: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    assert!(result.get("error").is_none(), "{}", result["error"]);
+    result
+}
+
+fn number(result: &serde_json::Value, pointer: &str) -> f64 {
+    let number = result.pointer(pointer).and_then(serde_json::Value::as_f64);
+    number.unwrap_or_else(|| panic!("no {pointer} in {result}"))
+}
+
+/// Both directions, with one stream and with eight. Each stream must have carried something: none
+/// may starve beside the others.
+#[test]
+fn iperf3_tcp() {
+    let (_server, endpoint) = iperf3_server();
+    let address = free_address();
+    let gateway = Gateway::start(&both(address, endpoint, ""));
+    for arguments in [&["-P1"][..], &["-P8"], &["-P1", "-R"], &["-P8", "-R"]] {
+        let result = iperf3(address, arguments);
+        let (sent, received) =
+            (number(&result, "/end/sum_sent/bytes"), number(&result, "/end/sum_received/bytes"));
+        eprintln!(
+            "iperf3 {}: {:.2} Gbit/s",
+            arguments.join(" "),
+            number(&result, "/end/sum_received/bits_per_second") / 1e9
+        );
+        // What is in flight at the end is not counted as received: buffers of each stream.
+        assert!(received > 0.0 && received <= sent && sent - received < 400e6, "{sent} {received}");
+        for stream in result["end"]["streams"].as_array().expect("streams") {
+            assert!(number(stream, "/receiver/bytes") > 1e6, "a stream starved: {stream}");
+        }
+    }
+    // Each test has one control connection and its streams.
+    let lines = gateway.closes(4 + 1 + 8 + 1 + 8);
+    assert_eq!(lines.len(), 22);
+}
+
+/// 1 Gbit/s through the same port number. Direct and through the gateway in turn, and up to three
+/// times, because what the machine itself loses differs from run to run.
+#[test]
+fn iperf3_udp_on_the_port_of_its_tcp() {
+    let (_server, endpoint) = iperf3_server();
+    let address = free_address();
+    let _gateway = Gateway::start(&both(address, endpoint, ""));
+    let lost = |address| {
+        let result = iperf3(address, &["-u", "-b", "1G", "-l", "1400"]);
+        let rate = number(&result, "/end/sum/bits_per_second") / 1e9;
+        let lost = number(&result, "/end/sum/lost_percent");
+        eprintln!("iperf3 -u to {address}: {rate:.3} Gbit/s, {lost:.3} % lost");
+        assert!(number(&result, "/end/sum/packets") > 1000.0);
+        lost
+    };
+    let as_good = |_| {
+        let direct = lost(endpoint);
+        lost(address) <= direct + 0.1
+    };
+    assert!((0..3).any(as_good), "the gateway loses datagrams");
+}
+
+#[test]
+fn redis_benchmark() {
+    let (folder, endpoint, address) = (Folder::new(), free_address(), free_address());
+    let port = endpoint.port().to_string();
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.arg("--dir").arg(folder.file(""));
+    let _server = Daemon::start(endpoint, &mut command);
+    let gateway = Gateway::start(&forward("TCP", address, [endpoint], ""));
+    let port = address.port().to_string();
+    let cli = |words: &[&str]| program("redis-cli", &[&["-p", &port][..], words].concat());
+
+    for pipeline in ["1", "16"] {
+        let keys = ["-n", "100000", "-c", "50", "-r", "1000", "-P", pipeline, "-t", "set,get"];
+        let printed = program("redis-benchmark", &[&["-p", &port][..], &keys, &["--csv"]].concat());
+        assert!(printed.contains("\"SET\"") && printed.contains("\"GET\""), "{printed}");
+        assert!(!printed.to_lowercase().contains("error"), "{printed}");
+    }
+    // 200,000 writes to 1,000 random keys leave none out.
+    assert_eq!(cli(&["DBSIZE"]).trim(), "1000");
+    let value = "v".repeat(100_000);
+    assert_eq!(cli(&["SET", "large", &value]).trim(), "OK");
+    assert_eq!(cli(&["GET", "large"]).trim(), value);
+    assert!(cli(&["INFO", "commandstats"]).contains("cmdstat_set:calls=200001,"));
+    let lines = gateway.closes(50);
+    assert!(lines.iter().all(|line| line.text("reason") == Some("client_fin")
+        || line.text("reason") == Some("client_reset")));
+}
+
+/// A PostgreSQL of our own in a temporary folder. It refuses to run as root.
+struct Postgres {
+    address: SocketAddr,
+    _daemon: Daemon,
+    _folder: Folder,
+}
+
+impl Postgres {
+    fn start() -> Self {
+        let (folder, address) = (Folder::new(), free_address());
+        let data = folder.file("data").display().to_string();
+        let programs = program("sh", &["-c", "ls -d /usr/lib/postgresql/*/bin | tail -1"]);
+        let programs = programs.trim();
+        let (initdb, postgres) = (format!("{programs}/initdb"), format!("{programs}/postgres"));
+        let initdb = [&initdb, "-D", &data, "-A", "trust", "-U", "postgres", "--no-sync"];
+        let user = as_postgres();
+        let words: Vec<&str> = user.iter().copied().chain(initdb).collect();
+        program(words[0], &words[1..]);
+        let port = address.port().to_string();
+        let sockets = folder.file("").display().to_string();
+        let mut words: Vec<&str> = user;
+        words.extend([&postgres, "-D", &data, "-p", &port, "-k", &sockets, "-F"]);
+        words.extend(["-c", "listen_addresses=127.0.0.1"]);
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        Self { address, _daemon: Daemon::start(address, &mut command), _folder: folder }
+    }
+}
+
+/// The words in front of a command that must not run as root.
+fn as_postgres() -> Vec<&'static str> {
+    if is_root() {
+        vec!["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
+    } else {
+        vec!["env", "--"]
+    }
+}
+
+#[test]
+fn pgbench() {
+    const CLIENTS: u64 = 8;
+    const TRANSACTIONS: u64 = 500;
+    let postgres = Postgres::start();
+    let address = free_address();
+    let gateway = Gateway::start(&forward("TCP", address, [postgres.address], ""));
+    let port = address.port().to_string();
+    let login = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
+    program("pgbench", &[&login[..], &["-i", "-s", "2", "-q", "postgres"]].concat());
+    let (clients, transactions) = (CLIENTS.to_string(), TRANSACTIONS.to_string());
+    // Not preceded by a vacuum, which would empty the history.
+    let load = ["-n", "-c", &clients, "-j", "2", "-t", &transactions];
+    for how in ["--protocol=simple", "--protocol=prepared", "--connect"] {
+        let printed = program("pgbench", &[&login[..], &load, &[how, "postgres"]].concat());
+        let processed = format!("processed: {0}/{0}", CLIENTS * TRANSACTIONS);
+        assert!(printed.contains(&processed), "{how}: {printed}");
+        assert!(printed.contains("number of failed transactions: 0 "), "{how}: {printed}");
+    }
+    // Every transaction adds one amount to an account, a branch and a teller, and notes it.
+    let sums = "select count(*), sum(delta) = (select sum(abalance) from pgbench_accounts) \
+                and sum(delta) = (select sum(bbalance) from pgbench_branches) \
+                and sum(delta) = (select sum(tbalance) from pgbench_tellers) from pgbench_history";
+    let printed = program("psql", &[&login[..], &["-AtX", "-c", sums, "postgres"]].concat());
+    assert_eq!(printed.trim(), format!("{}|t", 3 * CLIENTS * TRANSACTIONS));
+    let lines = gateway.closes(usize::try_from(CLIENTS * TRANSACTIONS).expect("small"));
+    assert!(lines.iter().all(|line| line.text("backend") == Some("main")));
+}
+
+/// `nsd` with one small zone, and the gateway before it on UDP and TCP.
+struct Dns {
+    address: SocketAddr,
+    gateway: Gateway,
+    folder: Folder,
+    _daemon: Daemon,
+}
+
+impl Dns {
+    fn start() -> Self {
+        let (folder, endpoint, address) = (Folder::new(), free_address(), free_address());
+        let here = folder.file("").display().to_string();
+        folder.write("zone", ZONE);
+        let config = format!(
+            "server:\n  ip-address: {}@{}\n  username: \"\"\n  zonesdir: \"{here}\"\n  \
+             database: \"\"\n  pidfile: \"{here}/pid\"\n  xfrdfile: \"\"\n  \
+             zonelistfile: \"{here}/zones\"\n  server-count: 1\n  tcp-count: 200\n  rrl-ratelimit: 0\n\
+             remote-control:\n  control-enable: no\n\
+             zone:\n  name: example.test\n  zonefile: zone\n",
+            endpoint.ip(),
+            endpoint.port()
+        );
+        let config = folder.write("nsd.conf", &config);
+        let daemon = Daemon::start(endpoint, Command::new("nsd").arg("-d").arg("-c").arg(config));
+        let gateway = Gateway::start(&both(address, endpoint, "responses = 1"));
+        Self { address, gateway, folder, _daemon: daemon }
+    }
+}
+
+const ZONE: &str = "$ORIGIN example.test.\n$TTL 60\n\
+    @ SOA ns hostmaster 1 3600 900 86400 60\n@ NS ns\nns A 192.0.2.1\n\
+    www A 192.0.2.80\nwww AAAA 2001:db8::80\n\
+    long TXT \"0123456789012345678901234567890123456789012345678901234567890123456789\"\n";
+
+#[test]
+fn dig_over_udp_and_tcp() {
+    let dns = Dns::start();
+    let port = dns.address.port().to_string();
+    for transport in ["+notcp", "+tcp"] {
+        let base = ["@127.0.0.1", "-p", &port, "+short", "+tries=3", transport];
+        let dig = |words: &[&str]| program("dig", &[&base[..], words].concat());
+        assert_eq!(dig(&["www.example.test", "A"]).trim(), "192.0.2.80");
+        assert_eq!(dig(&["www.example.test", "AAAA"]).trim(), "2001:db8::80");
+        assert!(dig(&["long.example.test", "TXT"]).contains("0123456789"));
+    }
+    let lines = dns.gateway.closes(6);
+    let reasons: Vec<_> = lines.iter().filter_map(|line| line.text("reason")).collect();
+    assert_eq!(reasons[..3], ["flow_answered"; 3]);
+    assert!(reasons[3..].iter().all(|reason| reason.ends_with("_fin")), "{reasons:?}");
+}
+
+#[test]
+fn dnsperf_loses_nothing() {
+    let dns = Dns::start();
+    let queries = "www.example.test A\nwww.example.test AAAA\nlong.example.test TXT\n\
+                   missing.example.test A\n";
+    let queries = dns.folder.write("queries", queries).display().to_string();
+    let (port, seconds) = (dns.address.port().to_string(), seconds(10).min(10).to_string());
+    for mode in ["udp", "tcp"] {
+        let base = ["-s", "127.0.0.1", "-p", &port, "-d", &queries, "-m", mode];
+        let load = ["-Q", "3000", "-c", "10", "-l", &seconds];
+        let printed = program("dnsperf", &[&base[..], &load].concat());
+        let line = |what: &str| {
+            let line = printed.lines().find(|line| line.trim_start().starts_with(what));
+            line.unwrap_or_else(|| panic!("no {what} in {printed}")).trim().to_owned()
+        };
+        let word = |line: &str, at| line.split_whitespace().nth(at).map(str::to_owned);
+        assert_eq!(word(&line("Queries lost:"), 2).as_deref(), Some("0"), "{mode}: {printed}");
+        let sent = word(&line("Queries sent:"), 2).expect("a number");
+        assert_eq!(word(&line("Queries completed:"), 2), Some(sent), "{mode}: {printed}");
+    }
+}
+
+/// A resolver sends A and AAAA from one socket, one behind the other.
+#[test]
+fn both_of_two_pipelined_queries_are_answered() {
+    let dns = Dns::start();
+    for round in 0..200_u16 {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("binding");
+        socket.connect(dns.address).expect("connecting");
+        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        let ids = [round * 2, round * 2 + 1];
+        socket.send(&query(ids[0], 1)).expect("sent");
+        socket.send(&query(ids[1], 28)).expect("sent");
+        let mut got = Vec::new();
+        for _ in 0..2 {
+            let mut answer = [0; 512];
+            let len = socket.recv(&mut answer).expect("both answers");
+            assert!(len > 12 && answer[7] == 1, "one record: {:?}", &answer[..len]);
+            got.push(u16::from_be_bytes([answer[0], answer[1]]));
+        }
+        got.sort_unstable();
+        assert_eq!(got, ids);
+    }
+}
+
+/// A query for www.example.test (RFC 1035, section 4).
+fn query(id: u16, kind: u8) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in ["www", "example", "test", ""] {
+        message.push(u8::try_from(label.len()).expect("a short label"));
+        message.extend_from_slice(label.as_bytes());
+    }
+    message.extend_from_slice(&[0, kind, 0, 1]);
+    message
+}

@@ -1,0 +1,387 @@
+//! The program itself: its commands, its log, and what it needs of the machine.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::{
+    Folder, Gateway, Launch, Server, binary, client_hello, connect, echo, exchange, free_address,
+    is_root, program, udp_client, wait_for, wait_until, was_reset,
+};
+
+fn ringway(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the binary")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn check_says_every_error_at_once() {
+    let folder = Folder::new();
+    let bad = "[[listeners]]\n\
+               name = \"a\"\n\
+               protocol = \"SCTP\"\n\
+               address = \"127.0.0.1\"\n\
+               colour = \"blue\"\n\
+               \n\
+               [[listeners]]\n\
+               name = \"b\"\n\
+               protocol = \"TCP\"\n\
+               address = \"127.0.0.1:7000\"\n\
+               idle_timeout = 5\n\
+               \n\
+               [[routes]]\n\
+               name = \"b\"\n\
+               listeners = [\"b\", \"nobody\"]\n\
+               backends = [{ name = \"absent\", weight = 2000000 }]\n";
+    let file = folder.write("bad.toml", bad).display().to_string();
+    let output = ringway(&["check", &file]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stdout) + &text(&output.stderr);
+    // The line of each fault, with some column, and the word in question.
+    let faults = [
+        (3, "protocol"),
+        (4, "address"),
+        (5, "colour"),
+        (11, "idle_timeout"),
+        (15, "nobody"),
+        (16, "absent"),
+        (16, "weight"),
+    ];
+    for (line, word) in faults {
+        let place = format!("{file}:{line}:");
+        let found = said.lines().any(|text| {
+            let Some(rest) = text.strip_prefix(&place) else { return false };
+            rest.starts_with(|first: char| first.is_ascii_digit()) && rest.contains(word)
+        });
+        assert!(found, "nothing of {word} in line {line}:\n{said}");
+    }
+
+    let good = forward("TCP", free_address(), [free_address()], "");
+    let file = folder.write("good.toml", &good).display().to_string();
+    let output = ringway(&["check", &file]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(ringway(&["check", "/nonexistent.toml"]).status.code(), Some(1));
+}
+
+#[test]
+fn run_refuses_a_bad_file() {
+    let folder = Folder::new();
+    let file = folder.write("bad.toml", "[[listeners]]\nname = 5\n").display().to_string();
+    let output = ringway(&["run", "--config", &file]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&format!("{file}:2:")), "{}", text(&output.stderr));
+}
+
+#[test]
+fn features_are_listed_and_can_be_masked() {
+    let output = ringway(&["features"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let listed = text(&output.stdout);
+    assert!(listed.lines().count() > 2, "{listed}");
+    let output = ringway(&["run", "--config", "/nonexistent.toml", "--without", "nonsense"]);
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("nonsense"), "{}", text(&output.stderr));
+}
+
+/// As container runtimes do it: a seccomp filter in front of io_uring_setup(2), whose number is the
+/// same on every architecture.
+const WITHOUT_IO_URING: &str = "
+import ctypes, os, struct, sys
+def instruction(code, yes, no, value): return struct.pack('HBBI', code, yes, no, value)
+program = (instruction(0x20, 0, 0, 0) + instruction(0x15, 0, 1, 425)
+    + instruction(0x06, 0, 0, 0x00050000 | int(sys.argv[1])) + instruction(0x06, 0, 0, 0x7fff0000))
+code = ctypes.create_string_buffer(program)
+filter = ctypes.create_string_buffer(struct.pack('HxxxxxxP', 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter, 0, 0) == 0
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
+/// Where io_uring is refused the error says so and what to change, and nothing is half started.
+#[test]
+fn refused_io_uring_is_one_clear_error() {
+    const EPERM: &str = "1";
+    const ENOSYS: &str = "38";
+    let folder = Folder::new();
+    let config = forward("TCP", free_address(), [free_address()], "");
+    let file = folder.write("ringway.toml", &config).display().to_string();
+    let binary = binary().display().to_string();
+    for (errno, word) in [(EPERM, "seccomp"), (ENOSYS, "io_uring")] {
+        let run = ["-c", WITHOUT_IO_URING, errno, &binary, "run", "--config", &file];
+        let output = Command::new("python3").args(run).output().expect("python3");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("io_uring") && said.contains(word), "{said}");
+        assert_eq!(said.matches("ringway: ").count(), 1, "one error: {said}");
+    }
+}
+
+/// A user with no rights at all, on ports of 1024 and above.
+#[test]
+fn runs_without_root() {
+    if !is_root() {
+        return; // Then every other test has shown it.
+    }
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let address = free_address();
+    let config = listener("tcp", "TCP", address, "")
+        + &listener("udp", "UDP", address, "")
+        + &route("tcp", "tcp", &[("tcp", 1)], "")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &backend("tcp", [tcp.address], "")
+        + &backend("udp", [udp.address], "");
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let wrapper = [&nobody[..], &["env", "-i"]].concat();
+    let gateway = Launch::default().under(&wrapper).start(&config);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid()));
+    let status = status.expect("the process runs");
+    assert!(status.contains("Uid:\t65534\t65534") && status.contains("CapEff:\t0000000000000000"));
+    let large = vec![7; 10_000_000];
+    let mut session = connect(address);
+    let mut writing = session.try_clone().expect("a descriptor");
+    let sent = large.clone();
+    let writer = std::thread::spawn(move || {
+        writing.write_all(&sent).expect("sent");
+        writing.shutdown(std::net::Shutdown::Write).expect("a FIN");
+    });
+    let mut back = Vec::new();
+    session.read_to_end(&mut back).expect("an echo");
+    writer.join().expect("no panic");
+    assert!(back == large);
+    let socket = udp_client(address);
+    socket.send(b"datagram").expect("sent");
+    let mut answer = [0; 16];
+    assert_eq!(socket.recv(&mut answer).expect("an echo"), 8);
+    gateway.stop();
+}
+
+/// The log goes to a pipe that nobody reads: traffic does not stop, lines are dropped and counted,
+/// and the process ends when it is told to.
+#[test]
+fn blocked_log_stops_nothing() {
+    let server = Server::udp_echo();
+    let (address, tcp) = (free_address(), Server::tcp(echo));
+    let config = forward("UDP", address, [server.address], "responses = 1")
+        + &listener("tcp", "TCP", address, "")
+        + &route("tcp", "tcp", &[("tcp", 1)], "")
+        + &backend("tcp", [tcp.address], "");
+    let mut gateway = Launch::default().blocked_log().start(&config);
+    let dropped = || gateway.metrics().value("ringway_log_lines_dropped_total", &[]);
+    // Every flow is a line; the queues before the pipe take some ten thousands of them.
+    let (mut flows, socket) = (0_u64, udp_client(address));
+    let mut answer = [0; 16];
+    while flows % 1000 != 0 || dropped() == 0 {
+        socket.send(b"question").expect("sent");
+        socket.recv(&mut answer).expect("an answer");
+        flows += 1;
+        assert!(flows < 1_000_000, "a million lines, and none was dropped");
+    }
+    eprintln!("{} of {flows} lines dropped", dropped());
+    for _ in 0..100 {
+        assert_eq!(exchange(address, b"goes on").expect("an echo"), b"goes on");
+    }
+    gateway.signal(Signal::SIGTERM);
+    let status = wait_for("the gateway's end", || gateway.ended());
+    assert!(status.success(), "{status}");
+}
+
+/// Every session and flow has one close line, whatever became of it, and the metrics agree.
+#[test]
+fn log_and_metrics_account_for_every_session() {
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let (address, tls, dead) = (free_address(), free_address(), free_address());
+    let config = listener("tcp", "TCP", address, "")
+        + &listener("udp", "UDP", address, "responses = 1")
+        + &listener("tls", "TLS", tls, "")
+        + &listener("dead", "TCP", dead, "")
+        + &route("tcp", "tcp", &[("tcp", 1)], "")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &route("tls", "tls", &[("tcp", 1)], "hostnames = [\"a.example.com\"]")
+        + &route("dead", "dead", &[("dead", 1)], "")
+        + &backend("tcp", [tcp.address], "")
+        + &backend("udp", [udp.address], "")
+        + &backend("dead", [free_address()], "");
+    let gateway = Gateway::start(&config);
+    for _ in 0..200 {
+        assert_eq!(exchange(address, b"counted").expect("an echo"), b"counted");
+        let (socket, mut answer) = (udp_client(address), [0; 16]);
+        socket.send(b"datagram").expect("sent");
+        socket.recv(&mut answer).expect("an echo");
+        let hello = client_hello(Some("a.example.com"));
+        assert_eq!(exchange(tls, &hello).expect("an echo"), hello);
+    }
+    // Few enough that none of these lines is held back.
+    for _ in 0..3 {
+        assert!(was_reset(&mut connect(dead)));
+    }
+    let lines = gateway.closes(603);
+    let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for line in &lines {
+        let name = line.text("listener").expect("a listener").to_owned();
+        let reason = line.text("reason").expect("a reason").to_owned();
+        *counts.entry((name, reason)).or_default() += 1;
+        for field in ["ts", "event", "protocol", "client", "local", "route", "backend", "worker"] {
+            assert!(line.has(field), "no {field}: {line:?}");
+        }
+        assert!(line.has("duration_ms"), "{line:?}");
+        assert_eq!(line.has("endpoint"), line.text("listener") != Some("dead"), "{line:?}");
+        assert!(line.text("client").is_some_and(|at| at.parse::<SocketAddr>().is_ok()));
+    }
+    let bytes = |name: &str, field: &str| -> u64 {
+        let of = lines.iter().filter(|line| line.text("listener") == Some(name));
+        of.map(|line| line.number(field)).sum()
+    };
+    assert_eq!((bytes("tcp", "bytes_up"), bytes("tcp", "bytes_down")), (1400, 1400));
+    assert_eq!((bytes("udp", "bytes_up"), bytes("udp", "bytes_down")), (1600, 1600));
+    let metrics = gateway.metrics();
+    for ((name, reason), count) in &counts {
+        let labels = [("listener", name.as_str()), ("reason", reason.as_str())];
+        let counted: u64 = [
+            "ringway_sessions_closed_total",
+            "ringway_sessions_refused_total",
+            "ringway_flows_closed_total",
+            "ringway_flows_refused_total",
+        ]
+        .iter()
+        .map(|metric| metrics.value(metric, &labels))
+        .sum();
+        assert_eq!(counted, *count, "{name} {reason}");
+    }
+    assert_eq!(metrics.value("ringway_connections_accepted_total", &[]), 403);
+    assert_eq!(metrics.value("ringway_sessions_active", &[]), 0);
+    assert_eq!(metrics.value("ringway_flows_active", &[]), 0);
+    for (listener, each) in [("tcp", 7), ("tls", client_hello(Some("a.example.com")).len() as u64)]
+    {
+        for side in ["client", "endpoint"] {
+            let labels = [("listener", listener), ("side", side)];
+            assert_eq!(metrics.value("ringway_relayed_bytes_total", &labels), 200 * each);
+        }
+    }
+    assert_eq!(gateway.stop().len(), 603, "a line came late or twice");
+}
+
+/// Sockets, pipes and descriptors are back where they were when sessions of all kinds are over.
+#[test]
+fn nothing_leaks() {
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let address = free_address();
+    let config = listener("tcp", "TCP", address, "")
+        + &listener("udp", "UDP", address, "responses = 1\nflow_timeout = \"1s\"")
+        + &route("tcp", "tcp", &[("tcp", 1)], "")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &backend("tcp", [tcp.address], "")
+        + &backend("udp", [udp.address], "");
+    let gateway = Gateway::start(&config);
+    let open = || {
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid()));
+        folder.expect("the process runs").count()
+    };
+    let round = || {
+        for at in 0..200 {
+            let mut session = connect(address);
+            session.write_all(&vec![1; 200_000]).expect("sent");
+            if at % 2 == 0 {
+                // Leaves with bytes under way in both directions.
+                let reset = Some(std::time::Duration::ZERO);
+                socket2::SockRef::from(&session).set_linger(reset).expect("SO_LINGER");
+            }
+            drop(session);
+            assert_eq!(exchange(address, b"clean").expect("an echo"), b"clean");
+            let _ = udp_client(address).send(b"?");
+        }
+        wait_until("all is over", || {
+            let metrics = gateway.metrics();
+            metrics.value("ringway_sessions_active", &[]) == 0
+                && metrics.value("ringway_flows_active", &[]) == 0
+                && metrics.value("ringway_pipes_used", &[]) == 0
+        });
+    };
+    // The first round opens what is pooled and kept.
+    round();
+    let before = open();
+    round();
+    round();
+    wait_until("all descriptors are closed", || open() <= before);
+}
+
+/// `ringway demo` as a child process, interrupted when dropped.
+struct Demo {
+    child: Child,
+    says: BufReader<ChildStdout>,
+}
+
+impl Demo {
+    /// Starts it on free ports and returns it with what it prints before it gets to work.
+    fn start() -> (Self, String) {
+        let mut command = Command::new(binary());
+        command.arg("demo");
+        for option in ["--tcp-port", "--udp-port", "--tls-port", "--admin-port"] {
+            command.args([option, &free_address().port().to_string()]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the binary");
+        let mut says = BufReader::new(child.stdout.take().expect("its output"));
+        let mut printed = String::new();
+        while !printed.contains("Ctrl-C ends the demo") {
+            let len = says.read_line(&mut printed).expect("its output");
+            assert!(len > 0, "the demo ended: {printed}");
+        }
+        (Self { child, says }, printed)
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Every command that it prints is tried as it stands, and answers as the line below it says.
+#[test]
+fn demo_keeps_its_word() {
+    let (mut demo, printed) = Demo::start();
+    let mut tried = 0;
+    let mut lines = printed.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(command) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else {
+            continue;
+        };
+        let mut promise = String::new();
+        while let Some(line) = lines.next_if(|line| line.starts_with("      ")) {
+            promise += line.trim_start();
+        }
+        // Typed by hand the line would come before the end of input by a while.
+        let typed = format!("(echo typed; sleep 1) | timeout 3 {command} 2>/dev/null || true");
+        let answer = wait_for(command, || {
+            let answer = program("sh", &["-c", &typed]);
+            (!answer.is_empty()).then_some(answer)
+        });
+        if let Some(quoted) = promise.split('"').nth(1) {
+            assert!(answer.contains(quoted), "{command} said {answer}");
+        }
+        if promise.contains("line") {
+            assert!(answer.contains("typed"), "{command} said {answer}");
+        }
+        if command.contains("metrics") {
+            assert!(answer.contains("ringway_sessions_opened_total"), "{answer}");
+        }
+        tried += 1;
+    }
+    assert_eq!(tried, 5, "{printed}");
+
+    let pid = Pid::from_raw(i32::try_from(demo.child.id()).expect("a process id"));
+    kill(pid, Signal::SIGINT).expect("the demo runs");
+    let status = wait_for("the demo's end", || demo.child.try_wait().expect("its status"));
+    assert_eq!(status.code(), Some(0));
+    let mut log = String::new();
+    demo.says.read_to_string(&mut log).expect("its output");
+    assert!(log.contains("server_name=\"a.demo.test\"") && log.contains("close"), "{log}");
+}

@@ -1,0 +1,478 @@
+//! TCP through the release binary: ends of all kinds, timeouts, limits, failing endpoints.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::{
+    Gateway, Launch, Pattern, Server, accept_full, connect, echo, exchange, free_address,
+    in_own_network, now, program, wait_until, was_reset,
+};
+use socket2::SockRef;
+
+/// A gateway with one TCP listener, and its address.
+fn forwarding(to: &Server, options: &str) -> (Gateway, SocketAddr) {
+    let address = free_address();
+    (Gateway::start(&forward("TCP", address, [to.address], options)), address)
+}
+
+/// A server whose connections go to the test, one after the other.
+fn handed_over() -> (Server, mpsc::Receiver<TcpStream>) {
+    let (give, take) = mpsc::channel();
+    let server = Server::tcp(move |stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let _ = give.send(stream);
+    });
+    (server, take)
+}
+
+fn abort(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+    drop(stream);
+}
+
+/// `nc -N` sends a FIN behind the last byte and waits for the answer, which the server gives only
+/// after that FIN.
+#[test]
+fn server_answers_after_the_clients_fin() {
+    let server = Server::tcp(|mut stream| {
+        let mut question = Vec::new();
+        stream.read_to_end(&mut question).expect("a question");
+        question.reverse();
+        stream.write_all(&question).expect("the answer is taken");
+    });
+    let (gateway, address) = forwarding(&server, "");
+    let command = format!("printf 'first to last' | nc -N 127.0.0.1 {}", address.port());
+    assert_eq!(program("sh", &["-c", &command]), "tsal ot tsrif");
+
+    let line = gateway.closed_for("client_fin");
+    assert_eq!((line.number("bytes_up"), line.number("bytes_down")), (13, 13));
+}
+
+/// The server ends first; what the client sends after that FIN arrives to the last byte.
+#[test]
+fn client_speaks_on_after_the_servers_fin() {
+    const AFTER: u64 = 3_000_001;
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "");
+    let mut client = connect(address);
+    let mut endpoint = accepted.recv().expect("a connection");
+    endpoint.write_all(b"that is all").expect("sent");
+    endpoint.shutdown(Shutdown::Write).expect("a FIN");
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).expect("the server's words");
+    assert_eq!(said, b"that is all");
+
+    let sender = std::thread::spawn(move || Pattern::new(1).send(&client, AFTER));
+    Pattern::new(1).expect(&endpoint, AFTER).expect("all of it");
+    assert_eq!(endpoint.read(&mut [0]).expect("a FIN"), 0);
+    sender.join().expect("no panic").expect("sent");
+    let line = gateway.closed_for("endpoint_fin");
+    assert_eq!((line.number("bytes_up"), line.number("bytes_down")), (AFTER, 11));
+}
+
+/// Large answers and their last byte, with the direction in splice mode when the FIN comes.
+#[test]
+fn last_byte_of_a_bulk_answer_is_intact() {
+    const LEN: u64 = 50_000_003;
+    let server = Server::tcp(|mut stream| {
+        let mut question = Vec::new();
+        stream.read_to_end(&mut question).expect("a question");
+        Pattern::new(2).send(&stream, LEN).expect("the answer is taken");
+    });
+    let (gateway, address) = forwarding(&server, "");
+    for _ in 0..3 {
+        let mut client = connect(address);
+        client.write_all(b"?").expect("sent");
+        client.shutdown(Shutdown::Write).expect("a FIN");
+        Pattern::new(2).expect(&client, LEN).expect("all of it");
+        assert_eq!(client.read(&mut [0]).expect("a FIN"), 0);
+    }
+    for line in gateway.closes(3) {
+        assert_eq!((line.number("bytes_up"), line.number("bytes_down")), (1, LEN));
+    }
+}
+
+#[test]
+fn server_speaks_first() {
+    let server = Server::tcp_tag("220 welcome\r\n");
+    let (_gateway, address) = forwarding(&server, "");
+    let mut greeting = String::new();
+    connect(address).read_to_string(&mut greeting).expect("a greeting");
+    assert_eq!(greeting, "220 welcome\r\n");
+}
+
+#[test]
+fn reset_by_the_client_reaches_the_endpoint() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "");
+    let mut client = connect(address);
+    let mut endpoint = accepted.recv().expect("a connection");
+    client.write_all(b"x").expect("sent");
+    endpoint.read_exact(&mut [0]).expect("the byte");
+    abort(client);
+    assert!(was_reset(&mut endpoint), "the endpoint saw no reset");
+    gateway.closed_for("client_reset");
+}
+
+#[test]
+fn reset_by_the_endpoint_reaches_the_client() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "");
+    let mut client = connect(address);
+    let mut endpoint = accepted.recv().expect("a connection");
+    endpoint.write_all(b"x").expect("sent");
+    client.read_exact(&mut [0]).expect("the byte");
+    abort(endpoint);
+    assert!(was_reset(&mut client), "the client saw no reset");
+    gateway.closed_for("endpoint_reset");
+}
+
+/// A reset that comes when one direction has ended already is still a reset on the other side.
+#[test]
+fn reset_after_a_half_close_is_a_reset() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "");
+    let mut client = connect(address);
+    client.shutdown(Shutdown::Write).expect("a FIN");
+    let mut endpoint = accepted.recv().expect("a connection");
+    assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
+    endpoint.write_all(b"x").expect("sent");
+    client.read_exact(&mut [0]).expect("the byte");
+    abort(endpoint);
+    assert!(was_reset(&mut client), "the client saw no reset");
+    gateway.closed_for("endpoint_reset");
+}
+
+#[test]
+fn ipv6_on_both_legs() {
+    let server = Server::tcp_at("[::1]:0".parse().expect("an address"), echo);
+    let address = SocketAddr::new("::1".parse().expect("an address"), free_address().port());
+    let gateway = Gateway::start(&forward("TCP", address, [server.address], ""));
+    assert_eq!(exchange(address, b"six").expect("an echo"), b"six");
+    let line = gateway.closed_for("client_fin");
+    assert!(line.text("client").expect("a client").starts_with("[::1]:"), "{line:?}");
+    assert_eq!(line.text("local"), Some(address.to_string().as_str()));
+}
+
+#[test]
+fn idle_session_ends_at_idle_timeout() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "idle_timeout = \"1s\"");
+    let mut client = connect(address);
+    let mut endpoint = accepted.recv().expect("a connection");
+    assert!(client.read(&mut [0]).map_or(true, |len| len == 0), "no byte was sent");
+    assert!(endpoint.read(&mut [0]).map_or(true, |len| len == 0), "no byte was sent");
+    gateway.closed_for("idle_timeout");
+}
+
+#[test]
+fn half_closed_session_ends_at_half_close_timeout() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "half_close_timeout = \"1s\"");
+    let client = connect(address);
+    client.shutdown(Shutdown::Write).expect("a FIN");
+    let mut endpoint = accepted.recv().expect("a connection");
+    assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
+    gateway.closed_for("half_close_timeout");
+}
+
+#[test]
+fn session_ends_at_its_lifetime_however_busy() {
+    let server = Server::tcp(echo);
+    let (gateway, address) = forwarding(&server, "max_lifetime = \"2s\"");
+    let mut client = connect(address);
+    let mut byte = [0];
+    while client.write_all(b"x").is_ok() && client.read(&mut byte).is_ok_and(|len| len == 1) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    gateway.closed_for("max_lifetime");
+}
+
+/// Writes until nothing is taken for a second.
+fn fill(stream: &TcpStream) {
+    stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+    let mut to = stream;
+    while to.write(&[7; 65_536]).is_ok() {}
+}
+
+#[test]
+fn client_that_will_not_read_is_closed() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "write_stall_timeout = \"1s\"");
+    let client = connect(address);
+    let endpoint = accepted.recv().expect("a connection");
+    fill(&endpoint);
+    gateway.closed_for("client_stalled");
+    drop(client);
+}
+
+#[test]
+fn endpoint_that_will_not_read_is_closed() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "write_stall_timeout = \"1s\"");
+    let client = connect(address);
+    let endpoint = accepted.recv().expect("a connection");
+    fill(&client);
+    gateway.closed_for("endpoint_stalled");
+    drop(endpoint);
+}
+
+#[test]
+fn endpoint_that_does_not_answer_ends_at_connect_timeout() {
+    let (silent, _kept) = accept_full();
+    let address = free_address();
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [silent], "connect_timeout = \"1s\"\nconnect_attempts = 1");
+    let gateway = Gateway::start(&config);
+    assert!(was_reset(&mut connect(address)));
+    gateway.closed_for("connect_timeout");
+    let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
+    assert_eq!(failures, 1);
+}
+
+/// Of three endpoints two are dead; every client is served by the third.
+#[test]
+fn another_endpoint_is_tried_when_connecting_fails() {
+    let server = Server::tcp(echo);
+    let (address, dead) = (free_address(), [free_address(), free_address()]);
+    let gateway = Gateway::start(&forward("TCP", address, [dead[0], server.address, dead[1]], ""));
+    for _ in 0..30 {
+        assert_eq!(exchange(address, b"anyone").expect("an echo"), b"anyone");
+    }
+    for line in gateway.closes(30) {
+        assert_eq!(line.text("endpoint"), Some(server.address.to_string().as_str()));
+    }
+    assert!(gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]) > 0);
+}
+
+#[test]
+fn client_is_reset_when_all_endpoints_are_dead() {
+    let address = free_address();
+    let dead = [free_address(), free_address()];
+    let gateway = Gateway::start(&forward("TCP", address, dead, ""));
+    assert!(was_reset(&mut connect(address)));
+    gateway.closed_for("connect_failed");
+    let metrics = gateway.metrics();
+    assert_eq!(metrics.value("ringway_sessions_refused_total", &[("reason", "connect_failed")]), 1);
+}
+
+/// A backend without endpoints keeps its share and rejects it.
+#[test]
+fn backend_without_endpoints_rejects_its_share() {
+    let server = Server::tcp_tag("a");
+    let address = free_address();
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("full", 3), ("empty", 1)], "")
+        + &backend("full", [server.address], "")
+        + &backend("empty", [], "");
+    let gateway = Launch::default().one_worker().start(&config);
+    let (mut served, mut reset) = (0, 0);
+    for _ in 0..100 {
+        let mut said = String::new();
+        match connect(address).read_to_string(&mut said) {
+            Ok(_) => served += u32::from(said == "a"),
+            Err(_) => reset += 1,
+        }
+    }
+    assert_eq!((served, reset), (75, 25));
+    let refused = [("reason", "no_endpoint")];
+    assert_eq!(gateway.metrics().value("ringway_sessions_refused_total", &refused), 25);
+}
+
+#[test]
+fn route_with_all_weights_zero_refuses_all() {
+    let server = Server::tcp_tag("a");
+    let address = free_address();
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("a", 0)], "")
+        + &backend("a", [server.address], "");
+    let gateway = Gateway::start(&config);
+    assert!(was_reset(&mut connect(address)));
+    gateway.closed_for("no_backend");
+    assert_eq!(server.served(), 0);
+}
+
+#[test]
+fn sessions_above_a_listeners_limit_are_refused_and_counted() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = forward("TCP", address, [server.address], "max_sessions = 10");
+    refuses_above(10, &config, address, "listener_limit");
+}
+
+#[test]
+fn sessions_above_the_workers_limit_are_refused_and_counted() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let limits = "[limits]\nsessions = 10\n";
+    let config = forward("TCP", address, [server.address], "") + limits;
+    refuses_above(10, &config, address, "session_limit");
+}
+
+fn refuses_above(limit: usize, config: &str, address: SocketAddr, reason: &str) {
+    let gateway = Launch::default().one_worker().start(config);
+    let mut kept: Vec<_> = (0..limit).map(|_| connect(address)).collect();
+    for client in &mut kept {
+        client.write_all(b"x").expect("sent");
+        client.read_exact(&mut [0]).expect("an echo");
+    }
+    for _ in 0..5 {
+        assert!(was_reset(&mut connect(address)), "one more than {limit} was let in");
+    }
+    let refused =
+        || gateway.metrics().value("ringway_sessions_refused_total", &[("reason", reason)]);
+    assert_eq!(refused(), 5);
+    // There is room again once one has left.
+    drop(kept.pop());
+    wait_until("a session's end", || {
+        gateway.metrics().value("ringway_sessions_active", &[]) < limit as u64
+    });
+    assert_eq!(exchange(address, b"again").expect("an echo"), b"again");
+    assert_eq!(refused(), 5);
+}
+
+/// Two thousand sessions to one endpoint from an own network with 1,000 source ports.
+#[test]
+fn source_ports_that_run_out_are_a_local_limit() {
+    in_own_network(|| {
+        program("sysctl", &["-qw", "net.ipv4.ip_local_port_range=40000 40099"]);
+        let (server, accepted) = handed_over();
+        let (gateway, address) = forwarding(&server, "");
+        // Clients choose their own ports, outside that range.
+        let client = |port: u16| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+                .expect("a socket");
+            socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("a port");
+            socket.connect(&address.into()).expect("connecting");
+            let stream = TcpStream::from(socket);
+            stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+            stream
+        };
+        let mut clients: Vec<_> = (0..150).map(|at| client(50_000 + at)).collect();
+        let reason = [("reason", "local_limit")];
+        let refused = || gateway.metrics().value("ringway_sessions_refused_total", &reason);
+        wait_until("150 sessions are given or refused", || {
+            gateway.metrics().value("ringway_sessions_active", &[]) + refused() == 150
+        });
+        assert!(refused() >= 50, "{} refused of 150 with 100 ports", refused());
+        clients.clear();
+        drop(accepted);
+        drop(server);
+        gateway.closes(150);
+    });
+}
+
+/// With too few descriptors the gateway stops accepting for a while and not for good, and does not
+/// spin over it.
+#[test]
+fn accepting_resumes_after_descriptors_ran_out() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let limits = "[limits]\nsessions = 1024\nflows = 64\nbuffers = 16\npipes = 16\n";
+    let config = forward("TCP", address, [server.address], "") + limits;
+    let gateway = Launch::default().under(&["prlimit", "--nofile=200:200"]).start(&config);
+    let clients: Vec<_> = (0..300).map(|_| connect(address)).collect();
+    let pauses = || gateway.metrics().value("ringway_accept_pauses_total", &[]);
+    wait_until("accepting pauses", || pauses() > 0);
+    let (start, before) = (now(), gateway.ticks());
+    std::thread::sleep(Duration::from_secs(2));
+    let available = start.elapsed().as_secs() * 100;
+    let used = gateway.ticks() - before;
+    assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
+    drop(clients);
+    for _ in 0..20 {
+        wait_until("clients are served again", || {
+            exchange(address, b"again").is_ok_and(|echo| echo == b"again")
+        });
+    }
+    wait_until("all sessions are over", || {
+        gateway.metrics().value("ringway_sessions_active", &[]) == 0
+    });
+}
+
+/// Nine thousand idle sessions: all alive, and under 512 bytes of user memory each. They are held
+/// by a process of their own, because each end needs a descriptor.
+#[test]
+fn nine_thousand_idle_sessions_are_cheap_and_alive() {
+    const SESSIONS: usize = 9_000;
+    let mut holder = Holder::start();
+    let address = free_address();
+    let config =
+        forward("TCP", address, [holder.address], "") + "[limits]\nsessions = 9500\nflows = 64\n";
+    let gateway = Gateway::start(&config);
+    // The first session's costs are not those of a session: code and tables are touched.
+    drop(connect(address));
+    gateway.closes(1);
+    let before = gateway.resident();
+    let mut clients: Vec<_> = (0..SESSIONS).map(|_| connect(address)).collect();
+    wait_until("all sessions are there", || {
+        gateway.metrics().value("ringway_sessions_active", &[]) == SESSIONS as u64
+    });
+    holder.wait_for(SESSIONS + 1);
+    let each = (gateway.resident() - before) * 1024 / SESSIONS as u64;
+    eprintln!("{each} bytes of user memory for each of {SESSIONS} idle sessions");
+    assert!(each < 512, "{each} bytes for each idle session");
+
+    holder.greet();
+    for client in &mut clients {
+        let mut word = [0; 5];
+        client.read_exact(&mut word).expect("the greeting");
+        assert_eq!(&word, b"hello");
+    }
+    drop(clients);
+    drop(holder);
+    wait_until("all sessions are over", || {
+        gateway.metrics().value("ringway_sessions_active", &[]) == 0
+    });
+}
+
+/// The helper program `hold`: accepts connections and keeps them.
+struct Holder {
+    child: Child,
+    address: SocketAddr,
+    says: std::io::BufReader<std::process::ChildStdout>,
+}
+
+impl Holder {
+    fn start() -> Self {
+        use std::io::BufRead as _;
+
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hold"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the helper");
+        let mut says = std::io::BufReader::new(child.stdout.take().expect("its output"));
+        let mut line = String::new();
+        says.read_line(&mut line).expect("its address");
+        Self { child, address: line.trim().parse().expect("an address"), says }
+    }
+
+    /// Until it has accepted so many.
+    fn wait_for(&mut self, count: usize) {
+        use std::io::BufRead as _;
+
+        let mut line = String::new();
+        let ask = self.child.stdin.as_mut().expect("its input");
+        writeln!(ask, "{count}").expect("asked");
+        self.says.read_line(&mut line).expect("an answer");
+        assert_eq!(line.trim(), count.to_string());
+    }
+
+    /// Has it say `hello` on all that are open.
+    fn greet(&mut self) {
+        writeln!(self.child.stdin.as_mut().expect("its input"), "hello").expect("asked");
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,229 @@
+//! TLS by server name through the release binary: OpenSSL's servers and clients, and curl.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Daemon, Folder, Gateway, Server, client_hello, closed_without_a_byte, connect, free_address,
+    program,
+};
+
+/// `openssl s_server` that serves the file `who`, in which its own name stands.
+struct TlsServer {
+    address: SocketAddr,
+    _daemon: Daemon,
+    _folder: Folder,
+}
+
+impl TlsServer {
+    fn start(name: &str) -> Self {
+        let folder = Folder::new();
+        let address = free_address();
+        certificate(&folder.file("key.pem"), &folder.file("cert.pem"));
+        folder.write("who", name);
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-quiet", "-WWW", "-key", "key.pem", "-cert", "cert.pem"]);
+        command.args(["-accept", &address.to_string()]).current_dir(folder.file(""));
+        Self { address, _daemon: Daemon::start(address, &mut command), _folder: folder }
+    }
+}
+
+fn certificate(key: &Path, certificate: &Path) {
+    let (key, certificate) = (key.display().to_string(), certificate.display().to_string());
+    let subject = ["-subj", "/CN=test", "-days", "2", "-nodes", "-x509"];
+    let kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    let files = ["-keyout", &key, "-out", &certificate];
+    program("openssl", &[&["req"], &kind[..], &subject, &files].concat());
+}
+
+/// Who answers curl under this server name.
+fn who(server_name: &str, address: SocketAddr) -> String {
+    let port = address.port();
+    let resolve = format!("{server_name}:{port}:{}", address.ip());
+    let url = format!("https://{server_name}:{port}/who");
+    program("curl", &["-sSk", "--http1.0", "--noproxy", "*", "--resolve", &resolve, &url])
+}
+
+/// Answers every connection with `tag`, once something has come.
+fn tagged(tag: &'static str) -> Server {
+    Server::tcp(move |mut stream| {
+        let mut bytes = [0; 4096];
+        if stream.read(&mut bytes).is_ok_and(|len| len > 0) {
+            let _ = stream.write_all(tag.as_bytes());
+        }
+    })
+}
+
+/// What comes back for a ClientHello with this name; empty if the connection is closed.
+fn answer(address: SocketAddr, server_name: Option<&str>) -> String {
+    let mut stream = connect(address);
+    stream.write_all(&client_hello(server_name)).expect("sent");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn openssl_and_curl_reach_the_backend_of_their_name() {
+    let (a, b) = (TlsServer::start("a"), TlsServer::start("b"));
+    let address = free_address();
+    let config = listener("tls", "TLS", address, "")
+        + &route("a", "tls", &[("a", 1)], "hostnames = [\"a.example.com\"]")
+        + &route("b", "tls", &[("b", 1)], "hostnames = [\"b.example.com\"]")
+        + &backend("a", [a.address], "")
+        + &backend("b", [b.address], "");
+    let gateway = Gateway::start(&config);
+    for _ in 0..5 {
+        assert_eq!(who("a.example.com", address), "a");
+        assert_eq!(who("b.example.com", address), "b");
+        assert_eq!(who("A.EXAMPLE.com", address), "a");
+    }
+    let get = format!(
+        "printf 'GET /who HTTP/1.0\\r\\n\\r\\n' | \
+         openssl s_client -quiet -connect {address} -servername b.example.com 2>&1"
+    );
+    let printed = program("sh", &["-c", &get]);
+    assert!(printed.ends_with("\r\n\r\nb"), "{printed}");
+    for line in gateway.closes(16) {
+        let name = line.text("server_name").expect("a name").to_ascii_lowercase();
+        assert_eq!(name, format!("{}.example.com", line.text("backend").expect("a backend")));
+    }
+}
+
+/// FIN or RST, and not an alert, which would claim that the gateway speaks TLS.
+#[test]
+fn unknown_and_missing_names_are_closed_without_an_alert() {
+    let server = tagged("never");
+    let address = free_address();
+    let config = listener("tls", "TLS", address, "")
+        + &route("a", "tls", &[("a", 1)], "hostnames = [\"a.example.com\"]")
+        + &backend("a", [server.address], "");
+    let gateway = Gateway::start(&config);
+    for name in [Some("unknown.example.com"), Some("example.com"), None] {
+        let mut stream = connect(address);
+        stream.write_all(&client_hello(name)).expect("sent");
+        assert!(closed_without_a_byte(&mut stream), "{name:?} got an answer");
+    }
+    let attempt = format!(
+        "openssl s_client -msg -connect {address} -servername other.example.com </dev/null 2>&1 \
+         || true"
+    );
+    let printed = program("sh", &["-c", &attempt]);
+    assert!(printed.contains(">>> TLS"), "{printed}");
+    assert!(!printed.contains("<<< TLS"), "the gateway answered: {printed}");
+
+    let lines = gateway.closes(4);
+    let names: Vec<_> = lines.iter().map(|line| line.text("server_name")).collect();
+    let expected =
+        [Some("unknown.example.com"), Some("example.com"), None, Some("other.example.com")];
+    assert_eq!(names, expected);
+    assert!(lines.iter().all(|line| line.text("reason") == Some("unknown_server_name")));
+    let reason = [("reason", "unknown_server_name")];
+    assert_eq!(gateway.metrics().value("ringway_sessions_refused_total", &reason), 4);
+    assert_eq!(server.served(), 0);
+}
+
+#[test]
+fn exact_name_beats_the_longest_wildcard() {
+    let tags = ["exact", "short", "long", "rest"];
+    let servers = tags.map(tagged);
+    let address = free_address();
+    let hostnames = [
+        "hostnames = [\"db.example.com\"]",
+        "hostnames = [\"*.example.com\"]",
+        "hostnames = [\"*.eu.example.com\"]",
+        "",
+    ];
+    let mut config = listener("tls", "TLS", address, "");
+    for ((tag, server), hostnames) in tags.iter().zip(&servers).zip(hostnames) {
+        config += &route(tag, "tls", &[(tag, 1)], hostnames);
+        config += &backend(tag, [server.address], "");
+    }
+    let _gateway = Gateway::start(&config);
+    assert_eq!(answer(address, Some("db.example.com")), "exact");
+    assert_eq!(answer(address, Some("DB.Example.Com")), "exact");
+    assert_eq!(answer(address, Some("x.example.com")), "short");
+    assert_eq!(answer(address, Some("y.x.example.com")), "short");
+    assert_eq!(answer(address, Some("x.eu.example.com")), "long");
+    assert_eq!(answer(address, Some("y.x.eu.example.com")), "long");
+    assert_eq!(answer(address, Some("eu.example.com")), "short");
+    assert_eq!(answer(address, Some("example.com")), "rest");
+    assert_eq!(answer(address, Some("example.org")), "rest");
+    assert_eq!(answer(address, None), "rest");
+}
+
+/// Only the routes of the most specific listener count, even where none of them matches.
+#[test]
+fn listeners_with_different_hostnames_share_a_port() {
+    let (wide, narrow) = (tagged("wide"), tagged("narrow"));
+    let address = free_address();
+    let config = listener("wide", "TLS", address, "hostname = \"*.example.com\"")
+        + &listener("narrow", "TLS", address, "hostname = \"db.example.com\"")
+        + &route("wide", "wide", &[("wide", 1)], "")
+        + &route("narrow", "narrow", &[("narrow", 1)], "")
+        + &backend("wide", [wide.address], "")
+        + &backend("narrow", [narrow.address], "");
+    let gateway = Gateway::start(&config);
+    assert_eq!(answer(address, Some("web.example.com")), "wide");
+    assert_eq!(answer(address, Some("db.example.com")), "narrow");
+    assert_eq!(answer(address, Some("db.example.org")), "");
+    assert_eq!(answer(address, None), "");
+    let lines = gateway.closes(4);
+    let listeners: Vec<_> = lines.iter().map(|line| line.text("listener")).collect();
+    assert_eq!(listeners, [Some("wide"), Some("narrow"), None, None]);
+}
+
+/// The bytes that were read to find the name reach the backend unchanged and once.
+#[test]
+fn hello_in_single_bytes_arrives_unchanged() {
+    let hello = client_hello(Some("a.example.com"));
+    let len = hello.len();
+    let server = Server::tcp(move |mut stream| {
+        let mut bytes = vec![0; len];
+        stream.read_exact(&mut bytes).expect("the hello");
+        stream.write_all(&bytes).expect("sent back");
+    });
+    let address = free_address();
+    let config = listener("tls", "TLS", address, "")
+        + &route("a", "tls", &[("a", 1)], "hostnames = [\"a.example.com\"]")
+        + &backend("a", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let mut stream = connect(address);
+    stream.set_nodelay(true).expect("an option");
+    for byte in &hello {
+        stream.write_all(&[*byte]).expect("sent");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).expect("an answer");
+    assert_eq!(back, hello);
+    drop(stream);
+    let lines = gateway.closes(1);
+    assert_eq!(lines[0].number("bytes_up"), len as u64);
+}
+
+#[test]
+fn client_without_a_hello_is_closed() {
+    let server = tagged("never");
+    let address = free_address();
+    let config = listener("tls", "TLS", address, "hello_timeout = \"1s\"")
+        + &route("a", "tls", &[("a", 1)], "")
+        + &backend("a", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let mut silent = connect(address);
+    assert!(closed_without_a_byte(&mut silent));
+    let mut slow = connect(address);
+    slow.write_all(&client_hello(Some("a.example.com"))[..20]).expect("sent");
+    assert!(closed_without_a_byte(&mut slow));
+    let mut other = connect(address);
+    other.write_all(b"GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\n").expect("sent");
+    assert!(closed_without_a_byte(&mut other));
+
+    let lines = gateway.closes(3);
+    let reasons: Vec<_> = lines.iter().map(|line| line.text("reason").expect("a reason")).collect();
+    assert_eq!(reasons, ["hello_timeout", "hello_timeout", "hello_invalid"]);
+    assert_eq!(server.served(), 0);
+}
