@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use config_sync::routing::{Hosts, Limits, Socket, SocketId, SocketOptions, Transport};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Kind, Mode, Op, Side, Stop, Token};
 use ringway::ring::{Features, Ring, Turn, sockets};
@@ -51,6 +52,9 @@ impl Driver {
     }
 
     pub(crate) fn with(limits: Limits, company: Company) -> Self {
+        // Both ends of every connection are in this process.
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
         let theirs = std::os::fd::AsFd::as_fd(&wake).try_clone_to_owned().unwrap();
         let counters = Arc::new(Counters::new());
