@@ -11,6 +11,7 @@ use ringway::proxy::record::{CloseReason, Record, SessionRecord};
 
 use crate::coverage::Fault;
 use crate::kernel::{Kernel, Turn};
+use crate::model::backend_of;
 use crate::tcp::{Conn, ConnId};
 
 #[derive(Debug)]
@@ -126,6 +127,9 @@ impl Check {
         assert_eq!(record.closed, kernel.now, "logged at another time than it happened");
         if reason == CloseReason::SessionLimit {
             kernel.hit_all(Fault::SlabFull);
+        }
+        if let (Some(backend), Some(endpoint)) = (record.backend, record.endpoint) {
+            assert_eq!(backend_of(endpoint), backend, "an endpoint of another backend: {record:?}");
         }
         if record.udp {
             // A datagram that began no flow is counted as a drop, not as a close.

@@ -13,7 +13,7 @@ use ringway::proxy::op::{Event, Kind, Op, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};
 use crate::rng::Rng;
-use crate::tcp::{Attempted, Conn, ConnId, EndpointMode, Session};
+use crate::tcp::{Conn, ConnId, EndpointMode, Session};
 use crate::udp::{Datagram, HeldBuffer, Upstream};
 
 /// The events of one turn of the worker's loop, and the bytes that `Peeked` refers to.
@@ -80,6 +80,8 @@ pub(crate) struct Listening {
     /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
     pub(crate) handshakes: u32,
     pub(crate) backlog: VecDeque<ConnId>,
+    /// When it last stopped because the machine lacked something, microseconds.
+    pub(crate) stopped: u64,
     /// When accepting may be asked for again after files or memory ran out, microseconds.
     pub(crate) pause_until: u64,
     pub(crate) received: VecDeque<Datagram>,
@@ -113,8 +115,8 @@ pub struct Kernel {
     pub trace: bool,
     /// Endpoint-side connections that were established since this was last drained.
     pub established: Vec<ConnId>,
-    /// Connection attempts since this was last drained.
-    pub connects: Vec<Attempted>,
+    /// Where connections were attempted to since this was last drained.
+    pub connects: Vec<SocketAddr>,
     /// Datagrams that endpoints were sent: by which upstream socket, to which address.
     pub sent_up: Vec<(u32, SocketAddr, Datagram)>,
     /// Datagrams that clients were sent.
@@ -142,6 +144,9 @@ pub struct Kernel {
     queue: BTreeMap<(u64, u64), Pending>,
     sequence: u64,
 }
+
+/// A listening socket that the machine lacked something for is tried again within this.
+const LONGEST_PAUSE: u64 = 150_000;
 
 impl Kernel {
     pub fn new(seed: u64, limits: Limits, faults: Faults) -> Self {
@@ -185,6 +190,7 @@ impl Kernel {
             ending: false,
             handshakes: 0,
             backlog: VecDeque::new(),
+            stopped: 0,
             pause_until: 0,
             received: VecDeque::new(),
         };
@@ -262,6 +268,17 @@ impl Kernel {
         self.check_half_closes();
         self.open_failed.clear();
         self.turn += 1;
+    }
+
+    /// What has stopped by itself goes on: at once, or, where the machine lacked something, soon.
+    pub fn check_armed(&self) {
+        for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending) {
+            let resting = self.now < socket.stopped + LONGEST_PAUSE;
+            assert!(socket.armed || resting, "stopped for good: {id:?}");
+        }
+        for upstream in self.upstreams.values() {
+            assert!(upstream.is_receiving(), "stopped for good: {:?}", upstream.token);
+        }
     }
 
     /// Nothing of the proxy's is left: no descriptor, pipe, buffer, nor anything in flight.
@@ -342,7 +359,10 @@ impl Kernel {
             socket.armed = false;
             let why = exhausted.then(|| self.rng.pick(&[Why::NoFiles, Why::NoMemory]));
             // The proxy pauses 100 ms; a kernel that is asked at once again would fail at once.
-            socket.pause_until = if exhausted { self.now + 50_000 } else { 0 };
+            if exhausted {
+                socket.stopped = self.now;
+                socket.pause_until = self.now + 50_000;
+            }
             self.hit_sessions(Fault::AcceptStopped);
             self.event(token, Event::Stopped { why }, turn);
             return;

@@ -6,9 +6,10 @@
 
 mod check;
 pub mod coverage;
+pub mod fake;
 pub mod hello;
 pub mod kernel;
-mod model;
+pub mod model;
 mod peers;
 pub mod real;
 pub mod rng;

@@ -52,7 +52,7 @@ pub struct ModelBackend {
     connect_attempts: u8,
 }
 
-/// Every endpoint has one of these ports, so its behaviour can be told apart from its pool.
+/// Endpoints that a backend may have.
 const POOL: u32 = 4;
 
 impl Model {
@@ -135,6 +135,9 @@ impl Model {
             ..RoutingTable::empty()
         };
         table.backends = (0..).zip(&self.backends).map(|(id, b)| b.compile(id)).collect();
+        // Positions mean something only within a table.
+        let turned = self.generation as usize % table.backends.len();
+        table.backends.rotate_left(turned);
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
         for socket in present {
             let mut listeners = Hosts::new([1, 2, 3, 4]);
@@ -146,9 +149,10 @@ impl Model {
                 }
                 let id = RouteId(listener.id.0);
                 let weights = self.weights[id.index()].iter();
-                let backends = weights.enumerate().map(|(backend, weight)| WeightedBackend {
-                    id: BackendId(backend as u32),
-                    backend,
+                let count = self.backends.len();
+                let backends = weights.enumerate().map(|(n, weight)| WeightedBackend {
+                    id: BackendId(n as u32),
+                    backend: (n + count - turned) % count,
                     weight: *weight,
                 });
                 let backends = backends.collect();
@@ -232,6 +236,11 @@ impl ModelSocket {
     }
 }
 
+/// Endpoint ids are given out in pools, one per backend.
+pub fn backend_of(endpoint: EndpointId) -> BackendId {
+    BackendId(endpoint.0 / POOL)
+}
+
 impl ModelBackend {
     fn random(rng: &mut Rng, id: u32) -> Self {
         let endpoint = |n: u32| Endpoint {
@@ -273,6 +282,21 @@ impl ModelBackend {
 
 pub fn options() -> SocketOptions {
     SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] }
+}
+
+/// A listener without limits or timeouts.
+pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
+    Listener {
+        id: ListenerId(0),
+        name: "listener".into(),
+        socket: 0,
+        protocol,
+        timeouts: Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 },
+        flow_timeout: 0,
+        responses: 0,
+        max_sessions: 0,
+        routes,
+    }
 }
 
 fn timeouts(rng: &mut Rng) -> Timeouts {

@@ -17,14 +17,6 @@ use crate::stream::{Bytes, Range, pattern};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConnId(pub usize);
 
-/// A connection attempt: to where, for which listening address, and when its session opened.
-#[derive(Debug)]
-pub struct Attempted {
-    pub address: SocketAddr,
-    pub local: SocketAddr,
-    pub opened: u64,
-}
-
 /// What an endpoint address does with connection attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointMode {
@@ -135,18 +127,21 @@ pub struct Session {
     pipes: [bool; 2],
     shut: [bool; 2],
     closing: bool,
-    pub opened: u64,
 }
 
 #[derive(Debug)]
 struct Attempt {
     number: u32,
+    /// Microseconds.
+    began: u64,
     address: SocketAddr,
     established: Option<ConnId>,
 }
 
 /// recv through the worker's scratch memory, or a pipe of the usual size.
 const CHUNK: u64 = 65_536;
+/// No timeout of a connection attempt is longer, microseconds.
+const GIVEN_UP: u64 = 10_000_000;
 /// After which Linux gives up a SYN that nobody answers (tcp_syn_retries 6), microseconds.
 const SYN_GIVEN_UP: u64 = 127_000_000;
 
@@ -381,7 +376,6 @@ impl Kernel {
                 pipes: [false; 2],
                 shut: [false; 2],
                 closing: false,
-                opened: self.now,
             },
         );
         self.conns[client.0].owner = Some(token);
@@ -445,16 +439,14 @@ impl Kernel {
 
     pub(crate) fn connect(&mut self, token: Token, address: SocketAddr, turn: &mut Turn) {
         self.attempts += 1;
-        let number = self.attempts;
+        let (number, now) = (self.attempts, self.now);
         let session = self.live(token);
         assert!(session.endpoint.is_none(), "Connect with an endpoint side");
         assert!(session.connecting.is_none(), "Connect during a Connect");
         assert!(!session.abandoning, "Connect before the ConnectFailed of an Abandon");
-        session.connecting = Some(Attempt { number, address, established: None });
+        session.connecting = Some(Attempt { number, began: now, address, established: None });
         session.answered = None;
-        let (opened, client) = (session.opened, session.client);
-        let local = self.conns[client.0].local;
-        self.connects.push(Attempted { address, local, opened });
+        self.connects.push(address);
         if self.rng.per_mille(self.faults.no_local) {
             let (why, fault) = self.rng.pick(&[
                 (Why::NoPorts, Fault::NoPorts),
@@ -900,6 +892,11 @@ impl Kernel {
         for session in self.sessions.values().filter(|s| !s.closing) {
             let client = &self.conns[session.client.0];
             let Some(endpoint) = session.endpoint else {
+                assert!(
+                    session.connecting.as_ref().is_none_or(|a| self.now < a.began + GIVEN_UP),
+                    "stalled: a connection attempt is neither answered nor given up: {:?}",
+                    session.token
+                );
                 let opening = session.connecting.is_none() && !session.abandoning;
                 assert!(
                     !(opening && client.unlooked && !client.ready_pending),

@@ -56,6 +56,10 @@ pub struct Upstream {
 const QUEUE: usize = 256;
 
 impl Upstream {
+    pub fn is_receiving(&self) -> bool {
+        self.armed || self.closing
+    }
+
     pub fn state(&self) -> State {
         if self.closing {
             State::Ending
@@ -180,6 +184,11 @@ impl Kernel {
         }
         if self.buffers.len() >= usize::from(self.limits.buffers) {
             *armed = false;
+            if let Some(socket) = self.listening.get_mut(&SocketId(token.slot))
+                && token.kind == Kind::Socket
+            {
+                socket.stopped = self.now;
+            }
             self.stopped(token, state, Some(Why::NoMemory), turn);
             return false;
         }

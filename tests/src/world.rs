@@ -17,7 +17,7 @@ use crate::kernel::{Faults, Kernel, Turn};
 use crate::model::Model;
 use crate::peers::Peer;
 use crate::rng::Rng;
-use crate::tcp::{Attempted, EndpointMode};
+use crate::tcp::EndpointMode;
 use crate::udp::{Datagram, Exchange};
 
 /// What a run has seen.
@@ -59,8 +59,6 @@ struct World {
     /// Sockets that the proxy was told to leave and has not closed yet.
     leaving: BTreeSet<SocketId>,
     next_table: Option<Next>,
-    /// When the socket of an address last left the table, while it is out of it.
-    left: BTreeMap<SocketAddr, u64>,
     /// When an endpoint was last in a table; `u64::MAX`: it is in the one in force.
     present: BTreeMap<SocketAddr, u64>,
     habits: Habits,
@@ -136,7 +134,6 @@ impl World {
             in_force: Vec::new(),
             leaving: BTreeSet::new(),
             next_table: None,
-            left: BTreeMap::new(),
             present: BTreeMap::new(),
             habits,
             turn: Turn::default(),
@@ -319,6 +316,7 @@ impl World {
         self.settle(self.turn.events.len());
         self.kernel.end_turn();
         self.kernel.check_stalls(self.proxy.next_deadline() == Some(0));
+        self.kernel.check_armed();
         self.check.gauges(&self.kernel, &self.counters);
         self.check.records(self.proxy.records(), &mut self.kernel);
         for id in self.check.unlistened.drain(..) {
@@ -328,13 +326,14 @@ impl World {
 
     /// What the kernel has for the peers.
     fn after_turn(&mut self) {
-        for Attempted { address, local, opened } in std::mem::take(&mut self.kernel.connects) {
-            let last = self.present.get(&address).copied();
-            // What comes out of a leaving socket's queue is routed by the table it left with.
-            let left = self.left.get(&local).copied().unwrap_or(u64::MAX);
+        for address in std::mem::take(&mut self.kernel.connects) {
+            // A table applied in this turn came after the attempts of its events; what is still
+            // accepted after the last table is routed by the one before.
+            let last = self.present.get(&address).copied().unwrap_or(0);
             assert!(
-                last.is_some_and(|last| last >= opened.min(left)),
-                "connects to {address}, which no table has had since the session opened"
+                self.quiet || last >= self.kernel.now,
+                "connects to {address}, which left the table {} us ago",
+                self.kernel.now - last
             );
         }
         for conn in std::mem::take(&mut self.kernel.established) {
@@ -384,13 +383,6 @@ impl World {
         }
         for endpoint in table.backends.iter().flat_map(|backend| &backend.endpoints) {
             self.present.insert(endpoint.address, u64::MAX);
-        }
-        for socket in &self.model.sockets {
-            if table.sockets.iter().any(|s| s.id == socket.id) {
-                self.left.remove(&socket.address);
-            } else {
-                self.left.entry(socket.address).or_insert(now);
-            }
         }
         self.proxy.apply(now, table, &mut self.ops);
     }

@@ -2,13 +2,21 @@
 //!
 //! `SEEDS=n` sets how many (default 10,000), `SEED=n` replays one with a trace.
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use config_sync::routing::{
+    Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Protocol, Route, RouteId,
+    RoutingTable, Socket, SocketId, Transport, WeightedBackend,
+};
 use ringway_tests::coverage::Coverage;
-use ringway_tests::world;
+use ringway_tests::fake::Fake;
+use ringway_tests::kernel::Faults;
+use ringway_tests::rng::Rng;
+use ringway_tests::{model, world};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
@@ -65,5 +73,89 @@ fn every_seed_keeps_every_promise() {
     // A rare pair needs many seeds; a short run is for finding bugs.
     if seeds >= 2_000 {
         assert_eq!(coverage.missing(), [], "pairs of state and fault that were not reached");
+    }
+}
+
+/// 70/30/0 stays within 2 % (one connection in fifty) while tables come and go between connections,
+/// with the backends in another order each time and endpoints that come and go.
+#[test]
+fn weights_hold_while_tables_come_and_go() {
+    const CONNECTIONS: u64 = 2_000;
+    let weights = [70, 30, 0];
+    let mut rng = Rng::new(1);
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    let mut counts = [0u64; 3];
+    for n in 0..CONNECTIONS {
+        if n == 0 || rng.per_mille(300) {
+            fake.apply(weighted_table(n + 1, &weights, &mut rng));
+        }
+        let client = SocketAddr::from(([198, 18, 0, 1], 10_000 + n as u16));
+        let conn = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+        while fake.kernel.connects.is_empty() {
+            assert!(fake.step(u64::MAX), "nothing connects");
+        }
+        for address in fake.kernel.connects.drain(..) {
+            counts[usize::from(address.port()) - 1] += 1;
+        }
+        fake.kernel.peer_reset(conn);
+    }
+    for (weight, count) in weights.iter().zip(counts) {
+        let wanted = CONNECTIONS * weight / 100;
+        assert!(count.abs_diff(wanted) <= CONNECTIONS / 50, "weight bias: {counts:?}");
+    }
+}
+
+const LIMITS: Limits =
+    Limits { sessions: 64, flows: 64, buffers: 8, pipes: 8, turn_bytes: 1 << 20 };
+
+/// One TCP listener; a backend's endpoints all have its number plus one as their port.
+fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTable {
+    let any = |value| {
+        let mut hosts = Hosts::new([1, 2, 3, 4]);
+        hosts.insert(None, value);
+        hosts
+    };
+    let mut order: Vec<u32> = (0..weights.len() as u32).collect();
+    order.rotate_left(rng.below(weights.len() as u64) as usize);
+    let endpoint = |backend: u32, n: u32| Endpoint {
+        id: EndpointId(backend * 4 + n),
+        address: SocketAddr::from(([10, 0, 0, n as u8], backend as u16 + 1)),
+    };
+    let backend = |id: &u32| Backend {
+        id: BackendId(*id),
+        name: "backend".into(),
+        balance: Balance::RoundRobin,
+        endpoints: (0..=rng.below(4) as u32).map(|n| endpoint(*id, n)).collect(),
+        connect_timeout: 1_000,
+        connect_attempts: 1,
+        options: model::options(),
+        source: Vec::new(),
+    };
+    let backends: Vec<_> = order.iter().map(backend).collect();
+    let share = |(position, id): (usize, &u32)| WeightedBackend {
+        id: BackendId(*id),
+        backend: position,
+        weight: weights[*id as usize] as u32,
+    };
+    let route = Route {
+        id: RouteId(0),
+        name: "route".into(),
+        backends: order.iter().enumerate().map(share).collect(),
+    };
+    RoutingTable {
+        generation,
+        sockets: vec![Socket {
+            id: SocketId(0),
+            transport: Transport::Tcp,
+            address: SocketAddr::from(([192, 0, 2, 1], 80)),
+            options: model::options(),
+            reads_hello: false,
+            hello_timeout: 0,
+            listeners: any(0),
+        }],
+        listeners: vec![model::plain_listener(Protocol::Tcp, any(0))],
+        routes: vec![route],
+        backends,
+        ..RoutingTable::empty()
     }
 }

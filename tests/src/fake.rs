@@ -1,0 +1,82 @@
+//! A worker's loop on the simulated kernel, for runs that say themselves what happens when.
+
+use std::sync::Arc;
+
+use config_sync::routing::{Limits, RoutingTable};
+use ringway::proxy::Proxy;
+use ringway::proxy::counters::Counters;
+use ringway::proxy::op::{Op, Token};
+use ringway::proxy::record::Record;
+
+use crate::kernel::{Faults, Kernel, Turn};
+
+pub struct Fake {
+    pub kernel: Kernel,
+    pub proxy: Proxy,
+    /// What the proxy has reported, in order.
+    pub records: Vec<Record>,
+    turn: Turn,
+    ops: Vec<(Token, Op)>,
+}
+
+impl Fake {
+    pub fn new(seed: u64, limits: Limits, faults: Faults) -> Self {
+        Self {
+            kernel: Kernel::new(seed, limits, faults),
+            proxy: Proxy::new(limits, seed, Arc::new(Counters::new())),
+            records: Vec::new(),
+            turn: Turn::default(),
+            ops: Vec::new(),
+        }
+    }
+
+    /// Binds the sockets that are new in the table, and applies it.
+    pub fn apply(&mut self, table: RoutingTable) {
+        for socket in &table.sockets {
+            if !self.kernel.is_listening(socket.id) {
+                self.kernel.listen(socket.id, socket.transport, socket.address);
+            }
+        }
+        self.proxy.apply(self.kernel.now, Arc::new(table), &mut self.ops);
+        self.turn.events.clear();
+        self.settle();
+    }
+
+    /// Lets time go on to whatever is next, no further than `until`, and gives the worker a turn.
+    /// False if nothing is to come before `until`.
+    pub fn step(&mut self, until: u64) -> bool {
+        let next = [self.kernel.next_time(), self.proxy.next_deadline()];
+        let next = next.into_iter().flatten().min().map(|at| at.max(self.kernel.now));
+        let Some(next) = next.filter(|next| *next <= until) else {
+            self.kernel.now = until;
+            return false;
+        };
+        self.kernel.now = next;
+        self.turn.events.clear();
+        self.turn.bytes.clear();
+        self.kernel.reap(usize::MAX, &mut self.turn);
+        self.settle();
+        self.proxy.expire(next, &mut self.ops);
+        self.proxy.resume(next, &mut self.ops);
+        self.settle();
+        true
+    }
+
+    fn settle(&mut self) {
+        let mut at = 0;
+        loop {
+            while let Some((token, event)) = self.turn.events.get(at).copied() {
+                at += 1;
+                let now = self.kernel.now;
+                self.proxy.handle(now, token, event, &self.turn.bytes, &mut self.ops);
+            }
+            self.kernel.carry_out(&mut self.ops, &mut self.turn);
+            if at == self.turn.events.len() {
+                break;
+            }
+        }
+        self.turn.events.clear();
+        self.kernel.end_turn();
+        self.records.append(self.proxy.records());
+    }
+}
