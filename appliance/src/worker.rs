@@ -103,6 +103,9 @@ pub struct Worker {
     clock: Clock,
 }
 
+/// Events and ops of one turn for which there is room from the start: as many as the ring completes.
+const MOST: usize = 16_384;
+
 /// How soon records that found the channel full are tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -116,8 +119,8 @@ impl Worker {
         Ok(Self {
             ring: Ring::new(seat.limits, &seat.features, seat.wake, Arc::clone(&counters))?,
             proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&counters)),
-            turn: Turn::default(),
-            ops: Vec::new(),
+            turn: Turn { events: Vec::with_capacity(MOST), bytes: Vec::new() },
+            ops: Vec::with_capacity(MOST),
             commands: seat.commands,
             records: seat.records,
             kept: VecDeque::new(),

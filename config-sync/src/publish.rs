@@ -29,8 +29,9 @@ pub struct Link {
     pub wake: Arc<OwnedFd>,
 }
 
-/// Opens the listening sockets of an address for so many workers, in their order.
-pub type OpenListeners = Box<dyn FnMut(&Socket, usize) -> io::Result<Vec<OwnedFd>> + Send>;
+/// Opens the listening sockets of an address for so many workers, in their order. The last argument
+/// says whether sockets of this process may still hold the address.
+pub type OpenListeners = Box<dyn FnMut(&Socket, usize, bool) -> io::Result<Vec<OwnedFd>> + Send>;
 
 /// An address could not be bound, and so nothing of the table was published.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +133,8 @@ impl Publisher {
                 address: socket.address,
                 error,
             };
-            let files = (self.open)(socket, self.workers.len()).map_err(error)?;
+            let rejoins = self.closing.contains_key(&socket.id);
+            let files = (self.open)(socket, self.workers.len(), rejoins).map_err(error)?;
             opened.push((socket.id, socket.transport, files));
         }
         for (id, transport, files) in opened {
@@ -303,7 +305,7 @@ mod tests {
                 wakes.push(wake);
             }
             let log = Arc::clone(&opened);
-            let open = move |socket: &Socket, workers: usize| {
+            let open = move |socket: &Socket, workers: usize, _: bool| {
                 if socket.address.port() == BUSY {
                     return Err(io::ErrorKind::AddrInUse.into());
                 }

@@ -55,7 +55,7 @@ fn start(path: &Path) -> (ConfigSync, Receiver<Command>) {
     let wake = Arc::new(EventFd::new().expect("eventfd").into());
     let publisher = Publisher::new(
         vec![Link { commands, wake }],
-        Box::new(|socket, workers| match socket.address.port() {
+        Box::new(|socket, workers, _| match socket.address.port() {
             1 => Err(std::io::ErrorKind::PermissionDenied.into()),
             _ => (0..workers).map(|_| Ok(fs::File::open("/dev/null")?.into())).collect(),
         }),

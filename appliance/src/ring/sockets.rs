@@ -26,12 +26,21 @@ pub(super) const UDP_GRO: i32 = 104;
 pub(super) const UDP_SEGMENT: i32 = 103;
 
 /// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group in which the
-/// same source address and port always reaches the same worker.
+/// same source address and port always reaches the same worker. `rejoins`: sockets of this process
+/// may still hold the address.
 ///
 /// # Errors
 ///
 /// Whatever socket(2), bind(2), listen(2) or setsockopt(2) say; then no socket stays open.
-pub fn open_listeners(socket: &SocketConfig, workers: usize) -> io::Result<Vec<OwnedFd>> {
+/// EADDRINUSE also where another process of the same user has a group that ours would join.
+pub fn open_listeners(
+    socket: &SocketConfig,
+    workers: usize,
+    rejoins: bool,
+) -> io::Result<Vec<OwnedFd>> {
+    if !rejoins {
+        new_socket(socket)?.bind(&socket.address.into())?;
+    }
     let mut sockets = Vec::with_capacity(workers);
     for worker in 0..workers {
         let opened = bind(socket)?;
@@ -49,22 +58,29 @@ pub fn open_listeners(socket: &SocketConfig, workers: usize) -> io::Result<Vec<O
 }
 
 fn bind(config: &SocketConfig) -> io::Result<Socket> {
+    let socket = new_socket(config)?;
+    socket.set_reuse_port(true)?;
+    match config.transport {
+        Transport::Tcp => set_tcp_options(socket.as_fd(), &config.options)?,
+        Transport::Udp => set_datagram_options(&socket, &config.address)?,
+    }
+    socket.bind(&config.address.into())?;
+    Ok(socket)
+}
+
+fn new_socket(config: &SocketConfig) -> io::Result<Socket> {
     let (kind, protocol) = match config.transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
     };
     let domain = Domain::for_address(config.address);
     let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
-    socket.set_reuse_port(true)?;
-    socket.set_reuse_address(true)?;
+    // Connections of an earlier process that have not quite ended are no obstacle. With UDP, the
+    // same option would let anyone else in.
+    socket.set_reuse_address(config.transport == Transport::Tcp)?;
     if config.address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    match config.transport {
-        Transport::Tcp => set_tcp_options(socket.as_fd(), &config.options)?,
-        Transport::Udp => set_datagram_options(&socket, &config.address)?,
-    }
-    socket.bind(&config.address.into())?;
     Ok(socket)
 }
 

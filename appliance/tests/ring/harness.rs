@@ -215,7 +215,7 @@ pub(crate) fn open(transport: Transport, address: &str, workers: usize) -> Vec<O
         hello_timeout: 0,
         listeners: Hosts::new([0; 4]),
     };
-    sockets::open_listeners(&socket, workers).unwrap()
+    sockets::open_listeners(&socket, workers, false).unwrap()
 }
 
 pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {
