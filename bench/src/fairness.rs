@@ -25,8 +25,13 @@ pub struct Options {
     streams: usize,
 }
 
-/// What the gateway allows one direction in one turn: the default, and so much that it never ends.
-const BUDGETS: [(&str, u64); 2] = [("1 MiB a turn", 1 << 20), ("no budget", 1 << 30)];
+/// What the gateway allows one direction in one turn; the last is so much that it never ends.
+const BUDGETS: [(&str, u64); 4] = [
+    ("64 KiB a turn", 64 << 10),
+    ("256 KiB a turn", 256 << 10),
+    ("1 MiB a turn", 1 << 20),
+    ("no budget", 1 << 30),
+];
 
 pub fn run(binary: &Path, options: &Options) -> anyhow::Result<()> {
     let echo = serve(|mut stream| {
@@ -37,7 +42,7 @@ pub fn run(binary: &Path, options: &Options) -> anyhow::Result<()> {
         let mut buffer = vec![0; 1 << 18];
         while matches!(stream.read(&mut buffer), Ok(count) if count > 0) {}
     })?;
-    let mut rows: [Vec<Row>; 2] = [Vec::new(), Vec::new()];
+    let mut rows: [Vec<Row>; BUDGETS.len()] = std::array::from_fn(|_| Vec::new());
     for round in 0..options.repeat {
         for (rows, (name, budget)) in rows.iter_mut().zip(BUDGETS) {
             eprint!("\rround {} of {}: {name}          ", round + 1, options.repeat);

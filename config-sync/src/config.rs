@@ -175,7 +175,7 @@ pub fn limits(asked: Limits, workers: usize, nofile: u64) -> Limits {
         flows: or(asked.flows, nofile.clamp(1, 65_536)),
         buffers: u16::try_from(buffers).unwrap_or(MAX_BUFFERS),
         pipes,
-        turn_bytes: or(asked.turn_bytes, 1 << 20),
+        turn_bytes: or(asked.turn_bytes, 1 << 18),
     }
 }
 

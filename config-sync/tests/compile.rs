@@ -152,13 +152,13 @@ fn limits_left_open_follow_from_workers_and_files() {
     let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
     let automatic = |workers, files| limits(open, workers, files);
     let expected =
-        Limits { sessions: 4808, flows: 20_000, buffers: 256, pipes: 64, turn_bytes: 1 << 20 };
+        Limits { sessions: 4808, flows: 20_000, buffers: 256, pipes: 64, turn_bytes: 1 << 18 };
     assert_eq!(automatic(2, 20_000), expected);
     assert_eq!(automatic(1, 1 << 30).sessions, 65_536);
     assert_eq!(automatic(1, u64::MAX).flows, 65_536);
     assert_eq!(
         automatic(64, 100),
-        Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64, turn_bytes: 1 << 20 }
+        Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64, turn_bytes: 1 << 18 }
     );
     assert_eq!(automatic(0, 0).flows, 1);
     let asked = Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7, turn_bytes: 8 };
