@@ -252,6 +252,7 @@ impl Proxy {
 
     fn accept(&mut self, id: SocketId, incoming: u32, client: SocketAddr, local: SocketAddr) {
         let core = &mut self.core;
+        core.counters.accepted.add(1);
         let Some((_, socket)) = core.tables.of(id) else {
             return core.push(Token::socket(id), Op::Refuse { incoming });
         };
