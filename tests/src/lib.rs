@@ -13,6 +13,7 @@ pub mod model;
 mod peers;
 pub mod real;
 pub mod rng;
+pub mod scenario;
 pub mod stream;
 pub mod tcp;
 pub mod udp;

@@ -1,0 +1,240 @@
+//! Plants one bug at a time in a copy of the proxy, and expects the simulation to find each.
+//!
+//! `cargo run -p ringway-tests --bin mutants [NAME...]`; exits with 1 if a bug survives, with 2 if
+//! one can't be planted (the code has changed: change the list with it).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// A bug: what stands in a file of `appliance/src/proxy` exactly once, and what stands there
+/// instead.
+struct Mutant {
+    name: &'static str,
+    file: &'static str,
+    find: &'static str,
+    replace: &'static str,
+}
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "half-close-order",
+        file: "relay.rs",
+        find: "                self.blocked = true;
+                self.news = true;
+                Next::Wait",
+        replace: "                self.blocked = true;
+                self.news = true;
+                self.ended = self.ending;
+                if self.ended { Next::Ended } else { Next::Wait }",
+    },
+    Mutant {
+        name: "missing-re-arm",
+        file: "mod.rs",
+        find: "            _ => self.start(id),",
+        replace: "            _ => {}",
+    },
+    Mutant {
+        name: "generation",
+        file: "mod.rs",
+        find: "let Some(session) = self.sessions.get_mut(token.slot, token.generation) else \
+               { return };",
+        replace: "let Some(session) = self.sessions.at_mut(token.slot) else { return };",
+    },
+    Mutant {
+        name: "lost-held-bytes",
+        file: "session.rs",
+        find: "self.broken || self.up.held() > 0 || self.down.held() > 0",
+        replace: "self.broken",
+    },
+    Mutant {
+        name: "leak-on-cancel",
+        file: "session.rs",
+        find: "        core.push(self.token, Op::Close { reset });",
+        replace: "        if relay.is_some() || self.endpoint.is_none() {
+            core.push(self.token, Op::Close { reset });
+        }",
+    },
+    Mutant {
+        name: "weight-bias",
+        file: "balance.rs",
+        find: "credits[best].1 -= total;",
+        replace: "credits[best].1 -= total / 2;",
+    },
+    Mutant {
+        name: "quarantine-skipped",
+        file: "flow.rs",
+        find: "self.seen >= upstream.rests_since + rest",
+        replace: "self.seen + rest >= upstream.rests_since",
+    },
+    Mutant {
+        name: "double-close",
+        file: "session.rs",
+        find: "        core.push(self.token, Op::Close { reset });",
+        replace: "        core.push(self.token, Op::Close { reset });
+        if relay.is_some() {
+            core.push(self.token, Op::Close { reset });
+        }",
+    },
+    Mutant {
+        name: "stall-under-backpressure",
+        file: "relay.rs",
+        find: "    pub fn destination_ready(&mut self) {
+        self.blocked = false;",
+        replace: "    pub fn destination_ready(&mut self) {
+        self.blocked &= self.held > 0;",
+    },
+    Mutant {
+        name: "table-swap-while-connecting",
+        file: "tables.rs",
+        find: "        if let Some(position) = find(&self.current) {",
+        replace: "        if !self.is_leaving(socket)
+            && let Some(position) = find(&self.current)
+        {",
+    },
+];
+
+/// Enough for every bug of the list to show; a run ends at the first broken promise.
+const SEEDS: &str = "1000";
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned();
+    let copy = root.join("target/mutants");
+    lay_out(&root, &copy);
+    eprintln!("without a bug ...");
+    if let Some(message) = found(&copy) {
+        eprintln!("the simulation fails without any bug:\n{message}");
+        return ExitCode::from(2);
+    }
+    let mut survivors = 0;
+    for mutant in MUTANTS {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == mutant.name) {
+            continue;
+        }
+        let path = copy.join("appliance/src/proxy").join(mutant.file);
+        let original = fs::read_to_string(&path).expect("a file of the proxy");
+        if original.matches(mutant.find).count() != 1 {
+            eprintln!("{}: what is to be replaced does not stand there once", mutant.name);
+            return ExitCode::from(2);
+        }
+        write(&path, &original.replacen(mutant.find, mutant.replace, 1));
+        let message = found(&copy);
+        write(&path, &original);
+        survivors += u32::from(message.is_none());
+        eprintln!("{:<28} {}", mutant.name, message.as_deref().unwrap_or("SURVIVED"));
+    }
+    ExitCode::from(u8::from(survivors > 0))
+}
+
+/// Runs the simulation in the copy: the message of the first promise that was broken.
+fn found(copy: &Path) -> Option<String> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["test", "--offline", "--quiet", "-p", "ringway-tests", "--test", "simulation"])
+        .current_dir(copy)
+        .env("CARGO_TARGET_DIR", copy.join("target"))
+        .env("SEEDS", SEEDS)
+        .env("RUST_BACKTRACE", "0")
+        .env_remove("SEED")
+        .output()
+        .expect("cargo can be run");
+    if output.status.success() {
+        return None;
+    }
+    let text = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+    let text: String = text.concat();
+    let mut lines = text.lines().skip_while(|line| !line.contains("panicked at tests/"));
+    // A copy that does not compile, or a panic elsewhere, is not a finding.
+    assert!(lines.next().is_some(), "the simulation has found nothing, and failed:\n{text}");
+    lines.next().map(str::to_owned)
+}
+
+/// Copies what the simulation consists of, and nothing else: the rest of the appliance need not be
+/// compiled again for each bug.
+fn lay_out(root: &Path, copy: &Path) {
+    for old in ["appliance", "config-sync", "tests"] {
+        let old = copy.join(old);
+        if old.exists() {
+            fs::remove_dir_all(&old).expect("the last copy can be removed");
+        }
+    }
+    copy_files(root, copy, "appliance/src/proxy");
+    copy_files(root, copy, "config-sync/src/routing.rs");
+    for file in simulation_files(root) {
+        copy_files(root, copy, &format!("tests/src/{file}"));
+    }
+    copy_files(root, copy, "tests/tests/simulation.rs");
+    copy_files(root, copy, "Cargo.lock");
+    write(&copy.join("appliance/src/lib.rs"), "pub mod proxy;\n");
+    write(&copy.join("config-sync/src/lib.rs"), "pub mod routing;\n");
+    let library = fs::read_to_string(root.join("tests/src/lib.rs")).expect("the library");
+    let library: String =
+        library.lines().filter(|line| !is_real(line)).map(|line| format!("{line}\n")).collect();
+    write(&copy.join("tests/src/lib.rs"), &library);
+    for part in ["appliance", "config-sync", "tests"] {
+        let manifest = fs::read_to_string(root.join(part).join("Cargo.toml")).expect("a manifest");
+        write(&copy.join(part).join("Cargo.toml"), &lean(&manifest, &copy.join(part)));
+    }
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("the manifest");
+    write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench"]"#, "]"));
+}
+
+/// What drives real sockets has no place in the copy.
+fn is_real(line: &str) -> bool {
+    line.ends_with("mod real;")
+}
+
+fn simulation_files(root: &Path) -> Vec<String> {
+    let names = fs::read_dir(root.join("tests/src")).expect("the sources");
+    let names = names.map(|entry| entry.expect("an entry").file_name());
+    let names = names.map(|name| name.into_string().expect("a name in UTF-8"));
+    names.filter(|name| name.ends_with(".rs") && name != "real.rs" && name != "lib.rs").collect()
+}
+
+/// The manifest with only those dependencies that the copied sources name.
+fn lean(manifest: &str, part: &Path) -> String {
+    let mut sources = String::new();
+    for file in files(part).iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
+        sources += &fs::read_to_string(file).expect("a source");
+    }
+    let mut kept = String::new();
+    // Targets and development dependencies belong to files that are not here.
+    let mut wanted = true;
+    let mut dependencies = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            wanted = !line.starts_with("[[") && line != "[dev-dependencies]";
+            dependencies = line == "[dependencies]";
+        } else if dependencies {
+            let name = line.split(['.', ' ']).next().unwrap_or_default().replace('-', "_");
+            wanted = !name.is_empty() && sources.contains(&format!("{name}::"));
+        }
+        if wanted {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+fn copy_files(root: &Path, copy: &Path, what: &str) {
+    for file in files(&root.join(what)) {
+        let to = copy.join(file.strip_prefix(root).expect("a file of the workspace"));
+        fs::create_dir_all(to.parent().expect("a folder")).expect("a folder can be made");
+        fs::copy(&file, &to).expect("a file can be copied");
+    }
+}
+
+fn files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).expect("a folder");
+    entries.flat_map(|entry| files(&entry.expect("an entry").path())).collect()
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder can be made");
+    fs::write(path, text).expect("a file can be written");
+}
