@@ -131,7 +131,7 @@ impl Model {
         let mut table = RoutingTable {
             generation: self.generation,
             lame_duck: self.lame_duck,
-            log_opens: self.generation % 2 == 0,
+            log_opens: self.generation.is_multiple_of(2),
             ..RoutingTable::empty()
         };
         table.backends = (0..).zip(&self.backends).map(|(id, b)| b.compile(id)).collect();

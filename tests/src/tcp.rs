@@ -568,9 +568,8 @@ impl Kernel {
     ) {
         let session = self.live(token);
         let way = from as usize;
-        let (source, sink) = match (session.conn(from), session.conn(from.other())) {
-            (Some(source), Some(sink)) => (source, sink),
-            _ => panic!("Move without both sides"),
+        let (Some(source), Some(sink)) = (session.conn(from), session.conn(from.other())) else {
+            panic!("Move without both sides");
         };
         assert!(!session.shut[from.other() as usize], "Move towards a side that was shut down");
         let mut held = std::mem::take(&mut session.held[way]);
@@ -796,7 +795,7 @@ impl Kernel {
     }
 
     pub(crate) fn close_conn(&mut self, id: ConnId, reset: bool) {
-        let lost = self.rng.next();
+        let lost = self.rng.number();
         let conn = &mut self.conns[id.0];
         assert!(!conn.closed, "{id:?} is closed twice");
         conn.closed = true;

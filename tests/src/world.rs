@@ -116,9 +116,9 @@ impl World {
             lateness: if ample { 1_500_000 } else { 150_000 },
             udp: rng.pick(&[0, 300, 500, 1000]),
         };
-        let mut kernel = Kernel::new(rng.next(), model.limits, faults);
+        let mut kernel = Kernel::new(rng.number(), model.limits, faults);
         kernel.trace = trace;
-        let proxy = Proxy::new(model.limits, rng.next(), Arc::clone(&counters));
+        let proxy = Proxy::new(model.limits, rng.number(), Arc::clone(&counters));
         let mut world = Self {
             check: Check::new(model.limits),
             rng,

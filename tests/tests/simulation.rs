@@ -1,6 +1,7 @@
 //! The proxy in the simulated kernel: many seeds, each a world of its own.
 //!
 //! `SEEDS=n` sets how many (default 10,000), `SEED=n` replays one with a trace.
+#![allow(clippy::cast_possible_truncation, reason = "what is counted here is small")]
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
