@@ -301,6 +301,12 @@ impl Kernel {
         self.at(self.now + delay, pending);
     }
 
+    /// When the last completion of something that is closed comes: mostly soon.
+    pub(crate) fn closing_time(&mut self) -> u64 {
+        let most = if self.rng.per_mille(200) { 5_000 } else { 50 };
+        self.now + self.rng.between(1, most)
+    }
+
     pub(crate) fn at(&mut self, time: u64, pending: Pending) {
         self.sequence += 1;
         self.queue.insert((time, self.sequence), pending);

@@ -780,7 +780,8 @@ impl Kernel {
                 "a broken side became a clean end of the other: {id:?}"
             );
         }
-        self.soon(Pending::Close(token, reset));
+        let at = self.closing_time();
+        self.at(at, Pending::Close(token, reset));
     }
 
     /// The last completion is in: descriptors are closed, pipes emptied.

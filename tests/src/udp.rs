@@ -357,7 +357,7 @@ impl Kernel {
         let upstream = self.upstream(token);
         upstream.closing = true;
         // A receive that is armed may still complete before the cancellation does.
-        let at = self.now + self.rng.scale(1, 100);
+        let at = self.closing_time();
         self.at(at, Pending::Closed(token));
     }
 

@@ -40,7 +40,7 @@ pub fn run(seed: u64, trace: bool) -> Outcome {
 const ENOUGH_EVENTS: u64 = 2_000;
 const ENOUGH_EXCHANGES: u64 = 20;
 /// Turns after which a world that has not come to its end is stuck.
-const MOST_TURNS: u64 = 400_000;
+const MOST_TURNS: u64 = 4_000_000;
 
 struct World {
     rng: Rng,
@@ -56,6 +56,8 @@ struct World {
     /// UDP flows that clients began.
     exchanges: u64,
     in_force: Vec<SocketId>,
+    /// What was in force when the turn began.
+    before: Vec<SocketId>,
     /// Sockets that the proxy was told to leave and has not closed yet.
     leaving: BTreeSet<SocketId>,
     next_table: Option<Next>,
@@ -132,6 +134,7 @@ impl World {
             clients: 0,
             exchanges: 0,
             in_force: Vec::new(),
+            before: Vec::new(),
             leaving: BTreeSet::new(),
             next_table: None,
             present: BTreeMap::new(),
@@ -262,6 +265,7 @@ impl World {
         let now = self.kernel.now;
         self.turn.events.clear();
         self.turn.bytes.clear();
+        self.before.clone_from(&self.in_force);
         self.kernel.reap(most, &mut self.turn);
         self.check.turn_begins(&self.turn, &self.kernel);
         self.settle(0);
@@ -538,7 +542,9 @@ impl World {
     fn endpoint_hears(&mut self, port: u32, address: SocketAddr, datagram: Datagram) {
         let present = self.present.get(&address).copied().unwrap_or(0);
         let lame_duck = u64::from(self.model.lame_duck) * 1_000;
-        let leaving = !self.in_force.contains(&datagram.exchange.socket);
+        // Leaving sockets keep their flows where they are; one may have come back in this turn.
+        let socket = datagram.exchange.socket;
+        let leaving = ![&self.in_force, &self.before].iter().all(|ids| ids.contains(&socket));
         assert!(
             leaving || self.kernel.now <= present.saturating_add(lame_duck + 1_000),
             "a flow feeds {address}, which left the table {} us ago",
