@@ -356,6 +356,10 @@ impl Kernel {
     pub(crate) fn close_upstream(&mut self, token: Token) {
         let upstream = self.upstream(token);
         upstream.closing = true;
+        if token.generation > 0 && self.rng.per_mille(self.faults.dead) {
+            let dead = Token { generation: token.generation - 1, ..token };
+            self.at(self.now, Pending::Dead(dead));
+        }
         // A receive that is armed may still complete before the cancellation does.
         let at = self.closing_time();
         self.at(at, Pending::Closed(token));
