@@ -316,17 +316,17 @@ fn config<'t>(
         access_log: access_log(reader, root),
         limits: asked_limits(reader, root),
         listeners: whole(reader, root, &LISTENER, &mut broken.listeners, |r, t| {
-            listener(r, t, machine)
+            flawless(r, |r| listener(r, t, machine))
         }),
         routes: whole(reader, root, &ROUTE, &mut broken.routes, route),
         backends: whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
-            backend(r, t, machine)
+            flawless(r, |r| backend(r, t, machine))
         }),
     }
 }
 
-/// Those tables of a list in which nothing is wrong. Of the others only the names are kept, so that
-/// a reference to one of them is not called wrong as well.
+/// Those tables of a list of which enough could be read to check how they fit together. Of the
+/// others only the names are kept, so that a reference to one of them is not called wrong as well.
 fn whole<'t, T>(
     reader: &mut Reader<'t>,
     root: &Table<'t>,
@@ -336,14 +336,23 @@ fn whole<'t, T>(
 ) -> Vec<T> {
     let mut items = Vec::new();
     for At { value, place } in reader.tables(root, section.name) {
-        let before = reader.problems.len();
         let table = reader.open(value, section, place);
         match read(reader, &table) {
-            Some(item) if reader.problems.len() == before => items.push(item),
-            _ => broken.extend(reader.peek(&table, "name", name)),
+            Some(item) => items.push(item),
+            None => broken.extend(reader.peek(&table, "name", name)),
         }
     }
     items
+}
+
+/// What `read` gives, if it has found nothing wrong: a default in the place of a faulty value could
+/// clash with something that is right.
+fn flawless<'t, T>(
+    reader: &mut Reader<'t>,
+    read: impl FnOnce(&mut Reader<'t>) -> Option<T>,
+) -> Option<T> {
+    let before = reader.problems.len();
+    read(reader).filter(|_| reader.problems.len() == before)
 }
 
 fn or<T>(given: Option<At<T>>, default: T) -> T {
@@ -508,13 +517,16 @@ fn padded(name: &str) -> Option<[u8; 16]> {
 }
 
 fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
-    let name = reader.need(table, "name", "every route has a name of its own", name);
-    reader.miss(table, "listeners", "the names of the listeners that the route is for");
-    let listeners = reader.list(table, "listeners", name_of);
-    if listeners.as_ref().is_some_and(Vec::is_empty) {
-        reader.get(table, "listeners", |_| Err::<(), _>("names no listener".to_owned()));
-    }
-    let hostnames = reader.list(table, "hostnames", hostname).unwrap_or_default();
+    let head = flawless(reader, |reader| {
+        let name = reader.need(table, "name", "every route has a name of its own", name);
+        reader.miss(table, "listeners", "the names of the listeners that the route is for");
+        let listeners = reader.list(table, "listeners", name_of);
+        if listeners.as_ref().is_some_and(Vec::is_empty) {
+            reader.get(table, "listeners", |_| Err::<(), _>("names no listener".to_owned()));
+        }
+        let hostnames = reader.list(table, "hostnames", hostname).unwrap_or_default();
+        Some((name?, listeners?, hostnames))
+    });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
     let backends = reader.tables(table, "backends");
     let backends = backends.into_iter().filter_map(|At { value, place }| {
@@ -524,7 +536,8 @@ fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
         Some(WeightedBackend { name: name?, weight })
     });
     let backends = backends.collect();
-    Some(Route { name: name?, listeners: listeners?, hostnames, backends })
+    let (name, listeners, hostnames) = head?;
+    Some(Route { name, listeners, hostnames, backends })
 }
 
 /// The name of something that stands elsewhere; whether it does is looked up later.

@@ -462,3 +462,13 @@ fn the_reference_has_every_key() {
         }
     }
 }
+
+#[test]
+fn a_bad_weight_does_not_hide_dangling_references() {
+    let text = "[[routes]]\nname = \"r\"\nlisteners = [\"nobody\"]\n\
+                backends = [{ name = \"nothing\", weight = 2000000 }]\n";
+    let problems = config::parse("f.toml", text).expect_err("faulty").to_string();
+    for wanted in ["weight", "nobody", "nothing"] {
+        assert!(problems.contains(wanted), "{wanted} is missing:\n{problems}");
+    }
+}

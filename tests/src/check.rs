@@ -132,11 +132,9 @@ impl Check {
             assert_eq!(backend_of(endpoint), backend, "an endpoint of another backend: {record:?}");
         }
         if record.udp {
-            // A datagram that began no flow is counted as a drop, not as a close.
-            if record.refused {
-                return;
+            if !record.refused {
+                kernel.flow_is_over(record.client);
             }
-            kernel.flow_is_over(record.client);
         } else {
             self.session_closed(record, reason, kernel);
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Pattern, Server, connect, echo, exchange, free_address, now, seconds,
+    Gateway, Launch, LogLine, Pattern, Server, connect, echo, exchange, free_address, now, seconds,
     udp_client, wait_until,
 };
 
@@ -401,6 +401,7 @@ fn drain_waits_for_the_last_session() {
     let address = free_address();
     let mut gateway = Gateway::start(&forward("TCP", address, [server.address], ""));
     let mut session = connect(address);
+    let client = session.local_addr().expect("its address").to_string();
     session.write_all(b"before").expect("sent");
     session.read_exact(&mut [0; 6]).expect("an echo");
     gateway.signal(Signal::SIGTERM);
@@ -414,9 +415,7 @@ fn drain_waits_for_the_last_session() {
     }
     assert!(gateway.ended().is_none(), "it must wait for the session");
     drop(session);
-    let log = gateway.wait();
-    assert_eq!(log.len(), 1);
-    assert_eq!(log[0].text("reason"), Some("client_fin"));
+    assert_eq!(reason_of(&client, &gateway.wait()), "client_fin");
 }
 
 #[test]
@@ -442,14 +441,21 @@ fn second_sigterm_ends_everything_at_once() {
     let config = "drain_timeout = \"10m\"\n".to_owned();
     let mut gateway = Gateway::start(&(config + &forward("TCP", address, [server.address], "")));
     let mut session = connect(address);
+    let client = session.local_addr().expect("its address").to_string();
     session.write_all(b"x").expect("sent");
     session.read_exact(&mut [0]).expect("an echo");
     gateway.signal(Signal::SIGTERM);
     wait_until("nobody is let in", || TcpStream::connect(address).is_err());
     gateway.signal(Signal::SIGTERM);
-    let log = gateway.wait();
-    assert_eq!(log.len(), 1);
-    assert_eq!(log[0].text("reason"), Some("stopped"));
+    assert_eq!(reason_of(&client, &gateway.wait()), "stopped");
+}
+
+/// Why the only session of this client ended.
+fn reason_of<'a>(client: &str, log: &'a [LogLine]) -> &'a str {
+    let mut of = log.iter().filter(|line| line.text("client") == Some(client));
+    let line = of.next().expect("a line");
+    assert!(of.next().is_none(), "a second line for one session");
+    line.text("reason").expect("a reason")
 }
 
 /// Removed UDP listeners drain too: a flow that is there is answered, a new client is not.

@@ -116,9 +116,10 @@ fn unknown_and_missing_names_are_closed_without_an_alert() {
     assert!(!printed.contains("<<< TLS"), "the gateway answered: {printed}");
 
     let lines = gateway.closes(4);
-    let names: Vec<_> = lines.iter().map(|line| line.text("server_name")).collect();
+    let mut names: Vec<_> = lines.iter().map(|line| line.text("server_name")).collect();
+    names.sort_unstable();
     let expected =
-        [Some("unknown.example.com"), Some("example.com"), None, Some("other.example.com")];
+        [None, Some("example.com"), Some("other.example.com"), Some("unknown.example.com")];
     assert_eq!(names, expected);
     assert!(lines.iter().all(|line| line.text("reason") == Some("unknown_server_name")));
     let reason = [("reason", "unknown_server_name")];
@@ -172,8 +173,9 @@ fn listeners_with_different_hostnames_share_a_port() {
     assert_eq!(answer(address, Some("db.example.org")), "");
     assert_eq!(answer(address, None), "");
     let lines = gateway.closes(4);
-    let listeners: Vec<_> = lines.iter().map(|line| line.text("listener")).collect();
-    assert_eq!(listeners, [Some("wide"), Some("narrow"), None, None]);
+    let mut listeners: Vec<_> = lines.iter().map(|line| line.text("listener")).collect();
+    listeners.sort_unstable();
+    assert_eq!(listeners, [None, None, Some("narrow"), Some("wide")]);
 }
 
 /// The bytes that were read to find the name reach the backend unchanged and once.
@@ -223,7 +225,9 @@ fn client_without_a_hello_is_closed() {
     assert!(closed_without_a_byte(&mut other));
 
     let lines = gateway.closes(3);
-    let reasons: Vec<_> = lines.iter().map(|line| line.text("reason").expect("a reason")).collect();
-    assert_eq!(reasons, ["hello_timeout", "hello_timeout", "hello_invalid"]);
+    let mut reasons: Vec<_> = lines.iter().filter_map(|line| line.text("reason")).collect();
+    // Two workers write lines, so these have no order among them.
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["hello_invalid", "hello_timeout", "hello_timeout"]);
     assert_eq!(server.served(), 0);
 }

@@ -137,8 +137,7 @@ fn endpoint_that_was_down_is_used_again() {
     drop(server);
     wait_until("a refusal was counted", || {
         let _ = socket.send(b"down");
-        let refused = [("reason", "endpoint_refused")];
-        gateway.metrics().value("ringway_datagrams_dropped_total", &refused) > 0
+        gateway.metrics().value("ringway_endpoint_refusals_total", &[]) > 0
     });
     let _server = Server::udp_at(endpoint, |socket, bytes, peer| {
         let _ = socket.send_to(bytes, peer);
@@ -221,11 +220,12 @@ fn flow_of_a_removed_endpoint_moves_after_lame_duck() {
         new.served() > 0
     });
     // From then on nothing goes to the old one.
-    let before = old.served();
+    let before = (old.served(), new.served());
     for _ in 0..20 {
-        assert_eq!(ask(&socket, b"three"), b"three");
+        socket.send(b"three").expect("sent");
     }
-    assert_eq!(old.served(), before);
+    wait_until("all have arrived at the new one", || new.served() >= before.1 + 20);
+    assert_eq!(old.served(), before.0);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 use super::op::{BufferId, Event, Kind, Op, Token, Why};
 use super::record::{CloseReason, DropReason, Record, SessionRecord};
 use super::slab::{NONE, Slab};
+use super::tables::Tables;
 use super::{Core, micros};
 
 #[derive(Debug)]
@@ -64,6 +65,8 @@ struct Upstream {
     /// The flow that it serves; `NONE` while it rests or closes.
     flow: u32,
     closing: bool,
+    /// Datagrams that it was given for its flow.
+    sent: u32,
     rests_since: u64,
     /// The next to come to rest after this one, of the same endpoint.
     next: u32,
@@ -171,9 +174,7 @@ impl Flows {
                 Ok(slot)
             }),
         };
-        let listener = core.tables.of(socket).and_then(|(table, socket)| {
-            socket.listeners.any().map(|index| table.listeners[index].id)
-        });
+        let listener = listener_of(&core.tables, socket).map(|(_, listener)| listener.id);
         if let Some(listener) = listener {
             core.counters.listener(listener).from_clients.add(u64::from(count));
         }
@@ -214,10 +215,18 @@ impl Flows {
             Event::SendFailed { why, count } => self.send_failed(core, token, why, count),
             Event::OpenFailed { .. } => {
                 self.shortage_until = core.now + REST;
-                let flow = upstream.flow;
+                let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
                 upstream.closing = true;
                 self.upstream_gone(core, token.slot);
-                if self.flows.at(flow).is_some() {
+                if let Some(unserved) = self.flows.at_mut(flow) {
+                    let counters = core.counters.listener(unserved.listener);
+                    counters.to_endpoints.sub(sent);
+                    counters.dropped[DropReason::NoSocket as usize].add(sent);
+                    if unserved.opened == core.now {
+                        let bytes = std::mem::take(&mut unserved.bytes_up);
+                        counters.bytes_up.sub(bytes);
+                        core.counters.endpoint(unserved.endpoint).bytes_up.sub(bytes);
+                    }
                     self.end(core, flow, CloseReason::LocalLimit);
                 }
             }
@@ -228,9 +237,7 @@ impl Flows {
 
     /// Replies that could not be sent to a client.
     pub fn reply_failed(&self, core: &Core, socket: SocketId, why: Why, count: u32) {
-        let listener = core.tables.of(socket).and_then(|(table, socket)| {
-            socket.listeners.any().map(|index| table.listeners[index].id)
-        });
+        let listener = listener_of(&core.tables, socket).map(|(_, listener)| listener.id);
         if let Some(listener) = listener {
             let counters = core.counters.listener(listener);
             counters.to_clients.sub(u64::from(count));
@@ -309,17 +316,18 @@ impl Flows {
         if core.tables.is_leaving(socket) {
             return Err(DropReason::Draining);
         }
+        let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
         let mut flow = Flow {
             peer,
             local,
             socket,
-            listener: ListenerId(u32::MAX),
+            listener: listener.id,
             route: RouteId(u32::MAX),
             backend: BackendId(u32::MAX),
             endpoint: EndpointId(u32::MAX),
             upstream: NONE,
-            timeout: 0,
-            responses: 0,
+            timeout: listener.flow_timeout,
+            responses: listener.responses,
             sent: 0,
             replies: 0,
             bytes_up: 0,
@@ -328,6 +336,9 @@ impl Flows {
             last: core.now,
         };
         if let Err(refusal) = self.begin(core, &mut flow) {
+            let counters = core.counters.listener(flow.listener);
+            counters.opened.add(1);
+            counters.refused[refusal.reason as usize].add(1);
             let record = flow.record(core, Some(refusal.reason));
             core.log(SessionRecord { refused: true, ..record });
             return Err(refusal.drop);
@@ -342,12 +353,9 @@ impl Flows {
 
     /// Chooses for a new flow, and gives it an upstream socket.
     fn begin(&mut self, core: &mut Core, flow: &mut Flow) -> Result<(), Refusal> {
-        let Some((table, socket)) = core.tables.of(flow.socket) else { return Err(NO_ROUTE) };
-        let Some(listener) = socket.listeners.any() else { return Err(NO_ROUTE) };
-        let listener = &table.listeners[listener];
-        flow.listener = listener.id;
-        flow.timeout = listener.flow_timeout;
-        flow.responses = listener.responses;
+        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
+            return Err(NO_ROUTE);
+        };
         if self.flows.is_full() {
             return Err(FLOW_LIMIT);
         }
@@ -392,11 +400,10 @@ impl Flows {
         {
             return Ok(());
         }
-        let Some((table, socket)) = core.tables.of(flow.socket) else { return Ok(()) };
-        let choice = match socket.listeners.any() {
-            Some(index) => choose(table, &table.listeners[index], &mut core.balancer, flow.peer),
-            None => Err(NO_ROUTE),
+        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
+            return Ok(());
         };
+        let choice = choose(table, listener, &mut core.balancer, flow.peer);
         let upstream = choice.and_then(|choice| {
             let Choice { endpoint, address, source, .. } = choice;
             let upstream = self.upstream_for(core, endpoint, address, source);
@@ -433,6 +440,9 @@ impl Flows {
         listener.bytes_up.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
         let upstream = flow.upstream;
+        if let Some(upstream) = self.upstreams.at_mut(upstream) {
+            upstream.sent = upstream.sent.saturating_add(batch.count);
+        }
         let token = self.upstream_token(upstream);
         core.push(token, Op::SendUp { buffer: batch.buffer });
     }
@@ -505,7 +515,7 @@ impl Flows {
             return Some(first);
         }
         let upstream =
-            Upstream { endpoint, flow: NONE, closing: false, rests_since: 0, next: NONE };
+            Upstream { endpoint, flow: NONE, closing: false, sent: 0, rests_since: 0, next: NONE };
         let Some((slot, generation)) = self.upstreams.insert(upstream) else {
             self.shortage_until = core.now + REST;
             return None;
@@ -528,11 +538,14 @@ impl Flows {
         core.balancer.closed(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         let counters = core.counters.listener(flow.listener);
-        counters.closed[reason as usize].add(1);
+        // One that never got its socket was refused.
+        let refused = reason == CloseReason::LocalLimit && flow.opened == core.now;
+        let ended = if refused { &counters.refused } else { &counters.closed };
+        ended[reason as usize].add(1);
         counters.duration.record(core.now - flow.opened);
         self.by_socket[flow.socket.index()] -= 1;
         self.rest(core, flow.upstream);
-        let record = flow.record(core, Some(reason));
+        let record = SessionRecord { refused, ..flow.record(core, Some(reason)) };
         core.log(record);
         if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
             core.push(Token::socket(flow.socket), Op::Unlisten);
@@ -552,6 +565,7 @@ impl Flows {
             let token = self.upstream_token(slot);
             return core.push(token, Op::CloseUpstream);
         }
+        upstream.sent = 0;
         upstream.rests_since = core.now;
         upstream.next = NONE;
         let last = std::mem::replace(&mut state.last, slot);
@@ -625,7 +639,7 @@ impl Flow {
         let local = self.local.map_or(local, |ip| SocketAddr::new(ip, local.port()));
         SessionRecord {
             udp: true,
-            listener: known(self.listener.0).then_some(self.listener),
+            listener: Some(self.listener),
             route: known(self.route.0).then_some(self.route),
             backend: known(self.backend.0).then_some(self.backend),
             endpoint: known(self.endpoint.0).then_some(self.endpoint),
@@ -653,6 +667,12 @@ const FLOW_LIMIT: Refusal =
 const LISTENER_LIMIT: Refusal =
     Refusal { reason: CloseReason::ListenerLimit, drop: DropReason::FlowLimit };
 const NO_SOCKET: Refusal = Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSocket };
+
+/// A UDP socket has one listener.
+fn listener_of(tables: &Tables, socket: SocketId) -> Option<(&RoutingTable, &Listener)> {
+    let (table, socket) = tables.of(socket)?;
+    Some((table, &table.listeners[socket.listeners.any()?]))
+}
 
 struct Choice {
     route: RouteId,

@@ -21,7 +21,8 @@ pub struct Server {
     pub served: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    transport: Type,
+    /// `None` for UDP.
+    listener: Option<TcpListener>,
 }
 
 impl Server {
@@ -36,20 +37,18 @@ impl Server {
     ) -> Self {
         let listener = listen(address, 4096);
         let address = listener.local_addr().expect("its address");
-        let (served, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, stopped, handler) = (Arc::clone(&served), Arc::clone(&over), Arc::new(handler));
+        let accepting = listener.try_clone().expect("a descriptor");
+        let (served, handler) = (Arc::new(AtomicU64::new(0)), Arc::new(handler));
+        let count = Arc::clone(&served);
         let thread = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stopped.load(Ordering::SeqCst) {
-                    return;
-                }
-                let stream = stream.expect("accepting");
+            while let Ok((stream, _)) = accepting.accept() {
                 count.fetch_add(1, Ordering::SeqCst);
                 let handler = Arc::clone(&handler);
                 std::thread::spawn(move || handler(stream));
             }
         });
-        Self { address, served, over, thread: Some(thread), transport: Type::STREAM }
+        let over = Arc::new(AtomicBool::new(false));
+        Self { address, served, over, thread: Some(thread), listener: Some(listener) }
     }
 
     /// Calls `handler` with each datagram.
@@ -77,7 +76,7 @@ impl Server {
                 }
             }
         });
-        Self { address, served, over, thread: Some(thread), transport: Type::DGRAM }
+        Self { address, served, over, thread: Some(thread), listener: None }
     }
 
     /// Answers each datagram with itself.
@@ -109,9 +108,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        if self.transport == Type::STREAM {
-            // Wakes the thread out of its accept.
-            let _ = TcpStream::connect(self.address);
+        if let Some(listener) = &self.listener {
+            // Linux wakes the thread out of its accept, with EINVAL, and nothing listens any more.
+            let _ = SockRef::from(listener).shutdown(Shutdown::Both);
         }
         let _ = self.thread.take().map(JoinHandle::join);
     }
