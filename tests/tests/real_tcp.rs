@@ -406,7 +406,9 @@ fn nine_thousand_idle_sessions_are_cheap_and_alive() {
         forward("TCP", address, [holder.address], "") + "[limits]\nsessions = 9500\nflows = 64\n";
     let gateway = Gateway::start(&config);
     // The first session's costs are not those of a session: code and tables are touched.
-    abort(connect(address));
+    let first = connect(address);
+    holder.wait_for(1);
+    abort(first);
     gateway.closes(1);
     let before = gateway.resident();
     let mut clients: Vec<_> = (0..SESSIONS).map(|_| connect(address)).collect();

@@ -356,8 +356,7 @@ fn no_reply_reaches_another_client() {
         sum.answered += heard.answered;
         sum.foreign += heard.foreign;
     }
-    let late =
-        gateway.metrics().value("ringway_datagrams_dropped_total", &[("reason", "late_reply")]);
+    let late = gateway.metrics().value("ringway_endpoint_late_replies_total", &[]);
     eprintln!("{sum:?}, {late} late replies dropped, {reloads} reloads");
     assert_eq!(sum.foreign, 0);
     assert!(sum.answered >= FLOWS * 98 / 100, "{sum:?}");
