@@ -64,6 +64,7 @@ impl Scrape<'_> {
         page.counter(dropped, &[("reason", "channel_full")], records);
         let total = |name, pick: fn(&Counters) -> &Counter| page.counter(name, &[], self.sum(pick));
         total("ringway_connections_accepted_total", |worker| &worker.accepted);
+        total("ringway_connections_aborted_total", |worker| &worker.aborted);
         total("ringway_accept_pauses_total", |worker| &worker.accept_pauses);
         total("ringway_rearms_total", |worker| &worker.rearms);
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
@@ -355,6 +356,12 @@ const METRICS: &[(&str, Type, &str)] = &[
         "ringway_connections_accepted_total",
         Type::Counter,
         "TCP connections accepted, whatever became of them.",
+    ),
+    (
+        "ringway_connections_aborted_total",
+        Type::Counter,
+        "TCP connections that their client reset before they could be looked at: not accepted, \
+         not logged.",
     ),
     (
         "ringway_accept_pauses_total",

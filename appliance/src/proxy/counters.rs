@@ -14,6 +14,8 @@ use super::record::{CloseReason, DropReason};
 pub struct Counters {
     /// TCP connections accepted, whatever became of them.
     pub accepted: Counter,
+    /// Connections that their client reset before they could be given to the proxy.
+    pub aborted: Counter,
     /// Sessions closed for which no listener was found, by `CloseReason`.
     pub unmatched: [Counter; CloseReason::COUNT],
     /// Accepting paused because files or memory ran out.
@@ -159,6 +161,7 @@ impl Counters {
     pub fn new() -> Self {
         Self {
             accepted: Counter::default(),
+            aborted: Counter::default(),
             unmatched: std::array::from_fn(|_| Counter::default()),
             accept_pauses: Counter::default(),
             rearms: Counter::default(),

@@ -26,6 +26,8 @@ pub(super) struct Listeners {
     /// By `SocketId`.
     sockets: Vec<Option<ListenSocket>>,
     incoming: Incoming,
+    /// Connections that their client had reset before they were handed over.
+    aborted: u64,
     /// Counts the sockets that there have been, so that completions of two in one slot differ.
     generation: u32,
 }
@@ -54,7 +56,7 @@ enum State {
 
 impl Listeners {
     pub(super) fn new() -> Self {
-        Self { sockets: Vec::new(), incoming: Incoming::new(INCOMING), generation: 0 }
+        Self { sockets: Vec::new(), incoming: Incoming::new(INCOMING), aborted: 0, generation: 0 }
     }
 
     /// Takes over a socket, silently: it accepts and receives when it is told to. A UDP socket that
@@ -93,6 +95,10 @@ impl Listeners {
             state,
             successor: None,
         });
+    }
+
+    pub(super) fn aborted(&self) -> u64 {
+        self.aborted
     }
 
     /// Whether no more connections can be handed over before some are adopted or refused.
@@ -250,6 +256,7 @@ impl Listeners {
         // The peer may have reset the connection already: then it has no address any more, and
         // there is nothing to hand over.
         let Some(peer) = socket.peer_addr().ok().and_then(|address| address.as_socket()) else {
+            self.aborted += 1;
             return;
         };
         let local = if listener.local.ip().is_unspecified() {

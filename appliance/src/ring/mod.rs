@@ -120,6 +120,7 @@ impl Ring {
             woken |= self.complete(completion, turn);
         }
         self.counters.turns.add(1);
+        self.counters.aborted.set(self.listeners.aborted());
         self.counters.buffers_free.set(self.udp.buffers_free());
         self.counters.pipes_used.set(self.tcp.pipes_used());
         Ok(woken)
