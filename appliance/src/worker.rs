@@ -103,7 +103,8 @@ pub struct Worker {
     clock: Clock,
 }
 
-/// Events and ops of one turn for which there is room from the start: as many as the ring completes.
+/// Events and ops of one turn for which there is room from the start: as many as the completion
+/// queue holds.
 const MOST: usize = 16_384;
 
 /// How soon records that found the channel full are tried again.

@@ -198,7 +198,8 @@ impl Dns {
         let config = format!(
             "server:\n  ip-address: {}@{}\n  username: \"\"\n  zonesdir: \"{here}\"\n  \
              database: \"\"\n  pidfile: \"{here}/pid\"\n  xfrdfile: \"\"\n  \
-             zonelistfile: \"{here}/zones\"\n  server-count: 1\n  tcp-count: 200\n  rrl-ratelimit: 0\n\
+             zonelistfile: \"{here}/zones\"\n  server-count: 1\n  tcp-count: 200\n  \
+             rrl-ratelimit: 0\n\
              remote-control:\n  control-enable: no\n\
              zone:\n  name: example.test\n  zonefile: zone\n",
             endpoint.ip(),

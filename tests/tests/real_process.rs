@@ -9,8 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, binary, client_hello, connect, echo, exchange, free_address,
-    is_root, program, udp_client, wait_for, wait_until, was_reset,
+    Folder, Gateway, Launch, LogLine, Server, binary, client_hello, connect, echo, exchange,
+    free_address, is_root, program, udp_client, wait_for, wait_until, was_reset,
 };
 
 fn ringway(arguments: &[&str]) -> Output {
@@ -231,19 +231,7 @@ fn log_and_metrics_account_for_every_session() {
         assert!(was_reset(&mut connect(dead)));
     }
     let lines = gateway.closes(603);
-    let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
-    for line in &lines {
-        let name = line.text("listener").expect("a listener").to_owned();
-        let reason = line.text("reason").expect("a reason").to_owned();
-        *counts.entry((name, reason)).or_default() += 1;
-        for field in ["ts", "event", "protocol", "client", "local", "route", "backend"] {
-            assert!(line.has(field), "no {field}: {line:?}");
-        }
-        for field in ["endpoint", "bytes_up", "bytes_down", "duration_ms", "worker"] {
-            assert!(line.has(field), "no {field}: {line:?}");
-        }
-        assert!(line.text("client").is_some_and(|at| at.parse::<SocketAddr>().is_ok()));
-    }
+    let counts = complete_lines_by_reason(&lines);
     let bytes = |name: &str, field: &str| -> u64 {
         let of = lines.iter().filter(|line| line.text("listener") == Some(name));
         of.map(|line| line.number(field)).sum()
@@ -275,6 +263,24 @@ fn log_and_metrics_account_for_every_session() {
         }
     }
     assert_eq!(gateway.stop().len(), 603, "a line came late or twice");
+}
+
+/// Checks that each line has all its fields; counts them by listener and reason.
+fn complete_lines_by_reason(lines: &[LogLine]) -> BTreeMap<(String, String), u64> {
+    let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for line in lines {
+        let name = line.text("listener").expect("a listener").to_owned();
+        let reason = line.text("reason").expect("a reason").to_owned();
+        *counts.entry((name, reason)).or_default() += 1;
+        for field in ["ts", "event", "protocol", "client", "local", "route", "backend"] {
+            assert!(line.has(field), "no {field}: {line:?}");
+        }
+        for field in ["endpoint", "bytes_up", "bytes_down", "duration_ms", "worker"] {
+            assert!(line.has(field), "no {field}: {line:?}");
+        }
+        assert!(line.text("client").is_some_and(|at| at.parse::<SocketAddr>().is_ok()));
+    }
+    counts
 }
 
 /// Sockets, pipes and descriptors are back where they were when sessions of all kinds are over.
