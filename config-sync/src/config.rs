@@ -161,10 +161,14 @@ pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Pr
 /// The limits asked for, with those that are left open filled in: for `workers` workers in a
 /// process that may have `nofile` files open (`RLIMIT_NOFILE`).
 ///
+/// A flow takes a source port, of which there are `ports` for each local address
+/// (`net.ipv4.ip_local_port_range`).
+///
 /// A session takes two files, a pipe two; 512 are left for listeners, the admin API and the log.
-pub fn limits(asked: Limits, workers: usize, nofile: u64) -> Limits {
+pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64) -> Limits {
     let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
     let nofile = u32::try_from(nofile).unwrap_or(u32::MAX);
+    let ports = u32::try_from(ports).unwrap_or(u32::MAX);
     let or = |asked: u32, automatic: u32| if asked == 0 { automatic } else { asked };
     let pipes = or(asked.pipes, 64);
     let reserved = pipes.saturating_mul(2).saturating_mul(workers).saturating_add(512);
@@ -172,7 +176,7 @@ pub fn limits(asked: Limits, workers: usize, nofile: u64) -> Limits {
     let buffers = or(asked.buffers.into(), 256).next_power_of_two().min(MAX_BUFFERS.into());
     Limits {
         sessions: or(asked.sessions, sessions.clamp(1, 65_536)),
-        flows: or(asked.flows, nofile.clamp(1, 65_536)),
+        flows: or(asked.flows, nofile.min((ports / workers).max(4_096)).clamp(1, 65_536)),
         buffers: u16::try_from(buffers).unwrap_or(MAX_BUFFERS),
         pipes,
         turn_bytes: or(asked.turn_bytes, 1 << 18),

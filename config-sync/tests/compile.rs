@@ -148,23 +148,25 @@ fn the_last_table_has_nothing_and_says_how_long_to_drain() {
 }
 
 #[test]
-fn limits_left_open_follow_from_workers_and_files() {
+fn limits_left_open_follow_from_workers_files_and_ports() {
     let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
-    let automatic = |workers, files| limits(open, workers, files);
+    let automatic = |workers, files| limits(open, workers, files, 28_232);
     let expected =
-        Limits { sessions: 4808, flows: 20_000, buffers: 256, pipes: 64, turn_bytes: 1 << 18 };
+        Limits { sessions: 4808, flows: 14_116, buffers: 256, pipes: 64, turn_bytes: 1 << 18 };
     assert_eq!(automatic(2, 20_000), expected);
     assert_eq!(automatic(1, 1 << 30).sessions, 65_536);
-    assert_eq!(automatic(1, u64::MAX).flows, 65_536);
+    assert_eq!(automatic(1, u64::MAX).flows, 28_232);
+    assert_eq!(automatic(64, u64::MAX).flows, 4_096);
+    assert_eq!(limits(open, 1, u64::MAX, 100_000).flows, 65_536);
     assert_eq!(
         automatic(64, 100),
         Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64, turn_bytes: 1 << 18 }
     );
     assert_eq!(automatic(0, 0).flows, 1);
     let asked = Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7, turn_bytes: 8 };
-    assert_eq!(limits(asked, 2, 1024), Limits { buffers: 128, ..asked });
+    assert_eq!(limits(asked, 2, 1024, 28_232), Limits { buffers: 128, ..asked });
     let most = Limits { buffers: u16::MAX, ..open };
-    assert_eq!(limits(most, 1, 1024).buffers, 32_768);
+    assert_eq!(limits(most, 1, 1024, 28_232).buffers, 32_768);
 }
 
 proptest! {

@@ -102,7 +102,7 @@ async fn features(State(board): State<Arc<Board>>) -> String {
 }
 
 /// How many there are in `net.ipv4.ip_local_port_range`; 0 if that can't be read.
-fn source_ports() -> u64 {
+pub fn source_ports() -> u64 {
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()
         .and_then(|range| size(&range))

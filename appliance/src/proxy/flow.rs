@@ -29,7 +29,10 @@ pub struct Flows {
     /// By `SocketId`: its flows.
     by_socket: Vec<u32>,
     sweep: Sweep,
-    /// Until then, sockets rest only as long as they must: there were too few.
+    /// With more upstream sockets than this, they rest only as long as they must: each holds a
+    /// source port, of which other programs of the machine want some too.
+    ample: u32,
+    /// The same until then: there were too few.
     shortage_until: u64,
     /// The end of the last turn: what sockets had received by then was read. Rest counts up to
     /// here, not up to now: after a worker had no core for a while, a new client's datagram may
@@ -122,6 +125,7 @@ impl Flows {
             endpoints: Vec::new(),
             by_socket: Vec::new(),
             sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
+            ample: limit / 2,
             shortage_until: 0,
             seen: 0,
         }
@@ -271,7 +275,7 @@ impl Flows {
             self.sweep.endpoint = (self.sweep.endpoint + 1) % endpoints;
             let keep = match self.endpoints[endpoint].gone_since {
                 Some(_) => 0,
-                None if core.now < self.shortage_until => SHORT_REST,
+                None if self.is_scarce(core.now) => SHORT_REST,
                 None => KEEP,
             };
             (0..MOST_CLOSES).take_while(|_| self.close_first(core, endpoint, keep)).count();
@@ -500,8 +504,7 @@ impl Flows {
         address: SocketAddr,
         source: Option<IpAddr>,
     ) -> Option<u32> {
-        let scarce = self.upstreams.is_full() || core.now < self.shortage_until;
-        let rest = if scarce { SHORT_REST } else { REST };
+        let rest = if self.is_scarce(core.now) { SHORT_REST } else { REST };
         let first = self.endpoints[endpoint.index()].first;
         if let Some(upstream) = self.upstreams.at_mut(first)
             && self.seen >= upstream.rests_since + rest
@@ -525,6 +528,10 @@ impl Flows {
         core.push(token, Op::Open { address, source });
         core.push(token, Op::Receive);
         Some(slot)
+    }
+
+    fn is_scarce(&self, now: u64) -> bool {
+        self.upstreams.len() > self.ample || now < self.shortage_until
     }
 
     fn end(&mut self, core: &mut Core, slot: u32, reason: CloseReason) {

@@ -1,6 +1,7 @@
 //! A ring with someone to talk to it.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -205,17 +206,28 @@ pub(crate) fn session_token(slot: u32, generation: u32) -> Token {
     Token { kind: Kind::Session, slot, generation }
 }
 
+/// A given port is one that this process has a socket on already.
 pub(crate) fn open(transport: Transport, address: &str, workers: usize) -> Vec<OwnedFd> {
+    let address: SocketAddr = address.parse().unwrap();
+    try_open(transport, address, workers, address.port() != 0).unwrap()
+}
+
+pub(crate) fn try_open(
+    transport: Transport,
+    address: SocketAddr,
+    workers: usize,
+    rejoins: bool,
+) -> io::Result<Vec<OwnedFd>> {
     let socket = Socket {
         id: SocketId(0),
         transport,
-        address: address.parse().unwrap(),
+        address,
         options: OPTIONS,
         reads_hello: false,
         hello_timeout: 0,
         listeners: Hosts::new([0; 4]),
     };
-    sockets::open_listeners(&socket, workers, false).unwrap()
+    sockets::open_listeners(&socket, workers, rejoins)
 }
 
 pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {

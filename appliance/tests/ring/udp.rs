@@ -8,7 +8,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use ringway::proxy::op::{BufferId, Event, Kind, Op, Token, Why};
 
-use crate::harness::{Driver, LIMITS, alone, local_address, noise, open};
+use crate::harness::{Driver, LIMITS, alone, local_address, noise, open, try_open};
 
 /// What a `Datagrams` event says.
 #[derive(Clone, Copy, Debug)]
@@ -381,6 +381,19 @@ fn a_listening_socket_that_comes_back_follows_the_one_that_goes() {
     client.send_to(b"still there", address).unwrap();
     assert_eq!(driver.datagrams().bytes, 11);
     assert!(driver.seen.is_empty(), "{:?}", driver.seen);
+}
+
+/// With SO_REUSEPORT alone, a second process of the same user would share the address unnoticed.
+#[test]
+fn an_address_that_another_process_has_is_refused() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let first = open(transport, "127.0.0.1:0", 2);
+        let address = local_address(&first[0]);
+        let error = try_open(transport, address, 2, false).expect_err("it is taken");
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    }
+    let first = open(Transport::Udp, "127.0.0.1:0", 2);
+    try_open(Transport::Udp, local_address(&first[0]), 2, true).expect("it is our own");
 }
 
 /// Which of two sockets each of 200 sources reached, twice each.
