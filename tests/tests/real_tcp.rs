@@ -180,6 +180,24 @@ fn half_closed_session_ends_at_half_close_timeout() {
     gateway.closed_for("half_close_timeout");
 }
 
+/// However long the session was silent before: the server has its time to answer.
+#[test]
+fn half_close_timeout_counts_from_the_fin() {
+    let (server, accepted) = handed_over();
+    let (_gateway, address) = forwarding(&server, "half_close_timeout = \"3s\"");
+    let mut client = connect(address);
+    let mut endpoint = accepted.recv().expect("a connection");
+    std::thread::sleep(Duration::from_secs(4));
+    client.shutdown(Shutdown::Write).expect("a FIN");
+    assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
+    std::thread::sleep(Duration::from_secs(1));
+    endpoint.write_all(b"late").expect("taken");
+    drop(endpoint);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("the answer");
+    assert_eq!(answer, "late");
+}
+
 #[test]
 fn session_ends_at_its_lifetime_however_busy() {
     let server = Server::tcp(echo);

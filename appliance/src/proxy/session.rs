@@ -448,6 +448,8 @@ impl Session {
             Next::Again => {}
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
+                // Its own FIN does not come late: `half_close_timeout` counts from here.
+                self.last_byte = core.now;
                 relay.first_end.get_or_insert(from);
                 core.push(self.token, Op::Shutdown { side: from.other() });
                 if relay.up.ended() && relay.down.ended() {
