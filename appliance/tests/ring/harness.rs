@@ -30,10 +30,13 @@ pub(crate) enum Company {
 }
 
 pub(crate) fn alone() -> Company {
-    Company::Alone(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    let company = Company::Alone(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    // A test that has just ended may drop what it opened a moment after its guard.
+    std::thread::sleep(Duration::from_millis(100));
+    company
 }
 
-fn shared() -> Company {
+pub(crate) fn shared() -> Company {
     Company::Shared(ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 

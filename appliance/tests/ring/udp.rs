@@ -8,7 +8,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use ringway::proxy::op::{BufferId, Event, Kind, Op, Token, Why};
 
-use crate::harness::{Driver, LIMITS, alone, local_address, noise, open, try_open};
+use crate::harness::{Driver, LIMITS, alone, local_address, noise, open, shared, try_open};
 
 /// What a `Datagrams` event says.
 #[derive(Clone, Copy, Debug)]
@@ -386,6 +386,7 @@ fn a_listening_socket_that_comes_back_follows_the_one_that_goes() {
 /// With SO_REUSEPORT alone, a second process of the same user would share the address unnoticed.
 #[test]
 fn an_address_that_another_process_has_is_refused() {
+    let _company = shared();
     for transport in [Transport::Tcp, Transport::Udp] {
         let first = open(transport, "127.0.0.1:0", 2);
         let address = local_address(&first[0]);
@@ -398,6 +399,7 @@ fn an_address_that_another_process_has_is_refused() {
 
 /// Which of two sockets each of 200 sources reached, twice each.
 fn steered(address: &str, sources: &str) -> Vec<[usize; 2]> {
+    let _company = shared();
     let pair = open_pair(Transport::Udp, address);
     let to = local_address(&pair[0]);
     let receivers: Vec<UdpSocket> = pair.into_iter().map(UdpSocket::from).collect();
@@ -435,6 +437,7 @@ fn a_source_always_reaches_the_same_worker() {
 
 #[test]
 fn connections_are_spread_over_the_workers() {
+    let _company = shared();
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let pair = open_pair(Transport::Tcp, address);
         let to = local_address(&pair[0]);
