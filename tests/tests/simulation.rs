@@ -3,6 +3,7 @@
 //! `SEEDS=n` sets how many (default 10,000), `SEED=n` replays one with a trace.
 #![allow(clippy::cast_possible_truncation, reason = "what is counted here is small")]
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -70,7 +71,9 @@ fn every_seed_keeps_every_promise() {
     );
     let [events, sessions, flows] = totals.map(AtomicU64::into_inner);
     let coverage = coverage.into_inner().expect("no panic while held");
-    eprintln!("{seeds} seeds, {events} events, {sessions} sessions, {flows} flows\n{coverage}");
+    // Past the harness, which would show it only if the test failed.
+    let total = format!("{seeds} seeds, {events} events, {sessions} sessions, {flows} flows");
+    writeln!(std::io::stderr(), "{total}\n{coverage}").expect("stderr");
     // A rare pair needs many seeds; a short run is for finding bugs.
     if seeds >= 10_000 {
         assert_eq!(coverage.missing(), [], "pairs of state and fault that were not reached");
