@@ -162,10 +162,6 @@ impl ConfigSync {
         self.generation
     }
 
-    pub fn publisher_mut(&mut self) -> &mut Publisher {
-        &mut self.publisher
-    }
-
     pub fn reloads_ok(&self) -> u64 {
         self.reloads_ok
     }

@@ -111,7 +111,8 @@ impl Publisher {
     }
 
     /// Whether anything waits for [`Self::flush`].
-    pub fn has_pending(&self) -> bool {
+    #[cfg(test)]
+    fn has_pending(&self) -> bool {
         self.pending.is_some() || self.workers.iter().any(Outbox::is_waiting)
     }
 
@@ -205,6 +206,7 @@ impl Outbox {
         Self { link, table: None, sockets: Vec::new(), stop: false, gone: false }
     }
 
+    #[cfg(test)]
     fn is_waiting(&self) -> bool {
         !self.gone && (self.table.is_some() || self.stop)
     }
