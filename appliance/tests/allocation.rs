@@ -74,7 +74,14 @@ impl Bench {
         let worker = Worker::new(Seat {
             core: None,
             index: 0,
-            limits: Limits { sessions: 64, flows: 64, buffers: 64, pipes: 8, turn_bytes: 1 << 20 },
+            limits: Limits {
+                sessions: 64,
+                flows: 64,
+                buffers: 64,
+                pipes: 8,
+                turn_bytes: 1 << 20,
+                bulk_bytes: 8 << 20,
+            },
             features: Features::probe().unwrap(),
             counters: Arc::new(Counters::new()),
             commands,

@@ -180,6 +180,7 @@ pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64) -> Limits 
         buffers: u16::try_from(buffers).unwrap_or(MAX_BUFFERS),
         pipes,
         turn_bytes: or(asked.turn_bytes, 1 << 18),
+        bulk_bytes: or(asked.bulk_bytes, 8 << 20),
     }
 }
 
@@ -233,7 +234,14 @@ static ACCESS_LOG: Section =
 
 static LIMITS: Section = Section {
     name: "limits",
-    keys: &[any("sessions"), any("flows"), any("buffers"), any("pipes"), any("turn_bytes")],
+    keys: &[
+        any("sessions"),
+        any("flows"),
+        any("buffers"),
+        any("pipes"),
+        any("turn_bytes"),
+        any("bulk_bytes"),
+    ],
 };
 
 static LISTENER: Section = Section {
@@ -420,13 +428,15 @@ fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AccessLog {
 }
 
 fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
-    let mut asked = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
+    let mut asked =
+        Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0, bulk_bytes: 0 };
     if let Some(table) = &reader.table(root, "limits", &LIMITS) {
         asked.sessions = or(reader.get(table, "sessions", integer(0..=MAX_SESSIONS)), 0);
         asked.flows = or(reader.get(table, "flows", integer(0..=MAX_SESSIONS)), 0);
         asked.buffers = or(reader.get(table, "buffers", integer(0..=MAX_BUFFERS)), 0);
         asked.pipes = or(reader.get(table, "pipes", integer(0..=65_536)), 0);
         asked.turn_bytes = or(reader.get(table, "turn_bytes", integer(0..=1 << 30)), 0);
+        asked.bulk_bytes = or(reader.get(table, "bulk_bytes", integer(0..=u32::MAX)), 0);
     }
     asked
 }

@@ -206,6 +206,9 @@ pub struct Limits {
     pub pipes: u32,
     /// Bytes that one direction of a session moves at the most before the others have their turn.
     pub turn_bytes: u32,
+    /// Bytes that one direction of a session carries, while the other carries none, before it
+    /// counts as bulk, whose wake-ups are made fewer and larger; `u32::MAX`: never.
+    pub bulk_bytes: u32,
 }
 
 impl RoutingTable {

@@ -86,7 +86,14 @@ fn keys_at_the_top_are_read() {
     assert_eq!(config.admin, None);
     assert_eq!(
         config.limits,
-        Limits { sessions: 1000, flows: 1000, buffers: 100, pipes: 16, turn_bytes: 0 }
+        Limits {
+            sessions: 1000,
+            flows: 1000,
+            buffers: 100,
+            pipes: 16,
+            turn_bytes: 0,
+            bulk_bytes: 0
+        }
     );
 }
 
@@ -149,10 +156,16 @@ fn the_last_table_has_nothing_and_says_how_long_to_drain() {
 
 #[test]
 fn limits_left_open_follow_from_workers_files_and_ports() {
-    let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0 };
+    let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0, bulk_bytes: 0 };
     let automatic = |workers, files| limits(open, workers, files, 28_232);
-    let expected =
-        Limits { sessions: 4808, flows: 14_116, buffers: 256, pipes: 64, turn_bytes: 1 << 18 };
+    let expected = Limits {
+        sessions: 4808,
+        flows: 14_116,
+        buffers: 256,
+        pipes: 64,
+        turn_bytes: 1 << 18,
+        bulk_bytes: 8 << 20,
+    };
     assert_eq!(automatic(2, 20_000), expected);
     assert_eq!(automatic(1, 1 << 30).sessions, 65_536);
     assert_eq!(automatic(1, u64::MAX).flows, 28_232);
@@ -160,10 +173,18 @@ fn limits_left_open_follow_from_workers_files_and_ports() {
     assert_eq!(limits(open, 1, u64::MAX, 100_000).flows, 65_536);
     assert_eq!(
         automatic(64, 100),
-        Limits { sessions: 1, flows: 100, buffers: 256, pipes: 64, turn_bytes: 1 << 18 }
+        Limits {
+            sessions: 1,
+            flows: 100,
+            buffers: 256,
+            pipes: 64,
+            turn_bytes: 1 << 18,
+            bulk_bytes: 8 << 20
+        }
     );
     assert_eq!(automatic(0, 0).flows, 1);
-    let asked = Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7, turn_bytes: 8 };
+    let asked =
+        Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7, turn_bytes: 8, bulk_bytes: 9 };
     assert_eq!(limits(asked, 2, 1024, 28_232), Limits { buffers: 128, ..asked });
     let most = Limits { buffers: u16::MAX, ..open };
     assert_eq!(limits(most, 1, 1024, 28_232).buffers, 32_768);

@@ -27,6 +27,8 @@ pub enum Fault {
     ShortWrite,
     WouldBlock,
     NoPipe,
+    /// Bytes came that were fewer than the mark.
+    BelowMark,
     Stalled,
     ClientReset,
     EndpointReset,
@@ -100,6 +102,7 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::ShortWrite, MOVING),
         (F::WouldBlock, &[Opening, Connecting, Relaying, HalfClosed, Closing]),
         (F::NoPipe, MOVING),
+        (F::BelowMark, &[Opening, Relaying, HalfClosed]),
         (F::Stalled, MOVING),
         (F::ClientReset, SESSION),
         (F::EndpointReset, &[Relaying, HalfClosed, Closing]),

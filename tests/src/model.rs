@@ -63,6 +63,7 @@ impl Model {
             buffers: 1 << rng.between(1, 5),
             pipes: rng.pick(&[0, 1, 2, 8, 64]),
             turn_bytes: rng.scale(1 << 12, 1 << 20) as u32,
+            bulk_bytes: rng.scale(1 << 16, 8 << 20) as u32,
         };
         let mut protocols = vec![Protocol::Tcp; rng.between(1, 2) as usize];
         protocols.push(Protocol::Tls);

@@ -175,8 +175,14 @@ impl Begins {
     }
 }
 
-pub const LIMITS: Limits =
-    Limits { sessions: 16, flows: 16, buffers: 8, pipes: 8, turn_bytes: 1 << 20 };
+pub const LIMITS: Limits = Limits {
+    sessions: 16,
+    flows: 16,
+    buffers: 8,
+    pipes: 8,
+    turn_bytes: 1 << 20,
+    bulk_bytes: 8 << 20,
+};
 
 impl Setup {
     pub fn transport(&self) -> Transport {

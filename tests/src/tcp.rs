@@ -57,6 +57,10 @@ pub struct Conn {
     error_told: Option<u64>,
     /// Wake-ups wait for this many bytes (SO_RCVLOWAT).
     lowat: u64,
+    /// `lowat` is that of a `Peek`, which ends with the first `Move`.
+    peeked: bool,
+    /// When bytes first came that were too few to wake anybody, microseconds.
+    below_since: Option<u64>,
     /// A write found no space: the proxy must be told when there is some.
     nospace: bool,
     news: News,
@@ -140,6 +144,8 @@ struct Attempt {
 
 /// recv through the worker's scratch memory, or a pipe of the usual size.
 const CHUNK: u64 = 65_536;
+/// How long bytes may lie below a mark, microseconds.
+const TAIL: u64 = 2_000;
 /// No timeout of a connection attempt is longer, microseconds.
 const GIVEN_UP: u64 = 10_000_000;
 /// After which Linux gives up a SYN that nobody answers (tcp_syn_retries 6), microseconds.
@@ -216,6 +222,9 @@ impl Kernel {
         if len > 0 && conn.inbound.queue.len() >= conn.lowat {
             conn.unlooked = true;
             self.wake(id, News { readable: true, ..News::default() });
+        } else if len > 0 {
+            conn.below_since.get_or_insert(self.now);
+            self.hit_conn(id, Fault::BelowMark);
         }
         len
     }
@@ -339,6 +348,8 @@ impl Kernel {
             error: None,
             error_told: None,
             lowat: 1,
+            peeked: false,
+            below_since: None,
             nospace: false,
             news: News::default(),
             ready_pending: false,
@@ -407,6 +418,7 @@ impl Kernel {
         let client = self.live(token).client;
         let conn = &mut self.conns[client.0];
         conn.lowat = u64::from(at_least.max(1));
+        conn.peeked = true;
         conn.unlooked = false;
         // A short look is a look before the rest arrived.
         let mut len = conn.inbound.queue.len().min(CHUNK);
@@ -435,6 +447,24 @@ impl Kernel {
             self.wake(client, News { readable: true, ending: true, ..News::default() });
         }
         self.event(token, Event::Peeked { start, len: len as u32, end }, turn);
+    }
+
+    pub(crate) fn mark(&mut self, token: Token, from: Side, at_least: u32) {
+        let id = self.live(token).conn(from).expect("Mark of a side that is not there");
+        let conn = &mut self.conns[id.0];
+        // The kernel lets nobody ask for more than half of what the buffer holds.
+        conn.lowat = u64::from(at_least).min(conn.inbound.capacity / 2).max(1);
+        if conn.lowat == 1 {
+            conn.below_since = None;
+        }
+        let waiting = conn.inbound.queue.len();
+        if waiting >= conn.lowat {
+            self.wake(id, News { readable: true, ..News::default() });
+        } else if waiting > 0 {
+            self.hit_conn(id, Fault::BelowMark);
+            let now = self.now;
+            self.conns[id.0].below_since.get_or_insert(now);
+        }
     }
 
     pub(crate) fn connect(&mut self, token: Token, address: SocketAddr, turn: &mut Turn) {
@@ -573,10 +603,11 @@ impl Kernel {
         };
         assert!(!session.shut[from.other() as usize], "Move towards a side that was shut down");
         let mut held = std::mem::take(&mut session.held[way]);
-        if from == Side::Client {
+        if from == Side::Client && std::mem::take(&mut self.conns[source.0].peeked) {
             self.conns[source.0].lowat = 1;
         }
         self.conns[source.0].unlooked = false;
+        self.conns[source.0].below_since = None;
         let (mut read, mut sent) = (0, 0);
         let stop = loop {
             if !held.is_empty() {
@@ -917,6 +948,12 @@ impl Kernel {
                     || inbound.fin
                     || source.error.is_some();
                 let open = !sink.outbound.fin;
+                // A mark may hold a tail back, but not for longer than this.
+                let below = inbound.queue.len() < source.lowat && held.is_empty();
+                let patient = source.below_since.is_none_or(|since| self.now <= since + TAIL);
+                if below && patient && !inbound.fin && source.error.is_none() {
+                    continue;
+                }
                 assert!(
                     !(work && open && !sink.nospace),
                     "stalled: bytes or an end wait, there is space, and nothing is to come: {:?} \

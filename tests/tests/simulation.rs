@@ -109,8 +109,14 @@ fn weights_hold_while_tables_come_and_go() {
     }
 }
 
-const LIMITS: Limits =
-    Limits { sessions: 64, flows: 64, buffers: 8, pipes: 8, turn_bytes: 1 << 20 };
+const LIMITS: Limits = Limits {
+    sessions: 64,
+    flows: 64,
+    buffers: 8,
+    pipes: 8,
+    turn_bytes: 1 << 20,
+    bulk_bytes: 8 << 20,
+};
 
 /// One TCP listener; a backend's endpoints all have its number plus one as their port.
 fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTable {

@@ -130,7 +130,8 @@ mod tests {
 
     #[tokio::test]
     async fn answers_what_the_board_says() {
-        let limits = Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1 };
+        let limits =
+            Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
         let workers = vec![Arc::new(Counters::new())];
         let board = Arc::new(Board::new(workers, limits, "list\n".into()));
         board.config().text = "lame_duck = \"1s\"\n".into();

@@ -69,6 +69,7 @@ impl Scrape<'_> {
         total("ringway_rearms_total", |worker| &worker.rearms);
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
+        total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);
         total("ringway_cq_overflows_total", |worker| &worker.cq_overflows);
     }
 
@@ -367,6 +368,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         "ringway_accept_pauses_total",
         Type::Counter,
         "Times that accepting paused because files or memory ran out.",
+    ),
+    (
+        "ringway_bulk_runs_total",
+        Type::Counter,
+        "Times that one direction of a session became bulk: fewer and larger wake-ups.",
     ),
     (
         "ringway_rearms_total",
@@ -707,7 +713,14 @@ mod tests {
     fn scrape(workers: &[Arc<Counters>]) -> Scrape<'_> {
         Scrape {
             workers,
-            limits: Limits { sessions: 10, flows: 20, buffers: 32, pipes: 4, turn_bytes: 1 << 20 },
+            limits: Limits {
+                sessions: 10,
+                flows: 20,
+                buffers: 32,
+                pipes: 4,
+                turn_bytes: 1 << 20,
+                bulk_bytes: 8 << 20,
+            },
             ready: true,
             reloads_ok: 1,
             reloads_failed: 0,

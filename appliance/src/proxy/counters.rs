@@ -31,6 +31,8 @@ pub struct Counters {
     /// Directions that wanted a pipe when all were in use, and went on without.
     pub pipe_shortages: Counter,
     pub pipes_used: Counter,
+    /// Times that a direction became bulk, and its wake-ups fewer and larger.
+    pub bulk_runs: Counter,
     /// Turns of the worker's loop.
     pub turns: Counter,
     /// Log records that found the channel full.
@@ -165,6 +167,7 @@ impl Counters {
             unmatched: std::array::from_fn(|_| Counter::default()),
             accept_pauses: Counter::default(),
             rearms: Counter::default(),
+            bulk_runs: Counter::default(),
             buffer_shortages: Counter::default(),
             buffers_free: Counter::default(),
             cq_overflows: Counter::default(),

@@ -10,6 +10,7 @@ mod balance;
 pub mod client_hello;
 pub mod counters;
 mod flow;
+mod marks;
 pub mod op;
 pub mod record;
 mod relay;
@@ -27,6 +28,7 @@ use config_sync::routing::{Limits, RoutingTable, SocketId, Timeouts, Transport};
 use balance::Balancer;
 use counters::Counters;
 use flow::Flows;
+use marks::Marks;
 use op::{Event, Kind, Op, Side, Token, Why};
 use record::{CloseReason, Record, SessionRecord};
 use session::Session;
@@ -52,6 +54,7 @@ struct Core {
     balancer: Balancer,
     counters: Arc<Counters>,
     timers: Wheel,
+    marks: Marks,
     records: Vec<Record>,
     /// Directions whose budget ran out: one more `Move` each in the next turn.
     resumable: VecDeque<(Token, Side)>,
@@ -61,6 +64,7 @@ struct Core {
     paused: Vec<(SocketId, u64)>,
     rejections: Rejections,
     turn_bytes: u32,
+    bulk_bytes: u32,
 }
 
 /// The end of a drain: what is left is closed in steps, the longest idle first.
@@ -95,12 +99,14 @@ impl Proxy {
                 balancer: Balancer::new(seed),
                 counters,
                 timers: Wheel::new(limits.sessions),
+                marks: Marks::new(),
                 records: Vec::new(),
                 resumable: VecDeque::with_capacity(limits.sessions as usize),
                 active: Vec::new(),
                 paused: Vec::new(),
                 rejections: Rejections::default(),
                 turn_bytes: limits.turn_bytes,
+                bulk_bytes: limits.bulk_bytes,
             },
             drain: None,
         }
@@ -162,6 +168,11 @@ impl Proxy {
             }
         }
         self.core.timers.reuse(due);
+        while let Some((token, from)) = self.core.marks.due(now) {
+            if let Some(session) = self.sessions.get_mut(token.slot, token.generation) {
+                session.mark_due(&mut self.core, from);
+            }
+        }
         self.core.unpause();
         self.flows.expire(&mut self.core);
         self.drain_step();
@@ -201,7 +212,8 @@ impl Proxy {
         let timers = self.core.timers.next().map(|millis| millis * 1_000);
         let paused = self.core.paused.iter().map(|(_, until)| *until).min();
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
-        [timers, paused, drain, self.flows.next_sweep()].into_iter().flatten().min()
+        let marks = self.core.marks.next();
+        [timers, marks, paused, drain, self.flows.next_sweep()].into_iter().flatten().min()
     }
 
     /// The last table is in force, and nothing lives any more.

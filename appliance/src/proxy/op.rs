@@ -101,6 +101,9 @@ pub enum Op {
         /// The source has announced its end, so a short read is not the last word.
         to_eof: bool,
     },
+    /// Fewer than `at_least` bytes from this side wake nobody, until another `Mark`; its end, or a
+    /// failure, always does. What waits already is said again if it is enough. *Direct*, no event.
+    Mark { from: Side, at_least: u32 },
     /// Shut down the sending half towards `side` (a FIN after what was sent). *Direct*, no event.
     Shutdown { side: Side },
     /// Close whatever the session has, with a reset on each side if `reset`; `Closed` once nothing

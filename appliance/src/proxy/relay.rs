@@ -39,6 +39,10 @@ pub struct Half {
     held: u32,
     /// Bytes that the destination took.
     pub bytes: u64,
+    /// How many those were when the other direction last carried any: what came since is one run.
+    run_from: u64,
+    /// The source wakes nobody for fewer bytes; 0: for any.
+    mark: u32,
     /// When the destination last took something, or began not to.
     progress: u64,
 }
@@ -72,6 +76,8 @@ impl Half {
             wake_bytes: 0,
             held: 0,
             bytes: 0,
+            run_from: 0,
+            mark: 0,
             progress: 0,
         }
     }
@@ -141,7 +147,8 @@ impl Half {
         self.news = false;
         let budget = match self.mode {
             Mode::Copy => COPY_BUDGET.min(turn_bytes),
-            Mode::Splice => turn_bytes,
+            // Twice the mark: a wake-up's bytes are then taken in one turn.
+            Mode::Splice => turn_bytes.max(2 * self.mark),
         };
         Op::Move { from: self.from, mode: self.mode, budget, to_eof: self.ending }
     }
@@ -182,6 +189,29 @@ impl Half {
             }
             Stop::Failed { .. } => Next::Wait,
         }
+    }
+
+    /// The source ran dry, after so much in one direction that its next bytes are worth waiting for.
+    /// `u32::MAX`: never.
+    pub fn is_bulk(&self, bulk_bytes: u32) -> bool {
+        let run = self.bytes - self.run_from;
+        self.mode == Mode::Splice
+            && !self.ending
+            && run >= u64::from(bulk_bytes)
+            && bulk_bytes < u32::MAX
+    }
+
+    pub fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    pub fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+
+    /// A new run begins: the other direction has carried bytes, or this one has paused.
+    pub fn end_run(&mut self) {
+        self.run_from = self.bytes;
     }
 
     /// The source ran dry: was this wake-up a big or a small one?

@@ -88,6 +88,33 @@ impl Relay {
         }
     }
 
+    /// Sets the mark of a direction that has become bulk, and sees to its deadline.
+    fn mark(&mut self, core: &mut Core, token: Token, from: Side, stop: Stop) {
+        let half = self.half(from);
+        if stop == Stop::Drained && half.is_bulk(core.bulk_bytes) {
+            if let Some(mark) = core.marks.wait(core.now, token, from)
+                && mark != half.mark()
+            {
+                core.counters.bulk_runs.add(u64::from(half.mark() == 0));
+                half.set_mark(mark);
+                core.push(token, Op::Mark { from, at_least: mark });
+            }
+        } else if half.mark() > 0 {
+            core.marks.hold(token, from);
+        }
+    }
+
+    /// A run of this direction's bytes is over: whatever comes next wakes at once.
+    fn unmark(&mut self, core: &mut Core, token: Token, from: Side) {
+        let half = self.half(from);
+        half.end_run();
+        if half.mark() > 0 {
+            half.set_mark(0);
+            core.marks.remove(token, from);
+            core.push(token, Op::Mark { from, at_least: 1 });
+        }
+    }
+
     /// Bytes are held that nobody will get now, or a side has failed.
     fn is_cut(&self) -> bool {
         self.broken || self.up.held() > 0 || self.down.held() > 0
@@ -208,6 +235,13 @@ impl Session {
             && let Some(op) = relay.half(from).resume(core.turn_bytes)
         {
             core.push(self.token, op);
+        }
+    }
+
+    /// Less than its mark has come for too long: the run is over, and what there is wakes.
+    pub fn mark_due(&mut self, core: &mut Core, from: Side) {
+        if let State::Relaying(relay) = &mut self.state {
+            relay.unmark(core, self.token, from);
         }
     }
 
@@ -431,9 +465,11 @@ impl Session {
         let (read, sent, held) = bytes;
         if read > 0 || sent > 0 {
             self.last_byte = core.now;
+            relay.unmark(core, self.token, from.other());
         }
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
         let next = relay.half(from).moved(core.now, read, sent, held, stop);
+        relay.mark(core, self.token, from, stop);
         if let Stop::Failed { side, why } = stop {
             return self.failed(core, from, side, why);
         }
@@ -499,6 +535,13 @@ impl Session {
             State::Opening { .. } | State::Connecting(_) => None,
         };
         core.timers.cancel(self.token.slot);
+        if let Some(relay) = &relay {
+            for (half, from) in [(&relay.up, Side::Client), (&relay.down, Side::Endpoint)] {
+                if half.mark() > 0 {
+                    core.marks.remove(self.token, from);
+                }
+            }
+        }
         // A FIN says that all was delivered.
         let reset = reset || relay.as_ref().is_some_and(Relay::is_cut);
         if let Some(relay) = &relay

@@ -142,6 +142,7 @@ impl Ring {
                 tcp.adopt(token, fd, queue);
             }
             Op::Peek { at_least } => tcp.peek(token, at_least, turn),
+            Op::Mark { from, at_least } => tcp.mark(token, from, at_least),
             Op::Connect { address, source, options } => {
                 tcp.connect(token, &address, source, &options, queue, turn);
             }

@@ -5,8 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::sys;
 
-/// Bytes that a pipe holds, and so the most that one step of a `Move` reads.
+/// Bytes that a pipe holds at the least.
 pub(super) const CAPACITY: usize = 64 * 1024;
+
+/// Bytes that one which splices holds, where the kernel allows it: as many as the highest mark.
+const LARGE: usize = 256 * 1024;
 
 /// How often a pipe is done without, after the kernel has refused one, before it is asked again.
 const PATIENCE: u32 = 1_000;
@@ -14,6 +17,7 @@ const PATIENCE: u32 = 1_000;
 pub(super) struct Pipe {
     reading: OwnedFd,
     writing: OwnedFd,
+    capacity: usize,
 }
 
 impl Pipe {
@@ -21,10 +25,16 @@ impl Pipe {
     /// `fs.pipe-user-pages-soft`; those are of no use here.
     fn new() -> io::Result<Self> {
         let (reading, writing) = sys::pipe()?;
-        if sys::pipe_capacity(writing.as_fd())? < CAPACITY {
+        let capacity = sys::pipe_capacity(writing.as_fd())?;
+        if capacity < CAPACITY {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        Ok(Self { reading, writing })
+        Ok(Self { reading, writing, capacity })
+    }
+
+    /// Bytes that it holds; as pages, so that small segments fill it with fewer.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     pub(super) fn reading(&self) -> BorrowedFd<'_> {
@@ -44,11 +54,19 @@ pub(super) struct Pipes {
     made: u32,
     limit: u32,
     patience: u32,
+    /// The kernel has refused a large one: this user has too many pages in pipes.
+    large_refused: bool,
 }
 
 impl Pipes {
     pub(super) fn new(limit: u32) -> Self {
-        Self { idle: Vec::with_capacity(limit as usize), made: 0, limit, patience: 0 }
+        Self {
+            idle: Vec::with_capacity(limit as usize),
+            made: 0,
+            limit,
+            patience: 0,
+            large_refused: false,
+        }
     }
 
     /// Makes sure that the next `take` succeeds.
@@ -78,6 +96,18 @@ impl Pipes {
 
     pub(super) fn take(&mut self) -> Option<Pipe> {
         if self.ready() { self.idle.pop() } else { None }
+    }
+
+    /// One to splice through: it is made large at its first use, and stays it.
+    pub(super) fn take_large(&mut self) -> Option<Pipe> {
+        let mut pipe = self.take()?;
+        if pipe.capacity < LARGE && !self.large_refused {
+            match sys::set_pipe_capacity(pipe.writing(), LARGE) {
+                Ok(capacity) => pipe.capacity = capacity,
+                Err(_) => self.large_refused = true,
+            }
+        }
+        Some(pipe)
     }
 
     /// Takes an empty pipe back.

@@ -58,6 +58,15 @@ pub(super) fn pipe_capacity(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(size.unsigned_abs() as usize)
 }
 
+/// Asks that a pipe hold so many bytes; returns how many it does. `EPERM` for a user whose pipes
+/// have more than `fs.pipe-user-pages-soft` pages, and above `fs.pipe-max-size`.
+pub(super) fn set_pipe_capacity(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
+    let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+    // SAFETY: F_SETPIPE_SZ takes an int.
+    let size = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) })?;
+    Ok(size.unsigned_abs() as usize)
+}
+
 /// A non-blocking, close-on-exec socket for `address`'s family.
 pub(super) fn socket(address: &SocketAddr, kind: c_int) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };

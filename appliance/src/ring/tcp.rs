@@ -148,6 +148,13 @@ impl Tcp {
         turn.push(token, Event::Peeked { start: size(start), len: size(len), end });
     }
 
+    pub(super) fn mark(&mut self, token: Token, from: Side, at_least: u32) {
+        if let Some(pair) = self.live(token) {
+            // If it fails the mark stays low, which is only more wake-ups.
+            pair.side(from).set_mark(at_least);
+        }
+    }
+
     pub(super) fn transfer(
         &mut self,
         token: Token,

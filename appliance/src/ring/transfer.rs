@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use crate::proxy::counters::Counters;
 use crate::proxy::op::{Event, Mode, Side, Stop};
 
-use super::pipes::{CAPACITY, Pipes};
+use super::pipes::Pipes;
 use super::sockets::why_failed;
 use super::sys;
 use super::tcp::Half;
@@ -38,6 +38,13 @@ struct Tally {
     sent: usize,
 }
 
+impl Wanted {
+    /// Bytes that may still be read.
+    fn left(self, tally: &Tally) -> usize {
+        (self.budget as usize).saturating_sub(tally.read)
+    }
+}
+
 impl Transfer<'_> {
     /// What was held goes first; nothing is read while some of it is left, so `Eof` means that
     /// nothing is held.
@@ -51,7 +58,7 @@ impl Transfer<'_> {
                 Mode::Copy if self.half.pipe.is_some() || self.pipes.ready() => {
                     self.copy(wanted, &mut tally)
                 }
-                Mode::Splice if self.take_pipe() => self.splice(wanted, &mut tally),
+                Mode::Splice if self.take_large_pipe() => self.splice(wanted, &mut tally),
                 Mode::Copy | Mode::Splice => {
                     self.counters.pipe_shortages.add(1);
                     self.copy_without_pipe(wanted, &mut tally)
@@ -70,7 +77,7 @@ impl Transfer<'_> {
 
     fn copy(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
         loop {
-            let room = step(wanted, tally);
+            let room = wanted.left(tally).min(self.scratch.len());
             if room == 0 {
                 return Stop::Budget;
             }
@@ -95,7 +102,7 @@ impl Transfer<'_> {
     /// price of copying what does not fit more than once.
     fn copy_without_pipe(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
         loop {
-            let room = step(wanted, tally);
+            let room = wanted.left(tally).min(self.scratch.len());
             if room == 0 {
                 return Stop::Budget;
             }
@@ -131,11 +138,11 @@ impl Transfer<'_> {
     /// splice does not: small segments fill the pipe's slots early.
     fn splice(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
         loop {
-            let room = step(wanted, tally);
+            let Some(pipe) = &self.half.pipe else { return Stop::Budget };
+            let room = wanted.left(tally).min(pipe.capacity());
             if room == 0 {
                 return Stop::Budget;
             }
-            let Some(pipe) = &self.half.pipe else { return Stop::Budget };
             match sys::splice(self.source, pipe.writing(), room) {
                 Ok(0) => return Stop::Eof,
                 Ok(len) => {
@@ -172,7 +179,7 @@ impl Transfer<'_> {
         let rest = &self.scratch[sent..len];
         let Some(pipe) = &self.half.pipe else { return Stop::Blocked };
         let written = sys::write(pipe.writing(), rest);
-        // An empty pipe of this capacity takes that many bytes in one write.
+        // An empty pipe takes in one write what the scratch memory holds.
         assert!(matches!(written, Ok(n) if n == rest.len()), "the pipe took {written:?}");
         self.half.held = clamp(rest.len());
         Stop::Blocked
@@ -181,6 +188,13 @@ impl Transfer<'_> {
     fn take_pipe(&mut self) -> bool {
         if self.half.pipe.is_none() {
             self.half.pipe = self.pipes.take();
+        }
+        self.half.pipe.is_some()
+    }
+
+    fn take_large_pipe(&mut self) -> bool {
+        if self.half.pipe.is_none() {
+            self.half.pipe = self.pipes.take_large();
         }
         self.half.pipe.is_some()
     }
@@ -207,11 +221,6 @@ fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) {
         }
     }
     (sent, None)
-}
-
-/// Bytes that the next read may take.
-fn step(wanted: Wanted, tally: &Tally) -> usize {
-    (wanted.budget as usize).saturating_sub(tally.read).min(CAPACITY)
 }
 
 fn is_blocked(error: &io::Error) -> bool {

@@ -14,8 +14,14 @@ use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Kind, Mode, Op, Side, Stop, Token};
 use ringway::ring::{Features, Ring, Turn, sockets};
 
-pub(crate) const LIMITS: Limits =
-    Limits { sessions: 256, flows: 64, buffers: 64, pipes: 16, turn_bytes: 1 << 20 };
+pub(crate) const LIMITS: Limits = Limits {
+    sessions: 256,
+    flows: 64,
+    buffers: 64,
+    pipes: 16,
+    turn_bytes: 1 << 20,
+    bulk_bytes: 8 << 20,
+};
 
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { nodelay: true, keepalive: 0, user_timeout: 0, congestion: [0; 16] };

@@ -85,6 +85,12 @@ const MUTANTS: &[Mutant] = &[
         self.blocked &= self.held > 0;",
     },
     Mutant {
+        name: "mark-without-a-deadline",
+        file: "marks.rs",
+        find: "        let due = now + PATIENCE;",
+        replace: "        let due = now + 5 * PATIENCE;",
+    },
+    Mutant {
         name: "table-swap-while-connecting",
         file: "tables.rs",
         find: "        if let Some(position) = find(&self.current) {",

@@ -201,11 +201,12 @@ impl Gateway {
         line
     }
 
-    /// Kilobytes of memory that the process has resident.
-    pub fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
-        let status = status.expect("the process runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    /// Kilobytes of memory of its own that the process has touched, by the page tables: VmRSS is
+    /// an estimate, and has the pages of code in it that happen to be there.
+    pub fn anonymous(&self) -> u64 {
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()));
+        let maps = maps.expect("the process runs");
+        let line = maps.lines().find(|line| line.starts_with("Anonymous:")).expect("Anonymous");
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }
 
