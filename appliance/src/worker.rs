@@ -95,6 +95,9 @@ pub struct Worker {
     ring: Ring,
     turn: Turn,
     ops: Vec<(Token, Op)>,
+    /// What the latest tables ask of the ring, oldest first. A session's ops never wait for these:
+    /// they are about listening sockets.
+    table_ops: VecDeque<(Token, Op)>,
     commands: Receiver<Command>,
     records: Sender<Record>,
     /// Records that found the channel full and must not be lost.
@@ -106,6 +109,10 @@ pub struct Worker {
 /// Events and ops of one turn for which there is room from the start: as many as the completion
 /// queue holds.
 const MOST: usize = 16_384;
+
+/// How many of a table's ops are carried out in one turn: a table of a thousand new listeners must
+/// not make sessions wait for milliseconds.
+const TABLE_OPS: usize = 64;
 
 /// How soon records that found the channel full are tried again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -122,6 +129,7 @@ impl Worker {
             proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&counters)),
             turn: Turn { events: Vec::with_capacity(MOST), bytes: Vec::new() },
             ops: Vec::with_capacity(MOST),
+            table_ops: VecDeque::new(),
             commands: seat.commands,
             records: seat.records,
             kept: VecDeque::new(),
@@ -142,6 +150,7 @@ impl Worker {
         if woken {
             self.obey(now);
         }
+        self.carry_on_with_table(now);
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
         self.ring.carry_out(&mut self.ops, &mut self.turn);
@@ -156,6 +165,9 @@ impl Worker {
             .next_deadline()
             .map(|deadline| Duration::from_micros(deadline.saturating_sub(self.clock.micros())));
         let retry = (!self.kept.is_empty()).then_some(RETRY);
+        if !self.table_ops.is_empty() {
+            return Some(Duration::ZERO);
+        }
         [deadline, retry].into_iter().flatten().min()
     }
 
@@ -180,13 +192,31 @@ impl Worker {
                     for (socket, transport, fd) in sockets {
                         self.ring.listen(socket, transport, fd);
                     }
+                    let began = self.clock.micros();
                     self.proxy.apply(now, table, &mut self.ops);
+                    self.table_ops.extend(self.ops.drain(..));
+                    let took = self.clock.micros() - began;
+                    self.counters.table_micros.set(took);
+                    let most = &self.counters.table_micros_most;
+                    most.set(most.get().max(took));
                 }
                 Command::Stop => self.proxy.stop(now, &mut self.ops),
             }
             self.ring.carry_out(&mut self.ops, &mut self.turn);
             self.settle(now);
         }
+    }
+
+    /// Some of what a table asks for; the rest in the next turns. New sockets listen already, so
+    /// nobody is turned away by those that are not accepted from yet.
+    fn carry_on_with_table(&mut self, now: u64) {
+        if self.table_ops.is_empty() {
+            return;
+        }
+        let some = self.table_ops.len().min(TABLE_OPS);
+        self.ops.extend(self.table_ops.drain(..some));
+        self.ring.carry_out(&mut self.ops, &mut self.turn);
+        self.settle(now);
     }
 
     /// Passes records on without ever waiting: lines of the access log are dropped when the channel
@@ -212,7 +242,7 @@ impl Worker {
 
     /// The last table was applied, nothing lives, and the control thread knows.
     pub fn is_done(&self) -> bool {
-        self.proxy.is_done() && self.kept.is_empty()
+        self.proxy.is_done() && self.kept.is_empty() && self.table_ops.is_empty()
     }
 }
 

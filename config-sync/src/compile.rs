@@ -133,7 +133,8 @@ impl Compile<'_> {
     }
 
     fn routes(&mut self, backends: &[routing::Backend]) -> Vec<routing::Route> {
-        let index_of = index(self.config.backends.iter().map(|backend| &backend.name));
+        let index_of: BTreeMap<_, _> =
+            backends.iter().enumerate().map(|(index, backend)| (&*backend.name, index)).collect();
         let mut routes = Vec::new();
         for route in &self.config.routes {
             let id = self.names.routes.id(route.name.value.clone());
@@ -183,6 +184,7 @@ impl Compile<'_> {
                 source: backend.source.iter().map(|at| at.value).collect(),
             });
         }
+        backends.sort_unstable_by_key(|backend| backend.id);
         backends
     }
 

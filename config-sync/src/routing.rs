@@ -50,6 +50,7 @@ pub struct RoutingTable {
     pub sockets: Vec<Socket>,
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,
+    /// In the order of their ids, by which they are looked up.
     pub backends: Vec<Backend>,
     /// Milliseconds for which a UDP flow stays with an endpoint that has left the table.
     pub lame_duck: u32,

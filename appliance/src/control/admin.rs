@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use config_sync::Timing;
 use config_sync::routing::Limits;
 
 use super::metrics::{Scrape, Series};
@@ -33,6 +34,7 @@ pub struct InForce {
     pub series: Series,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
+    pub timing: Timing,
 }
 
 impl Board {
@@ -60,6 +62,8 @@ impl Board {
             ready: self.ready.load(Ordering::Relaxed),
             reloads_ok: config.reloads_ok,
             reloads_failed: config.reloads_failed,
+            compile_micros: config.timing.compile_micros,
+            publish_micros: config.timing.publish_micros,
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
             source_ports: source_ports(),
         };

@@ -26,6 +26,9 @@ pub struct Scrape<'a> {
     pub ready: bool,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
+    /// Of the latest table: parsing, checking and compiling it, and opening what is new in it.
+    pub compile_micros: u64,
+    pub publish_micros: u64,
     /// Access-log lines that found the writer's queue full or could not be written.
     pub lines_dropped: u64,
     /// Local ports that the kernel gives to connections that name none
@@ -57,6 +60,8 @@ impl Scrape<'_> {
         page.gauge("ringway_workers", &[], self.workers.len() as u64);
         page.gauge("ringway_source_ports", &[], self.source_ports);
         page.counter("ringway_reloads_total", &[], self.reloads_ok);
+        page.seconds("ringway_table_compile_seconds", &[], self.compile_micros);
+        page.seconds("ringway_table_publish_seconds", &[], self.publish_micros);
         page.counter("ringway_reload_failures_total", &[], self.reloads_failed);
         let dropped = "ringway_log_lines_dropped_total";
         page.counter(dropped, &[("reason", "writer_slow")], self.lines_dropped);
@@ -93,6 +98,10 @@ impl Scrape<'_> {
             ] {
                 page.gauge(name, labels, value);
             }
+            let took = &worker.table_micros;
+            page.seconds("ringway_table_apply_seconds", labels, took.get());
+            let most = &worker.table_micros_most;
+            page.seconds("ringway_table_apply_seconds_max", labels, most.get());
         }
     }
 
@@ -395,6 +404,22 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Completions that did not fit the completion queue (none is lost; it costs time).",
     ),
     ("ringway_worker_turns_total", Type::Counter, "Turns of the worker's loop."),
+    (
+        "ringway_table_compile_seconds",
+        Type::Gauge,
+        "Seconds that reading, checking and compiling the latest configuration took.",
+    ),
+    (
+        "ringway_table_publish_seconds",
+        Type::Gauge,
+        "Seconds that opening the latest table's new sockets and handing it out took.",
+    ),
+    (
+        "ringway_table_apply_seconds",
+        Type::Gauge,
+        "Seconds for which the worker did nothing else when it took over the latest table.",
+    ),
+    ("ringway_table_apply_seconds_max", Type::Gauge, "The longest of these since the start."),
     ("ringway_table_generation", Type::Gauge, "Generation of the routing table in force."),
     ("ringway_session_slots_used", Type::Gauge, "TCP sessions alive on the worker."),
     ("ringway_session_slots", Type::Gauge, "TCP sessions that the worker has room for."),
@@ -515,6 +540,11 @@ impl Page {
         families.retain(|family| family.len() > 1);
         families.sort_unstable();
         families.concat()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    fn seconds(&self, name: &'static str, labels: &[(&'static str, &str)], micros: u64) {
+        self.recorder.register_gauge(&key(name, labels), &METADATA).set(micros as f64 / 1e6);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats; ours stay far below 2^53")]
@@ -724,6 +754,8 @@ mod tests {
             ready: true,
             reloads_ok: 1,
             reloads_failed: 0,
+            compile_micros: 1_500,
+            publish_micros: 250,
             lines_dropped: 0,
             source_ports: 28_232,
         }

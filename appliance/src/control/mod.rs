@@ -146,6 +146,7 @@ impl Control {
         let mut board = self.board.config();
         board.reloads_ok = self.sync.reloads_ok();
         board.reloads_failed = self.sync.reloads_failed();
+        board.timing = self.sync.timing();
         if let Some(config) = self.sync.config() {
             board.text = self.sync.text().unwrap_or_default().to_owned();
             board.series.learn(config, self.sync.names());

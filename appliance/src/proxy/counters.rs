@@ -44,6 +44,10 @@ pub struct Counters {
     pub upstreams_resting: Counter,
     /// Generation of the table in force.
     pub generation: Counter,
+    /// Microseconds that taking over a table took, with all that followed in that turn: the latest
+    /// and the most. Sessions wait as long.
+    pub table_micros: Counter,
+    pub table_micros_most: Counter,
     listeners: Chunked<ListenerCounters>,
     endpoints: Chunked<EndpointCounters>,
 }
@@ -180,6 +184,8 @@ impl Counters {
             upstreams: Counter::default(),
             upstreams_resting: Counter::default(),
             generation: Counter::default(),
+            table_micros: Counter::default(),
+            table_micros_most: Counter::default(),
             listeners: Chunked::new(MAX_LISTENERS),
             endpoints: Chunked::new(MAX_ENDPOINTS),
         }

@@ -60,8 +60,9 @@ impl Tables {
     /// The backend as the table in force has it, or else as the table had it that the socket left
     /// with.
     pub fn backend(&self, socket: SocketId, id: BackendId) -> Option<&Backend> {
-        let find =
-            |table: &RoutingTable| table.backends.iter().position(|backend| backend.id == id);
+        let find = |table: &RoutingTable| {
+            table.backends.binary_search_by_key(&id, |backend| backend.id).ok()
+        };
         if let Some(position) = find(&self.current) {
             return Some(&self.current.backends[position]);
         }
@@ -93,6 +94,7 @@ impl Tables {
     }
 
     pub fn apply(&mut self, table: Arc<RoutingTable>) -> Changes {
+        debug_assert!(table.backends.is_sorted_by_key(|backend| backend.id), "see RoutingTable");
         let previous = std::mem::replace(&mut self.current, table);
         let size = self.current.sockets.iter().map(|socket| socket.id.index() + 1).max();
         let mut positions = vec![ABSENT; size.unwrap_or(0)];
