@@ -37,8 +37,10 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     }
     check.one_route_each(&config.routes);
     for backend in &config.backends {
-        check.backend(backend, &config.routes);
+        check.endpoints(backend);
+        check.keys_in_use(backend, &config.routes);
     }
+    check.shared_sockets(&config.backends);
     check.problems
 }
 
@@ -191,34 +193,68 @@ impl<'c> Check<'c> {
         }
     }
 
-    fn backend(&mut self, backend: &Backend, routes: &[Route]) {
+    fn endpoints(&mut self, backend: &Backend) {
         let mut seen = BTreeMap::new();
         for (i, endpoint) in backend.endpoints.iter().enumerate() {
             if let Some(first) = seen.insert(endpoint.value, i) {
                 let message = format!("{} is endpoints[{first}] already", endpoint.value);
                 self.refuse(endpoint, message);
             }
-            let family = |address: &IpAddr| address.is_ipv4() == endpoint.value.is_ipv4();
-            if !backend.source.is_empty() && !backend.source.iter().any(|s| family(&s.value)) {
+            let family = |first: IpAddr| first.is_ipv4() == endpoint.value.is_ipv4();
+            let source = &backend.source;
+            if !source.is_empty() && !source.iter().any(|at| family(at.value.first)) {
                 let version = if endpoint.value.is_ipv4() { "IPv4" } else { "IPv6" };
                 let message =
                     format!("no address in `source` is {version}, so nothing can connect");
                 self.refuse(endpoint, message);
             }
         }
-        if backend.stream_keys.is_empty() {
-            return;
-        }
+    }
+
+    /// A key that means nothing to any listener that uses the backend is a mistake.
+    fn keys_in_use(&mut self, backend: &Backend, routes: &[Route]) {
         let users = routes.iter().filter(|route| {
             route.backends.iter().any(|used| used.name.value == backend.name.value)
         });
-        let mut listeners = users.flat_map(|route| &route.listeners).peekable();
-        let is_udp = |name: &At<String>| {
-            self.listeners.get(name.value.as_str()).is_some_and(|l| l.protocol == Protocol::Udp)
+        let listeners = users.flat_map(|route| &route.listeners);
+        let known = listeners.map(|name| self.listeners.get(name.value.as_str()));
+        let transports: Vec<_> = known.map(|l| l.map(|l| transport(l.protocol))).collect();
+        let only = |transport| {
+            !transports.is_empty() && transports.iter().all(|other| *other == Some(transport))
         };
-        if listeners.peek().is_some() && listeners.all(is_udp) {
+        if only(Transport::Udp) {
             let message = "is for TCP, and only UDP listeners use this backend";
             self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
+        }
+        if let Some(key) = backend.shared_sockets.as_ref().filter(|_| only(Transport::Tcp)) {
+            let message = "is for UDP, and only TCP listeners use this backend";
+            self.refuse(key, message.to_owned());
+        }
+    }
+
+    /// With shared sockets, flows are told apart by their endpoint's address and their own.
+    fn shared_sockets(&mut self, backends: &[Backend]) {
+        let mut seen: BTreeMap<SocketAddr, &Backend> = BTreeMap::new();
+        for backend in backends.iter().filter(|backend| backend.has_shared_sockets()) {
+            if backend.source.is_empty()
+                && let Some(key) = &backend.shared_sockets
+            {
+                let message = "\"shared\" needs `source`: each flow of an endpoint takes an \
+                               address of its own";
+                self.refuse(key, message.to_owned());
+            }
+            for endpoint in &backend.endpoints {
+                let Some(first) = seen.insert(endpoint.value, backend) else { continue };
+                if first.name.value != backend.name.value {
+                    let (address, name) = (endpoint.value, &first.name.value);
+                    let message = format!(
+                        "{address} is in backend \"{name}\" (line {}), which has shared sockets \
+                         too: replies to one could not be told from replies to the other",
+                        first.name.place.line
+                    );
+                    self.refuse(endpoint, message);
+                }
+            }
         }
     }
 

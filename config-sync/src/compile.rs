@@ -182,6 +182,7 @@ impl Compile<'_> {
                 connect_attempts: backend.connect_attempts,
                 options: backend.options,
                 source: backend.source.iter().map(|at| at.value).collect(),
+                shared_sockets: backend.has_shared_sockets(),
             });
         }
         backends.sort_unstable_by_key(|backend| backend.id);

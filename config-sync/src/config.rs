@@ -1,6 +1,6 @@
 //! What was asked for: the TOML file. `REFERENCE.md` beside this crate describes every key.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::check::{self, Broken};
 use crate::machine::Machine;
 use crate::problem::{At, Place, Problems};
 use crate::reader::{Key, LATER, On, Reader, Section, Table, boolean, integer, string, word};
-use crate::routing::{Limits, Protocol, SocketOptions, Timeouts};
+use crate::routing::{Limits, Protocol, SocketOptions, Sources, Timeouts};
 use crate::values::{
     duration, duration_from, endpoint, hostname, keepalive, listen_address, name, source,
     user_timeout,
@@ -113,10 +113,18 @@ pub struct Backend {
     /// 1 to 8.
     pub connect_attempts: u8,
     /// Local addresses to connect from, used in turn; empty: the kernel chooses.
-    pub source: Vec<At<IpAddr>>,
+    pub source: Vec<At<Sources>>,
+    /// UDP: few sockets for all flows, which then differ by their local addresses.
+    pub shared_sockets: Option<At<bool>>,
     pub options: SocketOptions,
     /// Where keys stand that mean nothing to UDP.
     pub stream_keys: Vec<Place>,
+}
+
+impl Backend {
+    pub(crate) fn has_shared_sockets(&self) -> bool {
+        self.shared_sockets.as_ref().is_some_and(|shared| shared.value)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,6 +306,7 @@ static BACKEND: Section = Section {
         key("connect_timeout", On::Stream),
         key("connect_attempts", On::Stream),
         any("source"),
+        key("upstream_sockets", On::Udp),
         key("nodelay", On::Stream),
         key("keepalive", On::Stream),
         key("user_timeout", On::Stream),
@@ -574,6 +583,8 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
     let connect_timeout = or(reader.get(table, "connect_timeout", duration), 5 * SECOND);
     let connect_attempts = or(reader.get(table, "connect_attempts", integer(1..=8)), 3);
     let source = reader.list(table, "source", source).unwrap_or_default();
+    let sockets = [("connected", false), ("shared", true)];
+    let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
     let options = options(reader, table, machine);
     let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
     Some(Backend {
@@ -583,6 +594,7 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
         connect_timeout,
         connect_attempts,
         source,
+        shared_sockets,
         options,
         stream_keys,
     })

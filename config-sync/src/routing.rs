@@ -5,7 +5,7 @@
 //! workers key by id survive a new table. Indices (`usize` into a table's own vectors) hold only
 //! within the table that they came from.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ahash::AHashMap;
@@ -175,7 +175,44 @@ pub struct Backend {
     pub connect_attempts: u8,
     pub options: SocketOptions,
     /// Local addresses to connect from, used in turn; empty: the kernel chooses.
-    pub source: Vec<IpAddr>,
+    pub source: Vec<Sources>,
+    /// UDP: few sockets for all flows, told apart by endpoint and local address. Then `source` has
+    /// addresses of each IP version that the endpoints have.
+    pub shared_sockets: bool,
+}
+
+/// `count` local addresses, at least 1, from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sources {
+    pub first: IpAddr,
+    pub count: u32,
+}
+
+impl Sources {
+    /// The address at `index`, which is below `count`.
+    pub fn at(&self, index: u32) -> IpAddr {
+        match self.first {
+            IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() + index).into(),
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() + u128::from(index)).into(),
+        }
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (first, address) = match (self.first, address) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => {
+                (u128::from(first.to_bits()), u128::from(address.to_bits()))
+            }
+            (IpAddr::V6(first), IpAddr::V6(address)) => (first.to_bits(), address.to_bits()),
+            _ => return false,
+        };
+        address.checked_sub(first).is_some_and(|index| index < u128::from(self.count))
+    }
+}
+
+impl From<IpAddr> for Sources {
+    fn from(first: IpAddr) -> Self {
+        Self { first, count: 1 }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -303,5 +340,18 @@ mod tests {
         hosts.insert(None, 4);
         assert_eq!(hosts.get(Some("example.com")), Some(4));
         assert_eq!(hosts.get(None), Some(4));
+    }
+
+    #[test]
+    fn sources_have_what_they_give() {
+        for first in ["10.0.255.254", "fd00::ffff"] {
+            let sources = Sources { first: first.parse().unwrap(), count: 3 };
+            assert!((0..3).all(|index| sources.contains(sources.at(index))), "{sources:?}");
+            let next = Sources { count: 4, ..sources }.at(3);
+            assert!(!sources.contains(next) && !sources.contains("9.9.9.9".parse().unwrap()));
+        }
+        let sources = Sources { first: "10.0.255.254".parse().unwrap(), count: 3 };
+        assert_eq!(sources.at(2).to_string(), "10.1.0.0");
+        assert!(!sources.contains("10.0.255.253".parse().unwrap()));
     }
 }

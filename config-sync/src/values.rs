@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::reader::{Read, string};
+use crate::routing::Sources;
 
 /// Milliseconds, up to 1193 hours: one or more of number and unit, as in `"1h30m"` (the form of the
 /// Gateway API, GEP-2257).
@@ -111,17 +112,39 @@ pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
     Ok(address)
 }
 
-/// A local address to connect from.
-pub(crate) fn source(value: &DeValue<'_>) -> Read<IpAddr> {
+/// Local addresses to connect from: one, or all of a prefix.
+pub(crate) fn source(value: &DeValue<'_>) -> Read<Sources> {
     let text = string(value)?;
-    let address = text.parse::<IpAddr>().map_err(|_| {
-        format!("\"{text}\" is no IP address; a source is one without a port, such as \"10.0.0.2\"")
-    })?;
-    if address.is_unspecified() || address.is_multicast() {
-        return Err(format!("{address} is not the address of one machine"));
+    let no_source = || {
+        format!(
+            "\"{text}\" is no IP address or prefix; a source has no port, such as \"10.0.0.2\" or \
+             \"10.1.0.0/16\""
+        )
+    };
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (text, None),
+    };
+    let first = address.parse::<IpAddr>().map_err(|_| no_source())?;
+    if first.is_unspecified() || first.is_multicast() {
+        return Err(format!("{first} is not the address of one machine"));
     }
-    unmapped(address).map(|()| address)
+    unmapped(first)?;
+    let Some(prefix) = prefix else { return Ok(first.into()) };
+    let (bits, length) = match first {
+        IpAddr::V4(first) => (u128::from(first.to_bits()), 32),
+        IpAddr::V6(first) => (first.to_bits(), 128),
+    };
+    let prefix = prefix.parse::<u32>().ok().filter(|prefix| (1..=length).contains(prefix));
+    let free = length - prefix.ok_or_else(no_source)?;
+    if bits.trailing_zeros() < free {
+        return Err(format!("\"{text}\" has bits behind its prefix; they must be 0"));
+    }
+    Ok(Sources { first, count: 1 << free.min(MOST_SOURCES) })
 }
+
+/// Of one prefix, as a power of two: as many as a worker can have flows.
+const MOST_SOURCES: u32 = 20;
 
 fn socket_address(text: &str) -> Read<SocketAddr> {
     const FORM: &str = "must be IP:PORT, such as \"10.0.0.1:5432\" or \"[2001:db8::1]:5432\"";
@@ -212,7 +235,34 @@ mod tests {
             assert!(message.contains(hint), "{text}: {message}");
         }
         assert!(read(listen_address, "0.0.0.0:53").is_ok());
-        assert!(read(source, "10.0.0.2:0").unwrap_err().contains("without a port"));
+        assert!(read(source, "10.0.0.2:0").unwrap_err().contains("a source has no port"));
         assert!(read(source, "0.0.0.0").is_err());
+    }
+
+    #[test]
+    fn sources_are_addresses_and_prefixes() {
+        for (text, first, count) in [
+            ("10.0.0.2", "10.0.0.2", 1),
+            ("127.1.0.0/16", "127.1.0.0", 65_536),
+            ("10.0.0.2/32", "10.0.0.2", 1),
+            ("fd00:1::/120", "fd00:1::", 256),
+            ("10.0.0.0/8", "10.0.0.0", 1 << 20),
+            ("fd00:1::/64", "fd00:1::", 1 << 20),
+        ] {
+            let first = first.parse().expect("address");
+            assert_eq!(read(source, text), Ok(Sources { first, count }), "{text}");
+        }
+        for (text, hint) in [
+            ("10.0.0.1/16", "bits behind its prefix"),
+            ("10.0.0.0/33", "no IP address or prefix"),
+            ("10.0.0.0/0", "no IP address or prefix"),
+            ("10.0.0.0/", "no IP address or prefix"),
+            ("0.0.0.0/8", "not the address of one machine"),
+            ("ff00::/8", "not the address of one machine"),
+            ("::ffff:10.0.0.0/104", "write it as 10.0.0.0"),
+        ] {
+            let message = read(source, text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
     }
 }

@@ -220,6 +220,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("connect_attempts = 0", "must be a whole number, 1 to 8, not 0"),
     ("connect_attempts = 9", "must be a whole number, 1 to 8, not 9"),
     ("source = \"10.0.0.2\"", "must be a list, not a string"),
+    ("upstream_sockets = \"one\"", "must be \"connected\" or \"shared\", not \"one\""),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
     ("send_proxy = \"v2\"", "not supported yet by this version"),
     ("tls = { server_name = \"db.internal\" }", "not supported yet by this version"),
@@ -256,6 +257,28 @@ fn faults_of_one_backend() {
         &format!("{GOOD}nodelay = true").replace("\"TCP\"", "\"UDP\""),
         &["12:1: backends[0].nodelay: is for TCP, and only UDP listeners use this backend"],
     );
+    refused(
+        &format!("{GOOD}upstream_sockets = \"connected\""),
+        &["12:20: backends[0].upstream_sockets: is for UDP, and only TCP listeners use this"],
+    );
+}
+
+#[test]
+fn shared_sockets_need_addresses_that_tell_flows_apart() {
+    let udp = GOOD.replace("\"TCP\"", "\"UDP\"");
+    refused(
+        &format!("{udp}upstream_sockets = \"shared\""),
+        &["12:20: backends[0].upstream_sockets: \"shared\" needs `source`: each flow of"],
+    );
+    let shared = "upstream_sockets = \"shared\"\nsource = [\"127.1.0.0/16\"]\n";
+    let again =
+        |name| format!("[[backends]]\nname = \"{name}\"\nendpoints = [\"10.0.0.1:80\"]\n{shared}");
+    assert!(load(&format!("{udp}{shared}")).is_ok());
+    refused(
+        &format!("{udp}{shared}{}", again("c")),
+        &["16:14: backends[1].endpoints[0]: 10.0.0.1:80 is in backend \"b\" (line 10), which has"],
+    );
+    assert!(load(&format!("{udp}{}", again("c"))).is_ok(), "only one of them is shared");
 }
 
 fn listener(name: &str, protocol: &str, address: &str, more: &str) -> String {

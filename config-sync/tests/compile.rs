@@ -5,7 +5,7 @@ use config_sync::config::{Cores, LogTarget, limits, parse_for};
 use config_sync::machine::Machine;
 use config_sync::names::Names;
 use config_sync::problem::Problems;
-use config_sync::routing::{Balance, Drain, Limits, Protocol, RoutingTable, Transport};
+use config_sync::routing::{Balance, Drain, Limits, Protocol, RoutingTable, Sources, Transport};
 use proptest::prelude::*;
 
 /// Every key that this version has.
@@ -63,7 +63,11 @@ fn every_key_reaches_the_table() {
     assert_eq!(slots.len(), 251);
     assert!(matches!(web.balance, Balance::LeastConnections));
     assert_eq!((web.connect_timeout, web.connect_attempts), (300, 8));
-    assert_eq!(web.source, ["10.0.0.9".parse::<std::net::IpAddr>().expect("address")]);
+    assert_eq!(web.source, [Sources { first: [10, 0, 0, 9].into(), count: 1 }]);
+    let six = "fd00:53::".parse().expect("address");
+    let four = Sources { first: [127, 1, 0, 0].into(), count: 65_536 };
+    assert_eq!(dns.source, [four, Sources { first: six, count: 1 << 20 }]);
+    assert_eq!((dns.shared_sockets, web.shared_sockets), (true, false));
     let options = web.options;
     assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (false, 0, 30_000));
     assert!(none.endpoints.is_empty() && matches!(none.balance, Balance::Random));

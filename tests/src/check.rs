@@ -90,6 +90,8 @@ impl Check {
         assert_eq!(said, seen, "sessions by the proxy's count and by the kernel's");
         let (said, seen) = (counters.upstreams.get(), kernel.upstreams.len() as u64);
         assert_eq!(said, seen, "upstream sockets by the proxy's count and by the kernel's");
+        let (said, seen) = (counters.strangers.get(), kernel.strangers);
+        assert!(said >= seen, "strangers' datagrams: {said} counted, {seen} received");
         assert_eq!(counters.accepted.get(), kernel.accepted, "accepted connections");
     }
 
@@ -190,6 +192,7 @@ impl Check {
             ("flows", &counters.flows),
             ("upstreams", &counters.upstreams),
             ("upstreams_resting", &counters.upstreams_resting),
+            ("pairs", &counters.pairs),
         ];
         for (name, gauge) in gauges {
             assert_eq!(gauge.get(), 0, "{name} after the end");

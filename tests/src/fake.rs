@@ -13,6 +13,7 @@ use crate::kernel::{Faults, Kernel, Turn};
 pub struct Fake {
     pub kernel: Kernel,
     pub proxy: Proxy,
+    pub counters: Arc<Counters>,
     /// What the proxy has reported, in order.
     pub records: Vec<Record>,
     turn: Turn,
@@ -21,9 +22,11 @@ pub struct Fake {
 
 impl Fake {
     pub fn new(seed: u64, limits: Limits, faults: Faults) -> Self {
+        let counters = Arc::new(Counters::new());
         Self {
             kernel: Kernel::new(seed, limits, faults),
-            proxy: Proxy::new(limits, seed, Arc::new(Counters::new())),
+            proxy: Proxy::new(limits, seed, Arc::clone(&counters)),
+            counters,
             records: Vec::new(),
             turn: Turn::default(),
             ops: Vec::new(),

@@ -14,7 +14,7 @@ use ringway::proxy::op::{Event, Kind, Op, Token, Why};
 use crate::coverage::{Coverage, Fault, State};
 use crate::rng::Rng;
 use crate::tcp::{Conn, ConnId, EndpointMode, Session};
-use crate::udp::{Datagram, HeldBuffer, Upstream};
+use crate::udp::{Datagram, HeldBuffer, Pair, Path, Upstream};
 
 /// The events of one turn of the worker's loop, and the bytes that `Peeked` refers to.
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ pub(crate) struct Listening {
     pub(crate) stopped: u64,
     /// When accepting may be asked for again after files or memory ran out, microseconds.
     pub(crate) pause_until: u64,
-    pub(crate) received: VecDeque<Datagram>,
+    pub(crate) received: VecDeque<(Datagram, Option<Pair>)>,
 }
 
 /// What will happen by itself.
@@ -117,13 +117,15 @@ pub struct Kernel {
     pub established: Vec<ConnId>,
     /// Where connections were attempted to since this was last drained.
     pub connects: Vec<SocketAddr>,
-    /// Datagrams that endpoints were sent: by which upstream socket, to which address.
-    pub sent_up: Vec<(u32, SocketAddr, Datagram)>,
+    /// Datagrams that endpoints were sent, and how.
+    pub sent_up: Vec<(Path, Datagram)>,
     /// Datagrams that clients were sent.
     pub sent_down: Vec<Datagram>,
     /// Counts of what the kernel handed over.
     pub accepted: u64,
     pub events: u64,
+    /// Datagrams that shared sockets had from where no flow had sent to.
+    pub strangers: u64,
     pub(crate) rng: Rng,
     pub(crate) limits: Limits,
     pub(crate) turn: u64,
@@ -161,6 +163,7 @@ impl Kernel {
             sent_down: Vec::new(),
             accepted: 0,
             events: 0,
+            strangers: 0,
             rng: Rng::new(seed),
             limits,
             turn: 0,
@@ -213,6 +216,7 @@ impl Kernel {
 
     /// Gives out what has completed by now, at most `max` events.
     pub fn reap(&mut self, max: usize, turn: &mut Turn) {
+        self.receive_at_once(turn);
         while turn.events.len() < max {
             let Some(entry) = self.queue.first_entry() else { break };
             if entry.key().0 > self.now {
@@ -252,10 +256,17 @@ impl Kernel {
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),
-            Op::Open { address, .. } => self.open(token, address, turn),
+            Op::Open { address, .. } => self.open(token, Some(address), turn),
+            Op::OpenShared { ipv4 } => {
+                assert!(ipv4, "there are no IPv6 endpoints here");
+                self.open(token, None, turn);
+            }
             Op::SendUp { buffer } => self.send_up(token, buffer),
             Op::SendDown { buffer, from, peer, local } => {
                 self.send_down(token, buffer, from, peer, local);
+            }
+            Op::SendVia { buffer, via, peer, local } => {
+                self.send_via(token, buffer, via, (peer, local));
             }
             Op::Recycle { buffer } => self.recycle(token, buffer),
             Op::CloseUpstream => self.close_upstream(token),
@@ -413,8 +424,8 @@ impl Kernel {
         } else if socket.handshakes == 0 {
             // Receives that had completed before come out before the last event.
             if !socket.received.is_empty() && self.rng.per_mille(300) {
-                let datagram = socket.received.pop_front().expect("not empty");
-                self.hand_up(token, datagram, turn);
+                let (datagram, _) = socket.received.pop_front().expect("not empty");
+                self.hand_up(token, datagram, None, turn);
             }
             self.listening.remove(&id);
             self.event(token, Event::Unlistened, turn);

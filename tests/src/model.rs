@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use config_sync::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, SocketOptions, Timeouts, Transport,
-    WeightedBackend,
+    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, SocketOptions, Sources, Timeouts,
+    Transport, WeightedBackend,
 };
 
 use crate::rng::Rng;
@@ -50,6 +50,9 @@ pub struct ModelBackend {
     balance: u64,
     connect_timeout: u32,
     connect_attempts: u8,
+    shared_sockets: bool,
+    /// Only of backends whose sockets are shared: simulated sockets have no source address.
+    source: Sources,
 }
 
 /// Endpoints that a backend may have.
@@ -91,7 +94,7 @@ impl Model {
     /// One to three small changes.
     pub fn change(&mut self, rng: &mut Rng) {
         for _ in 0..rng.between(1, 3) {
-            match rng.below(7) {
+            match rng.below(9) {
                 0 => {
                     let route = rng.below(self.weights.len() as u64) as usize;
                     let backend = rng.below(self.backends.len() as u64) as usize;
@@ -110,6 +113,14 @@ impl Model {
                 4 => {
                     let at = rng.below(self.sockets.len() as u64) as usize;
                     self.sockets[at].present ^= true;
+                }
+                7 => {
+                    let at = rng.below(self.backends.len() as u64) as usize;
+                    self.backends[at].shared_sockets ^= true;
+                }
+                8 => {
+                    let at = rng.below(self.backends.len() as u64) as usize;
+                    self.backends[at].source = sources(rng, at as u32);
                 }
                 5 => {
                     let at = rng.below(self.sockets.len() as u64) as usize;
@@ -254,6 +265,8 @@ impl ModelBackend {
             balance: rng.below(5),
             connect_timeout: rng.scale(5, 2_000) as u32,
             connect_attempts: rng.between(1, 8) as u8,
+            shared_sockets: rng.per_mille(400),
+            source: sources(rng, id),
         }
     }
 
@@ -276,9 +289,16 @@ impl ModelBackend {
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
             options: options(),
-            source: Vec::new(),
+            source: if self.shared_sockets { vec![self.source] } else { Vec::new() },
+            shared_sockets: self.shared_sockets,
         }
     }
+}
+
+/// Few, so that they run out, or enough; and such that two of a backend overlap.
+fn sources(rng: &mut Rng, backend: u32) -> Sources {
+    let first = [10, 9, backend as u8, rng.below(3) as u8].into();
+    Sources { first, count: rng.scale(1, 200) as u32 }
 }
 
 pub fn options() -> SocketOptions {

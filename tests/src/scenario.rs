@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use config_sync::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Timeouts, Transport, WeightedBackend,
+    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
+    WeightedBackend,
 };
 use ringway::proxy::record::{CloseReason, Record, SessionRecord};
 
@@ -30,6 +31,8 @@ pub struct Setup {
     /// UDP.
     pub flow_timeout: u32,
     pub responses: u32,
+    /// UDP: shared upstream sockets, with these addresses.
+    pub source: Option<Sources>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -243,7 +246,8 @@ impl Setup {
                 connect_timeout: 2_000,
                 connect_attempts: 3,
                 options: model::options(),
-                source: Vec::new(),
+                source: self.source.into_iter().collect(),
+                shared_sockets: self.source.is_some(),
             }],
             ..RoutingTable::empty()
         }
@@ -261,9 +265,13 @@ const TCP: Setup = Setup {
     max_sessions: 0,
     flow_timeout: 0,
     responses: 0,
+    source: None,
 };
 const TLS: Setup = Setup { protocol: Protocol::Tls, ..TCP };
-const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };
+pub const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };
+const TWO_ADDRESSES: Sources =
+    Sources { first: IpAddr::V4(std::net::Ipv4Addr::new(127, 1, 0, 1)), count: 2 };
+const SHARED: Setup = Setup { source: Some(TWO_ADDRESSES), ..UDP };
 
 const C: Peer = Peer::Client(0);
 const S: Peer = Peer::Server(0);
@@ -639,6 +647,42 @@ pub const SCENARIOS: &[Scenario] = &[
             Hears(C, 1_200),
             Answers(1, 0),
             Hears(Peer::Client(1), 0),
+            LogsReason(R::FlowTimeout),
+            LogsReason(R::FlowTimeout),
+        ],
+    },
+    Scenario {
+        name: "two clients of one server through a shared socket",
+        setup: Setup { responses: 2, ..SHARED },
+        steps: &[
+            Asks(0, 10),
+            Hears(S, 10),
+            Asks(1, 20),
+            Hears(Peer::Server(1), 20),
+            Answers(1, 1_200),
+            Hears(Peer::Client(1), 1_200),
+            Answers(0, 0),
+            Hears(C, 0),
+            Answers(0, 7),
+            Hears(C, 7),
+            Logs(R::FlowAnswered),
+            Answers(1, 8),
+            Hears(Peer::Client(1), 8),
+            Logs(R::FlowAnswered),
+        ],
+    },
+    Scenario {
+        name: "one flow more than a shared socket has addresses",
+        setup: Setup { flow_timeout: 100, ..SHARED },
+        steps: &[
+            Asks(0, 10),
+            Hears(S, 10),
+            Asks(1, 20),
+            Hears(Peer::Server(1), 20),
+            Asks(2, 30),
+            Logs(R::LocalLimit),
+            Answers(0, 40),
+            Hears(C, 40),
             LogsReason(R::FlowTimeout),
             LogsReason(R::FlowTimeout),
         ],

@@ -1,10 +1,10 @@
 //! The UDP half of the simulated kernel: listening and upstream sockets, receive buffers, trains.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::routing::{SocketId, Transport};
-use ringway::proxy::op::{BufferId, Event, Kind, Token, Why};
+use ringway::proxy::op::{BufferId, Event, Kind, SHARED_SOCKETS, Token, Why};
 
 use crate::coverage::{Fault, State};
 use crate::kernel::{Kernel, Pending, Turn};
@@ -34,26 +34,58 @@ pub struct Datagram {
 pub(crate) struct HeldBuffer {
     token: Token,
     datagram: Datagram,
+    /// On a shared socket.
+    came: Option<Pair>,
 }
+
+/// Between an upstream socket and an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Never used again by another socket: the source port, so to speak.
+    pub port: u32,
+    pub endpoint: SocketAddr,
+    /// The source address, of a shared socket.
+    pub local: Option<IpAddr>,
+}
+
+/// What tells the flows of a shared socket apart.
+pub(crate) type Pair = (SocketAddr, IpAddr);
 
 /// What the ring has of an upstream socket.
 #[derive(Debug)]
 pub struct Upstream {
     pub token: Token,
-    /// Never used again: the source port, so to speak.
     pub port: u32,
-    pub address: SocketAddr,
+    /// `None`: shared, for all endpoints of its IP version.
+    address: Option<SocketAddr>,
     /// Whose datagrams it last carried; `None` until the first, and after that flow's end.
-    pub serves: Option<Exchange>,
+    serves: Option<Exchange>,
+    /// The same of a shared one.
+    pairs: BTreeMap<Pair, Use>,
     armed: bool,
+    /// `Receive` was asked for since the last turn.
+    told: bool,
     closing: bool,
     /// An ICMP port unreachable has come.
     refused: bool,
-    received: VecDeque<Datagram>,
+    received: VecDeque<(Datagram, Option<Pair>)>,
+}
+
+/// Whose datagrams a pair last carried.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    /// The flow's upstream slot.
+    slot: u32,
+    exchange: Exchange,
+    /// When that flow ended, microseconds.
+    ended: Option<u64>,
 }
 
 /// Datagrams that fit a socket's receive queue; more are dropped, as Linux does.
 const QUEUE: usize = 256;
+
+/// How long a pair of endpoint and local address has no flow between two, microseconds.
+const REST: u64 = 200_000;
 
 impl Upstream {
     pub fn is_receiving(&self) -> bool {
@@ -61,12 +93,22 @@ impl Upstream {
     }
 
     pub fn state(&self) -> State {
-        if self.closing {
-            State::Ending
-        } else if self.serves.is_none() {
-            State::Resting
-        } else {
-            State::Live
+        let serves = self.serves.is_some() || self.pairs.values().any(|used| used.ended.is_none());
+        match (self.closing, serves) {
+            (true, _) => State::Ending,
+            (false, true) => State::Live,
+            (false, false) => State::Resting,
+        }
+    }
+
+    /// Whether this is the exchange whose datagrams it expects there.
+    fn expects(&self, exchange: Exchange, pair: Option<Pair>) -> bool {
+        match pair {
+            None => self.serves == Some(exchange),
+            Some(pair) => self
+                .pairs
+                .get(&pair)
+                .is_some_and(|used| used.exchange == exchange && used.ended.is_none()),
         }
     }
 }
@@ -79,32 +121,34 @@ impl Kernel {
         let Some(socket) = self.listening.get_mut(&id).filter(|s| !s.ending) else { return };
         assert_eq!(socket.transport, Transport::Udp);
         if socket.received.len() < QUEUE {
-            socket.received.push_back(datagram);
+            socket.received.push_back((datagram, None));
             self.soon(Pending::Receive(Token::socket(id)));
         }
     }
 
     /// An endpoint answers whatever holds that source port now.
-    pub fn endpoint_sends(&mut self, port: u32, datagram: Datagram) {
-        let upstream = self.upstreams.values_mut().find(|u| u.port == port);
+    pub fn endpoint_sends(&mut self, path: Path, datagram: Datagram) {
+        let upstream = self.upstreams.values_mut().find(|u| u.port == path.port);
         let Some(upstream) = upstream else { return };
-        if upstream.serves != Some(datagram.exchange) {
+        let pair = path.local.map(|local| (path.endpoint, local));
+        if !upstream.expects(datagram.exchange, pair) {
             let state = upstream.state();
             if state != State::Live {
                 self.coverage.hit(state, Fault::LateReply);
             }
         }
         if upstream.received.len() < QUEUE {
-            upstream.received.push_back(datagram);
+            upstream.received.push_back((datagram, pair));
             let token = upstream.token;
             self.soon(Pending::Receive(token));
         }
     }
 
     /// An endpoint's port is closed: what was sent there comes back as ICMP.
-    pub fn endpoint_refuses(&mut self, port: u32) {
-        let upstream = self.upstreams.values_mut().find(|u| u.port == port);
-        let Some(upstream) = upstream else { return };
+    pub fn endpoint_refuses(&mut self, path: Path) {
+        let upstream = self.upstreams.values_mut().find(|u| u.port == path.port);
+        // Of many peers' errors, a shared socket hears none.
+        let Some(upstream) = upstream.filter(|u| u.address.is_some()) else { return };
         upstream.refused = true;
         let token = upstream.token;
         self.soon(Pending::Receive(token));
@@ -115,6 +159,10 @@ impl Kernel {
         for upstream in self.upstreams.values_mut() {
             if upstream.serves.is_some_and(|e| e.client == client) {
                 upstream.serves = None;
+            }
+            let used = upstream.pairs.values_mut();
+            for used in used.filter(|used| used.exchange.client == client) {
+                used.ended.get_or_insert(self.now);
             }
         }
     }
@@ -140,10 +188,22 @@ impl Kernel {
                 let upstream = self.upstream(token);
                 assert!(!upstream.armed, "Receive while receiving");
                 upstream.armed = true;
+                upstream.told = true;
             }
             Kind::Session => panic!("Receive on a session"),
         }
         self.soon(Pending::Receive(token));
+    }
+
+    /// What shared sockets hold when they are told to receive comes with the next turn, before all
+    /// else, as it does on Linux: a receive that finds something completes at its submission.
+    pub(crate) fn receive_at_once(&mut self, turn: &mut Turn) {
+        let told = |u: &mut &mut Upstream| u.address.is_none() && std::mem::take(&mut u.told);
+        let told = self.upstreams.values_mut().filter_map(|mut u| told(&mut u).then_some(u.token));
+        let tokens: Vec<_> = told.collect();
+        for token in tokens {
+            self.receive_all(token, turn);
+        }
     }
 
     fn upstream(&mut self, token: Token) -> &mut Upstream {
@@ -192,7 +252,7 @@ impl Kernel {
             self.stopped(token, state, Some(Why::NoMemory), turn);
             return false;
         }
-        let mut datagram = received.pop_front().expect("not empty");
+        let (mut datagram, came) = received.pop_front().expect("not empty");
         // A zero-length datagram ends the multishot.
         let ended = datagram.bytes == 0 || self.rng.per_mille(self.faults.stop);
         *armed = !ended;
@@ -200,7 +260,7 @@ impl Kernel {
             datagram.truncated = true;
             self.hit_upstream(state, Fault::Truncated);
         }
-        self.hand_up(token, datagram, turn);
+        self.hand_up(token, datagram, came, turn);
         if ended {
             self.stopped(token, state, None, turn);
         }
@@ -227,20 +287,35 @@ impl Kernel {
     }
 
     /// Gives a datagram to the proxy in a buffer.
-    pub(crate) fn hand_up(&mut self, token: Token, datagram: Datagram, turn: &mut Turn) {
+    pub(crate) fn hand_up(
+        &mut self,
+        token: Token,
+        datagram: Datagram,
+        came: Option<Pair>,
+        turn: &mut Turn,
+    ) {
         let free = (0..self.limits.buffers).find(|n| !self.buffers.contains_key(n));
         let Some(buffer) = free else { return };
-        self.buffers.insert(buffer, HeldBuffer { token, datagram });
+        self.buffers.insert(buffer, HeldBuffer { token, datagram, came });
         let listening = token.kind == Kind::Socket;
-        let peer = listening.then_some(datagram.exchange.client);
+        let upstream = self.upstreams.get(&token.slot).filter(|u| u.token == token);
+        if let Some(pair) = came
+            && upstream.is_some_and(|u| !u.pairs.contains_key(&pair))
+        {
+            self.strangers += u64::from(datagram.count);
+        }
+        let client = listening.then_some(datagram.exchange.client);
         let wildcard = self
             .listening
             .get(&datagram.exchange.socket)
             .is_some_and(|s| s.address.ip().is_unspecified());
         let event = Event::Datagrams {
             buffer: BufferId(buffer),
-            peer,
-            local: (listening && wildcard).then_some(datagram.exchange.local),
+            peer: came.map_or(client, |(endpoint, _)| Some(endpoint)),
+            local: match came {
+                Some((_, local)) => Some(local),
+                None => (listening && wildcard).then_some(datagram.exchange.local),
+            },
             bytes: datagram.bytes,
             count: datagram.count,
             truncated: datagram.truncated,
@@ -257,10 +332,13 @@ impl Kernel {
         assert_eq!(held.token, token, "Recycle by another token than it was received on");
     }
 
-    pub(crate) fn open(&mut self, token: Token, address: SocketAddr, turn: &mut Turn) {
+    /// Without an address: a shared socket.
+    pub(crate) fn open(&mut self, token: Token, address: Option<SocketAddr>, turn: &mut Turn) {
         assert_eq!(token.kind, Kind::Upstream);
         assert!(!self.upstreams.contains_key(&token.slot), "Open into a slot that is in use");
-        assert!(token.slot < self.limits.flows, "a slot beyond the limit");
+        assert!(token.slot < self.limits.flows + SHARED_SOCKETS, "a slot beyond the limit");
+        let shared = self.upstreams.values().filter(|u| u.address.is_none() && !u.closing);
+        assert!(address.is_some() || shared.count() == 0, "more shared sockets than one");
         if self.rng.per_mille(self.faults.open_fails) {
             self.coverage.hit(State::Live, Fault::OpenFailed);
             let why = self.rng.pick(&[Why::NoPorts, Why::NoFiles, Why::NoMemory]);
@@ -278,7 +356,9 @@ impl Kernel {
                 port: self.sockets_opened,
                 address,
                 serves: None,
+                pairs: BTreeMap::new(),
                 armed: false,
+                told: false,
                 closing: false,
                 refused: false,
                 received: VecDeque::new(),
@@ -287,18 +367,66 @@ impl Kernel {
     }
 
     pub(crate) fn send_up(&mut self, token: Token, buffer: BufferId) {
-        let HeldBuffer { token: from, datagram } = self.take_buffer(buffer);
-        assert_eq!(from.kind, Kind::Socket, "SendUp of what an endpoint sent");
-        assert!(!datagram.truncated, "a truncated datagram is forwarded");
+        let datagram = self.take_from_client(buffer);
         if self.open_failed.contains(&token) {
             return;
         }
         let upstream = self.upstream(token);
         upstream.serves = Some(datagram.exchange);
-        let (port, address) = (upstream.port, upstream.address);
+        let endpoint = upstream.address.expect("SendUp on a shared socket");
+        let path = Path { port: upstream.port, endpoint, local: None };
+        self.send_on(token, path, datagram);
+    }
+
+    pub(crate) fn send_via(
+        &mut self,
+        token: Token,
+        buffer: BufferId,
+        via: u32,
+        pair @ (endpoint, local): Pair,
+    ) {
+        let datagram = self.take_from_client(buffer);
+        assert!(!self.upstreams.contains_key(&token.slot), "a flow's slot has a socket");
+        if self.open_failed.iter().any(|failed| failed.slot == via) {
+            return;
+        }
+        let now = self.now;
+        let shared = self.upstreams.get_mut(&via).expect("SendVia no socket");
+        assert!(shared.address.is_none() && !shared.closing, "SendVia a socket that is not shared");
+        let exchange = datagram.exchange;
+        if let Some(Use { exchange: before, ended, .. }) = shared.pairs.get(&pair)
+            && *before != exchange
+        {
+            let rested = ended.is_some_and(|ended| now >= ended + REST);
+            assert!(rested, "{pair:?} carries {exchange:?} too soon after {before:?}, {ended:?}");
+        }
+        shared.pairs.insert(pair, Use { slot: token.slot, exchange, ended: None });
+        let path = Path { port: shared.port, endpoint, local: Some(local) };
+        self.send_on(token, path, datagram);
+    }
+
+    /// The buffer of what is sent to an endpoint.
+    fn take_from_client(&mut self, buffer: BufferId) -> Datagram {
+        let HeldBuffer { token: from, datagram, .. } = self.take_buffer(buffer);
+        assert_eq!(from.kind, Kind::Socket, "an endpoint is sent what an endpoint sent");
+        assert!(!datagram.truncated, "a truncated datagram is forwarded");
+        datagram
+    }
+
+    fn send_on(&mut self, token: Token, path: Path, datagram: Datagram) {
+        // A flow that was given another endpoint has left its pair.
+        for shared in self.upstreams.values_mut() {
+            for ((endpoint, local), used) in &mut shared.pairs {
+                if used.exchange == datagram.exchange
+                    && (*endpoint, Some(*local)) != (path.endpoint, path.local)
+                {
+                    used.ended.get_or_insert(self.now);
+                }
+            }
+        }
         if self.rng.per_mille(self.faults.send_fails) {
             let why = self.rng.pick(&[
-                Why::Refused,
+                if path.local.is_none() { Why::Refused } else { Why::BadSource },
                 Why::Blocked,
                 Why::TooBig,
                 Why::NoMemory,
@@ -310,7 +438,7 @@ impl Kernel {
             self.soon(Pending::SendFailed(token, why, datagram.count));
             return;
         }
-        self.sent_up.push((port, address, datagram));
+        self.sent_up.push((path, datagram));
     }
 
     pub(crate) fn send_down(
@@ -321,10 +449,18 @@ impl Kernel {
         peer: SocketAddr,
         local: Option<IpAddr>,
     ) {
-        let HeldBuffer { token: upstream, datagram } = self.take_buffer(buffer);
+        let HeldBuffer { token: upstream, datagram, came } = self.take_buffer(buffer);
         let Exchange { socket, client, local: spoken_to } = datagram.exchange;
         assert_eq!(upstream.kind, Kind::Upstream, "SendDown of what a client sent");
-        assert_eq!(upstream.slot, from, "SendDown names another upstream socket");
+        let slot = match came {
+            None => upstream.slot,
+            Some(pair) => {
+                let shared = self.upstreams.get(&upstream.slot);
+                let used = shared.and_then(|shared| shared.pairs.get(&pair));
+                used.expect("a stranger's datagram is forwarded").slot
+            }
+        };
+        assert_eq!(slot, from, "SendDown names another upstream slot");
         assert!(!datagram.truncated, "a truncated datagram is forwarded");
         assert_eq!(peer, client, "a reply reaches another client (quarantine)");
         assert_eq!(token, Token::socket(socket), "a reply leaves by another listening socket");
@@ -346,7 +482,8 @@ impl Kernel {
     pub(crate) fn send_failed(&mut self, token: Token, why: Why, count: u32, turn: &mut Turn) {
         let there = match token.kind {
             Kind::Socket => self.listening.contains_key(&SocketId(token.slot)),
-            _ => self.upstreams.get(&token.slot).is_some_and(|u| u.token == token),
+            // The slot of a flow on a shared socket has nothing in the ring.
+            _ => self.upstreams.get(&token.slot).is_none_or(|u| u.token == token),
         };
         if there {
             self.event(token, Event::SendFailed { why, count }, turn);
@@ -354,6 +491,9 @@ impl Kernel {
     }
 
     pub(crate) fn close_upstream(&mut self, token: Token) {
+        if self.open_failed.contains(&token) {
+            return;
+        }
         let upstream = self.upstream(token);
         upstream.closing = true;
         if token.generation > 0 && self.rng.per_mille(self.faults.dead) {

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::peers::Peer;
 use crate::rng::Rng;
 use crate::tcp::EndpointMode;
-use crate::udp::{Datagram, Exchange};
+use crate::udp::{Datagram, Exchange, Path};
 
 /// What a run has seen.
 #[derive(Debug)]
@@ -98,8 +98,8 @@ enum Action {
     Arrive,
     Peer(usize),
     Send { left: u32, datagram: Datagram, pause: u64 },
-    Reply(u32, Datagram),
-    Unreachable(u32),
+    Reply(Path, Datagram),
+    Unreachable(Path),
     SwapTable,
     ChangeEndpoint,
 }
@@ -347,8 +347,8 @@ impl World {
             }
             self.join(peer);
         }
-        for (port, address, datagram) in std::mem::take(&mut self.kernel.sent_up) {
-            self.endpoint_hears(port, address, datagram);
+        for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
+            self.endpoint_hears(path, datagram);
         }
         self.check.replies += self.kernel.sent_down.drain(..).count() as u64;
     }
@@ -439,8 +439,8 @@ impl World {
                     self.after(delay, Action::Send { left: left - 1, datagram, pause });
                 }
             }
-            Action::Reply(port, datagram) => self.kernel.endpoint_sends(port, datagram),
-            Action::Unreachable(port) => self.kernel.endpoint_refuses(port),
+            Action::Reply(path, datagram) => self.kernel.endpoint_sends(path, datagram),
+            Action::Unreachable(path) => self.kernel.endpoint_refuses(path),
             Action::SwapTable => {
                 // Bursts coalesce while the worker has no time.
                 if self.next_table.is_none() {
@@ -539,7 +539,8 @@ impl World {
         self.carry_on(Action::Send { left, datagram, pause });
     }
 
-    fn endpoint_hears(&mut self, port: u32, address: SocketAddr, datagram: Datagram) {
+    fn endpoint_hears(&mut self, path: Path, datagram: Datagram) {
+        let address = path.endpoint;
         let present = self.present.get(&address).copied().unwrap_or(0);
         let lame_duck = u64::from(self.model.lame_duck) * 1_000;
         // Leaving sockets keep their flows where they are; one may have come back in this turn.
@@ -554,16 +555,31 @@ impl World {
             0..4 => {}
             4 => {
                 let delay = self.rng.scale(10, 1_000);
-                self.after(delay, Action::Unreachable(port));
+                self.after(delay, Action::Unreachable(path));
             }
+            5 if path.local.is_some() => self.spoof(path, datagram),
             habit => {
-                for _ in 0..if habit == 5 { 3 } else { 1 } {
+                for _ in 0..if habit == 6 { 3 } else { 1 } {
                     let late = self.rng.per_mille(200);
                     let most = if late { LATENESS } else { 2_000 };
                     let delay = self.rng.scale(10, most);
-                    self.after(delay, Action::Reply(port, datagram));
+                    self.after(delay, Action::Reply(path, datagram));
                 }
             }
         }
+    }
+
+    /// Someone else answers: from another port or address, or to an address that has no flow.
+    fn spoof(&mut self, path: Path, datagram: Datagram) {
+        let SocketAddr::V4(endpoint) = path.endpoint else { return };
+        let [_, _, pool, host] = endpoint.ip().octets();
+        let (port, strange) = (endpoint.port(), [10, 200, pool, host]);
+        let path = match self.rng.below(3) {
+            0 => Path { endpoint: (*endpoint.ip(), port + 1).into(), ..path },
+            1 => Path { endpoint: (strange, port).into(), ..path },
+            _ => Path { local: Some(strange.into()), ..path },
+        };
+        let delay = self.rng.scale(10, LATENESS);
+        self.after(delay, Action::Reply(path, datagram));
     }
 }

@@ -21,7 +21,7 @@ use ringway_tests::kernel::Faults;
 use ringway_tests::scenario::{HOME, LIMITS, Peer, SCENARIOS, Serves, Setup, Stage, closed, play};
 use ringway_tests::stream::pattern;
 use ringway_tests::tcp::{ConnId, EndpointMode};
-use ringway_tests::udp::{Datagram, Exchange};
+use ringway_tests::udp::{Datagram, Exchange, Path};
 
 #[test]
 fn both_kernels_give_the_same_trace() {
@@ -58,7 +58,7 @@ struct FakeStage {
     asked: u32,
     /// Datagrams that the server has: of which client, through which upstream socket.
     heard: VecDeque<Datagram>,
-    ports: BTreeMap<u8, (u32, Datagram)>,
+    ports: BTreeMap<u8, (Path, Datagram)>,
     answers: VecDeque<Datagram>,
     records: VecDeque<SessionRecord>,
 }
@@ -103,8 +103,8 @@ impl FakeStage {
         }
         let until = self.fake.kernel.now + 60_000_000;
         assert!(self.fake.step(until) || wrote > 0, "nothing happens any more");
-        for (port, _, datagram) in self.fake.kernel.sent_up.drain(..) {
-            self.ports.insert(client_of(datagram.exchange.client), (port, datagram));
+        for (path, datagram) in self.fake.kernel.sent_up.drain(..) {
+            self.ports.insert(client_of(datagram.exchange.client), (path, datagram));
             self.heard.push_back(datagram);
         }
         self.answers.extend(self.fake.kernel.sent_down.drain(..));

@@ -6,18 +6,21 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use config_sync::routing::{
-    Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Protocol, Route, RouteId,
-    RoutingTable, Socket, SocketId, Transport, WeightedBackend,
+    Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol, Route,
+    RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
+use ringway::proxy::record::{CloseReason, DropReason};
 use ringway_tests::coverage::Coverage;
 use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;
 use ringway_tests::rng::Rng;
+use ringway_tests::scenario::{self, Setup};
+use ringway_tests::udp::{Datagram, Exchange};
 use ringway_tests::{model, world};
 
 fn number(name: &str) -> Option<u64> {
@@ -109,6 +112,45 @@ fn weights_hold_while_tables_come_and_go() {
     }
 }
 
+/// When a shared socket can't be had, all flows of that turn go with it, and nothing is left over.
+#[test]
+fn flows_without_their_shared_socket_are_refused_and_served_later() {
+    const CLIENTS: u16 = 5;
+    let faults = Faults { open_fails: 1_000, ..Faults::default() };
+    let mut fake = Fake::new(1, LIMITS, faults);
+    fake.apply(shared_table());
+    let ask = |fake: &mut Fake| {
+        for port in 1..=CLIENTS {
+            let client = SocketAddr::from(([198, 18, 0, 1], port));
+            let local = [192, 0, 2, 1].into();
+            let exchange = Exchange { socket: SocketId(0), client, local };
+            let datagram = Datagram { exchange, number: 0, bytes: 9, count: 1, truncated: false };
+            fake.kernel.client_sends(datagram);
+        }
+        while fake.step(fake.kernel.now + 1_000) {}
+    };
+    ask(&mut fake);
+    let counters = Arc::clone(&fake.counters);
+    let listener = counters.listener(ListenerId(0));
+    let no_socket = || listener.dropped[DropReason::NoSocket as usize].get();
+    assert_eq!((no_socket(), listener.to_endpoints.get()), (u64::from(CLIENTS), 0));
+    assert_eq!(listener.refused[CloseReason::LocalLimit as usize].get(), u64::from(CLIENTS));
+    let held = || [counters.flows.get(), counters.pairs.get(), counters.upstreams.get()];
+    assert_eq!((held(), fake.kernel.sent_up.len()), ([0; 3], 0));
+    fake.kernel.faults = Faults::default();
+    ask(&mut fake);
+    assert_eq!((no_socket(), held()), (u64::from(CLIENTS), [5, 5, 1]));
+    assert_eq!(fake.kernel.sent_up.len(), usize::from(CLIENTS));
+}
+
+/// One UDP listener, and one endpoint behind shared sockets.
+fn shared_table() -> RoutingTable {
+    let address = |port| SocketAddr::new(scenario::HOME, port);
+    let source = Sources { first: [127, 1, 0, 0].into(), count: 16 };
+    let setup = Setup { source: Some(source), ..scenario::UDP };
+    setup.table(address(53), &[address(54)])
+}
+
 const LIMITS: Limits = Limits {
     sessions: 64,
     flows: 64,
@@ -140,6 +182,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         connect_attempts: 1,
         options: model::options(),
         source: Vec::new(),
+        shared_sockets: false,
     };
     let backends: Vec<_> = order.iter().map(backend).collect();
     let share = |(position, id): (usize, &u32)| WeightedBackend {

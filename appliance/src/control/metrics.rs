@@ -73,6 +73,7 @@ impl Scrape<'_> {
         total("ringway_accept_pauses_total", |worker| &worker.accept_pauses);
         total("ringway_rearms_total", |worker| &worker.rearms);
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
+        total("ringway_upstream_strangers_total", |worker| &worker.strangers);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
         total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);
         total("ringway_cq_overflows_total", |worker| &worker.cq_overflows);
@@ -91,6 +92,7 @@ impl Scrape<'_> {
                 ("ringway_flow_slots", u64::from(self.limits.flows)),
                 ("ringway_upstream_sockets_open", worker.upstreams.get()),
                 ("ringway_upstream_sockets_resting", worker.upstreams_resting.get()),
+                ("ringway_upstream_pairs", worker.pairs.get()),
                 ("ringway_receive_buffers_free", worker.buffers_free.get()),
                 ("ringway_receive_buffers", u64::from(self.limits.buffers)),
                 ("ringway_pipes_used", worker.pipes_used.get()),
@@ -430,6 +432,18 @@ const METRICS: &[(&str, Type, &str)] = &[
         "ringway_upstream_sockets_resting",
         Type::Gauge,
         "Of these, the ones that serve no flow now and wait for their next.",
+    ),
+    (
+        "ringway_upstream_pairs",
+        Type::Gauge,
+        "Pairs of endpoint and local address on shared upstream sockets, in use or resting: each \
+         endpoint has as many as its backend has addresses in `source`.",
+    ),
+    (
+        "ringway_upstream_strangers_total",
+        Type::Counter,
+        "Datagrams on shared upstream sockets that came from no flow's endpoint, or to an address \
+         that it has no flow from: dropped.",
     ),
     ("ringway_receive_buffers_free", Type::Gauge, "Receive buffers that the kernel can fill."),
     ("ringway_receive_buffers", Type::Gauge, "Receive buffers of the worker."),

@@ -21,7 +21,8 @@ pub struct Balancer {
     /// By `EndpointId`: this worker's sessions or flows.
     active: Vec<u32>,
     random: Random,
-    sources: usize,
+    /// The next local address's position.
+    sources: u64,
 }
 
 impl Balancer {
@@ -136,13 +137,16 @@ impl Balancer {
     /// The local address to connect from: those of the backend that are of the endpoint's family,
     /// in turn.
     pub fn source(&mut self, backend: &Backend, endpoint: SocketAddr) -> Option<IpAddr> {
-        let count = backend.source.len();
-        for step in 0..count {
-            let source = backend.source[(self.sources + step) % count];
-            if source.is_ipv4() == endpoint.is_ipv4() {
-                self.sources = (self.sources + step + 1) % count;
-                return Some(source);
+        let of_family =
+            || backend.source.iter().filter(|of| of.first.is_ipv4() == endpoint.is_ipv4());
+        let count: u64 = of_family().map(|sources| u64::from(sources.count)).sum();
+        let mut index = self.sources.checked_rem(count)?;
+        self.sources = index + 1;
+        for sources in of_family() {
+            if index < u64::from(sources.count) {
+                return Some(sources.at(index as u32));
             }
+            index -= u64::from(sources.count);
         }
         None
     }
@@ -212,7 +216,7 @@ impl Random {
 mod tests {
     use std::sync::Arc;
 
-    use config_sync::routing::{RouteId, SocketOptions, WeightedBackend};
+    use config_sync::routing::{RouteId, SocketOptions, Sources, WeightedBackend};
 
     use super::*;
 
@@ -245,6 +249,7 @@ mod tests {
                 congestion: [0; 16],
             },
             source: Vec::new(),
+            shared_sockets: false,
         }
     }
 
@@ -330,10 +335,11 @@ mod tests {
     #[test]
     fn sources_take_turns_within_the_family() {
         let mut backend = backend(Balance::Random, 1);
-        backend.source =
-            vec!["10.0.0.2".parse().unwrap(), "::1".parse().unwrap(), "10.0.0.3".parse().unwrap()];
+        let sources = |first: &str, count| Sources { first: first.parse().unwrap(), count };
+        backend.source = vec![sources("10.0.0.2", 1), sources("::1", 3), sources("10.0.1.0", 2)];
         let (mut balancer, _) = balancer(vec![], vec![]);
         let mut next = || balancer.source(&backend, client(1)).unwrap().to_string();
-        assert_eq!([next(), next(), next()], ["10.0.0.2", "10.0.0.3", "10.0.0.2"]);
+        let turns: Vec<_> = (0..4).map(|_| next()).collect();
+        assert_eq!(turns, ["10.0.0.2", "10.0.1.0", "10.0.1.1", "10.0.0.2"]);
     }
 }

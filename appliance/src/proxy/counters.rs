@@ -42,6 +42,10 @@ pub struct Counters {
     /// Upstream UDP sockets: open, and of these resting in quarantine or free.
     pub upstreams: Counter,
     pub upstreams_resting: Counter,
+    /// Addresses of flows on shared upstream sockets, in use or resting.
+    pub pairs: Counter,
+    /// Datagrams on shared upstream sockets that did not come from a flow's endpoint.
+    pub strangers: Counter,
     /// Generation of the table in force.
     pub generation: Counter,
     /// Microseconds that taking over a table took, with all that followed in that turn: the latest
@@ -183,6 +187,8 @@ impl Counters {
             flows: Counter::default(),
             upstreams: Counter::default(),
             upstreams_resting: Counter::default(),
+            pairs: Counter::default(),
+            strangers: Counter::default(),
             generation: Counter::default(),
             table_micros: Counter::default(),
             table_micros_most: Counter::default(),

@@ -1,8 +1,10 @@
-//! UDP flows: one client's exchange with one endpoint, each with an upstream socket of its own.
+//! UDP flows: one client's exchange with one endpoint, each with an upstream socket of its own, or
+//! a local address of its own on a socket that is shared (`shared.rs`).
 //!
 //! An upstream socket outlives its flow: it rests, still connected and receiving, and serves the
 //! next flow to that endpoint once it has rested long enough that no late reply can reach the wrong
-//! client. Flows expire by a sweep that looks at a part of them at a time, never by a timer each.
+//! client; and so does a pair of endpoint and local address. Flows expire by a sweep that looks at
+//! a part of them at a time, never by a timer each.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,8 +13,9 @@ use config_sync::routing::{
 };
 use hashbrown::HashTable;
 
-use super::op::{BufferId, Event, Kind, Op, Token, Why};
+use super::op::{BufferId, Event, Kind, Op, SHARED_SOCKETS, Token, Why};
 use super::record::{CloseReason, DropReason, Record, SessionRecord};
+use super::shared::{Pair, Pairs};
 use super::slab::{NONE, Slab};
 use super::tables::Tables;
 use super::{Core, micros};
@@ -24,6 +27,7 @@ pub struct Flows {
     hasher: ahash::RandomState,
     flows: Slab<Flow>,
     upstreams: Slab<Upstream>,
+    pairs: Pairs,
     /// By `EndpointId`.
     endpoints: Vec<EndpointState>,
     /// By `SocketId`: its flows.
@@ -34,6 +38,8 @@ pub struct Flows {
     ample: u32,
     /// The same until then: there were too few.
     shortage_until: u64,
+    /// The same of pairs alone: there were too few local addresses.
+    pairs_shortage_until: u64,
     /// The end of the last turn: what sockets had received by then was read. Rest counts up to
     /// here, not up to now: after a worker had no core for a while, a new client's datagram may
     /// stand before a late reply in one batch of events.
@@ -64,9 +70,11 @@ struct Flow {
 
 #[derive(Debug)]
 struct Upstream {
+    /// Meaningless for a shared socket.
     endpoint: EndpointId,
     /// The flow that it serves; `NONE` while it rests or closes.
     flow: u32,
+    role: Role,
     closing: bool,
     /// Datagrams that it was given for its flow.
     sent: u32,
@@ -75,9 +83,26 @@ struct Upstream {
     next: u32,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// A connected socket.
+    Socket,
+    /// An endpoint and a local address, on a shared socket.
+    Pair,
+    /// The socket that pairs share. It never rests.
+    Shared,
+}
+
+impl Upstream {
+    fn new(endpoint: EndpointId, role: Role) -> Self {
+        let (flow, next) = (NONE, NONE);
+        Self { endpoint, flow, role, closing: false, sent: 0, rests_since: 0, next }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct EndpointState {
-    /// Resting sockets, the longest resting first.
+    /// Resting sockets and pairs, the longest resting first.
     first: u32,
     last: u32,
     /// When it left the table; `None` while it is there.
@@ -121,12 +146,14 @@ impl Flows {
             index: HashTable::with_capacity(limit as usize * 2),
             hasher: ahash::RandomState::with_seeds(seed, !seed, seed << 1, seed >> 1),
             flows: Slab::new(limit),
-            upstreams: Slab::new(limit),
+            upstreams: Slab::new(limit.saturating_add(SHARED_SOCKETS)),
+            pairs: Pairs::new(limit.saturating_add(SHARED_SOCKETS), seed),
             endpoints: Vec::new(),
             by_socket: Vec::new(),
             sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
             ample: limit / 2,
             shortage_until: 0,
+            pairs_shortage_until: 0,
             seen: 0,
         }
     }
@@ -148,6 +175,7 @@ impl Flows {
             }
             self.endpoints[endpoint.id.index()].gone_since = None;
         }
+        self.pairs.table_applied(table);
         let sockets = table.sockets.iter().map(|socket| socket.id.index() + 1).max();
         if sockets.unwrap_or(0) > self.by_socket.len() {
             self.by_socket.resize(sockets.unwrap_or(0), 0);
@@ -202,9 +230,13 @@ impl Flows {
             }
             return;
         };
+        if upstream.role == Role::Shared {
+            return self.on_shared(core, token, event);
+        }
         match event {
             Event::Datagrams { buffer, bytes, count, truncated, .. } => {
-                self.forward_reply(core, token, Batch { buffer, bytes, count }, truncated);
+                let batch = Batch { buffer, bytes, count };
+                self.forward_reply(core, token, token.slot, batch, truncated);
             }
             Event::Stopped { why } => {
                 if why == Some(Why::Refused) {
@@ -217,25 +249,61 @@ impl Flows {
                 }
             }
             Event::SendFailed { why, count } => self.send_failed(core, token, why, count),
-            Event::OpenFailed { .. } => {
-                self.shortage_until = core.now + REST;
-                let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
-                upstream.closing = true;
-                self.upstream_gone(core, token.slot);
-                if let Some(unserved) = self.flows.at_mut(flow) {
-                    let counters = core.counters.listener(unserved.listener);
-                    counters.to_endpoints.sub(sent);
-                    counters.dropped[DropReason::NoSocket as usize].add(sent);
-                    if unserved.opened == core.now {
-                        let bytes = std::mem::take(&mut unserved.bytes_up);
-                        counters.bytes_up.sub(bytes);
-                        core.counters.endpoint(unserved.endpoint).bytes_up.sub(bytes);
+            Event::OpenFailed { .. } => self.unopened(core, token.slot),
+            Event::Closed => self.upstream_gone(core, token.slot),
+            _ => {}
+        }
+    }
+
+    fn on_shared(&mut self, core: &mut Core, token: Token, event: Event) {
+        match event {
+            Event::Datagrams { buffer, peer, local, bytes, count, truncated } => {
+                let pair = peer.zip(local).and_then(|(peer, local)| self.pairs.find(peer, local));
+                match pair {
+                    Some(pair) => {
+                        let batch = Batch { buffer, bytes, count };
+                        self.forward_reply(core, token, pair, batch, truncated);
                     }
-                    self.end(core, flow, CloseReason::LocalLimit);
+                    None => {
+                        core.counters.strangers.add(u64::from(count));
+                        core.push(token, Op::Recycle { buffer });
+                    }
                 }
+            }
+            Event::Stopped { .. } => {
+                self.pairs.stopped(token.slot);
+                if self.upstreams.at(token.slot).is_some_and(|socket| !socket.closing) {
+                    core.push(token, Op::Receive);
+                }
+            }
+            Event::OpenFailed { .. } => {
+                for pair in self.pairs.failed(token.slot) {
+                    self.unopened(core, pair);
+                }
+                self.upstream_gone(core, token.slot);
             }
             Event::Closed => self.upstream_gone(core, token.slot),
             _ => {}
+        }
+    }
+
+    /// There is no socket for what an upstream slot has been given in this turn.
+    fn unopened(&mut self, core: &mut Core, slot: u32) {
+        self.shortage_until = core.now + REST;
+        let Some(upstream) = self.upstreams.at_mut(slot) else { return };
+        let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
+        upstream.closing = true;
+        self.upstream_gone(core, slot);
+        if let Some(unserved) = self.flows.at_mut(flow) {
+            let counters = core.counters.listener(unserved.listener);
+            counters.to_endpoints.sub(sent);
+            counters.dropped[DropReason::NoSocket as usize].add(sent);
+            if unserved.opened == core.now {
+                let bytes = std::mem::take(&mut unserved.bytes_up);
+                counters.bytes_up.sub(bytes);
+                core.counters.endpoint(unserved.endpoint).bytes_up.sub(bytes);
+            }
+            self.end(core, flow, CloseReason::LocalLimit);
         }
     }
 
@@ -252,6 +320,11 @@ impl Flows {
     /// One step of the sweep: flows that have been silent too long, sockets that nobody needs.
     pub fn expire(&mut self, core: &mut Core) {
         self.seen = core.now;
+        self.pairs.turn_over(core.now);
+        if core.tables.open_sockets() == 0 && self.flows.is_empty() && !self.is_empty() {
+            // Nobody can ask any more: nothing has to rest.
+            self.close_all(core);
+        }
         if self.is_empty() || core.now < self.sweep.next {
             return;
         }
@@ -273,12 +346,13 @@ impl Flows {
         for _ in 0..share(endpoints, period) {
             let endpoint = self.sweep.endpoint as usize;
             self.sweep.endpoint = (self.sweep.endpoint + 1) % endpoints;
-            let keep = match self.endpoints[endpoint].gone_since {
-                Some(_) => 0,
-                None if self.is_scarce(core.now) => SHORT_REST,
-                None => KEEP,
-            };
-            (0..MOST_CLOSES).take_while(|_| self.close_first(core, endpoint, keep)).count();
+            for _ in 0..MOST_CLOSES {
+                let first = self.endpoints[endpoint].first;
+                if !self.is_kept_too_long(core, endpoint, first) {
+                    break;
+                }
+                self.close_first(core, endpoint);
+            }
         }
         self.sweep.next = core.now + SWEEP_STEP;
     }
@@ -294,8 +368,14 @@ impl Flows {
                 self.end(core, slot, reason);
             }
         }
+        self.close_all(core);
+    }
+
+    fn close_all(&mut self, core: &mut Core) {
         for endpoint in 0..self.endpoints.len() {
-            while self.close_first(core, endpoint, 0) {}
+            while self.endpoints[endpoint].first != NONE {
+                self.close_first(core, endpoint);
+            }
         }
     }
 
@@ -366,10 +446,9 @@ impl Flows {
         if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
             return Err(LISTENER_LIMIT);
         }
-        let Choice { route, backend, endpoint, address, source } =
-            choose(table, listener, &mut core.balancer, flow.peer)?;
-        (flow.route, flow.backend, flow.endpoint) = (route, backend, endpoint);
-        flow.upstream = self.upstream_for(core, endpoint, address, source).ok_or(NO_SOCKET)?;
+        let choice = choose(table, listener, &mut core.balancer, flow.peer)?;
+        (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        flow.upstream = self.upstream_for(core, &choice)?;
         Ok(())
     }
 
@@ -409,9 +488,8 @@ impl Flows {
         };
         let choice = choose(table, listener, &mut core.balancer, flow.peer);
         let upstream = choice.and_then(|choice| {
-            let Choice { endpoint, address, source, .. } = choice;
-            let upstream = self.upstream_for(core, endpoint, address, source);
-            Ok((choice, upstream.ok_or(NO_SOCKET)?))
+            let upstream = self.upstream_for(core, &choice)?;
+            Ok((choice, upstream))
         });
         let (choice, upstream) = match upstream {
             Ok(found) => found,
@@ -443,16 +521,29 @@ impl Flows {
         listener.to_endpoints.add(u64::from(batch.count));
         listener.bytes_up.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
-        let upstream = flow.upstream;
-        if let Some(upstream) = self.upstreams.at_mut(upstream) {
-            upstream.sent = upstream.sent.saturating_add(batch.count);
+        let (upstream, buffer) = (flow.upstream, batch.buffer);
+        let mut op = Op::SendUp { buffer };
+        if let Some(used) = self.upstreams.at_mut(upstream) {
+            used.sent = used.sent.saturating_add(batch.count);
+            if used.role == Role::Pair {
+                let Pair { endpoint: peer, local } = self.pairs.get(upstream);
+                let via = self.pairs.socket(peer.is_ipv4()).expect("it is open while it has pairs");
+                op = Op::SendVia { buffer, via, peer, local };
+            }
         }
-        let token = self.upstream_token(upstream);
-        core.push(token, Op::SendUp { buffer: batch.buffer });
+        core.push(self.upstream_token(upstream), op);
     }
 
-    fn forward_reply(&mut self, core: &mut Core, token: Token, batch: Batch, truncated: bool) {
-        let upstream = self.upstreams.at(token.slot).expect("the caller found it");
+    /// `token`: the socket that it came on; `slot`: the same, or the pair on that socket.
+    fn forward_reply(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        slot: u32,
+        batch: Batch,
+        truncated: bool,
+    ) {
+        let upstream = self.upstreams.at(slot).expect("the caller found it");
         let Some(flow) = self.flows.at_mut(upstream.flow) else {
             // Which listener's it was is not known any more: the endpoint's count tells.
             core.counters.endpoint(upstream.endpoint).late_replies.add(u64::from(batch.count));
@@ -470,12 +561,8 @@ impl Flows {
         listener.to_clients.add(u64::from(batch.count));
         listener.bytes_down.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_down.add(u64::from(batch.bytes));
-        let op = Op::SendDown {
-            buffer: batch.buffer,
-            from: token.slot,
-            peer: flow.peer,
-            local: flow.local,
-        };
+        let op =
+            Op::SendDown { buffer: batch.buffer, from: slot, peer: flow.peer, local: flow.local };
         core.push(Token::socket(flow.socket), op);
         // A client with two queries under way on one socket gets both answers: the count decides.
         if flow.responses > 0 && flow.replies >= flow.sent.saturating_mul(flow.responses) {
@@ -496,42 +583,104 @@ impl Flows {
         }
     }
 
-    /// A socket towards the endpoint: one that has rested long enough, or a new one.
-    fn upstream_for(
-        &mut self,
-        core: &mut Core,
-        endpoint: EndpointId,
-        address: SocketAddr,
-        source: Option<IpAddr>,
-    ) -> Option<u32> {
-        let rest = if self.is_scarce(core.now) { SHORT_REST } else { REST };
-        let first = self.endpoints[endpoint.index()].first;
-        if let Some(upstream) = self.upstreams.at_mut(first)
-            && self.seen >= upstream.rests_since + rest
-        {
-            let state = &mut self.endpoints[endpoint.index()];
-            state.first = std::mem::replace(&mut upstream.next, NONE);
-            if state.first == NONE {
-                state.last = NONE;
+    /// A socket towards the endpoint, or a pair: one that has rested long enough, or a new one.
+    fn upstream_for(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
+        let role = if choice.shared { Role::Pair } else { Role::Socket };
+        let rest = if self.is_scarce(role, core.now) { SHORT_REST } else { REST };
+        for _ in 0..MOST_CLOSES {
+            let first = self.endpoints[choice.endpoint.index()].first;
+            if !self.has_rested(first, rest) {
+                break;
             }
-            core.counters.upstreams_resting.sub(1);
-            return Some(first);
+            if self.is_wanted(first, choice) {
+                self.unqueue_first(core, choice.endpoint.index());
+                return Ok(first);
+            }
+            self.close_first(core, choice.endpoint.index());
         }
-        let upstream =
-            Upstream { endpoint, flow: NONE, closing: false, sent: 0, rests_since: 0, next: NONE };
-        let Some((slot, generation)) = self.upstreams.insert(upstream) else {
-            self.shortage_until = core.now + REST;
-            return None;
-        };
-        core.counters.upstreams.set(u64::from(self.upstreams.len()));
-        let token = Token { kind: Kind::Upstream, slot, generation };
-        core.push(token, Op::Open { address, source });
-        core.push(token, Op::Receive);
-        Some(slot)
+        match role {
+            Role::Pair => self.new_pair(core, choice),
+            Role::Socket | Role::Shared => self.new_socket(core, choice),
+        }
     }
 
-    fn is_scarce(&self, now: u64) -> bool {
-        self.upstreams.len() > self.ample || now < self.shortage_until
+    fn new_socket(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
+        let upstream = Upstream::new(choice.endpoint, Role::Socket);
+        let Some((slot, generation)) = self.upstreams.insert(upstream) else {
+            self.shortage_until = core.now + REST;
+            return Err(NO_SOCKET);
+        };
+        self.count_upstreams(core);
+        let token = Token { kind: Kind::Upstream, slot, generation };
+        core.push(token, Op::Open { address: choice.address, source: choice.source });
+        core.push(token, Op::Receive);
+        Ok(slot)
+    }
+
+    fn new_pair(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
+        let (id, address) = (choice.endpoint, choice.address);
+        let ipv4 = address.is_ipv4();
+        let is_open = self.pairs.socket(ipv4).is_some();
+        if self.upstreams.room() < 1 + u32::from(!is_open) {
+            self.shortage_until = core.now + REST;
+            return Err(NO_SOCKET);
+        }
+        let Some(local) = self.pairs.take(id, address) else {
+            self.pairs_shortage_until = core.now + REST;
+            return Err(NO_SOURCE);
+        };
+        if !is_open {
+            let socket = Upstream::new(EndpointId(u32::MAX), Role::Shared);
+            let (slot, generation) = self.upstreams.insert(socket).expect("there is room for two");
+            self.pairs.opened(ipv4, slot);
+            let token = Token { kind: Kind::Upstream, slot, generation };
+            core.push(token, Op::OpenShared { ipv4 });
+            core.push(token, Op::Receive);
+        }
+        let pair = Upstream::new(id, Role::Pair);
+        let (slot, _) = self.upstreams.insert(pair).expect("there is room");
+        self.pairs.insert(slot, Pair { endpoint: address, local });
+        self.count_upstreams(core);
+        Ok(slot)
+    }
+
+    /// Whether it has rested so long that what was late for its last flow has come and was read.
+    fn has_rested(&self, slot: u32, rest: u64) -> bool {
+        self.upstreams.at(slot).is_some_and(|upstream| {
+            let seen = match upstream.role {
+                Role::Pair => self.pairs.read_until(slot),
+                Role::Socket | Role::Shared => self.seen,
+            };
+            seen >= upstream.rests_since + rest
+        })
+    }
+
+    /// Whether it is of the kind that the table asks for, which may have been another before.
+    fn is_wanted(&self, slot: u32, choice: &Choice) -> bool {
+        match self.upstreams.at(slot).map(|upstream| upstream.role) {
+            Some(Role::Pair) => choice.shared && self.pairs.is_in_pool(slot, choice.endpoint),
+            _ => !choice.shared,
+        }
+    }
+
+    /// Whether nobody will want it any more, at least not soon.
+    fn is_kept_too_long(&self, core: &Core, endpoint: usize, slot: u32) -> bool {
+        let Some(upstream) = self.upstreams.at(slot) else { return false };
+        let gone = self.endpoints[endpoint].gone_since.is_some();
+        let scarce = self.is_scarce(upstream.role, core.now);
+        match upstream.role {
+            Role::Socket if gone => true,
+            // The next flow may have its address as soon as it is closed.
+            Role::Pair if gone && !scarce => self.has_rested(slot, REST),
+            Role::Pair if scarce => self.has_rested(slot, SHORT_REST),
+            _ => core.now >= upstream.rests_since + if scarce { SHORT_REST } else { KEEP },
+        }
+    }
+
+    fn is_scarce(&self, role: Role, now: u64) -> bool {
+        self.upstreams.len() > self.ample
+            || now < self.shortage_until
+            || (role == Role::Pair && now < self.pairs_shortage_until)
     }
 
     fn end(&mut self, core: &mut Core, slot: u32, reason: CloseReason) {
@@ -567,7 +716,7 @@ impl Flows {
         if upstream.closing {
             return;
         }
-        if state.gone_since.is_some() {
+        if state.gone_since.is_some() && upstream.role == Role::Socket {
             upstream.closing = true;
             let token = self.upstream_token(slot);
             return core.push(token, Op::CloseUpstream);
@@ -580,31 +729,55 @@ impl Flows {
             NONE => state.first = slot,
             _ => self.upstreams.at_mut(last).expect("it rests").next = slot,
         }
-        core.counters.upstreams_resting.add(1);
+        if self.upstreams.at(slot).is_some_and(|upstream| upstream.role == Role::Socket) {
+            core.counters.upstreams_resting.add(1);
+        }
     }
 
-    /// Closes the endpoint's longest resting socket if it has rested for `keep`.
-    fn close_first(&mut self, core: &mut Core, endpoint: usize, keep: u64) -> bool {
+    /// Takes what rests longest off the endpoint's list.
+    fn unqueue_first(&mut self, core: &Core, endpoint: usize) {
         let state = &mut self.endpoints[endpoint];
-        let slot = state.first;
-        let Some(upstream) = self.upstreams.at_mut(slot) else { return false };
-        if core.now < upstream.rests_since + keep {
-            return false;
-        }
+        let upstream = self.upstreams.at_mut(state.first).expect("the list has a first");
         state.first = std::mem::replace(&mut upstream.next, NONE);
         if state.first == NONE {
             state.last = NONE;
         }
-        upstream.closing = true;
-        core.counters.upstreams_resting.sub(1);
-        let token = self.upstream_token(slot);
-        core.push(token, Op::CloseUpstream);
-        true
+        if upstream.role == Role::Socket {
+            core.counters.upstreams_resting.sub(1);
+        }
     }
 
-    fn upstream_gone(&mut self, core: &Core, slot: u32) {
-        self.upstreams.remove(slot);
-        core.counters.upstreams.set(u64::from(self.upstreams.len()));
+    /// Closes what rests longest of the endpoint's.
+    fn close_first(&mut self, core: &mut Core, endpoint: usize) {
+        let slot = self.endpoints[endpoint].first;
+        self.unqueue_first(core, endpoint);
+        let upstream = self.upstreams.at_mut(slot).expect("it was in the list");
+        match upstream.role {
+            Role::Pair => self.upstream_gone(core, slot),
+            Role::Socket | Role::Shared => self.close_socket(core, slot),
+        }
+    }
+
+    fn close_socket(&mut self, core: &mut Core, slot: u32) {
+        if let Some(socket) = self.upstreams.at_mut(slot) {
+            socket.closing = true;
+        }
+        core.push(self.upstream_token(slot), Op::CloseUpstream);
+    }
+
+    fn upstream_gone(&mut self, core: &mut Core, slot: u32) {
+        if let Some(Upstream { role: Role::Pair, endpoint, .. }) = self.upstreams.remove(slot)
+            && let Some(unused) = self.pairs.remove(slot, endpoint)
+        {
+            self.close_socket(core, unused);
+        }
+        self.count_upstreams(core);
+    }
+
+    fn count_upstreams(&self, core: &Core) {
+        let pairs = self.pairs.len() as u64;
+        core.counters.pairs.set(pairs);
+        core.counters.upstreams.set(u64::from(self.upstreams.len()) - pairs);
     }
 
     /// Leaving sockets without flows are closed.
@@ -673,6 +846,7 @@ const FLOW_LIMIT: Refusal =
     Refusal { reason: CloseReason::SessionLimit, drop: DropReason::FlowLimit };
 const LISTENER_LIMIT: Refusal =
     Refusal { reason: CloseReason::ListenerLimit, drop: DropReason::FlowLimit };
+const NO_SOURCE: Refusal = Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSource };
 const NO_SOCKET: Refusal = Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSocket };
 
 /// A UDP socket has one listener.
@@ -687,6 +861,7 @@ struct Choice {
     endpoint: EndpointId,
     address: SocketAddr,
     source: Option<IpAddr>,
+    shared: bool,
 }
 
 fn choose(
@@ -703,7 +878,11 @@ fn choose(
         backend: backend.id,
         endpoint: endpoint.id,
         address: endpoint.address,
-        source: balancer.source(backend, endpoint.address),
+        source: match backend.shared_sockets {
+            true => None,
+            false => balancer.source(backend, endpoint.address),
+        },
+        shared: backend.shared_sockets,
     })
 }
 
@@ -712,6 +891,7 @@ fn failed_send(why: Why) -> DropReason {
         Why::Refused => DropReason::EndpointRefused,
         Why::Blocked => DropReason::Blocked,
         Why::TooBig => DropReason::TooBig,
+        Why::BadSource => DropReason::BadSource,
         _ => DropReason::SendFailed,
     }
 }

@@ -15,6 +15,7 @@ pub mod op;
 pub mod record;
 mod relay;
 mod session;
+mod shared;
 mod slab;
 mod tables;
 mod timer;

@@ -27,7 +27,7 @@ pub enum Kind {
     Socket,
     /// A TCP session: up to two connections and the pipes between them.
     Session,
-    /// A connected UDP socket towards an endpoint.
+    /// A UDP socket towards an endpoint, or towards all; or a flow that goes through one of these.
     Upstream,
 }
 
@@ -116,20 +116,30 @@ pub enum Op {
     /// Open an upstream socket and connect it; receiving is asked for with `Receive`. *Direct*:
     /// `OpenFailed` if that was not possible (the token is then free at once), else no event.
     Open { address: SocketAddr, source: Option<IpAddr> },
+    /// Open an upstream socket for all endpoints of an IP version, on a port of its own and all
+    /// local addresses; else like `Open`.
+    OpenShared { ipv4: bool },
     /// Send what `buffer` holds, as as many datagrams as were received, and give the buffer back.
     /// On an upstream socket: to its endpoint. `SendFailed` for what was not sent.
     SendUp { buffer: BufferId },
     /// The same on a listening socket, to a client, from `local` where that is known. `from` is the
     /// upstream slot that the datagrams came from.
     SendDown { buffer: BufferId, from: u32, peer: SocketAddr, local: Option<IpAddr> },
+    /// The same through the shared upstream socket in slot `via`, to an endpoint, from `local`. The
+    /// token is the flow's, a slot that no socket has.
+    SendVia { buffer: BufferId, via: u32, peer: SocketAddr, local: IpAddr },
     /// Give a buffer back unsent. *Direct*, no event. The token is the one it was received on.
     Recycle { buffer: BufferId },
     /// Close an upstream socket; `Closed` once nothing is in flight: the last event of this token.
     CloseUpstream,
 }
 
-/// A receive buffer of this worker, from `Datagrams` until `SendUp`, `SendDown` or `Recycle`: each
-/// buffer is answered with exactly one of these.
+/// Shared sockets that may be open beside the upstream slots of as many flows as the limit allows:
+/// slots are below the sum.
+pub const SHARED_SOCKETS: u32 = 2;
+
+/// A receive buffer of this worker, from `Datagrams` until it is sent or recycled: each buffer is
+/// answered with exactly one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u16);
 
@@ -189,9 +199,9 @@ pub enum Event {
     /// the last have one size.
     Datagrams {
         buffer: BufferId,
-        /// The sender; on an upstream socket always `None` (it is the endpoint).
+        /// The sender; `None` on a connected upstream socket (it is the endpoint).
         peer: Option<SocketAddr>,
-        /// The address it was sent to, on sockets bound to a wildcard address.
+        /// The address it was sent to, on sockets bound to a wildcard address: shared ones are.
         local: Option<IpAddr>,
         /// Payload bytes in all.
         bytes: u32,
@@ -248,6 +258,9 @@ pub enum Why {
     Blocked,
     /// EMSGSIZE, EINVAL of a datagram
     TooBig,
+    /// EINVAL, EADDRNOTAVAIL, ENETUNREACH of a datagram that states its source address: this
+    /// machine does not have it, or no route from it. Kernels differ in which errno is which.
+    BadSource,
     /// `Abandon` was asked for
     Abandoned,
     /// Any other errno

@@ -148,7 +148,7 @@ words! {
         SessionLimit = "session_limit": "The worker's session or flow table is full.",
         ListenerLimit = "listener_limit": "The listener has reached `max_sessions`.",
         LocalLimit = "local_limit":
-            "This machine had no source port, file or memory for the connection.",
+            "This machine had no source port or address, file or memory for the connection.",
         Drained = "drained":
             "Closed at shutdown after `drain_timeout`, or a flow that was silent while draining.",
         Stopped = "stopped": "Closed at once by a second SIGTERM.",
@@ -168,11 +168,15 @@ words! {
             "The worker's flow table or the listener's `max_sessions` is full.",
         NoSocket = "no_socket":
             "No upstream socket: source ports, files or resting sockets ran out.",
+        NoSource = "no_source":
+            "Shared upstream sockets: the endpoint has a flow from every address of `source`.",
         Truncated = "truncated": "The kernel cut the datagram or train.",
         EndpointRefused = "endpoint_refused":
             "The endpoint's port is closed (ICMP port unreachable).",
         Blocked = "blocked": "A send buffer was full.",
         TooBig = "too_big": "Larger than the path takes.",
+        BadSource = "bad_source":
+            "The address to send it from is not one of this machine's, or has no route.",
         SendFailed = "send_failed": "Another send error.",
         Draining = "draining": "A new client of a listener that has left the table.",
     }

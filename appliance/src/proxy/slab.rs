@@ -106,6 +106,11 @@ impl<T> Slab<T> {
         self.len == self.limit
     }
 
+    /// Values that still fit.
+    pub fn room(&self) -> u32 {
+        self.limit - self.len
+    }
+
     /// Slots that were ever used: the range that a sweep has to look at.
     pub fn high_water(&self) -> u32 {
         u32::try_from(self.slots.len()).expect("limit is a u32")

@@ -154,9 +154,13 @@ impl Ring {
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
             Op::Receive => udp.receive(token),
             Op::Open { address, source } => udp.open(token, &address, source, queue, turn),
+            Op::OpenShared { ipv4 } => udp.open_shared(token, ipv4, queue, turn),
             Op::SendUp { buffer } => udp.send_up(token, buffer, turn),
             Op::SendDown { buffer, from, peer, local } => {
                 udp.send_down(token, Down { buffer, from, peer, local }, listeners, turn);
+            }
+            Op::SendVia { buffer, via, peer, local } => {
+                udp.send_via(token, via, (buffer, peer, local), turn);
             }
             Op::Recycle { buffer } => udp.recycle(buffer),
             Op::CloseUpstream => udp.close(token, queue, turn),

@@ -6,7 +6,7 @@ use std::ptr;
 
 use socket2::SockAddr;
 
-use crate::proxy::op::{BufferId, Event, Token, Why};
+use crate::proxy::op::{BufferId, Event, Kind, Token, Why};
 
 use super::Turn;
 use super::buffers::Buffers;
@@ -31,7 +31,7 @@ pub(super) struct Train {
     size: u32,
 }
 
-/// The fields of `SendDown`.
+/// The fields of `SendDown`, and of `SendVia`, which does the same the other way.
 pub(super) struct Down {
     pub(super) buffer: BufferId,
     pub(super) from: u32,
@@ -232,7 +232,10 @@ impl Sends {
     }
 
     fn open_slot(&mut self, send: &Send) -> Option<&mut u32> {
-        let slots = if send.peer.is_some() { &mut self.open_down } else { &mut self.open_up };
+        let slots = match send.token.kind {
+            Kind::Upstream => &mut self.open_up,
+            Kind::Socket | Kind::Session => &mut self.open_down,
+        };
         slots.get_mut(send.flow? as usize)
     }
 
@@ -287,7 +290,8 @@ impl Sends {
                     self.singly.push(index);
                 }
                 _ => {
-                    turn.push(send.token, Event::SendFailed { why: why(errno), count: send.count })
+                    let why = send.why_failed(errno);
+                    turn.push(send.token, Event::SendFailed { why, count: send.count });
                 }
             }
         }
@@ -328,19 +332,19 @@ impl Sends {
         }
         queue.submit();
         for completion in queue.failed_sends().drain(..) {
-            let why = why(-completion.result);
+            let why = send.why_failed(-completion.result);
             turn.push(send.token, Event::SendFailed { why, count: 1 });
         }
     }
 
     fn forget(&mut self) {
-        for send in &self.sends {
-            let slots = if send.peer.is_some() { &mut self.open_down } else { &mut self.open_up };
-            if let Some(slot) = send.flow.and_then(|flow| slots.get_mut(flow as usize)) {
+        let mut sends = std::mem::take(&mut self.sends);
+        for send in sends.drain(..) {
+            if let Some(slot) = self.open_slot(&send) {
                 *slot = NONE;
             }
         }
-        self.sends.clear();
+        self.sends = sends;
         self.chunks.clear();
     }
 }
@@ -372,6 +376,16 @@ impl Send {
             && self.target == template.target
             && self.peer == template.peer
             && self.local == template.local
+    }
+
+    fn why_failed(&self, errno: i32) -> Why {
+        match errno {
+            // A single datagram of a valid size: what is left to object to is its source.
+            libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH if self.local.is_some() => {
+                Why::BadSource
+            }
+            _ => why(errno),
+        }
     }
 
     /// Fills in name and control data; `segment`: bytes per datagram, or 0 for a single one.

@@ -12,13 +12,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use crate::proxy::op::Why;
 
 use super::steering;
-use super::sys::set_option;
+use super::sys::{self, set_option};
 
 /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Bytes of datagrams that a listening socket may hold; the kernel cuts it to `net.core.rmem_max`
-/// and `wmem_max` unless the process has CAP_NET_ADMIN.
+/// Bytes of datagrams that a socket of many peers may hold; the kernel cuts it to
+/// `net.core.rmem_max` and `wmem_max` unless the process has CAP_NET_ADMIN.
 const DATAGRAM_MEMORY: i32 = 4 << 20;
 
 /// Not in libc: include/uapi/linux/udp.h (Linux 5.0).
@@ -82,6 +82,25 @@ fn new_socket(config: &SocketConfig) -> io::Result<Socket> {
         socket.set_only_v6(true)?;
     }
     Ok(socket)
+}
+
+/// Opens an unconnected UDP socket on a port of its own, for all local addresses of an IP version:
+/// each datagram comes with the one that it was sent to, and leaves with the one that it states.
+///
+/// # Errors
+///
+/// Those of socket(2), setsockopt(2) and bind(2).
+pub(super) fn open_shared(ipv4: bool) -> io::Result<OwnedFd> {
+    let all = if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let address = SocketAddr::new(all, 0);
+    let socket = sys::socket(&address, libc::SOCK_DGRAM)?;
+    let socket = Socket::from(socket);
+    if !ipv4 {
+        socket.set_only_v6(true)?;
+    }
+    set_datagram_options(&socket, &address)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 fn set_datagram_options(socket: &Socket, address: &SocketAddr) -> io::Result<()> {

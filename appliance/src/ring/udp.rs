@@ -3,12 +3,12 @@
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use config_sync::routing::{Limits, SocketId};
 
 use crate::proxy::counters::Counters;
-use crate::proxy::op::{BufferId, Event, Kind, Token, Why};
+use crate::proxy::op::{BufferId, Event, Kind, SHARED_SOCKETS, Token, Why};
 
 use super::Turn;
 use super::buffers::{Buffers, Received, Shape, check_count};
@@ -16,7 +16,7 @@ use super::features::RingError;
 use super::listeners::Listeners;
 use super::queue::{Completion, Mark, Queue, Target, What};
 use super::send::{Down, Sends, Train};
-use super::sockets::{UDP_GRO, bind_source, parse_address, why, why_unopened};
+use super::sockets::{UDP_GRO, bind_source, open_shared, parse_address, why, why_unopened};
 use super::sys;
 
 /// Room for an address of either family.
@@ -37,12 +37,14 @@ pub(super) struct Udp {
     up: Box<Shape>,
 }
 
-/// A connected socket in a slot of the registered files, where it costs no descriptor.
+/// A socket in a slot of the registered files, where it costs no descriptor.
 #[derive(Clone, Copy, Default)]
 struct Upstream {
     generation: u32,
     file: u32,
     life: Life,
+    /// Not connected: each datagram says whose it is.
+    shared: bool,
     /// A receive is in flight or about to be.
     armed: bool,
 }
@@ -58,14 +60,15 @@ enum Life {
 impl Udp {
     pub(super) fn new(limits: Limits, queue: &Queue) -> Result<Self, RingError> {
         check_count(limits.buffers)?;
-        let files = register_files(limits.flows, queue)?;
+        let upstreams = limits.flows.saturating_add(SHARED_SOCKETS);
+        let files = register_files(upstreams, queue)?;
         Ok(Self {
             buffers: Buffers::new(limits.buffers, queue)?,
             trains: vec![Train::default(); usize::from(limits.buffers)].into(),
-            upstreams: vec![Upstream::default(); limits.flows as usize].into(),
+            upstreams: vec![Upstream::default(); upstreams as usize].into(),
             free_files: (0..files).rev().collect(),
             arming: Vec::with_capacity(1024),
-            sends: Sends::new(limits.buffers, limits.flows),
+            sends: Sends::new(limits.buffers, upstreams),
             down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
             up: Shape::new(0, control_room(&[size_of::<i32>()])),
         })
@@ -88,15 +91,32 @@ impl Udp {
         queue: &Queue,
         turn: &mut Turn,
     ) {
+        self.place(token, false, || open_connected(address, source), queue, turn);
+    }
+
+    pub(super) fn open_shared(&mut self, token: Token, ipv4: bool, queue: &Queue, turn: &mut Turn) {
+        self.place(token, true, || open_shared(ipv4), queue, turn);
+    }
+
+    fn place(
+        &mut self,
+        token: Token,
+        shared: bool,
+        open: impl FnOnce() -> io::Result<OwnedFd>,
+        queue: &Queue,
+        turn: &mut Turn,
+    ) {
         let slot = &mut self.upstreams[token.slot as usize];
         assert_eq!(slot.life, Life::Free, "an upstream's slot is free before it is used again");
         let Some(file) = self.free_files.pop() else {
             return turn.push(token, Event::OpenFailed { why: Why::NoFiles });
         };
-        match open_upstream(address, source, file, queue) {
-            Ok(()) => {
+        let register =
+            |fd: OwnedFd| queue.submitter().register_files_update(file, &[fd.as_raw_fd()]);
+        match open().and_then(register) {
+            Ok(_) => {
                 let generation = token.generation;
-                *slot = Upstream { generation, file, life: Life::Open, armed: false };
+                *slot = Upstream { generation, file, life: Life::Open, shared, armed: false };
             }
             Err(error) => {
                 self.free_files.push(file);
@@ -120,6 +140,22 @@ impl Udp {
         let target = upstream.map(|upstream| Target::Registered(upstream.file));
         let train = self.trains[usize::from(buffer.0)];
         self.sends.add_up(token, target, buffer, train, turn);
+    }
+
+    /// Through the shared socket in slot `via`; the token is the flow's.
+    pub(super) fn send_via(
+        &mut self,
+        token: Token,
+        via: u32,
+        (buffer, peer, local): (BufferId, SocketAddr, IpAddr),
+        turn: &mut Turn,
+    ) {
+        let socket = self.upstreams.get(via as usize);
+        let socket = socket.filter(|socket| socket.life == Life::Open && socket.shared);
+        let target = socket.map(|socket| Target::Registered(socket.file));
+        let train = self.trains[usize::from(buffer.0)];
+        let to = Down { buffer, from: token.slot, peer, local: Some(local) };
+        self.sends.add_down(token, target, &to, train, turn);
     }
 
     pub(super) fn send_down(
@@ -164,8 +200,9 @@ impl Udp {
             upstream.armed = true;
             let mark = Mark::new(What::ReceiveUp, slot, upstream.generation);
             let target = Target::Registered(upstream.file);
+            let shape = if upstream.shared { &self.down } else { &self.up };
             // SAFETY: as above; the registered file is given up after the final completion.
-            unsafe { queue.receive(target, self.up.as_ptr(), mark) };
+            unsafe { queue.receive(target, shape.as_ptr(), mark) };
         }
     }
 
@@ -211,12 +248,14 @@ impl Udp {
         let upstream = self.upstreams[slot as usize];
         let life = if upstream.generation == generation { upstream.life } else { Life::Free };
         if let Some((id, filled)) = filled_buffer(&completion) {
-            let received = self.buffers.receive(id, filled, &self.up);
-            let (train, _) = read_control(&received);
+            let shape = if upstream.shared { &self.down } else { &self.up };
+            let received = self.buffers.receive(id, filled, shape);
+            let (train, local) = read_control(&received);
+            let peer = parse_address(received.name);
             let truncated = received.truncated;
             self.trains[usize::from(id)] = train;
             match life {
-                Life::Open => turn.push(token, train.event(BufferId(id), None, None, truncated)),
+                Life::Open => turn.push(token, train.event(BufferId(id), peer, local, truncated)),
                 _ => self.buffers.give_back(BufferId(id)),
             }
         }
@@ -255,30 +294,24 @@ const MAX_FILES: u32 = 1 << 20;
 
 /// Makes room for the upstream sockets. The kernel allows no more than RLIMIT_NOFILE; more flows
 /// than that find no socket.
-fn register_files(flows: u32, queue: &Queue) -> Result<u32, RingError> {
+fn register_files(upstreams: u32, queue: &Queue) -> Result<u32, RingError> {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
     let limit = limit.map_or(1024, |(soft, _)| u32::try_from(soft).unwrap_or(u32::MAX));
-    let files = flows.min(limit).min(MAX_FILES);
+    let files = upstreams.min(limit).min(MAX_FILES);
     if files > 0 {
         queue.submitter().register_files_sparse(files).map_err(RingError::setup)?;
     }
     Ok(files)
 }
 
-fn open_upstream(
-    address: &SocketAddr,
-    source: Option<IpAddr>,
-    file: u32,
-    queue: &Queue,
-) -> io::Result<()> {
+fn open_connected(address: &SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
     let fd = sys::socket(address, libc::SOCK_DGRAM)?;
     sys::set_option(fd.as_fd(), libc::SOL_UDP, UDP_GRO, &1_i32)?;
     if let Some(source) = source {
         bind_source(fd.as_fd(), source, false)?;
     }
     sys::connect(fd.as_fd(), address)?;
-    queue.submitter().register_files_update(file, &[fd.as_raw_fd()])?;
-    Ok(())
+    Ok(fd)
 }
 
 /// The buffer that a receive has filled, and how far.
