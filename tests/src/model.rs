@@ -21,6 +21,9 @@ pub struct Model {
     generation: u64,
 }
 
+/// Backends that routes use have ids from here on.
+const FIRST_ID: u32 = 4;
+
 #[derive(Debug)]
 pub struct ModelSocket {
     pub id: SocketId,
@@ -146,10 +149,11 @@ impl Model {
             log_opens: self.generation.is_multiple_of(2),
             ..RoutingTable::empty()
         };
-        table.backends = (0..).zip(&self.backends).map(|(id, b)| b.compile(id)).collect();
-        // Positions mean something only within a table.
-        let turned = self.generation as usize % table.backends.len();
-        table.backends.rotate_left(turned);
+        // Positions mean something only within a table: some that nobody uses come first.
+        let unused = self.generation as usize % FIRST_ID as usize;
+        let empty = |id| Backend { endpoints: Vec::new(), ..self.backends[0].compile(id) };
+        table.backends = (0..unused as u32).map(empty).collect();
+        table.backends.extend((FIRST_ID..).zip(&self.backends).map(|(id, b)| b.compile(id)));
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
         for socket in present {
             let mut listeners = Hosts::new([1, 2, 3, 4]);
@@ -161,10 +165,9 @@ impl Model {
                 }
                 let id = RouteId(listener.id.0);
                 let weights = self.weights[id.index()].iter();
-                let count = self.backends.len();
                 let backends = weights.enumerate().map(|(n, weight)| WeightedBackend {
-                    id: BackendId(n as u32),
-                    backend: (n + count - turned) % count,
+                    id: BackendId(FIRST_ID + n as u32),
+                    backend: unused + n,
                     weight: *weight,
                 });
                 let backends = backends.collect();
@@ -250,7 +253,7 @@ impl ModelSocket {
 
 /// Endpoint ids are given out in pools, one per backend.
 pub fn backend_of(endpoint: EndpointId) -> BackendId {
-    BackendId(endpoint.0 / POOL)
+    BackendId(FIRST_ID + endpoint.0 / POOL)
 }
 
 impl ModelBackend {

@@ -173,28 +173,25 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         id: EndpointId(backend * 4 + n),
         address: SocketAddr::from(([10, 0, 0, n as u8], backend as u16 + 1)),
     };
-    let backend = |id: &u32| Backend {
-        id: BackendId(*id),
+    let backend = |id: u32| Backend {
+        id: BackendId(id),
         name: "backend".into(),
         balance: Balance::RoundRobin,
-        endpoints: (0..=rng.below(4) as u32).map(|n| endpoint(*id, n)).collect(),
+        endpoints: (0..=rng.below(4) as u32).map(|n| endpoint(id, n)).collect(),
         connect_timeout: 1_000,
         connect_attempts: 1,
         options: model::options(),
         source: Vec::new(),
         shared_sockets: false,
     };
-    let backends: Vec<_> = order.iter().map(backend).collect();
-    let share = |(position, id): (usize, &u32)| WeightedBackend {
+    let backends: Vec<_> = (0..weights.len() as u32).map(backend).collect();
+    let share = |id: &u32| WeightedBackend {
         id: BackendId(*id),
-        backend: position,
+        backend: *id as usize,
         weight: weights[*id as usize] as u32,
     };
-    let route = Route {
-        id: RouteId(0),
-        name: "route".into(),
-        backends: order.iter().enumerate().map(share).collect(),
-    };
+    let route =
+        Route { id: RouteId(0), name: "route".into(), backends: order.iter().map(share).collect() };
     RoutingTable {
         generation,
         sockets: vec![Socket {
