@@ -239,7 +239,8 @@ pub struct Endpoint {
 pub struct Limits {
     pub sessions: u32,
     pub flows: u32,
-    /// Receive buffers for datagrams, 64 KiB each; a power of two.
+    /// Receive buffers for datagrams, 64 KiB each, and for small messages of TCP sessions, 8 KiB
+    /// each: so many of both; a power of two.
     pub buffers: u16,
     pub pipes: u32,
     /// Bytes that one direction of a session moves at the most before the others have their turn.

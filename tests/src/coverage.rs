@@ -27,6 +27,10 @@ pub enum Fault {
     ShortWrite,
     WouldBlock,
     NoPipe,
+    /// A stream that could not begin.
+    NoStream,
+    /// What came after a stream's cancellation was asked for.
+    LateBytes,
     /// Bytes came that were fewer than the mark.
     BelowMark,
     Stalled,
@@ -102,6 +106,8 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::ShortWrite, MOVING),
         (F::WouldBlock, &[Opening, Connecting, Relaying, HalfClosed, Closing]),
         (F::NoPipe, MOVING),
+        (F::NoStream, MOVING),
+        (F::LateBytes, MOVING),
         (F::BelowMark, &[Opening, Relaying, HalfClosed]),
         (F::Stalled, MOVING),
         (F::ClientReset, SESSION),
@@ -123,7 +129,7 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::SlabFull, SESSION),
         (F::AcceptStopped, SESSION),
         (F::ReceiveStopped, &[Live, Resting]),
-        (F::NoBuffer, &[Live, Resting]),
+        (F::NoBuffer, &[Relaying, HalfClosed, Live, Resting]),
         (F::Truncated, &[Live, Resting]),
         (F::SendRefused, &[Live]),
         (F::SendFailed, &[Live]),

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use config_sync::routing::{Limits, SocketId, Transport};
-use ringway::proxy::op::{Event, Kind, Op, Token, Why};
+use ringway::proxy::op::{Event, Kind, Op, Side, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};
 use crate::rng::Rng;
@@ -38,6 +38,9 @@ pub struct Faults {
     pub stop: u32,
     /// Files or memory that run out at accept.
     pub exhausted: u32,
+    /// A stream that does not begin, and one that no buffer is free for.
+    pub no_stream: u32,
+    pub no_buffer: u32,
     /// Ports, files or memory that run out at connect.
     pub no_local: u32,
     pub truncate: u32,
@@ -60,6 +63,8 @@ impl Faults {
             lag: u64::from(some(20_000)),
             stop: some(50),
             exhausted: some(50),
+            no_stream: some(500),
+            no_buffer: some(50),
             no_local: some(50),
             truncate: some(20),
             send_fails: some(50),
@@ -95,6 +100,10 @@ pub(crate) enum Pending {
     Unlisten(SocketId),
     Ready(ConnId),
     Space(ConnId),
+    /// A stream's receive has something to take.
+    Arrive(ConnId),
+    /// The cancellation of a stream is through.
+    StreamOver(Token, Side),
     Break(ConnId, Why),
     Establish(Token, u32),
     Connected(Token, u32),
@@ -253,6 +262,8 @@ impl Kernel {
             Op::Move { from, mode, budget, to_eof } => {
                 self.relay(token, from, mode, budget, to_eof, turn);
             }
+            Op::Stream { from } => self.stream(token, from, turn),
+            Op::Unstream { from } => self.unstream(token, from),
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),
@@ -339,6 +350,8 @@ impl Kernel {
             Pending::Unlisten(socket) => self.unlisten_on(socket, turn),
             Pending::Ready(conn) => self.ready(conn, turn),
             Pending::Space(conn) => self.space(conn),
+            Pending::Arrive(conn) => self.arrive(conn, turn),
+            Pending::StreamOver(token, from) => self.stream_cancelled(token, from, turn),
             Pending::Break(conn, why) => self.break_conn(conn, why),
             Pending::Establish(token, attempt) => self.establish(token, attempt),
             Pending::Connected(token, attempt) => self.connected(token, attempt, turn),

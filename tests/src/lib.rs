@@ -15,6 +15,7 @@ pub mod real;
 pub mod rng;
 pub mod scenario;
 pub mod stream;
+mod streaming;
 pub mod tcp;
 pub mod udp;
 pub mod world;

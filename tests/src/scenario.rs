@@ -71,6 +71,8 @@ pub enum Step {
     /// The peer reads exactly so many bytes.
     Gets(Peer, u64),
     GetsHello(u8),
+    /// So many times: a few bytes from the client, which the server reads, and as many back.
+    Exchanges(u8, u64),
     /// The peer reads until the end: says how many bytes, and which end.
     Ends(Peer),
     /// The next line of the access log, with its byte counts...
@@ -84,6 +86,9 @@ pub enum Step {
     Hears(Peer, u32),
     Answers(u8, u32),
 }
+
+/// Bytes of one message of an exchange.
+const EXCHANGED: u64 = 100;
 
 /// Where a scenario is played. Waits end with what they wait for.
 pub trait Stage {
@@ -126,6 +131,14 @@ pub fn play(scenario: &Scenario, stage: &mut impl Stage) -> String {
             GetsHello(client) => {
                 let peer = Peer::Server(client);
                 see(&mut trace, peer, stage.gets(peer, hellos[usize::from(client)]), "bytes");
+            }
+            Exchanges(client, count) => {
+                let (client, server) = (Peer::Client(client), Peer::Server(client));
+                for (from, to) in [(client, server), (server, client)].repeat(count as usize) {
+                    stage.sends(from, EXCHANGED);
+                    assert_eq!(stage.gets(to, EXCHANGED), EXCHANGED, "{}", scenario.name);
+                }
+                see(&mut trace, client, count, "exchanges");
             }
             Ends(peer) => {
                 let (bytes, fin) = stage.ends(peer);
@@ -279,8 +292,8 @@ const S: Peer = Peer::Server(0);
 use Begins::{Garbage, Hello, Plain};
 use CloseReason as R;
 use Step::{
-    Answers, Asks, Connect, Ends, Fin, Gets, GetsHello, Hears, Logs, LogsReason, Reset, Sends,
-    SendsHello, Served, Unlisten,
+    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, GetsHello, Hears, Logs, LogsReason, Reset,
+    Sends, SendsHello, Served, Unlisten,
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -447,6 +460,103 @@ pub const SCENARIOS: &[Scenario] = &[
             Fin(S),
             Ends(C),
             Logs(R::ClientFin),
+        ],
+    },
+    Scenario {
+        name: "many small exchanges, and the client ends first",
+        setup: TCP,
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 50),
+            Fin(C),
+            Ends(S),
+            Sends(S, 3_000),
+            Fin(S),
+            Ends(C),
+            Logs(R::ClientFin),
+        ],
+    },
+    Scenario {
+        name: "small exchanges, bulk both ways, and small exchanges again",
+        setup: TCP,
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 50),
+            Sends(C, 3_000_000),
+            Sends(S, 4_000_000),
+            Gets(S, 3_000_000),
+            Gets(C, 4_000_000),
+            Exchanges(0, 50),
+            Fin(S),
+            Ends(C),
+            Fin(C),
+            Ends(S),
+            Logs(R::EndpointFin),
+        ],
+    },
+    Scenario {
+        name: "after small exchanges, both sides read late and get everything",
+        setup: TCP,
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 20),
+            Sends(C, 30_000_000),
+            Sends(S, 30_000_000),
+            Fin(C),
+            Ends(S),
+            Fin(S),
+            Ends(C),
+            Logs(R::ClientFin),
+        ],
+    },
+    Scenario {
+        name: "a client's reset after small exchanges",
+        setup: TCP,
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 50),
+            Reset(C),
+            Ends(S),
+            Logs(R::ClientReset),
+        ],
+    },
+    Scenario {
+        name: "a server's reset after small exchanges",
+        setup: TCP,
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 50),
+            Reset(S),
+            Ends(C),
+            Logs(R::EndpointReset),
+        ],
+    },
+    Scenario {
+        name: "silence after small exchanges",
+        setup: Setup { timeouts: Timeouts { idle: 100, ..NONE }, ..TCP },
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 50),
+            Ends(C),
+            Ends(S),
+            Logs(R::IdleTimeout),
+        ],
+    },
+    Scenario {
+        name: "after small exchanges, a server that never reads",
+        setup: Setup { timeouts: Timeouts { write_stall: 100, ..NONE }, ..TCP },
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Exchanges(0, 20),
+            Sends(C, 100_000_000),
+            LogsReason(R::EndpointStalled),
         ],
     },
     Scenario {

@@ -12,6 +12,7 @@ use ringway::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
 use crate::coverage::{Fault, State};
 use crate::kernel::{Kernel, Pending, Turn};
 use crate::stream::{Bytes, Range, pattern};
+use crate::streaming::Stream;
 
 /// A connection of the proxy with a peer. Never used again, so it names the peer's byte stream too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,19 +55,25 @@ pub struct Conn {
     /// The proxy's socket is broken, and why.
     pub error: Option<Why>,
     /// The turn in which the proxy was told of the error.
-    error_told: Option<u64>,
+    pub(crate) error_told: Option<u64>,
     /// Wake-ups wait for this many bytes (SO_RCVLOWAT).
     lowat: u64,
     /// `lowat` is that of a `Peek`, which ends with the first `Move`.
     peeked: bool,
     /// When bytes first came that were too few to wake anybody, microseconds.
-    below_since: Option<u64>,
+    pub(crate) below_since: Option<u64>,
     /// A write found no space: the proxy must be told when there is some.
-    nospace: bool,
+    pub(crate) nospace: bool,
     news: News,
     ready_pending: bool,
+    /// A stream's receive is about to take something.
+    pub(crate) arriving: bool,
+    /// Bytes that streams gave this connection: in which turn, and how many in that one.
+    pub(crate) streamed: (u64, u64),
+    /// How many of these the proxy may not have known of when it closed the session.
+    pub untold: u64,
     /// Bytes or an end came since the proxy last looked.
-    unlooked: bool,
+    pub(crate) unlooked: bool,
     /// The last shutdown cut bytes off, and only a Close in the same turn can excuse that.
     cut: bool,
 }
@@ -107,11 +114,11 @@ impl Half {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct News {
-    readable: bool,
-    writable: bool,
-    ending: bool,
-    failed: bool,
+pub(crate) struct News {
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    pub(crate) ending: bool,
+    pub(crate) failed: bool,
 }
 
 /// What the ring has of one session.
@@ -126,11 +133,14 @@ pub struct Session {
     /// The turn in which the last `Connected` or `ConnectFailed` was given out.
     answered: Option<u64>,
     /// Taken and not yet given, by the side that they came from.
-    held: [Bytes; 2],
+    pub(crate) held: [Bytes; 2],
+    /// Directions that the proxy was told are blocked.
+    pub(crate) blocked: [bool; 2],
+    pub(crate) streams: [Stream; 2],
     /// Whether the direction has a pipe.
     pipes: [bool; 2],
-    shut: [bool; 2],
-    closing: bool,
+    pub(crate) shut: [bool; 2],
+    pub(crate) closing: bool,
 }
 
 #[derive(Debug)]
@@ -164,7 +174,7 @@ impl Session {
         }
     }
 
-    fn conn(&self, side: Side) -> Option<ConnId> {
+    pub(crate) fn conn(&self, side: Side) -> Option<ConnId> {
         match side {
             Side::Client => Some(self.client),
             Side::Endpoint => self.endpoint,
@@ -173,7 +183,7 @@ impl Session {
 }
 
 /// What reading a socket gives.
-enum Got {
+pub(crate) enum Got {
     Data(Bytes),
     Nothing,
     End,
@@ -353,6 +363,9 @@ impl Kernel {
             nospace: false,
             news: News::default(),
             ready_pending: false,
+            arriving: false,
+            streamed: (0, 0),
+            untold: 0,
             unlooked: false,
             cut: false,
         });
@@ -384,6 +397,8 @@ impl Kernel {
                 abandoning: false,
                 answered: None,
                 held: Default::default(),
+                blocked: [false; 2],
+                streams: [Stream::Off; 2],
                 pipes: [false; 2],
                 shut: [false; 2],
                 closing: false,
@@ -394,11 +409,13 @@ impl Kernel {
     }
 
     /// A poll that is armed completes at once if there is something to say.
-    fn arm(&mut self, id: ConnId) {
+    pub(crate) fn arm(&mut self, id: ConnId) {
         let conn = &self.conns[id.0];
+        let awaited = conn.owner.and_then(|token| self.sessions.get(&token.slot));
+        let awaited = awaited.is_some_and(|session| session.blocked[conn.side.other() as usize]);
         let news = News {
             readable: !conn.inbound.queue.is_empty() || conn.inbound.fin,
-            writable: self.rng.per_mille(500),
+            writable: !conn.nospace && (awaited || self.rng.per_mille(500)),
             ending: conn.inbound.fin,
             failed: conn.error.is_some(),
         };
@@ -407,7 +424,7 @@ impl Kernel {
         }
     }
 
-    fn live(&mut self, token: Token) -> &mut Session {
+    pub(crate) fn live(&mut self, token: Token) -> &mut Session {
         let session = self.sessions.get_mut(&token.slot);
         let session = session.filter(|s| s.token == token).expect("op on a session that is over");
         assert!(!session.closing, "op on a session after its Close");
@@ -602,6 +619,7 @@ impl Kernel {
             panic!("Move without both sides");
         };
         assert!(!session.shut[from.other() as usize], "Move towards a side that was shut down");
+        assert!(session.streams[way].is_over(), "Move of a direction that streams");
         let mut held = std::mem::take(&mut session.held[way]);
         if from == Side::Client && std::mem::take(&mut self.conns[source.0].peeked) {
             self.conns[source.0].lowat = 1;
@@ -658,12 +676,17 @@ impl Kernel {
         let left = held.len();
         let session = self.sessions.get_mut(&token.slot).expect("live");
         session.held[way] = held;
+        session.blocked[way] = stop == Stop::Blocked;
         if left == 0 && std::mem::take(&mut session.pipes[way]) {
             self.pipes_used -= 1;
         }
         if let Stop::Failed { side, .. } = stop {
             let failed = if side == from { source } else { sink };
             self.conns[failed.0].error_told.get_or_insert(self.turn);
+        }
+        if stop == Stop::Blocked {
+            // The sink must be watched.
+            self.end_stream(token, from.other());
         }
         let moved =
             Event::Moved { from, read: read as u32, sent: sent as u32, held: left as u32, stop };
@@ -684,7 +707,7 @@ impl Kernel {
         if conn.peer_closed || conn.error.is_some() { u64::MAX } else { conn.outbound.space() }
     }
 
-    fn read(&mut self, id: ConnId, max: u64) -> Got {
+    pub(crate) fn read(&mut self, id: ConnId, max: u64) -> Got {
         let waiting = self.conns[id.0].inbound.queue.len();
         if waiting == 0 {
             let conn = &mut self.conns[id.0];
@@ -720,7 +743,7 @@ impl Kernel {
         Got::Data(conn.inbound.queue.take(n))
     }
 
-    fn write(&mut self, id: ConnId, bytes: &mut Bytes) -> Result<u64, Why> {
+    pub(crate) fn write(&mut self, id: ConnId, bytes: &mut Bytes) -> Result<u64, Why> {
         self.write_all_or(id, bytes, true)
     }
 
@@ -799,12 +822,15 @@ impl Kernel {
         assert!(reset || !cut, "bytes were cut off by a clean end: {token:?}");
         let sides = [Some(session.client), session.endpoint];
         let relaying = session.endpoint.is_some();
+        session.streams = [Stream::Off; 2];
         if let Some(id) = session.connecting.take().and_then(|a| a.established) {
             self.close_conn(id, true);
         }
         for id in sides.into_iter().flatten() {
             let conn = &mut self.conns[id.0];
             conn.cut = false;
+            let (then, bytes) = conn.streamed;
+            conn.untold = if then == turn { bytes } else { 0 };
             let told = conn.error_told.is_some_and(|then| then < turn);
             assert!(
                 reset || !relaying || !told,
@@ -846,13 +872,20 @@ impl Kernel {
         }
     }
 
-    fn wake(&mut self, id: ConnId, news: News) {
+    pub(crate) fn wake(&mut self, id: ConnId, news: News) {
         let conn = &mut self.conns[id.0];
         conn.news.readable |= news.readable;
         conn.news.writable |= news.writable;
         conn.news.ending |= news.ending;
         conn.news.failed |= news.failed;
         let watched = conn.owner.is_some() && !conn.closed;
+        if self.stream_of(id).is_some() {
+            if news.readable || news.ending || news.failed {
+                self.arrive_soon(id);
+            }
+            return;
+        }
+        let conn = &mut self.conns[id.0];
         if watched && !std::mem::replace(&mut conn.ready_pending, true) {
             self.soon(Pending::Ready(id));
         }
@@ -863,8 +896,13 @@ impl Kernel {
         let levels = self.rng.per_mille(500);
         let late = self.rng.per_mille(500);
         let again = self.rng.per_mille(self.faults.spurious);
+        let streams = self.stream_of(id).is_some();
         let conn = &mut self.conns[id.0];
         conn.ready_pending = false;
+        if streams && late {
+            // The poll was cancelled; what it had seen is seen again when it is armed.
+            return;
+        }
         let News { mut readable, mut writable, mut ending, mut failed } =
             std::mem::take(&mut conn.news);
         if levels {
@@ -882,6 +920,10 @@ impl Kernel {
         let session = &self.sessions[&token.slot];
         if session.conn(side) != Some(id) || (session.closing && late) {
             return;
+        }
+        if writable {
+            let session = self.sessions.get_mut(&token.slot).expect("just looked at");
+            session.blocked[side.other() as usize] = false;
         }
         self.event(token, Event::Ready { side, readable, writable, ending, failed }, turn);
         if again && lowat == 1 {
@@ -937,7 +979,9 @@ impl Kernel {
                 continue;
             };
             let endpoint = &self.conns[endpoint.0];
-            if client.ready_pending || endpoint.ready_pending {
+            let pending = |conn: &Conn| conn.ready_pending || conn.arriving;
+            if pending(client) || pending(endpoint) || session.streams.iter().any(|s| s.is_ending())
+            {
                 continue;
             }
             for (source, sink) in [(client, endpoint), (endpoint, client)] {

@@ -76,6 +76,7 @@ impl Scrape<'_> {
         total("ringway_upstream_strangers_total", |worker| &worker.strangers);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
         total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);
+        total("ringway_streams_total", |worker| &worker.streams);
         total("ringway_cq_overflows_total", |worker| &worker.cq_overflows);
     }
 
@@ -384,6 +385,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         "ringway_bulk_runs_total",
         Type::Counter,
         "Times that one direction of a session became bulk: fewer and larger wake-ups.",
+    ),
+    (
+        "ringway_streams_total",
+        Type::Counter,
+        "Times that one direction of a session became busy with small messages.",
     ),
     (
         "ringway_rearms_total",

@@ -24,7 +24,7 @@ pub struct Counters {
     pub rearms: Counter,
     /// Receives that ended because no buffer was free.
     pub buffer_shortages: Counter,
-    /// Receive buffers that the kernel holds now.
+    /// Receive buffers for datagrams that the kernel holds now.
     pub buffers_free: Counter,
     /// Completions that did not fit the completion queue (the kernel keeps them; it costs time).
     pub cq_overflows: Counter,
@@ -33,6 +33,8 @@ pub struct Counters {
     pub pipes_used: Counter,
     /// Times that a direction became bulk, and its wake-ups fewer and larger.
     pub bulk_runs: Counter,
+    /// Streams begun, for directions that are busy with small messages.
+    pub streams: Counter,
     /// Turns of the worker's loop.
     pub turns: Counter,
     /// Log records that found the channel full.
@@ -176,6 +178,7 @@ impl Counters {
             accept_pauses: Counter::default(),
             rearms: Counter::default(),
             bulk_runs: Counter::default(),
+            streams: Counter::default(),
             buffer_shortages: Counter::default(),
             buffers_free: Counter::default(),
             cq_overflows: Counter::default(),

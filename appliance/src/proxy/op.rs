@@ -101,6 +101,15 @@ pub enum Op {
         /// The source has announced its end, so a short read is not the last word.
         to_eof: bool,
     },
+    /// Receive from one side into the worker's small buffers as bytes come, and give them to the
+    /// other at once: `Moved` with `Stop::Drained` for each arrival. The side is not watched
+    /// meanwhile (a `Ready` that is on its way may come): so not while the other direction is
+    /// blocked. Ends with a `Moved` with any other stop: by itself when either direction is
+    /// blocked, no buffer is free, or the source ends or fails, and soon after `Unstream`. No
+    /// `Move` of this direction until then.
+    Stream { from: Side },
+    /// End a `Stream`. Without effect on one that has ended.
+    Unstream { from: Side },
     /// Fewer than `at_least` bytes from this side wake nobody, until another `Mark`; its end, or a
     /// failure, always does. What waits already is said again if it is enough. *Direct*, no event.
     Mark { from: Side, at_least: u32 },
@@ -225,11 +234,11 @@ pub enum Event {
 /// Why a `Move` stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The source has no more for now; a `Ready` will come.
+    /// The source has no more for now; a `Ready` will come, or, of a `Stream`, more of the same.
     Drained,
     /// The destination takes no more for now; a `Ready` will come.
     Blocked,
-    /// The budget was used up; there may be more.
+    /// The budget was used up, or a `Stream` is over; there may be more.
     Budget,
     /// The source has ended, and all that it sent was given to the destination: nothing is held.
     Eof,

@@ -1,8 +1,9 @@
 //! One direction of a session's bytes: when to move them, how, and when it is over.
 //!
 //! The bytes themselves are the ring's. A half sees what each `Move` reports, and decides by it:
-//! small exchanges are copied, bulk is spliced, and a direction that keeps bringing more than its
-//! share of a turn waits until the others have had theirs.
+//! small exchanges are copied, a long series of them is left to the ring as a stream, bulk is
+//! spliced, and a direction that keeps bringing more than its share of a turn waits until the
+//! others have had theirs.
 
 use super::op::{Mode, Op, Side, Stop};
 
@@ -15,6 +16,12 @@ const BIG_WAKES: u8 = 3;
 /// some 16 KiB a wake-up, splicing above 32 KiB; between these the two hardly differ.
 const SMALL: u32 = 8 * 1024;
 const SMALL_WAKES: u8 = 8;
+/// A direction that copies and has brought less than that in each of so many wake-ups in a row is
+/// busy with small messages: it streams until one is larger.
+const STREAM_WAKES: u8 = 8;
+/// Each stream that ends before it was worth its beginning doubles the wake-ups before the next, up
+/// to this.
+const MOST_STREAM_WAKES: u8 = 128;
 
 #[derive(Debug)]
 pub struct Half {
@@ -28,12 +35,17 @@ pub struct Half {
     stalled: bool,
     /// A `Move` is under way, or waits for its next turn.
     queued: bool,
+    /// The ring receives and sends by itself, until it says otherwise.
+    streaming: bool,
     /// The source has announced its end.
     ending: bool,
     /// The source's end was reached, and everything before it was given to the destination.
     ended: bool,
     big_wakes: u8,
+    /// In a row; while it streams: arrivals.
     small_wakes: u8,
+    /// Small wake-ups before it streams.
+    stream_after: u8,
     /// Bytes read since the source last ran dry.
     wake_bytes: u32,
     held: u32,
@@ -56,6 +68,10 @@ pub enum Next {
     Again,
     /// Another `Move` in the next turn, after everyone else's.
     Later,
+    /// Nothing, but it could stream: see [`Half::stream`].
+    Stream,
+    /// To stream no more: see [`Half::unstream`].
+    Unstream,
     /// It is over: the destination must be told by a shutdown.
     Ended,
 }
@@ -69,10 +85,12 @@ impl Half {
             blocked: false,
             stalled: false,
             queued: false,
+            streaming: false,
             ending: false,
             ended: false,
             big_wakes: 0,
             small_wakes: 0,
+            stream_after: STREAM_WAKES,
             wake_bytes: 0,
             held: 0,
             bytes: 0,
@@ -94,6 +112,11 @@ impl Half {
     /// A `Move` is under way, or waits for its next turn.
     pub fn queued(&self) -> bool {
         self.queued
+    }
+
+    /// The ring receives and sends by itself.
+    pub fn streaming(&self) -> bool {
+        self.streaming
     }
 
     /// The destination takes no more.
@@ -120,7 +143,8 @@ impl Half {
     /// The `Move` to give now, if there is a reason for one and none is under way. `turn_bytes`
     /// bounds what one direction moves before the others have their turn.
     pub fn start(&mut self, turn_bytes: u32) -> Option<Op> {
-        if self.queued || self.ended || self.blocked || !self.news {
+        let waits = self.queued || self.streaming || self.blocked;
+        if waits || self.ended || !self.news {
             return None;
         }
         self.queued = true;
@@ -139,6 +163,9 @@ impl Half {
             return None;
         }
         self.ending = true;
+        if self.streaming {
+            return Some(self.unstream());
+        }
         self.queued = true;
         Some(self.move_op(turn_bytes))
     }
@@ -153,7 +180,19 @@ impl Half {
         Op::Move { from: self.from, mode: self.mode, budget, to_eof: self.ending }
     }
 
-    /// Takes in what a `Move` did. `Stop::Failed` is the session's affair.
+    /// Leaves this direction to the ring.
+    pub fn stream(&mut self) -> Op {
+        self.streaming = true;
+        self.small_wakes = 0;
+        Op::Stream { from: self.from }
+    }
+
+    /// Asks for it back; a last `Moved` will say that it is.
+    pub fn unstream(&self) -> Op {
+        Op::Unstream { from: self.from }
+    }
+
+    /// Takes in what a `Move` did, or a stream brought. `Stop::Failed` is the session's affair.
     pub fn moved(&mut self, now: u64, read: u32, sent: u32, held: u32, stop: Stop) -> Next {
         self.queued = false;
         self.held = held;
@@ -163,10 +202,22 @@ impl Half {
         if sent > 0 || self.stalled && !stalled {
             self.progress = now;
         }
+        let was_stream = self.streaming;
+        if was_stream {
+            if stop == Stop::Drained {
+                self.small_wakes = self.small_wakes.saturating_add(1);
+                return if read < SMALL { Next::Wait } else { Next::Unstream };
+            }
+            self.end_stream();
+        }
         match stop {
             Stop::Drained => {
                 self.adapt();
-                if self.news { Next::Again } else { Next::Wait }
+                match self.mode {
+                    _ if self.news => Next::Again,
+                    Mode::Copy if self.is_busy() => Next::Stream,
+                    Mode::Copy | Mode::Splice => Next::Wait,
+                }
             }
             Stop::Blocked => {
                 self.blocked = true;
@@ -175,6 +226,9 @@ impl Half {
             }
             Stop::Budget => {
                 self.news = true;
+                if was_stream {
+                    return Next::Again;
+                }
                 if self.mode == Mode::Copy && self.wake_bytes >= COPY_BUDGET {
                     self.mode = Mode::Splice;
                     self.small_wakes = 0;
@@ -191,8 +245,8 @@ impl Half {
         }
     }
 
-    /// The source ran dry, after so much in one direction that its next bytes are worth waiting for.
-    /// `u32::MAX`: never.
+    /// The source ran dry, after so much in one direction that its next bytes are worth waiting
+    /// for. `u32::MAX`: never.
     pub fn is_bulk(&self, bulk_bytes: u32) -> bool {
         let run = self.bytes - self.run_from;
         self.mode == Mode::Splice
@@ -214,21 +268,49 @@ impl Half {
         self.run_from = self.bytes;
     }
 
+    /// Busy with small messages.
+    fn is_busy(&self) -> bool {
+        self.small_wakes >= self.stream_after && !self.ending && self.mark == 0
+    }
+
+    /// The ring has given this direction back. One that streams for a few arrivals at a time pays
+    /// more for the change than it gains.
+    fn end_stream(&mut self) {
+        self.streaming = false;
+        self.stream_after = match self.small_wakes >= self.stream_after {
+            true => STREAM_WAKES,
+            false => self.stream_after.saturating_mul(2).min(MOST_STREAM_WAKES),
+        };
+        self.small_wakes = 0;
+        self.big_wakes = 0;
+        self.wake_bytes = 0;
+    }
+
     /// The source ran dry: was this wake-up a big or a small one?
     fn adapt(&mut self) {
         match self.mode {
             Mode::Copy if self.wake_bytes >= BIG => {
+                self.small_wakes = 0;
                 self.big_wakes += 1;
                 if self.big_wakes == BIG_WAKES {
                     self.mode = Mode::Splice;
                     self.small_wakes = 0;
                 }
             }
-            Mode::Copy => self.big_wakes = 0,
+            Mode::Copy => {
+                self.big_wakes = 0;
+                self.small_wakes = match self.wake_bytes {
+                    // A wake-up without a byte says nothing.
+                    0 => self.small_wakes,
+                    1..SMALL => self.small_wakes.saturating_add(1),
+                    SMALL.. => 0,
+                };
+            }
             Mode::Splice if self.wake_bytes < SMALL => {
                 self.small_wakes += 1;
                 if self.small_wakes == SMALL_WAKES {
                     self.mode = Mode::Copy;
+                    self.small_wakes = 0;
                     self.big_wakes = 0;
                 }
             }
@@ -278,6 +360,68 @@ mod tests {
             assert_eq!(wake(&mut half, BIG), Mode::Copy);
             assert_eq!(wake(&mut half, 100), Mode::Copy);
         }
+    }
+
+    /// A small wake-up; what the half wants then.
+    fn small(half: &mut Half) -> Next {
+        half.source_ready(false);
+        assert_eq!(mode(half.start(TURN)), Mode::Copy);
+        half.moved(1, 64, 64, 0, Stop::Drained)
+    }
+
+    fn busy() -> Half {
+        let mut half = Half::new(Side::Client);
+        while small(&mut half) != Next::Stream {}
+        assert_eq!(half.stream(), Op::Stream { from: Side::Client });
+        half
+    }
+
+    #[test]
+    fn a_series_of_small_messages_streams_until_one_is_large() {
+        let mut half = Half::new(Side::Client);
+        for _ in 1..STREAM_WAKES {
+            assert_eq!(small(&mut half), Next::Wait);
+        }
+        assert_eq!(wake(&mut half, SMALL), Mode::Copy);
+        for _ in 1..STREAM_WAKES {
+            assert_eq!(small(&mut half), Next::Wait);
+        }
+        assert_eq!(small(&mut half), Next::Stream);
+        half.stream();
+        half.source_ready(false);
+        assert_eq!(half.start(TURN), None);
+        assert_eq!(half.moved(1, 64, 64, 0, Stop::Drained), Next::Wait);
+        assert_eq!(half.moved(1, SMALL, SMALL, 0, Stop::Drained), Next::Unstream);
+        assert_eq!(half.moved(1, 0, 0, 0, Stop::Budget), Next::Again);
+        assert_eq!(mode(half.start(TURN)), Mode::Copy);
+        assert_eq!(half.bytes, 64 * 16 + 2 * u64::from(SMALL));
+    }
+
+    #[test]
+    fn streams_that_end_early_are_begun_less_and_less_often() {
+        let mut half = busy();
+        let mut waited = Vec::new();
+        for _ in 0..6 {
+            assert_eq!(half.moved(1, 0, 0, 0, Stop::Budget), Next::Again);
+            let again = (1..).find(|_| small(&mut half) == Next::Stream);
+            waited.extend(again);
+            half.stream();
+        }
+        assert_eq!(waited, [16, 32, 64, 128, 128, 128]);
+        for _ in 0..MOST_STREAM_WAKES {
+            half.moved(1, 64, 64, 0, Stop::Drained);
+        }
+        half.moved(1, 0, 0, 0, Stop::Budget);
+        assert_eq!((1..).find(|_| small(&mut half) == Next::Stream), Some(8));
+    }
+
+    #[test]
+    fn a_last_look_at_a_direction_that_streams_has_it_back_first() {
+        let mut half = busy();
+        assert_eq!(half.flush(TURN), Some(Op::Unstream { from: Side::Client }));
+        assert_eq!(half.moved(1, 10, 10, 0, Stop::Drained), Next::Wait);
+        assert_eq!(half.moved(1, 0, 0, 0, Stop::Budget), Next::Again);
+        assert!(matches!(half.start(TURN), Some(Op::Move { to_eof: true, .. })));
     }
 
     #[test]

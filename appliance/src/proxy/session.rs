@@ -476,12 +476,26 @@ impl Session {
         if let Some(reason) = relay.failing
             && next != Next::Again
             && next != Next::Later
+            && !relay.half(from).streaming()
         {
             return self.finish(core, reason, true);
         }
         match next {
             Next::Wait => {}
             Next::Again => {}
+            Next::Stream => {
+                // What is blocked waits for the poll that a stream does without, and a `Move` that
+                // is under way may be.
+                let other = relay.half(from.other());
+                if !other.blocked() && !other.queued() {
+                    let op = relay.half(from).stream();
+                    core.push(self.token, op);
+                }
+            }
+            Next::Unstream => {
+                let op = relay.half(from).unstream();
+                core.push(self.token, op);
+            }
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
                 // Its own FIN does not come late: `half_close_timeout` counts from here.

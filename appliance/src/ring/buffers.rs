@@ -1,4 +1,4 @@
-//! Receive buffers for datagrams: memory that the kernel fills from a provided-buffer ring.
+//! Receive buffers: memory that the kernel fills from a provided-buffer ring.
 
 use std::io;
 use std::ptr::NonNull;
@@ -12,12 +12,16 @@ use super::features::RingError;
 use super::queue::Queue;
 use super::sys::Memory;
 
-/// The group of provided buffers; there is one.
-pub(super) const GROUP: u16 = 0;
+/// A group of provided buffers, all of one size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    pub(super) id: u16,
+    pub(super) size: u32,
+}
 
 /// A datagram or train of the greatest size, with what recvmsg writes in front of it. A shorter
 /// buffer would cut a whole train.
-const SIZE: usize = 65_536 + 256;
+pub(super) const DATAGRAMS: Group = Group { id: 0, size: 65_536 + 256 };
 
 /// What a multishot recvmsg is asked to write in front of the payload. The kernel reads only the
 /// two lengths, and lays the buffer out as header, name, control data, payload.
@@ -52,6 +56,7 @@ pub(super) struct Received<'a> {
 }
 
 pub(super) struct Buffers {
+    group: Group,
     memory: Memory,
     entries: Memory,
     /// Written to the ring's shared tail by `publish`.
@@ -65,22 +70,22 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Gives `count` buffers (a power of two, at most 32,768) to the ring. Pages are used only
     /// once something was received into them.
-    pub(super) fn new(count: u16, queue: &Queue) -> Result<Self, RingError> {
+    pub(super) fn new(group: Group, count: u16, queue: &Queue) -> Result<Self, RingError> {
         let failed = |source| RingError::Failed { what: "cannot map receive buffers", source };
-        let memory = Memory::new(usize::from(count) * SIZE).map_err(failed)?;
+        let memory = Memory::new(usize::from(count) * group.size as usize).map_err(failed)?;
         let entries =
             Memory::new(usize::from(count) * size_of::<BufRingEntry>()).map_err(failed)?;
         let address = entries.at(0).as_ptr() as u64;
         // SAFETY: `entries` has room for `count` of them, and is unmapped only after the ring was
         // closed (field order of `Ring`).
         let registered =
-            unsafe { queue.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) };
+            unsafe { queue.submitter().register_buf_ring_with_flags(address, count, group.id, 0) };
         registered.map_err(|source| match source.raw_os_error() {
             Some(libc::ENOMEM) => RingError::NoMemory,
             _ => RingError::Failed { what: "cannot register receive buffers", source },
         })?;
         let taken = vec![false; usize::from(count)].into();
-        let mut buffers = Self { memory, entries, tail: 0, count, taken, outside: 0 };
+        let mut buffers = Self { group, memory, entries, tail: 0, count, taken, outside: 0 };
         for id in 0..count {
             buffers.provide(id);
         }
@@ -95,20 +100,31 @@ impl Buffers {
 
     /// Notes that the kernel has filled a buffer, `filled` bytes of it, and takes it apart.
     pub(super) fn receive(&mut self, id: u16, filled: usize, shape: &Shape) -> Received<'_> {
+        take_apart(self.take(id, filled), shape)
+    }
+
+    /// Notes that the kernel has filled a buffer, `filled` bytes of it.
+    pub(super) fn take(&mut self, id: u16, filled: usize) -> &[u8] {
         let taken = &mut self.taken[usize::from(id)];
         assert!(!*taken, "the kernel fills only buffers that it has");
         *taken = true;
         self.outside += 1;
-        // SAFETY: the kernel has initialised `filled` bytes, no more than the buffer has, and does
-        // not touch it before it is provided again.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(self.at(id, 0).as_ptr(), filled.min(SIZE)) };
-        take_apart(bytes, shape)
+        self.bytes(id, 0, filled)
+    }
+
+    /// What the kernel has put into a buffer that was taken, from `start` to `end`.
+    pub(super) fn bytes(&self, id: u16, start: usize, end: usize) -> &[u8] {
+        assert!(self.taken[usize::from(id)], "the kernel may write into any other");
+        let end = end.min(self.group.size as usize);
+        // SAFETY: these bytes are inside the buffer, which is anonymous memory and so initialised,
+        // and the kernel does not touch it before it is provided again.
+        let bytes = unsafe { std::slice::from_raw_parts(self.at(id, 0).as_ptr(), end) };
+        &bytes[start..]
     }
 
     /// The address of a byte of a buffer.
     pub(super) fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
-        self.memory.at(usize::from(id) * SIZE + offset as usize)
+        self.memory.at(usize::from(id) * self.group.size as usize + offset as usize)
     }
 
     /// Takes a buffer back; the kernel sees it after the next `publish`.
@@ -140,7 +156,7 @@ impl Buffers {
         // the first entry, which the setters leave alone.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(address);
-        entry.set_len(u32::try_from(SIZE).expect("a constant"));
+        entry.set_len(self.group.size);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
     }

@@ -102,6 +102,7 @@ impl Features {
             feature("async_cancel", "5.5", probe.async_cancel(), "ending polls and receives"),
             feature("buffer_rings", "5.19", probe.buffer_ring(), "memory for datagrams"),
             feature("multishot_recvmsg", "6.0", probe.multishot_recvmsg(), "datagrams"),
+            feature("multishot_recv", "6.0", probe.multishot_recv(), "small messages of TCP sides"),
             feature(
                 "registered_files",
                 "5.19",
@@ -195,7 +196,7 @@ fn feature(
     present: bool,
     used_for: &'static str,
 ) -> Feature {
-    let required = !matches!(name, "no_sqarray" | "no_iowait");
+    let required = !matches!(name, "multishot_recv" | "no_sqarray" | "no_iowait");
     Feature { name, since, required, present, masked: false, used_for }
 }
 
@@ -236,6 +237,11 @@ impl Probe {
         let fd = Fd(self.eventfd.as_raw_fd());
         self.result(opcode::RecvMsgMulti::new(fd, &raw const shape, 0).build())
             == Some(-libc::ENOTSOCK)
+    }
+
+    fn multishot_recv(&mut self) -> bool {
+        let fd = Fd(self.eventfd.as_raw_fd());
+        self.result(opcode::RecvMulti::new(fd, 0).build()) == Some(-libc::ENOTSOCK)
     }
 
     fn multishot_poll(&mut self) -> bool {

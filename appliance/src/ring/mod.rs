@@ -2,7 +2,8 @@
 //! only here do indices become descriptors and pointers.
 //!
 //! Readiness of TCP connections comes from multishot polls, their bytes go by direct non-blocking
-//! calls. Datagrams come by multishot receives into provided buffers, and leave as batches.
+//! calls; those that are busy with small messages receive by multishots into provided buffers.
+//! Datagrams come by multishot receives into provided buffers, and leave as batches.
 
 mod buffers;
 pub mod features;
@@ -12,6 +13,7 @@ mod queue;
 mod send;
 pub mod sockets;
 mod steering;
+mod stream;
 mod sys;
 mod tcp;
 mod transfer;
@@ -32,6 +34,7 @@ pub use self::features::{Feature, Features, RingError};
 use self::listeners::Listeners;
 use self::queue::{Completion, Mark, Queue, What};
 use self::send::Down;
+use self::stream::Streams;
 use self::tcp::Tcp;
 use self::transfer::Wanted;
 use self::udp::Udp;
@@ -76,8 +79,9 @@ impl Ring {
         counters: Arc<Counters>,
     ) -> Result<Self, RingError> {
         let queue = Queue::new(features)?;
-        let tcp = Tcp::new(limits.sessions, limits.pipes);
         let udp = Udp::new(limits, &queue)?;
+        let streams = Streams::new(limits.buffers, features, &queue)?;
+        let tcp = Tcp::new(limits.sessions, limits.pipes, streams);
         let mut ring = Self { queue, listeners: Listeners::new(), tcp, udp, wake, counters };
         ring.watch_wake();
         Ok(ring)
@@ -148,8 +152,11 @@ impl Ring {
             }
             Op::Abandon => tcp.abandon(token, queue, turn),
             Op::Move { from, mode, budget, to_eof } => {
-                tcp.transfer(token, from, mode, Wanted { budget, to_eof }, turn, counters);
+                let wanted = Wanted { budget, to_eof };
+                tcp.transfer(token, from, mode, wanted, (queue, turn), counters);
             }
+            Op::Stream { from } => tcp.stream(token, from, queue, turn, counters),
+            Op::Unstream { from } => tcp.unstream(token, from, queue),
             Op::Shutdown { side } => tcp.shutdown(token, side),
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
             Op::Receive => udp.receive(token),
@@ -174,6 +181,7 @@ impl Ring {
             What::Accept => listeners.accepted(completion, queue, turn, counters),
             What::Lull => listeners.lulled(completion.mark, queue, turn),
             What::Poll => tcp.polled(completion, queue, turn, counters),
+            What::Stream => tcp.streamed(completion, queue, turn, counters),
             What::ReceiveDown => udp.received_down(completion, queue, listeners, turn, counters),
             What::ReceiveUp => udp.received_up(completion, queue, turn, counters),
             // Failed sends are looked for right after their submission.

@@ -17,7 +17,8 @@ const PATIENCE: u32 = 1_000;
 pub(super) struct Pipe {
     reading: OwnedFd,
     writing: OwnedFd,
-    capacity: usize,
+    /// 32 bits: every session has room for two pipes.
+    capacity: u32,
 }
 
 impl Pipe {
@@ -29,12 +30,12 @@ impl Pipe {
         if capacity < CAPACITY {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        Ok(Self { reading, writing, capacity })
+        Ok(Self { reading, writing, capacity: size(capacity) })
     }
 
     /// Bytes that it holds; as pages, so that small segments fill it with fewer.
     pub(super) fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity as usize
     }
 
     pub(super) fn reading(&self) -> BorrowedFd<'_> {
@@ -101,9 +102,9 @@ impl Pipes {
     /// One to splice through: it is made large at its first use, and stays it.
     pub(super) fn take_large(&mut self) -> Option<Pipe> {
         let mut pipe = self.take()?;
-        if pipe.capacity < LARGE && !self.large_refused {
+        if pipe.capacity() < LARGE && !self.large_refused {
             match sys::set_pipe_capacity(pipe.writing(), LARGE) {
-                Ok(capacity) => pipe.capacity = capacity,
+                Ok(capacity) => pipe.capacity = size(capacity),
                 Err(_) => self.large_refused = true,
             }
         }
@@ -124,4 +125,8 @@ impl Pipes {
     pub(super) fn used(&self) -> u64 {
         u64::from(self.made) - self.idle.len() as u64
     }
+}
+
+fn size(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -11,7 +11,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use crate::proxy::op::Side;
 
 use super::RingError;
-use super::buffers::GROUP;
+use super::buffers::{DATAGRAMS, Group};
 use super::features::Features;
 
 const SUBMISSIONS: u32 = 1024;
@@ -79,6 +79,8 @@ pub(super) enum What {
     ReceiveUp = 6,
     /// The slot is an index into the sends of one turn.
     Send = 7,
+    /// Multishot receive on one side of a session.
+    Stream = 8,
 }
 
 impl Mark {
@@ -88,6 +90,10 @@ impl Mark {
 
     pub(super) fn poll(side: Side, slot: u32, generation: u32) -> Self {
         Self { what: What::Poll, side, slot, generation }
+    }
+
+    pub(super) fn stream(side: Side, slot: u32, generation: u32) -> Self {
+        Self { what: What::Stream, side, slot, generation }
     }
 
     fn encode(self) -> u64 {
@@ -108,6 +114,7 @@ impl Mark {
             5 => What::ReceiveDown,
             6 => What::ReceiveUp,
             7 => What::Send,
+            8 => What::Stream,
             _ => What::Ignored,
         };
         let side = if data >> 4 & 1 == 0 { Side::Client } else { Side::Endpoint };
@@ -181,7 +188,14 @@ impl Queue {
         unsafe { self.push(entry.build().user_data(mark.encode())) };
     }
 
-    /// Multishot recvmsg into the provided buffers.
+    /// Multishot recv into the buffers of a group. `fd` must stay open until the final completion.
+    pub(super) fn stream(&mut self, fd: BorrowedFd<'_>, group: Group, mark: Mark) {
+        let entry = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), group.id);
+        // SAFETY: the entry holds no pointer.
+        unsafe { self.push(entry.build().user_data(mark.encode())) };
+    }
+
+    /// Multishot recvmsg into the buffers for datagrams.
     ///
     /// # Safety
     ///
@@ -193,9 +207,9 @@ impl Queue {
         mark: Mark,
     ) {
         let entry = match target {
-            Target::Plain(fd) => opcode::RecvMsgMulti::new(Fd(fd), shape, GROUP).build(),
+            Target::Plain(fd) => opcode::RecvMsgMulti::new(Fd(fd), shape, DATAGRAMS.id).build(),
             Target::Registered(slot) => {
-                opcode::RecvMsgMulti::new(Fixed(slot), shape, GROUP).build()
+                opcode::RecvMsgMulti::new(Fixed(slot), shape, DATAGRAMS.id).build()
             }
         };
         // SAFETY: the caller keeps `shape` alive.
@@ -408,7 +422,8 @@ mod tests {
     #[test]
     fn marks_survive_their_64_bits() {
         let slots = [0, 1, 0x8000_0001, u32::MAX];
-        for what in [What::Ignored, What::Wake, What::Accept, What::Lull, What::Poll, What::Send] {
+        for what in [What::Ignored, What::Wake, What::Accept, What::Lull, What::Poll, What::Stream]
+        {
             for (side, slot) in [Side::Client, Side::Endpoint].iter().zip(slots.repeat(2)) {
                 let mark = Mark { what, side: *side, slot, generation: 0xff_fffe };
                 assert_eq!(Mark::decode(mark.encode()), mark);

@@ -469,7 +469,7 @@ mod tests {
 
     use crate::proxy::op::Kind;
 
-    use super::super::buffers::Shape;
+    use super::super::buffers::{DATAGRAMS, Shape};
     use super::super::features::Features;
     use super::super::sys;
     use super::*;
@@ -479,7 +479,7 @@ mod tests {
     #[test]
     fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
         let mut queue = Queue::new(&Features::probe().expect("io_uring")).expect("a ring");
-        let mut buffers = Buffers::new(2, &queue).expect("buffers");
+        let mut buffers = Buffers::new(DATAGRAMS, 2, &queue).expect("buffers");
         let mut sends = Sends::new(2, 1);
         let mut turn = Turn::default();
         let server = UdpSocket::bind("127.0.0.1:0").expect("a port");

@@ -1,4 +1,4 @@
-//! TCP sessions: up to two connections each, watched by multishot polls.
+//! TCP sessions: up to two connections each, watched by multishot polls, or streaming.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,9 +12,10 @@ use crate::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
 use super::Turn;
 use super::pipes::{Pipe, Pipes};
 use super::queue::{Completion, Mark, Queue};
-use super::sockets::{bind_source, pending_error, set_new_tcp_options, why_unopened};
+use super::sockets::{bind_source, pending_error, set_new_tcp_options, why_failed, why_unopened};
+use super::stream::{Streams, Waiting};
 use super::sys;
-use super::transfer::{Transfer, Wanted};
+use super::transfer::{Transfer, Wanted, is_blocked, send_all};
 
 /// Bytes of the worker's one buffer for copying, and the most that `Peek` looks at.
 const SCRATCH: usize = 64 * 1024;
@@ -25,6 +26,7 @@ const NEWS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP;
 pub(super) struct Tcp {
     pairs: Box<[Pair]>,
     pipes: Pipes,
+    streams: Streams,
     scratch: Box<[u8]>,
 }
 
@@ -45,7 +47,7 @@ enum Life {
     #[default]
     Free,
     Live,
-    /// Waiting for the last completions of the polls.
+    /// Waiting for the last completions of polls and streams.
     Closing {
         reset: bool,
     },
@@ -57,6 +59,8 @@ struct Connection {
     phase: Phase,
     /// A poll is in flight; the descriptor must not be closed.
     polling: bool,
+    /// The descriptor must not be closed before this is `Off`.
+    stream: Stream,
     /// The peer has sent its FIN, or worse.
     ending: bool,
     /// SO_RCVLOWAT was raised by `Peek`.
@@ -73,19 +77,34 @@ enum Phase {
     Leaving(Why),
 }
 
+/// The multishot receive that a connection has instead of a poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stream {
+    #[default]
+    Off,
+    On,
+    /// It was cancelled; a `Moved` will say that it is over.
+    Ending,
+    /// It was cancelled, and a `Moved` has said that it failed.
+    Failed,
+}
+
 /// One direction: what was taken from its source and not yet given to its destination.
 #[derive(Default)]
 pub(super) struct Half {
     pub(super) pipe: Option<Pipe>,
     /// Bytes in the pipe.
     pub(super) held: u32,
+    /// What a stream has left, behind those.
+    pub(super) waiting: Waiting,
 }
 
 impl Tcp {
-    pub(super) fn new(sessions: u32, pipes: u32) -> Self {
+    pub(super) fn new(sessions: u32, pipes: u32, streams: Streams) -> Self {
         Self {
             pairs: (0..sessions).map(|_| Pair::default()).collect(),
             pipes: Pipes::new(pipes),
+            streams,
             scratch: vec![0; SCRATCH].into(),
         }
     }
@@ -161,10 +180,10 @@ impl Tcp {
         from: Side,
         mode: Mode,
         mut wanted: Wanted,
-        turn: &mut Turn,
+        (queue, turn): (&mut Queue, &mut Turn),
         counters: &Counters,
     ) {
-        let Self { pairs, pipes, scratch } = self;
+        let Self { pairs, pipes, streams, scratch } = self;
         let Some(pair) = find_live(pairs, token) else { return };
         if from == Side::Client && pair.client.raised {
             pair.client.clear_mark();
@@ -176,7 +195,7 @@ impl Tcp {
         let (Some(source_fd), Some(destination_fd)) = (&source.fd, &destination.fd) else {
             let side = if source.fd.is_none() { from } else { from.other() };
             let stop = Stop::Failed { side, why: Why::Other(libc::EBADF) };
-            let held = half.held;
+            let held = half.held();
             return turn.push(token, Event::Moved { from, read: 0, sent: 0, held, stop });
         };
         wanted.to_eof |= source.ending;
@@ -186,11 +205,80 @@ impl Tcp {
             destination: destination_fd.as_fd(),
             half,
             pipes,
+            streams,
             scratch,
             counters,
         }
         .run(mode, wanted);
+        if matches!(moved, Event::Moved { stop: Stop::Blocked, .. }) {
+            pair.end_stream(token, from.other(), queue);
+        }
         turn.push(token, moved);
+    }
+
+    pub(super) fn stream(
+        &mut self,
+        token: Token,
+        from: Side,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Self { pairs, streams, .. } = self;
+        let Some(pair) = find_live(pairs, token) else { return };
+        let (source, half) = match from {
+            Side::Client => (&mut pair.client, &pair.up),
+            Side::Endpoint => (&mut pair.endpoint, &pair.down),
+        };
+        assert!(half.held() == 0 && source.stream == Stream::Off, "a stream begins with nothing");
+        let mark = Mark::stream(from, token.slot, token.generation);
+        let fd = source.fd.as_ref().filter(|_| source.phase == Phase::Open);
+        if !fd.is_some_and(|fd| streams.begin(fd.as_fd(), mark, queue)) {
+            return turn.push(token, moved(from, 0, 0, half, Stop::Budget));
+        }
+        source.stream = Stream::On;
+        counters.streams.add(1);
+        // It would wake the worker a second time for the same bytes.
+        if source.polling {
+            queue.cancel(Mark::poll(from, token.slot, token.generation));
+        }
+    }
+
+    pub(super) fn unstream(&mut self, token: Token, from: Side, queue: &mut Queue) {
+        if let Some(pair) = self.live(token) {
+            pair.end_stream(token, from, queue);
+        }
+    }
+
+    /// A completion of a stream's receive.
+    pub(super) fn streamed(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Mark { side: from, slot, generation, .. } = completion.mark;
+        let token = Token { kind: Kind::Session, slot, generation };
+        let Self { pairs, streams, .. } = self;
+        let pair = &mut pairs[slot as usize];
+        assert_eq!(pair.generation, generation, "no session is over while it receives");
+        if let Life::Closing { reset } = &mut pair.life {
+            if let Some((id, bytes)) = streams.taken(&completion) {
+                // Nobody will get them: a FIN would say that all was delivered.
+                *reset |= !bytes.is_empty();
+                streams.give_back(id);
+            }
+            if !completion.more() {
+                pair.side(from).stream = Stream::Off;
+                self.finish_close(token, turn);
+            }
+            return;
+        }
+        pair.arrived(token, &completion, streams, queue, turn);
+        if !completion.more() {
+            pair.stream_over(token, &completion, queue, turn, counters);
+        }
     }
 
     pub(super) fn shutdown(&mut self, token: Token, side: Side) {
@@ -206,10 +294,11 @@ impl Tcp {
         pair.life = Life::Closing { reset };
         for side in [Side::Client, Side::Endpoint] {
             let connection = pair.side(side);
-            // A side that is leaving has been cancelled already.
+            // A side that is leaving has been cancelled already, and so has one that streams.
             if connection.polling && !matches!(connection.phase, Phase::Leaving(_)) {
                 queue.cancel(Mark::poll(side, token.slot, token.generation));
             }
+            pair.end_stream(token, side, queue);
         }
         self.finish_close(token, turn);
     }
@@ -237,6 +326,14 @@ impl Tcp {
         if let Phase::Leaving(_) = pair.side(side).phase {
             return pair.finish_leaving(token, turn);
         }
+        if pair.side(side).stream != Stream::Off {
+            // What it had seen, the stream sees as well; the rest is seen when it is armed again.
+            return;
+        }
+        if completion.result == -libc::ECANCELED {
+            // For the sake of a stream that is over already.
+            return pair.watch(slot, side, queue);
+        }
         if completion.result < 0 {
             // The poll could not go on (no memory for it): this side can't be watched any more.
             return pair.news(token, side, libc::EPOLLERR | libc::EPOLLHUP, queue, turn);
@@ -250,13 +347,14 @@ impl Tcp {
 
     /// Closes both sides once nothing is in flight.
     fn finish_close(&mut self, token: Token, turn: &mut Turn) {
-        let Self { pairs, pipes, .. } = self;
+        let Self { pairs, pipes, streams, .. } = self;
         let pair = &mut pairs[token.slot as usize];
         let Life::Closing { reset } = pair.life else { return };
-        if pair.client.polling || pair.endpoint.polling {
+        if pair.client.in_flight() || pair.endpoint.in_flight() {
             return;
         }
         for half in [&mut pair.up, &mut pair.down] {
+            streams.clear(&mut half.waiting);
             half.release(pipes);
             if let Some(pipe) = half.pipe.take() {
                 pipes.discard(pipe);
@@ -292,12 +390,104 @@ impl Pair {
         }
     }
 
+    fn half(&self, from: Side) -> &Half {
+        match from {
+            Side::Client => &self.up,
+            Side::Endpoint => &self.down,
+        }
+    }
+
     fn watch(&mut self, slot: u32, side: Side, queue: &mut Queue) {
         let mark = Mark::poll(side, slot, self.generation);
         let connection = self.side(side);
         if let Some(fd) = &connection.fd {
             queue.poll(fd.as_fd(), NEWS, mark);
             connection.polling = true;
+        }
+    }
+
+    /// Gives what a stream has received to the other side, or puts it behind what waits for that.
+    fn arrived(
+        &mut self,
+        token: Token,
+        completion: &Completion,
+        streams: &mut Streams,
+        queue: &mut Queue,
+        turn: &mut Turn,
+    ) {
+        let Some((id, bytes)) = streams.taken(completion) else { return };
+        let from = completion.mark.side;
+        let (source, destination, half) = match from {
+            Side::Client => (&mut self.client, &self.endpoint, &mut self.up),
+            Side::Endpoint => (&mut self.endpoint, &self.client, &mut self.down),
+        };
+        let fd = destination.fd.as_ref().filter(|_| source.stream != Stream::Failed);
+        let Some(fd) = fd else { return streams.give_back(id) };
+        let read = size(bytes.len());
+        let (sent, error) = match half.waiting.bytes {
+            0 => send_all(fd.as_fd(), bytes),
+            _ => (0, None),
+        };
+        let sent = size(sent);
+        match error {
+            Some(error) if !is_blocked(&error) => {
+                streams.give_back(id);
+                let stop = Stop::Failed { side: from.other(), why: why_failed(&error) };
+                turn.push(token, moved(from, read, sent, half, stop));
+                self.end_stream(token, from, queue);
+                self.side(from).stream = Stream::Failed;
+                return;
+            }
+            _ if sent == read => streams.give_back(id),
+            _ => streams.push(&mut half.waiting, id, sent, read),
+        }
+        turn.push(token, moved(from, read, sent, half, Stop::Drained));
+        if sent < read {
+            // The destination must be watched, so it can't stream either.
+            self.end_stream(token, from, queue);
+            self.end_stream(token, from.other(), queue);
+        }
+    }
+
+    /// The last completion of a stream.
+    fn stream_over(
+        &mut self,
+        token: Token,
+        completion: &Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let from = completion.mark.side;
+        let told = self.side(from).stream == Stream::Failed;
+        self.side(from).stream = Stream::Off;
+        if !self.side(from).polling {
+            self.watch(token.slot, from, queue);
+        }
+        let half = self.half(from);
+        let stop = match -completion.result {
+            0 if half.held() == 0 => Stop::Eof,
+            libc::ENOBUFS => {
+                counters.buffer_shortages.add(1);
+                Stop::Budget
+            }
+            errno if errno > 0 && errno != libc::ECANCELED => {
+                let error = io::Error::from_raw_os_error(errno);
+                Stop::Failed { side: from, why: why_failed(&error) }
+            }
+            _ => Stop::Budget,
+        };
+        if !told {
+            turn.push(token, moved(from, 0, 0, half, stop));
+        }
+    }
+
+    /// Cancels what receives from a side.
+    fn end_stream(&mut self, token: Token, from: Side, queue: &mut Queue) {
+        let connection = self.side(from);
+        if connection.stream == Stream::On {
+            connection.stream = Stream::Ending;
+            queue.cancel(Mark::stream(from, token.slot, token.generation));
         }
     }
 
@@ -347,6 +537,10 @@ impl Connection {
         *self = Self { fd: Some(fd), phase, ..Self::default() };
     }
 
+    fn in_flight(&self) -> bool {
+        self.polling || self.stream != Stream::Off
+    }
+
     /// What waits to be read, copied into `scratch`, and whether no more will come.
     fn peek(&self, scratch: &mut [u8]) -> (usize, bool) {
         let Some(fd) = &self.fd else { return (0, true) };
@@ -378,6 +572,11 @@ impl Connection {
 }
 
 impl Half {
+    /// Bytes that were taken and not given.
+    pub(super) fn held(&self) -> u32 {
+        self.held + self.waiting.bytes
+    }
+
     /// Gives the pipe back if nothing is in it.
     pub(super) fn release(&mut self, pipes: &mut Pipes) {
         if self.held == 0
@@ -386,6 +585,10 @@ impl Half {
             pipes.give_back(pipe);
         }
     }
+}
+
+fn moved(from: Side, read: u32, sent: u32, half: &Half, stop: Stop) -> Event {
+    Event::Moved { from, read, sent, held: half.held(), stop }
 }
 
 /// A socket on its way to `address`.

@@ -9,6 +9,7 @@ use crate::proxy::op::{Event, Mode, Side, Stop};
 
 use super::pipes::Pipes;
 use super::sockets::why_failed;
+use super::stream::Streams;
 use super::sys;
 use super::tcp::Half;
 
@@ -27,6 +28,7 @@ pub(super) struct Transfer<'a> {
     pub(super) destination: BorrowedFd<'a>,
     pub(super) half: &'a mut Half,
     pub(super) pipes: &'a mut Pipes,
+    pub(super) streams: &'a mut Streams,
     pub(super) scratch: &'a mut [u8],
     pub(super) counters: &'a Counters,
 }
@@ -50,7 +52,7 @@ impl Transfer<'_> {
     /// nothing is held.
     pub(super) fn run(mut self, mode: Mode, wanted: Wanted) -> Event {
         let mut tally = Tally::default();
-        let stop = match self.drain_pipe(&mut tally) {
+        let stop = match self.drain_pipe(&mut tally).or_else(|| self.drain_stream(&mut tally)) {
             Some(stop) => stop,
             None => match mode {
                 // Copying needs a pipe only for what the destination leaves: it must be there
@@ -70,7 +72,7 @@ impl Transfer<'_> {
             from: self.from,
             read: clamp(tally.read),
             sent: clamp(tally.sent),
-            held: self.half.held,
+            held: self.half.held(),
             stop,
         }
     }
@@ -173,6 +175,38 @@ impl Transfer<'_> {
         None
     }
 
+    /// Gives the destination what a stream has left. What it does not take waits in the pipe if
+    /// there is one: buffers are few, and others need them.
+    fn drain_stream(&mut self, tally: &mut Tally) -> Option<Stop> {
+        while let Some(bytes) = self.streams.first(&self.half.waiting) {
+            let (sent, error) = send_all(self.destination, bytes);
+            self.streams.pop(&mut self.half.waiting, clamp(sent));
+            tally.sent += sent;
+            match error {
+                None => {}
+                Some(error) if is_blocked(&error) => {
+                    self.hold_stream();
+                    return Some(Stop::Blocked);
+                }
+                Some(error) => return Some(self.destination_stop(&error)),
+            }
+        }
+        None
+    }
+
+    fn hold_stream(&mut self) {
+        if !self.take_pipe() {
+            return self.counters.pipe_shortages.add(1);
+        }
+        let Some(pipe) = &self.half.pipe else { return };
+        while let Some(bytes) = self.streams.first(&self.half.waiting) {
+            // A full pipe leaves the rest where it is.
+            let Ok(len) = sys::write(pipe.writing(), bytes) else { return };
+            self.streams.pop(&mut self.half.waiting, clamp(len));
+            self.half.held += clamp(len);
+        }
+    }
+
     /// Puts what the destination did not take into the pipe: `scratch[sent..len]`.
     fn hold(&mut self, sent: usize, len: usize) -> Stop {
         assert!(self.take_pipe(), "a pipe was made sure of before reading");
@@ -212,7 +246,7 @@ impl Transfer<'_> {
 }
 
 /// How many bytes went, and the error that stopped the rest.
-fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) {
+pub(super) fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) {
     let mut sent = 0;
     while sent < bytes.len() {
         match sys::send(to, &bytes[sent..]) {
@@ -223,7 +257,7 @@ fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) {
     (sent, None)
 }
 
-fn is_blocked(error: &io::Error) -> bool {
+pub(super) fn is_blocked(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAGAIN)
 }
 

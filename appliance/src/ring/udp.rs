@@ -11,7 +11,7 @@ use crate::proxy::counters::Counters;
 use crate::proxy::op::{BufferId, Event, Kind, SHARED_SOCKETS, Token, Why};
 
 use super::Turn;
-use super::buffers::{Buffers, Received, Shape, check_count};
+use super::buffers::{Buffers, DATAGRAMS, Received, Shape, check_count};
 use super::features::RingError;
 use super::listeners::Listeners;
 use super::queue::{Completion, Mark, Queue, Target, What};
@@ -63,7 +63,7 @@ impl Udp {
         let upstreams = limits.flows.saturating_add(SHARED_SOCKETS);
         let files = register_files(upstreams, queue)?;
         Ok(Self {
-            buffers: Buffers::new(limits.buffers, queue)?,
+            buffers: Buffers::new(DATAGRAMS, limits.buffers, queue)?,
             trains: vec![Train::default(); usize::from(limits.buffers)].into(),
             upstreams: vec![Upstream::default(); upstreams as usize].into(),
             free_files: (0..files).rev().collect(),

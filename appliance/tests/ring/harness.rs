@@ -62,6 +62,15 @@ impl Driver {
     }
 
     pub(crate) fn with(limits: Limits, company: Company) -> Self {
+        Self::made(limits, company, &[])
+    }
+
+    /// With some features masked.
+    pub(crate) fn without(features: &[&str]) -> Self {
+        Self::made(LIMITS, shared(), features)
+    }
+
+    fn made(limits: Limits, company: Company, masked: &[&str]) -> Self {
         // Both ends of every connection are in this process.
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
@@ -70,7 +79,8 @@ impl Driver {
         let counters = Arc::new(Counters::new());
         let mut features = Features::probe().unwrap();
         // The suite runs a second time with everything newer than Linux 6.1 masked.
-        for name in std::env::var("RINGWAY_WITHOUT").unwrap_or_default().split_whitespace() {
+        let newer = std::env::var("RINGWAY_WITHOUT").unwrap_or_default();
+        for name in newer.split_whitespace().chain(masked.iter().copied()) {
             features.without(name).unwrap();
         }
         let ring = Ring::new(limits, &features, theirs, counters.clone()).unwrap();

@@ -434,7 +434,13 @@ fn sessions_leave_nothing_behind() {
         driver.act(token, Op::Connect { address, source: None, options: OPTIONS });
         driver.event(token, Event::Connected);
         let (mut accepted, _) = endpoint.accept().unwrap();
-        // News is pending on both sides when the polls are cancelled.
+        if generation % 3 == 0 {
+            driver.act_all([CLIENT, ENDPOINT].map(|from| (token, Op::Stream { from })).to_vec());
+        }
+        if generation % 4 == 0 {
+            driver.poll();
+        }
+        // News is pending on both sides when the polls and streams are cancelled.
         (&client).write_all(b"up").unwrap();
         accepted.write_all(b"down").unwrap();
         driver.close(token, generation % 2 == 0);

@@ -85,6 +85,18 @@ const MUTANTS: &[Mutant] = &[
         self.blocked &= self.held > 0;",
     },
     Mutant {
+        name: "stream-from-a-side-whose-space-is-waited-for",
+        file: "session.rs",
+        find: "if !other.blocked() && !other.queued() {",
+        replace: "if !other.queued() {",
+    },
+    Mutant {
+        name: "moves-while-it-streams",
+        file: "relay.rs",
+        find: "        let waits = self.queued || self.streaming || self.blocked;",
+        replace: "        let waits = self.queued || self.blocked;",
+    },
+    Mutant {
         name: "mark-without-a-deadline",
         file: "marks.rs",
         find: "        let due = now + PATIENCE;",
