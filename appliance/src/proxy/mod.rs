@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-mod balance;
+pub mod balance;
 pub mod client_hello;
 pub mod counters;
 mod flow;
