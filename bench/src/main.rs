@@ -10,6 +10,11 @@ use clap::{Parser, Subcommand};
 mod fairness;
 mod gateway;
 mod instructions;
+mod load;
+mod net;
+mod outcome;
+mod peers;
+mod serve;
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Measurements of Ringway")]
@@ -29,6 +34,12 @@ enum Command {
     /// Instructions of the proxy's hot paths (`cargo bench`), compared with what is committed in
     /// `bench/instructions.toml`.
     Instructions(instructions::Options),
+    /// Load on an address; prints what it measured as one line of JSON.
+    Load(load::Options),
+    /// A small TCP proxy to measure designs by; runs until it is killed.
+    Baseline(peers::BaselineOptions),
+    /// A backend; prints "ready" when it listens, and runs until its input ends.
+    Serve(serve::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -36,5 +47,8 @@ fn main() -> anyhow::Result<()> {
     match arguments.command {
         Command::Fairness(options) => fairness::run(&arguments.ringway, &options),
         Command::Instructions(options) => instructions::run(&options),
+        Command::Baseline(options) => peers::run_baseline(&options),
+        Command::Load(options) => load::run(&options),
+        Command::Serve(options) => serve::run(&options),
     }
 }

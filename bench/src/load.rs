@@ -1,0 +1,131 @@
+//! Load generators: one thread, one workload, a bounded time, and one line of JSON, the
+//! [`Outcome`]. TCP runs on monoio, UDP on epoll and direct calls.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::outcome::Outcome;
+use crate::serve::host;
+
+mod bulk;
+mod connections;
+mod meter;
+mod pace;
+mod request;
+mod udp;
+mod udp_one_way;
+
+#[derive(Args)]
+pub struct Options {
+    #[arg(value_enum)]
+    kind: Kind,
+    /// The address under load.
+    #[arg(long)]
+    to: SocketAddr,
+    /// Where the bulk streams of `mixed` come from.
+    #[arg(long)]
+    bulk_to: Option<SocketAddr>,
+    /// The core to run on; without it, wherever the scheduler likes.
+    #[arg(long)]
+    core: Option<usize>,
+    /// Length of the measured interval.
+    #[arg(long)]
+    seconds: f64,
+    /// Seconds of load before the measured interval.
+    #[arg(long, default_value_t = 0.5)]
+    warmup: f64,
+    /// Connections or flows; for `connect` and `udp-new-flow`, how many at a time.
+    #[arg(long, alias = "flows", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Bulk streams of `mixed`.
+    #[arg(long, default_value_t = 8)]
+    streams: u32,
+    /// Bytes of an answer, of a datagram (9 or more), or given to the kernel at once by `upload`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64 << 20))]
+    size: Option<u32>,
+    /// Operations (datagrams) per second. Without it each connection or flow goes on as soon as it
+    /// is answered (closed loop).
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Datagrams of a burst, sent as one by segmentation offload.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    train: u8,
+    /// How many loopback addresses, from 127.0.0.2 on, to send from in turn, each with its own
+    /// ports; 0: the kernel's choice.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=250))]
+    sources: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Requests over kept connections to `serve respond`.
+    Request,
+    /// A new connection for each request, to `serve close`.
+    Connect,
+    /// Bulk to `serve sink`.
+    Upload,
+    /// Bulk from `serve source`.
+    Download,
+    /// Connections that do nothing: prints "ready" when they stand, and keeps them until its input
+    /// ends. Operations are those still open then.
+    Idle,
+    /// Bulk from `serve source` at --bulk-to beside requests, whose operations and latency count.
+    Mixed,
+    /// Round trips with `serve udp-echo`, one burst in flight for each flow.
+    UdpRequest,
+    /// A round trip from a port that was not used lately, with `serve udp-echo`. Has no latency.
+    UdpNewFlow,
+    /// As fast as the kernel takes them, or at --rate, to `serve udp-sink`.
+    UdpOneWay,
+}
+
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let valid = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
+    ensure!(valid(options.seconds) && valid(options.warmup), "seconds: 0 to 86400");
+    ensure!(options.rate.is_none_or(|rate| (0.001..=1e9).contains(&rate)), "rate: 0.001 to 10^9");
+    ensure!(options.sources == 0 || options.to.is_ipv4(), "--sources are IPv4 addresses");
+    host::raise_file_limit()?;
+    host::pin(options.core)?;
+    let outcome = match options.kind {
+        Kind::Request => host::block_on(request::requests(options))??,
+        Kind::Mixed => host::block_on(request::mixed(options))??,
+        Kind::Connect => host::block_on(connections::connect(options))??,
+        Kind::Idle => host::block_on(connections::idle(options))??,
+        Kind::Upload => host::block_on(bulk::run(options, bulk::Direction::Up))??,
+        Kind::Download => host::block_on(bulk::run(options, bulk::Direction::Down))??,
+        Kind::UdpRequest => udp::requests(options)?,
+        Kind::UdpNewFlow => udp::new_flows(options)?,
+        Kind::UdpOneWay => udp_one_way::run(options)?,
+    };
+    print(&outcome)
+}
+
+fn print(outcome: &Outcome) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(outcome)?);
+    std::io::stdout().flush().context("standard output")
+}
+
+impl Options {
+    fn size(&self, default: u32) -> u32 {
+        self.size.unwrap_or(default)
+    }
+
+    fn warmup(&self) -> Duration {
+        Duration::from_secs_f64(self.warmup)
+    }
+
+    fn seconds(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+
+    /// The address that connection or flow `index` comes from; `None` leaves it to the kernel.
+    fn source(&self, index: u32) -> Option<IpAddr> {
+        let number = index.checked_rem(u32::from(self.sources))?;
+        Some(Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + 1 + number).into())
+    }
+}

@@ -1,0 +1,66 @@
+//! Ringway, with everything that is on by default: metrics, an access log, limits.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::bail;
+
+use super::process::{Program, Running, write};
+use super::{Found, Setup, Transport};
+
+pub fn find(binary: &Path) -> anyhow::Result<Found> {
+    if !binary.exists() {
+        bail!("no {}: build it with `cargo build --release`", binary.display());
+    }
+    let program = Program::new([binary]);
+    let version =
+        program.version("--version", |line| Some(line.replacen("ringway", "Ringway", 1)))?;
+    Ok(Found { version, program })
+}
+
+pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
+    let text = configuration(setup);
+    let file = write(&setup.dir, "ringway.toml", &text)?;
+    let file = file.display().to_string();
+    // The worker's own pinning takes the place of taskset's, so that the control thread is free.
+    let arguments = ["--log-level", "warn", "run", "--config", &file];
+    Running::start(&found.program, &arguments, text, setup)
+}
+
+fn configuration(setup: &Setup) -> String {
+    let Setup { listen, dir, udp, .. } = setup;
+    let cores: Vec<_> = match setup.cores.as_slice() {
+        [] => (0..setup.workers).map(|core| core.to_string()).collect(),
+        cores => cores.iter().map(ToString::to_string).collect(),
+    };
+    let admin = listen.port().wrapping_add(1_000).max(1_024);
+    let (protocol, options) = match setup.transport {
+        Transport::Tcp => ("TCP", String::new()),
+        Transport::Udp => {
+            let mut options = format!("flow_timeout = \"{}s\"\n", udp.idle.as_secs().max(1));
+            if let Some(responses) = udp.responses {
+                let _ = writeln!(options, "responses = {responses}");
+            }
+            ("UDP", options)
+        }
+    };
+    let quoted = |list: Vec<String>| format!("[{}]", list.join(", "));
+    let endpoints = quoted(setup.backends.iter().map(|at| format!("\"{at}\"")).collect());
+    let mut backend = String::new();
+    if !udp.sources.is_empty() {
+        let sources = quoted(udp.sources.iter().map(|ip| format!("\"{ip}\"")).collect());
+        let _ = writeln!(backend, "source = {sources}");
+    }
+    if udp.shared {
+        backend.push_str("upstream_sockets = \"shared\"\n");
+    }
+    format!(
+        "[workers]\ncores = [{}]\n\n[admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
+         [access_log]\npath = \"{}\"\n\n\
+         [[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\naddress = \"{listen}\"\n{options}\n\
+         [[routes]]\nname = \"main\"\nlisteners = [\"main\"]\nbackends = [{{ name = \"main\" }}]\n\n\
+         [[backends]]\nname = \"main\"\nendpoints = {endpoints}\n{backend}",
+        cores.join(", "),
+        dir.join("access.log").display(),
+    )
+}
