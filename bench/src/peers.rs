@@ -214,6 +214,9 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
     use super::*;
 
     #[test]
@@ -228,15 +231,51 @@ mod tests {
     /// One exchange through each peer that is here, TCP and UDP.
     #[test]
     fn every_peer_that_is_there_passes_traffic() {
-        use std::io::{Read as _, Write as _};
-        use std::net::{TcpListener, TcpStream, UdpSocket};
+        let own = std::env::current_exe().expect("a path");
+        let binary = own.parent().and_then(Path::parent).expect("target/debug").join("bench");
+        let places = Places::new(&binary.with_file_name("ringway"));
+        let dir = std::env::temp_dir().join(format!("ringway-peers-{}", std::process::id()));
+        for (transport, backend) in [(Transport::Tcp, tcp_echo()), (Transport::Udp, udp_echo())] {
+            for peer in Peer::ALL {
+                if !peer.speaks(transport) || [Peer::Dnat, Peer::Dnsdist].contains(peer) {
+                    continue;
+                }
+                let Ok(mut found) = peer.find(&places).map_err(|missing| eprintln!("{missing}"))
+                else {
+                    continue;
+                };
+                if matches!(peer, Peer::EpollSplice | Peer::Monoio) {
+                    // The test's own binary has no subcommands.
+                    found.program = Program::new([&binary]);
+                }
+                let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+                let setup = Setup {
+                    transport,
+                    listen: free.expect("a free port"),
+                    backends: vec![backend],
+                    workers: 1,
+                    cores: vec![0],
+                    udp: UdpShape::default(),
+                    dir: dir.join(format!("{peer}-{transport:?}")),
+                    netns: None,
+                };
+                let running =
+                    peer.start(&found, &setup).unwrap_or_else(|error| panic!("{peer}: {error:#}"));
+                eprintln!("{peer} {transport:?}: {}", found.version);
+                match transport {
+                    Transport::Tcp => exchange_tcp(*peer, running.listen),
+                    Transport::Udp => exchange_udp(*peer, running.listen),
+                }
+            }
+        }
+        let _ = std::fs::remove_dir_all(dir);
+    }
 
+    fn tcp_echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
-        let datagrams = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let backends = [listener.local_addr(), datagrams.local_addr()].map(|at| at.expect("bound"));
+        let address = listener.local_addr().expect("bound");
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { break };
+            while let Ok((mut stream, _)) = listener.accept() {
                 std::thread::spawn(move || {
                     let mut bytes = vec![0; 65_536];
                     while let Ok(count @ 1..) = stream.read(&mut bytes) {
@@ -245,72 +284,43 @@ mod tests {
                 });
             }
         });
+        address
+    }
+
+    fn udp_echo() -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let address = socket.local_addr().expect("bound");
         std::thread::spawn(move || {
             let mut bytes = [0; 2_000];
-            while let Ok((count, from)) = datagrams.recv_from(&mut bytes) {
-                let _ = datagrams.send_to(&bytes[..count], from);
+            while let Ok((count, from)) = socket.recv_from(&mut bytes) {
+                let _ = socket.send_to(&bytes[..count], from);
             }
         });
-        let own = std::env::current_exe().expect("a path");
-        let binary = own.parent().and_then(Path::parent).expect("target/debug").join("bench");
-        let places = Places::new(&binary.with_file_name("ringway"));
-        let dir = std::env::temp_dir().join(format!("ringway-peers-{}", std::process::id()));
-        for (index, transport) in [Transport::Tcp, Transport::Udp].into_iter().enumerate() {
-            for peer in Peer::ALL {
-                if !peer.speaks(transport) || [Peer::Dnat, Peer::Dnsdist].contains(peer) {
-                    continue;
-                }
-                let mut found = match peer.find(&places) {
-                    Ok(found) => found,
-                    Err(missing) => {
-                        eprintln!("{missing}");
-                        continue;
-                    }
-                };
-                if matches!(peer, Peer::EpollSplice | Peer::Monoio) {
-                    // The test's own binary has no subcommands.
-                    found.program = Program::new([&binary]);
-                }
-                let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr();
-                let setup = Setup {
-                    transport,
-                    listen: free.expect("bound"),
-                    backends: vec![backends[index]],
-                    workers: 1,
-                    cores: vec![0],
-                    udp: UdpShape::default(),
-                    dir: dir.join(format!("{peer}-{index}")),
-                    netns: None,
-                };
-                let running =
-                    peer.start(&found, &setup).unwrap_or_else(|e| panic!("{peer}: {e:#}"));
-                eprintln!("{peer} {transport:?}: {}, processes {:?}", found.version, running.pids);
-                let patience = Some(Duration::from_secs(10));
-                let mut answer = vec![0; 1_000];
-                match transport {
-                    Transport::Tcp => {
-                        let mut stream = TcpStream::connect(running.listen).expect("a connection");
-                        stream.set_read_timeout(patience).expect("a timeout");
-                        let mut sender = stream.try_clone().expect("a descriptor");
-                        let said: Vec<u8> = (0..1 << 20).map(|n: u32| (n >> 5) as u8).collect();
-                        let expected = said.clone();
-                        let sending = std::thread::spawn(move || sender.write_all(&said));
-                        answer.resize(1 << 20, 0);
-                        stream.read_exact(&mut answer).expect("all of it");
-                        assert!(answer == expected, "{peer} changes bytes");
-                        sending.join().expect("no panic").expect("sent");
-                    }
-                    Transport::Udp => {
-                        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-                        socket.set_read_timeout(patience).expect("a timeout");
-                        socket.send_to(b"hello", running.listen).expect("sent");
-                        let count =
-                            socket.recv(&mut answer).unwrap_or_else(|e| panic!("{peer}: {e}"));
-                        assert_eq!(&answer[..count], b"hello", "{peer}");
-                    }
-                }
-            }
-        }
-        let _ = std::fs::remove_dir_all(dir);
+        address
+    }
+
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
+
+    /// A megabyte there and back, so that those that splice do.
+    fn exchange_tcp(peer: Peer, address: SocketAddr) {
+        let mut stream = TcpStream::connect(address).expect("a connection");
+        stream.set_read_timeout(PATIENCE).expect("a timeout");
+        let mut sender = stream.try_clone().expect("a descriptor");
+        let said: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
+        let expected = said.clone();
+        let sending = std::thread::spawn(move || sender.write_all(&said));
+        let mut answer = vec![0; expected.len()];
+        stream.read_exact(&mut answer).expect("all of it");
+        assert!(answer == expected, "{peer} changes bytes");
+        sending.join().expect("no panic").expect("sent");
+    }
+
+    fn exchange_udp(peer: Peer, address: SocketAddr) {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket.set_read_timeout(PATIENCE).expect("a timeout");
+        socket.send_to(b"hello", address).expect("sent");
+        let mut answer = [0; 100];
+        let count = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{peer}: {error}"));
+        assert_eq!(&answer[..count], b"hello", "{peer}");
     }
 }

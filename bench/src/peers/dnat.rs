@@ -42,10 +42,12 @@ fn rules(setup: &Setup) -> String {
         Transport::Udp => "udp",
     };
     let (port, backend) = (setup.listen.port(), setup.backends[0]);
+    let back = backend.port();
     format!(
-        "table ip bench {{\n    chain pre {{\n        type nat hook prerouting priority -100;\n        \
-         {protocol} dport {port} dnat to {backend}\n    }}\n    chain post {{\n        \
-         type nat hook postrouting priority 100;\n        {protocol} dport {} masquerade\n    }}\n}}\n",
-        backend.port()
+        "table ip bench {{\n\
+         chain pre {{\ntype nat hook prerouting priority -100;\n\
+         {protocol} dport {port} dnat to {backend}\n}}\n\
+         chain post {{\ntype nat hook postrouting priority 100;\n\
+         {protocol} dport {back} masquerade\n}}\n}}\n"
     )
 }

@@ -1,5 +1,7 @@
 //! nginx, stream module.
 
+use std::net::IpAddr;
+
 use super::debian::Debian;
 use super::process::{Running, write};
 use super::{Found, Setup, Transport};
@@ -28,40 +30,37 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
 
 fn configuration(setup: &Setup, module: &str) -> String {
     let Setup { listen, workers, udp, .. } = setup;
-    let (protocol, ends) = match setup.transport {
-        Transport::Tcp => ("", String::new()),
-        Transport::Udp => {
-            (" udp", udp.responses.map(|n| format!("proxy_responses {n}; ")).unwrap_or_default())
-        }
+    let (options, timeout) = match setup.transport {
+        Transport::Tcp => ("reuseport backlog=4096", 600),
+        Transport::Udp => ("udp reuseport", udp.idle.as_secs().max(1)),
     };
-    let timeout = match setup.transport {
-        Transport::Tcp => 600,
-        Transport::Udp => udp.idle.as_secs().max(1),
-    };
-    let bind = match udp.sources.len() {
-        0 => String::new(),
-        _ => "proxy_bind $source; ".to_owned(),
-    };
-    let share = 100.0 / udp.sources.len().max(1) as f64;
-    let sources: String = match udp.sources.split_last() {
-        None => String::new(),
-        Some((last, others)) => {
-            let others: String =
-                others.iter().map(|ip| format!("        {share:.2}% {ip};\n")).collect();
-            format!(
-                "    split_clients $remote_port$remote_addr $source {{\n{others}        * {last};\n    }}\n"
-            )
-        }
+    let responses = udp.responses.filter(|_| setup.transport == Transport::Udp);
+    let responses = responses.map(|n| format!("proxy_responses {n};")).unwrap_or_default();
+    let (sources, bind) = match udp.sources.is_empty() {
+        true => (String::new(), ""),
+        false => (source_map(&udp.sources), "proxy_bind $source;"),
     };
     let servers: String =
         setup.backends.iter().map(|address| format!("server {address}; ")).collect();
     format!(
         "load_module {module};\ndaemon off;\nuser root;\nworker_processes {workers};\n\
          worker_rlimit_nofile 20000;\npid nginx.pid;\nerror_log stderr crit;\n\
-         events {{ worker_connections 19000; multi_accept on; }}\n\
+         events {{\n    worker_connections 19000;\n    multi_accept on;\n}}\n\
          stream {{\n{sources}    access_log off;\n    upstream b {{ {servers}}}\n    \
-         server {{ listen {listen}{protocol} reuseport backlog_; proxy_pass b; \
-         proxy_buffer_size 64k; proxy_timeout {timeout}s; proxy_connect_timeout 5s; {bind}{ends}}}\n}}\n"
+         server {{\n        listen {listen} {options};\n        proxy_pass b;\n        \
+         proxy_buffer_size 64k;\n        proxy_timeout {timeout}s;\n        \
+         proxy_connect_timeout 5s;\n        {bind}\n        {responses}\n    }}\n}}\n"
     )
-    .replace(" backlog_", if setup.transport == Transport::Tcp { " backlog=4096" } else { "" })
+}
+
+/// Spreads flows over local addresses.
+fn source_map(sources: &[IpAddr]) -> String {
+    let share = 100.0 / sources.len() as f64;
+    let mut map = "    split_clients $remote_port$remote_addr $source {\n".to_owned();
+    for (number, address) in (1..).zip(sources) {
+        // The last takes what rounding has left.
+        let part = if number == sources.len() { "*".to_owned() } else { format!("{share:.2}%") };
+        map += &format!("        {part} {address};\n");
+    }
+    map + "    }\n"
 }

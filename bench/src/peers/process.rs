@@ -47,7 +47,7 @@ impl Program {
         line.with_context(|| format!("`{flag}` prints no version: {text}"))
     }
 
-    /// The command on the setup's cores and in its namespace, with its output in the setup's folder.
+    /// The program on the setup's cores and in its namespace.
     pub fn placed(&self, setup: &Setup) -> Self {
         let mut words: Vec<OsString> = Vec::new();
         if let Some(netns) = &setup.netns {
@@ -147,8 +147,7 @@ impl Drop for Running {
             let _ = command.status();
         }
         let Some(child) = &mut self.child else { return };
-        // Workers of their own process end with the first; a second signal cuts waiting for sessions
-        // short.
+        // Again and again: a second signal cuts waiting for sessions short.
         let until = now() + PATIENCE;
         let mut next = now();
         while matches!(child.try_wait(), Ok(None)) && now() < until {

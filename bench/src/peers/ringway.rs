@@ -57,8 +57,10 @@ fn configuration(setup: &Setup) -> String {
     format!(
         "[workers]\ncores = [{}]\n\n[admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
          [access_log]\npath = \"{}\"\n\n\
-         [[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\naddress = \"{listen}\"\n{options}\n\
-         [[routes]]\nname = \"main\"\nlisteners = [\"main\"]\nbackends = [{{ name = \"main\" }}]\n\n\
+         [[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\n\
+         address = \"{listen}\"\n{options}\n\
+         [[routes]]\nname = \"main\"\nlisteners = [\"main\"]\n\
+         backends = [{{ name = \"main\" }}]\n\n\
          [[backends]]\nname = \"main\"\nendpoints = {endpoints}\n{backend}",
         cores.join(", "),
         dir.join("access.log").display(),
