@@ -1,9 +1,9 @@
-//! Load generators: one thread, one workload, a bounded time, and one line of JSON, the
-//! [`Outcome`]. TCP runs on monoio, UDP on epoll and direct calls.
+//! Load generators: one thread, one workload, a bounded time, a line "begin", and one line of
+//! JSON, the [`Outcome`]. TCP runs on monoio, UDP on epoll and direct calls.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
@@ -26,7 +26,7 @@ pub struct Options {
     /// The address under load.
     #[arg(long)]
     to: SocketAddr,
-    /// Where the bulk streams of `mixed` come from.
+    /// Where the bulk streams of `mixed` come from; without it, from where the requests go.
     #[arg(long)]
     bulk_to: Option<SocketAddr>,
     /// The core to run on; without it, wherever the scheduler likes.
@@ -113,6 +113,14 @@ fn print(outcome: &Outcome) -> anyhow::Result<()> {
 impl Options {
     fn size(&self, default: u32) -> u32 {
         self.size.unwrap_or(default)
+    }
+
+    /// Says on a line of its own that the measured interval begins after the warm-up from now: who
+    /// counts what the load costs elsewhere counts within the same interval.
+    fn begin(&self) -> std::io::Result<Instant> {
+        println!("begin");
+        std::io::stdout().flush()?;
+        Ok(Instant::now())
     }
 
     fn warmup(&self) -> Duration {

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+mod compare;
+mod cpu;
 mod fairness;
 mod gateway;
 mod instructions;
@@ -14,7 +16,9 @@ mod load;
 mod net;
 mod outcome;
 mod peers;
+mod report;
 mod serve;
+mod stats;
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Measurements of Ringway")]
@@ -28,6 +32,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Ringway beside other proxies under the same load: results.json, report.md and plots.
+    Compare(compare::Options),
+    /// The report of one comparison or several, made anew from their results.json.
+    Report(report::Options),
     /// Latency of a 64-byte ping beside 8 bulk streams on one worker, with the turn budget
     /// (`limits.turn_bytes`) and without.
     Fairness(fairness::Options),
@@ -45,6 +53,8 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
+        Command::Compare(options) => compare::run(&arguments.ringway, &options),
+        Command::Report(options) => report::run(&options),
         Command::Fairness(options) => fairness::run(&arguments.ringway, &options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Baseline(options) => peers::run_baseline(&options),

@@ -163,7 +163,8 @@ impl Outcome {
         let backend = Backend::start(backend);
         let output = load(kind, backend.address).args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self::parse(&String::from_utf8(output.stdout).unwrap())
+        let text = String::from_utf8(output.stdout).unwrap();
+        Self::parse(text.strip_prefix("begin\n").unwrap())
     }
 
     fn parse(line: &str) -> Self {

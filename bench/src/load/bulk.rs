@@ -26,7 +26,7 @@ pub enum Direction {
 
 pub async fn run(options: &Options, direction: Direction) -> anyhow::Result<Outcome> {
     let streams = connect(options, options.to, options.connections).await?;
-    let meter = Rc::new(Meter::new(Instant::now(), options.warmup(), options.seconds()));
+    let meter = Rc::new(Meter::new(options.begin()?, options.warmup(), options.seconds()));
     let pattern: Rc<[u8]> = wire::pattern().into();
     let size = (options.size(256 << 10) as usize).min(wire::PERIOD);
     let tasks = streams.into_iter().map(|stream| {

@@ -28,7 +28,7 @@ pub async fn connect(options: &Options) -> anyhow::Result<Outcome> {
     };
     // A server that is not there should be an error at once, not a run full of them.
     visitor(0).visit().await.context("the first connection")?;
-    let meter = Rc::new(Meter::new(Instant::now(), options.warmup(), options.seconds()));
+    let meter = Rc::new(Meter::new(options.begin()?, options.warmup(), options.seconds()));
     drive((0..options.connections).map(visitor), options.rate, &meter, Visitor::run).await?;
     Ok(meter.outcome())
 }

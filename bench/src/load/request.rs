@@ -18,17 +18,22 @@ use crate::serve::wire;
 
 pub async fn requests(options: &Options) -> anyhow::Result<Outcome> {
     let clients = connect_all(options).await?;
-    let meter = Rc::new(Meter::new(Instant::now(), options.warmup(), options.seconds()));
+    let meter = Rc::new(Meter::new(options.begin()?, options.warmup(), options.seconds()));
     drive(clients, options.rate, &meter, Client::run).await?;
     Ok(meter.outcome())
 }
 
 /// Operations and latency of the requests; bytes and errors of both.
 pub async fn mixed(options: &Options) -> anyhow::Result<Outcome> {
-    let bulk_to = options.bulk_to.context("mixed needs --bulk-to")?;
+    let bulk_to = options.bulk_to.unwrap_or(options.to);
     let streams = bulk::connect(options, bulk_to, options.streams).await?;
+    if options.bulk_to.is_none() {
+        for stream in &streams {
+            send_all(stream, &wire::request(wire::ENDLESS, wire::Sequence::default())).await?;
+        }
+    }
     let clients = connect_all(options).await?;
-    let now = Instant::now();
+    let now = options.begin()?;
     let meter = Rc::new(Meter::new(now, options.warmup(), options.seconds()));
     let bulk = Rc::new(Meter::new(now, options.warmup(), options.seconds()));
     let downloads: Vec<_> = streams

@@ -86,7 +86,7 @@ impl Load {
             let start = Start::Sent(now);
             flows.push(Flow { socket, number, burst: 0, start, sent: now, awaited: 0 });
         }
-        let now = Instant::now();
+        let now = options.begin()?;
         Ok(Self {
             free: (0..flows.len()).collect(),
             flows,
@@ -257,7 +257,7 @@ pub fn client(options: &Options, number: u32) -> io::Result<UdpSocket> {
 pub fn new_flows(options: &Options) -> anyhow::Result<Outcome> {
     let size = options.size(64) as usize;
     ensure!((HEADER..=LARGEST).contains(&size), "a datagram has {HEADER} to {LARGEST} bytes");
-    let now = Instant::now();
+    let now = options.begin()?;
     let meter = Meter::new(now, options.warmup(), options.seconds());
     let schedule = options.rate.map(|rate| Schedule::new(now, rate));
     let mut ports = Ports { options, next: 0 };

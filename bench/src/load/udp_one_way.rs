@@ -21,7 +21,7 @@ pub fn run(options: &Options) -> anyhow::Result<Outcome> {
         let bursts = rate / f64::from(options.train);
         Schedule::new(Instant::now(), bursts)
     });
-    let first = flood.send_until(Instant::now() + options.warmup())?;
+    let first = flood.send_until(options.begin()? + options.warmup())?;
     let last = flood.send_until(first.at + options.seconds())?;
     let arrived = flood.settled()?.saturating_sub(before);
     let operations = last.count.saturating_sub(first.count);

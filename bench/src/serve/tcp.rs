@@ -81,10 +81,17 @@ async fn converse(kind: Kind, mut stream: TcpStream, shared: &Shared) -> io::Res
     match kind {
         Kind::Echo => echo(stream).await,
         Kind::Respond => loop {
-            answer(&mut stream, shared).await?;
+            let (size, sequence) = asked(&mut stream).await?;
+            if size == wire::ENDLESS {
+                return source(stream, shared).await;
+            }
+            answer(&stream, shared, size, sequence).await?;
         },
         // The drop that follows sends the FIN.
-        Kind::Close => answer(&mut stream, shared).await,
+        Kind::Close => {
+            let (size, sequence) = asked(&mut stream).await?;
+            answer(&stream, shared, size, sequence).await
+        }
         Kind::Sink => sink(stream).await,
         Kind::Source => source(stream, shared).await,
         Kind::Hold | Kind::UdpEcho | Kind::UdpSink => hold(stream).await,
@@ -103,10 +110,18 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-async fn answer(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
+async fn asked(stream: &mut TcpStream) -> io::Result<(u32, wire::Sequence)> {
     let (read, request) = stream.read_exact(Box::new([0; wire::REQUEST])).await;
     read?;
-    let (size, sequence) = wire::parse_request(&request);
+    Ok(wire::parse_request(&request))
+}
+
+async fn answer(
+    stream: &TcpStream,
+    shared: &Shared,
+    size: u32,
+    sequence: wire::Sequence,
+) -> io::Result<()> {
     let size = size.min(MAX_ANSWER) as usize;
     let mut sent = 0;
     while sent < size {

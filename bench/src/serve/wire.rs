@@ -3,6 +3,9 @@
 /// Bytes of a request: size of the answer (LE u32), sequence number (8 bytes), zeros.
 pub const REQUEST: usize = 64;
 
+/// The size of an answer that has no end: the rest of the connection is a bulk stream.
+pub const ENDLESS: u32 = u32::MAX;
+
 /// A sequence number as it travels; the answer begins with it, or with as much as fits.
 pub type Sequence = [u8; 8];
 
