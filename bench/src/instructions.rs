@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     let changes = compare(&baseline.instructions, &count()?);
-    println!("{:34} {:>12} {:>12}", "instructions of 100 times", "baseline", "now");
+    println!("{:34} {:>12} {:>12}", "instructions, 100 times each", "baseline", "now");
     for change in &changes {
         println!("{change}");
     }
