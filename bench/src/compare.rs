@@ -6,11 +6,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
+use crate::net::Network;
 use crate::outcome::Outcome;
 use crate::peers::{Found, Peer, Places, Transport};
 use crate::report::{self, Configuration, PeerVersion, Results, Run, Session, Skipped};
@@ -50,12 +52,21 @@ pub struct Options {
     /// pinned, nor is the load.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     workers: u8,
+    /// Loopback, or namespaces with veth pairs between client, gateway and backend (needs root).
+    #[arg(long, value_enum, default_value_t = On::Loopback)]
+    network: On,
     /// Where results.json, report.md and plots/ go [default: target/bench/DATE].
     #[arg(long)]
     out: Option<PathBuf>,
     /// Print the workloads and the peers with their versions, and run nothing.
     #[arg(long)]
     list: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum On {
+    Loopback,
+    Veth,
 }
 
 /// After this a quick comparison begins no other workload: the report still has to be made.
@@ -76,7 +87,11 @@ pub fn run(ringway: &Path, options: &Options) -> anyhow::Result<()> {
         Path::new("target/bench").join(machine::utc(std::time::SystemTime::now()))
     });
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let mut comparison = Comparison::new(options, contenders, missing, directory.clone());
+    let network = match options.network {
+        On::Loopback => None,
+        On::Veth => Some(Rc::new(Network::new()?)),
+    };
+    let mut comparison = Comparison::new(options, contenders, missing, directory.clone(), network);
     let result = comparison.run(&workloads);
     // What was measured before an interrupt or a failure is kept.
     comparison.save()?;
@@ -151,6 +166,7 @@ struct Comparison {
     deadline: Option<Instant>,
     directory: PathBuf,
     results: Results,
+    network: Option<Rc<Network>>,
 }
 
 impl Comparison {
@@ -159,6 +175,7 @@ impl Comparison {
         contenders: Contenders,
         skipped: Vec<Skipped>,
         directory: PathBuf,
+        network: Option<Rc<Network>>,
     ) -> Self {
         let version = |(peer, found): &(Peer, Found)| PeerVersion {
             peer: peer.to_string(),
@@ -177,6 +194,7 @@ impl Comparison {
             directory,
             results: Results { sessions: vec![session], skipped, ..Results::default() },
             contenders,
+            network,
         }
     }
 
@@ -211,9 +229,12 @@ impl Comparison {
         }
         let contenders: Vec<usize> = (0..self.contenders.len())
             .filter(|index| self.contenders[*index].0.speaks(workload.transport))
+            // The kernel forwards nothing that never leaves the machine.
+            .filter(|index| self.network.is_some() || self.contenders[*index].0 != Peer::Dnat)
             .collect();
         let files = self.directory.join("files");
-        let mut bed = Bed::new(workload, self.layout, self.contenders.len(), &files)?;
+        let (count, network) = (self.contenders.len(), self.network.clone());
+        let mut bed = Bed::new(workload, self.layout, count, &files, network.as_deref())?;
         let mut failed = Vec::new();
         for round in 0..self.rounds {
             for place in schedule::order(contenders.len(), round) {
@@ -263,7 +284,7 @@ impl Comparison {
             workload: workload.name.clone(),
             peer: peer.to_string(),
             workers: self.layout.workers,
-            network: "loopback".to_owned(),
+            network: if self.network.is_some() { "veth" } else { "loopback" }.to_owned(),
             round,
             unit: workload.unit,
             state,

@@ -50,11 +50,6 @@ impl Meter {
         }
     }
 
-    /// How it counts, for the report.
-    pub fn method(&self) -> &'static str {
-        if self.group.is_some() { "cgroup cpu.stat" } else { "schedstat of all threads" }
-    }
-
     pub fn usage(&self) -> Usage {
         let mut all = Usage::default();
         for pid in family(&self.roots) {

@@ -138,20 +138,6 @@ impl fmt::Display for Peer {
 }
 
 impl Peer {
-    pub const ALL: &[Self] = &[
-        Self::Ringway,
-        Self::HaproxySplice,
-        Self::HaproxyCopy,
-        Self::Nginx,
-        Self::Envoy,
-        Self::Sozu,
-        Self::Dnsdist,
-        Self::EpollSplice,
-        Self::Monoio,
-        Self::Dnat,
-        Self::Direct,
-    ];
-
     pub fn speaks(self, transport: Transport) -> bool {
         match self {
             Self::HaproxySplice | Self::HaproxyCopy | Self::EpollSplice | Self::Monoio => {
@@ -162,14 +148,6 @@ impl Peer {
                 true
             }
         }
-    }
-
-    /// Whether it is somebody else's: what ratios are taken to.
-    pub fn is_rival(self) -> bool {
-        !matches!(
-            self,
-            Self::Ringway | Self::EpollSplice | Self::Monoio | Self::Dnat | Self::Direct
-        )
     }
 
     /// # Errors
@@ -236,7 +214,7 @@ mod tests {
         let places = Places::new(&binary.with_file_name("ringway"));
         let dir = std::env::temp_dir().join(format!("ringway-peers-{}", std::process::id()));
         for (transport, backend) in [(Transport::Tcp, tcp_echo()), (Transport::Udp, udp_echo())] {
-            for peer in Peer::ALL {
+            for peer in Peer::value_variants() {
                 if !peer.speaks(transport) || [Peer::Dnat, Peer::Dnsdist].contains(peer) {
                     continue;
                 }

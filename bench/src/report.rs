@@ -32,7 +32,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let results = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
         all.add(results);
     }
-    let beside = || options.results[0].parent().unwrap_or(Path::new(".")).to_owned();
+    let beside = || options.results[0].parent().unwrap_or_else(|| Path::new(".")).to_owned();
     let directory = options.out.clone().unwrap_or_else(beside);
     write(&all, &directory)?;
     println!("{}", directory.join("report.md").display());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::cpu::{Meter, Usage};
+use crate::net::{self, Network, Place};
 use crate::outcome::Outcome;
 use crate::peers::{Found, Peer, Running, Setup, UdpShape};
 
@@ -50,6 +51,8 @@ pub struct Bed<'a> {
     backend: SocketAddr,
     _backend: Child,
     running: Vec<Option<Contender>>,
+    /// `None`: everything is on loopback.
+    network: Option<&'a Network>,
 }
 
 /// A proxy that stands ready.
@@ -72,10 +75,14 @@ impl<'a> Bed<'a> {
         layout: Layout,
         contenders: usize,
         directory: &Path,
+        network: Option<&'a Network>,
     ) -> anyhow::Result<Self> {
         let directory = directory.join(&workload.name);
         std::fs::create_dir_all(&directory)?;
-        let backend = free_address()?;
+        let mut backend = free_address()?;
+        if network.is_some() {
+            backend.set_ip(net::BACKEND);
+        }
         let process = match &workload.load {
             Load::Ours { serve, .. } | Load::Held { serve, .. } => {
                 let arguments = ["serve", serve, "--listen", &backend.to_string()];
@@ -83,14 +90,15 @@ impl<'a> Bed<'a> {
                 if let Some(core) = layout.load_core() {
                     arguments.extend(["--core".to_owned(), core.to_string()]);
                 }
-                let mut child = Child::ourselves(&arguments, None)?;
+                let mut child = ourselves(&arguments, network, Place::Backend)?;
                 child.expect("ready", READY)?;
                 child
             }
+            _ if network.is_some() => anyhow::bail!("other programs are driven on loopback only"),
             tool => tools::backend(tool, backend, &directory, layout.load_core())?,
         };
         let running = (0..contenders).map(|_| None).collect();
-        Ok(Self { workload, layout, directory, backend, _backend: process, running })
+        Ok(Self { workload, layout, directory, backend, _backend: process, running, network })
     }
 
     /// Starts contender number `index`, unless it runs; returns its configuration.
@@ -98,14 +106,20 @@ impl<'a> Bed<'a> {
         if let Some(contender) = &self.running[index] {
             return Ok(contender.running.configuration.clone());
         }
-        let sources = (0..self.workload.udp.sources).map(|n| {
+        let mut listen = free_address()?;
+        if self.network.is_some() {
+            listen.set_ip(net::GATEWAY);
+        }
+        // Only loopback has as many addresses as anyone likes.
+        let sources = if self.network.is_some() { 0 } else { self.workload.udp.sources };
+        let sources = (0..sources).map(|n| {
             Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 1, 1).to_bits() + u32::from(n)).into()
         });
         let directory = self.directory.join(peer.to_string());
         std::fs::create_dir_all(&directory)?;
         let setup = Setup {
             transport: self.workload.transport,
-            listen: free_address()?,
+            listen,
             backends: vec![self.backend],
             workers: self.layout.workers,
             cores: self.layout.proxy_cores(),
@@ -116,7 +130,7 @@ impl<'a> Bed<'a> {
                 shared: false,
             },
             dir: directory,
-            netns: None,
+            netns: self.network.map(|network| network.namespace(Place::Gateway)),
         };
         let running = peer.start(found, &setup)?;
         let meter = Meter::of(&format!("{}-{peer}", self.workload.name), &running.pids);
@@ -199,8 +213,23 @@ impl<'a> Bed<'a> {
         if let Some(core) = self.layout.load_core() {
             arguments.extend(["--core".to_owned(), core.to_string()]);
         }
-        Child::ourselves(&arguments, None)
+        ourselves(&arguments, self.network, Place::Client)
     }
+}
+
+/// This program with other arguments, at a place of the network if there is one.
+fn ourselves(
+    arguments: &[String],
+    network: Option<&Network>,
+    place: Place,
+) -> anyhow::Result<Child> {
+    let Some(network) = network else { return Child::ourselves(arguments, None) };
+    let program = std::env::current_exe().context("this program")?;
+    let namespace = network.namespace(place);
+    let mut all =
+        ["netns", "exec", &namespace, &program.to_string_lossy()].map(str::to_owned).to_vec();
+    all.extend_from_slice(arguments);
+    Child::start("ip", &all, None)
 }
 
 fn outcome(child: &mut Child) -> anyhow::Result<Outcome> {

@@ -59,10 +59,6 @@ impl Child {
         Self::start(&program.to_string_lossy(), arguments, core)
     }
 
-    pub fn pid(&self) -> i32 {
-        i32::try_from(self.process.id()).expect("the kernel's pids are positive i32")
-    }
-
     /// Its next line, or why there is none.
     pub fn line(&mut self, patience: Duration) -> anyhow::Result<String> {
         let until = Instant::now() + patience;
@@ -174,7 +170,8 @@ mod tests {
     #[test]
     fn a_dropped_one_is_gone() {
         let child = shell("exec sleep 60");
-        let pid = nix::unistd::Pid::from_raw(child.pid());
+        let pid = i32::try_from(child.process.id()).expect("the kernel's pids are positive i32");
+        let pid = nix::unistd::Pid::from_raw(pid);
         drop(child);
         assert_eq!(nix::sys::signal::kill(pid, None), Err(nix::errno::Errno::ESRCH));
     }

@@ -20,7 +20,7 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
     // The module lies beside the program: under the same root.
     let program = found.program.placed(setup);
     let root = program.command();
-    let path = root.get_args().last().unwrap_or(root.get_program());
+    let path = root.get_args().last().unwrap_or_else(|| root.get_program());
     let module = path.to_string_lossy().replace("usr/sbin/nginx", MODULE);
     let text = configuration(setup, &module);
     let file = write(&setup.dir, "nginx.conf", &text)?;

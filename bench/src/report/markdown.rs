@@ -71,9 +71,10 @@ fn claims_table(results: &Results, judgements: &[Judgement]) -> String {
          |---|---|---|---|---|---|---|---|\n",
     );
     for of in judgements {
-        let against = of.against.as_ref().map_or("-".to_owned(), |peer| {
-            format!("{peer} ({})", results.version(peer).unwrap_or("version unknown"))
-        });
+        let against = of.against.as_ref().map_or_else(
+            || "-".to_owned(),
+            |peer| format!("{peer} ({})", results.version(peer).unwrap_or("version unknown")),
+        );
         let target = match of.target {
             Target::AtMost(most) => format!("<= {}", figure(most)),
             Target::AtLeast(least) => format!(">= {}", figure(least)),
@@ -83,7 +84,7 @@ fn claims_table(results: &Results, judgements: &[Judgement]) -> String {
             0 => String::new(),
             count => format!(", {count} left out"),
         };
-        let measured = of.interval.map_or("-".to_owned(), interval);
+        let measured = of.interval.map_or_else(|| "-".to_owned(), interval);
         let _ = writeln!(
             text,
             "| {} | {} | {} | {against} | {target} | {measured} | {pairs}{left_out} | {} |",
@@ -142,7 +143,7 @@ fn workload(results: &Results, setting: &Setting, runs: &[&Run]) -> String {
             (String::new(), String::new())
         } else {
             let pairs = Pairs::of(runs, Metric::Cpu, &peer);
-            let ratio = Interval::of_ratios(&pairs.ratios).map_or("-".to_owned(), interval);
+            let ratio = Interval::of_ratios(&pairs.ratios).map_or_else(|| "-".to_owned(), interval);
             (ratio, pairs.ratios.len().to_string())
         };
         let _ = writeln!(text, "| {peer} | {} | {ratio} | {pairs} |", cells.join(" | "));
@@ -153,7 +154,7 @@ fn workload(results: &Results, setting: &Setting, runs: &[&Run]) -> String {
 
 fn cell(metric: Metric, runs: &[&Run]) -> String {
     let values: Vec<f64> = runs.iter().filter_map(|run| metric.of(run)).collect();
-    median(&values).map_or("-".to_owned(), |value| figure(value * metric.scale()))
+    median(&values).map_or_else(|| "-".to_owned(), |value| figure(value * metric.scale()))
 }
 
 /// Ringway first, the others in the order they were compared in.
