@@ -41,6 +41,8 @@ pub struct Half {
     ending: bool,
     /// The source's end was reached, and everything before it was given to the destination.
     ended: bool,
+    /// The destination has failed: nothing can be moved any more.
+    dead: bool,
     big_wakes: u8,
     /// In a row; while it streams: arrivals.
     small_wakes: u8,
@@ -88,6 +90,7 @@ impl Half {
             streaming: false,
             ending: false,
             ended: false,
+            dead: false,
             big_wakes: 0,
             small_wakes: 0,
             stream_after: STREAM_WAKES,
@@ -144,11 +147,16 @@ impl Half {
     /// bounds what one direction moves before the others have their turn.
     pub fn start(&mut self, turn_bytes: u32) -> Option<Op> {
         let waits = self.queued || self.streaming || self.blocked;
-        if waits || self.ended || !self.news {
+        if waits || self.ended || self.dead || !self.news {
             return None;
         }
         self.queued = true;
         Some(self.move_op(turn_bytes))
+    }
+
+    /// The destination has failed.
+    pub fn die(&mut self) {
+        self.dead = true;
     }
 
     /// The `Move` of a half that answered `Next::Later`.

@@ -528,6 +528,7 @@ impl Session {
         let reason = failure(side, why);
         if side == from.other() {
             relay.failing = Some(reason);
+            relay.half(from).die();
             let half = relay.half(side);
             if half.queued() {
                 // Its `Moved` comes without asking.
