@@ -87,3 +87,98 @@ fn ip(arguments: &[&str]) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+    use std::process::{Child, Stdio};
+
+    use super::*;
+    use crate::peers::{Peer, Places, Setup, Transport, UdpShape};
+
+    /// Echo through the network by the kernel alone and by a proxy, and nothing of it stays.
+    #[test]
+    fn both_ways_through_it_pass_traffic() {
+        if std::fs::metadata("/proc/self").map_or(1, |own| own.uid()) != 0 {
+            eprintln!("namespaces need root: not tested");
+            return;
+        }
+        let own = std::env::current_exe().expect("a path");
+        let bench = own.parent().and_then(Path::parent).expect("target/debug").join("bench");
+        let network = Network::new().expect("root may");
+        let places = Places::new(&bench.with_file_name("ringway"));
+        let dir = std::env::temp_dir().join(format!("ringway-net-{}", std::process::id()));
+        let ways =
+            [(Transport::Tcp, "respond", "request"), (Transport::Udp, "udp-echo", "udp-request")];
+        for (transport, served, load) in ways {
+            let to = SocketAddr::new(BACKEND, 9_000);
+            let mut backend = Backend::start(&network, &bench, served, to);
+            for peer in [Peer::Dnat, Peer::Ringway, Peer::Nginx] {
+                let Ok(found) = peer.find(&places) else { continue };
+                let setup = Setup {
+                    transport,
+                    listen: SocketAddr::new(GATEWAY, 9_001),
+                    backends: vec![to],
+                    workers: 1,
+                    cores: vec![0],
+                    udp: UdpShape::default(),
+                    dir: dir.join(peer.to_string()),
+                    netns: Some(network.namespace(Place::Gateway)),
+                };
+                let running =
+                    peer.start(&found, &setup).unwrap_or_else(|e| panic!("{peer}: {e:#}"));
+                let output = inside(&network, Place::Client, &bench)
+                    .args(["load", load, "--to", &running.listen.to_string()])
+                    .args(["--seconds", "0.2"])
+                    .output()
+                    .expect("ip(8)");
+                // After a line that says that it begins.
+                let last = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next();
+                let outcome: serde_json::Value = serde_json::from_slice(last.unwrap_or_default())
+                    .unwrap_or_else(|e| panic!("{peer} {transport:?}: {e}: {output:?}"));
+                assert!(outcome["operations"].as_u64() > Some(0), "{peer}: {outcome}");
+                assert_eq!(outcome["errors"].as_u64(), Some(0), "{peer}: {outcome}");
+            }
+            backend.stop();
+        }
+        let names = PLACES.map(|place| network.namespace(place));
+        drop(network);
+        for name in names {
+            assert!(!Path::new("/run/netns").join(&name).exists(), "{name} stays");
+        }
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    struct Backend(Child);
+
+    impl Backend {
+        fn start(network: &Network, bench: &Path, kind: &str, at: SocketAddr) -> Self {
+            let mut command = inside(network, Place::Backend, bench);
+            command.args(["serve", kind, "--listen", &at.to_string()]).stdin(Stdio::piped());
+            let mut child = command.stdout(Stdio::piped()).spawn().expect("ip(8)");
+            let mut ready = [0; 6];
+            let output = child.stdout.as_mut().expect("piped");
+            std::io::Read::read_exact(output, &mut ready).expect("it says that it is ready");
+            Self(child)
+        }
+
+        fn stop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    impl Drop for Backend {
+        fn drop(&mut self) {
+            self.stop();
+        }
+    }
+
+    fn inside(network: &Network, place: Place, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &network.namespace(place)]).arg(program);
+        command
+    }
+}

@@ -22,8 +22,11 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
         .iter()
         .map(|at| format!("newServer({{address=\"{at}\", healthCheckMode=\"up\", sockets=4}})\n"))
         .collect();
-    // No cache, no ACL, no console: forwarding alone.
-    let text = format!("{locals}{servers}setACL({{\"0.0.0.0/0\"}})\nsetSecurityPollSuffix(\"\")\n");
+    // No cache, no ACL, no record of recent queries: forwarding alone.
+    let text = format!(
+        "{locals}{servers}setACL({{\"0.0.0.0/0\"}})\nsetSecurityPollSuffix(\"\")\n\
+         setRingBuffersOptions({{recordQueries=false, recordResponses=false}})\n"
+    );
     let file = write(&setup.dir, "dnsdist.lua", &text)?;
     let file = file.display().to_string();
     Running::start(&found.program, &["--supervised", "--disable-syslog", "-C", &file], text, setup)

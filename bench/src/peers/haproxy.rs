@@ -40,7 +40,35 @@ fn configuration(setup: &Setup, splice: bool) -> String {
         "global\n    nbthread {workers}\n    maxconn {most}\n{buffers}\
          defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 600s\n    \
          timeout server 600s\n{splices}\
-         frontend f\n    bind {listen} backlog 4096\n    maxconn {most}\n    default_backend b\n\
+         frontend f\n    bind {listen} backlog 4096 shards by-thread\n    maxconn {most}\n    \
+         default_backend b\n\
          backend b\n    balance roundrobin\n{servers}"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Transport, UdpShape};
+    use super::*;
+
+    #[test]
+    fn splicing_is_forced_or_absent() {
+        let setup = Setup {
+            transport: Transport::Tcp,
+            listen: "127.0.0.1:9000".parse().expect("an address"),
+            backends: vec!["127.0.0.1:9001".parse().expect("an address")],
+            workers: 2,
+            cores: Vec::new(),
+            udp: UdpShape::default(),
+            dir: "/tmp".into(),
+            netns: None,
+        };
+        let spliced = configuration(&setup, true);
+        assert!(spliced.contains("option splice-request\n    option splice-response\n"));
+        assert!(spliced.contains("nbthread 2\n"));
+        assert!(spliced.contains("bind 127.0.0.1:9000 backlog 4096 shards by-thread\n"));
+        assert!(spliced.ends_with("balance roundrobin\n    server s0 127.0.0.1:9001\n"));
+        let copied = configuration(&setup, false);
+        assert!(!copied.contains("splice") && copied.contains("tune.bufsize 65536\n"));
+    }
 }

@@ -31,8 +31,8 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
 fn configuration(setup: &Setup, module: &str) -> String {
     let Setup { listen, workers, udp, .. } = setup;
     let (options, timeout) = match setup.transport {
-        Transport::Tcp => ("reuseport backlog=4096", 600),
-        Transport::Udp => ("udp reuseport", udp.idle.as_secs().max(1)),
+        Transport::Tcp => ("reuseport backlog=4096", 600_000),
+        Transport::Udp => ("udp reuseport", udp.idle.as_millis()),
     };
     let responses = udp.responses.filter(|_| setup.transport == Transport::Udp);
     let responses = responses.map(|n| format!("proxy_responses {n};")).unwrap_or_default();
@@ -48,7 +48,7 @@ fn configuration(setup: &Setup, module: &str) -> String {
          events {{\n    worker_connections 19000;\n    multi_accept on;\n}}\n\
          stream {{\n{sources}    access_log off;\n    upstream b {{ {servers}}}\n    \
          server {{\n        listen {listen} {options};\n        proxy_pass b;\n        \
-         proxy_buffer_size 64k;\n        proxy_timeout {timeout}s;\n        \
+         proxy_buffer_size 64k;\n        proxy_timeout {timeout}ms;\n        \
          proxy_connect_timeout 5s;\n        {bind}\n        {responses}\n    }}\n}}\n"
     )
 }
@@ -63,4 +63,32 @@ fn source_map(sources: &[IpAddr]) -> String {
         map += &format!("        {part} {address};\n");
     }
     map + "    }\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::UdpShape;
+    use super::*;
+
+    #[test]
+    fn a_flow_ends_as_the_shape_says() {
+        let mut setup = Setup {
+            transport: Transport::Udp,
+            listen: "127.0.0.1:9000".parse().expect("an address"),
+            backends: vec!["127.0.0.1:9001".parse().expect("an address")],
+            workers: 2,
+            cores: Vec::new(),
+            udp: UdpShape { responses: Some(1), ..UdpShape::default() },
+            dir: "/tmp".into(),
+            netns: None,
+        };
+        let udp = configuration(&setup, "/m.so");
+        assert!(udp.contains("listen 127.0.0.1:9000 udp reuseport;"), "{udp}");
+        assert!(udp.contains("proxy_timeout 30000ms;") && udp.contains("proxy_responses 1;"));
+        setup.transport = Transport::Tcp;
+        let tcp = configuration(&setup, "/m.so");
+        assert!(tcp.starts_with("load_module /m.so;\n"), "{tcp}");
+        assert!(tcp.contains("listen 127.0.0.1:9000 reuseport backlog=4096;"), "{tcp}");
+        assert!(!tcp.contains("proxy_responses"), "{tcp}");
+    }
 }

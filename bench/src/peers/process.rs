@@ -57,6 +57,8 @@ impl Program {
             let cores: Vec<_> = setup.cores.iter().map(ToString::to_string).collect();
             words.extend(["taskset", "-c", &cores.join(",")].map(OsString::from));
         }
+        // Drop does not run in a comparison that is killed.
+        words.extend(["setpriv", "--pdeathsig", "TERM"].map(OsString::from));
         words.extend(self.words.iter().cloned());
         Self { words }
     }
@@ -68,6 +70,8 @@ pub struct Running {
     pub pids: Vec<i32>,
     /// As written, for the report.
     pub configuration: String,
+    /// When each of `pids` was started, in the kernel's ticks.
+    started: Vec<Option<u64>>,
     child: Option<Child>,
     /// Undoes what no process's end undoes.
     undo: Vec<Command>,
@@ -83,6 +87,7 @@ impl Running {
             listen,
             pids: Vec::new(),
             configuration: String::new(),
+            started: Vec::new(),
             child: None,
             undo: Vec::new(),
         }
@@ -102,6 +107,10 @@ impl Running {
         configuration: String,
         setup: &Setup,
     ) -> anyhow::Result<Self> {
+        // Else the wait below would take another's socket for the peer's.
+        if listens(setup) {
+            bail!("something listens on {} already", setup.listen);
+        }
         let said = setup.dir.join("output");
         let output = File::create(&said)?;
         let child = program
@@ -120,6 +129,7 @@ impl Running {
         running.child = Some(child);
         running.wait_until_it_listens(setup, &said)?;
         running.pids = family(id);
+        running.started = running.pids.iter().copied().map(start_of).collect();
         Ok(running)
     }
 
@@ -157,10 +167,15 @@ impl Drop for Running {
             }
             std::thread::sleep(STEP);
         }
-        for pid in &self.pids {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
+        let _ = child.kill();
         let _ = child.wait();
+        // A number may belong to another by now; and orphans are for init to wait for.
+        for (pid, started) in self.pids.iter().zip(&self.started) {
+            while started.is_some() && start_of(*pid) == *started && now() < until {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                std::thread::sleep(STEP);
+            }
+        }
     }
 }
 
@@ -175,6 +190,13 @@ fn family(root: i32) -> Vec<i32> {
         next += 1;
     }
     all
+}
+
+/// proc_pid_stat(5), field 22; the second may hold spaces and ends with the last parenthesis.
+fn start_of(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = text.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Whether a socket has the address, by the tables of the namespace.

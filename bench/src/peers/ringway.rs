@@ -10,7 +10,7 @@ use super::{Found, Setup, Transport};
 
 pub fn find(binary: &Path) -> anyhow::Result<Found> {
     if !binary.exists() {
-        bail!("no {}: build it with `cargo build --release`", binary.display());
+        bail!("no {}", binary.display());
     }
     let program = Program::new([binary]);
     let version =
@@ -22,7 +22,6 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
     let text = configuration(setup);
     let file = write(&setup.dir, "ringway.toml", &text)?;
     let file = file.display().to_string();
-    // The worker's own pinning takes the place of taskset's, so that the control thread is free.
     let arguments = ["--log-level", "warn", "run", "--config", &file];
     Running::start(&found.program, &arguments, text, setup)
 }
@@ -31,13 +30,13 @@ fn configuration(setup: &Setup) -> String {
     let Setup { listen, dir, udp, .. } = setup;
     let cores: Vec<_> = match setup.cores.as_slice() {
         [] => (0..setup.workers).map(|core| core.to_string()).collect(),
-        cores => cores.iter().map(ToString::to_string).collect(),
+        cores => cores.iter().take(setup.workers).map(ToString::to_string).collect(),
     };
     let admin = listen.port().wrapping_add(1_000).max(1_024);
     let (protocol, options) = match setup.transport {
         Transport::Tcp => ("TCP", String::new()),
         Transport::Udp => {
-            let mut options = format!("flow_timeout = \"{}s\"\n", udp.idle.as_secs().max(1));
+            let mut options = format!("flow_timeout = \"{}ms\"\n", udp.idle.as_millis());
             if let Some(responses) = udp.responses {
                 let _ = writeln!(options, "responses = {responses}");
             }

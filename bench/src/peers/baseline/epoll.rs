@@ -75,7 +75,8 @@ fn accept(
         };
         client.set_nonblocking(true)?;
         client.set_nodelay(true)?;
-        let endpoint = begin_connect(to)?;
+        // Out of source ports: this client's loss alone.
+        let Ok(endpoint) = begin_connect(to) else { continue };
         let slot = free.pop().unwrap_or_else(|| {
             sessions.push(None);
             sessions.len() - 1

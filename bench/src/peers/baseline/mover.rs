@@ -47,6 +47,8 @@ impl Mover {
         let mut moved = 0;
         loop {
             if !self.deliver(to)? {
+                // A slow receiver makes bulk no less bulk.
+                self.way.note(moved);
                 return Ok(Stop::Blocked);
             }
             match self.take(from, to, scratch) {
