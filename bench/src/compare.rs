@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -17,6 +16,7 @@ use crate::outcome::Outcome;
 use crate::peers::{Found, Peer, Places, Transport};
 use crate::report::{self, Configuration, PeerVersion, Results, Run, Session, Skipped};
 
+mod alone;
 mod bed;
 mod child;
 pub mod claims;
@@ -27,6 +27,7 @@ pub mod state;
 mod tools;
 pub mod workload;
 
+use alone::Part;
 use bed::{Bed, Layout};
 use state::State;
 use workload::Workload;
@@ -52,9 +53,10 @@ pub struct Options {
     /// pinned, nor is the load.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     workers: u8,
-    /// Loopback, or namespaces with veth pairs between client, gateway and backend (needs root).
-    #[arg(long, value_enum, default_value_t = On::Loopback)]
-    network: On,
+    /// `veth`: client, proxy and backend in a namespace each (needs root); only there DNAT can be
+    /// compared, and only loopback has the workloads with several source addresses or other tools.
+    #[arg(long, value_enum, default_value_t = Link::Loopback)]
+    network: Link,
     /// Where results.json, report.md and plots/ go [default: target/bench/DATE].
     #[arg(long)]
     out: Option<PathBuf>,
@@ -64,7 +66,7 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum On {
+enum Link {
     Loopback,
     Veth,
 }
@@ -78,20 +80,16 @@ pub fn run(ringway: &Path, options: &Options) -> anyhow::Result<()> {
     let workloads = options.workloads();
     let (contenders, missing) = contenders(options, &places)?;
     if options.list {
-        return list(&workloads, &contenders, &missing);
+        return list(&workloads, &options.parts(), &contenders, &missing);
     }
-    if workloads.is_empty() {
+    if workloads.is_empty() && options.parts().is_empty() {
         bail!("no workload is called {}; see --list", options.only.join(" or "));
     }
     let directory = options.out.clone().unwrap_or_else(|| {
         Path::new("target/bench").join(machine::utc(std::time::SystemTime::now()))
     });
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let network = match options.network {
-        On::Loopback => None,
-        On::Veth => Some(Rc::new(Network::new()?)),
-    };
-    let mut comparison = Comparison::new(options, contenders, missing, directory.clone(), network);
+    let mut comparison = Comparison::new(options, contenders, missing, directory.clone())?;
     let result = comparison.run(&workloads);
     // What was measured before an interrupt or a failure is kept.
     comparison.save()?;
@@ -110,6 +108,14 @@ impl Options {
         workload::all().into_iter().filter(chosen).collect()
     }
 
+    fn parts(&self) -> Vec<Part> {
+        let chosen = |part: &Part| match &self.only[..] {
+            [] => !self.quick && self.network == Link::Loopback,
+            only => only.iter().any(|pattern| workload::matches(pattern, &part.to_string())),
+        };
+        Part::ALL.into_iter().filter(chosen).collect()
+    }
+
     fn seconds(&self) -> f64 {
         self.seconds.unwrap_or(if self.quick { 0.5 } else { 2.0 })
     }
@@ -124,13 +130,13 @@ type Contenders = Vec<(Peer, Found)>;
 /// Those that are here, and why others are not. One that was asked for must be here.
 fn contenders(options: &Options, places: &Places) -> anyhow::Result<(Contenders, Vec<Skipped>)> {
     let (mut here, mut missing) = (Vec::new(), Vec::new());
-    for peer in Peer::value_variants() {
+    for peer in Peer::ALL {
         if !options.peers.is_empty() && !options.peers.contains(peer) {
             continue;
         }
         match peer.find(places) {
             Ok(found) => here.push((*peer, found)),
-            Err(why) if options.peers.contains(peer) => bail!("{peer}: {why}"),
+            Err(why) if options.peers.contains(peer) => bail!("{why}"),
             Err(why) => {
                 missing.push(Skipped { what: peer.to_string(), why: why.to_string() });
             }
@@ -139,7 +145,12 @@ fn contenders(options: &Options, places: &Places) -> anyhow::Result<(Contenders,
     Ok((here, missing))
 }
 
-fn list(workloads: &[Workload], here: &Contenders, missing: &[Skipped]) -> anyhow::Result<()> {
+fn list(
+    workloads: &[Workload],
+    parts: &[Part],
+    here: &Contenders,
+    missing: &[Skipped],
+) -> anyhow::Result<()> {
     println!("Workloads:");
     for workload in workloads {
         let quick = if workload.quick { ", in --quick" } else { "" };
@@ -148,6 +159,9 @@ fn list(workloads: &[Workload], here: &Contenders, missing: &[Skipped]) -> anyho
             workload.name,
             if workload.transport == Transport::Tcp { "TCP" } else { "UDP" }
         );
+    }
+    for part in parts {
+        println!("  {:<24} Ringway alone", part.to_string());
     }
     println!("Peers:");
     for (peer, found) in here {
@@ -162,11 +176,12 @@ fn list(workloads: &[Workload], here: &Contenders, missing: &[Skipped]) -> anyho
 struct Comparison {
     contenders: Contenders,
     layout: Layout,
+    network: Option<Network>,
+    parts: Vec<Part>,
     rounds: usize,
     deadline: Option<Instant>,
     directory: PathBuf,
     results: Results,
-    network: Option<Rc<Network>>,
 }
 
 impl Comparison {
@@ -175,8 +190,7 @@ impl Comparison {
         contenders: Contenders,
         skipped: Vec<Skipped>,
         directory: PathBuf,
-        network: Option<Rc<Network>>,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
         let version = |(peer, found): &(Peer, Found)| PeerVersion {
             peer: peer.to_string(),
             version: found.version.clone(),
@@ -187,15 +201,19 @@ impl Comparison {
             peers: contenders.iter().map(version).collect(),
             ..machine::session()
         };
-        Self {
+        Ok(Self {
             layout: Layout { workers: usize::from(options.workers), seconds: options.seconds() },
             rounds: options.rounds(),
+            parts: options.parts(),
+            network: match options.network {
+                Link::Loopback => None,
+                Link::Veth => Some(Network::new().context("--network veth")?),
+            },
             deadline: options.quick.then(|| Instant::now() + QUICK),
             directory,
             results: Results { sessions: vec![session], skipped, ..Results::default() },
             contenders,
-            network,
-        }
+        })
     }
 
     fn run(&mut self, workloads: &[Workload]) -> anyhow::Result<()> {
@@ -213,6 +231,29 @@ impl Comparison {
             }
             self.save()?;
         }
+        self.alone(began)
+    }
+
+    /// What is measured of Ringway alone.
+    fn alone(&mut self, began: Instant) -> anyhow::Result<()> {
+        let Some((_, ringway)) = self.contenders.iter().find(|(peer, _)| *peer == Peer::Ringway)
+        else {
+            return Ok(());
+        };
+        for part in self.parts.clone() {
+            interrupt::check()?;
+            eprintln!("{part} after {:.0} s", began.elapsed().as_secs_f64());
+            let files = self.directory.join("files");
+            match alone::measure(part, ringway, self.layout, self.rounds, &files) {
+                Ok(figures) => self.results.figures.extend(figures),
+                Err(error) => {
+                    interrupt::check()?;
+                    let skipped = Skipped { what: part.to_string(), why: format!("{error:#}") };
+                    eprintln!("    {}", skipped.why);
+                    self.results.skipped.push(skipped);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -227,14 +268,31 @@ impl Comparison {
                 bail!("{program} is not installed: apt-get install iperf3 redis nsd dnsperf");
             }
         }
+        if self.network.is_some() && !workload.works_on_veth() {
+            bail!("only on loopback");
+        }
         let contenders: Vec<usize> = (0..self.contenders.len())
             .filter(|index| self.contenders[*index].0.speaks(workload.transport))
-            // The kernel forwards nothing that never leaves the machine.
             .filter(|index| self.network.is_some() || self.contenders[*index].0 != Peer::Dnat)
             .collect();
         let files = self.directory.join("files");
-        let (count, network) = (self.contenders.len(), self.network.clone());
-        let mut bed = Bed::new(workload, self.layout, count, &files, network.as_deref())?;
+        // Taken for the time of the workload, since runs are added to `self` meanwhile.
+        let network = self.network.take();
+        let result = self.rounds(workload, &contenders, network.as_ref(), progress, &files);
+        self.network = network;
+        result
+    }
+
+    fn rounds(
+        &mut self,
+        workload: &Workload,
+        contenders: &[usize],
+        network: Option<&Network>,
+        progress: &Progress,
+        files: &Path,
+    ) -> anyhow::Result<()> {
+        let layout = self.layout.of(workload);
+        let mut bed = Bed::new(workload, layout, network, self.contenders.len(), files)?;
         let mut failed = Vec::new();
         for round in 0..self.rounds {
             for place in schedule::order(contenders.len(), round) {
@@ -283,13 +341,14 @@ impl Comparison {
             session: 0,
             workload: workload.name.clone(),
             peer: peer.to_string(),
-            workers: self.layout.workers,
-            network: if self.network.is_some() { "veth" } else { "loopback" }.to_owned(),
+            workers: self.layout.of(workload).workers,
+            network: if bed.is_veth() { "veth" } else { "loopback" }.to_owned(),
             round,
             unit: workload.unit,
             state,
             outcome: measured.outcome,
             cpu: measured.cpu,
+            counted_by: measured.counted_by.to_owned(),
             before: measured.before,
             after: measured.after,
             sessions: workload.sessions(),

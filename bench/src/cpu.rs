@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,9 @@ impl Meter {
     /// they used until now is not counted.
     pub fn of(name: &str, roots: &[i32]) -> Self {
         let group = cgroup2_mount().and_then(|mount| {
-            let name = format!("ringway-bench-{}-{name}", std::process::id());
+            static MADE: AtomicU64 = AtomicU64::new(0);
+            let number = MADE.fetch_add(1, Ordering::Relaxed);
+            let name = format!("ringway-bench-{}-{number}-{name}", std::process::id());
             let group = mount.join(name);
             fs::create_dir(&group).ok().map(|()| group)
         });
@@ -50,6 +54,11 @@ impl Meter {
         }
     }
 
+    /// How it counts, for the report.
+    pub fn method(&self) -> &'static str {
+        if self.group.is_some() { "cgroup cpu.stat" } else { "schedstat of all threads" }
+    }
+
     pub fn usage(&self) -> Usage {
         let mut all = Usage::default();
         for pid in family(&self.roots) {
@@ -71,7 +80,13 @@ impl Meter {
         for pid in members.lines() {
             let _ = fs::write(parent.join("cgroup.procs"), pid);
         }
-        let _ = fs::remove_dir(group);
+        // The last process may be dead but not yet gone.
+        for _ in 0..50 {
+            if fs::remove_dir(&group).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -174,7 +189,7 @@ mod tests {
         let [busy_before, idle_before] = meters.each_ref().map(|m| m.seconds().expect("readable"));
         // Until the busy one was charged, however loaded the machine is.
         while meters[0].seconds().expect("readable") < busy_before + 0.02 {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         let idle_used = meters[1].seconds().expect("readable") - idle_before;
         let memory = meters[1].usage();

@@ -92,6 +92,8 @@ pub struct Run {
     /// Seconds of CPU of the proxy's processes within the measured interval; `None` if it has no
     /// process.
     pub cpu: Option<f64>,
+    /// How that was counted.
+    pub counted_by: String,
     /// Before the load began, and at the end of the measured interval.
     pub before: Usage,
     pub after: Usage,
@@ -281,6 +283,7 @@ pub fn sample(workload: &str, rounds: usize, peers: &[(&str, f64)]) -> Results {
                     ..Outcome::default()
                 },
                 cpu: Some(cpu * noise),
+                counted_by: "cgroup cpu.stat".to_owned(),
                 before: Usage { rss: 2_000_000, pss: 2_000_000, anonymous: 1_000_000, files: 10 },
                 after: Usage { rss: 3_000_000, pss: 3_000_000, anonymous: 2_000_000, files: 12 },
                 sessions: idle.then_some(9_000),

@@ -13,7 +13,7 @@ use crate::net::{self, Network, Place};
 use crate::outcome::Outcome;
 use crate::peers::{Found, Peer, Running, Setup, UdpShape};
 
-use super::child::Child;
+use super::child::{Child, Spot};
 use super::interrupt;
 use super::tools;
 use super::workload::{Load, Workload};
@@ -31,13 +31,23 @@ impl Layout {
         if self.workers == 1 { vec![0] } else { Vec::new() }
     }
 
-    /// Where the load and the backends are.
-    pub fn load_core(self) -> Option<usize> {
+    /// The core of the load and the backends.
+    fn load_core(self) -> Option<usize> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         (self.workers == 1 && cores > 1).then_some(1)
     }
 
-    pub fn warmup(self) -> f64 {
+    /// As the workload wants it.
+    pub fn of(self, workload: &Workload) -> Self {
+        Self { workers: workload.workers.unwrap_or(self.workers), ..self }
+    }
+
+    fn spot(self, network: Option<&Network>, place: Place) -> Spot {
+        let netns = network.map(|network| network.namespace(place));
+        Spot { core: self.load_core(), netns }
+    }
+
+    fn warmup(self) -> f64 {
         (self.seconds * 0.25).clamp(0.1, 0.5)
     }
 }
@@ -47,16 +57,16 @@ const READY: Duration = Duration::from_secs(60);
 pub struct Bed<'a> {
     workload: &'a Workload,
     layout: Layout,
+    network: Option<&'a Network>,
     directory: PathBuf,
     backend: SocketAddr,
     _backend: Child,
     running: Vec<Option<Contender>>,
-    /// `None`: everything is on loopback.
-    network: Option<&'a Network>,
 }
 
 /// A proxy that stands ready.
 struct Contender {
+    peer: Peer,
     running: Running,
     meter: Meter,
 }
@@ -65,6 +75,7 @@ struct Contender {
 pub struct Measured {
     pub outcome: Outcome,
     pub cpu: Option<f64>,
+    pub counted_by: &'static str,
     pub before: Usage,
     pub after: Usage,
 }
@@ -73,9 +84,9 @@ impl<'a> Bed<'a> {
     pub fn new(
         workload: &'a Workload,
         layout: Layout,
+        network: Option<&'a Network>,
         contenders: usize,
         directory: &Path,
-        network: Option<&'a Network>,
     ) -> anyhow::Result<Self> {
         let directory = directory.join(&workload.name);
         std::fs::create_dir_all(&directory)?;
@@ -83,22 +94,18 @@ impl<'a> Bed<'a> {
         if network.is_some() {
             backend.set_ip(net::BACKEND);
         }
+        let spot = layout.spot(network, Place::Backend);
         let process = match &workload.load {
             Load::Ours { serve, .. } | Load::Held { serve, .. } => {
                 let arguments = ["serve", serve, "--listen", &backend.to_string()];
-                let mut arguments = arguments.map(str::to_owned).to_vec();
-                if let Some(core) = layout.load_core() {
-                    arguments.extend(["--core".to_owned(), core.to_string()]);
-                }
-                let mut child = ourselves(&arguments, network, Place::Backend)?;
+                let mut child = Child::ourselves(&arguments.map(str::to_owned), &spot)?;
                 child.expect("ready", READY)?;
                 child
             }
-            _ if network.is_some() => anyhow::bail!("other programs are driven on loopback only"),
-            tool => tools::backend(tool, backend, &directory, layout.load_core())?,
+            tool => tools::backend(tool, backend, &directory, &spot)?,
         };
         let running = (0..contenders).map(|_| None).collect();
-        Ok(Self { workload, layout, directory, backend, _backend: process, running, network })
+        Ok(Self { workload, layout, network, directory, backend, _backend: process, running })
     }
 
     /// Starts contender number `index`, unless it runs; returns its configuration.
@@ -106,17 +113,15 @@ impl<'a> Bed<'a> {
         if let Some(contender) = &self.running[index] {
             return Ok(contender.running.configuration.clone());
         }
-        let mut listen = free_address()?;
-        if self.network.is_some() {
-            listen.set_ip(net::GATEWAY);
-        }
-        // Only loopback has as many addresses as anyone likes.
-        let sources = if self.network.is_some() { 0 } else { self.workload.udp.sources };
-        let sources = (0..sources).map(|n| {
+        let sources = (0..self.workload.udp.sources).map(|n| {
             Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 1, 1).to_bits() + u32::from(n)).into()
         });
         let directory = self.directory.join(peer.to_string());
         std::fs::create_dir_all(&directory)?;
+        let mut listen = free_address()?;
+        if self.network.is_some() {
+            listen.set_ip(net::GATEWAY);
+        }
         let setup = Setup {
             transport: self.workload.transport,
             listen,
@@ -135,7 +140,7 @@ impl<'a> Bed<'a> {
         let running = peer.start(found, &setup)?;
         let meter = Meter::of(&format!("{}-{peer}", self.workload.name), &running.pids);
         let configuration = running.configuration.clone();
-        self.running[index] = Some(Contender { running, meter });
+        self.running[index] = Some(Contender { peer, running, meter });
         Ok(configuration)
     }
 
@@ -150,40 +155,73 @@ impl<'a> Bed<'a> {
         measured
     }
 
+    /// The processes of contender number `index`, and the folder of its files.
+    pub fn running(&self, index: usize) -> Option<(&Running, PathBuf)> {
+        let contender = self.running[index].as_ref()?;
+        Some((&contender.running, self.directory.join(contender.peer.to_string())))
+    }
+
+    pub fn is_veth(&self) -> bool {
+        self.network.is_some()
+    }
+
     fn load(&self, contender: &Contender) -> anyhow::Result<Measured> {
         let before = contender.meter.usage();
         let to = contender.running.listen;
         let (outcome, cpu, after) = match &self.workload.load {
             Load::Ours { load, arguments, .. } => {
-                let mut child = self.start_load(load, to, arguments)?;
+                let mut child = self.start_load(load, to, self.layout.seconds, arguments)?;
                 child.expect("begin", READY)?;
                 let begin = Instant::now() + Duration::from_secs_f64(self.layout.warmup());
                 let window = self.window(contender, begin)?;
                 (outcome(&mut child)?, window.0, window.1)
             }
-            Load::Held { load, arguments, .. } => {
-                let mut child = self.start_load(load, to, arguments)?;
-                let line = child.line(READY)?;
-                // Flows are there when their first round trips are: at the end of the interval.
-                let after = if line == "ready" {
-                    contender.meter.usage()
-                } else {
-                    let begin = Instant::now() + Duration::from_secs_f64(self.layout.warmup());
-                    self.window(contender, begin)?.1
-                };
-                (outcome(&mut child)?, None, after)
+            Load::Held { load, arguments, processes, seconds, .. } => {
+                let children =
+                    (0..*processes).map(|_| self.start_load(load, to, *seconds, arguments));
+                let mut children = children.collect::<anyhow::Result<Vec<_>>>()?;
+                let after = self.held(contender, *seconds, &mut children)?;
+                let mut all = Outcome::default();
+                for child in &mut children {
+                    let one = outcome(child)?;
+                    all.seconds = all.seconds.max(one.seconds);
+                    all.operations += one.operations;
+                    all.errors += one.errors;
+                    all.lost += one.lost;
+                }
+                (all, None, after)
             }
             tool => {
                 let first = contender.meter.seconds()?;
-                let core = self.layout.load_core();
-                let outcome = tools::load(tool, to, &self.directory, self.layout.seconds, core)?;
+                let spot = self.layout.spot(self.network, Place::Client);
+                let outcome = tools::load(tool, to, &self.directory, self.layout.seconds, &spot)?;
                 let cpu = contender.meter.seconds()? - first;
                 (outcome, Some(cpu), contender.meter.usage())
             }
         };
         // What has no process has no CPU of its own.
         let cpu = cpu.filter(|_| !contender.running.pids.is_empty());
-        Ok(Measured { outcome, cpu, before, after })
+        let counted_by = contender.meter.method();
+        Ok(Measured { outcome, cpu, counted_by, before, after })
+    }
+
+    /// What is used when all connections or flows stand.
+    fn held(
+        &self,
+        contender: &Contender,
+        seconds: f64,
+        children: &mut [Child],
+    ) -> anyhow::Result<Usage> {
+        let mut flows = false;
+        for child in children {
+            flows |= child.line(READY)? == "begin";
+        }
+        if !flows {
+            return settled(&contender.meter);
+        }
+        // They stand when their first round trips are made, which the interval has time for.
+        interrupt::sleep_until(Instant::now() + Duration::from_secs_f64(seconds))?;
+        Ok(contender.meter.usage())
     }
 
     /// The CPU of the interval that begins then, and what is used at its end.
@@ -199,37 +237,40 @@ impl<'a> Bed<'a> {
         Ok((Some(last - first), contender.meter.usage()))
     }
 
-    fn start_load(&self, kind: &str, to: SocketAddr, more: &[String]) -> anyhow::Result<Child> {
+    fn start_load(
+        &self,
+        kind: &str,
+        to: SocketAddr,
+        seconds: f64,
+        more: &[String],
+    ) -> anyhow::Result<Child> {
         let mut arguments = vec!["load".to_owned(), kind.to_owned()];
         let options = [
             ("--to", to.to_string()),
-            ("--seconds", self.layout.seconds.to_string()),
+            ("--seconds", seconds.to_string()),
             ("--warmup", self.layout.warmup().to_string()),
         ];
         for (name, value) in options {
             arguments.extend([name.to_owned(), value]);
         }
         arguments.extend_from_slice(more);
-        if let Some(core) = self.layout.load_core() {
-            arguments.extend(["--core".to_owned(), core.to_string()]);
-        }
-        ourselves(&arguments, self.network, Place::Client)
+        Child::ourselves(&arguments, &self.layout.spot(self.network, Place::Client))
     }
 }
 
-/// This program with other arguments, at a place of the network if there is one.
-fn ourselves(
-    arguments: &[String],
-    network: Option<&Network>,
-    place: Place,
-) -> anyhow::Result<Child> {
-    let Some(network) = network else { return Child::ourselves(arguments, None) };
-    let program = std::env::current_exe().context("this program")?;
-    let namespace = network.namespace(place);
-    let mut all =
-        ["netns", "exec", &namespace, &program.to_string_lossy()].map(str::to_owned).to_vec();
-    all.extend_from_slice(arguments);
-    Child::start("ip", &all, None)
+/// What is used when it changes no more: a proxy goes on accepting and connecting for a while when
+/// its clients are already connected to its queue.
+fn settled(meter: &Meter) -> anyhow::Result<Usage> {
+    let patience = Instant::now() + Duration::from_secs(20);
+    let mut last = meter.usage();
+    loop {
+        interrupt::sleep_until(Instant::now() + Duration::from_millis(300))?;
+        let now = meter.usage();
+        if now.files == last.files || Instant::now() > patience {
+            return Ok(now);
+        }
+        last = now;
+    }
 }
 
 fn outcome(child: &mut Child) -> anyhow::Result<Outcome> {

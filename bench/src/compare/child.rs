@@ -10,6 +10,13 @@ use anyhow::{Context, bail};
 
 use super::interrupt;
 
+/// Where a process runs: on a core (0-based), in a network namespace; by default wherever.
+#[derive(Clone, Debug, Default)]
+pub struct Spot {
+    pub core: Option<usize>,
+    pub netns: Option<String>,
+}
+
 pub struct Child {
     name: String,
     process: Process,
@@ -20,18 +27,20 @@ pub struct Child {
 }
 
 impl Child {
-    /// On `core` (0-based) if there is one, by taskset(1).
-    pub fn start(program: &str, arguments: &[String], core: Option<usize>) -> anyhow::Result<Self> {
-        let mut command = match core {
-            Some(core) => {
-                let mut taskset = Command::new("taskset");
-                taskset.args(["-c", &core.to_string(), program]);
-                taskset
-            }
-            None => Command::new(program),
-        };
-        let mut process = command
+    pub fn start(program: &str, arguments: &[String], spot: &Spot) -> anyhow::Result<Self> {
+        let mut words = Vec::new();
+        if let Some(netns) = &spot.netns {
+            words.extend(["ip", "netns", "exec", netns].map(str::to_owned));
+        }
+        if let Some(core) = spot.core {
+            words.extend(["taskset", "-c", &core.to_string()].map(str::to_owned));
+        }
+        words.push(program.to_owned());
+        let mut process = Command::new(&words[0])
+            .args(&words[1..])
             .args(arguments)
+            // Whoever wants it for us does not want it in the report.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -54,9 +63,9 @@ impl Child {
     }
 
     /// This program itself, with other arguments.
-    pub fn ourselves(arguments: &[String], core: Option<usize>) -> anyhow::Result<Self> {
+    pub fn ourselves(arguments: &[String], spot: &Spot) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program")?;
-        Self::start(&program.to_string_lossy(), arguments, core)
+        Self::start(&program.to_string_lossy(), arguments, spot)
     }
 
     /// Its next line, or why there is none.
@@ -150,7 +159,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     fn shell(script: &str) -> Child {
-        Child::start("sh", &["-c".to_owned(), script.to_owned()], None).expect("sh")
+        Child::start("sh", &["-c".to_owned(), script.to_owned()], &Spot::default()).expect("sh")
     }
 
     #[test]

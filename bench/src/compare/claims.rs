@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::peers::Peer;
 use crate::report::{Metric, Results, Run};
 use crate::stats::{Interval, median};
 
@@ -15,11 +16,6 @@ const ENOUGH_VALUES: usize = 3;
 
 pub const OURSELVES: &str = "ringway";
 
-/// What people run in Ringway's place. `direct` and `dnat` are limits, `epoll-splice` and `monoio`
-/// are yardsticks of our own: none of them can be the best peer.
-pub const PRODUCTS: [&str; 6] =
-    ["haproxy-splice", "haproxy-copy", "nginx", "envoy", "sozu", "dnsdist"];
-
 pub struct Claim {
     /// Patterns of workload names.
     workloads: &'static [&'static str],
@@ -30,7 +26,10 @@ pub struct Claim {
 
 #[derive(Clone, Copy)]
 enum Against {
-    /// The one with the best median of the metric in this run.
+    /// The one with the best median of the metric in this run, of all that are somebody else's:
+    /// not limits (`direct`, `dnat`), not yardsticks of our own (`epoll-splice`, `monoio`).
+    Anybody,
+    /// The same of these.
     Best(&'static [&'static str]),
     /// Each of them by itself.
     Each(&'static [&'static str]),
@@ -44,7 +43,7 @@ pub enum Target {
     AtLeast(f64),
 }
 
-const ANYBODY: Against = Against::Best(&PRODUCTS);
+const ANYBODY: Against = Against::Anybody;
 const HAPROXY: Against = Against::Best(&["haproxy-splice", "haproxy-copy"]);
 const SPLICING: Against = Against::Each(&["haproxy-splice"]);
 const COPYING: Against = Against::Each(&["haproxy-copy", "nginx", "envoy", "sozu"]);
@@ -172,11 +171,18 @@ impl Case<'_> {
         match self.claim.against {
             Against::Nobody => vec![self.of_figure()],
             Against::Each(peers) => peers.iter().filter_map(|peer| self.against(peer)).collect(),
-            Against::Best(peers) => {
-                let best = best(self.runs, self.claim.metric, peers);
-                best.and_then(|peer| self.against(&peer)).into_iter().collect()
+            Against::Best(peers) => self.against_best(peers),
+            Against::Anybody => {
+                let rivals = Peer::ALL.iter().filter(|peer| peer.is_rival());
+                let names: Vec<String> = rivals.map(ToString::to_string).collect();
+                self.against_best(&names.iter().map(String::as_str).collect::<Vec<_>>())
             }
         }
+    }
+
+    fn against_best(&self, peers: &[&str]) -> Vec<Judgement> {
+        let best = best(self.runs, self.claim.metric, peers);
+        best.and_then(|peer| self.against(&peer)).into_iter().collect()
     }
 
     fn of_figure(&self) -> Judgement {

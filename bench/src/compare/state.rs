@@ -48,8 +48,8 @@ impl State {
     }
 }
 
-const BOUNCES: u32 = 2_000;
-const BATCHES: u32 = 8;
+const BOUNCES: u32 = 500;
+const BATCHES: u32 = 40;
 
 /// The best of some batches: whatever else ran can only have made it slower.
 fn ping_pong() -> anyhow::Result<f64> {

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::outcome::{Latency, Outcome};
 
-use super::child::Child;
+use super::child::{Child, Spot};
 use super::interrupt;
 use super::workload::Load;
 
@@ -18,7 +18,7 @@ pub fn backend(
     load: &Load,
     listen: SocketAddr,
     directory: &Path,
-    core: Option<usize>,
+    spot: &Spot,
 ) -> anyhow::Result<Child> {
     let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
     let (program, arguments) = match load {
@@ -32,14 +32,14 @@ pub fn backend(
             write_zone(listen, directory)?;
             let file = directory.join("nsd.conf").to_string_lossy().into_owned();
             let arguments = ["-d", "-c", &file].map(str::to_owned);
-            let mut child = Child::start("nsd", &arguments, core)?;
+            let mut child = Child::start("nsd", &arguments, spot)?;
             wait(&mut child, || answers_dns(listen))?;
             return Ok(child);
         }
         Load::Ours { .. } | Load::Held { .. } => bail!("not a tool"),
     };
     let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
-    let mut child = Child::start(program, &arguments, core)?;
+    let mut child = Child::start(program, &arguments, spot)?;
     wait(&mut child, || TcpStream::connect(listen).is_ok())?;
     Ok(child)
 }
@@ -50,7 +50,7 @@ pub fn load(
     to: SocketAddr,
     directory: &Path,
     seconds: f64,
-    core: Option<usize>,
+    spot: &Spot,
 ) -> anyhow::Result<Outcome> {
     let (ip, port) = (to.ip().to_string(), to.port().to_string());
     // They take whole seconds.
@@ -79,7 +79,7 @@ pub fn load(
         }
         Load::Ours { .. } | Load::Held { .. } => bail!("not a tool"),
     };
-    let mut child = Child::start(program, &arguments, core)?;
+    let mut child = Child::start(program, &arguments, spot)?;
     let text = child.rest(Duration::from_secs_f64(seconds * 5.0 + 60.0))?;
     let outcome = match load {
         Load::Iperf3 { .. } => iperf3(&text),
@@ -153,8 +153,7 @@ fn iperf3(text: &str) -> anyhow::Result<Outcome> {
     Ok(Outcome { seconds, operations: bytes >> 17, bytes, ..Outcome::default() })
 }
 
-/// It prints no p90 and no p99.9: the next above stand for them. Its CSV has one line of names and
-/// one of figures, latency in milliseconds.
+/// It prints no p90 and no p99.9: the next above stand for them. Its CSV has one line of names and one of figures, latency in milliseconds.
 fn redis_benchmark(text: &str, requests: u64) -> anyhow::Result<Outcome> {
     let row = |line: &str| -> Vec<String> {
         line.split(',').map(|field| field.trim_matches('"').to_owned()).collect()
@@ -216,8 +215,7 @@ mod tests {
     fn reads_redis_benchmark() {
         let text = "\"test\",\"rps\",\"avg_latency_ms\",\"min_latency_ms\",\"p50_latency_ms\",\
                     \"p95_latency_ms\",\"p99_latency_ms\",\"max_latency_ms\"\n\
-                    \"GET\",\"50000.00\",\"0.030\",\"0.008\",\"0.023\",\
-                    \"0.039\",\"0.063\",\"4.047\"\n";
+                    \"GET\",\"50000.00\",\"0.030\",\"0.008\",\"0.023\",\"0.039\",\"0.063\",\"4.047\"\n";
         let outcome = redis_benchmark(text, 100_000).expect("as it prints it");
         assert!((outcome.seconds - 2.0).abs() < 1e-9);
         let latency = outcome.latency.expect("it has one");

@@ -15,6 +15,8 @@ pub struct Workload {
     /// Part of `--quick`.
     pub quick: bool,
     pub udp: Udp,
+    /// `None`: as many as the comparison is asked for.
+    pub workers: Option<usize>,
 }
 
 /// How long a UDP proxy is to keep a flow, and from how many addresses it may send.
@@ -25,7 +27,7 @@ pub struct Udp {
     pub sources: u8,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Load {
     /// `bench load` with these arguments against `bench serve`.
     Ours {
@@ -38,7 +40,11 @@ pub enum Load {
         serve: &'static str,
         load: &'static str,
         arguments: Vec<String>,
+        /// In all processes of the load together.
         sessions: u32,
+        processes: u32,
+        /// In which all are opened; nothing is timed.
+        seconds: f64,
     },
     Iperf3 {
         streams: u32,
@@ -51,6 +57,11 @@ pub enum Load {
 }
 
 impl Workload {
+    /// Its addresses would have to be set up there, and so would the tools' own waiting.
+    pub fn works_on_veth(&self) -> bool {
+        self.udp.sources == 0 && self.load.programs().is_empty()
+    }
+
     /// Connections or flows that are there at the end, where that is the point.
     pub fn sessions(&self) -> Option<u32> {
         match self.load {
@@ -145,6 +156,8 @@ fn other_tcp() -> [Workload; 3] {
                 load: "idle",
                 arguments: held,
                 sessions: IDLE_CONNECTIONS,
+                processes: 1,
+                seconds: 0.0,
             },
             unit: Unit::Connection,
             fresh: true,
@@ -189,13 +202,26 @@ fn udp() -> Vec<Workload> {
 
 fn many_flows() -> Workload {
     const FLOWS: u32 = 30_000;
-    let arguments: Vec<String> =
-        ["--flows", "30000", "--size", "64", "--sources", "4"].map(str::to_owned).to_vec();
-    let load = Load::Held { serve: "udp-echo", load: "udp-request", arguments, sessions: FLOWS };
+    // Each may open as many files as are commonly allowed.
+    const PROCESSES: u32 = 2;
+    let flows = (FLOWS / PROCESSES).to_string();
+    let arguments = ["--flows", &flows, "--size", "64", "--sources", "4", "--rate", "7500"];
+    let arguments = arguments.map(str::to_owned);
+    let load = Load::Held {
+        serve: "udp-echo",
+        load: "udp-request",
+        arguments: arguments.to_vec(),
+        sessions: FLOWS,
+        processes: PROCESSES,
+        // Twice what the flows take by the rate, which spares the sockets' buffers.
+        seconds: 4.0,
+    };
     Workload {
         load,
         fresh: true,
         udp: Udp { sources: 4, ..KEPT },
+        // A ring holds no more registered files than a process may have open.
+        workers: Some(2),
         ..udp_requests(format!("udp-flows-{FLOWS}"), &[])
     }
 }
@@ -233,6 +259,7 @@ fn tcp<S: ToString>(
         fresh: false,
         quick: false,
         udp: KEPT,
+        workers: None,
     }
 }
 

@@ -179,13 +179,17 @@ fn states(runs: &[&Run]) -> String {
     let mut controls: Vec<&str> = runs.iter().map(|run| run.state.congestion.as_str()).collect();
     controls.sort_unstable();
     controls.dedup();
+    let mut methods: Vec<&str> = runs.iter().map(|run| run.counted_by.as_str()).collect();
+    methods.sort_unstable();
+    methods.dedup();
     format!(
         "State: cores near in {near} of {} runs (a cache line there and back in {} ns), fixed \
-         arithmetic in {} us, congestion control {}.",
+         arithmetic in {} us, congestion control {}; CPU by {}.",
         runs.len(),
         range(runs.iter().map(|run| run.state.round_trip).collect()),
         range(runs.iter().map(|run| run.state.spin / 1e3).collect()),
-        controls.join(", ")
+        controls.join(", "),
+        methods.join(", ")
     )
 }
 
@@ -257,9 +261,10 @@ fn interval(of: Interval) -> String {
 /// Three digits that count, or all before the point.
 pub fn figure(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".to_owned(),
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 1.0 || size == 0.0 => format!("{value:.2}"),
+        size if size >= 1.0 => format!("{value:.2}"),
         _ => format!("{value:.3}"),
     }
 }
@@ -285,7 +290,7 @@ mod tests {
         });
         let text = render(&results, &[Plot { file: "cpu".into(), title: "CPU".into() }]);
         for expected in [
-            "| tcp-connect | 1 | CPU per unit | nginx (1.2) | <= 0.920 | 0.5",
+            "| tcp-connect | 1 | CPU per unit | nginx (1.2) | <= 0.920 | 0.499 (",
             "| **met** |",
             "## tcp-connect, 1 worker, loopback",
             "| peer | 1,000 requests/s | CPU us/request | p50 us | p99 us | memory MB | lost |",
@@ -309,6 +314,6 @@ mod tests {
     #[test]
     fn figures_have_three_digits() {
         let all = [1234.5, 12.34, 1.234, 0.1234, 0.0].map(figure);
-        assert_eq!(all, ["1234", "12.3", "1.23", "0.123", "0.00"]);
+        assert_eq!(all, ["1234", "12.3", "1.23", "0.123", "0"]);
     }
 }
