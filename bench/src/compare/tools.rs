@@ -153,7 +153,8 @@ fn iperf3(text: &str) -> anyhow::Result<Outcome> {
     Ok(Outcome { seconds, operations: bytes >> 17, bytes, ..Outcome::default() })
 }
 
-/// It prints no p90 and no p99.9: the next above stand for them. Its CSV has one line of names and one of figures, latency in milliseconds.
+/// It prints no p90 and no p99.9: the next above stand for them. Its CSV has one line of names and
+/// one of figures, latency in milliseconds.
 fn redis_benchmark(text: &str, requests: u64) -> anyhow::Result<Outcome> {
     let row = |line: &str| -> Vec<String> {
         line.split(',').map(|field| field.trim_matches('"').to_owned()).collect()
@@ -215,7 +216,8 @@ mod tests {
     fn reads_redis_benchmark() {
         let text = "\"test\",\"rps\",\"avg_latency_ms\",\"min_latency_ms\",\"p50_latency_ms\",\
                     \"p95_latency_ms\",\"p99_latency_ms\",\"max_latency_ms\"\n\
-                    \"GET\",\"50000.00\",\"0.030\",\"0.008\",\"0.023\",\"0.039\",\"0.063\",\"4.047\"\n";
+                    \"GET\",\"50000.00\",\"0.030\",\"0.008\",\"0.023\",\
+                    \"0.039\",\"0.063\",\"4.047\"\n";
         let outcome = redis_benchmark(text, 100_000).expect("as it prints it");
         assert!((outcome.seconds - 2.0).abs() < 1e-9);
         let latency = outcome.latency.expect("it has one");
