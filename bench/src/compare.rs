@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -130,7 +131,7 @@ type Contenders = Vec<(Peer, Found)>;
 /// Those that are here, and why others are not. One that was asked for must be here.
 fn contenders(options: &Options, places: &Places) -> anyhow::Result<(Contenders, Vec<Skipped>)> {
     let (mut here, mut missing) = (Vec::new(), Vec::new());
-    for peer in Peer::ALL {
+    for peer in Peer::value_variants() {
         if !options.peers.is_empty() && !options.peers.contains(peer) {
             continue;
         }
@@ -176,7 +177,7 @@ fn list(
 struct Comparison {
     contenders: Contenders,
     layout: Layout,
-    network: Option<Network>,
+    network: Option<Rc<Network>>,
     parts: Vec<Part>,
     rounds: usize,
     deadline: Option<Instant>,
@@ -207,7 +208,7 @@ impl Comparison {
             parts: options.parts(),
             network: match options.network {
                 Link::Loopback => None,
-                Link::Veth => Some(Network::new().context("--network veth")?),
+                Link::Veth => Some(Rc::new(Network::new().context("--network veth")?)),
             },
             deadline: options.quick.then(|| Instant::now() + QUICK),
             directory,
@@ -276,23 +277,10 @@ impl Comparison {
             .filter(|index| self.network.is_some() || self.contenders[*index].0 != Peer::Dnat)
             .collect();
         let files = self.directory.join("files");
-        // Taken for the time of the workload, since runs are added to `self` meanwhile.
-        let network = self.network.take();
-        let result = self.rounds(workload, &contenders, network.as_ref(), progress, &files);
-        self.network = network;
-        result
-    }
-
-    fn rounds(
-        &mut self,
-        workload: &Workload,
-        contenders: &[usize],
-        network: Option<&Network>,
-        progress: &Progress,
-        files: &Path,
-    ) -> anyhow::Result<()> {
+        let network = self.network.clone();
         let layout = self.layout.of(workload);
-        let mut bed = Bed::new(workload, layout, network, self.contenders.len(), files)?;
+        let mut bed =
+            Bed::new(workload, layout, network.as_deref(), self.contenders.len(), &files)?;
         let mut failed = Vec::new();
         for round in 0..self.rounds {
             for place in schedule::order(contenders.len(), round) {

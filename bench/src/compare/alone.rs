@@ -234,7 +234,8 @@ fn longest_echo(
 const ROUTE_COUNTS: [usize; 3] = [1, 100, 10_000];
 const SESSIONS: usize = 1_000;
 
-/// CPU of a TLS session that is opened by its server name and closed, by the routes of its listener.
+/// CPU of a TLS session that is opened by its server name and closed, by the number of routes of
+/// its listener.
 fn routes(
     ringway: &Found,
     layout: Layout,

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use clap::ValueEnum as _;
+
 use crate::peers::Peer;
 use crate::report::{Metric, Results, Run};
 use crate::stats::{Interval, median};
@@ -173,7 +175,7 @@ impl Case<'_> {
             Against::Each(peers) => peers.iter().filter_map(|peer| self.against(peer)).collect(),
             Against::Best(peers) => self.against_best(peers),
             Against::Anybody => {
-                let rivals = Peer::ALL.iter().filter(|peer| peer.is_rival());
+                let rivals = Peer::value_variants().iter().filter(|peer| peer.is_rival());
                 let names: Vec<String> = rivals.map(ToString::to_string).collect();
                 self.against_best(&names.iter().map(String::as_str).collect::<Vec<_>>())
             }

@@ -45,17 +45,19 @@ fn configuration(setup: &Setup) -> String {
     };
     let quoted = |list: Vec<String>| format!("[{}]", list.join(", "));
     let endpoints = quoted(setup.backends.iter().map(|at| format!("\"{at}\"")).collect());
-    let mut backend = String::new();
+    let (mut backend, mut limits) = (String::new(), String::new());
     if !udp.sources.is_empty() {
         let sources = quoted(udp.sources.iter().map(|ip| format!("\"{ip}\"")).collect());
         let _ = writeln!(backend, "source = {sources}");
+        // By itself it allows no more flows than one address has ports.
+        limits.push_str("[limits]\nflows = 30000\n\n");
     }
     if udp.shared {
         backend.push_str("upstream_sockets = \"shared\"\n");
     }
     format!(
         "[workers]\ncores = [{}]\n\n[admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
-         [access_log]\npath = \"{}\"\n\n\
+         [access_log]\npath = \"{}\"\n\n{limits}\
          [[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\n\
          address = \"{listen}\"\n{options}\n\
          [[routes]]\nname = \"main\"\nlisteners = [\"main\"]\n\
