@@ -142,20 +142,6 @@ impl fmt::Display for Peer {
 }
 
 impl Peer {
-    pub const ALL: &[Self] = &[
-        Self::Ringway,
-        Self::HaproxySplice,
-        Self::HaproxyCopy,
-        Self::Nginx,
-        Self::Envoy,
-        Self::Sozu,
-        Self::Dnsdist,
-        Self::EpollSplice,
-        Self::Monoio,
-        Self::Dnat,
-        Self::Direct,
-    ];
-
     pub fn speaks(self, transport: Transport) -> bool {
         match self {
             Self::HaproxySplice | Self::HaproxyCopy | Self::EpollSplice | Self::Monoio => {
@@ -241,7 +227,7 @@ mod tests {
         let places = Places::new(&binary.with_file_name("ringway"));
         let dir = std::env::temp_dir().join(format!("ringway-peers-{}", std::process::id()));
         for (index, transport) in [Transport::Tcp, Transport::Udp].into_iter().enumerate() {
-            for peer in Peer::ALL.iter().filter(|peer| peer.speaks(transport)) {
+            for peer in Peer::value_variants().iter().filter(|peer| peer.speaks(transport)) {
                 let mut found = match peer.find(&places) {
                     Ok(_) if *peer == Peer::Dnat => continue,
                     Ok(found) => found,
