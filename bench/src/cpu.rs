@@ -118,7 +118,7 @@ fn cgroup2_mount() -> Option<PathBuf> {
 
 /// These processes and all that descend from them. By parent, because /proc/PID/task/TID/children
 /// is not in every kernel (CONFIG_PROC_CHILDREN).
-fn family(roots: &[i32]) -> BTreeSet<i32> {
+pub fn family(roots: &[i32]) -> BTreeSet<i32> {
     let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
         .into_iter()
         .flatten()

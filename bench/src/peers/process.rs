@@ -11,6 +11,8 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cpu::family;
+
 use super::{Setup, Transport};
 
 /// A program and the words that come before its own arguments.
@@ -128,7 +130,7 @@ impl Running {
         running.pids.push(id);
         running.child = Some(child);
         running.wait_until_it_listens(setup, &said)?;
-        running.pids = family(id);
+        running.pids.extend(family(&[id]).into_iter().filter(|pid| *pid != id));
         running.started = running.pids.iter().copied().map(start_of).collect();
         Ok(running)
     }
@@ -177,19 +179,6 @@ impl Drop for Running {
             }
         }
     }
-}
-
-/// The process and all that descend from it.
-fn family(root: i32) -> Vec<i32> {
-    let mut all = vec![root];
-    let mut next = 0;
-    while let Some(pid) = all.get(next) {
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let children = children.unwrap_or_default();
-        all.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
-        next += 1;
-    }
-    all
 }
 
 /// proc_pid_stat(5), field 22; the second may hold spaces and ends with the last parenthesis.
