@@ -64,8 +64,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "quarantine-skipped",
         file: "flow.rs",
-        find: "self.seen >= upstream.rests_since + rest",
-        replace: "self.seen + rest >= upstream.rests_since",
+        find: "            seen >= upstream.rests_since + rest",
+        replace: "            seen + rest >= upstream.rests_since",
     },
     Mutant {
         name: "double-close",
