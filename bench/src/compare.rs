@@ -31,7 +31,7 @@ pub mod workload;
 use alone::Part;
 use bed::{Bed, Layout};
 use state::State;
-use workload::Workload;
+use workload::{Load, Workload};
 
 #[derive(Args)]
 pub struct Options {
@@ -275,6 +275,10 @@ impl Comparison {
         let contenders: Vec<usize> = (0..self.contenders.len())
             .filter(|index| self.contenders[*index].0.speaks(workload.transport))
             .filter(|index| self.network.is_some() || self.contenders[*index].0 != Peer::Dnat)
+            // It answers nothing that is no DNS.
+            .filter(|index| {
+                workload.load == Load::Dnsperf || self.contenders[*index].0 != Peer::Dnsdist
+            })
             .collect();
         let files = self.directory.join("files");
         let network = self.network.clone();

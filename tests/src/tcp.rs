@@ -912,7 +912,8 @@ impl Kernel {
             failed |= conn.error.is_some();
         }
         let Some(token) = conn.owner.filter(|_| !conn.closed) else { return };
-        let (side, lowat) = (conn.side, conn.lowat);
+        // A mark does not keep news away that is not about new bytes; a look that is awaited does.
+        let (side, looks) = (conn.side, conn.lowat > 1 && conn.peeked);
         if failed {
             conn.error_told.get_or_insert(self.turn);
             ending = true;
@@ -926,7 +927,7 @@ impl Kernel {
             session.blocked[side.other() as usize] = false;
         }
         self.event(token, Event::Ready { side, readable, writable, ending, failed }, turn);
-        if again && lowat == 1 {
+        if again && !looks {
             self.hit_conn(id, Fault::WouldBlock);
             self.wake(id, News { readable: true, writable: true, ..News::default() });
         }

@@ -91,16 +91,20 @@ impl Relay {
     /// Sets the mark of a direction that has become bulk, and sees to its deadline.
     fn mark(&mut self, core: &mut Core, token: Token, from: Side, stop: Stop) {
         let half = self.half(from);
-        if stop == Stop::Drained && half.is_bulk(core.bulk_bytes) {
-            if let Some(mark) = core.marks.wait(core.now, token, from)
-                && mark != half.mark()
-            {
-                core.counters.bulk_runs.add(u64::from(half.mark() == 0));
-                half.set_mark(mark);
-                core.push(token, Op::Mark { from, at_least: mark });
+        match stop {
+            Stop::Drained if half.is_bulk(core.bulk_bytes) => {
+                if let Some(mark) = core.marks.wait(core.now, token, from)
+                    && mark != half.mark()
+                {
+                    core.counters.bulk_runs.add(u64::from(half.mark() == 0));
+                    half.set_mark(mark);
+                    core.push(token, Op::Mark { from, at_least: mark });
+                }
             }
-        } else if half.mark() > 0 {
-            core.marks.hold(token, from);
+            // It has turned back to copying: without a deadline it must have no mark.
+            Stop::Drained if half.mark() > 0 => self.unmark(core, token, from),
+            _ if half.mark() > 0 => core.marks.hold(token, from),
+            _ => {}
         }
     }
 
@@ -660,7 +664,49 @@ fn failure(side: Side, why: Why) -> CloseReason {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use config_sync::routing::Limits;
+
+    use super::super::Proxy;
+    use super::super::counters::Counters;
     use super::*;
+
+    /// A direction that has turned back to copying has no deadline, so it may have no mark.
+    #[test]
+    fn a_mark_does_not_outlive_bulk() {
+        let limits = Limits {
+            sessions: 1,
+            flows: 1,
+            buffers: 1,
+            pipes: 1,
+            turn_bytes: 1 << 18,
+            bulk_bytes: 1 << 18,
+        };
+        let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
+        let core = &mut proxy.core;
+        let token = Token { kind: Kind::Session, slot: 0, generation: 0 };
+        let mut relay = Relay {
+            up: Half::new(Side::Client),
+            down: Half::new(Side::Endpoint),
+            first_end: None,
+            failing: None,
+            broken: false,
+        };
+        let mut wake = |core: &mut Core, bytes| {
+            relay.up.source_ready(false);
+            assert!(relay.up.start(core.turn_bytes).is_some());
+            relay.up.moved(core.now, bytes, bytes, 0, Stop::Drained);
+            relay.mark(core, token, Side::Client, Stop::Drained);
+            std::mem::take(&mut core.ops).pop().map(|(_, op)| op)
+        };
+        let mark = (0..20).find_map(|_| wake(core, 60_000));
+        assert_eq!(mark, Some(Op::Mark { from: Side::Client, at_least: 256 << 10 }));
+        assert!(core.marks.next().is_some());
+        let cleared = (0..20).find_map(|_| wake(core, 0));
+        assert_eq!(cleared, Some(Op::Mark { from: Side::Client, at_least: 1 }));
+        assert_eq!(core.marks.next(), None);
+    }
 
     /// With the ring's 96 bytes and the timer's 24: what an idle session costs, promised to be
     /// under 512.
