@@ -22,6 +22,7 @@ mod bed;
 mod child;
 pub mod claims;
 mod interrupt;
+mod knobs;
 mod machine;
 mod schedule;
 pub mod state;
@@ -266,7 +267,7 @@ impl Comparison {
                 .stdout
                 .is_empty()
             {
-                bail!("{program} is not installed: apt-get install iperf3 redis nsd dnsperf");
+                bail!("{program} is not installed: apt-get install iperf3 redis nsd dnsperf wrk");
             }
         }
         if self.network.is_some() && !workload.works_on_veth() {
@@ -276,6 +277,7 @@ impl Comparison {
             .filter(|index| self.contenders[*index].0.speaks(workload.transport))
             .filter(|index| self.network.is_some() || self.contenders[*index].0 != Peer::Dnat)
             // It answers nothing that is no DNS.
+            .filter(|index| !workload.udp.shared || self.contenders[*index].0 == Peer::Ringway)
             .filter(|index| {
                 workload.load == Load::Dnsperf || self.contenders[*index].0 != Peer::Dnsdist
             })

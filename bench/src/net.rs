@@ -48,6 +48,18 @@ impl Network {
         Ok(network)
     }
 
+    /// Has packets that come in on this place's devices handled on any core (RPS), or on the one
+    /// that they came to.
+    pub fn steer(&self, place: Place, on: bool) -> anyhow::Result<()> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mask = if on { (1_u64 << cores.min(63)) - 1 } else { 0 };
+        // ip(8) mounts the namespace's own /sys.
+        let script = format!(
+            "for file in /sys/class/net/*/queues/rx-*/rps_cpus; do echo {mask:x} >$file || exit; done"
+        );
+        ip(&["netns", "exec", &self.namespace(place), "sh", "-ec", &script])
+    }
+
     pub fn namespace(&self, place: Place) -> String {
         let end = match place {
             Place::Client => "c",
@@ -96,7 +108,7 @@ mod tests {
     use std::process::{Child, Stdio};
 
     use super::*;
-    use crate::peers::{Peer, Places, Setup, Transport, UdpShape};
+    use crate::peers::{More, Peer, Places, Setup, Transport, UdpShape};
 
     /// Echo through the network by the kernel alone and by a proxy, and nothing of it stays.
     #[test]
@@ -124,6 +136,7 @@ mod tests {
                     workers: 1,
                     cores: vec![0],
                     udp: UdpShape::default(),
+                    more: More::default(),
                     dir: dir.join(peer.to_string()),
                     netns: Some(network.namespace(Place::Gateway)),
                 };

@@ -63,10 +63,19 @@ pub struct Setup {
     /// The cores of the process; empty: wherever the scheduler likes.
     pub cores: Vec<usize>,
     pub udp: UdpShape,
+    pub more: More,
     /// For configurations, logs and sockets.
     pub dir: PathBuf,
     /// The network namespace that it runs in.
     pub netns: Option<String>,
+}
+
+/// Lines of Ringway's configuration beside those that every comparison has.
+#[derive(Clone, Debug, Default)]
+pub struct More {
+    pub limits: String,
+    pub listener: String,
+    pub backend: String,
 }
 
 #[derive(Clone, Debug)]
@@ -248,6 +257,7 @@ mod tests {
                     workers: 1,
                     cores: vec![0],
                     udp: UdpShape::default(),
+                    more: More::default(),
                     dir: dir.join(format!("{peer}-{index}")),
                     netns: None,
                 };

@@ -41,6 +41,8 @@ pub enum Kind {
     Source,
     /// TCP: one request of 64 bytes, an answer of 64, FIN.
     Close,
+    /// TCP: answers each HTTP/1.1 request without a body, for wrk.
+    Http,
     /// TCP: accepts and keeps.
     Hold,
     /// UDP: sends back what it receives, trains as trains.

@@ -1,4 +1,5 @@
-//! What has no peer to be held against: reloads under load, and the cost of a large table.
+//! What has no peer to be held against: reloads under load, the cost of a large table, and what
+//! knobs are worth.
 
 use std::fmt;
 use std::fs;
@@ -14,22 +15,24 @@ use nix::unistd::Pid;
 
 use crate::cpu::Meter;
 use crate::outcome::Outcome;
-use crate::peers::{Found, Peer, Running, Setup, Transport, UdpShape};
+use crate::peers::{Found, More, Peer, Running, Setup, Transport, UdpShape};
 use crate::report::Figure;
 use crate::stats::{Interval, median};
 
 use super::bed::{Bed, Layout, free_address};
 use super::interrupt;
+use super::knobs;
 use super::workload;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Reload,
     Tables,
+    Knobs,
 }
 
 impl Part {
-    pub const ALL: [Self; 2] = [Self::Reload, Self::Tables];
+    pub const ALL: [Self; 3] = [Self::Reload, Self::Tables, Self::Knobs];
 }
 
 impl fmt::Display for Part {
@@ -37,6 +40,7 @@ impl fmt::Display for Part {
         f.write_str(match self {
             Self::Reload => "reload",
             Self::Tables => "tables",
+            Self::Knobs => "knobs",
         })
     }
 }
@@ -49,6 +53,7 @@ pub fn measure(
     files: &Path,
 ) -> anyhow::Result<Vec<Figure>> {
     match part {
+        Part::Knobs => knobs::measure(ringway, layout, rounds, files),
         Part::Reload => {
             let mut figures = Vec::new();
             for name in ["tcp-request-64x64", "tcp-bulk-8-down", "udp-64-100"] {
@@ -311,6 +316,7 @@ impl Alone {
             workers: layout.workers,
             cores: layout.proxy_cores(),
             udp: UdpShape::default(),
+            more: More::default(),
             dir: directory.to_owned(),
             netns: None,
         };

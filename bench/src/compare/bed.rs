@@ -11,7 +11,7 @@ use anyhow::Context;
 use crate::cpu::{Meter, Usage};
 use crate::net::{self, Network, Place};
 use crate::outcome::Outcome;
-use crate::peers::{Found, Peer, Running, Setup, UdpShape};
+use crate::peers::{Found, More, Peer, Running, Setup, UdpShape};
 
 use super::child::{Child, Spot};
 use super::interrupt;
@@ -62,6 +62,8 @@ pub struct Bed<'a> {
     backend: SocketAddr,
     _backend: Child,
     running: Vec<Option<Contender>>,
+    /// Of the contenders, in their order.
+    more: Vec<More>,
 }
 
 /// A proxy that stands ready.
@@ -105,7 +107,13 @@ impl<'a> Bed<'a> {
             tool => tools::backend(tool, backend, &directory, &spot)?,
         };
         let running = (0..contenders).map(|_| None).collect();
-        Ok(Self { workload, layout, network, directory, backend, _backend: process, running })
+        let more = vec![More::default(); contenders];
+        Ok(Self { workload, layout, network, directory, backend, _backend: process, running, more })
+    }
+
+    /// Gives contender number `index`, which is yet to be started, more of a configuration.
+    pub fn configure(&mut self, index: usize, more: More) {
+        self.more[index] = more;
     }
 
     /// Starts contender number `index`, unless it runs; returns its configuration.
@@ -116,7 +124,7 @@ impl<'a> Bed<'a> {
         let sources = (0..self.workload.udp.sources).map(|n| {
             Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 1, 1).to_bits() + u32::from(n)).into()
         });
-        let directory = self.directory.join(peer.to_string());
+        let directory = self.directory.join(format!("{index}-{peer}"));
         std::fs::create_dir_all(&directory)?;
         let mut listen = free_address()?;
         if self.network.is_some() {
@@ -132,8 +140,9 @@ impl<'a> Bed<'a> {
                 responses: self.workload.udp.responses,
                 idle: Duration::from_millis(self.workload.udp.idle_ms),
                 sources: sources.collect(),
-                shared: false,
+                shared: self.workload.udp.shared,
             },
+            more: self.more[index].clone(),
             dir: directory,
             netns: self.network.map(|network| network.namespace(Place::Gateway)),
         };
@@ -158,7 +167,8 @@ impl<'a> Bed<'a> {
     /// The processes of contender number `index`, and the folder of its files.
     pub fn running(&self, index: usize) -> Option<(&Running, PathBuf)> {
         let contender = self.running[index].as_ref()?;
-        Some((&contender.running, self.directory.join(contender.peer.to_string())))
+        let directory = self.directory.join(format!("{index}-{}", contender.peer));
+        Some((&contender.running, directory))
     }
 
     pub fn is_veth(&self) -> bool {

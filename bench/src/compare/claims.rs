@@ -87,11 +87,12 @@ pub const CLAIMS: &[Claim] = &[
     claim(&["dns"], Cpu, AtMost(0.75), NGINX),
     claim(&["dns"], Cpu, AtMost(0.88), DNSDIST),
     claim(&["dns"], Lost, AtMost(0.0), Against::Nobody),
-    claim(&["udp-flows-30000"], Files, AtMost(19.0), Against::Nobody),
-    claim(&["udp-flows-30000"], AnonymousPerSession, AtMost(512.0), Against::Nobody),
+    claim(MANY_FLOWS, Files, AtMost(19.0), Against::Nobody),
+    claim(MANY_FLOWS, AnonymousPerSession, AtMost(512.0), Against::Nobody),
 ];
 
 const REQUESTS: &[&str] = &["tcp-request-*x1", "tcp-request-*x64", "tcp-request-*x512"];
+const MANY_FLOWS: &[&str] = &["udp-flows-30000", "udp-flows-100000-shared"];
 const SMALL_DATAGRAMS: &[&str] = &["udp-64-100", "udp-64-10000"];
 
 /// Runs that may be held against each other: one workload in one setting.

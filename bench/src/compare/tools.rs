@@ -36,6 +36,12 @@ pub fn backend(
             wait(&mut child, || answers_dns(listen))?;
             return Ok(child);
         }
+        Load::Wrk { .. } => {
+            let arguments = ["serve", "http", "--listen", &listen.to_string()];
+            let mut child = Child::ourselves(&arguments.map(str::to_owned), spot)?;
+            child.expect("ready", Duration::from_secs(20))?;
+            return Ok(child);
+        }
         Load::Ours { .. } | Load::Held { .. } => bail!("not a tool"),
     };
     let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
@@ -77,6 +83,12 @@ pub fn load(
             add(&["-s", &ip, "-p", &port, "-d", &queries, "-l", &time, "-c", "100", "-q", "100"]);
             "dnsperf"
         }
+        Load::Wrk { connections } => {
+            let connections = connections.to_string();
+            add(&["-t", "1", "-c", &connections, "-d", &format!("{time}s"), "--latency"]);
+            add(&[&format!("http://{to}/")]);
+            "wrk"
+        }
         Load::Ours { .. } | Load::Held { .. } => bail!("not a tool"),
     };
     let mut child = Child::start(program, &arguments, spot)?;
@@ -84,6 +96,7 @@ pub fn load(
     let outcome = match load {
         Load::Iperf3 { .. } => iperf3(&text),
         Load::RedisBenchmark { .. } => redis_benchmark(&text, requests),
+        Load::Wrk { .. } => wrk(&text),
         _ => dnsperf(&text),
     };
     outcome.with_context(|| format!("{program} printed: {text}"))
@@ -184,6 +197,55 @@ fn redis_benchmark(text: &str, requests: u64) -> anyhow::Result<Outcome> {
     })
 }
 
+/// It says how many requests in how long, and times with units of their own; p99.9 it does not: the
+/// longest stands for it.
+fn wrk(text: &str) -> anyhow::Result<Outcome> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let after = |name: &[&str]| {
+        let at = words.windows(name.len()).position(|words| words == name);
+        let word = at.and_then(|at| words.get(at + name.len()));
+        word.copied().with_context(|| name.join(" "))
+    };
+    let micros = |text: &str| {
+        let unit = text.find(|one: char| one.is_ascii_alphabetic()).context("a unit")?;
+        let factor = match &text[unit..] {
+            "us" => 1.0,
+            "ms" => 1e3,
+            "s" => 1e6,
+            other => bail!("{other} is no unit of time"),
+        };
+        anyhow::Ok(text[..unit].parse::<f64>()? * factor)
+    };
+    let percentile = |name: &str| micros(after(&[name])?);
+    // "N requests in 2.00s": the words before and after these two.
+    let at = words.windows(2).position(|words| words == ["requests", "in"]);
+    let at = at.filter(|at| *at > 0).context("requests in")?;
+    let operations: u64 = words[at - 1].parse().context("requests")?;
+    let seconds = micros(words.get(at + 2).context("a time")?.trim_end_matches(','))? / 1e6;
+    let most = words.iter().position(|word| *word == "Latency").and_then(|at| words.get(at + 3));
+    let max = micros(most.context("Latency")?)?;
+    let mean = micros(after(&["Latency"])?)?;
+    let failed: u64 = match after(&["Non-2xx", "or", "3xx", "responses:"]) {
+        Ok(count) => count.parse()?,
+        Err(_) => 0,
+    };
+    Ok(Outcome {
+        seconds,
+        operations,
+        errors: failed + u64::from(text.contains("Socket errors:")),
+        latency: Some(Latency {
+            count: operations,
+            mean,
+            p50: percentile("50%")?,
+            p90: percentile("90%")?,
+            p99: percentile("99%")?,
+            p999: max,
+            max,
+        }),
+        ..Outcome::default()
+    })
+}
+
 fn dnsperf(text: &str) -> anyhow::Result<Outcome> {
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
@@ -223,6 +285,24 @@ mod tests {
         let latency = outcome.latency.expect("it has one");
         assert!((latency.p50 - 23.0).abs() < 1e-9 && (latency.p99 - 63.0).abs() < 1e-9);
         assert!(redis_benchmark("WARNING: no config\n", 1).is_err());
+    }
+
+    #[test]
+    fn reads_wrk() {
+        let text = "Running 1s test @ http://127.0.0.1:8080/\n  1 threads and 64 connections\n  \
+                    Thread Stats   Avg      Stdev     Max   +/- Stdev\n    \
+                    Latency   631.31us  266.29us   4.49ms   83.18%\n    \
+                    Req/Sec   103.31k     5.70k  108.65k    90.00%\n  Latency Distribution\n     \
+                    50%  580.00us\n     75%  702.00us\n     90%    0.91ms\n     99%    1.70ms\n  \
+                    102807 requests in 1.00s, 3.92MB read\nRequests/sec: 102742.31\n";
+        let outcome = wrk(text).expect("as it prints it");
+        assert_eq!((outcome.operations, outcome.errors), (102_807, 0));
+        assert!((outcome.seconds - 1.0).abs() < 1e-9);
+        let latency = outcome.latency.expect("it has one");
+        assert!((latency.p50 - 580.0).abs() < 1e-9 && (latency.p99 - 1_700.0).abs() < 1e-9);
+        assert!((latency.max - 4_490.0).abs() < 1e-9);
+        let failing = format!("{text}  Non-2xx or 3xx responses: 12\n");
+        assert_eq!(wrk(&failing).expect("as it prints it").errors, 12);
     }
 
     #[test]

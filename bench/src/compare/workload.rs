@@ -25,6 +25,8 @@ pub struct Udp {
     pub responses: Option<u32>,
     pub idle_ms: u64,
     pub sources: u8,
+    /// All flows go through few upstream sockets, which only Ringway does.
+    pub shared: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -54,12 +56,15 @@ pub enum Load {
         clients: u32,
     },
     Dnsperf,
+    Wrk {
+        connections: u32,
+    },
 }
 
 impl Workload {
     /// Its addresses would have to be set up there, and so would the tools' own waiting.
     pub fn works_on_veth(&self) -> bool {
-        self.udp.sources == 0 && self.load.programs().is_empty()
+        self.udp.sources == 0 && !self.udp.shared && self.load.programs().is_empty()
     }
 
     /// Connections or flows that are there at the end, where that is the point.
@@ -79,18 +84,20 @@ impl Load {
             Self::Iperf3 { .. } => &["iperf3"],
             Self::RedisBenchmark { .. } => &["redis-server", "redis-benchmark"],
             Self::Dnsperf => &["nsd", "dnsperf"],
+            Self::Wrk { .. } => &["wrk"],
         }
     }
 }
 
 /// Bytes of an answer, by the name used in workloads.
-pub const SIZES: [(&str, u32); 6] = [
+pub const SIZES: [(&str, u32); 7] = [
     ("64", 64),
     ("1k", 1 << 10),
     ("4k", 4 << 10),
     ("16k", 16 << 10),
     ("64k", 64 << 10),
     ("256k", 256 << 10),
+    ("1m", 1 << 20),
 ];
 
 /// How many connections the requests are spread over; the others are only asked at 64 bytes.
@@ -130,6 +137,8 @@ fn bulk() -> impl Iterator<Item = Workload> {
 fn requests() -> impl Iterator<Item = Workload> {
     let grid =
         SIZES.into_iter().flat_map(|size| CONNECTIONS.map(|connections| (size, connections)));
+    // A megabyte is there for the mark, which is the same for any number of connections.
+    let grid = grid.filter(|((_, size), connections)| *size < 1 << 20 || *connections == 64);
     let curve = MORE_CONNECTIONS.map(|connections| (SIZES[0], connections));
     grid.chain(curve).map(|((name, size), connections)| {
         let arguments = ["--connections", &connections.to_string(), "--size", &size.to_string()];
@@ -183,7 +192,7 @@ fn udp() -> Vec<Workload> {
     all.push(udp_requests("udp-train-32x1".to_owned(), &train));
     for idle_ms in QUARANTINES {
         // One answer ends a flow: then its socket rests as long as the others keep an idle one.
-        let udp = Udp { responses: Some(1), idle_ms, sources: 4 };
+        let udp = Udp { responses: Some(1), idle_ms, sources: 4, shared: false };
         all.push(Workload {
             udp,
             ..udp_load(
@@ -196,37 +205,38 @@ fn udp() -> Vec<Workload> {
     }
     let one_way = ["--flows", "100", "--size", "512"];
     all.push(udp_load("udp-one-way".to_owned(), "udp-sink", "udp-one-way", &one_way));
-    all.push(many_flows());
+    all.push(many_flows(30_000, Udp { sources: 4, ..KEPT }));
+    let shared = many_flows(100_000, Udp { shared: true, ..KEPT });
+    all.push(Workload { name: format!("{}-shared", shared.name), ..shared });
     all
 }
 
-fn many_flows() -> Workload {
-    const FLOWS: u32 = 30_000;
-    // Each may open as many files as are commonly allowed.
-    const PROCESSES: u32 = 2;
-    let flows = (FLOWS / PROCESSES).to_string();
+fn many_flows(count: u32, udp: Udp) -> Workload {
+    // Each process may open as many files as are commonly allowed.
+    let processes = count.div_ceil(16_700).max(2);
+    let flows = (count / processes).to_string();
     let arguments = ["--flows", &flows, "--size", "64", "--sources", "4", "--rate", "7500"];
     let arguments = arguments.map(str::to_owned);
     let load = Load::Held {
         serve: "udp-echo",
         load: "udp-request",
         arguments: arguments.to_vec(),
-        sessions: FLOWS,
-        processes: PROCESSES,
+        sessions: count / processes * processes,
+        processes,
         // Twice what the flows take by the rate, which spares the sockets' buffers.
         seconds: 4.0,
     };
     Workload {
         load,
         fresh: true,
-        udp: Udp { sources: 4, ..KEPT },
+        udp,
         // A ring holds no more registered files than a process may have open.
         workers: Some(2),
-        ..udp_requests(format!("udp-flows-{FLOWS}"), &[])
+        ..udp_requests(format!("udp-flows-{count}"), &[])
     }
 }
 
-fn others_tools() -> [Workload; 5] {
+fn others_tools() -> [Workload; 6] {
     let of = |name: &str, transport, unit, load| {
         let base = tcp(name.to_owned(), "", "", &[] as &[&str]);
         Workload { transport, unit, load, ..base }
@@ -237,12 +247,13 @@ fn others_tools() -> [Workload; 5] {
         of("iperf3-8-up", Transport::Tcp, Unit::Gigabyte, iperf3(8, false)),
         of("iperf3-8-down", Transport::Tcp, Unit::Gigabyte, iperf3(8, true)),
         of("redis-get-64", Transport::Tcp, Unit::Request, Load::RedisBenchmark { clients: 64 }),
+        of("wrk-64", Transport::Tcp, Unit::Request, Load::Wrk { connections: 64 }),
         of("dns", Transport::Udp, Unit::Query, Load::Dnsperf),
     ]
 }
 
 /// A flow that lasts through the run.
-const KEPT: Udp = Udp { responses: None, idle_ms: 30_000, sources: 0 };
+const KEPT: Udp = Udp { responses: None, idle_ms: 30_000, sources: 0, shared: false };
 
 fn tcp<S: ToString>(
     name: String,

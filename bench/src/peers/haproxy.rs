@@ -48,7 +48,7 @@ fn configuration(setup: &Setup, splice: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Transport, UdpShape};
+    use super::super::{More, Transport, UdpShape};
     use super::*;
 
     #[test]
@@ -60,6 +60,7 @@ mod tests {
             workers: 2,
             cores: Vec::new(),
             udp: UdpShape::default(),
+            more: More::default(),
             dir: "/tmp".into(),
             netns: None,
         };

@@ -67,7 +67,7 @@ fn source_map(sources: &[IpAddr]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::UdpShape;
+    use super::super::{More, UdpShape};
     use super::*;
 
     #[test]
@@ -79,6 +79,7 @@ mod tests {
             workers: 2,
             cores: Vec::new(),
             udp: UdpShape { responses: Some(1), ..UdpShape::default() },
+            more: More::default(),
             dir: "/tmp".into(),
             netns: None,
         };

@@ -45,25 +45,31 @@ fn configuration(setup: &Setup) -> String {
     };
     let quoted = |list: Vec<String>| format!("[{}]", list.join(", "));
     let endpoints = quoted(setup.backends.iter().map(|at| format!("\"{at}\"")).collect());
-    let (mut backend, mut limits) = (String::new(), String::new());
+    let (mut backend, mut limits) = (setup.more.backend.clone(), setup.more.limits.clone());
     if !udp.sources.is_empty() {
         let sources = quoted(udp.sources.iter().map(|ip| format!("\"{ip}\"")).collect());
         let _ = writeln!(backend, "source = {sources}");
         // By itself it allows no more flows than one address has ports.
-        limits.push_str("[limits]\nflows = 30000\n\n");
+        limits.push_str("flows = 30000\n");
     }
     if udp.shared {
-        backend.push_str("upstream_sockets = \"shared\"\n");
+        // One local address for each flow.
+        backend.push_str("upstream_sockets = \"shared\"\nsource = [\"127.64.0.0/14\"]\n");
+        limits.push_str("flows = 100000\n");
+    }
+    if !limits.is_empty() {
+        limits = format!("[limits]\n{limits}\n");
     }
     format!(
         "[workers]\ncores = [{}]\n\n[admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
          [access_log]\npath = \"{}\"\n\n{limits}\
          [[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\n\
-         address = \"{listen}\"\n{options}\n\
+         address = \"{listen}\"\n{options}{}\n\
          [[routes]]\nname = \"main\"\nlisteners = [\"main\"]\n\
          backends = [{{ name = \"main\" }}]\n\n\
          [[backends]]\nname = \"main\"\nendpoints = {endpoints}\n{backend}",
         cores.join(", "),
         dir.join("access.log").display(),
+        setup.more.listener,
     )
 }

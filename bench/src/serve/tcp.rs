@@ -92,6 +92,7 @@ async fn converse(kind: Kind, mut stream: TcpStream, shared: &Shared) -> io::Res
             let (size, sequence) = asked(&mut stream).await?;
             answer(&stream, shared, size, sequence).await
         }
+        Kind::Http => http(stream).await,
         Kind::Sink => sink(stream).await,
         Kind::Source => source(stream, shared).await,
         Kind::Hold | Kind::UdpEcho | Kind::UdpSink => hold(stream).await,
@@ -107,6 +108,23 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
         }
         send_all(&stream, &filled).await?;
         buffer = filled;
+    }
+}
+
+/// One request at a time, as wrk sends them; a header's end may be cut anywhere.
+async fn http(mut stream: TcpStream) -> io::Result<()> {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let mut request = Vec::with_capacity(4 << 10);
+    loop {
+        request.clear();
+        while !request.ends_with(b"\r\n\r\n") {
+            let (count, filled) = stream.read(Vec::with_capacity(4 << 10)).await;
+            if count? == 0 {
+                return Ok(());
+            }
+            request.extend_from_slice(&filled);
+        }
+        send_all(&stream, ANSWER).await?;
     }
 }
 
