@@ -66,7 +66,15 @@ const KNOBS: &[Knob] = &[
     },
 ];
 
-const BULK_AND_SMALL: &[&str] = &["tcp-bulk-1-up", "tcp-bulk-8-down", "tcp-request-64x64"];
+const BULK_AND_SMALL: &[&str] = &[
+    "tcp-bulk-1-up",
+    "tcp-bulk-8-down",
+    "tcp-request-64x64",
+    "tcp-request-16kx64",
+    "tcp-request-64kx64",
+    "tcp-request-256kx64",
+    "tcp-request-1mx64",
+];
 
 pub fn measure(
     ringway: &Found,
