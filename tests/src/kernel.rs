@@ -256,6 +256,7 @@ impl Kernel {
             Op::Refuse { incoming } => self.refuse(token, incoming),
             Op::Adopt { incoming } => self.adopt(token, incoming),
             Op::Mark { from, at_least } => self.mark(token, from, at_least),
+            Op::Unpace { .. } => {}
             Op::Peek { at_least } => self.peek(token, at_least, turn),
             Op::Connect { address, .. } => self.connect(token, address, turn),
             Op::Abandon => self.abandon(token),

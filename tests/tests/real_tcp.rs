@@ -190,6 +190,37 @@ fn bulk_streams_end_as_they_were_ended_wherever_that_is() {
     assert!(gateway.metrics().value("ringway_bulk_runs_total", &[]) > 0);
 }
 
+/// Pacing is taken off bulk to a peer on this machine, unless the configuration names a congestion
+/// control; where the kernel's own does not pace, there is nothing to take.
+#[test]
+fn bulk_to_a_near_peer_is_not_paced() {
+    let default = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let default = default.expect("Linux has it");
+    let paced = u64::from(default.starts_with("bbr"));
+    for (named, changed) in [("", paced), ("reno", 0), (default.trim(), 0)] {
+        let server = Server::tcp(|mut stream| {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            let _ = stream.write_all(b"done");
+        });
+        let option = match named {
+            "" => String::new(),
+            name => format!("congestion = \"{name}\"\n"),
+        };
+        let address = free_address();
+        let text = forward("TCP", address, [server.address], &option) + &option;
+        let gateway = Gateway::start(&(text + "[limits]\nbulk_bytes = 262144\n"));
+        let mut client = connect(address);
+        Pattern::new(5).send(&client, 16 << 20).expect("sent");
+        client.shutdown(Shutdown::Write).expect("a FIN");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer");
+        assert_eq!(answer, "done");
+        let metrics = gateway.metrics();
+        assert!(metrics.value("ringway_bulk_runs_total", &[]) > 0, "{named}");
+        assert_eq!(metrics.value("ringway_unpaced_total", &[]), changed, "{named}");
+    }
+}
+
 #[test]
 fn server_speaks_first() {
     let server = Server::tcp_tag("220 welcome\r\n");

@@ -76,6 +76,7 @@ impl Scrape<'_> {
         total("ringway_upstream_strangers_total", |worker| &worker.strangers);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
         total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);
+        total("ringway_unpaced_total", |worker| &worker.unpaced);
         total("ringway_streams_total", |worker| &worker.streams);
         total("ringway_cq_overflows_total", |worker| &worker.cq_overflows);
     }
@@ -385,6 +386,12 @@ const METRICS: &[(&str, Type, &str)] = &[
         "ringway_bulk_runs_total",
         Type::Counter,
         "Times that one direction of a session became bulk: fewer and larger wake-ups.",
+    ),
+    (
+        "ringway_unpaced_total",
+        Type::Counter,
+        "Connections with bulk to a near peer whose congestion control was changed to one that does \
+         not pace.",
     ),
     (
         "ringway_streams_total",

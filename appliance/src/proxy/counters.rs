@@ -33,6 +33,8 @@ pub struct Counters {
     pub pipes_used: Counter,
     /// Times that a direction became bulk, and its wake-ups fewer and larger.
     pub bulk_runs: Counter,
+    /// Connections that carry bulk to a near peer and were paced until then.
+    pub unpaced: Counter,
     /// Streams begun, for directions that are busy with small messages.
     pub streams: Counter,
     /// Turns of the worker's loop.
@@ -178,6 +180,7 @@ impl Counters {
             accept_pauses: Counter::default(),
             rearms: Counter::default(),
             bulk_runs: Counter::default(),
+            unpaced: Counter::default(),
             streams: Counter::default(),
             buffer_shortages: Counter::default(),
             buffers_free: Counter::default(),

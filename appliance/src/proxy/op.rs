@@ -113,6 +113,9 @@ pub enum Op {
     /// Fewer than `at_least` bytes from this side wake nobody, until another `Mark`; its end, or a
     /// failure, always does. What waits already is said again if it is enough. *Direct*, no event.
     Mark { from: Side, at_least: u32 },
+    /// A long run of bytes goes to `side`: if its congestion control paces and it is near, give it
+    /// one that does not. *Direct*, no event.
+    Unpace { side: Side },
     /// Shut down the sending half towards `side` (a FIN after what was sent). *Direct*, no event.
     Shutdown { side: Side },
     /// Close whatever the session has, with a reset on each side if `reset`; `Closed` once nothing

@@ -31,6 +31,8 @@ pub struct Session {
     endpoint: Option<EndpointId>,
     /// It counts this session as one of its own.
     counted: bool,
+    /// The configuration leaves their congestion control to the kernel: client and endpoint.
+    free: (bool, bool),
     client: SocketAddr,
     local: SocketAddr,
     server_name: Option<Box<str>>,
@@ -74,6 +76,8 @@ struct Relay {
     down: Half,
     /// Who ended first.
     first_end: Option<Side>,
+    /// Sides whose pacing has not been looked at, and may be changed: client and endpoint.
+    paced: (bool, bool),
     /// One side has failed for this reason; what it sent before is being delivered.
     failing: Option<CloseReason>,
     /// `Ready` has said that a side failed: no end may look clean any more.
@@ -99,12 +103,23 @@ impl Relay {
                     core.counters.bulk_runs.add(u64::from(half.mark() == 0));
                     half.set_mark(mark);
                     core.push(token, Op::Mark { from, at_least: mark });
+                    self.unpace(core, token, from.other());
                 }
             }
             // It has turned back to copying: without a deadline it must have no mark.
             Stop::Drained if half.mark() > 0 => self.unmark(core, token, from),
             _ if half.mark() > 0 => core.marks.hold(token, from),
             _ => {}
+        }
+    }
+
+    fn unpace(&mut self, core: &mut Core, token: Token, side: Side) {
+        let paced = match side {
+            Side::Client => &mut self.paced.0,
+            Side::Endpoint => &mut self.paced.1,
+        };
+        if std::mem::take(paced) {
+            core.push(token, Op::Unpace { side });
         }
     }
 
@@ -145,6 +160,7 @@ impl Session {
             backend: None,
             endpoint: None,
             counted: false,
+            free: (false, false),
             client,
             local,
             server_name: None,
@@ -335,6 +351,7 @@ impl Session {
     fn try_choose(&mut self, core: &mut Core) -> Result<(), CloseReason> {
         let name = self.server_name.as_deref();
         let (table, socket) = core.tables.of(self.socket).ok_or(CloseReason::NoRoute)?;
+        self.free.0 = socket.options.congestion == [0; 16];
         let listener = socket.listeners.get(name).ok_or(CloseReason::UnknownServerName)?;
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
@@ -380,6 +397,7 @@ impl Session {
         })?;
         let source = core.balancer.source(backend, endpoint.address);
         let options = backend.options;
+        self.free.1 = options.congestion == [0; 16];
         state.timeout = backend.connect_timeout;
         state.started = core.now;
         state.attempts_left -= 1;
@@ -443,6 +461,7 @@ impl Session {
             up,
             down: Half::new(Side::Endpoint),
             first_end: None,
+            paced: self.free,
             failing: None,
             broken: false,
         });
@@ -690,15 +709,21 @@ mod tests {
             up: Half::new(Side::Client),
             down: Half::new(Side::Endpoint),
             first_end: None,
+            paced: (false, true),
             failing: None,
             broken: false,
         };
+        let mut looked = 0;
         let mut wake = |core: &mut Core, bytes| {
             relay.up.source_ready(false);
             assert!(relay.up.start(core.turn_bytes).is_some());
             relay.up.moved(core.now, bytes, bytes, 0, Stop::Drained);
             relay.mark(core, token, Side::Client, Stop::Drained);
-            std::mem::take(&mut core.ops).pop().map(|(_, op)| op)
+            let ops = std::mem::take(&mut core.ops).into_iter().map(|(_, op)| op);
+            let (unpaced, mut ops): (Vec<_>, Vec<_>) =
+                ops.partition(|op| *op == Op::Unpace { side: Side::Endpoint });
+            looked += unpaced.len();
+            ops.pop()
         };
         let mark = (0..20).find_map(|_| wake(core, 60_000));
         assert_eq!(mark, Some(Op::Mark { from: Side::Client, at_least: 256 << 10 }));
@@ -706,6 +731,9 @@ mod tests {
         let cleared = (0..20).find_map(|_| wake(core, 0));
         assert_eq!(cleared, Some(Op::Mark { from: Side::Client, at_least: 1 }));
         assert_eq!(core.marks.next(), None);
+        // A second run: its pacing has been looked at.
+        assert!((0..20).any(|_| wake(core, 60_000).is_some()));
+        assert_eq!(looked, 1);
     }
 
     /// With the ring's 96 bytes and the timer's 24: what an idle session costs, promised to be

@@ -147,6 +147,7 @@ impl Ring {
             }
             Op::Peek { at_least } => tcp.peek(token, at_least, turn),
             Op::Mark { from, at_least } => tcp.mark(token, from, at_least),
+            Op::Unpace { side } => tcp.unpace(token, side, counters),
             Op::Connect { address, source, options } => {
                 tcp.connect(token, &address, source, &options, queue, turn);
             }

@@ -17,6 +17,9 @@ use super::sys::{self, set_option};
 /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
+/// Peers with a shorter round trip are on this machine or in this data centre.
+const NEAR: Duration = Duration::from_millis(1);
+
 /// Bytes of datagrams that a socket of many peers may hold; the kernel cuts it to
 /// `net.core.rmem_max` and `wmem_max` unless the process has CAP_NET_ADMIN.
 const DATAGRAM_MEMORY: i32 = 4 << 20;
@@ -169,6 +172,30 @@ pub(super) fn set_new_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) {
     {
         let _ = socket.set_tcp_congestion(name);
     }
+}
+
+/// Takes the pacing off a connection to a peer that is near: where a timer for each 64 KiB costs
+/// more than it can spare queues between. True if something was changed.
+///
+/// BBR paces; Reno does not, is in every kernel and everyone may use it
+/// (`net.ipv4.tcp_allowed_congestion_control`).
+pub(super) fn unpace(fd: BorrowedFd<'_>) -> bool {
+    let mut name = [0; 16];
+    let paces = sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, &mut name)
+        .is_ok_and(|_| name.starts_with(b"bbr"));
+    paces
+        && min_rtt(fd).is_some_and(|rtt| rtt < NEAR)
+        && SockRef::from(&fd).set_tcp_congestion(b"reno").is_ok()
+}
+
+/// The shortest round trip of a connection so far, of which the kernel knows.
+fn min_rtt(fd: BorrowedFd<'_>) -> Option<Duration> {
+    // `tcpi_min_rtt`, microseconds, in struct tcp_info (include/uapi/linux/tcp.h, Linux 4.6).
+    const AT: usize = 148;
+    let mut info = [0; AT + 4];
+    let len = sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).ok()?;
+    let micros = u32::from_ne_bytes(*info.get(..len)?.get(AT..)?.first_chunk()?);
+    (micros < u32::MAX).then(|| Duration::from_micros(micros.into()))
 }
 
 /// Binds a socket that will be connected to a local address. For TCP the port is chosen by

@@ -124,6 +124,22 @@ pub(super) fn set_option<T: Copy>(
     Ok(())
 }
 
+/// getsockopt(2) of as many bytes as the kernel has and `into` takes; returns how many.
+pub(super) fn get_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    into: &mut [u8],
+) -> io::Result<usize> {
+    let mut len = libc::socklen_t::try_from(into.len()).expect("options are small");
+    // SAFETY: `into` is valid for writes of `len` bytes, and the kernel writes no more than that.
+    check(unsafe {
+        let into = into.as_mut_ptr().cast();
+        libc::getsockopt(fd.as_raw_fd(), level, name, into, &raw mut len)
+    })?;
+    Ok(len as usize)
+}
+
 /// Reads the eight bytes of an eventfd, which sets it back to zero.
 pub(super) fn clear_eventfd(fd: BorrowedFd<'_>) {
     let mut count = 0_u64;

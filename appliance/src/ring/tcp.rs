@@ -12,7 +12,9 @@ use crate::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
 use super::Turn;
 use super::pipes::{Pipe, Pipes};
 use super::queue::{Completion, Mark, Queue};
-use super::sockets::{bind_source, pending_error, set_new_tcp_options, why_failed, why_unopened};
+use super::sockets::{
+    bind_source, pending_error, set_new_tcp_options, unpace, why_failed, why_unopened,
+};
 use super::stream::{Streams, Waiting};
 use super::sys;
 use super::transfer::{Transfer, Wanted, is_blocked, send_all};
@@ -171,6 +173,15 @@ impl Tcp {
         if let Some(pair) = self.live(token) {
             // If it fails the mark stays low, which is only more wake-ups.
             pair.side(from).set_mark(at_least);
+        }
+    }
+
+    pub(super) fn unpace(&mut self, token: Token, side: Side, counters: &Counters) {
+        if let Some(pair) = self.live(token)
+            && let Some(fd) = &pair.side(side).fd
+            && unpace(fd.as_fd())
+        {
+            counters.unpaced.add(1);
         }
     }
 
