@@ -45,6 +45,10 @@ pub struct Options {
     /// Bulk streams of `mixed`.
     #[arg(long, default_value_t = 8)]
     streams: u32,
+    /// MB/s that the bulk streams of `mixed` take together, at the most: as fast as they go they
+    /// leave the load and its backends no time for requests, whatever stands between.
+    #[arg(long)]
+    bulk_rate: Option<f64>,
     /// Bytes of an answer, of a datagram (9 or more), or given to the kernel at once by `upload`.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64 << 20))]
     size: Option<u32>,
@@ -88,6 +92,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let valid = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
     ensure!(valid(options.seconds) && valid(options.warmup), "seconds: 0 to 86400");
     ensure!(options.rate.is_none_or(|rate| (0.001..=1e9).contains(&rate)), "rate: 0.001 to 10^9");
+    ensure!(options.bulk_rate.is_none_or(|rate| (0.001..=1e6).contains(&rate)), "bulk-rate");
     ensure!(options.sources == 0 || options.to.is_ipv4(), "--sources are IPv4 addresses");
     host::raise_file_limit()?;
     host::pin(options.core)?;

@@ -52,7 +52,9 @@ fn requests_beside_bulk() {
     let source = Backend::start("source");
     let bulk_to = source.address.to_string();
     let arguments = ["--connections", "8", "--streams", "2", "--bulk-to", &bulk_to];
+    let arguments = [&arguments[..], &["--bulk-rate", "50"]].concat();
     let outcome = Outcome::of("respond", "mixed", &arguments);
+    assert!(outcome.bytes < 100_000_000, "{outcome:?}");
     assert!(outcome.operations > 0 && outcome.errors == 0, "{outcome:?}");
     assert!(outcome.bytes > outcome.operations * 64, "{outcome:?}");
     outcome.has_latency_of_each();

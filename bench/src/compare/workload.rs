@@ -158,7 +158,13 @@ fn other_tcp() -> [Workload; 3] {
             quick: true,
             ..tcp("tcp-connect".to_owned(), "close", "connect", &no_arguments)
         },
-        tcp("tcp-mixed".to_owned(), "respond", "mixed", &no_arguments),
+        tcp(
+            "tcp-mixed".to_owned(),
+            "respond",
+            "mixed",
+            // What the core of load and backend has time for.
+            &["--bulk-rate", "500", "--rate", "10000"],
+        ),
         Workload {
             load: Load::Held {
                 serve: "hold",

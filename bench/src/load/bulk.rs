@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use monoio::io::AsyncReadRentExt;
@@ -32,7 +32,7 @@ pub async fn run(options: &Options, direction: Direction) -> anyhow::Result<Outc
     let tasks = streams.into_iter().map(|stream| {
         let (meter, pattern) = (Rc::clone(&meter), Rc::clone(&pattern));
         match direction {
-            Direction::Down => monoio::spawn(download(stream, meter)),
+            Direction::Down => monoio::spawn(download(stream, meter, None)),
             Direction::Up => monoio::spawn(async move {
                 if upload(stream, &pattern, size, &meter).await.is_err() {
                     meter.failed();
@@ -57,15 +57,24 @@ pub async fn connect(
     Ok(streams)
 }
 
-/// Ends with the interval; an end of the stream before that is an error.
-pub async fn download(stream: TcpStream, meter: Rc<Meter>) {
+/// Ends with the interval; an end of the stream before that is an error. Reads no faster than
+/// `rate`, in bytes per second.
+pub async fn download(stream: TcpStream, meter: Rc<Meter>, rate: Option<f64>) {
+    let (began, mut total) = (Instant::now(), 0_usize);
     let mut drain = Drain::new();
     loop {
+        if let Some(rate) = rate {
+            let due = Duration::from_secs_f64(total as f64 / rate);
+            monoio::time::sleep(due.saturating_sub(began.elapsed())).await;
+        }
         let received = drain.receive(&stream).await;
         let now = Instant::now();
         match received {
             _ if meter.over(now) => return,
-            Ok(1..) => meter.moved(now, received.unwrap_or(0)),
+            Ok(count @ 1..) => {
+                total += count;
+                meter.moved(now, count)
+            }
             Ok(0) | Err(_) => return meter.failed(),
         };
     }

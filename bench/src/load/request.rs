@@ -36,9 +36,10 @@ pub async fn mixed(options: &Options) -> anyhow::Result<Outcome> {
     let now = options.begin()?;
     let meter = Rc::new(Meter::new(now, options.warmup(), options.seconds()));
     let bulk = Rc::new(Meter::new(now, options.warmup(), options.seconds()));
+    let rate = options.bulk_rate.map(|rate| rate * 1e6 / f64::from(options.streams.max(1)));
     let downloads: Vec<_> = streams
         .into_iter()
-        .map(|stream| monoio::spawn(bulk::download(stream, Rc::clone(&bulk))))
+        .map(|stream| monoio::spawn(bulk::download(stream, Rc::clone(&bulk), rate)))
         .collect();
     drive(clients, options.rate, &meter, Client::run).await?;
     finish(downloads, &bulk).await;
