@@ -10,7 +10,7 @@ use config_sync::routing::{
 };
 
 use super::client_hello::{self, Hello};
-use super::op::{Event, Kind, Op, Side, Stop, Token, Why};
+use super::op::{Event, Kind, Mode, Op, Side, Stop, Token, Why};
 use super::record::{CloseReason, Record, SessionRecord};
 use super::relay::{Half, Next};
 use super::slab::NONE;
@@ -476,9 +476,14 @@ impl Session {
     /// Gives each direction that has a reason for it its `Move`.
     fn pump(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
-        for half in [&mut relay.up, &mut relay.down] {
-            if let Some(op) = half.start(core.turn_bytes) {
-                core.push(self.token, op);
+        for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
+            match half.start(core.turn_bytes) {
+                None => {}
+                // Behind whatever small there is to move: it takes the longest, and minds least.
+                Some(Op::Move { mode: Mode::Splice, .. }) => {
+                    core.resumable.push_back((self.token, from));
+                }
+                Some(op) => core.push(self.token, op),
             }
         }
     }
