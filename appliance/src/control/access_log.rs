@@ -4,7 +4,6 @@
 //! reads stops neither the control thread nor a worker: lines that find the queue full are dropped
 //! and counted.
 
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
@@ -18,20 +17,23 @@ use config_sync::config::{LogFormat, LogTarget};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// Lines that wait to be written, at the most.
-pub const QUEUE: usize = 65_536;
+/// A batch of lines goes into the queue at this size, if not before.
+const BATCH_BYTES: usize = 16 * 1024;
+/// Batches that wait to be written, at the most.
+const QUEUE: usize = 4_096;
 
 pub struct AccessLog {
     format: LogFormat,
     sink: Option<Sink>,
-    /// Reused from line to line.
-    line: String,
+    /// Lines that are not in the queue yet.
+    batch: Vec<u8>,
+    lines: u64,
 }
 
 impl AccessLog {
     pub fn open(target: &LogTarget, format: LogFormat) -> io::Result<Self> {
         let sink = Sink::open(target)?;
-        Ok(Self { format, sink, line: String::new() })
+        Ok(Self { format, sink, batch: Vec::new(), lines: 0 })
     }
 
     /// Opens a file anew before the next line, for log rotation by rename.
@@ -41,17 +43,32 @@ impl AccessLog {
         }
     }
 
-    /// Never waits.
+    /// Never waits. The line is on its way with the next `flush`, at the latest.
     pub fn write(&mut self, line: &Line<'_>) {
-        let Some(sink) = &mut self.sink else { return };
-        self.line.clear();
-        match self.format {
-            LogFormat::Json => line.json(&mut self.line),
-            LogFormat::Text => line.text(&mut self.line),
+        if self.sink.is_none() {
+            return;
         }
-        self.line.push('\n');
-        // The queue takes it or counts it as dropped; there is no third way.
-        let _ = sink.queue.write_all(self.line.as_bytes());
+        match self.format {
+            LogFormat::Json => line.json(&mut self.batch),
+            LogFormat::Text => line.text(&mut self.batch),
+        }
+        self.batch.push(b'\n');
+        self.lines += 1;
+        if self.batch.len() >= BATCH_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Puts the lines written so far into the queue; where there is no room for them, they are
+    /// dropped and counted.
+    pub fn flush(&mut self) {
+        if let Some(sink) = &mut self.sink
+            && self.lines > 0
+        {
+            sink.put(&self.batch, self.lines);
+            self.batch.clear();
+            self.lines = 0;
+        }
     }
 
     /// Lines that were lost since the start.
@@ -60,16 +77,20 @@ impl AccessLog {
     }
 
     /// Writes what waits, for a second at the most.
-    pub fn close(self) {
+    pub fn close(mut self) {
+        self.flush();
         if let Some(sink) = self.sink {
-            sink.close();
+            flush(sink.guard);
         }
     }
 }
 
 struct Sink {
     queue: NonBlocking,
+    /// Counts batches.
     full: ErrorCounter,
+    /// Lines of those batches.
+    dropped: u64,
     guard: WorkerGuard,
     reopen: Arc<AtomicBool>,
     failed: Arc<AtomicU64>,
@@ -96,15 +117,20 @@ impl Sink {
             .buffered_lines_limit(QUEUE)
             .thread_name("ringway-log")
             .finish(writer);
-        Ok(Some(Self { full: queue.error_counter(), queue, guard, reopen, failed }))
+        Ok(Some(Self { full: queue.error_counter(), dropped: 0, queue, guard, reopen, failed }))
+    }
+
+    fn put(&mut self, batch: &[u8], lines: u64) {
+        let full = self.full.dropped_lines();
+        // The queue takes it or counts it as dropped; there is no third way.
+        let _ = self.queue.write_all(batch);
+        if self.full.dropped_lines() > full {
+            self.dropped += lines;
+        }
     }
 
     fn dropped(&self) -> u64 {
-        self.full.dropped_lines() as u64 + self.failed.load(Ordering::Relaxed)
-    }
-
-    fn close(self) {
-        flush(self.guard);
+        self.dropped + self.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -151,16 +177,17 @@ impl Writer {
 }
 
 impl Write for Writer {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, batch: &[u8]) -> io::Result<usize> {
         if self.reopen.swap(false, Ordering::AcqRel)
             && let Some(path) = self.path.clone()
         {
             self.reopen(&path);
         }
-        if self.file.write_all(line).is_err() {
-            self.failed.fetch_add(1, Ordering::Relaxed);
+        if self.file.write_all(batch).is_err() {
+            let lines = batch.iter().filter(|byte| **byte == b'\n').count();
+            self.failed.fetch_add(lines as u64, Ordering::Relaxed);
         }
-        Ok(line.len())
+        Ok(batch.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -201,17 +228,15 @@ pub struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn json(&self, out: &mut String) {
-        // Strings and numbers always serialize.
-        if let Ok(json) = serde_json::to_string(self) {
-            out.push_str(&json);
-        }
+    fn json(&self, out: &mut Vec<u8>) {
+        // Strings and numbers always serialize, and a Vec takes them.
+        let _ = serde_json::to_writer(out, self);
     }
 
     /// Time, event and protocol, then `key=value` as far as there is a value. Names are quoted: a
     /// server name is the client's own choice.
-    fn text(&self, out: &mut String) {
-        // Writing to a String cannot fail.
+    fn text(&self, out: &mut Vec<u8>) {
+        // Writing to a Vec cannot fail.
         let _ = write!(out, "{} {} {}", self.time, self.event, self.protocol);
         let mut name = |key: &str, value: Option<&str>| {
             if let Some(value) = value {
@@ -246,7 +271,9 @@ fn is_zero(value: &u32) -> bool {
 }
 
 fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(time)
+    let text = time.text();
+    // Digits and a few signs, all ASCII.
+    serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
 }
 
 /// Turns the workers' clock into time of day. Taken once, so that lines keep their order whatever
@@ -275,11 +302,33 @@ pub struct Timestamp(u64);
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
+    }
+}
+
+impl Timestamp {
+    /// Digit by digit: there is one in each line.
+    fn text(self) -> [u8; 27] {
         let (seconds, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);
         let (days, second) = (seconds / 86_400, seconds % 86_400);
         let (year, month, day) = date(days);
-        write!(f, "{year:04}-{month:02}-{day:02}T{:02}:", second / 3_600)?;
-        write!(f, "{:02}:{:02}.{micros:06}Z", second / 60 % 60, second % 60)
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        let fields = [
+            (0..4, year),
+            (5..7, month),
+            (8..10, day),
+            (11..13, second / 3_600),
+            (14..16, second / 60 % 60),
+            (17..19, second % 60),
+            (20..26, micros),
+        ];
+        for (place, mut value) in fields {
+            for digit in text[place].iter_mut().rev() {
+                *digit = b'0' + u8::try_from(value % 10).expect("a digit");
+                value /= 10;
+            }
+        }
+        text
     }
 }
 
@@ -323,8 +372,7 @@ mod tests {
 
     #[test]
     fn json_line_has_the_agreed_keys() {
-        let mut json = String::new();
-        closed().json(&mut json);
+        let json = shown(|out| closed().json(out));
         let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(
             value,
@@ -342,9 +390,7 @@ mod tests {
     #[test]
     fn absent_fields_are_left_out() {
         let line = Line { endpoint: None, connect_ms: None, suppressed: 7, ..closed() };
-        let (mut json, mut text) = (String::new(), String::new());
-        line.json(&mut json);
-        line.text(&mut text);
+        let (json, text) = (shown(|out| line.json(out)), shown(|out| line.text(out)));
         assert!(!json.contains("endpoint") && !json.contains("connect_ms"), "{json}");
         assert!(json.contains("\"suppressed\":7"), "{json}");
         assert_eq!(
@@ -394,10 +440,19 @@ mod tests {
         std::fs::remove_file(&path).expect("own file");
         for _ in 0..2 * QUEUE {
             log.write(&closed());
+            log.write(&closed());
+            log.flush();
         }
-        assert!(log.dropped() > 0);
+        let dropped = log.dropped();
+        assert!(dropped > 0 && dropped.is_multiple_of(2), "{dropped} lines of batches of two");
         log.close();
         drop(held);
+    }
+
+    fn shown(write: impl Fn(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).expect("text")
     }
 
     fn closed() -> Line<'static> {

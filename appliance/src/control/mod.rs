@@ -224,6 +224,7 @@ impl Control {
                 Record::Unlistened(socket) => self.sync.unlistened(index, socket),
             }
         }
+        self.log.flush();
     }
 
     fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
