@@ -59,6 +59,13 @@ pub struct Options {
     /// Datagrams of a burst, sent as one by segmentation offload.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     train: u8,
+    /// Bursts that one flow of `udp-request` has in flight.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    depth: u8,
+    /// Bursts that all flows of `udp-request` together have in flight at the most; without it
+    /// nothing but their number bounds it.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    window: Option<u32>,
     /// How many loopback addresses, from 127.0.0.2 on, to send from in turn, each with its own
     /// ports; 0: the kernel's choice.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=250))]

@@ -102,6 +102,8 @@ fn datagrams() {
         (&["--flows", "5", "--size", "1400", "--train", "16"], 1_400),
         (&["--flows", "1", "--size", "9", "--train", "64"], 9),
         (&["--flows", "20", "--sources", "4"], 64),
+        (&["--flows", "50", "--window", "5"], 64),
+        (&["--flows", "2", "--depth", "3"], 64),
     ] {
         let outcome = Outcome::of("udp-echo", "udp-request", arguments);
         outcome.is_sound(size);

@@ -184,9 +184,13 @@ fn other_tcp() -> [Workload; 3] {
 fn udp() -> Vec<Workload> {
     let mut all = Vec::new();
     for flows in [1, 10, 100, 1_000, 10_000] {
-        let arguments = ["--flows", &flows.to_string(), "--size", "64"];
+        // More at once would overflow what a socket holds by default.
+        let flow_count = flows.to_string();
+        let arguments = ["--flows", &flow_count, "--window", "100", "--size", "64"];
         all.push(Workload {
             quick: flows == 100,
+            // Else the ports of all that is kept for 30 s would run out.
+            fresh: flows >= 10_000,
             ..udp_requests(format!("udp-64-{flows}"), &arguments)
         });
     }
@@ -194,7 +198,8 @@ fn udp() -> Vec<Workload> {
     let mut trains = udp_requests("udp-train-16x100".to_owned(), &train);
     trains.quick = true;
     all.push(trains);
-    let train = ["--flows", "1", "--size", "1400", "--train", "32"];
+    // Two bursts, or all would only wait for one another.
+    let train = ["--flows", "1", "--depth", "2", "--size", "1400", "--train", "32"];
     all.push(udp_requests("udp-train-32x1".to_owned(), &train));
     for idle_ms in QUARANTINES {
         // One answer ends a flow: then its socket rests as long as the others keep an idle one.

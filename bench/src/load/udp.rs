@@ -43,9 +43,12 @@ pub fn requests(options: &Options) -> anyhow::Result<Outcome> {
 }
 
 struct Load {
+    ports: Vec<Port>,
     flows: Vec<Flow>,
-    /// Those with nothing in flight, in an open loop.
+    /// Those with nothing in flight.
     free: VecDeque<usize>,
+    /// Bursts in flight at the most.
+    window: usize,
     schedule: Option<Schedule>,
     epoll: Epoll,
     timer: TimerFd,
@@ -56,8 +59,15 @@ struct Load {
     buffer: Vec<u8>,
 }
 
-struct Flow {
+struct Port {
     socket: UdpSocket,
+    /// Bursts that are not back.
+    in_flight: u32,
+}
+
+/// One burst at a time; several may share a socket, and so be one flow to everybody else.
+struct Flow {
+    port: usize,
     number: u32,
     burst: u32,
     start: Start,
@@ -79,16 +89,26 @@ impl Load {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, TIMER))?;
         let now = Instant::now();
-        let mut flows = Vec::new();
+        let mut ports = Vec::new();
         for number in 0..options.connections {
             let socket = client(options, number).with_context(|| format!("flow {number}"))?;
             epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, u64::from(number)))?;
-            let start = Start::Sent(now);
-            flows.push(Flow { socket, number, burst: 0, start, sent: now, awaited: 0 });
+            ports.push(Port { socket, in_flight: 0 });
         }
+        let flows = (0..options.connections * u32::from(options.depth)).map(|number| Flow {
+            port: (number % options.connections) as usize,
+            number,
+            burst: 0,
+            start: Start::Sent(now),
+            sent: now,
+            awaited: 0,
+        });
+        let flows: Vec<_> = flows.collect();
         let now = options.begin()?;
         Ok(Self {
             free: (0..flows.len()).collect(),
+            window: options.window.map_or(flows.len(), |window| window as usize),
+            ports,
             flows,
             schedule: options.rate.map(|rate| Schedule::new(now, rate / train as f64)),
             epoll,
@@ -134,7 +154,9 @@ impl Load {
 
     /// Sends what may be sent now.
     fn begin(&mut self) -> anyhow::Result<()> {
-        while let Some(&index) = self.free.front() {
+        while self.flows.len() - self.free.len() < self.window
+            && let Some(&index) = self.free.front()
+        {
             let now = Instant::now();
             let start = match &self.schedule {
                 _ if self.all_begun(now) => return Ok(()),
@@ -167,35 +189,46 @@ impl Load {
         }
         // What the kernel does not take is found missing by the sweep, which also paces the next
         // attempt.
-        if flow.socket.send(&self.burst).is_err() {
+        let port = &mut self.ports[flow.port];
+        port.in_flight += 1;
+        if port.socket.send(&self.burst).is_err() {
             self.meter.failed();
         }
     }
 
-    /// Takes what has arrived for a flow, and lets it go on when its burst is whole.
+    /// Takes what has arrived on a socket, and lets flows go on whose bursts are whole.
     fn receive(&mut self, index: usize) {
-        let flow = &mut self.flows[index];
-        let was_awaited = flow.awaited != 0;
+        let port = &mut self.ports[index];
         loop {
-            let length = match flow.socket.recv(&mut self.buffer) {
+            let length = match port.socket.recv(&mut self.buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.meter.failed(),
             };
             let now = Instant::now();
             for datagram in self.buffer[..length].chunks(self.size) {
+                let number = datagram.first_chunk().map(|number| u32::from_le_bytes(*number));
+                let flow = number.and_then(|number| self.flows.get_mut(number as usize));
+                let Some(flow) = flow.filter(|flow| flow.port == index) else {
+                    self.meter.failed();
+                    continue;
+                };
                 match flow.check(datagram, self.size) {
                     Check::Awaited => self.meter.done(flow.start, now, self.size),
-                    Check::Late => {}
-                    Check::Wrong => self.meter.failed(),
+                    Check::Late => continue,
+                    Check::Wrong => {
+                        self.meter.failed();
+                        continue;
+                    }
+                }
+                if flow.awaited == 0 {
+                    self.free.push_back(flow.number as usize);
+                    port.in_flight -= 1;
                 }
             }
-            if flow.awaited == 0 {
-                break;
+            if port.in_flight == 0 {
+                return;
             }
-        }
-        if was_awaited {
-            self.free.push_back(index);
         }
     }
 
@@ -205,6 +238,7 @@ impl Load {
                 self.meter.lost(flow.awaited.count_ones().into());
                 flow.awaited = 0;
                 self.free.push_back(index);
+                self.ports[flow.port].in_flight -= 1;
             }
         }
     }
