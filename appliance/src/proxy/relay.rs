@@ -253,8 +253,8 @@ impl Half {
         }
     }
 
-    /// The source ran dry, after so much in one direction that its next bytes are worth waiting
-    /// for. `u32::MAX`: never.
+    /// So much has gone one way that its next bytes are worth waiting for, and are not worth pacing.
+    /// `u32::MAX`: never.
     pub fn is_bulk(&self, bulk_bytes: u32) -> bool {
         let run = self.bytes - self.run_from;
         self.mode == Mode::Splice

@@ -103,7 +103,6 @@ impl Relay {
                     core.counters.bulk_runs.add(u64::from(half.mark() == 0));
                     half.set_mark(mark);
                     core.push(token, Op::Mark { from, at_least: mark });
-                    self.unpace(core, token, from.other());
                 }
             }
             // It has turned back to copying: without a deadline it must have no mark.
@@ -113,13 +112,15 @@ impl Relay {
         }
     }
 
-    fn unpace(&mut self, core: &mut Core, token: Token, side: Side) {
-        let paced = match side {
-            Side::Client => &mut self.paced.0,
-            Side::Endpoint => &mut self.paced.1,
+    /// Has the pacing taken off the way of a direction that has become bulk.
+    fn unpace(&mut self, core: &mut Core, token: Token, from: Side) {
+        let (half, paced) = match from {
+            Side::Client => (&self.up, &mut self.paced.1),
+            Side::Endpoint => (&self.down, &mut self.paced.0),
         };
-        if std::mem::take(paced) {
-            core.push(token, Op::Unpace { side });
+        if *paced && half.is_bulk(core.bulk_bytes) {
+            *paced = false;
+            core.push(token, Op::Unpace { side: from.other() });
         }
     }
 
@@ -497,6 +498,7 @@ impl Session {
         }
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
         let next = relay.half(from).moved(core.now, read, sent, held, stop);
+        relay.unpace(core, self.token, from);
         relay.mark(core, self.token, from, stop);
         if let Stop::Failed { side, why } = stop {
             return self.failed(core, from, side, why);
@@ -723,6 +725,7 @@ mod tests {
             relay.up.source_ready(false);
             assert!(relay.up.start(core.turn_bytes).is_some());
             relay.up.moved(core.now, bytes, bytes, 0, Stop::Drained);
+            relay.unpace(core, token, Side::Client);
             relay.mark(core, token, Side::Client, Stop::Drained);
             let ops = std::mem::take(&mut core.ops).into_iter().map(|(_, op)| op);
             let (unpaced, mut ops): (Vec<_>, Vec<_>) =
