@@ -390,8 +390,8 @@ const METRICS: &[(&str, Type, &str)] = &[
     (
         "ringway_unpaced_total",
         Type::Counter,
-        "Connections with bulk to a near peer whose congestion control was changed to one that does \
-         not pace.",
+        "Connections with bulk to a near peer whose congestion control was changed to one that \
+         does not pace.",
     ),
     (
         "ringway_streams_total",

@@ -253,7 +253,7 @@ impl Half {
         }
     }
 
-    /// So much has gone one way that its next bytes are worth waiting for, and are not worth pacing.
+    /// So much has gone one way that its next bytes are worth waiting for, and not worth pacing.
     /// `u32::MAX`: never.
     pub fn is_bulk(&self, bulk_bytes: u32) -> bool {
         let run = self.bytes - self.run_from;
