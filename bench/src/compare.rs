@@ -48,8 +48,8 @@ pub struct Options {
     /// Length of each measured interval [default: 2; quick: 0.5].
     #[arg(long)]
     seconds: Option<f64>,
-    /// Rounds; each has one run of each peer. A verdict takes 12 pairs, and some are left out because
-    /// the machine's state changed between their runs [default: 16; quick: 3].
+    /// Rounds; each has one run of each peer. A verdict takes 12 pairs, and some are left out
+    /// because the machine's state changed between their runs [default: 16; quick: 3].
     #[arg(long)]
     repeat: Option<usize>,
     /// Workers of each proxy. One is pinned to core 0 and load and backend to core 1; two are not

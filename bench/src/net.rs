@@ -54,9 +54,8 @@ impl Network {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mask = if on { (1_u64 << cores.min(63)) - 1 } else { 0 };
         // ip(8) mounts the namespace's own /sys.
-        let script = format!(
-            "for file in /sys/class/net/*/queues/rx-*/rps_cpus; do echo {mask:x} >$file || exit; done"
-        );
+        let files = "/sys/class/net/*/queues/rx-*/rps_cpus";
+        let script = format!("for file in {files}; do echo {mask:x} >$file || exit; done");
         ip(&["netns", "exec", &self.namespace(place), "sh", "-ec", &script])
     }
 
