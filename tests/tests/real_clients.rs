@@ -64,32 +64,54 @@ fn iperf3_tcp() {
     assert_eq!(lines.len(), 22);
 }
 
-/// 1 Gbit/s through the same port number. Direct and through the gateway in turn, and up to three
-/// times, because what the machine itself loses differs from run to run.
+/// Datagrams that the kernel dropped because the gateway did not fetch them from its sockets: that
+/// of the listener, and those connected to the endpoint. The column `drops` of proc(5)'s net/udp.
+fn dropped_before(listener: SocketAddr, endpoint: SocketAddr) -> u64 {
+    let hex = |address: SocketAddr| {
+        let SocketAddr::V4(address) = address else { panic!("{address} is not of IPv4") };
+        // The kernel prints the four bytes as one number of the machine's order.
+        format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port())
+    };
+    let (listener, endpoint) = (hex(listener), hex(endpoint));
+    let table = std::fs::read_to_string("/proc/net/udp").expect("proc(5)");
+    let rows: Vec<Vec<&str>> =
+        table.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+    let ours = rows.iter().filter(|row| row[1] == listener || row[2] == endpoint);
+    let drops: Vec<u64> = ours.map(|row| row[12].parse().expect("a number")).collect();
+    // The listener's and at least one flow's, or this counts nothing.
+    assert!(drops.len() >= 2, "no sockets of {listener} and {endpoint} in {table}");
+    drops.into_iter().sum()
+}
+
+/// 1 Gbit/s through the same port number. The gateway must take every datagram that reaches it.
+/// What iperf3 finds lost is no measure of that: all of it overflows the buffer of iperf3's own
+/// server (212,992 bytes where nobody has raised `net.core.rmem_max`), and more of it the busier
+/// the machine is, so that is only printed, beside what is lost without a gateway.
 #[test]
 fn iperf3_udp_on_the_port_of_its_tcp() {
     let (_server, endpoint) = iperf3_server();
     let address = free_address();
-    let _gateway = Gateway::start(&both(address, endpoint, ""));
-    // iperf3 sends in bursts. Its own buffers must hold them, or it is them that are measured.
+    let gateway = Gateway::start(&both(address, endpoint, ""));
+    // iperf3 sends in bursts. Its own buffers should hold them as far as they may.
     let buffer = ["rmem_max", "wmem_max"].map(|name| {
         let most = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).expect("proc(5)");
         most.trim().parse::<u64>().expect("a number of bytes")
     });
     let buffer = buffer.into_iter().min().unwrap_or(0).min(4 << 20).to_string();
-    let lost = |address| {
+    let [_, sent] = [endpoint, address].map(|address| {
         let result = iperf3(address, &["-u", "-b", "1G", "-l", "1400", "-w", &buffer]);
         let rate = number(&result, "/end/sum/bits_per_second") / 1e9;
+        let sent = number(&result, "/end/sum/packets");
         let lost = number(&result, "/end/sum/lost_percent");
         eprintln!("iperf3 -u to {address}: {rate:.3} Gbit/s, {lost:.3} % lost");
-        assert!(number(&result, "/end/sum/packets") > 1000.0);
-        lost
-    };
-    let as_good = |_| {
-        let direct = lost(endpoint);
-        lost(address) <= direct + 0.1
-    };
-    assert!((0..3).any(as_good), "the gateway loses datagrams");
+        assert!(lost < 5.0, "{lost} % lost");
+        sent
+    });
+    let dropped = dropped_before(address, endpoint) as f64;
+    assert!(dropped <= sent / 1000.0, "{dropped} of {sent} datagrams not fetched");
+    let to_endpoint = [("listener", "udp"), ("side", "endpoint")];
+    let forwarded = gateway.metrics().value("ringway_datagrams_sent_total", &to_endpoint) as f64;
+    assert!(forwarded + dropped >= sent, "{forwarded} of {sent} forwarded, {dropped} not fetched");
 }
 
 #[test]
