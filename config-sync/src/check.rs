@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
+
+use crate::compile::nameless;
 use crate::config::{Backend, Config, Listener, Route};
 use crate::problem::{At, Place, Problem, did_you_mean};
-use crate::routing::{Protocol, Transport};
+use crate::routing::{Protocol, ProxyVersion, Transport};
 
 /// Names of those parts of a file that have faults of their own: they are there, and that is all
 /// that is known of them.
@@ -38,7 +41,9 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     check.one_route_each(&config.routes);
     for backend in &config.backends {
         check.endpoints(backend);
+        check.transparent(backend);
         check.keys_in_use(backend, &config.routes);
+        check.encrypted_once(backend, &config.routes);
     }
     check.shared_sockets(&config.backends);
     check.problems
@@ -99,6 +104,7 @@ impl<'c> Check<'c> {
         }
         for ((transport, address), sharing) in &sockets {
             self.shared_socket(sharing);
+            self.default_hostname(sharing);
             let wildcard = match address.ip() {
                 IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
                 IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
@@ -132,6 +138,9 @@ impl<'c> Check<'c> {
                 ("user_timeout", listener.options.user_timeout != first.options.user_timeout),
                 ("congestion", listener.options.congestion != first.options.congestion),
                 ("hello_timeout", listener.timeouts.hello != first.timeouts.hello),
+                ("starttls", listener.starttls != first.starttls),
+                ("default_hostname", nameless(listener) != nameless(first)),
+                ("accept_proxy", believed(listener) != believed(first)),
             ];
             for (key, _) in differing.iter().filter(|(_, differs)| *differs) {
                 let message = format!(
@@ -141,6 +150,16 @@ impl<'c> Check<'c> {
                 );
                 self.refuse(&listener.address, message);
             }
+        }
+    }
+
+    /// The name of clients that send none must be one that is taken.
+    fn default_hostname(&mut self, sharing: &[&Listener]) {
+        if let Some(name) = &sharing[0].default_hostname
+            && !sharing.iter().any(|listener| reaches(listener, &name.value))
+        {
+            let message = format!("no listener of this address takes \"{}\"", name.value);
+            self.refuse(name, message);
         }
     }
 
@@ -173,21 +192,33 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// A TCP or UDP listener has one route at the most, a TLS listener one for each host name.
+    /// A TCP or UDP listener has one route at the most for each source range, a TLS listener one
+    /// for each host name and source range.
     fn one_route_each(&mut self, routes: &'c [Route]) {
-        let mut seen: BTreeMap<(&str, Option<&str>), &Route> = BTreeMap::new();
+        type Key<'c> = (&'c str, Option<&'c str>, Option<IpNet>);
+        let mut seen: BTreeMap<Key<'_>, &Route> = BTreeMap::new();
         for route in routes {
             for name in &route.listeners {
                 let Some(listener) = self.listeners.get(name.value.as_str()).copied() else {
                     continue;
                 };
                 for (host, at) in hosts_on(route, listener, &name.place) {
-                    let Some(first) = seen.insert((&name.value, host), route) else { continue };
-                    let what = host.map_or_else(String::new, |host| format!(" for \"{host}\""));
-                    self.problems.push(at.problem(format!(
-                        "listener \"{}\" has a route{what} already: \"{}\", in line {}",
-                        name.value, first.name.value, first.name.place.line
-                    )));
+                    let ranges = route.sources.iter().map(|of| (Some(of.value), &of.place));
+                    let rest = route.sources.is_empty().then_some((None, at));
+                    for (range, at) in ranges.chain(rest) {
+                        let first = seen.insert((&name.value, host, range), route);
+                        let Some(first) = first else { continue };
+                        let host = host.map(|host| format!(" for \"{host}\""));
+                        let range = range.map(|range| format!(" from {range}"));
+                        self.problems.push(at.problem(format!(
+                            "listener \"{}\" has a route{}{} already: \"{}\", in line {}",
+                            name.value,
+                            host.unwrap_or_default(),
+                            range.unwrap_or_default(),
+                            first.name.value,
+                            first.name.place.line
+                        )));
+                    }
                 }
             }
         }
@@ -211,6 +242,18 @@ impl<'c> Check<'c> {
         }
     }
 
+    /// An address of a client's own leaves no other to connect from.
+    fn transparent(&mut self, backend: &Backend) {
+        let Some(key) = backend.transparent.as_ref().filter(|key| key.value) else { return };
+        let other = match backend {
+            Backend { source, .. } if !source.is_empty() => "`source`",
+            _ if backend.has_shared_sockets() => "`upstream_sockets = \"shared\"`",
+            _ => return,
+        };
+        let message = format!("can't be with {other}: connections come from clients' addresses");
+        self.refuse(key, message);
+    }
+
     /// A key that means nothing to any listener that uses the backend is a mistake.
     fn keys_in_use(&mut self, backend: &Backend, routes: &[Route]) {
         let users = routes.iter().filter(|route| {
@@ -222,6 +265,14 @@ impl<'c> Check<'c> {
         let only = |transport| {
             !transports.is_empty() && transports.iter().all(|other| *other == Some(transport))
         };
+        if let Some(asked) = &backend.send_proxy
+            && asked.value.version == ProxyVersion::V1
+            && transports.contains(&Some(Transport::Udp))
+        {
+            let message = "\"v1\" has no word for UDP, and a UDP listener uses this backend; \
+                           write \"v2\"";
+            self.refuse(asked, message.to_owned());
+        }
         if only(Transport::Udp) {
             let message = "is for TCP, and only UDP listeners use this backend";
             self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
@@ -229,6 +280,24 @@ impl<'c> Check<'c> {
         if let Some(key) = backend.shared_sockets.as_ref().filter(|_| only(Transport::Tcp)) {
             let message = "is for UDP, and only TCP listeners use this backend";
             self.refuse(key, message.to_owned());
+        }
+    }
+
+    /// What passes through is encrypted already, and its reader is behind the endpoint's TLS.
+    fn encrypted_once(&mut self, backend: &Backend, routes: &[Route]) {
+        let users = routes.iter().filter(|route| {
+            route.backends.iter().any(|used| used.name.value == backend.name.value)
+        });
+        let listeners = users.flat_map(|route| &route.listeners);
+        let mut known = listeners.filter_map(|name| self.listeners.get(name.value.as_str()));
+        let through = known.find(|l| l.protocol == Protocol::Tls && l.tls.is_none());
+        if let Some(listener) = through.filter(|_| backend.tls.is_some()) {
+            let message = format!(
+                "has `tls`, and listener \"{}\" passes TLS through to it, which would be encrypted \
+                 twice",
+                listener.name.value
+            );
+            self.refuse(&backend.name, message);
         }
     }
 
@@ -263,6 +332,11 @@ impl<'c> Check<'c> {
     }
 }
 
+/// Whose PROXY headers a listener believes.
+fn believed(listener: &Listener) -> Option<&Vec<IpNet>> {
+    listener.accept_proxy.as_ref().map(|from| &from.value)
+}
+
 fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {
     let (name, line) = (&owner.name.value, owner.name.place.line);
     format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
@@ -282,11 +356,12 @@ pub(crate) fn hosts_on<'r>(
 }
 
 /// Whether a client can ask for a name that both the listener and `pattern` take.
-fn reaches(listener: &Listener, pattern: &str) -> bool {
+pub(crate) fn reaches(listener: &Listener, pattern: &str) -> bool {
     listener.hostname.as_ref().is_none_or(|own| overlap(&own.value, pattern))
 }
 
-fn overlap(a: &str, b: &str) -> bool {
+/// Whether one name can match both of two patterns.
+pub(crate) fn overlap(a: &str, b: &str) -> bool {
     let below = |name: &str, suffix: &str| {
         name.strip_suffix(suffix).is_some_and(|front| front.ends_with('.'))
     };

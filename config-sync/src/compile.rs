@@ -1,23 +1,32 @@
-//! From what was asked to what runs. Pure: the same configuration and names give the same table.
+//! From what was asked to what runs: the same configuration, certificate files and names give the
+//! same table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use crate::certificates::{Loader, Owner};
 use crate::check::{self, Broken, hosts_on, transport};
 use crate::config::{self, Config};
 use crate::maglev;
 use crate::names::Names;
 use crate::problem::{At, Problem, Problems};
+use crate::ranges::{Access, ByPrefix};
 use crate::routing::{
-    self, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId, Protocol, RouteId,
-    RoutingTable, SocketId, Transport,
+    self, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId, NO_ROUTE, Protocol,
+    RouteId, RoutingTable, SocketId, Transport,
 };
+use crate::sources::{self, Admitted};
+use crate::terminator::{Originator, Terminator};
 
 /// Compiles the table of this generation, giving ids to names that are new.
 ///
 /// # Errors
 /// Every part that does not fit with the others: names given twice or to nothing, addresses that
-/// clash, host names that no client could ask for; or ids have run out, because the configurations
+/// clash, host names that no client could ask for; a certificate or key can't be used; or ids
+/// have run out, because the configurations
 /// of this process have named more than [`routing::MAX_LISTENERS`] listeners in all, say.
 pub fn compile(
     config: &Config,
@@ -26,13 +35,19 @@ pub fn compile(
 ) -> Result<RoutingTable, Problems> {
     let problems = check::check(config, &Broken::default());
     Problems::new(problems).or(())?;
-    let mut compile = Compile { config, names, problems: Vec::new() };
-    let (sockets, socket_of) = compile.sockets();
+    let admitted = sources::admitted(config)?;
+    let tls = tls(config, names)?;
+    let mut compile = Compile { config, names, tls, admitted, problems: Vec::new() };
+    let (mut sockets, socket_of) = compile.sockets();
     let backends = compile.backends();
+    let listeners = compile.listeners(&socket_of);
+    for (at, socket) in sockets.iter_mut().enumerate().filter(|(_, socket)| socket.reads_hello) {
+        socket.access = common_access(listeners.iter().filter(|listener| listener.socket == at));
+    }
     let table = RoutingTable {
         generation,
         sockets,
-        listeners: compile.listeners(&socket_of),
+        listeners,
         routes: compile.routes(&backends),
         backends,
         lame_duck: config.lame_duck,
@@ -66,7 +81,36 @@ const HOST_SEEDS: [u64; 4] =
 struct Compile<'c> {
     config: &'c Config,
     names: &'c mut Names,
+    tls: Tls,
+    admitted: Admitted,
     problems: Vec<Problem>,
+}
+
+/// By the names of their listeners and backends.
+#[derive(Default)]
+struct Tls {
+    terminators: BTreeMap<String, Arc<Terminator>>,
+    originators: BTreeMap<String, Arc<Originator>>,
+}
+
+fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
+    let mut loader = Loader::new(&mut names.tickets, HOST_SEEDS);
+    let mut tls = Tls::default();
+    for listener in &config.listeners {
+        let At { value: name, place } = &listener.name;
+        let made = loader.terminator(&Owner { name, place }, listener);
+        tls.terminators.extend(made.map(|made| (name.clone(), made)));
+    }
+    for backend in &config.backends {
+        let At { value: name, place } = &backend.name;
+        let asked = backend.tls.as_ref();
+        let made = asked.and_then(|asked| loader.originator(&Owner { name, place }, asked));
+        tls.originators.extend(made.map(|made| (name.clone(), made)));
+    }
+    let Loader { expiries, problems, .. } = loader;
+    Problems::new(problems).or(())?;
+    names.expiries = expiries;
+    Ok(tls)
 }
 
 /// Index of a socket in the table, by what it is bound to.
@@ -88,6 +132,10 @@ impl Compile<'_> {
                     options: listener.options,
                     reads_hello: listener.protocol == Protocol::Tls,
                     hello_timeout: listener.timeouts.hello,
+                    access: None,
+                    starttls: listener.starttls,
+                    default_hostname: nameless(listener).map(Box::from),
+                    accept_proxy: accept_proxy(listener),
                     listeners: Hosts::new(HOST_SEEDS),
                 });
             }
@@ -106,7 +154,6 @@ impl Compile<'_> {
 
     fn listeners(&mut self, socket_of: &SocketOf) -> Vec<routing::Listener> {
         let mut listeners = Vec::new();
-        let index_of = index(self.config.listeners.iter().map(|listener| &listener.name));
         for listener in &self.config.listeners {
             let id = self.names.listeners.id(listener.name.value.clone());
             listeners.push(routing::Listener {
@@ -114,22 +161,62 @@ impl Compile<'_> {
                 name: listener.name.value.as_str().into(),
                 socket: socket_of[&bound_to(listener)],
                 protocol: listener.protocol,
+                tls: self.tls.terminators.remove(&listener.name.value),
                 timeouts: listener.timeouts,
                 flow_timeout: listener.flow_timeout,
                 responses: listener.responses,
                 max_sessions: listener.max_sessions,
+                access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),
+                by_source: Vec::new(),
             });
         }
+        self.place_routes(&mut listeners);
+        listeners
+    }
+
+    /// Gives each listener its routes: by server name, and where that is not enough by source.
+    fn place_routes(&self, listeners: &mut [routing::Listener]) {
+        let index_of = index(self.config.listeners.iter().map(|listener| &listener.name));
+        let mut placed: BTreeMap<(usize, Option<&str>), Vec<usize>> = BTreeMap::new();
         for (index, route) in self.config.routes.iter().enumerate() {
             for name in &route.listeners {
                 let at = index_of[name.value.as_str()];
                 for (host, _) in hosts_on(route, &self.config.listeners[at], &name.place) {
-                    listeners[at].routes.insert(host, index);
+                    placed.entry((at, host)).or_default().push(index);
                 }
             }
         }
-        listeners
+        let has_sources = |index: &usize| !self.config.routes[*index].sources.is_empty();
+        let by_source: BTreeSet<usize> = placed
+            .iter()
+            .filter(|(_, routes)| routes.iter().any(has_sources))
+            .map(|((at, _), _)| *at)
+            .collect();
+        for ((at, host), routes) in placed {
+            let listener = &mut listeners[at];
+            let value = if by_source.contains(&at) {
+                listener.by_source.push(self.by_source(&routes));
+                listener.by_source.len() - 1
+            } else {
+                routes[0]
+            };
+            listener.routes.insert(host, value);
+        }
+    }
+
+    /// The routes of one listener and name by the clients that they are for.
+    fn by_source(&self, routes: &[usize]) -> ByPrefix {
+        let number = |index: usize| u32::try_from(index).unwrap_or(NO_ROUTE);
+        let (mut prefixes, mut rest) = (Vec::new(), NO_ROUTE);
+        for index in routes {
+            let sources = &self.config.routes[*index].sources;
+            prefixes.extend(sources.iter().map(|source| (source.value, number(*index))));
+            if sources.is_empty() {
+                rest = number(*index);
+            }
+        }
+        ByPrefix::new(prefixes.into_iter(), rest)
     }
 
     fn routes(&mut self, backends: &[routing::Backend]) -> Vec<routing::Route> {
@@ -146,6 +233,7 @@ impl Compile<'_> {
             routes.push(routing::Route {
                 id: RouteId(self.given(id, &route.name, "routes")),
                 name: route.name.value.as_str().into(),
+                access: self.admitted.routes.get(&route.name.value).cloned(),
                 backends: shares.collect(),
             });
         }
@@ -181,8 +269,11 @@ impl Compile<'_> {
                 connect_timeout: backend.connect_timeout,
                 connect_attempts: backend.connect_attempts,
                 options: backend.options,
+                send_proxy: backend.send_proxy.as_ref().map(|asked| asked.value),
+                tls: self.tls.originators.remove(&backend.name.value),
                 source: backend.source.iter().map(|at| at.value).collect(),
                 shared_sockets: backend.has_shared_sockets(),
+                transparent: backend.is_transparent(),
             });
         }
         backends.sort_unstable_by_key(|backend| backend.id);
@@ -193,12 +284,34 @@ impl Compile<'_> {
     fn given<T>(&mut self, id: Option<u32>, at: &At<T>, what: &str) -> u32 {
         if id.is_none() {
             self.problems.push(at.problem(format!(
-                "too many {what}: this process has seen as many as it can number; a restart \
-                 forgets those that are gone"
+                "too many {what}: as many as can be numbered are there, or left in the last ten \
+                 minutes"
             )));
         }
         id.unwrap_or_default()
     }
+}
+
+/// What all of these have: `None` if they differ, or let everyone in.
+fn common_access<'l>(
+    mut listeners: impl Iterator<Item = &'l routing::Listener>,
+) -> Option<Arc<Access>> {
+    let first = listeners.next()?.access.as_ref()?;
+    let same = |other: &routing::Listener| {
+        other.access.as_ref().is_some_and(|other| Arc::ptr_eq(other, first))
+    };
+    listeners.all(same).then(|| Arc::clone(first))
+}
+
+/// The name that clients are taken to ask for that send none.
+pub(crate) fn nameless(listener: &config::Listener) -> Option<&str> {
+    listener.default_hostname.as_ref().map(|name| name.value.as_str())
+}
+
+/// One after the other, without those that others hold.
+fn accept_proxy(listener: &config::Listener) -> Box<[IpNet]> {
+    let asked = listener.accept_proxy.as_ref();
+    asked.map(|from| IpNet::aggregate(&from.value)).unwrap_or_default().into()
 }
 
 fn bound_to(listener: &config::Listener) -> (Transport, SocketAddr) {

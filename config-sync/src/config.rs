@@ -1,24 +1,30 @@
 //! What was asked for: the TOML file. `REFERENCE.md` beside this crate describes every key.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use crate::check::{self, Broken};
 use crate::machine::Machine;
 use crate::problem::{At, Place, Problems};
-use crate::reader::{Key, LATER, On, Reader, Section, Table, boolean, integer, string, word};
-use crate::routing::{Limits, Protocol, SocketOptions, Sources, Timeouts};
+use crate::proxy::{self, ACCEPT_PROXY};
+use crate::reader::{Key, On, Reader, Section, Table, boolean, integer, string, word};
+use crate::routing::{Limits, Protocol, SendProxy, SocketOptions, Sources, Starttls, Timeouts};
+use crate::sources::{self, Admission};
+use crate::tls::{self, BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
+pub use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::values::{
-    duration, duration_from, endpoint, hostname, keepalive, listen_address, name, source,
-    user_timeout,
+    duration, duration_from, endpoint, exact_hostname, hostname, keepalive, listen_address, name,
+    range, source, user_timeout,
 };
 
 /// A configuration whose every value is of the right form and within its range. Whether its parts
 /// fit together is said by `compile`. Durations are in milliseconds unless said otherwise; 0: off.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// How many workers there are, and where. Not reloadable.
     pub cores: Cores,
@@ -69,40 +75,53 @@ pub enum LogFormat {
     Text,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub name: At<String>,
     pub protocol: Protocol,
     pub address: At<SocketAddr>,
     /// TLS only. In lower case, the first label may be `*`; `None`: every name, and none.
     pub hostname: Option<At<String>>,
+    /// TLS only. The name that clients are taken to ask for that send none; in lower case.
+    pub default_hostname: Option<At<String>>,
+    /// TLS only. What clients may say before the ClientHello.
+    pub starttls: Option<Starttls>,
+    /// TLS only. `None`: passed through, as it is.
+    pub tls: Option<Termination>,
     pub timeouts: Timeouts,
     pub flow_timeout: u32,
     /// UDP: replies per client datagram after which a flow ends; 0: only by `flow_timeout`.
     pub responses: u32,
     /// Per worker; 0: only the worker's own limit.
     pub max_sessions: u32,
+    /// Connections, or UDP: datagrams, from these sources must begin with a PROXY header; `None`:
+    /// none.
+    pub accept_proxy: Option<At<Vec<IpNet>>>,
     /// Of accepted connections.
     pub options: SocketOptions,
+    pub admission: Admission,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     pub name: At<String>,
     pub listeners: Vec<At<String>>,
     /// TLS only. Empty: every name that the listener takes.
     pub hostnames: Vec<At<String>>,
+    /// Of clients. Empty: all that no other route of the listener and name is for.
+    pub sources: Vec<At<IpNet>>,
+    pub admission: Admission,
     pub backends: Vec<WeightedBackend>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WeightedBackend {
     pub name: At<String>,
     /// 0 to 1,000,000; the share is this among the sum of the route's.
     pub weight: u32,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     pub name: At<String>,
     /// Empty: what would go here is refused.
@@ -114,16 +133,44 @@ pub struct Backend {
     pub connect_attempts: u8,
     /// Local addresses to connect from, used in turn; empty: the kernel chooses.
     pub source: Vec<At<Sources>>,
+    /// TCP and TLS listeners only. `None`: what the client sends, or what a listener has
+    /// decrypted, goes as it is.
+    pub tls: Option<Origination>,
     /// UDP: few sockets for all flows, which then differ by their local addresses.
     pub shared_sockets: Option<At<bool>>,
+    /// The PROXY header that endpoints are sent first, or, UDP, in every datagram; `None`: none.
+    pub send_proxy: Option<At<SendProxy>>,
+    /// Endpoints are connected to from clients' own addresses.
+    pub transparent: Option<At<bool>>,
     pub options: SocketOptions,
     /// Where keys stand that mean nothing to UDP.
     pub stream_keys: Vec<Place>,
 }
 
+impl Config {
+    /// Files that it names and that are read when it is compiled: certificates, keys, lists.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        let listeners = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let backends = self.backends.iter().filter_map(|backend| backend.tls.as_ref());
+        let pems =
+            listeners.flat_map(Termination::pems).chain(backends.flat_map(Origination::pems));
+        let file = |pem: &Pem| match pem {
+            Pem::File(path) => Some(path.value.clone()),
+            Pem::Inline { .. } => None,
+        };
+        let listeners = self.listeners.iter().flat_map(|listener| listener.admission.files());
+        let ranges = listeners.chain(self.routes.iter().flat_map(|route| route.admission.files()));
+        pems.filter_map(file).chain(ranges).collect()
+    }
+}
+
 impl Backend {
     pub(crate) fn has_shared_sockets(&self) -> bool {
         self.shared_sockets.as_ref().is_some_and(|shared| shared.value)
+    }
+
+    pub(crate) fn is_transparent(&self) -> bool {
+        self.transparent.as_ref().is_some_and(|transparent| transparent.value)
     }
 }
 
@@ -195,11 +242,11 @@ pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64) -> Limits 
 /// Of a provided-buffer ring (`io_uring_register_buf_ring(3)`).
 const MAX_BUFFERS: u16 = 32_768;
 
-const fn key(name: &'static str, on: On) -> Key {
+pub(crate) const fn key(name: &'static str, on: On) -> Key {
     Key { name, on }
 }
 
-const fn any(name: &'static str) -> Key {
+pub(crate) const fn any(name: &'static str) -> Key {
     key(name, On::Any)
 }
 
@@ -211,10 +258,14 @@ pub const SCHEMA: &[&Section] = &[
     &ACCESS_LOG,
     &LIMITS,
     &LISTENER,
-    &LISTENER_TLS,
+    &ACCEPT_PROXY,
+    &TLS,
+    &TLS_CERTIFICATE,
+    &TLS_DEFAULT,
     &ROUTE,
     &ROUTE_BACKEND,
     &BACKEND,
+    &BACKEND_TLS,
 ];
 
 static ROOT: Section = Section {
@@ -259,8 +310,10 @@ static LISTENER: Section = Section {
         any("protocol"),
         any("address"),
         key("hostname", On::Tls),
+        key("default_hostname", On::Tls),
+        key("starttls", On::Tls),
         key("tls", On::Tls),
-        key("hello_timeout", On::Tls),
+        key("hello_timeout", On::Stream),
         key("idle_timeout", On::Stream),
         key("write_stall_timeout", On::Stream),
         key("half_close_timeout", On::Stream),
@@ -272,26 +325,23 @@ static LISTENER: Section = Section {
         key("keepalive", On::Stream),
         key("user_timeout", On::Stream),
         key("congestion", On::Stream),
-        key("accept_proxy", On::Later),
-        key("allow", On::Later),
-        key("deny", On::Later),
-    ],
-};
-
-static LISTENER_TLS: Section = Section {
-    name: "listeners.tls",
-    keys: &[
-        any("mode"),
-        key("certificates", On::Later),
-        key("client_ca", On::Later),
-        key("client_auth", On::Later),
-        key("alpn", On::Later),
+        any("accept_proxy"),
+        any("allow"),
+        any("deny"),
     ],
 };
 
 static ROUTE: Section = Section {
     name: "routes",
-    keys: &[any("name"), any("listeners"), any("hostnames"), any("backends")],
+    keys: &[
+        any("name"),
+        any("listeners"),
+        any("hostnames"),
+        any("sources"),
+        any("allow"),
+        any("deny"),
+        any("backends"),
+    ],
 };
 
 static ROUTE_BACKEND: Section =
@@ -307,12 +357,14 @@ static BACKEND: Section = Section {
         key("connect_attempts", On::Stream),
         any("source"),
         key("upstream_sockets", On::Udp),
+        any("transparent"),
         key("nodelay", On::Stream),
         key("keepalive", On::Stream),
         key("user_timeout", On::Stream),
         key("congestion", On::Stream),
-        key("send_proxy", On::Later),
-        key("tls", On::Later),
+        any("send_proxy"),
+        any("proxy_tlvs"),
+        key("tls", On::Stream),
     ],
 };
 
@@ -376,7 +428,7 @@ fn flawless<'t, T>(
     read(reader).filter(|_| reader.problems.len() == before)
 }
 
-fn or<T>(given: Option<At<T>>, default: T) -> T {
+pub(crate) fn or<T>(given: Option<At<T>>, default: T) -> T {
     given.map_or(default, |given| given.value)
 }
 
@@ -451,7 +503,7 @@ fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
 }
 
 /// Of one worker; also the most that a listener may set for itself.
-const MAX_SESSIONS: u32 = 1 << 20;
+pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
 
 fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> Option<Listener> {
     let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("TLS", Protocol::Tls)];
@@ -461,33 +513,50 @@ fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -
     let address = reader.need(table, "address", form, listen_address);
     if let Some(protocol) = &protocol {
         refuse_keys_of_other_protocols(reader, table, protocol.value);
+        if protocol.value == Protocol::Tcp && !table.has("accept_proxy") {
+            let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy: there is \
+                           nothing else to wait for";
+            reader.get(table, "hello_timeout", |_| Err::<(), _>(nothing.to_owned()));
+        }
     }
-    listener_tls(reader, table);
+    let tls = tls::termination(reader, table);
+    let accept_proxy = proxy::accept(reader, table);
     let least = Duration::from_millis(100);
     let timeouts = Timeouts {
-        hello: or(reader.get(table, "hello_timeout", duration), 5 * SECOND),
-        idle: or(reader.get(table, "idle_timeout", duration), HOUR),
-        write_stall: or(reader.get(table, "write_stall_timeout", duration), 5 * MINUTE),
-        half_close: or(reader.get(table, "half_close_timeout", duration), 5 * MINUTE),
-        lifetime: or(reader.get(table, "max_lifetime", duration), 0),
+        hello: or(reader.get(table, "hello_timeout", duration), TIMEOUTS.hello),
+        idle: or(reader.get(table, "idle_timeout", duration), TIMEOUTS.idle),
+        write_stall: or(reader.get(table, "write_stall_timeout", duration), TIMEOUTS.write_stall),
+        half_close: or(reader.get(table, "half_close_timeout", duration), TIMEOUTS.half_close),
+        lifetime: or(reader.get(table, "max_lifetime", duration), TIMEOUTS.lifetime),
     };
     let hostname = reader.get(table, "hostname", hostname);
-    let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), MINUTE);
+    let default_hostname = reader.get(table, "default_hostname", exact_hostname);
+    let starttls = reader.get(table, "starttls", word(&STARTTLS)).map(|given| given.value);
+    let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
     let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
     let options = options(reader, table, machine);
+    let admission = sources::admission(reader, table);
     Some(Listener {
         name: name?,
         protocol: protocol?.value,
         address: address?,
         hostname,
+        default_hostname,
+        starttls,
+        tls,
         timeouts,
         flow_timeout,
         responses,
         max_sessions,
+        accept_proxy,
         options,
+        admission,
     })
 }
+
+/// As in the file.
+pub(crate) const STARTTLS: [(&str, Starttls); 1] = [("postgres", Starttls::Postgres)];
 
 fn refuse_keys_of_other_protocols<'t>(
     reader: &mut Reader<'t>,
@@ -505,31 +574,45 @@ fn refuse_keys_of_other_protocols<'t>(
     }
 }
 
-fn listener_tls<'t>(reader: &mut Reader<'t>, table: &Table<'t>) {
-    let Some(tls) = reader.table(table, "tls", &LISTENER_TLS) else { return };
-    reader.get(&tls, "mode", |value| match string(value)? {
-        "Passthrough" => Ok(()),
-        "Terminate" => Err(format!("\"Terminate\" is {LATER}; \"Passthrough\" is")),
-        other => Err(format!("must be \"Passthrough\", not \"{other}\"")),
-    });
+fn options<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> SocketOptions {
+    let congestion = |value| congestion(value, machine);
+    SocketOptions {
+        nodelay: or(reader.get(table, "nodelay", boolean), OPTIONS.nodelay),
+        keepalive: or(reader.get(table, "keepalive", keepalive), OPTIONS.keepalive),
+        user_timeout: or(reader.get(table, "user_timeout", user_timeout), OPTIONS.user_timeout),
+        congestion: or(reader.get(table, "congestion", congestion), OPTIONS.congestion),
+    }
 }
 
-fn options<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> SocketOptions {
-    let congestion = |value| {
-        let name = string(value)?;
-        let padded = padded(name).ok_or_else(|| "must be at most 15 characters".to_owned())?;
-        if name.is_empty() || machine.congestion.iter().any(|known| known == name) {
-            return Ok(padded);
-        }
-        let known = machine.congestion.join(", ");
-        Err(format!("this kernel has no \"{name}\" loaded; it has {known}"))
-    };
-    SocketOptions {
-        nodelay: or(reader.get(table, "nodelay", boolean), true),
-        keepalive: or(reader.get(table, "keepalive", keepalive), 60),
-        user_timeout: or(reader.get(table, "user_timeout", user_timeout), 0),
-        congestion: or(reader.get(table, "congestion", congestion), [0; 16]),
+/// What holds where nothing is said.
+pub(crate) const OPTIONS: SocketOptions =
+    SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] };
+
+/// Of listeners of which nothing is said.
+pub(crate) const TIMEOUTS: Timeouts = Timeouts {
+    hello: 5 * SECOND,
+    idle: HOUR,
+    write_stall: 5 * MINUTE,
+    half_close: 5 * MINUTE,
+    lifetime: 0,
+};
+
+/// Of UDP listeners of which nothing is said.
+pub(crate) const FLOW_TIMEOUT: u32 = MINUTE;
+
+/// Of backends of which nothing is said.
+pub(crate) const CONNECT_TIMEOUT: u32 = 5 * SECOND;
+pub(crate) const CONNECT_ATTEMPTS: u8 = 3;
+
+/// A congestion control that this kernel has.
+pub(crate) fn congestion(value: &DeValue<'_>, machine: &Machine) -> Result<[u8; 16], String> {
+    let name = string(value)?;
+    let padded = padded(name).ok_or_else(|| "must be at most 15 characters".to_owned())?;
+    if name.is_empty() || machine.congestion.iter().any(|known| known == name) {
+        return Ok(padded);
     }
+    let known = machine.congestion.join(", ");
+    Err(format!("this kernel has no \"{name}\" loaded; it has {known}"))
 }
 
 /// NUL-terminated, in the 16 bytes that the kernel takes (`TCP_CA_NAME_MAX`).
@@ -548,7 +631,13 @@ fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
             reader.get(table, "listeners", |_| Err::<(), _>("names no listener".to_owned()));
         }
         let hostnames = reader.list(table, "hostnames", hostname).unwrap_or_default();
-        Some((name?, listeners?, hostnames))
+        let sources = reader.list(table, "sources", range);
+        if sources.as_ref().is_some_and(Vec::is_empty) {
+            let message = "names no range; without this key the route is for all others";
+            reader.get(table, "sources", |_| Err::<(), _>(message.to_owned()));
+        }
+        let admission = sources::admission(reader, table);
+        Some((name?, listeners?, hostnames, sources.unwrap_or_default(), admission))
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
     let backends = reader.tables(table, "backends");
@@ -559,8 +648,8 @@ fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
         Some(WeightedBackend { name: name?, weight })
     });
     let backends = backends.collect();
-    let (name, listeners, hostnames) = head?;
-    Some(Route { name, listeners, hostnames, backends })
+    let (name, listeners, hostnames, sources, admission) = head?;
+    Some(Route { name, listeners, hostnames, sources, admission, backends })
 }
 
 /// The name of something that stands elsewhere; whether it does is looked up later.
@@ -568,23 +657,29 @@ fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {
     string(value).map(str::to_owned)
 }
 
+/// As in the file.
+pub(crate) const BALANCES: [(&str, Balance); 5] = [
+    ("round-robin", Balance::RoundRobin),
+    ("least-connections", Balance::LeastConnections),
+    ("source-hash", Balance::SourceHash),
+    ("source-port-hash", Balance::SourcePortHash),
+    ("random", Balance::Random),
+];
+
 fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> Option<Backend> {
-    let balances = [
-        ("round-robin", Balance::RoundRobin),
-        ("least-connections", Balance::LeastConnections),
-        ("source-hash", Balance::SourceHash),
-        ("source-port-hash", Balance::SourcePortHash),
-        ("random", Balance::Random),
-    ];
     let name = reader.need(table, "name", "every backend has a name of its own", name);
     reader.miss(table, "endpoints", "such as [\"10.0.0.11:5432\"], or []");
     let endpoints = reader.list(table, "endpoints", endpoint);
-    let balance = or(reader.get(table, "balance", word(&balances)), Balance::RoundRobin);
-    let connect_timeout = or(reader.get(table, "connect_timeout", duration), 5 * SECOND);
-    let connect_attempts = or(reader.get(table, "connect_attempts", integer(1..=8)), 3);
+    let balance = or(reader.get(table, "balance", word(&BALANCES)), Balance::RoundRobin);
+    let connect_timeout = or(reader.get(table, "connect_timeout", duration), CONNECT_TIMEOUT);
+    let connect_attempts =
+        or(reader.get(table, "connect_attempts", integer(1..=8)), CONNECT_ATTEMPTS);
     let source = reader.list(table, "source", source).unwrap_or_default();
     let sockets = [("connected", false), ("shared", true)];
     let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
+    let transparent = reader.get(table, "transparent", boolean);
+    let tls = tls::origination(reader, table);
+    let send_proxy = proxy::send(reader, table);
     let options = options(reader, table, machine);
     let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
     Some(Backend {
@@ -594,7 +689,10 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
         connect_timeout,
         connect_attempts,
         source,
+        tls,
         shared_sockets,
+        send_proxy,
+        transparent,
         options,
         stream_keys,
     })

@@ -1,4 +1,4 @@
-//! The configuration file: read whole, and watched.
+//! The configuration's files: read whole, and watched.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -10,62 +10,221 @@ use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use crate::config::{self, Config};
+use crate::gateway::files::{self, Options};
+use crate::gateway::{self, print};
+
 /// Far above any real configuration; a file that is larger is not one.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Editors and ConfigMap updates touch a directory several times for one change.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// What files hold, to tell whether one has changed: no more of keys is remembered than this.
+pub(crate) fn fingerprint(paths: &BTreeSet<PathBuf>) -> u64 {
+    // Not secret, and nobody gains by a collision: it is their own file that is not read again.
+    let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+    hasher.hash_one(paths.iter().map(|path| std::fs::read(path).ok()).collect::<Vec<_>>())
+}
+
 /// Where a configuration's text comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
+    /// A TOML file.
     File(PathBuf),
+    /// Kubernetes objects: a YAML file, or a directory with some, and one TOML file at the most,
+    /// for what no object says.
+    Objects { path: PathBuf, options: Options },
     /// It is in memory and never changes; problems call it by its name.
-    Text {
-        name: &'static str,
-        text: String,
-    },
+    Text { name: &'static str, text: String },
 }
 
 impl Source {
+    /// The TOML file, YAML file or directory at `path`; `options` are for the latter two.
+    pub fn at(path: PathBuf, options: Options) -> Self {
+        let objects = path.is_dir() || has_end(&path, &YAML);
+        if objects { Self::Objects { path, options } } else { Self::File(path) }
+    }
+
     /// What problems call it.
     pub fn name(&self) -> String {
         match self {
-            Self::File(path) => path.display().to_string(),
+            Self::File(path) | Self::Objects { path, .. } => path.display().to_string(),
             Self::Text { name, .. } => (*name).to_owned(),
         }
     }
 
     /// # Errors
-    /// As [`read`].
+    /// As [`read`]; a directory has no YAML file, or several TOML files.
     pub fn read(&self) -> Result<String, String> {
         match self {
             Self::File(path) => read(path),
+            Self::Objects { path, .. } => read_objects(path),
             Self::Text { text, .. } => Ok(text.clone()),
+        }
+    }
+
+    /// The configuration that this text of the source is.
+    ///
+    /// # Errors
+    /// Every fault of the text, one a line, each with its place.
+    pub fn config(&self, text: &str) -> Result<Parsed, String> {
+        let Self::Objects { options, .. } = self else {
+            let config = config::parse(&self.name(), text);
+            let config = config.map_err(|problems| problems.to_string())?;
+            return Ok(Parsed { config, shown: text.to_owned(), notices: Vec::new() });
+        };
+        let (settings, objects) = settings_and_objects(text, options)?;
+        let translation = gateway::translate(&objects, &settings);
+        let listeners = print::toml(&translation.config, &mut |_| None);
+        Ok(Parsed {
+            shown: [base(text).1, &listeners].concat(),
+            notices: translation.notices().iter().map(ToString::to_string).collect(),
+            config: translation.config,
+        })
+    }
+
+    /// The file or directory, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) | Self::Objects { path, .. } => Some(path),
+            Self::Text { .. } => None,
         }
     }
 }
 
-impl From<PathBuf> for Source {
-    fn from(path: PathBuf) -> Self {
-        Self::File(path)
+/// What objects come to.
+#[derive(Clone, Debug)]
+pub struct Translated {
+    /// With what stands in a TOML file among them.
+    pub toml: String,
+    /// As they would be once all is served, as YAML.
+    pub statuses: String,
+}
+
+/// Translates the objects of files and directories. Certificates and keys go into `secrets`, which
+/// is made if it is not there; `None`: they are left out of the TOML, and named in it.
+///
+/// # Errors
+/// As [`Source::read`] and [`Source::config`]; a file of `secrets` can't be written.
+pub fn translate(
+    paths: &[PathBuf],
+    secrets: Option<&Path>,
+    options: &Options,
+) -> Result<Translated, String> {
+    let texts = paths.iter().map(|path| read_objects(path)).collect::<Result<Vec<_>, _>>()?;
+    let text = texts.concat();
+    let (settings, objects) = settings_and_objects(&text, options)?;
+    let translation = gateway::translate(&objects, &settings);
+    let mut failed = None;
+    let mut write = |pem: &config::Pem| {
+        let directory = secrets?;
+        let written =
+            std::fs::create_dir_all(directory).and_then(|()| files::write_secret(directory, pem));
+        let named = |error| format!("--secrets-dir {}: {error}", directory.display());
+        match written.map_err(named) {
+            Ok(path) => Some(path.display().to_string()),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        }
+    };
+    let listeners = print::toml(&translation.config, &mut write);
+    let statuses = translation.statuses(&gateway::Outcome::Applied);
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(Translated {
+            toml: [base(&text).1, &listeners].concat(),
+            statuses: print::yaml(&statuses, &now),
+        }),
     }
 }
 
-/// Reads a TOML file.
+/// The TOML file among the parts, its name and text; both empty: there is none.
+fn base(text: &str) -> (&str, &str) {
+    parts(text).find(is_base).unwrap_or(("", ""))
+}
+
+fn is_base((name, _): &(&str, &str)) -> bool {
+    has_end(Path::new(name), &["toml"])
+}
+
+fn settings_and_objects(
+    text: &str,
+    options: &Options,
+) -> Result<(gateway::Settings, gateway::Objects), String> {
+    let settings = options.settings(base(text))?;
+    let objects = files::read(parts(text).filter(|part| !is_base(part)))?;
+    Ok((settings, objects))
+}
+
+/// A configuration out of a text.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    pub config: Config,
+    /// It as TOML, without keys.
+    pub shown: String,
+    /// What of it will not work, and why: a line each. Only objects can be right in part.
+    pub notices: Vec<String>,
+}
+
+impl From<PathBuf> for Source {
+    fn from(path: PathBuf) -> Self {
+        Self::at(path, Options::default())
+    }
+}
+
+const YAML: [&str; 3] = ["yaml", "yml", "json"];
+
+fn has_end(path: &Path, ends: &[&str]) -> bool {
+    path.extension().and_then(OsStr::to_str).is_some_and(|end| ends.contains(&end))
+}
+
+/// Files one behind the other, each as its name and its text. NUL stands between: neither a name
+/// nor YAML nor TOML can have one.
+fn read_objects(path: &Path) -> Result<String, String> {
+    let mut paths = vec![path.to_owned()];
+    if path.is_dir() {
+        let name = path.display();
+        let entries = std::fs::read_dir(path).map_err(|error| format!("{name}: {error}"))?;
+        paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+        paths.retain(|path| path.is_file() && (has_end(path, &YAML) || has_end(path, &["toml"])));
+        paths.sort();
+        let is_toml = |path: &&PathBuf| has_end(path, &["toml"]);
+        let toml = paths.iter().filter(is_toml).count();
+        if toml == paths.len() {
+            return Err(format!("{name}: has no file that ends in .yaml, .yml or .json"));
+        }
+        if toml > 1 {
+            return Err(format!("{name}: has {toml} files that end in .toml; one may be there"));
+        }
+    }
+    let mut all = String::new();
+    for path in paths {
+        let text = read(&path)?;
+        if text.contains('\0') {
+            return Err(format!("{}: has a NUL character", path.display()));
+        }
+        all.extend([&path.display().to_string(), "\0", &text, "\0"]);
+    }
+    Ok(all)
+}
+
+/// The names and texts in what [`read_objects`] gives.
+fn parts(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut rest = text.split('\0');
+    std::iter::from_fn(move || Some((rest.next()?, rest.next()?)))
+}
+
+/// Reads a file.
 ///
 /// # Errors
-/// A message for the operator that names the file: it is not there, it is no TOML file, it is not
-/// UTF-8, it is empty, it is larger than 64 MiB.
+/// A message for the operator that names the file: it is not there, it is not UTF-8, it is empty,
+/// it is larger than 64 MiB.
 pub fn read(path: &Path) -> Result<String, String> {
     let name = path.display();
-    let yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
-    if yaml || path.is_dir() {
-        return Err(format!(
-            "{name}: Gateway API YAML and directories are not supported yet by this version; \
-             give a TOML file"
-        ));
-    }
     let file = std::fs::File::open(path).map_err(|error| format!("{name}: {error}"))?;
     let mut bytes = Vec::new();
     let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
@@ -85,25 +244,28 @@ pub fn read(path: &Path) -> Result<String, String> {
     })
 }
 
-/// Says `()` whenever the file may have changed, 100 ms after the last sign of it; never more than
-/// one is kept. Watching ends when the receiver is dropped. To be called on a tokio runtime.
+/// Says `()` whenever one of the files may have changed, or one in a directory that is among them,
+/// 100 ms after the last sign of it; never more than one is kept. Watching ends when the receiver
+/// is dropped. To be called on a tokio runtime.
 ///
-/// The directory is watched, not the file: editors put a new file in its place, and a ConfigMap
+/// The directories are watched, not the files: editors put a new file in its place, and a ConfigMap
 /// volume swaps the symbolic link `..data` beside it.
 ///
 /// # Errors
 /// The directory can't be watched (inotify(7): `fs.inotify.max_user_watches`).
-pub fn watch(path: &Path) -> notify::Result<mpsc::Receiver<()>> {
+pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<mpsc::Receiver<()>> {
     let (seen, mut changes) = mpsc::channel(1);
     let (say, said) = mpsc::channel(1);
-    let names = names_of(path);
+    let names: BTreeSet<_> = paths.iter().flat_map(|path| names_of(path)).collect();
+    let whole = paths.iter().any(|path| path.is_dir());
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         // An error (a queue that overflowed) may have hidden a change.
-        if event.map_or(true, |event| concerns(&event, &names)) {
+        if event.map_or(true, |event| concerns(&event, &names, whole)) {
             _ = seen.try_send(());
         }
     })?;
-    for directory in directories_of(path) {
+    let directories: BTreeSet<_> = paths.iter().flat_map(|path| directories_of(path)).collect();
+    for directory in directories {
         RecommendedWatcher::watch(&mut watcher, &directory, RecursiveMode::NonRecursive)?;
     }
     tokio::spawn(async move {
@@ -128,6 +290,9 @@ fn directories_of(path: &Path) -> BTreeSet<PathBuf> {
         _ => PathBuf::from("."),
     };
     let real = path.canonicalize().ok();
+    if path.is_dir() {
+        return std::iter::once(path.to_owned()).chain(real).collect();
+    }
     std::iter::once(parent(path)).chain(real.as_deref().map(parent)).collect()
 }
 
@@ -138,12 +303,15 @@ fn names_of(path: &Path) -> BTreeSet<std::ffi::OsString> {
 }
 
 /// Reading the file is an event too, and so is the access log beside it: neither is a change.
-fn concerns(event: &Event, names: &BTreeSet<std::ffi::OsString>) -> bool {
+fn concerns(event: &Event, names: &BTreeSet<std::ffi::OsString>, whole: bool) -> bool {
     let change = match event.kind {
         EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
         _ => true,
     };
-    let named = |path: &PathBuf| path.file_name().is_some_and(|name| names.contains(name));
+    let named = |path: &PathBuf| {
+        let one = path.file_name().is_some_and(|name| names.contains(name));
+        one || (whole && (has_end(path, &YAML) || has_end(path, &["toml"])))
+    };
     change && (event.paths.is_empty() || event.paths.iter().any(named))
 }
 
@@ -157,7 +325,11 @@ mod tests {
     fn reading_the_file_and_writing_beside_it_are_no_changes() {
         let names = names_of(Path::new("/etc/ringway/ringway.toml"));
         let event = |kind, name: &str| {
-            concerns(&Event::new(kind).add_path(Path::new("/etc/ringway").join(name)), &names)
+            concerns(
+                &Event::new(kind).add_path(Path::new("/etc/ringway").join(name)),
+                &names,
+                false,
+            )
         };
         let close = |mode| EventKind::Access(AccessKind::Close(mode));
         let written = EventKind::Modify(ModifyKind::Any);
@@ -167,7 +339,7 @@ mod tests {
         assert!(!event(EventKind::Access(AccessKind::Open(AccessMode::Any)), "ringway.toml"));
         assert!(!event(close(AccessMode::Read), "ringway.toml"));
         assert!(!event(written, "access.log"));
-        assert!(concerns(&Event::new(EventKind::Other), &names), "the queue overflowed");
+        assert!(concerns(&Event::new(EventKind::Other), &names, false), "the queue overflowed");
     }
 
     #[test]

@@ -8,47 +8,71 @@
 //! | [`config`] | [`Config`]: what was asked, every value of the right form |
 //! | `reader`, `values` | the walk over the TOML tree; durations, addresses, names |
 //! | `check` | whether the parts fit together: names, addresses, host names |
+//! | `tls` | certificates, terminated listeners, and backends that speak TLS |
+//! | [`sources`] | ranges of clients' addresses, and files of them |
 //! | [`compile`] | the [`routing::RoutingTable`]: what runs (`maglev`: hash tables of backends) |
+//! | [`certificates`] | reads certificates and keys, and makes of them what rustls needs |
+//! | `san`, `der` | names that an endpoint must have; when a certificate ends |
 //! | [`names`] | ids that stay the same from table to table |
 //! | [`publish`] | opens new listening sockets and hands each worker the latest table |
 //! | [`routing`] | the types that workers see; imports nothing of this crate |
+//! | [`ranges`] | the same for ranges of clients' addresses: flat tables |
+//! | [`terminator`] | the same for TLS: certificates, and how rustls is to be used |
 //! | [`problem`] | what is wrong with a configuration, and where |
+//! | `transparent` | what the machine lacks for connections from clients' addresses |
 //! | [`machine`] | cores and congestion controls that a configuration may name |
 //!
 //! [`ConfigSync`] runs it; [`check()`] stops before anything is published.
 
+pub mod certificates;
 mod check;
 pub mod compile;
 pub mod config;
+pub mod der;
 pub mod file;
+pub mod gateway;
 pub mod machine;
 mod maglev;
 pub mod names;
 pub mod problem;
+mod proxy;
 pub mod publish;
+mod puts;
+pub mod ranges;
 mod reader;
 pub mod routing;
+mod san;
+pub mod sources;
+pub mod terminator;
+mod tls;
+mod transparent;
 mod values;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::file::Source;
-use crate::names::Names;
+use crate::file::{Parsed, Source};
+use crate::names::{InUse, Names, Retired};
 use crate::publish::{PublishError, Publisher};
-use crate::routing::SocketId;
+pub use crate::puts::Put;
+use crate::puts::Puts;
+use crate::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 
 /// Follows one configuration file: read, compile, publish, report.
 pub struct ConfigSync {
     source: Source,
     publisher: Publisher,
     names: Names,
-    /// What is in force, and the text that it came from.
-    config: Option<(Config, String)>,
+    in_force: Option<Arc<InForce>>,
     /// The text that was last looked at, in force or refused.
     last_text: Option<String>,
+    /// The other files that this text names, and what they held then.
+    files: BTreeSet<PathBuf>,
+    fingerprint: u64,
     /// Of the latest table.
     generation: u64,
     draining: bool,
@@ -56,6 +80,19 @@ pub struct ConfigSync {
     reloads_failed: u64,
     last_error: Option<String>,
     timing: Timing,
+    puts: Puts,
+    /// Sockets that drain, and between which generations the tables are that workers may keep for
+    /// them.
+    kept: BTreeMap<SocketId, (u64, u64)>,
+    /// Of the table that every worker had reached when names were last retired.
+    applied: u64,
+}
+
+/// The configuration that was published last.
+pub struct InForce {
+    pub config: Config,
+    /// The text that it came from; of a cluster's, made when somebody asks for it.
+    text: OnceLock<String>,
 }
 
 /// What the latest table took, in microseconds.
@@ -85,14 +122,19 @@ impl ConfigSync {
             source: source.into(),
             publisher,
             names: Names::new(),
-            config: None,
+            in_force: None,
             last_text: None,
+            files: BTreeSet::new(),
+            fingerprint: 0,
             generation: 0,
             draining: false,
             reloads_ok: 0,
             reloads_failed: 0,
             last_error: None,
             timing: Timing::default(),
+            puts: Puts::default(),
+            kept: BTreeMap::new(),
+            applied: 0,
         }
     }
 
@@ -103,7 +145,7 @@ impl ConfigSync {
         }
         let text = self.source.read();
         self.last_text = text.as_ref().ok().cloned();
-        match text.and_then(|text| self.take(text)) {
+        match text.and_then(|text| self.take(&text)) {
             Ok(generation) => {
                 self.reloads_ok += 1;
                 self.last_error = None;
@@ -117,13 +159,59 @@ impl ConfigSync {
         }
     }
 
-    /// The same, unless the file has the text that was looked at last: for [`file::watch`], which
+    /// The same, unless all files are as they were when last looked at: for [`file::watch`], which
     /// says that something may have changed.
     pub fn refresh(&mut self) -> Outcome {
         match self.source.read() {
-            Ok(text) if self.last_text.as_ref() == Some(&text) => Outcome::Unchanged,
+            Ok(text)
+                if self.last_text.as_ref() == Some(&text)
+                    && self.fingerprint == file::fingerprint(&self.files) =>
+            {
+                Outcome::Unchanged
+            }
             _ => self.reload(),
         }
+    }
+
+    /// Puts in force what a cluster asks for. Unlike with a file, what is wrong with one part does
+    /// not hold up the others, which belong to other people. A listener whose address can't be
+    /// bound is left out, and tried again from time to time; so are a listener or a route that do
+    /// not fit, until they are asked for otherwise; a backend that does not fit has no endpoints.
+    ///
+    /// # Errors
+    /// There is a fault that has no owner, or the table can't be given out: what was in force stays
+    /// so. The text is for the operator.
+    pub fn put(&mut self, asked: &Config) -> Result<Put, String> {
+        #[expect(clippy::disallowed_methods, reason = "for pauses between attempts to bind")]
+        let now = Instant::now();
+        let same = self.puts.asked.as_ref() == Some(asked) && !self.puts.is_due(now);
+        if self.draining || same {
+            let failed = self.puts.failed(asked);
+            return Ok(Put { generation: self.generation, published: false, failed });
+        }
+        let result = self.put_now(asked, now);
+        match &result {
+            Ok(published) => {
+                self.reloads_ok += u64::from(*published);
+                self.last_error = None;
+                self.puts.asked = Some(asked.clone());
+            }
+            Err(error) => {
+                self.reloads_failed += 1;
+                self.last_error = Some(error.clone());
+            }
+        }
+        result.map(|published| Put {
+            generation: self.generation,
+            published,
+            failed: self.puts.failed(asked),
+        })
+    }
+
+    /// Whether [`Self::put`] should be called again although nothing else is asked for.
+    pub fn wants_put(&self) -> bool {
+        #[expect(clippy::disallowed_methods, reason = "for pauses between attempts to bind")]
+        self.puts.is_due(Instant::now())
     }
 
     /// Publishes the empty table: nothing is accepted any more, and what lives drains. From here on
@@ -155,18 +243,52 @@ impl ConfigSync {
         self.note(published);
     }
 
+    /// To be called now and then: frees ids of which nobody can speak any more. `applied` is the
+    /// generation that every worker has reached; the rest says which ids have sessions or flows.
+    #[expect(clippy::disallowed_methods, reason = "ids rest for some time before they are free")]
+    pub fn retire(
+        &mut self,
+        applied: u64,
+        listener: &dyn Fn(ListenerId) -> bool,
+        endpoint: &dyn Fn(EndpointId) -> bool,
+    ) -> Retired {
+        let closing: BTreeSet<SocketId> = self.publisher.closing().collect();
+        self.kept.retain(|id, _| closing.contains(id));
+        let since = (self.applied.saturating_sub(1), self.generation);
+        for id in &closing {
+            // Somewhere in between is the table that it left with, and the ones before that which
+            // a worker may have skipped.
+            self.kept.entry(*id).or_insert(since);
+        }
+        self.applied = applied;
+        let kept: Vec<_> = self.kept.values().copied().collect();
+        let closing = |id| closing.contains(&id);
+        let in_use = InUse { applied, kept: &kept, closing: &closing, listener, endpoint };
+        self.names.retire(&in_use, Instant::now())
+    }
+
+    /// Files that are to be watched: the configuration's own, and those that it names. None if it
+    /// is in memory.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        match &self.source {
+            Source::File(path) | Source::Objects { path, .. } => {
+                self.files.iter().chain([path]).cloned().collect()
+            }
+            Source::Text { .. } => BTreeSet::new(),
+        }
+    }
+
     pub fn names(&self) -> &Names {
         &self.names
     }
 
-    /// The latest configuration that was published.
-    pub fn config(&self) -> Option<&Config> {
-        self.config.as_ref().map(|(config, _)| config)
+    /// `None` before the first table.
+    pub fn in_force(&self) -> Option<&Arc<InForce>> {
+        self.in_force.as_ref()
     }
 
-    /// Its text.
-    pub fn text(&self) -> Option<&str> {
-        self.config.as_ref().map(|(_, text)| text.as_str())
+    fn config(&self) -> Option<&Config> {
+        self.in_force.as_ref().map(|in_force| &in_force.config)
     }
 
     /// Of the latest table that was published; 0 before the first.
@@ -192,15 +314,18 @@ impl ConfigSync {
     }
 
     #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]
-    fn take(&mut self, text: String) -> Result<u64, String> {
-        let file = self.source.name();
+    fn take(&mut self, text: &str) -> Result<u64, String> {
         let generation = self.generation + 1;
         let began = Instant::now();
-        let config = config::parse(&file, &text).map_err(|problems| problems.to_string())?;
+        let Parsed { config, shown, notices } = self.source.config(text)?;
+        self.files = config.files();
+        // Taken before they are read: what changes in between is read once more.
+        self.fingerprint = file::fingerprint(&self.files);
         let table = compile::compile(&config, &mut self.names, generation)
             .map_err(|problems| problems.to_string())?;
         let compiled = Instant::now();
-        self.publisher.publish(table).map_err(|error| error.to_string())?;
+        let table = self.publisher.publish(table).map_err(|error| error.to_string())?;
+        self.names.published(&table, compiled);
         self.timing = Timing {
             compile_micros: micros(compiled - began),
             publish_micros: micros(compiled.elapsed()),
@@ -208,17 +333,80 @@ impl ConfigSync {
         if let Some(before) = self.config() {
             warn_of_fixed_keys(before, &config);
         }
+        transparent::warn(&config);
         self.generation = generation;
-        self.config = Some((config, text));
+        self.in_force = Some(Arc::new(InForce::new(config, shown)));
+        for notice in notices {
+            tracing::warn!("{notice}");
+        }
         Ok(generation)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]
+    fn put_now(&mut self, asked: &Config, now: Instant) -> Result<bool, String> {
+        let began = Instant::now();
+        let generation = self.generation + 1;
+        let is_lost = self.puts.is_lost;
+        self.puts.forget(asked);
+        let (mut config, mut table) = self.fitting(asked, now)?;
+        let errors = self.publisher.prepare(&table);
+        self.puts.tried(&table, &errors, now);
+        if !errors.is_empty() {
+            for error in errors {
+                tracing::error!("{error}: what listens there is left out for now");
+            }
+            (config, table) = self.fitting(asked, now)?;
+            if !is_lost && self.config() == Some(&config) {
+                return Ok(false);
+            }
+        }
+        let compiled = Instant::now();
+        let table = self.publisher.publish(table).map_err(|error| error.to_string())?;
+        self.names.published(&table, compiled);
+        self.timing = Timing {
+            compile_micros: micros(compiled - began),
+            publish_micros: micros(compiled.elapsed()),
+        };
+        // Tables come many times a second: it is said when the first backend asks for it.
+        if !self.config().is_some_and(transparent::is_asked) {
+            transparent::warn(&config);
+        }
+        self.generation = generation;
+        self.in_force = Some(Arc::new(InForce { config, text: OnceLock::new() }));
+        Ok(true)
+    }
+
+    /// What can be in force of what is asked for: without the addresses that can't be bound, and
+    /// without what does not fit, which is one owner's fault and must not be everybody's.
+    fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, RoutingTable), String> {
+        let mut config = self.puts.without(asked, now);
+        loop {
+            match compile::compile(&config, &mut self.names, self.generation + 1) {
+                Ok(table) => return Ok((config, table)),
+                Err(problems) if self.puts.leave_out(&mut config, &problems) => {}
+                Err(problems) => return Err(problems.to_string()),
+            }
+        }
     }
 
     fn note(&mut self, published: Result<(), PublishError>) {
         if let Err(error) = published {
             tracing::error!(%error, "a table that waited could not be published");
+            self.puts.is_lost = true;
             self.reloads_failed += 1;
             self.last_error = Some(error.to_string());
         }
+    }
+}
+
+impl InForce {
+    pub fn new(config: Config, text: String) -> Self {
+        Self { config, text: text.into() }
+    }
+
+    /// It as TOML; a cluster's without certificates and keys, as it is there to be read.
+    pub fn text(&self) -> &str {
+        self.text.get_or_init(|| gateway::print::toml(&self.config, &mut |_| None))
     }
 }
 
@@ -231,14 +419,15 @@ pub struct Summary {
     pub endpoints: usize,
 }
 
-/// Reads and compiles a file, and goes no further.
+/// Reads and compiles a source, and goes no further. What of it will not work is logged.
 ///
 /// # Errors
 /// For the operator: every fault, one a line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
-pub fn check(path: &Path) -> Result<Summary, String> {
-    let text = file::read(path)?;
-    let name = path.display().to_string();
-    let config = config::parse(&name, &text).map_err(|problems| problems.to_string())?;
+pub fn check(source: &Source) -> Result<Summary, String> {
+    let Parsed { config, notices, .. } = source.config(&source.read()?)?;
+    for notice in notices {
+        tracing::warn!("{notice}");
+    }
     let table =
         compile::compile(&config, &mut Names::new(), 1).map_err(|problems| problems.to_string())?;
     Ok(Summary {

@@ -1,5 +1,9 @@
 //! What a configuration can ask of the machine that it runs on.
 
+use std::net::IpAddr;
+
+use nix::net::if_::InterfaceFlags;
+
 /// Facts of this machine that decide whether a value can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -24,6 +28,26 @@ impl Machine {
                 .collect(),
         }
     }
+}
+
+/// The addresses of this machine by which others may reach it, sorted, IPv4 first: those of
+/// interfaces that are up, but for loopback and link-local ones. Empty if they can't be read.
+pub fn addresses() -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        let Some(address) = interface.address else { continue };
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        let v6 = address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip()));
+        let local = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+        };
+        let up = interface.flags.contains(InterfaceFlags::IFF_UP);
+        found.extend(v4.or(v6).filter(|address| up && !local(address)));
+    }
+    found.sort_by_key(|address| (address.is_ipv6(), *address));
+    found.dedup();
+    found
 }
 
 /// Reads the kernel's form of a set of cores, such as `0-3,8` (proc(5), `Cpus_allowed_list`).

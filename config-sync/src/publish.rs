@@ -58,6 +58,8 @@ pub struct Publisher {
     closing: BTreeMap<SocketId, BTreeSet<usize>>,
     /// The latest table, while an address of it is still closing.
     pending: Option<Arc<RoutingTable>>,
+    /// Opened by [`Self::prepare`], for the table that comes next.
+    prepared: BTreeMap<SocketId, Vec<OwnedFd>>,
 }
 
 impl Publisher {
@@ -68,7 +70,26 @@ impl Publisher {
             listening: BTreeSet::new(),
             closing: BTreeMap::new(),
             pending: None,
+            prepared: BTreeMap::new(),
         }
+    }
+
+    /// Opens what is new in a table that is about to be published, as far as it can be opened now,
+    /// and returns why the rest can't. So a table can be made anew without it.
+    pub fn prepare(&mut self, table: &RoutingTable) -> Vec<PublishError> {
+        let mut errors = Vec::new();
+        for socket in &table.sockets {
+            let id = socket.id;
+            let known = self.listening.contains(&id) || self.prepared.contains_key(&id);
+            if known || must_wait_for(&self.closing, socket) {
+                continue;
+            }
+            match self.open(socket) {
+                Ok(files) => _ = self.prepared.insert(id, files),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors
     }
 
     /// Makes `table` the latest. If one of its addresses is still being closed by a worker, it goes
@@ -81,7 +102,9 @@ impl Publisher {
         if must_wait(&self.closing, &table) {
             self.pending = Some(Arc::clone(&table));
         } else {
-            self.give_out(Arc::clone(&table))?;
+            let given = self.give_out(Arc::clone(&table));
+            self.prepared.clear();
+            given?;
             self.pending = None;
         }
         self.deliver();
@@ -110,6 +133,11 @@ impl Publisher {
         result
     }
 
+    /// Sockets that have left the tables and that some worker has not closed yet.
+    pub fn closing(&self) -> impl Iterator<Item = SocketId> {
+        self.closing.keys().copied()
+    }
+
     /// Whether anything waits for [`Self::flush`].
     #[cfg(test)]
     fn has_pending(&self) -> bool {
@@ -128,15 +156,17 @@ impl Publisher {
     /// Opens what is new in the table, all or nothing, and puts the table in every outbox.
     fn give_out(&mut self, table: Arc<RoutingTable>) -> Result<(), PublishError> {
         let mut opened = Vec::new();
-        for socket in table.sockets.iter().filter(|socket| !self.listening.contains(&socket.id)) {
-            let error = |error| PublishError {
-                transport: socket.transport,
-                address: socket.address,
-                error,
-            };
-            let rejoins = self.closing.contains_key(&socket.id);
-            let files = (self.open)(socket, self.workers.len(), rejoins).map_err(error)?;
-            opened.push((socket.id, socket.transport, files));
+        let is_new = |socket: &&Socket| !self.listening.contains(&socket.id);
+        let new: Vec<_> = table.sockets.iter().filter(is_new).collect();
+        for socket in new {
+            opened.push((
+                socket.id,
+                socket.transport,
+                match self.prepared.remove(&socket.id) {
+                    Some(files) => files,
+                    None => self.open(socket)?,
+                },
+            ));
         }
         for (id, transport, files) in opened {
             for (worker, file) in self.workers.iter_mut().zip(files) {
@@ -162,6 +192,13 @@ impl Publisher {
         Ok(())
     }
 
+    fn open(&mut self, socket: &Socket) -> Result<Vec<OwnedFd>, PublishError> {
+        let rejoins = self.closing.contains_key(&socket.id);
+        let (transport, address) = (socket.transport, socket.address);
+        let error = |error| PublishError { transport, address, error };
+        (self.open)(socket, self.workers.len(), rejoins).map_err(error)
+    }
+
     fn deliver(&mut self) {
         for index in 0..self.workers.len() {
             if self.workers[index].deliver().is_err() {
@@ -184,8 +221,11 @@ impl Publisher {
 }
 
 fn must_wait(closing: &BTreeMap<SocketId, BTreeSet<usize>>, table: &RoutingTable) -> bool {
-    let tcp = |socket: &&Socket| socket.transport == Transport::Tcp;
-    table.sockets.iter().filter(tcp).any(|socket| closing.contains_key(&socket.id))
+    table.sockets.iter().any(|socket| must_wait_for(closing, socket))
+}
+
+fn must_wait_for(closing: &BTreeMap<SocketId, BTreeSet<usize>>, socket: &Socket) -> bool {
+    socket.transport == Transport::Tcp && closing.contains_key(&socket.id)
 }
 
 /// What one worker has not been sent yet.
@@ -350,6 +390,10 @@ mod tests {
             },
             reads_hello: false,
             hello_timeout: 0,
+            access: None,
+            starttls: None,
+            default_hostname: None,
+            accept_proxy: Box::default(),
             listeners: Hosts::new([0; 4]),
         };
         let sockets = ports.iter().map(socket).collect();

@@ -1,6 +1,7 @@
 //! A walk over a TOML tree that notes every fault, with its place, and goes on.
 
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -85,6 +86,11 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// A path as it stands in the file: one that is not absolute begins where the file stands.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        Path::new(&*self.file).parent().unwrap_or_else(|| Path::new("")).join(path)
+    }
+
     pub(crate) fn refuse(&mut self, place: &Place, message: impl Into<String>) {
         self.problems.push(place.problem(message));
     }
@@ -150,6 +156,19 @@ impl<'t> Reader<'t> {
         Some(values.iter().enumerate().filter_map(read).collect())
     }
 
+    /// The same, but a table stands for a list of it alone.
+    pub(crate) fn list_or_table<T>(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        read: impl Fn(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<Vec<At<T>>> {
+        match table.value(key)?.get_ref() {
+            DeValue::Table(_) => Some(self.get(table, key, read).into_iter().collect()),
+            _ => self.list(table, key, read),
+        }
+    }
+
     pub(crate) fn miss(&mut self, table: &Table<'t>, key: &str, what: &str) {
         if !table.has(key) {
             let mut place = table.place.clone();
@@ -202,7 +221,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-pub(crate) const LATER: &str = "not supported yet by this version";
+const LATER: &str = "not supported yet by this version";
 
 impl<'t> Table<'t> {
     pub(crate) fn has(&self, key: &str) -> bool {

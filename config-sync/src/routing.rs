@@ -1,4 +1,5 @@
-//! What workers see: the immutable routing table. Imports nothing of this crate.
+//! What workers see: the immutable routing table. Imports nothing of this crate but `ranges` and
+//! `terminator`, which workers see as well.
 //!
 //! Ids are stable over the life of the process: the same name (or, for an endpoint, the same
 //! backend name and address) has the same id in every table, so cursors, counts and counters that
@@ -9,6 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use ipnet::IpNet;
+
+use super::ranges::{Access, ByPrefix};
+use super::terminator::{Originator, Terminator};
 
 /// Ids are below these, so per-worker state can be flat arrays allocated at start. The compiler
 /// refuses a configuration that would pass them.
@@ -85,10 +90,27 @@ pub struct Socket {
     pub options: SocketOptions,
     /// Whether the ClientHello must be read before a listener can be chosen.
     pub reads_hello: bool,
-    /// Milliseconds for that: the longest of its listeners'; 0: no limit.
+    /// Milliseconds for that, and for a PROXY header before it: the longest of its listeners';
+    /// 0: no limit.
     pub hello_timeout: u32,
+    /// Who may come in, where the listener does not matter for that: all that share the socket
+    /// have this. `None`: it is seen once the listener is known.
+    pub access: Option<Arc<Access>>,
+    /// What clients may say before the ClientHello.
+    pub starttls: Option<Starttls>,
+    /// The name that clients are taken to ask for that send none, in lower case.
+    pub default_hostname: Option<Box<str>>,
+    /// From these sources every connection begins with a PROXY header, from others none does.
+    pub accept_proxy: Box<[IpNet]>,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
+}
+
+/// A protocol whose clients ask for TLS before they speak it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Starttls {
+    /// PostgreSQL's frontend/backend protocol, 3.0 and later (PostgreSQL documentation, 54.2.10).
+    Postgres,
 }
 
 /// Socket options of accepted connections (set on the listening socket, from which they are
@@ -112,6 +134,8 @@ pub struct Listener {
     /// Index into [`RoutingTable::sockets`].
     pub socket: usize,
     pub protocol: Protocol,
+    /// `None`: what clients send is passed through as it is.
+    pub tls: Option<Arc<Terminator>>,
     pub timeouts: Timeouts,
     /// Milliseconds without a datagram either way after which a UDP flow ends.
     pub flow_timeout: u32,
@@ -119,8 +143,30 @@ pub struct Listener {
     pub responses: u32,
     /// Sessions or flows of this listener on one worker; 0: only the worker's own limit.
     pub max_sessions: u32,
-    /// Indices into [`RoutingTable::routes`]. TCP and UDP listeners use only `Hosts::any`.
+    /// Who may come in; `None`: everyone.
+    pub access: Option<Arc<Access>>,
+    /// Indices into [`RoutingTable::routes`], or into `by_source` if there is one. TCP and UDP
+    /// listeners use only `Hosts::any`.
     pub routes: Hosts<usize>,
+    /// Where routes differ by the client's address: indices into [`RoutingTable::routes`], or
+    /// [`NO_ROUTE`]. Empty: none do.
+    pub by_source: Vec<ByPrefix>,
+}
+
+/// In the place of an index: there is no route for the client's address.
+pub const NO_ROUTE: u32 = u32::MAX;
+
+impl Listener {
+    /// The index of the client's route among those that `routes` gave for its server name.
+    pub fn route(&self, found: usize, client: IpAddr) -> Option<usize> {
+        match self.by_source.get(found) {
+            None => Some(found),
+            Some(routes) => match routes.get(client) {
+                NO_ROUTE => None,
+                route => Some(route as usize),
+            },
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,7 +179,7 @@ pub enum Protocol {
 /// In milliseconds; 0 is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From accept until the ClientHello is whole.
+    /// From accept until a PROXY header and the ClientHello are whole.
     pub hello: u32,
     /// No byte either way.
     pub idle: u32,
@@ -149,6 +195,8 @@ pub struct Timeouts {
 pub struct Route {
     pub id: RouteId,
     pub name: Arc<str>,
+    /// Who may use it; `None`: everyone.
+    pub access: Option<Arc<Access>>,
     /// In the order of the configuration; weights 0 to 1,000,000. All weights 0, or no backend:
     /// every session is refused.
     pub backends: Vec<WeightedBackend>,
@@ -174,11 +222,33 @@ pub struct Backend {
     /// Endpoints tried before the client is refused: 1 to 8.
     pub connect_attempts: u8,
     pub options: SocketOptions,
+    /// The header that comes first on every connection; `None`: none.
+    pub send_proxy: Option<SendProxy>,
+    /// `None`: it is given what clients send, or what a listener has decrypted, as it is.
+    pub tls: Option<Arc<Originator>>,
     /// Local addresses to connect from, used in turn; empty: the kernel chooses.
     pub source: Vec<Sources>,
     /// UDP: few sockets for all flows, told apart by endpoint and local address. Then `source` has
     /// addresses of each IP version that the endpoints have.
     pub shared_sockets: bool,
+    /// Endpoints are connected to from clients' own addresses. Then there is no `source`, and
+    /// sockets are not shared.
+    pub transparent: bool,
+}
+
+/// What a backend's endpoints are told of a client, in the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SendProxy {
+    pub version: ProxyVersion,
+    /// With an id of the connection, which the access log has too; and with a checksum. Version 2.
+    pub unique_id: bool,
+    pub crc32c: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyVersion {
+    V1,
+    V2,
 }
 
 /// `count` local addresses, at least 1, from `first` on.

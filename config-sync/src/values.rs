@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use crate::reader::{Read, string};
@@ -77,7 +78,19 @@ pub(crate) fn name(value: &DeValue<'_>) -> Read<String> {
 
 /// A host name (RFC 1123), in lower case; the first label may be `*`.
 pub(crate) fn hostname(value: &DeValue<'_>) -> Read<String> {
-    let text = string(value)?;
+    read_hostname(string(value)?)
+}
+
+/// A name that a client can ask for.
+pub(crate) fn exact_hostname(value: &DeValue<'_>) -> Read<String> {
+    let name = hostname(value)?;
+    if name.starts_with("*.") {
+        return Err(format!("\"{name}\" is a pattern; give one name, such as \"db.example.com\""));
+    }
+    Ok(name)
+}
+
+pub(crate) fn read_hostname(text: &str) -> Read<String> {
     let name = text.strip_prefix("*.").unwrap_or(text);
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -141,6 +154,31 @@ pub(crate) fn source(value: &DeValue<'_>) -> Read<Sources> {
         return Err(format!("\"{text}\" has bits behind its prefix; they must be 0"));
     }
     Ok(Sources { first, count: 1 << free.min(MOST_SOURCES) })
+}
+
+/// Addresses of clients: one, or all of a prefix.
+pub(crate) fn range(value: &DeValue<'_>) -> Read<IpNet> {
+    read_range(string(value)?)
+}
+
+pub(crate) fn read_range(text: &str) -> Read<IpNet> {
+    let no_range = || {
+        format!(
+            "\"{text}\" is no IP address or prefix, such as \"10.0.0.0/8\" or \"2001:db8::/32\""
+        )
+    };
+    let range = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => text.parse::<IpNet>().map_err(|_| no_range())?,
+    };
+    if range.prefix_len() >= 96 {
+        unmapped(range.addr())?;
+    }
+    if range.addr() != range.network() {
+        let whole = range.trunc();
+        return Err(format!("\"{text}\" has bits behind its prefix; write {whole}"));
+    }
+    Ok(range)
 }
 
 /// Of one prefix, as a power of two: as many as a worker can have flows.
@@ -237,6 +275,31 @@ mod tests {
         assert!(read(listen_address, "0.0.0.0:53").is_ok());
         assert!(read(source, "10.0.0.2:0").unwrap_err().contains("a source has no port"));
         assert!(read(source, "0.0.0.0").is_err());
+    }
+
+    #[test]
+    fn ranges_are_addresses_and_prefixes() {
+        for (text, expected) in [
+            ("10.0.0.2", "10.0.0.2/32"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::1", "::1/128"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(read(range, text).map(|net| net.to_string()), Ok(expected.into()));
+        }
+        for (text, hint) in [
+            ("10.0.0.1/8", "bits behind its prefix; write 10.0.0.0/8"),
+            ("10.0.0.0/33", "no IP address or prefix"),
+            ("10.0.0.0/", "no IP address or prefix"),
+            ("10.0.0.0:80", "no IP address or prefix"),
+            ("office", "no IP address or prefix"),
+            ("::ffff:10.0.0.0/104", "write it as 10.0.0.0"),
+            ("::ffff:10.0.0.1", "write it as 10.0.0.1"),
+        ] {
+            let message = read(range, text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
     }
 
     #[test]

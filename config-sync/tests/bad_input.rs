@@ -97,13 +97,19 @@ const TCP_LISTENER: &[(&str, &str)] = &[
     ("congestion = \"bbr\"", "this kernel has no \"bbr\" loaded; it has reno, cubic"),
     ("congestion = \"0123456789abcdef\"", "must be at most 15 characters"),
     ("hostname = \"a.example.com\"", "is for TLS listeners only"),
-    ("hello_timeout = \"5s\"", "is for TLS listeners only"),
+    ("default_hostname = \"a.example.com\"", "is for TLS listeners only"),
+    ("starttls = \"postgres\"", "is for TLS listeners only"),
+    ("hello_timeout = \"5s\"", "is for TLS listeners, and for TCP listeners with accept_proxy"),
     ("tls = { mode = \"Passthrough\" }", "is for TLS listeners only"),
     ("flow_timeout = \"60s\"", "is for UDP listeners only"),
     ("responses = 1", "is for UDP listeners only"),
-    ("accept_proxy = { from = [\"10.0.0.0/8\"] }", "not supported yet by this version"),
-    ("allow = [\"10.0.0.0/8\"]", "not supported yet by this version"),
-    ("deny = [\"10.0.0.0/8\"]", "not supported yet by this version"),
+    ("accept_proxy = [\"10.0.0.0/8\"]", "must be a table, not a list"),
+    ("allow = \"10.0.0.0\"", "must be a list, not a string"),
+    ("allow = 1", "must be a list, not a whole number"),
+    ("deny = { files = \"a\" }", "must be a range such as \"10.0.0.0/8\", or { file ="),
+    ("deny = {}", "must be a range such as"),
+    ("deny = { file = \"\" }", "names no file"),
+    ("deny = { file = \"no.txt\" }", "no.txt: No such file"),
 ];
 
 #[test]
@@ -120,6 +126,88 @@ fn faults_of_one_listener() {
 }
 
 #[test]
+fn faults_of_ranges() {
+    let ranges = |line: &str| GOOD.replace("[[routes]]", &format!("{line}\n[[routes]]"));
+    refused(
+        &ranges("allow = [\"10.0.0.1/8\", \"office\", \"::ffff:10.0.0.1\"]"),
+        &[
+            "5:10: listeners[0].allow[0]: \"10.0.0.1/8\" has bits behind its prefix; write",
+            "5:24: listeners[0].allow[1]: \"office\" is no IP address or prefix, such as",
+            "5:34: listeners[0].allow[2]: ::ffff:10.0.0.1 is an IPv4 address inside IPv6; write it",
+        ],
+    );
+    refused(
+        &ranges("allow = [\"10.0.0.0/8\", \"10.1.0.0/16\"]\ndeny = [\"10.1.0.0/16\"]"),
+        &["6:9: listeners[0].deny[0]: 10.1.0.0/16 is in `allow` too; it can be in one only"],
+    );
+    let folder = std::env::temp_dir().join(format!("ringway-ranges-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("a temporary file");
+        path.display().to_string()
+    };
+    let wrong = file("wrong.txt", "10.0.0.0/8\n10.0.0.300\n");
+    let good = file("good.txt", "# some\n10.2.0.0/16\n10.1.0.0/16\n");
+    let empty = file("empty.txt", "\n");
+    let said = |line: &str| load(&ranges(line)).expect_err(line).to_string();
+    let expected = format!("{wrong}:2:1: listeners[0].deny: \"10.0.0.300\" is no IP address");
+    assert!(said(&format!("deny = {{ file = \"{wrong}\" }}")).starts_with(&expected));
+    let both = format!("allow = [\"10.1.0.0/16\"]\ndeny = {{ file = [\"{good}\"] }}");
+    let expected = format!("{good}:3:1: listeners[0].deny: 10.1.0.0/16 is in `allow` too");
+    assert!(said(&both).starts_with(&expected), "{}", said(&both));
+    let said = said(&format!("allow = [{{ file = \"{good}\" }}, {{ file = \"{empty}\" }}]"));
+    assert!(said.contains("listeners[0].allow[1]: ") && said.contains("is empty"), "{said}");
+    std::fs::remove_dir_all(&folder).expect("the temporary folder");
+}
+
+#[test]
+fn routes_of_one_listener_that_their_sources_do_not_tell_apart() {
+    let two = |a: &str, b: &str| {
+        let second = "[[routes]]\nname = \"s\"\nlisteners = [\"l\"]\nbackends = []";
+        GOOD.replace("[[backends]]", &format!("{a}\n{second}\n{b}\n[[backends]]"))
+    };
+    assert!(load(&two("sources = [\"10.0.0.0/8\"]", "")).is_ok());
+    assert!(load(&two("sources = [\"10.0.0.0/8\"]", "sources = [\"10.0.0.0/9\"]")).is_ok());
+    refused(
+        &two("sources = [\"10.0.0.0/8\"]", "sources = [\"::/0\", \"10.0.0.0/8\"]"),
+        &["14:20: routes[1].sources[1]: listener \"l\" has a route from 10.0.0.0/8 already: \"r\""],
+    );
+    refused(&two("", ""), &["12:14: routes[1].listeners[0]: listener \"l\" has a route already"]);
+    refused(
+        &two("sources = []", ""),
+        &["9:11: routes[0].sources: names no range; without this key the route is for all others"],
+    );
+}
+
+#[test]
+fn faults_of_the_proxy_protocol() {
+    let from = |list: &str| {
+        GOOD.replace("[[routes]]", &format!("accept_proxy = {{ from = [{list}] }}\n[[routes]]"))
+    };
+    let field = "listeners[0].accept_proxy.from";
+    refused(&from(""), &[&format!("5:25: {field}: names no range: nobody would have to send")]);
+    let bits = "\"10.0.0.1/8\" has bits behind its prefix; write 10.0.0.0/8";
+    refused(&from("\"10.0.0.1/8\""), &[&format!("5:26: {field}[0]: {bits}")]);
+    let none = "\"proxy.internal\" is no IP address or prefix, such as \"10.0.0.0/8\"";
+    refused(&from("\"::1\", \"proxy.internal\""), &[&format!("5:33: {field}[1]: {none}")]);
+    let many: Vec<_> = (0..257).map(|i| format!("\"10.0.{}.{}\"", i / 256, i % 256)).collect();
+    refused(&from(&many.join(",")), &[&format!("5:25: {field}: names 257 ranges; 256 at the")]);
+    refused(
+        &GOOD.replace("[[routes]]", "accept_proxy = {}\n[[routes]]"),
+        &[&format!("5:16: {field}: missing; the source ranges that must send a header")],
+    );
+    refused(
+        &format!("{GOOD}send_proxy = \"v2\"\nproxy_tlvs = [\"crc\"]"),
+        &["13:15: backends[0].proxy_tlvs[0]: must be \"unique-id\" or \"crc32c\", not \"crc\""],
+    );
+    let udp = GOOD.replace("\"TCP\"", "\"UDP\"");
+    let word = "backends[0].send_proxy: \"v1\" has no word for UDP, and a UDP listener uses this";
+    refused(&format!("{udp}send_proxy = \"v1\""), &[&format!("12:14: {word}")]);
+    assert!(load(&format!("{udp}send_proxy = \"v2\"")).is_ok());
+}
+
+#[test]
 fn faults_of_udp_and_tls_listeners() {
     let udp = |line: &str| GOOD.replace("\"TCP\"", "\"UDP\"").replace("[[routes]]", line);
     refused(&udp("nodelay = true\n[[routes]]"), &["5:1: listeners[0].nodelay: is for TCP and TLS"]);
@@ -131,21 +219,45 @@ fn faults_of_udp_and_tls_listeners() {
     refused(&udp("responses = -1\n[[routes]]"), &["5:13: listeners[0].responses: must be a whole"]);
     let tls = |line: &str| GOOD.replace("\"TCP\"", "\"TLS\"").replace("[[routes]]", line);
     refused(
+        &tls("default_hostname = \"*.example.com\"\n[[routes]]"),
+        &["5:20: listeners[0].default_hostname: \"*.example.com\" is a pattern; give one name"],
+    );
+    refused(
+        &tls("hostname = \"*.a.test\"\ndefault_hostname = \"b.test\"\n[[routes]]"),
+        &["6:20: listeners[0].default_hostname: no listener of this address takes \"b.test\""],
+    );
+    refused(
+        &tls("starttls = \"postgresql\"\n[[routes]]"),
+        &["5:12: listeners[0].starttls: must be \"postgres\", not \"postgresql\" (did you mean"],
+    );
+    refused(
         &tls("tls.mode = \"Terminate\"\n[[routes]]"),
-        &["5:12: listeners[0].tls.mode: \"Terminate\" is not supported yet by this version"],
+        &["5:1: listeners[0].tls.certificates: missing; such as [{ cert = \"a.pem\""],
     );
     refused(
         &tls("tls = { mode = \"passthrough\" }\n[[routes]]"),
-        &["5:16: listeners[0].tls.mode: must be \"Passthrough\", not \"passthrough\""],
+        &["5:16: listeners[0].tls.mode: must be \"Passthrough\" or \"Terminate\", not"],
     );
     refused(
-        &tls("tls = { certificates = [], alpn = [1], client_ca = 1, client_auth = 1 }\n[[routes]]"),
+        &tls("tls = { alpn = [1], client_ca = 1 }\n[[routes]]"),
         &[
-            "5:9: listeners[0].tls.certificates: not supported yet by this version",
-            "5:28: listeners[0].tls.alpn: not supported yet",
-            "5:40: listeners[0].tls.client_ca: not supported yet",
-            "5:55: listeners[0].tls.client_auth: not supported yet",
+            "5:9: listeners[0].tls.alpn: must be with mode = \"Terminate\", not where",
+            "5:21: listeners[0].tls.client_ca: must be with mode",
         ],
+    );
+    let terminate =
+        |keys: &str| tls(&format!("tls = {{ mode = \"Terminate\", {keys} }}\n[[routes]]"));
+    refused(
+        &terminate("certificates = [{ cert = \"a.pem\" }], alpn = [\"\"], client_auth = \"on\""),
+        &[
+            "5:45: listeners[0].tls.certificates[0].key: missing; a PEM file",
+            "5:74: listeners[0].tls.alpn[0]: must be 1 to 255 bytes",
+            "5:93: listeners[0].tls.client_auth: must be \"required\" or \"optional\"",
+        ],
+    );
+    refused(
+        &terminate("default_certificate = { cert = \"no.pem\", key = \"no.key\" }"),
+        &["5:60: listeners[0].tls.default_certificate.cert: no.pem can't be read: No such file"],
     );
     refused(
         &tls("hostname = \"a_b.example.com\"\n[[routes]]"),
@@ -220,10 +332,12 @@ const BACKEND: &[(&str, &str)] = &[
     ("connect_attempts = 0", "must be a whole number, 1 to 8, not 0"),
     ("connect_attempts = 9", "must be a whole number, 1 to 8, not 9"),
     ("source = \"10.0.0.2\"", "must be a list, not a string"),
+    ("transparent = 1", "must be true or false, not a whole number"),
     ("upstream_sockets = \"one\"", "must be \"connected\" or \"shared\", not \"one\""),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
-    ("send_proxy = \"v2\"", "not supported yet by this version"),
-    ("tls = { server_name = \"db.internal\" }", "not supported yet by this version"),
+    ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
+    ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
+    ("tls = 1", "must be a table, not a whole number"),
     ("weight = 1", "unknown key"),
 ];
 
@@ -261,6 +375,19 @@ fn faults_of_one_backend() {
         &format!("{GOOD}upstream_sockets = \"connected\""),
         &["12:20: backends[0].upstream_sockets: is for UDP, and only TCP listeners use this"],
     );
+}
+
+#[test]
+fn a_transparent_backend_has_no_addresses_of_its_own() {
+    let udp = format!("{}transparent = true\n", GOOD.replace("\"TCP\"", "\"UDP\""));
+    assert!(load(&udp).is_ok());
+    let shared = "source = [\"127.1.0.0/16\"]\nupstream_sockets = \"shared\"";
+    refused(
+        &format!("{udp}source = [\"10.0.0.2\"]"),
+        &["12:15: backends[0].transparent: can't be with `source`: connections come from clients'"],
+    );
+    refused(&format!("{udp}{shared}"), &["12:15: backends[0].transparent: can't be with"]);
+    assert!(load(&format!("{udp}{shared}").replace("true", "false")).is_ok());
 }
 
 #[test]
@@ -365,6 +492,13 @@ fn tls_listeners_on_one_address_must_agree_on_what_comes_before_the_name() {
         ],
     );
     refused(
+        &second("default_hostname = \"a.example.com\"\nstarttls = \"postgres\""),
+        &[
+            &format!("{shares}`starttls` must be the same"),
+            &format!("{shares}`default_hostname` must be the same"),
+        ],
+    );
+    refused(
         &second("").replace("B.example", "A.EXAMPLE"),
         &["10:12: listeners[1].hostname: [::]:443 clashes with listener \"a\" (line 2), with"],
     );
@@ -451,6 +585,18 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
             let (before, path) = match section.name {
                 "" => ("", String::new()),
                 "listeners.tls" => ("[[listeners]]\ntls.", "listeners[0].tls.".to_owned()),
+                "listeners.tls.certificates" => (
+                    "[[listeners]]\ntls.mode = \"Terminate\"\n[[listeners.tls.certificates]]\n",
+                    "listeners[0].tls.certificates[0].".to_owned(),
+                ),
+                "listeners.tls.default_certificate" => (
+                    "[[listeners]]\ntls.mode = \"Terminate\"\ntls.default_certificate.",
+                    "listeners[0].tls.default_certificate.".to_owned(),
+                ),
+                "listeners.accept_proxy" => {
+                    ("[[listeners]]\naccept_proxy.", "listeners[0].accept_proxy.".to_owned())
+                }
+                "backends.tls" => ("[[backends]]\ntls.", "backends[0].tls.".to_owned()),
                 "routes.backends" => {
                     ("[[routes]]\n[[routes.backends]]\n", "routes[0].backends[0].".to_owned())
                 }

@@ -1,11 +1,17 @@
 //! What workers are given for what was asked.
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use config_sync::compile::{compile, drained};
 use config_sync::config::{Cores, LogTarget, limits, parse_for};
 use config_sync::machine::Machine;
 use config_sync::names::Names;
 use config_sync::problem::Problems;
-use config_sync::routing::{Balance, Drain, Limits, Protocol, RoutingTable, Sources, Transport};
+use config_sync::routing::{
+    Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources, Transport,
+};
 use proptest::prelude::*;
 
 /// Every key that this version has.
@@ -43,9 +49,21 @@ fn every_key_reaches_the_table() {
     assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (true, 60, 0));
     assert_eq!(&options.congestion, b"cubic\0\0\0\0\0\0\0\0\0\0\0");
 
+    let from: Vec<_> = tls.accept_proxy.iter().map(ToString::to_string).collect();
+    assert_eq!(from, ["10.0.0.0/8", "fd00::1/128"]);
+    assert!(udp.accept_proxy.is_empty());
+
     let dns = &table.listeners[0];
     assert_eq!((dns.protocol, dns.flow_timeout, dns.responses), (Protocol::Udp, 5_000, 1));
     assert_eq!((dns.max_sessions, dns.routes.any(), dns.socket), (100, Some(0), 0));
+    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let access = dns.access.as_ref().expect("ranges");
+    assert!(access.admits(address("10.1.1.1")) && !access.admits(address("10.9.1.1")));
+    assert_eq!(dns.route(0, address("10.1.2.3")), Some(0));
+    assert_eq!(dns.route(0, address("10.2.2.3")), None, "it is in no route's sources");
+    let access = table.routes[0].access.as_ref().expect("ranges");
+    assert!(access.admits(address("10.1.1.2")) && !access.admits(address("10.1.1.1")));
+    assert!(tls.access.is_none() && table.routes[1].access.is_none());
     let web = &table.listeners[1];
     assert_eq!(web.timeouts.idle, 5_400_000);
     assert_eq!((web.timeouts.hello, web.timeouts.lifetime), (5_000, 0));
@@ -63,6 +81,8 @@ fn every_key_reaches_the_table() {
     assert_eq!(slots.len(), 251);
     assert!(matches!(web.balance, Balance::LeastConnections));
     assert_eq!((web.connect_timeout, web.connect_attempts), (300, 8));
+    let told = SendProxy { version: ProxyVersion::V2, unique_id: true, crc32c: true };
+    assert_eq!((web.send_proxy, dns.send_proxy), (Some(told), None));
     assert_eq!(web.source, [Sources { first: [10, 0, 0, 9].into(), count: 1 }]);
     let six = "fd00:53::".parse().expect("address");
     let four = Sources { first: [127, 1, 0, 0].into(), count: 65_536 };
@@ -71,6 +91,93 @@ fn every_key_reaches_the_table() {
     let options = web.options;
     assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (false, 0, 30_000));
     assert!(none.endpoints.is_empty() && matches!(none.balance, Balance::Random));
+}
+
+/// A listener of each protocol, without routes.
+fn listener(name: &str, protocol: &str, address: &str, more: &str) -> String {
+    let names = format!("[[listeners]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\n");
+    format!("{names}address = \"{address}\"\n{more}\n")
+}
+
+fn route(name: &str, more: &str) -> String {
+    format!("[[routes]]\nname = \"{name}\"\nlisteners = [\"l\"]\nbackends = []\n{more}\n")
+}
+
+#[test]
+fn the_longest_source_has_the_route_and_one_without_the_rest() {
+    let text = listener("l", "TCP", "0.0.0.0:80", "")
+        + &route("wide", "sources = [\"10.0.0.0/8\", \"2001:db8::/32\"]")
+        + &route("rest", "")
+        + &route("narrow", "sources = [\"10.1.0.0/16\"]");
+    let table = table(&text);
+    let listener = &table.listeners[0];
+    for (client, expected) in [
+        ("10.2.0.1", "wide"),
+        ("10.1.0.1", "narrow"),
+        ("::ffff:10.1.0.1", "narrow"),
+        ("2001:db8::1", "wide"),
+        ("192.0.2.1", "rest"),
+        ("::1", "rest"),
+    ] {
+        let found = listener.routes.any().expect("routes");
+        let route = listener.route(found, client.parse().expect("an address")).expect("a route");
+        assert_eq!(&*table.routes[route].name, expected, "{client}");
+    }
+}
+
+/// The server name says which routes there are, then the source which of them.
+#[test]
+fn a_longer_name_beats_a_longer_source() {
+    let text = listener("l", "TLS", "0.0.0.0:443", "")
+        + &route("any", "sources = [\"10.1.1.0/24\"]\nhostnames = [\"*.example.com\"]")
+        + &route("exact", "sources = [\"10.1.0.0/16\"]\nhostnames = [\"a.example.com\"]")
+        + &route("both", "hostnames = [\"*.example.com\"]");
+    let table = table(&text);
+    let listener = &table.listeners[0];
+    for (name, client, expected) in [
+        ("a.example.com", "10.1.1.1", Some("exact")),
+        ("a.example.com", "10.2.1.1", None),
+        ("b.example.com", "10.1.1.1", Some("any")),
+        ("b.example.com", "10.2.1.1", Some("both")),
+    ] {
+        let found = listener.routes.get(Some(name)).expect("routes");
+        let route = listener.route(found, client.parse().expect("an address"));
+        let route = route.map(|route| &*table.routes[route].name);
+        assert_eq!(route, expected, "{name} from {client}");
+    }
+}
+
+#[test]
+fn ten_thousand_routes_by_source_are_one_flat_table() {
+    let mut text = listener("l", "UDP", "0.0.0.0:53", "");
+    for n in 0..10_000 {
+        let (high, low) = (n >> 8, n & 255);
+        let sources = format!("sources = [\"10.{high}.{low}.0/24\"]");
+        write!(text, "{}", route(&format!("r{n}"), &sources)).expect("a string");
+    }
+    let table = table(&text);
+    let [by_source] = &table.listeners[0].by_source[..] else { panic!("one table") };
+    assert!(by_source.size() < 10_000 * 16 + 200, "{} bytes", by_source.size());
+    assert_eq!(by_source.get([10, 1, 2, 3].into()), 258);
+    assert_eq!(table.listeners[0].route(0, [11, 0, 0, 1].into()), None);
+}
+
+/// What is denied whatever the server name is denied before the ClientHello.
+#[test]
+fn listeners_of_one_socket_with_the_same_ranges_have_them_in_common() {
+    let (allow, deny) = ("allow = [\"10.0.0.0/8\"]", "deny = [\"10.0.0.0/8\"]");
+    let two = |a: &str, b: &str| {
+        let a = listener("a", "TLS", "0.0.0.0:443", &format!("hostname = \"a.test\"\n{a}"));
+        table(&(a + &listener("b", "TLS", "0.0.0.0:443", b)))
+    };
+    let same = two(allow, allow);
+    let access = |table: &RoutingTable, at: usize| table.listeners[at].access.clone();
+    let common = same.sockets[0].access.clone().expect("common ranges");
+    let both = access(&same, 0).zip(access(&same, 1)).expect("ranges of both");
+    assert!(Arc::ptr_eq(&both.0, &both.1) && Arc::ptr_eq(&both.0, &common));
+    for (a, b) in [(allow, deny), (allow, ""), ("", allow), ("", "")] {
+        assert!(two(a, b).sockets[0].access.is_none(), "{a} {b}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use config_sync::file::Source;
 use config_sync::publish::{Command, Link, Publisher};
 use config_sync::{ConfigSync, Outcome, Summary, check, file};
 use crossbeam_channel::{Receiver, bounded};
@@ -90,7 +91,7 @@ fn a_reload_publishes_a_refresh_only_what_is_new_and_faults_change_nothing() {
     assert!(text.contains("cannot listen on TCP 127.0.0.1:1: permission denied"), "{text}");
     assert!(matches!(sync.reload(), Outcome::Rejected(_)), "tried again");
     assert_eq!(generation_and_sockets(), None);
-    assert_eq!(sync.text(), Some(GOOD), "what is in force");
+    assert_eq!(sync.in_force().map(|it| it.text()), Some(GOOD), "what is in force");
 
     fs::remove_file(&path).expect("removed");
     assert!(matches!(sync.refresh(), Outcome::Rejected(_)));
@@ -120,25 +121,25 @@ fn a_drain_is_the_last_table() {
 
 #[test]
 fn check_says_what_a_file_has_or_everything_that_is_wrong() {
-    let directory = Directory::new("check");
-    let summary = check(&directory.write("good.toml", GOOD)).expect("good");
+    let (directory, empty) = (Directory::new("check"), Directory::new("check-empty"));
+    let summary = check(&Source::from(directory.write("good.toml", GOOD))).expect("good");
     assert_eq!(summary, Summary { listeners: 1, routes: 1, backends: 1, endpoints: 2 });
     assert_eq!(summary.to_string(), "listeners: 1, routes: 1, backends: 1, endpoints: 2");
-    let said = check(&directory.write("bad.toml", "a = 1\nb = 2")).expect_err("bad");
+    let said = check(&Source::from(directory.write("bad.toml", "a = 1\nb = 2"))).expect_err("bad");
     assert_eq!(said.lines().count(), 2, "{said}");
     assert!(said.lines().all(|line| line.contains("bad.toml:")), "{said}");
     for (path, expected) in [
-        (directory.0.clone(), "not supported yet by this version"),
-        (directory.write("gateway.yaml", ""), "not supported yet by this version"),
+        (empty.0.clone(), "has no file that ends in .yaml, .yml or .json"),
+        (directory.write("gateway.yaml", ""), "the file is empty"),
         (directory.0.join("none.toml"), "No such file"),
         (directory.write("empty.toml", "\n"), "the file is empty"),
     ] {
-        let said = check(&path).expect_err("no TOML file");
+        let said = check(&Source::from(path)).expect_err("no configuration");
         assert!(said.contains(expected), "{said}");
     }
     let latin = directory.0.join("latin.toml");
     fs::write(&latin, b"a = 1\nb = \"\xe4\"").expect("written");
-    assert!(check(&latin).expect_err("latin").ends_with("latin.toml:2:6: not UTF-8"));
+    assert!(check(&Source::from(latin)).expect_err("latin").ends_with("latin.toml:2:6: not UTF-8"));
 }
 
 async fn change(changes: &mut mpsc::Receiver<()>) {
@@ -150,7 +151,7 @@ async fn change(changes: &mut mpsc::Receiver<()>) {
 async fn the_watch_sees_a_write_a_rename_and_a_new_file() {
     let directory = Directory::new("watch");
     let path = directory.write("ringway.toml", "1");
-    let mut changes = file::watch(&path).expect("watched");
+    let mut changes = file::watch(&[path.clone()].into()).expect("watched");
     directory.write("ringway.toml", "2");
     change(&mut changes).await;
     fs::rename(directory.write("other", "3"), &path).expect("renamed");
@@ -171,9 +172,159 @@ async fn the_watch_sees_the_swap_of_a_configmap_volume() {
     symlink("..1", directory.0.join("..data")).expect("linked");
     let path = directory.0.join("ringway.toml");
     symlink("..data/ringway.toml", &path).expect("linked");
-    let mut changes = file::watch(&path).expect("watched");
+    let mut changes = file::watch(&[path.clone()].into()).expect("watched");
     symlink("..2", directory.0.join("..data_tmp")).expect("linked");
     fs::rename(directory.0.join("..data_tmp"), directory.0.join("..data")).expect("swapped");
     change(&mut changes).await;
     assert_eq!(fs::read_to_string(&path).expect("read"), "2");
+}
+
+const OBJECTS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: g}
+spec:
+  gatewayClassName: ringway
+  listeners: [{name: one, protocol: TCP, port: 8080}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{name: g}]
+  rules: [{backendRefs: [{name: s, port: 80}]}]
+";
+
+const ENDPOINTS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: s}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-1, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+ports: [{name: '', port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.0.0.1]}]
+";
+
+#[tokio::test]
+async fn a_directory_of_objects_is_followed_and_a_bad_file_changes_nothing() {
+    let directory = Directory::new("objects");
+    directory.write("a.yaml", OBJECTS);
+    let base = directory.write("base.toml", "lame_duck = \"9s\"\n");
+    let (mut sync, _worker) = start(&directory.0);
+    let paths = [directory.0.clone()].into();
+    let mut changes = file::watch(&paths).expect("watched");
+    assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
+    let endpoints = |sync: &ConfigSync| {
+        sync.in_force().expect("a configuration").config.backends[0].endpoints.len()
+    };
+    assert_eq!(endpoints(&sync), 0, "the Service is not there yet");
+    assert_eq!(sync.in_force().expect("a configuration").config.lame_duck, 9_000);
+    assert!(sync.in_force().expect("a configuration").text().contains("lame_duck = \"9s\"\n"));
+
+    directory.write("b.yaml", ENDPOINTS);
+    change(&mut changes).await;
+    assert_eq!(sync.refresh(), Outcome::Published { generation: 2 });
+    assert_eq!(endpoints(&sync), 1);
+    let shown = sync.in_force().expect("a configuration").text().to_owned();
+    assert!(shown.contains("endpoints = [\"10.0.0.1:8080\"]"), "{shown}");
+
+    directory.write("b.yaml", &ENDPOINTS.replace("port: 80}", "port: eighty}"));
+    change(&mut changes).await;
+    let Outcome::Rejected(why) = sync.refresh() else { panic!("a bad file was taken") };
+    let place = "b.yaml:1: document 1: Service default/s: spec.ports[0].port: ";
+    assert!(why.contains(place), "{why}");
+    assert_eq!(endpoints(&sync), 1, "what was in force stays");
+
+    directory.write("b.yaml", ENDPOINTS);
+    fs::write(base, "[[listeners]]\nname = \"l\"").expect("written");
+    let Outcome::Rejected(why) = sync.reload() else { panic!("a bad base was taken") };
+    assert!(why.contains("base.toml"), "{why}");
+}
+
+#[test]
+fn a_cluster_is_served_but_for_what_can_not_be_bound() {
+    let config = |listeners: &str| {
+        let text = format!("{GOOD}{listeners}");
+        config_sync::config::parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"))
+    };
+    let bad = config(
+        "[[listeners]]\nname = \"bad\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:1\"\n\
+         [[routes]]\nname = \"bad\"\nlisteners = [\"bad\"]\nbackends = [{ name = \"b\" }]\n",
+    );
+    let (mut sync, commands) = start(Path::new("none"));
+    let put = sync.put(&bad).expect("the rest is good");
+    assert!(put.published);
+    assert_eq!(put.failed.keys().collect::<Vec<_>>(), ["bad"]);
+    assert!(put.failed["bad"].contains("CAP_NET_BIND_SERVICE"), "{:?}", put.failed);
+    let Ok(Command::Table { table, sockets }) = commands.try_recv() else { panic!("a table") };
+    assert_eq!((table.generation, table.listeners.len(), table.routes.len()), (1, 1, 1));
+    assert_eq!(sockets.len(), 1);
+
+    let same = sync.put(&bad).expect("nothing is new");
+    assert_eq!((same.published, same.generation), (false, 1));
+    assert_eq!(same.failed, put.failed);
+    // Tried again after a while, it fails again, and nothing is given out for that.
+    while !sync.wants_put() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let again = sync.put(&bad).expect("nothing is new");
+    assert_eq!((again.published, again.generation), (false, 1));
+    assert!(!sync.wants_put(), "it rests for longer now");
+
+    let good = sync.put(&config("")).expect("it is good");
+    assert!(good.published && good.failed.is_empty());
+    assert!(matches!(commands.try_recv(), Ok(Command::Table { .. })));
+    assert!(commands.try_recv().is_err());
+}
+
+#[test]
+fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
+    let text = format!(
+        "{GOOD}[[listeners]]\nname = \"second\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:7002\"\n\
+         [[routes]]\nname = \"second\"\nlisteners = [\"second\"]\nbackends = [{{ name = \"b\" }}]\n\
+         [[listeners]]\nname = \"third\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:7003\"\n\
+         [[routes]]\nname = \"third\"\nlisteners = [\"third\"]\nbackends = [{{ name = \"c\" }}]\n\
+         [[backends]]\nname = \"c\"\nendpoints = [\"127.0.0.1:7004\", \"127.0.0.1:7005\"]\n"
+    );
+    let mut config = config_sync::config::parse("test", &text).expect("a configuration");
+    // As translated objects have it: whose it is stands where the file would.
+    for listener in &mut config.listeners {
+        listener.address.place.file = listener.name.value.as_str().into();
+    }
+    for backend in &mut config.backends {
+        let name: Arc<str> = backend.name.value.as_str().into();
+        backend.endpoints.iter_mut().for_each(|at| at.place.file = name.clone());
+    }
+    let first = config.listeners[0].address.value;
+    config.listeners[1].address.value = first;
+    let (mut sync, commands) = start(Path::new("none"));
+    let put = sync.put(&config).expect("the rest is good");
+    assert_eq!(put.failed.keys().collect::<Vec<_>>(), ["second"]);
+    assert!(put.failed["second"].contains("clashes with listener \"l\""), "{:?}", put.failed);
+    let Ok(Command::Table { table, .. }) = commands.try_recv() else { panic!("a table") };
+    assert_eq!((table.listeners.len(), table.routes.len()), (2, 2));
+
+    config.listeners.remove(1);
+    config.routes.remove(1);
+    let twice = config.backends[1].endpoints[0].value;
+    config.backends[1].endpoints[1].value = twice;
+    let put = sync.put(&config).expect("the rest is good");
+    assert!(put.published && put.failed.is_empty());
+    let Ok(Command::Table { table, .. }) = commands.try_recv() else { panic!("a table") };
+    let endpoints = |name: &str| {
+        let backend = table.backends.iter().find(|backend| &*backend.name == name);
+        backend.expect("it keeps its share").endpoints.len()
+    };
+    assert_eq!((endpoints("b"), endpoints("c")), (2, 0));
+
+    // Of nobody's fault, so that nothing can be left out.
+    config.listeners[1].address.value = first;
+    config.listeners[1].address.place.file = "elsewhere".into();
+    let why = sync.put(&config).expect_err("it can't be compiled");
+    assert!(why.starts_with("elsewhere:"), "{why}");
+    assert_eq!(sync.generation(), 2);
 }

@@ -1,0 +1,352 @@
+//! From certificates as they are configured to what workers use: files are read here.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+
+use crate::compile::nameless;
+use crate::config::Listener;
+use crate::problem::{Place, Problem};
+use crate::routing::Starttls;
+use crate::san::NamedVerifier;
+use crate::terminator::{Certificates, Originator, Terminator, WorkerTime};
+use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
+
+/// A certificate that is in use, for metrics and warnings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The listener or backend that has it.
+    pub owner: String,
+    /// Where it comes from: a file, or what its source is called.
+    pub name: String,
+    /// Seconds of Unix time after which it is not valid.
+    pub not_after: i64,
+}
+
+/// Reads and makes what the configuration's TLS parts ask for.
+pub(crate) struct Loader<'l> {
+    provider: Arc<CryptoProvider>,
+    tickets: &'l mut Tickets,
+    seeds: [u64; 4],
+    system: Option<Arc<RootCertStore>>,
+    pub(crate) expiries: Vec<Expiry>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Keys of session tickets by listener. They outlive a table, so that sessions can be resumed after
+/// certificates were renewed; but not a change of who may come in.
+#[derive(Debug, Default)]
+pub(crate) struct Tickets(BTreeMap<String, (Admission, Arc<dyn ProducesTickets>)>);
+
+/// Who may come in: clients admitted by one must not resume under another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Admission {
+    client_auth: ClientAuth,
+    ca: Vec<u8>,
+    crl: Vec<u8>,
+}
+
+/// A listener or backend: its name, and where it stands.
+pub(crate) struct Owner<'o> {
+    pub(crate) name: &'o str,
+    pub(crate) place: &'o Place,
+}
+
+/// Far above any certificate, list or bundle.
+const MAX_BYTES: u64 = 16 << 20;
+
+impl<'l> Loader<'l> {
+    pub(crate) fn new(tickets: &'l mut Tickets, seeds: [u64; 4]) -> Self {
+        Self {
+            provider: Arc::new(ring::default_provider()),
+            tickets,
+            seeds,
+            system: None,
+            expiries: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// `None` if the listener passes TLS through, or something is wrong, which is among the
+    /// problems then.
+    pub(crate) fn terminator(
+        &mut self,
+        owner: &Owner<'_>,
+        listener: &Listener,
+    ) -> Option<Arc<Terminator>> {
+        let asked = listener.tls.as_ref()?;
+        let default = match &asked.default_certificate {
+            None => None,
+            Some(certificate) => Some(self.certified(owner, certificate)?),
+        };
+        let mut certificates = Certificates::new(self.seeds, default, nameless(listener));
+        for certificate in &asked.certificates {
+            let key = self.certified(owner, certificate)?;
+            let names = key.end_entity_cert().map(dns_names).unwrap_or_default();
+            if names.is_empty() {
+                let message = "has no DNS name (subjectAltName), so no client can ask for it; it \
+                               can be the default_certificate";
+                return self.refuse(owner, &certificate.cert, message);
+            }
+            for name in &names {
+                certificates.insert(name, &key);
+            }
+        }
+        let certificates = Arc::new(certificates);
+        let (verifier, admission) = self.admission(owner, asked)?;
+        let versions = match asked.min_version {
+            MinVersion::Tls12 => &[&TLS13, &TLS12][..],
+            MinVersion::Tls13 => &[&TLS13],
+        };
+        let mut config = self.server_config(versions, verifier);
+        config.cert_resolver = certificates.clone();
+        config.alpn_protocols = match listener.starttls {
+            // Clients of it that begin with TLS insist on an answer.
+            Some(Starttls::Postgres) if asked.alpn.is_empty() => vec![b"postgresql".to_vec()],
+            _ => asked.alpn.iter().map(|name| name.clone().into_bytes()).collect(),
+        };
+        if asked.session_tickets {
+            config.ticketer = self.tickets.of(owner.name, admission);
+        } else {
+            config.send_tls13_tickets = 0;
+        }
+        Some(Arc::new(Terminator { config: Arc::new(config), certificates }))
+    }
+
+    pub(crate) fn originator(
+        &mut self,
+        owner: &Owner<'_>,
+        asked: &Origination,
+    ) -> Option<Arc<Originator>> {
+        let roots = match &asked.ca {
+            Some(ca) => self.roots(owner, ca)?,
+            None => self.system_roots(owner)?,
+        };
+        let Ok(server_name) = ServerName::try_from(asked.server_name.clone()) else {
+            let name = &asked.server_name;
+            let message = format!("tls.server_name \"{name}\" is no DNS name or IP address");
+            self.problems.push(owner.place.problem(message));
+            return None;
+        };
+        let provider = Arc::clone(&self.provider);
+        let builder = ClientConfig::builder_with_details(provider, Arc::new(WorkerTime))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .expect("ring has suites for both versions");
+        let standard = WebPkiServerVerifier::builder_with_provider(
+            Arc::clone(&roots),
+            Arc::clone(&self.provider),
+        );
+        let builder = match standard.build() {
+            Ok(standard) if asked.subject_alt_names.is_empty() => {
+                builder.with_webpki_verifier(standard)
+            }
+            Ok(standard) => {
+                let names = asked.subject_alt_names.clone();
+                let verifier = NamedVerifier::new(standard, roots, &self.provider, names);
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+            }
+            Err(error) => {
+                self.problems.push(owner.place.problem(format!("tls.ca: {error}")));
+                return None;
+            }
+        };
+        let config = match &asked.certificate {
+            None => builder.with_no_client_auth(),
+            Some(certificate) => {
+                let key = self.certified(owner, certificate)?;
+                let one = rustls::sign::SingleCertAndKey::from(key);
+                builder.with_client_cert_resolver(Arc::new(one))
+            }
+        };
+        Some(Arc::new(Originator { config: Arc::new(config), server_name }))
+    }
+
+    fn server_config(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        verifier: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> ServerConfig {
+        let provider = Arc::clone(&self.provider);
+        let builder = ServerConfig::builder_with_details(provider, Arc::new(WorkerTime))
+            .with_protocol_versions(versions)
+            .expect("ring has suites for both versions");
+        let builder = match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        // Replaced by the caller.
+        let nobody = Arc::new(Certificates::new(self.seeds, None, None));
+        let mut config = builder.with_cert_resolver(nobody);
+        // A session can be resumed on any worker, without a lock that all share: tickets only.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config
+    }
+
+    fn admission(
+        &mut self,
+        owner: &Owner<'_>,
+        asked: &Termination,
+    ) -> Option<(Option<Arc<dyn ClientCertVerifier>>, Admission)> {
+        let mut admission =
+            Admission { client_auth: asked.client_auth, ca: Vec::new(), crl: Vec::new() };
+        let Some(ca) = asked.client_ca.as_ref().filter(|_| asked.client_auth != ClientAuth::Off)
+        else {
+            return Some((None, admission));
+        };
+        admission.ca = self.read(owner, ca)?;
+        let roots = self.roots(owner, ca)?;
+        let mut verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&self.provider));
+        if let Some(crl) = &asked.client_crl {
+            admission.crl = self.read(owner, crl)?;
+            let lists = CertificateRevocationListDer::pem_slice_iter(&admission.crl);
+            match lists.collect::<Result<Vec<_>, _>>() {
+                Ok(lists) if !lists.is_empty() => {
+                    verifier = verifier.with_crls(lists).only_check_end_entity_revocation();
+                }
+                Ok(_) => return self.refuse(owner, crl, "has no X509 CRL block"),
+                Err(error) => return self.refuse(owner, crl, &format!("is no PEM: {error}")),
+            }
+        }
+        if asked.client_auth == ClientAuth::Optional {
+            verifier = verifier.allow_unauthenticated();
+        }
+        match verifier.build() {
+            Ok(verifier) => Some((Some(verifier), admission)),
+            Err(error) => self.refuse(owner, ca, &format!("can't verify clients: {error}")),
+        }
+    }
+
+    pub(crate) fn certified(
+        &mut self,
+        owner: &Owner<'_>,
+        certificate: &Certificate,
+    ) -> Option<Arc<CertifiedKey>> {
+        let Certificate { cert, key } = certificate;
+        let chain = self.certificates(owner, cert)?;
+        let pem = self.read(owner, key)?;
+        let Ok(private) = PrivateKeyDer::from_pem_slice(&pem) else {
+            let message = "has no private key (PEM of PKCS#8, PKCS#1 or SEC 1, unencrypted)";
+            return self.refuse(owner, key, message);
+        };
+        self.expiries.extend(chain.first().and_then(|der| {
+            let not_after = crate::der::not_after(der)?;
+            Some(Expiry { owner: owner.name.to_owned(), name: named(cert), not_after })
+        }));
+        match CertifiedKey::from_der(chain, private, &self.provider) {
+            Ok(key) => Some(Arc::new(key)),
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                self.refuse(owner, key, &format!("is not the key of {}", named(cert)))
+            }
+            Err(error) => self.refuse(owner, key, &format!("can't be used: {error}")),
+        }
+    }
+
+    fn certificates(
+        &mut self,
+        owner: &Owner<'_>,
+        pem: &Pem,
+    ) -> Option<Vec<CertificateDer<'static>>> {
+        let bytes = self.read(owner, pem)?;
+        match CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>() {
+            Ok(chain) if !chain.is_empty() => Some(chain),
+            Ok(_) => self.refuse(owner, pem, "has no CERTIFICATE block"),
+            Err(error) => self.refuse(owner, pem, &format!("is no PEM: {error}")),
+        }
+    }
+
+    pub(crate) fn roots(&mut self, owner: &Owner<'_>, pem: &Pem) -> Option<Arc<RootCertStore>> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates(owner, pem)? {
+            if let Err(error) = roots.add(certificate) {
+                return self.refuse(owner, pem, &format!("has a bad certificate: {error}"));
+            }
+        }
+        Some(Arc::new(roots))
+    }
+
+    pub(crate) fn system_roots(&mut self, owner: &Owner<'_>) -> Option<Arc<RootCertStore>> {
+        if self.system.is_none() {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            self.system = Some(Arc::new(roots));
+        }
+        let roots = self.system.clone().filter(|roots| !roots.is_empty());
+        if roots.is_none() {
+            let message = "this system trusts no certificate; give tls.ca, or install a bundle \
+                           (package ca-certificates)";
+            self.problems.push(owner.place.problem(message));
+        }
+        roots
+    }
+
+    fn read(&mut self, owner: &Owner<'_>, pem: &Pem) -> Option<Vec<u8>> {
+        match read(pem) {
+            Ok(bytes) => Some(bytes),
+            Err(message) => self.refuse(owner, pem, &message),
+        }
+    }
+
+    /// Notes what is wrong with one PEM.
+    fn refuse<T>(&mut self, owner: &Owner<'_>, pem: &Pem, message: &str) -> Option<T> {
+        let place = match pem {
+            Pem::File(path) => &path.place,
+            Pem::Inline { .. } => owner.place,
+        };
+        self.problems.push(place.problem(format!("{} {message}", named(pem))));
+        None
+    }
+}
+
+impl Tickets {
+    /// The keys of a listener: those that it had, if the same clients may come in.
+    fn of(&mut self, listener: &str, admission: Admission) -> Arc<dyn ProducesTickets> {
+        if let Some((before, keys)) = self.0.get(listener)
+            && *before == admission
+        {
+            return Arc::clone(keys);
+        }
+        let keys = ring::Ticketer::new().expect("the system has randomness");
+        self.0.insert(listener.to_owned(), (admission, Arc::clone(&keys)));
+        keys
+    }
+}
+
+/// The bytes of a PEM; the message is about it by name.
+pub(crate) fn read(pem: &Pem) -> Result<Vec<u8>, String> {
+    match pem {
+        Pem::Inline { bytes, .. } => Ok(bytes.to_vec()),
+        Pem::File(path) => {
+            read_file(&path.value).map_err(|error| format!("can't be read: {error}"))
+        }
+    }
+}
+
+fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn named(pem: &Pem) -> String {
+    match pem {
+        Pem::File(path) => path.value.display().to_string(),
+        Pem::Inline { name, .. } => name.clone(),
+    }
+}
+
+pub(crate) fn dns_names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let parsed = webpki::EndEntityCert::try_from(certificate);
+    parsed.map_or_else(|_| Vec::new(), |cert| cert.valid_dns_names().map(str::to_owned).collect())
+}

@@ -1,0 +1,121 @@
+//! The two fields of X.509 that rustls does not tell: when a certificate ends, and a client's name.
+
+/// `notAfter` of a DER certificate, in seconds of Unix time (RFC 5280, section 4.1.2.5). `None` if
+/// it is no certificate.
+pub(crate) fn not_after(certificate: &[u8]) -> Option<i64> {
+    let (_, validity, _) = element(from_validity(certificate)?)?;
+    let (_, _, rest) = element(validity)?;
+    let (tag, time, _) = element(rest)?;
+    unix_time(tag, time)
+}
+
+/// The common name of a DER certificate's subject (RFC 5280, section 4.1.2.6), the most specific if
+/// there are several: 1 to 256 bytes of UTF-8 without control characters. `None` without one.
+pub fn common_name(certificate: &[u8]) -> Option<String> {
+    let (_, _, rest) = element(from_validity(certificate)?)?;
+    let (_, mut names, _) = element(rest)?;
+    let mut found = None;
+    while !names.is_empty() {
+        let (_, set, others) = element(names)?;
+        names = others;
+        let (_, attribute, _) = element(set)?;
+        let (_, kind, value) = element(attribute)?;
+        let (tag, text, _) = element(value)?;
+        if kind == COMMON_NAME && matches!(tag, UTF8_STRING | PRINTABLE_STRING | IA5_STRING) {
+            found = Some(std::str::from_utf8(text).ok()?);
+        }
+    }
+    let fits = |name: &&str| (1..=256).contains(&name.len()) && !name.contains(char::is_control);
+    found.filter(fits).map(str::to_owned)
+}
+
+/// id-at-commonName, 2.5.4.3
+const COMMON_NAME: &[u8] = &[0x55, 4, 3];
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+const IA5_STRING: u8 = 0x16;
+
+/// The fields of a certificate from its validity on.
+fn from_validity(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, certificate, _) = element(certificate)?;
+    let (_, mut fields, _) = element(certificate)?;
+    // Version (only there if it is not 1), serial number, signature algorithm, issuer.
+    const VERSION: u8 = 0xa0;
+    let skipped = if fields.first() == Some(&VERSION) { 4 } else { 3 };
+    for _ in 0..skipped {
+        (_, _, fields) = element(fields)?;
+    }
+    Some(fields)
+}
+
+/// The first element: its tag, its content, and what comes behind it (X.690, section 8.1).
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (tag, rest) = bytes.split_first()?;
+    let (first, rest) = rest.split_first()?;
+    let (len, rest) = match usize::from(*first) {
+        short @ 0..0x80 => (short, rest),
+        long => {
+            let (len, rest) = rest.split_at_checked(long - 0x80)?;
+            if len.len() > 4 {
+                return None;
+            }
+            (len.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
+        }
+    };
+    let (content, rest) = rest.split_at_checked(len)?;
+    Some((*tag, content, rest))
+}
+
+/// `YYMMDDHHMMSSZ` (UTCTime, 1950 to 2049) or with a year of four digits (GeneralizedTime).
+fn unix_time(tag: u8, text: &[u8]) -> Option<i64> {
+    const UTC_TIME: u8 = 0x17;
+    const GENERALIZED_TIME: u8 = 0x18;
+    let text = std::str::from_utf8(text).ok()?;
+    let (year, rest) = match tag {
+        UTC_TIME => {
+            let (year, rest) = text.split_at_checked(2)?;
+            let year: i64 = year.parse().ok()?;
+            (if year < 50 { 2000 + year } else { 1900 + year }, rest)
+        }
+        GENERALIZED_TIME => {
+            let (year, rest) = text.split_at_checked(4)?;
+            (year.parse().ok()?, rest)
+        }
+        _ => return None,
+    };
+    let number = |at: usize| rest.get(at..at + 2)?.parse::<i64>().ok();
+    let (month, day) = (number(0)?, number(2)?);
+    let seconds = (number(4)? * 60 + number(6)?) * 60 + number(8)?;
+    Some(days(year, month, day) * 86_400 + seconds)
+}
+
+/// Days since 1970-01-01 in the Gregorian calendar: years begin in March, so that the leap day is
+/// the last, and come in cycles of 400.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_both_forms() {
+        assert_eq!(unix_time(0x17, b"700101000000Z"), Some(0));
+        assert_eq!(unix_time(0x17, b"000301000001Z"), Some(951_868_801));
+        assert_eq!(unix_time(0x18, b"20380119031408Z"), Some(1 << 31));
+        assert_eq!(unix_time(0x18, b"99991231235959Z"), Some(253_402_300_799));
+        assert_eq!(unix_time(0x17, b"2101"), None);
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_end() {
+        for bytes in [&b""[..], b"\x30", b"\x30\x85\x01\x01\x01\x01\x01", b"\x30\x02\x30\x00"] {
+            assert_eq!(not_after(bytes), None);
+            assert_eq!(common_name(bytes), None);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Which addresses each Gateway gets.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::index::key;
+use super::objects::{Address, Gateway};
+use super::translate::{Settings, Why};
+
+/// What a Gateway has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assigned {
+    /// What its status says.
+    pub(super) shown: Vec<IpAddr>,
+    /// What its listeners are bound to.
+    pub(super) bound: Vec<IpAddr>,
+}
+
+/// Why a Gateway has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The Gateway can't be accepted.
+    Unsupported(Why),
+    /// It can, but not be programmed.
+    Unusable(Why),
+}
+
+/// As many as a status may list.
+const MAX_SHOWN: usize = 16;
+
+/// In the order of seniority of `gateways`, which is the order of what is given. What a Gateway's
+/// spec asks for is set aside first; then every Gateway keeps what its status says that it has, or,
+/// if its status is not written yet, what it was given last; the rest get the lowest free ones. So
+/// a restart changes nothing, and neither does a new Gateway.
+pub(super) fn assign(gateways: &[&Gateway], settings: &Settings) -> Vec<Result<Assigned, Refused>> {
+    let asked: Vec<_> = gateways.iter().map(|gateway| asked_for(gateway, settings)).collect();
+    let pool = &settings.address_pool;
+    let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
+    for static_addresses in asked.iter().flatten() {
+        taken.extend(static_addresses);
+    }
+    let mut kept = vec![Vec::new(); gateways.len()];
+    // Statuses are what all replicas know, and clients: they come before what is remembered here.
+    for had in [in_status, given] {
+        for ((gateway, asked), kept) in gateways.iter().zip(&asked).zip(&mut kept) {
+            if asked.as_ref().is_ok_and(Vec::is_empty) && kept.is_empty() {
+                let mut versions = BTreeSet::new();
+                kept.extend(had(gateway, settings).into_iter().filter(|address| {
+                    let usable = pool.iter().any(|net| gives(net, *address));
+                    usable && versions.insert(address.is_ipv4()) && taken.insert(*address)
+                }));
+            }
+        }
+    }
+    let mut assigned = Vec::new();
+    for (asked, kept) in asked.into_iter().zip(kept) {
+        assigned.push(match asked {
+            Err(refused) => Err(refused),
+            Ok(asked) if !asked.is_empty() => Ok(Assigned { shown: asked.clone(), bound: asked }),
+            Ok(_) if pool.is_empty() => Ok(shared(settings)),
+            Ok(_) => from_pool(pool, kept, &mut taken),
+        });
+    }
+    assigned
+}
+
+/// What the spec names; empty if it leaves the choice to us.
+fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refused> {
+    let kind = |address: &Address| address.kind.clone().unwrap_or_else(|| "IPAddress".into());
+    let addresses = &gateway.spec.addresses;
+    if let Some(address) = addresses.iter().find(|address| kind(address) != "IPAddress") {
+        let message =
+            format!("addresses of type {} are not supported; give an IPAddress", kind(address));
+        return Err(Refused::Unsupported(Why::new("UnsupportedAddress", message)));
+    }
+    let mut asked = Vec::new();
+    for value in addresses.iter().filter_map(|address| address.value.as_deref()) {
+        if value.is_empty() {
+            continue;
+        }
+        let usable = value.parse().ok().filter(|address| is_usable(*address, settings));
+        let Some(address) = usable else {
+            let message = format!("{value} is not {}", whose(settings));
+            return Err(Refused::Unusable(Why::new("AddressNotUsable", message)));
+        };
+        if !asked.contains(&address) {
+            asked.push(address);
+        }
+    }
+    Ok(asked)
+}
+
+fn is_usable(address: IpAddr, settings: &Settings) -> bool {
+    settings.node_addresses.contains(&address)
+        || settings.address_pool.iter().any(|net| gives(net, address))
+}
+
+fn whose(settings: &Settings) -> String {
+    let list = |of: Vec<String>| of.join(", ");
+    let nodes = list(settings.node_addresses.iter().map(IpAddr::to_string).collect());
+    if settings.address_pool.is_empty() {
+        return format!("an address of the node ({nodes})");
+    }
+    let pool = list(settings.address_pool.iter().map(IpNet::to_string).collect());
+    format!("in the address pool ({pool})")
+}
+
+/// Addresses in the status, in its order.
+fn in_status(gateway: &Gateway, _: &Settings) -> Vec<IpAddr> {
+    let addresses = gateway.status.as_ref().and_then(|status| status["addresses"].as_array());
+    let value = |address: &Value| address["value"].as_str()?.parse().ok();
+    addresses.into_iter().flatten().filter_map(value).collect()
+}
+
+fn given(gateway: &Gateway, settings: &Settings) -> Vec<IpAddr> {
+    let (namespace, name) = key(&gateway.metadata);
+    let given = settings.given.get(&(namespace.to_owned(), name.to_owned()));
+    given.cloned().unwrap_or_default()
+}
+
+/// Everything that arrives is for the listeners: the node may have more addresses than it knows of.
+fn shared(settings: &Settings) -> Assigned {
+    let shown: Vec<_> = settings.node_addresses.iter().copied().take(MAX_SHOWN).collect();
+    let mut bound = Vec::new();
+    if shown.is_empty() || shown.iter().any(IpAddr::is_ipv4) {
+        bound.push(IpAddr::from(Ipv4Addr::UNSPECIFIED));
+    }
+    if shown.iter().any(IpAddr::is_ipv6) {
+        bound.push(IpAddr::from(Ipv6Addr::UNSPECIFIED));
+    }
+    Assigned { shown, bound }
+}
+
+/// One address of each IP version that the pool has.
+fn from_pool(
+    pool: &[IpNet],
+    kept: Vec<IpAddr>,
+    taken: &mut BTreeSet<IpAddr>,
+) -> Result<Assigned, Refused> {
+    let mut addresses = kept;
+    for v4 in [true, false] {
+        let version: Vec<_> = pool.iter().filter(|net| net.addr().is_ipv4() == v4).collect();
+        if version.is_empty() || addresses.iter().any(|address| address.is_ipv4() == v4) {
+            continue;
+        }
+        let mut free = version.iter().flat_map(|net| net.hosts());
+        let fresh = |address: &IpAddr| {
+            !taken.contains(address) && version.iter().any(|net| gives(net, *address))
+        };
+        let Some(address) = free.find(fresh) else {
+            let version = if v4 { "IPv4" } else { "IPv6" };
+            let message = format!("no {version} address of the pool is free; make it larger");
+            return Err(Refused::Unusable(Why::new("AddressNotAssigned", message)));
+        };
+        taken.insert(address);
+        addresses.push(address);
+    }
+    addresses.sort_by_key(|address| (address.is_ipv6(), *address));
+    Ok(Assigned { shown: addresses.clone(), bound: addresses })
+}
+
+/// Whether `net` gives this address: not its network or broadcast address, where it has one, nor
+/// the one that stands for every router (RFC 4291, section 2.6.1).
+fn gives(net: &IpNet, address: IpAddr) -> bool {
+    let edge = match net {
+        IpNet::V4(net) => {
+            net.prefix_len() < 31 && {
+                address == IpAddr::from(net.network()) || address == IpAddr::from(net.broadcast())
+            }
+        }
+        IpNet::V6(net) => net.prefix_len() < 127 && address == IpAddr::from(net.network()),
+    };
+    net.contains(&address) && !edge
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::settings;
+    use super::*;
+
+    fn gateway(name: &str, asked: &[&str], had: &[&str]) -> Gateway {
+        let asked: Vec<_> = asked.iter().map(|value| serde_json::json!({"value": value})).collect();
+        let had: Vec<_> = had.iter().map(|value| serde_json::json!({"value": value})).collect();
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "n", "name": name},
+            "spec": {"gatewayClassName": "ringway", "addresses": asked},
+            "status": {"addresses": had},
+        }))
+        .expect("a Gateway")
+    }
+
+    fn shown(gateways: &[Gateway], pool: &[&str]) -> Vec<String> {
+        shown_after(gateways, pool, &[])
+    }
+
+    fn shown_after(gateways: &[Gateway], pool: &[&str], given: &[(&str, &str)]) -> Vec<String> {
+        let mut settings = settings();
+        let given = given.iter().map(|(name, address)| {
+            (("n".to_owned(), (*name).to_owned()), vec![address.parse().expect("an address")])
+        });
+        settings.given = given.collect();
+        settings.address_pool = pool.iter().map(|net| net.parse().expect("CIDR")).collect();
+        let gateways: Vec<_> = gateways.iter().collect();
+        let say = |assigned: Result<Assigned, Refused>| match assigned {
+            Ok(assigned) => {
+                assigned.shown.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
+            }
+            Err(Refused::Unsupported(why) | Refused::Unusable(why)) => why.reason.to_owned(),
+        };
+        assign(&gateways, &settings).into_iter().map(say).collect()
+    }
+
+    #[test]
+    fn a_new_gateway_takes_nobodys_address() {
+        let pool = &["10.9.0.0/29"];
+        let old = gateway("b", &[], &["10.9.0.3"]);
+        let gateways = [gateway("a", &[], &[]), old, gateway("c", &["10.9.0.1"], &[])];
+        assert_eq!(shown(&gateways, pool), ["10.9.0.2", "10.9.0.3", "10.9.0.1"]);
+    }
+
+    #[test]
+    fn what_was_given_stays_until_a_status_says_otherwise() {
+        let pool = &["10.9.0.0/29"];
+        let given = &[("b", "10.9.0.1")];
+        let two = [gateway("a", &[], &[]), gateway("b", &[], &[])];
+        assert_eq!(shown_after(&two, pool, given), ["10.9.0.2", "10.9.0.1"]);
+        let two = [gateway("a", &[], &["10.9.0.1"]), gateway("b", &[], &["10.9.0.4"])];
+        assert_eq!(shown_after(&two, pool, given), ["10.9.0.1", "10.9.0.4"]);
+        // Another replica has written that `a` has what `b` was given here.
+        let two = [gateway("b", &[], &[]), gateway("a", &[], &["10.9.0.1"])];
+        assert_eq!(shown_after(&two, pool, given), ["10.9.0.2", "10.9.0.1"]);
+    }
+
+    #[test]
+    fn a_pool_of_both_versions_gives_one_of_each_and_ends() {
+        let pool = &["10.9.0.0/30", "fd00::/126"];
+        let gateways = [gateway("a", &[], &[]), gateway("b", &[], &["fd00::3", "10.9.0.2"])];
+        assert_eq!(shown(&gateways, pool), ["10.9.0.1 fd00::1", "10.9.0.2 fd00::3"]);
+        let three = [gateway("a", &[], &[]), gateway("b", &[], &[]), gateway("c", &[], &[])];
+        assert_eq!(shown(&three, &["10.9.0.0/30"])[2], "AddressNotAssigned");
+    }
+
+    #[test]
+    fn what_is_outside_of_the_pool_or_the_node_cannot_be_asked_for() {
+        let outside = || [gateway("a", &["192.0.2.77"], &[])];
+        assert_eq!(shown(&outside(), &["10.9.0.0/24"]), ["AddressNotUsable"]);
+        assert_eq!(shown(&outside(), &[]), ["AddressNotUsable"]);
+        assert_eq!(shown(&[gateway("a", &["no address"], &[])], &[]), ["AddressNotUsable"]);
+        assert_eq!(
+            shown(&[gateway("a", &["10.9.0.0"], &[])], &["10.9.0.0/24"]),
+            ["AddressNotUsable"]
+        );
+        assert_eq!(shown(&[gateway("a", &["192.0.2.1"], &[])], &[]), ["192.0.2.1"]);
+        assert_eq!(shown(&[gateway("a", &[""], &[])], &[]), ["192.0.2.1"]);
+    }
+}

@@ -1,0 +1,315 @@
+//! A cluster as the source of the configuration: what is to be run, and whom to tell what became
+//! of it.
+//!
+//! The way of a change: [`Watch`] puts it into the [`Store`]; when a burst is over,
+//! [`Cluster::is_due`] says so, and [`Cluster::translate`] makes the whole configuration anew;
+//! whoever runs it calls [`Cluster::applied`] once every worker works by it; the reporter writes
+//! statuses when all replicas have come so far.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::lease::{self, Applied, Leases};
+use super::outline::outline;
+use super::report::{Report, Reporter, Tally};
+use super::store::Store;
+use super::translate::{Settings, Translation, translate};
+use super::watch::{CONNECT, Progress, WATCH_SECONDS, Watch, said};
+use crate::config::Config;
+use crate::machine::Machine;
+
+/// A burst is over when nothing has changed for `QUIET`, or has lasted long enough.
+const QUIET: Duration = Duration::from_millis(30);
+const BURST: Duration = Duration::from_millis(200);
+
+/// The next table waits for this many times as long as the one before took, which bounds the share
+/// of a core that a cluster's unrest can take.
+const REST: u32 = 4;
+
+/// How long a Lease holds after its latest renewal.
+const LEASE: Duration = Duration::from_secs(15);
+
+/// Replicas' addresses are compared this often.
+const ADDRESSES: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `None`: as kubectl finds one (`KUBECONFIG`, `~/.kube/config`), or the Pod's own.
+    pub kubeconfig: Option<PathBuf>,
+    /// Empty: all of them.
+    pub namespaces: Vec<String>,
+    pub controller_name: String,
+    pub address_pool: Vec<IpNet>,
+    /// Of this node; empty: those that the Node object has.
+    pub node_addresses: Vec<IpAddr>,
+    pub node_name: Option<String>,
+    /// `None`: that of the Node object.
+    pub zone: Option<String>,
+    /// What this replica is called among its like.
+    pub identity: String,
+    /// Where Leases are; `None`: the namespace of the credentials.
+    pub lease_namespace: Option<String>,
+    /// What no object says: workers, admin API, access log, limits, drain.
+    pub base: Config,
+}
+
+/// The cluster can't be spoken to. The text is for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ClusterError(String);
+
+pub struct Cluster {
+    store: Arc<Store>,
+    watch: Arc<Watch>,
+    leases: Arc<Leases>,
+    tally: Arc<Tally>,
+    reports: watch::Sender<Option<Report>>,
+    reporter: AbortHandle,
+    settings: Settings,
+    /// Not before this time.
+    rest: Instant,
+    addresses_seen: Instant,
+    following: bool,
+    translate_micros: u64,
+}
+
+/// Figures for the metrics page.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// By kind.
+    pub kinds: BTreeMap<&'static str, Progress>,
+    pub watch_errors: u64,
+    pub status_writes: u64,
+    pub status_conflicts: u64,
+    pub errors: u64,
+    pub leads: bool,
+    pub replicas: usize,
+    pub behind: bool,
+    /// Everything that is served is being followed.
+    pub connected: bool,
+    /// Milliseconds since something last came from the API server; `None`: never.
+    pub heard_millis: Option<u64>,
+    /// That the latest translation took.
+    pub translate_micros: u64,
+}
+
+impl Cluster {
+    /// Begins to follow. To be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// There are no credentials, or they can't be used. An API server that does not answer is no
+    /// error: it is waited for.
+    pub async fn start(options: Options) -> Result<Self, ClusterError> {
+        let client = client(options.kubeconfig.as_ref()).await?;
+        Ok(Self::with_client(client, options).await)
+    }
+
+    /// The same with a client that is there already.
+    pub async fn with_client(client: Client, options: Options) -> Self {
+        let (node_addresses, zone) = node(&client, &options).await;
+        let lease = lease::Options {
+            namespace: options
+                .lease_namespace
+                .unwrap_or_else(|| client.default_namespace().to_owned()),
+            controller: options.controller_name.clone(),
+            identity: options.identity.clone(),
+            addresses: node_addresses.clone(),
+            lasts: LEASE,
+        };
+        let store = Arc::new(Store::default());
+        let follow = Watch::start(client.clone(), &options.namespaces, Arc::clone(&store));
+        let follow = Arc::new(follow);
+        let leases = Arc::new(Leases::start(client.clone(), lease));
+        let (reports, latest) = watch::channel(None);
+        let reporter = Reporter::new(
+            client,
+            options.controller_name.clone(),
+            options.identity,
+            options.namespaces,
+            Arc::clone(&store),
+            Arc::clone(&follow),
+            Arc::clone(&leases),
+            latest,
+        );
+        let tally = Arc::clone(&reporter.tally);
+        let now = Instant::now();
+        Self {
+            store,
+            watch: follow,
+            leases,
+            tally,
+            reports,
+            reporter: tokio::spawn(reporter.run()).abort_handle(),
+            settings: Settings {
+                controller_name: options.controller_name,
+                address_pool: options.address_pool,
+                given: BTreeMap::new(),
+                node_addresses,
+                zone,
+                base: options.base,
+                machine: Machine::this(),
+            },
+            rest: now,
+            addresses_seen: now,
+            following: false,
+            translate_micros: 0,
+        }
+    }
+
+    /// Whether it is time to translate: everything has been read, something has changed, and the
+    /// burst is over.
+    pub fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        self.mind(now);
+        let Some((first, last)) = self.store.changed() else { return false };
+        let over = now >= last + QUIET || now >= first + BURST;
+        over && now >= self.rest && self.watch.is_whole()
+    }
+
+    /// Translates all that is known now.
+    pub fn translate(&mut self) -> Translation {
+        let began = Instant::now();
+        let translation = translate(&self.store.take(), &self.settings);
+        self.settings.given.clone_from(translation.given());
+        self.translate_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        translation
+    }
+
+    /// How long translating and all that followed from it took.
+    pub fn took(&mut self, time: Duration) {
+        self.rest = Instant::now() + time * REST;
+    }
+
+    /// Every worker works by this translation, but for the listeners in `failed`.
+    pub fn applied(&self, translation: Arc<Translation>, failed: BTreeMap<String, String>) {
+        let outline = outline(&translation.config);
+        self.leases.applied(Applied { outline: outline.clone(), failed });
+        self.reports.send_replace(Some(Report { translation, outline, refused: None }));
+    }
+
+    /// A translation that is no table: what is in force stays so.
+    pub fn refused(&self, translation: Arc<Translation>, why: String) {
+        let outline = outline(&translation.config);
+        self.reports.send_replace(Some(Report { translation, outline, refused: Some(why) }));
+    }
+
+    pub fn figures(&self) -> Figures {
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let millis = |at: Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Figures {
+            kinds: self.watch.progress(),
+            watch_errors: self.watch.errors(),
+            status_writes: count(&self.tally.writes),
+            status_conflicts: count(&self.tally.conflicts),
+            errors: count(&self.tally.errors) + self.leases.errors(),
+            leads: self.leases.leads(),
+            replicas: self.leases.replicas(),
+            behind: self.tally.behind.load(Ordering::Relaxed),
+            connected: self.following,
+            heard_millis: self.watch.heard().max(self.leases.heard()).map(millis),
+            translate_micros: self.translate_micros,
+        }
+    }
+
+    /// Nobody is to wait for this replica any more, and another may lead.
+    pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reporter.abort();
+        let leases = Arc::clone(&self.leases);
+        async move {
+            // An API server that does not answer must not hold up the end.
+            _ = tokio::time::timeout(Duration::from_secs(2), leases.leave()).await;
+        }
+    }
+
+    fn mind(&mut self, now: Instant) {
+        if now < self.addresses_seen + ADDRESSES {
+            return;
+        }
+        self.addresses_seen = now;
+        let addresses: Vec<_> = self.leases.addresses().into_iter().collect();
+        if addresses != self.settings.node_addresses {
+            self.settings.node_addresses = addresses;
+            self.store.touch();
+        }
+        let following = self.watch.is_following();
+        if following != std::mem::replace(&mut self.following, following) {
+            match following {
+                true => tracing::info!("everything in the cluster is followed"),
+                false => tracing::warn!("the cluster can't be followed: what is in force stays"),
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.reporter.abort();
+    }
+}
+
+async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let at = |error: &dyn std::fmt::Display| {
+                ClusterError(format!("--kubeconfig {}: {error}", path.display()))
+            };
+            let file = Kubeconfig::read_from(path).map_err(|error| at(&error))?;
+            let options = KubeConfigOptions::default();
+            let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+            config.map_err(|error| at(&error))?
+        }
+        None => kube::Config::infer().await.map_err(|error| {
+            ClusterError(format!("no way to a cluster: {error}; give --kubeconfig FILE"))
+        })?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    // A watch that is quiet is ended by the server before this; a dead one by this.
+    config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 10));
+    let server = config.cluster_url.clone();
+    Client::try_from(config).map_err(|error| ClusterError(format!("{server}: {error}")))
+}
+
+/// This node's addresses and zone, as far as options do not say them.
+async fn node(client: &Client, options: &Options) -> (Vec<IpAddr>, Option<String>) {
+    let (mut addresses, mut zone) = (options.node_addresses.clone(), options.zone.clone());
+    let Some(name) = options.node_name.as_ref().filter(|_| addresses.is_empty() || zone.is_none())
+    else {
+        return (addresses, zone);
+    };
+    let api: Api<Node> = Api::all(client.clone());
+    match tokio::time::timeout(CONNECT, api.get(name)).await {
+        Ok(Ok(node)) => {
+            if addresses.is_empty() {
+                addresses = addresses_of(&node);
+            }
+            let labels = node.metadata.labels.unwrap_or_default();
+            zone = zone.or_else(|| labels.get("topology.kubernetes.io/zone").cloned());
+        }
+        Ok(Err(error)) => tracing::warn!("the addresses and zone of node {name}: {}", said(&error)),
+        Err(_) => tracing::warn!("the addresses and zone of node {name}: no answer"),
+    }
+    (addresses, zone)
+}
+
+/// External addresses first: a client outside the cluster is who looks at a Gateway's status.
+fn addresses_of(node: &Node) -> Vec<IpAddr> {
+    let list = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let of = |kind: &str| -> Vec<IpAddr> {
+        let list = list.clone().filter(|address| address.type_ == kind);
+        list.filter_map(|address| address.address.parse().ok()).collect()
+    };
+    let external = of("ExternalIP");
+    if external.is_empty() { of("InternalIP") } else { external }
+}

@@ -1,0 +1,117 @@
+//! Events on objects, for what a user must act on.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+
+use super::translate::Notice;
+use super::watch::said;
+
+/// Events written for one configuration: what is wrong in hundreds of objects has one cause.
+const MOST: usize = 50;
+
+/// The API server's limit for a note (events.k8s.io/v1, `Event.note`), in bytes.
+const NOTE: usize = 1_024;
+
+/// Says each thing once, and again only when it has been put right in between.
+#[derive(Default)]
+pub struct Events {
+    said: BTreeSet<Said>,
+}
+
+type Said = (String, String, String, String);
+
+impl Events {
+    /// Writes those of `notices` that are new. What can't be written is not tried again: the same
+    /// stands in the object's status.
+    pub async fn tell(&mut self, client: &Client, controller: &str, me: &str, notices: &[Notice]) {
+        let now: BTreeSet<Said> = notices.iter().map(said_of).collect();
+        self.said.retain(|said| now.contains(said));
+        let new: Vec<_> =
+            notices.iter().filter(|notice| !self.said.contains(&said_of(notice))).collect();
+        if new.len() > MOST {
+            let more = new.len() - MOST;
+            tracing::warn!("{more} more events are left out; the objects' statuses say the same");
+        }
+        for notice in new.into_iter().take(MOST) {
+            let event = event(notice, controller, me);
+            let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+            let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+            if let Err(error) = api.create(&PostParams::default(), &event).await {
+                tracing::warn!("an event on {} {}: {}", notice.kind, notice.name, said(&error));
+            }
+        }
+        self.said = now;
+    }
+}
+
+fn said_of(notice: &Notice) -> Said {
+    let namespace = notice.namespace.clone().unwrap_or_default();
+    let object = format!("{}/{namespace}/{}", notice.kind, notice.name);
+    let uid = notice.uid.clone().unwrap_or_default();
+    (object, uid, notice.reason.clone(), notice.message.clone())
+}
+
+fn event(notice: &Notice, controller: &str, me: &str) -> Event {
+    let now = Timestamp::now();
+    // A name has at most 253 bytes, and the object's may have as many.
+    let name = cut(&notice.name, 200).trim_end_matches(['.', '-']);
+    // Events on what has no namespace are in this one (client-go does the same).
+    let namespace = notice.namespace.clone().unwrap_or_else(|| "default".into());
+    Event {
+        action: Some("Translate".into()),
+        event_time: Some(MicroTime(now)),
+        metadata: ObjectMeta {
+            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            namespace: Some(namespace),
+            ..ObjectMeta::default()
+        },
+        note: Some(cut(&notice.message, NOTE).to_owned()),
+        reason: Some(cut(&notice.reason, 128).to_owned()),
+        regarding: Some(ObjectReference {
+            api_version: Some(format!("{}/v1", notice.kind.group())),
+            kind: Some(notice.kind.name().into()),
+            name: Some(notice.name.clone()),
+            namespace: notice.namespace.clone(),
+            uid: notice.uid.clone(),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some(controller.to_owned()),
+        reporting_instance: Some(cut(me, 128).to_owned()),
+        type_: Some("Warning".into()),
+        ..Event::default()
+    }
+}
+
+fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::status::Kind;
+
+    #[test]
+    fn event_keeps_within_the_limits_of_the_api() {
+        let notice = Notice {
+            kind: Kind::Gateway,
+            namespace: Some("shop".into()),
+            name: "g".repeat(253),
+            uid: Some("1-2".into()),
+            reason: "AddressNotUsable".into(),
+            message: "\u{e4}".repeat(1_000),
+        };
+        let event = event(&notice, "ringway.dev/gateway-controller", "node");
+        assert!(event.metadata.name.as_ref().is_some_and(|name| name.len() <= 253));
+        assert_eq!(event.note.map(|note| note.len()), Some(NOTE));
+        let regarding = event.regarding.expect("an object");
+        assert_eq!(regarding.name.map(|name| name.len()), Some(253));
+        assert_eq!(regarding.namespace.as_deref(), Some("shop"));
+    }
+}

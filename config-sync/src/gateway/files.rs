@@ -1,0 +1,270 @@
+//! Kubernetes objects out of YAML: the same that a cluster has, in files.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::objects::{GROUP, GatewayClass, GatewayClassSpec, Objects};
+use super::{CONTROLLER, Settings, policy};
+use crate::config::{self, Config, Pem};
+use crate::machine::{self, Machine};
+
+/// What the objects in files are translated with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// As [`Settings::address_pool`].
+    pub address_pool: Vec<IpNet>,
+    /// As [`Settings::node_addresses`]; empty: those of this machine.
+    pub node_addresses: Vec<IpAddr>,
+    /// As [`Settings::zone`].
+    pub zone: Option<String>,
+}
+
+impl Options {
+    /// # Errors
+    /// `base`, a name and a TOML text, is no configuration, or has more than the keys that no
+    /// object has.
+    pub fn settings(&self, base: (&str, &str)) -> Result<Settings, String> {
+        let machine = Machine::this();
+        let (file, text) = base;
+        let base = config::parse_for(file, text, &machine).map_err(|error| error.to_string())?;
+        let Config { listeners, routes, backends, .. } = &base;
+        if !listeners.is_empty() || !routes.is_empty() || !backends.is_empty() {
+            return Err(format!(
+                "{file}: listeners, routes and backends come from the YAML files beside it; a TOML \
+                 file among them has the other keys only"
+            ));
+        }
+        let given = self.node_addresses.clone();
+        let node_addresses = if given.is_empty() { machine::addresses() } else { given };
+        Ok(Settings {
+            controller_name: CONTROLLER.to_owned(),
+            given: BTreeMap::new(),
+            address_pool: self.address_pool.clone(),
+            node_addresses,
+            zone: self.zone.clone(),
+            base,
+            machine,
+        })
+    }
+}
+
+/// Reads every object of the files, which are given as name and text. Kinds that a gateway has
+/// nothing to do with are skipped. Where no file has a GatewayClass, there is one named `ringway`.
+///
+/// # Errors
+/// Every fault, one a line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
+pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Objects, String> {
+    let mut objects = Objects::default();
+    let mut faults = Vec::new();
+    for (file, text) in files {
+        for document in documents(text) {
+            let place = format!("{file}:{}: document {}", document.line, document.number);
+            match serde_saphyr::from_str_with_options::<Value>(document.text, options()) {
+                Ok(value) => faults.extend(add(&mut objects, value, &place)),
+                Err(error) => {
+                    let line = error.location().map_or(0, |at| at.line().saturating_sub(1));
+                    let line = document.line + usize::try_from(line).unwrap_or(0);
+                    let number = document.number;
+                    let what = error.without_snippet().to_string();
+                    let what = what.lines().next().unwrap_or_default();
+                    faults.push(format!("{file}:{line}: document {number}: not YAML: {what}"));
+                }
+            }
+        }
+    }
+    if objects.gateway_classes.is_empty() {
+        objects.gateway_classes.push(Arc::new(own_class()));
+    }
+    if faults.is_empty() { Ok(objects) } else { Err(faults.join("\n")) }
+}
+
+/// Under which name a certificate or key is written as a file: names of objects have neither `_`
+/// nor a blank, so that no two are the same.
+pub fn file_name(pem: &Pem) -> String {
+    let name = match pem {
+        Pem::Inline { name, .. } => name.clone(),
+        Pem::File(path) => path.value.display().to_string(),
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-.".contains(c) { c } else { '_' };
+    name.chars().map(plain).collect()
+}
+
+/// Writes a certificate or key into a directory, for its owner's eyes only, and returns where.
+///
+/// # Errors
+/// The file can't be written.
+pub fn write_secret(directory: &Path, pem: &Pem) -> io::Result<PathBuf> {
+    let path = directory.join(file_name(pem));
+    let bytes = match pem {
+        Pem::Inline { bytes, .. } => Arc::clone(bytes),
+        Pem::File(path) => std::fs::read(&path.value)?.into(),
+    };
+    // Made anew: the mode of a file that is there already would stay as it is.
+    if let Err(error) = std::fs::remove_file(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(&bytes)?;
+    Ok(path)
+}
+
+fn own_class() -> GatewayClass {
+    let spec = GatewayClassSpec { controller_name: CONTROLLER.to_owned(), parameters_ref: None };
+    GatewayClass {
+        types: None,
+        metadata: kube::api::ObjectMeta { name: Some("ringway".into()), ..Default::default() },
+        spec,
+        status: None,
+    }
+}
+
+struct Document<'t> {
+    text: &'t str,
+    /// From 1, of those that have something in them.
+    number: usize,
+    /// Where it begins, from 1.
+    line: usize,
+}
+
+/// As YAML 1.2 has it: `no` and `off` are words, which a name may be.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! { strict_booleans: true }
+}
+
+/// `---` in the first column ends a document wherever it stands (YAML 1.2.2, section 9.1.4).
+fn documents(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut from, mut from_line, mut at) = (0, 1, 0);
+    let mut add = |from: usize, to: usize, line| {
+        let text = &text[from..to];
+        let said = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+        if text.lines().any(said) {
+            documents.push(Document { text, number: documents.len() + 1, line });
+        }
+    };
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let end = line.trim_end();
+        if end == "---" || line.starts_with("--- ") || end == "..." {
+            add(from, at, from_line);
+            // What stands behind `---` belongs to the new document.
+            from = if line.starts_with("--- ") { at + 4 } else { at + line.len() };
+            from_line = if line.starts_with("--- ") { number + 1 } else { number + 2 };
+        }
+        at += line.len();
+    }
+    add(from, text.len(), from_line);
+    documents
+}
+
+/// Returns what is wrong with the object, or with each of a list.
+fn add(objects: &mut Objects, value: Value, place: &str) -> Vec<String> {
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    let group = version.split_once('/').map_or("", |(group, _)| group).to_owned();
+    if version.is_empty() || kind.is_empty() {
+        return vec![format!("{place}: has no apiVersion and kind: it is no Kubernetes object")];
+    }
+    if kind == "List" || value["items"].is_array() {
+        let mut items = value;
+        let items = items["items"].take();
+        let items = items.as_array().cloned().unwrap_or_default().into_iter();
+        return items.flat_map(|item| add(objects, item, place)).collect();
+    }
+    let metadata = &value["metadata"];
+    let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
+        return vec![format!("{place}: {kind}: metadata.name: missing")];
+    };
+    let namespace = metadata["namespace"].as_str().unwrap_or("default");
+    let place = format!("{place}: {kind} {namespace}/{name}");
+    let added = match (group.as_str(), kind.as_str()) {
+        (GROUP, "GatewayClass") => push(&mut objects.gateway_classes, value),
+        (GROUP, "Gateway") => push(&mut objects.gateways, value),
+        (GROUP, "ListenerSet") => push(&mut objects.listener_sets, value),
+        (GROUP, "TCPRoute") => push(&mut objects.tcp_routes, value),
+        (GROUP, "UDPRoute") => push(&mut objects.udp_routes, value),
+        (GROUP, "TLSRoute") => push(&mut objects.tls_routes, value),
+        (GROUP, "HTTPRoute") => push(&mut objects.http_routes, value),
+        (GROUP, "ReferenceGrant") => push(&mut objects.reference_grants, value),
+        (GROUP, "BackendTLSPolicy") => push(&mut objects.backend_tls_policies, value),
+        ("", "Service") => push(&mut objects.services, value),
+        ("discovery.k8s.io", "EndpointSlice") => push(&mut objects.endpoint_slices, value),
+        ("", "Secret") => push(&mut objects.secrets, value),
+        ("", "ConfigMap") => push(&mut objects.config_maps, value),
+        ("", "Namespace") => push(&mut objects.namespaces, value),
+        (policy::GROUP, "L4Policy") => push(&mut objects.policies, value),
+        (policy::GROUP, _) => Err(("kind".to_owned(), "Ringway's only kind is L4Policy".into())),
+        _ => Ok(()),
+    };
+    match added {
+        Ok(()) => Vec::new(),
+        Err((field, message)) => vec![format!("{place}: {field}: {message}")],
+    }
+}
+
+fn push<T: DeserializeOwned>(list: &mut Vec<Arc<T>>, value: Value) -> Result<(), (String, String)> {
+    let is_secret = value["kind"] == "Secret";
+    match serde_path_to_error::deserialize(value) {
+        Ok(object) => {
+            list.push(Arc::new(object));
+            Ok(())
+        }
+        Err(error) => {
+            let message = error.inner().to_string();
+            // It could quote what it can't read.
+            let message = if is_secret { "is not what a Secret has there".into() } else { message };
+            Err((error.path().to_string(), message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> String {
+        read([("a.yaml", text)].into_iter()).expect_err("faults")
+    }
+
+    #[test]
+    fn a_fault_names_file_document_object_and_field() {
+        let text = "# first\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n---\n\
+                    apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+                    metadata: {name: g, namespace: n}\nspec:\n  gatewayClassName: ringway\n  \
+                    listeners:\n  - {name: a, protocol: TCP, port: eighty}\n";
+        let fault = faults(text);
+        let place = "a.yaml:7: document 2: Gateway n/g: spec.listeners[0].port: ";
+        assert!(fault.starts_with(place), "{fault}");
+        assert!(faults("a: [").starts_with("a.yaml:1: document 1: not YAML: "));
+        assert!(faults("\n---\nkind: X\n").contains("no apiVersion and kind"));
+        assert!(faults("apiVersion: v1\nkind: Secret\n").contains("metadata.name: missing"));
+    }
+
+    #[test]
+    fn a_secret_is_not_quoted() {
+        let text =
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {tls.key: 'no base64!'}";
+        let fault = faults(text);
+        assert!(fault.contains("data") && !fault.contains("base64!"), "{fault}");
+    }
+
+    #[test]
+    fn lists_and_other_kinds() {
+        let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  \
+                    metadata: {name: s}\n- apiVersion: apps/v1\n  kind: Deployment\n  \
+                    metadata: {name: d}\n";
+        let objects = read([("a.yaml", text)].into_iter()).expect("objects");
+        assert_eq!((objects.services.len(), objects.gateway_classes.len()), (1, 1));
+        assert_eq!(documents("--- {a: 1}\n--- {b: 2}\n...\n").len(), 2);
+    }
+}

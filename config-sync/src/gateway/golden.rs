@@ -1,0 +1,188 @@
+//! Every directory of `testdata`: `in.yaml` must become `config.toml` and `status.yaml`. To accept
+//! what it becomes now: `RINGWAY_UPDATE_GOLDEN=1 cargo test -p config-sync golden`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::objects::Objects;
+use super::testing::settings;
+use super::{Outcome, Settings, Translation, files, print, translate};
+use crate::compile::compile;
+use crate::config::{self, Pem};
+use crate::names::Names;
+
+#[test]
+fn every_directory_is_as_it_was_accepted() {
+    let update = std::env::var_os("RINGWAY_UPDATE_GOLDEN").is_some();
+    let mut faults = Vec::new();
+    for directory in directories() {
+        let name = directory.file_name().expect("a name").to_string_lossy().into_owned();
+        let (objects, settings, outcome) = read(&directory);
+        let translation = translate(&objects, &settings);
+        let (toml, yaml) = printed(&translation, &outcome);
+        for (file, now) in [("config.toml", toml), ("status.yaml", yaml)] {
+            let path = directory.join(file);
+            if update {
+                fs::write(&path, &now).expect("testdata can be written");
+            }
+            let accepted = fs::read_to_string(&path).unwrap_or_default();
+            if accepted != now {
+                let at = accepted.lines().zip(now.lines()).position(|(was, is)| was != is);
+                let at = at.unwrap_or_else(|| accepted.lines().count().min(now.lines().count()));
+                let line = |text: &str| text.lines().nth(at).unwrap_or("(ends)").to_owned();
+                let (was, is) = (line(&accepted), line(&now));
+                faults.push(format!("{name}/{file}:{}:\n  was {was}\n  is  {is}", at + 1));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn the_printed_toml_runs_as_the_objects_do() {
+    for directory in directories() {
+        let (objects, settings, _) = read(&directory);
+        let translation = translate(&objects, &settings);
+        let table = |config: &config::Config| {
+            let table = compile(config, &mut Names::new(), 1);
+            format!("{:?}", table.unwrap_or_else(|error| panic!("{directory:?}: {error}")))
+        };
+        let own = table(&translation.config);
+        let secrets = Secrets::new();
+        let toml = print::toml(&translation.config, &mut |pem: &Pem| secrets.write(pem));
+        let read = config::parse_for("config.toml", &toml, &settings.machine);
+        let read = read.unwrap_or_else(|error| panic!("{directory:?}: {error}"));
+        assert_eq!(own, table(&read), "{directory:?}");
+    }
+}
+
+#[test]
+fn the_order_of_objects_does_not_matter() {
+    for directory in directories() {
+        let (mut objects, settings, outcome) = read(&directory);
+        let before = printed(&translate(&objects, &settings), &outcome);
+        objects.gateways.reverse();
+        objects.listener_sets.reverse();
+        objects.tcp_routes.reverse();
+        objects.udp_routes.reverse();
+        objects.tls_routes.reverse();
+        objects.http_routes.reverse();
+        objects.endpoint_slices.reverse();
+        objects.policies.reverse();
+        objects.backend_tls_policies.reverse();
+        assert_eq!(before, printed(&translate(&objects, &settings), &outcome), "{directory:?}");
+    }
+}
+
+#[test]
+fn every_reason_is_seen() {
+    let mut seen = BTreeSet::new();
+    for directory in directories() {
+        let text = fs::read_to_string(directory.join("status.yaml")).unwrap_or_default();
+        let reasons = text.lines().filter_map(|line| line.trim().strip_prefix("reason: "));
+        seen.extend(reasons.map(str::to_owned));
+    }
+    let missing: Vec<_> = REASONS.iter().filter(|reason| !seen.contains(**reason)).collect();
+    assert!(missing.is_empty(), "no pair has {missing:?}");
+    assert!(directories().len() >= 60, "{}", directories().len());
+}
+
+/// Of conditions, but for `Pending`, which only a data plane can cause.
+const REASONS: &[&str] = &[
+    "Accepted",
+    "AddressNotAssigned",
+    "AddressNotUsable",
+    "BackendNotFound",
+    "Conflicted",
+    "HostnameConflict",
+    "Invalid",
+    "InvalidCACertificateKind",
+    "InvalidCACertificateRef",
+    "InvalidCertificateRef",
+    "InvalidClientCertificateRef",
+    "InvalidKind",
+    "InvalidParameters",
+    "InvalidRouteKinds",
+    "ListenersNotResolved",
+    "ListenersNotValid",
+    "NoConflicts",
+    "NoMatchingListenerHostname",
+    "NoMatchingParent",
+    "NoValidCACertificate",
+    "NotAllowed",
+    "NotAllowedByListeners",
+    "OlderRoute",
+    "ParentNotAccepted",
+    "PortUnavailable",
+    "Programmed",
+    "ProtocolConflict",
+    "RefNotPermitted",
+    "ResolvedRefs",
+    "SupportedVersion",
+    "TargetNotFound",
+    "UnsupportedAddress",
+    "UnsupportedProtocol",
+    "UnsupportedValue",
+];
+
+/// A directory for keys, removed when the test ends.
+struct Secrets(PathBuf);
+
+impl Secrets {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("ringway-golden-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+
+    fn write(&self, pem: &Pem) -> Option<String> {
+        let path = files::write_secret(&self.0, pem).expect("a file");
+        Some(path.display().to_string())
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn directories() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gateway/testdata");
+    let entries = fs::read_dir(&root).expect("testdata");
+    let mut all: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    all.retain(|path| path.is_dir());
+    all.sort();
+    all
+}
+
+/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME` at the top of a file are settings.
+fn read(directory: &Path) -> (Objects, Settings, Outcome) {
+    let path = directory.join("in.yaml");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let (mut settings, mut failed) = (settings(), BTreeMap::new());
+    for line in text.lines().map_while(|line| line.strip_prefix("# --")) {
+        let (key, value) = line.split_once(' ').expect("a value");
+        match key {
+            "address-pool" => settings.address_pool.push(value.parse().expect("a CIDR")),
+            "node-address" => settings.node_addresses.push(value.parse().expect("an address")),
+            "zone" => settings.zone = Some(value.to_owned()),
+            "failed" => {
+                let why = "Address already in use (os error 98)".to_owned();
+                failed.insert(value.to_owned(), why);
+            }
+            _ => panic!("{path:?}: {line}"),
+        }
+    }
+    let objects = files::read([("in.yaml", text.as_str())].into_iter());
+    let objects = objects.unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    (objects, settings, if failed.is_empty() { Outcome::Applied } else { Outcome::Failed(failed) })
+}
+
+fn printed(translation: &Translation, outcome: &Outcome) -> (String, String) {
+    let mut place = |pem: &Pem| Some(format!("secrets/{}", files::file_name(pem)));
+    let toml = print::toml(&translation.config, &mut place);
+    let statuses = translation.statuses(outcome);
+    (toml, print::yaml(&statuses, "2026-01-01T00:00:00Z"))
+}

@@ -1,0 +1,478 @@
+//! Gateways and ListenerSets with their listeners: which are valid, and which are in each other's
+//! way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::address::{self, Assigned, Refused};
+use super::certificates;
+use super::index::{Index, Party, key, seniority};
+use super::objects::{GROUP, Gateway, Listener, ListenerSet, Objects, RouteKind};
+use super::status::Kind;
+use super::translate::{Settings, Verdict, Why};
+use crate::tls::{Certificate, ClientAuth, Termination};
+
+/// Everything that listens, in the order of precedence.
+pub(super) struct Listeners<'o> {
+    pub(super) gates: Vec<Gate<'o>>,
+    pub(super) sets: Vec<Set<'o>>,
+    /// Those of a Gateway, then those of its sets, oldest set first; then the next Gateway.
+    pub(super) entries: Vec<Entry<'o>>,
+}
+
+pub(super) struct Gate<'o> {
+    pub(super) object: &'o Gateway,
+    pub(super) accepted: Verdict,
+    /// Nothing of it is programmed without.
+    pub(super) addresses: Result<Assigned, Why>,
+    /// Shown to backends.
+    pub(super) certificate: Result<Option<Certificate>, Why>,
+}
+
+pub(super) struct Set<'o> {
+    pub(super) object: &'o ListenerSet,
+    pub(super) gate: usize,
+    pub(super) accepted: Verdict,
+}
+
+/// A listener of a Gateway or a ListenerSet, and what became of it.
+pub(super) struct Entry<'o> {
+    pub(super) spec: &'o Listener,
+    pub(super) gate: usize,
+    /// `None`: it is the Gateway's own.
+    pub(super) set: Option<usize>,
+    pub(super) protocol: Option<Protocol>,
+    /// In lower case; `None`: every name.
+    pub(super) hostname: Option<String>,
+    pub(super) kinds: Vec<RouteKind>,
+    pub(super) accepted: Verdict,
+    pub(super) resolved: Verdict,
+    pub(super) conflict: Verdict,
+    /// Of a listener that terminates TLS.
+    pub(super) tls: Option<Termination>,
+    /// How many routes are accepted by it.
+    pub(super) attached: usize,
+    /// Of the listeners in the configuration that stand for it.
+    pub(super) names: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http,
+    Https,
+    Tls,
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    fn of(text: &str) -> Option<Self> {
+        match text {
+            "HTTP" => Some(Self::Http),
+            "HTTPS" => Some(Self::Https),
+            "TLS" => Some(Self::Tls),
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// The one kind of route that it takes.
+    fn route(self) -> Kind {
+        match self {
+            Self::Http | Self::Https => Kind::HttpRoute,
+            Self::Tls => Kind::TlsRoute,
+            Self::Tcp => Kind::TcpRoute,
+            Self::Udp => Kind::UdpRoute,
+        }
+    }
+
+    /// Whether listeners of one address are told apart by what the ClientHello says.
+    pub(super) fn reads_hello(self) -> bool {
+        matches!(self, Self::Https | Self::Tls)
+    }
+}
+
+impl Entry<'_> {
+    /// Whether it is a part of the data plane, if its Gateway is.
+    pub(super) fn is_valid(&self) -> bool {
+        self.accepted.is_ok() && self.resolved_enough()
+    }
+
+    /// Only HTTPS listeners do, which the Gateway API has made it for.
+    fn ask_clients(&mut self, gateway: &Gateway, index: &Index<'_>) {
+        if self.protocol != Some(Protocol::Https) {
+            return;
+        }
+        match certificates::clients(gateway, self.spec.port, index) {
+            Ok(authorities) => {
+                if let (Some(authorities), Some(tls)) = (authorities, &mut self.tls) {
+                    tls.client_ca = Some(authorities);
+                    tls.client_auth = ClientAuth::Required;
+                }
+            }
+            Err((accepted, resolved)) => {
+                self.accepted = self.accepted.clone().and(accepted);
+                self.resolved = Err(resolved);
+            }
+        }
+    }
+
+    /// A kind of route that nobody knows does not keep the others from being served.
+    fn resolved_enough(&self) -> bool {
+        let Err(why) = &self.resolved else { return true };
+        why.reason == "InvalidRouteKinds" && !self.kinds.is_empty()
+    }
+}
+
+impl<'o> Listeners<'o> {
+    pub(super) fn of(objects: &'o Objects, index: &Index<'o>, settings: &Settings) -> Self {
+        let mut gateways = ours(objects, settings);
+        gateways.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
+        let assigned = address::assign(&gateways, settings);
+        let mut listeners = Self { gates: Vec::new(), sets: Vec::new(), entries: Vec::new() };
+        for (object, assigned) in gateways.into_iter().zip(assigned) {
+            listeners.gates.push(gate(object, assigned, index));
+            listeners.entries_of(listeners.gates.len() - 1, None, &object.spec.listeners, index);
+        }
+        listeners.sets = sets(objects, index, &listeners.gates);
+        for at in 0..listeners.sets.len() {
+            let set = &listeners.sets[at];
+            let (object, gate) = (set.object, set.gate);
+            listeners.entries_of(gate, Some(at), &object.spec.listeners, index);
+        }
+        // Stable: within a Gateway or a set they keep the order of the spec.
+        listeners.entries.sort_by_key(|entry| (entry.gate, entry.set));
+        listeners.find_conflicts(settings);
+        listeners.find_empty();
+        listeners
+    }
+
+    pub(super) fn key(&self, entry: &Entry<'o>) -> (&'o str, &'o str) {
+        entry.set.map_or_else(
+            || key(&self.gates[entry.gate].object.metadata),
+            |set| key(&self.sets[set].object.metadata),
+        )
+    }
+
+    /// Whether an entry is served: it is valid, and so is all that it stands on.
+    pub(super) fn is_served(&self, entry: &Entry<'_>) -> bool {
+        let set = entry.set.is_none_or(|set| self.sets[set].accepted.is_ok());
+        let gate = &self.gates[entry.gate];
+        entry.is_valid() && set && gate.addresses.is_ok() && gate.accepted.is_ok()
+    }
+
+    /// A Gateway or ListenerSet that is all right itself, and has no listener that is.
+    fn find_empty(&mut self) {
+        let mut valid = BTreeSet::new();
+        for entry in self.entries.iter().filter(|entry| entry.is_valid()) {
+            valid.insert((entry.gate, entry.set));
+        }
+        let none =
+            || Err(Why::new("ListenersNotValid", "no listener is valid; each says why".to_owned()));
+        for (at, gate) in self.gates.iter_mut().enumerate() {
+            if gate.accepted.is_ok() && !valid.contains(&(at, None)) {
+                gate.accepted = none();
+            }
+        }
+        for (at, set) in self.sets.iter_mut().enumerate() {
+            if set.accepted.is_ok() && self.gates[set.gate].accepted.is_err() {
+                let message = "the Gateway is not accepted".to_owned();
+                set.accepted = Err(Why::new("ParentNotAccepted", message));
+            } else if set.accepted.is_ok() && !valid.contains(&(set.gate, Some(at))) {
+                set.accepted = none();
+            }
+        }
+    }
+
+    fn entries_of(
+        &mut self,
+        gate: usize,
+        set: Option<usize>,
+        specs: &'o [Listener],
+        index: &Index<'_>,
+    ) {
+        let (namespace, kind) = match set {
+            None => (key(&self.gates[gate].object.metadata).0, Kind::Gateway),
+            Some(set) => (key(&self.sets[set].object.metadata).0, Kind::ListenerSet),
+        };
+        let party = Party { group: GROUP, kind: kind.name(), namespace };
+        let gateway = self.gates[gate].object;
+        self.entries.extend(specs.iter().map(|spec| {
+            let mut entry = entry(spec, gate, set, party, index);
+            entry.ask_clients(gateway, index);
+            entry
+        }));
+    }
+
+    /// First come, first served between Gateways and sets; among the listeners of one of them
+    /// nobody may pick a winner.
+    fn find_conflicts(&mut self, settings: &Settings) {
+        let mut on_port: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
+        let mut from = 0;
+        while from < self.entries.len() {
+            let owner = |entry: &Entry<'_>| (entry.gate, entry.set);
+            let same = |entry: &&Entry<'_>| owner(entry) == owner(&self.entries[from]);
+            let own = from..from + self.entries[from..].iter().take_while(same).count();
+            from = own.end;
+            if !self.takes_part(own.start) {
+                continue;
+            }
+            let mut lost = Vec::new();
+            for at in own.clone() {
+                let earlier = on_port.get(&self.entries[at].spec.port).into_iter().flatten();
+                let mut conflicts = earlier.filter_map(|other| self.conflict(*other, at, settings));
+                lost.extend(conflicts.next().map(|why| (at, why)));
+            }
+            self.mark(lost);
+            let mut among = Vec::new();
+            for at in own.clone() {
+                let others = own.clone().filter(|other| *other != at);
+                let mut conflicts = others.filter_map(|other| self.conflict(other, at, settings));
+                among.extend(conflicts.next().map(|why| (at, why)));
+            }
+            self.mark(among);
+            for at in own {
+                on_port.entry(self.entries[at].spec.port).or_default().push(at);
+            }
+        }
+    }
+
+    fn mark(&mut self, conflicts: Vec<(usize, Why)>) {
+        for (at, why) in conflicts {
+            let entry = &mut self.entries[at];
+            entry.accepted = Err(why.clone());
+            entry.conflict = Err(why);
+        }
+    }
+
+    /// What is turned away as a whole is in nobody's way.
+    fn takes_part(&self, at: usize) -> bool {
+        let entry = &self.entries[at];
+        let gate = &self.gates[entry.gate];
+        gate.accepted.is_ok()
+            && gate.addresses.is_ok()
+            && entry.set.is_none_or(|set| self.sets[set].accepted.is_ok())
+    }
+
+    /// Why `at` can't be beside `other`.
+    fn conflict(&self, other: usize, at: usize, settings: &Settings) -> Option<Why> {
+        let (other, own) = (&self.entries[other], &self.entries[at]);
+        let in_force = |entry: &Entry<'_>| entry.accepted.is_ok();
+        let (theirs, ours) = (other.protocol?, own.protocol?);
+        let transport = |protocol| protocol == Protocol::Udp;
+        if !in_force(other)
+            || !in_force(own)
+            || other.spec.port != own.spec.port
+            || transport(theirs) != transport(ours)
+            || !self.share_an_address(other, own)
+        {
+            return None;
+        }
+        let port = own.spec.port;
+        let by_name = theirs.reads_hello() && ours.reads_hello()
+            || theirs == Protocol::Http && ours == Protocol::Http && other.gate == own.gate;
+        if by_name && other.hostname != own.hostname {
+            return None;
+        }
+        let shared =
+            if other.gate == own.gate { String::new() } else { self.shared(other, settings) };
+        if theirs != ours {
+            let (theirs, ours) = (&other.spec.protocol, &own.spec.protocol);
+            let message =
+                format!("port {port} is for {theirs} already, which {ours} can't share{shared}");
+            return Some(Why::new("ProtocolConflict", message));
+        }
+        if !by_name {
+            let message =
+                format!("port {port} has a {} listener already{shared}", own.spec.protocol);
+            return Some(Why::new("ProtocolConflict", message));
+        }
+        let hostname = own.hostname.as_deref().unwrap_or("(every name)");
+        let message = format!("port {port} has a listener for {hostname} already{shared}");
+        Some(Why::new("HostnameConflict", message))
+    }
+
+    /// Nothing is said of whose the other listener is, if that is in another namespace.
+    fn shared(&self, other: &Entry<'_>, settings: &Settings) -> String {
+        let without_pool = settings.address_pool.is_empty();
+        let why = if without_pool { ", because there is no address pool" } else { "" };
+        format!(
+            " in Gateway {}, which has the same address{why}",
+            self.gates[other.gate].object.metadata.name.as_deref().unwrap_or_default()
+        )
+    }
+
+    fn share_an_address(&self, a: &Entry<'_>, b: &Entry<'_>) -> bool {
+        let bound = |entry: &Entry<'_>| match &self.gates[entry.gate].addresses {
+            Ok(assigned) => assigned.bound.clone(),
+            Err(_) => Vec::new(),
+        };
+        let meets = |a: IpAddr, b: IpAddr| {
+            a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
+        };
+        a.gate == b.gate || bound(a).iter().any(|a| bound(b).iter().any(|b| meets(*a, *b)))
+    }
+}
+
+/// Gateways of a class that is ours and can be accepted.
+fn ours<'o>(objects: &'o Objects, settings: &Settings) -> Vec<&'o Gateway> {
+    let class = |name: &str| {
+        let named = |class: &&std::sync::Arc<super::objects::GatewayClass>| {
+            class.metadata.name.as_deref() == Some(name)
+        };
+        objects.gateway_classes.iter().find(named)
+    };
+    let is_ours = |gateway: &&Gateway| {
+        class(&gateway.spec.gateway_class_name)
+            .is_some_and(|class| class.spec.controller_name == settings.controller_name)
+    };
+    objects.gateways.iter().map(std::sync::Arc::as_ref).filter(is_ours).collect()
+}
+
+fn gate<'o>(
+    object: &'o Gateway,
+    assigned: Result<Assigned, Refused>,
+    index: &Index<'_>,
+) -> Gate<'o> {
+    let infrastructure = object.spec.infrastructure.as_ref();
+    let parameters =
+        infrastructure.and_then(|infrastructure| infrastructure.parameters_ref.as_ref());
+    let invalid = parameters.map(|parameters| {
+        let message = format!(
+            "infrastructure.parametersRef names a {}, and Ringway knows no such parameters; remove \
+             it (an L4Policy has what can be set)",
+            parameters.kind
+        );
+        Why::new("InvalidParameters", message)
+    });
+    let (unsupported, addresses) = match assigned {
+        Ok(assigned) => (None, Ok(assigned)),
+        Err(Refused::Unsupported(why)) => (Some(why.clone()), Err(why)),
+        Err(Refused::Unusable(why)) => (None, Err(why)),
+    };
+    let accepted = invalid.or(unsupported).map_or(Ok(()), Err);
+    let certificate = certificates::own_certificate(object, index);
+    Gate { object, accepted, addresses, certificate }
+}
+
+/// ListenerSets of our Gateways, those of the first Gateway first, oldest first.
+fn sets<'o>(objects: &'o Objects, index: &Index<'_>, gates: &[Gate<'_>]) -> Vec<Set<'o>> {
+    let mut sets = Vec::new();
+    for object in &objects.listener_sets {
+        let parent = &object.spec.parent_ref;
+        let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
+            && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";
+        let own = key(&object.metadata).0;
+        let wanted = (parent.namespace.as_deref().unwrap_or(own), parent.name.as_str());
+        let gate = gates.iter().position(|gate| key(&gate.object.metadata) == wanted);
+        let Some(gate) = gate.filter(|_| is_gateway) else { continue };
+        let allowed = gates[gate].object.spec.allowed_listeners.as_ref();
+        let allowed = allowed.and_then(|allowed| allowed.namespaces.as_ref());
+        let accepted = if index.lets_in(allowed, "None", wanted.0, own) {
+            Ok(())
+        } else {
+            let message = format!("the Gateway's allowedListeners do not let in namespace {own}");
+            Err(Why::new("NotAllowed", message))
+        };
+        sets.push(Set { object, gate, accepted });
+    }
+    sets.sort_by(|a, b| {
+        let order = a.gate.cmp(&b.gate);
+        order.then_with(|| seniority(&a.object.metadata).cmp(&seniority(&b.object.metadata)))
+    });
+    sets
+}
+
+fn entry<'o>(
+    spec: &'o Listener,
+    gate: usize,
+    set: Option<usize>,
+    party: Party<'_>,
+    index: &Index<'_>,
+) -> Entry<'o> {
+    let protocol = Protocol::of(&spec.protocol);
+    let (kinds, unknown) = kinds(spec, protocol);
+    let mut entry = Entry {
+        spec,
+        gate,
+        set,
+        protocol,
+        hostname: spec.hostname.as_ref().filter(|name| !name.is_empty()).map(|n| n.to_lowercase()),
+        kinds,
+        accepted: accepted(spec, protocol),
+        resolved: unknown.map_or(Ok(()), Err),
+        conflict: Ok(()),
+        tls: None,
+        attached: 0,
+        names: Vec::new(),
+    };
+    let terminates = match protocol {
+        Some(Protocol::Https) => true,
+        Some(Protocol::Tls) => mode(spec) == "Terminate",
+        _ => false,
+    };
+    if terminates {
+        match certificates::termination(spec, party, index) {
+            Ok(tls) => entry.tls = Some(tls),
+            Err(why) => entry.resolved = Err(why),
+        }
+    }
+    entry
+}
+
+fn mode(spec: &Listener) -> &str {
+    spec.tls.as_ref().and_then(|tls| tls.mode.as_deref()).unwrap_or("Terminate")
+}
+
+fn accepted(spec: &Listener, protocol: Option<Protocol>) -> Verdict {
+    let Some(protocol) = protocol else {
+        let message = format!(
+            "protocol {} is not supported; TCP, UDP, TLS, HTTP and HTTPS are",
+            spec.protocol
+        );
+        return Err(Why::new("UnsupportedProtocol", message));
+    };
+    let unsupported = |message: String| Err(Why::new("UnsupportedValue", message));
+    if !(1..=65_535).contains(&spec.port) {
+        return unsupported(format!("port {} is not within 1 to 65535", spec.port));
+    }
+    if let Some(hostname) = spec.hostname.as_ref().filter(|name| !name.is_empty())
+        && let Err(message) = crate::values::read_hostname(hostname)
+    {
+        return unsupported(format!("hostname: {message}"));
+    }
+    if protocol == Protocol::Tls && !matches!(mode(spec), "Terminate" | "Passthrough") {
+        return unsupported(format!(
+            "tls.mode {} is neither Terminate nor Passthrough",
+            mode(spec)
+        ));
+    }
+    if protocol == Protocol::Https && mode(spec) != "Terminate" {
+        return unsupported("an HTTPS listener terminates TLS; use protocol TLS".to_owned());
+    }
+    Ok(())
+}
+
+/// What of the kinds asked for the protocol can take, and which it can't.
+fn kinds(spec: &Listener, protocol: Option<Protocol>) -> (Vec<RouteKind>, Option<Why>) {
+    let Some(protocol) = protocol else { return (Vec::new(), None) };
+    let supported =
+        RouteKind { group: Some(GROUP.to_owned()), kind: protocol.route().name().to_owned() };
+    let asked = spec.allowed_routes.as_ref().map_or(&[][..], |allowed| &allowed.kinds);
+    let is_it = |kind: &&RouteKind| {
+        kind.kind == supported.kind && kind.group.as_deref().unwrap_or(GROUP) == GROUP
+    };
+    let unknown: Vec<_> =
+        asked.iter().filter(|kind| !is_it(kind)).map(|k| k.kind.as_str()).collect();
+    let why = (!unknown.is_empty()).then(|| {
+        let (unknown, protocol) = (unknown.join(", "), &spec.protocol);
+        let message = format!(
+            "allowedRoutes.kinds: {unknown} can't attach to a {protocol} listener; {} can",
+            supported.kind
+        );
+        Why::new("InvalidRouteKinds", message)
+    });
+    let any = asked.is_empty() || asked.iter().any(|kind| is_it(&kind));
+    (if any { vec![supported] } else { Vec::new() }, why)
+}

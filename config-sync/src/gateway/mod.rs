@@ -1,0 +1,53 @@
+//! The Gateway API: Kubernetes objects in, a [`Config`](crate::config::Config) and statuses out.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`objects`] | the objects, as a cluster or YAML has them |
+//! | `translate` | [`translate()`]: objects to a configuration, and what becomes of each object |
+//! | [`status`] | that as statuses, and [`status::merge`]: into those that are there |
+//! | [`files`], [`print`] | objects out of YAML; a configuration as TOML, statuses as YAML |
+//! | [`policy`] | [`policy::L4Policy`]: what the Gateway API has no field for |
+//! | [`cluster`] | a cluster as the source: what is to be run, and whom to tell |
+//! | [`discovery`], [`watch`], [`store`] | what is served, what there is, the latest of it |
+//! | [`lease`], [`outline`] | which replica leads, and whether all serve the same |
+//! | `report`, `events`, `infrastructure` | what the leader writes |
+
+mod address;
+mod backend_tls;
+mod backends;
+mod build;
+mod certificates;
+pub mod cluster;
+pub mod discovery;
+mod events;
+pub mod files;
+#[cfg(test)]
+mod golden;
+mod index;
+mod infrastructure;
+pub mod lease;
+mod listeners;
+pub mod objects;
+pub mod outline;
+pub mod policy;
+pub mod print;
+mod render;
+mod report;
+mod routes;
+pub mod status;
+pub mod store;
+#[cfg(test)]
+mod testing;
+mod translate;
+pub mod watch;
+
+pub use objects::Objects;
+pub use status::{Outcome, StatusOf};
+pub use translate::{Infrastructure, Notice, Settings, Translation, translate};
+
+/// What GatewayClasses name to be Ringway's.
+pub const CONTROLLER: &str = "ringway.dev/gateway-controller";
+
+/// Condition of a TCPRoute or UDPRoute that is accepted and gets no traffic, because an older one
+/// has its listeners.
+pub const SUPERSEDED: &str = "ringway.dev/Superseded";

@@ -1,0 +1,739 @@
+//! L4Policy: the keys of the TOML file that the Gateway API has no field for.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use kube::{CustomResource, CustomResourceExt as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use toml::de::DeValue;
+
+use super::index::{key, seniority};
+use super::objects::Objects;
+use super::translate::{Settings, Verdict, Why};
+use crate::config::{self, BALANCES, Balance, MAX_SESSIONS, STARTTLS};
+use crate::proxy;
+use crate::reader::word;
+use crate::routing::{ProxyVersion, SendProxy, SocketOptions, Sources, Starttls};
+use crate::sources::{Admission, Ranges};
+use crate::values::{
+    duration, duration_from, exact_hostname, keepalive, range, read_range, source, user_timeout,
+};
+
+/// Of Ringway's own kinds.
+pub const GROUP: &str = "ringway.dev";
+
+/// Settings of listeners and backends that the Gateway API has no field for. Every field does what
+/// the key of the same name does in Ringway's TOML file. Where several policies reach a listener or
+/// backend, the one with the more specific target wins, field by field.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "ringway.dev",
+    version = "v1alpha1",
+    kind = "L4Policy",
+    plural = "l4policies",
+    namespaced,
+    status = "L4PolicyStatus",
+    shortname = "l4p",
+    category = "gateway-api",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct L4PolicySpec {
+    /// What the policy is for: Gateways (all their listeners, or the one that sectionName names),
+    /// ListenerSets, TCPRoutes, UDPRoutes, TLSRoutes, HTTPRoutes or Services of its own namespace.
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Vec<TargetRef>,
+    /// Of listeners. A policy for a route or a Service can't have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener: Option<ListenerSettings>,
+    /// Of routes. Only a policy whose targets are all routes can have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<RouteSettings>,
+    /// Of backends: those of every route on the target's listeners, of the route, or the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendSettings>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetRef {
+    /// gateway.networking.k8s.io, or empty for a Service.
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    /// A listener of a Gateway or ListenerSet, or the name of a Service's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
+
+/// Durations are such as 300ms, 5s or 1h30m; 0s is off.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerSettings {
+    /// TLS: from accept until the ClientHello is whole. The same for all listeners of one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hello_timeout: Option<String>,
+    /// TLS: the server name that clients are taken to ask for that send none. The same for all
+    /// listeners of one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_hostname: Option<String>,
+    /// TLS: what clients may say before the ClientHello: postgres. The same for all listeners of
+    /// one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starttls: Option<String>,
+    /// TCP, TLS: without a byte either way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<String>,
+    /// TCP, TLS: bytes wait and their receiver takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_stall_timeout: Option<String>,
+    /// TCP, TLS: one direction has ended, and no byte comes the other way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_close_timeout: Option<String>,
+    /// TCP, TLS: from accept, whatever happens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lifetime: Option<String>,
+    /// UDP: without a datagram either way; at least 100ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_timeout: Option<String>,
+    /// UDP: replies per client datagram after which a flow ends at once; 0: only by flowTimeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65_535))]
+    pub responses: Option<i64>,
+    /// Sessions or flows of this listener, per worker. 0: only the worker's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_048_576))]
+    pub max_sessions: Option<i64>,
+    /// Whose PROXY headers are believed. TLS: the same for all listeners of one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_proxy: Option<AcceptProxy>,
+    #[serde(flatten)]
+    pub socket: SocketSettings,
+    #[serde(flatten)]
+    pub admission: AdmissionSettings,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteSettings {
+    #[serde(flatten)]
+    pub admission: AdmissionSettings,
+}
+
+/// Ranges of clients' addresses such as 10.0.0.0/8; the longest that has the address decides.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionSettings {
+    /// Who may come in. Without it whoever is not denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub allow: Option<Vec<String>>,
+    /// Who may not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub deny: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AcceptProxy {
+    /// Source ranges: connections, and datagrams, from these must begin with a header, all others
+    /// must not.
+    #[schemars(length(min = 1, max = 256))]
+    pub from: Vec<String>,
+}
+
+/// Of backends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendSettings {
+    /// round-robin, least-connections, source-hash, source-port-hash or random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<String>,
+    /// TCP: for one attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<String>,
+    /// TCP: endpoints tried before the client is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 8))]
+    pub connect_attempts: Option<i64>,
+    /// Local addresses and prefixes to connect from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub source: Option<Vec<String>>,
+    /// UDP: connected or shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_sockets: Option<String>,
+    /// The PROXY header that endpoints are sent: v1 or v2. UDP: v2, in every datagram.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_proxy: Option<String>,
+    /// With sendProxy v2: unique-id, crc32c.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2))]
+    pub proxy_tlvs: Option<Vec<String>>,
+    /// Connect from clients' own addresses; then source and upstreamSockets have no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transparent: Option<bool>,
+    #[serde(flatten)]
+    pub socket: SocketSettings,
+}
+
+/// Of TCP connections, to clients or to endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SocketSettings {
+    /// TCP_NODELAY.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodelay: Option<bool>,
+    /// TCP_KEEPIDLE and TCP_KEEPINTVL, in whole seconds; 0s: no keepalive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<String>,
+    /// TCP_USER_TIMEOUT; 0s: the kernel's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_timeout: Option<String>,
+    /// TCP_CONGESTION; empty: the kernel's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
+}
+
+/// What became of the policy at each Gateway that it reaches.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct L4PolicyStatus {
+    #[schemars(length(max = 16))]
+    #[serde(default)]
+    pub ancestors: Vec<AncestorStatus>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorStatus {
+    pub ancestor_ref: AncestorRef,
+    pub controller_name: String,
+    #[serde(default)]
+    pub conditions: Vec<PolicyCondition>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorRef {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyCondition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    pub last_transition_time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// The CustomResourceDefinition, as YAML.
+pub fn crd() -> String {
+    let definition = serde_json::to_value(L4Policy::crd()).unwrap_or_default();
+    let yaml = serde_saphyr::to_string(&definition);
+    let yaml = yaml.unwrap_or_else(|error| format!("# {error}\n"));
+    format!("# Made by `ringway crd`.\n{yaml}")
+}
+
+/// Every policy, and what it says once it is read.
+pub(super) struct Policies<'o> {
+    /// Oldest first.
+    all: Vec<Policy<'o>>,
+}
+
+struct Policy<'o> {
+    object: &'o L4Policy,
+    read: Result<Values, Why>,
+}
+
+#[derive(Default)]
+struct Values {
+    listener: ListenerValues,
+    route: AdmissionValues,
+    backend: BackendValues,
+}
+
+/// What policies may say of a listener, in the units of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ListenerValues {
+    pub(super) hello: Option<u32>,
+    pub(super) default_hostname: Option<String>,
+    pub(super) starttls: Option<Starttls>,
+    pub(super) idle: Option<u32>,
+    pub(super) write_stall: Option<u32>,
+    pub(super) half_close: Option<u32>,
+    pub(super) lifetime: Option<u32>,
+    pub(super) flow_timeout: Option<u32>,
+    pub(super) responses: Option<u32>,
+    pub(super) max_sessions: Option<u32>,
+    pub(super) accept_proxy: Option<Vec<IpNet>>,
+    pub(super) socket: SocketValues,
+    pub(super) admission: AdmissionValues,
+}
+
+/// What policies may say of a listener's or route's clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AdmissionValues {
+    pub(super) allow: Option<Vec<IpNet>>,
+    pub(super) deny: Option<Vec<IpNet>>,
+}
+
+/// What policies may say of a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BackendValues {
+    pub(super) balance: Option<Balance>,
+    pub(super) connect_timeout: Option<u32>,
+    pub(super) connect_attempts: Option<u8>,
+    pub(super) source: Option<Vec<Sources>>,
+    pub(super) shared_sockets: Option<bool>,
+    pub(super) send_proxy: Option<SendProxy>,
+    pub(super) transparent: Option<bool>,
+    pub(super) socket: SocketValues,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SocketValues {
+    pub(super) nodelay: Option<bool>,
+    pub(super) keepalive: Option<u32>,
+    pub(super) user_timeout: Option<u32>,
+    pub(super) congestion: Option<[u8; 16]>,
+}
+
+/// Something that a policy may have for a target: its kind, namespace, name, and which part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Aim<'a> {
+    pub(super) kind: &'a str,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) section: Option<&'a str>,
+}
+
+impl<'o> Policies<'o> {
+    pub(super) fn of(objects: &'o Objects, settings: &Settings) -> Self {
+        let mut all: Vec<_> = objects.policies.iter().map(Arc::as_ref).collect();
+        all.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
+        let read = |object| Policy { object, read: read(object, settings) };
+        Self { all: all.into_iter().map(read).collect() }
+    }
+
+    /// What holds for a listener: `aims` are the ways to speak of it, most specific first.
+    pub(super) fn listener(&self, aims: &[Aim<'_>]) -> ListenerValues {
+        let mut values = ListenerValues::default();
+        for at in self.at(aims) {
+            values.fill(&at.listener);
+        }
+        values
+    }
+
+    /// What holds for a route.
+    pub(super) fn route(&self, aim: Aim<'_>) -> AdmissionValues {
+        let mut values = AdmissionValues::default();
+        for at in self.at(&[aim]) {
+            values.fill(&at.route);
+        }
+        values
+    }
+
+    /// What holds for a backend.
+    pub(super) fn backend(&self, aims: &[Aim<'_>]) -> BackendValues {
+        let mut values = BackendValues::default();
+        for at in self.at(aims) {
+            values.fill(&at.backend);
+        }
+        values
+    }
+
+    fn at(&self, aims: &[Aim<'_>]) -> impl Iterator<Item = &Values> {
+        let found = |aim: &Aim<'_>| {
+            let aim = *aim;
+            let hits = self.all.iter().filter(move |policy| {
+                policy.object.spec.target_refs.iter().any(|target| policy.hits(target, aim))
+            });
+            hits.filter_map(|policy| policy.read.as_ref().ok()).collect::<Vec<_>>()
+        };
+        aims.iter().flat_map(found).collect::<Vec<_>>().into_iter()
+    }
+
+    /// The statuses of all policies; `gateways` says which Gateways a target reaches, `None` that
+    /// there is no such target.
+    pub(super) fn statuses(
+        &self,
+        controller: &str,
+        gateways: impl Fn(Aim<'_>) -> Option<Vec<(String, String)>>,
+    ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
+        let mut statuses = Vec::new();
+        for policy in &self.all {
+            let mut ancestors: Vec<(AncestorRef, Verdict)> = Vec::new();
+            for target in &policy.object.spec.target_refs {
+                let aim = policy.aim(target);
+                let (reached, verdict) = match gateways(aim) {
+                    Some(gateways) => (gateways, self.verdict(policy, target)),
+                    None => {
+                        let message = format!("there is no {} {}", target.kind, target.name);
+                        let why = Why::new("TargetNotFound", message);
+                        ancestors.push((policy.itself(target), Err(why)));
+                        continue;
+                    }
+                };
+                for (namespace, name) in reached {
+                    let ancestor = AncestorRef {
+                        group: Some(super::objects::GROUP.to_owned()),
+                        kind: Some("Gateway".to_owned()),
+                        namespace: Some(namespace),
+                        name,
+                        section_name: None,
+                    };
+                    match ancestors.iter_mut().find(|(known, _)| *known == ancestor) {
+                        Some((_, known)) if known.is_ok() => *known = verdict.clone(),
+                        Some(_) => {}
+                        None => ancestors.push((ancestor, verdict.clone())),
+                    }
+                }
+            }
+            ancestors.truncate(MAX_ANCESTORS);
+            if !ancestors.is_empty() || policy.has_ours(controller) {
+                statuses.push((policy.object, ancestors));
+            }
+        }
+        statuses
+    }
+
+    /// Whether an older policy of the same target says something of the same fields.
+    fn verdict(&self, policy: &Policy<'_>, target: &TargetRef) -> Verdict {
+        policy.read.as_ref().map_err(Clone::clone)?;
+        let older = self.all.iter().take_while(|other| !std::ptr::eq(other.object, policy.object));
+        let aim = policy.aim(target);
+        for other in older.filter(|other| other.read.is_ok()) {
+            let same =
+                |of: &TargetRef| other.hits(of, aim) && of.section_name == target.section_name;
+            if !other.object.spec.target_refs.iter().any(same) {
+                continue;
+            }
+            let fields = fields(&policy.object.spec);
+            let both: Vec<_> =
+                self::fields(&other.object.spec).intersection(&fields).cloned().collect();
+            if !both.is_empty() {
+                let (name, fields) = (key(&other.object.metadata).1, both.join(", "));
+                let message = format!("L4Policy {name} is older and has {fields} for this target");
+                return Err(Why::new("Conflicted", message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As many as a status may list.
+const MAX_ANCESTORS: usize = 16;
+
+fn has_listeners(kind: &str) -> bool {
+    matches!(kind, "Gateway" | "ListenerSet")
+}
+
+fn is_route(kind: &str) -> bool {
+    matches!(kind, "TCPRoute" | "UDPRoute" | "TLSRoute" | "HTTPRoute")
+}
+
+/// The fields that a policy sets, as `listener.idleTimeout`.
+fn fields(spec: &L4PolicySpec) -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    let parts = [
+        ("listener", serde_json::to_value(&spec.listener)),
+        ("route", serde_json::to_value(&spec.route)),
+        ("backend", serde_json::to_value(&spec.backend)),
+    ];
+    for (part, value) in parts {
+        let value = value.ok();
+        let given = value.as_ref().and_then(serde_json::Value::as_object);
+        fields.extend(given.into_iter().flatten().map(|(field, _)| format!("{part}.{field}")));
+    }
+    fields
+}
+
+impl Policy<'_> {
+    fn aim<'a>(&'a self, target: &'a TargetRef) -> Aim<'a> {
+        Aim {
+            kind: &target.kind,
+            namespace: key(&self.object.metadata).0,
+            name: &target.name,
+            section: target.section_name.as_deref(),
+        }
+    }
+
+    fn hits(&self, target: &TargetRef, aim: Aim<'_>) -> bool {
+        let group = if aim.kind == "Service" { "" } else { super::objects::GROUP };
+        target.group == group
+            && target.kind == aim.kind
+            && target.name == aim.name
+            && target.section_name.as_deref() == aim.section
+            && key(&self.object.metadata).0 == aim.namespace
+    }
+
+    fn itself(&self, target: &TargetRef) -> AncestorRef {
+        AncestorRef {
+            group: Some(target.group.clone()),
+            kind: Some(target.kind.clone()),
+            namespace: Some(key(&self.object.metadata).0.to_owned()),
+            name: target.name.clone(),
+            section_name: target.section_name.clone(),
+        }
+    }
+
+    fn has_ours(&self, controller: &str) -> bool {
+        let ancestors = self.object.status.iter().flat_map(|status| &status.ancestors);
+        ancestors.into_iter().any(|ancestor| ancestor.controller_name == controller)
+    }
+}
+
+fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
+    let no_route = object.spec.target_refs.iter().find(|target| !is_route(&target.kind));
+    if let (Some(target), Some(_)) = (no_route, &object.spec.route) {
+        let message = format!("route: a {} is none; say it of a TCPRoute, say", target.kind);
+        return Err(Why::new("Invalid", message));
+    }
+    let other = object.spec.target_refs.iter().find(|target| !has_listeners(&target.kind));
+    if let (Some(target), Some(_)) = (other, &object.spec.listener) {
+        let message = format!("listener: a {} has none; say it of a Gateway", target.kind);
+        return Err(Why::new("Invalid", message));
+    }
+    let listener = object.spec.listener.as_ref();
+    let listener = listener.map(|given| read_listener(given, settings)).transpose();
+    let route = object.spec.route.as_ref();
+    let route = route.map(|given| read_admission(&given.admission)).transpose();
+    let backend = object.spec.backend.as_ref();
+    let backend = backend.map(|given| read_backend(given, settings)).transpose();
+    let invalid = |part: &'static str| {
+        move |message: String| Why::new("Invalid", format!("{part}.{message}"))
+    };
+    Ok(Values {
+        listener: listener.map_err(invalid("listener"))?.unwrap_or_default(),
+        route: route.map_err(invalid("route"))?.unwrap_or_default(),
+        backend: backend.map_err(invalid("backend"))?.unwrap_or_default(),
+    })
+}
+
+fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<ListenerValues, String> {
+    let least = duration_from(Duration::from_millis(100));
+    Ok(ListenerValues {
+        hello: text("helloTimeout", given.hello_timeout.as_ref(), duration)?,
+        default_hostname: text("defaultHostname", given.default_hostname.as_ref(), exact_hostname)?,
+        starttls: text("starttls", given.starttls.as_ref(), word(&STARTTLS))?,
+        idle: text("idleTimeout", given.idle_timeout.as_ref(), duration)?,
+        write_stall: text("writeStallTimeout", given.write_stall_timeout.as_ref(), duration)?,
+        half_close: text("halfCloseTimeout", given.half_close_timeout.as_ref(), duration)?,
+        lifetime: text("maxLifetime", given.max_lifetime.as_ref(), duration)?,
+        flow_timeout: text("flowTimeout", given.flow_timeout.as_ref(), least)?,
+        responses: number("responses", given.responses, 0..=65_535)?,
+        max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
+        accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,
+        socket: read_socket(&given.socket, settings)?,
+        admission: read_admission(&given.admission)?,
+    })
+}
+
+fn read_admission(given: &AdmissionSettings) -> Result<AdmissionValues, String> {
+    let list = |field: &str, given: Option<&Vec<String>>| {
+        let read = |text: &String| text_range(field, text);
+        given.map(|given| given.iter().map(read).collect::<Result<Vec<_>, _>>()).transpose()
+    };
+    let (allow, deny) = (list("allow", given.allow.as_ref())?, list("deny", given.deny.as_ref())?);
+    let values = AdmissionValues { allow, deny };
+    match values.both().first() {
+        Some(range) => Err(format!("deny: {range} is in `allow` too; it can be in one only")),
+        None => Ok(values),
+    }
+}
+
+fn text_range(field: &str, text: &str) -> Result<IpNet, String> {
+    read_range(text).map_err(|message| format!("{field}: {message}"))
+}
+
+fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendValues, String> {
+    let sockets = word(&[("connected", false), ("shared", true)]);
+    let mut values = BackendValues {
+        balance: text("balance", given.balance.as_ref(), word(&BALANCES))?,
+        connect_timeout: text("connectTimeout", given.connect_timeout.as_ref(), duration)?,
+        connect_attempts: number("connectAttempts", given.connect_attempts, 1..=8)?,
+        source: None,
+        shared_sockets: text("upstreamSockets", given.upstream_sockets.as_ref(), sockets)?,
+        send_proxy: read_send_proxy(given)?,
+        transparent: given.transparent,
+        socket: read_socket(&given.socket, settings)?,
+    };
+    if let Some(given) = given.source.as_ref().filter(|given| !given.is_empty()) {
+        let read = |from: &String| text("source", Some(from), source);
+        let sources = given.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        values.source = Some(sources.into_iter().flatten().collect());
+    }
+    Ok(values)
+}
+
+fn read_accept_proxy(given: &AcceptProxy) -> Result<Vec<IpNet>, String> {
+    if !(1..=proxy::MAX_RANGES).contains(&given.from.len()) {
+        return Err(format!("acceptProxy.from: {}", proxy::count(given.from.len())));
+    }
+    let read = |from: &String| text("acceptProxy.from", Some(from), range);
+    let ranges = given.from.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(ranges.into_iter().flatten().collect())
+}
+
+fn read_send_proxy(given: &BackendSettings) -> Result<Option<SendProxy>, String> {
+    let version = text("sendProxy", given.send_proxy.as_ref(), word(&proxy::VERSIONS))?;
+    let tlvs: Vec<_> = given.proxy_tlvs.iter().flatten().map(String::as_str).collect();
+    if !tlvs.is_empty() && version != Some(ProxyVersion::V2) {
+        return Err("proxyTlvs: needs sendProxy: v2".to_owned());
+    }
+    for tlv in &tlvs {
+        proxy::asked(tlv).map_err(|message| format!("proxyTlvs: {message}"))?;
+    }
+    Ok(version.map(|version| proxy::told(version, &tlvs)))
+}
+
+fn read_socket(given: &SocketSettings, settings: &Settings) -> Result<SocketValues, String> {
+    let congestion = |value: &DeValue<'_>| config::congestion(value, &settings.machine);
+    Ok(SocketValues {
+        nodelay: given.nodelay,
+        keepalive: text("keepalive", given.keepalive.as_ref(), keepalive)?,
+        user_timeout: text("userTimeout", given.user_timeout.as_ref(), user_timeout)?,
+        congestion: text("congestion", given.congestion.as_ref(), congestion)?,
+    })
+}
+
+/// What the TOML file's own reader makes of the same text.
+fn text<T>(
+    field: &str,
+    given: Option<&String>,
+    read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    let Some(given) = given else { return Ok(None) };
+    let value = DeValue::String(given.as_str().into());
+    read(&value).map(Some).map_err(|message| format!("{field}: {message}"))
+}
+
+fn number<T: TryFrom<i64> + PartialOrd + Display>(
+    field: &str,
+    given: Option<i64>,
+    range: RangeInclusive<T>,
+) -> Result<Option<T>, String> {
+    let Some(given) = given else { return Ok(None) };
+    let read = T::try_from(given).ok().filter(|number| range.contains(number));
+    let refused = || format!("{field}: must be {} to {}, not {given}", range.start(), range.end());
+    read.map(Some).ok_or_else(refused)
+}
+
+impl ListenerValues {
+    /// What is not said yet is as in `under`.
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.hello, &under.hello);
+        fill(&mut self.default_hostname, &under.default_hostname);
+        fill(&mut self.starttls, &under.starttls);
+        fill(&mut self.idle, &under.idle);
+        fill(&mut self.write_stall, &under.write_stall);
+        fill(&mut self.half_close, &under.half_close);
+        fill(&mut self.lifetime, &under.lifetime);
+        fill(&mut self.flow_timeout, &under.flow_timeout);
+        fill(&mut self.responses, &under.responses);
+        fill(&mut self.max_sessions, &under.max_sessions);
+        fill(&mut self.accept_proxy, &under.accept_proxy);
+        self.socket.fill(&under.socket);
+        self.admission.fill(&under.admission);
+    }
+}
+
+impl AdmissionValues {
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.allow, &under.allow);
+        fill(&mut self.deny, &under.deny);
+    }
+
+    fn both(&self) -> BTreeSet<IpNet> {
+        let denied: BTreeSet<_> = self.deny.iter().flatten().collect();
+        self.allow.iter().flatten().filter(|range| denied.contains(range)).copied().collect()
+    }
+
+    /// As the configuration of `of` has it. A range that one policy allows and another denies is
+    /// denied.
+    pub(super) fn of(&self, of: &str) -> Admission {
+        let at = |range: &IpNet| super::build::at(Ranges::Prefix(*range), of);
+        let both = self.both();
+        let allowed = |allow: &Vec<IpNet>| {
+            allow.iter().filter(|range| !both.contains(range)).map(at).collect()
+        };
+        Admission {
+            allow: self.allow.as_ref().map(allowed),
+            deny: self.deny.iter().flatten().map(at).collect(),
+        }
+    }
+}
+
+impl BackendValues {
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.balance, &under.balance);
+        fill(&mut self.connect_timeout, &under.connect_timeout);
+        fill(&mut self.connect_attempts, &under.connect_attempts);
+        fill(&mut self.source, &under.source);
+        fill(&mut self.shared_sockets, &under.shared_sockets);
+        fill(&mut self.send_proxy, &under.send_proxy);
+        fill(&mut self.transparent, &under.transparent);
+        self.socket.fill(&under.socket);
+    }
+}
+
+impl SocketValues {
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.nodelay, &under.nodelay);
+        fill(&mut self.keepalive, &under.keepalive);
+        fill(&mut self.user_timeout, &under.user_timeout);
+        fill(&mut self.congestion, &under.congestion);
+    }
+
+    /// The options of a connection.
+    pub(super) fn over(&self, default: SocketOptions) -> SocketOptions {
+        SocketOptions {
+            nodelay: self.nodelay.unwrap_or(default.nodelay),
+            keepalive: self.keepalive.unwrap_or(default.keepalive),
+            user_timeout: self.user_timeout.unwrap_or(default.user_timeout),
+            congestion: self.congestion.unwrap_or(default.congestion),
+        }
+    }
+}
+
+fn fill<T: Clone>(value: &mut Option<T>, under: &Option<T>) {
+    if value.is_none() {
+        value.clone_from(under);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_in_the_manifests_is_that_of_the_type() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/kubernetes/crd.yaml");
+        if std::env::var_os("RINGWAY_UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, crd()).expect("the manifests can be written");
+        }
+        let committed = std::fs::read_to_string(path).expect("the manifests");
+        assert!(committed == crd(), "write it anew: ringway crd > images/kubernetes/crd.yaml");
+        assert!(committed.contains("idleTimeout") && committed.contains("l4policies"));
+    }
+}

@@ -1,0 +1,319 @@
+//! A configuration as the TOML that means the same, and statuses as YAML.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use serde_json::json;
+
+use super::status::{StatusOf, merge};
+use crate::config::{
+    BALANCES, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT, Listener,
+    OPTIONS, Route, STARTTLS, TIMEOUTS,
+};
+use crate::problem::At;
+use crate::proxy;
+use crate::routing::{Protocol, SendProxy, SocketOptions, Sources};
+use crate::sources::{Admission, Ranges};
+use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
+
+/// The listeners, routes and backends of a configuration as TOML. `place` says in which file a
+/// certificate or key is; one that is nowhere is left out, and named in a comment.
+pub fn toml(config: &Config, place: &mut dyn FnMut(&Pem) -> Option<String>) -> String {
+    let mut print = Print { text: String::new(), place };
+    for listener in &config.listeners {
+        print.listener(listener);
+    }
+    for route in &config.routes {
+        print.route(route);
+    }
+    for backend in &config.backends {
+        print.backend(backend);
+    }
+    print.text
+}
+
+/// Statuses as YAML documents, in their order. `now` is as for [`merge`].
+pub fn yaml(statuses: &[StatusOf], now: &str) -> String {
+    let mut text = String::new();
+    for of in statuses {
+        let status = merge(None, of, now).unwrap_or_default();
+        let metadata = match &of.namespace {
+            Some(namespace) => json!({"namespace": namespace, "name": of.name}),
+            None => json!({"name": of.name}),
+        };
+        let document = json!({"kind": of.kind.name(), "metadata": metadata, "status": status});
+        let document = serde_saphyr::to_string(&document);
+        text.push_str("---\n");
+        text.push_str(&document.unwrap_or_else(|error| format!("# {error}\n")));
+    }
+    text
+}
+
+struct Print<'p> {
+    text: String,
+    place: &'p mut dyn FnMut(&Pem) -> Option<String>,
+}
+
+impl Print<'_> {
+    fn listener(&mut self, listener: &Listener) {
+        let (udp, tls) = (listener.protocol == Protocol::Udp, listener.protocol == Protocol::Tls);
+        self.table("listeners");
+        self.line("name", &quoted(&listener.name.value));
+        let protocol = match listener.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Tls => "TLS",
+        };
+        self.line("protocol", &quoted(protocol));
+        self.line("address", &quoted(&listener.address.value.to_string()));
+        if let Some(hostname) = &listener.hostname {
+            self.line("hostname", &quoted(&hostname.value));
+        }
+        if let Some(name) = &listener.default_hostname {
+            self.line("default_hostname", &quoted(&name.value));
+        }
+        if let Some(starttls) = listener.starttls {
+            let word = STARTTLS.iter().find(|(_, known)| *known == starttls);
+            self.line("starttls", &quoted(word.map_or("", |(word, _)| word)));
+        }
+        if let Some(tls) = &listener.tls {
+            self.termination(tls);
+        }
+        let timeouts = &listener.timeouts;
+        let waits = tls || (!udp && listener.accept_proxy.is_some());
+        self.duration("hello_timeout", waits, timeouts.hello, TIMEOUTS.hello);
+        self.duration("idle_timeout", !udp, timeouts.idle, TIMEOUTS.idle);
+        self.duration("write_stall_timeout", !udp, timeouts.write_stall, TIMEOUTS.write_stall);
+        self.duration("half_close_timeout", !udp, timeouts.half_close, TIMEOUTS.half_close);
+        self.duration("max_lifetime", !udp, timeouts.lifetime, TIMEOUTS.lifetime);
+        self.duration("flow_timeout", udp, listener.flow_timeout, FLOW_TIMEOUT);
+        if udp && listener.responses != 0 {
+            self.line("responses", &listener.responses.to_string());
+        }
+        if listener.max_sessions != 0 {
+            self.line("max_sessions", &listener.max_sessions.to_string());
+        }
+        if let Some(from) = &listener.accept_proxy {
+            let from = list(from.value.iter().map(|range| quoted(&range.to_string())));
+            self.line("accept_proxy", &inline(vec![("from", from)]));
+        }
+        if !udp {
+            self.options(&listener.options);
+        }
+        self.admission(&listener.admission);
+    }
+
+    fn route(&mut self, route: &Route) {
+        self.table("routes");
+        self.line("name", &quoted(&route.name.value));
+        let names = |names: &[At<String>]| list(names.iter().map(|name| quoted(&name.value)));
+        self.line("listeners", &names(&route.listeners));
+        if !route.hostnames.is_empty() {
+            self.line("hostnames", &names(&route.hostnames));
+        }
+        if !route.sources.is_empty() {
+            let sources = route.sources.iter().map(|range| quoted(&range.value.to_string()));
+            self.line("sources", &list(sources));
+        }
+        self.admission(&route.admission);
+        let backends = route.backends.iter().map(|backend| {
+            format!("{{ name = {}, weight = {} }}", quoted(&backend.name.value), backend.weight)
+        });
+        self.line("backends", &list(backends));
+    }
+
+    fn backend(&mut self, backend: &Backend) {
+        self.table("backends");
+        self.line("name", &quoted(&backend.name.value));
+        let endpoints =
+            backend.endpoints.iter().map(|endpoint| quoted(&endpoint.value.to_string()));
+        self.line("endpoints", &list(endpoints));
+        if backend.balance != Balance::RoundRobin {
+            let word = BALANCES.iter().find(|(_, balance)| *balance == backend.balance);
+            self.line("balance", &quoted(word.map_or("", |(word, _)| word)));
+        }
+        self.duration("connect_timeout", true, backend.connect_timeout, CONNECT_TIMEOUT);
+        if backend.connect_attempts != CONNECT_ATTEMPTS {
+            self.line("connect_attempts", &backend.connect_attempts.to_string());
+        }
+        if !backend.source.is_empty() {
+            let source = backend.source.iter().map(|source| quoted(&sources(source.value)));
+            self.line("source", &list(source));
+        }
+        if backend.shared_sockets.as_ref().is_some_and(|shared| shared.value) {
+            self.line("upstream_sockets", &quoted("shared"));
+        }
+        if let Some(asked) = &backend.send_proxy {
+            self.send_proxy(asked.value);
+        }
+        if backend.is_transparent() {
+            self.line("transparent", "true");
+        }
+        if let Some(tls) = &backend.tls {
+            self.origination(tls);
+        }
+        self.options(&backend.options);
+    }
+
+    fn admission(&mut self, admission: &Admission) {
+        let words =
+            |ranges: &[At<Ranges>]| list(ranges.iter().map(|ranges| ranges.value.to_string()));
+        if let Some(allow) = &admission.allow {
+            self.line("allow", &words(allow));
+        }
+        if !admission.deny.is_empty() {
+            self.line("deny", &words(&admission.deny));
+        }
+    }
+
+    fn send_proxy(&mut self, asked: SendProxy) {
+        let word = proxy::VERSIONS.iter().find(|(_, version)| *version == asked.version);
+        self.line("send_proxy", &quoted(word.map_or("", |(word, _)| word)));
+        let tlvs = [(proxy::UNIQUE_ID, asked.unique_id), (proxy::CRC32C, asked.crc32c)];
+        let tlvs = tlvs.iter().filter(|(_, asked)| *asked).map(|(name, _)| quoted(name));
+        let tlvs = list(tlvs);
+        if tlvs != "[]" {
+            self.line("proxy_tlvs", &tlvs);
+        }
+    }
+
+    fn termination(&mut self, tls: &Termination) {
+        let mut keys = vec![("mode", quoted("Terminate"))];
+        let certificates: Vec<_> = tls
+            .certificates
+            .iter()
+            .filter_map(|certificate| self.certificate(certificate))
+            .collect();
+        keys.push(("certificates", list(certificates.into_iter())));
+        if let Some(default) = &tls.default_certificate {
+            keys.extend(self.certificate(default).map(|text| ("default_certificate", text)));
+        }
+        for (key, pem) in [("client_ca", &tls.client_ca), ("client_crl", &tls.client_crl)] {
+            let pem = pem.as_ref().and_then(|pem| self.pem(pem));
+            keys.extend(pem.map(|text| (key, text)));
+        }
+        match tls.client_auth {
+            ClientAuth::Off => {}
+            ClientAuth::Optional => keys.push(("client_auth", quoted("optional"))),
+            ClientAuth::Required => keys.push(("client_auth", quoted("required"))),
+        }
+        if !tls.alpn.is_empty() {
+            keys.push(("alpn", list(tls.alpn.iter().map(|name| quoted(name)))));
+        }
+        if tls.min_version == MinVersion::Tls13 {
+            keys.push(("min_version", quoted("1.3")));
+        }
+        if !tls.session_tickets {
+            keys.push(("session_tickets", "false".to_owned()));
+        }
+        self.line("tls", &inline(keys));
+    }
+
+    fn origination(&mut self, tls: &Origination) {
+        let mut keys = vec![("server_name", quoted(&tls.server_name))];
+        let ca = tls.ca.as_ref().and_then(|pem| self.pem(pem));
+        keys.extend(ca.map(|text| ("ca", text)));
+        if let Some(own) = &tls.certificate {
+            let cert = self.pem(&own.cert).map(|text| ("cert", text));
+            let key = self.pem(&own.key).map(|text| ("key", text));
+            keys.extend(cert.into_iter().chain(key));
+        }
+        if !tls.subject_alt_names.is_empty() {
+            let names = tls.subject_alt_names.iter().map(|name| quoted(name));
+            keys.push(("subject_alt_names", list(names)));
+        }
+        self.line("tls", &inline(keys));
+    }
+
+    fn certificate(&mut self, certificate: &Certificate) -> Option<String> {
+        let (cert, key) = (self.pem(&certificate.cert), self.pem(&certificate.key));
+        Some(inline(vec![("cert", cert?), ("key", key?)]))
+    }
+
+    fn pem(&mut self, pem: &Pem) -> Option<String> {
+        let path = match pem {
+            Pem::File(path) => Some(path.value.display().to_string()),
+            Pem::Inline { .. } => (self.place)(pem),
+        };
+        if let (None, Pem::Inline { name, .. }) = (&path, pem) {
+            let note = format!("# left out: {name}\n");
+            if !self.text.ends_with(&note) {
+                self.text.push_str(&note);
+            }
+        }
+        path.map(|path| quoted(&path))
+    }
+
+    fn options(&mut self, options: &SocketOptions) {
+        if options.nodelay != OPTIONS.nodelay {
+            self.line("nodelay", &options.nodelay.to_string());
+        }
+        let seconds = |seconds: u32| seconds.saturating_mul(1_000);
+        self.duration("keepalive", true, seconds(options.keepalive), seconds(OPTIONS.keepalive));
+        self.duration("user_timeout", true, options.user_timeout, OPTIONS.user_timeout);
+        if options.congestion != OPTIONS.congestion {
+            let name = String::from_utf8_lossy(&options.congestion);
+            self.line("congestion", &quoted(name.trim_end_matches('\0')));
+        }
+    }
+
+    fn table(&mut self, name: &str) {
+        let gap = if self.text.is_empty() { "" } else { "\n" };
+        self.put(&format!("{gap}[[{name}]]\n"));
+    }
+
+    fn line(&mut self, key: &str, value: &str) {
+        self.put(&format!("{key} = {value}\n"));
+    }
+
+    fn duration(&mut self, key: &str, applies: bool, millis: u32, default: u32) {
+        if applies && millis != default {
+            let (number, unit) = match millis {
+                0 => (0, "s"),
+                millis if millis % 3_600_000 == 0 => (millis / 3_600_000, "h"),
+                millis if millis % 60_000 == 0 => (millis / 60_000, "m"),
+                millis if millis % 1_000 == 0 => (millis / 1_000, "s"),
+                millis => (millis, "ms"),
+            };
+            self.line(key, &quoted(&format!("{number}{unit}")));
+        }
+    }
+
+    fn put(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<_> = items.collect();
+    let width: usize = items.iter().map(String::len).sum();
+    if width < 80 {
+        return format!("[{}]", items.join(", "));
+    }
+    let mut text = "[\n".to_owned();
+    for item in items {
+        let _ = writeln!(text, "  {item},");
+    }
+    text + "]"
+}
+
+fn inline(keys: Vec<(&str, String)>) -> String {
+    let keys: Vec<_> = keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    format!("{{ {} }}", keys.join(", "))
+}
+
+/// An address, or the prefix that holds so many: what was read from one had a power of two.
+fn sources(sources: Sources) -> String {
+    if sources.count <= 1 {
+        return sources.first.to_string();
+    }
+    let length = match sources.first {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    };
+    format!("{}/{}", sources.first, length - sources.count.ilog2())
+}

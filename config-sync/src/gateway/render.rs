@@ -1,0 +1,598 @@
+//! What each object is told: its status, but for what only the data plane can say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kube::api::ObjectMeta;
+use serde_json::{Map, Value, json};
+
+use super::SUPERSEDED;
+use super::backend_tls::BackendTls;
+use super::index::{Index, key};
+use super::listeners::{Entry, Gate, Listeners, Set};
+use super::objects::{Bundle, GROUP, GatewayClass, Objects};
+use super::policy::{Aim, Policies};
+use super::routes::{Parent, Routed};
+use super::status::{Kind, Outcome, StatusOf};
+use super::translate::{Notice, Settings, Verdict, Why};
+
+/// What a GatewayClass says that it can do (GEP-2162), sorted. Of HTTPRoute nothing: it is
+/// forwarded as bytes.
+const FEATURES: [&str; 13] = [
+    "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayInfrastructure",
+    "GatewayInfrastructurePropagation",
+    "GatewayPort8080",
+    "GatewayStaticAddresses",
+    "ListenerSet",
+    "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
+];
+
+/// What a translation knows.
+pub(super) struct Known<'a, 'o> {
+    pub(super) objects: &'o Objects,
+    pub(super) settings: &'a Settings,
+    pub(super) index: &'a Index<'o>,
+    pub(super) policies: &'a Policies<'o>,
+    pub(super) backend_tls: &'a BackendTls<'o>,
+    pub(super) listeners: &'a Listeners<'o>,
+    pub(super) routes: &'a [Routed<'o>],
+}
+
+/// The status of an object, to be finished by what became of the configuration.
+#[derive(Debug)]
+pub(super) struct Report {
+    of: StatusOf,
+    /// Fields without conditions.
+    fields: Map<String, Value>,
+    conditions: Option<Vec<Condition>>,
+    listeners: Option<Vec<Part>>,
+    /// `parents` or `ancestors`.
+    parts: Option<(&'static str, Vec<Part>)>,
+}
+
+/// An entry of listeners[], parents[] or ancestors[].
+#[derive(Debug)]
+struct Part {
+    fields: Value,
+    /// What events call it.
+    title: String,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug)]
+struct Condition {
+    kind: &'static str,
+    says: Says,
+}
+
+#[derive(Clone, Debug)]
+enum Says {
+    True(&'static str, String),
+    False(Why),
+    /// Of a listener: true if the data plane could open these, its listeners in the configuration.
+    Opened(BTreeSet<String>, &'static str),
+    /// The same, true as soon as it serves all of them.
+    Served(BTreeSet<String>),
+    /// Of what has several listeners: true as soon as it serves one of these.
+    SomeServed(BTreeSet<String>),
+}
+
+impl Known<'_, '_> {
+    /// Sorted by kind, namespace and name.
+    pub(super) fn reports(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for class in &self.objects.gateway_classes {
+            if class.spec.controller_name == self.settings.controller_name {
+                reports.push(self.class(class));
+            }
+        }
+        for at in 0..self.listeners.gates.len() {
+            reports.push(self.gateway(at));
+        }
+        for at in 0..self.listeners.sets.len() {
+            reports.push(self.set(at));
+        }
+        reports.extend(self.routes.iter().map(|route| self.route(route)));
+        reports.extend(self.backend_tls_policies());
+        reports.extend(self.l4_policies());
+        reports.sort_by(|a, b| {
+            let by = |report: &Report| {
+                (report.of.kind, report.of.namespace.clone(), report.of.name.clone())
+            };
+            by(a).cmp(&by(b))
+        });
+        reports
+    }
+
+    fn report(&self, kind: Kind, metadata: &ObjectMeta) -> Report {
+        let (namespace, name) = key(metadata);
+        let of = StatusOf {
+            kind,
+            namespace: (kind != Kind::GatewayClass).then(|| namespace.to_owned()),
+            name: name.to_owned(),
+            uid: metadata.uid.clone(),
+            generation: metadata.generation.unwrap_or(0),
+            controller: Arc::from(self.settings.controller_name.as_str()),
+            status: Value::Null,
+        };
+        Report { of, fields: Map::new(), conditions: None, listeners: None, parts: None }
+    }
+
+    fn class(&self, class: &GatewayClass) -> Report {
+        let mut report = self.report(Kind::GatewayClass, &class.metadata);
+        let parameters = class.spec.parameters_ref.as_ref().map(|parameters| {
+            let message = format!(
+                "parametersRef names a {}, and Ringway knows no such parameters; remove it",
+                parameters.kind
+            );
+            Why::new("InvalidParameters", message)
+        });
+        let version = self.objects.bundle.as_ref().map_or(Ok(()), is_supported);
+        let accepted = parameters.map_or(Ok(()), Err);
+        report.conditions = Some(vec![
+            condition("Accepted", accepted, "Accepted", "Ringway serves Gateways of this class"),
+            condition(
+                "SupportedVersion",
+                version,
+                "SupportedVersion",
+                "the installed Gateway API is one that Ringway knows",
+            ),
+        ]);
+        let features = FEATURES.map(|name| json!({"name": name}));
+        report.fields.insert("supportedFeatures".into(), features.to_vec().into());
+        report
+    }
+
+    fn gateway(&self, at: usize) -> Report {
+        let gate = &self.listeners.gates[at];
+        let mut report = self.report(Kind::Gateway, &gate.object.metadata);
+        let own: Vec<_> = self.entries(at, None).collect();
+        let shown = gate.addresses.as_ref().map_or(&[][..], |assigned| &assigned.shown);
+        let shown: Vec<_> =
+            shown.iter().map(|a| json!({"type": "IPAddress", "value": a.to_string()})).collect();
+        report.fields.insert("addresses".into(), shown.into());
+        let sets = self.listeners.sets.iter();
+        let attached = sets.filter(|set| set.gate == at && set.accepted.is_ok()).count();
+        report.fields.insert("attachedListenerSets".into(), attached.into());
+        let mut conditions = vec![accepted(&gate.accepted, &own), programmed(gate, &own)];
+        if let Err(why) = &gate.certificate {
+            conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why.clone()) });
+        } else if let Some(why) = own.iter().find_map(|entry| entry.resolved.as_ref().err()) {
+            let message = format!("a listener's references do not resolve: {}", why.message);
+            let why = Why::new("ListenersNotResolved", message);
+            conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why) });
+        } else {
+            let message = "every reference of the listeners resolves";
+            conditions.push(condition("ResolvedRefs", Ok(()), "ResolvedRefs", message));
+        }
+        report.conditions = Some(conditions);
+        report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
+        report
+    }
+
+    fn set(&self, at: usize) -> Report {
+        let set = &self.listeners.sets[at];
+        let mut report = self.report(Kind::ListenerSet, &set.object.metadata);
+        let own: Vec<_> = self.entries(set.gate, Some(at)).collect();
+        report.conditions = Some(vec![
+            accepted(&set.accepted, &own),
+            set_programmed(set, &self.listeners.gates[set.gate], &own),
+        ]);
+        report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
+        report
+    }
+
+    fn entries(&self, gate: usize, set: Option<usize>) -> impl Iterator<Item = &Entry<'_>> {
+        self.listeners.entries.iter().filter(move |entry| (entry.gate, entry.set) == (gate, set))
+    }
+
+    fn listener(&self, entry: &Entry<'_>) -> Part {
+        let mut conditions = Vec::new();
+        let plain_hostname = entry.hostname.is_some() && entry.tls.is_none();
+        let http = entry.spec.protocol == "HTTP" && plain_hostname;
+        let message = if http {
+            "accepted; all HTTP listeners of the port are one stream of bytes, so the hostname is \
+             not looked at"
+        } else {
+            "accepted"
+        };
+        let names = || entry.names.iter().cloned().collect();
+        conditions.push(match entry.accepted.clone() {
+            Ok(()) => Condition { kind: "Accepted", says: Says::Opened(names(), message) },
+            Err(why) => Condition { kind: "Accepted", says: Says::False(why) },
+        });
+        conditions.push(condition(
+            "ResolvedRefs",
+            entry.resolved.clone(),
+            "ResolvedRefs",
+            "every reference resolves",
+        ));
+        if let Err(why) = &entry.conflict {
+            let says = Says::True(why.reason, why.message.clone());
+            conditions.push(Condition { kind: "Conflicted", says });
+        } else {
+            let message = "no other listener is in the way".to_owned();
+            let says = Says::False(Why::new("NoConflicts", message));
+            conditions.push(Condition { kind: "Conflicted", says });
+        }
+        let programmed = if let Err(why) = &entry.conflict {
+            Says::False(why.clone())
+        } else if !entry.is_valid() {
+            let message = "the listener is not valid: see Accepted and ResolvedRefs".to_owned();
+            Says::False(Why::new("Invalid", message))
+        } else if entry.names.is_empty() {
+            let message = "what the listener belongs to is not programmed".to_owned();
+            Says::False(Why::new("Pending", message))
+        } else {
+            Says::Served(names())
+        };
+        conditions.push(Condition { kind: "Programmed", says: programmed });
+        let fields = json!({
+            "name": entry.spec.name,
+            "supportedKinds": entry.kinds,
+            "attachedRoutes": entry.attached,
+        });
+        Part { fields, title: format!("listener {}", entry.spec.name), conditions }
+    }
+
+    fn route(&self, route: &Routed<'_>) -> Report {
+        let mut report = self.report(route.kind, &route.object.metadata);
+        let parents = route.parents.iter().map(|parent| self.parent(route, parent)).collect();
+        report.parts = Some(("parents", parents));
+        report
+    }
+
+    fn parent(&self, route: &Routed<'_>, parent: &Parent) -> Part {
+        let message = if route.kind == Kind::HttpRoute {
+            "accepted: its bytes are forwarded as they come"
+        } else {
+            "accepted"
+        };
+        let mut conditions = vec![
+            condition("Accepted", parent.accepted.clone(), "Accepted", message),
+            condition(
+                "ResolvedRefs",
+                route.resolved.clone(),
+                "ResolvedRefs",
+                "every backendRef resolves",
+            ),
+        ];
+        if route.dropped_rules > 0 && parent.accepted.is_ok() {
+            let count = route.dropped_rules;
+            let message = format!(
+                "Dropped Rule: only the first rule is served, {count} behind it are not; make \
+                 them routes of their own"
+            );
+            let says = Says::True("UnsupportedValue", message);
+            conditions.push(Condition { kind: "PartiallyInvalid", says });
+        }
+        if let Some((_, winner)) = parent.superseded.first_key_value() {
+            let names = parent.superseded.keys().map(|at| &self.listeners.entries[*at].spec.name);
+            let names: Vec<_> = names.map(String::as_str).collect();
+            let message = format!(
+                "gets no traffic of {}: {winner} is older and has it; this route takes over as \
+                 soon as that one is gone",
+                names.join(", ")
+            );
+            let says = Says::True("OlderRoute", message);
+            conditions.push(Condition { kind: SUPERSEDED, says });
+        }
+        let fields = json!({
+            "parentRef": parent.reference,
+            "controllerName": self.settings.controller_name,
+        });
+        Part { fields, title: format!("parent {}", parent.reference.name), conditions }
+    }
+
+    fn backend_tls_policies(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for (at, policy) in self.backend_tls.all.iter().enumerate() {
+            let namespace = key(&policy.object.metadata).0;
+            let mut gateways = BTreeSet::new();
+            for target in &policy.object.spec.target_refs {
+                gateways.extend(self.gateways_of_service(namespace, &target.name, |of| {
+                    self.backend_tls.winner(of) == Some(at) || policy.accepted.is_err()
+                }));
+            }
+            let status = policy.object.status.as_ref();
+            let had = status.and_then(|status| status["ancestors"].as_array());
+            let mut had = had.into_iter().flatten();
+            let ours = had.any(|old| old["controllerName"] == *self.settings.controller_name);
+            if gateways.is_empty() && !ours {
+                continue;
+            }
+            let mut report = self.report(Kind::BackendTlsPolicy, &policy.object.metadata);
+            let part = |(namespace, name): (String, String)| {
+                let ancestor = json!({
+                    "group": GROUP, "kind": "Gateway", "namespace": namespace, "name": name,
+                });
+                let conditions = vec![
+                    condition("Accepted", policy.accepted.clone(), "Accepted", "accepted"),
+                    condition(
+                        "ResolvedRefs",
+                        policy.resolved.clone(),
+                        "ResolvedRefs",
+                        "every reference resolves",
+                    ),
+                ];
+                self.ancestor(ancestor, &name, conditions)
+            };
+            let parts = gateways.into_iter().take(16).map(part).collect();
+            report.parts = Some(("ancestors", parts));
+            reports.push(report);
+        }
+        reports
+    }
+
+    fn l4_policies(&self) -> Vec<Report> {
+        let controller = &self.settings.controller_name;
+        let statuses = self.policies.statuses(controller, |aim| self.reached(aim));
+        let report = |(object, ancestors): (&super::policy::L4Policy, Vec<_>)| {
+            let mut report = self.report(Kind::L4Policy, &object.metadata);
+            let part = |(ancestor, verdict): (super::policy::AncestorRef, Verdict)| {
+                let conditions = vec![condition("Accepted", verdict, "Accepted", "in force")];
+                self.ancestor(json!(ancestor), &ancestor.name, conditions)
+            };
+            report.parts = Some(("ancestors", ancestors.into_iter().map(part).collect()));
+            report
+        };
+        statuses.into_iter().map(report).collect()
+    }
+
+    fn ancestor(&self, ancestor: Value, name: &str, conditions: Vec<Condition>) -> Part {
+        let controller = &self.settings.controller_name;
+        let fields = json!({"ancestorRef": ancestor, "controllerName": controller});
+        Part { fields, title: format!("ancestor {name}"), conditions }
+    }
+
+    /// The Gateways that the target of a policy has to do with; `None`: there is no such target.
+    fn reached(&self, aim: Aim<'_>) -> Option<Vec<(String, String)>> {
+        let wanted = (aim.namespace, aim.name);
+        let has = |gate, set| {
+            let mut names = self.entries(gate, set).map(|entry| entry.spec.name.as_str());
+            aim.section.is_none_or(|section| names.any(|name| name == section))
+        };
+        match aim.kind {
+            "Gateway" => {
+                let mut gates = self.listeners.gates.iter();
+                let at = gates.position(|gate| key(&gate.object.metadata) == wanted)?;
+                has(at, None).then(|| vec![self.gateway_name(at)])
+            }
+            "ListenerSet" => {
+                let mut sets = self.listeners.sets.iter();
+                let at = sets.position(|set| key(&set.object.metadata) == wanted)?;
+                let gate = self.listeners.sets[at].gate;
+                has(gate, Some(at)).then(|| vec![self.gateway_name(gate)])
+            }
+            "Service" => {
+                let service = self.index.services.get(&wanted)?;
+                let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref());
+                let mut names = ports.into_iter().flatten().map(|port| port.name.as_deref());
+                if aim.section.is_some() && !names.any(|name| name == aim.section) {
+                    return None;
+                }
+                let all = self.gateways_of_service(aim.namespace, aim.name, |of| {
+                    aim.section.is_none_or(|section| of.port.name.as_deref() == Some(section))
+                });
+                Some(all.into_iter().collect())
+            }
+            kind => {
+                let is_it = |route: &&Routed<'_>| {
+                    route.kind.name() == kind && key(&route.object.metadata) == wanted
+                };
+                let route = self.routes.iter().find(is_it)?;
+                Some(self.gateways_of(route).into_iter().collect())
+            }
+        }
+    }
+
+    fn gateways_of_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        counts: impl Fn(&super::backends::Destination<'_>) -> bool,
+    ) -> BTreeSet<(String, String)> {
+        let leads_there = |route: &&Routed<'_>| {
+            let found =
+                route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok());
+            found.into_iter().any(|of| of.service == (namespace, name) && counts(of))
+        };
+        self.routes.iter().filter(leads_there).flat_map(|route| self.gateways_of(route)).collect()
+    }
+
+    fn gateways_of(&self, route: &Routed<'_>) -> BTreeSet<(String, String)> {
+        let entries = route.parents.iter().flat_map(|parent| &parent.entries);
+        entries.map(|at| self.gateway_name(self.listeners.entries[*at].gate)).collect()
+    }
+
+    fn gateway_name(&self, gate: usize) -> (String, String) {
+        let (namespace, name) = key(&self.listeners.gates[gate].object.metadata);
+        (namespace.to_owned(), name.to_owned())
+    }
+}
+
+/// GA of what we claim came with v1.5 (TLSRoute, ListenerSet) and v1.6 (TCPRoute, UDPRoute); what
+/// is older serves them as alpha, which reads the same. A major version to come may not.
+fn is_supported(bundle: &Bundle) -> Verdict {
+    if bundle.version.starts_with("v1.") {
+        return Ok(());
+    }
+    let message = format!("the installed Gateway API is {}; Ringway knows v1", bundle.version);
+    Err(Why::new("UnsupportedVersion", message))
+}
+
+fn condition(
+    kind: &'static str,
+    verdict: Verdict,
+    reason: &'static str,
+    message: &str,
+) -> Condition {
+    let says = match verdict {
+        Ok(()) => Says::True(reason, message.to_owned()),
+        Err(why) => Says::False(why),
+    };
+    Condition { kind, says }
+}
+
+/// Of a Gateway or ListenerSet: with some listeners that are not valid it is accepted all the same.
+fn accepted(verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
+    if own.iter().all(|entry| entry.is_valid()) {
+        return condition("Accepted", verdict.clone(), "Accepted", "accepted");
+    }
+    let message = "accepted, but not all listeners are valid; each says why";
+    condition("Accepted", verdict.clone(), "ListenersNotValid", message)
+}
+
+fn programmed(gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
+    let says = match (&gate.accepted, &gate.addresses) {
+        (Err(_), _) => {
+            let message = "the Gateway is not accepted: see Accepted".to_owned();
+            Says::False(Why::new("Invalid", message))
+        }
+        (Ok(()), Err(why)) => Says::False(why.clone()),
+        (Ok(()), Ok(_)) => served(own),
+    };
+    Condition { kind: "Programmed", says }
+}
+
+fn set_programmed(set: &Set<'_>, gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
+    let says = match (&set.accepted, &gate.addresses) {
+        (Err(why), _) | (Ok(()), Err(why)) => Says::False(why.clone()),
+        (Ok(()), Ok(_)) => served(own),
+    };
+    Condition { kind: "Programmed", says }
+}
+
+fn served(own: &[&Entry<'_>]) -> Says {
+    Says::SomeServed(own.iter().flat_map(|entry| &entry.names).cloned().collect())
+}
+
+impl Report {
+    pub(super) fn status(&self, outcome: &Outcome) -> StatusOf {
+        let generation = self.of.generation;
+        let list = |conditions: &[Condition]| -> Value {
+            let value = |condition: &Condition| condition.value(generation, outcome);
+            conditions.iter().map(value).collect::<Vec<_>>().into()
+        };
+        let parts = |parts: &[Part]| -> Value {
+            let value = |part: &Part| {
+                let mut value = part.fields.clone();
+                value["conditions"] = list(&part.conditions);
+                value
+            };
+            parts.iter().map(value).collect::<Vec<_>>().into()
+        };
+        let mut status = self.fields.clone();
+        if let Some(conditions) = &self.conditions {
+            status.insert("conditions".into(), list(conditions));
+        }
+        if let Some(listeners) = &self.listeners {
+            status.insert("listeners".into(), parts(listeners));
+        }
+        if let Some((field, all)) = &self.parts {
+            status.insert((*field).into(), parts(all));
+        }
+        StatusOf { status: status.into(), ..self.of.clone() }
+    }
+
+    pub(super) fn notices(&self) -> Vec<Notice> {
+        let own = self.conditions.iter().flatten().map(|condition| (None, condition));
+        let listeners = self.listeners.iter().flatten();
+        let parts = self.parts.iter().flat_map(|(_, parts)| parts).chain(listeners);
+        let parts = parts.flat_map(|part| {
+            part.conditions.iter().map(|condition| (Some(part.title.as_str()), condition))
+        });
+        let mut notices: Vec<Notice> = Vec::new();
+        for (title, condition) in own.chain(parts) {
+            let Some((reason, message)) = condition.complaint() else { continue };
+            let message = title.map_or_else(|| message.into(), |of| format!("{of}: {message}"));
+            let notice = Notice {
+                kind: self.of.kind,
+                namespace: self.of.namespace.clone(),
+                name: self.of.name.clone(),
+                uid: self.of.uid.clone(),
+                reason: reason.to_owned(),
+                message,
+            };
+            if !notices.contains(&notice) {
+                notices.push(notice);
+            }
+        }
+        notices
+    }
+}
+
+impl Condition {
+    fn value(&self, generation: i64, outcome: &Outcome) -> Value {
+        let (status, reason, message) = match &self.says {
+            Says::True(reason, message) => ("True", *reason, message.clone()),
+            Says::False(why) => ("False", why.reason, why.message.clone()),
+            Says::Opened(names, message) => match not_opened(names, outcome) {
+                Some(why) => ("False", "PortUnavailable", why.to_owned()),
+                None => ("True", "Accepted", (*message).to_owned()),
+            },
+            Says::Served(names) => programmed_as(not_opened(names, outcome), outcome),
+            Says::SomeServed(names) => {
+                let failed = |name: &String| not_opened(&[name.clone()].into(), outcome);
+                let failed = names.iter().map(failed).collect::<Option<Vec<_>>>();
+                programmed_as(failed.and_then(|why| why.first().copied()), outcome)
+            }
+        };
+        json!({
+            "type": self.kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "observedGeneration": generation,
+        })
+    }
+
+    /// What somebody must act on. Not what follows from something else that is said anyway.
+    fn complaint(&self) -> Option<(&str, &str)> {
+        match (&self.says, self.kind) {
+            (Says::True(reason, message), "PartiallyInvalid" | SUPERSEDED) => {
+                Some((reason, message))
+            }
+            (Says::False(why), "Accepted" | "ResolvedRefs" | "SupportedVersion") => {
+                Some((why.reason, &why.message))
+            }
+            (Says::False(why), "Programmed") if why.reason.starts_with("Address") => {
+                Some((why.reason, &why.message))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why one of these listeners could not be opened.
+fn not_opened<'a>(names: &BTreeSet<String>, outcome: &'a Outcome) -> Option<&'a str> {
+    let Outcome::Failed(faults) = outcome else { return None };
+    faults.iter().find(|(name, _)| names.contains(*name)).map(|(_, why)| why.as_str())
+}
+
+fn programmed_as(fault: Option<&str>, outcome: &Outcome) -> (&'static str, &'static str, String) {
+    let whole = match outcome {
+        Outcome::Failed(faults) => faults.get(""),
+        Outcome::Applied | Outcome::Pending => None,
+    };
+    match (fault, whole, outcome) {
+        (Some(why), _, _) => ("False", "Invalid", why.to_owned()),
+        (None, Some(why), _) => {
+            let message = format!("the configuration could not be put in force: {why}");
+            ("False", "Pending", message)
+        }
+        (None, None, Outcome::Pending) => {
+            ("False", "Pending", "the data plane does not serve it yet".to_owned())
+        }
+        (None, None, Outcome::Applied | Outcome::Failed(_)) => {
+            ("True", "Programmed", "the data plane serves it".to_owned())
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What tests of this module share.
+
+use std::collections::BTreeMap;
+
+use super::{CONTROLLER, Settings};
+use crate::config;
+use crate::machine::Machine;
+
+/// A machine with one core, the node's address 192.0.2.1 and no pool.
+pub(super) fn settings() -> Settings {
+    let machine = Machine { cores: vec![0], congestion: vec!["cubic".into(), "bbr".into()] };
+    Settings {
+        controller_name: CONTROLLER.into(),
+        given: BTreeMap::new(),
+        address_pool: Vec::new(),
+        node_addresses: vec!["192.0.2.1".parse().expect("address")],
+        zone: None,
+        base: config::parse_for("", "", &machine).expect("an empty file is a configuration"),
+        machine,
+    }
+}

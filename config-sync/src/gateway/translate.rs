@@ -1,0 +1,197 @@
+//! From Kubernetes objects to a configuration, and to what each object is to be told. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::backend_tls::BackendTls;
+use super::build::{self, Build};
+use super::index::{Index, Party, key};
+use super::listeners::Listeners;
+use super::objects::Objects;
+use super::policy::Policies;
+use super::render::{self, Report};
+use super::routes;
+use super::status::{Kind, Outcome, StatusOf};
+use crate::config::Config;
+use crate::machine::Machine;
+
+/// What a translation depends on beside the objects.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// GatewayClasses with this name are ours.
+    pub controller_name: String,
+    /// Each Gateway gets an address of its own out of these; empty: Gateways share the node's.
+    pub address_pool: Vec<IpNet>,
+    /// What each Gateway, by namespace and name, got out of the pool in the translation before:
+    /// between that and its status others may come that are older by their names.
+    pub given: BTreeMap<(String, String), Vec<IpAddr>>,
+    /// What statuses say where there is no pool; the first 16 count.
+    pub node_addresses: Vec<IpAddr>,
+    /// Endpoints whose hints name this zone come first.
+    pub zone: Option<String>,
+    /// What no object says: workers, admin API, access log, limits, drain. It has no listeners.
+    pub base: Config,
+    /// Which congestion controls a policy may name.
+    pub machine: Machine,
+}
+
+/// A configuration, and what each object is to be told of it.
+#[derive(Debug)]
+pub struct Translation {
+    pub config: Config,
+    reports: Vec<Report>,
+    infrastructure: Vec<Infrastructure>,
+    given: BTreeMap<(String, String), Vec<IpAddr>>,
+}
+
+/// Something that a user must act on: an event on an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub kind: Kind,
+    pub namespace: Option<String>,
+    pub name: String,
+    pub uid: Option<String>,
+    /// In UpperCamelCase, as in conditions.
+    pub reason: String,
+    pub message: String,
+}
+
+/// A ServiceAccount that a Gateway wants beside it, to carry `spec.infrastructure` (GEP-1867).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Infrastructure {
+    pub namespace: String,
+    pub gateway: String,
+    pub gateway_uid: Option<String>,
+    /// Of the ServiceAccount.
+    pub name: String,
+    /// With `gateway.networking.k8s.io/gateway-name`.
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Why something is not as it was asked for: the reason and message of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Why {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+pub(super) type Verdict = Result<(), Why>;
+
+/// The same objects in any order, with the same settings, give the same translation.
+pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
+    let index = Index::of(objects);
+    let policies = Policies::of(objects, settings);
+    let backend_tls = BackendTls::of_all(objects, &index);
+    let mut listeners = Listeners::of(objects, &index, settings);
+    let mut routes = routes::routes(objects, &index, &mut listeners, settings);
+    let served = routes::choose(&mut routes, &listeners);
+    let mut build = Build {
+        settings,
+        index: &index,
+        policies: &policies,
+        backend_tls: &backend_tls,
+        listeners: &mut listeners,
+    };
+    let config = build.config(&routes, &served);
+    let infrastructure = infrastructure(&listeners);
+    let given = listeners.gates.iter().filter_map(|gate| {
+        let (namespace, name) = key(&gate.object.metadata);
+        let addresses = gate.addresses.as_ref().ok()?;
+        Some(((namespace.to_owned(), name.to_owned()), addresses.shown.clone()))
+    });
+    let given = given.collect();
+    let known = render::Known {
+        objects,
+        settings,
+        index: &index,
+        policies: &policies,
+        backend_tls: &backend_tls,
+        listeners: &listeners,
+        routes: &routes,
+    };
+    Translation { config, reports: known.reports(), infrastructure, given }
+}
+
+impl Translation {
+    /// The status that every object of ours should have, sorted by kind, namespace and name.
+    pub fn statuses(&self, outcome: &Outcome) -> Vec<StatusOf> {
+        self.reports.iter().map(|report| report.status(outcome)).collect()
+    }
+
+    /// What users must act on, as far as the objects say: in the order of the statuses.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.reports.iter().flat_map(Report::notices).collect()
+    }
+
+    /// What each Gateway has, by namespace and name: for [`Settings::given`] of the next one.
+    pub fn given(&self) -> &BTreeMap<(String, String), Vec<IpAddr>> {
+        &self.given
+    }
+
+    pub fn infrastructure(&self) -> &[Infrastructure] {
+        &self.infrastructure
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, namespace, name, reason, message, .. } = self;
+        let slash = if namespace.is_some() { "/" } else { "" };
+        let namespace = namespace.as_deref().unwrap_or_default();
+        write!(f, "{kind} {namespace}{slash}{name}: {reason}: {message}")
+    }
+}
+
+/// For each Gateway that wants labels or annotations on what is made for it. Nothing else is made
+/// for a Gateway, so the ServiceAccount is there to carry them.
+fn infrastructure(listeners: &Listeners<'_>) -> Vec<Infrastructure> {
+    let mut wanted = Vec::new();
+    for gate in listeners.gates.iter().filter(|gate| gate.accepted.is_ok()) {
+        let Some(given) = &gate.object.spec.infrastructure else { continue };
+        if given.labels.is_empty() && given.annotations.is_empty() {
+            continue;
+        }
+        let (namespace, gateway) = key(&gate.object.metadata);
+        let class = &gate.object.spec.gateway_class_name;
+        let mut labels = given.labels.clone();
+        // Label values have 63 characters at the most, names of Gateways 253.
+        labels.insert("gateway.networking.k8s.io/gateway-name".into(), short(gateway, 63));
+        wanted.push(Infrastructure {
+            namespace: namespace.to_owned(),
+            gateway: gateway.to_owned(),
+            gateway_uid: gate.object.metadata.uid.clone(),
+            name: short(&format!("{gateway}-{class}"), 253),
+            labels,
+            annotations: given.annotations.clone(),
+        });
+    }
+    wanted
+}
+
+fn short(name: &str, most: usize) -> String {
+    if name.len() <= most {
+        return name.to_owned();
+    }
+    let cut: String = name.chars().take(most - 17).collect();
+    format!("{cut}-{:016x}", build::fnv(name))
+}
+
+impl Why {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    /// A reference into another namespace that no ReferenceGrant allows.
+    pub(super) fn not_permitted(from: Party<'_>, kind: &str, namespace: &str, name: &str) -> Self {
+        let message = format!(
+            "no ReferenceGrant in namespace {namespace} lets a {} of namespace {} refer to {kind} \
+             {name}",
+            from.kind, from.namespace
+        );
+        Self::new("RefNotPermitted", message)
+    }
+}

@@ -1,0 +1,261 @@
+//! Values by source range, the longest matching prefix first: two sorted arrays for each IP
+//! version, so that a look-up is one binary search, however many prefixes there are. Imports
+//! nothing of this crate: workers see it.
+
+use std::cmp::Reverse;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// Prefixes of one set of ranges at the most: 16 MiB of IPv4, 40 MiB of IPv6.
+pub const MAX_PREFIXES: usize = 1 << 20;
+
+/// Who may come in, by the longest prefix that has the client's address.
+#[derive(Debug)]
+pub struct Access(ByPrefix);
+
+impl Access {
+    /// `allow`: `None` if nothing is said of it, so that whoever is not denied may come in. A
+    /// prefix must not be in both.
+    pub fn new(allow: Option<&[IpNet]>, deny: &[IpNet]) -> Self {
+        let default = if allow.is_some() { DENIED } else { ADMITTED };
+        let allowed = allow.unwrap_or_default().iter().map(|prefix| (*prefix, ADMITTED));
+        let denied = deny.iter().map(|prefix| (*prefix, DENIED));
+        Self(ByPrefix::new(allowed.chain(denied), default))
+    }
+
+    pub fn admits(&self, client: IpAddr) -> bool {
+        self.0.get(client) == ADMITTED
+    }
+
+    /// Bytes of memory.
+    pub fn size(&self) -> usize {
+        self.0.size()
+    }
+}
+
+const DENIED: u32 = 0;
+const ADMITTED: u32 = 1;
+
+/// Every address has a value: that of the longest prefix it is in, or the default. Of the prefixes
+/// only the addresses are kept at which the value changes: at most two for each.
+#[derive(Debug)]
+pub struct ByPrefix {
+    v4: Steps<u32>,
+    v6: Steps<u128>,
+}
+
+impl ByPrefix {
+    /// Each prefix should be given once; of several values for one the last holds.
+    pub fn new(prefixes: impl Iterator<Item = (IpNet, u32)>, default: u32) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (prefix, value) in prefixes {
+            let last = prefix.broadcast();
+            match prefix {
+                IpNet::V4(prefix) => {
+                    let first = prefix.network().to_bits();
+                    v4.push(Span { first: first.into(), last: bits(last), value });
+                }
+                IpNet::V6(prefix) => {
+                    let first = prefix.network().to_bits();
+                    v6.push(Span { first, last: bits(last), value });
+                }
+            }
+        }
+        let (v4, v6) = (flatten(v4, u32::MAX.into(), default), flatten(v6, u128::MAX, default));
+        let narrow = |first: u128| u32::try_from(first).expect("it is of an IPv4 address");
+        Self {
+            v4: Steps {
+                firsts: v4.iter().map(|step| narrow(step.0)).collect(),
+                values: v4.iter().map(|step| step.1).collect(),
+            },
+            v6: Steps {
+                firsts: v6.iter().map(|step| step.0).collect(),
+                values: v6.iter().map(|step| step.1).collect(),
+            },
+        }
+    }
+
+    /// The value for an address. An IPv4 address inside IPv6 (RFC 4291, section 2.5.5.2) counts as
+    /// what it is.
+    pub fn get(&self, address: IpAddr) -> u32 {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.v4.get(address.to_bits()),
+            IpAddr::V6(address) => self.v6.get(address.to_bits()),
+        }
+    }
+
+    /// Bytes of memory.
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.v4.size() + self.v6.size()
+    }
+}
+
+/// The value of addresses from `firsts[n]` on is `values[n]`. The first of all is 0.
+#[derive(Debug)]
+struct Steps<A> {
+    firsts: Box<[A]>,
+    values: Box<[u32]>,
+}
+
+impl<A: Copy + Ord> Steps<A> {
+    fn get(&self, address: A) -> u32 {
+        self.values[self.firsts.partition_point(|first| *first <= address) - 1]
+    }
+
+    fn size(&self) -> usize {
+        size_of_val(&*self.firsts) + size_of_val(&*self.values)
+    }
+}
+
+/// All addresses of a prefix.
+struct Span {
+    first: u128,
+    last: u128,
+    value: u32,
+}
+
+/// From where on which value holds: spans lie within each other or apart, and the inner one holds.
+fn flatten(mut spans: Vec<Span>, top: u128, default: u32) -> Vec<(u128, u32)> {
+    spans.sort_by_key(|span| (span.first, Reverse(span.last)));
+    let mut steps = vec![(0, default)];
+    let mut step = |at: u128, value: u32| {
+        if steps.last().is_some_and(|(last, _)| *last == at) {
+            steps.pop();
+        }
+        if steps.last().is_none_or(|(_, before)| *before != value) {
+            steps.push((at, value));
+        }
+    };
+    // Those that have begun and not ended, the innermost last.
+    let mut open: Vec<Span> = Vec::new();
+    for span in spans {
+        while let Some(ended) = open.pop_if(|inner| inner.last < span.first) {
+            step(ended.last + 1, open.last().map_or(default, |outer| outer.value));
+        }
+        step(span.first, span.value);
+        open.push(span);
+    }
+    while let Some(ended) = open.pop_if(|inner| inner.last < top) {
+        step(ended.last + 1, open.last().map_or(default, |outer| outer.value));
+    }
+    steps
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use ipnet::{Ipv4Net, Ipv6Net};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().expect("a prefix")).collect()
+    }
+
+    #[test]
+    fn the_longest_prefix_decides() {
+        let allow = nets(&["10.0.0.0/8", "10.9.9.0/24", "2001:db8::/32"]);
+        let deny = nets(&["10.9.0.0/16", "2001:db8:1::/48", "10.9.9.9/32"]);
+        let access = Access::new(Some(&allow), &deny);
+        for (client, admitted) in [
+            ("10.0.0.0", true),
+            ("10.255.255.255", true),
+            ("10.9.0.0", false),
+            ("10.9.9.8", true),
+            ("10.9.9.9", false),
+            ("10.9.9.10", true),
+            ("10.9.255.255", false),
+            ("10.10.0.0", true),
+            ("9.255.255.255", false),
+            ("11.0.0.0", false),
+            ("::ffff:10.1.2.3", true),
+            ("::ffff:10.9.2.3", false),
+            ("2001:db8::1", true),
+            ("2001:db8:1::1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(access.admits(client.parse().expect("address")), admitted, "{client}");
+        }
+    }
+
+    #[test]
+    fn who_is_in_no_range_may_come_in_unless_some_are_allowed() {
+        let nobody: IpAddr = Ipv6Addr::LOCALHOST.into();
+        assert!(Access::new(None, &nets(&["10.0.0.0/8"])).admits(nobody));
+        assert!(!Access::new(Some(&nets(&["10.0.0.0/8"])), &[]).admits(nobody));
+        assert!(!Access::new(Some(&[]), &[]).admits(nobody));
+        assert!(Access::new(Some(&nets(&["0.0.0.0/0", "::/0"])), &[]).admits(nobody));
+    }
+
+    /// No more than 16 bytes for each IPv4 prefix and 40 for each IPv6 one, whatever they are.
+    #[test]
+    fn memory_is_bounded_by_the_number_of_prefixes() {
+        // Prefixes that do not touch, the worst case.
+        let v4 = |n: u32| IpNet::new(Ipv4Addr::from(n << 9).into(), 24).expect("a length");
+        let v6 =
+            |n: u32| IpNet::new(Ipv6Addr::from(u128::from(n) << 65).into(), 64).expect("a length");
+        let count = 300_000;
+        for (prefixes, each) in [
+            ((0..count).map(v4).collect::<Vec<_>>(), 16),
+            ((0..count).map(v6).collect::<Vec<_>>(), 40),
+        ] {
+            let access = Access::new(None, &prefixes);
+            let size = access.size() - size_of::<Access>();
+            let most = each * prefixes.len();
+            eprintln!("{} prefixes: {size} bytes, at most {most}", prefixes.len());
+            // One more: the first step of each version.
+            assert!(size <= most + 8 + 20, "{size} of {most}");
+        }
+    }
+
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        // Few bits, so that they lie within each other and touch; at either end of all addresses.
+        let v4 = (0..16_u32, 0..=4_u8, any::<bool>()).prop_map(|(n, len, high)| {
+            let (address, len) = if high { (n << 28, len) } else { (n, 28 + len) };
+            IpNet::V4(Ipv4Net::new(address.into(), len).expect("a length").trunc())
+        });
+        let v6 = (0..16_u128, 0..=4_u8, any::<bool>()).prop_map(|(n, len, high)| {
+            let (address, len) = if high { (n << 124, len) } else { (n, 124 + len) };
+            IpNet::V6(Ipv6Net::new(address.into(), len).expect("a length").trunc())
+        });
+        prop_oneof![v4, v6]
+    }
+
+    fn address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            (0..20_u32).prop_map(|n| Ipv4Addr::from(n).into()),
+            any::<u32>().prop_map(|n| Ipv4Addr::from(n).into()),
+            (0..20_u128).prop_map(|n| Ipv6Addr::from(n).into()),
+            any::<u128>().prop_map(|n| Ipv6Addr::from(n).into()),
+            any::<u32>().prop_map(|n| Ipv4Addr::from(n).to_ipv6_mapped().into()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_finds_what_a_naive_search_finds(
+            given in prop::collection::btree_map(prefix(), 0..4_u32, 0..24),
+            addresses in prop::collection::vec(address(), 1..50),
+        ) {
+            let map = ByPrefix::new(given.iter().map(|(prefix, value)| (*prefix, *value)), 99);
+            let edges = given.keys().flat_map(|prefix| [prefix.network(), prefix.broadcast()]);
+            for address in addresses.into_iter().chain(edges) {
+                let has = |prefix: &IpNet| prefix.contains(&address.to_canonical());
+                let found = given.iter().filter(|(prefix, _)| has(prefix));
+                let longest = found.max_by_key(|(prefix, _)| prefix.prefix_len());
+                let expected = longest.map_or(99, |(_, value)| *value);
+                prop_assert_eq!(map.get(address), expected, "{}", address);
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! The cluster side against an API server in this process: what is read, when it counts as whole,
+//! what outlives faults, and what is written.
+
+mod fake;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::Method;
+use config_sync::config::{Config, parse};
+use config_sync::gateway::cluster::{Cluster, Options};
+use config_sync::gateway::lease::{self, Applied, Leases, Level};
+use config_sync::gateway::store::Store;
+use config_sync::gateway::watch::Watch;
+use config_sync::gateway::{CONTROLLER, Translation};
+use serde_json::{Value, json};
+
+use fake::{ApiServer, GROUP, object, until};
+
+/// Kinds of the Gateway API in a cluster of today, and Ringway's own is not there.
+const KINDS: [&str; 9] = [
+    "GatewayClass",
+    "Gateway",
+    "ListenerSet",
+    "TCPRoute",
+    "UDPRoute",
+    "TLSRoute",
+    "HTTPRoute",
+    "ReferenceGrant",
+    "BackendTLSPolicy",
+];
+
+async fn server() -> ApiServer {
+    let server = ApiServer::start().await;
+    KINDS.iter().for_each(|kind| server.serve("v1", kind));
+    server
+}
+
+fn follow(server: &ApiServer, namespaces: &[&str]) -> (Watch, Arc<Store>) {
+    let store = Arc::new(Store::default());
+    let namespaces: Vec<_> = namespaces.iter().map(|name| (*name).to_owned()).collect();
+    (Watch::start(server.client(), &namespaces, Arc::clone(&store)), store)
+}
+
+fn tcp_route(version: &str, namespace: &str, name: &str) -> Value {
+    let rules = json!([{ "backendRefs": [{ "name": "echo", "port": 3000 }] }]);
+    let spec = json!({ "spec": { "parentRefs": [{ "name": "gateway" }], "rules": rules } });
+    object(&format!("{GROUP}/{version}"), "TCPRoute", namespace, name, spec)
+}
+
+fn service(namespace: &str, name: &str) -> Value {
+    let port = json!({ "name": "tcp", "port": 3000, "targetPort": 3000, "protocol": "TCP" });
+    object("v1", "Service", namespace, name, json!({ "spec": { "ports": [port] } }))
+}
+
+fn slice(namespace: &str, name: &str, addresses: &[&str]) -> Value {
+    let mut slice = object(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        namespace,
+        name,
+        json!({
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": addresses, "conditions": { "ready": true } }],
+            "ports": [{ "name": "tcp", "port": 3000, "protocol": "TCP" }],
+        }),
+    );
+    slice["metadata"]["labels"] = json!({ "kubernetes.io/service-name": "echo" });
+    slice
+}
+
+#[tokio::test]
+async fn the_store_is_whole_when_every_list_is_read_and_follows_from_there() {
+    let server = server().await;
+    server.put(tcp_route("v1", "shop", "a"));
+    server.fail(Method::GET, "/services", 500, 3);
+    let (watch, store) = follow(&server, &[]);
+    until("the route is read", || store.tables().tcp_routes.len() == 1).await;
+    assert!(!watch.is_whole(), "Services can't be read yet");
+    until("all is read", || watch.is_whole()).await;
+    let progress = watch.progress();
+    assert_eq!(progress["TCPRoute"].version.as_deref(), Some("v1"));
+    assert_eq!((progress["TCPRoute"].objects, progress["TCPRoute"].following), (1, true));
+    assert_eq!(progress["L4Policy"].version, None, "its CRD is not there, and all else works");
+    assert!(watch.errors() >= 3);
+
+    store.take();
+    assert_eq!(store.changed(), None);
+    server.put(tcp_route("v1", "shop", "b"));
+    until("the new one is read", || store.tables().tcp_routes.len() == 2).await;
+    until("it is a change", || store.changed().is_some()).await;
+    server.delete("TCPRoute", "shop", "a");
+    until("it is gone", || store.tables().tcp_routes.len() == 1).await;
+    assert_eq!(store.take().tcp_routes[0].metadata.name.as_deref(), Some("b"));
+}
+
+#[tokio::test]
+async fn old_versions_are_read_and_crds_that_come_late_are_picked_up() {
+    let server = ApiServer::start().await;
+    server.serve("v1alpha2", "TCPRoute");
+    server.put(tcp_route("v1alpha2", "shop", "old"));
+    let (watch, store) = follow(&server, &[]);
+    until("all is read", || watch.is_whole()).await;
+    assert_eq!(watch.progress()["TCPRoute"].version.as_deref(), Some("v1alpha2"));
+    assert_eq!(store.tables().tcp_routes.len(), 1);
+    assert!(watch.resource("UDPRoute").is_none());
+
+    server.serve("v1", "TCPRoute");
+    server.serve("v1", "UDPRoute");
+    until("the better version", || {
+        watch.resource("TCPRoute").is_some_and(|resource| resource.version == "v1")
+    })
+    .await;
+    until("the new kind", || watch.progress()["UDPRoute"].following).await;
+    until("read anew", || watch.progress()["TCPRoute"].following).await;
+    assert_eq!(store.tables().tcp_routes.len(), 1);
+
+    server.unserve("TCPRoute");
+    until("its objects are gone with it", || store.tables().tcp_routes.is_empty()).await;
+    assert!(watch.is_whole());
+}
+
+#[tokio::test]
+async fn what_is_known_outlives_broken_connections_and_lists_that_are_read_anew() {
+    let server = server().await;
+    for name in ["a", "b"] {
+        server.put(tcp_route("v1", "shop", name));
+    }
+    let (watch, store) = follow(&server, &[]);
+    until("all is read", || watch.is_whole()).await;
+    let lists = |line: &str| line.contains("/tcproutes?") && !line.contains("watch");
+    let before = server.count(lists);
+
+    // Nobody answers for a while: nothing is lost, and the figures say that it is not followed.
+    server.fail(Method::GET, "", 503, usize::MAX);
+    server.cut();
+    until("it is noticed", || !watch.is_following()).await;
+    server.delete("TCPRoute", "shop", "a");
+    server.put(tcp_route("v1", "shop", "c"));
+    assert!(watch.is_whole());
+    assert_eq!(store.tables().tcp_routes.len(), 2, "what was known stays");
+    server.heal();
+    let known = || store.take().tcp_routes.len();
+    until("it is caught up with", || {
+        assert!(known() >= 1, "never empty in between");
+        store.tables().tcp_routes.contains_key(&("shop".into(), "c".into()))
+            && !store.tables().tcp_routes.contains_key(&("shop".into(), "a".into()))
+    })
+    .await;
+    assert_eq!(server.count(lists), before, "a watch goes on from where it was");
+
+    // The server does not know any more how it was then: the list is read anew.
+    server.fail(Method::GET, "", 503, usize::MAX);
+    server.cut();
+    server.put(tcp_route("v1", "shop", "d"));
+    server.delete("TCPRoute", "shop", "b");
+    server.forget_history();
+    server.heal();
+    until("it is caught up with again", || {
+        assert!(known() >= 1, "never empty in between");
+        store.tables().tcp_routes.contains_key(&("shop".into(), "d".into()))
+            && !store.tables().tcp_routes.contains_key(&("shop".into(), "b".into()))
+    })
+    .await;
+    assert!(server.count(lists) > before);
+    until("all is followed", || watch.is_following()).await;
+}
+
+#[tokio::test]
+async fn only_what_matters_is_asked_for() {
+    let server = server().await;
+    for (name, kind) in [("tls", "kubernetes.io/tls"), ("token", "Opaque")] {
+        server.put(object("v1", "Secret", "shop", name, json!({ "type": kind })));
+    }
+    server.put(tcp_route("v1", "shop", "mine"));
+    server.put(tcp_route("v1", "other", "theirs"));
+    for name in ["shop", "other"] {
+        server.put(object("v1", "Namespace", "", name, json!({})));
+    }
+    let (watch, store) = follow(&server, &["shop"]);
+    until("all is read", || watch.is_whole()).await;
+    let objects = store.take();
+    assert_eq!(objects.secrets.len(), 1);
+    assert_eq!(objects.tcp_routes.len(), 1);
+    assert_eq!(objects.namespaces.len(), 1);
+    let secrets = |line: &str| line.contains("/secrets") && !line.contains("fieldSelector=type");
+    assert_eq!(server.count(secrets), 0);
+}
+
+#[tokio::test]
+async fn an_object_that_can_not_be_read_hides_no_other() {
+    let server = server().await;
+    server.put(tcp_route("v1", "shop", "good"));
+    let mut bad = tcp_route("v1", "shop", "bad");
+    bad["spec"]["rules"] = "none".into();
+    server.put(bad);
+    let (watch, store) = follow(&server, &[]);
+    until("all is read", || watch.is_whole()).await;
+    assert_eq!(store.tables().tcp_routes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_kind_that_may_not_be_read_holds_up_the_rest_only_for_a_while() {
+    let server = server().await;
+    server.fail(Method::GET, "/configmaps", 403, usize::MAX);
+    let (watch, store) = follow(&server, &[]);
+    until("all else is read", || {
+        watch
+            .progress()
+            .iter()
+            .all(|(kind, progress)| ["ConfigMap", "L4Policy"].contains(kind) || progress.listed)
+    })
+    .await;
+    assert!(!watch.is_whole());
+    store.take();
+    until("it is done without", || watch.is_whole()).await;
+    until("which is a change", || store.changed().is_some()).await;
+}
+
+fn leases(server: &ApiServer, identity: &str) -> Leases {
+    let options = lease::Options {
+        namespace: "ringway".into(),
+        controller: CONTROLLER.into(),
+        identity: identity.into(),
+        addresses: vec!["192.0.2.1".parse().expect("an address")],
+        lasts: Duration::from_secs(2),
+    };
+    Leases::start(server.client(), options)
+}
+
+fn serves(outline: &str) -> Applied {
+    Applied { outline: outline.into(), failed: BTreeMap::new() }
+}
+
+#[tokio::test]
+async fn one_replica_leads_and_all_that_live_are_waited_for() {
+    let server = ApiServer::start().await;
+    let (a, b) = (leases(&server, "a"), leases(&server, "b"));
+    until("one leads", || a.leads() || b.leads()).await;
+    a.applied(serves("1"));
+    b.applied(serves("1"));
+    until("both know of each other", || a.replicas() == 2 && b.replicas() == 2).await;
+    let level = Level::Level { failed: BTreeMap::new() };
+    until("they are level", || a.level("1") == level && b.level("1") == level).await;
+    assert!(a.leads() != b.leads());
+
+    a.applied(serves("2"));
+    assert_eq!(a.level("2"), Level::Behind(vec!["b".into()]));
+    let failed = BTreeMap::from([("l".to_owned(), "in use".to_owned())]);
+    b.applied(Applied { outline: "2".into(), failed });
+    let failed = BTreeMap::from([("l".to_owned(), "on b: in use".to_owned())]);
+    until("they are level again", || a.level("2") == Level::Level { failed: failed.clone() }).await;
+
+    // The one that leads ends without a word: it is waited for no more, and the other leads.
+    let (gone, left) = if a.leads() { (a, b) } else { (b, a) };
+    drop(gone);
+    left.applied(serves("3"));
+    assert!(matches!(left.level("3"), Level::Behind(_)));
+    until("it is not waited for", || left.level("3") == level).await;
+    until("the other leads", || left.leads()).await;
+}
+
+#[tokio::test]
+async fn a_lead_that_is_given_up_is_free_at_once_and_one_that_can_not_be_renewed_ends() {
+    let server = ApiServer::start().await;
+    let a = leases(&server, "a");
+    a.applied(serves("1"));
+    until("it leads", || a.leads()).await;
+    until("its Lease is there", || {
+        server.get("Lease", "ringway", "ringway.dev.gateway-controller.a").is_some()
+    })
+    .await;
+    a.leave().await;
+    assert!(!a.leads());
+    assert!(server.get("Lease", "ringway", "ringway.dev.gateway-controller.a").is_none());
+    let b = leases(&server, "b");
+    until("the next leads", || b.leads()).await;
+
+    server.fail(Method::PUT, "", 500, usize::MAX);
+    until("it leads no more", || !b.leads()).await;
+    server.heal();
+    until("it leads again", || b.leads()).await;
+    assert!(b.errors() > 0);
+}
+
+fn options(identity: &str) -> Options {
+    let base: Config = parse("base", "").unwrap_or_else(|problems| panic!("{problems}"));
+    Options {
+        kubeconfig: None,
+        namespaces: Vec::new(),
+        controller_name: CONTROLLER.into(),
+        address_pool: vec!["10.99.0.0/24".parse().expect("a network")],
+        node_addresses: Vec::new(),
+        node_name: None,
+        zone: None,
+        identity: identity.into(),
+        lease_namespace: None,
+        base,
+    }
+}
+
+/// A class, a Gateway with one TCP listener, a route, its Service and one endpoint.
+fn populate(server: &ApiServer) {
+    let spec = json!({ "spec": { "controllerName": CONTROLLER } });
+    server.put(object(&format!("{GROUP}/v1"), "GatewayClass", "", "ringway", spec));
+    let spec = json!({ "spec": {
+        "gatewayClassName": "ringway",
+        "infrastructure": { "labels": { "team": "shop" } },
+        "listeners": [{ "name": "tcp", "port": 9000, "protocol": "TCP" }],
+    } });
+    server.put(object(&format!("{GROUP}/v1"), "Gateway", "shop", "gateway", spec));
+    server.put(object("v1", "Namespace", "", "shop", json!({})));
+    server.put(tcp_route("v1", "shop", "route"));
+    server.put(service("shop", "echo"));
+    server.put(slice("shop", "echo-1", &["10.0.0.1"]));
+}
+
+async fn translated(cluster: &mut Cluster) -> Arc<Translation> {
+    until("a translation is due", || cluster.is_due()).await;
+    Arc::new(cluster.translate())
+}
+
+/// `status` and `reason` of a condition, and of which generation.
+fn condition(conditions: &Value, kind: &str) -> Option<(String, String, i64)> {
+    let all = conditions.as_array()?;
+    let of = all.iter().find(|condition| condition["type"] == kind)?;
+    let text = |field: &str| of[field].as_str().unwrap_or_default().to_owned();
+    Some((text("status"), text("reason"), of["observedGeneration"].as_i64()?))
+}
+
+fn programmed(server: &ApiServer) -> Option<(String, String, i64)> {
+    condition(&server.get("Gateway", "shop", "gateway")?["status"]["conditions"], "Programmed")
+}
+
+fn is_write(line: &str) -> bool {
+    line.contains("/status") && line.starts_with("PATCH")
+}
+
+#[tokio::test]
+async fn statuses_are_written_once_what_they_say_is_served_and_only_then_again() {
+    let server = server().await;
+    populate(&server);
+    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let translation = translated(&mut cluster).await;
+    assert_eq!(translation.config.listeners.len(), 1, "{:?}", translation.config.listeners);
+    until("it leads", || cluster.figures().leads).await;
+    assert_eq!(programmed(&server), None, "nothing is in force yet");
+
+    cluster.applied(Arc::clone(&translation), BTreeMap::new());
+    until("it is programmed", || programmed(&server).is_some_and(|(is, ..)| is == "True")).await;
+    until("the route is accepted", || {
+        let route = server.get("TCPRoute", "shop", "route").expect("the route");
+        let conditions = &route["status"]["parents"][0]["conditions"];
+        condition(conditions, "Accepted").is_some_and(|(is, ..)| is == "True")
+    })
+    .await;
+    until("the account is there", || {
+        let requests = server.world().requests.join("\n");
+        requests.contains("PATCH /api/v1/namespaces/shop/serviceaccounts/")
+    })
+    .await;
+
+    // What it wrote comes back by the watch, is translated again, and leads to nothing.
+    until("class, Gateway and route are written", || cluster.figures().status_writes == 3).await;
+    for _ in 0..3 {
+        server.put(slice("shop", "echo-1", &["10.0.0.2"]));
+        let translation = translated(&mut cluster).await;
+        cluster.applied(translation, BTreeMap::new());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(server.count(is_write), 3, "{:#?}", server.world().requests);
+    assert_eq!(cluster.figures().status_writes, 3);
+}
+
+#[tokio::test]
+async fn what_others_write_in_between_is_kept_and_refused_writes_are_tried_again() {
+    let server = server().await;
+    populate(&server);
+    let foreign = json!([{
+        "parentRef": { "name": "other" },
+        "controllerName": "example.com/other",
+        "conditions": [],
+    }]);
+    let mut route = tcp_route("v1", "shop", "route");
+    route["status"] = json!({ "parents": foreign });
+    server.put(route);
+    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let translation = translated(&mut cluster).await;
+    server.fail(Method::PATCH, "/tcproutes/route/status", 409, 2);
+    server.fail(Method::PATCH, "/gateways/gateway/status", 500, 1);
+    cluster.applied(translation, BTreeMap::new());
+    until("the route has both", || {
+        let route = server.get("TCPRoute", "shop", "route").expect("the route");
+        route["status"]["parents"].as_array().is_some_and(|parents| parents.len() == 2)
+    })
+    .await;
+    let route = server.get("TCPRoute", "shop", "route").expect("the route");
+    assert_eq!(route["status"]["parents"][0]["controllerName"], "example.com/other");
+    until("the Gateway too", || programmed(&server).is_some_and(|(is, ..)| is == "True")).await;
+    let figures = cluster.figures();
+    assert_eq!(figures.status_conflicts, 2);
+    assert!(figures.errors >= 1);
+}
+
+#[tokio::test]
+async fn a_listener_that_failed_is_named_and_a_refused_configuration_too() {
+    let server = server().await;
+    populate(&server);
+    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let translation = translated(&mut cluster).await;
+    let listener = translation.config.listeners[0].name.value.clone();
+    let failed = BTreeMap::from([(listener, "cannot listen: in use".to_owned())]);
+    cluster.applied(Arc::clone(&translation), failed);
+    until("it says so", || programmed(&server).is_some_and(|(is, ..)| is == "False")).await;
+    let status = server.get("Gateway", "shop", "gateway").expect("it is there")["status"].clone();
+    assert!(status.to_string().contains("cannot listen: in use"), "{status:#}");
+    cluster.applied(Arc::clone(&translation), BTreeMap::new());
+    until("it works", || programmed(&server).is_some_and(|(is, ..)| is == "True")).await;
+    cluster.refused(translation, "too many listeners".into());
+    until("nothing works", || programmed(&server).is_some_and(|(is, ..)| is == "False")).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_behind_holds_up_the_status_and_one_that_is_gone_does_not() {
+    let server = server().await;
+    populate(&server);
+    let other = leases(&server, "other");
+    other.applied(serves("something else"));
+    until("the other leads", || other.leads()).await;
+    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let translation = translated(&mut cluster).await;
+    cluster.applied(Arc::clone(&translation), BTreeMap::new());
+    until("they know of each other", || cluster.figures().replicas == 2).await;
+    assert!(!cluster.figures().leads);
+    assert_eq!(programmed(&server), None, "who does not lead writes nothing");
+    // The lead goes over, but the other lives, and has applied something else.
+    other.leave().await;
+    let straggler = leases(&server, "straggler");
+    straggler.applied(serves("something else"));
+    until("the straggler is seen", || {
+        server.get("Lease", "ringway", "ringway.dev.gateway-controller.straggler").is_some()
+    })
+    .await;
+    until("it is programmed or waits", || cluster.figures().leads || straggler.leads()).await;
+    straggler.leave().await;
+    until("it is programmed", || programmed(&server).is_some_and(|(is, ..)| is == "True")).await;
+}
