@@ -425,7 +425,7 @@ fn moved(from: Side, bytes: u32, stop: Stop) -> Event {
 
 fn datagrams(peer: Option<SocketAddr>) -> Event {
     let buffer = BufferId(0);
-    Event::Datagrams { buffer, peer, local: None, bytes: 64, count: 1, truncated: false }
+    Event::Datagrams { buffer, peer, local: None, bytes: 64, size: 64, count: 1, truncated: false }
 }
 
 fn client(port: u16) -> SocketAddr {

@@ -13,10 +13,11 @@ use config_sync::publish::Command;
 use config_sync::routing::Limits;
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rustls::pki_types::UnixTime;
 
 use crate::proxy::Proxy;
 use crate::proxy::counters::Counters;
-use crate::proxy::op::{Op, Token};
+use crate::proxy::op::{Event, Op, Token};
 use crate::proxy::record::Record;
 use crate::ring::{Features, Ring, RingError, Turn};
 
@@ -31,6 +32,11 @@ impl Clock {
 
     pub fn micros(self) -> u64 {
         u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The Unix time at which it stood at 0, microseconds, as the time of day is now: to a second.
+    pub fn epoch(self) -> u64 {
+        (UnixTime::now().as_secs() * 1_000_000).saturating_sub(self.micros())
     }
 }
 
@@ -104,6 +110,8 @@ pub struct Worker {
     kept: VecDeque<Record>,
     counters: Arc<Counters>,
     clock: Clock,
+    /// When the time of day is to be looked at again.
+    look_at: u64,
 }
 
 /// Events and ops of one turn for which there is room from the start: as many as the completion
@@ -113,6 +121,9 @@ const MOST: usize = 16_384;
 /// How many of a table's ops are carried out in one turn: a table of a thousand new listeners must
 /// not make sessions wait for milliseconds.
 const TABLE_OPS: usize = 64;
+
+/// How long the time of day is taken to go on as the worker's clock does, microseconds.
+const DAYTIME: u64 = 10_000_000;
 
 /// How soon records that found the channel full are tried again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -127,7 +138,7 @@ impl Worker {
         Ok(Self {
             ring: Ring::new(seat.limits, &seat.features, seat.wake, Arc::clone(&counters))?,
             proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&counters)),
-            turn: Turn { events: Vec::with_capacity(MOST), bytes: Vec::new() },
+            turn: Turn { events: Vec::with_capacity(MOST), ..Turn::default() },
             ops: Vec::with_capacity(MOST),
             table_ops: VecDeque::new(),
             commands: seat.commands,
@@ -135,6 +146,7 @@ impl Worker {
             kept: VecDeque::new(),
             counters,
             clock: seat.clock,
+            look_at: 0,
         })
     }
 
@@ -146,6 +158,10 @@ impl Worker {
         let timeout = self.timeout();
         let woken = self.ring.wait(timeout, &mut self.turn)?;
         let now = self.clock.micros();
+        if now >= self.look_at {
+            self.look_at = now + DAYTIME;
+            self.proxy.set_epoch(self.clock.epoch());
+        }
         self.settle(now);
         if woken {
             self.obey(now);
@@ -153,7 +169,7 @@ impl Worker {
         self.carry_on_with_table(now);
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
-        self.ring.carry_out(&mut self.ops, &mut self.turn);
+        self.carry_out();
         self.settle(now);
         self.report();
         Ok(())
@@ -177,12 +193,23 @@ impl Worker {
         let mut next = 0;
         while next < self.turn.events.len() {
             while let Some((token, event)) = self.turn.events.get(next).copied() {
-                self.proxy.handle(now, token, event, &self.turn.bytes, &mut self.ops);
+                let bytes = match event {
+                    Event::Datagrams { buffer, .. } => self.ring.payload(buffer),
+                    _ => &self.turn.bytes,
+                };
+                self.proxy.handle(now, token, event, bytes, &mut self.ops);
                 next += 1;
             }
-            self.ring.carry_out(&mut self.ops, &mut self.turn);
+            // All that referred to it was handled: so it stays as small as one round's.
+            self.turn.bytes.clear();
+            self.carry_out();
         }
         self.turn.events.clear();
+    }
+
+    fn carry_out(&mut self) {
+        std::mem::swap(self.proxy.output(), &mut self.turn.output);
+        self.ring.carry_out(&mut self.ops, &mut self.turn);
     }
 
     fn obey(&mut self, now: u64) {
@@ -202,7 +229,7 @@ impl Worker {
                 }
                 Command::Stop => self.proxy.stop(now, &mut self.ops),
             }
-            self.ring.carry_out(&mut self.ops, &mut self.turn);
+            self.carry_out();
             self.settle(now);
         }
     }
@@ -215,7 +242,7 @@ impl Worker {
         }
         let some = self.table_ops.len().min(TABLE_OPS);
         self.ops.extend(self.table_ops.drain(..some));
-        self.ring.carry_out(&mut self.ops, &mut self.turn);
+        self.carry_out();
         self.settle(now);
     }
 

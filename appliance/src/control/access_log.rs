@@ -206,6 +206,8 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<&'a str>,
     pub client: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<SocketAddr>,
     pub local: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<&'a str>,
@@ -220,6 +222,8 @@ pub struct Line<'a> {
     pub duration_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     pub worker: usize,
@@ -248,6 +252,9 @@ impl Line<'_> {
         name("route", self.route);
         name("backend", self.backend);
         let _ = write!(out, " client={} local={}", self.client, self.local);
+        if let Some(peer) = self.peer {
+            let _ = write!(out, " peer={peer}");
+        }
         if let Some(endpoint) = self.endpoint {
             let _ = write!(out, " endpoint={endpoint}");
         }
@@ -255,6 +262,9 @@ impl Line<'_> {
         let _ = write!(out, " duration_ms={}", self.duration_ms);
         if let Some(connect) = self.connect_ms {
             let _ = write!(out, " connect_ms={connect}");
+        }
+        if let Some(id) = &self.unique_id {
+            let _ = write!(out, " unique_id={id}");
         }
         if let Some(reason) = self.reason {
             let _ = write!(out, " reason={reason}");
@@ -467,6 +477,8 @@ mod tests {
             server_name: Some("a\"b"),
             route: Some("web"),
             backend: Some("pool"),
+            peer: None,
+            unique_id: None,
             endpoint: Some(address("192.0.2.9:80")),
             bytes_up: 10,
             bytes_down: 20,

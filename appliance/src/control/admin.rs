@@ -9,8 +9,9 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use config_sync::Timing;
+use config_sync::gateway::cluster::Figures;
 use config_sync::routing::Limits;
+use config_sync::{InForce, Timing};
 
 use super::metrics::{Scrape, Series};
 use crate::proxy::counters::Counters;
@@ -23,18 +24,20 @@ pub struct Board {
     features: String,
     pub ready: AtomicBool,
     pub lines_dropped: AtomicU64,
-    config: Mutex<InForce>,
+    latest: Mutex<Latest>,
 }
 
 /// What follows the configuration.
 #[derive(Default)]
-pub struct InForce {
-    /// The text of the file.
-    pub text: String,
+pub struct Latest {
+    /// `None` before the first table.
+    pub in_force: Option<Arc<InForce>>,
     pub series: Series,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
     pub timing: Timing,
+    /// Where a cluster is followed.
+    pub kubernetes: Option<Figures>,
 }
 
 impl Board {
@@ -46,28 +49,33 @@ impl Board {
             features,
             ready: AtomicBool::default(),
             lines_dropped: AtomicU64::default(),
-            config: Mutex::default(),
+            latest: Mutex::default(),
         }
     }
 
-    pub fn config(&self) -> MutexGuard<'_, InForce> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn workers(&self) -> &[Arc<Counters>] {
+        &self.workers
     }
 
     fn metrics(&self) -> String {
-        let config = self.config();
+        let latest = self.latest();
         let scrape = Scrape {
             workers: &self.workers,
             limits: self.limits,
             ready: self.ready.load(Ordering::Relaxed),
-            reloads_ok: config.reloads_ok,
-            reloads_failed: config.reloads_failed,
-            compile_micros: config.timing.compile_micros,
-            publish_micros: config.timing.publish_micros,
+            reloads_ok: latest.reloads_ok,
+            reloads_failed: latest.reloads_failed,
+            compile_micros: latest.timing.compile_micros,
+            publish_micros: latest.timing.publish_micros,
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
             source_ports: source_ports(),
+            kubernetes: latest.kubernetes.as_ref(),
         };
-        scrape.render(&config.series)
+        scrape.render(&latest.series)
     }
 }
 
@@ -97,8 +105,10 @@ async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
     }
 }
 
+/// A cluster's is long, and is made here: not on the thread that everything else waits for.
 async fn config(State(board): State<Arc<Board>>) -> String {
-    board.config().text.clone()
+    let Some(in_force) = board.latest().in_force.clone() else { return String::new() };
+    tokio::task::spawn_blocking(move || in_force.text().to_owned()).await.unwrap_or_default()
 }
 
 async fn features(State(board): State<Arc<Board>>) -> String {
@@ -121,6 +131,7 @@ fn size(range: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use config_sync::config::parse;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -138,7 +149,9 @@ mod tests {
             Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
         let workers = vec![Arc::new(Counters::new())];
         let board = Arc::new(Board::new(workers, limits, "list\n".into()));
-        board.config().text = "lame_duck = \"1s\"\n".into();
+        let text = "lame_duck = \"1s\"\n";
+        let config = parse("test.toml", text).expect("a configuration");
+        board.latest().in_force = Some(Arc::new(InForce::new(config, text.into())));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let server = tokio::spawn(serve(listener, board.clone()));

@@ -1,15 +1,21 @@
 //! Arguments in, exit code out: 0 if all went well, 1 after an error, 2 for wrong arguments.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use config_sync::file::Source;
-use tracing::level_filters::LevelFilter;
+use config_sync::config::Config;
+use config_sync::file::{Source, Translated};
+use config_sync::gateway::files::Options;
+use config_sync::gateway::{self, cluster};
+use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
 
+use super::process::Origin;
 use super::{access_log, demo, process};
 use crate::ring::Features;
 
@@ -43,32 +49,176 @@ enum Command {
     ///
     /// Needs no file and no root. Ctrl-C ends it.
     Demo(demo::Options),
-    /// Run the gateway that a TOML file describes.
+    /// Run the gateway that a TOML file, Kubernetes objects in files, or a cluster describes.
     ///
     /// When the file is saved, or on SIGHUP, the new configuration is in force at once; live
     /// sessions are not touched. A file with a fault changes nothing: the faults are logged.
     /// SIGTERM or Ctrl-C lets live sessions end (drain_timeout in the file), a second one closes
     /// them at once.
     Run {
-        /// The TOML file.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        /// The TOML file; or Gateway API objects: a YAML file, or a directory of some, which may
+        /// have one TOML file too. Beside objects, and with --kubernetes, a TOML file has what no
+        /// object says: workers, admin, access_log, limits and how to drain.
+        #[arg(long, value_name = "FILE|DIR", required_unless_present = "kubernetes")]
+        config: Option<PathBuf>,
+        /// Follow the Gateway API objects of a cluster.
+        #[arg(long)]
+        kubernetes: bool,
+        #[command(flatten)]
+        gateways: GatewayArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
         #[command(flatten)]
         without: Without,
     },
-    /// Say whether a TOML file is a valid configuration, without running it.
+    /// Say whether a file is a valid configuration, without running it.
     ///
     /// Prints one line and exits 0 if it is; else prints every fault with its line, column, field
-    /// and what is allowed there, and exits 1.
+    /// and what is allowed there, and exits 1. Of Kubernetes objects, what will not work although
+    /// it can be read is logged, and no fault.
     Check {
-        /// The TOML file.
+        /// The TOML file, YAML file, or directory.
         file: PathBuf,
+        #[command(flatten)]
+        gateways: GatewayArgs,
     },
+    /// Print what Gateway API objects come to, as a TOML file that means the same.
+    ///
+    /// The statuses that a cluster would be given go to stderr, as YAML. Certificates and keys are
+    /// left out and named, unless there is a directory to write them to.
+    Translate {
+        /// YAML files, and directories of some.
+        #[arg(required = true, value_name = "FILE|DIR")]
+        files: Vec<PathBuf>,
+        /// Write the statuses to this file.
+        #[arg(long, value_name = "FILE")]
+        status: Option<PathBuf>,
+        /// Write certificates and keys into this directory, as files that only their owner can read
+        /// and to which the TOML refers.
+        #[arg(long, value_name = "DIR")]
+        secrets_dir: Option<PathBuf>,
+        #[command(flatten)]
+        gateways: GatewayArgs,
+    },
+    /// Print the CustomResourceDefinition of L4Policy, as YAML.
+    Crd,
     /// List the kernel features that the gateway uses, and whether this kernel has them.
     Features {
         #[command(flatten)]
         without: Without,
     },
+}
+
+/// How objects become a configuration.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With Gateway API objects")]
+struct GatewayArgs {
+    /// Each Gateway gets an address of its own out of these; may be repeated. Without: Gateways
+    /// share the node's addresses.
+    #[arg(long, value_name = "CIDR")]
+    address_pool: Vec<IpNet>,
+    /// An address of this node, for the statuses of Gateways where there is no pool; may be
+    /// repeated (default: those of the Node, or of this machine).
+    #[arg(long, value_name = "IP")]
+    node_address: Vec<IpAddr>,
+    /// The zone of this node, for endpoints with topology hints (default: that of the Node).
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+}
+
+impl GatewayArgs {
+    fn options(self) -> Options {
+        Options {
+            address_pool: self.address_pool,
+            node_addresses: self.node_address,
+            zone: self.zone,
+        }
+    }
+}
+
+/// Each of these needs --kubernetes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --kubernetes")]
+struct ClusterArgs {
+    /// Follow the objects of this namespace only; may be repeated.
+    #[arg(long, value_name = "NAMESPACE", requires = "kubernetes")]
+    namespace: Vec<String>,
+    /// GatewayClasses with this controllerName are Ringway's.
+    #[arg(long, value_name = "DOMAIN/NAME", default_value = gateway::CONTROLLER,
+        value_parser = controller_name)]
+    controller_name: String,
+    /// How to reach the cluster; without: as kubectl does, or as the Pod's ServiceAccount.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// The Node that this runs on, whose addresses and zone are looked up (default: $NODE_NAME).
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    node_name: Option<String>,
+    /// What this replica is called among the replicas (default: $POD_NAME, the node's name, or the
+    /// host's).
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    replica: Option<String>,
+    /// The namespace for the Leases of replicas and leader (default: $POD_NAMESPACE, or that of the
+    /// credentials).
+    #[arg(long, value_name = "NAMESPACE", requires = "kubernetes")]
+    lease_namespace: Option<String>,
+}
+
+impl ClusterArgs {
+    /// `base` is what no object says.
+    fn options(self, gateways: Options, base: Config) -> anyhow::Result<cluster::Options> {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let node_name = self.node_name.or_else(|| set("NODE_NAME"));
+        let replica = self.replica.or_else(|| set("POD_NAME")).or_else(|| node_name.clone());
+        let replica = match replica {
+            Some(replica) => replica,
+            None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .context("the host's name; give --replica NAME")?,
+        };
+        Ok(cluster::Options {
+            kubeconfig: self.kubeconfig,
+            namespaces: self.namespace,
+            controller_name: self.controller_name,
+            address_pool: gateways.address_pool,
+            node_addresses: gateways.node_addresses,
+            node_name,
+            zone: gateways.zone,
+            identity: lease_name(&replica)?,
+            lease_namespace: self.lease_namespace.or_else(|| set("POD_NAMESPACE")),
+            base,
+        })
+    }
+}
+
+/// As the API wants it (gateway.networking.k8s.io/v1, `GatewayController`), and as part of the
+/// names of Leases.
+fn controller_name(text: &str) -> Result<String, String> {
+    let (domain, path) = text.split_once('/').unwrap_or((text, ""));
+    let valid = |part: &str| {
+        let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !part.is_empty()
+            && part.split(['.', '/']).all(|label| {
+                label.starts_with(letter)
+                    && label.ends_with(letter)
+                    && label.chars().all(|c| letter(c) || c == '-')
+            })
+    };
+    if valid(domain) && valid(path) && text.len() <= 150 {
+        Ok(text.to_owned())
+    } else {
+        Err("a DNS name, a slash and a path of a-z, 0-9, - and ., 150 characters at most".into())
+    }
+}
+
+/// A replica's name as part of a Lease's, which is a DNS name.
+fn lease_name(replica: &str) -> anyhow::Result<String> {
+    let letters = replica.trim().chars().map(|c| match c.to_ascii_lowercase() {
+        c @ ('a'..='z' | '0'..='9' | '-' | '.') => c,
+        _ => '-',
+    });
+    let name: String = letters.take(100).collect();
+    let name = name.trim_matches(['-', '.']);
+    anyhow::ensure!(!name.is_empty(), "{replica:?} is no name for a replica; give --replica NAME");
+    Ok(name.to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -91,14 +241,34 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// The configuration with --kubernetes and no file: the kubelet's probes and Prometheus come from
+/// outside.
+const IN_A_POD: &str = "[admin]\naddress = \"0.0.0.0:9900\"\n";
+
 impl Cli {
     fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Demo(options) => demo::run(&options),
-            Command::Run { config, without } => {
-                process::run(Source::File(config), &without.without)
+            Command::Run { config, kubernetes, gateways, cluster, without } => {
+                let gateways = gateways.options();
+                let source = match config {
+                    Some(path) if kubernetes => Source::File(path),
+                    Some(path) => Source::at(path, gateways.clone()),
+                    None => Source::Text { name: "--kubernetes", text: IN_A_POD.into() },
+                };
+                let origin = if kubernetes {
+                    let options = Box::new(cluster.options(gateways, process::check(&source)?)?);
+                    Origin::Cluster { options, base: source }
+                } else {
+                    Origin::File(source)
+                };
+                process::run(origin, &without.without)
             }
-            Command::Check { file } => check(&file),
+            Command::Check { file, gateways } => check(&Source::at(file, gateways.options())),
+            Command::Translate { files, status, secrets_dir, gateways } => {
+                translate(&files, status.as_deref(), secrets_dir.as_deref(), &gateways.options())
+            }
+            Command::Crd => print(&gateway::policy::crd()),
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }
@@ -107,13 +277,15 @@ impl Cli {
 /// Ringway's own log. Through a queue, as the access log: a terminal that is blocked must not stop
 /// whoever has something to say.
 fn log_to_stderr(level: LogLevel) -> WorkerGuard {
-    let level = match level {
-        LogLevel::Off => LevelFilter::OFF,
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
+    // These say again and again what Ringway says once, of a cluster that can't be followed.
+    let quiet = ",kube_client=error,kube_runtime=error";
+    let filter = match level {
+        LogLevel::Off => "off".to_owned(),
+        LogLevel::Error => "error".to_owned(),
+        LogLevel::Warn => format!("warn{quiet}"),
+        LogLevel::Info => format!("info{quiet}"),
+        LogLevel::Debug => "debug".to_owned(),
+        LogLevel::Trace => "trace".to_owned(),
     };
     let (queue, guard) = NonBlockingBuilder::default()
         .lossy(true)
@@ -121,7 +293,7 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
         .thread_name("ringway-stderr")
         .finish(io::stderr());
     tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_env_filter(EnvFilter::new(filter))
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_target(false)
         .with_writer(queue)
@@ -129,9 +301,25 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
     guard
 }
 
-fn check(file: &Path) -> anyhow::Result<()> {
-    let summary = config_sync::check(file).map_err(process::BadConfig)?;
-    print(&format!("{}: valid: {summary}\n", file.display()))
+fn check(source: &Source) -> anyhow::Result<()> {
+    let summary = config_sync::check(source).map_err(process::BadConfig)?;
+    print(&format!("{}: valid: {summary}\n", source.name()))
+}
+
+fn translate(
+    paths: &[PathBuf],
+    status: Option<&Path>,
+    secrets: Option<&Path>,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let translated = config_sync::file::translate(paths, secrets, options);
+    let Translated { toml, statuses } = translated.map_err(process::BadConfig)?;
+    match status {
+        Some(path) => std::fs::write(path, statuses)
+            .with_context(|| format!("--status {}", path.display()))?,
+        None => io::stderr().write_all(statuses.as_bytes()).context("stderr")?,
+    }
+    print(&toml)
 }
 
 /// A line per feature, in columns.
@@ -176,10 +364,35 @@ mod tests {
         let arguments =
             ["ringway", "run", "--config", "a.toml", "--without", "x", "--without", "y"];
         let cli = Cli::try_parse_from(arguments).expect("valid arguments");
-        let Command::Run { config, without } = cli.command else { panic!("{cli:?}") };
-        assert_eq!(config, Path::new("a.toml"));
+        let Command::Run { config, without, .. } = cli.command else { panic!("{cli:?}") };
+        assert_eq!(config.as_deref(), Some(Path::new("a.toml")));
         assert_eq!(without.without, ["x", "y"]);
         assert_eq!(cli.log_level, LogLevel::Info);
+    }
+
+    #[test]
+    fn a_cluster_needs_no_file_and_its_flags_need_a_cluster() {
+        let pools = ["--address-pool", "10.99.0.0/16", "--address-pool", "fd00::/64"];
+        let run = |arguments: &[&str]| {
+            Cli::try_parse_from([&["ringway", "run"], arguments, &pools].concat())
+        };
+        let cli = run(&["--kubernetes", "--replica", "Node_1."]).expect("valid arguments");
+        let Command::Run { kubernetes: true, cluster, gateways, config: None, .. } = cli.command
+        else {
+            panic!("no cluster");
+        };
+        let text = Source::Text { name: "x", text: IN_A_POD.into() };
+        let base = process::check(&text).expect("it is valid");
+        assert_eq!(base.admin.map(|address| address.port()), Some(9900));
+        let options = cluster.options(gateways.options(), base).expect("options");
+        assert_eq!(options.address_pool.len(), 2);
+        assert_eq!(options.identity, "node-1");
+        assert_eq!(options.controller_name, "ringway.dev/gateway-controller");
+        let error = run(&["--config", "a.toml", "--kubeconfig", "k"]).expect_err("no cluster");
+        assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument);
+        for bad in ["ringway", "ringway.dev/", "/a", "Ringway.dev/a", "a..b/c", "a/-b"] {
+            assert!(run(&["--kubernetes", "--controller-name", bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
 use super::cli::print;
-use super::process;
+use super::process::{self, Origin};
 
 /// The ports that it listens on, all on 127.0.0.1.
 #[derive(Clone, Debug, Args)]
@@ -44,7 +44,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     options.check_ports()?;
     servers.start()?;
     print(&what_to_try(options))?;
-    process::run(Source::Text { name: "demo.toml", text }, &[])
+    process::run(Origin::File(Source::Text { name: "demo.toml", text }), &[])
 }
 
 impl Options {

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use config_sync::certificates::Expiry;
 use config_sync::config::Config;
-use config_sync::names::Names;
+use config_sync::gateway::cluster::Figures;
+use config_sync::names::{Names, Retired};
 use config_sync::routing::{EndpointId, Limits, ListenerId, Protocol};
 use metrics::{Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::formatting::sanitize_label_value;
@@ -34,6 +36,8 @@ pub struct Scrape<'a> {
     /// Local ports that the kernel gives to connections that name none
     /// (`net.ipv4.ip_local_port_range`).
     pub source_ports: u64,
+    /// Where a cluster is followed.
+    pub kubernetes: Option<&'a Figures>,
 }
 
 impl Scrape<'_> {
@@ -41,6 +45,9 @@ impl Scrape<'_> {
     pub fn render(&self, series: &Series) -> String {
         let page = Page::new();
         self.process(&page);
+        if let Some(figures) = self.kubernetes {
+            kubernetes(&page, figures);
+        }
         self.per_worker(&page);
         for (id, listener) in &series.listeners {
             self.listener(&page, *id, listener);
@@ -49,9 +56,18 @@ impl Scrape<'_> {
         for (id, endpoint) in &series.endpoints {
             self.endpoint(&page, *id, endpoint);
         }
+        for expiry in &series.expiries {
+            Self::certificate(&page, expiry);
+        }
         let mut text = page.render();
         self.histograms(series, &mut text);
         text
+    }
+
+    fn certificate(page: &Page, Expiry { owner, name, not_after }: &Expiry) {
+        let labels: &[_] = &[("owner", owner.as_str()), ("certificate", name.as_str())];
+        let value = u64::try_from(*not_after).unwrap_or(0);
+        page.gauge("ringway_certificate_expiry_timestamp_seconds", labels, value);
     }
 
     fn process(&self, page: &Page) {
@@ -245,12 +261,36 @@ impl Scrape<'_> {
     }
 }
 
-/// What the ids in the counters are called. Nothing is forgotten, since ids are bounded and a
-/// listener that left the table may still have sessions; only what is in force or active is shown.
+fn kubernetes(page: &Page, figures: &Figures) {
+    for (kind, progress) in &figures.kinds {
+        let labels: &[_] = &[("kind", *kind)];
+        let served = u64::from(progress.version.is_some());
+        page.gauge("ringway_kubernetes_kind_served", labels, served);
+        page.gauge("ringway_kubernetes_kind_followed", labels, u64::from(progress.following));
+        page.gauge("ringway_kubernetes_objects", labels, progress.objects as u64);
+    }
+    page.gauge("ringway_kubernetes_connected", &[], u64::from(figures.connected));
+    page.gauge("ringway_kubernetes_leader", &[], u64::from(figures.leads));
+    page.gauge("ringway_kubernetes_replicas", &[], figures.replicas as u64);
+    page.gauge("ringway_kubernetes_replicas_behind", &[], u64::from(figures.behind));
+    page.counter("ringway_kubernetes_watch_errors_total", &[], figures.watch_errors);
+    page.counter("ringway_kubernetes_status_writes_total", &[], figures.status_writes);
+    page.counter("ringway_kubernetes_status_conflicts_total", &[], figures.status_conflicts);
+    page.counter("ringway_kubernetes_write_errors_total", &[], figures.errors);
+    let translated = figures.translate_micros;
+    page.seconds("ringway_kubernetes_translate_seconds", &[], translated);
+    if let Some(millis) = figures.heard_millis {
+        page.seconds("ringway_kubernetes_last_heard_seconds", &[], millis.saturating_mul(1_000));
+    }
+}
+
+/// What the ids in the counters are called. A listener that left the table may still have sessions,
+/// and is kept until its id is retired; only what is in force or active is shown.
 #[derive(Default)]
 pub struct Series {
     listeners: BTreeMap<ListenerId, ListenerSeries>,
     endpoints: BTreeMap<EndpointId, EndpointSeries>,
+    expiries: Vec<Expiry>,
 }
 
 struct ListenerSeries {
@@ -270,6 +310,7 @@ impl Series {
     pub fn learn(&mut self, config: &Config, names: &Names) {
         self.listeners.values_mut().for_each(|listener| listener.in_force = false);
         self.endpoints.values_mut().for_each(|endpoint| endpoint.in_force = false);
+        self.expiries = names.expiries().to_vec();
         let listeners = config.listeners.iter();
         let listeners: BTreeMap<_, _> =
             listeners.map(|listener| (listener.name.value.as_str(), listener.protocol)).collect();
@@ -289,11 +330,20 @@ impl Series {
             .collect();
         for (id, backend, address) in names.endpoints() {
             if endpoints.contains(&(backend, address)) {
-                let (backend, address) = (backend.into(), address.to_string());
-                let series = EndpointSeries { backend, address, in_force: true };
-                self.endpoints.insert(id, series);
+                let new = || EndpointSeries {
+                    backend: backend.into(),
+                    address: address.to_string(),
+                    in_force: true,
+                };
+                self.endpoints.entry(id).or_insert_with(new).in_force = true;
             }
         }
+    }
+
+    /// These ids are nobody's any more.
+    pub fn forget(&mut self, retired: &Retired) {
+        retired.listeners.iter().for_each(|id| _ = self.listeners.remove(id));
+        retired.endpoints.iter().for_each(|id| _ = self.endpoints.remove(id));
     }
 
     pub fn protocol(&self, id: ListenerId) -> Option<Protocol> {
@@ -418,6 +468,51 @@ const METRICS: &[(&str, Type, &str)] = &[
         Type::Counter,
         "Completions that did not fit the completion queue (none is lost; it costs time).",
     ),
+    (
+        "ringway_kubernetes_kind_served",
+        Type::Gauge,
+        "1 if the cluster serves the kind in a version that is known; 0: its CRD is missing.",
+    ),
+    (
+        "ringway_kubernetes_kind_followed",
+        Type::Gauge,
+        "1 while the objects of the kind are followed; 0: what was known stays in force.",
+    ),
+    ("ringway_kubernetes_objects", Type::Gauge, "Objects of the kind that are known."),
+    ("ringway_kubernetes_connected", Type::Gauge, "1 while every kind that is served is followed."),
+    ("ringway_kubernetes_leader", Type::Gauge, "1 on the replica that writes statuses."),
+    ("ringway_kubernetes_replicas", Type::Gauge, "Replicas that live, this one included."),
+    (
+        "ringway_kubernetes_replicas_behind",
+        Type::Gauge,
+        "1 while statuses have waited for over 10 s for a replica that has not applied all.",
+    ),
+    (
+        "ringway_kubernetes_watch_errors_total",
+        Type::Counter,
+        "Lists and watches of the API server that have failed.",
+    ),
+    ("ringway_kubernetes_status_writes_total", Type::Counter, "Statuses written."),
+    (
+        "ringway_kubernetes_status_conflicts_total",
+        Type::Counter,
+        "Writes of statuses done again because somebody else had written the object.",
+    ),
+    (
+        "ringway_kubernetes_write_errors_total",
+        Type::Counter,
+        "Writes of statuses, ServiceAccounts and Leases that have failed.",
+    ),
+    (
+        "ringway_kubernetes_translate_seconds",
+        Type::Gauge,
+        "Seconds that the latest translation of all objects took.",
+    ),
+    (
+        "ringway_kubernetes_last_heard_seconds",
+        Type::Gauge,
+        "Seconds since the API server last answered or told something.",
+    ),
     ("ringway_worker_turns_total", Type::Counter, "Turns of the worker's loop."),
     (
         "ringway_table_compile_seconds",
@@ -436,6 +531,11 @@ const METRICS: &[(&str, Type, &str)] = &[
     ),
     ("ringway_table_apply_seconds_max", Type::Gauge, "The longest of these since the start."),
     ("ringway_table_generation", Type::Gauge, "Generation of the routing table in force."),
+    (
+        "ringway_certificate_expiry_timestamp_seconds",
+        Type::Gauge,
+        "When the certificate of a listener or backend ends, in seconds of Unix time.",
+    ),
     ("ringway_session_slots_used", Type::Gauge, "TCP sessions alive on the worker."),
     ("ringway_session_slots", Type::Gauge, "TCP sessions that the worker has room for."),
     ("ringway_flow_slots_used", Type::Gauge, "UDP flows alive on the worker."),
@@ -785,6 +885,7 @@ mod tests {
             publish_micros: 250,
             lines_dropped: 0,
             source_ports: 28_232,
+            kubernetes: None,
         }
     }
 

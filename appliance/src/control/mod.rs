@@ -7,32 +7,47 @@
 pub mod access_log;
 pub mod admin;
 pub mod cli;
+pub mod cluster;
 pub mod demo;
 pub mod metrics;
 pub mod process;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
+use config_sync::certificates::Expiry;
 use config_sync::names::Names;
 use config_sync::routing::Protocol;
-use config_sync::{ConfigSync, Outcome};
+use config_sync::{ConfigSync, Outcome, file};
 use crossbeam_channel::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::access_log::{AccessLog, Line, WallClock};
 use self::admin::Board;
+use self::cluster::{Following, News};
 use crate::proxy::record::{Record, SessionRecord};
 
 /// How often workers are asked for their records. They don't wake the control thread, which would
 /// cost them a system call for each; their channels hold what comes in between.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How often ids of what is gone are looked through.
+const RETIRE: Duration = Duration::from_secs(10);
+
+/// A certificate that ends within this is warned of, when it is loaded and then once a day.
+const EXPIRY_DAYS: i64 = 14;
+const DAY: Duration = Duration::from_secs(86_400);
+/// How often the metrics page learns how a cluster is followed.
+const SHOW: Duration = Duration::from_millis(500);
 
 pub struct Control {
     sync: ConfigSync,
@@ -41,6 +56,14 @@ pub struct Control {
     wall: WallClock,
     board: Arc<Board>,
     phase: Phase,
+    watched: BTreeSet<PathBuf>,
+    /// What is followed in the place of a file.
+    cluster: Option<Following>,
+    /// Leaving it, and when its figures were last shown.
+    leaving: Option<JoinTask<()>>,
+    shown: Instant,
+    /// When ids were last looked through.
+    retired: Instant,
 }
 
 /// A worker, seen from here.
@@ -91,6 +114,7 @@ impl Control {
     ) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut daily = tokio::time::interval_at(Instant::now() + DAY, DAY);
         let result = loop {
             tokio::select! {
                 _ = tick.tick() => match self.tick() {
@@ -101,16 +125,25 @@ impl Control {
                 () = changed(&mut changes) => {
                     let outcome = self.sync.refresh();
                     self.reloaded(outcome);
+                    self.watch(&mut changes);
                 }
                 Some(()) = signals.hangup.recv() => {
                     self.log.reopen();
-                    let outcome = self.sync.reload();
-                    self.reloaded(outcome);
+                    if self.cluster.is_none() {
+                        let outcome = self.sync.reload();
+                        self.reloaded(outcome);
+                        self.watch(&mut changes);
+                    }
                 }
+                _ = daily.tick() => self.warn_of_certificates(),
                 Some(()) = signals.interrupt.recv() => self.terminate(),
                 Some(()) = signals.terminate.recv() => self.terminate(),
             }
         };
+        if let Some(leaving) = self.leaving.take() {
+            // It says itself what went wrong.
+            _ = leaving.await;
+        }
         self.log.close();
         result
     }
@@ -129,6 +162,7 @@ impl Control {
         match outcome {
             Outcome::Published { generation } => {
                 tracing::info!("configuration {generation} is in force");
+                self.warn_of_certificates();
             }
             Outcome::Unchanged => return,
             Outcome::Rejected(problems) => {
@@ -141,15 +175,51 @@ impl Control {
         self.post();
     }
 
+    /// Watches the files that are named now.
+    fn watch(&mut self, changes: &mut Option<mpsc::Receiver<()>>) {
+        let files = self.sync.files();
+        if files.is_empty() || files == self.watched {
+            return;
+        }
+        match file::watch(&files) {
+            Ok(receiver) => {
+                *changes = Some(receiver);
+                self.watched = files;
+                // What has changed before the watch began would not be told.
+                let outcome = self.sync.refresh();
+                self.reloaded(outcome);
+            }
+            Err(error) => {
+                tracing::error!(%error, "new files can't be watched; SIGHUP reloads them")
+            }
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
+    fn warn_of_certificates(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        for Expiry { owner, name, not_after } in self.sync.names().expiries() {
+            let days = (not_after - now).div_euclid(DAY.as_secs().cast_signed());
+            if *not_after <= now {
+                tracing::warn!("the certificate {name} of {owner} has expired: renew it");
+            } else if days < EXPIRY_DAYS {
+                tracing::warn!(
+                    "the certificate {name} of {owner} expires in {days} days: renew it"
+                );
+            }
+        }
+    }
+
     /// Tells the admin API what is in force.
     fn post(&self) {
-        let mut board = self.board.config();
+        let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
         board.reloads_failed = self.sync.reloads_failed();
         board.timing = self.sync.timing();
-        if let Some(config) = self.sync.config() {
-            board.text = self.sync.text().unwrap_or_default().to_owned();
-            board.series.learn(config, self.sync.names());
+        if let Some(in_force) = self.sync.in_force() {
+            board.series.learn(&in_force.config, self.sync.names());
+            board.in_force = Some(Arc::clone(in_force));
         }
     }
 
@@ -157,7 +227,8 @@ impl Control {
         match self.phase {
             Phase::Running => {
                 self.board.ready.store(false, Ordering::Relaxed);
-                let grace = self.sync.config().map_or(0, |config| config.drain_grace);
+                self.leaving = self.cluster.as_ref().map(Following::leave);
+                let grace = self.sync.in_force().map_or(0, |in_force| in_force.config.drain_grace);
                 let until = Instant::now() + Duration::from_millis(grace.into());
                 tracing::info!("ending: once more (SIGTERM or Ctrl-C) closes all sessions at once");
                 self.phase = Phase::Grace { until };
@@ -193,6 +264,11 @@ impl Control {
             }
         }
         self.sync.flush();
+        let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
+        self.follow(applied);
+        if self.retired.elapsed() >= RETIRE {
+            self.retire(applied);
+        }
         self.drain_after_grace();
         self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
         if self.sync.reloads_failed() != failed {
@@ -204,6 +280,37 @@ impl Control {
             tracing::info!("ready: {} workers", self.workers.len());
         }
         Ok(self.workers.iter().all(|worker| worker.thread.is_none()))
+    }
+
+    /// Frees the ids of what is long gone.
+    fn retire(&mut self, applied: u64) {
+        self.retired = Instant::now();
+        let workers = self.board.workers();
+        let listener = |id| workers.iter().any(|worker| worker.listener(id).is_live());
+        let endpoint = |id| workers.iter().any(|worker| worker.endpoint(id).is_live());
+        let retired = self.sync.retire(applied, &listener, &endpoint);
+        for worker in workers {
+            retired.listeners.iter().for_each(|id| worker.forget_listener(*id));
+            retired.endpoints.iter().for_each(|id| worker.forget_endpoint(*id));
+        }
+        self.board.latest().series.forget(&retired);
+    }
+
+    fn follow(&mut self, applied: u64) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let news = cluster.tick(&mut self.sync, applied);
+        if news != News::Nothing || self.shown.elapsed() >= SHOW {
+            self.shown = Instant::now();
+            self.board.latest().kubernetes = Some(cluster.figures());
+        }
+        match news {
+            News::Nothing => {}
+            News::Published => {
+                tracing::debug!("table {} is given out", self.sync.generation());
+                self.post();
+            }
+            News::Refused => self.post(),
+        }
     }
 
     fn collect(&mut self, index: usize) {
@@ -228,7 +335,7 @@ impl Control {
     }
 
     fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
-        let board = self.board.config();
+        let board = self.board.latest();
         let listener = session.listener.and_then(|id| board.series.protocol(id));
         let protocol = match listener {
             _ if session.udp => "UDP",
@@ -288,6 +395,7 @@ fn line<'a>(
         protocol,
         listener: session.listener.and_then(|id| names.listener(id)),
         client: session.client,
+        peer: session.peer,
         local: session.local,
         server_name: session.server_name.as_deref(),
         route: session.route.and_then(|id| names.route(id)),
@@ -297,6 +405,7 @@ fn line<'a>(
         bytes_down: session.bytes_down,
         duration_ms: millis(session.closed.saturating_sub(session.opened)),
         connect_ms: session.connect.map(|micros| millis(micros.into())),
+        unique_id: session.unique_id.map(|id| format!("{id:032x}")),
         reason: session.reason.map(|reason| reason.word()),
         worker,
         suppressed: session.suppressed,

@@ -5,6 +5,7 @@
 //! there must be somebody to serve them.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,19 +17,23 @@ use config_sync::ConfigSync;
 use config_sync::compile::compile;
 use config_sync::config::{self, Config, Cores};
 use config_sync::file::{self, Source};
+use config_sync::gateway::cluster::{self, Cluster};
 use config_sync::machine::Machine;
 use config_sync::names::Names;
 use config_sync::publish::{Link, Publisher};
-use config_sync::routing::Limits;
+use config_sync::routing::{Limits, Socket};
 use core_affinity::CoreId;
 use crossbeam_channel::Receiver;
+use ipnet::IpNet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::crypto::ring::default_provider;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use super::access_log::{AccessLog, WallClock};
 use super::admin::{self, Board};
+use super::cluster::Following;
 use super::{Control, Phase, Running, Signals, cli};
 use crate::proxy::counters::Counters;
 use crate::ring::{Features, RingError, sockets};
@@ -42,35 +47,55 @@ const RECORDS: usize = 8_192;
 #[error("{0}")]
 pub struct BadConfig(pub String);
 
+/// Where the configuration comes from.
+pub enum Origin {
+    File(Source),
+    /// Listeners, routes and backends from here; the rest from a file, if there is one.
+    Cluster {
+        options: Box<cluster::Options>,
+        base: Source,
+    },
+}
+
 /// Runs the gateway until it is told to end, leaving out some features of the kernel.
 ///
 /// # Errors
 /// The configuration is bad, the machine lacks something, an address can't be bound, or a worker
 /// has died. The text is for the operator.
-pub fn run(source: Source, without: &[String]) -> anyhow::Result<()> {
+pub fn run(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let without = without.to_vec();
     // Not the main thread, so that its name tells what uses the time.
     std::thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(control(source, &without))
+            runtime.block_on(control(origin, &without))
         })
         .context("the control thread")?
         .join()
         .unwrap_or_else(|panic| bail!("the control thread died: {}", panic_message(&*panic)))
 }
 
-async fn control(source: Source, without: &[String]) -> anyhow::Result<()> {
+async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let signals = Signals::take().context("signals")?;
+    let (source, options) = match origin {
+        Origin::File(source) => (source, None),
+        Origin::Cluster { options, base } => (base, Some(options)),
+    };
     let config = check(&source)?;
+    if options.is_some() && !(config.listeners.is_empty() && config.backends.is_empty()) {
+        let name = source.name();
+        bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
+    }
     let files = raise_file_limit();
     let features = probe(without)?;
-    let changes = match &source {
-        Source::File(path) => {
-            Some(file::watch(path).with_context(|| format!("watching {}", path.display()))?)
+    let changes = match source.path() {
+        Some(path) if options.is_none() => {
+            let mut paths = config.files();
+            paths.insert(path.to_owned());
+            Some(file::watch(&paths).with_context(|| format!("watching {}", path.display()))?)
         }
-        Source::Text { .. } => None,
+        _ => None,
     };
     let admin = match config.admin {
         Some(address) => Some(bind_admin(address).await?),
@@ -78,8 +103,18 @@ async fn control(source: Source, without: &[String]) -> anyhow::Result<()> {
     };
     let log = AccessLog::open(&config.access_log.target, config.access_log.format)
         .context("access_log.path")?;
-    let mut control = start(source, &config, &features, files, log)?;
-    control.load()?;
+    let early = match (&source, &options) {
+        (_, Some(options)) => options.address_pool.clone(),
+        (Source::Objects { options, .. }, None) => options.address_pool.clone(),
+        (Source::File(_) | Source::Text { .. }, None) => Vec::new(),
+    };
+    let mut control = start(source, &config, &features, files, log, early)?;
+    match options {
+        None => control.load()?,
+        Some(options) => {
+            control.cluster = Some(Following::new(Cluster::start(*options).await?));
+        }
+    }
     if let (Some(listener), Some(address)) = (admin, config.admin) {
         tracing::info!("admin API: http://{address}");
         tokio::spawn(admin::serve(listener, control.board.clone()));
@@ -90,9 +125,9 @@ async fn control(source: Source, without: &[String]) -> anyhow::Result<()> {
 /// Parses and compiles, and goes no further.
 pub fn check(source: &Source) -> anyhow::Result<Config> {
     let text = source.read().map_err(BadConfig)?;
-    let bad = |problems: config_sync::problem::Problems| BadConfig(problems.to_string());
-    let config = config::parse(&source.name(), &text).map_err(bad)?;
-    compile(&config, &mut Names::new(), 1).map_err(bad)?;
+    let config = source.config(&text).map_err(BadConfig)?.config;
+    let compiled = compile(&config, &mut Names::new(), 1);
+    compiled.map_err(|problems| BadConfig(problems.to_string()))?;
     Ok(config)
 }
 
@@ -116,6 +151,7 @@ fn start(
     features: &Features,
     files: u64,
     log: AccessLog,
+    early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
     let cores: Vec<_> = match &config.cores {
         Cores::Auto => Machine::this().cores,
@@ -140,7 +176,12 @@ fn start(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    let publisher = Publisher::new(links, Box::new(sockets::open_listeners));
+    // Addresses of a pool are bound before they are this machine's: it may be the standby.
+    let open = move |socket: &Socket, workers: usize, rejoins: bool| {
+        let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
+        sockets::open_listeners(socket, workers, rejoins, early)
+    };
+    let publisher = Publisher::new(links, Box::new(open));
     Ok(Control {
         sync: ConfigSync::new(source, publisher),
         workers,
@@ -148,6 +189,11 @@ fn start(
         wall: wall_clock(clock),
         board: Arc::new(Board::new(counters, limits, cli::features(features))),
         phase: Phase::Running,
+        watched: BTreeSet::new(),
+        cluster: None,
+        leaving: None,
+        shown: Instant::now(),
+        retired: Instant::now(),
     })
 }
 

@@ -12,6 +12,8 @@ use config_sync::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RoutingTable,
 };
 
+use super::op::Origin;
+
 #[derive(Debug)]
 pub struct Balancer {
     /// By `RouteId`: each backend's credit in the smooth weighted round robin.
@@ -134,9 +136,21 @@ impl Balancer {
         Some(if load(b) < load(a) { b } else { a })
     }
 
-    /// The local address to connect from: those of the backend that are of the endpoint's family,
-    /// in turn.
-    pub fn source(&mut self, backend: &Backend, endpoint: SocketAddr) -> Option<IpAddr> {
+    /// The address to connect from: the client's, or those of the backend that are of the
+    /// endpoint's family, in turn.
+    pub fn origin(
+        &mut self,
+        backend: &Backend,
+        endpoint: SocketAddr,
+        client: SocketAddr,
+    ) -> Origin {
+        if backend.transparent {
+            return Origin::Client(client.ip().to_canonical());
+        }
+        self.source(backend, endpoint).map_or(Origin::Any, Origin::Local)
+    }
+
+    fn source(&mut self, backend: &Backend, endpoint: SocketAddr) -> Option<IpAddr> {
         let of_family =
             || backend.source.iter().filter(|of| of.first.is_ipv4() == endpoint.is_ipv4());
         let count: u64 = of_family().map(|sources| u64::from(sources.count)).sum();
@@ -227,7 +241,7 @@ mod tests {
             weight: *weight,
         };
         let backends = weights.iter().enumerate().map(share).collect();
-        Route { id: RouteId(0), name: "r".into(), backends }
+        Route { id: RouteId(0), name: "r".into(), access: None, backends }
     }
 
     fn backend(balance: Balance, endpoints: u32) -> Backend {
@@ -250,6 +264,9 @@ mod tests {
             },
             source: Vec::new(),
             shared_sockets: false,
+            send_proxy: None,
+            transparent: false,
+            tls: None,
         }
     }
 

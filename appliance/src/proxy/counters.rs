@@ -169,6 +169,10 @@ impl Histogram {
         self.buckets[BUCKETS.partition_point(|bound| *bound < micros)].add(1);
         self.sum.add(micros);
     }
+
+    fn all(&self) -> impl Iterator<Item = &Counter> {
+        self.buckets.iter().chain([&self.sum])
+    }
 }
 
 impl Counters {
@@ -209,6 +213,62 @@ impl Counters {
 
     pub fn endpoint(&self, id: EndpointId) -> &EndpointCounters {
         self.endpoints.get(id.index())
+    }
+
+    /// The id is to be another listener's. Nothing may have counted by it for a while: this is the
+    /// one place where another thread than the worker's writes.
+    pub fn forget_listener(&self, id: ListenerId) {
+        let ListenerCounters {
+            opened,
+            refused,
+            closed,
+            bytes_up,
+            bytes_down,
+            from_clients,
+            to_endpoints,
+            from_endpoints,
+            to_clients,
+            dropped,
+            duration,
+        } = self.listener(id);
+        let traffic = [from_clients, to_endpoints, from_endpoints, to_clients];
+        let reasons = refused.iter().chain(closed.iter()).chain(dropped.iter());
+        let all = reasons.chain([opened, bytes_up, bytes_down]).chain(traffic);
+        all.chain(duration.all()).for_each(|counter| counter.set(0));
+    }
+
+    /// The same for an endpoint's.
+    pub fn forget_endpoint(&self, id: EndpointId) {
+        let EndpointCounters {
+            opened,
+            closed,
+            connect_failures,
+            refusals,
+            late_replies,
+            resets,
+            bytes_up,
+            bytes_down,
+            connect,
+        } = self.endpoint(id);
+        let faults = [connect_failures, refusals, late_replies, resets];
+        let all = [opened, closed, bytes_up, bytes_down].into_iter().chain(faults);
+        all.chain(connect.all()).for_each(|counter| counter.set(0));
+    }
+}
+
+impl ListenerCounters {
+    /// Whether it has sessions or flows. Ends are read first, so that none is missed.
+    pub fn is_live(&self) -> bool {
+        let ended = |reasons: &[Counter]| reasons.iter().map(Counter::get).sum::<u64>();
+        let ended = ended(&*self.closed) + ended(&*self.refused);
+        self.opened.get() > ended
+    }
+}
+
+impl EndpointCounters {
+    pub fn is_live(&self) -> bool {
+        let closed = self.closed.get();
+        self.opened.get() > closed
     }
 }
 

@@ -8,12 +8,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use config_sync::ranges::Access;
 use config_sync::routing::{
-    BackendId, EndpointId, Listener, ListenerId, RouteId, RoutingTable, SocketId, Transport,
+    Backend, BackendId, EndpointId, Listener, ListenerId, RouteId, RoutingTable, SendProxy,
+    SocketId, Transport,
 };
 use hashbrown::HashTable;
 
-use super::op::{BufferId, Event, Kind, Op, SHARED_SOCKETS, Token, Why};
+use super::op::{BufferId, Event, Kind, Op, Origin, Part, SHARED_SOCKETS, Token, Why};
+use super::proxy_protocol::{self, Addresses, Outgoing};
 use super::record::{CloseReason, DropReason, Record, SessionRecord};
 use super::shared::{Pair, Pairs};
 use super::slab::{NONE, Slab};
@@ -66,6 +69,26 @@ struct Flow {
     bytes_down: u64,
     opened: u64,
     last: u64,
+    proxied: Option<Box<Proxied>>,
+}
+
+/// What PROXY headers have to do with a flow; few flows have one.
+#[derive(Debug, Default)]
+struct Proxied {
+    /// As the header of the client's first datagram said.
+    said: Option<Addresses>,
+    /// What each datagram begins with that the endpoint is sent; empty: nothing is put before it.
+    header: Vec<u8>,
+    unique_id: Option<u128>,
+}
+
+/// Whose datagram it is: what tells flows of one socket apart.
+#[derive(Clone, Copy)]
+struct Sender {
+    peer: SocketAddr,
+    local: Option<IpAddr>,
+    /// By the header of a proxy. The source alone counts.
+    said: Option<Addresses>,
 }
 
 #[derive(Debug)]
@@ -87,6 +110,8 @@ struct Upstream {
 enum Role {
     /// A connected socket.
     Socket,
+    /// A connected socket at the address of its flow's client: of no use to any other flow.
+    Own,
     /// An endpoint and a local address, on a shared socket.
     Pair,
     /// The socket that pairs share. It never rests.
@@ -137,6 +162,7 @@ struct Batch {
     buffer: BufferId,
     bytes: u32,
     count: u32,
+    part: Part,
 }
 
 impl Flows {
@@ -193,32 +219,85 @@ impl Flows {
     }
 
     /// Datagrams from a client: to its flow's endpoint, or the start of a flow.
-    pub fn on_client(&mut self, core: &mut Core, socket: SocketId, event: Event) {
-        let Event::Datagrams { buffer, peer: Some(peer), local, bytes, count, truncated } = event
+    /// `payload` is what the buffer holds.
+    pub fn on_client(&mut self, core: &mut Core, socket: SocketId, event: Event, payload: &[u8]) {
+        let Event::Datagrams { buffer, peer: Some(peer), local, bytes, size, count, truncated } =
+            event
         else {
             return;
         };
-        let batch = Batch { buffer, bytes, count };
-        let result = match truncated {
-            true => Err(DropReason::Truncated),
-            false => self.flow_of(core, socket, peer, local).and_then(|slot| {
-                self.route_again(core, slot)?;
-                Ok(slot)
-            }),
-        };
-        let listener = listener_of(&core.tables, socket).map(|(_, listener)| listener.id);
-        if let Some(listener) = listener {
-            core.counters.listener(listener).from_clients.add(u64::from(count));
-        }
-        match result {
-            Ok(slot) => self.forward(core, slot, batch),
-            Err(reason) => {
-                if let Some(listener) = listener {
-                    let dropped = &core.counters.listener(listener).dropped;
-                    dropped[reason as usize].add(u64::from(count));
-                }
-                core.push(Token::socket(socket), Op::Recycle { buffer });
+        let sender = Sender { peer, local, said: None };
+        let batch = Batch { buffer, bytes, count, part: Part::default() };
+        let mut is_proxy = false;
+        if let Some((table, bound)) = core.tables.of(socket) {
+            is_proxy = bound.accept_proxy.iter().any(|range| range.contains(&peer.ip()));
+            if let Some(listener) = bound.listeners.any() {
+                let counters = core.counters.listener(table.listeners[listener].id);
+                counters.from_clients.add(u64::from(count));
             }
+        }
+        if truncated {
+            dropped(core, socket, batch, DropReason::Truncated);
+        } else if is_proxy {
+            self.on_proxy(core, socket, &sender, (batch, size), payload);
+        } else {
+            self.take_in(core, socket, &sender, batch);
+        }
+    }
+
+    /// Datagrams of a proxy: each has a header, and is a client's. Those in a row with the same
+    /// header go on together.
+    fn on_proxy(
+        &mut self,
+        core: &mut Core,
+        socket: SocketId,
+        sender: &Sender,
+        (whole, size): (Batch, u32),
+        payload: &[u8],
+    ) {
+        let datagram = |number: u32| {
+            let start = (number * size) as usize;
+            &payload[start.min(payload.len())..(start + size as usize).min(payload.len())]
+        };
+        let mut first = 0;
+        while first < whole.count {
+            let read = proxy_protocol::read_datagram(datagram(first));
+            let strip = read.map_or(0, |(len, _)| len);
+            let header = &datagram(first)[..strip];
+            let count = match read {
+                Ok(_) => (first..whole.count)
+                    .take_while(|number| datagram(*number).starts_with(header))
+                    .fold(0, |count, _| count + 1),
+                Err(_) => 1,
+            };
+            let small = |number: u32| u16::try_from(number).expect("a train has 64 datagrams");
+            let part = Part {
+                first: small(first),
+                count: small(count),
+                strip: u16::try_from(strip).expect("a header has 16 KiB at the most"),
+                head: (0, 0),
+                more: first + count < whole.count,
+            };
+            let bytes: usize =
+                (first..first + count).map(|number| datagram(number).len() - strip).sum();
+            let bytes = u32::try_from(bytes).expect("a buffer has 64 KiB");
+            let batch = Batch { buffer: whole.buffer, bytes, count, part };
+            match read {
+                Ok((_, said)) => self.take_in(core, socket, &Sender { said, ..*sender }, batch),
+                Err(_) => dropped(core, socket, batch, DropReason::ProxyInvalid),
+            }
+            first += count;
+        }
+    }
+
+    fn take_in(&mut self, core: &mut Core, socket: SocketId, sender: &Sender, batch: Batch) {
+        let slot = self.flow_of(core, socket, sender).and_then(|slot| {
+            self.route_again(core, slot)?;
+            Ok(slot)
+        });
+        match slot {
+            Ok(slot) => self.forward(core, slot, batch),
+            Err(reason) => dropped(core, socket, batch, reason),
         }
     }
 
@@ -235,7 +314,7 @@ impl Flows {
         }
         match event {
             Event::Datagrams { buffer, bytes, count, truncated, .. } => {
-                let batch = Batch { buffer, bytes, count };
+                let batch = Batch { buffer, bytes, count, part: Part::default() };
                 self.forward_reply(core, token, token.slot, batch, truncated);
             }
             Event::Stopped { why } => {
@@ -257,11 +336,11 @@ impl Flows {
 
     fn on_shared(&mut self, core: &mut Core, token: Token, event: Event) {
         match event {
-            Event::Datagrams { buffer, peer, local, bytes, count, truncated } => {
+            Event::Datagrams { buffer, peer, local, bytes, count, truncated, .. } => {
                 let pair = peer.zip(local).and_then(|(peer, local)| self.pairs.find(peer, local));
                 match pair {
                     Some(pair) => {
-                        let batch = Batch { buffer, bytes, count };
+                        let batch = Batch { buffer, bytes, count, part: Part::default() };
                         self.forward_reply(core, token, pair, batch, truncated);
                     }
                     None => {
@@ -384,15 +463,12 @@ impl Flows {
         &mut self,
         core: &mut Core,
         socket: SocketId,
-        peer: SocketAddr,
-        local: Option<IpAddr>,
+        sender: &Sender,
     ) -> Result<u32, DropReason> {
-        let hash = self.hasher.hash_one((socket, peer, local));
+        let hash = self.hasher.hash_one((socket, sender.client(), sender.local));
         let flows = &self.flows;
         let found = self.index.find(hash, |slot| {
-            flows.at(*slot).is_some_and(|flow| {
-                flow.peer == peer && flow.socket == socket && flow.local == local
-            })
+            flows.at(*slot).is_some_and(|flow| flow.socket == socket && flow.is_of(sender))
         });
         if let Some(slot) = found {
             return Ok(*slot);
@@ -401,6 +477,7 @@ impl Flows {
             return Err(DropReason::Draining);
         }
         let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
+        let Sender { peer, local, said } = *sender;
         let mut flow = Flow {
             peer,
             local,
@@ -418,6 +495,7 @@ impl Flows {
             bytes_down: 0,
             opened: core.now,
             last: core.now,
+            proxied: said.map(|_| Box::new(Proxied { said, ..Proxied::default() })),
         };
         if let Err(refusal) = self.begin(core, &mut flow) {
             let counters = core.counters.listener(flow.listener);
@@ -440,15 +518,17 @@ impl Flows {
         let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
             return Err(NO_ROUTE);
         };
+        admits(listener.access.as_deref(), flow.client())?;
         if self.flows.is_full() {
             return Err(FLOW_LIMIT);
         }
         if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
             return Err(LISTENER_LIMIT);
         }
-        let choice = choose(table, listener, &mut core.balancer, flow.peer)?;
+        let choice = choose(table, listener, &mut core.balancer, flow.client())?;
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.upstream = self.upstream_for(core, &choice)?;
+        flow.introduce(core, choice.send_proxy);
         Ok(())
     }
 
@@ -465,7 +545,7 @@ impl Flows {
         let (slot, _) = self.flows.insert(flow).expect("begin() saw a free slot");
         let (flows, hasher) = (&self.flows, &self.hasher);
         self.index.insert_unique(hash, slot, |slot| match flows.at(*slot) {
-            Some(flow) => hasher.hash_one((flow.socket, flow.peer, flow.local)),
+            Some(flow) => hasher.hash_one((flow.socket, flow.client(), flow.local)),
             None => 0,
         });
         core.counters.flows.set(u64::from(self.flows.len()));
@@ -486,7 +566,7 @@ impl Flows {
         let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
             return Ok(());
         };
-        let choice = choose(table, listener, &mut core.balancer, flow.peer);
+        let choice = choose(table, listener, &mut core.balancer, flow.client());
         let upstream = choice.and_then(|choice| {
             let upstream = self.upstream_for(core, &choice)?;
             Ok((choice, upstream))
@@ -504,6 +584,7 @@ impl Flows {
         core.balancer.opened(choice.endpoint);
         core.counters.endpoint(choice.endpoint).opened.add(1);
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        flow.introduce(core, choice.send_proxy);
         let old = std::mem::replace(&mut flow.upstream, upstream);
         if let Some(upstream) = self.upstreams.at_mut(upstream) {
             upstream.flow = slot;
@@ -521,14 +602,17 @@ impl Flows {
         listener.to_endpoints.add(u64::from(batch.count));
         listener.bytes_up.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
-        let (upstream, buffer) = (flow.upstream, batch.buffer);
-        let mut op = Op::SendUp { buffer };
+        let (upstream, buffer, mut part) = (flow.upstream, batch.buffer, batch.part);
+        if let Some(proxied) = &flow.proxied {
+            part.head = proxied.say(&mut core.output);
+        }
+        let mut op = Op::SendUp { buffer, part };
         if let Some(used) = self.upstreams.at_mut(upstream) {
             used.sent = used.sent.saturating_add(batch.count);
             if used.role == Role::Pair {
                 let Pair { endpoint: peer, local } = self.pairs.get(upstream);
                 let via = self.pairs.socket(peer.is_ipv4()).expect("it is open while it has pairs");
-                op = Op::SendVia { buffer, via, peer, local };
+                op = Op::SendVia { buffer, part, via, peer, local };
             }
         }
         core.push(self.upstream_token(upstream), op);
@@ -585,7 +669,7 @@ impl Flows {
 
     /// A socket towards the endpoint, or a pair: one that has rested long enough, or a new one.
     fn upstream_for(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
-        let role = if choice.shared { Role::Pair } else { Role::Socket };
+        let role = choice.role;
         let rest = if self.is_scarce(role, core.now) { SHORT_REST } else { REST };
         for _ in 0..MOST_CLOSES {
             let first = self.endpoints[choice.endpoint.index()].first;
@@ -600,12 +684,12 @@ impl Flows {
         }
         match role {
             Role::Pair => self.new_pair(core, choice),
-            Role::Socket | Role::Shared => self.new_socket(core, choice),
+            Role::Socket | Role::Own | Role::Shared => self.new_socket(core, choice),
         }
     }
 
     fn new_socket(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
-        let upstream = Upstream::new(choice.endpoint, Role::Socket);
+        let upstream = Upstream::new(choice.endpoint, choice.role);
         let Some((slot, generation)) = self.upstreams.insert(upstream) else {
             self.shortage_until = core.now + REST;
             return Err(NO_SOCKET);
@@ -649,7 +733,7 @@ impl Flows {
         self.upstreams.at(slot).is_some_and(|upstream| {
             let seen = match upstream.role {
                 Role::Pair => self.pairs.read_until(slot),
-                Role::Socket | Role::Shared => self.seen,
+                Role::Socket | Role::Own | Role::Shared => self.seen,
             };
             seen >= upstream.rests_since + rest
         })
@@ -658,8 +742,10 @@ impl Flows {
     /// Whether it is of the kind that the table asks for, which may have been another before.
     fn is_wanted(&self, slot: u32, choice: &Choice) -> bool {
         match self.upstreams.at(slot).map(|upstream| upstream.role) {
-            Some(Role::Pair) => choice.shared && self.pairs.is_in_pool(slot, choice.endpoint),
-            _ => !choice.shared,
+            Some(Role::Pair) => {
+                choice.role == Role::Pair && self.pairs.is_in_pool(slot, choice.endpoint)
+            }
+            role => role == Some(choice.role),
         }
     }
 
@@ -685,7 +771,7 @@ impl Flows {
 
     fn end(&mut self, core: &mut Core, slot: u32, reason: CloseReason) {
         let Some(flow) = self.flows.remove(slot) else { return };
-        let hash = self.hasher.hash_one((flow.socket, flow.peer, flow.local));
+        let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
             entry.remove();
         }
@@ -716,7 +802,8 @@ impl Flows {
         if upstream.closing {
             return;
         }
-        if state.gone_since.is_some() && upstream.role == Role::Socket {
+        let gone = state.gone_since.is_some() && upstream.role == Role::Socket;
+        if gone || upstream.role == Role::Own {
             upstream.closing = true;
             let token = self.upstream_token(slot);
             return core.push(token, Op::CloseUpstream);
@@ -754,7 +841,7 @@ impl Flows {
         let upstream = self.upstreams.at_mut(slot).expect("it was in the list");
         match upstream.role {
             Role::Pair => self.upstream_gone(core, slot),
-            Role::Socket | Role::Shared => self.close_socket(core, slot),
+            Role::Socket | Role::Own | Role::Shared => self.close_socket(core, slot),
         }
     }
 
@@ -800,7 +887,67 @@ impl Flows {
     }
 }
 
+impl Sender {
+    fn client(&self) -> SocketAddr {
+        self.said.as_ref().map_or(self.peer, |said| said.source)
+    }
+}
+
+impl Proxied {
+    /// Puts the header into the turn's output: where it starts, and its length.
+    fn say(&self, output: &mut Vec<u8>) -> (u32, u16) {
+        let start = u32::try_from(output.len()).expect("a turn's output is bounded");
+        output.extend_from_slice(&self.header);
+        (start, u16::try_from(self.header.len()).expect("a header without a name is short"))
+    }
+}
+
 impl Flow {
+    fn is_of(&self, sender: &Sender) -> bool {
+        self.peer == sender.peer
+            && self.local == sender.local
+            && self.said().map(|said| said.source) == sender.said.as_ref().map(|said| said.source)
+    }
+
+    fn said(&self) -> Option<&Addresses> {
+        self.proxied.as_ref()?.said.as_ref()
+    }
+
+    fn client(&self) -> SocketAddr {
+        self.said().map_or(self.peer, |said| said.source)
+    }
+
+    /// Makes the header with which its datagrams to the endpoint begin, if that is to be told.
+    fn introduce(&mut self, core: &mut Core, asked: Option<SendProxy>) {
+        if asked.is_none() && self.proxied.is_none() {
+            return;
+        }
+        let destination = self.said().map_or_else(|| self.bound(core), |said| said.destination);
+        let addresses = Addresses { source: self.client(), destination };
+        let proxied = self.proxied.get_or_insert_default();
+        proxied.header.clear();
+        let Some(SendProxy { version, unique_id, crc32c }) = asked else { return };
+        let unique_id =
+            unique_id.then(|| *proxied.unique_id.get_or_insert_with(|| core.ids.next()));
+        let header = Outgoing {
+            transport: Transport::Udp,
+            addresses,
+            authority: None,
+            alpn: None,
+            tls: None,
+            unique_id,
+            crc32c,
+        };
+        proxy_protocol::write(version, &header, &mut proxied.header);
+    }
+
+    /// The address that its client, or the proxy before it, has sent to.
+    fn bound(&self, core: &Core) -> SocketAddr {
+        let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
+        let bound = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
+        self.local.map_or(bound, |ip| SocketAddr::new(ip, bound.port()))
+    }
+
     /// Why it is over, if it is.
     fn over(&self, core: &Core) -> Option<CloseReason> {
         let silent = core.now - self.last;
@@ -814,11 +961,11 @@ impl Flow {
 
     fn record(&self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {
         let known = |id: u32| id != u32::MAX;
-        let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
-        let local = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
-        let local = self.local.map_or(local, |ip| SocketAddr::new(ip, local.port()));
+        let (client, local) = (self.client(), self.bound(core));
         SessionRecord {
             udp: true,
+            peer: self.said().map(|_| self.peer),
+            unique_id: self.proxied.as_ref().and_then(|proxied| proxied.unique_id),
             listener: Some(self.listener),
             route: known(self.route.0).then_some(self.route),
             backend: known(self.backend.0).then_some(self.backend),
@@ -826,7 +973,7 @@ impl Flow {
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
             reason,
-            ..SessionRecord::new(self.socket, (self.peer, local), self.opened, core.now)
+            ..SessionRecord::new(self.socket, (client, local), self.opened, core.now)
         }
     }
 }
@@ -839,6 +986,8 @@ struct Refusal {
 }
 
 const NO_ROUTE: Refusal = Refusal { reason: CloseReason::NoRoute, drop: DropReason::NoRoute };
+const SOURCE_DENIED: Refusal =
+    Refusal { reason: CloseReason::SourceDenied, drop: DropReason::SourceDenied };
 const NO_BACKEND: Refusal = Refusal { reason: CloseReason::NoBackend, drop: DropReason::NoRoute };
 const NO_ENDPOINT: Refusal =
     Refusal { reason: CloseReason::NoEndpoint, drop: DropReason::NoEndpoint };
@@ -855,34 +1004,61 @@ fn listener_of(tables: &Tables, socket: SocketId) -> Option<(&RoutingTable, &Lis
     Some((table, &table.listeners[socket.listeners.any()?]))
 }
 
+/// A batch of a client's that goes no further.
+fn dropped(core: &mut Core, socket: SocketId, batch: Batch, reason: DropReason) {
+    let listener = listener_of(&core.tables, socket).map(|(_, listener)| listener.id);
+    if let Some(listener) = listener {
+        let dropped = &core.counters.listener(listener).dropped;
+        dropped[reason as usize].add(u64::from(batch.count));
+    }
+    if !batch.part.more {
+        core.push(Token::socket(socket), Op::Recycle { buffer: batch.buffer });
+    }
+}
+
+fn admits(access: Option<&Access>, client: SocketAddr) -> Result<(), Refusal> {
+    match access {
+        Some(access) if !access.admits(client.ip()) => Err(SOURCE_DENIED),
+        _ => Ok(()),
+    }
+}
+
 struct Choice {
     route: RouteId,
     backend: BackendId,
     endpoint: EndpointId,
     address: SocketAddr,
-    source: Option<IpAddr>,
-    shared: bool,
+    source: Origin,
+    role: Role,
+    send_proxy: Option<SendProxy>,
 }
 
 fn choose(
     table: &RoutingTable,
     listener: &Listener,
     balancer: &mut super::balance::Balancer,
-    peer: SocketAddr,
+    client: SocketAddr,
 ) -> Result<Choice, Refusal> {
-    let route = &table.routes[listener.routes.any().ok_or(NO_ROUTE)?];
+    let found = listener.routes.any().ok_or(NO_ROUTE)?;
+    let route = &table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?];
+    admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route).ok_or(NO_BACKEND)?];
-    let endpoint = balancer.endpoint(backend, peer, &[]).ok_or(NO_ENDPOINT)?;
+    let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
     Ok(Choice {
         route: route.id,
         backend: backend.id,
         endpoint: endpoint.id,
         address: endpoint.address,
         source: match backend.shared_sockets {
-            true => None,
-            false => balancer.source(backend, endpoint.address),
+            true => Origin::Any,
+            false => balancer.origin(backend, endpoint.address, client),
         },
-        shared: backend.shared_sockets,
+        role: match backend {
+            Backend { shared_sockets: true, .. } => Role::Pair,
+            Backend { transparent: true, .. } => Role::Own,
+            _ => Role::Socket,
+        },
+        send_proxy: backend.send_proxy,
     })
 }
 

@@ -12,13 +12,17 @@ pub mod counters;
 mod flow;
 mod marks;
 pub mod op;
+pub mod postgres;
+pub mod proxy_protocol;
 pub mod record;
 mod relay;
 mod session;
 mod shared;
 mod slab;
 mod tables;
+mod terminated;
 mod timer;
+mod tls;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -32,7 +36,7 @@ use flow::Flows;
 use marks::Marks;
 use op::{Event, Kind, Op, Side, Token, Why};
 use record::{CloseReason, Record, SessionRecord};
-use session::Session;
+use session::{First, Session};
 use slab::Slab;
 use tables::Tables;
 use timer::Wheel;
@@ -51,6 +55,15 @@ struct Core {
     /// Microseconds; set at each entry.
     now: u64,
     ops: Vec<(Token, Op)>,
+    /// Unix time at which `now` was 0, microseconds.
+    epoch: u64,
+    /// What the `Give`s among `ops` refer to.
+    output: Vec<u8>,
+    /// Memory that TLS connections share while they are worked on.
+    plain: Vec<u8>,
+    scratch: Vec<u8>,
+    /// `Take`s under way.
+    takes: u32,
     tables: Tables,
     balancer: Balancer,
     counters: Arc<Counters>,
@@ -64,6 +77,8 @@ struct Core {
     /// Listening sockets that rest after an error, and until when.
     paused: Vec<(SocketId, u64)>,
     rejections: Rejections,
+    /// What connections that tell their endpoint an id are told apart by.
+    ids: Ids,
     turn_bytes: u32,
     bulk_bytes: u32,
 }
@@ -96,6 +111,11 @@ impl Proxy {
             core: Core {
                 now: 0,
                 ops: Vec::new(),
+                epoch: 0,
+                output: Vec::new(),
+                plain: Vec::new(),
+                scratch: Vec::new(),
+                takes: 0,
                 tables: Tables::new(),
                 balancer: Balancer::new(seed),
                 counters,
@@ -106,6 +126,7 @@ impl Proxy {
                 active: Vec::new(),
                 paused: Vec::new(),
                 rejections: Rejections::default(),
+                ids: Ids::new(seed),
                 turn_bytes: limits.turn_bytes,
                 bulk_bytes: limits.bulk_bytes,
             },
@@ -113,7 +134,8 @@ impl Proxy {
         }
     }
 
-    /// Gives one event to its owner. `bytes` is the arena that `Event::Peeked` refers to.
+    /// Gives one event to its owner. `bytes` is the arena that `Event::Peeked`,
+    /// `Event::Taken` and `Event::Given` refer to.
     pub fn handle(
         &mut self,
         now: u64,
@@ -124,7 +146,7 @@ impl Proxy {
     ) {
         self.enter(now, ops);
         match token.kind {
-            Kind::Socket => self.on_socket(SocketId(token.slot), event),
+            Kind::Socket => self.on_socket(SocketId(token.slot), event, bytes),
             Kind::Session => self.on_session(token, event, bytes),
             Kind::Upstream => self.flows.on_upstream(&mut self.core, token, event),
         }
@@ -226,6 +248,17 @@ impl Proxy {
         self.drain.is_some() && self.core.tables.open_sockets() == 0 && self.is_idle()
     }
 
+    /// The Unix time at which the caller's clock was 0, microseconds: certificates and session
+    /// tickets are valid for a time of day.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.core.epoch = epoch;
+    }
+
+    /// What the `Give`s that were asked for refer to; to be taken away with the ops.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.core.output
+    }
+
     /// What there is to tell the control thread; the caller drains it.
     pub fn records(&mut self) -> &mut Vec<Record> {
         &mut self.core.records
@@ -245,12 +278,12 @@ impl Proxy {
         self.core.counters.sessions.set(u64::from(self.sessions.len()));
     }
 
-    fn on_socket(&mut self, id: SocketId, event: Event) {
+    fn on_socket(&mut self, id: SocketId, event: Event, bytes: &[u8]) {
         match event {
             Event::Accepted { incoming, peer, local } => self.accept(id, incoming, peer, local),
             Event::Stopped { why } => self.core.rearm(id, why),
             Event::Unlistened => self.core.unlistened(id),
-            Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event),
+            Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event, bytes),
             Event::SendFailed { why, count } => {
                 self.flows.reply_failed(&self.core, id, why, count);
             }
@@ -259,6 +292,9 @@ impl Proxy {
     }
 
     fn on_session(&mut self, token: Token, event: Event, bytes: &[u8]) {
+        if let Event::Taken { .. } = event {
+            self.core.takes -= 1;
+        }
         let Some(session) = self.sessions.get_mut(token.slot, token.generation) else { return };
         if event == Event::Closed {
             self.sessions.remove(token.slot);
@@ -273,7 +309,11 @@ impl Proxy {
         let Some((_, socket)) = core.tables.of(id) else {
             return core.push(Token::socket(id), Op::Refuse { incoming });
         };
-        let reads_hello = socket.reads_hello;
+        let first = First {
+            header: socket.accept_proxy.iter().any(|range| range.contains(&client.ip())),
+            request: socket.starttls.is_some(),
+            hello: socket.reads_hello,
+        };
         let timeouts = Timeouts { hello: socket.hello_timeout, ..NO_TIMEOUTS };
         let session = Session::new(id, client, local, core.now, timeouts);
         let Some((slot, generation)) = self.sessions.insert(session) else {
@@ -288,7 +328,7 @@ impl Proxy {
         let token = Token { kind: Kind::Session, slot, generation };
         core.push(token, Op::Adopt { incoming });
         if let Some(session) = self.sessions.at_mut(slot) {
-            session.begin(core, token, reads_hello);
+            session.begin(core, token, first);
         }
     }
 
@@ -385,6 +425,27 @@ impl Core {
             }
         }
         self.records.push(Record::Closed(record));
+    }
+}
+
+/// Ids of connections: no other worker, and no other run of this one, gives the same.
+#[derive(Debug)]
+struct Ids {
+    /// Of this worker in this run: 64 bits that were drawn.
+    drawn: u64,
+    given: u64,
+}
+
+impl Ids {
+    fn new(seed: u64) -> Self {
+        // The seed itself keys hashes, which nobody should know.
+        let drawn = ahash::RandomState::with_seeds(seed, 1, 2, 3).hash_one("ids");
+        Self { drawn, given: 0 }
+    }
+
+    fn next(&mut self) -> u128 {
+        self.given += 1;
+        u128::from(self.drawn) << 64 | u128::from(self.given)
     }
 }
 

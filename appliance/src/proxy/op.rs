@@ -55,6 +55,19 @@ impl Side {
     }
 }
 
+/// The address from which an endpoint is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The kernel chooses.
+    Any,
+    /// One of this machine's own.
+    Local(IpAddr),
+    /// A client's (IP_TRANSPARENT, ip(7); IPV6_TRANSPARENT, ipv6(7)). The port is the kernel's to
+    /// choose: the client's own may be in use towards this endpoint, by another session of the same
+    /// port to another listener, or by one that has just ended.
+    Client(IpAddr),
+}
+
 /// How a `Move` carries bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
@@ -88,7 +101,7 @@ pub enum Op {
     /// `at_least` bytes wake nobody afterwards, until the first `Move` from the client.
     Peek { at_least: u32 },
     /// Connect the endpoint side and watch it: `Connected` or `ConnectFailed`, then `Ready`.
-    Connect { address: SocketAddr, source: Option<IpAddr>, options: SocketOptions },
+    Connect { address: SocketAddr, source: Origin, options: SocketOptions },
     /// Give up a `Connect` that is under way. Its `ConnectFailed` follows, whatever it had become.
     Abandon,
     /// Move bytes from one side to the other until would-block, budget, end or failure. *Direct*:
@@ -116,6 +129,18 @@ pub enum Op {
     /// A long run of bytes goes to `side`: if its congestion control paces and it is near, give it
     /// one that does not. *Direct*, no event.
     Unpace { side: Side },
+    /// Receive what has come from one side, for a session that reads it. *Direct*: `Taken`. Ends
+    /// the raised mark of a `Peek`.
+    Take {
+        from: Side,
+        /// Bytes at the most.
+        at_most: u32,
+        /// As in `Move`.
+        to_eof: bool,
+    },
+    /// Send `len` bytes of the proxy's output, from `start` on, to a side. *Direct*: `Given`. No
+    /// other `Give` to this side before that.
+    Give { to: Side, start: u32, len: u32 },
     /// Shut down the sending half towards `side` (a FIN after what was sent). *Direct*, no event.
     Shutdown { side: Side },
     /// Close whatever the session has, with a reset on each side if `reset`; `Closed` once nothing
@@ -127,19 +152,19 @@ pub enum Op {
     Receive,
     /// Open an upstream socket and connect it; receiving is asked for with `Receive`. *Direct*:
     /// `OpenFailed` if that was not possible (the token is then free at once), else no event.
-    Open { address: SocketAddr, source: Option<IpAddr> },
+    Open { address: SocketAddr, source: Origin },
     /// Open an upstream socket for all endpoints of an IP version, on a port of its own and all
     /// local addresses; else like `Open`.
     OpenShared { ipv4: bool },
     /// Send what `buffer` holds, as as many datagrams as were received, and give the buffer back.
     /// On an upstream socket: to its endpoint. `SendFailed` for what was not sent.
-    SendUp { buffer: BufferId },
+    SendUp { buffer: BufferId, part: Part },
     /// The same on a listening socket, to a client, from `local` where that is known. `from` is the
     /// upstream slot that the datagrams came from.
     SendDown { buffer: BufferId, from: u32, peer: SocketAddr, local: Option<IpAddr> },
     /// The same through the shared upstream socket in slot `via`, to an endpoint, from `local`. The
     /// token is the flow's, a slot that no socket has.
-    SendVia { buffer: BufferId, via: u32, peer: SocketAddr, local: IpAddr },
+    SendVia { buffer: BufferId, part: Part, via: u32, peer: SocketAddr, local: IpAddr },
     /// Give a buffer back unsent. *Direct*, no event. The token is the one it was received on.
     Recycle { buffer: BufferId },
     /// Close an upstream socket; `Closed` once nothing is in flight: the last event of this token.
@@ -150,8 +175,23 @@ pub enum Op {
 /// slots are below the sum.
 pub const SHARED_SOCKETS: u32 = 2;
 
+/// Which datagrams of a buffer are sent, and what becomes of each on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Those before it have had their answer.
+    pub first: u16,
+    /// 0: all that follow.
+    pub count: u16,
+    /// So many bytes are taken off the front of each.
+    pub strip: u16,
+    /// These bytes of the turn's output go in front of each: start and length.
+    pub head: (u32, u16),
+    /// The buffer is not given back yet: there is another answer.
+    pub more: bool,
+}
+
 /// A receive buffer of this worker, from `Datagrams` until it is sent or recycled: each buffer is
-/// answered with exactly one of these.
+/// answered with exactly one of these, and before it with any number of sends of parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u16);
 
@@ -204,6 +244,25 @@ pub enum Event {
         held: u32,
         stop: Stop,
     },
+    /// `len` bytes were taken from this side: `bytes[start..start + len]` of the turn's byte arena.
+    Taken {
+        from: Side,
+        start: u32,
+        len: u32,
+        /// `Drained`, `Budget`, `Eof` (then there are no bytes) or `Failed`.
+        stop: Stop,
+    },
+    /// What a `Give` has done.
+    Given {
+        to: Side,
+        /// Bytes that the side took.
+        sent: u32,
+        /// Those that it did not take, in the turn's byte arena as above: they are the proxy's.
+        start: u32,
+        len: u32,
+        /// `Drained`: all were given. Else `Blocked` or `Failed`.
+        stop: Stop,
+    },
     Closed,
 
     // ---- Kind::Socket (UDP) and Kind::Upstream ----
@@ -217,6 +276,8 @@ pub enum Event {
         local: Option<IpAddr>,
         /// Payload bytes in all.
         bytes: u32,
+        /// Bytes of each datagram but the last, which may be shorter.
+        size: u32,
         /// Datagrams, at least 1.
         count: u32,
         /// The kernel cut it: not to be forwarded.

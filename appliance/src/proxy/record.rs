@@ -32,7 +32,12 @@ pub struct SessionRecord {
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
     pub endpoint: Option<EndpointId>,
+    /// As a PROXY header says, where one came.
     pub client: SocketAddr,
+    /// Who sent the header.
+    pub peer: Option<SocketAddr>,
+    /// What the endpoint was told in a PROXY header of the gateway's own.
+    pub unique_id: Option<u128>,
     pub local: SocketAddr,
     pub server_name: Option<Box<str>>,
     /// Bytes from the client that the endpoint's socket took, and the other way.
@@ -66,6 +71,8 @@ impl SessionRecord {
             backend: None,
             endpoint: None,
             client,
+            peer: None,
+            unique_id: None,
             local,
             server_name: None,
             bytes_up: 0,
@@ -131,13 +138,40 @@ words! {
         EndpointStalled = "endpoint_stalled":
             "The endpoint took no byte for `write_stall_timeout` while some waited for it.",
         MaxLifetime = "max_lifetime": "The session reached `max_lifetime`.",
+        ProxyTimeout = "proxy_timeout":
+            "No whole PROXY header from a source in `accept_proxy` within `hello_timeout`.",
+        ProxyInvalid = "proxy_invalid":
+            "What a source in `accept_proxy` sent first is no valid PROXY header.",
         HelloTimeout = "hello_timeout": "No whole ClientHello within `hello_timeout`.",
         HelloInvalid = "hello_invalid": "What the client sent is no TLS ClientHello.",
         HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
+        StarttlsMissing = "starttls_missing":
+            "With `starttls`: the client went on without TLS.",
+        StarttlsCancel = "starttls_cancel":
+            "A PostgreSQL CancelRequest, which has no server name, and no route takes those.",
+        StarttlsEarly = "starttls_early":
+            "Bytes came behind the client's request for TLS before it was answered.",
+        HandshakeTimeout = "handshake_timeout":
+            "The client's TLS handshake was not over within `hello_timeout`.",
+        ClientTlsFailed = "client_tls_failed":
+            "The client's TLS handshake failed, or what it sent later is no valid TLS.",
+        EndpointTlsFailed = "endpoint_tls_failed":
+            "The endpoint's TLS handshake failed (its certificate, say), or what it sent later is \
+             no valid TLS.",
+        EndpointStarttlsFailed = "endpoint_starttls_failed":
+            "The endpoint was asked for TLS (SSLRequest), and did not answer with `S` alone.",
+        ClientTruncated = "client_truncated":
+            "The client ended its connection without the end of TLS (close_notify).",
+        EndpointTruncated = "endpoint_truncated":
+            "The endpoint ended its connection without the end of TLS (close_notify).",
+        NoCertificate = "no_certificate":
+            "The listener has no certificate for the client's server name, and no default.",
+        SourceDenied = "source_denied":
+            "The listener or route does not admit the client's address (`allow`, `deny`).",
         ClientGone = "client_gone": "The client left before there was an endpoint for it.",
         UnknownServerName = "unknown_server_name":
             "No listener or route has the client's server name, or it sent none.",
-        NoRoute = "no_route": "The listener has no route.",
+        NoRoute = "no_route": "The listener has no route, or none for the client's address.",
         NoBackend = "no_backend": "The route has no backend with a weight above 0.",
         NoEndpoint = "no_endpoint":
             "The backend whose turn it was has no endpoint; its share is refused.",
@@ -162,7 +196,11 @@ words! {
 words! {
     /// Why a datagram was not forwarded.
     DropReason {
-        NoRoute = "no_route": "The listener has no route, or no backend with a weight above 0.",
+        NoRoute = "no_route":
+            "The listener has no route, none for the client's address, or no backend with a weight \
+             above 0.",
+        SourceDenied = "source_denied":
+            "The listener or route does not admit the client's address (`allow`, `deny`).",
         NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint.",
         FlowLimit = "flow_limit":
             "The worker's flow table or the listener's `max_sessions` is full.",
@@ -170,6 +208,8 @@ words! {
             "No upstream socket: source ports, files or resting sockets ran out.",
         NoSource = "no_source":
             "Shared upstream sockets: the endpoint has a flow from every address of `source`.",
+        ProxyInvalid = "proxy_invalid":
+            "What a source in `accept_proxy` sent does not begin with a valid PROXY header.",
         Truncated = "truncated": "The kernel cut the datagram or train.",
         EndpointRefused = "endpoint_refused":
             "The endpoint's port is closed (ICMP port unreachable).",

@@ -1,20 +1,30 @@
-//! One TCP connection's life: Opening -> Connecting -> Relaying -> Closing.
+//! One TCP connection's life: Opening -> Connecting -> Relaying -> Closing. What may come before a
+//! ClientHello, and before an endpoint's first byte, is in `proxied.rs` (PROXY headers) and
+//! `starttls.rs`.
 //!
 //! A session copies the few values it needs from the table when it opens, so no later table touches
 //! it. It is closed when nothing is in flight: `finish` asks for that, and `Closed` frees the slot.
 
-use std::net::SocketAddr;
+mod proxied;
+mod starttls;
 
+use std::net::{IpAddr, SocketAddr};
+
+use config_sync::ranges::Access;
 use config_sync::routing::{
-    BackendId, EndpointId, ListenerId, Protocol, RouteId, SocketId, Timeouts,
+    BackendId, EndpointId, ListenerId, Protocol, RouteId, SendProxy, Socket, SocketId, Timeouts,
 };
+
+use proxied::{Heading, Introduction, Proxied};
 
 use super::client_hello::{self, Hello};
 use super::op::{Event, Kind, Mode, Op, Side, Stop, Token, Why};
 use super::record::{CloseReason, Record, SessionRecord};
 use super::relay::{Half, Next};
 use super::slab::NONE;
+use super::terminated::{Outcome, Terminated};
 use super::{Core, micros};
+use starttls::{Ask, Asking, Requesting};
 
 #[derive(Debug)]
 pub struct Session {
@@ -31,6 +41,7 @@ pub struct Session {
     endpoint: Option<EndpointId>,
     /// It counts this session as one of its own.
     counted: bool,
+    ask: Ask,
     /// The configuration leaves their congestion control to the kernel: client and endpoint.
     free: (bool, bool),
     client: SocketAddr,
@@ -41,15 +52,43 @@ pub struct Session {
     /// When a byte last went either way.
     last_byte: u64,
     connect_micros: Option<u32>,
+    /// One side or both speak TLS with the gateway.
+    tls: Option<Box<Terminated>>,
+    /// The header that an endpoint is sent first.
+    send_proxy: Option<SendProxy>,
+    proxied: Option<Box<Proxied>>,
+}
+
+/// What the client sends before it is known where to.
+#[derive(Clone, Copy, Debug)]
+pub struct First {
+    /// A PROXY header.
+    pub header: bool,
+    /// Behind that, what asks for TLS.
+    pub request: bool,
+    /// Behind that, a ClientHello.
+    pub hello: bool,
 }
 
 #[derive(Debug)]
 enum State {
+    /// The PROXY header is awaited.
+    Heading(Heading),
     /// The ClientHello is awaited; so many bytes were asked for.
     Opening {
         asked: u32,
     },
+    /// The client's request for TLS is awaited, or being answered.
+    Requesting(Requesting),
+    /// The TLS handshake with the client is under way.
+    Greeting,
     Connecting(Connecting),
+    /// The endpoint is connected, and is being sent a PROXY header.
+    Introducing(Introduction),
+    /// The endpoint is connected, and is asked for TLS.
+    Asking(Asking),
+    /// The endpoint is connected, and the TLS handshake with it is under way.
+    Securing(Connecting),
     Relaying(Relay),
     /// The ring was told to close; `Closed` is awaited, and nothing else matters.
     Closing,
@@ -82,6 +121,19 @@ struct Relay {
     failing: Option<CloseReason>,
     /// `Ready` has said that a side failed: no end may look clean any more.
     broken: bool,
+}
+
+impl Connecting {
+    fn new(attempts: u8) -> Self {
+        Self {
+            started: 0,
+            timeout: 0,
+            attempts_left: attempts,
+            abandoned: false,
+            tried: [EndpointId(u32::MAX); MAX_TRIED],
+            tried_count: 0,
+        }
+    }
 }
 
 impl Relay {
@@ -161,6 +213,7 @@ impl Session {
             backend: None,
             endpoint: None,
             counted: false,
+            ask: Ask::No,
             free: (false, false),
             client,
             local,
@@ -169,21 +222,46 @@ impl Session {
             opened: now,
             last_byte: now,
             connect_micros: None,
+            tls: None,
+            send_proxy: None,
+            proxied: None,
         }
     }
 
-    /// Begins: at once where the listener is known, else with the ClientHello.
-    pub fn begin(&mut self, core: &mut Core, token: Token, reads_hello: bool) {
+    /// Begins: at once where the listener is known, else with what comes first.
+    pub fn begin(&mut self, core: &mut Core, token: Token, first: First) {
         self.token = token;
-        if !reads_hello {
-            self.choose(core);
+        if first.header {
+            self.state = State::Heading(Heading::new(first));
+        } else {
+            self.identified(core, first);
         }
         self.arm(core);
+    }
+
+    /// The client's address is known. Where listeners share the socket, what they all say of it is
+    /// said before the ClientHello.
+    fn identified(&mut self, core: &mut Core, first: First) {
+        if !first.hello {
+            return self.choose(core);
+        }
+        if first.request {
+            self.ask = Ask::ToEncrypt;
+            self.state = State::Requesting(Requesting::new());
+        } else {
+            self.state = State::Opening { asked: 1 };
+        }
+        let socket = core.tables.of(self.socket).map(|(_, socket)| socket);
+        let access = socket.and_then(|socket| socket.access.as_deref());
+        if let Err(reason) = admits(access, self.client.ip()) {
+            self.finish(core, reason, true);
+        }
     }
 
     pub fn on(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
         match (&mut self.state, event) {
             (State::Closing, _) => {}
+            (State::Heading(_), _) => self.heading_event(core, event, bytes),
             (State::Relaying(relay), Event::Ready { side, readable, writable, ending, failed }) => {
                 relay.broken |= failed;
                 if readable || ending || failed {
@@ -191,6 +269,9 @@ impl Session {
                 }
                 if writable {
                     relay.half(side.other()).destination_ready();
+                    if let Some(tls) = &mut self.tls {
+                        tls.writable(core, self.token, side);
+                    }
                 }
                 if failed && (relay.half(side).ended() || relay.half(side).blocked()) {
                     // No read would report it: its end was delivered, or it is not being read.
@@ -201,16 +282,38 @@ impl Session {
             (State::Relaying(_), Event::Moved { from, read, sent, held, stop }) => {
                 self.moved(core, from, (read, sent, held), stop);
             }
-            (_, Event::Ready { side: Side::Client, readable, ending, failed, .. }) => {
+            (State::Securing(_), Event::Ready { side: Side::Endpoint, .. }) => {
+                self.tls_ready(core, event);
+            }
+            (
+                State::Introducing(_),
+                Event::Ready { side: Side::Endpoint, .. } | Event::Given { to: Side::Endpoint, .. },
+            ) => self.introducing_event(core, event, bytes),
+            (
+                State::Requesting(_) | State::Asking(_),
+                Event::Peeked { .. } | Event::Taken { .. } | Event::Given { .. },
+            ) => self.starttls_event(core, event, bytes),
+            (State::Asking(_), Event::Ready { side: Side::Endpoint, .. }) => {
+                self.asking_ready(core, event);
+            }
+            (_, Event::Taken { .. } | Event::Given { .. }) => self.tls_event(core, event, bytes),
+            (_, Event::Ready { side: Side::Client, readable, writable, ending, failed }) => {
                 self.client_readable |= readable;
                 self.client_ending |= ending;
                 if failed {
                     return self.finish(core, CloseReason::ClientGone, true);
                 }
-                if let State::Opening { asked } = self.state
-                    && (readable || ending)
-                {
-                    core.push(self.token, Op::Peek { at_least: asked });
+                if self.tls.is_some() {
+                    self.tls_ready(core, event);
+                }
+                let at_least = match &self.state {
+                    State::Opening { asked } => Some(*asked),
+                    State::Requesting(requesting) => requesting.peeks(),
+                    _ => None,
+                };
+                match at_least.filter(|_| readable || ending) {
+                    Some(at_least) => core.push(self.token, Op::Peek { at_least }),
+                    None => self.requesting_ready(core, readable || ending, writable),
                 }
             }
             (State::Opening { .. }, Event::Peeked { start, len, end }) => {
@@ -236,6 +339,7 @@ impl Session {
                 core.push(self.token, Op::Abandon);
                 self.arm(core);
             }
+            (State::Heading(_), _) => self.refuse_header(core, reason),
             (_, CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout) => {
                 self.finish(core, reason, false);
             }
@@ -252,6 +356,9 @@ impl Session {
 
     /// A direction's turn has come again after its budget ran out.
     pub fn resume(&mut self, core: &mut Core, from: Side) {
+        if self.tls.is_some() {
+            return self.tls_resume(core, from);
+        }
         if let State::Relaying(relay) = &mut self.state
             && let Some(op) = relay.half(from).resume(core.turn_bytes)
         {
@@ -278,9 +385,16 @@ impl Session {
         let timeouts = &self.timeouts;
         let lifetime = after(self.opened, timeouts.lifetime, CloseReason::MaxLifetime);
         let specific = match &self.state {
-            State::Opening { .. } => after(self.opened, timeouts.hello, CloseReason::HelloTimeout),
+            State::Heading(_) => after(self.opened, timeouts.hello, CloseReason::ProxyTimeout),
+            State::Opening { .. } | State::Requesting(_) => {
+                after(self.opened, timeouts.hello, CloseReason::HelloTimeout)
+            }
+            State::Greeting => after(self.opened, timeouts.hello, CloseReason::HandshakeTimeout),
             State::Connecting(connecting) if connecting.abandoned => None,
-            State::Connecting(connecting) => {
+            State::Connecting(connecting)
+            | State::Introducing(Introduction { connecting, .. })
+            | State::Asking(Asking { connecting, .. })
+            | State::Securing(connecting) => {
                 after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)
             }
             State::Relaying(relay) => {
@@ -350,39 +464,52 @@ impl Session {
     }
 
     fn try_choose(&mut self, core: &mut Core) -> Result<(), CloseReason> {
-        let name = self.server_name.as_deref();
-        let (table, socket) = core.tables.of(self.socket).ok_or(CloseReason::NoRoute)?;
+        // Its socket may be gone since, and the id another's by now, if the hello took its time.
+        let here = |socket: &Socket| {
+            let (bound, local) = (socket.address, self.local);
+            bound.port() == local.port()
+                && (bound.ip().is_unspecified() || bound.ip() == local.ip())
+        };
+        let of = core.tables.of(self.socket).filter(|(_, socket)| here(socket));
+        let (table, socket) = of.ok_or(CloseReason::NoRoute)?;
         self.free.0 = socket.options.congestion == [0; 16];
-        let listener = socket.listeners.get(name).ok_or(CloseReason::UnknownServerName)?;
+        // Only a request to cancel is routed before there was a hello.
+        let cancels = matches!(self.state, State::Requesting(_));
+        let unknown =
+            if cancels { CloseReason::StarttlsCancel } else { CloseReason::UnknownServerName };
+        let name = self.server_name.as_deref().or(socket.default_hostname.as_deref());
+        let listener = socket.listeners.get(name).ok_or(unknown)?;
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
         self.listener = Some(listener.id);
         core.counters.listener(listener.id).opened.add(1);
         core.active[listener.id.index()] += 1;
+        let client = self.client.ip();
+        admits(listener.access.as_deref(), client)?;
         if listener.max_sessions > 0 && core.active[listener.id.index()] > listener.max_sessions {
             return Err(CloseReason::ListenerLimit);
         }
-        let route = listener.routes.get(name).ok_or(match listener.protocol {
-            Protocol::Tls => CloseReason::UnknownServerName,
+        let found = listener.routes.get(name).ok_or(match listener.protocol {
+            Protocol::Tls => unknown,
             Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
         })?;
+        let route = listener.route(found, client).ok_or(CloseReason::NoRoute)?;
         let route = &table.routes[route];
         self.route = Some(route.id);
+        admits(route.access.as_deref(), client)?;
         let backend = core.balancer.backend(route).ok_or(CloseReason::NoBackend)?;
         let backend = &table.backends[backend];
         self.backend = Some(backend.id);
         let attempts_left = backend.connect_attempts;
-        self.connect(
-            core,
-            Connecting {
-                started: core.now,
-                timeout: 0,
-                attempts_left,
-                abandoned: false,
-                tried: [EndpointId(u32::MAX); MAX_TRIED],
-                tried_count: 0,
-            },
-        )
+        if let Some(terminator) = listener.tls.as_ref().filter(|_| !cancels) {
+            if !terminator.certificates.has(name) {
+                return Err(CloseReason::NoCertificate);
+            }
+            let tls = Terminated::client(core, terminator)?;
+            self.greet(core, tls);
+            return Ok(());
+        }
+        self.connect(core, Connecting::new(attempts_left))
     }
 
     /// Connects to an endpoint of the backend as it stands now: in the table in force, or, where
@@ -396,9 +523,14 @@ impl Session {
             0 => CloseReason::NoEndpoint,
             _ => CloseReason::ConnectFailed,
         })?;
-        let source = core.balancer.source(backend, endpoint.address);
+        if let Some(originator) = &backend.tls {
+            let tls = self.tls.get_or_insert_with(|| Box::new(Terminated::plain()));
+            tls.originate(core, originator)?;
+        }
+        let source = core.balancer.origin(backend, endpoint.address, self.client);
         let options = backend.options;
         self.free.1 = options.congestion == [0; 16];
+        self.send_proxy = backend.send_proxy;
         state.timeout = backend.connect_timeout;
         state.started = core.now;
         state.attempts_left -= 1;
@@ -439,13 +571,36 @@ impl Session {
     }
 
     fn connected(&mut self, core: &mut Core) {
-        let State::Connecting(connecting) = &self.state else {
+        let State::Connecting(connecting) = self.state else {
             unreachable!("only called while connecting")
         };
         if connecting.abandoned {
             // `Abandon` crossed with success; its `ConnectFailed` comes.
             return;
         }
+        match self.send_proxy {
+            Some(how) => self.introduce(core, connecting, how),
+            None => self.speak(core, connecting),
+        }
+    }
+
+    /// The endpoint is there, for what the client says or for TLS, which may have to be asked for.
+    fn speak(&mut self, core: &mut Core, connecting: Connecting) {
+        if self.asks() {
+            return self.ask(core, connecting);
+        }
+        self.proceed(core, connecting);
+    }
+
+    /// The endpoint is connected, and ready for TLS if that was to be asked for.
+    fn proceed(&mut self, core: &mut Core, connecting: Connecting) {
+        if self.tls.as_ref().is_some_and(|tls| tls.greets(Side::Endpoint)) {
+            return self.secure(core, connecting);
+        }
+        self.relay(core, connecting);
+    }
+
+    fn relay(&mut self, core: &mut Core, connecting: Connecting) {
         let took = core.now - connecting.started;
         self.connect_micros = Some(u32::try_from(took).unwrap_or(u32::MAX));
         if let Some(endpoint) = self.endpoint {
@@ -458,9 +613,15 @@ impl Session {
         if self.client_readable || self.client_ending {
             up.source_ready(self.client_ending);
         }
+        let mut down = Half::new(Side::Endpoint);
+        if self.tls.is_some() {
+            // What came behind a handshake may be here already.
+            up.source_ready(self.client_ending);
+            down.source_ready(false);
+        }
         self.state = State::Relaying(Relay {
             up,
-            down: Half::new(Side::Endpoint),
+            down,
             first_end: None,
             paced: self.free,
             failing: None,
@@ -477,6 +638,9 @@ impl Session {
     /// Gives each direction that has a reason for it its `Move`.
     fn pump(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
+        if self.tls.is_some() {
+            return self.tls_pump(core);
+        }
         for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
             match half.start(core.turn_bytes) {
                 None => {}
@@ -499,7 +663,9 @@ impl Session {
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
         let next = relay.half(from).moved(core.now, read, sent, held, stop);
         relay.unpace(core, self.token, from);
-        relay.mark(core, self.token, from, stop);
+        if self.tls.is_none() {
+            relay.mark(core, self.token, from, stop);
+        }
         if let Stop::Failed { side, why } = stop {
             return self.failed(core, from, side, why);
         }
@@ -513,6 +679,8 @@ impl Session {
         match next {
             Next::Wait => {}
             Next::Again => {}
+            // The ring can't read TLS.
+            Next::Stream if self.tls.is_some() => {}
             Next::Stream => {
                 // What is blocked waits for the poll that a stream does without, and a `Move` that
                 // is under way may be.
@@ -565,10 +733,127 @@ impl Session {
                 return;
             }
             if let Some(op) = half.flush(core.turn_bytes) {
-                return core.push(self.token, op);
+                return self.move_bytes(core, op);
             }
         }
         self.finish(core, reason, true);
+    }
+
+    /// Begins the TLS handshake with the client. Who serves it is known, and is connected to once
+    /// it is over.
+    fn greet(&mut self, core: &mut Core, tls: Terminated) {
+        self.state = State::Greeting;
+        let tls = self.tls.insert(Box::new(tls));
+        let outcome = tls.greet(core, self.token, Side::Client);
+        self.tls_outcome(core, outcome);
+    }
+
+    /// Begins the TLS handshake with the endpoint.
+    fn secure(&mut self, core: &mut Core, connecting: Connecting) {
+        self.state = State::Securing(connecting);
+        if let Some(tls) = &mut self.tls {
+            let outcome = tls.greet(core, self.token, Side::Endpoint);
+            self.tls_outcome(core, outcome);
+        }
+    }
+
+    fn greeted(&mut self, core: &mut Core) {
+        if let State::Securing(connecting) = self.state {
+            return self.relay(core, connecting);
+        }
+        let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        let connecting = backend.map(|backend| Connecting::new(backend.connect_attempts));
+        let connecting = connecting.ok_or(CloseReason::NoEndpoint);
+        match connecting.and_then(|connecting| self.connect(core, connecting)) {
+            Ok(()) => self.arm(core),
+            Err(reason) => self.finish(core, reason, true),
+        }
+    }
+
+    /// News of a side during its handshake, or while there is no relay yet.
+    fn tls_ready(&mut self, core: &mut Core, event: Event) {
+        let Event::Ready { side, readable, writable, ending, failed } = event else { return };
+        let Some(tls) = &mut self.tls else { return };
+        if failed {
+            return self.tls_outcome(core, Outcome::Failed(CloseReason::EndpointTlsFailed));
+        }
+        if writable {
+            tls.writable(core, self.token, side);
+        }
+        if (readable || ending) && tls.greets(side) {
+            tls.readable(core, self.token, side);
+        }
+    }
+
+    fn tls_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        let Some(tls) = &mut self.tls else { return };
+        let outcome = match event {
+            Event::Taken { from, start, len, stop } => {
+                let bytes = &bytes[start as usize..][..len as usize];
+                tls.taken(core, self.token, from, bytes, stop)
+            }
+            Event::Given { to, sent, start, len, stop } => {
+                let rest = &bytes[start as usize..][..len as usize];
+                tls.given(core, self.token, to, (sent, rest), stop)
+            }
+            _ => return,
+        };
+        self.tls_outcome(core, outcome);
+    }
+
+    fn tls_outcome(&mut self, core: &mut Core, outcome: Outcome) {
+        match (&self.state, outcome) {
+            (_, Outcome::Nothing) => {}
+            (_, Outcome::Greeted) => self.greeted(core),
+            (State::Relaying(_), Outcome::Moved { from, read, sent, held, stop }) => {
+                self.moved(core, from, (read, sent, held), stop);
+            }
+            (_, Outcome::Moved { stop, .. }) => {
+                if let Stop::Failed { side, why } = stop {
+                    self.finish(core, failure(side, why), true);
+                }
+            }
+            // The alert that says why must reach the client, and a reset would overtake it.
+            (State::Greeting, Outcome::Failed(reason)) => self.finish(core, reason, false),
+            (state, Outcome::Failed(reason)) => {
+                if let (State::Securing(_), Some(endpoint)) = (state, self.endpoint) {
+                    core.counters.endpoint(endpoint).connect_failures.add(1);
+                }
+                self.finish(core, reason, true);
+            }
+        }
+    }
+
+    fn tls_pump(&mut self, core: &mut Core) {
+        for side in [Side::Client, Side::Endpoint] {
+            let State::Relaying(relay) = &mut self.state else { return };
+            if let Some(op) = relay.half(side).start(core.turn_bytes) {
+                self.move_bytes(core, op);
+            }
+        }
+    }
+
+    fn tls_resume(&mut self, core: &mut Core, from: Side) {
+        let Some(tls) = &mut self.tls else { return };
+        match &mut self.state {
+            State::Relaying(relay) => {
+                if let Some(op) = relay.half(from).resume(core.turn_bytes) {
+                    self.move_bytes(core, op);
+                }
+            }
+            State::Greeting | State::Securing(_) if tls.greets(from) => {
+                tls.readable(core, self.token, from);
+            }
+            _ => {}
+        }
+    }
+
+    /// Has the ring carry a `Move` out, or does it here if a side speaks TLS.
+    fn move_bytes(&mut self, core: &mut Core, op: Op) {
+        let Some(tls) = &mut self.tls else { return core.push(self.token, op) };
+        let Op::Move { from, budget, to_eof, .. } = op else { return };
+        let outcome = tls.begin(core, self.token, from, (budget, to_eof));
+        self.tls_outcome(core, outcome);
     }
 
     /// Accounts for the session, and has the ring close it.
@@ -577,7 +862,14 @@ impl Session {
         let relay = match state {
             State::Closing => return,
             State::Relaying(relay) => Some(relay),
-            State::Opening { .. } | State::Connecting(_) => None,
+            State::Heading(_)
+            | State::Opening { .. }
+            | State::Requesting(_)
+            | State::Greeting
+            | State::Connecting(_)
+            | State::Introducing(_)
+            | State::Asking(_)
+            | State::Securing(_) => None,
         };
         core.timers.cancel(self.token.slot);
         if let Some(relay) = &relay {
@@ -595,6 +887,9 @@ impl Session {
             // A FIN sent by close() would wait for the poll's cancellation.
             for (half, side) in [(&relay.up, Side::Endpoint), (&relay.down, Side::Client)] {
                 if !half.ended() {
+                    if let Some(tls) = &mut self.tls {
+                        tls.end(core, self.token, side);
+                    }
                     core.push(self.token, Op::Shutdown { side });
                 }
             }
@@ -651,8 +946,17 @@ impl Session {
             connect: self.connect_micros,
             refused: reason.is_some() && self.connect_micros.is_none(),
             reason,
+            peer: self.proxied.as_ref().and_then(|proxied| proxied.peer),
+            unique_id: self.proxied.as_ref().and_then(|proxied| proxied.unique_id),
             ..SessionRecord::new(self.socket, (self.client, self.local), self.opened, core.now)
         }
+    }
+}
+
+fn admits(access: Option<&Access>, client: IpAddr) -> Result<(), CloseReason> {
+    match access {
+        Some(access) if !access.admits(client) => Err(CloseReason::SourceDenied),
+        _ => Ok(()),
     }
 }
 

@@ -262,6 +262,9 @@ mod tests {
             },
             source: sources.iter().copied().collect(),
             shared_sockets: sources.is_some(),
+            send_proxy: None,
+            transparent: false,
+            tls: None,
         };
         let backends = (0..).zip(sources).map(backend).collect();
         RoutingTable { backends, ..RoutingTable::empty() }

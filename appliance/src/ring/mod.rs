@@ -6,6 +6,7 @@
 //! Datagrams come by multishot receives into provided buffers, and leave as batches.
 
 mod buffers;
+mod bytes;
 pub mod features;
 mod listeners;
 mod pipes;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use config_sync::routing::{Limits, SocketId, Transport};
 
 use crate::proxy::counters::Counters;
-use crate::proxy::op::{Event, Op, Token};
+use crate::proxy::op::{BufferId, Event, Op, Part, Token};
 
 pub use self::features::{Feature, Features, RingError};
 
@@ -43,8 +44,10 @@ use self::udp::Udp;
 #[derive(Debug, Default)]
 pub struct Turn {
     pub events: Vec<(Token, Event)>,
-    /// What `Peeked` events refer to.
+    /// What `Peeked`, `Taken` and `Given` events refer to.
     pub bytes: Vec<u8>,
+    /// What `Give` ops and the heads of parts refer to.
+    pub output: Vec<u8>,
 }
 
 impl Turn {
@@ -93,13 +96,14 @@ impl Ring {
         self.listeners.add(socket, transport, fd);
     }
 
-    /// Carries out `ops` in their order and leaves the vector empty. The events of direct ops are
-    /// added to `turn`.
+    /// Carries out `ops` in their order and leaves the vector empty, and the turn's output too. The
+    /// events of direct ops are added to `turn`.
     pub fn carry_out(&mut self, ops: &mut Vec<(Token, Op)>, turn: &mut Turn) {
         for (token, op) in ops.drain(..) {
             self.carry_out_one(token, op, turn);
         }
         self.udp.flush(&mut self.queue, &mut self.listeners, turn);
+        turn.output.clear();
     }
 
     /// Submits what is pending, waits for events until `timeout` (`None`: without end; zero: not
@@ -130,6 +134,11 @@ impl Ring {
         Ok(woken)
     }
 
+    /// What a buffer holds that came with `Datagrams`: one after the other. Until it was answered.
+    pub fn payload(&self, buffer: BufferId) -> &[u8] {
+        self.udp.payload(buffer)
+    }
+
     fn carry_out_one(&mut self, token: Token, op: Op, turn: &mut Turn) {
         let Self { queue, listeners, tcp, udp, counters, .. } = self;
         match op {
@@ -158,17 +167,23 @@ impl Ring {
             }
             Op::Stream { from } => tcp.stream(token, from, queue, turn, counters),
             Op::Unstream { from } => tcp.unstream(token, from, queue),
+            Op::Take { from, at_most, to_eof } => {
+                tcp.take(token, from, Wanted { budget: at_most, to_eof }, turn);
+            }
+            Op::Give { to, start, len } => tcp.give(token, to, (start, len), turn),
             Op::Shutdown { side } => tcp.shutdown(token, side),
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
             Op::Receive => udp.receive(token),
             Op::Open { address, source } => udp.open(token, &address, source, queue, turn),
             Op::OpenShared { ipv4 } => udp.open_shared(token, ipv4, queue, turn),
-            Op::SendUp { buffer } => udp.send_up(token, buffer, turn),
+            Op::SendUp { buffer, part } => udp.send_up(token, buffer, part, turn),
             Op::SendDown { buffer, from, peer, local } => {
-                udp.send_down(token, Down { buffer, from, peer, local }, listeners, turn);
+                let part = Part::default();
+                udp.send_down(token, Down { buffer, part, from, peer, local }, listeners, turn);
             }
-            Op::SendVia { buffer, via, peer, local } => {
-                udp.send_via(token, via, (buffer, peer, local), turn);
+            Op::SendVia { buffer, part, via, peer, local } => {
+                let down = Down { buffer, part, from: token.slot, peer, local: Some(local) };
+                udp.send_via(token, via, &down, turn);
             }
             Op::Recycle { buffer } => udp.recycle(buffer),
             Op::CloseUpstream => udp.close(token, queue, turn),

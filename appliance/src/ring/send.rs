@@ -2,11 +2,12 @@
 //! sent in one submission.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::ptr;
 
 use socket2::SockAddr;
 
-use crate::proxy::op::{BufferId, Event, Kind, Token, Why};
+use crate::proxy::op::{BufferId, Event, Kind, Part, Token, Why};
 
 use super::Turn;
 use super::buffers::Buffers;
@@ -34,6 +35,7 @@ pub(super) struct Train {
 /// The fields of `SendDown`, and of `SendVia`, which does the same the other way.
 pub(super) struct Down {
     pub(super) buffer: BufferId,
+    pub(super) part: Part,
     pub(super) from: u32,
     pub(super) peer: SocketAddr,
     pub(super) local: Option<IpAddr>,
@@ -71,9 +73,11 @@ struct Send {
     control: Control,
 }
 
-/// A stretch of a receive buffer: whole datagrams.
+/// A stretch of a receive buffer, or of the turn's output. A datagram is in one chunk, or, if it
+/// has got another head, in two.
 struct Chunk {
-    buffer: u16,
+    /// `None`: the output.
+    buffer: Option<u16>,
     start: u32,
     len: u32,
     next: u32,
@@ -87,6 +91,8 @@ struct Control([u64; 9]);
 struct Singles {
     messages: Vec<libc::msghdr>,
     iovecs: Vec<libc::iovec>,
+    /// Where the pieces of each end.
+    ends: Vec<usize>,
 }
 
 impl Train {
@@ -101,8 +107,31 @@ impl Train {
         }
     }
 
+    /// Where in the buffer it is.
+    pub(super) fn range(self) -> Range<usize> {
+        self.start as usize..(self.start + self.len) as usize
+    }
+
     pub(super) fn count(&self) -> u32 {
         if self.size == 0 { 1 } else { self.len.div_ceil(self.size) }
+    }
+
+    /// The datagrams of a part.
+    fn part(self, part: Part) -> Self {
+        let first = u32::from(part.first).saturating_mul(self.size).min(self.len);
+        let len = match part.count {
+            0 => self.len - first,
+            count => u32::from(count).saturating_mul(self.size).min(self.len - first),
+        };
+        Self { start: self.start + first, len, size: self.size.min(len) }
+    }
+
+    /// One after the other. An empty one is one, too.
+    fn datagrams(self) -> impl Iterator<Item = (u32, u32)> {
+        (0..self.count()).map(move |number| {
+            let at = number * self.size;
+            (self.start + at, self.size.min(self.len - at))
+        })
     }
 
     pub(super) fn event(
@@ -112,7 +141,8 @@ impl Train {
         local: Option<IpAddr>,
         truncated: bool,
     ) -> Event {
-        Event::Datagrams { buffer, peer, local, bytes: self.len, count: self.count(), truncated }
+        let Self { len: bytes, size, .. } = *self;
+        Event::Datagrams { buffer, peer, local, bytes, size, count: self.count(), truncated }
     }
 }
 
@@ -134,6 +164,7 @@ impl Sends {
             singles: Singles {
                 messages: Vec::with_capacity(MAX_SEGMENTS as usize),
                 iovecs: Vec::with_capacity(MAX_SEGMENTS as usize),
+                ends: Vec::with_capacity(MAX_SEGMENTS as usize),
             },
         }
     }
@@ -142,14 +173,15 @@ impl Sends {
         &mut self,
         token: Token,
         target: Option<Target>,
-        buffer: BufferId,
+        (buffer, part): (BufferId, Part),
         train: Train,
         turn: &mut Turn,
     ) {
-        self.used.push(buffer);
+        self.use_up(buffer, part);
+        let train = train.part(part);
         let Some(target) = target else { return turn.push(token, gone(train.count())) };
         let flow = Some(token.slot);
-        self.add(Send::new(token, target, flow, None, None), buffer, train);
+        self.add(Send::new(token, target, flow, None, None), buffer, part, train);
     }
 
     pub(super) fn add_down(
@@ -160,17 +192,24 @@ impl Sends {
         train: Train,
         turn: &mut Turn,
     ) {
-        self.used.push(down.buffer);
+        self.use_up(down.buffer, down.part);
+        let train = train.part(down.part);
         let Some(target) = target else { return turn.push(token, gone(train.count())) };
         let flow = Some(down.from).filter(|slot| (*slot as usize) < self.open_down.len());
         let template = Send::new(token, target, flow, Some(down.peer.into()), down.local);
-        self.add(template, down.buffer, train);
+        self.add(template, down.buffer, down.part, train);
+    }
+
+    fn use_up(&mut self, buffer: BufferId, part: Part) {
+        if !part.more {
+            self.used.push(buffer);
+        }
     }
 
     /// Sends everything and gives the buffers back.
     pub(super) fn flush(&mut self, buffers: &mut Buffers, queue: &mut Queue, turn: &mut Turn) {
         if !self.sends.is_empty() {
-            self.build(buffers);
+            self.build(buffers, &turn.output);
             self.again.extend(0..index(self.sends.len()));
             self.round(queue);
             self.sort_failures(true, turn);
@@ -189,13 +228,17 @@ impl Sends {
     }
 
     /// Adds a train to the flow's last send, or to a new one like `template`.
-    fn add(&mut self, template: Send, buffer: BufferId, train: Train) {
+    fn add(&mut self, template: Send, buffer: BufferId, part: Part, train: Train) {
+        if part.strip > 0 || part.head.1 > 0 {
+            return self.add_changed(&template, buffer, part, train);
+        }
         let most = MAX_BYTES.checked_div(train.size).unwrap_or(1).clamp(1, MAX_SEGMENTS);
         let mut rest = train;
         loop {
             let len = rest.len.min(most.saturating_mul(train.size));
-            let part = Train { len, ..rest };
-            self.add_part(&template, buffer, part);
+            let piece = Train { len, ..rest };
+            let chunk = Chunk { buffer: Some(buffer.0), start: rest.start, len, next: NONE };
+            self.add_piece(&template, piece, [chunk]);
             rest.start += len;
             rest.len -= len;
             if rest.len == 0 {
@@ -204,17 +247,41 @@ impl Sends {
         }
     }
 
-    fn add_part(&mut self, template: &Send, buffer: BufferId, part: Train) {
-        let chunk = index(self.chunks.len());
-        self.chunks.push(Chunk { buffer: buffer.0, start: part.start, len: part.len, next: NONE });
+    /// The same of datagrams whose heads are other ones: each by itself.
+    fn add_changed(&mut self, template: &Send, buffer: BufferId, part: Part, train: Train) {
+        let head = u32::from(part.head.1);
+        for (start, len) in train.datagrams() {
+            let strip = u32::from(part.strip).min(len);
+            let head_chunk = Chunk { buffer: None, start: part.head.0, len: head, next: NONE };
+            let (start, len) = (start + strip, len - strip);
+            let rest = Chunk { buffer: Some(buffer.0), start, len, next: NONE };
+            let chunks = [head_chunk, rest].into_iter().filter(|chunk| chunk.len > 0);
+            self.add_piece(template, Train::new(0, head + len), chunks);
+        }
+    }
+
+    /// Adds datagrams that are in these chunks.
+    fn add_piece(
+        &mut self,
+        template: &Send,
+        piece: Train,
+        chunks: impl IntoIterator<Item = Chunk>,
+    ) {
+        let first = index(self.chunks.len());
+        self.chunks.extend(chunks);
+        let end = index(self.chunks.len());
+        for chunk in first + 1..end {
+            self.chunks[chunk as usize - 1].next = chunk;
+        }
+        let (first, last) = if first < end { (first, end - 1) } else { (NONE, NONE) };
         let open = self.open_slot(template).map_or(NONE, |slot| *slot);
         if let Some(send) = self.sends.get_mut(open as usize)
-            && send.takes(template, part)
+            && send.takes(template, piece)
         {
-            self.chunks[send.last as usize].next = chunk;
-            send.last = chunk;
-            send.bytes += part.len;
-            send.count += part.count();
+            self.chunks[send.last as usize].next = first;
+            send.last = last;
+            send.bytes += piece.len;
+            send.count += piece.count();
             return;
         }
         let send = index(self.sends.len());
@@ -222,11 +289,11 @@ impl Sends {
             *slot = send;
         }
         self.sends.push(Send {
-            size: part.size,
-            bytes: part.len,
-            count: part.count(),
-            first: chunk,
-            last: chunk,
+            size: piece.size,
+            bytes: piece.len,
+            count: piece.count(),
+            first,
+            last,
             ..template.clone()
         });
     }
@@ -240,16 +307,13 @@ impl Sends {
     }
 
     /// Fills in the messages. Nothing may be added before they were sent: they point to each other.
-    fn build(&mut self, buffers: &Buffers) {
+    fn build(&mut self, buffers: &Buffers, output: &[u8]) {
         self.iovecs.clear();
         for send in &mut self.sends {
             send.message.msg_iovlen = self.iovecs.len();
             let mut next = send.first;
             while let Some(chunk) = self.chunks.get(next as usize) {
-                self.iovecs.push(libc::iovec {
-                    iov_base: buffers.at(chunk.buffer, chunk.start).as_ptr().cast(),
-                    iov_len: chunk.len as usize,
-                });
+                self.iovecs.push(chunk.iovec(0, chunk.len, buffers, output));
                 next = chunk.next;
             }
         }
@@ -306,22 +370,37 @@ impl Sends {
     ) {
         let send = &mut self.sends[index_of_send as usize];
         send.address(0);
-        let Singles { messages, iovecs } = &mut self.singles;
+        let Singles { messages, iovecs, ends } = &mut self.singles;
         messages.clear();
         iovecs.clear();
+        ends.clear();
+        // What the datagram has yet to get.
+        let mut room = send.size;
         let mut next = send.first;
         while let Some(chunk) = self.chunks.get(next as usize) {
-            let end = chunk.start + chunk.len;
-            for start in (chunk.start..end).step_by(send.size as usize) {
-                iovecs.push(libc::iovec {
-                    iov_base: buffers.at(chunk.buffer, start).as_ptr().cast(),
-                    iov_len: (end - start).min(send.size) as usize,
-                });
+            let mut at = 0;
+            while at < chunk.len {
+                let len = room.min(chunk.len - at);
+                iovecs.push(chunk.iovec(at, len, buffers, &turn.output));
+                at += len;
+                room -= len;
+                if room == 0 {
+                    ends.push(iovecs.len());
+                    room = send.size;
+                }
             }
             next = chunk.next;
         }
-        for iovec in iovecs.iter_mut() {
-            messages.push(libc::msghdr { msg_iov: iovec, msg_iovlen: 1, ..send.message });
+        if room < send.size {
+            ends.push(iovecs.len());
+        }
+        let mut rest = iovecs.as_mut_slice();
+        let mut begin = 0;
+        for end in ends.drain(..) {
+            let (own, others) = rest.split_at_mut(end - begin);
+            let (msg_iov, msg_iovlen) = (own.as_mut_ptr(), own.len());
+            messages.push(libc::msghdr { msg_iov, msg_iovlen, ..send.message });
+            (rest, begin) = (others, end);
         }
         queue.failed_sends().clear();
         for (number, message) in messages.iter().enumerate() {
@@ -364,14 +443,14 @@ impl Send {
         Self { token, target, flow, peer, local, size, bytes, count, first, last, message, control }
     }
 
-    /// Whether `part` may follow in the same message: only the last datagram may be shorter.
-    fn takes(&self, template: &Self, part: Train) -> bool {
-        let fits = part.size == self.size || (part.count() == 1 && part.len < self.size);
-        fits && part.len > 0
+    /// Whether `piece` may follow in the same message: only the last datagram may be shorter.
+    fn takes(&self, template: &Self, piece: Train) -> bool {
+        let fits = piece.size == self.size || (piece.count() == 1 && piece.len < self.size);
+        fits && piece.len > 0
             && self.size > 0
             && self.bytes.is_multiple_of(self.size)
-            && self.count + part.count() <= MAX_SEGMENTS
-            && self.bytes + part.len <= MAX_BYTES
+            && self.count + piece.count() <= MAX_SEGMENTS
+            && self.bytes + piece.len <= MAX_BYTES
             && self.token == template.token
             && self.target == template.target
             && self.peer == template.peer
@@ -425,6 +504,18 @@ impl Clone for Send {
     /// A new message like this one: what points into a message is filled in by `address`.
     fn clone(&self) -> Self {
         Self::new(self.token, self.target, self.flow, self.peer.clone(), self.local)
+    }
+}
+
+impl Chunk {
+    /// Where `len` bytes of it are, from `at` on.
+    fn iovec(&self, at: u32, len: u32, buffers: &Buffers, output: &[u8]) -> libc::iovec {
+        let start = self.start + at;
+        let iov_base = match self.buffer {
+            Some(buffer) => buffers.at(buffer, start).as_ptr().cast(),
+            None => output[start as usize..][..len as usize].as_ptr().cast_mut().cast(),
+        };
+        libc::iovec { iov_base, iov_len: len as usize }
     }
 }
 
@@ -492,7 +583,7 @@ mod tests {
         train.set_size(100);
         let token = Token { kind: Kind::Upstream, slot: 0, generation: 1 };
         let target = Some(Target::Plain(client.as_raw_fd()));
-        sends.add_up(token, target, BufferId(0), train, &mut turn);
+        sends.add_up(token, target, (BufferId(0), Part::default()), train, &mut turn);
         sends.flush(&mut buffers, &mut queue, &mut turn);
 
         let sizes: Vec<_> =
@@ -505,14 +596,15 @@ mod tests {
     fn trains_are_cut_at_the_limits_of_one_message() {
         let mut sends = Sends::new(4, 1);
         let token = Token { kind: Kind::Upstream, slot: 0, generation: 1 };
-        let target = Some(Target::Registered(0));
+        let (target, whole) = (Some(Target::Registered(0)), Part::default());
         let mut train = Train::new(0, 65_500);
         train.set_size(1_000);
-        sends.add_up(token, target, BufferId(0), train, &mut Turn::default());
+        sends.add_up(token, target, (BufferId(0), whole), train, &mut Turn::default());
         let mut small = Train::new(0, 128);
         small.set_size(2);
-        sends.add_up(token, target, BufferId(1), small, &mut Turn::default());
-        sends.add_up(token, target, BufferId(2), Train::new(0, 2), &mut Turn::default());
+        sends.add_up(token, target, (BufferId(1), whole), small, &mut Turn::default());
+        let last = Train::new(0, 2);
+        sends.add_up(token, target, (BufferId(2), whole), last, &mut Turn::default());
         let counts: Vec<_> = sends.sends.iter().map(|send| (send.count, send.bytes)).collect();
         assert_eq!(counts, [(64, 64_000), (2, 1_500), (64, 128), (1, 2)]);
     }

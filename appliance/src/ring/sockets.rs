@@ -9,7 +9,7 @@ use std::time::Duration;
 use config_sync::routing::{Socket as SocketConfig, SocketOptions, Transport};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::proxy::op::Why;
+use crate::proxy::op::{Origin, Why};
 
 use super::steering;
 use super::sys::{self, set_option};
@@ -30,7 +30,8 @@ pub(super) const UDP_SEGMENT: i32 = 103;
 
 /// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group in which the
 /// same source address and port always reaches the same worker. `rejoins`: sockets of this process
-/// may still hold the address.
+/// may still hold the address. `early`: the address need not be one of this machine yet
+/// (IP_FREEBIND, ip(7)).
 ///
 /// # Errors
 ///
@@ -40,13 +41,14 @@ pub fn open_listeners(
     socket: &SocketConfig,
     workers: usize,
     rejoins: bool,
+    early: bool,
 ) -> io::Result<Vec<OwnedFd>> {
     if !rejoins {
-        new_socket(socket)?.bind(&socket.address.into())?;
+        new_socket(socket, early)?.bind(&socket.address.into())?;
     }
     let mut sockets = Vec::with_capacity(workers);
     for worker in 0..workers {
-        let opened = bind(socket)?;
+        let opened = bind(socket, early)?;
         // Before the second socket joins and before any listens: no packet may be given to a
         // worker by the kernel's own hash and the next of its flow by ours to another.
         if worker == 0 && workers > 1 {
@@ -60,8 +62,8 @@ pub fn open_listeners(
     Ok(sockets)
 }
 
-fn bind(config: &SocketConfig) -> io::Result<Socket> {
-    let socket = new_socket(config)?;
+fn bind(config: &SocketConfig, early: bool) -> io::Result<Socket> {
+    let socket = new_socket(config, early)?;
     socket.set_reuse_port(true)?;
     match config.transport {
         Transport::Tcp => set_tcp_options(socket.as_fd(), &config.options)?,
@@ -71,7 +73,7 @@ fn bind(config: &SocketConfig) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn new_socket(config: &SocketConfig) -> io::Result<Socket> {
+fn new_socket(config: &SocketConfig, early: bool) -> io::Result<Socket> {
     let (kind, protocol) = match config.transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
@@ -83,6 +85,11 @@ fn new_socket(config: &SocketConfig) -> io::Result<Socket> {
     socket.set_reuse_address(config.transport == Transport::Tcp)?;
     if config.address.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    match config.address {
+        SocketAddr::V4(_) if early => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) if early => socket.set_freebind_v6(true)?,
+        _ => {}
     }
     Ok(socket)
 }
@@ -198,9 +205,20 @@ fn min_rtt(fd: BorrowedFd<'_>) -> Option<Duration> {
     (micros < u32::MAX).then(|| Duration::from_micros(micros.into()))
 }
 
-/// Binds a socket that will be connected to a local address. For TCP the port is chosen by
-/// connect(2), which may share it among destinations (IP_BIND_ADDRESS_NO_PORT).
-pub(super) fn bind_source(fd: BorrowedFd<'_>, source: IpAddr, stream: bool) -> io::Result<()> {
+/// Binds a socket that will be connected to the address that it is to connect from. For TCP the
+/// port is chosen by connect(2), which may share it among destinations (IP_BIND_ADDRESS_NO_PORT).
+pub(super) fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> io::Result<()> {
+    let source = match source {
+        Origin::Any => return Ok(()),
+        Origin::Local(source) => source,
+        Origin::Client(client) => {
+            match client {
+                IpAddr::V4(_) => set_option(fd, libc::SOL_IP, libc::IP_TRANSPARENT, &1_i32)?,
+                IpAddr::V6(_) => set_option(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, &1_i32)?,
+            }
+            client
+        }
+    };
     if stream {
         set_option(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1_i32)?;
     }

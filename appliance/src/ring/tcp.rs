@@ -1,15 +1,16 @@
 //! TCP sessions: up to two connections each, watched by multishot polls, or streaming.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use config_sync::routing::SocketOptions;
 
 use crate::proxy::counters::Counters;
-use crate::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
+use crate::proxy::op::{Event, Kind, Mode, Origin, Side, Stop, Token, Why};
 
 use super::Turn;
+use super::bytes;
 use super::pipes::{Pipe, Pipes};
 use super::queue::{Completion, Mark, Queue};
 use super::sockets::{
@@ -128,7 +129,7 @@ impl Tcp {
         &mut self,
         token: Token,
         address: &SocketAddr,
-        source: Option<IpAddr>,
+        source: Origin,
         options: &SocketOptions,
         queue: &mut Queue,
         turn: &mut Turn,
@@ -290,6 +291,26 @@ impl Tcp {
         if !completion.more() {
             pair.stream_over(token, &completion, queue, turn, counters);
         }
+    }
+
+    pub(super) fn take(&mut self, token: Token, from: Side, mut wanted: Wanted, turn: &mut Turn) {
+        let Self { pairs, scratch, .. } = self;
+        let Some(pair) = find_live(pairs, token) else { return };
+        if from == Side::Client && pair.client.raised {
+            pair.client.clear_mark();
+        }
+        let source = pair.side(from);
+        wanted.to_eof |= source.ending;
+        let fd = source.fd.as_ref().map(AsFd::as_fd);
+        let taken = bytes::take(from, fd, wanted, scratch, &mut turn.bytes);
+        turn.push(token, taken);
+    }
+
+    pub(super) fn give(&mut self, token: Token, to: Side, range: (u32, u32), turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        let fd = pair.side(to).fd.as_ref().map(AsFd::as_fd);
+        let given = bytes::give(to, fd, range, &turn.output, &mut turn.bytes);
+        turn.push(token, given);
     }
 
     pub(super) fn shutdown(&mut self, token: Token, side: Side) {
@@ -605,14 +626,12 @@ fn moved(from: Side, read: u32, sent: u32, half: &Half, stop: Stop) -> Event {
 /// A socket on its way to `address`.
 fn begin_connect(
     address: &SocketAddr,
-    source: Option<IpAddr>,
+    source: Origin,
     options: &SocketOptions,
 ) -> io::Result<OwnedFd> {
     let fd = sys::socket(address, libc::SOCK_STREAM)?;
     set_new_tcp_options(fd.as_fd(), options);
-    if let Some(source) = source {
-        bind_source(fd.as_fd(), source, true)?;
-    }
+    bind_source(fd.as_fd(), source, true)?;
     match sys::connect(fd.as_fd(), address) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(fd),

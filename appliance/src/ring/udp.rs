@@ -3,12 +3,13 @@
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use config_sync::routing::{Limits, SocketId};
 
 use crate::proxy::counters::Counters;
-use crate::proxy::op::{BufferId, Event, Kind, SHARED_SOCKETS, Token, Why};
+use crate::proxy::op::{BufferId, Event, Kind, Origin, Part, SHARED_SOCKETS, Token, Why};
 
 use super::Turn;
 use super::buffers::{Buffers, DATAGRAMS, Received, Shape, check_count};
@@ -87,7 +88,7 @@ impl Udp {
         &mut self,
         token: Token,
         address: &SocketAddr,
-        source: Option<IpAddr>,
+        source: Origin,
         queue: &Queue,
         turn: &mut Turn,
     ) {
@@ -135,27 +136,20 @@ impl Udp {
         }
     }
 
-    pub(super) fn send_up(&mut self, token: Token, buffer: BufferId, turn: &mut Turn) {
+    pub(super) fn send_up(&mut self, token: Token, buffer: BufferId, part: Part, turn: &mut Turn) {
         let upstream = self.live(token.slot, token.generation);
         let target = upstream.map(|upstream| Target::Registered(upstream.file));
         let train = self.trains[usize::from(buffer.0)];
-        self.sends.add_up(token, target, buffer, train, turn);
+        self.sends.add_up(token, target, (buffer, part), train, turn);
     }
 
     /// Through the shared socket in slot `via`; the token is the flow's.
-    pub(super) fn send_via(
-        &mut self,
-        token: Token,
-        via: u32,
-        (buffer, peer, local): (BufferId, SocketAddr, IpAddr),
-        turn: &mut Turn,
-    ) {
+    pub(super) fn send_via(&mut self, token: Token, via: u32, down: &Down, turn: &mut Turn) {
         let socket = self.upstreams.get(via as usize);
         let socket = socket.filter(|socket| socket.life == Life::Open && socket.shared);
         let target = socket.map(|socket| Target::Registered(socket.file));
-        let train = self.trains[usize::from(buffer.0)];
-        let to = Down { buffer, from: token.slot, peer, local: Some(local) };
-        self.sends.add_down(token, target, &to, train, turn);
+        let train = self.trains[usize::from(down.buffer.0)];
+        self.sends.add_down(token, target, down, train, turn);
     }
 
     pub(super) fn send_down(
@@ -167,6 +161,12 @@ impl Udp {
     ) {
         let train = self.trains[usize::from(down.buffer.0)];
         self.sends.add_down(token, listeners.target(token.slot), &down, train, turn);
+    }
+
+    /// The payload of a buffer that was received and not answered: its datagrams in a row.
+    pub(super) fn payload(&self, buffer: BufferId) -> &[u8] {
+        let Range { start, end } = self.trains[usize::from(buffer.0)].range();
+        self.buffers.bytes(buffer.0, start, end)
     }
 
     pub(super) fn recycle(&mut self, buffer: BufferId) {
@@ -304,12 +304,10 @@ fn register_files(upstreams: u32, queue: &Queue) -> Result<u32, RingError> {
     Ok(files)
 }
 
-fn open_connected(address: &SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
+fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {
     let fd = sys::socket(address, libc::SOCK_DGRAM)?;
     sys::set_option(fd.as_fd(), libc::SOL_UDP, UDP_GRO, &1_i32)?;
-    if let Some(source) = source {
-        bind_source(fd.as_fd(), source, false)?;
-    }
+    bind_source(fd.as_fd(), source, false)?;
     sys::connect(fd.as_fd(), address)?;
     Ok(fd)
 }

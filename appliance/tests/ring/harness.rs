@@ -11,7 +11,7 @@ use config_sync::routing::{Hosts, Limits, Socket, SocketId, SocketOptions, Trans
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringway::proxy::counters::Counters;
-use ringway::proxy::op::{Event, Kind, Mode, Op, Side, Stop, Token};
+use ringway::proxy::op::{Event, Kind, Mode, Op, Origin, Side, Stop, Token};
 use ringway::ring::{Features, Ring, Turn, sockets};
 
 pub(crate) const LIMITS: Limits = Limits {
@@ -176,7 +176,7 @@ impl Driver {
         let token = session_token(slot, generation);
         self.act(token, Op::Adopt { incoming });
         let address = endpoint.local_addr().unwrap();
-        self.act(token, Op::Connect { address, source: None, options: OPTIONS });
+        self.act(token, Op::Connect { address, source: Origin::Any, options: OPTIONS });
         self.event(token, Event::Connected);
         (token, client, endpoint.accept().unwrap().0)
     }
@@ -244,9 +244,13 @@ pub(crate) fn try_open(
         options: OPTIONS,
         reads_hello: false,
         hello_timeout: 0,
+        access: None,
+        starttls: None,
+        default_hostname: None,
+        accept_proxy: Box::default(),
         listeners: Hosts::new([0; 4]),
     };
-    sockets::open_listeners(&socket, workers, rejoins)
+    sockets::open_listeners(&socket, workers, rejoins, false)
 }
 
 pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {

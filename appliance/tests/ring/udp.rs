@@ -6,7 +6,7 @@ use std::time::Duration;
 use config_sync::routing::{Limits, SocketId, Transport};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
-use ringway::proxy::op::{BufferId, Event, Kind, Op, Token, Why};
+use ringway::proxy::op::{BufferId, Event, Kind, Op, Origin, Part, Token, Why};
 
 use crate::harness::{Driver, LIMITS, alone, local_address, noise, open, shared, try_open};
 
@@ -42,7 +42,7 @@ fn read(socket: &UdpSocket) -> Vec<u8> {
 impl Driver {
     fn datagrams(&mut self) -> Got {
         self.until(|token, event| match *event {
-            Event::Datagrams { buffer, peer, local, bytes, count, truncated } => {
+            Event::Datagrams { buffer, peer, local, bytes, count, truncated, .. } => {
                 assert!(!truncated);
                 Some(Got { token, buffer, peer, local, bytes, count })
             }
@@ -59,7 +59,7 @@ impl Driver {
     fn opened(&mut self, slot: u32, server: &UdpSocket) -> Token {
         let token = upstream(slot, 1);
         let address = server.local_addr().unwrap();
-        self.act(token, Op::Open { address, source: None });
+        self.act(token, Op::Open { address, source: Origin::Any });
         self.act(token, Op::Receive);
         token
     }
@@ -76,7 +76,7 @@ fn a_datagram_goes_there_and_back() {
         let got = driver.datagrams();
         assert_eq!((got.token, got.peer), (listener, client.local_addr().ok()));
         assert_eq!((got.bytes, got.count, got.local), (8, 1, None));
-        driver.act(flow, Op::SendUp { buffer: got.buffer });
+        driver.act(flow, Op::SendUp { buffer: got.buffer, part: Part::default() });
         let mut bytes = [0; 100];
         let (len, from) = server.recv_from(&mut bytes).unwrap();
         assert_eq!(&bytes[..len], b"question");
@@ -107,7 +107,7 @@ fn a_train_passes_whole_both_ways() {
     client.send_to(&train, address).unwrap();
     let got = driver.datagrams();
     assert_eq!((got.bytes as usize, got.count), (train.len(), 16));
-    driver.act(flow, Op::SendUp { buffer: got.buffer });
+    driver.act(flow, Op::SendUp { buffer: got.buffer, part: Part::default() });
     // The server has not asked for GRO: it sees each datagram.
     let singles: Vec<_> = (0..16).map(|_| read(&server)).collect();
     assert!(singles[..15].iter().all(|single| single.len() == 1200));
@@ -121,6 +121,35 @@ fn a_train_passes_whole_both_ways() {
     assert_eq!(read(&client), train);
 }
 
+/// As a PROXY header is taken off each datagram of a train, and another put on; and as the
+/// datagrams of one train turn out to be of several clients.
+#[test]
+fn a_train_leaves_in_parts_with_other_heads() {
+    let mut driver = Driver::new(LIMITS);
+    let (_, address) = driver.receiving("127.0.0.1:0");
+    let (client, one, other) =
+        (socket("127.0.0.1:0"), socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+    let (to_one, to_other) = (driver.opened(0, &one), driver.opened(1, &other));
+    setsockopt(&client, UdpGsoSegment, &8).unwrap();
+    client.send_to(b"<old>abc<old>def<old>ghi[old]jkl<old>m", address).unwrap();
+    let Got { buffer, count, .. } = driver.datagrams();
+    assert_eq!(count, 5);
+    driver.turn.output.extend_from_slice(b"{new}{newer}");
+    let (new, newer) = ((0, 5), (5, 7));
+    let part = |first, count, head, more| Part { first, count, strip: 5, head, more };
+    driver.act_all(vec![
+        (to_one, Op::SendUp { buffer, part: part(0, 3, new, true) }),
+        (to_other, Op::SendUp { buffer, part: part(3, 1, (0, 0), true) }),
+        (to_one, Op::SendUp { buffer, part: part(4, 0, newer, false) }),
+    ]);
+    let at_one: Vec<_> = (0..4).map(|_| read(&one)).collect();
+    assert_eq!(at_one, [&b"{new}abc"[..], b"{new}def", b"{new}ghi", b"{newer}m"]);
+    assert_eq!(read(&other), b"jkl");
+    driver.poll();
+    assert_eq!(driver.counters.buffers_free.get(), u64::from(LIMITS.buffers));
+    assert!(driver.seen.is_empty(), "{:?}", driver.seen);
+}
+
 /// The upstream socket's address, as the server sees it.
 fn peer_of(
     driver: &mut Driver,
@@ -131,7 +160,7 @@ fn peer_of(
 ) -> SocketAddr {
     client.send_to(b"who", listener).unwrap();
     let got = driver.datagrams();
-    driver.act(flow, Op::SendUp { buffer: got.buffer });
+    driver.act(flow, Op::SendUp { buffer: got.buffer, part: Part::default() });
     server.recv_from(&mut [0; 10]).unwrap().1
 }
 
@@ -155,7 +184,7 @@ fn equal_datagrams_of_one_turn_leave_as_one() {
         .map(|_| {
             let got = driver.datagrams();
             let token = if got.peer == Some(from) { flow } else { other_flow };
-            (token, Op::SendUp { buffer: got.buffer })
+            (token, Op::SendUp { buffer: got.buffer, part: Part::default() })
         })
         .collect();
     driver.act_all(ops);
@@ -178,7 +207,10 @@ fn an_empty_datagram_is_forwarded_and_silences_nobody() {
     let got = driver.datagrams();
     assert_eq!((got.bytes, got.count), (0, 1));
     driver.event(listener, Event::Stopped { why: None });
-    driver.act_all(vec![(flow, Op::SendUp { buffer: got.buffer }), (listener, Op::Receive)]);
+    driver.act_all(vec![
+        (flow, Op::SendUp { buffer: got.buffer, part: Part::default() }),
+        (listener, Op::Receive),
+    ]);
     assert_eq!(server.recv(&mut [0; 10]).unwrap(), 0);
     client.send_to(b"still here", address).unwrap();
     assert_eq!(driver.datagrams().bytes, 10);
@@ -230,19 +262,21 @@ fn an_earlier_refusal_does_not_cost_the_next_datagram() {
     let (_, listener) = driver.receiving("127.0.0.1:0");
     let address = socket("127.0.0.1:0").local_addr().unwrap();
     let flow = upstream(0, 1);
-    driver.act(flow, Op::Open { address, source: None });
+    driver.act(flow, Op::Open { address, source: Origin::Any });
     let buffers = received(&mut driver, listener, &[10, 20, 30, 40]);
     let [first, second, third, fourth] = buffers[..] else { panic!() };
-    driver.act(flow, Op::SendUp { buffer: first });
+    driver.act(flow, Op::SendUp { buffer: first, part: Part::default() });
     // The error of the first is pending now. The second meets it; the third is sent, and refused
     // in turn, before the second is tried again.
-    driver
-        .act_all(vec![(flow, Op::SendUp { buffer: second }), (flow, Op::SendUp { buffer: third })]);
+    driver.act_all(vec![
+        (flow, Op::SendUp { buffer: second, part: Part::default() }),
+        (flow, Op::SendUp { buffer: third, part: Part::default() }),
+    ]);
     let failed = (flow, Event::SendFailed { why: Why::Refused, count: 1 });
     assert_eq!(driver.seen, [failed]);
     let server = socket(&address.to_string());
     driver.seen.clear();
-    driver.act(flow, Op::SendUp { buffer: fourth });
+    driver.act(flow, Op::SendUp { buffer: fourth, part: Part::default() });
     assert_eq!(read(&server).len(), 40);
     assert!(driver.seen.is_empty());
     driver.poll();
@@ -258,7 +292,7 @@ fn a_refusal_ends_the_receive_and_is_named() {
     driver.poll();
     drop(gone);
     let buffer = received(&mut driver, listener, &[10])[0];
-    driver.act(flow, Op::SendUp { buffer });
+    driver.act(flow, Op::SendUp { buffer, part: Part::default() });
     driver.event(flow, Event::Stopped { why: Some(Why::Refused) });
 }
 
@@ -294,7 +328,7 @@ fn upstream_sockets_cost_no_descriptor_and_leave_nothing_behind() {
     for generation in 1..4 {
         for slot in 0..LIMITS.flows {
             let (token, address) = (upstream(slot, generation), server.local_addr().unwrap());
-            driver.act(token, Op::Open { address, source: Some([127, 0, 0, 3].into()) });
+            driver.act(token, Op::Open { address, source: Origin::Local([127, 0, 0, 3].into()) });
             driver.act(token, Op::Receive);
         }
         driver.poll();
@@ -334,9 +368,9 @@ fn an_impossible_source_fails_directly_and_costs_no_slot() {
     let mut driver = Driver::new(Limits { flows: 1, ..LIMITS });
     let token = upstream(0, 1);
     let (address, source) = ("127.0.0.1:9".parse().unwrap(), "192.0.2.1".parse().unwrap());
-    driver.act(token, Op::Open { address, source: Some(source) });
+    driver.act(token, Op::Open { address, source: Origin::Local(source) });
     assert_eq!(driver.seen.pop_front(), Some((token, Event::OpenFailed { why: Why::NoPorts })));
-    driver.act(token, Op::Open { address, source: None });
+    driver.act(token, Op::Open { address, source: Origin::Any });
     assert!(driver.seen.is_empty());
 }
 

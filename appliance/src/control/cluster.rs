@@ -1,0 +1,91 @@
+//! Between a cluster and the workers: objects -> configuration -> table -> applied by all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use config_sync::ConfigSync;
+use config_sync::gateway::Translation;
+use config_sync::gateway::cluster::{Cluster, Figures};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub struct Following {
+    cluster: Cluster,
+    /// The latest translation, in force or refused.
+    latest: Option<Arc<Translation>>,
+    waiting: Option<Waiting>,
+    /// What the log has of the latest one that was refused.
+    refused: String,
+}
+
+/// A table that some worker may not have applied yet.
+struct Waiting {
+    generation: u64,
+    translation: Arc<Translation>,
+    failed: BTreeMap<String, String>,
+}
+
+/// What has changed for those who look at the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    Nothing,
+    Published,
+    Refused,
+}
+
+impl Following {
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster, latest: None, waiting: None, refused: String::new() }
+    }
+
+    /// To be called now and then. `applied` is the generation that all workers have reached.
+    pub fn tick(&mut self, sync: &mut ConfigSync, applied: u64) -> News {
+        let news = self.follow(sync);
+        if let Some(waiting) = self.waiting.take_if(|waiting| applied >= waiting.generation) {
+            self.cluster.applied(waiting.translation, waiting.failed);
+        }
+        news
+    }
+
+    pub fn figures(&self) -> Figures {
+        self.cluster.figures()
+    }
+
+    /// Other replicas are told not to wait for this one.
+    pub fn leave(&self) -> JoinHandle<()> {
+        tokio::spawn(self.cluster.leave())
+    }
+
+    fn follow(&mut self, sync: &mut ConfigSync) -> News {
+        let due = self.cluster.is_due();
+        if !due && (!sync.wants_put() || self.latest.is_none()) {
+            return News::Nothing;
+        }
+        let began = Instant::now();
+        let latest = match self.latest.take() {
+            Some(latest) if !due => latest,
+            _ => Arc::new(self.cluster.translate()),
+        };
+        self.latest = Some(Arc::clone(&latest));
+        let news = match sync.put(&latest.config) {
+            Ok(put) => {
+                self.refused.clear();
+                let (generation, failed) = (put.generation, put.failed);
+                self.waiting = Some(Waiting { generation, translation: latest, failed });
+                if put.published { News::Published } else { News::Nothing }
+            }
+            Err(why) => {
+                if why != self.refused {
+                    why.lines().for_each(|problem| tracing::error!("{problem}"));
+                    tracing::error!("the cluster's configuration is refused; the one before stays");
+                    self.refused.clone_from(&why);
+                }
+                self.waiting = None;
+                self.cluster.refused(latest, why);
+                News::Refused
+            }
+        };
+        self.cluster.took(began.elapsed());
+        news
+    }
+}

@@ -1,0 +1,232 @@
+//! The PROXY protocol on TCP: the header with which a connection begins, and the one that an
+//! endpoint is sent first.
+//!
+//! A header is peeked at until it is whole, and then taken alone, so that all behind it is relayed
+//! like any other bytes.
+
+use std::net::SocketAddr;
+
+use config_sync::routing::{SendProxy, Transport};
+
+use super::super::Core;
+use super::super::op::{Event, Op, Side, Stop, Why};
+use super::super::proxy_protocol::{self, Addresses, Header, Outgoing};
+use super::super::record::CloseReason;
+use super::{Connecting, First, Session, State, failure};
+
+/// What headers have to do with a session; few sessions have one.
+#[derive(Debug, Default)]
+pub struct Proxied {
+    /// Who sent the header.
+    pub(super) peer: Option<SocketAddr>,
+    /// What the client connected to, as the header says.
+    destination: Option<SocketAddr>,
+    /// What the endpoint is told.
+    pub(super) unique_id: Option<u128>,
+}
+
+/// The client's header is awaited.
+#[derive(Clone, Copy, Debug)]
+pub struct Heading {
+    /// So many bytes were asked for.
+    asked: u32,
+    /// Of a header that was read: what is to be taken yet.
+    left: u32,
+    /// A `Take` is under way: a second one would take what is not the header's.
+    taking: bool,
+    /// What follows.
+    then: First,
+}
+
+impl Heading {
+    pub(super) fn new(then: First) -> Self {
+        Self { asked: 1, left: 0, taking: false, then }
+    }
+}
+
+/// The endpoint is being sent its header.
+#[derive(Debug)]
+pub struct Introduction {
+    pub(super) connecting: Connecting,
+    /// What its connection did not take yet.
+    rest: Vec<u8>,
+    /// What it has said of itself meanwhile.
+    readable: bool,
+    ending: bool,
+}
+
+impl Session {
+    pub(super) fn heading_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        let State::Heading(heading) = &mut self.state else { return };
+        match event {
+            Event::Ready { side: Side::Client, failed: true, .. } => {
+                self.finish(core, CloseReason::ClientGone, true);
+            }
+            Event::Ready { side: Side::Client, readable, ending, .. } if readable || ending => {
+                self.client_ending |= ending;
+                match heading.left {
+                    0 => core.push(self.token, Op::Peek { at_least: heading.asked }),
+                    // What this speaks of is there when the `Take` looks.
+                    _ if heading.taking => {}
+                    _ => self.take_header(core),
+                }
+            }
+            Event::Peeked { start, len, end } if heading.left == 0 => {
+                self.header(core, &bytes[start as usize..][..len as usize], end);
+            }
+            Event::Taken { len, stop, .. } => {
+                heading.taking = false;
+                heading.left -= len;
+                match stop {
+                    _ if heading.left == 0 => self.headed(core),
+                    Stop::Eof | Stop::Failed { .. } => {
+                        self.finish(core, CloseReason::ClientGone, true);
+                    }
+                    Stop::Drained if len == 0 => {}
+                    _ => self.take_header(core),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn header(&mut self, core: &mut Core, bytes: &[u8], end: bool) {
+        let State::Heading(heading) = &mut self.state else { return };
+        match proxy_protocol::read(bytes) {
+            Header::NeedMore { .. } if end && bytes.is_empty() => {
+                self.finish(core, CloseReason::ClientGone, true);
+            }
+            Header::NeedMore { .. } if end => self.refuse_header(core, CloseReason::ProxyInvalid),
+            Header::NeedMore { at_least } => {
+                let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
+                // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
+                if at_least > heading.asked {
+                    heading.asked = at_least;
+                    core.push(self.token, Op::Peek { at_least });
+                }
+            }
+            Header::Known { len, addresses } => {
+                heading.left = u32::try_from(len).unwrap_or(u32::MAX);
+                self.believe(addresses);
+                self.take_header(core);
+            }
+            Header::Invalid(_) => self.refuse_header(core, CloseReason::ProxyInvalid),
+        }
+    }
+
+    fn believe(&mut self, addresses: Option<Addresses>) {
+        let proxied = self.proxied.get_or_insert_default();
+        proxied.peer = Some(self.client);
+        if let Some(addresses) = addresses {
+            self.client = addresses.source;
+            proxied.destination = Some(addresses.destination);
+        }
+    }
+
+    fn take_header(&mut self, core: &mut Core) {
+        let State::Heading(heading) = &mut self.state else { return };
+        heading.taking = true;
+        core.takes += 1;
+        let at_most = heading.left;
+        core.push(self.token, Op::Take { from: Side::Client, at_most, to_eof: false });
+    }
+
+    fn headed(&mut self, core: &mut Core) {
+        let State::Heading(Heading { then, .. }) = self.state else { return };
+        // What came with the header has been said already.
+        self.client_readable = true;
+        self.identified(core, then);
+        if let State::Opening { .. } | State::Requesting(_) = self.state {
+            core.push(self.token, Op::Peek { at_least: 1 });
+        }
+        self.arm(core);
+    }
+
+    pub(super) fn refuse_header(&mut self, core: &mut Core, reason: CloseReason) {
+        // Where no server name decides, it is known whose client this would have been.
+        if let State::Heading(Heading { then: First { hello: false, .. }, .. }) = self.state
+            && let Some((table, socket)) = core.tables.of(self.socket)
+            && let Some(listener) = socket.listeners.any()
+        {
+            let listener = table.listeners[listener].id;
+            self.listener = Some(listener);
+            core.counters.listener(listener).opened.add(1);
+            core.active[listener.index()] += 1;
+        }
+        self.finish(core, reason, true);
+    }
+
+    /// Sends the endpoint its header, before anything else.
+    pub(super) fn introduce(&mut self, core: &mut Core, connecting: Connecting, how: SendProxy) {
+        let destination = self.proxied.as_ref().and_then(|proxied| proxied.destination);
+        let unique_id = how.unique_id.then(|| {
+            let proxied = self.proxied.get_or_insert_default();
+            *proxied.unique_id.get_or_insert_with(|| core.ids.next())
+        });
+        let tls = self.tls.as_ref().and_then(|tls| tls.client_tls());
+        let header = Outgoing {
+            transport: Transport::Tcp,
+            addresses: Addresses {
+                source: self.client,
+                destination: destination.unwrap_or(self.local),
+            },
+            authority: self.server_name.as_deref(),
+            alpn: self.tls.as_ref().and_then(|tls| tls.client_alpn()),
+            tls: tls.as_ref(),
+            unique_id,
+            crc32c: how.crc32c,
+        };
+        let start = core.output.len();
+        proxy_protocol::write(how.version, &header, &mut core.output);
+        self.give_header(core, start);
+        let rest = Vec::new();
+        let introduction = Introduction { connecting, rest, readable: false, ending: false };
+        self.state = State::Introducing(introduction);
+    }
+
+    pub(super) fn introducing_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        let State::Introducing(introduction) = &mut self.state else { return };
+        match event {
+            Event::Ready { failed: true, .. } => self.not_introduced(core, Why::Reset),
+            Event::Ready { readable, writable, ending, .. } => {
+                introduction.readable |= readable;
+                introduction.ending |= ending;
+                if writable && !introduction.rest.is_empty() {
+                    let start = core.output.len();
+                    core.output.append(&mut introduction.rest);
+                    self.give_header(core, start);
+                }
+            }
+            Event::Given { stop: Stop::Failed { why, .. }, .. } => self.not_introduced(core, why),
+            Event::Given { stop: Stop::Blocked, start, len, .. } => {
+                introduction.rest = bytes[start as usize..][..len as usize].to_vec();
+            }
+            Event::Given { .. } => self.introduced(core),
+            _ => {}
+        }
+    }
+
+    fn give_header(&self, core: &mut Core, start: usize) {
+        let size = |bytes| u32::try_from(bytes).expect("a header is about 1 KiB at the most");
+        let len = size(core.output.len() - start);
+        core.push(self.token, Op::Give { to: Side::Endpoint, start: size(start), len });
+    }
+
+    fn introduced(&mut self, core: &mut Core) {
+        let State::Introducing(introduction) = &self.state else { return };
+        let Introduction { connecting, readable, ending, .. } = *introduction;
+        self.speak(core, connecting);
+        if readable || ending {
+            let side = Side::Endpoint;
+            let news = Event::Ready { side, readable, writable: false, ending, failed: false };
+            self.on(core, news, &[]);
+        }
+    }
+
+    fn not_introduced(&mut self, core: &mut Core, why: Why) {
+        if let Some(endpoint) = self.endpoint {
+            core.counters.endpoint(endpoint).connect_failures.add(1);
+        }
+        self.finish(core, failure(Side::Endpoint, why), true);
+    }
+}

@@ -1,0 +1,252 @@
+//! A session whose client asks for TLS in the words of its own protocol first.
+//!
+//! The client is answered as soon as it has asked: which endpoint it wants is in the ClientHello
+//! that it sends after that. Where TLS passes through, the endpoint is asked with the same words
+//! once it is connected; the ClientHello waits meanwhile, untouched, in the client's socket.
+
+use super::super::Core;
+use super::super::op::{Event, Op, Side, Stop};
+use super::super::postgres::{self, GRANTED, REFUSED, Request, SSL_REQUEST};
+use super::super::record::CloseReason;
+use super::{Connecting, Session, State};
+
+/// A client's first words.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Requesting {
+    /// So many bytes were asked for.
+    asked: u32,
+    step: Step,
+    /// It has asked for GSSAPI encryption, and may not once more.
+    gss_refused: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Awaited,
+    /// So many bytes of the request are to be taken; then it is answered.
+    Taking {
+        left: u32,
+        answer: u8,
+    },
+    /// The answer is under way, or waits for the client's socket.
+    Answering {
+        answer: u8,
+        blocked: bool,
+    },
+}
+
+/// An endpoint that is asked for TLS.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asking {
+    pub(super) connecting: Connecting,
+    /// Bytes of the request that it was given.
+    given: usize,
+    blocked: bool,
+    /// It has ended: whatever it answers, no handshake can follow.
+    ending: bool,
+}
+
+/// Whether the endpoint is asked for TLS before it is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    No,
+    /// If the gateway speaks TLS with it.
+    ToEncrypt,
+    /// Then, and if the client's TLS passes through: the client has asked as well.
+    AsAsked,
+}
+
+impl Requesting {
+    pub(super) fn new() -> Self {
+        Self { asked: 1, step: Step::Awaited, gss_refused: false }
+    }
+
+    /// How many bytes are to be peeked at, if any.
+    pub(super) fn peeks(&self) -> Option<u32> {
+        matches!(self.step, Step::Awaited).then_some(self.asked)
+    }
+}
+
+impl Session {
+    /// News of an event that was asked for here.
+    pub(super) fn starttls_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        match (&mut self.state, event) {
+            (State::Requesting(_), Event::Peeked { start, len, end }) => {
+                self.requested(core, &bytes[start as usize..][..len as usize], end);
+            }
+            (State::Requesting(requesting), Event::Taken { len, stop, .. }) => {
+                if let Stop::Eof | Stop::Failed { .. } = stop {
+                    return self.finish(core, CloseReason::ClientGone, true);
+                }
+                if let Step::Taking { left, answer } = &mut requesting.step {
+                    *left = left.saturating_sub(len);
+                    let (left, answer) = (*left, *answer);
+                    if left == 0 {
+                        requesting.step = Step::Answering { answer, blocked: false };
+                    }
+                    // Less than was seen there already: the rest comes with a `Ready`, or at once.
+                    if left == 0 || stop == Stop::Budget {
+                        self.go_on_requesting(core);
+                    }
+                }
+            }
+            (State::Requesting(requesting), Event::Given { stop, .. }) => match stop {
+                Stop::Drained => self.answered(core),
+                Stop::Failed { .. } => self.finish(core, CloseReason::ClientGone, true),
+                _ => {
+                    if let Step::Answering { blocked, .. } = &mut requesting.step {
+                        *blocked = true;
+                    }
+                }
+            },
+            (State::Asking(asking), Event::Given { sent, stop, .. }) => {
+                asking.given += sent as usize;
+                asking.blocked = stop == Stop::Blocked;
+                if let Stop::Failed { .. } = stop {
+                    self.unanswered(core);
+                }
+            }
+            (State::Asking(_), Event::Taken { start, len, stop, .. }) => {
+                self.heard(core, &bytes[start as usize..][..len as usize], stop);
+            }
+            _ => {}
+        }
+    }
+
+    /// The client's socket has news while its request is being answered.
+    pub(super) fn requesting_ready(&mut self, core: &mut Core, readable: bool, writable: bool) {
+        let State::Requesting(requesting) = &mut self.state else { return };
+        match &mut requesting.step {
+            Step::Taking { .. } if readable => self.go_on_requesting(core),
+            Step::Answering { blocked, .. } if writable && *blocked => {
+                *blocked = false;
+                self.go_on_requesting(core);
+            }
+            _ => {}
+        }
+    }
+
+    fn requested(&mut self, core: &mut Core, bytes: &[u8], end: bool) {
+        let State::Requesting(requesting) = &mut self.state else { return };
+        if end && bytes.is_empty() {
+            return self.finish(core, CloseReason::ClientGone, true);
+        }
+        let answer = match postgres::read(bytes, end) {
+            Request::NeedMore { at_least } => {
+                let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
+                // As in `hello`: with fewer bytes than were asked for, a `Ready` will come.
+                if at_least > requesting.asked {
+                    requesting.asked = at_least;
+                    core.push(self.token, Op::Peek { at_least });
+                }
+                return;
+            }
+            Request::Tls => {
+                self.state = State::Opening { asked: 1 };
+                return self.hello(core, bytes, end);
+            }
+            Request::Encrypt => GRANTED,
+            Request::EncryptGss if !requesting.gss_refused => REFUSED,
+            Request::Cancel => {
+                self.client_readable = true;
+                self.choose(core);
+                return self.arm(core);
+            }
+            Request::Startup => return self.finish(core, CloseReason::StarttlsMissing, true),
+            Request::Early => return self.finish(core, CloseReason::StarttlsEarly, true),
+            Request::EncryptGss | Request::Invalid => {
+                return self.finish(core, CloseReason::HelloInvalid, true);
+            }
+        };
+        requesting.step = Step::Taking { left: size(SSL_REQUEST.len()), answer };
+        self.go_on_requesting(core);
+    }
+
+    fn go_on_requesting(&mut self, core: &mut Core) {
+        let State::Requesting(requesting) = &self.state else { return };
+        match requesting.step {
+            Step::Awaited => {}
+            Step::Taking { left, .. } => self.take_words(core, Side::Client, left),
+            Step::Answering { answer, .. } => self.give_words(core, Side::Client, &[answer]),
+        }
+    }
+
+    /// What follows the answer: the ClientHello, or another request.
+    fn answered(&mut self, core: &mut Core) {
+        let State::Requesting(requesting) = &self.state else { return };
+        let Step::Answering { answer, .. } = requesting.step else { return };
+        if answer == GRANTED {
+            self.ask = Ask::AsAsked;
+            self.state = State::Opening { asked: 1 };
+        } else {
+            self.state = State::Requesting(Requesting { gss_refused: true, ..Requesting::new() });
+        }
+        core.push(self.token, Op::Peek { at_least: 1 });
+    }
+
+    /// Whether the endpoint, which is connected, is to be asked for TLS.
+    pub(super) fn asks(&self) -> bool {
+        let encrypts = self.tls.as_ref().is_some_and(|tls| tls.greets(Side::Endpoint));
+        match self.ask {
+            Ask::No => false,
+            Ask::ToEncrypt => encrypts,
+            Ask::AsAsked => encrypts || self.tls.is_none(),
+        }
+    }
+
+    /// Asks the endpoint for TLS.
+    pub(super) fn ask(&mut self, core: &mut Core, connecting: Connecting) {
+        self.state = State::Asking(Asking { connecting, given: 0, blocked: false, ending: false });
+        self.give_words(core, Side::Endpoint, &SSL_REQUEST);
+    }
+
+    /// The endpoint's socket has news while it is being asked.
+    pub(super) fn asking_ready(&mut self, core: &mut Core, event: Event) {
+        let Event::Ready { readable, writable, ending, failed, .. } = event else { return };
+        let State::Asking(asking) = &mut self.state else { return };
+        asking.ending |= ending;
+        if failed {
+            return self.unanswered(core);
+        }
+        if writable && std::mem::take(&mut asking.blocked) {
+            let given = asking.given;
+            self.give_words(core, Side::Endpoint, &SSL_REQUEST[given..]);
+        }
+        if readable || ending {
+            // A byte more than the answer has: one behind it is not from the endpoint.
+            self.take_words(core, Side::Endpoint, 2);
+        }
+    }
+
+    fn heard(&mut self, core: &mut Core, answer: &[u8], stop: Stop) {
+        let State::Asking(Asking { connecting, given, ending, .. }) = self.state else { return };
+        match answer {
+            // News of what was taken before.
+            [] if stop == Stop::Drained => {}
+            [GRANTED] if given == SSL_REQUEST.len() && !ending => self.proceed(core, connecting),
+            _ => self.unanswered(core),
+        }
+    }
+
+    fn unanswered(&mut self, core: &mut Core) {
+        if let Some(endpoint) = self.endpoint {
+            core.counters.endpoint(endpoint).connect_failures.add(1);
+        }
+        self.finish(core, CloseReason::EndpointStarttlsFailed, true);
+    }
+
+    fn take_words(&mut self, core: &mut Core, from: Side, at_most: u32) {
+        core.takes += 1;
+        core.push(self.token, Op::Take { from, at_most, to_eof: false });
+    }
+
+    fn give_words(&mut self, core: &mut Core, to: Side, words: &[u8]) {
+        let (start, len) = (size(core.output.len()), size(words.len()));
+        core.output.extend_from_slice(words);
+        core.push(self.token, Op::Give { to, start, len });
+    }
+}
+
+fn size(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("words are few, and a turn's output is bounded")
+}

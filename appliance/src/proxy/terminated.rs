@@ -1,0 +1,450 @@
+//! A session with rustls in the middle: one side of it, or both, speak TLS.
+//!
+//! To the session it looks like the ring: it is given a `Move` and says when that is over. It
+//! carries the `Move` out with `Take` and `Give`, and has what an unread side leaves over.
+//!
+//! What one session holds at the most, in bytes: for each side, 48 KiB that this side did not take
+//! (what one `Take` of the other brings, encrypted), and on a side that speaks TLS, the beginning
+//! of a record (16 KiB; 64 KiB of a handshake message), plus what rustls keeps for a connection.
+//! Nothing is taken from a side while the other does not take what there is.
+
+use config_sync::terminator::{Originator, Terminator, WorkerTime};
+
+use super::Core;
+use super::op::{Op, Side, Stop, Token};
+use super::proxy_protocol::ClientTls;
+use super::record::CloseReason;
+use super::tls::Conn;
+
+/// Bytes of one `Take`: two full records.
+const TAKE: u32 = 33 * 1024;
+/// `Take`s under way on a worker; the bytes of all of them are in memory at once.
+const MOST_TAKES: u32 = 64;
+
+#[derive(Debug)]
+pub struct Terminated {
+    client: Port,
+    endpoint: Port,
+}
+
+/// One side.
+#[derive(Debug, Default)]
+struct Port {
+    /// `None`: it speaks as it is.
+    conn: Option<Conn>,
+    /// A `Take` is under way.
+    taking: bool,
+    /// `Ready` has said that there is something to take since the last `Take`.
+    news: bool,
+    /// Its end has come, and everything before it.
+    ended: bool,
+    /// The `Move` that is under way from this side.
+    moving: Option<Moving>,
+    /// What it said along with its handshake's end, and the other side could not be told yet.
+    early: Vec<u8>,
+    /// A `Give` to this side is under way.
+    giving: bool,
+    /// To be given to this side, behind what is.
+    held: Vec<u8>,
+    /// How many bytes, unencrypted, those and what is under way stand for.
+    plain: u32,
+    /// What of that was given since the session was last told.
+    unreported: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Moving {
+    left: u32,
+    to_eof: bool,
+    read: u32,
+    /// Why nothing more is taken; all was taken before that.
+    stop: Option<Stop>,
+}
+
+/// What the session is to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Nothing,
+    /// The handshake that was under way is over.
+    Greeted,
+    /// As `Event::Moved`. Bytes are counted unencrypted where they are given.
+    Moved {
+        from: Side,
+        read: u32,
+        sent: u32,
+        held: u32,
+        stop: Stop,
+    },
+    Failed(CloseReason),
+}
+
+impl Terminated {
+    /// # Errors
+    /// rustls could not make a connection of the configuration.
+    pub fn client(core: &Core, with: &Terminator) -> Result<Self, CloseReason> {
+        core.tell_time();
+        let conn = Conn::terminate(with).map_err(|_| CloseReason::ClientTlsFailed)?;
+        let client = Port { conn: Some(conn), ..Port::default() };
+        Ok(Self { client, endpoint: Port::default() })
+    }
+
+    /// A session of which only the endpoint will speak TLS.
+    pub fn plain() -> Self {
+        Self { client: Port::default(), endpoint: Port::default() }
+    }
+
+    /// The next endpoint speaks TLS.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn originate(&mut self, core: &Core, with: &Originator) -> Result<(), CloseReason> {
+        core.tell_time();
+        let conn = Conn::originate(with).map_err(|_| CloseReason::EndpointTlsFailed)?;
+        self.endpoint = Port { conn: Some(conn), ..Port::default() };
+        Ok(())
+    }
+
+    /// What there is to tell of a client's TLS, once its handshake is over.
+    pub fn client_tls(&self) -> Option<ClientTls> {
+        self.client.conn.as_ref()?.client_tls()
+    }
+
+    /// The protocol that was agreed on with a client.
+    pub fn client_alpn(&self) -> Option<&[u8]> {
+        self.client.conn.as_ref()?.alpn()
+    }
+
+    /// Whether this side has a handshake to do.
+    pub fn greets(&self, side: Side) -> bool {
+        self.port(side).conn.as_ref().is_some_and(Conn::is_handshaking)
+    }
+
+    /// Begins a handshake: a client's with what it has sent, an endpoint's with what is sent to it.
+    pub fn greet(&mut self, core: &mut Core, token: Token, side: Side) -> Outcome {
+        match side {
+            Side::Client => {
+                self.take(core, token, side);
+                Outcome::Nothing
+            }
+            Side::Endpoint => self.receive(core, token, side, &[], Stop::Drained),
+        }
+    }
+
+    /// News of a side whose handshake is under way.
+    pub fn readable(&mut self, core: &mut Core, token: Token, side: Side) {
+        if std::mem::replace(&mut self.port_mut(side).news, true) && self.port(side).taking {
+            return;
+        }
+        self.take(core, token, side);
+    }
+
+    /// A side takes bytes again.
+    pub fn writable(&mut self, core: &mut Core, token: Token, side: Side) {
+        self.give(core, token, side);
+    }
+
+    /// Carries out `Op::Move`.
+    pub fn begin(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        (budget, to_eof): (u32, bool),
+    ) -> Outcome {
+        let moving = &mut self.port_mut(from).moving;
+        moving.get_or_insert(Moving { left: budget, to_eof, read: 0, stop: None });
+        let port = self.port_mut(from);
+        let ended = port.conn.as_ref().is_some_and(Conn::received_end) && !port.ended;
+        if port.early.is_empty() && !ended {
+            return self.carry_on(core, token, from);
+        }
+        core.tell_time();
+        let early = std::mem::take(&mut port.early);
+        let start = core.output.len();
+        match self.pass_on(core, from, &early) {
+            Ok(()) => self.passed(core, token, from, start, Stop::Budget, ended),
+            Err(reason) => Outcome::Failed(reason),
+        }
+    }
+
+    pub fn taken(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+        stop: Stop,
+    ) -> Outcome {
+        self.port_mut(from).taking = false;
+        self.receive(core, token, from, bytes, stop)
+    }
+
+    /// What a `Give` has done; `rest` was not taken.
+    pub fn given(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        to: Side,
+        (sent, rest): (u32, &[u8]),
+        stop: Stop,
+    ) -> Outcome {
+        let port = self.port_mut(to);
+        port.giving = false;
+        port.held.splice(..0, rest.iter().copied());
+        let plain = if port.held.is_empty() { port.plain } else { port.plain.min(sent) };
+        port.plain -= plain;
+        port.unreported += plain;
+        let from = to.other();
+        if self.port(from).moving.is_none() {
+            return match stop {
+                Stop::Failed { .. } => self.stop(from, stop),
+                Stop::Blocked => Outcome::Nothing,
+                _ => {
+                    self.give(core, token, to);
+                    Outcome::Nothing
+                }
+            };
+        }
+        match stop {
+            Stop::Drained => self.carry_on(core, token, from),
+            stop => self.stop(from, stop),
+        }
+    }
+
+    /// Says close_notify to a side, if all before it was given.
+    pub fn end(&mut self, core: &mut Core, token: Token, side: Side) {
+        let port = self.port_mut(side);
+        if port.giving || !port.held.is_empty() {
+            return;
+        }
+        let start = core.output.len();
+        if let Some(conn) = &mut port.conn
+            && !conn.is_handshaking()
+        {
+            core.tell_time();
+            conn.end(&mut core.output);
+        }
+        self.emit(core, token, side, start);
+    }
+
+    /// Takes a `Move` on until it needs an event.
+    fn carry_on(&mut self, core: &mut Core, token: Token, from: Side) -> Outcome {
+        let to = from.other();
+        if self.port(to).giving {
+            return Outcome::Nothing;
+        }
+        if !self.port(to).held.is_empty() {
+            self.give(core, token, to);
+            return Outcome::Nothing;
+        }
+        let port = self.port(from);
+        let Some(moving) = port.moving else { return Outcome::Nothing };
+        match moving.stop {
+            _ if port.ended => self.stop(from, Stop::Eof),
+            Some(stop) => self.stop(from, stop),
+            None if moving.left == 0 => self.stop(from, Stop::Budget),
+            None => {
+                self.take(core, token, from);
+                Outcome::Nothing
+            }
+        }
+    }
+
+    /// A `Move` is over, or bytes outside of one could not be given.
+    fn stop(&mut self, from: Side, stop: Stop) -> Outcome {
+        let read = self.port_mut(from).moving.take().map_or(0, |moving| moving.read);
+        let to = self.port_mut(from.other());
+        let sent = std::mem::take(&mut to.unreported);
+        let held = u32::try_from(to.held.len()).unwrap_or(u32::MAX);
+        Outcome::Moved { from, read, sent, held, stop }
+    }
+
+    /// Takes what a side has, unless that is under way.
+    fn take(&mut self, core: &mut Core, token: Token, from: Side) {
+        let port = self.port_mut(from);
+        if port.taking {
+            return;
+        }
+        if core.takes >= MOST_TAKES {
+            return core.resumable.push_back((token, from));
+        }
+        core.takes += 1;
+        port.taking = true;
+        port.news = false;
+        let (left, to_eof) = port.moving.map_or((TAKE, false), |m| (m.left, m.to_eof));
+        core.push(token, Op::Take { from, at_most: left.min(TAKE), to_eof });
+    }
+
+    /// Gives a side what is held for it, unless something is under way.
+    fn give(&mut self, core: &mut Core, token: Token, to: Side) {
+        let start = core.output.len();
+        let port = self.port_mut(to);
+        if !port.giving {
+            core.output.append(&mut port.held);
+            self.emit(core, token, to, start);
+        }
+    }
+
+    /// Gives a side the output from `start` on; behind what is under way, if something is.
+    fn emit(&mut self, core: &mut Core, token: Token, to: Side, start: usize) {
+        let port = self.port_mut(to);
+        let len = core.output.len() - start;
+        if len == 0 {
+            return;
+        }
+        if port.giving || !port.held.is_empty() {
+            port.held.extend_from_slice(&core.output[start..]);
+            core.output.truncate(start);
+            return;
+        }
+        port.giving = true;
+        let size = |bytes| u32::try_from(bytes).expect("a turn's output is bounded: MOST_TAKES");
+        core.push(token, Op::Give { to, start: size(start), len: size(len) });
+    }
+
+    /// Takes in what a side has said, and passes it on.
+    fn receive(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+        stop: Stop,
+    ) -> Outcome {
+        core.tell_time();
+        if let Some(moving) = &mut self.port_mut(from).moving {
+            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            moving.read += len;
+            moving.left = moving.left.saturating_sub(len);
+        }
+        if self.port(from).conn.is_some() {
+            self.decrypt(core, token, from, bytes, stop)
+        } else {
+            let start = core.output.len();
+            match self.pass_on(core, from, bytes) {
+                Ok(()) => self.passed(core, token, from, start, stop, stop == Stop::Eof),
+                Err(reason) => Outcome::Failed(reason),
+            }
+        }
+    }
+
+    fn decrypt(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+        stop: Stop,
+    ) -> Outcome {
+        let mut plain = std::mem::take(&mut core.plain);
+        let mut answer = Vec::new();
+        plain.clear();
+        let (failed, truncated) = reasons(from);
+        let port = self.port_mut(from);
+        let conn = port.conn.as_mut().expect("only called for a side that speaks TLS");
+        let greeting = conn.is_handshaking();
+        let result = conn.receive(bytes, &mut plain, &mut answer, &mut core.scratch);
+        let (done, ended) = (!conn.is_handshaking(), conn.received_end());
+        let early = greeting && done;
+        if early {
+            port.early.extend_from_slice(&plain);
+        }
+        // A side that was told the end is told no more.
+        if !self.port(from.other()).ended {
+            let start = core.output.len();
+            core.output.extend_from_slice(&answer);
+            self.emit(core, token, from, start);
+        }
+        let start = core.output.len();
+        let passed = if greeting { Ok(()) } else { self.pass_on(core, from, &plain) };
+        core.plain = plain;
+        match (result, stop) {
+            (Err(_), _) => Outcome::Failed(failed),
+            _ if early => Outcome::Greeted,
+            (_, Stop::Eof | Stop::Failed { .. }) if greeting => Outcome::Failed(failed),
+            _ if greeting => {
+                if stop == Stop::Budget || self.port(from).news {
+                    self.take(core, token, from);
+                }
+                Outcome::Nothing
+            }
+            _ if passed.is_err() => Outcome::Failed(reasons(from.other()).0),
+            (_, Stop::Eof) if !ended => {
+                self.emit(core, token, from.other(), start);
+                Outcome::Failed(truncated)
+            }
+            _ => self.passed(core, token, from, start, stop, ended),
+        }
+    }
+
+    /// Puts what one side has said into the output, as the other is to have it.
+    fn pass_on(&mut self, core: &mut Core, from: Side, plain: &[u8]) -> Result<(), CloseReason> {
+        let to = self.port_mut(from.other());
+        to.plain += u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        match &mut to.conn {
+            None => core.output.extend_from_slice(plain),
+            Some(conn) => {
+                let sent = conn.send(plain, &mut core.output);
+                sent.map_err(|_| reasons(from.other()).0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was said is in the output from `start` on: gives it to the other side, with its end if
+    /// that has come.
+    fn passed(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        start: usize,
+        stop: Stop,
+        ended: bool,
+    ) -> Outcome {
+        if ended && !std::mem::replace(&mut self.port_mut(from).ended, true) {
+            self.say_end(core, from.other());
+        }
+        self.emit(core, token, from.other(), start);
+        let port = self.port_mut(from);
+        if let Some(moving) = &mut port.moving {
+            moving.stop = Some(stop).filter(|stop| *stop != Stop::Budget);
+        }
+        self.carry_on(core, token, from)
+    }
+
+    fn say_end(&mut self, core: &mut Core, to: Side) {
+        if let Some(conn) = &mut self.port_mut(to).conn {
+            conn.end(&mut core.output);
+        }
+    }
+
+    fn port(&self, side: Side) -> &Port {
+        match side {
+            Side::Client => &self.client,
+            Side::Endpoint => &self.endpoint,
+        }
+    }
+
+    fn port_mut(&mut self, side: Side) -> &mut Port {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Endpoint => &mut self.endpoint,
+        }
+    }
+}
+
+impl Core {
+    /// rustls' clock on this thread is the worker's.
+    fn tell_time(&self) {
+        WorkerTime::set((self.epoch + self.now) / 1_000_000);
+    }
+}
+
+/// Why a session ends when a side breaks TLS, and when it ends without close_notify.
+fn reasons(side: Side) -> (CloseReason, CloseReason) {
+    match side {
+        Side::Client => (CloseReason::ClientTlsFailed, CloseReason::ClientTruncated),
+        Side::Endpoint => (CloseReason::EndpointTlsFailed, CloseReason::EndpointTruncated),
+    }
+}
