@@ -39,7 +39,7 @@ pub struct Options {
     /// A few workloads, 3 rounds of half a second, under 3 minutes in all; gives no verdicts.
     #[arg(long)]
     quick: bool,
-    /// Only these workloads; `*` stands for any text.
+    /// Only these workloads; `*` stands for any text, and `tls` for all that begin with `tls-`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only these; without it all that are found. Ringway itself must be named, too.
@@ -106,7 +106,10 @@ impl Options {
     fn workloads(&self) -> Vec<Workload> {
         let chosen = |workload: &Workload| match &self.only[..] {
             [] => !self.quick || workload.quick,
-            only => only.iter().any(|pattern| workload::matches(pattern, &workload.name)),
+            only => only.iter().any(|pattern| {
+                let kind = workload.name.split_once('-').map(|(kind, _)| kind);
+                workload::matches(pattern, &workload.name) || kind == Some(pattern)
+            }),
         };
         workload::all().into_iter().filter(chosen).collect()
     }
@@ -160,7 +163,11 @@ fn list(
         println!(
             "  {:<24} {}{quick}",
             workload.name,
-            if workload.transport == Transport::Tcp { "TCP" } else { "UDP" }
+            match workload.transport {
+                Transport::Tcp => "TCP",
+                Transport::Tls => "TLS, ended by the proxy",
+                Transport::Udp => "UDP",
+            }
         );
     }
     for part in parts {

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -16,10 +17,11 @@ mod connections;
 mod meter;
 mod pace;
 mod request;
+pub mod tls;
 mod udp;
 mod udp_one_way;
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Options {
     #[arg(value_enum)]
     kind: Kind,
@@ -29,6 +31,12 @@ pub struct Options {
     /// Where the bulk streams of `mixed` come from; without it, from where the requests go.
     #[arg(long)]
     bulk_to: Option<SocketAddr>,
+    /// PEM: the certificate that those of the address under load lead to.
+    #[arg(long)]
+    ca: Option<PathBuf>,
+    /// `tls-connect` resumes sessions; without it every handshake is a full one.
+    #[arg(long)]
+    resume: bool,
     /// The core to run on; without it, wherever the scheduler likes.
     #[arg(long)]
     core: Option<usize>,
@@ -87,6 +95,12 @@ enum Kind {
     Idle,
     /// Bulk from `serve source` at --bulk-to beside requests, whose operations and latency count.
     Mixed,
+    /// As `request`, in TLS that the address under load ends.
+    TlsRequest,
+    /// As `connect`, likewise.
+    TlsConnect,
+    /// As `download`, likewise.
+    TlsDownload,
     /// Round trips with `serve udp-echo`, one burst in flight for each flow.
     UdpRequest,
     /// A round trip from a port that was not used lately, with `serve udp-echo`. Has no latency.
@@ -110,6 +124,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         Kind::Idle => host::block_on(connections::idle(options))??,
         Kind::Upload => host::block_on(bulk::run(options, bulk::Direction::Up))??,
         Kind::Download => host::block_on(bulk::run(options, bulk::Direction::Down))??,
+        Kind::TlsRequest => host::block_on(tls::requests(options))??,
+        Kind::TlsConnect => host::block_on(tls::connect(options))??,
+        Kind::TlsDownload => host::block_on(tls::download(options))??,
         Kind::UdpRequest => udp::requests(options)?,
         Kind::UdpNewFlow => udp::new_flows(options)?,
         Kind::UdpOneWay => udp_one_way::run(options)?,

@@ -136,6 +136,7 @@ mod tests {
                     cores: vec![0],
                     udp: UdpShape::default(),
                     more: More::default(),
+                    certificates: "/tmp".into(),
                     dir: dir.join(peer.to_string()),
                     netns: Some(network.namespace(Place::Gateway)),
                 };

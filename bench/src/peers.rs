@@ -50,6 +50,8 @@ pub enum Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp,
+    /// TCP behind the proxy, and TLS that it ends before it.
+    Tls,
     Udp,
 }
 
@@ -64,6 +66,8 @@ pub struct Setup {
     pub cores: Vec<usize>,
     pub udp: UdpShape,
     pub more: More,
+    /// Where `cert.pem`, `key.pem` and both in `both.pem` are, if TLS is ended.
+    pub certificates: PathBuf,
     /// For configurations, logs and sockets.
     pub dir: PathBuf,
     /// The network namespace that it runs in.
@@ -153,13 +157,11 @@ impl fmt::Display for Peer {
 impl Peer {
     pub fn speaks(self, transport: Transport) -> bool {
         match self {
-            Self::HaproxySplice | Self::HaproxyCopy | Self::EpollSplice | Self::Monoio => {
-                transport == Transport::Tcp
-            }
+            Self::HaproxyCopy => transport != Transport::Udp,
+            Self::HaproxySplice | Self::EpollSplice | Self::Monoio => transport == Transport::Tcp,
             Self::Dnsdist => transport == Transport::Udp,
-            Self::Ringway | Self::Nginx | Self::Envoy | Self::Sozu | Self::Dnat | Self::Direct => {
-                true
-            }
+            Self::Ringway | Self::Envoy => true,
+            Self::Nginx | Self::Sozu | Self::Dnat | Self::Direct => transport != Transport::Tls,
         }
     }
 
@@ -258,6 +260,7 @@ mod tests {
                     cores: vec![0],
                     udp: UdpShape::default(),
                     more: More::default(),
+                    certificates: PathBuf::new(),
                     dir: dir.join(format!("{peer}-{index}")),
                     netns: None,
                 };
@@ -265,7 +268,7 @@ mod tests {
                     peer.start(&found, &setup).unwrap_or_else(|e| panic!("{peer}: {e:#}"));
                 eprintln!("{peer} {transport:?}: {}, processes {:?}", found.version, running.pids);
                 match transport {
-                    Transport::Tcp => exchange_bytes(*peer, running.listen),
+                    Transport::Tcp | Transport::Tls => exchange_bytes(*peer, running.listen),
                     Transport::Udp => exchange_query(*peer, running.listen),
                 }
                 let pids = running.pids.clone();

@@ -317,6 +317,7 @@ impl Alone {
             cores: layout.proxy_cores(),
             udp: UdpShape::default(),
             more: More::default(),
+            certificates: directory.to_owned(),
             dir: directory.to_owned(),
             netns: None,
         };

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::cpu::{Meter, Usage};
+use crate::load::tls;
 use crate::net::{self, Network, Place};
 use crate::outcome::Outcome;
-use crate::peers::{Found, More, Peer, Running, Setup, UdpShape};
+use crate::peers::{Found, More, Peer, Running, Setup, Transport, UdpShape};
 
 use super::child::{Child, Spot};
 use super::interrupt;
@@ -106,6 +107,10 @@ impl<'a> Bed<'a> {
             }
             tool => tools::backend(tool, backend, &directory, &spot)?,
         };
+        let directory = directory.canonicalize()?;
+        if workload.transport == Transport::Tls {
+            tls::write_certificates(&directory)?;
+        }
         let running = (0..contenders).map(|_| None).collect();
         let more = vec![More::default(); contenders];
         Ok(Self { workload, layout, network, directory, backend, _backend: process, running, more })
@@ -143,6 +148,7 @@ impl<'a> Bed<'a> {
                 shared: self.workload.udp.shared,
             },
             more: self.more[index].clone(),
+            certificates: self.directory.clone(),
             dir: directory,
             netns: self.network.map(|network| network.namespace(Place::Gateway)),
         };
@@ -262,6 +268,10 @@ impl<'a> Bed<'a> {
         ];
         for (name, value) in options {
             arguments.extend([name.to_owned(), value]);
+        }
+        if self.workload.transport == Transport::Tls {
+            let file = self.directory.join("ca.pem").display().to_string();
+            arguments.extend(["--ca".to_owned(), file]);
         }
         arguments.extend_from_slice(more);
         Child::ourselves(&arguments, &self.layout.spot(self.network, Place::Client))

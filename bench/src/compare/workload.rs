@@ -115,6 +115,7 @@ pub fn all() -> Vec<Workload> {
     let mut all: Vec<Workload> = bulk().collect();
     all.extend(requests());
     all.extend(other_tcp());
+    all.extend(tls());
     all.extend(udp());
     all.extend(others_tools());
     all
@@ -178,6 +179,22 @@ fn other_tcp() -> [Workload; 3] {
             fresh: true,
             ..tcp("tcp-idle".to_owned(), "hold", "idle", &no_arguments)
         },
+    ]
+}
+
+/// TLS that the proxy ends, and TCP behind it.
+fn tls() -> [Workload; 4] {
+    let of = |name: &str, unit, serve, load, arguments: &[&str]| Workload {
+        transport: Transport::Tls,
+        unit,
+        ..tcp(name.to_owned(), serve, load, arguments)
+    };
+    let no_arguments: [&str; 0] = [];
+    [
+        of("tls-bulk-8-down", Unit::Gigabyte, "source", "tls-download", &["--connections", "8"]),
+        of("tls-request-64x64", Unit::Request, "respond", "tls-request", &["--connections", "64"]),
+        of("tls-connect-full", Unit::Connection, "close", "tls-connect", &no_arguments),
+        of("tls-connect-resumed", Unit::Connection, "close", "tls-connect", &["--resume"]),
     ]
 }
 

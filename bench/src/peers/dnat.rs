@@ -38,7 +38,7 @@ pub fn start(setup: &Setup) -> anyhow::Result<Running> {
 
 fn rules(setup: &Setup) -> String {
     let protocol = match setup.transport {
-        Transport::Tcp => "tcp",
+        Transport::Tcp | Transport::Tls => "tcp",
         Transport::Udp => "udp",
     };
     let (port, backend) = (setup.listen.port(), setup.backends[0]);

@@ -32,12 +32,14 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
 
 const TCP: &str = include_str!("envoy-tcp.yaml");
 const UDP: &str = include_str!("envoy-udp.yaml");
+const TLS: &str = include_str!("envoy-tls.yaml");
 const CLUSTER: &str = include_str!("envoy-cluster.yaml");
 
 fn configuration(setup: &Setup) -> String {
     let (listener, protocol) = match setup.transport {
-        Transport::Tcp => (TCP, "TCP"),
-        Transport::Udp => (UDP, "UDP"),
+        Transport::Tcp => (TCP.to_owned(), "TCP"),
+        Transport::Tls => (format!("{TCP}{TLS}"), "TCP"),
+        Transport::Udp => (UDP.to_owned(), "UDP"),
     };
     let endpoint = |at: &SocketAddr| {
         let (ip, port) = (at.ip(), at.port());
@@ -47,6 +49,7 @@ fn configuration(setup: &Setup) -> String {
     let endpoints: String = setup.backends.iter().map(endpoint).collect();
     let listener = listener
         .replace("LISTEN_IP", &setup.listen.ip().to_string())
+        .replace("DIR", &setup.certificates.display().to_string())
         .replace("LISTEN_PORT", &setup.listen.port().to_string())
         .replace("IDLE", &setup.udp.idle.as_secs_f64().to_string());
     listener + CLUSTER + &endpoints

@@ -2,7 +2,7 @@
 
 use super::debian::Debian;
 use super::process::{Running, write};
-use super::{Found, Setup};
+use super::{Found, Setup, Transport};
 
 pub fn find(debian: &Debian) -> anyhow::Result<Found> {
     let (program, _) = debian.program("usr/sbin/haproxy")?;
@@ -32,6 +32,14 @@ fn configuration(setup: &Setup, splice: bool) -> String {
         // Without splicing, a larger buffer is worth more than the default of 16 KiB in bulk.
         false => ("", "    tune.bufsize 65536\n", 9_500),
     };
+    // A session is resumed by a ticket, on any thread.
+    let tls = match setup.transport {
+        Transport::Tls => format!(
+            " ssl crt {} ssl-min-ver TLSv1.3",
+            setup.certificates.join("both.pem").display()
+        ),
+        Transport::Tcp | Transport::Udp => String::new(),
+    };
     let servers: String = (0..)
         .zip(&setup.backends)
         .map(|(number, address)| format!("    server s{number} {address}\n"))
@@ -40,7 +48,7 @@ fn configuration(setup: &Setup, splice: bool) -> String {
         "global\n    nbthread {workers}\n    maxconn {most}\n{buffers}\
          defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 600s\n    \
          timeout server 600s\n{splices}\
-         frontend f\n    bind {listen} backlog 4096 shards by-thread\n    maxconn {most}\n    \
+         frontend f\n    bind {listen} backlog 4096 shards by-thread{tls}\n    maxconn {most}\n    \
          default_backend b\n\
          backend b\n    balance roundrobin\n{servers}"
     )
@@ -48,7 +56,7 @@ fn configuration(setup: &Setup, splice: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{More, Transport, UdpShape};
+    use super::super::{More, UdpShape};
     use super::*;
 
     #[test]
@@ -61,6 +69,7 @@ mod tests {
             cores: Vec::new(),
             udp: UdpShape::default(),
             more: More::default(),
+            certificates: "/tmp".into(),
             dir: "/tmp".into(),
             netns: None,
         };

@@ -31,7 +31,7 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
 fn configuration(setup: &Setup, module: &str) -> String {
     let Setup { listen, workers, udp, .. } = setup;
     let (options, timeout) = match setup.transport {
-        Transport::Tcp => ("reuseport backlog=4096", 600_000),
+        Transport::Tcp | Transport::Tls => ("reuseport backlog=4096", 600_000),
         Transport::Udp => ("udp reuseport", udp.idle.as_millis()),
     };
     let responses = udp.responses.filter(|_| setup.transport == Transport::Udp);
@@ -80,6 +80,7 @@ mod tests {
             cores: Vec::new(),
             udp: UdpShape { responses: Some(1), ..UdpShape::default() },
             more: More::default(),
+            certificates: "/tmp".into(),
             dir: "/tmp".into(),
             netns: None,
         };

@@ -191,10 +191,10 @@ fn start_of(pid: i32) -> Option<u64> {
 /// Whether a socket has the address, by the tables of the namespace.
 fn listens(setup: &Setup) -> bool {
     match (setup.transport, &setup.netns) {
-        (Transport::Tcp, None) => TcpStream::connect(setup.listen).is_ok(),
+        (Transport::Tcp | Transport::Tls, None) => TcpStream::connect(setup.listen).is_ok(),
         (transport, netns) => {
             let table = match transport {
-                Transport::Tcp => "/proc/net/tcp",
+                Transport::Tcp | Transport::Tls => "/proc/net/tcp",
                 Transport::Udp => "/proc/net/udp",
             };
             let port = format!(":{:04X} ", setup.listen.port());

@@ -35,6 +35,13 @@ fn configuration(setup: &Setup) -> String {
     let admin = listen.port().wrapping_add(1_000).max(1_024);
     let (protocol, options) = match setup.transport {
         Transport::Tcp => ("TCP", String::new()),
+        Transport::Tls => {
+            let file = |name| setup.certificates.join(name).display().to_string();
+            let (cert, key) = (file("cert.pem"), file("key.pem"));
+            let tls = format!("certificates = [{{ cert = \"{cert}\", key = \"{key}\" }}]");
+            let tls = format!("mode = \"Terminate\", min_version = \"1.3\", {tls}");
+            ("TLS", format!("tls = {{ {tls} }}\n"))
+        }
         Transport::Udp => {
             let mut options = format!("flow_timeout = \"{}ms\"\n", udp.idle.as_millis());
             if let Some(responses) = udp.responses {

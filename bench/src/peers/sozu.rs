@@ -28,7 +28,9 @@ pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
 
 fn configuration(setup: &Setup) -> String {
     match setup.transport {
-        Transport::Tcp => render(setup, "tcp", "front_timeout = 600\nback_timeout = 600\n", ""),
+        Transport::Tcp | Transport::Tls => {
+            render(setup, "tcp", "front_timeout = 600\nback_timeout = 600\n", "")
+        }
         Transport::Udp => {
             let idle = setup.udp.idle.as_secs().max(1);
             let listener = format!(
