@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::routing::{EndpointId, Limits, ListenerId, RoutingTable, SocketId};
+use config_sync::routing::{EndpointId, Limits, Listener, ListenerId, RoutingTable, SocketId};
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Why};
 use ringway::proxy::record::{CloseReason, Record, SessionRecord};
@@ -140,6 +140,7 @@ impl Check {
         } else {
             self.session_closed(record, reason, kernel);
         }
+        self.check_source(record, reason);
         let Some(listener) = record.listener else {
             *self.unmatched.entry(reason).or_default() += 1;
             return;
@@ -151,10 +152,38 @@ impl Check {
         sums.bytes_down += record.bytes_down;
     }
 
+    /// Whom a listener denies does not come in, and who comes in has the route of its source.
+    fn check_source(&self, record: &SessionRecord, reason: CloseReason) {
+        let client = record.client.ip();
+        let listeners = || {
+            let all = self.tables.iter().flat_map(|t| t.listeners.iter().map(move |l| (t, l)));
+            all.filter(|(_, listener)| Some(listener.id) == record.listener)
+        };
+        let admits = |listener: &Listener| {
+            listener.access.as_ref().is_none_or(|access| access.admits(client))
+        };
+        if reason == CloseReason::SourceDenied {
+            assert!(record.refused && record.route.is_none(), "a denied client: {record:?}");
+            let denies = |(_, listener): (_, &Listener)| !admits(listener);
+            assert!(listeners().any(denies), "nobody denies this client: {record:?}");
+        }
+        if let Some(route) = record.route {
+            let is_its = |(table, listener): (&Arc<RoutingTable>, &Listener)| {
+                let found = listener.routes.any().and_then(|found| listener.route(found, client));
+                found.is_some_and(|at| table.routes[at].id == route)
+            };
+            assert!(listeners().any(is_its), "not the route of its source: {record:?}");
+            let admits = |(_, listener): (_, &Listener)| admits(listener);
+            assert!(listeners().any(admits), "a client that was always denied: {record:?}");
+        }
+    }
+
     fn session_closed(&mut self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
-        assert!(self.logged.insert(record.client), "a session is logged twice: {record:?}");
-        let id = *self.clients.get(&record.client).expect("a client that connected");
+        let peer = record.peer.unwrap_or(record.client);
+        assert!(self.logged.insert(peer), "a session is logged twice: {record:?}");
+        let id = *self.clients.get(&peer).expect("a client that connected");
         let client = kernel.conn(id);
+        check_client(client, peer, record, reason);
         if reason == CloseReason::SessionLimit {
             assert!(
                 self.sessions_before + self.accepted >= self.limits.sessions,
@@ -170,8 +199,11 @@ impl Check {
         let partner = client.partner.expect("a session that had an endpoint");
         let endpoint = kernel.conn(partner);
         // What streams carried in the turn in which it was closed may not be in the log.
+        if let Some(introduced) = endpoint.proxied.introduced() {
+            assert_eq!(introduced, record.client, "an endpoint was told of another client");
+        }
         for (logged, conn) in [(record.bytes_up, endpoint), (record.bytes_down, client)] {
-            let took = conn.outbound.written;
+            let took = conn.outbound.written - conn.proxied.told();
             assert!(
                 logged <= took && took <= logged + conn.untold,
                 "the log's bytes are not those that the sockets took: {took}, {record:?}"
@@ -242,14 +274,27 @@ impl Check {
     }
 }
 
+/// The client is who its header says, if that is right; without one it gets nowhere.
+fn check_client(client: &Conn, peer: SocketAddr, record: &SessionRecord, reason: CloseReason) {
+    let says = client.proxied.says.unwrap_or(peer);
+    match record.peer {
+        Some(_) => assert!(client.proxied.header > 0 && record.client == says, "{record:?}"),
+        None if client.proxied.must => assert!(record.refused, "relayed without a header"),
+        None => {
+            let of_header = [CloseReason::ProxyInvalid, CloseReason::ProxyTimeout];
+            assert!(!of_header.contains(&reason), "a header was waited for: {record:?}");
+        }
+    }
+}
+
 /// The reason is what happened.
 fn check_reason(reason: CloseReason, client: &Conn, endpoint: &Conn, record: &SessionRecord) {
     use CloseReason as R;
     let truth = match reason {
         R::ClientFin | R::EndpointFin => {
             assert_eq!(
-                (client.inbound.written, endpoint.inbound.written),
-                (endpoint.outbound.written, client.outbound.written),
+                (client.inbound.written - client.proxied.away, endpoint.inbound.written),
+                (endpoint.outbound.written - endpoint.proxied.told(), client.outbound.written),
                 "bytes were lost between clean ends: {record:?}"
             );
             client.inbound.finished()

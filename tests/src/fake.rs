@@ -73,6 +73,7 @@ impl Fake {
                 let now = self.kernel.now;
                 self.proxy.handle(now, token, event, &self.turn.bytes, &mut self.ops);
             }
+            self.kernel.output.append(self.proxy.output());
             self.kernel.carry_out(&mut self.ops, &mut self.turn);
             if at == self.turn.events.len() {
                 break;

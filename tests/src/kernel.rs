@@ -124,6 +124,8 @@ pub struct Kernel {
     pub trace: bool,
     /// Endpoint-side connections that were established since this was last drained.
     pub established: Vec<ConnId>,
+    /// What the `Give`s that are to be carried out refer to.
+    pub output: Vec<u8>,
     /// Where connections were attempted to since this was last drained.
     pub connects: Vec<SocketAddr>,
     /// Datagrams that endpoints were sent, and how.
@@ -167,6 +169,7 @@ impl Kernel {
             coverage: Coverage::default(),
             trace: false,
             established: Vec::new(),
+            output: Vec::new(),
             connects: Vec::new(),
             sent_up: Vec::new(),
             sent_down: Vec::new(),
@@ -244,6 +247,7 @@ impl Kernel {
             }
             self.carry_out_one(token, op, turn);
         }
+        self.output.clear();
     }
 
     fn carry_out_one(&mut self, token: Token, op: Op, turn: &mut Turn) {
@@ -265,6 +269,8 @@ impl Kernel {
             }
             Op::Stream { from } => self.stream(token, from, turn),
             Op::Unstream { from } => self.unstream(token, from),
+            Op::Take { from, at_most, .. } => self.take(token, from, at_most, turn),
+            Op::Give { to, start, len } => self.give(token, to, (start, len), turn),
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),
@@ -273,12 +279,12 @@ impl Kernel {
                 assert!(ipv4, "there are no IPv6 endpoints here");
                 self.open(token, None, turn);
             }
-            Op::SendUp { buffer } => self.send_up(token, buffer),
+            Op::SendUp { buffer, part } => self.send_up(token, buffer, part),
             Op::SendDown { buffer, from, peer, local } => {
                 self.send_down(token, buffer, from, peer, local);
             }
-            Op::SendVia { buffer, via, peer, local } => {
-                self.send_via(token, buffer, via, (peer, local));
+            Op::SendVia { buffer, part, via, peer, local } => {
+                self.send_via(token, (buffer, part), via, (peer, local));
             }
             Op::Recycle { buffer } => self.recycle(token, buffer),
             Op::CloseUpstream => self.close_upstream(token),

@@ -1,13 +1,17 @@
 //! A configuration that changes at random, and the tables that it compiles to.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use config_sync::ranges::{Access, ByPrefix};
 use config_sync::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, SocketOptions, Sources, Timeouts,
-    Transport, WeightedBackend,
+    Protocol, Route, RouteId, RoutingTable, SendProxy, Socket, SocketId, SocketOptions, Sources,
+    Timeouts, Transport, WeightedBackend,
 };
+use ipnet::IpNet;
 
+use crate::proxied::some_send_proxy;
 use crate::rng::Rng;
 
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub struct ModelSocket {
     pub protocol: Protocol,
     pub address: SocketAddr,
     pub present: bool,
+    /// From where connections begin with a PROXY header. It stays as it is: clients know it.
+    accept_proxy: Vec<IpNet>,
     pub listeners: Vec<ModelListener>,
     keepalive: u32,
 }
@@ -44,7 +50,18 @@ pub struct ModelListener {
     pub flow_timeout: u32,
     pub responses: u32,
     pub max_sessions: u32,
+    /// Who is denied, of the clients 198.18.0.0/16.
+    denied: Option<&'static str>,
+    /// Clients of 198.18.0.0/26 have another route.
+    by_source: bool,
 }
+
+/// Ranges of clients that a listener may deny: a part of the first few, of later ones, or all.
+const DENIED: [Option<&str>; 5] =
+    [None, None, Some("198.18.0.16/28"), Some("198.18.0.64/26"), Some("198.18.0.0/16")];
+
+/// Routes for some clients have ids from here on.
+const FIRST_SPECIAL: u32 = 100;
 
 #[derive(Debug)]
 pub struct ModelBackend {
@@ -53,6 +70,7 @@ pub struct ModelBackend {
     balance: u64,
     connect_timeout: u32,
     connect_attempts: u8,
+    send_proxy: Option<SendProxy>,
     shared_sockets: bool,
     /// Only of backends whose sockets are shared: simulated sockets have no source address.
     source: Sources,
@@ -134,6 +152,8 @@ impl Model {
                     for listener in &mut self.sockets[at].listeners {
                         listener.timeouts = timeouts(rng);
                         listener.max_sessions = rng.pick(&[0, 0, 2, 10]);
+                        listener.denied = rng.pick(&DENIED);
+                        listener.by_source ^= rng.per_mille(300);
                     }
                 }
             }
@@ -160,18 +180,20 @@ impl Model {
             for listener in &socket.listeners {
                 listeners.insert(listener.host, table.listeners.len());
                 let mut routes = Hosts::new([1, 2, 3, 4]);
+                let first = table.routes.len();
                 if listener.has_route {
-                    routes.insert(None, table.routes.len());
+                    routes.insert(None, if listener.by_source { 0 } else { first });
                 }
-                let id = RouteId(listener.id.0);
-                let weights = self.weights[id.index()].iter();
-                let backends = weights.enumerate().map(|(n, weight)| WeightedBackend {
-                    id: BackendId(FIRST_ID + n as u32),
-                    backend: unused + n,
-                    weight: *weight,
-                });
-                let backends = backends.collect();
-                table.routes.push(Route { id, name: "route".into(), backends });
+                for id in [listener.id.0, FIRST_SPECIAL + listener.id.0] {
+                    let weights = self.weights[listener.id.index()].iter();
+                    let backends = weights.enumerate().map(|(n, weight)| WeightedBackend {
+                        id: BackendId(FIRST_ID + n as u32),
+                        backend: unused + n,
+                        weight: *weight,
+                    });
+                    let (id, backends) = (RouteId(id), backends.collect());
+                    table.routes.push(Route { id, name: "route".into(), access: None, backends });
+                }
                 table.listeners.push(Listener {
                     id: listener.id,
                     name: "listener".into(),
@@ -179,9 +201,12 @@ impl Model {
                     protocol: socket.protocol,
                     timeouts: listener.timeouts,
                     flow_timeout: listener.flow_timeout,
+                    tls: None,
                     responses: listener.responses,
                     max_sessions: listener.max_sessions,
+                    access: listener.access(),
                     routes,
+                    by_source: listener.by_source(first),
                 });
             }
             table.sockets.push(Socket {
@@ -191,6 +216,10 @@ impl Model {
                 options: SocketOptions { keepalive: socket.keepalive, ..options() },
                 reads_hello: socket.protocol == Protocol::Tls,
                 hello_timeout: socket.listeners.iter().map(|l| l.timeouts.hello).max().unwrap_or(0),
+                access: None,
+                starttls: None,
+                default_hostname: None,
+                accept_proxy: socket.accept_proxy.clone().into(),
                 listeners,
             });
         }
@@ -208,6 +237,12 @@ impl Model {
         }
     }
 
+    /// Whether connections from this address to a socket begin with a PROXY header.
+    pub fn believes(&self, socket: SocketId, client: IpAddr) -> bool {
+        let mut sockets = self.sockets.iter().filter(|of| of.id == socket);
+        sockets.any(|socket| socket.accept_proxy.iter().any(|range| range.contains(&client)))
+    }
+
     pub fn endpoints(&self) -> impl Iterator<Item = (bool, Endpoint)> + '_ {
         self.backends.iter().flat_map(|backend| backend.endpoints.iter().copied())
     }
@@ -221,6 +256,9 @@ impl ModelSocket {
         };
         let wildcard = protocol == Protocol::Udp && rng.per_mille(500);
         let ip = if wildcard { [0, 0, 0, 0] } else { [192, 0, 2, 1] };
+        // Datagrams have no bytes here.
+        let ranges = some_ranges(rng).iter().filter(|_| protocol != Protocol::Udp);
+        let accept_proxy = ranges.map(|range| range.parse().expect("a range")).collect();
         let mut listener = |host: &Option<&'static str>| {
             *listeners += 1;
             ModelListener {
@@ -231,6 +269,8 @@ impl ModelSocket {
                 flow_timeout: rng.scale(20, 3_000) as u32,
                 responses: rng.pick(&[0, 1, 2]),
                 max_sessions: rng.pick(&[0, 0, 5, 20]),
+                denied: if rng.per_mille(300) { rng.pick(&DENIED) } else { None },
+                by_source: rng.per_mille(300),
             }
         };
         Self {
@@ -238,6 +278,7 @@ impl ModelSocket {
             protocol,
             address: SocketAddr::from((ip, 5_000 + id as u16)),
             present: true,
+            accept_proxy,
             listeners: hosts.iter().map(&mut listener).collect(),
             keepalive: 60,
         }
@@ -248,6 +289,20 @@ impl ModelSocket {
             Protocol::Tcp | Protocol::Tls => Transport::Tcp,
             Protocol::Udp => Transport::Udp,
         }
+    }
+}
+
+impl ModelListener {
+    fn access(&self) -> Option<Arc<Access>> {
+        let denied = self.denied?.parse().expect("a prefix");
+        Some(Arc::new(Access::new(None, &[denied])))
+    }
+
+    /// `first`: the index of the route for most, which the one for some clients follows.
+    fn by_source(&self, first: usize) -> Vec<ByPrefix> {
+        let special = ("198.18.0.0/26".parse().expect("a prefix"), first as u32 + 1);
+        let routes = || ByPrefix::new([special].into_iter(), first as u32);
+        if self.by_source { vec![routes()] } else { Vec::new() }
     }
 }
 
@@ -268,6 +323,7 @@ impl ModelBackend {
             balance: rng.below(5),
             connect_timeout: rng.scale(5, 2_000) as u32,
             connect_attempts: rng.between(1, 8) as u8,
+            send_proxy: some_send_proxy(rng),
             shared_sockets: rng.per_mille(400),
             source: sources(rng, id),
         }
@@ -294,8 +350,16 @@ impl ModelBackend {
             options: options(),
             source: if self.shared_sockets { vec![self.source] } else { Vec::new() },
             shared_sockets: self.shared_sockets,
+            send_proxy: self.send_proxy,
+            transparent: false,
+            tls: None,
         }
     }
+}
+
+/// Nobody, or all clients, or half of them.
+fn some_ranges(rng: &mut Rng) -> &'static [&'static str] {
+    rng.pick(&[&[][..], &[], &["198.18.0.0/15"], &["198.18.0.0/25", "198.18.1.0/25"]])
 }
 
 /// Few, so that they run out, or enough; and such that two of a backend overlap.
@@ -317,9 +381,12 @@ pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
         protocol,
         timeouts: Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 },
         flow_timeout: 0,
+        tls: None,
         responses: 0,
         max_sessions: 0,
+        access: None,
         routes,
+        by_source: Vec::new(),
     }
 }
 

@@ -7,12 +7,14 @@
 mod clients;
 pub mod config;
 mod gateway;
+mod postgres;
 mod servers;
 
 pub use clients::{
     Pattern, client_hello, closed_without_a_byte, connect, exchange, program, udp_client, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics};
+pub use postgres::Postgres;
 pub use servers::{Daemon, Server, accept_full, echo};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};

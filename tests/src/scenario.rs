@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use config_sync::ranges::Access;
 use config_sync::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
     Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
@@ -33,6 +35,8 @@ pub struct Setup {
     pub responses: u32,
     /// UDP: shared upstream sockets, with these addresses.
     pub source: Option<Sources>,
+    /// Whether clients of the loopback network are denied.
+    pub denied: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -222,11 +226,15 @@ impl Setup {
         for (index, name) in names.iter().enumerate() {
             by_name.insert(*name, index);
         }
+        let home = || "127.0.0.0/8".parse().expect("a prefix");
+        let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
         let listener = |id: usize| Listener {
             id: ListenerId(id as u32),
             timeouts: self.timeouts,
             max_sessions: self.max_sessions,
+            access: access.clone(),
             flow_timeout: self.flow_timeout,
+            tls: None,
             responses: self.responses,
             ..model::plain_listener(self.protocol, any())
         };
@@ -243,12 +251,17 @@ impl Setup {
                 options: model::options(),
                 reads_hello: self.protocol == Protocol::Tls,
                 hello_timeout: self.timeouts.hello,
+                access: access.clone().filter(|_| self.protocol == Protocol::Tls),
+                starttls: None,
+                default_hostname: None,
+                accept_proxy: Box::default(),
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),
             routes: vec![Route {
                 id: RouteId(0),
                 name: "route".into(),
+                access: None,
                 backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1 }],
             }],
             backends: vec![Backend {
@@ -261,6 +274,9 @@ impl Setup {
                 options: model::options(),
                 source: self.source.into_iter().collect(),
                 shared_sockets: self.source.is_some(),
+                send_proxy: None,
+                transparent: false,
+                tls: None,
             }],
             ..RoutingTable::empty()
         }
@@ -279,6 +295,7 @@ const TCP: Setup = Setup {
     flow_timeout: 0,
     responses: 0,
     source: None,
+    denied: false,
 };
 const TLS: Setup = Setup { protocol: Protocol::Tls, ..TCP };
 pub const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };
@@ -604,6 +621,16 @@ pub const SCENARIOS: &[Scenario] = &[
         ],
     },
     Scenario {
+        name: "a client that the listener denies",
+        setup: Setup { denied: true, ..TCP },
+        steps: &[Connect(0, Plain), Ends(C), Logs(R::SourceDenied)],
+    },
+    Scenario {
+        name: "a client that is denied before it says its name",
+        setup: Setup { denied: true, ..TLS },
+        steps: &[Connect(0, Plain), Ends(C), Logs(R::SourceDenied)],
+    },
+    Scenario {
         name: "silence on both sides",
         setup: Setup { timeouts: Timeouts { idle: 100, ..NONE }, ..TCP },
         steps: &[Connect(0, Plain), Served(0), Ends(C), Ends(S), Logs(R::IdleTimeout)],
@@ -796,6 +823,11 @@ pub const SCENARIOS: &[Scenario] = &[
             LogsReason(R::FlowTimeout),
             LogsReason(R::FlowTimeout),
         ],
+    },
+    Scenario {
+        name: "a datagram of a client that the listener denies",
+        setup: Setup { denied: true, ..UDP },
+        steps: &[Asks(0, 10), Logs(R::SourceDenied)],
     },
     Scenario {
         name: "a datagram for a backend without endpoints",

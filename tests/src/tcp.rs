@@ -11,6 +11,7 @@ use ringway::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
 
 use crate::coverage::{Fault, State};
 use crate::kernel::{Kernel, Pending, Turn};
+use crate::proxied::{OWN, Proxied};
 use crate::stream::{Bytes, Range, pattern};
 use crate::streaming::Stream;
 
@@ -42,6 +43,8 @@ pub struct Conn {
     pub outbound: Half,
     /// What the peer's stream begins with, before the pattern.
     pub prefix: Vec<u8>,
+    /// What the gateway itself has to do with the peer's bytes and with those to it.
+    pub proxied: Proxied,
     /// The connection that this one is relayed to and from.
     pub partner: Option<ConnId>,
     /// The handshake failed: nothing listened.
@@ -57,9 +60,9 @@ pub struct Conn {
     /// The turn in which the proxy was told of the error.
     pub(crate) error_told: Option<u64>,
     /// Wake-ups wait for this many bytes (SO_RCVLOWAT).
-    lowat: u64,
+    pub(crate) lowat: u64,
     /// `lowat` is that of a `Peek`, which ends with the first `Move`.
-    peeked: bool,
+    pub(crate) peeked: bool,
     /// When bytes first came that were too few to wake anybody, microseconds.
     pub(crate) below_since: Option<u64>,
     /// A write found no space: the proxy must be told when there is some.
@@ -140,6 +143,8 @@ pub struct Session {
     /// Whether the direction has a pipe.
     pipes: [bool; 2],
     pub(crate) shut: [bool; 2],
+    /// The endpoint has not taken all of its header.
+    pub(crate) introducing: bool,
     pub(crate) closing: bool,
 }
 
@@ -244,14 +249,22 @@ impl Kernel {
         let conn = &mut self.conns[id.0];
         let taken = conn.outbound.queue.take(n);
         let expected = conn.partner;
+        let away = expected.map_or(0, |partner| self.conns[partner.0].proxied.away);
+        let conn = &mut self.conns[id.0];
         for range in taken.ranges() {
+            if range.stream == OWN {
+                assert_eq!(range.at, conn.outbound.taken, "a header is not what comes first");
+                conn.outbound.taken += range.len;
+                continue;
+            }
             assert_eq!(
                 Some(ConnId(range.stream as usize)),
                 expected,
                 "bytes crossed sessions: {id:?} was given {range:?}"
             );
             assert_eq!(
-                range.at, conn.outbound.taken,
+                range.at - away,
+                conn.outbound.taken - conn.proxied.told(),
                 "bytes lost, doubled or out of order: {id:?} was given {range:?}"
             );
             conn.outbound.taken += range.len;
@@ -306,6 +319,10 @@ impl Kernel {
         &self.conns[id.0]
     }
 
+    pub fn conn_mut(&mut self, id: ConnId) -> &mut Conn {
+        &mut self.conns[id.0]
+    }
+
     pub fn set_endpoint(&mut self, address: SocketAddr, mode: EndpointMode) {
         self.endpoints.insert(address, mode);
     }
@@ -350,6 +367,7 @@ impl Kernel {
             inbound: Half::new(window),
             outbound: Half::new(window),
             prefix: Vec::new(),
+            proxied: Proxied::default(),
             partner: None,
             refused: false,
             closed: false,
@@ -401,6 +419,7 @@ impl Kernel {
                 streams: [Stream::Off; 2],
                 pipes: [false; 2],
                 shut: [false; 2],
+                introducing: false,
                 closing: false,
             },
         );
@@ -965,13 +984,14 @@ impl Kernel {
         }
         for session in self.sessions.values().filter(|s| !s.closing) {
             let client = &self.conns[session.client.0];
-            let Some(endpoint) = session.endpoint else {
+            let Some(endpoint) = session.endpoint.filter(|_| !session.introducing) else {
                 assert!(
                     session.connecting.as_ref().is_none_or(|a| self.now < a.began + GIVEN_UP),
                     "stalled: a connection attempt is neither answered nor given up: {:?}",
                     session.token
                 );
-                let opening = session.connecting.is_none() && !session.abandoning;
+                let opening =
+                    session.connecting.is_none() && !session.abandoning && !session.introducing;
                 assert!(
                     !(opening && client.unlooked && !client.ready_pending),
                     "stalled: what the client sent is not looked at: {:?}",
@@ -1013,7 +1033,7 @@ impl Kernel {
 
 impl Conn {
     /// What stands at `at` in the peer's stream.
-    fn byte(&self, at: u64, stream: u32) -> u8 {
+    pub(crate) fn byte(&self, at: u64, stream: u32) -> u8 {
         let prefix = usize::try_from(at).ok().and_then(|at| self.prefix.get(at));
         prefix.copied().unwrap_or_else(|| pattern(stream, at))
     }

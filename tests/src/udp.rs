@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::routing::{SocketId, Transport};
-use ringway::proxy::op::{BufferId, Event, Kind, SHARED_SOCKETS, Token, Why};
+use ringway::proxy::op::{BufferId, Event, Kind, Part, SHARED_SOCKETS, Token, Why};
+use ringway::proxy::proxy_protocol::{self, Header};
 
 use crate::coverage::{Fault, State};
 use crate::kernel::{Kernel, Pending, Turn};
@@ -317,6 +318,7 @@ impl Kernel {
                 None => (listening && wildcard).then_some(datagram.exchange.local),
             },
             bytes: datagram.bytes,
+            size: datagram.bytes.div_ceil(datagram.count),
             count: datagram.count,
             truncated: datagram.truncated,
         };
@@ -366,8 +368,9 @@ impl Kernel {
         );
     }
 
-    pub(crate) fn send_up(&mut self, token: Token, buffer: BufferId) {
+    pub(crate) fn send_up(&mut self, token: Token, buffer: BufferId, part: Part) {
         let datagram = self.take_from_client(buffer);
+        self.introduced(part, datagram.exchange.client);
         if self.open_failed.contains(&token) {
             return;
         }
@@ -381,11 +384,12 @@ impl Kernel {
     pub(crate) fn send_via(
         &mut self,
         token: Token,
-        buffer: BufferId,
+        (buffer, part): (BufferId, Part),
         via: u32,
         pair @ (endpoint, local): Pair,
     ) {
         let datagram = self.take_from_client(buffer);
+        self.introduced(part, datagram.exchange.client);
         assert!(!self.upstreams.contains_key(&token.slot), "a flow's slot has a socket");
         if self.open_failed.iter().any(|failed| failed.slot == via) {
             return;
@@ -411,6 +415,28 @@ impl Kernel {
         assert_eq!(from.kind, Kind::Socket, "an endpoint is sent what an endpoint sent");
         assert!(!datagram.truncated, "a truncated datagram is forwarded");
         datagram
+    }
+
+    /// An endpoint that is told whose a datagram is, is told the truth.
+    fn introduced(&self, part: Part, client: SocketAddr) {
+        let whole = Part { head: part.head, ..Part::default() };
+        assert_eq!(part, whole, "nobody's datagrams have a header here");
+        let (start, len) = (part.head.0 as usize, usize::from(part.head.1));
+        let head = &self.output[start..][..len];
+        if head.is_empty() {
+            return;
+        }
+        // The model gives backends to listeners of every protocol; the compiler allows version 2.
+        let read = match head.starts_with(b"PROXY ") {
+            true => match proxy_protocol::read(head) {
+                Header::Known { len, addresses } => Ok((len, addresses)),
+                other => panic!("an endpoint was told {other:?}"),
+            },
+            false => proxy_protocol::read_datagram(head),
+        };
+        let (whole, addresses) = read.expect("a header");
+        let source = addresses.map(|addresses| addresses.source);
+        assert_eq!((whole, source), (len, Some(client)), "what an endpoint was told");
     }
 
     fn send_on(&mut self, token: Token, path: Path, datagram: Datagram) {

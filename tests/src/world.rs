@@ -16,6 +16,7 @@ use crate::hello::client_hello;
 use crate::kernel::{Faults, Kernel, Turn};
 use crate::model::Model;
 use crate::peers::Peer;
+use crate::proxied::{Proxied, some_header};
 use crate::rng::Rng;
 use crate::tcp::EndpointMode;
 use crate::udp::{Datagram, Exchange, Path};
@@ -296,6 +297,7 @@ impl World {
             self.proxy.handle(self.kernel.now, token, event, &self.turn.bytes, &mut self.ops);
             assert!(self.ops.len() - before <= 300, "livelock: {event:?} made too many ops");
             if self.habits.eager {
+                self.kernel.output.append(self.proxy.output());
                 self.kernel.carry_out(&mut self.ops, &mut self.turn);
             }
         }
@@ -308,6 +310,7 @@ impl World {
         let mut handled = self.handle_from(from);
         for round in 0.. {
             assert!(round < 1_000, "livelock: a turn does not end");
+            self.kernel.output.append(self.proxy.output());
             self.kernel.carry_out(&mut self.ops, &mut self.turn);
             if handled == self.turn.events.len() {
                 break;
@@ -493,13 +496,22 @@ impl World {
     fn new_client(&mut self) {
         let (socket, protocol, _) = self.some_socket(Transport::Tcp);
         let address = self.next_client();
-        let prefix = match protocol {
-            Protocol::Tls => self.some_hello(),
-            Protocol::Tcp | Protocol::Udp => Vec::new(),
-        };
+        let mut prefix = Vec::new();
+        let mut proxied = Proxied::default();
+        if self.model.believes(socket, address.ip()) {
+            // Clients of a proxy in front have other addresses than all that come by themselves.
+            let IpAddr::V4(ip) = address.ip() else { unreachable!("clients have IPv4 addresses") };
+            let [_, _, high, low] = ip.octets();
+            let source = SocketAddr::from(([100, 64, high, low], address.port()));
+            (prefix, proxied) = some_header(&mut self.rng, source);
+        }
+        if protocol == Protocol::Tls {
+            prefix.extend(self.some_hello());
+        }
         let window = self.rng.scale(4_096, 4 << 20);
         let len = prefix.len() as u64;
         let conn = self.kernel.peer_connect(socket, address, prefix, window);
+        self.kernel.conn_mut(conn).proxied = proxied;
         self.check.client_connects(address, conn);
         let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, len);
         if self.quiet {

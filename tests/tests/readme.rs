@@ -15,16 +15,30 @@ fn each_reason_is_explained() {
 
 #[test]
 fn links_lead_somewhere() {
-    for file in ["README.md", "tuning/README.md"] {
+    for file in ["README.md", "tuning/README.md", "images/README.md"] {
         let path = root().join(file);
         let text = fs::read_to_string(&path).unwrap();
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         let local: Vec<_> = links.filter(|link| !link.contains("://")).collect();
         assert!(!local.is_empty());
         for link in local {
-            assert!(path.parent().unwrap().join(link).exists(), "{file}: {link}");
+            let (to, heading) = link.split_once('#').unwrap_or((link, ""));
+            let to = if to.is_empty() { path.clone() } else { path.parent().unwrap().join(to) };
+            assert!(to.exists(), "{file}: {link}");
+            assert!(heading.is_empty() || has_heading(&to, heading), "{file}: {link}");
         }
     }
+}
+
+/// Whether a Markdown file has a heading to which GitHub gives that anchor: in lower case, without
+/// punctuation, with hyphens for spaces.
+fn has_heading(file: &Path, anchor: &str) -> bool {
+    let text = fs::read_to_string(file).unwrap();
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| line.trim_start_matches('#').trim().to_lowercase()).any(|heading| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).eq(anchor.chars())
+    })
 }
 
 fn table<'a>(rows: impl Iterator<Item = (&'a str, &'a str)>) -> String {

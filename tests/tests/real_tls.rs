@@ -7,8 +7,8 @@ use std::process::Command;
 
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Server, client_hello, closed_without_a_byte, connect, free_address,
-    program,
+    Daemon, Folder, Gateway, LogLine, Server, client_hello, closed_without_a_byte, connect,
+    free_address, program,
 };
 
 /// `openssl s_server` that serves the file `who`, in which its own name stands.
@@ -64,6 +64,29 @@ fn answer(address: SocketAddr, server_name: Option<&str>) -> String {
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     answer
+}
+
+/// The default is for clients without a name, and not for those with one that nobody has.
+#[test]
+fn clients_without_a_name_have_a_default() {
+    let (a, b, address) = (tagged("a"), tagged("b"), free_address());
+    let config = listener("tls", "TLS", address, "default_hostname = \"b.test\"")
+        + &route("a", "tls", &[("a", 1)], "hostnames = [\"a.test\"]")
+        + &route("b", "tls", &[("b", 1)], "hostnames = [\"b.test\"]")
+        + &backend("a", [a.address], "")
+        + &backend("b", [b.address], "");
+    let gateway = Gateway::start(&config);
+    let mut answers = Vec::new();
+    for name in [Some("a.test"), Some("b.test"), None, Some("c.test")] {
+        let mut stream = connect(address);
+        stream.write_all(&client_hello(name)).expect("sent");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answers.push(answer);
+    }
+    assert_eq!(answers, ["a", "b", "b", ""]);
+    let unknown = |line: &LogLine| line.text("reason") == Some("unknown_server_name");
+    assert_eq!(gateway.closes(4).iter().filter(|line| unknown(line)).count(), 1);
 }
 
 #[test]

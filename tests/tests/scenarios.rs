@@ -264,7 +264,8 @@ impl RealStage {
         let endpoints: Vec<_> =
             setup.endpoints.iter().map(|s| serve(setup, *s, &mut listeners, &mut server)).collect();
         let mut table = setup.table(SocketAddr::new(HOME, 0), &endpoints);
-        let listening = sockets::open_listeners(&table.sockets[0], 1, false).expect("loopback");
+        let listening =
+            sockets::open_listeners(&table.sockets[0], 1, false, false).expect("loopback");
         let listening = listening.into_iter().next().expect("one");
         let bound = socket2::SockRef::from(&listening).local_addr().expect("bound");
         let gateway = bound.as_socket().expect("an internet address");

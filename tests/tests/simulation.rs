@@ -183,6 +183,9 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         options: model::options(),
         source: Vec::new(),
         shared_sockets: false,
+        send_proxy: None,
+        transparent: false,
+        tls: None,
     };
     let backends: Vec<_> = (0..weights.len() as u32).map(backend).collect();
     let share = |id: &u32| WeightedBackend {
@@ -190,8 +193,12 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         backend: *id as usize,
         weight: weights[*id as usize] as u32,
     };
-    let route =
-        Route { id: RouteId(0), name: "route".into(), backends: order.iter().map(share).collect() };
+    let route = Route {
+        id: RouteId(0),
+        name: "route".into(),
+        access: None,
+        backends: order.iter().map(share).collect(),
+    };
     RoutingTable {
         generation,
         sockets: vec![Socket {
@@ -201,6 +208,10 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
             options: model::options(),
             reads_hello: false,
             hello_timeout: 0,
+            access: None,
+            starttls: None,
+            default_hostname: None,
+            accept_proxy: Box::default(),
             listeners: any(0),
         }],
         listeners: vec![model::plain_listener(Protocol::Tcp, any(0))],

@@ -111,6 +111,23 @@ const MAY_ASK_THE_MACHINE: &[&str] = &[
     "bench/",
 ];
 
+/// `cargo test` alone has no release binary, and installs no programs.
+#[test]
+fn what_needs_a_binary_is_run_by_name_only() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).expect("the manifest");
+    let files = fs::read_dir(folder.join("tests")).expect("the tests");
+    let names = files.map(|file| file.expect("an entry").file_name().into_string());
+    let names = names.map(|name| name.expect("a name in UTF-8"));
+    let missing = names.filter_map(|name| {
+        let name = name.strip_suffix(".rs")?;
+        let needs = name.starts_with("real_") || name.starts_with("images_");
+        let entry = format!("name = \"{name}\"\ntest = false\n");
+        (needs && !manifest.contains(&entry)).then(|| format!("{name}: no `test = false`"))
+    });
+    report(missing.collect());
+}
+
 #[test]
 fn every_line_fits() {
     report(sources().iter().flat_map(wide_lines).collect());

@@ -112,6 +112,9 @@ const MUTANTS: &[Mutant] = &[
     },
 ];
 
+/// The modules of config-sync that the proxy imports.
+const SEEN_BY_WORKERS: [&str; 4] = ["der", "ranges", "routing", "terminator"];
+
 /// Enough for every bug of the list to show; a run ends at the first broken promise.
 const SEEDS: &str = "1000";
 
@@ -178,17 +181,23 @@ fn lay_out(root: &Path, copy: &Path) {
         }
     }
     copy_files(root, copy, "appliance/src/proxy");
-    copy_files(root, copy, "config-sync/src/routing.rs");
+    for module in SEEN_BY_WORKERS {
+        copy_files(root, copy, &format!("config-sync/src/{module}.rs"));
+    }
     for file in simulation_files(root) {
         copy_files(root, copy, &format!("tests/src/{file}"));
     }
     copy_files(root, copy, "tests/tests/simulation.rs");
     copy_files(root, copy, "Cargo.lock");
     write(&copy.join("appliance/src/lib.rs"), "pub mod proxy;\n");
-    write(&copy.join("config-sync/src/lib.rs"), "pub mod routing;\n");
+    let modules = SEEN_BY_WORKERS.map(|module| format!("pub mod {module};\n"));
+    write(&copy.join("config-sync/src/lib.rs"), &modules.concat());
     let library = fs::read_to_string(root.join("tests/src/lib.rs")).expect("the library");
-    let library: String =
-        library.lines().filter(|line| !is_real(line)).map(|line| format!("{line}\n")).collect();
+    let library: String = library
+        .lines()
+        .filter(|line| !is_elsewhere(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
     write(&copy.join("tests/src/lib.rs"), &library);
     for part in ["appliance", "config-sync", "tests"] {
         let manifest = fs::read_to_string(root.join(part).join("Cargo.toml")).expect("a manifest");
@@ -198,16 +207,23 @@ fn lay_out(root: &Path, copy: &Path) {
     write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench"]"#, "]"));
 }
 
-/// What drives real sockets has no place in the copy.
-fn is_real(line: &str) -> bool {
-    line.ends_with("mod real;")
+/// Modules of the tests' library that the simulation of plain sessions and flows does without: what
+/// drives real sockets, and what has TLS in it.
+const ELSEWHERE: [&str; 4] = ["real", "pki", "tls_peer", "tls_world"];
+
+fn is_elsewhere(line: &str) -> bool {
+    ELSEWHERE.iter().any(|module| line == format!("pub mod {module};"))
 }
 
 fn simulation_files(root: &Path) -> Vec<String> {
     let names = fs::read_dir(root.join("tests/src")).expect("the sources");
     let names = names.map(|entry| entry.expect("an entry").file_name());
     let names = names.map(|name| name.into_string().expect("a name in UTF-8"));
-    names.filter(|name| name.ends_with(".rs") && name != "real.rs" && name != "lib.rs").collect()
+    let modules = names.filter(|name| {
+        name.strip_suffix(".rs")
+            .is_some_and(|module| module != "lib" && !ELSEWHERE.contains(&module))
+    });
+    modules.collect()
 }
 
 /// The manifest with only those dependencies that the copied sources name.

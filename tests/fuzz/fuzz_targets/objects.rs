@@ -1,0 +1,53 @@
+//! Any YAML is Kubernetes objects or faults with their places; whatever the objects say, they come
+//! to a configuration that fits together, and the TOML that is printed of it means the same.
+#![no_main]
+
+use std::sync::OnceLock;
+
+use config_sync::compile::compile;
+use config_sync::config::{Config, parse_for};
+use config_sync::gateway::files::{Options, read};
+use config_sync::gateway::{Outcome, Settings, print, translate};
+use config_sync::names::Names;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    static SETTINGS: OnceLock<[Settings; 2]> = OnceLock::new();
+    let [shared, pool] = SETTINGS.get_or_init(|| [settings(&[]), settings(&["10.9.0.0/28"])]);
+    let objects = match read([("f", text)].into_iter()) {
+        Ok(objects) => objects,
+        Err(faults) => return assert!(faults.starts_with("f:")),
+    };
+    for settings in [shared, pool] {
+        let translation = translate(&objects, settings);
+        let _ = translation.statuses(&Outcome::Applied);
+        let table = table(&translation.config);
+        if let Some(toml) = printed(&translation.config) {
+            let read = parse_for("f", &toml, &settings.machine).expect("what was printed");
+            assert_eq!(table, self::table(&read), "{toml}");
+        }
+    }
+});
+
+fn settings(pool: &[&str]) -> Settings {
+    let options = Options {
+        address_pool: pool.iter().map(|net| net.parse().expect("CIDR")).collect(),
+        node_addresses: vec!["192.0.2.1".parse().expect("address")],
+        zone: Some("z1".to_owned()),
+    };
+    options.settings(("", "")).expect("nothing is a configuration")
+}
+
+fn table(config: &Config) -> String {
+    format!("{:?}", compile(config, &mut Names::new(), 1).expect("parts that fit together"))
+}
+
+/// `None`: a key is left out, so that it means less.
+fn printed(config: &Config) -> Option<String> {
+    let mut whole = true;
+    let toml = print::toml(config, &mut |_| {
+        whole = false;
+        None
+    });
+    whole.then_some(toml)
+}

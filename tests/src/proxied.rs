@@ -1,0 +1,154 @@
+//! PROXY headers in the simulated world: what clients begin with, what the ring takes of it and
+//! gives endpoints of the gateway's own, and whether that was right.
+
+use std::net::SocketAddr;
+
+use config_sync::routing::{ProxyVersion, SendProxy, Transport};
+use ringway::proxy::op::{Event, Side, Stop, Token};
+use ringway::proxy::proxy_protocol::{Addresses, Header, Outgoing, read, write};
+
+use crate::kernel::{Kernel, Turn};
+use crate::rng::Rng;
+use crate::stream::{Bytes, Range};
+use crate::tcp::Got;
+
+/// The stream of bytes that are the gateway's own.
+pub(crate) const OWN: u32 = u32::MAX;
+
+/// Of one connection.
+#[derive(Debug, Default)]
+pub struct Proxied {
+    /// The header with which the client begins, if it is a right one: its length, and who the
+    /// client is by it.
+    pub header: u64,
+    pub says: Option<SocketAddr>,
+    /// The client begins with a header because it must; it may be a wrong one.
+    pub must: bool,
+    /// Bytes that the gateway took for itself.
+    pub away: u64,
+    /// What the gateway said itself.
+    own: Vec<u8>,
+}
+
+impl Proxied {
+    /// Bytes that the gateway said itself.
+    pub fn told(&self) -> u64 {
+        self.own.len() as u64
+    }
+
+    /// Who the client is by the header that the gateway sent.
+    pub fn introduced(&self) -> Option<SocketAddr> {
+        match read(&self.own) {
+            _ if self.own.is_empty() => None,
+            Header::Known { len, addresses: Some(addresses) } if len == self.own.len() => {
+                Some(addresses.source)
+            }
+            other => panic!("an endpoint was told {other:?}"),
+        }
+    }
+}
+
+/// What a client that must send a header begins with.
+pub fn some_header(rng: &mut Rng, source: SocketAddr) -> (Vec<u8>, Proxied) {
+    let mut bytes = Vec::new();
+    let mut proxied = Proxied { must: true, ..Proxied::default() };
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    match rng.below(10) {
+        0 => return (bytes, proxied),
+        1 => bytes.extend_from_slice(b"PROXY UNKNOWN\r\n"),
+        2 => bytes.extend_from_slice(local),
+        _ => {
+            let header = Outgoing {
+                transport: Transport::Tcp,
+                addresses: Addresses { source, destination: ([203, 0, 113, 1], 443).into() },
+                authority: rng.per_mille(500).then_some("a.test"),
+                alpn: None,
+                tls: None,
+                unique_id: rng.per_mille(500).then_some(7),
+                crc32c: rng.per_mille(500),
+            };
+            let version = rng.pick(&[ProxyVersion::V1, ProxyVersion::V2]);
+            write(version, &header, &mut bytes);
+            proxied.says = Some(source);
+        }
+    }
+    if rng.per_mille(100) {
+        bytes[0] ^= 0x20;
+        proxied.says = None;
+    } else {
+        proxied.header = bytes.len() as u64;
+    }
+    (bytes, proxied)
+}
+
+/// What a backend's endpoints are told.
+pub fn some_send_proxy(rng: &mut Rng) -> Option<SendProxy> {
+    let version = rng.pick(&[ProxyVersion::V1, ProxyVersion::V2]);
+    let (unique_id, crc32c) = (rng.per_mille(500), rng.per_mille(500));
+    rng.per_mille(400).then_some(SendProxy { version, unique_id, crc32c })
+}
+
+// ---- What the ring does for the proxy ----
+impl Kernel {
+    pub(crate) fn take(&mut self, token: Token, from: Side, at_most: u32, turn: &mut Turn) {
+        assert_eq!(from, Side::Client, "only clients have headers");
+        let id = self.live(token).client;
+        let conn = &mut self.conns[id.0];
+        if std::mem::take(&mut conn.peeked) {
+            conn.lowat = 1;
+        }
+        conn.unlooked = false;
+        let start = turn.bytes.len() as u32;
+        let (len, stop) = match self.read(id, at_most.into()) {
+            Got::Data(bytes) => {
+                let conn = &mut self.conns[id.0];
+                for range in bytes.ranges() {
+                    turn.bytes.extend(
+                        (range.at..range.at + range.len).map(|at| conn.byte(at, range.stream)),
+                    );
+                }
+                conn.proxied.away += bytes.len();
+                assert!(conn.proxied.away <= conn.proxied.header, "more was taken than a header");
+                let whole = bytes.len() == u64::from(at_most);
+                (bytes.len() as u32, if whole { Stop::Budget } else { Stop::Drained })
+            }
+            Got::Nothing => (0, Stop::Drained),
+            Got::End => (0, Stop::Eof),
+            Got::Failed(why) => (0, Stop::Failed { side: from, why }),
+        };
+        self.event(token, Event::Taken { from, start, len, stop }, turn);
+    }
+
+    pub(crate) fn give(
+        &mut self,
+        token: Token,
+        to: Side,
+        (start, len): (u32, u32),
+        turn: &mut Turn,
+    ) {
+        let id = self.live(token).conn(to).expect("Give to a side that is not there");
+        let given = self.output[start as usize..][..len as usize].to_vec();
+        let own = &mut self.conns[id.0].proxied.own;
+        let at = own.len() as u64;
+        own.extend_from_slice(&given);
+        let mut bytes = Bytes::default();
+        bytes.push(Range { stream: OWN, at, len: len.into() });
+        let written = self.write(id, &mut bytes);
+        let left = bytes.len() as usize;
+        let stop = match written {
+            Err(why) => Stop::Failed { side: to, why },
+            Ok(_) if left > 0 => Stop::Blocked,
+            Ok(_) => Stop::Drained,
+        };
+        let sent = given.len() - left;
+        self.conns[id.0].proxied.own.truncate(at as usize + sent);
+        let start = turn.bytes.len() as u32;
+        turn.bytes.extend_from_slice(&given[sent..]);
+        self.live(token).introducing = stop == Stop::Blocked;
+        self.event(
+            token,
+            Event::Given { to, sent: sent as u32, start, len: left as u32, stop },
+            turn,
+        );
+    }
+}

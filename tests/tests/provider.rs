@@ -1,0 +1,41 @@
+//! One cryptographic provider in the whole program.
+
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn ring_is_the_only_provider() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let lock = fs::read_to_string(root.join("Cargo.lock")).unwrap();
+    let packages: Vec<_> =
+        lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
+    assert_eq!(packages.iter().filter(|name| **name == "ring").count(), 1);
+    assert_eq!(packages.iter().filter(|name| **name == "rustls").count(), 1);
+    let others = ["aws-lc", "openssl-sys", "boring", "graviola", "mbedtls", "rustls-rustcrypto"];
+    let found: Vec<_> =
+        packages.iter().filter(|name| others.iter().any(|other| name.starts_with(other))).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// The process-wide default would be whatever is linked: it is never asked for.
+#[test]
+fn the_provider_is_always_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for folder in ["appliance/src", "config-sync/src"] {
+        let mut folders = vec![root.join(folder)];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]").next().unwrap();
+                for call in ["ServerConfig::builder()", "ClientConfig::builder()"] {
+                    assert!(!code.contains(call), "{} calls {call}", path.display());
+                }
+            }
+        }
+    }
+}

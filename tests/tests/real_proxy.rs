@@ -1,0 +1,441 @@
+//! The PROXY protocol through the release binary: in every fragmentation, malformed, and spoken
+//! with HAProxy and nginx on both sides.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringway::proxy::proxy_protocol::{Addresses, Header, read};
+use ringway_tests::pki::Pki;
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Daemon, Folder, Gateway, LogLine, Pattern, Server, client_hello, connect, free_address,
+    wait_for, wait_until, was_reset,
+};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use socket2::{Domain, Socket, Type};
+
+/// What the listener's clients are said to be.
+const SOURCE: &str = "192.0.2.1:56324";
+const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n";
+/// With a TLV of a private kind, and a checksum.
+const V2: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x18\xc0\0\x02\x01\xc6\x33\x64\x07\xdc\x04\x01\xbb\
+                    \xe0\0\x02hi\x03\0\x04";
+
+fn v2() -> Vec<u8> {
+    let mut header = V2.to_vec();
+    let sum = crc32c(&[V2, &[0; 4]].concat());
+    header.extend_from_slice(&sum.to_be_bytes());
+    header
+}
+
+/// Bit by bit (RFC 3720, appendix B.4).
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 }
+        })
+    })
+}
+
+/// Reads to the end, and then says it all back: a header too, if one was sent.
+fn parrot() -> Server {
+    Server::tcp(|mut stream| {
+        let mut bytes = Vec::new();
+        if stream.read_to_end(&mut bytes).is_ok() {
+            let _ = stream.write_all(&bytes);
+        }
+    })
+}
+
+fn one(protocol: &str, address: SocketAddr, of_listener: &str, to: SocketAddr, of: &str) -> String {
+    listener("main", protocol, address, of_listener)
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [to], of)
+}
+
+const FROM_HERE: &str = "accept_proxy = { from = [\"127.0.0.1\"] }";
+const FROM_ELSEWHERE: &str = "accept_proxy = { from = [\"127.0.0.2\", \"10.0.0.0/8\"] }";
+
+/// Sends the parts, each on its own, and a FIN; returns what comes back.
+fn say(address: SocketAddr, parts: &[&[u8]]) -> (SocketAddr, Vec<u8>) {
+    let mut stream = connect(address);
+    stream.set_nodelay(true).expect("an option");
+    for part in parts {
+        stream.write_all(part).expect("sent");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    stream.shutdown(Shutdown::Write).expect("shut down");
+    let own = stream.local_addr().expect("an address");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("a clean end");
+    (own, answer)
+}
+
+/// The line of a session by one of its addresses.
+fn line_with(gateway: &Gateway, field: &str, address: SocketAddr) -> LogLine {
+    let address = address.to_string();
+    wait_for(&format!("a line with {field} {address}"), || {
+        gateway.log().into_iter().find(|line| line.text(field) == Some(address.as_str()))
+    })
+}
+
+#[test]
+fn every_fragmentation_of_a_header_is_taken_off_and_what_follows_is_not_touched() {
+    let (server, address) = (parrot(), free_address());
+    let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, ""));
+    for header in [V1.to_vec(), v2()] {
+        let all = [&header[..], b"payload"].concat();
+        for cut in 0..=all.len() {
+            let (_, heard) = say(address, &[&all[..cut], &all[cut..]]);
+            assert_eq!(heard, b"payload", "cut at {cut}");
+        }
+        let single: Vec<_> = all.chunks(1).collect();
+        let (own, heard) = say(address, &single);
+        assert_eq!(heard, b"payload");
+        let line = line_with(&gateway, "peer", own);
+        assert_eq!((line.text("client"), line.number("bytes_up")), (Some(SOURCE), 7));
+    }
+    for unknown in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"] {
+        let (own, heard) = say(address, &[unknown, b"payload"]);
+        assert_eq!(heard, b"payload");
+        assert_eq!(line_with(&gateway, "peer", own).text("client"), Some(&*own.to_string()));
+    }
+}
+
+#[test]
+fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
+    let (server, address) = (parrot(), free_address());
+    let options = format!("{FROM_HERE}\nhello_timeout = \"300ms\"");
+    let gateway = Gateway::start(&one("TCP", address, &options, server.address, ""));
+    let mut wrong_sum = v2();
+    *wrong_sum.last_mut().expect("a header") ^= 1;
+    let endless = [b"PROXY UNKNOWN ", &[b'f'; 200][..]].concat();
+    let wrong: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\n",
+        b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 99999\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x31",
+        &client_hello(Some("a.example.com")),
+        &wrong_sum,
+        &endless,
+    ];
+    for bytes in wrong {
+        let mut stream = connect(address);
+        stream.write_all(bytes).expect("sent");
+        assert!(was_reset(&mut stream), "{}", bytes.escape_ascii());
+    }
+    // It ends within its header.
+    let mut stream = connect(address);
+    stream.write_all(&V1[..20]).expect("sent");
+    stream.shutdown(Shutdown::Write).expect("shut down");
+    assert!(was_reset(&mut stream));
+    for late in [&b""[..], &V1[..20], &v2()[..15]] {
+        let mut stream = connect(address);
+        stream.write_all(late).expect("sent");
+        assert!(was_reset(&mut stream));
+    }
+    let lines = gateway.closes(10);
+    let count = |reason| lines.iter().filter(|line| line.text("reason") == Some(reason)).count();
+    assert_eq!((count("proxy_invalid"), count("proxy_timeout")), (7, 3), "{lines:?}");
+    assert!(lines.iter().all(|line| line.text("listener") == Some("main")), "{lines:?}");
+    let metrics = gateway.metrics();
+    for (reason, expected) in [("proxy_invalid", 7), ("proxy_timeout", 3)] {
+        let refused = metrics.value("ringway_sessions_refused_total", &[("reason", reason)]);
+        assert_eq!(refused, expected, "{reason}");
+    }
+    assert_eq!(server.served(), 0, "an endpoint heard of one of them");
+}
+
+#[test]
+fn sources_outside_need_no_header_and_none_is_looked_for() {
+    let (server, address) = (Server::tcp_tag("220 at your service"), free_address());
+    let gateway = Gateway::start(&one("TCP", address, FROM_ELSEWHERE, server.address, ""));
+    // The server speaks first, and this client never does.
+    let mut banner = String::new();
+    connect(address).read_to_string(&mut banner).expect("a clean end");
+    assert_eq!(banner, "220 at your service");
+    drop(gateway);
+    let server = parrot();
+    let gateway = Gateway::start(&one("TCP", address, FROM_ELSEWHERE, server.address, ""));
+    let (own, heard) = say(address, &[V1, b"payload"]);
+    assert_eq!(heard, [V1, b"payload"].concat(), "what it sends is its own");
+    assert!(!line_with(&gateway, "client", own).has("peer"));
+    // One that is inside is waited for, beside these.
+    let inside = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    inside.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).expect("bound");
+    inside.connect(&address.into()).expect("connected");
+    let mut inside = TcpStream::from(inside);
+    inside.write_all(&[V1, b"inside"].concat()).expect("sent");
+    inside.shutdown(Shutdown::Write).expect("shut down");
+    let mut heard = Vec::new();
+    inside.read_to_end(&mut heard).expect("a clean end");
+    assert_eq!(heard, b"inside");
+}
+
+/// What a parrot behind `send_proxy` has heard: the header's length and addresses, and the rest.
+fn header_of(heard: &[u8]) -> (&[u8], Addresses, &[u8]) {
+    let Header::Known { len, addresses: Some(addresses) } = read(heard) else {
+        panic!("no header: {}", heard.escape_ascii())
+    };
+    (&heard[..len], addresses, &heard[len..])
+}
+
+#[test]
+fn endpoints_are_sent_a_header_of_either_version_before_anything_else() {
+    let (server, address) = (parrot(), free_address());
+    for version in ["v1", "v2"] {
+        let options = format!("send_proxy = \"{version}\"");
+        let gateway = Gateway::start(&one("TCP", address, "", server.address, &options));
+        let (own, heard) = say(address, &[b"payload"]);
+        let (header, addresses, payload) = header_of(&heard);
+        assert_eq!(header.starts_with(b"PROXY TCP4 127.0.0.1 127.0.0.1 "), version == "v1");
+        assert_eq!(addresses, Addresses { source: own, destination: address });
+        assert_eq!(payload, b"payload");
+        let line = line_with(&gateway, "client", own);
+        assert_eq!((line.number("bytes_up"), line.has("unique_id")), (7, false));
+    }
+    let options = "send_proxy = \"v2\"\nproxy_tlvs = [\"unique-id\", \"crc32c\"]";
+    let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, options));
+    let (own, heard) = say(address, &[V1, b"payload"]);
+    let (header, addresses, payload) = header_of(&heard);
+    let text = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    let passed_on = Addresses { source: text(SOURCE), destination: text("198.51.100.7:443") };
+    assert_eq!((addresses, payload), (passed_on, &b"payload"[..]));
+    let line = line_with(&gateway, "peer", own);
+    let id = line.text("unique_id").expect("an id");
+    assert_eq!(header[28..31], [5, 0, 32]);
+    assert_eq!(&header[31..63], id.as_bytes());
+    assert_eq!(header[63..66], [3, 0, 4]);
+}
+
+/// Bulk is spliced as it would be without: the counts of pipes show that it was.
+#[test]
+fn bulk_behind_headers_arrives_whole_both_ways() {
+    const BYTES: u64 = 32 << 20;
+    let server = Server::tcp(|mut stream| {
+        let mut header = [0; 28];
+        let whole = stream.read_exact(&mut header).is_ok();
+        assert!(whole && header.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), "{header:?}");
+        Pattern::new(1).expect(&stream, BYTES).expect("the client's bytes");
+        Pattern::new(2).send(&stream, BYTES).expect("sent");
+    });
+    let address = free_address();
+    let options = "send_proxy = \"v2\"";
+    let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, options));
+    let mut stream = connect(address);
+    stream.write_all(&v2()).expect("sent");
+    Pattern::new(1).send(&stream, BYTES).expect("sent");
+    Pattern::new(2).expect(&stream, BYTES).expect("the server's bytes");
+    drop(stream);
+    let line = gateway.closes(1).remove(0);
+    assert_eq!((line.number("bytes_up"), line.number("bytes_down")), (BYTES, BYTES));
+    assert!(gateway.metrics().value("ringway_bulk_runs_total", &[]) > 0);
+}
+
+#[test]
+fn a_header_comes_before_a_client_hello_that_passes_through() {
+    let (server, address) = (parrot(), free_address());
+    let options = "send_proxy = \"v2\"";
+    let gateway = Gateway::start(&one("TLS", address, FROM_HERE, server.address, options));
+    let hello = client_hello(Some("db.example.com"));
+    let all = [&v2()[..], &hello].concat();
+    for cut in [1, 12, 16, 40, all.len() - hello.len(), all.len() - 20, all.len()] {
+        let (own, heard) = say(address, &[&all[..cut], &all[cut..]]);
+        let (header, addresses, rest) = header_of(&heard);
+        assert_eq!(addresses.source.to_string(), SOURCE, "cut at {cut}");
+        assert_eq!(rest, hello, "cut at {cut}");
+        assert_eq!(header[28..], *b"\x02\0\x0edb.example.com");
+        let line = line_with(&gateway, "peer", own);
+        assert_eq!(line.text("server_name"), Some("db.example.com"));
+    }
+}
+
+/// Certificates in files, as a configuration names them.
+fn issued(folder: &Folder, pki: &Pki, name: &str) -> String {
+    let issued = pki.issue(&[name]);
+    let cert = folder.write(&format!("{name}.pem"), &issued.cert);
+    let key = folder.write(&format!("{name}.key"), &issued.key);
+    folder.write(&format!("{name}.both"), &(issued.cert + &issued.key));
+    folder.write("ca.pem", &pki.ca());
+    format!("{{ cert = \"{}\", key = \"{}\" }}", cert.display(), key.display())
+}
+
+#[test]
+fn endpoints_of_terminated_listeners_are_told_of_the_clients_tls() {
+    let (folder, pki, server, address) = (Folder::new(), Pki::new(), parrot(), free_address());
+    let certificate = issued(&folder, &pki, "db.example.com");
+    let ca = folder.file("ca.pem");
+    let tls = format!(
+        "{FROM_HERE}\ntls = {{ mode = \"Terminate\", certificates = [{certificate}], client_ca = \
+         \"{}\", client_auth = \"optional\", alpn = [\"h2\"] }}",
+        ca.display()
+    );
+    let options = "send_proxy = \"v2\"";
+    let gateway = Gateway::start(&one("TLS", address, &tls, server.address, options));
+    for with_certificate in [true, false] {
+        let mut stream = connect(address);
+        stream.write_all(V1).expect("sent");
+        let mut client = StreamOwned::new(tls_client(&pki, with_certificate), stream);
+        client.write_all(b"payload").expect("sent");
+        client.conn.send_close_notify();
+        client.flush().expect("sent");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).expect("a clean end");
+        let (header, addresses, payload) = header_of(&heard);
+        assert_eq!((addresses.source.to_string().as_str(), payload), (SOURCE, &b"payload"[..]));
+        let (flags, unverified, name) = match with_certificate {
+            true => (7, 0, &b"\x22\0\x16rcgen self signed cert"[..]),
+            false => (1, 1, &b""[..]),
+        };
+        let tls = [
+            &[flags, 0, 0, 0, unverified],
+            &b"\x21\0\x07TLSv1.3"[..],
+            name,
+            b"\x23\0\x16TLS_AES_256_GCM_SHA384",
+        ]
+        .concat();
+        let len = u8::try_from(tls.len()).expect("short");
+        let expected = [&b"\x01\0\x02h2\x02\0\x0edb.example.com\x20\0"[..], &[len], &tls].concat();
+        assert_eq!(header[28..].escape_ascii().to_string(), expected.escape_ascii().to_string());
+    }
+    let own = gateway.closes(2).remove(0);
+    assert!(own.has("peer") && own.text("client") == Some(SOURCE), "{own:?}");
+}
+
+fn tls_client(pki: &Pki, with_certificate: bool) -> ClientConnection {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).expect("PEM");
+    roots.add(ca).expect("a CA");
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let mut config = if with_certificate {
+        let own = pki.issue(&["client.example.com"]);
+        let chain = CertificateDer::from_pem_slice(own.cert.as_bytes()).expect("PEM");
+        let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("PEM");
+        config.with_client_auth_cert(vec![chain], key).expect("a certificate")
+    } else {
+        config.with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = "db.example.com".try_into().expect("a name");
+    ClientConnection::new(Arc::new(config), name).expect("a client")
+}
+
+/// HAProxy, forwarding from one address to another.
+fn haproxy(
+    folder: &Folder,
+    bind: SocketAddr,
+    of_bind: &str,
+    to: SocketAddr,
+    of_server: &str,
+) -> Daemon {
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 10s\n timeout client 1m\n timeout server 1m\n\
+         listen all\n bind {bind} {of_bind}\n server only {to} {of_server}\n"
+    );
+    let file = folder.write(&format!("haproxy-{}.cfg", bind.port()), &text);
+    Daemon::start(bind, Command::new("/usr/sbin/haproxy").arg("-db").arg("-f").arg(file))
+}
+
+/// nginx with these servers in its stream module, of which the first listens at `address`.
+fn nginx(folder: &Folder, address: SocketAddr, servers: &str) -> Daemon {
+    let text = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\n\
+         worker_processes 1;\npid {};\nerror_log stderr crit;\n\
+         events {{ worker_connections 256; }}\nstream {{ {servers} }}\n",
+        folder.file("nginx.pid").display()
+    );
+    let file = folder.write("nginx.conf", &text);
+    let mut command = Command::new("/usr/sbin/nginx");
+    Daemon::start(address, command.args(["-e", "stderr", "-c"]).arg(file))
+}
+
+#[test]
+fn haproxy_and_nginx_in_front_tell_who_the_client_is() {
+    let (folder, server, address) = (Folder::new(), parrot(), free_address());
+    let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, ""));
+    let from_haproxy = |options| {
+        let bind = free_address();
+        (bind, haproxy(&folder, bind, "", address, options))
+    };
+    let bind = free_address();
+    let forward = format!(
+        "server {{ listen {bind}; proxy_pass {address}; proxy_protocol on; proxy_half_close on; }}"
+    );
+    let fronts = [
+        from_haproxy("send-proxy"),
+        from_haproxy("send-proxy-v2"),
+        from_haproxy("send-proxy-v2 proxy-v2-options crc32c,unique-id"),
+        (bind, nginx(&folder, bind, &forward)),
+    ];
+    for (front, _) in &fronts {
+        let (own, heard) = say(*front, &[b"pay", b"load"]);
+        assert_eq!(heard, b"payload");
+        let line = line_with(&gateway, "client", own);
+        let peer: SocketAddr = line.text("peer").expect("a peer").parse().expect("an address");
+        assert!(peer != own && peer.ip() == Ipv4Addr::LOCALHOST, "{line:?}");
+    }
+}
+
+#[test]
+fn haproxy_and_nginx_behind_are_told_who_the_client_is() {
+    let (folder, server) = (Folder::new(), parrot());
+    let accepts = free_address();
+    let _haproxy = haproxy(&folder, accepts, "accept-proxy", server.address, "send-proxy");
+    let reads = free_address();
+    let say_who = format!(
+        "server {{ listen {reads} proxy_protocol; \
+         return \"$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_port\"; }}"
+    );
+    let _nginx = nginx(&folder, reads, &say_who);
+    for told in [
+        "send_proxy = \"v1\"",
+        "send_proxy = \"v2\"",
+        "send_proxy = \"v2\"\nproxy_tlvs = [\"unique-id\", \"crc32c\"]",
+    ] {
+        let address = free_address();
+        let gateway = Gateway::start(&one("TCP", address, "", accepts, told));
+        let (own, heard) = say(address, &[b"payload"]);
+        // HAProxy says on what it was told.
+        let (_, addresses, payload) = header_of(&heard);
+        assert_eq!((addresses.source, addresses.destination), (own, address), "{told}");
+        assert_eq!(payload, b"payload");
+        gateway.reload(&one("TCP", address, "", reads, told));
+        let mut stream = connect(address);
+        let own = stream.local_addr().expect("an address");
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).expect("a clean end");
+        assert_eq!(heard, format!("{own} {}", address.port()), "{told}");
+    }
+}
+
+#[test]
+fn a_header_to_an_endpoint_comes_before_tls_to_it() {
+    let (folder, pki, server) = (Folder::new(), Pki::new(), parrot());
+    issued(&folder, &pki, "db.example.com");
+    let accepts = free_address();
+    let both = folder.file("db.example.com.both");
+    let bind = format!("accept-proxy ssl crt {}", both.display());
+    let _haproxy = haproxy(&folder, accepts, &bind, server.address, "send-proxy");
+    for version in ["v1", "v2"] {
+        let options = format!(
+            "send_proxy = \"{version}\"\ntls = {{ server_name = \"db.example.com\", ca = \"{}\" }}",
+            folder.file("ca.pem").display()
+        );
+        let address = free_address();
+        let gateway = Gateway::start(&one("TCP", address, "", accepts, &options));
+        let (own, heard) = say(address, &[b"payload"]);
+        let (_, addresses, payload) = header_of(&heard);
+        assert_eq!((addresses.source, payload), (own, &b"payload"[..]));
+        assert_eq!(line_with(&gateway, "client", own).text("reason"), Some("client_fin"));
+    }
+    wait_until("every session of the last gateway is over", || server.served() >= 2);
+}

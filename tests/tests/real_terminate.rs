@@ -1,0 +1,609 @@
+//! TLS that ends at the gateway, and TLS to backends, through the release binary: OpenSSL's clients
+//! in all moods, curl, and rustls where a client must stop in the middle.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use ringway_tests::pki::{Issued, Pki};
+use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::{
+    Daemon, Folder, Gateway, Pattern, Server, connect, free_address, program, wait_until,
+};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+/// Certificates in files: `ca.pem`, and `NAME.pem` with `NAME.key`.
+struct Files {
+    pki: Pki,
+    folder: Folder,
+}
+
+impl Files {
+    fn new() -> Self {
+        let (pki, folder) = (Pki::new(), Folder::new());
+        folder.write("ca.pem", &pki.ca());
+        Self { pki, folder }
+    }
+
+    /// Writes a certificate for these names, and returns what stands for it in a configuration.
+    fn issue(&self, file: &str, names: &[&str]) -> String {
+        self.write(file, &self.pki.issue(names))
+    }
+
+    fn write(&self, file: &str, issued: &Issued) -> String {
+        self.folder.write(&format!("{file}.key"), &issued.key);
+        self.folder.write(&format!("{file}.pem"), &issued.cert);
+        let path = |end: &str| self.path(&format!("{file}.{end}"));
+        format!("{{ cert = \"{}\", key = \"{}\" }}", path("pem"), path("key"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.file(name).display().to_string()
+    }
+
+    /// A client that trusts the authority.
+    fn client(&self, address: SocketAddr, name: &str) -> Client {
+        Client::new(&self.pki, address, name)
+    }
+
+    /// What `openssl s_client` says; it has sent a line, and reads to the end.
+    fn openssl(&self, address: SocketAddr, options: &str) -> String {
+        let ca = self.path("ca.pem");
+        let command = format!(
+            "echo hello | openssl s_client -connect {address} -CAfile {ca} -ign_eof {options} 2>&1 \
+             || true"
+        );
+        program("sh", &["-c", &command])
+    }
+}
+
+struct Client(StreamOwned<ClientConnection, TcpStream>);
+
+impl Client {
+    fn new(pki: &Pki, address: SocketAddr, name: &str) -> Self {
+        let mut roots = RootCertStore::empty();
+        let ca = pki.ca();
+        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("PEM")).expect("a CA");
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = name.to_owned().try_into().expect("a name");
+        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+        Self(StreamOwned::new(connection, connect(address)))
+    }
+
+    /// Says that nothing more comes, and still reads.
+    fn end(&mut self) {
+        self.0.conn.send_close_notify();
+        self.0.flush().expect("flushed");
+        self.0.sock.shutdown(Shutdown::Write).expect("shut down");
+    }
+
+    fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes).expect("a clean end");
+        bytes
+    }
+
+    /// What the next flight of the handshake is.
+    fn flight(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while self.0.conn.wants_write() {
+            self.0.conn.write_tls(&mut bytes).expect("memory");
+        }
+        bytes
+    }
+}
+
+/// A TLS listener that ends TLS, with these keys.
+fn terminate(address: SocketAddr, keys: &str) -> String {
+    let tls = format!("tls = {{ mode = \"Terminate\", {keys} }}");
+    listener("main", "TLS", address, &tls) + &route("main", "main", &[("main", 1)], "")
+}
+
+/// Reads to the end, and then says it all back.
+fn parrot() -> Server {
+    Server::tcp(|mut stream| {
+        let mut bytes = Vec::new();
+        if stream.read_to_end(&mut bytes).is_ok() {
+            let _ = stream.write_all(&bytes);
+        }
+    })
+}
+
+/// Says `tag` once something has come, and ends.
+fn tagged(tag: &'static str) -> Server {
+    Server::tcp(move |mut stream| {
+        let mut bytes = [0; 4096];
+        if stream.read(&mut bytes).is_ok_and(|len| len > 0) {
+            let _ = stream.write_all(tag.as_bytes());
+        }
+    })
+}
+
+#[test]
+fn openssl_gets_the_certificate_of_its_name_in_both_versions() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let (a, b) = (files.issue("a", &["a.example.com"]), files.issue("b", &["*.b.example.com"]));
+    let config = terminate(address, &format!("certificates = [{a}, {b}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    for version in ["-tls1_2", "-tls1_3"] {
+        for name in ["a.example.com", "x.b.example.com"] {
+            let check = "-verify_return_error -verify_hostname";
+            let said =
+                files.openssl(address, &format!("{version} -servername {name} {check} {name}"));
+            assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
+            assert!(said.contains("served"), "{said}");
+        }
+    }
+    for line in gateway.closes(4) {
+        assert_eq!(line.text("protocol"), Some("TLS"));
+        assert_eq!(line.number("bytes_up"), 6);
+        assert_eq!(line.number("bytes_down"), 6);
+    }
+}
+
+/// Without a default certificate: FIN or RST, and not an alert; with one, they get that.
+#[test]
+fn clients_without_a_name_or_with_an_unknown_one() {
+    let (files, server) = (Files::new(), tagged("served"));
+    let (with, without) = (free_address(), free_address());
+    let (a, other) = (files.issue("a", &["a.example.com"]), files.issue("b", &["b.example.com"]));
+    let keys = format!("certificates = [{a}]");
+    let config = terminate(without, &keys) + &backend("main", [server.address], "");
+    let keys = format!("{keys}, default_certificate = {other}");
+    let with_default = terminate(with, &keys).replace("main", "with");
+    let gateway = Gateway::start(&(config + &with_default.replace("\"with\", w", "\"main\", w")));
+    for option in ["-noservername", "-servername other.example.com"] {
+        let said = files.openssl(without, &format!("-msg {option}"));
+        assert!(said.contains(">>> TLS") && !said.contains("<<< TLS"), "an answer: {said}");
+        let said = files.openssl(with, &format!("{option} -verify_hostname b.example.com"));
+        assert!(said.contains("Verify return code: 0 (ok)") && said.contains("served"), "{said}");
+    }
+    let lines = gateway.closes(4);
+    let refused = lines.iter().filter(|line| line.text("reason") == Some("no_certificate"));
+    assert_eq!(refused.count(), 2);
+}
+
+#[test]
+fn client_certificates_missing_wrong_right_and_revoked_by_absence_of_trust() {
+    let (files, server) = (Files::new(), tagged("served"));
+    let (required, optional) = (free_address(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    files.issue("me", &["me.example.com"]);
+    files.write("stranger", &Pki::new().issue(&["me.example.com"]));
+    let keys = format!("certificates = [{a}], client_ca = \"{}\"", files.path("ca.pem"));
+    let optional_keys = format!("{keys}, client_auth = \"optional\"");
+    let main = terminate(required, &keys) + &backend("main", [server.address], "");
+    let other = terminate(optional, &optional_keys).replace("main", "other");
+    let gateway = Gateway::start(&(main + &other.replace("\"other\", w", "\"main\", w")));
+    let shown = |who: &str| {
+        format!(
+            "-cert {} -key {}",
+            files.path(&format!("{who}.pem")),
+            files.path(&format!("{who}.key"))
+        )
+    };
+    for (address, who, served) in [
+        (required, String::new(), false),
+        (required, shown("stranger"), false),
+        (required, shown("me"), true),
+        (optional, String::new(), true),
+        (optional, shown("stranger"), false),
+        (optional, shown("me"), true),
+    ] {
+        for version in ["-tls1_2", "-tls1_3"] {
+            let said =
+                files.openssl(address, &format!("{version} -servername a.example.com {who}"));
+            assert_eq!(said.contains("served"), served, "{version} {who}: {said}");
+            assert_eq!(said.contains("alert"), !served, "{version} {who}: {said}");
+        }
+    }
+    let lines = gateway.closes(12);
+    let failed = lines.iter().filter(|line| line.text("reason") == Some("client_tls_failed"));
+    assert_eq!(failed.count(), 6);
+    assert_eq!(server.served(), 6, "no endpoint hears of a client that may not come in");
+}
+
+/// A list that is renewed is in force at once, and ends the tickets that were given under the last.
+#[test]
+fn revoked_client_certificates_are_refused() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    for (who, serial) in [("me", 1), ("ex", 2)] {
+        files.write(who, &files.pki.issue_numbered(&["me.example.com"], serial));
+    }
+    files.folder.write("crl.pem", &files.pki.revoke(&[2]));
+    let (ca, crl) = (files.path("ca.pem"), files.path("crl.pem"));
+    let keys = format!("certificates = [{a}], client_ca = \"{ca}\", client_crl = \"{crl}\"");
+    let config = terminate(address, &keys) + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let session = files.path("session");
+    let ask = |who: &str, more: &str| {
+        let (cert, key) = (files.path(&format!("{who}.pem")), files.path(&format!("{who}.key")));
+        let said = files
+            .openssl(address, &format!("-servername a.example.com -cert {cert} -key {key} {more}"));
+        assert_eq!(said.contains("alert"), !said.contains("served"), "{said}");
+        said.contains("served")
+    };
+    assert!(ask("me", &format!("-sess_out {session}")));
+    assert!(ask("me", &format!("-sess_in {session}")));
+    assert!(!ask("ex", ""));
+    files.folder.write("crl.pem", &files.pki.revoke(&[1, 2]));
+    gateway.reload(&format!("{config}\n# renewed"));
+    assert!(!ask("me", &format!("-sess_in {session}")));
+    assert_eq!(server.served(), 2);
+}
+
+#[test]
+fn without_session_tickets_every_handshake_is_a_full_one() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}], session_tickets = false"))
+        + &backend("main", [server.address], "");
+    let _gateway = Gateway::start(&config);
+    for version in ["-tls1_2", "-tls1_3"] {
+        let said = files.openssl(address, &format!("{version} -servername a.example.com"));
+        assert!(said.contains("New, TLSv1") && said.contains("served"), "{said}");
+        assert!(!said.contains("TLS session ticket:"), "{said}");
+    }
+}
+
+#[test]
+fn sessions_are_resumed_on_every_worker_and_across_a_renewed_certificate() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let session = files.path("session");
+    for version in ["-tls1_2", "-tls1_3"] {
+        let options = format!("{version} -servername a.example.com");
+        let said = files.openssl(address, &format!("{options} -sess_out {session}"));
+        assert!(said.contains("New, TLSv1"), "{said}");
+        for _ in 0..4 {
+            let said = files.openssl(address, &format!("{options} -sess_in {session}"));
+            assert!(said.contains("Reused, TLSv1") && said.contains("served"), "{said}");
+        }
+        files.issue("a", &["a.example.com"]);
+        gateway.reload(&format!("{config}\n# {version}"));
+        let said = files.openssl(address, &format!("{options} -sess_in {session}"));
+        assert!(said.contains("Reused, TLSv1"), "{said}");
+    }
+}
+
+#[test]
+fn alpn_matches_in_the_servers_order_or_the_client_is_refused() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let keys =
+        format!("certificates = [{a}], alpn = [\"h2\", \"http/1.1\"], min_version = \"1.3\"");
+    let config = terminate(address, &keys) + &backend("main", [server.address], "");
+    let _gateway = Gateway::start(&config);
+    let say =
+        |options: &str| files.openssl(address, &format!("-servername a.example.com {options}"));
+    assert!(say("-alpn http/1.1,h2").contains("ALPN protocol: h2"));
+    assert!(say("-alpn http/1.1").contains("ALPN protocol: http/1.1"));
+    assert!(say("").contains("served"), "a client that offers nothing is served");
+    let said = say("-alpn postgresql");
+    assert!(said.contains("alert") && !said.contains("served"), "{said}");
+    let said = say("-tls1_2");
+    assert!(said.contains("alert") && !said.contains("served"), "below the least version: {said}");
+}
+
+/// `openssl s_server` that serves the file `who`, in which its own name stands.
+fn secure_server(files: &Files, name: &str, options: &[&str]) -> (SocketAddr, Daemon) {
+    let address = free_address();
+    files.issue(name, &[name]);
+    files.folder.write("who", name);
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-quiet", "-WWW", "-accept", &address.to_string()]);
+    command.args(["-key", &format!("{name}.key"), "-cert", &format!("{name}.pem")]);
+    command.args(options).current_dir(files.folder.file(""));
+    (address, Daemon::start(address, &mut command))
+}
+
+#[test]
+fn curl_reaches_plain_and_encrypted_backends_and_none_that_is_not_what_it_should_be() {
+    let files = Files::new();
+    let (address, plain) = (free_address(), free_address());
+    let (server, _daemon) = secure_server(&files, "db.internal", &[]);
+    files.issue("me", &["me.example.com"]);
+    let ask = ["-Verify", "1", "-verify_return_error", "-CAfile", "ca.pem"];
+    let (strict, _strict) = secure_server(&files, "strict.internal", &ask);
+    files.folder.write("who", "who");
+    let a = files.issue("a", &["a.example.com"]);
+    let ca = files.path("ca.pem");
+    let tls = |name: &str, more: &str| {
+        format!("tls = {{ server_name = \"{name}\", ca = \"{ca}\"{more} }}")
+    };
+    let mine = format!(", cert = \"{}\", key = \"{}\"", files.path("me.pem"), files.path("me.key"));
+    let good = [
+        (server, tls("db.internal", "")),
+        (server, tls("other.internal", ", subject_alt_names = [\"db.internal\"]")),
+        (strict, tls("strict.internal", &mine)),
+    ];
+    let bad = [
+        (server, tls("other.internal", "")),
+        (server, tls("db.internal", ", subject_alt_names = [\"other.internal\"]")),
+        (server, "tls = { server_name = \"db.internal\" }".to_owned()),
+        (strict, tls("strict.internal", "")),
+    ];
+    let config = |(to, tls): &(SocketAddr, String)| {
+        terminate(address, &format!("certificates = [{a}]"))
+            + &listener("plain", "TCP", plain, "")
+            + &route("plain", "plain", &[("main", 1)], "")
+            + &backend("main", [*to], tls)
+    };
+    let gateway = Gateway::start(&config(&good[0]));
+    let port = address.port();
+    let resolve = format!("a.example.com:{port}:127.0.0.1");
+    let (secure, clear) =
+        (format!("https://a.example.com:{port}/who"), format!("http://{plain}/who"));
+    let ways = [&["--cacert", &ca, "--resolve", &resolve, &secure][..], &[&clear]];
+    let common = ["-sS", "--http1.0", "--noproxy", "*"];
+    for case in &good {
+        gateway.reload(&config(case));
+        for way in ways {
+            assert_eq!(program("curl", &[&common, way].concat()), "who", "{case:?}");
+        }
+    }
+    for case in &bad {
+        gateway.reload(&config(case));
+        for way in ways {
+            let done = Command::new("curl").args(common).args(way).output().expect("curl");
+            assert!(!done.status.success() && done.stdout.is_empty(), "{case:?}: {done:?}");
+        }
+    }
+    let lines = gateway.closes(14);
+    let failed = lines.iter().filter(|line| line.text("reason") == Some("endpoint_tls_failed"));
+    // Of TLS 1.3, a client certificate is judged after the client has done its part.
+    assert!(failed.count() >= 6, "{lines:?}");
+}
+
+#[test]
+fn half_close_and_large_transfers_both_ways() {
+    let (files, server) = (Files::new(), parrot());
+    let (address, relay) = (free_address(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let tls =
+        format!("tls = {{ server_name = \"a.example.com\", ca = \"{}\" }}", files.path("ca.pem"));
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "")
+        + &listener("relay", "TCP", relay, "")
+        + &route("relay", "relay", &[("relay", 1)], "")
+        + &backend("relay", [address], &tls);
+    let gateway = Gateway::start(&config);
+    const BYTES: usize = 24 << 20;
+    let sent = Pattern::new(7).take(BYTES);
+    let mut client = files.client(address, "a.example.com");
+    client.0.write_all(&sent).expect("sent");
+    client.end();
+    assert!(client.rest() == sent, "what came back is not what was sent");
+    // Through the gateway twice: encrypted to itself.
+    let mut plain = connect(relay);
+    plain.write_all(&sent).expect("sent");
+    plain.shutdown(Shutdown::Write).expect("shut down");
+    let mut back = Vec::new();
+    plain.read_to_end(&mut back).expect("a clean end");
+    assert!(back == sent, "what came back is not what was sent");
+    for line in gateway.closes(3) {
+        assert_eq!(line.text("reason"), Some("client_fin"));
+        assert_eq!(line.number("bytes_up"), BYTES as u64);
+        assert_eq!(line.number("bytes_down"), BYTES as u64);
+    }
+}
+
+#[test]
+fn an_end_without_close_notify_reaches_the_other_side_as_a_reset() {
+    let (files, address) = (Files::new(), free_address());
+    let (heard, hear) = mpsc::channel();
+    let server = Server::tcp(move |mut stream| {
+        let mut bytes = Vec::new();
+        let end = stream.read_to_end(&mut bytes).map_err(|error| error.kind());
+        let _ = heard.send(end.map(|_| bytes));
+    });
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let mut client = files.client(address, "a.example.com");
+    client.0.write_all(b"a part").expect("sent");
+    client.0.sock.shutdown(Shutdown::Write).expect("shut down");
+    assert_eq!(hear.recv(), Ok(Err(ErrorKind::ConnectionReset)));
+    gateway.closed_for("client_truncated");
+}
+
+/// Open files of a process.
+fn files_of(gateway: &Gateway) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("its files").count()
+}
+
+#[test]
+fn handshakes_that_stop_at_any_step_leave_nothing_behind() {
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let talk = || {
+        let mut client = files.client(address, "a.example.com");
+        client.0.write_all(b"hello").expect("sent");
+        client.end();
+        assert_eq!(client.rest(), b"hello");
+    };
+    talk();
+    let idle = |gateway: &Gateway| gateway.metrics().value("ringway_session_slots_used", &[]) == 0;
+    wait_until("an idle gateway", || idle(&gateway));
+    let before = files_of(&gateway);
+    for reset in [false, true] {
+        for step in 0..6 {
+            let mut client = files.client(address, "a.example.com");
+            let hello = client.flight();
+            let cut = [0, 1, hello.len() / 2, hello.len() - 1].get(step).copied();
+            client.0.sock.write_all(&hello[..cut.unwrap_or(hello.len())]).expect("sent");
+            if cut.is_none() {
+                while client.0.conn.is_handshaking() && !client.0.conn.wants_write() {
+                    client.0.conn.read_tls(&mut client.0.sock).expect("an answer");
+                    client.0.conn.process_new_packets().expect("TLS");
+                }
+                let finished = client.flight();
+                let some = if step == 4 { 0 } else { finished.len() / 2 };
+                client.0.sock.write_all(&finished[..some]).expect("sent");
+            }
+            let socket = socket2::SockRef::from(&client.0.sock);
+            if reset {
+                socket.set_linger(Some(std::time::Duration::ZERO)).expect("linger");
+            }
+        }
+    }
+    wait_until("every session to be over", || idle(&gateway));
+    wait_until("every file to be closed", || files_of(&gateway) == before);
+    talk();
+}
+
+#[test]
+fn a_handshake_that_takes_too_long_is_closed() {
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let keys = format!("certificates = [{a}]");
+    let config = terminate(address, &keys).replace("tls =", "hello_timeout = \"1s\"\ntls =")
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let mut client = files.client(address, "a.example.com");
+    let hello = client.flight();
+    client.0.sock.write_all(&hello).expect("sent");
+    // The gateway's part of the handshake, and nothing after it.
+    let mut heard = Vec::new();
+    let end = client.0.sock.read_to_end(&mut heard);
+    assert!(!heard.is_empty(), "{end:?}");
+    gateway.closed_for("handshake_timeout");
+    assert_eq!(server.served(), 0);
+}
+
+#[test]
+fn an_expired_certificate_is_warned_of() {
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let old = files.write("old", &files.pki.issue_until(&["a.example.com"], 2001));
+    let config = terminate(address, &format!("certificates = [{old}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let warned = || gateway.stderr().contains("of main has expired: renew it");
+    wait_until("a warning in the log", warned);
+    let expiry = gateway.metrics().series("ringway_certificate_expiry_timestamp_seconds");
+    assert_eq!(expiry, [978_307_200]);
+}
+
+#[test]
+fn certificates_are_renewed_under_load_without_a_failure() {
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let a = files.write("a", &files.pki.issue_until(&["a.example.com"], 3000));
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let expiry = || gateway.metrics().series("ringway_certificate_expiry_timestamp_seconds");
+    let (first, stop) = (expiry(), AtomicBool::new(false));
+    assert_eq!(first.len(), 1);
+    let mut old = files.client(address, "a.example.com");
+    old.0.write_all(b"old").expect("sent");
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut client = files.client(address, "a.example.com");
+                    client.0.write_all(b"hello").expect("sent");
+                    client.end();
+                    assert_eq!(client.rest(), b"hello");
+                }
+            });
+        }
+        for year in 3001..3006 {
+            let before = expiry();
+            // The key first: in between, the two do not fit, which is refused and forgotten.
+            files.write("a", &files.pki.issue_until(&["a.example.com"], year));
+            wait_until("the new certificate", || expiry() != before);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    old.0.write_all(b" session").expect("sent");
+    old.end();
+    assert_eq!(old.rest(), b"old session");
+    assert!(expiry() > first);
+}
+
+#[test]
+fn a_hello_cut_at_every_byte_is_the_same_hello() {
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let len = files.client(address, "a.example.com").flight().len();
+    for cut in 1..len {
+        let mut client = files.client(address, "a.example.com");
+        let hello = client.flight();
+        let (front, back) = hello.split_at(cut.min(hello.len()));
+        client.0.sock.set_nodelay(true).expect("no delay");
+        client.0.sock.write_all(front).expect("sent");
+        thread::yield_now();
+        client.0.sock.write_all(back).expect("sent");
+        client.0.write_all(b"hello").expect("sent");
+        client.end();
+        assert_eq!(client.rest(), b"hello", "cut at {cut}");
+    }
+    // The first client has only shown how long its hello is.
+    let lines = gateway.closes(len);
+    let whole = lines.iter().filter(|line| line.text("reason") == Some("client_fin"));
+    assert_eq!(whole.count(), len - 1);
+}
+
+/// A listener that passes TLS through and one that ends it, on one address.
+#[test]
+fn both_modes_share_an_address() {
+    let (files, server, address) = (Files::new(), tagged("ended"), free_address());
+    let (inner, _daemon) = secure_server(&files, "pass.example.com", &[]);
+    let a = files.issue("a", &["end.example.com"]);
+    let tls = format!(
+        "hostname = \"end.example.com\"\ntls = {{ mode = \"Terminate\", certificates = [{a}] }}"
+    );
+    let pass = "hostname = \"pass.example.com\"";
+    let config = listener("end", "TLS", address, &tls)
+        + &listener("pass", "TLS", address, pass)
+        + &route("end", "end", &[("end", 1)], "")
+        + &route("pass", "pass", &[("pass", 1)], "")
+        + &backend("end", [server.address], "")
+        + &backend("pass", [inner], "");
+    let _gateway = Gateway::start(&config);
+    let said = files.openssl(address, "-servername end.example.com");
+    assert!(said.contains("ended"), "{said}");
+    let said = files.openssl(
+        address,
+        "-servername pass.example.com -verify_hostname pass.example.com -brief -no_ign_eof",
+    );
+    assert!(said.contains("Verification: OK"), "{said}");
+    let said = files.openssl(address, "-msg -servername none.example.com");
+    assert!(!said.contains("<<< TLS"), "{said}");
+}
+
+/// TCP and UDP beside it know nothing of all this.
+#[test]
+fn a_plain_listener_beside_it_stays_plain() {
+    let (files, server) = (Files::new(), parrot());
+    let (address, plain) = (free_address(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let tls = terminate(address, &format!("certificates = [{a}]")).replace("main", "tls");
+    let config =
+        tls.replace("\"tls\", w", "\"main\", w") + &forward("TCP", plain, [server.address], "");
+    let _gateway = Gateway::start(&config);
+    let back = ringway_tests::real::exchange(plain, b"as it is").expect("an answer");
+    assert_eq!(back, b"as it is");
+}

@@ -1,0 +1,163 @@
+//! Endpoints that see clients' own addresses: a client, the gateway and a server, each in a network
+//! namespace of its own. Needs root.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::gettid;
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{Gateway, Launch, Server, free_port, in_own_network, program, was_reset};
+
+/// A network namespace with a thread in it that does what it is asked to.
+struct Namespace {
+    /// By which programs know the namespace.
+    tid: String,
+    work: Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Namespace {
+    fn new() -> Self {
+        let (work, asked) = channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, is_ready) = channel();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
+            program("ip", &["link", "set", "lo", "up"]);
+            ready.send(gettid().to_string()).expect("the test waits");
+            asked.iter().for_each(|job| job());
+        });
+        Self { tid: is_ready.recv().expect("a namespace"), work }
+    }
+
+    /// What `job` returns, done in there. What it starts is in there too.
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = channel();
+        let job = move || done.send(job()).expect("the test waits");
+        self.work.send(Box::new(job)).expect("the thread lives");
+        result.recv().expect("the job did not panic")
+    }
+
+    /// Joins this namespace to the caller's, which gets the addresses that end in 1; this one gets
+    /// those that end in 2, and the caller's as its gateway.
+    fn join(&self, name: &'static str, v4: &'static str, v6: &'static str) {
+        let peer = ["peer", "name", "eth0", "netns", &self.tid];
+        program("ip", &[&["link", "add", name, "type", "veth"][..], &peer].concat());
+        let set = move |dev: &str, host: u8| {
+            program("ip", &["address", "add", &format!("{v4}.{host}/24"), "dev", dev]);
+            let v6 = format!("{v6}::{host}/64");
+            program("ip", &["address", "add", &v6, "dev", dev, "nodad"]);
+            program("ip", &["link", "set", dev, "up"]);
+        };
+        set(name, 1);
+        self.run(move || {
+            set("eth0", 2);
+            program("ip", &["route", "add", "default", "via", &format!("{v4}.1")]);
+            program("ip", &["-6", "route", "add", "default", "via", &format!("{v6}::1")]);
+        });
+    }
+}
+
+fn script(verb: &str) {
+    program("sh", &[concat!(env!("CARGO_MANIFEST_DIR"), "/../tuning/transparent"), verb]);
+}
+
+/// Servers that say who asks, one for each transport and IP version, and a configuration with a
+/// transparent backend for each.
+fn world(servers: &Namespace) -> (Vec<Server>, Vec<(&'static str, SocketAddr)>, String) {
+    let addresses = [["10.1.0.1", "10.2.0.2"], ["fd01::1", "fd02::2"]];
+    let (mut running, mut listening, mut config) = (Vec::new(), Vec::new(), String::new());
+    for [own, server] in addresses {
+        for protocol in ["TCP", "UDP"] {
+            let at = SocketAddr::new(server.parse::<IpAddr>().expect("an address"), 9_000);
+            let server = servers.run(move || match protocol {
+                "TCP" => Server::tcp_at(at, |mut stream| {
+                    let peer = stream.peer_addr().expect("its peer");
+                    let _ = stream.write_all(peer.ip().to_string().as_bytes());
+                }),
+                _ => Server::udp_at(at, |socket, _, peer| {
+                    let _ = socket.send_to(peer.ip().to_string().as_bytes(), peer);
+                }),
+            });
+            let address = SocketAddr::new(own.parse().expect("an address"), free_port());
+            let name = format!("{protocol}-{}", if address.is_ipv4() { 4 } else { 6 });
+            config += &listener(&name, protocol, address, "");
+            config += &route(&name, &name, &[(&name, 1)], "");
+            config += &backend(&name, [server.address], "transparent = true");
+            running.push(server);
+            listening.push((protocol, address));
+        }
+    }
+    (running, listening, config)
+}
+
+/// Whom the server saw, as it says.
+fn seen(protocol: &str, address: SocketAddr) -> String {
+    let mut answer = String::new();
+    if protocol == "TCP" {
+        let mut stream = TcpStream::connect(address).expect("connecting");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        stream.read_to_string(&mut answer).expect("an answer");
+        return answer;
+    }
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).expect("binding");
+    socket.connect(address).expect("connecting");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    let mut bytes = [0; 64];
+    for _ in 0..60 {
+        socket.send(b"who am I?").expect("sending");
+        if let Ok(len) = socket.recv(&mut bytes) {
+            return String::from_utf8_lossy(&bytes[..len]).into_owned();
+        }
+    }
+    panic!("no answer to any of 60 datagrams");
+}
+
+const NO_RULE: &str = "run `tuning/transparent up`";
+
+#[test]
+fn the_server_sees_the_clients_address() {
+    in_own_network(|| {
+        let (clients, servers) = (Namespace::new(), Namespace::new());
+        clients.join("clients", "10.1.0", "fd01");
+        servers.join("servers", "10.2.0", "fd02");
+        let (_servers, listening, config) = world(&servers);
+        let gateway = Gateway::start(&config);
+        let warnings = || gateway.stderr().matches(NO_RULE).count();
+        assert_eq!(warnings(), 2, "one for each IP version: {}", gateway.stderr());
+        script("up");
+        gateway.reload(&format!("{config}\n# with rules\n"));
+        assert_eq!(warnings(), 2, "{}", gateway.stderr());
+        for _ in 0..3 {
+            for (protocol, address) in listening.clone() {
+                let expected = if address.is_ipv4() { "10.1.0.2" } else { "fd01::2" };
+                assert_eq!(clients.run(move || seen(protocol, address)), expected, "{protocol}");
+            }
+        }
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.value("ringway_upstream_sockets_resting", &[]), 0);
+        script("down");
+        gateway.reload(&config);
+        assert_eq!(warnings(), 4, "{}", gateway.stderr());
+    });
+}
+
+#[test]
+fn without_the_right_to_it_it_says_so() {
+    in_own_network(|| {
+        let (clients, servers) = (Namespace::new(), Namespace::new());
+        clients.join("clients", "10.1.0", "fd01");
+        servers.join("servers", "10.2.0", "fd02");
+        let (_servers, listening, config) = world(&servers);
+        let drop = "--bounding-set=-net_admin,-net_raw";
+        let gateway = Launch::default().under(&["setpriv", drop]).start(&config);
+        assert!(gateway.stderr().contains("need CAP_NET_ADMIN"), "{}", gateway.stderr());
+        let address = listening[0].1;
+        let reset =
+            clients.run(move || was_reset(&mut TcpStream::connect(address).expect("connecting")));
+        assert!(reset);
+        gateway.closed_for("connect_failed");
+    });
+}
