@@ -317,8 +317,13 @@ fn populate(server: &ApiServer) {
 }
 
 async fn translated(cluster: &mut Cluster) -> Arc<Translation> {
-    until("a translation is due", || cluster.is_due()).await;
-    Arc::new(cluster.translate())
+    let mut translation = None;
+    until("a translation is done", || {
+        translation = cluster.translated();
+        translation.is_some()
+    })
+    .await;
+    Arc::new(translation.expect("there is one"))
 }
 
 /// `status` and `reason` of a condition, and of which generation.

@@ -57,15 +57,10 @@ impl Following {
     }
 
     fn follow(&mut self, sync: &mut ConfigSync) -> News {
-        let due = self.cluster.is_due();
-        if !due && (!sync.wants_put() || self.latest.is_none()) {
-            return News::Nothing;
-        }
+        let translated = self.cluster.translated().map(Arc::new);
+        let again = || self.latest.clone().filter(|_| sync.wants_put());
+        let Some(latest) = translated.or_else(again) else { return News::Nothing };
         let began = Instant::now();
-        let latest = match self.latest.take() {
-            Some(latest) if !due => latest,
-            _ => Arc::new(self.cluster.translate()),
-        };
         self.latest = Some(Arc::clone(&latest));
         let news = match sync.put(&latest.config) {
             Ok(put) => {

@@ -233,6 +233,12 @@ impl Scrape<'_> {
                 }
             }
         }
+        let mut family = Family::new("ringway_worker_turn_seconds", text);
+        for (index, worker) in self.workers.iter().enumerate() {
+            let mut turns = Merged::default();
+            turns.add(&worker.turn);
+            family.add(&[("worker", &index.to_string())], &turns);
+        }
         let mut family = Family::new("ringway_endpoint_connect_duration_seconds", text);
         for (id, endpoint) in &series.endpoints {
             let merged = self.merge(|worker| &worker.endpoint(*id).connect);
@@ -250,13 +256,7 @@ impl Scrape<'_> {
 
     fn merge<'a>(&'a self, pick: impl Fn(&'a Counters) -> &'a Histogram) -> Merged {
         let mut merged = Merged::default();
-        for worker in self.workers {
-            let histogram = pick(worker);
-            merged.sum += histogram.sum.get();
-            for (total, bucket) in merged.buckets.iter_mut().zip(&histogram.buckets) {
-                *total += bucket.get();
-            }
-        }
+        self.workers.iter().for_each(|worker| merged.add(pick(worker)));
         merged
     }
 }
@@ -515,6 +515,12 @@ const METRICS: &[(&str, Type, &str)] = &[
     ),
     ("ringway_worker_turns_total", Type::Counter, "Turns of the worker's loop."),
     (
+        "ringway_worker_turn_seconds",
+        Type::Histogram,
+        "Seconds that a turn of the worker's loop took, of one turn in 8: what is ready on one \
+         session waits as long for the others.",
+    ),
+    (
         "ringway_table_compile_seconds",
         Type::Gauge,
         "Seconds that reading, checking and compiling the latest configuration took.",
@@ -693,6 +699,13 @@ struct Merged {
 }
 
 impl Merged {
+    fn add(&mut self, histogram: &Histogram) {
+        self.sum += histogram.sum.get();
+        for (total, bucket) in self.buckets.iter_mut().zip(&histogram.buckets) {
+            *total += bucket.get();
+        }
+    }
+
     fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }

@@ -39,6 +39,9 @@ pub struct Counters {
     pub streams: Counter,
     /// Turns of the worker's loop.
     pub turns: Counter,
+    /// How long one turn in `worker::SAMPLED` took, from waking up to waiting again. What is ready
+    /// on one session waits as long for the others'.
+    pub turn: Histogram,
     /// Log records that found the channel full.
     pub records_dropped: Counter,
     pub sessions: Counter,
@@ -192,6 +195,7 @@ impl Counters {
             pipe_shortages: Counter::default(),
             pipes_used: Counter::default(),
             turns: Counter::default(),
+            turn: Histogram::default(),
             records_dropped: Counter::default(),
             sessions: Counter::default(),
             flows: Counter::default(),

@@ -2,9 +2,9 @@
 //! of it.
 //!
 //! The way of a change: [`Watch`] puts it into the [`Store`]; when a burst is over,
-//! [`Cluster::is_due`] says so, and [`Cluster::translate`] makes the whole configuration anew;
-//! whoever runs it calls [`Cluster::applied`] once every worker works by it; the reporter writes
-//! statuses when all replicas have come so far.
+//! [`Cluster::translated`] makes the whole configuration anew; whoever runs it calls
+//! [`Cluster::applied`] once every worker works by it; the reporter writes statuses when all
+//! replicas have come so far.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,7 +17,8 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -78,11 +79,14 @@ pub struct Cluster {
     reports: watch::Sender<Option<Report>>,
     reporter: AbortHandle,
     settings: Settings,
-    /// Not before this time.
+    /// A translation that has begun, and what it will have taken.
+    translating: Option<oneshot::Receiver<(Translation, Duration)>>,
+    /// That the latest one took.
+    translating_took: Duration,
+    /// None begins before this time.
     rest: Instant,
     addresses_seen: Instant,
     following: bool,
-    translate_micros: u64,
 }
 
 /// Figures for the metrics page.
@@ -161,35 +165,44 @@ impl Cluster {
                 base: options.base,
                 machine: Machine::this(),
             },
+            translating: None,
+            translating_took: Duration::ZERO,
             rest: now,
             addresses_seen: now,
             following: false,
-            translate_micros: 0,
         }
     }
 
-    /// Whether it is time to translate: everything has been read, something has changed, and the
-    /// burst is over.
-    pub fn is_due(&mut self) -> bool {
-        let now = Instant::now();
-        self.mind(now);
-        let Some((first, last)) = self.store.changed() else { return false };
-        let over = now >= last + QUIET || now >= first + BURST;
-        over && now >= self.rest && self.watch.is_whole()
+    /// A new translation of all that is known, if one was due and is done: to be called now and
+    /// then. Of thousands of objects it takes longer than a probe of this process should have to
+    /// wait, so that it has a thread of its own.
+    pub fn translated(&mut self) -> Option<Translation> {
+        if self.translating.is_none() && self.is_due() {
+            let (objects, settings) = (self.store.take(), self.settings.clone());
+            let (done, translating) = oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                let began = Instant::now();
+                let translation = translate(&objects, &settings);
+                // Nobody is there to take it if the process is ending.
+                _ = done.send((translation, began.elapsed()));
+            });
+            self.translating = Some(translating);
+        }
+        match self.translating.as_mut()?.try_recv() {
+            Ok((translation, took)) => {
+                self.translating = None;
+                self.translating_took = took;
+                self.settings.given.clone_from(translation.given());
+                Some(translation)
+            }
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => panic!("the translation has panicked"),
+        }
     }
 
-    /// Translates all that is known now.
-    pub fn translate(&mut self) -> Translation {
-        let began = Instant::now();
-        let translation = translate(&self.store.take(), &self.settings);
-        self.settings.given.clone_from(translation.given());
-        self.translate_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        translation
-    }
-
-    /// How long translating and all that followed from it took.
+    /// How long all that followed from the latest translation took.
     pub fn took(&mut self, time: Duration) {
-        self.rest = Instant::now() + time * REST;
+        self.rest = Instant::now() + (self.translating_took + time) * REST;
     }
 
     /// Every worker works by this translation, but for the listeners in `failed`.
@@ -219,7 +232,7 @@ impl Cluster {
             behind: self.tally.behind.load(Ordering::Relaxed),
             connected: self.following,
             heard_millis: self.watch.heard().max(self.leases.heard()).map(millis),
-            translate_micros: self.translate_micros,
+            translate_micros: u64::try_from(self.translating_took.as_micros()).unwrap_or(u64::MAX),
         }
     }
 
@@ -231,6 +244,15 @@ impl Cluster {
             // An API server that does not answer must not hold up the end.
             _ = tokio::time::timeout(Duration::from_secs(2), leases.leave()).await;
         }
+    }
+
+    /// Whether everything has been read, something has changed, and the burst is over.
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        self.mind(now);
+        let Some((first, last)) = self.store.changed() else { return false };
+        let over = now >= last + QUIET || now >= first + BURST;
+        over && now >= self.rest && self.watch.is_whole()
     }
 
     fn mind(&mut self, now: Instant) {
