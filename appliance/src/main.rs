@@ -1,5 +1,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // kube asks rustls for the process's provider; whatever is ours names it. Nobody has set
+    // another before.
+    _ = rustls::crypto::ring::default_provider().install_default();
     ringway::control::cli::main()
 }

@@ -117,7 +117,8 @@ func elsewhere(address, pod string) error {
 	return nil
 }
 
-// Without the API server the last configuration goes on; what changes after its return is applied.
+// Without the API server the last configuration goes on, and readiness with it; what changes after
+// its return is applied.
 func TestAPIServerGoesAndReturns(t *testing.T) {
 	c := withRingway(t)
 	namespace := newNamespace(t)
@@ -129,6 +130,12 @@ func TestAPIServerGoesAndReturns(t *testing.T) {
 	load := underLoad(t, address, 20)
 
 	c.server.kill()
+	eventually(t, "the metric that it is gone", func() error {
+		if figures(t)["ringway_kubernetes_connected"] != 0 {
+			return errors.New("it is said to be connected")
+		}
+		return nil
+	})
 	for range 100 {
 		s, err := dial(address)
 		if err != nil {
@@ -137,9 +144,18 @@ func TestAPIServerGoesAndReturns(t *testing.T) {
 		s.conn.Close()
 		time.Sleep(20 * time.Millisecond)
 	}
+	if figures(t)["ringway_ready"] != 1 {
+		t.Error("it is not ready without the API server")
+	}
 	must(t, c.startServer(t.Context()))
 	applied(t, namespace, route("TCPRoute", "outage", "outage", "tcp", backend("second", 1)))
 	reached(t, address, "second-")
+	eventually(t, "the metric that it is back", func() error {
+		if figures(t)["ringway_kubernetes_connected"] != 1 {
+			return errors.New("it is said to be cut off")
+		}
+		return nil
+	})
 	if err := load.end(); err != nil {
 		t.Error(err)
 	}

@@ -94,7 +94,8 @@ func TestSupersededRouteTakesOver(t *testing.T) {
 			return fmt.Errorf("%d routes are attached", attached)
 		}
 		return errors.Join(
-			routeHas(namespace, "z-older", "Accepted"), routeHas(namespace, "a-younger", "Accepted"))
+			routeHas(namespace, "z-older", "Accepted"), routeHas(namespace, "a-younger", "Accepted"),
+			routeHas(namespace, "a-younger", "ringway.dev/Superseded"))
 	})
 	for range 20 {
 		s, err := dial(address)
@@ -136,6 +137,22 @@ func routeHas(namespace, name, condition string) error {
 		return fmt.Errorf("%s is not %s: %+v", name, condition, route.Status)
 	}
 	return nil
+}
+
+// routeHasNot is an error unless a TCPRoute's only parent has a condition that is false for a reason.
+func routeHasNot(namespace, name, reason string) error {
+	route := tcpRoute(namespace, name)
+	if err := the.client.Get(context.Background(), key(namespace, name), route); err != nil {
+		return err
+	}
+	for _, parent := range route.Status.Parents {
+		for _, condition := range parent.Conditions {
+			if condition.Status == metav1.ConditionFalse && condition.Reason == reason {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%s is not refused for %s: %+v", name, reason, route.Status)
 }
 
 // Names may be as long as the API lets them be.

@@ -67,12 +67,17 @@ func TestScale(t *testing.T) {
 	t.Logf("%.1f changes a second for %.0f s: %.1f tables a second, %.0f %% of a core for them",
 		float64(changed)/took, took, tables/took, float64(controlTicks(t, pid)-cpu)/took)
 	t.Logf("a table: translated in %.1f ms, compiled in %.1f ms, published in %.1f ms, "+
-		"a worker's turn with it at most %.2f ms",
+		"taken over by a worker in %.2f ms (at most %.2f ms)",
 		after["ringway_kubernetes_translate_seconds"]*1e3,
 		after["ringway_table_compile_seconds"]*1e3, after["ringway_table_publish_seconds"]*1e3,
-		after["ringway_table_apply_seconds_max"]*1e3)
+		after["ringway_table_apply_seconds"]*1e3, after["ringway_table_apply_seconds_max"]*1e3)
+	t.Logf("workers' turns: 99 %% within %s", turns(before, after, 0.99))
 	t.Logf("memory of its own: %d MB before, %d MB after", memory>>10, memoryAfter>>10)
-	t.Logf("answers of /healthz: %s", health())
+	answers, err := health()
+	if err != nil {
+		t.Errorf("/healthz: %v", err)
+	}
+	t.Logf("answers of /healthz: %s", spread(answers))
 	trips, err := load.end()
 	if err != nil {
 		t.Errorf("sessions were lost: %v", err)
@@ -303,9 +308,9 @@ func patchSlice(namespace string, service int, patch string) error {
 		client.RawPatch(types.JSONPatchType, []byte(patch)))
 }
 
-// watchHealth asks for /healthz until the function that it returns is called, which says how long
+// watchHealth asks for /healthz until the function that it returns is called, which returns how long
 // the answers took.
-func watchHealth() func() string {
+func watchHealth() func() ([]time.Duration, error) {
 	stop := make(chan struct{})
 	var times []time.Duration
 	var group errgroup.Group
@@ -328,13 +333,25 @@ func watchHealth() func() string {
 			}
 		}
 	})
-	return func() string {
+	return func() ([]time.Duration, error) {
 		close(stop)
-		if err := group.Wait(); err != nil {
-			return err.Error()
-		}
-		return spread(times)
+		err := group.Wait()
+		return times, err
 	}
+}
+
+// turns is the bound, of those that the metrics have, below which a share of the turns of all
+// workers were between two readings of them.
+func turns(before, after map[string]float64, share float64) string {
+	const name = "ringway_worker_turn_seconds"
+	all := after[name+"_count"] - before[name+"_count"]
+	for _, bound := range []string{"0.0001", "0.00025", "0.0005", "0.001", "0.0025", "0.005", "0.01"} {
+		bucket := name + `_bucket{le="` + bound + `"}`
+		if after[bucket]-before[bucket] >= share*all {
+			return fmt.Sprintf("%s s, of %.0f that were timed", bound, all)
+		}
+	}
+	return "more than 0.01 s"
 }
 
 func spread(times []time.Duration) string {
@@ -349,9 +366,11 @@ func spread(times []time.Duration) string {
 		len(times), at(0.5), at(0.99), at(1))
 }
 
-var sample = regexp.MustCompile(`(?m)^(ringway_\w+)(?:\{[^}]*\})? (\S+)$`)
+var sample = regexp.MustCompile(`(?m)^(ringway_\w+)(?:\{([^}]*)\})? (\S+)$`)
+var bucketBound = regexp.MustCompile(`le="[^"]*"`)
 
-// figures reads the metrics page: of each name the highest value, whatever its labels.
+// figures reads the metrics page: of each name the highest value, whatever its labels; of
+// histograms the sum, by the buckets' bounds.
 func figures(t *testing.T) map[string]float64 {
 	t.Helper()
 	response, err := http.Get("http://" + nodeAddress + ":9900/metrics")
@@ -361,9 +380,17 @@ func figures(t *testing.T) map[string]float64 {
 	must(t, err)
 	found := map[string]float64{}
 	for _, match := range sample.FindAllStringSubmatch(string(text), -1) {
-		value, err := strconv.ParseFloat(match[2], 64)
+		value, err := strconv.ParseFloat(match[3], 64)
 		must(t, err)
-		found[match[1]] = max(found[match[1]], value)
+		name := match[1]
+		switch {
+		case strings.HasSuffix(name, "_bucket"):
+			found[name+"{"+bucketBound.FindString(match[2])+"}"] += value
+		case strings.HasSuffix(name, "_count"):
+			found[name] += value
+		default:
+			found[name] = max(found[name], value)
+		}
 	}
 	return found
 }
