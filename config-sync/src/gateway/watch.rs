@@ -25,6 +25,10 @@ use super::store::{Key, Store, Table, Tables, Version};
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_SELDOM: Duration = Duration::from_secs(30);
 
+/// A kind that is not served is gone after this time: while a CRD is put in another's place, or an
+/// API server begins, it may be missing for a moment, and that must not end what runs.
+const GONE: Duration = Duration::from_secs(10);
+
 /// Between attempts to watch; doubles from the least to the most.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
 const MOST_PAUSE: Duration = Duration::from_secs(5);
@@ -86,8 +90,8 @@ struct Following {
     /// By namespace; empty: all, or none.
     lists: BTreeMap<String, List>,
     tasks: Vec<AbortHandle>,
-    /// It was served, and is not any more as of the latest look.
-    missed: bool,
+    /// Since when it is not served any more.
+    missed: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -248,15 +252,13 @@ impl Follower {
         let mut state = self.state();
         let following = state.kinds.entry(kind.name).or_default();
         if following.resource.as_ref() == resource {
-            following.missed = false;
+            following.missed = None;
             return;
         }
-        // While a CRD is put in another's place its kind is gone for a moment: that must not end
-        // what runs. It counts when it is gone twice.
-        if resource.is_none() && !std::mem::replace(&mut following.missed, true) {
+        if resource.is_none() && following.missed.get_or_insert_with(now).elapsed() < GONE {
             return;
         }
-        following.missed = false;
+        following.missed = None;
         following.tasks.drain(..).for_each(|task| task.abort());
         following.resource = resource.cloned();
         let Some(resource) = resource else {
