@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, ring};
@@ -17,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 use crate::compile::nameless;
 use crate::config::Listener;
+use crate::loaded::{Loaded, Made, contents};
 use crate::problem::{Place, Problem};
 use crate::routing::Starttls;
 use crate::san::NamedVerifier;
@@ -39,7 +40,9 @@ pub(crate) struct Loader<'l> {
     provider: Arc<CryptoProvider>,
     tickets: &'l mut Tickets,
     seeds: [u64; 4],
-    system: Option<Arc<RootCertStore>>,
+    /// What the latest table has, and what of it, and beside it, the next one will have.
+    before: Loaded,
+    pub(crate) loaded: Loaded,
     pub(crate) expiries: Vec<Expiry>,
     pub(crate) problems: Vec<Problem>,
 }
@@ -63,6 +66,10 @@ pub(crate) struct Owner<'o> {
     pub(crate) place: &'o Place,
 }
 
+/// What the system trusts, when it was first asked for: hundreds of certificates, which take
+/// milliseconds to parse.
+static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+
 /// Far above any certificate, list or bundle.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -72,10 +79,16 @@ impl<'l> Loader<'l> {
             provider: Arc::new(ring::default_provider()),
             tickets,
             seeds,
-            system: None,
+            before: Loaded::default(),
+            loaded: Loaded::default(),
             expiries: Vec::new(),
             problems: Vec::new(),
         }
+    }
+
+    /// What is in here and is asked for again is not made again.
+    pub(crate) fn knowing(self, before: Loaded) -> Self {
+        Self { before, ..self }
     }
 
     /// `None` if the listener passes TLS through, or something is wrong, which is among the
@@ -85,7 +98,33 @@ impl<'l> Loader<'l> {
         owner: &Owner<'_>,
         listener: &Listener,
     ) -> Option<Arc<Terminator>> {
-        let asked = listener.tls.as_ref()?;
+        let termination = listener.tls.as_ref()?;
+        let nameless = nameless(listener).map(str::to_owned);
+        let asked = (termination.clone(), listener.starttls, nameless);
+        let contents = contents(termination.pems());
+        let known = self.before.terminators.find(owner.name, &asked, contents.as_ref());
+        let kept = match known {
+            Some(known) => {
+                self.expiries.extend_from_slice(&known.expiries);
+                Arc::clone(known)
+            }
+            None => {
+                let old = self.expiries.len();
+                let made = self.new_terminator(owner, listener, termination)?;
+                let expiries = self.expiries[old..].to_vec();
+                Arc::new(Made { asked, contents, made, expiries })
+            }
+        };
+        self.loaded.terminators.insert(owner.name, Arc::clone(&kept));
+        Some(Arc::clone(&kept.made))
+    }
+
+    fn new_terminator(
+        &mut self,
+        owner: &Owner<'_>,
+        listener: &Listener,
+        asked: &Termination,
+    ) -> Option<Arc<Terminator>> {
         let default = match &asked.default_certificate {
             None => None,
             Some(certificate) => Some(self.certified(owner, certificate)?),
@@ -125,6 +164,29 @@ impl<'l> Loader<'l> {
     }
 
     pub(crate) fn originator(
+        &mut self,
+        owner: &Owner<'_>,
+        asked: &Origination,
+    ) -> Option<Arc<Originator>> {
+        let contents = contents(asked.pems());
+        let known = self.before.originators.find(owner.name, asked, contents.as_ref());
+        let kept = match known {
+            Some(known) => {
+                self.expiries.extend_from_slice(&known.expiries);
+                Arc::clone(known)
+            }
+            None => {
+                let old = self.expiries.len();
+                let made = self.new_originator(owner, asked)?;
+                let expiries = self.expiries[old..].to_vec();
+                Arc::new(Made { asked: asked.clone(), contents, made, expiries })
+            }
+        };
+        self.loaded.originators.insert(owner.name, Arc::clone(&kept));
+        Some(Arc::clone(&kept.made))
+    }
+
+    fn new_originator(
         &mut self,
         owner: &Owner<'_>,
         asked: &Origination,
@@ -169,6 +231,9 @@ impl<'l> Loader<'l> {
                 builder.with_client_cert_resolver(Arc::new(one))
             }
         };
+        // `config` remembers sessions that can be resumed (rustls' `ClientSessionMemoryCache`),
+        // under a lock that workers share and hold for a look-up at a time, twice a handshake or
+        // so: a resumed handshake spares endpoint and gateway more than the lock costs.
         Some(Arc::new(Originator { config: Arc::new(config), server_name }))
     }
 
@@ -277,12 +342,12 @@ impl<'l> Loader<'l> {
     }
 
     pub(crate) fn system_roots(&mut self, owner: &Owner<'_>) -> Option<Arc<RootCertStore>> {
-        if self.system.is_none() {
+        let roots = SYSTEM.get().cloned().or_else(|| {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            self.system = Some(Arc::new(roots));
-        }
-        let roots = self.system.clone().filter(|roots| !roots.is_empty());
+            // A bundle that is missing may be installed yet.
+            (!roots.is_empty()).then(|| Arc::clone(SYSTEM.get_or_init(|| Arc::new(roots))))
+        });
         if roots.is_none() {
             let message = "this system trusts no certificate; give tls.ca, or install a bundle \
                            (package ca-certificates)";

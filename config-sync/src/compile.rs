@@ -94,7 +94,8 @@ struct Tls {
 }
 
 fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
-    let mut loader = Loader::new(&mut names.tickets, HOST_SEEDS);
+    let loader = Loader::new(&mut names.tickets, HOST_SEEDS);
+    let mut loader = loader.knowing(names.loaded.clone());
     let mut tls = Tls::default();
     for listener in &config.listeners {
         let At { value: name, place } = &listener.name;
@@ -107,8 +108,9 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
         let made = asked.and_then(|asked| loader.originator(&Owner { name, place }, asked));
         tls.originators.extend(made.map(|made| (name.clone(), made)));
     }
-    let Loader { expiries, problems, .. } = loader;
+    let Loader { loaded, expiries, problems, .. } = loader;
     Problems::new(problems).or(())?;
+    names.loaded = loaded;
     names.expiries = expiries;
     Ok(tls)
 }

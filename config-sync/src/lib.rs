@@ -31,6 +31,7 @@ pub mod config;
 pub mod der;
 pub mod file;
 pub mod gateway;
+mod loaded;
 pub mod machine;
 mod maglev;
 pub mod names;

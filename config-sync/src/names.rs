@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::certificates::{Expiry, Tickets};
+use crate::loaded::Loaded;
 use crate::routing::{
     BackendId, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId, Transport,
@@ -35,6 +36,7 @@ pub struct Names {
     pub(crate) backends: Ids<String>,
     pub(crate) endpoints: Ids<(BackendId, SocketAddr)>,
     pub(crate) tickets: Tickets,
+    pub(crate) loaded: Loaded,
     pub(crate) expiries: Vec<Expiry>,
 }
 
@@ -68,6 +70,7 @@ impl Names {
             backends: Ids::below(u32::MAX as usize),
             endpoints: Ids::below(MAX_ENDPOINTS),
             tickets: Tickets::default(),
+            loaded: Loaded::default(),
             expiries: Vec::new(),
         }
     }

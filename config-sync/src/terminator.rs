@@ -66,6 +66,15 @@ impl Certificates {
         self.default.is_some() || name.is_some_and(|name| !self.named(name).is_empty())
     }
 
+    /// What there is for a client that asks for this name, as it is in its hello.
+    fn asked_for(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
+        // As listeners and routes are found: a dot may end a name.
+        let plain = |name: &str| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let name = name.map(plain);
+        let name = name.as_deref().or(self.nameless.as_deref());
+        name.map_or(&[], |name| self.named(name))
+    }
+
     fn named(&self, name: &str) -> &[Arc<CertifiedKey>] {
         let wildcard = || name.split_once('.').and_then(|(_, suffix)| self.wildcard.get(suffix));
         self.exact.get(name).or_else(wildcard).map_or(&[], Vec::as_slice)
@@ -74,9 +83,7 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(str::to_ascii_lowercase);
-        let name = name.as_deref().or(self.nameless.as_deref());
-        let named = name.map_or(&[][..], |name| self.named(name));
+        let named = self.asked_for(hello.server_name());
         let usable = |certificate: &&Arc<CertifiedKey>| {
             certificate.key.choose_scheme(hello.signature_schemes()).is_some()
         };
