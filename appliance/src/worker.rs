@@ -211,6 +211,7 @@ impl Worker {
             self.carry_out();
         }
         self.turn.events.clear();
+        self.turn.trim();
     }
 
     fn carry_out(&mut self) {

@@ -1,15 +1,15 @@
-//! No allocation per packet and none per relay step: a worker is run on this thread, under an
-//! allocator that counts what this thread asks for.
+//! No allocation per packet and none per relay step, and no more per TLS record than is stated: a
+//! worker is run on this thread, under an allocator that counts what this thread asks for.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use config_sync::compile::compile;
-use config_sync::config;
+use config_sync::config::{self, Certificate, Pem, Termination};
 use config_sync::names::Names;
 use config_sync::publish::Command;
 use config_sync::routing::Limits;
@@ -18,19 +18,25 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringway::proxy::counters::Counters;
 use ringway::ring::{Features, sockets};
 use ringway::worker::{Clock, Seat, Worker};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// A worker with one TCP and one UDP listener, each in front of an echo server.
+/// A worker with one TCP, one UDP and one TLS listener that ends TLS, each in front of an echo
+/// server.
 struct Bench {
     worker: Worker,
     tcp: SocketAddr,
     udp: SocketAddr,
+    tls: SocketAddr,
+    /// What the TLS listener shows.
+    certificate: CertificateDer<'static>,
     /// Ends the worker's wait.
     wake: Arc<EventFd>,
 }
 
 impl Bench {
     fn new() -> Self {
-        let (tcp, udp) = (free_tcp_port(), free_udp_port());
+        let (tcp, udp, tls) = (free_tcp_port(), free_udp_port(), free_tcp_port());
         let text = format!(
             r#"
             [[listeners]]
@@ -41,9 +47,13 @@ impl Bench {
             name = "udp"
             protocol = "UDP"
             address = "{udp}"
+            [[listeners]]
+            name = "tls"
+            protocol = "TLS"
+            address = "{tls}"
             [[routes]]
             name = "tcp"
-            listeners = ["tcp"]
+            listeners = ["tcp", "tls"]
             backends = [{{ name = "tcp" }}]
             [[routes]]
             name = "udp"
@@ -59,7 +69,8 @@ impl Bench {
             tcp_echo(),
             udp_echo()
         );
-        let config = config::parse("test", &text).unwrap();
+        let mut config = config::parse("test", &text).unwrap();
+        let certificate = terminate(&mut config);
         let table = compile(&config, &mut Names::new(), 1).unwrap();
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
         let (send, commands) = bounded(1);
@@ -90,7 +101,7 @@ impl Bench {
             clock: Clock::start(),
             seed: 1,
         });
-        Self { worker: worker.unwrap(), tcp, udp, wake }
+        Self { worker: worker.unwrap(), tcp, udp, tls, certificate, wake }
     }
 
     /// Turns the worker until the client is done; how often it allocated in that time.
@@ -105,6 +116,8 @@ impl Bench {
         measured.count_total
     }
 }
+
+const NAME: &str = "a.test";
 
 #[test]
 fn a_tcp_relay_does_not_allocate() {
@@ -151,7 +164,54 @@ fn a_udp_flow_does_not_allocate() {
     assert_eq!(allocations, 0, "5,000 datagrams both ways");
 }
 
-/// The allocator does count: else the two tests above would show nothing.
+/// Has the last listener end TLS; returns the certificate that it shows.
+fn terminate(config: &mut config::Config) -> CertificateDer<'static> {
+    let issued = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+    let inline = |pem: String| Pem::Inline { name: "test".into(), bytes: pem.as_bytes().into() };
+    let key = inline(issued.signing_key.serialize_pem());
+    let shown = Certificate { cert: inline(issued.cert.pem()), key };
+    let listener = config.listeners.last_mut().unwrap();
+    listener.tls = Some(Termination { certificates: vec![shown], ..Termination::default() });
+    issued.cert.der().clone()
+}
+
+/// What `terminated.rs` states for each record.
+const PER_RECORD: u64 = 1;
+
+#[test]
+fn a_terminated_relay_allocates_once_for_each_record() {
+    let mut bench = Bench::new();
+    let (mut roots, address) = (RootCertStore::empty(), bench.tls);
+    roots.add(bench.certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let conn = ClientConnection::new(Arc::new(config), NAME.try_into().unwrap()).unwrap();
+    let stream = StreamOwned::new(conn, TcpStream::connect(address).unwrap());
+    let stream = Arc::new(Mutex::new(stream));
+    let exchange = |rounds| {
+        let stream = Arc::clone(&stream);
+        move || {
+            let mut stream = stream.lock().unwrap();
+            let mut buffer = [0; 64];
+            for _ in 0..rounds {
+                stream.write_all(&[9; 64]).unwrap();
+                stream.read_exact(&mut buffer).unwrap();
+            }
+        }
+    };
+    // The handshake, and vectors that grow to their size.
+    bench.allocations_during(exchange(100));
+    let allocations = bench.allocations_during(exchange(1_000));
+    // And a few that have nothing to do with records.
+    let most = 2 * 1_000 * PER_RECORD + 10;
+    assert!(allocations <= most, "{allocations} for 1,000 records each way");
+}
+
+/// The allocator does count: else the tests above would show nothing.
 #[test]
 fn the_counter_counts() {
     let measured = allocation_counter::measure(|| drop(std::hint::black_box(vec![1u8; 100])));

@@ -159,6 +159,8 @@ struct Attempt {
 
 /// recv through the worker's scratch memory, or a pipe of the usual size.
 const CHUNK: u64 = 65_536;
+/// The steps in which a `Peek` looks further.
+const PEEKED: u64 = 4_096;
 /// How long bytes may lie below a mark, microseconds.
 const TAIL: u64 = 2_000;
 /// No timeout of a connection attempt is longer, microseconds.
@@ -457,7 +459,9 @@ impl Kernel {
         conn.peeked = true;
         conn.unlooked = false;
         // A short look is a look before the rest arrived.
-        let mut len = conn.inbound.queue.len().min(CHUNK);
+        let most = u64::from(at_least.max(1)).next_multiple_of(PEEKED).min(CHUNK);
+        let mut len = conn.inbound.queue.len().min(most);
+        let whole = len == conn.inbound.queue.len() || most == CHUNK;
         let mut more = false;
         if len > 1 && self.rng.per_mille(self.faults.short_read) {
             len = self.rng.between(1, len - 1);
@@ -465,7 +469,7 @@ impl Kernel {
         }
         let conn = &self.conns[client.0];
         let broken = conn.error.is_some();
-        let end = (conn.inbound.fin || broken) && !more;
+        let end = (conn.inbound.fin || broken) && whole && !more;
         let start = turn.bytes.len() as u32;
         let mut left = len;
         for range in conn.inbound.queue.ranges() {

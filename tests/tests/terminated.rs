@@ -1,8 +1,19 @@
 //! Sessions that speak TLS, in the simulated world.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
 
-use ringway_tests::tls_world;
+use config_sync::compile::compile;
+use config_sync::config::{self, Certificate, Config, Origination, Pem, Termination};
+use config_sync::names::Names;
+use config_sync::problem::{At, Place};
+use config_sync::routing::RoutingTable;
+use ringway::proxy::record::CloseReason;
+use ringway_tests::pki::{Pki, inline};
+use ringway_tests::tls_world::{self, Case, Fault};
+use rustls::server::{Acceptor, ResolvesServerCert as _};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 /// `SEED=n` runs that one; `SEEDS=n` so many.
 #[test]
@@ -16,7 +27,9 @@ fn tls_sessions_keep_their_promises() {
     let mut reasons = BTreeMap::new();
     for seed in seeds {
         eprintln!("seed {seed}");
-        *reasons.entry(tls_world::run(seed).word()).or_insert(0) += 1;
+        for reason in tls_world::run(seed) {
+            *reasons.entry(reason.word()).or_insert(0) += 1;
+        }
     }
     for reason in [
         "client_fin",
@@ -32,4 +45,146 @@ fn tls_sessions_keep_their_promises() {
     ] {
         assert!(!many || reasons.contains_key(reason), "no seed ended by {reason}: {reasons:?}");
     }
+}
+
+/// Far more than may take bytes at once; the world checks how long each waits.
+#[test]
+fn in_a_crowd_nobody_waits_for_all_others() {
+    let reasons = tls_world::crowd(1, 300);
+    let fins = [CloseReason::ClientFin, CloseReason::EndpointFin];
+    assert!(reasons.iter().all(|reason| fins.contains(reason)), "{reasons:?}");
+}
+
+/// What comes before the relay has a deadline on every endpoint, and its passing is counted.
+#[test]
+fn a_silent_endpoint_is_given_up() {
+    let plain =
+        Case { client: true, endpoint: false, starttls: None, old: false, fault: Fault::Silence };
+    let tls = Case { endpoint: true, ..plain };
+    let words = Case { starttls: Some(false), ..tls };
+    for timeout in ["1s", "0s"] {
+        for (case, send_proxy) in [(tls, ""), (words, ""), (plain, "send_proxy = \"v2\"")] {
+            let backend = format!("connect_timeout = \"{timeout}\"\n{send_proxy}");
+            let silent = tls_world::silent(case, &backend);
+            assert_eq!(silent, (CloseReason::ConnectTimeout, 1), "{case:?} {backend}");
+        }
+    }
+}
+
+/// Bytes that a fuzzer might give, and none: the world goes on by itself after them.
+#[test]
+fn a_world_can_be_made_of_bytes() {
+    for len in [0, 1, 40, 4_000] {
+        let bytes: Vec<u8> = (0..len).map(|at| (at * 7 + len) as u8).collect();
+        tls_world::play(ringway_tests::rng::Rng::scripted(&bytes));
+    }
+}
+
+const TEXT: &str = r#"
+[[listeners]]
+name = "l"
+protocol = "TLS"
+address = "10.0.0.1:443"
+[[routes]]
+name = "r"
+listeners = ["l"]
+backends = [{ name = "b" }]
+[[backends]]
+name = "b"
+endpoints = ["10.0.1.1:80"]
+"#;
+
+fn configured(text: &str, shown: &Certificate, ca: &Pem) -> Config {
+    let mut config = config::parse("test", text).expect("a configuration");
+    config.listeners[0].tls =
+        Some(Termination { certificates: vec![shown.clone()], ..Termination::default() });
+    config.backends[0].tls = Some(Origination {
+        server_name: "db.example.com".to_owned(),
+        ca: Some(ca.clone()),
+        certificate: None,
+        subject_alt_names: Vec::new(),
+    });
+    config
+}
+
+/// Whether terminators and originators of two tables are the same.
+fn same(a: &RoutingTable, b: &RoutingTable) -> (bool, bool) {
+    let terminator = |table: &RoutingTable| table.listeners[0].tls.clone().expect("TLS");
+    let originator = |table: &RoutingTable| table.backends[0].tls.clone().expect("TLS");
+    let terminators = Arc::ptr_eq(&terminator(a), &terminator(b));
+    (terminators, Arc::ptr_eq(&originator(a), &originator(b)))
+}
+
+#[test]
+fn tls_is_made_anew_when_it_has_changed_and_only_then() {
+    let pki = Pki::shared();
+    let folder = std::env::temp_dir().join(format!("ringway-loaded-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let file = |name: &str, pem: &str| {
+        fs::write(folder.join(name), pem).expect("written");
+        let place = Place { file: "test".into(), line: 1, column: 1, field: String::new() };
+        Pem::File(At { value: folder.join(name), place })
+    };
+    let mut names = Names::new();
+    let mut compiled = |text: &str, shown: &Certificate, ca: &Pem| {
+        let table = compile(&configured(text, shown, ca), &mut names, 1).expect("a table");
+        (table, names.expiries().to_vec())
+    };
+    let (first, second) = (pki.issue(&["a.test"]), pki.issue(&["a.test"]));
+    let shown = Certificate { cert: file("cert", &first.cert), key: file("key", &first.key) };
+    let ca = inline("ca", &pki.ca());
+    let before = compiled(TEXT, &shown, &ca);
+    let moved = compiled(&TEXT.replace("10.0.1.1", "10.0.1.2"), &shown, &ca);
+    assert_eq!(same(&before.0, &moved.0), (true, true), "an endpoint has moved");
+    assert_eq!(before.1, moved.1, "certificates are still reported");
+    let other = inline("ca", &Pki::new().ca());
+    let trusting = compiled(TEXT, &shown, &other);
+    assert_eq!(same(&moved.0, &trusting.0), (true, false), "another CA");
+    file("cert", &second.cert);
+    file("key", &second.key);
+    let renewed = compiled(TEXT, &shown, &other);
+    assert_eq!(same(&trusting.0, &renewed.0), (false, true), "files have changed");
+    let plain = config::parse("test", &TEXT.replace("TLS", "TCP")).expect("a configuration");
+    compile(&plain, &mut names, 1).expect("a table");
+    let mut compiled =
+        |text: &str| compile(&configured(text, &shown, &other), &mut names, 1).expect("a table");
+    assert_eq!(same(&renewed.0, &compiled(TEXT)), (false, false), "a table had neither");
+    fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// As routes are found (RFC 6066 forbids the dot; some clients send it).
+#[test]
+fn a_dot_behind_the_server_name_finds_its_certificate() {
+    let issued = Pki::shared().issue(&["a.example.com"]);
+    let config = configured(TEXT, &issued.configured(), &inline("ca", &Pki::shared().ca()));
+    let table = compile(&config, &mut Names::new(), 1).expect("a table");
+    let terminator = table.listeners[0].tls.as_ref().expect("TLS");
+    let finds = |name: &str| {
+        let mut acceptor = Acceptor::default();
+        acceptor.read_tls(&mut hello(name).as_slice()).expect("memory");
+        let accepted = acceptor.accept().ok().flatten().expect("a hello");
+        terminator.certificates.resolve(accepted.client_hello()).is_some()
+    };
+    assert!(finds("a.example.com") && finds("a.example.com.") && finds("A.example.com."));
+    assert!(!finds("b.example.com."));
+}
+
+/// A ClientHello with this name. rustls sends no dot at the end, so another byte takes its place
+/// until it was made.
+fn hello(name: &str) -> Vec<u8> {
+    let stand_in = name.replace('.', "x");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let server = stand_in.clone().try_into().expect("a name");
+    let mut client = ClientConnection::new(Arc::new(config), server).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("memory");
+    let at = hello.windows(stand_in.len()).position(|bytes| bytes == stand_in.as_bytes());
+    let at = at.expect("it has the name");
+    hello[at..][..name.len()].copy_from_slice(name.as_bytes());
+    hello
 }

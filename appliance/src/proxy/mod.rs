@@ -39,6 +39,7 @@ use record::{CloseReason, Record, SessionRecord};
 use session::{First, Session};
 use slab::Slab;
 use tables::Tables;
+use terminated::Postponed;
 use timer::Wheel;
 
 #[derive(Debug)]
@@ -72,6 +73,8 @@ struct Core {
     records: Vec<Record>,
     /// Directions with a `Move` to come: bulk, and those whose budget ran out.
     resumable: VecDeque<(Token, Side)>,
+    /// Sides that speak TLS, or are spoken to, and for which there was no room in memory yet.
+    postponed: VecDeque<(Token, Side, Postponed)>,
     /// By `ListenerId`: this worker's sessions or flows.
     active: Vec<u32>,
     /// Listening sockets that rest after an error, and until when.
@@ -123,6 +126,7 @@ impl Proxy {
                 marks: Marks::new(),
                 records: Vec::new(),
                 resumable: VecDeque::with_capacity(2 * limits.sessions as usize),
+                postponed: VecDeque::with_capacity(4 * limits.sessions as usize),
                 active: Vec::new(),
                 paused: Vec::new(),
                 rejections: Rejections::default(),
@@ -202,10 +206,18 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// Gives the next direction with bulk to move its `Move`. Only one in a turn: it takes a tenth
-    /// of a millisecond, for which all that is small waits, and another turn a hundredth of that.
+    /// Gives those that were postponed their turn, as many as there is room for, and the next
+    /// direction with bulk to move its `Move`. Only one of these: it takes a tenth of a
+    /// millisecond, for which all that is small waits, and another turn a hundredth of that.
     pub fn resume(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
+        while self.core.has_room()
+            && let Some((token, side, what)) = self.core.postponed.pop_front()
+        {
+            if let Some(session) = self.sessions.get_mut(token.slot, token.generation) {
+                session.postponed(&mut self.core, side, what);
+            }
+        }
         let before = self.core.ops.len();
         // Some have been closed in the meantime.
         while self.core.ops.len() == before
@@ -233,7 +245,7 @@ impl Proxy {
 
     /// When `expire` or `resume` has something to do next, in microseconds; 0: at once.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.core.resumable.is_empty() {
+        if !self.core.resumable.is_empty() || !self.core.postponed.is_empty() {
             return Some(0);
         }
         let timers = self.core.timers.next().map(|millis| millis * 1_000);

@@ -97,8 +97,9 @@ pub enum Op {
     // ---- Kind::Session ----
     /// Take an accepted connection as this session's client side and watch it: `Ready` from now on.
     Adopt { incoming: u32 },
-    /// Look at what the client has sent without taking it. *Direct*: `Peeked`. Fewer than
-    /// `at_least` bytes wake nobody afterwards, until the first `Move` from the client.
+    /// Look at what the client has sent without taking it, at `at_least` bytes if there are so
+    /// many. *Direct*: `Peeked`. Fewer than `at_least` bytes wake nobody afterwards, until the
+    /// first `Move` from the client.
     Peek { at_least: u32 },
     /// Connect the endpoint side and watch it: `Connected` or `ConnectFailed`, then `Ready`.
     Connect { address: SocketAddr, source: Origin, options: SocketOptions },
@@ -222,7 +223,8 @@ pub enum Event {
         failed: bool,
     },
     /// The first `len` bytes that wait are `bytes[start..start + len]` of the turn's byte arena;
-    /// `end`: no more will come.
+    /// there may be more if these are as many as were asked for. `end`: there are not, and no more
+    /// will come.
     Peeked {
         start: u32,
         len: u32,

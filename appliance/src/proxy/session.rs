@@ -22,7 +22,7 @@ use super::op::{Event, Kind, Mode, Op, Side, Stop, Token, Why};
 use super::record::{CloseReason, Record, SessionRecord};
 use super::relay::{Half, Next};
 use super::slab::NONE;
-use super::terminated::{Outcome, Terminated};
+use super::terminated::{Outcome, Postponed, Terminated};
 use super::{Core, micros};
 use starttls::{Ask, Asking, Requesting};
 
@@ -105,6 +105,10 @@ struct Connecting {
     tried: [EndpointId; MAX_TRIED],
     tried_count: u8,
 }
+
+/// How long an endpoint that is connected may take for what comes before the relay where
+/// `connect_timeout` is off: milliseconds, its default.
+const SILENCE: u32 = 5_000;
 
 /// `connect_attempts` is at most 8: the last failure needs no remembering.
 const MAX_TRIED: usize = 7;
@@ -340,6 +344,10 @@ impl Session {
                 self.arm(core);
             }
             (State::Heading(_), _) => self.refuse_header(core, reason),
+            (
+                State::Introducing(_) | State::Asking(_) | State::Securing(_),
+                CloseReason::ConnectTimeout,
+            ) => self.endpoint_failed(core, reason),
             (_, CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout) => {
                 self.finish(core, reason, false);
             }
@@ -356,13 +364,10 @@ impl Session {
 
     /// A direction's turn has come again after its budget ran out.
     pub fn resume(&mut self, core: &mut Core, from: Side) {
-        if self.tls.is_some() {
-            return self.tls_resume(core, from);
-        }
         if let State::Relaying(relay) = &mut self.state
             && let Some(op) = relay.half(from).resume(core.turn_bytes)
         {
-            core.push(self.token, op);
+            self.move_bytes(core, op);
         }
     }
 
@@ -391,11 +396,18 @@ impl Session {
             }
             State::Greeting => after(self.opened, timeouts.hello, CloseReason::HandshakeTimeout),
             State::Connecting(connecting) if connecting.abandoned => None,
-            State::Connecting(connecting)
-            | State::Introducing(Introduction { connecting, .. })
+            State::Connecting(connecting) => {
+                after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)
+            }
+            State::Introducing(Introduction { connecting, .. })
             | State::Asking(Asking { connecting, .. })
             | State::Securing(connecting) => {
-                after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)
+                // Without a timeout the kernel gives a connection up, but never a silent endpoint.
+                let timeout = match connecting.timeout {
+                    0 => SILENCE,
+                    timeout => timeout,
+                };
+                after(connecting.started, timeout, CloseReason::ConnectTimeout)
             }
             State::Relaying(relay) => {
                 let stalled = |half: &Half, reason| {
@@ -635,6 +647,14 @@ impl Session {
         self.pump(core);
     }
 
+    /// The endpoint is connected, and no relay can come of it.
+    fn endpoint_failed(&mut self, core: &mut Core, reason: CloseReason) {
+        if let Some(endpoint) = self.endpoint {
+            core.counters.endpoint(endpoint).connect_failures.add(1);
+        }
+        self.finish(core, reason, true);
+    }
+
     /// Gives each direction that has a reason for it its `Move`.
     fn pump(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
@@ -815,12 +835,8 @@ impl Session {
             }
             // The alert that says why must reach the client, and a reset would overtake it.
             (State::Greeting, Outcome::Failed(reason)) => self.finish(core, reason, false),
-            (state, Outcome::Failed(reason)) => {
-                if let (State::Securing(_), Some(endpoint)) = (state, self.endpoint) {
-                    core.counters.endpoint(endpoint).connect_failures.add(1);
-                }
-                self.finish(core, reason, true);
-            }
+            (State::Securing(_), Outcome::Failed(reason)) => self.endpoint_failed(core, reason),
+            (_, Outcome::Failed(reason)) => self.finish(core, reason, true),
         }
     }
 
@@ -833,18 +849,12 @@ impl Session {
         }
     }
 
-    fn tls_resume(&mut self, core: &mut Core, from: Side) {
-        let Some(tls) = &mut self.tls else { return };
-        match &mut self.state {
-            State::Relaying(relay) => {
-                if let Some(op) = relay.half(from).resume(core.turn_bytes) {
-                    self.move_bytes(core, op);
-                }
-            }
-            State::Greeting | State::Securing(_) if tls.greets(from) => {
-                tls.readable(core, self.token, from);
-            }
-            _ => {}
+    /// What had to wait for room in memory has its turn.
+    pub fn postponed(&mut self, core: &mut Core, side: Side, what: Postponed) {
+        if let Some(tls) = &mut self.tls
+            && !matches!(self.state, State::Closing)
+        {
+            tls.turn(core, self.token, side, what);
         }
     }
 

@@ -4,9 +4,18 @@
 //! carries the `Move` out with `Take` and `Give`, and has what an unread side leaves over.
 //!
 //! What one session holds at the most, in bytes: for each side, 48 KiB that this side did not take
-//! (what one `Take` of the other brings, encrypted), and on a side that speaks TLS, the beginning
-//! of a record (16 KiB; 64 KiB of a handshake message), plus what rustls keeps for a connection.
-//! Nothing is taken from a side while the other does not take what there is.
+//! (what one `Take` of the other brings, encrypted: 34 KiB; and what its own handshake ended with),
+//! and on a side that speaks TLS, the beginning of a record (18 KiB), or of a handshake message in
+//! several (64 KiB), plus what rustls keeps for a connection. While a handshake is under way it is
+//! what the gateway says in it, too: its certificates. Nothing is taken from a side while the other
+//! does not take what there is.
+//!
+//! rustls allocates once for each record, decrypted or encrypted. Else memory is asked for only
+//! where a `Take` ends within a record, or a side does not take all at once.
+//!
+//! What all sessions of a worker have in memory for a moment is bounded too: so many `Take`s are
+//! under way at once, and so many bytes are given. Who comes after that has its turn in the order
+//! of coming, before anyone new has one.
 
 use config_sync::terminator::{Originator, Terminator, WorkerTime};
 
@@ -16,10 +25,24 @@ use super::proxy_protocol::ClientTls;
 use super::record::CloseReason;
 use super::tls::Conn;
 
-/// Bytes of one `Take`: two full records.
+/// Bytes of one `Take`, with the beginning of a record that came before: two full records.
 const TAKE: u32 = 33 * 1024;
+/// Behind the beginning of a handshake message that is longer than that.
+const SMALL_TAKE: u32 = 4 * 1024;
 /// `Take`s under way on a worker; the bytes of all of them are in memory at once.
 const MOST_TAKES: u32 = 64;
+/// What may be in the output before a side has to wait to be given what is held for it: what comes
+/// of so many `Take`s.
+const MOST_OUTPUT: usize = 64 * 34 * 1024;
+/// What may be held for a side: see above.
+const MOST_HELD: usize = 48 * 1024;
+
+/// What has to wait for its turn.
+#[derive(Clone, Copy, Debug)]
+pub enum Postponed {
+    Take,
+    Give,
+}
 
 #[derive(Debug)]
 pub struct Terminated {
@@ -32,7 +55,7 @@ pub struct Terminated {
 struct Port {
     /// `None`: it speaks as it is.
     conn: Option<Conn>,
-    /// A `Take` is under way.
+    /// A `Take` is under way, or waits for its turn.
     taking: bool,
     /// `Ready` has said that there is something to take since the last `Take`.
     news: bool,
@@ -42,7 +65,7 @@ struct Port {
     moving: Option<Moving>,
     /// What it said along with its handshake's end, and the other side could not be told yet.
     early: Vec<u8>,
-    /// A `Give` to this side is under way.
+    /// A `Give` to this side is under way, or waits for its turn.
     giving: bool,
     /// To be given to this side, behind what is.
     held: Vec<u8>,
@@ -143,6 +166,17 @@ impl Terminated {
         self.give(core, token, side);
     }
 
+    /// What had to wait has its turn.
+    pub fn turn(&mut self, core: &mut Core, token: Token, side: Side, what: Postponed) {
+        match what {
+            Postponed::Take => self.take_now(core, token, side),
+            Postponed::Give => {
+                self.port_mut(side).giving = false;
+                self.give_now(core, token, side);
+            }
+        }
+    }
+
     /// Carries out `Op::Move`.
     pub fn begin(
         &mut self,
@@ -190,7 +224,12 @@ impl Terminated {
     ) -> Outcome {
         let port = self.port_mut(to);
         port.giving = false;
-        port.held.splice(..0, rest.iter().copied());
+        if !rest.is_empty() {
+            let mut held = Vec::with_capacity(rest.len() + port.held.len());
+            held.extend_from_slice(rest);
+            held.append(&mut port.held);
+            port.held = held;
+        }
         let plain = if port.held.is_empty() { port.plain } else { port.plain.min(sent) };
         port.plain -= plain;
         port.unreported += plain;
@@ -262,27 +301,46 @@ impl Terminated {
     /// Takes what a side has, unless that is under way.
     fn take(&mut self, core: &mut Core, token: Token, from: Side) {
         let port = self.port_mut(from);
-        if port.taking {
+        if std::mem::replace(&mut port.taking, true) {
             return;
         }
-        if core.takes >= MOST_TAKES {
-            return core.resumable.push_back((token, from));
+        if core.postponed.is_empty() && core.has_room() {
+            self.take_now(core, token, from);
+        } else {
+            core.postponed.push_back((token, from, Postponed::Take));
         }
+    }
+
+    fn take_now(&mut self, core: &mut Core, token: Token, from: Side) {
         core.takes += 1;
-        port.taking = true;
+        let port = self.port_mut(from);
         port.news = false;
-        let (left, to_eof) = port.moving.map_or((TAKE, false), |m| (m.left, m.to_eof));
-        core.push(token, Op::Take { from, at_most: left.min(TAKE), to_eof });
+        let begun = port.conn.as_ref().map_or(0, Conn::carried);
+        let room = TAKE.saturating_sub(u32::try_from(begun).unwrap_or(TAKE)).max(SMALL_TAKE);
+        let (left, to_eof) = port.moving.map_or((room, false), |m| (m.left, m.to_eof));
+        core.push(token, Op::Take { from, at_most: left.min(room), to_eof });
     }
 
     /// Gives a side what is held for it, unless something is under way.
     fn give(&mut self, core: &mut Core, token: Token, to: Side) {
-        let start = core.output.len();
         let port = self.port_mut(to);
-        if !port.giving {
-            core.output.append(&mut port.held);
-            self.emit(core, token, to, start);
+        if port.giving || port.held.is_empty() {
+            return;
         }
+        if core.postponed.is_empty() && core.has_room() {
+            self.give_now(core, token, to);
+        } else {
+            port.giving = true;
+            core.postponed.push_back((token, to, Postponed::Give));
+        }
+    }
+
+    fn give_now(&mut self, core: &mut Core, token: Token, to: Side) {
+        let start = core.output.len();
+        // Its memory is given back: most sessions hold nothing.
+        let held = std::mem::take(&mut self.port_mut(to).held);
+        core.output.extend_from_slice(&held);
+        self.emit(core, token, to, start);
     }
 
     /// Gives a side the output from `start` on; behind what is under way, if something is.
@@ -293,12 +351,17 @@ impl Terminated {
             return;
         }
         if port.giving || !port.held.is_empty() {
+            port.held.reserve_exact(len);
             port.held.extend_from_slice(&core.output[start..]);
             core.output.truncate(start);
+            let greeting = port.conn.as_ref().is_some_and(Conn::is_handshaking);
+            debug_assert!(greeting || port.held.capacity() <= MOST_HELD, "{}", port.held.len());
             return;
         }
         port.giving = true;
-        let size = |bytes| u32::try_from(bytes).expect("a turn's output is bounded: MOST_TAKES");
+        // MOST_TAKES and MOST_OUTPUT bound it, but for handshakes that begin: 1 KiB each, of as
+        // many sessions as the ring has completions for.
+        let size = |bytes| u32::try_from(bytes).expect("a turn's output is bounded");
         core.push(token, Op::Give { to, start: size(start), len: size(len) });
     }
 
@@ -336,45 +399,75 @@ impl Terminated {
         bytes: &[u8],
         stop: Stop,
     ) -> Outcome {
-        let mut plain = std::mem::take(&mut core.plain);
-        let mut answer = Vec::new();
-        plain.clear();
         let (failed, truncated) = reasons(from);
-        let port = self.port_mut(from);
-        let conn = port.conn.as_mut().expect("only called for a side that speaks TLS");
-        let greeting = conn.is_handshaking();
-        let result = conn.receive(bytes, &mut plain, &mut answer, &mut core.scratch);
-        let (done, ended) = (!conn.is_handshaking(), conn.received_end());
-        let early = greeting && done;
-        if early {
-            port.early.extend_from_slice(&plain);
-        }
-        // A side that was told the end is told no more.
-        if !self.port(from.other()).ended {
-            let start = core.output.len();
-            core.output.extend_from_slice(&answer);
-            self.emit(core, token, from, start);
-        }
-        let start = core.output.len();
-        let passed = if greeting { Ok(()) } else { self.pass_on(core, from, &plain) };
-        core.plain = plain;
-        match (result, stop) {
-            (Err(_), _) => Outcome::Failed(failed),
-            _ if early => Outcome::Greeted,
-            (_, Stop::Eof | Stop::Failed { .. }) if greeting => Outcome::Failed(failed),
+        let greeting = self.greets(from);
+        let start = match self.open(core, token, from, bytes) {
+            Ok(start) => start,
+            Err(reason) => return Outcome::Failed(reason),
+        };
+        let ended = self.port(from).conn.as_ref().is_some_and(Conn::received_end);
+        match stop {
+            _ if greeting && !self.greets(from) => Outcome::Greeted,
+            Stop::Eof | Stop::Failed { .. } if greeting => Outcome::Failed(failed),
             _ if greeting => {
                 if stop == Stop::Budget || self.port(from).news {
                     self.take(core, token, from);
                 }
                 Outcome::Nothing
             }
-            _ if passed.is_err() => Outcome::Failed(reasons(from.other()).0),
-            (_, Stop::Eof) if !ended => {
+            Stop::Eof if !ended => {
                 self.emit(core, token, from.other(), start);
                 Outcome::Failed(truncated)
             }
             _ => self.passed(core, token, from, start, stop, ended),
         }
+    }
+
+    /// Decrypts what a side has said, and answers it as TLS demands. What it said is in the output
+    /// from the place returned on, as the other side is to have it; if it came along with a
+    /// handshake's end, it is `early`.
+    fn open(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+    ) -> Result<usize, CloseReason> {
+        let greeting = self.greets(from);
+        // Nothing is to be done any more to what goes to a side that speaks as it is.
+        let as_it_is = !greeting && self.port(from.other()).conn.is_none();
+        let mut plain = std::mem::take(&mut core.plain);
+        plain.clear();
+        let mut answer = Vec::new();
+        let mut start = core.output.len();
+        let port = self.port_mut(from);
+        let conn = port.conn.as_mut().expect("only called for a side that speaks TLS");
+        let into = if as_it_is { &mut core.output } else { &mut plain };
+        let result = conn.receive(bytes, into, &mut answer, &mut core.scratch);
+        if greeting && !conn.is_handshaking() {
+            port.early.extend_from_slice(&plain);
+        }
+        // A side that was told the end is told no more.
+        if !answer.is_empty() && !self.port(from.other()).ended {
+            // In front of what was said, which has to stand last. After the handshake this is rare.
+            let said = core.output.split_off(start);
+            core.output.extend_from_slice(&answer);
+            self.emit(core, token, from, start);
+            start = core.output.len();
+            core.output.extend_from_slice(&said);
+        }
+        let passed = match result {
+            Err(_) => Err(reasons(from).0),
+            Ok(()) if greeting => Ok(()),
+            Ok(()) if as_it_is => {
+                let said = core.output.len() - start;
+                self.port_mut(from.other()).plain += u32::try_from(said).unwrap_or(u32::MAX);
+                Ok(())
+            }
+            Ok(()) => self.pass_on(core, from, &plain),
+        };
+        core.plain = plain;
+        passed.map(|()| start)
     }
 
     /// Puts what one side has said into the output, as the other is to have it.
@@ -435,6 +528,11 @@ impl Terminated {
 }
 
 impl Core {
+    /// Whether another `Take` or `Give` keeps within the bounds of a worker's memory.
+    pub fn has_room(&self) -> bool {
+        self.takes < MOST_TAKES && self.output.len() < MOST_OUTPUT
+    }
+
     /// rustls' clock on this thread is the worker's.
     fn tell_time(&self) {
         WorkerTime::set((self.epoch + self.now) / 1_000_000);

@@ -1,7 +1,10 @@
 //! rustls as bytes in, bytes out: one side of a session that speaks TLS.
 //!
-//! Nothing is buffered here but the beginning of a record that has not come whole: at the most
-//! 16 KiB and a header of it, or 64 KiB of a handshake message in several records (rustls' limit).
+//! Nothing is buffered here but the beginning of a record that has not come whole, 18 KiB at the
+//! most, or of a handshake message in several records: 64 KiB with all that is around it. rustls
+//! bounds the message alone, and a peer could wrap each byte of one in 16 KiB of padding.
+//!
+//! rustls allocates once for each record that it decrypts, and once for each that it encrypts.
 
 use config_sync::der::common_name;
 use config_sync::terminator::{Originator, Terminator};
@@ -10,14 +13,17 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{CipherSuite, HandshakeKind, ProtocolVersion};
+use rustls::{CipherSuite, HandshakeKind, InvalidMessage, ProtocolVersion};
 
 use super::proxy_protocol::{ClientCertificate, ClientTls};
+
+/// The most that `incoming` may come to.
+const MOST_CARRIED: usize = 64 * 1024;
 
 /// One TLS connection.
 pub struct Conn {
     peer: Peer,
-    /// What has come and could not be processed yet.
+    /// What has come and could not be processed yet. Memory only while there is something.
     incoming: Vec<u8>,
     /// close_notify has come: this side has ended cleanly.
     received_end: bool,
@@ -134,7 +140,7 @@ impl Conn {
         scratch: &mut Vec<u8>,
     ) -> Result<(), rustls::Error> {
         scratch.clear();
-        scratch.append(&mut self.incoming);
+        scratch.extend_from_slice(&self.incoming);
         scratch.extend_from_slice(bytes);
         let mut at = 0;
         let result = loop {
@@ -154,10 +160,30 @@ impl Conn {
                     break;
                 }
             }
-        } else if !self.received_end {
-            self.incoming = scratch[at..].to_vec();
+            return result;
         }
-        result
+        self.carry(&scratch[at..])
+    }
+
+    /// Keeps what could not be processed yet.
+    fn carry(&mut self, rest: &[u8]) -> Result<(), rustls::Error> {
+        if rest.len() > MOST_CARRIED {
+            return Err(InvalidMessage::HandshakePayloadTooLarge.into());
+        }
+        if rest.is_empty() || self.received_end {
+            self.incoming = Vec::new();
+        } else {
+            // In the memory of the last one, if that will do: bulk leaves one at every turn.
+            self.incoming.clear();
+            self.incoming.reserve_exact(rest.len());
+            self.incoming.extend_from_slice(rest);
+        }
+        Ok(())
+    }
+
+    /// Bytes that have come and could not be processed yet.
+    pub fn carried(&self) -> usize {
+        self.incoming.len()
     }
 
     /// Adds to `out` what says `plain` to the peer. Only after the handshake.
@@ -304,5 +330,56 @@ fn write<Data>(
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conn").field("handshaking", &self.is_handshaking()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use config_sync::terminator::Certificates;
+    use rustls::ServerConfig;
+    use rustls::crypto::ring::default_provider;
+
+    use super::*;
+
+    fn conn() -> Conn {
+        let certificates = Arc::new(Certificates::new([0; 4], None, None));
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_cert_resolver(certificates.clone());
+        let terminator = Terminator { config: Arc::new(config), certificates };
+        Conn::terminate(&terminator).expect("a connection")
+    }
+
+    /// A hello of 60,000 bytes, in records of one byte each: 360,000 bytes of them.
+    #[test]
+    fn a_handshake_message_can_be_wrapped_in_only_so_much() {
+        let mut conn = conn();
+        let message = [1, 0, 0xea, 0x60].into_iter().chain(std::iter::repeat_n(0, 60_000));
+        let wrapped: Vec<u8> = message.flat_map(|byte| [22, 3, 1, 0, 1, byte]).collect();
+        let (mut plain, mut out, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let mut taken = 0;
+        let refused = wrapped.chunks(4_096).any(|bytes| {
+            taken += bytes.len();
+            let received = conn.receive(bytes, &mut plain, &mut out, &mut scratch);
+            assert!(conn.incoming.capacity() <= MOST_CARRIED);
+            received.is_err()
+        });
+        assert!(refused && taken == MOST_CARRIED + 4_096, "{taken}");
+    }
+
+    #[test]
+    fn what_comes_in_pieces_is_kept_until_it_is_whole_and_no_longer() {
+        let mut conn = conn();
+        let (mut plain, mut out, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        // A warning that the gateway takes no notice of.
+        for (byte, carried) in [21, 3, 3, 0, 2, 1, 90].into_iter().zip([1, 2, 3, 4, 5, 6, 0]) {
+            conn.receive(&[byte], &mut plain, &mut out, &mut scratch).expect("an alert");
+            assert_eq!(conn.carried(), carried);
+        }
+        assert_eq!(conn.incoming.capacity(), 0);
     }
 }

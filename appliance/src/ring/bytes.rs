@@ -13,17 +13,15 @@ pub(super) fn take(
     from: Side,
     fd: Option<BorrowedFd<'_>>,
     wanted: Wanted,
-    scratch: &mut [u8],
     arena: &mut Vec<u8>,
 ) -> Event {
     let start = size(arena.len());
     let taken = |len, stop| Event::Taken { from, start, len: size(len), stop };
     let Some(fd) = fd else { return taken(0, gone(from)) };
-    let room = scratch.len().min(wanted.budget as usize);
-    match sys::recv(fd, &mut scratch[..room], 0) {
+    let room = wanted.budget as usize;
+    match sys::recv_behind(fd, arena, room, 0) {
         Ok(0) if room > 0 => taken(0, Stop::Eof),
         Ok(len) => {
-            arena.extend_from_slice(&scratch[..len]);
             // A short read says that nothing is left, but for an end that was announced.
             let stop = if len < room && !wanted.to_eof { Stop::Drained } else { Stop::Budget };
             taken(len, stop)

@@ -50,7 +50,20 @@ pub struct Turn {
     pub output: Vec<u8>,
 }
 
+/// Memory that a turn keeps for its bytes and for its output: above what `Take`s come to.
+const MOST_KEPT: usize = 4 << 20;
+
 impl Turn {
+    /// Gives back what one round in a thousand needs.
+    pub fn trim(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(MOST_KEPT);
+        }
+        if self.output.is_empty() {
+            self.output.shrink_to(MOST_KEPT);
+        }
+    }
+
     fn push(&mut self, token: Token, event: Event) {
         self.events.push((token, event));
     }

@@ -17,6 +17,23 @@ pub(super) fn recv(fd: BorrowedFd<'_>, into: &mut [u8], flags: c_int) -> io::Res
     retry(|| unsafe { libc::recv(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), flags) })
 }
 
+/// As [`recv`], behind what `into` holds already, and no more than `room` bytes.
+pub(super) fn recv_behind(
+    fd: BorrowedFd<'_>,
+    into: &mut Vec<u8>,
+    room: usize,
+    flags: c_int,
+) -> io::Result<usize> {
+    into.reserve(room);
+    let free: *mut c_void = into.spare_capacity_mut().as_mut_ptr().cast();
+    let flags = flags | libc::MSG_DONTWAIT;
+    // SAFETY: the vector has room for that many bytes more, and the kernel writes no more.
+    let len = retry(|| unsafe { libc::recv(fd.as_raw_fd(), free, room, flags) })?;
+    // SAFETY: they are within the capacity, and the kernel has just written so many of them.
+    unsafe { into.set_len(into.len() + len) };
+    Ok(len)
+}
+
 /// send(2) without waiting and without SIGPIPE.
 pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

@@ -20,8 +20,14 @@ use super::stream::{Streams, Waiting};
 use super::sys;
 use super::transfer::{Transfer, Wanted, is_blocked, send_all};
 
-/// Bytes of the worker's one buffer for copying, and the most that `Peek` looks at.
+/// Bytes of the worker's one buffer for copying.
 const SCRATCH: usize = 64 * 1024;
+
+/// The most that `Peek` looks at, and the steps in which it looks further. All that is seen in one
+/// round is in memory at once, and most clients have said all within the first step; bulk may wait
+/// behind it.
+const MOST_PEEKED: usize = 64 * 1024;
+const PEEKED: usize = 4 * 1024;
 
 /// What every side is watched for. Edges: io_uring polls are edge-triggered unless told otherwise.
 const NEWS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP;
@@ -156,17 +162,16 @@ impl Tcp {
     }
 
     pub(super) fn peek(&mut self, token: Token, at_least: u32, turn: &mut Turn) {
-        let Self { pairs, scratch, .. } = self;
-        let Some(pair) = find_live(pairs, token) else { return };
-        let (mut len, mut end) = pair.client.peek(scratch);
+        let Some(pair) = self.live(token) else { return };
+        let start = turn.bytes.len();
+        let (mut len, mut end) = pair.client.peek(at_least, &mut turn.bytes);
         if len < at_least as usize && !end {
             // Fewer bytes are to wake nobody; those that came before the mark was set are
             // seen by looking again.
             pair.client.raise_mark(at_least);
-            (len, end) = pair.client.peek(scratch);
+            turn.bytes.truncate(start);
+            (len, end) = pair.client.peek(at_least, &mut turn.bytes);
         }
-        let start = turn.bytes.len();
-        turn.bytes.extend_from_slice(&scratch[..len]);
         turn.push(token, Event::Peeked { start: size(start), len: size(len), end });
     }
 
@@ -294,15 +299,14 @@ impl Tcp {
     }
 
     pub(super) fn take(&mut self, token: Token, from: Side, mut wanted: Wanted, turn: &mut Turn) {
-        let Self { pairs, scratch, .. } = self;
-        let Some(pair) = find_live(pairs, token) else { return };
+        let Some(pair) = self.live(token) else { return };
         if from == Side::Client && pair.client.raised {
             pair.client.clear_mark();
         }
         let source = pair.side(from);
         wanted.to_eof |= source.ending;
         let fd = source.fd.as_ref().map(AsFd::as_fd);
-        let taken = bytes::take(from, fd, wanted, scratch, &mut turn.bytes);
+        let taken = bytes::take(from, fd, wanted, &mut turn.bytes);
         turn.push(token, taken);
     }
 
@@ -573,18 +577,20 @@ impl Connection {
         self.polling || self.stream != Stream::Off
     }
 
-    /// What waits to be read, copied into `scratch`, and whether no more will come.
-    fn peek(&self, scratch: &mut [u8]) -> (usize, bool) {
+    /// How much of what waits to be read was put into `arena`, and whether no more will come.
+    fn peek(&self, at_least: u32, arena: &mut Vec<u8>) -> (usize, bool) {
         let Some(fd) = &self.fd else { return (0, true) };
-        match sys::recv(fd.as_fd(), scratch, libc::MSG_PEEK) {
+        let room = (at_least.max(1) as usize).next_multiple_of(PEEKED).min(MOST_PEEKED);
+        match sys::recv_behind(fd.as_fd(), arena, room, libc::MSG_PEEK) {
             Ok(0) => (0, true),
-            Ok(len) => (len, self.ending),
+            // There may be more than was looked at.
+            Ok(len) => (len, self.ending && (len < room || room == MOST_PEEKED)),
             Err(error) => (0, error.raw_os_error() != Some(libc::EAGAIN)),
         }
     }
 
     fn raise_mark(&mut self, bytes: u32) {
-        self.raised |= self.set_mark(bytes.min(size(SCRATCH)));
+        self.raised |= self.set_mark(bytes.min(size(MOST_PEEKED)));
     }
 
     fn clear_mark(&mut self) {

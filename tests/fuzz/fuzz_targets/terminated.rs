@@ -1,9 +1,12 @@
-//! A session that speaks TLS: random cuts, orders of ends and faults, made of the input.
+//! Sessions that speak TLS: cuts, orders of ends and faults are made of the input, choice by
+//! choice; what the input is too short for is the same in every run.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use ringway_tests::rng::Rng;
+use ringway_tests::tls_world;
 
-fuzz_target!(|seed: u64| {
-    ringway_tests::tls_world::run(seed);
+fuzz_target!(|bytes: &[u8]| {
+    tls_world::play(Rng::scripted(bytes));
 });

@@ -224,9 +224,6 @@ impl Session {
     }
 
     fn not_introduced(&mut self, core: &mut Core, why: Why) {
-        if let Some(endpoint) = self.endpoint {
-            core.counters.endpoint(endpoint).connect_failures.add(1);
-        }
-        self.finish(core, failure(Side::Endpoint, why), true);
+        self.endpoint_failed(core, failure(Side::Endpoint, why));
     }
 }

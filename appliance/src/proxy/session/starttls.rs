@@ -27,6 +27,8 @@ enum Step {
     Taking {
         left: u32,
         answer: u8,
+        /// A `Take` is under way: a second one would take what is not the request's.
+        under_way: bool,
     },
     /// The answer is under way, or waits for the client's socket.
     Answering {
@@ -41,6 +43,8 @@ pub(super) struct Asking {
     pub(super) connecting: Connecting,
     /// Bytes of the request that it was given.
     given: usize,
+    /// A `Take` is under way: a second one would take what comes behind the answer.
+    taking: bool,
     blocked: bool,
     /// It has ended: whatever it answers, no handshake can follow.
     ending: bool,
@@ -78,12 +82,12 @@ impl Session {
                 if let Stop::Eof | Stop::Failed { .. } = stop {
                     return self.finish(core, CloseReason::ClientGone, true);
                 }
-                if let Step::Taking { left, answer } = &mut requesting.step {
-                    *left = left.saturating_sub(len);
-                    let (left, answer) = (*left, *answer);
-                    if left == 0 {
-                        requesting.step = Step::Answering { answer, blocked: false };
-                    }
+                if let Step::Taking { left, answer, .. } = requesting.step {
+                    let left = left.saturating_sub(len);
+                    requesting.step = match left {
+                        0 => Step::Answering { answer, blocked: false },
+                        _ => Step::Taking { left, answer, under_way: false },
+                    };
                     // Less than was seen there already: the rest comes with a `Ready`, or at once.
                     if left == 0 || stop == Stop::Budget {
                         self.go_on_requesting(core);
@@ -99,14 +103,15 @@ impl Session {
                     }
                 }
             },
-            (State::Asking(asking), Event::Given { sent, stop, .. }) => {
+            (State::Asking(asking), Event::Given { to: Side::Endpoint, sent, stop, .. }) => {
                 asking.given += sent as usize;
                 asking.blocked = stop == Stop::Blocked;
                 if let Stop::Failed { .. } = stop {
                     self.unanswered(core);
                 }
             }
-            (State::Asking(_), Event::Taken { start, len, stop, .. }) => {
+            (State::Asking(asking), Event::Taken { from: Side::Endpoint, start, len, stop }) => {
+                asking.taking = false;
                 self.heard(core, &bytes[start as usize..][..len as usize], stop);
             }
             _ => {}
@@ -158,16 +163,26 @@ impl Session {
                 return self.finish(core, CloseReason::HelloInvalid, true);
             }
         };
-        requesting.step = Step::Taking { left: size(SSL_REQUEST.len()), answer };
+        let left = size(SSL_REQUEST.len());
+        requesting.step = Step::Taking { left, answer, under_way: false };
         self.go_on_requesting(core);
     }
 
     fn go_on_requesting(&mut self, core: &mut Core) {
-        let State::Requesting(requesting) = &self.state else { return };
-        match requesting.step {
+        let State::Requesting(requesting) = &mut self.state else { return };
+        match &mut requesting.step {
             Step::Awaited => {}
-            Step::Taking { left, .. } => self.take_words(core, Side::Client, left),
-            Step::Answering { answer, .. } => self.give_words(core, Side::Client, &[answer]),
+            Step::Taking { left, under_way, .. } => {
+                // What is news now is there when the `Take` that is under way looks.
+                if !std::mem::replace(under_way, true) {
+                    let left = *left;
+                    self.take_words(core, Side::Client, left);
+                }
+            }
+            Step::Answering { answer, .. } => {
+                let answer = *answer;
+                self.give_words(core, Side::Client, &[answer]);
+            }
         }
     }
 
@@ -196,7 +211,13 @@ impl Session {
 
     /// Asks the endpoint for TLS.
     pub(super) fn ask(&mut self, core: &mut Core, connecting: Connecting) {
-        self.state = State::Asking(Asking { connecting, given: 0, blocked: false, ending: false });
+        self.state = State::Asking(Asking {
+            connecting,
+            given: 0,
+            taking: false,
+            blocked: false,
+            ending: false,
+        });
         self.give_words(core, Side::Endpoint, &SSL_REQUEST);
     }
 
@@ -208,11 +229,12 @@ impl Session {
         if failed {
             return self.unanswered(core);
         }
+        let takes = (readable || ending) && !std::mem::replace(&mut asking.taking, true);
         if writable && std::mem::take(&mut asking.blocked) {
             let given = asking.given;
             self.give_words(core, Side::Endpoint, &SSL_REQUEST[given..]);
         }
-        if readable || ending {
+        if takes {
             // A byte more than the answer has: one behind it is not from the endpoint.
             self.take_words(core, Side::Endpoint, 2);
         }
@@ -229,10 +251,7 @@ impl Session {
     }
 
     fn unanswered(&mut self, core: &mut Core) {
-        if let Some(endpoint) = self.endpoint {
-            core.counters.endpoint(endpoint).connect_failures.add(1);
-        }
-        self.finish(core, CloseReason::EndpointStarttlsFailed, true);
+        self.endpoint_failed(core, CloseReason::EndpointStarttlsFailed);
     }
 
     fn take_words(&mut self, core: &mut Core, from: Side, at_most: u32) {
