@@ -272,11 +272,16 @@ fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
     driver.until(|_, event| {
         matches!(event, Event::Ready { side: CLIENT, readable: true, .. }).then_some(())
     });
+    client.write_all(&[b'f'; 9_999]).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     driver.until(|_, event| {
         matches!(event, Event::Ready { side: CLIENT, ending: true, .. }).then_some(())
     });
-    assert_eq!(peeked(&mut driver, 100), (b"f".to_vec(), true));
+    // No further than was asked for, in steps of 4 KiB; the end shows behind the last byte.
+    for (at_least, len, end) in [(100, 4_096, false), (4_097, 8_192, false), (8_193, 10_000, true)]
+    {
+        assert_eq!(peeked(&mut driver, at_least), (vec![b'f'; len], end));
+    }
     let mut got = [0; 5];
     endpoint.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"abcde");
