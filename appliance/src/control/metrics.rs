@@ -172,6 +172,8 @@ impl Scrape<'_> {
         sided(received, "endpoint", sum(|worker, id| worker.listener(id).from_endpoints.get()));
         sided(sent, "client", sum(|worker, id| worker.listener(id).to_clients.get()));
         sided(sent, "endpoint", sum(|worker, id| worker.listener(id).to_endpoints.get()));
+        let fragmented = sum(|worker, id| worker.listener(id).fragmented.get());
+        page.counter("ringway_datagrams_fragmented_total", &[name], fragmented);
         for reason in DropReason::ALL {
             let dropped =
                 |worker: &Arc<Counters>| worker.listener(id).dropped[*reason as usize].get();
@@ -599,6 +601,12 @@ const METRICS: &[(&str, Type, &str)] = &[
     ("ringway_datagrams_sent_total", Type::Counter, "Datagrams, by the side they went to."),
     ("ringway_datagrams_dropped_total", Type::Counter, "Datagrams not forwarded, by reason."),
     (
+        "ringway_datagrams_fragmented_total",
+        Type::Counter,
+        "Datagrams that fitted the path to their endpoint until a PROXY header was put before \
+         them: sent in fragments.",
+    ),
+    (
         "ringway_endpoint_sessions_opened_total",
         Type::Counter,
         "Sessions connected, or flows given, to the endpoint.",
@@ -786,6 +794,7 @@ mod tests {
             tcp.duration.record(2_000_000);
             tcp.duration.record(u64::from(u32::MAX) * 1_000);
             worker.listener(ListenerId(1)).dropped[DropReason::NoRoute as usize].add(3);
+            worker.listener(ListenerId(1)).fragmented.add(2);
             worker.endpoint(EndpointId(0)).connect.record(1_500);
             worker.unmatched[CloseReason::HelloTimeout as usize].add(1);
         }
@@ -796,6 +805,7 @@ mod tests {
         is("ringway_sessions_refused_total{reason=\"unknown_server_name\"}", 0.0);
         is("ringway_sessions_refused_total{reason=\"hello_timeout\"}", 2.0);
         is("ringway_datagrams_dropped_total{listener=\"dns\",reason=\"no_route\"}", 6.0);
+        is("ringway_datagrams_fragmented_total{listener=\"dns\"}", 4.0);
         is("ringway_flows_closed_total{listener=\"dns\",reason=\"flow_timeout\"}", 0.0);
         is("ringway_session_slots{worker=\"1\"}", 10.0);
         let connect = "ringway_endpoint_connect_duration_seconds";

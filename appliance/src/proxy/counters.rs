@@ -79,6 +79,8 @@ pub struct ListenerCounters {
     pub from_endpoints: Counter,
     pub to_clients: Counter,
     pub dropped: ByReason<{ DropReason::COUNT }>,
+    /// Datagrams that fitted the path to their endpoint until a PROXY header was put before them.
+    pub fragmented: Counter,
     /// Session or flow durations.
     pub duration: Histogram,
 }
@@ -233,9 +235,10 @@ impl Counters {
             from_endpoints,
             to_clients,
             dropped,
+            fragmented,
             duration,
         } = self.listener(id);
-        let traffic = [from_clients, to_endpoints, from_endpoints, to_clients];
+        let traffic = [from_clients, to_endpoints, from_endpoints, to_clients, fragmented];
         let reasons = refused.iter().chain(closed.iter()).chain(dropped.iter());
         let all = reasons.chain([opened, bytes_up, bytes_down]).chain(traffic);
         all.chain(duration.all()).for_each(|counter| counter.set(0));

@@ -328,6 +328,11 @@ impl Flows {
                 }
             }
             Event::SendFailed { why, count } => self.send_failed(core, token, why, count),
+            Event::Fragmented { count } => {
+                if let Some(flow) = self.flows.at(upstream.flow) {
+                    core.counters.listener(flow.listener).fragmented.add(u64::from(count));
+                }
+            }
             Event::OpenFailed { .. } => self.unopened(core, token.slot),
             Event::Closed => self.upstream_gone(core, token.slot),
             _ => {}

@@ -295,6 +295,11 @@ pub enum Event {
         why: Why,
         count: u32,
     },
+    /// `count` datagrams to an endpoint go in fragments because of the head that was put before
+    /// each (`Part`): without it, the path would have taken them whole.
+    Fragmented {
+        count: u32,
+    },
 }
 
 /// Why a `Move` stopped.

@@ -20,6 +20,9 @@ const MAX_SEGMENTS: u32 = 64;
 /// Bytes of one message: 65,507 is the most over IPv4, less what a path may add.
 const MAX_BYTES: u32 = 65_000;
 
+/// Bytes of the largest datagram over IPv4. What is larger is not sent at all.
+const MAX_DATAGRAM: u32 = 65_507;
+
 /// No send to append to.
 const NONE: u32 = u32::MAX;
 
@@ -50,11 +53,26 @@ pub(super) struct Sends {
     /// By upstream slot: the send of this turn that more of the same flow may join.
     open_up: Box<[u32]>,
     open_down: Box<[u32]>,
+    /// By upstream slot.
+    paths: Box<[Path]>,
     /// Sends that get another chance.
     again: Vec<u32>,
+    /// Trains that the kernel would not cut.
     singly: Vec<u32>,
     failures: Vec<(u32, i32)>,
     singles: Singles,
+}
+
+/// The way to a slot's endpoint.
+#[derive(Clone, Copy)]
+pub(super) struct Path {
+    generation: u32,
+    /// Payload bytes of the largest datagram that took it whole when it was looked at; `None`: it
+    /// was not.
+    whole: Option<u16>,
+    /// Payload bytes of the largest datagrams that may go as a train: at first the same, less once
+    /// the kernel has refused some.
+    in_trains: u16,
 }
 
 /// One message, of one flow and direction.
@@ -158,6 +176,7 @@ impl Sends {
             used: Vec::with_capacity(usize::from(buffers)),
             open_up: none(),
             open_down: none(),
+            paths: vec![Path::new(0); flows as usize].into(),
             again: Vec::with_capacity(most),
             singly: Vec::with_capacity(most),
             failures: Vec::with_capacity(most),
@@ -167,6 +186,15 @@ impl Sends {
                 ends: Vec::with_capacity(MAX_SEGMENTS as usize),
             },
         }
+    }
+
+    /// The path of an upstream slot, to which nobody has looked yet if the slot is used anew.
+    pub(super) fn path(&mut self, token: Token) -> &mut Path {
+        let path = &mut self.paths[token.slot as usize];
+        if path.generation != token.generation {
+            *path = Path::new(token.generation);
+        }
+        path
     }
 
     pub(super) fn add_up(
@@ -181,7 +209,7 @@ impl Sends {
         let train = train.part(part);
         let Some(target) = target else { return turn.push(token, gone(train.count())) };
         let flow = Some(token.slot);
-        self.add(Send::new(token, target, flow, None, None), buffer, part, train);
+        self.add(Send::new(token, target, flow, None, None), buffer, part, train, turn);
     }
 
     pub(super) fn add_down(
@@ -197,7 +225,7 @@ impl Sends {
         let Some(target) = target else { return turn.push(token, gone(train.count())) };
         let flow = Some(down.from).filter(|slot| (*slot as usize) < self.open_down.len());
         let template = Send::new(token, target, flow, Some(down.peer.into()), down.local);
-        self.add(template, down.buffer, down.part, train);
+        self.add(template, down.buffer, down.part, train, turn);
     }
 
     fn use_up(&mut self, buffer: BufferId, part: Part) {
@@ -210,16 +238,19 @@ impl Sends {
     pub(super) fn flush(&mut self, buffers: &mut Buffers, queue: &mut Queue, turn: &mut Turn) {
         if !self.sends.is_empty() {
             self.build(buffers, &turn.output);
-            self.again.extend(0..index(self.sends.len()));
-            self.round(queue);
-            self.sort_failures(true, turn);
-            if !self.again.is_empty() {
-                self.round(queue);
-                self.sort_failures(false, turn);
+            self.sort_sends();
+            for first_time in [true, false] {
+                if !self.again.is_empty() {
+                    self.round(queue);
+                    self.sort_failures(first_time, turn);
+                }
             }
-            while let Some(send) = self.singly.pop() {
+            let mut singly = std::mem::take(&mut self.singly);
+            singly.sort_unstable();
+            for send in singly.drain(..) {
                 self.send_singly(send, buffers, queue, turn);
             }
+            self.singly = singly;
             self.forget();
         }
         for buffer in self.used.drain(..) {
@@ -228,9 +259,9 @@ impl Sends {
     }
 
     /// Adds a train to the flow's last send, or to a new one like `template`.
-    fn add(&mut self, template: Send, buffer: BufferId, part: Part, train: Train) {
+    fn add(&mut self, template: Send, buffer: BufferId, part: Part, train: Train, turn: &mut Turn) {
         if part.strip > 0 || part.head.1 > 0 {
-            return self.add_changed(&template, buffer, part, train);
+            return self.add_changed(&template, buffer, part, train, turn);
         }
         let most = MAX_BYTES.checked_div(train.size).unwrap_or(1).clamp(1, MAX_SEGMENTS);
         let mut rest = train;
@@ -247,16 +278,32 @@ impl Sends {
         }
     }
 
-    /// The same of datagrams whose heads are other ones: each by itself.
-    fn add_changed(&mut self, template: &Send, buffer: BufferId, part: Part, train: Train) {
+    /// The same of datagrams whose heads are other ones: each by itself. Says how many of them the
+    /// path would have taken whole without the new head.
+    fn add_changed(
+        &mut self,
+        template: &Send,
+        buffer: BufferId,
+        part: Part,
+        train: Train,
+        turn: &mut Turn,
+    ) {
         let head = u32::from(part.head.1);
+        let whole =
+            u32::from(self.path_of(template).and_then(|path| path.whole).unwrap_or(u16::MAX));
+        let mut grown = 0;
         for (start, len) in train.datagrams() {
             let strip = u32::from(part.strip).min(len);
             let head_chunk = Chunk { buffer: None, start: part.head.0, len: head, next: NONE };
             let (start, len) = (start + strip, len - strip);
+            let too_large = whole < head + len && head + len <= MAX_DATAGRAM;
+            grown += u32::from(len <= whole && too_large);
             let rest = Chunk { buffer: Some(buffer.0), start, len, next: NONE };
             let chunks = [head_chunk, rest].into_iter().filter(|chunk| chunk.len > 0);
             self.add_piece(template, Train::new(0, head + len), chunks);
+        }
+        if grown > 0 {
+            turn.push(template.token, Event::Fragmented { count: grown });
         }
     }
 
@@ -306,6 +353,12 @@ impl Sends {
         slots.get_mut(send.flow? as usize)
     }
 
+    /// The path to an endpoint; none to a client.
+    fn path_of(&self, send: &Send) -> Option<&Path> {
+        let is_up = send.token.kind == Kind::Upstream;
+        self.paths.get(send.flow.filter(|_| is_up)? as usize)
+    }
+
     /// Fills in the messages. Nothing may be added before they were sent: they point to each other.
     fn build(&mut self, buffers: &Buffers, output: &[u8]) {
         self.iovecs.clear();
@@ -324,6 +377,17 @@ impl Sends {
             send.message.msg_iovlen = end - begin;
             end = begin;
             send.address(if send.count > 1 { send.size } else { 0 });
+        }
+    }
+
+    /// Which sends go as they are, and of which it is known that they can't.
+    fn sort_sends(&mut self) {
+        for at in 0..index(self.sends.len()) {
+            let send = &self.sends[at as usize];
+            let most = self.path_of(send).map_or(u32::MAX, |path| path.in_trains.into());
+            let sorted =
+                if send.count > 1 && send.size > most { &mut self.singly } else { &mut self.again };
+            sorted.push(at);
         }
     }
 
@@ -352,6 +416,11 @@ impl Sends {
                 // The path takes smaller packets than the train's, or the device can't cut it.
                 libc::EMSGSIZE | libc::EINVAL | libc::EIO if send.count > 1 => {
                     self.singly.push(index);
+                    if send.token.kind == Kind::Upstream
+                        && let Some(path) = self.paths.get_mut(send.token.slot as usize)
+                    {
+                        path.refused(send.size);
+                    }
                 }
                 _ => {
                     let why = send.why_failed(errno);
@@ -425,6 +494,30 @@ impl Sends {
         }
         self.sends = sends;
         self.chunks.clear();
+    }
+}
+
+impl Path {
+    fn new(generation: u32) -> Self {
+        Self { generation, whole: None, in_trains: u16::MAX }
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.whole.is_some()
+    }
+
+    /// Payload bytes of the largest datagram that it takes whole. What changes later it learns of
+    /// by trains that are refused, and not at all if it takes more than before: until the socket is
+    /// closed, its trains then go singly, as they did.
+    pub(super) fn takes(&mut self, whole: u16) {
+        self.whole = Some(whole);
+        self.in_trains = self.in_trains.min(whole);
+    }
+
+    /// A train of datagrams of this size was refused: so would the next be.
+    fn refused(&mut self, size: u32) {
+        let less = u16::try_from(size.saturating_sub(1)).unwrap_or(u16::MAX);
+        self.in_trains = self.in_trains.min(less);
     }
 }
 
@@ -590,6 +683,39 @@ mod tests {
             (0..3).map(|_| server.recv(&mut [0; 1000]).expect("a datagram")).collect();
         assert_eq!(sizes, [100, 100, 50]);
         assert_eq!((turn.events.len(), buffers.free()), (0, 2));
+        // The next is not tried as a train first; a smaller one may be.
+        assert_eq!(sends.paths[0].in_trains, 99);
+        let small = Train { start: 16, len: 60, size: 30 };
+        for train in [train, small] {
+            let part = Part { more: true, ..Part::default() };
+            sends.add_up(token, target, (BufferId(0), part), train, &mut turn);
+        }
+        sends.sort_sends();
+        assert_eq!((&sends.singly[..], &sends.again[..]), (&[0][..], &[1][..]));
+    }
+
+    #[test]
+    fn datagrams_that_a_header_makes_too_large_for_their_path_are_told_of() {
+        let mut sends = Sends::new(2, 2);
+        let mut turn = Turn::default();
+        let token = |slot| Token { kind: Kind::Upstream, slot, generation: 1 };
+        let target = Some(Target::Registered(0));
+        sends.path(token(0)).takes(1_000);
+        let mut add = |slot, head, sizes: (u32, u32)| {
+            let train = Train { start: 0, len: sizes.0, size: sizes.1 };
+            let part = Part { strip: 8, head: (0, head), more: true, ..Part::default() };
+            sends.add_up(token(slot), target, (BufferId(0), part), train, &mut turn);
+            let fragmented = |(_, event): (_, Event)| match event {
+                Event::Fragmented { count } => count,
+                other => panic!("{other:?}"),
+            };
+            turn.events.drain(..).map(fragmented).sum::<u32>()
+        };
+        // With 28 bytes for 8: 1,000 in the end, and 1,001.
+        assert_eq!((add(0, 28, (980, 980)), add(0, 28, (981, 981))), (0, 1));
+        // Two of the three; and two that were too large before.
+        assert_eq!((add(0, 28, (2_500, 990)), add(0, 28, (2_020, 1_010))), (2, 0));
+        assert_eq!((add(0, 0, (990, 990)), add(1, 28, (990, 990))), (0, 0), "no head, no path");
     }
 
     #[test]

@@ -225,6 +225,29 @@ pub(super) fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> i
     SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
 }
 
+/// Payload bytes of the largest datagram that goes to the peer of a connected UDP socket in one
+/// packet, as far as the kernel knows the path (IP_MTU, ip(7); IPV6_MTU, ipv6(7)).
+pub(super) fn path_room(fd: BorrowedFd<'_>, peer: &SocketAddr) -> u16 {
+    let (level, name, headers) = match peer {
+        SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_MTU, 20 + 8),
+        SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_MTU, 40 + 8),
+    };
+    let mut mtu = [0; 4];
+    match sys::get_option(fd, level, name, &mut mtu) {
+        Ok(4) => u16::try_from(i32::from_ne_bytes(mtu) - headers).unwrap_or(u16::MAX),
+        _ => u16::MAX,
+    }
+}
+
+/// The same of a peer to which no socket is connected.
+pub(super) fn room_to(peer: &SocketAddr) -> u16 {
+    let connected = sys::socket(peer, libc::SOCK_DGRAM).and_then(|fd| {
+        sys::connect(fd.as_fd(), peer)?;
+        Ok(fd)
+    });
+    connected.map_or(u16::MAX, |fd| path_room(fd.as_fd(), peer))
+}
+
 /// What an errno means in general. Where EAGAIN or EADDRINUSE speak of source ports, see
 /// [`why_unopened`].
 pub(super) fn why(errno: i32) -> Why {

@@ -17,7 +17,9 @@ use super::features::RingError;
 use super::listeners::Listeners;
 use super::queue::{Completion, Mark, Queue, Target, What};
 use super::send::{Down, Sends, Train};
-use super::sockets::{UDP_GRO, bind_source, open_shared, parse_address, why, why_unopened};
+use super::sockets::{
+    UDP_GRO, bind_source, open_shared, parse_address, path_room, room_to, why, why_unopened,
+};
 use super::sys;
 
 /// Room for an address of either family.
@@ -92,17 +94,18 @@ impl Udp {
         queue: &Queue,
         turn: &mut Turn,
     ) {
-        self.place(token, false, || open_connected(address, source), queue, turn);
+        self.place(token, Some(address), || open_connected(address, source), queue, turn);
     }
 
     pub(super) fn open_shared(&mut self, token: Token, ipv4: bool, queue: &Queue, turn: &mut Turn) {
-        self.place(token, true, || open_shared(ipv4), queue, turn);
+        self.place(token, None, || open_shared(ipv4), queue, turn);
     }
 
+    /// `peer`: to whom the socket is connected; none: it is shared.
     fn place(
         &mut self,
         token: Token,
-        shared: bool,
+        peer: Option<&SocketAddr>,
         open: impl FnOnce() -> io::Result<OwnedFd>,
         queue: &Queue,
         turn: &mut Turn,
@@ -112,11 +115,16 @@ impl Udp {
         let Some(file) = self.free_files.pop() else {
             return turn.push(token, Event::OpenFailed { why: Why::NoFiles });
         };
-        let register =
-            |fd: OwnedFd| queue.submitter().register_files_update(file, &[fd.as_raw_fd()]);
+        let register = |fd: OwnedFd| {
+            queue.submitter().register_files_update(file, &[fd.as_raw_fd()])?;
+            Ok(peer.map(|peer| path_room(fd.as_fd(), peer)))
+        };
         match open().and_then(register) {
-            Ok(_) => {
-                let generation = token.generation;
+            Ok(room) => {
+                if let Some(room) = room {
+                    self.sends.path(token).takes(room);
+                }
+                let (generation, shared) = (token.generation, peer.is_none());
                 *slot = Upstream { generation, file, life: Life::Open, shared, armed: false };
             }
             Err(error) => {
@@ -149,6 +157,11 @@ impl Udp {
         let socket = socket.filter(|socket| socket.life == Life::Open && socket.shared);
         let target = socket.map(|socket| Target::Registered(socket.file));
         let train = self.trains[usize::from(down.buffer.0)];
+        let path = self.sends.path(token);
+        // Only a header makes it worth the calls; a flow's pair keeps the answer.
+        if down.part.head.1 > 0 && !path.is_known() {
+            path.takes(room_to(&down.peer));
+        }
         self.sends.add_down(token, target, down, train, turn);
     }
 

@@ -150,6 +150,35 @@ fn a_train_leaves_in_parts_with_other_heads() {
     assert!(driver.seen.is_empty(), "{:?}", driver.seen);
 }
 
+/// One message with a head before each datagram's bytes: the server, which has asked for GRO, gets
+/// it as it was sent. What the heads make of the datagrams is one train too where the path takes
+/// them, and where two buffers hold them.
+#[test]
+fn a_train_with_other_heads_leaves_as_one() {
+    let mut driver = Driver::new(LIMITS);
+    let (_, address) = driver.receiving("127.0.0.1:0");
+    let (client, server) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+    setsockopt(&client, UdpGsoSegment, &1000).unwrap();
+    setsockopt(&server, UdpGroSegment, &true).unwrap();
+    let flow = driver.opened(0, &server);
+    let trains = [noise(20 * 1000, 3), noise(4 * 1000 + 9, 4)];
+    let received = trains.each_ref().map(|train| {
+        client.send_to(train, address).unwrap();
+        driver.datagrams()
+    });
+    assert_eq!(received.each_ref().map(|got| got.count), [20, 5]);
+    driver.turn.output.extend_from_slice(b"head");
+    let part = Part { strip: 1, head: (0, 4), ..Part::default() };
+    let send = |got: &Got| (flow, Op::SendUp { buffer: got.buffer, part });
+    driver.act_all(received.iter().map(send).collect());
+    let with_heads = |train: &[u8]| {
+        train.chunks(1000).flat_map(|one| [b"head", &one[1..]].concat()).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&server), trains.map(|train| with_heads(&train)).concat());
+    driver.poll();
+    assert!(driver.seen.is_empty(), "{:?}", driver.seen);
+}
+
 /// The upstream socket's address, as the server sees it.
 fn peer_of(
     driver: &mut Driver,
