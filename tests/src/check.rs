@@ -1,11 +1,11 @@
 //! What the proxy says of itself, against what the kernel has seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::routing::{EndpointId, Limits, Listener, ListenerId, RoutingTable, SocketId};
-use ringway::proxy::counters::Counters;
+use ringway::proxy::counters::{Counter, Counters};
 use ringway::proxy::op::{Event, Why};
 use ringway::proxy::record::{CloseReason, Record, SessionRecord};
 
@@ -137,6 +137,8 @@ impl Check {
             if !record.refused {
                 kernel.flow_is_over(record.client);
             }
+            let behind = matches!(record.client.ip(), IpAddr::V4(ip) if ip.octets()[0] == 100);
+            assert_eq!(record.peer.is_some(), behind, "whose proxy is it: {record:?}");
         } else {
             self.session_closed(record, reason, kernel);
         }
@@ -233,10 +235,27 @@ impl Check {
             assert_eq!(gauge.get(), 0, "{name} after the end");
         }
         self.check_sums(counters);
+        self.check_datagrams(counters, kernel);
         for id in &self.endpoints {
             let counters = counters.endpoint(*id);
             assert_eq!(counters.opened.get(), counters.closed.get(), "{id:?} opened and closed");
         }
+    }
+
+    /// Every datagram that came has gone on, or was dropped for a reason.
+    fn check_datagrams(&self, counters: &Counters, kernel: &Kernel) {
+        let mut fragmented = 0;
+        let ids = self.tables.iter().flat_map(|t| &t.listeners).map(|l| l.id);
+        for id in ids.collect::<BTreeSet<_>>() {
+            let listener = counters.listener(id);
+            let came = listener.from_clients.get() + listener.from_endpoints.get();
+            let went = listener.to_clients.get() + listener.to_endpoints.get();
+            let dropped: u64 = listener.dropped.iter().map(Counter::get).sum();
+            assert_eq!(came, went + dropped, "{id:?}: datagrams that came and went");
+            fragmented += listener.fragmented.get();
+        }
+        // Of flows that ended in the same turn nobody is told.
+        assert!(fragmented <= kernel.fragmented, "{fragmented} of {}", kernel.fragmented);
     }
 
     /// Counters equal the sum of the access log.

@@ -71,7 +71,9 @@ impl Fake {
             while let Some((token, event)) = self.turn.events.get(at).copied() {
                 at += 1;
                 let now = self.kernel.now;
-                self.proxy.handle(now, token, event, &self.turn.bytes, &mut self.ops);
+                let mut payload = Vec::new();
+                let bytes = self.kernel.payload(event, &self.turn, &mut payload);
+                self.proxy.handle(now, token, event, bytes, &mut self.ops);
             }
             self.kernel.output.append(self.proxy.output());
             self.kernel.carry_out(&mut self.ops, &mut self.turn);

@@ -12,6 +12,7 @@ use config_sync::routing::{Limits, SocketId, Transport};
 use ringway::proxy::op::{Event, Kind, Op, Side, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};
+use crate::proxied::Train;
 use crate::rng::Rng;
 use crate::tcp::{Conn, ConnId, EndpointMode, Session};
 use crate::udp::{Datagram, HeldBuffer, Pair, Path, Upstream};
@@ -153,6 +154,10 @@ pub struct Kernel {
     /// Upstream tokens whose `Open` failed in this turn: ops that were pushed with it are void.
     pub(crate) open_failed: Vec<Token>,
     pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
+    /// What proxies have sent.
+    pub(crate) trains: Vec<Train>,
+    /// Datagrams that a header has made too large for their path.
+    pub(crate) fragmented: u64,
     pub(crate) attempts: u32,
     queue: BTreeMap<(u64, u64), Pending>,
     sequence: u64,
@@ -190,6 +195,8 @@ impl Kernel {
             sockets_opened: 0,
             open_failed: Vec::new(),
             buffers: BTreeMap::new(),
+            trains: Vec::new(),
+            fragmented: 0,
             attempts: 0,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -279,12 +286,12 @@ impl Kernel {
                 assert!(ipv4, "there are no IPv6 endpoints here");
                 self.open(token, None, turn);
             }
-            Op::SendUp { buffer, part } => self.send_up(token, buffer, part),
+            Op::SendUp { buffer, part } => self.send_up(token, buffer, part, turn),
             Op::SendDown { buffer, from, peer, local } => {
                 self.send_down(token, buffer, from, peer, local);
             }
             Op::SendVia { buffer, part, via, peer, local } => {
-                self.send_via(token, (buffer, part), via, (peer, local));
+                self.send_via(token, (buffer, part), via, (peer, local), turn);
             }
             Op::Recycle { buffer } => self.recycle(token, buffer),
             Op::CloseUpstream => self.close_upstream(token),

@@ -256,8 +256,7 @@ impl ModelSocket {
         };
         let wildcard = protocol == Protocol::Udp && rng.per_mille(500);
         let ip = if wildcard { [0, 0, 0, 0] } else { [192, 0, 2, 1] };
-        // Datagrams have no bytes here.
-        let ranges = some_ranges(rng).iter().filter(|_| protocol != Protocol::Udp);
+        let ranges = some_ranges(rng).iter();
         let accept_proxy = ranges.map(|range| range.parse().expect("a range")).collect();
         let mut listener = |host: &Option<&'static str>| {
             *listeners += 1;

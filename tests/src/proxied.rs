@@ -1,16 +1,19 @@
 //! PROXY headers in the simulated world: what clients begin with, what the ring takes of it and
-//! gives endpoints of the gateway's own, and whether that was right.
+//! gives endpoints of the gateway's own, and whether that was right; and proxies that put one
+//! before each of their datagrams.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range as Of;
 
 use config_sync::routing::{ProxyVersion, SendProxy, Transport};
-use ringway::proxy::op::{Event, Side, Stop, Token};
+use ringway::proxy::op::{BufferId, Event, Side, Stop, Token};
 use ringway::proxy::proxy_protocol::{Addresses, Header, Outgoing, read, write};
 
 use crate::kernel::{Kernel, Turn};
 use crate::rng::Rng;
 use crate::stream::{Bytes, Range};
 use crate::tcp::Got;
+use crate::udp::{Datagram, Exchange};
 
 /// The stream of bytes that are the gateway's own.
 pub(crate) const OWN: u32 = u32::MAX;
@@ -48,15 +51,17 @@ impl Proxied {
     }
 }
 
+/// A header of version 2 that says nothing of a source.
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
 /// What a client that must send a header begins with.
 pub fn some_header(rng: &mut Rng, source: SocketAddr) -> (Vec<u8>, Proxied) {
     let mut bytes = Vec::new();
     let mut proxied = Proxied { must: true, ..Proxied::default() };
-    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
     match rng.below(10) {
         0 => return (bytes, proxied),
         1 => bytes.extend_from_slice(b"PROXY UNKNOWN\r\n"),
-        2 => bytes.extend_from_slice(local),
+        2 => bytes.extend_from_slice(LOCAL),
         _ => {
             let header = Outgoing {
                 transport: Transport::Tcp,
@@ -79,6 +84,129 @@ pub fn some_header(rng: &mut Rng, source: SocketAddr) -> (Vec<u8>, Proxied) {
         proxied.header = bytes.len() as u64;
     }
     (bytes, proxied)
+}
+
+/// A train of datagrams that a proxy sends for several clients.
+#[derive(Debug)]
+pub(crate) struct Train {
+    pieces: Vec<Piece>,
+    /// Bytes of each datagram but the last, and of the last.
+    pub(crate) size: u32,
+    last: u32,
+}
+
+/// One datagram of it.
+#[derive(Clone, Debug)]
+struct Piece {
+    /// What it begins with: a header, or what should be one.
+    head: Vec<u8>,
+    /// Whose it is by its header; `None`: that is not valid.
+    exchange: Option<Exchange>,
+}
+
+impl Train {
+    fn random(rng: &mut Rng, proxy: Exchange) -> Self {
+        let count = rng.scale(1, 64) as usize;
+        let mut piece = Piece::random(rng, proxy);
+        let mut next = || {
+            if rng.per_mille(300) {
+                piece = Piece::random(rng, proxy);
+            }
+            piece.clone()
+        };
+        let pieces: Vec<_> = (0..count).map(|_| next()).collect();
+        let longest = pieces.iter().map(|piece| piece.head.len()).max().unwrap_or(0) as u64;
+        let size = longest + if rng.per_mille(100) { 0 } else { rng.scale(1, 800) };
+        let last = rng.between(pieces[count - 1].head.len() as u64, size);
+        Self { pieces, size: size as u32, last: last as u32 }
+    }
+
+    fn len(&self, number: usize) -> u32 {
+        if number + 1 == self.pieces.len() { self.last } else { self.size }
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, piece) in self.pieces.iter().enumerate() {
+            let end = bytes.len() + self.len(number) as usize;
+            bytes.extend_from_slice(&piece.head);
+            bytes.resize(end, 0);
+        }
+        bytes
+    }
+
+    /// What is left of some of its datagrams without their header, of which all have the same one;
+    /// and how large they are.
+    pub(crate) fn part(&self, of: Of<usize>, strip: u16, whole: Datagram) -> (Datagram, Vec<u32>) {
+        let exchange = self.pieces[of.start].exchange;
+        let exchange = exchange.expect("a datagram without a valid header is forwarded");
+        for piece in &self.pieces[of.clone()] {
+            assert_eq!(piece.exchange, Some(exchange), "datagrams of two clients go together");
+            assert_eq!(piece.head.len(), usize::from(strip), "not the header is taken off");
+        }
+        let sizes: Vec<_> = of.map(|number| self.len(number) - u32::from(strip)).collect();
+        let (bytes, count) = (sizes.iter().sum(), sizes.len() as u32);
+        (Datagram { exchange, bytes, count, train: None, ..whole }, sizes)
+    }
+}
+
+impl Piece {
+    fn random(rng: &mut Rng, proxy: Exchange) -> Self {
+        let IpAddr::V4(ip) = proxy.client.ip() else { unreachable!("proxies have IPv4 addresses") };
+        let [_, _, high, low] = ip.octets();
+        let (mut head, mut says) = (Vec::new(), None);
+        match rng.below(10) {
+            0 => return Self { head: b"no header".to_vec(), exchange: None },
+            1 => head.extend_from_slice(LOCAL),
+            _ => {
+                let port = proxy.client.port() + rng.below(3) as u16;
+                let source = SocketAddr::from(([100, 64, high, low], port));
+                let header = Outgoing {
+                    transport: Transport::Udp,
+                    addresses: Addresses { source, destination: ([203, 0, 113, 1], 443).into() },
+                    authority: None,
+                    alpn: None,
+                    tls: None,
+                    unique_id: rng.per_mille(300).then_some(7),
+                    crc32c: rng.per_mille(300),
+                };
+                write(ProxyVersion::V2, &header, &mut head);
+                says = Some(source);
+            }
+        }
+        if rng.per_mille(100) {
+            head[0] ^= 0x20;
+            return Self { head, exchange: None };
+        }
+        Self { head, exchange: Some(Exchange { says, ..proxy }) }
+    }
+}
+
+// ---- What proxies send ----
+impl Kernel {
+    pub fn proxied(&mut self, proxy: Exchange) -> Datagram {
+        let train = Train::random(&mut self.rng, proxy);
+        self.trains.push(train);
+        let train = self.trains.last().expect("pushed just now");
+        let (count, at) = (train.pieces.len() as u32, self.trains.len() - 1);
+        Datagram {
+            exchange: proxy,
+            number: 0,
+            bytes: (count - 1) * train.size + train.last,
+            count,
+            truncated: false,
+            train: Some(at),
+        }
+    }
+
+    /// What the proxy is shown with an event: the payload of a buffer, or the turn's bytes.
+    pub fn payload<'a>(&self, event: Event, turn: &'a Turn, payload: &'a mut Vec<u8>) -> &'a [u8] {
+        let Event::Datagrams { buffer: BufferId(buffer), .. } = event else { return &turn.bytes };
+        // Nobody looks into others than a proxy's.
+        let train = self.buffers.get(&buffer).and_then(|held| held.datagram.train);
+        *payload = train.map_or_else(Vec::new, |train| self.trains[train].payload());
+        payload
+    }
 }
 
 /// What a backend's endpoints are told.

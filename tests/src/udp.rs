@@ -15,6 +15,8 @@ use crate::kernel::{Kernel, Pending, Turn};
 pub struct Exchange {
     pub socket: SocketId,
     pub client: SocketAddr,
+    /// Who the client is by the header of the proxy that `client` is then.
+    pub says: Option<SocketAddr>,
     /// The address that the client spoke to.
     pub local: IpAddr,
 }
@@ -29,12 +31,22 @@ pub struct Datagram {
     pub bytes: u32,
     pub count: u32,
     pub truncated: bool,
+    /// A proxy's: which of the kernel's trains it is.
+    pub train: Option<usize>,
+}
+
+impl Exchange {
+    fn source(&self) -> SocketAddr {
+        self.says.unwrap_or(self.client)
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct HeldBuffer {
     token: Token,
-    datagram: Datagram,
+    pub(crate) datagram: Datagram,
+    /// So many of its datagrams were sent, or passed over.
+    answered: u32,
     /// On a shared socket.
     came: Option<Pair>,
 }
@@ -84,6 +96,9 @@ struct Use {
 
 /// Datagrams that fit a socket's receive queue; more are dropped, as Linux does.
 const QUEUE: usize = 256;
+
+/// Bytes of the largest datagram that goes to an endpoint in one packet.
+const WHOLE: u32 = 500;
 
 /// How long a pair of endpoint and local address has no flow between two, microseconds.
 const REST: u64 = 200_000;
@@ -158,11 +173,11 @@ impl Kernel {
     /// The flow of this exchange is over: its upstream socket rests from now on.
     pub fn flow_is_over(&mut self, client: SocketAddr) {
         for upstream in self.upstreams.values_mut() {
-            if upstream.serves.is_some_and(|e| e.client == client) {
+            if upstream.serves.is_some_and(|e| e.source() == client) {
                 upstream.serves = None;
             }
             let used = upstream.pairs.values_mut();
-            for used in used.filter(|used| used.exchange.client == client) {
+            for used in used.filter(|used| used.exchange.source() == client) {
                 used.ended.get_or_insert(self.now);
             }
         }
@@ -297,7 +312,7 @@ impl Kernel {
     ) {
         let free = (0..self.limits.buffers).find(|n| !self.buffers.contains_key(n));
         let Some(buffer) = free else { return };
-        self.buffers.insert(buffer, HeldBuffer { token, datagram, came });
+        self.buffers.insert(buffer, HeldBuffer { token, datagram, answered: 0, came });
         let listening = token.kind == Kind::Socket;
         let upstream = self.upstreams.get(&token.slot).filter(|u| u.token == token);
         if let Some(pair) = came
@@ -318,7 +333,10 @@ impl Kernel {
                 None => (listening && wildcard).then_some(datagram.exchange.local),
             },
             bytes: datagram.bytes,
-            size: datagram.bytes.div_ceil(datagram.count),
+            size: match datagram.train {
+                Some(train) if datagram.count > 1 => self.trains[train].size,
+                _ => datagram.bytes.div_ceil(datagram.count),
+            },
             count: datagram.count,
             truncated: datagram.truncated,
         };
@@ -368,9 +386,8 @@ impl Kernel {
         );
     }
 
-    pub(crate) fn send_up(&mut self, token: Token, buffer: BufferId, part: Part) {
-        let datagram = self.take_from_client(buffer);
-        self.introduced(part, datagram.exchange.client);
+    pub(crate) fn send_up(&mut self, token: Token, buffer: BufferId, part: Part, turn: &mut Turn) {
+        let datagram = self.take_from_client(token, buffer, part, turn);
         if self.open_failed.contains(&token) {
             return;
         }
@@ -387,9 +404,9 @@ impl Kernel {
         (buffer, part): (BufferId, Part),
         via: u32,
         pair @ (endpoint, local): Pair,
+        turn: &mut Turn,
     ) {
-        let datagram = self.take_from_client(buffer);
-        self.introduced(part, datagram.exchange.client);
+        let datagram = self.take_from_client(token, buffer, part, turn);
         assert!(!self.upstreams.contains_key(&token.slot), "a flow's slot has a socket");
         if self.open_failed.iter().any(|failed| failed.slot == via) {
             return;
@@ -409,18 +426,45 @@ impl Kernel {
         self.send_on(token, path, datagram);
     }
 
-    /// The buffer of what is sent to an endpoint.
-    fn take_from_client(&mut self, buffer: BufferId) -> Datagram {
-        let HeldBuffer { token: from, datagram, .. } = self.take_buffer(buffer);
-        assert_eq!(from.kind, Kind::Socket, "an endpoint is sent what an endpoint sent");
-        assert!(!datagram.truncated, "a truncated datagram is forwarded");
+    /// What is sent to an endpoint of a buffer, which is given back with its last part.
+    fn take_from_client(
+        &mut self,
+        token: Token,
+        buffer: BufferId,
+        part: Part,
+        turn: &mut Turn,
+    ) -> Datagram {
+        let held = self.buffers.get_mut(&buffer.0).expect("a buffer is given back twice");
+        let whole = held.datagram;
+        assert_eq!(held.token.kind, Kind::Socket, "an endpoint is sent what an endpoint sent");
+        assert!(!whole.truncated, "a truncated datagram is forwarded");
+        let first = u32::from(part.first);
+        let end = if part.count == 0 { whole.count } else { first + u32::from(part.count) };
+        let in_order = held.answered <= first && first < end && end <= whole.count;
+        assert!(in_order && part.more == (end < whole.count), "{part:?} of {whole:?}");
+        held.answered = end;
+        if !part.more {
+            self.take_buffer(buffer);
+        }
+        let (datagram, sizes) = match whole.train {
+            Some(train) => self.trains[train].part(first as usize..end as usize, part.strip, whole),
+            None => {
+                assert_eq!((first, end, part.strip), (0, whole.count, 0), "it has no header");
+                (whole, vec![whole.bytes / whole.count; whole.count as usize])
+            }
+        };
+        self.introduced(part, datagram.exchange.source());
+        let grown = |size: &&u32| **size <= WHOLE && WHOLE < **size + u32::from(part.head.1);
+        let count = sizes.iter().filter(grown).count() as u32;
+        if count > 0 {
+            self.fragmented += u64::from(count);
+            self.event(token, Event::Fragmented { count }, turn);
+        }
         datagram
     }
 
     /// An endpoint that is told whose a datagram is, is told the truth.
     fn introduced(&self, part: Part, client: SocketAddr) {
-        let whole = Part { head: part.head, ..Part::default() };
-        assert_eq!(part, whole, "nobody's datagrams have a header here");
         let (start, len) = (part.head.0 as usize, usize::from(part.head.1));
         let head = &self.output[start..][..len];
         if head.is_empty() {
@@ -475,8 +519,8 @@ impl Kernel {
         peer: SocketAddr,
         local: Option<IpAddr>,
     ) {
-        let HeldBuffer { token: upstream, datagram, came } = self.take_buffer(buffer);
-        let Exchange { socket, client, local: spoken_to } = datagram.exchange;
+        let HeldBuffer { token: upstream, datagram, came, .. } = self.take_buffer(buffer);
+        let Exchange { socket, client, local: spoken_to, .. } = datagram.exchange;
         assert_eq!(upstream.kind, Kind::Upstream, "SendDown of what a client sent");
         let slot = match came {
             None => upstream.slot,

@@ -294,7 +294,9 @@ impl World {
         while let Some((token, event)) = self.turn.events.get(at).copied() {
             at += 1;
             let before = self.ops.len();
-            self.proxy.handle(self.kernel.now, token, event, &self.turn.bytes, &mut self.ops);
+            let mut payload = Vec::new();
+            let bytes = self.kernel.payload(event, &self.turn, &mut payload);
+            self.proxy.handle(self.kernel.now, token, event, bytes, &mut self.ops);
             assert!(self.ops.len() - before <= 300, "livelock: {event:?} made too many ops");
             if self.habits.eager {
                 self.kernel.output.append(self.proxy.output());
@@ -437,6 +439,11 @@ impl World {
             Action::Send { left, mut datagram, pause } => {
                 self.kernel.client_sends(datagram);
                 datagram.number += 1;
+                // Most of a proxy's trains look like the one before.
+                if datagram.train.is_some() && self.rng.per_mille(200) {
+                    let next = self.kernel.proxied(datagram.exchange);
+                    datagram = Datagram { number: datagram.number, ..next };
+                }
                 if left > 1 {
                     let delay = self.rng.between(1, pause);
                     self.after(delay, Action::Send { left: left - 1, datagram, pause });
@@ -539,13 +546,16 @@ impl World {
         let client = self.next_client();
         let local: IpAddr =
             if ip.is_unspecified() { [192, 0, 2, self.rng.between(1, 2) as u8].into() } else { ip };
-        let exchange = Exchange { socket, client, local };
+        let exchange = Exchange { socket, client, says: None, local };
         self.exchanges += 1;
         let count = if self.rng.per_mille(200) { self.rng.between(2, 64) as u32 } else { 1 };
         let bytes = if self.rng.per_mille(20) { 0 } else { self.rng.scale(1, 1_200) as u32 };
         let count = if bytes == 0 { 1 } else { count };
-        let datagram =
-            Datagram { exchange, number: 0, bytes: bytes * count, count, truncated: false };
+        let (bytes, truncated) = (bytes * count, false);
+        let mut datagram = Datagram { exchange, number: 0, bytes, count, truncated, train: None };
+        if self.model.believes(socket, client.ip()) {
+            datagram = self.kernel.proxied(exchange);
+        }
         let left = self.rng.scale(1, 30) as u32;
         let pause = self.rng.scale(10, 500_000);
         self.carry_on(Action::Send { left, datagram, pause });

@@ -194,10 +194,12 @@ impl Stage for FakeStage {
     }
 
     fn asks(&mut self, client: u8, bytes: u32) {
-        let exchange = Exchange { socket: SocketId(0), client: address_of(client), local: HOME };
+        let client = address_of(client);
+        let exchange = Exchange { socket: SocketId(0), client, says: None, local: HOME };
         self.asked += 1;
         let number = self.asked;
-        let datagram = Datagram { exchange, number, bytes, count: 1, truncated: false };
+        let (count, truncated) = (1, false);
+        let datagram = Datagram { exchange, number, bytes, count, truncated, train: None };
         self.fake.kernel.client_sends(datagram);
     }
 

@@ -123,8 +123,9 @@ fn flows_without_their_shared_socket_are_refused_and_served_later() {
         for port in 1..=CLIENTS {
             let client = SocketAddr::from(([198, 18, 0, 1], port));
             let local = [192, 0, 2, 1].into();
-            let exchange = Exchange { socket: SocketId(0), client, local };
-            let datagram = Datagram { exchange, number: 0, bytes: 9, count: 1, truncated: false };
+            let exchange = Exchange { socket: SocketId(0), client, says: None, local };
+            let datagram =
+                Datagram { exchange, number: 0, bytes: 9, count: 1, truncated: false, train: None };
             fake.kernel.client_sends(datagram);
         }
         while fake.step(fake.kernel.now + 1_000) {}

@@ -103,6 +103,12 @@ const MUTANTS: &[Mutant] = &[
         replace: "        let due = now + 5 * PATIENCE;",
     },
     Mutant {
+        name: "train-of-several-clients",
+        file: "flow.rs",
+        find: ".take_while(|number| datagram(*number).starts_with(header))",
+        replace: ".take_while(|number| datagram(*number).len() >= header.len())",
+    },
+    Mutant {
         name: "table-swap-while-connecting",
         file: "tables.rs",
         find: "        if let Some(position) = find(&self.current) {",
