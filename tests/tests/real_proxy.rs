@@ -2,9 +2,9 @@
 //! with HAProxy and nginx on both sides.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use ringway::proxy::proxy_protocol::{Addresses, Header, read};
@@ -12,7 +12,7 @@ use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, LogLine, Pattern, Server, client_hello, connect, free_address,
-    wait_for, wait_until, was_reset,
+    free_port, wait_for, wait_until, was_reset,
 };
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -46,7 +46,11 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 /// Reads to the end, and then says it all back: a header too, if one was sent.
 fn parrot() -> Server {
-    Server::tcp(|mut stream| {
+    parrot_at((Ipv4Addr::LOCALHOST, 0).into())
+}
+
+fn parrot_at(address: SocketAddr) -> Server {
+    Server::tcp_at(address, |mut stream| {
         let mut bytes = Vec::new();
         if stream.read_to_end(&mut bytes).is_ok() {
             let _ = stream.write_all(&bytes);
@@ -214,15 +218,21 @@ fn endpoints_are_sent_a_header_of_either_version_before_anything_else() {
     assert_eq!(header[63..66], [3, 0, 4]);
 }
 
-/// Bulk is spliced as it would be without: the counts of pipes show that it was.
+/// Bulk is spliced as it would be without: while the server does not read, a pipe holds what it has
+/// yet to get.
 #[test]
 fn bulk_behind_headers_arrives_whole_both_ways() {
     const BYTES: u64 = 32 << 20;
-    let server = Server::tcp(|mut stream| {
+    let (go, wait) = mpsc::channel();
+    let wait = Mutex::new(wait);
+    let server = Server::tcp(move |mut stream| {
         let mut header = [0; 28];
         let whole = stream.read_exact(&mut header).is_ok();
         assert!(whole && header.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), "{header:?}");
-        Pattern::new(1).expect(&stream, BYTES).expect("the client's bytes");
+        let mut sent = Pattern::new(1);
+        sent.expect(&stream, BYTES / 4).expect("the client's bytes");
+        wait.lock().expect("a lock").recv().expect("the test goes on");
+        sent.expect(&stream, BYTES / 4 * 3).expect("the client's bytes");
         Pattern::new(2).send(&stream, BYTES).expect("sent");
     });
     let address = free_address();
@@ -230,12 +240,49 @@ fn bulk_behind_headers_arrives_whole_both_ways() {
     let gateway = Gateway::start(&one("TCP", address, FROM_HERE, server.address, options));
     let mut stream = connect(address);
     stream.write_all(&v2()).expect("sent");
-    Pattern::new(1).send(&stream, BYTES).expect("sent");
+    let pipes = || gateway.metrics().value("ringway_pipes_used", &[]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| Pattern::new(1).send(&stream, BYTES).expect("sent"));
+        wait_until("a pipe holds what the server does not read", || pipes() > 0);
+        go.send(()).expect("the server waits");
+    });
     Pattern::new(2).expect(&stream, BYTES).expect("the server's bytes");
     drop(stream);
     let line = gateway.closes(1).remove(0);
     assert_eq!((line.number("bytes_up"), line.number("bytes_down")), (BYTES, BYTES));
     assert!(gateway.metrics().value("ringway_bulk_runs_total", &[]) > 0);
+    wait_until("every pipe is free again", || pipes() == 0);
+}
+
+/// What endpoints are told is what the proxy in front has said, in whichever version.
+#[test]
+fn headers_come_and_go_over_ipv6() {
+    let home = |port| SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+    let (server, address) = (parrot_at(home(0)), home(free_port()));
+    let v1 = b"PROXY TCP6 2001:db8::1 2001:db8::7 56324 443\r\n".to_vec();
+    let mut v2 = V2[..13].to_vec();
+    v2.extend_from_slice(b"\x21\0\x24");
+    for last in [1, 7] {
+        v2.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+    }
+    v2.extend_from_slice(b"\xdc\x04\x01\xbb");
+    for (version, told) in [("v1", &v1), ("v2", &v2)] {
+        let options = format!("send_proxy = \"{version}\"");
+        let from_here = "accept_proxy = { from = [\"::1\"] }";
+        let gateway = Gateway::start(&one("TCP", address, from_here, server.address, &options));
+        for header in [&v1, &v2] {
+            let (own, heard) = say(address, &[header, b"payload"]);
+            assert_eq!(heard, [&told[..], b"payload"].concat(), "{version}");
+            let line = line_with(&gateway, "peer", own);
+            assert_eq!(line.text("client"), Some("[2001:db8::1]:56324"));
+        }
+        // Without one in front, it is the client's own address.
+        gateway.reload(&one("TCP", address, "", server.address, &options));
+        let (own, heard) = say(address, &[b"payload"]);
+        let (_, addresses, payload) = header_of(&heard);
+        assert_eq!(addresses, Addresses { source: own, destination: address });
+        assert_eq!(payload, b"payload");
+    }
 }
 
 #[test]

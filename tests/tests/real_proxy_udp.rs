@@ -1,17 +1,21 @@
 //! The PROXY protocol in datagrams, through the release binary: taken off, put on, and both.
 
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Gateway, Server, free_address, udp_client, wait_for, wait_until};
+use ringway_tests::real::{
+    Gateway, Server, free_address, free_port, in_own_network, program, udp_client, wait_for,
+    wait_until,
+};
 
 const FROM_HERE: &str = "accept_proxy = { from = [\"127.0.0.1\"] }";
 const FROM_ELSEWHERE: &str = "accept_proxy = { from = [\"127.0.0.2\"] }";
 /// Bytes of a header over IPv4 without TLVs.
 const HEADER: i32 = 28;
+const SHARED: &str = "upstream_sockets = \"shared\"\nsource = [\"127.0.1.0/28\"]";
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// A header of version 2 for a datagram, from this source to 198.51.100.7:53.
@@ -132,7 +136,7 @@ fn the_datagrams_of_a_train_may_be_of_several_clients() {
 /// Over a socket of the flow's own, and over a shared one.
 #[test]
 fn endpoints_are_told_whose_each_datagram_is() {
-    for options in ["", "upstream_sockets = \"shared\"\nsource = [\"127.0.1.0/28\"]"] {
+    for options in ["", SHARED] {
         let ((server, heard), address) = (ear(), free_address());
         let config = listener("main", "UDP", address, "flow_timeout = \"300ms\"")
             + &route("main", "main", &[("main", 1)], "")
@@ -184,6 +188,97 @@ fn datagrams_that_grow_too_large_are_counted() {
     wait_until("the other is counted", || {
         gateway.metrics().value("ringway_datagrams_dropped_total", &labels) == 1
     });
+}
+
+/// On a path of 1,500 bytes, as most are: what its header makes too large for one packet arrives in
+/// fragments and is counted, but for what clients had sent in fragments. Needs root.
+#[test]
+fn datagrams_that_grow_beyond_the_mtu_arrive_and_are_counted() {
+    in_own_network(|| {
+        program("ip", &["link", "set", "lo", "mtu", "1500"]);
+        for options in ["", SHARED] {
+            let ((server, heard), address) = (ear(), free_address());
+            let config = listener("main", "UDP", address, "")
+                + &route("main", "main", &[("main", 1)], "")
+                + &backend("main", [server.address], &format!("send_proxy = \"v2\"\n{options}"));
+            let gateway = Gateway::start(&config);
+            let client = udp_client(address);
+            let counted = |count| {
+                wait_until("they are counted", || {
+                    let labels = [("listener", "main")];
+                    gateway.metrics().value("ringway_datagrams_fragmented_total", &labels) == count
+                });
+            };
+            // 28 bytes are the headers of IPv4 and UDP, 28 that of the PROXY protocol.
+            for (number, (size, count)) in
+                (1..).zip([(1_444, 0), (1_445, 1), (1_472, 2), (1_473, 2)])
+            {
+                client.send(&vec![7; size]).expect("sent");
+                wait_until("it has arrived", || server.served() == number);
+                counted(count);
+            }
+            // All of these but the last; the second train is not tried as one any more.
+            setsockopt(&client, UdpGsoSegment, &1_460).expect("an option");
+            for train in 1..=2 {
+                client.send(&[8; 9 * 1_460 + 100]).expect("sent");
+                wait_until("they have arrived", || server.served() == 4 + 10 * train);
+                counted(2 + 9 * train);
+            }
+            let sizes = heard.lock().expect("a lock").iter().map(Vec::len).collect::<Vec<_>>();
+            assert_eq!(sizes[..4], [1_472, 1_473, 1_500, 1_501]);
+            assert_eq!(sizes[4..14], [&[1_488; 9][..], &[128]].concat());
+        }
+    });
+}
+
+/// A header of version 2 between addresses of IPv6, from this source to [2001:db8::7]:53.
+fn header_v6(source: [u8; 16], port: u16) -> Vec<u8> {
+    let mut bytes = [SIGNATURE, b"\x21\x22\0\x24"].concat();
+    bytes.extend(source);
+    bytes.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+    bytes.extend(port.to_be_bytes());
+    bytes.extend(53_u16.to_be_bytes());
+    bytes
+}
+
+/// What endpoints are told is what the proxy in front has said, of either IP version.
+#[test]
+fn headers_come_and_go_over_ipv6() {
+    let home = |port| SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+    let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let ear = Arc::clone(&heard);
+    let server = Server::udp_at(home(0), move |socket, bytes, peer| {
+        ear.lock().expect("a lock").push(bytes.to_vec());
+        socket.send_to(b"answer", peer).expect("sent");
+    });
+    let address = home(free_port());
+    let config = listener("main", "UDP", address, "accept_proxy = { from = [\"::1\"] }")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [server.address], "send_proxy = \"v2\"");
+    let gateway = Gateway::start(&config);
+    let proxy = udp_client(address);
+    let [mut one, mut other] = [[0; 16]; 2];
+    one[..4].copy_from_slice(&[0x20, 1, 0x0d, 0xb8]);
+    other[..4].copy_from_slice(&[0x20, 1, 0x0d, 0xb8]);
+    other[15] = 9;
+    let headers = [header_v6(one, 1_000), header_v6(other, 1_000), header("192.0.2.1:1000")];
+    for header in &headers {
+        proxy.send(&[&header[..], b"question"].concat()).expect("sent");
+        assert_eq!(receive(&proxy), b"answer");
+    }
+    let expected = headers.map(|header| [&header[..], b"question"].concat());
+    assert_eq!(*heard.lock().expect("a lock"), expected);
+    // Without one in front, it is the client's own address.
+    drop(gateway);
+    let _gateway = Gateway::start(&config.replace("\"::1\"", "\"::2\""));
+    proxy.send(b"question").expect("sent");
+    assert_eq!(receive(&proxy), b"answer");
+    let last = heard.lock().expect("a lock")[3].clone();
+    let own = proxy.local_addr().expect("an address").port().to_be_bytes();
+    let home = Ipv6Addr::LOCALHOST.octets();
+    let port = address.port().to_be_bytes();
+    let expected = [SIGNATURE, b"\x21\x22\0\x24", &home, &home, &own, &port, b"question"].concat();
+    assert_eq!(last, expected);
 }
 
 /// Two gateways in a row: the second knows the client by what the first says.
