@@ -4,18 +4,18 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use ringway_tests::pki::{Issued, Pki};
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Pattern, Server, connect, free_address, program, wait_until,
+    Daemon, Folder, Gateway, Pattern, Server, connect, echo, free_address, program, wait_until,
 };
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// Certificates in files: `ca.pem`, and `NAME.pem` with `NAME.key`.
@@ -67,14 +67,26 @@ struct Client(StreamOwned<ClientConnection, TcpStream>);
 
 impl Client {
     fn new(pki: &Pki, address: SocketAddr, name: &str) -> Self {
+        Self::with(pki, address, name, None)
+    }
+
+    /// `own`: its certificate, if it has one.
+    fn with(pki: &Pki, address: SocketAddr, name: &str, own: Option<&Issued>) -> Self {
         let mut roots = RootCertStore::empty();
         let ca = pki.ca();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("PEM")).expect("a CA");
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match own {
+            None => config.with_no_client_auth(),
+            Some(Issued { cert, key }) => {
+                let cert = CertificateDer::from_pem_slice(cert.as_bytes()).expect("PEM");
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+                config.with_client_auth_cert(vec![cert], key).expect("a certificate")
+            }
+        };
         let name = name.to_owned().try_into().expect("a name");
         let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
         Self(StreamOwned::new(connection, connect(address)))
@@ -91,6 +103,14 @@ impl Client {
         let mut bytes = Vec::new();
         self.0.read_to_end(&mut bytes).expect("a clean end");
         bytes
+    }
+
+    /// Reads until it is this client's turn, or the handshake is over.
+    fn hear(&mut self) {
+        while self.0.conn.is_handshaking() && !self.0.conn.wants_write() {
+            self.0.conn.read_tls(&mut self.0.sock).expect("an answer");
+            self.0.conn.process_new_packets().expect("TLS");
+        }
     }
 
     /// What the next flight of the handshake is.
@@ -282,6 +302,46 @@ fn sessions_are_resumed_on_every_worker_and_across_a_renewed_certificate() {
 }
 
 #[test]
+fn openssl_in_odd_moods() {
+    let (files, server, address) = (Files::new(), Server::tcp(echo), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    // A line that is a single letter is a command to openssl.
+    let typed = |lines: &[&str], options: &str| {
+        let lines: String = lines.iter().map(|line| format!("echo {line}; sleep 1; ")).collect();
+        let ca = files.path("ca.pem");
+        let command = format!(
+            "({lines}) | openssl s_client -connect {address} -CAfile {ca} -servername \
+             a.example.com {options} 2>&1 || true"
+        );
+        program("sh", &["-c", &command])
+    };
+    let said = typed(&["alpha", "K", "beta", "k", "gamma"], "-tls1_3");
+    assert!(said.contains("KEYUPDATE"), "{said}");
+    for heard in ["alpha", "beta", "gamma"] {
+        assert!(said.contains(heard), "{heard}: {said}");
+    }
+    assert_eq!(gateway.closes(1)[0].number("bytes_up"), 6 + 5 + 6);
+    let said = typed(&["alpha", "R", "gamma"], "-tls1_2");
+    assert!(said.contains("RENEGOTIATING") && said.contains("alpha"), "{said}");
+    let lines = gateway.closes(2);
+    assert!(said.contains("no renegotiation") && !said.contains("gamma"), "{said}");
+    assert_eq!(lines[1].text("reason"), Some("client_tls_failed"));
+    for version in ["-tls1_2", "-tls1_3"] {
+        let count = gateway.log().len();
+        let command = format!(
+            "head -c 100000 /dev/zero | openssl s_client -quiet -no_ign_eof -connect {address} \
+             {version} -servername a.example.com -max_send_frag 700 -split_send_frag 600 \
+             2>/dev/null || true"
+        );
+        program("sh", &["-c", &command]);
+        assert_eq!(gateway.closes(count + 1)[count].number("bytes_up"), 100_000, "{version}");
+    }
+}
+
+#[test]
 fn alpn_matches_in_the_servers_order_or_the_client_is_refused() {
     let (files, server, address) = (Files::new(), tagged("served"), free_address());
     let a = files.issue("a", &["a.example.com"]);
@@ -423,6 +483,44 @@ fn an_end_without_close_notify_reaches_the_other_side_as_a_reset() {
     gateway.closed_for("client_truncated");
 }
 
+/// Says something, and hears it again.
+fn talk(mut client: Client) {
+    client.0.write_all(b"hello").expect("sent");
+    client.end();
+    assert_eq!(client.rest(), b"hello");
+}
+
+fn leave(stream: TcpStream, reset: bool) {
+    if reset {
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_linger(Some(std::time::Duration::ZERO)).expect("linger");
+    }
+}
+
+/// What `stop` begins and does not end, by FIN or by reset, costs the gateway nothing afterwards.
+fn leaves_nothing_behind(gateway: &Gateway, serve: impl Fn(), stop: impl Fn(bool)) {
+    let held = || {
+        let metrics = gateway.metrics();
+        let value = |name| metrics.value(name, &[]);
+        [
+            value("ringway_session_slots_used") as usize,
+            value("ringway_pipes_used") as usize,
+            files_of(gateway),
+        ]
+    };
+    let free = || gateway.metrics().value("ringway_receive_buffers_free", &[]);
+    serve();
+    wait_until("an idle gateway", || held()[0] == 0);
+    let (before, buffers) = (held(), free());
+    stop(false);
+    stop(true);
+    // Connections of those who ask for metrics come and go too.
+    let given_back = || held().iter().zip(before).all(|(now, before)| *now <= before);
+    wait_until("every session, pipe and file to be given back", given_back);
+    assert!(free() >= buffers, "receive buffers");
+    serve();
+}
+
 /// Open files of a process.
 fn files_of(gateway: &Gateway) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("its files").count()
@@ -435,40 +533,127 @@ fn handshakes_that_stop_at_any_step_leave_nothing_behind() {
     let config = terminate(address, &format!("certificates = [{a}]"))
         + &backend("main", [server.address], "");
     let gateway = Gateway::start(&config);
-    let talk = || {
-        let mut client = files.client(address, "a.example.com");
-        client.0.write_all(b"hello").expect("sent");
-        client.end();
-        assert_eq!(client.rest(), b"hello");
-    };
-    talk();
-    let idle = |gateway: &Gateway| gateway.metrics().value("ringway_session_slots_used", &[]) == 0;
-    wait_until("an idle gateway", || idle(&gateway));
-    let before = files_of(&gateway);
-    for reset in [false, true] {
+    let serve = || talk(files.client(address, "a.example.com"));
+    let stop = |reset| {
         for step in 0..6 {
             let mut client = files.client(address, "a.example.com");
             let hello = client.flight();
             let cut = [0, 1, hello.len() / 2, hello.len() - 1].get(step).copied();
             client.0.sock.write_all(&hello[..cut.unwrap_or(hello.len())]).expect("sent");
             if cut.is_none() {
-                while client.0.conn.is_handshaking() && !client.0.conn.wants_write() {
-                    client.0.conn.read_tls(&mut client.0.sock).expect("an answer");
-                    client.0.conn.process_new_packets().expect("TLS");
-                }
+                client.hear();
                 let finished = client.flight();
                 let some = if step == 4 { 0 } else { finished.len() / 2 };
                 client.0.sock.write_all(&finished[..some]).expect("sent");
             }
-            let socket = socket2::SockRef::from(&client.0.sock);
-            if reset {
-                socket.set_linger(Some(std::time::Duration::ZERO)).expect("linger");
-            }
+            leave(client.0.sock, reset);
         }
-    }
-    wait_until("every session to be over", || idle(&gateway));
-    wait_until("every file to be closed", || files_of(&gateway) == before);
-    talk();
+    };
+    leaves_nothing_behind(&gateway, serve, stop);
+}
+
+#[test]
+fn client_certificates_that_stop_in_the_middle_leave_nothing_behind() {
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let own = files.pki.issue(&["me.example.com"]);
+    let keys = format!("certificates = [{a}], client_ca = \"{}\"", files.path("ca.pem"));
+    let config = terminate(address, &keys) + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let client = || Client::with(&files.pki, address, "a.example.com", Some(&own));
+    let stop = |reset| {
+        for eighths in 0..8 {
+            let mut client = client();
+            let hello = client.flight();
+            client.0.sock.write_all(&hello).expect("sent");
+            client.hear();
+            let shown = client.flight();
+            client.0.sock.write_all(&shown[..shown.len() * eighths / 8]).expect("sent");
+            leave(client.0.sock, reset);
+        }
+    };
+    leaves_nothing_behind(&gateway, || talk(client()), stop);
+}
+
+#[test]
+fn what_stops_before_tls_leaves_nothing_behind() {
+    const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n";
+    const REQUEST: &[u8] = &[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    let (files, server, address) = (Files::new(), parrot(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let before = "accept_proxy = { from = [\"127.0.0.1\"] }\nstarttls = \"postgres\"\ntls =";
+    let config = terminate(address, &format!("certificates = [{a}]")).replace("tls =", before)
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let begun = || {
+        let mut client = files.client(address, "a.example.com");
+        client.0.sock.write_all(&[HEADER, REQUEST].concat()).expect("sent");
+        let mut answer = [0];
+        client.0.sock.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"S");
+        client
+    };
+    let stop = |reset| {
+        let all = [HEADER, REQUEST].concat();
+        for cut in 0..=all.len() {
+            let mut stream = connect(address);
+            stream.write_all(&all[..cut]).expect("sent");
+            leave(stream, reset);
+        }
+        for cut in [0, 1, 50] {
+            let mut client = begun();
+            let hello = client.flight();
+            client.0.sock.write_all(&hello[..cut]).expect("sent");
+            leave(client.0.sock, reset);
+        }
+    };
+    leaves_nothing_behind(&gateway, || talk(begun()), stop);
+}
+
+/// Endpoints that leave at once, after the hello, or in the middle of their answer; and clients
+/// that leave one that says nothing.
+#[test]
+fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
+    let (files, good) = (Files::new(), parrot());
+    let (plain, secret) = (free_address(), free_address());
+    let count = AtomicUsize::new(0);
+    let bad = Server::tcp(move |mut stream| {
+        let mut hello = [0; 4096];
+        let habit = count.fetch_add(1, Ordering::SeqCst) % 4;
+        if habit > 0 && stream.read(&mut hello).is_ok() && habit == 2 {
+            let _ = stream.write_all(b"\x16\x03\x03\x00\x50\x02half of it");
+        }
+        if habit == 3 {
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let ca = files.path("ca.pem");
+    let tls = format!("tls = {{ server_name = \"a.example.com\", ca = \"{ca}\" }}");
+    let config = forward("TCP", plain, [good.address], "")
+        + &listener("secret", "TCP", secret, "")
+        + &route("secret", "secret", &[("secret", 1)], "")
+        + &backend("secret", [bad.address], &tls);
+    let gateway = Gateway::start(&config);
+    let serve = || {
+        let back = ringway_tests::real::exchange(plain, b"hello").expect("an answer");
+        assert_eq!(back, b"hello");
+    };
+    let stop = |reset| {
+        let served = bad.served();
+        for number in 1..=8 {
+            let mut stream = connect(secret);
+            stream.write_all(b"hello").expect("sent");
+            wait_until("the endpoint was reached", || bad.served() == served + number);
+            if number % 4 > 0 {
+                assert!(!matches!(stream.read(&mut [0]), Ok(1..)), "an answer");
+            }
+            leave(stream, reset);
+        }
+    };
+    leaves_nothing_behind(&gateway, serve, stop);
+    let lines = gateway.log();
+    let failed = lines.iter().filter(|line| line.text("reason") == Some("endpoint_tls_failed"));
+    assert!(failed.count() >= 12, "{lines:?}");
 }
 
 #[test]
