@@ -26,6 +26,8 @@ pub struct Accounts {
     written: BTreeMap<Key, Infrastructure>,
     /// Those of an earlier leader have been looked for.
     searched: bool,
+    /// Somebody else's, of the names that are wanted.
+    taken: BTreeSet<Key>,
 }
 
 type Key = (String, String);
@@ -34,7 +36,8 @@ impl Accounts {
     /// Makes them what is wanted.
     ///
     /// # Errors
-    /// Of the API server. What is not done is tried again by the next call.
+    /// The API server's latest. What could not be done keeps nothing else from being done, and is
+    /// tried again by the next call.
     pub async fn keep(
         &mut self,
         client: &Client,
@@ -42,35 +45,57 @@ impl Accounts {
         controller: &str,
         wanted: &[Infrastructure],
     ) -> kube::Result<()> {
+        let mut result = Ok(());
         let all: BTreeSet<Key> = wanted.iter().map(key).collect();
+        self.taken.retain(|key| all.contains(key));
         let mut gone: BTreeSet<Key> =
             self.written.keys().filter(|key| !all.contains(*key)).cloned().collect();
         if !self.searched {
-            gone.extend(left(client, namespaces, controller, &all).await?);
-            self.searched = true;
+            match left(client, namespaces, controller, &all).await {
+                Ok(left) => {
+                    gone.extend(left);
+                    self.searched = true;
+                }
+                Err(error) => result = Err(error),
+            }
         }
         for (namespace, name) in gone {
-            delete(client, &namespace, &name).await?;
-            self.written.remove(&(namespace, name));
+            match delete(client, &namespace, &name).await {
+                Ok(()) => _ = self.written.remove(&(namespace, name)),
+                Err(error) => {
+                    self.searched = false;
+                    result = Err(error);
+                }
+            }
         }
         for account in wanted {
             if self.written.get(&key(account)) == Some(account) {
                 continue;
             }
-            let api: Api<ServiceAccount> = Api::namespaced(client.clone(), &account.namespace);
-            let patch = Patch::Apply(object(account, controller));
-            let result =
-                api.patch(&account.name, &PatchParams::apply(MANAGER).force(), &patch).await;
-            match result {
-                Ok(_) => {
+            match write(client, controller, account).await {
+                Ok(true) => {
+                    self.taken.remove(&key(account));
                     self.written.insert(key(account), account.clone());
                 }
+                Ok(false) => self.say_taken(account),
                 // The namespace is gone or going, and the Gateway with it.
                 Err(kube::Error::Api(status)) if is_going(&status) => {}
-                Err(error) => return Err(error),
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        result
+    }
+
+    fn say_taken(&mut self, account: &Infrastructure) {
+        if self.taken.insert(key(account)) {
+            let Infrastructure { namespace, gateway, name, .. } = account;
+            let (label, value) = MANAGED_BY;
+            tracing::warn!(
+                "Gateway {namespace}/{gateway}: its infrastructure labels and annotations are \
+                 nowhere: there is a ServiceAccount {name} that is not Ringway's; remove it, or \
+                 label it {label}={value} to give it away"
+            );
+        }
     }
 
     /// Another leads, and may change them.
@@ -121,15 +146,27 @@ async fn left(
 /// Whose it is, where several controllers of this kind share a cluster.
 const CONTROLLER: &str = "ringway.dev/controller";
 
+/// The name alone does not say so.
+fn is_ours(account: &ServiceAccount) -> bool {
+    let (label, value) = MANAGED_BY;
+    let labels = account.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(label)).is_some_and(|of| of == value)
+}
+
+/// Returns whether it is written: an account of that name that is not ours is left as it is.
+async fn write(client: &Client, controller: &str, account: &Infrastructure) -> kube::Result<bool> {
+    let api: Api<ServiceAccount> = Api::namespaced(client.clone(), &account.namespace);
+    if api.get_opt(&account.name).await?.is_some_and(|there| !is_ours(&there)) {
+        return Ok(false);
+    }
+    let patch = Patch::Apply(object(account, controller));
+    let how = PatchParams::apply(MANAGER).force();
+    api.patch(&account.name, &how, &patch).await.map(|_| true)
+}
+
 async fn delete(client: &Client, namespace: &str, name: &str) -> kube::Result<()> {
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    // Only what is ours: the name alone does not say so.
-    let Some(account) = api.get_opt(name).await? else { return Ok(()) };
-    let (label, value) = MANAGED_BY;
-    let labels = account.metadata.labels.unwrap_or_default();
-    if labels.get(label).is_none_or(|of| of != value) {
-        return Ok(());
-    }
+    let Some(account) = api.get_opt(name).await?.filter(is_ours) else { return Ok(()) };
     let preconditions = Preconditions { uid: account.metadata.uid, resource_version: None };
     let options = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match api.delete(name, &options).await {
