@@ -74,7 +74,7 @@ fn event(notice: &Notice, controller: &str, me: &str) -> Event {
         note: Some(cut(&notice.message, NOTE).to_owned()),
         reason: Some(cut(&notice.reason, 128).to_owned()),
         regarding: Some(ObjectReference {
-            api_version: Some(format!("{}/v1", notice.kind.group())),
+            api_version: Some(notice.kind.api_version()),
             kind: Some(notice.kind.name().into()),
             name: Some(notice.name.clone()),
             namespace: notice.namespace.clone(),
@@ -97,16 +97,30 @@ mod tests {
     use super::*;
     use crate::gateway::status::Kind;
 
-    #[test]
-    fn event_keeps_within_the_limits_of_the_api() {
-        let notice = Notice {
-            kind: Kind::Gateway,
+    fn notice(kind: Kind, name: &str) -> Notice {
+        Notice {
+            kind,
             namespace: Some("shop".into()),
-            name: "g".repeat(253),
+            name: name.into(),
             uid: Some("1-2".into()),
             reason: "AddressNotUsable".into(),
             message: "\u{e4}".repeat(1_000),
+        }
+    }
+
+    #[test]
+    fn event_is_on_a_version_that_there_is() {
+        let version = |kind| {
+            let event = event(&notice(kind, "a"), "ringway.dev/gateway-controller", "node");
+            event.regarding.and_then(|regarding| regarding.api_version)
         };
+        assert_eq!(version(Kind::Gateway).as_deref(), Some("gateway.networking.k8s.io/v1"));
+        assert_eq!(version(Kind::L4Policy).as_deref(), Some("ringway.dev/v1alpha1"));
+    }
+
+    #[test]
+    fn event_keeps_within_the_limits_of_the_api() {
+        let notice = notice(Kind::Gateway, &"g".repeat(253));
         let event = event(&notice, "ringway.dev/gateway-controller", "node");
         assert!(event.metadata.name.as_ref().is_some_and(|name| name.len() <= 253));
         assert_eq!(event.note.map(|note| note.len()), Some(NOTE));

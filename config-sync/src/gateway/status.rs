@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use kube::Resource as _;
 use serde_json::{Map, Value};
 
 use super::objects::GROUP;
@@ -68,8 +69,12 @@ impl Kind {
         }
     }
 
-    pub fn group(self) -> &'static str {
-        if self == Self::L4Policy { super::policy::GROUP } else { GROUP }
+    /// As in `apiVersion:` of an object: the version that is stored.
+    pub fn api_version(self) -> String {
+        match self {
+            Self::L4Policy => super::policy::L4Policy::api_version(&()).into_owned(),
+            _ => format!("{GROUP}/v1"),
+        }
     }
 }
 
@@ -92,8 +97,8 @@ pub fn merge(existing: Option<&Value>, wanted: &StatusOf, now: &str) -> Option<V
         let old = before.get(field);
         let new = match field.as_str() {
             "conditions" => conditions(old, value, now)?,
-            "parents" => ours(old, value, wanted, "parentRef", now)?,
-            "ancestors" => ours(old, value, wanted, "ancestorRef", now)?,
+            "parents" => ours(old, value, wanted, &PARENTS, now)?,
+            "ancestors" => ours(old, value, wanted, &ANCESTORS, now)?,
             "listeners" => entries(old, value, now)?,
             _ => value.clone(),
         };
@@ -136,20 +141,40 @@ fn timed(old: Option<&Value>, new: &Value, now: &str) -> Value {
     new
 }
 
-/// Entries of parents[] or ancestors[]: others' first, as they are, then all of ours.
+/// A list that controllers share.
+struct Shared {
+    /// What tells the entries of one controller apart.
+    reference: &'static str,
+    /// As many as the API takes, whoever they are of.
+    most: usize,
+}
+
+const PARENTS: Shared = Shared { reference: "parentRef", most: 32 };
+const ANCESTORS: Shared = Shared { reference: "ancestorRef", most: super::policy::MAX_ANCESTORS };
+
+/// Every entry stays where it is, or two controllers would change the order for ever. Of ours, those
+/// that are not wanted any more go, and new ones come last, as far as there is room.
 fn ours(
     old: Option<&Value>,
     wanted: &Value,
     of: &StatusOf,
-    reference: &str,
+    shared: &Shared,
     now: &str,
 ) -> Option<Value> {
-    let is_ours = |entry: &Value| entry["controllerName"] == *of.controller;
-    let mut all: Vec<_> = list(old).iter().filter(|entry| !is_ours(entry)).cloned().collect();
-    for new in list(Some(wanted)) {
-        let mut own = list(old).iter().filter(|entry| is_ours(entry));
-        let same = own.find(|entry| entry.get(reference) == new.get(reference));
-        all.push(with_conditions(same, new, now)?);
+    let mut new: Vec<&Value> = list(Some(wanted)).iter().collect();
+    let mut all = Vec::new();
+    for entry in list(old) {
+        if entry["controllerName"] != *of.controller {
+            all.push(entry.clone());
+            continue;
+        }
+        let same = |new: &&Value| new.get(shared.reference) == entry.get(shared.reference);
+        if let Some(at) = new.iter().position(same) {
+            all.push(with_conditions(Some(entry), new.remove(at), now)?);
+        }
+    }
+    for new in new.into_iter().take(shared.most.saturating_sub(all.len())) {
+        all.push(with_conditions(None, new, now)?);
     }
     Some(Value::Array(all))
 }
@@ -172,4 +197,145 @@ fn with_conditions(old: Option<&Value>, new: &Value, now: &str) -> Option<Value>
 
 fn list(value: Option<&Value>) -> &[Value] {
     value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const BEFORE: &str = "2026-01-01T00:00:00Z";
+    const NOW: &str = "2026-02-02T00:00:00Z";
+
+    fn wanted(controller: &str, status: Value) -> StatusOf {
+        StatusOf {
+            kind: Kind::TcpRoute,
+            namespace: Some("shop".into()),
+            name: "route".into(),
+            uid: None,
+            generation: 2,
+            controller: controller.into(),
+            status,
+        }
+    }
+
+    fn condition(kind: &str, status: &str, generation: i64, since: &str) -> Value {
+        let mut condition = json!({
+            "type": kind, "status": status, "reason": "R", "message": "m",
+            "observedGeneration": generation,
+        });
+        if !since.is_empty() {
+            condition["lastTransitionTime"] = since.into();
+        }
+        condition
+    }
+
+    fn parent(controller: &str, name: &str, condition: Value) -> Value {
+        json!({
+            "controllerName": controller, "parentRef": { "name": name }, "conditions": [condition],
+        })
+    }
+
+    /// What [`merge`] is given for these parents.
+    fn parents(controller: &str, names: &[&str]) -> StatusOf {
+        let all =
+            names.iter().map(|name| parent(controller, name, condition("Accepted", "True", 2, "")));
+        wanted(controller, json!({ "parents": all.collect::<Vec<_>>() }))
+    }
+
+    fn order(status: &Value) -> Vec<String> {
+        let word = |entry: &Value| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            format!("{} {}", text(&entry["controllerName"]), text(&entry["parentRef"]["name"]))
+        };
+        list(Some(&status["parents"])).iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_while_its_status_does_and_foreign_ones_stay() {
+        let foreign = condition("example.com/Known", "True", 1, BEFORE);
+        let existing = json!({
+            "conditions": [
+                condition("Accepted", "True", 1, BEFORE),
+                foreign,
+                condition("Programmed", "False", 1, BEFORE),
+            ],
+            "theirs": 7,
+        });
+        let own = ["Accepted", "Programmed"].map(|kind| condition(kind, "True", 2, ""));
+        let own = wanted("ours", json!({ "conditions": own }));
+        let new = merge(Some(&existing), &own, NOW).expect("a change");
+        let conditions = [
+            condition("Accepted", "True", 2, BEFORE),
+            foreign,
+            condition("Programmed", "True", 2, NOW),
+        ];
+        assert_eq!(new, json!({ "conditions": conditions, "theirs": 7 }));
+        assert_eq!(merge(Some(&new), &own, "2026-03-03T00:00:00Z"), None);
+    }
+
+    #[test]
+    fn conditions_that_hold_only_for_a_while_go() {
+        let existing = json!({ "conditions": [
+            condition("Conflicted", "True", 1, BEFORE), condition("Accepted", "True", 2, BEFORE),
+        ] });
+        let own = json!({ "conditions": [condition("Accepted", "True", 2, "")] });
+        let new = merge(Some(&existing), &wanted("ours", own), NOW).expect("a change");
+        assert_eq!(new["conditions"], json!([condition("Accepted", "True", 2, BEFORE)]));
+    }
+
+    #[test]
+    fn what_has_been_observed_later_is_not_overwritten() {
+        let newer = condition("Accepted", "False", 3, BEFORE);
+        let own = json!({ "conditions": [condition("Accepted", "True", 2, "")] });
+        let existing = json!({ "conditions": [newer] });
+        assert_eq!(merge(Some(&existing), &wanted("ours", own), NOW), None);
+        let existing = json!({ "parents": [parent("ours", "a", newer)] });
+        assert_eq!(merge(Some(&existing), &parents("ours", &["a", "b"]), NOW), None);
+    }
+
+    #[test]
+    fn entries_keep_their_places_and_stale_ones_go() {
+        let then =
+            |controller, name| parent(controller, name, condition("Accepted", "True", 1, BEFORE));
+        let foreign = then("theirs", "a");
+        let existing = json!({ "parents": [
+            then("ours", "b"), then("ours", "gone"), foreign, then("ours", "a"),
+        ] });
+        let own = parents("ours", &["a", "new", "b"]);
+        let new = merge(Some(&existing), &own, NOW).expect("a change");
+        assert_eq!(order(&new), ["ours b", "theirs a", "ours a", "ours new"]);
+        assert_eq!(new["parents"][1], foreign);
+        let since = |at: usize| &new["parents"][at]["conditions"][0]["lastTransitionTime"];
+        assert_eq!((since(0), since(3)), (&BEFORE.into(), &NOW.into()));
+        let none = merge(Some(&new), &parents("ours", &[]), NOW).expect("a change");
+        assert_eq!(none["parents"], json!([foreign]));
+    }
+
+    /// Each must find nothing to change in what the other has written.
+    #[test]
+    fn two_controllers_come_to_rest() {
+        let (a, b) = (parents("a", &["x", "y"]), parents("b", &["x"]));
+        let one = merge(None, &a, BEFORE).expect("a change");
+        let both = merge(Some(&one), &b, NOW).expect("a change");
+        assert_eq!(order(&both), ["a x", "a y", "b x"]);
+        assert_eq!(merge(Some(&both), &a, NOW), None);
+        assert_eq!(merge(Some(&both), &b, NOW), None);
+    }
+
+    #[test]
+    fn there_is_no_more_than_the_api_takes() {
+        let theirs: Vec<_> = (0..15)
+            .map(|at| json!({ "controllerName": "theirs", "ancestorRef": { "name": at } }))
+            .collect();
+        let own = ["a", "b"].map(|name| {
+            json!({ "controllerName": "ours", "ancestorRef": { "name": name }, "conditions": [] })
+        });
+        let own = wanted("ours", json!({ "ancestors": own }));
+        let new = merge(Some(&json!({ "ancestors": theirs })), &own, NOW).expect("a change");
+        assert_eq!(list(Some(&new["ancestors"])).len(), 16);
+        assert_eq!(new["ancestors"][15]["ancestorRef"]["name"], "a");
+        assert_eq!(merge(Some(&new), &own, NOW), None);
+    }
 }
