@@ -76,10 +76,11 @@ impl Source {
         };
         let (settings, objects) = settings_and_objects(text, options)?;
         let translation = gateway::translate(&objects, &settings);
+        let notices = translation.notices(&gateway::Outcome::Applied);
         let listeners = print::toml(&translation.config, &mut |_| None);
         Ok(Parsed {
-            shown: [base(text).1, &listeners].concat(),
-            notices: translation.notices().iter().map(ToString::to_string).collect(),
+            shown: after(base(text).1, &listeners),
+            notices: notices.iter().map(ToString::to_string).collect(),
             config: translation.config,
         })
     }
@@ -106,7 +107,8 @@ pub struct Translated {
 /// is made if it is not there; `None`: they are left out of the TOML, and named in it.
 ///
 /// # Errors
-/// As [`Source::read`] and [`Source::config`]; a file of `secrets` can't be written.
+/// As [`Source::read`] and [`Source::config`]; a file of `secrets` can't be written; several of the
+/// files are TOML.
 pub fn translate(
     paths: &[PathBuf],
     secrets: Option<&Path>,
@@ -114,6 +116,11 @@ pub fn translate(
 ) -> Result<Translated, String> {
     let texts = paths.iter().map(|path| read_objects(path)).collect::<Result<Vec<_>, _>>()?;
     let text = texts.concat();
+    let bases: Vec<_> = parts(&text).filter(is_base).map(|(name, _)| name).collect();
+    if bases.len() > 1 {
+        let names = bases.join(", ");
+        return Err(format!("{names}: only one file that ends in .toml may be given"));
+    }
     let (settings, objects) = settings_and_objects(&text, options)?;
     let translation = gateway::translate(&objects, &settings);
     let mut failed = None;
@@ -136,7 +143,7 @@ pub fn translate(
     match failed {
         Some(error) => Err(error),
         None => Ok(Translated {
-            toml: [base(&text).1, &listeners].concat(),
+            toml: after(base(&text).1, &listeners),
             statuses: print::yaml(&statuses, &now),
         }),
     }
@@ -145,6 +152,12 @@ pub fn translate(
 /// The TOML file among the parts, its name and text; both empty: there is none.
 fn base(text: &str) -> (&str, &str) {
     parts(text).find(is_base).unwrap_or(("", ""))
+}
+
+/// The keys that no object has, and behind them what objects come to.
+fn after(base: &str, listeners: &str) -> String {
+    let end = if base.is_empty() || base.ends_with('\n') { "" } else { "\n" };
+    [base, end, listeners].concat()
 }
 
 fn is_base((name, _): &(&str, &str)) -> bool {

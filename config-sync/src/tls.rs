@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::config::{any, or};
 use crate::problem::{At, Place};
 use crate::reader::{Reader, Section, Table, boolean, string, word};
+use crate::san::AltName;
 
 /// One or more PEM blocks: in a file, read when the configuration is compiled and watched since, or
 /// given as they are.
@@ -77,8 +78,8 @@ pub struct Origination {
     pub ca: Option<Pem>,
     /// Shown to endpoints that ask for one.
     pub certificate: Option<Certificate>,
-    /// Names of which the endpoint's certificate must have one: DNS names, IP addresses or URIs.
-    pub subject_alt_names: Vec<String>,
+    /// Names of which the endpoint's certificate must have one.
+    pub subject_alt_names: Vec<AltName>,
 }
 
 impl Termination {
@@ -193,7 +194,7 @@ pub(crate) fn origination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Opt
             Err(_) => Err(format!("\"{name}\" is no DNS name or IP address")),
         }
     });
-    let names = reader.list(tls, "subject_alt_names", |value| string(value).map(str::to_owned));
+    let names = reader.list(tls, "subject_alt_names", |value| AltName::read(string(value)?));
     let given = tls.has("cert") || tls.has("key");
     let certificate = if given { certificate(reader, tls) } else { None };
     let ca = pem(reader, tls, "ca");

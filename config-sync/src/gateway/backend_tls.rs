@@ -3,25 +3,36 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::backends::Destination;
+use super::backends::{self, Destination};
 use super::certificates;
 use super::index::{Index, key, seniority};
-use super::objects::{BackendTlsPolicy, Objects};
+use super::objects::{BackendTlsPolicy, Objects, SubjectAltName, Validation};
 use super::translate::{Verdict, Why};
-use crate::tls::Origination;
+use crate::san::AltName;
+use crate::tls::{Origination, Pem};
 
 /// All policies, oldest first.
 pub(super) struct BackendTls<'o> {
     pub(super) all: Vec<Policy<'o>>,
-    /// The oldest, by namespace and name of a Service and the name of its port.
-    winners: BTreeMap<(&'o str, &'o str, Option<&'o str>), usize>,
+    /// Which policy a target belongs to: the oldest that names it.
+    winners: BTreeMap<Service<'o>, usize>,
 }
+
+/// The namespace and name of a Service, and the name of one of its ports; `None`: all of them.
+type Service<'o> = (&'o str, &'o str, Option<&'o str>);
 
 pub(super) struct Policy<'o> {
     pub(super) object: &'o BackendTlsPolicy,
-    pub(super) accepted: Verdict,
+    /// What it says, whatever its targets are.
+    pub(super) read: Result<Origination, Why>,
     pub(super) resolved: Verdict,
-    origination: Option<Origination>,
+    pub(super) targets: Vec<Target<'o>>,
+}
+
+/// What became of a policy at one of its targets: the others do not suffer by it.
+pub(super) struct Target<'o> {
+    pub(super) service: Service<'o>,
+    pub(super) accepted: Verdict,
 }
 
 impl<'o> BackendTls<'o> {
@@ -30,33 +41,30 @@ impl<'o> BackendTls<'o> {
         objects.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
         let mut policies = Self { all: Vec::new(), winners: BTreeMap::new() };
         for object in objects {
-            let mut policy = read(object, index);
-            let namespace = key(&object.metadata).0;
-            for target in &object.spec.target_refs {
-                let service = (namespace, target.name.as_str(), target.section_name.as_deref());
-                let own = policies.all.len();
-                let winner = *policies.winners.entry(service).or_insert(own);
-                if winner != own {
-                    let name = key(&policies.all[winner].object.metadata).1;
-                    let message = format!("{name} is older and has the same target");
-                    policy.accepted = Err(Why::new("Conflicted", message));
-                } else if policy.accepted.is_ok() {
-                    policy.accepted = target_exists(service, target.kind.as_str(), index);
-                }
-            }
-            policies.all.push(policy);
+            let targets = services(object).map(|service| policies.target(service, index)).collect();
+            let (read, resolved) = read(object, index);
+            policies.all.push(Policy { object, read, resolved, targets });
         }
         policies
     }
 
+    /// A target of the next policy.
+    fn target(&mut self, service: Service<'o>, index: &Index<'_>) -> Target<'o> {
+        let own = self.all.len();
+        let winner = *self.winners.entry(service).or_insert(own);
+        let accepted = if winner == own {
+            target_exists(service, index)
+        } else {
+            let name = key(&self.all[winner].object.metadata).1;
+            let message = format!("{name} is older and has the same target, {}", title(service));
+            Err(Why::new("Conflicted", message))
+        };
+        Target { service, accepted }
+    }
+
     /// How to speak to a Service's port; `None`: as the client does, an error: not at all.
     pub(super) fn of(&self, destination: &Destination<'_>) -> Option<Result<Origination, Why>> {
-        let policy = &self.all[self.winner(destination)?];
-        let failed = policy.accepted.clone().err();
-        match (failed, &policy.origination) {
-            (Some(why), _) => Some(Err(why)),
-            (None, origination) => origination.clone().map(Ok),
-        }
+        Some(self.all[self.winner(destination)?].read.clone())
     }
 
     /// The policy of a port by its name, else that of the whole Service.
@@ -68,15 +76,23 @@ impl<'o> BackendTls<'o> {
     }
 }
 
-fn target_exists(
-    (namespace, name, section): (&str, &str, Option<&str>),
-    kind: &str,
-    index: &Index<'_>,
-) -> Verdict {
+/// The targets that are Services. What else a policy is for is another controller's.
+fn services(object: &BackendTlsPolicy) -> impl Iterator<Item = Service<'_>> {
+    let namespace = key(&object.metadata).0;
+    let targets = object.spec.target_refs.iter();
+    let services = targets.filter(|target| backends::is_service(&target.group, &target.kind));
+    services.map(move |target| (namespace, target.name.as_str(), target.section_name.as_deref()))
+}
+
+fn title((namespace, name, section): Service<'_>) -> String {
+    let port = section.map(|section| format!(", port {section}")).unwrap_or_default();
+    format!("Service {namespace}/{name}{port}")
+}
+
+fn target_exists((namespace, name, section): Service<'_>, index: &Index<'_>) -> Verdict {
     let missing = |message| Err(Why::new("TargetNotFound", message));
-    let service = index.services.get(&(namespace, name)).filter(|_| kind == "Service");
-    let Some(service) = service else {
-        return missing(format!("there is no {kind} {namespace}/{name} that a policy can be for"));
+    let Some(service) = index.services.get(&(namespace, name)) else {
+        return missing(format!("there is no Service {namespace}/{name}"));
     };
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let meant = |port: &&k8s_openapi::api::core::v1::ServicePort| {
@@ -94,47 +110,61 @@ fn target_exists(
     Ok(())
 }
 
-fn read<'o>(object: &'o BackendTlsPolicy, index: &Index<'_>) -> Policy<'o> {
+/// What a policy says, and whether its references resolve.
+fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Why>, Verdict) {
     let namespace = key(&object.metadata).0;
     let validation = &object.spec.validation;
-    let mut policy = Policy { object, accepted: Ok(()), resolved: Ok(()), origination: None };
-    let mut authorities = Vec::new();
+    let (mut authorities, mut resolved) = (Vec::new(), Ok(()));
     for reference in &validation.ca_certificate_refs {
         match certificates::authority(reference, namespace, index) {
             Ok(pem) => authorities.push(pem),
-            Err(why) => policy.resolved = Err(why),
+            Err(why) => resolved = Err(why),
         }
     }
-    let system = validation.well_known_ca_certificates.as_deref();
-    if !validation.ca_certificate_refs.is_empty() && authorities.is_empty() {
-        let message = "none of the caCertificateRefs can be used".to_owned();
-        policy.accepted = Err(Why::new("NoValidCACertificate", message));
-    } else if authorities.is_empty() && system != Some("System") {
-        let message = "validation has neither caCertificateRefs nor wellKnownCACertificates: \
-                       System"
-            .to_owned();
-        policy.accepted = Err(Why::new("Invalid", message));
+    (origination(validation, &authorities), resolved)
+}
+
+fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Origination, Why> {
+    let server_name = validation.hostname.to_lowercase();
+    if server_name.starts_with("*.") || crate::values::read_hostname(&server_name).is_err() {
+        let message = format!("validation.hostname: \"{server_name}\" is not the name of a host");
+        return Err(Why::new("Invalid", message));
     }
-    if authorities.is_empty()
-        && policy.accepted.is_ok()
-        && let Err(message) = certificates::system()
-    {
-        policy.accepted = Err(Why::new("NoValidCACertificate", message));
+    if authorities.is_empty() {
+        let invalid = |message| Why::new("NoValidCACertificate", message);
+        if !validation.ca_certificate_refs.is_empty() {
+            return Err(invalid("none of the caCertificateRefs can be used".to_owned()));
+        }
+        if validation.well_known_ca_certificates.as_deref() != Some("System") {
+            let message = "validation has neither caCertificateRefs nor wellKnownCACertificates: \
+                           System";
+            return Err(Why::new("Invalid", message));
+        }
+        certificates::system().map_err(invalid)?;
     }
-    let hostname = validation.hostname.to_lowercase();
-    if hostname.starts_with("*.") || crate::values::read_hostname(&hostname).is_err() {
-        let message = format!("validation.hostname: \"{hostname}\" is not the name of a host");
-        policy.accepted = Err(Why::new("Invalid", message));
-    }
-    let name = |name: &super::objects::SubjectAltName| match name.kind.as_str() {
-        "URI" => name.uri.clone(),
-        _ => name.hostname.clone(),
-    };
-    policy.origination = Some(Origination {
-        server_name: hostname,
-        ca: certificates::bundle(&authorities),
-        certificate: None,
-        subject_alt_names: validation.subject_alt_names.iter().filter_map(name).collect(),
+    let names = validation.subject_alt_names.iter().enumerate();
+    let names = names.map(|(at, name)| {
+        alt_name(name).map_err(|message| {
+            Why::new("Invalid", format!("validation.subjectAltNames[{at}].{message}"))
+        })
     });
-    policy
+    Ok(Origination {
+        server_name,
+        ca: certificates::bundle(authorities),
+        certificate: None,
+        subject_alt_names: names.collect::<Result<_, _>>()?,
+    })
+}
+
+fn alt_name(name: &SubjectAltName) -> Result<AltName, String> {
+    let missing = |field| Err(format!("{field}: missing"));
+    match (name.kind.as_str(), &name.hostname, &name.uri) {
+        ("Hostname", Some(hostname), _) => {
+            AltName::hostname(hostname).map_err(|message| format!("hostname: {message}"))
+        }
+        ("URI", _, Some(uri)) => AltName::uri(uri).map_err(|message| format!("uri: {message}")),
+        ("Hostname", None, _) => missing("hostname"),
+        ("URI", _, None) => missing("uri"),
+        (kind, ..) => Err(format!("type: {kind} is neither Hostname nor URI")),
+    }
 }

@@ -29,7 +29,7 @@ pub(super) fn find<'o>(
     let kind = reference.kind.as_deref().unwrap_or("Service");
     let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
     let name = reference.name.as_str();
-    if !matches!((group, kind), ("" | "core", "Service")) {
+    if !is_service(group, kind) {
         let kind = if group.is_empty() { kind.to_owned() } else { format!("{kind} of {group}") };
         let message = format!("backendRefs: a {kind} can't be a backend; name a Service");
         return Err(Why::new("InvalidKind", message));
@@ -63,6 +63,11 @@ pub(super) fn find<'o>(
         return Err(Why::new("UnsupportedProtocol", message));
     };
     Ok(Destination { service: (namespace, name), object, port })
+}
+
+/// Whether a reference is to a Service of Kubernetes' own.
+pub(super) fn is_service(group: &str, kind: &str) -> bool {
+    matches!((group, kind), ("" | "core", "Service"))
 }
 
 fn protocol(given: Option<&str>) -> &str {

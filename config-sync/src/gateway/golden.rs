@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::objects::Objects;
+use super::objects::{Bundle, Objects};
 use super::testing::settings;
 use super::{Outcome, Settings, Translation, files, print, translate};
 use crate::compile::compile;
@@ -88,7 +88,7 @@ fn every_reason_is_seen() {
     assert!(directories().len() >= 60, "{}", directories().len());
 }
 
-/// Of conditions, but for `Pending`, which only a data plane can cause.
+/// Of conditions.
 const REASONS: &[&str] = &[
     "Accepted",
     "AddressNotAssigned",
@@ -113,6 +113,7 @@ const REASONS: &[&str] = &[
     "NotAllowed",
     "NotAllowedByListeners",
     "OlderRoute",
+    "Pending",
     "ParentNotAccepted",
     "PortUnavailable",
     "Programmed",
@@ -124,6 +125,7 @@ const REASONS: &[&str] = &[
     "UnsupportedAddress",
     "UnsupportedProtocol",
     "UnsupportedValue",
+    "UnsupportedVersion",
 ];
 
 /// A directory for keys, removed when the test ends.
@@ -157,11 +159,12 @@ fn directories() -> Vec<PathBuf> {
     all
 }
 
-/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME` at the top of a file are settings.
+/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME`, `# --bundle VERSION` at the top of a
+/// file are settings.
 fn read(directory: &Path) -> (Objects, Settings, Outcome) {
     let path = directory.join("in.yaml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-    let (mut settings, mut failed) = (settings(), BTreeMap::new());
+    let (mut settings, mut failed, mut bundle) = (settings(), BTreeMap::new(), None);
     for line in text.lines().map_while(|line| line.strip_prefix("# --")) {
         let (key, value) = line.split_once(' ').expect("a value");
         match key {
@@ -172,11 +175,15 @@ fn read(directory: &Path) -> (Objects, Settings, Outcome) {
                 let why = "Address already in use (os error 98)".to_owned();
                 failed.insert(value.to_owned(), why);
             }
+            "bundle" => {
+                bundle = Some(Bundle { version: value.to_owned(), channel: "standard".to_owned() });
+            }
             _ => panic!("{path:?}: {line}"),
         }
     }
     let objects = files::read([("in.yaml", text.as_str())].into_iter());
-    let objects = objects.unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let mut objects = objects.unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    objects.bundle = bundle;
     (objects, settings, if failed.is_empty() { Outcome::Applied } else { Outcome::Failed(failed) })
 }
 

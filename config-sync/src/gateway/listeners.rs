@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::address::{self, Assigned, Refused};
 use super::certificates;
-use super::index::{Index, Party, key, seniority};
-use super::objects::{GROUP, Gateway, Listener, ListenerSet, Objects, RouteKind};
+use super::index::{Index, Key, Party, key, seniority};
+use super::objects::{GROUP, Gateway, GatewayClass, Listener, ListenerSet, Objects, RouteKind};
 use super::status::Kind;
 use super::translate::{Settings, Verdict, Why};
 use crate::tls::{Certificate, ClientAuth, Termination};
@@ -315,19 +316,40 @@ impl<'o> Listeners<'o> {
     }
 }
 
-/// Gateways of a class that is ours and can be accepted.
+/// Whose a Gateway is.
+pub(super) enum Claim {
+    Ours,
+    /// Its class is ours, and not accepted.
+    Waits,
+    /// There is no such class, so that no controller has it.
+    Nobodys,
+    Theirs,
+}
+
+pub(super) fn claim(gateway: &Gateway, objects: &Objects, settings: &Settings) -> Claim {
+    let name = Some(gateway.spec.gateway_class_name.as_str());
+    let mut classes = objects.gateway_classes.iter();
+    match classes.find(|class| class.metadata.name.as_deref() == name) {
+        None => Claim::Nobodys,
+        Some(class) if class.spec.controller_name != settings.controller_name => Claim::Theirs,
+        Some(class) if accepts(class).is_err() => Claim::Waits,
+        Some(_) => Claim::Ours,
+    }
+}
+
+/// Whether Gateways of a class that is ours are served.
+pub(super) fn accepts(class: &GatewayClass) -> Verdict {
+    let Some(parameters) = &class.spec.parameters_ref else { return Ok(()) };
+    let message = format!(
+        "parametersRef names a {}, and Ringway knows no such parameters; remove it",
+        parameters.kind
+    );
+    Err(Why::new("InvalidParameters", message))
+}
+
 fn ours<'o>(objects: &'o Objects, settings: &Settings) -> Vec<&'o Gateway> {
-    let class = |name: &str| {
-        let named = |class: &&std::sync::Arc<super::objects::GatewayClass>| {
-            class.metadata.name.as_deref() == Some(name)
-        };
-        objects.gateway_classes.iter().find(named)
-    };
-    let is_ours = |gateway: &&Gateway| {
-        class(&gateway.spec.gateway_class_name)
-            .is_some_and(|class| class.spec.controller_name == settings.controller_name)
-    };
-    objects.gateways.iter().map(std::sync::Arc::as_ref).filter(is_ours).collect()
+    let is_ours = |gateway: &&Gateway| matches!(claim(gateway, objects, settings), Claim::Ours);
+    objects.gateways.iter().map(Arc::as_ref).filter(is_ours).collect()
 }
 
 fn gate<'o>(
@@ -356,17 +378,23 @@ fn gate<'o>(
     Gate { object, accepted, addresses, certificate }
 }
 
+/// The Gateway that a ListenerSet belongs to; `None`: it belongs to something else.
+pub(super) fn parent(set: &ListenerSet) -> Option<Key<'_>> {
+    let parent = &set.spec.parent_ref;
+    let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
+        && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";
+    let namespace = parent.namespace.as_deref().unwrap_or(key(&set.metadata).0);
+    is_gateway.then_some((namespace, parent.name.as_str()))
+}
+
 /// ListenerSets of our Gateways, those of the first Gateway first, oldest first.
 fn sets<'o>(objects: &'o Objects, index: &Index<'_>, gates: &[Gate<'_>]) -> Vec<Set<'o>> {
     let mut sets = Vec::new();
     for object in &objects.listener_sets {
-        let parent = &object.spec.parent_ref;
-        let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
-            && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";
         let own = key(&object.metadata).0;
-        let wanted = (parent.namespace.as_deref().unwrap_or(own), parent.name.as_str());
+        let Some(wanted) = parent(object) else { continue };
         let gate = gates.iter().position(|gate| key(&gate.object.metadata) == wanted);
-        let Some(gate) = gate.filter(|_| is_gateway) else { continue };
+        let Some(gate) = gate else { continue };
         let allowed = gates[gate].object.spec.allowed_listeners.as_ref();
         let allowed = allowed.and_then(|allowed| allowed.namespaces.as_ref());
         let accepted = if index.lets_in(allowed, "None", wanted.0, own) {

@@ -442,7 +442,7 @@ impl<'o> Policies<'o> {
 }
 
 /// As many as a status may list.
-const MAX_ANCESTORS: usize = 16;
+pub(super) const MAX_ANCESTORS: usize = 16;
 
 fn has_listeners(kind: &str) -> bool {
     matches!(kind, "Gateway" | "ListenerSet")

@@ -219,7 +219,7 @@ impl Print<'_> {
             keys.extend(cert.into_iter().chain(key));
         }
         if !tls.subject_alt_names.is_empty() {
-            let names = tls.subject_alt_names.iter().map(|name| quoted(name));
+            let names = tls.subject_alt_names.iter().map(|name| quoted(&name.to_string()));
             keys.push(("subject_alt_names", list(names)));
         }
         self.line("tls", &inline(keys));

@@ -1,6 +1,6 @@
 //! What each object is told: its status, but for what only the data plane can say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::api::ObjectMeta;
@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use super::SUPERSEDED;
 use super::backend_tls::BackendTls;
 use super::index::{Index, key};
-use super::listeners::{Entry, Gate, Listeners, Set};
-use super::objects::{Bundle, GROUP, GatewayClass, Objects};
-use super::policy::{Aim, Policies};
+use super::listeners::{self, Claim, Entry, Gate, Listeners, Set};
+use super::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
+use super::policy::{Aim, MAX_ANCESTORS, Policies};
 use super::routes::{Parent, Routed};
 use super::status::{Kind, Outcome, StatusOf};
 use super::translate::{Notice, Settings, Verdict, Why};
@@ -76,6 +76,8 @@ struct Condition {
 enum Says {
     True(&'static str, String),
     False(Why),
+    /// For a controller to come.
+    Waits(String),
     /// Of a listener: true if the data plane could open these, its listeners in the configuration.
     Opened(BTreeSet<String>, &'static str),
     /// The same, true as soon as it serves all of them.
@@ -99,6 +101,7 @@ impl Known<'_, '_> {
         for at in 0..self.listeners.sets.len() {
             reports.push(self.set(at));
         }
+        reports.extend(self.unserved());
         reports.extend(self.routes.iter().map(|route| self.route(route)));
         reports.extend(self.backend_tls_policies());
         reports.extend(self.l4_policies());
@@ -127,17 +130,10 @@ impl Known<'_, '_> {
 
     fn class(&self, class: &GatewayClass) -> Report {
         let mut report = self.report(Kind::GatewayClass, &class.metadata);
-        let parameters = class.spec.parameters_ref.as_ref().map(|parameters| {
-            let message = format!(
-                "parametersRef names a {}, and Ringway knows no such parameters; remove it",
-                parameters.kind
-            );
-            Why::new("InvalidParameters", message)
-        });
         let version = self.objects.bundle.as_ref().map_or(Ok(()), is_supported);
-        let accepted = parameters.map_or(Ok(()), Err);
+        let message = "Ringway serves Gateways of this class";
         report.conditions = Some(vec![
-            condition("Accepted", accepted, "Accepted", "Ringway serves Gateways of this class"),
+            condition("Accepted", listeners::accepts(class), "Accepted", message),
             condition(
                 "SupportedVersion",
                 version,
@@ -161,7 +157,7 @@ impl Known<'_, '_> {
         let sets = self.listeners.sets.iter();
         let attached = sets.filter(|set| set.gate == at && set.accepted.is_ok()).count();
         report.fields.insert("attachedListenerSets".into(), attached.into());
-        let mut conditions = vec![accepted(&gate.accepted, &own), programmed(gate, &own)];
+        let mut conditions = vec![self.accepted(&gate.accepted, &own), programmed(gate, &own)];
         if let Err(why) = &gate.certificate {
             conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why.clone()) });
         } else if let Some(why) = own.iter().find_map(|entry| entry.resolved.as_ref().err()) {
@@ -182,11 +178,77 @@ impl Known<'_, '_> {
         let mut report = self.report(Kind::ListenerSet, &set.object.metadata);
         let own: Vec<_> = self.entries(set.gate, Some(at)).collect();
         report.conditions = Some(vec![
-            accepted(&set.accepted, &own),
+            self.accepted(&set.accepted, &own),
             set_programmed(set, &self.listeners.gates[set.gate], &own),
         ]);
         report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
         report
+    }
+
+    /// Of a Gateway or ListenerSet: with some listeners that are not valid it is accepted all the
+    /// same.
+    fn accepted(&self, verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
+        let by = self.accepted_by();
+        if own.iter().all(|entry| entry.is_valid()) {
+            return condition("Accepted", verdict.clone(), "Accepted", &by);
+        }
+        let message = format!("{by}, but not all listeners are valid; each says why");
+        condition("Accepted", verdict.clone(), "ListenersNotValid", &message)
+    }
+
+    /// Conditions of Gateways and ListenerSets do not say whose they are, but for this.
+    fn accepted_by(&self) -> String {
+        format!("accepted by {}", self.settings.controller_name)
+    }
+
+    /// Gateways and ListenerSets that are not served, and that no other controller has: what was
+    /// said of them when they were must not stay.
+    fn unserved(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for gateway in &self.objects.gateways {
+            let status = gateway.status.as_ref();
+            reports.extend(self.why_unserved(gateway, status).map(|why| {
+                let mut report = self.report(Kind::Gateway, &gateway.metadata);
+                report.fields.insert("addresses".into(), json!([]));
+                report.fields.insert("attachedListenerSets".into(), 0.into());
+                report.wait(&why)
+            }));
+        }
+        for set in &self.objects.listener_sets {
+            let status = set.status.as_ref();
+            let Some(parent) = listeners::parent(set) else { continue };
+            let is_it = |gateway: &&Arc<Gateway>| key(&gateway.metadata) == parent;
+            let why = match self.objects.gateways.iter().find(is_it) {
+                Some(gateway) => self.why_unserved(gateway, status),
+                None if self.was_ours(status) => Some("there is no such Gateway".to_owned()),
+                None => None,
+            };
+            reports.extend(why.map(|why| self.report(Kind::ListenerSet, &set.metadata).wait(&why)));
+        }
+        reports
+    }
+
+    /// Why a Gateway, or what belongs to it, waits for a controller, where that is ours to say;
+    /// `status` is that of the object in question.
+    fn why_unserved(&self, gateway: &Gateway, status: Option<&Value>) -> Option<String> {
+        let class = &gateway.spec.gateway_class_name;
+        match listeners::claim(gateway, self.objects, self.settings) {
+            Claim::Waits => Some(format!("GatewayClass {class} is not accepted")),
+            Claim::Nobodys if self.was_ours(status) => {
+                Some(format!("there is no GatewayClass {class}"))
+            }
+            Claim::Nobodys | Claim::Ours | Claim::Theirs => None,
+        }
+    }
+
+    fn was_ours(&self, status: Option<&Value>) -> bool {
+        let conditions = status.and_then(|status| status["conditions"].as_array());
+        let by = self.accepted_by();
+        conditions.into_iter().flatten().any(|condition| {
+            let rest = condition["message"].as_str().and_then(|text| text.strip_prefix(&by));
+            condition["type"] == "Accepted"
+                && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(','))
+        })
     }
 
     fn entries(&self, gate: usize, set: Option<usize>) -> impl Iterator<Item = &Entry<'_>> {
@@ -294,13 +356,7 @@ impl Known<'_, '_> {
     fn backend_tls_policies(&self) -> Vec<Report> {
         let mut reports = Vec::new();
         for (at, policy) in self.backend_tls.all.iter().enumerate() {
-            let namespace = key(&policy.object.metadata).0;
-            let mut gateways = BTreeSet::new();
-            for target in &policy.object.spec.target_refs {
-                gateways.extend(self.gateways_of_service(namespace, &target.name, |of| {
-                    self.backend_tls.winner(of) == Some(at) || policy.accepted.is_err()
-                }));
-            }
+            let gateways = self.backend_tls_gateways(at, policy);
             let status = policy.object.status.as_ref();
             let had = status.and_then(|status| status["ancestors"].as_array());
             let mut had = had.into_iter().flatten();
@@ -309,26 +365,51 @@ impl Known<'_, '_> {
                 continue;
             }
             let mut report = self.report(Kind::BackendTlsPolicy, &policy.object.metadata);
-            let part = |(namespace, name): (String, String)| {
+            let part = |((namespace, name), accepted): ((String, String), Verdict)| {
                 let ancestor = json!({
                     "group": GROUP, "kind": "Gateway", "namespace": namespace, "name": name,
                 });
+                let resolved = policy.resolved.clone();
                 let conditions = vec![
-                    condition("Accepted", policy.accepted.clone(), "Accepted", "accepted"),
-                    condition(
-                        "ResolvedRefs",
-                        policy.resolved.clone(),
-                        "ResolvedRefs",
-                        "every reference resolves",
-                    ),
+                    condition("Accepted", accepted, "Accepted", "accepted"),
+                    condition("ResolvedRefs", resolved, "ResolvedRefs", "every reference resolves"),
                 ];
                 self.ancestor(ancestor, &name, conditions)
             };
-            let parts = gateways.into_iter().take(16).map(part).collect();
+            let parts = gateways.into_iter().take(MAX_ANCESTORS).map(part).collect();
             report.parts = Some(("ancestors", parts));
             reports.push(report);
         }
         reports
+    }
+
+    /// The Gateways whose routes lead to a target of a policy, and what is said there: the first
+    /// fault of the targets that are reached from it, of those that nobody can reach, of the policy.
+    fn backend_tls_gateways(
+        &self,
+        at: usize,
+        policy: &super::backend_tls::Policy<'_>,
+    ) -> BTreeMap<(String, String), Verdict> {
+        let mut gateways = BTreeMap::new();
+        let mut everywhere = Ok(());
+        for target in &policy.targets {
+            let (namespace, name, _) = target.service;
+            let reached = self.gateways_of_service(namespace, name, |of| {
+                self.backend_tls.winner(of) == Some(at) || target.accepted.is_err()
+            });
+            if reached.is_empty() {
+                everywhere = everywhere.and_then(|()| target.accepted.clone());
+            }
+            for gateway in reached {
+                let known = gateways.entry(gateway).or_insert(Ok(()));
+                *known = known.clone().and_then(|()| target.accepted.clone());
+            }
+        }
+        let everywhere = everywhere.and_then(|()| policy.read.clone().map(drop));
+        for known in gateways.values_mut() {
+            *known = known.clone().and_then(|()| everywhere.clone());
+        }
+        gateways
     }
 
     fn l4_policies(&self) -> Vec<Report> {
@@ -441,15 +522,6 @@ fn condition(
     Condition { kind, says }
 }
 
-/// Of a Gateway or ListenerSet: with some listeners that are not valid it is accepted all the same.
-fn accepted(verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
-    if own.iter().all(|entry| entry.is_valid()) {
-        return condition("Accepted", verdict.clone(), "Accepted", "accepted");
-    }
-    let message = "accepted, but not all listeners are valid; each says why";
-    condition("Accepted", verdict.clone(), "ListenersNotValid", message)
-}
-
 fn programmed(gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
     let says = match (&gate.accepted, &gate.addresses) {
         (Err(_), _) => {
@@ -475,6 +547,14 @@ fn served(own: &[&Entry<'_>]) -> Says {
 }
 
 impl Report {
+    /// As the API server writes it into an object that is new, with the reason.
+    fn wait(self, why: &str) -> Self {
+        let says = Says::Waits(format!("Waiting for controller: {why}"));
+        let conditions =
+            ["Accepted", "Programmed"].map(|kind| Condition { kind, says: says.clone() });
+        Self { conditions: Some(conditions.into()), listeners: Some(Vec::new()), ..self }
+    }
+
     pub(super) fn status(&self, outcome: &Outcome) -> StatusOf {
         let generation = self.of.generation;
         let list = |conditions: &[Condition]| -> Value {
@@ -502,7 +582,7 @@ impl Report {
         StatusOf { status: status.into(), ..self.of.clone() }
     }
 
-    pub(super) fn notices(&self) -> Vec<Notice> {
+    pub(super) fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
         let own = self.conditions.iter().flatten().map(|condition| (None, condition));
         let listeners = self.listeners.iter().flatten();
         let parts = self.parts.iter().flat_map(|(_, parts)| parts).chain(listeners);
@@ -511,8 +591,11 @@ impl Report {
         });
         let mut notices: Vec<Notice> = Vec::new();
         for (title, condition) in own.chain(parts) {
-            let Some((reason, message)) = condition.complaint() else { continue };
-            let message = title.map_or_else(|| message.into(), |of| format!("{of}: {message}"));
+            let Some((reason, message)) = condition.complaint(outcome) else { continue };
+            let message = match title {
+                Some(of) => format!("{of}: {message}"),
+                None => message,
+            };
             let notice = Notice {
                 kind: self.of.kind,
                 namespace: self.of.namespace.clone(),
@@ -531,9 +614,22 @@ impl Report {
 
 impl Condition {
     fn value(&self, generation: i64, outcome: &Outcome) -> Value {
-        let (status, reason, message) = match &self.says {
+        let (status, reason, message) = self.said(outcome);
+        json!({
+            "type": self.kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "observedGeneration": generation,
+        })
+    }
+
+    /// Status, reason and message.
+    fn said(&self, outcome: &Outcome) -> (&'static str, &'static str, String) {
+        match &self.says {
             Says::True(reason, message) => ("True", *reason, message.clone()),
             Says::False(why) => ("False", why.reason, why.message.clone()),
+            Says::Waits(message) => ("Unknown", "Pending", message.clone()),
             Says::Opened(names, message) => match not_opened(names, outcome) {
                 Some(why) => ("False", "PortUnavailable", why.to_owned()),
                 None => ("True", "Accepted", (*message).to_owned()),
@@ -544,30 +640,24 @@ impl Condition {
                 let failed = names.iter().map(failed).collect::<Option<Vec<_>>>();
                 programmed_as(failed.and_then(|why| why.first().copied()), outcome)
             }
-        };
-        json!({
-            "type": self.kind,
-            "status": status,
-            "reason": reason,
-            "message": message,
-            "observedGeneration": generation,
-        })
+        }
     }
 
-    /// What somebody must act on. Not what follows from something else that is said anyway.
-    fn complaint(&self) -> Option<(&str, &str)> {
-        match (&self.says, self.kind) {
-            (Says::True(reason, message), "PartiallyInvalid" | SUPERSEDED) => {
-                Some((reason, message))
+    /// What somebody must act on, its reason and message. Not what follows from something else that
+    /// is said anyway.
+    fn complaint(&self, outcome: &Outcome) -> Option<(&'static str, String)> {
+        let (status, reason, message) = self.said(outcome);
+        let counts = match (self.kind, status) {
+            ("PartiallyInvalid" | SUPERSEDED, "True")
+            | ("Accepted" | "ResolvedRefs" | "SupportedVersion", "False") => true,
+            ("Programmed", "False") => {
+                // Once for a Gateway, not for each of its listeners.
+                let whole = matches!(self.says, Says::SomeServed(_)) && refused(outcome).is_some();
+                reason.starts_with("Address") || whole
             }
-            (Says::False(why), "Accepted" | "ResolvedRefs" | "SupportedVersion") => {
-                Some((why.reason, &why.message))
-            }
-            (Says::False(why), "Programmed") if why.reason.starts_with("Address") => {
-                Some((why.reason, &why.message))
-            }
-            _ => None,
-        }
+            _ => false,
+        };
+        counts.then_some((reason, message))
     }
 }
 
@@ -577,12 +667,14 @@ fn not_opened<'a>(names: &BTreeSet<String>, outcome: &'a Outcome) -> Option<&'a 
     faults.iter().find(|(name, _)| names.contains(*name)).map(|(_, why)| why.as_str())
 }
 
+/// Why nothing of the configuration is served.
+fn refused(outcome: &Outcome) -> Option<&str> {
+    let Outcome::Failed(faults) = outcome else { return None };
+    faults.get("").map(String::as_str)
+}
+
 fn programmed_as(fault: Option<&str>, outcome: &Outcome) -> (&'static str, &'static str, String) {
-    let whole = match outcome {
-        Outcome::Failed(faults) => faults.get(""),
-        Outcome::Applied | Outcome::Pending => None,
-    };
-    match (fault, whole, outcome) {
+    match (fault, refused(outcome), outcome) {
         (Some(why), _, _) => ("False", "Invalid", why.to_owned()),
         (None, Some(why), _) => {
             let message = format!("the configuration could not be put in force: {why}");

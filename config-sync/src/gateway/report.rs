@@ -223,7 +223,7 @@ impl Reporter {
             .count()
             .await;
         if self.leases.leads() {
-            let notices = report.translation.notices();
+            let notices = report.translation.notices(outcome);
             events.tell(client, controller, &self.identity, &notices).await;
         }
         failed == 0 && kept.is_ok()

@@ -229,6 +229,8 @@ fn take(
     Ok(meeting)
 }
 
+/// Whether the Gateway is accepted does not matter: attachment depends on allowedRoutes and
+/// parentRefs only (Gateway API, `ListenerStatus.attachedRoutes`).
 fn allows(
     entry: &Entry<'_>,
     kind: Kind,

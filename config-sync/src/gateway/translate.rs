@@ -122,9 +122,9 @@ impl Translation {
         self.reports.iter().map(|report| report.status(outcome)).collect()
     }
 
-    /// What users must act on, as far as the objects say: in the order of the statuses.
-    pub fn notices(&self) -> Vec<Notice> {
-        self.reports.iter().flat_map(Report::notices).collect()
+    /// What users must act on, in the order of the statuses.
+    pub fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
+        self.reports.iter().flat_map(|report| report.notices(outcome)).collect()
     }
 
     /// What each Gateway has, by namespace and name: for [`Settings::given`] of the next one.

@@ -497,8 +497,9 @@ fn resources(world: &World, group: &str, version: &str) -> Response {
 }
 
 fn status(code: u16, message: &str) -> Response {
+    let reason = if code == 404 { "NotFound" } else { "" };
     let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": "", "code": code });
+        "message": message, "reason": reason, "code": code });
     (StatusCode::from_u16(code).expect("a status"), axum::Json(body)).into_response()
 }
 
