@@ -89,7 +89,7 @@ fn keys_that_no_object_has_may_end_without_a_newline() {
     let text = fs::read_to_string(objects("tcproute-weighted")).expect("objects");
     folder.file("objects.yaml", &text);
     let options = Options::default();
-    let whole = translate(&[folder.0.clone()], None, &options);
+    let whole = translate(std::slice::from_ref(&folder.0), None, &options);
     let whole = whole.unwrap_or_else(|error| panic!("{error}")).toml;
     assert!(whole.starts_with("drain_grace = \"7s\" # no newline\n[[listeners]]\n"), "{whole}");
     runs(&whole);

@@ -383,7 +383,8 @@ pub(super) fn parent(set: &ListenerSet) -> Option<Key<'_>> {
     let parent = &set.spec.parent_ref;
     let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
         && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";
-    let namespace = parent.namespace.as_deref().unwrap_or(key(&set.metadata).0);
+    let own = key(&set.metadata).0;
+    let namespace = parent.namespace.as_deref().unwrap_or(own);
     is_gateway.then_some((namespace, parent.name.as_str()))
 }
 
