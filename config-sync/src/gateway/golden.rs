@@ -159,8 +159,8 @@ fn directories() -> Vec<PathBuf> {
     all
 }
 
-/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME`, `# --bundle VERSION` at the top of a
-/// file are settings.
+/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME`, `# --bundle VERSION` at the top of
+/// a file are settings.
 fn read(directory: &Path) -> (Objects, Settings, Outcome) {
     let path = directory.join("in.yaml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));

@@ -384,7 +384,8 @@ impl Known<'_, '_> {
     }
 
     /// The Gateways whose routes lead to a target of a policy, and what is said there: the first
-    /// fault of the targets that are reached from it, of those that nobody can reach, of the policy.
+    /// fault of the targets that are reached from it, of those that nobody can reach, of the whole
+    /// policy.
     fn backend_tls_gateways(
         &self,
         at: usize,

@@ -152,8 +152,8 @@ struct Shared {
 const PARENTS: Shared = Shared { reference: "parentRef", most: 32 };
 const ANCESTORS: Shared = Shared { reference: "ancestorRef", most: super::policy::MAX_ANCESTORS };
 
-/// Every entry stays where it is, or two controllers would change the order for ever. Of ours, those
-/// that are not wanted any more go, and new ones come last, as far as there is room.
+/// Every entry stays where it is, or two controllers would change the order for ever. Of ours,
+/// those that are not wanted any more go, and new ones come last, as far as there is room.
 fn ours(
     old: Option<&Value>,
     wanted: &Value,
