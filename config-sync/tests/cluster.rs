@@ -11,6 +11,7 @@ use axum::http::Method;
 use config_sync::config::{Config, parse};
 use config_sync::gateway::cluster::{Cluster, Options};
 use config_sync::gateway::lease::{self, Applied, Leases, Level};
+use config_sync::gateway::outline::{Outline, outline};
 use config_sync::gateway::store::Store;
 use config_sync::gateway::watch::Watch;
 use config_sync::gateway::{CONTROLLER, Translation};
@@ -223,14 +224,26 @@ fn leases(server: &ApiServer, identity: &str) -> Leases {
         namespace: "ringway".into(),
         controller: CONTROLLER.into(),
         identity: identity.into(),
-        addresses: vec!["192.0.2.1".parse().expect("an address")],
         lasts: Duration::from_secs(2),
+        kept: Duration::from_secs(4),
     };
     Leases::start(server.client(), options)
 }
 
-fn serves(outline: &str) -> Applied {
-    Applied { outline: outline.into(), failed: BTreeMap::new() }
+/// Of a configuration with one listener.
+fn of(port: u16) -> Outline {
+    let text = format!(
+        "[[listeners]]\nname = \"l\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:{port}\"\n"
+    );
+    outline(&parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}")))
+}
+
+fn serves(port: u16) -> Applied {
+    Applied { outline: of(port), failed: BTreeMap::new() }
+}
+
+fn lease(server: &ApiServer, identity: &str) -> Option<Value> {
+    server.get("Lease", "ringway", &format!("ringway.dev.gateway-controller.{identity}"))
 }
 
 #[tokio::test]
@@ -238,42 +251,73 @@ async fn one_replica_leads_and_all_that_live_are_waited_for() {
     let server = ApiServer::start().await;
     let (a, b) = (leases(&server, "a"), leases(&server, "b"));
     until("one leads", || a.leads() || b.leads()).await;
-    a.applied(serves("1"));
-    b.applied(serves("1"));
+    a.applied(serves(1));
+    b.applied(serves(1));
     until("both know of each other", || a.replicas() == 2 && b.replicas() == 2).await;
-    let level = Level::Level { failed: BTreeMap::new() };
-    until("they are level", || a.level("1") == level && b.level("1") == level).await;
+    let level = Level::default();
+    until("they are level", || a.level(&of(1)) == level && b.level(&of(1)) == level).await;
     assert!(a.leads() != b.leads());
 
-    a.applied(serves("2"));
-    assert_eq!(a.level("2"), Level::Behind(vec!["b".into()]));
+    a.applied(serves(2));
+    assert_eq!(a.level(&of(2)).behind, ["b"]);
+    assert_eq!(a.level(&of(2)).lags.len(), 1);
     let failed = BTreeMap::from([("l".to_owned(), "in use".to_owned())]);
-    b.applied(Applied { outline: "2".into(), failed });
+    b.applied(Applied { outline: of(2), failed });
     let failed = BTreeMap::from([("l".to_owned(), "on b: in use".to_owned())]);
-    until("they are level again", || a.level("2") == Level::Level { failed: failed.clone() }).await;
+    let level_but = Level { failed, ..Level::default() };
+    until("they are level again", || a.level(&of(2)) == level_but).await;
 
     // The one that leads ends without a word: it is waited for no more, and the other leads.
-    let (gone, left) = if a.leads() { (a, b) } else { (b, a) };
+    let ((gone, name), left) = if a.leads() { ((a, "a"), b) } else { ((b, "b"), a) };
     drop(gone);
-    left.applied(serves("3"));
-    assert!(matches!(left.level("3"), Level::Behind(_)));
-    until("it is not waited for", || left.level("3") == level).await;
+    left.applied(serves(3));
+    assert_eq!(left.level(&of(3)).behind, [name]);
+    until("it is not waited for", || left.level(&of(3)) == level).await;
     until("the other leads", || left.leads()).await;
+    assert!(lease(&server, name).is_some(), "people may look at it");
+    until("its Lease is swept away", || lease(&server, name).is_none()).await;
+    assert_eq!(left.replicas(), 1);
+}
+
+#[tokio::test]
+async fn replicas_and_their_addresses_stay_while_the_api_server_is_silent() {
+    let server = ApiServer::start().await;
+    let (a, b) = (leases(&server, "a"), leases(&server, "b"));
+    a.has(vec!["192.0.2.1".parse().expect("an address")]);
+    b.has(vec!["192.0.2.2".parse().expect("an address")]);
+    a.applied(serves(1));
+    b.applied(serves(1));
+    until("both know of each other", || a.addresses().len() == 2 && b.addresses().len() == 2).await;
+    for method in [Method::GET, Method::PUT, Method::PATCH, Method::DELETE] {
+        server.fail(method, "", 503, usize::MAX);
+    }
+    server.cut();
+    let silent = |leases: &Leases| leases.heard().is_some_and(|at| at.elapsed().as_secs() >= 4);
+    until("no Lease would hold any more", || {
+        assert_eq!((a.addresses().len(), b.addresses().len()), (2, 2));
+        silent(&a) && silent(&b)
+    })
+    .await;
+    drop(b);
+    server.heal();
+    until("it is back", || {
+        assert_eq!(a.addresses().len(), 2, "others may still be about to renew");
+        !silent(&a)
+    })
+    .await;
+    until("who did not come back is gone", || a.addresses().len() == 1).await;
 }
 
 #[tokio::test]
 async fn a_lead_that_is_given_up_is_free_at_once_and_one_that_can_not_be_renewed_ends() {
     let server = ApiServer::start().await;
     let a = leases(&server, "a");
-    a.applied(serves("1"));
+    a.applied(serves(1));
     until("it leads", || a.leads()).await;
-    until("its Lease is there", || {
-        server.get("Lease", "ringway", "ringway.dev.gateway-controller.a").is_some()
-    })
-    .await;
+    until("its Lease is there", || lease(&server, "a").is_some()).await;
     a.leave().await;
     assert!(!a.leads());
-    assert!(server.get("Lease", "ringway", "ringway.dev.gateway-controller.a").is_none());
+    assert!(lease(&server, "a").is_none());
     let b = leases(&server, "b");
     until("the next leads", || b.leads()).await;
 
@@ -323,7 +367,7 @@ async fn translated(cluster: &mut Cluster) -> Arc<Translation> {
         translation.is_some()
     })
     .await;
-    Arc::new(translation.expect("there is one"))
+    translation.expect("there is one")
 }
 
 /// `status` and `reason` of a condition, and of which generation.
@@ -334,8 +378,42 @@ fn condition(conditions: &Value, kind: &str) -> Option<(String, String, i64)> {
     Some((text("status"), text("reason"), of["observedGeneration"].as_i64()?))
 }
 
+fn of_gateway(server: &ApiServer, name: &str, kind: &str) -> Option<(String, String, i64)> {
+    condition(&server.get("Gateway", "shop", name)?["status"]["conditions"], kind)
+}
+
 fn programmed(server: &ApiServer) -> Option<(String, String, i64)> {
-    condition(&server.get("Gateway", "shop", "gateway")?["status"]["conditions"], "Programmed")
+    of_gateway(server, "gateway", "Programmed")
+}
+
+fn is_programmed(server: &ApiServer, name: &str) -> bool {
+    of_gateway(server, name, "Programmed").is_some_and(|(is, ..)| is == "True")
+}
+
+fn gateway(name: &str, port: u16) -> Value {
+    let spec = json!({ "spec": {
+        "gatewayClassName": "ringway",
+        "listeners": [{ "name": "tcp", "port": port, "protocol": "TCP" }],
+    } });
+    object(&format!("{GROUP}/v1"), "Gateway", "shop", name, spec)
+}
+
+fn addresses(server: &ApiServer, name: &str) -> Value {
+    let gateway = server.get("Gateway", "shop", name).expect("it is there");
+    gateway["status"]["addresses"].clone()
+}
+
+/// What a process with one worker does until something is so.
+async fn run_until(what: &str, clusters: &mut [Cluster], mut is_so: impl FnMut() -> bool) {
+    until(what, || {
+        for cluster in clusters.iter_mut() {
+            if let Some(translation) = cluster.translated() {
+                cluster.applied(translation, BTreeMap::new());
+            }
+        }
+        is_so()
+    })
+    .await;
 }
 
 fn is_write(line: &str) -> bool {
@@ -346,7 +424,7 @@ fn is_write(line: &str) -> bool {
 async fn statuses_are_written_once_what_they_say_is_served_and_only_then_again() {
     let server = server().await;
     populate(&server);
-    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
     let translation = translated(&mut cluster).await;
     assert_eq!(translation.config.listeners.len(), 1, "{:?}", translation.config.listeners);
     until("it leads", || cluster.figures().leads).await;
@@ -390,7 +468,7 @@ async fn what_others_write_in_between_is_kept_and_refused_writes_are_tried_again
     let mut route = tcp_route("v1", "shop", "route");
     route["status"] = json!({ "parents": foreign });
     server.put(route);
-    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
     let translation = translated(&mut cluster).await;
     server.fail(Method::PATCH, "/tcproutes/route/status", 409, 2);
     server.fail(Method::PATCH, "/gateways/gateway/status", 500, 1);
@@ -412,7 +490,7 @@ async fn what_others_write_in_between_is_kept_and_refused_writes_are_tried_again
 async fn a_listener_that_failed_is_named_and_a_refused_configuration_too() {
     let server = server().await;
     populate(&server);
-    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
     let translation = translated(&mut cluster).await;
     let listener = translation.config.listeners[0].name.value.clone();
     let failed = BTreeMap::from([(listener, "cannot listen: in use".to_owned())]);
@@ -427,27 +505,155 @@ async fn a_listener_that_failed_is_named_and_a_refused_configuration_too() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_behind_holds_up_the_status_and_one_that_is_gone_does_not() {
+async fn a_replica_that_is_behind_holds_up_what_is_promised_and_one_that_is_gone_does_not() {
     let server = server().await;
     populate(&server);
-    let other = leases(&server, "other");
-    other.applied(serves("something else"));
-    until("the other leads", || other.leads()).await;
-    let mut cluster = Cluster::with_client(server.client(), options("a")).await;
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
     let translation = translated(&mut cluster).await;
-    cluster.applied(Arc::clone(&translation), BTreeMap::new());
-    until("they know of each other", || cluster.figures().replicas == 2).await;
-    assert!(!cluster.figures().leads);
-    assert_eq!(programmed(&server), None, "who does not lead writes nothing");
-    // The lead goes over, but the other lives, and has applied something else.
-    other.leave().await;
+    until("it leads", || cluster.figures().leads).await;
     let straggler = leases(&server, "straggler");
-    straggler.applied(serves("something else"));
-    until("the straggler is seen", || {
-        server.get("Lease", "ringway", "ringway.dev.gateway-controller.straggler").is_some()
+    straggler.applied(serves(1));
+    until("they know of each other", || cluster.figures().replicas == 2).await;
+    assert_eq!(programmed(&server), None, "nothing is in force yet");
+    cluster.applied(Arc::clone(&translation), BTreeMap::new());
+
+    // What does not depend on the other is said.
+    let pending = Some(("False".to_owned(), "Pending".to_owned(), 1));
+    until("it is not programmed", || programmed(&server) == pending).await;
+    assert_eq!(of_gateway(&server, "gateway", "Accepted").expect("it is said").0, "True");
+    assert_eq!(addresses(&server, "gateway")[0]["value"], "10.99.0.1");
+    assert!(cluster.figures().behind);
+    until("the route is accepted", || {
+        let route = server.get("TCPRoute", "shop", "route").expect("the route");
+        let conditions = &route["status"]["parents"][0]["conditions"];
+        condition(conditions, "Accepted").is_some_and(|(is, ..)| is == "True")
     })
     .await;
-    until("it is programmed or waits", || cluster.figures().leads || straggler.leads()).await;
+    assert_eq!(programmed(&server), pending);
+
+    straggler.applied(Applied { outline: translation.outline.clone(), failed: BTreeMap::new() });
+    until("it is programmed", || is_programmed(&server, "gateway")).await;
+    assert!(!cluster.figures().behind);
+
+    // A promise stays until the next can be kept.
+    let mut changed = server.get("Gateway", "shop", "gateway").expect("it is there");
+    changed["metadata"]["generation"] = 2.into();
+    changed["spec"]["listeners"][0]["port"] = 9001.into();
+    server.put(changed);
+    run_until("it is seen", std::slice::from_mut(&mut cluster), || {
+        of_gateway(&server, "gateway", "Accepted").is_some_and(|(.., of)| of == 2)
+    })
+    .await;
+    let promised = Some(("True".to_owned(), "Programmed".to_owned(), 1));
+    assert_eq!(programmed(&server), promised);
     straggler.leave().await;
-    until("it is programmed", || programmed(&server).is_some_and(|(is, ..)| is == "True")).await;
+    until("nobody else is waited for", || programmed(&server).is_some_and(|(.., of)| of == 2))
+        .await;
+    assert!(is_programmed(&server, "gateway"));
+}
+
+#[tokio::test]
+async fn a_gateway_that_changes_all_the_time_holds_up_no_other() {
+    let server = server().await;
+    populate(&server);
+    server.put(gateway("quiet", 9100));
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
+    let before = translated(&mut cluster).await;
+    until("it leads", || cluster.figures().leads).await;
+    cluster.applied(Arc::clone(&before), BTreeMap::new());
+    until("both are programmed", || {
+        is_programmed(&server, "gateway") && is_programmed(&server, "quiet")
+    })
+    .await;
+    // The other replica never comes after with the one, and is there with the other.
+    let other = leases(&server, "other");
+    other.applied(Applied { outline: before.outline.clone(), failed: BTreeMap::new() });
+    until("they know of each other", || cluster.figures().replicas == 2).await;
+    for (name, port) in [("gateway", 9001), ("quiet", 9100)] {
+        let mut changed = server.get("Gateway", "shop", name).expect("it is there");
+        changed["metadata"]["generation"] = 2.into();
+        changed["spec"]["listeners"][0]["port"] = port.into();
+        server.put(changed);
+    }
+    run_until("the quiet one is programmed", std::slice::from_mut(&mut cluster), || {
+        of_gateway(&server, "quiet", "Programmed").is_some_and(|(.., of)| of == 2)
+    })
+    .await;
+    assert!(is_programmed(&server, "quiet"));
+    assert_eq!(programmed(&server).expect("it was said").2, 1, "the other is as it was");
+}
+
+#[tokio::test]
+async fn replicas_that_gave_other_addresses_agree() {
+    let server = server().await;
+    populate(&server);
+    let first = server.get("Gateway", "shop", "gateway").expect("it is there");
+    server.delete("Gateway", "shop", "gateway");
+    server.put(gateway("z", 9100));
+    // The one translates before there is an older Gateway by name, the other after.
+    let mut one = Cluster::with_client(server.client(), options("one"));
+    let had = translated(&mut one).await;
+    assert_eq!(had.given()[&("shop".into(), "z".into())][0].to_string(), "10.99.0.1");
+    server.put(first);
+    let mut other = Cluster::with_client(server.client(), options("other"));
+    let has = translated(&mut other).await;
+    assert_eq!(has.given()[&("shop".into(), "gateway".into())][0].to_string(), "10.99.0.1");
+    other.applied(has, BTreeMap::new());
+    until("the one knows of the other", || one.figures().replicas == 2).await;
+    one.applied(had, BTreeMap::new());
+    until("the other knows of the one", || other.figures().replicas == 2).await;
+    let mut clusters = [one, other];
+    run_until("both are programmed", &mut clusters, || {
+        is_programmed(&server, "gateway") && is_programmed(&server, "z")
+    })
+    .await;
+    let both = [addresses(&server, "gateway"), addresses(&server, "z")];
+    let both = both.map(|addresses| addresses[0]["value"].as_str().map(str::to_owned));
+    assert_ne!(both[0], both[1]);
+}
+
+#[tokio::test]
+async fn a_node_that_can_not_be_read_is_asked_for_until_it_can() {
+    let server = server().await;
+    populate(&server);
+    server.fail(Method::GET, "/nodes/n", 503, 2);
+    let status = json!({ "addresses": [{ "type": "InternalIP", "address": "192.0.2.7" }] });
+    server.put(object("v1", "Node", "", "n", json!({ "status": status })));
+    let options = Options { node_name: Some("n".into()), address_pool: Vec::new(), ..options("a") };
+    let mut cluster = Cluster::with_client(server.client(), options);
+    let translation = translated(&mut cluster).await;
+    cluster.applied(translation, BTreeMap::new());
+    run_until("its address is shown", std::slice::from_mut(&mut cluster), || {
+        addresses(&server, "gateway")[0]["value"] == "192.0.2.7"
+    })
+    .await;
+    assert!(server.count(|line| line.starts_with("GET") && line.ends_with("/nodes/n")) >= 3);
+}
+
+#[tokio::test]
+async fn what_can_not_be_written_holds_up_nothing_and_is_not_tried_with_every_lease() {
+    let server = server().await;
+    populate(&server);
+    server.fail(Method::PATCH, "/gateways/gateway/status", 500, usize::MAX);
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
+    let translation = translated(&mut cluster).await;
+    cluster.applied(translation, BTreeMap::new());
+    until("the other statuses are written", || cluster.figures().status_writes == 2).await;
+    let tries = |line: &str| line.starts_with("PATCH") && line.contains("/gateway/status");
+    until("it is tried", || server.count(tries) > 0).await;
+    // Some hundred words of another replica's.
+    let other = leases(&server, "other");
+    let before = server.count(tries);
+    let mut lease = object("coordination.k8s.io/v1", "Lease", "ringway", "noise", json!({}));
+    lease["metadata"]["labels"] =
+        json!({ "ringway.dev/controller": "ringway.dev.gateway-controller" });
+    for at in 0..100 {
+        lease["metadata"]["annotations"] = json!({ "at": at.to_string() });
+        server.put(lease.clone());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(server.count(tries) < before + 20, "{} tries", server.count(tries) - before);
+    drop(other);
+    server.heal();
+    until("it is written", || is_programmed(&server, "gateway")).await;
 }

@@ -57,7 +57,7 @@ impl Following {
     }
 
     fn follow(&mut self, sync: &mut ConfigSync) -> News {
-        let translated = self.cluster.translated().map(Arc::new);
+        let translated = self.cluster.translated();
         let again = || self.latest.clone().filter(|_| sync.wants_put());
         let Some(latest) = translated.or_else(again) else { return News::Nothing };
         let began = Instant::now();

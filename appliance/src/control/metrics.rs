@@ -487,7 +487,7 @@ const METRICS: &[(&str, Type, &str)] = &[
     (
         "ringway_kubernetes_replicas_behind",
         Type::Gauge,
-        "1 while statuses have waited for over 10 s for a replica that has not applied all.",
+        "1 on the leader while a replica has not applied what it has: Programmed waits for it.",
     ),
     (
         "ringway_kubernetes_watch_errors_total",

@@ -31,28 +31,33 @@ pub(super) enum Refused {
 /// As many as a status may list.
 const MAX_SHOWN: usize = 16;
 
-/// In the order of seniority of `gateways`, which is the order of what is given. What a Gateway's
-/// spec asks for is set aside first; then every Gateway keeps what its status says that it has, or,
-/// if its status is not written yet, what it was given last; the rest get the lowest free ones. So
-/// a restart changes nothing, and neither does a new Gateway.
+/// In the order of seniority of `gateways`, which is the order of what is given. Every Gateway
+/// keeps what its status says that it has: clients know that. Then comes what specs ask for, then
+/// what a Gateway was given last, if its status is not written yet; the rest get the lowest free
+/// ones. So a restart changes nothing, and neither does a new Gateway.
+///
+/// What is given last may differ between replicas, by how changes fell into their bursts. The
+/// leader's status decides: once every Gateway has one, nothing depends on `settings.given`.
 pub(super) fn assign(gateways: &[&Gateway], settings: &Settings) -> Vec<Result<Assigned, Refused>> {
-    let asked: Vec<_> = gateways.iter().map(|gateway| asked_for(gateway, settings)).collect();
     let pool = &settings.address_pool;
+    let mut asked: Vec<_> = gateways.iter().map(|gateway| asked_for(gateway, settings)).collect();
     let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
+    let mut kept = vec![Vec::new(); gateways.len()];
+    for ((gateway, asked), kept) in gateways.iter().zip(&asked).zip(&mut kept) {
+        let had = in_status(gateway);
+        match asked {
+            Ok(asked) if asked.is_empty() => *kept = keep(had, pool, &mut taken),
+            Ok(asked) => taken.extend(had.iter().filter(|address| asked.contains(address))),
+            Err(_) => {}
+        }
+    }
+    refuse_held(&kept, &mut asked);
     for static_addresses in asked.iter().flatten() {
         taken.extend(static_addresses);
     }
-    let mut kept = vec![Vec::new(); gateways.len()];
-    // Statuses are what all replicas know, and clients: they come before what is remembered here.
-    for had in [in_status, given] {
-        for ((gateway, asked), kept) in gateways.iter().zip(&asked).zip(&mut kept) {
-            if asked.as_ref().is_ok_and(Vec::is_empty) && kept.is_empty() {
-                let mut versions = BTreeSet::new();
-                kept.extend(had(gateway, settings).into_iter().filter(|address| {
-                    let usable = pool.iter().any(|net| gives(net, *address));
-                    usable && versions.insert(address.is_ipv4()) && taken.insert(*address)
-                }));
-            }
+    for ((gateway, asked), kept) in gateways.iter().zip(&asked).zip(&mut kept) {
+        if asked.as_ref().is_ok_and(Vec::is_empty) && kept.is_empty() {
+            *kept = keep(given(gateway, settings), pool, &mut taken);
         }
     }
     let mut assigned = Vec::new();
@@ -65,6 +70,29 @@ pub(super) fn assign(gateways: &[&Gateway], settings: &Settings) -> Vec<Result<A
         });
     }
     assigned
+}
+
+/// One address of each IP version, of those that the pool gives and nobody has.
+fn keep(had: Vec<IpAddr>, pool: &[IpNet], taken: &mut BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    let mut versions = BTreeSet::new();
+    let free = had.into_iter().filter(|address| {
+        let usable = pool.iter().any(|net| gives(net, *address));
+        usable && versions.insert(address.is_ipv4()) && taken.insert(*address)
+    });
+    free.collect()
+}
+
+/// An address that a Gateway was given stays its own, whoever asks for it later. Nothing is said of
+/// whose it is, which may be in another namespace.
+fn refuse_held(kept: &[Vec<IpAddr>], asked: &mut [Result<Vec<IpAddr>, Refused>]) {
+    let held: BTreeSet<_> = kept.iter().flatten().collect();
+    for asked in asked {
+        let Ok(addresses) = asked else { continue };
+        if let Some(address) = addresses.iter().find(|address| held.contains(address)) {
+            let message = format!("{address} is in use by another Gateway; ask for a free one");
+            *asked = Err(Refused::Unusable(Why::new("AddressNotUsable", message)));
+        }
+    }
 }
 
 /// What the spec names; empty if it leaves the choice to us.
@@ -109,7 +137,7 @@ fn whose(settings: &Settings) -> String {
 }
 
 /// Addresses in the status, in its order.
-fn in_status(gateway: &Gateway, _: &Settings) -> Vec<IpAddr> {
+fn in_status(gateway: &Gateway) -> Vec<IpAddr> {
     let addresses = gateway.status.as_ref().and_then(|status| status["addresses"].as_array());
     let value = |address: &Value| address["value"].as_str()?.parse().ok();
     addresses.into_iter().flatten().filter_map(value).collect()
@@ -232,6 +260,22 @@ mod tests {
         // Another replica has written that `a` has what `b` was given here.
         let two = [gateway("b", &[], &[]), gateway("a", &[], &["10.9.0.1"])];
         assert_eq!(shown_after(&two, pool, given), ["10.9.0.2", "10.9.0.1"]);
+    }
+
+    #[test]
+    fn what_another_gateway_has_can_not_be_asked_for() {
+        let pool = &["10.9.0.0/29"];
+        // Whoever is older: what counts is who has it.
+        let holder = || gateway("b", &[], &["10.9.0.1"]);
+        let asks = || gateway("a", &["10.9.0.1"], &[]);
+        assert_eq!(shown(&[holder(), asks()], pool), ["10.9.0.1", "AddressNotUsable"]);
+        assert_eq!(shown(&[asks(), holder()], pool), ["AddressNotUsable", "10.9.0.1"]);
+        // Its own it may ask for, and then nobody else is given it.
+        let own = gateway("a", &["10.9.0.1"], &["10.9.0.1"]);
+        assert_eq!(shown(&[own, holder()], pool), ["10.9.0.1", "10.9.0.2"]);
+        // What is only remembered was promised to nobody.
+        let two = [gateway("b", &[], &[]), asks()];
+        assert_eq!(shown_after(&two, pool, &[("b", "10.9.0.1")]), ["10.9.0.2", "10.9.0.1"]);
     }
 
     #[test]

@@ -23,7 +23,6 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::lease::{self, Applied, Leases};
-use super::outline::outline;
 use super::report::{Report, Reporter, Tally};
 use super::store::Store;
 use super::translate::{Settings, Translation, translate};
@@ -39,8 +38,14 @@ const BURST: Duration = Duration::from_millis(200);
 /// of a core that a cluster's unrest can take.
 const REST: u32 = 4;
 
-/// How long a Lease holds after its latest renewal.
+/// How long a Lease holds after its latest renewal, and how long that of a replica that is gone is
+/// left there.
 const LEASE: Duration = Duration::from_secs(15);
+const LEASE_KEPT: Duration = Duration::from_secs(3_600);
+
+/// Between attempts to read the own Node; doubles from the least to the most.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+const MOST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Replicas' addresses are compared this often.
 const ADDRESSES: Duration = Duration::from_secs(1);
@@ -78,6 +83,11 @@ pub struct Cluster {
     tally: Arc<Tally>,
     reports: watch::Sender<Option<Report>>,
     reporter: AbortHandle,
+    /// `None`: it has not been asked for yet.
+    node: watch::Receiver<Option<Own>>,
+    /// What of it has been put to use.
+    own: Option<Own>,
+    asking: AbortHandle,
     settings: Settings,
     /// A translation that has begun, and what it will have taken.
     translating: Option<oneshot::Receiver<(Translation, Duration)>>,
@@ -87,6 +97,13 @@ pub struct Cluster {
     rest: Instant,
     addresses_seen: Instant,
     following: bool,
+}
+
+/// What is known of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Own {
+    addresses: Vec<IpAddr>,
+    zone: Option<String>,
 }
 
 /// Figures for the metrics page.
@@ -100,6 +117,7 @@ pub struct Figures {
     pub errors: u64,
     pub leads: bool,
     pub replicas: usize,
+    /// This replica leads, and another has not applied what this one has.
     pub behind: bool,
     /// Everything that is served is being followed.
     pub connected: bool,
@@ -117,20 +135,21 @@ impl Cluster {
     /// error: it is waited for.
     pub async fn start(options: Options) -> Result<Self, ClusterError> {
         let client = client(options.kubeconfig.as_ref()).await?;
-        Ok(Self::with_client(client, options).await)
+        Ok(Self::with_client(client, options))
     }
 
     /// The same with a client that is there already.
-    pub async fn with_client(client: Client, options: Options) -> Self {
-        let (node_addresses, zone) = node(&client, &options).await;
+    pub fn with_client(client: Client, options: Options) -> Self {
+        let (told, node) = watch::channel(None);
+        let asking = tokio::spawn(ask(client.clone(), options.clone(), told)).abort_handle();
         let lease = lease::Options {
             namespace: options
                 .lease_namespace
                 .unwrap_or_else(|| client.default_namespace().to_owned()),
             controller: options.controller_name.clone(),
             identity: options.identity.clone(),
-            addresses: node_addresses.clone(),
             lasts: LEASE,
+            kept: LEASE_KEPT,
         };
         let store = Arc::new(Store::default());
         let follow = Watch::start(client.clone(), &options.namespaces, Arc::clone(&store));
@@ -156,12 +175,15 @@ impl Cluster {
             tally,
             reports,
             reporter: tokio::spawn(reporter.run()).abort_handle(),
+            node,
+            own: None,
+            asking,
             settings: Settings {
                 controller_name: options.controller_name,
                 address_pool: options.address_pool,
                 given: BTreeMap::new(),
-                node_addresses,
-                zone,
+                node_addresses: Vec::new(),
+                zone: None,
                 base: options.base,
                 machine: Machine::this(),
             },
@@ -176,7 +198,7 @@ impl Cluster {
     /// A new translation of all that is known, if one was due and is done: to be called now and
     /// then. Of thousands of objects it takes longer than a probe of this process should have to
     /// wait, so that it has a thread of its own.
-    pub fn translated(&mut self) -> Option<Translation> {
+    pub fn translated(&mut self) -> Option<Arc<Translation>> {
         if self.translating.is_none() && self.is_due() {
             let (objects, settings) = (self.store.take(), self.settings.clone());
             let (done, translating) = oneshot::channel();
@@ -193,6 +215,9 @@ impl Cluster {
                 self.translating = None;
                 self.translating_took = took;
                 self.settings.given.clone_from(translation.given());
+                let translation = Arc::new(translation);
+                // Statuses do not wait for ever until it is applied: a worker may be stuck.
+                self.report(Arc::clone(&translation), None);
                 Some(translation)
             }
             Err(TryRecvError::Empty) => None,
@@ -207,15 +232,17 @@ impl Cluster {
 
     /// Every worker works by this translation, but for the listeners in `failed`.
     pub fn applied(&self, translation: Arc<Translation>, failed: BTreeMap<String, String>) {
-        let outline = outline(&translation.config);
-        self.leases.applied(Applied { outline: outline.clone(), failed });
-        self.reports.send_replace(Some(Report { translation, outline, refused: None }));
+        self.leases.applied(Applied { outline: translation.outline.clone(), failed });
+        self.report(translation, None);
     }
 
     /// A translation that is no table: what is in force stays so.
     pub fn refused(&self, translation: Arc<Translation>, why: String) {
-        let outline = outline(&translation.config);
-        self.reports.send_replace(Some(Report { translation, outline, refused: Some(why) }));
+        self.report(translation, Some(why));
+    }
+
+    fn report(&self, translation: Arc<Translation>, refused: Option<String>) {
+        self.reports.send_replace(Some(Report { translation, refused }));
     }
 
     pub fn figures(&self) -> Figures {
@@ -250,6 +277,9 @@ impl Cluster {
     fn is_due(&mut self) -> bool {
         let now = Instant::now();
         self.mind(now);
+        if !self.knows_node() {
+            return false;
+        }
         let Some((first, last)) = self.store.changed() else { return false };
         let over = now >= last + QUIET || now >= first + BURST;
         over && now >= self.rest && self.watch.is_whole()
@@ -260,11 +290,7 @@ impl Cluster {
             return;
         }
         self.addresses_seen = now;
-        let addresses: Vec<_> = self.leases.addresses().into_iter().collect();
-        if addresses != self.settings.node_addresses {
-            self.settings.node_addresses = addresses;
-            self.store.touch();
-        }
+        self.compare_addresses();
         let following = self.watch.is_following();
         if following != std::mem::replace(&mut self.following, following) {
             match following {
@@ -273,10 +299,36 @@ impl Cluster {
             }
         }
     }
+
+    /// Whether the Node was asked for its addresses and zone. The first translation waits for the
+    /// answer, or the first failure, so that a start takes no addresses out of statuses.
+    fn knows_node(&mut self) -> bool {
+        let own = self.node.borrow().clone();
+        if own != self.own {
+            self.own.clone_from(&own);
+            let own = own.unwrap_or_default();
+            self.leases.has(own.addresses);
+            if self.settings.zone != own.zone {
+                self.settings.zone = own.zone;
+                self.store.touch();
+            }
+            self.compare_addresses();
+        }
+        self.own.is_some()
+    }
+
+    fn compare_addresses(&mut self) {
+        let addresses: Vec<_> = self.leases.addresses().into_iter().collect();
+        if addresses != self.settings.node_addresses {
+            self.settings.node_addresses = addresses;
+            self.store.touch();
+        }
+    }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        self.asking.abort();
         self.reporter.abort();
     }
 }
@@ -303,26 +355,50 @@ async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
     Client::try_from(config).map_err(|error| ClusterError(format!("{server}: {error}")))
 }
 
-/// This node's addresses and zone, as far as options do not say them.
-async fn node(client: &Client, options: &Options) -> (Vec<IpAddr>, Option<String>) {
-    let (mut addresses, mut zone) = (options.node_addresses.clone(), options.zone.clone());
-    let Some(name) = options.node_name.as_ref().filter(|_| addresses.is_empty() || zone.is_none())
-    else {
-        return (addresses, zone);
+/// Tells this node's addresses and zone, as far as options do not say them: what options say after
+/// the first failure, and the rest when the Node has been read.
+async fn ask(client: Client, options: Options, told: watch::Sender<Option<Own>>) {
+    let given = Own { addresses: options.node_addresses, zone: options.zone };
+    let missing = given.addresses.is_empty() || given.zone.is_none();
+    let Some(name) = options.node_name.filter(|_| missing) else {
+        told.send_replace(Some(given));
+        return;
     };
-    let api: Api<Node> = Api::all(client.clone());
-    match tokio::time::timeout(CONNECT, api.get(name)).await {
-        Ok(Ok(node)) => {
-            if addresses.is_empty() {
-                addresses = addresses_of(&node);
+    let api: Api<Node> = Api::all(client);
+    let mut pause = LEAST_PAUSE;
+    loop {
+        let why = match tokio::time::timeout(CONNECT, api.get(&name)).await {
+            Ok(Ok(node)) => {
+                let own = own(&given, node);
+                let is_whole = !own.addresses.is_empty();
+                told.send_replace(Some(own));
+                if is_whole {
+                    return;
+                }
+                "it has none yet".to_owned()
             }
-            let labels = node.metadata.labels.unwrap_or_default();
-            zone = zone.or_else(|| labels.get("topology.kubernetes.io/zone").cloned());
+            Ok(Err(error)) => said(&error).to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        if pause == LEAST_PAUSE {
+            tracing::warn!(
+                "the addresses and zone of node {name}: {why}; asking again until known"
+            );
         }
-        Ok(Err(error)) => tracing::warn!("the addresses and zone of node {name}: {}", said(&error)),
-        Err(_) => tracing::warn!("the addresses and zone of node {name}: no answer"),
+        told.send_if_modified(|own| own.is_none() && own.replace(given.clone()).is_none());
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MOST_PAUSE);
     }
-    (addresses, zone)
+}
+
+fn own(given: &Own, node: Node) -> Own {
+    let mut own = given.clone();
+    if own.addresses.is_empty() {
+        own.addresses = addresses_of(&node);
+    }
+    let labels = node.metadata.labels.unwrap_or_default();
+    own.zone = own.zone.or_else(|| labels.get("topology.kubernetes.io/zone").cloned());
+    own
 }
 
 /// External addresses first: a client outside the cluster is who looks at a Gateway's status.

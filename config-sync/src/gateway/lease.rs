@@ -17,13 +17,14 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::outline::Outline;
 use super::watch::{WATCH_SECONDS, said};
 
 const CONTROLLER: &str = "ringway.dev/controller";
@@ -32,8 +33,9 @@ const VERSION: &str = "ringway.dev/version";
 const FAILED: &str = "ringway.dev/failed";
 const ADDRESSES: &str = "ringway.dev/addresses";
 
-/// Listeners that a replica names as failed: an annotation has a limit.
-const MOST_FAILED: usize = 50;
+/// Of names and reasons of listeners that failed: all annotations of an object together have
+/// 256 KiB.
+const MOST_FAILED: usize = 64 << 10;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -43,28 +45,31 @@ pub struct Options {
     pub controller: String,
     /// What this replica is called among them.
     pub identity: String,
-    /// Of this node.
-    pub addresses: Vec<IpAddr>,
     /// How long a Lease holds after its latest renewal; it is renewed three times as often.
     pub lasts: Duration,
+    /// How long the Lease of a replica that is gone is left there for people to look at.
+    pub kept: Duration,
 }
 
 /// What a replica serves.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// Of the configuration's outline: the same on every replica that serves the same.
-    pub outline: String,
+    /// The same on every replica that serves the same.
+    pub outline: Outline,
     /// Listeners that this replica could not open, and why.
     pub failed: BTreeMap<String, String>,
 }
 
 /// How far the replicas are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Level {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Level {
     /// These live and have applied something else, or nothing yet.
-    Behind(Vec<String>),
-    /// All that live have applied it, but for these listeners.
-    Level { failed: BTreeMap<String, String> },
+    pub behind: Vec<String>,
+    /// Parts of the outline that some of these have not applied.
+    pub lags: BTreeSet<usize>,
+    /// Listeners that some of those that live could not open. Under the empty name stands that a
+    /// replica has more of them than it can name.
+    pub failed: BTreeMap<String, String>,
 }
 
 /// Takes part as long as it lives.
@@ -88,14 +93,18 @@ struct State {
     /// Leases of this controller, by name, and when each was last seen to change.
     seen: BTreeMap<String, (Lease, Instant)>,
     listed: bool,
+    /// Of this node.
+    addresses: Vec<IpAddr>,
     applied: Option<Applied>,
-    /// What was last written of it, and when.
-    written: Option<(Applied, Instant)>,
+    /// What was last written of these two, and when.
+    written: Option<(Applied, Vec<IpAddr>, Instant)>,
     /// Until when this replica leads, if it does.
     leads_until: Option<Instant>,
     errors: u64,
     /// When the API server last answered or told something.
     heard: Option<Instant>,
+    /// When the last silence began, and until when others may still be about to renew after it.
+    silence: Option<(Instant, Instant)>,
 }
 
 impl Leases {
@@ -115,10 +124,7 @@ impl Leases {
 
     /// Whether this replica writes statuses.
     pub fn leads(&self) -> bool {
-        let state = self.shared.state();
-        let me = Some(self.shared.options.identity.as_str());
-        state.leads_until.is_some_and(|until| Instant::now() < until)
-            && state.seen.get(&self.shared.leader_name()).is_some_and(|(l, _)| holder(l) == me)
+        self.shared.leads(&self.shared.state())
     }
 
     /// Says what this replica serves from now on.
@@ -127,15 +133,24 @@ impl Leases {
         self.shared.news.notify_one();
     }
 
-    /// Whether every replica that lives serves this.
-    pub fn level(&self, outline: &str) -> Level {
+    /// Says which addresses this replica's node has.
+    pub fn has(&self, addresses: Vec<IpAddr>) {
+        self.shared.state().addresses = addresses;
+        self.shared.news.notify_one();
+    }
+
+    /// How far the replicas that live are with this.
+    pub fn level(&self, outline: &Outline) -> Level {
         let state = self.shared.state();
-        let own = state.applied.clone().unwrap_or_default();
-        if own.outline != outline || !state.listed {
-            return Level::Behind(vec![self.shared.options.identity.clone()]);
-        }
+        let mut level = Level::default();
+        // Before others are known nobody can say that they have come so far.
+        let own = state.applied.as_ref().filter(|_| state.listed);
+        let lags = outline.differs(own.map(|own| &own.outline));
+        level.add(&self.shared.options.identity, lags);
+        level.failed = own.map(|own| own.failed.clone()).unwrap_or_default();
         let others = self.shared.live(&state).filter(|lease| !self.shared.is_own(lease));
-        level(own.failed, outline, others)
+        others.for_each(|lease| level.other(outline, lease));
+        level
     }
 
     /// Of the nodes of all replicas that live, this one's included.
@@ -146,7 +161,7 @@ impl Leases {
             list.split(',').filter_map(|address| address.parse().ok()).collect()
         };
         let others = self.shared.live(&state).flat_map(of);
-        self.shared.options.addresses.iter().copied().chain(others).collect()
+        state.addresses.iter().copied().chain(others).collect()
     }
 
     /// Replicas that live, this one included.
@@ -214,6 +229,12 @@ impl Shared {
         format!("{}.{}", self.leader_name(), self.options.identity)
     }
 
+    fn leads(&self, state: &State) -> bool {
+        let me = Some(self.options.identity.as_str());
+        state.leads_until.is_some_and(|until| Instant::now() < until)
+            && state.seen.get(&self.leader_name()).is_some_and(|(lease, _)| holder(lease) == me)
+    }
+
     fn is_own(&self, lease: &Lease) -> bool {
         lease.metadata.name.as_deref() == Some(&self.own_name())
     }
@@ -221,7 +242,8 @@ impl Shared {
     /// Of replicas, not the leader's.
     fn live<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Lease> {
         let replica = format!("{}.", self.leader_name());
-        let live = |at: &Instant| at.elapsed() < self.options.lasts;
+        let now = state.judges_as_of(Instant::now(), self.options.lasts);
+        let live = move |at: &Instant| now.saturating_duration_since(*at) < self.options.lasts;
         state
             .seen
             .iter()
@@ -236,6 +258,9 @@ impl Shared {
         let mut events = pin!(watcher(self.api(), config));
         let mut fresh = BTreeMap::new();
         while let Some(event) = events.next().await {
+            if event.is_ok() {
+                self.hear();
+            }
             match event {
                 Ok(Event::Init) => fresh.clear(),
                 Ok(Event::InitApply(lease)) => {
@@ -270,6 +295,7 @@ impl Shared {
         loop {
             self.renew_own(every).await;
             self.contend(every).await;
+            self.sweep().await;
             // A change is written at once, but no more than a few times a second.
             tokio::time::sleep(every.min(Duration::from_millis(200))).await;
             _ = tokio::time::timeout(every / 4, self.news.notified()).await;
@@ -278,22 +304,23 @@ impl Shared {
 
     /// Before anything is applied there is no Lease, and nobody waits for this replica.
     async fn renew_own(&self, every: Duration) {
-        let applied = {
+        let (applied, addresses) = {
             let state = self.state();
             let Some(applied) = state.applied.clone() else { return };
-            let written = state.written.as_ref();
-            if written.is_some_and(|(same, at)| *same == applied && at.elapsed() < every) {
+            let is_written = state.written.as_ref().is_some_and(|(before, addresses, at)| {
+                (before, addresses) == (&applied, &state.addresses) && at.elapsed() < every
+            });
+            if is_written {
                 return;
             }
-            applied
+            (applied, state.addresses.clone())
         };
         let patch = PatchParams::apply("ringway").force();
-        let lease = self.own(&applied);
+        let lease = self.own(&applied, &addresses);
         let result = self.api().patch(&self.own_name(), &patch, &Patch::Apply(lease)).await;
         if result.is_ok() {
-            let mut state = self.state();
-            state.heard = Some(Instant::now());
-            state.written = state.heard.map(|at| (applied, at));
+            self.hear();
+            self.state().written = Some((applied, addresses, Instant::now()));
         }
         self.note("renewing this replica's Lease", result.map(drop));
     }
@@ -330,9 +357,9 @@ impl Shared {
         };
         match result {
             Ok(lease) => {
+                self.hear();
                 let mut state = self.state();
                 state.see(lease);
-                state.heard = Some(Instant::now());
                 state.leads_until = Some(renewed_until);
                 drop(state);
                 if leads_until.is_none_or(|until| until < Instant::now()) {
@@ -346,13 +373,36 @@ impl Shared {
         }
     }
 
-    fn own(&self, applied: &Applied) -> Lease {
-        let failed: BTreeMap<_, _> = applied.failed.iter().take(MOST_FAILED).collect();
-        let addresses = self.options.addresses.iter().map(IpAddr::to_string);
+    /// Of replicas that have ended without a word, whose successors are called otherwise.
+    async fn sweep(&self) {
+        let gone: Vec<_> = {
+            let state = self.state();
+            let now = state.judges_as_of(Instant::now(), self.options.lasts);
+            let is_gone = |at: &Instant| now.saturating_duration_since(*at) > self.options.kept;
+            let all = state.seen.values().filter(|_| self.leads(&state));
+            let gone = all.filter(|(lease, at)| !self.is_own(lease) && is_gone(at));
+            gone.map(|(lease, _)| lease.metadata.clone()).collect()
+        };
+        for metadata in gone {
+            // One that is renewed after all stays.
+            let resource_version = metadata.resource_version;
+            let preconditions = Some(Preconditions { resource_version, uid: None });
+            let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
+            let name = metadata.name.unwrap_or_default();
+            match self.api().delete(&name, &parameters).await {
+                Ok(_) => _ = self.state().seen.remove(&name),
+                Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
+                Err(error) => return self.note("deleting a Lease of old", Err(error)),
+            }
+        }
+    }
+
+    fn own(&self, applied: &Applied, addresses: &[IpAddr]) -> Lease {
+        let addresses = addresses.iter().map(IpAddr::to_string);
         let annotations = [
-            (APPLIED, applied.outline.clone()),
+            (APPLIED, applied.outline.to_string()),
             (VERSION, env!("CARGO_PKG_VERSION").to_owned()),
-            (FAILED, serde_json::to_string(&failed).unwrap_or_default()),
+            (FAILED, serde_json::to_string(&bounded(&applied.failed)).unwrap_or_default()),
             (ADDRESSES, addresses.collect::<Vec<_>>().join(",")),
         ];
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value));
@@ -404,6 +454,10 @@ impl Shared {
         }
     }
 
+    fn hear(&self) {
+        self.state().hear(Instant::now(), self.options.lasts);
+    }
+
     fn note(&self, what: &str, result: kube::Result<()>) {
         let Err(error) = result else { return };
         let mut state = self.state();
@@ -425,6 +479,51 @@ impl State {
         };
         self.seen.insert(name(&lease), (lease, at));
     }
+
+    fn hear(&mut self, now: Instant, lasts: Duration) {
+        if let Some(heard) = self.heard.filter(|heard| is_silence(now - *heard, lasts)) {
+            self.silence = Some((heard, now + lasts));
+        }
+        self.heard = Some(now);
+    }
+
+    /// When the API server says nothing, no renewal is seen of anybody, and nothing follows from
+    /// that. Leases are judged by how old they were when the silence began, until everybody has
+    /// had the time to renew after it.
+    fn judges_as_of(&self, now: Instant, lasts: Duration) -> Instant {
+        match (self.heard, self.silence) {
+            (_, Some((began, until))) if now < until => began,
+            (Some(heard), _) if is_silence(now - heard, lasts) => heard,
+            _ => now,
+        }
+    }
+}
+
+/// Renewals are a third of `lasts` apart, and some tenths of a second. After twice that others'
+/// Leases may have run out: it must have been noticed before.
+fn is_silence(time: Duration, lasts: Duration) -> bool {
+    time > lasts / 2
+}
+
+/// As many as may be told. If there are more, the empty name stands for all of them: better too
+/// little is said to be served than too much.
+fn bounded(failed: &BTreeMap<String, String>) -> BTreeMap<&str, String> {
+    let mut told = BTreeMap::new();
+    let mut room = MOST_FAILED;
+    for (name, why) in failed {
+        // Names and reasons have few characters that are escaped.
+        let Some(left) = room.checked_sub(2 * (name.len() + why.len() + 4)) else {
+            let more = failed.len() - told.len();
+            told.insert(
+                "",
+                format!("{more} more listeners could not be opened, such as {name}: {why}"),
+            );
+            break;
+        };
+        room = left;
+        told.insert(name, why.clone());
+    }
+    told
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -449,27 +548,29 @@ fn decide(spec: Option<&LeaseSpec>, me: &str, age: Duration, every: Duration) ->
     }
 }
 
-/// What replicas that live say of `outline`. One of another version of Ringway may translate the
-/// same objects to something else: during an update it is not waited for.
-fn level<'a>(
-    mut failed: BTreeMap<String, String>,
-    outline: &str,
-    others: impl Iterator<Item = &'a Lease>,
-) -> Level {
-    let mut behind = Vec::new();
-    for lease in others.filter(|l| annotation(l, VERSION) == Some(env!("CARGO_PKG_VERSION"))) {
-        let holder = holder(lease).map_or_else(|| name(lease), str::to_owned);
-        if annotation(lease, APPLIED) != Some(outline) {
-            behind.push(holder);
-            continue;
+impl Level {
+    fn add(&mut self, who: &str, lags: BTreeSet<usize>) {
+        if !lags.is_empty() {
+            self.behind.push(who.to_owned());
+            self.lags.extend(lags);
         }
+    }
+
+    /// What another replica says of `outline`. One of another version of Ringway may translate the
+    /// same objects to something else: during an update it is not waited for.
+    fn other(&mut self, outline: &Outline, lease: &Lease) {
+        if annotation(lease, VERSION) != Some(env!("CARGO_PKG_VERSION")) {
+            return;
+        }
+        let holder = holder(lease).map_or_else(|| name(lease), str::to_owned);
+        let applied = annotation(lease, APPLIED).and_then(Outline::read);
+        self.add(&holder, outline.differs(applied.as_ref()));
         let theirs = annotation(lease, FAILED).unwrap_or_default();
         let theirs: BTreeMap<String, String> = serde_json::from_str(theirs).unwrap_or_default();
         for (listener, why) in theirs {
-            failed.entry(listener).or_insert_with(|| format!("on {holder}: {why}"));
+            self.failed.entry(listener).or_insert_with(|| format!("on {holder}: {why}"));
         }
     }
-    if behind.is_empty() { Level::Level { failed } } else { Level::Behind(behind) }
 }
 
 fn annotation<'a>(lease: &'a Lease, key: &str) -> Option<&'a str> {
@@ -486,7 +587,9 @@ fn name(lease: &Lease) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outline::{outline, part};
     use super::*;
+    use crate::config::parse;
 
     const EVERY: Duration = Duration::from_secs(5);
 
@@ -510,8 +613,20 @@ mod tests {
         assert_eq!(decide(None, "a", Duration::ZERO, EVERY), Step::Take);
     }
 
-    fn replica(name: &str, applied: &str, version: &str, failed: &str) -> Lease {
-        let annotations = [(APPLIED, applied), (VERSION, version), (FAILED, failed)];
+    fn of(ports: &[u16]) -> Outline {
+        let listener = |port: &u16| {
+            format!(
+                "[[listeners]]\nname = \"l{port}\"\nprotocol = \"TCP\"\n\
+                 address = \"127.0.0.1:{port}\"\n"
+            )
+        };
+        let text: String = ports.iter().map(listener).collect();
+        outline(&parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}")))
+    }
+
+    fn replica(name: &str, applied: &Outline, version: &str, failed: &str) -> Lease {
+        let applied = applied.to_string();
+        let annotations = [(APPLIED, applied.as_str()), (VERSION, version), (FAILED, failed)];
         let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
         Lease {
             metadata: ObjectMeta {
@@ -524,15 +639,58 @@ mod tests {
     }
 
     #[test]
-    fn replicas_are_level_when_all_of_this_version_have_applied_the_same() {
+    fn replicas_of_this_version_are_behind_in_what_they_have_not_applied() {
         let this = env!("CARGO_PKG_VERSION");
-        let (a, b) = (replica("a", "1", this, "{}"), replica("b", "2", this, "{}"));
-        let old = replica("old", "0", "0.0.1", "{}");
-        let of = |replicas: &[&Lease]| level(BTreeMap::new(), "1", replicas.iter().copied());
-        assert_eq!(of(&[&a, &b]), Level::Behind(vec!["b".into()]));
-        assert_eq!(of(&[&a, &old]), Level::Level { failed: BTreeMap::new() });
-        let c = replica("c", "1", this, r#"{"l": "no"}"#);
+        let (now, before) = (of(&[80, 81]), of(&[80]));
+        let (a, b) = (replica("a", &now, this, "{}"), replica("b", &before, this, "{}"));
+        let old = replica("old", &of(&[]), "0.0.1", "{}");
+        let level = |replicas: &[&Lease]| {
+            let mut level = Level::default();
+            replicas.iter().for_each(|lease| level.other(&now, lease));
+            level
+        };
+        let lags = BTreeSet::from([part("l81")]);
+        let behind = vec!["b".to_owned()];
+        assert_eq!(level(&[&a, &b]), Level { behind, lags, ..Level::default() });
+        assert_eq!(level(&[&a, &old]), Level::default());
+        let c = replica("c", &now, this, r#"{"l": "no"}"#);
         let failed = BTreeMap::from([("l".to_owned(), "on c: no".to_owned())]);
-        assert_eq!(of(&[&a, &c]), Level::Level { failed });
+        assert_eq!(level(&[&a, &c]), Level { failed, ..Level::default() });
+        let mut unreadable = a.clone();
+        unreadable.metadata.annotations = Some([(VERSION.to_owned(), this.to_owned())].into());
+        assert_eq!(level(&[&unreadable]).lags.len(), 256);
+    }
+
+    #[test]
+    fn failures_that_do_not_fit_stand_for_all() {
+        let failed = |many: usize| -> BTreeMap<String, String> {
+            (0..many).map(|at| (format!("infra/gateway/{at:04}"), "in use".repeat(10))).collect()
+        };
+        let few = failed(100);
+        assert_eq!(bounded(&few).len(), 100);
+        assert!(!bounded(&few).contains_key(""));
+        let many = failed(5_000);
+        let told = bounded(&many);
+        let rest = 5_000 - (told.len() - 1);
+        assert!(told[""].starts_with(&format!("{rest} more listeners could not be opened")));
+        assert!(serde_json::to_string(&told).expect("JSON").len() <= MOST_FAILED);
+    }
+
+    #[test]
+    fn leases_do_not_grow_old_while_the_api_server_is_silent() {
+        let (lasts, start) = (Duration::from_secs(15), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut state = State::default();
+        state.hear(at(0), lasts);
+        state.hear(at(6), lasts);
+        assert_eq!(state.judges_as_of(at(13), lasts), at(13));
+        assert_eq!(state.judges_as_of(at(14), lasts), at(6));
+        assert_eq!(state.judges_as_of(at(4_000), lasts), at(6));
+        // Back again, others have as long as a Lease lasts.
+        state.hear(at(4_000), lasts);
+        state.hear(at(4_005), lasts);
+        assert_eq!(state.judges_as_of(at(4_010), lasts), at(6));
+        state.hear(at(4_011), lasts);
+        assert_eq!(state.judges_as_of(at(4_015), lasts), at(4_015));
     }
 }

@@ -10,7 +10,7 @@
 //! | [`cluster`] | a cluster as the source: what is to be run, and whom to tell |
 //! | [`discovery`], [`watch`], [`store`] | what is served, what there is, the latest of it |
 //! | [`lease`], [`outline`] | which replica leads, and whether all serve the same |
-//! | `report`, `events`, `infrastructure` | what the leader writes |
+//! | `report`, `promise`, `events`, `infrastructure` | what the leader writes |
 
 mod address;
 mod backend_tls;
@@ -31,6 +31,7 @@ pub mod objects;
 pub mod outline;
 pub mod policy;
 pub mod print;
+mod promise;
 mod render;
 mod report;
 mod routes;

@@ -1,7 +1,7 @@
 //! Writes what became of a translation: statuses, events, and ServiceAccounts of Gateways. One
-//! replica does, the leader, and only once all replicas serve what it speaks of.
+//! replica does, the leader. That something is programmed it says only once all replicas serve it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use super::events::Events;
 use super::infrastructure::Accounts;
 use super::lease::{Leases, Level};
+use super::outline::part;
+use super::promise;
 use super::status::{self, Kind, Outcome, StatusOf};
 use super::store::{Existing, Key, Store, Version};
 use super::translate::Translation;
@@ -34,19 +36,25 @@ const LEAST_PASS: Duration = Duration::from_secs(1);
 /// How often one status is tried while others write the same object.
 const ATTEMPTS: usize = 5;
 
-/// Between passes of which some writes have failed; doubles from the least to the most.
+/// Between a write that has failed and the next of the same; doubles from the least to the most.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 const MOST_PAUSE: Duration = Duration::from_secs(30);
+
+/// While replicas are behind nothing is written for so long: mostly they come after in moments, and
+/// one write is enough. Then comes all that does not depend on them.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How often replicas are looked at while some are behind, and when that is worth a word.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A translation that this replica serves.
+/// A lead that is lost or won without a word is noticed after so long.
+const LOOK_ANYWAY: Duration = Duration::from_secs(5);
+
+/// A translation that this replica serves, or is about to.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub translation: Arc<Translation>,
-    pub outline: String,
     /// Nothing of it is served, for this reason: what is in force is older.
     pub refused: Option<String>,
 }
@@ -57,7 +65,7 @@ pub struct Tally {
     pub writes: AtomicU64,
     pub conflicts: AtomicU64,
     pub errors: AtomicU64,
-    /// Some replica that lives has not applied the latest report.
+    /// This replica leads, and some that lives has not applied the latest report.
     pub behind: AtomicBool,
 }
 
@@ -71,12 +79,24 @@ pub struct Reporter {
     pub leases: Arc<Leases>,
     pub tally: Arc<Tally>,
     pub reports: Receiver<Option<Report>>,
-    written: Arc<Mutex<Written>>,
+    done: Arc<Mutex<Statuses>>,
     budget: Mutex<Budget>,
 }
 
-/// Statuses that are as they should be.
-type Written = BTreeMap<(Kind, Key), Done>;
+#[derive(Default)]
+struct Statuses {
+    /// Those that are as they should be.
+    written: BTreeMap<(Kind, Key), Done>,
+    /// Those that could not be written.
+    failed: BTreeMap<(Kind, Key), Backoff>,
+}
+
+/// When something that has failed may be tried again.
+#[derive(Clone, Copy, Debug)]
+struct Backoff {
+    not_before: Instant,
+    pause: Duration,
+}
 
 /// A status that was found or made as it should be.
 #[derive(Clone)]
@@ -94,12 +114,50 @@ impl Done {
     }
 }
 
-/// What became of one status.
-enum Wrote {
-    Nothing,
-    Status,
-    /// It must be tried again later.
-    Failed,
+impl Backoff {
+    /// After one more failure.
+    fn after(before: Option<&Self>, now: Instant) -> Self {
+        let pause = before.map_or(LEAST_PAUSE, |before| (before.pause * 2).min(MOST_PAUSE));
+        Self { not_before: now + pause, pause }
+    }
+}
+
+/// What a leader has on its hands.
+#[derive(Default)]
+struct Desk {
+    events: Events,
+    accounts: Accounts,
+    accounts_failed: Option<Backoff>,
+    /// Since when some replica is behind.
+    behind_since: Option<Instant>,
+    told_of_it: bool,
+    /// What has been gone through to the end, but for what has failed.
+    passed: Option<Pass>,
+}
+
+impl Desk {
+    /// Another leads, and may change what was made here.
+    fn leave(&mut self) {
+        self.accounts.forget();
+        self.accounts_failed = None;
+        (self.behind_since, self.told_of_it) = (None, false);
+        self.passed = None;
+    }
+}
+
+/// All that statuses follow from.
+struct Pass {
+    translation: Arc<Translation>,
+    outcome: Outcome,
+    /// Parts of the outline that not every replica has applied.
+    lags: BTreeSet<usize>,
+}
+
+impl Pass {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.translation, &other.translation)
+            && (&self.outcome, &self.lags) == (&other.outcome, &other.lags)
+    }
 }
 
 impl Reporter {
@@ -124,150 +182,191 @@ impl Reporter {
             leases,
             tally: Arc::default(),
             reports,
-            written: Arc::default(),
+            done: Arc::default(),
             budget: Mutex::new(Budget::new(Instant::now())),
         }
     }
 
     /// Reports for as long as there is somebody to tell.
     pub async fn run(mut self) {
-        let (mut events, mut accounts) = (Events::default(), Accounts::default());
-        let mut pause = LEAST_PAUSE;
-        let mut behind_since = None;
+        let mut desk = Desk::default();
         let leases = Arc::clone(&self.leases);
         loop {
             let report = self.reports.borrow_and_update().clone();
-            let mut wait = Duration::MAX;
-            match report {
-                Some(report) if self.leases.leads() => match self.outcome(&report) {
-                    Some(outcome) => {
-                        behind_since = None;
-                        let done = self.write(&report, &outcome, &mut events, &mut accounts).await;
-                        (wait, pause) = match done {
-                            true => (Duration::MAX, LEAST_PAUSE),
-                            false => (pause, (pause * 2).min(MOST_PAUSE)),
-                        };
-                    }
-                    None => {
-                        wait = LOOK_AGAIN;
-                        self.mind(&report, &mut behind_since);
-                    }
-                },
-                Some(_) => {
-                    behind_since = None;
-                    accounts.forget();
+            let wait = match report {
+                Some(report) if self.leases.leads() => self.look(&report, &mut desk).await,
+                _ => {
+                    desk.leave();
+                    self.tally.behind.store(false, Ordering::Relaxed);
+                    LOOK_ANYWAY
                 }
-                None => {}
-            }
-            // A lead that is lost or won without a word is noticed after a while too.
-            let wait = wait.min(Duration::from_secs(5));
+            };
             tokio::select! {
                 changed = self.reports.changed() => if changed.is_err() { return },
                 () = leases.changed() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.min(LOOK_ANYWAY)) => {}
             }
         }
     }
 
-    /// `None` while replicas are behind: what statuses say stays true until then.
-    fn outcome(&self, report: &Report) -> Option<Outcome> {
-        if let Some(why) = &report.refused {
-            return Some(Outcome::Failed([(String::new(), why.clone())].into()));
+    /// Writes what is to be written now, and says for how long there is nothing else to do.
+    async fn look(&self, report: &Report, desk: &mut Desk) -> Duration {
+        let translation = Arc::clone(&report.translation);
+        let pass = match &report.refused {
+            Some(why) => {
+                let outcome = Outcome::Failed([(String::new(), why.clone())].into());
+                Pass { translation, outcome, lags: BTreeSet::new() }
+            }
+            None => {
+                let level = self.leases.level(&translation.outline);
+                if let Some(wait) = self.mind(&level, desk) {
+                    return wait.min(LOOK_AGAIN);
+                }
+                let outcome = match level.failed.is_empty() {
+                    true => Outcome::Applied,
+                    false => Outcome::Failed(level.failed),
+                };
+                Pass { translation, outcome, lags: level.lags }
+            }
+        };
+        let again =
+            |desk: &Desk| if desk.behind_since.is_some() { LOOK_AGAIN } else { LOOK_ANYWAY };
+        let is_done = desk.passed.as_ref().is_some_and(|passed| passed.is(&pass));
+        if !is_done || self.until_retry(desk).is_some_and(|wait| wait.is_zero()) {
+            let whole = self.write(&pass, desk).await;
+            desk.passed = whole.then_some(pass);
         }
-        match self.leases.level(&report.outline) {
-            Level::Behind(_) => None,
-            Level::Level { failed } if failed.is_empty() => Some(Outcome::Applied),
-            Level::Level { failed } => Some(Outcome::Failed(failed)),
-        }
+        self.until_retry(desk).unwrap_or(LOOK_ANYWAY).min(again(desk))
     }
 
-    fn mind(&self, report: &Report, since: &mut Option<Instant>) {
-        let since_when = *since.get_or_insert_with(Instant::now);
-        let late = since_when.elapsed() > PATIENCE;
-        if late
-            && !self.tally.behind.swap(true, Ordering::Relaxed)
-            && let Level::Behind(who) = self.leases.level(&report.outline)
-        {
-            let who = who.join(", ");
-            tracing::warn!("statuses wait for replicas that have not applied all: {who}");
+    /// For how long replicas that are behind are waited for before anything is written.
+    fn mind(&self, level: &Level, desk: &mut Desk) -> Option<Duration> {
+        self.tally.behind.store(!level.behind.is_empty(), Ordering::Relaxed);
+        if level.behind.is_empty() {
+            (desk.behind_since, desk.told_of_it) = (None, false);
+            return None;
         }
+        let since = *desk.behind_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > PATIENCE && !std::mem::replace(&mut desk.told_of_it, true) {
+            let who = level.behind.join(", ");
+            tracing::warn!("Programmed waits for replicas that have not applied all: {who}");
+        }
+        GRACE.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
     }
 
-    /// True once all is written, or something newer is to be written first.
-    async fn write(
-        &self,
-        report: &Report,
-        outcome: &Outcome,
-        events: &mut Events,
-        accounts: &mut Accounts,
-    ) -> bool {
-        self.tally.behind.store(false, Ordering::Relaxed);
-        let wanted = report.translation.infrastructure();
-        let (client, controller) = (&self.client, &self.controller);
-        let kept = accounts.keep(client, &self.namespaces, controller, wanted).await;
-        if let Err(error) = &kept {
-            self.tally.errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("ServiceAccounts of Gateways: {}", said(error));
-        }
-        let open = self.open(report, outcome).await;
-        let began = Instant::now();
-        let failed = futures::stream::iter(open)
+    /// Until something that has failed is to be tried again.
+    fn until_retry(&self, desk: &Desk) -> Option<Duration> {
+        let done = lock(&self.done);
+        let all = done.failed.values().chain(&desk.accounts_failed);
+        let next = all.map(|backoff| backoff.not_before).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// False if it was ended by something newer.
+    async fn write(&self, pass: &Pass, desk: &mut Desk) -> bool {
+        self.keep_accounts(pass, desk).await;
+        let open = self.open(pass).await;
+        let (began, mut whole) = (Instant::now(), true);
+        futures::stream::iter(open)
             .take_while(|_| {
                 let newer = self.reports.has_changed().unwrap_or(false);
                 let enough = newer && began.elapsed() >= LEAST_PASS;
-                std::future::ready(!enough && self.leases.leads())
+                whole = !enough && self.leases.leads();
+                std::future::ready(whole)
             })
             .map(|wanted| async move { self.write_one(&wanted).await })
             .buffer_unordered(AT_ONCE)
-            .filter(|wrote| std::future::ready(matches!(wrote, Wrote::Failed)))
-            .count()
+            .collect::<()>()
             .await;
         if self.leases.leads() {
-            let notices = report.translation.notices(outcome);
-            events.tell(client, controller, &self.identity, &notices).await;
+            let notices = pass.translation.notices(&pass.outcome);
+            desk.events.tell(&self.client, &self.controller, &self.identity, &notices).await;
         }
-        failed == 0 && kept.is_ok()
+        whole
     }
 
-    /// What is not known to be as it should be. Of thousands of objects that takes longer than a
-    /// probe of this process should have to wait, so that it has a thread of its own.
-    async fn open(&self, report: &Report, outcome: &Outcome) -> Vec<StatusOf> {
-        let (translation, outcome) = (Arc::clone(&report.translation), outcome.clone());
-        let (store, written) = (Arc::clone(&self.store), Arc::clone(&self.written));
+    async fn keep_accounts(&self, pass: &Pass, desk: &mut Desk) {
+        let now = Instant::now();
+        if desk.accounts_failed.is_some_and(|failed| now < failed.not_before) {
+            return;
+        }
+        let wanted = pass.translation.infrastructure();
+        let (client, controller) = (&self.client, &self.controller);
+        let kept = desk.accounts.keep(client, &self.namespaces, controller, wanted).await;
+        desk.accounts_failed = kept.err().map(|error| {
+            self.tally.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("ServiceAccounts of Gateways: {}", said(&error));
+            Backoff::after(desk.accounts_failed.as_ref(), Instant::now())
+        });
+    }
+
+    /// What is not known to be as it should be, and may be tried. Of thousands of objects that
+    /// takes longer than a probe of this process should have to wait, so that it has a thread of
+    /// its own.
+    async fn open(&self, pass: &Pass) -> Vec<StatusOf> {
+        let (translation, outcome) = (Arc::clone(&pass.translation), pass.outcome.clone());
+        let (store, done, lags) =
+            (Arc::clone(&self.store), Arc::clone(&self.done), pass.lags.clone());
         let open = move || {
-            let mut written = lock(&written);
-            written.retain(|(kind, key), done| {
+            let mut statuses = translation.statuses(&outcome);
+            for wanted in &mut statuses {
+                let (kind, key) = id(wanted);
+                let mut parts = translation.opened_for(kind, &key).map(part);
+                if parts.any(|part| lags.contains(&part)) {
+                    promise::withhold(wanted);
+                }
+            }
+            let (now, mut done) = (Instant::now(), lock(&done));
+            done.written.retain(|(kind, key), done| {
                 store.version(*kind, key).is_some_and(|version| done.holds(&version))
             });
-            let mut statuses = translation.statuses(&outcome);
             statuses.retain(|wanted| {
-                written.get(&id(wanted)).is_none_or(|done| done.wanted != *wanted)
+                done.written.get(&id(wanted)).is_none_or(|done| done.wanted != *wanted)
+            });
+            let open: BTreeSet<_> = statuses.iter().map(id).collect();
+            // What is not wanted any more is not tried again.
+            done.failed.retain(|id, _| open.contains(id));
+            statuses.retain(|wanted| {
+                done.failed.get(&id(wanted)).is_none_or(|failed| now >= failed.not_before)
             });
             statuses
         };
         tokio::task::spawn_blocking(open).await.expect("no panic in there")
     }
 
-    /// Reads, merges and writes one status, again where another has written in between.
-    async fn write_one(&self, wanted: &StatusOf) -> Wrote {
+    async fn write_one(&self, wanted: &StatusOf) {
+        let is_done = self.try_one(wanted).await;
+        let (id, mut done) = (id(wanted), lock(&self.done));
+        if is_done {
+            done.failed.remove(&id);
+        } else {
+            let backoff = Backoff::after(done.failed.get(&id), Instant::now());
+            done.failed.insert(id, backoff);
+        }
+    }
+
+    /// Reads, merges and writes one status, again where another has written in between. False if it
+    /// must be tried again later.
+    async fn try_one(&self, wanted: &StatusOf) -> bool {
         let id = id(wanted);
-        let Some(seen) = self.store.version(wanted.kind, &id.1) else { return Wrote::Nothing };
-        let done = lock(&self.written).get(&id).filter(|done| done.holds(&seen)).cloned();
+        let Some(seen) = self.store.version(wanted.kind, &id.1) else { return true };
+        let done = lock(&self.done).written.get(&id).filter(|done| done.holds(&seen)).cloned();
         let existing = match done {
             Some(done) => Some(done.now),
             None => self.store.existing(wanted.kind, &id.1),
         };
-        let Some(mut existing) = existing else { return Wrote::Nothing };
-        let Some(api) = self.api(wanted) else { return Wrote::Nothing };
+        let Some(mut existing) = existing else { return true };
+        let Some(api) = self.api(wanted) else { return true };
         for attempt in 0..ATTEMPTS {
             if wanted.uid.as_ref().is_some_and(|uid| *uid != existing.version.uid) {
-                return Wrote::Nothing;
+                return true;
             }
-            let new = status::merge(existing.status.as_ref(), wanted, &now());
+            let upheld = promise::uphold(wanted.clone(), existing.status.as_ref());
+            let new = status::merge(existing.status.as_ref(), &upheld, &now());
             let Some(new) = new else {
                 let done = Done { wanted: wanted.clone(), seen, now: existing };
-                lock(&self.written).insert(id, done);
-                return Wrote::Nothing;
+                lock(&self.done).written.insert(id, done);
+                return true;
             };
             self.pace().await;
             let patch = patch(&existing, new);
@@ -283,21 +382,24 @@ impl Reporter {
                 Ok(object) => {
                     self.tally.writes.fetch_add(1, Ordering::Relaxed);
                     let done = Done { wanted: wanted.clone(), seen, now: known(object) };
-                    lock(&self.written).insert(id, done);
-                    return Wrote::Status;
+                    lock(&self.done).written.insert(id, done);
+                    return true;
                 }
                 Err(error) => Err(error),
             };
             match result {
                 Ok(()) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => return Wrote::Nothing,
-                Err(error) => return self.failed(wanted, &error),
+                Err(kube::Error::Api(status)) if status.code == 404 => return true,
+                Err(error) => {
+                    self.failed(wanted, &error);
+                    return false;
+                }
             }
         }
-        Wrote::Failed
+        false
     }
 
-    fn failed(&self, wanted: &StatusOf, error: &kube::Error) -> Wrote {
+    fn failed(&self, wanted: &StatusOf, error: &kube::Error) {
         // The first of many with the same cause, and then some.
         if self.tally.errors.fetch_add(1, Ordering::Relaxed).is_multiple_of(32) {
             let StatusOf { kind, name, .. } = wanted;
@@ -305,7 +407,6 @@ impl Reporter {
             let why = said(error);
             tracing::warn!("the status of {kind} {namespace}/{name} can't be written: {why}");
         }
-        Wrote::Failed
     }
 
     fn api(&self, wanted: &StatusOf) -> Option<Api<DynamicObject>> {
@@ -329,8 +430,8 @@ fn id(wanted: &StatusOf) -> (Kind, Key) {
     (wanted.kind, (wanted.namespace.clone().unwrap_or_default(), wanted.name.clone()))
 }
 
-fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
-    written.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(done: &Mutex<Statuses>) -> MutexGuard<'_, Statuses> {
+    done.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn known(object: DynamicObject) -> Existing {
@@ -391,6 +492,17 @@ mod tests {
         };
         let status = json!({ "addresses": null, "conditions": [2] });
         assert_eq!(patch, json!({ "metadata": { "resourceVersion": "7" }, "status": status }));
+    }
+
+    #[test]
+    fn pauses_grow_to_the_most() {
+        let start = Instant::now();
+        let mut backoff = Backoff::after(None, start);
+        assert_eq!(backoff.not_before, start + LEAST_PAUSE);
+        for _ in 0..10 {
+            backoff = Backoff::after(Some(&backoff), start);
+        }
+        assert_eq!(backoff.not_before, start + MOST_PAUSE);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From Kubernetes objects to a configuration, and to what each object is to be told. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -11,10 +11,12 @@ use super::build::{self, Build};
 use super::index::{Index, Party, key};
 use super::listeners::Listeners;
 use super::objects::Objects;
+use super::outline::{Outline, outline};
 use super::policy::Policies;
 use super::render::{self, Report};
 use super::routes;
 use super::status::{Kind, Outcome, StatusOf};
+use super::store::Key;
 use crate::config::Config;
 use crate::machine::Machine;
 
@@ -42,9 +44,13 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Translation {
     pub config: Config,
+    /// The same on every replica that translates the same objects to the same end.
+    pub outline: Outline,
     reports: Vec<Report>,
     infrastructure: Vec<Infrastructure>,
     given: BTreeMap<(String, String), Vec<IpAddr>>,
+    /// Listeners of the configuration by the Gateway or ListenerSet that they are for.
+    opened_for: BTreeMap<(Kind, Key), BTreeSet<String>>,
 }
 
 /// Something that a user must act on: an event on an object.
@@ -104,6 +110,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         Some(((namespace.to_owned(), name.to_owned()), addresses.shown.clone()))
     });
     let given = given.collect();
+    let opened_for = opened_for(&listeners);
     let known = render::Known {
         objects,
         settings,
@@ -113,7 +120,8 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         listeners: &listeners,
         routes: &routes,
     };
-    Translation { config, reports: known.reports(), infrastructure, given }
+    let outline = outline(&config);
+    Translation { config, outline, reports: known.reports(), infrastructure, given, opened_for }
 }
 
 impl Translation {
@@ -132,6 +140,12 @@ impl Translation {
         &self.given
     }
 
+    /// Listeners of the configuration that the status of a Gateway or ListenerSet speaks of.
+    pub(super) fn opened_for(&self, kind: Kind, key: &Key) -> impl Iterator<Item = &str> {
+        let names = self.opened_for.get(&(kind, key.clone()));
+        names.into_iter().flatten().map(String::as_str)
+    }
+
     pub fn infrastructure(&self) -> &[Infrastructure] {
         &self.infrastructure
     }
@@ -144,6 +158,20 @@ impl fmt::Display for Notice {
         let namespace = namespace.as_deref().unwrap_or_default();
         write!(f, "{kind} {namespace}{slash}{name}: {reason}: {message}")
     }
+}
+
+fn opened_for(listeners: &Listeners<'_>) -> BTreeMap<(Kind, Key), BTreeSet<String>> {
+    let mut all: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for entry in &listeners.entries {
+        let (kind, metadata) = match entry.set {
+            Some(set) => (Kind::ListenerSet, &listeners.sets[set].object.metadata),
+            None => (Kind::Gateway, &listeners.gates[entry.gate].object.metadata),
+        };
+        let (namespace, name) = key(metadata);
+        let owner = (kind, (namespace.to_owned(), name.to_owned()));
+        all.entry(owner).or_default().extend(entry.names.iter().cloned());
+    }
+    all
 }
 
 /// For each Gateway that wants labels or annotations on what is made for it. Nothing else is made
