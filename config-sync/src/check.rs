@@ -277,6 +277,12 @@ impl<'c> Check<'c> {
             let message = "is for TCP, and only UDP listeners use this backend";
             self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
         }
+        let check = backend.health_check.as_ref().filter(|check| check.value.port == 0);
+        if let Some(check) = check.filter(|_| only(Transport::Udp)) {
+            let message = "is a TCP connection, and only UDP listeners use this backend; give the \
+                           `port` of something beside its endpoints that takes TCP";
+            self.refuse(check, message.to_owned());
+        }
         if let Some(key) = backend.shared_sockets.as_ref().filter(|_| only(Transport::Tcp)) {
             let message = "is for UDP, and only TCP listeners use this backend";
             self.refuse(key, message.to_owned());

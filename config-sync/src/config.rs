@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use crate::check::{self, Broken};
+pub use crate::health::HealthCheck;
+use crate::health::{self, HEALTH_CHECK};
 use crate::machine::Machine;
 use crate::problem::{At, Place, Problems};
 use crate::proxy::{self, ACCEPT_PROXY};
@@ -142,6 +144,8 @@ pub struct Backend {
     pub send_proxy: Option<At<SendProxy>>,
     /// Endpoints are connected to from clients' own addresses.
     pub transparent: Option<At<bool>>,
+    /// `None`: all endpoints are used, whatever they do.
+    pub health_check: Option<At<HealthCheck>>,
     pub options: SocketOptions,
     /// Where keys stand that mean nothing to UDP.
     pub stream_keys: Vec<Place>,
@@ -266,6 +270,7 @@ pub const SCHEMA: &[&Section] = &[
     &ROUTE_BACKEND,
     &BACKEND,
     &BACKEND_TLS,
+    &HEALTH_CHECK,
 ];
 
 static ROOT: Section = Section {
@@ -358,6 +363,7 @@ static BACKEND: Section = Section {
         any("source"),
         key("upstream_sockets", On::Udp),
         any("transparent"),
+        any("health_check"),
         key("nodelay", On::Stream),
         key("keepalive", On::Stream),
         key("user_timeout", On::Stream),
@@ -680,6 +686,7 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
     let transparent = reader.get(table, "transparent", boolean);
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
+    let health_check = health::read(reader, table);
     let options = options(reader, table, machine);
     let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
     Some(Backend {
@@ -693,6 +700,7 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
         shared_sockets,
         send_proxy,
         transparent,
+        health_check,
         options,
         stream_keys,
     })

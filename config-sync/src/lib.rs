@@ -11,6 +11,7 @@
 //! | `tls` | certificates, terminated listeners, and backends that speak TLS |
 //! | [`sources`] | ranges of clients' addresses, and files of them |
 //! | [`compile`] | the [`routing::RoutingTable`]: what runs (`maglev`: hash tables of backends) |
+//! | [`health`] | checks of endpoints, and the table without those that are down |
 //! | [`certificates`] | reads certificates and keys, and makes of them what rustls needs |
 //! | `san`, `der` | names that an endpoint must have; when a certificate ends |
 //! | [`names`] | ids that stay the same from table to table |
@@ -31,6 +32,7 @@ pub mod config;
 pub mod der;
 pub mod file;
 pub mod gateway;
+pub mod health;
 mod loaded;
 pub mod machine;
 mod maglev;
@@ -57,6 +59,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::file::{Parsed, Source};
+use crate::health::{Checks, Health};
 use crate::names::{InUse, Names, Retired};
 use crate::publish::{PublishError, Publisher};
 pub use crate::puts::Put;
@@ -69,6 +72,9 @@ pub struct ConfigSync {
     publisher: Publisher,
     names: Names,
     in_force: Option<Arc<InForce>>,
+    /// What was compiled of it, with every endpoint, up or down.
+    whole: Option<Arc<RoutingTable>>,
+    checks: Checks,
     /// The text that was last looked at, in force or refused.
     last_text: Option<String>,
     /// The other files that this text names, and what they held then.
@@ -124,6 +130,8 @@ impl ConfigSync {
             publisher,
             names: Names::new(),
             in_force: None,
+            whole: None,
+            checks: Checks::default(),
             last_text: None,
             files: BTreeSet::new(),
             fingerprint: 0,
@@ -219,15 +227,17 @@ impl ConfigSync {
     /// the file is not looked at.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.checks = Checks::default();
         self.generation += 1;
         let table = compile::drained(self.config(), self.generation);
-        let published = self.publisher.publish(table).map(drop);
+        let published = self.publisher.publish(table);
         self.note(published);
     }
 
     /// Tells every worker to close everything now.
     pub fn stop(&mut self) {
         self.draining = true;
+        self.checks = Checks::default();
         self.publisher.stop();
     }
 
@@ -242,6 +252,30 @@ impl ConfigSync {
     pub fn flush(&mut self) {
         let published = self.publisher.flush();
         self.note(published);
+    }
+
+    /// To be called now and then, on a tokio runtime: checks the endpoints of which a check is due.
+    /// True if some have gone down or come back, and a new table says so: the configuration in
+    /// force without those that are down.
+    #[expect(clippy::disallowed_methods, reason = "checks are made by the clock")]
+    pub fn check_endpoints(&mut self) -> bool {
+        if self.draining || !self.checks.tick(Instant::now()) {
+            return false;
+        }
+        let Some(whole) = &self.whole else { return false };
+        let generation = self.generation + 1;
+        let published = self.publisher.publish(self.checks.health.table(whole, generation));
+        let is_published = published.is_ok();
+        if is_published {
+            self.generation = generation;
+        }
+        self.note(published);
+        is_published
+    }
+
+    /// Of the endpoints that are checked.
+    pub fn health(&self) -> &Health {
+        &self.checks.health
     }
 
     /// To be called now and then: frees ids of which nobody can speak any more. `applied` is the
@@ -324,13 +358,7 @@ impl ConfigSync {
         self.fingerprint = file::fingerprint(&self.files);
         let table = compile::compile(&config, &mut self.names, generation)
             .map_err(|problems| problems.to_string())?;
-        let compiled = Instant::now();
-        let table = self.publisher.publish(table).map_err(|error| error.to_string())?;
-        self.names.published(&table, compiled);
-        self.timing = Timing {
-            compile_micros: micros(compiled - began),
-            publish_micros: micros(compiled.elapsed()),
-        };
+        self.give_out(&config, table, began)?;
         if let Some(before) = self.config() {
             warn_of_fixed_keys(before, &config);
         }
@@ -361,13 +389,7 @@ impl ConfigSync {
                 return Ok(false);
             }
         }
-        let compiled = Instant::now();
-        let table = self.publisher.publish(table).map_err(|error| error.to_string())?;
-        self.names.published(&table, compiled);
-        self.timing = Timing {
-            compile_micros: micros(compiled - began),
-            publish_micros: micros(compiled.elapsed()),
-        };
+        self.give_out(&config, table, began)?;
         // Tables come many times a second: it is said when the first backend asks for it.
         if !self.config().is_some_and(transparent::is_asked) {
             transparent::warn(&config);
@@ -375,6 +397,30 @@ impl ConfigSync {
         self.generation = generation;
         self.in_force = Some(Arc::new(InForce { config, text: OnceLock::new() }));
         Ok(true)
+    }
+
+    /// Publishes what was compiled of `config`, but for endpoints that are known to be down.
+    #[expect(clippy::disallowed_methods, reason = "figures for operators; pauses between checks")]
+    fn give_out(
+        &mut self,
+        config: &Config,
+        whole: RoutingTable,
+        began: Instant,
+    ) -> Result<(), String> {
+        let compiled = Instant::now();
+        let whole = Arc::new(whole);
+        let health = self.checks.health.following(config, compiled);
+        let table = health.table(&whole, whole.generation);
+        self.publisher.publish(table).map_err(|error| error.to_string())?;
+        // An endpoint that is down keeps its id.
+        self.names.published(&whole, compiled);
+        self.whole = Some(whole);
+        self.checks.health = health;
+        self.timing = Timing {
+            compile_micros: micros(compiled - began),
+            publish_micros: micros(compiled.elapsed()),
+        };
+        Ok(())
     }
 
     /// What can be in force of what is asked for: without the addresses that can't be bound, and

@@ -63,7 +63,7 @@ impl Walk {
 
 /// FNV-1a over address and port, with the finalizer of SplitMix64 because FNV's high bits are weak.
 /// Fixed for good: another hash would move every client when a gateway is upgraded.
-fn hash(endpoint: SocketAddr) -> u64 {
+pub(crate) fn hash(endpoint: SocketAddr) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {

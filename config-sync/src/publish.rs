@@ -97,18 +97,18 @@ impl Publisher {
     ///
     /// # Errors
     /// An address can't be bound: then none is, and the table before stays the latest.
-    pub fn publish(&mut self, table: RoutingTable) -> Result<Arc<RoutingTable>, PublishError> {
-        let table = Arc::new(table);
+    pub fn publish(&mut self, table: impl Into<Arc<RoutingTable>>) -> Result<(), PublishError> {
+        let table = table.into();
         if must_wait(&self.closing, &table) {
-            self.pending = Some(Arc::clone(&table));
+            self.pending = Some(table);
         } else {
-            let given = self.give_out(Arc::clone(&table));
+            let given = self.give_out(table);
             self.prepared.clear();
             given?;
             self.pending = None;
         }
         self.deliver();
-        Ok(table)
+        Ok(())
     }
 
     /// A worker has closed its socket of an address that left the table.

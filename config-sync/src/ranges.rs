@@ -39,7 +39,7 @@ const ADMITTED: u32 = 1;
 
 /// Every address has a value: that of the longest prefix it is in, or the default. Of the prefixes
 /// only the addresses are kept at which the value changes: at most two for each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ByPrefix {
     v4: Steps<u32>,
     v6: Steps<u128>,
@@ -92,7 +92,7 @@ impl ByPrefix {
 }
 
 /// The value of addresses from `firsts[n]` on is `values[n]`. The first of all is 0.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Steps<A> {
     firsts: Box<[A]>,
     values: Box<[u32]>,

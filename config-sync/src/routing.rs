@@ -47,7 +47,7 @@ id!(/// An endpoint by its backend's name and its address.
     EndpointId);
 
 /// Everything that a worker may route to, whole and immutable.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RoutingTable {
     /// Counts up by one with each table that is published; the first is 1. 0 is the empty table
     /// that a worker starts with.
@@ -82,7 +82,7 @@ pub enum Transport {
 
 /// A listening socket and the listeners that share it. TLS listeners with different hostnames share
 /// one socket; a TCP or UDP listener has its own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Socket {
     pub id: SocketId,
     pub transport: Transport,
@@ -127,7 +127,7 @@ pub struct SocketOptions {
     pub congestion: [u8; 16],
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Listener {
     pub id: ListenerId,
     pub name: Arc<str>,
@@ -191,7 +191,7 @@ pub struct Timeouts {
     pub lifetime: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Route {
     pub id: RouteId,
     pub name: Arc<str>,
@@ -210,7 +210,7 @@ pub struct WeightedBackend {
     pub weight: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Backend {
     pub id: BackendId,
     pub name: Arc<str>,

@@ -337,6 +337,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
+    ("health_check = true", "must be a table, not true or false"),
     ("tls = 1", "must be a table, not a whole number"),
     ("weight = 1", "unknown key"),
 ];
@@ -388,6 +389,39 @@ fn a_transparent_backend_has_no_addresses_of_its_own() {
     );
     refused(&format!("{udp}{shared}"), &["12:15: backends[0].transparent: can't be with"]);
     assert!(load(&format!("{udp}{shared}").replace("true", "false")).is_ok());
+}
+
+#[test]
+fn faults_of_health_checks() {
+    for (keys, expected) in [
+        ("interval = \"0s\"", "12:29: backends[0].health_check.interval: must be at least \"100"),
+        ("interval = \"99ms\"", "12:29: backends[0].health_check.interval: must be at least"),
+        (
+            "interval = \"1\", timeout = \"9s\"",
+            "12:29: backends[0].health_check.interval: \"1\" is no",
+        ),
+        ("timeout = \"0s\"", "12:28: backends[0].health_check.timeout: must be at least \"1ms\""),
+        (
+            "timeout = \"6s\"",
+            "12:28: backends[0].health_check.timeout: must be at most the interval, which is 5000",
+        ),
+        ("rise = 0", "12:25: backends[0].health_check.rise: must be a whole number, 1 to 100, not"),
+        ("fall = 101", "12:25: backends[0].health_check.fall: must be a whole number, 1 to 100"),
+        ("port = 65536", "12:25: backends[0].health_check.port: must be a whole number, 0 to 655"),
+        ("path = \"/\"", "12:18: backends[0].health_check.path: unknown key; allowed here: inter"),
+    ] {
+        refused(&format!("{GOOD}health_check = {{ {keys} }}"), &[expected]);
+    }
+    let udp = GOOD.replace("\"TCP\"", "\"UDP\"");
+    refused(
+        &format!("{udp}health_check = {{}}"),
+        &["12:16: backends[0].health_check: is a TCP connection, and only UDP listeners use this"],
+    );
+    assert!(load(&format!("{udp}health_check = {{ port = 8080 }}")).is_ok());
+    let (config, _) = load(&format!("{GOOD}[backends.health_check]\ninterval = \"1s\"")).expect("");
+    let check = config.backends[0].health_check.as_ref().expect("it is asked for").value;
+    assert_eq!((check.interval, check.timeout), (1_000, 1_000), "no longer than the interval");
+    assert_eq!((check.rise, check.fall, check.port), (2, 3, 0));
 }
 
 #[test]
@@ -595,6 +629,9 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 ),
                 "listeners.accept_proxy" => {
                     ("[[listeners]]\naccept_proxy.", "listeners[0].accept_proxy.".to_owned())
+                }
+                "backends.health_check" => {
+                    ("[[backends]]\nhealth_check.", "backends[0].health_check.".to_owned())
                 }
                 "backends.tls" => ("[[backends]]\ntls.", "backends[0].tls.".to_owned()),
                 "routes.backends" => {

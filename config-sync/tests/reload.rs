@@ -328,3 +328,77 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
     assert!(why.starts_with("elsewhere:"), "{why}");
     assert_eq!(sync.generation(), 2);
 }
+
+/// Ports of the endpoints of the latest table that was given out, once it has these.
+async fn given(sync: &mut ConfigSync, commands: &Receiver<Command>, wanted: &[u16]) -> u64 {
+    let mut last = Vec::new();
+    for _ in 0..1_000 {
+        sync.check_endpoints();
+        if let Some(Command::Table { table, sockets }) = commands.try_iter().last() {
+            let endpoints = table.backends.iter().flat_map(|backend| &backend.endpoints);
+            last = endpoints.map(|endpoint| endpoint.address.port()).collect();
+            if last == wanted {
+                assert!(sockets.is_empty(), "nothing is opened for it");
+                return table.generation;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the latest table has {last:?}, not {wanted:?}")
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_its_checks_is_left_out_until_it_is_back() {
+    let listen = |port| std::net::TcpListener::bind(("127.0.0.1", port)).expect("a port");
+    let servers = [listen(0), listen(0)];
+    let ports =
+        [&servers[0], &servers[1]].map(|server| server.local_addr().expect("its address").port());
+    let text = |interval: &str| {
+        let text = GOOD.replace(":80\"", &format!(":{}\"", ports[0]));
+        let text = text.replace(":81\"", &format!(":{}\"", ports[1]));
+        format!("{text}health_check = {{ interval = \"{interval}\", fall = 2, rise = 1 }}\n")
+    };
+    let directory = Directory::new("health");
+    let (mut sync, commands) = start(&directory.write("ringway.toml", &text("100ms")));
+    assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
+    assert!(commands.try_recv().is_ok());
+
+    let [first, second] = servers;
+    drop(first);
+    assert_eq!(given(&mut sync, &commands, &[ports[1]]).await, 2);
+    assert_eq!((sync.generation(), sync.reloads_ok()), (2, 1), "it is not a reload");
+    assert_eq!(sync.refresh(), Outcome::Unchanged);
+
+    // What is known is known: no table in between has it.
+    directory.write("ringway.toml", &text("150ms"));
+    assert_eq!(sync.refresh(), Outcome::Published { generation: 3 });
+    let Ok(Command::Table { table, .. }) = commands.try_recv() else { panic!("a table") };
+    assert_eq!(table.backends[0].endpoints.len(), 1);
+    let in_force = &sync.in_force().expect("a configuration").config;
+    assert_eq!(in_force.backends[0].endpoints.len(), 2, "it is asked for all the same");
+
+    drop(second);
+    given(&mut sync, &commands, &[]).await;
+    let _first = listen(ports[0]);
+    given(&mut sync, &commands, &[ports[0]]).await;
+
+    sync.drain();
+    assert!(matches!(commands.try_recv(), Ok(Command::Table { .. })));
+    assert!(sync.health().figures().endpoints.is_empty(), "nothing is checked any more");
+    assert!(!sync.check_endpoints());
+}
+
+#[tokio::test]
+async fn a_clusters_endpoints_are_checked_as_well() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = server.local_addr().expect("its address").port();
+    let text = GOOD.replace(":80\"", &format!(":{port}\"")).replace(":81\"", ":1\"");
+    let text = format!("{text}health_check = {{ interval = \"100ms\" }}\n");
+    let config = config_sync::config::parse("test", &text).expect("a configuration");
+    let (mut sync, commands) = start(Path::new("none"));
+    assert!(sync.put(&config).expect("it is good").published);
+    assert!(commands.try_recv().is_ok());
+    assert_eq!(given(&mut sync, &commands, &[port]).await, 2);
+    let same = sync.put(&config).expect("nothing is new");
+    assert_eq!((same.published, same.generation), (false, 2));
+}

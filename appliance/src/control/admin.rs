@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use config_sync::gateway::cluster::Figures;
+use config_sync::health;
 use config_sync::routing::Limits;
 use config_sync::{InForce, Timing};
 
@@ -36,6 +37,7 @@ pub struct Latest {
     pub reloads_ok: u64,
     pub reloads_failed: u64,
     pub timing: Timing,
+    pub health: health::Figures,
     /// Where a cluster is followed.
     pub kubernetes: Option<Figures>,
 }
@@ -74,6 +76,7 @@ impl Board {
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
             source_ports: source_ports(),
             kubernetes: latest.kubernetes.as_ref(),
+            health: &latest.health,
         };
         scrape.render(&latest.series)
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use config_sync::certificates::Expiry;
 use config_sync::config::Config;
 use config_sync::gateway::cluster::Figures;
+use config_sync::health::{self, Tally};
 use config_sync::names::{Names, Retired};
 use config_sync::routing::{EndpointId, Limits, ListenerId, Protocol};
 use metrics::{Key, Label, Level, Metadata, Recorder as _};
@@ -38,6 +39,7 @@ pub struct Scrape<'a> {
     pub source_ports: u64,
     /// Where a cluster is followed.
     pub kubernetes: Option<&'a Figures>,
+    pub health: &'a health::Figures,
 }
 
 impl Scrape<'_> {
@@ -56,6 +58,7 @@ impl Scrape<'_> {
         for (id, endpoint) in &series.endpoints {
             self.endpoint(&page, *id, endpoint);
         }
+        health(&page, self.health);
         for expiry in &series.expiries {
             Self::certificate(&page, expiry);
         }
@@ -283,6 +286,20 @@ fn kubernetes(page: &Page, figures: &Figures) {
     page.seconds("ringway_kubernetes_translate_seconds", &[], translated);
     if let Some(millis) = figures.heard_millis {
         page.seconds("ringway_kubernetes_last_heard_seconds", &[], millis.saturating_mul(1_000));
+    }
+}
+
+fn health(page: &Page, figures: &health::Figures) {
+    for (backend, address, up) in &figures.endpoints {
+        let address = address.to_string();
+        let labels: &[_] = &[("backend", &**backend), ("endpoint", address.as_str())];
+        page.gauge("ringway_endpoint_healthy", labels, u64::from(*up));
+    }
+    for (backend, Tally { ok, failed, not_made }) in &figures.checks {
+        for (result, count) in [("ok", ok), ("failed", failed), ("not_made", not_made)] {
+            let labels: &[_] = &[("backend", &**backend), ("result", result)];
+            page.counter("ringway_health_checks_total", labels, *count);
+        }
     }
 }
 
@@ -633,6 +650,16 @@ const METRICS: &[(&str, Type, &str)] = &[
         Type::Counter,
         "Payload bytes delivered, by the side that they came from.",
     ),
+    (
+        "ringway_endpoint_healthy",
+        Type::Gauge,
+        "1 if the endpoint may be picked, 0 while its health checks keep it out; none without.",
+    ),
+    (
+        "ringway_health_checks_total",
+        Type::Counter,
+        "Health checks by how they ended; not_made: this machine had no file or port for it.",
+    ),
     ("ringway_session_duration_seconds", Type::Histogram, "How long TCP sessions lived."),
     ("ringway_flow_duration_seconds", Type::Histogram, "How long UDP flows lived."),
     (
@@ -798,7 +825,13 @@ mod tests {
             worker.endpoint(EndpointId(0)).connect.record(1_500);
             worker.unmatched[CloseReason::HelloTimeout as usize].add(1);
         }
-        let text = scrape(&workers).render(&series().0);
+        let tally = Tally { ok: 7, failed: 2, not_made: 0 };
+        let address = "[::1]:80".parse().expect("an address");
+        let health = health::Figures {
+            endpoints: vec![("web".into(), address, false)],
+            checks: vec![("web".into(), tally)],
+        };
+        let text = scrape(&workers, &health).render(&series().0);
         let samples = lint(&text);
         let is = |series: &str, value: f64| assert_eq!(samples.get(series), Some(&value), "{text}");
         is("ringway_sessions_active{listener=\"a-name\"}", 4.0);
@@ -811,6 +844,9 @@ mod tests {
         let connect = "ringway_endpoint_connect_duration_seconds";
         let labels = "backend=\"web\",endpoint=\"[::1]:80\"";
         is(&format!("{connect}_sum{{{labels}}}"), 0.003);
+        is(&format!("ringway_endpoint_healthy{{{labels}}}"), 0.0);
+        is("ringway_health_checks_total{backend=\"web\",result=\"ok\"}", 7.0);
+        is("ringway_health_checks_total{backend=\"web\",result=\"not_made\"}", 0.0);
         is(&format!("{connect}_bucket{{{labels},le=\"0.001\"}}"), 0.0);
         is(&format!("{connect}_bucket{{{labels},le=\"0.0025\"}}"), 2.0);
         assert!(!text.contains("idle_timeout"), "a reason that never occurred is left out");
@@ -823,12 +859,12 @@ mod tests {
         counters.opened.add(1);
         let (mut series, mut names) = series();
         learn(&mut series, &mut names, "");
-        let text = scrape(&workers).render(&series);
+        let text = scrape(&workers, &health::Figures::default()).render(&series);
         lint(&text);
         assert!(text.contains("ringway_flows_active{listener=\"dns\"} 1"), "{text}");
         assert!(!text.contains("a-name"), "{text}");
         counters.closed[CloseReason::FlowTimeout as usize].add(1);
-        let text = scrape(&workers).render(&series);
+        let text = scrape(&workers, &health::Figures::default()).render(&series);
         assert!(!text.contains("listener="), "{text}");
         assert!(!text.contains("endpoint="), "{text}");
     }
@@ -890,7 +926,7 @@ mod tests {
         assert!(samples.contains_key(&count.replace("_count{", "_sum{")));
     }
 
-    fn scrape(workers: &[Arc<Counters>]) -> Scrape<'_> {
+    fn scrape<'a>(workers: &'a [Arc<Counters>], health: &'a health::Figures) -> Scrape<'a> {
         Scrape {
             workers,
             limits: Limits {
@@ -909,6 +945,7 @@ mod tests {
             lines_dropped: 0,
             source_ports: 28_232,
             kubernetes: None,
+            health,
         }
     }
 

@@ -46,7 +46,7 @@ const RETIRE: Duration = Duration::from_secs(10);
 /// A certificate that ends within this is warned of, when it is loaded and then once a day.
 const EXPIRY_DAYS: i64 = 14;
 const DAY: Duration = Duration::from_secs(86_400);
-/// How often the metrics page learns how a cluster is followed.
+/// How often the metrics page learns how a cluster is followed, and how endpoints are.
 const SHOW: Duration = Duration::from_millis(500);
 
 pub struct Control {
@@ -59,9 +59,10 @@ pub struct Control {
     watched: BTreeSet<PathBuf>,
     /// What is followed in the place of a file.
     cluster: Option<Following>,
-    /// Leaving it, and when its figures were last shown.
     leaving: Option<JoinTask<()>>,
+    /// When the figures of a cluster, and those of endpoints, were last shown.
     shown: Instant,
+    health_shown: Instant,
     /// When ids were last looked through.
     retired: Instant,
 }
@@ -266,6 +267,7 @@ impl Control {
         self.sync.flush();
         let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
         self.follow(applied);
+        self.check_endpoints();
         if self.retired.elapsed() >= RETIRE {
             self.retire(applied);
         }
@@ -310,6 +312,17 @@ impl Control {
                 self.post();
             }
             News::Refused => self.post(),
+        }
+    }
+
+    fn check_endpoints(&mut self) {
+        let published = self.sync.check_endpoints();
+        if published {
+            tracing::debug!("table {} is given out", self.sync.generation());
+        }
+        if published || self.health_shown.elapsed() >= SHOW {
+            self.health_shown = Instant::now();
+            self.board.latest().health = self.sync.health().figures();
         }
     }
 

@@ -193,6 +193,7 @@ fn start(
         cluster: None,
         leaving: None,
         shown: Instant::now(),
+        health_shown: Instant::now(),
         retired: Instant::now(),
     })
 }

@@ -343,6 +343,11 @@ impl<'o> Pool<'o> {
             shared_sockets: shared.then(|| at(true, &name)),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
+            // What speaks UDP alone can't be checked.
+            health_check: values
+                .health_check
+                .filter(|check| !udp || check.port != 0)
+                .map(|check| at(check, &name)),
             options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
             stream_keys: Vec::new(),
             name: at(name.clone(), &name),

@@ -54,6 +54,12 @@ fn the_printed_toml_runs_as_the_objects_do() {
         let read = config::parse_for("config.toml", &toml, &settings.machine);
         let read = read.unwrap_or_else(|error| panic!("{directory:?}: {error}"));
         assert_eq!(own, table(&read), "{directory:?}");
+        // The one thing of a backend that is in no table.
+        let checks = |config: &config::Config| -> Vec<_> {
+            let checks = config.backends.iter().map(|backend| backend.health_check.as_ref());
+            checks.map(|check| check.map(|check| check.value)).collect()
+        };
+        assert_eq!(checks(&translation.config), checks(&read), "{directory:?}");
     }
 }
 

@@ -16,6 +16,7 @@ use super::index::{key, seniority};
 use super::objects::Objects;
 use super::translate::{Settings, Verdict, Why};
 use crate::config::{self, BALANCES, Balance, MAX_SESSIONS, STARTTLS};
+use crate::health::{self, HealthCheck};
 use crate::proxy;
 use crate::reader::word;
 use crate::routing::{ProxyVersion, SendProxy, SocketOptions, Sources, Starttls};
@@ -179,8 +180,35 @@ pub struct BackendSettings {
     /// Connect from clients' own addresses; then source and upstreamSockets have no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transparent: Option<bool>,
+    /// Endpoints that can't be connected to are left out. Without port it is for TCP only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheckSettings>,
     #[serde(flatten)]
     pub socket: SocketSettings,
+}
+
+/// A TCP connection to each endpoint, opened and closed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckSettings {
+    /// From one check of an endpoint to its next; at least 100ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<String>,
+    /// Within which it must be connected; at most the interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Good checks in a row that bring an endpoint back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub rise: Option<i64>,
+    /// Failed checks in a row that take it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub fall: Option<i64>,
+    /// Where to connect; 0: to the endpoint's own port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65_535))]
+    pub port: Option<i64>,
 }
 
 /// Of TCP connections, to clients or to endpoints.
@@ -307,6 +335,7 @@ pub(super) struct BackendValues {
     pub(super) shared_sockets: Option<bool>,
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
+    pub(super) health_check: Option<HealthCheck>,
     pub(super) socket: SocketValues,
 }
 
@@ -576,6 +605,7 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         shared_sockets: text("upstreamSockets", given.upstream_sockets.as_ref(), sockets)?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
+        health_check: given.health_check.as_ref().map(read_health_check).transpose()?,
         socket: read_socket(&given.socket, settings)?,
     };
     if let Some(given) = given.source.as_ref().filter(|given| !given.is_empty()) {
@@ -605,6 +635,21 @@ fn read_send_proxy(given: &BackendSettings) -> Result<Option<SendProxy>, String>
         proxy::asked(tlv).map_err(|message| format!("proxyTlvs: {message}"))?;
     }
     Ok(version.map(|version| proxy::told(version, &tlvs)))
+}
+
+fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
+    let interval = text("healthCheck.interval", given.interval.as_ref(), health::interval)?;
+    let interval = interval.unwrap_or(health::DEFAULT.interval);
+    let within = health::timeout_within(interval);
+    let timeout = text("healthCheck.timeout", given.timeout.as_ref(), within)?;
+    let (rise, fall) = (given.rise, given.fall);
+    Ok(HealthCheck {
+        interval,
+        timeout: timeout.unwrap_or(health::timeout_of(interval)),
+        rise: number("healthCheck.rise", rise, health::TIMES)?.unwrap_or(health::DEFAULT.rise),
+        fall: number("healthCheck.fall", fall, health::TIMES)?.unwrap_or(health::DEFAULT.fall),
+        port: number("healthCheck.port", given.port, 0..=u16::MAX)?.unwrap_or_default(),
+    })
 }
 
 fn read_socket(given: &SocketSettings, settings: &Settings) -> Result<SocketValues, String> {
@@ -693,6 +738,7 @@ impl BackendValues {
         fill(&mut self.shared_sockets, &under.shared_sockets);
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
+        fill(&mut self.health_check, &under.health_check);
         self.socket.fill(&under.socket);
     }
 }

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::status::{StatusOf, merge};
 use crate::config::{
-    BALANCES, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT, Listener,
-    OPTIONS, Route, STARTTLS, TIMEOUTS,
+    BALANCES, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT,
+    HealthCheck, Listener, OPTIONS, Route, STARTTLS, TIMEOUTS,
 };
 use crate::problem::At;
 use crate::proxy;
@@ -149,6 +149,9 @@ impl Print<'_> {
         if backend.is_transparent() {
             self.line("transparent", "true");
         }
+        if let Some(check) = &backend.health_check {
+            self.health_check(check.value);
+        }
         if let Some(tls) = &backend.tls {
             self.origination(tls);
         }
@@ -175,6 +178,20 @@ impl Print<'_> {
         if tlvs != "[]" {
             self.line("proxy_tlvs", &tlvs);
         }
+    }
+
+    fn health_check(&mut self, check: HealthCheck) {
+        let HealthCheck { interval, timeout, rise, fall, port } = check;
+        let mut keys = vec![
+            ("interval", quoted(&duration(interval))),
+            ("timeout", quoted(&duration(timeout))),
+            ("rise", rise.to_string()),
+            ("fall", fall.to_string()),
+        ];
+        if port != 0 {
+            keys.push(("port", port.to_string()));
+        }
+        self.line("health_check", &inline(keys));
     }
 
     fn termination(&mut self, tls: &Termination) {
@@ -268,20 +285,24 @@ impl Print<'_> {
 
     fn duration(&mut self, key: &str, applies: bool, millis: u32, default: u32) {
         if applies && millis != default {
-            let (number, unit) = match millis {
-                0 => (0, "s"),
-                millis if millis % 3_600_000 == 0 => (millis / 3_600_000, "h"),
-                millis if millis % 60_000 == 0 => (millis / 60_000, "m"),
-                millis if millis % 1_000 == 0 => (millis / 1_000, "s"),
-                millis => (millis, "ms"),
-            };
-            self.line(key, &quoted(&format!("{number}{unit}")));
+            self.line(key, &quoted(&duration(millis)));
         }
     }
 
     fn put(&mut self, text: &str) {
         self.text.push_str(text);
     }
+}
+
+fn duration(millis: u32) -> String {
+    let (number, unit) = match millis {
+        0 => (0, "s"),
+        millis if millis % 3_600_000 == 0 => (millis / 3_600_000, "h"),
+        millis if millis % 60_000 == 0 => (millis / 60_000, "m"),
+        millis if millis % 1_000 == 0 => (millis / 1_000, "s"),
+        millis => (millis, "ms"),
+    };
+    format!("{number}{unit}")
 }
 
 fn quoted(text: &str) -> String {

@@ -1,0 +1,129 @@
+//! Health checks: a real gateway whose endpoints stop and start.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Gateway, Server, connect, echo, free_address, udp_client, wait_for, wait_until,
+};
+
+const CHECK: &str =
+    "connect_attempts = 1\nhealth_check = { interval = \"100ms\", fall = 2, rise = 2 }";
+
+/// Says `tag`, and then whatever it is told.
+fn tagged(address: SocketAddr, tag: u8) -> Server {
+    Server::tcp_at(address, move |mut stream| {
+        if stream.write_all(&[tag]).is_ok() {
+            echo(stream);
+        }
+    })
+}
+
+fn session(address: SocketAddr) -> (Option<u8>, TcpStream) {
+    let (mut stream, mut tag) = (connect(address), [0]);
+    let read = stream.read_exact(&mut tag);
+    (read.ok().map(|()| tag[0]), stream)
+}
+
+/// Where new sessions in a row went; `None`: nowhere.
+fn seen(address: SocketAddr) -> BTreeSet<Option<u8>> {
+    (0..20).map(|_| session(address).0).collect()
+}
+
+fn is_alive(mut stream: &TcpStream) -> bool {
+    let mut answer = [0; 5];
+    stream.write_all(b"alive").is_ok() && stream.read_exact(&mut answer).is_ok()
+}
+
+fn healthy(gateway: &Gateway, endpoint: SocketAddr) -> u64 {
+    let endpoint = endpoint.to_string();
+    let labels = [("backend", "main"), ("endpoint", endpoint.as_str())];
+    gateway.metrics().value("ringway_endpoint_healthy", &labels)
+}
+
+#[test]
+fn sessions_go_where_checks_are_good() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (first, second) = (tagged(anywhere, b'a'), tagged(anywhere, b'b'));
+    let (a, b) = (first.address, second.address);
+    let address = free_address();
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [a, b], CHECK);
+    let gateway = Gateway::start(&config);
+    let both = BTreeSet::from([Some(b'a'), Some(b'b')]);
+    assert_eq!(seen(address), both);
+    wait_until("both are checked", || {
+        let labels = [("backend", "main"), ("result", "ok")];
+        gateway.metrics().value("ringway_health_checks_total", &labels) >= 2
+    });
+    assert_eq!((healthy(&gateway, a), healthy(&gateway, b)), (1, 1));
+    let old = wait_for("a session with the first", || {
+        let (tag, stream) = session(address);
+        (tag == Some(b'a')).then_some(stream)
+    });
+
+    drop(first);
+    wait_until("the first is known to be down", || healthy(&gateway, a) == 0);
+    wait_until("all that is new goes to the second", || seen(address) == [Some(b'b')].into());
+    assert_eq!(healthy(&gateway, b), 1);
+    assert!(is_alive(&old), "what was there is not touched");
+    let labels = [("backend", "main"), ("result", "failed")];
+    assert!(gateway.metrics().value("ringway_health_checks_total", &labels) >= 2);
+    let down = format!("endpoint {a} of backend main is down: connecting to {a}: ");
+    assert!(gateway.stderr().contains(&down), "{}", gateway.stderr());
+
+    gateway.reload(&(config + &backend("more", [b], "")));
+    assert_eq!(seen(address), [Some(b'b')].into(), "a reload brings nobody back");
+    assert_eq!(gateway.metrics().value("ringway_reloads_total", &[]), 2, "health is no reload");
+
+    let first = tagged(a, b'a');
+    wait_until("the first is back", || seen(address) == both);
+    assert_eq!(healthy(&gateway, a), 1);
+    assert!(gateway.stderr().contains(&format!("endpoint {a} of backend main is up again")));
+
+    drop((first, second));
+    wait_until("there is no endpoint left", || {
+        let refused = session(address).0.is_none();
+        refused && gateway.log().iter().any(|line| line.text("reason") == Some("no_endpoint"))
+    });
+    assert!(is_alive(&old), "what was there is not touched");
+    drop(old);
+    gateway.stop();
+}
+
+/// The check is of something beside the endpoint; flows leave it as they leave one that is gone.
+#[test]
+fn flows_leave_an_endpoint_that_is_down() {
+    let at = |last| IpAddr::from([127, 0, 0, last]);
+    let server = |last, tag: &'static str| {
+        Server::udp_at((at(last), 0).into(), move |socket, _, peer| {
+            let _ = socket.send_to(tag.as_bytes(), peer);
+        })
+    };
+    let (a, b) = (server(1, "a"), server(2, "b"));
+    let first = TcpListener::bind((at(1), 0)).expect("a port");
+    let port = first.local_addr().expect("its address").port();
+    let _second = TcpListener::bind((at(2), port)).expect("the same port");
+    let address = free_address();
+    let check = format!("health_check = {{ interval = \"100ms\", fall = 1, port = {port} }}");
+    let config = "lame_duck = \"100ms\"\n".to_owned()
+        + &listener("main", "UDP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [a.address, b.address], &check);
+    let gateway = Gateway::start(&config);
+    let says = |client: &std::net::UdpSocket, tag: &str| {
+        let mut answer = [0];
+        client.send(b"?").expect("sent");
+        client.recv(&mut answer).is_ok() && answer == tag.as_bytes()
+    };
+    let client = wait_for("a flow with the first", || {
+        let client = udp_client(address);
+        says(&client, "a").then_some(client)
+    });
+    drop(first);
+    wait_until("the flow is with the second", || says(&client, "b"));
+    assert_eq!((healthy(&gateway, a.address), healthy(&gateway, b.address)), (0, 1));
+}
