@@ -25,7 +25,7 @@ use crate::values::{duration, duration_from};
 /// Checks that are under way at once: each has a file open.
 const MOST_UNDER_WAY: usize = 256;
 
-/// Milliseconds in which endpoints that go down or come back are gathered, so that a rack that
+/// For which endpoints that go down or come back are gathered into one table, so that a rack that
 /// fails is a few tables and not hundreds.
 const GATHER: Duration = Duration::from_millis(100);
 

@@ -645,7 +645,7 @@ fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String>
     let (rise, fall) = (given.rise, given.fall);
     Ok(HealthCheck {
         interval,
-        timeout: timeout.unwrap_or(health::timeout_of(interval)),
+        timeout: timeout.unwrap_or_else(|| health::timeout_of(interval)),
         rise: number("healthCheck.rise", rise, health::TIMES)?.unwrap_or(health::DEFAULT.rise),
         fall: number("healthCheck.fall", fall, health::TIMES)?.unwrap_or(health::DEFAULT.fall),
         port: number("healthCheck.port", given.port, 0..=u16::MAX)?.unwrap_or_default(),
