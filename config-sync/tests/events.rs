@@ -52,14 +52,14 @@ async fn cluster(server: &ApiServer) -> (Cluster, Arc<Translation>) {
         lease_namespace: None,
         base,
     };
-    let mut cluster = Cluster::with_client(server.client(), options).await;
+    let mut cluster = Cluster::with_client(server.client(), options);
     let mut translation = None;
     until("a translation is done", || {
         translation = cluster.translated();
         translation.is_some()
     })
     .await;
-    (cluster, Arc::new(translation.expect("there is one")))
+    (cluster, translation.expect("there is one"))
 }
 
 fn told(server: &ApiServer) -> usize {
