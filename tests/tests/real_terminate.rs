@@ -501,12 +501,8 @@ fn leave(stream: TcpStream, reset: bool) {
 fn leaves_nothing_behind(gateway: &Gateway, serve: impl Fn(), stop: impl Fn(bool)) {
     let held = || {
         let metrics = gateway.metrics();
-        let value = |name| metrics.value(name, &[]);
-        [
-            value("ringway_session_slots_used") as usize,
-            value("ringway_pipes_used") as usize,
-            files_of(gateway),
-        ]
+        let value = |name| usize::try_from(metrics.value(name, &[])).expect("few");
+        [value("ringway_session_slots_used"), value("ringway_pipes_used"), files_of(gateway)]
     };
     let free = || gateway.metrics().value("ringway_receive_buffers_free", &[]);
     serve();
