@@ -26,7 +26,8 @@ func TestPolicyIsEnforced(t *testing.T) {
 	applied(t, namespace, route("TCPRoute", "edge", "edge", "tcp", backend("echo", 1)))
 	reached(t, address, "echo-")
 
-	applied(t, namespace, policy(`{deny: ["`+nodeAddress+`/16"]}`))
+	// The test and the Gateway are on one machine: the kernel gives both the Gateway's address.
+	applied(t, namespace, policy(`{deny: ["`+gatewayPool+`"]}`))
 	eventually(t, "clients denied", func() error {
 		s, err := dial(address)
 		if err == nil {

@@ -27,7 +27,7 @@ const LOOK_SELDOM: Duration = Duration::from_secs(30);
 
 /// A kind that is not served is gone after this time: while a CRD is put in another's place, or an
 /// API server begins, it may be missing for a moment, and that must not end what runs.
-const GONE: Duration = Duration::from_secs(10);
+const GONE: Duration = Duration::from_secs(4);
 
 /// Between attempts to watch; doubles from the least to the most.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
