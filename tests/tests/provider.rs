@@ -17,8 +17,8 @@ fn ring_is_the_only_provider() {
     assert!(found.is_empty(), "{found:?}");
 }
 
-/// The process-wide default is for kube, which asks for it, and is set first of all. Nothing of ours
-/// asks.
+/// The process-wide default is for kube, which asks for it, and is set first of all. Nothing of
+/// ours asks.
 #[test]
 fn the_provider_is_always_named() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
