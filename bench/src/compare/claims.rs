@@ -74,7 +74,7 @@ pub const CLAIMS: &[Claim] = &[
     claim(REQUESTS, P50, AtMost(1.0), ANYBODY),
     claim(REQUESTS, P99, AtMost(1.0), ANYBODY),
     claim(&["tcp-connect"], Cpu, AtMost(0.92), ANYBODY),
-    claim(&["tls-*"], Cpu, AtMost(1.0), ANYBODY),
+    claim(&["tls-*"], Cpu, AtMost(0.9), ANYBODY),
     claim(&["tcp-mixed"], P99, AtMost(1.0), ANYBODY),
     claim(&["tcp-idle"], AnonymousPerSession, AtMost(512.0), Against::Nobody),
     claim(SMALL_DATAGRAMS, Throughput, AtLeast(1.4), NGINX),

@@ -183,7 +183,7 @@ fn other_tcp() -> [Workload; 3] {
 }
 
 /// TLS that the proxy ends, and TCP behind it.
-fn tls() -> [Workload; 4] {
+fn tls() -> [Workload; 5] {
     let of = |name: &str, unit, serve, load, arguments: &[&str]| Workload {
         transport: Transport::Tls,
         unit,
@@ -193,6 +193,13 @@ fn tls() -> [Workload; 4] {
     [
         of("tls-bulk-8-down", Unit::Gigabyte, "source", "tls-download", &["--connections", "8"]),
         of("tls-request-64x64", Unit::Request, "respond", "tls-request", &["--connections", "64"]),
+        of(
+            "tls-request-64x512",
+            Unit::Request,
+            "respond",
+            "tls-request",
+            &["--connections", "512"],
+        ),
         of("tls-connect-full", Unit::Connection, "close", "tls-connect", &no_arguments),
         of("tls-connect-resumed", Unit::Connection, "close", "tls-connect", &["--resume"]),
     ]
