@@ -2,7 +2,7 @@
 
 /// `notAfter` of a DER certificate, in seconds of Unix time (RFC 5280, section 4.1.2.5). `None` if
 /// it is no certificate.
-pub(crate) fn not_after(certificate: &[u8]) -> Option<i64> {
+pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_, validity, _) = element(from_validity(certificate)?)?;
     let (_, _, rest) = element(validity)?;
     let (tag, time, _) = element(rest)?;

@@ -1,0 +1,48 @@
+//! Certificates that clients have sent: no panic, and of one that is whole the name and the end that
+//! it was made with.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use config_sync::der::{common_name, not_after};
+use libfuzzer_sys::fuzz_target;
+use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+
+const NAME: &str = "a client";
+
+/// 2040-01-02.
+const END: i64 = 2_208_988_800 + 86_400;
+
+static CERTIFICATE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(DnType::CommonName, NAME);
+    params.not_after = date_time_ymd(2040, 1, 2);
+    let key = KeyPair::generate().expect("a key");
+    params.self_signed(&key).expect("a certificate").der().to_vec()
+});
+
+fuzz_target!(|input: &[u8]| {
+    check(input);
+    // Mutation does not find the way through a certificate by itself: each four bytes change one of
+    // its bytes, or cut it off.
+    let mut certificate = CERTIFICATE.clone();
+    assert_eq!(common_name(&certificate).as_deref(), Some(NAME));
+    assert_eq!(not_after(&certificate), Some(END));
+    for edit in input.chunks_exact(4) {
+        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]]));
+        if edit[3] == 0 {
+            certificate.truncate(at.max(1));
+        } else if let Some(byte) = certificate.get_mut(at) {
+            *byte = edit[2];
+        }
+    }
+    check(&certificate);
+});
+
+fn check(certificate: &[u8]) {
+    if let Some(name) = common_name(certificate) {
+        assert!((1..=256).contains(&name.len()) && !name.contains(char::is_control));
+    }
+    not_after(certificate);
+}
