@@ -86,7 +86,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 fn count() -> anyhow::Result<Counts> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
-        .args(["bench", "--quiet", "--workspace", "--bench", "instructions", "--"])
+        .args(["bench", "--quiet", "-p", "ringway", "--bench", "instructions", "--"])
         .arg("--output-format=json")
         .current_dir(WORKSPACE)
         .stderr(Stdio::inherit())
