@@ -1,5 +1,5 @@
-//! Certificates that clients have sent: no panic, and of one that is whole the name and the end that
-//! it was made with.
+//! Certificates that clients have sent: no panic, and of one that is whole the name and the end
+//! that it was made with.
 
 #![no_main]
 
