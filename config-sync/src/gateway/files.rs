@@ -63,13 +63,13 @@ impl Options {
 /// # Errors
 /// Every fault, one a line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
 pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Objects, String> {
-    let mut objects = Objects::default();
+    let (mut objects, mut places) = (Objects::default(), Places::new());
     let mut faults = Vec::new();
     for (file, text) in files {
         for document in documents(text) {
             let place = format!("{file}:{}: document {}", document.line, document.number);
             match serde_saphyr::from_str_with_options::<Value>(document.text, options()) {
-                Ok(value) => faults.extend(add(&mut objects, value, &place)),
+                Ok(value) => faults.extend(add(&mut objects, &mut places, value, &place)),
                 Err(error) => {
                     let line = error.location().map_or(0, |at| at.line().saturating_sub(1));
                     let line = document.line + usize::try_from(line).unwrap_or(0);
@@ -167,26 +167,30 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
+/// Where each object stands, by its group, kind, namespace and name.
+type Places = BTreeMap<[String; 4], String>;
+
 /// Returns what is wrong with the object, or with each of a list.
-fn add(objects: &mut Objects, value: Value, place: &str) -> Vec<String> {
+fn add(objects: &mut Objects, places: &mut Places, value: Value, at: &str) -> Vec<String> {
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (version, kind) = (text("apiVersion"), text("kind"));
     let group = version.split_once('/').map_or("", |(group, _)| group).to_owned();
     if version.is_empty() || kind.is_empty() {
-        return vec![format!("{place}: has no apiVersion and kind: it is no Kubernetes object")];
+        return vec![format!("{at}: has no apiVersion and kind: it is no Kubernetes object")];
     }
     if kind == "List" || value["items"].is_array() {
         let mut items = value;
         let items = items["items"].take();
         let items = items.as_array().cloned().unwrap_or_default().into_iter();
-        return items.flat_map(|item| add(objects, item, place)).collect();
+        return items.flat_map(|item| add(objects, places, item, at)).collect();
     }
     let metadata = &value["metadata"];
     let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
-        return vec![format!("{place}: {kind}: metadata.name: missing")];
+        return vec![format!("{at}: {kind}: metadata.name: missing")];
     };
     let namespace = metadata["namespace"].as_str().unwrap_or("default");
-    let place = format!("{place}: {kind} {namespace}/{name}");
+    let place = format!("{at}: {kind} {namespace}/{name}");
+    let id = [&group, &kind, namespace, name].map(str::to_owned);
     let added = match (group.as_str(), kind.as_str()) {
         (GROUP, "GatewayClass") => push(&mut objects.gateway_classes, value),
         (GROUP, "Gateway") => push(&mut objects.gateways, value),
@@ -204,12 +208,15 @@ fn add(objects: &mut Objects, value: Value, place: &str) -> Vec<String> {
         ("", "Namespace") => push(&mut objects.namespaces, value),
         (policy::GROUP, "L4Policy") => push(&mut objects.policies, value),
         (policy::GROUP, _) => Err(("kind".to_owned(), "Ringway's only kind is L4Policy".into())),
-        _ => Ok(()),
+        _ => return Vec::new(),
     };
-    match added {
-        Ok(()) => Vec::new(),
-        Err((field, message)) => vec![format!("{place}: {field}: {message}")],
+    if let Err((field, message)) = added {
+        return vec![format!("{place}: {field}: {message}")];
     }
+    // In a cluster a name has one object. Here nobody could say which of them is meant.
+    let first = places.insert(id, at.to_owned());
+    let twice = |first| format!("{place}: metadata.name: is there already, at {first}");
+    first.map(twice).into_iter().collect()
 }
 
 fn push<T: DeserializeOwned>(list: &mut Vec<Arc<T>>, value: Value) -> Result<(), (String, String)> {
@@ -248,6 +255,17 @@ mod tests {
         assert!(faults("a: [").starts_with("a.yaml:1: document 1: not YAML: "));
         assert!(faults("\n---\nkind: X\n").contains("no apiVersion and kind"));
         assert!(faults("apiVersion: v1\nkind: Secret\n").contains("metadata.name: missing"));
+    }
+
+    #[test]
+    fn an_object_is_there_once() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: n}\n";
+        let fault = faults(&format!("{service}---\n{service}"));
+        let twice = "a.yaml:5: document 2: Service n/s: metadata.name: is there already, at \
+                     a.yaml:1: document 1";
+        assert_eq!(fault, twice);
+        let other = service.replace("n}", "m}");
+        read([("a.yaml", service), ("b.yaml", &other)].into_iter()).expect("two objects");
     }
 
     #[test]
