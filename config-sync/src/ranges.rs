@@ -50,29 +50,22 @@ impl ByPrefix {
     pub fn new(prefixes: impl Iterator<Item = (IpNet, u32)>, default: u32) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (prefix, value) in prefixes {
-            let last = prefix.broadcast();
             match prefix {
-                IpNet::V4(prefix) => {
-                    let first = prefix.network().to_bits();
-                    v4.push(Span { first: first.into(), last: bits(last), value });
-                }
-                IpNet::V6(prefix) => {
-                    let first = prefix.network().to_bits();
-                    v6.push(Span { first, last: bits(last), value });
-                }
+                IpNet::V4(prefix) => v4.push(Span {
+                    first: prefix.network().to_bits(),
+                    last: prefix.broadcast().to_bits(),
+                    value,
+                }),
+                IpNet::V6(prefix) => v6.push(Span {
+                    first: prefix.network().to_bits(),
+                    last: prefix.broadcast().to_bits(),
+                    value,
+                }),
             }
         }
-        let (v4, v6) = (flatten(v4, u32::MAX.into(), default), flatten(v6, u128::MAX, default));
-        let narrow = |first: u128| u32::try_from(first).expect("it is of an IPv4 address");
         Self {
-            v4: Steps {
-                firsts: v4.iter().map(|step| narrow(step.0)).collect(),
-                values: v4.iter().map(|step| step.1).collect(),
-            },
-            v6: Steps {
-                firsts: v6.iter().map(|step| step.0).collect(),
-                values: v6.iter().map(|step| step.1).collect(),
-            },
+            v4: Steps::new(v4, |last| last.checked_add(1), default),
+            v6: Steps::new(v6, |last| last.checked_add(1), default),
         }
     }
 
@@ -98,7 +91,42 @@ struct Steps<A> {
     values: Box<[u32]>,
 }
 
-impl<A: Copy + Ord> Steps<A> {
+impl<A: Copy + Ord + Default> Steps<A> {
+    /// Spans lie within each other or apart, and the inner one holds. `after` is the address that
+    /// follows one, unless that was the last there is.
+    fn new(mut spans: Vec<Span<A>>, after: impl Fn(A) -> Option<A>, default: u32) -> Self {
+        spans.sort_by_key(|span| (span.first, Reverse(span.last)));
+        // The first address of a version is 0.
+        let (mut firsts, mut values) = (vec![A::default()], vec![default]);
+        let mut step = |at: A, value: u32| {
+            if firsts.last() == Some(&at) {
+                firsts.pop();
+                values.pop();
+            }
+            if values.last() != Some(&value) {
+                firsts.push(at);
+                values.push(value);
+            }
+        };
+        // Those that have begun and not ended, the innermost last.
+        let mut open: Vec<Span<A>> = Vec::new();
+        for span in spans {
+            while let Some(ended) = open.pop_if(|inner| inner.last < span.first) {
+                if let Some(next) = after(ended.last) {
+                    step(next, open.last().map_or(default, |outer| outer.value));
+                }
+            }
+            step(span.first, span.value);
+            open.push(span);
+        }
+        while let Some(ended) = open.pop() {
+            if let Some(next) = after(ended.last) {
+                step(next, open.last().map_or(default, |outer| outer.value));
+            }
+        }
+        Self { firsts: firsts.into(), values: values.into() }
+    }
+
     fn get(&self, address: A) -> u32 {
         self.values[self.firsts.partition_point(|first| *first <= address) - 1]
     }
@@ -109,44 +137,10 @@ impl<A: Copy + Ord> Steps<A> {
 }
 
 /// All addresses of a prefix.
-struct Span {
-    first: u128,
-    last: u128,
+struct Span<A> {
+    first: A,
+    last: A,
     value: u32,
-}
-
-/// From where on which value holds: spans lie within each other or apart, and the inner one holds.
-fn flatten(mut spans: Vec<Span>, top: u128, default: u32) -> Vec<(u128, u32)> {
-    spans.sort_by_key(|span| (span.first, Reverse(span.last)));
-    let mut steps = vec![(0, default)];
-    let mut step = |at: u128, value: u32| {
-        if steps.last().is_some_and(|(last, _)| *last == at) {
-            steps.pop();
-        }
-        if steps.last().is_none_or(|(_, before)| *before != value) {
-            steps.push((at, value));
-        }
-    };
-    // Those that have begun and not ended, the innermost last.
-    let mut open: Vec<Span> = Vec::new();
-    for span in spans {
-        while let Some(ended) = open.pop_if(|inner| inner.last < span.first) {
-            step(ended.last + 1, open.last().map_or(default, |outer| outer.value));
-        }
-        step(span.first, span.value);
-        open.push(span);
-    }
-    while let Some(ended) = open.pop_if(|inner| inner.last < top) {
-        step(ended.last + 1, open.last().map_or(default, |outer| outer.value));
-    }
-    steps
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_bits().into(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
 }
 
 #[cfg(test)]

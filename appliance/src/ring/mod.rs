@@ -9,6 +9,7 @@ mod buffers;
 mod bytes;
 pub mod features;
 mod listeners;
+pub mod memory;
 mod pipes;
 mod queue;
 mod send;
