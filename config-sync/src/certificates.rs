@@ -24,15 +24,22 @@ use crate::san::NamedVerifier;
 use crate::terminator::{Certificates, Originator, Terminator, WorkerTime};
 use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 
-/// A certificate that is in use, for metrics and warnings.
+/// A certificate, or a list of revoked ones, that is in use: for metrics and warnings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expiry {
+    pub of: Expiring,
     /// The listener or backend that has it.
     pub owner: String,
     /// Where it comes from: a file, or what its source is called.
     pub name: String,
     /// Seconds of Unix time after which it is not valid.
     pub not_after: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiring {
+    Certificate,
+    RevocationList,
 }
 
 /// Reads and makes what the configuration's TLS parts ask for.
@@ -143,7 +150,11 @@ impl<'l> Loader<'l> {
             }
         }
         let certificates = Arc::new(certificates);
+        let old = self.expiries.len();
         let (verifier, admission) = self.admission(owner, asked)?;
+        let ends = self.expiries[old..].iter().map(|list| list.not_after);
+        let lists_end = ends.min().map(|end| u64::try_from(end).unwrap_or(0));
+        let client_auth = verifier.is_some() && asked.client_auth == ClientAuth::Required;
         let versions = match asked.min_version {
             MinVersion::Tls12 => &[&TLS13, &TLS12][..],
             MinVersion::Tls13 => &[&TLS13],
@@ -160,7 +171,12 @@ impl<'l> Loader<'l> {
         } else {
             config.send_tls13_tickets = 0;
         }
-        Some(Arc::new(Terminator { config: Arc::new(config), certificates }))
+        Some(Arc::new(Terminator {
+            config: Arc::new(config),
+            certificates,
+            client_auth,
+            lists_end,
+        }))
     }
 
     pub(crate) fn originator(
@@ -278,7 +294,17 @@ impl<'l> Loader<'l> {
             let lists = CertificateRevocationListDer::pem_slice_iter(&admission.crl);
             match lists.collect::<Result<Vec<_>, _>>() {
                 Ok(lists) if !lists.is_empty() => {
-                    verifier = verifier.with_crls(lists).only_check_end_entity_revocation();
+                    let ends = lists.iter().filter_map(|list| crate::der::next_update(list));
+                    self.expiries.extend(ends.min().map(|not_after| Expiry {
+                        of: Expiring::RevocationList,
+                        owner: owner.name.to_owned(),
+                        name: named(crl),
+                        not_after,
+                    }));
+                    verifier = verifier
+                        .with_crls(lists)
+                        .only_check_end_entity_revocation()
+                        .enforce_revocation_expiration();
                 }
                 Ok(_) => return self.refuse(owner, crl, "has no X509 CRL block"),
                 Err(error) => return self.refuse(owner, crl, &format!("is no PEM: {error}")),
@@ -307,7 +333,8 @@ impl<'l> Loader<'l> {
         };
         self.expiries.extend(chain.first().and_then(|der| {
             let not_after = crate::der::not_after(der)?;
-            Some(Expiry { owner: owner.name.to_owned(), name: named(cert), not_after })
+            let (of, owner) = (Expiring::Certificate, owner.name.to_owned());
+            Some(Expiry { of, owner, name: named(cert), not_after })
         }));
         match CertifiedKey::from_der(chain, private, &self.provider) {
             Ok(key) => Some(Arc::new(key)),
@@ -375,6 +402,11 @@ impl<'l> Loader<'l> {
 }
 
 impl Tickets {
+    /// Forgets the keys of listeners that are no more.
+    pub(crate) fn retain(&mut self, is_listener: impl Fn(&str) -> bool) {
+        self.0.retain(|listener, _| is_listener(listener));
+    }
+
     /// The keys of a listener: those that it had, if the same clients may come in.
     fn of(&mut self, listener: &str, admission: Admission) -> Arc<dyn ProducesTickets> {
         if let Some((before, keys)) = self.0.get(listener)

@@ -1,4 +1,5 @@
-//! The two fields of X.509 that rustls does not tell: when a certificate ends, and a client's name.
+//! The fields of X.509 that rustls does not tell: when a certificate ends, or a list of revoked
+//! ones, and a client's name.
 
 /// `notAfter` of a DER certificate, in seconds of Unix time (RFC 5280, section 4.1.2.5). `None` if
 /// it is no certificate.
@@ -6,6 +7,21 @@ pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_, validity, _) = element(from_validity(certificate)?)?;
     let (_, _, rest) = element(validity)?;
     let (tag, time, _) = element(rest)?;
+    unix_time(tag, time)
+}
+
+/// `nextUpdate` of a DER list of revoked certificates, in seconds of Unix time (RFC 5280, section
+/// 5.1.2.5). `None` if it has none, or is no list.
+pub fn next_update(list: &[u8]) -> Option<i64> {
+    const INTEGER: u8 = 2;
+    let (_, list, _) = element(list)?;
+    let (_, mut fields, _) = element(list)?;
+    // Version (only there if it is not 1), signature algorithm, issuer, thisUpdate.
+    let skipped = if fields.first() == Some(&INTEGER) { 4 } else { 3 };
+    for _ in 0..skipped {
+        (_, _, fields) = element(fields)?;
+    }
+    let (tag, time, _) = element(fields)?;
     unix_time(tag, time)
 }
 
@@ -116,6 +132,7 @@ mod tests {
         for bytes in [&b""[..], b"\x30", b"\x30\x85\x01\x01\x01\x01\x01", b"\x30\x02\x30\x00"] {
             assert_eq!(not_after(bytes), None);
             assert_eq!(common_name(bytes), None);
+            assert_eq!(next_update(bytes), None);
         }
     }
 }

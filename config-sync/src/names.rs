@@ -91,6 +91,7 @@ impl Names {
             self.endpoints.retire(in_use, now, |id, _| (in_use.endpoint)(EndpointId(id)));
         let listeners =
             self.listeners.retire(in_use, now, |id, _| (in_use.listener)(ListenerId(id)));
+        self.tickets.retain(|listener| self.listeners.ids.contains_key(listener));
         self.sockets.retire(in_use, now, |id, _| (in_use.closing)(SocketId(id)));
         let named: BTreeSet<u32> =
             self.endpoints.ids.keys().map(|(backend, _)| backend.0).collect();

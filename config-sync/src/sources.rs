@@ -149,10 +149,10 @@ struct Sets {
 }
 
 /// A prefix, and the line of its file; 0: it is of no file.
-#[derive(Clone, Copy)]
-struct Line {
-    prefix: IpNet,
-    number: u32,
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    pub prefix: IpNet,
+    pub number: u32,
 }
 
 impl Sets {
@@ -269,8 +269,11 @@ fn in_file(path: &Path, line: u32, key: &Place) -> Place {
     Place { file, line, column: 1, field: key.field.clone() }
 }
 
-/// A prefix or address in each line; `#` and `;` begin a comment.
-fn read_lines(text: &str) -> Result<Vec<Line>, Vec<(u32, String)>> {
+/// What a file of ranges says: a prefix or address in each line; `#` and `;` begin a comment.
+///
+/// # Errors
+/// Each line that is neither, with what is wrong with it.
+pub fn read_lines(text: &str) -> Result<Vec<Line>, Vec<(u32, String)>> {
     let (mut lines, mut wrong) = (Vec::new(), Vec::new());
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split(['#', ';']).next().unwrap_or_default().trim();
@@ -298,7 +301,7 @@ mod tests {
         let said: Vec<_> = lines.iter().map(|l| (l.prefix.to_string(), l.number)).collect();
         let expected = [("10.0.0.0/8", 2), ("2001:db8::/32", 4), ("192.0.2.1/32", 5)];
         assert_eq!(said, expected.map(|(prefix, number)| (prefix.to_owned(), number)));
-        let wrong = read_lines("10.0.0.0/8\n10.0.0.1/8\nex ample\n").err().expect("two faults");
+        let wrong = read_lines("10.0.0.0/8\n10.0.0.1/8\nex ample\n").expect_err("two faults");
         assert_eq!(wrong.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [2, 3]);
         assert!(wrong[0].1.contains("10.0.0.0/8"), "{wrong:?}");
     }

@@ -17,6 +17,10 @@ use rustls::{ClientConfig, ServerConfig};
 pub struct Terminator {
     pub config: Arc<ServerConfig>,
     pub certificates: Arc<Certificates>,
+    /// No client comes in without a certificate.
+    pub client_auth: bool,
+    /// When the first of the lists of revoked certificates ends, in seconds of Unix time.
+    pub lists_end: Option<u64>,
 }
 
 /// How connections to a backend's endpoints begin TLS.

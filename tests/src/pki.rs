@@ -1,6 +1,7 @@
 //! Certificates for tests: one authority, and what it has signed.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use config_sync::config::{Certificate, Pem};
 use rcgen::{
@@ -59,6 +60,11 @@ impl Pki {
 
     /// A list of revoked serial numbers, in PEM.
     pub fn revoke(&self, serials: &[u64]) -> String {
+        self.revoke_until(serials, 4096)
+    }
+
+    /// As [`Self::revoke`], valid until the end of the year before `year`.
+    pub fn revoke_until(&self, serials: &[u64], year: i32) -> String {
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: (*serial).into(),
             revocation_time: rcgen::date_time_ymd(2024, 1, 1),
@@ -67,7 +73,7 @@ impl Pki {
         };
         let list = CertificateRevocationListParams {
             this_update: rcgen::date_time_ymd(2024, 1, 1),
-            next_update: rcgen::date_time_ymd(4096, 1, 1),
+            next_update: rcgen::date_time_ymd(year, 1, 1),
             crl_number: 1.into(),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
@@ -79,6 +85,12 @@ impl Pki {
     /// Valid until the end of the year before `year`.
     pub fn issue_until(&self, names: &[&str], year: i32) -> Issued {
         self.sign(names, |params| params.not_after = rcgen::date_time_ymd(year, 1, 1))
+    }
+
+    /// Valid up to a second of Unix time.
+    pub fn issue_up_to(&self, names: &[&str], second: u64) -> Issued {
+        let end = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(second);
+        self.sign(names, |params| params.not_after = end)
     }
 
     fn sign(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Issued {

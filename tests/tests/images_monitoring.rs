@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Server, binary, client_hello, connect, echo, exchange, free_address,
@@ -105,9 +106,15 @@ impl Site {
         let nobody = free_address();
         let folder = Folder::new();
         let [cert, key] = certificate(&folder);
+        let authority = Pki::new();
+        let ca = folder.write("ca.pem", &authority.ca());
+        let crl = folder.write("crl.pem", &authority.revoke(&[]));
         let terminated = format!(
             "tls = {{ mode = \"Terminate\", \
-             certificates = [{{ cert = \"{cert}\", key = \"{key}\" }}] }}"
+             certificates = [{{ cert = \"{cert}\", key = \"{key}\" }}], client_ca = \"{}\", \
+             client_crl = \"{}\", client_auth = \"optional\" }}",
+            ca.display(),
+            crl.display()
         );
         let [plain, refusing, resetting, secure, ending, datagrams, deaf, empty] =
             std::array::from_fn(|_| free_address());

@@ -216,6 +216,19 @@ fn a_running_query_is_cancelled_where_the_default_leads() {
     }
 }
 
+/// It would reach the server without the certificate that every other client must show.
+#[test]
+fn who_needs_a_certificate_can_not_cancel_without() {
+    let (world, address) = (World::new(), free_address());
+    let config = world.config(address, Mode::Terminate, DEFAULT);
+    let ends = "mode = \"Terminate\", ";
+    assert!(config.contains(ends), "{config}");
+    let asks = format!("{ends}client_ca = \"{}\", ", world.ca());
+    let gateway = Gateway::start(&config.replace(ends, &asks));
+    connect(address).write_all(&CANCEL_REQUEST).expect("sent");
+    assert_eq!(gateway.closes(1)[0].text("reason"), Some("starttls_cancel"));
+}
+
 /// psql can't do that before version 17, and neither can its server: where TLS passes through,
 /// OpenSSL's stands for it.
 #[test]

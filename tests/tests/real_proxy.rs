@@ -315,6 +315,7 @@ fn issued(folder: &Folder, pki: &Pki, name: &str) -> String {
 
 #[test]
 fn endpoints_of_terminated_listeners_are_told_of_the_clients_tls() {
+    const NAME: &[u8] = b"\x22\0\x16rcgen self signed cert";
     let (folder, pki, server, address) = (Folder::new(), Pki::new(), parrot(), free_address());
     let certificate = issued(&folder, &pki, "db.example.com");
     let ca = folder.file("ca.pem");
@@ -325,10 +326,14 @@ fn endpoints_of_terminated_listeners_are_told_of_the_clients_tls() {
     );
     let options = "send_proxy = \"v2\"";
     let gateway = Gateway::start(&one("TLS", address, &tls, server.address, options));
-    for with_certificate in [true, false] {
+    let (with, without) = (client_config(&pki, true), client_config(&pki, false));
+    // A certificate in this connection and session; in the session that is resumed; none.
+    for (config, flags, unverified, name) in
+        [(&with, 1 | 2 | 4, 0, NAME), (&with, 1 | 4, 0, NAME), (&without, 1, 1, &[])]
+    {
         let mut stream = connect(address);
         stream.write_all(V1).expect("sent");
-        let mut client = StreamOwned::new(tls_client(&pki, with_certificate), stream);
+        let mut client = StreamOwned::new(client_of(config), stream);
         client.write_all(b"payload").expect("sent");
         client.conn.send_close_notify();
         client.flush().expect("sent");
@@ -336,10 +341,6 @@ fn endpoints_of_terminated_listeners_are_told_of_the_clients_tls() {
         client.read_to_end(&mut heard).expect("a clean end");
         let (header, addresses, payload) = header_of(&heard);
         assert_eq!((addresses.source.to_string().as_str(), payload), (SOURCE, &b"payload"[..]));
-        let (flags, unverified, name) = match with_certificate {
-            true => (7, 0, &b"\x22\0\x16rcgen self signed cert"[..]),
-            false => (1, 1, &b""[..]),
-        };
         let tls = [
             &[flags, 0, 0, 0, unverified],
             &b"\x21\0\x07TLSv1.3"[..],
@@ -351,11 +352,12 @@ fn endpoints_of_terminated_listeners_are_told_of_the_clients_tls() {
         let expected = [&b"\x01\0\x02h2\x02\0\x0edb.example.com\x20\0"[..], &[len], &tls].concat();
         assert_eq!(header[28..].escape_ascii().to_string(), expected.escape_ascii().to_string());
     }
-    let own = gateway.closes(2).remove(0);
+    let own = gateway.closes(3).remove(0);
     assert!(own.has("peer") && own.text("client") == Some(SOURCE), "{own:?}");
 }
 
-fn tls_client(pki: &Pki, with_certificate: bool) -> ClientConnection {
+/// It remembers sessions, and resumes them.
+fn client_config(pki: &Pki, with_certificate: bool) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).expect("PEM");
     roots.add(ca).expect("a CA");
@@ -372,8 +374,12 @@ fn tls_client(pki: &Pki, with_certificate: bool) -> ClientConnection {
         config.with_no_client_auth()
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+fn client_of(config: &Arc<ClientConfig>) -> ClientConnection {
     let name = "db.example.com".try_into().expect("a name");
-    ClientConnection::new(Arc::new(config), name).expect("a client")
+    ClientConnection::new(Arc::clone(config), name).expect("a client")
 }
 
 /// HAProxy, forwarding from one address to another.

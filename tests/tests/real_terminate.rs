@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringway_tests::pki::{Issued, Pki};
 use ringway_tests::real::config::{backend, forward, listener, route};
@@ -264,6 +265,91 @@ fn revoked_client_certificates_are_refused() {
     assert_eq!(server.served(), 2);
 }
 
+/// Nor do clients come in by an old session whose certificate has ended since.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
+fn a_session_does_not_outlive_its_certificate() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let end = now + 4;
+    files.write("me", &files.pki.issue_up_to(&["me.example.com"], end));
+    let keys = format!("certificates = [{a}], client_ca = \"{}\"", files.path("ca.pem"));
+    let config = terminate(address, &keys) + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let (cert, key) = (files.path("me.pem"), files.path("me.key"));
+    let ask = |version: &str, more: &str| {
+        let own = format!("-servername a.example.com -cert {cert} -key {key}");
+        files.openssl(address, &format!("{version} {own} {more}"))
+    };
+    for version in ["-tls1_2", "-tls1_3"] {
+        let session = files.path(version);
+        let said = ask(version, &format!("-sess_out {session}"));
+        assert!(said.contains("served"), "{said}");
+        let said = ask(version, &format!("-sess_in {session}"));
+        assert!(said.contains("Reused, TLSv1") && said.contains("served"), "{said}");
+    }
+    // A worker knows the time of day to a second.
+    let is_over = || SystemTime::now() > UNIX_EPOCH + Duration::from_secs(end + 2);
+    wait_until("the certificate's end", is_over);
+    for version in ["-tls1_2", "-tls1_3"] {
+        let said = ask(version, &format!("-sess_in {}", files.path(version)));
+        assert!(!said.contains("served"), "{said}");
+    }
+    assert_eq!(server.served(), 4);
+    for line in &gateway.closes(6)[4..] {
+        assert_eq!(line.text("reason"), Some("client_tls_failed"));
+    }
+}
+
+#[test]
+fn an_expired_list_of_revoked_certificates_admits_nobody_of_its_issuer() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    files.issue("me", &["me.example.com"]);
+    files.folder.write("crl.pem", &files.pki.revoke_until(&[], 2025));
+    let (ca, crl) = (files.path("ca.pem"), files.path("crl.pem"));
+    let keys = format!("certificates = [{a}], client_ca = \"{ca}\", client_crl = \"{crl}\"");
+    let config = terminate(address, &keys) + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    let (cert, key) = (files.path("me.pem"), files.path("me.key"));
+    let ask = || {
+        let own = format!("-servername a.example.com -cert {cert} -key {key}");
+        files.openssl(address, &own).contains("served")
+    };
+    let warned = || gateway.stderr().contains("of main has expired, and so clients");
+    wait_until("a warning in the log", warned);
+    let expiry = gateway.metrics().series("ringway_crl_expiry_timestamp_seconds");
+    assert_eq!(expiry, [1_735_689_600]);
+    assert!(!ask() && server.served() == 0);
+    files.folder.write("crl.pem", &files.pki.revoke(&[]));
+    wait_until("a new list is in force", ask);
+}
+
+/// close_notify would say that the endpoint had no more to say.
+#[test]
+fn a_session_that_the_gateway_ends_is_cut_off() {
+    let server = Server::tcp(|mut stream| {
+        while stream.write_all(b"more").is_ok() {
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let (files, address) = (Files::new(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let listener = terminate(address, &format!("certificates = [{a}]"));
+    let limited = "protocol = \"TLS\"\nmax_lifetime = \"1s\"";
+    let config = listener.replacen("protocol = \"TLS\"", limited, 1);
+    assert!(config.contains("max_lifetime"), "{config}");
+    let gateway = Gateway::start(&(config + &backend("main", [server.address], "")));
+    let mut client = files.client(address, "a.example.com");
+    client.0.write_all(b"hello").expect("sent");
+    let mut heard = Vec::new();
+    let error = client.0.read_to_end(&mut heard).expect_err("it is not the whole");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    assert!(heard.starts_with(b"more"));
+    assert_eq!(gateway.closes(1)[0].text("reason"), Some("max_lifetime"));
+}
+
 #[test]
 fn without_session_tickets_every_handshake_is_a_full_one() {
     let (files, server, address) = (Files::new(), tagged("served"), free_address());
@@ -493,7 +579,7 @@ fn talk(mut client: Client) {
 fn leave(stream: TcpStream, reset: bool) {
     if reset {
         let socket = socket2::SockRef::from(&stream);
-        socket.set_linger(Some(std::time::Duration::ZERO)).expect("linger");
+        socket.set_linger(Some(Duration::ZERO)).expect("linger");
     }
 }
 

@@ -4,10 +4,13 @@ use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use ringway::proxy::client_hello::MAX_HELLO;
+use ringway_tests::hello;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, LogLine, Server, client_hello, closed_without_a_byte, connect,
+    Daemon, Folder, Gateway, LogLine, Server, client_hello, closed_without_a_byte, connect, echo,
     free_address, program,
 };
 
@@ -201,33 +204,40 @@ fn listeners_with_different_hostnames_share_a_port() {
     assert_eq!(listeners, [None, None, Some("narrow"), Some("wide")]);
 }
 
-/// The bytes that were read to find the name reach the backend unchanged and once.
+/// The bytes that were read to find the name reach the backend unchanged and once, however they
+/// come and however many they are.
 #[test]
-fn hello_in_single_bytes_arrives_unchanged() {
-    let hello = client_hello(Some("a.example.com"));
-    let len = hello.len();
-    let server = Server::tcp(move |mut stream| {
-        let mut bytes = vec![0; len];
-        stream.read_exact(&mut bytes).expect("the hello");
-        stream.write_all(&bytes).expect("sent back");
-    });
+fn hellos_in_pieces_arrive_unchanged() {
+    let server = Server::tcp(echo);
     let address = free_address();
     let config = listener("tls", "TLS", address, "")
         + &route("a", "tls", &[("a", 1)], "hostnames = [\"a.example.com\"]")
         + &backend("a", [server.address], "");
     let gateway = Gateway::start(&config);
-    let mut stream = connect(address);
-    stream.set_nodelay(true).expect("an option");
-    for byte in &hello {
-        stream.write_all(&[*byte]).expect("sent");
-        std::thread::sleep(std::time::Duration::from_millis(2));
+    // The largest has some 120 bytes around its padding, and four record headers.
+    let largest = u16::try_from(MAX_HELLO - 200).expect("a length");
+    for (padding, piece) in [(100, 1), (largest, 5_000), (largest, 60_000)] {
+        let hello = hello::client_hello(Some("a.example.com"), padding, 1 << 14);
+        let stream = connect(address);
+        stream.set_nodelay(true).expect("an option");
+        let mut back = vec![0; hello.len()];
+        std::thread::scope(|scope| {
+            scope.spawn(|| (&stream).read_exact(&mut back).expect("an answer"));
+            for piece in hello.chunks(piece) {
+                (&stream).write_all(piece).expect("sent");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        assert!(back == hello, "{padding} {piece}");
     }
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back).expect("an answer");
-    assert_eq!(back, hello);
-    drop(stream);
-    let lines = gateway.closes(1);
-    assert_eq!(lines[0].number("bytes_up"), len as u64);
+    let lens: Vec<_> = gateway.closes(3).iter().map(|line| line.number("bytes_up")).collect();
+    assert_eq!(lens.iter().filter(|len| **len > 65_000).count(), 2, "{lens:?}");
+
+    let too_large = hello::client_hello(Some("a.example.com"), u16::MAX - 40, 1 << 14);
+    let mut stream = connect(address);
+    _ = stream.write_all(&too_large);
+    assert!(closed_without_a_byte(&mut stream));
+    assert_eq!(gateway.closes(4)[3].text("reason"), Some("hello_too_large"));
 }
 
 #[test]

@@ -62,8 +62,11 @@ fn a_silent_endpoint_is_given_up() {
         Case { client: true, endpoint: false, starttls: None, old: false, fault: Fault::Silence };
     let tls = Case { endpoint: true, ..plain };
     let words = Case { starttls: Some(false), ..tls };
+    let behind_tcp = Case { client: false, ..tls };
     for timeout in ["1s", "0s"] {
-        for (case, send_proxy) in [(tls, ""), (words, ""), (plain, "send_proxy = \"v2\"")] {
+        for (case, send_proxy) in
+            [(tls, ""), (words, ""), (behind_tcp, ""), (plain, "send_proxy = \"v2\"")]
+        {
             let backend = format!("connect_timeout = \"{timeout}\"\n{send_proxy}");
             let silent = tls_world::silent(case, &backend);
             assert_eq!(silent, (CloseReason::ConnectTimeout, 1), "{case:?} {backend}");

@@ -36,6 +36,7 @@ pub struct Latest {
     pub series: Series,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
+    pub refused: bool,
     pub timing: Timing,
     pub health: health::Figures,
     /// Where a cluster is followed.
@@ -71,6 +72,7 @@ impl Board {
             ready: self.ready.load(Ordering::Relaxed),
             reloads_ok: latest.reloads_ok,
             reloads_failed: latest.reloads_failed,
+            refused: latest.refused,
             compile_micros: latest.timing.compile_micros,
             publish_micros: latest.timing.publish_micros,
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),

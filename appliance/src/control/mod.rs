@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod demo;
+mod exposition;
 pub mod metrics;
 pub mod process;
 
@@ -21,7 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
-use config_sync::certificates::Expiry;
+use config_sync::certificates::{Expiring, Expiry};
 use config_sync::names::Names;
 use config_sync::routing::Protocol;
 use config_sync::{ConfigSync, Outcome, file};
@@ -200,9 +201,17 @@ impl Control {
     fn warn_of_certificates(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        for Expiry { owner, name, not_after } in self.sync.names().expiries() {
+        for Expiry { of, owner, name, not_after } in self.sync.names().expiries() {
             let days = (not_after - now).div_euclid(DAY.as_secs().cast_signed());
-            if *not_after <= now {
+            if *of == Expiring::RevocationList {
+                // They are short-lived, and renewed in the last moment.
+                if *not_after <= now {
+                    tracing::warn!(
+                        "the list of revoked certificates {name} of {owner} has expired, and so \
+                         clients whose issuer it is of are refused: renew it"
+                    );
+                }
+            } else if *not_after <= now {
                 tracing::warn!("the certificate {name} of {owner} has expired: renew it");
             } else if days < EXPIRY_DAYS {
                 tracing::warn!(
@@ -217,6 +226,7 @@ impl Control {
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
         board.reloads_failed = self.sync.reloads_failed();
+        board.refused = self.sync.last_error().is_some();
         board.timing = self.sync.timing();
         if let Some(in_force) = self.sync.in_force() {
             board.series.learn(&in_force.config, self.sync.names());
@@ -273,7 +283,8 @@ impl Control {
         }
         self.drain_after_grace();
         self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
-        if self.sync.reloads_failed() != failed {
+        let refused = self.sync.last_error().is_some();
+        if self.sync.reloads_failed() != failed || refused != self.board.latest().refused {
             self.post();
         }
         let ready = matches!(self.phase, Phase::Running)

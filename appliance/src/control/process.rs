@@ -24,7 +24,7 @@ use config_sync::publish::{Link, Publisher};
 use config_sync::routing::{Limits, Socket};
 use core_affinity::CoreId;
 use crossbeam_channel::Receiver;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::crypto::ring::default_provider;
@@ -104,7 +104,8 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let log = AccessLog::open(&config.access_log.target, config.access_log.format)
         .context("access_log.path")?;
     let early = match (&source, &options) {
-        (_, Some(options)) => options.address_pool.clone(),
+        // What a Gateway asks for may be another node's: every replica serves it.
+        (_, Some(_)) => vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
         (Source::Objects { options, .. }, None) => options.address_pool.clone(),
         (Source::File(_) | Source::Text { .. }, None) => Vec::new(),
     };
@@ -176,7 +177,7 @@ fn start(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    // Addresses of a pool are bound before they are this machine's: it may be the standby.
+    // These are bound before they are this machine's: it may be the standby.
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
         sockets::open_listeners(socket, workers, rejoins, early)

@@ -148,7 +148,8 @@ words! {
         StarttlsMissing = "starttls_missing":
             "With `starttls`: the client went on without TLS.",
         StarttlsCancel = "starttls_cancel":
-            "A PostgreSQL CancelRequest, which has no server name, and no route takes those.",
+            "A PostgreSQL CancelRequest, which has no server name, and no route takes those; or \
+             the listener wants clients' certificates.",
         StarttlsEarly = "starttls_early":
             "Bytes came behind the client's request for TLS before it was answered.",
         HandshakeTimeout = "handshake_timeout":
@@ -164,6 +165,9 @@ words! {
             "The client ended its connection without the end of TLS (close_notify).",
         EndpointTruncated = "endpoint_truncated":
             "The endpoint ended its connection without the end of TLS (close_notify).",
+        TlsKeysExhausted = "tls_keys_exhausted":
+            "A connection of TLS 1.2 was sent as many records as its keys are good for (2^24 with \
+             AES-GCM).",
         NoCertificate = "no_certificate":
             "The listener has no certificate for the client's server name, and no default.",
         SourceDenied = "source_denied":

@@ -294,32 +294,18 @@ impl Session {
                 Event::Ready { side: Side::Endpoint, .. } | Event::Given { to: Side::Endpoint, .. },
             ) => self.introducing_event(core, event, bytes),
             (
-                State::Requesting(_) | State::Asking(_),
+                State::Requesting(_),
                 Event::Peeked { .. } | Event::Taken { .. } | Event::Given { .. },
+            )
+            | (
+                State::Asking(_),
+                Event::Taken { from: Side::Endpoint, .. } | Event::Given { to: Side::Endpoint, .. },
             ) => self.starttls_event(core, event, bytes),
             (State::Asking(_), Event::Ready { side: Side::Endpoint, .. }) => {
                 self.asking_ready(core, event);
             }
             (_, Event::Taken { .. } | Event::Given { .. }) => self.tls_event(core, event, bytes),
-            (_, Event::Ready { side: Side::Client, readable, writable, ending, failed }) => {
-                self.client_readable |= readable;
-                self.client_ending |= ending;
-                if failed {
-                    return self.finish(core, CloseReason::ClientGone, true);
-                }
-                if self.tls.is_some() {
-                    self.tls_ready(core, event);
-                }
-                let at_least = match &self.state {
-                    State::Opening { asked } => Some(*asked),
-                    State::Requesting(requesting) => requesting.peeks(),
-                    _ => None,
-                };
-                match at_least.filter(|_| readable || ending) {
-                    Some(at_least) => core.push(self.token, Op::Peek { at_least }),
-                    None => self.requesting_ready(core, readable || ending, writable),
-                }
-            }
+            (_, Event::Ready { side: Side::Client, .. }) => self.client_ready(core, event),
             (State::Opening { .. }, Event::Peeked { start, len, end }) => {
                 let start = start as usize;
                 self.hello(core, &bytes[start..start + len as usize], end);
@@ -328,6 +314,28 @@ impl Session {
             (State::Connecting(_), Event::ConnectFailed { why }) => self.connect_failed(core, why),
             // The endpoint's news before `Connected`, or of an attempt that is over.
             (_, _) => {}
+        }
+    }
+
+    /// News of the client while there is no relay.
+    fn client_ready(&mut self, core: &mut Core, event: Event) {
+        let Event::Ready { readable, writable, ending, failed, .. } = event else { return };
+        self.client_readable |= readable;
+        self.client_ending |= ending;
+        if failed {
+            return self.finish(core, CloseReason::ClientGone, true);
+        }
+        if self.tls.is_some() {
+            self.tls_ready(core, event);
+        }
+        let at_least = match &self.state {
+            State::Opening { asked } => Some(*asked),
+            State::Requesting(requesting) => requesting.peeks(),
+            _ => None,
+        };
+        match at_least.filter(|_| readable || ending) {
+            Some(at_least) => core.push(self.token, Op::Peek { at_least }),
+            None => self.requesting_ready(core, readable || ending, writable),
         }
     }
 
@@ -513,6 +521,9 @@ impl Session {
         let backend = &table.backends[backend];
         self.backend = Some(backend.id);
         let attempts_left = backend.connect_attempts;
+        if cancels && listener.tls.as_ref().is_some_and(|tls| tls.client_auth) {
+            return Err(CloseReason::StarttlsCancel);
+        }
         if let Some(terminator) = listener.tls.as_ref().filter(|_| !cancels) {
             if !terminator.certificates.has(name) {
                 return Err(CloseReason::NoCertificate);
@@ -771,6 +782,7 @@ impl Session {
     /// Begins the TLS handshake with the endpoint.
     fn secure(&mut self, core: &mut Core, connecting: Connecting) {
         self.state = State::Securing(connecting);
+        self.arm(core);
         if let Some(tls) = &mut self.tls {
             let outcome = tls.greet(core, self.token, Side::Endpoint);
             self.tls_outcome(core, outcome);
@@ -890,16 +902,15 @@ impl Session {
             }
         }
         // A FIN says that all was delivered.
-        let reset = reset || relay.as_ref().is_some_and(Relay::is_cut);
+        let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
+        let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
         if let Some(relay) = &relay
             && !reset
         {
             // A FIN sent by close() would wait for the poll's cancellation.
             for (half, side) in [(&relay.up, Side::Endpoint), (&relay.down, Side::Client)] {
                 if !half.ended() {
-                    if let Some(tls) = &mut self.tls {
-                        tls.end(core, self.token, side);
-                    }
+                    // No close_notify: it would be the word of a peer that has not said it.
                     core.push(self.token, Op::Shutdown { side });
                 }
             }

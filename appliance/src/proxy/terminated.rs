@@ -250,20 +250,10 @@ impl Terminated {
         }
     }
 
-    /// Says close_notify to a side, if all before it was given.
-    pub fn end(&mut self, core: &mut Core, token: Token, side: Side) {
-        let port = self.port_mut(side);
-        if port.giving || !port.held.is_empty() {
-            return;
-        }
-        let start = core.output.len();
-        if let Some(conn) = &mut port.conn
-            && !conn.is_handshaking()
-        {
-            core.tell_time();
-            conn.end(&mut core.output);
-        }
-        self.emit(core, token, side, start);
+    /// A record has begun to come and nobody will get what it says.
+    pub fn is_cut(&self) -> bool {
+        let begun = |port: &Port| port.conn.as_ref().is_some_and(|conn| conn.carried() > 0);
+        begun(&self.client) || begun(&self.endpoint)
     }
 
     /// Takes a `Move` on until it needs an event.
@@ -407,7 +397,13 @@ impl Terminated {
         };
         let ended = self.port(from).conn.as_ref().is_some_and(Conn::received_end);
         match stop {
-            _ if greeting && !self.greets(from) => Outcome::Greeted,
+            _ if greeting && !self.greets(from) => {
+                let conn = self.port(from).conn.as_ref();
+                match conn.is_some_and(|conn| conn.is_stale(core.unix_time())) {
+                    true => Outcome::Failed(failed),
+                    false => Outcome::Greeted,
+                }
+            }
             Stop::Eof | Stop::Failed { .. } if greeting => Outcome::Failed(failed),
             _ if greeting => {
                 if stop == Stop::Budget || self.port(from).news {
@@ -478,7 +474,10 @@ impl Terminated {
             None => core.output.extend_from_slice(plain),
             Some(conn) => {
                 let sent = conn.send(plain, &mut core.output);
-                sent.map_err(|_| reasons(from.other()).0)?;
+                sent.map_err(|error| match error {
+                    rustls::Error::EncryptError => CloseReason::TlsKeysExhausted,
+                    _ => reasons(from.other()).0,
+                })?;
             }
         }
         Ok(())
@@ -535,7 +534,12 @@ impl Core {
 
     /// rustls' clock on this thread is the worker's.
     fn tell_time(&self) {
-        WorkerTime::set((self.epoch + self.now) / 1_000_000);
+        WorkerTime::set(self.unix_time());
+    }
+
+    /// In seconds.
+    fn unix_time(&self) -> u64 {
+        (self.epoch + self.now) / 1_000_000
     }
 }
 

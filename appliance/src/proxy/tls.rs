@@ -6,7 +6,7 @@
 //!
 //! rustls allocates once for each record that it decrypts, and once for each that it encrypts.
 
-use config_sync::der::common_name;
+use config_sync::der::{common_name, not_after};
 use config_sync::terminator::{Originator, Terminator};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
@@ -23,6 +23,8 @@ const MOST_CARRIED: usize = 64 * 1024;
 /// One TLS connection.
 pub struct Conn {
     peer: Peer,
+    /// When the lists of revoked clients' certificates end, in seconds of Unix time.
+    lists_end: Option<u64>,
     /// What has come and could not be processed yet. Memory only while there is something.
     incoming: Vec<u8>,
     /// close_notify has come: this side has ended cleanly.
@@ -72,18 +74,18 @@ impl Conn {
     /// Towards a client.
     pub fn terminate(with: &Terminator) -> Result<Self, rustls::Error> {
         let conn = UnbufferedServerConnection::new(with.config.clone())?;
-        Ok(Self::new(Peer::Client(Box::new(conn))))
+        Ok(Self::new(Peer::Client(Box::new(conn)), with.lists_end))
     }
 
     /// Towards an endpoint.
     pub fn originate(with: &Originator) -> Result<Self, rustls::Error> {
         let name = with.server_name.clone();
         let conn = UnbufferedClientConnection::new(with.config.clone(), name)?;
-        Ok(Self::new(Peer::Endpoint(Box::new(conn))))
+        Ok(Self::new(Peer::Endpoint(Box::new(conn)), None))
     }
 
-    fn new(peer: Peer) -> Self {
-        Self { peer, incoming: Vec::new(), received_end: false, sent_end: false }
+    fn new(peer: Peer, lists_end: Option<u64>) -> Self {
+        Self { peer, lists_end, incoming: Vec::new(), received_end: false, sent_end: false }
     }
 
     pub fn is_handshaking(&self) -> bool {
@@ -115,6 +117,19 @@ impl Conn {
         let certificate = shown
             .map(|shown| ClientCertificate { resumed, common_name: common_name(shown.as_ref()) });
         Some(ClientTls { version, cipher, certificate })
+    }
+
+    /// Whether a client has resumed a session of which a certificate, or the list of those that are
+    /// revoked, has ended since, by `now` in seconds of Unix time: rustls looks at them in a full
+    /// handshake only, and gives a new ticket with each that is resumed.
+    pub fn is_stale(&self, now: u64) -> bool {
+        let Peer::Client(conn) = &self.peer else { return false };
+        let resumed = conn.handshake_kind() == Some(HandshakeKind::Resumed);
+        let Some(shown) = conn.peer_certificates().filter(|_| resumed) else { return false };
+        let mut ends = shown.iter().map(|certificate| {
+            not_after(certificate.as_ref()).and_then(|end| u64::try_from(end).ok()).unwrap_or(0)
+        });
+        ends.any(|end| end < now) || self.lists_end.is_some_and(|end| end < now)
     }
 
     fn wants_write(&self) -> bool {
@@ -350,7 +365,12 @@ mod tests {
             .expect("versions")
             .with_no_client_auth()
             .with_cert_resolver(certificates.clone());
-        let terminator = Terminator { config: Arc::new(config), certificates };
+        let terminator = Terminator {
+            config: Arc::new(config),
+            certificates,
+            client_auth: false,
+            lists_end: None,
+        };
         Conn::terminate(&terminator).expect("a connection")
     }
 

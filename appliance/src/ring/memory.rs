@@ -1,9 +1,9 @@
 //! What becomes of memory that is freed.
 
-/// Makes glibc give large blocks back to the kernel as soon as they are freed, as mallopt(3) has it.
-/// By itself it raises both of its thresholds to the largest block that was ever freed (32 MiB at
-/// the most, and twice that): after one large configuration, the process would keep for good what
-/// reading it took.
+/// Makes glibc give large blocks back to the kernel as soon as they are freed, as mallopt(3) has
+/// it. By itself it raises both of its thresholds to the largest block that was ever freed (32 MiB
+/// at the most, and twice that): after one large configuration, the process would keep for good
+/// what reading it took.
 pub fn give_back_large_blocks() {
     #[cfg(target_env = "gnu")]
     for threshold in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {

@@ -109,7 +109,12 @@ fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refu
         if value.is_empty() {
             continue;
         }
-        let usable = value.parse().ok().filter(|address| is_usable(*address, settings));
+        // A node that restarts takes nothing from the others that its Gateway has.
+        let had = |address: &IpAddr| {
+            settings.address_pool.is_empty() && in_status(gateway).contains(address)
+        };
+        let usable = value.parse().ok();
+        let usable = usable.filter(|address| is_usable(*address, settings) || had(address));
         let Some(address) = usable else {
             let message = format!("{value} is not {}", whose(settings));
             return Err(Refused::Unusable(Why::new("AddressNotUsable", message)));
@@ -151,24 +156,29 @@ fn given(gateway: &Gateway, settings: &Settings) -> Vec<IpAddr> {
 
 /// Everything that arrives is for the listeners: the node may have more addresses than it knows of.
 fn shared(settings: &Settings) -> Assigned {
-    let shown: Vec<_> = settings.node_addresses.iter().copied().take(MAX_SHOWN).collect();
+    let addresses = settings.node_addresses.iter().copied();
+    let (v4, v6): (Vec<_>, Vec<_>) = addresses.partition(IpAddr::is_ipv4);
     let mut bound = Vec::new();
-    if shown.is_empty() || shown.iter().any(IpAddr::is_ipv4) {
+    if !v4.is_empty() || v6.is_empty() {
         bound.push(IpAddr::from(Ipv4Addr::UNSPECIFIED));
     }
-    if shown.iter().any(IpAddr::is_ipv6) {
+    if !v6.is_empty() {
         bound.push(IpAddr::from(Ipv6Addr::UNSPECIFIED));
     }
+    // Half for each version, and what one leaves for the other.
+    let places = MAX_SHOWN.saturating_sub(v6.len()).max(MAX_SHOWN / 2);
+    let shown = v4.into_iter().take(places).chain(v6).take(MAX_SHOWN).collect();
     Assigned { shown, bound }
 }
 
-/// One address of each IP version that the pool has.
+/// One address of each IP version that the pool has, as far as there are any left.
 fn from_pool(
     pool: &[IpNet],
     kept: Vec<IpAddr>,
     taken: &mut BTreeSet<IpAddr>,
 ) -> Result<Assigned, Refused> {
     let mut addresses = kept;
+    let mut missing = Vec::new();
     for v4 in [true, false] {
         let version: Vec<_> = pool.iter().filter(|net| net.addr().is_ipv4() == v4).collect();
         if version.is_empty() || addresses.iter().any(|address| address.is_ipv4() == v4) {
@@ -178,13 +188,18 @@ fn from_pool(
         let fresh = |address: &IpAddr| {
             !taken.contains(address) && version.iter().any(|net| gives(net, *address))
         };
-        let Some(address) = free.find(fresh) else {
-            let version = if v4 { "IPv4" } else { "IPv6" };
-            let message = format!("no {version} address of the pool is free; make it larger");
-            return Err(Refused::Unusable(Why::new("AddressNotAssigned", message)));
-        };
-        taken.insert(address);
-        addresses.push(address);
+        match free.find(fresh) {
+            Some(address) => {
+                taken.insert(address);
+                addresses.push(address);
+            }
+            None => missing.push(if v4 { "IPv4" } else { "IPv6" }),
+        }
+    }
+    if addresses.is_empty() {
+        let version = missing.join(" or ");
+        let message = format!("no {version} address of the pool is free; make it larger");
+        return Err(Refused::Unusable(Why::new("AddressNotAssigned", message)));
     }
     addresses.sort_by_key(|address| (address.is_ipv6(), *address));
     Ok(Assigned { shown: addresses.clone(), bound: addresses })
@@ -285,6 +300,26 @@ mod tests {
         assert_eq!(shown(&gateways, pool), ["10.9.0.1 fd00::1", "10.9.0.2 fd00::3"]);
         let three = [gateway("a", &[], &[]), gateway("b", &[], &[]), gateway("c", &[], &[])];
         assert_eq!(shown(&three, &["10.9.0.0/30"])[2], "AddressNotAssigned");
+        // One that has an address keeps it when a second version comes and is too small.
+        let had = |name: &str, address: &str| gateway(name, &[], &[address]);
+        let two = [had("a", "10.9.0.1"), had("b", "10.9.0.2")];
+        assert_eq!(shown(&two, &["10.9.0.0/30", "fd00::/127"])[1], "10.9.0.2 fd00::1");
+        assert_eq!(shown(&two, &["10.9.0.0/30", "fd00::1/128"])[1], "10.9.0.2");
+    }
+
+    #[test]
+    fn a_status_has_addresses_of_both_versions_and_all_are_bound() {
+        let mut settings = settings();
+        let v4 = (1..=20).map(|n| format!("192.0.2.{n}"));
+        let v6 = (1..=20).map(|n| format!("2001:db8::{n}"));
+        for (count, (of_v4, of_v6)) in [(20, (8, 8)), (3, (13, 3))] {
+            let all = v4.clone().chain(v6.clone().take(count));
+            settings.node_addresses = all.map(|a| a.parse().expect("an address")).collect();
+            let Assigned { shown, bound } = shared(&settings);
+            assert_eq!(bound.len(), 2);
+            let count = |v4| shown.iter().filter(|address| address.is_ipv4() == v4).count();
+            assert_eq!((count(true), count(false)), (of_v4, of_v6));
+        }
     }
 
     #[test]
@@ -298,6 +333,10 @@ mod tests {
             ["AddressNotUsable"]
         );
         assert_eq!(shown(&[gateway("a", &["192.0.2.1"], &[])], &[]), ["192.0.2.1"]);
+        // A node's that is gone for the moment.
+        let two = &["192.0.2.1", "192.0.2.2"];
+        assert_eq!(shown(&[gateway("a", two, &[])], &[]), ["AddressNotUsable"]);
+        assert_eq!(shown(&[gateway("a", two, two)], &[]), ["192.0.2.1 192.0.2.2"]);
         assert_eq!(shown(&[gateway("a", &[""], &[])], &[]), ["192.0.2.1"]);
     }
 }

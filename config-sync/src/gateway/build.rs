@@ -89,7 +89,7 @@ impl<'o> Build<'_, 'o> {
         };
         let (udp, tls) = (protocol == routing::Protocol::Udp, protocol == routing::Protocol::Tls);
         let stream = |value: Option<u32>, default| value.filter(|_| !udp).unwrap_or(default);
-        let of = format!("listener {}", entry.spec.name);
+        let of = name.clone();
         let accept_proxy = values.accept_proxy;
         let proxied = !udp && accept_proxy.is_some();
         Listener {
@@ -154,18 +154,19 @@ impl<'o> Build<'_, 'o> {
         }
         let (namespace, name) = key(&route.object.metadata);
         let own = Aim { kind: route.kind.name(), namespace, name, section: None };
-        let admission = self.policies.route(own).of(&title);
+        let admission = self.policies.route(own);
         let shapes = shapes.into_iter().enumerate();
-        let route = shapes.map(|(nth, ((hostnames, backends), listeners))| Route {
-            name: at(config_name(&numbered(&title, nth)), &title),
-            listeners: listeners.into_iter().map(|name| at(name, &title)).collect(),
-            hostnames: hostnames.into_iter().map(|name| at(name, &title)).collect(),
-            sources: Vec::new(),
-            admission: admission.clone(),
-            backends: backends
-                .into_iter()
-                .map(|(name, weight)| WeightedBackend { name: at(name, &title), weight })
-                .collect(),
+        let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
+            let own = config_name(&numbered(&title, nth));
+            let backend = |(name, weight)| WeightedBackend { name: at(name, &own), weight };
+            Route {
+                listeners: listeners.into_iter().map(|name| at(name, &own)).collect(),
+                hostnames: hostnames.into_iter().map(|name| at(name, &own)).collect(),
+                sources: Vec::new(),
+                admission: admission.of(&own),
+                backends: backends.into_iter().map(backend).collect(),
+                name: at(own.clone(), &own),
+            }
         });
         route.collect()
     }
@@ -402,7 +403,8 @@ pub(super) fn fnv(text: &str) -> u64 {
     })
 }
 
-/// Nothing here stands in a file: problems say of which object they are.
+/// Nothing here stands in a file: problems say of which listener, route or backend they are, by the
+/// name in the configuration, so that it can be left out.
 pub(super) fn at<T>(value: T, of: &str) -> At<T> {
     let place = Place { file: Arc::from(of), line: 0, column: 0, field: String::new() };
     At { value, place }

@@ -28,7 +28,7 @@ use super::store::Store;
 use super::translate::{Settings, Translation, translate};
 use super::watch::{CONNECT, Progress, WATCH_SECONDS, Watch, said};
 use crate::config::Config;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 
 /// A burst is over when nothing has changed for `QUIET`, or has lasted long enough.
 const QUIET: Duration = Duration::from_millis(30);
@@ -361,7 +361,10 @@ async fn ask(client: Client, options: Options, told: watch::Sender<Option<Own>>)
     let given = Own { addresses: options.node_addresses, zone: options.zone };
     let missing = given.addresses.is_empty() || given.zone.is_none();
     let Some(name) = options.node_name.filter(|_| missing) else {
-        told.send_replace(Some(given));
+        let of_machine = || machine::addresses();
+        let addresses = Some(given.addresses).filter(|given| !given.is_empty());
+        let addresses = addresses.unwrap_or_else(of_machine);
+        told.send_replace(Some(Own { addresses, zone: given.zone }));
         return;
     };
     let api: Api<Node> = Api::all(client);

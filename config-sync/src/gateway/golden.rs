@@ -63,6 +63,37 @@ fn the_printed_toml_runs_as_the_objects_do() {
     }
 }
 
+/// What does not fit is left out by the name that its places have.
+#[test]
+fn every_place_is_of_the_part_that_it_is_in() {
+    for directory in directories() {
+        let (objects, settings, _) = read(&directory);
+        let config = translate(&objects, &settings).config;
+        let mut places = Vec::new();
+        for config::Listener { name, address, hostname, admission, .. } in &config.listeners {
+            let ranges = admission.allow.iter().flatten().chain(&admission.deny);
+            places.extend([(name, &name.place), (name, &address.place)]);
+            places.extend(hostname.iter().map(|at| (name, &at.place)));
+            places.extend(ranges.map(|at| (name, &at.place)));
+        }
+        for config::Route { name, listeners, hostnames, admission, backends, .. } in &config.routes
+        {
+            let ranges = admission.allow.iter().flatten().chain(&admission.deny);
+            places.push((name, &name.place));
+            places.extend(listeners.iter().chain(hostnames).map(|at| (name, &at.place)));
+            places.extend(backends.iter().map(|backend| (name, &backend.name.place)));
+            places.extend(ranges.map(|at| (name, &at.place)));
+        }
+        for config::Backend { name, endpoints, .. } in &config.backends {
+            places.push((name, &name.place));
+            places.extend(endpoints.iter().map(|at| (name, &at.place)));
+        }
+        for (name, place) in places {
+            assert_eq!(*place.file, *name.value, "{directory:?}");
+        }
+    }
+}
+
 #[test]
 fn the_order_of_objects_does_not_matter() {
     for directory in directories() {

@@ -171,8 +171,16 @@ impl<'o> Listeners<'o> {
         }
         let none =
             || Err(Why::new("ListenersNotValid", "no listener is valid; each says why".to_owned()));
+        // A certificate that is missing for a while takes nothing from those who have theirs.
+        let own = self.entries.iter().filter(|entry| entry.set.is_none() && entry.accepted.is_ok());
+        let own: BTreeSet<_> = own.map(|entry| entry.gate).collect();
+        let sets = self.sets.iter().enumerate().filter(|(_, set)| set.accepted.is_ok());
+        let stands = |(at, set): (usize, &Set<'_>)| {
+            (own.contains(&set.gate) && valid.contains(&(set.gate, Some(at)))).then_some(set.gate)
+        };
+        let stand: BTreeSet<_> = sets.filter_map(stands).collect();
         for (at, gate) in self.gates.iter_mut().enumerate() {
-            if gate.accepted.is_ok() && !valid.contains(&(at, None)) {
+            if gate.accepted.is_ok() && !valid.contains(&(at, None)) && !stand.contains(&at) {
                 gate.accepted = none();
             }
         }
@@ -273,11 +281,20 @@ impl<'o> Listeners<'o> {
         let port = own.spec.port;
         let by_name = theirs.reads_hello() && ours.reads_hello()
             || theirs == Protocol::Http && ours == Protocol::Http && other.gate == own.gate;
-        if by_name && other.hostname != own.hostname {
+        // One socket takes every address or a single one; names are told apart on one and the same.
+        let apart = by_name && self.has_a_part(other, own);
+        if by_name && !apart && other.hostname != own.hostname {
             return None;
         }
         let shared =
             if other.gate == own.gate { String::new() } else { self.shared(other, settings) };
+        if apart {
+            let message = format!(
+                "port {port} is taken{shared}; names can't be shared between one of a node's \
+                 addresses and all of them"
+            );
+            return Some(Why::new("ProtocolConflict", message));
+        }
         if theirs != ours {
             let (theirs, ours) = (&other.spec.protocol, &own.spec.protocol);
             let message =
@@ -305,14 +322,22 @@ impl<'o> Listeners<'o> {
     }
 
     fn share_an_address(&self, a: &Entry<'_>, b: &Entry<'_>) -> bool {
+        a.gate == b.gate || self.meet(a, b, |a, b| a == b) || self.has_a_part(a, b)
+    }
+
+    /// Whether one takes every address, and the other a single one of them.
+    fn has_a_part(&self, a: &Entry<'_>, b: &Entry<'_>) -> bool {
+        self.meet(a, b, |a, b| {
+            a.is_ipv4() == b.is_ipv4() && a.is_unspecified() != b.is_unspecified()
+        })
+    }
+
+    fn meet(&self, a: &Entry<'_>, b: &Entry<'_>, meets: impl Fn(IpAddr, IpAddr) -> bool) -> bool {
         let bound = |entry: &Entry<'_>| match &self.gates[entry.gate].addresses {
             Ok(assigned) => assigned.bound.clone(),
             Err(_) => Vec::new(),
         };
-        let meets = |a: IpAddr, b: IpAddr| {
-            a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
-        };
-        a.gate == b.gate || bound(a).iter().any(|a| bound(b).iter().any(|b| meets(*a, *b)))
+        bound(a).iter().any(|a| bound(b).iter().any(|b| meets(*a, *b)))
     }
 }
 

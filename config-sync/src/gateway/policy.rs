@@ -290,7 +290,9 @@ pub(super) struct Policies<'o> {
 
 struct Policy<'o> {
     object: &'o L4Policy,
-    read: Result<Values, Why>,
+    values: Values,
+    /// What is wrong with it. Then nothing of it holds but whom it keeps out.
+    fault: Option<Why>,
 }
 
 #[derive(Default)]
@@ -360,8 +362,11 @@ impl<'o> Policies<'o> {
     pub(super) fn of(objects: &'o Objects, settings: &Settings) -> Self {
         let mut all: Vec<_> = objects.policies.iter().map(Arc::as_ref).collect();
         all.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
-        let read = |object| Policy { object, read: read(object, settings) };
-        Self { all: all.into_iter().map(read).collect() }
+        let policy = |object: &'o L4Policy| match read(object, settings) {
+            Ok(values) => Policy { object, values, fault: None },
+            Err(why) => Policy { object, values: kept_out(&object.spec), fault: Some(why) },
+        };
+        Self { all: all.into_iter().map(policy).collect() }
     }
 
     /// What holds for a listener: `aims` are the ways to speak of it, most specific first.
@@ -397,28 +402,27 @@ impl<'o> Policies<'o> {
             let hits = self.all.iter().filter(move |policy| {
                 policy.object.spec.target_refs.iter().any(|target| policy.hits(target, aim))
             });
-            hits.filter_map(|policy| policy.read.as_ref().ok()).collect::<Vec<_>>()
+            hits.map(|policy| &policy.values).collect::<Vec<_>>()
         };
         aims.iter().flat_map(found).collect::<Vec<_>>().into_iter()
     }
 
-    /// The statuses of all policies; `gateways` says which Gateways a target reaches, `None` that
-    /// there is no such target.
+    /// The statuses of all policies; `gateways` says which Gateways a target reaches, or why there
+    /// is no such target.
     pub(super) fn statuses(
         &self,
         controller: &str,
-        gateways: impl Fn(Aim<'_>) -> Option<Vec<(String, String)>>,
+        gateways: impl Fn(Aim<'_>) -> Result<Vec<(String, String)>, Why>,
     ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
         let mut statuses = Vec::new();
         for policy in &self.all {
             let mut ancestors: Vec<(AncestorRef, Verdict)> = Vec::new();
             for target in &policy.object.spec.target_refs {
                 let aim = policy.aim(target);
-                let (reached, verdict) = match gateways(aim) {
-                    Some(gateways) => (gateways, self.verdict(policy, target)),
-                    None => {
-                        let message = format!("there is no {} {}", target.kind, target.name);
-                        let why = Why::new("TargetNotFound", message);
+                let reached = right_group(target).and_then(|()| gateways(aim));
+                let (reached, verdict) = match reached {
+                    Ok(gateways) => (gateways, self.verdict(policy, target)),
+                    Err(why) => {
                         ancestors.push((policy.itself(target), Err(why)));
                         continue;
                     }
@@ -448,18 +452,19 @@ impl<'o> Policies<'o> {
 
     /// Whether an older policy of the same target says something of the same fields.
     fn verdict(&self, policy: &Policy<'_>, target: &TargetRef) -> Verdict {
-        policy.read.as_ref().map_err(Clone::clone)?;
+        if let Some(fault) = &policy.fault {
+            return Err(fault.clone());
+        }
         let older = self.all.iter().take_while(|other| !std::ptr::eq(other.object, policy.object));
         let aim = policy.aim(target);
-        for other in older.filter(|other| other.read.is_ok()) {
+        for other in older {
             let same =
                 |of: &TargetRef| other.hits(of, aim) && of.section_name == target.section_name;
             if !other.object.spec.target_refs.iter().any(same) {
                 continue;
             }
             let fields = fields(&policy.object.spec);
-            let both: Vec<_> =
-                self::fields(&other.object.spec).intersection(&fields).cloned().collect();
+            let both: Vec<_> = other.in_force().intersection(&fields).cloned().collect();
             if !both.is_empty() {
                 let (name, fields) = (key(&other.object.metadata).1, both.join(", "));
                 let message = format!("L4Policy {name} is older and has {fields} for this target");
@@ -479,6 +484,18 @@ fn has_listeners(kind: &str) -> bool {
 
 fn is_route(kind: &str) -> bool {
     matches!(kind, "TCPRoute" | "UDPRoute" | "TLSRoute" | "HTTPRoute")
+}
+
+/// A target of another group is none of ours, whatever its kind is called.
+fn right_group(target: &TargetRef) -> Verdict {
+    let group = if target.kind == "Service" { "" } else { super::objects::GROUP };
+    if target.group == group {
+        return Ok(());
+    }
+    let TargetRef { kind, name, .. } = target;
+    let message =
+        format!("there is no {kind} {name} of group \"{}\"; say \"{group}\"", target.group);
+    Err(Why::new("TargetNotFound", message))
 }
 
 /// The fields that a policy sets, as `listener.idleTimeout`.
@@ -507,9 +524,17 @@ impl Policy<'_> {
         }
     }
 
+    /// The fields that it has a say in.
+    fn in_force(&self) -> BTreeSet<String> {
+        let mut fields = fields(&self.object.spec);
+        if self.fault.is_some() {
+            fields.retain(|field| field.ends_with(".allow") || field.ends_with(".deny"));
+        }
+        fields
+    }
+
     fn hits(&self, target: &TargetRef, aim: Aim<'_>) -> bool {
-        let group = if aim.kind == "Service" { "" } else { super::objects::GROUP };
-        target.group == group
+        right_group(target).is_ok()
             && target.kind == aim.kind
             && target.name == aim.name
             && target.section_name.as_deref() == aim.section
@@ -557,6 +582,23 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
         route: route.map_err(invalid("route"))?.unwrap_or_default(),
         backend: backend.map_err(invalid("backend"))?.unwrap_or_default(),
     })
+}
+
+/// Who may come in by a policy that is not right: nobody gets in for a slip elsewhere in it, nor,
+/// if it is the ranges that can't be read, for one in them.
+fn kept_out(spec: &L4PolicySpec) -> Values {
+    let nobody = || AdmissionValues { allow: Some(Vec::new()), deny: None };
+    let read = |given: &AdmissionSettings| read_admission(given).unwrap_or_else(|_| nobody());
+    let listener = spec.listener.as_ref().map(|given| read(&given.admission));
+    let route = spec.route.as_ref().map(|given| read(&given.admission));
+    Values {
+        listener: ListenerValues {
+            admission: listener.unwrap_or_default(),
+            ..ListenerValues::default()
+        },
+        route: route.unwrap_or_default(),
+        backend: BackendValues::default(),
+    }
 }
 
 fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<ListenerValues, String> {

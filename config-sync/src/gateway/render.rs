@@ -434,45 +434,71 @@ impl Known<'_, '_> {
         Part { fields, title: format!("ancestor {name}"), conditions }
     }
 
-    /// The Gateways that the target of a policy has to do with; `None`: there is no such target.
-    fn reached(&self, aim: Aim<'_>) -> Option<Vec<(String, String)>> {
-        let wanted = (aim.namespace, aim.name);
-        let has = |gate, set| {
-            let mut names = self.entries(gate, set).map(|entry| entry.spec.name.as_str());
-            aim.section.is_none_or(|section| names.any(|name| name == section))
+    /// The Gateways that the target of a policy has to do with.
+    fn reached(&self, aim: Aim<'_>) -> Result<Vec<(String, String)>, Why> {
+        let Aim { kind, namespace, name, section } = aim;
+        let wanted = (namespace, name);
+        let missing = || {
+            let section = section.map_or_else(String::new, |section| format!(", {section}"));
+            Why::new("TargetNotFound", format!("there is no {kind} {name}{section}"))
         };
-        match aim.kind {
+        match kind {
             "Gateway" => {
                 let mut gates = self.listeners.gates.iter();
-                let at = gates.position(|gate| key(&gate.object.metadata) == wanted)?;
-                has(at, None).then(|| vec![self.gateway_name(at)])
+                let at = gates.position(|gate| key(&gate.object.metadata) == wanted);
+                let at = at.ok_or_else(missing)?;
+                self.has_own(at, None, section).unwrap_or_else(|| Err(missing()))?;
+                Ok(vec![self.gateway_name(at)])
             }
             "ListenerSet" => {
                 let mut sets = self.listeners.sets.iter();
-                let at = sets.position(|set| key(&set.object.metadata) == wanted)?;
+                let at = sets.position(|set| key(&set.object.metadata) == wanted);
+                let at = at.ok_or_else(missing)?;
                 let gate = self.listeners.sets[at].gate;
-                has(gate, Some(at)).then(|| vec![self.gateway_name(gate)])
+                self.has_own(gate, Some(at), section).unwrap_or_else(|| Err(missing()))?;
+                Ok(vec![self.gateway_name(gate)])
             }
             "Service" => {
-                let service = self.index.services.get(&wanted)?;
+                let service = self.index.services.get(&wanted).ok_or_else(missing)?;
                 let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref());
                 let mut names = ports.into_iter().flatten().map(|port| port.name.as_deref());
-                if aim.section.is_some() && !names.any(|name| name == aim.section) {
-                    return None;
+                if section.is_some() && !names.any(|name| name == section) {
+                    return Err(missing());
                 }
-                let all = self.gateways_of_service(aim.namespace, aim.name, |of| {
-                    aim.section.is_none_or(|section| of.port.name.as_deref() == Some(section))
+                let all = self.gateways_of_service(namespace, name, |of| {
+                    section.is_none_or(|section| of.port.name.as_deref() == Some(section))
                 });
-                Some(all.into_iter().collect())
+                Ok(all.into_iter().collect())
             }
             kind => {
                 let is_it = |route: &&Routed<'_>| {
                     route.kind.name() == kind && key(&route.object.metadata) == wanted
                 };
-                let route = self.routes.iter().find(is_it)?;
-                Some(self.gateways_of(route).into_iter().collect())
+                // Of a route, no part can be a target.
+                let route = self.routes.iter().find(is_it).filter(|_| section.is_none());
+                Ok(self.gateways_of(route.ok_or_else(missing)?).into_iter().collect())
             }
         }
+    }
+
+    /// Whether a policy for this part of a Gateway or ListenerSet, or for all of it, can be in
+    /// force; `None`: there is no such part.
+    fn has_own(&self, gate: usize, set: Option<usize>, section: Option<&str>) -> Option<Verdict> {
+        let Some(section) = section else { return Some(Ok(())) };
+        let entries = &self.listeners.entries;
+        let is_it = |entry: &Entry<'_>| {
+            (entry.gate, entry.set) == (gate, set) && entry.spec.name == section
+        };
+        let at = entries.iter().position(is_it)?;
+        let place = self.listeners.place(at);
+        if place == at {
+            return Some(Ok(()));
+        }
+        let (port, other) = (entries[at].spec.port, &entries[place].spec.name);
+        let message = format!(
+            "{section} shares port {port} with {other}, whose settings hold for both: name that"
+        );
+        Some(Err(Why::new("Invalid", message)))
     }
 
     fn gateways_of_service(

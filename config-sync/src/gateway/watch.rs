@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::discovery::{self, KINDS, Kind, Served};
+use super::discovery::{self, CONFIG_MAP, KINDS, Kind, Served};
 use super::store::{Key, Store, Table, Tables, Version};
 
 /// How often the cluster is asked for what it serves: while kinds are missing, and otherwise.
@@ -483,6 +483,10 @@ fn read<T: DeserializeOwned>(
     }
     // Far larger than the rest, and nobody here looks at it.
     object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+    if kind.name == CONFIG_MAP.name {
+        keep_certificates(&mut object.data);
+    }
     let value = serde_json::to_value(object).and_then(serde_json::from_value::<T>);
     match value {
         Ok(object) => Some((key, (version, Arc::new(object)))),
@@ -492,6 +496,15 @@ fn read<T: DeserializeOwned>(
             None
         }
     }
+}
+
+/// Of a ConfigMap nothing is looked at but CA certificates, and some are very large.
+fn keep_certificates(map: &mut serde_json::Value) {
+    let certificates = map["data"]["ca.crt"].take();
+    *map = match certificates {
+        serde_json::Value::String(pem) => serde_json::json!({"data": {"ca.crt": pem}}),
+        _ => serde_json::json!({}),
+    };
 }
 
 /// Puts a new list in the place of the old one; false if they are the same.

@@ -5,6 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::hello;
+
 /// A connection on which a read that hangs fails.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"));
@@ -115,35 +117,7 @@ impl Pattern {
     }
 }
 
-/// A ClientHello of TLS 1.2 (RFC 5246, section 7.4.1.2) in one record, with a server name
-/// (RFC 6066, section 3) or without.
+/// A small ClientHello in one record.
 pub fn client_hello(server_name: Option<&str>) -> Vec<u8> {
-    let mut extensions = Vec::new();
-    if let Some(name) = server_name {
-        let mut entry = vec![0];
-        prefixed(&mut entry, name.as_bytes());
-        let mut list = Vec::new();
-        prefixed(&mut list, &entry);
-        extensions.extend_from_slice(&[0, 0]);
-        prefixed(&mut extensions, &list);
-    }
-    // supported_groups: x25519
-    extensions.extend_from_slice(&[0, 10, 0, 4, 0, 2, 0, 29]);
-    let mut body = vec![3, 3];
-    body.extend_from_slice(&[7; 32]);
-    body.push(0);
-    // TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256; no compression
-    body.extend_from_slice(&[0, 2, 0xc0, 0x2f, 1, 0]);
-    prefixed(&mut body, &extensions);
-    let mut handshake = vec![1, 0];
-    prefixed(&mut handshake, &body);
-    let mut record = vec![22, 3, 1];
-    prefixed(&mut record, &handshake);
-    record
-}
-
-fn prefixed(to: &mut Vec<u8>, bytes: &[u8]) {
-    let len = u16::try_from(bytes.len()).expect("a short field");
-    to.extend_from_slice(&len.to_be_bytes());
-    to.extend_from_slice(bytes);
+    hello::client_hello(server_name, 16, 1 << 14)
 }

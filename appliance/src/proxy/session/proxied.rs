@@ -182,6 +182,7 @@ impl Session {
         let rest = Vec::new();
         let introduction = Introduction { connecting, rest, readable: false, ending: false };
         self.state = State::Introducing(introduction);
+        self.arm(core);
     }
 
     pub(super) fn introducing_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {

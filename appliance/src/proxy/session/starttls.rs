@@ -218,6 +218,7 @@ impl Session {
             blocked: false,
             ending: false,
         });
+        self.arm(core);
         self.give_words(core, Side::Endpoint, &SSL_REQUEST);
     }
 
