@@ -105,17 +105,6 @@ impl Site {
         let udp = Server::udp_echo();
         let nobody = free_address();
         let folder = Folder::new();
-        let [cert, key] = certificate(&folder);
-        let authority = Pki::new();
-        let ca = folder.write("ca.pem", &authority.ca());
-        let crl = folder.write("crl.pem", &authority.revoke(&[]));
-        let terminated = format!(
-            "tls = {{ mode = \"Terminate\", \
-             certificates = [{{ cert = \"{cert}\", key = \"{key}\" }}], client_ca = \"{}\", \
-             client_crl = \"{}\", client_auth = \"optional\" }}",
-            ca.display(),
-            crl.display()
-        );
         let [plain, refusing, resetting, secure, ending, datagrams, deaf, empty] =
             std::array::from_fn(|_| free_address());
         let config = forward("TCP", plain, [tcp.address], "")
@@ -127,7 +116,7 @@ impl Site {
             + &backend("resets", [resets.address], "health_check = {}")
             + &listener("secure", "TLS", secure, "hostname = \"a.test\"")
             + &route("secure", "secure", &[("main", 1)], "")
-            + &listener("ending", "TLS", ending, &terminated)
+            + &listener("ending", "TLS", ending, &terminated(&folder))
             + &route("ending", "ending", &[("main", 1)], "")
             + &listener("datagrams", "UDP", datagrams, "flow_timeout = \"200ms\"")
             + &route("datagrams", "datagrams", &[("udp", 1)], "")
@@ -175,14 +164,17 @@ impl Site {
     }
 }
 
-/// The files of a certificate for a.test and of its key.
-fn certificate(folder: &Folder) -> [String; 2] {
-    let files = ["cert.pem", "key.pem"].map(|name| folder.file(name).display().to_string());
-    let [cert, key] = &files;
-    let kind = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    let name = ["-days", "30", "-subj", "/CN=a.test", "-addext", "subjectAltName=DNS:a.test"];
-    program("openssl", &[&kind[..], &name, &["-out", cert, "-keyout", key]].concat());
-    files
+/// How a listener ends TLS, with all that has an end of its own.
+fn terminated(folder: &Folder) -> String {
+    let write = |name: &str, pem: &str| folder.write(name, pem).display().to_string();
+    let authority = Pki::new();
+    let own = authority.issue(&["a.test"]);
+    let (cert, key) = (write("cert.pem", &own.cert), write("key.pem", &own.key));
+    let (ca, crl) = (write("ca.pem", &authority.ca()), write("crl.pem", &authority.revoke(&[])));
+    format!(
+        "tls = {{ mode = \"Terminate\", certificates = [{{ cert = \"{cert}\", key = \"{key}\" }}], \
+         client_ca = \"{ca}\", client_crl = \"{crl}\", client_auth = \"optional\" }}"
+    )
 }
 
 /// A gateway that follows a cluster without a single object.

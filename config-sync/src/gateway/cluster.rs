@@ -361,9 +361,8 @@ async fn ask(client: Client, options: Options, told: watch::Sender<Option<Own>>)
     let given = Own { addresses: options.node_addresses, zone: options.zone };
     let missing = given.addresses.is_empty() || given.zone.is_none();
     let Some(name) = options.node_name.filter(|_| missing) else {
-        let of_machine = || machine::addresses();
         let addresses = Some(given.addresses).filter(|given| !given.is_empty());
-        let addresses = addresses.unwrap_or_else(of_machine);
+        let addresses = addresses.unwrap_or_else(machine::addresses);
         told.send_replace(Some(Own { addresses, zone: given.zone }));
         return;
     };

@@ -500,10 +500,10 @@ fn read<T: DeserializeOwned>(
 
 /// Of a ConfigMap nothing is looked at but CA certificates, and some are very large.
 fn keep_certificates(map: &mut serde_json::Value) {
-    let certificates = map["data"]["ca.crt"].take();
+    let certificates = map.pointer_mut("/data/ca.crt").map(serde_json::Value::take);
     *map = match certificates {
-        serde_json::Value::String(pem) => serde_json::json!({"data": {"ca.crt": pem}}),
-        _ => serde_json::json!({}),
+        Some(pem) => serde_json::json!({"data": {"ca.crt": pem}}),
+        None => serde_json::json!({}),
     };
 }
 
