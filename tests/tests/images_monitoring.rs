@@ -14,7 +14,7 @@ use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Server, binary, client_hello, connect, echo, exchange, free_address,
-    in_own_network, program, udp_client, wait_for,
+    in_own_network, program, udp_client, wait_for, wait_until,
 };
 use serde_json::Value;
 use socket2::SockRef;
@@ -308,6 +308,10 @@ impl Prometheus {
                 .arg(format!("--storage.tsdb.path={}", folder.file("data").display()))
                 .arg(format!("--web.listen-address={address}")),
         );
+        // It listens before it answers.
+        let ready = format!("http://{address}/-/ready");
+        let is_ready = || program("curl", &["--silent", &ready]).contains("is Ready");
+        wait_until("Prometheus is ready", is_ready);
         Self { address, _daemon: daemon, _folder: folder }
     }
 
