@@ -528,7 +528,11 @@ impl Policy<'_> {
     fn in_force(&self) -> BTreeSet<String> {
         let mut fields = fields(&self.object.spec);
         if self.fault.is_some() {
-            fields.retain(|field| field.ends_with(".allow") || field.ends_with(".deny"));
+            let proxies = self.values.listener.accept_proxy.is_some();
+            fields.retain(|field| {
+                let ranges = field.ends_with(".allow") || field.ends_with(".deny");
+                ranges || proxies && field == "listener.acceptProxy"
+            });
         }
         fields
     }
@@ -585,17 +589,23 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
 }
 
 /// Who may come in by a policy that is not right: nobody gets in for a slip elsewhere in it, nor,
-/// if it is the ranges that can't be read, for one in them.
+/// if it is the ranges that can't be read, for one in them. Whose headers say who a client is goes
+/// with that.
 fn kept_out(spec: &L4PolicySpec) -> Values {
     let nobody = || AdmissionValues { allow: Some(Vec::new()), deny: None };
     let read = |given: &AdmissionSettings| read_admission(given).unwrap_or_else(|_| nobody());
-    let listener = spec.listener.as_ref().map(|given| read(&given.admission));
+    let listener = spec.listener.as_ref().map(|given| {
+        let accept_proxy = given.accept_proxy.as_ref().map(read_accept_proxy).transpose();
+        let mut admission = read(&given.admission);
+        if accept_proxy.is_err() && admission != AdmissionValues::default() {
+            admission = nobody();
+        }
+        let accept_proxy = accept_proxy.unwrap_or_default();
+        ListenerValues { accept_proxy, admission, ..ListenerValues::default() }
+    });
     let route = spec.route.as_ref().map(|given| read(&given.admission));
     Values {
-        listener: ListenerValues {
-            admission: listener.unwrap_or_default(),
-            ..ListenerValues::default()
-        },
+        listener: listener.unwrap_or_default(),
         route: route.unwrap_or_default(),
         backend: BackendValues::default(),
     }
