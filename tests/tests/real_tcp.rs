@@ -510,32 +510,48 @@ fn source_ports_that_run_out_are_a_local_limit() {
     });
 }
 
-/// With too few descriptors the gateway stops accepting for a while and not for good, and does not
-/// spin over it.
+/// With too few descriptors the gateway stops accepting for a while and not for good, does not spin
+/// over it, and says all the while what has come of it, to more than one who ask. A session takes
+/// two, so that of an odd and an even number of them one leaves none over.
 #[test]
 fn accepting_resumes_after_descriptors_ran_out() {
     let server = Server::tcp(echo);
-    let address = free_address();
     let limits = "[limits]\nsessions = 1024\nflows = 64\nbuffers = 16\npipes = 16\n";
-    let config = forward("TCP", address, [server.address], "") + limits;
-    let gateway = Launch::default().under(&["prlimit", "--nofile=200:200"]).start(&config);
-    let clients: Vec<_> = (0..300).map(|_| connect(address)).collect();
-    let pauses = || gateway.metrics().value("ringway_accept_pauses_total", &[]);
-    wait_until("accepting pauses", || pauses() > 0);
-    let (start, before) = (now(), gateway.ticks());
-    std::thread::sleep(Duration::from_secs(2));
-    let available = start.elapsed().as_secs() * 100;
-    let used = gateway.ticks() - before;
-    assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
-    drop(clients);
-    for _ in 0..20 {
-        wait_until("clients are served again", || {
-            exchange(address, b"again").is_ok_and(|echo| echo == b"again")
+    for files in ["--nofile=200:200", "--nofile=201:201"] {
+        let address = free_address();
+        let config = forward("TCP", address, [server.address], "") + limits;
+        let gateway = Launch::default().under(&["prlimit", files]).start(&config);
+        let clients: Vec<_> = (0..300).map(|_| connect(address)).collect();
+        let pauses = || gateway.metrics().value("ringway_accept_pauses_total", &[]);
+        wait_until("accepting pauses", || pauses() > 0);
+        let (start, before) = (now(), gateway.ticks());
+        std::thread::sleep(Duration::from_secs(2));
+        let available = start.elapsed().as_secs() * 100;
+        let used = gateway.ticks() - before;
+        assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
+        let watchers: Vec<_> = (0..4).map(|_| ask_and_stay(gateway.admin)).collect();
+        assert!(pauses() > 0);
+        drop(watchers);
+        drop(clients);
+        for _ in 0..20 {
+            wait_until("clients are served again", || {
+                exchange(address, b"again").is_ok_and(|echo| echo == b"again")
+            });
+        }
+        wait_until("all sessions are over", || {
+            gateway.metrics().value("ringway_sessions_active", &[]) == 0
         });
     }
-    wait_until("all sessions are over", || {
-        gateway.metrics().value("ringway_sessions_active", &[]) == 0
-    });
+}
+
+/// Asks the admin API for something and keeps the connection, as Prometheus does.
+fn ask_and_stay(admin: SocketAddr) -> TcpStream {
+    let mut stream = connect(admin);
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: admin\r\n\r\n").expect("it is read");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    stream
 }
 
 /// Nine thousand idle sessions: all alive, and under 512 bytes of user memory each. They are held

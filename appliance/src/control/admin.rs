@@ -1,7 +1,10 @@
 //! The admin API: /metrics, /healthz, /readyz, /config and /features.
 
+use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -13,6 +16,11 @@ use config_sync::gateway::cluster::Figures;
 use config_sync::health;
 use config_sync::routing::Limits;
 use config_sync::{InForce, Timing};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use libc::{EMFILE, ENFILE};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::metrics::{Scrape, Series};
 use crate::proxy::counters::Counters;
@@ -85,7 +93,7 @@ impl Board {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: tokio::net::TcpListener, board: Arc<Board>) {
+pub async fn serve(listener: TcpListener, board: Arc<Board>) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
@@ -93,8 +101,69 @@ pub async fn serve(listener: tokio::net::TcpListener, board: Arc<Board>) {
         .route("/config", get(config))
         .route("/features", get(features))
         .with_state(board);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!("admin API: {error}");
+    let spare = Arc::new(SpareFiles::default());
+    loop {
+        spare.fill();
+        let stream = accept(&listener, &spare).await;
+        let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(&spare));
+        tokio::spawn(async move {
+            // What ends a connection is its client's affair.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            spare.fill();
+        });
+    }
+}
+
+async fn accept(listener: &TcpListener, spare: &SpareFiles) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) if is_passing(&error) => {}
+            Err(error) if out_of_files(&error) && spare.give_up_one() => {}
+            Err(error) => {
+                tracing::error!("admin API: accepting: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// An error that concerns only the connection that accept(2) would have given.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// Files that are open for no other purpose than to be closed for a connection to the admin API,
+/// when sessions have taken all others that the process may open: whoever wants to know why clients
+/// are refused must get an answer then, too.
+#[derive(Default)]
+struct SpareFiles(Mutex<Vec<File>>);
+
+impl SpareFiles {
+    /// As many connections are served however few files there are.
+    const COUNT: usize = 16;
+
+    /// Called where a file may just have been closed, so that no session has it first.
+    fn fill(&self) {
+        let mut files = self.files();
+        while files.len() < Self::COUNT
+            && let Ok(file) = File::open("/dev/null")
+        {
+            files.push(file);
+        }
+    }
+
+    fn give_up_one(&self) -> bool {
+        self.files().pop().is_some()
+    }
+
+    fn files(&self) -> MutexGuard<'_, Vec<File>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -138,7 +207,6 @@ fn size(range: &str) -> Option<u64> {
 mod tests {
     use config_sync::config::parse;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
