@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use config_sync::compile::compile;
 use config_sync::config::{self, Certificate, Pem, Termination};
@@ -149,6 +150,7 @@ fn a_udp_flow_does_not_allocate() {
     let mut bench = Bench::new();
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.connect(bench.udp).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let exchange = |socket: UdpSocket, rounds| {
         move || {
             let mut buffer = [0; 2_048];
@@ -190,7 +192,7 @@ fn a_terminated_relay_allocates_once_for_each_record() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let conn = ClientConnection::new(Arc::new(config), NAME.try_into().unwrap()).unwrap();
-    let stream = StreamOwned::new(conn, TcpStream::connect(address).unwrap());
+    let stream = StreamOwned::new(conn, connect(address));
     let stream = Arc::new(Mutex::new(stream));
     let exchange = |rounds| {
         let stream = Arc::clone(&stream);
@@ -218,8 +220,17 @@ fn the_counter_counts() {
     assert_eq!(measured.count_total, 1);
 }
 
-fn connect_through(bench: &mut Bench, address: SocketAddr) -> TcpStream {
+/// A read that takes longer fails, and does not hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn connect_through(bench: &mut Bench, address: SocketAddr) -> TcpStream {
+    let stream = connect(address);
     let mut copy = stream.try_clone().unwrap();
     bench.allocations_during(move || small_exchanges(&mut copy, 1));
     stream
@@ -248,7 +259,9 @@ fn bulk_exchange(stream: &TcpStream, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
         let limit = left.min(buffer.len());
-        left -= reader.read(&mut buffer[..limit]).unwrap();
+        let count = reader.read(&mut buffer[..limit]).unwrap();
+        assert!(count > 0, "{left} bytes are missing");
+        left -= count;
     }
     sender.join().unwrap();
 }

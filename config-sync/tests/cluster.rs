@@ -224,8 +224,8 @@ fn leases(server: &ApiServer, identity: &str) -> Leases {
         namespace: "ringway".into(),
         controller: CONTROLLER.into(),
         identity: identity.into(),
-        lasts: Duration::from_secs(2),
-        kept: Duration::from_secs(4),
+        lasts: Duration::from_secs(6),
+        kept: Duration::from_secs(12),
     };
     Leases::start(server.client(), options)
 }
@@ -292,7 +292,7 @@ async fn replicas_and_their_addresses_stay_while_the_api_server_is_silent() {
         server.fail(method, "", 503, usize::MAX);
     }
     server.cut();
-    let silent = |leases: &Leases| leases.heard().is_some_and(|at| at.elapsed().as_secs() >= 4);
+    let silent = |leases: &Leases| leases.heard().is_some_and(|at| at.elapsed().as_secs() >= 12);
     until("no Lease would hold any more", || {
         assert_eq!((a.addresses().len(), b.addresses().len()), (2, 2));
         silent(&a) && silent(&b)

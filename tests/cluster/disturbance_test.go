@@ -240,16 +240,30 @@ func TestStatusIsQuiet(t *testing.T) {
 	gateway(t, namespace, "quiet", listener("tcp", "TCP", 9000)+", "+listener("odd", "INVALID", 1))
 	applied(t, namespace, route("TCPRoute", "quiet", "quiet", "tcp", backend("echo", 1))+
 		route("TCPRoute", "broken", "quiet", "nowhere", backend("missing", 1)))
-	eventually(t, "route accepted", func() error { return routeHas(namespace, "quiet", "Accepted") })
+	eventually(t, "every status as it will be", func() error {
+		found, err := gatewayNow(namespace, "quiet")
+		if err != nil {
+			return err
+		}
+		attached := map[gatewayv1.SectionName]int32{}
+		for _, listener := range found.Status.Listeners {
+			attached[listener.Name] = listener.AttachedRoutes
+		}
+		if attached["tcp"] != 1 {
+			return fmt.Errorf("routes are attached to %v", attached)
+		}
+		return errors.Join(routeHas(namespace, "quiet", "Accepted"),
+			routeHasNot(namespace, "broken", "NoMatchingParent"))
+	})
 
 	before := ""
-	eventually(t, "a quiet second", func() error {
+	eventually(t, "quiet for longer than it pauses", func() error {
 		now := versions(t, namespace)
 		if now == before {
 			return nil
 		}
 		before = now
-		time.Sleep(time.Second)
+		time.Sleep(5 * time.Second)
 		return errors.New("statuses are still written")
 	})
 	echo{name: "echo", protocol: "TCP", replicas: 2}.deploy(t, namespace)

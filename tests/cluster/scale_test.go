@@ -308,6 +308,9 @@ func patchSlice(namespace string, service int, patch string) error {
 		client.RawPatch(types.JSONPatchType, []byte(patch)))
 }
 
+// admin fails where an answer does not come.
+var admin = http.Client{Timeout: patience}
+
 // watchHealth asks for /healthz until the function that it returns is called, which returns how long
 // the answers took.
 func watchHealth() func() ([]time.Duration, error) {
@@ -317,7 +320,7 @@ func watchHealth() func() ([]time.Duration, error) {
 	group.Go(func() error {
 		for {
 			began := time.Now()
-			response, err := http.Get("http://" + nodeAddress + ":9900/healthz")
+			response, err := admin.Get("http://" + nodeAddress + ":9900/healthz")
 			if err != nil {
 				return err
 			}
@@ -373,7 +376,7 @@ var bucketBound = regexp.MustCompile(`le="[^"]*"`)
 // histograms the sum, by the buckets' bounds.
 func figures(t *testing.T) map[string]float64 {
 	t.Helper()
-	response, err := http.Get("http://" + nodeAddress + ":9900/metrics")
+	response, err := admin.Get("http://" + nodeAddress + ":9900/metrics")
 	must(t, err)
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)

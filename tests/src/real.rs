@@ -11,7 +11,8 @@ mod postgres;
 mod servers;
 
 pub use clients::{
-    Pattern, client_hello, closed_without_a_byte, connect, exchange, program, udp_client, was_reset,
+    Lines, Pattern, client_hello, closed_without_a_byte, connect, exchange, limited, program,
+    udp_client, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics};
 pub use postgres::Postgres;
@@ -19,7 +20,7 @@ pub use servers::{Daemon, Server, accept_full, echo};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
@@ -42,6 +43,16 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 /// Waits until `condition` holds.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
+}
+
+/// Sets the flag when dropped: also if the test fails, so that threads that go on until then end.
+#[derive(Debug)]
+pub struct SetWhenDropped<'a>(pub &'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests of the real program live in real time")]

@@ -555,7 +555,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "silence after small exchanges",
-        setup: Setup { timeouts: Timeouts { idle: 100, ..NONE }, ..TCP },
+        setup: Setup { timeouts: Timeouts { idle: 1_000, ..NONE }, ..TCP },
         steps: &[
             Connect(0, Plain),
             Served(0),
@@ -660,7 +660,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a session that reaches its age",
-        setup: Setup { timeouts: Timeouts { lifetime: 100, ..NONE }, ..TCP },
+        setup: Setup { timeouts: Timeouts { lifetime: 1_000, ..NONE }, ..TCP },
         steps: &[
             Connect(0, Plain),
             Served(0),
@@ -774,7 +774,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "two clients of one server, and silence",
-        setup: Setup { flow_timeout: 100, ..UDP },
+        setup: Setup { flow_timeout: 1_000, ..UDP },
         steps: &[
             Asks(0, 10),
             Hears(S, 10),
@@ -810,7 +810,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "one flow more than a shared socket has addresses",
-        setup: Setup { flow_timeout: 100, ..SHARED },
+        setup: Setup { flow_timeout: 1_000, ..SHARED },
         steps: &[
             Asks(0, 10),
             Hears(S, 10),

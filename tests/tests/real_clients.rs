@@ -111,7 +111,7 @@ fn iperf3_udp_on_the_port_of_its_tcp() {
     // A machine that is taken away for a moment (its host has others) loses datagrams for any
     // gateway; one that is too slow loses them in every run.
     let (mut sent, mut dropped) = (0.0, 0.0);
-    let fetched = (0..3).any(|_| {
+    let fetched = (0..6).any(|_| {
         let (before, now) = (dropped, run(address));
         sent += now;
         dropped = dropped_before(address, endpoint) as f64;

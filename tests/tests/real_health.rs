@@ -73,7 +73,7 @@ fn sessions_go_where_checks_are_good() {
     let labels = [("backend", "main"), ("result", "failed")];
     assert!(gateway.metrics().value("ringway_health_checks_total", &labels) >= 2);
     let down = format!("endpoint {a} of backend main is down: connecting to {a}: ");
-    assert!(gateway.stderr().contains(&down), "{}", gateway.stderr());
+    wait_until("why it is down is logged", || gateway.stderr().contains(&down));
 
     gateway.reload(&(config + &backend("more", [b], "")));
     assert_eq!(seen(address), [Some(b'b')].into(), "a reload brings nobody back");
@@ -82,7 +82,8 @@ fn sessions_go_where_checks_are_good() {
     let first = tagged(a, b'a');
     wait_until("the first is back", || seen(address) == both);
     assert_eq!(healthy(&gateway, a), 1);
-    assert!(gateway.stderr().contains(&format!("endpoint {a} of backend main is up again")));
+    let up = format!("endpoint {a} of backend main is up again");
+    wait_until("that it is up is logged", || gateway.stderr().contains(&up));
 
     drop((first, second));
     wait_until("there is no endpoint left", || {

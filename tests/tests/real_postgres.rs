@@ -11,7 +11,7 @@ use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, LogLine, Postgres, Server, client_hello, closed_without_a_byte,
-    connect, free_address, program, wait_until,
+    connect, free_address, limited, program, wait_until,
 };
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
@@ -98,11 +98,12 @@ impl World {
         program("psql", &["-AtX", "-c", query, &login]).trim().to_owned()
     }
 
-    /// What psql says where it can't get in.
+    /// What psql says where it can't get in: its exit code is 2.
     fn refused(&self, address: SocketAddr, host: &str, more: &str) {
         let login = self.login(address, host, more);
-        let output = Command::new("psql").args(["-AtX", "-c", "select 1", &login]).output();
-        assert!(!output.expect("psql").status.success(), "{login} was let in");
+        let output = limited("psql").args(["-AtX", "-c", "select 1", &login]).output();
+        let output = output.expect("psql");
+        assert_eq!(output.status.code(), Some(2), "{login}: {output:?}");
     }
 
     /// psql with a query that takes long, once the server has begun with it.

@@ -1,20 +1,20 @@
 //! The program itself: its commands, its log, and what it needs of the machine.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, LogLine, Server, binary, client_hello, connect, echo, exchange,
-    free_address, is_root, program, udp_client, wait_for, wait_until, was_reset,
+    Folder, Gateway, Launch, Lines, LogLine, Server, binary, client_hello, connect, echo, exchange,
+    free_address, is_root, limited, program, udp_client, wait_for, wait_until, was_reset,
 };
 
 fn ringway(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).stdin(Stdio::null()).output().expect("the binary")
+    limited(binary()).args(arguments).output().expect("the binary")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -124,7 +124,7 @@ fn refused_io_uring_is_one_clear_error() {
     let binary = binary().display().to_string();
     for (errno, word) in [(EPERM, "seccomp"), (ENOSYS, "io_uring")] {
         let run = ["-c", WITHOUT_IO_URING, errno, &binary, "run", "--config", &file];
-        let output = Command::new("python3").args(run).output().expect("python3");
+        let output = limited("python3").args(run).output().expect("python3");
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains("io_uring") && said.contains(word), "{said}");
@@ -342,7 +342,7 @@ fn nothing_leaks() {
 /// `ringway demo` as a child process, interrupted when dropped.
 struct Demo {
     child: Child,
-    says: BufReader<ChildStdout>,
+    says: Lines,
 }
 
 impl Demo {
@@ -355,11 +355,11 @@ impl Demo {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().expect("the binary");
-        let mut says = BufReader::new(child.stdout.take().expect("its output"));
+        let says = Lines::of(child.stdout.take().expect("its output"));
         let mut printed = String::new();
         while !printed.contains("Ctrl-C ends the demo") {
-            let len = says.read_line(&mut printed).expect("its output");
-            assert!(len > 0, "the demo ended: {printed}");
+            printed += &says.take();
+            printed.push('\n');
         }
         (Self { child, says }, printed)
     }
@@ -409,7 +409,6 @@ fn demo_keeps_its_word() {
     kill(pid, Signal::SIGINT).expect("the demo runs");
     let status = wait_for("the demo's end", || demo.child.try_wait().expect("its status"));
     assert_eq!(status.code(), Some(0));
-    let mut log = String::new();
-    demo.says.read_to_string(&mut log).expect("its output");
+    let log = demo.says.rest().join("\n");
     assert!(log.contains("server_name=\"a.demo.test\"") && log.contains("close"), "{log}");
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, LogLine, Pattern, Server, connect, echo, exchange, free_address, now, seconds,
-    udp_client, wait_until,
+    Gateway, Launch, LogLine, Pattern, Server, SetWhenDropped, connect, echo, exchange,
+    free_address, now, seconds, udp_client, wait_until,
 };
 
 /// One hundred megabytes each way, each compared with what was sent.
@@ -70,7 +70,9 @@ fn sessions_live_through_a_reload_every_100_ms() {
     let gateway = Gateway::start(&config(0));
     let (over, counts) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
     let going = |at: usize| !over.load(Ordering::SeqCst) || counts[at].load(Ordering::SeqCst) == 0;
+    let tables = || gateway.metrics().value("ringway_reloads_total", &[]);
     std::thread::scope(|scope| {
+        let _over = SetWhenDropped(&over);
         for seed in 0..3 {
             let (going, counts) = (&going, &counts);
             scope.spawn(move || {
@@ -88,18 +90,23 @@ fn sessions_live_through_a_reload_every_100_ms() {
             }
         });
         let (start, mut round) = (now(), 0);
-        while start.elapsed() < Duration::from_secs(seconds(20)) {
+        let mut publish = || {
             round += 1;
             gateway.write(&config(round));
             gateway.signal(Signal::SIGHUP);
             std::thread::sleep(Duration::from_millis(100));
+        };
+        while start.elapsed() < Duration::from_secs(seconds(20)) {
+            publish();
         }
-        over.store(true, Ordering::SeqCst);
+        // However short that was, and however busy the machine.
+        wait_until("more than ten tables", || {
+            publish();
+            tables() > 10
+        });
     });
     let counts = counts.map(AtomicU64::into_inner);
-    let tables = gateway.metrics().value("ringway_reloads_total", &[]);
-    eprintln!("{} bulk and {} short sessions over {tables} tables", counts[0], counts[1]);
-    assert!(tables > 10);
+    eprintln!("{} bulk and {} short sessions over {} tables", counts[0], counts[1], tables());
     let lines = gateway.closes(usize::try_from(counts[0] + counts[1]).expect("not so many"));
     for line in lines {
         assert!(line.text("reason").is_some_and(|reason| reason.ends_with("_fin")), "{line:?}");
@@ -150,15 +157,10 @@ fn split(publish: bool) -> [[u64; 3]; 2] {
         config + &backend("spare", [SocketAddr::from(([127, 0, 0, 1], 1000 + round))], "")
     };
     let gateway = Gateway::start(&config(0));
-    let over = AtomicBool::new(false);
     let counts = std::thread::scope(|scope| {
-        let picking = scope.spawn(|| {
-            let counts = [pick_over_tcp(address), pick_over_udp(address)];
-            over.store(true, Ordering::SeqCst);
-            counts
-        });
+        let picking = scope.spawn(|| [pick_over_tcp(address), pick_over_udp(address)]);
         let mut round = 0;
-        while publish && !over.load(Ordering::SeqCst) {
+        while publish && !picking.is_finished() {
             round = (round + 1) % 500;
             gateway.write(&config(round));
             gateway.signal(Signal::SIGHUP);
@@ -269,10 +271,10 @@ fn bind_failure_keeps_the_whole_old_table() {
     }
 }
 
-/// What a server that closes by itself says; `None` if it can't be reached.
+/// What a server that closes by itself says; `None` if that does not end with a FIN.
 fn exchange_quietly(address: SocketAddr) -> Option<Vec<u8>> {
     let mut said = Vec::new();
-    TcpStream::connect(address).ok()?.read_to_end(&mut said).ok()?;
+    connect(address).read_to_end(&mut said).ok()?;
     Some(said)
 }
 

@@ -230,7 +230,8 @@ fn new_ranges_are_for_new_sessions_and_flows_only() {
     folder.write("ranges.txt", "127.5.0.0/16\n127.5.0.0/40\n");
     let failures = || gateway.metrics().value("ringway_reload_failures_total", &[]);
     wait_until("the bad file is refused", || failures() > 0);
-    assert!(gateway.stderr().contains("ranges.txt:2:1: listeners[0].deny: "));
+    let fault = "ranges.txt:2:1: listeners[0].deny: ";
+    wait_until("the fault and its place are logged", || gateway.stderr().contains(fault));
     assert!(!is_admitted("127.5.0.1", tcp) && is_admitted("127.6.0.1", tcp));
     folder.write("ranges.txt", "192.0.2.0/24\n");
     wait_until("the good file is in force", || is_admitted("127.5.0.1", tcp));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Pattern, Server, accept_full, connect, echo, exchange, free_address,
+    Gateway, Launch, Lines, Pattern, Server, accept_full, connect, echo, exchange, free_address,
     in_own_network, now, program, wait_until, was_reset,
 };
 use socket2::SockRef;
@@ -27,6 +27,10 @@ fn handed_over() -> (Server, mpsc::Receiver<TcpStream>) {
         let _ = give.send(stream);
     });
     (server, take)
+}
+
+fn next(accepted: &mpsc::Receiver<TcpStream>) -> TcpStream {
+    accepted.recv_timeout(Duration::from_secs(60)).expect("a connection")
 }
 
 fn abort(stream: TcpStream) {
@@ -59,7 +63,7 @@ fn client_speaks_on_after_the_servers_fin() {
     let (server, accepted) = handed_over();
     let (gateway, address) = forwarding(&server, "");
     let mut client = connect(address);
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     endpoint.write_all(b"that is all").expect("sent");
     endpoint.shutdown(Shutdown::Write).expect("a FIN");
     let mut said = Vec::new();
@@ -114,7 +118,7 @@ fn tails_below_the_mark_of_a_bulk_stream_arrive() {
             let before = runs();
             let mut client = connect(address);
             client.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-            let endpoint = accepted.recv().expect("a connection");
+            let endpoint = next(&accepted);
             let (go, wait) = mpsc::channel();
             let sender = std::thread::spawn(move || {
                 let mut pattern = Pattern::new(size);
@@ -235,7 +239,7 @@ fn reset_by_the_client_reaches_the_endpoint() {
     let (server, accepted) = handed_over();
     let (gateway, address) = forwarding(&server, "");
     let mut client = connect(address);
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     client.write_all(b"x").expect("sent");
     endpoint.read_exact(&mut [0]).expect("the byte");
     abort(client);
@@ -248,7 +252,7 @@ fn reset_by_the_endpoint_reaches_the_client() {
     let (server, accepted) = handed_over();
     let (gateway, address) = forwarding(&server, "");
     let mut client = connect(address);
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     endpoint.write_all(b"x").expect("sent");
     client.read_exact(&mut [0]).expect("the byte");
     abort(endpoint);
@@ -263,7 +267,7 @@ fn reset_after_a_half_close_is_a_reset() {
     let (gateway, address) = forwarding(&server, "");
     let mut client = connect(address);
     client.shutdown(Shutdown::Write).expect("a FIN");
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
     endpoint.write_all(b"x").expect("sent");
     client.read_exact(&mut [0]).expect("the byte");
@@ -288,7 +292,7 @@ fn idle_session_ends_at_idle_timeout() {
     let (server, accepted) = handed_over();
     let (gateway, address) = forwarding(&server, "idle_timeout = \"1s\"");
     let mut client = connect(address);
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     assert!(client.read(&mut [0]).map_or(true, |len| len == 0), "no byte was sent");
     assert!(endpoint.read(&mut [0]).map_or(true, |len| len == 0), "no byte was sent");
     gateway.closed_for("idle_timeout");
@@ -300,7 +304,7 @@ fn half_closed_session_ends_at_half_close_timeout() {
     let (gateway, address) = forwarding(&server, "half_close_timeout = \"1s\"");
     let client = connect(address);
     client.shutdown(Shutdown::Write).expect("a FIN");
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
     gateway.closed_for("half_close_timeout");
 }
@@ -311,7 +315,7 @@ fn half_close_timeout_counts_from_the_fin() {
     let (server, accepted) = handed_over();
     let (_gateway, address) = forwarding(&server, "half_close_timeout = \"3s\"");
     let mut client = connect(address);
-    let mut endpoint = accepted.recv().expect("a connection");
+    let mut endpoint = next(&accepted);
     std::thread::sleep(Duration::from_secs(4));
     client.shutdown(Shutdown::Write).expect("a FIN");
     assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
@@ -347,7 +351,7 @@ fn client_that_will_not_read_is_closed() {
     let (server, accepted) = handed_over();
     let (gateway, address) = forwarding(&server, "write_stall_timeout = \"1s\"");
     let client = connect(address);
-    let endpoint = accepted.recv().expect("a connection");
+    let endpoint = next(&accepted);
     fill(&endpoint);
     gateway.closed_for("client_stalled");
     drop(client);
@@ -358,7 +362,7 @@ fn endpoint_that_will_not_read_is_closed() {
     let (server, accepted) = handed_over();
     let (gateway, address) = forwarding(&server, "write_stall_timeout = \"1s\"");
     let client = connect(address);
-    let endpoint = accepted.recv().expect("a connection");
+    let endpoint = next(&accepted);
     fill(&client);
     gateway.closed_for("endpoint_stalled");
     drop(endpoint);
@@ -529,7 +533,8 @@ fn accepting_resumes_after_descriptors_ran_out() {
         let available = start.elapsed().as_secs() * 100;
         let used = gateway.ticks() - before;
         assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
-        let watchers: Vec<_> = (0..4).map(|_| ask_and_stay(gateway.admin)).collect();
+        // Each has a file, and says no more.
+        let watchers: Vec<_> = (0..12).map(|_| connect(gateway.admin)).collect();
         assert!(pauses() > 0);
         drop(watchers);
         drop(clients);
@@ -542,16 +547,6 @@ fn accepting_resumes_after_descriptors_ran_out() {
             gateway.metrics().value("ringway_sessions_active", &[]) == 0
         });
     }
-}
-
-/// Asks the admin API for something and keeps the connection, as Prometheus does.
-fn ask_and_stay(admin: SocketAddr) -> TcpStream {
-    let mut stream = connect(admin);
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: admin\r\n\r\n").expect("it is read");
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).expect("an answer");
-    assert_eq!(&answer, b"HTTP/1.1 200");
-    stream
 }
 
 /// Nine thousand idle sessions: all alive, and under 512 bytes of user memory each. They are held
@@ -599,33 +594,25 @@ fn nine_thousand_idle_sessions_are_cheap_and_alive() {
 struct Holder {
     child: Child,
     address: SocketAddr,
-    says: std::io::BufReader<std::process::ChildStdout>,
+    says: Lines,
 }
 
 impl Holder {
     fn start() -> Self {
-        use std::io::BufRead as _;
-
         let mut child = Command::new(env!("CARGO_BIN_EXE_hold"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the helper");
-        let mut says = std::io::BufReader::new(child.stdout.take().expect("its output"));
-        let mut line = String::new();
-        says.read_line(&mut line).expect("its address");
-        Self { child, address: line.trim().parse().expect("an address"), says }
+        let says = Lines::of(child.stdout.take().expect("its output"));
+        Self { child, address: says.take().parse().expect("an address"), says }
     }
 
     /// Until it has accepted so many.
     fn wait_for(&mut self, count: usize) {
-        use std::io::BufRead as _;
-
-        let mut line = String::new();
         let ask = self.child.stdin.as_mut().expect("its input");
         writeln!(ask, "{count}").expect("asked");
-        self.says.read_line(&mut line).expect("an answer");
-        assert_eq!(line.trim(), count.to_string());
+        assert_eq!(self.says.take(), count.to_string());
     }
 
     /// Has it say `hello` on all that are open.

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ringway_tests::pki::{Issued, Pki};
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Pattern, Server, connect, echo, free_address, program, wait_until,
+    Daemon, Folder, Gateway, Pattern, Server, SetWhenDropped, connect, echo, free_address, limited,
+    program, wait_until,
 };
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -109,7 +110,8 @@ impl Client {
     /// Reads until it is this client's turn, or the handshake is over.
     fn hear(&mut self) {
         while self.0.conn.is_handshaking() && !self.0.conn.wants_write() {
-            self.0.conn.read_tls(&mut self.0.sock).expect("an answer");
+            let len = self.0.conn.read_tls(&mut self.0.sock).expect("an answer");
+            assert!(len > 0, "it ends within the handshake");
             self.0.conn.process_new_packets().expect("TLS");
         }
     }
@@ -267,12 +269,20 @@ fn revoked_client_certificates_are_refused() {
 
 /// Nor do clients come in by an old session whose certificate has ended since.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
 fn a_session_does_not_outlive_its_certificate() {
+    let ends = [4, 16].into_iter().any(a_session_ends_with_its_certificate);
+    assert!(ends, "four handshakes take longer than a certificate lasts");
+}
+
+/// False if the machine is so slow that the certificate ends, after so many seconds, before there
+/// is something to see.
+#[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
+fn a_session_ends_with_its_certificate(lifetime: u64) -> bool {
     let (files, server, address) = (Files::new(), tagged("served"), free_address());
     let a = files.issue("a", &["a.example.com"]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-    let end = now + 4;
+    let end = now + lifetime;
+    let is_after = |at| SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(at);
     files.write("me", &files.pki.issue_up_to(&["me.example.com"], end));
     let keys = format!("certificates = [{a}], client_ca = \"{}\"", files.path("ca.pem"));
     let config = terminate(address, &keys) + &backend("main", [server.address], "");
@@ -284,14 +294,16 @@ fn a_session_does_not_outlive_its_certificate() {
     };
     for version in ["-tls1_2", "-tls1_3"] {
         let session = files.path(version);
-        let said = ask(version, &format!("-sess_out {session}"));
-        assert!(said.contains("served"), "{said}");
-        let said = ask(version, &format!("-sess_in {session}"));
-        assert!(said.contains("Reused, TLSv1") && said.contains("served"), "{said}");
+        let first = ask(version, &format!("-sess_out {session}"));
+        let second = ask(version, &format!("-sess_in {session}"));
+        if is_after(end) {
+            return false;
+        }
+        assert!(first.contains("served"), "{first}");
+        assert!(second.contains("Reused, TLSv1") && second.contains("served"), "{second}");
     }
     // A worker knows the time of day to a second.
-    let is_over = || SystemTime::now() > UNIX_EPOCH + Duration::from_secs(end + 2);
-    wait_until("the certificate's end", is_over);
+    wait_until("the certificate's end", || is_after(end + 2));
     for version in ["-tls1_2", "-tls1_3"] {
         let said = ask(version, &format!("-sess_in {}", files.path(version)));
         assert!(!said.contains("served"), "{said}");
@@ -300,6 +312,7 @@ fn a_session_does_not_outlive_its_certificate() {
     for line in &gateway.closes(6)[4..] {
         assert_eq!(line.text("reason"), Some("client_tls_failed"));
     }
+    true
 }
 
 #[test]
@@ -394,23 +407,38 @@ fn openssl_in_odd_moods() {
     let config = terminate(address, &format!("certificates = [{a}]"))
         + &backend("main", [server.address], "");
     let gateway = Gateway::start(&config);
-    // A line that is a single letter is a command to openssl.
-    let typed = |lines: &[&str], options: &str| {
-        let lines: String = lines.iter().map(|line| format!("echo {line}; sleep 1; ")).collect();
-        let ca = files.path("ca.pem");
+    // A line that is a single letter is a command to openssl, if nothing came with it: each line
+    // is typed once that before it has led to so many lines with a word. After the last there is a
+    // moment for what must not be heard.
+    let typed = |lines: &[(&str, &str, u8)], options: &str| {
+        let (ca, out) = (files.path("ca.pem"), files.path("said"));
+        let lines = lines.iter().map(|(line, word, count)| {
+            let heard = format!("grep -c '{word}' {out}");
+            format!("echo {line}; until [ $({heard}) -ge {count} ]; do sleep 0.1; done; ")
+        });
         let command = format!(
-            "({lines}) | openssl s_client -connect {address} -CAfile {ca} -servername \
-             a.example.com {options} 2>&1 || true"
+            ": > {out}; ({}sleep 1) | openssl s_client -connect {address} -CAfile {ca} -servername \
+             a.example.com {options} >> {out} 2>&1; cat {out}",
+            lines.collect::<String>()
         );
         program("sh", &["-c", &command])
     };
-    let said = typed(&["alpha", "K", "beta", "k", "gamma"], "-tls1_3");
+    let keyed = "KEYUPDATE";
+    let lines = [
+        ("alpha", "alpha", 1),
+        ("K", keyed, 1),
+        ("beta", "beta", 1),
+        ("k", keyed, 2),
+        ("gamma", "gamma", 1),
+    ];
+    let said = typed(&lines, "-tls1_3");
     assert!(said.contains("KEYUPDATE"), "{said}");
     for heard in ["alpha", "beta", "gamma"] {
         assert!(said.contains(heard), "{heard}: {said}");
     }
     assert_eq!(gateway.closes(1)[0].number("bytes_up"), 6 + 5 + 6);
-    let said = typed(&["alpha", "R", "gamma"], "-tls1_2");
+    let lines = [("alpha", "alpha", 1), ("R", "no renegotiation", 1), ("gamma", "", 0)];
+    let said = typed(&lines, "-tls1_2");
     assert!(said.contains("RENEGOTIATING") && said.contains("alpha"), "{said}");
     let lines = gateway.closes(2);
     assert!(said.contains("no renegotiation") && !said.contains("gamma"), "{said}");
@@ -506,8 +534,10 @@ fn curl_reaches_plain_and_encrypted_backends_and_none_that_is_not_what_it_should
     for case in &bad {
         gateway.reload(&config(case));
         for way in ways {
-            let done = Command::new("curl").args(common).args(way).output().expect("curl");
-            assert!(!done.status.success() && done.stdout.is_empty(), "{case:?}: {done:?}");
+            let done = limited("curl").args(common).args(way).output().expect("curl");
+            let hangs = done.status.code().is_none_or(|code| [124, 137].contains(&code));
+            assert!(!done.status.success() && !hangs, "{case:?}: {done:?}");
+            assert!(done.stdout.is_empty(), "{case:?}: {done:?}");
         }
     }
     let lines = gateway.closes(14);
@@ -565,7 +595,8 @@ fn an_end_without_close_notify_reaches_the_other_side_as_a_reset() {
     let mut client = files.client(address, "a.example.com");
     client.0.write_all(b"a part").expect("sent");
     client.0.sock.shutdown(Shutdown::Write).expect("shut down");
-    assert_eq!(hear.recv(), Ok(Err(ErrorKind::ConnectionReset)));
+    let end = hear.recv_timeout(Duration::from_secs(60));
+    assert_eq!(end, Ok(Err(ErrorKind::ConnectionReset)));
     gateway.closed_for("client_truncated");
 }
 
@@ -597,9 +628,9 @@ fn leaves_nothing_behind(gateway: &Gateway, serve: impl Fn(), stop: impl Fn(bool
     stop(false);
     stop(true);
     // Connections of those who ask for metrics come and go too.
-    let given_back = || held().iter().zip(before).all(|(now, before)| *now <= before);
-    wait_until("every session, pipe and file to be given back", given_back);
-    assert!(free() >= buffers, "receive buffers");
+    let given_back =
+        || held().iter().zip(before).all(|(now, before)| *now <= before) && free() >= buffers;
+    wait_until("every session, pipe, file and receive buffer to be given back", given_back);
     serve();
 }
 
@@ -698,7 +729,9 @@ fn what_stops_before_tls_leaves_nothing_behind() {
 fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
     let (files, good) = (Files::new(), parrot());
     let (plain, secret) = (free_address(), free_address());
-    let count = AtomicUsize::new(0);
+    // Not how many were accepted: the habit of each is to be settled before the next one comes.
+    let met = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&met);
     let bad = Server::tcp(move |mut stream| {
         let mut hello = [0; 4096];
         let habit = count.fetch_add(1, Ordering::SeqCst) % 4;
@@ -721,11 +754,13 @@ fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
         assert_eq!(back, b"hello");
     };
     let stop = |reset| {
-        let served = bad.served();
+        let before = met.load(Ordering::SeqCst);
         for number in 1..=8 {
             let mut stream = connect(secret);
             stream.write_all(b"hello").expect("sent");
-            wait_until("the endpoint was reached", || bad.served() == served + number);
+            wait_until("the endpoint was reached", || {
+                met.load(Ordering::SeqCst) == before + number
+            });
             if number % 4 > 0 {
                 assert!(!matches!(stream.read(&mut [0]), Ok(1..)), "an answer");
             }
@@ -733,9 +768,11 @@ fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
         }
     };
     leaves_nothing_behind(&gateway, serve, stop);
-    let lines = gateway.log();
-    let failed = lines.iter().filter(|line| line.text("reason") == Some("endpoint_tls_failed"));
-    assert!(failed.count() >= 12, "{lines:?}");
+    wait_until("twelve failures in the access log", || {
+        let lines = gateway.log();
+        let reasons = lines.iter().filter_map(|line| line.text("reason"));
+        reasons.filter(|reason| *reason == "endpoint_tls_failed").count() >= 12
+    });
 }
 
 #[test]
@@ -783,6 +820,7 @@ fn certificates_are_renewed_under_load_without_a_failure() {
     let mut old = files.client(address, "a.example.com");
     old.0.write_all(b"old").expect("sent");
     thread::scope(|scope| {
+        let _stop = SetWhenDropped(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -799,7 +837,6 @@ fn certificates_are_renewed_under_load_without_a_failure() {
             files.write("a", &files.pki.issue_until(&["a.example.com"], year));
             wait_until("the new certificate", || expiry() != before);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     old.0.write_all(b" session").expect("sent");
     old.end();

@@ -2,14 +2,16 @@
 //! namespace of its own. Needs root.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Launch, Server, free_port, in_own_network, program, was_reset};
+use ringway_tests::real::{
+    Gateway, Launch, Server, connect, free_port, in_own_network, program, wait_until, was_reset,
+};
 
 /// A network namespace with a thread in it that does what it is asked to.
 struct Namespace {
@@ -96,9 +98,7 @@ fn world(servers: &Namespace) -> (Vec<Server>, Vec<(&'static str, SocketAddr)>, 
 fn seen(protocol: &str, address: SocketAddr) -> String {
     let mut answer = String::new();
     if protocol == "TCP" {
-        let mut stream = TcpStream::connect(address).expect("connecting");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        stream.read_to_string(&mut answer).expect("an answer");
+        connect(address).read_to_string(&mut answer).expect("an answer");
         return answer;
     }
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -126,7 +126,7 @@ fn the_server_sees_the_clients_address() {
         let (_servers, listening, config) = world(&servers);
         let gateway = Gateway::start(&config);
         let warnings = || gateway.stderr().matches(NO_RULE).count();
-        assert_eq!(warnings(), 2, "one for each IP version: {}", gateway.stderr());
+        wait_until("a warning for each IP version", || warnings() == 2);
         script("up");
         gateway.reload(&format!("{config}\n# with rules\n"));
         assert_eq!(warnings(), 2, "{}", gateway.stderr());
@@ -140,7 +140,7 @@ fn the_server_sees_the_clients_address() {
         assert_eq!(metrics.value("ringway_upstream_sockets_resting", &[]), 0);
         script("down");
         gateway.reload(&config);
-        assert_eq!(warnings(), 4, "{}", gateway.stderr());
+        wait_until("another warning for each", || warnings() == 4);
     });
 }
 
@@ -153,11 +153,9 @@ fn without_the_right_to_it_it_says_so() {
         let (_servers, listening, config) = world(&servers);
         let drop = "--bounding-set=-net_admin,-net_raw";
         let gateway = Launch::default().under(&["setpriv", drop]).start(&config);
-        assert!(gateway.stderr().contains("need CAP_NET_ADMIN"), "{}", gateway.stderr());
+        wait_until("a warning", || gateway.stderr().contains("need CAP_NET_ADMIN"));
         let address = listening[0].1;
-        let reset =
-            clients.run(move || was_reset(&mut TcpStream::connect(address).expect("connecting")));
-        assert!(reset);
+        assert!(clients.run(move || was_reset(&mut connect(address))));
         gateway.closed_for("connect_failed");
     });
 }

@@ -178,7 +178,12 @@ impl Driver {
         let address = endpoint.local_addr().unwrap();
         self.act(token, Op::Connect { address, source: Origin::Any, options: OPTIONS });
         self.event(token, Event::Connected);
-        (token, client, endpoint.accept().unwrap().0)
+        let (accepted, _) = endpoint.accept().unwrap();
+        for stream in [&client, &accepted] {
+            // Long enough for a slow machine, but not for ever.
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        }
+        (token, client, accepted)
     }
 
     /// Relays until both directions have ended or one has failed, as the proxy does; returns the

@@ -1,16 +1,20 @@
 //! Clients: sockets of the test, and real programs.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use super::DEADLINE;
 use crate::hello;
 
-/// A connection on which a read that hangs fails.
+/// A connection on which a read or a write that hangs fails.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"));
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream.set_write_timeout(Some(DEADLINE)).expect("a timeout");
     stream
 }
 
@@ -44,14 +48,17 @@ pub fn closed_without_a_byte(stream: &mut TcpStream) -> bool {
     stream.read_exact(&mut [0]).is_err_and(|error| closed.contains(&error.kind()))
 }
 
+/// A program without input that is ended after three minutes, and then exits with 124 or 137.
+pub fn limited(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "180"]).arg(name).stdin(Stdio::null());
+    command
+}
+
 /// Runs a program to its end and returns what it printed. It must succeed, within three minutes.
 pub fn program(name: &str, arguments: &[&str]) -> String {
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", "180", name])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let output =
+        limited(name).args(arguments).output().unwrap_or_else(|error| panic!("{name}: {error}"));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
@@ -60,6 +67,35 @@ pub fn program(name: &str, arguments: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     printed
+}
+
+/// What a child process says, line by line.
+#[derive(Debug)]
+pub struct Lines(mpsc::Receiver<String>);
+
+impl Lines {
+    pub fn of(output: ChildStdout) -> Self {
+        let (say, said) = mpsc::channel();
+        // Pipes have no timeouts, channels have.
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if say.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(said)
+    }
+
+    /// The next one. Panics if it does not come in a minute, or never will.
+    pub fn take(&self) -> String {
+        self.0.recv_timeout(DEADLINE).expect("a line")
+    }
+
+    /// All that are left, once the process has ended.
+    pub fn rest(&self) -> Vec<String> {
+        self.0.iter().collect()
+    }
 }
 
 /// Bytes that look random and can be made again from the same seed, to compare a stream with what
