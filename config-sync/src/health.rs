@@ -384,9 +384,7 @@ impl Probe {
                 _ = stream.set_zero_linger();
                 Finding::Good
             }
-            Ok(Err(error)) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                Finding::NotMade(error.to_string())
-            }
+            Ok(Err(error)) if is_own(&error) => Finding::NotMade(error.to_string()),
             Ok(Err(error)) => Finding::Bad(format!("connecting to {address}: {error}")),
             Err(_) => Finding::Bad(format!(
                 "connecting to {address}: no answer within {} ms",
@@ -403,6 +401,13 @@ impl Probe {
         }
         Ok(socket)
     }
+}
+
+/// Whether it is this machine that lacks something: ports, or memory for a connection.
+fn is_own(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, OutOfMemory};
+    matches!(error.kind(), AddrNotAvailable | OutOfMemory)
+        || error.raw_os_error() == Some(nix::libc::ENOBUFS)
 }
 
 #[cfg(test)]
@@ -591,6 +596,14 @@ mod tests {
         world.config.backends[0].endpoints.push(At { value: address, place });
         world.health = world.health.following(&world.config, world.start);
         world.health.due(world.at(5_000)).expect("it is due")
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_no_fault_of_the_endpoint() {
+        use nix::libc::{EADDRNOTAVAIL, ECONNREFUSED, EHOSTUNREACH, ENOBUFS, ENOMEM};
+        let is_own = |code| is_own(&io::Error::from_raw_os_error(code));
+        assert!([EADDRNOTAVAIL, ENOBUFS, ENOMEM].into_iter().all(is_own));
+        assert!(![ECONNREFUSED, EHOSTUNREACH].into_iter().any(is_own));
     }
 
     #[tokio::test]

@@ -71,9 +71,14 @@ impl AccessLog {
         }
     }
 
-    /// Lines that were lost since the start.
+    /// Lines that were lost since the start because the writer was too slow.
     pub fn dropped(&self) -> u64 {
-        self.sink.as_ref().map_or(0, Sink::dropped)
+        self.sink.as_ref().map_or(0, |sink| sink.dropped)
+    }
+
+    /// Lines that were lost since the start because they could not be written.
+    pub fn failed(&self) -> u64 {
+        self.sink.as_ref().map_or(0, |sink| sink.failed.load(Ordering::Relaxed))
     }
 
     /// Writes what waits, for a second at the most.
@@ -111,6 +116,7 @@ impl Sink {
             path,
             reopen: reopen.clone(),
             failed: failed.clone(),
+            is_failing: false,
         };
         let (queue, guard) = NonBlockingBuilder::default()
             .lossy(true)
@@ -127,10 +133,6 @@ impl Sink {
         if self.full.dropped_lines() > full {
             self.dropped += lines;
         }
-    }
-
-    fn dropped(&self) -> u64 {
-        self.dropped + self.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -158,22 +160,44 @@ struct Writer {
     path: Option<PathBuf>,
     reopen: Arc<AtomicBool>,
     failed: Arc<AtomicU64>,
+    /// An attempt to write or to open anew has failed since all went well, and it was said.
+    is_failing: bool,
 }
 
 impl Writer {
+    /// Until it can be opened, the old file stays, and each batch tries again.
     fn reopen(&mut self, path: &Path) {
         match append(path) {
             Ok(file) => {
                 if let Err(error) = self.file.flush() {
-                    tracing::error!("access log {}: {error}", path.display());
+                    self.lost(lines(self.file.buffer()), &error);
                 }
-                self.file = BufWriter::new(file);
+                // What could not be written is not tried again where the old one is dropped.
+                let _ = std::mem::replace(&mut self.file, BufWriter::new(file)).into_parts();
             }
             Err(error) => {
-                tracing::error!("access log {}: {error}; the old file stays", path.display());
+                self.reopen.store(true, Ordering::Release);
+                self.fails(&format!("opening it anew: {error}; the old file stays until then"));
             }
         }
     }
+
+    fn lost(&mut self, lines: u64, error: &io::Error) {
+        self.failed.fetch_add(lines, Ordering::Relaxed);
+        self.fails(&format!("{error}; lines are lost until it can be written again"));
+    }
+
+    /// Says it, once until all goes well again.
+    fn fails(&mut self, how: &str) {
+        if !std::mem::replace(&mut self.is_failing, true) {
+            let path = self.path.as_deref().unwrap_or_else(|| Path::new("standard output"));
+            tracing::error!("access log {}: {how}", path.display());
+        }
+    }
+}
+
+fn lines(batch: &[u8]) -> u64 {
+    batch.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 impl Write for Writer {
@@ -183,15 +207,19 @@ impl Write for Writer {
         {
             self.reopen(&path);
         }
-        if self.file.write_all(batch).is_err() {
-            let lines = batch.iter().filter(|byte| **byte == b'\n').count();
-            self.failed.fetch_add(lines as u64, Ordering::Relaxed);
+        if let Err(error) = self.file.write_all(batch) {
+            self.lost(lines(batch), &error);
         }
         Ok(batch.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        match self.file.flush() {
+            Ok(()) => self.is_failing = self.reopen.load(Ordering::Acquire),
+            // What is in the buffer stays there, and is written with what comes next.
+            Err(error) => self.fails(&error.to_string()),
+        }
+        Ok(())
     }
 }
 
@@ -437,6 +465,37 @@ mod tests {
         assert!(old.starts_with("before\n"), "{old}");
         assert_eq!(new.lines().count(), 1, "{new}");
         assert!(new.starts_with("{\"ts\":"), "{new}");
+    }
+
+    #[test]
+    fn full_disk_costs_lines_that_are_counted_until_it_is_no_more() {
+        let directory = std::env::temp_dir().join(format!("ringway-full-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let path = directory.join("log");
+        std::os::unix::fs::symlink("/dev/full", &path).expect("a link");
+        let target = LogTarget::File(path.clone());
+        let mut log = AccessLog::open(&target, LogFormat::Json).expect("it opens");
+        let mut lines = 0;
+        let mut write_until = |done: &dyn Fn(&AccessLog) -> bool| {
+            while !done(&log) {
+                log.write(&closed());
+                log.flush();
+                lines += 1;
+            }
+        };
+        write_until(&|log| log.failed() > 0);
+        std::fs::remove_file(&path).expect("the link");
+        write_until(&|log| {
+            log.reopen();
+            path.exists()
+        });
+        let dropped = log.dropped();
+        let failed = log.sink.as_ref().map(|sink| Arc::clone(&sink.failed)).expect("a file");
+        log.close();
+        let lost = failed.load(Ordering::Relaxed) + dropped;
+        let read = std::fs::read_to_string(&path).expect("a log");
+        std::fs::remove_dir_all(&directory).expect("own directory");
+        assert_eq!(read.lines().count() as u64 + lost, lines, "written or counted");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The admin API: /metrics, /healthz, /readyz, /config and /features.
 
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,6 +23,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use libc::{EMFILE, ENFILE};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use super::metrics::{Scrape, Series};
 use crate::proxy::counters::Counters;
@@ -33,6 +36,9 @@ pub struct Board {
     features: String,
     pub ready: AtomicBool,
     pub lines_dropped: AtomicU64,
+    pub lines_failed: AtomicU64,
+    /// As they were read last: with no file left they can't be.
+    source_ports: AtomicU64,
     latest: Mutex<Latest>,
 }
 
@@ -60,6 +66,8 @@ impl Board {
             features,
             ready: AtomicBool::default(),
             lines_dropped: AtomicU64::default(),
+            lines_failed: AtomicU64::default(),
+            source_ports: AtomicU64::default(),
             latest: Mutex::default(),
         }
     }
@@ -74,6 +82,9 @@ impl Board {
 
     fn metrics(&self) -> String {
         let latest = self.latest();
+        if let Some(ports) = source_ports() {
+            self.source_ports.store(ports, Ordering::Relaxed);
+        }
         let scrape = Scrape {
             workers: &self.workers,
             limits: self.limits,
@@ -84,13 +95,20 @@ impl Board {
             compile_micros: latest.timing.compile_micros,
             publish_micros: latest.timing.publish_micros,
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
-            source_ports: source_ports(),
+            lines_failed: self.lines_failed.load(Ordering::Relaxed),
+            source_ports: self.source_ports.load(Ordering::Relaxed),
             kubernetes: latest.kubernetes.as_ref(),
             health: &latest.health,
         };
         scrape.render(&latest.series)
     }
 }
+
+/// Connections at a time. Those above wait in the kernel's queue.
+const PLACES: usize = 128;
+
+/// For a request and its answer, however slow the client.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, board: Arc<Board>) {
@@ -101,15 +119,20 @@ pub async fn serve(listener: TcpListener, board: Arc<Board>) {
         .route("/config", get(config))
         .route("/features", get(features))
         .with_state(board);
-    let spare = Arc::new(SpareFiles::default());
+    let (spare, places) = (Arc::new(SpareFiles::default()), Arc::new(Semaphore::new(PLACES)));
     loop {
+        let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
         spare.fill();
         let stream = accept(&listener, &spare).await;
         let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(&spare));
         tokio::spawn(async move {
+            // One request each, so that nobody keeps a file for longer than it takes.
+            let mut http = http1::Builder::new();
+            let serving = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
             // What ends a connection is its client's affair.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = tokio::time::timeout(PATIENCE, serving).await;
             spare.fill();
+            drop(place);
         });
     }
 }
@@ -119,7 +142,14 @@ async fn accept(listener: &TcpListener, spare: &SpareFiles) -> TcpStream {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) if is_passing(&error) => {}
-            Err(error) if out_of_files(&error) && spare.give_up_one() => {}
+            Err(error) if out_of_files(&error) && spare.give_up_one() => {
+                // The kernel wants a file before it looks whether anybody waits at all: if nobody
+                // does, it must not lie open for a session.
+                match poll_fn(|context| Poll::Ready(listener.poll_accept(context))).await {
+                    Poll::Ready(Ok((stream, _))) => return stream,
+                    Poll::Ready(Err(_)) | Poll::Pending => spare.fill(),
+                }
+            }
             Err(error) => {
                 tracing::error!("admin API: accepting: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -189,12 +219,9 @@ async fn features(State(board): State<Arc<Board>>) -> String {
     board.features.clone()
 }
 
-/// How many there are in `net.ipv4.ip_local_port_range`; 0 if that can't be read.
-pub fn source_ports() -> u64 {
-    std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
-        .ok()
-        .and_then(|range| size(&range))
-        .unwrap_or(0)
+/// How many there are in `net.ipv4.ip_local_port_range`; `None` if that can't be read.
+pub fn source_ports() -> Option<u64> {
+    size(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
 }
 
 fn size(range: &str) -> Option<u64> {

@@ -37,7 +37,7 @@ const METRICS: &[(&str, Type, &str)] = &[
         "ringway_log_lines_dropped_total",
         Type::Counter,
         "Access-log lines lost because the control thread (channel_full) or what the log is \
-         written to (writer_slow) was too slow.",
+         written to (writer_slow) was too slow, or refused them (write_failed): a full disk.",
     ),
     (
         "ringway_connections_accepted_total",

@@ -30,8 +30,10 @@ pub struct Scrape<'a> {
     /// Of the latest table: parsing, checking and compiling it, and opening what is new in it.
     pub compile_micros: u64,
     pub publish_micros: u64,
-    /// Access-log lines that found the writer's queue full or could not be written.
+    /// Access-log lines that found the writer's queue full.
     pub lines_dropped: u64,
+    /// Access-log lines that could not be written.
+    pub lines_failed: u64,
     /// Local ports that the kernel gives to connections that name none
     /// (`net.ipv4.ip_local_port_range`).
     pub source_ports: u64,
@@ -88,6 +90,7 @@ impl Scrape<'_> {
         page.gauge("ringway_configuration_refused", &[], u64::from(self.refused));
         let dropped = "ringway_log_lines_dropped_total";
         page.counter(dropped, &[("reason", "writer_slow")], self.lines_dropped);
+        page.counter(dropped, &[("reason", "write_failed")], self.lines_failed);
         let records = self.sum(|worker| &worker.records_dropped);
         page.counter(dropped, &[("reason", "channel_full")], records);
         let total = |name, pick: fn(&Counters) -> &Counter| page.counter(name, &[], self.sum(pick));
@@ -545,6 +548,7 @@ mod tests {
             compile_micros: 1_500,
             publish_micros: 250,
             lines_dropped: 0,
+            lines_failed: 0,
             source_ports: 28_232,
             kubernetes: None,
             health,

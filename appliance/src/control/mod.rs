@@ -134,6 +134,8 @@ impl Control {
                     if self.cluster.is_none() {
                         let outcome = self.sync.reload();
                         self.reloaded(outcome);
+                        // A folder that was put in another's place tells nobody of it.
+                        self.watched.clear();
                         self.watch(&mut changes);
                     }
                 }
@@ -283,6 +285,7 @@ impl Control {
         }
         self.drain_after_grace();
         self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
+        self.board.lines_failed.store(self.log.failed(), Ordering::Relaxed);
         let refused = self.sync.last_error().is_some();
         if self.sync.reloads_failed() != failed || refused != self.board.latest().refused {
             self.post();

@@ -161,7 +161,8 @@ fn start(
     if cores.is_empty() {
         bail!("workers.cores: this process may use no core");
     }
-    let limits = config::limits(config.limits, cores.len(), files, admin::source_ports());
+    let ports = admin::source_ports().unwrap_or(0);
+    let limits = config::limits(config.limits, cores.len(), files, ports);
     let clock = Clock::start();
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     let (mut counters, mut starting) = (Vec::new(), Vec::new());

@@ -55,8 +55,8 @@ pub(super) struct Pipes {
     made: u32,
     limit: u32,
     patience: u32,
-    /// The kernel has refused a large one: this user has too many pages in pipes.
-    large_refused: bool,
+    /// The same for large ones: this user may have too many pages in pipes for now.
+    large_patience: u32,
 }
 
 impl Pipes {
@@ -66,7 +66,7 @@ impl Pipes {
             made: 0,
             limit,
             patience: 0,
-            large_refused: false,
+            large_patience: 0,
         }
     }
 
@@ -102,10 +102,14 @@ impl Pipes {
     /// One to splice through: it is made large at its first use, and stays it.
     pub(super) fn take_large(&mut self) -> Option<Pipe> {
         let mut pipe = self.take()?;
-        if pipe.capacity() < LARGE && !self.large_refused {
+        if pipe.capacity() < LARGE {
+            if self.large_patience > 0 {
+                self.large_patience -= 1;
+                return Some(pipe);
+            }
             match sys::set_pipe_capacity(pipe.writing(), LARGE) {
                 Ok(capacity) => pipe.capacity = size(capacity),
-                Err(_) => self.large_refused = true,
+                Err(_) => self.large_patience = PATIENCE,
             }
         }
         Some(pipe)

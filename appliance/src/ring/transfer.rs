@@ -212,11 +212,16 @@ impl Transfer<'_> {
         assert!(self.take_pipe(), "a pipe was made sure of before reading");
         let rest = &self.scratch[sent..len];
         let Some(pipe) = &self.half.pipe else { return Stop::Blocked };
-        let written = sys::write(pipe.writing(), rest);
-        // An empty pipe takes in one write what the scratch memory holds.
-        assert!(matches!(written, Ok(n) if n == rest.len()), "the pipe took {written:?}");
-        self.half.held = clamp(rest.len());
-        Stop::Blocked
+        // An empty pipe takes in one write what the scratch memory holds, unless the kernel has no
+        // memory for it: then what was read is lost, and the session with it.
+        match sys::write(pipe.writing(), rest) {
+            Ok(len) if len == rest.len() => {
+                self.half.held = clamp(len);
+                Stop::Blocked
+            }
+            Ok(_) => self.destination_stop(&io::Error::from_raw_os_error(libc::ENOMEM)),
+            Err(error) => self.destination_stop(&error),
+        }
     }
 
     fn take_pipe(&mut self) -> bool {

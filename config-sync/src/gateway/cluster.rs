@@ -349,6 +349,9 @@ async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
         })?,
     };
     config.connect_timeout = Some(CONNECT);
+    // Whoever asks tries again, and says that it must: a client that does so in silence would pass
+    // an API server that refuses everything for one that has nothing to tell.
+    config.default_retry = false;
     // A watch that is quiet is ended by the server before this; a dead one by this.
     config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 10));
     let server = config.cluster_url.clone();

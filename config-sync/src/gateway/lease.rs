@@ -101,6 +101,10 @@ struct State {
     /// Until when this replica leads, if it does.
     leads_until: Option<Instant>,
     errors: u64,
+    /// Of them, those that `note` was told of.
+    noted: u64,
+    /// It was said that Leases can't be followed.
+    said: bool,
     /// When the API server last answered or told something.
     heard: Option<Instant>,
     /// When the last silence began, and until when others may still be about to renew after it.
@@ -260,6 +264,7 @@ impl Shared {
         while let Some(event) = events.next().await {
             if event.is_ok() {
                 self.hear();
+                self.state().said = false;
             }
             match event {
                 Ok(Event::Init) => fresh.clear(),
@@ -279,8 +284,7 @@ impl Shared {
                     self.state().seen.remove(&name(&lease));
                 }
                 Err(error) => {
-                    self.state().errors += 1;
-                    tracing::debug!("Leases can't be followed: {error}");
+                    self.lost(&error);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
@@ -458,12 +462,23 @@ impl Shared {
         self.state().hear(Instant::now(), self.options.lasts);
     }
 
+    /// Says it, once until they are followed again.
+    fn lost(&self, error: &watcher::Error) {
+        let mut state = self.state();
+        state.errors += 1;
+        if !std::mem::replace(&mut state.said, true) {
+            drop(state);
+            tracing::warn!("Leases can't be followed, which is tried again: {error}");
+        }
+    }
+
     fn note(&self, what: &str, result: kube::Result<()>) {
         let Err(error) = result else { return };
         let mut state = self.state();
         state.errors += 1;
         // Once in a while is enough to be read.
-        if state.errors % 16 == 1 {
+        state.noted += 1;
+        if state.noted % 16 == 1 {
             drop(state);
             tracing::warn!("{what}: {}", said(&error));
         }

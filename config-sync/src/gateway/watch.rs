@@ -44,6 +44,9 @@ const SETTLED: Duration = Duration::from_secs(12);
 /// this time, by the client's read timeout, which is longer.
 pub const WATCH_SECONDS: u32 = 50;
 
+/// Objects of a list that are read at once: a ConfigMap has up to a MiB, of which little is kept.
+const PAGE: u32 = 100;
+
 /// Follows objects for as long as it lives.
 pub struct Watch {
     follower: Follower,
@@ -364,7 +367,7 @@ impl Follower {
         scope: &str,
     ) -> impl futures::Stream<Item = watcher::Result<Event<DynamicObject>>> + use<> {
         let client = self.client.clone();
-        let mut config = watcher::Config::default().timeout(WATCH_SECONDS);
+        let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         if let Some(fields) = kind.fields {
             config = config.fields(fields);
         }
