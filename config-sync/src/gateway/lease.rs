@@ -262,7 +262,8 @@ impl Shared {
         let mut events = pin!(watcher(self.api(), config));
         let mut fresh = BTreeMap::new();
         while let Some(event) = events.next().await {
-            if event.is_ok() {
+            // `Init` says only that the list is about to be asked for.
+            if !matches!(event, Ok(Event::Init) | Err(_)) {
                 self.hear();
                 self.state().said = false;
             }
