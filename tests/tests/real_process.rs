@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -81,6 +81,38 @@ fn run_refuses_a_bad_file() {
     let output = ringway(&["run", "--config", &file]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains(&format!("{file}:2:")), "{}", text(&output.stderr));
+}
+
+/// A killed gateway's listeners are in use for some milliseconds more, while the kernel ends its
+/// rings. Another's stay in use.
+#[test]
+fn run_waits_for_the_addresses_of_a_killed_one_and_for_no_others() {
+    let (server, tcp, udp) = (Server::tcp(echo), free_address(), free_address());
+    let config = forward("TCP", tcp, [server.address], "")
+        + &listener("dns", "UDP", udp, "")
+        + &route("dns", "dns", &[("dns", 1)], "")
+        + &backend("dns", [server.address], "");
+    for _ in 0..10 {
+        // Dropped, that is killed, at the end of each turn.
+        let gateway = Gateway::start(&config);
+        assert_eq!(exchange(tcp, b"hello").expect("an answer"), b"hello");
+        assert!(gateway.stderr().contains("ready"));
+    }
+    let _another = (
+        wait_for("the TCP address to be free", || TcpListener::bind(tcp).ok()),
+        wait_for("the UDP address to be free", || UdpSocket::bind(udp).ok()),
+    );
+    for (taken, protocol) in [(tcp, "TCP"), (udp, "UDP")] {
+        let folder = Folder::new();
+        let admin = format!("admin = {{ address = \"{}\" }}\n", free_address());
+        let config = admin + &forward(protocol, taken, [server.address], "");
+        let file = folder.write("taken.toml", &config).display().to_string();
+        let output = ringway(&["run", "--config", &file]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!("cannot listen on {protocol} {taken}")), "{said}");
+        assert!(said.contains("another process listens there"), "{said}");
+    }
 }
 
 #[test]

@@ -757,7 +757,8 @@ fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
         let before = met.load(Ordering::SeqCst);
         for number in 1..=8 {
             let mut stream = connect(secret);
-            stream.write_all(b"hello").expect("sent");
+            // An endpoint that leaves at once may have ended the session by now.
+            let _ = stream.write_all(b"hello");
             wait_until("the endpoint was reached", || {
                 met.load(Ordering::SeqCst) == before + number
             });

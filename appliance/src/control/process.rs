@@ -6,11 +6,12 @@
 
 use std::any::Any;
 use std::collections::BTreeSet;
+use std::io::ErrorKind::AddrInUse;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::ConfigSync;
@@ -42,6 +43,12 @@ use crate::worker::{self, Clock, Seat, Spawned};
 /// Records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
 const RECORDS: usize = 8_192;
 
+/// How long after its start the process waits for addresses that are in use. The kernel closes a
+/// ring, and the sockets on which it accepts, only after the process that had it has ended
+/// (`io_ring_exit_work`): whoever starts a gateway at the end of another finds them taken for some
+/// milliseconds.
+const RELEASE: Duration = Duration::from_secs(1);
+
 /// A configuration that can't be used: every fault, one a line, each with its place.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -65,7 +72,7 @@ pub enum Origin {
 pub fn run(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let without = without.to_vec();
     // Not the main thread, so that its name tells what uses the time.
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -178,10 +185,18 @@ fn start(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    // These are bound before they are this machine's: it may be the standby.
+    let start = Instant::now();
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
+        // These are bound before they are this machine's: it may be the standby.
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
-        sockets::open_listeners(socket, workers, rejoins, early)
+        loop {
+            match sockets::open_listeners(socket, workers, rejoins, early) {
+                Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
     };
     let publisher = Publisher::new(links, Box::new(open));
     Ok(Control {
