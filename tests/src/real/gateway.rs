@@ -224,14 +224,20 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        // Where something was lost, one of the counters says why.
+        let metrics = std::thread::panicking().then(|| self.get("/metrics"));
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if std::thread::panicking() {
-            let stderr = self.stderr();
-            let tail: Vec<_> = stderr.lines().rev().take(30).collect();
-            eprintln!("---- what the gateway said ----");
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
-        }
+        let Some(metrics) = metrics else { return };
+        let stderr = self.stderr();
+        let tail: Vec<_> = stderr.lines().rev().take(30).collect();
+        eprintln!("---- what the gateway said ----");
+        tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        eprintln!("---- what it had counted ----");
+        let (_, text) = metrics.unwrap_or_default();
+        let samples = text.lines().filter(|line| line.starts_with("ringway_"));
+        let counted = samples.filter(|line| line.contains("_total") && !line.ends_with(" 0"));
+        counted.for_each(|line| eprintln!("{line}"));
     }
 }
 
