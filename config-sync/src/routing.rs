@@ -288,7 +288,8 @@ impl From<IpAddr> for Sources {
 #[derive(Clone, Debug)]
 pub enum Balance {
     RoundRobin,
-    /// The less loaded of two endpoints drawn at random, by this worker's own count.
+    /// The less loaded of two endpoints, the next in turn and one drawn at random, by this worker's
+    /// own count.
     LeastConnections,
     Random,
     /// Maglev by source address: the lookup table holds indices into [`Backend::endpoints`]; its

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::routing::{EndpointId, Limits, Listener, ListenerId, RoutingTable, SocketId};
+use config_sync::routing::{
+    EndpointId, Limits, Listener, ListenerId, Protocol, RoutingTable, SocketId, Transport,
+};
 use ringway::proxy::counters::{Counter, Counters};
 use ringway::proxy::op::{Event, Why};
+use ringway::proxy::proxy_protocol::{Header, read};
 use ringway::proxy::record::{CloseReason, Record, SessionRecord};
 
 use crate::coverage::Fault;
@@ -130,10 +133,20 @@ impl Check {
         if reason == CloseReason::SessionLimit {
             kernel.hit_all(Fault::SlabFull);
         }
+        self.check_socket(record);
+        let has_cause = [
+            CloseReason::ProxyInvalid,
+            CloseReason::HelloInvalid,
+            CloseReason::ConnectFailed,
+            CloseReason::LocalLimit,
+        ];
+        if has_cause.contains(&reason) && record.protocol != Protocol::Udp {
+            assert!(record.detail.is_some(), "{reason:?} without its cause: {record:?}");
+        }
         if let (Some(backend), Some(endpoint)) = (record.backend, record.endpoint) {
             assert_eq!(backend_of(endpoint), backend, "an endpoint of another backend: {record:?}");
         }
-        if record.udp {
+        if record.protocol == Protocol::Udp {
             if !record.refused {
                 kernel.flow_is_over(record.client);
             }
@@ -152,6 +165,20 @@ impl Check {
         *by.entry(reason).or_default() += 1;
         sums.bytes_up += record.bytes_up;
         sums.bytes_down += record.bytes_down;
+    }
+
+    /// Whatever became of it, it is known what it was; and whose, unless only a name could tell.
+    fn check_socket(&self, record: &SessionRecord) {
+        let mut sockets = self.tables.iter().rev().flat_map(|table| &table.sockets);
+        let socket = sockets.find(|socket| socket.id == record.socket).expect("a socket");
+        let protocol = match socket.transport {
+            Transport::Udp => Protocol::Udp,
+            Transport::Tcp if socket.reads_hello => Protocol::Tls,
+            Transport::Tcp => Protocol::Tcp,
+        };
+        assert_eq!(record.protocol, protocol, "{record:?}");
+        let known = record.listener.is_some() || protocol == Protocol::Tls;
+        assert!(known, "a session that nobody's listener had: {record:?}");
     }
 
     /// Whom a listener denies does not come in, and who comes in has the route of its source.
@@ -269,7 +296,7 @@ impl Check {
         let ids = self.tables.iter().flat_map(|t| &t.listeners).map(|l| l.id);
         for id in ids.collect::<BTreeSet<_>>() {
             let (listener, sums) = (counters.listener(id), self.sums.get(&id).unwrap_or(&none));
-            let mut ended = 0;
+            let (mut ended, mut lived) = (0, 0);
             for reason in CloseReason::ALL {
                 let of = |by: &BTreeMap<_, _>| by.get(reason).copied().unwrap_or(0);
                 let closed = listener.closed[*reason as usize].get();
@@ -277,7 +304,10 @@ impl Check {
                 let refused = listener.refused[*reason as usize].get();
                 refusal(refused, of(&sums.refused), reason.word());
                 ended += closed + refused;
+                lived += closed;
             }
+            let durations: u64 = listener.duration.buckets.iter().map(Counter::get).sum();
+            assert_eq!(durations, lived, "{id:?}: durations, and ended with an endpoint");
             assert_eq!(listener.opened.get(), ended, "{id:?}: opened, and ended");
             let said = (listener.bytes_up.get(), listener.bytes_down.get());
             assert_eq!(said, (sums.bytes_up, sums.bytes_down), "{id:?}: bytes, and logged");
@@ -303,6 +333,12 @@ fn check_client(client: &Conn, peer: SocketAddr, record: &SessionRecord, reason:
             let of_header = [CloseReason::ProxyInvalid, CloseReason::ProxyTimeout];
             assert!(!of_header.contains(&reason), "a header was waited for: {record:?}");
         }
+    }
+    // What no byte can make right any more is not waited for.
+    if reason == CloseReason::ProxyTimeout && !client.has_news() {
+        let sent = client.prefix.len().min(client.inbound.written as usize);
+        let header = read(&client.prefix[..sent]);
+        assert!(matches!(header, Header::NeedMore { .. }), "{header:?}: {record:?}");
     }
 }
 

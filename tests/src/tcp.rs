@@ -547,7 +547,7 @@ impl Kernel {
                 self.coverage.hit(State::Connecting, Fault::ConnectSilent);
                 self.at(self.now + SYN_GIVEN_UP, failed(Why::TimedOut));
             }
-            EndpointMode::Unreachable => self.at(self.now + rtt, failed(Why::Unreachable)),
+            EndpointMode::Unreachable => self.at(self.now + rtt, failed(Why::Unreachable(101))),
         }
     }
 
@@ -605,11 +605,21 @@ impl Kernel {
             // Its answer was given out in this very turn: the proxy could not know. A failure has
             // been said already; a success is taken back.
             None => {
-                assert_eq!(session.answered, Some(now), "Abandon without a Connect");
-                if session.endpoint.is_none() {
+                let this_turn = session.answered == Some(now);
+                let Some(id) = session.endpoint.take() else {
+                    assert!(this_turn, "Abandon without a Connect");
                     return;
+                };
+                session.introducing = false;
+                session.abandoning = true;
+                if this_turn {
+                    self.coverage.hit(State::Connecting, Fault::ConnectLate);
                 }
-                session.endpoint.take()
+                let conn = &self.conns[id.0];
+                let told = conn.proxied.told();
+                assert_eq!(conn.outbound.written, told, "an endpoint that has a client's bytes");
+                self.close_conn(id, false);
+                return self.soon(Pending::Abandoned(token));
             }
         };
         session.abandoning = true;
@@ -1036,6 +1046,11 @@ impl Kernel {
 }
 
 impl Conn {
+    /// Something that the proxy has not looked at has woken it, or is about to.
+    pub(crate) fn has_news(&self) -> bool {
+        self.unlooked || self.ready_pending
+    }
+
     /// What stands at `at` in the peer's stream.
     pub(crate) fn byte(&self, at: u64, stream: u32) -> u8 {
         let prefix = usize::try_from(at).ok().and_then(|at| self.prefix.get(at));

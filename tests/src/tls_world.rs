@@ -42,6 +42,8 @@ pub struct Case {
     pub starttls: Option<bool>,
     /// TLS 1.2 on both sides.
     pub old: bool,
+    /// The backend has a second endpoint, with which nothing is wrong.
+    pub spare: bool,
     pub fault: Fault,
 }
 
@@ -66,7 +68,8 @@ impl Case {
         let through = !client && !endpoint;
         let asks = through || (client && rng.per_mille(300));
         let starttls = asks.then_some(false);
-        Self { client, endpoint, starttls, old: false, fault: Fault::None }.varied(rng)
+        let spare = rng.per_mille(500);
+        Self { client, endpoint, starttls, old: false, spare, fault: Fault::None }.varied(rng)
     }
 
     /// The same configuration, with clients and endpoints of another kind and another fault.
@@ -116,6 +119,7 @@ impl Case {
 
     /// A listener, a route and a backend of their own.
     fn configure(&self, config: &mut String, at: usize, backend: &str) {
+        let spare = if self.spare { format!(", \"10.0.2.{at}:80\"") } else { String::new() };
         let protocol = if self.client || self.passes_through() { "TLS" } else { "TCP" };
         let starttls = if self.starttls.is_some() { "starttls = \"postgres\"" } else { "" };
         config.push_str(&format!(
@@ -131,7 +135,7 @@ impl Case {
             backends = [{{ name = "b{at}" }}]
             [[backends]]
             name = "b{at}"
-            endpoints = ["10.0.1.{at}:80"]
+            endpoints = ["10.0.1.{at}:80"{spare}]
             {backend}
             "#
         ));
@@ -174,8 +178,14 @@ pub fn play(mut rng: Rng) -> Vec<CloseReason> {
 
 /// So many clients say hello within one turn.
 pub fn crowd(seed: u64, sessions: usize) -> Vec<CloseReason> {
-    let case =
-        Case { client: true, endpoint: false, starttls: None, old: false, fault: Fault::None };
+    let case = Case {
+        client: true,
+        endpoint: false,
+        starttls: None,
+        old: false,
+        spare: false,
+        fault: Fault::None,
+    };
     World::new(Rng::new(seed), &[case], vec![(0, case); sessions], "").live()
 }
 
@@ -232,6 +242,10 @@ struct Life {
     wires: [Wire; 2],
     connected: bool,
     peers: [TlsPeer; 2],
+    /// Who answers the second connection to an endpoint.
+    spare: Option<TlsPeer>,
+    /// The first endpoint was given up for it.
+    replaced: bool,
     acts: u64,
     /// When the fault strikes: after so many acts of peers.
     strike: u64,
@@ -388,6 +402,9 @@ impl Life {
             (0..len).map(|at| byte(at) as u8).collect()
         };
         let (up, down) = (data(0), data(1));
+        let good = Case { fault: Fault::None, ..case };
+        let spare = case.spare.then(|| good.peers(rng, issued, up.clone(), down.clone()));
+        let spare = spare.map(|[_, endpoint]| endpoint);
         let peers = case.peers(rng, issued, up, down);
         let mut wire = || Wire { capacity: rng.scale(1_024, 1 << 18) as usize, ..Wire::default() };
         let mut wires = [wire(), wire()];
@@ -401,6 +418,8 @@ impl Life {
             wires,
             connected: false,
             peers,
+            spare,
+            replaced: false,
             acts: 0,
             strike: rng.scale(1, 200),
             told: None,
@@ -422,7 +441,7 @@ impl Life {
             self.strike = u64::MAX;
             return;
         }
-        if side == 1 && self.case.fault == Fault::Silence {
+        if side == 1 && self.case.fault == Fault::Silence && !self.replaced {
             return;
         }
         let (wire, peer) = (&mut self.wires[side], &mut self.peers[side]);
@@ -457,6 +476,9 @@ impl Life {
             }
         };
         let wire = &mut self.wires[side];
+        if side == 1 && self.replaced {
+            return true;
+        }
         if (side == 1 && !self.connected) || wire.fin_in {
             return false;
         }
@@ -500,6 +522,20 @@ impl Life {
                 self.connected = true;
                 turn.events.push_back((token, Event::Connected));
             }
+            Op::Abandon => {
+                assert!(
+                    self.connected && self.peers[1].heard.is_empty(),
+                    "it has a client's bytes"
+                );
+                self.connected = false;
+                if let Some(spare) = self.spare.take() {
+                    let capacity = turn.rng.scale(1_024, 1 << 18) as usize;
+                    self.wires[1] = Wire { capacity, ..Wire::default() };
+                    self.peers[1] = spare;
+                    self.replaced = true;
+                }
+                turn.events.push_back((token, Event::ConnectFailed { why: Why::Abandoned }));
+            }
             Op::Take { from, at_most, to_eof } => {
                 self.take(turn, token, (from, at_most as usize, to_eof))
             }
@@ -523,7 +559,7 @@ impl Life {
                 wire.fin_out = true;
             }
             Op::Close { reset } => self.close(turn, token, reset),
-            other => panic!("{other:?} in a session of one connection each"),
+            other => panic!("{other:?} in a session of two connections"),
         }
     }
 
@@ -646,6 +682,15 @@ impl Life {
             let told = record.connect.is_some() && clean && peer.error.is_none();
             assert!(!told || whole, "{case:?} {reason:?}: a part was passed off as the whole");
         }
+        let failures = [
+            CloseReason::ClientTlsFailed,
+            CloseReason::EndpointTlsFailed,
+            CloseReason::EndpointStarttlsFailed,
+            CloseReason::HelloInvalid,
+        ];
+        if failures.contains(&reason) {
+            assert!(record.detail.is_some(), "{case:?}: {reason:?} without its cause");
+        }
         match case.fault {
             Fault::Words(Side::Client) => {
                 // Behind the answer it is a bad hello.
@@ -653,11 +698,13 @@ impl Life {
                 assert!(expected.contains(&reason), "{case:?}: {reason:?}");
             }
             Fault::Words(Side::Endpoint) => {
-                assert_eq!(reason, CloseReason::EndpointStarttlsFailed, "{case:?}");
+                let failed = reason == CloseReason::EndpointStarttlsFailed;
+                assert!(failed != case.spare, "{case:?}: {reason:?}");
             }
+            Fault::Silence => assert_eq!(self.replaced, case.spare, "{case:?}: {reason:?}"),
             _ => {}
         }
-        if case.fault == Fault::None {
+        if case.fault == Fault::None || self.replaced {
             let clean = [CloseReason::ClientFin, CloseReason::EndpointFin];
             assert!(clean.contains(&reason), "{case:?}: {reason:?}");
             let given = [record.bytes_up, record.bytes_down];

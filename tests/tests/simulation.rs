@@ -20,6 +20,7 @@ use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;
 use ringway_tests::rng::Rng;
 use ringway_tests::scenario::{self, Setup};
+use ringway_tests::tcp::EndpointMode;
 use ringway_tests::udp::{Datagram, Exchange};
 use ringway_tests::{model, world};
 
@@ -109,6 +110,46 @@ fn weights_hold_while_tables_come_and_go() {
     for (weight, count) in weights.iter().zip(counts) {
         let wanted = CONNECTIONS * weight / 100;
         assert!(count.abs_diff(wanted) <= CONNECTIONS / 50, "weight bias: {counts:?}");
+    }
+}
+
+/// One client finds out that an endpoint is silent; those that come after need not, until a while
+/// has passed. With one that refuses it is the same.
+#[test]
+fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
+    for dead in [EndpointMode::Silent, EndpointMode::Refuses] {
+        let address = |port| SocketAddr::new(scenario::HOME, port);
+        let (bad, good) = (address(54), address(55));
+        let setup = Setup { protocol: Protocol::Tcp, ..scenario::UDP };
+        let mut fake = Fake::new(1, LIMITS, Faults::default());
+        fake.apply(setup.table(address(53), &[bad, good]));
+        fake.kernel.set_endpoint(bad, dead);
+        fake.kernel.set_endpoint(good, EndpointMode::Accepts);
+        let mut tried = 0;
+        let mut served = 0;
+        let mut come = |fake: &mut Fake, from: u16| {
+            for port in from..from + 24 {
+                let client = SocketAddr::from(([198, 18, 0, 1], port));
+                let conn = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+                while fake.kernel.established.is_empty() {
+                    assert!(fake.step(fake.kernel.now + 10_000_000), "nothing connects");
+                }
+                served += fake.kernel.established.drain(..).count();
+                tried += fake.kernel.connects.drain(..).filter(|to| *to == bad).count();
+                while fake.step(fake.kernel.now + 1_000) {}
+                fake.kernel.peer_reset(conn);
+                while fake.step(fake.kernel.now + 1_000) {}
+            }
+            (tried, served)
+        };
+        assert_eq!(come(&mut fake, 1_000), (1, 24), "{dead:?}");
+        fake.kernel.now += 10_000_000;
+        assert_eq!(come(&mut fake, 2_000), (2, 48), "{dead:?}: once more");
+        // It has come back: that is found out by the next that tries.
+        fake.kernel.set_endpoint(bad, EndpointMode::Accepts);
+        fake.kernel.now += 10_000_000;
+        let (tried, served) = come(&mut fake, 3_000);
+        assert!((14..=15).contains(&tried) && served == 72, "{dead:?}: {tried}");
     }
 }
 

@@ -58,8 +58,14 @@ fn in_a_crowd_nobody_waits_for_all_others() {
 /// What comes before the relay has a deadline on every endpoint, and its passing is counted.
 #[test]
 fn a_silent_endpoint_is_given_up() {
-    let plain =
-        Case { client: true, endpoint: false, starttls: None, old: false, fault: Fault::Silence };
+    let plain = Case {
+        client: true,
+        endpoint: false,
+        starttls: None,
+        old: false,
+        spare: false,
+        fault: Fault::Silence,
+    };
     let tls = Case { endpoint: true, ..plain };
     let words = Case { starttls: Some(false), ..tls };
     let behind_tcp = Case { client: false, ..tls };
@@ -70,6 +76,14 @@ fn a_silent_endpoint_is_given_up() {
             let backend = format!("connect_timeout = \"{timeout}\"\n{send_proxy}");
             let silent = tls_world::silent(case, &backend);
             assert_eq!(silent, (CloseReason::ConnectTimeout, 1), "{case:?} {backend}");
+            if !send_proxy.is_empty() {
+                continue;
+            }
+            // Nothing of the client's was sent to it: another endpoint has it.
+            let case = Case { spare: true, ..case };
+            let (reason, _) = tls_world::silent(case, &backend);
+            let fins = [CloseReason::ClientFin, CloseReason::EndpointFin];
+            assert!(fins.contains(&reason), "{case:?} {backend}: {reason:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! reads stops neither the control thread nor a worker: lines that find the queue full are dropped
 //! and counted.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
@@ -254,6 +255,8 @@ pub struct Line<'a> {
     pub unique_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Cow<'a, str>>,
     pub worker: usize,
     #[serde(skip_serializing_if = "is_zero")]
     pub suppressed: u32,
@@ -296,6 +299,9 @@ impl Line<'_> {
         }
         if let Some(reason) = self.reason {
             let _ = write!(out, " reason={reason}");
+        }
+        if let Some(detail) = &self.detail {
+            let _ = write!(out, " detail={detail:?}");
         }
         let _ = write!(out, " worker={}", self.worker);
         if self.suppressed > 0 {
@@ -427,15 +433,18 @@ mod tests {
 
     #[test]
     fn absent_fields_are_left_out() {
-        let line = Line { endpoint: None, connect_ms: None, suppressed: 7, ..closed() };
+        let detail = Some(Cow::Borrowed("not \"TLS\"\n\u{1b}[2J"));
+        let line = Line { endpoint: None, connect_ms: None, suppressed: 7, detail, ..closed() };
         let (json, text) = (shown(|out| line.json(out)), shown(|out| line.text(out)));
         assert!(!json.contains("endpoint") && !json.contains("connect_ms"), "{json}");
         assert!(json.contains("\"suppressed\":7"), "{json}");
+        assert!(json.contains(r#""detail":"not \"TLS\"\n\u001b[2J""#), "{json}");
         assert_eq!(
             text,
             "1970-01-01T00:00:01.000000Z close TLS listener=\"tls\" server_name=\"a\\\"b\" \
              route=\"web\" backend=\"pool\" client=192.0.2.1:1000 local=[::1]:443 bytes_up=10 \
-             bytes_down=20 duration_ms=1.5 reason=client_fin worker=1 suppressed=7"
+             bytes_down=20 duration_ms=1.5 reason=client_fin \
+             detail=\"not \\\"TLS\\\"\\n\\u{1b}[2J\" worker=1 suppressed=7"
         );
     }
 
@@ -544,6 +553,7 @@ mod tests {
             duration_ms: 1.5,
             connect_ms: Some(0.25),
             reason: Some("client_fin"),
+            detail: None,
             worker: 1,
             suppressed: 0,
         }

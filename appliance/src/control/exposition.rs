@@ -269,8 +269,16 @@ const METRICS: &[(&str, Type, &str)] = &[
         Type::Counter,
         "Health checks by how they ended; not_made: this machine had no file or port for it.",
     ),
-    ("ringway_session_duration_seconds", Type::Histogram, "How long TCP sessions lived."),
-    ("ringway_flow_duration_seconds", Type::Histogram, "How long UDP flows lived."),
+    (
+        "ringway_session_duration_seconds",
+        Type::Histogram,
+        "How long TCP sessions lived that had an endpoint.",
+    ),
+    (
+        "ringway_flow_duration_seconds",
+        Type::Histogram,
+        "How long UDP flows lived that had an endpoint.",
+    ),
     (
         "ringway_endpoint_connect_duration_seconds",
         Type::Histogram,

@@ -371,10 +371,6 @@ impl Series {
         retired.listeners.iter().for_each(|id| _ = self.listeners.remove(id));
         retired.endpoints.iter().for_each(|id| _ = self.endpoints.remove(id));
     }
-
-    pub fn protocol(&self, id: ListenerId) -> Option<Protocol> {
-        self.listeners.get(&id).map(|listener| listener.protocol)
-    }
 }
 
 /// One event's metric names, which differ between sessions and flows.

@@ -13,6 +13,7 @@ mod exposition;
 pub mod metrics;
 pub mod process;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use config_sync::names::Names;
 use config_sync::routing::Protocol;
 use config_sync::{ConfigSync, Outcome, file};
 use crossbeam_channel::Receiver;
+use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle as JoinTask;
@@ -35,6 +37,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::access_log::{AccessLog, Line, WallClock};
 use self::admin::Board;
 use self::cluster::{Following, News};
+use crate::proxy::cause::Detail;
 use crate::proxy::record::{Record, SessionRecord};
 
 /// How often workers are asked for their records. They don't wake the control thread, which would
@@ -362,16 +365,7 @@ impl Control {
     }
 
     fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
-        let board = self.board.latest();
-        let listener = session.listener.and_then(|id| board.series.protocol(id));
-        let protocol = match listener {
-            _ if session.udp => "UDP",
-            Some(Protocol::Tcp) => "TCP",
-            // Only a TLS listener can fail to be found: by the server name.
-            Some(Protocol::Tls | Protocol::Udp) | None => "TLS",
-        };
-        drop(board);
-        let line = line(event, protocol, worker, session, self.sync.names(), self.wall);
+        let line = line(event, worker, session, self.sync.names(), self.wall);
         self.log.write(&line);
     }
 
@@ -409,7 +403,6 @@ async fn changed(changes: &mut Option<mpsc::Receiver<()>>) {
 
 fn line<'a>(
     event: &'static str,
-    protocol: &'static str,
     worker: usize,
     session: &'a SessionRecord,
     names: &'a Names,
@@ -419,7 +412,11 @@ fn line<'a>(
     Line {
         time: wall.at(if opening { session.opened } else { session.closed }),
         event,
-        protocol,
+        protocol: match session.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Tls => "TLS",
+        },
         listener: session.listener.and_then(|id| names.listener(id)),
         client: session.client,
         peer: session.peer,
@@ -434,8 +431,20 @@ fn line<'a>(
         connect_ms: session.connect.map(|micros| millis(micros.into())),
         unique_id: session.unique_id.map(|id| format!("{id:032x}")),
         reason: session.reason.map(|reason| reason.word()),
+        detail: session.detail.as_ref().map(said),
         worker,
         suppressed: session.suppressed,
+    }
+}
+
+/// The name of an errno, else what stands there.
+fn said(detail: &Detail) -> Cow<'_, str> {
+    match detail {
+        Detail::Said(text) => Cow::Borrowed(text),
+        Detail::Errno(errno) => match Errno::from_raw(*errno) {
+            Errno::UnknownErrno => Cow::Owned(format!("errno {errno}")),
+            name => Cow::Owned(format!("{name:?}")),
+        },
     }
 }
 
@@ -458,8 +467,8 @@ mod tests {
         let names = Names::new();
         let wall = WallClock::new(SystemTime::UNIX_EPOCH, 0);
         let session = session();
-        let open = line("open", "TCP", 0, &session, &names, wall);
-        let close = line("close", "TCP", 0, &session, &names, wall);
+        let open = line("open", 0, &session, &names, wall);
+        let close = line("close", 0, &session, &names, wall);
         assert_eq!(open.time, wall.at(1_000));
         assert_eq!(close.time, wall.at(3_500));
         assert!((close.duration_ms - 2.5).abs() < f64::EPSILON);
@@ -472,7 +481,7 @@ mod tests {
         SessionRecord {
             listener: Some(ListenerId(9)),
             reason: Some(CloseReason::ConnectFailed),
-            ..SessionRecord::new(SocketId(0), (address, address), 1_000, 3_500)
+            ..SessionRecord::new(Protocol::Tcp, SocketId(0), (address, address), 1_000, 3_500)
         }
     }
 }

@@ -18,14 +18,24 @@ use super::op::Origin;
 pub struct Balancer {
     /// By `RouteId`: each backend's credit in the smooth weighted round robin.
     credits: Vec<Vec<(BackendId, i64)>>,
-    /// By `BackendId`: the next endpoint's position.
+    /// By `BackendId`: the position of the endpoint whose turn was last.
     cursors: Vec<u32>,
     /// By `EndpointId`: this worker's sessions or flows.
     active: Vec<u32>,
+    /// By `EndpointId`: sessions come to this endpoint last until then, microseconds. 0: the last
+    /// one could be given to it.
+    rests: Vec<u64>,
     random: Random,
     /// The next local address's position.
     sources: u64,
 }
+
+/// How long an endpoint that a session could not be given to comes last, microseconds: as long as
+/// nginx's `fail_timeout`. It is short enough for one that was only started anew, and clients meet
+/// a dead one seldom.
+const REST: u64 = 10_000_000;
+/// Draws for one that does not rest.
+const DRAWS: usize = 8;
 
 impl Balancer {
     pub fn new(seed: u64) -> Self {
@@ -33,6 +43,7 @@ impl Balancer {
             credits: Vec::new(),
             cursors: Vec::new(),
             active: Vec::new(),
+            rests: Vec::new(),
             random: Random::new(seed),
             sources: 0,
         }
@@ -53,6 +64,7 @@ impl Balancer {
             for endpoint in &backend.endpoints {
                 if self.active.len() <= endpoint.id.index() {
                     self.active.resize(endpoint.id.index() + 1, 0);
+                    self.rests.resize(endpoint.id.index() + 1, 0);
                 }
             }
         }
@@ -97,43 +109,86 @@ impl Balancer {
         client: SocketAddr,
         tried: &[EndpointId],
     ) -> Option<Endpoint> {
-        let endpoints = &backend.endpoints;
-        let start = match &backend.balance {
-            Balance::RoundRobin => {
-                let cursor = &mut self.cursors[backend.id.index()];
-                *cursor = cursor.wrapping_add(1);
-                *cursor as usize
-            }
-            Balance::Random => self.random.next_u32() as usize,
-            Balance::LeastConnections => return self.less_loaded(endpoints, tried),
-            Balance::SourceHash(table) => return by_source(table, endpoints, client, false, tried),
-            Balance::SourcePortHash(table) => {
-                return by_source(table, endpoints, client, true, tried);
-            }
-        };
-        let count = endpoints.len();
-        (0..count)
-            .map(|step| endpoints[(start + step) % count])
-            .find(|endpoint| !tried.contains(&endpoint.id))
+        self.pick(backend, client, tried, u64::MAX)
     }
 
-    /// Power of two choices: as good as a full scan without looking at every endpoint.
-    fn less_loaded(&mut self, endpoints: &[Endpoint], tried: &[EndpointId]) -> Option<Endpoint> {
+    /// The same for a session: an endpoint that one could not be given to comes last for a while.
+    /// Then a single session tries it; until that has an answer, it comes last for the others.
+    pub fn session_endpoint(
+        &mut self,
+        backend: &Backend,
+        client: SocketAddr,
+        tried: &[EndpointId],
+        now: u64,
+    ) -> Option<Endpoint> {
+        let picked = self.pick(backend, client, tried, now);
+        let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX))?;
+        if self.rests[picked.id.index()] > 0 {
+            self.failed(picked.id, now);
+        }
+        Some(picked)
+    }
+
+    /// A session could not be given to this endpoint.
+    pub fn failed(&mut self, endpoint: EndpointId, now: u64) {
+        self.rests[endpoint.index()] = now + REST;
+    }
+
+    /// A session was given to this endpoint.
+    pub fn succeeded(&mut self, endpoint: EndpointId) {
+        self.rests[endpoint.index()] = 0;
+    }
+
+    /// Passes over those that were tried, and those that rest at `now`.
+    fn pick(
+        &mut self,
+        backend: &Backend,
+        client: SocketAddr,
+        tried: &[EndpointId],
+        now: u64,
+    ) -> Option<Endpoint> {
+        let endpoints = &backend.endpoints;
         let count = endpoints.len();
-        let free = |start: usize| {
-            (0..count)
-                .map(|step| endpoints[(start + step) % count])
-                .find(|endpoint| !tried.contains(&endpoint.id))
-        };
         if count == 0 {
             return None;
         }
-        let first = self.random.next_u32() as usize % count;
-        // The second differs from the first by construction.
-        let second = first + 1 + self.random.next_u32() as usize % (count - 1).max(1);
-        let (a, b) = (free(first)?, free(second)?);
-        let load = |endpoint: Endpoint| self.active[endpoint.id.index()];
-        Some(if load(b) < load(a) { b } else { a })
+        let Self { cursors, active, rests, random, .. } = self;
+        let free = |position: &usize| {
+            let id = endpoints[*position].id;
+            rests[id.index()] <= now && !tried.contains(&id)
+        };
+        let from = |start: usize| (0..count).map(move |step| (start + step) % count);
+        let cursor = &mut cursors[backend.id.index()];
+        let mut take_turn = || {
+            let next = from(*cursor as usize + 1).find(free)?;
+            // Another try for the same session takes nobody's turn.
+            if tried.is_empty() {
+                *cursor = next as u32;
+            }
+            Some(next)
+        };
+        let position = match &backend.balance {
+            Balance::RoundRobin => take_turn()?,
+            Balance::LeastConnections => {
+                // Power of two choices: as good as a full scan without looking at every endpoint.
+                // Equals have their turns, so one of the two is the next.
+                let next = take_turn()?;
+                let drawn = next + 1 + random.next_u32() as usize % (count - 1).max(1);
+                let other = from(drawn).find(free)?;
+                let load = |position: usize| active[endpoints[position].id.index()];
+                if load(other) < load(next) { other } else { next }
+            }
+            Balance::Random => {
+                // A neighbour of those that are passed over should not have all their share.
+                let mut drawn = (0..DRAWS).map(|_| random.next_u32() as usize % count);
+                drawn.find(free).or_else(take_turn)?
+            }
+            Balance::SourceHash(table) => in_table(table, source_hash(client, false)).find(free)?,
+            Balance::SourcePortHash(table) => {
+                in_table(table, source_hash(client, true)).find(free)?
+            }
+        };
+        Some(endpoints[position])
     }
 
     /// The address to connect from: the client's, or those of the backend that are of the
@@ -174,23 +229,12 @@ impl Balancer {
     }
 }
 
-/// Maglev look-up; an endpoint that was tried gives way to the next entry of the table, which is
-/// the same next one for the same client every time.
-fn by_source(
-    table: &[u16],
-    endpoints: &[Endpoint],
-    client: SocketAddr,
-    with_port: bool,
-    tried: &[EndpointId],
-) -> Option<Endpoint> {
+/// Maglev look-up: the positions in the order of the table. One that is passed over gives way to
+/// the next, which is the same next one for the same client every time.
+fn in_table(table: &[u16], hash: u64) -> impl Iterator<Item = usize> {
     let size = table.len();
-    if endpoints.is_empty() || tried.len() >= endpoints.len() {
-        return None;
-    }
-    let start = (source_hash(client, with_port) % size as u64) as usize;
-    (0..size)
-        .map(|step| endpoints[usize::from(table[(start + step) % size])])
-        .find(|endpoint| !tried.contains(&endpoint.id))
+    let start = (hash % size as u64) as usize;
+    (0..size).map(move |step| usize::from(table[(start + step) % size]))
 }
 
 /// The same on every worker, machine and restart: replicas must agree.
@@ -324,6 +368,65 @@ mod tests {
         }
         let all = [EndpointId(0), EndpointId(1), EndpointId(2)];
         assert_eq!(balancer.endpoint(&table.backends[0], client(1), &all), None);
+    }
+
+    #[test]
+    fn a_second_try_takes_nobody_elses_turn() {
+        for balance in [Balance::RoundRobin, Balance::LeastConnections] {
+            let (mut balancer, table) = balancer(vec![], vec![backend(balance, 2)]);
+            let mut first = [0; 2];
+            for _ in 0..10 {
+                let picked = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
+                first[picked.id.index()] += 1;
+                balancer.endpoint(&table.backends[0], client(1), &[picked.id]).unwrap();
+            }
+            assert_eq!(first, [5; 2]);
+        }
+    }
+
+    #[test]
+    fn one_that_has_failed_comes_last_and_is_tried_by_one_session_at_a_time() {
+        let hash = Balance::SourcePortHash(Arc::new([0, 1, 2, 1, 0, 2, 2]));
+        for balance in [Balance::RoundRobin, Balance::LeastConnections, Balance::Random, hash] {
+            let (mut balancer, table) = balancer(vec![], vec![backend(balance, 3)]);
+            let backend = &table.backends[0];
+            balancer.failed(EndpointId(1), 5);
+            let picks = |balancer: &mut Balancer, now| {
+                let mut counts = [0; 3];
+                for port in 0..60 {
+                    let tried = [];
+                    let picked = balancer.session_endpoint(backend, client(port), &tried, now);
+                    counts[picked.unwrap().id.index()] += 1;
+                }
+                counts
+            };
+            let rests = picks(&mut balancer, 4 + REST);
+            assert!(rests[1] == 0 && rests[0] > 10 && rests[2] > 10, "{rests:?}");
+            assert_eq!(picks(&mut balancer, 5 + REST)[1], 1);
+            assert_eq!(picks(&mut balancer, 4 + 2 * REST)[1], 0);
+            balancer.succeeded(EndpointId(1));
+            assert!(picks(&mut balancer, 4 + 2 * REST)[1] > 5);
+            // With no other, it is as good as any; and flows know nothing of it.
+            balancer.failed(EndpointId(1), 0);
+            let others = [EndpointId(0), EndpointId(2)];
+            let last = balancer.session_endpoint(backend, client(1), &others, 1);
+            assert_eq!(last.map(|endpoint| endpoint.id), Some(EndpointId(1)));
+            let flow = balancer.endpoint(backend, client(1), &others);
+            assert_eq!(flow.map(|endpoint| endpoint.id), Some(EndpointId(1)));
+        }
+    }
+
+    #[test]
+    fn least_connections_gives_equals_their_turns() {
+        let (mut balancer, table) = balancer(vec![], vec![backend(Balance::LeastConnections, 4)]);
+        let mut counts = [0; 4];
+        for _ in 0..20 {
+            let endpoint = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
+            counts[endpoint.id.index()] += 1;
+            balancer.opened(endpoint.id);
+            balancer.closed(endpoint.id);
+        }
+        assert_eq!(counts, [5; 4]);
     }
 
     #[test]

@@ -12,6 +12,8 @@
 
 use std::fmt;
 
+use super::postgres::SSL_REQUEST;
+
 /// Bytes of the connection within which the answer must be found, record headers included.
 pub const MAX_HELLO: usize = 64 * 1024;
 
@@ -67,6 +69,24 @@ pub fn read(bytes: &[u8], end: bool) -> Hello {
         Err(Halt::Missing { .. }) if bytes.is_empty() => Hello::NeedMore { at_least: 1 },
         Err(Halt::Missing { at_least }) => Hello::NeedMore { at_least },
     }
+}
+
+/// What the client speaks instead of TLS, if that is easily told.
+pub fn stranger(bytes: &[u8]) -> Option<&'static str> {
+    const KNOWN: [(&[&[u8]], &str); 4] = [
+        (
+            &[b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"CONNECT ", b"PRI "],
+            "HTTP without TLS",
+        ),
+        (&[b"SSH-"], "SSH"),
+        (
+            &[b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"],
+            "a PROXY header: its sender is not in `accept_proxy`",
+        ),
+        (&[&SSL_REQUEST], "a PostgreSQL client that asks for TLS: see `starttls`"),
+    ];
+    let is_one = |starts: &[&[u8]]| starts.iter().any(|start| bytes.starts_with(start));
+    KNOWN.iter().find(|(starts, _)| is_one(starts)).map(|(_, name)| *name)
 }
 
 /// The name that a client asks for: printable ASCII in lower case, 1 to 255 bytes, without the dot

@@ -81,7 +81,7 @@ pub struct ListenerCounters {
     pub dropped: ByReason<{ DropReason::COUNT }>,
     /// Datagrams that fitted the path to their endpoint until a PROXY header was put before them.
     pub fragmented: Counter,
-    /// Session or flow durations.
+    /// How long sessions or flows lived that had an endpoint.
     pub duration: Histogram,
 }
 

@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use config_sync::ranges::Access;
 use config_sync::routing::{
-    Backend, BackendId, EndpointId, Listener, ListenerId, RouteId, RoutingTable, SendProxy,
-    SocketId, Transport,
+    Backend, BackendId, EndpointId, Listener, ListenerId, Protocol, RouteId, RoutingTable,
+    SendProxy, SocketId, Transport,
 };
 use hashbrown::HashTable;
 
@@ -789,7 +789,9 @@ impl Flows {
         let refused = reason == CloseReason::LocalLimit && flow.opened == core.now;
         let ended = if refused { &counters.refused } else { &counters.closed };
         ended[reason as usize].add(1);
-        counters.duration.record(core.now - flow.opened);
+        if !refused {
+            counters.duration.record(core.now - flow.opened);
+        }
         self.by_socket[flow.socket.index()] -= 1;
         self.rest(core, flow.upstream);
         let record = SessionRecord { refused, ..flow.record(core, Some(reason)) };
@@ -968,7 +970,6 @@ impl Flow {
         let known = |id: u32| id != u32::MAX;
         let (client, local) = (self.client(), self.bound(core));
         SessionRecord {
-            udp: true,
             peer: self.said().map(|_| self.peer),
             unique_id: self.proxied.as_ref().and_then(|proxied| proxied.unique_id),
             listener: Some(self.listener),
@@ -978,7 +979,7 @@ impl Flow {
             bytes_up: self.bytes_up,
             bytes_down: self.bytes_down,
             reason,
-            ..SessionRecord::new(self.socket, (client, local), self.opened, core.now)
+            ..SessionRecord::new(Protocol::Udp, self.socket, (client, local), self.opened, core.now)
         }
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod cause;
 pub mod client_hello;
 pub mod counters;
 mod flow;
@@ -28,7 +29,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::routing::{Limits, RoutingTable, SocketId, Timeouts, Transport};
+use config_sync::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts, Transport};
 
 use balance::Balancer;
 use counters::Counters;
@@ -318,7 +319,7 @@ impl Proxy {
     fn accept(&mut self, id: SocketId, incoming: u32, client: SocketAddr, local: SocketAddr) {
         let core = &mut self.core;
         core.counters.accepted.add(1);
-        let Some((_, socket)) = core.tables.of(id) else {
+        let Some((table, socket)) = core.tables.of(id) else {
             return core.push(Token::socket(id), Op::Refuse { incoming });
         };
         let first = First {
@@ -327,20 +328,30 @@ impl Proxy {
             hello: socket.reads_hello,
         };
         let timeouts = Timeouts { hello: socket.hello_timeout, ..NO_TIMEOUTS };
-        let session = Session::new(id, client, local, core.now, timeouts);
+        let protocol = if first.hello { Protocol::Tls } else { Protocol::Tcp };
+        let listener = tables::sole_listener(table, socket);
+        let session = Session::new((id, protocol), client, local, core.now, timeouts);
         let Some((slot, generation)) = self.sessions.insert(session) else {
             core.push(Token::socket(id), Op::Refuse { incoming });
-            core.counters.unmatched[CloseReason::SessionLimit as usize].add(1);
+            let reason = CloseReason::SessionLimit as usize;
+            match listener.map(|listener| core.counters.listener(listener)) {
+                Some(counters) => {
+                    counters.opened.add(1);
+                    counters.refused[reason].add(1);
+                }
+                None => core.counters.unmatched[reason].add(1),
+            }
             return core.log(SessionRecord {
+                listener,
                 refused: true,
                 reason: Some(CloseReason::SessionLimit),
-                ..SessionRecord::new(id, (client, local), core.now, core.now)
+                ..SessionRecord::new(protocol, id, (client, local), core.now, core.now)
             });
         };
         let token = Token { kind: Kind::Session, slot, generation };
         core.push(token, Op::Adopt { incoming });
         if let Some(session) = self.sessions.at_mut(slot) {
-            session.begin(core, token, first);
+            session.begin(core, token, first, listener);
         }
     }
 

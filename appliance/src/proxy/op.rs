@@ -326,8 +326,8 @@ pub enum Why {
     Reset,
     /// ETIMEDOUT
     TimedOut,
-    /// ENETUNREACH, EHOSTUNREACH, ...
-    Unreachable,
+    /// ENETUNREACH, EHOSTUNREACH, ...: which of them
+    Unreachable(i32),
     /// EADDRNOTAVAIL, or EAGAIN where a source port was to be chosen
     NoPorts,
     /// EMFILE, ENFILE, or the table of registered files is full

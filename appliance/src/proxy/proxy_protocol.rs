@@ -23,8 +23,6 @@ pub const MAX_V2: usize = 16 * 1024;
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const V2_START: usize = 16;
 const V1_START: &[u8] = b"PROXY ";
-/// `PROXY UNKNOWN\r\n`
-const SHORTEST_V1: usize = 15;
 
 const TLV_ALPN: u8 = 0x01;
 const TLV_AUTHORITY: u8 = 0x02;
@@ -139,33 +137,39 @@ fn v1(bytes: &[u8]) -> Outcome {
         if within.len() >= MAX_V1 - 1 {
             return Err(Halt::Invalid("a version 1 header without its end in 107 bytes"));
         }
-        return Err(Halt::Missing { at_least: (within.len() + 2).max(SHORTEST_V1) });
+        if let Some(line) = within.get(V1_START.len()..) {
+            v1_begins(line)?;
+        }
+        return Err(Halt::Missing { at_least: within.len() + 1 });
     };
+    let line = within.get(V1_START.len()..end).unwrap_or_default();
     match (within[end], within.get(end + 1)) {
         (b'\r', Some(b'\n')) => {}
         (b'\r', None) if end + 1 < MAX_V1 => {
-            return Err(Halt::Missing { at_least: (end + 2).max(SHORTEST_V1) });
+            v1_line(line)?;
+            return Err(Halt::Missing { at_least: end + 2 });
         }
         _ => return Err(Halt::Invalid("a version 1 header that does not end in CRLF")),
     }
-    let line = within[V1_START.len().min(end)..end].as_ref();
-    let line = std::str::from_utf8(line).map_err(|_| Halt::Invalid("not ASCII"))?;
-    let addresses = match line.split_once(' ').map_or((line, ""), |parts| parts) {
-        ("UNKNOWN", _) => None,
-        ("TCP4", rest) => Some(v1_addresses(rest, |text| text.parse().map(IpAddr::V4).ok())?),
-        ("TCP6", rest) => Some(v1_addresses(rest, |text| text.parse().map(IpAddr::V6).ok())?),
-        _ => return Err(Halt::Invalid("a protocol other than TCP4, TCP6 and UNKNOWN")),
-    };
-    Ok((end + 2, addresses))
+    Ok((end + 2, v1_line(line)?))
 }
 
-fn v1_addresses(text: &str, address: impl Fn(&str) -> Option<IpAddr>) -> Result<Addresses, Halt> {
-    // Exactly one space between the parts, and no zeros before a number.
-    let port = |text: &str| {
-        let plain = text == "0" || !text.starts_with(['0', '+']);
-        text.parse::<u16>().ok().filter(|_| plain)
+const NO_PROTOCOL: Halt = Halt::Invalid("a protocol other than TCP4, TCP6 and UNKNOWN");
+const NO_ADDRESS: Halt = Halt::Invalid("an address or port that is none");
+const TOO_MANY: Halt = Halt::Invalid("more than two addresses and ports");
+
+/// What stands between `PROXY ` and CRLF.
+fn v1_line(line: &[u8]) -> Result<Option<Addresses>, Halt> {
+    let line = ascii(line)?;
+    let (protocol, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let address = match protocol {
+        "UNKNOWN" => return Ok(None),
+        "TCP4" => v4,
+        "TCP6" => v6,
+        _ => return Err(NO_PROTOCOL),
     };
-    let mut parts = text.split(' ');
+    // Exactly one space between the parts.
+    let mut parts = rest.split(' ');
     let mut next = || parts.next().unwrap_or_default();
     let (source, destination) = (address(next()), address(next()));
     let (from, to) = (port(next()), port(next()));
@@ -174,11 +178,61 @@ fn v1_addresses(text: &str, address: impl Fn(&str) -> Option<IpAddr>) -> Result<
         let destination = SocketAddr::new(destination?.to_canonical(), to?);
         Some(Addresses { source, destination })
     };
-    let addresses = read().ok_or(Halt::Invalid("an address or port that is none"))?;
-    match parts.next() {
-        None => Ok(addresses),
-        Some(_) => Err(Halt::Invalid("more than two addresses and ports")),
+    let addresses = read().ok_or(NO_ADDRESS)?;
+    if parts.next().is_some() { Err(TOO_MANY) } else { Ok(Some(addresses)) }
+}
+
+/// Whether a line that has no end yet may still become a right one.
+fn v1_begins(line: &[u8]) -> Result<(), Halt> {
+    let line = ascii(line)?;
+    let Some((protocol, rest)) = line.split_once(' ') else {
+        let known = ["TCP4", "TCP6", "UNKNOWN"].iter().any(|known| known.starts_with(line));
+        return if known { Ok(()) } else { Err(NO_PROTOCOL) };
+    };
+    let address = match protocol {
+        "UNKNOWN" => return Ok(()),
+        "TCP4" => v4,
+        "TCP6" => v6,
+        _ => return Err(NO_PROTOCOL),
+    };
+    let last = rest.split(' ').count() - 1;
+    for (place, part) in rest.split(' ').enumerate() {
+        let right = match place {
+            0 | 1 if place == last => {
+                ENDINGS.iter().any(|end| address(&[part, end].concat()).is_some())
+            }
+            0 | 1 => address(part).is_some(),
+            2 | 3 => port(part).is_some() || (place == last && part.is_empty()),
+            _ => return Err(TOO_MANY),
+        };
+        if !right {
+            return Err(NO_ADDRESS);
+        }
     }
+    Ok(())
+}
+
+/// One of these makes a whole address of whatever is the beginning of one.
+const ENDINGS: [&str; 11] =
+    ["", "0", ":", "::", ":0", "0.0.0.0", "0.0.0", "0.0", ".0.0.0", ".0.0", ".0"];
+
+fn ascii(line: &[u8]) -> Result<&str, Halt> {
+    let text = std::str::from_utf8(line).ok().filter(|text| text.is_ascii());
+    text.ok_or(Halt::Invalid("not ASCII"))
+}
+
+fn v4(text: &str) -> Option<IpAddr> {
+    text.parse().map(IpAddr::V4).ok()
+}
+
+fn v6(text: &str) -> Option<IpAddr> {
+    text.parse().map(IpAddr::V6).ok()
+}
+
+/// Without zeros before the number.
+fn port(text: &str) -> Option<u16> {
+    let plain = text == "0" || !text.starts_with(['0', '+']);
+    text.parse().ok().filter(|_| plain)
 }
 
 fn v2(bytes: &[u8], transport: Transport) -> Outcome {
@@ -193,28 +247,28 @@ fn v2(bytes: &[u8], transport: Transport) -> Outcome {
             "a version other than 2, or a command other than LOCAL and PROXY",
         ));
     }
+    let family = bytes.get(13).copied().unwrap_or(0);
+    if command == 1 && !matches!(family, 0 | 0x11 | 0x12 | 0x21 | 0x22 | 0x31 | 0x32) {
+        return Err(Halt::Invalid("an address family or transport that there is not"));
+    }
     let Some((start, rest)) = bytes.split_first_chunk::<V2_START>() else {
-        return Err(Halt::Missing { at_least: V2_START });
+        return Err(Halt::Missing { at_least: bytes.len() + 1 });
     };
     let len = V2_START + usize::from(u16::from_be_bytes([start[14], start[15]]));
     if len > MAX_V2 {
         return Err(Halt::Invalid("a version 2 header over 16 KiB"));
     }
-    if command == 1 && !matches!(start[13], 0 | 0x11 | 0x12 | 0x21 | 0x22 | 0x31 | 0x32) {
-        return Err(Halt::Invalid("an address family or transport that there is not"));
-    }
-    let Some(block) = rest.get(..len - V2_START) else {
-        return Err(Halt::Missing { at_least: len });
-    };
+    let size = len - V2_START;
+    let block = &rest[..rest.len().min(size)];
     // LOCAL: the rest is for nobody, and need not be right.
-    let addresses = if command == 0 { None } else { v2_block(start, block, transport)? };
-    Ok((len, addresses))
+    let addresses = if command == 0 { None } else { v2_block(start, (block, size), transport)? };
+    if block.len() < size { Err(Halt::Missing { at_least: len }) } else { Ok((len, addresses)) }
 }
 
-/// Addresses and TLVs.
+/// Addresses and TLVs, as far as they have come: `whole` bytes in the end.
 fn v2_block(
     start: &[u8; V2_START],
-    block: &[u8],
+    (block, whole): (&[u8], usize),
     transport: Transport,
 ) -> Result<Option<Addresses>, Halt> {
     let size = match start[13] >> 4 {
@@ -223,10 +277,11 @@ fn v2_block(
         3 => 216,
         _ => return Ok(None),
     };
-    let Some((addresses, tlvs)) = block.split_at_checked(size) else {
+    let Some(room) = whole.checked_sub(size) else {
         return Err(Halt::Invalid("no room for the addresses"));
     };
-    check_tlvs(start, addresses, tlvs)?;
+    let Some((addresses, tlvs)) = block.split_at_checked(size) else { return Ok(None) };
+    check_tlvs(start, addresses, (tlvs, room))?;
     let carried = match start[13] & 0xf {
         1 => Transport::Tcp,
         _ => Transport::Udp,
@@ -255,34 +310,45 @@ fn v2_addresses(bytes: &[u8]) -> Option<Addresses> {
 }
 
 /// Every TLV must end within the header, and a checksum must be right. What they say is for others.
-fn check_tlvs(start: &[u8; V2_START], addresses: &[u8], tlvs: &[u8]) -> Result<(), Halt> {
+/// Of `room` bytes of TLVs, `tlvs` have come.
+fn check_tlvs(
+    start: &[u8; V2_START],
+    addresses: &[u8],
+    (tlvs, room): (&[u8], usize),
+) -> Result<(), Halt> {
     let mut rest = tlvs;
-    while !rest.is_empty() {
+    loop {
+        let left = room - (tlvs.len() - rest.len());
+        if left == 0 {
+            return Ok(());
+        }
         let Some(([kind, high, low], tail)) = rest.split_first_chunk() else {
-            return Err(Halt::Invalid("a TLV that is cut off"));
+            return if left < 3 { Err(CUT_OFF) } else { Ok(()) };
         };
         let len = usize::from(u16::from_be_bytes([*high, *low]));
-        let Some((value, tail)) = tail.split_at_checked(len) else {
-            return Err(Halt::Invalid("a TLV that is cut off"));
-        };
-        if *kind == TLV_CRC32C {
-            let Ok(stated) = <[u8; 4]>::try_from(value) else {
-                return Err(Halt::Invalid("a checksum that is not of 4 bytes"));
-            };
+        if len > left - 3 {
+            return Err(CUT_OFF);
+        }
+        if *kind == TLV_CRC32C && len != 4 {
+            return Err(Halt::Invalid("a checksum that is not of 4 bytes"));
+        }
+        let Some((value, tail)) = tail.split_at_checked(len) else { return Ok(()) };
+        if *kind == TLV_CRC32C && tlvs.len() == room {
             // It was computed with zeros in its own place.
             let before = tlvs.len() - tail.len() - 4;
             let mut sum = Crc32c::new();
             for part in [&start[..], addresses, &tlvs[..before], &[0; 4], tail] {
                 sum.add(part);
             }
-            if sum.value() != u32::from_be_bytes(stated) {
+            if sum.value().to_be_bytes() != *value {
                 return Err(Halt::Invalid("a wrong checksum"));
             }
         }
         rest = tail;
     }
-    Ok(())
 }
+
+const CUT_OFF: Halt = Halt::Invalid("a TLV that is cut off");
 
 /// Both of one IP version: as they are, or both as IPv6.
 enum Family {
@@ -439,6 +505,8 @@ const CRC32C: [u32; 256] = {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const PLAIN: Outgoing<'static> = Outgoing {
@@ -554,6 +622,31 @@ mod tests {
         assert_eq!(addresses, pair("192.0.2.1:1", "[::1]:2"));
     }
 
+    proptest! {
+        #[test]
+        fn version_1_is_never_refused_before_its_end(
+            addresses in prop_oneof![
+                any::<(Ipv4Addr, Ipv4Addr)>().prop_map(|(a, b)| (a.into(), b.into())),
+                any::<(Ipv6Addr, Ipv6Addr)>().prop_map(|(a, b)| (a.into(), b.into())),
+                // With a run of zeros, or IPv4 within.
+                (any::<[u16; 8]>(), any::<u8>(), any::<Ipv4Addr>()).prop_map(|(of, which, v4)| {
+                    let some = |n: usize| if which >> n & 1 == 1 { of[n] } else { 0 };
+                    let zeros = Ipv6Addr::from(std::array::from_fn::<u16, 8, _>(some));
+                    (IpAddr::from(zeros), IpAddr::from(v4.to_ipv6_mapped()))
+                }),
+            ],
+            ports in any::<(u16, u16)>(),
+        ) {
+            let (source, destination): (IpAddr, IpAddr) = addresses;
+            let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
+            let text = format!(
+                "PROXY {family} {source} {destination} {} {}\r\n", ports.0, ports.1
+            );
+            let header = in_any_fragmentation(text.as_bytes());
+            prop_assert!(matches!(header, Header::Known { .. }), "{text:?}: {header:?}");
+        }
+    }
+
     #[test]
     fn version_1_that_is_none_is_refused_as_soon_as_it_shows() {
         let long = format!("PROXY UNKNOWN {}", "f".repeat(MAX_V1));
@@ -580,9 +673,35 @@ mod tests {
         ] {
             assert!(matches!(read(text.as_bytes()), Header::Invalid(_)), "{text:?}");
         }
-        assert!(matches!(read(b"G"), Header::Invalid(_)));
-        assert!(matches!(read(b"PROXX"), Header::Invalid(_)));
-        assert!(matches!(read(&long.as_bytes()[..MAX_V1 - 1]), Header::Invalid(_)));
+        // The last byte is the one that shows it.
+        for text in [
+            "G",
+            "PROXX",
+            "PROXY \r",
+            "PROXY TCP5",
+            "PROXY UNKNOWNS",
+            "PROXY UNKNOWN \u{e9}",
+            "PROXY TCP4 x",
+            "PROXY TCP4 :",
+            "PROXY TCP4 256",
+            "PROXY TCP4 1.2.3.4.",
+            "PROXY TCP4 1.2.3 ",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 00",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 65536",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1  ",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 2 ",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1\r",
+            "PROXY TCP6 1.",
+            "PROXY TCP6 12345",
+            "PROXY TCP6 ::1::",
+            "PROXY TCP6 1:2:3:4:5:6:7:8:",
+            &long[..MAX_V1 - 1],
+        ] {
+            assert!(matches!(read(text.as_bytes()), Header::Invalid(_)), "{text:?}");
+            let cut = text.char_indices().next_back().expect("a text").0;
+            let before = read(&text.as_bytes()[..cut]);
+            assert!(matches!(before, Header::NeedMore { .. }), "{text:?} but a byte: {before:?}");
+        }
     }
 
     /// A version 2 header of these parts.
@@ -637,15 +756,28 @@ mod tests {
         ] {
             assert!(matches!(read(&bytes), Header::Invalid(_)), "{bytes:?}");
         }
+        // As soon as it shows: no room, a family, a TLV, a checksum's length.
+        for (bytes, shows) in [
+            (v2_of(0x21, 0x11, &[0; 11]), 16),
+            (v2_of(0x21, 0x41, &[0; 12]), 14),
+            (with(&[1, 0, 9, 9, 9]), 31),
+            (with(&[1, 0, 1, 9, 1, 0]), 32),
+            (with(&[TLV_CRC32C, 0, 3, 0, 0, 0]), 31),
+        ] {
+            for end in 0..bytes.len() {
+                let refused = matches!(read(&bytes[..end]), Header::Invalid(_));
+                assert_eq!(refused, end >= shows, "{end} of {bytes:?}");
+            }
+        }
     }
 
     /// Whoever waits for as many bytes as one answer names must not hear later of fewer.
     #[test]
     fn what_is_asked_for_never_shrinks() {
-        for start in [&b"PROXY "[..], b"PROXY \r", b"PROXY TCP4 \r"] {
-            assert_eq!(read(start), Header::NeedMore { at_least: SHORTEST_V1 }, "{start:?}");
+        for start in [&b"P"[..], b"PROXY ", b"PROXY UNKNOWN", b"PROXY UNKNOWN\r", b"\r\n\r\n\0"] {
+            let at_least = start.len() + 1;
+            assert_eq!(read(start), Header::NeedMore { at_least }, "{start:?}");
         }
-        assert!(matches!(read(b"PROXY \r\n"), Header::Invalid(_)));
     }
 
     #[test]

@@ -4,7 +4,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::routing::{BackendId, EndpointId, ListenerId, RouteId, RoutingTable, SocketId};
+use config_sync::routing::{
+    BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
+};
+
+use super::cause::Detail;
 
 #[derive(Debug)]
 pub enum Record {
@@ -25,9 +29,10 @@ pub enum Record {
 /// One access-log line. Times are microseconds of the worker's clock.
 #[derive(Clone, Debug)]
 pub struct SessionRecord {
-    pub udp: bool,
+    /// Of the listening socket: known whatever became of the session.
+    pub protocol: Protocol,
     pub socket: SocketId,
-    /// `None` where none matched the server name.
+    /// `None` where none matched the server name, or none was sent yet.
     pub listener: Option<ListenerId>,
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
@@ -51,6 +56,7 @@ pub struct SessionRecord {
     pub refused: bool,
     /// `None` in `Record::Opened`.
     pub reason: Option<CloseReason>,
+    pub detail: Option<Detail>,
     /// Rejections of this worker that were counted but not logged since its last rejection line.
     pub suppressed: u32,
 }
@@ -58,13 +64,14 @@ pub struct SessionRecord {
 impl SessionRecord {
     /// What is known of every connection and datagram.
     pub fn new(
+        protocol: Protocol,
         socket: SocketId,
         (client, local): (SocketAddr, SocketAddr),
         opened: u64,
         now: u64,
     ) -> Self {
         Self {
-            udp: false,
+            protocol,
             socket,
             listener: None,
             route: None,
@@ -82,6 +89,7 @@ impl SessionRecord {
             connect: None,
             refused: false,
             reason: None,
+            detail: None,
             suppressed: 0,
         }
     }
@@ -157,10 +165,11 @@ words! {
         ClientTlsFailed = "client_tls_failed":
             "The client's TLS handshake failed, or what it sent later is no valid TLS.",
         EndpointTlsFailed = "endpoint_tls_failed":
-            "The endpoint's TLS handshake failed (its certificate, say), or what it sent later is \
-             no valid TLS.",
+            "The TLS handshake failed with every endpoint that was tried (certificates, say), or \
+             what one sent later is no valid TLS.",
         EndpointStarttlsFailed = "endpoint_starttls_failed":
-            "The endpoint was asked for TLS (SSLRequest), and did not answer with `S` alone.",
+            "The last endpoint that was tried was asked for TLS (SSLRequest), and did not answer \
+             with `S` alone.",
         ClientTruncated = "client_truncated":
             "The client ended its connection without the end of TLS (close_notify).",
         EndpointTruncated = "endpoint_truncated":

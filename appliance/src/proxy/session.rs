@@ -17,7 +17,9 @@ use config_sync::routing::{
 
 use proxied::{Heading, Introduction, Proxied};
 
+use super::cause::{Cause, Detail};
 use super::client_hello::{self, Hello};
+use super::counters::Counters;
 use super::op::{Event, Kind, Mode, Op, Side, Stop, Token, Why};
 use super::record::{CloseReason, Record, SessionRecord};
 use super::relay::{Half, Next};
@@ -34,7 +36,10 @@ pub struct Session {
     client_readable: bool,
     client_ending: bool,
     socket: SocketId,
+    protocol: Protocol,
     listener: Option<ListenerId>,
+    /// The listener's `max_sessions` counts it.
+    entered: bool,
     route: Option<RouteId>,
     backend: Option<BackendId>,
     /// The last endpoint tried.
@@ -57,6 +62,8 @@ pub struct Session {
     /// The header that an endpoint is sent first.
     send_proxy: Option<SendProxy>,
     proxied: Option<Box<Proxied>>,
+    /// What there is to say of an endpoint that was given up, or of a side that has failed.
+    detail: Option<Box<Detail>>,
 }
 
 /// What the client sends before it is known where to.
@@ -99,8 +106,8 @@ struct Connecting {
     started: u64,
     timeout: u32,
     attempts_left: u8,
-    /// The attempt was given up; its `ConnectFailed` is awaited.
-    abandoned: bool,
+    /// The attempt was given up for this reason; its `ConnectFailed` is awaited.
+    given_up: Option<CloseReason>,
     /// Endpoints that this client need not be sent to again.
     tried: [EndpointId; MAX_TRIED],
     tried_count: u8,
@@ -133,7 +140,7 @@ impl Connecting {
             started: 0,
             timeout: 0,
             attempts_left: attempts,
-            abandoned: false,
+            given_up: None,
             tried: [EndpointId(u32::MAX); MAX_TRIED],
             tried_count: 0,
         }
@@ -199,7 +206,7 @@ impl Relay {
 
 impl Session {
     pub fn new(
-        socket: SocketId,
+        (socket, protocol): (SocketId, Protocol),
         client: SocketAddr,
         local: SocketAddr,
         now: u64,
@@ -212,7 +219,9 @@ impl Session {
             client_readable: false,
             client_ending: false,
             socket,
+            protocol,
             listener: None,
+            entered: false,
             route: None,
             backend: None,
             endpoint: None,
@@ -229,12 +238,22 @@ impl Session {
             tls: None,
             send_proxy: None,
             proxied: None,
+            detail: None,
         }
     }
 
     /// Begins: at once where the listener is known, else with what comes first.
-    pub fn begin(&mut self, core: &mut Core, token: Token, first: First) {
+    pub fn begin(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        first: First,
+        listener: Option<ListenerId>,
+    ) {
         self.token = token;
+        if let Some(listener) = listener {
+            give_to(&mut self.listener, listener, &core.counters);
+        }
         if first.header {
             self.state = State::Heading(Heading::new(first));
         } else {
@@ -304,6 +323,11 @@ impl Session {
             (State::Asking(_), Event::Ready { side: Side::Endpoint, .. }) => {
                 self.asking_ready(core, event);
             }
+            // Of an endpoint that was given up.
+            (
+                State::Connecting(_),
+                Event::Taken { from: Side::Endpoint, .. } | Event::Given { to: Side::Endpoint, .. },
+            ) => {}
             (_, Event::Taken { .. } | Event::Given { .. }) => self.tls_event(core, event, bytes),
             (_, Event::Ready { side: Side::Client, .. }) => self.client_ready(core, event),
             (State::Opening { .. }, Event::Peeked { start, len, end }) => {
@@ -347,15 +371,22 @@ impl Session {
         }
         match (&mut self.state, reason) {
             (State::Connecting(connecting), CloseReason::ConnectTimeout) => {
-                connecting.abandoned = true;
+                connecting.given_up = Some(reason);
                 core.push(self.token, Op::Abandon);
                 self.arm(core);
             }
-            (State::Heading(_), _) => self.refuse_header(core, reason),
-            (
-                State::Introducing(_) | State::Asking(_) | State::Securing(_),
-                CloseReason::ConnectTimeout,
-            ) => self.endpoint_failed(core, reason),
+            (State::Introducing(_), CloseReason::ConnectTimeout) => {
+                let detail = Detail::from("connected, and the PROXY header was not taken");
+                self.endpoint_failed(core, reason.because(detail));
+            }
+            (State::Asking(_), CloseReason::ConnectTimeout) => {
+                let detail = Detail::from("connected, and no answer to SSLRequest");
+                self.endpoint_failed(core, reason.because(detail));
+            }
+            (State::Securing(_), CloseReason::ConnectTimeout) => {
+                let detail = Detail::from("connected, and the TLS handshake was not over");
+                self.endpoint_failed(core, reason.because(detail));
+            }
             (_, CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout) => {
                 self.finish(core, reason, false);
             }
@@ -403,7 +434,7 @@ impl Session {
                 after(self.opened, timeouts.hello, CloseReason::HelloTimeout)
             }
             State::Greeting => after(self.opened, timeouts.hello, CloseReason::HandshakeTimeout),
-            State::Connecting(connecting) if connecting.abandoned => None,
+            State::Connecting(connecting) if connecting.given_up.is_some() => None,
             State::Connecting(connecting) => {
                 after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)
             }
@@ -471,19 +502,22 @@ impl Session {
                 self.choose(core);
                 self.arm(core);
             }
-            Hello::Invalid(_) => self.finish(core, CloseReason::HelloInvalid, true),
+            Hello::Invalid(why) => {
+                let detail = Detail::from(client_hello::stranger(bytes).unwrap_or(why));
+                self.finish(core, CloseReason::HelloInvalid.because(detail), true);
+            }
             Hello::TooLarge => self.finish(core, CloseReason::HelloTooLarge, true),
         }
     }
 
     /// Listener, route, backend and endpoint; then connects.
     fn choose(&mut self, core: &mut Core) {
-        if let Err(reason) = self.try_choose(core) {
-            self.finish(core, reason, true);
+        if let Err(cause) = self.try_choose(core) {
+            self.finish(core, cause, true);
         }
     }
 
-    fn try_choose(&mut self, core: &mut Core) -> Result<(), CloseReason> {
+    fn try_choose(&mut self, core: &mut Core) -> Result<(), Cause> {
         // Its socket may be gone since, and the id another's by now, if the hello took its time.
         let here = |socket: &Socket| {
             let (bound, local) = (socket.address, self.local);
@@ -501,13 +535,13 @@ impl Session {
         let listener = socket.listeners.get(name).ok_or(unknown)?;
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
-        self.listener = Some(listener.id);
-        core.counters.listener(listener.id).opened.add(1);
+        give_to(&mut self.listener, listener.id, &core.counters);
+        self.entered = true;
         core.active[listener.id.index()] += 1;
         let client = self.client.ip();
         admits(listener.access.as_deref(), client)?;
         if listener.max_sessions > 0 && core.active[listener.id.index()] > listener.max_sessions {
-            return Err(CloseReason::ListenerLimit);
+            return Err(CloseReason::ListenerLimit.into());
         }
         let found = listener.routes.get(name).ok_or(match listener.protocol {
             Protocol::Tls => unknown,
@@ -522,11 +556,11 @@ impl Session {
         self.backend = Some(backend.id);
         let attempts_left = backend.connect_attempts;
         if cancels && listener.tls.as_ref().is_some_and(|tls| tls.client_auth) {
-            return Err(CloseReason::StarttlsCancel);
+            return Err(CloseReason::StarttlsCancel.into());
         }
         if let Some(terminator) = listener.tls.as_ref().filter(|_| !cancels) {
             if !terminator.certificates.has(name) {
-                return Err(CloseReason::NoCertificate);
+                return Err(CloseReason::NoCertificate.into());
             }
             let tls = Terminated::client(core, terminator)?;
             self.greet(core, tls);
@@ -537,11 +571,11 @@ impl Session {
 
     /// Connects to an endpoint of the backend as it stands now: in the table in force, or, where
     /// that has it no more, in the one that the listening socket left with.
-    fn connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), CloseReason> {
+    fn connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), Cause> {
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let backend = backend.ok_or(CloseReason::NoEndpoint)?;
         let tried = &state.tried[..usize::from(state.tried_count)];
-        let endpoint = core.balancer.endpoint(backend, self.client, tried);
+        let endpoint = core.balancer.session_endpoint(backend, self.client, tried, core.now);
         let endpoint = endpoint.ok_or(match state.tried_count {
             0 => CloseReason::NoEndpoint,
             _ => CloseReason::ConnectFailed,
@@ -557,7 +591,6 @@ impl Session {
         state.timeout = backend.connect_timeout;
         state.started = core.now;
         state.attempts_left -= 1;
-        state.abandoned = false;
         self.endpoint = Some(endpoint.id);
         self.counted = true;
         self.state = State::Connecting(state);
@@ -568,28 +601,39 @@ impl Session {
 
     fn connect_failed(&mut self, core: &mut Core, why: Why) {
         let State::Connecting(mut next) = self.state else { return };
+        let given_up = next.given_up.take();
+        let detail = match why {
+            Why::Abandoned => self.detail.take().map(|detail| *detail),
+            why => Some(Detail::why(why)),
+        };
+        let reason = match why {
+            Why::Abandoned => given_up.unwrap_or(CloseReason::ConnectTimeout),
+            Why::TimedOut => CloseReason::ConnectTimeout,
+            Why::NoPorts | Why::NoFiles | Why::NoMemory => CloseReason::LocalLimit,
+            _ => CloseReason::ConnectFailed,
+        };
         if let Some(endpoint) = self.endpoint {
             self.counted = false;
             core.balancer.closed(endpoint);
             core.counters.endpoint(endpoint).connect_failures.add(1);
+            if reason != CloseReason::LocalLimit {
+                core.balancer.failed(endpoint, core.now);
+            }
             if let Some(place) = next.tried.get_mut(usize::from(next.tried_count)) {
                 *place = endpoint;
                 next.tried_count += 1;
             }
         }
-        let reason = match why {
-            Why::Abandoned | Why::TimedOut => CloseReason::ConnectTimeout,
-            Why::NoPorts | Why::NoFiles | Why::NoMemory => CloseReason::LocalLimit,
-            _ => CloseReason::ConnectFailed,
-        };
         if next.attempts_left == 0 || reason == CloseReason::LocalLimit {
-            return self.finish(core, reason, true);
+            return self.finish(core, reason.because(detail), true);
         }
         match self.connect(core, next) {
             Ok(()) => self.arm(core),
             // No endpoint is left to try: the last one's reason stands.
-            Err(CloseReason::ConnectFailed) => self.finish(core, reason, true),
-            Err(error) => self.finish(core, error, true),
+            Err(Cause { reason: CloseReason::ConnectFailed, .. }) => {
+                self.finish(core, reason.because(detail), true);
+            }
+            Err(cause) => self.finish(core, cause, true),
         }
     }
 
@@ -597,7 +641,7 @@ impl Session {
         let State::Connecting(connecting) = self.state else {
             unreachable!("only called while connecting")
         };
-        if connecting.abandoned {
+        if connecting.given_up.is_some() {
             // `Abandon` crossed with success; its `ConnectFailed` comes.
             return;
         }
@@ -627,6 +671,7 @@ impl Session {
         let took = core.now - connecting.started;
         self.connect_micros = Some(u32::try_from(took).unwrap_or(u32::MAX));
         if let Some(endpoint) = self.endpoint {
+            core.balancer.succeeded(endpoint);
             let counters = core.counters.endpoint(endpoint);
             counters.opened.add(1);
             counters.connect.record(took);
@@ -658,12 +703,21 @@ impl Session {
         self.pump(core);
     }
 
-    /// The endpoint is connected, and no relay can come of it.
-    fn endpoint_failed(&mut self, core: &mut Core, reason: CloseReason) {
-        if let Some(endpoint) = self.endpoint {
-            core.counters.endpoint(endpoint).connect_failures.add(1);
-        }
-        self.finish(core, reason, true);
+    /// The endpoint is connected, and no relay can come of it. Nothing of the client's was sent to
+    /// it, so its connection is given up like an attempt, and another endpoint is tried.
+    fn endpoint_failed(&mut self, core: &mut Core, cause: Cause) {
+        let mut connecting = match &self.state {
+            State::Introducing(Introduction { connecting, .. })
+            | State::Asking(Asking { connecting, .. })
+            | State::Securing(connecting) => *connecting,
+            _ => return,
+        };
+        connecting.given_up = Some(cause.reason);
+        self.detail = cause.detail.map(Box::new);
+        self.state = State::Connecting(connecting);
+        let token = self.token;
+        core.postponed.retain(|(of, side, _)| *of != token || *side != Side::Endpoint);
+        core.push(token, Op::Abandon);
     }
 
     /// Gives each direction that has a reason for it its `Move`.
@@ -705,7 +759,8 @@ impl Session {
             && next != Next::Later
             && !relay.half(from).streaming()
         {
-            return self.finish(core, reason, true);
+            let cause = reason.because(self.detail.take().map(|detail| *detail));
+            return self.finish(core, cause, true);
         }
         match next {
             Next::Wait => {}
@@ -752,11 +807,13 @@ impl Session {
     fn failed(&mut self, core: &mut Core, from: Side, side: Side, why: Why) {
         let State::Relaying(relay) = &mut self.state else { return };
         if let Some(reason) = relay.failing {
-            return self.finish(core, reason, true);
+            let cause = reason.because(self.detail.take().map(|detail| *detail));
+            return self.finish(core, cause, true);
         }
-        let reason = failure(side, why);
+        let cause = failure(side, why);
         if side == from.other() {
-            relay.failing = Some(reason);
+            relay.failing = Some(cause.reason);
+            self.detail = cause.detail.clone().map(Box::new);
             relay.half(from).die();
             let half = relay.half(side);
             if half.queued() {
@@ -767,7 +824,7 @@ impl Session {
                 return self.move_bytes(core, op);
             }
         }
-        self.finish(core, reason, true);
+        self.finish(core, cause, true);
     }
 
     /// Begins the TLS handshake with the client. Who serves it is known, and is connected to once
@@ -795,10 +852,10 @@ impl Session {
         }
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let connecting = backend.map(|backend| Connecting::new(backend.connect_attempts));
-        let connecting = connecting.ok_or(CloseReason::NoEndpoint);
+        let connecting = connecting.ok_or(Cause::from(CloseReason::NoEndpoint));
         match connecting.and_then(|connecting| self.connect(core, connecting)) {
             Ok(()) => self.arm(core),
-            Err(reason) => self.finish(core, reason, true),
+            Err(cause) => self.finish(core, cause, true),
         }
     }
 
@@ -807,7 +864,8 @@ impl Session {
         let Event::Ready { side, readable, writable, ending, failed } = event else { return };
         let Some(tls) = &mut self.tls else { return };
         if failed {
-            return self.tls_outcome(core, Outcome::Failed(CloseReason::EndpointTlsFailed));
+            let cause = CloseReason::EndpointTlsFailed.because(Detail::why(Why::Reset));
+            return self.tls_outcome(core, Outcome::Failed(cause));
         }
         if writable {
             tls.writable(core, self.token, side);
@@ -840,15 +898,17 @@ impl Session {
             (State::Relaying(_), Outcome::Moved { from, read, sent, held, stop }) => {
                 self.moved(core, from, (read, sent, held), stop);
             }
-            (_, Outcome::Moved { stop, .. }) => {
-                if let Stop::Failed { side, why } = stop {
-                    self.finish(core, failure(side, why), true);
+            (_, Outcome::Moved { stop, .. }) => match (&self.state, stop) {
+                (State::Securing(_), Stop::Failed { side: Side::Endpoint, why }) => {
+                    self.endpoint_failed(core, failure(Side::Endpoint, why));
                 }
-            }
+                (_, Stop::Failed { side, why }) => self.finish(core, failure(side, why), true),
+                _ => {}
+            },
             // The alert that says why must reach the client, and a reset would overtake it.
-            (State::Greeting, Outcome::Failed(reason)) => self.finish(core, reason, false),
-            (State::Securing(_), Outcome::Failed(reason)) => self.endpoint_failed(core, reason),
-            (_, Outcome::Failed(reason)) => self.finish(core, reason, true),
+            (State::Greeting, Outcome::Failed(cause)) => self.finish(core, cause, false),
+            (State::Securing(_), Outcome::Failed(cause)) => self.endpoint_failed(core, cause),
+            (_, Outcome::Failed(cause)) => self.finish(core, cause, true),
         }
     }
 
@@ -879,7 +939,7 @@ impl Session {
     }
 
     /// Accounts for the session, and has the ring close it.
-    fn finish(&mut self, core: &mut Core, reason: CloseReason, reset: bool) {
+    fn finish(&mut self, core: &mut Core, cause: impl Into<Cause>, reset: bool) {
         let state = std::mem::replace(&mut self.state, State::Closing);
         let relay = match state {
             State::Closing => return,
@@ -916,10 +976,11 @@ impl Session {
             }
         }
         core.push(self.token, Op::Close { reset });
-        self.account(core, reason, relay.as_ref());
+        self.account(core, cause.into(), relay.as_ref());
     }
 
-    fn account(&mut self, core: &mut Core, reason: CloseReason, relay: Option<&Relay>) {
+    fn account(&mut self, core: &mut Core, cause: Cause, relay: Option<&Relay>) {
+        let reason = cause.reason;
         if let Some(endpoint) = self.endpoint
             && std::mem::take(&mut self.counted)
         {
@@ -934,20 +995,24 @@ impl Session {
         }
         let Some(listener) = self.listener else {
             core.counters.unmatched[reason as usize].add(1);
-            return self.log(core, reason, None);
+            return self.log(core, cause, None);
         };
-        core.active[listener.index()] -= 1;
-        let counters = core.counters.listener(listener);
-        match relay {
-            Some(_) => counters.closed[reason as usize].add(1),
-            None => counters.refused[reason as usize].add(1),
+        if self.entered {
+            core.active[listener.index()] -= 1;
         }
-        counters.duration.record(core.now - self.opened);
-        self.log(core, reason, relay);
+        let counters = core.counters.listener(listener);
+        if relay.is_some() {
+            counters.closed[reason as usize].add(1);
+            counters.duration.record(core.now - self.opened);
+        } else {
+            counters.refused[reason as usize].add(1);
+        }
+        self.log(core, cause, relay);
     }
 
-    fn log(&mut self, core: &mut Core, reason: CloseReason, relay: Option<&Relay>) {
-        let mut record = self.record(core, Some(reason));
+    fn log(&mut self, core: &mut Core, cause: Cause, relay: Option<&Relay>) {
+        let mut record = self.record(core, Some(cause.reason));
+        record.detail = cause.detail;
         if let Some(relay) = relay {
             (record.bytes_up, record.bytes_down) = (relay.up.bytes, relay.down.bytes);
         }
@@ -969,8 +1034,26 @@ impl Session {
             reason,
             peer: self.proxied.as_ref().and_then(|proxied| proxied.peer),
             unique_id: self.proxied.as_ref().and_then(|proxied| proxied.unique_id),
-            ..SessionRecord::new(self.socket, (self.client, self.local), self.opened, core.now)
+            ..SessionRecord::new(
+                self.protocol,
+                self.socket,
+                (self.client, self.local),
+                self.opened,
+                core.now,
+            )
         }
+    }
+}
+
+/// A session is this listener's, and is counted so until it ends.
+fn give_to(of: &mut Option<ListenerId>, listener: ListenerId, counters: &Counters) {
+    let before = of.replace(listener);
+    if before != Some(listener) {
+        if let Some(before) = before {
+            // The address has become another listener's since the session was accepted.
+            counters.listener(before).opened.sub(1);
+        }
+        counters.listener(listener).opened.add(1);
     }
 }
 
@@ -1002,15 +1085,16 @@ fn count_bytes(
     }
 }
 
-fn failure(side: Side, why: Why) -> CloseReason {
-    match (side, why) {
+fn failure(side: Side, why: Why) -> Cause {
+    let reason = match (side, why) {
         (Side::Client, Why::Reset) => CloseReason::ClientReset,
         (Side::Client, Why::TimedOut) => CloseReason::ClientTimedOut,
-        (Side::Client, _) => CloseReason::ClientError,
+        (Side::Client, _) => return CloseReason::ClientError.because(Detail::why(why)),
         (Side::Endpoint, Why::Reset) => CloseReason::EndpointReset,
         (Side::Endpoint, Why::TimedOut) => CloseReason::EndpointTimedOut,
-        (Side::Endpoint, _) => CloseReason::EndpointError,
-    }
+        (Side::Endpoint, _) => return CloseReason::EndpointError.because(Detail::why(why)),
+    };
+    reason.into()
 }
 
 #[cfg(test)]

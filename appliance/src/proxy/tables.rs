@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use config_sync::routing::{Backend, BackendId, RoutingTable, Socket, SocketId, Transport};
+use config_sync::routing::{
+    Backend, BackendId, ListenerId, RoutingTable, Socket, SocketId, Transport,
+};
 
 use super::op::Op;
 
@@ -26,6 +28,12 @@ struct Leaving {
 }
 
 const ABSENT: u32 = u32::MAX;
+
+/// The listener of every client of a socket, whatever they send. `None`: the ClientHello decides.
+pub fn sole_listener(table: &RoutingTable, socket: &Socket) -> Option<ListenerId> {
+    let position = socket.listeners.any().filter(|_| !socket.reads_hello);
+    position.map(|position| table.listeners[position].id)
+}
 
 /// What a new table asks of the ring, and the table that it replaces.
 pub struct Changes {

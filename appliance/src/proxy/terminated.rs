@@ -20,6 +20,7 @@
 use config_sync::terminator::{Originator, Terminator, WorkerTime};
 
 use super::Core;
+use super::cause::{Cause, Detail};
 use super::op::{Op, Side, Stop, Token};
 use super::proxy_protocol::ClientTls;
 use super::record::CloseReason;
@@ -85,7 +86,7 @@ struct Moving {
 }
 
 /// What the session is to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Nothing,
     /// The handshake that was under way is over.
@@ -98,15 +99,15 @@ pub enum Outcome {
         held: u32,
         stop: Stop,
     },
-    Failed(CloseReason),
+    Failed(Cause),
 }
 
 impl Terminated {
     /// # Errors
     /// rustls could not make a connection of the configuration.
-    pub fn client(core: &Core, with: &Terminator) -> Result<Self, CloseReason> {
+    pub fn client(core: &Core, with: &Terminator) -> Result<Self, Cause> {
         core.tell_time();
-        let conn = Conn::terminate(with).map_err(|_| CloseReason::ClientTlsFailed)?;
+        let conn = Conn::terminate(with).map_err(|error| broken(Side::Client, &error))?;
         let client = Port { conn: Some(conn), ..Port::default() };
         Ok(Self { client, endpoint: Port::default() })
     }
@@ -120,9 +121,9 @@ impl Terminated {
     ///
     /// # Errors
     /// As [`Self::client`].
-    pub fn originate(&mut self, core: &Core, with: &Originator) -> Result<(), CloseReason> {
+    pub fn originate(&mut self, core: &Core, with: &Originator) -> Result<(), Cause> {
         core.tell_time();
-        let conn = Conn::originate(with).map_err(|_| CloseReason::EndpointTlsFailed)?;
+        let conn = Conn::originate(with).map_err(|error| broken(Side::Endpoint, &error))?;
         self.endpoint = Port { conn: Some(conn), ..Port::default() };
         Ok(())
     }
@@ -197,7 +198,7 @@ impl Terminated {
         let start = core.output.len();
         match self.pass_on(core, from, &early) {
             Ok(()) => self.passed(core, token, from, start, Stop::Budget, ended),
-            Err(reason) => Outcome::Failed(reason),
+            Err(cause) => Outcome::Failed(cause),
         }
     }
 
@@ -376,7 +377,7 @@ impl Terminated {
             let start = core.output.len();
             match self.pass_on(core, from, bytes) {
                 Ok(()) => self.passed(core, token, from, start, stop, stop == Stop::Eof),
-                Err(reason) => Outcome::Failed(reason),
+                Err(cause) => Outcome::Failed(cause),
             }
         }
     }
@@ -393,18 +394,21 @@ impl Terminated {
         let greeting = self.greets(from);
         let start = match self.open(core, token, from, bytes) {
             Ok(start) => start,
-            Err(reason) => return Outcome::Failed(reason),
+            Err(cause) => return Outcome::Failed(cause),
         };
         let ended = self.port(from).conn.as_ref().is_some_and(Conn::received_end);
         match stop {
             _ if greeting && !self.greets(from) => {
                 let conn = self.port(from).conn.as_ref();
                 match conn.is_some_and(|conn| conn.is_stale(core.unix_time())) {
-                    true => Outcome::Failed(failed),
+                    true => Outcome::Failed(failed.because(Detail::from(STALE))),
                     false => Outcome::Greeted,
                 }
             }
-            Stop::Eof | Stop::Failed { .. } if greeting => Outcome::Failed(failed),
+            Stop::Eof if greeting => Outcome::Failed(failed.because(Detail::from(CUT_SHORT))),
+            Stop::Failed { why, .. } if greeting => {
+                Outcome::Failed(failed.because(Detail::why(why)))
+            }
             _ if greeting => {
                 if stop == Stop::Budget || self.port(from).news {
                     self.take(core, token, from);
@@ -413,7 +417,7 @@ impl Terminated {
             }
             Stop::Eof if !ended => {
                 self.emit(core, token, from.other(), start);
-                Outcome::Failed(truncated)
+                Outcome::Failed(truncated.into())
             }
             _ => self.passed(core, token, from, start, stop, ended),
         }
@@ -428,7 +432,7 @@ impl Terminated {
         token: Token,
         from: Side,
         bytes: &[u8],
-    ) -> Result<usize, CloseReason> {
+    ) -> Result<usize, Cause> {
         let greeting = self.greets(from);
         // Nothing is to be done any more to what goes to a side that speaks as it is.
         let as_it_is = !greeting && self.port(from.other()).conn.is_none();
@@ -453,7 +457,7 @@ impl Terminated {
             core.output.extend_from_slice(&said);
         }
         let passed = match result {
-            Err(_) => Err(reasons(from).0),
+            Err(error) => Err(broken(from, &error)),
             Ok(()) if greeting => Ok(()),
             Ok(()) if as_it_is => {
                 let said = core.output.len() - start;
@@ -467,7 +471,7 @@ impl Terminated {
     }
 
     /// Puts what one side has said into the output, as the other is to have it.
-    fn pass_on(&mut self, core: &mut Core, from: Side, plain: &[u8]) -> Result<(), CloseReason> {
+    fn pass_on(&mut self, core: &mut Core, from: Side, plain: &[u8]) -> Result<(), Cause> {
         let to = self.port_mut(from.other());
         to.plain += u32::try_from(plain.len()).unwrap_or(u32::MAX);
         match &mut to.conn {
@@ -475,8 +479,8 @@ impl Terminated {
             Some(conn) => {
                 let sent = conn.send(plain, &mut core.output);
                 sent.map_err(|error| match error {
-                    rustls::Error::EncryptError => CloseReason::TlsKeysExhausted,
-                    _ => reasons(from.other()).0,
+                    rustls::Error::EncryptError => CloseReason::TlsKeysExhausted.into(),
+                    error => broken(from.other(), &error),
                 })?;
             }
         }
@@ -541,6 +545,16 @@ impl Core {
     fn unix_time(&self) -> u64 {
         (self.epoch + self.now) / 1_000_000
     }
+}
+
+/// What is said of a handshake that the peer leaves, and of one that comes too late.
+const CUT_SHORT: &str = "the connection ended within the handshake";
+const STALE: &str =
+    "the certificate of the session that it resumes, or a revocation list, has ended";
+
+/// A side has broken TLS.
+fn broken(side: Side, error: &rustls::Error) -> Cause {
+    reasons(side).0.because(Detail::tls(error))
 }
 
 /// Why a session ends when a side breaks TLS, and when it ends without close_notify.

@@ -256,7 +256,7 @@ pub(super) fn why(errno: i32) -> Why {
         libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED => Why::Reset,
         libc::ETIMEDOUT => Why::TimedOut,
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => {
-            Why::Unreachable
+            Why::Unreachable(errno)
         }
         libc::EADDRNOTAVAIL => Why::NoPorts,
         libc::EMFILE | libc::ENFILE => Why::NoFiles,

@@ -62,6 +62,12 @@ const MUTANTS: &[Mutant] = &[
         replace: "credits[best].1 -= total / 2;",
     },
     Mutant {
+        name: "dead-endpoint-forgotten",
+        file: "balance.rs",
+        find: "self.rests[endpoint.index()] = now + REST;",
+        replace: "self.rests[endpoint.index()] = now;",
+    },
+    Mutant {
         name: "quarantine-skipped",
         file: "flow.rs",
         find: "            seen >= upstream.rests_since + rest",

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use config_sync::routing::{SendProxy, Transport};
 
 use super::super::Core;
+use super::super::cause::Detail;
 use super::super::op::{Event, Op, Side, Stop, Why};
 use super::super::proxy_protocol::{self, Addresses, Header, Outgoing};
 use super::super::record::CloseReason;
@@ -96,7 +97,10 @@ impl Session {
             Header::NeedMore { .. } if end && bytes.is_empty() => {
                 self.finish(core, CloseReason::ClientGone, true);
             }
-            Header::NeedMore { .. } if end => self.refuse_header(core, CloseReason::ProxyInvalid),
+            Header::NeedMore { .. } if end => {
+                let detail = Detail::from("the connection ended within it");
+                self.finish(core, CloseReason::ProxyInvalid.because(detail), true);
+            }
             Header::NeedMore { at_least } => {
                 let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
                 // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
@@ -110,7 +114,10 @@ impl Session {
                 self.believe(addresses);
                 self.take_header(core);
             }
-            Header::Invalid(_) => self.refuse_header(core, CloseReason::ProxyInvalid),
+            Header::Invalid(why) => {
+                let cause = CloseReason::ProxyInvalid.because(Detail::from(why));
+                self.finish(core, cause, true);
+            }
         }
     }
 
@@ -140,20 +147,6 @@ impl Session {
             core.push(self.token, Op::Peek { at_least: 1 });
         }
         self.arm(core);
-    }
-
-    pub(super) fn refuse_header(&mut self, core: &mut Core, reason: CloseReason) {
-        // Where no server name decides, it is known whose client this would have been.
-        if let State::Heading(Heading { then: First { hello: false, .. }, .. }) = self.state
-            && let Some((table, socket)) = core.tables.of(self.socket)
-            && let Some(listener) = socket.listeners.any()
-        {
-            let listener = table.listeners[listener].id;
-            self.listener = Some(listener);
-            core.counters.listener(listener).opened.add(1);
-            core.active[listener.index()] += 1;
-        }
-        self.finish(core, reason, true);
     }
 
     /// Sends the endpoint its header, before anything else.

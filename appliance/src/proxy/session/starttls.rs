@@ -5,7 +5,9 @@
 //! once it is connected; the ClientHello waits meanwhile, untouched, in the client's socket.
 
 use super::super::Core;
-use super::super::op::{Event, Op, Side, Stop};
+use super::super::cause::Detail;
+use super::super::client_hello::stranger;
+use super::super::op::{Event, Op, Side, Stop, Why};
 use super::super::postgres::{self, GRANTED, REFUSED, Request, SSL_REQUEST};
 use super::super::record::CloseReason;
 use super::{Connecting, Session, State};
@@ -106,8 +108,8 @@ impl Session {
             (State::Asking(asking), Event::Given { to: Side::Endpoint, sent, stop, .. }) => {
                 asking.given += sent as usize;
                 asking.blocked = stop == Stop::Blocked;
-                if let Stop::Failed { .. } = stop {
-                    self.unanswered(core);
+                if let Stop::Failed { why, .. } = stop {
+                    self.unanswered(core, Detail::why(why));
                 }
             }
             (State::Asking(asking), Event::Taken { from: Side::Endpoint, start, len, stop }) => {
@@ -159,8 +161,14 @@ impl Session {
             }
             Request::Startup => return self.finish(core, CloseReason::StarttlsMissing, true),
             Request::Early => return self.finish(core, CloseReason::StarttlsEarly, true),
-            Request::EncryptGss | Request::Invalid => {
-                return self.finish(core, CloseReason::HelloInvalid, true);
+            Request::EncryptGss => {
+                let detail = Detail::from("it asks for GSSAPI encryption twice");
+                return self.finish(core, CloseReason::HelloInvalid.because(detail), true);
+            }
+            Request::Invalid => {
+                let words = stranger(bytes).unwrap_or("neither TLS nor a PostgreSQL request");
+                let cause = CloseReason::HelloInvalid.because(Detail::from(words));
+                return self.finish(core, cause, true);
             }
         };
         let left = size(SSL_REQUEST.len());
@@ -228,7 +236,7 @@ impl Session {
         let State::Asking(asking) = &mut self.state else { return };
         asking.ending |= ending;
         if failed {
-            return self.unanswered(core);
+            return self.unanswered(core, Detail::why(Why::Reset));
         }
         let takes = (readable || ending) && !std::mem::replace(&mut asking.taking, true);
         if writable && std::mem::take(&mut asking.blocked) {
@@ -247,12 +255,25 @@ impl Session {
             // News of what was taken before.
             [] if stop == Stop::Drained => {}
             [GRANTED] if given == SSL_REQUEST.len() && !ending => self.proceed(core, connecting),
-            _ => self.unanswered(core),
+            answer => {
+                let words = match (answer, stop) {
+                    ([], Stop::Failed { why, .. }) => {
+                        return self.unanswered(core, Detail::why(why));
+                    }
+                    ([REFUSED], _) => "it answered N: it does not speak TLS",
+                    ([b'E', ..], _) => "it answered with an error",
+                    ([GRANTED], _) => "it ended its connection behind its answer",
+                    ([GRANTED, ..], _) => "bytes came behind its answer",
+                    ([], _) => "it ended its connection without an answer",
+                    _ => "its answer is none that PostgreSQL gives",
+                };
+                self.unanswered(core, words.into());
+            }
         }
     }
 
-    fn unanswered(&mut self, core: &mut Core) {
-        self.endpoint_failed(core, CloseReason::EndpointStarttlsFailed);
+    fn unanswered(&mut self, core: &mut Core, detail: Detail) {
+        self.endpoint_failed(core, CloseReason::EndpointStarttlsFailed.because(detail));
     }
 
     fn take_words(&mut self, core: &mut Core, from: Side, at_most: u32) {
