@@ -387,6 +387,16 @@ impl<T: Copy> Hosts<T> {
         self.any
     }
 
+    /// The value that stands under every pattern, if it is one and the same.
+    pub fn only(&self) -> Option<T>
+    where
+        T: PartialEq,
+    {
+        let mut values = self.exact.values().chain(self.wildcard.values()).chain(&self.any);
+        let first = values.next()?;
+        values.all(|value| value == first).then_some(*first)
+    }
+
     /// The value that stands whatever the name: all that a TCP or UDP listener has.
     pub fn any(&self) -> Option<T> {
         self.any
@@ -412,6 +422,21 @@ mod tests {
         hosts.insert(None, 4);
         assert_eq!(hosts.get(Some("example.com")), Some(4));
         assert_eq!(hosts.get(None), Some(4));
+    }
+
+    #[test]
+    fn only_is_what_stands_under_every_pattern() {
+        let mut hosts = Hosts::new([1, 2, 3, 4]);
+        assert_eq!(hosts.only(), None);
+        for pattern in [Some("a.example.com"), Some("*.example.com"), None] {
+            hosts.insert(pattern, 1);
+            assert_eq!(hosts.only(), Some(1));
+        }
+        for pattern in [Some("a.example.com"), Some("*.example.com"), None] {
+            let mut hosts = hosts.clone();
+            hosts.insert(pattern, 2);
+            assert_eq!(hosts.only(), None);
+        }
     }
 
     #[test]

@@ -177,15 +177,7 @@ pub fn play(mut rng: Rng) -> Vec<CloseReason> {
 }
 
 /// So many clients say hello within one turn.
-pub fn crowd(seed: u64, sessions: usize) -> Vec<CloseReason> {
-    let case = Case {
-        client: true,
-        endpoint: false,
-        starttls: None,
-        old: false,
-        spare: false,
-        fault: Fault::None,
-    };
+pub fn crowd(seed: u64, sessions: usize, case: Case) -> Vec<CloseReason> {
     World::new(Rng::new(seed), &[case], vec![(0, case); sessions], "").live()
 }
 
@@ -365,7 +357,8 @@ impl World {
         let others = self.lives.len() as u64;
         let mut takes = 0;
         for (token, op) in std::mem::take(&mut self.ops) {
-            takes += u64::from(matches!(op, Op::Take { at_most: 1_024.., .. }));
+            let much = matches!(op, Op::Take { at_most: 1_024.., .. } | Op::Peek { .. });
+            takes += u64::from(much);
             let life = match op {
                 Op::Accept => continue,
                 Op::Adopt { incoming } => {
@@ -378,7 +371,7 @@ impl World {
                     life.expect("an op of a session")
                 }
             };
-            if let Op::Take { from: Side::Client, .. } = op
+            if let Op::Take { from: Side::Client, .. } | Op::Peek { .. } = op
                 && let Some(told) = life.told.take()
                 && !life.connected
             {

@@ -217,6 +217,34 @@ fn a_running_query_is_cancelled_where_the_default_leads() {
     }
 }
 
+/// It names nobody, and need not where there is only one who can be meant.
+#[test]
+fn a_cancel_request_goes_where_alone_it_can_go() {
+    let server = Server::tcp(|mut stream| {
+        let mut heard = [0; CANCEL_REQUEST.len()];
+        let whole = stream.read_exact(&mut heard).is_ok() && heard == CANCEL_REQUEST;
+        let _ = stream.write_all(if whole { b"cancelled" } else { b"what?" });
+    });
+    let address = free_address();
+    let named = |name: &str, hosts: &str| {
+        route(name, "main", &[("main", 1)], &format!("hostnames = [{hosts}]"))
+    };
+    let one = listener("main", "TLS", address, "starttls = \"postgres\"")
+        + &named("a", "\"a.db.test\", \"*.a.db.test\"")
+        + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&one);
+    let cancel = || {
+        let mut stream = connect(address);
+        stream.write_all(&CANCEL_REQUEST).expect("sent");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).is_ok().then_some(said)
+    };
+    assert_eq!(cancel().as_deref(), Some("cancelled"));
+    gateway.reload(&(one + &named("b", "\"b.db.test\"")));
+    assert_eq!(cancel(), None);
+    assert_eq!(gateway.closes(2)[1].text("reason"), Some("starttls_cancel"));
+}
+
 /// It would reach the server without the certificate that every other client must show.
 #[test]
 fn who_needs_a_certificate_can_not_cancel_without() {

@@ -403,7 +403,8 @@ fn client_is_reset_when_all_endpoints_are_dead() {
     let dead = [free_address(), free_address()];
     let gateway = Gateway::start(&forward("TCP", address, dead, ""));
     assert!(was_reset(&mut connect(address)));
-    gateway.closed_for("connect_failed");
+    let line = gateway.closed_for("connect_failed");
+    assert_eq!(line.text("detail"), Some("ECONNREFUSED"));
     let metrics = gateway.metrics();
     assert_eq!(metrics.value("ringway_sessions_refused_total", &[("reason", "connect_failed")]), 1);
 }
@@ -450,6 +451,25 @@ fn sessions_above_a_listeners_limit_are_refused_and_counted() {
     let address = free_address();
     let config = forward("TCP", address, [server.address], "max_sessions = 10");
     refuses_above(10, &config, address, "listener_limit");
+}
+
+/// The endpoint is told only then that the client has ended, and takes its time.
+#[test]
+fn a_client_that_closes_and_comes_back_has_its_place() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = forward("TCP", address, [server.address], "max_sessions = 1");
+    let gateway = Launch::default().one_worker().start(&config);
+    let mut refused = 0;
+    // No more than may be ending at once: how soon the server closes is its affair.
+    for _ in 0..60 {
+        let mut client = connect(address);
+        let served = client.write_all(b"x").and_then(|()| client.read_exact(&mut [0]));
+        refused += u32::from(served.is_err());
+    }
+    let counted = [("reason", "listener_limit")];
+    let counted = gateway.metrics().value("ringway_sessions_refused_total", &counted);
+    assert_eq!((refused, counted), (0, 0));
 }
 
 #[test]

@@ -233,7 +233,11 @@ fn client_certificates_missing_wrong_right_and_revoked_by_absence_of_trust() {
     }
     let lines = gateway.closes(12);
     let failed = lines.iter().filter(|line| line.text("reason") == Some("client_tls_failed"));
-    assert_eq!(failed.count(), 6);
+    let mut details: Vec<_> = failed.map(|line| line.text("detail")).collect();
+    details.sort_unstable();
+    // The stranger's authority has the same name, and another key.
+    let wrong = [Some("certificate: its signature is not its issuer's"); 4];
+    assert_eq!(details, [&wrong[..], &[Some("no certificate was sent"); 2]].concat());
     assert_eq!(server.served(), 6, "no endpoint hears of a client that may not come in");
 }
 
@@ -462,7 +466,7 @@ fn alpn_matches_in_the_servers_order_or_the_client_is_refused() {
     let keys =
         format!("certificates = [{a}], alpn = [\"h2\", \"http/1.1\"], min_version = \"1.3\"");
     let config = terminate(address, &keys) + &backend("main", [server.address], "");
-    let _gateway = Gateway::start(&config);
+    let gateway = Gateway::start(&config);
     let say =
         |options: &str| files.openssl(address, &format!("-servername a.example.com {options}"));
     assert!(say("-alpn http/1.1,h2").contains("ALPN protocol: h2"));
@@ -472,6 +476,9 @@ fn alpn_matches_in_the_servers_order_or_the_client_is_refused() {
     assert!(said.contains("alert") && !said.contains("served"), "{said}");
     let said = say("-tls1_2");
     assert!(said.contains("alert") && !said.contains("served"), "below the least version: {said}");
+    let lines = gateway.closes(5);
+    let details: Vec<_> = lines[3..].iter().map(|line| line.text("detail")).collect();
+    assert_eq!(details, [Some("ALPN: no protocol in common"), Some("no version in common")]);
 }
 
 /// `openssl s_server` that serves the file `who`, in which its own name stands.
@@ -542,8 +549,13 @@ fn curl_reaches_plain_and_encrypted_backends_and_none_that_is_not_what_it_should
     }
     let lines = gateway.closes(14);
     let failed = lines.iter().filter(|line| line.text("reason") == Some("endpoint_tls_failed"));
+    let details: Vec<_> = failed.filter_map(|line| line.text("detail")).collect();
     // Of TLS 1.3, a client certificate is judged after the client has done its part.
-    assert!(failed.count() >= 6, "{lines:?}");
+    assert!(details.len() >= 6, "{lines:?}");
+    let said = |what: &str| details.iter().filter(|detail| detail.contains(what)).count();
+    assert_eq!(said("certificate: unknown issuer"), 2, "{details:?}");
+    assert_eq!(said("only valid for DnsName(\"db.internal\")"), 2, "{details:?}");
+    assert_eq!(said("certificate: of another name"), 2, "{details:?}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;
 use ringway_tests::rng::Rng;
 use ringway_tests::scenario::{self, Setup};
-use ringway_tests::tcp::EndpointMode;
+use ringway_tests::tcp::{ConnId, EndpointMode};
 use ringway_tests::udp::{Datagram, Exchange};
 use ringway_tests::{model, world};
 
@@ -151,6 +151,43 @@ fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
         let (tried, served) = come(&mut fake, 3_000);
         assert!((14..=15).contains(&tried) && served == 72, "{dead:?}: {tried}");
     }
+}
+
+/// With `max_sessions = 1` a client that closes and comes back at once is let in, whatever its
+/// endpoint does about the sessions before; but who only half-closes does not have any number.
+#[test]
+fn a_session_that_begins_to_end_makes_room_for_another() {
+    let address = |port| SocketAddr::new(scenario::HOME, port);
+    let setup = Setup { protocol: Protocol::Tcp, max_sessions: 1, ..scenario::UDP };
+    let limits = Limits { sessions: 100, ..LIMITS };
+    let mut fake = Fake::new(1, limits, Faults::default());
+    fake.apply(setup.table(address(53), &[address(54)]));
+    fake.kernel.set_endpoint(address(54), EndpointMode::Accepts);
+    let come = |fake: &mut Fake, port, before: Option<ConnId>| {
+        if let Some(before) = before {
+            fake.kernel.peer_fin(before);
+            while fake.step(fake.kernel.now + 1_000) {}
+        }
+        let client = SocketAddr::from(([198, 18, 0, 1], port));
+        let conn = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+        while fake.step(fake.kernel.now + 10_000) {}
+        (conn, fake.kernel.established.drain(..).count())
+    };
+    let (first, served) = come(&mut fake, 1, None);
+    assert_eq!(served, 1);
+    assert_eq!(come(&mut fake, 2, None).1, 0, "the one place is taken");
+    let mut last = first;
+    for port in 3..67 {
+        let (conn, served) = come(&mut fake, port, Some(last));
+        assert_eq!(served, 1, "a client that comes back");
+        last = conn;
+    }
+    assert_eq!(come(&mut fake, 67, Some(last)).1, 0, "64 have half-closed, and stay");
+    fake.kernel.peer_reset(first);
+    while fake.step(fake.kernel.now + 1_000) {}
+    assert_eq!(come(&mut fake, 68, None).1, 1);
+    let counters = fake.counters.listener(ListenerId(0));
+    assert_eq!(counters.refused[CloseReason::ListenerLimit as usize].get(), 2);
 }
 
 /// When a shared socket can't be had, all flows of that turn go with it, and nothing is left over.

@@ -50,9 +50,20 @@ fn tls_sessions_keep_their_promises() {
 /// Far more than may take bytes at once; the world checks how long each waits.
 #[test]
 fn in_a_crowd_nobody_waits_for_all_others() {
-    let reasons = tls_world::crowd(1, 300);
-    let fins = [CloseReason::ClientFin, CloseReason::EndpointFin];
-    assert!(reasons.iter().all(|reason| fins.contains(reason)), "{reasons:?}");
+    let ends_here = Case {
+        client: true,
+        endpoint: false,
+        starttls: None,
+        old: false,
+        spare: false,
+        fault: Fault::None,
+    };
+    let through = Case { client: false, starttls: Some(false), ..ends_here };
+    for case in [ends_here, through] {
+        let reasons = tls_world::crowd(1, 300, case);
+        let fins = [CloseReason::ClientFin, CloseReason::EndpointFin];
+        assert!(reasons.iter().all(|reason| fins.contains(reason)), "{reasons:?}");
+    }
 }
 
 /// What comes before the relay has a deadline on every endpoint, and its passing is counted.

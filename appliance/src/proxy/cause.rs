@@ -55,12 +55,23 @@ impl Detail {
             Error::PeerSentOversizedRecord => "malformed: a record over 16 KiB",
             Error::InvalidCertificate(Bad::UnknownIssuer) => "certificate: unknown issuer",
             Error::InvalidCertificate(Bad::Revoked) => "certificate: revoked",
-            Error::InvalidCertificate(Bad::BadSignature) => "certificate: wrong signature",
+            Error::InvalidCertificate(Bad::BadSignature) => {
+                "certificate: its signature is not its issuer's"
+            }
+            Error::InvalidCertificate(Bad::NotValidForName) => "certificate: of another name",
+            Error::InvalidCertificate(Bad::Expired) => "certificate: expired",
+            Error::InvalidCertificate(Bad::NotValidYet) => "certificate: not valid yet",
             Error::InvalidCertificate(Bad::BadEncoding) => "certificate: malformed",
             Error::PeerIncompatible(why) => match incompatible(why) {
                 Some(text) => text,
                 None => return Self::of(format_args!("no way to agree: {why:?}")),
             },
+            Error::InvalidCertificate(
+                why @ (Bad::NotValidForNameContext { .. }
+                | Bad::ExpiredContext { .. }
+                | Bad::NotValidYetContext { .. }
+                | Bad::ExpiredRevocationListContext { .. }),
+            ) => return Self::of(format_args!("{why}")),
             Error::InvalidCertificate(why) => return Self::of(format_args!("certificate: {why}")),
             Error::AlertReceived(alert) => {
                 return Self::of(format_args!("alert received: {alert:?}"));

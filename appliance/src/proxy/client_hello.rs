@@ -435,6 +435,20 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn strangers_are_called_by_their_names() {
+        let hello = [22, 3, 1, 0, 9];
+        for (bytes, name) in [
+            (&b"GET / HTTP/1.1"[..], Some("HTTP without TLS")),
+            (b"SSH-2.0-x", Some("SSH")),
+            (&SSL_REQUEST, Some("a PostgreSQL client that asks for TLS: see `starttls`")),
+            (b"GE", None),
+            (&hello, None),
+        ] {
+            assert_eq!(stranger(bytes), name);
+        }
+    }
+
     /// A ClientHello message with these extensions; `None`: without the field, as before TLS 1.2.
     fn message(extensions: Option<&[(u16, Vec<u8>)]>) -> Vec<u8> {
         let mut body = vec![3, 3];

@@ -64,7 +64,7 @@ struct Core {
     /// Memory that TLS connections share while they are worked on.
     plain: Vec<u8>,
     scratch: Vec<u8>,
-    /// `Take`s under way.
+    /// `Take`s and `Peek`s under way.
     takes: u32,
     tables: Tables,
     balancer: Balancer,
@@ -78,6 +78,8 @@ struct Core {
     postponed: VecDeque<(Token, Side, Postponed)>,
     /// By `ListenerId`: this worker's sessions or flows.
     active: Vec<u32>,
+    /// By `ListenerId`: sessions of which one side has ended. They are not among those.
+    ending: Vec<u32>,
     /// Listening sockets that rest after an error, and until when.
     paused: Vec<(SocketId, u64)>,
     rejections: Rejections,
@@ -129,6 +131,7 @@ impl Proxy {
                 resumable: VecDeque::with_capacity(2 * limits.sessions as usize),
                 postponed: VecDeque::with_capacity(4 * limits.sessions as usize),
                 active: Vec::new(),
+                ending: Vec::new(),
                 paused: Vec::new(),
                 rejections: Rejections::default(),
                 ids: Ids::new(seed),
@@ -166,6 +169,7 @@ impl Proxy {
         let listeners = table.listeners.iter().map(|listener| listener.id.index() + 1).max();
         if listeners.unwrap_or(0) > core.active.len() {
             core.active.resize(listeners.unwrap_or(0), 0);
+            core.ending.resize(listeners.unwrap_or(0), 0);
         }
         core.counters.generation.set(table.generation);
         if let Some(drain) = table.drain {
@@ -305,7 +309,7 @@ impl Proxy {
     }
 
     fn on_session(&mut self, token: Token, event: Event, bytes: &[u8]) {
-        if let Event::Taken { .. } = event {
+        if let Event::Taken { .. } | Event::Peeked { .. } = event {
             self.core.takes -= 1;
         }
         let Some(session) = self.sessions.get_mut(token.slot, token.generation) else { return };

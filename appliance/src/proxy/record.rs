@@ -156,8 +156,8 @@ words! {
         StarttlsMissing = "starttls_missing":
             "With `starttls`: the client went on without TLS.",
         StarttlsCancel = "starttls_cancel":
-            "A PostgreSQL CancelRequest, which has no server name, and no route takes those; or \
-             the listener wants clients' certificates.",
+            "A PostgreSQL CancelRequest, which has no server name, and there are several listeners \
+             or routes that it may mean; or the listener wants clients' certificates.",
         StarttlsEarly = "starttls_early":
             "Bytes came behind the client's request for TLS before it was answered.",
         HandshakeTimeout = "handshake_timeout":

@@ -12,7 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use config_sync::ranges::Access;
 use config_sync::routing::{
-    BackendId, EndpointId, ListenerId, Protocol, RouteId, SendProxy, Socket, SocketId, Timeouts,
+    BackendId, EndpointId, Hosts, ListenerId, Protocol, RouteId, SendProxy, Socket, SocketId,
+    Timeouts,
 };
 
 use proxied::{Heading, Introduction, Proxied};
@@ -35,11 +36,12 @@ pub struct Session {
     /// What `Ready` said of the client before there was an endpoint.
     client_readable: bool,
     client_ending: bool,
+    /// A `Peek` is under way, or waits for its turn.
+    peeking: bool,
     socket: SocketId,
     protocol: Protocol,
     listener: Option<ListenerId>,
-    /// The listener's `max_sessions` counts it.
-    entered: bool,
+    entry: Entry,
     route: Option<RouteId>,
     backend: Option<BackendId>,
     /// The last endpoint tried.
@@ -76,6 +78,20 @@ pub struct First {
     /// Behind that, a ClientHello.
     pub hello: bool,
 }
+
+/// How the listener's `max_sessions` counts a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// Not: it was not let in.
+    None,
+    Full,
+    /// One side has ended, so a client that comes back has a place. Who only half-closes could
+    /// have any number of places then: of these there may be as many again, or [`ENDING`].
+    Ending,
+}
+
+/// A client may come back faster than an endpoint closes.
+const ENDING: u32 = 64;
 
 #[derive(Debug)]
 enum State {
@@ -218,10 +234,11 @@ impl Session {
             state: State::Opening { asked: 1 },
             client_readable: false,
             client_ending: false,
+            peeking: false,
             socket,
             protocol,
             listener: None,
-            entered: false,
+            entry: Entry::None,
             route: None,
             backend: None,
             endpoint: None,
@@ -282,6 +299,9 @@ impl Session {
     }
 
     pub fn on(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        if let Event::Peeked { .. } = event {
+            self.peeking = false;
+        }
         match (&mut self.state, event) {
             (State::Closing, _) => {}
             (State::Heading(_), _) => self.heading_event(core, event, bytes),
@@ -289,6 +309,9 @@ impl Session {
                 relay.broken |= failed;
                 if readable || ending || failed {
                     relay.half(side).source_ready(ending || failed);
+                }
+                if ending || failed {
+                    make_room(core, self.listener, &mut self.entry);
                 }
                 if writable {
                     relay.half(side.other()).destination_ready();
@@ -352,14 +375,41 @@ impl Session {
         if self.tls.is_some() {
             self.tls_ready(core, event);
         }
-        let at_least = match &self.state {
+        match self.peeks().filter(|_| readable || ending) {
+            Some(_) => self.peek(core),
+            None => self.requesting_ready(core, readable || ending, writable),
+        }
+    }
+
+    /// How many bytes are to be peeked at, if any.
+    fn peeks(&self) -> Option<u32> {
+        match &self.state {
+            State::Heading(heading) => heading.peeks(),
             State::Opening { asked } => Some(*asked),
             State::Requesting(requesting) => requesting.peeks(),
             _ => None,
-        };
-        match at_least.filter(|_| readable || ending) {
-            Some(at_least) => core.push(self.token, Op::Peek { at_least }),
-            None => self.requesting_ready(core, readable || ending, writable),
+        }
+    }
+
+    /// Has what the client has sent looked at: now, or once there is room for it in memory.
+    fn peek(&mut self, core: &mut Core) {
+        if std::mem::replace(&mut self.peeking, true) {
+            return;
+        }
+        if core.postponed.is_empty() && core.has_room() {
+            self.peek_now(core);
+        } else {
+            core.postponed.push_back((self.token, Side::Client, Postponed::Peek));
+        }
+    }
+
+    fn peek_now(&mut self, core: &mut Core) {
+        match self.peeks() {
+            Some(at_least) => {
+                core.takes += 1;
+                core.push(self.token, Op::Peek { at_least });
+            }
+            None => self.peeking = false,
         }
     }
 
@@ -493,7 +543,7 @@ impl Session {
                 // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
                 if at_least > *asked {
                     *asked = at_least;
-                    core.push(self.token, Op::Peek { at_least });
+                    self.peek(core);
                 }
             }
             Hello::Known(hello) => {
@@ -532,18 +582,23 @@ impl Session {
         let unknown =
             if cancels { CloseReason::StarttlsCancel } else { CloseReason::UnknownServerName };
         let name = self.server_name.as_deref().or(socket.default_hostname.as_deref());
-        let listener = socket.listeners.get(name).ok_or(unknown)?;
+        // It has no name; but there may be only one place to go.
+        let meant =
+            |hosts: &Hosts<usize>| hosts.get(name).or_else(|| hosts.only().filter(|_| cancels));
+        let listener = meant(&socket.listeners).ok_or(unknown)?;
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
         give_to(&mut self.listener, listener.id, &core.counters);
-        self.entered = true;
+        self.entry = Entry::Full;
         core.active[listener.id.index()] += 1;
         let client = self.client.ip();
         admits(listener.access.as_deref(), client)?;
-        if listener.max_sessions > 0 && core.active[listener.id.index()] > listener.max_sessions {
+        let (most, full) = (listener.max_sessions, core.active[listener.id.index()]);
+        let all = full + core.ending[listener.id.index()];
+        if most > 0 && (full > most || all > most.saturating_add(most.max(ENDING))) {
             return Err(CloseReason::ListenerLimit.into());
         }
-        let found = listener.routes.get(name).ok_or(match listener.protocol {
+        let found = meant(&listener.routes).ok_or(match listener.protocol {
             Protocol::Tls => unknown,
             Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
         })?;
@@ -687,6 +742,9 @@ impl Session {
             up.source_ready(self.client_ending);
             down.source_ready(false);
         }
+        if self.client_ending {
+            make_room(core, self.listener, &mut self.entry);
+        }
         self.state = State::Relaying(Relay {
             up,
             down,
@@ -782,6 +840,7 @@ impl Session {
             }
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
+                make_room(core, self.listener, &mut self.entry);
                 // Its own FIN does not come late: `half_close_timeout` counts from here.
                 self.last_byte = core.now;
                 relay.first_end.get_or_insert(from);
@@ -923,7 +982,9 @@ impl Session {
 
     /// What had to wait for room in memory has its turn.
     pub fn postponed(&mut self, core: &mut Core, side: Side, what: Postponed) {
-        if let Some(tls) = &mut self.tls
+        if let Postponed::Peek = what {
+            self.peek_now(core);
+        } else if let Some(tls) = &mut self.tls
             && !matches!(self.state, State::Closing)
         {
             tls.turn(core, self.token, side, what);
@@ -997,8 +1058,10 @@ impl Session {
             core.counters.unmatched[reason as usize].add(1);
             return self.log(core, cause, None);
         };
-        if self.entered {
-            core.active[listener.index()] -= 1;
+        match self.entry {
+            Entry::None => {}
+            Entry::Full => core.active[listener.index()] -= 1,
+            Entry::Ending => core.ending[listener.index()] -= 1,
         }
         let counters = core.counters.listener(listener);
         if relay.is_some() {
@@ -1042,6 +1105,15 @@ impl Session {
                 core.now,
             )
         }
+    }
+}
+
+/// A session has begun to end.
+fn make_room(core: &mut Core, listener: Option<ListenerId>, entry: &mut Entry) {
+    if let (Some(listener), Entry::Full) = (listener, *entry) {
+        *entry = Entry::Ending;
+        core.active[listener.index()] -= 1;
+        core.ending[listener.index()] += 1;
     }
 }
 

@@ -30,7 +30,7 @@ use super::tls::Conn;
 const TAKE: u32 = 33 * 1024;
 /// Behind the beginning of a handshake message that is longer than that.
 const SMALL_TAKE: u32 = 4 * 1024;
-/// `Take`s under way on a worker; the bytes of all of them are in memory at once.
+/// `Take`s and `Peek`s under way on a worker; the bytes of all of them are in memory at once.
 const MOST_TAKES: u32 = 64;
 /// What may be in the output before a side has to wait to be given what is held for it: what comes
 /// of so many `Take`s.
@@ -43,6 +43,8 @@ const MOST_HELD: usize = 48 * 1024;
 pub enum Postponed {
     Take,
     Give,
+    /// A look at what the client has sent: the session's affair.
+    Peek,
 }
 
 #[derive(Debug)]
@@ -170,6 +172,7 @@ impl Terminated {
     /// What had to wait has its turn.
     pub fn turn(&mut self, core: &mut Core, token: Token, side: Side, what: Postponed) {
         match what {
+            Postponed::Peek => {}
             Postponed::Take => self.take_now(core, token, side),
             Postponed::Give => {
                 self.port_mut(side).giving = false;

@@ -43,6 +43,11 @@ impl Heading {
     pub(super) fn new(then: First) -> Self {
         Self { asked: 1, left: 0, taking: false, then }
     }
+
+    /// How many bytes are to be peeked at, if any.
+    pub(super) fn peeks(&self) -> Option<u32> {
+        (self.left == 0).then_some(self.asked)
+    }
 }
 
 /// The endpoint is being sent its header.
@@ -66,7 +71,7 @@ impl Session {
             Event::Ready { side: Side::Client, readable, ending, .. } if readable || ending => {
                 self.client_ending |= ending;
                 match heading.left {
-                    0 => core.push(self.token, Op::Peek { at_least: heading.asked }),
+                    0 => self.peek(core),
                     // What this speaks of is there when the `Take` looks.
                     _ if heading.taking => {}
                     _ => self.take_header(core),
@@ -106,7 +111,7 @@ impl Session {
                 // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
                 if at_least > heading.asked {
                     heading.asked = at_least;
-                    core.push(self.token, Op::Peek { at_least });
+                    self.peek(core);
                 }
             }
             Header::Known { len, addresses } => {
@@ -143,8 +148,8 @@ impl Session {
         // What came with the header has been said already.
         self.client_readable = true;
         self.identified(core, then);
-        if let State::Opening { .. } | State::Requesting(_) = self.state {
-            core.push(self.token, Op::Peek { at_least: 1 });
+        if self.peeks().is_some() {
+            self.peek(core);
         }
         self.arm(core);
     }

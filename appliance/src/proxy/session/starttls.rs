@@ -144,7 +144,7 @@ impl Session {
                 // As in `hello`: with fewer bytes than were asked for, a `Ready` will come.
                 if at_least > requesting.asked {
                     requesting.asked = at_least;
-                    core.push(self.token, Op::Peek { at_least });
+                    self.peek(core);
                 }
                 return;
             }
@@ -204,7 +204,7 @@ impl Session {
         } else {
             self.state = State::Requesting(Requesting { gss_refused: true, ..Requesting::new() });
         }
-        core.push(self.token, Op::Peek { at_least: 1 });
+        self.peek(core);
     }
 
     /// Whether the endpoint, which is connected, is to be asked for TLS.
