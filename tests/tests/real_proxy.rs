@@ -124,13 +124,16 @@ fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
     let mut wrong_sum = v2();
     *wrong_sum.last_mut().expect("a header") ^= 1;
     let endless = [b"PROXY UNKNOWN ", &[b'f'; 200][..]].concat();
-    let wrong: [&[u8]; 6] = [
+    let wrong: [&[u8]; 8] = [
         b"GET / HTTP/1.1\r\n",
         b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 99999\r\n",
         b"\r\n\r\n\0\r\nQUIT\n\x31",
         &client_hello(Some("a.example.com")),
         &wrong_sum,
         &endless,
+        // What can't be one any more is not waited for.
+        b"PROXY TCP4 999",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x05",
     ];
     for bytes in wrong {
         let mut stream = connect(address);
@@ -147,10 +150,10 @@ fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
         stream.write_all(late).expect("sent");
         assert!(was_reset(&mut stream));
     }
-    let lines = gateway.closes(10);
+    let lines = gateway.closes(12);
     let metrics = gateway.metrics();
     for (name, reason, expected) in
-        [("main", "proxy_invalid", 7), ("impatient", "proxy_timeout", 3)]
+        [("main", "proxy_invalid", 9), ("impatient", "proxy_timeout", 3)]
     {
         let of = lines.iter().filter(|line| line.text("listener") == Some(name));
         let reasons: Vec<_> = of.map(|line| line.text("reason")).collect();

@@ -15,6 +15,7 @@ use config_sync::routing::{
 };
 use hashbrown::HashTable;
 
+use super::cause::{Cause, Detail};
 use super::op::{BufferId, Event, Kind, Op, Origin, Part, SHARED_SOCKETS, Token, Why};
 use super::proxy_protocol::{self, Addresses, Outgoing};
 use super::record::{CloseReason, DropReason, Record, SessionRecord};
@@ -333,7 +334,7 @@ impl Flows {
                     core.counters.listener(flow.listener).fragmented.add(u64::from(count));
                 }
             }
-            Event::OpenFailed { .. } => self.unopened(core, token.slot),
+            Event::OpenFailed { why } => self.unopened(core, token.slot, why),
             Event::Closed => self.upstream_gone(core, token.slot),
             _ => {}
         }
@@ -360,9 +361,9 @@ impl Flows {
                     core.push(token, Op::Receive);
                 }
             }
-            Event::OpenFailed { .. } => {
+            Event::OpenFailed { why } => {
                 for pair in self.pairs.failed(token.slot) {
-                    self.unopened(core, pair);
+                    self.unopened(core, pair, why);
                 }
                 self.upstream_gone(core, token.slot);
             }
@@ -372,7 +373,7 @@ impl Flows {
     }
 
     /// There is no socket for what an upstream slot has been given in this turn.
-    fn unopened(&mut self, core: &mut Core, slot: u32) {
+    fn unopened(&mut self, core: &mut Core, slot: u32, why: Why) {
         self.shortage_until = core.now + REST;
         let Some(upstream) = self.upstreams.at_mut(slot) else { return };
         let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
@@ -387,7 +388,7 @@ impl Flows {
                 counters.bytes_up.sub(bytes);
                 core.counters.endpoint(unserved.endpoint).bytes_up.sub(bytes);
             }
-            self.end(core, flow, CloseReason::LocalLimit);
+            self.end(core, flow, CloseReason::LocalLimit.because(Detail::why(why)));
         }
     }
 
@@ -774,7 +775,8 @@ impl Flows {
             || (role == Role::Pair && now < self.pairs_shortage_until)
     }
 
-    fn end(&mut self, core: &mut Core, slot: u32, reason: CloseReason) {
+    fn end(&mut self, core: &mut Core, slot: u32, cause: impl Into<Cause>) {
+        let Cause { reason, detail } = cause.into();
         let Some(flow) = self.flows.remove(slot) else { return };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
@@ -794,7 +796,7 @@ impl Flows {
         }
         self.by_socket[flow.socket.index()] -= 1;
         self.rest(core, flow.upstream);
-        let record = SessionRecord { refused, ..flow.record(core, Some(reason)) };
+        let record = SessionRecord { refused, detail, ..flow.record(core, Some(reason)) };
         core.log(record);
         if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
             core.push(Token::socket(flow.socket), Op::Unlisten);

@@ -773,9 +773,10 @@ impl Session {
         connecting.given_up = Some(cause.reason);
         self.detail = cause.detail.map(Box::new);
         self.state = State::Connecting(connecting);
-        let token = self.token;
-        core.postponed.retain(|(of, side, _)| *of != token || *side != Side::Endpoint);
-        core.push(token, Op::Abandon);
+        if let Some(tls) = &mut self.tls {
+            tls.give_up(core, self.token);
+        }
+        core.push(self.token, Op::Abandon);
     }
 
     /// Gives each direction that has a reason for it its `Move`.

@@ -70,6 +70,8 @@ struct Port {
     early: Vec<u8>,
     /// A `Give` to this side is under way, or waits for its turn.
     giving: bool,
+    /// How much of those waits for its turn.
+    postponed: u8,
     /// To be given to this side, behind what is.
     held: Vec<u8>,
     /// How many bytes, unencrypted, those and what is under way stand for.
@@ -145,6 +147,13 @@ impl Terminated {
         self.port(side).conn.as_ref().is_some_and(Conn::is_handshaking)
     }
 
+    /// The endpoint is given up: what it waits for is nobody's turn any more.
+    pub fn give_up(&mut self, core: &mut Core, token: Token) {
+        if std::mem::take(&mut self.endpoint.postponed) > 0 {
+            core.postponed.retain(|(of, side, _)| *of != token || *side != Side::Endpoint);
+        }
+    }
+
     /// Begins a handshake: a client's with what it has sent, an endpoint's with what is sent to it.
     pub fn greet(&mut self, core: &mut Core, token: Token, side: Side) -> Outcome {
         match side {
@@ -171,6 +180,8 @@ impl Terminated {
 
     /// What had to wait has its turn.
     pub fn turn(&mut self, core: &mut Core, token: Token, side: Side, what: Postponed) {
+        let port = self.port_mut(side);
+        port.postponed = port.postponed.saturating_sub(1);
         match what {
             Postponed::Peek => {}
             Postponed::Take => self.take_now(core, token, side),
@@ -301,6 +312,7 @@ impl Terminated {
         if core.postponed.is_empty() && core.has_room() {
             self.take_now(core, token, from);
         } else {
+            port.postponed += 1;
             core.postponed.push_back((token, from, Postponed::Take));
         }
     }
@@ -325,6 +337,7 @@ impl Terminated {
             self.give_now(core, token, to);
         } else {
             port.giving = true;
+            port.postponed += 1;
             core.postponed.push_back((token, to, Postponed::Give));
         }
     }
