@@ -912,7 +912,7 @@ impl Session {
         }
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let connecting = backend.map(|backend| Connecting::new(backend.connect_attempts));
-        let connecting = connecting.ok_or(Cause::from(CloseReason::NoEndpoint));
+        let connecting = connecting.ok_or_else(|| Cause::from(CloseReason::NoEndpoint));
         match connecting.and_then(|connecting| self.connect(core, connecting)) {
             Ok(()) => self.arm(core),
             Err(cause) => self.finish(core, cause, true),
