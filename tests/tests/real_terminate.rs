@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ringway_tests::pki::{Issued, Pki};
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Pattern, Server, SetWhenDropped, connect, echo, free_address, limited,
-    program, wait_until,
+    Daemon, Folder, Gateway, Launch, Pattern, Server, SetWhenDropped, connect, echo, free_address,
+    limited, program, wait_until,
 };
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -556,6 +556,28 @@ fn curl_reaches_plain_and_encrypted_backends_and_none_that_is_not_what_it_should
     assert_eq!(said("certificate: unknown issuer"), 2, "{details:?}");
     assert_eq!(said("only valid for DnsName(\"db.internal\")"), 2, "{details:?}");
     assert_eq!(said("certificate: of another name"), 2, "{details:?}");
+}
+
+/// Nothing of the client's was sent to it, so the other endpoint serves; and it is tried once.
+#[test]
+fn an_endpoint_with_a_wrong_certificate_costs_nobody_a_session() {
+    let (files, address) = (Files::new(), free_address());
+    let (wrong, _wrong) = secure_server(&files, "other.internal", &[]);
+    let (right, _right) = secure_server(&files, "db.internal", &[]);
+    files.folder.write("who", "who");
+    let ca = files.path("ca.pem");
+    let tls = format!("tls = {{ server_name = \"db.internal\", ca = \"{ca}\" }}");
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [wrong, right], &tls);
+    let gateway = Launch::default().one_worker().start(&config);
+    let url = format!("http://{address}/who");
+    for _ in 0..6 {
+        let said = program("curl", &["-sS", "--http1.0", "--noproxy", "*", &url]);
+        assert_eq!(said, "who");
+    }
+    let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
+    assert_eq!(failures, 1);
 }
 
 #[test]
