@@ -5,7 +5,6 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
@@ -20,9 +19,9 @@ use crate::config::Listener;
 use crate::loaded::{Loaded, Made, contents};
 use crate::problem::{Place, Problem};
 use crate::routing::Starttls;
-use crate::san::NamedVerifier;
 use crate::terminator::{Certificates, Originator, Terminator, WorkerTime};
 use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
+use crate::verifier::EndpointVerifier;
 
 /// A certificate, or a list of revoked ones, that is in use: for metrics and warnings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +31,36 @@ pub struct Expiry {
     pub owner: String,
     /// Where it comes from: a file, or what its source is called.
     pub name: String,
+    /// Where the configuration names it, or else its owner.
+    pub place: Place,
     /// Seconds of Unix time after which it is not valid.
     pub not_after: i64,
+}
+
+/// Days before a certificate's end from which on it is warned of.
+const EXPIRY_DAYS: i64 = 14;
+
+impl Expiry {
+    /// What somebody must do about it; `now` is in seconds of Unix time.
+    pub fn warning(&self, now: i64) -> Option<String> {
+        let Self { of, owner, name, not_after, .. } = self;
+        let days = (not_after - now).div_euclid(24 * 3_600);
+        match of {
+            // They are short-lived, and renewed in the last moment.
+            Expiring::RevocationList => (*not_after <= now).then(|| {
+                format!(
+                    "the list of revoked certificates {name} of {owner} has expired, and so \
+                     clients whose issuer it is of are refused: renew it"
+                )
+            }),
+            Expiring::Certificate if *not_after <= now => {
+                Some(format!("the certificate {name} of {owner} has expired: renew it"))
+            }
+            Expiring::Certificate => (days < EXPIRY_DAYS).then(|| {
+                format!("the certificate {name} of {owner} expires in {days} days: renew it")
+            }),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +78,8 @@ pub(crate) struct Loader<'l> {
     before: Loaded,
     pub(crate) loaded: Loaded,
     pub(crate) expiries: Vec<Expiry>,
+    /// Chains that are none.
+    pub(crate) doubts: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -77,6 +106,9 @@ pub(crate) struct Owner<'o> {
 /// milliseconds to parse.
 static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
 
+/// What private keys can be.
+const KEYS: &str = "RSA of 2048 to 8192 bits, ECDSA with P-256 or P-384, and Ed25519 are supported";
+
 /// Far above any certificate, list or bundle.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -89,6 +121,7 @@ impl<'l> Loader<'l> {
             before: Loaded::default(),
             loaded: Loaded::default(),
             expiries: Vec::new(),
+            doubts: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -113,13 +146,15 @@ impl<'l> Loader<'l> {
         let kept = match known {
             Some(known) => {
                 self.expiries.extend_from_slice(&known.expiries);
+                self.doubts.extend_from_slice(&known.doubts);
                 Arc::clone(known)
             }
             None => {
-                let old = self.expiries.len();
+                let old = (self.expiries.len(), self.doubts.len());
                 let made = self.new_terminator(owner, listener, termination)?;
-                let expiries = self.expiries[old..].to_vec();
-                Arc::new(Made { asked, contents, made, expiries })
+                let expiries = self.expiries[old.0..].to_vec();
+                let doubts = self.doubts[old.1..].to_vec();
+                Arc::new(Made { asked, contents, made, expiries, doubts })
             }
         };
         self.loaded.terminators.insert(owner.name, Arc::clone(&kept));
@@ -189,13 +224,15 @@ impl<'l> Loader<'l> {
         let kept = match known {
             Some(known) => {
                 self.expiries.extend_from_slice(&known.expiries);
+                self.doubts.extend_from_slice(&known.doubts);
                 Arc::clone(known)
             }
             None => {
-                let old = self.expiries.len();
+                let old = (self.expiries.len(), self.doubts.len());
                 let made = self.new_originator(owner, asked)?;
-                let expiries = self.expiries[old..].to_vec();
-                Arc::new(Made { asked: asked.clone(), contents, made, expiries })
+                let expiries = self.expiries[old.0..].to_vec();
+                let doubts = self.doubts[old.1..].to_vec();
+                Arc::new(Made { asked: asked.clone(), contents, made, expiries, doubts })
             }
         };
         self.loaded.originators.insert(owner.name, Arc::clone(&kept));
@@ -207,10 +244,6 @@ impl<'l> Loader<'l> {
         owner: &Owner<'_>,
         asked: &Origination,
     ) -> Option<Arc<Originator>> {
-        let roots = match &asked.ca {
-            Some(ca) => self.roots(owner, ca)?,
-            None => self.system_roots(owner)?,
-        };
         let Ok(server_name) = ServerName::try_from(asked.server_name.clone()) else {
             let name = &asked.server_name;
             let message = format!("tls.server_name \"{name}\" is no DNS name or IP address");
@@ -221,24 +254,8 @@ impl<'l> Loader<'l> {
         let builder = ClientConfig::builder_with_details(provider, Arc::new(WorkerTime))
             .with_protocol_versions(&[&TLS13, &TLS12])
             .expect("ring has suites for both versions");
-        let standard = WebPkiServerVerifier::builder_with_provider(
-            Arc::clone(&roots),
-            Arc::clone(&self.provider),
-        );
-        let builder = match standard.build() {
-            Ok(standard) if asked.subject_alt_names.is_empty() => {
-                builder.with_webpki_verifier(standard)
-            }
-            Ok(standard) => {
-                let names = asked.subject_alt_names.clone();
-                let verifier = NamedVerifier::new(standard, roots, &self.provider, names);
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-            }
-            Err(error) => {
-                self.problems.push(owner.place.problem(format!("tls.ca: {error}")));
-                return None;
-            }
-        };
+        let verifier = self.endpoint_verifier(owner, asked)?;
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
         let config = match &asked.certificate {
             None => builder.with_no_client_auth(),
             Some(certificate) => {
@@ -250,7 +267,30 @@ impl<'l> Loader<'l> {
         // `config` remembers sessions that can be resumed (rustls' `ClientSessionMemoryCache`),
         // under a lock that workers share and hold for a look-up at a time, twice a handshake or
         // so: a resumed handshake spares endpoint and gateway more than the lock costs.
-        Some(Arc::new(Originator { config: Arc::new(config), server_name }))
+        let bytes = |names: &Vec<String>| {
+            names.iter().map(|name| name.clone().into_bytes()).collect::<Vec<_>>()
+        };
+        let alpn = asked.alpn.as_ref().map(bytes);
+        Some(Arc::new(Originator { config: Arc::new(config), server_name, alpn }))
+    }
+
+    fn endpoint_verifier(
+        &mut self,
+        owner: &Owner<'_>,
+        asked: &Origination,
+    ) -> Option<EndpointVerifier> {
+        let (roots, trusted) = match &asked.ca {
+            Some(ca) => (Some(self.roots(owner, ca)?), self.certificates(owner, ca)?),
+            None if asked.pins.is_empty() => (Some(self.system_roots(owner)?), Vec::new()),
+            None => (None, Vec::new()),
+        };
+        Some(EndpointVerifier {
+            roots,
+            trusted,
+            names: asked.subject_alt_names.clone(),
+            pins: asked.pins.clone(),
+            provider: Arc::clone(&self.provider),
+        })
     }
 
     fn server_config(
@@ -299,6 +339,7 @@ impl<'l> Loader<'l> {
                         of: Expiring::RevocationList,
                         owner: owner.name.to_owned(),
                         name: named(crl),
+                        place: place(owner, crl).clone(),
                         not_after,
                     }));
                     verifier = verifier
@@ -333,16 +374,44 @@ impl<'l> Loader<'l> {
         };
         self.expiries.extend(chain.first().and_then(|der| {
             let not_after = crate::der::not_after(der)?;
+            let (name, place) = (named(cert), place(owner, cert).clone());
             let (of, owner) = (Expiring::Certificate, owner.name.to_owned());
-            Some(Expiry { of, owner, name: named(cert), not_after })
+            Some(Expiry { of, owner, name, place, not_after })
         }));
+        self.doubts.extend(
+            self.unchained(&chain)
+                .map(|message| place(owner, cert).problem(format!("{} {message}", named(cert)))),
+        );
+        if chain.first().is_some_and(|der| crate::der::is_version_1(der)) {
+            let message = "begins with a certificate of X.509 version 1, which has no names that \
+                           clients look at; make one of version 3, with a subjectAltName";
+            return self.refuse(owner, cert, message);
+        }
         match CertifiedKey::from_der(chain, private, &self.provider) {
             Ok(key) => Some(Arc::new(key)),
             Err(rustls::Error::InconsistentKeys(_)) => {
                 self.refuse(owner, key, &format!("is not the key of {}", named(cert)))
             }
-            Err(error) => self.refuse(owner, key, &format!("can't be used: {error}")),
+            Err(error) => {
+                let message = format!("can't be used: {error}; {KEYS}");
+                self.refuse(owner, key, &message)
+            }
         }
+    }
+
+    /// Why clients may find no way from the first certificate to one that they trust: what stands
+    /// behind a certificate must have issued it.
+    fn unchained(&self, chain: &[CertificateDer<'_>]) -> Option<String> {
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let is_issued =
+            |pair: &[CertificateDer<'_>]| crate::der::is_issued_by(&pair[0], &pair[1], algorithms);
+        let at = chain.windows(2).position(|pair| !is_issued(pair))?;
+        let (nth, next, all) = (at + 1, at + 2, chain.len());
+        Some(format!(
+            "does not chain: certificate {nth} of {all} is not issued by certificate {next}, and \
+             clients that need these to find one they trust refuse it; put each in front of the \
+             one that issued it"
+        ))
     }
 
     fn certificates(
@@ -392,11 +461,7 @@ impl<'l> Loader<'l> {
 
     /// Notes what is wrong with one PEM.
     fn refuse<T>(&mut self, owner: &Owner<'_>, pem: &Pem, message: &str) -> Option<T> {
-        let place = match pem {
-            Pem::File(path) => &path.place,
-            Pem::Inline { .. } => owner.place,
-        };
-        self.problems.push(place.problem(format!("{} {message}", named(pem))));
+        self.problems.push(place(owner, pem).problem(format!("{} {message}", named(pem))));
         None
     }
 }
@@ -436,6 +501,14 @@ fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Where the configuration names it.
+fn place<'p>(owner: &Owner<'p>, pem: &'p Pem) -> &'p Place {
+    match pem {
+        Pem::File(path) => &path.place,
+        Pem::Inline { .. } => owner.place,
+    }
+}
+
 fn named(pem: &Pem) -> String {
     match pem {
         Pem::File(path) => path.value.display().to_string(),
@@ -446,4 +519,74 @@ fn named(pem: &Pem) -> String {
 pub(crate) fn dns_names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let parsed = webpki::EndEntityCert::try_from(certificate);
     parsed.map_or_else(|_| Vec::new(), |cert| cert.valid_dns_names().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAF: &str = include_str!("testdata/leaf.pem");
+    const MID: &str = include_str!("testdata/mid.pem");
+    const ROOT: &str = include_str!("testdata/root.pem");
+    const KEY: &str = include_str!("testdata/leaf.key");
+
+    fn pem(name: &str, text: &str) -> Pem {
+        Pem::Inline { name: name.to_owned(), bytes: text.as_bytes().into() }
+    }
+
+    /// What is odd, or wrong, about a chain and its key.
+    fn said(chain: &[&str], key: &str) -> (Vec<String>, Vec<String>) {
+        let mut tickets = Tickets::default();
+        let mut loader = Loader::new(&mut tickets, [0; 4]);
+        let place = Place { file: "f".into(), line: 7, column: 1, field: "tls".to_owned() };
+        let owner = Owner { name: "l", place: &place };
+        let certificate = Certificate { cert: pem("c", &chain.concat()), key: pem("k", key) };
+        _ = loader.certified(&owner, &certificate);
+        let words = |problems: &[Problem]| problems.iter().map(ToString::to_string).collect();
+        (words(&loader.doubts), words(&loader.problems))
+    }
+
+    #[test]
+    fn a_chain_leads_from_each_certificate_to_its_issuer() {
+        for good in [&[LEAF][..], &[LEAF, MID], &[LEAF, MID, ROOT], &[LEAF, MID, ROOT, ROOT]] {
+            assert_eq!(said(good, KEY), (vec![], vec![]));
+        }
+        for (bad, at) in [(&[LEAF, ROOT][..], (1, 2)), (&[LEAF, ROOT, MID], (1, 3))] {
+            let (doubts, problems) = said(bad, KEY);
+            let (nth, all) = at;
+            let what = format!("certificate {nth} of {all} is not issued by certificate 2");
+            let expected = format!("f:7:1: tls: c does not chain: {what}");
+            assert!(problems.is_empty() && doubts.len() == 1, "{doubts:?} {problems:?}");
+            assert!(doubts[0].starts_with(&expected), "{doubts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_says_what_is() {
+        let (_, problems) = said(&[include_str!("testdata/v1.pem")], KEY);
+        assert!(problems[0].contains("X.509 version 1"), "{problems:?}");
+        let p521 = include_str!("testdata/p521.pem");
+        let (_, problems) = said(&[p521], include_str!("testdata/p521.key"));
+        assert!(problems[0].contains("P-256 or P-384, and Ed25519 are supported"), "{problems:?}");
+    }
+
+    #[test]
+    fn ends_are_warned_of_in_time() {
+        let place = Place { file: "f".into(), line: 1, column: 1, field: String::new() };
+        let day = 24 * 3_600;
+        let mut of = Expiry {
+            of: Expiring::Certificate,
+            owner: "l".to_owned(),
+            name: "c.pem".to_owned(),
+            place,
+            not_after: 20 * day,
+        };
+        assert_eq!(of.warning(0), None);
+        let soon = of.warning(10 * day).expect("it ends soon");
+        assert_eq!(soon, "the certificate c.pem of l expires in 10 days: renew it");
+        assert!(of.warning(20 * day).expect("it has ended").contains("has expired"));
+        of.of = Expiring::RevocationList;
+        assert_eq!(of.warning(20 * day - 1), None);
+        assert!(of.warning(20 * day).expect("it has ended").contains("clients whose issuer"));
+    }
 }

@@ -108,10 +108,11 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
         let made = asked.and_then(|asked| loader.originator(&Owner { name, place }, asked));
         tls.originators.extend(made.map(|made| (name.clone(), made)));
     }
-    let Loader { loaded, expiries, problems, .. } = loader;
+    let Loader { loaded, expiries, doubts, problems, .. } = loader;
     Problems::new(problems).or(())?;
     names.loaded = loaded;
     names.expiries = expiries;
+    names.doubts = doubts;
     Ok(tls)
 }
 

@@ -1,7 +1,7 @@
 //! What was asked for: the TOML file. `REFERENCE.md` beside this crate describes every key.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::check::{self, Broken};
 pub use crate::health::HealthCheck;
 use crate::health::{self, HEALTH_CHECK};
 use crate::machine::Machine;
-use crate::problem::{At, Place, Problems};
+use crate::problem::{At, Place, Problem, Problems};
 use crate::proxy::{self, ACCEPT_PROXY};
-use crate::reader::{Key, On, Reader, Section, Table, boolean, integer, string, word};
+use crate::reader::{Key, On, Reader, Section, Table, boolean, integer, named, string, word};
 use crate::routing::{Limits, Protocol, SendProxy, SocketOptions, Sources, Starttls, Timeouts};
 use crate::sources::{self, Admission};
 use crate::tls::{self, BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
@@ -45,6 +45,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,
     pub backends: Vec<Backend>,
+    /// What can be in force and is hardly meant, of the keys above `listeners`.
+    pub doubts: Vec<Problem>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,9 +204,15 @@ pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Pr
     let mut reader = Reader::new(file, text);
     if !errors.is_empty() {
         // What the parser made of the rest would only lead to follow-up errors.
+        let yaml = yaml(text);
         for error in errors {
-            let place = reader.place(error.span().map_or(0, |span| span.start), String::new());
-            reader.refuse(&place, format!("not TOML: {}", error.message()));
+            let at = error.span().map_or(0, |span| span.start);
+            let place = reader.place(at, String::new());
+            let hint = yaml.map_or_else(|| unquoted(text, at), |hint| format!("; {hint}"));
+            reader.refuse(&place, format!("not TOML: {}{hint}", error.message()));
+            if yaml.is_some() {
+                break;
+            }
         }
         return Err(Problems::new(reader.problems));
     }
@@ -215,6 +223,36 @@ pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Pr
     }
     reader.problems.extend(check::check(&config, &broken));
     Err(Problems::new(reader.problems))
+}
+
+/// What to do with a text that is YAML rather than TOML.
+fn yaml(text: &str) -> Option<&'static str> {
+    let said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let first = text.lines().find(said)?;
+    let is_key = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let (key, rest) = first.split_at(first.find(|c| !is_key(c)).unwrap_or(first.len()));
+    let is_yaml = first.trim_end() == "---" || (!key.is_empty() && rest.starts_with(':'));
+    let is_object = text.lines().any(|line| line.starts_with("apiVersion:"));
+    match (is_yaml, is_object) {
+        (true, true) => Some("these are Kubernetes objects: their file's name must end in .yaml"),
+        (true, false) => Some("this looks like YAML, and a TOML file has lines such as key = 1"),
+        (false, _) => None,
+    }
+}
+
+/// What to write in place of a word without quotes, if that is what stands in this line.
+fn unquoted(text: &str, at: usize) -> String {
+    let from = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text[from..].lines().next().unwrap_or_default();
+    let (key, value) = line.split_once('=').unwrap_or_default();
+    let value = value.split('#').next().unwrap_or_default().trim();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    let is_word =
+        value.starts_with(|c: char| c.is_ascii_alphanumeric()) && value.chars().all(plain);
+    if !is_word || at < from + key.len() {
+        return String::new();
+    }
+    format!("; text stands in quotes: {} = \"{value}\"", key.trim())
 }
 
 /// The limits asked for, with those that are left open filled in: for `workers` workers in a
@@ -386,9 +424,10 @@ fn config<'t>(
 ) -> Config {
     let top = reader.place(0, String::new());
     let root = &reader.open(root, &ROOT, top);
+    let mut doubts = Vec::new();
     Config {
         cores: cores(reader, root, machine),
-        admin: admin(reader, root),
+        admin: admin(reader, root, &mut doubts),
         drain_timeout: or(reader.get(root, "drain_timeout", duration), 30 * SECOND),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
         lame_duck: or(reader.get(root, "lame_duck", duration), 5 * SECOND),
@@ -401,6 +440,7 @@ fn config<'t>(
         backends: whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
             flawless(r, |r| backend(r, t, machine))
         }),
+        doubts,
     }
 }
 
@@ -465,14 +505,39 @@ fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>, machine: &Machine) -> Co
     Cores::List(cores)
 }
 
-fn admin<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Option<SocketAddr> {
+fn admin<'t>(
+    reader: &mut Reader<'t>,
+    root: &Table<'t>,
+    doubts: &mut Vec<Problem>,
+) -> Option<SocketAddr> {
     let default = Some(SocketAddr::from(([127, 0, 0, 1], 9900)));
     let Some(admin) = reader.table(root, "admin", &ADMIN) else { return default };
     let address = reader.get(&admin, "address", |value| match value {
         DeValue::String(text) if text.is_empty() => Ok(None),
         value => listen_address(value).map(Some),
     });
+    if let Some(At { value: Some(open), place }) = &address
+        && is_public(open.ip())
+    {
+        let (ip, port) = (open.ip(), open.port());
+        let reached = if ip.is_unspecified() { "on every address" } else { "from the Internet" };
+        doubts.push(place.problem(format!(
+            "{ip} can be reached {reached}, and the admin API asks nobody who they are; write \
+             \"127.0.0.1:{port}\" or a private address, or have a firewall in front"
+        )));
+    }
     or(address, default)
+}
+
+/// Every address of the machine, or one that the Internet routes (RFC 6890).
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared)
+        }
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local()),
+    }
 }
 
 fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AccessLog {
@@ -511,10 +576,27 @@ fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
 /// Of one worker; also the most that a listener may set for itself.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
 
-fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> Option<Listener> {
+/// What is spoken on a listener.
+fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
     let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("TLS", Protocol::Tls)];
+    word(&protocols)(value).map_err(|message| {
+        let given = value.as_str().unwrap_or_default().to_ascii_uppercase();
+        let hint = match given.as_str() {
+            "HTTP" | "WS" | "GRPC" => "HTTP is bytes here: write \"TCP\"",
+            "HTTPS" | "SSL" | "SNI" | "WSS" => {
+                "write \"TLS\": it passes through by server name, or ends here with \
+                 tls = { mode = \"Terminate\", ... }"
+            }
+            "QUIC" | "HTTP3" | "DTLS" => "it runs on UDP: write \"UDP\"",
+            _ => return message,
+        };
+        format!("{message}; {hint}")
+    })
+}
+
+fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -> Option<Listener> {
     let name = reader.need(table, "name", "every listener has a name of its own", name);
-    let protocol = reader.need(table, "protocol", "\"TCP\", \"UDP\" or \"TLS\"", word(&protocols));
+    let protocol = reader.need(table, "protocol", "\"TCP\", \"UDP\" or \"TLS\"", protocol);
     let form = "IP:PORT, such as \"0.0.0.0:5432\" or \"[::]:5432\"";
     let address = reader.need(table, "address", form, listen_address);
     if let Some(protocol) = &protocol {
@@ -646,7 +728,7 @@ fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
         Some((name?, listeners?, hostnames, sources.unwrap_or_default(), admission))
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
-    let backends = reader.tables(table, "backends");
+    let backends = reader.list(table, "backends", named).unwrap_or_default();
     let backends = backends.into_iter().filter_map(|At { value, place }| {
         let table = &reader.open(value, &ROUTE_BACKEND, place);
         let name = reader.need(table, "name", "the name of a backend", name_of);

@@ -1,5 +1,7 @@
 //! The fields of X.509 that rustls does not tell: when a certificate ends, or a list of revoked
-//! ones, and a client's name.
+//! ones, a client's name, and whose key has signed what.
+
+use rustls::pki_types::SignatureVerificationAlgorithm;
 
 /// `notAfter` of a DER certificate, in seconds of Unix time (RFC 5280, section 4.1.2.5). `None` if
 /// it is no certificate.
@@ -8,6 +10,65 @@ pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_, _, rest) = element(validity)?;
     let (tag, time, _) = element(rest)?;
     unix_time(tag, time)
+}
+
+/// `notBefore`, likewise.
+pub fn not_before(certificate: &[u8]) -> Option<i64> {
+    let (_, validity, _) = element(from_validity(certificate)?)?;
+    let (tag, time, _) = element(validity)?;
+    unix_time(tag, time)
+}
+
+/// Whether it is a certificate of X.509 version 1, which has no extensions.
+pub(crate) fn is_version_1(certificate: &[u8]) -> bool {
+    let signed = element(certificate).and_then(|(_, whole, _)| element(whole));
+    let first = signed.and_then(|(_, fields, _)| element(fields));
+    first.is_some_and(|(tag, version, _)| tag != VERSION || version == [2, 1, 0])
+}
+
+/// The public key's algorithm and bits with all that is around them (RFC 5280, section 4.1,
+/// SubjectPublicKeyInfo), as DER.
+pub(crate) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, _, rest) = element(from_validity(certificate)?)?;
+    let (_, _, from_key) = element(rest)?;
+    let (_, _, behind) = element(from_key)?;
+    from_key.get(..from_key.len() - behind.len())
+}
+
+/// Whether `issuer` has signed `certificate`, both DER: by its name and, where its key is of one of
+/// the algorithms, by its signature.
+pub(crate) fn is_issued_by(
+    certificate: &[u8],
+    issuer: &[u8],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> bool {
+    let named = || {
+        let (_, _, rest) = element(from_validity(issuer)?)?;
+        let (_, subject, _) = element(rest)?;
+        Some(issuer_name(certificate)? == subject)
+    };
+    if named() != Some(true) {
+        return false;
+    }
+    let verified = || {
+        let (_, whole, _) = element(certificate)?;
+        let (_, _, rest) = element(whole)?;
+        let signed = &whole[..whole.len() - rest.len()];
+        let (_, algorithm, rest) = element(rest)?;
+        let (_, signature, _) = element(rest)?;
+        let (_, key, _) = element(public_key(issuer)?)?;
+        let (_, kind, rest) = element(key)?;
+        let (_, key, _) = element(rest)?;
+        let mut fitting = algorithms.iter().filter(|known| {
+            known.signature_alg_id().as_ref() == algorithm
+                && known.public_key_alg_id().as_ref() == kind
+        });
+        // A bit string says first how many bits of its last byte do not count: none.
+        let (key, signature) = (key.get(1..)?, signature.get(1..)?);
+        let known = fitting.next()?;
+        Some(known.verify_signature(key, signed, signature).is_ok())
+    };
+    verified() != Some(false)
 }
 
 /// `nextUpdate` of a DER list of revoked certificates, in seconds of Unix time (RFC 5280, section
@@ -53,11 +114,23 @@ const IA5_STRING: u8 = 0x16;
 
 /// The fields of a certificate from its validity on.
 fn from_validity(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, _, rest) = element(from_issuer(certificate)?)?;
+    Some(rest)
+}
+
+fn issuer_name(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, name, _) = element(from_issuer(certificate)?)?;
+    Some(name)
+}
+
+const VERSION: u8 = 0xa0;
+
+/// The fields of a certificate from its issuer on.
+fn from_issuer(certificate: &[u8]) -> Option<&[u8]> {
     let (_, certificate, _) = element(certificate)?;
     let (_, mut fields, _) = element(certificate)?;
-    // Version (only there if it is not 1), serial number, signature algorithm, issuer.
-    const VERSION: u8 = 0xa0;
-    let skipped = if fields.first() == Some(&VERSION) { 4 } else { 3 };
+    // Version (only there if it is not 1), serial number, signature algorithm.
+    let skipped = if fields.first() == Some(&VERSION) { 3 } else { 2 };
     for _ in 0..skipped {
         (_, _, fields) = element(fields)?;
     }

@@ -11,8 +11,10 @@ use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
-use crate::gateway::files::{self, Options};
+use crate::gateway::files::{self, Found, Options};
 use crate::gateway::{self, print};
+use crate::problem::Warning;
+use crate::{machine, warnings};
 
 /// Far above any real configuration; a file that is larger is not one.
 const MAX_BYTES: u64 = 64 << 20;
@@ -70,17 +72,23 @@ impl Source {
     /// Every fault of the text, one a line, each with its place.
     pub fn config(&self, text: &str) -> Result<Parsed, String> {
         let Self::Objects { options, .. } = self else {
-            let config = config::parse(&self.name(), text);
+            let name = self.name();
+            let config = config::parse(&name, text);
             let config = config.map_err(|problems| problems.to_string())?;
-            return Ok(Parsed { config, shown: text.to_owned(), notices: Vec::new() });
+            let warnings = match self {
+                Self::File(_) => warnings::of(&config, &name, &machine::addresses()),
+                // Ours.
+                Self::Objects { .. } | Self::Text { .. } => Vec::new(),
+            };
+            let warnings = warnings.into_iter().map(Warning::from).collect();
+            return Ok(Parsed { config, shown: text.to_owned(), warnings });
         };
-        let (settings, objects) = settings_and_objects(text, options)?;
-        let translation = gateway::translate(&objects, &settings);
-        let notices = translation.notices(&gateway::Outcome::Applied);
+        let (settings, found) = settings_and_objects(text, options)?;
+        let translation = gateway::translate(&found.objects, &settings);
         let listeners = print::toml(&translation.config, &mut |_| None);
         Ok(Parsed {
             shown: after(base(text).1, &listeners),
-            notices: notices.iter().map(ToString::to_string).collect(),
+            warnings: doubts(&found, &settings, &translation),
             config: translation.config,
         })
     }
@@ -94,9 +102,37 @@ impl Source {
     }
 }
 
+/// What of these objects will not work, or is hardly meant.
+fn doubts(
+    found: &Found,
+    settings: &gateway::Settings,
+    translation: &gateway::Translation,
+) -> Vec<Warning> {
+    let outcome = gateway::Outcome::Applied;
+    let mut all: Vec<Warning> = settings.base.doubts.iter().cloned().map(Warning::from).collect();
+    all.extend(found.warnings.iter().cloned());
+    all.extend(translation.notices(&outcome).iter().map(|notice| {
+        let namespace = notice.namespace.as_deref().unwrap_or("default");
+        let (group, kind) = (notice.kind.group(), notice.kind.name());
+        let place = found.place(group, kind, namespace, &notice.name);
+        Warning { place, message: notice.to_string() }
+    }));
+    let statuses = translation.statuses(&outcome);
+    all.extend(gateway::doubts(&found.objects, settings, &statuses).into_iter().map(|doubt| {
+        let [group, kind, namespace, name] = doubt.object.each_ref().map(String::as_str);
+        let message = format!("{kind} {namespace}/{name}: {}", doubt.message);
+        Warning { place: found.place(group, kind, namespace, name), message }
+    }));
+    let circles = warnings::circles(&translation.config, &settings.node_addresses);
+    all.extend(circles.into_iter().map(Warning::from));
+    all
+}
+
 /// What objects come to.
 #[derive(Clone, Debug)]
 pub struct Translated {
+    /// What will not work, or is hardly meant.
+    pub warnings: Vec<Warning>,
     /// With what stands in a TOML file among them.
     pub toml: String,
     /// As they would be once all is served, as YAML.
@@ -121,8 +157,8 @@ pub fn translate(
         let names = bases.join(", ");
         return Err(format!("{names}: only one file that ends in .toml may be given"));
     }
-    let (settings, objects) = settings_and_objects(&text, options)?;
-    let translation = gateway::translate(&objects, &settings);
+    let (settings, found) = settings_and_objects(&text, options)?;
+    let translation = gateway::translate(&found.objects, &settings);
     let mut failed = None;
     let mut write = |pem: &config::Pem| {
         let directory = secrets?;
@@ -143,6 +179,7 @@ pub fn translate(
     match failed {
         Some(error) => Err(error),
         None => Ok(Translated {
+            warnings: doubts(&found, &settings, &translation),
             toml: after(base(&text).1, &listeners),
             statuses: print::yaml(&statuses, &now),
         }),
@@ -167,10 +204,10 @@ fn is_base((name, _): &(&str, &str)) -> bool {
 fn settings_and_objects(
     text: &str,
     options: &Options,
-) -> Result<(gateway::Settings, gateway::Objects), String> {
+) -> Result<(gateway::Settings, Found), String> {
     let settings = options.settings(base(text))?;
-    let objects = files::read(parts(text).filter(|part| !is_base(part)))?;
-    Ok((settings, objects))
+    let found = files::read(parts(text).filter(|part| !is_base(part)))?;
+    Ok((settings, found))
 }
 
 /// A configuration out of a text.
@@ -179,8 +216,8 @@ pub struct Parsed {
     pub config: Config,
     /// It as TOML, without keys.
     pub shown: String,
-    /// What of it will not work, and why: a line each. Only objects can be right in part.
-    pub notices: Vec<String>,
+    /// What of it will not work, or is hardly meant.
+    pub warnings: Vec<Warning>,
 }
 
 impl From<PathBuf> for Source {

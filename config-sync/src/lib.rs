@@ -8,12 +8,14 @@
 //! | [`config`] | [`Config`]: what was asked, every value of the right form |
 //! | `reader`, `values` | the walk over the TOML tree; durations, addresses, names |
 //! | `check` | whether the parts fit together: names, addresses, host names |
+//! | `warnings` | what fits and is hardly meant |
 //! | `tls` | certificates, terminated listeners, and backends that speak TLS |
 //! | [`sources`] | ranges of clients' addresses, and files of them |
 //! | [`compile`] | the [`routing::RoutingTable`]: what runs (`maglev`: hash tables of backends) |
 //! | [`health`] | checks of endpoints, and the table without those that are down |
 //! | [`certificates`] | reads certificates and keys, and makes of them what rustls needs |
-//! | `san`, `der` | names that an endpoint must have; when a certificate ends |
+//! | `verifier`, `san` | whether an endpoint's certificate is right; names that it must have |
+//! | [`der`] | what rustls does not tell of a certificate: when it ends, who issued it |
 //! | [`names`] | ids that stay the same from table to table |
 //! | [`publish`] | opens new listening sockets and hands each worker the latest table |
 //! | [`routing`] | the types that workers see; imports nothing of this crate |
@@ -50,6 +52,8 @@ pub mod terminator;
 mod tls;
 mod transparent;
 mod values;
+mod verifier;
+mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -57,10 +61,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, Listener};
 use crate::file::{Parsed, Source};
 use crate::health::{Checks, Health};
 use crate::names::{InUse, Names, Retired};
+use crate::problem::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 pub use crate::puts::Put;
 use crate::puts::Puts;
@@ -352,12 +357,13 @@ impl ConfigSync {
     fn take(&mut self, text: &str) -> Result<u64, String> {
         let generation = self.generation + 1;
         let began = Instant::now();
-        let Parsed { config, shown, notices } = self.source.config(text)?;
+        let Parsed { config, shown, warnings } = self.source.config(text)?;
         self.files = config.files();
         // Taken before they are read: what changes in between is read once more.
         self.fingerprint = file::fingerprint(&self.files);
         let table = compile::compile(&config, &mut self.names, generation)
             .map_err(|problems| problems.to_string())?;
+        self.open(&config, &table)?;
         self.give_out(&config, table, began)?;
         if let Some(before) = self.config() {
             warn_of_fixed_keys(before, &config);
@@ -365,10 +371,35 @@ impl ConfigSync {
         transparent::warn(&config);
         self.generation = generation;
         self.in_force = Some(Arc::new(InForce::new(config, shown)));
-        for notice in notices {
-            tracing::warn!("{notice}");
+        let doubts = self.names.doubts().iter().cloned().map(Warning::from);
+        for warning in warnings.into_iter().chain(doubts) {
+            tracing::warn!("{warning}");
         }
         Ok(generation)
+    }
+
+    /// Opens the sockets that are new in a table.
+    ///
+    /// # Errors
+    /// Each listener whose address can't be bound, with its place: nothing is opened then.
+    fn open(&mut self, config: &Config, table: &RoutingTable) -> Result<(), String> {
+        let errors = self.publisher.prepare(table);
+        if errors.is_empty() {
+            return Ok(());
+        }
+        self.publisher.discard();
+        let faults = errors.iter().flat_map(|error| {
+            let at = (error.transport, error.address);
+            let is_it = move |listener: &&Listener| {
+                (check::transport(listener.protocol), listener.address.value) == at
+            };
+            let name = move |listener: &Listener| {
+                let place = &listener.address.place;
+                place.problem(format!("listener \"{}\": {error}", listener.name.value))
+            };
+            config.listeners.iter().filter(is_it).map(name)
+        });
+        Err(Problems::new(faults.collect()).to_string())
     }
 
     #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]
@@ -466,23 +497,25 @@ pub struct Summary {
     pub endpoints: usize,
 }
 
-/// Reads and compiles a source, and goes no further. What of it will not work is logged.
+/// Reads and compiles a source, and goes no further. Returns beside the summary what will not work,
+/// or is hardly meant. `now`, in seconds of Unix time, is for the ends of certificates.
 ///
 /// # Errors
 /// For the operator: every fault, one a line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
-pub fn check(source: &Source) -> Result<Summary, String> {
-    let Parsed { config, notices, .. } = source.config(&source.read()?)?;
-    for notice in notices {
-        tracing::warn!("{notice}");
-    }
+pub fn check(source: &Source, now: i64) -> Result<(Summary, Vec<Warning>), String> {
+    let Parsed { config, mut warnings, .. } = source.config(&source.read()?)?;
+    let mut names = Names::new();
     let table =
-        compile::compile(&config, &mut Names::new(), 1).map_err(|problems| problems.to_string())?;
-    Ok(Summary {
+        compile::compile(&config, &mut names, 1).map_err(|problems| problems.to_string())?;
+    let ends = names.expiries().iter().filter_map(|of| Some(of.place.problem(of.warning(now)?)));
+    warnings.extend(names.doubts().iter().cloned().chain(ends).map(Warning::from));
+    let summary = Summary {
         listeners: table.listeners.len(),
         routes: table.routes.len(),
         backends: table.backends.len(),
         endpoints: table.backends.iter().map(|backend| backend.endpoints.len()).sum(),
-    })
+    };
+    Ok((summary, warnings))
 }
 
 impl fmt::Display for Summary {

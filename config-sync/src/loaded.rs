@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::certificates::{Expiry, read};
+use crate::problem::Problem;
 use crate::routing::Starttls;
 use crate::terminator::{Originator, Terminator};
 use crate::tls::{Origination, Pem, Termination};
@@ -29,6 +30,7 @@ pub(crate) struct Made<A, T> {
     pub(crate) contents: Option<Contents>,
     pub(crate) made: Arc<T>,
     pub(crate) expiries: Vec<Expiry>,
+    pub(crate) doubts: Vec<Problem>,
 }
 
 type Contents = Vec<Vec<u8>>;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::certificates::{Expiry, Tickets};
 use crate::loaded::Loaded;
+use crate::problem::Problem;
 use crate::routing::{
     BackendId, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId, Transport,
@@ -38,6 +39,7 @@ pub struct Names {
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Loaded,
     pub(crate) expiries: Vec<Expiry>,
+    pub(crate) doubts: Vec<Problem>,
 }
 
 /// Who may still speak of ids that have left the tables.
@@ -72,6 +74,7 @@ impl Names {
             tickets: Tickets::default(),
             loaded: Loaded::default(),
             expiries: Vec::new(),
+            doubts: Vec::new(),
         }
     }
 
@@ -105,6 +108,11 @@ impl Names {
     /// The certificates of the latest table that was compiled.
     pub fn expiries(&self) -> &[Expiry] {
         &self.expiries
+    }
+
+    /// What is odd about them, but for their ends.
+    pub(crate) fn doubts(&self) -> &[Problem] {
+        &self.doubts
     }
 
     pub fn socket(&self, id: SocketId) -> Option<(Transport, SocketAddr)> {

@@ -35,6 +35,15 @@ pub struct Problem {
     pub message: String,
 }
 
+/// Something that can be put in force and is hardly meant, or will not do what is hoped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// `FILE:LINE:COLUMN`, or `FILE:LINE: document N` of YAML. Empty: it stands nowhere.
+    pub place: String,
+    /// Begins with the field, or the object and its field, and says what to do.
+    pub message: String,
+}
+
 /// Every fault of a configuration, in the order of the file. One per line as
 /// `FILE:LINE:COLUMN: FIELD: MESSAGE`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,9 +79,39 @@ impl Problems {
     }
 }
 
+impl Warning {
+    /// As compilers show theirs: with the word `warning` behind the place.
+    pub fn marked(&self) -> String {
+        let Self { place, message } = self;
+        let colon = if place.is_empty() { "" } else { ": " };
+        format!("{place}{colon}warning: {message}")
+    }
+}
+
+impl From<Problem> for Warning {
+    fn from(problem: Problem) -> Self {
+        let Problem { file, line, column, field, message } = problem;
+        let place = if line == 0 { file.to_string() } else { format!("{file}:{line}:{column}") };
+        let colon = if field.is_empty() { "" } else { ": " };
+        Self { place, message: format!("{field}{colon}{message}") }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let colon = if self.place.is_empty() { "" } else { ": " };
+        write!(f, "{}{colon}{}", self.place, self.message)
+    }
+}
+
+/// What Gateway API objects come to stands in no file: then `file` is the name of the part, and
+/// there is no line.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        match self.line {
+            0 => write!(f, "{}: ", self.file)?,
+            line => write!(f, "{}:{line}:{}: ", self.file, self.column)?,
+        }
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }
@@ -93,29 +132,39 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// ` (did you mean "listeners"?)`, or nothing where no candidate is near.
+/// Near is what takes few changes, and behind that what has the word as a part, or is a part of it.
 pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     let near = 1 + word.chars().count() / 4;
+    let part = |a: &str, b: &str| a.len() >= 3 && b.contains(a);
     candidates
         .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|(distance, _)| *distance <= near)
+        .filter(|(distance, name)| *distance <= near || part(word, name) || part(name, word))
         .min_by_key(|(distance, _)| *distance)
         .map_or_else(String::new, |(_, candidate)| format!(" (did you mean \"{candidate}\"?)"))
 }
 
-/// Insertions, deletions and replacements of characters that turn `a` into `b`, whatever the case.
+/// Insertions, deletions and replacements of characters, and exchanges of two that are neighbours,
+/// that turn `a` into `b`, whatever the case.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
+    // The rows of the two characters before.
+    let mut older: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    let mut before = None;
     for (i, x) in a.to_lowercase().chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
+        let mut row = vec![i + 1];
         for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+            let replaced = last[j] + usize::from(x != *y);
+            let mut least = replaced.min(last[j + 1] + 1).min(row[j] + 1);
+            if j > 0 && before == Some(*y) && b[j - 1] == x {
+                least = least.min(older[j - 1] + 1);
+            }
+            row.push(least);
         }
+        older = std::mem::replace(&mut last, row);
+        before = Some(x);
     }
-    row[b.len()]
+    last[b.len()]
 }
 
 #[cfg(test)]
@@ -130,6 +179,12 @@ mod tests {
         assert_eq!(did_you_mean("colour", keys()), "");
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);
+        assert_eq!(did_you_mean("pg", ["pg-primary"].into_iter()), "");
+        let names = || ["redis", "postgres-primary"].into_iter();
+        assert_eq!(did_you_mean("postgres", names()), " (did you mean \"postgres-primary\"?)");
+        assert_eq!(did_you_mean("redis-cache", names()), " (did you mean \"redis\"?)");
+        assert_eq!(did_you_mean("bd", ["db"].into_iter()), " (did you mean \"db\"?)");
+        assert_eq!((distance("wieght", "weight"), distance("ab", "xbya")), (1, 3));
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl Publisher {
         errors
     }
 
+    /// Closes what [`Self::prepare`] has opened for a table that is not to come.
+    pub fn discard(&mut self) {
+        self.prepared.clear();
+    }
+
     /// Makes `table` the latest. If one of its addresses is still being closed by a worker, it goes
     /// out from [`Self::unlistened`] or [`Self::flush`] once that is done.
     ///

@@ -151,7 +151,15 @@ impl<'t> Reader<'t> {
         read: impl Fn(&'t DeValue<'t>) -> Read<T>,
     ) -> Option<Vec<At<T>>> {
         let field = table.field(key);
-        let values = self.get(table, key, array)?.value;
+        let is_top = table.place.field.is_empty();
+        let values = self.get(table, key, |value| {
+            array(value).map_err(|message| match value {
+                DeValue::Table(_) if is_top => format!("{message}; each stands under [[{key}]]"),
+                DeValue::String(text) => format!("{message}; write [\"{text}\"]"),
+                _ => message,
+            })
+        });
+        let values = values?.value;
         let read = |(i, value)| self.one(value, format!("{field}[{i}]"), &read);
         Some(values.iter().enumerate().filter_map(read).collect())
     }
@@ -265,6 +273,14 @@ fn array<'t>(value: &'t DeValue<'t>) -> Read<&'t [Spanned<DeValue<'t>>]> {
 
 fn entries<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
     value.as_table().ok_or_else(|| not("a table", value))
+}
+
+/// A table that has a name; not the name alone.
+pub(crate) fn named<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
+    entries(value).map_err(|message| match value.as_str() {
+        Some(name) => format!("{message}; write {{ name = \"{name}\" }}"),
+        None => message,
+    })
 }
 
 pub(crate) fn string<'t>(value: &'t DeValue<'t>) -> Read<&'t str> {

@@ -2,14 +2,8 @@
 //! is asked for (Gateway API, `BackendTLSPolicy.validation.subjectAltNames`).
 
 use std::fmt;
-use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::pki_types::{CertificateDer, DnsName, IpAddr, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::pki_types::{DnsName, IpAddr, ServerName};
 
 /// A name that an endpoint's certificate may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +55,7 @@ impl AltName {
         Ok(Self::Uri(text.to_owned()))
     }
 
-    fn is_of(&self, certificate: &webpki::EndEntityCert<'_>) -> bool {
+    pub(crate) fn is_of(&self, certificate: &webpki::EndEntityCert<'_>) -> bool {
         match self {
             Self::Server(name) => certificate.verify_is_valid_for_subject_name(name).is_ok(),
             Self::Wildcard(name) => {
@@ -82,73 +76,9 @@ impl fmt::Display for AltName {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct NamedVerifier {
-    /// For signatures.
-    standard: Arc<WebPkiServerVerifier>,
-    roots: Arc<RootCertStore>,
-    algorithms: WebPkiSupportedAlgorithms,
-    names: Vec<AltName>,
-}
-
-impl NamedVerifier {
-    pub(crate) fn new(
-        standard: Arc<WebPkiServerVerifier>,
-        roots: Arc<RootCertStore>,
-        provider: &CryptoProvider,
-        names: Vec<AltName>,
-    ) -> Self {
-        let algorithms = provider.signature_verification_algorithms;
-        Self { standard, roots, algorithms, names }
-    }
-}
-
-impl ServerCertVerifier for NamedVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.algorithms.all;
-        let (roots, chain) = (&self.roots, intermediates);
-        verify_server_cert_signed_by_trust_anchor(&parsed, roots, chain, now, algorithms)?;
-        let certificate = webpki::EndEntityCert::try_from(end_entity)
-            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        if self.names.iter().any(|name| name.is_of(&certificate)) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(Error::InvalidCertificate(CertificateError::NotValidForName))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.standard.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.standard.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.standard.supported_verify_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
 
     use super::*;

@@ -27,6 +27,16 @@ pub struct Terminator {
 pub struct Originator {
     pub config: Arc<ClientConfig>,
     pub server_name: ServerName<'static>,
+    /// What is offered (ALPN); `None`: what was agreed on with the client.
+    pub alpn: Option<Vec<Vec<u8>>>,
+}
+
+impl Originator {
+    /// What an endpoint is offered for a client with which this protocol was agreed on.
+    pub fn offer(&self, agreed: Option<&[u8]>) -> Vec<Vec<u8>> {
+        let agreed = || agreed.map(<[u8]>::to_vec).into_iter().collect();
+        self.alpn.clone().unwrap_or_else(agreed)
+    }
 }
 
 /// A listener's certificates by server name.

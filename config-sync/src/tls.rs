@@ -5,6 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use toml::de::DeValue;
+
 use crate::config::{any, or};
 use crate::problem::{At, Place};
 use crate::reader::{Reader, Section, Table, boolean, string, word};
@@ -80,7 +84,16 @@ pub struct Origination {
     pub certificate: Option<Certificate>,
     /// Names of which the endpoint's certificate must have one.
     pub subject_alt_names: Vec<AltName>,
+    /// What is offered, in order of preference; empty: nothing; `None`: what was agreed on with the
+    /// client, if it speaks TLS and something was.
+    pub alpn: Option<Vec<String>>,
+    /// Hashes of which one must be of the endpoint's key. Without `ca` nothing else of the
+    /// certificate counts but `subject_alt_names`.
+    pub pins: Vec<Pin>,
 }
+
+/// SHA-256 of a public key (DER, SubjectPublicKeyInfo; RFC 7469, section 2.4).
+pub type Pin = [u8; 32];
 
 impl Termination {
     pub(crate) fn pems(&self) -> impl Iterator<Item = &Pem> {
@@ -150,7 +163,15 @@ pub(crate) static TLS_DEFAULT: Section =
 
 pub(crate) static BACKEND_TLS: Section = Section {
     name: "backends.tls",
-    keys: &[any("server_name"), any("ca"), any("cert"), any("key"), any("subject_alt_names")],
+    keys: &[
+        any("server_name"),
+        any("ca"),
+        any("cert"),
+        any("key"),
+        any("subject_alt_names"),
+        any("alpn"),
+        any("pin_sha256"),
+    ],
 };
 
 /// What a listener's `tls` asks for; `None`: nothing, or to pass TLS through.
@@ -198,12 +219,44 @@ pub(crate) fn origination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Opt
     let given = tls.has("cert") || tls.has("key");
     let certificate = if given { certificate(reader, tls) } else { None };
     let ca = pem(reader, tls, "ca");
+    let alpn = if tls.has("alpn") { Some(alpn(reader, tls)) } else { None };
+    let pins = reader.list(tls, "pin_sha256", |value| pin(string(value)?));
+    reader.get(tls, "pin_sha256", |value| match value {
+        DeValue::Array(list) if list.is_empty() => {
+            Err("names no key; without it, every key will do that `ca` is for".to_owned())
+        }
+        _ => Ok(()),
+    });
     Some(Origination {
         server_name: server_name?.value,
         ca,
         certificate,
         subject_alt_names: names.unwrap_or_default().into_iter().map(|at| at.value).collect(),
+        alpn,
+        pins: pins.unwrap_or_default().into_iter().map(|at| at.value).collect(),
     })
+}
+
+fn pin(text: &str) -> Result<Pin, String> {
+    let bytes = BASE64.decode(text).ok().and_then(|bytes| Pin::try_from(bytes).ok());
+    bytes.ok_or_else(|| {
+        let hex = text.chars().filter(char::is_ascii_hexdigit).count() == 64;
+        let hint = if hex {
+            "this looks like a certificate's fingerprint, and what counts is the key's"
+        } else {
+            "it has 44 characters"
+        };
+        format!(
+            "must be SHA-256 of a public key in base64, as `openssl x509 -in cert.pem -pubkey \
+             -noout | openssl pkey -pubin -outform DER | openssl dgst -sha256 -binary | base64` \
+             prints it; {hint}"
+        )
+    })
+}
+
+/// As [`Origination::pins`] are read.
+pub(crate) fn shown(pin: &Pin) -> String {
+    BASE64.encode(pin)
 }
 
 fn certificates<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> Vec<Certificate> {

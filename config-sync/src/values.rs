@@ -76,7 +76,9 @@ pub(crate) fn name(value: &DeValue<'_>) -> Read<String> {
     Ok(text.to_owned())
 }
 
-/// A host name (RFC 1123), in lower case; the first label may be `*`.
+/// A host name (RFC 1123), in lower case; the first label may be `*`. An underscore is taken too:
+/// no host may be called so, but clients ask for such names (those of containers, say), and DNS has
+/// them (RFC 2181, section 11).
 pub(crate) fn hostname(value: &DeValue<'_>) -> Read<String> {
     read_hostname(string(value)?)
 }
@@ -94,14 +96,14 @@ pub(crate) fn read_hostname(text: &str) -> Read<String> {
     let name = text.strip_prefix("*.").unwrap_or(text);
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
     if text.len() > 253 || !name.split('.').all(label) || name.parse::<IpAddr>().is_ok() {
         return Err(format!(
-            "\"{text}\" is no host name (RFC 1123): labels of letters, digits and inner hyphens, \
-             such as \"db.example.com\"; the first may be *, as in \"*.example.com\""
+            "\"{text}\" is no host name (RFC 1123): labels of letters, digits, underscores and \
+             inner hyphens, such as \"db.example.com\"; the first may be *, as in \"*.example.com\""
         ));
     }
     Ok(text.to_ascii_lowercase())
@@ -109,16 +111,16 @@ pub(crate) fn read_hostname(text: &str) -> Read<String> {
 
 /// Where a listener listens, or the admin API.
 pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
-    let address = socket_address(string(value)?)?;
-    if address.port() == 0 {
-        return Err("the port must be 1 to 65535".to_owned());
-    }
-    Ok(address)
+    socket_address(value, |port| {
+        format!("every address is written \"0.0.0.0:{port}\" (IPv4) or \"[::]:{port}\" (IPv6)")
+    })
 }
 
 /// Where an endpoint is.
 pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
-    let address = listen_address(value)?;
+    let address = socket_address(value, |port| {
+        format!("the IP address is missing; on this machine it is \"127.0.0.1:{port}\"")
+    })?;
     if address.ip().is_unspecified() || address.ip().is_multicast() {
         return Err(format!("{} is not the address of one machine", address.ip()));
     }
@@ -184,21 +186,36 @@ pub(crate) fn read_range(text: &str) -> Read<IpNet> {
 /// Of one prefix, as a power of two: as many as a worker can have flows.
 const MOST_SOURCES: u32 = 20;
 
-fn socket_address(text: &str) -> Read<SocketAddr> {
+/// `portless` says what to write where there is a port alone.
+fn socket_address(value: &DeValue<'_>, portless: impl Fn(&str) -> String) -> Read<SocketAddr> {
     const FORM: &str = "must be IP:PORT, such as \"10.0.0.1:5432\" or \"[2001:db8::1]:5432\"";
-    let Ok(address) = text.parse::<SocketAddr>() else {
-        let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
-        let hint = if text.parse::<IpAddr>().is_ok() {
-            "the port is missing"
-        } else if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
-            "names are not resolved, give the IP address"
-        } else {
-            "this is neither IPv4 nor IPv6 with a port"
-        };
-        return Err(format!("{FORM}, not \"{text}\": {hint}"));
+    let text = string(value).map_err(|message| format!("{message}; it {FORM}"))?;
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err(PORT.to_owned());
+        }
+        return unmapped(address.ip()).map(|()| address);
+    }
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let hint = if text.parse::<IpAddr>().is_ok() {
+        "the port is missing".to_owned()
+    } else if matches!(host, "" | "*") && is_number(port) {
+        portless(port)
+    } else if is_number(text) {
+        portless(text)
+    } else if bare.parse::<IpAddr>().is_ok() && is_number(port) {
+        PORT.to_owned()
+    } else if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
+        "names are not resolved, give the IP address".to_owned()
+    } else {
+        "this is neither IPv4 nor IPv6 with a port".to_owned()
     };
-    unmapped(address.ip()).map(|()| address)
+    Err(format!("{FORM}, not \"{text}\": {hint}"))
 }
+
+const PORT: &str = "the port must be 1 to 65535";
 
 /// IPv6 sockets are IPv6 only here, so that a mapped address could reach nobody.
 fn unmapped(address: IpAddr) -> Read<()> {
@@ -244,10 +261,10 @@ mod tests {
     fn host_names_are_stored_in_lower_case() {
         assert_eq!(read(hostname, "DB.Example.com"), Ok("db.example.com".to_owned()));
         assert_eq!(read(hostname, "*.Example.com"), Ok("*.example.com".to_owned()));
-        for text in [
-            "", "*", "*.", ".", "a..b", "-a.b", "a-.b", "a.*.b", "a_b.c", "ä.de", "10.0.0.1", "a.",
-            "*.*.b",
-        ] {
+        assert_eq!(read(hostname, "my_DB.shop"), Ok("my_db.shop".to_owned()));
+        for text in
+            ["", "*", "*.", ".", "a..b", "-a.b", "a-.b", "a.*.b", "ä.de", "10.0.0.1", "a.", "*.*.b"]
+        {
             assert!(read(hostname, text).unwrap_err().contains("RFC 1123"), "{text}");
         }
         assert!(read(hostname, &"a".repeat(64)).is_err());
@@ -264,7 +281,11 @@ mod tests {
             ("::1", "port is missing"),
             ("10.0.0.256:80", "neither"),
             ("10.0.0.1:0", "1 to 65535"),
-            ("10.0.0.1:70000", "neither"),
+            ("10.0.0.1:99999", "the port must be 1 to 65535"),
+            ("[::1]:99999", "the port must be 1 to 65535"),
+            (":80", "on this machine it is \"127.0.0.1:80\""),
+            ("80", "on this machine it is \"127.0.0.1:80\""),
+            ("10.0.0:80", "neither"),
             ("[::ffff:10.0.0.1]:80", "write it as 10.0.0.1"),
             ("0.0.0.0:80", "not the address of one machine"),
             ("224.0.0.1:80", "not the address of one machine"),
@@ -273,6 +294,12 @@ mod tests {
             assert!(message.contains(hint), "{text}: {message}");
         }
         assert!(read(listen_address, "0.0.0.0:53").is_ok());
+        for text in [":80", "*:80", "80"] {
+            let message = read(listen_address, text).unwrap_err();
+            assert!(message.contains("\"0.0.0.0:80\" (IPv4) or \"[::]:80\" (IPv6)"), "{message}");
+        }
+        let number = listen_address(DeValue::parse("80").expect("TOML").get_ref()).unwrap_err();
+        assert!(number.contains("not a whole number; it must be IP:PORT"), "{number}");
         assert!(read(source, "10.0.0.2:0").unwrap_err().contains("a source has no port"));
         assert!(read(source, "0.0.0.0").is_err());
     }

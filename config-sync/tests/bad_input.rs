@@ -260,8 +260,8 @@ fn faults_of_udp_and_tls_listeners() {
         &["5:60: listeners[0].tls.default_certificate.cert: no.pem can't be read: No such file"],
     );
     refused(
-        &tls("hostname = \"a_b.example.com\"\n[[routes]]"),
-        &["5:12: listeners[0].hostname: \"a_b.example.com\" is no host name (RFC 1123)"],
+        &tls("hostname = \"a-.example.com\"\n[[routes]]"),
+        &["5:12: listeners[0].hostname: \"a-.example.com\" is no host name (RFC 1123)"],
     );
 }
 
@@ -601,6 +601,84 @@ fn every_fault_is_told_at_once_and_none_that_follows_from_another() {
             "8:14: routes[0].listeners[0]: there is no listener",
         ],
     );
+}
+
+/// What is said against `GOOD` with something else in the place of a part of it.
+fn said(part: &str, instead: &str) -> String {
+    let text = GOOD.replace(part, instead);
+    load(&text).expect_err(&text).to_string()
+}
+
+#[test]
+fn common_mistakes_are_told_what_to_write() {
+    for (part, instead, hint) in [
+        ("\"TCP\"", "TCP", "f:3:12: not TOML: invalid boolean, expected `true`; text stands in"),
+        ("\"TCP\"", "TCP", "quotes: protocol = \"TCP\""),
+        ("\"0.0.0.0:80\"", "0.0.0.0:80", "; text stands in quotes: address = \"0.0.0.0:80\""),
+        ("\"TCP\"", "\"HTTP\"", "HTTP is bytes here: write \"TCP\""),
+        ("\"TCP\"", "\"https\"", "write \"TLS\": it passes through by server name, or ends here"),
+        ("\"TCP\"", "\"QUIC\"", "it runs on UDP: write \"UDP\""),
+        ("[{ name = \"b\" }]", "[\"b\"]", "must be a table, not a string; write { name = \"b\" }"),
+        ("[{ name = \"b\" }]", "\"b\"", "must be a list, not a string; write [\"b\"]"),
+        ("[\"l\"]", "\"l\"", "must be a list, not a string; write [\"l\"]"),
+        ("[[routes]]", "[routes]", "must be a list, not a table; each stands under [[routes]]"),
+        ("0.0.0.0:80", ":80", "every address is written \"0.0.0.0:80\" (IPv4) or \"[::]:80\""),
+        ("0.0.0.0:80", "0.0.0.0:99999", "not \"0.0.0.0:99999\": the port must be 1 to 65535"),
+        ("\"0.0.0.0:80\"", "80", "not a whole number; it must be IP:PORT, such as"),
+        ("{ name = \"b\" }", "{ name = \"postgres\" }", "there is no backend \"postgres\""),
+    ] {
+        let said = said(part, instead);
+        assert!(said.contains(hint), "{hint}\n{said}");
+    }
+    let named = GOOD.replace("\"b\"\nend", "\"postgres-primary\"\nend");
+    let problems = load(&named.replace("\"b\" }", "\"postgres\" }")).expect_err("no such backend");
+    assert!(problems.to_string().contains("(did you mean \"postgres-primary\"?)"), "{problems}");
+}
+
+#[test]
+fn yaml_is_told_from_toml_and_said_once() {
+    for (text, hint) in [
+        ("# a\napiVersion: v1\nkind: Service\n", "their file's name must end in .yaml"),
+        ("---\napiVersion: v1\nkind: Service\n", "their file's name must end in .yaml"),
+        ("listeners:\n- name: a\n", "this looks like YAML, and a TOML file has lines such as"),
+    ] {
+        let problems = load(text).expect_err(text);
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        assert!(problems.to_string().contains(hint), "{problems}");
+    }
+    let problems = load("a = [\nb: 1").expect_err("neither");
+    assert!(!problems.to_string().contains("YAML"), "{problems}");
+}
+
+#[test]
+fn faults_of_tls_to_endpoints() {
+    let tls = |keys: &str| format!("{GOOD}tls = {{ server_name = \"a_b.test\", {keys} }}");
+    let print = "AB:".repeat(31) + "AB";
+    for (keys, expected) in [
+        (
+            "alpn = \"h2\"",
+            "12:42: backends[0].tls.alpn: must be a list, not a string; write [\"h2\"]",
+        ),
+        ("alpn = [\"\"]", "12:43: backends[0].tls.alpn[0]: must be 1 to 255 bytes"),
+        ("pin_sha256 = []", "12:48: backends[0].tls.pin_sha256: names no key"),
+        ("pin_sha256 = [\"AAAA\"]", "12:49: backends[0].tls.pin_sha256[0]: must be SHA-256 of a"),
+        (
+            &format!("pin_sha256 = [\"{print}\"]"),
+            "12:49: backends[0].tls.pin_sha256[0]: must be SHA-256 of a public key in base64",
+        ),
+    ] {
+        refused(&tls(keys), &[expected]);
+    }
+    let problems =
+        load(&tls(&format!("pin_sha256 = [\"{print}\"]"))).expect_err("no hash of a key");
+    assert!(problems.to_string().contains("a certificate's fingerprint"), "{problems}");
+    let pin = "A".repeat(43) + "=";
+    let (config, table) =
+        load(&tls(&format!("alpn = [], pin_sha256 = [\"{pin}\"]"))).expect("good");
+    let asked = config.backends[0].tls.as_ref().expect("TLS");
+    assert_eq!((asked.alpn.as_deref(), asked.pins.as_slice()), (Some(&[][..]), &[[0; 32]][..]));
+    let made = table.backends[0].tls.as_ref().expect("TLS");
+    assert_eq!(made.offer(Some(b"h2")), Vec::<Vec<u8>>::new());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config_sync::file::Source;
+use config_sync::problem::Warning;
 use config_sync::publish::{Command, Link, Publisher};
 use config_sync::{ConfigSync, Outcome, Summary, check, file};
 use crossbeam_channel::{Receiver, bounded};
@@ -122,10 +123,12 @@ fn a_drain_is_the_last_table() {
 #[test]
 fn check_says_what_a_file_has_or_everything_that_is_wrong() {
     let (directory, empty) = (Directory::new("check"), Directory::new("check-empty"));
-    let summary = check(&Source::from(directory.write("good.toml", GOOD))).expect("good");
+    let check = |path: PathBuf| check(&Source::from(path), 0);
+    let (summary, warnings) = check(directory.write("good.toml", GOOD)).expect("good");
+    assert_eq!(warnings, []);
     assert_eq!(summary, Summary { listeners: 1, routes: 1, backends: 1, endpoints: 2 });
     assert_eq!(summary.to_string(), "listeners: 1, routes: 1, backends: 1, endpoints: 2");
-    let said = check(&Source::from(directory.write("bad.toml", "a = 1\nb = 2"))).expect_err("bad");
+    let said = check(directory.write("bad.toml", "a = 1\nb = 2")).expect_err("bad");
     assert_eq!(said.lines().count(), 2, "{said}");
     assert!(said.lines().all(|line| line.contains("bad.toml:")), "{said}");
     for (path, expected) in [
@@ -134,12 +137,41 @@ fn check_says_what_a_file_has_or_everything_that_is_wrong() {
         (directory.0.join("none.toml"), "No such file"),
         (directory.write("empty.toml", "\n"), "the file is empty"),
     ] {
-        let said = check(&Source::from(path)).expect_err("no configuration");
+        let said = check(path).expect_err("no configuration");
         assert!(said.contains(expected), "{said}");
     }
     let latin = directory.0.join("latin.toml");
     fs::write(&latin, b"a = 1\nb = \"\xe4\"").expect("written");
-    assert!(check(&Source::from(latin)).expect_err("latin").ends_with("latin.toml:2:6: not UTF-8"));
+    assert!(check(latin).expect_err("latin").ends_with("latin.toml:2:6: not UTF-8"));
+}
+
+#[test]
+fn a_file_that_works_and_is_hardly_meant_is_warned_of() {
+    let directory = Directory::new("warnings");
+    let path = directory.write("odd.toml", "# later\nadmin.address = \"0.0.0.0:9900\"\n");
+    let (_, warnings) = check(&Source::from(path.clone()), 0).expect("valid");
+    let said: Vec<String> = warnings.iter().map(Warning::marked).collect();
+    let name = path.display();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].starts_with(&format!("{name}:1:1: warning: there is no listener")), "{said:?}");
+    assert!(said[1].starts_with(&format!("{name}:2:17: warning: admin.address: 0.0.0.0")));
+}
+
+#[test]
+fn every_address_that_cannot_be_bound_is_told_with_its_listener() {
+    let directory = Directory::new("bind");
+    let more = "[[listeners]]\nname = \"m\"\nprotocol = \"UDP\"\naddress = \"127.0.0.1:1\"\n";
+    let text = format!("{}{more}", GOOD.replace("8080", "1"));
+    let path = directory.write("ringway.toml", &text);
+    let (mut sync, _commands) = start(&path);
+    let Outcome::Rejected(said) = sync.reload() else { panic!("nothing can be bound") };
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    for (line, name, transport) in [(lines[0], "l", "TCP"), (lines[1], "m", "UDP")] {
+        assert!(line.starts_with(&format!("{}:", path.display())), "{said}");
+        let expected = format!(".address: listener \"{name}\": cannot listen on {transport} ");
+        assert!(line.contains(&expected) && line.contains("CAP_NET_BIND_SERVICE"), "{said}");
+    }
 }
 
 async fn change(changes: &mut mpsc::Receiver<()>) {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use config_sync::check;
 use config_sync::compile::compile;
 use config_sync::config::parse;
 use config_sync::file::{Source, translate};
@@ -109,4 +110,196 @@ fn keys_that_no_object_has_may_end_without_a_newline() {
         other.display()
     );
     assert_eq!(error, wanted);
+}
+
+/// Objects that a gateway serves without a word.
+const GOOD: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  gatewayClassName: ringway
+  listeners: [{name: a, protocol: TCP, port: 7000}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{name: edge}]
+  rules: [{backendRefs: [{name: s, port: 80, weight: 3}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-1, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: [10.0.0.1]}]
+";
+
+/// Where the objects of `GOOD` stand.
+const GATEWAY: &str = "a.yaml:1: document 1: Gateway default/edge: ";
+const ROUTE: &str = "a.yaml:8: document 2: TCPRoute default/r: ";
+const SERVICE: &str = "a.yaml:15: document 3: Service default/s: ";
+const SLICE: &str = "a.yaml:20: document 4: EndpointSlice default/s-1: ";
+
+/// What is warned of where something else stands in the place of a part of `GOOD`.
+const ODD: &[(&str, &str, &str, &str)] = &[
+    (
+        "backendRefs",
+        "backendRef",
+        ROUTE,
+        "spec.rules[0].backendRef: is no field that Ringway knows, and has no effect (did you mean \
+         \"backendRefs\"?)",
+    ),
+    ("backendRefs", "backendRef", ROUTE, "spec.rules[0].backendRefs: names no backend"),
+    (
+        "weight: 3",
+        "wieght: 3",
+        ROUTE,
+        "spec.rules[0].backendRefs[0].wieght: is no field that Ringway knows, and has no effect \
+         (did you mean \"weight\"?)",
+    ),
+    (
+        "weight: 3",
+        "weight: -1",
+        ROUTE,
+        "spec.rules[0].backendRefs[0].weight: must be 0 to 1000000; -1 counts as 0",
+    ),
+    ("weight: 3", "weight: 0", ROUTE, "spec.rules[0].backendRefs: all weights are 0"),
+    (
+        "kind: TCPRoute",
+        "kind: TCPRout",
+        "a.yaml:8: document 2: TCPRout default/r: ",
+        "kind: TCPRout is none that Ringway serves, and is skipped (did you mean \"TCPRoute\"?)",
+    ),
+    ("kind: TCPRoute", "kind: TCPRout", GATEWAY, "spec.listeners[0]: no route is for listener a"),
+    (
+        "k8s.io/v1\nkind: TCPRoute",
+        "k8s.io/v9\nkind: TCPRoute",
+        ROUTE,
+        "apiVersion: v9 is not known, and is read as v1; known are v1, v1alpha2",
+    ),
+    (
+        "gateway.networking.k8s.io/v1\nkind: TCPRoute",
+        "v1\nkind: TCPRoute",
+        ROUTE,
+        "apiVersion: it is skipped: a TCPRoute is of gateway.networking.k8s.io",
+    ),
+    (
+        "gatewayClassName: ringway",
+        "gatewayClassName: rngway",
+        GATEWAY,
+        "spec.gatewayClassName: there is no GatewayClass rngway (did you mean \"ringway\"?); \
+         nothing of the Gateway is served",
+    ),
+    (
+        "{name: edge}]\n  rules",
+        "{name: egde}]\n  rules",
+        ROUTE,
+        "spec.parentRefs[0]: there is no Gateway default/egde (did you mean \"default/edge\"?)",
+    ),
+    ("  parentRefs: [{name: edge}]\n", "", ROUTE, "spec.parentRefs: missing; without a Gateway"),
+    (
+        "service-name: s",
+        "service-name: t",
+        ROUTE,
+        "spec.rules[0].backendRefs[0]: Service default/s, port 80, has no endpoint, so what goes",
+    ),
+    (
+        "service-name: s",
+        "service-name: t",
+        SLICE,
+        "metadata.labels: kubernetes.io/service-name: there is no Service default/t",
+    ),
+    (
+        "[10.0.0.1]",
+        "[10.0.0.1], conditions: {ready: false}",
+        ROUTE,
+        "spec.rules[0].backendRefs[0]: Service default/s, port 80, has no endpoint",
+    ),
+    ("port: 80, weight", "port: 81, weight", "", "Service default/s has no port 81"),
+    (
+        "spec: {ports",
+        "spec: {prots: [], ports",
+        SERVICE,
+        "spec.prots: is no field that Ringway knows, and has no effect (did you mean \"ports\"?)",
+    ),
+];
+
+/// What is warned of, by `check` and `translate` alike.
+fn warned(folder: &Folder, text: &str) -> Vec<String> {
+    let path = folder.file("a.yaml", text);
+    let checked = check(&Source::at(path.clone(), Options::default()), 0);
+    let (_, warnings) = checked.unwrap_or_else(|error| panic!("{error}"));
+    let translated = translate(std::slice::from_ref(&path), None, &Options::default());
+    let translated = translated.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(translated.warnings, warnings);
+    let folder = format!("{}/", folder.0.display());
+    warnings.iter().map(|warning| warning.to_string().replace(&folder, "")).collect()
+}
+
+#[test]
+fn what_objects_in_files_do_not_do_is_warned_of_with_place_field_and_fix() {
+    let folder = Folder::new("warnings");
+    assert_eq!(warned(&folder, GOOD), Vec::<String>::new());
+    for (part, instead, place, expected) in ODD {
+        let said = warned(&folder, &GOOD.replace(part, instead));
+        let found = said.iter().any(|said| match *place {
+            "" => said.contains(expected),
+            place => said.starts_with(&format!("{place}{expected}")),
+        });
+        assert!(found, "{place}{expected}\n{said:#?}");
+    }
+}
+
+#[test]
+fn what_another_controller_has_is_not_served_here() {
+    let folder = Folder::new("foreign");
+    let class = "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\n\
+                 metadata: {name: nginx}\n\
+                 spec: {controllerName: example.com/nginx, description: Another's}\n---\n";
+    let text = format!("{class}{}", GOOD.replace("Name: ringway", "Name: nginx"));
+    let said = warned(&folder, &text);
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].contains("spec.gatewayClassName: GatewayClass nginx is another controller's"));
+    assert!(said[1].contains("spec.parentRefs: none is a Gateway or ListenerSet that is served"));
+}
+
+#[test]
+fn two_listeners_of_one_name_are_refused_where_they_stand() {
+    let folder = Folder::new("listener-names");
+    let more = "port: 7000}, {name: a, protocol: UDP, port: 7001}]";
+    let path = folder.file("a.yaml", &GOOD.replace("port: 7000}]", more));
+    let error = check(&Source::at(path.clone(), Options::default()), 0).expect_err("one name");
+    let expected = format!(
+        "{}:1: document 1: Gateway default/edge: spec.listeners[1].name: \"a\" is the name of \
+         listeners[0] already; give each its own",
+        path.display()
+    );
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn fields_that_a_policy_does_not_have() {
+    let folder = Folder::new("policy-fields");
+    let policy = "---
+apiVersion: ringway.dev/v1alpha1
+kind: L4Policy
+metadata: {name: p}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]
+  listener: {idleTimout: 8h, acceptProxy: {form: [10.1.0.0/16], from: [10.0.0.0/8]}}
+";
+    let path = folder.file("a.yaml", &format!("{GOOD}{policy}"));
+    let (_, warnings) = check(&Source::at(path, Options::default()), 0).expect("valid");
+    let said: Vec<_> = warnings.iter().map(|warning| warning.message.as_str()).collect();
+    let field = "L4Policy default/p: spec.listener.idleTimout: is no field of an L4Policy, and has \
+                 no effect (did you mean \"idleTimeout\"?)";
+    assert!(said.contains(&field), "{said:#?}");
+    assert_eq!(said.len(), 2, "{said:#?}");
 }

@@ -151,6 +151,8 @@ impl Case {
             ca: Some(inline("ca", &Pki::shared().ca())),
             certificate: None,
             subject_alt_names: Vec::new(),
+            alpn: None,
+            pins: Vec::new(),
         });
     }
 }

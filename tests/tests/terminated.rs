@@ -131,6 +131,8 @@ fn configured(text: &str, shown: &Certificate, ca: &Pem) -> Config {
         ca: Some(ca.clone()),
         certificate: None,
         subject_alt_names: Vec::new(),
+        alpn: None,
+        pins: Vec::new(),
     });
     config
 }

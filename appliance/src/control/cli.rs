@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -74,8 +75,8 @@ enum Command {
     /// Say whether a file is a valid configuration, without running it.
     ///
     /// Prints one line and exits 0 if it is; else prints every fault with its line, column, field
-    /// and what is allowed there, and exits 1. Of Kubernetes objects, what will not work although
-    /// it can be read is logged, and no fault.
+    /// and what is allowed there, and exits 1. What can be in force but will not work, or is hardly
+    /// meant, is a warning on stderr, and no fault.
     Check {
         /// The TOML file, YAML file, or directory.
         file: PathBuf,
@@ -301,8 +302,14 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
     guard
 }
 
+#[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
 fn check(source: &Source) -> anyhow::Result<()> {
-    let summary = config_sync::check(source).map_err(process::BadConfig)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let (summary, warnings) = config_sync::check(source, now).map_err(process::BadConfig)?;
+    for warning in warnings {
+        writeln!(io::stderr(), "{}", warning.marked()).context("stderr")?;
+    }
     print(&format!("{}: valid: {summary}\n", source.name()))
 }
 
@@ -313,7 +320,11 @@ fn translate(
     options: &Options,
 ) -> anyhow::Result<()> {
     let translated = config_sync::file::translate(paths, secrets, options);
-    let Translated { toml, statuses } = translated.map_err(process::BadConfig)?;
+    let Translated { warnings, toml, statuses } = translated.map_err(process::BadConfig)?;
+    // As comments: the rest of stderr is YAML.
+    for warning in warnings {
+        writeln!(io::stderr(), "# {}", warning.marked()).context("stderr")?;
+    }
     match status {
         Some(path) => std::fs::write(path, statuses)
             .with_context(|| format!("--status {}", path.display()))?,

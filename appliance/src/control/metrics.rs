@@ -67,7 +67,7 @@ impl Scrape<'_> {
         text
     }
 
-    fn certificate(page: &Page, Expiry { of, owner, name, not_after }: &Expiry) {
+    fn certificate(page: &Page, Expiry { of, owner, name, not_after, .. }: &Expiry) {
         let (metric, label) = match of {
             Expiring::Certificate => {
                 ("ringway_certificate_expiry_timestamp_seconds", "certificate")

@@ -23,7 +23,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
-use config_sync::certificates::{Expiring, Expiry};
 use config_sync::names::Names;
 use config_sync::routing::Protocol;
 use config_sync::{ConfigSync, Outcome, file};
@@ -47,8 +46,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// How often ids of what is gone are looked through.
 const RETIRE: Duration = Duration::from_secs(10);
 
-/// A certificate that ends within this is warned of, when it is loaded and then once a day.
-const EXPIRY_DAYS: i64 = 14;
+/// How often certificates that are about to end are warned of.
 const DAY: Duration = Duration::from_secs(86_400);
 /// How often the metrics page learns how a cluster is followed, and how endpoints are.
 const SHOW: Duration = Duration::from_millis(500);
@@ -206,23 +204,8 @@ impl Control {
     fn warn_of_certificates(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        for Expiry { of, owner, name, not_after } in self.sync.names().expiries() {
-            let days = (not_after - now).div_euclid(DAY.as_secs().cast_signed());
-            if *of == Expiring::RevocationList {
-                // They are short-lived, and renewed in the last moment.
-                if *not_after <= now {
-                    tracing::warn!(
-                        "the list of revoked certificates {name} of {owner} has expired, and so \
-                         clients whose issuer it is of are refused: renew it"
-                    );
-                }
-            } else if *not_after <= now {
-                tracing::warn!("the certificate {name} of {owner} has expired: renew it");
-            } else if days < EXPIRY_DAYS {
-                tracing::warn!(
-                    "the certificate {name} of {owner} expires in {days} days: renew it"
-                );
-            }
+        for warning in self.sync.names().expiries().iter().filter_map(|of| of.warning(now)) {
+            tracing::warn!("{warning}");
         }
     }
 

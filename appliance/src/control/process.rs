@@ -94,6 +94,11 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         let name = source.name();
         bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
     }
+    if options.is_some() && source.path().is_some() {
+        for doubt in &config.doubts {
+            tracing::warn!("{doubt}");
+        }
+    }
     let files = raise_file_limit();
     let features = probe(without)?;
     let changes = match source.path() {

@@ -127,7 +127,8 @@ impl Terminated {
     /// As [`Self::client`].
     pub fn originate(&mut self, core: &Core, with: &Originator) -> Result<(), Cause> {
         core.tell_time();
-        let conn = Conn::originate(with).map_err(|error| broken(Side::Endpoint, &error))?;
+        let conn = Conn::originate(with, self.client_alpn());
+        let conn = conn.map_err(|error| broken(Side::Endpoint, &error))?;
         self.endpoint = Port { conn: Some(conn), ..Port::default() };
         Ok(())
     }

@@ -77,10 +77,10 @@ impl Conn {
         Ok(Self::new(Peer::Client(Box::new(conn)), with.lists_end))
     }
 
-    /// Towards an endpoint.
-    pub fn originate(with: &Originator) -> Result<Self, rustls::Error> {
-        let name = with.server_name.clone();
-        let conn = UnbufferedClientConnection::new(with.config.clone(), name)?;
+    /// Towards an endpoint, for a client with which this protocol was agreed on.
+    pub fn originate(with: &Originator, agreed: Option<&[u8]>) -> Result<Self, rustls::Error> {
+        let (config, name) = (with.config.clone(), with.server_name.clone());
+        let conn = UnbufferedClientConnection::new_with_alpn(config, name, with.offer(agreed))?;
         Ok(Self::new(Peer::Endpoint(Box::new(conn)), None))
     }
 
@@ -372,6 +372,66 @@ mod tests {
             lists_end: None,
         };
         Conn::terminate(&terminator).expect("a connection")
+    }
+
+    /// What an endpoint that knows these protocols, and the gateway, agree on for a client with
+    /// which `agreed` was.
+    fn agreed(
+        endpoint: &[&str],
+        asked: Option<&[&str]>,
+        agreed: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>, rustls::Error> {
+        let bytes = |names: &[&str]| -> Vec<Vec<u8>> {
+            names.iter().map(|name| name.as_bytes().to_vec()).collect()
+        };
+        let made = rcgen::generate_simple_self_signed(["db.test".to_owned()]).expect("made");
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+        let shown = vec![made.cert.der().clone()];
+        let provider = Arc::new(default_provider());
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(shown, key.expect("a key"))
+            .expect("a certificate");
+        server.alpn_protocols = bytes(endpoint);
+        let certificates = Arc::new(Certificates::new([0; 4], None, None));
+        let config = Arc::new(server);
+        let terminator = Terminator { config, certificates, client_auth: false, lists_end: None };
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let server_name = "db.test".try_into().expect("a name");
+        let with = Originator { config: Arc::new(config), server_name, alpn: asked.map(bytes) };
+        let mut near = Conn::originate(&with, agreed)?;
+        let mut far = Conn::terminate(&terminator)?;
+        let (mut plain, mut scratch) = (Vec::new(), Vec::new());
+        let mut coming = Vec::new();
+        while near.is_handshaking() || far.is_handshaking() {
+            let mut going = Vec::new();
+            near.receive(&coming, &mut plain, &mut going, &mut scratch)?;
+            coming.clear();
+            far.receive(&going, &mut plain, &mut coming, &mut scratch)?;
+        }
+        assert_eq!(near.alpn(), far.alpn());
+        Ok(near.alpn().map(<[u8]>::to_vec))
+    }
+
+    #[test]
+    fn endpoints_are_offered_what_was_agreed_on_with_the_client_or_what_is_configured() {
+        let h2 = Some(&b"h2"[..]);
+        let both = &["http/1.1", "h2"][..];
+        assert_eq!(agreed(both, None, h2), Ok(Some(b"h2".to_vec())));
+        assert_eq!(agreed(both, None, None), Ok(None), "nothing is offered");
+        assert_eq!(agreed(&[], None, h2), Ok(None), "the endpoint does not speak of it");
+        assert_eq!(agreed(both, Some(&["h2"]), None), Ok(Some(b"h2".to_vec())));
+        assert_eq!(agreed(both, Some(&[]), h2), Ok(None));
+        let refused = agreed(&["http/1.1"], None, h2);
+        assert_eq!(refused, Err(rustls::Error::NoApplicationProtocol));
     }
 
     /// A hello of 60,000 bytes, in records of one byte each: 360,000 bytes of them.

@@ -153,6 +153,8 @@ fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Originati
         ca: certificates::bundle(authorities),
         certificate: None,
         subject_alt_names: names.collect::<Result<_, _>>()?,
+        alpn: None,
+        pins: Vec::new(),
     })
 }
 

@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::objects::{GROUP, GatewayClass, GatewayClassSpec, Objects};
-use super::{CONTROLLER, Settings, policy};
+use super::{CONTROLLER, Settings, policy, schema};
 use crate::config::{self, Config, Pem};
 use crate::machine::{self, Machine};
+use crate::problem::Warning;
 
 /// What the objects in files are translated with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,19 +58,31 @@ impl Options {
     }
 }
 
+/// What files have.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub objects: Objects,
+    /// What can be read and is hardly meant.
+    pub warnings: Vec<Warning>,
+    places: Places,
+}
+
+/// Where each object stands, by its group, kind, namespace and name.
+type Places = BTreeMap<[String; 4], String>;
+
 /// Reads every object of the files, which are given as name and text. Kinds that a gateway has
 /// nothing to do with are skipped. Where no file has a GatewayClass, there is one named `ringway`.
 ///
 /// # Errors
 /// Every fault, one a line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
-pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Objects, String> {
-    let (mut objects, mut places) = (Objects::default(), Places::new());
+pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Found, String> {
+    let mut found = Found::default();
     let mut faults = Vec::new();
     for (file, text) in files {
         for document in documents(text) {
             let place = format!("{file}:{}: document {}", document.line, document.number);
             match serde_saphyr::from_str_with_options::<Value>(document.text, options()) {
-                Ok(value) => faults.extend(add(&mut objects, &mut places, value, &place)),
+                Ok(value) => faults.extend(found.add(value, &place)),
                 Err(error) => {
                     let line = error.location().map_or(0, |at| at.line().saturating_sub(1));
                     let line = document.line + usize::try_from(line).unwrap_or(0);
@@ -81,10 +94,11 @@ pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Objec
             }
         }
     }
+    let objects = &mut found.objects;
     if objects.gateway_classes.is_empty() {
         objects.gateway_classes.push(Arc::new(own_class()));
     }
-    if faults.is_empty() { Ok(objects) } else { Err(faults.join("\n")) }
+    if faults.is_empty() { Ok(found) } else { Err(faults.join("\n")) }
 }
 
 /// Under which name a certificate or key is written as a file: names of objects have neither `_`
@@ -167,72 +181,125 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-/// Where each object stands, by its group, kind, namespace and name.
-type Places = BTreeMap<[String; 4], String>;
+impl Found {
+    /// Returns what is wrong with the object, or with each of a list.
+    fn add(&mut self, value: Value, at: &str) -> Vec<String> {
+        let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+        let (version, kind) = (text("apiVersion"), text("kind"));
+        let (group, version) = match version.split_once('/') {
+            Some((group, version)) => (group.to_owned(), version.to_owned()),
+            None => (String::new(), version),
+        };
+        if version.is_empty() || kind.is_empty() {
+            return vec![format!("{at}: has no apiVersion and kind: it is no Kubernetes object")];
+        }
+        if kind == "List" || value["items"].is_array() {
+            let mut items = value;
+            let items = items["items"].take();
+            let items = items.as_array().cloned().unwrap_or_default().into_iter();
+            return items.flat_map(|item| self.add(item, at)).collect();
+        }
+        let metadata = &value["metadata"];
+        let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
+            return vec![format!("{at}: {kind}: metadata.name: missing")];
+        };
+        let namespace = metadata["namespace"].as_str().unwrap_or("default");
+        let title = format!("{kind} {namespace}/{name}");
+        let id = [&group, &kind, namespace, name].map(str::to_owned);
+        let warn = |message: String| Warning { place: at.to_owned(), message };
+        let kind_of = (group.as_str(), version.as_str(), kind.as_str());
+        self.warnings.extend(schema::of_kind(kind_of).map(|why| warn(format!("{title}: {why}"))));
+        let unread = schema::of_fields(&value);
+        let added = match (group.as_str(), kind.as_str()) {
+            (GROUP, "GatewayClass") => push(&mut self.objects.gateway_classes, value),
+            (GROUP, "Gateway") => push(&mut self.objects.gateways, value),
+            (GROUP, "ListenerSet") => push(&mut self.objects.listener_sets, value),
+            (GROUP, "TCPRoute") => push(&mut self.objects.tcp_routes, value),
+            (GROUP, "UDPRoute") => push(&mut self.objects.udp_routes, value),
+            (GROUP, "TLSRoute") => push(&mut self.objects.tls_routes, value),
+            (GROUP, "HTTPRoute") => push(&mut self.objects.http_routes, value),
+            (GROUP, "ReferenceGrant") => push(&mut self.objects.reference_grants, value),
+            (GROUP, "BackendTLSPolicy") => push(&mut self.objects.backend_tls_policies, value),
+            ("", "Service") => push(&mut self.objects.services, value),
+            ("discovery.k8s.io", "EndpointSlice") => push(&mut self.objects.endpoint_slices, value),
+            ("", "Secret") => push(&mut self.objects.secrets, value),
+            ("", "ConfigMap") => push(&mut self.objects.config_maps, value),
+            ("", "Namespace") => push(&mut self.objects.namespaces, value),
+            (policy::GROUP, "L4Policy") => push(&mut self.objects.policies, value),
+            (policy::GROUP, _) => {
+                Err(("kind".to_owned(), "Ringway's only kind is L4Policy".into()))
+            }
+            _ => return Vec::new(),
+        };
+        let read = added.and_then(|ignored| match group.as_str() {
+            GROUP => names_differ(&kind, &self.objects).map(|()| ignored),
+            // Its definition says it all.
+            policy::GROUP => Ok(Vec::new()),
+            _ => Ok(ignored),
+        });
+        match read {
+            Err((field, message)) => return vec![format!("{at}: {title}: {field}: {message}")],
+            Ok(ignored) => self.warnings.extend(
+                ignored.into_iter().chain(unread).map(|why| warn(format!("{title}: {why}"))),
+            ),
+        }
+        // In a cluster a name has one object. Here nobody could say which of them is meant.
+        let first = self.places.insert(id, at.to_owned());
+        let twice = |first| format!("{at}: {title}: metadata.name: is there already, at {first}");
+        first.map(twice).into_iter().collect()
+    }
 
-/// Returns what is wrong with the object, or with each of a list.
-fn add(objects: &mut Objects, places: &mut Places, value: Value, at: &str) -> Vec<String> {
-    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
-    let (version, kind) = (text("apiVersion"), text("kind"));
-    let group = version.split_once('/').map_or("", |(group, _)| group).to_owned();
-    if version.is_empty() || kind.is_empty() {
-        return vec![format!("{at}: has no apiVersion and kind: it is no Kubernetes object")];
+    /// Where an object stands; empty: it is in no file.
+    pub fn place(&self, group: &str, kind: &str, namespace: &str, name: &str) -> String {
+        self.places
+            .get(&[group, kind, namespace, name].map(str::to_owned))
+            .cloned()
+            .unwrap_or_default()
     }
-    if kind == "List" || value["items"].is_array() {
-        let mut items = value;
-        let items = items["items"].take();
-        let items = items.as_array().cloned().unwrap_or_default().into_iter();
-        return items.flat_map(|item| add(objects, places, item, at)).collect();
-    }
-    let metadata = &value["metadata"];
-    let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
-        return vec![format!("{at}: {kind}: metadata.name: missing")];
-    };
-    let namespace = metadata["namespace"].as_str().unwrap_or("default");
-    let place = format!("{at}: {kind} {namespace}/{name}");
-    let id = [&group, &kind, namespace, name].map(str::to_owned);
-    let added = match (group.as_str(), kind.as_str()) {
-        (GROUP, "GatewayClass") => push(&mut objects.gateway_classes, value),
-        (GROUP, "Gateway") => push(&mut objects.gateways, value),
-        (GROUP, "ListenerSet") => push(&mut objects.listener_sets, value),
-        (GROUP, "TCPRoute") => push(&mut objects.tcp_routes, value),
-        (GROUP, "UDPRoute") => push(&mut objects.udp_routes, value),
-        (GROUP, "TLSRoute") => push(&mut objects.tls_routes, value),
-        (GROUP, "HTTPRoute") => push(&mut objects.http_routes, value),
-        (GROUP, "ReferenceGrant") => push(&mut objects.reference_grants, value),
-        (GROUP, "BackendTLSPolicy") => push(&mut objects.backend_tls_policies, value),
-        ("", "Service") => push(&mut objects.services, value),
-        ("discovery.k8s.io", "EndpointSlice") => push(&mut objects.endpoint_slices, value),
-        ("", "Secret") => push(&mut objects.secrets, value),
-        ("", "ConfigMap") => push(&mut objects.config_maps, value),
-        ("", "Namespace") => push(&mut objects.namespaces, value),
-        (policy::GROUP, "L4Policy") => push(&mut objects.policies, value),
-        (policy::GROUP, _) => Err(("kind".to_owned(), "Ringway's only kind is L4Policy".into())),
-        _ => return Vec::new(),
-    };
-    if let Err((field, message)) = added {
-        return vec![format!("{place}: {field}: {message}")];
-    }
-    // In a cluster a name has one object. Here nobody could say which of them is meant.
-    let first = places.insert(id, at.to_owned());
-    let twice = |first| format!("{place}: metadata.name: is there already, at {first}");
-    first.map(twice).into_iter().collect()
 }
 
-fn push<T: DeserializeOwned>(list: &mut Vec<Arc<T>>, value: Value) -> Result<(), (String, String)> {
+/// Returns what is of no effect: fields that are not known.
+fn push<T: DeserializeOwned>(
+    list: &mut Vec<Arc<T>>,
+    value: Value,
+) -> Result<Vec<String>, (String, String)> {
     let is_secret = value["kind"] == "Secret";
-    match serde_path_to_error::deserialize(value) {
+    let (mut track, mut ignored) = (serde_path_to_error::Track::new(), Vec::new());
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    match serde_ignored::deserialize(tracked, |path| ignored.extend(schema::ignored(&path))) {
         Ok(object) => {
             list.push(Arc::new(object));
-            Ok(())
+            Ok(ignored)
         }
         Err(error) => {
-            let message = error.inner().to_string();
+            let message: String = serde_json::Error::to_string(&error);
             // It could quote what it can't read.
             let message = if is_secret { "is not what a Secret has there".into() } else { message };
-            Err((error.path().to_string(), message))
+            Err((track.path().to_string(), message))
         }
     }
+}
+
+/// In a cluster, two listeners of one Gateway or ListenerSet can't have the same name. This is of
+/// the object that was read last.
+fn names_differ(kind: &str, objects: &Objects) -> Result<(), (String, String)> {
+    let listeners = match kind {
+        "Gateway" => objects.gateways.last().map(|gateway| &gateway.spec.listeners),
+        "ListenerSet" => objects.listener_sets.last().map(|set| &set.spec.listeners),
+        _ => None,
+    };
+    let listeners = listeners.map_or(&[][..], Vec::as_slice);
+    let mut seen = BTreeMap::new();
+    for (at, listener) in listeners.iter().enumerate() {
+        if let Some(first) = seen.insert(&listener.name, at) {
+            let message = format!(
+                "\"{}\" is the name of listeners[{first}] already; give each its own",
+                listener.name
+            );
+            return Err((format!("spec.listeners[{at}].name"), message));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -281,7 +348,9 @@ mod tests {
         let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  \
                     metadata: {name: s}\n- apiVersion: apps/v1\n  kind: Deployment\n  \
                     metadata: {name: d}\n";
-        let objects = read([("a.yaml", text)].into_iter()).expect("objects");
+        let Found { objects, warnings, .. } =
+            read([("a.yaml", text)].into_iter()).expect("objects");
+        assert_eq!(warnings, []);
         assert_eq!((objects.services.len(), objects.gateway_classes.len()), (1, 1));
         assert_eq!(documents("--- {a: 1}\n--- {b: 2}\n...\n").len(), 2);
     }

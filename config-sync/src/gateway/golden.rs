@@ -219,7 +219,7 @@ fn read(directory: &Path) -> (Objects, Settings, Outcome) {
         }
     }
     let objects = files::read([("in.yaml", text.as_str())].into_iter());
-    let mut objects = objects.unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let mut objects = objects.unwrap_or_else(|error| panic!("{path:?}: {error}")).objects;
     objects.bundle = bundle;
     (objects, settings, if failed.is_empty() { Outcome::Applied } else { Outcome::Failed(failed) })
 }

@@ -6,6 +6,7 @@
 //! | `translate` | [`translate()`]: objects to a configuration, and what becomes of each object |
 //! | [`status`] | that as statuses, and [`status::merge`]: into those that are there |
 //! | [`files`], [`print`] | objects out of YAML; a configuration as TOML, statuses as YAML |
+//! | `schema`, `doubts` | what of objects in files has no effect: by themselves, together |
 //! | [`policy`] | [`policy::L4Policy`]: what the Gateway API has no field for |
 //! | [`cluster`] | a cluster as the source: what is to be run, and whom to tell |
 //! | [`discovery`], [`watch`], [`store`] | what is served, what there is, the latest of it |
@@ -19,6 +20,7 @@ mod build;
 mod certificates;
 pub mod cluster;
 pub mod discovery;
+mod doubts;
 mod events;
 pub mod files;
 #[cfg(test)]
@@ -35,6 +37,7 @@ mod promise;
 mod render;
 mod report;
 mod routes;
+mod schema;
 pub mod status;
 pub mod store;
 #[cfg(test)]
@@ -42,6 +45,7 @@ mod testing;
 mod translate;
 pub mod watch;
 
+pub(crate) use doubts::of as doubts;
 pub use objects::Objects;
 pub use status::{Outcome, StatusOf};
 pub use translate::{Infrastructure, Notice, Settings, Translation, translate};

@@ -282,6 +282,13 @@ pub fn crd() -> String {
     format!("# Made by `ringway crd`.\n{yaml}")
 }
 
+/// What a policy's `spec` may have: the schema (OpenAPI v3) of the definition.
+pub(super) fn schema() -> serde_json::Value {
+    let definition = serde_json::to_value(L4Policy::crd()).unwrap_or_default();
+    let version = &definition["spec"]["versions"][0];
+    version["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
+}
+
 /// Every policy, and what it says once it is read.
 pub(super) struct Policies<'o> {
     /// Oldest first.

@@ -14,7 +14,7 @@ use crate::problem::At;
 use crate::proxy;
 use crate::routing::{Protocol, SendProxy, SocketOptions, Sources};
 use crate::sources::{Admission, Ranges};
-use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
+use crate::tls::{self, Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 
 /// The listeners, routes and backends of a configuration as TOML. `place` says in which file a
 /// certificate or key is; one that is nowhere is left out, and named in a comment.
@@ -238,6 +238,12 @@ impl Print<'_> {
         if !tls.subject_alt_names.is_empty() {
             let names = tls.subject_alt_names.iter().map(|name| quoted(&name.to_string()));
             keys.push(("subject_alt_names", list(names)));
+        }
+        if let Some(alpn) = &tls.alpn {
+            keys.push(("alpn", list(alpn.iter().map(|name| quoted(name)))));
+        }
+        if !tls.pins.is_empty() {
+            keys.push(("pin_sha256", list(tls.pins.iter().map(|pin| quoted(&tls::shown(pin))))));
         }
         self.line("tls", &inline(keys));
     }

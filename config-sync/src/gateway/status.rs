@@ -69,6 +69,13 @@ impl Kind {
         }
     }
 
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::L4Policy => super::policy::GROUP,
+            _ => GROUP,
+        }
+    }
+
     /// As in `apiVersion:` of an object: the version that is stored.
     pub fn api_version(self) -> String {
         match self {
