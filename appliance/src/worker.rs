@@ -19,6 +19,7 @@ use crate::proxy::Proxy;
 use crate::proxy::counters::Counters;
 use crate::proxy::op::{Event, Op, Token};
 use crate::proxy::record::Record;
+use crate::proxy::table_queue::{Step, TableQueue};
 use crate::ring::{Features, Ring, RingError, Turn};
 
 /// Microseconds since the process began; the same for all workers and the control thread.
@@ -101,9 +102,9 @@ pub struct Worker {
     ring: Ring,
     turn: Turn,
     ops: Vec<(Token, Op)>,
-    /// What the latest tables ask of the ring, oldest first. A session's ops never wait for these:
+    /// What the latest tables hand over and ask of the ring. A session's ops never wait for these:
     /// they are about listening sockets.
-    table_ops: VecDeque<(Token, Op)>,
+    tables: TableQueue<OwnedFd>,
     commands: Receiver<Command>,
     records: Sender<Record>,
     /// Records that found the channel full and must not be lost.
@@ -118,9 +119,9 @@ pub struct Worker {
 /// queue holds.
 const MOST: usize = 16_384;
 
-/// How many of a table's ops are carried out in one turn: a table of a thousand new listeners must
-/// not make sessions wait for milliseconds.
-const TABLE_OPS: usize = 64;
+/// How many of the tables' steps are carried out in one turn: a table of a thousand new listeners
+/// must not make sessions wait for milliseconds.
+const TABLE_STEPS: usize = 64;
 
 /// One turn in so many is timed: the clock is read once a turn otherwise.
 pub const SAMPLED: u64 = 8;
@@ -143,7 +144,7 @@ impl Worker {
             proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&counters)),
             turn: Turn { events: Vec::with_capacity(MOST), ..Turn::default() },
             ops: Vec::with_capacity(MOST),
-            table_ops: VecDeque::new(),
+            tables: TableQueue::default(),
             commands: seat.commands,
             records: seat.records,
             kept: VecDeque::new(),
@@ -169,7 +170,7 @@ impl Worker {
         if woken {
             self.obey(now);
         }
-        self.carry_on_with_table(now);
+        self.carry_on_with_tables(now);
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
         self.carry_out();
@@ -187,7 +188,7 @@ impl Worker {
             .next_deadline()
             .map(|deadline| Duration::from_micros(deadline.saturating_sub(self.clock.micros())));
         let retry = (!self.kept.is_empty()).then_some(RETRY);
-        if !self.table_ops.is_empty() {
+        if !self.tables.is_empty() {
             return Some(Duration::ZERO);
         }
         [deadline, retry].into_iter().flatten().min()
@@ -199,12 +200,15 @@ impl Worker {
         let mut next = 0;
         while next < self.turn.events.len() {
             while let Some((token, event)) = self.turn.events.get(next).copied() {
+                next += 1;
+                if self.tables.is_stale(token, event) {
+                    continue;
+                }
                 let bytes = match event {
                     Event::Datagrams { buffer, .. } => self.ring.payload(buffer),
                     _ => &self.turn.bytes,
                 };
                 self.proxy.handle(now, token, event, bytes, &mut self.ops);
-                next += 1;
             }
             // All that referred to it was handled: so it stays as small as one round's.
             self.turn.bytes.clear();
@@ -215,6 +219,7 @@ impl Worker {
     }
 
     fn carry_out(&mut self) {
+        self.tables.defer(&mut self.ops);
         std::mem::swap(self.proxy.output(), &mut self.turn.output);
         self.ring.carry_out(&mut self.ops, &mut self.turn);
     }
@@ -224,11 +229,11 @@ impl Worker {
             match command {
                 Command::Table { table, sockets } => {
                     for (socket, transport, fd) in sockets {
-                        self.ring.listen(socket, transport, fd);
+                        self.tables.listen(socket, transport, fd);
                     }
                     let began = self.clock.micros();
                     self.proxy.apply(now, table, &mut self.ops);
-                    self.table_ops.extend(self.ops.drain(..));
+                    self.tables.ask(&mut self.ops);
                     let took = self.clock.micros() - began;
                     self.counters.table_micros.set(took);
                     let most = &self.counters.table_micros_most;
@@ -241,15 +246,23 @@ impl Worker {
         }
     }
 
-    /// Some of what a table asks for; the rest in the next turns. New sockets listen already, so
-    /// nobody is turned away by those that are not accepted from yet.
-    fn carry_on_with_table(&mut self, now: u64) {
-        if self.table_ops.is_empty() {
+    /// Some of what the tables hand over and ask for; the rest in the next turns. New sockets listen
+    /// already, so nobody is turned away by those that are not accepted from yet.
+    fn carry_on_with_tables(&mut self, now: u64) {
+        if self.tables.is_empty() {
             return;
         }
-        let some = self.table_ops.len().min(TABLE_OPS);
-        self.ops.extend(self.table_ops.drain(..some));
-        self.carry_out();
+        for step in self.tables.some(TABLE_STEPS) {
+            match step {
+                Step::Op(token, op) => self.ops.push((token, op)),
+                Step::Listen(id, transport, socket) => {
+                    // What was asked for earlier comes first.
+                    self.ring.carry_out(&mut self.ops, &mut self.turn);
+                    self.ring.listen(id, transport, socket);
+                }
+            }
+        }
+        self.ring.carry_out(&mut self.ops, &mut self.turn);
         self.settle(now);
     }
 
@@ -276,7 +289,7 @@ impl Worker {
 
     /// The last table was applied, nothing lives, and the control thread knows.
     pub fn is_done(&self) -> bool {
-        self.proxy.is_done() && self.kept.is_empty() && self.table_ops.is_empty()
+        self.proxy.is_done() && self.kept.is_empty() && self.tables.is_empty()
     }
 }
 

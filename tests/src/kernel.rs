@@ -5,7 +5,7 @@
 //! not do by the contract (`ringway::proxy::op`), or Linux would not carry out, is a broken
 //! invariant and panics with a message.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use config_sync::routing::{Limits, SocketId, Transport};
@@ -83,6 +83,8 @@ pub(crate) struct Listening {
     pub(crate) armed: bool,
     /// `Unlisten` was asked for.
     pub(crate) ending: bool,
+    /// UDP: was handed over anew while it ends, and is followed by that.
+    pub(crate) followed: bool,
     /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
     pub(crate) handshakes: u32,
     pub(crate) backlog: VecDeque<ConnId>,
@@ -203,29 +205,45 @@ impl Kernel {
         }
     }
 
-    /// The control thread's part: the socket is bound and listens, before a table names it.
+    /// Takes over a socket that is bound and listens, as the ring does: a UDP socket that is open
+    /// is kept instead, and one that is being closed is followed by the new one.
     pub fn listen(&mut self, id: SocketId, transport: Transport, address: SocketAddr) {
+        if let Some(socket) = self.listening.get_mut(&id) {
+            assert_eq!(transport, Transport::Udp, "{id:?} is bound twice");
+            socket.followed = socket.ending;
+            return;
+        }
         let socket = Listening {
             transport,
             address,
             armed: false,
             ending: false,
+            followed: false,
             handshakes: 0,
             backlog: VecDeque::new(),
             stopped: 0,
             pause_until: 0,
             received: VecDeque::new(),
         };
-        assert!(self.listening.insert(id, socket).is_none(), "{id:?} is bound twice");
+        self.listening.insert(id, socket);
     }
 
     pub fn is_listening(&self, id: SocketId) -> bool {
         self.listening.contains_key(&id)
     }
 
-    /// A UDP socket that has left the table and was not told to close.
-    pub fn keeps_receiving(&self, id: SocketId) -> bool {
-        self.listening.get(&id).is_some_and(|s| s.transport == Transport::Udp && !s.ending)
+    /// What listens is what tables want: those in force, and nothing else for longer than it takes
+    /// to end. Once their steps have been carried out.
+    pub fn check_listening(&self, in_force: &[SocketId], leaving: &BTreeSet<SocketId>) {
+        for id in in_force {
+            let socket = self.listening.get(id);
+            let there = socket.is_some_and(|socket| !socket.ending || socket.followed);
+            assert!(there, "{id:?} is in the table in force and has no socket: {socket:?}");
+        }
+        for (id, socket) in &self.listening {
+            let known = in_force.contains(id) || leaving.contains(id);
+            assert!(known, "{id:?} is in no table and has a socket: {socket:?}");
+        }
     }
 
     /// When something next happens by itself, microseconds.
@@ -437,9 +455,12 @@ impl Kernel {
     fn unlisten(&mut self, token: Token) {
         let id = SocketId(token.slot);
         let socket = self.listening.get_mut(&id).expect("Unlisten of no listening socket");
-        assert!(!socket.ending, "Unlisten twice");
-        socket.ending = true;
+        assert!(!socket.ending || socket.followed, "Unlisten twice");
         socket.armed = false;
+        socket.followed = false;
+        if std::mem::replace(&mut socket.ending, true) {
+            return;
+        }
         self.soon(Pending::Unlisten(id));
     }
 
@@ -454,8 +475,14 @@ impl Kernel {
                 let (datagram, _) = socket.received.pop_front().expect("not empty");
                 self.hand_up(token, datagram, None, turn);
             }
-            self.listening.remove(&id);
-            self.event(token, Event::Unlistened, turn);
+            let Listening { transport, address, followed, .. } =
+                self.listening.remove(&id).expect("it is there");
+            if followed {
+                self.listen(id, transport, address);
+                self.event(token, Event::Stopped { why: None }, turn);
+            } else {
+                self.event(token, Event::Unlistened, turn);
+            }
             return;
         }
         self.soon(Pending::Unlisten(id));

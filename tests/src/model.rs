@@ -237,6 +237,11 @@ impl Model {
         }
     }
 
+    pub fn udp_sockets(&self) -> Vec<SocketId> {
+        let udp = self.sockets.iter().filter(|socket| socket.transport() == Transport::Udp);
+        udp.map(|socket| socket.id).collect()
+    }
+
     /// Whether connections from this address to a socket begin with a PROXY header.
     pub fn believes(&self, socket: SocketId, client: IpAddr) -> bool {
         let mut sockets = self.sockets.iter().filter(|of| of.id == socket);

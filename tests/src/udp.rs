@@ -195,6 +195,10 @@ impl Kernel {
             Kind::Socket => {
                 let socket = self.listening_socket(token, Transport::Udp);
                 assert!(!socket.armed, "Receive while receiving");
+                if socket.followed {
+                    // Its successor says that it has stopped, and is told then.
+                    return;
+                }
                 assert!(!socket.ending, "Receive after Unlisten");
                 socket.armed = true;
             }

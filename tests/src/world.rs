@@ -9,6 +9,7 @@ use config_sync::routing::{Drain, Protocol, RoutingTable, SocketId, Transport};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Op, Token};
+use ringway::proxy::table_queue::{Step, TableQueue};
 
 use crate::check::Check;
 use crate::coverage::{Coverage, Fault};
@@ -66,6 +67,8 @@ struct World {
     /// Sockets that the proxy was told to leave and has not closed yet.
     leaving: BTreeSet<SocketId>,
     next_table: Option<Next>,
+    /// What the tables hand over and ask for.
+    tables: TableQueue<SocketAddr>,
     /// When an endpoint was last in a table; `u64::MAX`: it is in the one in force.
     present: BTreeMap<SocketAddr, u64>,
     habits: Habits,
@@ -82,6 +85,8 @@ struct Habits {
     table_swaps: u64,
     jumps: u32,
     batch: u64,
+    /// Steps of tables in a turn, at most.
+    steps: u64,
     /// Ops are carried out after each event, or after a batch of them.
     eager: bool,
     udp: u32,
@@ -116,6 +121,7 @@ impl World {
             table_swaps: rng.scale(500, 1_000_000),
             jumps: if rng.per_mille(300) { 5 } else { 0 },
             batch: rng.scale(1, 64),
+            steps: rng.scale(1, 8),
             eager: rng.per_mille(300),
             udp: rng.pick(&[0, 300, 500, 1000]),
         };
@@ -138,6 +144,7 @@ impl World {
             before: Vec::new(),
             leaving: BTreeSet::new(),
             next_table: None,
+            tables: TableQueue::default(),
             present: BTreeMap::new(),
             habits,
             turn: Turn::default(),
@@ -184,7 +191,7 @@ impl World {
         let slack = 1_500_000 + 4 * self.kernel.faults.lag;
         let deadline = began + 1000 * u64::from(timeout + spread) + slack;
         let mut stopped = false;
-        while !(self.next_table.is_none() && self.proxy.is_done()) {
+        while !(self.next_table.is_none() && self.tables.is_empty() && self.proxy.is_done()) {
             assert!(
                 self.kernel.now <= deadline,
                 "not drained within the deadline: {} sessions, {} flows, {} upstreams",
@@ -231,7 +238,11 @@ impl World {
             deadline,
             self.actions.first_key_value().map(|((at, _), _)| *at),
         ];
-        let next = next.into_iter().flatten().min().unwrap_or(self.kernel.now);
+        let mut next = next.into_iter().flatten().min().unwrap_or(self.kernel.now);
+        if !self.tables.is_empty() {
+            // The worker does not wait, but it may not be given the core at once.
+            next = next.min(self.kernel.now + self.rng.scale(1, 1_000));
+        }
         self.kernel.now = self.kernel.now.max(next);
         self.act();
         let mut most = self.rng.between(1, self.habits.batch) as usize;
@@ -241,7 +252,8 @@ impl World {
             most = usize::MAX;
         }
         let due = |at: Option<u64>| at.is_some_and(|at| at <= self.kernel.now);
-        if due(self.kernel.next_time()) || due(deadline) || self.next_table.is_some() {
+        let asked = self.next_table.is_some() || !self.tables.is_empty();
+        if due(self.kernel.next_time()) || due(deadline) || asked {
             self.worker_turn(most);
         }
         self.after_turn();
@@ -271,9 +283,11 @@ impl World {
         self.check.turn_begins(&self.turn, &self.kernel);
         self.settle(0);
         if let Some(next) = self.next_table.take() {
+            self.read_records();
             self.apply_next(next);
             self.settle(self.turn.events.len());
         }
+        self.carry_on_with_tables();
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
         self.end_turn();
@@ -288,19 +302,42 @@ impl World {
         assert!(self.idle_resumes < 3, "livelock: resumes that move nothing");
     }
 
+    /// Some of what the tables hand over and ask for, as the worker does it.
+    fn carry_on_with_tables(&mut self) {
+        let steps = self.rng.between(1, self.habits.steps) as usize;
+        let from = self.turn.events.len();
+        for step in self.tables.some(steps) {
+            match step {
+                Step::Listen(id, transport, address) => self.kernel.listen(id, transport, address),
+                Step::Op(token, op) => {
+                    self.kernel.carry_out(&mut vec![(token, op)], &mut self.turn);
+                }
+            }
+        }
+        self.settle(from);
+    }
+
+    fn carry_out(&mut self) {
+        self.tables.defer(&mut self.ops);
+        self.kernel.output.append(self.proxy.output());
+        self.kernel.carry_out(&mut self.ops, &mut self.turn);
+    }
+
     /// Gives the proxy the events from `from` on.
     fn handle_from(&mut self, from: usize) -> usize {
         let mut at = from;
         while let Some((token, event)) = self.turn.events.get(at).copied() {
             at += 1;
+            if self.tables.is_stale(token, event) {
+                continue;
+            }
             let before = self.ops.len();
             let mut payload = Vec::new();
             let bytes = self.kernel.payload(event, &self.turn, &mut payload);
             self.proxy.handle(self.kernel.now, token, event, bytes, &mut self.ops);
             assert!(self.ops.len() - before <= 300, "livelock: {event:?} made too many ops");
             if self.habits.eager {
-                self.kernel.output.append(self.proxy.output());
-                self.kernel.carry_out(&mut self.ops, &mut self.turn);
+                self.carry_out();
             }
         }
         at
@@ -312,8 +349,7 @@ impl World {
         let mut handled = self.handle_from(from);
         for round in 0.. {
             assert!(round < 1_000, "livelock: a turn does not end");
-            self.kernel.output.append(self.proxy.output());
-            self.kernel.carry_out(&mut self.ops, &mut self.turn);
+            self.carry_out();
             if handled == self.turn.events.len() {
                 break;
             }
@@ -325,8 +361,15 @@ impl World {
         self.settle(self.turn.events.len());
         self.kernel.end_turn();
         self.kernel.check_stalls(self.proxy.next_deadline() == Some(0));
-        self.kernel.check_armed();
         self.check.gauges(&self.kernel, &self.counters);
+        self.read_records();
+        if self.tables.is_empty() {
+            self.kernel.check_armed();
+            self.kernel.check_listening(&self.in_force, &self.leaving);
+        }
+    }
+
+    fn read_records(&mut self) {
         self.check.records(self.proxy.records(), &mut self.kernel);
         for id in self.check.unlistened.drain(..) {
             assert!(self.leaving.remove(&id), "Unlistened of {id:?} that was not leaving");
@@ -365,22 +408,23 @@ impl World {
         let table = match next {
             Next::Drain(drain) => self.model.drain(drain),
             Next::Model => {
-                // A TCP address that is being closed can't be bound yet; a UDP socket that only
-                // waits for its flows' ends comes back as it is.
-                let (kernel, leaving) = (&self.kernel, &self.leaving);
-                self.model.compile(|id| !leaving.contains(&id) || kernel.keeps_receiving(id))
+                // A TCP address that is being closed can't be bound yet; a UDP address can.
+                let leaving = self.leaving.clone();
+                let udp = self.model.udp_sockets();
+                self.model.compile(|id| !leaving.contains(&id) || udp.contains(&id))
             }
         };
         for socket in &table.sockets {
-            let kept = self.leaving.remove(&socket.id);
-            if !kept && !self.in_force.contains(&socket.id) {
-                self.kernel.listen(socket.id, socket.transport, socket.address);
+            self.leaving.remove(&socket.id);
+            if !self.in_force.contains(&socket.id) {
+                self.tables.listen(socket.id, socket.transport, socket.address);
             }
         }
         let ids: Vec<_> = table.sockets.iter().map(|socket| socket.id).collect();
         self.leaving.extend(self.in_force.iter().filter(|id| !ids.contains(id)));
         self.in_force = ids;
         self.apply(Arc::new(table));
+        self.tables.ask(&mut self.ops);
     }
 
     fn apply(&mut self, table: Arc<RoutingTable>) {

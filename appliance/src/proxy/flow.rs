@@ -799,7 +799,7 @@ impl Flows {
         let record = SessionRecord { refused, detail, ..flow.record(core, Some(reason)) };
         core.log(record);
         if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
-            core.push(Token::socket(flow.socket), Op::Unlisten);
+            core.unlisten(flow.socket);
         }
     }
 
@@ -886,7 +886,7 @@ impl Flows {
             .collect();
         for id in idle {
             if core.tables.close(id) {
-                core.push(Token::socket(id), Op::Unlisten);
+                core.unlisten(id);
             }
         }
     }

@@ -20,6 +20,7 @@ mod relay;
 mod session;
 mod shared;
 mod slab;
+pub mod table_queue;
 mod tables;
 mod terminated;
 mod timer;
@@ -179,10 +180,10 @@ impl Proxy {
         let generation = table.generation;
         let changes = core.tables.apply(table);
         for (id, op) in changes.ops {
-            if op == Op::Unlisten {
-                core.paused.retain(|(paused, _)| *paused != id);
+            match op {
+                Op::Unlisten => core.unlisten(id),
+                op => core.push(Token::socket(id), op),
             }
-            core.push(Token::socket(id), op);
         }
         self.flows.table_applied(core);
         core.records.push(Record::Applied { generation, previous: changes.previous });
@@ -434,9 +435,13 @@ impl Core {
         }
     }
 
-    fn unlistened(&mut self, id: SocketId) {
+    fn unlisten(&mut self, id: SocketId) {
         // A pause must not start what comes back under this id.
         self.paused.retain(|(paused, _)| *paused != id);
+        self.push(Token::socket(id), Op::Unlisten);
+    }
+
+    fn unlistened(&mut self, id: SocketId) {
         if let Some(table) = self.tables.unlistened(id) {
             self.records.push(Record::Unlistened(id));
             self.records.push(Record::Retired(table));

@@ -115,6 +115,12 @@ const MUTANTS: &[Mutant] = &[
         replace: ".take_while(|number| datagram(*number).len() >= header.len())",
     },
     Mutant {
+        name: "sockets-overtake-ops-of-tables",
+        file: "table_queue.rs",
+        find: "        self.steps.push_back(Step::Listen(id, transport, socket));",
+        replace: "        self.steps.push_front(Step::Listen(id, transport, socket));",
+    },
+    Mutant {
         name: "table-swap-while-connecting",
         file: "tables.rs",
         find: "        if let Some(position) = find(&self.current) {",
