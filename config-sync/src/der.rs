@@ -28,7 +28,7 @@ pub(crate) fn is_version_1(certificate: &[u8]) -> bool {
 
 /// The public key's algorithm and bits with all that is around them (RFC 5280, section 4.1,
 /// SubjectPublicKeyInfo), as DER.
-pub(crate) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+pub fn public_key(certificate: &[u8]) -> Option<&[u8]> {
     let (_, _, rest) = element(from_validity(certificate)?)?;
     let (_, _, from_key) = element(rest)?;
     let (_, _, behind) = element(from_key)?;

@@ -1,11 +1,11 @@
-//! Certificates that clients have sent: no panic, and of one that is whole the name and the end
+//! Certificates that clients and endpoints have sent: no panic, and of one that is whole the name and the end
 //! that it was made with.
 
 #![no_main]
 
 use std::sync::LazyLock;
 
-use config_sync::der::{common_name, not_after};
+use config_sync::der::{common_name, not_after, not_before, public_key};
 use libfuzzer_sys::fuzz_target;
 use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
 
@@ -29,6 +29,8 @@ fuzz_target!(|input: &[u8]| {
     let mut certificate = CERTIFICATE.clone();
     assert_eq!(common_name(&certificate).as_deref(), Some(NAME));
     assert_eq!(not_after(&certificate), Some(END));
+    assert!(not_before(&certificate).is_some_and(|start| start < END));
+    assert!(public_key(&certificate).is_some());
     for edit in input.chunks_exact(4) {
         let at = usize::from(u16::from_le_bytes([edit[0], edit[1]]));
         if edit[3] == 0 {
@@ -45,4 +47,8 @@ fn check(certificate: &[u8]) {
         assert!((1..=256).contains(&name.len()) && !name.contains(char::is_control));
     }
     not_after(certificate);
+    not_before(certificate);
+    if let Some(key) = public_key(certificate) {
+        assert!(key.len() < certificate.len());
+    }
 }

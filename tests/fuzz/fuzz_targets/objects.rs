@@ -15,7 +15,7 @@ fuzz_target!(|text: &str| {
     static SETTINGS: OnceLock<[Settings; 2]> = OnceLock::new();
     let [shared, pool] = SETTINGS.get_or_init(|| [settings(&[]), settings(&["10.9.0.0/28"])]);
     let objects = match read([("f", text)].into_iter()) {
-        Ok(objects) => objects,
+        Ok(found) => found.objects,
         Err(faults) => return assert!(faults.starts_with("f:")),
     };
     for settings in [shared, pool] {
