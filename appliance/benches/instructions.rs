@@ -455,5 +455,5 @@ fn table(policy: &str) -> (RoutingTable, config_sync::routing::Limits) {
     let config = config::parse("instructions", &text).expect("a good configuration");
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
     assert_eq!(table.sockets[table.listeners[UDP].socket].transport, Transport::Udp);
-    (table, config::limits(config.limits, 1, 65_536, 32_768))
+    (table, config::limits(config.limits, 1, 65_536, 32_768, false))
 }

@@ -262,18 +262,23 @@ fn unquoted(text: &str, at: usize) -> String {
 /// (`net.ipv4.ip_local_port_range`).
 ///
 /// A session takes two files, a pipe two; 512 are left for listeners, the admin API and the log.
-pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64) -> Limits {
+/// Where a flow takes one too (`descriptors`), a quarter of what is left is for flows at the most.
+pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64, descriptors: bool) -> Limits {
     let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
     let nofile = u32::try_from(nofile).unwrap_or(u32::MAX);
     let ports = u32::try_from(ports).unwrap_or(u32::MAX);
     let or = |asked: u32, automatic: u32| if asked == 0 { automatic } else { asked };
     let pipes = or(asked.pipes, 64);
     let reserved = pipes.saturating_mul(2).saturating_mul(workers).saturating_add(512);
-    let sessions = nofile.saturating_sub(reserved) / 2 / workers;
+    let left = nofile.saturating_sub(reserved);
+    let most = if descriptors { left / 4 / workers } else { nofile };
+    let flows = or(asked.flows, most.min((ports / workers).max(4_096)).clamp(1, 65_536));
+    let taken = if descriptors { flows.saturating_mul(workers) } else { 0 };
+    let sessions = left.saturating_sub(taken) / 2 / workers;
     let buffers = or(asked.buffers.into(), 256).next_power_of_two().min(MAX_BUFFERS.into());
     Limits {
         sessions: or(asked.sessions, sessions.clamp(1, 65_536)),
-        flows: or(asked.flows, nofile.min((ports / workers).max(4_096)).clamp(1, 65_536)),
+        flows,
         buffers: u16::try_from(buffers).unwrap_or(MAX_BUFFERS),
         pipes,
         turn_bytes: or(asked.turn_bytes, 1 << 18),

@@ -288,6 +288,44 @@ fn flows_above_the_limit_are_refused_and_counted() {
 }
 
 /// Fifty source ports for two hundred flows: what cannot be had is counted, and comes back.
+/// Sockets that were closed are gone, with their ports, though an older one is open: kernels before
+/// 6.13 keep registered files as long as a request for an older one lives.
+#[test]
+fn sockets_of_ended_flows_are_closed_while_an_older_flow_lives() {
+    const FLOWS: usize = 20;
+    let [long, short, next] = [(); 3].map(|()| Server::udp_echo());
+    let [to_long, to_short] = [(); 2].map(|()| free_address());
+    let config = |endpoint| {
+        listener("long", "UDP", to_long, "flow_timeout = \"1h\"")
+            + &route("long", "long", &[("long", 1)], "")
+            + &backend("long", [long.address], "")
+            + &listener("short", "UDP", to_short, "responses = 1")
+            + &route("short", "short", &[("short", 1)], "")
+            + &backend("short", [endpoint], "")
+    };
+    let gateway = Launch::default().one_worker().start(&config(short.address));
+    let old = udp_client(to_long);
+    ask(&old, b"old");
+    // Many clients, so that each flow needs a socket of its own.
+    for flow in 0..FLOWS {
+        ask(&udp_client(to_short), &[u8::try_from(flow).expect("few")]);
+    }
+    gateway.closes(FLOWS);
+    assert!(sockets_towards(short.address.port()) > 0, "none rests");
+    // Nobody will want what rests towards an endpoint that is gone.
+    gateway.reload(&config(next.address));
+    wait_until("closed sockets to be gone", || sockets_towards(short.address.port()) == 0);
+    assert_eq!(ask(&old, b"still there"), b"still there");
+}
+
+/// UDP sockets of this machine that are connected to a port.
+fn sockets_towards(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/udp").expect("the kernel's sockets");
+    let port = format!(":{port:04X}");
+    let remote = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
+    table.lines().skip(1).filter_map(remote).filter(|remote| remote.ends_with(&port)).count()
+}
+
 #[test]
 fn source_ports_that_run_out_are_counted_and_come_back() {
     in_own_network(|| {

@@ -174,7 +174,8 @@ fn start(
         bail!("workers.cores: this process may use no core");
     }
     let ports = admin::source_ports().unwrap_or(0);
-    let limits = config::limits(config.limits, cores.len(), files, ports);
+    let limits =
+        config::limits(config.limits, cores.len(), files, ports, features.flows_take_descriptors());
     let clock = Clock::start();
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     let (mut counters, mut starting) = (Vec::new(), Vec::new());

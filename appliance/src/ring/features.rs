@@ -1,14 +1,15 @@
 //! What the kernel can do: found out by doing it, once, at start.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use io_uring::types::Fd;
+use io_uring::types::{Fd, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::queue::builder;
-use super::sys::Memory;
+use super::sys::{self, Memory};
 
 /// The oldest kernel that has everything that is required.
 const FLOOR: &str = "6.1";
@@ -17,6 +18,15 @@ const PAGE: usize = 4096;
 
 /// Where the operator can find a profile that lets io_uring through.
 const PROFILE: &str = "images/seccomp.json";
+
+/// Whether a registered file that was taken out of the table is closed while a request for another
+/// one lives. Kernels before 6.13 keep all that were taken out since that request began: one UDP
+/// flow would pin the sockets of those that ended after it began, and their ports.
+pub(super) const FILE_RELEASE: &str = "file_release";
+
+/// How long a file may take to be closed, milliseconds. It is closed at the end of the system call;
+/// a kernel that keeps it makes the start so much longer.
+const RELEASED_WITHIN: u8 = 20;
 
 /// One feature of the kernel's io_uring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,14 +117,20 @@ impl Features {
                 "registered_files",
                 "5.19",
                 probe.registered_files(),
-                "upstream sockets \
-                without descriptors",
+                "a table of files, for file_release",
             ),
             feature(
                 "cqe_skip",
                 "5.17",
                 probe.ring.params().is_feature_skip_cqe_on_success(),
                 "sends without completions",
+            ),
+            feature(
+                FILE_RELEASE,
+                "6.13",
+                probe.file_release(),
+                "upstream sockets \
+                without descriptors",
             ),
             feature("no_sqarray", "6.6", no_sqarray(), "one indirection less per submission"),
             feature(
@@ -160,6 +176,11 @@ impl Features {
         &self.list
     }
 
+    /// Whether each upstream socket is a descriptor, which counts against RLIMIT_NOFILE.
+    pub fn flows_take_descriptors(&self) -> bool {
+        !self.has(FILE_RELEASE)
+    }
+
     /// Whether a feature is to be used.
     pub(super) fn has(&self, name: &str) -> bool {
         self.list.iter().any(|feature| feature.name == name && feature.present && !feature.masked)
@@ -196,7 +217,7 @@ fn feature(
     present: bool,
     used_for: &'static str,
 ) -> Feature {
-    let required = !matches!(name, "multishot_recv" | "no_sqarray" | "no_iowait");
+    let required = !matches!(name, "multishot_recv" | FILE_RELEASE | "no_sqarray" | "no_iowait");
     Feature { name, since, required, present, masked: false, used_for }
 }
 
@@ -273,6 +294,33 @@ impl Probe {
             .and_then(|()| submitter.register_files_update(0, &[eventfd]))
             .and_then(|_| submitter.unregister_files())
             .is_ok()
+    }
+
+    /// Takes a pipe's writing end out of the table while a poll of another file is under way, and
+    /// looks whether its reading end hears of it.
+    fn file_release(&mut self) -> bool {
+        let released = self.released();
+        // Ends the poll, if it has begun; there is nothing to end otherwise.
+        self.result(opcode::AsyncCancel::new(POLL).build());
+        _ = self.ring.submitter().unregister_files();
+        released.unwrap_or(false)
+    }
+
+    fn released(&mut self) -> io::Result<bool> {
+        let (reading, writing) = sys::pipe()?;
+        let idle = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+        let submitter = self.ring.submitter();
+        submitter.register_files_sparse(2)?;
+        submitter.register_files_update(0, &[idle.as_fd().as_raw_fd(), writing.as_raw_fd()])?;
+        drop(writing);
+        let events = libc::POLLIN.unsigned_abs().into();
+        let entry = opcode::PollAdd::new(Fixed(0), events).build().user_data(POLL);
+        // SAFETY: the entry holds no pointer.
+        unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        self.ring.submit()?;
+        self.ring.submitter().register_files_update(1, &[-1])?;
+        let mut ends = [PollFd::new(reading.as_fd(), PollFlags::POLLIN)];
+        Ok(nix::poll::poll(&mut ends, RELEASED_WITHIN)? > 0)
     }
 
     fn result(&mut self, entry: squeue::Entry) -> Option<i32> {

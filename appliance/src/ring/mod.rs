@@ -8,6 +8,7 @@
 mod buffers;
 mod bytes;
 pub mod features;
+mod files;
 mod listeners;
 pub mod memory;
 mod pipes;
@@ -96,7 +97,7 @@ impl Ring {
         counters: Arc<Counters>,
     ) -> Result<Self, RingError> {
         let queue = Queue::new(features)?;
-        let udp = Udp::new(limits, &queue)?;
+        let udp = Udp::new(limits, features, &queue)?;
         let streams = Streams::new(limits.buffers, features, &queue)?;
         let tcp = Tcp::new(limits.sessions, limits.pipes, streams);
         let mut ring = Self { queue, listeners: Listeners::new(), tcp, udp, wake, counters };

@@ -4,7 +4,7 @@ use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use config_sync::routing::{Limits, SocketId};
 
@@ -13,9 +13,10 @@ use crate::proxy::op::{BufferId, Event, Kind, Origin, Part, SHARED_SOCKETS, Toke
 
 use super::Turn;
 use super::buffers::{Buffers, DATAGRAMS, Received, Shape, check_count};
-use super::features::RingError;
+use super::features::{Features, RingError};
+use super::files::Files;
 use super::listeners::Listeners;
-use super::queue::{Completion, Mark, Queue, Target, What};
+use super::queue::{Completion, Mark, Queue, What};
 use super::send::{Down, Sends, Train};
 use super::sockets::{
     UDP_GRO, bind_source, open_shared, parse_address, path_room, room_to, why, why_unopened,
@@ -30,8 +31,8 @@ pub(super) struct Udp {
     /// What lies in each buffer that was received.
     trains: Box<[Train]>,
     upstreams: Box<[Upstream]>,
-    /// Slots of the registered files.
-    free_files: Vec<u32>,
+    /// The upstream sockets.
+    files: Files,
     /// Receives to begin at the end of the turn, when the buffers of this turn are back: without
     /// any, a receive fails at once.
     arming: Vec<(Kind, u32)>,
@@ -40,10 +41,10 @@ pub(super) struct Udp {
     up: Box<Shape>,
 }
 
-/// A socket in a slot of the registered files, where it costs no descriptor.
 #[derive(Clone, Copy, Default)]
 struct Upstream {
     generation: u32,
+    /// Which of the files it is.
     file: u32,
     life: Life,
     /// Not connected: each datagram says whose it is.
@@ -61,15 +62,18 @@ enum Life {
 }
 
 impl Udp {
-    pub(super) fn new(limits: Limits, queue: &Queue) -> Result<Self, RingError> {
+    pub(super) fn new(
+        limits: Limits,
+        features: &Features,
+        queue: &Queue,
+    ) -> Result<Self, RingError> {
         check_count(limits.buffers)?;
         let upstreams = limits.flows.saturating_add(SHARED_SOCKETS);
-        let files = register_files(upstreams, queue)?;
         Ok(Self {
             buffers: Buffers::new(DATAGRAMS, limits.buffers, queue)?,
             trains: vec![Train::default(); usize::from(limits.buffers)].into(),
             upstreams: vec![Upstream::default(); upstreams as usize].into(),
-            free_files: (0..files).rev().collect(),
+            files: Files::new(upstreams, features, queue)?,
             arming: Vec::with_capacity(1024),
             sends: Sends::new(limits.buffers, upstreams),
             down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
@@ -112,25 +116,23 @@ impl Udp {
     ) {
         let slot = &mut self.upstreams[token.slot as usize];
         assert_eq!(slot.life, Life::Free, "an upstream's slot is free before it is used again");
-        let Some(file) = self.free_files.pop() else {
+        if self.files.is_full() {
             return turn.push(token, Event::OpenFailed { why: Why::NoFiles });
+        }
+        let files = &mut self.files;
+        let put = |fd: OwnedFd| {
+            let room = peer.map(|peer| path_room(fd.as_fd(), peer));
+            Ok((files.put(fd, queue)?, room))
         };
-        let register = |fd: OwnedFd| {
-            queue.submitter().register_files_update(file, &[fd.as_raw_fd()])?;
-            Ok(peer.map(|peer| path_room(fd.as_fd(), peer)))
-        };
-        match open().and_then(register) {
-            Ok(room) => {
+        match open().and_then(put) {
+            Ok((file, room)) => {
                 if let Some(room) = room {
                     self.sends.path(token).takes(room);
                 }
                 let (generation, shared) = (token.generation, peer.is_none());
                 *slot = Upstream { generation, file, life: Life::Open, shared, armed: false };
             }
-            Err(error) => {
-                self.free_files.push(file);
-                turn.push(token, Event::OpenFailed { why: why_unopened(&error) });
-            }
+            Err(error) => turn.push(token, Event::OpenFailed { why: why_unopened(&error) }),
         }
     }
 
@@ -145,8 +147,8 @@ impl Udp {
     }
 
     pub(super) fn send_up(&mut self, token: Token, buffer: BufferId, part: Part, turn: &mut Turn) {
-        let upstream = self.live(token.slot, token.generation);
-        let target = upstream.map(|upstream| Target::Registered(upstream.file));
+        let file = self.live(token.slot, token.generation).map(|upstream| upstream.file);
+        let target = file.map(|file| self.files.target(file));
         let train = self.trains[usize::from(buffer.0)];
         self.sends.add_up(token, target, (buffer, part), train, turn);
     }
@@ -155,7 +157,7 @@ impl Udp {
     pub(super) fn send_via(&mut self, token: Token, via: u32, down: &Down, turn: &mut Turn) {
         let socket = self.upstreams.get(via as usize);
         let socket = socket.filter(|socket| socket.life == Life::Open && socket.shared);
-        let target = socket.map(|socket| Target::Registered(socket.file));
+        let target = socket.map(|socket| self.files.target(socket.file));
         let train = self.trains[usize::from(down.buffer.0)];
         let path = self.sends.path(token);
         // Only a header makes it worth the calls; a flow's pair keeps the answer.
@@ -212,9 +214,9 @@ impl Udp {
         if upstream.life == Life::Open && !upstream.armed {
             upstream.armed = true;
             let mark = Mark::new(What::ReceiveUp, slot, upstream.generation);
-            let target = Target::Registered(upstream.file);
+            let target = self.files.target(upstream.file);
             let shape = if upstream.shared { &self.down } else { &self.up };
-            // SAFETY: as above; the registered file is given up after the final completion.
+            // SAFETY: as above; the file is given up after the final completion.
             unsafe { queue.receive(target, shape.as_ptr(), mark) };
         }
     }
@@ -284,14 +286,12 @@ impl Udp {
     }
 
     fn finish_close(&mut self, token: Token, queue: &mut Queue, turn: &mut Turn) {
-        // Sends of this turn still name the registered file.
+        // Sends of this turn still name the file.
         self.flush_sends(queue, turn);
         let upstream = &mut self.upstreams[token.slot as usize];
         upstream.life = Life::Free;
         let file = upstream.file;
-        // Emptying a slot of the table can't fail.
-        let _ = queue.submitter().register_files_update(file, &[-1]);
-        self.free_files.push(file);
+        self.files.close(file, queue);
         turn.push(token, Event::Closed);
     }
 
@@ -300,21 +300,6 @@ impl Udp {
             .get_mut(slot as usize)
             .filter(|upstream| upstream.generation == generation && upstream.life == Life::Open)
     }
-}
-
-/// `IORING_MAX_FIXED_FILES`
-const MAX_FILES: u32 = 1 << 20;
-
-/// Makes room for the upstream sockets. The kernel allows no more than RLIMIT_NOFILE; more flows
-/// than that find no socket.
-fn register_files(upstreams: u32, queue: &Queue) -> Result<u32, RingError> {
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    let limit = limit.map_or(1024, |(soft, _)| u32::try_from(soft).unwrap_or(u32::MAX));
-    let files = upstreams.min(limit).min(MAX_FILES);
-    if files > 0 {
-        queue.submitter().register_files_sparse(files).map_err(RingError::setup)?;
-    }
-    Ok(files)
 }
 
 fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {

@@ -7,14 +7,14 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::DEADLINE;
+use super::deadline;
 use crate::hello;
 
 /// A connection on which a read or a write that hangs fails.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"));
-    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-    stream.set_write_timeout(Some(DEADLINE)).expect("a timeout");
+    stream.set_read_timeout(Some(deadline())).expect("a timeout");
+    stream.set_write_timeout(Some(deadline())).expect("a timeout");
     stream
 }
 
@@ -89,7 +89,7 @@ impl Lines {
 
     /// The next one. Panics if it does not come in a minute, or never will.
     pub fn take(&self) -> String {
-        self.0.recv_timeout(DEADLINE).expect("a line")
+        self.0.recv_timeout(deadline()).expect("a line")
     }
 
     /// All that are left, once the process has ended.

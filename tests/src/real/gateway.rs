@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DEADLINE, Folder, binary, free_address, wait_for, wait_until};
+use super::{Folder, binary, deadline, free_address, wait_for, wait_until};
 
 /// A running gateway. Killed when dropped; what it said is printed if the test has failed.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl Gateway {
     /// Status and body of a GET of the admin address; `None` if there was no answer in a minute.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.admin).ok()?;
-        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.set_read_timeout(Some(deadline())).expect("a timeout");
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
