@@ -77,7 +77,7 @@ impl Bench {
         let (send, commands) = bounded(1);
         let (records, _) = bounded(1);
         let sockets = table.sockets.iter().map(|socket| {
-            let file = sockets::open_listeners(socket, 1, false, false).unwrap().remove(0);
+            let file = sockets::open_listeners(socket, 1, false, false, 1).unwrap().remove(0);
             (socket.id, socket.transport, file)
         });
         let sockets = sockets.collect();

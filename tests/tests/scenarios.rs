@@ -267,7 +267,7 @@ impl RealStage {
             setup.endpoints.iter().map(|s| serve(setup, *s, &mut listeners, &mut server)).collect();
         let mut table = setup.table(SocketAddr::new(HOME, 0), &endpoints);
         let listening =
-            sockets::open_listeners(&table.sockets[0], 1, false, false).expect("loopback");
+            sockets::open_listeners(&table.sockets[0], 1, false, false, 1).expect("loopback");
         let listening = listening.into_iter().next().expect("one");
         let bound = socket2::SockRef::from(&listening).local_addr().expect("bound");
         let gateway = bound.as_socket().expect("an internet address");

@@ -191,12 +191,12 @@ fn start(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    let start = Instant::now();
+    let (start, steering) = (Instant::now(), seed()?);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
         // These are bound before they are this machine's: it may be the standby.
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
         loop {
-            match sockets::open_listeners(socket, workers, rejoins, early) {
+            match sockets::open_listeners(socket, workers, rejoins, early, steering) {
                 Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
                     thread::sleep(Duration::from_millis(10));
                 }
@@ -283,7 +283,8 @@ fn raise_file_limit() -> u64 {
     }
 }
 
-/// Keys a worker's hash tables, so that nobody outside can choose what collides.
+/// Keys a worker's hash tables, or the choice of the worker, so that nobody outside can choose what
+/// collides.
 fn seed() -> anyhow::Result<u64> {
     let mut seed = [0; 8];
     let filled = default_provider().secure_random.fill(&mut seed);

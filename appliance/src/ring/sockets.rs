@@ -31,7 +31,8 @@ pub(super) const UDP_SEGMENT: i32 = 103;
 /// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group in which the
 /// same source address and port always reaches the same worker. `rejoins`: sockets of this process
 /// may still hold the address. `early`: the address need not be one of this machine yet
-/// (IP_FREEBIND, ip(7)).
+/// (IP_FREEBIND, ip(7)). `seed` keys the choice of the worker: one for the life of the process, so
+/// that a source keeps its worker when a listener comes anew.
 ///
 /// # Errors
 ///
@@ -42,6 +43,7 @@ pub fn open_listeners(
     workers: usize,
     rejoins: bool,
     early: bool,
+    seed: u64,
 ) -> io::Result<Vec<OwnedFd>> {
     if !rejoins {
         new_socket(socket, early)?.bind(&socket.address.into())?;
@@ -52,7 +54,7 @@ pub fn open_listeners(
         // Before the second socket joins and before any listens: no packet may be given to a
         // worker by the kernel's own hash and the next of its flow by ours to another.
         if worker == 0 && workers > 1 {
-            steering::attach(opened.as_fd(), socket.address.is_ipv4(), workers)?;
+            steering::attach(opened.as_fd(), socket.address.is_ipv4(), workers, seed)?;
         }
         if socket.transport == Transport::Tcp {
             opened.listen(BACKLOG)?;

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use ahash::RandomState;
 use libc::sock_filter;
 
 use super::sys::set_option;
@@ -12,12 +13,16 @@ use super::sys::set_option;
 /// `hash % sockets`, in the order in which they joined. Never by CPU, for a flow's packets may
 /// arrive on any. Attach it to the first socket, before the others join.
 ///
+/// Without `seed`, which is the process's secret, nobody can tell which sources share a worker, and
+/// so nobody can choose sources that all fall on one.
+///
 /// # Errors
 ///
 /// Those of setsockopt(2).
-pub(super) fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize) -> io::Result<()> {
+pub(super) fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize, seed: u64) -> io::Result<()> {
     let sockets = u32::try_from(sockets).map_err(io::Error::other)?;
-    let program = if ipv4 { steer_ipv4(sockets) } else { steer_ipv6(sockets) };
+    let secrets = secrets(seed);
+    let program = if ipv4 { steer_ipv4(sockets, secrets) } else { steer_ipv6(sockets, secrets) };
     set_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
 }
 
@@ -74,10 +79,20 @@ const NETWORK: u32 = 0xfff0_0000;
 /// Odd constants with well-spread bits (the golden ratio; the finaliser of MurmurHash3).
 const SPREAD: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
 
-fn steer_ipv4(sockets: u32) -> Vec<sock_filter> {
+/// What is mixed in: before the address is spread, behind the port, and between the last steps.
+type Secrets = [u32; 3];
+
+fn secrets(seed: u64) -> Secrets {
+    let state = RandomState::with_seeds(seed, 4, 5, 6);
+    let low = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+    [0, 1, 2].map(|number: u32| low(state.hash_one(number)))
+}
+
+fn steer_ipv4(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
     const SOURCE: u32 = 12;
     let mut program = vec![
         op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE),
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[0]),
         op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
         op(BPF_ST, 0),
         // The header's length in words is in its first byte: options may follow the addresses.
@@ -89,15 +104,18 @@ fn steer_ipv4(sockets: u32) -> Vec<sock_filter> {
         op(BPF_LDX | BPF_MEM, 0),
         op(BPF_ALU | BPF_XOR | BPF_X, 0),
     ];
-    program.extend(finish(sockets));
+    program.extend(finish(sockets, secrets));
     program
 }
 
-fn steer_ipv6(sockets: u32) -> Vec<sock_filter> {
+fn steer_ipv6(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
     const NEXT_HEADER: u32 = 6;
     const SOURCE: u32 = 8;
     const HEADER: u32 = 40;
-    let mut program = vec![op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE)];
+    let mut program = vec![
+        op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE),
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[0]),
+    ];
     for word in 1..4 {
         program.extend([
             op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
@@ -119,17 +137,19 @@ fn steer_ipv6(sockets: u32) -> Vec<sock_filter> {
         op(BPF_LDX | BPF_MEM, 0),
         op(BPF_ALU | BPF_XOR | BPF_X, 0),
     ]);
-    program.extend(finish(sockets));
+    program.extend(finish(sockets, secrets));
     program
 }
 
 /// Spreads what is in A over all its bits, and answers with it modulo `sockets`.
-fn finish(sockets: u32) -> [sock_filter; 9] {
+fn finish(sockets: u32, secrets: Secrets) -> [sock_filter; 11] {
     [
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[1]),
         op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[1]),
         op(BPF_MISC | BPF_TAX, 0),
         op(BPF_ALU | BPF_RSH | BPF_K, 15),
         op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[2]),
         op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[2]),
         op(BPF_ALU | BPF_RSH | BPF_K, 12),
         op(BPF_ALU | BPF_AND | BPF_K, 0xf_ffff),

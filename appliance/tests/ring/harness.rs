@@ -233,13 +233,13 @@ pub(crate) fn session_token(slot: u32, generation: u32) -> Token {
 /// A given port is one that this process has a socket on already.
 pub(crate) fn open(transport: Transport, address: &str, workers: usize) -> Vec<OwnedFd> {
     let address: SocketAddr = address.parse().unwrap();
-    try_open(transport, address, workers, address.port() != 0).unwrap()
+    try_open(transport, address, (workers, 1), address.port() != 0).unwrap()
 }
 
 pub(crate) fn try_open(
     transport: Transport,
     address: SocketAddr,
-    workers: usize,
+    (workers, seed): (usize, u64),
     rejoins: bool,
 ) -> io::Result<Vec<OwnedFd>> {
     let socket = Socket {
@@ -255,7 +255,7 @@ pub(crate) fn try_open(
         accept_proxy: Box::default(),
         listeners: Hosts::new([0; 4]),
     };
-    sockets::open_listeners(&socket, workers, rejoins, false)
+    sockets::open_listeners(&socket, workers, rejoins, false, seed)
 }
 
 pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {

@@ -453,11 +453,11 @@ fn an_address_that_another_process_has_is_refused() {
     for transport in [Transport::Tcp, Transport::Udp] {
         let first = open(transport, "127.0.0.1:0", 2);
         let address = local_address(&first[0]);
-        let error = try_open(transport, address, 2, false).expect_err("it is taken");
+        let error = try_open(transport, address, (2, 1), false).expect_err("it is taken");
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     }
     let first = open(Transport::Udp, "127.0.0.1:0", 2);
-    try_open(Transport::Udp, local_address(&first[0]), 2, true).expect("it is our own");
+    try_open(Transport::Udp, local_address(&first[0]), (2, 1), true).expect("it is our own");
 }
 
 /// Which of two sockets each of 200 sources reached, twice each.
@@ -495,6 +495,31 @@ fn a_source_always_reaches_the_same_worker() {
         assert!(hits.iter().all(|[first, second]| first == second));
         let second = hits.iter().filter(|[first, _]| *first == 1).count();
         assert!((60..=140).contains(&second), "{second} of 200 reached the second worker");
+    }
+}
+
+/// Nobody outside can tell which sources share a worker.
+#[test]
+fn the_worker_of_a_source_depends_on_the_seed_alone() {
+    let _company = shared();
+    for home in ["127.0.0.1:0", "[::1]:0"] {
+        let clients: Vec<_> = (0..64).map(|_| UdpSocket::bind(home).unwrap()).collect();
+        let reached = |seed| {
+            let address = local_address(&open(Transport::Udp, home, 1)[0]);
+            let pair = try_open(Transport::Udp, address, (2, seed), true).unwrap();
+            let receivers: Vec<UdpSocket> = pair.into_iter().map(UdpSocket::from).collect();
+            let hit = |client: &UdpSocket| {
+                client.send_to(b"x", address).unwrap();
+                let hit = |receiver: &UdpSocket| receiver.recv(&mut [0; 8]).is_ok();
+                receivers.iter().position(hit).expect("delivered")
+            };
+            clients.iter().map(hit).collect::<Vec<_>>()
+        };
+        let first = reached(1);
+        assert_eq!(first, reached(1), "a listener that comes anew keeps it");
+        let other = reached(2);
+        let moved = first.iter().zip(&other).filter(|(one, other)| one != other).count();
+        assert!((12..=52).contains(&moved), "{moved} of 64 have another worker");
     }
 }
 
