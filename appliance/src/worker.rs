@@ -129,6 +129,11 @@ pub const SAMPLED: u64 = 8;
 /// How long the time of day is taken to go on as the worker's clock does, microseconds.
 const DAYTIME: u64 = 10_000_000;
 
+/// A deadline that is acted on so much later, microseconds, says that the worker did not run; and
+/// how often it then looks for more that has come.
+const LATE: u64 = 100_000;
+const MOST_LOOKS: u32 = 64;
+
 /// How soon records that found the channel full are tried again.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -159,14 +164,18 @@ impl Worker {
     /// # Errors
     /// The ring is of no use any more.
     pub fn turn(&mut self) -> io::Result<()> {
+        let due = self.proxy.next_due();
         let timeout = self.timeout();
-        let woken = self.ring.wait(timeout, &mut self.turn)?;
+        let mut woken = self.ring.wait(timeout, &mut self.turn)?;
         let now = self.clock.micros();
         if now >= self.look_at {
             self.look_at = now + DAYTIME;
             self.proxy.set_epoch(self.clock.epoch());
         }
         self.settle(now);
+        if let Some(due) = due.filter(|due| *due <= now) {
+            woken |= self.catch_up(now, due)?;
+        }
         if woken {
             self.obey(now);
         }
@@ -192,6 +201,22 @@ impl Worker {
             return Some(Duration::ZERO);
         }
         [deadline, retry].into_iter().flatten().min()
+    }
+
+    /// Sees to what has come by `now`, before anything expires. The wait may have ended before that
+    /// was said: after the process was stopped, or had no core, bytes of a session that looks idle
+    /// may have waited for long. Where a deadline is late, what buffers had no room for counts too.
+    fn catch_up(&mut self, now: u64, due: u64) -> io::Result<bool> {
+        let looks = if now - due < LATE { 1 } else { MOST_LOOKS };
+        let mut woken = false;
+        for _ in 0..looks {
+            woken |= self.ring.wait(Some(Duration::ZERO), &mut self.turn)?;
+            if self.turn.events.is_empty() {
+                break;
+            }
+            self.settle(now);
+        }
+        Ok(woken)
     }
 
     /// Gives every event to the proxy and carries out what it asks for, until it asks no more.

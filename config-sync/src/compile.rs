@@ -166,6 +166,7 @@ impl Compile<'_> {
                 protocol: listener.protocol,
                 tls: self.tls.terminators.remove(&listener.name.value),
                 timeouts: listener.timeouts,
+                on_truncation: listener.on_truncation,
                 flow_timeout: listener.flow_timeout,
                 responses: listener.responses,
                 max_sessions: listener.max_sessions,

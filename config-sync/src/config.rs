@@ -15,7 +15,9 @@ use crate::machine::Machine;
 use crate::problem::{At, Place, Problem, Problems};
 use crate::proxy::{self, ACCEPT_PROXY};
 use crate::reader::{Key, On, Reader, Section, Table, boolean, integer, named, string, word};
-use crate::routing::{Limits, Protocol, SendProxy, SocketOptions, Sources, Starttls, Timeouts};
+use crate::routing::{
+    Limits, OnTruncation, Protocol, SendProxy, SocketOptions, Sources, Starttls, Timeouts,
+};
 use crate::sources::{self, Admission};
 use crate::tls::{self, BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
 pub use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
@@ -93,6 +95,7 @@ pub struct Listener {
     /// TLS only. `None`: passed through, as it is.
     pub tls: Option<Termination>,
     pub timeouts: Timeouts,
+    pub on_truncation: OnTruncation,
     pub flow_timeout: u32,
     /// UDP: replies per client datagram after which a flow ends; 0: only by `flow_timeout`.
     pub responses: u32,
@@ -366,6 +369,7 @@ static LISTENER: Section = Section {
         key("write_stall_timeout", On::Stream),
         key("half_close_timeout", On::Stream),
         key("max_lifetime", On::Stream),
+        key("on_truncation", On::Stream),
         key("flow_timeout", On::Udp),
         key("responses", On::Udp),
         any("max_sessions"),
@@ -625,6 +629,7 @@ fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -
     let hostname = reader.get(table, "hostname", hostname);
     let default_hostname = reader.get(table, "default_hostname", exact_hostname);
     let starttls = reader.get(table, "starttls", word(&STARTTLS)).map(|given| given.value);
+    let on_truncation = reader.get(table, "on_truncation", word(&ON_TRUNCATION));
     let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
     let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
@@ -639,6 +644,7 @@ fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -
         starttls,
         tls,
         timeouts,
+        on_truncation: on_truncation.map_or(OnTruncation::default(), |given| given.value),
         flow_timeout,
         responses,
         max_sessions,
@@ -650,6 +656,8 @@ fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -
 
 /// As in the file.
 pub(crate) const STARTTLS: [(&str, Starttls); 1] = [("postgres", Starttls::Postgres)];
+pub(crate) const ON_TRUNCATION: [(&str, OnTruncation); 2] =
+    [("reset", OnTruncation::Reset), ("fin", OnTruncation::Fin)];
 
 fn refuse_keys_of_other_protocols<'t>(
     reader: &mut Reader<'t>,

@@ -137,6 +137,7 @@ pub struct Listener {
     /// `None`: what clients send is passed through as it is.
     pub tls: Option<Arc<Terminator>>,
     pub timeouts: Timeouts,
+    pub on_truncation: OnTruncation,
     /// Milliseconds without a datagram either way after which a UDP flow ends.
     pub flow_timeout: u32,
     /// Replies per client datagram after which a UDP flow ends at once; 0: only by `flow_timeout`.
@@ -167,6 +168,17 @@ impl Listener {
             },
         }
     }
+}
+
+/// What becomes of an end of TLS without close_notify, once all that came before was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTruncation {
+    /// The other side is told that something may be missing: by a reset, or, if it speaks TLS with
+    /// the gateway, by an end that is just as truncated.
+    #[default]
+    Reset,
+    /// It is a clean end, but in the middle of a record.
+    Fin,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

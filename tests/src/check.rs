@@ -377,10 +377,26 @@ fn check_ends(reason: CloseReason, client: &Conn, endpoint: &Conn) {
                 assert!(!conn.reset_seen, "a clean end became a reset: {conn:?}");
             }
         }
-        R::ClientReset | R::ClientTimedOut => is_reset(endpoint),
-        R::EndpointReset | R::EndpointTimedOut => is_reset(client),
+        R::ClientReset | R::ClientTimedOut => {
+            is_reset(endpoint);
+            is_delivered(client, endpoint);
+        }
+        R::EndpointReset | R::EndpointTimedOut => {
+            is_reset(client);
+            is_delivered(endpoint, client);
+        }
         _ => {}
     }
+}
+
+/// What a side sent before it broke has reached the other, unless that is gone.
+fn is_delivered(from: &Conn, to: &Conn) {
+    if to.error.is_some() || to.peer_closed {
+        return;
+    }
+    let sent = from.inbound.written - from.proxied.away;
+    let reached = to.outbound.taken + to.outbound.queue.len() - to.proxied.told();
+    assert_eq!(sent, reached, "bytes sent before a reset were lost: {from:?} {to:?}");
 }
 
 fn is_reset(conn: &Conn) {

@@ -296,6 +296,7 @@ impl Kernel {
             Op::Unstream { from } => self.unstream(token, from),
             Op::Take { from, at_most, .. } => self.take(token, from, at_most, turn),
             Op::Give { to, start, len } => self.give(token, to, (start, len), turn),
+            Op::Unacked { side } => self.unacked(token, side, turn),
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),

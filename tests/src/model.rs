@@ -6,8 +6,8 @@ use std::sync::Arc;
 use config_sync::ranges::{Access, ByPrefix};
 use config_sync::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    Protocol, Route, RouteId, RoutingTable, SendProxy, Socket, SocketId, SocketOptions, Sources,
-    Timeouts, Transport, WeightedBackend,
+    OnTruncation, Protocol, Route, RouteId, RoutingTable, SendProxy, Socket, SocketId,
+    SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use ipnet::IpNet;
 
@@ -200,6 +200,7 @@ impl Model {
                     socket: table.sockets.len(),
                     protocol: socket.protocol,
                     timeouts: listener.timeouts,
+                    on_truncation: OnTruncation::Reset,
                     flow_timeout: listener.flow_timeout,
                     tls: None,
                     responses: listener.responses,
@@ -384,6 +385,7 @@ pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
         socket: 0,
         protocol,
         timeouts: Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 },
+        on_truncation: OnTruncation::Reset,
         flow_timeout: 0,
         tls: None,
         responses: 0,

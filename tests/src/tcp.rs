@@ -92,6 +92,8 @@ pub struct Half {
     /// Bytes that the sender's socket took, and that the receiver took from its own.
     pub written: u64,
     pub taken: u64,
+    /// Those that the sender has been told are in the receiver's socket: no reset overtakes them.
+    acked: u64,
 }
 
 impl Half {
@@ -103,6 +105,7 @@ impl Half {
             fin_seen: false,
             written: 0,
             taken: 0,
+            acked: 0,
         }
     }
 
@@ -145,6 +148,8 @@ pub struct Session {
     pub(crate) shut: [bool; 2],
     /// The endpoint has not taken all of its header.
     pub(crate) introducing: bool,
+    /// The session is over, and is waiting for what is not acknowledged.
+    delivering: bool,
     pub(crate) closing: bool,
 }
 
@@ -422,6 +427,7 @@ impl Kernel {
                 pipes: [false; 2],
                 shut: [false; 2],
                 introducing: false,
+                delivering: false,
                 closing: false,
             },
         );
@@ -755,7 +761,9 @@ impl Kernel {
         }
         let mut n = waiting.min(max);
         // Both are what they are on Linux: the rest arrives a moment later, with its own wake-up.
-        let nothing = self.rng.per_mille(self.faults.would_block);
+        // What a broken connection had received is all there.
+        let nothing =
+            self.rng.per_mille(self.faults.would_block) && self.conns[id.0].error.is_none();
         if nothing || (n > 1 && self.rng.per_mille(self.faults.short_read)) {
             self.hit_conn(id, if nothing { Fault::WouldBlock } else { Fault::ShortRead });
             n = if nothing { 0 } else { self.rng.between(1, n - 1) };
@@ -831,6 +839,21 @@ impl Kernel {
         }
     }
 
+    pub(crate) fn unacked(&mut self, token: Token, side: Side, turn: &mut Turn) {
+        let session = self.live(token);
+        session.delivering = true;
+        let id = session.conn(side).expect("Unacked of a side that is not there");
+        let all = self.rng.per_mille(500);
+        let some = self.rng.number();
+        let conn = &mut self.conns[id.0];
+        let Half { written, taken, acked, .. } = &mut conn.outbound;
+        let all = all || conn.error.is_some() || conn.peer_closed;
+        let least = (*acked).max(*taken);
+        *acked = if all { *written } else { least + some % (*written - least + 1) };
+        let bytes = (*written - *acked) as u32;
+        self.event(token, Event::Unacked { side, bytes }, turn);
+    }
+
     pub(crate) fn shutdown(&mut self, token: Token, side: Side) {
         let session = self.live(token);
         let id = session.conn(side).expect("Shutdown of a side that is not there");
@@ -897,8 +920,9 @@ impl Kernel {
         if (reset || unread) && !conn.peer_closed {
             conn.reset_seen = true;
             // The reset overtakes what was not delivered.
-            let len = conn.outbound.queue.len();
-            conn.outbound.queue.truncate(lost % (len + 1));
+            let Half { queue, taken, acked, .. } = &mut conn.outbound;
+            let len = queue.len();
+            queue.truncate((lost % (len + 1)).max(acked.saturating_sub(*taken)));
             conn.outbound.fin = false;
         } else {
             conn.outbound.fin = true;
@@ -1019,6 +1043,9 @@ impl Kernel {
             {
                 continue;
             }
+            if session.delivering {
+                continue;
+            }
             for (source, sink) in [(client, endpoint), (endpoint, client)] {
                 let inbound = &source.inbound;
                 let held = &session.held[source.side as usize];
@@ -1026,7 +1053,7 @@ impl Kernel {
                     || !inbound.queue.is_empty()
                     || inbound.fin
                     || source.error.is_some();
-                let open = !sink.outbound.fin;
+                let open = !sink.outbound.fin && sink.error.is_none();
                 // A mark may hold a tail back, but not for longer than this.
                 let below = inbound.queue.len() < source.lowat && held.is_empty();
                 let patient = source.below_since.is_none_or(|since| self.now <= since + TAIL);

@@ -107,6 +107,10 @@ impl TlsPeer {
     /// Says some of what it has to say, and its end after the last byte; gives up to `room` bytes
     /// of what that makes.
     pub fn speak(&mut self, rng: &mut Rng, room: usize) -> Vec<u8> {
+        if self.error.is_some() {
+            // It has been told that TLS is broken, or has found that out.
+            return Vec::new();
+        }
         let left = self.to_send.len() - self.said;
         let some = (rng.scale(1, 1 << 17) as usize).min(left);
         let bytes = &self.to_send[self.said..][..some];
@@ -144,6 +148,11 @@ impl TlsPeer {
     /// Everything was said, and nothing is left to send.
     pub fn is_done(&self) -> bool {
         self.ended && self.outgoing.is_empty()
+    }
+
+    /// How much it has said, if all of that is on its way.
+    pub fn said_all(&self) -> Option<usize> {
+        self.outgoing.is_empty().then_some(self.said)
     }
 
     pub fn hear(&mut self, mut bytes: &[u8]) {

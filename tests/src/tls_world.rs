@@ -44,6 +44,8 @@ pub struct Case {
     pub old: bool,
     /// The backend has a second endpoint, with which nothing is wrong.
     pub spare: bool,
+    /// An end without close_notify is a clean one.
+    pub fin: bool,
     pub fault: Fault,
 }
 
@@ -68,8 +70,8 @@ impl Case {
         let through = !client && !endpoint;
         let asks = through || (client && rng.per_mille(300));
         let starttls = asks.then_some(false);
-        let spare = rng.per_mille(500);
-        Self { client, endpoint, starttls, old: false, spare, fault: Fault::None }.varied(rng)
+        let (spare, fin) = (rng.per_mille(500), rng.per_mille(500));
+        Self { client, endpoint, starttls, old: false, spare, fin, fault: Fault::None }.varied(rng)
     }
 
     /// The same configuration, with clients and endpoints of another kind and another fault.
@@ -122,12 +124,14 @@ impl Case {
         let spare = if self.spare { format!(", \"10.0.2.{at}:80\"") } else { String::new() };
         let protocol = if self.client || self.passes_through() { "TLS" } else { "TCP" };
         let starttls = if self.starttls.is_some() { "starttls = \"postgres\"" } else { "" };
+        let on_truncation = if self.fin { "fin" } else { "reset" };
         config.push_str(&format!(
             r#"
             [[listeners]]
             name = "l{at}"
             protocol = "{protocol}"
             address = "10.0.0.{at}:443"
+            on_truncation = "{on_truncation}"
             {starttls}
             [[routes]]
             name = "r{at}"
@@ -249,6 +253,8 @@ struct Life {
     closing: bool,
     closed: bool,
     record: Option<SessionRecord>,
+    /// How much a side had said when its connection ended early, if all of that was on its way.
+    said: Option<(Side, usize)>,
 }
 
 const LIMITS: Limits = Limits {
@@ -421,6 +427,7 @@ impl Life {
             closing: false,
             closed: false,
             record: None,
+            said: None,
         }
     }
 
@@ -476,6 +483,10 @@ impl Life {
         }
         if (side == 1 && !self.connected) || wire.fin_in {
             return false;
+        }
+        if let Fault::Truncation(side) | Fault::Reset(side) = fault {
+            let peer = &self.peers[side as usize];
+            self.said = peer.said_all().map(|said| (side, said));
         }
         match fault {
             Fault::Truncation(_) => wire.fin_in = true,
@@ -547,6 +558,11 @@ impl Life {
             Op::Unpace { .. } => {}
             Op::Give { to, start, len } => {
                 self.give(turn, token, (to, start as usize, len as usize));
+            }
+            Op::Unacked { side } => {
+                let wire = &self.wires[side as usize];
+                let bytes = if wire.failed { 0 } else { wire.outbound.len() as u32 };
+                turn.events.push_back((token, Event::Unacked { side, bytes }));
             }
             Op::Shutdown { side } => {
                 let wire = &mut self.wires[side as usize];
@@ -675,7 +691,19 @@ impl Life {
             let clean = !self.wires[hearer].was_reset && (peer.heard_end || !peer.speaks_tls());
             let whole = heard.len() == said.len();
             let told = record.connect.is_some() && clean && peer.error.is_none();
-            assert!(!told || whole, "{case:?} {reason:?}: a part was passed off as the whole");
+            let cut = case.fin
+                && matches!(case.fault, Fault::Truncation(side) if side as usize == speaker);
+            assert!(!told || whole || cut, "{case:?} {reason:?}: a part was taken for the whole");
+        }
+        // An endpoint that was replaced had nothing to say yet that counts.
+        let counts = |(side, _): &(Side, usize)| {
+            record.connect.is_some() && (*side == Side::Client || !self.replaced)
+        };
+        if let Some((side, said)) = self.said.filter(counts) {
+            let heard = self.peers[side.other() as usize].heard.len();
+            assert_eq!(heard, said, "{case:?} {reason:?}: what was said before an end was lost");
+            let given = if side == Side::Client { record.bytes_up } else { record.bytes_down };
+            assert!(case.passes_through() || given == said as u64, "{case:?}: bytes in the log");
         }
         let failures = [
             CloseReason::ClientTlsFailed,

@@ -6,10 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
     Gateway, Launch, Lines, Pattern, Server, accept_full, connect, echo, exchange, free_address,
-    in_own_network, now, program, wait_until, was_reset,
+    in_own_network, now, program, udp_client, wait_until, was_reset,
 };
 use socket2::SockRef;
 
@@ -276,6 +277,52 @@ fn reset_after_a_half_close_is_a_reset() {
     gateway.closed_for("endpoint_reset");
 }
 
+/// A reset is passed on when everything before it has arrived: it would overtake what has not.
+#[test]
+fn what_was_sent_before_a_reset_is_delivered() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "");
+    let mut client = connect(address);
+    let mut endpoint = next(&accepted);
+    let sent = Pattern::new(1).take(1_000_000);
+    client.write_all(&sent).expect("sent");
+    let relayed = || gateway.metrics().value("ringway_relayed_bytes_total", &[("side", "client")]);
+    wait_until("all bytes to be relayed", || relayed() == sent.len() as u64);
+    abort(client);
+    // The reset is there, and most bytes are still in the gateway's socket.
+    std::thread::sleep(Duration::from_millis(300));
+    let mut got = Vec::new();
+    let end = endpoint.read_to_end(&mut got).map_err(|error| error.kind());
+    assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+    let line = gateway.closed_for("client_reset");
+    assert_eq!(line.number("bytes_up"), sent.len() as u64);
+}
+
+/// Telnet's and FTP's ABOR, say: bytes behind the mark arrive, and the end comes after them.
+#[test]
+fn urgent_data_in_the_middle_of_bulk_loses_nothing() {
+    let (server, accepted) = handed_over();
+    let (gateway, address) = forwarding(&server, "");
+    for bulk in [10, 1 << 16, 1 << 22] {
+        let mut client = connect(address);
+        let mut endpoint = next(&accepted);
+        let mut pattern = Pattern::new(1);
+        client.write_all(&pattern.take(bulk)).expect("sent");
+        let mut got = vec![0; bulk];
+        endpoint.read_exact(&mut got).expect("all in front of the mark");
+        assert_eq!(SockRef::from(&client).send_out_of_band(b"!").expect("sent"), 1);
+        let behind = pattern.take(5_000);
+        client.write_all(&behind).expect("sent");
+        let mut rest = vec![0; behind.len()];
+        endpoint.read_exact(&mut rest).expect("all behind the mark");
+        assert!(rest == behind, "other bytes behind the mark");
+        client.shutdown(Shutdown::Write).expect("a FIN");
+        assert_eq!(endpoint.read(&mut [0]).expect("the FIN"), 0);
+    }
+    gateway.closes(3);
+}
+
 #[test]
 fn ipv6_on_both_legs() {
     let server = Server::tcp_at("[::1]:0".parse().expect("an address"), echo);
@@ -337,6 +384,88 @@ fn session_ends_at_its_lifetime_however_busy() {
         std::thread::sleep(Duration::from_millis(10));
     }
     gateway.closed_for("max_lifetime");
+}
+
+/// Who reads to the end must not take a part for the whole.
+#[test]
+fn transfers_that_the_gateway_cuts_end_with_a_reset() {
+    for how in ["max_lifetime", "drained", "stopped"] {
+        let (server, accepted) = handed_over();
+        let address = free_address();
+        let timeout = if how == "drained" { "500ms" } else { "10m" };
+        let lifetime = if how == "max_lifetime" { "max_lifetime = \"1s\"" } else { "" };
+        let config = format!("drain_timeout = \"{timeout}\"\n");
+        let config = config + &forward("TCP", address, [server.address], lifetime);
+        let mut gateway = Gateway::start(&config);
+        let silent = connect(address);
+        let silent_endpoint = next(&accepted);
+        let mut client = connect(address);
+        let mut endpoint = next(&accepted);
+        let sender = std::thread::spawn(move || {
+            while endpoint.write_all(&[7; 10_000]).is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        client.read_exact(&mut [0]).expect("the transfer has begun");
+        if how != "max_lifetime" {
+            gateway.signal(Signal::SIGTERM);
+        }
+        if how == "stopped" {
+            wait_until("nobody is let in", || TcpStream::connect(address).is_err());
+            gateway.signal(Signal::SIGTERM);
+        }
+        let end = client.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+        assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "{how}");
+        sender.join().expect("no panic");
+        // Nothing was on its way here.
+        for mut stream in [silent, silent_endpoint] {
+            assert_eq!(stream.read(&mut [0]).expect("a clean end"), 0, "{how}");
+        }
+        let log = if how == "max_lifetime" { gateway.closes(2) } else { gateway.wait() };
+        assert!(log.iter().all(|line| line.text("reason") == Some(how)), "{how}: {log:?}");
+    }
+}
+
+/// A process that was stopped, or a machine that was suspended, looks at what has come before it
+/// takes anybody for idle.
+#[test]
+fn who_has_spoken_while_the_process_was_stopped_is_not_idle() {
+    let server = Server::tcp(echo);
+    let ports = Server::udp(|socket, _, peer| {
+        let _ = socket.send_to(peer.to_string().as_bytes(), peer);
+    });
+    let (address, udp) = (free_address(), free_address());
+    let config = forward("TCP", address, [server.address], "idle_timeout = \"4s\"")
+        + &listener("udp", "UDP", udp, "flow_timeout = \"4s\"")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &backend("udp", [ports.address], "");
+    let gateway = Gateway::start(&config);
+    let mut sessions: Vec<_> = (0..20).map(|_| connect(address)).collect();
+    let flows: Vec<_> = (0..20).map(|_| udp_client(udp)).collect();
+    let ask = |flow: &std::net::UdpSocket| flow.send(b"?").expect("sent");
+    let port = |flow: &std::net::UdpSocket| {
+        let mut answer = [0; 64];
+        let len = flow.recv(&mut answer).expect("an answer");
+        answer[..len].to_vec()
+    };
+    for session in &mut sessions {
+        session.write_all(b"before").expect("sent");
+        session.read_exact(&mut [0; 6]).expect("an echo");
+    }
+    flows.iter().for_each(|flow| _ = ask(flow));
+    let before: Vec<_> = flows.iter().map(port).collect();
+    gateway.signal(Signal::SIGSTOP);
+    for session in &mut sessions {
+        session.write_all(b"meanwhile").expect("sent");
+    }
+    flows.iter().for_each(|flow| _ = ask(flow));
+    std::thread::sleep(Duration::from_secs(6));
+    gateway.signal(Signal::SIGCONT);
+    for session in &mut sessions {
+        session.read_exact(&mut [0; 9]).expect("an echo: the session was not idle");
+    }
+    let after: Vec<_> = flows.iter().map(port).collect();
+    assert_eq!(before, after, "flows were taken for idle, and others begun");
 }
 
 /// Writes until nothing is taken for a second.

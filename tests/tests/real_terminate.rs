@@ -18,7 +18,9 @@ use ringway_tests::real::{
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
 
 /// Certificates in files: `ca.pem`, and `NAME.pem` with `NAME.key`.
 struct Files {
@@ -343,7 +345,7 @@ fn an_expired_list_of_revoked_certificates_admits_nobody_of_its_issuer() {
     wait_until("a new list is in force", ask);
 }
 
-/// close_notify would say that the endpoint had no more to say.
+/// close_notify would say that the endpoint had no more to say, and a FIN that this is all of it.
 #[test]
 fn a_session_that_the_gateway_ends_is_cut_off() {
     let server = Server::tcp(|mut stream| {
@@ -362,7 +364,7 @@ fn a_session_that_the_gateway_ends_is_cut_off() {
     client.0.write_all(b"hello").expect("sent");
     let mut heard = Vec::new();
     let error = client.0.read_to_end(&mut heard).expect_err("it is not the whole");
-    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert!(heard.starts_with(b"more"));
     assert_eq!(gateway.closes(1)[0].text("reason"), Some("max_lifetime"));
 }
@@ -613,25 +615,99 @@ fn half_close_and_large_transfers_both_ways() {
     }
 }
 
-#[test]
-fn an_end_without_close_notify_reaches_the_other_side_as_a_reset() {
+/// Both sides of a session of which one ends TLS without close_notify, with this listener's key:
+/// what the other was given, and how that ended.
+fn truncated(from: End, bytes: usize, on_truncation: &str) -> (Vec<u8>, Result<(), ErrorKind>) {
     let (files, address) = (Files::new(), free_address());
+    let issued = files.pki.issue(&["a.example.com"]);
+    let a = files.write("a", &issued);
     let (heard, hear) = mpsc::channel();
-    let server = Server::tcp(move |mut stream| {
-        let mut bytes = Vec::new();
-        let end = stream.read_to_end(&mut bytes).map_err(|error| error.kind());
-        let _ = heard.send(end.map(|_| bytes));
+    let server = Server::tcp(move |mut stream| match from {
+        End::Client => {
+            let _ = heard.send(read_late(&mut stream));
+        }
+        End::Endpoint => {
+            let mut tls = StreamOwned::new(server_connection(&issued), stream);
+            tls.write_all(&Pattern::new(3).take(bytes)).expect("sent");
+            tls.sock.shutdown(Shutdown::Write).expect("shut down");
+            let _ = tls.sock.read(&mut [0]);
+        }
     });
-    let a = files.issue("a", &["a.example.com"]);
-    let config = terminate(address, &format!("certificates = [{a}]"))
-        + &backend("main", [server.address], "");
-    let gateway = Gateway::start(&config);
-    let mut client = files.client(address, "a.example.com");
-    client.0.write_all(b"a part").expect("sent");
-    client.0.sock.shutdown(Shutdown::Write).expect("shut down");
-    let end = hear.recv_timeout(Duration::from_secs(60));
-    assert_eq!(end, Ok(Err(ErrorKind::ConnectionReset)));
-    gateway.closed_for("client_truncated");
+    let to = match from {
+        End::Client => terminate(address, &format!("certificates = [{a}]")),
+        End::Endpoint => {
+            listener("main", "TCP", address, "") + &route("main", "main", &[("main", 1)], "")
+        }
+    };
+    let to = to.replacen("address =", &format!("{on_truncation}\naddress ="), 1);
+    let tls =
+        format!("tls = {{ server_name = \"a.example.com\", ca = \"{}\" }}", files.path("ca.pem"));
+    let keys = if let End::Client = from { "" } else { &tls };
+    let gateway = Gateway::start(&(to + &backend("main", [server.address], keys)));
+    // Dropped with unread session tickets, it would reset its connection.
+    let mut kept = None;
+    let (got, reason) = match from {
+        End::Client => {
+            let mut client = files.client(address, "a.example.com");
+            client.0.write_all(&Pattern::new(3).take(bytes)).expect("sent");
+            client.0.sock.shutdown(Shutdown::Write).expect("shut down");
+            kept = Some(client);
+            let got = hear.recv_timeout(Duration::from_secs(60)).expect("an end");
+            (got, "client_truncated")
+        }
+        End::Endpoint => (read_late(&mut connect(address)), "endpoint_truncated"),
+    };
+    let line = gateway.closed_for(reason);
+    let given = line.number("bytes_up") + line.number("bytes_down");
+    assert_eq!(given, bytes as u64, "the log counts what was delivered");
+    drop(kept);
+    got
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Client,
+    Endpoint,
+}
+
+/// When all that is on its way has had the time to be overtaken.
+fn read_late(stream: &mut TcpStream) -> (Vec<u8>, Result<(), ErrorKind>) {
+    thread::sleep(Duration::from_millis(300));
+    let mut bytes = Vec::new();
+    let end = stream.read_to_end(&mut bytes).map(|_| ()).map_err(|error| error.kind());
+    (bytes, end)
+}
+
+fn server_connection(issued: &Issued) -> ServerConnection {
+    let cert = CertificateDer::from_pem_slice(issued.cert.as_bytes()).expect("PEM");
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key)
+        .expect("a certificate");
+    ServerConnection::new(Arc::new(config)).expect("a server")
+}
+
+/// Many programs end TLS like this (Python, rsyslog, some HTTPS servers): what they sent before is
+/// delivered to the last byte, and the end is what `on_truncation` says.
+#[test]
+fn an_end_without_close_notify_comes_after_the_last_byte() {
+    let sent = Pattern::new(3).take(3_000_000);
+    for from in [End::Client, End::Endpoint] {
+        for (key, end) in [
+            ("", Err(ErrorKind::ConnectionReset)),
+            ("on_truncation = \"reset\"", Err(ErrorKind::ConnectionReset)),
+            ("on_truncation = \"fin\"", Ok(())),
+        ] {
+            for bytes in [6, sent.len()] {
+                let (got, was) = truncated(from, bytes, key);
+                assert!(got == sent[..bytes], "{} of {bytes} bytes, {key}", got.len());
+                assert_eq!(was, end, "{key}");
+            }
+        }
+    }
 }
 
 /// Says something, and hears it again.

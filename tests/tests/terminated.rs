@@ -56,6 +56,7 @@ fn in_a_crowd_nobody_waits_for_all_others() {
         starttls: None,
         old: false,
         spare: false,
+        fin: false,
         fault: Fault::None,
     };
     let through = Case { client: false, starttls: Some(false), ..ends_here };
@@ -75,6 +76,7 @@ fn a_silent_endpoint_is_given_up() {
         starttls: None,
         old: false,
         spare: false,
+        fin: false,
         fault: Fault::Silence,
     };
     let tls = Case { endpoint: true, ..plain };

@@ -254,6 +254,11 @@ impl Proxy {
         if !self.core.resumable.is_empty() || !self.core.postponed.is_empty() {
             return Some(0);
         }
+        self.next_due()
+    }
+
+    /// When `expire` has something to do next, in microseconds.
+    pub fn next_due(&self) -> Option<u64> {
         let timers = self.core.timers.next().map(|millis| millis * 1_000);
         let paused = self.core.paused.iter().map(|(_, until)| *until).min();
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);

@@ -142,6 +142,9 @@ pub enum Op {
     /// Send `len` bytes of the proxy's output, from `start` on, to a side. *Direct*: `Given`. No
     /// other `Give` to this side before that.
     Give { to: Side, start: u32, len: u32 },
+    /// Say how much of what `side` was sent its peer's kernel has not acknowledged: a reset may
+    /// overtake that. *Direct*: `Unacked`.
+    Unacked { side: Side },
     /// Shut down the sending half towards `side` (a FIN after what was sent). *Direct*, no event.
     Shutdown { side: Side },
     /// Close whatever the session has, with a reset on each side if `reset`; `Closed` once nothing
@@ -264,6 +267,11 @@ pub enum Event {
         len: u32,
         /// `Drained`: all were given. Else `Blocked` or `Failed`.
         stop: Stop,
+    },
+    /// `bytes`, and one more for a FIN, are not acknowledged yet; 0 too if the connection is gone.
+    Unacked {
+        side: Side,
+        bytes: u32,
     },
     Closed,
 

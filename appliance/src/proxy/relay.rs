@@ -41,7 +41,7 @@ pub struct Half {
     ending: bool,
     /// The source's end was reached, and everything before it was given to the destination.
     ended: bool,
-    /// The destination has failed: nothing can be moved any more.
+    /// Nothing can be moved any more, or nothing is left to move.
     dead: bool,
     big_wakes: u8,
     /// In a row; while it streams: arrivals.
@@ -154,23 +154,36 @@ impl Half {
         Some(self.move_op(turn_bytes))
     }
 
-    /// The destination has failed.
+    /// Nothing is moved any more: one side has failed, or has nothing left to deliver.
     pub fn die(&mut self) {
         self.dead = true;
+        self.stalled = false;
+    }
+
+    /// Nothing will be moved any more.
+    pub fn is_over(&self) -> bool {
+        self.ended || self.dead
+    }
+
+    /// Something was seen that has not been moved, and can be. A stream moves all it sees.
+    pub fn has_work(&self) -> bool {
+        !self.is_over() && !self.blocked && !self.streaming && (self.queued || self.news)
     }
 
     /// The `Move` of a half that answered `Next::Later`.
     pub fn resume(&mut self, turn_bytes: u32) -> Option<Op> {
-        (self.queued && !self.ended).then(|| self.move_op(turn_bytes))
+        (self.queued && !self.is_over()).then(|| self.move_op(turn_bytes))
     }
 
-    /// The last look at a source whose own sending direction has failed: what it sent before that
-    /// is still worth delivering. `None` if it can't be delivered or was.
+    /// The last look at a source, in a session that is over: what it sent before that is still
+    /// delivered. `None` if that is under way, or over.
     pub fn flush(&mut self, turn_bytes: u32) -> Option<Op> {
-        if self.queued || self.ended || self.blocked {
+        self.ending = true;
+        // A `Move` that is under way may stop early: it did not know that this is the end.
+        self.news |= self.queued;
+        if self.queued || self.is_over() || self.blocked {
             return None;
         }
-        self.ending = true;
         if self.streaming {
             return Some(self.unstream());
         }

@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use config_sync::ranges::Access;
 use config_sync::routing::{
-    BackendId, EndpointId, Hosts, ListenerId, Protocol, RouteId, SendProxy, Socket, SocketId,
-    Timeouts,
+    BackendId, EndpointId, Hosts, ListenerId, OnTruncation, Protocol, RouteId, SendProxy, Socket,
+    SocketId, Timeouts,
 };
 
 use proxied::{Heading, Introduction, Proxied};
@@ -55,6 +55,7 @@ pub struct Session {
     local: SocketAddr,
     server_name: Option<Box<str>>,
     timeouts: Timeouts,
+    on_truncation: OnTruncation,
     opened: u64,
     /// When a byte last went either way.
     last_byte: u64,
@@ -144,10 +145,56 @@ struct Relay {
     first_end: Option<Side>,
     /// Sides whose pacing has not been looked at, and may be changed: client and endpoint.
     paced: (bool, bool),
-    /// One side has failed for this reason; what it sent before is being delivered.
-    failing: Option<CloseReason>,
+    /// The session is over; what was sent before is being delivered.
+    ending: Option<Box<Ending>>,
     /// `Ready` has said that a side failed: no end may look clean any more.
     broken: bool,
+}
+
+/// A session that will be reset once all that its sides sent in good order has reached the other.
+#[derive(Debug)]
+struct Ending {
+    cause: Cause,
+    /// By side: its connection has failed, so it takes nothing more.
+    gone: [bool; 2],
+    /// By side: what it has not acknowledged, by the last look...
+    unacked: [u32; 2],
+    /// ...which is under way.
+    looking: [bool; 2],
+    /// When the next look is due, and how long after it another; microseconds.
+    next: u64,
+    pause: u64,
+    /// When a side last took something.
+    progress: u64,
+}
+
+/// Pauses between looks at what a side has not acknowledged, microseconds: each twice the one
+/// before, up to the longest.
+const FIRST_LOOK: u64 = 1_000;
+const LAST_LOOK: u64 = 100_000;
+
+/// A session in which a byte went either way within this time is taken for one in the middle of a
+/// transfer, microseconds.
+const MOVING: u64 = 5_000_000;
+
+impl Ending {
+    fn new(cause: Cause, now: u64) -> Self {
+        Self {
+            cause,
+            gone: [false; 2],
+            unacked: [0; 2],
+            looking: [false; 2],
+            next: u64::MAX,
+            pause: FIRST_LOOK,
+            progress: now,
+        }
+    }
+
+    /// Sides that can still be given something.
+    fn left(&self) -> impl Iterator<Item = Side> + use<> {
+        let gone = self.gone;
+        [Side::Client, Side::Endpoint].into_iter().filter(move |side| !gone[*side as usize])
+    }
 }
 
 impl Connecting {
@@ -216,7 +263,12 @@ impl Relay {
 
     /// Bytes are held that nobody will get now, or a side has failed.
     fn is_cut(&self) -> bool {
-        self.broken || self.up.held() > 0 || self.down.held() > 0
+        self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0
+    }
+
+    /// Bytes wait for their turn.
+    fn has_work(&self) -> bool {
+        self.up.has_work() || self.down.has_work()
     }
 }
 
@@ -249,6 +301,7 @@ impl Session {
             local,
             server_name: None,
             timeouts,
+            on_truncation: OnTruncation::Reset,
             opened: now,
             last_byte: now,
             connect_micros: None,
@@ -319,14 +372,17 @@ impl Session {
                         tls.writable(core, self.token, side);
                     }
                 }
-                if failed && (relay.half(side).ended() || relay.half(side).blocked()) {
+                if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
                     // No read would report it: its end was delivered, or it is not being read.
-                    return self.finish(core, failure(side, Why::Reset), true);
+                    self.end(core, failure(side, Why::Reset), Some(side));
                 }
                 self.pump(core);
             }
             (State::Relaying(_), Event::Moved { from, read, sent, held, stop }) => {
                 self.moved(core, from, (read, sent, held), stop);
+            }
+            (State::Relaying(_), Event::Unacked { side, bytes }) => {
+                self.unacked(core, side, bytes);
             }
             (State::Securing(_), Event::Ready { side: Side::Endpoint, .. }) => {
                 self.tls_ready(core, event);
@@ -415,11 +471,20 @@ impl Session {
 
     /// A deadline of this session may be due.
     pub fn expire(&mut self, core: &mut Core) {
-        let Some((due, reason)) = self.deadline() else { return };
+        if self.next_look().is_some_and(|at| at <= core.now) {
+            self.look(core);
+        }
+        let Some((due, reason)) = self.deadline() else { return self.arm(core) };
         if due > core.now {
             return self.arm(core);
         }
         match (&mut self.state, reason) {
+            // Bytes have come, and wait for their turn: this is no silence.
+            (State::Relaying(relay), CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout)
+                if relay.has_work() =>
+            {
+                self.arm(core)
+            }
             (State::Connecting(connecting), CloseReason::ConnectTimeout) => {
                 connecting.given_up = Some(reason);
                 core.push(self.token, Op::Abandon);
@@ -440,15 +505,22 @@ impl Session {
             (_, CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout) => {
                 self.finish(core, reason, false);
             }
-            (State::Relaying(_), CloseReason::MaxLifetime) => self.finish(core, reason, false),
+            (_, CloseReason::MaxLifetime) => self.close(core, reason),
             _ => self.finish(core, reason, true),
         }
     }
 
-    /// Closes at once; a session that relays gets clean ends on both sides.
+    /// Closes at once. Both sides get clean ends only where nothing was on its way for a while:
+    /// whoever reads to the end would else take a part for the whole.
     pub fn close(&mut self, core: &mut Core, reason: CloseReason) {
-        let relaying = matches!(self.state, State::Relaying(_));
-        self.finish(core, reason, !relaying);
+        let reset = match &self.state {
+            State::Relaying(relay) => {
+                let silent = core.now - self.last_byte >= MOVING;
+                relay.has_work() || (relay.up.bytes + relay.down.bytes > 0 && !silent)
+            }
+            _ => true,
+        };
+        self.finish(core, reason, reset);
     }
 
     /// A direction's turn has come again after its budget ran out.
@@ -498,6 +570,16 @@ impl Session {
                 };
                 after(connecting.started, timeout, CloseReason::ConnectTimeout)
             }
+            State::Relaying(Relay { ending: Some(ending), .. }) => {
+                let endpoint = Side::Endpoint as usize;
+                let reason = match !ending.gone[endpoint] && ending.unacked[endpoint] > 0 {
+                    true => CloseReason::EndpointStalled,
+                    false => CloseReason::ClientStalled,
+                };
+                let stalled = after(ending.progress, timeouts.write_stall, reason);
+                let idle = after(self.last_byte, timeouts.idle, CloseReason::IdleTimeout);
+                [stalled, idle].into_iter().flatten().min_by_key(|(due, _)| *due)
+            }
             State::Relaying(relay) => {
                 let stalled = |half: &Half, reason| {
                     half.stalled_since()
@@ -524,7 +606,8 @@ impl Session {
     /// Makes sure that the timer fires no later than the first deadline. One that fires too early
     /// finds nothing due and is set again: so bytes need not touch the timer.
     fn arm(&self, core: &mut Core) {
-        if let Some((due, _)) = self.deadline() {
+        let deadline = self.deadline().map(|(due, _)| due);
+        if let Some(due) = [deadline, self.next_look()].into_iter().flatten().min() {
             let due = due.div_ceil(1_000);
             if due < core.timers.when(self.token.slot) {
                 core.timers.set(self.token.slot, due);
@@ -588,6 +671,7 @@ impl Session {
         let listener = meant(&socket.listeners).ok_or(unknown)?;
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
+        self.on_truncation = listener.on_truncation;
         give_to(&mut self.listener, listener.id, &core.counters);
         self.entry = Entry::Full;
         core.active[listener.id.index()] += 1;
@@ -617,7 +701,7 @@ impl Session {
             if !terminator.certificates.has(name) {
                 return Err(CloseReason::NoCertificate.into());
             }
-            let tls = Terminated::client(core, terminator)?;
+            let tls = Terminated::client(core, terminator, self.on_truncation)?;
             self.greet(core, tls);
             return Ok(());
         }
@@ -636,7 +720,8 @@ impl Session {
             _ => CloseReason::ConnectFailed,
         })?;
         if let Some(originator) = &backend.tls {
-            let tls = self.tls.get_or_insert_with(|| Box::new(Terminated::plain()));
+            let plain = || Box::new(Terminated::plain(self.on_truncation));
+            let tls = self.tls.get_or_insert_with(plain);
             tls.originate(core, originator)?;
         }
         let source = core.balancer.origin(backend, endpoint.address, self.client);
@@ -750,7 +835,7 @@ impl Session {
             down,
             first_end: None,
             paced: self.free,
-            failing: None,
+            ending: None,
             broken: false,
         });
         if core.tables.current().log_opens {
@@ -813,13 +898,17 @@ impl Session {
         if let Stop::Failed { side, why } = stop {
             return self.failed(core, from, side, why);
         }
-        if let Some(reason) = relay.failing
-            && next != Next::Again
-            && next != Next::Later
-            && !relay.half(from).streaming()
-        {
-            let cause = reason.because(self.detail.take().map(|detail| *detail));
-            return self.finish(core, cause, true);
+        if let Some(ending) = &mut relay.ending {
+            if sent > 0 {
+                ending.progress = core.now;
+            }
+            let drained = matches!(next, Next::Wait | Next::Stream) && stop == Stop::Drained;
+            let half = relay.half(from);
+            if half.is_over() || next == Next::Ended || (drained && !half.streaming()) {
+                // There is no more, and no end of it that looks clean.
+                half.die();
+                return self.deliver(core);
+            }
         }
         match next {
             Next::Wait => {}
@@ -847,11 +936,12 @@ impl Session {
                 relay.first_end.get_or_insert(from);
                 core.push(self.token, Op::Shutdown { side: from.other() });
                 if relay.up.ended() && relay.down.ended() {
-                    let reason = match relay.first_end {
+                    let fin = match relay.first_end {
                         Some(Side::Client) => CloseReason::ClientFin,
                         _ => CloseReason::EndpointFin,
                     };
-                    return self.finish(core, reason, false);
+                    let truncated = self.tls.as_ref().and_then(|tls| tls.truncated());
+                    return self.finish(core, truncated.unwrap_or(fin), false);
                 }
             }
         }
@@ -861,30 +951,91 @@ impl Session {
         self.pump(core);
     }
 
-    /// One side is broken. If it is the one that was written to, what it had sent is still read and
-    /// delivered, as far as that goes without waiting: an answer that came just before a reset (the
-    /// endpoint did not care for the rest of the request) is worth something to its reader.
+    /// One side is broken. What it sent before that is still read and delivered: an answer that
+    /// came just before a reset (the endpoint did not care for the rest of the request) is worth
+    /// something to its reader.
     fn failed(&mut self, core: &mut Core, from: Side, side: Side, why: Why) {
         let State::Relaying(relay) = &mut self.state else { return };
-        if let Some(reason) = relay.failing {
-            let cause = reason.because(self.detail.take().map(|detail| *detail));
+        let half = relay.half(from);
+        if side == from && half.held() == 0 {
+            half.die();
+        }
+        self.end(core, failure(side, why), Some(side));
+    }
+
+    /// The session is over, but not before all that was sent in good order is where it was sent to.
+    /// `gone`: a side that takes nothing more. The first cause counts.
+    fn end(&mut self, core: &mut Core, cause: Cause, gone: Option<Side>) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let now = core.now;
+        make_room(core, self.listener, &mut self.entry);
+        let ending = relay.ending.get_or_insert_with(|| Box::new(Ending::new(cause, now)));
+        if let Some(side) = gone {
+            ending.gone[side as usize] = true;
+            relay.half(side.other()).die();
+        }
+        for from in [Side::Client, Side::Endpoint] {
+            let State::Relaying(relay) = &mut self.state else { return };
+            if let Some(op) = relay.half(from).flush(core.turn_bytes) {
+                self.move_bytes(core, op);
+            }
+        }
+        self.deliver(core);
+    }
+
+    /// Goes on with the end of a session: once sockets were given all there is, looks whether it
+    /// has arrived. A reset would overtake what has not.
+    fn deliver(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let Some(ending) = &relay.ending else { return };
+        if ending.gone == [true; 2] {
+            let cause = ending.cause.clone();
             return self.finish(core, cause, true);
         }
-        let cause = failure(side, why);
-        if side == from.other() {
-            relay.failing = Some(cause.reason);
-            self.detail = cause.detail.clone().map(Box::new);
-            relay.half(from).die();
-            let half = relay.half(side);
-            if half.queued() {
-                // Its `Moved` comes without asking.
-                return;
-            }
-            if let Some(op) = half.flush(core.turn_bytes) {
-                return self.move_bytes(core, op);
+        let giving = |side| self.tls.as_ref().is_some_and(|tls| tls.is_giving(side));
+        let mut left = ending.left();
+        if left.any(|side| !relay.half(side.other()).is_over() || giving(side)) {
+            return self.arm(core);
+        }
+        self.look(core);
+    }
+
+    /// Asks what has not been acknowledged, unless that is under way.
+    fn look(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let Some(ending) = &mut relay.ending else { return };
+        ending.next = u64::MAX;
+        for side in ending.left() {
+            if !std::mem::replace(&mut ending.looking[side as usize], true) {
+                core.push(self.token, Op::Unacked { side });
             }
         }
-        self.finish(core, cause, true);
+    }
+
+    fn unacked(&mut self, core: &mut Core, side: Side, bytes: u32) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let Some(ending) = &mut relay.ending else { return };
+        let before = std::mem::replace(&mut ending.unacked[side as usize], bytes);
+        if bytes < before {
+            ending.progress = core.now;
+        }
+        ending.looking[side as usize] = false;
+        if ending.left().any(|side| ending.looking[side as usize]) {
+            return;
+        }
+        if ending.left().all(|side| ending.unacked[side as usize] == 0) {
+            let cause = ending.cause.clone();
+            return self.finish(core, cause, true);
+        }
+        ending.next = core.now + ending.pause;
+        ending.pause = (2 * ending.pause).min(LAST_LOOK);
+        self.arm(core);
+    }
+
+    /// When the next look at what has not been acknowledged is due.
+    fn next_look(&self) -> Option<u64> {
+        let State::Relaying(Relay { ending: Some(ending), .. }) = &self.state else { return None };
+        (ending.next < u64::MAX).then_some(ending.next)
     }
 
     /// Begins the TLS handshake with the client. Who serves it is known, and is connected to once
@@ -949,6 +1100,12 @@ impl Session {
             _ => return,
         };
         self.tls_outcome(core, outcome);
+        if let Event::Given { sent: 1.., .. } = event
+            && let State::Relaying(Relay { ending: Some(ending), .. }) = &mut self.state
+        {
+            ending.progress = core.now;
+            self.deliver(core);
+        }
     }
 
     fn tls_outcome(&mut self, core: &mut Core, outcome: Outcome) {
@@ -957,6 +1114,16 @@ impl Session {
             (_, Outcome::Greeted) => self.greeted(core),
             (State::Relaying(_), Outcome::Moved { from, read, sent, held, stop }) => {
                 self.moved(core, from, (read, sent, held), stop);
+            }
+            (State::Relaying(_), Outcome::Truncated { from, read, sent }) => {
+                self.tls_over(core, from, (read, sent));
+                let reason = self.tls.as_ref().and_then(|tls| tls.truncated());
+                self.end(core, reason.expect("it was truncated").into(), None);
+            }
+            (State::Relaying(_), Outcome::Broken { from, read, sent, cause }) => {
+                self.tls_over(core, from.other(), (0, 0));
+                self.tls_over(core, from, (read, sent));
+                self.end(core, cause, None);
             }
             (_, Outcome::Moved { stop, .. }) => match (&self.state, stop) {
                 (State::Securing(_), Stop::Failed { side: Side::Endpoint, why }) => {
@@ -969,7 +1136,17 @@ impl Session {
             (State::Greeting, Outcome::Failed(cause)) => self.finish(core, cause, false),
             (State::Securing(_), Outcome::Failed(cause)) => self.endpoint_failed(core, cause),
             (_, Outcome::Failed(cause)) => self.finish(core, cause, true),
+            (_, Outcome::Truncated { .. } | Outcome::Broken { .. }) => {}
         }
+    }
+
+    /// Nothing more comes this way.
+    fn tls_over(&mut self, core: &mut Core, from: Side, (read, sent): (u32, u32)) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let half = relay.half(from);
+        half.moved(core.now, read, sent, 0, Stop::Budget);
+        half.die();
+        count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
     }
 
     fn tls_pump(&mut self, core: &mut Core) {
@@ -1003,7 +1180,7 @@ impl Session {
     /// Accounts for the session, and has the ring close it.
     fn finish(&mut self, core: &mut Core, cause: impl Into<Cause>, reset: bool) {
         let state = std::mem::replace(&mut self.state, State::Closing);
-        let relay = match state {
+        let mut relay = match state {
             State::Closing => return,
             State::Relaying(relay) => Some(relay),
             State::Heading(_)
@@ -1026,6 +1203,13 @@ impl Session {
         // A FIN says that all was delivered.
         let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
         let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
+        for side in [Side::Client, Side::Endpoint] {
+            if let (Some(relay), Some(tls)) = (&mut relay, &mut self.tls) {
+                let sent = u64::from(tls.unreported(side));
+                relay.half(side.other()).bytes += sent;
+                count_bytes(core, self.listener, self.endpoint, side.other(), sent);
+            }
+        }
         if let Some(relay) = &relay
             && !reset
         {
@@ -1199,7 +1383,7 @@ mod tests {
             down: Half::new(Side::Endpoint),
             first_end: None,
             paced: (false, true),
-            failing: None,
+            ending: None,
             broken: false,
         };
         let mut looked = 0;

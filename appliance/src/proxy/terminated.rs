@@ -17,11 +17,12 @@
 //! under way at once, and so many bytes are given. Who comes after that has its turn in the order
 //! of coming, before anyone new has one.
 
+use config_sync::routing::OnTruncation;
 use config_sync::terminator::{Originator, Terminator, WorkerTime};
 
 use super::Core;
 use super::cause::{Cause, Detail};
-use super::op::{Op, Side, Stop, Token};
+use super::op::{Op, Side, Stop, Token, Why};
 use super::proxy_protocol::ClientTls;
 use super::record::CloseReason;
 use super::tls::Conn;
@@ -51,6 +52,11 @@ pub enum Postponed {
 pub struct Terminated {
     client: Port,
     endpoint: Port,
+    on_truncation: OnTruncation,
+    /// The first side that ended without close_notify.
+    truncated: Option<Side>,
+    /// Why the first one broke that did.
+    broken: Option<Cause>,
 }
 
 /// One side.
@@ -63,7 +69,7 @@ struct Port {
     /// `Ready` has said that there is something to take since the last `Take`.
     news: bool,
     /// Its end has come, and everything before it.
-    ended: bool,
+    end: Option<End>,
     /// The `Move` that is under way from this side.
     moving: Option<Moving>,
     /// What it said along with its handshake's end, and the other side could not be told yet.
@@ -78,6 +84,19 @@ struct Port {
     plain: u32,
     /// What of that was given since the session was last told.
     unreported: u32,
+}
+
+/// How a side has ended. What it said before that is delivered first, whatever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// By close_notify, or by a FIN where that is the end.
+    Clean,
+    /// By a FIN without close_notify, which the other side must not take for a clean end.
+    Truncated,
+    /// What it said is no TLS, or can't be said to the other side any more.
+    Broken,
+    /// Its connection has failed.
+    Lost(Why),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,22 +122,41 @@ pub enum Outcome {
         held: u32,
         stop: Stop,
     },
+    /// A `Move` is over, and with it the session: all that came before was given. After
+    /// `Truncated` the other direction can still be moved, after `Broken` nothing can.
+    Truncated {
+        from: Side,
+        read: u32,
+        sent: u32,
+    },
+    Broken {
+        from: Side,
+        read: u32,
+        sent: u32,
+        cause: Cause,
+    },
+    /// A handshake has failed.
     Failed(Cause),
 }
 
 impl Terminated {
     /// # Errors
     /// rustls could not make a connection of the configuration.
-    pub fn client(core: &Core, with: &Terminator) -> Result<Self, Cause> {
+    pub fn client(
+        core: &Core,
+        with: &Terminator,
+        on_truncation: OnTruncation,
+    ) -> Result<Self, Cause> {
         core.tell_time();
         let conn = Conn::terminate(with).map_err(|error| broken(Side::Client, &error))?;
         let client = Port { conn: Some(conn), ..Port::default() };
-        Ok(Self { client, endpoint: Port::default() })
+        Ok(Self { client, ..Self::plain(on_truncation) })
     }
 
     /// A session of which only the endpoint will speak TLS.
-    pub fn plain() -> Self {
-        Self { client: Port::default(), endpoint: Port::default() }
+    pub fn plain(on_truncation: OnTruncation) -> Self {
+        let (client, endpoint) = (Port::default(), Port::default());
+        Self { client, endpoint, on_truncation, truncated: None, broken: None }
     }
 
     /// The next endpoint speaks TLS.
@@ -204,17 +242,18 @@ impl Terminated {
         let moving = &mut self.port_mut(from).moving;
         moving.get_or_insert(Moving { left: budget, to_eof, read: 0, stop: None });
         let port = self.port_mut(from);
-        let ended = port.conn.as_ref().is_some_and(Conn::received_end) && !port.ended;
+        let ended = port.conn.as_ref().is_some_and(Conn::received_end) && port.end.is_none();
         if port.early.is_empty() && !ended {
             return self.carry_on(core, token, from);
         }
         core.tell_time();
         let early = std::mem::take(&mut port.early);
         let start = core.output.len();
-        match self.pass_on(core, from, &early) {
-            Ok(()) => self.passed(core, token, from, start, Stop::Budget, ended),
-            Err(cause) => Outcome::Failed(cause),
-        }
+        let end = match self.pass_on(core, from, &early) {
+            Ok(()) => ended.then_some(End::Clean),
+            Err(cause) => Some(self.breaks(cause)),
+        };
+        self.passed(core, token, from, start, Stop::Budget, end)
     }
 
     pub fn taken(
@@ -266,10 +305,26 @@ impl Terminated {
         }
     }
 
-    /// A record has begun to come and nobody will get what it says.
+    /// Something has come and nobody will get it: bytes are held, or a record has begun.
     pub fn is_cut(&self) -> bool {
-        let begun = |port: &Port| port.conn.as_ref().is_some_and(|conn| conn.carried() > 0);
-        begun(&self.client) || begun(&self.endpoint)
+        let cut = |port: &Port| !port.held.is_empty() || (port.end.is_none() && port.has_begun());
+        cut(&self.client) || cut(&self.endpoint)
+    }
+
+    /// Whether a side is still to be given something.
+    pub fn is_giving(&self, to: Side) -> bool {
+        let port = self.port(to);
+        port.giving || !port.held.is_empty()
+    }
+
+    /// How many bytes, unencrypted, a side was given that the session was not told of yet.
+    pub fn unreported(&mut self, to: Side) -> u32 {
+        std::mem::take(&mut self.port_mut(to).unreported)
+    }
+
+    /// Why the session ends, both of whose directions have ended, if a side left out close_notify.
+    pub fn truncated(&self) -> Option<CloseReason> {
+        self.truncated.map(|side| reasons(side).1)
     }
 
     /// Takes a `Move` on until it needs an event.
@@ -284,13 +339,36 @@ impl Terminated {
         }
         let port = self.port(from);
         let Some(moving) = port.moving else { return Outcome::Nothing };
-        match moving.stop {
-            _ if port.ended => self.stop(from, Stop::Eof),
-            Some(stop) => self.stop(from, stop),
-            None if moving.left == 0 => self.stop(from, Stop::Budget),
-            None => {
+        match (port.end, moving.stop) {
+            (Some(end), _) => self.over(from, end),
+            (None, Some(stop)) => self.stop(from, stop),
+            (None, None) if moving.left == 0 => self.stop(from, Stop::Budget),
+            (None, None) => {
                 self.take(core, token, from);
                 Outcome::Nothing
+            }
+        }
+    }
+
+    /// A side has ended, and the other was given all that it said. A FIN is all that a side can be
+    /// told of a truncation that speaks TLS itself: to it that is one, too.
+    fn over(&mut self, from: Side, end: End) -> Outcome {
+        let knows = self.port(from.other()).conn.is_some();
+        let stop = match end {
+            End::Lost(why) => Stop::Failed { side: from, why },
+            _ => Stop::Eof,
+        };
+        let Outcome::Moved { read, sent, .. } = self.stop(from, stop) else {
+            unreachable!("a stop is told as that")
+        };
+        match end {
+            End::Broken => {
+                let cause = self.broken.clone().expect("it is set with this end");
+                Outcome::Broken { from, read, sent, cause }
+            }
+            End::Truncated if !knows => Outcome::Truncated { from, read, sent },
+            End::Clean | End::Truncated | End::Lost(_) => {
+                Outcome::Moved { from, read, sent, held: 0, stop }
             }
         }
     }
@@ -392,10 +470,11 @@ impl Terminated {
             self.decrypt(core, token, from, bytes, stop)
         } else {
             let start = core.output.len();
-            match self.pass_on(core, from, bytes) {
-                Ok(()) => self.passed(core, token, from, start, stop, stop == Stop::Eof),
-                Err(cause) => Outcome::Failed(cause),
-            }
+            let end = match self.pass_on(core, from, bytes) {
+                Ok(()) => (stop == Stop::Eof).then_some(End::Clean),
+                Err(cause) => Some(self.breaks(cause)),
+            };
+            self.passed(core, token, from, start, stop, end)
         }
     }
 
@@ -407,13 +486,17 @@ impl Terminated {
         bytes: &[u8],
         stop: Stop,
     ) -> Outcome {
-        let (failed, truncated) = reasons(from);
+        let failed = reasons(from).0;
         let greeting = self.greets(from);
-        let start = match self.open(core, token, from, bytes) {
-            Ok(start) => start,
-            Err(cause) => return Outcome::Failed(cause),
-        };
+        let (start, broken) = self.open(core, token, from, bytes);
         let ended = self.port(from).conn.as_ref().is_some_and(Conn::received_end);
+        if let Some(cause) = broken {
+            if greeting {
+                return Outcome::Failed(cause);
+            }
+            let end = self.breaks(cause);
+            return self.passed(core, token, from, start, stop, Some(end));
+        }
         match stop {
             _ if greeting && !self.greets(from) => {
                 let conn = self.port(from).conn.as_ref();
@@ -433,23 +516,38 @@ impl Terminated {
                 Outcome::Nothing
             }
             Stop::Eof if !ended => {
-                self.emit(core, token, from.other(), start);
-                Outcome::Failed(truncated.into())
+                let end = self.truncate(from);
+                self.passed(core, token, from, start, stop, Some(end))
             }
-            _ => self.passed(core, token, from, start, stop, ended),
+            _ => self.passed(core, token, from, start, stop, ended.then_some(End::Clean)),
+        }
+    }
+
+    fn breaks(&mut self, cause: Cause) -> End {
+        self.broken.get_or_insert(cause);
+        End::Broken
+    }
+
+    /// A side has ended without close_notify. In the middle of a record something is missing for
+    /// sure, so that is never taken for a clean end.
+    fn truncate(&mut self, side: Side) -> End {
+        self.truncated.get_or_insert(side);
+        match self.on_truncation {
+            OnTruncation::Fin if !self.port(side).has_begun() => End::Clean,
+            OnTruncation::Fin | OnTruncation::Reset => End::Truncated,
         }
     }
 
     /// Decrypts what a side has said, and answers it as TLS demands. What it said is in the output
     /// from the place returned on, as the other side is to have it; if it came along with a
-    /// handshake's end, it is `early`.
+    /// handshake's end, it is `early`. With it, why nothing can come behind that any more.
     fn open(
         &mut self,
         core: &mut Core,
         token: Token,
         from: Side,
         bytes: &[u8],
-    ) -> Result<usize, Cause> {
+    ) -> (usize, Option<Cause>) {
         let greeting = self.greets(from);
         // Nothing is to be done any more to what goes to a side that speaks as it is.
         let as_it_is = !greeting && self.port(from.other()).conn.is_none();
@@ -465,7 +563,7 @@ impl Terminated {
             port.early.extend_from_slice(&plain);
         }
         // A side that was told the end is told no more.
-        if !answer.is_empty() && !self.port(from.other()).ended {
+        if !answer.is_empty() && self.port(from.other()).end.is_none() {
             // In front of what was said, which has to stand last. After the handshake this is rare.
             let said = core.output.split_off(start);
             core.output.extend_from_slice(&answer);
@@ -473,18 +571,18 @@ impl Terminated {
             start = core.output.len();
             core.output.extend_from_slice(&said);
         }
-        let passed = match result {
-            Err(error) => Err(broken(from, &error)),
-            Ok(()) if greeting => Ok(()),
-            Ok(()) if as_it_is => {
-                let said = core.output.len() - start;
-                self.port_mut(from.other()).plain += u32::try_from(said).unwrap_or(u32::MAX);
-                Ok(())
-            }
-            Ok(()) => self.pass_on(core, from, &plain),
+        let broken = result.err().map(|error| broken(from, &error));
+        let passed = if greeting {
+            Ok(())
+        } else if as_it_is {
+            let said = core.output.len() - start;
+            self.port_mut(from.other()).plain += u32::try_from(said).unwrap_or(u32::MAX);
+            Ok(())
+        } else {
+            self.pass_on(core, from, &plain)
         };
         core.plain = plain;
-        passed.map(|()| start)
+        (start, broken.or(passed.err()))
     }
 
     /// Puts what one side has said into the output, as the other is to have it.
@@ -513,10 +611,17 @@ impl Terminated {
         from: Side,
         start: usize,
         stop: Stop,
-        ended: bool,
+        end: Option<End>,
     ) -> Outcome {
-        if ended && !std::mem::replace(&mut self.port_mut(from).ended, true) {
-            self.say_end(core, from.other());
+        let port = self.port_mut(from);
+        if port.end.is_none() {
+            port.end = match stop {
+                Stop::Failed { why, .. } => end.or(Some(End::Lost(why))),
+                _ => end,
+            };
+            if port.end == Some(End::Clean) {
+                self.say_end(core, from.other());
+            }
         }
         self.emit(core, token, from.other(), start);
         let port = self.port_mut(from);
@@ -544,6 +649,13 @@ impl Terminated {
             Side::Client => &mut self.client,
             Side::Endpoint => &mut self.endpoint,
         }
+    }
+}
+
+impl Port {
+    /// A record has begun to come.
+    fn has_begun(&self) -> bool {
+        self.conn.as_ref().is_some_and(|conn| conn.carried() > 0)
     }
 }
 

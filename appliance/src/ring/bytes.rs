@@ -6,7 +6,7 @@ use crate::proxy::op::{Event, Side, Stop, Why};
 
 use super::sockets::why_failed;
 use super::sys;
-use super::transfer::{Wanted, is_blocked, send_all};
+use super::transfer::{Wanted, is_blocked, is_last, send_all};
 
 /// One receive into `arena`. `None`: the side is gone.
 pub(super) fn take(
@@ -22,9 +22,7 @@ pub(super) fn take(
     match sys::recv_behind(fd, arena, room, 0) {
         Ok(0) if room > 0 => taken(0, Stop::Eof),
         Ok(len) => {
-            // A short read says that nothing is left, but for an end that was announced.
-            let stop = if len < room && !wanted.to_eof { Stop::Drained } else { Stop::Budget };
-            taken(len, stop)
+            taken(len, if is_last(fd, len, room, wanted) { Stop::Drained } else { Stop::Budget })
         }
         Err(error) if is_blocked(&error) => taken(0, Stop::Drained),
         Err(error) => taken(0, Stop::Failed { side: from, why: why_failed(&error) }),

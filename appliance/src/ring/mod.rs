@@ -186,6 +186,7 @@ impl Ring {
                 tcp.take(token, from, Wanted { budget: at_most, to_eof }, turn);
             }
             Op::Give { to, start, len } => tcp.give(token, to, (start, len), turn),
+            Op::Unacked { side } => tcp.unacked(token, side, turn),
             Op::Shutdown { side } => tcp.shutdown(token, side),
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
             Op::Receive => udp.receive(token),

@@ -34,6 +34,25 @@ pub(super) fn recv_behind(
     Ok(len)
 }
 
+/// Whether the next byte is TCP's urgent one (SIOCATMARK, tcp(7)): a receive stops before it, and
+/// the next one leaves it out.
+pub(super) fn is_at_mark(fd: BorrowedFd<'_>) -> bool {
+    /// asm-generic/sockios.h.
+    const SIOCATMARK: libc::Ioctl = 0x8905;
+    let mut at_mark: c_int = 0;
+    // SAFETY: the kernel writes one int. A failure leaves 0: then there is no connection any more.
+    unsafe { libc::ioctl(fd.as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
+    at_mark != 0
+}
+
+/// Bytes that were sent and not acknowledged, a FIN among them (SIOCOUTQ, tcp(7)).
+pub(super) fn unacked(fd: BorrowedFd<'_>) -> u32 {
+    let mut bytes: c_int = 0;
+    // SAFETY: the kernel writes one int. A failure leaves 0: then there is no connection any more.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    bytes.unsigned_abs()
+}
+
 /// send(2) without waiting and without SIGPIPE.
 pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

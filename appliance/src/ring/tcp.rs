@@ -317,6 +317,12 @@ impl Tcp {
         turn.push(token, given);
     }
 
+    pub(super) fn unacked(&mut self, token: Token, side: Side, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        let bytes = pair.side(side).fd.as_ref().map_or(0, |fd| sys::unacked(fd.as_fd()));
+        turn.push(token, Event::Unacked { side, bytes });
+    }
+
     pub(super) fn shutdown(&mut self, token: Token, side: Side) {
         if let Some(pair) = self.live(token)
             && let Some(fd) = &pair.side(side).fd

@@ -94,7 +94,7 @@ impl Transfer<'_> {
             match stop {
                 Some(error) if is_blocked(&error) => return self.hold(sent, len),
                 Some(error) => return self.destination_stop(&error),
-                None if len < room && !wanted.to_eof => return Stop::Drained,
+                None if is_last(self.source, len, room, wanted) => return Stop::Drained,
                 None => {}
             }
         }
@@ -130,14 +130,16 @@ impl Transfer<'_> {
             match stop {
                 Some(error) if is_blocked(&error) => return Stop::Blocked,
                 Some(error) => return self.destination_stop(&error),
-                None if len < room && !wanted.to_eof => return Stop::Drained,
+                None if is_last(self.source, len, room, wanted) => return Stop::Drained,
                 None => {}
             }
         }
     }
 
-    /// Into the pipe only while it is empty, so that EAGAIN can only mean an empty socket. A short
-    /// splice does not: small segments fill the pipe's slots early.
+    /// Into the pipe only while it is empty, so that EAGAIN can only mean an empty socket, or the
+    /// mark of TCP's urgent data: there splice(2) stops, and after the FIN it answers 0 although
+    /// bytes wait behind the mark. recv(2) goes past a mark, so it has the last word on both. A
+    /// short splice means nothing: small segments fill the pipe's slots early.
     fn splice(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
         loop {
             let Some(pipe) = &self.half.pipe else { return Stop::Budget };
@@ -146,10 +148,13 @@ impl Transfer<'_> {
                 return Stop::Budget;
             }
             match sys::splice(self.source, pipe.writing(), room) {
-                Ok(0) => return Stop::Eof,
+                Ok(0) => return self.copy(wanted, tally),
                 Ok(len) => {
                     tally.read += len;
                     self.half.held = clamp(len);
+                }
+                Err(error) if is_blocked(&error) && sys::is_at_mark(self.source) => {
+                    return self.copy(wanted, tally);
                 }
                 Err(error) => return self.source_stop(&error),
             }
@@ -260,6 +265,12 @@ pub(super) fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::E
         }
     }
     (sent, None)
+}
+
+/// Whether a receive of `len` bytes, where there was `room` for more, says that nothing is left.
+/// It does not where the end was announced, nor at the mark of urgent data, where it stops early.
+pub(super) fn is_last(source: BorrowedFd<'_>, len: usize, room: usize, wanted: Wanted) -> bool {
+    len < room && !wanted.to_eof && !sys::is_at_mark(source)
 }
 
 pub(super) fn is_blocked(error: &io::Error) -> bool {

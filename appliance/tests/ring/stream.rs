@@ -333,3 +333,23 @@ fn without_the_feature_there_is_no_stream_and_all_else_works() {
     endpoint.read_to_end(&mut got).unwrap();
     assert_eq!(got, b"plain");
 }
+
+#[test]
+fn urgent_data_does_not_stop_a_stream() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, mut client, mut endpoint) = driver.session(0, 1);
+    if !begin(&mut driver, token, CLIENT) {
+        return;
+    }
+    client.write_all(&[b'a'; 300]).unwrap();
+    assert_eq!(socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap(), 1);
+    client.write_all(&[b'b'; 500]).unwrap();
+    let mut read_all = 0;
+    while read_all < 800 {
+        let (read, _, held, stop) = moved(&mut driver, token, CLIENT);
+        read_all += read;
+        assert_eq!((held, stop), (0, Stop::Drained), "after {read_all} bytes");
+    }
+    endpoint.read_exact(&mut [0; 800]).unwrap();
+    driver.close(token, true);
+}

@@ -502,3 +502,103 @@ fn a_write_to_the_eventfd_ends_the_wait_each_time() {
         assert!(!driver.ring.wait(Some(std::time::Duration::ZERO), &mut driver.turn).unwrap());
     }
 }
+
+/// Sends `before` bytes, an urgent one, and `behind` more.
+fn send_with_mark(mut client: &TcpStream, before: usize, behind: usize) {
+    client.write_all(&vec![b'a'; before]).unwrap();
+    assert_eq!(socket2::SockRef::from(client).send_out_of_band(b"!").unwrap(), 1);
+    client.write_all(&vec![b'b'; behind]).unwrap();
+}
+
+/// A receive stops at the mark of TCP's urgent data, and splice(2) says there that nothing waits,
+/// or that the stream has ended.
+#[test]
+fn urgent_data_neither_stops_a_direction_nor_ends_it() {
+    for (mode, pipes) in [(Mode::Copy, 16), (Mode::Splice, 16), (Mode::Copy, 0)] {
+        for ends in [false, true] {
+            let mut driver = Driver::new(Limits { pipes, ..LIMITS });
+            let (token, client, mut endpoint) = driver.session(0, 1);
+            for _ in 0..3 {
+                send_with_mark(&client, 3_000, 5_000);
+                if ends {
+                    client.shutdown(Shutdown::Write).unwrap();
+                }
+                let (mut moved, mut ended) = (0, false);
+                // What is there is moved without another word from the kernel.
+                while moved < 8_000 || (ends && !ended) {
+                    let event = driver.step(token, CLIENT, mode, 1 << 20);
+                    let Event::Moved { read, held: 0, stop, .. } = event else {
+                        panic!("{mode:?} {pipes} {ends}: {event:?} behind {moved} bytes")
+                    };
+                    moved += read;
+                    ended = stop == Stop::Eof;
+                    assert!(!ended || moved == 8_000, "{mode:?} {pipes}: ended after {moved}");
+                    assert!(read > 0 || ended, "{mode:?} {pipes}: stopped after {moved}");
+                }
+                let mut got = vec![0; 8_000];
+                endpoint.read_exact(&mut got).unwrap();
+                assert!(got[..3_000].iter().all(|byte| *byte == b'a'));
+                assert!(got[3_000..].iter().all(|byte| *byte == b'b'));
+                if ends {
+                    break;
+                }
+            }
+            driver.close(token, true);
+        }
+    }
+}
+
+#[test]
+fn urgent_data_does_not_stop_who_reads_it_himself() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, client, _endpoint) = driver.session(0, 1);
+    send_with_mark(&client, 3_000, 5_000);
+    let mut taken = Vec::new();
+    while taken.iter().sum::<u32>() < 8_000 {
+        driver.act(token, Op::Take { from: CLIENT, at_most: 10_000, to_eof: false });
+        taken.push(driver.until(|_, event| match event {
+            Event::Taken { len, stop, .. } => {
+                assert!(*stop == Stop::Budget || *len == 5_000, "{len} {stop:?}");
+                Some(*len)
+            }
+            _ => None,
+        }));
+    }
+    assert_eq!(taken, [3_000, 5_000]);
+    driver.close(token, true);
+}
+
+/// Until its peer's kernel has everything, a reset would overtake some of it.
+#[test]
+fn what_a_side_has_not_acknowledged_is_told() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, held, client, mut endpoint, sent) = block(&mut driver, 0, Mode::Copy);
+    let unacked = |driver: &mut Driver| {
+        driver.act(token, Op::Unacked { side: ENDPOINT });
+        driver.until(|_, event| match event {
+            Event::Unacked { side: ENDPOINT, bytes } => Some(*bytes),
+            _ => None,
+        })
+    };
+    let before = unacked(&mut driver);
+    assert!(held > 0 && before > 0 && (before as usize) < sent.len(), "{before}");
+    let reader = thread::spawn(move || {
+        let mut got = vec![0; sent.len()];
+        endpoint.read_exact(&mut got).unwrap();
+        assert!(got == sent);
+        let end = endpoint.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    });
+    client.shutdown(Shutdown::Write).unwrap();
+    while !matches!(
+        driver.step(token, CLIENT, Mode::Copy, u32::MAX),
+        Event::Moved { stop: Stop::Eof, .. }
+    ) {
+        driver.turn();
+    }
+    while unacked(&mut driver) > 0 {
+        thread::sleep(std::time::Duration::from_millis(1));
+    }
+    driver.close(token, true);
+    reader.join().unwrap();
+}

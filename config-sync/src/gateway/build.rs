@@ -106,6 +106,7 @@ impl<'o> Build<'_, 'o> {
                 half_close: stream(values.half_close, TIMEOUTS.half_close),
                 lifetime: stream(values.lifetime, TIMEOUTS.lifetime),
             },
+            on_truncation: values.on_truncation.filter(|_| !udp).unwrap_or_default(),
             flow_timeout: values.flow_timeout.filter(|_| udp).unwrap_or(FLOW_TIMEOUT),
             responses: values.responses.filter(|_| udp).unwrap_or(0),
             max_sessions: values.max_sessions.unwrap_or(0),

@@ -15,11 +15,11 @@ use toml::de::DeValue;
 use super::index::{key, seniority};
 use super::objects::Objects;
 use super::translate::{Settings, Verdict, Why};
-use crate::config::{self, BALANCES, Balance, MAX_SESSIONS, STARTTLS};
+use crate::config::{self, BALANCES, Balance, MAX_SESSIONS, ON_TRUNCATION, STARTTLS};
 use crate::health::{self, HealthCheck};
 use crate::proxy;
 use crate::reader::word;
-use crate::routing::{ProxyVersion, SendProxy, SocketOptions, Sources, Starttls};
+use crate::routing::{OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls};
 use crate::sources::{Admission, Ranges};
 use crate::values::{
     duration, duration_from, exact_hostname, keepalive, range, read_range, source, user_timeout,
@@ -99,6 +99,9 @@ pub struct ListenerSettings {
     /// TCP, TLS: from accept, whatever happens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lifetime: Option<String>,
+    /// TCP, TLS: what becomes of an end of TLS without close_notify: reset or fin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_truncation: Option<String>,
     /// UDP: without a datagram either way; at least 100ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flow_timeout: Option<String>,
@@ -319,6 +322,7 @@ pub(super) struct ListenerValues {
     pub(super) write_stall: Option<u32>,
     pub(super) half_close: Option<u32>,
     pub(super) lifetime: Option<u32>,
+    pub(super) on_truncation: Option<OnTruncation>,
     pub(super) flow_timeout: Option<u32>,
     pub(super) responses: Option<u32>,
     pub(super) max_sessions: Option<u32>,
@@ -628,6 +632,7 @@ fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<Listen
         write_stall: text("writeStallTimeout", given.write_stall_timeout.as_ref(), duration)?,
         half_close: text("halfCloseTimeout", given.half_close_timeout.as_ref(), duration)?,
         lifetime: text("maxLifetime", given.max_lifetime.as_ref(), duration)?,
+        on_truncation: text("onTruncation", given.on_truncation.as_ref(), word(&ON_TRUNCATION))?,
         flow_timeout: text("flowTimeout", given.flow_timeout.as_ref(), least)?,
         responses: number("responses", given.responses, 0..=65_535)?,
         max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
@@ -753,6 +758,7 @@ impl ListenerValues {
         fill(&mut self.write_stall, &under.write_stall);
         fill(&mut self.half_close, &under.half_close);
         fill(&mut self.lifetime, &under.lifetime);
+        fill(&mut self.on_truncation, &under.on_truncation);
         fill(&mut self.flow_timeout, &under.flow_timeout);
         fill(&mut self.responses, &under.responses);
         fill(&mut self.max_sessions, &under.max_sessions);

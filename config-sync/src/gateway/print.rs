@@ -8,11 +8,11 @@ use serde_json::json;
 use super::status::{StatusOf, merge};
 use crate::config::{
     BALANCES, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT,
-    HealthCheck, Listener, OPTIONS, Route, STARTTLS, TIMEOUTS,
+    HealthCheck, Listener, ON_TRUNCATION, OPTIONS, Route, STARTTLS, TIMEOUTS,
 };
 use crate::problem::At;
 use crate::proxy;
-use crate::routing::{Protocol, SendProxy, SocketOptions, Sources};
+use crate::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
 use crate::sources::{Admission, Ranges};
 use crate::tls::{self, Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 
@@ -86,6 +86,10 @@ impl Print<'_> {
         self.duration("write_stall_timeout", !udp, timeouts.write_stall, TIMEOUTS.write_stall);
         self.duration("half_close_timeout", !udp, timeouts.half_close, TIMEOUTS.half_close);
         self.duration("max_lifetime", !udp, timeouts.lifetime, TIMEOUTS.lifetime);
+        if listener.on_truncation != OnTruncation::default() {
+            let word = ON_TRUNCATION.iter().find(|(_, known)| *known == listener.on_truncation);
+            self.line("on_truncation", &quoted(word.map_or("", |(word, _)| word)));
+        }
         self.duration("flow_timeout", udp, listener.flow_timeout, FLOW_TIMEOUT);
         if udp && listener.responses != 0 {
             self.line("responses", &listener.responses.to_string());
