@@ -271,8 +271,8 @@ impl Worker {
         }
     }
 
-    /// Some of what the tables hand over and ask for; the rest in the next turns. New sockets listen
-    /// already, so nobody is turned away by those that are not accepted from yet.
+    /// Some of what the tables hand over and ask for; the rest in the next turns. New sockets
+    /// listen already, so nobody is turned away by those that are not accepted from yet.
     fn carry_on_with_tables(&mut self, now: u64) {
         if self.tables.is_empty() {
             return;
