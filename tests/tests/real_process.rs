@@ -444,3 +444,30 @@ fn demo_keeps_its_word() {
     let log = demo.says.rest().join("\n");
     assert!(log.contains("server_name=\"a.demo.test\"") && log.contains("close"), "{log}");
 }
+
+/// Whoever only holds connections to the admin API open, with nothing or half a request said, or
+/// does not read an answer, keeps no probe out, and no file for long.
+#[test]
+fn hostile_connections_to_the_admin_api_keep_no_probe_out() {
+    const HELD: usize = 300;
+    let gateway = Gateway::start("");
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).expect("fds").count();
+    let before = files();
+    let said = ["", "GET /metr", "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"];
+    let mut held = Vec::new();
+    for n in 0..HELD {
+        let mut stream = connect(gateway.admin);
+        stream.write_all(said[n % said.len()].as_bytes()).expect("it is accepted");
+        held.push(stream);
+        if n % 20 == 0 {
+            assert_eq!(gateway.get("/readyz").map(|(status, _)| status), Some(200), "after {n}");
+        }
+    }
+    assert!(files() < before + 160, "{} files for {HELD} connections", files() - before);
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(gateway.get(path).map(|(status, _)| status), Some(200), "{path}");
+    }
+    // Of themselves, while they are still held by their client.
+    wait_until("all are closed", || files() <= before);
+    drop(held);
+}

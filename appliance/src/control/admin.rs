@@ -1,14 +1,21 @@
 //! The admin API: /metrics, /healthz, /readyz, /config and /features.
+//!
+//! It has a thread of its own, because the control thread may be busy for seconds with a large
+//! configuration, and a probe that gets no answer for one second gets the gateway killed. Nobody who
+//! only holds connections open can keep a probe out either: the oldest such connection goes.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -19,17 +26,20 @@ use config_sync::health;
 use config_sync::routing::Limits;
 use config_sync::{InForce, Timing};
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use libc::{EMFILE, ENFILE};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::metrics::{Scrape, Series};
 use crate::proxy::counters::Counters;
 
-/// What the control thread tells the API. Both run on one thread; the locks are for the compiler,
-/// and nobody ever waits for one.
+/// What the control thread tells the API. Neither holds a lock for longer than it takes to copy some
+/// values.
 pub struct Board {
     workers: Vec<Arc<Counters>>,
     limits: Limits,
@@ -40,14 +50,25 @@ pub struct Board {
     /// As they were read last: with no file left they can't be.
     source_ports: AtomicU64,
     latest: Mutex<Latest>,
+    started: Instant,
+    /// When the control thread last moved, in milliseconds since `started`.
+    beat: AtomicU64,
+    page: AsyncMutex<Option<MetricsPage>>,
+}
+
+/// The text of /metrics, for all who asked before it was begun.
+struct MetricsPage {
+    begun: Instant,
+    text: Bytes,
 }
 
 /// What follows the configuration.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Latest {
     /// `None` before the first table.
     pub in_force: Option<Arc<InForce>>,
-    pub series: Series,
+    /// Shared with the page that is being made of it.
+    pub series: Arc<Series>,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
     pub refused: bool,
@@ -69,7 +90,25 @@ impl Board {
             lines_failed: AtomicU64::default(),
             source_ports: AtomicU64::default(),
             latest: Mutex::default(),
+            started: Instant::now(),
+            beat: AtomicU64::default(),
+            page: AsyncMutex::default(),
         }
+    }
+
+    /// The control thread says that it moves.
+    pub fn beat(&self) {
+        self.beat.store(self.millis(), Ordering::Relaxed);
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// For how long the control thread has not moved.
+    fn silence(&self) -> Duration {
+        let beat = self.beat.load(Ordering::Relaxed);
+        Duration::from_millis(self.millis().saturating_sub(beat))
     }
 
     pub fn latest(&self) -> MutexGuard<'_, Latest> {
@@ -81,7 +120,7 @@ impl Board {
     }
 
     fn metrics(&self) -> String {
-        let latest = self.latest();
+        let latest = self.latest().clone();
         if let Some(ports) = source_ports() {
             self.source_ports.store(ports, Ordering::Relaxed);
         }
@@ -104,45 +143,139 @@ impl Board {
     }
 }
 
-/// Connections at a time. Those above wait in the kernel's queue.
+/// Connections at a time. The oldest makes room for one more.
 const PLACES: usize = 128;
+
+/// Of these, the ones that have asked and do not read their answer to its end: each holds a page.
+const ANSWERS: usize = 16;
+
+/// For the head of a request. Probes and scrapers send theirs at once.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// For a request and its answer, however slow the client.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, board: Arc<Board>) {
+/// A control thread that has not moved for this long has no way back: /healthz says so. It is longer
+/// than any configuration takes.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Serves, on a thread of its own, until the process ends.
+///
+/// # Errors
+/// The system refuses the thread or what its event loop needs.
+pub fn start(listener: std::net::TcpListener, board: Arc<Board>) -> io::Result<()> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Pages are made one at a time; one more may be the page of a client that has gone.
+    let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
+    let listener = {
+        let _inside = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    thread::Builder::new()
+        .name("ringway-admin".into())
+        .spawn(move || runtime.block_on(serve(listener, board)))?;
+    Ok(())
+}
+
+async fn serve(listener: TcpListener, board: Arc<Board>) {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/config", get(config))
         .route("/features", get(features))
         .with_state(board);
-    let (spare, places) = (Arc::new(SpareFiles::default()), Arc::new(Semaphore::new(PLACES)));
+    let spare = Arc::new(SpareFiles::default());
+    let mut connections = Connections::default();
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("it is never closed");
         spare.fill();
-        let stream = accept(&listener, &spare).await;
-        let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(&spare));
-        tokio::spawn(async move {
-            // One request each, so that nobody keeps a file for longer than it takes.
-            let mut http = http1::Builder::new();
-            let serving = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            // What ends a connection is its client's affair.
-            let _ = tokio::time::timeout(PATIENCE, serving).await;
-            spare.fill();
-            drop(place);
-        });
+        let stream = accept(&listener, &spare, &mut connections).await;
+        connections.make_room();
+        connections.serve(stream, &router, &spare);
     }
 }
 
-async fn accept(listener: &TcpListener, spare: &SpareFiles) -> TcpStream {
+/// Those that are open, in the order in which they came.
+#[derive(Default)]
+struct Connections(VecDeque<Connection>);
+
+struct Connection {
+    serving: JoinHandle<()>,
+    /// The head of its request has come.
+    asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    fn serve(&mut self, stream: TcpStream, router: &Router, spare: &Arc<SpareFiles>) {
+        let asked = Arc::new(AtomicBool::default());
+        let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(spare));
+        let has_asked = Arc::clone(&asked);
+        let serving = tokio::spawn(async move {
+            let service = service_fn(|request| {
+                has_asked.store(true, Ordering::Relaxed);
+                service.call(request)
+            });
+            // One request each, so that nobody keeps a file for longer than it takes.
+            let mut http = http1::Builder::new();
+            http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+            let serving = http.serve_connection(TokioIo::new(stream), service);
+            // What ends a connection is its client's affair.
+            let _ = tokio::time::timeout(PATIENCE, serving).await;
+            spare.fill();
+        });
+        self.0.push_back(Connection { serving, asked });
+    }
+
+    /// Those that have not asked go first: whoever waits for an answer has a reason to be here.
+    fn make_room(&mut self) {
+        self.0.retain(|connection| !connection.serving.is_finished());
+        if self.0.iter().filter(|connection| connection.has_asked()).count() > ANSWERS
+            && let Some(oldest) = self.0.iter().position(Connection::has_asked)
+            && let Some(connection) = self.0.remove(oldest)
+        {
+            connection.serving.abort();
+        }
+        if self.0.len() >= PLACES
+            && let Some(connection) = self.take_oldest()
+        {
+            connection.serving.abort();
+        }
+    }
+
+    /// For a file: waits until the connection has given its own back.
+    async fn end_oldest(&mut self) -> bool {
+        let Some(connection) = self.take_oldest() else { return false };
+        connection.serving.abort();
+        // It was told to end; how it did does not matter.
+        let _ = connection.serving.await;
+        true
+    }
+
+    fn take_oldest(&mut self) -> Option<Connection> {
+        let oldest = self.0.iter().position(|connection| !connection.has_asked()).unwrap_or(0);
+        self.0.remove(oldest)
+    }
+}
+
+impl Connection {
+    fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    spare: &SpareFiles,
+    connections: &mut Connections,
+) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) if is_passing(&error) => {}
-            Err(error) if out_of_files(&error) && spare.give_up_one() => {
+            Err(error)
+                if out_of_files(&error)
+                    && (spare.give_up_one() || connections.end_oldest().await) =>
+            {
                 // The kernel wants a file before it looks whether anybody waits at all: if nobody
                 // does, it must not lie open for a session.
                 match poll_fn(|context| Poll::Ready(listener.poll_accept(context))).await {
@@ -197,8 +330,36 @@ impl SpareFiles {
     }
 }
 
+/// Made beside this thread, as a page of 10,000 endpoints takes a moment; one at a time, and one for
+/// all who asked before it was begun, so that asking often costs nobody else anything.
 async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], board.metrics())
+    let asked = Instant::now();
+    let mut page = board.page.lock().await;
+    let text = match &*page {
+        Some(page) if page.begun >= asked => page.text.clone(),
+        _ => {
+            let (begun, maker) = (Instant::now(), Arc::clone(&board));
+            let made = tokio::task::spawn_blocking(move || maker.metrics()).await;
+            let Ok(text) = made.map(Bytes::from) else {
+                return (StatusCode::INTERNAL_SERVER_ERROR, "the page can't be made\n")
+                    .into_response();
+            };
+            *page = Some(MetricsPage { begun, text: text.clone() });
+            text
+        }
+    };
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    let silence = board.silence();
+    if silence < SILENCE {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        let seconds = silence.as_secs();
+        let text = format!("the control thread has not moved for {seconds} s\n");
+        (StatusCode::SERVICE_UNAVAILABLE, text)
+    }
 }
 
 async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {

@@ -312,19 +312,21 @@ fn health(page: &Page, figures: &health::Figures) {
 
 /// What the ids in the counters are called. A listener that left the table may still have sessions,
 /// and is kept until its id is retired; only what is in force or active is shown.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Series {
     listeners: BTreeMap<ListenerId, ListenerSeries>,
     endpoints: BTreeMap<EndpointId, EndpointSeries>,
     expiries: Vec<Expiry>,
 }
 
+#[derive(Clone)]
 struct ListenerSeries {
     name: Arc<str>,
     protocol: Protocol,
     in_force: bool,
 }
 
+#[derive(Clone)]
 struct EndpointSeries {
     backend: Arc<str>,
     address: String,

@@ -1,8 +1,8 @@
 //! The control thread: everything that may block, allocate or speak HTTP.
 //!
 //! [`cli`] reads the arguments, [`process`] starts the workers, [`Control`] runs until they have
-//! ended: it follows the configuration file and signals, collects what workers have to say every
-//! 20 ms, and serves [`admin`].
+//! ended: it follows the configuration file and signals, and collects what workers have to say every
+//! 20 ms. The [`admin`] API has a thread of its own, which reads what is posted for it.
 
 pub mod access_log;
 pub mod admin;
@@ -217,7 +217,7 @@ impl Control {
         board.refused = self.sync.last_error().is_some();
         board.timing = self.sync.timing();
         if let Some(in_force) = self.sync.in_force() {
-            board.series.learn(&in_force.config, self.sync.names());
+            Arc::make_mut(&mut board.series).learn(&in_force.config, self.sync.names());
             board.in_force = Some(Arc::clone(in_force));
         }
     }
@@ -253,6 +253,7 @@ impl Control {
 
     /// True once all workers have ended.
     fn tick(&mut self) -> anyhow::Result<bool> {
+        self.board.beat();
         let failed = self.sync.reloads_failed();
         for index in 0..self.workers.len() {
             // Asked before the records are taken, so that the last ones of an ended worker are.
@@ -295,7 +296,7 @@ impl Control {
             retired.listeners.iter().for_each(|id| worker.forget_listener(*id));
             retired.endpoints.iter().for_each(|id| worker.forget_endpoint(*id));
         }
-        self.board.latest().series.forget(&retired);
+        Arc::make_mut(&mut self.board.latest().series).forget(&retired);
     }
 
     fn follow(&mut self, applied: u64) {

@@ -130,7 +130,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     }
     if let (Some(listener), Some(address)) = (admin, config.admin) {
         tracing::info!("admin API: http://{address}");
-        tokio::spawn(admin::serve(listener, control.board.clone()));
+        admin::start(listener, control.board.clone()).context("the admin API's thread")?;
     }
     control.run(signals, changes).await
 }
@@ -153,8 +153,9 @@ pub fn probe(without: &[String]) -> anyhow::Result<Features> {
     Ok(features)
 }
 
-async fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("admin.address: {address}"))
+async fn bind_admin(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
+    listener.with_context(|| format!("admin.address: {address}"))
 }
 
 /// Starts the workers, and waits until each has its ring.
