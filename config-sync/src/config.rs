@@ -644,7 +644,7 @@ fn listener<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) -
         starttls,
         tls,
         timeouts,
-        on_truncation: on_truncation.map_or(OnTruncation::default(), |given| given.value),
+        on_truncation: on_truncation.map_or_else(OnTruncation::default, |given| given.value),
         flow_timeout,
         responses,
         max_sessions,

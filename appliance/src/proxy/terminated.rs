@@ -582,7 +582,7 @@ impl Terminated {
             self.pass_on(core, from, &plain)
         };
         core.plain = plain;
-        (start, broken.or(passed.err()))
+        (start, broken.or_else(|| passed.err()))
     }
 
     /// Puts what one side has said into the output, as the other is to have it.
