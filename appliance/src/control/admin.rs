@@ -1,8 +1,8 @@
 //! The admin API: /metrics, /healthz, /readyz, /config and /features.
 //!
-//! It has a thread of its own, because the control thread may be busy for seconds with a large
-//! configuration, and a probe that gets no answer for one second gets the gateway killed. Nobody who
-//! only holds connections open can keep a probe out either: the oldest such connection goes.
+//! The API has a thread of its own: the control thread may be busy for seconds with a large
+//! configuration, and a probe that gets no answer for one second gets the gateway killed. Whoever
+//! only holds connections open can't keep a probe out either: the oldest such connection goes.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -38,8 +38,8 @@ use tokio::time::Instant;
 use super::metrics::{Scrape, Series};
 use crate::proxy::counters::Counters;
 
-/// What the control thread tells the API. Neither holds a lock for longer than it takes to copy some
-/// values.
+/// What the control thread tells the API. Neither thread holds a lock for longer than it takes to
+/// copy some values.
 pub struct Board {
     workers: Vec<Arc<Counters>>,
     limits: Limits,
@@ -155,8 +155,8 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 /// For a request and its answer, however slow the client.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A control thread that has not moved for this long has no way back: /healthz says so. It is longer
-/// than any configuration takes.
+/// A control thread that has not moved for this long has no way back: /healthz says so. No
+/// configuration takes that long.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Serves, on a thread of its own, until the process ends.
@@ -330,8 +330,9 @@ impl SpareFiles {
     }
 }
 
-/// Made beside this thread, as a page of 10,000 endpoints takes a moment; one at a time, and one for
-/// all who asked before it was begun, so that asking often costs nobody else anything.
+/// The page is made beside this thread, because one of 10,000 endpoints takes a moment. Pages are
+/// made one at a time, and whoever asked before one was begun gets that one: asking often costs
+/// others nothing.
 async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
     let asked = Instant::now();
     let mut page = board.page.lock().await;

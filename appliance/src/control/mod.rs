@@ -1,8 +1,8 @@
 //! The control thread: everything that may block, allocate or speak HTTP.
 //!
 //! [`cli`] reads the arguments, [`process`] starts the workers, [`Control`] runs until they have
-//! ended: it follows the configuration file and signals, and collects what workers have to say every
-//! 20 ms. The [`admin`] API has a thread of its own, which reads what is posted for it.
+//! ended: it follows the configuration file and signals, and collects what workers have to say
+//! every 20 ms. The [`admin`] API has a thread of its own, which reads what is posted for it.
 
 pub mod access_log;
 pub mod admin;

@@ -1,5 +1,5 @@
-//! Certificates that clients and endpoints have sent: no panic, and of one that is whole the name and the end
-//! that it was made with.
+//! Certificates that clients and endpoints have sent. None makes a panic, and a whole one has the
+//! name and the end that it was made with.
 
 #![no_main]
 
