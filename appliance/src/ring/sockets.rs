@@ -207,6 +207,19 @@ fn min_rtt(fd: BorrowedFd<'_>) -> Option<Duration> {
     (micros < u32::MAX).then(|| Duration::from_micros(micros.into()))
 }
 
+/// Bytes that were sent and not acknowledged, a FIN among them; 0 if the connection is gone. The
+/// kernel keeps the count of a connection that was reset, though nobody will acknowledge it.
+pub(super) fn unacked(fd: BorrowedFd<'_>) -> u32 {
+    // `tcpi_state`, the first byte of struct tcp_info; TCP_CLOSE of include/net/tcp_states.h.
+    const CLOSED: [u8; 1] = [7];
+    let mut state = [0; 1];
+    let known = sys::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state);
+    if known.is_err() || state == CLOSED {
+        return 0;
+    }
+    sys::unacked(fd)
+}
+
 /// Binds a socket that will be connected to the address that it is to connect from. For TCP the
 /// port is chosen by connect(2), which may share it among destinations (IP_BIND_ADDRESS_NO_PORT).
 pub(super) fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> io::Result<()> {

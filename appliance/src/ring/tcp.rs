@@ -14,7 +14,7 @@ use super::bytes;
 use super::pipes::{Pipe, Pipes};
 use super::queue::{Completion, Mark, Queue};
 use super::sockets::{
-    bind_source, pending_error, set_new_tcp_options, unpace, why_failed, why_unopened,
+    self, bind_source, pending_error, set_new_tcp_options, unpace, why_failed, why_unopened,
 };
 use super::stream::{Streams, Waiting};
 use super::sys;
@@ -319,7 +319,7 @@ impl Tcp {
 
     pub(super) fn unacked(&mut self, token: Token, side: Side, turn: &mut Turn) {
         let Some(pair) = self.live(token) else { return };
-        let bytes = pair.side(side).fd.as_ref().map_or(0, |fd| sys::unacked(fd.as_fd()));
+        let bytes = pair.side(side).fd.as_ref().map_or(0, |fd| sockets::unacked(fd.as_fd()));
         turn.push(token, Event::Unacked { side, bytes });
     }
 

@@ -602,3 +602,24 @@ fn what_a_side_has_not_acknowledged_is_told() {
     driver.close(token, true);
     reader.join().unwrap();
 }
+
+/// The kernel still counts what was on its way to a connection that is gone.
+#[test]
+fn nothing_is_awaited_of_a_side_that_is_gone() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, _held, _client, endpoint, _sent) = block(&mut driver, 0, Mode::Copy);
+    socket2::SockRef::from(&endpoint).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(endpoint);
+    // The reset is there at once on loopback, or a moment later.
+    let gone = (0..1_000).any(|_| {
+        driver.act(token, Op::Unacked { side: ENDPOINT });
+        let bytes = driver.until(|_, event| match event {
+            Event::Unacked { side: ENDPOINT, bytes } => Some(*bytes),
+            _ => None,
+        });
+        thread::sleep(std::time::Duration::from_millis(1));
+        bytes == 0
+    });
+    assert!(gone);
+    driver.close(token, true);
+}
