@@ -283,9 +283,12 @@ impl<'c> Check<'c> {
                            `port` of something beside its endpoints that takes TCP";
             self.refuse(check, message.to_owned());
         }
-        if let Some(key) = backend.shared_sockets.as_ref().filter(|_| only(Transport::Tcp)) {
+        let sockets = backend.shared_sockets.as_ref().map(|key| &key.place);
+        let udp_keys =
+            sockets.into_iter().chain(backend.upstream_rest.as_ref().map(|key| &key.place));
+        for place in udp_keys.filter(|_| only(Transport::Tcp)) {
             let message = "is for UDP, and only TCP listeners use this backend";
-            self.refuse(key, message.to_owned());
+            self.problems.push(place.problem(message));
         }
     }
 

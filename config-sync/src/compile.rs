@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::certificates::{Loader, Owner};
 use crate::check::{self, Broken, hosts_on, transport};
-use crate::config::{self, Config};
+use crate::config::{self, Config, UPSTREAM_REST};
 use crate::maglev;
 use crate::names::Names;
 use crate::problem::{At, Problem, Problems};
@@ -277,6 +277,7 @@ impl Compile<'_> {
                 tls: self.tls.originators.remove(&backend.name.value),
                 source: backend.source.iter().map(|at| at.value).collect(),
                 shared_sockets: backend.has_shared_sockets(),
+                upstream_rest: backend.upstream_rest.as_ref().map_or(UPSTREAM_REST, |at| at.value),
                 transparent: backend.is_transparent(),
             });
         }

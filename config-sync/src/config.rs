@@ -145,6 +145,8 @@ pub struct Backend {
     pub tls: Option<Origination>,
     /// UDP: few sockets for all flows, which then differ by their local addresses.
     pub shared_sockets: Option<At<bool>>,
+    /// UDP: between two flows of an upstream socket; `None`: [`UPSTREAM_REST`].
+    pub upstream_rest: Option<At<u32>>,
     /// The PROXY header that endpoints are sent first, or, UDP, in every datagram; `None`: none.
     pub send_proxy: Option<At<SendProxy>>,
     /// Endpoints are connected to from clients' own addresses.
@@ -409,6 +411,7 @@ static BACKEND: Section = Section {
         key("connect_attempts", On::Stream),
         any("source"),
         key("upstream_sockets", On::Udp),
+        key("upstream_rest", On::Udp),
         any("transparent"),
         any("health_check"),
         key("nodelay", On::Stream),
@@ -700,6 +703,9 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
 
 /// Of UDP listeners of which nothing is said.
 pub(crate) const FLOW_TIMEOUT: u32 = MINUTE;
+/// Longer than endpoints that are alive, and paths to them, take with an answer.
+pub(crate) const UPSTREAM_REST: u32 = 2 * SECOND;
+pub(crate) const LEAST_UPSTREAM_REST: Duration = Duration::from_millis(100);
 
 /// Of backends of which nothing is said.
 pub(crate) const CONNECT_TIMEOUT: u32 = 5 * SECOND;
@@ -778,6 +784,7 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
     let source = reader.list(table, "source", source).unwrap_or_default();
     let sockets = [("connected", false), ("shared", true)];
     let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
+    let upstream_rest = reader.get(table, "upstream_rest", duration_from(LEAST_UPSTREAM_REST));
     let transparent = reader.get(table, "transparent", boolean);
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
@@ -793,6 +800,7 @@ fn backend<'t>(reader: &mut Reader<'t>, table: &Table<'t>, machine: &Machine) ->
         source,
         tls,
         shared_sockets,
+        upstream_rest,
         send_proxy,
         transparent,
         health_check,

@@ -154,6 +154,7 @@ fn empty(backend: &Backend) -> Backend {
         source: Vec::new(),
         tls: None,
         shared_sockets: None,
+        upstream_rest: None,
         health_check: None,
         stream_keys: Vec::new(),
         ..backend.clone()

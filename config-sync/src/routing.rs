@@ -243,6 +243,9 @@ pub struct Backend {
     /// UDP: few sockets for all flows, told apart by endpoint and local address. Then `source` has
     /// addresses of each IP version that the endpoints have.
     pub shared_sockets: bool,
+    /// UDP, milliseconds: how long an upstream socket, or an endpoint and local address on a shared
+    /// one, has no flow between two, so that a late reply can't reach the second one's client.
+    pub upstream_rest: u32,
     /// Endpoints are connected to from clients' own addresses. Then there is no `source`, and
     /// sockets are not shared.
     pub transparent: bool,

@@ -333,6 +333,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("connect_attempts = 9", "must be a whole number, 1 to 8, not 9"),
     ("source = \"10.0.0.2\"", "must be a list, not a string"),
     ("transparent = 1", "must be true or false, not a whole number"),
+    ("upstream_rest = \"99ms\"", "must be at least \"100ms\"; it can't be off"),
     ("upstream_sockets = \"one\"", "must be \"connected\" or \"shared\", not \"one\""),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
@@ -375,6 +376,10 @@ fn faults_of_one_backend() {
     refused(
         &format!("{GOOD}upstream_sockets = \"connected\""),
         &["12:20: backends[0].upstream_sockets: is for UDP, and only TCP listeners use this"],
+    );
+    refused(
+        &format!("{GOOD}upstream_rest = \"1s\""),
+        &["12:17: backends[0].upstream_rest: is for UDP, and only TCP listeners use this"],
     );
 }
 

@@ -53,6 +53,8 @@ pub enum Fault {
     SlabFull,
     AcceptStopped,
     ReceiveStopped,
+    /// A receive that ended with an error of this machine's.
+    ReceiveFailed,
     NoBuffer,
     Truncated,
     SendRefused,
@@ -129,6 +131,7 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::SlabFull, SESSION),
         (F::AcceptStopped, SESSION),
         (F::ReceiveStopped, &[Live, Resting]),
+        (F::ReceiveFailed, &[Live, Resting]),
         (F::NoBuffer, &[Relaying, HalfClosed, Live, Resting]),
         (F::Truncated, &[Live, Resting]),
         (F::SendRefused, &[Live]),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use config_sync::routing::{Limits, RoutingTable};
+use config_sync::routing::{Limits, Protocol, RoutingTable};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Op, Token};
@@ -83,6 +83,14 @@ impl Fake {
         }
         self.turn.events.clear();
         self.kernel.end_turn();
-        self.records.append(self.proxy.records());
+        for record in self.proxy.records().drain(..) {
+            if let Record::Closed(flow) = &record
+                && flow.protocol == Protocol::Udp
+                && !flow.refused
+            {
+                self.kernel.flow_is_over(flow.client);
+            }
+            self.records.push(record);
+        }
     }
 }

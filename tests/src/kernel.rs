@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use config_sync::routing::{Limits, SocketId, Transport};
-use ringway::proxy::op::{Event, Kind, Op, Side, Token, Why};
+use ringway::proxy::op::{Event, Kind, Op, SHARED_SOCKETS, Side, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};
 use crate::proxied::Train;
 use crate::rng::Rng;
 use crate::tcp::{Conn, ConnId, EndpointMode, Session};
-use crate::udp::{Datagram, HeldBuffer, Pair, Path, Upstream};
+use crate::udp::{Datagram, Exchange, HeldBuffer, Pair, Path, Upstream, Use};
 
 /// The events of one turn of the worker's loop, and the bytes that `Peeked` refers to.
 #[derive(Debug, Default)]
@@ -90,7 +90,7 @@ pub(crate) struct Listening {
     pub(crate) backlog: VecDeque<ConnId>,
     /// When it last stopped because the machine lacked something, microseconds.
     pub(crate) stopped: u64,
-    /// When accepting may be asked for again after files or memory ran out, microseconds.
+    /// When accepting or receiving may be asked for again after an error, microseconds.
     pub(crate) pause_until: u64,
     pub(crate) received: VecDeque<(Datagram, Option<Pair>)>,
 }
@@ -152,7 +152,21 @@ pub struct Kernel {
     pub(crate) endpoints: BTreeMap<SocketAddr, EndpointMode>,
     pub(crate) pipes_used: u32,
     pub(crate) upstreams: BTreeMap<u32, Upstream>,
-    pub(crate) sockets_opened: u32,
+    /// Source ports that upstream sockets may have.
+    pub ports: u32,
+    /// How long each endpoint's sockets rest between two flows, microseconds.
+    pub rests: BTreeMap<SocketAddr, u64>,
+    /// Whose datagrams went last from each source port to each endpoint, of sockets that are not
+    /// shared.
+    pub(crate) used: BTreeMap<(u32, SocketAddr), Use>,
+    /// The way that each client's datagrams went last.
+    pub(crate) ways: BTreeMap<Exchange, Path>,
+    /// Whose socket was refused by ICMP since the last datagram from there, and in which turn.
+    pub(crate) refused: BTreeMap<Token, u64>,
+    /// When each endpoint last refused something, microseconds.
+    pub closed_ports: BTreeMap<SocketAddr, u64>,
+    /// Endpoints that were sent more of a flow that they had refused.
+    pub fed: Vec<SocketAddr>,
     /// Upstream tokens whose `Open` failed in this turn: ops that were pushed with it are void.
     pub(crate) open_failed: Vec<Token>,
     pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
@@ -194,7 +208,13 @@ impl Kernel {
             endpoints: BTreeMap::new(),
             pipes_used: 0,
             upstreams: BTreeMap::new(),
-            sockets_opened: 0,
+            ports: limits.flows + SHARED_SOCKETS,
+            rests: BTreeMap::new(),
+            used: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            closed_ports: BTreeMap::new(),
+            fed: Vec::new(),
             open_failed: Vec::new(),
             buffers: BTreeMap::new(),
             trains: Vec::new(),
@@ -333,7 +353,8 @@ impl Kernel {
             assert!(socket.armed || resting, "stopped for good: {id:?}");
         }
         for upstream in self.upstreams.values() {
-            assert!(upstream.is_receiving(), "stopped for good: {:?}", upstream.token);
+            let resting = self.now < upstream.stopped + LONGEST_PAUSE;
+            assert!(upstream.is_receiving() || resting, "stopped for good: {:?}", upstream.token);
         }
     }
 

@@ -72,6 +72,8 @@ pub struct ModelBackend {
     connect_attempts: u8,
     send_proxy: Option<SendProxy>,
     shared_sockets: bool,
+    /// Milliseconds. It stays as it is: endpoints know how late they may answer.
+    pub upstream_rest: u32,
     /// Only of backends whose sockets are shared: simulated sockets have no source address.
     source: Sources,
 }
@@ -330,6 +332,7 @@ impl ModelBackend {
             connect_attempts: rng.between(1, 8) as u8,
             send_proxy: some_send_proxy(rng),
             shared_sockets: rng.per_mille(400),
+            upstream_rest: rng.scale(100, 2_500) as u32,
             source: sources(rng, id),
         }
     }
@@ -355,6 +358,7 @@ impl ModelBackend {
             options: options(),
             source: if self.shared_sockets { vec![self.source] } else { Vec::new() },
             shared_sockets: self.shared_sockets,
+            upstream_rest: self.upstream_rest,
             send_proxy: self.send_proxy,
             transparent: false,
             tls: None,

@@ -274,6 +274,7 @@ impl Setup {
                 options: model::options(),
                 source: self.source.into_iter().collect(),
                 shared_sockets: self.source.is_some(),
+                upstream_rest: 2_000,
                 send_proxy: None,
                 transparent: false,
                 tls: None,

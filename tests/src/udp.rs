@@ -54,7 +54,7 @@ pub(crate) struct HeldBuffer {
 /// Between an upstream socket and an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// Never used again by another socket: the source port, so to speak.
+    /// The source port. It is free again, and the next socket's, when its socket is closed.
     pub port: u32,
     pub endpoint: SocketAddr,
     /// The source address, of a shared socket.
@@ -79,14 +79,18 @@ pub struct Upstream {
     /// `Receive` was asked for since the last turn.
     told: bool,
     closing: bool,
+    /// When it last stopped for an error of the machine's, and when receiving may be asked for
+    /// again, microseconds.
+    pub(crate) stopped: u64,
+    pause_until: u64,
     /// An ICMP port unreachable has come.
     refused: bool,
     received: VecDeque<(Datagram, Option<Pair>)>,
 }
 
-/// Whose datagrams a pair last carried.
+/// Whose datagrams last went a way.
 #[derive(Clone, Copy, Debug)]
-struct Use {
+pub(crate) struct Use {
     /// The flow's upstream slot.
     slot: u32,
     exchange: Exchange,
@@ -100,8 +104,12 @@ const QUEUE: usize = 256;
 /// Bytes of the largest datagram that goes to an endpoint in one packet.
 const WHOLE: u32 = 500;
 
-/// How long a pair of endpoint and local address has no flow between two, microseconds.
-const REST: u64 = 200_000;
+impl Use {
+    /// Whether replies to it, late as they may be, are all there: then the way may be another's.
+    fn gives_way(&self, to: Exchange, now: u64, rest: u64) -> bool {
+        self.exchange == to || self.ended.is_some_and(|ended| now >= ended + rest)
+    }
+}
 
 impl Upstream {
     pub fn is_receiving(&self) -> bool {
@@ -144,7 +152,7 @@ impl Kernel {
 
     /// An endpoint answers whatever holds that source port now.
     pub fn endpoint_sends(&mut self, path: Path, datagram: Datagram) {
-        let upstream = self.upstreams.values_mut().find(|u| u.port == path.port);
+        let upstream = self.upstream_at(path);
         let Some(upstream) = upstream else { return };
         let pair = path.local.map(|local| (path.endpoint, local));
         if !upstream.expects(datagram.exchange, pair) {
@@ -153,6 +161,7 @@ impl Kernel {
                 self.coverage.hit(state, Fault::LateReply);
             }
         }
+        let upstream = self.upstream_at(path).expect("found above");
         if upstream.received.len() < QUEUE {
             upstream.received.push_back((datagram, pair));
             let token = upstream.token;
@@ -162,7 +171,7 @@ impl Kernel {
 
     /// An endpoint's port is closed: what was sent there comes back as ICMP.
     pub fn endpoint_refuses(&mut self, path: Path) {
-        let upstream = self.upstreams.values_mut().find(|u| u.port == path.port);
+        let upstream = self.upstream_at(path);
         // Of many peers' errors, a shared socket hears none.
         let Some(upstream) = upstream.filter(|u| u.address.is_some()) else { return };
         upstream.refused = true;
@@ -175,22 +184,30 @@ impl Kernel {
         for upstream in self.upstreams.values_mut() {
             if upstream.serves.is_some_and(|e| e.source() == client) {
                 upstream.serves = None;
+                self.refused.remove(&upstream.token);
             }
-            let used = upstream.pairs.values_mut();
-            for used in used.filter(|used| used.exchange.source() == client) {
-                used.ended.get_or_insert(self.now);
-            }
+        }
+        let pairs = self.upstreams.values_mut().flat_map(|upstream| upstream.pairs.values_mut());
+        let used = pairs.chain(self.used.values_mut());
+        for used in used.filter(|used| used.exchange.source() == client) {
+            used.ended.get_or_insert(self.now);
         }
     }
 
-    pub fn upstream_exists(&self, port: u32) -> bool {
-        self.upstreams.values().any(|u| u.port == port)
+    /// The socket that takes what comes this way: a connected one, from its endpoint only.
+    fn upstream_at(&mut self, path: Path) -> Option<&mut Upstream> {
+        let takes = |u: &Upstream| match u.address {
+            Some(address) => path.local.is_none() && address == path.endpoint,
+            None => path.local.is_some(),
+        };
+        self.upstreams.values_mut().find(|u| u.port == path.port && takes(u))
     }
 }
 
 // ---- What the ring does for the proxy ----
 impl Kernel {
     pub(crate) fn receive(&mut self, token: Token) {
+        let now = self.now;
         match token.kind {
             Kind::Socket => {
                 let socket = self.listening_socket(token, Transport::Udp);
@@ -200,6 +217,7 @@ impl Kernel {
                     return;
                 }
                 assert!(!socket.ending, "Receive after Unlisten");
+                assert!(now >= socket.pause_until, "Receive without a pause after an error");
                 socket.armed = true;
             }
             // Asked for together with an Open that failed.
@@ -207,6 +225,7 @@ impl Kernel {
             Kind::Upstream => {
                 let upstream = self.upstream(token);
                 assert!(!upstream.armed, "Receive while receiving");
+                assert!(now >= upstream.pause_until, "Receive without a pause after an error");
                 upstream.armed = true;
                 upstream.told = true;
             }
@@ -256,20 +275,23 @@ impl Kernel {
         }
         if refused.is_some_and(std::mem::take) {
             *armed = false;
-            self.stopped(token, state, Some(Why::Refused), turn);
+            self.stopped(token, state, Some(Why::Refused), Fault::ReceiveStopped, turn);
+            self.is_refused(token);
             return false;
         }
         if received.is_empty() {
             return false;
         }
+        if self.rng.per_mille(self.faults.exhausted) {
+            *armed = false;
+            self.pause(token);
+            let why = self.rng.pick(&[Why::NoMemory, Why::Blocked, Why::TooBig, Why::Other(5)]);
+            self.stopped(token, state, Some(why), Fault::ReceiveFailed, turn);
+            return false;
+        }
         if self.buffers.len() >= usize::from(self.limits.buffers) {
             *armed = false;
-            if let Some(socket) = self.listening.get_mut(&SocketId(token.slot))
-                && token.kind == Kind::Socket
-            {
-                socket.stopped = self.now;
-            }
-            self.stopped(token, state, Some(Why::NoMemory), turn);
+            self.stopped(token, state, None, Fault::NoBuffer, turn);
             return false;
         }
         let (mut datagram, came) = received.pop_front().expect("not empty");
@@ -282,14 +304,45 @@ impl Kernel {
         }
         self.hand_up(token, datagram, came, turn);
         if ended {
-            self.stopped(token, state, None, turn);
+            self.stopped(token, state, None, Fault::ReceiveStopped, turn);
         }
         !ended
     }
 
-    fn stopped(&mut self, token: Token, state: Option<State>, why: Option<Why>, turn: &mut Turn) {
-        let no_buffer = why == Some(Why::NoMemory);
-        let fault = if no_buffer { Fault::NoBuffer } else { Fault::ReceiveStopped };
+    /// The machine lacks something: who asks again at once is told the same.
+    fn pause(&mut self, token: Token) {
+        let times = match token.kind {
+            Kind::Socket => {
+                let socket = self.listening.get_mut(&SocketId(token.slot)).expect("it received");
+                (&mut socket.stopped, &mut socket.pause_until)
+            }
+            _ => {
+                let upstream = self.upstreams.get_mut(&token.slot).expect("it received");
+                (&mut upstream.stopped, &mut upstream.pause_until)
+            }
+        };
+        (*times.0, *times.1) = (self.now, self.now + 2_000);
+    }
+
+    /// The proxy is told that the port is closed to which this socket is connected.
+    fn is_refused(&mut self, token: Token) {
+        let upstream = self.upstreams.get(&token.slot).filter(|u| u.token == token);
+        if let Some(Upstream { address: Some(address), serves, .. }) = upstream {
+            self.closed_ports.insert(*address, self.now);
+            if serves.is_some() {
+                self.refused.insert(token, self.turn);
+            }
+        }
+    }
+
+    fn stopped(
+        &mut self,
+        token: Token,
+        state: Option<State>,
+        why: Option<Why>,
+        fault: Fault,
+        turn: &mut Turn,
+    ) {
         self.hit_upstream(state, fault);
         self.event(token, Event::Stopped { why }, turn);
     }
@@ -363,27 +416,33 @@ impl Kernel {
         assert!(token.slot < self.limits.flows + SHARED_SOCKETS, "a slot beyond the limit");
         let shared = self.upstreams.values().filter(|u| u.address.is_none() && !u.closing);
         assert!(address.is_some() || shared.count() == 0, "more shared sockets than one");
-        if self.rng.per_mille(self.faults.open_fails) {
+        let free: Vec<u32> = (1..=self.ports)
+            .filter(|port| self.upstreams.values().all(|upstream| upstream.port != *port))
+            .collect();
+        if free.is_empty() || self.rng.per_mille(self.faults.open_fails) {
             self.coverage.hit(State::Live, Fault::OpenFailed);
-            let why = self.rng.pick(&[Why::NoPorts, Why::NoFiles, Why::NoMemory]);
+            let other = self.rng.pick(&[Why::NoPorts, Why::NoFiles, Why::NoMemory]);
+            let why = if free.is_empty() { Why::NoPorts } else { other };
             self.open_failed.push(token);
             self.event(token, Event::OpenFailed { why }, turn);
             return;
         }
         self.use_slot(token);
         self.open_failed.retain(|failed| *failed != token);
-        self.sockets_opened += 1;
+        let port = self.rng.pick(&free);
         self.upstreams.insert(
             token.slot,
             Upstream {
                 token,
-                port: self.sockets_opened,
+                port,
                 address,
                 serves: None,
                 pairs: BTreeMap::new(),
                 armed: false,
                 told: false,
                 closing: false,
+                stopped: 0,
+                pause_until: 0,
                 refused: false,
                 received: VecDeque::new(),
             },
@@ -396,9 +455,18 @@ impl Kernel {
             return;
         }
         let upstream = self.upstream(token);
-        upstream.serves = Some(datagram.exchange);
+        let exchange = datagram.exchange;
+        upstream.serves = Some(exchange);
         let endpoint = upstream.address.expect("SendUp on a shared socket");
         let path = Path { port: upstream.port, endpoint, local: None };
+        if self.refused.remove(&token).is_some_and(|turn| turn < self.turn) {
+            self.fed.push(endpoint);
+        }
+        let used = Use { slot: token.slot, exchange, ended: None };
+        if let Some(before) = self.used.insert((path.port, endpoint), used) {
+            let gives_way = before.gives_way(exchange, self.now, self.rest_of(endpoint));
+            assert!(gives_way, "{path:?} carries {exchange:?} too soon after {before:?}");
+        }
         self.send_on(token, path, datagram);
     }
 
@@ -415,19 +483,21 @@ impl Kernel {
         if self.open_failed.iter().any(|failed| failed.slot == via) {
             return;
         }
-        let now = self.now;
+        let (now, rest) = (self.now, self.rest_of(endpoint));
         let shared = self.upstreams.get_mut(&via).expect("SendVia no socket");
         assert!(shared.address.is_none() && !shared.closing, "SendVia a socket that is not shared");
         let exchange = datagram.exchange;
-        if let Some(Use { exchange: before, ended, .. }) = shared.pairs.get(&pair)
-            && *before != exchange
-        {
-            let rested = ended.is_some_and(|ended| now >= ended + REST);
-            assert!(rested, "{pair:?} carries {exchange:?} too soon after {before:?}, {ended:?}");
+        if let Some(before) = shared.pairs.get(&pair) {
+            let gives_way = before.gives_way(exchange, now, rest);
+            assert!(gives_way, "{pair:?} carries {exchange:?} too soon after {before:?}");
         }
         shared.pairs.insert(pair, Use { slot: token.slot, exchange, ended: None });
         let path = Path { port: shared.port, endpoint, local: Some(local) };
         self.send_on(token, path, datagram);
+    }
+
+    fn rest_of(&self, endpoint: SocketAddr) -> u64 {
+        self.rests.get(&endpoint).copied().unwrap_or(0)
     }
 
     /// What is sent to an endpoint of a buffer, which is given back with its last part.
@@ -488,7 +558,20 @@ impl Kernel {
     }
 
     fn send_on(&mut self, token: Token, path: Path, datagram: Datagram) {
-        // A flow that was given another endpoint has left its pair.
+        // A flow that was given another endpoint has left its socket or pair.
+        if let Some(before) = self.ways.insert(datagram.exchange, path).filter(|old| *old != path)
+            && let Some(used) = self.used.get_mut(&(before.port, before.endpoint))
+            && used.exchange == datagram.exchange
+        {
+            used.ended.get_or_insert(self.now);
+        }
+        let carried = Some(datagram.exchange);
+        for left in self.upstreams.values_mut() {
+            if left.serves == carried && left.token != token {
+                left.serves = None;
+                self.refused.remove(&left.token);
+            }
+        }
         for shared in self.upstreams.values_mut() {
             for ((endpoint, local), used) in &mut shared.pairs {
                 if used.exchange == datagram.exchange
@@ -561,6 +644,9 @@ impl Kernel {
         };
         if there {
             self.event(token, Event::SendFailed { why, count }, turn);
+        }
+        if there && why == Why::Refused {
+            self.is_refused(token);
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::routing::{Drain, Protocol, RoutingTable, SocketId, Transport};
+use config_sync::routing::{Backend, Drain, Protocol, RoutingTable, SocketId, Transport};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Op, Token};
@@ -44,9 +44,9 @@ const ENOUGH_EXCHANGES: u64 = 20;
 /// Turns after which a world that has not come to its end is stuck.
 const MOST_TURNS: u64 = 4_000_000;
 
-/// How late replies may be, microseconds: with the kernel's own delays less than sockets rest at
-/// the least (200 ms).
-const LATENESS: u64 = 150_000;
+/// Replies come so much earlier than a socket that rests from now on serves another flow,
+/// microseconds: more than the kernel's own delays.
+const EARLIER: u64 = 50_000;
 
 struct World {
     rng: Rng,
@@ -64,6 +64,9 @@ struct World {
     in_force: Vec<SocketId>,
     /// What was in force when the turn began.
     before: Vec<SocketId>,
+    /// The table that was applied last; `None` in the turn in which it is.
+    settled: Option<Arc<RoutingTable>>,
+    latest: Option<Arc<RoutingTable>>,
     /// Sockets that the proxy was told to leave and has not closed yet.
     leaving: BTreeSet<SocketId>,
     next_table: Option<Next>,
@@ -142,6 +145,8 @@ impl World {
             exchanges: 0,
             in_force: Vec::new(),
             before: Vec::new(),
+            settled: None,
+            latest: None,
             leaving: BTreeSet::new(),
             next_table: None,
             tables: TableQueue::default(),
@@ -155,6 +160,14 @@ impl World {
         };
         for (_, endpoint) in world.model.endpoints().collect::<Vec<_>>() {
             world.change_endpoint(endpoint.address);
+        }
+        for backend in &world.model.backends {
+            let rest = 1_000 * u64::from(backend.upstream_rest);
+            let endpoints = backend.endpoints.iter().map(|(_, endpoint)| endpoint.address);
+            world.kernel.rests.extend(endpoints.map(|address| (address, rest)));
+        }
+        if world.rng.per_mille(300) {
+            world.kernel.ports = world.rng.scale(2, u64::from(world.kernel.ports)) as u32;
         }
         world.next_table = Some(Next::Model);
         world.after(0, Action::Arrive);
@@ -279,6 +292,7 @@ impl World {
         self.turn.events.clear();
         self.turn.bytes.clear();
         self.before.clone_from(&self.in_force);
+        self.settled.clone_from(&self.latest);
         self.kernel.reap(most, &mut self.turn);
         self.check.turn_begins(&self.turn, &self.kernel);
         self.settle(0);
@@ -398,6 +412,9 @@ impl World {
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
             self.endpoint_hears(path, datagram);
         }
+        for endpoint in std::mem::take(&mut self.kernel.fed) {
+            self.check_fed(endpoint);
+        }
         self.check.replies += self.kernel.sent_down.drain(..).count() as u64;
     }
 
@@ -437,6 +454,9 @@ impl World {
         for endpoint in table.backends.iter().flat_map(|backend| &backend.endpoints) {
             self.present.insert(endpoint.address, u64::MAX);
         }
+        // A copy: at the end it is checked that nobody holds a table any more.
+        self.latest = Some(Arc::new((*table).clone()));
+        self.settled = None;
         self.proxy.apply(now, table, &mut self.ops);
     }
 
@@ -627,7 +647,7 @@ impl World {
             habit => {
                 for _ in 0..if habit == 6 { 3 } else { 1 } {
                     let late = self.rng.per_mille(200);
-                    let most = if late { LATENESS } else { 2_000 };
+                    let most = if late { self.lateness(address) } else { 2_000 };
                     let delay = self.rng.scale(10, most);
                     self.after(delay, Action::Reply(path, datagram));
                 }
@@ -645,7 +665,32 @@ impl World {
             1 => Path { endpoint: (strange, port).into(), ..path },
             _ => Path { local: Some(strange.into()), ..path },
         };
-        let delay = self.rng.scale(10, LATENESS);
+        let delay = self.rng.scale(10, 150_000);
         self.after(delay, Action::Reply(path, datagram));
+    }
+
+    /// A flow goes on at an endpoint that has refused it: there is no other to go to.
+    fn check_fed(&self, endpoint: SocketAddr) {
+        let gauges = self.counters.upstreams.get() + self.counters.pairs.get();
+        // Without a socket for it, it can't go.
+        let room = gauges + 8 < u64::from(self.model.limits.flows);
+        let Some(table) = self.settled.as_ref().filter(|_| room) else { return };
+        let has = |backend: &&Backend| backend.endpoints.iter().any(|of| of.address == endpoint);
+        // Nor can it where addresses of its own may be short.
+        let backend = table.backends.iter().find(has).filter(|backend| !backend.shared_sockets);
+        let Some(backend) = backend else { return };
+        let recent = |address: &SocketAddr| {
+            let closed = self.kernel.closed_ports.get(address);
+            closed.is_some_and(|at| self.kernel.now < at + 5_000_000)
+        };
+        for other in backend.endpoints.iter().map(|other| other.address) {
+            let is_open = other != endpoint && !recent(&other);
+            assert!(!is_open, "a flow stays at {endpoint}, whose port is closed; {other}'s is not");
+        }
+    }
+
+    /// How late an endpoint answers at the most, microseconds.
+    fn lateness(&self, endpoint: SocketAddr) -> u64 {
+        self.kernel.rests[&endpoint] - EARLIER
     }
 }

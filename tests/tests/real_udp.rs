@@ -287,6 +287,104 @@ fn flows_above_the_limit_are_refused_and_counted() {
     assert_eq!(ask(&udp_client(address), b"room again"), b"room again");
 }
 
+/// New sources without end, whom nobody answers: who comes later gets in, and who was answered
+/// stays.
+#[test]
+fn a_flood_of_sources_does_not_lock_new_clients_out() {
+    let (seen, sources) = mpsc::channel();
+    let server = Server::udp(move |socket, bytes, peer| {
+        if bytes == b"first" {
+            let _ = seen.send(peer);
+        }
+        if bytes != b"?" {
+            let _ = socket.send_to(bytes, peer);
+        }
+    });
+    let address = free_address();
+    let config = listener("main", "UDP", address, "flow_timeout = \"10m\"")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [server.address], "upstream_rest = \"100ms\"")
+        + "[limits]\nflows = 16\n";
+    let gateway = Launch::default().one_worker().start(&config);
+    let first = udp_client(address);
+    assert_eq!(ask(&first, b"first"), b"first");
+    let flood: Vec<_> = (0..40).map(|_| udp_client(address)).collect();
+    for socket in &flood {
+        socket.send(b"?").expect("sent");
+    }
+    let dropped = || {
+        let reason = [("reason", "flow_limit")];
+        gateway.metrics().value("ringway_datagrams_dropped_total", &reason)
+    };
+    wait_until("the flows are used up", || dropped() > 0);
+    assert_eq!(ask(&udp_client(address), b"hello"), b"hello");
+    assert_eq!(ask(&first, b"first"), b"first");
+    gateway.closed_for("flow_unanswered");
+    let sources: BTreeSet<_> = sources.try_iter().collect();
+    assert_eq!(sources.len(), 1, "the first flow has not lasted: {sources:?}");
+}
+
+/// Sockets are few, flows are short, and endpoints answer when the flow is long over: refused
+/// rather than mixed up.
+#[test]
+fn no_late_reply_reaches_another_client_while_sockets_are_short() {
+    let mut count = 0;
+    let server = Server::udp(move |socket, bytes, peer| {
+        count += 1;
+        let delay = Duration::from_millis(300 + count * 137 % 1_000);
+        let (socket, bytes) = (socket.try_clone().expect("a descriptor"), bytes.to_vec());
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            let _ = socket.send_to(&bytes, peer);
+        });
+    });
+    let address = free_address();
+    let config = forward("UDP", address, [server.address], "flow_timeout = \"100ms\"")
+        + "[limits]\nflows = 64\n";
+    let gateway = Launch::default().one_worker().start(&config);
+    let clients: Vec<_> = (0..1_000_u32)
+        .map(|tag| {
+            let socket = udp_client(address);
+            socket.send(&tag.to_be_bytes()).expect("sent");
+            std::thread::sleep(Duration::from_millis(3));
+            (tag, socket)
+        })
+        .collect();
+    let late = || gateway.metrics().value("ringway_endpoint_late_replies_total", &[]);
+    wait_until("late replies are dropped", || late() >= 60);
+    let mut foreign = 0;
+    for (tag, socket) in clients {
+        socket.set_nonblocking(true).expect("an option");
+        let mut bytes = [0; 8];
+        while let Ok(len) = socket.recv(&mut bytes) {
+            foreign += u32::from(bytes[..len] != tag.to_be_bytes());
+        }
+    }
+    assert_eq!(foreign, 0);
+    let refused = [("reason", "no_socket")];
+    assert!(gateway.metrics().value("ringway_datagrams_dropped_total", &refused) > 0);
+}
+
+/// One of two endpoints is closed, as ICMP says: whoever sends on gets to the other.
+#[test]
+fn flows_leave_an_endpoint_whose_port_is_closed() {
+    let server = Server::udp_echo();
+    let closed = free_address();
+    let address = free_address();
+    let config = forward("UDP", address, [closed, server.address], "");
+    let gateway = Launch::default().one_worker().start(&config);
+    let clients: Vec<_> = (0..20).map(|_| udp_client(address)).collect();
+    for client in &clients {
+        assert_eq!(ask(client, b"anyone?"), b"anyone?");
+    }
+    let metrics = gateway.metrics();
+    assert!(metrics.value("ringway_endpoint_refusals_total", &[]) > 0);
+    assert_eq!(metrics.value("ringway_flows_active", &[]), 20, "none has ended for it");
+    for client in &clients {
+        assert_eq!(ask(client, b"again"), b"again");
+    }
+}
+
 /// Fifty source ports for two hundred flows: what cannot be had is counted, and comes back.
 /// Sockets that were closed are gone, with their ports, though an older one is open: kernels before
 /// 6.13 keep registered files as long as a request for an older one lives.
@@ -386,8 +484,13 @@ fn fifty_thousand_flows() {
     let address = free_address();
     let config = |left_out: usize| {
         let rest = endpoints.iter().enumerate().filter(|(at, _)| *at != left_out);
+        // Longer than answers are late; with the default there would be too few ports.
+        let backend =
+            backend("main", rest.map(|(_, endpoint)| *endpoint), "upstream_rest = \"200ms\"");
         "lame_duck = \"1s\"\n".to_owned()
-            + &forward("UDP", address, rest.map(|(_, endpoint)| *endpoint), "responses = 1")
+            + &listener("main", "UDP", address, "responses = 1")
+            + &route("main", "main", &[("main", 1)], "")
+            + &backend
     };
     let gateway = Gateway::start(&config(0));
     let over = Arc::new(AtomicBool::new(false));

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use config_sync::routing::{
-    Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol, Route,
-    RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
+    Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol,
+    Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
-use ringway::proxy::record::{CloseReason, DropReason};
+use ringway::proxy::record::{CloseReason, DropReason, Record};
 use ringway_tests::coverage::Coverage;
 use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;
@@ -222,6 +222,71 @@ fn flows_without_their_shared_socket_are_refused_and_served_later() {
     assert_eq!(fake.kernel.sent_up.len(), usize::from(CLIENTS));
 }
 
+/// A client of the tests below sends a datagram, and the worker does what follows from it.
+fn ask(fake: &mut Fake, port: u16) {
+    let client = SocketAddr::from(([198, 18, 0, 1], port));
+    let exchange =
+        Exchange { socket: SocketId(0), client, says: None, local: [192, 0, 2, 1].into() };
+    let datagram =
+        Datagram { exchange, number: 0, bytes: 9, count: 1, truncated: false, train: None };
+    fake.kernel.client_sends(datagram);
+    while fake.step(fake.kernel.now + 1_000) {}
+}
+
+/// New sources without end fill the flows, and nobody answers them. Who was answered stays, and a
+/// new client gets in within seconds, not after `flow_timeout`.
+#[test]
+fn a_flood_that_nobody_answers_makes_room() {
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    let address = |port| SocketAddr::new(scenario::HOME, port);
+    let mut table = scenario::UDP.table(address(53), &[address(54)]);
+    table.listeners[0].flow_timeout = 60_000;
+    fake.apply(table);
+    ask(&mut fake, 1);
+    let (path, datagram) = fake.kernel.sent_up.pop().expect("the endpoint hears");
+    fake.kernel.endpoint_sends(path, datagram);
+    for port in 0..200 {
+        ask(&mut fake, 1_000 + port);
+    }
+    let counters = Arc::clone(&fake.counters);
+    assert_eq!(counters.flows.get(), u64::from(LIMITS.flows));
+    let dropped = &counters.listener(ListenerId(0)).dropped;
+    assert!(dropped[DropReason::FlowLimit as usize].get() > 100);
+    // Two seconds of silence, and two in which the sockets rest.
+    let until = fake.kernel.now + 6_000_000;
+    while fake.step(until) {}
+    fake.kernel.sent_up.clear();
+    ask(&mut fake, 2);
+    assert_eq!(fake.kernel.sent_up.len(), 1, "a new client is served");
+    assert_eq!(counters.flows.get(), 2, "and the one that was answered is there");
+    let closed = &counters.listener(ListenerId(0)).closed;
+    assert_eq!(closed[CloseReason::FlowUnanswered as usize].get(), u64::from(LIMITS.flows) - 1);
+}
+
+/// At the end of a drain flows end by and by: sessions of the same worker live on meanwhile.
+#[test]
+fn flows_do_not_all_end_in_one_turn() {
+    const FLOWS: u16 = 1_000;
+    let limits = Limits { flows: u32::from(FLOWS), ..LIMITS };
+    let mut fake = Fake::new(1, limits, Faults::default());
+    let address = |port| SocketAddr::new(scenario::HOME, port);
+    fake.apply(scenario::UDP.table(address(53), &[address(54)]));
+    for port in 0..FLOWS {
+        ask(&mut fake, 1_000 + port);
+    }
+    assert_eq!(fake.counters.flows.get(), u64::from(FLOWS));
+    let drain = Some(Drain { timeout: 10, spread: 10 });
+    fake.apply(RoutingTable { generation: 2, drain, ..RoutingTable::empty() });
+    let mut most = 0;
+    while !fake.proxy.is_done() {
+        fake.records.clear();
+        assert!(fake.step(u64::MAX), "the drain does not end");
+        let ended = |record: &&Record| matches!(record, Record::Closed(_));
+        most = most.max(fake.records.iter().filter(ended).count());
+    }
+    assert!((1..=256).contains(&most), "{most} flows ended in one turn");
+}
+
 /// One UDP listener, and one endpoint behind shared sockets.
 fn shared_table() -> RoutingTable {
     let address = |port| SocketAddr::new(scenario::HOME, port);
@@ -262,6 +327,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         options: model::options(),
         source: Vec::new(),
         shared_sockets: false,
+        upstream_rest: 2_000,
         send_proxy: None,
         transparent: false,
         tls: None,

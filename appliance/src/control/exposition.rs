@@ -56,6 +56,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Times that accepting paused because files or memory ran out.",
     ),
     (
+        "ringway_receive_pauses_total",
+        Type::Counter,
+        "Times that receiving on a UDP socket paused, because memory ran out or the like.",
+    ),
+    (
         "ringway_bulk_runs_total",
         Type::Counter,
         "Times that one direction of a session became bulk: fewer and larger wake-ups.",

@@ -102,14 +102,15 @@ impl Balancer {
         Some(route.backends[best].backend)
     }
 
-    /// The endpoint whose turn it is, other than those in `tried`.
+    /// The endpoint whose turn it is, other than those in `tried`: a flow that leaves one of these
+    /// has its turn like any other.
     pub fn endpoint(
         &mut self,
         backend: &Backend,
         client: SocketAddr,
         tried: &[EndpointId],
     ) -> Option<Endpoint> {
-        self.pick(backend, client, tried, u64::MAX)
+        self.pick(backend, client, tried, u64::MAX, true)
     }
 
     /// The same for a session: an endpoint that one could not be given to comes last for a while.
@@ -121,8 +122,10 @@ impl Balancer {
         tried: &[EndpointId],
         now: u64,
     ) -> Option<Endpoint> {
-        let picked = self.pick(backend, client, tried, now);
-        let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX))?;
+        // Another try for the same session takes nobody's turn.
+        let turn = tried.is_empty();
+        let picked = self.pick(backend, client, tried, now, turn);
+        let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX, turn))?;
         if self.rests[picked.id.index()] > 0 {
             self.failed(picked.id, now);
         }
@@ -146,6 +149,7 @@ impl Balancer {
         client: SocketAddr,
         tried: &[EndpointId],
         now: u64,
+        takes_turn: bool,
     ) -> Option<Endpoint> {
         let endpoints = &backend.endpoints;
         let count = endpoints.len();
@@ -161,8 +165,7 @@ impl Balancer {
         let cursor = &mut cursors[backend.id.index()];
         let mut take_turn = || {
             let next = from(*cursor as usize + 1).find(free)?;
-            // Another try for the same session takes nobody's turn.
-            if tried.is_empty() {
+            if takes_turn {
                 *cursor = next as u32;
             }
             Some(next)
@@ -308,6 +311,7 @@ mod tests {
             },
             source: Vec::new(),
             shared_sockets: false,
+            upstream_rest: 2_000,
             send_proxy: None,
             transparent: false,
             tls: None,
@@ -371,17 +375,33 @@ mod tests {
     }
 
     #[test]
-    fn a_second_try_takes_nobody_elses_turn() {
+    fn a_sessions_second_try_takes_nobody_elses_turn() {
         for balance in [Balance::RoundRobin, Balance::LeastConnections] {
             let (mut balancer, table) = balancer(vec![], vec![backend(balance, 2)]);
             let mut first = [0; 2];
             for _ in 0..10 {
-                let picked = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
+                let mut endpoint = |tried: &[EndpointId]| {
+                    balancer.session_endpoint(&table.backends[0], client(1), tried, 0).unwrap()
+                };
+                let picked = endpoint(&[]);
                 first[picked.id.index()] += 1;
-                balancer.endpoint(&table.backends[0], client(1), &[picked.id]).unwrap();
+                endpoint(&[picked.id]);
             }
             assert_eq!(first, [5; 2]);
         }
+    }
+
+    /// All that leave one endpoint are not the next one's.
+    #[test]
+    fn flows_that_move_have_turns() {
+        let (mut balancer, table) = balancer(vec![], vec![backend(Balance::RoundRobin, 3)]);
+        let mut counts = [0; 3];
+        for _ in 0..10 {
+            let tried = [EndpointId(0)];
+            let picked = balancer.endpoint(&table.backends[0], client(1), &tried).unwrap();
+            counts[picked.id.index()] += 1;
+        }
+        assert_eq!(counts, [0, 5, 5]);
     }
 
     #[test]

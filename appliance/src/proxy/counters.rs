@@ -20,6 +20,8 @@ pub struct Counters {
     pub unmatched: [Counter; CloseReason::COUNT],
     /// Accepting paused because files or memory ran out.
     pub accept_pauses: Counter,
+    /// Receiving on a UDP socket paused because of an error of this machine.
+    pub receive_pauses: Counter,
     /// Multishot accepts, polls and receives that ended by themselves and were armed again.
     pub rearms: Counter,
     /// Receives that ended because no buffer was free.
@@ -187,6 +189,7 @@ impl Counters {
             aborted: Counter::default(),
             unmatched: std::array::from_fn(|_| Counter::default()),
             accept_pauses: Counter::default(),
+            receive_pauses: Counter::default(),
             rearms: Counter::default(),
             bulk_runs: Counter::default(),
             unpaced: Counter::default(),

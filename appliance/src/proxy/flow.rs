@@ -6,15 +6,17 @@
 //! client; and so does a pair of endpoint and local address. Flows expire by a sweep that looks at
 //! a part of them at a time, never by a timer each.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::ranges::Access;
 use config_sync::routing::{
-    Backend, BackendId, EndpointId, Listener, ListenerId, Protocol, RouteId, RoutingTable,
-    SendProxy, SocketId, Transport,
+    Backend, BackendId, Endpoint, EndpointId, Listener, ListenerId, Protocol, RouteId,
+    RoutingTable, SendProxy, SocketId, Transport,
 };
 use hashbrown::HashTable;
 
+use super::balance::Balancer;
 use super::cause::{Cause, Detail};
 use super::op::{BufferId, Event, Kind, Op, Origin, Part, SHARED_SOCKETS, Token, Why};
 use super::proxy_protocol::{self, Addresses, Outgoing};
@@ -22,7 +24,7 @@ use super::record::{CloseReason, DropReason, Record, SessionRecord};
 use super::shared::{Pair, Pairs};
 use super::slab::{NONE, Slab};
 use super::tables::Tables;
-use super::{Core, micros};
+use super::{Core, RECEIVE_PAUSE, micros};
 
 #[derive(Debug)]
 pub struct Flows {
@@ -37,7 +39,7 @@ pub struct Flows {
     /// By `SocketId`: its flows.
     by_socket: Vec<u32>,
     sweep: Sweep,
-    /// With more upstream sockets than this, they rest only as long as they must: each holds a
+    /// With more upstream sockets than this, those that have rested are closed soon: each holds a
     /// source port, of which other programs of the machine want some too.
     ample: u32,
     /// The same until then: there were too few.
@@ -48,6 +50,12 @@ pub struct Flows {
     /// here, not up to now: after a worker had no core for a while, a new client's datagram may
     /// stand before a late reply in one batch of events.
     seen: u64,
+    /// Sockets that receive again at a time, that with the next one first.
+    paused: VecDeque<(u64, Token)>,
+    /// Every flow is to end, for this.
+    ending: Option<CloseReason>,
+    /// Endpoints that a flow that moves passes over; empty in between.
+    closed_ports: Vec<EndpointId>,
 }
 
 #[derive(Debug)]
@@ -70,6 +78,8 @@ struct Flow {
     bytes_down: u64,
     opened: u64,
     last: u64,
+    /// Its endpoint's port is closed, as ICMP said since the client's last datagram.
+    refused: bool,
     proxied: Option<Box<Proxied>>,
 }
 
@@ -131,16 +141,25 @@ struct EndpointState {
     /// Resting sockets and pairs, the longest resting first.
     first: u32,
     last: u32,
+    /// How long a socket rests between two flows, microseconds: always, however few there are.
+    rest: u64,
+    /// Its port is taken for closed until then.
+    closed_until: u64,
     /// When it left the table; `None` while it is there.
     gone_since: Option<u64>,
 }
 
-const ABSENT: EndpointState = EndpointState { first: NONE, last: NONE, gone_since: Some(0) };
+const ABSENT: EndpointState =
+    EndpointState { first: NONE, last: NONE, rest: 0, closed_until: 0, gone_since: Some(0) };
 
-/// How long a socket rests where there are enough of them, and at the least.
-const REST: u64 = 2_000_000;
-const SHORT_REST: u64 = 200_000;
-/// A socket that nobody needed for this long is closed.
+/// For so long an endpoint that refused a datagram is not given flows that others have refused.
+const CLOSED: u64 = 5_000_000;
+/// So many of them are passed over.
+const MOST_CLOSED: usize = 16;
+
+/// A shortage counts for this long after it was last seen.
+const SHORTAGE: u64 = 2_000_000;
+/// A socket that has rested, and that nobody needed for this long since, is closed.
 const KEEP: u64 = 60_000_000;
 
 /// Looks at every flow and at every endpoint's resting sockets within `period`, some in each step.
@@ -153,9 +172,18 @@ struct Sweep {
 }
 
 const SWEEP_STEP: u64 = 100_000;
-/// Sockets of one endpoint that one step closes at the most.
+/// Between two steps while everything ends.
+const ENDING_STEP: u64 = 1_000;
+/// Sockets of one endpoint that one step closes at the most, and flows that it ends while
+/// everything ends.
 const MOST_CLOSES: u32 = 256;
+/// Flows, and endpoints, that one step looks at.
+const MOST_LOOKS: u32 = 16_384;
 const LONGEST_SWEEP: u64 = 15_000_000;
+
+/// Where flows are nearly used up, one that was never answered ends after so long a silence: it may
+/// be one of a flood, which would lock new clients out for `flow_timeout`.
+const UNANSWERED: u64 = 2_000_000;
 
 /// A batch of datagrams of one sender, in one buffer.
 #[derive(Clone, Copy)]
@@ -182,6 +210,9 @@ impl Flows {
             shortage_until: 0,
             pairs_shortage_until: 0,
             seen: 0,
+            paused: VecDeque::new(),
+            ending: None,
+            closed_ports: Vec::with_capacity(MOST_CLOSED),
         }
     }
 
@@ -196,11 +227,15 @@ impl Flows {
         for endpoint in &mut self.endpoints {
             endpoint.gone_since.get_or_insert(now);
         }
-        for endpoint in table.backends.iter().flat_map(|backend| &backend.endpoints) {
-            if self.endpoints.len() <= endpoint.id.index() {
-                self.endpoints.resize(endpoint.id.index() + 1, ABSENT);
+        for backend in &table.backends {
+            for endpoint in &backend.endpoints {
+                let at = endpoint.id.index();
+                if self.endpoints.len() <= at {
+                    self.endpoints.resize(at + 1, ABSENT);
+                }
+                self.endpoints[at].rest = micros(backend.upstream_rest);
+                self.endpoints[at].gone_since = None;
             }
-            self.endpoints[endpoint.id.index()].gone_since = None;
         }
         self.pairs.table_applied(table);
         let sockets = table.sockets.iter().map(|socket| socket.id.index() + 1).max();
@@ -319,13 +354,14 @@ impl Flows {
                 self.forward_reply(core, token, token.slot, batch, truncated);
             }
             Event::Stopped { why } => {
+                // What came since it stopped receiving has not been read yet.
+                upstream.rests_since = core.now;
+                let closing = upstream.closing;
                 if why == Some(Why::Refused) {
-                    core.counters.endpoint(upstream.endpoint).refusals.add(1);
+                    self.refused(core, token.slot);
                 }
-                if !upstream.closing {
-                    // What came since it stopped receiving has not been read yet.
-                    upstream.rests_since = core.now;
-                    core.push(token, Op::Receive);
+                if !closing {
+                    self.rearm(core, token, why);
                 }
             }
             Event::SendFailed { why, count } => self.send_failed(core, token, why, count),
@@ -355,10 +391,12 @@ impl Flows {
                     }
                 }
             }
-            Event::Stopped { .. } => {
+            Event::Stopped { why } => {
                 self.pairs.stopped(token.slot);
-                if self.upstreams.at(token.slot).is_some_and(|socket| !socket.closing) {
-                    core.push(token, Op::Receive);
+                if self.upstreams.at(token.slot).is_some_and(|socket| !socket.closing)
+                    && !self.rearm(core, token, why)
+                {
+                    self.pairs.paused(token.slot);
                 }
             }
             Event::OpenFailed { why } => {
@@ -372,9 +410,33 @@ impl Flows {
         }
     }
 
+    /// An upstream socket has stopped receiving: it goes on at once, which is true then, or after
+    /// a pause.
+    fn rearm(&mut self, core: &mut Core, token: Token, why: Option<Why>) -> bool {
+        let at_once = why.is_none_or(Why::is_of_peer);
+        if at_once {
+            core.push(token, Op::Receive);
+        } else {
+            core.counters.receive_pauses.add(1);
+            self.paused.push_back((core.now + RECEIVE_PAUSE, token));
+        }
+        at_once
+    }
+
+    /// The endpoint's port is closed, says ICMP to this socket: its flow has another with the next
+    /// datagram.
+    fn refused(&mut self, core: &Core, slot: u32) {
+        let Some(upstream) = self.upstreams.at(slot) else { return };
+        core.counters.endpoint(upstream.endpoint).refusals.add(1);
+        self.endpoints[upstream.endpoint.index()].closed_until = core.now + CLOSED;
+        if let Some(flow) = self.flows.at_mut(upstream.flow) {
+            flow.refused = true;
+        }
+    }
+
     /// There is no socket for what an upstream slot has been given in this turn.
     fn unopened(&mut self, core: &mut Core, slot: u32, why: Why) {
-        self.shortage_until = core.now + REST;
+        self.shortage_until = core.now + SHORTAGE;
         let Some(upstream) = self.upstreams.at_mut(slot) else { return };
         let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
         upstream.closing = true;
@@ -406,24 +468,33 @@ impl Flows {
     pub fn expire(&mut self, core: &mut Core) {
         self.seen = core.now;
         self.pairs.turn_over(core.now);
-        if core.tables.open_sockets() == 0 && self.flows.is_empty() && !self.is_empty() {
-            // Nobody can ask any more: nothing has to rest.
-            self.close_all(core);
-        }
-        if self.is_empty() || core.now < self.sweep.next {
+        self.receive_again(core);
+        if self.is_empty() {
             return;
+        }
+        if core.tables.are_over() && self.flows.is_empty() {
+            // Nobody can ask any more: nothing has to rest.
+            self.close_some(core);
+        }
+        if core.now < self.sweep.next {
+            return;
+        }
+        if let Some(reason) = self.ending {
+            return self.end_some(core, reason);
         }
         let share = |high_water: u32, period: u64| {
             let steps = u32::try_from(period / SWEEP_STEP).unwrap_or(1).max(1);
-            high_water.div_ceil(steps)
+            high_water.div_ceil(steps).min(MOST_LOOKS)
         };
-        // Draining is a matter of seconds, whatever the timeouts.
+        // Draining is a matter of seconds, whatever the timeouts, and so is a shortage.
+        let crowded = self.is_crowded(core.now);
         let leaving = core.tables.leaving().next().is_some();
-        let period = if leaving { self.sweep.period.min(1_000_000) } else { self.sweep.period };
+        let hurry = leaving || crowded || self.is_scarce(Role::Pair, core.now);
+        let period = if hurry { self.sweep.period.min(1_000_000) } else { self.sweep.period };
         for _ in 0..share(self.flows.high_water(), period) {
             let slot = self.sweep.flow;
             self.sweep.flow = (slot + 1) % self.flows.high_water();
-            if let Some(reason) = self.flows.at(slot).and_then(|flow| flow.over(core)) {
+            if let Some(reason) = self.flows.at(slot).and_then(|flow| flow.over(core, crowded)) {
                 self.end(core, slot, reason);
             }
         }
@@ -443,25 +514,74 @@ impl Flows {
     }
 
     pub fn next_sweep(&self) -> Option<u64> {
-        (!self.is_empty()).then_some(self.sweep.next)
+        let resumes = self.paused.front().map_or(u64::MAX, |(until, _)| *until);
+        (!self.is_empty()).then_some(self.sweep.next.min(resumes))
     }
 
-    /// Ends every flow, and closes every upstream socket.
-    pub fn end_all(&mut self, core: &mut Core, reason: CloseReason) {
-        for slot in 0..self.flows.high_water() {
+    /// Ends every flow and closes every upstream socket, some in each step: sessions that live on
+    /// must not wait for tens of thousands of these.
+    pub fn end_all(&mut self, now: u64, reason: CloseReason) {
+        self.ending = Some(reason);
+        self.sweep.next = now;
+    }
+
+    fn end_some(&mut self, core: &mut Core, reason: CloseReason) {
+        let mut ends = 0;
+        for _ in 0..self.flows.high_water().min(MOST_LOOKS) {
+            let slot = self.sweep.flow;
+            self.sweep.flow = (slot + 1) % self.flows.high_water();
             if self.flows.at(slot).is_some() {
                 self.end(core, slot, reason);
+                ends += 1;
+                if ends == MOST_CLOSES {
+                    break;
+                }
             }
         }
-        self.close_all(core);
+        self.sweep.next = core.now + ENDING_STEP;
+        if self.flows.is_empty() {
+            self.close_some(core);
+        }
     }
 
-    fn close_all(&mut self, core: &mut Core) {
-        for endpoint in 0..self.endpoints.len() {
+    /// Closes some of what rests, whether it has rested or not.
+    fn close_some(&mut self, core: &mut Core) {
+        let mut left = MOST_CLOSES;
+        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        for _ in 0..endpoints {
+            let endpoint = self.sweep.endpoint as usize;
             while self.endpoints[endpoint].first != NONE {
+                if left == 0 {
+                    self.sweep.next = core.now + ENDING_STEP;
+                    return;
+                }
+                left -= 1;
                 self.close_first(core, endpoint);
             }
+            self.sweep.endpoint = (self.sweep.endpoint + 1) % endpoints;
         }
+    }
+
+    /// Sockets that stopped receiving for want of memory, or the like, try again.
+    fn receive_again(&mut self, core: &mut Core) {
+        while let Some((_, token)) = self.paused.pop_front_if(|(until, _)| *until <= core.now) {
+            let Some(upstream) = self.upstreams.get_mut(token.slot, token.generation) else {
+                continue;
+            };
+            if upstream.role == Role::Shared {
+                self.pairs.resumed(token.slot);
+            }
+            if !upstream.closing {
+                upstream.rests_since = core.now;
+                core.push(token, Op::Receive);
+            }
+        }
+    }
+
+    /// Whether flows, or sockets for them, are nearly used up.
+    fn is_crowded(&self, now: u64) -> bool {
+        let room = self.flows.room().min(self.upstreams.room());
+        room <= self.ample / 2 || now < self.shortage_until
     }
 
     /// The flow's slot; a new flow if there is none.
@@ -501,6 +621,7 @@ impl Flows {
             bytes_down: 0,
             opened: core.now,
             last: core.now,
+            refused: false,
             proxied: said.map(|_| Box::new(Proxied { said, ..Proxied::default() })),
         };
         if let Err(refusal) = self.begin(core, &mut flow) {
@@ -559,8 +680,12 @@ impl Flows {
     }
 
     /// A flow whose endpoint left the table `lame_duck` ago gets another: a client that only sends
-    /// would else feed a dead address for ever.
+    /// would else feed a dead address for ever. So does one whose endpoint's port is closed.
     fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
+        let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
+        if std::mem::take(&mut flow.refused) {
+            self.leave_closed_port(core, slot);
+        }
         let Some(flow) = self.flows.at(slot) else { return Ok(()) };
         let gone = self.endpoints[flow.endpoint.index()].gone_since;
         let lame_duck = micros(core.tables.current().lame_duck);
@@ -584,7 +709,34 @@ impl Flows {
                 return Err(refusal.drop);
             }
         };
-        let flow = self.flows.at_mut(slot).expect("seen above");
+        self.moves(core, slot, &choice, upstream);
+        Ok(())
+    }
+
+    /// To another endpoint of the backend, if there is one that is not known to be closed too, and
+    /// a socket. Else it stays where it is.
+    fn leave_closed_port(&mut self, core: &mut Core, slot: u32) {
+        let Some(flow) = self.flows.at(slot) else { return };
+        let Some(backend) = core.tables.backend(flow.socket, flow.backend) else { return };
+        let others = backend.endpoints.iter().map(|endpoint| endpoint.id).filter(|id| {
+            *id != flow.endpoint && self.endpoints[id.index()].closed_until > core.now
+        });
+        self.closed_ports.push(flow.endpoint);
+        self.closed_ports.extend(others.take(MOST_CLOSED - 1));
+        let found = core.balancer.endpoint(backend, flow.client(), &self.closed_ports);
+        self.closed_ports.clear();
+        let open = |other: &Endpoint| self.endpoints[other.id.index()].closed_until <= core.now;
+        let Some(endpoint) = found.filter(open) else { return };
+        let client = flow.client();
+        let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client);
+        if let Ok(upstream) = self.upstream_for(core, &choice) {
+            self.moves(core, slot, &choice, upstream);
+        }
+    }
+
+    /// Gives a flow another endpoint; its socket rests.
+    fn moves(&mut self, core: &mut Core, slot: u32, choice: &Choice, upstream: u32) {
+        let flow = self.flows.at_mut(slot).expect("the caller found it");
         core.balancer.closed(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         core.balancer.opened(choice.endpoint);
@@ -596,7 +748,6 @@ impl Flows {
             upstream.flow = slot;
         }
         self.rest(core, old);
-        Ok(())
     }
 
     fn forward(&mut self, core: &mut Core, slot: u32, batch: Batch) {
@@ -662,10 +813,10 @@ impl Flows {
     }
 
     fn send_failed(&mut self, core: &mut Core, token: Token, why: Why, count: u32) {
-        let upstream = self.upstreams.at(token.slot).expect("the caller found it");
         if why == Why::Refused {
-            core.counters.endpoint(upstream.endpoint).refusals.add(1);
+            self.refused(core, token.slot);
         }
+        let upstream = self.upstreams.at(token.slot).expect("the caller found it");
         if let Some(flow) = self.flows.at(upstream.flow) {
             let counters = core.counters.listener(flow.listener);
             counters.to_endpoints.sub(u64::from(count));
@@ -676,10 +827,9 @@ impl Flows {
     /// A socket towards the endpoint, or a pair: one that has rested long enough, or a new one.
     fn upstream_for(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
         let role = choice.role;
-        let rest = if self.is_scarce(role, core.now) { SHORT_REST } else { REST };
         for _ in 0..MOST_CLOSES {
             let first = self.endpoints[choice.endpoint.index()].first;
-            if !self.has_rested(first, rest) {
+            if !self.has_rested(first) {
                 break;
             }
             if self.is_wanted(first, choice) {
@@ -697,7 +847,7 @@ impl Flows {
     fn new_socket(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
         let upstream = Upstream::new(choice.endpoint, choice.role);
         let Some((slot, generation)) = self.upstreams.insert(upstream) else {
-            self.shortage_until = core.now + REST;
+            self.shortage_until = core.now + SHORTAGE;
             return Err(NO_SOCKET);
         };
         self.count_upstreams(core);
@@ -712,11 +862,11 @@ impl Flows {
         let ipv4 = address.is_ipv4();
         let is_open = self.pairs.socket(ipv4).is_some();
         if self.upstreams.room() < 1 + u32::from(!is_open) {
-            self.shortage_until = core.now + REST;
+            self.shortage_until = core.now + SHORTAGE;
             return Err(NO_SOCKET);
         }
         let Some(local) = self.pairs.take(id, address) else {
-            self.pairs_shortage_until = core.now + REST;
+            self.pairs_shortage_until = core.now + SHORTAGE;
             return Err(NO_SOURCE);
         };
         if !is_open {
@@ -735,8 +885,9 @@ impl Flows {
     }
 
     /// Whether it has rested so long that what was late for its last flow has come and was read.
-    fn has_rested(&self, slot: u32, rest: u64) -> bool {
+    fn has_rested(&self, slot: u32) -> bool {
         self.upstreams.at(slot).is_some_and(|upstream| {
+            let rest = self.endpoints[upstream.endpoint.index()].rest;
             let seen = match upstream.role {
                 Role::Pair => self.pairs.read_until(slot),
                 Role::Socket | Role::Own | Role::Shared => self.seen,
@@ -751,22 +902,20 @@ impl Flows {
             Some(Role::Pair) => {
                 choice.role == Role::Pair && self.pairs.is_in_pool(slot, choice.endpoint)
             }
+            Some(Role::Own) => false,
             role => role == Some(choice.role),
         }
     }
 
-    /// Whether nobody will want it any more, at least not soon.
+    /// Whether nobody will want it any more, at least not soon. It has rested in any case: the next
+    /// flow may have its port or address as soon as it is closed.
     fn is_kept_too_long(&self, core: &Core, endpoint: usize, slot: u32) -> bool {
         let Some(upstream) = self.upstreams.at(slot) else { return false };
-        let gone = self.endpoints[endpoint].gone_since.is_some();
-        let scarce = self.is_scarce(upstream.role, core.now);
-        match upstream.role {
-            Role::Socket if gone => true,
-            // The next flow may have its address as soon as it is closed.
-            Role::Pair if gone && !scarce => self.has_rested(slot, REST),
-            Role::Pair if scarce => self.has_rested(slot, SHORT_REST),
-            _ => core.now >= upstream.rests_since + if scarce { SHORT_REST } else { KEEP },
-        }
+        let EndpointState { rest, gone_since, .. } = self.endpoints[endpoint];
+        let unwanted = gone_since.is_some()
+            || upstream.role == Role::Own
+            || self.is_scarce(upstream.role, core.now);
+        self.has_rested(slot) && (unwanted || core.now >= upstream.rests_since + rest + KEEP)
     }
 
     fn is_scarce(&self, role: Role, now: u64) -> bool {
@@ -803,19 +952,14 @@ impl Flows {
         }
     }
 
-    /// The socket's flow is over: it rests, or is closed if nobody will want it.
+    /// The socket's flow is over: it rests, even if nobody will want it. Closed at once, its port
+    /// might be the next socket's, and a late reply the next client's.
     fn rest(&mut self, core: &mut Core, slot: u32) {
         let Some(upstream) = self.upstreams.at_mut(slot) else { return };
         upstream.flow = NONE;
         let state = &mut self.endpoints[upstream.endpoint.index()];
         if upstream.closing {
             return;
-        }
-        let gone = state.gone_since.is_some() && upstream.role == Role::Socket;
-        if gone || upstream.role == Role::Own {
-            upstream.closing = true;
-            let token = self.upstream_token(slot);
-            return core.push(token, Op::CloseUpstream);
         }
         upstream.sent = 0;
         upstream.rests_since = core.now;
@@ -825,7 +969,7 @@ impl Flows {
             NONE => state.first = slot,
             _ => self.upstreams.at_mut(last).expect("it rests").next = slot,
         }
-        if self.upstreams.at(slot).is_some_and(|upstream| upstream.role == Role::Socket) {
+        if self.upstreams.at(slot).is_some_and(|upstream| upstream.role != Role::Pair) {
             core.counters.upstreams_resting.add(1);
         }
     }
@@ -838,7 +982,7 @@ impl Flows {
         if state.first == NONE {
             state.last = NONE;
         }
-        if upstream.role == Role::Socket {
+        if upstream.role != Role::Pair {
             core.counters.upstreams_resting.sub(1);
         }
     }
@@ -957,15 +1101,27 @@ impl Flow {
         self.local.map_or(bound, |ip| SocketAddr::new(ip, bound.port()))
     }
 
-    /// Why it is over, if it is.
-    fn over(&self, core: &Core) -> Option<CloseReason> {
+    /// Why it is over, if it is. `crowded`: flows are nearly used up.
+    fn over(&self, core: &Core, crowded: bool) -> Option<CloseReason> {
         let silent = core.now - self.last;
         // A listener that left the table keeps its flows as long as they are in use.
         if core.tables.is_leaving(self.socket) && silent >= micros(core.tables.current().lame_duck)
         {
             return Some(CloseReason::Drained);
         }
-        (self.timeout > 0 && silent >= micros(self.timeout)).then_some(CloseReason::FlowTimeout)
+        if self.timeout > 0 && silent >= micros(self.timeout) {
+            return Some(CloseReason::FlowTimeout);
+        }
+        let in_the_way = self.replies == 0
+            && silent >= UNANSWERED
+            && (crowded || self.has_crowded_listener(core));
+        in_the_way.then_some(CloseReason::FlowUnanswered)
+    }
+
+    fn has_crowded_listener(&self, core: &Core) -> bool {
+        let Some((_, listener)) = listener_of(&core.tables, self.socket) else { return false };
+        let (most, active) = (listener.max_sessions, core.active[listener.id.index()]);
+        most > 0 && active > most - most.div_ceil(4)
     }
 
     fn record(&self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {
@@ -1044,7 +1200,7 @@ struct Choice {
 fn choose(
     table: &RoutingTable,
     listener: &Listener,
-    balancer: &mut super::balance::Balancer,
+    balancer: &mut Balancer,
     client: SocketAddr,
 ) -> Result<Choice, Refusal> {
     let found = listener.routes.any().ok_or(NO_ROUTE)?;
@@ -1052,22 +1208,34 @@ fn choose(
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
-    Ok(Choice {
-        route: route.id,
-        backend: backend.id,
-        endpoint: endpoint.id,
-        address: endpoint.address,
-        source: match backend.shared_sockets {
-            true => Origin::Any,
-            false => balancer.origin(backend, endpoint.address, client),
-        },
-        role: match backend {
-            Backend { shared_sockets: true, .. } => Role::Pair,
-            Backend { transparent: true, .. } => Role::Own,
-            _ => Role::Socket,
-        },
-        send_proxy: backend.send_proxy,
-    })
+    Ok(Choice::new(route.id, backend, endpoint, balancer, client))
+}
+
+impl Choice {
+    fn new(
+        route: RouteId,
+        backend: &Backend,
+        endpoint: Endpoint,
+        balancer: &mut Balancer,
+        client: SocketAddr,
+    ) -> Self {
+        Self {
+            route,
+            backend: backend.id,
+            endpoint: endpoint.id,
+            address: endpoint.address,
+            source: match backend.shared_sockets {
+                true => Origin::Any,
+                false => balancer.origin(backend, endpoint.address, client),
+            },
+            role: match backend {
+                Backend { shared_sockets: true, .. } => Role::Pair,
+                Backend { transparent: true, .. } => Role::Own,
+                _ => Role::Socket,
+            },
+            send_proxy: backend.send_proxy,
+        }
+    }
 }
 
 fn failed_send(why: Why) -> DropReason {

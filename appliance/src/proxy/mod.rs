@@ -207,8 +207,8 @@ impl Proxy {
             }
         }
         self.core.unpause();
-        self.flows.expire(&mut self.core);
         self.drain_step();
+        self.flows.expire(&mut self.core);
         self.leave(ops);
     }
 
@@ -245,7 +245,7 @@ impl Proxy {
                 session.close(&mut self.core, CloseReason::Stopped);
             }
         }
-        self.flows.end_all(&mut self.core, CloseReason::Stopped);
+        self.flows.end_all(now, CloseReason::Stopped);
         self.leave(ops);
     }
 
@@ -374,7 +374,7 @@ impl Proxy {
             return;
         }
         if drain.left.is_none() {
-            self.flows.end_all(&mut self.core, CloseReason::Drained);
+            self.flows.end_all(now, CloseReason::Drained);
         }
         let sessions = &self.sessions;
         let left = drain.left.get_or_insert_with(|| {
@@ -408,12 +408,12 @@ impl Core {
     /// only fail again, after a rest.
     fn rearm(&mut self, id: SocketId, why: Option<Why>) {
         match why {
-            Some(Why::NoFiles | Why::NoMemory | Why::Other(_)) => {
-                let pause = match self.tables.transport(id) {
-                    Some(Transport::Udp) => RECEIVE_PAUSE,
-                    Some(Transport::Tcp) | None => ACCEPT_PAUSE,
+            Some(why) if !why.is_of_peer() => {
+                let (pauses, pause) = match self.tables.transport(id) {
+                    Some(Transport::Udp) => (&self.counters.receive_pauses, RECEIVE_PAUSE),
+                    Some(Transport::Tcp) | None => (&self.counters.accept_pauses, ACCEPT_PAUSE),
                 };
-                self.counters.accept_pauses.add(1);
+                pauses.add(1);
                 self.paused.push((id, self.now + pause));
             }
             _ => self.start(id),

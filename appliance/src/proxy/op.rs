@@ -325,6 +325,14 @@ pub enum Stop {
     Failed { side: Side, why: Why },
 }
 
+impl Why {
+    /// Whether it was about a peer, and is over when it was said. What is about this machine is
+    /// the same when it is asked again at once.
+    pub fn is_of_peer(self) -> bool {
+        matches!(self, Self::Refused | Self::Reset | Self::TimedOut | Self::Unreachable(_))
+    }
+}
+
 /// What the kernel said, as far as anyone decides by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Why {

@@ -201,6 +201,9 @@ words! {
         Stopped = "stopped": "Closed at once by a second SIGTERM.",
         FlowTimeout = "flow_timeout": "No datagram either way for `flow_timeout`.",
         FlowAnswered = "flow_answered": "The flow had its `responses` for every datagram.",
+        FlowUnanswered = "flow_unanswered":
+            "No answer ever came, the client was silent for 2 s, and flows or sockets were nearly \
+             used up.",
         EndpointRemoved = "endpoint_removed":
             "The flow's endpoint left the table and there was no other.",
     }

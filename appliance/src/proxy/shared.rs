@@ -44,10 +44,12 @@ struct SharedSocket {
     stopped: bool,
     /// Turns in a row in which it did.
     stops: u32,
+    /// It is not receiving now.
+    paused: bool,
 }
 
 const CLOSED: SharedSocket =
-    SharedSocket { slot: NONE, pairs: 0, read: 0, stopped: false, stops: 0 };
+    SharedSocket { slot: NONE, pairs: 0, read: 0, stopped: false, stops: 0, paused: false };
 
 /// After so many turns that each ended with a stop, what was received before the first of them was
 /// read: a socket's memory holds no more. Else a worker that always lacks buffers, or a stranger's
@@ -189,10 +191,30 @@ impl Pairs {
         }
     }
 
+    /// It goes on only after a pause, until which nothing is read.
+    pub fn paused(&mut self, slot: u32) {
+        self.set_paused(slot, true);
+    }
+
+    pub fn resumed(&mut self, slot: u32) {
+        self.set_paused(slot, false);
+        self.stopped(slot);
+    }
+
+    fn set_paused(&mut self, slot: u32, paused: bool) {
+        for socket in self.sockets.iter_mut().filter(|socket| socket.slot == slot) {
+            socket.paused = paused;
+        }
+    }
+
     /// A turn is over: what sockets had received was read, unless they stopped in between.
     pub fn turn_over(&mut self, now: u64) {
         for socket in &mut self.sockets {
-            if std::mem::take(&mut socket.stopped) && socket.stops < MOST_STOPS {
+            let stopped = std::mem::take(&mut socket.stopped);
+            if socket.paused {
+                continue;
+            }
+            if stopped && socket.stops < MOST_STOPS {
                 socket.stops += 1;
             } else {
                 (socket.stops, socket.read) = (0, now);
@@ -262,6 +284,7 @@ mod tests {
             },
             source: sources.iter().copied().collect(),
             shared_sockets: sources.is_some(),
+            upstream_rest: 2_000,
             send_proxy: None,
             transparent: false,
             tls: None,

@@ -14,6 +14,9 @@ pub struct Tables {
     /// By `SocketId`: the position in the current table's `sockets`, or `ABSENT`.
     positions: Vec<u32>,
     leaving: Vec<Leaving>,
+    /// By `SocketId`: the position among those that are leaving, or `ABSENT`. Each datagram of a
+    /// drain asks for it.
+    places: Vec<u32>,
 }
 
 /// A socket that is not in the table in force. What still comes out of its queue is routed by the
@@ -49,6 +52,7 @@ impl Tables {
             current: Arc::new(RoutingTable::empty()),
             positions: Vec::new(),
             leaving: Vec::new(),
+            places: Vec::new(),
         }
     }
 
@@ -61,7 +65,7 @@ impl Tables {
         if let Some(position) = self.position(id) {
             return Some((&self.current, &self.current.sockets[position]));
         }
-        let leaving = self.leaving.iter().find(|leaving| leaving.id == id)?;
+        let leaving = &self.leaving[self.place(id)?];
         Some((&leaving.table, &leaving.table.sockets[leaving.position]))
     }
 
@@ -74,7 +78,7 @@ impl Tables {
         if let Some(position) = find(&self.current) {
             return Some(&self.current.backends[position]);
         }
-        let leaving = self.leaving.iter().find(|leaving| leaving.id == socket)?;
+        let leaving = &self.leaving[self.place(socket)?];
         find(&leaving.table).map(|position| &leaving.table.backends[position])
     }
 
@@ -85,11 +89,11 @@ impl Tables {
 
     /// The ring was told to close it.
     pub fn is_closing(&self, id: SocketId) -> bool {
-        self.leaving.iter().any(|leaving| leaving.id == id && leaving.closing)
+        self.place(id).is_some_and(|place| self.leaving[place].closing)
     }
 
     pub fn is_leaving(&self, id: SocketId) -> bool {
-        self.leaving.iter().any(|leaving| leaving.id == id)
+        self.place(id).is_some()
     }
 
     pub fn leaving(&self) -> impl Iterator<Item = SocketId> {
@@ -99,6 +103,11 @@ impl Tables {
     /// Sockets that are open, in the table or leaving.
     pub fn open_sockets(&self) -> usize {
         self.current.sockets.len() + self.leaving.len()
+    }
+
+    /// The last table is in force, and no socket is open.
+    pub fn are_over(&self) -> bool {
+        self.current.drain.is_some() && self.open_sockets() == 0
     }
 
     pub fn apply(&mut self, table: Arc<RoutingTable>) -> Changes {
@@ -126,8 +135,7 @@ impl Tables {
                     ops.extend([(id, Op::Configure(socket.options)), (id, Op::Accept)]);
                 }
                 None => {
-                    let back = self.leaving.iter().position(|leaving| leaving.id == socket.id);
-                    let back = back.map(|position| self.leaving.swap_remove(position));
+                    let back = take_back(&mut self.leaving, &mut self.places, socket.id);
                     // Back before its flows were over, it has been receiving all the time.
                     if back.as_ref().is_none_or(|leaving| leaving.closing) {
                         ops.push((socket.id, Op::Receive));
@@ -144,6 +152,11 @@ impl Tables {
                 if closing {
                     ops.push((socket.id, Op::Unlisten));
                 }
+                let at = socket.id.index();
+                if self.places.len() <= at {
+                    self.places.resize(at + 1, ABSENT);
+                }
+                self.places[at] = u32::try_from(self.leaving.len()).expect("ids are u32");
                 self.leaving.push(Leaving { id: socket.id, table, position, closing });
             }
         }
@@ -152,20 +165,36 @@ impl Tables {
 
     /// The ring is to be told to close a leaving socket: true the first time.
     pub fn close(&mut self, id: SocketId) -> bool {
-        let leaving = self.leaving.iter_mut().find(|leaving| leaving.id == id);
+        let leaving = self.place(id).map(|place| &mut self.leaving[place]);
         leaving.is_some_and(|leaving| !std::mem::replace(&mut leaving.closing, true))
     }
 
     /// The ring has closed a socket that was leaving; returns the table that it kept alive.
     pub fn unlistened(&mut self, id: SocketId) -> Option<Arc<RoutingTable>> {
-        let position = self.leaving.iter().position(|leaving| leaving.id == id)?;
-        Some(self.leaving.swap_remove(position).table)
+        take_back(&mut self.leaving, &mut self.places, id).map(|leaving| leaving.table)
     }
 
     fn position(&self, id: SocketId) -> Option<usize> {
-        self.positions
-            .get(id.index())
-            .filter(|position| **position != ABSENT)
-            .map(|position| *position as usize)
+        at(&self.positions, id)
     }
+
+    fn place(&self, id: SocketId) -> Option<usize> {
+        at(&self.places, id)
+    }
+}
+
+fn at(positions: &[u32], id: SocketId) -> Option<usize> {
+    let position = positions.get(id.index()).filter(|position| **position != ABSENT);
+    position.map(|position| *position as usize)
+}
+
+/// Takes a socket from among those that are leaving; the last one gets its place.
+fn take_back(leaving: &mut Vec<Leaving>, places: &mut [u32], id: SocketId) -> Option<Leaving> {
+    let place = at(places, id)?;
+    let taken = leaving.swap_remove(place);
+    places[id.index()] = ABSENT;
+    if let Some(moved) = leaving.get(place) {
+        places[moved.id.index()] = u32::try_from(place).expect("ids are u32");
+    }
+    Some(taken)
 }

@@ -106,7 +106,7 @@ const CONNECTIONS: [u32; 3] = [1, 64, 512];
 /// Further points of the curve over the number of connections.
 const MORE_CONNECTIONS: [u32; 3] = [8, 4_096, 9_000];
 
-/// 200 ms, and what 2 s costs.
+/// How long the others keep an idle flow: 200 ms, and what 2 s costs.
 const QUARANTINES: [u64; 2] = [200, 2_000];
 
 pub const IDLE_CONNECTIONS: u32 = 9_000;
@@ -226,7 +226,7 @@ fn udp() -> Vec<Workload> {
     let train = ["--flows", "1", "--depth", "2", "--size", "1400", "--train", "32"];
     all.push(udp_requests("udp-train-32x1".to_owned(), &train));
     for idle_ms in QUARANTINES {
-        // One answer ends a flow: then its socket rests as long as the others keep an idle one.
+        // One answer ends a flow where the peer knows such a thing. Ringway's socket then rests.
         let udp = Udp { responses: Some(1), idle_ms, sources: 4, shared: false };
         all.push(Workload {
             udp,

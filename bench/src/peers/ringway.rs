@@ -53,6 +53,11 @@ fn configuration(setup: &Setup) -> String {
     let quoted = |list: Vec<String>| format!("[{}]", list.join(", "));
     let endpoints = quoted(setup.backends.iter().map(|at| format!("\"{at}\"")).collect());
     let (mut backend, mut limits) = (setup.more.backend.clone(), setup.more.limits.clone());
+    if setup.transport == Transport::Udp && udp.responses.is_some() {
+        // Endpoints answer within milliseconds. With the default of 2 s the rate of new flows would
+        // be that of the source ports; others let none rest.
+        backend.push_str("upstream_rest = \"200ms\"\n");
+    }
     if !udp.sources.is_empty() {
         let sources = quoted(udp.sources.iter().map(|ip| format!("\"{ip}\"")).collect());
         let _ = writeln!(backend, "source = {sources}");

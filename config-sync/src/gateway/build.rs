@@ -343,6 +343,7 @@ impl<'o> Pool<'o> {
             source: source.into_iter().map(|source| at(source, &name)).collect(),
             tls,
             shared_sockets: shared.then(|| at(true, &name)),
+            upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
             // What speaks UDP alone can't be checked.

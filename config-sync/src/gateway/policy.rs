@@ -15,7 +15,9 @@ use toml::de::DeValue;
 use super::index::{key, seniority};
 use super::objects::Objects;
 use super::translate::{Settings, Verdict, Why};
-use crate::config::{self, BALANCES, Balance, MAX_SESSIONS, ON_TRUNCATION, STARTTLS};
+use crate::config::{
+    self, BALANCES, Balance, LEAST_UPSTREAM_REST, MAX_SESSIONS, ON_TRUNCATION, STARTTLS,
+};
 use crate::health::{self, HealthCheck};
 use crate::proxy;
 use crate::reader::word;
@@ -173,6 +175,9 @@ pub struct BackendSettings {
     /// UDP: connected or shared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_sockets: Option<String>,
+    /// UDP: between two flows of a socket, so that a late reply can't reach the second one's client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream_rest: Option<String>,
     /// The PROXY header that endpoints are sent: v1 or v2. UDP: v2, in every datagram.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_proxy: Option<String>,
@@ -346,6 +351,7 @@ pub(super) struct BackendValues {
     pub(super) connect_attempts: Option<u8>,
     pub(super) source: Option<Vec<Sources>>,
     pub(super) shared_sockets: Option<bool>,
+    pub(super) upstream_rest: Option<u32>,
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
     pub(super) health_check: Option<HealthCheck>,
@@ -661,12 +667,14 @@ fn text_range(field: &str, text: &str) -> Result<IpNet, String> {
 
 fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendValues, String> {
     let sockets = word(&[("connected", false), ("shared", true)]);
+    let rest = duration_from(LEAST_UPSTREAM_REST);
     let mut values = BackendValues {
         balance: text("balance", given.balance.as_ref(), word(&BALANCES))?,
         connect_timeout: text("connectTimeout", given.connect_timeout.as_ref(), duration)?,
         connect_attempts: number("connectAttempts", given.connect_attempts, 1..=8)?,
         source: None,
         shared_sockets: text("upstreamSockets", given.upstream_sockets.as_ref(), sockets)?,
+        upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
         health_check: given.health_check.as_ref().map(read_health_check).transpose()?,
@@ -801,6 +809,7 @@ impl BackendValues {
         fill(&mut self.connect_attempts, &under.connect_attempts);
         fill(&mut self.source, &under.source);
         fill(&mut self.shared_sockets, &under.shared_sockets);
+        fill(&mut self.upstream_rest, &under.upstream_rest);
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
         fill(&mut self.health_check, &under.health_check);

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::status::{StatusOf, merge};
 use crate::config::{
     BALANCES, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT,
-    HealthCheck, Listener, ON_TRUNCATION, OPTIONS, Route, STARTTLS, TIMEOUTS,
+    HealthCheck, Listener, ON_TRUNCATION, OPTIONS, Route, STARTTLS, TIMEOUTS, UPSTREAM_REST,
 };
 use crate::problem::At;
 use crate::proxy;
@@ -146,6 +146,9 @@ impl Print<'_> {
         }
         if backend.shared_sockets.as_ref().is_some_and(|shared| shared.value) {
             self.line("upstream_sockets", &quoted("shared"));
+        }
+        if let Some(rest) = &backend.upstream_rest {
+            self.duration("upstream_rest", true, rest.value, UPSTREAM_REST);
         }
         if let Some(asked) = &backend.send_proxy {
             self.send_proxy(asked.value);

@@ -74,6 +74,24 @@ const MUTANTS: &[Mutant] = &[
         replace: "            seen + rest >= upstream.rests_since",
     },
     Mutant {
+        name: "closed-before-it-has-rested",
+        file: "flow.rs",
+        find: "        self.has_rested(slot) && (unwanted ||",
+        replace: "        (unwanted || self.has_rested(slot)) && (unwanted ||",
+    },
+    Mutant {
+        name: "closed-port-is-fed-on",
+        file: "flow.rs",
+        find: "        if std::mem::take(&mut flow.refused) {",
+        replace: "        if std::mem::take(&mut flow.refused) && slot == u32::MAX {",
+    },
+    Mutant {
+        name: "receives-again-without-a-pause",
+        file: "flow.rs",
+        find: "        let at_once = why.is_none_or(Why::is_of_peer);",
+        replace: "        let at_once = why.is_none_or(|_| true);",
+    },
+    Mutant {
         name: "double-close",
         file: "session.rs",
         find: "        core.push(self.token, Op::Close { reset });",
