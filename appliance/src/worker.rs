@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,9 @@ pub struct Seat {
     pub wake: OwnedFd,
     pub records: Sender<Record>,
     pub clock: Clock,
+    /// Until when source ports are short, microseconds of the clock: all workers read and write it,
+    /// so that none keeps idle sockets whose ports another wants.
+    pub ports_short: Arc<AtomicU64>,
     /// Of its random choices.
     pub seed: u64,
 }
@@ -111,6 +115,7 @@ pub struct Worker {
     kept: VecDeque<Record>,
     counters: Arc<Counters>,
     clock: Clock,
+    ports_short: Arc<AtomicU64>,
     /// When the time of day is to be looked at again.
     look_at: u64,
 }
@@ -155,6 +160,7 @@ impl Worker {
             kept: VecDeque::new(),
             counters,
             clock: seat.clock,
+            ports_short: seat.ports_short,
             look_at: 0,
         })
     }
@@ -180,6 +186,7 @@ impl Worker {
             self.obey(now);
         }
         self.carry_on_with_tables(now);
+        self.share_shortage();
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
         self.carry_out();
@@ -189,6 +196,15 @@ impl Worker {
             self.counters.turn.record(self.clock.micros() - now);
         }
         Ok(())
+    }
+
+    /// It is written only while ports are short, so all others find it in their cache.
+    fn share_shortage(&mut self) {
+        let known = self.ports_short.load(Ordering::Relaxed);
+        let until = self.proxy.share_shortage(known);
+        if until > known {
+            self.ports_short.fetch_max(until, Ordering::Relaxed);
+        }
     }
 
     fn timeout(&self) -> Option<Duration> {

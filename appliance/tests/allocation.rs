@@ -100,6 +100,7 @@ impl Bench {
             wake: wake.as_fd().try_clone_to_owned().unwrap(),
             records,
             clock: Clock::start(),
+            ports_short: Arc::default(),
             seed: 1,
         });
         Self { worker: worker.unwrap(), tcp, udp, tls, certificate, wake }

@@ -154,6 +154,9 @@ pub struct Kernel {
     pub(crate) upstreams: BTreeMap<u32, Upstream>,
     /// Source ports that upstream sockets may have.
     pub ports: u32,
+    /// When a source port may be asked for again after none was free, microseconds, and in which
+    /// turn that was.
+    pub(crate) no_ports: (u64, u64),
     /// How long each endpoint's sockets rest between two flows, microseconds.
     pub rests: BTreeMap<SocketAddr, u64>,
     /// Whose datagrams went last from each source port to each endpoint, of sockets that are not
@@ -209,6 +212,7 @@ impl Kernel {
             pipes_used: 0,
             upstreams: BTreeMap::new(),
             ports: limits.flows + SHARED_SOCKETS,
+            no_ports: (0, 0),
             rests: BTreeMap::new(),
             used: BTreeMap::new(),
             ways: BTreeMap::new(),

@@ -416,6 +416,9 @@ impl Kernel {
         assert!(token.slot < self.limits.flows + SHARED_SOCKETS, "a slot beyond the limit");
         let shared = self.upstreams.values().filter(|u| u.address.is_none() && !u.closing);
         assert!(address.is_some() || shared.count() == 0, "more shared sockets than one");
+        let (until, turn_of_it) = self.no_ports;
+        let allowed = self.now >= until || self.turn == turn_of_it;
+        assert!(allowed, "Open without a pause after source ports ran out");
         let free: Vec<u32> = (1..=self.ports)
             .filter(|port| self.upstreams.values().all(|upstream| upstream.port != *port))
             .collect();
@@ -423,6 +426,9 @@ impl Kernel {
             self.coverage.hit(State::Live, Fault::OpenFailed);
             let other = self.rng.pick(&[Why::NoPorts, Why::NoFiles, Why::NoMemory]);
             let why = if free.is_empty() { Why::NoPorts } else { other };
+            if why == Why::NoPorts {
+                self.no_ports = (self.now + 9_000, self.turn);
+            }
             self.open_failed.push(token);
             self.event(token, Event::OpenFailed { why }, turn);
             return;

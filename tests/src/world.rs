@@ -673,7 +673,8 @@ impl World {
     fn check_fed(&self, endpoint: SocketAddr) {
         let gauges = self.counters.upstreams.get() + self.counters.pairs.get();
         // Without a socket for it, it can't go.
-        let room = gauges + 8 < u64::from(self.model.limits.flows);
+        let room = gauges + 8 < u64::from(self.model.limits.flows)
+            && self.kernel.now >= self.kernel.no_ports.0 + 100_000;
         let Some(table) = self.settled.as_ref().filter(|_| room) else { return };
         let has = |backend: &&Backend| backend.endpoints.iter().any(|of| of.address == endpoint);
         // Nor can it where addresses of its own may be short.

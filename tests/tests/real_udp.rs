@@ -319,7 +319,8 @@ fn a_flood_of_sources_does_not_lock_new_clients_out() {
     wait_until("the flows are used up", || dropped() > 0);
     assert_eq!(ask(&udp_client(address), b"hello"), b"hello");
     assert_eq!(ask(&first, b"first"), b"first");
-    gateway.closed_for("flow_unanswered");
+    let reason = [("reason", "flow_unanswered")];
+    assert!(gateway.metrics().value("ringway_flows_closed_total", &reason) > 0);
     let sources: BTreeSet<_> = sources.try_iter().collect();
     assert_eq!(sources.len(), 1, "the first flow has not lasted: {sources:?}");
 }
@@ -339,7 +340,9 @@ fn no_late_reply_reaches_another_client_while_sockets_are_short() {
         });
     });
     let address = free_address();
-    let config = forward("UDP", address, [server.address], "flow_timeout = \"100ms\"")
+    let config = listener("main", "UDP", address, "flow_timeout = \"100ms\"")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [server.address], "upstream_rest = \"4s\"")
         + "[limits]\nflows = 64\n";
     let gateway = Launch::default().one_worker().start(&config);
     let clients: Vec<_> = (0..1_000_u32)
@@ -385,7 +388,6 @@ fn flows_leave_an_endpoint_whose_port_is_closed() {
     }
 }
 
-/// Fifty source ports for two hundred flows: what cannot be had is counted, and comes back.
 /// Sockets that were closed are gone, with their ports, though an older one is open: kernels before
 /// 6.13 keep registered files as long as a request for an older one lives.
 #[test]
@@ -424,6 +426,7 @@ fn sockets_towards(port: u16) -> usize {
     table.lines().skip(1).filter_map(remote).filter(|remote| remote.ends_with(&port)).count()
 }
 
+/// Fifty source ports for two hundred flows: what cannot be had is counted, and comes back.
 #[test]
 fn source_ports_that_run_out_are_counted_and_come_back() {
     in_own_network(|| {
@@ -451,6 +454,8 @@ fn source_ports_that_run_out_are_counted_and_come_back() {
         };
         wait_until("the rest is refused", || server.served() + dropped() == 200);
         assert!(dropped() >= 150, "{} dropped of 200 with 50 ports", dropped());
+        let shortages = gateway.metrics().value("ringway_source_port_shortages_total", &[]);
+        assert!((1..=75).contains(&shortages), "asked {shortages} times for a port");
         assert!(server.served() > 0);
         drop(sockets);
         assert_eq!(ask(&client(60_000), b"again"), b"again");

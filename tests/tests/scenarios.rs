@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ use ringway::ring::{Features, sockets};
 use ringway::worker::{self, Clock, Seat};
 use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;
-use ringway_tests::scenario::{HOME, LIMITS, Peer, SCENARIOS, Serves, Setup, Stage, closed, play};
+use ringway_tests::scenario::{
+    HOME, LIMITS, Peer, SCENARIOS, Serves, Setup, Stage, UDP, closed, play,
+};
 use ringway_tests::stream::pattern;
 use ringway_tests::tcp::{ConnId, EndpointMode};
 use ringway_tests::udp::{Datagram, Exchange, Path};
@@ -36,6 +39,24 @@ fn both_kernels_give_the_same_trace() {
             assert_eq!(simulated, seen, "{} (simulated, real; seed {seed})", scenario.name);
         }
     }
+}
+
+/// A worker that is told that source ports are short closes sockets that nobody uses, which it
+/// would else keep for a minute; and no sooner than they have rested.
+#[test]
+fn a_worker_gives_up_ports_that_another_wants() {
+    let mut stage = RealStage::new(Setup { flow_timeout: 500, ..UDP });
+    let begin = stage.clock.micros();
+    stage.asks(1, 9);
+    assert_eq!(stage.hears(Peer::Server(1)), 9);
+    let counters = Arc::clone(&stage.counters);
+    stage.wait("the flow's end", |_| (counters.flows.get() == 0).then_some(()));
+    assert_eq!(counters.upstreams_resting.get(), 1);
+    stage.ports_short.store(u64::MAX / 2, Ordering::Relaxed);
+    stage.wait("the socket's end", |_| (counters.upstreams.get() == 0).then_some(()));
+    let lasted = stage.clock.micros() - begin;
+    assert!((2_500_000..60_000_000).contains(&lasted), "{lasted} us");
+    stage.stop();
 }
 
 /// A drain at the end of every real scenario: nothing is left, and this is all the time it has.
@@ -239,6 +260,9 @@ struct RealStage {
     wake: OwnedFd,
     incoming: Receiver<Record>,
     records: VecDeque<SessionRecord>,
+    counters: Arc<Counters>,
+    clock: Clock,
+    ports_short: Arc<AtomicU64>,
     unlistened: bool,
     gateway: SocketAddr,
     /// The servers, in the order of the endpoints that accept.
@@ -273,6 +297,8 @@ impl RealStage {
         let gateway = bound.as_socket().expect("an internet address");
         table.sockets[0].address = gateway;
 
+        let counters = Arc::new(Counters::new());
+        let (clock, ports_short) = (Clock::start(), Arc::<AtomicU64>::default());
         let wake = eventfd();
         let (commands, to_worker) = bounded(4);
         let (from_worker, incoming) = bounded(1024);
@@ -281,11 +307,12 @@ impl RealStage {
             index: 0,
             limits: LIMITS,
             features: Features::probe().expect("io_uring"),
-            counters: Arc::new(Counters::new()),
+            counters: Arc::clone(&counters),
             commands: to_worker,
             wake: wake.as_fd().try_clone_to_owned().expect("a descriptor"),
             records: from_worker,
-            clock: Clock::start(),
+            clock,
+            ports_short: Arc::clone(&ports_short),
             seed: 1,
         });
         let spawned = spawned.expect("a thread");
@@ -296,6 +323,9 @@ impl RealStage {
             wake,
             incoming,
             records: VecDeque::new(),
+            counters,
+            clock,
+            ports_short,
             unlistened: false,
             gateway,
             listeners,

@@ -192,6 +192,12 @@ const METRICS: &[(&str, Type, &str)] = &[
          endpoint has as many as its backend has addresses in `source`.",
     ),
     (
+        "ringway_source_port_shortages_total",
+        Type::Counter,
+        "Times that a local address had no UDP port free: for 10 to 100 ms no new flow is given a \
+         socket from there.",
+    ),
+    (
         "ringway_upstream_strangers_total",
         Type::Counter,
         "Datagrams on shared upstream sockets that came from no flow's endpoint, or to an address \

@@ -100,6 +100,7 @@ impl Scrape<'_> {
         total("ringway_receive_pauses_total", |worker| &worker.receive_pauses);
         total("ringway_rearms_total", |worker| &worker.rearms);
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
+        total("ringway_source_port_shortages_total", |worker| &worker.port_shortages);
         total("ringway_upstream_strangers_total", |worker| &worker.strangers);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
         total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);

@@ -10,6 +10,7 @@ use std::io::ErrorKind::AddrInUse;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -178,12 +179,13 @@ fn start(
     let limits =
         config::limits(config.limits, cores.len(), files, ports, features.flows_take_descriptors());
     let clock = Clock::start();
+    let ports_short = Arc::new(AtomicU64::new(0));
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     let (mut counters, mut starting) = (Vec::new(), Vec::new());
     for (index, core) in cores.into_iter().enumerate() {
         let own = Arc::new(Counters::new());
         counters.push(Arc::clone(&own));
-        let (link, running, ready) = spawn(index, core, limits, features, own, clock)
+        let (link, running, ready) = spawn(index, core, limits, features, own, clock, &ports_short)
             .with_context(|| format!("worker {index}"))?;
         links.push(link);
         workers.push(running);
@@ -231,6 +233,7 @@ fn spawn(
     features: &Features,
     counters: Arc<Counters>,
     clock: Clock,
+    ports_short: &Arc<AtomicU64>,
 ) -> anyhow::Result<(Link, Running, Ready)> {
     // Non-blocking: a wake-up that nobody has read yet needs no second one.
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -247,6 +250,7 @@ fn spawn(
         wake: wake.try_clone()?,
         records: sender,
         clock,
+        ports_short: Arc::clone(ports_short),
         seed: seed()?,
     })?;
     let link = Link { commands, wake: Arc::new(wake) };

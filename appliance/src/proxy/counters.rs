@@ -53,6 +53,8 @@ pub struct Counters {
     pub upstreams_resting: Counter,
     /// Addresses of flows on shared upstream sockets, in use or resting.
     pub pairs: Counter,
+    /// Times that a source address had no UDP port.
+    pub port_shortages: Counter,
     /// Datagrams on shared upstream sockets that did not come from a flow's endpoint.
     pub strangers: Counter,
     /// Generation of the table in force.
@@ -208,6 +210,7 @@ impl Counters {
             upstreams_resting: Counter::default(),
             pairs: Counter::default(),
             strangers: Counter::default(),
+            port_shortages: Counter::default(),
             generation: Counter::default(),
             table_micros: Counter::default(),
             table_micros_most: Counter::default(),

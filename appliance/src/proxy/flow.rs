@@ -19,6 +19,7 @@ use hashbrown::HashTable;
 use super::balance::Balancer;
 use super::cause::{Cause, Detail};
 use super::op::{BufferId, Event, Kind, Op, Origin, Part, SHARED_SOCKETS, Token, Why};
+use super::ports::{From, Ports};
 use super::proxy_protocol::{self, Addresses, Outgoing};
 use super::record::{CloseReason, DropReason, Record, SessionRecord};
 use super::shared::{Pair, Pairs};
@@ -44,6 +45,9 @@ pub struct Flows {
     ample: u32,
     /// The same until then: there were too few.
     shortage_until: u64,
+    /// The same, for all workers: one found no source port.
+    ports_short_until: u64,
+    ports: Ports,
     /// The same of pairs alone: there were too few local addresses.
     pairs_shortage_until: u64,
     /// The end of the last turn: what sockets had received by then was read. Rest counts up to
@@ -109,6 +113,8 @@ struct Upstream {
     /// The flow that it serves; `NONE` while it rests or closes.
     flow: u32,
     role: Role,
+    /// Where its port is.
+    from: From,
     closing: bool,
     /// Datagrams that it was given for its flow.
     sent: u32,
@@ -130,9 +136,9 @@ enum Role {
 }
 
 impl Upstream {
-    fn new(endpoint: EndpointId, role: Role) -> Self {
+    fn new(endpoint: EndpointId, role: Role, from: From) -> Self {
         let (flow, next) = (NONE, NONE);
-        Self { endpoint, flow, role, closing: false, sent: 0, rests_since: 0, next }
+        Self { endpoint, flow, role, from, closing: false, sent: 0, rests_since: 0, next }
     }
 }
 
@@ -208,6 +214,8 @@ impl Flows {
             sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
             ample: limit / 2,
             shortage_until: 0,
+            ports_short_until: 0,
+            ports: Ports::new(),
             pairs_shortage_until: 0,
             seen: 0,
             paused: VecDeque::new(),
@@ -370,7 +378,11 @@ impl Flows {
                     core.counters.listener(flow.listener).fragmented.add(u64::from(count));
                 }
             }
-            Event::OpenFailed { why } => self.unopened(core, token.slot, why),
+            Event::OpenFailed { why } => {
+                let from = upstream.from;
+                self.open_failed(core, from, why);
+                self.unopened(core, token.slot, why);
+            }
             Event::Closed => self.upstream_gone(core, token.slot),
             _ => {}
         }
@@ -400,6 +412,9 @@ impl Flows {
                 }
             }
             Event::OpenFailed { why } => {
+                if let Some(from) = self.upstreams.at(token.slot).map(|socket| socket.from) {
+                    self.open_failed(core, from, why);
+                }
                 for pair in self.pairs.failed(token.slot) {
                     self.unopened(core, pair, why);
                 }
@@ -434,9 +449,28 @@ impl Flows {
         }
     }
 
+    /// Of what this machine has too little, others may give up some.
+    fn open_failed(&mut self, core: &Core, from: From, why: Why) {
+        match why {
+            Why::NoPorts => {
+                self.ports_short_until = core.now + SHORTAGE;
+                if self.ports.ran_out(from, core.now) {
+                    core.counters.port_shortages.add(1);
+                }
+            }
+            Why::NoFiles | Why::NoMemory => self.shortage_until = core.now + SHORTAGE,
+            _ => {}
+        }
+    }
+
+    /// Source ports are short until then, as other workers say; returns until when this one knows.
+    pub fn share_shortage(&mut self, until: u64) -> u64 {
+        self.ports_short_until = self.ports_short_until.max(until);
+        self.ports_short_until
+    }
+
     /// There is no socket for what an upstream slot has been given in this turn.
     fn unopened(&mut self, core: &mut Core, slot: u32, why: Why) {
-        self.shortage_until = core.now + SHORTAGE;
         let Some(upstream) = self.upstreams.at_mut(slot) else { return };
         let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
         upstream.closing = true;
@@ -581,7 +615,7 @@ impl Flows {
     /// Whether flows, or sockets for them, are nearly used up.
     fn is_crowded(&self, now: u64) -> bool {
         let room = self.flows.room().min(self.upstreams.room());
-        room <= self.ample / 2 || now < self.shortage_until
+        room <= self.ample / 2 || now < self.shortage_until.max(self.ports_short_until)
     }
 
     /// The flow's slot; a new flow if there is none.
@@ -652,7 +686,8 @@ impl Flows {
         if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
             return Err(LISTENER_LIMIT);
         }
-        let choice = choose(table, listener, &mut core.balancer, flow.client())?;
+        let ports = (&self.ports, core.now);
+        let choice = choose(table, listener, &mut core.balancer, flow.client(), ports)?;
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.upstream = self.upstream_for(core, &choice)?;
         flow.introduce(core, choice.send_proxy);
@@ -697,7 +732,8 @@ impl Flows {
         let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
             return Ok(());
         };
-        let choice = choose(table, listener, &mut core.balancer, flow.client());
+        let ports = (&self.ports, core.now);
+        let choice = choose(table, listener, &mut core.balancer, flow.client(), ports);
         let upstream = choice.and_then(|choice| {
             let upstream = self.upstream_for(core, &choice)?;
             Ok((choice, upstream))
@@ -728,7 +764,8 @@ impl Flows {
         let open = |other: &Endpoint| self.endpoints[other.id.index()].closed_until <= core.now;
         let Some(endpoint) = found.filter(open) else { return };
         let client = flow.client();
-        let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client);
+        let ports = (&self.ports, core.now);
+        let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
         if let Ok(upstream) = self.upstream_for(core, &choice) {
             self.moves(core, slot, &choice, upstream);
         }
@@ -845,7 +882,11 @@ impl Flows {
     }
 
     fn new_socket(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
-        let upstream = Upstream::new(choice.endpoint, choice.role);
+        let from = From { origin: choice.source, ipv4: choice.address.is_ipv4() };
+        if !self.ports.may_ask(from, core.now) {
+            return Err(NO_SOCKET);
+        }
+        let upstream = Upstream::new(choice.endpoint, choice.role, from);
         let Some((slot, generation)) = self.upstreams.insert(upstream) else {
             self.shortage_until = core.now + SHORTAGE;
             return Err(NO_SOCKET);
@@ -865,19 +906,23 @@ impl Flows {
             self.shortage_until = core.now + SHORTAGE;
             return Err(NO_SOCKET);
         }
+        let from = From { origin: Origin::Any, ipv4 };
+        if !is_open && !self.ports.may_ask(from, core.now) {
+            return Err(NO_SOCKET);
+        }
         let Some(local) = self.pairs.take(id, address) else {
             self.pairs_shortage_until = core.now + SHORTAGE;
             return Err(NO_SOURCE);
         };
         if !is_open {
-            let socket = Upstream::new(EndpointId(u32::MAX), Role::Shared);
+            let socket = Upstream::new(EndpointId(u32::MAX), Role::Shared, from);
             let (slot, generation) = self.upstreams.insert(socket).expect("there is room for two");
             self.pairs.opened(ipv4, slot);
             let token = Token { kind: Kind::Upstream, slot, generation };
             core.push(token, Op::OpenShared { ipv4 });
             core.push(token, Op::Receive);
         }
-        let pair = Upstream::new(id, Role::Pair);
+        let pair = Upstream::new(id, Role::Pair, from);
         let (slot, _) = self.upstreams.insert(pair).expect("there is room");
         self.pairs.insert(slot, Pair { endpoint: address, local });
         self.count_upstreams(core);
@@ -920,7 +965,7 @@ impl Flows {
 
     fn is_scarce(&self, role: Role, now: u64) -> bool {
         self.upstreams.len() > self.ample
-            || now < self.shortage_until
+            || now < self.shortage_until.max(self.ports_short_until)
             || (role == Role::Pair && now < self.pairs_shortage_until)
     }
 
@@ -1202,13 +1247,14 @@ fn choose(
     listener: &Listener,
     balancer: &mut Balancer,
     client: SocketAddr,
+    ports: (&Ports, u64),
 ) -> Result<Choice, Refusal> {
     let found = listener.routes.any().ok_or(NO_ROUTE)?;
     let route = &table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?];
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
-    Ok(Choice::new(route.id, backend, endpoint, balancer, client))
+    Ok(Choice::new(route.id, backend, endpoint, balancer, client, ports))
 }
 
 impl Choice {
@@ -1218,6 +1264,7 @@ impl Choice {
         endpoint: Endpoint,
         balancer: &mut Balancer,
         client: SocketAddr,
+        ports: (&Ports, u64),
     ) -> Self {
         Self {
             route,
@@ -1226,7 +1273,7 @@ impl Choice {
             address: endpoint.address,
             source: match backend.shared_sockets {
                 true => Origin::Any,
-                false => balancer.origin(backend, endpoint.address, client),
+                false => some_origin(backend, endpoint.address, balancer, client, ports),
             },
             role: match backend {
                 Backend { shared_sockets: true, .. } => Role::Pair,
@@ -1237,6 +1284,29 @@ impl Choice {
         }
     }
 }
+
+/// The address whose turn it is, or one that comes after it if that has no port.
+fn some_origin(
+    backend: &Backend,
+    endpoint: SocketAddr,
+    balancer: &mut Balancer,
+    client: SocketAddr,
+    (ports, now): (&Ports, u64),
+) -> Origin {
+    let ipv4 = endpoint.is_ipv4();
+    let mut origin = balancer.origin(backend, endpoint, client);
+    for _ in 0..MOST_ORIGINS {
+        let is_local = matches!(origin, Origin::Local(_));
+        if !is_local || ports.may_ask(From { origin, ipv4 }, now) {
+            break;
+        }
+        origin = balancer.origin(backend, endpoint, client);
+    }
+    origin
+}
+
+/// Addresses that are passed over for one flow.
+const MOST_ORIGINS: u32 = 8;
 
 fn failed_send(why: Why) -> DropReason {
     match why {

@@ -13,6 +13,7 @@ pub mod counters;
 mod flow;
 mod marks;
 pub mod op;
+mod ports;
 pub mod postgres;
 pub mod proxy_protocol;
 pub mod record;
@@ -234,6 +235,13 @@ impl Proxy {
             }
         }
         self.leave(ops);
+    }
+
+    /// Tells what other workers know, and returns what is known: source ports are short until then,
+    /// in microseconds of the clock that all have in common. Those that have idle sockets close
+    /// them.
+    pub fn share_shortage(&mut self, until: u64) -> u64 {
+        self.flows.share_shortage(until)
     }
 
     /// Closes everything at once.

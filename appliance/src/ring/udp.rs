@@ -36,6 +36,9 @@ pub(super) struct Udp {
     /// Receives to begin at the end of the turn, when the buffers of this turn are back: without
     /// any, a receive fails at once.
     arming: Vec<(Kind, u32)>,
+    /// Addresses from which no port could be had in this round; there is no use in looking for
+    /// another at once.
+    out_of_ports: Vec<(bool, Origin)>,
     sends: Sends,
     down: Box<Shape>,
     up: Box<Shape>,
@@ -75,6 +78,7 @@ impl Udp {
             upstreams: vec![Upstream::default(); upstreams as usize].into(),
             files: Files::new(upstreams, features, queue)?,
             arming: Vec::with_capacity(1024),
+            out_of_ports: Vec::with_capacity(MOST_OUT_OF_PORTS),
             sends: Sends::new(limits.buffers, upstreams),
             down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
             up: Shape::new(0, control_room(&[size_of::<i32>()])),
@@ -98,14 +102,21 @@ impl Udp {
         queue: &Queue,
         turn: &mut Turn,
     ) {
-        self.place(token, Some(address), || open_connected(address, source), queue, turn);
+        let from = (address.is_ipv4(), source);
+        if self.out_of_ports.contains(&from) {
+            return turn.push(token, Event::OpenFailed { why: Why::NoPorts });
+        }
+        let why = self.place(token, Some(address), || open_connected(address, source), queue, turn);
+        if why == Some(Why::NoPorts) && self.out_of_ports.len() < MOST_OUT_OF_PORTS {
+            self.out_of_ports.push(from);
+        }
     }
 
     pub(super) fn open_shared(&mut self, token: Token, ipv4: bool, queue: &Queue, turn: &mut Turn) {
         self.place(token, None, || open_shared(ipv4), queue, turn);
     }
 
-    /// `peer`: to whom the socket is connected; none: it is shared.
+    /// `peer`: to whom the socket is connected; none: it is shared. Returns why there is none.
     fn place(
         &mut self,
         token: Token,
@@ -113,11 +124,12 @@ impl Udp {
         open: impl FnOnce() -> io::Result<OwnedFd>,
         queue: &Queue,
         turn: &mut Turn,
-    ) {
+    ) -> Option<Why> {
         let slot = &mut self.upstreams[token.slot as usize];
         assert_eq!(slot.life, Life::Free, "an upstream's slot is free before it is used again");
         if self.files.is_full() {
-            return turn.push(token, Event::OpenFailed { why: Why::NoFiles });
+            turn.push(token, Event::OpenFailed { why: Why::NoFiles });
+            return Some(Why::NoFiles);
         }
         let files = &mut self.files;
         let put = |fd: OwnedFd| {
@@ -131,8 +143,13 @@ impl Udp {
                 }
                 let (generation, shared) = (token.generation, peer.is_none());
                 *slot = Upstream { generation, file, life: Life::Open, shared, armed: false };
+                None
             }
-            Err(error) => turn.push(token, Event::OpenFailed { why: why_unopened(&error) }),
+            Err(error) => {
+                let why = why_unopened(&error);
+                turn.push(token, Event::OpenFailed { why });
+                Some(why)
+            }
         }
     }
 
@@ -191,6 +208,7 @@ impl Udp {
     /// The end of `carry_out`: sends, gives the buffers back, and only then begins receives.
     pub(super) fn flush(&mut self, queue: &mut Queue, listeners: &mut Listeners, turn: &mut Turn) {
         self.flush_sends(queue, turn);
+        self.out_of_ports.clear();
         self.buffers.publish();
         while let Some((kind, slot)) = self.arming.pop() {
             self.arm(kind, slot, queue, listeners);
@@ -301,6 +319,9 @@ impl Udp {
             .filter(|upstream| upstream.generation == generation && upstream.life == Life::Open)
     }
 }
+
+/// Addresses that are remembered within a round.
+const MOST_OUT_OF_PORTS: usize = 16;
 
 fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {
     let fd = sys::socket(address, libc::SOCK_DGRAM)?;

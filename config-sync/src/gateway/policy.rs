@@ -175,7 +175,7 @@ pub struct BackendSettings {
     /// UDP: connected or shared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_sockets: Option<String>,
-    /// UDP: between two flows of a socket, so that a late reply can't reach the second one's client.
+    /// UDP: between two flows of a socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_rest: Option<String>,
     /// The PROXY header that endpoints are sent: v1 or v2. UDP: v2, in every datagram.

@@ -80,6 +80,12 @@ const MUTANTS: &[Mutant] = &[
         replace: "        (unwanted || self.has_rested(slot)) && (unwanted ||",
     },
     Mutant {
+        name: "asks-for-ports-without-a-pause",
+        file: "ports.rs",
+        find: "pause.from != from || pause.until <= now",
+        replace: "pause.from != from || pause.until <= now + LONGEST",
+    },
+    Mutant {
         name: "closed-port-is-fed-on",
         file: "flow.rs",
         find: "        if std::mem::take(&mut flow.refused) {",
