@@ -30,7 +30,7 @@ pub struct Link {
 }
 
 /// Opens the listening sockets of an address for so many workers, in their order. The last argument
-/// says whether sockets of this process may still hold the address.
+/// says whether sockets of this process may still hold the address, or one that overlaps with it.
 pub type OpenListeners = Box<dyn FnMut(&Socket, usize, bool) -> io::Result<Vec<OwnedFd>> + Send>;
 
 /// An address could not be bound, and so nothing of the table was published.
@@ -49,13 +49,13 @@ pub struct Publisher {
     workers: Vec<Outbox>,
     open: OpenListeners,
     /// Sockets of the latest table that was given out.
-    listening: BTreeSet<SocketId>,
+    listening: BTreeMap<SocketId, Place>,
     /// Sockets that have left the tables, with the workers that have not closed theirs yet. A TCP
     /// address can't be bound again in that time (a fraction of a second): new sockets would join
     /// the old ones in the kernel's group, and connections would still go to these. A UDP address
     /// may take long, until its flows are over; it is bound again at once, and a worker that still
     /// has the old socket keeps that one.
-    closing: BTreeMap<SocketId, BTreeSet<usize>>,
+    closing: BTreeMap<SocketId, Closing>,
     /// The latest table, while an address of it is still closing.
     pending: Option<Arc<RoutingTable>>,
     /// Opened by [`Self::prepare`], for the table that comes next.
@@ -67,7 +67,7 @@ impl Publisher {
         Self {
             workers: links.into_iter().map(Outbox::new).collect(),
             open,
-            listening: BTreeSet::new(),
+            listening: BTreeMap::new(),
             closing: BTreeMap::new(),
             pending: None,
             prepared: BTreeMap::new(),
@@ -78,13 +78,14 @@ impl Publisher {
     /// and returns why the rest can't. So a table can be made anew without it.
     pub fn prepare(&mut self, table: &RoutingTable) -> Vec<PublishError> {
         let mut errors = Vec::new();
+        let beside = self.beside(table);
         for socket in &table.sockets {
             let id = socket.id;
-            let known = self.listening.contains(&id) || self.prepared.contains_key(&id);
+            let known = self.listening.contains_key(&id) || self.prepared.contains_key(&id);
             if known || must_wait_for(&self.closing, socket) {
                 continue;
             }
-            match self.open(socket) {
+            match self.open(socket, &beside) {
                 Ok(files) => _ = self.prepared.insert(id, files),
                 Err(error) => errors.push(error),
             }
@@ -161,7 +162,8 @@ impl Publisher {
     /// Opens what is new in the table, all or nothing, and puts the table in every outbox.
     fn give_out(&mut self, table: Arc<RoutingTable>) -> Result<(), PublishError> {
         let mut opened = Vec::new();
-        let is_new = |socket: &&Socket| !self.listening.contains(&socket.id);
+        let beside = self.beside(&table);
+        let is_new = |socket: &&Socket| !self.listening.contains_key(&socket.id);
         let new: Vec<_> = table.sockets.iter().filter(is_new).collect();
         for socket in new {
             opened.push((
@@ -169,7 +171,7 @@ impl Publisher {
                 socket.transport,
                 match self.prepared.remove(&socket.id) {
                     Some(files) => files,
-                    None => self.open(socket)?,
+                    None => self.open(socket, &beside)?,
                 },
             ));
         }
@@ -178,16 +180,17 @@ impl Publisher {
                 worker.sockets.push((id, transport, file));
             }
         }
-        let wanted: BTreeSet<_> = table.sockets.iter().map(|socket| socket.id).collect();
-        self.closing.retain(|id, _| !wanted.contains(id));
-        for id in self.listening.difference(&wanted) {
+        let wanted: BTreeMap<_, _> =
+            table.sockets.iter().map(|socket| (socket.id, Place::of(socket))).collect();
+        self.closing.retain(|id, _| !wanted.contains_key(id));
+        for (id, place) in self.listening.iter().filter(|(id, _)| !wanted.contains_key(id)) {
             // A worker that was never told of the socket will not report it: close it here.
             let workers = self.workers.iter_mut().enumerate();
             let users: BTreeSet<_> = workers
                 .filter_map(|(i, worker)| (!worker.gone && !worker.take_back(*id)).then_some(i))
                 .collect();
             if !users.is_empty() {
-                self.closing.insert(*id, users);
+                self.closing.insert(*id, Closing { place: *place, users });
             }
         }
         self.listening = wanted;
@@ -197,8 +200,21 @@ impl Publisher {
         Ok(())
     }
 
-    fn open(&mut self, socket: &Socket) -> Result<Vec<OwnedFd>, PublishError> {
-        let rejoins = self.closing.contains_key(&socket.id);
+    /// What there is beside the sockets that `table` has anew.
+    fn beside(&self, table: &RoutingTable) -> Beside {
+        let ids: BTreeSet<_> = table.sockets.iter().map(|socket| socket.id).collect();
+        let listening = self.listening.iter().filter(|(id, _)| !ids.contains(id));
+        let closing = self.closing.values().map(|closing| closing.place);
+        Beside {
+            stays: table.sockets.iter().map(Place::of).collect(),
+            leaves: listening.map(|(_, place)| *place).chain(closing).collect(),
+        }
+    }
+
+    fn open(&mut self, socket: &Socket, beside: &Beside) -> Result<Vec<OwnedFd>, PublishError> {
+        let overlapping = Place::of(socket).overlapping();
+        let rejoins = !beside.stays.contains(&overlapping)
+            && (self.closing.contains_key(&socket.id) || beside.leaves.contains(&overlapping));
         let (transport, address) = (socket.transport, socket.address);
         let error = |error| PublishError { transport, address, error };
         (self.open)(socket, self.workers.len(), rejoins).map_err(error)
@@ -208,28 +224,68 @@ impl Publisher {
         for index in 0..self.workers.len() {
             if self.workers[index].deliver().is_err() {
                 self.workers[index].gone = true;
-                self.closing.retain(|_, users| {
-                    users.remove(&index);
-                    !users.is_empty()
+                self.closing.retain(|_, closing| {
+                    closing.users.remove(&index);
+                    !closing.users.is_empty()
                 });
             }
         }
     }
 
     fn closed(&mut self, worker: usize, socket: SocketId) {
-        let Some(users) = self.closing.get_mut(&socket) else { return };
-        users.remove(&worker);
-        if users.is_empty() {
+        let Some(closing) = self.closing.get_mut(&socket) else { return };
+        closing.users.remove(&worker);
+        if closing.users.is_empty() {
             self.closing.remove(&socket);
         }
     }
 }
 
-fn must_wait(closing: &BTreeMap<SocketId, BTreeSet<usize>>, table: &RoutingTable) -> bool {
+/// The port that a socket holds, on every address of an IP version or on one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    transport: Transport,
+    ipv4: bool,
+    port: u16,
+    everywhere: bool,
+}
+
+impl Place {
+    fn of(socket: &Socket) -> Self {
+        let Socket { transport, address, .. } = socket;
+        Self {
+            transport: *transport,
+            ipv4: address.is_ipv4(),
+            port: address.port(),
+            everywhere: address.ip().is_unspecified(),
+        }
+    }
+
+    fn overlapping(self) -> Self {
+        Self { everywhere: !self.everywhere, ..self }
+    }
+}
+
+/// Workers that have not closed their socket of a place yet.
+struct Closing {
+    place: Place,
+    users: BTreeSet<usize>,
+}
+
+/// A listener that moves from every address to one of them, or back, has its new socket beside the
+/// old one: the kernel allows that within one process, and gives what is new to the one with the
+/// address. Two that are to stay side by side are refused, in whatever order they came: a process
+/// that starts with them is refused as well.
+struct Beside {
+    stays: BTreeSet<Place>,
+    leaves: BTreeSet<Place>,
+}
+
+fn must_wait(closing: &BTreeMap<SocketId, Closing>, table: &RoutingTable) -> bool {
     table.sockets.iter().any(|socket| must_wait_for(closing, socket))
 }
 
-fn must_wait_for(closing: &BTreeMap<SocketId, BTreeSet<usize>>, socket: &Socket) -> bool {
+fn must_wait_for(closing: &BTreeMap<SocketId, Closing>, socket: &Socket) -> bool {
     socket.transport == Transport::Tcp && closing.contains_key(&socket.id)
 }
 
@@ -469,6 +525,44 @@ mod tests {
         assert_eq!(world.receive(0), Some((4, vec![80, 82])));
         assert_eq!(world.receive(1), Some((4, vec![80, 82])));
         assert_eq!(world.opened(), [80, 82]);
+    }
+
+    /// A listener that moves may be bound beside its old socket; two that stay may not, though one
+    /// of them is still closing.
+    #[test]
+    fn a_move_between_every_address_and_one_is_no_conflict() {
+        let opened = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&opened);
+        let open = move |socket: &Socket, workers: usize, rejoins: bool| {
+            log.lock().expect("lock").push((socket.address.to_string(), rejoins));
+            (0..workers).map(|_| Ok(File::open("/dev/null")?.into())).collect()
+        };
+        let (commands, received) = bounded(8);
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("eventfd");
+        let link = Link { commands, wake: Arc::new(wake.into()) };
+        let mut publisher = Publisher::new(vec![link], Box::new(open));
+        let mut publish = |transport: Transport, ids: &[u16]| {
+            let mut table = table(1, ids);
+            for socket in &mut table.sockets {
+                socket.transport = transport;
+                let ip = if socket.id.0 % 2 == 0 { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+                socket.address = SocketAddr::from((ip, 80));
+            }
+            publisher.publish(table).expect("published");
+            drop(received.try_recv());
+            std::mem::take(&mut *opened.lock().expect("lock"))
+        };
+        let [everywhere, one] = ["0.0.0.0:80", "127.0.0.1:80"].map(str::to_owned);
+        for (transport, id) in [(Transport::Tcp, 10), (Transport::Udp, 20)] {
+            assert_eq!(publish(transport, &[id]), [(everywhere.clone(), false)]);
+            assert_eq!(publish(transport, &[id + 1]), [(one.clone(), true)]);
+            assert_eq!(publish(transport, &[id + 2]), [(everywhere.clone(), true)]);
+            assert_eq!(publish(transport, &[id + 2, id + 3]), [(one.clone(), false)]);
+            publish(transport, &[]);
+        }
+        // One that comes back while its old socket is closing.
+        assert_eq!(publish(Transport::Udp, &[22]), [(everywhere.clone(), true)]);
+        assert_eq!(publish(Transport::Udp, &[22, 23]), [(one, false)]);
     }
 
     #[test]

@@ -319,23 +319,29 @@ impl Burst {
     /// Connects until the listener is gone. One that was let in must be served.
     fn run(&self, address: SocketAddr) {
         loop {
-            let stream = match TcpStream::connect(address) {
-                Ok(stream) => stream,
+            match TcpStream::connect(address) {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
-                Err(error) => {
-                    eprintln!("connect: {error}");
-                    self.lost.fetch_add(1, Ordering::SeqCst);
-                    return;
+                connected => {
+                    if !self.count(connected.and_then(Self::ping)) {
+                        return;
+                    }
                 }
-            };
-            match Self::ping(stream) {
-                Ok(()) => self.served.fetch_add(1, Ordering::SeqCst),
-                Err(error) => {
-                    eprintln!("a session was lost: {error}");
-                    self.lost.fetch_add(1, Ordering::SeqCst)
-                }
-            };
+            }
         }
+    }
+
+    /// Whether a connection was served, which no refusal excuses.
+    fn connect(&self, address: SocketAddr) -> bool {
+        self.count(TcpStream::connect(address).and_then(Self::ping))
+    }
+
+    fn count(&self, outcome: std::io::Result<()>) -> bool {
+        let count = if outcome.is_ok() { &self.served } else { &self.lost };
+        count.fetch_add(1, Ordering::SeqCst);
+        if let Err(error) = &outcome {
+            eprintln!("a session was lost: {error}");
+        }
+        outcome.is_ok()
     }
 
     fn ping(mut stream: TcpStream) -> std::io::Result<()> {
@@ -372,6 +378,51 @@ fn no_connect_is_reset_while_its_listener_is_removed() {
         assert_eq!(burst.lost.load(Ordering::SeqCst), 0, "{burst:?}");
         gateway.reload(&two);
         wait_until("the listener is back", || TcpStream::connect(removed).is_ok());
+    }
+}
+
+/// From every address to one and back: who connects meanwhile is served, by the old socket or the
+/// new one, and no UDP client waits for the old socket's flows to be over.
+#[test]
+fn a_listener_moves_between_every_address_and_one() {
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    for (everywhere, one) in [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")] {
+        let port = free_address().port();
+        let address = |ip: &str| format!("{ip}:{port}").parse::<SocketAddr>().expect("an address");
+        let to = address(one);
+        let config = |ip: &str| {
+            forward("TCP", address(ip), [tcp.address], "")
+                + &listener("udp", "UDP", address(ip), "")
+                + &route("udp", "udp", &[("udp", 1)], "")
+                + &backend("udp", [udp.address], "")
+        };
+        let gateway = Gateway::start(&config(everywhere));
+        let (burst, over) = (Burst::default(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let _over = SetWhenDropped(&over);
+            for _ in 0..3 {
+                scope.spawn(|| while !over.load(Ordering::SeqCst) && burst.connect(to) {});
+            }
+            let old = udp_client(to);
+            let asks = |client: &std::net::UdpSocket| {
+                let mut answer = [0; 8];
+                client.send(b"question").is_ok() && client.recv(&mut answer).is_ok()
+            };
+            wait_until("the first datagram is answered", || asks(&old));
+            for ip in [one, everywhere, one, everywhere] {
+                gateway.reload(&config(ip));
+                let before = burst.served.load(Ordering::SeqCst);
+                for client in (0..8).map(|_| udp_client(to)).chain([old.try_clone().expect("")]) {
+                    assert!(asks(&client), "a UDP client is left out when it moves to {ip}");
+                }
+                wait_until("connections are served", || {
+                    let lost = burst.lost.load(Ordering::SeqCst) > 0;
+                    lost || burst.served.load(Ordering::SeqCst) > before + 100
+                });
+            }
+        });
+        assert_eq!(burst.lost.into_inner(), 0);
+        assert_eq!(gateway.metrics().value("ringway_datagrams_dropped_total", &[]), 0);
     }
 }
 

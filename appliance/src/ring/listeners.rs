@@ -41,6 +41,8 @@ struct ListenSocket {
     /// A multishot is in flight.
     armed: bool,
     state: State,
+    /// UDP: a socket for all addresses has what would come to this one, which still sends.
+    deaf: bool,
     /// UDP: was handed over anew, and takes this one's place when its receive is over.
     successor: Option<OwnedFd>,
 }
@@ -66,6 +68,9 @@ impl Listeners {
         if self.sockets.len() <= socket.index() {
             self.sockets.resize_with(socket.index() + 1, || None);
         }
+        if transport == Transport::Udp {
+            self.deafen_beside(&fd);
+        }
         match &mut self.sockets[socket.index()] {
             None => self.place(socket, transport, fd),
             Some(listener) => {
@@ -76,14 +81,33 @@ impl Listeners {
                 );
                 if listener.state == State::Closing {
                     listener.successor = Some(fd);
+                } else if std::mem::take(&mut listener.deaf) {
+                    let _ = sys::disconnect(listener.fd.as_fd());
                 }
             }
         }
     }
 
+    /// `fd` may be for every address: no other of its port stays then, and the kernel would go on
+    /// giving those that are leaving what comes to their addresses, new clients too, as long as
+    /// their last flows are in use. A socket that is connected to itself hears nobody else, and
+    /// sends to anyone. Where that fails, clients of that address wait.
+    fn deafen_beside(&mut self, fd: &OwnedFd) {
+        let Some(local) = local_address(fd).filter(|local| local.ip().is_unspecified()) else {
+            return;
+        };
+        for listener in self.sockets.iter_mut().flatten() {
+            let of = listener.local;
+            listener.deaf |= listener.transport == Transport::Udp
+                && of.port() == local.port()
+                && of.is_ipv4() == local.is_ipv4()
+                && !of.ip().is_unspecified()
+                && sys::connect(listener.fd.as_fd(), &of).is_ok();
+        }
+    }
+
     fn place(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
-        let local = SockRef::from(&fd).local_addr().ok().and_then(|address| address.as_socket());
-        let local = local.expect("an open internet socket has an address");
+        let local = local_address(&fd).expect("an open internet socket has an address");
         self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
         let (generation, state) = (self.generation, State::Open);
         self.sockets[socket.index()] = Some(ListenSocket {
@@ -93,6 +117,7 @@ impl Listeners {
             generation,
             armed: false,
             state,
+            deaf: false,
             successor: None,
         });
     }
@@ -282,6 +307,10 @@ impl Listeners {
     fn get_live(&mut self, mark: Mark) -> Option<&mut ListenSocket> {
         self.get_mut(mark.slot).filter(|listener| listener.generation == mark.generation)
     }
+}
+
+fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {
+    SockRef::from(fd).local_addr().ok().and_then(|address| address.as_socket())
 }
 
 /// Why accepting stopped, if that is worth a pause: errors of the one connection are not.

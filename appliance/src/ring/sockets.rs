@@ -30,9 +30,9 @@ pub(super) const UDP_SEGMENT: i32 = 103;
 
 /// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group in which the
 /// same source address and port always reaches the same worker. `rejoins`: sockets of this process
-/// may still hold the address. `early`: the address need not be one of this machine yet
-/// (IP_FREEBIND, ip(7)). `seed` keys the choice of the worker: one for the life of the process, so
-/// that a source keeps its worker when a listener comes anew.
+/// may still hold the address, or one that overlaps with it. `early`: the address need not be one
+/// of this machine yet (IP_FREEBIND, ip(7)). `seed` keys the choice of the worker: one for the
+/// life of the process, so that a source keeps its worker when a listener comes anew.
 ///
 /// # Errors
 ///
@@ -51,13 +51,15 @@ pub fn open_listeners(
     let mut sockets = Vec::with_capacity(workers);
     for worker in 0..workers {
         let opened = bind(socket, early)?;
-        // Before the second socket joins and before any listens: no packet may be given to a
-        // worker by the kernel's own hash and the next of its flow by ours to another.
-        if worker == 0 && workers > 1 {
-            steering::attach(opened.as_fd(), socket.address.is_ipv4(), workers, seed)?;
-        }
+        // Before a program is attached: once it has one, listen(2) takes sockets of other addresses
+        // of this port, which may be leaving, for a conflict.
         if socket.transport == Transport::Tcp {
             opened.listen(BACKLOG)?;
+        }
+        // Before the second socket joins: no packet may be given to a worker by the kernel's own
+        // hash and the next of its flow by ours to another.
+        if worker == 0 && workers > 1 {
+            steering::attach(opened.as_fd(), socket.address.is_ipv4(), workers, seed)?;
         }
         sockets.push(OwnedFd::from(opened));
     }

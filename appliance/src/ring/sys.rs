@@ -121,6 +121,15 @@ pub(super) fn connect(fd: BorrowedFd<'_>, address: &SocketAddr) -> io::Result<()
     Ok(())
 }
 
+/// Undoes connect(2) of a datagram socket, which stays bound.
+pub(super) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // AF_UNSPEC
+    let none = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+    // SAFETY: `none` is a whole address, 16 bytes long.
+    check(unsafe { libc::connect(fd.as_raw_fd(), &raw const none, 16) })?;
+    Ok(())
+}
+
 /// accept4(2); `EAGAIN` when nothing waits.
 pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
