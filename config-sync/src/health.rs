@@ -18,12 +18,19 @@ use toml::de::DeValue;
 use crate::config::{Backend, Config, any, or};
 use crate::maglev;
 use crate::problem::At;
+use crate::puts::Backoff;
 use crate::reader::{Read, Reader, Section, Table, integer};
 use crate::routing::{Balance, RoutingTable};
 use crate::values::{duration, duration_from};
 
-/// Checks that are under way at once: each has a file open.
+/// Checks that are under way at once: each has a file open. Beyond so many, only backends begin one
+/// that have none under way, up to `MOST_IN_ALL`.
 const MOST_UNDER_WAY: usize = 256;
+const MOST_IN_ALL: usize = 512;
+
+/// Of one backend. Endpoints that do not answer hold a place until the timeout: those of one
+/// backend must not hold up the checks of all others.
+const MOST_OF_ONE: usize = 64;
 
 /// For which endpoints that go down or come back are gathered into one table, so that a rack that
 /// fails is a few tables and not hundreds.
@@ -133,8 +140,10 @@ impl State {
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     backends: BTreeMap<Arc<str>, Checked>,
-    /// Those that no check is under way of.
-    due: BTreeSet<(Instant, Arc<str>, SocketAddr)>,
+    /// When each backend has its next check: those that have none under way, and those that may
+    /// have one more.
+    idle: BTreeSet<(Instant, Arc<str>)>,
+    busy: BTreeSet<(Instant, Arc<str>)>,
     /// Since when there is an endpoint whose state no table says.
     changed: Option<Instant>,
 }
@@ -146,6 +155,9 @@ struct Checked {
     sources: Vec<IpAddr>,
     tally: Tally,
     endpoints: BTreeMap<SocketAddr, Known>,
+    /// Those that no check is under way of.
+    due: BTreeSet<(Instant, SocketAddr)>,
+    under_way: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -204,7 +216,7 @@ impl Health {
             let name: Arc<str> = backend.name.value.as_str().into();
             let before = self.backends.get(&name);
             let changed = before.is_some_and(|before| before.check != check);
-            let mut endpoints = BTreeMap::new();
+            let (mut endpoints, mut due, mut under_way) = (BTreeMap::new(), BTreeSet::new(), 0);
             for endpoint in backend.endpoints.iter().map(|at| at.value) {
                 let first = now + spread(endpoint, check.interval);
                 let new = Known { state: State::new(&check), due: first, under_way: false };
@@ -213,24 +225,38 @@ impl Health {
                 if changed && !known.under_way {
                     known.due = known.due.min(first);
                 }
-                if !known.under_way {
-                    next.due.insert((known.due, Arc::clone(&name), endpoint));
+                if known.under_way {
+                    under_way += 1;
+                } else {
+                    due.insert((known.due, endpoint));
                 }
                 endpoints.insert(endpoint, known);
             }
             let tally = before.map(|before| before.tally).unwrap_or_default();
-            next.backends
-                .insert(name, Checked { check, sources: sources(backend), tally, endpoints });
+            let sources = sources(backend);
+            let checked = Checked { check, sources, tally, endpoints, due, under_way };
+            next.backends.insert(Arc::clone(&name), checked);
+            next.list(&name);
         }
         next
     }
 
-    /// The check that has been due for the longest time, if any is: to be made now.
-    pub fn due(&mut self, now: Instant) -> Option<Probe> {
-        self.due.first().filter(|(due, ..)| *due <= now)?;
-        let (due, backend, endpoint) = self.due.pop_first()?;
+    /// A check that is to be made now, if one is due and may begin beside the `under_way` ones: of
+    /// the backends that have none under way first, and of these the one that is late the most.
+    pub fn due(&mut self, under_way: usize, now: Instant) -> Option<Probe> {
+        let first = |set: &BTreeSet<(Instant, Arc<str>)>| {
+            set.first().filter(|(due, _)| *due <= now).map(|(_, backend)| Arc::clone(backend))
+        };
+        let idle = first(&self.idle).filter(|_| under_way < MOST_IN_ALL);
+        let busy = || first(&self.busy).filter(|_| under_way < MOST_UNDER_WAY);
+        let backend = idle.or_else(busy)?;
+        self.unlist(&backend);
         let checked = self.backends.get_mut(&backend)?;
+        let (due, endpoint) = checked.due.pop_first()?;
+        checked.under_way += 1;
         checked.endpoints.get_mut(&endpoint)?.under_way = true;
+        self.list(&backend);
+        let checked = self.backends.get(&backend)?;
         let same = |source: &&IpAddr| source.is_ipv4() == endpoint.is_ipv4();
         let source = checked.sources.iter().find(same).copied();
         Some(Probe { check: checked.check, source, due, backend, endpoint })
@@ -239,15 +265,29 @@ impl Health {
     /// Takes what a check has found. Of an endpoint that is no longer asked for it means nothing.
     pub fn found(&mut self, probe: &Probe, finding: &Finding, now: Instant) {
         let Probe { backend, endpoint, due, .. } = probe;
+        self.unlist(backend);
+        self.take(backend, *endpoint, *due, finding, now);
+        self.list(backend);
+    }
+
+    fn take(
+        &mut self,
+        backend: &str,
+        endpoint: SocketAddr,
+        due: Instant,
+        finding: &Finding,
+        now: Instant,
+    ) {
         let Some(checked) = self.backends.get_mut(backend) else { return };
         let Checked { check, tally, endpoints, .. } = checked;
-        let known = endpoints.get_mut(endpoint);
-        let Some(known) = known.filter(|known| known.under_way && known.due == *due) else {
+        let known = endpoints.get_mut(&endpoint);
+        let Some(known) = known.filter(|known| known.under_way && known.due == due) else {
             return;
         };
         known.under_way = false;
-        known.due = *due + after(now.saturating_duration_since(*due), check.interval);
-        self.due.insert((known.due, Arc::clone(backend), *endpoint));
+        known.due = due + after(now.saturating_duration_since(due), check.interval);
+        checked.under_way -= 1;
+        checked.due.insert((known.due, endpoint));
         let (count, good) = match finding {
             Finding::Good => (&mut tally.ok, true),
             Finding::Bad(_) => (&mut tally.failed, false),
@@ -273,6 +313,27 @@ impl Health {
             ),
         }
         self.changed.get_or_insert(now);
+    }
+
+    /// The next check of a backend, where [`Self::due`] looks for it.
+    fn list(&mut self, backend: &Arc<str>) {
+        let Some(checked) = self.backends.get(backend) else { return };
+        let Some((due, _)) = checked.due.first() else { return };
+        match checked.under_way {
+            0 => _ = self.idle.insert((*due, Arc::clone(backend))),
+            1..MOST_OF_ONE => _ = self.busy.insert((*due, Arc::clone(backend))),
+            // It is listed again when one of its checks has ended.
+            _ => {}
+        }
+    }
+
+    fn unlist(&mut self, backend: &Arc<str>) {
+        let Some(checked) = self.backends.get(backend) else { return };
+        let Some((due, _)) = checked.due.first() else { return };
+        let listed = (*due, Arc::clone(backend));
+        if !self.idle.remove(&listed) {
+            self.busy.remove(&listed);
+        }
     }
 
     /// Of a table that has every endpoint, one with those that may be picked.
@@ -346,6 +407,8 @@ fn sources(backend: &Backend) -> Vec<IpAddr> {
 pub(crate) struct Checks {
     pub(crate) health: Health,
     under_way: JoinSet<(Probe, Finding)>,
+    /// A table that could not be given out is tried again.
+    again: Backoff,
 }
 
 impl Checks {
@@ -356,15 +419,23 @@ impl Checks {
                 self.health.found(&probe, &finding, now);
             }
         }
-        while self.under_way.len() < MOST_UNDER_WAY
-            && let Some(probe) = self.health.due(now)
-        {
+        while let Some(probe) = self.health.due(self.under_way.len(), now) {
             self.under_way.spawn(async move {
                 let finding = probe.make().await;
                 (probe, finding)
             });
         }
-        self.health.changed.take_if(|since| now >= *since + GATHER).is_some()
+        let changed = self.health.changed.take_if(|since| now >= *since + GATHER).is_some();
+        changed || self.again.is_due(now)
+    }
+
+    /// What became of the table that was made at the latest [`Self::tick`].
+    pub(crate) fn given_out(&mut self, is_published: bool, now: Instant) {
+        if is_published {
+            self.again = Backoff::default();
+        } else {
+            self.again.failed(now);
+        }
     }
 }
 
@@ -470,13 +541,15 @@ mod tests {
         /// Makes all checks that are due; those of the ports `bad` fail.
         fn run(&mut self, millis: u64, bad: &[u16]) -> Vec<u16> {
             let now = self.at(millis);
-            let probes: Vec<_> = std::iter::from_fn(|| self.health.due(now)).collect();
-            for probe in &probes {
-                let bad = bad.contains(&probe.endpoint.port());
+            let mut ports = Vec::new();
+            while let Some(probe) = self.health.due(0, now) {
+                let port = probe.endpoint.port();
+                let bad = bad.contains(&port);
                 let finding = if bad { Finding::Bad("refused".into()) } else { Finding::Good };
-                self.health.found(probe, &finding, now);
+                self.health.found(&probe, &finding, now);
+                ports.push(port);
             }
-            probes.iter().map(|probe| probe.endpoint.port()).collect()
+            ports
         }
 
         /// The ports of the endpoints in the table.
@@ -520,12 +593,48 @@ mod tests {
     #[test]
     fn an_endpoint_has_one_check_at_a_time() {
         let mut world = World::new(1, "health_check = { interval = \"1s\", timeout = \"1s\" }");
-        let probe = world.health.due(world.at(1_000)).expect("it is due");
-        assert!(world.health.due(world.at(60_000)).is_none(), "it is under way");
+        let probe = world.health.due(0, world.at(1_000)).expect("it is due");
+        assert!(world.health.due(0, world.at(60_000)).is_none(), "it is under way");
         world.health.found(&probe, &Finding::Good, world.at(2_010));
         world.health.found(&probe, &Finding::Bad("twice".into()), world.at(2_010));
         assert_eq!(world.health.figures().checks[0].1, Tally { ok: 1, failed: 0, not_made: 0 });
-        assert!(world.health.due(world.at(2_010)).is_some(), "late by less than an interval");
+        assert!(world.health.due(0, world.at(2_010)).is_some(), "late by less than an interval");
+    }
+
+    #[test]
+    fn endpoints_that_do_not_answer_hold_up_those_of_their_own_backend_only() {
+        let backend = |name: &str, count: u16| {
+            let endpoints: Vec<_> =
+                (1..=count).map(|port| format!("\"10.0.0.1:{port}\"")).collect();
+            format!(
+                "[[backends]]\nname = \"{name}\"\nendpoints = [{}]\nhealth_check = {{}}\n",
+                endpoints.join(", ")
+            )
+        };
+        let mut text = backend("healthy", 3);
+        (0..20).for_each(|dead| text += &backend(&format!("dead-{dead:02}"), 1_000));
+        let mut world = World::new(0, "");
+        world.config = parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
+        world.health = Health::default().following(&world.config, world.start);
+        let (mut under_way, mut checked) = (0, BTreeSet::new());
+        for millis in 0..10_000 {
+            let now = world.at(millis);
+            while let Some(probe) = world.health.due(under_way, now) {
+                if &*probe.backend == "healthy" {
+                    let late = now.saturating_duration_since(probe.due);
+                    assert!(late <= Duration::from_millis(1), "{probe:?}: {late:?}");
+                    checked.insert((probe.endpoint, probe.due));
+                    world.health.found(&probe, &Finding::Good, now);
+                } else {
+                    under_way += 1;
+                }
+            }
+        }
+        assert_eq!(checked.len(), 6, "three endpoints, twice in ten seconds");
+        assert!((MOST_UNDER_WAY..=MOST_UNDER_WAY + 20).contains(&under_way), "{under_way}");
+        for checked in world.health.backends.values() {
+            assert!(checked.under_way <= MOST_OF_ONE, "{}", checked.under_way);
+        }
     }
 
     #[test]
@@ -570,7 +679,7 @@ mod tests {
     #[test]
     fn a_check_that_a_reload_overtakes_means_nothing() {
         let mut world = World::new(1, "health_check = { fall = 1 }");
-        let probe = world.health.due(world.at(5_000)).expect("it is due");
+        let probe = world.health.due(0, world.at(5_000)).expect("it is due");
         let checked = world.config.clone();
         world.health = world.health.following(&config(1, ""), world.at(5_100));
         world.health = world.health.following(&checked, world.at(5_200));
@@ -582,7 +691,7 @@ mod tests {
     #[test]
     fn a_check_that_could_not_be_made_says_nothing() {
         let mut world = World::new(1, "health_check = { fall = 1 }");
-        let probe = world.health.due(world.at(5_000)).expect("it is due");
+        let probe = world.health.due(0, world.at(5_000)).expect("it is due");
         world.health.found(&probe, &Finding::NotMade("no file".into()), world.at(5_000));
         assert_eq!(world.table(), [1]);
         assert_eq!(world.health.figures().checks[0].1, Tally { ok: 0, failed: 0, not_made: 1 });
@@ -595,7 +704,7 @@ mod tests {
         let place = world.config.backends[0].name.place.clone();
         world.config.backends[0].endpoints.push(At { value: address, place });
         world.health = world.health.following(&world.config, world.start);
-        world.health.due(world.at(5_000)).expect("it is due")
+        world.health.due(0, world.at(5_000)).expect("it is due")
     }
 
     #[test]

@@ -264,7 +264,8 @@ impl ConfigSync {
     /// force without those that are down.
     #[expect(clippy::disallowed_methods, reason = "checks are made by the clock")]
     pub fn check_endpoints(&mut self) -> bool {
-        if self.draining || !self.checks.tick(Instant::now()) {
+        let now = Instant::now();
+        if self.draining || !self.checks.tick(now) {
             return false;
         }
         let Some(whole) = &self.whole else { return false };
@@ -274,6 +275,7 @@ impl ConfigSync {
         if is_published {
             self.generation = generation;
         }
+        self.checks.given_out(is_published, now);
         self.note(published);
         is_published
     }

@@ -11,9 +11,24 @@ use crate::problem::{At, Problem, Problems};
 use crate::publish::PublishError;
 use crate::routing::{RoutingTable, Transport};
 
-/// Between attempts to bind an address; doubles from the least to the most.
+/// Between attempts, such as to bind an address; doubles from the least to the most.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 const MOST_PAUSE: Duration = Duration::from_secs(60);
+
+/// When what has failed is tried again. Nothing is to be tried before the first failure.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Backoff(Option<(Duration, Instant)>);
+
+impl Backoff {
+    pub(crate) fn failed(&mut self, now: Instant) {
+        let pause = self.0.map_or(LEAST_PAUSE, |(pause, _)| (pause * 2).min(MOST_PAUSE));
+        self.0 = Some((pause, now + pause));
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.0.is_some_and(|(_, next)| next <= now)
+    }
+}
 
 /// What became of a configuration that was put in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,14 +59,13 @@ type Bound = (Transport, SocketAddr);
 #[derive(Debug)]
 struct Failure {
     why: String,
-    pause: Duration,
-    next: Instant,
+    again: Backoff,
 }
 
 impl Puts {
     /// Whether what is left out is to be tried again, or a table was lost.
     pub fn is_due(&self, now: Instant) -> bool {
-        self.is_lost || self.failures.values().any(|failure| failure.next <= now)
+        self.is_lost || self.failures.values().any(|failure| failure.again.is_due(now))
     }
 
     /// What nobody asks for any more.
@@ -67,7 +81,7 @@ impl Puts {
         self.misfits.clear();
         let mut config = asked.clone();
         let rests = |listener: &Listener| {
-            self.failures.get(&bound_to(listener)).is_some_and(|failure| failure.next > now)
+            self.failures.get(&bound_to(listener)).is_some_and(|failure| !failure.again.is_due(now))
         };
         let gone = config.listeners.extract_if(.., |listener| rests(listener));
         let gone: BTreeSet<String> = gone.map(|listener| listener.name.value).collect();
@@ -116,10 +130,10 @@ impl Puts {
             }
         }
         for error in errors {
-            let before = self.failures.get(&(error.transport, error.address));
-            let pause = before.map_or(LEAST_PAUSE, |failure| (failure.pause * 2).min(MOST_PAUSE));
-            let failure = Failure { why: error.to_string(), pause, next: now + pause };
-            self.failures.insert((error.transport, error.address), failure);
+            let at = (error.transport, error.address);
+            let mut again = self.failures.get(&at).map(|before| before.again).unwrap_or_default();
+            again.failed(now);
+            self.failures.insert(at, Failure { why: error.to_string(), again });
         }
     }
 
