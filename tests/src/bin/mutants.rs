@@ -44,8 +44,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "lost-held-bytes",
         file: "session.rs",
-        find: "self.broken || self.up.held() > 0 || self.down.held() > 0",
-        replace: "self.broken",
+        find: "self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0",
+        replace: "self.broken || self.ending.is_some()",
     },
     Mutant {
         name: "leak-on-cancel",
