@@ -1,12 +1,14 @@
 //! A worker's loop on the simulated kernel, for runs that say themselves what happens when.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::routing::{Limits, Protocol, RoutingTable};
+use config_sync::routing::{Limits, Protocol, RoutingTable, SocketId};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Op, Token};
 use ringway::proxy::record::Record;
+use ringway::proxy::table_queue::{Step, TableQueue};
 
 use crate::kernel::{Faults, Kernel, Turn};
 
@@ -18,6 +20,9 @@ pub struct Fake {
     pub records: Vec<Record>,
     turn: Turn,
     ops: Vec<(Token, Op)>,
+    tables: TableQueue<SocketAddr>,
+    /// Sockets of the latest table.
+    in_force: Vec<SocketId>,
 }
 
 impl Fake {
@@ -30,19 +35,39 @@ impl Fake {
             records: Vec::new(),
             turn: Turn::default(),
             ops: Vec::new(),
+            tables: TableQueue::default(),
+            in_force: Vec::new(),
         }
     }
 
-    /// Binds the sockets that are new in the table, and applies it.
+    /// Applies a table, and carries out all that it hands over and asks for.
     pub fn apply(&mut self, table: RoutingTable) {
+        self.hand_over(table);
+        while self.carry_on() {}
+    }
+
+    /// Applies a table. What it hands over and asks for waits for [`Self::carry_on`].
+    pub fn hand_over(&mut self, table: RoutingTable) {
         for socket in &table.sockets {
-            if !self.kernel.is_listening(socket.id) {
-                self.kernel.listen(socket.id, socket.transport, socket.address);
+            if !self.in_force.contains(&socket.id) {
+                self.tables.listen(socket.id, socket.transport, socket.address);
             }
         }
+        self.in_force = table.sockets.iter().map(|socket| socket.id).collect();
         self.proxy.apply(self.kernel.now, Arc::new(table), &mut self.ops);
+        self.tables.ask(&mut self.ops);
+    }
+
+    /// Carries out one step of what tables hand over and ask for. False if none waits.
+    pub fn carry_on(&mut self) -> bool {
+        let Some(step) = self.tables.some(1).next() else { return false };
         self.turn.events.clear();
+        match step {
+            Step::Listen(id, transport, address) => self.kernel.listen(id, transport, address),
+            Step::Op(token, op) => self.kernel.carry_out(&mut vec![(token, op)], &mut self.turn),
+        }
         self.settle();
+        true
     }
 
     /// Lets time go on to whatever is next, no further than `until`, and gives the worker a turn.
@@ -70,11 +95,15 @@ impl Fake {
         loop {
             while let Some((token, event)) = self.turn.events.get(at).copied() {
                 at += 1;
+                if self.tables.is_stale(token, event) {
+                    continue;
+                }
                 let now = self.kernel.now;
                 let mut payload = Vec::new();
                 let bytes = self.kernel.payload(event, &self.turn, &mut payload);
                 self.proxy.handle(now, token, event, bytes, &mut self.ops);
             }
+            self.tables.defer(&mut self.ops);
             self.kernel.output.append(self.proxy.output());
             self.kernel.carry_out(&mut self.ops, &mut self.turn);
             if at == self.turn.events.len() {

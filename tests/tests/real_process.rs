@@ -209,7 +209,10 @@ fn runs_without_root() {
 fn blocked_log_stops_nothing() {
     let server = Server::udp_echo();
     let (address, tcp) = (free_address(), Server::tcp(echo));
-    let config = forward("UDP", address, [server.address], "responses = 1")
+    // The port of a flow that is over is the next one's soon: there are many, one behind the other.
+    let config = listener("udp", "UDP", address, "responses = 1")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &backend("udp", [server.address], "upstream_rest = \"100ms\"")
         + &listener("tcp", "TCP", address, "")
         + &route("tcp", "tcp", &[("tcp", 1)], "")
         + &backend("tcp", [tcp.address], "");

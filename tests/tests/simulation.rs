@@ -233,6 +233,27 @@ fn ask(fake: &mut Fake, port: u16) {
     while fake.step(fake.kernel.now + 1_000) {}
 }
 
+/// A worker that comes late has the removal of a listener and its return before it in one turn. Of
+/// UDP the new socket is bound before the one before is closed.
+#[test]
+fn a_udp_listener_that_comes_back_at_once_goes_on_to_listen() {
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    let address = |port| SocketAddr::new(scenario::HOME, port);
+    let table = |generation| RoutingTable {
+        generation,
+        ..scenario::UDP.table(address(53), &[address(54)])
+    };
+    fake.apply(table(1));
+    fake.hand_over(RoutingTable { generation: 2, ..RoutingTable::empty() });
+    fake.hand_over(table(3));
+    while fake.carry_on() {}
+    let soon = fake.kernel.now + 1_000_000;
+    while fake.step(soon) {}
+    assert!(fake.kernel.is_listening(SocketId(0)));
+    ask(&mut fake, 1);
+    assert_eq!(fake.kernel.sent_up.len(), 1, "a client is served");
+}
+
 /// New sources without end fill the flows, and nobody answers them. Who was answered stays, and a
 /// new client gets in within seconds, not after `flow_timeout`.
 #[test]
