@@ -1,8 +1,6 @@
 //! From certificates as they are configured to what workers use: files are read here.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -16,6 +14,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 use crate::compile::nameless;
 use crate::config::Listener;
+use crate::disk;
 use crate::loaded::{Loaded, Made, contents};
 use crate::problem::{Place, Problem};
 use crate::routing::Starttls;
@@ -490,15 +489,9 @@ pub(crate) fn read(pem: &Pem) -> Result<Vec<u8>, String> {
     match pem {
         Pem::Inline { bytes, .. } => Ok(bytes.to_vec()),
         Pem::File(path) => {
-            read_file(&path.value).map_err(|error| format!("can't be read: {error}"))
+            disk::bytes(&path.value, MAX_BYTES).map_err(|error| format!("can't be read: {error}"))
         }
     }
-}
-
-fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Where the configuration names it.

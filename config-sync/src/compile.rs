@@ -111,7 +111,7 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
     let Loader { loaded, expiries, doubts, problems, .. } = loader;
     Problems::new(problems).or(())?;
     names.loaded = loaded;
-    names.expiries = expiries;
+    names.latest = expiries;
     names.doubts = doubts;
     Ok(tls)
 }

@@ -56,7 +56,27 @@ pub enum Cores {
     /// One worker on each core that the process may use.
     Auto,
     /// One worker on each of these, in this order.
-    List(Vec<usize>),
+    List(Vec<At<usize>>),
+}
+
+impl Cores {
+    /// Those that this machine does not have, or that this process may not use. No fault of a file:
+    /// it may be meant for another machine.
+    pub fn unusable(&self, machine: &Machine) -> Vec<Problem> {
+        let Self::List(cores) = self else { return Vec::new() };
+        let usable = machine.cores.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let message = |core| format!("core {core} is not usable; this process may use {usable}");
+        let unusable = cores.iter().filter(|core| !machine.cores.contains(&core.value));
+        unusable.map(|core| core.problem(message(core.value))).collect()
+    }
+
+    /// Their numbers, wherever they stand; `None`: automatic.
+    pub(crate) fn numbers(&self) -> Option<Vec<usize>> {
+        match self {
+            Self::Auto => None,
+            Self::List(cores) => Some(cores.iter().map(|core| core.value).collect()),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -438,7 +458,7 @@ fn config<'t>(
     let root = &reader.open(root, &ROOT, top);
     let mut doubts = Vec::new();
     Config {
-        cores: cores(reader, root, machine),
+        cores: cores(reader, root),
         admin: admin(reader, root, &mut doubts),
         drain_timeout: or(reader.get(root, "drain_timeout", duration), 30 * SECOND),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
@@ -490,7 +510,7 @@ pub(crate) fn or<T>(given: Option<At<T>>, default: T) -> T {
     given.map_or(default, |given| given.value)
 }
 
-fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>, machine: &Machine) -> Cores {
+fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Cores {
     let Some(workers) = reader.table(root, "workers", &WORKERS) else { return Cores::Auto };
     let listed = reader.get(&workers, "cores", |value| match value {
         DeValue::String(text) if text == "auto" => Ok(false),
@@ -501,18 +521,14 @@ fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>, machine: &Machine) -> Co
     if !or(listed, false) {
         return Cores::Auto;
     }
-    let list = reader.list(&workers, "cores", |value| {
-        let core = usize::from(integer(0..=u16::MAX)(value)?);
-        let usable = || machine.cores.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        let refused = || format!("core {core} is not usable; this process may use {}", usable());
-        machine.cores.contains(&core).then_some(core).ok_or_else(refused)
-    });
-    let mut cores = Vec::new();
+    let list =
+        reader.list(&workers, "cores", |value| integer(0..=u16::MAX)(value).map(usize::from));
+    let mut cores: Vec<At<usize>> = Vec::new();
     for core in list.unwrap_or_default() {
-        if cores.contains(&core.value) {
+        if cores.iter().any(|before| before.value == core.value) {
             reader.refuse(&core.place, format!("core {} is named twice", core.value));
         }
-        cores.push(core.value);
+        cores.push(core);
     }
     Cores::List(cores)
 }

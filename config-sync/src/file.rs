@@ -1,16 +1,12 @@
-//! The configuration's files: read whole, and watched.
+//! The configuration's files, read whole.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
+use crate::disk;
 use crate::gateway::files::{self, Found, Options};
 use crate::gateway::{self, print};
 use crate::problem::Warning;
@@ -19,14 +15,15 @@ use crate::{machine, warnings};
 /// Far above any real configuration; a file that is larger is not one.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Editors and ConfigMap updates touch a directory several times for one change.
-const SETTLE: Duration = Duration::from_millis(100);
-
 /// What files hold, to tell whether one has changed: no more of keys is remembered than this.
 pub(crate) fn fingerprint(paths: &BTreeSet<PathBuf>) -> u64 {
     // Not secret, and nobody gains by a collision: it is their own file that is not read again.
     let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
-    hasher.hash_one(paths.iter().map(|path| std::fs::read(path).ok()).collect::<Vec<_>>())
+    hasher.hash_one(paths.iter().map(|path| disk::bytes(path, MAX_BYTES).ok()).collect::<Vec<_>>())
+}
+
+pub(crate) fn is_one_unreadable(paths: &BTreeSet<PathBuf>) -> bool {
+    paths.iter().any(|path| disk::bytes(path, MAX_BYTES).is_err())
 }
 
 /// Where a configuration's text comes from.
@@ -235,13 +232,13 @@ fn has_end(path: &Path, ends: &[&str]) -> bool {
 /// Files one behind the other, each as its name and its text. NUL stands between: neither a name
 /// nor YAML nor TOML can have one.
 fn read_objects(path: &Path) -> Result<String, String> {
-    let mut paths = vec![path.to_owned()];
-    if path.is_dir() {
-        let name = path.display();
-        let entries = std::fs::read_dir(path).map_err(|error| format!("{name}: {error}"))?;
-        paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-        paths.retain(|path| path.is_file() && (has_end(path, &YAML) || has_end(path, &["toml"])));
-        paths.sort();
+    let owned = path.to_owned();
+    let listed = disk::within(path, disk::DEADLINE, move || listed(&owned));
+    let name = path.display();
+    let listed = listed.map_err(|error| format!("{name}: {error}"))?;
+    let is_directory = listed.is_some();
+    let paths = listed.unwrap_or_else(|| vec![path.to_owned()]);
+    if is_directory {
         let is_toml = |path: &&PathBuf| has_end(path, &["toml"]);
         let toml = paths.iter().filter(is_toml).count();
         if toml == paths.len() {
@@ -262,6 +259,23 @@ fn read_objects(path: &Path) -> Result<String, String> {
     Ok(all)
 }
 
+/// The files of a directory that a configuration is made of; `None`: it is no directory.
+fn listed(path: &Path) -> io::Result<Option<Vec<PathBuf>>> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let entries = std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut paths = entries.collect::<io::Result<Vec<_>>>()?;
+    paths.retain(|path| is_part(path) && !path.is_dir());
+    paths.sort();
+    Ok(Some(paths))
+}
+
+/// Whether a file of this name counts, in a directory.
+pub(crate) fn is_part(path: &Path) -> bool {
+    has_end(path, &YAML) || has_end(path, &["toml"])
+}
+
 /// The names and texts in what [`read_objects`] gives.
 fn parts(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = text.split('\0');
@@ -271,14 +285,11 @@ fn parts(text: &str) -> impl Iterator<Item = (&str, &str)> {
 /// Reads a file.
 ///
 /// # Errors
-/// A message for the operator that names the file: it is not there, it is not UTF-8, it is empty,
-/// it is larger than 64 MiB.
+/// A message for the operator that names the file: it is not there, it is no regular file, it can't
+/// be read in time, it is not UTF-8, it is empty, it is larger than 64 MiB.
 pub fn read(path: &Path) -> Result<String, String> {
     let name = path.display();
-    let file = std::fs::File::open(path).map_err(|error| format!("{name}: {error}"))?;
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| format!("{name}: {error}"))?;
+    let bytes = disk::bytes(path, MAX_BYTES + 1).map_err(|error| format!("{name}: {error}"))?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("{name}: larger than {} MiB", MAX_BYTES >> 20));
     }
@@ -292,108 +303,4 @@ pub fn read(path: &Path) -> Result<String, String> {
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         format!("{name}:{line}:{column}: not UTF-8")
     })
-}
-
-/// Says `()` whenever one of the files may have changed, or one in a directory that is among them,
-/// 100 ms after the last sign of it; never more than one is kept. Watching ends when the receiver
-/// is dropped. To be called on a tokio runtime.
-///
-/// The directories are watched, not the files: editors put a new file in its place, and a ConfigMap
-/// volume swaps the symbolic link `..data` beside it.
-///
-/// # Errors
-/// The directory can't be watched (inotify(7): `fs.inotify.max_user_watches`).
-pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<mpsc::Receiver<()>> {
-    let (seen, mut changes) = mpsc::channel(1);
-    let (say, said) = mpsc::channel(1);
-    let names: BTreeSet<_> = paths.iter().flat_map(|path| names_of(path)).collect();
-    let whole = paths.iter().any(|path| path.is_dir());
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // An error (a queue that overflowed) may have hidden a change.
-        if event.map_or(true, |event| concerns(&event, &names, whole)) {
-            _ = seen.try_send(());
-        }
-    })?;
-    let directories: BTreeSet<_> = paths.iter().flat_map(|path| directories_of(path)).collect();
-    for directory in directories {
-        RecommendedWatcher::watch(&mut watcher, &directory, RecursiveMode::NonRecursive)?;
-    }
-    tokio::spawn(async move {
-        let _watcher = watcher;
-        loop {
-            tokio::select! {
-                () = say.closed() => return,
-                change = changes.recv() => if change.is_none() { return },
-            }
-            while tokio::time::timeout(SETTLE, changes.recv()).await.is_ok_and(|c| c.is_some()) {}
-            // A full channel has a change in it that nobody has looked at yet.
-            _ = say.try_send(());
-        }
-    });
-    Ok(said)
-}
-
-/// Where the file stands, and where it really is if it is a symbolic link.
-fn directories_of(path: &Path) -> BTreeSet<PathBuf> {
-    let parent = |path: &Path| match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let real = path.canonicalize().ok();
-    if path.is_dir() {
-        return std::iter::once(path.to_owned()).chain(real).collect();
-    }
-    std::iter::once(parent(path)).chain(real.as_deref().map(parent)).collect()
-}
-
-fn names_of(path: &Path) -> BTreeSet<std::ffi::OsString> {
-    let real = path.canonicalize().ok();
-    let names = [Some(path), real.as_deref()].into_iter().flatten().filter_map(Path::file_name);
-    names.chain([OsStr::new("..data")]).map(OsStr::to_os_string).collect()
-}
-
-/// Reading the file is an event too, and so is the access log beside it: neither is a change.
-fn concerns(event: &Event, names: &BTreeSet<std::ffi::OsString>, whole: bool) -> bool {
-    let change = match event.kind {
-        EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
-        _ => true,
-    };
-    let named = |path: &PathBuf| {
-        let one = path.file_name().is_some_and(|name| names.contains(name));
-        one || (whole && (has_end(path, &YAML) || has_end(path, &["toml"])))
-    };
-    change && (event.paths.is_empty() || event.paths.iter().any(named))
-}
-
-#[cfg(test)]
-mod tests {
-    use notify::event::{CreateKind, ModifyKind};
-
-    use super::*;
-
-    #[test]
-    fn reading_the_file_and_writing_beside_it_are_no_changes() {
-        let names = names_of(Path::new("/etc/ringway/ringway.toml"));
-        let event = |kind, name: &str| {
-            concerns(
-                &Event::new(kind).add_path(Path::new("/etc/ringway").join(name)),
-                &names,
-                false,
-            )
-        };
-        let close = |mode| EventKind::Access(AccessKind::Close(mode));
-        let written = EventKind::Modify(ModifyKind::Any);
-        assert!(event(written, "ringway.toml"));
-        assert!(event(close(AccessMode::Write), "ringway.toml"));
-        assert!(event(EventKind::Create(CreateKind::Any), "..data"));
-        assert!(!event(EventKind::Access(AccessKind::Open(AccessMode::Any)), "ringway.toml"));
-        assert!(!event(close(AccessMode::Read), "ringway.toml"));
-        assert!(!event(written, "access.log"));
-        assert!(concerns(&Event::new(EventKind::Other), &names, false), "the queue overflowed");
-    }
-
-    #[test]
-    fn a_bare_file_name_stands_in_the_working_directory() {
-        assert!(directories_of(Path::new("ringway.toml")).contains(Path::new(".")));
-    }
 }

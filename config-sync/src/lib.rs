@@ -4,7 +4,8 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`file`] | reads the file, and says when it has changed |
+//! | [`file`], `disk` | reads the file, and gives up where that hangs |
+//! | [`watch`] | says when files have changed |
 //! | [`config`] | [`Config`]: what was asked, every value of the right form |
 //! | `reader`, `values` | the walk over the TOML tree; durations, addresses, names |
 //! | `check` | whether the parts fit together: names, addresses, host names |
@@ -32,6 +33,7 @@ mod check;
 pub mod compile;
 pub mod config;
 pub mod der;
+mod disk;
 pub mod file;
 pub mod gateway;
 pub mod health;
@@ -54,6 +56,7 @@ mod transparent;
 mod values;
 mod verifier;
 mod warnings;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -64,11 +67,12 @@ use std::time::{Duration, Instant};
 use crate::config::{Config, Listener};
 use crate::file::{Parsed, Source};
 use crate::health::{Checks, Health};
+use crate::machine::Machine;
 use crate::names::{InUse, Names, Retired};
 use crate::problem::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 pub use crate::puts::Put;
-use crate::puts::Puts;
+use crate::puts::{Backoff, Puts};
 use crate::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 
 /// Follows one configuration file: read, compile, publish, report.
@@ -77,6 +81,12 @@ pub struct ConfigSync {
     publisher: Publisher,
     names: Names,
     in_force: Option<Arc<InForce>>,
+    /// What was put in force first: of some keys, what holds until the process ends.
+    started_with: Option<Config>,
+    /// A reload may take all listeners away.
+    allow_empty: bool,
+    /// When a reload that was refused for a reason that may pass is tried again.
+    again: Backoff,
     /// What was compiled of it, with every endpoint, up or down.
     whole: Option<Arc<RoutingTable>>,
     checks: Checks,
@@ -135,6 +145,9 @@ impl ConfigSync {
             publisher,
             names: Names::new(),
             in_force: None,
+            started_with: None,
+            allow_empty: false,
+            again: Backoff::default(),
             whole: None,
             checks: Checks::default(),
             last_text: None,
@@ -152,28 +165,58 @@ impl ConfigSync {
         }
     }
 
+    /// A reload may take all listeners away: without this, a file that was cut off is told from one
+    /// that is meant so.
+    pub fn allow_empty(&mut self) {
+        self.allow_empty = true;
+    }
+
     /// Reads the file and publishes what it says, even if that is what is in force.
+    #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
     pub fn reload(&mut self) -> Outcome {
         if self.draining {
             return Outcome::Unchanged;
         }
         let text = self.source.read();
         self.last_text = text.as_ref().ok().cloned();
-        match text.and_then(|text| self.take(&text)) {
+        match text.map_err(Refused::passing).and_then(|text| self.take(&text)) {
             Ok(generation) => {
                 self.reloads_ok += 1;
                 self.last_error = None;
+                self.again = Backoff::default();
                 Outcome::Published { generation }
             }
-            Err(error) => {
+            Err(Refused { why, may_pass }) => {
                 self.reloads_failed += 1;
-                self.last_error = Some(error.clone());
-                Outcome::Rejected(error)
+                self.last_error = Some(why.clone());
+                match may_pass {
+                    true => self.again.failed(Instant::now()),
+                    false => self.again = Backoff::default(),
+                }
+                Outcome::Rejected(why)
             }
         }
     }
 
-    /// The same, unless all files are as they were when last looked at: for [`file::watch`], which
+    /// To be called now and then: the same, if it was refused for a reason that may have passed (an
+    /// address in use, no files left, a file that could not be read), after 1 to 60 s. To be
+    /// refused in the same words again is no news, and is not counted.
+    #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
+    pub fn retry(&mut self) -> Outcome {
+        if !self.again.is_due(Instant::now()) {
+            return Outcome::Unchanged;
+        }
+        let (before, failed) = (self.last_error.clone(), self.reloads_failed);
+        match self.reload() {
+            Outcome::Rejected(why) if before.as_ref() == Some(&why) => {
+                self.reloads_failed = failed;
+                Outcome::Unchanged
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The same, unless all files are as they were when last looked at: for [`watch`], which
     /// says that something may have changed.
     pub fn refresh(&mut self) -> Outcome {
         match self.source.read() {
@@ -356,20 +399,29 @@ impl ConfigSync {
     }
 
     #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]
-    fn take(&mut self, text: &str) -> Result<u64, String> {
+    fn take(&mut self, text: &str) -> Result<u64, Refused> {
         let generation = self.generation + 1;
         let began = Instant::now();
-        let Parsed { config, shown, warnings } = self.source.config(text)?;
+        let Parsed { config, shown, warnings } =
+            self.source.config(text).map_err(Refused::for_good)?;
+        let before = self.config().map_or(0, |before| before.listeners.len());
+        if config.listeners.is_empty() && before > 0 && !self.allow_empty {
+            return Err(Refused::for_good(format!(
+                "{}: listeners: none is left of {before}, as in a file that was cut off; where \
+                 that is meant, start with `ringway run --allow-empty`",
+                self.source.name()
+            )));
+        }
         self.files = config.files();
         // Taken before they are read: what changes in between is read once more.
         self.fingerprint = file::fingerprint(&self.files);
-        let table = compile::compile(&config, &mut self.names, generation)
-            .map_err(|problems| problems.to_string())?;
-        self.open(&config, &table)?;
-        self.give_out(&config, table, began)?;
-        if let Some(before) = self.config() {
-            warn_of_fixed_keys(before, &config);
-        }
+        let table = compile::compile(&config, &mut self.names, generation).map_err(|problems| {
+            let may_pass = file::is_one_unreadable(&self.files);
+            Refused { why: problems.to_string(), may_pass }
+        })?;
+        self.open(&config, &table).map_err(Refused::passing)?;
+        self.give_out(&config, table, began).map_err(Refused::passing)?;
+        warn_of_fixed_keys(self.started_with.get_or_insert_with(|| config.clone()), &config);
         transparent::warn(&config);
         self.generation = generation;
         self.in_force = Some(Arc::new(InForce::new(config, shown)));
@@ -473,9 +525,28 @@ impl ConfigSync {
         if let Err(error) = published {
             tracing::error!(%error, "a table that waited could not be published");
             self.puts.is_lost = true;
+            #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
+            self.again.failed(Instant::now());
             self.reloads_failed += 1;
             self.last_error = Some(error.to_string());
         }
+    }
+}
+
+/// Why a reload did not come to a table.
+struct Refused {
+    why: String,
+    /// The same files may be good in a while.
+    may_pass: bool,
+}
+
+impl Refused {
+    fn passing(why: String) -> Self {
+        Self { why, may_pass: true }
+    }
+
+    fn for_good(why: String) -> Self {
+        Self { why, may_pass: false }
     }
 }
 
@@ -506,10 +577,15 @@ pub struct Summary {
 /// For the operator: every fault, one a line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
 pub fn check(source: &Source, now: i64) -> Result<(Summary, Vec<Warning>), String> {
     let Parsed { config, mut warnings, .. } = source.config(&source.read()?)?;
+    let unusable = config.cores.unusable(&Machine::this()).into_iter();
+    warnings.extend(unusable.map(|mut core| {
+        core.message += "; `ringway run` refuses it on this machine";
+        Warning::from(core)
+    }));
     let mut names = Names::new();
     let table =
         compile::compile(&config, &mut names, 1).map_err(|problems| problems.to_string())?;
-    let ends = names.expiries().iter().filter_map(|of| Some(of.place.problem(of.warning(now)?)));
+    let ends = names.latest.iter().filter_map(|of| Some(of.place.problem(of.warning(now)?)));
     warnings.extend(names.doubts().iter().cloned().chain(ends).map(Warning::from));
     let summary = Summary {
         listeners: table.listeners.len(),
@@ -533,15 +609,16 @@ fn micros(time: Duration) -> u64 {
 }
 
 /// Workers, memory and the admin API are set up once; the rest of the file is in force at once.
-fn warn_of_fixed_keys(before: &Config, after: &Config) {
+/// `runs` is what the process was started with.
+fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
     let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
     let changes = [
-        ("workers.cores", before.cores != after.cores),
-        ("admin.address", before.admin != after.admin),
-        ("limits", before.limits != after.limits),
-        ("access_log", target(before) != target(after)),
+        ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
+        ("admin.address", runs.admin != asked.admin),
+        ("limits", runs.limits != asked.limits),
+        ("access_log", target(runs) != target(asked)),
     ];
     for (key, _) in changes.iter().filter(|(_, changed)| *changed) {
-        tracing::warn!("{key} has changed: that is in force after a restart only");
+        tracing::warn!("{key} is not what runs: that is in force after a restart only");
     }
 }

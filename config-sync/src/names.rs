@@ -38,7 +38,9 @@ pub struct Names {
     pub(crate) endpoints: Ids<(BackendId, SocketAddr)>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Loaded,
-    pub(crate) expiries: Vec<Expiry>,
+    /// Of the table that was compiled last, which may be refused, and of the one in force.
+    pub(crate) latest: Vec<Expiry>,
+    expiries: Vec<Expiry>,
     pub(crate) doubts: Vec<Problem>,
 }
 
@@ -73,6 +75,7 @@ impl Names {
             endpoints: Ids::below(MAX_ENDPOINTS),
             tickets: Tickets::default(),
             loaded: Loaded::default(),
+            latest: Vec::new(),
             expiries: Vec::new(),
             doubts: Vec::new(),
         }
@@ -80,6 +83,7 @@ impl Names {
 
     /// A table has been given out: what is not in it has left with it.
     pub fn published(&mut self, table: &RoutingTable, now: Instant) {
+        self.expiries.clone_from(&self.latest);
         let at = (table.generation, now);
         self.sockets.published(at, table.sockets.iter().map(|socket| socket.id.0));
         self.listeners.published(at, table.listeners.iter().map(|listener| listener.id.0));
@@ -105,7 +109,7 @@ impl Names {
         }
     }
 
-    /// The certificates of the latest table that was compiled.
+    /// The certificates of the latest table that was given out.
     pub fn expiries(&self) -> &[Expiry] {
         &self.expiries
     }

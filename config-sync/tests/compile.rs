@@ -194,7 +194,12 @@ fn an_empty_file_is_a_configuration_of_defaults() {
 #[test]
 fn keys_at_the_top_are_read() {
     let config = parse_for("f", ALL, &machine()).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(config.cores, Cores::List(vec![0, 1]));
+    let Cores::List(cores) = &config.cores else { panic!("{:?}", config.cores) };
+    assert_eq!(cores.iter().map(|core| core.value).collect::<Vec<_>>(), [0, 1]);
+    let other = Machine { cores: vec![0], congestion: Vec::new() };
+    assert!(config.cores.unusable(&machine()).is_empty());
+    let unusable = config.cores.unusable(&other);
+    assert!(unusable[0].to_string().contains("core 1 is not usable"), "{unusable:?}");
     assert_eq!(config.admin, None);
     assert_eq!(
         config.limits,

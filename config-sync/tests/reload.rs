@@ -9,7 +9,8 @@ use std::time::Duration;
 use config_sync::file::Source;
 use config_sync::problem::Warning;
 use config_sync::publish::{Command, Link, Publisher};
-use config_sync::{ConfigSync, Outcome, Summary, check, file};
+use config_sync::watch::watch;
+use config_sync::{ConfigSync, Outcome, Summary, check};
 use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
@@ -183,7 +184,7 @@ async fn change(changes: &mut mpsc::Receiver<()>) {
 async fn the_watch_sees_a_write_a_rename_and_a_new_file() {
     let directory = Directory::new("watch");
     let path = directory.write("ringway.toml", "1");
-    let mut changes = file::watch(&[path.clone()].into()).expect("watched");
+    let mut changes = watch(&[path.clone()].into()).expect("watched").changes;
     directory.write("ringway.toml", "2");
     change(&mut changes).await;
     fs::rename(directory.write("other", "3"), &path).expect("renamed");
@@ -204,7 +205,7 @@ async fn the_watch_sees_the_swap_of_a_configmap_volume() {
     symlink("..1", directory.0.join("..data")).expect("linked");
     let path = directory.0.join("ringway.toml");
     symlink("..data/ringway.toml", &path).expect("linked");
-    let mut changes = file::watch(&[path.clone()].into()).expect("watched");
+    let mut changes = watch(&[path.clone()].into()).expect("watched").changes;
     symlink("..2", directory.0.join("..data_tmp")).expect("linked");
     fs::rename(directory.0.join("..data_tmp"), directory.0.join("..data")).expect("swapped");
     change(&mut changes).await;
@@ -248,7 +249,7 @@ async fn a_directory_of_objects_is_followed_and_a_bad_file_changes_nothing() {
     let base = directory.write("base.toml", "lame_duck = \"9s\"\n");
     let (mut sync, _worker) = start(&directory.0);
     let paths = [directory.0.clone()].into();
-    let mut changes = file::watch(&paths).expect("watched");
+    let mut changes = watch(&paths).expect("watched").changes;
     assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
     let endpoints = |sync: &ConfigSync| {
         sync.in_force().expect("a configuration").config.backends[0].endpoints.len()

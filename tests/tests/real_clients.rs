@@ -5,7 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Daemon, Folder, Gateway, Postgres, free_address, program, seconds};
+use ringway_tests::real::{
+    Daemon, Folder, Gateway, Postgres, free_address, program, seconds, wait_for,
+};
 
 /// TCP and UDP listeners of one port number, forwarded to one port number.
 fn both(from: SocketAddr, to: SocketAddr, udp_options: &str) -> String {
@@ -26,8 +28,13 @@ fn iperf3_server() -> (Daemon, SocketAddr) {
 fn iperf3(address: SocketAddr, arguments: &[&str]) -> serde_json::Value {
     let (port, seconds) = (address.port().to_string(), seconds(30).to_string());
     let always = ["-c", "127.0.0.1", "-p", &port, "-t", &seconds, "--json"];
-    let printed = program("iperf3", &[&always[..], arguments].concat());
-    let result: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    // The server takes one test at a time, and may not have read the end of the last one yet.
+    let result = wait_for("the server is free", || {
+        let printed = program("iperf3", &[&always[..], arguments].concat());
+        let result: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        let is_busy = result["error"].as_str().is_some_and(|error| error.contains("is busy"));
+        (!is_busy).then_some(result)
+    });
     assert!(result.get("error").is_none(), "{}", result["error"]);
     result
 }
@@ -207,7 +214,9 @@ impl Dns {
         );
         let config = folder.write("nsd.conf", &config);
         let daemon = Daemon::start(endpoint, Command::new("nsd").arg("-d").arg("-c").arg(config));
-        let gateway = Gateway::start(&both(address, endpoint, "responses = 1"));
+        // A socket for each query that is asked within this time.
+        let config = both(address, endpoint, "responses = 1") + "upstream_rest = \"250ms\"\n";
+        let gateway = Gateway::start(&config);
         Self { address, gateway, folder, _daemon: daemon }
     }
 }

@@ -83,6 +83,65 @@ fn run_refuses_a_bad_file() {
     assert!(text(&output.stderr).contains(&format!("{file}:2:")), "{}", text(&output.stderr));
 }
 
+/// What is no regular file is refused at once, wherever it is named; but for a pipe that the command
+/// line names, which is read once.
+#[test]
+fn a_pipe_is_read_once_and_a_fifo_stops_nothing() {
+    let (folder, server, address) = (Folder::new(), Server::tcp(echo), free_address());
+    let config = forward("TCP", address, [server.address], "");
+    let good = folder.write("good.toml", &config).display().to_string();
+    let shell = |command: &str| {
+        let script = format!("\"$0\" {command} <(cat \"$1\")");
+        limited("bash").args(["-c", &script]).arg(binary()).arg(&good).output().expect("bash")
+    };
+    let output = shell("check");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let fifo = folder.file("fifo");
+    program("mkfifo", &[&fifo.display().to_string()]);
+    let fifo = "{ cert = \"fifo\", key = \"fifo\" }";
+    let tls = &format!("tls = {{ mode = \"Terminate\", certificates = [{fifo}] }}");
+    let config = forward("TLS", address, [server.address], tls);
+    let file = folder.write("ringway.toml", &config).display().to_string();
+    let output = ringway(&["check", &file]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("fifo can't be read: it is a FIFO"), "{said}");
+}
+
+/// A file may be meant for another machine.
+#[test]
+fn a_core_that_is_not_there_is_a_warning_and_nothing_runs() {
+    let (folder, server) = (Folder::new(), Server::tcp(echo));
+    let config = "workers.cores = [0, 4095]\n".to_owned()
+        + &forward("TCP", free_address(), [server.address], "");
+    let file = folder.write("ringway.toml", &config).display().to_string();
+    let place = format!("{file}:1:21: ");
+    let what = "workers.cores[1]: core 4095 is not usable";
+    let output = ringway(&["check", &file]);
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains(&place) && said.contains(what), "{said}");
+    let output = ringway(&["run", "--config", &file]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains(&place) && said.contains(what), "{said}");
+}
+
+/// Keys that need a restart are compared with what runs, not with the file before.
+#[test]
+fn keys_that_need_a_restart_are_compared_with_what_runs() {
+    let (server, address) = (Server::tcp(echo), free_address());
+    let config = |top: &str| top.to_owned() + &forward("TCP", address, [server.address], "");
+    let gateway = Gateway::start(&config(""));
+    let said = || gateway.stderr().matches("limits is not what runs").count();
+    gateway.reload(&config("limits = { sessions = 10 }\n"));
+    assert_eq!(said(), 1);
+    gateway.reload(&config("limits = { sessions = 10 }\nlame_duck = \"9s\"\n"));
+    assert_eq!(said(), 2, "it still is not what runs");
+    gateway.reload(&config(""));
+    assert_eq!(said(), 2, "it is what runs again");
+}
+
 /// A killed gateway's listeners are in use for some milliseconds more, while the kernel ends its
 /// rings. Another's stay in use.
 #[test]

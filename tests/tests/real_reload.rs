@@ -215,6 +215,40 @@ fn file_is_watched_however_it_is_written() {
     wait_until("the file written in place is in force", || says("old"));
 }
 
+/// Written in place and slowly, or cut off: no listener goes away.
+#[test]
+fn half_a_file_takes_no_listener_away() {
+    let server = Server::tcp(echo);
+    let (first, second) = (free_address(), free_address());
+    let all = |name: &str, address| {
+        listener(name, "TCP", address, "") + &route(name, name, &[("main", 1)], "")
+    };
+    let half = backend("main", [server.address], "") + &all("first", first);
+    let rest = all("second", second);
+    let gateway = Gateway::start(&format!("{half}{rest}"));
+    let both = || {
+        for address in [first, second] {
+            assert_eq!(exchange(address, b"still").expect("an echo"), b"still");
+        }
+    };
+    both();
+    let mut file = gateway.rewrite();
+    file.write_all(half.as_bytes()).expect("half of it");
+    std::thread::sleep(Duration::from_millis(500));
+    both();
+    gateway.signal(Signal::SIGHUP);
+    std::thread::sleep(Duration::from_millis(200));
+    both();
+    file.write_all(rest.as_bytes()).expect("the rest");
+    drop(file);
+    // Cut off and closed: nothing is left of what listens.
+    drop(gateway.rewrite());
+    wait_until("it is refused", || gateway.stderr().contains("--allow-empty"));
+    both();
+    gateway.reload(&half);
+    assert_eq!(exchange(first, b"still").expect("an echo"), b"still");
+}
+
 #[test]
 fn bad_file_keeps_the_old_table() {
     let server = Server::tcp(echo);
@@ -259,10 +293,9 @@ fn bind_failure_keeps_the_whole_old_table() {
     assert_eq!(exchange(address, b"").expect("a tag"), b"old");
     let refused = TcpStream::connect(second).expect_err("the second listener must not be there");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    // With the port free again the same file is good.
+    // With the port free again the same file is good, and is tried again without a word.
     let address_again = taken.1;
     drop(taken);
-    gateway.signal(Signal::SIGHUP);
     wait_until("the table is in force", || {
         exchange_quietly(address).is_some_and(|tag| tag == b"new")
     });
@@ -401,7 +434,12 @@ fn a_listener_moves_between_every_address_and_one() {
         std::thread::scope(|scope| {
             let _over = SetWhenDropped(&over);
             for _ in 0..3 {
-                scope.spawn(|| while !over.load(Ordering::SeqCst) && burst.connect(to) {});
+                scope.spawn(|| {
+                    let mut goes_on = true;
+                    while goes_on && !over.load(Ordering::SeqCst) {
+                        goes_on = burst.connect(to);
+                    }
+                });
             }
             let old = udp_client(to);
             let asks = |client: &std::net::UdpSocket| {

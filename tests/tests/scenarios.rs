@@ -55,7 +55,8 @@ fn a_worker_gives_up_ports_that_another_wants() {
     stage.ports_short.store(u64::MAX / 2, Ordering::Relaxed);
     stage.wait("the socket's end", |_| (counters.upstreams.get() == 0).then_some(()));
     let lasted = stage.clock.micros() - begin;
-    assert!((2_500_000..60_000_000).contains(&lasted), "{lasted} us");
+    // 2.5 s by the worker's clock, which stands still in a turn: it may have begun before `begin`.
+    assert!((2_400_000..60_000_000).contains(&lasted), "{lasted} us");
     stage.stop();
 }
 

@@ -9,12 +9,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config_sync::config::{LogFormat, LogTarget};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
@@ -150,9 +153,20 @@ pub fn flush(guard: WorkerGuard) {
     let _ = wait.recv_timeout(Duration::from_millis(1_200));
 }
 
+/// Opens a log at its end. A FIFO must have a reader: to wait for one would stop whoever asks.
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+    let mut options = OpenOptions::new();
+    let options = options.append(true).create(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::ENXIO as i32 => io::Error::new(error.kind(), NO_READER),
+        _ => error,
+    })?;
+    // Writes may wait: the log's thread is the only one that writes.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(file)
 }
+
+const NO_READER: &str = "it is a FIFO that nobody reads; start its reader first, or name a file";
 
 /// What the log's own thread writes to.
 struct Writer {
@@ -511,9 +525,11 @@ mod tests {
     fn blocked_reader_costs_lines_and_no_time() {
         let path = std::env::temp_dir().join(format!("ringway-fifo-{}", std::process::id()));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let target = LogTarget::File(path.clone());
+        let error = AccessLog::open(&target, LogFormat::Json).err().expect("nobody reads it");
+        assert!(format!("{error:#}").contains("a FIFO that nobody reads"), "{error:#}");
         // Open for both, or opening waits for a reader. Nothing is ever read.
         let held = OpenOptions::new().read(true).write(true).open(&path).expect("it opens");
-        let target = LogTarget::File(path.clone());
         let mut log = AccessLog::open(&target, LogFormat::Json).expect("it opens");
         std::fs::remove_file(&path).expect("own file");
         for _ in 0..2 * QUEUE {

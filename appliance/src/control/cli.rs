@@ -1,7 +1,9 @@
 //! Arguments in, exit code out: 0 if all went well, 1 after an error, 2 for wrong arguments.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -70,6 +72,8 @@ enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
         #[command(flatten)]
+        files: FileArgs,
+        #[command(flatten)]
         without: Without,
     },
     /// Say whether a file is a valid configuration, without running it.
@@ -135,6 +139,19 @@ impl GatewayArgs {
             zone: self.zone,
         }
     }
+}
+
+/// How files are followed.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "With files")]
+struct FileArgs {
+    /// Only SIGHUP reloads: files are not watched.
+    #[arg(long, conflicts_with = "kubernetes")]
+    no_watch: bool,
+    /// A reload may take all listeners away. Without: a file that has none left is refused, as it
+    /// is most likely one that was cut off.
+    #[arg(long, conflicts_with = "kubernetes")]
+    allow_empty: bool,
 }
 
 /// Each of these needs --kubernetes.
@@ -246,26 +263,43 @@ pub fn main() -> ExitCode {
 /// outside.
 const IN_A_POD: &str = "[admin]\naddress = \"0.0.0.0:9900\"\n";
 
+/// What a pipe that was named as a configuration may bring.
+const MOST_OF_A_PIPE: u64 = 64 << 20;
+
+/// The source at `path`. A pipe, as `--config <(...)` names one, can be read only once: what it
+/// brings now is the configuration for good.
+fn given(path: PathBuf, options: Options) -> anyhow::Result<Source> {
+    if !path.metadata().is_ok_and(|data| data.file_type().is_fifo()) {
+        return Ok(Source::at(path, options));
+    }
+    let mut text = String::new();
+    let read =
+        File::open(&path).and_then(|file| file.take(MOST_OF_A_PIPE).read_to_string(&mut text));
+    read.with_context(|| path.display().to_string())?;
+    Ok(Source::Text { name: "the pipe", text })
+}
+
 impl Cli {
     fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Demo(options) => demo::run(&options),
-            Command::Run { config, kubernetes, gateways, cluster, without } => {
+            Command::Run { config, kubernetes, gateways, cluster, files, without } => {
                 let gateways = gateways.options();
                 let source = match config {
                     Some(path) if kubernetes => Source::File(path),
-                    Some(path) => Source::at(path, gateways.clone()),
+                    Some(path) => given(path, gateways.clone())?,
                     None => Source::Text { name: "--kubernetes", text: IN_A_POD.into() },
                 };
                 let origin = if kubernetes {
                     let options = Box::new(cluster.options(gateways, process::check(&source)?)?);
                     Origin::Cluster { options, base: source }
                 } else {
-                    Origin::File(source)
+                    let FileArgs { no_watch, allow_empty } = files;
+                    Origin::File { source, watch: !no_watch, allow_empty }
                 };
                 process::run(origin, &without.without)
             }
-            Command::Check { file, gateways } => check(&Source::at(file, gateways.options())),
+            Command::Check { file, gateways } => check(&given(file, gateways.options())?),
             Command::Translate { files, status, secrets_dir, gateways } => {
                 translate(&files, status.as_deref(), secrets_dir.as_deref(), &gateways.options())
             }

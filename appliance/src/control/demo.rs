@@ -44,7 +44,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     options.check_ports()?;
     servers.start()?;
     print(&what_to_try(options))?;
-    process::run(Origin::File(Source::Text { name: "demo.toml", text }), &[])
+    let source = Source::Text { name: "demo.toml", text };
+    process::run(Origin::File { source, watch: false, allow_empty: false }, &[])
 }
 
 impl Options {

@@ -18,18 +18,18 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::names::Names;
 use config_sync::routing::Protocol;
-use config_sync::{ConfigSync, Outcome, file};
+use config_sync::watch::{Watch, watch};
+use config_sync::{ConfigSync, Outcome};
 use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -58,6 +58,8 @@ pub struct Control {
     wall: WallClock,
     board: Arc<Board>,
     phase: Phase,
+    /// The first table is in force: until then, addresses that this machine lacks are bound.
+    is_started: Arc<AtomicBool>,
     watched: BTreeSet<PathBuf>,
     /// What is followed in the place of a file.
     cluster: Option<Following>,
@@ -113,7 +115,7 @@ impl Control {
     pub async fn run(
         mut self,
         mut signals: Signals,
-        mut changes: Option<mpsc::Receiver<()>>,
+        mut changes: Option<Watch>,
     ) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -132,11 +134,11 @@ impl Control {
                 }
                 Some(()) = signals.hangup.recv() => {
                     self.log.reopen();
-                    if self.cluster.is_none() {
+                    if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
+                        tracing::info!("a file is being written: it is read when it is closed");
+                    } else if self.cluster.is_none() {
                         let outcome = self.sync.reload();
                         self.reloaded(outcome);
-                        // A folder that was put in another's place tells nobody of it.
-                        self.watched.clear();
                         self.watch(&mut changes);
                     }
                 }
@@ -159,6 +161,7 @@ impl Control {
         if let Outcome::Rejected(problems) = outcome {
             bail!(process::BadConfig(problems));
         }
+        self.is_started.store(true, Ordering::Relaxed);
         self.reloaded(outcome);
         Ok(())
     }
@@ -181,14 +184,14 @@ impl Control {
     }
 
     /// Watches the files that are named now.
-    fn watch(&mut self, changes: &mut Option<mpsc::Receiver<()>>) {
+    fn watch(&mut self, changes: &mut Option<Watch>) {
         let files = self.sync.files();
-        if files.is_empty() || files == self.watched {
+        if changes.is_none() || files.is_empty() || files == self.watched {
             return;
         }
-        match file::watch(&files) {
-            Ok(receiver) => {
-                *changes = Some(receiver);
+        match watch(&files) {
+            Ok(watch) => {
+                *changes = Some(watch);
                 self.watched = files;
                 // What has changed before the watch began would not be told.
                 let outcome = self.sync.refresh();
@@ -267,6 +270,10 @@ impl Control {
         let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
         self.follow(applied);
         self.check_endpoints();
+        if self.cluster.is_none() {
+            let outcome = self.sync.retry();
+            self.reloaded(outcome);
+        }
         if self.retired.elapsed() >= RETIRE {
             self.retire(applied);
         }
@@ -374,13 +381,13 @@ impl Running {
 }
 
 /// Never, if there is no file to watch.
-async fn changed(changes: &mut Option<mpsc::Receiver<()>>) {
-    if let Some(receiver) = changes {
-        if receiver.recv().await.is_some() {
+async fn changed(watch: &mut Option<Watch>) {
+    if let Some(changes) = watch.as_mut().map(|watch| &mut watch.changes) {
+        if changes.recv().await.is_some() {
             return;
         }
         tracing::error!("the configuration file is no longer watched; SIGHUP still reloads it");
-        *changes = None;
+        *watch = None;
     }
     std::future::pending().await
 }

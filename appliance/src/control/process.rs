@@ -6,11 +6,12 @@
 
 use std::any::Any;
 use std::collections::BTreeSet;
-use std::io::ErrorKind::AddrInUse;
+use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -18,12 +19,14 @@ use anyhow::{Context as _, anyhow, bail};
 use config_sync::ConfigSync;
 use config_sync::compile::compile;
 use config_sync::config::{self, Config, Cores};
-use config_sync::file::{self, Source};
+use config_sync::file::Source;
 use config_sync::gateway::cluster::{self, Cluster};
 use config_sync::machine::Machine;
 use config_sync::names::Names;
+use config_sync::problem::Problems;
 use config_sync::publish::{Link, Publisher};
 use config_sync::routing::{Limits, Socket};
+use config_sync::watch::watch;
 use core_affinity::CoreId;
 use crossbeam_channel::Receiver;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -57,12 +60,15 @@ pub struct BadConfig(pub String);
 
 /// Where the configuration comes from.
 pub enum Origin {
-    File(Source),
-    /// Listeners, routes and backends from here; the rest from a file, if there is one.
-    Cluster {
-        options: Box<cluster::Options>,
-        base: Source,
+    File {
+        source: Source,
+        /// Else only SIGHUP reloads.
+        watch: bool,
+        /// A reload may take all listeners away.
+        allow_empty: bool,
     },
+    /// Listeners, routes and backends from here; the rest from a file, if there is one.
+    Cluster { options: Box<cluster::Options>, base: Source },
 }
 
 /// Runs the gateway until it is told to end, leaving out some features of the kernel.
@@ -86,9 +92,9 @@ pub fn run(origin: Origin, without: &[String]) -> anyhow::Result<()> {
 
 async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let signals = Signals::take().context("signals")?;
-    let (source, options) = match origin {
-        Origin::File(source) => (source, None),
-        Origin::Cluster { options, base } => (base, Some(options)),
+    let (source, options, is_watched, allow_empty) = match origin {
+        Origin::File { source, watch, allow_empty } => (source, None, watch, allow_empty),
+        Origin::Cluster { options, base } => (base, Some(options), false, false),
     };
     let config = check(&source)?;
     if options.is_some() && !(config.listeners.is_empty() && config.backends.is_empty()) {
@@ -103,10 +109,10 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let files = raise_file_limit();
     let features = probe(without)?;
     let changes = match source.path() {
-        Some(path) if options.is_none() => {
+        Some(path) if is_watched => {
             let mut paths = config.files();
             paths.insert(path.to_owned());
-            Some(file::watch(&paths).with_context(|| format!("watching {}", path.display()))?)
+            Some(watch(&paths).with_context(|| format!("watching {}", path.display()))?)
         }
         _ => None,
     };
@@ -132,6 +138,9 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     if let (Some(listener), Some(address)) = (admin, config.admin) {
         tracing::info!("admin API: http://{address}");
         admin::start(listener, control.board.clone()).context("the admin API's thread")?;
+    }
+    if allow_empty {
+        control.sync.allow_empty();
     }
     control.run(signals, changes).await
 }
@@ -168,16 +177,11 @@ fn start(
     log: AccessLog,
     early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
-    let cores: Vec<_> = match &config.cores {
-        Cores::Auto => Machine::this().cores,
-        Cores::List(cores) => cores.clone(),
-    };
-    if cores.is_empty() {
-        bail!("workers.cores: this process may use no core");
-    }
+    let cores = seats(&config.cores)?;
     let ports = admin::source_ports().unwrap_or(0);
     let limits =
         config::limits(config.limits, cores.len(), files, ports, features.flows_take_descriptors());
+    say_capacity(config, limits, cores.len(), files);
     let clock = Clock::start();
     let ports_short = Arc::new(AtomicU64::new(0));
     let (mut links, mut workers) = (Vec::new(), Vec::new());
@@ -195,6 +199,8 @@ fn start(
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
     let (start, steering) = (Instant::now(), seed()?);
+    let is_started = Arc::new(AtomicBool::new(false));
+    let later = Arc::clone(&is_started);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
         // These are bound before they are this machine's: it may be the standby.
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
@@ -202,6 +208,15 @@ fn start(
             match sockets::open_listeners(socket, workers, rejoins, early, steering) {
                 Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
                     thread::sleep(Duration::from_millis(10));
+                }
+                // A machine that boots has not all of its addresses yet.
+                Err(error) if error.kind() == AddrNotAvailable && !later.load(Relaxed) => {
+                    let address = socket.address;
+                    tracing::warn!(
+                        "no interface of this machine has the address of {address} yet: it is \
+                         listened on all the same (IP_FREEBIND), and works once one has it"
+                    );
+                    return sockets::open_listeners(socket, workers, rejoins, true, steering);
                 }
                 result => return result,
             }
@@ -215,6 +230,7 @@ fn start(
         wall: wall_clock(clock),
         board: Arc::new(Board::new(counters, limits, cli::features(features))),
         phase: Phase::Running,
+        is_started,
         watched: BTreeSet::new(),
         cluster: None,
         leaving: None,
@@ -224,11 +240,55 @@ fn start(
     })
 }
 
+/// Below this, a limit of files that was not set for a server is said.
+const FEW_SESSIONS: u32 = 4_096;
+
+fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
+    let (sessions, flows) = (limits.sessions, limits.flows);
+    tracing::info!(
+        "capacity of each of {workers} workers: sessions {sessions}, UDP flows {flows}; of all: \
+         open files {files}"
+    );
+    if config.limits.sessions == 0 && sessions < FEW_SESSIONS {
+        tracing::warn!(
+            "sessions are few because open files are (RLIMIT_NOFILE, {files}): raise it \
+             (`LimitNOFILE=` of the service, `ulimit -n`, `--ulimit nofile=` of the container)"
+        );
+    }
+}
+
+/// A worker for each, and the core that it is pinned to. Under a CPU quota (cgroup `cpu.max`, or
+/// `cpu.cfs_quota_us`) there are as many as it allows, and they are not pinned: with more, all of
+/// them would be stopped together in each period; and other containers would use the same cores.
+fn seats(asked: &Cores) -> anyhow::Result<Vec<Option<usize>>> {
+    let machine = Machine::this();
+    let unusable = asked.unusable(&machine);
+    if !unusable.is_empty() {
+        bail!(BadConfig(Problems(unusable).to_string()));
+    }
+    let seats: Vec<_> = match asked {
+        Cores::List(cores) => cores.iter().map(|core| Some(core.value)).collect(),
+        Cores::Auto => {
+            let most = thread::available_parallelism().map_or(usize::MAX, usize::from);
+            if most < machine.cores.len() {
+                tracing::info!("workers: {most}, as many cores as the CPU quota allows");
+                vec![None; most]
+            } else {
+                machine.cores.into_iter().map(Some).collect()
+            }
+        }
+    };
+    if seats.is_empty() {
+        bail!("workers.cores: this process may use no core");
+    }
+    Ok(seats)
+}
+
 type Ready = Receiver<Result<(), RingError>>;
 
 fn spawn(
     index: usize,
-    core: usize,
+    core: Option<usize>,
     limits: Limits,
     features: &Features,
     counters: Arc<Counters>,
@@ -241,7 +301,7 @@ fn spawn(
     let (commands, receiver) = crossbeam_channel::bounded(1);
     let (sender, records) = crossbeam_channel::bounded(RECORDS);
     let Spawned { thread, ready } = worker::spawn(Seat {
-        core: Some(CoreId { id: core }),
+        core: core.map(|id| CoreId { id }),
         index,
         limits,
         features: features.clone(),

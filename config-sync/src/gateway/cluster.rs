@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -90,7 +91,7 @@ pub struct Cluster {
     asking: AbortHandle,
     settings: Settings,
     /// A translation that has begun, and what it will have taken.
-    translating: Option<oneshot::Receiver<(Translation, Duration)>>,
+    translating: Option<oneshot::Receiver<(Option<Translation>, Duration)>>,
     /// That the latest one took.
     translating_took: Duration,
     /// None begins before this time.
@@ -204,14 +205,27 @@ impl Cluster {
             let (done, translating) = oneshot::channel();
             tokio::task::spawn_blocking(move || {
                 let began = Instant::now();
-                let translation = translate(&objects, &settings);
+                // The table that is in force must outlive an object that translation can't take:
+                // it holds nothing that a panic could leave half changed.
+                let translation = catch_unwind(AssertUnwindSafe(|| translate(&objects, &settings)));
                 // Nobody is there to take it if the process is ending.
-                _ = done.send((translation, began.elapsed()));
+                _ = done.send((translation.ok(), began.elapsed()));
             });
             self.translating = Some(translating);
         }
         match self.translating.as_mut()?.try_recv() {
-            Ok((translation, took)) => {
+            Ok((None, took)) => {
+                self.translating = None;
+                self.translating_took = took;
+                self.took(Duration::ZERO);
+                self.tally.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    "the cluster's objects can't be translated: translation has panicked, which is \
+                     a fault of Ringway's; what is in force stays, until an object changes"
+                );
+                None
+            }
+            Ok((Some(translation), took)) => {
                 self.translating = None;
                 self.translating_took = took;
                 self.settings.given.clone_from(translation.given());
@@ -221,7 +235,8 @@ impl Cluster {
                 Some(translation)
             }
             Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Closed) => panic!("the translation has panicked"),
+            // The runtime is ending.
+            Err(TryRecvError::Closed) => None,
         }
     }
 

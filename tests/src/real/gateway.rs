@@ -119,6 +119,14 @@ impl Gateway {
         std::fs::write(path, format!("{}{config}", self.head)).expect("writing the file");
     }
 
+    /// The file, emptied, for whoever writes it bit by bit.
+    pub fn rewrite(&self) -> File {
+        let path = self.folder.file("ringway.toml");
+        let mut file = File::create(path).expect("emptying the file");
+        std::io::Write::write_all(&mut file, self.head.as_bytes()).expect("writing the file");
+        file
+    }
+
     /// Writes `config` and waits until a table made of it is in force on every worker.
     pub fn reload(&self, config: &str) {
         let generations = || self.metrics().series("ringway_table_generation");

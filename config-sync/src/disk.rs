@@ -1,0 +1,193 @@
+//! Reads files of which nobody knows what they are: a FIFO, or a file on a mount that hangs, must
+//! not stop whoever asks.
+
+use std::collections::BTreeSet;
+use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Within which a file must have been read, or a directory listed. Disks take milliseconds.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The same, as long as another path is stuck: those on one mount hang together, and whoever reads
+/// them one by one must not wait as long for each.
+const SUSPECT: Duration = Duration::from_millis(500);
+
+/// Threads that may be stuck in the kernel at once, each for a path of its own.
+const MOST_STUCK: usize = 8;
+
+/// The bytes of a regular file, `most` of them at the most.
+///
+/// # Errors
+/// Those of open(2) and read(2). It is no regular file; it was written to while it was read; it
+/// could not be read within two seconds. Until the thread that reads it comes back, the same path
+/// is refused at once.
+pub(crate) fn bytes(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let owned = path.to_owned();
+    within(path, DEADLINE, move || read(&owned, most))
+}
+
+/// What `work` returns, which looks at `path` on a thread of its own.
+pub(crate) fn within<T: Send + 'static>(
+    path: &Path,
+    deadline: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (jobs, deadline) = {
+        let mut desk = desk();
+        if desk.under_way.contains(path) || desk.under_way.len() >= MOST_STUCK {
+            return Err(late());
+        }
+        let idle = desk.idle.take();
+        let jobs = idle.map_or_else(start, Ok)?;
+        let is_alone = desk.under_way.is_empty();
+        desk.under_way.insert(path.to_owned());
+        (jobs, if is_alone { deadline } else { deadline.min(SUSPECT) })
+    };
+    let (tell, told) = channel();
+    let owned = path.to_owned();
+    let sent = jobs.send(Box::new(move || {
+        let result = work();
+        desk().under_way.remove(&owned);
+        // Nobody listens any more if it came too late.
+        _ = tell.send(result);
+    }));
+    if sent.is_err() {
+        desk().under_way.remove(path);
+        return Err(io::Error::other("the thread that reads files has ended"));
+    }
+    let result = told.recv_timeout(deadline).map_err(|_| late())?;
+    desk().idle = Some(jobs);
+    result
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time: does its file system hang?")
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Desk {
+    /// The thread that waits for work. One that did not come back in time ends when it does.
+    idle: Option<Sender<Job>>,
+    under_way: BTreeSet<PathBuf>,
+}
+
+static DESK: Mutex<Desk> = Mutex::new(Desk { idle: None, under_way: BTreeSet::new() });
+
+fn desk() -> MutexGuard<'static, Desk> {
+    DESK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start() -> io::Result<Sender<Job>> {
+    let (jobs, work): (Sender<Job>, Receiver<Job>) = channel();
+    let thread = std::thread::Builder::new().name("ringway-files".into());
+    thread.spawn(move || work.into_iter().for_each(|job| job()))?;
+    Ok(jobs)
+}
+
+fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    // Or the open of a FIFO would wait for a writer.
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let before = file.metadata()?;
+    if !before.is_file() {
+        let message = format!("it is {}, and must be a regular file", word(before.file_type()));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let mut bytes = Vec::new();
+    (&file).take(most).read_to_end(&mut bytes)?;
+    if is_changed(&before, &file)? {
+        let message = "it is being written: it changed while it was read";
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+    }
+    Ok(bytes)
+}
+
+fn is_changed(before: &Metadata, file: &File) -> io::Result<bool> {
+    let after = file.metadata()?;
+    Ok(before.len() != after.len() || before.modified()? != after.modified()?)
+}
+
+fn word(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::ops::Deref;
+    use std::path::{Path, PathBuf};
+
+    /// A folder that is gone when this is.
+    pub(crate) struct Folder(PathBuf);
+
+    impl Folder {
+        pub(crate) fn new(name: &str) -> Self {
+            let name = format!("ringway-{}-{name}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir(&path).expect("a folder");
+            Self(path)
+        }
+    }
+
+    impl Deref for Folder {
+        type Target = Path;
+
+        fn deref(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::testing::Folder;
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let folder = Folder::new("no-file");
+        let fifo = folder.join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo(1)").success());
+        let why = |path: &Path| bytes(path, 10).expect_err("no regular file").to_string();
+        assert!(why(&fifo).contains("a FIFO"), "{}", why(&fifo));
+        assert!(why(&folder).contains("a directory"));
+        assert!(why(Path::new("/dev/zero")).contains("a device"));
+        let file = folder.join("file");
+        std::fs::write(&file, "0123456789abc").expect("a file");
+        assert_eq!(bytes(&file, 10).expect("its bytes"), b"0123456789");
+    }
+
+    #[test]
+    fn what_hangs_is_given_up_and_holds_up_nobody() {
+        let (release, held) = channel::<()>();
+        let hangs = Path::new("/hangs");
+        let soon = Duration::from_millis(10);
+        let work = move || held.recv().map_err(io::Error::other);
+        let error = within(hangs, soon, work).expect_err("it hangs");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let again = within(hangs, DEADLINE, || Ok(())).expect_err("it still does");
+        assert_eq!(again.kind(), io::ErrorKind::TimedOut);
+        within(Path::new("/elsewhere"), DEADLINE, || Ok(())).expect("another path");
+        release.send(()).expect("it waits");
+        while within(hangs, DEADLINE, || Ok(())).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
