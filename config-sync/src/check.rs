@@ -26,6 +26,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     let mut check = Check {
         listeners: config.listeners.iter().map(|l| (l.name.value.as_str(), l)).collect(),
         problems: Vec::new(),
+        compared: 0,
     };
     check.distinct("listener", &listeners);
     check.distinct("route", &routes);
@@ -39,11 +40,13 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
         check.hostnames(route);
     }
     check.one_route_each(&config.routes);
+    let users = check.users(&config.routes);
     for backend in &config.backends {
+        let users = users.get(backend.name.value.as_str()).copied().unwrap_or_default();
         check.endpoints(backend);
         check.transparent(backend);
-        check.keys_in_use(backend, &config.routes);
-        check.encrypted_once(backend, &config.routes);
+        check.keys_in_use(backend, users);
+        check.encrypted_once(backend, users);
     }
     check.shared_sockets(&config.backends);
     check.problems
@@ -60,6 +63,45 @@ pub(crate) fn transport(protocol: Protocol) -> Transport {
 struct Check<'c> {
     listeners: BTreeMap<&'c str, &'c Listener>,
     problems: Vec<Problem>,
+    /// Names with which wrong ones were compared.
+    compared: usize,
+}
+
+/// Names that are compared, in all: some 50 ms.
+const MOST_COMPARED: usize = 100_000;
+
+/// The listeners that use a backend.
+#[derive(Clone, Copy, Default)]
+struct Users<'c> {
+    tcp: bool,
+    udp: bool,
+    /// One that is named and not there.
+    unknown: bool,
+    /// The first that passes TLS through.
+    through: Option<&'c Listener>,
+}
+
+impl<'c> Users<'c> {
+    fn add(&mut self, listener: Option<&'c Listener>) {
+        let Some(listener) = listener else {
+            self.unknown = true;
+            return;
+        };
+        let through = listener.protocol == Protocol::Tls && listener.tls.is_none();
+        self.extend(Self {
+            tcp: transport(listener.protocol) == Transport::Tcp,
+            udp: transport(listener.protocol) == Transport::Udp,
+            unknown: false,
+            through: through.then_some(listener),
+        });
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.tcp |= other.tcp;
+        self.udp |= other.udp;
+        self.unknown |= other.unknown;
+        self.through = self.through.or(other.through);
+    }
 }
 
 type NamesAt<'c> = Vec<&'c At<String>>;
@@ -82,16 +124,27 @@ impl<'c> Check<'c> {
 
     /// Each must be among `known`, and once only.
     fn references(&mut self, what: &str, names: &NamesAt<'c>, known: &BTreeSet<&str>) {
-        for (i, name) in names.iter().enumerate() {
+        let mut earlier = BTreeSet::new();
+        for name in names {
             let wanted = &name.value;
-            if names[..i].iter().any(|earlier| earlier.value == *wanted) {
+            if !earlier.insert(wanted) {
                 self.refuse(name, format!("names {what} \"{wanted}\" twice"));
             }
             if !known.contains(wanted.as_str()) {
-                let near = did_you_mean(wanted, known.iter().copied());
+                let near = self.near(wanted, known);
                 self.refuse(name, format!("there is no {what} \"{wanted}\"{near}"));
             }
         }
+    }
+
+    /// What may have been meant. Every known name is compared with, so only the first faults have
+    /// that: thousands of wrong names among thousands would else take seconds.
+    fn near(&mut self, wanted: &str, known: &BTreeSet<&str>) -> String {
+        if self.compared >= MOST_COMPARED {
+            return String::new();
+        }
+        self.compared += known.len();
+        did_you_mean(wanted, known.iter().copied())
     }
 
     /// Listeners that share an address must be TLS, and told apart by their host names; none may
@@ -119,14 +172,18 @@ impl<'c> Check<'c> {
 
     fn shared_socket(&mut self, sharing: &[&Listener]) {
         let first = sharing[0];
-        for (i, listener) in sharing.iter().enumerate().skip(1) {
+        let mut by_host: BTreeMap<Option<&str>, &Listener> = BTreeMap::new();
+        by_host.insert(first.hostname.as_ref().map(|host| host.value.as_str()), first);
+        for listener in sharing.iter().skip(1) {
+            let host = listener.hostname.as_ref().map(|host| host.value.as_str());
+            let same = by_host.get(&host).copied();
+            by_host.entry(host).or_insert(listener);
             if listener.protocol != Protocol::Tls || first.protocol != Protocol::Tls {
                 let why = "and only TLS listeners can share an address";
                 self.refuse(&listener.address, taken(listener.address.value, first, why));
                 continue;
             }
-            let host = |listener: &Listener| listener.hostname.as_ref().map(|h| h.value.clone());
-            if let Some(same) = sharing[..i].iter().find(|other| host(other) == host(listener)) {
+            if let Some(same) = same {
                 let why = "with the same hostname, so nothing tells them apart";
                 let place =
                     listener.hostname.as_ref().map_or(&listener.address.place, |h| &h.place);
@@ -254,31 +311,39 @@ impl<'c> Check<'c> {
         self.refuse(key, message);
     }
 
+    /// What uses each backend, by its name. Made once: a search of all routes for each backend takes
+    /// seconds where there are many of both.
+    fn users(&self, routes: &'c [Route]) -> BTreeMap<&'c str, Users<'c>> {
+        let mut users: BTreeMap<&str, Users<'c>> = BTreeMap::new();
+        for route in routes {
+            let mut of_route = Users::default();
+            for name in &route.listeners {
+                of_route.add(self.listeners.get(name.value.as_str()).copied());
+            }
+            for used in &route.backends {
+                users.entry(&used.name.value).or_default().extend(of_route);
+            }
+        }
+        users
+    }
+
     /// A key that means nothing to any listener that uses the backend is a mistake.
-    fn keys_in_use(&mut self, backend: &Backend, routes: &[Route]) {
-        let users = routes.iter().filter(|route| {
-            route.backends.iter().any(|used| used.name.value == backend.name.value)
-        });
-        let listeners = users.flat_map(|route| &route.listeners);
-        let known = listeners.map(|name| self.listeners.get(name.value.as_str()));
-        let transports: Vec<_> = known.map(|l| l.map(|l| transport(l.protocol))).collect();
-        let only = |transport| {
-            !transports.is_empty() && transports.iter().all(|other| *other == Some(transport))
-        };
+    fn keys_in_use(&mut self, backend: &Backend, users: Users<'_>) {
         if let Some(asked) = &backend.send_proxy
             && asked.value.version == ProxyVersion::V1
-            && transports.contains(&Some(Transport::Udp))
+            && users.udp
         {
             let message = "\"v1\" has no word for UDP, and a UDP listener uses this backend; \
                            write \"v2\"";
             self.refuse(asked, message.to_owned());
         }
-        if only(Transport::Udp) {
+        let only_udp = users.udp && !users.tcp && !users.unknown;
+        if only_udp {
             let message = "is for TCP, and only UDP listeners use this backend";
             self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
         }
         let check = backend.health_check.as_ref().filter(|check| check.value.port == 0);
-        if let Some(check) = check.filter(|_| only(Transport::Udp)) {
+        if let Some(check) = check.filter(|_| only_udp) {
             let message = "is a TCP connection, and only UDP listeners use this backend; give the \
                            `port` of something beside its endpoints that takes TCP";
             self.refuse(check, message.to_owned());
@@ -286,21 +351,16 @@ impl<'c> Check<'c> {
         let sockets = backend.shared_sockets.as_ref().map(|key| &key.place);
         let udp_keys =
             sockets.into_iter().chain(backend.upstream_rest.as_ref().map(|key| &key.place));
-        for place in udp_keys.filter(|_| only(Transport::Tcp)) {
+        let only_tcp = users.tcp && !users.udp && !users.unknown;
+        for place in udp_keys.filter(|_| only_tcp) {
             let message = "is for UDP, and only TCP listeners use this backend";
             self.problems.push(place.problem(message));
         }
     }
 
     /// What passes through is encrypted already, and its reader is behind the endpoint's TLS.
-    fn encrypted_once(&mut self, backend: &Backend, routes: &[Route]) {
-        let users = routes.iter().filter(|route| {
-            route.backends.iter().any(|used| used.name.value == backend.name.value)
-        });
-        let listeners = users.flat_map(|route| &route.listeners);
-        let mut known = listeners.filter_map(|name| self.listeners.get(name.value.as_str()));
-        let through = known.find(|l| l.protocol == Protocol::Tls && l.tls.is_none());
-        if let Some(listener) = through.filter(|_| backend.tls.is_some()) {
+    fn encrypted_once(&mut self, backend: &Backend, users: Users<'_>) {
+        if let Some(listener) = users.through.filter(|_| backend.tls.is_some()) {
             let message = format!(
                 "has `tls`, and listener \"{}\" passes TLS through to it, which would be encrypted \
                  twice",

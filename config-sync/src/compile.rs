@@ -41,8 +41,10 @@ pub fn compile(
     let (mut sockets, socket_of) = compile.sockets();
     let backends = compile.backends();
     let listeners = compile.listeners(&socket_of);
-    for (at, socket) in sockets.iter_mut().enumerate().filter(|(_, socket)| socket.reads_hello) {
-        socket.access = common_access(listeners.iter().filter(|listener| listener.socket == at));
+    let mut sharing: Vec<Vec<&routing::Listener>> = vec![Vec::new(); sockets.len()];
+    listeners.iter().for_each(|listener| sharing[listener.socket].push(listener));
+    for (socket, sharing) in sockets.iter_mut().zip(sharing).filter(|(s, _)| s.reads_hello) {
+        socket.access = common_access(&sharing);
     }
     let table = RoutingTable {
         generation,
@@ -298,14 +300,12 @@ impl Compile<'_> {
 }
 
 /// What all of these have: `None` if they differ, or let everyone in.
-fn common_access<'l>(
-    mut listeners: impl Iterator<Item = &'l routing::Listener>,
-) -> Option<Arc<Access>> {
-    let first = listeners.next()?.access.as_ref()?;
-    let same = |other: &routing::Listener| {
+fn common_access(listeners: &[&routing::Listener]) -> Option<Arc<Access>> {
+    let first = listeners.first()?.access.as_ref()?;
+    let same = |other: &&routing::Listener| {
         other.access.as_ref().is_some_and(|other| Arc::ptr_eq(other, first))
     };
-    listeners.all(same).then(|| Arc::clone(first))
+    listeners.iter().all(same).then(|| Arc::clone(first))
 }
 
 /// The name that clients are taken to ask for that send none.

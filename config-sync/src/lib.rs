@@ -346,7 +346,8 @@ impl ConfigSync {
             self.kept.entry(*id).or_insert(since);
         }
         self.applied = applied;
-        let kept: Vec<_> = self.kept.values().copied().collect();
+        // Many sockets that leave with one table have the same.
+        let kept: BTreeSet<_> = self.kept.values().copied().collect();
         let closing = |id| closing.contains(&id);
         let in_use = InUse { applied, kept: &kept, closing: &closing, listener, endpoint };
         self.names.retire(&in_use, Instant::now())
@@ -442,16 +443,12 @@ impl ConfigSync {
             return Ok(());
         }
         self.publisher.discard();
-        let faults = errors.iter().flat_map(|error| {
-            let at = (error.transport, error.address);
-            let is_it = move |listener: &&Listener| {
-                (check::transport(listener.protocol), listener.address.value) == at
-            };
-            let name = move |listener: &Listener| {
-                let place = &listener.address.place;
-                place.problem(format!("listener \"{}\": {error}", listener.name.value))
-            };
-            config.listeners.iter().filter(is_it).map(name)
+        let by_address: BTreeMap<_, _> =
+            errors.iter().map(|error| ((error.transport, error.address), error)).collect();
+        let faults = config.listeners.iter().filter_map(|listener| {
+            let Listener { name, protocol, address, .. } = listener;
+            let error = by_address.get(&(check::transport(*protocol), address.value))?;
+            Some(address.problem(format!("listener \"{}\": {error}", name.value)))
         });
         Err(Problems::new(faults.collect()).to_string())
     }

@@ -50,7 +50,7 @@ pub struct InUse<'a> {
     pub applied: u64,
     /// Generations of tables that some worker may keep for the sake of a draining socket: from
     /// after the first to before the second.
-    pub kept: &'a [(u64, u64)],
+    pub kept: &'a BTreeSet<(u64, u64)>,
     /// Listening sockets that some worker has not closed yet.
     pub closing: &'a dyn Fn(SocketId) -> bool,
     /// Whether there are sessions or flows.
@@ -290,7 +290,7 @@ mod tests {
         fn retire(&mut self, applied: u64, kept: &[(u64, u64)], lives: bool, seconds: u64) -> bool {
             let in_use = InUse {
                 applied,
-                kept,
+                kept: &kept.iter().copied().collect(),
                 closing: &|_| false,
                 listener: &|_| false,
                 endpoint: &|_| false,
@@ -349,7 +349,7 @@ mod tests {
             names.published(&table, now);
             let in_use = InUse {
                 applied: generation,
-                kept: &[],
+                kept: &BTreeSet::new(),
                 closing: &|_| false,
                 listener: &|_| false,
                 endpoint: &|_| false,

@@ -57,7 +57,7 @@ pub struct Publisher {
     /// has the old socket keeps that one.
     closing: BTreeMap<SocketId, Closing>,
     /// The latest table, while an address of it is still closing.
-    pending: Option<Arc<RoutingTable>>,
+    pending: Option<Pending>,
     /// Opened by [`Self::prepare`], for the table that comes next.
     prepared: BTreeMap<SocketId, Vec<OwnedFd>>,
 }
@@ -104,11 +104,11 @@ impl Publisher {
     /// # Errors
     /// An address can't be bound: then none is, and the table before stays the latest.
     pub fn publish(&mut self, table: impl Into<Arc<RoutingTable>>) -> Result<(), PublishError> {
-        let table = table.into();
-        if must_wait(&self.closing, &table) {
-            self.pending = Some(table);
+        let mut pending = Pending { table: table.into(), ready: 0 };
+        if pending.must_wait(&self.closing) {
+            self.pending = Some(pending);
         } else {
-            let given = self.give_out(table);
+            let given = self.give_out(pending.table);
             self.prepared.clear();
             given?;
             self.pending = None;
@@ -131,8 +131,8 @@ impl Publisher {
     /// # Errors
     /// As [`Self::unlistened`].
     pub fn flush(&mut self) -> Result<(), PublishError> {
-        let result = match self.pending.take_if(|table| !must_wait(&self.closing, table)) {
-            Some(table) => self.give_out(table),
+        let result = match self.pending.take_if(|pending| !pending.must_wait(&self.closing)) {
+            Some(Pending { table, .. }) => self.give_out(table),
             None => Ok(()),
         };
         self.deliver();
@@ -183,16 +183,19 @@ impl Publisher {
         let wanted: BTreeMap<_, _> =
             table.sockets.iter().map(|socket| (socket.id, Place::of(socket))).collect();
         self.closing.retain(|id, _| !wanted.contains_key(id));
-        for (id, place) in self.listening.iter().filter(|(id, _)| !wanted.contains_key(id)) {
-            // A worker that was never told of the socket will not report it: close it here.
-            let workers = self.workers.iter_mut().enumerate();
-            let users: BTreeSet<_> = workers
-                .filter_map(|(i, worker)| (!worker.gone && !worker.take_back(*id)).then_some(i))
-                .collect();
-            if !users.is_empty() {
-                self.closing.insert(*id, Closing { place: *place, users });
+        let mut leaving = std::mem::take(&mut self.listening);
+        leaving.retain(|id, _| !wanted.contains_key(id));
+        let mut users: BTreeMap<SocketId, BTreeSet<usize>> = BTreeMap::new();
+        for (i, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| !worker.gone) {
+            // A worker that was never told of a socket will not report it: close it here.
+            let untold = worker.take_back(&leaving);
+            for id in leaving.keys().filter(|id| !untold.contains(id)) {
+                users.entry(*id).or_default().insert(i);
             }
         }
+        self.closing.extend(
+            users.into_iter().map(|(id, users)| (id, Closing { place: leaving[&id], users })),
+        );
         self.listening = wanted;
         for worker in &mut self.workers {
             worker.table = Some(Arc::clone(&table));
@@ -281,8 +284,20 @@ struct Beside {
     leaves: BTreeSet<Place>,
 }
 
-fn must_wait(closing: &BTreeMap<SocketId, Closing>, table: &RoutingTable) -> bool {
-    table.sockets.iter().any(|socket| must_wait_for(closing, socket))
+/// A table that waits for addresses to be closed.
+struct Pending {
+    table: Arc<RoutingTable>,
+    /// So many of its sockets, from the first on, wait for nothing any more. Nothing begins to close
+    /// while a table waits: these are not looked at again whenever a socket has been closed.
+    ready: usize,
+}
+
+impl Pending {
+    fn must_wait(&mut self, closing: &BTreeMap<SocketId, Closing>) -> bool {
+        let rest = &self.table.sockets[self.ready..];
+        self.ready += rest.iter().take_while(|socket| !must_wait_for(closing, socket)).count();
+        self.ready < self.table.sockets.len()
+    }
 }
 
 fn must_wait_for(closing: &BTreeMap<SocketId, Closing>, socket: &Socket) -> bool {
@@ -312,11 +327,10 @@ impl Outbox {
         !self.gone && (self.table.is_some() || self.stop)
     }
 
-    /// Drops a socket that was not sent yet; false if it was.
-    fn take_back(&mut self, id: SocketId) -> bool {
-        let before = self.sockets.len();
-        self.sockets.retain(|(socket, _, _)| *socket != id);
-        self.sockets.len() < before
+    /// Drops those of these sockets that were not sent yet, and returns which that were.
+    fn take_back(&mut self, leaving: &BTreeMap<SocketId, Place>) -> BTreeSet<SocketId> {
+        let unsent = self.sockets.extract_if(.., |(id, _, _)| leaving.contains_key(id));
+        unsent.map(|(id, _, _)| id).collect()
     }
 
     fn deliver(&mut self) -> Result<(), HungUp> {
