@@ -75,7 +75,8 @@ fn protocol(given: Option<&str>) -> &str {
 }
 
 /// The endpoints to use, sorted: those that are ready, or, if nothing is, those that still serve
-/// while they end. Of a Service of both IP versions, those of the version that it prefers; those
+/// while they end. Of a Service of both IP versions, those of the version that it prefers, if there
+/// are any: one that ends does not go before one that is ready, whichever version it has. Those
 /// that are meant for `zone` if the cluster has given every zone its own.
 pub(super) fn endpoints(
     destination: Destination<'_>,
@@ -98,13 +99,15 @@ pub(super) fn endpoints(
     let spec = destination.object.spec.as_ref();
     let families = spec.and_then(|spec| spec.ip_families.as_deref()).unwrap_or_default();
     let prefers_v6 = families.first().is_some_and(|family| family == "IPv6");
-    let mut chosen = Vec::new();
-    for v6 in [prefers_v6, !prefers_v6] {
-        if chosen.is_empty() {
-            let of_version = all.remove(&v6).unwrap_or_default();
-            chosen = eligible(&of_version, zone);
-        }
-    }
+    let kinds: [fn(&Endpoint) -> bool; 2] = [is_ready, is_ending];
+    let versions = [prefers_v6, !prefers_v6];
+    let mut choices = kinds.iter().flat_map(|is| versions.map(|v6| (is, v6)));
+    let of = |(is, v6): (&fn(&Endpoint) -> bool, bool)| {
+        let mut of_version = all.get(&v6).cloned().unwrap_or_default();
+        of_version.retain(|(endpoint, _)| is(endpoint));
+        (!of_version.is_empty()).then(|| near(of_version, zone))
+    };
+    let mut chosen = choices.find_map(of).unwrap_or_default();
     chosen.sort_unstable();
     chosen.dedup();
     chosen
@@ -126,20 +129,20 @@ fn is_one_machine(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !mapped
 }
 
-fn eligible(all: &[(&Endpoint, SocketAddr)], zone: Option<&str>) -> Vec<SocketAddr> {
-    let condition = |endpoint: &Endpoint| endpoint.conditions.clone().unwrap_or_default();
-    let ready = |endpoint: &Endpoint| condition(endpoint).ready.unwrap_or(true);
-    let ending = |endpoint: &Endpoint| {
-        let condition = condition(endpoint);
-        condition.serving.unwrap_or(false) && condition.terminating.unwrap_or(false)
-    };
-    let those = |is: &dyn Fn(&Endpoint) -> bool| {
-        all.iter().filter(|(endpoint, _)| is(endpoint)).copied().collect::<Vec<_>>()
-    };
-    let mut chosen = those(&ready);
-    if chosen.is_empty() {
-        chosen = those(&ending);
-    }
+fn is_ready(endpoint: &Endpoint) -> bool {
+    let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
+    ready.unwrap_or(true)
+}
+
+/// It still serves.
+fn is_ending(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().is_some_and(|conditions| {
+        conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false)
+    })
+}
+
+/// Those that are meant for `zone`.
+fn near(mut chosen: Vec<(&Endpoint, SocketAddr)>, zone: Option<&str>) -> Vec<SocketAddr> {
     let zones = |endpoint: &Endpoint| -> Vec<String> {
         let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
         hints.into_iter().flatten().map(|zone| zone.name.clone()).collect()

@@ -213,7 +213,7 @@ impl<'o> Build<'_, 'o> {
                 let tls = match self.backend_tls.of(destination) {
                     Some(Ok(tls)) if !udp && !passes => {
                         let own = &self.listeners.gates[entry.gate].certificate;
-                        Some(Origination { certificate: own.clone().unwrap_or(None), ..tls })
+                        Some(Origination { certificate: own.clone(), ..tls })
                     }
                     Some(Err(why)) if !udp && !passes => {
                         return pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp);

@@ -1,44 +1,60 @@
 //! Certificates out of Secrets and ConfigMaps.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 
 use super::index::{Index, Key, Party, Target, key};
 use super::objects::{GROUP, Gateway, Listener, ObjectRef};
+use super::store;
 use super::translate::{Verdict, Why};
 use crate::certificates::{Loader, Owner, Tickets, dns_names};
 use crate::problem::Place;
 use crate::tls::{Certificate, Pem, Termination};
 
-/// How a listener ends TLS, from its `tls.certificateRefs`.
+/// How a listener ends TLS, from those of its `tls.certificateRefs` that are good, and what is wrong
+/// with the others: one Secret that is missing closes the listener for its own names and for no
+/// others. `None`: none is good.
 pub(super) fn termination(
     spec: &Listener,
     party: Party<'_>,
     index: &Index<'_>,
-) -> Result<Termination, Why> {
+) -> (Option<Termination>, Verdict) {
     let references = spec.tls.as_ref().map_or(&[][..], |tls| &tls.certificate_refs);
     if references.is_empty() {
         let message = "tls.certificateRefs: missing; it names Secrets of type kubernetes.io/tls";
-        return Err(Why::new("InvalidCertificateRef", message.to_owned()));
+        return (None, Err(Why::new("InvalidCertificateRef", message)));
     }
     let mut termination = Termination::default();
-    for reference in references {
-        let Loaded { certificate, has_names } = certificate(reference, party, index)?;
+    let mut faults = Vec::new();
+    for (at, reference) in references.iter().enumerate() {
+        let (loaded, verdict) = certificate(reference, party, index);
+        faults.extend(verdict.err());
+        let Some(Loaded { certificate, has_names }) = loaded else { continue };
         if has_names {
             termination.certificates.push(certificate.clone());
-        } else if termination.default_certificate.is_some() {
+        } else if at > 0 {
             let message = format!(
                 "Secret {} has no DNS name (subjectAltName), so only as the first one could it be \
                  of use",
                 reference.name
             );
-            return Err(Why::new("InvalidCertificateRef", message));
+            faults.push(Why::new("InvalidCertificateRef", message));
+            continue;
         }
         // The first is shown to whoever asks for a name that none has.
         termination.default_certificate.get_or_insert(certificate);
     }
-    Ok(termination)
+    let termination = termination.default_certificate.is_some().then_some(termination);
+    (termination, together(faults))
+}
+
+/// Under the reason of the first.
+fn together(faults: Vec<Why>) -> Verdict {
+    let Some(Why { reason, .. }) = faults.first() else { return Ok(()) };
+    let messages: Vec<_> = faults.iter().map(|why| why.message.as_str()).collect();
+    Err(Why::new(reason, messages.join("; ")))
 }
 
 /// What a Gateway's `tls.frontend` asks of the clients of an HTTPS listener.
@@ -92,50 +108,104 @@ pub(super) fn clients(
     }
 }
 
-/// The certificate that a Gateway shows to backends that speak TLS.
+/// The certificate that a Gateway shows to backends that speak TLS, and what is wrong with it.
 pub(super) fn own_certificate(
     gateway: &Gateway,
     index: &Index<'_>,
-) -> Result<Option<Certificate>, Why> {
+) -> (Option<Certificate>, Verdict) {
     let backend = gateway.spec.tls.as_ref().and_then(|tls| tls.backend.as_ref());
     let reference = backend.and_then(|backend| backend.client_certificate_ref.as_ref());
-    let Some(reference) = reference else { return Ok(None) };
+    let Some(reference) = reference else { return (None, Ok(())) };
     let namespace = key(&gateway.metadata).0;
     let party = Party { group: GROUP, kind: "Gateway", namespace };
-    let own = certificate(reference, party, index).map(|loaded| Some(loaded.certificate));
-    own.map_err(|why| match why.reason {
+    let (own, verdict) = certificate(reference, party, index);
+    let verdict = verdict.map_err(|why| match why.reason {
         "InvalidCertificateRef" => Why::new("InvalidClientCertificateRef", why.message),
         _ => why,
-    })
+    });
+    (own.map(|loaded| loaded.certificate), verdict)
 }
 
 /// A certificate and its key, seen to fit each other.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Loaded {
     certificate: Certificate,
     /// Whether clients can ask for it.
     has_names: bool,
 }
 
-fn certificate(reference: &ObjectRef, party: Party<'_>, index: &Index<'_>) -> Result<Loaded, Why> {
+/// What was found in a Secret.
+#[derive(Clone, Default)]
+pub(super) struct Found {
+    /// If it is broken, what was in it before that.
+    loaded: Option<Loaded>,
+    fault: Option<String>,
+}
+
+/// What Secrets that Gateways and their listeners name were last found to hold, with their `uid`s. It
+/// stays in force while what they hold is broken, as what a file of TOML names does: whoever writes
+/// a key and then its certificate breaks nothing in between. What this replica has not seen before
+/// the fault, as after a start, it does not have.
+#[derive(Clone, Debug, Default)]
+pub struct LastGood(Arc<BTreeMap<store::Key, Good>>);
+
+#[derive(Clone, Debug)]
+struct Good {
+    uid: Option<String>,
+    loaded: Loaded,
+}
+
+impl LastGood {
+    /// After a translation with this index.
+    pub(super) fn of(index: &Index<'_>) -> Self {
+        let known = index.certificates.borrow();
+        let good = known.iter().filter_map(|(key, found)| {
+            let secret = index.secrets.get(&(key.0.as_str(), key.1.as_str()))?;
+            let uid = secret.metadata.uid.clone();
+            Some((key.clone(), Good { uid, loaded: found.loaded.clone()? }))
+        });
+        Self(Arc::new(good.collect()))
+    }
+
+    /// Not of a Secret that has been deleted and made anew.
+    fn get(&self, key: &store::Key, secret: &Secret) -> Option<Loaded> {
+        let Good { uid, loaded } = self.0.get(key)?;
+        (*uid == secret.metadata.uid).then(|| loaded.clone())
+    }
+}
+
+fn certificate(
+    reference: &ObjectRef,
+    party: Party<'_>,
+    index: &Index<'_>,
+) -> (Option<Loaded>, Verdict) {
     let invalid = |message| Err(Why::new("InvalidCertificateRef", message));
+    let none = |message| (None, invalid(message));
     let kind = reference.kind.as_deref().unwrap_or("Secret");
     let group = reference.group.as_deref().unwrap_or_default();
     if (group, kind) != ("", "Secret") {
-        return invalid(format!("certificateRefs: {group}/{kind} is not supported; name a Secret"));
+        return none(format!("certificateRefs: {group}/{kind} is not supported; name a Secret"));
     }
     let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
     let name = reference.name.as_str();
     if !index.permits(party, Target { group, kind, namespace, name }) {
-        return Err(Why::not_permitted(party, kind, namespace, name));
+        return (None, Err(Why::not_permitted(party, kind, namespace, name)));
     }
     let Some(secret) = index.secrets.get(&(namespace, name)) else {
-        return invalid(format!("there is no Secret {namespace}/{name} of type kubernetes.io/tls"));
+        return none(format!("there is no Secret {namespace}/{name} of type kubernetes.io/tls"));
     };
     let mut known = index.certificates.borrow_mut();
     let key = (namespace.to_owned(), name.to_owned());
-    let loaded = known.entry(key).or_insert_with(|| load(secret, (namespace, name)));
-    loaded.clone().or_else(invalid)
+    let before = index.last_good.get(&key, secret);
+    let found = known.entry(key).or_insert_with(|| match load(secret, (namespace, name)) {
+        Ok(loaded) => Found { loaded: Some(loaded), fault: None },
+        Err(fault) => {
+            let stays = "; the certificate that was there before stays in force";
+            let stays = if before.is_some() { stays } else { "" };
+            Found { loaded: before, fault: Some(format!("{fault}{stays}")) }
+        }
+    });
+    (found.loaded.clone(), found.fault.clone().map_or(Ok(()), invalid))
 }
 
 /// The certificate and key in a Secret, or what is wrong with them.
@@ -234,4 +304,73 @@ pub(super) fn bundle(pems: &[Pem]) -> Option<Pem> {
         all.push(b'\n');
     }
     (!pems.is_empty()).then(|| Pem::Inline { name: names.join("; "), bytes: all.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::testing::settings;
+    use super::super::translate::translate;
+    use super::super::{Outcome, Translation, files};
+    use super::*;
+
+    const LEAF: &str = include_str!("../testdata/leaf.pem");
+    const MID: &str = include_str!("../testdata/mid.pem");
+    const KEY: &str = include_str!("../testdata/leaf.key");
+
+    /// A Gateway that ends TLS with the one Secret there is, if there is one: its `uid` and
+    /// certificate.
+    fn translated(secret: Option<(&str, &str)>, last_good: &LastGood) -> Translation {
+        let indented = |pem: &str| pem.replace('\n', "\n    ");
+        let secret = secret.map(|(uid, pem)| {
+            format!(
+                "---\napiVersion: v1\nkind: Secret\nmetadata: {{namespace: n, name: s, uid: {uid}}}\n\
+                 type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
+                indented(pem),
+                indented(KEY)
+            )
+        });
+        let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+                       metadata: {namespace: n, name: g}\nspec:\n  gatewayClassName: ringway\n  \
+                       listeners:\n  - {name: l, protocol: TLS, port: 443, tls: {mode: Terminate, \
+                       certificateRefs: [{name: s}]}}\n";
+        let text = format!("{gateway}{}", secret.unwrap_or_default());
+        let objects = files::read([("in.yaml", text.as_str())].into_iter());
+        let objects = objects.unwrap_or_else(|error| panic!("{error}")).objects;
+        let mut settings = settings();
+        settings.last_good = last_good.clone();
+        translate(&objects, &settings)
+    }
+
+    /// The certificates of its listeners, and what is complained of.
+    fn seen(translation: &Translation) -> (Vec<String>, BTreeSet<String>) {
+        let listeners = translation.config.listeners.iter();
+        let tls = listeners.filter_map(|listener| listener.tls.as_ref());
+        let shown = tls.filter_map(|tls| tls.default_certificate.as_ref());
+        let text = |pem: &Pem| String::from_utf8_lossy(bytes(pem)).trim().to_owned();
+        let notices = translation.notices(&Outcome::Applied).into_iter();
+        let notices = notices.map(|notice| format!("{}: {}", notice.reason, notice.message));
+        (shown.map(|certificate| text(&certificate.cert)).collect(), notices.collect())
+    }
+
+    #[test]
+    fn a_secret_that_is_broken_for_a_moment_leaves_what_was_in_force() {
+        let good = translated(Some(("u", LEAF)), &LastGood::default());
+        assert_eq!(seen(&good), (vec![LEAF.trim().to_owned()], BTreeSet::new()));
+        let broken = translated(Some(("u", MID)), good.last_good());
+        let (shown, said) = seen(&broken);
+        assert_eq!(shown, [LEAF.trim()]);
+        let stays = "the certificate that was there before stays in force";
+        assert!(said.iter().any(|text| text.contains(stays)), "{said:?}");
+        // For as long as it is broken.
+        let still = translated(Some(("u", "none")), broken.last_good());
+        assert_eq!(seen(&still).0, [LEAF.trim()]);
+        // What is gone, and what has come in its place, is another matter.
+        let gone = translated(None, still.last_good());
+        assert!(seen(&gone).0.is_empty());
+        for before in [still.last_good(), gone.last_good()] {
+            assert!(seen(&translated(Some(("other", MID)), before)).0.is_empty());
+        }
+    }
 }

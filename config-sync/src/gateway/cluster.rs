@@ -23,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::certificates::LastGood;
 use super::lease::{self, Applied, Leases};
 use super::report::{Report, Reporter, Tally};
 use super::store::Store;
@@ -183,6 +184,7 @@ impl Cluster {
                 controller_name: options.controller_name,
                 address_pool: options.address_pool,
                 given: BTreeMap::new(),
+                last_good: LastGood::default(),
                 node_addresses: Vec::new(),
                 zone: None,
                 base: options.base,
@@ -229,6 +231,7 @@ impl Cluster {
                 self.translating = None;
                 self.translating_took = took;
                 self.settings.given.clone_from(translation.given());
+                self.settings.last_good.clone_from(translation.last_good());
                 let translation = Arc::new(translation);
                 // Statuses do not wait for ever until it is applied: a worker may be stuck.
                 self.report(Arc::clone(&translation), None);

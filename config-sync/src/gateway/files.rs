@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::certificates::LastGood;
 use super::objects::{GROUP, GatewayClass, GatewayClassSpec, Objects};
 use super::{CONTROLLER, Settings, policy, schema};
 use crate::config::{self, Config, Pem};
@@ -49,6 +50,7 @@ impl Options {
         Ok(Settings {
             controller_name: CONTROLLER.to_owned(),
             given: BTreeMap::new(),
+            last_good: LastGood::default(),
             address_pool: self.address_pool.clone(),
             node_addresses,
             zone: self.zone.clone(),

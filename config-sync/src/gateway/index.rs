@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
 
-use super::certificates::Loaded;
+use super::certificates::{Found, LastGood};
 use super::objects::{FromNamespaces, Objects};
 
 /// Namespace and name.
@@ -22,7 +22,9 @@ pub(super) struct Index<'o> {
     pub(super) secrets: BTreeMap<Key<'o>, &'o Secret>,
     pub(super) config_maps: BTreeMap<Key<'o>, &'o ConfigMap>,
     /// What was found in the Secrets that have been looked into: many listeners name the same one.
-    pub(super) certificates: RefCell<BTreeMap<(String, String), Result<Loaded, String>>>,
+    pub(super) certificates: RefCell<BTreeMap<(String, String), Found>>,
+    /// In those, before.
+    pub(super) last_good: LastGood,
     labels: BTreeMap<&'o str, &'o BTreeMap<String, String>>,
     /// By the namespace referred to: who may refer to what.
     grants: BTreeMap<&'o str, BTreeSet<Grant<'o>>>,

@@ -27,7 +27,9 @@ pub(super) struct Gate<'o> {
     /// Nothing of it is programmed without.
     pub(super) addresses: Result<Assigned, Why>,
     /// Shown to backends.
-    pub(super) certificate: Result<Option<Certificate>, Why>,
+    pub(super) certificate: Option<Certificate>,
+    /// What is wrong with it, or with what it should be.
+    pub(super) certificate_resolved: Verdict,
 }
 
 pub(super) struct Set<'o> {
@@ -115,14 +117,16 @@ impl Entry<'_> {
             Err((accepted, resolved)) => {
                 self.accepted = self.accepted.clone().and(accepted);
                 self.resolved = Err(resolved);
+                self.tls = None;
             }
         }
     }
 
-    /// A kind of route that nobody knows does not keep the others from being served.
+    /// A kind of route that nobody knows does not keep the others from being served, nor does a
+    /// certificate that is missing.
     fn resolved_enough(&self) -> bool {
         let Err(why) = &self.resolved else { return true };
-        why.reason == "InvalidRouteKinds" && !self.kinds.is_empty()
+        !self.kinds.is_empty() && (why.reason == "InvalidRouteKinds" || self.tls.is_some())
     }
 }
 
@@ -399,8 +403,8 @@ fn gate<'o>(
         Err(Refused::Unusable(why)) => (None, Err(why)),
     };
     let accepted = invalid.or(unsupported).map_or(Ok(()), Err);
-    let certificate = certificates::own_certificate(object, index);
-    Gate { object, accepted, addresses, certificate }
+    let (certificate, certificate_resolved) = certificates::own_certificate(object, index);
+    Gate { object, accepted, addresses, certificate, certificate_resolved }
 }
 
 /// The Gateway that a ListenerSet belongs to; `None`: it belongs to something else.
@@ -467,10 +471,9 @@ fn entry<'o>(
         _ => false,
     };
     if terminates {
-        match certificates::termination(spec, party, index) {
-            Ok(tls) => entry.tls = Some(tls),
-            Err(why) => entry.resolved = Err(why),
-        }
+        let (tls, resolved) = certificates::termination(spec, party, index);
+        entry.tls = tls;
+        entry.resolved = resolved.and(entry.resolved);
     }
     entry
 }

@@ -158,7 +158,7 @@ impl Known<'_, '_> {
         let attached = sets.filter(|set| set.gate == at && set.accepted.is_ok()).count();
         report.fields.insert("attachedListenerSets".into(), attached.into());
         let mut conditions = vec![self.accepted(&gate.accepted, &own), programmed(gate, &own)];
-        if let Err(why) = &gate.certificate {
+        if let Err(why) = &gate.certificate_resolved {
             conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why.clone()) });
         } else if let Some(why) = own.iter().find_map(|entry| entry.resolved.as_ref().err()) {
             let message = format!("a listener's references do not resolve: {}", why.message);

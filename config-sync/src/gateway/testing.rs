@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::certificates::LastGood;
 use super::{CONTROLLER, Settings};
 use crate::config;
 use crate::machine::Machine;
@@ -12,6 +13,7 @@ pub(super) fn settings() -> Settings {
     Settings {
         controller_name: CONTROLLER.into(),
         given: BTreeMap::new(),
+        last_good: LastGood::default(),
         address_pool: Vec::new(),
         node_addresses: vec!["192.0.2.1".parse().expect("address")],
         zone: None,

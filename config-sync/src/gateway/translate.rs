@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::backend_tls::BackendTls;
 use super::build::{self, Build};
+use super::certificates::LastGood;
 use super::index::{Index, Party, key};
 use super::listeners::Listeners;
 use super::objects::Objects;
@@ -30,6 +31,8 @@ pub struct Settings {
     /// What each Gateway, by namespace and name, got out of the pool in the translation before:
     /// between that and its status others may come that are older by their names.
     pub given: BTreeMap<(String, String), Vec<IpAddr>>,
+    /// Certificates that the translation before found.
+    pub last_good: LastGood,
     /// What statuses say where there is no pool; the first 16 count.
     pub node_addresses: Vec<IpAddr>,
     /// Endpoints whose hints name this zone come first.
@@ -49,6 +52,7 @@ pub struct Translation {
     reports: Vec<Report>,
     infrastructure: Vec<Infrastructure>,
     given: BTreeMap<(String, String), Vec<IpAddr>>,
+    last_good: LastGood,
     /// Listeners of the configuration by the Gateway or ListenerSet that they are for.
     opened_for: BTreeMap<(Kind, Key), BTreeSet<String>>,
 }
@@ -89,7 +93,8 @@ pub(super) type Verdict = Result<(), Why>;
 
 /// The same objects in any order, with the same settings, give the same translation.
 pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
-    let index = Index::of(objects);
+    let mut index = Index::of(objects);
+    index.last_good = settings.last_good.clone();
     let policies = Policies::of(objects, settings);
     let backend_tls = BackendTls::of_all(objects, &index);
     let mut listeners = Listeners::of(objects, &index, settings);
@@ -121,7 +126,9 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         routes: &routes,
     };
     let outline = outline(&config);
-    Translation { config, outline, reports: known.reports(), infrastructure, given, opened_for }
+    let last_good = LastGood::of(&index);
+    let reports = known.reports();
+    Translation { config, outline, reports, infrastructure, given, last_good, opened_for }
 }
 
 impl Translation {
@@ -138,6 +145,11 @@ impl Translation {
     /// What each Gateway has, by namespace and name: for [`Settings::given`] of the next one.
     pub fn given(&self) -> &BTreeMap<(String, String), Vec<IpAddr>> {
         &self.given
+    }
+
+    /// For [`Settings::last_good`] of the next one.
+    pub fn last_good(&self) -> &LastGood {
+        &self.last_good
     }
 
     /// Listeners of the configuration that the status of a Gateway or ListenerSet speaks of.
