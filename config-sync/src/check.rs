@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::compile::nameless;
 use crate::config::{Backend, Config, Listener, Route};
-use crate::problem::{At, Place, Problem, did_you_mean};
+use crate::problem::{At, Hints, Place, Problem};
 use crate::routing::{Protocol, ProxyVersion, Transport};
 
 /// Names of those parts of a file that have faults of their own: they are there, and that is all
@@ -26,7 +26,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     let mut check = Check {
         listeners: config.listeners.iter().map(|l| (l.name.value.as_str(), l)).collect(),
         problems: Vec::new(),
-        compared: 0,
+        hints: Hints::default(),
     };
     check.distinct("listener", &listeners);
     check.distinct("route", &routes);
@@ -63,12 +63,8 @@ pub(crate) fn transport(protocol: Protocol) -> Transport {
 struct Check<'c> {
     listeners: BTreeMap<&'c str, &'c Listener>,
     problems: Vec<Problem>,
-    /// Names with which wrong ones were compared.
-    compared: usize,
+    hints: Hints,
 }
-
-/// Names that are compared, in all: some 50 ms.
-const MOST_COMPARED: usize = 100_000;
 
 /// The listeners that use a backend.
 #[derive(Clone, Copy, Default)]
@@ -131,20 +127,10 @@ impl<'c> Check<'c> {
                 self.refuse(name, format!("names {what} \"{wanted}\" twice"));
             }
             if !known.contains(wanted.as_str()) {
-                let near = self.near(wanted, known);
+                let near = self.hints.did_you_mean(wanted, known.iter().copied());
                 self.refuse(name, format!("there is no {what} \"{wanted}\"{near}"));
             }
         }
-    }
-
-    /// What may have been meant. Every known name is compared with, so only the first faults have
-    /// that: thousands of wrong names among thousands would else take seconds.
-    fn near(&mut self, wanted: &str, known: &BTreeSet<&str>) -> String {
-        if self.compared >= MOST_COMPARED {
-            return String::new();
-        }
-        self.compared += known.len();
-        did_you_mean(wanted, known.iter().copied())
     }
 
     /// Listeners that share an address must be TLS, and told apart by their host names; none may

@@ -1,5 +1,6 @@
 //! Where something stands in a configuration file, and what is wrong there.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -143,6 +144,31 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
         .map_or_else(String::new, |(_, candidate)| format!(" (did you mean \"{candidate}\"?)"))
 }
 
+/// What may have been meant, for as long as that does not take too long: thousands of wrong words,
+/// each compared with thousands of names, would take seconds.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    compared: Cell<usize>,
+}
+
+/// Words that are compared in all: some 100 ms.
+const MOST_COMPARED: usize = 100_000;
+
+impl Hints {
+    /// As [`did_you_mean`]; nothing when so many words were compared that this would take too long.
+    pub(crate) fn did_you_mean<'a>(
+        &self,
+        word: &str,
+        candidates: impl Iterator<Item = &'a str>,
+    ) -> String {
+        if self.compared.get() >= MOST_COMPARED {
+            return String::new();
+        }
+        let counted = candidates.inspect(|_| self.compared.set(self.compared.get() + 1));
+        did_you_mean(word, counted)
+    }
+}
+
 /// Insertions, deletions and replacements of characters, and exchanges of two that are neighbours,
 /// that turn `a` into `b`, whatever the case.
 fn distance(a: &str, b: &str) -> usize {
@@ -185,6 +211,17 @@ mod tests {
         assert_eq!(did_you_mean("redis-cache", names()), " (did you mean \"redis\"?)");
         assert_eq!(did_you_mean("bd", ["db"].into_iter()), " (did you mean \"db\"?)");
         assert_eq!((distance("wieght", "weight"), distance("ab", "xbya")), (1, 3));
+    }
+
+    #[test]
+    fn thousands_of_wrong_words_are_not_compared_with_thousands_of_names() {
+        let names: Vec<String> = (0..1_000).map(|n| format!("name-{n}")).collect();
+        let hints = Hints::default();
+        let hint =
+            |n: usize| hints.did_you_mean(&format!("nmae-{n}"), names.iter().map(String::as_str));
+        assert_eq!(hint(7), " (did you mean \"name-7\"?)");
+        let given = (0..1_000).filter(|n| !hint(*n).is_empty()).count();
+        assert_eq!((given, hints.compared.get()), (99, 100_000));
     }
 
     #[test]

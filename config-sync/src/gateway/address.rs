@@ -60,13 +60,14 @@ pub(super) fn assign(gateways: &[&Gateway], settings: &Settings) -> Vec<Result<A
             *kept = keep(given(gateway, settings), pool, &mut taken);
         }
     }
+    let mut versions = [true, false].map(|v4| Version::of(pool, v4));
     let mut assigned = Vec::new();
     for (asked, kept) in asked.into_iter().zip(kept) {
         assigned.push(match asked {
             Err(refused) => Err(refused),
             Ok(asked) if !asked.is_empty() => Ok(Assigned { shown: asked.clone(), bound: asked }),
             Ok(_) if pool.is_empty() => Ok(shared(settings)),
-            Ok(_) => from_pool(pool, kept, &mut taken),
+            Ok(_) => from_pool(&mut versions, kept, &mut taken),
         });
     }
     assigned
@@ -171,29 +172,46 @@ fn shared(settings: &Settings) -> Assigned {
     Assigned { shown, bound }
 }
 
+/// What the pool has of one IP version.
+struct Version<'p> {
+    v4: bool,
+    nets: Vec<&'p IpNet>,
+    /// Behind the last that was given: what was taken once stays so.
+    rest: Box<dyn Iterator<Item = IpAddr> + 'p>,
+}
+
+impl<'p> Version<'p> {
+    fn of(pool: &'p [IpNet], v4: bool) -> Self {
+        let nets: Vec<_> = pool.iter().filter(|net| net.addr().is_ipv4() == v4).collect();
+        let rest = Box::new(nets.clone().into_iter().flat_map(|net| net.hosts()));
+        Self { v4, nets, rest }
+    }
+
+    fn next(&mut self, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+        let nets = &self.nets;
+        self.rest
+            .find(|address| !taken.contains(address) && nets.iter().any(|net| gives(net, *address)))
+    }
+}
+
 /// One address of each IP version that the pool has, as far as there are any left.
 fn from_pool(
-    pool: &[IpNet],
+    versions: &mut [Version<'_>],
     kept: Vec<IpAddr>,
     taken: &mut BTreeSet<IpAddr>,
 ) -> Result<Assigned, Refused> {
     let mut addresses = kept;
     let mut missing = Vec::new();
-    for v4 in [true, false] {
-        let version: Vec<_> = pool.iter().filter(|net| net.addr().is_ipv4() == v4).collect();
-        if version.is_empty() || addresses.iter().any(|address| address.is_ipv4() == v4) {
+    for version in versions.iter_mut().filter(|version| !version.nets.is_empty()) {
+        if addresses.iter().any(|address| address.is_ipv4() == version.v4) {
             continue;
         }
-        let mut free = version.iter().flat_map(|net| net.hosts());
-        let fresh = |address: &IpAddr| {
-            !taken.contains(address) && version.iter().any(|net| gives(net, *address))
-        };
-        match free.find(fresh) {
+        match version.next(taken) {
             Some(address) => {
                 taken.insert(address);
                 addresses.push(address);
             }
-            None => missing.push(if v4 { "IPv4" } else { "IPv6" }),
+            None => missing.push(if version.v4 { "IPv4" } else { "IPv6" }),
         }
     }
     if addresses.is_empty() {

@@ -139,6 +139,7 @@ impl<'o> Build<'_, 'o> {
         type Shape = (Vec<String>, Vec<(String, u32)>);
         let title = title(route.kind, route.object);
         let mut shapes: Vec<(Shape, Vec<String>)> = Vec::new();
+        let mut known: BTreeMap<Shape, usize> = BTreeMap::new();
         for ((_, place), names) in served.places.range((at_route, 0)..(at_route + 1, 0)) {
             let entry = &self.listeners.entries[*place];
             if entry.names.is_empty() {
@@ -148,7 +149,8 @@ impl<'o> Build<'_, 'o> {
             let hostnames =
                 if entry.protocol.is_some_and(Protocol::reads_hello) { hostnames } else { vec![] };
             let shape = (hostnames, self.weighted(route, entry, pool));
-            match shapes.iter_mut().find(|(known, _)| *known == shape) {
+            let at = *known.entry(shape.clone()).or_insert(shapes.len());
+            match shapes.get_mut(at) {
                 Some((_, listeners)) => listeners.extend(entry.names.iter().cloned()),
                 None => shapes.push((shape, entry.names.clone())),
             }
@@ -180,9 +182,11 @@ impl<'o> Build<'_, 'o> {
         pool: &mut Pool<'o>,
     ) -> Vec<(String, u32)> {
         let mut weighted: Vec<(String, u32)> = Vec::new();
+        let mut known: BTreeMap<String, usize> = BTreeMap::new();
         for backend in &route.backends {
             let name = self.backend(route, backend, entry, pool);
-            match weighted.iter_mut().find(|(known, _)| *known == name) {
+            let at = *known.entry(name.clone()).or_insert(weighted.len());
+            match weighted.get_mut(at) {
                 Some((_, weight)) => *weight += backend.weight,
                 None => weighted.push((name, backend.weight)),
             }
@@ -246,14 +250,21 @@ impl<'o> Build<'_, 'o> {
 
 /// A policy for all of a Gateway may name what only some of its addresses take.
 fn drop_untaken_names(listeners: &mut [Listener]) {
+    let mut sharing: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
+    for (at, listener) in listeners.iter().enumerate() {
+        sharing.entry(listener.address.value).or_default().push(at);
+    }
+    // Those of one address have the same name; it is looked for once.
+    let mut known: BTreeMap<(SocketAddr, &str), bool> = BTreeMap::new();
+    let mut is_taken = |listener: &'_ Listener, name| {
+        let address = listener.address.value;
+        *known
+            .entry((address, name))
+            .or_insert_with(|| sharing[&address].iter().any(|at| reaches(&listeners[*at], name)))
+    };
     let taken: Vec<bool> = listeners
         .iter()
-        .map(|listener| {
-            let name = nameless(listener);
-            let here =
-                listeners.iter().filter(|other| other.address.value == listener.address.value);
-            name.is_none_or(|name| here.into_iter().any(|other| reaches(other, name)))
-        })
+        .map(|listener| nameless(listener).is_none_or(|name| is_taken(listener, name)))
         .collect();
     for (listener, _) in listeners.iter_mut().zip(taken).filter(|(_, taken)| !taken) {
         listener.default_hostname = None;

@@ -9,12 +9,12 @@ use kube::api::ObjectMeta;
 use serde_json::Value;
 
 use super::backends;
-use super::index::{Index, Party, key};
+use super::index::{Index, Key, Party, key};
 use super::listeners::{self, Claim};
 use super::objects::{GROUP, Gateway, ListenerSet, Objects, ParentRef, Route};
 use super::status::{Kind, StatusOf};
 use super::translate::Settings;
-use crate::problem::did_you_mean;
+use crate::problem::Hints;
 
 /// An object, by its group, kind, namespace and name, and what it does not do.
 pub(crate) struct Doubt {
@@ -30,7 +30,15 @@ pub(crate) fn of(objects: &Objects, settings: &Settings, statuses: &[StatusOf]) 
         ((of.kind, namespace, of.name.as_str()), &of.status)
     });
     let index = Index::of(objects);
-    let mut asked = Asked { objects, settings, index, told: told.collect(), doubts: Vec::new() };
+    let mut asked = Asked {
+        objects,
+        settings,
+        index,
+        told: told.collect(),
+        has_endpoints: BTreeMap::new(),
+        hints: Hints::default(),
+        doubts: Vec::new(),
+    };
     for gateway in &objects.gateways {
         asked.gateway(gateway);
     }
@@ -61,6 +69,9 @@ struct Asked<'a> {
     settings: &'a Settings,
     index: Index<'a>,
     told: BTreeMap<(Kind, &'a str, &'a str), &'a Value>,
+    /// By Service, port and protocol. Many routes may lead to one.
+    has_endpoints: BTreeMap<(Key<'a>, i32, Option<&'a str>), bool>,
+    hints: Hints,
     doubts: Vec<Doubt>,
 }
 
@@ -92,7 +103,7 @@ impl<'a> Asked<'a> {
             // The class says so.
             Claim::Waits => return,
             Claim::Nobodys => {
-                let near = did_you_mean(class, classes());
+                let near = self.hints.did_you_mean(class, classes());
                 format!("there is no GatewayClass {class}{near}")
             }
             Claim::Theirs => format!(
@@ -113,9 +124,7 @@ impl<'a> Asked<'a> {
             None => "is no Gateway".to_owned(),
             Some((namespace, name)) => {
                 let near = self.near((namespace, name), Kind::Gateway);
-                let known = self.objects.gateways.iter();
-                let known = known.map(|gateway| key(&gateway.metadata));
-                match known.into_iter().any(|known| known == (namespace, name)) {
+                match self.index.gateways.contains_key(&(namespace, name)) {
                     true => format!("Gateway {namespace}/{name} is not served"),
                     false => format!("there is no Gateway {namespace}/{name}{near}"),
                 }
@@ -143,7 +152,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    fn route(&mut self, kind: Kind, route: &Route) {
+    fn route(&mut self, kind: Kind, route: &'a Route) {
         let spec = &route.spec;
         let by_default = spec.use_default_gateways.as_deref() == Some("All");
         if spec.parent_refs.is_empty() && !by_default {
@@ -176,14 +185,8 @@ impl<'a> Asked<'a> {
         let namespace = parent.namespace.as_deref().unwrap_or(own);
         let wanted = (namespace, parent.name.as_str());
         let (kind, exists) = match parent.kind.as_deref().unwrap_or("Gateway") {
-            "Gateway" => {
-                let mut all = self.objects.gateways.iter();
-                (Kind::Gateway, all.any(|gateway| key(&gateway.metadata) == wanted))
-            }
-            "ListenerSet" => {
-                let mut all = self.objects.listener_sets.iter();
-                (Kind::ListenerSet, all.any(|set| key(&set.metadata) == wanted))
-            }
+            "Gateway" => (Kind::Gateway, self.index.gateways.contains_key(&wanted)),
+            "ListenerSet" => (Kind::ListenerSet, self.index.listener_sets.contains(&wanted)),
             other => return Some(format!("a {other} can't be the parent of a route")),
         };
         let near = || self.near(wanted, kind);
@@ -191,21 +194,18 @@ impl<'a> Asked<'a> {
     }
 
     fn near(&self, (namespace, name): (&str, &str), kind: Kind) -> String {
-        let title = |metadata: &ObjectMeta| {
-            let (namespace, name) = key(metadata);
-            format!("{namespace}/{name}")
+        let known: Vec<&Key<'_>> = match kind {
+            Kind::ListenerSet => self.index.listener_sets.iter().collect(),
+            _ => self.index.gateways.keys().collect(),
         };
-        let known: Vec<String> = match kind {
-            Kind::ListenerSet => {
-                self.objects.listener_sets.iter().map(|set| title(&set.metadata)).collect()
-            }
-            _ => self.objects.gateways.iter().map(|gateway| title(&gateway.metadata)).collect(),
-        };
-        did_you_mean(&format!("{namespace}/{name}"), known.iter().map(String::as_str))
+        let known: Vec<String> =
+            known.into_iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+        let known = known.iter().map(String::as_str);
+        self.hints.did_you_mean(&format!("{namespace}/{name}"), known)
     }
 
     /// Where a route leads that has a parent.
-    fn backends(&mut self, kind: Kind, route: &Route) {
+    fn backends(&mut self, kind: Kind, route: &'a Route) {
         let Some(rule) = route.spec.rules.first() else {
             let message = "spec.rules: missing; every session of the route is refused".to_owned();
             return self.doubt(kind, &route.metadata, message);
@@ -224,9 +224,13 @@ impl<'a> Asked<'a> {
         for (at, reference) in rule.backend_refs.iter().enumerate() {
             let found = backends::find(reference, party, kind == Kind::UdpRoute, &self.index);
             let Ok(destination) = found else { continue };
-            let zone = self.settings.zone.as_deref();
-            let endpoints = backends::endpoints(destination, zone, &self.index);
-            if weight(reference) > 0 && endpoints.is_empty() {
+            let port = destination.port;
+            let way = (destination.service, port.port, port.protocol.as_deref());
+            let has_endpoints = *self.has_endpoints.entry(way).or_insert_with(|| {
+                let zone = self.settings.zone.as_deref();
+                !backends::endpoints(destination, zone, &self.index).is_empty()
+            });
+            if weight(reference) > 0 && !has_endpoints {
                 let (namespace, name) = destination.service;
                 let port = destination.port.port;
                 let slices = self.index.slices.contains_key(&destination.service);
@@ -268,8 +272,9 @@ impl<'a> Asked<'a> {
             let message = match service {
                 None => format!("metadata.labels: {label} is missing, so it belongs to no Service"),
                 Some(service) if !services.contains(&(namespace, service)) => {
-                    let own = services.iter().filter(|(of, _)| *of == namespace);
-                    let near = did_you_mean(service, own.map(|(_, name)| *name));
+                    let own = services.range((namespace, "")..);
+                    let own = own.take_while(|(of, _)| *of == namespace);
+                    let near = self.hints.did_you_mean(service, own.map(|(_, name)| *name));
                     format!(
                         "metadata.labels: {label}: there is no Service {namespace}/{service}{near}"
                     )

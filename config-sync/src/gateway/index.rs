@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
 
 use super::certificates::{Found, LastGood};
-use super::objects::{FromNamespaces, Objects};
+use super::objects::{FromNamespaces, Gateway, Objects};
 
 /// Namespace and name.
 pub(super) type Key<'o> = (&'o str, &'o str);
@@ -17,6 +17,8 @@ pub(super) type Key<'o> = (&'o str, &'o str);
 #[derive(Default)]
 pub(super) struct Index<'o> {
     pub(super) services: BTreeMap<Key<'o>, &'o Service>,
+    pub(super) gateways: BTreeMap<Key<'o>, &'o Gateway>,
+    pub(super) listener_sets: BTreeSet<Key<'o>>,
     /// By the Service that they belong to, in the order of their names.
     pub(super) slices: BTreeMap<Key<'o>, Vec<&'o EndpointSlice>>,
     pub(super) secrets: BTreeMap<Key<'o>, &'o Secret>,
@@ -72,6 +74,10 @@ impl<'o> Index<'o> {
         for slices in index.slices.values_mut() {
             slices.sort_by_key(|slice| &slice.metadata.name);
         }
+        for gateway in &objects.gateways {
+            index.gateways.entry(key(&gateway.metadata)).or_insert(gateway);
+        }
+        index.listener_sets = objects.listener_sets.iter().map(|set| key(&set.metadata)).collect();
         for secret in &objects.secrets {
             index.secrets.insert(key(&secret.metadata), secret);
         }
@@ -102,13 +108,10 @@ impl<'o> Index<'o> {
 
     /// Whether `from` may refer to `to`: in its own namespace always, else by a ReferenceGrant.
     pub(super) fn permits(&self, from: Party<'_>, to: Target<'_>) -> bool {
+        let named = |to_name| Grant { from, to_group: to.group, to_kind: to.kind, to_name };
         from.namespace == to.namespace
             || self.grants.get(to.namespace).is_some_and(|grants| {
-                grants.iter().any(|grant| {
-                    grant.from == from
-                        && (grant.to_group, grant.to_kind) == (to.group, to.kind)
-                        && grant.to_name.is_none_or(|name| name == to.name)
-                })
+                grants.contains(&named(None)) || grants.contains(&named(Some(to.name)))
             })
     }
 

@@ -2,7 +2,7 @@
 //! way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::address::{self, Assigned, Refused};
@@ -19,6 +19,10 @@ pub(super) struct Listeners<'o> {
     pub(super) sets: Vec<Set<'o>>,
     /// Those of a Gateway, then those of its sets, oldest set first; then the next Gateway.
     pub(super) entries: Vec<Entry<'o>>,
+    /// The first HTTP listener that is served, by its Gateway and port.
+    pub(super) first_http: BTreeMap<(usize, i32), usize>,
+    gate_at: BTreeMap<Key<'o>, usize>,
+    set_at: BTreeMap<Key<'o>, usize>,
 }
 
 pub(super) struct Gate<'o> {
@@ -132,25 +136,61 @@ impl Entry<'_> {
 
 impl<'o> Listeners<'o> {
     pub(super) fn of(objects: &'o Objects, index: &Index<'o>, settings: &Settings) -> Self {
+        let mut listeners = Self::all(objects, index, settings);
+        listeners.find_conflicts(settings);
+        listeners.find_empty();
+        for (at, entry) in listeners.entries.iter().enumerate() {
+            if entry.protocol == Some(Protocol::Http) && listeners.is_served(entry) {
+                listeners.first_http.entry((entry.gate, entry.spec.port)).or_insert(at);
+            }
+        }
+        listeners
+    }
+
+    /// As if no listener were in another's way.
+    pub(super) fn all(objects: &'o Objects, index: &Index<'o>, settings: &Settings) -> Self {
         let mut gateways = ours(objects, settings);
         gateways.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
         let assigned = address::assign(&gateways, settings);
-        let mut listeners = Self { gates: Vec::new(), sets: Vec::new(), entries: Vec::new() };
+        let mut listeners = Self {
+            gates: Vec::new(),
+            sets: Vec::new(),
+            entries: Vec::new(),
+            first_http: BTreeMap::new(),
+            gate_at: BTreeMap::new(),
+            set_at: BTreeMap::new(),
+        };
         for (object, assigned) in gateways.into_iter().zip(assigned) {
+            listeners.gate_at.entry(key(&object.metadata)).or_insert(listeners.gates.len());
             listeners.gates.push(gate(object, assigned, index));
             listeners.entries_of(listeners.gates.len() - 1, None, &object.spec.listeners, index);
         }
-        listeners.sets = sets(objects, index, &listeners.gates);
+        listeners.sets = sets(objects, index, &listeners);
         for at in 0..listeners.sets.len() {
             let set = &listeners.sets[at];
+            listeners.set_at.entry(key(&set.object.metadata)).or_insert(at);
             let (object, gate) = (set.object, set.gate);
             listeners.entries_of(gate, Some(at), &object.spec.listeners, index);
         }
         // Stable: within a Gateway or a set they keep the order of the spec.
         listeners.entries.sort_by_key(|entry| (entry.gate, entry.set));
-        listeners.find_conflicts(settings);
-        listeners.find_empty();
         listeners
+    }
+
+    pub(super) fn gate_at(&self, key: Key<'_>) -> Option<usize> {
+        self.gate_at.get(&key).copied()
+    }
+
+    pub(super) fn set_at(&self, key: Key<'_>) -> Option<usize> {
+        self.set_at.get(&key).copied()
+    }
+
+    /// The entries of a Gateway's own, or of a set.
+    pub(super) fn own(&self, gate: usize, set: Option<usize>) -> Range<usize> {
+        let of = |entry: &Entry<'_>| (entry.gate, entry.set);
+        let from = self.entries.partition_point(|entry| of(entry) < (gate, set));
+        let count = self.entries[from..].partition_point(|entry| of(entry) == (gate, set));
+        from..from + count
     }
 
     pub(super) fn key(&self, entry: &Entry<'o>) -> (&'o str, &'o str) {
@@ -216,132 +256,6 @@ impl<'o> Listeners<'o> {
             entry.ask_clients(gateway, index);
             entry
         }));
-    }
-
-    /// First come, first served between Gateways and sets; among the listeners of one of them
-    /// nobody may pick a winner.
-    fn find_conflicts(&mut self, settings: &Settings) {
-        let mut on_port: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
-        let mut from = 0;
-        while from < self.entries.len() {
-            let owner = |entry: &Entry<'_>| (entry.gate, entry.set);
-            let same = |entry: &&Entry<'_>| owner(entry) == owner(&self.entries[from]);
-            let own = from..from + self.entries[from..].iter().take_while(same).count();
-            from = own.end;
-            if !self.takes_part(own.start) {
-                continue;
-            }
-            let mut lost = Vec::new();
-            for at in own.clone() {
-                let earlier = on_port.get(&self.entries[at].spec.port).into_iter().flatten();
-                let mut conflicts = earlier.filter_map(|other| self.conflict(*other, at, settings));
-                lost.extend(conflicts.next().map(|why| (at, why)));
-            }
-            self.mark(lost);
-            let mut among = Vec::new();
-            for at in own.clone() {
-                let others = own.clone().filter(|other| *other != at);
-                let mut conflicts = others.filter_map(|other| self.conflict(other, at, settings));
-                among.extend(conflicts.next().map(|why| (at, why)));
-            }
-            self.mark(among);
-            for at in own {
-                on_port.entry(self.entries[at].spec.port).or_default().push(at);
-            }
-        }
-    }
-
-    fn mark(&mut self, conflicts: Vec<(usize, Why)>) {
-        for (at, why) in conflicts {
-            let entry = &mut self.entries[at];
-            entry.accepted = Err(why.clone());
-            entry.conflict = Err(why);
-        }
-    }
-
-    /// What is turned away as a whole is in nobody's way.
-    fn takes_part(&self, at: usize) -> bool {
-        let entry = &self.entries[at];
-        let gate = &self.gates[entry.gate];
-        gate.accepted.is_ok()
-            && gate.addresses.is_ok()
-            && entry.set.is_none_or(|set| self.sets[set].accepted.is_ok())
-    }
-
-    /// Why `at` can't be beside `other`.
-    fn conflict(&self, other: usize, at: usize, settings: &Settings) -> Option<Why> {
-        let (other, own) = (&self.entries[other], &self.entries[at]);
-        let in_force = |entry: &Entry<'_>| entry.accepted.is_ok();
-        let (theirs, ours) = (other.protocol?, own.protocol?);
-        let transport = |protocol| protocol == Protocol::Udp;
-        if !in_force(other)
-            || !in_force(own)
-            || other.spec.port != own.spec.port
-            || transport(theirs) != transport(ours)
-            || !self.share_an_address(other, own)
-        {
-            return None;
-        }
-        let port = own.spec.port;
-        let by_name = theirs.reads_hello() && ours.reads_hello()
-            || theirs == Protocol::Http && ours == Protocol::Http && other.gate == own.gate;
-        // One socket takes every address or a single one; names are told apart on one and the same.
-        let apart = by_name && self.has_a_part(other, own);
-        if by_name && !apart && other.hostname != own.hostname {
-            return None;
-        }
-        let shared =
-            if other.gate == own.gate { String::new() } else { self.shared(other, settings) };
-        if apart {
-            let message = format!(
-                "port {port} is taken{shared}; names can't be shared between one of a node's \
-                 addresses and all of them"
-            );
-            return Some(Why::new("ProtocolConflict", message));
-        }
-        if theirs != ours {
-            let (theirs, ours) = (&other.spec.protocol, &own.spec.protocol);
-            let message =
-                format!("port {port} is for {theirs} already, which {ours} can't share{shared}");
-            return Some(Why::new("ProtocolConflict", message));
-        }
-        if !by_name {
-            let message =
-                format!("port {port} has a {} listener already{shared}", own.spec.protocol);
-            return Some(Why::new("ProtocolConflict", message));
-        }
-        let hostname = own.hostname.as_deref().unwrap_or("(every name)");
-        let message = format!("port {port} has a listener for {hostname} already{shared}");
-        Some(Why::new("HostnameConflict", message))
-    }
-
-    /// Nothing is said of whose the other listener is, if that is in another namespace.
-    fn shared(&self, other: &Entry<'_>, settings: &Settings) -> String {
-        let without_pool = settings.address_pool.is_empty();
-        let why = if without_pool { ", because there is no address pool" } else { "" };
-        format!(
-            " in Gateway {}, which has the same address{why}",
-            self.gates[other.gate].object.metadata.name.as_deref().unwrap_or_default()
-        )
-    }
-
-    fn share_an_address(&self, a: &Entry<'_>, b: &Entry<'_>) -> bool {
-        a.gate == b.gate || self.meet(a, b, |a, b| a == b) || self.has_a_part(a, b)
-    }
-
-    /// Whether one takes every address, and the other a single one of them.
-    fn has_a_part(&self, a: &Entry<'_>, b: &Entry<'_>) -> bool {
-        self.meet(a, b, |a, b| {
-            a.is_ipv4() == b.is_ipv4() && a.is_unspecified() != b.is_unspecified()
-        })
-    }
-
-    fn meet(&self, a: &Entry<'_>, b: &Entry<'_>, meets: impl Fn(IpAddr, IpAddr) -> bool) -> bool {
-        let bound = |entry: &Entry<'_>| match &self.gates[entry.gate].addresses {
-            Ok(assigned) => assigned.bound.clone(),
-            Err(_) => Vec::new(),
-        };
-        bound(a).iter().any(|a| bound(b).iter().any(|b| meets(*a, *b)))
     }
 }
 
@@ -418,14 +332,13 @@ pub(super) fn parent(set: &ListenerSet) -> Option<Key<'_>> {
 }
 
 /// ListenerSets of our Gateways, those of the first Gateway first, oldest first.
-fn sets<'o>(objects: &'o Objects, index: &Index<'_>, gates: &[Gate<'_>]) -> Vec<Set<'o>> {
+fn sets<'o>(objects: &'o Objects, index: &Index<'_>, listeners: &Listeners<'_>) -> Vec<Set<'o>> {
     let mut sets = Vec::new();
     for object in &objects.listener_sets {
         let own = key(&object.metadata).0;
         let Some(wanted) = parent(object) else { continue };
-        let gate = gates.iter().position(|gate| key(&gate.object.metadata) == wanted);
-        let Some(gate) = gate else { continue };
-        let allowed = gates[gate].object.spec.allowed_listeners.as_ref();
+        let Some(gate) = listeners.gate_at(wanted) else { continue };
+        let allowed = listeners.gates[gate].object.spec.allowed_listeners.as_ref();
         let allowed = allowed.and_then(|allowed| allowed.namespaces.as_ref());
         let accepted = if index.lets_in(allowed, "None", wanted.0, own) {
             Ok(())

@@ -19,6 +19,7 @@ mod backends;
 mod build;
 mod certificates;
 pub mod cluster;
+mod conflicts;
 pub mod discovery;
 mod doubts;
 mod events;

@@ -1,6 +1,6 @@
 //! L4Policy: the keys of the TOML file that the Gateway API has no field for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -301,6 +301,7 @@ pub(super) fn schema() -> serde_json::Value {
 pub(super) struct Policies<'o> {
     /// Oldest first.
     all: Vec<Policy<'o>>,
+    by_aim: BTreeMap<Aim<'o>, Vec<usize>>,
 }
 
 struct Policy<'o> {
@@ -367,7 +368,7 @@ pub(super) struct SocketValues {
 }
 
 /// Something that a policy may have for a target: its kind, namespace, name, and which part.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Aim<'a> {
     pub(super) kind: &'a str,
     pub(super) namespace: &'a str,
@@ -383,7 +384,18 @@ impl<'o> Policies<'o> {
             Ok(values) => Policy { object, values, fault: None },
             Err(why) => Policy { object, values: kept_out(&object.spec), fault: Some(why) },
         };
-        Self { all: all.into_iter().map(policy).collect() }
+        let all: Vec<Policy<'o>> = all.into_iter().map(policy).collect();
+        let mut by_aim: BTreeMap<Aim<'o>, Vec<usize>> = BTreeMap::new();
+        for (at, policy) in all.iter().enumerate() {
+            let targets = policy.object.spec.target_refs.iter();
+            for target in targets.filter(|target| right_group(target).is_ok()) {
+                let known = by_aim.entry(aim(policy.object, target)).or_default();
+                if known.last() != Some(&at) {
+                    known.push(at);
+                }
+            }
+        }
+        Self { all, by_aim }
     }
 
     /// What holds for a listener: `aims` are the ways to speak of it, most specific first.
@@ -413,15 +425,13 @@ impl<'o> Policies<'o> {
         values
     }
 
-    fn at(&self, aims: &[Aim<'_>]) -> impl Iterator<Item = &Values> {
-        let found = |aim: &Aim<'_>| {
-            let aim = *aim;
-            let hits = self.all.iter().filter(move |policy| {
-                policy.object.spec.target_refs.iter().any(|target| policy.hits(target, aim))
-            });
-            hits.map(|policy| &policy.values).collect::<Vec<_>>()
-        };
-        aims.iter().flat_map(found).collect::<Vec<_>>().into_iter()
+    fn at<'a>(&'a self, aims: &'a [Aim<'a>]) -> impl Iterator<Item = &'a Values> {
+        aims.iter().flat_map(|aim| self.of_target(*aim)).map(|at| &self.all[*at].values)
+    }
+
+    /// The policies of a target, oldest first.
+    fn of_target<'a>(&'a self, aim: Aim<'a>) -> &'a [usize] {
+        self.by_aim.get(&aim).map_or(&[], Vec::as_slice)
     }
 
     /// The statuses of all policies; `gateways` says which Gateways a target reaches, or why there
@@ -432,13 +442,13 @@ impl<'o> Policies<'o> {
         gateways: impl Fn(Aim<'_>) -> Result<Vec<(String, String)>, Why>,
     ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
         let mut statuses = Vec::new();
-        for policy in &self.all {
+        for (at, policy) in self.all.iter().enumerate() {
             let mut ancestors: Vec<(AncestorRef, Verdict)> = Vec::new();
             for target in &policy.object.spec.target_refs {
-                let aim = policy.aim(target);
+                let aim = aim(policy.object, target);
                 let reached = right_group(target).and_then(|()| gateways(aim));
                 let (reached, verdict) = match reached {
-                    Ok(gateways) => (gateways, self.verdict(policy, target)),
+                    Ok(gateways) => (gateways, self.verdict(at, aim)),
                     Err(why) => {
                         ancestors.push((policy.itself(target), Err(why)));
                         continue;
@@ -468,18 +478,13 @@ impl<'o> Policies<'o> {
     }
 
     /// Whether an older policy of the same target says something of the same fields.
-    fn verdict(&self, policy: &Policy<'_>, target: &TargetRef) -> Verdict {
+    fn verdict(&self, at: usize, aim: Aim<'_>) -> Verdict {
+        let policy = &self.all[at];
         if let Some(fault) = &policy.fault {
             return Err(fault.clone());
         }
-        let older = self.all.iter().take_while(|other| !std::ptr::eq(other.object, policy.object));
-        let aim = policy.aim(target);
-        for other in older {
-            let same =
-                |of: &TargetRef| other.hits(of, aim) && of.section_name == target.section_name;
-            if !other.object.spec.target_refs.iter().any(same) {
-                continue;
-            }
+        let older = self.of_target(aim).iter().take_while(|other| **other < at);
+        for other in older.map(|other| &self.all[*other]) {
             let fields = fields(&policy.object.spec);
             let both: Vec<_> = other.in_force().intersection(&fields).cloned().collect();
             if !both.is_empty() {
@@ -489,6 +494,15 @@ impl<'o> Policies<'o> {
             }
         }
         Ok(())
+    }
+}
+
+fn aim<'o>(policy: &'o L4Policy, target: &'o TargetRef) -> Aim<'o> {
+    Aim {
+        kind: &target.kind,
+        namespace: key(&policy.metadata).0,
+        name: &target.name,
+        section: target.section_name.as_deref(),
     }
 }
 
@@ -532,15 +546,6 @@ fn fields(spec: &L4PolicySpec) -> BTreeSet<String> {
 }
 
 impl Policy<'_> {
-    fn aim<'a>(&'a self, target: &'a TargetRef) -> Aim<'a> {
-        Aim {
-            kind: &target.kind,
-            namespace: key(&self.object.metadata).0,
-            name: &target.name,
-            section: target.section_name.as_deref(),
-        }
-    }
-
     /// The fields that it has a say in.
     fn in_force(&self) -> BTreeSet<String> {
         let mut fields = fields(&self.object.spec);
@@ -552,14 +557,6 @@ impl Policy<'_> {
             });
         }
         fields
-    }
-
-    fn hits(&self, target: &TargetRef, aim: Aim<'_>) -> bool {
-        right_group(target).is_ok()
-            && target.kind == aim.kind
-            && target.name == aim.name
-            && target.section_name.as_deref() == aim.section
-            && key(&self.object.metadata).0 == aim.namespace
     }
 
     fn itself(&self, target: &TargetRef) -> AncestorRef {

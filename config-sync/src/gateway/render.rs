@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::SUPERSEDED;
 use super::backend_tls::BackendTls;
-use super::index::{Index, key};
+use super::index::{Index, Key, key};
 use super::listeners::{self, Claim, Entry, Gate, Listeners, Set};
 use super::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
 use super::policy::{Aim, MAX_ANCESTORS, Policies};
@@ -43,6 +43,30 @@ pub(super) struct Known<'a, 'o> {
     pub(super) backend_tls: &'a BackendTls<'o>,
     pub(super) listeners: &'a Listeners<'o>,
     pub(super) routes: &'a [Routed<'o>],
+    pub(super) leads: Leads<'o>,
+}
+
+/// Which routes there are, by what policies say of them.
+pub(super) struct Leads<'o> {
+    routes: BTreeMap<(&'static str, Key<'o>), usize>,
+    to_services: BTreeMap<Key<'o>, Vec<usize>>,
+}
+
+impl<'o> Leads<'o> {
+    pub(super) fn of(all: &[Routed<'o>]) -> Self {
+        let (mut routes, mut to_services) = (BTreeMap::new(), BTreeMap::new());
+        for (at, route) in all.iter().enumerate() {
+            routes.entry((route.kind.name(), key(&route.object.metadata))).or_insert(at);
+            for to in route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok())
+            {
+                let known: &mut Vec<usize> = to_services.entry(to.service).or_default();
+                if known.last() != Some(&at) {
+                    known.push(at);
+                }
+            }
+        }
+        Self { routes, to_services }
+    }
 }
 
 /// The status of an object, to be finished by what became of the configuration.
@@ -154,8 +178,10 @@ impl Known<'_, '_> {
         let shown: Vec<_> =
             shown.iter().map(|a| json!({"type": "IPAddress", "value": a.to_string()})).collect();
         report.fields.insert("addresses".into(), shown.into());
-        let sets = self.listeners.sets.iter();
-        let attached = sets.filter(|set| set.gate == at && set.accepted.is_ok()).count();
+        let sets = &self.listeners.sets;
+        let sets = &sets[sets.partition_point(|set| set.gate < at)..];
+        let own_sets = sets.iter().take_while(|set| set.gate == at);
+        let attached = own_sets.filter(|set| set.accepted.is_ok()).count();
         report.fields.insert("attachedListenerSets".into(), attached.into());
         let mut conditions = vec![self.accepted(&gate.accepted, &own), programmed(gate, &own)];
         if let Err(why) = &gate.certificate_resolved {
@@ -217,8 +243,7 @@ impl Known<'_, '_> {
         for set in &self.objects.listener_sets {
             let status = set.status.as_ref();
             let Some(parent) = listeners::parent(set) else { continue };
-            let is_it = |gateway: &&Arc<Gateway>| key(&gateway.metadata) == parent;
-            let why = match self.objects.gateways.iter().find(is_it) {
+            let why = match self.index.gateways.get(&parent) {
                 Some(gateway) => self.why_unserved(gateway, status),
                 None if self.was_ours(status) => Some("there is no such Gateway".to_owned()),
                 None => None,
@@ -252,7 +277,7 @@ impl Known<'_, '_> {
     }
 
     fn entries(&self, gate: usize, set: Option<usize>) -> impl Iterator<Item = &Entry<'_>> {
-        self.listeners.entries.iter().filter(move |entry| (entry.gate, entry.set) == (gate, set))
+        self.listeners.entries[self.listeners.own(gate, set)].iter()
     }
 
     fn listener(&self, entry: &Entry<'_>) -> Part {
@@ -444,16 +469,12 @@ impl Known<'_, '_> {
         };
         match kind {
             "Gateway" => {
-                let mut gates = self.listeners.gates.iter();
-                let at = gates.position(|gate| key(&gate.object.metadata) == wanted);
-                let at = at.ok_or_else(missing)?;
+                let at = self.listeners.gate_at(wanted).ok_or_else(missing)?;
                 self.has_own(at, None, section).unwrap_or_else(|| Err(missing()))?;
                 Ok(vec![self.gateway_name(at)])
             }
             "ListenerSet" => {
-                let mut sets = self.listeners.sets.iter();
-                let at = sets.position(|set| key(&set.object.metadata) == wanted);
-                let at = at.ok_or_else(missing)?;
+                let at = self.listeners.set_at(wanted).ok_or_else(missing)?;
                 let gate = self.listeners.sets[at].gate;
                 self.has_own(gate, Some(at), section).unwrap_or_else(|| Err(missing()))?;
                 Ok(vec![self.gateway_name(gate)])
@@ -471,11 +492,9 @@ impl Known<'_, '_> {
                 Ok(all.into_iter().collect())
             }
             kind => {
-                let is_it = |route: &&Routed<'_>| {
-                    route.kind.name() == kind && key(&route.object.metadata) == wanted
-                };
+                let route = self.leads.routes.get(&(kind, wanted)).map(|at| &self.routes[*at]);
                 // Of a route, no part can be a target.
-                let route = self.routes.iter().find(is_it).filter(|_| section.is_none());
+                let route = route.filter(|_| section.is_none());
                 Ok(self.gateways_of(route.ok_or_else(missing)?).into_iter().collect())
             }
         }
@@ -486,10 +505,7 @@ impl Known<'_, '_> {
     fn has_own(&self, gate: usize, set: Option<usize>, section: Option<&str>) -> Option<Verdict> {
         let Some(section) = section else { return Some(Ok(())) };
         let entries = &self.listeners.entries;
-        let is_it = |entry: &Entry<'_>| {
-            (entry.gate, entry.set) == (gate, set) && entry.spec.name == section
-        };
-        let at = entries.iter().position(is_it)?;
+        let at = self.listeners.own(gate, set).find(|at| entries[*at].spec.name == section)?;
         let place = self.listeners.place(at);
         if place == at {
             return Some(Ok(()));
@@ -512,7 +528,9 @@ impl Known<'_, '_> {
                 route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok());
             found.into_iter().any(|of| of.service == (namespace, name) && counts(of))
         };
-        self.routes.iter().filter(leads_there).flat_map(|route| self.gateways_of(route)).collect()
+        let routes = self.leads.to_services.get(&(namespace, name));
+        let routes = routes.into_iter().flatten().map(|at| &self.routes[*at]);
+        routes.filter(leads_there).flat_map(|route| self.gateways_of(route)).collect()
     }
 
     fn gateways_of(&self, route: &Routed<'_>) -> BTreeSet<(String, String)> {
@@ -616,24 +634,24 @@ impl Report {
         let parts = parts.flat_map(|part| {
             part.conditions.iter().map(|condition| (Some(part.title.as_str()), condition))
         });
-        let mut notices: Vec<Notice> = Vec::new();
+        let (mut notices, mut said) = (Vec::new(), BTreeSet::new());
         for (title, condition) in own.chain(parts) {
             let Some((reason, message)) = condition.complaint(outcome) else { continue };
             let message = match title {
                 Some(of) => format!("{of}: {message}"),
                 None => message,
             };
-            let notice = Notice {
+            if !said.insert((reason, message.clone())) {
+                continue;
+            }
+            notices.push(Notice {
                 kind: self.of.kind,
                 namespace: self.of.namespace.clone(),
                 name: self.of.name.clone(),
                 uid: self.of.uid.clone(),
                 reason: reason.to_owned(),
                 message,
-            };
-            if !notices.contains(&notice) {
-                notices.push(notice);
-            }
+            });
         }
         notices
     }
@@ -663,7 +681,7 @@ impl Condition {
             },
             Says::Served(names) => programmed_as(not_opened(names, outcome), outcome),
             Says::SomeServed(names) => {
-                let failed = |name: &String| not_opened(&[name.clone()].into(), outcome);
+                let failed = |name| not_opened([name], outcome);
                 let failed = names.iter().map(failed).collect::<Option<Vec<_>>>();
                 programmed_as(failed.and_then(|why| why.first().copied()), outcome)
             }
@@ -689,9 +707,12 @@ impl Condition {
 }
 
 /// Why one of these listeners could not be opened.
-fn not_opened<'a>(names: &BTreeSet<String>, outcome: &'a Outcome) -> Option<&'a str> {
+fn not_opened<'a, 'n>(
+    names: impl IntoIterator<Item = &'n String>,
+    outcome: &'a Outcome,
+) -> Option<&'a str> {
     let Outcome::Failed(faults) = outcome else { return None };
-    faults.iter().find(|(name, _)| names.contains(*name)).map(|(_, why)| why.as_str())
+    names.into_iter().find_map(|name| faults.get(name)).map(String::as_str)
 }
 
 /// Why nothing of the configuration is served.

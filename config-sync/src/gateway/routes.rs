@@ -84,9 +84,16 @@ fn has_ours(object: &Route, settings: &Settings) -> bool {
 
 /// Listeners by whom they belong to: the kind, namespace and name of a parent.
 struct Owners<'o> {
-    entries: BTreeMap<(Kind, &'o str, &'o str), Vec<usize>>,
+    entries: BTreeMap<(Kind, &'o str, &'o str), Owned<'o>>,
     /// Gateways that take routes which name none (GEP-3793).
     defaults: Vec<(&'o str, &'o str)>,
+}
+
+/// The listeners of one of them, and those of each name.
+#[derive(Default)]
+struct Owned<'o> {
+    all: Vec<usize>,
+    named: BTreeMap<&'o str, Vec<usize>>,
 }
 
 impl<'o> Owners<'o> {
@@ -95,19 +102,21 @@ impl<'o> Owners<'o> {
         let mut defaults = Vec::new();
         for gate in &listeners.gates {
             let (namespace, name) = key(&gate.object.metadata);
-            entries.insert((Kind::Gateway, namespace, name), Vec::new());
+            entries.insert((Kind::Gateway, namespace, name), Owned::default());
             if gate.object.spec.default_scope.as_deref() == Some("All") {
                 defaults.push((namespace, name));
             }
         }
         for set in &listeners.sets {
             let (namespace, name) = key(&set.object.metadata);
-            entries.insert((Kind::ListenerSet, namespace, name), Vec::new());
+            entries.insert((Kind::ListenerSet, namespace, name), Owned::default());
         }
         for (at, entry) in listeners.entries.iter().enumerate() {
             let (namespace, name) = listeners.key(entry);
             let kind = if entry.set.is_none() { Kind::Gateway } else { Kind::ListenerSet };
-            entries.entry((kind, namespace, name)).or_default().push(at);
+            let owned: &mut Owned<'o> = entries.entry((kind, namespace, name)).or_default();
+            owned.all.push(at);
+            owned.named.entry(entry.spec.name.as_str()).or_default().push(at);
         }
         Self { entries, defaults }
     }
@@ -157,7 +166,7 @@ fn routed<'o>(
     Routed { kind, object, parents, backends, resolved, dropped_rules }
 }
 
-/// `None`: it names no parent of ours.
+/// The listeners of a parent, or those of the name that is asked for. `None`: it is none of ours.
 fn entries_of(reference: &ParentRef, namespace: &str, owners: &Owners<'_>) -> Option<Vec<usize>> {
     let kind = match reference.kind.as_deref().unwrap_or("Gateway") {
         "Gateway" => Kind::Gateway,
@@ -168,7 +177,11 @@ fn entries_of(reference: &ParentRef, namespace: &str, owners: &Owners<'_>) -> Op
         return None;
     }
     let namespace = reference.namespace.as_deref().unwrap_or(namespace);
-    owners.entries.get(&(kind, namespace, reference.name.as_str())).cloned()
+    let owned = owners.entries.get(&(kind, namespace, reference.name.as_str()))?;
+    Some(match &reference.section_name {
+        None => owned.all.clone(),
+        Some(name) => owned.named.get(name.as_str()).cloned().unwrap_or_default(),
+    })
 }
 
 fn parent(
@@ -196,12 +209,8 @@ fn take(
     listeners: &Listeners<'_>,
 ) -> Result<Vec<usize>, Why> {
     let entry = |at: &usize| &listeners.entries[*at];
-    let named = |at: &&usize| {
-        let spec = entry(at).spec;
-        reference.section_name.as_ref().is_none_or(|name| *name == spec.name)
-            && reference.port.is_none_or(|port| port == spec.port)
-    };
-    let named: Vec<usize> = of.iter().filter(named).copied().collect();
+    let on_port = |at: &&usize| reference.port.is_none_or(|port| port == entry(at).spec.port);
+    let named: Vec<usize> = of.iter().filter(on_port).copied().collect();
     if named.is_empty() {
         let section = reference.section_name.as_deref().map(|name| format!(" named {name}"));
         let port = reference.port.map(|port| format!(" with port {port}"));
@@ -254,13 +263,12 @@ pub(super) fn hostnames(entry: &Entry<'_>, of: &[String]) -> Vec<Option<String>>
     if !named || of.is_empty() {
         return vec![None];
     }
-    let mut met = Vec::new();
+    let own = entry.hostname.as_deref();
+    let (mut met, mut seen) = (Vec::new(), BTreeSet::new());
     for name in of.iter().map(|name| name.to_lowercase()) {
-        let own = entry.hostname.as_deref();
-        let name =
-            Some(name.clone()).filter(|_| own.is_none_or(|own| crate::check::overlap(own, &name)));
-        if name.is_some() && !met.contains(&name) {
-            met.push(name);
+        let meets = own.is_none_or(|own| crate::check::overlap(own, &name));
+        if meets && seen.insert(name.clone()) {
+            met.push(Some(name));
         }
     }
     met
@@ -353,13 +361,7 @@ impl Listeners<'_> {
         if own.protocol != Some(Protocol::Http) {
             return at;
         }
-        let same = |entry: &Entry<'_>| {
-            entry.gate == own.gate
-                && entry.protocol == own.protocol
-                && entry.spec.port == own.spec.port
-                && self.is_served(entry)
-        };
-        self.entries.iter().position(same).unwrap_or(at)
+        self.first_http.get(&(own.gate, own.spec.port)).copied().unwrap_or(at)
     }
 }
 

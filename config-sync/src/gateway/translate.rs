@@ -124,6 +124,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         backend_tls: &backend_tls,
         listeners: &listeners,
         routes: &routes,
+        leads: render::Leads::of(&routes),
     };
     let outline = outline(&config);
     let last_good = LastGood::of(&index);
