@@ -657,3 +657,51 @@ async fn what_can_not_be_written_holds_up_nothing_and_is_not_tried_with_every_le
     server.heal();
     until("it is written", || is_programmed(&server, "gateway")).await;
 }
+
+/// Events on a Gateway: their reasons and notes.
+fn events_on(server: &ApiServer, name: &str) -> Vec<String> {
+    server
+        .all("events")
+        .into_iter()
+        .filter(|event| event["regarding"]["name"] == name)
+        .map(|event| format!("{}: {}", event["reason"], event["note"]).replace('"', ""))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_gateway_whose_class_is_gone_for_a_moment_keeps_its_address() {
+    let server = server().await;
+    populate(&server);
+    let mut cluster = Cluster::with_client(server.client(), options("a"));
+    let cluster = std::slice::from_mut(&mut cluster);
+    run_until("it is programmed", cluster, || is_programmed(&server, "gateway")).await;
+    let had = addresses(&server, "gateway");
+    assert_eq!(had[0]["value"], "10.99.0.1");
+
+    let class = server.get("GatewayClass", "", "ringway").expect("the class");
+    server.delete("GatewayClass", "", "ringway");
+    run_until("it waits", cluster, || {
+        of_gateway(&server, "gateway", "Accepted").is_some_and(|(is, ..)| is == "Unknown")
+    })
+    .await;
+    assert_eq!(addresses(&server, "gateway"), had);
+    run_until("it is told", cluster, || {
+        let said = "Pending: Waiting for controller: there is no GatewayClass ringway";
+        events_on(&server, "gateway").iter().any(|event| event == said)
+    })
+    .await;
+
+    // Another that comes with another class of ours meanwhile does not get it.
+    let mut other = class.clone();
+    other["metadata"] = json!({ "name": "other", "generation": 1 });
+    server.put(other);
+    let mut late = gateway("late", 9100);
+    late["spec"]["gatewayClassName"] = "other".into();
+    server.put(late);
+    run_until("the other is programmed", cluster, || is_programmed(&server, "late")).await;
+    assert_eq!(addresses(&server, "late")[0]["value"], "10.99.0.2");
+    assert_eq!(addresses(&server, "gateway"), had);
+    server.put(class);
+    run_until("it is back", cluster, || is_programmed(&server, "gateway")).await;
+    assert_eq!(addresses(&server, "gateway"), had);
+}

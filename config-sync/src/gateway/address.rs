@@ -36,9 +36,16 @@ const MAX_SHOWN: usize = 16;
 /// what a Gateway was given last, if its status is not written yet; the rest get the lowest free
 /// ones. So a restart changes nothing, and neither does a new Gateway.
 ///
+/// Those that are `waiting` for their class are given nothing, and what their statuses say that
+/// they have is nobody else's: a class may be gone, or its name misspelt, for a moment.
+///
 /// What is given last may differ between replicas, by how changes fell into their bursts. The
 /// leader's status decides: once every Gateway has one, nothing depends on `settings.given`.
-pub(super) fn assign(gateways: &[&Gateway], settings: &Settings) -> Vec<Result<Assigned, Refused>> {
+pub(super) fn assign(
+    gateways: &[&Gateway],
+    waiting: &[&Gateway],
+    settings: &Settings,
+) -> Vec<Result<Assigned, Refused>> {
     let pool = &settings.address_pool;
     let mut asked: Vec<_> = gateways.iter().map(|gateway| asked_for(gateway, settings)).collect();
     let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
@@ -51,7 +58,15 @@ pub(super) fn assign(gateways: &[&Gateway], settings: &Settings) -> Vec<Result<A
             Err(_) => {}
         }
     }
-    refuse_held(&kept, &mut asked);
+    // What one of them has asked for itself, others may ask for too.
+    let (unasked, own): (Vec<&Gateway>, Vec<&Gateway>) = waiting
+        .iter()
+        .copied()
+        .partition(|gateway| asked_for(gateway, settings).is_ok_and(|of| of.is_empty()));
+    let reserved = unasked.into_iter().map(|gateway| keep(in_status(gateway), pool, &mut taken));
+    let reserved: Vec<_> = reserved.collect();
+    taken.extend(own.into_iter().flat_map(in_status));
+    refuse_held(kept.iter().chain(&reserved).flatten(), &mut asked);
     for static_addresses in asked.iter().flatten() {
         taken.extend(static_addresses);
     }
@@ -85,8 +100,11 @@ fn keep(had: Vec<IpAddr>, pool: &[IpNet], taken: &mut BTreeSet<IpAddr>) -> Vec<I
 
 /// An address that a Gateway was given stays its own, whoever asks for it later. Nothing is said of
 /// whose it is, which may be in another namespace.
-fn refuse_held(kept: &[Vec<IpAddr>], asked: &mut [Result<Vec<IpAddr>, Refused>]) {
-    let held: BTreeSet<_> = kept.iter().flatten().collect();
+fn refuse_held<'a>(
+    held: impl Iterator<Item = &'a IpAddr>,
+    asked: &mut [Result<Vec<IpAddr>, Refused>],
+) {
+    let held: BTreeSet<_> = held.collect();
     for asked in asked {
         let Ok(addresses) = asked else { continue };
         if let Some(address) = addresses.iter().find(|address| held.contains(address)) {
@@ -271,7 +289,31 @@ mod tests {
             }
             Err(Refused::Unsupported(why) | Refused::Unusable(why)) => why.reason.to_owned(),
         };
-        assign(&gateways, &settings).into_iter().map(say).collect()
+        let (waiting, gateways): (Vec<_>, Vec<_>) =
+            gateways.into_iter().partition(|gateway| gateway.spec.gateway_class_name == "gone");
+        assign(&gateways, &waiting, &settings).into_iter().map(say).collect()
+    }
+
+    /// One that waits for its class.
+    fn waiting(name: &str, asked: &[&str], had: &[&str]) -> Gateway {
+        let mut gateway = gateway(name, asked, had);
+        gateway.spec.gateway_class_name = "gone".into();
+        gateway
+    }
+
+    #[test]
+    fn what_a_gateway_has_that_waits_for_its_class_is_reserved() {
+        let pool = &["10.9.0.0/29"];
+        let waits = || waiting("w", &[], &["10.9.0.1"]);
+        let asks = || gateway("b", &["10.9.0.1"], &[]);
+        assert_eq!(shown(&[gateway("a", &[], &[]), waits()], pool), ["10.9.0.2"]);
+        assert_eq!(shown(&[waits(), asks()], pool), ["AddressNotUsable"]);
+        // Another has it already, and keeps it.
+        assert_eq!(shown(&[waits(), gateway("b", &[], &["10.9.0.1"])], pool), ["10.9.0.1"]);
+        // What it has asked for itself is shared, as among those that are served.
+        let own = || waiting("w", &["10.9.0.1"], &["10.9.0.1"]);
+        assert_eq!(shown(&[own(), asks()], pool), ["10.9.0.1"]);
+        assert_eq!(shown(&[own(), gateway("a", &[], &[])], pool), ["10.9.0.2"]);
     }
 
     #[test]

@@ -13,9 +13,9 @@ use crate::certificates::{Loader, Owner, Tickets, dns_names};
 use crate::problem::Place;
 use crate::tls::{Certificate, Pem, Termination};
 
-/// How a listener ends TLS, from those of its `tls.certificateRefs` that are good, and what is wrong
-/// with the others: one Secret that is missing closes the listener for its own names and for no
-/// others. `None`: none is good.
+/// How a listener ends TLS, from those of its `tls.certificateRefs` that are good, and what is
+/// wrong with the others: one Secret that is missing closes the listener for its own names and for
+/// no others. `None`: none is good.
 pub(super) fn termination(
     spec: &Listener,
     party: Party<'_>,
@@ -142,10 +142,10 @@ pub(super) struct Found {
     fault: Option<String>,
 }
 
-/// What Secrets that Gateways and their listeners name were last found to hold, with their `uid`s. It
-/// stays in force while what they hold is broken, as what a file of TOML names does: whoever writes
-/// a key and then its certificate breaks nothing in between. What this replica has not seen before
-/// the fault, as after a start, it does not have.
+/// What Secrets that Gateways and their listeners name were last found to hold, with their `uid`s.
+/// It stays in force while what they hold is broken, as what a file of TOML names does: whoever
+/// writes a key and then its certificate breaks nothing in between. What this replica has not seen
+/// before the fault, as after a start, it does not have.
 #[derive(Clone, Debug, Default)]
 pub struct LastGood(Arc<BTreeMap<store::Key, Good>>);
 
@@ -325,8 +325,9 @@ mod tests {
         let indented = |pem: &str| pem.replace('\n', "\n    ");
         let secret = secret.map(|(uid, pem)| {
             format!(
-                "---\napiVersion: v1\nkind: Secret\nmetadata: {{namespace: n, name: s, uid: {uid}}}\n\
-                 type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
+                "---\napiVersion: v1\nkind: Secret\n\
+                 metadata: {{namespace: n, name: s, uid: {uid}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n    {}\n  \
+                 tls.key: |\n    {}\n",
                 indented(pem),
                 indented(KEY)
             )

@@ -39,6 +39,7 @@ impl Events {
             tracing::warn!("{more} more events are left out; the objects' statuses say the same");
         }
         for notice in new.into_iter().take(MOST) {
+            tracing::warn!("{notice}");
             let event = event(notice, controller, me);
             let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
             let api: Api<Event> = Api::namespaced(client.clone(), namespace);

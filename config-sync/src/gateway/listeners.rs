@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::address::{self, Assigned, Refused};
 use super::certificates;
 use super::index::{Index, Key, Party, key, seniority};
@@ -149,9 +151,8 @@ impl<'o> Listeners<'o> {
 
     /// As if no listener were in another's way.
     pub(super) fn all(objects: &'o Objects, index: &Index<'o>, settings: &Settings) -> Self {
-        let mut gateways = ours(objects, settings);
-        gateways.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
-        let assigned = address::assign(&gateways, settings);
+        let (gateways, waiting) = ours(objects, settings);
+        let assigned = address::assign(&gateways, &waiting, settings);
         let mut listeners = Self {
             gates: Vec::new(),
             sets: Vec::new(),
@@ -290,9 +291,37 @@ pub(super) fn accepts(class: &GatewayClass) -> Verdict {
     Err(Why::new("InvalidParameters", message))
 }
 
-fn ours<'o>(objects: &'o Objects, settings: &Settings) -> Vec<&'o Gateway> {
-    let is_ours = |gateway: &&Gateway| matches!(claim(gateway, objects, settings), Claim::Ours);
-    objects.gateways.iter().map(Arc::as_ref).filter(is_ours).collect()
+/// Those that are served, and those that no controller has, in the order of their seniority.
+fn ours<'o>(objects: &'o Objects, settings: &Settings) -> (Vec<&'o Gateway>, Vec<&'o Gateway>) {
+    let mut all: Vec<_> = objects.gateways.iter().map(Arc::as_ref).collect();
+    all.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
+    let (mut ours, mut waiting) = (Vec::new(), Vec::new());
+    for gateway in all {
+        match claim(gateway, objects, settings) {
+            Claim::Ours => ours.push(gateway),
+            Claim::Waits | Claim::Nobodys => waiting.push(gateway),
+            // Until that one has said a word, the class may be a slip of the pen.
+            Claim::Theirs if was_ours(gateway.status.as_ref(), settings) => waiting.push(gateway),
+            Claim::Theirs => {}
+        }
+    }
+    (ours, waiting)
+}
+
+/// Conditions of Gateways and ListenerSets do not say whose they are, but for this.
+pub(super) fn accepted_by(settings: &Settings) -> String {
+    format!("accepted by {}", settings.controller_name)
+}
+
+/// Whether the status of a Gateway or ListenerSet is the one that it got while it was served.
+pub(super) fn was_ours(status: Option<&Value>, settings: &Settings) -> bool {
+    let conditions = status.and_then(|status| status["conditions"].as_array());
+    let by = accepted_by(settings);
+    conditions.into_iter().flatten().any(|condition| {
+        let rest = condition["message"].as_str().and_then(|text| text.strip_prefix(&by));
+        condition["type"] == "Accepted"
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(','))
+    })
 }
 
 fn gate<'o>(

@@ -214,7 +214,7 @@ impl Known<'_, '_> {
     /// Of a Gateway or ListenerSet: with some listeners that are not valid it is accepted all the
     /// same.
     fn accepted(&self, verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
-        let by = self.accepted_by();
+        let by = listeners::accepted_by(self.settings);
         if own.iter().all(|entry| entry.is_valid()) {
             return condition("Accepted", verdict.clone(), "Accepted", &by);
         }
@@ -222,20 +222,17 @@ impl Known<'_, '_> {
         condition("Accepted", verdict.clone(), "ListenersNotValid", &message)
     }
 
-    /// Conditions of Gateways and ListenerSets do not say whose they are, but for this.
-    fn accepted_by(&self) -> String {
-        format!("accepted by {}", self.settings.controller_name)
-    }
-
     /// Gateways and ListenerSets that are not served, and that no other controller has: what was
-    /// said of them when they were must not stay.
+    /// said of them when they were must not stay, but for the addresses, which are reserved.
     fn unserved(&self) -> Vec<Report> {
         let mut reports = Vec::new();
         for gateway in &self.objects.gateways {
             let status = gateway.status.as_ref();
             reports.extend(self.why_unserved(gateway, status).map(|why| {
                 let mut report = self.report(Kind::Gateway, &gateway.metadata);
-                report.fields.insert("addresses".into(), json!([]));
+                let had = status.map(|status| status["addresses"].clone());
+                let had = had.filter(Value::is_array).unwrap_or_else(|| json!([]));
+                report.fields.insert("addresses".into(), had);
                 report.fields.insert("attachedListenerSets".into(), 0.into());
                 report.wait(&why)
             }));
@@ -245,7 +242,9 @@ impl Known<'_, '_> {
             let Some(parent) = listeners::parent(set) else { continue };
             let why = match self.index.gateways.get(&parent) {
                 Some(gateway) => self.why_unserved(gateway, status),
-                None if self.was_ours(status) => Some("there is no such Gateway".to_owned()),
+                None if listeners::was_ours(status, self.settings) => {
+                    Some("there is no such Gateway".to_owned())
+                }
                 None => None,
             };
             reports.extend(why.map(|why| self.report(Kind::ListenerSet, &set.metadata).wait(&why)));
@@ -259,21 +258,11 @@ impl Known<'_, '_> {
         let class = &gateway.spec.gateway_class_name;
         match listeners::claim(gateway, self.objects, self.settings) {
             Claim::Waits => Some(format!("GatewayClass {class} is not accepted")),
-            Claim::Nobodys if self.was_ours(status) => {
+            Claim::Nobodys if listeners::was_ours(status, self.settings) => {
                 Some(format!("there is no GatewayClass {class}"))
             }
             Claim::Nobodys | Claim::Ours | Claim::Theirs => None,
         }
-    }
-
-    fn was_ours(&self, status: Option<&Value>) -> bool {
-        let conditions = status.and_then(|status| status["conditions"].as_array());
-        let by = self.accepted_by();
-        conditions.into_iter().flatten().any(|condition| {
-            let rest = condition["message"].as_str().and_then(|text| text.strip_prefix(&by));
-            condition["type"] == "Accepted"
-                && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(','))
-        })
     }
 
     fn entries(&self, gate: usize, set: Option<usize>) -> impl Iterator<Item = &Entry<'_>> {
@@ -694,7 +683,8 @@ impl Condition {
         let (status, reason, message) = self.said(outcome);
         let counts = match (self.kind, status) {
             ("PartiallyInvalid" | SUPERSEDED, "True")
-            | ("Accepted" | "ResolvedRefs" | "SupportedVersion", "False") => true,
+            | ("Accepted" | "ResolvedRefs" | "SupportedVersion", "False")
+            | ("Accepted", "Unknown") => true,
             ("Programmed", "False") => {
                 // Once for a Gateway, not for each of its listeners.
                 let whole = matches!(self.says, Says::SomeServed(_)) && refused(outcome).is_some();

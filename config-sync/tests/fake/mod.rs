@@ -124,6 +124,13 @@ impl ApiServer {
         self.world().objects.get(&(plural(kind), namespace.into(), name.into())).cloned()
     }
 
+    /// All objects of a kind, by its plural.
+    pub fn all(&self, plural: &str) -> Vec<Value> {
+        let world = self.world();
+        let all = world.objects.iter().filter(|((of, ..), _)| of == plural);
+        all.map(|(_, object)| object.clone()).collect()
+    }
+
     /// So many of the next requests like this fail.
     pub fn fail(&self, method: Method, path_end: &str, status: u16, times: usize) {
         self.world().faults.push((method, path_end.into(), status, times));
