@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,9 +24,12 @@ use tokio::time::Instant;
 
 use super::certificates::LastGood;
 use super::lease::{self, Applied, Leases};
+use super::objects::Objects;
 use super::report::{Report, Reporter, Tally};
 use super::store::Store;
+use super::tasks::keep;
 use super::translate::{Settings, Translation, translate};
+use super::unfit::{Unfit, translate_what_fits};
 use super::watch::{CONNECT, Progress, WATCH_SECONDS, Watch, said};
 use crate::config::Config;
 use crate::machine::{self, Machine};
@@ -78,6 +80,13 @@ pub struct Options {
 #[error("{0}")]
 pub struct ClusterError(String);
 
+/// What became of the objects.
+struct Translated {
+    translation: Option<Translation>,
+    unfit: Vec<Unfit>,
+    took: Duration,
+}
+
 pub struct Cluster {
     store: Arc<Store>,
     watch: Arc<Watch>,
@@ -92,7 +101,9 @@ pub struct Cluster {
     asking: AbortHandle,
     settings: Settings,
     /// A translation that has begun, and what it will have taken.
-    translating: Option<oneshot::Receiver<(Option<Translation>, Duration)>>,
+    translating: Option<oneshot::Receiver<Translated>>,
+    /// What the latest one left out.
+    unfit: Vec<Unfit>,
     /// That the latest one took.
     translating_took: Duration,
     /// None begins before this time.
@@ -143,7 +154,9 @@ impl Cluster {
     /// The same with a client that is there already.
     pub fn with_client(client: Client, options: Options) -> Self {
         let (told, node) = watch::channel(None);
-        let asking = tokio::spawn(ask(client.clone(), options.clone(), told)).abort_handle();
+        let (asker, asked) = (client.clone(), options.clone());
+        let asking =
+            keep("reading the own Node", move || ask(asker.clone(), asked.clone(), told.clone()));
         let lease = lease::Options {
             namespace: options
                 .lease_namespace
@@ -158,7 +171,7 @@ impl Cluster {
         let follow = Arc::new(follow);
         let leases = Arc::new(Leases::start(client.clone(), lease));
         let (reports, latest) = watch::channel(None);
-        let reporter = Reporter::new(
+        let reporter = Arc::new(Reporter::new(
             client,
             options.controller_name.clone(),
             options.identity,
@@ -167,7 +180,7 @@ impl Cluster {
             Arc::clone(&follow),
             Arc::clone(&leases),
             latest,
-        );
+        ));
         let tally = Arc::clone(&reporter.tally);
         let now = Instant::now();
         Self {
@@ -176,7 +189,7 @@ impl Cluster {
             leases,
             tally,
             reports,
-            reporter: tokio::spawn(reporter.run()).abort_handle(),
+            reporter: keep("the reporter", move || Arc::clone(&reporter).run()),
             node,
             own: None,
             asking,
@@ -191,6 +204,7 @@ impl Cluster {
                 machine: Machine::this(),
             },
             translating: None,
+            unfit: Vec::new(),
             translating_took: Duration::ZERO,
             rest: now,
             addresses_seen: now,
@@ -204,32 +218,35 @@ impl Cluster {
     pub fn translated(&mut self) -> Option<Arc<Translation>> {
         if self.translating.is_none() && self.is_due() {
             let (objects, settings) = (self.store.take(), self.settings.clone());
+            let known = self.unfit.clone();
             let (done, translating) = oneshot::channel();
             tokio::task::spawn_blocking(move || {
                 let began = Instant::now();
-                // The table that is in force must outlive an object that translation can't take:
-                // it holds nothing that a panic could leave half changed.
-                let translation = catch_unwind(AssertUnwindSafe(|| translate(&objects, &settings)));
+                let translate = |objects: &Objects| translate(objects, &settings);
+                let (translation, unfit) = translate_what_fits(&objects, known, translate);
                 // Nobody is there to take it if the process is ending.
-                _ = done.send((translation.ok(), began.elapsed()));
+                _ = done.send(Translated { translation, unfit, took: began.elapsed() });
             });
             self.translating = Some(translating);
         }
         match self.translating.as_mut()?.try_recv() {
-            Ok((None, took)) => {
+            Ok(Translated { translation, unfit, took }) => {
                 self.translating = None;
                 self.translating_took = took;
-                self.took(Duration::ZERO);
-                self.tally.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(
-                    "the cluster's objects can't be translated: translation has panicked, which is \
-                     a fault of Ringway's; what is in force stays, until an object changes"
-                );
-                None
-            }
-            Ok((Some(translation), took)) => {
-                self.translating = None;
-                self.translating_took = took;
+                for object in unfit.iter().filter(|object| !self.unfit.contains(object)) {
+                    self.tally.errors.fetch_add(1, Ordering::Relaxed);
+                    object.say();
+                }
+                self.unfit = unfit;
+                let Some(mut translation) = translation else {
+                    self.took(Duration::ZERO);
+                    tracing::error!(
+                        "the cluster's objects can't be translated: what is in force stays, until \
+                         an object changes"
+                    );
+                    return None;
+                };
+                translation.left_out = self.unfit.iter().filter_map(Unfit::notice).collect();
                 self.settings.given.clone_from(translation.given());
                 self.settings.last_good.clone_from(translation.last_good());
                 let translation = Arc::new(translation);

@@ -25,6 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::outline::Outline;
+use super::tasks::keep;
 use super::watch::{WATCH_SECONDS, said};
 
 const CONTROLLER: &str = "ringway.dev/controller";
@@ -121,8 +122,9 @@ impl Leases {
             news: Notify::new(),
             changed: Notify::new(),
         });
-        let follow = tokio::spawn(Arc::clone(&shared).follow()).abort_handle();
-        let renew = tokio::spawn(Arc::clone(&shared).renew()).abort_handle();
+        let (follows, renews) = (Arc::clone(&shared), Arc::clone(&shared));
+        let follow = keep("following Leases", move || Arc::clone(&follows).follow());
+        let renew = keep("renewing the Lease", move || Arc::clone(&renews).renew());
         Self { shared, tasks: [follow, renew] }
     }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`objects`] | the objects, as a cluster or YAML has them |
 //! | `translate` | [`translate()`]: objects to a configuration, and what becomes of each object |
+//! | `unfit` | objects at which that panics, to leave them out |
 //! | [`status`] | that as statuses, and [`status::merge`]: into those that are there |
 //! | [`files`], [`print`] | objects out of YAML; a configuration as TOML, statuses as YAML |
 //! | `schema`, `doubts` | what of objects in files has no effect: by themselves, together |
@@ -12,6 +13,7 @@
 //! | [`discovery`], [`watch`], [`store`] | what is served, what there is, the latest of it |
 //! | [`lease`], [`outline`] | which replica leads, and whether all serve the same |
 //! | `report`, `promise`, `events`, `infrastructure` | what the leader writes |
+//! | `tasks` | what runs beside, and outlives its own panics |
 
 mod address;
 mod backend_tls;
@@ -41,9 +43,11 @@ mod routes;
 mod schema;
 pub mod status;
 pub mod store;
+mod tasks;
 #[cfg(test)]
 mod testing;
 mod translate;
+mod unfit;
 pub mod watch;
 
 pub(crate) use doubts::of as doubts;

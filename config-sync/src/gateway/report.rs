@@ -188,11 +188,11 @@ impl Reporter {
     }
 
     /// Reports for as long as there is somebody to tell.
-    pub async fn run(mut self) {
-        let mut desk = Desk::default();
+    pub async fn run(self: Arc<Self>) {
+        let (mut desk, mut reports) = (Desk::default(), self.reports.clone());
         let leases = Arc::clone(&self.leases);
         loop {
-            let report = self.reports.borrow_and_update().clone();
+            let report = reports.borrow_and_update().clone();
             let wait = match report {
                 Some(report) if self.leases.leads() => self.look(&report, &mut desk).await,
                 _ => {
@@ -202,7 +202,7 @@ impl Reporter {
                 }
             };
             tokio::select! {
-                changed = self.reports.changed() => if changed.is_err() { return },
+                changed = reports.changed() => if changed.is_err() { return },
                 () = leases.changed() => {}
                 () = tokio::time::sleep(wait.min(LOOK_ANYWAY)) => {}
             }
@@ -269,7 +269,10 @@ impl Reporter {
         let (began, mut whole) = (Instant::now(), true);
         futures::stream::iter(open)
             .take_while(|_| {
-                let newer = self.reports.has_changed().unwrap_or(false);
+                let latest = self.reports.borrow();
+                let newer = latest
+                    .as_ref()
+                    .is_some_and(|latest| !Arc::ptr_eq(&latest.translation, &pass.translation));
                 let enough = newer && began.elapsed() >= LEAST_PASS;
                 whole = !enough && self.leases.leads();
                 std::future::ready(whole)

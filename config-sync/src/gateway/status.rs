@@ -54,6 +54,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Self; 9] = [
+        Self::GatewayClass,
+        Self::Gateway,
+        Self::ListenerSet,
+        Self::TcpRoute,
+        Self::UdpRoute,
+        Self::TlsRoute,
+        Self::HttpRoute,
+        Self::BackendTlsPolicy,
+        Self::L4Policy,
+    ];
+
     /// As in `kind:` of an object.
     pub fn name(self) -> &'static str {
         match self {

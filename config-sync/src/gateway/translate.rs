@@ -50,6 +50,8 @@ pub struct Translation {
     /// The same on every replica that translates the same objects to the same end.
     pub outline: Outline,
     reports: Vec<Report>,
+    /// Said of objects at which translation panicked.
+    pub(super) left_out: Vec<Notice>,
     infrastructure: Vec<Infrastructure>,
     given: BTreeMap<(String, String), Vec<IpAddr>>,
     last_good: LastGood,
@@ -128,8 +130,16 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     };
     let outline = outline(&config);
     let last_good = LastGood::of(&index);
-    let reports = known.reports();
-    Translation { config, outline, reports, infrastructure, given, last_good, opened_for }
+    Translation {
+        config,
+        outline,
+        reports: known.reports(),
+        left_out: Vec::new(),
+        infrastructure,
+        given,
+        last_good,
+        opened_for,
+    }
 }
 
 impl Translation {
@@ -140,7 +150,8 @@ impl Translation {
 
     /// What users must act on, in the order of the statuses.
     pub fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
-        self.reports.iter().flat_map(|report| report.notices(outcome)).collect()
+        let notices = self.reports.iter().flat_map(|report| report.notices(outcome));
+        notices.chain(self.left_out.iter().cloned()).collect()
     }
 
     /// What each Gateway has, by namespace and name: for [`Settings::given`] of the next one.

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::discovery::{self, CONFIG_MAP, KINDS, Kind, Served};
 use super::store::{Key, Store, Table, Tables, Version};
+use super::tasks::keep;
 
 /// How often the cluster is asked for what it serves: while kinds are missing, and otherwise.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -130,7 +131,8 @@ impl Watch {
             state: Arc::default(),
             look: Arc::default(),
         };
-        let discovery = tokio::spawn(follower.clone().discover()).abort_handle();
+        let discoverer = follower.clone();
+        let discovery = keep("discovery", move || discoverer.clone().discover());
         Self { follower, discovery }
     }
 
@@ -581,8 +583,10 @@ macro_rules! tables {
             ) -> AbortHandle {
                 let own = self.clone();
                 $( if kind == &discovery::$kind {
-                    let task = own.follow(kind, resource, namespace, |tables| &mut tables.$table);
-                    return tokio::spawn(task).abort_handle();
+                    return keep("following a kind", move || {
+                        let (own, resource) = (own.clone(), resource.clone());
+                        own.follow(kind, resource, namespace.clone(), |tables| &mut tables.$table)
+                    });
                 } )*
                 unreachable!("every kind has a table")
             }
