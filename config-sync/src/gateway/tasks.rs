@@ -15,35 +15,33 @@ pub(super) fn keep<F>(what: &'static str, begin: impl Fn() -> F + Send + 'static
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let task = async move {
-        while AssertUnwindSafe(begin()).catch_unwind().await.is_err() {
-            let seconds = PAUSE.as_secs();
-            tracing::error!(
-                "{what} has panicked, which is a fault of Ringway's: it begins anew in {seconds} s"
-            );
-            tokio::time::sleep(PAUSE).await;
-        }
-    };
-    tokio::spawn(task).abort_handle()
+    tokio::spawn(run(what, PAUSE, begin)).abort_handle()
+}
+
+async fn run<F: Future<Output = ()>>(what: &str, pause: Duration, begin: impl Fn() -> F) {
+    while AssertUnwindSafe(begin()).catch_unwind().await.is_err() {
+        tracing::error!(
+            "{what} has panicked, which is a fault of Ringway's: it begins anew in {pause:?}"
+        );
+        tokio::time::sleep(pause).await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::cell::Cell;
 
     use super::*;
 
     #[tokio::test]
     async fn a_task_that_panics_begins_anew_until_it_ends() {
-        let runs = Arc::new(AtomicU32::new(0));
-        let seen = Arc::clone(&runs);
-        let task = keep("a test's task", move || {
-            let run = seen.fetch_add(1, Ordering::Relaxed);
-            async move { assert!(run == 2, "run {run} has a fault") }
-        });
-        tokio::time::sleep(PAUSE * 5).await;
-        assert_eq!(runs.load(Ordering::Relaxed), 3);
-        assert!(task.is_finished());
+        let runs = Cell::new(0);
+        let begin = || {
+            runs.set(runs.get() + 1);
+            let run = runs.get();
+            async move { assert!(run == 3, "run {run} has a fault") }
+        };
+        run("a test's task", Duration::from_millis(1), begin).await;
+        assert_eq!(runs.get(), 3);
     }
 }
