@@ -297,8 +297,8 @@ impl<'c> Check<'c> {
         self.refuse(key, message);
     }
 
-    /// What uses each backend, by its name. Made once: a search of all routes for each backend takes
-    /// seconds where there are many of both.
+    /// What uses each backend, by its name. Made once: a search of all routes for each backend
+    /// takes seconds where there are many of both.
     fn users(&self, routes: &'c [Route]) -> BTreeMap<&'c str, Users<'c>> {
         let mut users: BTreeMap<&str, Users<'c>> = BTreeMap::new();
         for route in routes {

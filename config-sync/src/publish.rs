@@ -287,8 +287,8 @@ struct Beside {
 /// A table that waits for addresses to be closed.
 struct Pending {
     table: Arc<RoutingTable>,
-    /// So many of its sockets, from the first on, wait for nothing any more. Nothing begins to close
-    /// while a table waits: these are not looked at again whenever a socket has been closed.
+    /// So many of its sockets, from the first on, wait for nothing any more. Nothing begins to
+    /// close while a table waits: these are not looked at again whenever a socket has been closed.
     ready: usize,
 }
 

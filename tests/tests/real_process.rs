@@ -83,8 +83,8 @@ fn run_refuses_a_bad_file() {
     assert!(text(&output.stderr).contains(&format!("{file}:2:")), "{}", text(&output.stderr));
 }
 
-/// What is no regular file is refused at once, wherever it is named; but for a pipe that the command
-/// line names, which is read once.
+/// What is no regular file is refused at once, wherever it is named; but for a pipe that the
+/// command line names, which is read once.
 #[test]
 fn a_pipe_is_read_once_and_a_fifo_stops_nothing() {
     let (folder, server, address) = (Folder::new(), Server::tcp(echo), free_address());

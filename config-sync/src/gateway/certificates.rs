@@ -326,8 +326,8 @@ mod tests {
         let secret = secret.map(|(uid, pem)| {
             format!(
                 "---\napiVersion: v1\nkind: Secret\n\
-                 metadata: {{namespace: n, name: s, uid: {uid}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: |\n    {}\n  \
-                 tls.key: |\n    {}\n",
+                 metadata: {{namespace: n, name: s, uid: {uid}}}\ntype: kubernetes.io/tls\n\
+                 stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
                 indented(pem),
                 indented(KEY)
             )

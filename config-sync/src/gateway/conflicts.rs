@@ -1,5 +1,5 @@
-//! Which listeners are in each other's way: what the port and address of each are taken by is looked
-//! up, because thousands of listeners may share one port.
+//! Which listeners are in each other's way: what the port and address of each are taken by is
+//! looked up, because thousands of listeners may share one port.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
