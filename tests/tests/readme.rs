@@ -1,9 +1,23 @@
-//! What README.md says of the code is so.
+//! What the pages say of the code is so.
 
 use std::fs;
 use std::path::Path;
 
 use ringway::proxy::record::{CloseReason, DropReason};
+
+/// Every page that has links.
+const PAGES: [&str; 10] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "appliance/README.md",
+    "bench/README.md",
+    "config-sync/README.md",
+    "config-sync/REFERENCE.md",
+    "images/OPERATING.md",
+    "images/README.md",
+    "tests/README.md",
+    "tuning/README.md",
+];
 
 #[test]
 fn each_reason_is_explained() {
@@ -15,7 +29,7 @@ fn each_reason_is_explained() {
 
 #[test]
 fn links_lead_somewhere() {
-    for file in ["README.md", "tuning/README.md", "images/README.md"] {
+    for file in PAGES {
         let path = root().join(file);
         let text = fs::read_to_string(&path).unwrap();
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
@@ -48,7 +62,7 @@ fn table<'a>(rows: impl Iterator<Item = (&'a str, &'a str)>) -> String {
 
 /// What stands between the comment that names it and the next one.
 fn section(name: &str) -> String {
-    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    let text = fs::read_to_string(root().join("images/OPERATING.md")).unwrap();
     let start = format!("<!-- {name}: checked by tests/tests/readme.rs -->\n");
     let (_, rest) = text.split_once(&start).unwrap();
     rest.split_once("<!-- end -->").unwrap().0.to_owned()
