@@ -84,7 +84,7 @@ pub(crate) struct Loader<'l> {
 
 /// Keys of session tickets by listener. They outlive a table, so that sessions can be resumed after
 /// certificates were renewed; but not a change of who may come in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tickets(BTreeMap<String, (Admission, Arc<dyn ProducesTickets>)>);
 
 /// Who may come in: clients admitted by one must not resume under another.

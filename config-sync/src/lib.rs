@@ -12,6 +12,7 @@
 //! | `warnings` | what fits and is hardly meant |
 //! | `tls` | certificates, terminated listeners, and backends that speak TLS |
 //! | [`sources`] | ranges of clients' addresses, and files of them |
+//! | `reading` | all of the above, on a thread of its own |
 //! | [`compile`] | the [`routing::RoutingTable`]: what runs (`maglev`: hash tables of backends) |
 //! | [`health`] | checks of endpoints, and the table without those that are down |
 //! | [`certificates`] | reads certificates and keys, and makes of them what rustls needs |
@@ -47,6 +48,7 @@ pub mod publish;
 mod puts;
 pub mod ranges;
 mod reader;
+mod reading;
 pub mod routing;
 mod san;
 pub mod sources;
@@ -73,13 +75,16 @@ use crate::problem::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 pub use crate::puts::Put;
 use crate::puts::{Backoff, Puts};
+use crate::reading::{Compiled, Looked, Refused};
+pub use crate::reading::{Found, Reading, Wish};
 use crate::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 
 /// Follows one configuration file: read, compile, publish, report.
 pub struct ConfigSync {
     source: Source,
     publisher: Publisher,
-    names: Names,
+    /// Those that are read beside it may add to their own.
+    names: Arc<Names>,
     in_force: Option<Arc<InForce>>,
     /// What was put in force first: of some keys, what holds until the process ends.
     started_with: Option<Config>,
@@ -90,11 +95,10 @@ pub struct ConfigSync {
     /// What was compiled of it, with every endpoint, up or down.
     whole: Option<Arc<RoutingTable>>,
     checks: Checks,
-    /// The text that was last looked at, in force or refused.
-    last_text: Option<String>,
-    /// The other files that this text names, and what they held then.
-    files: BTreeSet<PathBuf>,
-    fingerprint: u64,
+    /// What was last looked at, in force or refused.
+    last: Looked,
+    /// Something is looked at just now.
+    is_reading: bool,
     /// Of the latest table.
     generation: u64,
     draining: bool,
@@ -143,16 +147,15 @@ impl ConfigSync {
         Self {
             source: source.into(),
             publisher,
-            names: Names::new(),
+            names: Arc::default(),
             in_force: None,
             started_with: None,
             allow_empty: false,
             again: Backoff::default(),
             whole: None,
             checks: Checks::default(),
-            last_text: None,
-            files: BTreeSet::new(),
-            fingerprint: 0,
+            last: Looked::default(),
+            is_reading: false,
             generation: 0,
             draining: false,
             reloads_ok: 0,
@@ -171,62 +174,68 @@ impl ConfigSync {
         self.allow_empty = true;
     }
 
-    /// Reads the file and publishes what it says, even if that is what is in force.
-    #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
-    pub fn reload(&mut self) -> Outcome {
-        if self.draining {
-            return Outcome::Unchanged;
+    /// What is to be done for a wish, on whatever thread: [`Self::finish`] takes what it finds.
+    /// `None`: nothing is to be done, or that of another wish is not over yet.
+    pub fn begin(&mut self, wish: Wish) -> Option<Reading> {
+        #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
+        let is_due = wish != Wish::Retry || self.again.is_due(Instant::now());
+        if self.draining || self.is_reading || !is_due {
+            return None;
         }
-        let text = self.source.read();
-        self.last_text = text.as_ref().ok().cloned();
-        match text.map_err(Refused::passing).and_then(|text| self.take(&text)) {
+        self.is_reading = true;
+        Some(Reading {
+            wish,
+            source: self.source.clone(),
+            names: Arc::clone(&self.names),
+            allow_empty: self.allow_empty,
+            listeners: self.config().map_or(0, |before| before.listeners.len()),
+            last: self.last.clone(),
+        })
+    }
+
+    /// Publishes what was found, or keeps what is in force.
+    pub fn finish(&mut self, found: Found) -> Outcome {
+        self.is_reading = false;
+        let Some(result) = found.result.filter(|_| !self.draining) else {
+            return Outcome::Unchanged;
+        };
+        self.last = found.looked;
+        match result.and_then(|compiled| self.put_in_force(compiled)) {
             Ok(generation) => {
                 self.reloads_ok += 1;
                 self.last_error = None;
                 self.again = Backoff::default();
                 Outcome::Published { generation }
             }
-            Err(Refused { why, may_pass }) => {
-                self.reloads_failed += 1;
-                self.last_error = Some(why.clone());
-                match may_pass {
-                    true => self.again.failed(Instant::now()),
-                    false => self.again = Backoff::default(),
-                }
-                Outcome::Rejected(why)
-            }
+            Err(refused) => self.refuse(refused, found.wish),
         }
     }
 
-    /// To be called now and then: the same, if it was refused for a reason that may have passed (an
-    /// address in use, no files left, a file that could not be read), after 1 to 60 s. To be
-    /// refused in the same words again is no news, and is not counted.
+    /// A reading has ended without a result: it has panicked, or there was no thread for it.
+    pub fn abandon(&mut self, why: String) -> Outcome {
+        self.is_reading = false;
+        self.refuse(Refused::passing(why), Wish::Retry)
+    }
+
     #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
-    pub fn retry(&mut self) -> Outcome {
-        if !self.again.is_due(Instant::now()) {
+    fn refuse(&mut self, Refused { why, may_pass }: Refused, wish: Wish) -> Outcome {
+        match may_pass {
+            true => self.again.failed(Instant::now()),
+            false => self.again = Backoff::default(),
+        }
+        if wish == Wish::Retry && self.last_error.as_ref() == Some(&why) {
             return Outcome::Unchanged;
         }
-        let (before, failed) = (self.last_error.clone(), self.reloads_failed);
-        match self.reload() {
-            Outcome::Rejected(why) if before.as_ref() == Some(&why) => {
-                self.reloads_failed = failed;
-                Outcome::Unchanged
-            }
-            outcome => outcome,
-        }
+        self.reloads_failed += 1;
+        self.last_error = Some(why.clone());
+        Outcome::Rejected(why)
     }
 
-    /// The same, unless all files are as they were when last looked at: for [`watch`], which
-    /// says that something may have changed.
-    pub fn refresh(&mut self) -> Outcome {
-        match self.source.read() {
-            Ok(text)
-                if self.last_text.as_ref() == Some(&text)
-                    && self.fingerprint == file::fingerprint(&self.files) =>
-            {
-                Outcome::Unchanged
-            }
-            _ => self.reload(),
+    /// A wish from beginning to end.
+    pub fn follow(&mut self, wish: Wish) -> Outcome {
+        match self.begin(wish) {
+            Some(reading) => self.finish(reading.run()),
+            None => Outcome::Unchanged,
         }
     }
 
@@ -337,6 +346,10 @@ impl ConfigSync {
         listener: &dyn Fn(ListenerId) -> bool,
         endpoint: &dyn Fn(EndpointId) -> bool,
     ) -> Retired {
+        if self.is_reading {
+            // It gives ids as if none had been freed.
+            return Retired::default();
+        }
         let closing: BTreeSet<SocketId> = self.publisher.closing().collect();
         self.kept.retain(|id, _| closing.contains(id));
         let since = (self.applied.saturating_sub(1), self.generation);
@@ -350,7 +363,7 @@ impl ConfigSync {
         let kept: BTreeSet<_> = self.kept.values().copied().collect();
         let closing = |id| closing.contains(&id);
         let in_use = InUse { applied, kept: &kept, closing: &closing, listener, endpoint };
-        self.names.retire(&in_use, Instant::now())
+        Arc::make_mut(&mut self.names).retire(&in_use, Instant::now())
     }
 
     /// Files that are to be watched: the configuration's own, and those that it names. None if it
@@ -358,7 +371,7 @@ impl ConfigSync {
     pub fn files(&self) -> BTreeSet<PathBuf> {
         match &self.source {
             Source::File(path) | Source::Objects { path, .. } => {
-                self.files.iter().chain([path]).cloned().collect()
+                self.last.files.iter().chain([path]).cloned().collect()
             }
             Source::Text { .. } => BTreeSet::new(),
         }
@@ -399,29 +412,13 @@ impl ConfigSync {
         self.timing
     }
 
-    #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]
-    fn take(&mut self, text: &str) -> Result<u64, Refused> {
+    fn put_in_force(&mut self, compiled: Compiled) -> Result<u64, Refused> {
+        let Compiled { config, shown, warnings, names, mut table, took } = compiled;
         let generation = self.generation + 1;
-        let began = Instant::now();
-        let Parsed { config, shown, warnings } =
-            self.source.config(text).map_err(Refused::for_good)?;
-        let before = self.config().map_or(0, |before| before.listeners.len());
-        if config.listeners.is_empty() && before > 0 && !self.allow_empty {
-            return Err(Refused::for_good(format!(
-                "{}: listeners: none is left of {before}, as in a file that was cut off; where \
-                 that is meant, start with `ringway run --allow-empty`",
-                self.source.name()
-            )));
-        }
-        self.files = config.files();
-        // Taken before they are read: what changes in between is read once more.
-        self.fingerprint = file::fingerprint(&self.files);
-        let table = compile::compile(&config, &mut self.names, generation).map_err(|problems| {
-            let may_pass = file::is_one_unreadable(&self.files);
-            Refused { why: problems.to_string(), may_pass }
-        })?;
+        table.generation = generation;
         self.open(&config, &table).map_err(Refused::passing)?;
-        self.give_out(&config, table, began).map_err(Refused::passing)?;
+        self.names = names;
+        self.give_out(&config, table, took).map_err(Refused::passing)?;
         warn_of_fixed_keys(self.started_with.get_or_insert_with(|| config.clone()), &config);
         transparent::warn(&config);
         self.generation = generation;
@@ -471,7 +468,7 @@ impl ConfigSync {
                 return Ok(false);
             }
         }
-        self.give_out(&config, table, began)?;
+        self.give_out(&config, table, began.elapsed())?;
         // Tables come many times a second: it is said when the first backend asks for it.
         if !self.config().is_some_and(transparent::is_asked) {
             transparent::warn(&config);
@@ -487,7 +484,7 @@ impl ConfigSync {
         &mut self,
         config: &Config,
         whole: RoutingTable,
-        began: Instant,
+        took: Duration,
     ) -> Result<(), String> {
         let compiled = Instant::now();
         let whole = Arc::new(whole);
@@ -495,13 +492,11 @@ impl ConfigSync {
         let table = health.table(&whole, whole.generation);
         self.publisher.publish(table).map_err(|error| error.to_string())?;
         // An endpoint that is down keeps its id.
-        self.names.published(&whole, compiled);
+        Arc::make_mut(&mut self.names).published(&whole, compiled);
         self.whole = Some(whole);
         self.checks.health = health;
-        self.timing = Timing {
-            compile_micros: micros(compiled - began),
-            publish_micros: micros(compiled.elapsed()),
-        };
+        self.timing =
+            Timing { compile_micros: micros(took), publish_micros: micros(compiled.elapsed()) };
         Ok(())
     }
 
@@ -509,8 +504,9 @@ impl ConfigSync {
     /// without what does not fit, which is one owner's fault and must not be everybody's.
     fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, RoutingTable), String> {
         let mut config = self.puts.without(asked, now);
+        let names = Arc::make_mut(&mut self.names);
         loop {
-            match compile::compile(&config, &mut self.names, self.generation + 1) {
+            match compile::compile(&config, names, self.generation + 1) {
                 Ok(table) => return Ok((config, table)),
                 Err(problems) if self.puts.leave_out(&mut config, &problems) => {}
                 Err(problems) => return Err(problems.to_string()),
@@ -527,23 +523,6 @@ impl ConfigSync {
             self.reloads_failed += 1;
             self.last_error = Some(error.to_string());
         }
-    }
-}
-
-/// Why a reload did not come to a table.
-struct Refused {
-    why: String,
-    /// The same files may be good in a while.
-    may_pass: bool,
-}
-
-impl Refused {
-    fn passing(why: String) -> Self {
-        Self { why, may_pass: true }
-    }
-
-    fn for_good(why: String) -> Self {
-        Self { why, may_pass: false }
     }
 }
 

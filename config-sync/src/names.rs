@@ -29,7 +29,7 @@ use crate::routing::{
 const REST: Duration = Duration::from_secs(600);
 
 /// Gives every name an id, which stays the same while the name is in the tables and beyond.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Names {
     pub(crate) sockets: Ids<(Transport, SocketAddr)>,
     pub(crate) listeners: Ids<String>,
@@ -162,7 +162,7 @@ impl Default for Names {
 
 /// Ids from 0 up, in the order in which names are first seen; then those that are free again, the
 /// longest free first.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ids<K> {
     ids: BTreeMap<K, u32>,
     names: Vec<Option<Named<K>>>,
@@ -170,7 +170,7 @@ pub(crate) struct Ids<K> {
     limit: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Named<K> {
     name: K,
     /// Generation of the first table that had it; `u64::MAX` before that.

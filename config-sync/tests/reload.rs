@@ -10,7 +10,7 @@ use config_sync::file::Source;
 use config_sync::problem::Warning;
 use config_sync::publish::{Command, Link, Publisher};
 use config_sync::watch::watch;
-use config_sync::{ConfigSync, Outcome, Summary, check};
+use config_sync::{ConfigSync, Outcome, Summary, Wish, check};
 use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
@@ -75,41 +75,71 @@ fn a_reload_publishes_a_refresh_only_what_is_new_and_faults_change_nothing() {
         Ok(Command::Table { table, sockets }) => Some((table.generation, sockets.len())),
         _ => None,
     };
-    assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
     assert_eq!(generation_and_sockets(), Some((1, 1)));
-    assert_eq!(sync.refresh(), Outcome::Unchanged);
-    assert_eq!(sync.reload(), Outcome::Published { generation: 2 });
+    assert_eq!(sync.follow(Wish::Refresh), Outcome::Unchanged);
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 2 });
     assert_eq!(generation_and_sockets(), Some((2, 0)), "the socket is kept");
 
     directory.write("ringway.toml", &GOOD.replace("TCP", "tcp"));
-    let Outcome::Rejected(text) = sync.refresh() else { panic!("rejected") };
+    let Outcome::Rejected(text) = sync.follow(Wish::Refresh) else { panic!("rejected") };
     assert!(text.contains("ringway.toml:4:12: listeners[0].protocol: must be"), "{text}");
     assert_eq!(sync.last_error(), Some(text.as_str()));
-    assert_eq!(sync.refresh(), Outcome::Unchanged, "the same fault is told once");
+    assert_eq!(sync.follow(Wish::Refresh), Outcome::Unchanged, "the same fault is told once");
     assert_eq!((sync.reloads_ok(), sync.reloads_failed()), (2, 1));
 
     directory.write("ringway.toml", &GOOD.replace(":8080", ":1"));
-    let Outcome::Rejected(text) = sync.refresh() else { panic!("rejected") };
+    let Outcome::Rejected(text) = sync.follow(Wish::Refresh) else { panic!("rejected") };
     assert!(text.contains("cannot listen on TCP 127.0.0.1:1: permission denied"), "{text}");
-    assert!(matches!(sync.reload(), Outcome::Rejected(_)), "tried again");
+    assert!(matches!(sync.follow(Wish::Reload), Outcome::Rejected(_)), "tried again");
     assert_eq!(generation_and_sockets(), None);
     assert_eq!(sync.in_force().map(|it| it.text()), Some(GOOD), "what is in force");
 
     fs::remove_file(&path).expect("removed");
-    assert!(matches!(sync.refresh(), Outcome::Rejected(_)));
+    assert!(matches!(sync.follow(Wish::Refresh), Outcome::Rejected(_)));
     directory.write("ringway.toml", GOOD);
-    assert_eq!(sync.refresh(), Outcome::Published { generation: 3 });
+    assert_eq!(sync.follow(Wish::Refresh), Outcome::Published { generation: 3 });
     assert_eq!(generation_and_sockets(), Some((3, 0)));
     assert_eq!((sync.last_error(), sync.generation()), (None, 3));
+}
+
+#[test]
+fn what_another_thread_has_read_is_in_force_once_it_is_handed_over() {
+    let directory = Directory::new("reading");
+    let (mut sync, commands) = start(&directory.write("ringway.toml", GOOD));
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
+    assert_eq!(commands.try_iter().count(), 1);
+
+    directory.write("ringway.toml", &GOOD.replace("\"l\"", "\"second\""));
+    let reading = sync.begin(Wish::Refresh).expect("something is to be read");
+    assert!(sync.begin(Wish::Reload).is_none(), "one at a time");
+    let found = std::thread::spawn(move || reading.run()).join().expect("no panic");
+    assert_eq!((commands.try_iter().count(), sync.names().listeners().count()), (0, 1));
+    assert_eq!(sync.finish(found), Outcome::Published { generation: 2 });
+    assert_eq!((commands.try_iter().count(), sync.names().listeners().count()), (1, 2));
+
+    // A reader that has panicked leaves what is in force, and it is tried again.
+    assert!(sync.begin(Wish::Reload).is_some());
+    assert_eq!(sync.abandon("panicked".into()), Outcome::Rejected("panicked".into()));
+    assert_eq!((sync.generation(), sync.reloads_failed()), (2, 1));
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 3 });
+
+    // The drain is the last table, whatever was read meanwhile.
+    directory.write("ringway.toml", &GOOD.replace("\"l\"", "\"third\""));
+    let reading = sync.begin(Wish::Refresh).expect("something is to be read");
+    sync.drain();
+    assert_eq!(sync.finish(reading.run()), Outcome::Unchanged);
+    assert!(sync.begin(Wish::Reload).is_none());
+    assert_eq!((sync.generation(), sync.names().listeners().count()), (4, 2));
 }
 
 #[test]
 fn a_drain_is_the_last_table() {
     let directory = Directory::new("drain");
     let (mut sync, commands) = start(&directory.write("ringway.toml", GOOD));
-    assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
     sync.drain();
-    assert_eq!(sync.reload(), Outcome::Unchanged);
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Unchanged);
     sync.stop();
     let told: Vec<_> = commands.try_iter().collect();
     let [Command::Table { .. }, Command::Table { table, sockets }, Command::Stop] = &told[..]
@@ -165,7 +195,7 @@ fn every_address_that_cannot_be_bound_is_told_with_its_listener() {
     let text = format!("{}{more}", GOOD.replace("8080", "1"));
     let path = directory.write("ringway.toml", &text);
     let (mut sync, _commands) = start(&path);
-    let Outcome::Rejected(said) = sync.reload() else { panic!("nothing can be bound") };
+    let Outcome::Rejected(said) = sync.follow(Wish::Reload) else { panic!("nothing can be bound") };
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), 2, "{said}");
     for (line, name, transport) in [(lines[0], "l", "TCP"), (lines[1], "m", "UDP")] {
@@ -250,7 +280,7 @@ async fn a_directory_of_objects_is_followed_and_a_bad_file_changes_nothing() {
     let (mut sync, _worker) = start(&directory.0);
     let paths = [directory.0.clone()].into();
     let mut changes = watch(&paths).expect("watched").changes;
-    assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
     let endpoints = |sync: &ConfigSync| {
         sync.in_force().expect("a configuration").config.backends[0].endpoints.len()
     };
@@ -260,21 +290,21 @@ async fn a_directory_of_objects_is_followed_and_a_bad_file_changes_nothing() {
 
     directory.write("b.yaml", ENDPOINTS);
     change(&mut changes).await;
-    assert_eq!(sync.refresh(), Outcome::Published { generation: 2 });
+    assert_eq!(sync.follow(Wish::Refresh), Outcome::Published { generation: 2 });
     assert_eq!(endpoints(&sync), 1);
     let shown = sync.in_force().expect("a configuration").text().to_owned();
     assert!(shown.contains("endpoints = [\"10.0.0.1:8080\"]"), "{shown}");
 
     directory.write("b.yaml", &ENDPOINTS.replace("port: 80}", "port: eighty}"));
     change(&mut changes).await;
-    let Outcome::Rejected(why) = sync.refresh() else { panic!("a bad file was taken") };
+    let Outcome::Rejected(why) = sync.follow(Wish::Refresh) else { panic!("a bad file was taken") };
     let place = "b.yaml:1: document 1: Service default/s: spec.ports[0].port: ";
     assert!(why.contains(place), "{why}");
     assert_eq!(endpoints(&sync), 1, "what was in force stays");
 
     directory.write("b.yaml", ENDPOINTS);
     fs::write(base, "[[listeners]]\nname = \"l\"").expect("written");
-    let Outcome::Rejected(why) = sync.reload() else { panic!("a bad base was taken") };
+    let Outcome::Rejected(why) = sync.follow(Wish::Reload) else { panic!("a bad base was taken") };
     assert!(why.contains("base.toml"), "{why}");
 }
 
@@ -395,18 +425,18 @@ async fn an_endpoint_that_fails_its_checks_is_left_out_until_it_is_back() {
     };
     let directory = Directory::new("health");
     let (mut sync, commands) = start(&directory.write("ringway.toml", &text("100ms")));
-    assert_eq!(sync.reload(), Outcome::Published { generation: 1 });
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
     assert!(commands.try_recv().is_ok());
 
     let [first, second] = servers;
     drop(first);
     assert_eq!(given(&mut sync, &commands, &[ports[1]]).await, 2);
     assert_eq!((sync.generation(), sync.reloads_ok()), (2, 1), "it is not a reload");
-    assert_eq!(sync.refresh(), Outcome::Unchanged);
+    assert_eq!(sync.follow(Wish::Refresh), Outcome::Unchanged);
 
     // What is known is known: no table in between has it.
     directory.write("ringway.toml", &text("150ms"));
-    assert_eq!(sync.refresh(), Outcome::Published { generation: 3 });
+    assert_eq!(sync.follow(Wish::Refresh), Outcome::Published { generation: 3 });
     let Ok(Command::Table { table, .. }) = commands.try_recv() else { panic!("a table") };
     assert_eq!(table.backends[0].endpoints.len(), 1);
     let in_force = &sync.in_force().expect("a configuration").config;

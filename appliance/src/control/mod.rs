@@ -26,10 +26,11 @@ use anyhow::{Context as _, anyhow, bail};
 use config_sync::names::Names;
 use config_sync::routing::Protocol;
 use config_sync::watch::{Watch, watch};
-use config_sync::{ConfigSync, Outcome};
+use config_sync::{ConfigSync, Found, Outcome, Wish};
 use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -120,26 +121,23 @@ impl Control {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut daily = tokio::time::interval_at(Instant::now() + DAY, DAY);
+        let mut looking = Looking::default();
         let result = loop {
             tokio::select! {
                 _ = tick.tick() => match self.tick() {
+                    Ok(false) if self.cluster.is_none() => self.look(&mut looking, Wish::Retry),
                     Ok(false) => {}
                     Ok(true) => break Ok(()),
                     Err(error) => break Err(error),
                 },
-                () = changed(&mut changes) => {
-                    let outcome = self.sync.refresh();
-                    self.reloaded(outcome);
-                    self.watch(&mut changes);
-                }
+                () = changed(&mut changes) => self.look(&mut looking, Wish::Refresh),
+                found = looking.found() => self.found(found, &mut looking, &mut changes),
                 Some(()) = signals.hangup.recv() => {
                     self.log.reopen();
                     if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
                         tracing::info!("a file is being written: it is read when it is closed");
                     } else if self.cluster.is_none() {
-                        let outcome = self.sync.reload();
-                        self.reloaded(outcome);
-                        self.watch(&mut changes);
+                        self.look(&mut looking, Wish::Reload);
                     }
                 }
                 _ = daily.tick() => self.warn_of_certificates(),
@@ -157,7 +155,7 @@ impl Control {
 
     /// The first table. Unlike at a reload, there is nothing to fall back to.
     fn load(&mut self) -> anyhow::Result<()> {
-        let outcome = self.sync.reload();
+        let outcome = self.sync.follow(Wish::Reload);
         if let Outcome::Rejected(problems) = outcome {
             bail!(process::BadConfig(problems));
         }
@@ -183,22 +181,57 @@ impl Control {
         self.post();
     }
 
-    /// Watches the files that are named now.
-    fn watch(&mut self, changes: &mut Option<Watch>) {
+    /// Looks at the configuration's files, on a thread of its own: to parse and to compile may take
+    /// seconds, in which signals and records must not wait.
+    fn look(&mut self, looking: &mut Looking, wish: Wish) {
+        if looking.under_way.is_some() {
+            // What has changed since it began would be missed.
+            looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
+            return;
+        }
+        let Some(reading) = self.sync.begin(wish) else { return };
+        let (say, found) = oneshot::channel();
+        let read = move || _ = say.send(reading.run());
+        match std::thread::Builder::new().name("reading".into()).spawn(read) {
+            Ok(_) => looking.under_way = Some(found),
+            Err(error) => {
+                let outcome = self.sync.abandon(format!("no thread for a reload: {error}"));
+                self.reloaded(outcome);
+            }
+        }
+    }
+
+    /// One look is over; `None`: its thread has panicked. The next begins, if one was asked for.
+    fn found(&mut self, found: Option<Found>, looking: &mut Looking, changes: &mut Option<Watch>) {
+        let outcome = match found {
+            Some(found) => self.sync.finish(found),
+            None => self.sync.abandon("the configuration's reader has panicked".to_owned()),
+        };
+        self.reloaded(outcome);
+        if self.watch(changes) {
+            // What has changed before the watch began would not be told.
+            looking.next = looking.next.max(Some(Wish::Refresh));
+        }
+        if let Some(wish) = looking.next.take() {
+            self.look(looking, wish);
+        }
+    }
+
+    /// Watches the files that are named now. True if that has begun.
+    fn watch(&mut self, changes: &mut Option<Watch>) -> bool {
         let files = self.sync.files();
         if changes.is_none() || files.is_empty() || files == self.watched {
-            return;
+            return false;
         }
         match watch(&files) {
             Ok(watch) => {
                 *changes = Some(watch);
                 self.watched = files;
-                // What has changed before the watch began would not be told.
-                let outcome = self.sync.refresh();
-                self.reloaded(outcome);
+                true
             }
             Err(error) => {
-                tracing::error!(%error, "new files can't be watched; SIGHUP reloads them")
+                tracing::error!(%error, "new files can't be watched; SIGHUP reloads them");
+                false
             }
         }
     }
@@ -270,10 +303,6 @@ impl Control {
         let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
         self.follow(applied);
         self.check_endpoints();
-        if self.cluster.is_none() {
-            let outcome = self.sync.retry();
-            self.reloaded(outcome);
-        }
         if self.retired.elapsed() >= RETIRE {
             self.retire(applied);
         }
@@ -371,6 +400,23 @@ impl Control {
             Err(panic) => Err(anyhow!("{}", process::panic_message(&*panic))),
         }
         .with_context(|| format!("worker {index} died"))
+    }
+}
+
+/// A look at the configuration's files that is under way, and why another is to come after it.
+#[derive(Default)]
+struct Looking {
+    under_way: Option<oneshot::Receiver<Found>>,
+    next: Option<Wish>,
+}
+
+impl Looking {
+    /// Never, if none is under way.
+    async fn found(&mut self) -> Option<Found> {
+        let Some(under_way) = &mut self.under_way else { return std::future::pending().await };
+        let found = under_way.await;
+        self.under_way = None;
+        found.ok()
     }
 }
 

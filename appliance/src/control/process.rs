@@ -108,11 +108,12 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     }
     let files = raise_file_limit();
     let features = probe(without)?;
+    let mut watched = BTreeSet::new();
     let changes = match source.path() {
         Some(path) if is_watched => {
-            let mut paths = config.files();
-            paths.insert(path.to_owned());
-            Some(watch(&paths).with_context(|| format!("watching {}", path.display()))?)
+            watched = config.files();
+            watched.insert(path.to_owned());
+            Some(watch(&watched).with_context(|| format!("watching {}", path.display()))?)
         }
         _ => None,
     };
@@ -129,6 +130,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         (Source::File(_) | Source::Text { .. }, None) => Vec::new(),
     };
     let mut control = start(source, &config, &features, files, log, early)?;
+    control.watched = watched;
     match options {
         None => control.load()?,
         Some(options) => {
