@@ -312,8 +312,9 @@ impl Cli {
 /// Ringway's own log. Through a queue, as the access log: a terminal that is blocked must not stop
 /// whoever has something to say.
 fn log_to_stderr(level: LogLevel) -> WorkerGuard {
-    // These say again and again what Ringway says once, of a cluster that can't be followed.
-    let quiet = ",kube_client=error,kube_runtime=error";
+    // These say again and again, without a word of where, what Ringway says once: of a cluster that
+    // can't be followed. Every error of theirs is handed to it.
+    let quiet = ",kube_client=off,kube_runtime=off";
     let filter = match level {
         LogLevel::Off => "off".to_owned(),
         LogLevel::Error => "error".to_owned(),

@@ -324,12 +324,16 @@ mod tests {
     fn translated(secret: Option<(&str, &str)>, last_good: &LastGood) -> Translation {
         let indented = |pem: &str| pem.replace('\n', "\n    ");
         let secret = secret.map(|(uid, pem)| {
+            let (pem, key) = (indented(pem), indented(KEY));
             format!(
-                "---\napiVersion: v1\nkind: Secret\n\
-                 metadata: {{namespace: n, name: s, uid: {uid}}}\ntype: kubernetes.io/tls\n\
-                 stringData:\n  tls.crt: |\n    {}\n  tls.key: |\n    {}\n",
-                indented(pem),
-                indented(KEY)
+                "---\n\
+                 apiVersion: v1\n\
+                 kind: Secret\n\
+                 metadata: {{namespace: n, name: s, uid: {uid}}}\n\
+                 type: kubernetes.io/tls\n\
+                 stringData:\n  \
+                   tls.crt: |\n    {pem}\n  \
+                   tls.key: |\n    {key}\n",
             )
         });
         let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\

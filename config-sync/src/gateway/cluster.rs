@@ -22,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::causes::Causes;
 use super::certificates::LastGood;
 use super::lease::{self, Applied, Leases};
 use super::objects::Objects;
@@ -30,7 +31,7 @@ use super::store::Store;
 use super::tasks::keep;
 use super::translate::{Settings, Translation, translate};
 use super::unfit::{Unfit, translate_what_fits};
-use super::watch::{CONNECT, Progress, WATCH_SECONDS, Watch, said};
+use super::watch::{CONNECT, Progress, WATCH_SECONDS, Watch};
 use crate::config::Config;
 use crate::machine::{self, Machine};
 
@@ -154,9 +155,11 @@ impl Cluster {
     /// The same with a client that is there already.
     pub fn with_client(client: Client, options: Options) -> Self {
         let (told, node) = watch::channel(None);
-        let (asker, asked) = (client.clone(), options.clone());
-        let asking =
-            keep("reading the own Node", move || ask(asker.clone(), asked.clone(), told.clone()));
+        let causes = Arc::new(Causes::default());
+        let (asker, asked, told_to) = (client.clone(), options.clone(), Arc::clone(&causes));
+        let asking = keep("reading the own Node", move || {
+            ask(asker.clone(), asked.clone(), told.clone(), Arc::clone(&told_to))
+        });
         let lease = lease::Options {
             namespace: options
                 .lease_namespace
@@ -166,10 +169,13 @@ impl Cluster {
             lasts: LEASE,
             kept: LEASE_KEPT,
         };
+        // Installations differ by where their Leases are, or they are one.
+        let manager = format!("ringway@{}", lease.namespace);
         let store = Arc::new(Store::default());
-        let follow = Watch::start(client.clone(), &options.namespaces, Arc::clone(&store));
+        let follow = (Arc::clone(&store), Arc::clone(&causes));
+        let follow = Watch::start(client.clone(), &options.namespaces, follow.0, follow.1);
         let follow = Arc::new(follow);
-        let leases = Arc::new(Leases::start(client.clone(), lease));
+        let leases = Arc::new(Leases::start(client.clone(), lease, Arc::clone(&causes)));
         let (reports, latest) = watch::channel(None);
         let reporter = Arc::new(Reporter::new(
             client,
@@ -179,6 +185,8 @@ impl Cluster {
             Arc::clone(&store),
             Arc::clone(&follow),
             Arc::clone(&leases),
+            causes,
+            manager,
             latest,
         ));
         let tally = Arc::clone(&reporter.tally);
@@ -395,7 +403,12 @@ async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
 
 /// Tells this node's addresses and zone, as far as options do not say them: what options say after
 /// the first failure, and the rest when the Node has been read.
-async fn ask(client: Client, options: Options, told: watch::Sender<Option<Own>>) {
+async fn ask(
+    client: Client,
+    options: Options,
+    told: watch::Sender<Option<Own>>,
+    causes: Arc<Causes>,
+) {
     let given = Own { addresses: options.node_addresses, zone: options.zone };
     let missing = given.addresses.is_empty() || given.zone.is_none();
     let Some(name) = options.node_name.filter(|_| missing) else {
@@ -407,6 +420,7 @@ async fn ask(client: Client, options: Options, told: watch::Sender<Option<Own>>)
     let api: Api<Node> = Api::all(client);
     let mut pause = LEAST_PAUSE;
     loop {
+        let line = format!("the addresses and zone of node {name}, asked for until known");
         let why = match tokio::time::timeout(CONNECT, api.get(&name)).await {
             Ok(Ok(node)) => {
                 let own = own(&given, node);
@@ -415,15 +429,16 @@ async fn ask(client: Client, options: Options, told: watch::Sender<Option<Own>>)
                 if is_whole {
                     return;
                 }
-                "it has none yet".to_owned()
+                Some("it has none yet")
             }
-            Ok(Err(error)) => said(&error).to_string(),
-            Err(_) => "no answer".to_owned(),
+            Ok(Err(error)) => {
+                causes.say("node", &line, &error);
+                None
+            }
+            Err(_) => Some("no answer"),
         };
-        if pause == LEAST_PAUSE {
-            tracing::warn!(
-                "the addresses and zone of node {name}: {why}; asking again until known"
-            );
+        if let Some(why) = why.filter(|_| pause == LEAST_PAUSE) {
+            tracing::warn!("{line}: {why}");
         }
         told.send_if_modified(|own| own.is_none() && own.replace(given.clone()).is_none());
         tokio::time::sleep(pause).await;

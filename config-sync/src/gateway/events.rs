@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
+use super::causes::{Causes, is_ending};
 use super::translate::Notice;
-use super::watch::said;
 
 /// Events written for one configuration: what is wrong in hundreds of objects has one cause.
 const MOST: usize = 50;
@@ -29,7 +29,13 @@ type Said = (String, String, String, String);
 impl Events {
     /// Writes those of `notices` that are new. What can't be written is not tried again: the same
     /// stands in the object's status.
-    pub async fn tell(&mut self, client: &Client, controller: &str, me: &str, notices: &[Notice]) {
+    pub async fn tell(
+        &mut self,
+        (client, causes): (&Client, &Causes),
+        controller: &str,
+        me: &str,
+        notices: &[Notice],
+    ) {
         let now: BTreeSet<Said> = notices.iter().map(said_of).collect();
         self.said.retain(|said| now.contains(said));
         let new: Vec<_> =
@@ -43,8 +49,14 @@ impl Events {
             let event = event(notice, controller, me);
             let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
             let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-            if let Err(error) = api.create(&PostParams::default(), &event).await {
-                tracing::warn!("an event on {} {}: {}", notice.kind, notice.name, said(&error));
+            match api.create(&PostParams::default(), &event).await {
+                // What it is about is on its way out.
+                Err(kube::Error::Api(status)) if is_ending(&status) => {}
+                Err(error) => {
+                    let line = format!("an Event on {} {}", notice.kind, notice.name);
+                    causes.say("Events", &line, &error);
+                }
+                Ok(_) => {}
             }
         }
         self.said = now;

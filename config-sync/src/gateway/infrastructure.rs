@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 
+use super::causes::is_ending;
 use super::objects::GROUP;
 use super::translate::Infrastructure;
 
@@ -79,7 +80,7 @@ impl Accounts {
                 }
                 Ok(false) => self.say_taken(account),
                 // The namespace is gone or going, and the Gateway with it.
-                Err(kube::Error::Api(status)) if is_going(&status) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 || is_ending(&status) => {}
                 Err(error) => result = Err(error),
             }
         }
@@ -106,10 +107,6 @@ impl Accounts {
 
 fn key(account: &Infrastructure) -> Key {
     (account.namespace.clone(), account.name.clone())
-}
-
-fn is_going(status: &kube::core::Status) -> bool {
-    status.code == 404 || (status.code == 403 && status.message.contains("being terminated"))
 }
 
 /// Ours that nobody wants any more: their Gateway is of another class now, say.

@@ -24,9 +24,10 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::causes::Causes;
 use super::outline::Outline;
 use super::tasks::keep;
-use super::watch::{WATCH_SECONDS, said};
+use super::watch::WATCH_SECONDS;
 
 const CONTROLLER: &str = "ringway.dev/controller";
 const APPLIED: &str = "ringway.dev/applied";
@@ -81,6 +82,7 @@ pub struct Leases {
 
 struct Shared {
     client: Client,
+    causes: Arc<Causes>,
     options: Options,
     state: Mutex<State>,
     /// This replica has applied something new, or a Lease has changed.
@@ -102,10 +104,6 @@ struct State {
     /// Until when this replica leads, if it does.
     leads_until: Option<Instant>,
     errors: u64,
-    /// Of them, those that `note` was told of.
-    noted: u64,
-    /// It was said that Leases can't be followed.
-    said: bool,
     /// When the API server last answered or told something.
     heard: Option<Instant>,
     /// When the last silence began, and until when others may still be about to renew after it.
@@ -114,9 +112,10 @@ struct State {
 
 impl Leases {
     /// Starts to take part. To be called on a tokio runtime.
-    pub fn start(client: Client, options: Options) -> Self {
+    pub fn start(client: Client, options: Options, causes: Arc<Causes>) -> Self {
         let shared = Arc::new(Shared {
             client,
+            causes,
             options,
             state: Mutex::default(),
             news: Notify::new(),
@@ -267,7 +266,6 @@ impl Shared {
             // `Init` says only that the list is about to be asked for.
             if !matches!(event, Ok(Event::Init) | Err(_)) {
                 self.hear();
-                self.state().said = false;
             }
             match event {
                 Ok(Event::Init) => fresh.clear(),
@@ -287,7 +285,8 @@ impl Shared {
                     self.state().seen.remove(&name(&lease));
                 }
                 Err(error) => {
-                    self.lost(&error);
+                    self.state().errors += 1;
+                    self.causes.say_watch("watching Leases", "Leases can't be followed", &error);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
@@ -465,26 +464,10 @@ impl Shared {
         self.state().hear(Instant::now(), self.options.lasts);
     }
 
-    /// Says it, once until they are followed again.
-    fn lost(&self, error: &watcher::Error) {
-        let mut state = self.state();
-        state.errors += 1;
-        if !std::mem::replace(&mut state.said, true) {
-            drop(state);
-            tracing::warn!("Leases can't be followed, which is tried again: {error}");
-        }
-    }
-
     fn note(&self, what: &str, result: kube::Result<()>) {
         let Err(error) = result else { return };
-        let mut state = self.state();
-        state.errors += 1;
-        // Once in a while is enough to be read.
-        state.noted += 1;
-        if state.noted % 16 == 1 {
-            drop(state);
-            tracing::warn!("{what}: {}", said(&error));
-        }
+        self.state().errors += 1;
+        self.causes.say(what, what, &error);
     }
 }
 

@@ -12,16 +12,19 @@
 //! | [`cluster`] | a cluster as the source: what is to be run, and whom to tell |
 //! | [`discovery`], [`watch`], [`store`] | what is served, what there is, the latest of it |
 //! | [`lease`], [`outline`] | which replica leads, and whether all serve the same |
-//! | `report`, `promise`, `events`, `infrastructure` | what the leader writes |
+//! | [`causes`] | what requests fail by, in the log |
+//! | `report`, `contests`, `promise`, `events`, `infrastructure` | what the leader writes |
 //! | `tasks` | what runs beside, and outlives its own panics |
 
 mod address;
 mod backend_tls;
 mod backends;
 mod build;
+pub mod causes;
 mod certificates;
 pub mod cluster;
 mod conflicts;
+mod contests;
 pub mod discovery;
 mod doubts;
 mod events;

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
+use super::causes::Causes;
+use super::contests::{self, Contests, Step};
 use super::events::Events;
 use super::infrastructure::Accounts;
 use super::lease::{Leases, Level};
@@ -22,7 +24,7 @@ use super::promise;
 use super::status::{self, Kind, Outcome, StatusOf};
 use super::store::{Existing, Key, Store, Version};
 use super::translate::Translation;
-use super::watch::{Watch, said};
+use super::watch::Watch;
 
 /// Statuses written at a time, and in a second once the first burst is used up.
 const AT_ONCE: usize = 8;
@@ -77,8 +79,11 @@ pub struct Reporter {
     pub store: Arc<Store>,
     pub watch: Arc<Watch>,
     pub leases: Arc<Leases>,
+    pub causes: Arc<Causes>,
     pub tally: Arc<Tally>,
     pub reports: Receiver<Option<Report>>,
+    /// Under which name statuses are written.
+    manager: PatchParams,
     done: Arc<Mutex<Statuses>>,
     budget: Mutex<Budget>,
 }
@@ -89,6 +94,8 @@ struct Statuses {
     written: BTreeMap<(Kind, Key), Done>,
     /// Those that could not be written.
     failed: BTreeMap<(Kind, Key), Backoff>,
+    /// Those that others overwrite.
+    contests: Contests,
 }
 
 /// When something that has failed may be tried again.
@@ -170,6 +177,8 @@ impl Reporter {
         store: Arc<Store>,
         watch: Arc<Watch>,
         leases: Arc<Leases>,
+        causes: Arc<Causes>,
+        manager: String,
         reports: Receiver<Option<Report>>,
     ) -> Self {
         Self {
@@ -180,8 +189,10 @@ impl Reporter {
             store,
             watch,
             leases,
+            causes,
             tally: Arc::default(),
             reports,
+            manager: PatchParams { field_manager: Some(manager), ..PatchParams::default() },
             done: Arc::default(),
             budget: Mutex::new(Budget::new(Instant::now())),
         }
@@ -258,7 +269,8 @@ impl Reporter {
     fn until_retry(&self, desk: &Desk) -> Option<Duration> {
         let done = lock(&self.done);
         let all = done.failed.values().chain(&desk.accounts_failed);
-        let next = all.map(|backoff| backoff.not_before).min()?;
+        let all = all.map(|backoff| backoff.not_before).chain(done.contests.next());
+        let next = all.min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -283,7 +295,8 @@ impl Reporter {
             .await;
         if self.leases.leads() {
             let notices = pass.translation.notices(&pass.outcome);
-            desk.events.tell(&self.client, &self.controller, &self.identity, &notices).await;
+            let (server, controller) = ((&self.client, &*self.causes), &self.controller);
+            desk.events.tell(server, controller, &self.identity, &notices).await;
         }
         whole
     }
@@ -298,7 +311,7 @@ impl Reporter {
         let kept = desk.accounts.keep(client, &self.namespaces, controller, wanted).await;
         desk.accounts_failed = kept.err().map(|error| {
             self.tally.errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("ServiceAccounts of Gateways: {}", said(&error));
+            self.causes.say("ServiceAccounts", "ServiceAccounts of Gateways", &error);
             Backoff::after(desk.accounts_failed.as_ref(), Instant::now())
         });
     }
@@ -320,9 +333,15 @@ impl Reporter {
                 }
             }
             let (now, mut done) = (Instant::now(), lock(&done));
-            done.written.retain(|(kind, key), done| {
-                store.version(*kind, key).is_some_and(|version| done.holds(&version))
+            let Statuses { written, contests, .. } = &mut *done;
+            written.retain(|id, done| {
+                let holds = store.version(id.0, &id.1).is_some_and(|of| done.holds(&of));
+                if !holds {
+                    contests.lose(id.clone(), done.wanted.clone());
+                }
+                holds
             });
+            contests.look(now, |(kind, key)| store.version(*kind, key).is_some());
             statuses.retain(|wanted| {
                 done.written.get(&id(wanted)).is_none_or(|done| done.wanted != *wanted)
             });
@@ -331,6 +350,7 @@ impl Reporter {
             done.failed.retain(|id, _| open.contains(id));
             statuses.retain(|wanted| {
                 done.failed.get(&id(wanted)).is_none_or(|failed| now >= failed.not_before)
+                    && !done.contests.rests(&id(wanted), wanted)
             });
             statuses
         };
@@ -371,9 +391,12 @@ impl Reporter {
                 lock(&self.done).written.insert(id, done);
                 return true;
             };
+            if attempt == 0 && self.rests(wanted, &existing, &new, &api).await {
+                return true;
+            }
             self.pace().await;
             let patch = patch(&existing, new);
-            let result = api.patch_status(&wanted.name, &PatchParams::default(), &patch).await;
+            let result = api.patch_status(&wanted.name, &self.manager, &patch).await;
             let result = match result {
                 Err(kube::Error::Api(status)) if status.code == 409 => {
                     self.tally.conflicts.fetch_add(1, Ordering::Relaxed);
@@ -402,14 +425,41 @@ impl Reporter {
         false
     }
 
-    fn failed(&self, wanted: &StatusOf, error: &kube::Error) {
-        // The first of many with the same cause, and then some.
-        if self.tally.errors.fetch_add(1, Ordering::Relaxed).is_multiple_of(32) {
-            let StatusOf { kind, name, .. } = wanted;
-            let namespace = wanted.namespace.as_deref().unwrap_or_default();
-            let why = said(error);
-            tracing::warn!("the status of {kind} {namespace}/{name} can't be written: {why}");
+    /// Whether it is better not written now, because somebody overwrites it again and again. Says
+    /// who, once.
+    async fn rests(
+        &self,
+        wanted: &StatusOf,
+        existing: &Existing,
+        new: &Value,
+        api: &Api<DynamicObject>,
+    ) -> bool {
+        let step = lock(&self.done).contests.step(id(wanted), wanted, Instant::now());
+        let Step::Rest { is_news } = step else { return false };
+        if is_news {
+            let own = self.manager.field_manager.as_deref();
+            let fields = api.get(&wanted.name).await.ok().and_then(|of| of.metadata.managed_fields);
+            let others = fields.into_iter().flatten().filter(|fields| {
+                fields.subresource.as_deref() == Some("status") && fields.manager.as_deref() != own
+            });
+            let latest = others.max_by_key(|fields| fields.time.as_ref().map(|time| time.0));
+            let who = latest.and_then(|fields| fields.manager);
+            let who = who.map_or_else(|| "its own name".to_owned(), |who| format!("\"{who}\""));
+            tracing::warn!(
+                "the status of {} is overwritten again and again, as its managedFields say by \
+                 {who}: {}; it is put right ever more seldom. Two installations need two names \
+                 (--controller-name)",
+                title(wanted),
+                contests::difference(existing.status.as_ref(), new)
+            );
         }
+        true
+    }
+
+    fn failed(&self, wanted: &StatusOf, error: &kube::Error) {
+        self.tally.errors.fetch_add(1, Ordering::Relaxed);
+        let line = format!("the status of {} can't be written", title(wanted));
+        self.causes.say(&format!("the status of {}", wanted.kind), &line, error);
     }
 
     fn api(&self, wanted: &StatusOf) -> Option<Api<DynamicObject>> {
@@ -431,6 +481,13 @@ impl Reporter {
 
 fn id(wanted: &StatusOf) -> (Kind, Key) {
     (wanted.kind, (wanted.namespace.clone().unwrap_or_default(), wanted.name.clone()))
+}
+
+/// As in `TCPRoute shop/route`.
+fn title(wanted: &StatusOf) -> String {
+    let StatusOf { kind, name, .. } = wanted;
+    let namespace = wanted.namespace.iter().map(|namespace| format!("{namespace}/"));
+    format!("{kind} {}{name}", namespace.collect::<String>())
 }
 
 fn lock(done: &Mutex<Statuses>) -> MutexGuard<'_, Statuses> {

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::causes::Causes;
 use super::discovery::{self, CONFIG_MAP, KINDS, Kind, Served};
 use super::store::{Key, Store, Table, Tables, Version};
 use super::tasks::keep;
@@ -72,6 +73,7 @@ struct Follower {
     /// Empty: all of them.
     namespaces: Arc<[String]>,
     store: Arc<Store>,
+    causes: Arc<Causes>,
     state: Arc<Mutex<State>>,
     /// A watcher has found its kind gone: it is time to look at what is served.
     look: Arc<Notify>,
@@ -104,14 +106,11 @@ struct List {
     following: bool,
     /// Since when the API server has refused it, if it was never read.
     refused: Option<Instant>,
-    /// The log has that it can't be followed.
-    said: bool,
 }
 
 impl List {
     fn goes_well(&mut self) {
         self.following = self.listed;
-        self.said &= !self.listed;
     }
 
     /// A right that is missing may come late, as an API server that has just begun learns them;
@@ -123,11 +122,17 @@ impl List {
 
 impl Watch {
     /// Starts to follow, in these namespaces or in all. To be called on a tokio runtime.
-    pub fn start(client: Client, namespaces: &[String], store: Arc<Store>) -> Self {
+    pub fn start(
+        client: Client,
+        namespaces: &[String],
+        store: Arc<Store>,
+        causes: Arc<Causes>,
+    ) -> Self {
         let follower = Follower {
             client,
             namespaces: namespaces.into(),
             store,
+            causes,
             state: Arc::default(),
             look: Arc::default(),
         };
@@ -200,21 +205,17 @@ impl Follower {
     /// Starts, restarts and ends watchers as kinds come and go.
     async fn discover(self) {
         let mut missing = BTreeSet::new();
-        let (mut unreadable, mut unheard) = (false, false);
         let mut pause = LEAST_PAUSE;
         loop {
             match discovery::served(&self.client).await {
                 Ok(served) => {
-                    unheard = false;
                     missing = self.take(&served, &missing);
-                    self.bundle(&mut unreadable).await;
+                    self.bundle().await;
                     pause = if missing.is_empty() { LOOK_SELDOM } else { LOOK_AGAIN };
                 }
                 Err(error) => {
                     self.failed();
-                    if !std::mem::replace(&mut unheard, true) {
-                        tracing::warn!("the API server can't be asked: {}", said(&error));
-                    }
+                    self.causes.say("kinds", "the kinds that the cluster serves", &error);
                     pause = (pause * 2).clamp(LEAST_PAUSE, MOST_PAUSE);
                 }
             }
@@ -289,10 +290,9 @@ impl Follower {
         self.namespaces.to_vec()
     }
 
-    async fn bundle(&self, unreadable: &mut bool) {
+    async fn bundle(&self) {
         match discovery::bundle(&self.client).await {
             Ok(bundle) => {
-                *unreadable = false;
                 let mut tables = self.store.tables();
                 if tables.bundle != bundle {
                     tables.bundle = bundle;
@@ -301,9 +301,7 @@ impl Follower {
                 }
             }
             Err(error) => {
-                if !std::mem::replace(unreadable, true) {
-                    tracing::warn!("the version of the Gateway API's CRDs: {}", said(&error));
-                }
+                self.causes.say("bundle", "the version of the Gateway API's CRDs", &error);
             }
         }
     }
@@ -434,7 +432,7 @@ impl Follower {
         let mut before = false;
         self.list(kind, scope, |list| {
             before = list.listed;
-            *list = List { listed: true, following: true, refused: None, said: false };
+            *list = List { listed: true, following: true, refused: None };
         });
         before
     }
@@ -448,26 +446,16 @@ impl Follower {
         }
         self.failed();
         let refused = is(error, 403);
-        let mut said_before = false;
         self.list(kind, scope, |list| {
-            said_before = std::mem::replace(&mut list.said, true);
             list.following = false;
             list.refused = if refused { list.refused.or_else(|| Some(now())) } else { None };
         });
         if refused {
             self.store.touch();
         }
-        let why = match error {
-            watcher::Error::InitialListFailed(error)
-            | watcher::Error::WatchStartFailed(error)
-            | watcher::Error::WatchFailed(error) => said(error),
-            other => other.to_string(),
-        };
-        if said_before {
-            tracing::debug!("{} still can't be followed: {why}", kind.name);
-        } else {
-            tracing::warn!("{} can't be followed; what is known stays in force: {why}", kind.name);
-        }
+        let name = kind.name;
+        let line = format!("{name} can't be followed; what is known stays in force");
+        self.causes.say_watch(&format!("watching {name} {scope}"), &line, error);
         // Not served any more in the version that is followed.
         if is(error, 404) {
             self.look.notify_one();
@@ -538,32 +526,6 @@ fn is(error: &watcher::Error, code: u16) -> bool {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == code,
         _ => false,
-    }
-}
-
-/// An error of the API server for the operator, with what to do about the commonest.
-pub fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            format!("{}; give Ringway's ServiceAccount this right (RBAC)", status.message)
-        }
-        kube::Error::Api(status) if status.code == 401 => {
-            format!("{}; the credentials are not valid (any more)", status.message)
-        }
-        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
-        // The outermost text alone says "service error" and no more.
-        other => {
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(other);
-            while let Some(error) = source {
-                let more = error.to_string();
-                if !text.contains(&more) {
-                    text = format!("{text}: {more}");
-                }
-                source = error.source();
-            }
-            text
-        }
     }
 }
 

@@ -1,0 +1,198 @@
+//! Says in the log what requests to the API server fail by: each cause at once, and once for all
+//! that it befalls.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use kube::core::Status;
+use kube::runtime::watcher;
+use tokio::time::Instant;
+
+/// A cause that has not been met for so long is news when it comes again, and one that goes on is
+/// said again after so long. Attempts are at most 60 s apart.
+const FORGOTTEN: Duration = Duration::from_secs(150);
+const AGAIN: Duration = Duration::from_secs(3_600);
+
+/// Causes that are kept in mind.
+const MOST: usize = 256;
+
+/// What has been said, by all that speaks to one API server.
+#[derive(Debug, Default)]
+pub struct Causes(Mutex<BTreeMap<Cause, Met>>);
+
+/// What was tried, where that matters, and by what it failed.
+type Cause = (String, String);
+
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    said: Instant,
+    last: Instant,
+}
+
+impl Causes {
+    /// `what` is the same for all that has one cause; `line` names one of those.
+    pub fn say(&self, what: &str, line: &str, error: &kube::Error) {
+        match self.line(what, line, error, Instant::now()) {
+            Some(line) => tracing::warn!("{line}"),
+            None => tracing::debug!("{line}: {}", said(error)),
+        }
+    }
+
+    /// The same of what a watcher met.
+    pub fn say_watch(&self, what: &str, line: &str, error: &watcher::Error) {
+        match error {
+            watcher::Error::InitialListFailed(error)
+            | watcher::Error::WatchStartFailed(error)
+            | watcher::Error::WatchFailed(error) => self.say(what, line, error),
+            watcher::Error::WatchError(status) => {
+                self.say(what, line, &kube::Error::Api(status.clone()));
+            }
+            other => {
+                if self.is_news((what.to_owned(), other.to_string()), Instant::now()) {
+                    tracing::warn!("{line}: {other}");
+                }
+            }
+        }
+    }
+
+    /// What is to be said, if anything is.
+    fn line(&self, what: &str, line: &str, error: &kube::Error, now: Instant) -> Option<String> {
+        let why = said(error);
+        let (cause, line) = match error {
+            kube::Error::Api(status) if is_refusal(status) => {
+                let kind = if is_ending(status) { "ending" } else { status.reason.as_str() };
+                let cause = (what.to_owned(), format!("{} {kind}", status.code));
+                (cause, format!("{line}: {why}"))
+            }
+            // Whatever is asked for, it fails like this.
+            _ => {
+                let line = format!("the API server fails, and is asked again: {why}");
+                ((String::new(), why), line)
+            }
+        };
+        self.is_news(cause, now).then_some(line)
+    }
+
+    fn is_news(&self, cause: Cause, now: Instant) -> bool {
+        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        met.retain(|_, met| now.saturating_duration_since(met.last) < FORGOTTEN);
+        let room = met.len() < MOST;
+        match met.get_mut(&cause) {
+            Some(met) => {
+                met.last = now;
+                let again = now.saturating_duration_since(met.said) >= AGAIN;
+                met.said = if again { now } else { met.said };
+                again
+            }
+            None if room => {
+                met.insert(cause, Met { said: now, last: now });
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The API server has understood what was asked for, and said no to it.
+fn is_refusal(status: &Status) -> bool {
+    (400..500).contains(&status.code) && status.code != 429 && status.code != 401
+}
+
+/// Nothing is made any more in a namespace that ends. The status has that cause
+/// (`NamespaceTerminating` of k8s.io/api/core/v1), and older API servers have it in words alone.
+pub fn is_ending(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let mut causes = causes.map(|cause| cause.reason.as_str());
+    status.code == 403
+        && (causes.any(|cause| cause == "NamespaceTerminating")
+            || status.message.contains("being terminated"))
+}
+
+/// An error of the API server for the operator, with what to do about the commonest.
+pub fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if is_ending(status) => status.message.clone(),
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("{}; give Ringway's ServiceAccount this right (RBAC)", status.message)
+        }
+        kube::Error::Api(status) if status.code == 401 => {
+            format!("{}; the credentials are not valid (any more)", status.message)
+        }
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        // The outermost text alone says "service error" and no more.
+        other => {
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(error) = source {
+                let more = error.to_string();
+                if !text.contains(&more) {
+                    text = format!("{text}: {more}");
+                }
+                source = error.source();
+            }
+            text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: u16, reason: &str, message: &str) -> kube::Error {
+        let status = Status { code, ..Status::failure(message, reason) };
+        kube::Error::Api(status.boxed())
+    }
+
+    #[test]
+    fn each_new_cause_is_said_at_once_and_once() {
+        let causes = Causes::default();
+        let start = Instant::now();
+        let line = |what: &str, error: &kube::Error, after: u64| {
+            causes.line(what, what, error, start + Duration::from_secs(after))
+        };
+        let right = refused(403, "Forbidden", "gateways/status is forbidden");
+        let rbac = "; give Ringway's ServiceAccount this right (RBAC)";
+        let of = |what: &str| Some(format!("{what}: gateways/status is forbidden{rbac}"));
+        assert_eq!(line("Gateway", &right, 0), of("Gateway"));
+        assert_eq!(line("Gateway", &right, 1), None);
+        assert_eq!(line("TCPRoute", &right, 1), of("TCPRoute"), "another kind");
+        let invalid = refused(422, "Invalid", "too long");
+        assert_eq!(line("Gateway", &invalid, 1).as_deref(), Some("Gateway: too long (422)"));
+        // It went on, for an hour; it was over, and comes again.
+        for after in (60..3_600).step_by(60) {
+            assert_eq!(line("Gateway", &right, after), None, "{after}");
+        }
+        assert_eq!(line("Gateway", &right, 3_600), of("Gateway"));
+        assert_eq!(line("Gateway", &right, 3_700), None);
+        assert_eq!(line("Gateway", &right, 4_000), of("Gateway"));
+    }
+
+    #[test]
+    fn an_api_server_that_is_away_is_one_cause_whatever_is_asked_for() {
+        let causes = Causes::default();
+        let away = refused(503, "ServiceUnavailable", "no endpoint");
+        let said: Vec<_> = ["Gateway", "Service", "Lease"]
+            .iter()
+            .filter_map(|what| causes.line(what, what, &away, Instant::now()))
+            .collect();
+        let line = "the API server fails, and is asked again: no endpoint (503)";
+        assert_eq!(said, [line]);
+    }
+
+    #[test]
+    fn a_namespace_that_ends_is_no_matter_of_rights() {
+        let error = refused(403, "Forbidden", "ns is forbidden: because it is being terminated");
+        assert_eq!(said(&error), "ns is forbidden: because it is being terminated");
+    }
+
+    #[test]
+    fn what_is_kept_in_mind_is_bounded() {
+        let causes = Causes::default();
+        let now = Instant::now();
+        let news = |at: usize| causes.is_news((String::new(), at.to_string()), now);
+        assert_eq!((0..2 * MOST).filter(|at| news(*at)).count(), MOST);
+        assert!(causes.is_news((String::new(), "later".into()), now + FORGOTTEN));
+    }
+}
