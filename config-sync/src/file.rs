@@ -108,7 +108,9 @@ fn doubts(
     let outcome = gateway::Outcome::Applied;
     let mut all: Vec<Warning> = settings.base.doubts.iter().cloned().map(Warning::from).collect();
     all.extend(found.warnings.iter().cloned());
-    all.extend(translation.notices(&outcome).iter().map(|notice| {
+    // What files lead to is among the doubts, by the field that leads there.
+    let notices = translation.notices(&outcome).into_iter().filter(|notice| !notice.passes);
+    all.extend(notices.map(|notice| {
         let namespace = notice.namespace.as_deref().unwrap_or("default");
         let (group, kind) = (notice.kind.group(), notice.kind.name());
         let place = found.place(group, kind, namespace, &notice.name);

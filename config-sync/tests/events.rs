@@ -101,6 +101,33 @@ async fn what_an_operator_must_act_on_is_told_once() {
     );
 }
 
+#[tokio::test]
+async fn what_comes_and_goes_is_one_event_with_a_series() {
+    let server = server(&["shop"]).await;
+    let (cluster, translation) = cluster(&server).await;
+    let listener = translation.config.listeners[0].name.value.clone();
+    let failed = BTreeMap::from([(listener, "cannot listen: in use".to_owned())]);
+    let programmed = || {
+        let gateway = server.get("Gateway", "shop", "gateway").expect("it is there");
+        gateway["status"].to_string().contains("the data plane serves it")
+    };
+    let counted = |count: usize| {
+        let path = "PATCH /apis/events.k8s.io/v1/namespaces/shop/events/";
+        server.count(|line| line.starts_with(path)) == count
+    };
+    for times in 0..3 {
+        cluster.applied(Arc::clone(&translation), failed.clone());
+        until("it is told", || told(&server) == 1 && counted(times)).await;
+        cluster.applied(Arc::clone(&translation), BTreeMap::new());
+        until("it works", programmed).await;
+    }
+    let events: Api<Event> = Api::namespaced(server.client(), "shop");
+    let events = events.list(&ListParams::default()).await.expect("events").items;
+    let series: Vec<_> = events.iter().map(|event| event.series.clone()).collect();
+    assert_eq!(series.len(), 1);
+    assert_eq!(series[0].as_ref().map(|series| series.count), Some(3));
+}
+
 const ACCOUNT: &str = "gateway-ringway";
 
 #[tokio::test]

@@ -203,7 +203,7 @@ fn the_role_covers_what_the_controller_does() {
     want("", "nodes", &["get"]);
     want("apiextensions.k8s.io", "customresourcedefinitions", &["get"]);
     want("", "serviceaccounts", &["create", "delete", "get", "list", "patch"]);
-    want("events.k8s.io", "events", &["create"]);
+    want("events.k8s.io", "events", &["create", "patch"]);
     assert_eq!(rights("ClusterRole"), wanted);
     let leases = rights("Role");
     assert!(leases.iter().all(|(_, resource, _)| resource == "leases"), "{leases:?}");

@@ -39,7 +39,8 @@ pub(super) fn find<'o>(
     }
     let missing = |message| Err(Why::new("BackendNotFound", message));
     let Some(object) = index.services.get(&(namespace, name)).copied() else {
-        return missing(format!("there is no Service {namespace}/{name}"));
+        let limits = index.limits(namespace);
+        return missing(format!("there is no Service {namespace}/{name}{limits}"));
     };
     let spec = object.spec.as_ref();
     if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
@@ -111,6 +112,45 @@ pub(super) fn endpoints(
     chosen.sort_unstable();
     chosen.dedup();
     chosen
+}
+
+/// Why destinations have no endpoint, each looked at once: many routes may lead to one Service.
+#[derive(Default)]
+pub(super) struct Empty<'o>(BTreeMap<(Key<'o>, i32, Option<&'o str>), Option<&'static str>>);
+
+impl<'o> Empty<'o> {
+    pub(super) fn why(
+        &mut self,
+        destination: Destination<'o>,
+        zone: Option<&str>,
+        index: &Index<'o>,
+    ) -> Option<&'static str> {
+        let Destination { service, port, .. } = destination;
+        let way = (service, port.port, port.protocol.as_deref());
+        *self.0.entry(way).or_insert_with(|| {
+            if !endpoints(destination, zone, index).is_empty() {
+                return None;
+            }
+            let Some(slices) = index.slices.get(&service) else {
+                return Some(
+                    "no EndpointSlice has the label kubernetes.io/service-name with its name",
+                );
+            };
+            if slices.iter().all(|slice| slice.address_type == "FQDN") {
+                return Some("its EndpointSlices have names (FQDN), which are not resolved");
+            }
+            Some("no EndpointSlice of it has a ready endpoint for that port")
+        })
+    }
+}
+
+/// For who reads a status or a warning.
+pub(super) fn empty_message(destination: &Destination<'_>, why: &str) -> String {
+    let ((namespace, name), port) = (destination.service, destination.port.port);
+    format!(
+        "Service {namespace}/{name}, port {port}, has no endpoint, so what goes there is refused: \
+         {why}"
+    )
 }
 
 /// Ports of a slice and of a Service go by name: the number differs where `targetPort` does.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 
 use super::index::{Index, Key, Party, Target, key};
@@ -13,25 +14,33 @@ use crate::certificates::{Loader, Owner, Tickets, dns_names};
 use crate::problem::Place;
 use crate::tls::{Certificate, Pem, Termination};
 
+/// How a listener ends TLS.
+pub(super) struct Ending {
+    /// `None`: no certificate is good.
+    pub(super) tls: Option<Termination>,
+    pub(super) resolved: Verdict,
+    /// What is to be said of certificates whose time is over. They are shown all the same.
+    pub(super) expired: Vec<String>,
+}
+
 /// How a listener ends TLS, from those of its `tls.certificateRefs` that are good, and what is
 /// wrong with the others: one Secret that is missing closes the listener for its own names and for
-/// no others. `None`: none is good.
-pub(super) fn termination(
-    spec: &Listener,
-    party: Party<'_>,
-    index: &Index<'_>,
-) -> (Option<Termination>, Verdict) {
+/// no others.
+pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) -> Ending {
     let references = spec.tls.as_ref().map_or(&[][..], |tls| &tls.certificate_refs);
     if references.is_empty() {
         let message = "tls.certificateRefs: missing; it names Secrets of type kubernetes.io/tls";
-        return (None, Err(Why::new("InvalidCertificateRef", message)));
+        let resolved = Err(Why::new("InvalidCertificateRef", message));
+        return Ending { tls: None, resolved, expired: Vec::new() };
     }
     let mut termination = Termination::default();
-    let mut faults = Vec::new();
+    let (mut faults, mut expired) = (Vec::new(), Vec::new());
     for (at, reference) in references.iter().enumerate() {
         let (loaded, verdict) = certificate(reference, party, index);
         faults.extend(verdict.err());
-        let Some(Loaded { certificate, has_names }) = loaded else { continue };
+        let Some(loaded) = loaded else { continue };
+        expired.extend(index.now.and_then(|now| loaded.expired(now)));
+        let Loaded { certificate, has_names, .. } = loaded;
         if has_names {
             termination.certificates.push(certificate.clone());
         } else if at > 0 {
@@ -46,8 +55,8 @@ pub(super) fn termination(
         // The first is shown to whoever asks for a name that none has.
         termination.default_certificate.get_or_insert(certificate);
     }
-    let termination = termination.default_certificate.is_some().then_some(termination);
-    (termination, together(faults))
+    let tls = termination.default_certificate.is_some().then_some(termination);
+    Ending { tls, resolved: together(faults), expired }
 }
 
 /// Under the reason of the first.
@@ -132,6 +141,17 @@ pub(super) struct Loaded {
     certificate: Certificate,
     /// Whether clients can ask for it.
     has_names: bool,
+    /// In seconds, where it can be read.
+    not_after: Option<i64>,
+}
+
+impl Loaded {
+    fn expired(&self, now: i64) -> Option<String> {
+        let end = self.not_after.filter(|end| *end <= now)?;
+        let Pem::Inline { name, .. } = &self.certificate.cert else { return None };
+        let end = Timestamp::from_second(end).ok()?;
+        Some(format!("{name} has expired ({end}), so clients refuse it: renew it"))
+    }
 }
 
 /// What was found in a Secret.
@@ -167,6 +187,12 @@ impl LastGood {
         Self(Arc::new(good.collect()))
     }
 
+    /// When the next of them expires after `now`.
+    pub(super) fn next_end(&self, now: i64) -> Option<i64> {
+        let ends = self.0.values().filter_map(|good| good.loaded.not_after);
+        ends.filter(|end| *end > now).min()
+    }
+
     /// Not of a Secret that has been deleted and made anew.
     fn get(&self, key: &store::Key, secret: &Secret) -> Option<Loaded> {
         let Good { uid, loaded } = self.0.get(key)?;
@@ -192,7 +218,10 @@ fn certificate(
         return (None, Err(Why::not_permitted(party, kind, namespace, name)));
     }
     let Some(secret) = index.secrets.get(&(namespace, name)) else {
-        return none(format!("there is no Secret {namespace}/{name} of type kubernetes.io/tls"));
+        let limits = index.limits(namespace);
+        let message =
+            format!("there is no Secret {namespace}/{name} of type kubernetes.io/tls{limits}");
+        return none(message);
     };
     let mut known = index.certificates.borrow_mut();
     let key = (namespace.to_owned(), name.to_owned());
@@ -216,8 +245,10 @@ fn load(secret: &Secret, (namespace, name): Key<'_>) -> Result<Loaded, String> {
     };
     let certificate = Certificate { cert, key };
     let certified = tried(|loader, owner| loader.certified(owner, &certificate))?;
-    let names = certified.end_entity_cert().map(dns_names).unwrap_or_default();
-    Ok(Loaded { certificate, has_names: !names.is_empty() })
+    let own = certified.end_entity_cert().ok();
+    let has_names = own.is_some_and(|own| !dns_names(own).is_empty());
+    let not_after = own.and_then(|own| crate::der::not_after(own));
+    Ok(Loaded { certificate, has_names, not_after })
 }
 
 /// What the loader of configurations makes of something, or what it has to say against it: nothing
@@ -278,7 +309,8 @@ pub(super) fn authority(
         }
     };
     let Some(pem) = pem else {
-        return invalid(format!("there is no {kind} {namespace}/{name} with a ca.crt"));
+        let limits = index.limits(namespace);
+        return invalid(format!("there is no {kind} {namespace}/{name} with a ca.crt{limits}"));
     };
     match tried(|loader, owner| loader.roots(owner, &pem)) {
         Ok(_) => Ok(pem),

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
@@ -101,6 +102,8 @@ pub struct Cluster {
     own: Option<Own>,
     asking: AbortHandle,
     settings: Settings,
+    /// When the next certificate expires.
+    next_end: Option<i64>,
     /// A translation that has begun, and what it will have taken.
     translating: Option<oneshot::Receiver<Translated>>,
     /// What the latest one left out.
@@ -171,6 +174,7 @@ impl Cluster {
         };
         // Installations differ by where their Leases are, or they are one.
         let manager = format!("ringway@{}", lease.namespace);
+        let followed = options.namespaces.clone();
         let store = Arc::new(Store::default());
         let follow = (Arc::clone(&store), Arc::clone(&causes));
         let follow = Watch::start(client.clone(), &options.namespaces, follow.0, follow.1);
@@ -206,11 +210,14 @@ impl Cluster {
                 address_pool: options.address_pool,
                 given: BTreeMap::new(),
                 last_good: LastGood::default(),
+                namespaces: followed.into(),
+                now: None,
                 node_addresses: Vec::new(),
                 zone: None,
                 base: options.base,
                 machine: Machine::this(),
             },
+            next_end: None,
             translating: None,
             unfit: Vec::new(),
             translating_took: Duration::ZERO,
@@ -225,6 +232,7 @@ impl Cluster {
     /// wait, so that it has a thread of its own.
     pub fn translated(&mut self) -> Option<Arc<Translation>> {
         if self.translating.is_none() && self.is_due() {
+            self.settings.now = Some(Timestamp::now().as_second());
             let (objects, settings) = (self.store.take(), self.settings.clone());
             let known = self.unfit.clone();
             let (done, translating) = oneshot::channel();
@@ -257,6 +265,7 @@ impl Cluster {
                 translation.left_out = self.unfit.iter().filter_map(Unfit::notice).collect();
                 self.settings.given.clone_from(translation.given());
                 self.settings.last_good.clone_from(translation.last_good());
+                self.next_end = self.settings.now.and_then(|now| translation.next_end(now));
                 let translation = Arc::new(translation);
                 // Statuses do not wait for ever until it is applied: a worker may be stuck.
                 self.report(Arc::clone(&translation), None);
@@ -334,6 +343,9 @@ impl Cluster {
         }
         self.addresses_seen = now;
         self.compare_addresses();
+        if self.next_end.take_if(|end| Timestamp::now().as_second() >= *end).is_some() {
+            self.store.touch();
+        }
         let following = self.watch.is_following();
         if following != std::mem::replace(&mut self.following, following) {
             match following {

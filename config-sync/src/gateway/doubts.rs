@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kube::api::ObjectMeta;
 use serde_json::Value;
 
-use super::backends;
+use super::backends::{self, Empty};
 use super::index::{Index, Key, Party, key};
 use super::listeners::{self, Claim};
 use super::objects::{GROUP, Gateway, ListenerSet, Objects, ParentRef, Route};
@@ -35,7 +35,7 @@ pub(crate) fn of(objects: &Objects, settings: &Settings, statuses: &[StatusOf]) 
         settings,
         index,
         told: told.collect(),
-        has_endpoints: BTreeMap::new(),
+        empty: Empty::default(),
         hints: Hints::default(),
         doubts: Vec::new(),
     };
@@ -70,7 +70,7 @@ struct Asked<'a> {
     index: Index<'a>,
     told: BTreeMap<(Kind, &'a str, &'a str), &'a Value>,
     /// By Service, port and protocol. Many routes may lead to one.
-    has_endpoints: BTreeMap<(Key<'a>, i32, Option<&'a str>), bool>,
+    empty: Empty<'a>,
     hints: Hints,
     doubts: Vec<Doubt>,
 }
@@ -224,26 +224,11 @@ impl<'a> Asked<'a> {
         for (at, reference) in rule.backend_refs.iter().enumerate() {
             let found = backends::find(reference, party, kind == Kind::UdpRoute, &self.index);
             let Ok(destination) = found else { continue };
-            let port = destination.port;
-            let way = (destination.service, port.port, port.protocol.as_deref());
-            let has_endpoints = *self.has_endpoints.entry(way).or_insert_with(|| {
-                let zone = self.settings.zone.as_deref();
-                !backends::endpoints(destination, zone, &self.index).is_empty()
-            });
-            if weight(reference) > 0 && !has_endpoints {
-                let (namespace, name) = destination.service;
-                let port = destination.port.port;
-                let slices = self.index.slices.contains_key(&destination.service);
-                let why = match slices {
-                    true => "no EndpointSlice of it has a ready endpoint for that port",
-                    false => {
-                        "no EndpointSlice has the label kubernetes.io/service-name with its name"
-                    }
-                };
-                empty.push(format!(
-                    "spec.rules[0].backendRefs[{at}]: Service {namespace}/{name}, port {port}, has \
-                     no endpoint, so what goes there is refused: {why}"
-                ));
+            let zone = self.settings.zone.as_deref();
+            let why = self.empty.why(destination, zone, &self.index);
+            if let Some(why) = why.filter(|_| weight(reference) > 0) {
+                let message = backends::empty_message(&destination, why);
+                empty.push(format!("spec.rules[0].backendRefs[{at}]: {message}"));
             }
         }
         for message in empty {

@@ -1,13 +1,16 @@
 //! Events on objects, for what a user must act on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde_json::json;
+use tokio::time::Instant;
 
 use super::causes::{Causes, is_ending};
 use super::translate::Notice;
@@ -18,10 +21,25 @@ const MOST: usize = 50;
 /// The API server's limit for a note (events.k8s.io/v1, `Event.note`), in bytes.
 const NOTE: usize = 1_024;
 
+/// What comes again within this time is one more of the Event that there is: its series counts. So
+/// long the API server keeps Events, if it is not told otherwise (`--event-ttl`).
+const SERIES: Duration = Duration::from_secs(3_600);
+
+/// Events that are kept in mind for that.
+const KEPT: usize = 1_000;
+
 /// Says each thing once, and again only when it has been put right in between.
 #[derive(Default)]
 pub struct Events {
     said: BTreeSet<Said>,
+    written: BTreeMap<Said, Written>,
+}
+
+/// An Event that there is.
+struct Written {
+    name: String,
+    count: i32,
+    latest: Instant,
 }
 
 type Said = (String, String, String, String);
@@ -44,22 +62,44 @@ impl Events {
             let more = new.len() - MOST;
             tracing::warn!("{more} more events are left out; the objects' statuses say the same");
         }
+        self.written.retain(|_, written| written.latest.elapsed() < SERIES);
         for notice in new.into_iter().take(MOST) {
-            tracing::warn!("{notice}");
-            let event = event(notice, controller, me);
-            let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
-            let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-            match api.create(&PostParams::default(), &event).await {
+            match self.write(client, event(notice, controller, me), notice).await {
                 // What it is about is on its way out.
                 Err(kube::Error::Api(status)) if is_ending(&status) => {}
                 Err(error) => {
                     let line = format!("an Event on {} {}", notice.kind, notice.name);
                     causes.say("Events", &line, &error);
                 }
-                Ok(_) => {}
+                Ok(()) => {}
             }
         }
         self.said = now;
+    }
+
+    async fn write(&mut self, client: &Client, event: Event, notice: &Notice) -> kube::Result<()> {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+        let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+        let key = said_of(notice);
+        if let Some(written) = self.written.get_mut(&key) {
+            written.count = written.count.saturating_add(1);
+            written.latest = Instant::now();
+            let last = MicroTime(Timestamp::now());
+            let series = json!({ "count": written.count, "lastObservedTime": last });
+            let patch = Patch::Merge(json!({ "series": series }));
+            match api.patch(&written.name, &PatchParams::default(), &patch).await {
+                // It is too old, and gone.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                result => return result.map(drop),
+            }
+        }
+        tracing::warn!("{notice}");
+        let name = event.metadata.name.clone().unwrap_or_default();
+        api.create(&PostParams::default(), &event).await?;
+        if self.written.len() < KEPT {
+            self.written.insert(key, Written { name, count: 1, latest: Instant::now() });
+        }
+        Ok(())
     }
 }
 
@@ -118,6 +158,7 @@ mod tests {
             uid: Some("1-2".into()),
             reason: "AddressNotUsable".into(),
             message: "\u{e4}".repeat(1_000),
+            passes: false,
         }
     }
 

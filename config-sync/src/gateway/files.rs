@@ -51,6 +51,8 @@ impl Options {
             controller_name: CONTROLLER.to_owned(),
             given: BTreeMap::new(),
             last_good: LastGood::default(),
+            namespaces: [].into(),
+            now: None,
             address_pool: self.address_pool.clone(),
             node_addresses,
             zone: self.zone.clone(),

@@ -196,8 +196,8 @@ fn directories() -> Vec<PathBuf> {
     all
 }
 
-/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME`, `# --bundle VERSION` at the top of
-/// a file are settings.
+/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME` and the like at the top of a file
+/// are settings.
 fn read(directory: &Path) -> (Objects, Settings, Outcome) {
     let path = directory.join("in.yaml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
@@ -208,6 +208,9 @@ fn read(directory: &Path) -> (Objects, Settings, Outcome) {
             "address-pool" => settings.address_pool.push(value.parse().expect("a CIDR")),
             "node-address" => settings.node_addresses.push(value.parse().expect("an address")),
             "zone" => settings.zone = Some(value.to_owned()),
+            "admin" => settings.base.admin = Some(value.parse().expect("an address and port")),
+            "namespaces" => settings.namespaces = value.split(' ').map(str::to_owned).collect(),
+            "now" => settings.now = Some(value.parse().expect("seconds")),
             "failed" => {
                 let why = "Address already in use (os error 98)".to_owned();
                 failed.insert(value.to_owned(), why);

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -27,6 +28,10 @@ pub(super) struct Index<'o> {
     pub(super) certificates: RefCell<BTreeMap<(String, String), Found>>,
     /// In those, before.
     pub(super) last_good: LastGood,
+    /// The only ones that are followed; empty: all are.
+    pub(super) namespaces: Arc<[String]>,
+    /// The time of day in seconds, if certificates are to be held against it.
+    pub(super) now: Option<i64>,
     labels: BTreeMap<&'o str, &'o BTreeMap<String, String>>,
     /// By the namespace referred to: who may refer to what.
     grants: BTreeMap<&'o str, BTreeSet<Grant<'o>>>,
@@ -104,6 +109,16 @@ impl<'o> Index<'o> {
             }
         }
         index
+    }
+
+    /// To be said of what is missing in a namespace.
+    pub(super) fn limits(&self, namespace: &str) -> String {
+        let followed = &self.namespaces;
+        if followed.is_empty() || followed.iter().any(|of| of == namespace) {
+            return String::new();
+        }
+        let followed = followed.join(", ");
+        format!(" that is known here: only objects of {followed} are followed (--namespace)")
     }
 
     /// Whether `from` may refer to `to`: in its own namespace always, else by a ReferenceGrant.

@@ -59,6 +59,8 @@ pub(super) struct Entry<'o> {
     pub(super) conflict: Verdict,
     /// Of a listener that terminates TLS.
     pub(super) tls: Option<Termination>,
+    /// What is to be said of its certificates.
+    pub(super) expired: Vec<String>,
     /// How many routes are accepted by it.
     pub(super) attached: usize,
     /// Of the listeners in the configuration that stand for it.
@@ -87,7 +89,7 @@ impl Protocol {
     }
 
     /// The one kind of route that it takes.
-    fn route(self) -> Kind {
+    pub(super) fn route(self) -> Kind {
         match self {
             Self::Http | Self::Https => Kind::HttpRoute,
             Self::Tls => Kind::TlsRoute,
@@ -404,6 +406,7 @@ fn entry<'o>(
         resolved: unknown.map_or(Ok(()), Err),
         conflict: Ok(()),
         tls: None,
+        expired: Vec::new(),
         attached: 0,
         names: Vec::new(),
     };
@@ -413,9 +416,10 @@ fn entry<'o>(
         _ => false,
     };
     if terminates {
-        let (tls, resolved) = certificates::termination(spec, party, index);
-        entry.tls = tls;
-        entry.resolved = resolved.and(entry.resolved);
+        let ending = certificates::termination(spec, party, index);
+        entry.tls = ending.tls;
+        entry.resolved = ending.resolved.and(entry.resolved);
+        entry.expired = ending.expired;
     }
     entry
 }

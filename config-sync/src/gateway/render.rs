@@ -1,5 +1,6 @@
 //! What each object is told: its status, but for what only the data plane can say.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -8,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::SUPERSEDED;
 use super::backend_tls::BackendTls;
+use super::backends::{self, Empty};
 use super::index::{Index, Key, key};
-use super::listeners::{self, Claim, Entry, Gate, Listeners, Set};
+use super::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
 use super::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
 use super::policy::{Aim, MAX_ANCESTORS, Policies};
 use super::routes::{Parent, Routed};
@@ -44,6 +46,7 @@ pub(super) struct Known<'a, 'o> {
     pub(super) listeners: &'a Listeners<'o>,
     pub(super) routes: &'a [Routed<'o>],
     pub(super) leads: Leads<'o>,
+    pub(super) empty: RefCell<Empty<'o>>,
 }
 
 /// Which routes there are, by what policies say of them.
@@ -79,6 +82,8 @@ pub(super) struct Report {
     listeners: Option<Vec<Part>>,
     /// `parents` or `ancestors`.
     parts: Option<(&'static str, Vec<Part>)>,
+    /// What is worth an event beside the conditions: reasons and messages.
+    passing: Vec<(&'static str, String)>,
 }
 
 /// An entry of listeners[], parents[] or ancestors[].
@@ -102,15 +107,18 @@ enum Says {
     False(Why),
     /// For a controller to come.
     Waits(String),
-    /// Of a listener: true if the data plane could open these, its listeners in the configuration.
-    Opened(BTreeSet<String>, &'static str),
+    /// Of a listener: true if the data plane could open these, its listeners in the configuration;
+    /// else there may be a hint.
+    Opened(BTreeSet<String>, &'static str, Option<String>),
+    /// Of what has these listeners, which are all valid if they could be opened.
+    Valid(BTreeSet<String>, String),
     /// The same, true as soon as it serves all of them.
     Served(BTreeSet<String>),
     /// Of what has several listeners: true as soon as it serves one of these.
     SomeServed(BTreeSet<String>),
 }
 
-impl Known<'_, '_> {
+impl<'o> Known<'_, 'o> {
     /// Sorted by kind, namespace and name.
     pub(super) fn reports(&self) -> Vec<Report> {
         let mut reports = Vec::new();
@@ -149,7 +157,14 @@ impl Known<'_, '_> {
             controller: Arc::from(self.settings.controller_name.as_str()),
             status: Value::Null,
         };
-        Report { of, fields: Map::new(), conditions: None, listeners: None, parts: None }
+        Report {
+            of,
+            fields: Map::new(),
+            conditions: None,
+            listeners: None,
+            parts: None,
+            passing: Vec::new(),
+        }
     }
 
     fn class(&self, class: &GatewayClass) -> Report {
@@ -195,6 +210,7 @@ impl Known<'_, '_> {
             conditions.push(condition("ResolvedRefs", Ok(()), "ResolvedRefs", message));
         }
         report.conditions = Some(conditions);
+        report.passing = expired(&own);
         report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
         report
     }
@@ -207,6 +223,7 @@ impl Known<'_, '_> {
             self.accepted(&set.accepted, &own),
             set_programmed(set, &self.listeners.gates[set.gate], &own),
         ]);
+        report.passing = expired(&own);
         report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
         report
     }
@@ -215,11 +232,11 @@ impl Known<'_, '_> {
     /// same.
     fn accepted(&self, verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
         let by = listeners::accepted_by(self.settings);
-        if own.iter().all(|entry| entry.is_valid()) {
-            return condition("Accepted", verdict.clone(), "Accepted", &by);
+        if verdict.is_ok() && own.iter().all(|entry| entry.is_valid()) {
+            let names = own.iter().flat_map(|entry| &entry.names).cloned().collect();
+            return Condition { kind: "Accepted", says: Says::Valid(names, by) };
         }
-        let message = format!("{by}, but not all listeners are valid; each says why");
-        condition("Accepted", verdict.clone(), "ListenersNotValid", &message)
+        condition("Accepted", verdict.clone(), "ListenersNotValid", &not_all_valid(&by))
     }
 
     /// Gateways and ListenerSets that are not served, and that no other controller has: what was
@@ -281,15 +298,16 @@ impl Known<'_, '_> {
         };
         let names = || entry.names.iter().cloned().collect();
         conditions.push(match entry.accepted.clone() {
-            Ok(()) => Condition { kind: "Accepted", says: Says::Opened(names(), message) },
+            Ok(()) => {
+                let says = Says::Opened(names(), message, self.hint(entry));
+                Condition { kind: "Accepted", says }
+            }
             Err(why) => Condition { kind: "Accepted", says: Says::False(why) },
         });
-        conditions.push(condition(
-            "ResolvedRefs",
-            entry.resolved.clone(),
-            "ResolvedRefs",
-            "every reference resolves",
-        ));
+        let mut message = vec!["every reference resolves"];
+        message.extend(entry.expired.iter().map(String::as_str));
+        let (resolved, message) = (entry.resolved.clone(), message.join("; "));
+        conditions.push(condition("ResolvedRefs", resolved, "ResolvedRefs", &message));
         if let Err(why) = &entry.conflict {
             let says = Says::True(why.reason, why.message.clone());
             conditions.push(Condition { kind: "Conflicted", says });
@@ -318,27 +336,64 @@ impl Known<'_, '_> {
         Part { fields, title: format!("listener {}", entry.spec.name), conditions }
     }
 
-    fn route(&self, route: &Routed<'_>) -> Report {
+    /// What is in the way of a listener that could not be opened, if that is Ringway itself.
+    fn hint(&self, entry: &Entry<'_>) -> Option<String> {
+        let port = self.settings.base.admin.map(|admin| admin.port())?;
+        let own = i32::from(port) == entry.spec.port && entry.protocol != Some(Protocol::Udp);
+        own.then(|| {
+            format!(
+                "; port {port} is that of Ringway's own admin API: take another here, or there \
+                 (admin.address)"
+            )
+        })
+    }
+
+    fn route(&self, route: &Routed<'o>) -> Report {
         let mut report = self.report(route.kind, &route.object.metadata);
-        let parents = route.parents.iter().map(|parent| self.parent(route, parent)).collect();
-        report.parts = Some(("parents", parents));
+        let refused = self.refused(route);
+        let message = refused.as_ref().map(|(_, message)| message.as_str());
+        let parents = route.parents.iter().map(|parent| self.parent(route, parent, message));
+        report.parts = Some(("parents", parents.collect()));
+        if route.parents.iter().any(|parent| parent.accepted.is_ok()) {
+            report.passing.extend(refused);
+        }
         report
     }
 
-    fn parent(&self, route: &Routed<'_>, parent: &Parent) -> Part {
+    /// Where every reference resolves, and yet sessions are refused.
+    fn refused(&self, route: &Routed<'o>) -> Option<(&'static str, String)> {
+        if route.backends.iter().all(|backend| backend.weight == 0) {
+            let what = match route.backends.is_empty() {
+                true => "no backend is named",
+                false => "all weights are 0",
+            };
+            return Some(("NoBackends", format!("{what}, so every session is refused")));
+        }
+        let mut empty = BTreeSet::new();
+        for backend in route.backends.iter().filter(|backend| backend.weight > 0) {
+            let Ok(destination) = &backend.destination else { continue };
+            let zone = self.settings.zone.as_deref();
+            let why = self.empty.borrow_mut().why(*destination, zone, self.index);
+            empty.extend(why.map(|why| backends::empty_message(destination, why)));
+        }
+        let message = empty.into_iter().collect::<Vec<_>>().join("; ");
+        (!message.is_empty()).then_some(("NoEndpoints", message))
+    }
+
+    fn parent(&self, route: &Routed<'_>, parent: &Parent, refused: Option<&str>) -> Part {
         let message = if route.kind == Kind::HttpRoute {
             "accepted: its bytes are forwarded as they come"
         } else {
             "accepted"
         };
+        let resolved = "every backendRef resolves".to_owned();
+        let resolved = match refused.filter(|_| parent.accepted.is_ok()) {
+            Some(refused) => format!("{resolved}, but {refused}"),
+            None => resolved,
+        };
         let mut conditions = vec![
             condition("Accepted", parent.accepted.clone(), "Accepted", message),
-            condition(
-                "ResolvedRefs",
-                route.resolved.clone(),
-                "ResolvedRefs",
-                "every backendRef resolves",
-            ),
+            condition("ResolvedRefs", route.resolved.clone(), "ResolvedRefs", &resolved),
         ];
         if route.dropped_rules > 0 && parent.accepted.is_ok() {
             let count = route.dropped_rules;
@@ -510,7 +565,7 @@ impl Known<'_, '_> {
         &self,
         namespace: &str,
         name: &str,
-        counts: impl Fn(&super::backends::Destination<'_>) -> bool,
+        counts: impl Fn(&backends::Destination<'_>) -> bool,
     ) -> BTreeSet<(String, String)> {
         let leads_there = |route: &&Routed<'_>| {
             let found =
@@ -576,6 +631,19 @@ fn set_programmed(set: &Set<'_>, gate: &Gate<'_>, own: &[&Entry<'_>]) -> Conditi
     Condition { kind: "Programmed", says }
 }
 
+fn not_all_valid(by: &str) -> String {
+    format!("{by}, but not all listeners are valid; each says why")
+}
+
+/// Events of certificates whose time is over.
+fn expired(own: &[&Entry<'_>]) -> Vec<(&'static str, String)> {
+    let all = own.iter().flat_map(|entry| {
+        let name = &entry.spec.name;
+        entry.expired.iter().map(move |what| format!("listener {name}: {what}"))
+    });
+    all.map(|message| ("CertificateExpired", message)).collect()
+}
+
 fn served(own: &[&Entry<'_>]) -> Says {
     Says::SomeServed(own.iter().flat_map(|entry| &entry.names).cloned().collect())
 }
@@ -623,13 +691,15 @@ impl Report {
         let parts = parts.flat_map(|part| {
             part.conditions.iter().map(|condition| (Some(part.title.as_str()), condition))
         });
+        let faults = own.chain(parts).filter_map(|(title, condition)| {
+            let (reason, message) = condition.complaint(outcome)?;
+            let title = title.map(|of| format!("{of}: ")).unwrap_or_default();
+            Some((reason, format!("{title}{message}"), false))
+        });
+        let passing = self.passing.iter();
+        let passing = passing.map(|(reason, message)| (*reason, message.clone(), true));
         let (mut notices, mut said) = (Vec::new(), BTreeSet::new());
-        for (title, condition) in own.chain(parts) {
-            let Some((reason, message)) = condition.complaint(outcome) else { continue };
-            let message = match title {
-                Some(of) => format!("{of}: {message}"),
-                None => message,
-            };
+        for (reason, message, passes) in faults.chain(passing) {
             if !said.insert((reason, message.clone())) {
                 continue;
             }
@@ -640,6 +710,7 @@ impl Report {
                 uid: self.of.uid.clone(),
                 reason: reason.to_owned(),
                 message,
+                passes,
             });
         }
         notices
@@ -664,9 +735,16 @@ impl Condition {
             Says::True(reason, message) => ("True", *reason, message.clone()),
             Says::False(why) => ("False", why.reason, why.message.clone()),
             Says::Waits(message) => ("Unknown", "Pending", message.clone()),
-            Says::Opened(names, message) => match not_opened(names, outcome) {
-                Some(why) => ("False", "PortUnavailable", why.to_owned()),
+            Says::Opened(names, message, hint) => match not_opened(names, outcome) {
+                Some(why) => {
+                    let hint = hint.as_deref().unwrap_or_default();
+                    ("False", "PortUnavailable", format!("{why}{hint}"))
+                }
                 None => ("True", "Accepted", (*message).to_owned()),
+            },
+            Says::Valid(names, by) => match not_opened(names, outcome) {
+                Some(_) => ("True", "ListenersNotValid", not_all_valid(by)),
+                None => ("True", "Accepted", by.clone()),
             },
             Says::Served(names) => programmed_as(not_opened(names, outcome), outcome),
             Says::SomeServed(names) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::backends::{self, Destination};
 use super::index::{Index, Party, key, seniority};
 use super::listeners::{Entry, Listeners, Protocol};
-use super::objects::{GROUP, Objects, ParentRef, Route, RouteKind};
+use super::objects::{GROUP, Objects, ParentRef, Route};
 use super::status::Kind;
 use super::translate::{Settings, Verdict, Why};
 
@@ -219,14 +219,15 @@ fn take(
         return Err(Why::new("NoMatchingParent", message));
     }
     let namespace = key(&object.metadata).0;
-    let allows = |at: &&usize| allows(entry(at), kind, namespace, listeners, index);
-    let allowed: Vec<usize> = named.iter().filter(allows).copied().collect();
+    let (mut allowed, mut refusals) = (Vec::new(), Vec::new());
+    for at in named {
+        match allows(entry(&at), kind, namespace, listeners, index) {
+            Ok(()) => allowed.push(at),
+            Err(why) => refusals.push((entry(&at).spec.name.as_str(), why)),
+        }
+    }
     if allowed.is_empty() {
-        let message = format!(
-            "none of the listeners is accepted and allows a {kind} of namespace {namespace}: look \
-             at their protocol, allowedRoutes and conditions"
-        );
-        return Err(Why::new("NotAllowedByListeners", message));
+        return Err(Why::new("NotAllowedByListeners", not_allowed(&refusals)));
     }
     let meets = |at: &&usize| !hostnames(entry(at), &object.spec.hostnames).is_empty();
     let meeting: Vec<usize> = allowed.iter().filter(meets).copied().collect();
@@ -246,14 +247,40 @@ fn allows(
     namespace: &str,
     listeners: &Listeners<'_>,
     index: &Index<'_>,
-) -> bool {
-    let kinds = |of: &RouteKind| of.kind == kind.name();
+) -> Result<(), String> {
+    let protocol = &entry.spec.protocol;
     let allowed = entry.spec.allowed_routes.as_ref();
     let allowed = allowed.and_then(|allowed| allowed.namespaces.as_ref());
-    entry.accepted.is_ok()
-        && entry.set.is_none_or(|set| listeners.sets[set].accepted.is_ok())
-        && entry.kinds.iter().any(kinds)
-        && index.lets_in(allowed, "Same", listeners.key(entry).0, namespace)
+    if let Err(why) = &entry.accepted {
+        return Err(format!("is not accepted ({})", why.reason));
+    }
+    if entry.set.is_some_and(|set| listeners.sets[set].accepted.is_err()) {
+        return Err("is of a ListenerSet that is not accepted".to_owned());
+    }
+    if entry.protocol.is_some_and(|of| of.route() != kind) {
+        return Err(format!("has protocol {protocol}, which takes no {kind}"));
+    }
+    if !entry.kinds.iter().any(|of| of.kind == kind.name()) {
+        return Err(format!("has allowedRoutes.kinds without {kind}"));
+    }
+    if !index.lets_in(allowed, "Same", listeners.key(entry).0, namespace) {
+        let from = allowed.and_then(|allowed| allowed.from.as_deref()).unwrap_or("Same");
+        return Err(format!(
+            "has allowedRoutes.namespaces ({from}) that let in nothing of namespace {namespace}"
+        ));
+    }
+    Ok(())
+}
+
+/// What keeps a route out, by listener, as far as a status has room.
+fn not_allowed(refusals: &[(&str, String)]) -> String {
+    const SHOWN: usize = 16;
+    let shown = refusals.iter().take(SHOWN);
+    let mut shown: Vec<_> = shown.map(|(name, why)| format!("listener {name} {why}")).collect();
+    if let Some(more) = refusals.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        shown.push(format!("{more} more do not allow it either"));
+    }
+    shown.join("; ")
 }
 
 /// The names under which a route with these stands on a listener: `None` is every name that the

@@ -14,6 +14,8 @@ pub(super) fn settings() -> Settings {
         controller_name: CONTROLLER.into(),
         given: BTreeMap::new(),
         last_good: LastGood::default(),
+        namespaces: [].into(),
+        now: None,
         address_pool: Vec::new(),
         node_addresses: vec!["192.0.2.1".parse().expect("address")],
         zone: None,

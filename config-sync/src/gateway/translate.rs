@@ -1,8 +1,10 @@
 //! From Kubernetes objects to a configuration, and to what each object is to be told. Pure.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -33,6 +35,10 @@ pub struct Settings {
     pub given: BTreeMap<(String, String), Vec<IpAddr>>,
     /// Certificates that the translation before found.
     pub last_good: LastGood,
+    /// The only namespaces that are followed; empty: all are.
+    pub namespaces: Arc<[String]>,
+    /// The time of day in seconds; `None`: certificates that have expired are not told of.
+    pub now: Option<i64>,
     /// What statuses say where there is no pool; the first 16 count.
     pub node_addresses: Vec<IpAddr>,
     /// Endpoints whose hints name this zone come first.
@@ -69,6 +75,8 @@ pub struct Notice {
     /// In UpperCamelCase, as in conditions.
     pub reason: String,
     pub message: String,
+    /// It is no fault of the object's: it comes and goes with what the object leads to.
+    pub passes: bool,
 }
 
 /// A ServiceAccount that a Gateway wants beside it, to carry `spec.infrastructure` (GEP-1867).
@@ -97,6 +105,8 @@ pub(super) type Verdict = Result<(), Why>;
 pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     let mut index = Index::of(objects);
     index.last_good = settings.last_good.clone();
+    index.namespaces = Arc::clone(&settings.namespaces);
+    index.now = settings.now;
     let policies = Policies::of(objects, settings);
     let backend_tls = BackendTls::of_all(objects, &index);
     let mut listeners = Listeners::of(objects, &index, settings);
@@ -126,6 +136,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         backend_tls: &backend_tls,
         listeners: &listeners,
         routes: &routes,
+        empty: RefCell::default(),
         leads: render::Leads::of(&routes),
     };
     let outline = outline(&config);
@@ -168,6 +179,11 @@ impl Translation {
     pub(super) fn opened_for(&self, kind: Kind, key: &Key) -> impl Iterator<Item = &str> {
         let names = self.opened_for.get(&(kind, key.clone()));
         names.into_iter().flatten().map(String::as_str)
+    }
+
+    /// When, after `now`, there is something new to say although no object has changed.
+    pub(super) fn next_end(&self, now: i64) -> Option<i64> {
+        self.last_good.next_end(now)
     }
 
     pub fn infrastructure(&self) -> &[Infrastructure] {

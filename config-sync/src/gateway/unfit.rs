@@ -99,6 +99,7 @@ impl Unfit {
             uid: self.uid.clone(),
             reason: "LeftOut".into(),
             message: WHY.into(),
+            passes: false,
         })
     }
 }
