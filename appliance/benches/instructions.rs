@@ -2,8 +2,11 @@
 //! few per cent more are seen on any machine. `bench instructions` compares them with what is
 //! committed (`bench/instructions.toml`).
 //!
-//! Each benchmark does its operation [`TIMES`] times. What stands in a `setup` is not counted. The
-//! assertions see to it that what is counted is what the name says.
+//! Each benchmark does its operation [`TIMES`] times; a configuration is read once. What stands in a
+//! `setup` is not counted. The assertions see to it that what is counted is what the name says.
+//!
+//! Where one has parameters `of_1`, `of_100` and so on, `bench instructions` looks at growth too:
+//! it must not be much more than in proportion.
 
 #![expect(unused_qualifications, reason = "in what gungraun's macros expand to")]
 #![expect(clippy::cast_possible_truncation, reason = "the lengths of a ClientHello made here")]
@@ -23,7 +26,9 @@ use ringway::proxy::client_hello::{self, Hello};
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{BufferId, Event, Op, Side, Stop, Token};
 
-main!(library_benchmark_groups = proxy);
+main!(library_benchmark_groups = [proxy, control]);
+
+library_benchmark_group!(name = control, benchmarks = configure);
 
 library_benchmark_group!(
     name = proxy,
@@ -116,6 +121,39 @@ fn client_hello(key_share: usize, fragment: usize) -> Vec<u8> {
         records.extend(part);
     }
     records
+}
+
+// ---- Configurations ----
+
+#[library_benchmark]
+#[bench::of_400(configuration(400))]
+#[bench::of_4000(configuration(4_000))]
+fn configure(text: String) -> String {
+    let config = config::parse("instructions", &text).expect("a good configuration");
+    compile(&config, &mut Names::new(), 1).expect("its parts fit");
+    text
+}
+
+/// Four TLS listeners in ten share an address, each other one has its own; each has a route to two
+/// backends, one of which is for all.
+fn configuration(listeners: usize) -> String {
+    let mut text = "[[backends]]\nname = \"all\"\nendpoints = [\"10.9.9.9:80\"]\n".to_owned();
+    for nth in 0..listeners {
+        let (protocol, port, host) = match nth % 10 {
+            0..4 => ("TLS", 443, format!("hostname = \"{nth}.example.com\"\n")),
+            4..7 => ("TCP", 1_000 + nth, String::new()),
+            _ => ("UDP", 1_000 + nth, String::new()),
+        };
+        let (high, low) = (nth / 250, nth % 250);
+        text += &format!(
+            "[[listeners]]\nname = \"l{nth}\"\nprotocol = \"{protocol}\"\n\
+             address = \"192.0.2.9:{port}\"\n{host}\
+             [[routes]]\nname = \"r{nth}\"\nlisteners = [\"l{nth}\"]\n\
+             backends = [{{ name = \"b{nth}\" }}, {{ name = \"all\" }}]\n\
+             [[backends]]\nname = \"b{nth}\"\nendpoints = [\"10.0.{high}.{low}:80\"]\n"
+        );
+    }
+    text
 }
 
 // ---- Routes ----

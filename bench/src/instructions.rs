@@ -1,4 +1,5 @@
-//! Whether the proxy's hot paths execute more instructions than when someone last looked.
+//! Whether the proxy's hot paths execute more instructions than when someone last looked, and
+//! whether what is done for many grows no faster than they do.
 //!
 //! `appliance/benches/instructions.rs` counts them under Valgrind. The counts repeat exactly, but
 //! hold for one compiler and one target only: both stand in the committed file.
@@ -53,6 +54,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let (rustc, target) = (rustc.to_owned(), target.to_owned());
     if options.update {
         let baseline = Baseline { rustc, target, instructions: count()? };
+        is_in_proportion(&baseline.instructions)?;
         std::fs::write(FILE, baseline.text()?).with_context(|| FILE.to_owned())?;
         println!("{} counts are in {FILE}", baseline.instructions.len());
         return Ok(());
@@ -65,8 +67,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let changes = compare(&baseline.instructions, &count()?);
-    println!("{:34} {:>12} {:>12}", "instructions, 100 times each", "baseline", "now");
+    let now = count()?;
+    let changes = compare(&baseline.instructions, &now);
+    println!("{:34} {:>12} {:>12}", "instructions", "baseline", "now");
     for change in &changes {
         println!("{change}");
     }
@@ -79,6 +82,31 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         "{failed} of {} differ from the baseline; if that is worth it: `{UPDATE}`",
         changes.len()
     );
+    is_in_proportion(&now)
+}
+
+/// Of one benchmark's parameters `of_N`, each with the next.
+///
+/// # Errors
+/// A larger one has more than half as much again as its share: something in it is compared with
+/// everything else. The logarithm of look-ups in trees is well below.
+fn is_in_proportion(counts: &Counts) -> anyhow::Result<()> {
+    let mut growing: BTreeMap<&str, BTreeMap<u64, u64>> = BTreeMap::new();
+    for (name, count) in counts {
+        let Some((function, of)) = name.split_once(".of_") else { continue };
+        if let Ok(size) = of.parse() {
+            growing.entry(function).or_default().insert(size, *count);
+        }
+    }
+    for (function, counts) in growing {
+        for ((small, few), (large, many)) in counts.iter().zip(counts.iter().skip(1)) {
+            ensure!(
+                many * small * 2 <= few * large * 3,
+                "{function}: {few} instructions for {small}, {many} for {large}: that is more than \
+                 in proportion"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -229,6 +257,15 @@ mod tests {
         let found = verdicts(&[("gone", 10), ("kept", 10)], &[("kept", 10), ("new", 10)]);
         assert_eq!(found, [Verdict::Gone, Verdict::Same, Verdict::Unknown]);
         assert_eq!(fails(&found), [true, false, true]);
+    }
+
+    #[test]
+    fn what_grows_faster_than_its_size_fails() {
+        let is_right = |of: &[(&str, u64)]| is_in_proportion(&counts(of)).is_ok();
+        assert!(is_right(&[("a.of_10", 100), ("a.of_100", 1_500), ("b.of_100", 9_999)]));
+        assert!(!is_right(&[("a.of_10", 100), ("a.of_100", 1_501)]));
+        assert!(!is_right(&[("a.of_1", 10), ("a.of_20", 200), ("a.of_100", 2_000)]));
+        assert!(is_right(&[("pick.of_4", 100), ("pick.other", 10_000)]));
     }
 
     #[test]
