@@ -197,6 +197,8 @@ fn found(copy: &Path) -> Option<String> {
         .args(["test", "--offline", "--quiet", "-p", "ringway-tests", "--test", "simulation"])
         .current_dir(copy)
         .env("CARGO_TARGET_DIR", copy.join("target"))
+        // It is built again for each bug.
+        .env("CARGO_INCREMENTAL", "1")
         .env("SEEDS", SEEDS)
         .env("RUST_BACKTRACE", "0")
         .env_remove("SEED")
