@@ -2,8 +2,8 @@
 //! few per cent more are seen on any machine. `bench instructions` compares them with what is
 //! committed (`bench/instructions.toml`).
 //!
-//! Each benchmark does its operation [`TIMES`] times; a configuration is read once. What stands in a
-//! `setup` is not counted. The assertions see to it that what is counted is what the name says.
+//! Each benchmark does its operation [`TIMES`] times; a configuration is read once. What stands in
+//! a `setup` is not counted. The assertions see to it that what is counted is what the name says.
 //!
 //! Where one has parameters `of_1`, `of_100` and so on, `bench instructions` looks at growth too:
 //! it must not be much more than in proportion.

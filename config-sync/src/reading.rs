@@ -1,5 +1,5 @@
-//! What of a reload needs the files and what is known already, and nothing else: it may take its time
-//! on a thread of its own, while the control thread serves signals and records.
+//! What of a reload needs the files and what is known already, and nothing else: it may take its
+//! time on a thread of its own, while the control thread serves signals and records.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

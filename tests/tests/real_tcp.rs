@@ -682,6 +682,14 @@ fn accepting_resumes_after_descriptors_ran_out() {
         let available = start.elapsed().as_secs() * 100;
         let used = gateway.ticks() - before;
         assert!(used * 2 < available, "{used} ticks of {available} on doing nothing");
+        // A reload that needs files has some: for two sockets of each listener.
+        let more: [_; 10] = std::array::from_fn(|_| free_address());
+        let others = more.iter().enumerate().map(|(number, address)| {
+            let name = format!("more{number}");
+            listener(&name, "TCP", *address, "") + &route(&name, &name, &[("main", 1)], "")
+        });
+        gateway.reload(&(config + &others.collect::<String>()));
+        more.iter().for_each(|address| drop(connect(*address)));
         // Each has a file, and says no more.
         let watchers: Vec<_> = (0..12).map(|_| connect(gateway.admin)).collect();
         assert!(pauses() > 0);

@@ -5,7 +5,6 @@
 //! only holds connections open can't keep a probe out either: the oldest such connection goes.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +35,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::metrics::{Scrape, Series};
+use super::spare_files::SpareFiles;
 use crate::proxy::counters::Counters;
 
 /// What the control thread tells the API. Neither thread holds a lock for longer than it takes to
@@ -177,6 +177,10 @@ pub fn start(listener: std::net::TcpListener, board: Arc<Board>) -> io::Result<(
     Ok(())
 }
 
+/// As many connections are served however few files there are: whoever wants to know why clients
+/// are refused must get an answer then, too.
+const SPARE: usize = 16;
+
 async fn serve(listener: TcpListener, board: Arc<Board>) {
     let router = Router::new()
         .route("/metrics", get(metrics))
@@ -185,7 +189,7 @@ async fn serve(listener: TcpListener, board: Arc<Board>) {
         .route("/config", get(config))
         .route("/features", get(features))
         .with_state(board);
-    let spare = Arc::new(SpareFiles::default());
+    let spare = Arc::new(SpareFiles::new(SPARE));
     let mut connections = Connections::default();
     loop {
         spare.fill();
@@ -273,8 +277,7 @@ async fn accept(
             Ok((stream, _)) => return stream,
             Err(error) if is_passing(&error) => {}
             Err(error)
-                if out_of_files(&error)
-                    && (spare.give_up_one() || connections.end_oldest().await) =>
+                if out_of_files(&error) && (spare.give_up(1) || connections.end_oldest().await) =>
             {
                 // The kernel wants a file before it looks whether anybody waits at all: if nobody
                 // does, it must not lie open for a session.
@@ -299,35 +302,6 @@ fn is_passing(error: &io::Error) -> bool {
 
 fn out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
-}
-
-/// Files that are open for no other purpose than to be closed for a connection to the admin API,
-/// when sessions have taken all others that the process may open: whoever wants to know why clients
-/// are refused must get an answer then, too.
-#[derive(Default)]
-struct SpareFiles(Mutex<Vec<File>>);
-
-impl SpareFiles {
-    /// As many connections are served however few files there are.
-    const COUNT: usize = 16;
-
-    /// Called where a file may just have been closed, so that no session has it first.
-    fn fill(&self) {
-        let mut files = self.files();
-        while files.len() < Self::COUNT
-            && let Ok(file) = File::open("/dev/null")
-        {
-            files.push(file);
-        }
-    }
-
-    fn give_up_one(&self) -> bool {
-        self.files().pop().is_some()
-    }
-
-    fn files(&self) -> MutexGuard<'_, Vec<File>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The page is made beside this thread, because one of 10,000 endpoints takes a moment. Pages are

@@ -12,6 +12,7 @@ pub mod demo;
 mod exposition;
 pub mod metrics;
 pub mod process;
+mod spare_files;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -37,12 +38,17 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::access_log::{AccessLog, Line, WallClock};
 use self::admin::Board;
 use self::cluster::{Following, News};
+use self::spare_files::SpareFiles;
 use crate::proxy::cause::Detail;
 use crate::proxy::record::{Record, SessionRecord};
 
 /// How often workers are asked for their records. They don't wake the control thread, which would
 /// cost them a system call for each; their channels hold what comes in between.
 const TICK: Duration = Duration::from_millis(20);
+
+/// Files that are kept for a reload: so many new sockets can be opened when sessions have taken all
+/// others. A reload that needs more is tried again.
+const SPARE: usize = 32;
 
 /// How often ids of what is gone are looked through.
 const RETIRE: Duration = Duration::from_secs(10);
@@ -61,6 +67,8 @@ pub struct Control {
     phase: Phase,
     /// The first table is in force: until then, addresses that this machine lacks are bound.
     is_started: Arc<AtomicBool>,
+    /// For reloads of files.
+    spare: SpareFiles,
     watched: BTreeSet<PathBuf>,
     /// What is followed in the place of a file.
     cluster: Option<Following>,
@@ -189,7 +197,9 @@ impl Control {
             looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
             return;
         }
-        let Some(reading) = self.sync.begin(wish) else { return };
+        let Some(reading) = self.sync.begin(wish) else { return self.spare.fill() };
+        // One for what is read, and one for what that needs (a folder, a pipe).
+        self.spare.give_up(2);
         let (say, found) = oneshot::channel();
         let read = move || _ = say.send(reading.run());
         match std::thread::Builder::new().name("reading".into()).spawn(read) {
@@ -203,10 +213,13 @@ impl Control {
 
     /// One look is over; `None`: its thread has panicked. The next begins, if one was asked for.
     fn found(&mut self, found: Option<Found>, looking: &mut Looking, changes: &mut Option<Watch>) {
+        // The rest for new sockets, no sooner: a session may be as quick.
+        self.spare.give_up(SPARE);
         let outcome = match found {
             Some(found) => self.sync.finish(found),
             None => self.sync.abandon("the configuration's reader has panicked".to_owned()),
         };
+        self.spare.fill();
         self.reloaded(outcome);
         if self.watch(changes) {
             // What has changed before the watch began would not be told.

@@ -39,7 +39,8 @@ use tokio::time::Instant;
 use super::access_log::{AccessLog, WallClock};
 use super::admin::{self, Board};
 use super::cluster::Following;
-use super::{Control, Phase, Running, Signals, cli};
+use super::spare_files::SpareFiles;
+use super::{Control, Phase, Running, SPARE, Signals, cli};
 use crate::proxy::counters::Counters;
 use crate::ring::{Features, RingError, sockets};
 use crate::worker::{self, Clock, Seat, Spawned};
@@ -200,8 +201,7 @@ fn start(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    let (start, steering) = (Instant::now(), seed()?);
-    let is_started = Arc::new(AtomicBool::new(false));
+    let (start, steering, is_started) = (Instant::now(), seed()?, Arc::<AtomicBool>::default());
     let later = Arc::clone(&is_started);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
         // These are bound before they are this machine's: it may be the standby.
@@ -233,6 +233,7 @@ fn start(
         board: Arc::new(Board::new(counters, limits, cli::features(features))),
         phase: Phase::Running,
         is_started,
+        spare: SpareFiles::new(SPARE),
         watched: BTreeSet::new(),
         cluster: None,
         leaving: None,
