@@ -49,7 +49,8 @@ impl Causes {
                 self.say(what, line, &kube::Error::Api(status.clone()));
             }
             other => {
-                if self.is_news((what.to_owned(), other.to_string()), Instant::now()) {
+                let cause = (what.to_owned(), without_numbers(&other.to_string()));
+                if self.is_news(cause, Instant::now()) {
                     tracing::warn!("{line}: {other}");
                 }
             }
@@ -68,7 +69,7 @@ impl Causes {
             // Whatever is asked for, it fails like this.
             _ => {
                 let line = format!("the API server fails, and is asked again: {why}");
-                ((String::new(), why), line)
+                ((String::new(), without_numbers(&why)), line)
             }
         };
         self.is_news(cause, now).then_some(line)
@@ -92,6 +93,11 @@ impl Causes {
             None => false,
         }
     }
+}
+
+/// Ports of one's own, and columns of an answer that was cut off, differ from time to time.
+fn without_numbers(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }
 
 /// The API server has understood what was asked for, and said no to it.
@@ -160,6 +166,9 @@ mod tests {
         assert_eq!(line("TCPRoute", &right, 1), of("TCPRoute"), "another kind");
         let invalid = refused(422, "Invalid", "too long");
         assert_eq!(line("Gateway", &invalid, 1).as_deref(), Some("Gateway: too long (422)"));
+        let broken = |column: u32| refused(500, "", &format!("cut off at column {column}"));
+        assert!(line("Gateway", &broken(17), 1).is_some());
+        assert_eq!(line("Gateway", &broken(230), 1), None, "only a number differs");
         // It went on, for an hour; it was over, and comes again.
         for after in (60..3_600).step_by(60) {
             assert_eq!(line("Gateway", &right, after), None, "{after}");
