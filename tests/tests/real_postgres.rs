@@ -242,7 +242,9 @@ fn a_cancel_request_goes_where_alone_it_can_go() {
     assert_eq!(cancel().as_deref(), Some("cancelled"));
     gateway.reload(&(one + &named("b", "\"b.db.test\"")));
     assert_eq!(cancel(), None);
-    assert_eq!(gateway.closes(2)[1].text("reason"), Some("starttls_cancel"));
+    // Of two workers, whichever's line comes first.
+    let closes = gateway.closes(2);
+    assert!(closes.iter().any(|line| line.text("reason") == Some("starttls_cancel")), "{closes:?}");
 }
 
 /// It would reach the server without the certificate that every other client must show.
