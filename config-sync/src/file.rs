@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config};
@@ -14,6 +15,9 @@ use crate::{machine, warnings};
 
 /// Far above any real configuration; a file that is larger is not one.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// What problems call a pipe.
+const PIPE: &str = "the pipe";
 
 /// What files hold, to tell whether one has changed: no more of keys is remembered than this.
 pub(crate) fn fingerprint(paths: &BTreeSet<PathBuf>) -> u64 {
@@ -34,7 +38,10 @@ pub enum Source {
     /// Kubernetes objects: a YAML file, or a directory with some, and one TOML file at the most,
     /// for what no object says.
     Objects { path: PathBuf, options: Options },
-    /// It is in memory and never changes; problems call it by its name.
+    /// TOML that came through a pipe, as `--config <(...)` names one. It was read once: there is
+    /// nothing to read again.
+    Pipe(String),
+    /// Ours: it is in memory and never changes; problems call it by its name.
     Text { name: &'static str, text: String },
 }
 
@@ -45,10 +52,23 @@ impl Source {
         if objects { Self::Objects { path, options } } else { Self::File(path) }
     }
 
+    /// Reads the pipe at `path`, and waits for whoever writes to it.
+    ///
+    /// # Errors
+    /// As [`read`], but that it is no regular file.
+    pub fn pipe(path: &Path) -> Result<Self, String> {
+        let mut bytes = Vec::new();
+        let file = File::open(path);
+        let read = file.and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+        read.map_err(|error| format!("{}: {error}", path.display()))?;
+        text(PIPE, bytes).map(Self::Pipe)
+    }
+
     /// What problems call it.
     pub fn name(&self) -> String {
         match self {
             Self::File(path) | Self::Objects { path, .. } => path.display().to_string(),
+            Self::Pipe(_) => PIPE.to_owned(),
             Self::Text { name, .. } => (*name).to_owned(),
         }
     }
@@ -59,7 +79,7 @@ impl Source {
         match self {
             Self::File(path) => read(path),
             Self::Objects { path, .. } => read_objects(path),
-            Self::Text { text, .. } => Ok(text.clone()),
+            Self::Pipe(text) | Self::Text { text, .. } => Ok(text.clone()),
         }
     }
 
@@ -73,7 +93,9 @@ impl Source {
             let config = config::parse(&name, text);
             let config = config.map_err(|problems| problems.to_string())?;
             let warnings = match self {
-                Self::File(_) => warnings::of(&config, &name, &machine::addresses()),
+                Self::File(_) | Self::Pipe(_) => {
+                    warnings::of(&config, &name, &machine::addresses())
+                }
                 // Ours.
                 Self::Objects { .. } | Self::Text { .. } => Vec::new(),
             };
@@ -94,7 +116,7 @@ impl Source {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Objects { path, .. } => Some(path),
-            Self::Text { .. } => None,
+            Self::Pipe(_) | Self::Text { .. } => None,
         }
     }
 }
@@ -290,8 +312,13 @@ fn parts(text: &str) -> impl Iterator<Item = (&str, &str)> {
 /// A message for the operator that names the file: it is not there, it is no regular file, it can't
 /// be read in time, it is not UTF-8, it is empty, it is larger than 64 MiB.
 pub fn read(path: &Path) -> Result<String, String> {
-    let name = path.display();
+    let name = path.display().to_string();
     let bytes = disk::bytes(path, MAX_BYTES + 1).map_err(|error| format!("{name}: {error}"))?;
+    text(&name, bytes)
+}
+
+/// What was read is text, and is not cut off.
+fn text(name: &str, bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("{name}: larger than {} MiB", MAX_BYTES >> 20));
     }

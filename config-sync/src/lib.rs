@@ -373,7 +373,7 @@ impl ConfigSync {
             Source::File(path) | Source::Objects { path, .. } => {
                 self.last.files.iter().chain([path]).cloned().collect()
             }
-            Source::Text { .. } => BTreeSet::new(),
+            Source::Pipe(_) | Source::Text { .. } => BTreeSet::new(),
         }
     }
 

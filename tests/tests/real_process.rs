@@ -96,6 +96,18 @@ fn a_pipe_is_read_once_and_a_fifo_stops_nothing() {
     };
     let output = shell("check");
     assert!(output.status.success(), "{}", text(&output.stderr));
+    // As of a file, what is hardly meant is said.
+    let file = folder.write("good.toml", "drain_timeout = \"9s\"\n").display().to_string();
+    let [of_pipe, of_file] = [shell("check"), ringway(&["check", &file])];
+    assert!(text(&of_pipe.stderr).contains("the pipe:1:1: warning: "), "{of_pipe:?}");
+    assert_eq!(
+        text(&of_pipe.stderr).replace("the pipe", &file),
+        text(&of_file.stderr),
+        "the same is said of both"
+    );
+    folder.write("good.toml", "");
+    let output = shell("check");
+    assert!(text(&output.stderr).contains("the pipe: the file is empty"), "{output:?}");
     let fifo = folder.file("fifo");
     program("mkfifo", &[&fifo.display().to_string()]);
     let fifo = "{ cert = \"fifo\", key = \"fifo\" }";

@@ -1,7 +1,6 @@
 //! Arguments in, exit code out: 0 if all went well, 1 after an error, 2 for wrong arguments.
 
-use std::fs::File;
-use std::io::{self, Read as _, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -263,20 +262,13 @@ pub fn main() -> ExitCode {
 /// outside.
 const IN_A_POD: &str = "[admin]\naddress = \"0.0.0.0:9900\"\n";
 
-/// What a pipe that was named as a configuration may bring.
-const MOST_OF_A_PIPE: u64 = 64 << 20;
-
 /// The source at `path`. A pipe, as `--config <(...)` names one, can be read only once: what it
 /// brings now is the configuration for good.
 fn given(path: PathBuf, options: Options) -> anyhow::Result<Source> {
-    if !path.metadata().is_ok_and(|data| data.file_type().is_fifo()) {
-        return Ok(Source::at(path, options));
+    if path.metadata().is_ok_and(|data| data.file_type().is_fifo()) {
+        return Source::pipe(&path).map_err(anyhow::Error::msg);
     }
-    let mut text = String::new();
-    let read =
-        File::open(&path).and_then(|file| file.take(MOST_OF_A_PIPE).read_to_string(&mut text));
-    read.with_context(|| path.display().to_string())?;
-    Ok(Source::Text { name: "the pipe", text })
+    Ok(Source::at(path, options))
 }
 
 impl Cli {

@@ -128,7 +128,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         // What a Gateway asks for may be another node's: every replica serves it.
         (_, Some(_)) => vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
         (Source::Objects { options, .. }, None) => options.address_pool.clone(),
-        (Source::File(_) | Source::Text { .. }, None) => Vec::new(),
+        (Source::File(_) | Source::Pipe(_) | Source::Text { .. }, None) => Vec::new(),
     };
     let mut control = start(source, &config, &features, files, log, early)?;
     control.watched = watched;
