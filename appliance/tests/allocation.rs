@@ -186,7 +186,7 @@ fn a_terminated_relay_allocates_once_for_each_record() {
     let mut bench = Bench::new();
     let (mut roots, address) = (RootCertStore::empty(), bench.tls);
     roots.add(bench.certificate.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

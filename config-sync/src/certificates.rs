@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::server::danger::ClientCertVerifier;
@@ -106,7 +106,8 @@ pub(crate) struct Owner<'o> {
 static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
 
 /// What private keys can be.
-const KEYS: &str = "RSA of 2048 to 8192 bits, ECDSA with P-256 or P-384, and Ed25519 are supported";
+const KEYS: &str =
+    "RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, and Ed25519 are supported";
 
 /// Far above any certificate, list or bundle.
 const MAX_BYTES: u64 = 16 << 20;
@@ -114,7 +115,7 @@ const MAX_BYTES: u64 = 16 << 20;
 impl<'l> Loader<'l> {
     pub(crate) fn new(tickets: &'l mut Tickets, seeds: [u64; 4]) -> Self {
         Self {
-            provider: Arc::new(ring::default_provider()),
+            provider: Arc::new(aws_lc_rs::default_provider()),
             tickets,
             seeds,
             before: Loaded::default(),
@@ -252,7 +253,7 @@ impl<'l> Loader<'l> {
         let provider = Arc::clone(&self.provider);
         let builder = ClientConfig::builder_with_details(provider, Arc::new(WorkerTime))
             .with_protocol_versions(&[&TLS13, &TLS12])
-            .expect("ring has suites for both versions");
+            .expect("aws-lc-rs has suites for both versions");
         let verifier = self.endpoint_verifier(owner, asked)?;
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
         let config = match &asked.certificate {
@@ -300,7 +301,7 @@ impl<'l> Loader<'l> {
         let provider = Arc::clone(&self.provider);
         let builder = ServerConfig::builder_with_details(provider, Arc::new(WorkerTime))
             .with_protocol_versions(versions)
-            .expect("ring has suites for both versions");
+            .expect("aws-lc-rs has suites for both versions");
         let builder = match verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
@@ -478,7 +479,7 @@ impl Tickets {
         {
             return Arc::clone(keys);
         }
-        let keys = ring::Ticketer::new().expect("the system has randomness");
+        let keys = aws_lc_rs::Ticketer::new().expect("the system has randomness");
         self.0.insert(listener.to_owned(), (admission, Arc::clone(&keys)));
         keys
     }
@@ -559,8 +560,10 @@ mod tests {
         let (_, problems) = said(&[include_str!("testdata/v1.pem")], KEY);
         assert!(problems[0].contains("X.509 version 1"), "{problems:?}");
         let p521 = include_str!("testdata/p521.pem");
-        let (_, problems) = said(&[p521], include_str!("testdata/p521.key"));
-        assert!(problems[0].contains("P-256 or P-384, and Ed25519 are supported"), "{problems:?}");
+        assert_eq!(said(&[p521], include_str!("testdata/p521.key")).1, Vec::<String>::new());
+        let secp256k1 = include_str!("testdata/secp256k1.pem");
+        let (_, problems) = said(&[secp256k1], include_str!("testdata/secp256k1.key"));
+        assert!(problems[0].contains("P-521, and Ed25519 are supported"), "{problems:?}");
     }
 
     #[test]

@@ -145,7 +145,7 @@ fn in_time(certificate: &[u8], now: UnixTime) -> Result<(), Error> {
 mod tests {
     use std::time::Duration;
 
-    use rustls::crypto::ring::default_provider;
+    use rustls::crypto::aws_lc_rs::default_provider;
     use rustls::pki_types::pem::PemObject as _;
 
     use super::*;

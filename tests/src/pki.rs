@@ -35,7 +35,8 @@ impl Pki {
         SHARED.get_or_init(|| Self::with(&PKCS_ED25519))
     }
 
-    fn with(algorithm: &'static SignatureAlgorithm) -> Self {
+    /// Whose keys are all of this kind.
+    pub fn with(algorithm: &'static SignatureAlgorithm) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "authority");

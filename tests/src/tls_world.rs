@@ -8,9 +8,9 @@
 //! - The time by which the gateway verifies certificates and issues and takes tickets is the
 //!   proxy's, so virtual. That by which ticket keys are changed is the system's (rustls' `Ticketer`
 //!   reads it); a run would have to last 6 hours for that to show. The peers' is the system's, too.
-//! - Keys, nonces, hello randoms and session ids are drawn by ring. rustls takes another source for
-//!   the last two in a provider, but Ringway has one provider, and no configuration names another;
-//!   key exchange and signatures draw from the system whatever the provider says.
+//! - Keys, nonces, hello randoms and session ids are drawn by aws-lc-rs. rustls takes another source
+//!   for the last two in a provider, but Ringway has one provider, and no configuration names
+//!   another; key exchange and signatures draw from the system whatever the provider says.
 //!
 //! So bytes differ from run to run. Their number does not (see `pki`), and that is all that the
 //! schedule depends on: a seed is a run but for the bytes' values.
@@ -407,7 +407,10 @@ impl Life {
         let spare = case.spare.then(|| good.peers(rng, issued, up.clone(), down.clone()));
         let spare = spare.map(|[_, endpoint]| endpoint);
         let peers = case.peers(rng, issued, up, down);
-        let mut wire = || Wire { capacity: rng.scale(1_024, 1 << 18) as usize, ..Wire::default() };
+        // A hello is looked at where it is, so a socket has room for a whole one: with a
+        // post-quantum key share it has 1.7 kB.
+        let mut wire =
+            || Wire { capacity: rng.scale(1 << 12, 1 << 18) as usize, ..Wire::default() };
         let mut wires = [wire(), wire()];
         if case.fault == Fault::Silence {
             wires[1].capacity = 0;

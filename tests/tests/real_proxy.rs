@@ -14,7 +14,7 @@ use ringway_tests::real::{
     Daemon, Folder, Gateway, LogLine, Pattern, Server, client_hello, connect, free_address,
     free_port, wait_for, wait_until, was_reset,
 };
-use rustls::crypto::ring::default_provider;
+use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};

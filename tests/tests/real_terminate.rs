@@ -16,11 +16,12 @@ use ringway_tests::real::{
     Daemon, Folder, Gateway, Launch, Pattern, Server, SetWhenDropped, connect, echo, free_address,
     limited, program, wait_until,
 };
-use rustls::crypto::ring::default_provider;
+use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    ClientConfig, ClientConnection, NamedGroup, RootCertStore, ServerConfig, ServerConnection,
+    StreamOwned,
 };
 
 /// Certificates in files: `ca.pem`, and `NAME.pem` with `NAME.key`.
@@ -176,6 +177,26 @@ fn openssl_gets_the_certificate_of_its_name_in_both_versions() {
         assert_eq!(line.number("bytes_up"), 6);
         assert_eq!(line.number("bytes_down"), 6);
     }
+}
+
+/// The newest key exchange and the longest curve that the provider has, of both ends.
+#[test]
+fn post_quantum_key_exchange_and_p521_certificates() {
+    let pki = Pki::with(&rcgen::PKCS_ECDSA_P521_SHA512);
+    let folder = Folder::new();
+    folder.write("ca.pem", &pki.ca());
+    let (files, server, address) = (Files { pki, folder }, tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let keys = format!("certificates = [{a}], client_ca = \"{}\"", files.path("ca.pem"));
+    let config = terminate(address, &keys) + &backend("main", [server.address], "");
+    let _gateway = Gateway::start(&config);
+    let own = files.pki.issue(&["me.example.com"]);
+    let mut client = Client::with(&files.pki, address, "a.example.com", Some(&own));
+    client.0.write_all(b"hello").expect("sent");
+    client.end();
+    assert_eq!(client.rest(), b"served");
+    let group = client.0.conn.negotiated_key_exchange_group().expect("a full handshake");
+    assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
 }
 
 /// Without a default certificate: FIN or RST, and not an alert; with one, they get that.

@@ -207,7 +207,7 @@ fn a_dot_behind_the_server_name_finds_its_certificate() {
 /// until it was made.
 fn hello(name: &str) -> Vec<u8> {
     let stand_in = name.replace('.', "x");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")

@@ -240,11 +240,12 @@ fn acceptor(name: &str) -> anyhow::Result<TlsAcceptor> {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed([format!("{name}.demo.test")])?;
     let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-    let config =
-        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)?;
+    let config = ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()?
+    .with_no_client_auth()
+    .with_single_cert(vec![cert.der().clone()], key)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -381,7 +382,7 @@ mod tests {
 
     /// Accepts the self-signed certificates, if they are used as their names say.
     fn client() -> TlsConnector {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .expect("protocol versions")

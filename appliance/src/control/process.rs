@@ -32,7 +32,7 @@ use crossbeam_channel::Receiver;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rustls::crypto::ring::default_provider;
+use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 

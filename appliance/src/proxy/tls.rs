@@ -354,7 +354,7 @@ mod tests {
 
     use config_sync::terminator::Certificates;
     use rustls::ServerConfig;
-    use rustls::crypto::ring::default_provider;
+    use rustls::crypto::aws_lc_rs::default_provider;
 
     use super::*;
 

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use monoio::io::AsyncReadRent as _;
 use monoio::net::TcpStream;
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore};
@@ -96,9 +96,9 @@ fn config(options: &Options, resume: bool) -> anyhow::Result<Arc<ClientConfig>> 
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(&pem)?)?;
     let provider = CryptoProvider {
-        cipher_suites: vec![ring::cipher_suite::TLS13_AES_128_GCM_SHA256],
-        kx_groups: vec![ring::kx_group::X25519],
-        ..ring::default_provider()
+        cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
+        kx_groups: vec![aws_lc_rs::kx_group::X25519],
+        ..aws_lc_rs::default_provider()
     };
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?

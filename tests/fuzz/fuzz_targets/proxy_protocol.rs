@@ -104,8 +104,9 @@ fn ppp_agrees(bytes: &[u8]) {
     assert_eq!((len, addresses), (their_len, theirs), "{}", bytes.escape_ascii());
 }
 
-/// ppp cuts a line of version 1 into seven parts at most, and takes the CRLF for a part. So it finds
-/// no end of a longer line, which only UNKNOWN can have (section 2.1: all up to the CRLF is ignored).
+/// ppp cuts a line of version 1 into seven parts at most, and takes the CRLF for a part. So it
+/// finds no end of a line of more parts. Only UNKNOWN can have more: all up to the CRLF is ignored
+/// (section 2.1).
 fn ppp_misses_the_end(header: &[u8]) -> bool {
     let cuts = header.iter().filter(|byte| matches!(byte, b' ' | b'\r')).count();
     header.starts_with(b"PROXY UNKNOWN") && cuts > 6
