@@ -18,7 +18,7 @@ use std::sync::Arc;
 use config_sync::compile::compile;
 use config_sync::config;
 use config_sync::names::Names;
-use config_sync::routing::{Hosts, RoutingTable, Socket, Transport};
+use config_sync::table::routing::{Hosts, RoutingTable, Socket, Transport};
 use gungraun::prelude::*;
 use ringway::proxy::Proxy;
 use ringway::proxy::balance::Balancer;
@@ -472,7 +472,7 @@ fn client(port: u16) -> SocketAddr {
 
 /// A listener of each kind, one route to four backends of 16 endpoints each, which are picked by
 /// `policy`.
-fn table(policy: &str) -> (RoutingTable, config_sync::routing::Limits) {
+fn table(policy: &str) -> (RoutingTable, config_sync::table::routing::Limits) {
     let mut text = "limits = { sessions = 1024, flows = 1024 }\n".to_owned();
     for (name, protocol, port) in [("tcp", "TCP", 1), ("tls", "TLS", 2), ("udp", "UDP", 3)] {
         text += &format!(

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use config_sync::publish::Command;
-use config_sync::routing::Limits;
+use config_sync::table::routing::Limits;
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustls::pki_types::UnixTime;

@@ -13,7 +13,7 @@ use config_sync::compile::compile;
 use config_sync::config::{self, Certificate, Pem, Termination};
 use config_sync::names::Names;
 use config_sync::publish::Command;
-use config_sync::routing::Limits;
+use config_sync::table::routing::Limits;
 use crossbeam_channel::bounded;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringway::proxy::counters::Counters;

@@ -17,8 +17,8 @@ use crate::config::Listener;
 use crate::disk;
 use crate::loaded::{Loaded, Made, contents};
 use crate::problem::{Place, Problem};
-use crate::routing::Starttls;
-use crate::terminator::{Certificates, Originator, Terminator, WorkerTime};
+use crate::table::routing::Starttls;
+use crate::table::terminator::{Certificates, Originator, Terminator, WorkerTime};
 use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::verifier::EndpointVerifier;
 
@@ -334,7 +334,8 @@ impl<'l> Loader<'l> {
             let lists = CertificateRevocationListDer::pem_slice_iter(&admission.crl);
             match lists.collect::<Result<Vec<_>, _>>() {
                 Ok(lists) if !lists.is_empty() => {
-                    let ends = lists.iter().filter_map(|list| crate::der::next_update(list));
+                    let ends =
+                        lists.iter().filter_map(|list| crate::table::x509::next_update(list));
                     self.expiries.extend(ends.min().map(|not_after| Expiry {
                         of: Expiring::RevocationList,
                         owner: owner.name.to_owned(),
@@ -373,7 +374,7 @@ impl<'l> Loader<'l> {
             return self.refuse(owner, key, message);
         };
         self.expiries.extend(chain.first().and_then(|der| {
-            let not_after = crate::der::not_after(der)?;
+            let not_after = crate::table::x509::not_after(der)?;
             let (name, place) = (named(cert), place(owner, cert).clone());
             let (of, owner) = (Expiring::Certificate, owner.name.to_owned());
             Some(Expiry { of, owner, name, place, not_after })
@@ -382,7 +383,7 @@ impl<'l> Loader<'l> {
             self.unchained(&chain)
                 .map(|message| place(owner, cert).problem(format!("{} {message}", named(cert)))),
         );
-        if chain.first().is_some_and(|der| crate::der::is_version_1(der)) {
+        if chain.first().is_some_and(|der| crate::table::x509::is_version_1(der)) {
             let message = "begins with a certificate of X.509 version 1, which has no names that \
                            clients look at; make one of version 3, with a subjectAltName";
             return self.refuse(owner, cert, message);
@@ -403,8 +404,9 @@ impl<'l> Loader<'l> {
     /// behind a certificate must have issued it.
     fn unchained(&self, chain: &[CertificateDer<'_>]) -> Option<String> {
         let algorithms = self.provider.signature_verification_algorithms.all;
-        let is_issued =
-            |pair: &[CertificateDer<'_>]| crate::der::is_issued_by(&pair[0], &pair[1], algorithms);
+        let is_issued = |pair: &[CertificateDer<'_>]| {
+            crate::table::x509::is_issued_by(&pair[0], &pair[1], algorithms)
+        };
         let at = chain.windows(2).position(|pair| !is_issued(pair))?;
         let (nth, next, all) = (at + 1, at + 2, chain.len());
         Some(format!(

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::compile::nameless;
 use crate::config::{Backend, Config, Listener, Route};
 use crate::problem::{At, Hints, Place, Problem};
-use crate::routing::{Protocol, ProxyVersion, Transport};
+use crate::table::routing::{Protocol, ProxyVersion, Transport};
 
 /// Names of those parts of a file that have faults of their own: they are there, and that is all
 /// that is known of them.

@@ -10,16 +10,16 @@ use ipnet::IpNet;
 use crate::certificates::{Loader, Owner};
 use crate::check::{self, Broken, hosts_on, transport};
 use crate::config::{self, Config, UPSTREAM_REST};
-use crate::maglev;
 use crate::names::Names;
 use crate::problem::{At, Problem, Problems};
-use crate::ranges::{Access, ByPrefix};
-use crate::routing::{
+use crate::sources::{self, Admitted};
+use crate::table::maglev;
+use crate::table::ranges::{Access, ByPrefix};
+use crate::table::routing::{
     self, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId, NO_ROUTE, Protocol,
     RouteId, RoutingTable, SocketId, Transport,
 };
-use crate::sources::{self, Admitted};
-use crate::terminator::{Originator, Terminator};
+use crate::table::terminator::{Originator, Terminator};
 
 /// Compiles the table of this generation, giving ids to names that are new.
 ///

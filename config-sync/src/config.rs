@@ -15,10 +15,10 @@ use crate::machine::Machine;
 use crate::problem::{At, Place, Problem, Problems};
 use crate::proxy::{self, ACCEPT_PROXY};
 use crate::reader::{Key, On, Reader, Section, Table, boolean, integer, named, string, word};
-use crate::routing::{
+use crate::sources::{self, Admission};
+use crate::table::routing::{
     Limits, OnTruncation, Protocol, SendProxy, SocketOptions, Sources, Starttls, Timeouts,
 };
-use crate::sources::{self, Admission};
 use crate::tls::{self, BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
 pub use crate::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::values::{

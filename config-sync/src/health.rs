@@ -16,11 +16,11 @@ use tokio::time::timeout;
 use toml::de::DeValue;
 
 use crate::config::{Backend, Config, any, or};
-use crate::maglev;
 use crate::problem::At;
 use crate::puts::Backoff;
 use crate::reader::{Read, Reader, Section, Table, integer};
-use crate::routing::{Balance, RoutingTable};
+use crate::table::maglev;
+use crate::table::routing::{Balance, RoutingTable};
 use crate::values::{duration, duration_from};
 
 /// Checks that are under way at once: each has a file open. Beyond so many, only backends begin one

@@ -13,16 +13,13 @@
 //! | `tls` | certificates, terminated listeners, and backends that speak TLS |
 //! | [`sources`] | ranges of clients' addresses, and files of them |
 //! | `reading` | all of the above, on a thread of its own |
-//! | [`compile`] | the [`routing::RoutingTable`]: what runs (`maglev`: hash tables of backends) |
+//! | [`compile`] | the [`table::routing::RoutingTable`]: what runs |
 //! | [`health`] | checks of endpoints, and the table without those that are down |
 //! | [`certificates`] | reads certificates and keys, and makes of them what rustls needs |
 //! | `verifier`, `san` | whether an endpoint's certificate is right; names that it must have |
-//! | [`der`] | what rustls does not tell of a certificate: when it ends, who issued it |
 //! | [`names`] | ids that stay the same from table to table |
 //! | [`publish`] | opens new listening sockets and hands each worker the latest table |
-//! | [`routing`] | the types that workers see; imports nothing of this crate |
-//! | [`ranges`] | the same for ranges of clients' addresses: flat tables |
-//! | [`terminator`] | the same for TLS: certificates, and how rustls is to be used |
+//! | [`table`] | the types that workers see; imports nothing of this crate |
 //! | [`problem`] | what is wrong with a configuration, and where |
 //! | `transparent` | what the machine lacks for connections from clients' addresses |
 //! | [`machine`] | cores and congestion controls that a configuration may name |
@@ -33,26 +30,22 @@ pub mod certificates;
 mod check;
 pub mod compile;
 pub mod config;
-pub mod der;
 mod disk;
 pub mod file;
 pub mod gateway;
 pub mod health;
 mod loaded;
 pub mod machine;
-mod maglev;
 pub mod names;
 pub mod problem;
 mod proxy;
 pub mod publish;
 mod puts;
-pub mod ranges;
 mod reader;
 mod reading;
-pub mod routing;
 mod san;
 pub mod sources;
-pub mod terminator;
+pub mod table;
 mod tls;
 mod transparent;
 mod values;
@@ -77,7 +70,7 @@ pub use crate::puts::Put;
 use crate::puts::{Backoff, Puts};
 use crate::reading::{Compiled, Looked, Refused};
 pub use crate::reading::{Found, Reading, Wish};
-use crate::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
+use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 
 /// Follows one configuration file: read, compile, publish, report.
 pub struct ConfigSync {

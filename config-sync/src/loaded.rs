@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::certificates::{Expiry, read};
 use crate::problem::Problem;
-use crate::routing::Starttls;
-use crate::terminator::{Originator, Terminator};
+use crate::table::routing::Starttls;
+use crate::table::terminator::{Originator, Terminator};
 use crate::tls::{Origination, Pem, Termination};
 
 /// What the latest table has.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::certificates::{Expiry, Tickets};
 use crate::loaded::Loaded;
 use crate::problem::Problem;
-use crate::routing::{
+use crate::table::routing::{
     BackendId, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId, Transport,
 };

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 use crate::config::any;
 use crate::problem::At;
 use crate::reader::{Read, Reader, Section, Table, string, word};
-use crate::routing::{ProxyVersion, SendProxy};
+use crate::table::routing::{ProxyVersion, SendProxy};
 use crate::values::range;
 
 pub(crate) static ACCEPT_PROXY: Section =

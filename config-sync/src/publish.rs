@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use crate::routing::{RoutingTable, Socket, SocketId, Transport};
+use crate::table::routing::{RoutingTable, Socket, SocketId, Transport};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -396,7 +396,7 @@ mod tests {
     use nix::sys::eventfd::{EfdFlags, EventFd};
 
     use super::*;
-    use crate::routing::{Hosts, SocketOptions};
+    use crate::table::routing::{Hosts, SocketOptions};
 
     /// Two workers with channels of one command, and what was opened, by port.
     struct World {

@@ -9,7 +9,7 @@ use crate::check::transport;
 use crate::config::{Backend, Config, Listener};
 use crate::problem::{At, Problem, Problems};
 use crate::publish::PublishError;
-use crate::routing::{RoutingTable, Transport};
+use crate::table::routing::{RoutingTable, Transport};
 
 /// Between attempts, such as to bind an address; doubles from the least to the most.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::problem::{At, Place, Problem, did_you_mean};
-use crate::routing::Protocol;
+use crate::table::routing::Protocol;
 
 /// The keys of one kind of table. What is not among them is refused.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::file::{self, Parsed, Source};
 use crate::names::Names;
 use crate::problem::Warning;
-use crate::routing::RoutingTable;
+use crate::table::routing::RoutingTable;
 
 /// Why the files are looked at. One that is greater does all that a lesser one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

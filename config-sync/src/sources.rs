@@ -12,8 +12,8 @@ use toml::de::DeValue;
 use crate::config::Config;
 use crate::file;
 use crate::problem::{At, Place, Problem, Problems};
-use crate::ranges::{Access, MAX_PREFIXES};
 use crate::reader::{Read, Reader, Table, not, string};
+use crate::table::ranges::{Access, MAX_PREFIXES};
 use crate::values::{range, read_range};
 
 /// Who may come in: the longest prefix that has the client's address says so.

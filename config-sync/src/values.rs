@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use crate::reader::{Read, string};
-use crate::routing::Sources;
+use crate::table::routing::Sources;
 
 /// Milliseconds, up to 1193 hours: one or more of number and unit, as in `"1h30m"` (the form of the
 /// Gateway API, GEP-2257).

@@ -14,8 +14,8 @@ use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
 
-use crate::der;
 use crate::san::AltName;
+use crate::table::x509;
 use crate::tls::Pin;
 
 /// What an endpoint's certificate has to be.
@@ -50,7 +50,7 @@ impl EndpointVerifier {
     }
 
     fn pinned(&self, certificate: &[u8]) -> bool {
-        let key = der::public_key(certificate).map(|key| sha256(&self.provider).hash(key));
+        let key = x509::public_key(certificate).map(|key| sha256(&self.provider).hash(key));
         key.is_some_and(|hash| self.pins.iter().any(|pin| pin[..] == *hash.as_ref()))
     }
 
@@ -59,7 +59,7 @@ impl EndpointVerifier {
     fn is_named(&self, certificate: &CertificateDer<'_>, server: &ServerName<'_>) -> bool {
         let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else { return false };
         let is_unnamed = parsed.valid_dns_names().next().is_none();
-        let common = || der::common_name(certificate);
+        let common = || x509::common_name(certificate);
         is_unnamed && common().is_some_and(|name| name.eq_ignore_ascii_case(&server.to_str()))
     }
 }
@@ -131,7 +131,8 @@ impl ServerCertVerifier for EndpointVerifier {
 /// Whether a certificate is valid at this time of day.
 fn in_time(certificate: &[u8], now: UnixTime) -> Result<(), Error> {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let (Some(from), Some(to)) = (der::not_before(certificate), der::not_after(certificate)) else {
+    let (Some(from), Some(to)) = (x509::not_before(certificate), x509::not_after(certificate))
+    else {
         return Err(CertificateError::BadEncoding.into());
     };
     match () {
@@ -182,7 +183,7 @@ mod tests {
     }
 
     fn pin(pem: &str) -> Pin {
-        let hash = sha256(&default_provider()).hash(der::public_key(&der(pem)).expect("a key"));
+        let hash = sha256(&default_provider()).hash(x509::public_key(&der(pem)).expect("a key"));
         hash.as_ref().try_into().expect("32 bytes")
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::check::transport;
 use crate::config::{Backend, Config};
 use crate::problem::{At, Place, Problem, Problems};
-use crate::routing::Transport;
+use crate::table::routing::Transport;
 
 /// `local` are the machine's own addresses, beside loopback. The configuration is one that
 /// compiles, out of the file that is called so.

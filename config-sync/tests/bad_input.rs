@@ -5,7 +5,7 @@ use config_sync::config::{self, Config, parse_for};
 use config_sync::machine::Machine;
 use config_sync::names::Names;
 use config_sync::problem::Problems;
-use config_sync::routing::RoutingTable;
+use config_sync::table::routing::RoutingTable;
 
 fn machine() -> Machine {
     Machine { cores: vec![0, 1], congestion: vec!["reno".to_owned(), "cubic".to_owned()] }

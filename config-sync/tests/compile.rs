@@ -9,7 +9,7 @@ use config_sync::config::{Cores, LogTarget, limits, parse_for};
 use config_sync::machine::Machine;
 use config_sync::names::Names;
 use config_sync::problem::Problems;
-use config_sync::routing::{
+use config_sync::table::routing::{
     Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources, Transport,
 };
 use proptest::prelude::*;

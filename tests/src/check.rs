@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::routing::{
+use config_sync::table::routing::{
     EndpointId, Limits, Listener, ListenerId, Protocol, RoutingTable, SocketId, Transport,
 };
 use ringway::proxy::counters::{Counter, Counters};

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::routing::{Limits, Protocol, RoutingTable, SocketId};
+use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Op, Token};

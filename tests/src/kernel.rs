@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use config_sync::routing::{Limits, SocketId, Transport};
+use config_sync::table::routing::{Limits, SocketId, Transport};
 use ringway::proxy::op::{Event, Kind, Op, SHARED_SOCKETS, Side, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};

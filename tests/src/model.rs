@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::ranges::{Access, ByPrefix};
-use config_sync::routing::{
+use config_sync::table::ranges::{Access, ByPrefix};
+use config_sync::table::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
     OnTruncation, Protocol, Route, RouteId, RoutingTable, SendProxy, Socket, SocketId,
     SocketOptions, Sources, Timeouts, Transport, WeightedBackend,

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range as Of;
 
-use config_sync::routing::{ProxyVersion, SendProxy, Transport};
+use config_sync::table::routing::{ProxyVersion, SendProxy, Transport};
 use ringway::proxy::op::{BufferId, Event, Side, Stop, Token};
 use ringway::proxy::proxy_protocol::{Addresses, Header, Outgoing, read, write};
 

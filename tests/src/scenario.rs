@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::ranges::Access;
-use config_sync::routing::{
+use config_sync::table::ranges::Access;
+use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
     Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
     WeightedBackend,

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use config_sync::routing::{SocketId, Transport};
+use config_sync::table::routing::{SocketId, Transport};
 use ringway::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
 
 use crate::coverage::{Fault, State};

@@ -8,7 +8,8 @@
 //! - The time by which the gateway verifies certificates and issues and takes tickets is the
 //!   proxy's, so virtual. That by which ticket keys are changed is the system's (rustls' `Ticketer`
 //!   reads it); a run would have to last 6 hours for that to show. The peers' is the system's, too.
-//! - Keys, nonces, hello randoms and session ids are drawn by aws-lc-rs. rustls takes another source
+//! - Keys, nonces, hello randoms and session ids are drawn by aws-lc-rs. rustls takes another
+//! source
 //!   for the last two in a provider, but Ringway has one provider, and no configuration names
 //!   another; key exchange and signatures draw from the system whatever the provider says.
 //!
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use config_sync::compile::compile;
 use config_sync::config::{self, Config, Origination, Termination};
 use config_sync::names::Names;
-use config_sync::routing::{EndpointId, Limits};
+use config_sync::table::routing::{EndpointId, Limits};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Op, Side, Stop, Token, Why};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::routing::{SocketId, Transport};
+use config_sync::table::routing::{SocketId, Transport};
 use ringway::proxy::op::{BufferId, Event, Kind, Part, SHARED_SOCKETS, Token, Why};
 use ringway::proxy::proxy_protocol::{self, Header};
 

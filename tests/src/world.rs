@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::routing::{Backend, Drain, Protocol, RoutingTable, SocketId, Transport};
+use config_sync::table::routing::{Backend, Drain, Protocol, RoutingTable, SocketId, Transport};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
 use ringway::proxy::op::{Event, Op, Token};

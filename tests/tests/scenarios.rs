@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use config_sync::publish::Command;
-use config_sync::routing::{Drain, RoutingTable, SocketId, Transport};
+use config_sync::table::routing::{Drain, RoutingTable, SocketId, Transport};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ringway::proxy::counters::Counters;
 use ringway::proxy::record::{Record, SessionRecord};

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use config_sync::routing::{
+use config_sync::table::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol,
     Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };

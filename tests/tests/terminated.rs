@@ -8,7 +8,7 @@ use config_sync::compile::compile;
 use config_sync::config::{self, Certificate, Config, Origination, Pem, Termination};
 use config_sync::names::Names;
 use config_sync::problem::{At, Place};
-use config_sync::routing::RoutingTable;
+use config_sync::table::routing::RoutingTable;
 use ringway::proxy::record::CloseReason;
 use ringway_tests::pki::{Pki, inline};
 use ringway_tests::tls_world::{self, Case, Fault};

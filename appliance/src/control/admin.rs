@@ -22,7 +22,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use config_sync::gateway::cluster::Figures;
 use config_sync::health;
-use config_sync::routing::Limits;
+use config_sync::table::routing::Limits;
 use config_sync::{InForce, Timing};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};

@@ -11,7 +11,7 @@ use config_sync::config::Config;
 use config_sync::gateway::cluster::Figures;
 use config_sync::health::{self, Tally};
 use config_sync::names::{Names, Retired};
-use config_sync::routing::{EndpointId, Limits, ListenerId, Protocol};
+use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol};
 
 use super::exposition::{Family, Merged, Page};
 use crate::proxy::counters::{Counter, Counters, EndpointCounters, Histogram};

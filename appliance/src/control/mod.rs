@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::names::Names;
-use config_sync::routing::Protocol;
+use config_sync::table::routing::Protocol;
 use config_sync::watch::{Watch, watch};
 use config_sync::{ConfigSync, Found, Outcome, Wish};
 use crossbeam_channel::Receiver;
@@ -507,7 +507,7 @@ fn millis(micros: u64) -> f64 {
 mod tests {
     use std::time::SystemTime;
 
-    use config_sync::routing::{ListenerId, SocketId};
+    use config_sync::table::routing::{ListenerId, SocketId};
 
     use super::*;
     use crate::proxy::record::CloseReason;

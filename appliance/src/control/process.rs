@@ -25,7 +25,7 @@ use config_sync::machine::Machine;
 use config_sync::names::Names;
 use config_sync::problem::Problems;
 use config_sync::publish::{Link, Publisher};
-use config_sync::routing::{Limits, Socket};
+use config_sync::table::routing::{Limits, Socket};
 use config_sync::watch::watch;
 use core_affinity::CoreId;
 use crossbeam_channel::Receiver;

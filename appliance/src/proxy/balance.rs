@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::routing::{
+use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RoutingTable,
 };
 
@@ -277,7 +277,7 @@ impl Random {
 mod tests {
     use std::sync::Arc;
 
-    use config_sync::routing::{RouteId, SocketOptions, Sources, WeightedBackend};
+    use config_sync::table::routing::{RouteId, SocketOptions, Sources, WeightedBackend};
 
     use super::*;
 

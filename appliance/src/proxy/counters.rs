@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use config_sync::routing::{EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS};
+use config_sync::table::routing::{EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS};
 
 use super::record::{CloseReason, DropReason};
 

@@ -9,8 +9,8 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::ranges::Access;
-use config_sync::routing::{
+use config_sync::table::ranges::Access;
+use config_sync::table::routing::{
     Backend, BackendId, Endpoint, EndpointId, Listener, ListenerId, Protocol, RouteId,
     RoutingTable, SendProxy, SocketId, Transport,
 };

@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts, Transport};
+use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts, Transport};
 
 use balance::Balancer;
 use counters::Counters;

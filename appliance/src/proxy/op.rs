@@ -10,7 +10,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::routing::{SocketId, SocketOptions};
+use config_sync::table::routing::{SocketId, SocketOptions};
 
 /// What an op or event is about: a kind, a slot of that kind, and the slot's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -12,7 +12,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use config_sync::routing::{ProxyVersion, Transport};
+use config_sync::table::routing::{ProxyVersion, Transport};
 
 /// Bytes of a version 1 header at the most, CRLF included (section 2.1).
 pub const MAX_V1: usize = 107;

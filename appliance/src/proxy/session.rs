@@ -10,8 +10,8 @@ mod starttls;
 
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::ranges::Access;
-use config_sync::routing::{
+use config_sync::table::ranges::Access;
+use config_sync::table::routing::{
     BackendId, EndpointId, Hosts, ListenerId, OnTruncation, Protocol, RouteId, SendProxy, Socket,
     SocketId, Timeouts,
 };
@@ -1358,7 +1358,7 @@ fn failure(side: Side, why: Why) -> Cause {
 mod tests {
     use std::sync::Arc;
 
-    use config_sync::routing::Limits;
+    use config_sync::table::routing::Limits;
 
     use super::super::Proxy;
     use super::super::counters::Counters;

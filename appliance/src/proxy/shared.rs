@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::routing::{EndpointId, RoutingTable, Sources};
+use config_sync::table::routing::{EndpointId, RoutingTable, Sources};
 use hashbrown::HashTable;
 
 use super::slab::NONE;
@@ -262,7 +262,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use config_sync::routing::{Backend, BackendId, Balance, Endpoint, SocketOptions};
+    use config_sync::table::routing::{Backend, BackendId, Balance, Endpoint, SocketOptions};
     use proptest::prelude::*;
 
     use super::*;

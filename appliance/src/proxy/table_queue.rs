@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use config_sync::routing::{SocketId, Transport};
+use config_sync::table::routing::{SocketId, Transport};
 
 use super::op::{Event, Kind, Op, Token};
 

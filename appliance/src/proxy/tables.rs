@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use config_sync::routing::{
+use config_sync::table::routing::{
     Backend, BackendId, ListenerId, RoutingTable, Socket, SocketId, Transport,
 };
 

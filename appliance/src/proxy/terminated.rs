@@ -17,8 +17,8 @@
 //! under way at once, and so many bytes are given. Who comes after that has its turn in the order
 //! of coming, before anyone new has one.
 
-use config_sync::routing::OnTruncation;
-use config_sync::terminator::{Originator, Terminator, WorkerTime};
+use config_sync::table::routing::OnTruncation;
+use config_sync::table::terminator::{Originator, Terminator, WorkerTime};
 
 use super::Core;
 use super::cause::{Cause, Detail};

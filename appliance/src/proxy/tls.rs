@@ -6,8 +6,8 @@
 //!
 //! rustls allocates once for each record that it decrypts, and once for each that it encrypts.
 
-use config_sync::der::{common_name, not_after};
-use config_sync::terminator::{Originator, Terminator};
+use config_sync::table::terminator::{Originator, Terminator};
+use config_sync::table::x509::{common_name, not_after};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
@@ -352,7 +352,7 @@ impl std::fmt::Debug for Conn {
 mod tests {
     use std::sync::Arc;
 
-    use config_sync::terminator::Certificates;
+    use config_sync::table::terminator::Certificates;
     use rustls::ServerConfig;
     use rustls::crypto::aws_lc_rs::default_provider;
 

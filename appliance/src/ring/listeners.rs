@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use config_sync::routing::{SocketId, SocketOptions, Transport};
+use config_sync::table::routing::{SocketId, SocketOptions, Transport};
 use io_uring::types::Timespec;
 use socket2::SockRef;
 

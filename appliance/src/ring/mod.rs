@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use config_sync::routing::{Limits, SocketId, Transport};
+use config_sync::table::routing::{Limits, SocketId, Transport};
 
 use crate::proxy::counters::Counters;
 use crate::proxy::op::{BufferId, Event, Op, Part, Token};

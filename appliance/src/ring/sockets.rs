@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use config_sync::routing::{Socket as SocketConfig, SocketOptions, Transport};
+use config_sync::table::routing::{Socket as SocketConfig, SocketOptions, Transport};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::proxy::op::{Origin, Why};

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use config_sync::routing::SocketOptions;
+use config_sync::table::routing::SocketOptions;
 
 use crate::proxy::counters::Counters;
 use crate::proxy::op::{Event, Kind, Mode, Origin, Side, Stop, Token, Why};

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-use config_sync::routing::{Limits, SocketId};
+use config_sync::table::routing::{Limits, SocketId};
 
 use crate::proxy::counters::Counters;
 use crate::proxy::op::{BufferId, Event, Kind, Origin, Part, SHARED_SOCKETS, Token, Why};

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use config_sync::routing::{Hosts, Limits, Socket, SocketId, SocketOptions, Transport};
+use config_sync::table::routing::{Hosts, Limits, Socket, SocketId, SocketOptions, Transport};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringway::proxy::counters::Counters;

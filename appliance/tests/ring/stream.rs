@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use config_sync::routing::Limits;
+use config_sync::table::routing::Limits;
 use ringway::proxy::op::{Event, Mode, Op, Side, Stop, Token, Why};
 
 use crate::harness::{Driver, LIMITS, noise};

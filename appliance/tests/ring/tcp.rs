@@ -3,7 +3,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-use config_sync::routing::{Limits, Transport};
+use config_sync::table::routing::{Limits, Transport};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringway::proxy::op::{Event, Mode, Op, Origin, Side, Stop, Why};
 

@@ -3,7 +3,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use config_sync::routing::{Limits, SocketId, Transport};
+use config_sync::table::routing::{Limits, SocketId, Transport};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use ringway::proxy::op::{BufferId, Event, Kind, Op, Origin, Part, Token, Why};

@@ -18,7 +18,7 @@ use crate::config::{
     Route, TIMEOUTS, WeightedBackend,
 };
 use crate::problem::{At, Place};
-use crate::routing::{self, ProxyVersion, SendProxy, Timeouts};
+use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
 use crate::tls::Origination;
 
 /// What the parts of a configuration are made from.

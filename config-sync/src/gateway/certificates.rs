@@ -247,7 +247,7 @@ fn load(secret: &Secret, (namespace, name): Key<'_>) -> Result<Loaded, String> {
     let certified = tried(|loader, owner| loader.certified(owner, &certificate))?;
     let own = certified.end_entity_cert().ok();
     let has_names = own.is_some_and(|own| !dns_names(own).is_empty());
-    let not_after = own.and_then(|own| crate::der::not_after(own));
+    let not_after = own.and_then(|own| crate::table::x509::not_after(own));
     Ok(Loaded { certificate, has_names, not_after })
 }
 

@@ -21,8 +21,10 @@ use crate::config::{
 use crate::health::{self, HealthCheck};
 use crate::proxy;
 use crate::reader::word;
-use crate::routing::{OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls};
 use crate::sources::{Admission, Ranges};
+use crate::table::routing::{
+    OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls,
+};
 use crate::values::{
     duration, duration_from, exact_hostname, keepalive, range, read_range, source, user_timeout,
 };

@@ -12,8 +12,8 @@ use crate::config::{
 };
 use crate::problem::At;
 use crate::proxy;
-use crate::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
 use crate::sources::{Admission, Ranges};
+use crate::table::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
 use crate::tls::{self, Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 
 /// The listeners, routes and backends of a configuration as TOML. `place` says in which file a

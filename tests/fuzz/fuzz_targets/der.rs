@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use config_sync::der::{common_name, not_after, not_before, public_key};
+use config_sync::table::x509::{common_name, not_after, not_before, public_key};
 use libfuzzer_sys::fuzz_target;
 use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
 

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::routing::{ProxyVersion, Transport};
+use config_sync::table::routing::{ProxyVersion, Transport};
 use libfuzzer_sys::fuzz_target;
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use ringway::proxy::proxy_protocol::{

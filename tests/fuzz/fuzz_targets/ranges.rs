@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use config_sync::ranges::Access;
+use config_sync::table::ranges::Access;
 use config_sync::sources::read_lines;
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use config_sync::routing::{SendProxy, Transport};
+use config_sync::table::routing::{SendProxy, Transport};
 
 use super::super::Core;
 use super::super::cause::Detail;

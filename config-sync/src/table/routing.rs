@@ -1,5 +1,4 @@
-//! What workers see: the immutable routing table. Imports nothing of this crate but `ranges` and
-//! `terminator`, which workers see as well.
+//! The immutable routing table.
 //!
 //! Ids are stable over the life of the process: the same name (or, for an endpoint, the same
 //! backend name and address) has the same id in every table, so cursors, counts and counters that
