@@ -9,9 +9,8 @@
 //!   proxy's, so virtual. That by which ticket keys are changed is the system's (rustls' `Ticketer`
 //!   reads it); a run would have to last 6 hours for that to show. The peers' is the system's, too.
 //! - Keys, nonces, hello randoms and session ids are drawn by aws-lc-rs. rustls takes another
-//! source
-//!   for the last two in a provider, but Ringway has one provider, and no configuration names
-//!   another; key exchange and signatures draw from the system whatever the provider says.
+//!   source for the last two in a provider, but Ringway has one provider, and no configuration
+//!   names another; key exchange and signatures draw from the system whatever the provider says.
 //!
 //! So bytes differ from run to run. Their number does not (see `pki`), and that is all that the
 //! schedule depends on: a seed is a run but for the bytes' values.
@@ -20,9 +19,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::check;
 use config_sync::compile::compile;
-use config_sync::config::{self, Config, Origination, Termination};
-use config_sync::names::Names;
+use config_sync::compile::names::Names;
+use config_sync::model::config::Config;
+use config_sync::model::tls::{Origination, Termination};
 use config_sync::table::routing::{EndpointId, Limits};
 use ringway::proxy::Proxy;
 use ringway::proxy::counters::Counters;
@@ -279,7 +280,7 @@ impl World {
         for (at, kind) in kinds.iter().enumerate() {
             kind.configure(&mut text, at, backend);
         }
-        let mut config = config::parse("world", &text).expect("a configuration");
+        let mut config = check::parse("world", &text).expect("a configuration");
         for (at, kind) in kinds.iter().enumerate() {
             kind.configure_tls(&mut config, at, &issued);
         }
