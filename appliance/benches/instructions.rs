@@ -15,9 +15,10 @@ use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::check;
 use config_sync::compile::compile;
-use config_sync::config;
-use config_sync::names::Names;
+use config_sync::compile::names::Names;
+use config_sync::model::config;
 use config_sync::table::routing::{Hosts, RoutingTable, Socket, Transport};
 use gungraun::prelude::*;
 use ringway::proxy::Proxy;
@@ -129,7 +130,7 @@ fn client_hello(key_share: usize, fragment: usize) -> Vec<u8> {
 #[bench::of_400(configuration(400))]
 #[bench::of_4000(configuration(4_000))]
 fn configure(text: String) -> String {
-    let config = config::parse("instructions", &text).expect("a good configuration");
+    let config = check::parse("instructions", &text).expect("a good configuration");
     compile(&config, &mut Names::new(), 1).expect("its parts fit");
     text
 }
@@ -490,7 +491,7 @@ fn table(policy: &str) -> (RoutingTable, config_sync::table::routing::Limits) {
             endpoints.join(", ")
         );
     }
-    let config = config::parse("instructions", &text).expect("a good configuration");
+    let config = check::parse("instructions", &text).expect("a good configuration");
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
     assert_eq!(table.sockets[table.listeners[UDP].socket].transport, Transport::Udp);
     (table, config::limits(config.limits, 1, 65_536, 32_768, false))

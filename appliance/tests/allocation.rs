@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use config_sync::check;
 use config_sync::compile::compile;
-use config_sync::config::{self, Certificate, Pem, Termination};
-use config_sync::names::Names;
+use config_sync::compile::names::Names;
+use config_sync::model::config;
+use config_sync::model::tls::{Certificate, Pem, Termination};
 use config_sync::publish::Command;
 use config_sync::table::routing::Limits;
 use crossbeam_channel::bounded;
@@ -70,7 +72,7 @@ impl Bench {
             tcp_echo(),
             udp_echo()
         );
-        let mut config = config::parse("test", &text).unwrap();
+        let mut config = check::parse("test", &text).unwrap();
         let certificate = terminate(&mut config);
         let table = compile(&config, &mut Names::new(), 1).unwrap();
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());

@@ -191,3 +191,45 @@ mod tests {
         }
     }
 }
+
+/// Far above any real configuration; a file that is larger is not one.
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
+
+/// Reads a file.
+///
+/// # Errors
+/// A message for the operator that names the file: it is not there, it is no regular file, it can't
+/// be read in time, it is not UTF-8, it is empty, it is larger than 64 MiB.
+pub(crate) fn read_text(path: &Path) -> Result<String, String> {
+    let name = path.display().to_string();
+    let bytes = bytes(path, MAX_BYTES + 1).map_err(|error| format!("{name}: {error}"))?;
+    text(&name, bytes)
+}
+
+/// What files hold, to tell whether one has changed: no more of keys is remembered than this.
+pub(crate) fn fingerprint(paths: &BTreeSet<PathBuf>) -> u64 {
+    // Not secret, and nobody gains by a collision: it is their own file that is not read again.
+    let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+    hasher.hash_one(paths.iter().map(|path| bytes(path, MAX_BYTES).ok()).collect::<Vec<_>>())
+}
+
+pub(crate) fn is_one_unreadable(paths: &BTreeSet<PathBuf>) -> bool {
+    paths.iter().any(|path| bytes(path, MAX_BYTES).is_err())
+}
+
+/// What was read is text, and is not cut off.
+pub(crate) fn text(name: &str, bytes: Vec<u8>) -> Result<String, String> {
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(format!("{name}: larger than {} MiB", MAX_BYTES >> 20));
+    }
+    // Programs that write a file in place empty it first: that must not withdraw every listener.
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(format!("{name}: the file is empty"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        format!("{name}:{line}:{column}: not UTF-8")
+    })
+}

@@ -1,11 +1,13 @@
 //! What an operator is told about a faulty file: every fault at once, each with its place.
 
+use config_sync::check::parse_for;
 use config_sync::compile::compile;
-use config_sync::config::{self, Config, parse_for};
+use config_sync::compile::names::Names;
 use config_sync::machine::Machine;
-use config_sync::names::Names;
-use config_sync::problem::Problems;
+use config_sync::model::config::Config;
+use config_sync::model::place::Problems;
 use config_sync::table::routing::RoutingTable;
+use config_sync::{check, toml};
 
 fn machine() -> Machine {
     Machine { cores: vec![0, 1], congestion: vec!["reno".to_owned(), "cubic".to_owned()] }
@@ -696,7 +698,7 @@ fn what_is_not_toml() {
 
 #[test]
 fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
-    for section in config::SCHEMA {
+    for section in toml::SCHEMA {
         for key in section.keys.iter().map(|key| key.name) {
             let (before, path) = match section.name {
                 "" => ("", String::new()),
@@ -737,7 +739,7 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
 #[test]
 fn the_reference_has_every_key() {
     let reference = include_str!("../REFERENCE.md");
-    for section in config::SCHEMA {
+    for section in toml::SCHEMA {
         let heading = match section.name {
             "" => "## Top level".to_owned(),
             name => format!("## `{name}`"),
@@ -755,7 +757,7 @@ fn the_reference_has_every_key() {
 fn a_bad_weight_does_not_hide_dangling_references() {
     let text = "[[routes]]\nname = \"r\"\nlisteners = [\"nobody\"]\n\
                 backends = [{ name = \"nothing\", weight = 2000000 }]\n";
-    let problems = config::parse("f.toml", text).expect_err("faulty").to_string();
+    let problems = check::parse("f.toml", text).expect_err("faulty").to_string();
     for wanted in ["weight", "nobody", "nothing"] {
         assert!(problems.contains(wanted), "{wanted} is missing:\n{problems}");
     }

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::Method;
-use config_sync::config::{Config, parse};
+use config_sync::check::parse;
 use config_sync::gateway::cluster::{Cluster, Options};
-use config_sync::gateway::lease::{self, Applied, Leases, Level};
+use config_sync::gateway::lease;
+use config_sync::gateway::lease::{Applied, Leases, Level};
 use config_sync::gateway::outline::{Outline, outline};
 use config_sync::gateway::store::Store;
 use config_sync::gateway::watch::Watch;
 use config_sync::gateway::{CONTROLLER, Translation};
+use config_sync::model::config::Config;
 use serde_json::{Value, json};
 
 use fake::{ApiServer, GROUP, object, until};

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use config_sync::check::parse_for;
+use config_sync::compile::names::Names;
 use config_sync::compile::{compile, drained};
-use config_sync::config::{Cores, LogTarget, limits, parse_for};
 use config_sync::machine::Machine;
-use config_sync::names::Names;
-use config_sync::problem::Problems;
+use config_sync::model::config::{Cores, LogTarget, limits};
+use config_sync::model::place::Problems;
 use config_sync::table::routing::{
     Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources, Transport,
 };

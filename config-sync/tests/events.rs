@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::http::Method;
-use config_sync::config::{Config, parse};
+use config_sync::check::parse;
 use config_sync::gateway::cluster::{Cluster, Options};
 use config_sync::gateway::{CONTROLLER, Translation};
+use config_sync::model::config::Config;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::ListParams;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use config_sync::file::Source;
-use config_sync::problem::Warning;
+use config_sync::model::place::Warning;
 use config_sync::publish::{Command, Link, Publisher};
-use config_sync::watch::watch;
-use config_sync::{ConfigSync, Outcome, Summary, Wish, check};
+use config_sync::source::Source;
+use config_sync::source::watch::watch;
+use config_sync::sync::reading::Wish;
+use config_sync::sync::{ConfigSync, Outcome, Summary, check};
 use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
@@ -312,7 +313,7 @@ async fn a_directory_of_objects_is_followed_and_a_bad_file_changes_nothing() {
 fn a_cluster_is_served_but_for_what_can_not_be_bound() {
     let config = |listeners: &str| {
         let text = format!("{GOOD}{listeners}");
-        config_sync::config::parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"))
+        config_sync::check::parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"))
     };
     let bad = config(
         "[[listeners]]\nname = \"bad\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:1\"\n\
@@ -355,7 +356,7 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
          [[routes]]\nname = \"third\"\nlisteners = [\"third\"]\nbackends = [{{ name = \"c\" }}]\n\
          [[backends]]\nname = \"c\"\nendpoints = [\"127.0.0.1:7004\", \"127.0.0.1:7005\"]\n"
     );
-    let mut config = config_sync::config::parse("test", &text).expect("a configuration");
+    let mut config = config_sync::check::parse("test", &text).expect("a configuration");
     // As translated objects have it: whose it is stands where the file would.
     for listener in &mut config.listeners {
         listener.address.place.file = listener.name.value.as_str().into();
@@ -459,7 +460,7 @@ async fn a_clusters_endpoints_are_checked_as_well() {
     let port = server.local_addr().expect("its address").port();
     let text = GOOD.replace(":80\"", &format!(":{port}\"")).replace(":81\"", ":1\"");
     let text = format!("{text}health_check = {{ interval = \"100ms\" }}\n");
-    let config = config_sync::config::parse("test", &text).expect("a configuration");
+    let config = config_sync::check::parse("test", &text).expect("a configuration");
     let (mut sync, commands) = start(Path::new("none"));
     assert!(sync.put(&config).expect("it is good").published);
     assert!(commands.try_recv().is_ok());

@@ -5,12 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use config_sync::check;
+use config_sync::check::parse;
 use config_sync::compile::compile;
-use config_sync::config::parse;
-use config_sync::file::{Source, translate};
+use config_sync::compile::names::Names;
 use config_sync::gateway::files::Options;
-use config_sync::names::Names;
+use config_sync::source::{Source, translate};
+use config_sync::sync::check;
 
 /// A directory that is gone when the test ends.
 struct Folder(PathBuf);

@@ -171,7 +171,7 @@ fn the_unit_is_valid_and_hardened() {
     program("systemd-analyze", &["security", "--offline=true", "--threshold=16", &unit]);
     let patience = text.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
     let patience = patience.and_then(|text| text.strip_suffix('s')).expect("seconds");
-    let defaults = config_sync::config::parse("", "").expect("an empty file is valid");
+    let defaults = config_sync::check::parse("", "").expect("an empty file is valid");
     let drain = (defaults.drain_grace + defaults.drain_timeout) / 1_000 + 5;
     assert!(patience.parse::<u32>().expect("a number") > drain, "{patience} s for {drain} s");
 }

@@ -271,9 +271,9 @@ fn pod() -> PodSpec {
     set.spec.and_then(|spec| spec.template.spec).expect("a pod")
 }
 
-fn config() -> config_sync::config::Config {
+fn config() -> config_sync::model::config::Config {
     let map = the("ConfigMap");
-    config_sync::config::parse("ringway.toml", text(&map["data"]["ringway.toml"])).expect("valid")
+    config_sync::check::parse("ringway.toml", text(&map["data"]["ringway.toml"])).expect("valid")
 }
 
 fn container() -> Container {

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 
+use config_sync::check;
 use config_sync::compile::compile;
-use config_sync::config::{self, Certificate, Config, Origination, Pem, Termination};
-use config_sync::names::Names;
-use config_sync::problem::{At, Place};
+use config_sync::compile::names::Names;
+use config_sync::model::config::Config;
+use config_sync::model::place::{At, Place};
+use config_sync::model::tls::{Certificate, Origination, Pem, Termination};
 use config_sync::table::routing::RoutingTable;
 use ringway::proxy::record::CloseReason;
 use ringway_tests::pki::{Pki, inline};
@@ -125,7 +127,7 @@ endpoints = ["10.0.1.1:80"]
 "#;
 
 fn configured(text: &str, shown: &Certificate, ca: &Pem) -> Config {
-    let mut config = config::parse("test", text).expect("a configuration");
+    let mut config = check::parse("test", text).expect("a configuration");
     config.listeners[0].tls =
         Some(Termination { certificates: vec![shown.clone()], ..Termination::default() });
     config.backends[0].tls = Some(Origination {
@@ -178,7 +180,7 @@ fn tls_is_made_anew_when_it_has_changed_and_only_then() {
     file("key", &second.key);
     let renewed = compiled(TEXT, &shown, &other);
     assert_eq!(same(&trusting.0, &renewed.0), (false, true), "files have changed");
-    let plain = config::parse("test", &TEXT.replace("TLS", "TCP")).expect("a configuration");
+    let plain = check::parse("test", &TEXT.replace("TLS", "TCP")).expect("a configuration");
     compile(&plain, &mut names, 1).expect("a table");
     let mut compiled =
         |text: &str| compile(&configured(text, &shown, &other), &mut names, 1).expect("a table");

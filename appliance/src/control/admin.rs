@@ -22,8 +22,8 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use config_sync::gateway::cluster::Figures;
 use config_sync::health;
+use config_sync::sync::{InForce, Timing};
 use config_sync::table::routing::Limits;
-use config_sync::{InForce, Timing};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -368,7 +368,7 @@ fn size(range: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use config_sync::config::parse;
+    use config_sync::check::parse;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;

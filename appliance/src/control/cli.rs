@@ -9,10 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use config_sync::config::Config;
-use config_sync::file::{Source, Translated};
+use config_sync::gateway;
+use config_sync::gateway::cluster;
 use config_sync::gateway::files::Options;
-use config_sync::gateway::{self, cluster};
+use config_sync::model::config::Config;
+use config_sync::source::{Source, Translated};
 use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
@@ -333,7 +334,7 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
 fn check(source: &Source) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let (summary, warnings) = config_sync::check(source, now).map_err(process::BadConfig)?;
+    let (summary, warnings) = config_sync::sync::check(source, now).map_err(process::BadConfig)?;
     for warning in warnings {
         writeln!(io::stderr(), "{}", warning.marked()).context("stderr")?;
     }
@@ -346,7 +347,7 @@ fn translate(
     secrets: Option<&Path>,
     options: &Options,
 ) -> anyhow::Result<()> {
-    let translated = config_sync::file::translate(paths, secrets, options);
+    let translated = config_sync::source::translate(paths, secrets, options);
     let Translated { warnings, toml, statuses } = translated.map_err(process::BadConfig)?;
     // As comments: the rest of stderr is YAML.
     for warning in warnings {

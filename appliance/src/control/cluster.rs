@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use config_sync::ConfigSync;
 use config_sync::gateway::Translation;
 use config_sync::gateway::cluster::{Cluster, Figures};
+use config_sync::sync::ConfigSync;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use config_sync::certificates::{Expiring, Expiry};
-use config_sync::config::Config;
+use config_sync::compile::names::{Names, Retired};
+use config_sync::compile::tls::expiry::{Expiring, Expiry};
 use config_sync::gateway::cluster::Figures;
-use config_sync::health::{self, Tally};
-use config_sync::names::{Names, Retired};
+use config_sync::health;
+use config_sync::health::Tally;
+use config_sync::model::config::Config;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol};
 
 use super::exposition::{Family, Merged, Page};
@@ -579,7 +580,7 @@ mod tests {
     }
 
     fn learn(series: &mut Series, names: &mut Names, text: &str) {
-        let config = config_sync::config::parse("test", text).expect("a configuration");
+        let config = config_sync::check::parse("test", text).expect("a configuration");
         compile(&config, names, 1).expect("a table");
         series.learn(&config, names);
     }

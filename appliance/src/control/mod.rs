@@ -24,10 +24,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
-use config_sync::names::Names;
+use config_sync::compile::names::Names;
+use config_sync::source::watch::{Watch, watch};
+use config_sync::sync::reading::{Found, Wish};
+use config_sync::sync::{ConfigSync, Outcome};
 use config_sync::table::routing::Protocol;
-use config_sync::watch::{Watch, watch};
-use config_sync::{ConfigSync, Found, Outcome, Wish};
 use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -8,8 +8,8 @@ use super::certificates;
 use super::index::{Index, key, seniority};
 use super::objects::{BackendTlsPolicy, Objects, SubjectAltName, Validation};
 use super::translate::{Verdict, Why};
-use crate::san::AltName;
-use crate::tls::{Origination, Pem};
+use crate::model::alt_name::AltName;
+use crate::model::tls::{Origination, Pem};
 
 /// All policies, oldest first.
 pub(super) struct BackendTls<'o> {
@@ -126,7 +126,7 @@ fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Wh
 
 fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Origination, Why> {
     let server_name = validation.hostname.to_lowercase();
-    if server_name.starts_with("*.") || crate::values::read_hostname(&server_name).is_err() {
+    if server_name.starts_with("*.") || crate::toml::values::read_hostname(&server_name).is_err() {
         let message = format!("validation.hostname: \"{server_name}\" is not the name of a host");
         return Err(Why::new("Invalid", message));
     }

@@ -12,14 +12,14 @@ use super::policy::{Aim, BackendValues, Policies};
 use super::routes::{Routed, Served, Weighted, title};
 use super::translate::Settings;
 use crate::check::reaches;
-use crate::compile::nameless;
-use crate::config::{
-    Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT, Listener, OPTIONS,
-    Route, TIMEOUTS, WeightedBackend,
-};
-use crate::problem::{At, Place};
+use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
+use crate::model::config::Config;
+use crate::model::listener::nameless;
+use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
+use crate::model::place::{At, Place};
+use crate::model::route::{Route, WeightedBackend};
+use crate::model::tls::Origination;
 use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
-use crate::tls::Origination;
 
 /// What the parts of a configuration are made from.
 pub(super) struct Build<'a, 'o> {

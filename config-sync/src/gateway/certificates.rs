@@ -10,9 +10,10 @@ use super::index::{Index, Key, Party, Target, key};
 use super::objects::{GROUP, Gateway, Listener, ObjectRef};
 use super::store;
 use super::translate::{Verdict, Why};
-use crate::certificates::{Loader, Owner, Tickets, dns_names};
-use crate::problem::Place;
-use crate::tls::{Certificate, Pem, Termination};
+use crate::compile::tls::load::{Loader, Owner, dns_names};
+use crate::compile::tls::tickets::Tickets;
+use crate::model::place::Place;
+use crate::model::tls::{Certificate, Pem, Termination};
 
 /// How a listener ends TLS.
 pub(super) struct Ending {
@@ -347,9 +348,9 @@ mod tests {
     use super::super::{Outcome, Translation, files};
     use super::*;
 
-    const LEAF: &str = include_str!("../testdata/leaf.pem");
-    const MID: &str = include_str!("../testdata/mid.pem");
-    const KEY: &str = include_str!("../testdata/leaf.key");
+    const LEAF: &str = include_str!("../compile/tls/testdata/leaf.pem");
+    const MID: &str = include_str!("../compile/tls/testdata/mid.pem");
+    const KEY: &str = include_str!("../compile/tls/testdata/leaf.key");
 
     /// A Gateway that ends TLS with the one Secret there is, if there is one: its `uid` and
     /// certificate.

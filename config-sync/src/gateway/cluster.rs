@@ -33,8 +33,8 @@ use super::tasks::keep;
 use super::translate::{Settings, Translation, translate};
 use super::unfit::{Unfit, translate_what_fits};
 use super::watch::{CONNECT, Progress, WATCH_SECONDS, Watch};
-use crate::config::Config;
 use crate::machine::{self, Machine};
+use crate::model::config::Config;
 
 /// A burst is over when nothing has changed for `QUIET`, or has lasted long enough.
 const QUIET: Duration = Duration::from_millis(30);

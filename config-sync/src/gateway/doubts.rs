@@ -14,7 +14,7 @@ use super::listeners::{self, Claim};
 use super::objects::{GROUP, Gateway, ListenerSet, Objects, ParentRef, Route};
 use super::status::{Kind, StatusOf};
 use super::translate::Settings;
-use crate::problem::Hints;
+use crate::model::place::Hints;
 
 /// An object, by its group, kind, namespace and name, and what it does not do.
 pub(crate) struct Doubt {

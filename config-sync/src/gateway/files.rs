@@ -15,9 +15,11 @@ use serde_json::Value;
 use super::certificates::LastGood;
 use super::objects::{GROUP, GatewayClass, GatewayClassSpec, Objects};
 use super::{CONTROLLER, Settings, policy, schema};
-use crate::config::{self, Config, Pem};
-use crate::machine::{self, Machine};
-use crate::problem::Warning;
+use crate::machine::Machine;
+use crate::model::config::Config;
+use crate::model::place::Warning;
+use crate::model::tls::Pem;
+use crate::{check, machine};
 
 /// What the objects in files are translated with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +39,7 @@ impl Options {
     pub fn settings(&self, base: (&str, &str)) -> Result<Settings, String> {
         let machine = Machine::this();
         let (file, text) = base;
-        let base = config::parse_for(file, text, &machine).map_err(|error| error.to_string())?;
+        let base = check::parse_for(file, text, &machine).map_err(|error| error.to_string())?;
         let Config { listeners, routes, backends, .. } = &base;
         if !listeners.is_empty() || !routes.is_empty() || !backends.is_empty() {
             return Err(format!(

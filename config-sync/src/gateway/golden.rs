@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use super::objects::{Bundle, Objects};
 use super::testing::settings;
 use super::{Outcome, Settings, Translation, files, print, translate};
+use crate::check;
 use crate::compile::compile;
-use crate::config::{self, Pem};
-use crate::names::Names;
+use crate::compile::names::Names;
+use crate::model::tls::Pem;
+use crate::model::{backend, config, listener, route};
 
 #[test]
 fn every_directory_is_as_it_was_accepted() {
@@ -51,7 +53,7 @@ fn the_printed_toml_runs_as_the_objects_do() {
         let own = table(&translation.config);
         let secrets = Secrets::new();
         let toml = print::toml(&translation.config, &mut |pem: &Pem| secrets.write(pem));
-        let read = config::parse_for("config.toml", &toml, &settings.machine);
+        let read = check::parse_for("config.toml", &toml, &settings.machine);
         let read = read.unwrap_or_else(|error| panic!("{directory:?}: {error}"));
         assert_eq!(own, table(&read), "{directory:?}");
         // The one thing of a backend that is in no table.
@@ -70,21 +72,20 @@ fn every_place_is_of_the_part_that_it_is_in() {
         let (objects, settings, _) = read(&directory);
         let config = translate(&objects, &settings).config;
         let mut places = Vec::new();
-        for config::Listener { name, address, hostname, admission, .. } in &config.listeners {
+        for listener::Listener { name, address, hostname, admission, .. } in &config.listeners {
             let ranges = admission.allow.iter().flatten().chain(&admission.deny);
             places.extend([(name, &name.place), (name, &address.place)]);
             places.extend(hostname.iter().map(|at| (name, &at.place)));
             places.extend(ranges.map(|at| (name, &at.place)));
         }
-        for config::Route { name, listeners, hostnames, admission, backends, .. } in &config.routes
-        {
+        for route::Route { name, listeners, hostnames, admission, backends, .. } in &config.routes {
             let ranges = admission.allow.iter().flatten().chain(&admission.deny);
             places.push((name, &name.place));
             places.extend(listeners.iter().chain(hostnames).map(|at| (name, &at.place)));
             places.extend(backends.iter().map(|backend| (name, &backend.name.place)));
             places.extend(ranges.map(|at| (name, &at.place)));
         }
-        for config::Backend { name, endpoints, .. } in &config.backends {
+        for backend::Backend { name, endpoints, .. } in &config.backends {
             places.push((name, &name.place));
             places.extend(endpoints.iter().map(|at| (name, &at.place)));
         }

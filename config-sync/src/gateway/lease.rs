@@ -590,7 +590,7 @@ fn name(lease: &Lease) -> String {
 mod tests {
     use super::super::outline::{outline, part};
     use super::*;
-    use crate::config::parse;
+    use crate::check::parse;
 
     const EVERY: Duration = Duration::from_secs(5);
 

@@ -13,7 +13,7 @@ use super::index::{Index, Key, Party, key, seniority};
 use super::objects::{GROUP, Gateway, GatewayClass, Listener, ListenerSet, Objects, RouteKind};
 use super::status::Kind;
 use super::translate::{Settings, Verdict, Why};
-use crate::tls::{Certificate, ClientAuth, Termination};
+use crate::model::tls::{Certificate, ClientAuth, Termination};
 
 /// Everything that listens, in the order of precedence.
 pub(super) struct Listeners<'o> {
@@ -441,7 +441,7 @@ fn accepted(spec: &Listener, protocol: Option<Protocol>) -> Verdict {
         return unsupported(format!("port {} is not within 1 to 65535", spec.port));
     }
     if let Some(hostname) = spec.hostname.as_ref().filter(|name| !name.is_empty())
-        && let Err(message) = crate::values::read_hostname(hostname)
+        && let Err(message) = crate::toml::values::read_hostname(hostname)
     {
         return unsupported(format!("hostname: {message}"));
     }

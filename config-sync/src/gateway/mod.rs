@@ -1,4 +1,5 @@
-//! The Gateway API: Kubernetes objects in, a [`Config`](crate::config::Config) and statuses out.
+//! The Gateway API: Kubernetes objects in, a [`Config`](crate::model::config::Config) and statuses
+//! out.
 //!
 //! | module | does |
 //! |---|---|

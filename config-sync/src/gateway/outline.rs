@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
-use crate::config::{Config, Origination, Pem, Termination};
-use crate::problem::At;
-use crate::sources::{Admission, Ranges};
+use crate::model::admission::{Admission, Ranges};
+use crate::model::config::Config;
+use crate::model::place::At;
+use crate::model::tls::{Origination, Pem, Termination};
 
 /// A hash for each part of the listeners: two replicas that agree on a part serve its listeners
 /// alike. Parts, and not one hash of all, so that a Gateway whose routes change all the time holds
@@ -137,7 +138,7 @@ impl fmt::Write for Fnv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse;
+    use crate::check::parse;
 
     fn of(text: &str) -> Outline {
         let text = text.replace(';', "\n");

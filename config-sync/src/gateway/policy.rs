@@ -15,19 +15,22 @@ use toml::de::DeValue;
 use super::index::{key, seniority};
 use super::objects::Objects;
 use super::translate::{Settings, Verdict, Why};
-use crate::config::{
-    self, BALANCES, Balance, LEAST_UPSTREAM_REST, MAX_SESSIONS, ON_TRUNCATION, STARTTLS,
-};
-use crate::health::{self, HealthCheck};
-use crate::proxy;
-use crate::reader::word;
-use crate::sources::{Admission, Ranges};
+use crate::model::admission::read_range;
+use crate::model::admission::{Admission, Ranges};
+use crate::model::backend::{Balance, LEAST_UPSTREAM_REST};
+use crate::model::config::MAX_SESSIONS;
+use crate::model::health_check::{self, HealthCheck};
 use crate::table::routing::{
     OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls,
 };
-use crate::values::{
-    duration, duration_from, exact_hostname, keepalive, range, read_range, source, user_timeout,
+use crate::toml::backend::BALANCES;
+use crate::toml::health_check::{interval as interval_of, timeout_within};
+use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
+use crate::toml::reader::word;
+use crate::toml::values::{
+    duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
 };
+use crate::toml::{proxy, socket_options};
 
 /// Of Ringway's own kinds.
 pub const GROUP: &str = "ringway.dev";
@@ -709,22 +712,24 @@ fn read_send_proxy(given: &BackendSettings) -> Result<Option<SendProxy>, String>
 }
 
 fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
-    let interval = text("healthCheck.interval", given.interval.as_ref(), health::interval)?;
-    let interval = interval.unwrap_or(health::DEFAULT.interval);
-    let within = health::timeout_within(interval);
+    let interval = text("healthCheck.interval", given.interval.as_ref(), interval_of)?;
+    let interval = interval.unwrap_or(health_check::DEFAULT.interval);
+    let within = timeout_within(interval);
     let timeout = text("healthCheck.timeout", given.timeout.as_ref(), within)?;
     let (rise, fall) = (given.rise, given.fall);
     Ok(HealthCheck {
         interval,
-        timeout: timeout.unwrap_or_else(|| health::timeout_of(interval)),
-        rise: number("healthCheck.rise", rise, health::TIMES)?.unwrap_or(health::DEFAULT.rise),
-        fall: number("healthCheck.fall", fall, health::TIMES)?.unwrap_or(health::DEFAULT.fall),
+        timeout: timeout.unwrap_or_else(|| health_check::timeout_of(interval)),
+        rise: number("healthCheck.rise", rise, health_check::TIMES)?
+            .unwrap_or(health_check::DEFAULT.rise),
+        fall: number("healthCheck.fall", fall, health_check::TIMES)?
+            .unwrap_or(health_check::DEFAULT.fall),
         port: number("healthCheck.port", given.port, 0..=u16::MAX)?.unwrap_or_default(),
     })
 }
 
 fn read_socket(given: &SocketSettings, settings: &Settings) -> Result<SocketValues, String> {
-    let congestion = |value: &DeValue<'_>| config::congestion(value, &settings.machine);
+    let congestion = |value: &DeValue<'_>| socket_options::congestion(value, &settings.machine);
     Ok(SocketValues {
         nodelay: given.nodelay,
         keepalive: text("keepalive", given.keepalive.as_ref(), keepalive)?,

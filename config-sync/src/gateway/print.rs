@@ -6,15 +6,18 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use super::status::{StatusOf, merge};
-use crate::config::{
-    BALANCES, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Config, FLOW_TIMEOUT,
-    HealthCheck, Listener, ON_TRUNCATION, OPTIONS, Route, STARTTLS, TIMEOUTS, UPSTREAM_REST,
-};
-use crate::problem::At;
-use crate::proxy;
-use crate::sources::{Admission, Ranges};
+use crate::model::admission::{Admission, Ranges};
+use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
+use crate::model::config::Config;
+use crate::model::health_check::HealthCheck;
+use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
+use crate::model::place::At;
+use crate::model::route::Route;
+use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::table::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
-use crate::tls::{self, Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
+use crate::toml::backend::BALANCES;
+use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
+use crate::toml::{proxy, tls};
 
 /// The listeners, routes and backends of a configuration as TOML. `place` says in which file a
 /// certificate or key is; one that is nowhere is left out, and named in a comment.

@@ -309,7 +309,7 @@ fn supported<'e>(
 ) -> Result<(), Why> {
     let spec = &object.spec;
     for name in &spec.hostnames {
-        if let Err(message) = crate::values::read_hostname(name) {
+        if let Err(message) = crate::toml::values::read_hostname(name) {
             return Err(Why::new("UnsupportedValue", format!("hostnames: {message}")));
         }
     }

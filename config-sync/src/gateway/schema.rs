@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::objects::GROUP;
 use super::policy;
-use crate::problem::did_you_mean;
+use crate::model::place::did_you_mean;
 
 /// The kinds that are read, with their groups and the versions that read as they do.
 const KINDS: [(&str, &str, &[&str]); 15] = [

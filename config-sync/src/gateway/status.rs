@@ -19,7 +19,7 @@ pub enum Outcome {
     /// The data plane serves it but for these listeners of the [`Config`], by name: why each could
     /// not be opened. Under the empty name stands why it serves nothing of it at all.
     ///
-    /// [`Config`]: crate::config::Config
+    /// [`Config`]: crate::model::config::Config
     Failed(BTreeMap<String, String>),
 }
 

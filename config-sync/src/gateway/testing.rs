@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::certificates::LastGood;
 use super::{CONTROLLER, Settings};
-use crate::config;
+use crate::check;
 use crate::machine::Machine;
 
 /// A machine with one core, the node's address 192.0.2.1 and no pool.
@@ -19,7 +19,7 @@ pub(super) fn settings() -> Settings {
         address_pool: Vec::new(),
         node_addresses: vec!["192.0.2.1".parse().expect("address")],
         zone: None,
-        base: config::parse_for("", "", &machine).expect("an empty file is a configuration"),
+        base: check::parse_for("", "", &machine).expect("an empty file is a configuration"),
         machine,
     }
 }

@@ -20,8 +20,8 @@ use super::render::{self, Report};
 use super::routes;
 use super::status::{Kind, Outcome, StatusOf};
 use super::store::Key;
-use crate::config::Config;
 use crate::machine::Machine;
+use crate::model::config::Config;
 
 /// What a translation depends on beside the objects.
 #[derive(Clone, Debug)]

@@ -2,11 +2,11 @@
 //! panics.
 #![no_main]
 
+use config_sync::check::parse_for;
 use config_sync::compile::compile;
-use config_sync::config::parse_for;
+use config_sync::compile::names::Names;
 use config_sync::machine::Machine;
-use config_sync::names::Names;
-use config_sync::problem::Problems;
+use config_sync::model::place::Problems;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

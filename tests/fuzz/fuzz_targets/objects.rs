@@ -4,11 +4,12 @@
 
 use std::sync::OnceLock;
 
+use config_sync::check::parse_for;
 use config_sync::compile::compile;
-use config_sync::config::{Config, parse_for};
+use config_sync::compile::names::Names;
 use config_sync::gateway::files::{Options, read};
 use config_sync::gateway::{Outcome, Settings, print, translate};
-use config_sync::names::Names;
+use config_sync::model::config::Config;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

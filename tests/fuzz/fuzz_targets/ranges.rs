@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
+use config_sync::model::admission::read_lines;
 use config_sync::table::ranges::Access;
-use config_sync::sources::read_lines;
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,0 +1,461 @@
+//! What no single value can tell: whether the parts of a configuration fit together.
+
+pub(crate) mod warnings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::machine::Machine;
+use crate::model::backend::Backend;
+use crate::model::config::{Broken, Config};
+use crate::model::listener::{Listener, nameless, transport};
+use crate::model::place::{At, Hints, Place, Problem, Problems};
+use crate::model::route::Route;
+use crate::table::routing::{Protocol, ProxyVersion, Transport};
+use crate::toml::{self, Parts};
+
+/// Reads a configuration for the machine that this runs on. `file` is what problems call it.
+///
+/// # Errors
+/// Every fault of the text at once.
+pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+    parse_for(file, text, &Machine::this())
+}
+
+/// The same for a given machine: its cores and its congestion controls are all that `parse` asks
+/// the system for.
+pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Problems> {
+    let Parts { config, broken, mut problems } = toml::read(file, text, machine)?;
+    if problems.is_empty() {
+        return Ok(config);
+    }
+    problems.extend(check(&config, &broken));
+    Err(Problems::new(problems))
+}
+
+pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
+    let listeners = config.listeners.iter().map(|l| &l.name).chain(&broken.listeners).collect();
+    let routes = config.routes.iter().map(|r| &r.name).chain(&broken.routes).collect();
+    let backends = config.backends.iter().map(|b| &b.name).chain(&broken.backends).collect();
+    let mut check = Check {
+        listeners: config.listeners.iter().map(|l| (l.name.value.as_str(), l)).collect(),
+        problems: Vec::new(),
+        hints: Hints::default(),
+    };
+    check.distinct("listener", &listeners);
+    check.distinct("route", &routes);
+    check.distinct("backend", &backends);
+    check.sockets(&config.listeners);
+    let (listeners, backends) = (set(&listeners), set(&backends));
+    for route in &config.routes {
+        let used = route.backends.iter().map(|backend| &backend.name).collect();
+        check.references("listener", &route.listeners.iter().collect(), &listeners);
+        check.references("backend", &used, &backends);
+        check.hostnames(route);
+    }
+    check.one_route_each(&config.routes);
+    let users = check.users(&config.routes);
+    for backend in &config.backends {
+        let users = users.get(backend.name.value.as_str()).copied().unwrap_or_default();
+        check.endpoints(backend);
+        check.transparent(backend);
+        check.keys_in_use(backend, users);
+        check.encrypted_once(backend, users);
+    }
+    check.shared_sockets(&config.backends);
+    check.problems
+}
+
+struct Check<'c> {
+    listeners: BTreeMap<&'c str, &'c Listener>,
+    problems: Vec<Problem>,
+    hints: Hints,
+}
+
+/// The listeners that use a backend.
+#[derive(Clone, Copy, Default)]
+struct Users<'c> {
+    tcp: bool,
+    udp: bool,
+    /// One that is named and not there.
+    unknown: bool,
+    /// The first that passes TLS through.
+    through: Option<&'c Listener>,
+}
+
+impl<'c> Users<'c> {
+    fn add(&mut self, listener: Option<&'c Listener>) {
+        let Some(listener) = listener else {
+            self.unknown = true;
+            return;
+        };
+        let through = listener.protocol == Protocol::Tls && listener.tls.is_none();
+        self.extend(Self {
+            tcp: transport(listener.protocol) == Transport::Tcp,
+            udp: transport(listener.protocol) == Transport::Udp,
+            unknown: false,
+            through: through.then_some(listener),
+        });
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.tcp |= other.tcp;
+        self.udp |= other.udp;
+        self.unknown |= other.unknown;
+        self.through = self.through.or(other.through);
+    }
+}
+
+type NamesAt<'c> = Vec<&'c At<String>>;
+
+fn set<'c>(names: &NamesAt<'c>) -> BTreeSet<&'c str> {
+    names.iter().map(|name| name.value.as_str()).collect()
+}
+
+impl<'c> Check<'c> {
+    fn distinct(&mut self, what: &str, names: &NamesAt<'c>) {
+        let mut names = names.clone();
+        names.sort_by_key(|name| (&name.value, name.place.line, name.place.column));
+        for same in names.chunk_by(|a, b| a.value == b.value) {
+            for name in &same[1..] {
+                let (name_is, line) = (&name.value, same[0].place.line);
+                self.refuse(name, format!("line {line} has a {what} named \"{name_is}\" already"));
+            }
+        }
+    }
+
+    /// Each must be among `known`, and once only.
+    fn references(&mut self, what: &str, names: &NamesAt<'c>, known: &BTreeSet<&str>) {
+        let mut earlier = BTreeSet::new();
+        for name in names {
+            let wanted = &name.value;
+            if !earlier.insert(wanted) {
+                self.refuse(name, format!("names {what} \"{wanted}\" twice"));
+            }
+            if !known.contains(wanted.as_str()) {
+                let near = self.hints.did_you_mean(wanted, known.iter().copied());
+                self.refuse(name, format!("there is no {what} \"{wanted}\"{near}"));
+            }
+        }
+    }
+
+    /// Listeners that share an address must be TLS, and told apart by their host names; none may
+    /// take a part of what a wildcard address takes, because the kernel would split them silently.
+    fn sockets(&mut self, listeners: &'c [Listener]) {
+        let mut sockets: BTreeMap<(Transport, SocketAddr), Vec<&Listener>> = BTreeMap::new();
+        for listener in listeners {
+            let key = (transport(listener.protocol), listener.address.value);
+            sockets.entry(key).or_default().push(listener);
+        }
+        for ((transport, address), sharing) in &sockets {
+            self.shared_socket(sharing);
+            self.default_hostname(sharing);
+            let wildcard = match address.ip() {
+                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            };
+            let whole = (*transport, SocketAddr::new(wildcard, address.port()));
+            if let Some(owner) = sockets.get(&whole).filter(|_| address.ip() != wildcard) {
+                let address = &sharing[0].address;
+                self.refuse(address, taken(address.value, owner[0], "which takes it whole"));
+            }
+        }
+    }
+
+    fn shared_socket(&mut self, sharing: &[&Listener]) {
+        let first = sharing[0];
+        let mut by_host: BTreeMap<Option<&str>, &Listener> = BTreeMap::new();
+        by_host.insert(first.hostname.as_ref().map(|host| host.value.as_str()), first);
+        for listener in sharing.iter().skip(1) {
+            let host = listener.hostname.as_ref().map(|host| host.value.as_str());
+            let same = by_host.get(&host).copied();
+            by_host.entry(host).or_insert(listener);
+            if listener.protocol != Protocol::Tls || first.protocol != Protocol::Tls {
+                let why = "and only TLS listeners can share an address";
+                self.refuse(&listener.address, taken(listener.address.value, first, why));
+                continue;
+            }
+            if let Some(same) = same {
+                let why = "with the same hostname, so nothing tells them apart";
+                let place =
+                    listener.hostname.as_ref().map_or(&listener.address.place, |h| &h.place);
+                self.problems.push(place.problem(taken(listener.address.value, same, why)));
+            }
+            let differing = [
+                ("nodelay", listener.options.nodelay != first.options.nodelay),
+                ("keepalive", listener.options.keepalive != first.options.keepalive),
+                ("user_timeout", listener.options.user_timeout != first.options.user_timeout),
+                ("congestion", listener.options.congestion != first.options.congestion),
+                ("hello_timeout", listener.timeouts.hello != first.timeouts.hello),
+                ("starttls", listener.starttls != first.starttls),
+                ("default_hostname", nameless(listener) != nameless(first)),
+                ("accept_proxy", believed(listener) != believed(first)),
+            ];
+            for (key, _) in differing.iter().filter(|(_, differs)| *differs) {
+                let message = format!(
+                    "shares its address with listener \"{}\" (line {}), so `{key}` must be the \
+                     same: it applies before the server name is known",
+                    first.name.value, first.name.place.line
+                );
+                self.refuse(&listener.address, message);
+            }
+        }
+    }
+
+    /// The name of clients that send none must be one that is taken.
+    fn default_hostname(&mut self, sharing: &[&Listener]) {
+        if let Some(name) = &sharing[0].default_hostname
+            && !sharing.iter().any(|listener| reaches(listener, &name.value))
+        {
+            let message = format!("no listener of this address takes \"{}\"", name.value);
+            self.refuse(name, message);
+        }
+    }
+
+    /// Every listener of a route with host names must be able to see one of them, and every host
+    /// name must be one that some listener of the route takes.
+    fn hostnames(&mut self, route: &Route) {
+        let found = route.listeners.iter().filter_map(|name| {
+            let listener: &Listener = self.listeners.get(name.value.as_str())?;
+            Some((name, listener))
+        });
+        let found: Vec<_> = found.filter(|_| !route.hostnames.is_empty()).collect();
+        for (name, listener) in &found {
+            let own = listener.hostname.as_ref().map_or("", |own| own.value.as_str());
+            let (is, hosts) = (&name.value, &route.hostnames);
+            if listener.protocol != Protocol::Tls {
+                let why = format!("listener \"{is}\" is not TLS: it can't see them");
+                self.refuse(name, format!("the route has hostnames, and {why}"));
+            } else if !hosts.iter().any(|host| reaches(listener, &host.value)) {
+                let what = format!("can match listener \"{is}\", which takes \"{own}\"");
+                self.refuse(name, format!("no hostname of the route {what}"));
+            }
+        }
+        let tls = found.iter().map(|(_, listener)| listener);
+        let tls: Vec<_> = tls.filter(|listener| listener.protocol == Protocol::Tls).collect();
+        for host in route.hostnames.iter().filter(|_| !tls.is_empty()) {
+            if !tls.iter().any(|listener| reaches(listener, &host.value)) {
+                let message = format!("\"{}\" can't match any listener of the route", host.value);
+                self.refuse(host, message);
+            }
+        }
+    }
+
+    /// A TCP or UDP listener has one route at the most for each source range, a TLS listener one
+    /// for each host name and source range.
+    fn one_route_each(&mut self, routes: &'c [Route]) {
+        type Key<'c> = (&'c str, Option<&'c str>, Option<IpNet>);
+        let mut seen: BTreeMap<Key<'_>, &Route> = BTreeMap::new();
+        for route in routes {
+            for name in &route.listeners {
+                let Some(listener) = self.listeners.get(name.value.as_str()).copied() else {
+                    continue;
+                };
+                for (host, at) in hosts_on(route, listener, &name.place) {
+                    let ranges = route.sources.iter().map(|of| (Some(of.value), &of.place));
+                    let rest = route.sources.is_empty().then_some((None, at));
+                    for (range, at) in ranges.chain(rest) {
+                        let first = seen.insert((&name.value, host, range), route);
+                        let Some(first) = first else { continue };
+                        let host = host.map(|host| format!(" for \"{host}\""));
+                        let range = range.map(|range| format!(" from {range}"));
+                        self.problems.push(at.problem(format!(
+                            "listener \"{}\" has a route{}{} already: \"{}\", in line {}",
+                            name.value,
+                            host.unwrap_or_default(),
+                            range.unwrap_or_default(),
+                            first.name.value,
+                            first.name.place.line
+                        )));
+                    }
+                }
+            }
+        }
+    }
+
+    fn endpoints(&mut self, backend: &Backend) {
+        let mut seen = BTreeMap::new();
+        for (i, endpoint) in backend.endpoints.iter().enumerate() {
+            if let Some(first) = seen.insert(endpoint.value, i) {
+                let message = format!("{} is endpoints[{first}] already", endpoint.value);
+                self.refuse(endpoint, message);
+            }
+            let family = |first: IpAddr| first.is_ipv4() == endpoint.value.is_ipv4();
+            let source = &backend.source;
+            if !source.is_empty() && !source.iter().any(|at| family(at.value.first)) {
+                let version = if endpoint.value.is_ipv4() { "IPv4" } else { "IPv6" };
+                let message =
+                    format!("no address in `source` is {version}, so nothing can connect");
+                self.refuse(endpoint, message);
+            }
+        }
+    }
+
+    /// An address of a client's own leaves no other to connect from.
+    fn transparent(&mut self, backend: &Backend) {
+        let Some(key) = backend.transparent.as_ref().filter(|key| key.value) else { return };
+        let other = match backend {
+            Backend { source, .. } if !source.is_empty() => "`source`",
+            _ if backend.has_shared_sockets() => "`upstream_sockets = \"shared\"`",
+            _ => return,
+        };
+        let message = format!("can't be with {other}: connections come from clients' addresses");
+        self.refuse(key, message);
+    }
+
+    /// What uses each backend, by its name. Made once: a search of all routes for each backend
+    /// takes seconds where there are many of both.
+    fn users(&self, routes: &'c [Route]) -> BTreeMap<&'c str, Users<'c>> {
+        let mut users: BTreeMap<&str, Users<'c>> = BTreeMap::new();
+        for route in routes {
+            let mut of_route = Users::default();
+            for name in &route.listeners {
+                of_route.add(self.listeners.get(name.value.as_str()).copied());
+            }
+            for used in &route.backends {
+                users.entry(&used.name.value).or_default().extend(of_route);
+            }
+        }
+        users
+    }
+
+    /// A key that means nothing to any listener that uses the backend is a mistake.
+    fn keys_in_use(&mut self, backend: &Backend, users: Users<'_>) {
+        if let Some(asked) = &backend.send_proxy
+            && asked.value.version == ProxyVersion::V1
+            && users.udp
+        {
+            let message = "\"v1\" has no word for UDP, and a UDP listener uses this backend; \
+                           write \"v2\"";
+            self.refuse(asked, message.to_owned());
+        }
+        let only_udp = users.udp && !users.tcp && !users.unknown;
+        if only_udp {
+            let message = "is for TCP, and only UDP listeners use this backend";
+            self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
+        }
+        let check = backend.health_check.as_ref().filter(|check| check.value.port == 0);
+        if let Some(check) = check.filter(|_| only_udp) {
+            let message = "is a TCP connection, and only UDP listeners use this backend; give the \
+                           `port` of something beside its endpoints that takes TCP";
+            self.refuse(check, message.to_owned());
+        }
+        let sockets = backend.shared_sockets.as_ref().map(|key| &key.place);
+        let udp_keys =
+            sockets.into_iter().chain(backend.upstream_rest.as_ref().map(|key| &key.place));
+        let only_tcp = users.tcp && !users.udp && !users.unknown;
+        for place in udp_keys.filter(|_| only_tcp) {
+            let message = "is for UDP, and only TCP listeners use this backend";
+            self.problems.push(place.problem(message));
+        }
+    }
+
+    /// What passes through is encrypted already, and its reader is behind the endpoint's TLS.
+    fn encrypted_once(&mut self, backend: &Backend, users: Users<'_>) {
+        if let Some(listener) = users.through.filter(|_| backend.tls.is_some()) {
+            let message = format!(
+                "has `tls`, and listener \"{}\" passes TLS through to it, which would be encrypted \
+                 twice",
+                listener.name.value
+            );
+            self.refuse(&backend.name, message);
+        }
+    }
+
+    /// With shared sockets, flows are told apart by their endpoint's address and their own.
+    fn shared_sockets(&mut self, backends: &[Backend]) {
+        let mut seen: BTreeMap<SocketAddr, &Backend> = BTreeMap::new();
+        for backend in backends.iter().filter(|backend| backend.has_shared_sockets()) {
+            if backend.source.is_empty()
+                && let Some(key) = &backend.shared_sockets
+            {
+                let message = "\"shared\" needs `source`: each flow of an endpoint takes an \
+                               address of its own";
+                self.refuse(key, message.to_owned());
+            }
+            for endpoint in &backend.endpoints {
+                let Some(first) = seen.insert(endpoint.value, backend) else { continue };
+                if first.name.value != backend.name.value {
+                    let (address, name) = (endpoint.value, &first.name.value);
+                    let message = format!(
+                        "{address} is in backend \"{name}\" (line {}), which has shared sockets \
+                         too: replies to one could not be told from replies to the other",
+                        first.name.place.line
+                    );
+                    self.refuse(endpoint, message);
+                }
+            }
+        }
+    }
+
+    fn refuse<T>(&mut self, at: &At<T>, message: String) {
+        self.problems.push(at.problem(message));
+    }
+}
+
+/// Whose PROXY headers a listener believes.
+fn believed(listener: &Listener) -> Option<&Vec<IpNet>> {
+    listener.accept_proxy.as_ref().map(|from| &from.value)
+}
+
+fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {
+    let (name, line) = (&owner.name.value, owner.name.place.line);
+    format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
+}
+
+/// The names under which a route stands on one of its listeners, and where each is given.
+pub(crate) fn hosts_on<'r>(
+    route: &'r Route,
+    listener: &Listener,
+    reference: &'r Place,
+) -> Vec<(Option<&'r str>, &'r Place)> {
+    if listener.protocol != Protocol::Tls || route.hostnames.is_empty() {
+        return vec![(None, reference)];
+    }
+    let reaching = route.hostnames.iter().filter(|host| reaches(listener, &host.value));
+    reaching.map(|host| (Some(host.value.as_str()), &host.place)).collect()
+}
+
+/// Whether a client can ask for a name that both the listener and `pattern` take.
+pub(crate) fn reaches(listener: &Listener, pattern: &str) -> bool {
+    listener.hostname.as_ref().is_none_or(|own| overlap(&own.value, pattern))
+}
+
+/// Whether one name can match both of two patterns.
+pub(crate) fn overlap(a: &str, b: &str) -> bool {
+    let below = |name: &str, suffix: &str| {
+        name.strip_suffix(suffix).is_some_and(|front| front.ends_with('.'))
+    };
+    match (a.strip_prefix("*."), b.strip_prefix("*.")) {
+        (None, None) => a == b,
+        (Some(suffix), None) => below(b, suffix),
+        (None, Some(suffix)) => below(a, suffix),
+        (Some(x), Some(y)) => x == y || below(x, y) || below(y, x),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_overlap_where_one_name_matches_both() {
+        for (a, b, expected) in [
+            ("a.example.com", "a.example.com", true),
+            ("a.example.com", "b.example.com", false),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com", "a.b.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "xexample.com", false),
+            ("*.example.com", "*.eu.example.com", true),
+            ("*.example.com", "*.example.org", false),
+            ("*.example.com", "*.com", true),
+            ("*.example.com", "*.ple.com", false),
+        ] {
+            assert_eq!(overlap(a, b), expected, "{a} {b}");
+            assert_eq!(overlap(b, a), expected, "{b} {a}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What a TOML file asks for that can be put in force and is hardly meant.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::model::backend::Backend;
+use crate::model::config::Config;
+use crate::model::listener::transport;
+use crate::model::place::{At, Place, Problem, Problems};
+use crate::table::routing::Transport;
+
+/// `local` are the machine's own addresses, beside loopback. The configuration is one that
+/// compiles, out of the file that is called so.
+pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> {
+    let mut found = config.doubts.clone();
+    if config.listeners.is_empty() {
+        let place = Place { file: file.into(), line: 1, column: 1, field: String::new() };
+        found.push(place.problem("there is no listener, so nothing is served; add [[listeners]]"));
+    }
+    unused(config, &mut found);
+    refusing(config, &mut found);
+    found.extend(circles(config, local));
+    Problems::new(found).0
+}
+
+/// Listeners and backends that no route names.
+fn unused(config: &Config, found: &mut Vec<Problem>) {
+    let served: BTreeSet<&str> = names(config.routes.iter().flat_map(|route| &route.listeners));
+    for listener in &config.listeners {
+        if !served.contains(listener.name.value.as_str()) {
+            found.push(listener.name.problem(format!(
+                "no route is for it, so every session of it is refused; name \"{}\" in the \
+                 `listeners` of a route",
+                listener.name.value
+            )));
+        }
+    }
+    let used = config.routes.iter().flat_map(|route| &route.backends);
+    let used: BTreeSet<&str> = names(used.map(|backend| &backend.name));
+    for backend in &config.backends {
+        if !used.contains(backend.name.value.as_str()) {
+            found.push(backend.name.problem("no route leads to it; remove it, or name it in one"));
+        }
+    }
+}
+
+fn names<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeSet<&'c str> {
+    names.map(|name| name.value.as_str()).collect()
+}
+
+/// Routes that lead nowhere, and backends that refuse their share of one.
+fn refusing(config: &Config, found: &mut Vec<Problem>) {
+    let mut weighty = BTreeSet::new();
+    for route in &config.routes {
+        let used = route.backends.iter().filter(|backend| backend.weight > 0);
+        let used: BTreeSet<&str> = names(used.map(|backend| &backend.name));
+        if used.is_empty() {
+            let what =
+                if route.backends.is_empty() { "names no backend" } else { "all weights are 0" };
+            let place = beside(&route.name.place, "backends");
+            let message = format!("{what}, so every session of the route is refused");
+            found.push(place.problem(message));
+        }
+        weighty.extend(used);
+    }
+    for backend in &config.backends {
+        if backend.endpoints.is_empty() && weighty.contains(backend.name.value.as_str()) {
+            let place = beside(&backend.name.place, "endpoints");
+            found.push(place.problem("names no endpoint, so what is to go here is refused"));
+        }
+    }
+}
+
+/// The place of a name as one of another key of its table.
+fn beside(name: &Place, key: &str) -> Place {
+    let table = name.field.strip_suffix("name").unwrap_or_default();
+    Place { field: format!("{table}{key}"), ..name.clone() }
+}
+
+/// Endpoints that are listeners of this gateway from which they are reached again: each connection
+/// would open another. One listener may well lead to another, as long as that leads out.
+pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut at: BTreeMap<(Transport, SocketAddr), Vec<usize>> = BTreeMap::new();
+    let mut number: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let bound = (transport(listener.protocol), listener.address.value);
+        at.entry(bound).or_default().push(index);
+        number.insert(&listener.name.value, index);
+    }
+    let hit = |endpoint: SocketAddr, transport: Transport| -> &[usize] {
+        let whole = match endpoint.ip() {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let whole = SocketAddr::new(whole, endpoint.port());
+        let is_own = endpoint.ip().is_loopback() || local.contains(&endpoint.ip());
+        let whole = || at.get(&(transport, whole)).filter(|_| is_own);
+        at.get(&(transport, endpoint)).or_else(whole).map_or(&[], Vec::as_slice)
+    };
+    // Backends with such endpoints, and where these lead, by transport. Most have none.
+    let both = [Transport::Tcp, Transport::Udp];
+    let hits = |backend: &Backend| -> [BTreeSet<usize>; 2] {
+        let endpoints = &backend.endpoints;
+        both.map(|way| endpoints.iter().flat_map(|at| hit(at.value, way)).copied().collect())
+    };
+    let hits: BTreeMap<&str, [BTreeSet<usize>; 2]> = config
+        .backends
+        .iter()
+        .map(|backend| (backend.name.value.as_str(), hits(backend)))
+        .filter(|(_, [tcp, udp])| !tcp.is_empty() || !udp.is_empty())
+        .collect();
+    let mut leads = Leads::default();
+    for route in &config.routes {
+        let used = route.backends.iter().filter(|backend| backend.weight > 0);
+        for [tcp, udp] in used.filter_map(|backend| hits.get(backend.name.value.as_str())) {
+            for name in &route.listeners {
+                let Some(from) = number.get(name.value.as_str()).copied() else { continue };
+                let way = transport(config.listeners[from].protocol);
+                leads.add(from, if way == Transport::Tcp { tcp } else { udp });
+            }
+        }
+    }
+    let circling = leads.circling();
+    let hit_backends = config.backends.iter();
+    for backend in hit_backends.filter(|backend| hits.contains_key(backend.name.value.as_str())) {
+        for endpoint in &backend.endpoints {
+            let mut reached = both.iter().flat_map(|way| hit(endpoint.value, *way));
+            let Some(listener) = reached.find(|index| circling.contains(index)) else { continue };
+            let name = &config.listeners[*listener].name.value;
+            found.push(endpoint.problem(format!(
+                "{} is this gateway's own listener \"{name}\", which leads back to it: each \
+                 session would open another, until a limit ends that",
+                endpoint.value
+            )));
+        }
+    }
+    found
+}
+
+/// Which listeners lead to which.
+#[derive(Default)]
+struct Leads {
+    to: BTreeMap<usize, BTreeSet<usize>>,
+    from: BTreeMap<usize, BTreeSet<usize>>,
+}
+
+impl Leads {
+    fn add(&mut self, from: usize, to: &BTreeSet<usize>) {
+        self.to.entry(from).or_default().extend(to);
+        for to in to {
+            self.from.entry(*to).or_default().insert(from);
+        }
+    }
+
+    /// Those that lead into a circle: what is left when all that lead out are taken away, one after
+    /// the other.
+    fn circling(mut self) -> BTreeSet<usize> {
+        let all = self.from.keys().copied();
+        let mut out: Vec<usize> = all.filter(|index| !self.to.contains_key(index)).collect();
+        while let Some(gone) = out.pop() {
+            for before in self.from.remove(&gone).unwrap_or_default() {
+                let Some(to) = self.to.get_mut(&before) else { continue };
+                to.remove(&gone);
+                if to.is_empty() {
+                    self.to.remove(&before);
+                    out.push(before);
+                }
+            }
+        }
+        self.to.into_keys().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::parse_for;
+    use crate::machine::Machine;
+
+    const GOOD: &str = "[[listeners]]\nname = \"l\"\nprotocol = \"TCP\"\naddress = \"0.0.0.0:80\"\n\
+        [[routes]]\nname = \"r\"\nlisteners = [\"l\"]\nbackends = [{ name = \"b\" }]\n\
+        [[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:80\"]\n";
+
+    /// What is said of a text, without the name of the file, on a machine that has 10.9.0.1.
+    fn said(text: &str) -> Vec<String> {
+        let machine = Machine { cores: vec![0], congestion: Vec::new() };
+        let config = parse_for("f", text, &machine).unwrap_or_else(|error| panic!("{error}"));
+        let local = [IpAddr::from([10, 9, 0, 1])];
+        let found = of(&config, "f", &local).into_iter();
+        found.map(|problem| problem.to_string().trim_start_matches("f:").to_owned()).collect()
+    }
+
+    #[track_caller]
+    fn warned(text: &str, expected: &[&str]) {
+        let said = said(text);
+        assert_eq!(said.len(), expected.len(), "{said:#?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.starts_with(expected), "{said}\n{expected}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_uses_and_what_refuses_everything() {
+        warned(GOOD, &[]);
+        warned("# nothing\n", &["1:1: there is no listener, so nothing is served"]);
+        let again = GOOD.replace(
+            "[[routes]]",
+            "[[listeners]]\nname = \"m\"\nprotocol = \"UDP\"\n\
+            address = \"0.0.0.0:80\"\n[[routes]]",
+        );
+        warned(&again, &["6:8: listeners[1].name: no route is for it, so every session of it"]);
+        let spare = format!("{GOOD}[[backends]]\nname = \"c\"\nendpoints = [\"10.0.0.1:80\"]\n");
+        warned(&spare, &["13:8: backends[1].name: no route leads to it"]);
+        let unweighted = GOOD.replace("{ name = \"b\" }", "{ name = \"b\", weight = 0 }");
+        warned(&unweighted, &["6:8: routes[0].backends: all weights are 0, so every session of"]);
+        let none = GOOD.replace("{ name = \"b\" }", "");
+        let unled = "10:8: backends[0].name: no route leads to it";
+        warned(&none, &["6:8: routes[0].backends: names no backend, so every session", unled]);
+        let empty = GOOD.replace("\"10.0.0.1:80\"", "");
+        warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so what is to go here"]);
+    }
+
+    #[test]
+    fn an_admin_api_that_others_reach() {
+        for open in ["0.0.0.0", "[::]", "8.8.8.8", "[2001:db8::1]"] {
+            let text = format!("admin.address = \"{open}:9900\"\n{GOOD}");
+            let said = said(&text);
+            assert!(said.len() == 1 && said[0].starts_with("1:17: admin.address: "), "{said:?}");
+            assert!(said[0].contains("\"127.0.0.1:9900\" or a private address"), "{said:?}");
+        }
+        for closed in ["127.0.0.1", "10.1.2.3", "192.168.0.1", "100.64.0.1", "[::1]", "[fd00::1]"] {
+            warned(&format!("admin.address = \"{closed}:9900\"\n{GOOD}"), &[]);
+        }
+        warned(&format!("admin.address = \"\"\n{GOOD}"), &[]);
+    }
+
+    #[test]
+    fn endpoints_that_lead_back_to_their_own_listener() {
+        let endpoint = |address: &str| GOOD.replace("10.0.0.1:80", address);
+        for own in ["127.0.0.1:80", "127.9.9.9:80", "10.9.0.1:80"] {
+            let expected = format!("11:14: backends[0].endpoints[0]: {own} is this gateway's own");
+            warned(&endpoint(own), &[&expected]);
+            warned(&endpoint(own).replace("0.0.0.0:80", "[::]:80"), &[]);
+        }
+        warned(&endpoint("127.0.0.1:81"), &[]);
+        warned(&endpoint("10.8.0.1:80"), &[]);
+        let exact = endpoint("10.8.0.1:80").replace("0.0.0.0:80", "10.8.0.1:80");
+        warned(&exact, &["11:14: backends[0].endpoints[0]: 10.8.0.1:80 is this gateway's own"]);
+
+        // One that leads to another, and out or back.
+        let two = |second: &str| {
+            endpoint("127.0.0.1:81")
+                + "[[listeners]]\nname = \"m\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:81\"\n\
+                   [[routes]]\nname = \"s\"\nlisteners = [\"m\"]\nbackends = [{ name = \"c\" }]\n\
+                   [[backends]]\nname = \"c\"\nendpoints = [\""
+                + second
+                + "\"]\n"
+        };
+        warned(&two("10.0.0.1:80"), &[]);
+        warned(
+            &two("127.0.0.1:80"),
+            &[
+                "11:14: backends[0].endpoints[0]: 127.0.0.1:81 is",
+                "22:14: backends[1].endpoints[0]",
+            ],
+        );
+        let udp = endpoint("127.0.0.1:80").replace("\"TCP\"", "\"UDP\"");
+        warned(&udp, &["11:14: backends[0].endpoints[0]: 127.0.0.1:80 is"]);
+    }
+}

@@ -1,0 +1,326 @@
+//! From what was asked to what runs: the same configuration, certificate files and names give the
+//! same table.
+
+pub mod admission;
+pub mod names;
+pub mod tls;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::check::{self, hosts_on};
+use crate::compile::admission::Admitted;
+use crate::compile::names::Names;
+use crate::compile::tls::load::{Loader, Owner};
+use crate::model::backend::UPSTREAM_REST;
+use crate::model::config::{Broken, Config};
+use crate::model::listener::{bound_to, nameless};
+use crate::model::place::{At, Problem, Problems};
+use crate::model::{backend, listener};
+use crate::table::maglev;
+use crate::table::ranges::{Access, ByPrefix};
+use crate::table::routing::{
+    self, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId, NO_ROUTE, Protocol,
+    RouteId, RoutingTable, SocketId, Transport,
+};
+use crate::table::terminator::{Originator, Terminator};
+
+/// Compiles the table of this generation, giving ids to names that are new.
+///
+/// # Errors
+/// Every part that does not fit with the others: names given twice or to nothing, addresses that
+/// clash, host names that no client could ask for; a certificate or key can't be used; or ids
+/// have run out, because the configurations
+/// of this process have named more than [`routing::MAX_LISTENERS`] listeners in all, say.
+pub fn compile(
+    config: &Config,
+    names: &mut Names,
+    generation: u64,
+) -> Result<RoutingTable, Problems> {
+    let problems = check::check(config, &Broken::default());
+    Problems::new(problems).or(())?;
+    let admitted = admission::admitted(config)?;
+    let tls = tls(config, names)?;
+    let mut compile = Compile { config, names, tls, admitted, problems: Vec::new() };
+    let (mut sockets, socket_of) = compile.sockets();
+    let backends = compile.backends();
+    let listeners = compile.listeners(&socket_of);
+    let mut sharing: Vec<Vec<&routing::Listener>> = vec![Vec::new(); sockets.len()];
+    listeners.iter().for_each(|listener| sharing[listener.socket].push(listener));
+    for (socket, sharing) in sockets.iter_mut().zip(sharing).filter(|(s, _)| s.reads_hello) {
+        socket.access = common_access(&sharing);
+    }
+    let table = RoutingTable {
+        generation,
+        sockets,
+        listeners,
+        routes: compile.routes(&backends),
+        backends,
+        lame_duck: config.lame_duck,
+        drain: None,
+        log_opens: config.access_log.open,
+    };
+    Problems::new(compile.problems).or(table)
+}
+
+/// The last table of a process: it has nothing, so whatever lives drains. `asked` is the
+/// configuration in force.
+pub fn drained(asked: Option<&Config>, generation: u64) -> RoutingTable {
+    let mut table = RoutingTable { generation, ..RoutingTable::empty() };
+    let timeout = asked.map_or(0, |config| config.drain_timeout);
+    table.drain = Some(Drain { timeout, spread: (timeout / 10).min(MAX_SPREAD) });
+    if let Some(config) = asked {
+        table.lame_duck = config.lame_duck;
+        table.log_opens = config.access_log.open;
+    }
+    table
+}
+
+/// Milliseconds: enough that clients which come back do not all come at once.
+const MAX_SPREAD: u32 = 5_000;
+
+/// Of the hash of host names. Not secret: only configured names are stored, so no client can make
+/// them collide.
+const HOST_SEEDS: [u64; 4] =
+    [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
+
+struct Compile<'c> {
+    config: &'c Config,
+    names: &'c mut Names,
+    tls: Tls,
+    admitted: Admitted,
+    problems: Vec<Problem>,
+}
+
+/// By the names of their listeners and backends.
+#[derive(Default)]
+struct Tls {
+    terminators: BTreeMap<String, Arc<Terminator>>,
+    originators: BTreeMap<String, Arc<Originator>>,
+}
+
+fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
+    let loader = Loader::new(&mut names.tickets, HOST_SEEDS);
+    let mut loader = loader.knowing(names.loaded.clone());
+    let mut tls = Tls::default();
+    for listener in &config.listeners {
+        let At { value: name, place } = &listener.name;
+        let made = loader.terminator(&Owner { name, place }, listener);
+        tls.terminators.extend(made.map(|made| (name.clone(), made)));
+    }
+    for backend in &config.backends {
+        let At { value: name, place } = &backend.name;
+        let asked = backend.tls.as_ref();
+        let made = asked.and_then(|asked| loader.originator(&Owner { name, place }, asked));
+        tls.originators.extend(made.map(|made| (name.clone(), made)));
+    }
+    let Loader { loaded, expiries, doubts, problems, .. } = loader;
+    Problems::new(problems).or(())?;
+    names.loaded = loaded;
+    names.latest = expiries;
+    names.doubts = doubts;
+    Ok(tls)
+}
+
+/// Index of a socket in the table, by what it is bound to.
+type SocketOf = BTreeMap<(Transport, SocketAddr), usize>;
+
+impl Compile<'_> {
+    fn sockets(&mut self) -> (Vec<routing::Socket>, SocketOf) {
+        let mut sockets: Vec<routing::Socket> = Vec::new();
+        let mut socket_of = SocketOf::new();
+        for (index, listener) in self.config.listeners.iter().enumerate() {
+            let key @ (transport, address) = bound_to(listener);
+            let at = *socket_of.entry(key).or_insert(sockets.len());
+            if at == sockets.len() {
+                let id = self.names.sockets.id(key);
+                sockets.push(routing::Socket {
+                    id: SocketId(self.given(id, &listener.address, "addresses")),
+                    transport,
+                    address,
+                    options: listener.options,
+                    reads_hello: listener.protocol == Protocol::Tls,
+                    hello_timeout: listener.timeouts.hello,
+                    access: None,
+                    starttls: listener.starttls,
+                    default_hostname: nameless(listener).map(Box::from),
+                    accept_proxy: accept_proxy(listener),
+                    listeners: Hosts::new(HOST_SEEDS),
+                });
+            }
+            // Which of them it is shows in the ClientHello: until then the most patient one counts.
+            let patience = &mut sockets[at].hello_timeout;
+            *patience = match listener.timeouts.hello {
+                0 => 0,
+                _ if *patience == 0 => 0,
+                timeout => timeout.max(*patience),
+            };
+            let hostname = listener.hostname.as_ref().map(|hostname| hostname.value.as_str());
+            sockets[at].listeners.insert(hostname, index);
+        }
+        (sockets, socket_of)
+    }
+
+    fn listeners(&mut self, socket_of: &SocketOf) -> Vec<routing::Listener> {
+        let mut listeners = Vec::new();
+        for listener in &self.config.listeners {
+            let id = self.names.listeners.id(listener.name.value.clone());
+            listeners.push(routing::Listener {
+                id: ListenerId(self.given(id, &listener.name, "listeners")),
+                name: listener.name.value.as_str().into(),
+                socket: socket_of[&bound_to(listener)],
+                protocol: listener.protocol,
+                tls: self.tls.terminators.remove(&listener.name.value),
+                timeouts: listener.timeouts,
+                on_truncation: listener.on_truncation,
+                flow_timeout: listener.flow_timeout,
+                responses: listener.responses,
+                max_sessions: listener.max_sessions,
+                access: self.admitted.listeners.get(&listener.name.value).cloned(),
+                routes: Hosts::new(HOST_SEEDS),
+                by_source: Vec::new(),
+            });
+        }
+        self.place_routes(&mut listeners);
+        listeners
+    }
+
+    /// Gives each listener its routes: by server name, and where that is not enough by source.
+    fn place_routes(&self, listeners: &mut [routing::Listener]) {
+        let index_of = index(self.config.listeners.iter().map(|listener| &listener.name));
+        let mut placed: BTreeMap<(usize, Option<&str>), Vec<usize>> = BTreeMap::new();
+        for (index, route) in self.config.routes.iter().enumerate() {
+            for name in &route.listeners {
+                let at = index_of[name.value.as_str()];
+                for (host, _) in hosts_on(route, &self.config.listeners[at], &name.place) {
+                    placed.entry((at, host)).or_default().push(index);
+                }
+            }
+        }
+        let has_sources = |index: &usize| !self.config.routes[*index].sources.is_empty();
+        let by_source: BTreeSet<usize> = placed
+            .iter()
+            .filter(|(_, routes)| routes.iter().any(has_sources))
+            .map(|((at, _), _)| *at)
+            .collect();
+        for ((at, host), routes) in placed {
+            let listener = &mut listeners[at];
+            let value = if by_source.contains(&at) {
+                listener.by_source.push(self.by_source(&routes));
+                listener.by_source.len() - 1
+            } else {
+                routes[0]
+            };
+            listener.routes.insert(host, value);
+        }
+    }
+
+    /// The routes of one listener and name by the clients that they are for.
+    fn by_source(&self, routes: &[usize]) -> ByPrefix {
+        let number = |index: usize| u32::try_from(index).unwrap_or(NO_ROUTE);
+        let (mut prefixes, mut rest) = (Vec::new(), NO_ROUTE);
+        for index in routes {
+            let sources = &self.config.routes[*index].sources;
+            prefixes.extend(sources.iter().map(|source| (source.value, number(*index))));
+            if sources.is_empty() {
+                rest = number(*index);
+            }
+        }
+        ByPrefix::new(prefixes.into_iter(), rest)
+    }
+
+    fn routes(&mut self, backends: &[routing::Backend]) -> Vec<routing::Route> {
+        let index_of: BTreeMap<_, _> =
+            backends.iter().enumerate().map(|(index, backend)| (&*backend.name, index)).collect();
+        let mut routes = Vec::new();
+        for route in &self.config.routes {
+            let id = self.names.routes.id(route.name.value.clone());
+            let shares = route.backends.iter().map(|used| routing::WeightedBackend {
+                id: backends[index_of[used.name.value.as_str()]].id,
+                backend: index_of[used.name.value.as_str()],
+                weight: used.weight,
+            });
+            routes.push(routing::Route {
+                id: RouteId(self.given(id, &route.name, "routes")),
+                name: route.name.value.as_str().into(),
+                access: self.admitted.routes.get(&route.name.value).cloned(),
+                backends: shares.collect(),
+            });
+        }
+        routes
+    }
+
+    fn backends(&mut self) -> Vec<routing::Backend> {
+        let mut backends = Vec::new();
+        for backend in &self.config.backends {
+            let id = self.names.backends.id(backend.name.value.clone());
+            let id = BackendId(self.given(id, &backend.name, "backends"));
+            let addresses: Vec<_> = backend.endpoints.iter().map(|at| at.value).collect();
+            let endpoints = backend.endpoints.iter().map(|at| {
+                let endpoint = self.names.endpoints.id((id, at.value));
+                Endpoint {
+                    id: EndpointId(self.given(endpoint, at, "endpoints")),
+                    address: at.value,
+                }
+            });
+            backends.push(routing::Backend {
+                id,
+                name: backend.name.value.as_str().into(),
+                endpoints: endpoints.collect(),
+                balance: match backend.balance {
+                    backend::Balance::RoundRobin => Balance::RoundRobin,
+                    backend::Balance::LeastConnections => Balance::LeastConnections,
+                    backend::Balance::Random => Balance::Random,
+                    backend::Balance::SourceHash => Balance::SourceHash(maglev::table(&addresses)),
+                    backend::Balance::SourcePortHash => {
+                        Balance::SourcePortHash(maglev::table(&addresses))
+                    }
+                },
+                connect_timeout: backend.connect_timeout,
+                connect_attempts: backend.connect_attempts,
+                options: backend.options,
+                send_proxy: backend.send_proxy.as_ref().map(|asked| asked.value),
+                tls: self.tls.originators.remove(&backend.name.value),
+                source: backend.source.iter().map(|at| at.value).collect(),
+                shared_sockets: backend.has_shared_sockets(),
+                upstream_rest: backend.upstream_rest.as_ref().map_or(UPSTREAM_REST, |at| at.value),
+                transparent: backend.is_transparent(),
+            });
+        }
+        backends.sort_unstable_by_key(|backend| backend.id);
+        backends
+    }
+
+    /// The id, or a problem and any id: the table will not be used.
+    fn given<T>(&mut self, id: Option<u32>, at: &At<T>, what: &str) -> u32 {
+        if id.is_none() {
+            self.problems.push(at.problem(format!(
+                "too many {what}: as many as can be numbered are there, or left in the last ten \
+                 minutes"
+            )));
+        }
+        id.unwrap_or_default()
+    }
+}
+
+/// What all of these have: `None` if they differ, or let everyone in.
+fn common_access(listeners: &[&routing::Listener]) -> Option<Arc<Access>> {
+    let first = listeners.first()?.access.as_ref()?;
+    let same = |other: &&routing::Listener| {
+        other.access.as_ref().is_some_and(|other| Arc::ptr_eq(other, first))
+    };
+    listeners.iter().all(same).then(|| Arc::clone(first))
+}
+
+/// One after the other, without those that others hold.
+fn accept_proxy(listener: &listener::Listener) -> Box<[IpNet]> {
+    let asked = listener.accept_proxy.as_ref();
+    asked.map(|from| IpNet::aggregate(&from.value)).unwrap_or_default().into()
+}
+
+fn index<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeMap<&'c str, usize> {
+    names.enumerate().map(|(index, name)| (name.value.as_str(), index)).collect()
+}

@@ -1,0 +1,363 @@
+//! Ids that stay the same from table to table, and the names behind them.
+//!
+//! An id is given to another name only when nothing can speak of the old one any more. Sessions
+//! outlive the tables that they were opened under, workers keep what they know by id, and counters
+//! and log lines go by id. So, of a name that has left the tables:
+//!
+//! 1. every worker has applied a table without it,
+//! 2. no worker keeps an older table for the sake of a listening socket that drains,
+//! 3. it has no session or flow, by the workers' counters,
+//! 4. and ten minutes have gone by since it left, in which all ends that is in none of these:
+//!    upstream sockets at rest, connections that are being made, lines on their way to the log.
+//!
+//! Backends have to wait for their endpoints. Ids of routes are not reused: workers count nothing
+//! by route, so nobody could say when the last session of one has ended; there are 2^32.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::compile::tls::cache::Loaded;
+use crate::compile::tls::expiry::Expiry;
+use crate::compile::tls::tickets::Tickets;
+use crate::model::place::Problem;
+use crate::table::routing::{
+    BackendId, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
+    RoutingTable, SocketId, Transport,
+};
+
+/// See the module's fourth rule.
+const REST: Duration = Duration::from_secs(600);
+
+/// Gives every name an id, which stays the same while the name is in the tables and beyond.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub(crate) sockets: Ids<(Transport, SocketAddr)>,
+    pub(crate) listeners: Ids<String>,
+    pub(crate) routes: Ids<String>,
+    pub(crate) backends: Ids<String>,
+    pub(crate) endpoints: Ids<(BackendId, SocketAddr)>,
+    pub(crate) tickets: Tickets,
+    pub(crate) loaded: Loaded,
+    /// Of the table that was compiled last, which may be refused, and of the one in force.
+    pub(crate) latest: Vec<Expiry>,
+    expiries: Vec<Expiry>,
+    pub(crate) doubts: Vec<Problem>,
+}
+
+/// Who may still speak of ids that have left the tables.
+pub struct InUse<'a> {
+    /// Of the table that every worker has reached.
+    pub applied: u64,
+    /// Generations of tables that some worker may keep for the sake of a draining socket: from
+    /// after the first to before the second.
+    pub kept: &'a BTreeSet<(u64, u64)>,
+    /// Listening sockets that some worker has not closed yet.
+    pub closing: &'a dyn Fn(SocketId) -> bool,
+    /// Whether there are sessions or flows.
+    pub listener: &'a dyn Fn(ListenerId) -> bool,
+    pub endpoint: &'a dyn Fn(EndpointId) -> bool,
+}
+
+/// Ids that have no name any more, and may get another.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Retired {
+    pub listeners: Vec<ListenerId>,
+    pub endpoints: Vec<EndpointId>,
+}
+
+impl Names {
+    pub fn new() -> Self {
+        Self {
+            sockets: Ids::below(MAX_SOCKETS),
+            listeners: Ids::below(MAX_LISTENERS),
+            routes: Ids::below(u32::MAX as usize),
+            backends: Ids::below(u32::MAX as usize),
+            endpoints: Ids::below(MAX_ENDPOINTS),
+            tickets: Tickets::default(),
+            loaded: Loaded::default(),
+            latest: Vec::new(),
+            expiries: Vec::new(),
+            doubts: Vec::new(),
+        }
+    }
+
+    /// A table has been given out: what is not in it has left with it.
+    pub fn published(&mut self, table: &RoutingTable, now: Instant) {
+        self.expiries.clone_from(&self.latest);
+        let at = (table.generation, now);
+        self.sockets.published(at, table.sockets.iter().map(|socket| socket.id.0));
+        self.listeners.published(at, table.listeners.iter().map(|listener| listener.id.0));
+        self.backends.published(at, table.backends.iter().map(|backend| backend.id.0));
+        let endpoints = table.backends.iter().flat_map(|backend| &backend.endpoints);
+        self.endpoints.published(at, endpoints.map(|endpoint| endpoint.id.0));
+    }
+
+    /// Takes the names from ids that nobody can speak of any more.
+    pub fn retire(&mut self, in_use: &InUse<'_>, now: Instant) -> Retired {
+        let endpoints =
+            self.endpoints.retire(in_use, now, |id, _| (in_use.endpoint)(EndpointId(id)));
+        let listeners =
+            self.listeners.retire(in_use, now, |id, _| (in_use.listener)(ListenerId(id)));
+        self.tickets.retain(|listener| self.listeners.ids.contains_key(listener));
+        self.sockets.retire(in_use, now, |id, _| (in_use.closing)(SocketId(id)));
+        let named: BTreeSet<u32> =
+            self.endpoints.ids.keys().map(|(backend, _)| backend.0).collect();
+        self.backends.retire(in_use, now, |id, _| named.contains(&id));
+        Retired {
+            listeners: listeners.into_iter().map(ListenerId).collect(),
+            endpoints: endpoints.into_iter().map(EndpointId).collect(),
+        }
+    }
+
+    /// The certificates of the latest table that was given out.
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.expiries
+    }
+
+    /// What is odd about them, but for their ends.
+    pub(crate) fn doubts(&self) -> &[Problem] {
+        &self.doubts
+    }
+
+    pub fn socket(&self, id: SocketId) -> Option<(Transport, SocketAddr)> {
+        self.sockets.name(id.0).copied()
+    }
+
+    pub fn listener(&self, id: ListenerId) -> Option<&str> {
+        self.listeners.name(id.0).map(String::as_str)
+    }
+
+    pub fn route(&self, id: RouteId) -> Option<&str> {
+        self.routes.name(id.0).map(String::as_str)
+    }
+
+    pub fn backend(&self, id: BackendId) -> Option<&str> {
+        self.backends.name(id.0).map(String::as_str)
+    }
+
+    /// The name of the endpoint's backend, and the endpoint's address.
+    pub fn endpoint(&self, id: EndpointId) -> Option<(&str, SocketAddr)> {
+        let (backend, address) = *self.endpoints.name(id.0)?;
+        Some((self.backend(backend)?, address))
+    }
+
+    /// Every listener that has an id, in a table or not.
+    pub fn listeners(&self) -> impl Iterator<Item = (ListenerId, &str)> {
+        self.listeners.all().map(|(id, name)| (ListenerId(id), name.as_str()))
+    }
+
+    /// Every endpoint that has an id, in a table or not, with its backend's name.
+    pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, &str, SocketAddr)> {
+        self.endpoints.all().filter_map(|(id, (backend, address))| {
+            Some((EndpointId(id), self.backend(*backend)?, *address))
+        })
+    }
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Ids from 0 up, in the order in which names are first seen; then those that are free again, the
+/// longest free first.
+#[derive(Clone, Debug)]
+pub(crate) struct Ids<K> {
+    ids: BTreeMap<K, u32>,
+    names: Vec<Option<Named<K>>>,
+    free: VecDeque<u32>,
+    limit: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Named<K> {
+    name: K,
+    /// Generation of the first table that had it; `u64::MAX` before that.
+    born: u64,
+    /// The first table without it, and when it was given out.
+    left: Option<(u64, Instant)>,
+}
+
+impl<K: Ord + Clone> Ids<K> {
+    fn below(limit: usize) -> Self {
+        Self { ids: BTreeMap::new(), names: Vec::new(), free: VecDeque::new(), limit }
+    }
+
+    /// The id of `name`, which is new or not. `None`: all ids are given away.
+    pub(crate) fn id(&mut self, name: K) -> Option<u32> {
+        if let Some(id) = self.ids.get(&name) {
+            return Some(*id);
+        }
+        let named = Some(Named { name: name.clone(), born: u64::MAX, left: None });
+        let next = u32::try_from(self.names.len()).ok();
+        let id = match next.filter(|id| (*id as usize) < self.limit) {
+            Some(id) => {
+                self.names.push(named);
+                id
+            }
+            None => {
+                let id = self.free.pop_front()?;
+                self.names[id as usize] = named;
+                id
+            }
+        };
+        self.ids.insert(name, id);
+        Some(id)
+    }
+
+    pub(crate) fn name(&self, id: u32) -> Option<&K> {
+        self.names.get(id as usize)?.as_ref().map(|named| &named.name)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (u32, &K)> {
+        let named = (0u32..).zip(&self.names);
+        named.filter_map(|(id, named)| Some((id, &named.as_ref()?.name)))
+    }
+
+    /// What was named for a table that was never given out has left as well.
+    fn published(&mut self, (generation, now): (u64, Instant), present: impl Iterator<Item = u32>) {
+        let mut here = vec![false; self.names.len()];
+        present.for_each(|id| here[id as usize] = true);
+        for (named, here) in self.names.iter_mut().zip(here) {
+            let Some(named) = named else { continue };
+            if here {
+                named.born = named.born.min(generation);
+                named.left = None;
+            } else {
+                named.left.get_or_insert((generation, now));
+            }
+        }
+    }
+
+    fn retire(
+        &mut self,
+        in_use: &InUse<'_>,
+        now: Instant,
+        lives: impl Fn(u32, &K) -> bool,
+    ) -> Vec<u32> {
+        let mut retired = Vec::new();
+        for (id, slot) in (0u32..).zip(&mut self.names) {
+            let Some(named) = slot else { continue };
+            let Some((left, since)) = named.left else { continue };
+            let kept = |(after, before): &(u64, u64)| named.born < *before && left > *after + 1;
+            let free = left <= in_use.applied
+                && now.saturating_duration_since(since) >= REST
+                && !in_use.kept.iter().any(kept)
+                && !lives(id, &named.name);
+            if free && let Some(named) = slot.take() {
+                self.ids.remove(&named.name);
+                self.free.push_back(id);
+                retired.push(id);
+            }
+        }
+        retired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_stays_and_no_two_names_have_the_same() {
+        let mut ids = Ids::below(2);
+        assert_eq!(ids.id("a"), Some(0));
+        assert_eq!(ids.id("b"), Some(1));
+        assert_eq!(ids.id("a"), Some(0));
+        assert_eq!(ids.id("c"), None);
+        assert_eq!(ids.name(1), Some(&"b"));
+        assert_eq!(ids.name(2), None);
+    }
+
+    /// Two ids, of which `b` has left with table 2, and what is free after `seconds`.
+    struct World {
+        ids: Ids<&'static str>,
+        start: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut ids = Ids::below(2);
+            #[expect(clippy::disallowed_methods, reason = "any time will do")]
+            let start = Instant::now();
+            assert_eq!((ids.id("a"), ids.id("b")), (Some(0), Some(1)));
+            ids.published((1, start), [0, 1].into_iter());
+            ids.published((2, start), [0].into_iter());
+            Self { ids, start }
+        }
+
+        fn retire(&mut self, applied: u64, kept: &[(u64, u64)], lives: bool, seconds: u64) -> bool {
+            let in_use = InUse {
+                applied,
+                kept: &kept.iter().copied().collect(),
+                closing: &|_| false,
+                listener: &|_| false,
+                endpoint: &|_| false,
+            };
+            let now = self.start + Duration::from_secs(seconds);
+            let retired = self.ids.retire(&in_use, now, |_, _| lives);
+            assert!(retired.is_empty() || retired == [1]);
+            !retired.is_empty()
+        }
+    }
+
+    #[test]
+    fn an_id_is_free_when_nobody_can_speak_of_it() {
+        let mut world = World::new();
+        assert!(!world.retire(1, &[], false, 601), "a worker still has table 1");
+        assert!(!world.retire(2, &[], true, 601), "a session lives");
+        assert!(!world.retire(2, &[], false, 599), "it may still be on its way to the log");
+        assert!(!world.retire(2, &[(0, 2)], false, 601), "a draining socket keeps table 1");
+        assert!(!world.retire(3, &[(0, 9)], false, 601));
+        assert_eq!(world.ids.id("c"), None);
+        assert!(world.retire(2, &[(1, 3)], false, 601), "a socket keeps table 2, which has it not");
+        assert_eq!(world.ids.name(1), None);
+        assert_eq!(world.ids.id("c"), Some(1));
+        assert_eq!(world.ids.id("b"), None, "it is as any other name now");
+        assert_eq!(world.ids.all().collect::<Vec<_>>(), [(0, &"a"), (1, &"c")]);
+    }
+
+    #[test]
+    fn a_name_that_comes_back_has_its_id_and_its_rest_begins_anew() {
+        let mut world = World::new();
+        let at = |seconds| world.start + Duration::from_secs(seconds);
+        let (back, gone) = (at(300), at(400));
+        assert_eq!(world.ids.id("b"), Some(1));
+        world.ids.published((3, back), [0, 1].into_iter());
+        assert!(!world.retire(3, &[], false, 900), "it is in the table");
+        world.ids.published((4, gone), [0].into_iter());
+        assert!(!world.retire(4, &[], false, 999));
+        assert!(world.retire(4, &[], false, 1_000));
+    }
+
+    #[test]
+    fn a_cluster_may_churn_for_ever() {
+        let mut names = Names::new();
+        #[expect(clippy::disallowed_methods, reason = "any time will do")]
+        let start = Instant::now();
+        let backend = BackendId(names.backends.id("b".into()).expect("the first"));
+        for round in 0..40u16 {
+            let now = start + REST * u32::from(round);
+            for port in 0..5_000u16 {
+                let address =
+                    SocketAddr::from(([10, 0, 0, u8::try_from(round).expect("few")], port));
+                assert!(names.endpoints.id((backend, address)).is_some(), "{round}");
+            }
+            let generation = u64::from(round) + 1;
+            let table = RoutingTable { generation, ..RoutingTable::empty() };
+            names.published(&table, now);
+            let in_use = InUse {
+                applied: generation,
+                kept: &BTreeSet::new(),
+                closing: &|_| false,
+                listener: &|_| false,
+                endpoint: &|_| false,
+            };
+            let before = names.retire(&in_use, now).endpoints.len();
+            assert_eq!(before, if round == 0 { 0 } else { 5_000 });
+        }
+        assert_eq!(names.endpoints().count(), 5_000, "the last have not rested yet");
+    }
+}

@@ -1,0 +1,81 @@
+//! TLS that was made for a table and is still asked for in the same words, of files that say the
+//! same: the next table has it as it is.
+//!
+//! A cluster's endpoints change many times a minute, its certificates do not. And what an
+//! originator has learned of sessions that can be resumed lasts as long as it does.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::compile::tls::expiry::Expiry;
+use crate::compile::tls::pem::read;
+use crate::model::place::Problem;
+use crate::model::tls::{Origination, Pem, Termination};
+use crate::table::routing::Starttls;
+use crate::table::terminator::{Originator, Terminator};
+
+/// What the latest table has.
+#[derive(Clone, Default)]
+pub(crate) struct Loaded {
+    /// Beside its `tls`, what else of a listener they are made of: `starttls`, `default_hostname`.
+    pub(crate) terminators: Kept<(Termination, Option<Starttls>, Option<String>), Terminator>,
+    pub(crate) originators: Kept<Origination, Originator>,
+}
+
+/// By the name of the listener or backend.
+pub(crate) struct Kept<A, T>(BTreeMap<String, Arc<Made<A, T>>>);
+
+pub(crate) struct Made<A, T> {
+    pub(crate) asked: A,
+    pub(crate) contents: Option<Contents>,
+    pub(crate) made: Arc<T>,
+    pub(crate) expiries: Vec<Expiry>,
+    pub(crate) doubts: Vec<Problem>,
+}
+
+type Contents = Vec<Vec<u8>>;
+
+impl<A: PartialEq, T> Kept<A, T> {
+    pub(crate) fn find(
+        &self,
+        owner: &str,
+        asked: &A,
+        contents: Option<&Contents>,
+    ) -> Option<&Arc<Made<A, T>>> {
+        let same = |made: &&Arc<Made<A, T>>| {
+            made.asked == *asked && contents.is_some() && made.contents.as_ref() == contents
+        };
+        self.0.get(owner).filter(same)
+    }
+
+    pub(crate) fn insert(&mut self, owner: &str, made: Arc<Made<A, T>>) {
+        self.0.insert(owner.to_owned(), made);
+    }
+}
+
+/// What is in the files among these. `None`: one can't be read.
+pub(crate) fn contents<'p>(pems: impl Iterator<Item = &'p Pem>) -> Option<Contents> {
+    let files = pems.filter(|pem| matches!(pem, Pem::File(_)));
+    files.map(|pem| read(pem).ok()).collect()
+}
+
+impl<A, T> Clone for Kept<A, T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<A, T> Default for Kept<A, T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+/// Without keys.
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (terminators, originators) = (self.terminators.0.keys(), self.originators.0.keys());
+        f.debug_list().entries(terminators.chain(originators)).finish()
+    }
+}

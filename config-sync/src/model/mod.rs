@@ -1,0 +1,13 @@
+//! What was asked: a configuration and its parts, as values. This room imports nothing above it: a
+//! TOML file and Kubernetes objects both become these types.
+
+pub mod admission;
+pub mod alt_name;
+pub mod backend;
+pub mod config;
+pub mod health_check;
+pub mod listener;
+pub mod place;
+pub mod route;
+pub(crate) mod time;
+pub mod tls;

@@ -1,0 +1,391 @@
+//! Hands tables to workers: a bounded channel and an eventfd each. The latest table wins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crossbeam_channel::{Sender, TrySendError};
+
+use crate::table::routing::{RoutingTable, Socket, SocketId, Transport};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Apply this table. `sockets` are this worker's own of the listening sockets that are new in
+    /// it; they must be taken over first.
+    Table { table: Arc<RoutingTable>, sockets: Vec<(SocketId, Transport, OwnedFd)> },
+    /// Close everything now.
+    Stop,
+}
+
+/// The way to one worker.
+#[derive(Debug)]
+pub struct Link {
+    /// Bounded; one command of room is enough.
+    pub commands: Sender<Command>,
+    /// An eventfd that the worker waits for, written after each command.
+    pub wake: Arc<OwnedFd>,
+}
+
+/// Opens the listening sockets of an address for so many workers, in their order. The last argument
+/// says whether sockets of this process may still hold the address, or one that overlaps with it.
+pub type OpenListeners = Box<dyn FnMut(&Socket, usize, bool) -> io::Result<Vec<OwnedFd>> + Send>;
+
+/// An address could not be bound, and so nothing of the table was published.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {} {address}: {error}{}", word(*transport), hint(error))]
+pub struct PublishError {
+    pub transport: Transport,
+    pub address: SocketAddr,
+    #[source]
+    pub error: io::Error,
+}
+
+/// Opens listening sockets and gives every worker each table whole, or, where workers are slower
+/// than tables come, the latest.
+pub struct Publisher {
+    workers: Vec<Outbox>,
+    open: OpenListeners,
+    /// Sockets of the latest table that was given out.
+    listening: BTreeMap<SocketId, Place>,
+    /// Sockets that have left the tables, with the workers that have not closed theirs yet. A TCP
+    /// address can't be bound again in that time (a fraction of a second): new sockets would join
+    /// the old ones in the kernel's group, and connections would still go to these. A UDP address
+    /// may take long, until its flows are over; it is bound again at once, and a worker that still
+    /// has the old socket keeps that one.
+    closing: BTreeMap<SocketId, Closing>,
+    /// The latest table, while an address of it is still closing.
+    pending: Option<Pending>,
+    /// Opened by [`Self::prepare`], for the table that comes next.
+    prepared: BTreeMap<SocketId, Vec<OwnedFd>>,
+}
+
+impl Publisher {
+    pub fn new(links: Vec<Link>, open: OpenListeners) -> Self {
+        Self {
+            workers: links.into_iter().map(Outbox::new).collect(),
+            open,
+            listening: BTreeMap::new(),
+            closing: BTreeMap::new(),
+            pending: None,
+            prepared: BTreeMap::new(),
+        }
+    }
+
+    /// Opens what is new in a table that is about to be published, as far as it can be opened now,
+    /// and returns why the rest can't. So a table can be made anew without it.
+    pub fn prepare(&mut self, table: &RoutingTable) -> Vec<PublishError> {
+        let mut errors = Vec::new();
+        let beside = self.beside(table);
+        for socket in &table.sockets {
+            let id = socket.id;
+            let known = self.listening.contains_key(&id) || self.prepared.contains_key(&id);
+            if known || must_wait_for(&self.closing, socket) {
+                continue;
+            }
+            match self.open(socket, &beside) {
+                Ok(files) => _ = self.prepared.insert(id, files),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors
+    }
+
+    /// Closes what [`Self::prepare`] has opened for a table that is not to come.
+    pub fn discard(&mut self) {
+        self.prepared.clear();
+    }
+
+    /// Makes `table` the latest. If one of its addresses is still being closed by a worker, it goes
+    /// out from [`Self::unlistened`] or [`Self::flush`] once that is done.
+    ///
+    /// # Errors
+    /// An address can't be bound: then none is, and the table before stays the latest.
+    pub fn publish(&mut self, table: impl Into<Arc<RoutingTable>>) -> Result<(), PublishError> {
+        let mut pending = Pending { table: table.into(), ready: 0 };
+        if pending.must_wait(&self.closing) {
+            self.pending = Some(pending);
+        } else {
+            let given = self.give_out(pending.table);
+            self.prepared.clear();
+            given?;
+            self.pending = None;
+        }
+        self.deliver();
+        Ok(())
+    }
+
+    /// A worker has closed its socket of an address that left the table.
+    ///
+    /// # Errors
+    /// A table that waited for this can't be published; the one before stays.
+    pub fn unlistened(&mut self, worker: usize, socket: SocketId) -> Result<(), PublishError> {
+        self.closed(worker, socket);
+        self.flush()
+    }
+
+    /// Tries again what could not be sent because a channel was full or an address was closing.
+    ///
+    /// # Errors
+    /// As [`Self::unlistened`].
+    pub fn flush(&mut self) -> Result<(), PublishError> {
+        let result = match self.pending.take_if(|pending| !pending.must_wait(&self.closing)) {
+            Some(Pending { table, .. }) => self.give_out(table),
+            None => Ok(()),
+        };
+        self.deliver();
+        result
+    }
+
+    /// Sockets that have left the tables and that some worker has not closed yet.
+    pub fn closing(&self) -> impl Iterator<Item = SocketId> {
+        self.closing.keys().copied()
+    }
+
+    /// Whether anything waits for [`Self::flush`].
+    #[cfg(test)]
+    fn has_pending(&self) -> bool {
+        self.pending.is_some() || self.workers.iter().any(Outbox::is_waiting)
+    }
+
+    /// Tells every worker to close everything now.
+    pub fn stop(&mut self) {
+        self.pending = None;
+        for worker in &mut self.workers {
+            worker.stop = true;
+        }
+        self.deliver();
+    }
+
+    /// Opens what is new in the table, all or nothing, and puts the table in every outbox.
+    fn give_out(&mut self, table: Arc<RoutingTable>) -> Result<(), PublishError> {
+        let mut opened = Vec::new();
+        let beside = self.beside(&table);
+        let is_new = |socket: &&Socket| !self.listening.contains_key(&socket.id);
+        let new: Vec<_> = table.sockets.iter().filter(is_new).collect();
+        for socket in new {
+            opened.push((
+                socket.id,
+                socket.transport,
+                match self.prepared.remove(&socket.id) {
+                    Some(files) => files,
+                    None => self.open(socket, &beside)?,
+                },
+            ));
+        }
+        for (id, transport, files) in opened {
+            for (worker, file) in self.workers.iter_mut().zip(files) {
+                worker.sockets.push((id, transport, file));
+            }
+        }
+        let wanted: BTreeMap<_, _> =
+            table.sockets.iter().map(|socket| (socket.id, Place::of(socket))).collect();
+        self.closing.retain(|id, _| !wanted.contains_key(id));
+        let mut leaving = std::mem::take(&mut self.listening);
+        leaving.retain(|id, _| !wanted.contains_key(id));
+        let mut users: BTreeMap<SocketId, BTreeSet<usize>> = BTreeMap::new();
+        for (i, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| !worker.gone) {
+            // A worker that was never told of a socket will not report it: close it here.
+            let untold = worker.take_back(&leaving);
+            for id in leaving.keys().filter(|id| !untold.contains(id)) {
+                users.entry(*id).or_default().insert(i);
+            }
+        }
+        self.closing.extend(
+            users.into_iter().map(|(id, users)| (id, Closing { place: leaving[&id], users })),
+        );
+        self.listening = wanted;
+        for worker in &mut self.workers {
+            worker.table = Some(Arc::clone(&table));
+        }
+        Ok(())
+    }
+
+    /// What there is beside the sockets that `table` has anew.
+    fn beside(&self, table: &RoutingTable) -> Beside {
+        let ids: BTreeSet<_> = table.sockets.iter().map(|socket| socket.id).collect();
+        let listening = self.listening.iter().filter(|(id, _)| !ids.contains(id));
+        let closing = self.closing.values().map(|closing| closing.place);
+        Beside {
+            stays: table.sockets.iter().map(Place::of).collect(),
+            leaves: listening.map(|(_, place)| *place).chain(closing).collect(),
+        }
+    }
+
+    fn open(&mut self, socket: &Socket, beside: &Beside) -> Result<Vec<OwnedFd>, PublishError> {
+        let overlapping = Place::of(socket).overlapping();
+        let rejoins = !beside.stays.contains(&overlapping)
+            && (self.closing.contains_key(&socket.id) || beside.leaves.contains(&overlapping));
+        let (transport, address) = (socket.transport, socket.address);
+        let error = |error| PublishError { transport, address, error };
+        (self.open)(socket, self.workers.len(), rejoins).map_err(error)
+    }
+
+    fn deliver(&mut self) {
+        for index in 0..self.workers.len() {
+            if self.workers[index].deliver().is_err() {
+                self.workers[index].gone = true;
+                self.closing.retain(|_, closing| {
+                    closing.users.remove(&index);
+                    !closing.users.is_empty()
+                });
+            }
+        }
+    }
+
+    fn closed(&mut self, worker: usize, socket: SocketId) {
+        let Some(closing) = self.closing.get_mut(&socket) else { return };
+        closing.users.remove(&worker);
+        if closing.users.is_empty() {
+            self.closing.remove(&socket);
+        }
+    }
+}
+
+/// The port that a socket holds, on every address of an IP version or on one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    transport: Transport,
+    ipv4: bool,
+    port: u16,
+    everywhere: bool,
+}
+
+impl Place {
+    fn of(socket: &Socket) -> Self {
+        let Socket { transport, address, .. } = socket;
+        Self {
+            transport: *transport,
+            ipv4: address.is_ipv4(),
+            port: address.port(),
+            everywhere: address.ip().is_unspecified(),
+        }
+    }
+
+    fn overlapping(self) -> Self {
+        Self { everywhere: !self.everywhere, ..self }
+    }
+}
+
+/// Workers that have not closed their socket of a place yet.
+struct Closing {
+    place: Place,
+    users: BTreeSet<usize>,
+}
+
+/// A listener that moves from every address to one of them, or back, has its new socket beside the
+/// old one: the kernel allows that within one process, and gives what is new to the one with the
+/// address. Two that are to stay side by side are refused, in whatever order they came: a process
+/// that starts with them is refused as well.
+struct Beside {
+    stays: BTreeSet<Place>,
+    leaves: BTreeSet<Place>,
+}
+
+/// A table that waits for addresses to be closed.
+struct Pending {
+    table: Arc<RoutingTable>,
+    /// So many of its sockets, from the first on, wait for nothing any more. Nothing begins to
+    /// close while a table waits: these are not looked at again whenever a socket has been closed.
+    ready: usize,
+}
+
+impl Pending {
+    fn must_wait(&mut self, closing: &BTreeMap<SocketId, Closing>) -> bool {
+        let rest = &self.table.sockets[self.ready..];
+        self.ready += rest.iter().take_while(|socket| !must_wait_for(closing, socket)).count();
+        self.ready < self.table.sockets.len()
+    }
+}
+
+fn must_wait_for(closing: &BTreeMap<SocketId, Closing>, socket: &Socket) -> bool {
+    socket.transport == Transport::Tcp && closing.contains_key(&socket.id)
+}
+
+/// What one worker has not been sent yet.
+struct Outbox {
+    link: Link,
+    table: Option<Arc<RoutingTable>>,
+    /// New sockets, of this table or of one before it that was never sent.
+    sockets: Vec<(SocketId, Transport, OwnedFd)>,
+    stop: bool,
+    /// The worker has hung up.
+    gone: bool,
+}
+
+struct HungUp;
+
+impl Outbox {
+    fn new(link: Link) -> Self {
+        Self { link, table: None, sockets: Vec::new(), stop: false, gone: false }
+    }
+
+    #[cfg(test)]
+    fn is_waiting(&self) -> bool {
+        !self.gone && (self.table.is_some() || self.stop)
+    }
+
+    /// Drops those of these sockets that were not sent yet, and returns which that were.
+    fn take_back(&mut self, leaving: &BTreeMap<SocketId, Place>) -> BTreeSet<SocketId> {
+        let unsent = self.sockets.extract_if(.., |(id, _, _)| leaving.contains_key(id));
+        unsent.map(|(id, _, _)| id).collect()
+    }
+
+    fn deliver(&mut self) -> Result<(), HungUp> {
+        if self.gone {
+            return Ok(());
+        }
+        if let Some(table) = self.table.take() {
+            let sockets = std::mem::take(&mut self.sockets);
+            match self.send(Command::Table { table, sockets })? {
+                Some(Command::Table { table, sockets }) => {
+                    self.table = Some(table);
+                    self.sockets = sockets;
+                    return Ok(());
+                }
+                Some(Command::Stop) | None => {}
+            }
+        }
+        if self.stop {
+            self.stop = self.send(Command::Stop)?.is_some();
+        }
+        Ok(())
+    }
+
+    /// Gives the command back if the channel is full.
+    fn send(&self, command: Command) -> Result<Option<Command>, HungUp> {
+        match self.link.commands.try_send(command) {
+            Ok(()) => {
+                // It fails only where the eventfd's count is full, and then it wakes anyway.
+                _ = nix::unistd::write(&self.link.wake, &1u64.to_ne_bytes());
+                Ok(None)
+            }
+            Err(TrySendError::Full(command)) => Ok(Some(command)),
+            Err(TrySendError::Disconnected(_)) => Err(HungUp),
+        }
+    }
+}
+
+fn word(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+    }
+}
+
+/// What to do about the commonest errors of bind(2).
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrInUse => "; another process listens there",
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has the address",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests;

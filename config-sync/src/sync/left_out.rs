@@ -1,0 +1,159 @@
+//! What is left out of a cluster's configuration, because its address can't be bound, or because
+//! it does not fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::model::backend::Backend;
+use crate::model::config::Config;
+use crate::model::listener::{Listener, bound_to};
+use crate::model::place::{At, Problem, Problems};
+use crate::publish::PublishError;
+use crate::table::routing::{RoutingTable, Transport};
+
+/// What became of a configuration that was put in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Of the table that has it.
+    pub generation: u64,
+    /// False: it was in force before.
+    pub published: bool,
+    /// Listeners that are left out, and why.
+    pub failed: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default)]
+pub struct Puts {
+    /// The latest that was put in force, with what had to be left out.
+    pub asked: Option<Config>,
+    /// A table that waited for an address could not be published.
+    pub is_lost: bool,
+    failures: BTreeMap<Bound, Failure>,
+    /// Listeners that do not fit, and why.
+    misfits: BTreeMap<String, String>,
+    /// What the log has of what does not fit.
+    said: String,
+}
+
+type Bound = (Transport, SocketAddr);
+
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    again: Backoff,
+}
+
+impl Puts {
+    /// Whether what is left out is to be tried again, or a table was lost.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.is_lost || self.failures.values().any(|failure| failure.again.is_due(now))
+    }
+
+    /// What nobody asks for any more.
+    pub fn forget(&mut self, asked: &Config) {
+        self.is_lost = false;
+        let bound: BTreeSet<Bound> = asked.listeners.iter().map(bound_to).collect();
+        self.failures.retain(|at, _| bound.contains(at));
+    }
+
+    /// The configuration but for what is not to be tried now: its listeners, and routes that have
+    /// no other.
+    pub fn without(&mut self, asked: &Config, now: Instant) -> Config {
+        self.misfits.clear();
+        let mut config = asked.clone();
+        let rests = |listener: &Listener| {
+            self.failures.get(&bound_to(listener)).is_some_and(|failure| !failure.again.is_due(now))
+        };
+        let gone = config.listeners.extract_if(.., |listener| rests(listener));
+        let gone: BTreeSet<String> = gone.map(|listener| listener.name.value).collect();
+        unlist(&mut config, &gone);
+        config
+    }
+
+    /// Leaves out what these problems are of: each names its listener, route or backend in place
+    /// of a file. False if there was no such thing left, so that to try again is of no use.
+    pub fn leave_out(&mut self, config: &mut Config, problems: &Problems) -> bool {
+        let why: BTreeMap<&str, &Problem> =
+            problems.0.iter().rev().map(|problem| (&*problem.file, problem)).collect();
+        let is_bad = |name: &At<String>| why.contains_key(name.value.as_str());
+        let listeners = config.listeners.extract_if(.., |listener| is_bad(&listener.name));
+        let listeners: BTreeSet<String> = listeners.map(|listener| listener.name.value).collect();
+        let routes = config.routes.len();
+        config.routes.retain(|route| !is_bad(&route.name));
+        let mut found = !listeners.is_empty() || routes > config.routes.len();
+        for backend in config.backends.iter_mut().filter(|backend| is_bad(&backend.name)) {
+            let empty = empty(backend);
+            found |= *backend != empty;
+            *backend = empty;
+        }
+        let words = problems.to_string();
+        if found && words != self.said {
+            words.lines().for_each(|problem| tracing::error!("left out: {problem}"));
+            self.said = words;
+        }
+        unlist(config, &listeners);
+        let reasons = listeners.into_iter().map(|name| {
+            let reason = why[name.as_str()].message.clone();
+            (name, reason)
+        });
+        self.misfits.extend(reasons);
+        found
+    }
+
+    /// What became of the addresses of a table that was tried.
+    pub fn tried(&mut self, table: &RoutingTable, errors: &[PublishError], now: Instant) {
+        let failed: BTreeSet<Bound> =
+            errors.iter().map(|error| (error.transport, error.address)).collect();
+        for socket in &table.sockets {
+            let at = (socket.transport, socket.address);
+            if !failed.contains(&at) {
+                self.failures.remove(&at);
+            }
+        }
+        for error in errors {
+            let at = (error.transport, error.address);
+            let mut again = self.failures.get(&at).map(|before| before.again).unwrap_or_default();
+            again.failed(now);
+            self.failures.insert(at, Failure { why: error.to_string(), again });
+        }
+    }
+
+    /// Listeners that are left out, and why.
+    pub fn failed(&self, asked: &Config) -> BTreeMap<String, String> {
+        let why = |listener: &Listener| {
+            let name = &listener.name.value;
+            let unbound = || self.failures.get(&bound_to(listener)).map(|failure| &failure.why);
+            let why = self.misfits.get(name).or_else(unbound)?;
+            Some((name.clone(), why.clone()))
+        };
+        asked.listeners.iter().filter_map(why).collect()
+    }
+}
+
+/// Takes these listeners out of the routes, and routes out that have no other.
+fn unlist(config: &mut Config, gone: &BTreeSet<String>) {
+    if gone.is_empty() {
+        return;
+    }
+    config.routes.retain_mut(|route| {
+        let had = route.listeners.len();
+        route.listeners.retain(|name| !gone.contains(&name.value));
+        had == 0 || !route.listeners.is_empty()
+    });
+}
+
+/// What keeps its share of a route, and refuses it.
+fn empty(backend: &Backend) -> Backend {
+    Backend {
+        endpoints: Vec::new(),
+        source: Vec::new(),
+        tls: None,
+        shared_sockets: None,
+        upstream_rest: None,
+        health_check: None,
+        stream_keys: Vec::new(),
+        ..backend.clone()
+    }
+}

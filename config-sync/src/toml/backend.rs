@@ -1,0 +1,82 @@
+//! The keys of a backend.
+
+use crate::machine::Machine;
+use crate::model::backend::{
+    Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, LEAST_UPSTREAM_REST,
+};
+use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
+use crate::toml::socket_options::options;
+use crate::toml::values::{duration, duration_from, endpoint, name, source};
+use crate::toml::{health_check, proxy, tls};
+
+pub(crate) static BACKEND: Section = Section {
+    name: "backends",
+    keys: &[
+        any("name"),
+        any("endpoints"),
+        any("balance"),
+        key("connect_timeout", On::Stream),
+        key("connect_attempts", On::Stream),
+        any("source"),
+        key("upstream_sockets", On::Udp),
+        key("upstream_rest", On::Udp),
+        any("transparent"),
+        any("health_check"),
+        key("nodelay", On::Stream),
+        key("keepalive", On::Stream),
+        key("user_timeout", On::Stream),
+        key("congestion", On::Stream),
+        any("send_proxy"),
+        any("proxy_tlvs"),
+        key("tls", On::Stream),
+    ],
+};
+
+pub(crate) fn backend<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    machine: &Machine,
+) -> Option<Backend> {
+    let name = reader.need(table, "name", "every backend has a name of its own", name);
+    reader.miss(table, "endpoints", "such as [\"10.0.0.11:5432\"], or []");
+    let endpoints = reader.list(table, "endpoints", endpoint);
+    let balance = or(reader.get(table, "balance", word(&BALANCES)), Balance::RoundRobin);
+    let connect_timeout = or(reader.get(table, "connect_timeout", duration), CONNECT_TIMEOUT);
+    let connect_attempts =
+        or(reader.get(table, "connect_attempts", integer(1..=8)), CONNECT_ATTEMPTS);
+    let source = reader.list(table, "source", source).unwrap_or_default();
+    let sockets = [("connected", false), ("shared", true)];
+    let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
+    let upstream_rest = reader.get(table, "upstream_rest", duration_from(LEAST_UPSTREAM_REST));
+    let transparent = reader.get(table, "transparent", boolean);
+    let tls = tls::origination(reader, table);
+    let send_proxy = proxy::send(reader, table);
+    let health_check = health_check::read(reader, table);
+    let options = options(reader, table, machine);
+    let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
+    Some(Backend {
+        name: name?,
+        endpoints: endpoints?,
+        balance,
+        connect_timeout,
+        connect_attempts,
+        source,
+        tls,
+        shared_sockets,
+        upstream_rest,
+        send_proxy,
+        transparent,
+        health_check,
+        options,
+        stream_keys,
+    })
+}
+
+/// As in the file.
+pub(crate) const BALANCES: [(&str, Balance); 5] = [
+    ("round-robin", Balance::RoundRobin),
+    ("least-connections", Balance::LeastConnections),
+    ("source-hash", Balance::SourceHash),
+    ("source-port-hash", Balance::SourcePortHash),
+    ("random", Balance::Random),
+];

@@ -1,0 +1,139 @@
+//! The keys of a listener.
+
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use crate::machine::Machine;
+use crate::model::config::MAX_SESSIONS;
+use crate::model::listener::{FLOW_TIMEOUT, Listener, TIMEOUTS};
+use crate::table::routing::{OnTruncation, Protocol, Starttls, Timeouts};
+use crate::toml::reader::{On, Reader, Section, Table, any, integer, key, or, word};
+use crate::toml::socket_options::options;
+use crate::toml::values::{
+    duration, duration_from, exact_hostname, hostname, listen_address, name,
+};
+use crate::toml::{admission, proxy, tls};
+
+pub(crate) static LISTENER: Section = Section {
+    name: "listeners",
+    keys: &[
+        any("name"),
+        any("protocol"),
+        any("address"),
+        key("hostname", On::Tls),
+        key("default_hostname", On::Tls),
+        key("starttls", On::Tls),
+        key("tls", On::Tls),
+        key("hello_timeout", On::Stream),
+        key("idle_timeout", On::Stream),
+        key("write_stall_timeout", On::Stream),
+        key("half_close_timeout", On::Stream),
+        key("max_lifetime", On::Stream),
+        key("on_truncation", On::Stream),
+        key("flow_timeout", On::Udp),
+        key("responses", On::Udp),
+        any("max_sessions"),
+        key("nodelay", On::Stream),
+        key("keepalive", On::Stream),
+        key("user_timeout", On::Stream),
+        key("congestion", On::Stream),
+        any("accept_proxy"),
+        any("allow"),
+        any("deny"),
+    ],
+};
+
+pub(crate) fn listener<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    machine: &Machine,
+) -> Option<Listener> {
+    let name = reader.need(table, "name", "every listener has a name of its own", name);
+    let protocol = reader.need(table, "protocol", "\"TCP\", \"UDP\" or \"TLS\"", protocol);
+    let form = "IP:PORT, such as \"0.0.0.0:5432\" or \"[::]:5432\"";
+    let address = reader.need(table, "address", form, listen_address);
+    if let Some(protocol) = &protocol {
+        refuse_keys_of_other_protocols(reader, table, protocol.value);
+        if protocol.value == Protocol::Tcp && !table.has("accept_proxy") {
+            let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy: there is \
+                           nothing else to wait for";
+            reader.get(table, "hello_timeout", |_| Err::<(), _>(nothing.to_owned()));
+        }
+    }
+    let tls = tls::termination(reader, table);
+    let accept_proxy = proxy::accept(reader, table);
+    let least = Duration::from_millis(100);
+    let timeouts = Timeouts {
+        hello: or(reader.get(table, "hello_timeout", duration), TIMEOUTS.hello),
+        idle: or(reader.get(table, "idle_timeout", duration), TIMEOUTS.idle),
+        write_stall: or(reader.get(table, "write_stall_timeout", duration), TIMEOUTS.write_stall),
+        half_close: or(reader.get(table, "half_close_timeout", duration), TIMEOUTS.half_close),
+        lifetime: or(reader.get(table, "max_lifetime", duration), TIMEOUTS.lifetime),
+    };
+    let hostname = reader.get(table, "hostname", hostname);
+    let default_hostname = reader.get(table, "default_hostname", exact_hostname);
+    let starttls = reader.get(table, "starttls", word(&STARTTLS)).map(|given| given.value);
+    let on_truncation = reader.get(table, "on_truncation", word(&ON_TRUNCATION));
+    let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
+    let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
+    let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
+    let options = options(reader, table, machine);
+    let admission = admission::admission(reader, table);
+    Some(Listener {
+        name: name?,
+        protocol: protocol?.value,
+        address: address?,
+        hostname,
+        default_hostname,
+        starttls,
+        tls,
+        timeouts,
+        on_truncation: on_truncation.map_or_else(OnTruncation::default, |given| given.value),
+        flow_timeout,
+        responses,
+        max_sessions,
+        accept_proxy,
+        options,
+        admission,
+    })
+}
+
+/// What is spoken on a listener.
+fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
+    let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("TLS", Protocol::Tls)];
+    word(&protocols)(value).map_err(|message| {
+        let given = value.as_str().unwrap_or_default().to_ascii_uppercase();
+        let hint = match given.as_str() {
+            "HTTP" | "WS" | "GRPC" => "HTTP is bytes here: write \"TCP\"",
+            "HTTPS" | "SSL" | "SNI" | "WSS" => {
+                "write \"TLS\": it passes through by server name, or ends here with \
+                 tls = { mode = \"Terminate\", ... }"
+            }
+            "QUIC" | "HTTP3" | "DTLS" => "it runs on UDP: write \"UDP\"",
+            _ => return message,
+        };
+        format!("{message}; {hint}")
+    })
+}
+
+/// As in the file.
+pub(crate) const STARTTLS: [(&str, Starttls); 1] = [("postgres", Starttls::Postgres)];
+pub(crate) const ON_TRUNCATION: [(&str, OnTruncation); 2] =
+    [("reset", OnTruncation::Reset), ("fin", OnTruncation::Fin)];
+
+fn refuse_keys_of_other_protocols<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    protocol: Protocol,
+) {
+    let wrong: Vec<_> = table.given(reader, |on| !on.is_for(protocol)).collect();
+    for (on, place) in wrong {
+        let whose = match on {
+            On::Tls => "TLS listeners",
+            On::Udp => "UDP listeners",
+            On::Any | On::Stream | On::Later => "TCP and TLS listeners",
+        };
+        reader.refuse(&place, format!("is for {whose} only"));
+    }
+}

@@ -1,0 +1,178 @@
+//! A TOML file: its keys, each by itself. `REFERENCE.md` beside this crate describes every key.
+
+mod admission;
+pub(crate) mod backend;
+pub(crate) mod health_check;
+pub(crate) mod listener;
+mod process;
+pub(crate) mod proxy;
+pub mod reader;
+mod route;
+pub(crate) mod socket_options;
+pub(crate) mod tls;
+pub(crate) mod values;
+
+use toml::de::DeTable;
+
+use crate::machine::Machine;
+use crate::model::config::{Broken, Config};
+use crate::model::place::{At, Problem, Problems};
+use crate::model::time::SECOND;
+use crate::toml::backend::{BACKEND, backend};
+use crate::toml::health_check::HEALTH_CHECK;
+use crate::toml::listener::{LISTENER, listener};
+use crate::toml::process::{
+    ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores,
+};
+use crate::toml::proxy::ACCEPT_PROXY;
+use crate::toml::reader::{Reader, Section, Table, any, flawless, or};
+use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
+use crate::toml::tls::{BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
+use crate::toml::values::{duration, name};
+
+/// The values of a file, each of the right form.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    /// Parts that have faults of their own, and are not in `config`.
+    pub(crate) broken: Broken,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Reads the values of a file. Whether they fit together is for `check` to say.
+///
+/// # Errors
+/// The text is not TOML.
+pub(crate) fn read(file: &str, text: &str, machine: &Machine) -> Result<Parts, Problems> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader::new(file, text);
+    if !errors.is_empty() {
+        // What the parser made of the rest would only lead to follow-up errors.
+        let yaml = yaml(text);
+        for error in errors {
+            let at = error.span().map_or(0, |span| span.start);
+            let place = reader.place(at, String::new());
+            let hint = yaml.map_or_else(|| unquoted(text, at), |hint| format!("; {hint}"));
+            reader.refuse(&place, format!("not TOML: {}{hint}", error.message()));
+            if yaml.is_some() {
+                break;
+            }
+        }
+        return Err(Problems::new(reader.problems));
+    }
+    let mut broken = Broken::default();
+    let config = config(&mut reader, root.get_ref(), machine, &mut broken);
+    Ok(Parts { config, broken, problems: reader.problems })
+}
+
+/// Every table of the file and its keys: the whole schema.
+pub const SCHEMA: &[&Section] = &[
+    &ROOT,
+    &WORKERS,
+    &ADMIN,
+    &ACCESS_LOG,
+    &LIMITS,
+    &LISTENER,
+    &ACCEPT_PROXY,
+    &TLS,
+    &TLS_CERTIFICATE,
+    &TLS_DEFAULT,
+    &ROUTE,
+    &ROUTE_BACKEND,
+    &BACKEND,
+    &BACKEND_TLS,
+    &HEALTH_CHECK,
+];
+
+static ROOT: Section = Section {
+    name: "",
+    keys: &[
+        any("workers"),
+        any("admin"),
+        any("drain_timeout"),
+        any("drain_grace"),
+        any("lame_duck"),
+        any("access_log"),
+        any("limits"),
+        any("listeners"),
+        any("routes"),
+        any("backends"),
+    ],
+};
+
+/// What to do with a text that is YAML rather than TOML.
+fn yaml(text: &str) -> Option<&'static str> {
+    let said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let first = text.lines().find(said)?;
+    let is_key = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let (key, rest) = first.split_at(first.find(|c| !is_key(c)).unwrap_or(first.len()));
+    let is_yaml = first.trim_end() == "---" || (!key.is_empty() && rest.starts_with(':'));
+    let is_object = text.lines().any(|line| line.starts_with("apiVersion:"));
+    match (is_yaml, is_object) {
+        (true, true) => Some("these are Kubernetes objects: their file's name must end in .yaml"),
+        (true, false) => Some("this looks like YAML, and a TOML file has lines such as key = 1"),
+        (false, _) => None,
+    }
+}
+
+/// What to write in place of a word without quotes, if that is what stands in this line.
+fn unquoted(text: &str, at: usize) -> String {
+    let from = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text[from..].lines().next().unwrap_or_default();
+    let (key, value) = line.split_once('=').unwrap_or_default();
+    let value = value.split('#').next().unwrap_or_default().trim();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    let is_word =
+        value.starts_with(|c: char| c.is_ascii_alphanumeric()) && value.chars().all(plain);
+    if !is_word || at < from + key.len() {
+        return String::new();
+    }
+    format!("; text stands in quotes: {} = \"{value}\"", key.trim())
+}
+
+fn config<'t>(
+    reader: &mut Reader<'t>,
+    root: &'t DeTable<'t>,
+    machine: &Machine,
+    broken: &mut Broken,
+) -> Config {
+    let top = reader.place(0, String::new());
+    let root = &reader.open(root, &ROOT, top);
+    let mut doubts = Vec::new();
+    Config {
+        cores: cores(reader, root),
+        admin: admin(reader, root, &mut doubts),
+        drain_timeout: or(reader.get(root, "drain_timeout", duration), 30 * SECOND),
+        drain_grace: or(reader.get(root, "drain_grace", duration), 0),
+        lame_duck: or(reader.get(root, "lame_duck", duration), 5 * SECOND),
+        access_log: access_log(reader, root),
+        limits: asked_limits(reader, root),
+        listeners: whole(reader, root, &LISTENER, &mut broken.listeners, |r, t| {
+            flawless(r, |r| listener(r, t, machine))
+        }),
+        routes: whole(reader, root, &ROUTE, &mut broken.routes, route),
+        backends: whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
+            flawless(r, |r| backend(r, t, machine))
+        }),
+        doubts,
+    }
+}
+
+/// Those tables of a list of which enough could be read to check how they fit together. Of the
+/// others only the names are kept, so that a reference to one of them is not called wrong as well.
+fn whole<'t, T>(
+    reader: &mut Reader<'t>,
+    root: &Table<'t>,
+    section: &'static Section,
+    broken: &mut Vec<At<String>>,
+    read: impl Fn(&mut Reader<'t>, &Table<'t>) -> Option<T>,
+) -> Vec<T> {
+    let mut items = Vec::new();
+    for At { value, place } in reader.tables(root, section.name) {
+        let table = reader.open(value, section, place);
+        match read(reader, &table) {
+            Some(item) => items.push(item),
+            None => broken.extend(reader.peek(&table, "name", name)),
+        }
+    }
+    items
+}

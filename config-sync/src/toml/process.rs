@@ -1,0 +1,121 @@
+//! The keys of the process: `workers`, `admin`, `access_log`, `limits`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use toml::de::DeValue;
+
+use crate::model::config::{AccessLog, Cores, LogFormat, LogTarget, MAX_BUFFERS, MAX_SESSIONS};
+use crate::model::place::{At, Problem};
+use crate::table::routing::Limits;
+use crate::toml::reader::{Reader, Section, Table, any, boolean, integer, or, string, word};
+use crate::toml::values::listen_address;
+
+pub(crate) static WORKERS: Section = Section { name: "workers", keys: &[any("cores")] };
+
+pub(crate) static ADMIN: Section = Section { name: "admin", keys: &[any("address")] };
+
+pub(crate) static ACCESS_LOG: Section =
+    Section { name: "access_log", keys: &[any("path"), any("format"), any("open")] };
+
+pub(crate) static LIMITS: Section = Section {
+    name: "limits",
+    keys: &[
+        any("sessions"),
+        any("flows"),
+        any("buffers"),
+        any("pipes"),
+        any("turn_bytes"),
+        any("bulk_bytes"),
+    ],
+};
+
+pub(crate) fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Cores {
+    let Some(workers) = reader.table(root, "workers", &WORKERS) else { return Cores::Auto };
+    let listed = reader.get(&workers, "cores", |value| match value {
+        DeValue::String(text) if text == "auto" => Ok(false),
+        DeValue::Array(list) if list.is_empty() => Err("names no core; give at least one".into()),
+        DeValue::Array(_) => Ok(true),
+        _ => Err("must be \"auto\" or a list of core ids, such as [0, 1]".to_owned()),
+    });
+    if !or(listed, false) {
+        return Cores::Auto;
+    }
+    let list =
+        reader.list(&workers, "cores", |value| integer(0..=u16::MAX)(value).map(usize::from));
+    let mut cores: Vec<At<usize>> = Vec::new();
+    for core in list.unwrap_or_default() {
+        if cores.iter().any(|before| before.value == core.value) {
+            reader.refuse(&core.place, format!("core {} is named twice", core.value));
+        }
+        cores.push(core);
+    }
+    Cores::List(cores)
+}
+
+pub(crate) fn admin<'t>(
+    reader: &mut Reader<'t>,
+    root: &Table<'t>,
+    doubts: &mut Vec<Problem>,
+) -> Option<SocketAddr> {
+    let default = Some(SocketAddr::from(([127, 0, 0, 1], 9900)));
+    let Some(admin) = reader.table(root, "admin", &ADMIN) else { return default };
+    let address = reader.get(&admin, "address", |value| match value {
+        DeValue::String(text) if text.is_empty() => Ok(None),
+        value => listen_address(value).map(Some),
+    });
+    if let Some(At { value: Some(open), place }) = &address
+        && is_public(open.ip())
+    {
+        let (ip, port) = (open.ip(), open.port());
+        let reached = if ip.is_unspecified() { "on every address" } else { "from the Internet" };
+        doubts.push(place.problem(format!(
+            "{ip} can be reached {reached}, and the admin API asks nobody who they are; write \
+             \"127.0.0.1:{port}\" or a private address, or have a firewall in front"
+        )));
+    }
+    or(address, default)
+}
+
+/// Every address of the machine, or one that the Internet routes (RFC 6890).
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || shared)
+        }
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local()),
+    }
+}
+
+pub(crate) fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AccessLog {
+    let mut log = AccessLog { target: LogTarget::Stdout, format: LogFormat::Json, open: false };
+    if let Some(table) = &reader.table(root, "access_log", &ACCESS_LOG) {
+        let target = reader.get(table, "path", |value| {
+            Ok(match string(value)? {
+                "off" => LogTarget::Off,
+                "stdout" => LogTarget::Stdout,
+                "stderr" => LogTarget::Stderr,
+                path => LogTarget::File(path.into()),
+            })
+        });
+        let formats = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+        log.target = or(target, log.target);
+        log.format = or(reader.get(table, "format", word(&formats)), log.format);
+        log.open = or(reader.get(table, "open", boolean), log.open);
+    }
+    log
+}
+
+pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
+    let mut asked =
+        Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0, bulk_bytes: 0 };
+    if let Some(table) = &reader.table(root, "limits", &LIMITS) {
+        asked.sessions = or(reader.get(table, "sessions", integer(0..=MAX_SESSIONS)), 0);
+        asked.flows = or(reader.get(table, "flows", integer(0..=MAX_SESSIONS)), 0);
+        asked.buffers = or(reader.get(table, "buffers", integer(0..=MAX_BUFFERS)), 0);
+        asked.pipes = or(reader.get(table, "pipes", integer(0..=65_536)), 0);
+        asked.turn_bytes = or(reader.get(table, "turn_bytes", integer(0..=1 << 30)), 0);
+        asked.bulk_bytes = or(reader.get(table, "bulk_bytes", integer(0..=u32::MAX)), 0);
+    }
+    asked
+}

@@ -1,0 +1,78 @@
+//! The keys of the PROXY protocol: whose headers a listener believes, and what a backend is told.
+
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use crate::model::place::At;
+use crate::table::routing::{ProxyVersion, SendProxy};
+use crate::toml::reader::any;
+use crate::toml::reader::{Read, Reader, Section, Table, string, word};
+use crate::toml::values::range;
+
+pub(crate) static ACCEPT_PROXY: Section =
+    Section { name: "listeners.accept_proxy", keys: &[any("from")] };
+
+/// As in the file.
+pub(crate) const VERSIONS: [(&str, ProxyVersion); 2] =
+    [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
+pub(crate) const UNIQUE_ID: &str = "unique-id";
+pub(crate) const CRC32C: &str = "crc32c";
+
+/// Ranges of one listener: they are proxies in front of it, and looked through one by one.
+pub(crate) const MAX_RANGES: usize = 256;
+
+/// From where connections must begin with a header; `None`: from nowhere.
+pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<Vec<IpNet>>> {
+    let place = reader.peek(table, "accept_proxy", |_| Ok(()))?.place;
+    let given = &reader.table(table, "accept_proxy", &ACCEPT_PROXY)?;
+    reader.miss(given, "from", "the source ranges that must send a header: [\"10.0.0.0/8\"]");
+    let before = reader.problems.len();
+    let ranges = reader.list(given, "from", range)?;
+    let none = ranges.is_empty() && reader.problems.len() == before;
+    if none || ranges.len() > MAX_RANGES {
+        reader.get(given, "from", |_| Err::<(), _>(count(ranges.len())));
+    }
+    Some(At { value: ranges.into_iter().map(|range| range.value).collect(), place })
+}
+
+/// What endpoints are told; `None`: nothing.
+pub(crate) fn send<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<SendProxy>> {
+    let version = reader.get(table, "send_proxy", word(&VERSIONS));
+    let tlvs = reader.list(table, "proxy_tlvs", string);
+    if let Some(tlvs) = &tlvs {
+        let without = match &version {
+            None => table.has("send_proxy"),
+            Some(version) => version.value == ProxyVersion::V2,
+        };
+        if !without {
+            let needed = "needs send_proxy = \"v2\": version 1 has no room for them";
+            reader.get(table, "proxy_tlvs", |_| Err::<(), _>(needed.to_owned()));
+        }
+        for tlv in tlvs {
+            if let Err(message) = asked(tlv.value) {
+                reader.refuse(&tlv.place, message);
+            }
+        }
+    }
+    let names: Vec<_> = tlvs.iter().flatten().map(|tlv| tlv.value).collect();
+    version.map(|At { value, place }| At { value: told(value, &names), place })
+}
+
+/// The same from names that were found right.
+pub(crate) fn told(version: ProxyVersion, tlvs: &[&str]) -> SendProxy {
+    let has = |name| tlvs.contains(&name);
+    SendProxy { version, unique_id: has(UNIQUE_ID), crc32c: has(CRC32C) }
+}
+
+/// Whether it names a TLV that must be asked for.
+pub(crate) fn asked(tlv: &str) -> Read<()> {
+    word(&[(UNIQUE_ID, ()), (CRC32C, ())])(&DeValue::String(tlv.into()))
+}
+
+/// What is wrong with so many ranges.
+pub(crate) fn count(ranges: usize) -> String {
+    match ranges {
+        0 => "names no range: nobody would have to send a header; leave accept_proxy out".into(),
+        _ => format!("names {ranges} ranges; {MAX_RANGES} at the most"),
+    }
+}

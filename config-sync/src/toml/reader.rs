@@ -1,0 +1,423 @@
+//! A walk over a TOML tree that notes every fault, with its place, and goes on.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::model::place::{At, Place, Problem, did_you_mean};
+use crate::table::routing::Protocol;
+
+/// The keys of one kind of table. What is not among them is refused.
+#[derive(Debug)]
+pub struct Section {
+    /// As in the file: `listeners`, or empty for the top level.
+    pub name: &'static str,
+    pub keys: &'static [Key],
+}
+
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub on: On,
+}
+
+/// Which listeners a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Any,
+    /// TCP and TLS.
+    Stream,
+    Tls,
+    Udp,
+    /// Known, but this version can't do it yet: refused rather than ignored.
+    Later,
+}
+
+impl On {
+    pub(crate) fn is_for(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Any | Self::Later => true,
+            Self::Stream => protocol != Protocol::Udp,
+            Self::Tls => protocol == Protocol::Tls,
+            Self::Udp => protocol == Protocol::Udp,
+        }
+    }
+}
+
+pub(crate) const fn key(name: &'static str, on: On) -> Key {
+    Key { name, on }
+}
+
+pub(crate) const fn any(name: &'static str) -> Key {
+    key(name, On::Any)
+}
+
+pub(crate) fn or<T>(given: Option<At<T>>, default: T) -> T {
+    given.map_or(default, |given| given.value)
+}
+
+/// A table of the file, and which keys it may have.
+#[derive(Clone, Debug)]
+pub(crate) struct Table<'t> {
+    entries: &'t DeTable<'t>,
+    section: &'static Section,
+    pub(crate) place: Place,
+}
+
+pub(crate) struct Reader<'t> {
+    text: &'t str,
+    file: Arc<str>,
+    /// The byte at which each line begins.
+    lines: Vec<usize>,
+    /// How many characters stand before each [`BLOCK`] of bytes. Thousands of values may stand in
+    /// one line: to count from its beginning for each would take seconds.
+    blocks: Vec<usize>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+const BLOCK: usize = 1_024;
+
+/// Those that begin in these bytes of UTF-8.
+fn characters(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+}
+
+/// What a value reader says of a value that it does not take: what is allowed.
+pub(crate) type Read<T> = Result<T, String>;
+
+impl<'t> Reader<'t> {
+    pub(crate) fn new(file: &str, text: &'t str) -> Self {
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(newlines.map(|(at, _)| at + 1)).collect();
+        let mut blocks = vec![0];
+        for (nth, block) in text.as_bytes().chunks(BLOCK).enumerate() {
+            blocks.push(blocks[nth] + characters(block));
+        }
+        Self { text, file: file.into(), lines, blocks, problems: Vec::new() }
+    }
+
+    pub(crate) fn place(&self, byte: usize, field: String) -> Place {
+        let line = self.lines.partition_point(|start| *start <= byte).max(1);
+        let start = self.lines[line - 1];
+        let before = self.characters_before(byte) - self.characters_before(start);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Place {
+            file: Arc::clone(&self.file),
+            line: number(line),
+            column: number(before + 1),
+            field,
+        }
+    }
+
+    fn characters_before(&self, byte: usize) -> usize {
+        let byte = byte.min(self.text.len());
+        let block = byte / BLOCK;
+        self.blocks[block] + characters(&self.text.as_bytes()[block * BLOCK..byte])
+    }
+
+    /// A path as it stands in the file: one that is not absolute begins where the file stands.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        Path::new(&*self.file).parent().unwrap_or_else(|| Path::new("")).join(path)
+    }
+
+    pub(crate) fn refuse(&mut self, place: &Place, message: impl Into<String>) {
+        self.problems.push(place.problem(message));
+    }
+
+    /// Takes a table as one of `section`, and refuses the keys that it may not have.
+    pub(crate) fn open(
+        &mut self,
+        entries: &'t DeTable<'t>,
+        section: &'static Section,
+        place: Place,
+    ) -> Table<'t> {
+        let table = Table { entries, section, place };
+        for key in entries.keys() {
+            let name = key.get_ref().as_ref();
+            let place = self.place(key.span().start, table.field(name));
+            match section.keys.iter().find(|known| known.name == name) {
+                Some(Key { on: On::Later, .. }) => self.refuse(&place, LATER),
+                Some(_) => {}
+                None => {
+                    let known = || section.keys.iter().map(|key| key.name);
+                    let near = did_you_mean(name, known());
+                    let all = known().collect::<Vec<_>>().join(", ");
+                    self.refuse(&place, format!("unknown key{near}; allowed here: {all}"));
+                }
+            }
+        }
+        table
+    }
+
+    /// The value of a key, if it is there and `read` takes it.
+    pub(crate) fn get<T>(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        read: impl FnOnce(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<At<T>> {
+        let value = table.value(key)?;
+        self.one(value, table.field(key), read)
+    }
+
+    /// The same for a key that must be there.
+    pub(crate) fn need<T>(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        what: &str,
+        read: impl FnOnce(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<At<T>> {
+        self.miss(table, key, what);
+        self.get(table, key, read)
+    }
+
+    /// Every element of a list that `read` takes; `None` if there is no such list.
+    pub(crate) fn list<T>(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        read: impl Fn(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<Vec<At<T>>> {
+        let field = table.field(key);
+        let is_top = table.place.field.is_empty();
+        let values = self.get(table, key, |value| {
+            array(value).map_err(|message| match value {
+                DeValue::Table(_) if is_top => format!("{message}; each stands under [[{key}]]"),
+                DeValue::String(text) => format!("{message}; write [\"{text}\"]"),
+                _ => message,
+            })
+        });
+        let values = values?.value;
+        let read = |(i, value)| self.one(value, format!("{field}[{i}]"), &read);
+        Some(values.iter().enumerate().filter_map(read).collect())
+    }
+
+    /// The same, but a table stands for a list of it alone.
+    pub(crate) fn list_or_table<T>(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        read: impl Fn(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<Vec<At<T>>> {
+        match table.value(key)?.get_ref() {
+            DeValue::Table(_) => Some(self.get(table, key, read).into_iter().collect()),
+            _ => self.list(table, key, read),
+        }
+    }
+
+    pub(crate) fn miss(&mut self, table: &Table<'t>, key: &str, what: &str) {
+        if !table.has(key) {
+            let mut place = table.place.clone();
+            place.field = table.field(key);
+            self.refuse(&place, format!("missing; {what}"));
+        }
+    }
+
+    pub(crate) fn table(
+        &mut self,
+        table: &Table<'t>,
+        key: &str,
+        section: &'static Section,
+    ) -> Option<Table<'t>> {
+        let At { value, place } = self.get(table, key, entries)?;
+        Some(self.open(value, section, place))
+    }
+
+    /// A list of tables, `[[key]]`, each still to be opened.
+    pub(crate) fn tables(&mut self, table: &Table<'t>, key: &str) -> Vec<At<&'t DeTable<'t>>> {
+        self.list(table, key, entries).unwrap_or_default()
+    }
+
+    /// The value of a key, without a word if it is not there or `read` does not take it.
+    pub(crate) fn peek<T>(
+        &self,
+        table: &Table<'t>,
+        key: &str,
+        read: impl FnOnce(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<At<T>> {
+        let found = table.value(key)?;
+        let value = read(found.get_ref()).ok()?;
+        Some(At { value, place: self.place(found.span().start, table.field(key)) })
+    }
+
+    fn one<T>(
+        &mut self,
+        value: &'t Spanned<DeValue<'t>>,
+        field: String,
+        read: impl FnOnce(&'t DeValue<'t>) -> Read<T>,
+    ) -> Option<At<T>> {
+        let place = self.place(value.span().start, field);
+        match read(value.get_ref()) {
+            Ok(value) => Some(At { value, place }),
+            Err(message) => {
+                self.refuse(&place, message);
+                None
+            }
+        }
+    }
+}
+
+const LATER: &str = "not supported yet by this version";
+
+impl<'t> Table<'t> {
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.entries.keys().any(|known| known.get_ref() == key)
+    }
+
+    pub(crate) fn field(&self, key: &str) -> String {
+        if self.place.field.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.place.field)
+        }
+    }
+
+    /// The keys given here that are for `on`, with their places.
+    pub(crate) fn given(
+        &self,
+        reader: &Reader<'t>,
+        on: impl Fn(On) -> bool,
+    ) -> impl Iterator<Item = (On, Place)> {
+        let of = move |name: &str| self.section.keys.iter().find(|key| key.name == name);
+        self.entries.keys().filter_map(move |key| {
+            let name = key.get_ref().as_ref();
+            let known = of(name).filter(|known| on(known.on))?;
+            Some((known.on, reader.place(key.span().start, self.field(name))))
+        })
+    }
+
+    fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+        debug_assert!(self.section.keys.iter().any(|known| known.name == key), "{key}");
+        self.entries.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+    }
+}
+
+fn array<'t>(value: &'t DeValue<'t>) -> Read<&'t [Spanned<DeValue<'t>>]> {
+    match value {
+        DeValue::Array(values) => Ok(values.as_ref()),
+        other => Err(not("a list", other)),
+    }
+}
+
+fn entries<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
+    value.as_table().ok_or_else(|| not("a table", value))
+}
+
+/// A table that has a name; not the name alone.
+pub(crate) fn named<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
+    entries(value).map_err(|message| match value.as_str() {
+        Some(name) => format!("{message}; write {{ name = \"{name}\" }}"),
+        None => message,
+    })
+}
+
+pub(crate) fn string<'t>(value: &'t DeValue<'t>) -> Read<&'t str> {
+    value.as_str().ok_or_else(|| not("a string", value))
+}
+
+pub(crate) fn boolean(value: &DeValue<'_>) -> Read<bool> {
+    value.as_bool().ok_or_else(|| not("true or false", value))
+}
+
+/// A whole number within `range`.
+pub(crate) fn integer<T>(range: RangeInclusive<T>) -> impl Fn(&DeValue<'_>) -> Read<T>
+where
+    T: TryFrom<i64> + PartialOrd + std::fmt::Display,
+{
+    move |value| {
+        let allowed = format!("a whole number, {} to {}", range.start(), range.end());
+        let DeValue::Integer(number) = value else { return Err(not(&allowed, value)) };
+        let parsed = i64::from_str_radix(number.as_str(), number.radix()).ok();
+        parsed
+            .and_then(|number| T::try_from(number).ok())
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| format!("must be {allowed}, not {number}"))
+    }
+}
+
+/// One of a few words, each with what it stands for.
+pub(crate) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T> {
+    move |value| {
+        let given = string(value)?;
+        let found = words.iter().find(|(word, _)| *word == given);
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let all: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+            let near = did_you_mean(given, words.iter().map(|(word, _)| *word));
+            format!("must be {}, not \"{given}\"{near}", all.join(" or "))
+        })
+    }
+}
+
+pub(crate) fn not(allowed: &str, value: &DeValue<'_>) -> String {
+    format!("must be {allowed}, not {}", kind(value))
+}
+
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a number with a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// What `read` gives, if it has found nothing wrong: a default in the place of a faulty value could
+/// clash with something that is right.
+pub(crate) fn flawless<'t, T>(
+    reader: &mut Reader<'t>,
+    read: impl FnOnce(&mut Reader<'t>) -> Option<T>,
+) -> Option<T> {
+    let before = reader.problems.len();
+    read(reader).filter(|_| reader.problems.len() == before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toml::reader::Reader;
+
+    #[test]
+    fn places_count_lines_and_characters_from_one() {
+        let reader = Reader::new("f", "a\nbä = 1\n");
+        let place = |byte| {
+            let place = reader.place(byte, String::new());
+            (place.line, place.column)
+        };
+        assert_eq!(place(0), (1, 1));
+        assert_eq!(place(2), (2, 1));
+        assert_eq!(place(6), (2, 4));
+        assert_eq!(place(10), (3, 1));
+        assert_eq!(place(99), (3, 1));
+        let long = "ä".repeat(BLOCK);
+        let reader = Reader::new("f", &long);
+        for at in [0, 1, BLOCK / 2 - 1, BLOCK / 2, BLOCK / 2 + 1, BLOCK] {
+            let column = reader.place(2 * at, String::new()).column;
+            assert_eq!(column as usize, at + 1);
+        }
+    }
+
+    #[test]
+    fn whole_numbers_in_every_radix_and_within_their_range_only() {
+        let read = |text| {
+            let value = DeValue::parse(text).expect("TOML");
+            integer(1..=255u8)(value.get_ref())
+        };
+        assert_eq!(read("0xff"), Ok(255));
+        assert_eq!(read("1_0"), Ok(10));
+        for text in ["0", "256", "-1", "99999999999999999999"] {
+            let message = read(text).unwrap_err();
+            assert_eq!(message, format!("must be a whole number, 1 to 255, not {text}"));
+        }
+        assert_eq!(
+            read("1.0").unwrap_err(),
+            "must be a whole number, 1 to 255, not a number with a fraction"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! The keys of a route.
+
+use toml::de::DeValue;
+
+use crate::model::place::At;
+use crate::model::route::{Route, WeightedBackend};
+use crate::toml::admission;
+use crate::toml::reader::{Reader, Section, Table, any, flawless, integer, named, or, string};
+use crate::toml::values::{hostname, name, range};
+
+pub(crate) static ROUTE: Section = Section {
+    name: "routes",
+    keys: &[
+        any("name"),
+        any("listeners"),
+        any("hostnames"),
+        any("sources"),
+        any("allow"),
+        any("deny"),
+        any("backends"),
+    ],
+};
+
+pub(crate) static ROUTE_BACKEND: Section =
+    Section { name: "routes.backends", keys: &[any("name"), any("weight")] };
+
+pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Route> {
+    let head = flawless(reader, |reader| {
+        let name = reader.need(table, "name", "every route has a name of its own", name);
+        reader.miss(table, "listeners", "the names of the listeners that the route is for");
+        let listeners = reader.list(table, "listeners", name_of);
+        if listeners.as_ref().is_some_and(Vec::is_empty) {
+            reader.get(table, "listeners", |_| Err::<(), _>("names no listener".to_owned()));
+        }
+        let hostnames = reader.list(table, "hostnames", hostname).unwrap_or_default();
+        let sources = reader.list(table, "sources", range);
+        if sources.as_ref().is_some_and(Vec::is_empty) {
+            let message = "names no range; without this key the route is for all others";
+            reader.get(table, "sources", |_| Err::<(), _>(message.to_owned()));
+        }
+        let admission = admission::admission(reader, table);
+        Some((name?, listeners?, hostnames, sources.unwrap_or_default(), admission))
+    });
+    reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
+    let backends = reader.list(table, "backends", named).unwrap_or_default();
+    let backends = backends.into_iter().filter_map(|At { value, place }| {
+        let table = &reader.open(value, &ROUTE_BACKEND, place);
+        let name = reader.need(table, "name", "the name of a backend", name_of);
+        let weight = or(reader.get(table, "weight", integer(0..=1_000_000)), 1);
+        Some(WeightedBackend { name: name?, weight })
+    });
+    let backends = backends.collect();
+    let (name, listeners, hostnames, sources, admission) = head?;
+    Some(Route { name, listeners, hostnames, sources, admission, backends })
+}
+
+/// The name of something that stands elsewhere; whether it does is looked up later.
+fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {
+    string(value).map(str::to_owned)
+}

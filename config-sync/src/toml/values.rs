@@ -1,0 +1,329 @@
+//! The values that a configuration is made of: durations, addresses, names. Each reader says what
+//! is allowed when it refuses.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use crate::model::admission::{read_range, unmapped};
+use crate::table::routing::Sources;
+use crate::toml::reader::{Read, string};
+
+/// Milliseconds, up to 1193 hours: one or more of number and unit, as in `"1h30m"` (the form of the
+/// Gateway API, GEP-2257).
+pub(crate) fn duration(value: &DeValue<'_>) -> Read<u32> {
+    let text = string(value).map_err(|message| format!("{message}; {DURATION}"))?;
+    let millis =
+        parse_duration(text).ok_or_else(|| format!("\"{text}\" is no duration; {DURATION}"))?;
+    u32::try_from(millis).map_err(|_| format!("\"{text}\" is too long; at most \"1193h\""))
+}
+
+const DURATION: &str = "a duration is a number and ms, s, m or h, such as \"300ms\", \"5s\" or \
+                        \"1h30m\"; \"0s\" is off";
+
+/// A duration of at least `least`, where off would make no sense.
+pub(crate) fn duration_from(least: Duration) -> impl Fn(&DeValue<'_>) -> Read<u32> {
+    move |value| {
+        let millis = duration(value)?;
+        let refused = || format!("must be at least \"{}ms\"; it can't be off", least.as_millis());
+        (u128::from(millis) >= least.as_millis()).then_some(millis).ok_or_else(refused)
+    }
+}
+
+/// Whole seconds as the kernel counts them for keepalive (tcp(7), `TCP_KEEPIDLE`: up to 32,767).
+pub(crate) fn keepalive(value: &DeValue<'_>) -> Read<u32> {
+    let millis = duration(value)?;
+    let refused = || "must be whole seconds, \"0s\" (off) to \"32767s\"".to_owned();
+    (millis % 1000 == 0 && millis <= 32_767_000).then_some(millis / 1000).ok_or_else(refused)
+}
+
+/// Milliseconds that fit the kernel's signed number (tcp(7), `TCP_USER_TIMEOUT`).
+pub(crate) fn user_timeout(value: &DeValue<'_>) -> Read<u32> {
+    let millis = duration(value)?;
+    let refused = || "must be at most \"596h\"".to_owned();
+    i32::try_from(millis).is_ok().then_some(millis).ok_or_else(refused)
+}
+
+fn parse_duration(text: &str) -> Option<u64> {
+    let mut rest = text;
+    let mut millis = 0u64;
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, tail) =
+            tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let scale = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        let part = number.parse::<u64>().ok()?.checked_mul(scale)?;
+        millis = millis.checked_add(part)?;
+        rest = tail;
+    }
+    (!text.is_empty()).then_some(millis)
+}
+
+/// A name of a listener, route or backend: it becomes a label of metrics and a word in the log.
+pub(crate) fn name(value: &DeValue<'_>) -> Read<String> {
+    let text = string(value)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    if text.is_empty() || text.len() > 253 || !text.chars().all(plain) {
+        return Err("must be 1 to 253 of the characters a-z A-Z 0-9 - _ . / :".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A host name (RFC 1123), in lower case; the first label may be `*`. An underscore is taken too:
+/// no host may be called so, but clients ask for such names (those of containers, say), and DNS has
+/// them (RFC 2181, section 11).
+pub(crate) fn hostname(value: &DeValue<'_>) -> Read<String> {
+    read_hostname(string(value)?)
+}
+
+/// A name that a client can ask for.
+pub(crate) fn exact_hostname(value: &DeValue<'_>) -> Read<String> {
+    let name = hostname(value)?;
+    if name.starts_with("*.") {
+        return Err(format!("\"{name}\" is a pattern; give one name, such as \"db.example.com\""));
+    }
+    Ok(name)
+}
+
+pub(crate) fn read_hostname(text: &str) -> Read<String> {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() > 253 || !name.split('.').all(label) || name.parse::<IpAddr>().is_ok() {
+        return Err(format!(
+            "\"{text}\" is no host name (RFC 1123): labels of letters, digits, underscores and \
+             inner hyphens, such as \"db.example.com\"; the first may be *, as in \"*.example.com\""
+        ));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+/// Where a listener listens, or the admin API.
+pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
+    socket_address(value, |port| {
+        format!("every address is written \"0.0.0.0:{port}\" (IPv4) or \"[::]:{port}\" (IPv6)")
+    })
+}
+
+/// Where an endpoint is.
+pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
+    let address = socket_address(value, |port| {
+        format!("the IP address is missing; on this machine it is \"127.0.0.1:{port}\"")
+    })?;
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err(format!("{} is not the address of one machine", address.ip()));
+    }
+    Ok(address)
+}
+
+/// Local addresses to connect from: one, or all of a prefix.
+pub(crate) fn source(value: &DeValue<'_>) -> Read<Sources> {
+    let text = string(value)?;
+    let no_source = || {
+        format!(
+            "\"{text}\" is no IP address or prefix; a source has no port, such as \"10.0.0.2\" or \
+             \"10.1.0.0/16\""
+        )
+    };
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (text, None),
+    };
+    let first = address.parse::<IpAddr>().map_err(|_| no_source())?;
+    if first.is_unspecified() || first.is_multicast() {
+        return Err(format!("{first} is not the address of one machine"));
+    }
+    unmapped(first)?;
+    let Some(prefix) = prefix else { return Ok(first.into()) };
+    let (bits, length) = match first {
+        IpAddr::V4(first) => (u128::from(first.to_bits()), 32),
+        IpAddr::V6(first) => (first.to_bits(), 128),
+    };
+    let prefix = prefix.parse::<u32>().ok().filter(|prefix| (1..=length).contains(prefix));
+    let free = length - prefix.ok_or_else(no_source)?;
+    if bits.trailing_zeros() < free {
+        return Err(format!("\"{text}\" has bits behind its prefix; they must be 0"));
+    }
+    Ok(Sources { first, count: 1 << free.min(MOST_SOURCES) })
+}
+
+/// Addresses of clients: one, or all of a prefix.
+pub(crate) fn range(value: &DeValue<'_>) -> Read<IpNet> {
+    read_range(string(value)?)
+}
+
+/// Of one prefix, as a power of two: as many as a worker can have flows.
+const MOST_SOURCES: u32 = 20;
+
+/// `portless` says what to write where there is a port alone.
+fn socket_address(value: &DeValue<'_>, portless: impl Fn(&str) -> String) -> Read<SocketAddr> {
+    const FORM: &str = "must be IP:PORT, such as \"10.0.0.1:5432\" or \"[2001:db8::1]:5432\"";
+    let text = string(value).map_err(|message| format!("{message}; it {FORM}"))?;
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err(PORT.to_owned());
+        }
+        return unmapped(address.ip()).map(|()| address);
+    }
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let hint = if text.parse::<IpAddr>().is_ok() {
+        "the port is missing".to_owned()
+    } else if matches!(host, "" | "*") && is_number(port) {
+        portless(port)
+    } else if is_number(text) {
+        portless(text)
+    } else if bare.parse::<IpAddr>().is_ok() && is_number(port) {
+        PORT.to_owned()
+    } else if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
+        "names are not resolved, give the IP address".to_owned()
+    } else {
+        "this is neither IPv4 nor IPv6 with a port".to_owned()
+    };
+    Err(format!("{FORM}, not \"{text}\": {hint}"))
+}
+
+const PORT: &str = "the port must be 1 to 65535";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<T>(reader: impl Fn(&DeValue<'_>) -> Read<T>, text: &str) -> Read<T> {
+        reader(&DeValue::String(text.into()))
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [
+            ("0s", 0),
+            ("300ms", 300),
+            ("5s", 5_000),
+            ("1h30m", 5_400_000),
+            ("1193h", 4_294_800_000),
+        ] {
+            assert_eq!(read(duration, text), Ok(millis), "{text}");
+        }
+        for text in ["", "5", "s", "-1s", "1.5s", "5 s", "5S", "1d", "99999999999999999999s", "5s1"]
+        {
+            assert!(read(duration, text).unwrap_err().contains("\"300ms\""), "{text}");
+        }
+        assert!(read(duration, "1194h").unwrap_err().contains("too long"));
+        assert_eq!(read(keepalive, "1m"), Ok(60));
+        assert!(read(keepalive, "500ms").is_err() && read(keepalive, "32768s").is_err());
+        assert!(read(user_timeout, "597h").is_err());
+        assert!(read(duration_from(Duration::from_millis(100)), "99ms").is_err());
+    }
+
+    #[test]
+    fn host_names_are_stored_in_lower_case() {
+        assert_eq!(read(hostname, "DB.Example.com"), Ok("db.example.com".to_owned()));
+        assert_eq!(read(hostname, "*.Example.com"), Ok("*.example.com".to_owned()));
+        assert_eq!(read(hostname, "my_DB.shop"), Ok("my_db.shop".to_owned()));
+        for text in
+            ["", "*", "*.", ".", "a..b", "-a.b", "a-.b", "a.*.b", "ä.de", "10.0.0.1", "a.", "*.*.b"]
+        {
+            assert!(read(hostname, text).unwrap_err().contains("RFC 1123"), "{text}");
+        }
+        assert!(read(hostname, &"a".repeat(64)).is_err());
+        assert!(read(hostname, &"a.".repeat(127)).is_err());
+    }
+
+    #[test]
+    fn addresses_say_what_is_wrong_with_them() {
+        assert_eq!(read(endpoint, "[::1]:53"), Ok("[::1]:53".parse().expect("address")));
+        for (text, hint) in [
+            ("db.internal:5432", "names are not resolved"),
+            ("localhost", "names are not resolved"),
+            ("10.0.0.1", "port is missing"),
+            ("::1", "port is missing"),
+            ("10.0.0.256:80", "neither"),
+            ("10.0.0.1:0", "1 to 65535"),
+            ("10.0.0.1:99999", "the port must be 1 to 65535"),
+            ("[::1]:99999", "the port must be 1 to 65535"),
+            (":80", "on this machine it is \"127.0.0.1:80\""),
+            ("80", "on this machine it is \"127.0.0.1:80\""),
+            ("10.0.0:80", "neither"),
+            ("[::ffff:10.0.0.1]:80", "write it as 10.0.0.1"),
+            ("0.0.0.0:80", "not the address of one machine"),
+            ("224.0.0.1:80", "not the address of one machine"),
+        ] {
+            let message = read(endpoint, text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
+        assert!(read(listen_address, "0.0.0.0:53").is_ok());
+        for text in [":80", "*:80", "80"] {
+            let message = read(listen_address, text).unwrap_err();
+            assert!(message.contains("\"0.0.0.0:80\" (IPv4) or \"[::]:80\" (IPv6)"), "{message}");
+        }
+        let number = listen_address(DeValue::parse("80").expect("TOML").get_ref()).unwrap_err();
+        assert!(number.contains("not a whole number; it must be IP:PORT"), "{number}");
+        assert!(read(source, "10.0.0.2:0").unwrap_err().contains("a source has no port"));
+        assert!(read(source, "0.0.0.0").is_err());
+    }
+
+    #[test]
+    fn ranges_are_addresses_and_prefixes() {
+        for (text, expected) in [
+            ("10.0.0.2", "10.0.0.2/32"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::1", "::1/128"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(read(range, text).map(|net| net.to_string()), Ok(expected.into()));
+        }
+        for (text, hint) in [
+            ("10.0.0.1/8", "bits behind its prefix; write 10.0.0.0/8"),
+            ("10.0.0.0/33", "no IP address or prefix"),
+            ("10.0.0.0/", "no IP address or prefix"),
+            ("10.0.0.0:80", "no IP address or prefix"),
+            ("office", "no IP address or prefix"),
+            ("::ffff:10.0.0.0/104", "write it as 10.0.0.0"),
+            ("::ffff:10.0.0.1", "write it as 10.0.0.1"),
+        ] {
+            let message = read(range, text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn sources_are_addresses_and_prefixes() {
+        for (text, first, count) in [
+            ("10.0.0.2", "10.0.0.2", 1),
+            ("127.1.0.0/16", "127.1.0.0", 65_536),
+            ("10.0.0.2/32", "10.0.0.2", 1),
+            ("fd00:1::/120", "fd00:1::", 256),
+            ("10.0.0.0/8", "10.0.0.0", 1 << 20),
+            ("fd00:1::/64", "fd00:1::", 1 << 20),
+        ] {
+            let first = first.parse().expect("address");
+            assert_eq!(read(source, text), Ok(Sources { first, count }), "{text}");
+        }
+        for (text, hint) in [
+            ("10.0.0.1/16", "bits behind its prefix"),
+            ("10.0.0.0/33", "no IP address or prefix"),
+            ("10.0.0.0/0", "no IP address or prefix"),
+            ("10.0.0.0/", "no IP address or prefix"),
+            ("0.0.0.0/8", "not the address of one machine"),
+            ("ff00::/8", "not the address of one machine"),
+            ("::ffff:10.0.0.0/104", "write it as 10.0.0.0"),
+        ] {
+            let message = read(source, text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
+    }
+}
