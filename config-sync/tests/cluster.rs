@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use axum::http::Method;
 use config_sync::check::parse;
-use config_sync::gateway::cluster::{Cluster, Options};
-use config_sync::gateway::lease;
-use config_sync::gateway::lease::{Applied, Leases, Level};
-use config_sync::gateway::outline::{Outline, outline};
-use config_sync::gateway::store::Store;
-use config_sync::gateway::watch::Watch;
-use config_sync::gateway::{CONTROLLER, Translation};
+use config_sync::gateway::follow::cluster::{Cluster, Options};
+use config_sync::gateway::follow::lease;
+use config_sync::gateway::follow::lease::{Applied, Leases, Level};
+use config_sync::gateway::follow::store::Store;
+use config_sync::gateway::follow::watch::Watch;
+use config_sync::gateway::objects::CONTROLLER;
+use config_sync::gateway::translate::Translation;
+use config_sync::gateway::translate::outline::{Outline, outline};
 use config_sync::model::config::Config;
 use serde_json::{Value, json};
 

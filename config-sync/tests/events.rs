@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use axum::http::Method;
 use config_sync::check::parse;
-use config_sync::gateway::cluster::{Cluster, Options};
-use config_sync::gateway::{CONTROLLER, Translation};
+use config_sync::gateway::follow::cluster::{Cluster, Options};
+use config_sync::gateway::objects::CONTROLLER;
+use config_sync::gateway::translate::Translation;
 use config_sync::model::config::Config;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;

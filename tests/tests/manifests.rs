@@ -215,7 +215,7 @@ fn the_role_covers_what_the_controller_does() {
 fn the_class_is_ours() {
     let class = the("GatewayClass");
     assert_eq!(name(&class), "ringway");
-    assert_eq!(class["spec"]["controllerName"], config_sync::gateway::CONTROLLER);
+    assert_eq!(class["spec"]["controllerName"], config_sync::gateway::objects::CONTROLLER);
     let fields: Vec<_> = class["spec"].as_object().expect("a spec").keys().collect();
     assert_eq!(fields, ["controllerName", "description"]);
     let description = text(&class["spec"]["description"]);

@@ -20,7 +20,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use config_sync::gateway::cluster::Figures;
+use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
 use config_sync::sync::{InForce, Timing};
 use config_sync::table::routing::Limits;

@@ -10,8 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use config_sync::gateway;
-use config_sync::gateway::cluster;
 use config_sync::gateway::files::Options;
+use config_sync::gateway::follow::cluster;
 use config_sync::model::config::Config;
 use config_sync::source::{Source, Translated};
 use ipnet::IpNet;
@@ -162,7 +162,7 @@ struct ClusterArgs {
     #[arg(long, value_name = "NAMESPACE", requires = "kubernetes")]
     namespace: Vec<String>,
     /// GatewayClasses with this controllerName are Ringway's.
-    #[arg(long, value_name = "DOMAIN/NAME", default_value = gateway::CONTROLLER,
+    #[arg(long, value_name = "DOMAIN/NAME", default_value = gateway::objects::CONTROLLER,
         value_parser = controller_name)]
     controller_name: String,
     /// How to reach the cluster; without: as kubectl does, or as the Pod's ServiceAccount.
@@ -296,7 +296,7 @@ impl Cli {
             Command::Translate { files, status, secrets_dir, gateways } => {
                 translate(&files, status.as_deref(), secrets_dir.as_deref(), &gateways.options())
             }
-            Command::Crd => print(&gateway::policy::crd()),
+            Command::Crd => print(&gateway::objects::policy::crd()),
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use config_sync::gateway::Translation;
-use config_sync::gateway::cluster::{Cluster, Figures};
+use config_sync::gateway::follow::cluster::{Cluster, Figures};
+use config_sync::gateway::translate::Translation;
 use config_sync::sync::ConfigSync;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;

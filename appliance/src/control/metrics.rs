@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use config_sync::compile::names::{Names, Retired};
 use config_sync::compile::tls::expiry::{Expiring, Expiry};
-use config_sync::gateway::cluster::Figures;
+use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
 use config_sync::health::Tally;
 use config_sync::model::config::Config;

@@ -12,9 +12,11 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::certificates::LastGood;
-use super::objects::{GROUP, GatewayClass, GatewayClassSpec, Objects};
-use super::{CONTROLLER, Settings, policy, schema};
+use crate::gateway::objects::{
+    CONTROLLER, GROUP, GatewayClass, GatewayClassSpec, Objects, policy, schema,
+};
+use crate::gateway::translate::found::LastGood;
+use crate::gateway::translate::settings::Settings;
 use crate::machine::Machine;
 use crate::model::config::Config;
 use crate::model::place::Warning;

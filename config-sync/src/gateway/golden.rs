@@ -5,12 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::objects::{Bundle, Objects};
-use super::testing::settings;
-use super::{Outcome, Settings, Translation, files, print, translate};
 use crate::check;
 use crate::compile::compile;
 use crate::compile::names::Names;
+use crate::gateway::objects::{Bundle, Objects};
+use crate::gateway::status::Outcome;
+use crate::gateway::testing::settings;
+use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::{Translation, translate};
+use crate::gateway::{files, print};
 use crate::model::tls::Pem;
 use crate::model::{backend, config, listener, route};
 

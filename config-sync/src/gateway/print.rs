@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::json;
 
-use super::status::{StatusOf, merge};
+use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::Config;

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::certificates::LastGood;
-use super::{CONTROLLER, Settings};
 use crate::check;
+use crate::gateway::objects::CONTROLLER;
+use crate::gateway::translate::found::LastGood;
+use crate::gateway::translate::settings::Settings;
 use crate::machine::Machine;
 
 /// A machine with one core, the node's address 192.0.2.1 and no pool.

@@ -92,7 +92,7 @@ impl Source {
             return Ok(Parsed { config, shown: text.to_owned(), warnings });
         };
         let (settings, found) = settings_and_objects(text, options)?;
-        let translation = gateway::translate(&found.objects, &settings);
+        let translation = gateway::translate::translate(&found.objects, &settings);
         let listeners = print::toml(&translation.config, &mut |_| None);
         Ok(Parsed {
             shown: after(base(text).1, &listeners),
@@ -113,10 +113,10 @@ impl Source {
 /// What of these objects will not work, or is hardly meant.
 fn doubts(
     found: &Found,
-    settings: &gateway::Settings,
-    translation: &gateway::Translation,
+    settings: &gateway::translate::settings::Settings,
+    translation: &gateway::translate::Translation,
 ) -> Vec<Warning> {
-    let outcome = gateway::Outcome::Applied;
+    let outcome = gateway::status::Outcome::Applied;
     let mut all: Vec<Warning> = settings.base.doubts.iter().cloned().map(Warning::from).collect();
     all.extend(found.warnings.iter().cloned());
     // What files lead to is among the doubts, by the field that leads there.
@@ -128,11 +128,15 @@ fn doubts(
         Warning { place, message: notice.to_string() }
     }));
     let statuses = translation.statuses(&outcome);
-    all.extend(gateway::doubts(&found.objects, settings, &statuses).into_iter().map(|doubt| {
-        let [group, kind, namespace, name] = doubt.object.each_ref().map(String::as_str);
-        let message = format!("{kind} {namespace}/{name}: {}", doubt.message);
-        Warning { place: found.place(group, kind, namespace, name), message }
-    }));
+    all.extend(
+        gateway::translate::doubts::of(&found.objects, settings, &statuses).into_iter().map(
+            |doubt| {
+                let [group, kind, namespace, name] = doubt.object.each_ref().map(String::as_str);
+                let message = format!("{kind} {namespace}/{name}: {}", doubt.message);
+                Warning { place: found.place(group, kind, namespace, name), message }
+            },
+        ),
+    );
     let circles = warnings::circles(&translation.config, &settings.node_addresses);
     all.extend(circles.into_iter().map(Warning::from));
     all
@@ -168,7 +172,7 @@ pub fn translate(
         return Err(format!("{names}: only one file that ends in .toml may be given"));
     }
     let (settings, found) = settings_and_objects(&text, options)?;
-    let translation = gateway::translate(&found.objects, &settings);
+    let translation = gateway::translate::translate(&found.objects, &settings);
     let mut failed = None;
     let mut write = |pem: &tls::Pem| {
         let directory = secrets?;
@@ -184,7 +188,7 @@ pub fn translate(
         }
     };
     let listeners = print::toml(&translation.config, &mut write);
-    let statuses = translation.statuses(&gateway::Outcome::Applied);
+    let statuses = translation.statuses(&gateway::status::Outcome::Applied);
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     match failed {
         Some(error) => Err(error),
@@ -214,7 +218,7 @@ fn is_base((name, _): &(&str, &str)) -> bool {
 fn settings_and_objects(
     text: &str,
     options: &Options,
-) -> Result<(gateway::Settings, Found), String> {
+) -> Result<(gateway::translate::settings::Settings, Found), String> {
     let settings = options.settings(base(text))?;
     let found = files::read(parts(text).filter(|part| !is_base(part)))?;
     Ok((settings, found))

@@ -11,9 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::compile;
 use crate::compile::names::{InUse, Names, Retired};
-use crate::gateway;
 use crate::health::{Checks, Health};
 use crate::machine::Machine;
 use crate::model::config::Config;
@@ -24,6 +22,7 @@ use crate::source::{Parsed, Source};
 use crate::sync::left_out::{Put, Puts};
 use crate::sync::reading::{Compiled, Found, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
+use crate::{compile, gateway};
 
 /// Follows one configuration file: read, compile, publish, report.
 pub struct ConfigSync {

@@ -5,8 +5,7 @@ use toml::de::DeValue;
 
 use crate::model::place::At;
 use crate::table::routing::{ProxyVersion, SendProxy};
-use crate::toml::reader::any;
-use crate::toml::reader::{Read, Reader, Section, Table, string, word};
+use crate::toml::reader::{Read, Reader, Section, Table, any, string, word};
 use crate::toml::values::range;
 
 pub(crate) static ACCEPT_PROXY: Section =

@@ -8,7 +8,10 @@ use config_sync::check::parse_for;
 use config_sync::compile::compile;
 use config_sync::compile::names::Names;
 use config_sync::gateway::files::{Options, read};
-use config_sync::gateway::{Outcome, Settings, print, translate};
+use config_sync::gateway::print;
+use config_sync::gateway::status::Outcome;
+use config_sync::gateway::translate::translate;
+use config_sync::gateway::translate::settings::Settings;
 use config_sync::model::config::Config;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,0 +1,481 @@
+//! A cluster as the source of the configuration: what is to be run, and whom to tell what became
+//! of it.
+//!
+//! The way of a change: [`Watch`] puts it into the [`Store`]; when a burst is over,
+//! [`Cluster::translated`] makes the whole configuration anew; whoever runs it calls
+//! [`Cluster::applied`] once every worker works by it; the reporter writes statuses when all
+//! replicas have come so far.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::gateway::follow::causes::Causes;
+use crate::gateway::follow::lease::{self, Applied, Leases};
+use crate::gateway::follow::report::{Report, Reporter, Tally};
+use crate::gateway::follow::store::Store;
+use crate::gateway::follow::tasks::keep;
+use crate::gateway::follow::watch::{CONNECT, Progress, WATCH_SECONDS, Watch};
+use crate::gateway::objects::Objects;
+use crate::gateway::translate::found::LastGood;
+use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::unfit::{Unfit, translate_what_fits};
+use crate::gateway::translate::{Translation, translate};
+use crate::machine::{self, Machine};
+use crate::model::config::Config;
+
+/// A burst is over when nothing has changed for `QUIET`, or has lasted long enough.
+const QUIET: Duration = Duration::from_millis(30);
+const BURST: Duration = Duration::from_millis(200);
+
+/// The next table waits for this many times as long as the one before took, which bounds the share
+/// of a core that a cluster's unrest can take.
+const REST: u32 = 4;
+
+/// How long a Lease holds after its latest renewal, and how long that of a replica that is gone is
+/// left there.
+const LEASE: Duration = Duration::from_secs(15);
+const LEASE_KEPT: Duration = Duration::from_secs(3_600);
+
+/// Between attempts to read the own Node; doubles from the least to the most.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+const MOST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Replicas' addresses are compared this often.
+const ADDRESSES: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `None`: as kubectl finds one (`KUBECONFIG`, `~/.kube/config`), or the Pod's own.
+    pub kubeconfig: Option<PathBuf>,
+    /// Empty: all of them.
+    pub namespaces: Vec<String>,
+    pub controller_name: String,
+    pub address_pool: Vec<IpNet>,
+    /// Of this node; empty: those that the Node object has.
+    pub node_addresses: Vec<IpAddr>,
+    pub node_name: Option<String>,
+    /// `None`: that of the Node object.
+    pub zone: Option<String>,
+    /// What this replica is called among its like.
+    pub identity: String,
+    /// Where Leases are; `None`: the namespace of the credentials.
+    pub lease_namespace: Option<String>,
+    /// What no object says: workers, admin API, access log, limits, drain.
+    pub base: Config,
+}
+
+/// The cluster can't be spoken to. The text is for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ClusterError(String);
+
+/// What became of the objects.
+struct Translated {
+    translation: Option<Translation>,
+    unfit: Vec<Unfit>,
+    took: Duration,
+}
+
+pub struct Cluster {
+    store: Arc<Store>,
+    watch: Arc<Watch>,
+    leases: Arc<Leases>,
+    tally: Arc<Tally>,
+    reports: watch::Sender<Option<Report>>,
+    reporter: AbortHandle,
+    /// `None`: it has not been asked for yet.
+    node: watch::Receiver<Option<Own>>,
+    /// What of it has been put to use.
+    own: Option<Own>,
+    asking: AbortHandle,
+    settings: Settings,
+    /// When the next certificate expires.
+    next_end: Option<i64>,
+    /// A translation that has begun, and what it will have taken.
+    translating: Option<oneshot::Receiver<Translated>>,
+    /// What the latest one left out.
+    unfit: Vec<Unfit>,
+    /// That the latest one took.
+    translating_took: Duration,
+    /// None begins before this time.
+    rest: Instant,
+    addresses_seen: Instant,
+    following: bool,
+}
+
+/// What is known of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Own {
+    addresses: Vec<IpAddr>,
+    zone: Option<String>,
+}
+
+/// Figures for the metrics page.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// By kind.
+    pub kinds: BTreeMap<&'static str, Progress>,
+    pub watch_errors: u64,
+    pub status_writes: u64,
+    pub status_conflicts: u64,
+    pub errors: u64,
+    pub leads: bool,
+    pub replicas: usize,
+    /// This replica leads, and another has not applied what this one has.
+    pub behind: bool,
+    /// Everything that is served is being followed.
+    pub connected: bool,
+    /// Milliseconds since something last came from the API server; `None`: never.
+    pub heard_millis: Option<u64>,
+    /// That the latest translation took.
+    pub translate_micros: u64,
+}
+
+impl Cluster {
+    /// Begins to follow. To be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// There are no credentials, or they can't be used. An API server that does not answer is no
+    /// error: it is waited for.
+    pub async fn start(options: Options) -> Result<Self, ClusterError> {
+        let client = client(options.kubeconfig.as_ref()).await?;
+        Ok(Self::with_client(client, options))
+    }
+
+    /// The same with a client that is there already.
+    pub fn with_client(client: Client, options: Options) -> Self {
+        let (told, node) = watch::channel(None);
+        let causes = Arc::new(Causes::default());
+        let (asker, asked, told_to) = (client.clone(), options.clone(), Arc::clone(&causes));
+        let asking = keep("reading the own Node", move || {
+            ask(asker.clone(), asked.clone(), told.clone(), Arc::clone(&told_to))
+        });
+        let lease = lease::Options {
+            namespace: options
+                .lease_namespace
+                .unwrap_or_else(|| client.default_namespace().to_owned()),
+            controller: options.controller_name.clone(),
+            identity: options.identity.clone(),
+            lasts: LEASE,
+            kept: LEASE_KEPT,
+        };
+        // Installations differ by where their Leases are, or they are one.
+        let manager = format!("ringway@{}", lease.namespace);
+        let followed = options.namespaces.clone();
+        let store = Arc::new(Store::default());
+        let follow = (Arc::clone(&store), Arc::clone(&causes));
+        let follow = Watch::start(client.clone(), &options.namespaces, follow.0, follow.1);
+        let follow = Arc::new(follow);
+        let leases = Arc::new(Leases::start(client.clone(), lease, Arc::clone(&causes)));
+        let (reports, latest) = watch::channel(None);
+        let reporter = Arc::new(Reporter::new(
+            client,
+            options.controller_name.clone(),
+            options.identity,
+            options.namespaces,
+            Arc::clone(&store),
+            Arc::clone(&follow),
+            Arc::clone(&leases),
+            causes,
+            manager,
+            latest,
+        ));
+        let tally = Arc::clone(&reporter.tally);
+        let now = Instant::now();
+        Self {
+            store,
+            watch: follow,
+            leases,
+            tally,
+            reports,
+            reporter: keep("the reporter", move || Arc::clone(&reporter).run()),
+            node,
+            own: None,
+            asking,
+            settings: Settings {
+                controller_name: options.controller_name,
+                address_pool: options.address_pool,
+                given: BTreeMap::new(),
+                last_good: LastGood::default(),
+                namespaces: followed.into(),
+                now: None,
+                node_addresses: Vec::new(),
+                zone: None,
+                base: options.base,
+                machine: Machine::this(),
+            },
+            next_end: None,
+            translating: None,
+            unfit: Vec::new(),
+            translating_took: Duration::ZERO,
+            rest: now,
+            addresses_seen: now,
+            following: false,
+        }
+    }
+
+    /// A new translation of all that is known, if one was due and is done: to be called now and
+    /// then. Of thousands of objects it takes longer than a probe of this process should have to
+    /// wait, so that it has a thread of its own.
+    pub fn translated(&mut self) -> Option<Arc<Translation>> {
+        if self.translating.is_none() && self.is_due() {
+            self.settings.now = Some(Timestamp::now().as_second());
+            let (objects, settings) = (self.store.take(), self.settings.clone());
+            let known = self.unfit.clone();
+            let (done, translating) = oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                let began = Instant::now();
+                let translate = |objects: &Objects| translate(objects, &settings);
+                let (translation, unfit) = translate_what_fits(&objects, known, translate);
+                // Nobody is there to take it if the process is ending.
+                _ = done.send(Translated { translation, unfit, took: began.elapsed() });
+            });
+            self.translating = Some(translating);
+        }
+        match self.translating.as_mut()?.try_recv() {
+            Ok(Translated { translation, unfit, took }) => {
+                self.translating = None;
+                self.translating_took = took;
+                for object in unfit.iter().filter(|object| !self.unfit.contains(object)) {
+                    self.tally.errors.fetch_add(1, Ordering::Relaxed);
+                    object.say();
+                }
+                self.unfit = unfit;
+                let Some(mut translation) = translation else {
+                    self.took(Duration::ZERO);
+                    tracing::error!(
+                        "the cluster's objects can't be translated: what is in force stays, until \
+                         an object changes"
+                    );
+                    return None;
+                };
+                translation.left_out = self.unfit.iter().filter_map(Unfit::notice).collect();
+                self.settings.given.clone_from(translation.given());
+                self.settings.last_good.clone_from(translation.last_good());
+                self.next_end = self.settings.now.and_then(|now| translation.next_end(now));
+                let translation = Arc::new(translation);
+                // Statuses do not wait for ever until it is applied: a worker may be stuck.
+                self.report(Arc::clone(&translation), None);
+                Some(translation)
+            }
+            Err(TryRecvError::Empty) => None,
+            // The runtime is ending.
+            Err(TryRecvError::Closed) => None,
+        }
+    }
+
+    /// How long all that followed from the latest translation took.
+    pub fn took(&mut self, time: Duration) {
+        self.rest = Instant::now() + (self.translating_took + time) * REST;
+    }
+
+    /// Every worker works by this translation, but for the listeners in `failed`.
+    pub fn applied(&self, translation: Arc<Translation>, failed: BTreeMap<String, String>) {
+        self.leases.applied(Applied { outline: translation.outline.clone(), failed });
+        self.report(translation, None);
+    }
+
+    /// A translation that is no table: what is in force stays so.
+    pub fn refused(&self, translation: Arc<Translation>, why: String) {
+        self.report(translation, Some(why));
+    }
+
+    fn report(&self, translation: Arc<Translation>, refused: Option<String>) {
+        self.reports.send_replace(Some(Report { translation, refused }));
+    }
+
+    pub fn figures(&self) -> Figures {
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let millis = |at: Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Figures {
+            kinds: self.watch.progress(),
+            watch_errors: self.watch.errors(),
+            status_writes: count(&self.tally.writes),
+            status_conflicts: count(&self.tally.conflicts),
+            errors: count(&self.tally.errors) + self.leases.errors(),
+            leads: self.leases.leads(),
+            replicas: self.leases.replicas(),
+            behind: self.tally.behind.load(Ordering::Relaxed),
+            connected: self.following,
+            heard_millis: self.watch.heard().max(self.leases.heard()).map(millis),
+            translate_micros: u64::try_from(self.translating_took.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Nobody is to wait for this replica any more, and another may lead.
+    pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reporter.abort();
+        let leases = Arc::clone(&self.leases);
+        async move {
+            // An API server that does not answer must not hold up the end.
+            _ = tokio::time::timeout(Duration::from_secs(2), leases.leave()).await;
+        }
+    }
+
+    /// Whether everything has been read, something has changed, and the burst is over.
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        self.mind(now);
+        if !self.knows_node() {
+            return false;
+        }
+        let Some((first, last)) = self.store.changed() else { return false };
+        let over = now >= last + QUIET || now >= first + BURST;
+        over && now >= self.rest && self.watch.is_whole()
+    }
+
+    fn mind(&mut self, now: Instant) {
+        if now < self.addresses_seen + ADDRESSES {
+            return;
+        }
+        self.addresses_seen = now;
+        self.compare_addresses();
+        if self.next_end.take_if(|end| Timestamp::now().as_second() >= *end).is_some() {
+            self.store.touch();
+        }
+        let following = self.watch.is_following();
+        if following != std::mem::replace(&mut self.following, following) {
+            match following {
+                true => tracing::info!("everything in the cluster is followed"),
+                false => tracing::warn!("the cluster can't be followed: what is in force stays"),
+            }
+        }
+    }
+
+    /// Whether the Node was asked for its addresses and zone. The first translation waits for the
+    /// answer, or the first failure, so that a start takes no addresses out of statuses.
+    fn knows_node(&mut self) -> bool {
+        let own = self.node.borrow().clone();
+        if own != self.own {
+            self.own.clone_from(&own);
+            let own = own.unwrap_or_default();
+            self.leases.has(own.addresses);
+            if self.settings.zone != own.zone {
+                self.settings.zone = own.zone;
+                self.store.touch();
+            }
+            self.compare_addresses();
+        }
+        self.own.is_some()
+    }
+
+    fn compare_addresses(&mut self) {
+        let addresses: Vec<_> = self.leases.addresses().into_iter().collect();
+        if addresses != self.settings.node_addresses {
+            self.settings.node_addresses = addresses;
+            self.store.touch();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.asking.abort();
+        self.reporter.abort();
+    }
+}
+
+async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let at = |error: &dyn std::fmt::Display| {
+                ClusterError(format!("--kubeconfig {}: {error}", path.display()))
+            };
+            let file = Kubeconfig::read_from(path).map_err(|error| at(&error))?;
+            let options = KubeConfigOptions::default();
+            let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+            config.map_err(|error| at(&error))?
+        }
+        None => kube::Config::infer().await.map_err(|error| {
+            ClusterError(format!("no way to a cluster: {error}; give --kubeconfig FILE"))
+        })?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    // Whoever asks tries again, and says that it must: a client that does so in silence would pass
+    // an API server that refuses everything for one that has nothing to tell.
+    config.default_retry = false;
+    // A watch that is quiet is ended by the server before this; a dead one by this.
+    config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 10));
+    let server = config.cluster_url.clone();
+    Client::try_from(config).map_err(|error| ClusterError(format!("{server}: {error}")))
+}
+
+/// Tells this node's addresses and zone, as far as options do not say them: what options say after
+/// the first failure, and the rest when the Node has been read.
+async fn ask(
+    client: Client,
+    options: Options,
+    told: watch::Sender<Option<Own>>,
+    causes: Arc<Causes>,
+) {
+    let given = Own { addresses: options.node_addresses, zone: options.zone };
+    let missing = given.addresses.is_empty() || given.zone.is_none();
+    let Some(name) = options.node_name.filter(|_| missing) else {
+        let addresses = Some(given.addresses).filter(|given| !given.is_empty());
+        let addresses = addresses.unwrap_or_else(machine::addresses);
+        told.send_replace(Some(Own { addresses, zone: given.zone }));
+        return;
+    };
+    let api: Api<Node> = Api::all(client);
+    let mut pause = LEAST_PAUSE;
+    loop {
+        let line = format!("the addresses and zone of node {name}, asked for until known");
+        let why = match tokio::time::timeout(CONNECT, api.get(&name)).await {
+            Ok(Ok(node)) => {
+                let own = own(&given, node);
+                let is_whole = !own.addresses.is_empty();
+                told.send_replace(Some(own));
+                if is_whole {
+                    return;
+                }
+                Some("it has none yet")
+            }
+            Ok(Err(error)) => {
+                causes.say("node", &line, &error);
+                None
+            }
+            Err(_) => Some("no answer"),
+        };
+        if let Some(why) = why.filter(|_| pause == LEAST_PAUSE) {
+            tracing::warn!("{line}: {why}");
+        }
+        told.send_if_modified(|own| own.is_none() && own.replace(given.clone()).is_none());
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MOST_PAUSE);
+    }
+}
+
+fn own(given: &Own, node: Node) -> Own {
+    let mut own = given.clone();
+    if own.addresses.is_empty() {
+        own.addresses = addresses_of(&node);
+    }
+    let labels = node.metadata.labels.unwrap_or_default();
+    own.zone = own.zone.or_else(|| labels.get("topology.kubernetes.io/zone").cloned());
+    own
+}
+
+/// External addresses first: a client outside the cluster is who looks at a Gateway's status.
+fn addresses_of(node: &Node) -> Vec<IpAddr> {
+    let list = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let of = |kind: &str| -> Vec<IpAddr> {
+        let list = list.clone().filter(|address| address.type_ == kind);
+        list.filter_map(|address| address.address.parse().ok()).collect()
+    };
+    let external = of("ExternalIP");
+    if external.is_empty() { of("InternalIP") } else { external }
+}

@@ -1,0 +1,697 @@
+//! Leases: which replica writes statuses, and what each replica has applied.
+//!
+//! An own small loop, because the two uses share it: every replica renews a Lease of its own, whose
+//! annotations say what it serves, and all follow one more that names the leader. Crates for leader
+//! election know nothing of the first, and ask the API server where the watch has told already.
+//!
+//! Only the local clock decides whether a Lease has run out: from when its latest renewal was seen
+//! here, never from the time that stands in it, which another machine's clock has made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::gateway::follow::causes::Causes;
+use crate::gateway::follow::tasks::keep;
+use crate::gateway::follow::watch::WATCH_SECONDS;
+use crate::gateway::translate::outline::Outline;
+
+const CONTROLLER: &str = "ringway.dev/controller";
+const APPLIED: &str = "ringway.dev/applied";
+const VERSION: &str = "ringway.dev/version";
+const FAILED: &str = "ringway.dev/failed";
+const ADDRESSES: &str = "ringway.dev/addresses";
+
+/// Of names and reasons of listeners that failed: all annotations of an object together have
+/// 256 KiB.
+const MOST_FAILED: usize = 64 << 10;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The namespace of the Leases.
+    pub namespace: String,
+    /// The controller's name: replicas with the same are replicas of each other.
+    pub controller: String,
+    /// What this replica is called among them.
+    pub identity: String,
+    /// How long a Lease holds after its latest renewal; it is renewed three times as often.
+    pub lasts: Duration,
+    /// How long the Lease of a replica that is gone is left there for people to look at.
+    pub kept: Duration,
+}
+
+/// What a replica serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The same on every replica that serves the same.
+    pub outline: Outline,
+    /// Listeners that this replica could not open, and why.
+    pub failed: BTreeMap<String, String>,
+}
+
+/// How far the replicas are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// These live and have applied something else, or nothing yet.
+    pub behind: Vec<String>,
+    /// Parts of the outline that some of these have not applied.
+    pub lags: BTreeSet<usize>,
+    /// Listeners that some of those that live could not open. Under the empty name stands that a
+    /// replica has more of them than it can name.
+    pub failed: BTreeMap<String, String>,
+}
+
+/// Takes part as long as it lives.
+pub struct Leases {
+    shared: Arc<Shared>,
+    tasks: [AbortHandle; 2],
+}
+
+struct Shared {
+    client: Client,
+    causes: Arc<Causes>,
+    options: Options,
+    state: Mutex<State>,
+    /// This replica has applied something new, or a Lease has changed.
+    news: Notify,
+    /// For whoever waits for replicas or for the lead.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Leases of this controller, by name, and when each was last seen to change.
+    seen: BTreeMap<String, (Lease, Instant)>,
+    listed: bool,
+    /// Of this node.
+    addresses: Vec<IpAddr>,
+    applied: Option<Applied>,
+    /// What was last written of these two, and when.
+    written: Option<(Applied, Vec<IpAddr>, Instant)>,
+    /// Until when this replica leads, if it does.
+    leads_until: Option<Instant>,
+    errors: u64,
+    /// When the API server last answered or told something.
+    heard: Option<Instant>,
+    /// When the last silence began, and until when others may still be about to renew after it.
+    silence: Option<(Instant, Instant)>,
+}
+
+impl Leases {
+    /// Starts to take part. To be called on a tokio runtime.
+    pub fn start(client: Client, options: Options, causes: Arc<Causes>) -> Self {
+        let shared = Arc::new(Shared {
+            client,
+            causes,
+            options,
+            state: Mutex::default(),
+            news: Notify::new(),
+            changed: Notify::new(),
+        });
+        let (follows, renews) = (Arc::clone(&shared), Arc::clone(&shared));
+        let follow = keep("following Leases", move || Arc::clone(&follows).follow());
+        let renew = keep("renewing the Lease", move || Arc::clone(&renews).renew());
+        Self { shared, tasks: [follow, renew] }
+    }
+
+    /// Whether this replica writes statuses.
+    pub fn leads(&self) -> bool {
+        self.shared.leads(&self.shared.state())
+    }
+
+    /// Says what this replica serves from now on.
+    pub fn applied(&self, applied: Applied) {
+        self.shared.state().applied = Some(applied);
+        self.shared.news.notify_one();
+    }
+
+    /// Says which addresses this replica's node has.
+    pub fn has(&self, addresses: Vec<IpAddr>) {
+        self.shared.state().addresses = addresses;
+        self.shared.news.notify_one();
+    }
+
+    /// How far the replicas that live are with this.
+    pub fn level(&self, outline: &Outline) -> Level {
+        let state = self.shared.state();
+        let mut level = Level::default();
+        // Before others are known nobody can say that they have come so far.
+        let own = state.applied.as_ref().filter(|_| state.listed);
+        let lags = outline.differs(own.map(|own| &own.outline));
+        level.add(&self.shared.options.identity, lags);
+        level.failed = own.map(|own| own.failed.clone()).unwrap_or_default();
+        let others = self.shared.live(&state).filter(|lease| !self.shared.is_own(lease));
+        others.for_each(|lease| level.other(outline, lease));
+        level
+    }
+
+    /// Of the nodes of all replicas that live, this one's included.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let state = self.shared.state();
+        let of = |lease: &Lease| -> Vec<IpAddr> {
+            let list = annotation(lease, ADDRESSES).unwrap_or_default();
+            list.split(',').filter_map(|address| address.parse().ok()).collect()
+        };
+        let others = self.shared.live(&state).flat_map(of);
+        state.addresses.iter().copied().chain(others).collect()
+    }
+
+    /// Replicas that live, this one included.
+    pub fn replicas(&self) -> usize {
+        let state = self.shared.state();
+        1 + self.shared.live(&state).filter(|lease| !self.shared.is_own(lease)).count()
+    }
+
+    /// Requests for Leases that have failed.
+    pub fn errors(&self) -> u64 {
+        self.shared.state().errors
+    }
+
+    /// When the API server last answered or told something; it is asked every few seconds.
+    pub fn heard(&self) -> Option<Instant> {
+        self.shared.state().heard
+    }
+
+    /// Comes back when a replica or the leader may have changed.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// Gives up the lead and this replica's Lease, so that nobody waits for it.
+    pub async fn leave(&self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        let shared = &self.shared;
+        let api = shared.api();
+        let leads = shared.state().leads_until.take().is_some();
+        let leader = shared.state().seen.get(&shared.leader_name()).cloned();
+        if let Some((mut lease, _)) = leader.filter(|_| leads) {
+            // As client-go does: a Lease of a second without a holder is free at once.
+            let spec = lease.spec.get_or_insert_default();
+            spec.holder_identity = None;
+            spec.lease_duration_seconds = Some(1);
+            let name = shared.leader_name();
+            let result = api.replace(&name, &PostParams::default(), &lease).await;
+            shared.note("giving up the lead", result.map(drop));
+        }
+        let result = api.delete(&shared.own_name(), &DeleteParams::default()).await;
+        shared.note("deleting this replica's Lease", result.map(drop));
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn api(&self) -> Api<Lease> {
+        Api::namespaced(self.client.clone(), &self.options.namespace)
+    }
+
+    fn leader_name(&self) -> String {
+        self.options.controller.replace('/', ".")
+    }
+
+    fn own_name(&self) -> String {
+        format!("{}.{}", self.leader_name(), self.options.identity)
+    }
+
+    fn leads(&self, state: &State) -> bool {
+        let me = Some(self.options.identity.as_str());
+        state.leads_until.is_some_and(|until| Instant::now() < until)
+            && state.seen.get(&self.leader_name()).is_some_and(|(lease, _)| holder(lease) == me)
+    }
+
+    fn is_own(&self, lease: &Lease) -> bool {
+        lease.metadata.name.as_deref() == Some(&self.own_name())
+    }
+
+    /// Of replicas, not the leader's.
+    fn live<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Lease> {
+        let replica = format!("{}.", self.leader_name());
+        let now = state.judges_as_of(Instant::now(), self.options.lasts);
+        let live = move |at: &Instant| now.saturating_duration_since(*at) < self.options.lasts;
+        state
+            .seen
+            .iter()
+            .filter(move |(name, (_, at))| name.starts_with(&replica) && live(at))
+            .map(|(_, (lease, _))| lease)
+    }
+
+    /// Keeps `seen` up to date.
+    async fn follow(self: Arc<Self>) {
+        let selector = format!("{CONTROLLER}={}", self.label());
+        let config = watcher::Config::default().labels(&selector).timeout(WATCH_SECONDS);
+        let mut events = pin!(watcher(self.api(), config));
+        let mut fresh = BTreeMap::new();
+        while let Some(event) = events.next().await {
+            // `Init` says only that the list is about to be asked for.
+            if !matches!(event, Ok(Event::Init) | Err(_)) {
+                self.hear();
+            }
+            match event {
+                Ok(Event::Init) => fresh.clear(),
+                Ok(Event::InitApply(lease)) => {
+                    fresh.insert(name(&lease), lease);
+                }
+                Ok(Event::InitDone) => {
+                    let mut state = self.state();
+                    state.listed = true;
+                    state.seen.retain(|name, _| fresh.contains_key(name));
+                    for (_, lease) in std::mem::take(&mut fresh) {
+                        state.see(lease);
+                    }
+                }
+                Ok(Event::Apply(lease)) => self.state().see(lease),
+                Ok(Event::Delete(lease)) => {
+                    self.state().seen.remove(&name(&lease));
+                }
+                Err(error) => {
+                    self.state().errors += 1;
+                    self.causes.say_watch("watching Leases", "Leases can't be followed", &error);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+            self.news.notify_one();
+            self.changed.notify_one();
+        }
+    }
+
+    /// Renews what is this replica's, takes the lead where nobody has it.
+    async fn renew(self: Arc<Self>) {
+        let every = self.options.lasts / 3;
+        loop {
+            self.renew_own(every).await;
+            self.contend(every).await;
+            self.sweep().await;
+            // A change is written at once, but no more than a few times a second.
+            tokio::time::sleep(every.min(Duration::from_millis(200))).await;
+            _ = tokio::time::timeout(every / 4, self.news.notified()).await;
+        }
+    }
+
+    /// Before anything is applied there is no Lease, and nobody waits for this replica.
+    async fn renew_own(&self, every: Duration) {
+        let (applied, addresses) = {
+            let state = self.state();
+            let Some(applied) = state.applied.clone() else { return };
+            let is_written = state.written.as_ref().is_some_and(|(before, addresses, at)| {
+                (before, addresses) == (&applied, &state.addresses) && at.elapsed() < every
+            });
+            if is_written {
+                return;
+            }
+            (applied, state.addresses.clone())
+        };
+        let patch = PatchParams::apply("ringway").force();
+        let lease = self.own(&applied, &addresses);
+        let result = self.api().patch(&self.own_name(), &patch, &Patch::Apply(lease)).await;
+        if result.is_ok() {
+            self.hear();
+            self.state().written = Some((applied, addresses, Instant::now()));
+        }
+        self.note("renewing this replica's Lease", result.map(drop));
+    }
+
+    async fn contend(&self, every: Duration) {
+        let (leader, leads_until) = {
+            let state = self.state();
+            if !state.listed {
+                return;
+            }
+            (state.seen.get(&self.leader_name()).cloned(), state.leads_until)
+        };
+        // The lead ends before others may take it: they wait for `lasts` from the same renewal.
+        let renewed_until = Instant::now() + every * 2;
+        let me = &self.options.identity;
+        let step = match &leader {
+            None => Step::Create,
+            Some((lease, at)) => {
+                // Held by the process before this one, it is renewed at once.
+                let every = if leads_until.is_some() { every } else { Duration::ZERO };
+                decide(lease.spec.as_ref(), me, at.elapsed(), every)
+            }
+        };
+        let result = match (step, leader) {
+            (Step::Create, _) => {
+                let lease = self.leader_lease(None);
+                self.api().create(&PostParams::default(), &lease).await
+            }
+            (Step::Take | Step::Renew, Some((lease, _))) => {
+                let lease = self.leader_lease(Some(lease));
+                self.api().replace(&self.leader_name(), &PostParams::default(), &lease).await
+            }
+            _ => return,
+        };
+        match result {
+            Ok(lease) => {
+                self.hear();
+                let mut state = self.state();
+                state.see(lease);
+                state.leads_until = Some(renewed_until);
+                drop(state);
+                if leads_until.is_none_or(|until| until < Instant::now()) {
+                    tracing::info!("this replica ({me}) leads: it writes statuses");
+                    self.changed.notify_one();
+                }
+            }
+            // Another was first: the watch will tell who.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => self.note("the leader's Lease", Err(error)),
+        }
+    }
+
+    /// Of replicas that have ended without a word, whose successors are called otherwise.
+    async fn sweep(&self) {
+        let gone: Vec<_> = {
+            let state = self.state();
+            let now = state.judges_as_of(Instant::now(), self.options.lasts);
+            let is_gone = |at: &Instant| now.saturating_duration_since(*at) > self.options.kept;
+            let all = state.seen.values().filter(|_| self.leads(&state));
+            let gone = all.filter(|(lease, at)| !self.is_own(lease) && is_gone(at));
+            gone.map(|(lease, _)| lease.metadata.clone()).collect()
+        };
+        for metadata in gone {
+            // One that is renewed after all stays.
+            let resource_version = metadata.resource_version;
+            let preconditions = Some(Preconditions { resource_version, uid: None });
+            let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
+            let name = metadata.name.unwrap_or_default();
+            match self.api().delete(&name, &parameters).await {
+                Ok(_) => _ = self.state().seen.remove(&name),
+                Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
+                Err(error) => return self.note("deleting a Lease of old", Err(error)),
+            }
+        }
+    }
+
+    fn own(&self, applied: &Applied, addresses: &[IpAddr]) -> Lease {
+        let addresses = addresses.iter().map(IpAddr::to_string);
+        let annotations = [
+            (APPLIED, applied.outline.to_string()),
+            (VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+            (FAILED, serde_json::to_string(&bounded(&applied.failed)).unwrap_or_default()),
+            (ADDRESSES, addresses.collect::<Vec<_>>().join(",")),
+        ];
+        let annotations = annotations.map(|(key, value)| (key.to_owned(), value));
+        Lease {
+            metadata: ObjectMeta {
+                annotations: Some(annotations.into()),
+                ..self.metadata(self.own_name())
+            },
+            spec: Some(self.spec(None)),
+        }
+    }
+
+    fn leader_lease(&self, before: Option<Lease>) -> Lease {
+        let spec = before.as_ref().and_then(|lease| lease.spec.clone());
+        let mut lease = before
+            .unwrap_or_else(|| Lease { metadata: self.metadata(self.leader_name()), spec: None });
+        lease.metadata.managed_fields = None;
+        lease.spec = Some(self.spec(spec));
+        lease
+    }
+
+    fn metadata(&self, name: String) -> ObjectMeta {
+        let labels = [
+            ("app.kubernetes.io/managed-by".to_owned(), "ringway".to_owned()),
+            (CONTROLLER.to_owned(), self.label()),
+        ];
+        ObjectMeta { name: Some(name), labels: Some(labels.into()), ..ObjectMeta::default() }
+    }
+
+    /// The controller's name as a label's value, which has at most 63 bytes.
+    fn label(&self) -> String {
+        let name: String = self.leader_name().chars().take(63).collect();
+        name.trim_end_matches(['.', '-', '_']).to_owned()
+    }
+
+    fn spec(&self, before: Option<LeaseSpec>) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        let me = &self.options.identity;
+        let before = before.unwrap_or_default();
+        let mine = before.holder_identity.as_ref() == Some(me);
+        let changes = before.lease_transitions.unwrap_or(0);
+        LeaseSpec {
+            acquire_time: if mine { before.acquire_time } else { Some(now.clone()) },
+            holder_identity: Some(me.clone()),
+            lease_duration_seconds: i32::try_from(self.options.lasts.as_secs().max(1)).ok(),
+            lease_transitions: Some(if mine { changes } else { changes.saturating_add(1) }),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }
+    }
+
+    fn hear(&self) {
+        self.state().hear(Instant::now(), self.options.lasts);
+    }
+
+    fn note(&self, what: &str, result: kube::Result<()>) {
+        let Err(error) = result else { return };
+        self.state().errors += 1;
+        self.causes.say(what, what, &error);
+    }
+}
+
+impl State {
+    fn see(&mut self, lease: Lease) {
+        let renewed = |lease: &Lease| lease.spec.as_ref().map(|spec| spec.renew_time.clone());
+        let at = match self.seen.get(&name(&lease)) {
+            Some((before, at)) if renewed(before) == renewed(&lease) => *at,
+            _ => Instant::now(),
+        };
+        self.seen.insert(name(&lease), (lease, at));
+    }
+
+    fn hear(&mut self, now: Instant, lasts: Duration) {
+        if let Some(heard) = self.heard.filter(|heard| is_silence(now - *heard, lasts)) {
+            self.silence = Some((heard, now + lasts));
+        }
+        self.heard = Some(now);
+    }
+
+    /// When the API server says nothing, no renewal is seen of anybody, and nothing follows from
+    /// that. Leases are judged by how old they were when the silence began, until everybody has
+    /// had the time to renew after it.
+    fn judges_as_of(&self, now: Instant, lasts: Duration) -> Instant {
+        match (self.heard, self.silence) {
+            (_, Some((began, until))) if now < until => began,
+            (Some(heard), _) if is_silence(now - heard, lasts) => heard,
+            _ => now,
+        }
+    }
+}
+
+/// Renewals are a third of `lasts` apart, and some tenths of a second. After twice that others'
+/// Leases may have run out: it must have been noticed before.
+fn is_silence(time: Duration, lasts: Duration) -> bool {
+    time > lasts / 2
+}
+
+/// As many as may be told. If there are more, the empty name stands for all of them: better too
+/// little is said to be served than too much.
+fn bounded(failed: &BTreeMap<String, String>) -> BTreeMap<&str, String> {
+    let mut told = BTreeMap::new();
+    let mut room = MOST_FAILED;
+    for (name, why) in failed {
+        // Names and reasons have few characters that are escaped.
+        let Some(left) = room.checked_sub(2 * (name.len() + why.len() + 4)) else {
+            let more = failed.len() - told.len();
+            told.insert(
+                "",
+                format!("{more} more listeners could not be opened, such as {name}: {why}"),
+            );
+            break;
+        };
+        room = left;
+        told.insert(name, why.clone());
+    }
+    told
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Create,
+    Take,
+    Renew,
+    Wait,
+}
+
+/// What to do about the leader's Lease, whose latest renewal was seen so long ago.
+fn decide(spec: Option<&LeaseSpec>, me: &str, age: Duration, every: Duration) -> Step {
+    let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+    let lasts = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
+    let lasts = Duration::from_secs(u64::try_from(lasts).unwrap_or(0));
+    match holder {
+        "" => Step::Take,
+        holder if holder == me && age < every => Step::Wait,
+        holder if holder == me => Step::Renew,
+        _ if age > lasts => Step::Take,
+        _ => Step::Wait,
+    }
+}
+
+impl Level {
+    fn add(&mut self, who: &str, lags: BTreeSet<usize>) {
+        if !lags.is_empty() {
+            self.behind.push(who.to_owned());
+            self.lags.extend(lags);
+        }
+    }
+
+    /// What another replica says of `outline`. One of another version of Ringway may translate the
+    /// same objects to something else: during an update it is not waited for.
+    fn other(&mut self, outline: &Outline, lease: &Lease) {
+        if annotation(lease, VERSION) != Some(env!("CARGO_PKG_VERSION")) {
+            return;
+        }
+        let holder = holder(lease).map_or_else(|| name(lease), str::to_owned);
+        let applied = annotation(lease, APPLIED).and_then(Outline::read);
+        self.add(&holder, outline.differs(applied.as_ref()));
+        let theirs = annotation(lease, FAILED).unwrap_or_default();
+        let theirs: BTreeMap<String, String> = serde_json::from_str(theirs).unwrap_or_default();
+        for (listener, why) in theirs {
+            self.failed.entry(listener).or_insert_with(|| format!("on {holder}: {why}"));
+        }
+    }
+}
+
+fn annotation<'a>(lease: &'a Lease, key: &str) -> Option<&'a str> {
+    lease.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+fn holder(lease: &Lease) -> Option<&str> {
+    lease.spec.as_ref()?.holder_identity.as_deref()
+}
+
+fn name(lease: &Lease) -> String {
+    lease.metadata.name.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::parse;
+    use crate::gateway::translate::outline::{outline, part};
+
+    const EVERY: Duration = Duration::from_secs(5);
+
+    fn held(holder: &str) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(15),
+            ..LeaseSpec::default()
+        }
+    }
+
+    #[test]
+    fn lead_is_taken_only_where_nobody_has_renewed_it() {
+        let step =
+            |holder: &str, age| decide(Some(&held(holder)), "a", Duration::from_secs(age), EVERY);
+        assert_eq!(step("a", 4), Step::Wait);
+        assert_eq!(step("a", 6), Step::Renew);
+        assert_eq!(step("b", 14), Step::Wait);
+        assert_eq!(step("b", 16), Step::Take);
+        assert_eq!(step("", 0), Step::Take, "it was given up");
+        assert_eq!(decide(None, "a", Duration::ZERO, EVERY), Step::Take);
+    }
+
+    fn of(ports: &[u16]) -> Outline {
+        let listener = |port: &u16| {
+            format!(
+                "[[listeners]]\nname = \"l{port}\"\nprotocol = \"TCP\"\n\
+                 address = \"127.0.0.1:{port}\"\n"
+            )
+        };
+        let text: String = ports.iter().map(listener).collect();
+        outline(&parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}")))
+    }
+
+    fn replica(name: &str, applied: &Outline, version: &str, failed: &str) -> Lease {
+        let applied = applied.to_string();
+        let annotations = [(APPLIED, applied.as_str()), (VERSION, version), (FAILED, failed)];
+        let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Lease {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                annotations: Some(annotations.into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(held(name)),
+        }
+    }
+
+    #[test]
+    fn replicas_of_this_version_are_behind_in_what_they_have_not_applied() {
+        let this = env!("CARGO_PKG_VERSION");
+        let (now, before) = (of(&[80, 81]), of(&[80]));
+        let (a, b) = (replica("a", &now, this, "{}"), replica("b", &before, this, "{}"));
+        let old = replica("old", &of(&[]), "0.0.1", "{}");
+        let level = |replicas: &[&Lease]| {
+            let mut level = Level::default();
+            replicas.iter().for_each(|lease| level.other(&now, lease));
+            level
+        };
+        let lags = BTreeSet::from([part("l81")]);
+        let behind = vec!["b".to_owned()];
+        assert_eq!(level(&[&a, &b]), Level { behind, lags, ..Level::default() });
+        assert_eq!(level(&[&a, &old]), Level::default());
+        let c = replica("c", &now, this, r#"{"l": "no"}"#);
+        let failed = BTreeMap::from([("l".to_owned(), "on c: no".to_owned())]);
+        assert_eq!(level(&[&a, &c]), Level { failed, ..Level::default() });
+        let mut unreadable = a.clone();
+        unreadable.metadata.annotations = Some([(VERSION.to_owned(), this.to_owned())].into());
+        assert_eq!(level(&[&unreadable]).lags.len(), 256);
+    }
+
+    #[test]
+    fn failures_that_do_not_fit_stand_for_all() {
+        let failed = |many: usize| -> BTreeMap<String, String> {
+            (0..many).map(|at| (format!("infra/gateway/{at:04}"), "in use".repeat(10))).collect()
+        };
+        let few = failed(100);
+        assert_eq!(bounded(&few).len(), 100);
+        assert!(!bounded(&few).contains_key(""));
+        let many = failed(5_000);
+        let told = bounded(&many);
+        let rest = 5_000 - (told.len() - 1);
+        assert!(told[""].starts_with(&format!("{rest} more listeners could not be opened")));
+        assert!(serde_json::to_string(&told).expect("JSON").len() <= MOST_FAILED);
+    }
+
+    #[test]
+    fn leases_do_not_grow_old_while_the_api_server_is_silent() {
+        let (lasts, start) = (Duration::from_secs(15), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut state = State::default();
+        state.hear(at(0), lasts);
+        state.hear(at(6), lasts);
+        assert_eq!(state.judges_as_of(at(13), lasts), at(13));
+        assert_eq!(state.judges_as_of(at(14), lasts), at(6));
+        assert_eq!(state.judges_as_of(at(4_000), lasts), at(6));
+        // Back again, others have as long as a Lease lasts.
+        state.hear(at(4_000), lasts);
+        state.hear(at(4_005), lasts);
+        assert_eq!(state.judges_as_of(at(4_010), lasts), at(6));
+        state.hear(at(4_011), lasts);
+        assert_eq!(state.judges_as_of(at(4_015), lasts), at(4_015));
+    }
+}

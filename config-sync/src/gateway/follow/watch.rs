@@ -1,0 +1,591 @@
+//! Follows a cluster's objects: one watcher for each kind that it serves (and for each namespace,
+//! where not all are followed), all into one [`Store`].
+//!
+//! What is once known stays known: while the API server can't be reached, and while a watcher reads
+//! its kind anew, the store keeps what it has, and changes in one step when the list is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::api::{ApiResource, DynamicObject};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::gateway::follow::causes::Causes;
+use crate::gateway::follow::discovery::{self, CONFIG_MAP, KINDS, Kind, Served};
+use crate::gateway::follow::store::{Store, Table, Tables, Version};
+use crate::gateway::follow::tasks::keep;
+use crate::gateway::objects::ObjectName;
+
+/// How often the cluster is asked for what it serves: while kinds are missing, and otherwise.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_SELDOM: Duration = Duration::from_secs(30);
+
+/// A kind that is not served is gone after this time: while a CRD is put in another's place, or an
+/// API server begins, it may be missing for a moment, and that must not end what runs.
+const GONE: Duration = Duration::from_secs(4);
+
+/// Between attempts to watch; doubles from the least to the most.
+const LEAST_PAUSE: Duration = Duration::from_millis(200);
+const MOST_PAUSE: Duration = Duration::from_secs(5);
+
+/// For so long the first table waits for a kind that Ringway may not read.
+const REFUSED: Duration = Duration::from_secs(20);
+
+/// To reach the API server, and for how long a watch must have gone well to count as following.
+pub const CONNECT: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(12);
+
+/// Seconds for which one watch runs. A connection that has died without a word is noticed after
+/// this time, by the client's read timeout, which is longer.
+pub const WATCH_SECONDS: u32 = 50;
+
+/// Objects of a list that are read at once: a ConfigMap has up to a MiB, of which little is kept.
+const PAGE: u32 = 100;
+
+/// Follows objects for as long as it lives.
+pub struct Watch {
+    follower: Follower,
+    discovery: AbortHandle,
+}
+
+/// How following one kind goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Each list that it consists of has been read at least once.
+    pub listed: bool,
+    /// All of them are up to date, or were when last heard of.
+    pub following: bool,
+    pub objects: usize,
+    /// Served by the cluster, in this version.
+    pub version: Option<String>,
+}
+
+#[derive(Clone)]
+struct Follower {
+    client: Client,
+    /// Empty: all of them.
+    namespaces: Arc<[String]>,
+    store: Arc<Store>,
+    causes: Arc<Causes>,
+    state: Arc<Mutex<State>>,
+    /// A watcher has found its kind gone: it is time to look at what is served.
+    look: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The cluster has said what it serves.
+    discovered: bool,
+    /// By the kind's name.
+    kinds: BTreeMap<&'static str, Following>,
+    errors: u64,
+    /// When something last came from the API server.
+    heard: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Following {
+    resource: Option<ApiResource>,
+    /// By namespace; empty: all, or none.
+    lists: BTreeMap<String, List>,
+    tasks: Vec<AbortHandle>,
+    /// Since when it is not served any more.
+    missed: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct List {
+    listed: bool,
+    following: bool,
+    /// Since when the API server has refused it, if it was never read.
+    refused: Option<Instant>,
+}
+
+impl List {
+    fn goes_well(&mut self) {
+        self.following = self.listed;
+    }
+
+    /// A right that is missing may come late, as an API server that has just begun learns them;
+    /// one that does not come must not hold up all the rest.
+    fn is_settled(&self) -> bool {
+        self.listed || self.refused.is_some_and(|since| since.elapsed() > REFUSED)
+    }
+}
+
+impl Watch {
+    /// Starts to follow, in these namespaces or in all. To be called on a tokio runtime.
+    pub fn start(
+        client: Client,
+        namespaces: &[String],
+        store: Arc<Store>,
+        causes: Arc<Causes>,
+    ) -> Self {
+        let follower = Follower {
+            client,
+            namespaces: namespaces.into(),
+            store,
+            causes,
+            state: Arc::default(),
+            look: Arc::default(),
+        };
+        let discoverer = follower.clone();
+        let discovery = keep("discovery", move || discoverer.clone().discover());
+        Self { follower, discovery }
+    }
+
+    /// Whether everything that is served has been read, so that the store is whole.
+    pub fn is_whole(&self) -> bool {
+        let state = self.follower.state();
+        let settled = |following: &Following| following.lists.values().all(List::is_settled);
+        state.discovered && state.kinds.values().all(settled)
+    }
+
+    /// Whether the store is whole and every watcher is up to date, as far as it knows.
+    pub fn is_following(&self) -> bool {
+        let state = self.follower.state();
+        let lists = |following: &Following| following.lists.values().all(|list| list.following);
+        state.discovered && state.kinds.values().all(lists)
+    }
+
+    /// By the kind's name.
+    pub fn progress(&self) -> BTreeMap<&'static str, Progress> {
+        let counts = counts(&self.follower.store.tables());
+        let state = self.follower.state();
+        let progress = |kind: &Kind| {
+            let Some(following) = state.kinds.get(kind.name) else { return Progress::default() };
+            let lists = || following.lists.values();
+            Progress {
+                listed: !following.lists.is_empty() && lists().all(|list| list.listed),
+                following: !following.lists.is_empty() && lists().all(|list| list.following),
+                objects: counts.get(kind.name).copied().unwrap_or(0),
+                version: following.resource.as_ref().map(|resource| resource.version.clone()),
+            }
+        };
+        KINDS.iter().map(|kind| (kind.name, progress(kind))).collect()
+    }
+
+    /// How often a list or watch has failed.
+    pub fn errors(&self) -> u64 {
+        self.follower.state().errors
+    }
+
+    /// When something last came from the API server.
+    pub fn heard(&self) -> Option<Instant> {
+        self.follower.state().heard
+    }
+
+    /// The resource of a kind, as it is served.
+    pub fn resource(&self, kind: &str) -> Option<ApiResource> {
+        self.follower.state().kinds.get(kind)?.resource.clone()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.discovery.abort();
+        for following in self.follower.state().kinds.values() {
+            following.tasks.iter().for_each(AbortHandle::abort);
+        }
+    }
+}
+
+impl Follower {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts, restarts and ends watchers as kinds come and go.
+    async fn discover(self) {
+        let mut missing = BTreeSet::new();
+        let mut pause = LEAST_PAUSE;
+        loop {
+            match discovery::served(&self.client).await {
+                Ok(served) => {
+                    missing = self.take(&served, &missing);
+                    self.bundle().await;
+                    pause = if missing.is_empty() { LOOK_SELDOM } else { LOOK_AGAIN };
+                }
+                Err(error) => {
+                    self.failed();
+                    self.causes.say("kinds", "the kinds that the cluster serves", &error);
+                    pause = (pause * 2).clamp(LEAST_PAUSE, MOST_PAUSE);
+                }
+            }
+            // A watcher that finds its kind gone may say so at once, and again and again.
+            let early = async {
+                self.look.notified().await;
+                tokio::time::sleep(LEAST_PAUSE).await;
+            };
+            _ = tokio::time::timeout(pause, early).await;
+        }
+    }
+
+    /// Returns the kinds that are not served, after saying those that `said` has not.
+    fn take(&self, served: &Served, said: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
+        let mut missing = BTreeSet::new();
+        for kind in KINDS {
+            let resource = served.get(kind.name);
+            if resource.is_none() {
+                missing.insert(kind.name);
+                if !said.contains(kind.name) {
+                    let (name, group) = (kind.name, kind.group);
+                    tracing::warn!(
+                        "the cluster serves no {name} of {group} that is known here: done without \
+                         until its CRD is installed"
+                    );
+                }
+            }
+            self.serve(kind, resource);
+        }
+        let mut state = self.state();
+        if !state.discovered {
+            state.discovered = true;
+            drop(state);
+            self.store.touch();
+        }
+        missing
+    }
+
+    fn serve(&self, kind: &'static Kind, resource: Option<&ApiResource>) {
+        let mut state = self.state();
+        let following = state.kinds.entry(kind.name).or_default();
+        if following.resource.as_ref() == resource {
+            following.missed = None;
+            return;
+        }
+        if resource.is_none() && following.missed.get_or_insert_with(now).elapsed() < GONE {
+            return;
+        }
+        following.missed = None;
+        following.tasks.drain(..).for_each(|task| task.abort());
+        following.resource = resource.cloned();
+        let Some(resource) = resource else {
+            following.lists.clear();
+            drop(state);
+            self.forget(kind);
+            return;
+        };
+        tracing::info!("following {} of {}", kind.name, resource.api_version);
+        // Started again, it keeps the word that it has been read: the store still has it.
+        for namespace in self.scopes(kind) {
+            following.lists.entry(namespace.clone()).or_default().following = false;
+            following.tasks.push(self.start(kind, resource.clone(), namespace));
+        }
+    }
+
+    /// The lists that a kind consists of: one of everything, or one for each namespace.
+    fn scopes(&self, kind: &Kind) -> Vec<String> {
+        let by_namespace = kind.namespaced || kind == &discovery::NAMESPACE;
+        if self.namespaces.is_empty() || !by_namespace {
+            return vec![String::new()];
+        }
+        self.namespaces.to_vec()
+    }
+
+    async fn bundle(&self) {
+        match discovery::bundle(&self.client).await {
+            Ok(bundle) => {
+                let mut tables = self.store.tables();
+                if tables.bundle != bundle {
+                    tables.bundle = bundle;
+                    drop(tables);
+                    self.store.touch();
+                }
+            }
+            Err(error) => {
+                self.causes.say("bundle", "the version of the Gateway API's CRDs", &error);
+            }
+        }
+    }
+
+    fn failed(&self) {
+        self.state().errors += 1;
+    }
+
+    fn list(&self, kind: &Kind, namespace: &str, change: impl FnOnce(&mut List)) {
+        let mut state = self.state();
+        let lists = state.kinds.get_mut(kind.name).map(|following| &mut following.lists);
+        if let Some(list) = lists.and_then(|lists| lists.get_mut(namespace)) {
+            change(list);
+        }
+    }
+}
+
+impl Follower {
+    /// Keeps one list up to date, for ever.
+    async fn follow<T: DeserializeOwned>(
+        self,
+        kind: &'static Kind,
+        resource: ApiResource,
+        scope: String,
+        table: fn(&mut Tables) -> &mut Table<T>,
+    ) {
+        let mut events = pin!(self.events(kind, &resource, &scope));
+        // A list that is being read anew: until it is whole, the one before stands.
+        let mut fresh = Table::new();
+        let mut pause = LEAST_PAUSE;
+        loop {
+            // A watch that works again says so only when something happens; one that does not is
+            // refused or times out before this.
+            let event = match tokio::time::timeout(SETTLED, events.next()).await {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(_) => {
+                    self.list(kind, &scope, List::goes_well);
+                    continue;
+                }
+            };
+            match event {
+                // Nothing has come yet: the list is about to be asked for, and may fail again.
+                Ok(Event::Init) => fresh.clear(),
+                Ok(event) => {
+                    pause = LEAST_PAUSE;
+                    self.state().heard = Some(now());
+                    self.take_event(kind, &scope, event, &mut fresh, table);
+                }
+                Err(error) => {
+                    self.lost(kind, &scope, &error);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MOST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn events(
+        &self,
+        kind: &Kind,
+        resource: &ApiResource,
+        scope: &str,
+    ) -> impl futures::Stream<Item = watcher::Result<Event<DynamicObject>>> + use<> {
+        let client = self.client.clone();
+        let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+        if let Some(fields) = kind.fields {
+            config = config.fields(fields);
+        }
+        let api = match scope {
+            "" => Api::all_with(client, resource),
+            namespace if kind.namespaced => Api::namespaced_with(client, namespace, resource),
+            name => {
+                config = config.fields(&format!("metadata.name={name}"));
+                Api::all_with(client, resource)
+            }
+        };
+        watcher(api, config)
+    }
+
+    fn take_event<T: DeserializeOwned>(
+        &self,
+        kind: &'static Kind,
+        scope: &str,
+        event: Event<DynamicObject>,
+        fresh: &mut Table<T>,
+        table: fn(&mut Tables) -> &mut Table<T>,
+    ) {
+        let mut tables = self.store.tables();
+        let current = table(&mut tables);
+        let changed = match event {
+            Event::Init => false,
+            Event::InitApply(object) => {
+                read(kind, object, current).map(|(key, object)| fresh.insert(key, object));
+                false
+            }
+            Event::InitDone => {
+                let replaced = replace(kind, scope, current, std::mem::take(fresh));
+                drop(tables);
+                let new = !self.listed(kind, scope);
+                if replaced || new {
+                    self.store.touch();
+                }
+                return;
+            }
+            Event::Apply(object) => {
+                let key = key(&object);
+                match read(kind, object, current) {
+                    Some((key, object)) => {
+                        let before = current.insert(key, object.clone());
+                        before.is_none_or(|before| before.0 != object.0)
+                    }
+                    // What it was before is not what it is now.
+                    None => current.remove(&key).is_some(),
+                }
+            }
+            Event::Delete(object) => current.remove(&key(&object)).is_some(),
+        };
+        drop(tables);
+        if changed {
+            self.store.touch();
+        }
+        self.list(kind, scope, List::goes_well);
+    }
+
+    /// The list is whole and up to date; returns whether it has been before.
+    fn listed(&self, kind: &Kind, scope: &str) -> bool {
+        let mut before = false;
+        self.list(kind, scope, |list| {
+            before = list.listed;
+            *list = List { listed: true, following: true, refused: None };
+        });
+        before
+    }
+
+    fn lost(&self, kind: &Kind, scope: &str, error: &watcher::Error) {
+        // The server ends a watch whose version of the list is too old (410); it is read anew then.
+        let expired = matches!(error, watcher::Error::WatchError(status) if status.code == 410);
+        if expired {
+            tracing::debug!("{} is read anew: {error}", kind.name);
+            return;
+        }
+        self.failed();
+        let refused = is(error, 403);
+        self.list(kind, scope, |list| {
+            list.following = false;
+            list.refused = if refused { list.refused.or_else(|| Some(now())) } else { None };
+        });
+        if refused {
+            self.store.touch();
+        }
+        let name = kind.name;
+        let line = format!("{name} can't be followed; what is known stays in force");
+        self.causes.say_watch(&format!("watching {name} {scope}"), &line, error);
+        // Not served any more in the version that is followed.
+        if is(error, 404) {
+            self.look.notify_one();
+        }
+    }
+}
+
+/// Reads an object into its type, or takes the one that is there already in this version. One that
+/// does not fit is left out and named: it must not hide the others of its kind.
+fn read<T: DeserializeOwned>(
+    kind: &Kind,
+    mut object: DynamicObject,
+    current: &Table<T>,
+) -> Option<(ObjectName, (Version, Arc<T>))> {
+    let (key, version) = (key(&object), Version::of(&object.metadata));
+    if let Some((same, object)) = current.get(&key).filter(|(known, _)| *known == version) {
+        return Some((key, (same.clone(), Arc::clone(object))));
+    }
+    // Far larger than the rest, and nobody here looks at it.
+    object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+    if kind.name == CONFIG_MAP.name {
+        keep_certificates(&mut object.data);
+    }
+    let value = serde_json::to_value(object).and_then(serde_json::from_value::<T>);
+    match value {
+        Ok(object) => Some((key, (version, Arc::new(object)))),
+        Err(error) => {
+            let (namespace, name) = &key;
+            tracing::warn!("{} {namespace}/{name} is left out: {error}", kind.name);
+            None
+        }
+    }
+}
+
+/// Of a ConfigMap nothing is looked at but CA certificates, and some are very large.
+fn keep_certificates(map: &mut serde_json::Value) {
+    let certificates = map.pointer_mut("/data/ca.crt").map(serde_json::Value::take);
+    *map = match certificates {
+        Some(pem) => serde_json::json!({"data": {"ca.crt": pem}}),
+        None => serde_json::json!({}),
+    };
+}
+
+/// Puts a new list in the place of the old one; false if they are the same.
+fn replace<T>(kind: &Kind, scope: &str, current: &mut Table<T>, fresh: Table<T>) -> bool {
+    let in_scope = |(namespace, name): &ObjectName| {
+        scope.is_empty() || scope == if kind.namespaced { namespace } else { name }
+    };
+    let old = current.iter().filter(|(key, _)| in_scope(key));
+    let versions =
+        |(key, (version, _)): (&ObjectName, &(Version, Arc<T>))| (key.clone(), version.clone());
+    if old.map(versions).eq(fresh.iter().map(versions)) {
+        return false;
+    }
+    current.retain(|key, _| !in_scope(key));
+    current.extend(fresh);
+    true
+}
+
+fn key(object: &DynamicObject) -> ObjectName {
+    let metadata = &object.metadata;
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+/// Whether the API server has answered a request with this status.
+fn is(error: &watcher::Error, code: u16) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == code,
+        _ => false,
+    }
+}
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Calls a function with the table of each kind.
+macro_rules! tables {
+    ($( $kind:ident => $table:ident ),* $(,)?) => {
+        impl Follower {
+            fn start(
+                &self,
+                kind: &'static Kind,
+                resource: ApiResource,
+                namespace: String,
+            ) -> AbortHandle {
+                let own = self.clone();
+                $( if kind == &discovery::$kind {
+                    return keep("following a kind", move || {
+                        let (own, resource) = (own.clone(), resource.clone());
+                        own.follow(kind, resource, namespace.clone(), |tables| &mut tables.$table)
+                    });
+                } )*
+                unreachable!("every kind has a table")
+            }
+
+            /// The kind is gone, and all its objects with it.
+            fn forget(&self, kind: &Kind) {
+                let mut tables = self.store.tables();
+                $( if kind == &discovery::$kind {
+                    tables.$table.clear();
+                } )*
+                drop(tables);
+                self.store.touch();
+            }
+        }
+
+        fn counts(tables: &Tables) -> BTreeMap<&'static str, usize> {
+            [$( (discovery::$kind.name, tables.$table.len()) ),*].into()
+        }
+    };
+}
+
+tables! {
+    GATEWAY_CLASS => gateway_classes,
+    GATEWAY => gateways,
+    LISTENER_SET => listener_sets,
+    TCP_ROUTE => tcp_routes,
+    UDP_ROUTE => udp_routes,
+    TLS_ROUTE => tls_routes,
+    HTTP_ROUTE => http_routes,
+    REFERENCE_GRANT => reference_grants,
+    BACKEND_TLS_POLICY => backend_tls_policies,
+    L4_POLICY => policies,
+    SERVICE => services,
+    ENDPOINT_SLICE => endpoint_slices,
+    SECRET => secrets,
+    CONFIG_MAP => config_maps,
+    NAMESPACE => namespaces,
+}

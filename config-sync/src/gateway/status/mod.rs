@@ -1,0 +1,369 @@
+//! Statuses: what is wanted of each object, and how that goes into what is already there.
+
+pub(super) mod promise;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use kube::Resource as _;
+use serde_json::{Map, Value};
+
+use crate::gateway::objects::GROUP;
+
+/// Condition of a TCPRoute or UDPRoute that is accepted and gets no traffic, because an older one
+/// has its listeners.
+pub const SUPERSEDED: &str = "ringway.dev/Superseded";
+
+/// What became of the configuration of a translation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is not in force yet: nothing is programmed.
+    Pending,
+    /// The data plane serves it.
+    Applied,
+    /// The data plane serves it but for these listeners of the [`Config`], by name: why each could
+    /// not be opened. Under the empty name stands why it serves nothing of it at all.
+    ///
+    /// [`Config`]: crate::model::config::Config
+    Failed(BTreeMap<String, String>),
+}
+
+/// The whole status that one object should have, as far as it is ours to say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusOf {
+    pub kind: Kind,
+    /// `None`: the kind has no namespaces.
+    pub namespace: Option<String>,
+    pub name: String,
+    pub uid: Option<String>,
+    /// What `observedGeneration` says.
+    pub generation: i64,
+    /// The controller whose parts these are.
+    pub controller: Arc<str>,
+    /// Conditions in here have no `lastTransitionTime` yet: [`merge`] gives it.
+    pub status: Value,
+}
+
+/// The kinds of which we write a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    GatewayClass,
+    Gateway,
+    ListenerSet,
+    TcpRoute,
+    UdpRoute,
+    TlsRoute,
+    HttpRoute,
+    BackendTlsPolicy,
+    L4Policy,
+}
+
+impl Kind {
+    pub const ALL: [Self; 9] = [
+        Self::GatewayClass,
+        Self::Gateway,
+        Self::ListenerSet,
+        Self::TcpRoute,
+        Self::UdpRoute,
+        Self::TlsRoute,
+        Self::HttpRoute,
+        Self::BackendTlsPolicy,
+        Self::L4Policy,
+    ];
+
+    /// As in `kind:` of an object.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::ListenerSet => "ListenerSet",
+            Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::HttpRoute => "HTTPRoute",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::L4Policy => "L4Policy",
+        }
+    }
+
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::L4Policy => crate::gateway::objects::policy::GROUP,
+            _ => GROUP,
+        }
+    }
+
+    /// As in `apiVersion:` of an object: the version that is stored.
+    pub fn api_version(self) -> String {
+        match self {
+            Self::L4Policy => {
+                crate::gateway::objects::policy::L4Policy::api_version(&()).into_owned()
+            }
+            _ => format!("{GROUP}/v1"),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The status to write: what is wanted, and of what exists everything that is not ours. `None`: it
+/// is there already, or a newer generation has been observed, and nothing is to be written.
+///
+/// `now` is RFC 3339 in UTC, such as `2026-01-31T12:00:00Z`. A condition whose `status` has not
+/// changed keeps the time of its last transition.
+pub fn merge(existing: Option<&Value>, wanted: &StatusOf, now: &str) -> Option<Value> {
+    let nothing = Value::Object(Map::new());
+    let before = existing.filter(|status| status.is_object()).unwrap_or(&nothing);
+    let mut after = before.clone();
+    for (field, value) in wanted.status.as_object()? {
+        let old = before.get(field);
+        let new = match field.as_str() {
+            "conditions" => conditions(old, value, now)?,
+            "parents" => ours(old, value, wanted, &PARENTS, now)?,
+            "ancestors" => ours(old, value, wanted, &ANCESTORS, now)?,
+            "listeners" => entries(old, value, now)?,
+            _ => value.clone(),
+        };
+        after[field] = new;
+    }
+    (after != *before).then_some(after)
+}
+
+/// Conditions of other types stay as they are. `None`: one of ours has been observed at a newer
+/// generation already.
+fn conditions(old: Option<&Value>, wanted: &Value, now: &str) -> Option<Value> {
+    let wanted = list(Some(wanted));
+    let kind = |condition: &Value| condition.get("type").cloned();
+    let generation = |condition: &Value| condition.get("observedGeneration")?.as_i64();
+    let mut all = Vec::new();
+    for condition in list(old) {
+        match wanted.iter().find(|wanted| kind(wanted) == kind(condition)) {
+            Some(new) if generation(condition) > generation(new) => return None,
+            Some(new) => all.push(timed(Some(condition), new, now)),
+            None if OURS_ALONE.contains(&condition["type"].as_str().unwrap_or_default()) => {}
+            None => all.push(condition.clone()),
+        }
+    }
+    for new in wanted {
+        if !all.iter().any(|condition| kind(condition) == kind(new)) {
+            all.push(timed(None, new, now));
+        }
+    }
+    Some(Value::Array(all))
+}
+
+/// Conditions that are there only while they hold: when they are not wanted any more, they go.
+const OURS_ALONE: [&str; 4] = ["Conflicted", "ResolvedRefs", "PartiallyInvalid", SUPERSEDED];
+
+fn timed(old: Option<&Value>, new: &Value, now: &str) -> Value {
+    let same = old.filter(|old| old.get("status") == new.get("status"));
+    let since = same.and_then(|old| old.get("lastTransitionTime")?.as_str()).unwrap_or(now);
+    let mut new = new.clone();
+    new["lastTransitionTime"] = since.into();
+    new
+}
+
+/// A list that controllers share.
+struct Shared {
+    /// What tells the entries of one controller apart.
+    reference: &'static str,
+    /// As many as the API takes, whoever they are of.
+    most: usize,
+}
+
+const PARENTS: Shared = Shared { reference: "parentRef", most: 32 };
+const ANCESTORS: Shared =
+    Shared { reference: "ancestorRef", most: crate::gateway::objects::policy::MAX_ANCESTORS };
+
+/// Every entry stays where it is, or two controllers would change the order for ever. Of ours,
+/// those that are not wanted any more go, and new ones come last, as far as there is room.
+fn ours(
+    old: Option<&Value>,
+    wanted: &Value,
+    of: &StatusOf,
+    shared: &Shared,
+    now: &str,
+) -> Option<Value> {
+    let mut new: Vec<&Value> = list(Some(wanted)).iter().collect();
+    let mut all = Vec::new();
+    for entry in list(old) {
+        if entry["controllerName"] != *of.controller {
+            all.push(entry.clone());
+            continue;
+        }
+        let same = |new: &&Value| new.get(shared.reference) == entry.get(shared.reference);
+        if let Some(at) = new.iter().position(same) {
+            all.push(with_conditions(Some(entry), new.remove(at), now)?);
+        }
+    }
+    for new in new.into_iter().take(shared.most.saturating_sub(all.len())) {
+        all.push(with_conditions(None, new, now)?);
+    }
+    Some(Value::Array(all))
+}
+
+/// Entries of listeners[], all of which are ours.
+fn entries(old: Option<&Value>, wanted: &Value, now: &str) -> Option<Value> {
+    let entry = |new: &Value| {
+        let same = list(old).iter().find(|entry| entry.get("name") == new.get("name"));
+        with_conditions(same, new, now)
+    };
+    list(Some(wanted)).iter().map(entry).collect::<Option<Vec<_>>>().map(Value::Array)
+}
+
+fn with_conditions(old: Option<&Value>, new: &Value, now: &str) -> Option<Value> {
+    let mut entry = new.clone();
+    entry["conditions"] =
+        conditions(old.and_then(|old| old.get("conditions")), &new["conditions"], now)?;
+    Some(entry)
+}
+
+fn list(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const BEFORE: &str = "2026-01-01T00:00:00Z";
+    const NOW: &str = "2026-02-02T00:00:00Z";
+
+    fn wanted(controller: &str, status: Value) -> StatusOf {
+        StatusOf {
+            kind: Kind::TcpRoute,
+            namespace: Some("shop".into()),
+            name: "route".into(),
+            uid: None,
+            generation: 2,
+            controller: controller.into(),
+            status,
+        }
+    }
+
+    fn condition(kind: &str, status: &str, generation: i64, since: &str) -> Value {
+        let mut condition = json!({
+            "type": kind, "status": status, "reason": "R", "message": "m",
+            "observedGeneration": generation,
+        });
+        if !since.is_empty() {
+            condition["lastTransitionTime"] = since.into();
+        }
+        condition
+    }
+
+    fn parent(controller: &str, name: &str, condition: Value) -> Value {
+        json!({
+            "controllerName": controller, "parentRef": { "name": name }, "conditions": [condition],
+        })
+    }
+
+    /// What [`merge`] is given for these parents.
+    fn parents(controller: &str, names: &[&str]) -> StatusOf {
+        let all =
+            names.iter().map(|name| parent(controller, name, condition("Accepted", "True", 2, "")));
+        wanted(controller, json!({ "parents": all.collect::<Vec<_>>() }))
+    }
+
+    fn order(status: &Value) -> Vec<String> {
+        let word = |entry: &Value| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            format!("{} {}", text(&entry["controllerName"]), text(&entry["parentRef"]["name"]))
+        };
+        list(Some(&status["parents"])).iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_while_its_status_does_and_foreign_ones_stay() {
+        let foreign = condition("example.com/Known", "True", 1, BEFORE);
+        let existing = json!({
+            "conditions": [
+                condition("Accepted", "True", 1, BEFORE),
+                foreign,
+                condition("Programmed", "False", 1, BEFORE),
+            ],
+            "theirs": 7,
+        });
+        let own = ["Accepted", "Programmed"].map(|kind| condition(kind, "True", 2, ""));
+        let own = wanted("ours", json!({ "conditions": own }));
+        let new = merge(Some(&existing), &own, NOW).expect("a change");
+        let conditions = [
+            condition("Accepted", "True", 2, BEFORE),
+            foreign,
+            condition("Programmed", "True", 2, NOW),
+        ];
+        assert_eq!(new, json!({ "conditions": conditions, "theirs": 7 }));
+        assert_eq!(merge(Some(&new), &own, "2026-03-03T00:00:00Z"), None);
+    }
+
+    #[test]
+    fn conditions_that_hold_only_for_a_while_go() {
+        let existing = json!({ "conditions": [
+            condition("Conflicted", "True", 1, BEFORE), condition("Accepted", "True", 2, BEFORE),
+        ] });
+        let own = json!({ "conditions": [condition("Accepted", "True", 2, "")] });
+        let new = merge(Some(&existing), &wanted("ours", own), NOW).expect("a change");
+        assert_eq!(new["conditions"], json!([condition("Accepted", "True", 2, BEFORE)]));
+    }
+
+    #[test]
+    fn what_has_been_observed_later_is_not_overwritten() {
+        let newer = condition("Accepted", "False", 3, BEFORE);
+        let own = json!({ "conditions": [condition("Accepted", "True", 2, "")] });
+        let existing = json!({ "conditions": [newer] });
+        assert_eq!(merge(Some(&existing), &wanted("ours", own), NOW), None);
+        let existing = json!({ "parents": [parent("ours", "a", newer)] });
+        assert_eq!(merge(Some(&existing), &parents("ours", &["a", "b"]), NOW), None);
+    }
+
+    #[test]
+    fn entries_keep_their_places_and_stale_ones_go() {
+        let then =
+            |controller, name| parent(controller, name, condition("Accepted", "True", 1, BEFORE));
+        let foreign = then("theirs", "a");
+        let existing = json!({ "parents": [
+            then("ours", "b"), then("ours", "gone"), foreign, then("ours", "a"),
+        ] });
+        let own = parents("ours", &["a", "new", "b"]);
+        let new = merge(Some(&existing), &own, NOW).expect("a change");
+        assert_eq!(order(&new), ["ours b", "theirs a", "ours a", "ours new"]);
+        assert_eq!(new["parents"][1], foreign);
+        let since = |at: usize| &new["parents"][at]["conditions"][0]["lastTransitionTime"];
+        assert_eq!((since(0), since(3)), (&BEFORE.into(), &NOW.into()));
+        let none = merge(Some(&new), &parents("ours", &[]), NOW).expect("a change");
+        assert_eq!(none["parents"], json!([foreign]));
+    }
+
+    /// Each must find nothing to change in what the other has written.
+    #[test]
+    fn two_controllers_come_to_rest() {
+        let (a, b) = (parents("a", &["x", "y"]), parents("b", &["x"]));
+        let one = merge(None, &a, BEFORE).expect("a change");
+        let both = merge(Some(&one), &b, NOW).expect("a change");
+        assert_eq!(order(&both), ["a x", "a y", "b x"]);
+        assert_eq!(merge(Some(&both), &a, NOW), None);
+        assert_eq!(merge(Some(&both), &b, NOW), None);
+    }
+
+    #[test]
+    fn there_is_no_more_than_the_api_takes() {
+        let theirs: Vec<_> = (0..15)
+            .map(|at| json!({ "controllerName": "theirs", "ancestorRef": { "name": at } }))
+            .collect();
+        let own = ["a", "b"].map(|name| {
+            json!({ "controllerName": "ours", "ancestorRef": { "name": name }, "conditions": [] })
+        });
+        let own = wanted("ours", json!({ "ancestors": own }));
+        let new = merge(Some(&json!({ "ancestors": theirs })), &own, NOW).expect("a change");
+        assert_eq!(list(Some(&new["ancestors"])).len(), 16);
+        assert_eq!(new["ancestors"][15]["ancestorRef"]["name"], "a");
+        assert_eq!(merge(Some(&new), &own, NOW), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! BackendTLSPolicy: which Services are spoken to by TLS, and how.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::gateway::objects::{BackendTlsPolicy, Objects, SubjectAltName, Validation};
+use crate::gateway::translate::backends::{self, Destination};
+use crate::gateway::translate::certificates;
+use crate::gateway::translate::index::{Index, key, seniority};
+use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::model::alt_name::AltName;
+use crate::model::tls::{Origination, Pem};
+
+/// All policies, oldest first.
+pub(super) struct BackendTls<'o> {
+    pub(super) all: Vec<Policy<'o>>,
+    /// Which policy a target belongs to: the oldest that names it.
+    winners: BTreeMap<Service<'o>, usize>,
+}
+
+/// The namespace and name of a Service, and the name of one of its ports; `None`: all of them.
+type Service<'o> = (&'o str, &'o str, Option<&'o str>);
+
+pub(super) struct Policy<'o> {
+    pub(super) object: &'o BackendTlsPolicy,
+    /// What it says, whatever its targets are.
+    pub(super) read: Result<Origination, Why>,
+    pub(super) resolved: Verdict,
+    pub(super) targets: Vec<Target<'o>>,
+}
+
+/// What became of a policy at one of its targets: the others do not suffer by it.
+pub(super) struct Target<'o> {
+    pub(super) service: Service<'o>,
+    pub(super) accepted: Verdict,
+}
+
+impl<'o> BackendTls<'o> {
+    pub(super) fn of_all(objects: &'o Objects, index: &Index<'o>) -> Self {
+        let mut objects: Vec<_> = objects.backend_tls_policies.iter().map(Arc::as_ref).collect();
+        objects.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
+        let mut policies = Self { all: Vec::new(), winners: BTreeMap::new() };
+        for object in objects {
+            let targets = services(object).map(|service| policies.target(service, index)).collect();
+            let (read, resolved) = read(object, index);
+            policies.all.push(Policy { object, read, resolved, targets });
+        }
+        policies
+    }
+
+    /// A target of the next policy.
+    fn target(&mut self, service: Service<'o>, index: &Index<'_>) -> Target<'o> {
+        let own = self.all.len();
+        let winner = *self.winners.entry(service).or_insert(own);
+        let accepted = if winner == own {
+            target_exists(service, index)
+        } else {
+            let name = key(&self.all[winner].object.metadata).1;
+            let message = format!("{name} is older and has the same target, {}", title(service));
+            Err(Why::new("Conflicted", message))
+        };
+        Target { service, accepted }
+    }
+
+    /// How to speak to a Service's port; `None`: as the client does, an error: not at all.
+    pub(super) fn of(&self, destination: &Destination<'_>) -> Option<Result<Origination, Why>> {
+        Some(self.all[self.winner(destination)?].read.clone())
+    }
+
+    /// The policy of a port by its name, else that of the whole Service.
+    pub(super) fn winner(&self, destination: &Destination<'_>) -> Option<usize> {
+        let (namespace, name) = destination.service;
+        let port = destination.port.name.as_deref();
+        let named = port.and_then(|port| self.winners.get(&(namespace, name, Some(port))));
+        named.or_else(|| self.winners.get(&(namespace, name, None))).copied()
+    }
+}
+
+/// The targets that are Services. What else a policy is for is another controller's.
+fn services(object: &BackendTlsPolicy) -> impl Iterator<Item = Service<'_>> {
+    let namespace = key(&object.metadata).0;
+    let targets = object.spec.target_refs.iter();
+    let services = targets.filter(|target| backends::is_service(&target.group, &target.kind));
+    services.map(move |target| (namespace, target.name.as_str(), target.section_name.as_deref()))
+}
+
+fn title((namespace, name, section): Service<'_>) -> String {
+    let port = section.map(|section| format!(", port {section}")).unwrap_or_default();
+    format!("Service {namespace}/{name}{port}")
+}
+
+fn target_exists((namespace, name, section): Service<'_>, index: &Index<'_>) -> Verdict {
+    let missing = |message| Err(Why::new("TargetNotFound", message));
+    let Some(service) = index.services.get(&(namespace, name)) else {
+        return missing(format!("there is no Service {namespace}/{name}"));
+    };
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let meant = |port: &&k8s_openapi::api::core::v1::ServicePort| {
+        section.is_none_or(|section| port.name.as_deref() == Some(section))
+    };
+    let mut meant = ports.iter().filter(meant).peekable();
+    if meant.peek().is_none() {
+        let port = section.unwrap_or("at all");
+        return missing(format!("Service {namespace}/{name} has no port {port}"));
+    }
+    if meant.all(|port| port.protocol.as_deref() == Some("UDP")) {
+        let message = format!("Service {namespace}/{name}: TLS can't be spoken on a UDP port");
+        return Err(Why::new("Invalid", message));
+    }
+    Ok(())
+}
+
+/// What a policy says, and whether its references resolve.
+fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Why>, Verdict) {
+    let namespace = key(&object.metadata).0;
+    let validation = &object.spec.validation;
+    let (mut authorities, mut resolved) = (Vec::new(), Ok(()));
+    for reference in &validation.ca_certificate_refs {
+        match certificates::authority(reference, namespace, index) {
+            Ok(pem) => authorities.push(pem),
+            Err(why) => resolved = Err(why),
+        }
+    }
+    (origination(validation, &authorities), resolved)
+}
+
+fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Origination, Why> {
+    let server_name = validation.hostname.to_lowercase();
+    if server_name.starts_with("*.") || crate::toml::values::read_hostname(&server_name).is_err() {
+        let message = format!("validation.hostname: \"{server_name}\" is not the name of a host");
+        return Err(Why::new("Invalid", message));
+    }
+    if authorities.is_empty() {
+        let invalid = |message| Why::new("NoValidCACertificate", message);
+        if !validation.ca_certificate_refs.is_empty() {
+            return Err(invalid("none of the caCertificateRefs can be used".to_owned()));
+        }
+        if validation.well_known_ca_certificates.as_deref() != Some("System") {
+            let message = "validation has neither caCertificateRefs nor wellKnownCACertificates: \
+                           System";
+            return Err(Why::new("Invalid", message));
+        }
+        certificates::system().map_err(invalid)?;
+    }
+    let names = validation.subject_alt_names.iter().enumerate();
+    let names = names.map(|(at, name)| {
+        alt_name(name).map_err(|message| {
+            Why::new("Invalid", format!("validation.subjectAltNames[{at}].{message}"))
+        })
+    });
+    Ok(Origination {
+        server_name,
+        ca: certificates::bundle(authorities),
+        certificate: None,
+        subject_alt_names: names.collect::<Result<_, _>>()?,
+        alpn: None,
+        pins: Vec::new(),
+    })
+}
+
+fn alt_name(name: &SubjectAltName) -> Result<AltName, String> {
+    let missing = |field| Err(format!("{field}: missing"));
+    match (name.kind.as_str(), &name.hostname, &name.uri) {
+        ("Hostname", Some(hostname), _) => {
+            AltName::hostname(hostname).map_err(|message| format!("hostname: {message}"))
+        }
+        ("URI", _, Some(uri)) => AltName::uri(uri).map_err(|message| format!("uri: {message}")),
+        ("Hostname", None, _) => missing("hostname"),
+        ("URI", _, None) => missing("uri"),
+        (kind, ..) => Err(format!("type: {kind} is neither Hostname nor URI")),
+    }
+}

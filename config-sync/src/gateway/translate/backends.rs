@@ -1,0 +1,203 @@
+//! Where routes lead: Services, their endpoints, and TLS to them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+
+use crate::gateway::objects::BackendRef;
+use crate::gateway::translate::index::{Index, Key, Party, Target};
+use crate::gateway::translate::verdict::Why;
+
+/// A port of a Service that a route leads to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Destination<'o> {
+    pub(super) service: Key<'o>,
+    pub(super) object: &'o Service,
+    pub(super) port: &'o ServicePort,
+}
+
+/// What a reference of a route leads to, or why it leads nowhere.
+pub(super) fn find<'o>(
+    reference: &'o BackendRef,
+    party: Party<'o>,
+    udp: bool,
+    index: &Index<'o>,
+) -> Result<Destination<'o>, Why> {
+    let group = reference.group.as_deref().unwrap_or_default();
+    let kind = reference.kind.as_deref().unwrap_or("Service");
+    let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
+    let name = reference.name.as_str();
+    if !is_service(group, kind) {
+        let kind = if group.is_empty() { kind.to_owned() } else { format!("{kind} of {group}") };
+        let message = format!("backendRefs: a {kind} can't be a backend; name a Service");
+        return Err(Why::new("InvalidKind", message));
+    }
+    if !index.permits(party, Target { group: "", kind, namespace, name }) {
+        return Err(Why::not_permitted(party, kind, namespace, name));
+    }
+    let missing = |message| Err(Why::new("BackendNotFound", message));
+    let Some(object) = index.services.get(&(namespace, name)).copied() else {
+        let limits = index.limits(namespace);
+        return missing(format!("there is no Service {namespace}/{name}{limits}"));
+    };
+    let spec = object.spec.as_ref();
+    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+        let message = format!(
+            "Service {namespace}/{name} is an ExternalName, which is not followed; use a Service \
+             with endpoints"
+        );
+        return Err(Why::new("InvalidKind", message));
+    }
+    let Some(number) = reference.port else {
+        return missing(format!("backendRefs: port of Service {namespace}/{name} is missing"));
+    };
+    let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let mut ports = ports.iter().filter(|port| port.port == number).peekable();
+    if ports.peek().is_none() {
+        return missing(format!("Service {namespace}/{name} has no port {number}"));
+    }
+    let wanted = if udp { "UDP" } else { "TCP" };
+    let Some(port) = ports.find(|port| protocol(port.protocol.as_deref()) == wanted) else {
+        let message = format!("port {number} of Service {namespace}/{name} is not for {wanted}");
+        return Err(Why::new("UnsupportedProtocol", message));
+    };
+    Ok(Destination { service: (namespace, name), object, port })
+}
+
+/// Whether a reference is to a Service of Kubernetes' own.
+pub(super) fn is_service(group: &str, kind: &str) -> bool {
+    matches!((group, kind), ("" | "core", "Service"))
+}
+
+fn protocol(given: Option<&str>) -> &str {
+    given.unwrap_or("TCP")
+}
+
+/// The endpoints to use, sorted: those that are ready, or, if nothing is, those that still serve
+/// while they end. Of a Service of both IP versions, those of the version that it prefers, if there
+/// are any: one that ends does not go before one that is ready, whichever version it has. Those
+/// that are meant for `zone` if the cluster has given every zone its own.
+pub(super) fn endpoints(
+    destination: Destination<'_>,
+    zone: Option<&str>,
+    index: &Index<'_>,
+) -> Vec<SocketAddr> {
+    let slices = index.slices.get(&destination.service).map_or(&[][..], Vec::as_slice);
+    let mut all: BTreeMap<bool, Vec<(&Endpoint, SocketAddr)>> = BTreeMap::new();
+    for slice in slices {
+        let Some(port) = port(slice, destination.port) else { continue };
+        for endpoint in &slice.endpoints {
+            let address = endpoint.addresses.first().and_then(|address| address.parse().ok());
+            let Some(address) = address.filter(|address| is_one_machine(*address)) else {
+                continue;
+            };
+            let of_version = all.entry(address.is_ipv6()).or_default();
+            of_version.push((endpoint, SocketAddr::new(address, port)));
+        }
+    }
+    let spec = destination.object.spec.as_ref();
+    let families = spec.and_then(|spec| spec.ip_families.as_deref()).unwrap_or_default();
+    let prefers_v6 = families.first().is_some_and(|family| family == "IPv6");
+    let kinds: [fn(&Endpoint) -> bool; 2] = [is_ready, is_ending];
+    let versions = [prefers_v6, !prefers_v6];
+    let mut choices = kinds.iter().flat_map(|is| versions.map(|v6| (is, v6)));
+    let of = |(is, v6): (&fn(&Endpoint) -> bool, bool)| {
+        let mut of_version = all.get(&v6).cloned().unwrap_or_default();
+        of_version.retain(|(endpoint, _)| is(endpoint));
+        (!of_version.is_empty()).then(|| near(of_version, zone))
+    };
+    let mut chosen = choices.find_map(of).unwrap_or_default();
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen
+}
+
+/// Why destinations have no endpoint, each looked at once: many routes may lead to one Service.
+#[derive(Default)]
+pub(super) struct Empty<'o>(BTreeMap<(Key<'o>, i32, Option<&'o str>), Option<&'static str>>);
+
+impl<'o> Empty<'o> {
+    pub(super) fn why(
+        &mut self,
+        destination: Destination<'o>,
+        zone: Option<&str>,
+        index: &Index<'o>,
+    ) -> Option<&'static str> {
+        let Destination { service, port, .. } = destination;
+        let way = (service, port.port, port.protocol.as_deref());
+        *self.0.entry(way).or_insert_with(|| {
+            if !endpoints(destination, zone, index).is_empty() {
+                return None;
+            }
+            let Some(slices) = index.slices.get(&service) else {
+                return Some(
+                    "no EndpointSlice has the label kubernetes.io/service-name with its name",
+                );
+            };
+            if slices.iter().all(|slice| slice.address_type == "FQDN") {
+                return Some("its EndpointSlices have names (FQDN), which are not resolved");
+            }
+            Some("no EndpointSlice of it has a ready endpoint for that port")
+        })
+    }
+}
+
+/// For who reads a status or a warning.
+pub(super) fn empty_message(destination: &Destination<'_>, why: &str) -> String {
+    let ((namespace, name), port) = (destination.service, destination.port.port);
+    format!(
+        "Service {namespace}/{name}, port {port}, has no endpoint, so what goes there is refused: \
+         {why}"
+    )
+}
+
+/// Ports of a slice and of a Service go by name: the number differs where `targetPort` does.
+fn port(slice: &EndpointSlice, wanted: &ServicePort) -> Option<u16> {
+    let name = |name: Option<&String>| name.map_or("", String::as_str).to_owned();
+    let same = |port: &&k8s_openapi::api::discovery::v1::EndpointPort| {
+        name(port.name.as_ref()) == name(wanted.name.as_ref())
+            && protocol(port.protocol.as_deref()) == protocol(wanted.protocol.as_deref())
+    };
+    let port = slice.ports.iter().flatten().find(same)?.port?;
+    u16::try_from(port).ok().filter(|port| *port > 0)
+}
+
+fn is_one_machine(address: IpAddr) -> bool {
+    let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    !address.is_unspecified() && !address.is_multicast() && !mapped
+}
+
+fn is_ready(endpoint: &Endpoint) -> bool {
+    let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
+    ready.unwrap_or(true)
+}
+
+/// It still serves.
+fn is_ending(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().is_some_and(|conditions| {
+        conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false)
+    })
+}
+
+/// Those that are meant for `zone`.
+fn near(mut chosen: Vec<(&Endpoint, SocketAddr)>, zone: Option<&str>) -> Vec<SocketAddr> {
+    let zones = |endpoint: &Endpoint| -> Vec<String> {
+        let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
+        hints.into_iter().flatten().map(|zone| zone.name.clone()).collect()
+    };
+    // As kube-proxy does: one endpoint without a hint, or none for this zone, and hints are
+    // being changed or do not hold here.
+    if let Some(zone) = zone
+        && chosen.iter().all(|(endpoint, _)| !zones(endpoint).is_empty())
+    {
+        let here =
+            |(endpoint, _): &&(&Endpoint, SocketAddr)| zones(endpoint).iter().any(|z| z == zone);
+        let near: Vec<_> = chosen.iter().filter(here).copied().collect();
+        if !near.is_empty() {
+            chosen = near;
+        }
+    }
+    chosen.into_iter().map(|(_, address)| address).collect()
+}

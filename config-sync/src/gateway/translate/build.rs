@@ -1,0 +1,422 @@
+//! The configuration that listeners and routes come to.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::check::reaches;
+use crate::gateway::translate::backend_tls::BackendTls;
+use crate::gateway::translate::backends::{self, Destination};
+use crate::gateway::translate::index::{Index, Key, key};
+use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
+use crate::gateway::translate::places::at;
+use crate::gateway::translate::policy::{Aim, BackendValues, Policies};
+use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
+use crate::gateway::translate::settings::Settings;
+use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
+use crate::model::config::Config;
+use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
+use crate::model::route::{Route, WeightedBackend};
+use crate::model::tls::Origination;
+use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
+
+/// What the parts of a configuration are made from.
+pub(super) struct Build<'a, 'o> {
+    pub(super) settings: &'a Settings,
+    pub(super) index: &'a Index<'o>,
+    pub(super) policies: &'a Policies<'o>,
+    pub(super) backend_tls: &'a BackendTls<'o>,
+    pub(super) listeners: &'a mut Listeners<'o>,
+}
+
+impl<'o> Build<'_, 'o> {
+    pub(super) fn config(&mut self, routes: &[Routed<'o>], served: &Served) -> Config {
+        let mut config = self.settings.base.clone();
+        config.listeners = self.listeners();
+        let mut pool = Pool::default();
+        for (at, route) in routes.iter().enumerate() {
+            config.routes.extend(self.routes(at, route, served, &mut pool));
+        }
+        config.backends = pool.backends;
+        config.listeners.sort_by(|a, b| a.name.value.cmp(&b.name.value));
+        config.routes.sort_by(|a, b| a.name.value.cmp(&b.name.value));
+        config.backends.sort_by(|a, b| a.name.value.cmp(&b.name.value));
+        config
+    }
+
+    /// One for each address of each entry, but that HTTP listeners of one port are one.
+    fn listeners(&mut self) -> Vec<Listener> {
+        let mut listeners = Vec::new();
+        // What applies before a server name is known is said by the first listener of an address.
+        let mut first: BTreeMap<SocketAddr, Listener> = BTreeMap::new();
+        for at in 0..self.listeners.entries.len() {
+            let entry = &self.listeners.entries[at];
+            if !self.listeners.is_served(entry) {
+                continue;
+            }
+            let place = self.listeners.place(at);
+            if place != at {
+                let names = self.listeners.entries[place].names.clone();
+                self.listeners.entries[at].names = names;
+                continue;
+            }
+            let named = self.listeners.addresses(at);
+            for (name, address) in &named {
+                let mut listener = self.listener(entry, name.clone(), *address);
+                if entry.protocol != Some(Protocol::Udp) {
+                    let first = first.entry(*address).or_insert_with(|| listener.clone());
+                    listener.options = first.options;
+                    listener.timeouts.hello = first.timeouts.hello;
+                    listener.accept_proxy.clone_from(&first.accept_proxy);
+                    listener.starttls = first.starttls;
+                    listener.default_hostname.clone_from(&first.default_hostname);
+                }
+                listeners.push(listener);
+            }
+            self.listeners.entries[at].names = named.into_iter().map(|(name, _)| name).collect();
+        }
+        drop_untaken_names(&mut listeners);
+        listeners
+    }
+
+    fn listener(&self, entry: &Entry<'o>, name: String, address: SocketAddr) -> Listener {
+        let values = self.policies.listener(&self.aims(entry));
+        let protocol = match entry.protocol {
+            Some(Protocol::Udp) => routing::Protocol::Udp,
+            Some(Protocol::Tls | Protocol::Https) => routing::Protocol::Tls,
+            Some(Protocol::Tcp | Protocol::Http) | None => routing::Protocol::Tcp,
+        };
+        let (udp, tls) = (protocol == routing::Protocol::Udp, protocol == routing::Protocol::Tls);
+        let stream = |value: Option<u32>, default| value.filter(|_| !udp).unwrap_or(default);
+        let of = name.clone();
+        let accept_proxy = values.accept_proxy;
+        let proxied = !udp && accept_proxy.is_some();
+        Listener {
+            protocol,
+            address: at(address, &of),
+            hostname: entry.hostname.clone().filter(|_| tls).map(|name| at(name, &of)),
+            default_hostname: values.default_hostname.filter(|_| tls).map(|name| at(name, &of)),
+            starttls: values.starttls.filter(|_| tls),
+            tls: entry.tls.clone(),
+            timeouts: Timeouts {
+                hello: values.hello.filter(|_| tls || proxied).unwrap_or(TIMEOUTS.hello),
+                idle: stream(values.idle, TIMEOUTS.idle),
+                write_stall: stream(values.write_stall, TIMEOUTS.write_stall),
+                half_close: stream(values.half_close, TIMEOUTS.half_close),
+                lifetime: stream(values.lifetime, TIMEOUTS.lifetime),
+            },
+            on_truncation: values.on_truncation.filter(|_| !udp).unwrap_or_default(),
+            flow_timeout: values.flow_timeout.filter(|_| udp).unwrap_or(FLOW_TIMEOUT),
+            responses: values.responses.filter(|_| udp).unwrap_or(0),
+            max_sessions: values.max_sessions.unwrap_or(0),
+            accept_proxy: accept_proxy.map(|from| at(from, &of)),
+            options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
+            admission: values.admission.of(&of),
+            name: at(name, &of),
+        }
+    }
+
+    /// The ways to speak of a listener in a policy, most specific first.
+    fn aims(&self, entry: &Entry<'o>) -> Vec<Aim<'o>> {
+        let (namespace, name) = key(&self.listeners.gates[entry.gate].object.metadata);
+        let gateway = Aim { kind: "Gateway", namespace, name, section: None };
+        let section = Some(entry.spec.name.as_str());
+        let Some(set) = entry.set else { return vec![Aim { section, ..gateway }, gateway] };
+        let (namespace, name) = key(&self.listeners.sets[set].object.metadata);
+        let set = Aim { kind: "ListenerSet", namespace, name, section: None };
+        vec![Aim { section, ..set }, set, gateway]
+    }
+
+    /// One, or several where it differs from listener to listener what a route is.
+    fn routes(
+        &self,
+        at_route: usize,
+        route: &Routed<'o>,
+        served: &Served,
+        pool: &mut Pool<'o>,
+    ) -> Vec<Route> {
+        type Shape = (Vec<String>, Vec<(String, u32)>);
+        let title = title(route.kind, route.object);
+        let mut shapes: Vec<(Shape, Vec<String>)> = Vec::new();
+        let mut known: BTreeMap<Shape, usize> = BTreeMap::new();
+        for ((_, place), names) in served.places.range((at_route, 0)..(at_route + 1, 0)) {
+            let entry = &self.listeners.entries[*place];
+            if entry.names.is_empty() {
+                continue;
+            }
+            let hostnames: Vec<_> = names.iter().flatten().cloned().collect();
+            let hostnames =
+                if entry.protocol.is_some_and(Protocol::reads_hello) { hostnames } else { vec![] };
+            let shape = (hostnames, self.weighted(route, entry, pool));
+            let at = *known.entry(shape.clone()).or_insert(shapes.len());
+            match shapes.get_mut(at) {
+                Some((_, listeners)) => listeners.extend(entry.names.iter().cloned()),
+                None => shapes.push((shape, entry.names.clone())),
+            }
+        }
+        let (namespace, name) = key(&route.object.metadata);
+        let own = Aim { kind: route.kind.name(), namespace, name, section: None };
+        let admission = self.policies.route(own);
+        let shapes = shapes.into_iter().enumerate();
+        let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
+            let own = config_name(&numbered(&title, nth));
+            let backend = |(name, weight)| WeightedBackend { name: at(name, &own), weight };
+            Route {
+                listeners: listeners.into_iter().map(|name| at(name, &own)).collect(),
+                hostnames: hostnames.into_iter().map(|name| at(name, &own)).collect(),
+                sources: Vec::new(),
+                admission: admission.of(&own),
+                backends: backends.into_iter().map(backend).collect(),
+                name: at(own.clone(), &own),
+            }
+        });
+        route.collect()
+    }
+
+    /// The names of a route's backends on a listener, each once, with their weights.
+    fn weighted(
+        &self,
+        route: &Routed<'o>,
+        entry: &Entry<'o>,
+        pool: &mut Pool<'o>,
+    ) -> Vec<(String, u32)> {
+        let mut weighted: Vec<(String, u32)> = Vec::new();
+        let mut known: BTreeMap<String, usize> = BTreeMap::new();
+        for backend in &route.backends {
+            let name = self.backend(route, backend, entry, pool);
+            let at = *known.entry(name.clone()).or_insert(weighted.len());
+            match weighted.get_mut(at) {
+                Some((_, weight)) => *weight += backend.weight,
+                None => weighted.push((name, backend.weight)),
+            }
+        }
+        let most = weighted.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
+        if most > MAX_WEIGHT {
+            for (_, weight) in &mut weighted {
+                let scaled = u64::from(*weight) * u64::from(MAX_WEIGHT) / u64::from(most);
+                *weight = u32::try_from(scaled).unwrap_or(MAX_WEIGHT).max(u32::from(*weight > 0));
+            }
+        }
+        weighted
+    }
+
+    fn backend(
+        &self,
+        route: &Routed<'o>,
+        backend: &Weighted<'o>,
+        entry: &Entry<'o>,
+        pool: &mut Pool<'o>,
+    ) -> String {
+        let udp = entry.protocol == Some(Protocol::Udp);
+        match &backend.destination {
+            Err(why) => pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp),
+            Ok(destination) => {
+                let values = self.policies.backend(&self.backend_aims(route, destination, entry));
+                let passes = entry.protocol == Some(Protocol::Tls) && entry.tls.is_none();
+                let tls = match self.backend_tls.of(destination) {
+                    Some(Ok(tls)) if !udp && !passes => {
+                        let own = &self.listeners.gates[entry.gate].certificate;
+                        Some(Origination { certificate: own.clone(), ..tls })
+                    }
+                    Some(Err(why)) if !udp && !passes => {
+                        return pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp);
+                    }
+                    _ => None,
+                };
+                let endpoints = pool.endpoints(*destination, self);
+                let ((namespace, service), port) = (destination.service, destination.port.port);
+                let base = format!("{namespace}/{service}:{port}");
+                pool.backend(&base, Contents { udp, values, tls, endpoints })
+            }
+        }
+    }
+
+    fn backend_aims(
+        &self,
+        route: &Routed<'o>,
+        destination: &Destination<'o>,
+        entry: &Entry<'o>,
+    ) -> Vec<Aim<'o>> {
+        let (namespace, name) = destination.service;
+        let service = Aim { kind: "Service", namespace, name, section: None };
+        let (namespace, name) = key(&route.object.metadata);
+        let own = Aim { kind: route.kind.name(), namespace, name, section: None };
+        let port = destination.port.name.as_deref();
+        let port = port.map(|port| Aim { section: Some(port), ..service });
+        port.into_iter().chain([service, own]).chain(self.aims(entry)).collect()
+    }
+}
+
+/// A policy for all of a Gateway may name what only some of its addresses take.
+fn drop_untaken_names(listeners: &mut [Listener]) {
+    let mut sharing: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
+    for (at, listener) in listeners.iter().enumerate() {
+        sharing.entry(listener.address.value).or_default().push(at);
+    }
+    // Those of one address have the same name; it is looked for once.
+    let mut known: BTreeMap<(SocketAddr, &str), bool> = BTreeMap::new();
+    let mut is_taken = |listener: &'_ Listener, name| {
+        let address = listener.address.value;
+        *known
+            .entry((address, name))
+            .or_insert_with(|| sharing[&address].iter().any(|at| reaches(&listeners[*at], name)))
+    };
+    let taken: Vec<bool> = listeners
+        .iter()
+        .map(|listener| nameless(listener).is_none_or(|name| is_taken(listener, name)))
+        .collect();
+    for (listener, _) in listeners.iter_mut().zip(taken).filter(|(_, taken)| !taken) {
+        listener.default_hostname = None;
+    }
+}
+
+/// Of one backend in a route.
+const MAX_WEIGHT: u32 = 1_000_000;
+
+/// Backends, each once.
+#[derive(Default)]
+struct Pool<'o> {
+    /// Of a Service's port, by its number and protocol. Many routes may lead to one Service.
+    endpoints: BTreeMap<(Key<'o>, i32, &'o str), Arc<[SocketAddr]>>,
+    backends: Vec<Backend>,
+    known: BTreeMap<String, Vec<(Contents, String)>>,
+    shared: BTreeMap<SocketAddr, String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Contents {
+    udp: bool,
+    values: BackendValues,
+    tls: Option<Origination>,
+    endpoints: Arc<[SocketAddr]>,
+}
+
+impl<'o> Pool<'o> {
+    fn endpoints(
+        &mut self,
+        destination: Destination<'o>,
+        build: &Build<'_, 'o>,
+    ) -> Arc<[SocketAddr]> {
+        let port = destination.port;
+        let protocol = port.protocol.as_deref().unwrap_or_default();
+        let known = self.endpoints.entry((destination.service, port.port, protocol));
+        let read = || {
+            let zone = build.settings.zone.as_deref();
+            backends::endpoints(destination, zone, build.index).into()
+        };
+        Arc::clone(known.or_insert_with(read))
+    }
+
+    /// One that refuses its share.
+    fn nowhere(&mut self, base: &str, udp: bool) -> String {
+        let values = BackendValues::default();
+        self.backend(base, Contents { udp, values, tls: None, endpoints: Arc::new([]) })
+    }
+
+    fn backend(&mut self, base: &str, contents: Contents) -> String {
+        let base = if contents.udp { format!("{base}/UDP") } else { base.to_owned() };
+        let known = self.known.entry(base.clone()).or_default();
+        if let Some((_, name)) = known.iter().find(|(known, _)| *known == contents) {
+            return name.clone();
+        }
+        let name = config_name(&numbered(&base, known.len()));
+        known.push((contents.clone(), name.clone()));
+        let backend = self.build(name.clone(), contents);
+        self.backends.push(backend);
+        name
+    }
+
+    fn build(&mut self, name: String, contents: Contents) -> Backend {
+        let Contents { udp, values, tls, endpoints } = contents;
+        let mut endpoints = endpoints.to_vec();
+        let transparent = values.transparent == Some(true);
+        let source = values.source.filter(|_| !transparent).unwrap_or_default();
+        let reached = |endpoint: &SocketAddr| {
+            source.is_empty()
+                || source.iter().any(|from| from.first.is_ipv4() == endpoint.is_ipv4())
+        };
+        endpoints.retain(reached);
+        // Replies to one backend could not be told from replies to another: the first has it.
+        let is_free = |endpoint: &SocketAddr| !self.shared.contains_key(endpoint);
+        let shared = udp
+            && values.shared_sockets == Some(true)
+            && !source.is_empty()
+            && endpoints.iter().all(is_free);
+        if shared {
+            self.shared.extend(endpoints.iter().map(|endpoint| (*endpoint, name.clone())));
+        }
+        Backend {
+            endpoints: endpoints.into_iter().map(|endpoint| at(endpoint, &name)).collect(),
+            balance: values.balance.unwrap_or(Balance::RoundRobin),
+            connect_timeout: values.connect_timeout.filter(|_| !udp).unwrap_or(CONNECT_TIMEOUT),
+            connect_attempts: values.connect_attempts.filter(|_| !udp).unwrap_or(CONNECT_ATTEMPTS),
+            source: source.into_iter().map(|source| at(source, &name)).collect(),
+            tls,
+            shared_sockets: shared.then(|| at(true, &name)),
+            upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
+            send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
+            transparent: transparent.then(|| at(true, &name)),
+            // What speaks UDP alone can't be checked.
+            health_check: values
+                .health_check
+                .filter(|check| !udp || check.port != 0)
+                .map(|check| at(check, &name)),
+            options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
+            stream_keys: Vec::new(),
+            name: at(name.clone(), &name),
+        }
+    }
+}
+
+impl Listeners<'_> {
+    /// What an entry is in the configuration: a name and an address for each address that its
+    /// Gateway has.
+    pub(super) fn addresses(&self, at: usize) -> Vec<(String, SocketAddr)> {
+        let entry = &self.entries[at];
+        let (Ok(assigned), Ok(port)) =
+            (&self.gates[entry.gate].addresses, u16::try_from(entry.spec.port))
+        else {
+            return Vec::new();
+        };
+        let (namespace, owner) = self.key(entry);
+        let owner = match entry.set {
+            None => format!("{namespace}/{owner}"),
+            Some(_) => format!("{namespace}/listenerset:{owner}"),
+        };
+        let base = format!("{owner}/{}", entry.spec.name);
+        let name = |address: &IpAddr| {
+            let several = assigned.bound.len() > 1;
+            config_name(&if several { format!("{base}/{address}") } else { base.clone() })
+        };
+        let bound = assigned.bound.iter();
+        bound.map(|address| (name(address), SocketAddr::new(*address, port))).collect()
+    }
+}
+
+fn numbered(base: &str, nth: usize) -> String {
+    if nth == 0 { base.to_owned() } else { format!("{base}/{}", nth + 1) }
+}
+
+/// A name as the configuration allows it: what has other characters or is too long ends in a hash,
+/// so that it stays the only one of its name.
+fn config_name(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    if text.len() <= 253 && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    let cut: String = text.chars().map(|c| if plain(c) { c } else { '-' }).take(236).collect();
+    format!("{cut}-{:016x}", fnv(text))
+}
+
+/// FNV-1a, which needs no seed: names must be the same after a restart.
+pub(super) fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Version 1 has no word for UDP.
+fn spoken(asked: SendProxy, udp: bool) -> SendProxy {
+    let version = if udp { ProxyVersion::V2 } else { asked.version };
+    SendProxy { version, ..asked }
+}

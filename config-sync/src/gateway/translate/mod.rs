@@ -1,0 +1,194 @@
+//! From Kubernetes objects to a configuration, and to what each object is to be told. Pure.
+
+mod address;
+mod backend_tls;
+mod backends;
+mod build;
+mod certificates;
+mod conflicts;
+pub(crate) mod doubts;
+pub mod found;
+mod index;
+mod listeners;
+pub mod notice;
+pub mod outline;
+mod places;
+mod policy;
+mod render;
+mod routes;
+pub mod settings;
+pub(super) mod unfit;
+mod verdict;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::gateway::objects::{ObjectName, Objects};
+use crate::gateway::status::{Kind, Outcome, StatusOf};
+use crate::gateway::translate::backend_tls::BackendTls;
+use crate::gateway::translate::build::Build;
+use crate::gateway::translate::found::LastGood;
+use crate::gateway::translate::index::{Index, key};
+use crate::gateway::translate::listeners::Listeners;
+use crate::gateway::translate::notice::{Infrastructure, Notice};
+use crate::gateway::translate::outline::{Outline, outline};
+use crate::gateway::translate::policy::Policies;
+use crate::gateway::translate::render::Report;
+use crate::gateway::translate::settings::Settings;
+use crate::model::config::Config;
+
+/// A configuration, and what each object is to be told of it.
+#[derive(Debug)]
+pub struct Translation {
+    pub config: Config,
+    /// The same on every replica that translates the same objects to the same end.
+    pub outline: Outline,
+    reports: Vec<Report>,
+    /// Said of objects at which translation panicked.
+    pub(super) left_out: Vec<Notice>,
+    infrastructure: Vec<Infrastructure>,
+    given: BTreeMap<(String, String), Vec<IpAddr>>,
+    last_good: LastGood,
+    /// Listeners of the configuration by the Gateway or ListenerSet that they are for.
+    opened_for: BTreeMap<(Kind, ObjectName), BTreeSet<String>>,
+}
+
+/// The same objects in any order, with the same settings, give the same translation.
+pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
+    let mut index = Index::of(objects);
+    index.last_good = settings.last_good.clone();
+    index.namespaces = Arc::clone(&settings.namespaces);
+    index.now = settings.now;
+    let policies = Policies::of(objects, settings);
+    let backend_tls = BackendTls::of_all(objects, &index);
+    let mut listeners = Listeners::of(objects, &index, settings);
+    let mut routes = routes::routes(objects, &index, &mut listeners, settings);
+    let served = routes::choose(&mut routes, &listeners);
+    let mut build = Build {
+        settings,
+        index: &index,
+        policies: &policies,
+        backend_tls: &backend_tls,
+        listeners: &mut listeners,
+    };
+    let config = build.config(&routes, &served);
+    let infrastructure = infrastructure(&listeners);
+    let given = listeners.gates.iter().filter_map(|gate| {
+        let (namespace, name) = key(&gate.object.metadata);
+        let addresses = gate.addresses.as_ref().ok()?;
+        Some(((namespace.to_owned(), name.to_owned()), addresses.shown.clone()))
+    });
+    let given = given.collect();
+    let opened_for = opened_for(&listeners);
+    let known = render::Known {
+        objects,
+        settings,
+        index: &index,
+        policies: &policies,
+        backend_tls: &backend_tls,
+        listeners: &listeners,
+        routes: &routes,
+        empty: RefCell::default(),
+        leads: render::Leads::of(&routes),
+    };
+    let outline = outline(&config);
+    let last_good = index.good();
+    Translation {
+        config,
+        outline,
+        reports: known.reports(),
+        left_out: Vec::new(),
+        infrastructure,
+        given,
+        last_good,
+        opened_for,
+    }
+}
+
+impl Translation {
+    /// The status that every object of ours should have, sorted by kind, namespace and name.
+    pub fn statuses(&self, outcome: &Outcome) -> Vec<StatusOf> {
+        self.reports.iter().map(|report| report.status(outcome)).collect()
+    }
+
+    /// What users must act on, in the order of the statuses.
+    pub fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
+        let notices = self.reports.iter().flat_map(|report| report.notices(outcome));
+        notices.chain(self.left_out.iter().cloned()).collect()
+    }
+
+    /// What each Gateway has, by namespace and name: for [`Settings::given`] of the next one.
+    pub fn given(&self) -> &BTreeMap<(String, String), Vec<IpAddr>> {
+        &self.given
+    }
+
+    /// For [`Settings::last_good`] of the next one.
+    pub fn last_good(&self) -> &LastGood {
+        &self.last_good
+    }
+
+    /// Listeners of the configuration that the status of a Gateway or ListenerSet speaks of.
+    pub(super) fn opened_for(&self, kind: Kind, key: &ObjectName) -> impl Iterator<Item = &str> {
+        let names = self.opened_for.get(&(kind, key.clone()));
+        names.into_iter().flatten().map(String::as_str)
+    }
+
+    /// When, after `now`, there is something new to say although no object has changed.
+    pub(super) fn next_end(&self, now: i64) -> Option<i64> {
+        self.last_good.next_end(now)
+    }
+
+    pub fn infrastructure(&self) -> &[Infrastructure] {
+        &self.infrastructure
+    }
+}
+
+fn opened_for(listeners: &Listeners<'_>) -> BTreeMap<(Kind, ObjectName), BTreeSet<String>> {
+    let mut all: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for entry in &listeners.entries {
+        let (kind, metadata) = match entry.set {
+            Some(set) => (Kind::ListenerSet, &listeners.sets[set].object.metadata),
+            None => (Kind::Gateway, &listeners.gates[entry.gate].object.metadata),
+        };
+        let (namespace, name) = key(metadata);
+        let owner = (kind, (namespace.to_owned(), name.to_owned()));
+        all.entry(owner).or_default().extend(entry.names.iter().cloned());
+    }
+    all
+}
+
+/// For each Gateway that wants labels or annotations on what is made for it. Nothing else is made
+/// for a Gateway, so the ServiceAccount is there to carry them.
+fn infrastructure(listeners: &Listeners<'_>) -> Vec<Infrastructure> {
+    let mut wanted = Vec::new();
+    for gate in listeners.gates.iter().filter(|gate| gate.accepted.is_ok()) {
+        let Some(given) = &gate.object.spec.infrastructure else { continue };
+        if given.labels.is_empty() && given.annotations.is_empty() {
+            continue;
+        }
+        let (namespace, gateway) = key(&gate.object.metadata);
+        let class = &gate.object.spec.gateway_class_name;
+        let mut labels = given.labels.clone();
+        // Label values have 63 characters at the most, names of Gateways 253.
+        labels.insert("gateway.networking.k8s.io/gateway-name".into(), short(gateway, 63));
+        wanted.push(Infrastructure {
+            namespace: namespace.to_owned(),
+            gateway: gateway.to_owned(),
+            gateway_uid: gate.object.metadata.uid.clone(),
+            name: short(&format!("{gateway}-{class}"), 253),
+            labels,
+            annotations: given.annotations.clone(),
+        });
+    }
+    wanted
+}
+
+fn short(name: &str, most: usize) -> String {
+    if name.len() <= most {
+        return name.to_owned();
+    }
+    let cut: String = name.chars().take(most - 17).collect();
+    format!("{cut}-{:016x}", build::fnv(name))
+}

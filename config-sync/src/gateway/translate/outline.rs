@@ -1,0 +1,206 @@
+//! What a configuration promises, in a few characters: replicas compare it.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+
+use crate::model::admission::{Admission, Ranges};
+use crate::model::config::Config;
+use crate::model::place::At;
+use crate::model::tls::{Origination, Pem, Termination};
+
+/// A hash for each part of the listeners: two replicas that agree on a part serve its listeners
+/// alike. Parts, and not one hash of all, so that a Gateway whose routes change all the time holds
+/// up no other's status; so many, not one for each Gateway, so that it fits into an annotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline(Vec<u64>);
+
+const PARTS: usize = 256;
+
+/// Of the listeners, who may use them, their certificates, and their routes with the names,
+/// weights and encryption of backends: what the statuses speak of. Not of endpoints, which come and
+/// go many times a second, and which differ between zones.
+pub fn outline(config: &Config) -> Outline {
+    let mut parts = vec![Fnv(OFFSET); PARTS];
+    for listener in &config.listeners {
+        let hash = &mut parts[part(&listener.name.value)];
+        let (name, address) = (&listener.name.value, listener.address.value);
+        let hostname = listener.hostname.as_ref().map(|hostname| &hostname.value);
+        hash.add(&(name, listener.protocol, address, hostname, &listener.tls));
+        hash.add(&admission(&listener.admission));
+        listener.tls.iter().flat_map(shown).for_each(|pem| hash.pem(pem));
+    }
+    let mut encrypted: Vec<_> = config.backends.iter().collect();
+    encrypted.retain(|backend| backend.tls.is_some());
+    encrypted.sort_by_key(|backend| &backend.name.value);
+    for route in &config.routes {
+        let listeners: BTreeSet<_> = route.listeners.iter().map(|at| &at.value).collect();
+        let hostnames: Vec<_> = route.hostnames.iter().map(|at| &at.value).collect();
+        let backends: Vec<_> =
+            route.backends.iter().map(|used| (&used.name.value, used.weight)).collect();
+        let mut hash = Fnv(OFFSET);
+        hash.add(&(&route.name.value, &listeners, hostnames, &backends));
+        hash.add(&admission(&route.admission));
+        for (name, _) in backends {
+            let at = encrypted.binary_search_by_key(&name, |backend| &backend.name.value);
+            let Some(tls) = at.ok().and_then(|at| encrypted[at].tls.as_ref()) else { continue };
+            hash.add(tls);
+            trusted(tls).for_each(|pem| hash.pem(pem));
+        }
+        let parts_of: BTreeSet<_> = listeners.iter().map(|name| part(name)).collect();
+        parts_of.into_iter().for_each(|part| parts[part].add(&hash.0));
+    }
+    Outline(parts.into_iter().map(|hash| hash.0).collect())
+}
+
+/// Which part a listener is in, by its name in the configuration.
+pub(in crate::gateway) fn part(listener: &str) -> usize {
+    let mut hash = Fnv(OFFSET);
+    hash.bytes(listener.as_bytes());
+    usize::try_from(hash.0 % PARTS as u64).expect("less than there are parts")
+}
+
+impl Outline {
+    /// The parts in which they differ; all of them if `other` is none at all.
+    pub(in crate::gateway) fn differs(&self, other: Option<&Self>) -> BTreeSet<usize> {
+        let other = other.map_or(&[][..], |other| &other.0);
+        (0..PARTS).filter(|at| self.0.get(*at) != other.get(*at)).collect()
+    }
+
+    /// As [`fmt::Display`] writes it.
+    pub(in crate::gateway) fn read(text: &str) -> Option<Self> {
+        let digits = text.as_bytes().chunks(16).map(|digits| {
+            let digits = str::from_utf8(digits).ok()?;
+            u64::from_str_radix(digits, 16).ok()
+        });
+        digits.collect::<Option<Vec<_>>>().filter(|parts| parts.len() == PARTS).map(Self)
+    }
+}
+
+impl fmt::Display for Outline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|part| write!(f, "{part:016x}"))
+    }
+}
+
+/// Without the places where they stand, which are the same in no two files.
+fn admission(admission: &Admission) -> impl fmt::Debug {
+    let values =
+        |list: &Vec<At<Ranges>>| list.iter().map(|at| at.value.clone()).collect::<Vec<_>>();
+    (admission.allow.as_ref().map(values), values(&admission.deny))
+}
+
+/// What clients are shown, and what theirs are measured by. Not the private keys, of which nobody
+/// must learn anything from a Lease: with another key comes another certificate.
+fn shown(tls: &Termination) -> impl Iterator<Item = &Pem> {
+    let pairs = tls.certificates.iter().chain(&tls.default_certificate);
+    pairs.map(|pair| &pair.cert).chain(&tls.client_ca).chain(&tls.client_crl)
+}
+
+fn trusted(tls: &Origination) -> impl Iterator<Item = &Pem> {
+    tls.certificate.iter().map(|pair| &pair.cert).chain(&tls.ca)
+}
+
+/// FNV-1a of 64 bits (draft-eastlake-fnv): the same on every machine, as hashes made for tables
+/// are not. Nobody gains by a collision: it would only make a status come early.
+#[derive(Clone)]
+struct Fnv(u64);
+
+const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const PRIME: u64 = 0x0000_0100_0000_01b3;
+
+impl Fnv {
+    fn add(&mut self, value: &impl fmt::Debug) {
+        // Writing to it can't fail.
+        _ = writeln!(self, "{value:?}");
+    }
+
+    /// What came from Secrets and ConfigMaps. Files have no place in a cluster's configuration.
+    fn pem(&mut self, pem: &Pem) {
+        if let Pem::Inline { bytes, .. } = pem {
+            self.bytes(bytes);
+        }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(PRIME);
+        }
+    }
+}
+
+impl fmt::Write for Fnv {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.bytes(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::parse;
+
+    fn of(text: &str) -> Outline {
+        let text = text.replace(';', "\n");
+        outline(&parse("test.toml", &text).unwrap_or_else(|problems| panic!("{problems}")))
+    }
+
+    fn whole(listener: &str, weight: u32, backend: &str) -> Outline {
+        of(&format!(
+            "[[listeners]];name = \"other\";protocol = \"TCP\";address = \"127.0.0.1:7\"\n\
+             [[listeners]];name = \"l\";protocol = \"TCP\";{listener}\n\
+             [[routes]];name = \"r\";listeners = [\"l\"]\n\
+             backends = [{{ name = \"b\", weight = {weight} }}]\n\
+             [[backends]];name = \"b\";{backend}\n"
+        ))
+    }
+
+    #[test]
+    fn endpoints_are_no_part_of_it_but_what_statuses_speak_of_is() {
+        let (listener, backend) = ("address = \"127.0.0.1:80\"", "endpoints = [\"10.0.0.1:1\"]");
+        let base = whole(listener, 1, backend);
+        assert_eq!(base, whole(listener, 1, "endpoints = [\"10.0.0.1:2\"]"));
+        let own = BTreeSet::from([part("l")]);
+        let differs = |other: &Outline| base.differs(Some(other));
+        assert_eq!(differs(&whole("address = \"127.0.0.1:81\"", 1, backend)), own);
+        assert_eq!(differs(&whole(listener, 2, backend)), own, "and no other listener's");
+        let denied = format!("{listener};deny = [\"10.0.0.0/8\"]");
+        assert_eq!(differs(&whole(&denied, 1, backend)), own);
+        let encrypted = format!("{backend};tls = {{ server_name = \"db\" }}");
+        assert_eq!(differs(&whole(listener, 1, &encrypted)), own);
+        assert_eq!(base.differs(None).len(), PARTS);
+    }
+
+    #[test]
+    fn certificates_count_and_keys_do_not() {
+        let with = |cert: &str, key: &str| {
+            let text = "[[listeners]];name = \"l\";protocol = \"TLS\";address = \"127.0.0.1:443\"\n\
+                        tls.mode = \"Terminate\"\n\
+                        tls.certificates = [{ cert = \"c\", key = \"k\" }]";
+            let mut config = parse("test.toml", &text.replace(';', "\n")).expect("it is right");
+            let tls = config.listeners[0].tls.as_mut().expect("it is terminated");
+            let pem =
+                |bytes: &str| Pem::Inline { name: "s".into(), bytes: bytes.as_bytes().into() };
+            tls.certificates[0].cert = pem(cert);
+            tls.certificates[0].key = pem(key);
+            outline(&config)
+        };
+        assert_ne!(with("a", "k"), with("b", "k"));
+        assert_eq!(with("a", "k"), with("a", "l"));
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let outline = of("");
+        assert_eq!(Outline::read(&outline.to_string()), Some(outline));
+        assert_eq!(Outline::read("0123"), None);
+        assert_eq!(Outline::read(""), None);
+    }
+
+    #[test]
+    fn hash_is_fnv_1a() {
+        let mut hash = Fnv(OFFSET);
+        hash.bytes(b"a");
+        assert_eq!(hash.0, 0xaf63_dc4c_8601_ec8c);
+    }
+}

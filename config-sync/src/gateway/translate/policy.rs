@@ -1,0 +1,575 @@
+//! L4Policy: the keys of the TOML file that the Gateway API has no field for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use crate::gateway::objects::Objects;
+use crate::gateway::objects::policy::{
+    AcceptProxy, AdmissionSettings, AncestorRef, BackendSettings, HealthCheckSettings, L4Policy,
+    L4PolicySpec, ListenerSettings, MAX_ANCESTORS, SocketSettings, TargetRef,
+};
+use crate::gateway::translate::index::{key, seniority};
+use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::model::admission::{Admission, Ranges, read_range};
+use crate::model::backend::{Balance, LEAST_UPSTREAM_REST};
+use crate::model::config::MAX_SESSIONS;
+use crate::model::health_check::{self, HealthCheck};
+use crate::table::routing::{
+    OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls,
+};
+use crate::toml::backend::BALANCES;
+use crate::toml::health_check::{interval as interval_of, timeout_within};
+use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
+use crate::toml::reader::word;
+use crate::toml::values::{
+    duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
+};
+use crate::toml::{proxy, socket_options};
+
+/// Every policy, and what it says once it is read.
+pub(super) struct Policies<'o> {
+    /// Oldest first.
+    all: Vec<Policy<'o>>,
+    by_aim: BTreeMap<Aim<'o>, Vec<usize>>,
+}
+
+struct Policy<'o> {
+    object: &'o L4Policy,
+    values: Values,
+    /// What is wrong with it. Then nothing of it holds but whom it keeps out.
+    fault: Option<Why>,
+}
+
+#[derive(Default)]
+struct Values {
+    listener: ListenerValues,
+    route: AdmissionValues,
+    backend: BackendValues,
+}
+
+/// What policies may say of a listener, in the units of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ListenerValues {
+    pub(super) hello: Option<u32>,
+    pub(super) default_hostname: Option<String>,
+    pub(super) starttls: Option<Starttls>,
+    pub(super) idle: Option<u32>,
+    pub(super) write_stall: Option<u32>,
+    pub(super) half_close: Option<u32>,
+    pub(super) lifetime: Option<u32>,
+    pub(super) on_truncation: Option<OnTruncation>,
+    pub(super) flow_timeout: Option<u32>,
+    pub(super) responses: Option<u32>,
+    pub(super) max_sessions: Option<u32>,
+    pub(super) accept_proxy: Option<Vec<IpNet>>,
+    pub(super) socket: SocketValues,
+    pub(super) admission: AdmissionValues,
+}
+
+/// What policies may say of a listener's or route's clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AdmissionValues {
+    pub(super) allow: Option<Vec<IpNet>>,
+    pub(super) deny: Option<Vec<IpNet>>,
+}
+
+/// What policies may say of a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BackendValues {
+    pub(super) balance: Option<Balance>,
+    pub(super) connect_timeout: Option<u32>,
+    pub(super) connect_attempts: Option<u8>,
+    pub(super) source: Option<Vec<Sources>>,
+    pub(super) shared_sockets: Option<bool>,
+    pub(super) upstream_rest: Option<u32>,
+    pub(super) send_proxy: Option<SendProxy>,
+    pub(super) transparent: Option<bool>,
+    pub(super) health_check: Option<HealthCheck>,
+    pub(super) socket: SocketValues,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SocketValues {
+    pub(super) nodelay: Option<bool>,
+    pub(super) keepalive: Option<u32>,
+    pub(super) user_timeout: Option<u32>,
+    pub(super) congestion: Option<[u8; 16]>,
+}
+
+/// Something that a policy may have for a target: its kind, namespace, name, and which part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Aim<'a> {
+    pub(super) kind: &'a str,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) section: Option<&'a str>,
+}
+
+impl<'o> Policies<'o> {
+    pub(super) fn of(objects: &'o Objects, settings: &Settings) -> Self {
+        let mut all: Vec<_> = objects.policies.iter().map(Arc::as_ref).collect();
+        all.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
+        let policy = |object: &'o L4Policy| match read(object, settings) {
+            Ok(values) => Policy { object, values, fault: None },
+            Err(why) => Policy { object, values: kept_out(&object.spec), fault: Some(why) },
+        };
+        let all: Vec<Policy<'o>> = all.into_iter().map(policy).collect();
+        let mut by_aim: BTreeMap<Aim<'o>, Vec<usize>> = BTreeMap::new();
+        for (at, policy) in all.iter().enumerate() {
+            let targets = policy.object.spec.target_refs.iter();
+            for target in targets.filter(|target| right_group(target).is_ok()) {
+                let known = by_aim.entry(aim(policy.object, target)).or_default();
+                if known.last() != Some(&at) {
+                    known.push(at);
+                }
+            }
+        }
+        Self { all, by_aim }
+    }
+
+    /// What holds for a listener: `aims` are the ways to speak of it, most specific first.
+    pub(super) fn listener(&self, aims: &[Aim<'_>]) -> ListenerValues {
+        let mut values = ListenerValues::default();
+        for at in self.at(aims) {
+            values.fill(&at.listener);
+        }
+        values
+    }
+
+    /// What holds for a route.
+    pub(super) fn route(&self, aim: Aim<'_>) -> AdmissionValues {
+        let mut values = AdmissionValues::default();
+        for at in self.at(&[aim]) {
+            values.fill(&at.route);
+        }
+        values
+    }
+
+    /// What holds for a backend.
+    pub(super) fn backend(&self, aims: &[Aim<'_>]) -> BackendValues {
+        let mut values = BackendValues::default();
+        for at in self.at(aims) {
+            values.fill(&at.backend);
+        }
+        values
+    }
+
+    fn at<'a>(&'a self, aims: &'a [Aim<'a>]) -> impl Iterator<Item = &'a Values> {
+        aims.iter().flat_map(|aim| self.of_target(*aim)).map(|at| &self.all[*at].values)
+    }
+
+    /// The policies of a target, oldest first.
+    fn of_target<'a>(&'a self, aim: Aim<'a>) -> &'a [usize] {
+        self.by_aim.get(&aim).map_or(&[], Vec::as_slice)
+    }
+
+    /// The statuses of all policies; `gateways` says which Gateways a target reaches, or why there
+    /// is no such target.
+    pub(super) fn statuses(
+        &self,
+        controller: &str,
+        gateways: impl Fn(Aim<'_>) -> Result<Vec<(String, String)>, Why>,
+    ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
+        let mut statuses = Vec::new();
+        for (at, policy) in self.all.iter().enumerate() {
+            let mut ancestors: Vec<(AncestorRef, Verdict)> = Vec::new();
+            for target in &policy.object.spec.target_refs {
+                let aim = aim(policy.object, target);
+                let reached = right_group(target).and_then(|()| gateways(aim));
+                let (reached, verdict) = match reached {
+                    Ok(gateways) => (gateways, self.verdict(at, aim)),
+                    Err(why) => {
+                        ancestors.push((policy.itself(target), Err(why)));
+                        continue;
+                    }
+                };
+                for (namespace, name) in reached {
+                    let ancestor = AncestorRef {
+                        group: Some(crate::gateway::objects::GROUP.to_owned()),
+                        kind: Some("Gateway".to_owned()),
+                        namespace: Some(namespace),
+                        name,
+                        section_name: None,
+                    };
+                    match ancestors.iter_mut().find(|(known, _)| *known == ancestor) {
+                        Some((_, known)) if known.is_ok() => *known = verdict.clone(),
+                        Some(_) => {}
+                        None => ancestors.push((ancestor, verdict.clone())),
+                    }
+                }
+            }
+            ancestors.truncate(MAX_ANCESTORS);
+            if !ancestors.is_empty() || policy.has_ours(controller) {
+                statuses.push((policy.object, ancestors));
+            }
+        }
+        statuses
+    }
+
+    /// Whether an older policy of the same target says something of the same fields.
+    fn verdict(&self, at: usize, aim: Aim<'_>) -> Verdict {
+        let policy = &self.all[at];
+        if let Some(fault) = &policy.fault {
+            return Err(fault.clone());
+        }
+        let older = self.of_target(aim).iter().take_while(|other| **other < at);
+        for other in older.map(|other| &self.all[*other]) {
+            let fields = fields(&policy.object.spec);
+            let both: Vec<_> = other.in_force().intersection(&fields).cloned().collect();
+            if !both.is_empty() {
+                let (name, fields) = (key(&other.object.metadata).1, both.join(", "));
+                let message = format!("L4Policy {name} is older and has {fields} for this target");
+                return Err(Why::new("Conflicted", message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn aim<'o>(policy: &'o L4Policy, target: &'o TargetRef) -> Aim<'o> {
+    Aim {
+        kind: &target.kind,
+        namespace: key(&policy.metadata).0,
+        name: &target.name,
+        section: target.section_name.as_deref(),
+    }
+}
+
+fn has_listeners(kind: &str) -> bool {
+    matches!(kind, "Gateway" | "ListenerSet")
+}
+
+fn is_route(kind: &str) -> bool {
+    matches!(kind, "TCPRoute" | "UDPRoute" | "TLSRoute" | "HTTPRoute")
+}
+
+/// A target of another group is none of ours, whatever its kind is called.
+fn right_group(target: &TargetRef) -> Verdict {
+    let group = if target.kind == "Service" { "" } else { crate::gateway::objects::GROUP };
+    if target.group == group {
+        return Ok(());
+    }
+    let TargetRef { kind, name, .. } = target;
+    let message =
+        format!("there is no {kind} {name} of group \"{}\"; say \"{group}\"", target.group);
+    Err(Why::new("TargetNotFound", message))
+}
+
+/// The fields that a policy sets, as `listener.idleTimeout`.
+fn fields(spec: &L4PolicySpec) -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    let parts = [
+        ("listener", serde_json::to_value(&spec.listener)),
+        ("route", serde_json::to_value(&spec.route)),
+        ("backend", serde_json::to_value(&spec.backend)),
+    ];
+    for (part, value) in parts {
+        let value = value.ok();
+        let given = value.as_ref().and_then(serde_json::Value::as_object);
+        fields.extend(given.into_iter().flatten().map(|(field, _)| format!("{part}.{field}")));
+    }
+    fields
+}
+
+impl Policy<'_> {
+    /// The fields that it has a say in.
+    fn in_force(&self) -> BTreeSet<String> {
+        let mut fields = fields(&self.object.spec);
+        if self.fault.is_some() {
+            let proxies = self.values.listener.accept_proxy.is_some();
+            fields.retain(|field| {
+                let ranges = field.ends_with(".allow") || field.ends_with(".deny");
+                ranges || proxies && field == "listener.acceptProxy"
+            });
+        }
+        fields
+    }
+
+    fn itself(&self, target: &TargetRef) -> AncestorRef {
+        AncestorRef {
+            group: Some(target.group.clone()),
+            kind: Some(target.kind.clone()),
+            namespace: Some(key(&self.object.metadata).0.to_owned()),
+            name: target.name.clone(),
+            section_name: target.section_name.clone(),
+        }
+    }
+
+    fn has_ours(&self, controller: &str) -> bool {
+        let ancestors = self.object.status.iter().flat_map(|status| &status.ancestors);
+        ancestors.into_iter().any(|ancestor| ancestor.controller_name == controller)
+    }
+}
+
+fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
+    let no_route = object.spec.target_refs.iter().find(|target| !is_route(&target.kind));
+    if let (Some(target), Some(_)) = (no_route, &object.spec.route) {
+        let message = format!("route: a {} is none; say it of a TCPRoute, say", target.kind);
+        return Err(Why::new("Invalid", message));
+    }
+    let other = object.spec.target_refs.iter().find(|target| !has_listeners(&target.kind));
+    if let (Some(target), Some(_)) = (other, &object.spec.listener) {
+        let message = format!("listener: a {} has none; say it of a Gateway", target.kind);
+        return Err(Why::new("Invalid", message));
+    }
+    let listener = object.spec.listener.as_ref();
+    let listener = listener.map(|given| read_listener(given, settings)).transpose();
+    let route = object.spec.route.as_ref();
+    let route = route.map(|given| read_admission(&given.admission)).transpose();
+    let backend = object.spec.backend.as_ref();
+    let backend = backend.map(|given| read_backend(given, settings)).transpose();
+    let invalid = |part: &'static str| {
+        move |message: String| Why::new("Invalid", format!("{part}.{message}"))
+    };
+    Ok(Values {
+        listener: listener.map_err(invalid("listener"))?.unwrap_or_default(),
+        route: route.map_err(invalid("route"))?.unwrap_or_default(),
+        backend: backend.map_err(invalid("backend"))?.unwrap_or_default(),
+    })
+}
+
+/// Who may come in by a policy that is not right: nobody gets in for a slip elsewhere in it, nor,
+/// if it is the ranges that can't be read, for one in them. Whose headers say who a client is goes
+/// with that.
+fn kept_out(spec: &L4PolicySpec) -> Values {
+    let nobody = || AdmissionValues { allow: Some(Vec::new()), deny: None };
+    let read = |given: &AdmissionSettings| read_admission(given).unwrap_or_else(|_| nobody());
+    let listener = spec.listener.as_ref().map(|given| {
+        let accept_proxy = given.accept_proxy.as_ref().map(read_accept_proxy).transpose();
+        let mut admission = read(&given.admission);
+        if accept_proxy.is_err() && admission != AdmissionValues::default() {
+            admission = nobody();
+        }
+        let accept_proxy = accept_proxy.unwrap_or_default();
+        ListenerValues { accept_proxy, admission, ..ListenerValues::default() }
+    });
+    let route = spec.route.as_ref().map(|given| read(&given.admission));
+    Values {
+        listener: listener.unwrap_or_default(),
+        route: route.unwrap_or_default(),
+        backend: BackendValues::default(),
+    }
+}
+
+fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<ListenerValues, String> {
+    let least = duration_from(Duration::from_millis(100));
+    Ok(ListenerValues {
+        hello: text("helloTimeout", given.hello_timeout.as_ref(), duration)?,
+        default_hostname: text("defaultHostname", given.default_hostname.as_ref(), exact_hostname)?,
+        starttls: text("starttls", given.starttls.as_ref(), word(&STARTTLS))?,
+        idle: text("idleTimeout", given.idle_timeout.as_ref(), duration)?,
+        write_stall: text("writeStallTimeout", given.write_stall_timeout.as_ref(), duration)?,
+        half_close: text("halfCloseTimeout", given.half_close_timeout.as_ref(), duration)?,
+        lifetime: text("maxLifetime", given.max_lifetime.as_ref(), duration)?,
+        on_truncation: text("onTruncation", given.on_truncation.as_ref(), word(&ON_TRUNCATION))?,
+        flow_timeout: text("flowTimeout", given.flow_timeout.as_ref(), least)?,
+        responses: number("responses", given.responses, 0..=65_535)?,
+        max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
+        accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,
+        socket: read_socket(&given.socket, settings)?,
+        admission: read_admission(&given.admission)?,
+    })
+}
+
+fn read_admission(given: &AdmissionSettings) -> Result<AdmissionValues, String> {
+    let list = |field: &str, given: Option<&Vec<String>>| {
+        let read = |text: &String| text_range(field, text);
+        given.map(|given| given.iter().map(read).collect::<Result<Vec<_>, _>>()).transpose()
+    };
+    let (allow, deny) = (list("allow", given.allow.as_ref())?, list("deny", given.deny.as_ref())?);
+    let values = AdmissionValues { allow, deny };
+    match values.both().first() {
+        Some(range) => Err(format!("deny: {range} is in `allow` too; it can be in one only")),
+        None => Ok(values),
+    }
+}
+
+fn text_range(field: &str, text: &str) -> Result<IpNet, String> {
+    read_range(text).map_err(|message| format!("{field}: {message}"))
+}
+
+fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendValues, String> {
+    let sockets = word(&[("connected", false), ("shared", true)]);
+    let rest = duration_from(LEAST_UPSTREAM_REST);
+    let mut values = BackendValues {
+        balance: text("balance", given.balance.as_ref(), word(&BALANCES))?,
+        connect_timeout: text("connectTimeout", given.connect_timeout.as_ref(), duration)?,
+        connect_attempts: number("connectAttempts", given.connect_attempts, 1..=8)?,
+        source: None,
+        shared_sockets: text("upstreamSockets", given.upstream_sockets.as_ref(), sockets)?,
+        upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
+        send_proxy: read_send_proxy(given)?,
+        transparent: given.transparent,
+        health_check: given.health_check.as_ref().map(read_health_check).transpose()?,
+        socket: read_socket(&given.socket, settings)?,
+    };
+    if let Some(given) = given.source.as_ref().filter(|given| !given.is_empty()) {
+        let read = |from: &String| text("source", Some(from), source);
+        let sources = given.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        values.source = Some(sources.into_iter().flatten().collect());
+    }
+    Ok(values)
+}
+
+fn read_accept_proxy(given: &AcceptProxy) -> Result<Vec<IpNet>, String> {
+    if !(1..=proxy::MAX_RANGES).contains(&given.from.len()) {
+        return Err(format!("acceptProxy.from: {}", proxy::count(given.from.len())));
+    }
+    let read = |from: &String| text("acceptProxy.from", Some(from), range);
+    let ranges = given.from.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(ranges.into_iter().flatten().collect())
+}
+
+fn read_send_proxy(given: &BackendSettings) -> Result<Option<SendProxy>, String> {
+    let version = text("sendProxy", given.send_proxy.as_ref(), word(&proxy::VERSIONS))?;
+    let tlvs: Vec<_> = given.proxy_tlvs.iter().flatten().map(String::as_str).collect();
+    if !tlvs.is_empty() && version != Some(ProxyVersion::V2) {
+        return Err("proxyTlvs: needs sendProxy: v2".to_owned());
+    }
+    for tlv in &tlvs {
+        proxy::asked(tlv).map_err(|message| format!("proxyTlvs: {message}"))?;
+    }
+    Ok(version.map(|version| proxy::told(version, &tlvs)))
+}
+
+fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
+    let interval = text("healthCheck.interval", given.interval.as_ref(), interval_of)?;
+    let interval = interval.unwrap_or(health_check::DEFAULT.interval);
+    let within = timeout_within(interval);
+    let timeout = text("healthCheck.timeout", given.timeout.as_ref(), within)?;
+    let (rise, fall) = (given.rise, given.fall);
+    Ok(HealthCheck {
+        interval,
+        timeout: timeout.unwrap_or_else(|| health_check::timeout_of(interval)),
+        rise: number("healthCheck.rise", rise, health_check::TIMES)?
+            .unwrap_or(health_check::DEFAULT.rise),
+        fall: number("healthCheck.fall", fall, health_check::TIMES)?
+            .unwrap_or(health_check::DEFAULT.fall),
+        port: number("healthCheck.port", given.port, 0..=u16::MAX)?.unwrap_or_default(),
+    })
+}
+
+fn read_socket(given: &SocketSettings, settings: &Settings) -> Result<SocketValues, String> {
+    let congestion = |value: &DeValue<'_>| socket_options::congestion(value, &settings.machine);
+    Ok(SocketValues {
+        nodelay: given.nodelay,
+        keepalive: text("keepalive", given.keepalive.as_ref(), keepalive)?,
+        user_timeout: text("userTimeout", given.user_timeout.as_ref(), user_timeout)?,
+        congestion: text("congestion", given.congestion.as_ref(), congestion)?,
+    })
+}
+
+/// What the TOML file's own reader makes of the same text.
+fn text<T>(
+    field: &str,
+    given: Option<&String>,
+    read: impl Fn(&DeValue<'_>) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    let Some(given) = given else { return Ok(None) };
+    let value = DeValue::String(given.as_str().into());
+    read(&value).map(Some).map_err(|message| format!("{field}: {message}"))
+}
+
+fn number<T: TryFrom<i64> + PartialOrd + Display>(
+    field: &str,
+    given: Option<i64>,
+    range: RangeInclusive<T>,
+) -> Result<Option<T>, String> {
+    let Some(given) = given else { return Ok(None) };
+    let read = T::try_from(given).ok().filter(|number| range.contains(number));
+    let refused = || format!("{field}: must be {} to {}, not {given}", range.start(), range.end());
+    read.map(Some).ok_or_else(refused)
+}
+
+impl ListenerValues {
+    /// What is not said yet is as in `under`.
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.hello, &under.hello);
+        fill(&mut self.default_hostname, &under.default_hostname);
+        fill(&mut self.starttls, &under.starttls);
+        fill(&mut self.idle, &under.idle);
+        fill(&mut self.write_stall, &under.write_stall);
+        fill(&mut self.half_close, &under.half_close);
+        fill(&mut self.lifetime, &under.lifetime);
+        fill(&mut self.on_truncation, &under.on_truncation);
+        fill(&mut self.flow_timeout, &under.flow_timeout);
+        fill(&mut self.responses, &under.responses);
+        fill(&mut self.max_sessions, &under.max_sessions);
+        fill(&mut self.accept_proxy, &under.accept_proxy);
+        self.socket.fill(&under.socket);
+        self.admission.fill(&under.admission);
+    }
+}
+
+impl AdmissionValues {
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.allow, &under.allow);
+        fill(&mut self.deny, &under.deny);
+    }
+
+    fn both(&self) -> BTreeSet<IpNet> {
+        let denied: BTreeSet<_> = self.deny.iter().flatten().collect();
+        self.allow.iter().flatten().filter(|range| denied.contains(range)).copied().collect()
+    }
+
+    /// As the configuration of `of` has it. A range that one policy allows and another denies is
+    /// denied.
+    pub(super) fn of(&self, of: &str) -> Admission {
+        let at = |range: &IpNet| crate::gateway::translate::places::at(Ranges::Prefix(*range), of);
+        let both = self.both();
+        let allowed = |allow: &Vec<IpNet>| {
+            allow.iter().filter(|range| !both.contains(range)).map(at).collect()
+        };
+        Admission {
+            allow: self.allow.as_ref().map(allowed),
+            deny: self.deny.iter().flatten().map(at).collect(),
+        }
+    }
+}
+
+impl BackendValues {
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.balance, &under.balance);
+        fill(&mut self.connect_timeout, &under.connect_timeout);
+        fill(&mut self.connect_attempts, &under.connect_attempts);
+        fill(&mut self.source, &under.source);
+        fill(&mut self.shared_sockets, &under.shared_sockets);
+        fill(&mut self.upstream_rest, &under.upstream_rest);
+        fill(&mut self.send_proxy, &under.send_proxy);
+        fill(&mut self.transparent, &under.transparent);
+        fill(&mut self.health_check, &under.health_check);
+        self.socket.fill(&under.socket);
+    }
+}
+
+impl SocketValues {
+    fn fill(&mut self, under: &Self) {
+        fill(&mut self.nodelay, &under.nodelay);
+        fill(&mut self.keepalive, &under.keepalive);
+        fill(&mut self.user_timeout, &under.user_timeout);
+        fill(&mut self.congestion, &under.congestion);
+    }
+
+    /// The options of a connection.
+    pub(super) fn over(&self, default: SocketOptions) -> SocketOptions {
+        SocketOptions {
+            nodelay: self.nodelay.unwrap_or(default.nodelay),
+            keepalive: self.keepalive.unwrap_or(default.keepalive),
+            user_timeout: self.user_timeout.unwrap_or(default.user_timeout),
+            congestion: self.congestion.unwrap_or(default.congestion),
+        }
+    }
+}
+
+fn fill<T: Clone>(value: &mut Option<T>, under: &Option<T>) {
+    if value.is_none() {
+        value.clone_from(under);
+    }
+}

@@ -1,0 +1,809 @@
+//! What each object is told: its status, but for what only the data plane can say.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kube::api::ObjectMeta;
+use serde_json::{Map, Value, json};
+
+use crate::gateway::objects::policy::MAX_ANCESTORS;
+use crate::gateway::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
+use crate::gateway::status::{Kind, Outcome, SUPERSEDED, StatusOf};
+use crate::gateway::translate::backend_tls::BackendTls;
+use crate::gateway::translate::backends::{self, Empty};
+use crate::gateway::translate::index::{Index, Key, key};
+use crate::gateway::translate::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
+use crate::gateway::translate::notice::Notice;
+use crate::gateway::translate::policy::{Aim, Policies};
+use crate::gateway::translate::routes::{Parent, Routed};
+use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::verdict::{Verdict, Why};
+
+/// What a GatewayClass says that it can do (GEP-2162), sorted. Of HTTPRoute nothing: it is
+/// forwarded as bytes.
+const FEATURES: [&str; 13] = [
+    "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayInfrastructure",
+    "GatewayInfrastructurePropagation",
+    "GatewayPort8080",
+    "GatewayStaticAddresses",
+    "ListenerSet",
+    "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
+];
+
+/// What a translation knows.
+pub(super) struct Known<'a, 'o> {
+    pub(super) objects: &'o Objects,
+    pub(super) settings: &'a Settings,
+    pub(super) index: &'a Index<'o>,
+    pub(super) policies: &'a Policies<'o>,
+    pub(super) backend_tls: &'a BackendTls<'o>,
+    pub(super) listeners: &'a Listeners<'o>,
+    pub(super) routes: &'a [Routed<'o>],
+    pub(super) leads: Leads<'o>,
+    pub(super) empty: RefCell<Empty<'o>>,
+}
+
+/// Which routes there are, by what policies say of them.
+pub(super) struct Leads<'o> {
+    routes: BTreeMap<(&'static str, Key<'o>), usize>,
+    to_services: BTreeMap<Key<'o>, Vec<usize>>,
+}
+
+impl<'o> Leads<'o> {
+    pub(super) fn of(all: &[Routed<'o>]) -> Self {
+        let (mut routes, mut to_services) = (BTreeMap::new(), BTreeMap::new());
+        for (at, route) in all.iter().enumerate() {
+            routes.entry((route.kind.name(), key(&route.object.metadata))).or_insert(at);
+            for to in route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok())
+            {
+                let known: &mut Vec<usize> = to_services.entry(to.service).or_default();
+                if known.last() != Some(&at) {
+                    known.push(at);
+                }
+            }
+        }
+        Self { routes, to_services }
+    }
+}
+
+/// The status of an object, to be finished by what became of the configuration.
+#[derive(Debug)]
+pub(super) struct Report {
+    of: StatusOf,
+    /// Fields without conditions.
+    fields: Map<String, Value>,
+    conditions: Option<Vec<Condition>>,
+    listeners: Option<Vec<Part>>,
+    /// `parents` or `ancestors`.
+    parts: Option<(&'static str, Vec<Part>)>,
+    /// What is worth an event beside the conditions: reasons and messages.
+    passing: Vec<(&'static str, String)>,
+}
+
+/// An entry of listeners[], parents[] or ancestors[].
+#[derive(Debug)]
+struct Part {
+    fields: Value,
+    /// What events call it.
+    title: String,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug)]
+struct Condition {
+    kind: &'static str,
+    says: Says,
+}
+
+#[derive(Clone, Debug)]
+enum Says {
+    True(&'static str, String),
+    False(Why),
+    /// For a controller to come.
+    Waits(String),
+    /// Of a listener: true if the data plane could open these, its listeners in the configuration;
+    /// else there may be a hint.
+    Opened(BTreeSet<String>, &'static str, Option<String>),
+    /// Of what has these listeners, which are all valid if they could be opened.
+    Valid(BTreeSet<String>, String),
+    /// The same, true as soon as it serves all of them.
+    Served(BTreeSet<String>),
+    /// Of what has several listeners: true as soon as it serves one of these.
+    SomeServed(BTreeSet<String>),
+}
+
+impl<'o> Known<'_, 'o> {
+    /// Sorted by kind, namespace and name.
+    pub(super) fn reports(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for class in &self.objects.gateway_classes {
+            if class.spec.controller_name == self.settings.controller_name {
+                reports.push(self.class(class));
+            }
+        }
+        for at in 0..self.listeners.gates.len() {
+            reports.push(self.gateway(at));
+        }
+        for at in 0..self.listeners.sets.len() {
+            reports.push(self.set(at));
+        }
+        reports.extend(self.unserved());
+        reports.extend(self.routes.iter().map(|route| self.route(route)));
+        reports.extend(self.backend_tls_policies());
+        reports.extend(self.l4_policies());
+        reports.sort_by(|a, b| {
+            let by = |report: &Report| {
+                (report.of.kind, report.of.namespace.clone(), report.of.name.clone())
+            };
+            by(a).cmp(&by(b))
+        });
+        reports
+    }
+
+    fn report(&self, kind: Kind, metadata: &ObjectMeta) -> Report {
+        let (namespace, name) = key(metadata);
+        let of = StatusOf {
+            kind,
+            namespace: (kind != Kind::GatewayClass).then(|| namespace.to_owned()),
+            name: name.to_owned(),
+            uid: metadata.uid.clone(),
+            generation: metadata.generation.unwrap_or(0),
+            controller: Arc::from(self.settings.controller_name.as_str()),
+            status: Value::Null,
+        };
+        Report {
+            of,
+            fields: Map::new(),
+            conditions: None,
+            listeners: None,
+            parts: None,
+            passing: Vec::new(),
+        }
+    }
+
+    fn class(&self, class: &GatewayClass) -> Report {
+        let mut report = self.report(Kind::GatewayClass, &class.metadata);
+        let version = self.objects.bundle.as_ref().map_or(Ok(()), is_supported);
+        let message = "Ringway serves Gateways of this class";
+        report.conditions = Some(vec![
+            condition("Accepted", listeners::accepts(class), "Accepted", message),
+            condition(
+                "SupportedVersion",
+                version,
+                "SupportedVersion",
+                "the installed Gateway API is one that Ringway knows",
+            ),
+        ]);
+        let features = FEATURES.map(|name| json!({"name": name}));
+        report.fields.insert("supportedFeatures".into(), features.to_vec().into());
+        report
+    }
+
+    fn gateway(&self, at: usize) -> Report {
+        let gate = &self.listeners.gates[at];
+        let mut report = self.report(Kind::Gateway, &gate.object.metadata);
+        let own: Vec<_> = self.entries(at, None).collect();
+        let shown = gate.addresses.as_ref().map_or(&[][..], |assigned| &assigned.shown);
+        let shown: Vec<_> =
+            shown.iter().map(|a| json!({"type": "IPAddress", "value": a.to_string()})).collect();
+        report.fields.insert("addresses".into(), shown.into());
+        let sets = &self.listeners.sets;
+        let sets = &sets[sets.partition_point(|set| set.gate < at)..];
+        let own_sets = sets.iter().take_while(|set| set.gate == at);
+        let attached = own_sets.filter(|set| set.accepted.is_ok()).count();
+        report.fields.insert("attachedListenerSets".into(), attached.into());
+        let mut conditions = vec![self.accepted(&gate.accepted, &own), programmed(gate, &own)];
+        if let Err(why) = &gate.certificate_resolved {
+            conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why.clone()) });
+        } else if let Some(why) = own.iter().find_map(|entry| entry.resolved.as_ref().err()) {
+            let message = format!("a listener's references do not resolve: {}", why.message);
+            let why = Why::new("ListenersNotResolved", message);
+            conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why) });
+        } else {
+            let message = "every reference of the listeners resolves";
+            conditions.push(condition("ResolvedRefs", Ok(()), "ResolvedRefs", message));
+        }
+        report.conditions = Some(conditions);
+        report.passing = expired(&own);
+        report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
+        report
+    }
+
+    fn set(&self, at: usize) -> Report {
+        let set = &self.listeners.sets[at];
+        let mut report = self.report(Kind::ListenerSet, &set.object.metadata);
+        let own: Vec<_> = self.entries(set.gate, Some(at)).collect();
+        report.conditions = Some(vec![
+            self.accepted(&set.accepted, &own),
+            set_programmed(set, &self.listeners.gates[set.gate], &own),
+        ]);
+        report.passing = expired(&own);
+        report.listeners = Some(own.into_iter().map(|entry| self.listener(entry)).collect());
+        report
+    }
+
+    /// Of a Gateway or ListenerSet: with some listeners that are not valid it is accepted all the
+    /// same.
+    fn accepted(&self, verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
+        let by = listeners::accepted_by(self.settings);
+        if verdict.is_ok() && own.iter().all(|entry| entry.is_valid()) {
+            let names = own.iter().flat_map(|entry| &entry.names).cloned().collect();
+            return Condition { kind: "Accepted", says: Says::Valid(names, by) };
+        }
+        condition("Accepted", verdict.clone(), "ListenersNotValid", &not_all_valid(&by))
+    }
+
+    /// Gateways and ListenerSets that are not served, and that no other controller has: what was
+    /// said of them when they were must not stay, but for the addresses, which are reserved.
+    fn unserved(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for gateway in &self.objects.gateways {
+            let status = gateway.status.as_ref();
+            reports.extend(self.why_unserved(gateway, status).map(|why| {
+                let mut report = self.report(Kind::Gateway, &gateway.metadata);
+                let had = status.map(|status| status["addresses"].clone());
+                let had = had.filter(Value::is_array).unwrap_or_else(|| json!([]));
+                report.fields.insert("addresses".into(), had);
+                report.fields.insert("attachedListenerSets".into(), 0.into());
+                report.wait(&why)
+            }));
+        }
+        for set in &self.objects.listener_sets {
+            let status = set.status.as_ref();
+            let Some(parent) = listeners::parent(set) else { continue };
+            let why = match self.index.gateways.get(&parent) {
+                Some(gateway) => self.why_unserved(gateway, status),
+                None if listeners::was_ours(status, self.settings) => {
+                    Some("there is no such Gateway".to_owned())
+                }
+                None => None,
+            };
+            reports.extend(why.map(|why| self.report(Kind::ListenerSet, &set.metadata).wait(&why)));
+        }
+        reports
+    }
+
+    /// Why a Gateway, or what belongs to it, waits for a controller, where that is ours to say;
+    /// `status` is that of the object in question.
+    fn why_unserved(&self, gateway: &Gateway, status: Option<&Value>) -> Option<String> {
+        let class = &gateway.spec.gateway_class_name;
+        match listeners::claim(gateway, self.objects, self.settings) {
+            Claim::Waits => Some(format!("GatewayClass {class} is not accepted")),
+            Claim::Nobodys if listeners::was_ours(status, self.settings) => {
+                Some(format!("there is no GatewayClass {class}"))
+            }
+            Claim::Nobodys | Claim::Ours | Claim::Theirs => None,
+        }
+    }
+
+    fn entries(&self, gate: usize, set: Option<usize>) -> impl Iterator<Item = &Entry<'_>> {
+        self.listeners.entries[self.listeners.own(gate, set)].iter()
+    }
+
+    fn listener(&self, entry: &Entry<'_>) -> Part {
+        let mut conditions = Vec::new();
+        let plain_hostname = entry.hostname.is_some() && entry.tls.is_none();
+        let http = entry.spec.protocol == "HTTP" && plain_hostname;
+        let message = if http {
+            "accepted; all HTTP listeners of the port are one stream of bytes, so the hostname is \
+             not looked at"
+        } else {
+            "accepted"
+        };
+        let names = || entry.names.iter().cloned().collect();
+        conditions.push(match entry.accepted.clone() {
+            Ok(()) => {
+                let says = Says::Opened(names(), message, self.hint(entry));
+                Condition { kind: "Accepted", says }
+            }
+            Err(why) => Condition { kind: "Accepted", says: Says::False(why) },
+        });
+        let mut message = vec!["every reference resolves"];
+        message.extend(entry.expired.iter().map(String::as_str));
+        let (resolved, message) = (entry.resolved.clone(), message.join("; "));
+        conditions.push(condition("ResolvedRefs", resolved, "ResolvedRefs", &message));
+        if let Err(why) = &entry.conflict {
+            let says = Says::True(why.reason, why.message.clone());
+            conditions.push(Condition { kind: "Conflicted", says });
+        } else {
+            let message = "no other listener is in the way".to_owned();
+            let says = Says::False(Why::new("NoConflicts", message));
+            conditions.push(Condition { kind: "Conflicted", says });
+        }
+        let programmed = if let Err(why) = &entry.conflict {
+            Says::False(why.clone())
+        } else if !entry.is_valid() {
+            let message = "the listener is not valid: see Accepted and ResolvedRefs".to_owned();
+            Says::False(Why::new("Invalid", message))
+        } else if entry.names.is_empty() {
+            let message = "what the listener belongs to is not programmed".to_owned();
+            Says::False(Why::new("Pending", message))
+        } else {
+            Says::Served(names())
+        };
+        conditions.push(Condition { kind: "Programmed", says: programmed });
+        let fields = json!({
+            "name": entry.spec.name,
+            "supportedKinds": entry.kinds,
+            "attachedRoutes": entry.attached,
+        });
+        Part { fields, title: format!("listener {}", entry.spec.name), conditions }
+    }
+
+    /// What is in the way of a listener that could not be opened, if that is Ringway itself.
+    fn hint(&self, entry: &Entry<'_>) -> Option<String> {
+        let port = self.settings.base.admin.map(|admin| admin.port())?;
+        let own = i32::from(port) == entry.spec.port && entry.protocol != Some(Protocol::Udp);
+        own.then(|| {
+            format!(
+                "; port {port} is that of Ringway's own admin API: take another here, or there \
+                 (admin.address)"
+            )
+        })
+    }
+
+    fn route(&self, route: &Routed<'o>) -> Report {
+        let mut report = self.report(route.kind, &route.object.metadata);
+        let refused = self.refused(route);
+        let message = refused.as_ref().map(|(_, message)| message.as_str());
+        let parents = route.parents.iter().map(|parent| self.parent(route, parent, message));
+        report.parts = Some(("parents", parents.collect()));
+        if route.parents.iter().any(|parent| parent.accepted.is_ok()) {
+            report.passing.extend(refused);
+        }
+        report
+    }
+
+    /// Where every reference resolves, and yet sessions are refused.
+    fn refused(&self, route: &Routed<'o>) -> Option<(&'static str, String)> {
+        if route.backends.iter().all(|backend| backend.weight == 0) {
+            let what = match route.backends.is_empty() {
+                true => "no backend is named",
+                false => "all weights are 0",
+            };
+            return Some(("NoBackends", format!("{what}, so every session is refused")));
+        }
+        let mut empty = BTreeSet::new();
+        for backend in route.backends.iter().filter(|backend| backend.weight > 0) {
+            let Ok(destination) = &backend.destination else { continue };
+            let zone = self.settings.zone.as_deref();
+            let why = self.empty.borrow_mut().why(*destination, zone, self.index);
+            empty.extend(why.map(|why| backends::empty_message(destination, why)));
+        }
+        let message = empty.into_iter().collect::<Vec<_>>().join("; ");
+        (!message.is_empty()).then_some(("NoEndpoints", message))
+    }
+
+    fn parent(&self, route: &Routed<'_>, parent: &Parent, refused: Option<&str>) -> Part {
+        let message = if route.kind == Kind::HttpRoute {
+            "accepted: its bytes are forwarded as they come"
+        } else {
+            "accepted"
+        };
+        let resolved = "every backendRef resolves".to_owned();
+        let resolved = match refused.filter(|_| parent.accepted.is_ok()) {
+            Some(refused) => format!("{resolved}, but {refused}"),
+            None => resolved,
+        };
+        let mut conditions = vec![
+            condition("Accepted", parent.accepted.clone(), "Accepted", message),
+            condition("ResolvedRefs", route.resolved.clone(), "ResolvedRefs", &resolved),
+        ];
+        if route.dropped_rules > 0 && parent.accepted.is_ok() {
+            let count = route.dropped_rules;
+            let message = format!(
+                "Dropped Rule: only the first rule is served, {count} behind it are not; make \
+                 them routes of their own"
+            );
+            let says = Says::True("UnsupportedValue", message);
+            conditions.push(Condition { kind: "PartiallyInvalid", says });
+        }
+        if let Some((_, winner)) = parent.superseded.first_key_value() {
+            let names = parent.superseded.keys().map(|at| &self.listeners.entries[*at].spec.name);
+            let names: Vec<_> = names.map(String::as_str).collect();
+            let message = format!(
+                "gets no traffic of {}: {winner} is older and has it; this route takes over as \
+                 soon as that one is gone",
+                names.join(", ")
+            );
+            let says = Says::True("OlderRoute", message);
+            conditions.push(Condition { kind: SUPERSEDED, says });
+        }
+        let fields = json!({
+            "parentRef": parent.reference,
+            "controllerName": self.settings.controller_name,
+        });
+        Part { fields, title: format!("parent {}", parent.reference.name), conditions }
+    }
+
+    fn backend_tls_policies(&self) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for (at, policy) in self.backend_tls.all.iter().enumerate() {
+            let gateways = self.backend_tls_gateways(at, policy);
+            let status = policy.object.status.as_ref();
+            let had = status.and_then(|status| status["ancestors"].as_array());
+            let mut had = had.into_iter().flatten();
+            let ours = had.any(|old| old["controllerName"] == *self.settings.controller_name);
+            if gateways.is_empty() && !ours {
+                continue;
+            }
+            let mut report = self.report(Kind::BackendTlsPolicy, &policy.object.metadata);
+            let part = |((namespace, name), accepted): ((String, String), Verdict)| {
+                let ancestor = json!({
+                    "group": GROUP, "kind": "Gateway", "namespace": namespace, "name": name,
+                });
+                let resolved = policy.resolved.clone();
+                let conditions = vec![
+                    condition("Accepted", accepted, "Accepted", "accepted"),
+                    condition("ResolvedRefs", resolved, "ResolvedRefs", "every reference resolves"),
+                ];
+                self.ancestor(ancestor, &name, conditions)
+            };
+            let parts = gateways.into_iter().take(MAX_ANCESTORS).map(part).collect();
+            report.parts = Some(("ancestors", parts));
+            reports.push(report);
+        }
+        reports
+    }
+
+    /// The Gateways whose routes lead to a target of a policy, and what is said there: the first
+    /// fault of the targets that are reached from it, of those that nobody can reach, of the whole
+    /// policy.
+    fn backend_tls_gateways(
+        &self,
+        at: usize,
+        policy: &crate::gateway::translate::backend_tls::Policy<'_>,
+    ) -> BTreeMap<(String, String), Verdict> {
+        let mut gateways = BTreeMap::new();
+        let mut everywhere = Ok(());
+        for target in &policy.targets {
+            let (namespace, name, _) = target.service;
+            let reached = self.gateways_of_service(namespace, name, |of| {
+                self.backend_tls.winner(of) == Some(at) || target.accepted.is_err()
+            });
+            if reached.is_empty() {
+                everywhere = everywhere.and_then(|()| target.accepted.clone());
+            }
+            for gateway in reached {
+                let known = gateways.entry(gateway).or_insert(Ok(()));
+                *known = known.clone().and_then(|()| target.accepted.clone());
+            }
+        }
+        let everywhere = everywhere.and_then(|()| policy.read.clone().map(drop));
+        for known in gateways.values_mut() {
+            *known = known.clone().and_then(|()| everywhere.clone());
+        }
+        gateways
+    }
+
+    fn l4_policies(&self) -> Vec<Report> {
+        let controller = &self.settings.controller_name;
+        let statuses = self.policies.statuses(controller, |aim| self.reached(aim));
+        let report = |(object, ancestors): (&crate::gateway::objects::policy::L4Policy, Vec<_>)| {
+            let mut report = self.report(Kind::L4Policy, &object.metadata);
+            let part =
+                |(ancestor, verdict): (crate::gateway::objects::policy::AncestorRef, Verdict)| {
+                    let conditions = vec![condition("Accepted", verdict, "Accepted", "in force")];
+                    self.ancestor(json!(ancestor), &ancestor.name, conditions)
+                };
+            report.parts = Some(("ancestors", ancestors.into_iter().map(part).collect()));
+            report
+        };
+        statuses.into_iter().map(report).collect()
+    }
+
+    fn ancestor(&self, ancestor: Value, name: &str, conditions: Vec<Condition>) -> Part {
+        let controller = &self.settings.controller_name;
+        let fields = json!({"ancestorRef": ancestor, "controllerName": controller});
+        Part { fields, title: format!("ancestor {name}"), conditions }
+    }
+
+    /// The Gateways that the target of a policy has to do with.
+    fn reached(&self, aim: Aim<'_>) -> Result<Vec<(String, String)>, Why> {
+        let Aim { kind, namespace, name, section } = aim;
+        let wanted = (namespace, name);
+        let missing = || {
+            let section = section.map_or_else(String::new, |section| format!(", {section}"));
+            Why::new("TargetNotFound", format!("there is no {kind} {name}{section}"))
+        };
+        match kind {
+            "Gateway" => {
+                let at = self.listeners.gate_at(wanted).ok_or_else(missing)?;
+                self.has_own(at, None, section).unwrap_or_else(|| Err(missing()))?;
+                Ok(vec![self.gateway_name(at)])
+            }
+            "ListenerSet" => {
+                let at = self.listeners.set_at(wanted).ok_or_else(missing)?;
+                let gate = self.listeners.sets[at].gate;
+                self.has_own(gate, Some(at), section).unwrap_or_else(|| Err(missing()))?;
+                Ok(vec![self.gateway_name(gate)])
+            }
+            "Service" => {
+                let service = self.index.services.get(&wanted).ok_or_else(missing)?;
+                let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref());
+                let mut names = ports.into_iter().flatten().map(|port| port.name.as_deref());
+                if section.is_some() && !names.any(|name| name == section) {
+                    return Err(missing());
+                }
+                let all = self.gateways_of_service(namespace, name, |of| {
+                    section.is_none_or(|section| of.port.name.as_deref() == Some(section))
+                });
+                Ok(all.into_iter().collect())
+            }
+            kind => {
+                let route = self.leads.routes.get(&(kind, wanted)).map(|at| &self.routes[*at]);
+                // Of a route, no part can be a target.
+                let route = route.filter(|_| section.is_none());
+                Ok(self.gateways_of(route.ok_or_else(missing)?).into_iter().collect())
+            }
+        }
+    }
+
+    /// Whether a policy for this part of a Gateway or ListenerSet, or for all of it, can be in
+    /// force; `None`: there is no such part.
+    fn has_own(&self, gate: usize, set: Option<usize>, section: Option<&str>) -> Option<Verdict> {
+        let Some(section) = section else { return Some(Ok(())) };
+        let entries = &self.listeners.entries;
+        let at = self.listeners.own(gate, set).find(|at| entries[*at].spec.name == section)?;
+        let place = self.listeners.place(at);
+        if place == at {
+            return Some(Ok(()));
+        }
+        let (port, other) = (entries[at].spec.port, &entries[place].spec.name);
+        let message = format!(
+            "{section} shares port {port} with {other}, whose settings hold for both: name that"
+        );
+        Some(Err(Why::new("Invalid", message)))
+    }
+
+    fn gateways_of_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        counts: impl Fn(&backends::Destination<'_>) -> bool,
+    ) -> BTreeSet<(String, String)> {
+        let leads_there = |route: &&Routed<'_>| {
+            let found =
+                route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok());
+            found.into_iter().any(|of| of.service == (namespace, name) && counts(of))
+        };
+        let routes = self.leads.to_services.get(&(namespace, name));
+        let routes = routes.into_iter().flatten().map(|at| &self.routes[*at]);
+        routes.filter(leads_there).flat_map(|route| self.gateways_of(route)).collect()
+    }
+
+    fn gateways_of(&self, route: &Routed<'_>) -> BTreeSet<(String, String)> {
+        let entries = route.parents.iter().flat_map(|parent| &parent.entries);
+        entries.map(|at| self.gateway_name(self.listeners.entries[*at].gate)).collect()
+    }
+
+    fn gateway_name(&self, gate: usize) -> (String, String) {
+        let (namespace, name) = key(&self.listeners.gates[gate].object.metadata);
+        (namespace.to_owned(), name.to_owned())
+    }
+}
+
+/// GA of what we claim came with v1.5 (TLSRoute, ListenerSet) and v1.6 (TCPRoute, UDPRoute); what
+/// is older serves them as alpha, which reads the same. A major version to come may not.
+fn is_supported(bundle: &Bundle) -> Verdict {
+    if bundle.version.starts_with("v1.") {
+        return Ok(());
+    }
+    let message = format!("the installed Gateway API is {}; Ringway knows v1", bundle.version);
+    Err(Why::new("UnsupportedVersion", message))
+}
+
+fn condition(
+    kind: &'static str,
+    verdict: Verdict,
+    reason: &'static str,
+    message: &str,
+) -> Condition {
+    let says = match verdict {
+        Ok(()) => Says::True(reason, message.to_owned()),
+        Err(why) => Says::False(why),
+    };
+    Condition { kind, says }
+}
+
+fn programmed(gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
+    let says = match (&gate.accepted, &gate.addresses) {
+        (Err(_), _) => {
+            let message = "the Gateway is not accepted: see Accepted".to_owned();
+            Says::False(Why::new("Invalid", message))
+        }
+        (Ok(()), Err(why)) => Says::False(why.clone()),
+        (Ok(()), Ok(_)) => served(own),
+    };
+    Condition { kind: "Programmed", says }
+}
+
+fn set_programmed(set: &Set<'_>, gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
+    let says = match (&set.accepted, &gate.addresses) {
+        (Err(why), _) | (Ok(()), Err(why)) => Says::False(why.clone()),
+        (Ok(()), Ok(_)) => served(own),
+    };
+    Condition { kind: "Programmed", says }
+}
+
+fn not_all_valid(by: &str) -> String {
+    format!("{by}, but not all listeners are valid; each says why")
+}
+
+/// Events of certificates whose time is over.
+fn expired(own: &[&Entry<'_>]) -> Vec<(&'static str, String)> {
+    let all = own.iter().flat_map(|entry| {
+        let name = &entry.spec.name;
+        entry.expired.iter().map(move |what| format!("listener {name}: {what}"))
+    });
+    all.map(|message| ("CertificateExpired", message)).collect()
+}
+
+fn served(own: &[&Entry<'_>]) -> Says {
+    Says::SomeServed(own.iter().flat_map(|entry| &entry.names).cloned().collect())
+}
+
+impl Report {
+    /// As the API server writes it into an object that is new, with the reason.
+    fn wait(self, why: &str) -> Self {
+        let says = Says::Waits(format!("Waiting for controller: {why}"));
+        let conditions =
+            ["Accepted", "Programmed"].map(|kind| Condition { kind, says: says.clone() });
+        Self { conditions: Some(conditions.into()), listeners: Some(Vec::new()), ..self }
+    }
+
+    pub(super) fn status(&self, outcome: &Outcome) -> StatusOf {
+        let generation = self.of.generation;
+        let list = |conditions: &[Condition]| -> Value {
+            let value = |condition: &Condition| condition.value(generation, outcome);
+            conditions.iter().map(value).collect::<Vec<_>>().into()
+        };
+        let parts = |parts: &[Part]| -> Value {
+            let value = |part: &Part| {
+                let mut value = part.fields.clone();
+                value["conditions"] = list(&part.conditions);
+                value
+            };
+            parts.iter().map(value).collect::<Vec<_>>().into()
+        };
+        let mut status = self.fields.clone();
+        if let Some(conditions) = &self.conditions {
+            status.insert("conditions".into(), list(conditions));
+        }
+        if let Some(listeners) = &self.listeners {
+            status.insert("listeners".into(), parts(listeners));
+        }
+        if let Some((field, all)) = &self.parts {
+            status.insert((*field).into(), parts(all));
+        }
+        StatusOf { status: status.into(), ..self.of.clone() }
+    }
+
+    pub(super) fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
+        let own = self.conditions.iter().flatten().map(|condition| (None, condition));
+        let listeners = self.listeners.iter().flatten();
+        let parts = self.parts.iter().flat_map(|(_, parts)| parts).chain(listeners);
+        let parts = parts.flat_map(|part| {
+            part.conditions.iter().map(|condition| (Some(part.title.as_str()), condition))
+        });
+        let faults = own.chain(parts).filter_map(|(title, condition)| {
+            let (reason, message) = condition.complaint(outcome)?;
+            let title = title.map(|of| format!("{of}: ")).unwrap_or_default();
+            Some((reason, format!("{title}{message}"), false))
+        });
+        let passing = self.passing.iter();
+        let passing = passing.map(|(reason, message)| (*reason, message.clone(), true));
+        let (mut notices, mut said) = (Vec::new(), BTreeSet::new());
+        for (reason, message, passes) in faults.chain(passing) {
+            if !said.insert((reason, message.clone())) {
+                continue;
+            }
+            notices.push(Notice {
+                kind: self.of.kind,
+                namespace: self.of.namespace.clone(),
+                name: self.of.name.clone(),
+                uid: self.of.uid.clone(),
+                reason: reason.to_owned(),
+                message,
+                passes,
+            });
+        }
+        notices
+    }
+}
+
+impl Condition {
+    fn value(&self, generation: i64, outcome: &Outcome) -> Value {
+        let (status, reason, message) = self.said(outcome);
+        json!({
+            "type": self.kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "observedGeneration": generation,
+        })
+    }
+
+    /// Status, reason and message.
+    fn said(&self, outcome: &Outcome) -> (&'static str, &'static str, String) {
+        match &self.says {
+            Says::True(reason, message) => ("True", *reason, message.clone()),
+            Says::False(why) => ("False", why.reason, why.message.clone()),
+            Says::Waits(message) => ("Unknown", "Pending", message.clone()),
+            Says::Opened(names, message, hint) => match not_opened(names, outcome) {
+                Some(why) => {
+                    let hint = hint.as_deref().unwrap_or_default();
+                    ("False", "PortUnavailable", format!("{why}{hint}"))
+                }
+                None => ("True", "Accepted", (*message).to_owned()),
+            },
+            Says::Valid(names, by) => match not_opened(names, outcome) {
+                Some(_) => ("True", "ListenersNotValid", not_all_valid(by)),
+                None => ("True", "Accepted", by.clone()),
+            },
+            Says::Served(names) => programmed_as(not_opened(names, outcome), outcome),
+            Says::SomeServed(names) => {
+                let failed = |name| not_opened([name], outcome);
+                let failed = names.iter().map(failed).collect::<Option<Vec<_>>>();
+                programmed_as(failed.and_then(|why| why.first().copied()), outcome)
+            }
+        }
+    }
+
+    /// What somebody must act on, its reason and message. Not what follows from something else that
+    /// is said anyway.
+    fn complaint(&self, outcome: &Outcome) -> Option<(&'static str, String)> {
+        let (status, reason, message) = self.said(outcome);
+        let counts = match (self.kind, status) {
+            ("PartiallyInvalid" | SUPERSEDED, "True")
+            | ("Accepted" | "ResolvedRefs" | "SupportedVersion", "False")
+            | ("Accepted", "Unknown") => true,
+            ("Programmed", "False") => {
+                // Once for a Gateway, not for each of its listeners.
+                let whole = matches!(self.says, Says::SomeServed(_)) && refused(outcome).is_some();
+                reason.starts_with("Address") || whole
+            }
+            _ => false,
+        };
+        counts.then_some((reason, message))
+    }
+}
+
+/// Why one of these listeners could not be opened.
+fn not_opened<'a, 'n>(
+    names: impl IntoIterator<Item = &'n String>,
+    outcome: &'a Outcome,
+) -> Option<&'a str> {
+    let Outcome::Failed(faults) = outcome else { return None };
+    names.into_iter().find_map(|name| faults.get(name)).map(String::as_str)
+}
+
+/// Why nothing of the configuration is served.
+fn refused(outcome: &Outcome) -> Option<&str> {
+    let Outcome::Failed(faults) = outcome else { return None };
+    faults.get("").map(String::as_str)
+}
+
+fn programmed_as(fault: Option<&str>, outcome: &Outcome) -> (&'static str, &'static str, String) {
+    match (fault, refused(outcome), outcome) {
+        (Some(why), _, _) => ("False", "Invalid", why.to_owned()),
+        (None, Some(why), _) => {
+            let message = format!("the configuration could not be put in force: {why}");
+            ("False", "Pending", message)
+        }
+        (None, None, Outcome::Pending) => {
+            ("False", "Pending", "the data plane does not serve it yet".to_owned())
+        }
+        (None, None, Outcome::Applied | Outcome::Failed(_)) => {
+            ("True", "Programmed", "the data plane serves it".to_owned())
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Whether something is as it was asked for, and why not.
+
+use crate::gateway::translate::index::Party;
+
+/// Why something is not as it was asked for: the reason and message of a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Why {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+pub(super) type Verdict = Result<(), Why>;
+
+impl Why {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    /// A reference into another namespace that no ReferenceGrant allows.
+    pub(super) fn not_permitted(from: Party<'_>, kind: &str, namespace: &str, name: &str) -> Self {
+        let message = format!(
+            "no ReferenceGrant in namespace {namespace} lets a {} of namespace {} refer to {kind} \
+             {name}",
+            from.kind, from.namespace
+        );
+        Self::new("RefNotPermitted", message)
+    }
+}
