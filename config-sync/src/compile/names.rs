@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::compile::tls::cache::Loaded;
+use crate::compile::tls::cache::Cache;
 use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
@@ -38,7 +38,7 @@ pub struct Names {
     pub(crate) backends: Ids<String>,
     pub(crate) endpoints: Ids<(BackendId, SocketAddr)>,
     pub(crate) tickets: Tickets,
-    pub(crate) loaded: Loaded,
+    pub(crate) loaded: Cache,
     /// Of the table that was compiled last, which may be refused, and of the one in force.
     pub(crate) latest: Vec<Expiry>,
     expiries: Vec<Expiry>,
@@ -75,7 +75,7 @@ impl Names {
             backends: Ids::below(u32::MAX as usize),
             endpoints: Ids::below(MAX_ENDPOINTS),
             tickets: Tickets::default(),
-            loaded: Loaded::default(),
+            loaded: Cache::default(),
             latest: Vec::new(),
             expiries: Vec::new(),
             doubts: Vec::new(),

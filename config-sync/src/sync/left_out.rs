@@ -25,7 +25,7 @@ pub struct Put {
 }
 
 #[derive(Debug, Default)]
-pub struct Puts {
+pub struct LeftOut {
     /// The latest that was put in force, with what had to be left out.
     pub asked: Option<Config>,
     /// A table that waited for an address could not be published.
@@ -45,7 +45,7 @@ struct Failure {
     again: Backoff,
 }
 
-impl Puts {
+impl LeftOut {
     /// Whether what is left out is to be tried again, or a table was lost.
     pub fn is_due(&self, now: Instant) -> bool {
         self.is_lost || self.failures.values().any(|failure| failure.again.is_due(now))

@@ -19,7 +19,7 @@ use crate::model::listener::{self, Listener};
 use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::source::{Parsed, Source};
-use crate::sync::left_out::{Put, Puts};
+use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::reading::{Compiled, Found, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 use crate::{compile, gateway};
@@ -51,7 +51,7 @@ pub struct ConfigSync {
     reloads_failed: u64,
     last_error: Option<String>,
     timing: Timing,
-    puts: Puts,
+    left_out: LeftOut,
     /// Sockets that drain, and between which generations the tables are that workers may keep for
     /// them.
     kept: BTreeMap<SocketId, (u64, u64)>,
@@ -107,7 +107,7 @@ impl ConfigSync {
             reloads_failed: 0,
             last_error: None,
             timing: Timing::default(),
-            puts: Puts::default(),
+            left_out: LeftOut::default(),
             kept: BTreeMap::new(),
             applied: 0,
         }
@@ -195,9 +195,9 @@ impl ConfigSync {
     pub fn put(&mut self, asked: &Config) -> Result<Put, String> {
         #[expect(clippy::disallowed_methods, reason = "for pauses between attempts to bind")]
         let now = Instant::now();
-        let same = self.puts.asked.as_ref() == Some(asked) && !self.puts.is_due(now);
+        let same = self.left_out.asked.as_ref() == Some(asked) && !self.left_out.is_due(now);
         if self.draining || same {
-            let failed = self.puts.failed(asked);
+            let failed = self.left_out.failed(asked);
             return Ok(Put { generation: self.generation, published: false, failed });
         }
         let result = self.put_now(asked, now);
@@ -205,7 +205,7 @@ impl ConfigSync {
             Ok(published) => {
                 self.reloads_ok += u64::from(*published);
                 self.last_error = None;
-                self.puts.asked = Some(asked.clone());
+                self.left_out.asked = Some(asked.clone());
             }
             Err(error) => {
                 self.reloads_failed += 1;
@@ -215,14 +215,14 @@ impl ConfigSync {
         result.map(|published| Put {
             generation: self.generation,
             published,
-            failed: self.puts.failed(asked),
+            failed: self.left_out.failed(asked),
         })
     }
 
     /// Whether [`Self::put`] should be called again although nothing else is asked for.
     pub fn wants_put(&self) -> bool {
         #[expect(clippy::disallowed_methods, reason = "for pauses between attempts to bind")]
-        self.puts.is_due(Instant::now())
+        self.left_out.is_due(Instant::now())
     }
 
     /// Publishes the empty table: nothing is accepted any more, and what lives drains. From here on
@@ -399,11 +399,11 @@ impl ConfigSync {
     fn put_now(&mut self, asked: &Config, now: Instant) -> Result<bool, String> {
         let began = Instant::now();
         let generation = self.generation + 1;
-        let is_lost = self.puts.is_lost;
-        self.puts.forget(asked);
+        let is_lost = self.left_out.is_lost;
+        self.left_out.forget(asked);
         let (mut config, mut table) = self.fitting(asked, now)?;
         let errors = self.publisher.prepare(&table);
-        self.puts.tried(&table, &errors, now);
+        self.left_out.tried(&table, &errors, now);
         if !errors.is_empty() {
             for error in errors {
                 tracing::error!("{error}: what listens there is left out for now");
@@ -448,12 +448,12 @@ impl ConfigSync {
     /// What can be in force of what is asked for: without the addresses that can't be bound, and
     /// without what does not fit, which is one owner's fault and must not be everybody's.
     fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, RoutingTable), String> {
-        let mut config = self.puts.without(asked, now);
+        let mut config = self.left_out.without(asked, now);
         let names = Arc::make_mut(&mut self.names);
         loop {
             match compile::compile(&config, names, self.generation + 1) {
                 Ok(table) => return Ok((config, table)),
-                Err(problems) if self.puts.leave_out(&mut config, &problems) => {}
+                Err(problems) if self.left_out.leave_out(&mut config, &problems) => {}
                 Err(problems) => return Err(problems.to_string()),
             }
         }
@@ -462,7 +462,7 @@ impl ConfigSync {
     fn note(&mut self, published: Result<(), PublishError>) {
         if let Err(error) = published {
             tracing::error!(%error, "a table that waited could not be published");
-            self.puts.is_lost = true;
+            self.left_out.is_lost = true;
             #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
             self.again.failed(Instant::now());
             self.reloads_failed += 1;

@@ -4,6 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::fnv::Fnv;
+
 /// Primes; the smallest with 100 entries for each endpoint is taken, so that shares differ by 1 %
 /// at the most (beyond 655 endpoints: the largest, where they differ by more).
 const SIZES: [u16; 2] = [251, 5_003];
@@ -64,17 +66,13 @@ impl Walk {
 /// FNV-1a over address and port, with the finalizer of SplitMix64 because FNV's high bits are weak.
 /// Fixed for good: another hash would move every client when a gateway is upgraded.
 pub(crate) fn hash(endpoint: SocketAddr) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    };
+    let mut hash = Fnv::new();
     match endpoint.ip() {
-        IpAddr::V4(ip) => add(&ip.octets()),
-        IpAddr::V6(ip) => add(&ip.octets()),
+        IpAddr::V4(ip) => hash.add(&ip.octets()),
+        IpAddr::V6(ip) => hash.add(&ip.octets()),
     }
-    add(&endpoint.port().to_be_bytes());
+    hash.add(&endpoint.port().to_be_bytes());
+    let hash = hash.value();
     let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)

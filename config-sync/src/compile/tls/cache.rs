@@ -17,7 +17,7 @@ use crate::table::terminator::{Originator, Terminator};
 
 /// What the latest table has.
 #[derive(Clone, Default)]
-pub(crate) struct Loaded {
+pub(crate) struct Cache {
     /// Beside its `tls`, what else of a listener they are made of: `starttls`, `default_hostname`.
     pub(crate) terminators: Kept<(Termination, Option<Starttls>, Option<String>), Terminator>,
     pub(crate) originators: Kept<Origination, Originator>,
@@ -73,7 +73,7 @@ impl<A, T> Default for Kept<A, T> {
 }
 
 /// Without keys.
-impl fmt::Debug for Loaded {
+impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (terminators, originators) = (self.terminators.0.keys(), self.originators.0.keys());
         f.debug_list().entries(terminators.chain(originators)).finish()

@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
-use crate::compile::tls::cache::{Loaded, Made, contents};
+use crate::compile::tls::cache::{Cache, Made, contents};
 use crate::compile::tls::endpoint_verifier::EndpointVerifier;
 use crate::compile::tls::expiry::{Expiring, Expiry};
 use crate::compile::tls::pem::read;
@@ -28,8 +28,8 @@ pub(crate) struct Loader<'l> {
     tickets: &'l mut Tickets,
     seeds: [u64; 4],
     /// What the latest table has, and what of it, and beside it, the next one will have.
-    before: Loaded,
-    pub(crate) loaded: Loaded,
+    before: Cache,
+    pub(crate) loaded: Cache,
     pub(crate) expiries: Vec<Expiry>,
     /// Chains that are none.
     pub(crate) doubts: Vec<Problem>,
@@ -56,8 +56,8 @@ impl<'l> Loader<'l> {
             provider: Arc::new(aws_lc_rs::default_provider()),
             tickets,
             seeds,
-            before: Loaded::default(),
-            loaded: Loaded::default(),
+            before: Cache::default(),
+            loaded: Cache::default(),
             expiries: Vec::new(),
             doubts: Vec::new(),
             problems: Vec::new(),
@@ -65,7 +65,7 @@ impl<'l> Loader<'l> {
     }
 
     /// What is in here and is asked for again is not made again.
-    pub(crate) fn knowing(self, before: Loaded) -> Self {
+    pub(crate) fn knowing(self, before: Cache) -> Self {
         Self { before, ..self }
     }
 

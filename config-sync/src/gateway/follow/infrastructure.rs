@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, Precon
 use kube::{Api, Client};
 
 use crate::gateway::follow::causes::is_ending;
-use crate::gateway::objects::GROUP;
+use crate::gateway::objects::{GROUP, ObjectName};
 use crate::gateway::translate::notice::Infrastructure;
 
 /// On all of ours, so that they are found again.
@@ -24,14 +24,12 @@ const MANAGER: &str = "ringway-infrastructure";
 #[derive(Default)]
 pub struct Accounts {
     /// What there is, as it was last written.
-    written: BTreeMap<Key, Infrastructure>,
+    written: BTreeMap<ObjectName, Infrastructure>,
     /// Those of an earlier leader have been looked for.
     searched: bool,
     /// Somebody else's, of the names that are wanted.
-    taken: BTreeSet<Key>,
+    taken: BTreeSet<ObjectName>,
 }
-
-type Key = (String, String);
 
 impl Accounts {
     /// Makes them what is wanted.
@@ -47,9 +45,9 @@ impl Accounts {
         wanted: &[Infrastructure],
     ) -> kube::Result<()> {
         let mut result = Ok(());
-        let all: BTreeSet<Key> = wanted.iter().map(key).collect();
+        let all: BTreeSet<ObjectName> = wanted.iter().map(key).collect();
         self.taken.retain(|key| all.contains(key));
-        let mut gone: BTreeSet<Key> =
+        let mut gone: BTreeSet<ObjectName> =
             self.written.keys().filter(|key| !all.contains(*key)).cloned().collect();
         if !self.searched {
             match left(client, namespaces, controller, &all).await {
@@ -105,7 +103,7 @@ impl Accounts {
     }
 }
 
-fn key(account: &Infrastructure) -> Key {
+fn key(account: &Infrastructure) -> ObjectName {
     (account.namespace.clone(), account.name.clone())
 }
 
@@ -114,8 +112,8 @@ async fn left(
     client: &Client,
     namespaces: &[String],
     controller: &str,
-    wanted: &BTreeSet<Key>,
-) -> kube::Result<BTreeSet<Key>> {
+    wanted: &BTreeSet<ObjectName>,
+) -> kube::Result<BTreeSet<ObjectName>> {
     let (label, value) = MANAGED_BY;
     let selector = format!("{label}={value},{GROUP}/gateway-name");
     let list = ListParams::default().labels(&selector);

@@ -7,13 +7,13 @@ use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use crate::gateway::objects::BackendRef;
-use crate::gateway::translate::index::{Index, Key, Party, Target};
+use crate::gateway::translate::index::{Index, ObjectKey, Party, Target};
 use crate::gateway::translate::verdict::Why;
 
 /// A port of a Service that a route leads to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Destination<'o> {
-    pub(super) service: Key<'o>,
+    pub(super) service: ObjectKey<'o>,
     pub(super) object: &'o Service,
     pub(super) port: &'o ServicePort,
 }
@@ -116,7 +116,7 @@ pub(super) fn endpoints(
 
 /// Why destinations have no endpoint, each looked at once: many routes may lead to one Service.
 #[derive(Default)]
-pub(super) struct Empty<'o>(BTreeMap<(Key<'o>, i32, Option<&'o str>), Option<&'static str>>);
+pub(super) struct Empty<'o>(BTreeMap<(ObjectKey<'o>, i32, Option<&'o str>), Option<&'static str>>);
 
 impl<'o> Empty<'o> {
     pub(super) fn why(

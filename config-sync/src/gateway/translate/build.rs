@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crate::check::reaches;
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Destination};
-use crate::gateway::translate::index::{Index, Key, key};
+use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::places::at;
-use crate::gateway::translate::policy::{Aim, BackendValues, Policies};
+use crate::gateway::translate::policy::{BackendValues, Policies, PolicyTarget};
 use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
@@ -18,6 +18,7 @@ use crate::model::config::Config;
 use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, WeightedBackend};
 use crate::model::tls::Origination;
+use crate::table::fnv::Fnv;
 use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
 
 /// What the parts of a configuration are made from.
@@ -117,14 +118,16 @@ impl<'o> Build<'_, 'o> {
     }
 
     /// The ways to speak of a listener in a policy, most specific first.
-    fn aims(&self, entry: &Entry<'o>) -> Vec<Aim<'o>> {
+    fn aims(&self, entry: &Entry<'o>) -> Vec<PolicyTarget<'o>> {
         let (namespace, name) = key(&self.listeners.gates[entry.gate].object.metadata);
-        let gateway = Aim { kind: "Gateway", namespace, name, section: None };
+        let gateway = PolicyTarget { kind: "Gateway", namespace, name, section: None };
         let section = Some(entry.spec.name.as_str());
-        let Some(set) = entry.set else { return vec![Aim { section, ..gateway }, gateway] };
+        let Some(set) = entry.set else {
+            return vec![PolicyTarget { section, ..gateway }, gateway];
+        };
         let (namespace, name) = key(&self.listeners.sets[set].object.metadata);
-        let set = Aim { kind: "ListenerSet", namespace, name, section: None };
-        vec![Aim { section, ..set }, set, gateway]
+        let set = PolicyTarget { kind: "ListenerSet", namespace, name, section: None };
+        vec![PolicyTarget { section, ..set }, set, gateway]
     }
 
     /// One, or several where it differs from listener to listener what a route is.
@@ -155,7 +158,7 @@ impl<'o> Build<'_, 'o> {
             }
         }
         let (namespace, name) = key(&route.object.metadata);
-        let own = Aim { kind: route.kind.name(), namespace, name, section: None };
+        let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         let admission = self.policies.route(own);
         let shapes = shapes.into_iter().enumerate();
         let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
@@ -236,13 +239,13 @@ impl<'o> Build<'_, 'o> {
         route: &Routed<'o>,
         destination: &Destination<'o>,
         entry: &Entry<'o>,
-    ) -> Vec<Aim<'o>> {
+    ) -> Vec<PolicyTarget<'o>> {
         let (namespace, name) = destination.service;
-        let service = Aim { kind: "Service", namespace, name, section: None };
+        let service = PolicyTarget { kind: "Service", namespace, name, section: None };
         let (namespace, name) = key(&route.object.metadata);
-        let own = Aim { kind: route.kind.name(), namespace, name, section: None };
+        let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         let port = destination.port.name.as_deref();
-        let port = port.map(|port| Aim { section: Some(port), ..service });
+        let port = port.map(|port| PolicyTarget { section: Some(port), ..service });
         port.into_iter().chain([service, own]).chain(self.aims(entry)).collect()
     }
 }
@@ -277,7 +280,7 @@ const MAX_WEIGHT: u32 = 1_000_000;
 #[derive(Default)]
 struct Pool<'o> {
     /// Of a Service's port, by its number and protocol. Many routes may lead to one Service.
-    endpoints: BTreeMap<(Key<'o>, i32, &'o str), Arc<[SocketAddr]>>,
+    endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[SocketAddr]>>,
     backends: Vec<Backend>,
     known: BTreeMap<String, Vec<(Contents, String)>>,
     shared: BTreeMap<SocketAddr, String>,
@@ -405,14 +408,7 @@ fn config_name(text: &str) -> String {
         return text.to_owned();
     }
     let cut: String = text.chars().map(|c| if plain(c) { c } else { '-' }).take(236).collect();
-    format!("{cut}-{:016x}", fnv(text))
-}
-
-/// FNV-1a, which needs no seed: names must be the same after a restart.
-pub(super) fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    format!("{cut}-{:016x}", Fnv::of(text))
 }
 
 /// Version 1 has no word for UDP.

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::Secret;
 use crate::compile::tls::load::{Loader, Owner, dns_names};
 use crate::compile::tls::tickets::Tickets;
 use crate::gateway::objects::{GROUP, Gateway, Listener, ObjectRef};
-use crate::gateway::translate::found::{Found, Loaded};
-use crate::gateway::translate::index::{Index, Key, Party, Target, key};
+use crate::gateway::translate::found::{Found, KeyPair};
+use crate::gateway::translate::index::{Index, ObjectKey, Party, Target, key};
 use crate::gateway::translate::verdict::{Verdict, Why};
 use crate::model::place::Place;
 use crate::model::tls::{Certificate, Pem, Termination};
@@ -39,7 +39,7 @@ pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) 
         faults.extend(verdict.err());
         let Some(loaded) = loaded else { continue };
         expired.extend(index.now.and_then(|now| loaded.expired(now)));
-        let Loaded { certificate, has_names, .. } = loaded;
+        let KeyPair { certificate, has_names, .. } = loaded;
         if has_names {
             termination.certificates.push(certificate.clone());
         } else if at > 0 {
@@ -138,7 +138,7 @@ fn certificate(
     reference: &ObjectRef,
     party: Party<'_>,
     index: &Index<'_>,
-) -> (Option<Loaded>, Verdict) {
+) -> (Option<KeyPair>, Verdict) {
     let invalid = |message| Err(Why::new("InvalidCertificateRef", message));
     let none = |message| (None, invalid(message));
     let kind = reference.kind.as_deref().unwrap_or("Secret");
@@ -172,7 +172,7 @@ fn certificate(
 }
 
 /// The certificate and key in a Secret, or what is wrong with them.
-fn load(secret: &Secret, (namespace, name): Key<'_>) -> Result<Loaded, String> {
+fn load(secret: &Secret, (namespace, name): ObjectKey<'_>) -> Result<KeyPair, String> {
     let pem = |field| inline(secret, (namespace, name), field);
     let (Some(cert), Some(key)) = (pem("tls.crt"), pem("tls.key")) else {
         return Err(format!("Secret {namespace}/{name} has no tls.crt and tls.key"));
@@ -182,7 +182,7 @@ fn load(secret: &Secret, (namespace, name): Key<'_>) -> Result<Loaded, String> {
     let own = certified.end_entity_cert().ok();
     let has_names = own.is_some_and(|own| !dns_names(own).is_empty());
     let not_after = own.and_then(|own| crate::table::x509::not_after(own));
-    Ok(Loaded { certificate, has_names, not_after })
+    Ok(KeyPair { certificate, has_names, not_after })
 }
 
 /// What the loader of configurations makes of something, or what it has to say against it: nothing
@@ -201,7 +201,7 @@ pub(super) fn system() -> Result<(), String> {
     tried(|loader, owner| loader.system_roots(owner)).map(drop)
 }
 
-fn inline(secret: &Secret, (namespace, name): Key<'_>, field: &str) -> Option<Pem> {
+fn inline(secret: &Secret, (namespace, name): ObjectKey<'_>, field: &str) -> Option<Pem> {
     let bytes = secret.data.as_ref().and_then(|data| data.get(field)).map(|data| data.0.as_slice());
     let text = secret.string_data.as_ref().and_then(|data| data.get(field)).map(String::as_bytes);
     let bytes: Arc<[u8]> = bytes.or(text)?.into();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::gateway::objects::{GROUP, Gateway, ListenerSet, Objects, ParentRef, Route};
 use crate::gateway::status::{Kind, StatusOf};
 use crate::gateway::translate::backends::{self, Empty};
-use crate::gateway::translate::index::{Index, Key, Party, key};
+use crate::gateway::translate::index::{Index, ObjectKey, Party, key};
 use crate::gateway::translate::listeners::{self, Claim};
 use crate::gateway::translate::settings::Settings;
 use crate::model::place::Hints;
@@ -194,7 +194,7 @@ impl<'a> Asked<'a> {
     }
 
     fn near(&self, (namespace, name): (&str, &str), kind: Kind) -> String {
-        let known: Vec<&Key<'_>> = match kind {
+        let known: Vec<&ObjectKey<'_>> = match kind {
             Kind::ListenerSet => self.index.listener_sets.iter().collect(),
             _ => self.index.gateways.keys().collect(),
         };

@@ -13,13 +13,13 @@ use crate::model::tls::{Certificate, Pem};
 #[derive(Clone, Default)]
 pub(super) struct Found {
     /// If it is broken, what was in it before that.
-    pub(super) loaded: Option<Loaded>,
+    pub(super) loaded: Option<KeyPair>,
     pub(super) fault: Option<String>,
 }
 
 /// A certificate and its key, seen to fit each other.
 #[derive(Clone, Debug)]
-pub(super) struct Loaded {
+pub(super) struct KeyPair {
     pub(super) certificate: Certificate,
     /// Whether clients can ask for it.
     pub(super) has_names: bool,
@@ -27,7 +27,7 @@ pub(super) struct Loaded {
     pub(super) not_after: Option<i64>,
 }
 
-impl Loaded {
+impl KeyPair {
     pub(super) fn expired(&self, now: i64) -> Option<String> {
         let end = self.not_after.filter(|end| *end <= now)?;
         let Pem::Inline { name, .. } = &self.certificate.cert else { return None };
@@ -46,7 +46,7 @@ pub struct LastGood(Arc<BTreeMap<ObjectName, Good>>);
 #[derive(Clone, Debug)]
 struct Good {
     uid: Option<String>,
-    loaded: Loaded,
+    loaded: KeyPair,
 }
 
 impl LastGood {
@@ -68,7 +68,7 @@ impl LastGood {
     }
 
     /// Not of a Secret that has been deleted and made anew.
-    pub(super) fn get(&self, key: &ObjectName, secret: &Secret) -> Option<Loaded> {
+    pub(super) fn get(&self, key: &ObjectName, secret: &Secret) -> Option<KeyPair> {
         let Good { uid, loaded } = self.0.get(key)?;
         (*uid == secret.metadata.uid).then(|| loaded.clone())
     }

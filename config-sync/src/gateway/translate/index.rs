@@ -13,17 +13,17 @@ use crate::gateway::objects::{FromNamespaces, Gateway, Objects};
 use crate::gateway::translate::found::{Found, LastGood};
 
 /// Namespace and name.
-pub(super) type Key<'o> = (&'o str, &'o str);
+pub(super) type ObjectKey<'o> = (&'o str, &'o str);
 
 #[derive(Default)]
 pub(super) struct Index<'o> {
-    pub(super) services: BTreeMap<Key<'o>, &'o Service>,
-    pub(super) gateways: BTreeMap<Key<'o>, &'o Gateway>,
-    pub(super) listener_sets: BTreeSet<Key<'o>>,
+    pub(super) services: BTreeMap<ObjectKey<'o>, &'o Service>,
+    pub(super) gateways: BTreeMap<ObjectKey<'o>, &'o Gateway>,
+    pub(super) listener_sets: BTreeSet<ObjectKey<'o>>,
     /// By the Service that they belong to, in the order of their names.
-    pub(super) slices: BTreeMap<Key<'o>, Vec<&'o EndpointSlice>>,
-    pub(super) secrets: BTreeMap<Key<'o>, &'o Secret>,
-    pub(super) config_maps: BTreeMap<Key<'o>, &'o ConfigMap>,
+    pub(super) slices: BTreeMap<ObjectKey<'o>, Vec<&'o EndpointSlice>>,
+    pub(super) secrets: BTreeMap<ObjectKey<'o>, &'o Secret>,
+    pub(super) config_maps: BTreeMap<ObjectKey<'o>, &'o ConfigMap>,
     /// What was found in the Secrets that have been looked into: many listeners name the same one.
     pub(super) certificates: RefCell<BTreeMap<(String, String), Found>>,
     /// In those, before.
@@ -190,7 +190,7 @@ impl<'o> Index<'o> {
 }
 
 /// An object without a namespace in a file stands in `default`, as with kubectl.
-pub(super) fn key(metadata: &ObjectMeta) -> Key<'_> {
+pub(super) fn key(metadata: &ObjectMeta) -> ObjectKey<'_> {
     let namespace = metadata.namespace.as_deref().unwrap_or("default");
     (namespace, metadata.name.as_deref().unwrap_or_default())
 }

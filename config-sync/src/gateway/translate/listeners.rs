@@ -13,7 +13,7 @@ use crate::gateway::objects::{
 use crate::gateway::status::Kind;
 use crate::gateway::translate::address::{self, Assigned, Refused};
 use crate::gateway::translate::certificates;
-use crate::gateway::translate::index::{Index, Key, Party, key, seniority};
+use crate::gateway::translate::index::{Index, ObjectKey, Party, key, seniority};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Verdict, Why};
 use crate::model::tls::{Certificate, ClientAuth, Termination};
@@ -26,8 +26,8 @@ pub(super) struct Listeners<'o> {
     pub(super) entries: Vec<Entry<'o>>,
     /// The first HTTP listener that is served, by its Gateway and port.
     pub(super) first_http: BTreeMap<(usize, i32), usize>,
-    gate_at: BTreeMap<Key<'o>, usize>,
-    set_at: BTreeMap<Key<'o>, usize>,
+    gate_at: BTreeMap<ObjectKey<'o>, usize>,
+    set_at: BTreeMap<ObjectKey<'o>, usize>,
 }
 
 pub(super) struct Gate<'o> {
@@ -183,11 +183,11 @@ impl<'o> Listeners<'o> {
         listeners
     }
 
-    pub(super) fn gate_at(&self, key: Key<'_>) -> Option<usize> {
+    pub(super) fn gate_at(&self, key: ObjectKey<'_>) -> Option<usize> {
         self.gate_at.get(&key).copied()
     }
 
-    pub(super) fn set_at(&self, key: Key<'_>) -> Option<usize> {
+    pub(super) fn set_at(&self, key: ObjectKey<'_>) -> Option<usize> {
         self.set_at.get(&key).copied()
     }
 
@@ -356,7 +356,7 @@ fn gate<'o>(
 }
 
 /// The Gateway that a ListenerSet belongs to; `None`: it belongs to something else.
-pub(super) fn parent(set: &ListenerSet) -> Option<Key<'_>> {
+pub(super) fn parent(set: &ListenerSet) -> Option<ObjectKey<'_>> {
     let parent = &set.spec.parent_ref;
     let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
         && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";

@@ -15,6 +15,7 @@ pub mod outline;
 mod places;
 mod policy;
 mod render;
+mod report;
 mod routes;
 pub mod settings;
 pub(super) mod unfit;
@@ -35,9 +36,10 @@ use crate::gateway::translate::listeners::Listeners;
 use crate::gateway::translate::notice::{Infrastructure, Notice};
 use crate::gateway::translate::outline::{Outline, outline};
 use crate::gateway::translate::policy::Policies;
-use crate::gateway::translate::render::Report;
+use crate::gateway::translate::report::Report;
 use crate::gateway::translate::settings::Settings;
 use crate::model::config::Config;
+use crate::table::fnv::Fnv;
 
 /// A configuration, and what each object is to be told of it.
 #[derive(Debug)]
@@ -190,5 +192,5 @@ fn short(name: &str, most: usize) -> String {
         return name.to_owned();
     }
     let cut: String = name.chars().take(most - 17).collect();
-    format!("{cut}-{:016x}", build::fnv(name))
+    format!("{cut}-{:016x}", Fnv::of(name))
 }

@@ -7,6 +7,7 @@ use crate::model::admission::{Admission, Ranges};
 use crate::model::config::Config;
 use crate::model::place::At;
 use crate::model::tls::{Origination, Pem, Termination};
+use crate::table::fnv::Fnv;
 
 /// A hash for each part of the listeners: two replicas that agree on a part serve its listeners
 /// alike. Parts, and not one hash of all, so that a Gateway whose routes change all the time holds
@@ -20,7 +21,7 @@ const PARTS: usize = 256;
 /// weights and encryption of backends: what the statuses speak of. Not of endpoints, which come and
 /// go many times a second, and which differ between zones.
 pub fn outline(config: &Config) -> Outline {
-    let mut parts = vec![Fnv(OFFSET); PARTS];
+    let mut parts = vec![Hash(Fnv::new()); PARTS];
     for listener in &config.listeners {
         let hash = &mut parts[part(&listener.name.value)];
         let (name, address) = (&listener.name.value, listener.address.value);
@@ -37,7 +38,7 @@ pub fn outline(config: &Config) -> Outline {
         let hostnames: Vec<_> = route.hostnames.iter().map(|at| &at.value).collect();
         let backends: Vec<_> =
             route.backends.iter().map(|used| (&used.name.value, used.weight)).collect();
-        let mut hash = Fnv(OFFSET);
+        let mut hash = Hash(Fnv::new());
         hash.add(&(&route.name.value, &listeners, hostnames, &backends));
         hash.add(&admission(&route.admission));
         for (name, _) in backends {
@@ -47,16 +48,14 @@ pub fn outline(config: &Config) -> Outline {
             trusted(tls).for_each(|pem| hash.pem(pem));
         }
         let parts_of: BTreeSet<_> = listeners.iter().map(|name| part(name)).collect();
-        parts_of.into_iter().for_each(|part| parts[part].add(&hash.0));
+        parts_of.into_iter().for_each(|part| parts[part].add(&hash.0.value()));
     }
-    Outline(parts.into_iter().map(|hash| hash.0).collect())
+    Outline(parts.into_iter().map(|hash| hash.0.value()).collect())
 }
 
 /// Which part a listener is in, by its name in the configuration.
 pub(in crate::gateway) fn part(listener: &str) -> usize {
-    let mut hash = Fnv(OFFSET);
-    hash.bytes(listener.as_bytes());
-    usize::try_from(hash.0 % PARTS as u64).expect("less than there are parts")
+    usize::try_from(Fnv::of(listener) % PARTS as u64).expect("less than there are parts")
 }
 
 impl Outline {
@@ -100,15 +99,11 @@ fn trusted(tls: &Origination) -> impl Iterator<Item = &Pem> {
     tls.certificate.iter().map(|pair| &pair.cert).chain(&tls.ca)
 }
 
-/// FNV-1a of 64 bits (draft-eastlake-fnv): the same on every machine, as hashes made for tables
-/// are not. Nobody gains by a collision: it would only make a status come early.
+/// Of what a part says. Nobody gains by a collision: it would only make a status come early.
 #[derive(Clone)]
-struct Fnv(u64);
+struct Hash(Fnv);
 
-const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const PRIME: u64 = 0x0000_0100_0000_01b3;
-
-impl Fnv {
+impl Hash {
     fn add(&mut self, value: &impl fmt::Debug) {
         // Writing to it can't fail.
         _ = writeln!(self, "{value:?}");
@@ -117,20 +112,14 @@ impl Fnv {
     /// What came from Secrets and ConfigMaps. Files have no place in a cluster's configuration.
     fn pem(&mut self, pem: &Pem) {
         if let Pem::Inline { bytes, .. } = pem {
-            self.bytes(bytes);
-        }
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(PRIME);
+            self.0.add(bytes);
         }
     }
 }
 
-impl fmt::Write for Fnv {
+impl fmt::Write for Hash {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.bytes(text.as_bytes());
+        self.0.add(text.as_bytes());
         Ok(())
     }
 }
@@ -195,12 +184,5 @@ mod tests {
         assert_eq!(Outline::read(&outline.to_string()), Some(outline));
         assert_eq!(Outline::read("0123"), None);
         assert_eq!(Outline::read(""), None);
-    }
-
-    #[test]
-    fn hash_is_fnv_1a() {
-        let mut hash = Fnv(OFFSET);
-        hash.bytes(b"a");
-        assert_eq!(hash.0, 0xaf63_dc4c_8601_ec8c);
     }
 }

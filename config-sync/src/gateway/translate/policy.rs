@@ -37,7 +37,7 @@ use crate::toml::{proxy, socket_options};
 pub(super) struct Policies<'o> {
     /// Oldest first.
     all: Vec<Policy<'o>>,
-    by_aim: BTreeMap<Aim<'o>, Vec<usize>>,
+    by_aim: BTreeMap<PolicyTarget<'o>, Vec<usize>>,
 }
 
 struct Policy<'o> {
@@ -105,7 +105,7 @@ pub(super) struct SocketValues {
 
 /// Something that a policy may have for a target: its kind, namespace, name, and which part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Aim<'a> {
+pub(super) struct PolicyTarget<'a> {
     pub(super) kind: &'a str,
     pub(super) namespace: &'a str,
     pub(super) name: &'a str,
@@ -121,7 +121,7 @@ impl<'o> Policies<'o> {
             Err(why) => Policy { object, values: kept_out(&object.spec), fault: Some(why) },
         };
         let all: Vec<Policy<'o>> = all.into_iter().map(policy).collect();
-        let mut by_aim: BTreeMap<Aim<'o>, Vec<usize>> = BTreeMap::new();
+        let mut by_aim: BTreeMap<PolicyTarget<'o>, Vec<usize>> = BTreeMap::new();
         for (at, policy) in all.iter().enumerate() {
             let targets = policy.object.spec.target_refs.iter();
             for target in targets.filter(|target| right_group(target).is_ok()) {
@@ -135,7 +135,7 @@ impl<'o> Policies<'o> {
     }
 
     /// What holds for a listener: `aims` are the ways to speak of it, most specific first.
-    pub(super) fn listener(&self, aims: &[Aim<'_>]) -> ListenerValues {
+    pub(super) fn listener(&self, aims: &[PolicyTarget<'_>]) -> ListenerValues {
         let mut values = ListenerValues::default();
         for at in self.at(aims) {
             values.fill(&at.listener);
@@ -144,7 +144,7 @@ impl<'o> Policies<'o> {
     }
 
     /// What holds for a route.
-    pub(super) fn route(&self, aim: Aim<'_>) -> AdmissionValues {
+    pub(super) fn route(&self, aim: PolicyTarget<'_>) -> AdmissionValues {
         let mut values = AdmissionValues::default();
         for at in self.at(&[aim]) {
             values.fill(&at.route);
@@ -153,7 +153,7 @@ impl<'o> Policies<'o> {
     }
 
     /// What holds for a backend.
-    pub(super) fn backend(&self, aims: &[Aim<'_>]) -> BackendValues {
+    pub(super) fn backend(&self, aims: &[PolicyTarget<'_>]) -> BackendValues {
         let mut values = BackendValues::default();
         for at in self.at(aims) {
             values.fill(&at.backend);
@@ -161,12 +161,12 @@ impl<'o> Policies<'o> {
         values
     }
 
-    fn at<'a>(&'a self, aims: &'a [Aim<'a>]) -> impl Iterator<Item = &'a Values> {
+    fn at<'a>(&'a self, aims: &'a [PolicyTarget<'a>]) -> impl Iterator<Item = &'a Values> {
         aims.iter().flat_map(|aim| self.of_target(*aim)).map(|at| &self.all[*at].values)
     }
 
     /// The policies of a target, oldest first.
-    fn of_target<'a>(&'a self, aim: Aim<'a>) -> &'a [usize] {
+    fn of_target<'a>(&'a self, aim: PolicyTarget<'a>) -> &'a [usize] {
         self.by_aim.get(&aim).map_or(&[], Vec::as_slice)
     }
 
@@ -175,7 +175,7 @@ impl<'o> Policies<'o> {
     pub(super) fn statuses(
         &self,
         controller: &str,
-        gateways: impl Fn(Aim<'_>) -> Result<Vec<(String, String)>, Why>,
+        gateways: impl Fn(PolicyTarget<'_>) -> Result<Vec<(String, String)>, Why>,
     ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
         let mut statuses = Vec::new();
         for (at, policy) in self.all.iter().enumerate() {
@@ -214,7 +214,7 @@ impl<'o> Policies<'o> {
     }
 
     /// Whether an older policy of the same target says something of the same fields.
-    fn verdict(&self, at: usize, aim: Aim<'_>) -> Verdict {
+    fn verdict(&self, at: usize, aim: PolicyTarget<'_>) -> Verdict {
         let policy = &self.all[at];
         if let Some(fault) = &policy.fault {
             return Err(fault.clone());
@@ -233,8 +233,8 @@ impl<'o> Policies<'o> {
     }
 }
 
-fn aim<'o>(policy: &'o L4Policy, target: &'o TargetRef) -> Aim<'o> {
-    Aim {
+fn aim<'o>(policy: &'o L4Policy, target: &'o TargetRef) -> PolicyTarget<'o> {
+    PolicyTarget {
         kind: &target.kind,
         namespace: key(&policy.metadata).0,
         name: &target.name,

@@ -9,13 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::gateway::objects::policy::MAX_ANCESTORS;
 use crate::gateway::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
-use crate::gateway::status::{Kind, Outcome, SUPERSEDED, StatusOf};
+use crate::gateway::status::{Kind, SUPERSEDED, StatusOf};
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Empty};
-use crate::gateway::translate::index::{Index, Key, key};
+use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
-use crate::gateway::translate::notice::Notice;
-use crate::gateway::translate::policy::{Aim, Policies};
+use crate::gateway::translate::policy::{Policies, PolicyTarget};
+use crate::gateway::translate::report::{Condition, Part, Report, Says, condition, not_all_valid};
 use crate::gateway::translate::routes::{Parent, Routed};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Verdict, Why};
@@ -53,8 +53,8 @@ pub(super) struct Known<'a, 'o> {
 
 /// Which routes there are, by what policies say of them.
 pub(super) struct Leads<'o> {
-    routes: BTreeMap<(&'static str, Key<'o>), usize>,
-    to_services: BTreeMap<Key<'o>, Vec<usize>>,
+    routes: BTreeMap<(&'static str, ObjectKey<'o>), usize>,
+    to_services: BTreeMap<ObjectKey<'o>, Vec<usize>>,
 }
 
 impl<'o> Leads<'o> {
@@ -72,52 +72,6 @@ impl<'o> Leads<'o> {
         }
         Self { routes, to_services }
     }
-}
-
-/// The status of an object, to be finished by what became of the configuration.
-#[derive(Debug)]
-pub(super) struct Report {
-    of: StatusOf,
-    /// Fields without conditions.
-    fields: Map<String, Value>,
-    conditions: Option<Vec<Condition>>,
-    listeners: Option<Vec<Part>>,
-    /// `parents` or `ancestors`.
-    parts: Option<(&'static str, Vec<Part>)>,
-    /// What is worth an event beside the conditions: reasons and messages.
-    passing: Vec<(&'static str, String)>,
-}
-
-/// An entry of listeners[], parents[] or ancestors[].
-#[derive(Debug)]
-struct Part {
-    fields: Value,
-    /// What events call it.
-    title: String,
-    conditions: Vec<Condition>,
-}
-
-#[derive(Clone, Debug)]
-struct Condition {
-    kind: &'static str,
-    says: Says,
-}
-
-#[derive(Clone, Debug)]
-enum Says {
-    True(&'static str, String),
-    False(Why),
-    /// For a controller to come.
-    Waits(String),
-    /// Of a listener: true if the data plane could open these, its listeners in the configuration;
-    /// else there may be a hint.
-    Opened(BTreeSet<String>, &'static str, Option<String>),
-    /// Of what has these listeners, which are all valid if they could be opened.
-    Valid(BTreeSet<String>, String),
-    /// The same, true as soon as it serves all of them.
-    Served(BTreeSet<String>),
-    /// Of what has several listeners: true as soon as it serves one of these.
-    SomeServed(BTreeSet<String>),
 }
 
 impl<'o> Known<'_, 'o> {
@@ -507,8 +461,8 @@ impl<'o> Known<'_, 'o> {
     }
 
     /// The Gateways that the target of a policy has to do with.
-    fn reached(&self, aim: Aim<'_>) -> Result<Vec<(String, String)>, Why> {
-        let Aim { kind, namespace, name, section } = aim;
+    fn reached(&self, aim: PolicyTarget<'_>) -> Result<Vec<(String, String)>, Why> {
+        let PolicyTarget { kind, namespace, name, section } = aim;
         let wanted = (namespace, name);
         let missing = || {
             let section = section.map_or_else(String::new, |section| format!(", {section}"));
@@ -601,17 +555,13 @@ fn is_supported(bundle: &Bundle) -> Verdict {
     Err(Why::new("UnsupportedVersion", message))
 }
 
-fn condition(
-    kind: &'static str,
-    verdict: Verdict,
-    reason: &'static str,
-    message: &str,
-) -> Condition {
-    let says = match verdict {
-        Ok(()) => Says::True(reason, message.to_owned()),
-        Err(why) => Says::False(why),
-    };
-    Condition { kind, says }
+/// Events of certificates whose time is over.
+fn expired(own: &[&Entry<'_>]) -> Vec<(&'static str, String)> {
+    let all = own.iter().flat_map(|entry| {
+        let name = &entry.spec.name;
+        entry.expired.iter().map(move |what| format!("listener {name}: {what}"))
+    });
+    all.map(|message| ("CertificateExpired", message)).collect()
 }
 
 fn programmed(gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
@@ -634,176 +584,6 @@ fn set_programmed(set: &Set<'_>, gate: &Gate<'_>, own: &[&Entry<'_>]) -> Conditi
     Condition { kind: "Programmed", says }
 }
 
-fn not_all_valid(by: &str) -> String {
-    format!("{by}, but not all listeners are valid; each says why")
-}
-
-/// Events of certificates whose time is over.
-fn expired(own: &[&Entry<'_>]) -> Vec<(&'static str, String)> {
-    let all = own.iter().flat_map(|entry| {
-        let name = &entry.spec.name;
-        entry.expired.iter().map(move |what| format!("listener {name}: {what}"))
-    });
-    all.map(|message| ("CertificateExpired", message)).collect()
-}
-
 fn served(own: &[&Entry<'_>]) -> Says {
     Says::SomeServed(own.iter().flat_map(|entry| &entry.names).cloned().collect())
-}
-
-impl Report {
-    /// As the API server writes it into an object that is new, with the reason.
-    fn wait(self, why: &str) -> Self {
-        let says = Says::Waits(format!("Waiting for controller: {why}"));
-        let conditions =
-            ["Accepted", "Programmed"].map(|kind| Condition { kind, says: says.clone() });
-        Self { conditions: Some(conditions.into()), listeners: Some(Vec::new()), ..self }
-    }
-
-    pub(super) fn status(&self, outcome: &Outcome) -> StatusOf {
-        let generation = self.of.generation;
-        let list = |conditions: &[Condition]| -> Value {
-            let value = |condition: &Condition| condition.value(generation, outcome);
-            conditions.iter().map(value).collect::<Vec<_>>().into()
-        };
-        let parts = |parts: &[Part]| -> Value {
-            let value = |part: &Part| {
-                let mut value = part.fields.clone();
-                value["conditions"] = list(&part.conditions);
-                value
-            };
-            parts.iter().map(value).collect::<Vec<_>>().into()
-        };
-        let mut status = self.fields.clone();
-        if let Some(conditions) = &self.conditions {
-            status.insert("conditions".into(), list(conditions));
-        }
-        if let Some(listeners) = &self.listeners {
-            status.insert("listeners".into(), parts(listeners));
-        }
-        if let Some((field, all)) = &self.parts {
-            status.insert((*field).into(), parts(all));
-        }
-        StatusOf { status: status.into(), ..self.of.clone() }
-    }
-
-    pub(super) fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
-        let own = self.conditions.iter().flatten().map(|condition| (None, condition));
-        let listeners = self.listeners.iter().flatten();
-        let parts = self.parts.iter().flat_map(|(_, parts)| parts).chain(listeners);
-        let parts = parts.flat_map(|part| {
-            part.conditions.iter().map(|condition| (Some(part.title.as_str()), condition))
-        });
-        let faults = own.chain(parts).filter_map(|(title, condition)| {
-            let (reason, message) = condition.complaint(outcome)?;
-            let title = title.map(|of| format!("{of}: ")).unwrap_or_default();
-            Some((reason, format!("{title}{message}"), false))
-        });
-        let passing = self.passing.iter();
-        let passing = passing.map(|(reason, message)| (*reason, message.clone(), true));
-        let (mut notices, mut said) = (Vec::new(), BTreeSet::new());
-        for (reason, message, passes) in faults.chain(passing) {
-            if !said.insert((reason, message.clone())) {
-                continue;
-            }
-            notices.push(Notice {
-                kind: self.of.kind,
-                namespace: self.of.namespace.clone(),
-                name: self.of.name.clone(),
-                uid: self.of.uid.clone(),
-                reason: reason.to_owned(),
-                message,
-                passes,
-            });
-        }
-        notices
-    }
-}
-
-impl Condition {
-    fn value(&self, generation: i64, outcome: &Outcome) -> Value {
-        let (status, reason, message) = self.said(outcome);
-        json!({
-            "type": self.kind,
-            "status": status,
-            "reason": reason,
-            "message": message,
-            "observedGeneration": generation,
-        })
-    }
-
-    /// Status, reason and message.
-    fn said(&self, outcome: &Outcome) -> (&'static str, &'static str, String) {
-        match &self.says {
-            Says::True(reason, message) => ("True", *reason, message.clone()),
-            Says::False(why) => ("False", why.reason, why.message.clone()),
-            Says::Waits(message) => ("Unknown", "Pending", message.clone()),
-            Says::Opened(names, message, hint) => match not_opened(names, outcome) {
-                Some(why) => {
-                    let hint = hint.as_deref().unwrap_or_default();
-                    ("False", "PortUnavailable", format!("{why}{hint}"))
-                }
-                None => ("True", "Accepted", (*message).to_owned()),
-            },
-            Says::Valid(names, by) => match not_opened(names, outcome) {
-                Some(_) => ("True", "ListenersNotValid", not_all_valid(by)),
-                None => ("True", "Accepted", by.clone()),
-            },
-            Says::Served(names) => programmed_as(not_opened(names, outcome), outcome),
-            Says::SomeServed(names) => {
-                let failed = |name| not_opened([name], outcome);
-                let failed = names.iter().map(failed).collect::<Option<Vec<_>>>();
-                programmed_as(failed.and_then(|why| why.first().copied()), outcome)
-            }
-        }
-    }
-
-    /// What somebody must act on, its reason and message. Not what follows from something else that
-    /// is said anyway.
-    fn complaint(&self, outcome: &Outcome) -> Option<(&'static str, String)> {
-        let (status, reason, message) = self.said(outcome);
-        let counts = match (self.kind, status) {
-            ("PartiallyInvalid" | SUPERSEDED, "True")
-            | ("Accepted" | "ResolvedRefs" | "SupportedVersion", "False")
-            | ("Accepted", "Unknown") => true,
-            ("Programmed", "False") => {
-                // Once for a Gateway, not for each of its listeners.
-                let whole = matches!(self.says, Says::SomeServed(_)) && refused(outcome).is_some();
-                reason.starts_with("Address") || whole
-            }
-            _ => false,
-        };
-        counts.then_some((reason, message))
-    }
-}
-
-/// Why one of these listeners could not be opened.
-fn not_opened<'a, 'n>(
-    names: impl IntoIterator<Item = &'n String>,
-    outcome: &'a Outcome,
-) -> Option<&'a str> {
-    let Outcome::Failed(faults) = outcome else { return None };
-    names.into_iter().find_map(|name| faults.get(name)).map(String::as_str)
-}
-
-/// Why nothing of the configuration is served.
-fn refused(outcome: &Outcome) -> Option<&str> {
-    let Outcome::Failed(faults) = outcome else { return None };
-    faults.get("").map(String::as_str)
-}
-
-fn programmed_as(fault: Option<&str>, outcome: &Outcome) -> (&'static str, &'static str, String) {
-    match (fault, refused(outcome), outcome) {
-        (Some(why), _, _) => ("False", "Invalid", why.to_owned()),
-        (None, Some(why), _) => {
-            let message = format!("the configuration could not be put in force: {why}");
-            ("False", "Pending", message)
-        }
-        (None, None, Outcome::Pending) => {
-            ("False", "Pending", "the data plane does not serve it yet".to_owned())
-        }
-        (None, None, Outcome::Applied | Outcome::Failed(_)) => {
-            ("True", "Programmed", "the data plane serves it".to_owned())
-        }
-    }
 }
