@@ -10,8 +10,8 @@ use config_sync::compile::names::Names;
 use config_sync::gateway::files::{Options, read};
 use config_sync::gateway::print;
 use config_sync::gateway::status::Outcome;
-use config_sync::gateway::translate::translate;
 use config_sync::gateway::translate::settings::Settings;
+use config_sync::gateway::translate::translate;
 use config_sync::model::config::Config;
 use libfuzzer_sys::fuzz_target;
 
