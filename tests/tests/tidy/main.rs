@@ -30,8 +30,6 @@ const LONG_FILES: &[(&str, &str)] = &[
     ("appliance/src/proxy/terminated.rs", "to be split by noun"),
     ("appliance/src/ring/send.rs", "to be split by noun"),
     ("appliance/src/ring/tcp.rs", "to be split by noun"),
-    ("config-sync/src/gateway/follow/lease.rs", "to be split by noun"),
-    ("config-sync/src/gateway/translate/render.rs", "to be split by noun"),
     ("tests/src/scenario.rs", "to be split by noun"),
     ("tests/src/tcp.rs", "to be split by noun"),
     ("tests/src/tls_world.rs", "to be split by noun"),
