@@ -21,11 +21,12 @@ use config_sync::compile::names::Names;
 use config_sync::model::config;
 use config_sync::table::routing::{Hosts, RoutingTable, Socket, Transport};
 use gungraun::prelude::*;
+use ringway::contract::{BufferId, Event, Op, Side, Stop, Token};
 use ringway::proxy::Proxy;
 use ringway::proxy::balance::Balancer;
-use ringway::proxy::client_hello::{self, Hello};
-use ringway::proxy::counters::Counters;
-use ringway::proxy::op::{BufferId, Event, Op, Side, Stop, Token};
+use ringway::stats::counters::Counters;
+use ringway::wire::client_hello;
+use ringway::wire::client_hello::Hello;
 
 main!(library_benchmark_groups = [proxy, control]);
 

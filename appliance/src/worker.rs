@@ -16,12 +16,12 @@ use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustls::pki_types::UnixTime;
 
+use crate::contract::{Event, Op, Token};
 use crate::proxy::Proxy;
-use crate::proxy::counters::Counters;
-use crate::proxy::op::{Event, Op, Token};
-use crate::proxy::record::Record;
 use crate::proxy::table_queue::{Step, TableQueue};
 use crate::ring::{Features, Ring, RingError, Turn};
+use crate::stats::counters::Counters;
+use crate::stats::records::Record;
 
 /// Microseconds since the process began; the same for all workers and the control thread.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl Clock {
 }
 
 /// All that a worker is given.
-pub struct Seat {
+pub struct WorkerConfig {
     /// The core to run on; `None`: wherever the scheduler likes.
     pub core: Option<CoreId>,
     /// Its number, from 0.
@@ -74,16 +74,16 @@ pub struct Spawned {
 ///
 /// # Errors
 /// The thread could not be made.
-pub fn spawn(seat: Seat) -> io::Result<Spawned> {
+pub fn spawn(config: WorkerConfig) -> io::Result<Spawned> {
     let (tell, ready) = bounded(1);
-    let name = format!("ringway-{}", seat.index);
+    let name = format!("ringway-{}", config.index);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
-        if let Some(core) = seat.core
+        if let Some(core) = config.core
             && !core_affinity::set_for_current(core)
         {
-            tracing::warn!("worker {} could not be pinned to core {}", seat.index, core.id);
+            tracing::warn!("worker {} could not be pinned to core {}", config.index, core.id);
         }
-        let mut worker = match Worker::new(seat) {
+        let mut worker = match Worker::new(config) {
             Ok(worker) => worker,
             Err(error) => {
                 // The control thread waits for this word; it has gone only if the process ends.
@@ -147,20 +147,20 @@ impl Worker {
     ///
     /// # Errors
     /// The kernel refuses the ring, or the memory or files for it.
-    pub fn new(seat: Seat) -> Result<Self, RingError> {
-        let counters = seat.counters;
+    pub fn new(config: WorkerConfig) -> Result<Self, RingError> {
+        let counters = config.counters;
         Ok(Self {
-            ring: Ring::new(seat.limits, &seat.features, seat.wake, Arc::clone(&counters))?,
-            proxy: Proxy::new(seat.limits, seat.seed, Arc::clone(&counters)),
+            ring: Ring::new(config.limits, &config.features, config.wake, Arc::clone(&counters))?,
+            proxy: Proxy::new(config.limits, config.seed, Arc::clone(&counters)),
             turn: Turn { events: Vec::with_capacity(MOST), ..Turn::default() },
             ops: Vec::with_capacity(MOST),
             tables: TableQueue::default(),
-            commands: seat.commands,
-            records: seat.records,
+            commands: config.commands,
+            records: config.records,
             kept: VecDeque::new(),
             counters,
-            clock: seat.clock,
-            ports_short: seat.ports_short,
+            clock: config.clock,
+            ports_short: config.ports_short,
             look_at: 0,
         })
     }
@@ -183,7 +183,7 @@ impl Worker {
             woken |= self.catch_up(now, due)?;
         }
         if woken {
-            self.obey(now);
+            self.apply_commands(now);
         }
         self.carry_on_with_tables(now);
         self.share_shortage();
@@ -265,7 +265,7 @@ impl Worker {
         self.ring.carry_out(&mut self.ops, &mut self.turn);
     }
 
-    fn obey(&mut self, now: u64) {
+    fn apply_commands(&mut self, now: u64) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Table { table, sockets } => {

@@ -18,9 +18,10 @@ use config_sync::publish::Command;
 use config_sync::table::routing::Limits;
 use crossbeam_channel::bounded;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ringway::proxy::counters::Counters;
-use ringway::ring::{Features, sockets};
-use ringway::worker::{Clock, Seat, Worker};
+use ringway::ring::Features;
+use ringway::ring::listen::open::open_listeners;
+use ringway::stats::counters::Counters;
+use ringway::worker::{Clock, Worker, WorkerConfig};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
@@ -79,13 +80,13 @@ impl Bench {
         let (send, commands) = bounded(1);
         let (records, _) = bounded(1);
         let sockets = table.sockets.iter().map(|socket| {
-            let file = sockets::open_listeners(socket, 1, false, false, 1).unwrap().remove(0);
+            let file = open_listeners(socket, 1, false, false, 1).unwrap().remove(0);
             (socket.id, socket.transport, file)
         });
         let sockets = sockets.collect();
         send.send(Command::Table { table: Arc::new(table), sockets }).unwrap();
         wake.write(1).unwrap();
-        let worker = Worker::new(Seat {
+        let worker = Worker::new(WorkerConfig {
             core: None,
             index: 0,
             limits: Limits {
@@ -180,7 +181,7 @@ fn terminate(config: &mut config::Config) -> CertificateDer<'static> {
     issued.cert.der().clone()
 }
 
-/// What `terminated.rs` states for each record.
+/// What `tls_relay.rs` states for each record.
 const PER_RECORD: u64 = 1;
 
 #[test]

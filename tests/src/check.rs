@@ -7,10 +7,10 @@ use std::sync::Arc;
 use config_sync::table::routing::{
     EndpointId, Limits, Listener, ListenerId, Protocol, RoutingTable, SocketId, Transport,
 };
-use ringway::proxy::counters::{Counter, Counters};
-use ringway::proxy::op::{Event, Why};
-use ringway::proxy::proxy_protocol::{Header, read};
-use ringway::proxy::record::{CloseReason, Record, SessionRecord};
+use ringway::contract::{Event, Why};
+use ringway::stats::counters::{Counter, Counters};
+use ringway::stats::records::{CloseReason, Record, SessionRecord};
+use ringway::wire::proxy_header::read::{Header, read};
 
 use crate::coverage::Fault;
 use crate::kernel::{Kernel, Turn};

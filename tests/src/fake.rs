@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId};
+use ringway::contract::{Op, Token};
 use ringway::proxy::Proxy;
-use ringway::proxy::counters::Counters;
-use ringway::proxy::op::{Op, Token};
-use ringway::proxy::record::Record;
 use ringway::proxy::table_queue::{Step, TableQueue};
+use ringway::stats::counters::Counters;
+use ringway::stats::records::Record;
 
 use crate::kernel::{Faults, Kernel, Turn};
 

@@ -2,14 +2,14 @@
 //!
 //! It stands where the ring and Linux stand. Peers are driven from outside (`world`, `scenario`)
 //! through the `peer_*` functions of `tcp` and the datagram functions of `udp`. Whatever an op may
-//! not do by the contract (`ringway::proxy::op`), or Linux would not carry out, is a broken
+//! not do by the contract (`ringway::contract`), or Linux would not carry out, is a broken
 //! invariant and panics with a message.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
-use ringway::proxy::op::{Event, Kind, Op, SHARED_SOCKETS, Side, Token, Why};
+use ringway::contract::{Event, Kind, Op, SHARED_SOCKETS, Side, Token, Why};
 
 use crate::coverage::{Coverage, Fault, State};
 use crate::proxied::Train;

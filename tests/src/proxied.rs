@@ -6,8 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range as Of;
 
 use config_sync::table::routing::{ProxyVersion, SendProxy, Transport};
-use ringway::proxy::op::{BufferId, Event, Side, Stop, Token};
-use ringway::proxy::proxy_protocol::{Addresses, Header, Outgoing, read, write};
+use ringway::contract::{BufferId, Event, Side, Stop, Token};
+use ringway::wire::proxy_header::Addresses;
+use ringway::wire::proxy_header::read::{Header, read};
+use ringway::wire::proxy_header::write::{Outgoing, write};
 
 use crate::kernel::{Kernel, Turn};
 use crate::rng::Rng;

@@ -11,7 +11,7 @@ use config_sync::table::routing::{
     Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
     WeightedBackend,
 };
-use ringway::proxy::record::{CloseReason, Record, SessionRecord};
+use ringway::stats::records::{CloseReason, Record, SessionRecord};
 
 use crate::hello::client_hello;
 use crate::model;

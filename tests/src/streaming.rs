@@ -1,7 +1,7 @@
 //! Streams of the simulated kernel: a multishot receive whose bytes go on at once. It eats until
 //! its cancellation is through, however full the sink is.
 
-use ringway::proxy::op::{Event, Side, Stop, Token};
+use ringway::contract::{Event, Side, Stop, Token};
 
 use crate::coverage::Fault;
 use crate::kernel::{Kernel, Pending, Turn};

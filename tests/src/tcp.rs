@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use config_sync::table::routing::{SocketId, Transport};
-use ringway::proxy::op::{Event, Kind, Mode, Side, Stop, Token, Why};
+use ringway::contract::{Event, Kind, Mode, Side, Stop, Token, Why};
 
 use crate::coverage::{Fault, State};
 use crate::kernel::{Kernel, Pending, Turn};

@@ -25,10 +25,10 @@ use config_sync::compile::names::Names;
 use config_sync::model::config::Config;
 use config_sync::model::tls::{Origination, Termination};
 use config_sync::table::routing::{EndpointId, Limits};
+use ringway::contract::{Event, Op, Side, Stop, Token, Why};
 use ringway::proxy::Proxy;
-use ringway::proxy::counters::Counters;
-use ringway::proxy::op::{Event, Op, Side, Stop, Token, Why};
-use ringway::proxy::record::{CloseReason, Record, SessionRecord};
+use ringway::stats::counters::Counters;
+use ringway::stats::records::{CloseReason, Record, SessionRecord};
 
 use crate::pki::{Issued, Pki, inline};
 use crate::rng::Rng;
@@ -268,7 +268,7 @@ const LIMITS: Limits = Limits {
     bulk_bytes: 1 << 20,
 };
 
-/// What `terminated.rs` promises: `Take`s of a worker at once.
+/// What `tls_relay.rs` promises: `Take`s of a worker at once.
 const MOST_TAKES: u64 = 64;
 
 const NAME: &str = "db.example.com";

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::routing::{SocketId, Transport};
-use ringway::proxy::op::{BufferId, Event, Kind, Part, SHARED_SOCKETS, Token, Why};
-use ringway::proxy::proxy_protocol::{self, Header};
+use ringway::contract::{BufferId, Event, Kind, Part, SHARED_SOCKETS, Token, Why};
+use ringway::wire::proxy_header::read::Header;
+use ringway::wire::proxy_header::read::{read, read_datagram};
 
 use crate::coverage::{Fault, State};
 use crate::kernel::{Kernel, Pending, Turn};
@@ -552,11 +553,11 @@ impl Kernel {
         }
         // The model gives backends to listeners of every protocol; the compiler allows version 2.
         let read = match head.starts_with(b"PROXY ") {
-            true => match proxy_protocol::read(head) {
+            true => match read(head) {
                 Header::Known { len, addresses } => Ok((len, addresses)),
                 other => panic!("an endpoint was told {other:?}"),
             },
-            false => proxy_protocol::read_datagram(head),
+            false => read_datagram(head),
         };
         let (whole, addresses) = read.expect("a header");
         let source = addresses.map(|addresses| addresses.source);

@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::table::routing::{Backend, Drain, Protocol, RoutingTable, SocketId, Transport};
+use ringway::contract::{Event, Op, Token};
 use ringway::proxy::Proxy;
-use ringway::proxy::counters::Counters;
-use ringway::proxy::op::{Event, Op, Token};
 use ringway::proxy::table_queue::{Step, TableQueue};
+use ringway::stats::counters::Counters;
 
 use crate::check::Check;
 use crate::coverage::{Coverage, Fault};

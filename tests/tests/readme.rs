@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use ringway::proxy::record::{CloseReason, DropReason};
+use ringway::stats::records::{CloseReason, DropReason};
 
 /// Every page that has links.
 const PAGES: [&str; 10] = [

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use ringway::proxy::proxy_protocol::{Addresses, Header, read};
+use ringway::wire::proxy_header::Addresses;
+use ringway::wire::proxy_header::read::{Header, read};
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{

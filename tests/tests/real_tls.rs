@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use ringway::proxy::client_hello::MAX_HELLO;
+use ringway::wire::client_hello::MAX_HELLO;
 use ringway_tests::hello;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{

@@ -13,10 +13,12 @@ use std::time::Duration;
 use config_sync::publish::Command;
 use config_sync::table::routing::{Drain, RoutingTable, SocketId, Transport};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use ringway::proxy::counters::Counters;
-use ringway::proxy::record::{Record, SessionRecord};
-use ringway::ring::{Features, sockets};
-use ringway::worker::{self, Clock, Seat};
+use ringway::ring::Features;
+use ringway::ring::listen::open::open_listeners;
+use ringway::stats::counters::Counters;
+use ringway::stats::records::{Record, SessionRecord};
+use ringway::worker;
+use ringway::worker::{Clock, WorkerConfig};
 use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;
 use ringway_tests::scenario::{
@@ -291,8 +293,7 @@ impl RealStage {
         let endpoints: Vec<_> =
             setup.endpoints.iter().map(|s| serve(setup, *s, &mut listeners, &mut server)).collect();
         let mut table = setup.table(SocketAddr::new(HOME, 0), &endpoints);
-        let listening =
-            sockets::open_listeners(&table.sockets[0], 1, false, false, 1).expect("loopback");
+        let listening = open_listeners(&table.sockets[0], 1, false, false, 1).expect("loopback");
         let listening = listening.into_iter().next().expect("one");
         let bound = socket2::SockRef::from(&listening).local_addr().expect("bound");
         let gateway = bound.as_socket().expect("an internet address");
@@ -303,7 +304,7 @@ impl RealStage {
         let wake = eventfd();
         let (commands, to_worker) = bounded(4);
         let (from_worker, incoming) = bounded(1024);
-        let spawned = worker::spawn(Seat {
+        let spawned = worker::spawn(WorkerConfig {
             core: None,
             index: 0,
             limits: LIMITS,

@@ -14,7 +14,7 @@ use config_sync::table::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol,
     Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
-use ringway::proxy::record::{CloseReason, DropReason, Record};
+use ringway::stats::records::{CloseReason, DropReason, Record};
 use ringway_tests::coverage::Coverage;
 use ringway_tests::fake::Fake;
 use ringway_tests::kernel::Faults;

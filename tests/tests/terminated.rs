@@ -11,7 +11,7 @@ use config_sync::model::config::Config;
 use config_sync::model::place::{At, Place};
 use config_sync::model::tls::{Certificate, Origination, Pem, Termination};
 use config_sync::table::routing::RoutingTable;
-use ringway::proxy::record::CloseReason;
+use ringway::stats::records::CloseReason;
 use ringway_tests::pki::{Pki, inline};
 use ringway_tests::tls_world::{self, Case, Fault};
 use rustls::server::{Acceptor, ResolvesServerCert as _};

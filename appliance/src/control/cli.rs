@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use config_sync::gateway;
 use config_sync::gateway::files::Options;
@@ -18,9 +18,9 @@ use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use super::process::Origin;
-use super::{access_log, demo, process};
-use crate::ring::Features;
+use crate::control::output::{BadConfig, features, print};
+use crate::control::process::{self, Origin};
+use crate::control::{access_log, demo};
 
 /// A Layer-4 gateway for Linux: TCP, UDP and TLS-by-SNI, one io_uring per core.
 ///
@@ -253,7 +253,7 @@ pub fn main() -> ExitCode {
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };
     // Faults of a file begin with the file's own name, as compilers and editors have it.
-    let name = if error.is::<process::BadConfig>() { "" } else { "ringway: " };
+    let name = if error.is::<BadConfig>() { "" } else { "ringway: " };
     // Nobody can be told that stderr is gone.
     let _ = writeln!(io::stderr(), "{name}{error:#}");
     ExitCode::FAILURE
@@ -334,7 +334,7 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
 fn check(source: &Source) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let (summary, warnings) = config_sync::sync::check(source, now).map_err(process::BadConfig)?;
+    let (summary, warnings) = config_sync::sync::check(source, now).map_err(BadConfig)?;
     for warning in warnings {
         writeln!(io::stderr(), "{}", warning.marked()).context("stderr")?;
     }
@@ -348,7 +348,7 @@ fn translate(
     options: &Options,
 ) -> anyhow::Result<()> {
     let translated = config_sync::source::translate(paths, secrets, options);
-    let Translated { warnings, toml, statuses } = translated.map_err(process::BadConfig)?;
+    let Translated { warnings, toml, statuses } = translated.map_err(BadConfig)?;
     // As comments: the rest of stderr is YAML.
     for warning in warnings {
         writeln!(io::stderr(), "# {}", warning.marked()).context("stderr")?;
@@ -359,31 +359,6 @@ fn translate(
         None => io::stderr().write_all(statuses.as_bytes()).context("stderr")?,
     }
     print(&toml)
-}
-
-/// A line per feature, in columns.
-pub fn features(features: &Features) -> String {
-    let mut text = format!("{:<20} {:<6} {:<8} USED FOR\n", "FEATURE", "SINCE", "STATE");
-    for feature in features.list() {
-        let state = match (feature.present, feature.masked) {
-            (false, _) => "absent",
-            (true, true) => "masked",
-            (true, false) => "used",
-        };
-        let (name, since, used_for) = (feature.name, feature.since, feature.used_for);
-        text.push_str(&format!("{name:<20} {since:<6} {state:<8} {used_for}\n"));
-    }
-    text
-}
-
-/// Prints to stdout; that nobody reads it is no error (`ringway features | head -1`).
-pub fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(anyhow!(error)).context("stdout")
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
-use super::cli::print;
-use super::process::{self, Origin};
+use crate::control::output::print;
+use crate::control::process;
+use crate::control::process::Origin;
 
 /// The ports that it listens on, all on 127.0.0.1.
 #[derive(Clone, Debug, Args)]

@@ -4,7 +4,6 @@
 //! In this order, because a socket that listens takes connections from the moment it is bound, and
 //! there must be somebody to serve them.
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
 use std::net::SocketAddr;
@@ -38,14 +37,18 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use super::access_log::{AccessLog, WallClock};
-use super::admin::{self, Board};
-use super::cluster::Following;
-use super::spare_files::SpareFiles;
-use super::{Control, Phase, Running, SPARE, Signals, cli};
-use crate::proxy::counters::Counters;
-use crate::ring::{Features, RingError, sockets};
-use crate::worker::{self, Clock, Seat, Spawned};
+use crate::control::access_log::{AccessLog, WallClock};
+use crate::control::admin::board::{Board, source_ports};
+use crate::control::admin::server;
+use crate::control::cluster::Following;
+use crate::control::output::{self, BadConfig, panic_message};
+use crate::control::run::{Control, Phase, Running, SPARE, Signals};
+use crate::control::spare_files::SpareFiles;
+use crate::ring::listen::open::open_listeners;
+use crate::ring::{Features, RingError};
+use crate::stats::counters::Counters;
+use crate::worker;
+use crate::worker::{Clock, Spawned, WorkerConfig};
 
 /// Records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
 const RECORDS: usize = 8_192;
@@ -55,11 +58,6 @@ const RECORDS: usize = 8_192;
 /// (`io_ring_exit_work`): whoever starts a gateway at the end of another finds them taken for some
 /// milliseconds.
 const RELEASE: Duration = Duration::from_secs(1);
-
-/// A configuration that can't be used: every fault, one a line, each with its place.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BadConfig(pub String);
 
 /// Where the configuration comes from.
 pub enum Origin {
@@ -142,7 +140,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     }
     if let (Some(listener), Some(address)) = (admin, config.admin) {
         tracing::info!("admin API: http://{address}");
-        admin::start(listener, control.board.clone()).context("the admin API's thread")?;
+        server::start(listener, control.board.clone()).context("the admin API's thread")?;
     }
     if allow_empty {
         control.sync.allow_empty();
@@ -183,7 +181,7 @@ fn start(
     early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
     let cores = seats(&config.cores)?;
-    let ports = admin::source_ports().unwrap_or(0);
+    let ports = source_ports().unwrap_or(0);
     let limits =
         config::limits(config.limits, cores.len(), files, ports, features.flows_take_descriptors());
     say_capacity(config, limits, cores.len(), files);
@@ -209,7 +207,7 @@ fn start(
         // These are bound before they are this machine's: it may be the standby.
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
         loop {
-            match sockets::open_listeners(socket, workers, rejoins, early, steering) {
+            match open_listeners(socket, workers, rejoins, early, steering) {
                 Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
                     thread::sleep(Duration::from_millis(10));
                 }
@@ -220,7 +218,7 @@ fn start(
                         "no interface of this machine has the address of {address} yet: it is \
                          listened on all the same (IP_FREEBIND), and works once one has it"
                     );
-                    return sockets::open_listeners(socket, workers, rejoins, true, steering);
+                    return open_listeners(socket, workers, rejoins, true, steering);
                 }
                 result => return result,
             }
@@ -232,7 +230,7 @@ fn start(
         workers,
         log,
         wall: wall_clock(clock),
-        board: Arc::new(Board::new(counters, limits, cli::features(features))),
+        board: Arc::new(Board::new(counters, limits, output::features(features))),
         phase: Phase::Running,
         is_started,
         spare: SpareFiles::new(SPARE),
@@ -305,7 +303,7 @@ fn spawn(
     let wake = OwnedFd::from(wake);
     let (commands, receiver) = crossbeam_channel::bounded(1);
     let (sender, records) = crossbeam_channel::bounded(RECORDS);
-    let Spawned { thread, ready } = worker::spawn(Seat {
+    let Spawned { thread, ready } = worker::spawn(WorkerConfig {
         core: core.map(|id| CoreId { id }),
         index,
         limits,
@@ -365,10 +363,4 @@ fn seed() -> anyhow::Result<u64> {
 #[expect(clippy::disallowed_methods, reason = "the one look at the time of day, for the log")]
 fn wall_clock(clock: Clock) -> WallClock {
     WallClock::new(SystemTime::now(), clock.micros())
-}
-
-/// What a thread that has panicked said.
-pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

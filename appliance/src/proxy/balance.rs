@@ -12,7 +12,7 @@ use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RoutingTable,
 };
 
-use super::op::Origin;
+use crate::contract::Origin;
 
 #[derive(Debug)]
 pub struct Balancer {

@@ -2,48 +2,35 @@
 //! in the simulator.
 //!
 //! `Proxy` gives each event to its owner, applies a new table and expires deadlines; what a session
-//! or a flow does is in `session.rs` and `flow.rs`.
+//! or a flow does is in `tcp/` and `udp/`.
 
 #![forbid(unsafe_code)]
 
 pub mod balance;
 pub mod cause;
-pub mod client_hello;
-pub mod counters;
-mod flow;
-mod marks;
-pub mod op;
-mod ports;
-pub mod postgres;
-pub mod proxy_protocol;
-pub mod record;
-mod relay;
-mod session;
-mod shared;
+mod core;
+mod drain;
+mod log_limit;
 mod slab;
 pub mod table_queue;
 mod tables;
-mod terminated;
+mod tcp;
 mod timer;
-mod tls;
+mod udp;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts, Transport};
+use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
-use balance::Balancer;
-use counters::Counters;
-use flow::Flows;
-use marks::Marks;
-use op::{Event, Kind, Op, Side, Token, Why};
-use record::{CloseReason, Record, SessionRecord};
-use session::{First, Session};
-use slab::Slab;
-use tables::Tables;
-use terminated::Postponed;
-use timer::Wheel;
+use crate::contract::{Event, Kind, Op, Token};
+use crate::proxy::core::{Core, micros};
+use crate::proxy::drain::Draining;
+use crate::proxy::slab::Slab;
+use crate::proxy::tcp::state::{First, Session};
+use crate::proxy::udp::state::Flows;
+use crate::stats::counters::Counters;
+use crate::stats::records::{CloseReason, Record, SessionRecord};
 
 #[derive(Debug)]
 pub struct Proxy {
@@ -52,60 +39,6 @@ pub struct Proxy {
     core: Core,
     drain: Option<Draining>,
 }
-
-/// What one core's sessions and flows share.
-#[derive(Debug)]
-struct Core {
-    /// Microseconds; set at each entry.
-    now: u64,
-    ops: Vec<(Token, Op)>,
-    /// Unix time at which `now` was 0, microseconds.
-    epoch: u64,
-    /// What the `Give`s among `ops` refer to.
-    output: Vec<u8>,
-    /// Memory that TLS connections share while they are worked on.
-    plain: Vec<u8>,
-    scratch: Vec<u8>,
-    /// `Take`s and `Peek`s under way.
-    takes: u32,
-    tables: Tables,
-    balancer: Balancer,
-    counters: Arc<Counters>,
-    timers: Wheel,
-    marks: Marks,
-    records: Vec<Record>,
-    /// Directions with a `Move` to come: bulk, and those whose budget ran out.
-    resumable: VecDeque<(Token, Side)>,
-    /// Sides that speak TLS, or are spoken to, and for which there was no room in memory yet.
-    postponed: VecDeque<(Token, Side, Postponed)>,
-    /// By `ListenerId`: this worker's sessions or flows.
-    active: Vec<u32>,
-    /// By `ListenerId`: sessions of which one side has ended. They are not among those.
-    ending: Vec<u32>,
-    /// Listening sockets that rest after an error, and until when.
-    paused: Vec<(SocketId, u64)>,
-    rejections: Rejections,
-    /// What connections that tell their endpoint an id are told apart by.
-    ids: Ids,
-    turn_bytes: u32,
-    bulk_bytes: u32,
-}
-
-/// The end of a drain: what is left is closed in steps, the longest idle first.
-#[derive(Debug)]
-struct Draining {
-    next: u64,
-    until: u64,
-    /// Sessions to close, the longest idle last; `None` until the deadline.
-    left: Option<Vec<u32>>,
-}
-
-/// Accepting rests for this long after the machine ran out of files or memory, and receiving for
-/// this long: clients wait in the accept queue, but datagrams are lost.
-const ACCEPT_PAUSE: u64 = 100_000;
-const RECEIVE_PAUSE: u64 = 5_000;
-/// Closes at the end of a drain come in steps of this.
-const DRAIN_STEP: u64 = 10_000;
 
 const NO_TIMEOUTS: Timeouts =
     Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 };
@@ -116,30 +49,7 @@ impl Proxy {
         Self {
             sessions: Slab::new(limits.sessions),
             flows: Flows::new(limits.flows, seed),
-            core: Core {
-                now: 0,
-                ops: Vec::new(),
-                epoch: 0,
-                output: Vec::new(),
-                plain: Vec::new(),
-                scratch: Vec::new(),
-                takes: 0,
-                tables: Tables::new(),
-                balancer: Balancer::new(seed),
-                counters,
-                timers: Wheel::new(limits.sessions),
-                marks: Marks::new(),
-                records: Vec::new(),
-                resumable: VecDeque::with_capacity(2 * limits.sessions as usize),
-                postponed: VecDeque::with_capacity(4 * limits.sessions as usize),
-                active: Vec::new(),
-                ending: Vec::new(),
-                paused: Vec::new(),
-                rejections: Rejections::default(),
-                ids: Ids::new(seed),
-                turn_bytes: limits.turn_bytes,
-                bulk_bytes: limits.bulk_bytes,
-            },
+            core: Core::new(limits, seed, counters),
             drain: None,
         }
     }
@@ -208,7 +118,9 @@ impl Proxy {
             }
         }
         self.core.unpause();
-        self.drain_step();
+        if let Some(drain) = &mut self.drain {
+            drain.step(&mut self.core, &mut self.sessions, &mut self.flows);
+        }
         self.flows.expire(&mut self.core);
         self.leave(ops);
     }
@@ -372,165 +284,4 @@ impl Proxy {
             session.begin(core, token, first, listener);
         }
     }
-
-    /// After `drain_timeout`: closes what is left, idle ones first, spread over some time, so that
-    /// clients do not all come back in one moment.
-    fn drain_step(&mut self) {
-        let now = self.core.now;
-        let Some(drain) = &mut self.drain else { return };
-        if now < drain.next {
-            return;
-        }
-        if drain.left.is_none() {
-            self.flows.end_all(now, CloseReason::Drained);
-        }
-        let sessions = &self.sessions;
-        let left = drain.left.get_or_insert_with(|| {
-            let mut slots: Vec<(u64, u32)> =
-                sessions.iter().map(|(slot, session)| (session.last_byte(), slot)).collect();
-            slots.sort_unstable_by(|a, b| b.cmp(a));
-            slots.into_iter().map(|(_, slot)| slot).collect()
-        });
-        let steps = drain.until.saturating_sub(now) / DRAIN_STEP + 1;
-        let count = (left.len() as u64).div_ceil(steps);
-        for slot in left.split_off(left.len() - usize::try_from(count).unwrap_or(left.len())) {
-            if let Some(session) = self.sessions.at_mut(slot) {
-                session.close(&mut self.core, CloseReason::Drained);
-            }
-        }
-        if left.is_empty() {
-            // Sessions that came out of an accept queue since then are closed in the next step.
-            drain.left = None;
-            drain.until = now;
-        }
-        drain.next = now + DRAIN_STEP;
-    }
-}
-
-impl Core {
-    fn push(&mut self, token: Token, op: Op) {
-        self.ops.push((token, op));
-    }
-
-    /// A listening socket has stopped by itself: it goes on at once, or, where trying again would
-    /// only fail again, after a rest.
-    fn rearm(&mut self, id: SocketId, why: Option<Why>) {
-        match why {
-            Some(why) if !why.is_of_peer() => {
-                let (pauses, pause) = match self.tables.transport(id) {
-                    Some(Transport::Udp) => (&self.counters.receive_pauses, RECEIVE_PAUSE),
-                    Some(Transport::Tcp) | None => (&self.counters.accept_pauses, ACCEPT_PAUSE),
-                };
-                pauses.add(1);
-                self.paused.push((id, self.now + pause));
-            }
-            _ => self.start(id),
-        }
-    }
-
-    fn unpause(&mut self) {
-        while let Some(position) = self.paused.iter().position(|(_, until)| *until <= self.now) {
-            let (id, _) = self.paused.swap_remove(position);
-            self.start(id);
-        }
-    }
-
-    fn start(&mut self, id: SocketId) {
-        if self.tables.is_closing(id) {
-            return;
-        }
-        if let Some(transport) = self.tables.transport(id) {
-            let op = match transport {
-                Transport::Tcp => Op::Accept,
-                Transport::Udp => Op::Receive,
-            };
-            self.push(Token::socket(id), op);
-        }
-    }
-
-    fn unlisten(&mut self, id: SocketId) {
-        // A pause must not start what comes back under this id.
-        self.paused.retain(|(paused, _)| *paused != id);
-        self.push(Token::socket(id), Op::Unlisten);
-    }
-
-    fn unlistened(&mut self, id: SocketId) {
-        if let Some(table) = self.tables.unlistened(id) {
-            self.records.push(Record::Unlistened(id));
-            self.records.push(Record::Retired(table));
-        }
-    }
-
-    /// Queues an access-log line; rejections only as many as are worth reading.
-    fn log(&mut self, mut record: SessionRecord) {
-        if record.refused {
-            match self.rejections.admit(self.now) {
-                Some(suppressed) => record.suppressed = suppressed,
-                None => return,
-            }
-        }
-        self.records.push(Record::Closed(record));
-    }
-}
-
-/// Ids of connections: no other worker, and no other run of this one, gives the same.
-#[derive(Debug)]
-struct Ids {
-    /// Of this worker in this run: 64 bits that were drawn.
-    drawn: u64,
-    given: u64,
-}
-
-impl Ids {
-    fn new(seed: u64) -> Self {
-        // The seed itself keys hashes, which nobody should know.
-        let drawn = ahash::RandomState::with_seeds(seed, 1, 2, 3).hash_one("ids");
-        Self { drawn, given: 0 }
-    }
-
-    fn next(&mut self) -> u128 {
-        self.given += 1;
-        u128::from(self.drawn) << 64 | u128::from(self.given)
-    }
-}
-
-/// A token bucket for log lines of rejections: a flood must not fill the disk.
-#[derive(Debug)]
-struct Rejections {
-    tokens: u32,
-    refilled: u64,
-    suppressed: u32,
-}
-
-/// Lines per second, and at once.
-const REJECTION_RATE: u64 = 50;
-const REJECTION_BURST: u32 = 200;
-
-impl Default for Rejections {
-    fn default() -> Self {
-        Self { tokens: REJECTION_BURST, refilled: 0, suppressed: 0 }
-    }
-}
-
-impl Rejections {
-    /// How many were suppressed before this one, or `None` to suppress it.
-    fn admit(&mut self, now: u64) -> Option<u32> {
-        let new = now.saturating_sub(self.refilled) * REJECTION_RATE / 1_000_000;
-        if new > 0 {
-            self.refilled = now;
-            self.tokens = u32::try_from(new).unwrap_or(u32::MAX).saturating_add(self.tokens);
-            self.tokens = self.tokens.min(REJECTION_BURST);
-        }
-        if self.tokens == 0 {
-            self.suppressed += 1;
-            return None;
-        }
-        self.tokens -= 1;
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
-
-/// Milliseconds, as tables have them, in the microseconds of the worker's clock.
-fn micros(millis: u32) -> u64 {
-    u64::from(millis) * 1_000
 }

@@ -85,7 +85,7 @@ impl<T> Slab<T> {
             return None;
         }
         let content = std::mem::replace(&mut entry.content, Content::Free { next: self.free });
-        entry.generation = (entry.generation + 1) & super::op::Token::MAX_GENERATION;
+        entry.generation = (entry.generation + 1) & crate::contract::Token::MAX_GENERATION;
         self.free = slot;
         self.len -= 1;
         match content {

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use config_sync::table::routing::{SocketId, Transport};
 
-use super::op::{Event, Kind, Op, Token};
+use crate::contract::{Event, Kind, Op, Token};
 
 /// `S` is what stands for an open socket: a descriptor, or the simulator's address.
 #[derive(Debug)]

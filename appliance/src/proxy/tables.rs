@@ -6,7 +6,7 @@ use config_sync::table::routing::{
     Backend, BackendId, ListenerId, RoutingTable, Socket, SocketId, Transport,
 };
 
-use super::op::Op;
+use crate::contract::Op;
 
 #[derive(Debug)]
 pub struct Tables {

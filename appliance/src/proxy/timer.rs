@@ -6,7 +6,7 @@
     reason = "every cast is of a number below 64 or of a shifted time that is then reduced"
 )]
 
-use super::slab::NONE;
+use crate::proxy::slab::NONE;
 
 const LEVELS: usize = 6;
 const BITS: u32 = 6;

@@ -6,32 +6,20 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-use crate::proxy::op::BufferId;
-
-use super::features::RingError;
-use super::queue::Queue;
-use super::sys::Memory;
-
-/// A group of provided buffers, all of one size.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Group {
-    pub(super) id: u16,
-    pub(super) size: u32,
-}
-
-/// A datagram or train of the greatest size, with what recvmsg writes in front of it. A shorter
-/// buffer would cut a whole train.
-pub(super) const DATAGRAMS: Group = Group { id: 0, size: 65_536 + 256 };
+use crate::contract::BufferId;
+use crate::ring::error::RingError;
+use crate::ring::queue::{Group, Queue};
+use crate::ring::sys::memory::Memory;
 
 /// What a multishot recvmsg is asked to write in front of the payload. The kernel reads only the
 /// two lengths, and lays the buffer out as header, name, control data, payload.
-pub(super) struct Shape(libc::msghdr);
+pub struct Shape(libc::msghdr);
 
 /// `struct io_uring_recvmsg_out`: the lengths of name, control data and payload, and flags.
 const HEADER: usize = 16;
 
 impl Shape {
-    pub(super) fn new(name: usize, control: usize) -> Box<Self> {
+    pub fn new(name: usize, control: usize) -> Box<Self> {
         // SAFETY: all zero is a message without anything.
         let mut shape: libc::msghdr = unsafe { std::mem::zeroed() };
         shape.msg_namelen = libc::socklen_t::try_from(name).expect("a short name");
@@ -39,23 +27,23 @@ impl Shape {
         Box::new(Self(shape))
     }
 
-    pub(super) fn as_ptr(&self) -> *const libc::msghdr {
+    pub fn as_ptr(&self) -> *const libc::msghdr {
         &raw const self.0
     }
 }
 
 /// A received buffer, taken apart.
-pub(super) struct Received<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) control: &'a [u8],
+pub struct Received<'a> {
+    pub name: &'a [u8],
+    pub control: &'a [u8],
     /// Where the payload begins in the buffer.
-    pub(super) start: u32,
+    pub start: u32,
     /// Bytes of payload that are there.
-    pub(super) len: u32,
-    pub(super) truncated: bool,
+    pub len: u32,
+    pub truncated: bool,
 }
 
-pub(super) struct Buffers {
+pub struct Buffers {
     group: Group,
     memory: Memory,
     entries: Memory,
@@ -70,7 +58,7 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Gives `count` buffers (a power of two, at most 32,768) to the ring. Pages are used only
     /// once something was received into them.
-    pub(super) fn new(group: Group, count: u16, queue: &Queue) -> Result<Self, RingError> {
+    pub fn new(group: Group, count: u16, queue: &Queue) -> Result<Self, RingError> {
         let failed = |source| RingError::Failed { what: "cannot map receive buffers", source };
         let memory = Memory::new(usize::from(count) * group.size as usize).map_err(failed)?;
         let entries =
@@ -94,17 +82,17 @@ impl Buffers {
     }
 
     /// Buffers that the kernel has.
-    pub(super) fn free(&self) -> u64 {
+    pub fn free(&self) -> u64 {
         u64::from(self.count - self.outside)
     }
 
     /// Notes that the kernel has filled a buffer, `filled` bytes of it, and takes it apart.
-    pub(super) fn receive(&mut self, id: u16, filled: usize, shape: &Shape) -> Received<'_> {
+    pub fn receive(&mut self, id: u16, filled: usize, shape: &Shape) -> Received<'_> {
         take_apart(self.take(id, filled), shape)
     }
 
     /// Notes that the kernel has filled a buffer, `filled` bytes of it.
-    pub(super) fn take(&mut self, id: u16, filled: usize) -> &[u8] {
+    pub fn take(&mut self, id: u16, filled: usize) -> &[u8] {
         let taken = &mut self.taken[usize::from(id)];
         assert!(!*taken, "the kernel fills only buffers that it has");
         *taken = true;
@@ -113,7 +101,7 @@ impl Buffers {
     }
 
     /// What the kernel has put into a buffer that was taken, from `start` to `end`.
-    pub(super) fn bytes(&self, id: u16, start: usize, end: usize) -> &[u8] {
+    pub fn bytes(&self, id: u16, start: usize, end: usize) -> &[u8] {
         assert!(self.taken[usize::from(id)], "the kernel may write into any other");
         let end = end.min(self.group.size as usize);
         // SAFETY: these bytes are inside the buffer, which is anonymous memory and so initialised,
@@ -123,12 +111,12 @@ impl Buffers {
     }
 
     /// The address of a byte of a buffer.
-    pub(super) fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
+    pub fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
         self.memory.at(usize::from(id) * self.group.size as usize + offset as usize)
     }
 
     /// Takes a buffer back; the kernel sees it after the next `publish`.
-    pub(super) fn give_back(&mut self, id: BufferId) {
+    pub fn give_back(&mut self, id: BufferId) {
         let taken = &mut self.taken[usize::from(id.0)];
         assert!(*taken, "each buffer is answered once");
         *taken = false;
@@ -137,7 +125,7 @@ impl Buffers {
     }
 
     /// Lets the kernel see all buffers that were given back.
-    pub(super) fn publish(&self) {
+    pub fn publish(&self) {
         let base = self.entries.at(0).cast::<BufRingEntry>();
         // SAFETY: `base` is the registered ring.
         let tail = unsafe { BufRingEntry::tail(base.as_ptr()) };
@@ -181,7 +169,7 @@ fn take_apart<'a>(bytes: &'a [u8], shape: &Shape) -> Received<'a> {
 }
 
 /// The error of a limit that the kernel would not take.
-pub(super) fn check_count(count: u16) -> Result<(), RingError> {
+pub fn check_count(count: u16) -> Result<(), RingError> {
     if count.is_power_of_two() && count <= 32_768 {
         return Ok(());
     }

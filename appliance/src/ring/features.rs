@@ -8,21 +8,16 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::queue::builder;
-use super::sys::{self, Memory};
-
-/// The oldest kernel that has everything that is required.
-const FLOOR: &str = "6.1";
+use crate::ring::error::{RingError, kernel};
+use crate::ring::sys::calls;
+use crate::ring::sys::memory::Memory;
 
 const PAGE: usize = 4096;
-
-/// Where the operator can find a profile that lets io_uring through.
-const PROFILE: &str = "images/seccomp.json";
 
 /// Whether a registered file that was taken out of the table is closed while a request for another
 /// one lives. Kernels before 6.13 keep all that were taken out since that request began: one UDP
 /// flow would pin the sockets of those that ended after it began, and their ports.
-pub(super) const FILE_RELEASE: &str = "file_release";
+pub const FILE_RELEASE: &str = "file_release";
 
 /// How long a file may take to be closed, milliseconds. It is closed at the end of the system call;
 /// a kernel that keeps it makes the start so much longer.
@@ -47,43 +42,6 @@ pub struct Feature {
 #[derive(Clone, Debug)]
 pub struct Features {
     list: Vec<Feature>,
-}
-
-/// Why there is no io_uring to work with. Its text says what to change.
-#[derive(Debug, thiserror::Error)]
-pub enum RingError {
-    #[error(
-        "io_uring is switched off on this machine (kernel.io_uring_disabled = {0}): run \
-         `sysctl kernel.io_uring_disabled=0`{1}"
-    )]
-    SwitchedOff(u8, &'static str),
-    #[error(
-        "this process may not use io_uring (EPERM): a seccomp profile forbids it, as those of \
-         container runtimes do by default; run it with the profile {PROFILE}, or unconfined"
-    )]
-    Forbidden,
-    #[error(
-        "this kernel has no io_uring (ENOSYS): Linux {FLOOR} or newer with CONFIG_IO_URING is \
-         needed; in a container or sandbox, its seccomp profile may say so too (see {PROFILE})"
-    )]
-    Absent,
-    #[error(
-        "no memory for the ring (ENOMEM): raise the limit of locked memory \
-         (`ulimit -l`, LimitMEMLOCK=) or the memory limit of the cgroup"
-    )]
-    NoMemory,
-    #[error(
-        "no file for the ring ({0}): raise the limit of open files (`ulimit -n`, LimitNOFILE=)"
-    )]
-    NoFiles(io::Error),
-    #[error("Linux {FLOOR} or newer is needed: this kernel ({kernel}) lacks {missing}")]
-    TooOld { missing: String, kernel: String },
-    #[error("{what}: {source}")]
-    Failed {
-        what: &'static str,
-        #[source]
-        source: io::Error,
-    },
 }
 
 impl Features {
@@ -182,32 +140,8 @@ impl Features {
     }
 
     /// Whether a feature is to be used.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.list.iter().any(|feature| feature.name == name && feature.present && !feature.masked)
-    }
-}
-
-impl RingError {
-    /// What a failed io_uring_setup(2) means.
-    pub(super) fn setup(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => match disabled() {
-                Some(2) => Self::SwitchedOff(2, ""),
-                Some(1) => Self::SwitchedOff(
-                    1,
-                    ", or give the process CAP_SYS_ADMIN or the group of kernel.io_uring_group",
-                ),
-                _ => Self::Forbidden,
-            },
-            Some(libc::ENOSYS) => Self::Absent,
-            Some(libc::ENOMEM) => Self::NoMemory,
-            Some(libc::EMFILE | libc::ENFILE) => Self::NoFiles(error),
-            Some(libc::EINVAL) => Self::TooOld {
-                missing: "single_issuer (6.0) or defer_taskrun (6.1)".to_owned(),
-                kernel: kernel(),
-            },
-            _ => Self::Failed { what: "io_uring_setup failed", source: error },
-        }
     }
 }
 
@@ -223,15 +157,6 @@ fn feature(
 
 fn no_sqarray() -> bool {
     builder().setup_no_sqarray().build(1).is_ok()
-}
-
-fn disabled() -> Option<u8> {
-    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
-}
-
-fn kernel() -> String {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    release.map_or_else(|_| "unknown".to_owned(), |release| release.trim().to_owned())
 }
 
 /// A ring to try things with. A request with a flag that the kernel does not know fails with
@@ -307,7 +232,7 @@ impl Probe {
     }
 
     fn released(&mut self) -> io::Result<bool> {
-        let (reading, writing) = sys::pipe()?;
+        let (reading, writing) = calls::pipe()?;
         let idle = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         let submitter = self.ring.submitter();
         submitter.register_files_sparse(2)?;
@@ -344,6 +269,19 @@ impl Probe {
 
 const POLL: u64 = 1;
 const OTHER: u64 = 2;
+
+/// The flags that every ring of ours has. The kernel then runs completions only when the worker
+/// asks for them, on its own core, in one batch (DEFER_TASKRUN, 6.1).
+pub fn builder() -> io_uring::Builder {
+    let mut builder = IoUring::builder();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun()
+        .setup_submit_all()
+        .setup_clamp();
+    builder
+}
 
 #[cfg(test)]
 mod tests {

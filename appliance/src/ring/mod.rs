@@ -6,21 +6,15 @@
 //! Datagrams come by multishot receives into provided buffers, and leave as batches.
 
 mod buffers;
-mod bytes;
+pub mod error;
 pub mod features;
-mod files;
-mod listeners;
-pub mod memory;
-mod pipes;
+pub mod listen;
 mod queue;
-mod send;
-pub mod sockets;
-mod steering;
-mod stream;
-mod sys;
+pub mod sys;
 mod tcp;
-mod transfer;
+mod turn;
 mod udp;
+mod user_data;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,47 +23,22 @@ use std::time::Duration;
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
 
-use crate::proxy::counters::Counters;
-use crate::proxy::op::{BufferId, Event, Op, Part, Token};
+use crate::contract::{BufferId, Op, Part, Token};
+use crate::stats::counters::Counters;
 
-pub use self::features::{Feature, Features, RingError};
+pub use self::error::RingError;
+pub use self::features::{Feature, Features};
+pub use self::turn::Turn;
 
-use self::listeners::Listeners;
-use self::queue::{Completion, Mark, Queue, What};
-use self::send::Down;
-use self::stream::Streams;
-use self::tcp::Tcp;
-use self::transfer::Wanted;
-use self::udp::Udp;
-
-/// What happened since the last turn; reused from turn to turn.
-#[derive(Debug, Default)]
-pub struct Turn {
-    pub events: Vec<(Token, Event)>,
-    /// What `Peeked`, `Taken` and `Given` events refer to.
-    pub bytes: Vec<u8>,
-    /// What `Give` ops and the heads of parts refer to.
-    pub output: Vec<u8>,
-}
-
-/// Memory that a turn keeps for its bytes and for its output: above what `Take`s come to.
-const MOST_KEPT: usize = 4 << 20;
-
-impl Turn {
-    /// Gives back what one round in a thousand needs.
-    pub fn trim(&mut self) {
-        if self.bytes.is_empty() {
-            self.bytes.shrink_to(MOST_KEPT);
-        }
-        if self.output.is_empty() {
-            self.output.shrink_to(MOST_KEPT);
-        }
-    }
-
-    fn push(&mut self, token: Token, event: Event) {
-        self.events.push((token, event));
-    }
-}
+use crate::ring::listen::listeners::Listeners;
+use crate::ring::queue::{Completion, Queue};
+use crate::ring::sys::calls;
+use crate::ring::tcp::pairs::Tcp;
+use crate::ring::tcp::stream::Streams;
+use crate::ring::tcp::transfer::Wanted;
+use crate::ring::udp::batch::Down;
+use crate::ring::udp::upstreams::Udp;
+use crate::ring::user_data::{UserData, What};
 
 /// One io_uring with the sockets, pipes and buffers of a worker. Everything is allocated when it is
 /// made, from the limits. It belongs to the thread that made it.
@@ -208,10 +177,10 @@ impl Ring {
 
     fn complete(&mut self, completion: Completion, turn: &mut Turn) -> bool {
         let Self { queue, listeners, tcp, udp, counters, .. } = self;
-        match completion.mark.what {
+        match completion.user_data.what {
             What::Wake => return self.woken(completion),
             What::Accept => listeners.accepted(completion, queue, turn, counters),
-            What::Lull => listeners.lulled(completion.mark, queue, turn),
+            What::Lull => listeners.lulled(completion.user_data, queue, turn),
             What::Poll => tcp.polled(completion, queue, turn, counters),
             What::Stream => tcp.streamed(completion, queue, turn, counters),
             What::ReceiveDown => udp.received_down(completion, queue, listeners, turn, counters),
@@ -223,7 +192,7 @@ impl Ring {
     }
 
     fn woken(&mut self, completion: Completion) -> bool {
-        sys::clear_eventfd(self.wake.as_fd());
+        calls::clear_eventfd(self.wake.as_fd());
         if !completion.more() {
             self.counters.rearms.add(1);
             self.watch_wake();
@@ -232,6 +201,6 @@ impl Ring {
     }
 
     fn watch_wake(&mut self) {
-        self.queue.poll(self.wake.as_fd(), libc::EPOLLIN, Mark::new(What::Wake, 0, 0));
+        self.queue.poll(self.wake.as_fd(), libc::EPOLLIN, UserData::new(What::Wake, 0, 0));
     }
 }

@@ -8,11 +8,9 @@ use std::time::Duration;
 use io_uring::types::{Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use crate::proxy::op::Side;
-
-use super::RingError;
-use super::buffers::{DATAGRAMS, Group};
-use super::features::Features;
+use crate::ring::error::RingError;
+use crate::ring::features::{Features, builder};
+use crate::ring::user_data::{UserData, What};
 
 const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 16_384;
@@ -20,7 +18,18 @@ const COMPLETIONS: u32 = 16_384;
 /// How long to wait for the kernel to have memory again, or room for completions.
 const RETRY: Duration = Duration::from_millis(1);
 
-pub(super) struct Queue {
+/// A group of provided buffers, all of one size.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    pub id: u16,
+    pub size: u32,
+}
+
+/// A datagram or train of the greatest size, with what recvmsg writes in front of it. A shorter
+/// buffer would cut a whole train.
+pub const DATAGRAMS: Group = Group { id: 0, size: 65_536 + 256 };
+
+pub struct Queue {
     ring: IoUring,
     /// Entries for which the submission queue had no room, oldest first.
     backlog: VecDeque<squeue::Entry>,
@@ -34,104 +43,33 @@ pub(super) struct Queue {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Completion {
-    pub(super) mark: Mark,
-    pub(super) result: i32,
+pub struct Completion {
+    pub user_data: UserData,
+    pub result: i32,
     flags: u32,
 }
 
 impl Completion {
     /// Whether the multishot that this came from goes on.
-    pub(super) fn more(&self) -> bool {
+    pub fn more(&self) -> bool {
         cqueue::more(self.flags)
     }
 
-    pub(super) fn buffer(&self) -> Option<u16> {
+    pub fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
-    }
-}
-
-/// What an entry is for; it comes back in its completions. 64 bits: what (4), side (4), slot (32),
-/// generation (24).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) what: What,
-    pub(super) side: Side,
-    pub(super) slot: u32,
-    pub(super) generation: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    /// Nothing waits for it: a cancellation that found nothing.
-    Ignored = 0,
-    /// The eventfd of commands.
-    Wake = 1,
-    /// Multishot accept on a listening socket.
-    Accept = 2,
-    /// The pause before a listening socket is closed.
-    Lull = 3,
-    /// Multishot poll on one side of a session.
-    Poll = 4,
-    /// Multishot receive on a UDP listening socket.
-    ReceiveDown = 5,
-    /// Multishot receive on an upstream socket.
-    ReceiveUp = 6,
-    /// The slot is an index into the sends of one turn.
-    Send = 7,
-    /// Multishot receive on one side of a session.
-    Stream = 8,
-}
-
-impl Mark {
-    pub(super) fn new(what: What, slot: u32, generation: u32) -> Self {
-        Self { what, side: Side::Client, slot, generation }
-    }
-
-    pub(super) fn poll(side: Side, slot: u32, generation: u32) -> Self {
-        Self { what: What::Poll, side, slot, generation }
-    }
-
-    pub(super) fn stream(side: Side, slot: u32, generation: u32) -> Self {
-        Self { what: What::Stream, side, slot, generation }
-    }
-
-    fn encode(self) -> u64 {
-        let side = u64::from(self.side == Side::Endpoint);
-        (self.what as u64)
-            | side << 4
-            | u64::from(self.slot) << 8
-            | u64::from(self.generation & 0xff_ffff) << 40
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "the fields are taken out of their bits")]
-    fn decode(data: u64) -> Self {
-        let what = match data & 15 {
-            1 => What::Wake,
-            2 => What::Accept,
-            3 => What::Lull,
-            4 => What::Poll,
-            5 => What::ReceiveDown,
-            6 => What::ReceiveUp,
-            7 => What::Send,
-            8 => What::Stream,
-            _ => What::Ignored,
-        };
-        let side = if data >> 4 & 1 == 0 { Side::Client } else { Side::Endpoint };
-        Self { what, side, slot: (data >> 8) as u32, generation: (data >> 40) as u32 }
     }
 }
 
 /// The socket of a send or receive: a descriptor, or a slot of the registered files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub enum Target {
     Plain(RawFd),
     Registered(u32),
 }
 
 impl Queue {
     /// Must be called on the thread that will use it: the kernel holds the ring to one task.
-    pub(super) fn new(features: &Features) -> Result<Self, RingError> {
+    pub fn new(features: &Features) -> Result<Self, RingError> {
         let mut builder = builder();
         builder.setup_cqsize(COMPLETIONS);
         if features.has("no_sqarray") {
@@ -150,30 +88,30 @@ impl Queue {
         })
     }
 
-    pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {
+    pub fn submitter(&self) -> io_uring::Submitter<'_> {
         self.ring.submitter()
     }
 
     /// Multishot poll, edge-triggered. `fd` must stay open until the final completion.
-    pub(super) fn poll(&mut self, fd: BorrowedFd<'_>, events: i32, mark: Mark) {
+    pub fn poll(&mut self, fd: BorrowedFd<'_>, events: i32, user_data: UserData) {
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events.unsigned_abs()).multi(true);
         // SAFETY: the entry holds no pointer.
-        unsafe { self.push(entry.build().user_data(mark.encode())) };
+        unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
     /// Multishot accept. `fd` must stay open until the final completion.
-    pub(super) fn accept(&mut self, fd: BorrowedFd<'_>, mark: Mark) {
+    pub fn accept(&mut self, fd: BorrowedFd<'_>, user_data: UserData) {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let entry = opcode::AcceptMulti::new(Fd(fd.as_raw_fd())).flags(flags);
         // SAFETY: the entry holds no pointer.
-        unsafe { self.push(entry.build().user_data(mark.encode())) };
+        unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
-    /// Cancels what was pushed with `mark`; its final completion follows. Never by POLL_REMOVE,
-    /// which fails, and leaks the socket, when a wake-up of the poll is pending.
-    pub(super) fn cancel(&mut self, mark: Mark) {
-        let ignored = Mark::new(What::Ignored, 0, 0);
-        let entry = opcode::AsyncCancel::new(mark.encode())
+    /// Cancels what was pushed with `user_data`; its final completion follows. Never by
+    /// POLL_REMOVE, which fails, and leaks the socket, when a wake-up of the poll is pending.
+    pub fn cancel(&mut self, user_data: UserData) {
+        let ignored = UserData::new(What::Ignored, 0, 0);
+        let entry = opcode::AsyncCancel::new(user_data.encode())
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(ignored.encode());
@@ -182,17 +120,17 @@ impl Queue {
     }
 
     /// One completion after `time`.
-    pub(super) fn timeout(&mut self, time: &'static Timespec, mark: Mark) {
+    pub fn timeout(&mut self, time: &'static Timespec, user_data: UserData) {
         let entry = opcode::Timeout::new(time).flags(TimeoutFlags::empty());
         // SAFETY: `time` lives for ever.
-        unsafe { self.push(entry.build().user_data(mark.encode())) };
+        unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
     /// Multishot recv into the buffers of a group. `fd` must stay open until the final completion.
-    pub(super) fn stream(&mut self, fd: BorrowedFd<'_>, group: Group, mark: Mark) {
+    pub fn stream(&mut self, fd: BorrowedFd<'_>, group: Group, user_data: UserData) {
         let entry = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), group.id);
         // SAFETY: the entry holds no pointer.
-        unsafe { self.push(entry.build().user_data(mark.encode())) };
+        unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
     /// Multishot recvmsg into the buffers for datagrams.
@@ -200,11 +138,11 @@ impl Queue {
     /// # Safety
     ///
     /// `shape` must live until the entry was submitted, and the socket until the final completion.
-    pub(super) unsafe fn receive(
+    pub unsafe fn receive(
         &mut self,
         target: Target,
         shape: *const libc::msghdr,
-        mark: Mark,
+        user_data: UserData,
     ) {
         let entry = match target {
             Target::Plain(fd) => opcode::RecvMsgMulti::new(Fd(fd), shape, DATAGRAMS.id).build(),
@@ -213,7 +151,7 @@ impl Queue {
             }
         };
         // SAFETY: the caller keeps `shape` alive.
-        unsafe { self.push(entry.user_data(mark.encode())) };
+        unsafe { self.push(entry.user_data(user_data.encode())) };
     }
 
     /// sendmsg without waiting: it runs inside the submission, and only a failure completes.
@@ -221,7 +159,12 @@ impl Queue {
     /// # Safety
     ///
     /// `message` and all that it points to must live until [`Queue::submit`] has returned.
-    pub(super) unsafe fn send(&mut self, target: Target, message: *const libc::msghdr, mark: Mark) {
+    pub unsafe fn send(
+        &mut self,
+        target: Target,
+        message: *const libc::msghdr,
+        user_data: UserData,
+    ) {
         let flags = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).unsigned_abs();
         let entry = match target {
             Target::Plain(fd) => opcode::SendMsg::new(Fd(fd), message).flags(flags).build(),
@@ -229,7 +172,7 @@ impl Queue {
                 opcode::SendMsg::new(Fixed(slot), message).flags(flags).build()
             }
         };
-        let entry = entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(mark.encode());
+        let entry = entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(user_data.encode());
         // SAFETY: the caller keeps the message alive.
         unsafe { self.push(entry) };
     }
@@ -258,7 +201,7 @@ impl Queue {
     /// Submits everything without running completions of other requests (which would need
     /// GETEVENTS), so that sends run inline; returns when the kernel has consumed all of it. Then
     /// [`Queue::failed_sends`] are those that failed.
-    pub(super) fn submit(&mut self) {
+    pub fn submit(&mut self) {
         loop {
             self.refill();
             let pending = self.pending();
@@ -285,14 +228,14 @@ impl Queue {
         }
     }
 
-    pub(super) fn failed_sends(&mut self) -> &mut Vec<Completion> {
+    pub fn failed_sends(&mut self) -> &mut Vec<Completion> {
         &mut self.failed_sends
     }
 
     /// Submits what is pending and waits for a completion or for `timeout` (`None`: without end):
     /// one system call. Does not wait if there are completions already. True if the completion
     /// queue has overflowed.
-    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
@@ -320,19 +263,19 @@ impl Queue {
     }
 
     /// The oldest completion.
-    pub(super) fn next(&mut self) -> Option<Completion> {
+    pub fn next(&mut self) -> Option<Completion> {
         self.kept.pop_front().or_else(|| self.ring.completion().next().as_ref().map(read))
     }
 
     /// Completions that wait now.
-    pub(super) fn waiting(&mut self) -> usize {
+    pub fn waiting(&mut self) -> usize {
         self.kept.len() + self.ring.completion().len()
     }
 
     fn keep(&mut self) {
         for entry in self.ring.completion() {
             let completion = read(&entry);
-            match completion.mark.what {
+            match completion.user_data.what {
                 What::Send => self.failed_sends.push(completion),
                 _ => self.kept.push_back(completion),
             }
@@ -389,22 +332,9 @@ impl Queue {
     }
 }
 
-/// The flags that every ring of ours has. The kernel then runs completions only when the worker
-/// asks for them, on its own core, in one batch (DEFER_TASKRUN, 6.1).
-pub(super) fn builder() -> io_uring::Builder {
-    let mut builder = IoUring::builder();
-    builder
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_coop_taskrun()
-        .setup_submit_all()
-        .setup_clamp();
-    builder
-}
-
 fn read(entry: &cqueue::Entry) -> Completion {
     Completion {
-        mark: Mark::decode(entry.user_data()),
+        user_data: UserData::decode(entry.user_data()),
         result: entry.result(),
         flags: entry.flags(),
     }
@@ -413,21 +343,4 @@ fn read(entry: &cqueue::Entry) -> Completion {
 fn transient(result: &io::Result<usize>) -> bool {
     let errno = result.as_ref().err().and_then(io::Error::raw_os_error);
     matches!(errno, Some(libc::EBUSY | libc::EAGAIN))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn marks_survive_their_64_bits() {
-        let slots = [0, 1, 0x8000_0001, u32::MAX];
-        for what in [What::Ignored, What::Wake, What::Accept, What::Lull, What::Poll, What::Stream]
-        {
-            for (side, slot) in [Side::Client, Side::Endpoint].iter().zip(slots.repeat(2)) {
-                let mark = Mark { what, side: *side, slot, generation: 0xff_fffe };
-                assert_eq!(Mark::decode(mark.encode()), mark);
-            }
-        }
-    }
 }

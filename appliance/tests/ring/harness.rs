@@ -10,9 +10,10 @@ use std::time::Duration;
 use config_sync::table::routing::{Hosts, Limits, Socket, SocketId, SocketOptions, Transport};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ringway::proxy::counters::Counters;
-use ringway::proxy::op::{Event, Kind, Mode, Op, Origin, Side, Stop, Token};
-use ringway::ring::{Features, Ring, Turn, sockets};
+use ringway::contract::{Event, Kind, Mode, Op, Origin, Side, Stop, Token};
+use ringway::ring::listen::open::open_listeners;
+use ringway::ring::{Features, Ring, Turn};
+use ringway::stats::counters::Counters;
 
 pub(crate) const LIMITS: Limits = Limits {
     sessions: 256,
@@ -255,7 +256,7 @@ pub(crate) fn try_open(
         accept_proxy: Box::default(),
         listeners: Hosts::new([0; 4]),
     };
-    sockets::open_listeners(&socket, workers, rejoins, false, seed)
+    open_listeners(&socket, workers, rejoins, false, seed)
 }
 
 pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {

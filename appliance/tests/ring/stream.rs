@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use config_sync::table::routing::Limits;
-use ringway::proxy::op::{Event, Mode, Op, Side, Stop, Token, Why};
+use ringway::contract::{Event, Mode, Op, Side, Stop, Token, Why};
 
 use crate::harness::{Driver, LIMITS, noise};
 

@@ -5,7 +5,7 @@ use std::thread;
 
 use config_sync::table::routing::{Limits, Transport};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ringway::proxy::op::{Event, Mode, Op, Origin, Side, Stop, Why};
+use ringway::contract::{Event, Mode, Op, Origin, Side, Stop, Why};
 
 use crate::harness::{Driver, LIMITS, OPTIONS, alone, noise, session_token};
 
@@ -71,7 +71,7 @@ fn block(
     driver: &mut Driver,
     slot: u32,
     mode: Mode,
-) -> (ringway::proxy::op::Token, u32, TcpStream, TcpStream, Vec<u8>) {
+) -> (ringway::contract::Token, u32, TcpStream, TcpStream, Vec<u8>) {
     let (token, client, endpoint) = driver.session(slot, 1);
     client.set_nonblocking(true).unwrap();
     let mut sent = Vec::new();
@@ -288,7 +288,7 @@ fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
 }
 
 /// An adopted session without an endpoint.
-fn client_only(driver: &mut Driver) -> (ringway::proxy::op::Token, TcpStream) {
+fn client_only(driver: &mut Driver) -> (ringway::contract::Token, TcpStream) {
     let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
     driver.act(socket, Op::Accept);
     let client = TcpStream::connect(address).unwrap();

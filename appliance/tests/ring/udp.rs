@@ -6,7 +6,7 @@ use std::time::Duration;
 use config_sync::table::routing::{Limits, SocketId, Transport};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
-use ringway::proxy::op::{BufferId, Event, Kind, Op, Origin, Part, Token, Why};
+use ringway::contract::{BufferId, Event, Kind, Op, Origin, Part, Token, Why};
 
 use crate::harness::{Driver, LIMITS, alone, local_address, noise, open, shared, try_open};
 

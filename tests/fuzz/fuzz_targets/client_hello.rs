@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
-use ringway::proxy::client_hello::{Hello, read};
+use ringway::wire::client_hello::{Hello, read};
 
 /// Every prefix is read, so time grows with the square; nothing new is found in longer inputs.
 const LONGEST: usize = 400;

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringway::proxy::postgres::{Request, SSL_REQUEST, read};
+use ringway::wire::postgres::{Request, SSL_REQUEST, read};
 
 fuzz_target!(|input: &[u8]| {
     prefixes_agree(input);

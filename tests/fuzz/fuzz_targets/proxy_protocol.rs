@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use config_sync::table::routing::{ProxyVersion, Transport};
 use libfuzzer_sys::fuzz_target;
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
-use ringway::proxy::proxy_protocol::{
-    Addresses, Header, MAX_V1, MAX_V2, Outgoing, read, read_datagram, write,
-};
+use ringway::wire::proxy_header::Addresses;
+use ringway::wire::proxy_header::read::{Header, MAX_V1, MAX_V2, read, read_datagram};
+use ringway::wire::proxy_header::write::{Outgoing, write};
 
 /// Every prefix is read, so time grows with the square; nothing new is found in longer inputs.
 const LONGEST: usize = 600;

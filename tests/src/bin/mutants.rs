@@ -19,7 +19,7 @@ struct Mutant {
 const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "half-close-order",
-        file: "relay.rs",
+        file: "tcp/direction.rs",
         find: "                self.blocked = true;
                 self.news = true;
                 Next::Wait",
@@ -30,7 +30,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "missing-re-arm",
-        file: "mod.rs",
+        file: "core.rs",
         find: "            _ => self.start(id),",
         replace: "            _ => {}",
     },
@@ -43,13 +43,13 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "lost-held-bytes",
-        file: "session.rs",
+        file: "tcp/relay.rs",
         find: "self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0",
         replace: "self.broken || self.ending.is_some()",
     },
     Mutant {
         name: "leak-on-cancel",
-        file: "session.rs",
+        file: "tcp/close.rs",
         find: "        core.push(self.token, Op::Close { reset });",
         replace: "        if relay.is_some() || self.endpoint.is_none() {
             core.push(self.token, Op::Close { reset });
@@ -69,37 +69,37 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "quarantine-skipped",
-        file: "flow.rs",
+        file: "udp/resting.rs",
         find: "            seen >= upstream.rests_since + rest",
         replace: "            seen + rest >= upstream.rests_since",
     },
     Mutant {
         name: "closed-before-it-has-rested",
-        file: "flow.rs",
+        file: "udp/resting.rs",
         find: "        self.has_rested(slot) && (unwanted ||",
         replace: "        (unwanted || self.has_rested(slot)) && (unwanted ||",
     },
     Mutant {
         name: "asks-for-ports-without-a-pause",
-        file: "ports.rs",
+        file: "udp/ports.rs",
         find: "pause.from != from || pause.until <= now",
         replace: "pause.from != from || pause.until <= now + LONGEST",
     },
     Mutant {
         name: "closed-port-is-fed-on",
-        file: "flow.rs",
+        file: "udp/flows.rs",
         find: "        if std::mem::take(&mut flow.refused) {",
         replace: "        if std::mem::take(&mut flow.refused) && slot == u32::MAX {",
     },
     Mutant {
         name: "receives-again-without-a-pause",
-        file: "flow.rs",
+        file: "udp/flows.rs",
         find: "        let at_once = why.is_none_or(Why::is_of_peer);",
         replace: "        let at_once = why.is_none_or(|_| true);",
     },
     Mutant {
         name: "double-close",
-        file: "session.rs",
+        file: "tcp/close.rs",
         find: "        core.push(self.token, Op::Close { reset });",
         replace: "        core.push(self.token, Op::Close { reset });
         if relay.is_some() {
@@ -108,7 +108,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "stall-under-backpressure",
-        file: "relay.rs",
+        file: "tcp/direction.rs",
         find: "    pub fn destination_ready(&mut self) {
         self.blocked = false;",
         replace: "    pub fn destination_ready(&mut self) {
@@ -116,25 +116,25 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "stream-from-a-side-whose-space-is-waited-for",
-        file: "session.rs",
+        file: "tcp/relay.rs",
         find: "if !other.blocked() && !other.queued() {",
         replace: "if !other.queued() {",
     },
     Mutant {
         name: "moves-while-it-streams",
-        file: "relay.rs",
+        file: "tcp/direction.rs",
         find: "        let waits = self.queued || self.streaming || self.blocked;",
         replace: "        let waits = self.queued || self.blocked;",
     },
     Mutant {
         name: "mark-without-a-deadline",
-        file: "marks.rs",
+        file: "tcp/bulk_marks.rs",
         find: "        let due = now + PATIENCE;",
         replace: "        let due = now + 5 * PATIENCE;",
     },
     Mutant {
         name: "train-of-several-clients",
-        file: "flow.rs",
+        file: "udp/flows.rs",
         find: ".take_while(|number| datagram(*number).starts_with(header))",
         replace: ".take_while(|number| datagram(*number).len() >= header.len())",
     },
@@ -153,6 +153,9 @@ const MUTANTS: &[Mutant] = &[
         {",
     },
 ];
+
+/// What of the appliance runs in the simulator.
+const PURE: [&str; 4] = ["contract.rs", "proxy", "stats", "wire"];
 
 /// Enough for every bug of the list to show; a run ends at the first broken promise.
 const SEEDS: &str = "1000";
@@ -221,7 +224,9 @@ fn lay_out(root: &Path, copy: &Path) {
             fs::remove_dir_all(&old).expect("the last copy can be removed");
         }
     }
-    copy_files(root, copy, "appliance/src/proxy");
+    for part in PURE {
+        copy_files(root, copy, &format!("appliance/src/{part}"));
+    }
     // The only room of config-sync that the proxy imports.
     copy_files(root, copy, "config-sync/src/table");
     for file in simulation_files(root) {
@@ -229,7 +234,8 @@ fn lay_out(root: &Path, copy: &Path) {
     }
     copy_files(root, copy, "tests/tests/simulation.rs");
     copy_files(root, copy, "Cargo.lock");
-    write(&copy.join("appliance/src/lib.rs"), "pub mod proxy;\n");
+    let modules = PURE.map(|part| format!("pub mod {};\n", part.trim_end_matches(".rs")));
+    write(&copy.join("appliance/src/lib.rs"), &modules.concat());
     write(&copy.join("config-sync/src/lib.rs"), "pub mod table;\n");
     let library = fs::read_to_string(root.join("tests/src/lib.rs")).expect("the library");
     let library: String = library

@@ -11,9 +11,6 @@ use crate::source::{Source, balanced, is_word, sources, words};
 /// Folders within which files may still stand in a circle, each with its reason. One that no longer
 /// needs to stand here is reported too.
 const CIRCLES: &[(&str, &str)] = &[
-    ("appliance/src/proxy/", "the cause and the record name each other"),
-    ("appliance/src/ring/", "errors and halves are to move down"),
-    ("appliance/src/control/", "the command line and the demo name each other"),
     ("bench/src/report/", "the data of a report is to move down"),
     ("tests/src/", "the simulated kernel and its sockets name each other"),
 ];
@@ -38,10 +35,11 @@ const BENCH: &str = "bench/src/";
 const ROWS: &[Row] = &[
     row(APPLIANCE, "contract", &[]),
     row(APPLIANCE, "wire", &[]),
-    row(APPLIANCE, "proxy", &["contract", "wire"]),
-    row(APPLIANCE, "ring", &["contract"]),
-    row(APPLIANCE, "worker", &["contract", "proxy", "ring"]),
-    row(APPLIANCE, "control", &["contract", "proxy", "ring", "wire", "worker"]),
+    row(APPLIANCE, "stats", &["contract"]),
+    row(APPLIANCE, "proxy", &["contract", "stats", "wire"]),
+    row(APPLIANCE, "ring", &["contract", "stats"]),
+    row(APPLIANCE, "worker", &["contract", "proxy", "ring", "stats"]),
+    row(APPLIANCE, "control", &["contract", "proxy", "ring", "stats", "wire", "worker"]),
     row(CONFIG_SYNC, "backoff", &[]),
     row(CONFIG_SYNC, "disk", &[]),
     row(CONFIG_SYNC, "machine", &[]),
@@ -81,7 +79,6 @@ const ROWS: &[Row] = &[
 /// Imports that [`ROWS`] forbid and the tree still has: `src`, the importing room, the imported
 /// room, the reason. One that no longer needs to stand here is reported too.
 const AGAINST: &[(&str, &str, &str, &str)] = &[
-    (APPLIANCE, "ring", "proxy", "the contract stands among the proxy's files"),
     (CONFIG_SYNC, "check", "toml", "faults are written with the reader's words"),
     (BENCH, "report", "compare", "the data of a report stands among what measures it"),
 ];

@@ -1,0 +1,147 @@
+//! What the control thread tells the API, and what /metrics is made of.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+
+use config_sync::gateway::follow::cluster::Figures;
+use config_sync::health;
+use config_sync::sync::{InForce, Timing};
+use config_sync::table::routing::Limits;
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::control::metrics::samples::{Scrape, Series};
+use tokio::time::Instant;
+
+use crate::stats::counters::Counters;
+
+/// What the control thread tells the API. Neither thread holds a lock for longer than it takes to
+/// copy some values.
+pub struct Board {
+    workers: Vec<Arc<Counters>>,
+    limits: Limits,
+    pub features: String,
+    pub ready: AtomicBool,
+    pub lines_dropped: AtomicU64,
+    pub lines_failed: AtomicU64,
+    /// As they were read last: with no file left they can't be.
+    source_ports: AtomicU64,
+    latest: Mutex<Latest>,
+    started: Instant,
+    /// When the control thread last moved, in milliseconds since `started`.
+    beat: AtomicU64,
+    pub page: AsyncMutex<Option<MetricsPage>>,
+}
+
+/// The text of /metrics, for all who asked before it was begun.
+pub struct MetricsPage {
+    pub begun: Instant,
+    pub text: Bytes,
+}
+
+/// What follows the configuration.
+#[derive(Clone, Default)]
+pub struct Latest {
+    /// `None` before the first table.
+    pub in_force: Option<Arc<InForce>>,
+    /// Shared with the page that is being made of it.
+    pub series: Arc<Series>,
+    pub reloads_ok: u64,
+    pub reloads_failed: u64,
+    pub refused: bool,
+    pub timing: Timing,
+    pub health: health::Figures,
+    /// Where a cluster is followed.
+    pub kubernetes: Option<Figures>,
+}
+
+impl Board {
+    /// `limits` are of one worker; `features` as `ringway features` prints them.
+    pub fn new(workers: Vec<Arc<Counters>>, limits: Limits, features: String) -> Self {
+        Self {
+            workers,
+            limits,
+            features,
+            ready: AtomicBool::default(),
+            lines_dropped: AtomicU64::default(),
+            lines_failed: AtomicU64::default(),
+            source_ports: AtomicU64::default(),
+            latest: Mutex::default(),
+            started: Instant::now(),
+            beat: AtomicU64::default(),
+            page: AsyncMutex::default(),
+        }
+    }
+
+    /// The control thread says that it moves.
+    pub fn beat(&self) {
+        self.beat.store(self.millis(), Ordering::Relaxed);
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// For how long the control thread has not moved.
+    pub fn silence(&self) -> Duration {
+        let beat = self.beat.load(Ordering::Relaxed);
+        Duration::from_millis(self.millis().saturating_sub(beat))
+    }
+
+    pub fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn workers(&self) -> &[Arc<Counters>] {
+        &self.workers
+    }
+
+    pub fn metrics(&self) -> String {
+        let latest = self.latest().clone();
+        if let Some(ports) = source_ports() {
+            self.source_ports.store(ports, Ordering::Relaxed);
+        }
+        let scrape = Scrape {
+            workers: &self.workers,
+            limits: self.limits,
+            ready: self.ready.load(Ordering::Relaxed),
+            reloads_ok: latest.reloads_ok,
+            reloads_failed: latest.reloads_failed,
+            refused: latest.refused,
+            compile_micros: latest.timing.compile_micros,
+            publish_micros: latest.timing.publish_micros,
+            lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
+            lines_failed: self.lines_failed.load(Ordering::Relaxed),
+            source_ports: self.source_ports.load(Ordering::Relaxed),
+            kubernetes: latest.kubernetes.as_ref(),
+            health: &latest.health,
+        };
+        scrape.render(&latest.series)
+    }
+}
+
+/// How many there are in `net.ipv4.ip_local_port_range`; `None` if that can't be read.
+pub fn source_ports() -> Option<u64> {
+    size(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
+}
+
+fn size(range: &str) -> Option<u64> {
+    let mut bounds = range.split_whitespace().map(str::parse::<u64>);
+    let (first, last) = (bounds.next()?.ok()?, bounds.next()?.ok()?);
+    Some((last + 1).saturating_sub(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_range_counts_both_ends() {
+        assert_eq!(size("32768\t60999\n"), Some(28_232));
+        assert_eq!(size("x 1"), None);
+    }
+}

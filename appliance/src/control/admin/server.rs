@@ -1,0 +1,292 @@
+//! The admin API: /metrics, /healthz, /readyz, /config and /features.
+//!
+//! The API has a thread of its own: the control thread may be busy for seconds with a large
+//! configuration, and a probe that gets no answer for one second gets the gateway killed. Whoever
+//! only holds connections open can't keep a probe out either: the oldest such connection goes.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use libc::{EMFILE, ENFILE};
+use tokio::net::{TcpListener, TcpStream};
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::control::admin::board::{Board, MetricsPage};
+use crate::control::spare_files::SpareFiles;
+
+/// Connections at a time. The oldest makes room for one more.
+const PLACES: usize = 128;
+
+/// Of these, the ones that have asked and do not read their answer to its end: each holds a page.
+const ANSWERS: usize = 16;
+
+/// For the head of a request. Probes and scrapers send theirs at once.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// For a request and its answer, however slow the client.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A control thread that has not moved for this long has no way back: /healthz says so. No
+/// configuration takes that long.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Serves, on a thread of its own, until the process ends.
+///
+/// # Errors
+/// The system refuses the thread or what its event loop needs.
+pub fn start(listener: std::net::TcpListener, board: Arc<Board>) -> io::Result<()> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Pages are made one at a time; one more may be the page of a client that has gone.
+    let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
+    let listener = {
+        let _inside = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    thread::Builder::new()
+        .name("ringway-admin".into())
+        .spawn(move || runtime.block_on(serve(listener, board)))?;
+    Ok(())
+}
+
+/// As many connections are served however few files there are: whoever wants to know why clients
+/// are refused must get an answer then, too.
+const SPARE: usize = 16;
+
+async fn serve(listener: TcpListener, board: Arc<Board>) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/config", get(config))
+        .route("/features", get(features))
+        .with_state(board);
+    let spare = Arc::new(SpareFiles::new(SPARE));
+    let mut connections = Connections::default();
+    loop {
+        spare.fill();
+        let stream = accept(&listener, &spare, &mut connections).await;
+        connections.make_room();
+        connections.serve(stream, &router, &spare);
+    }
+}
+
+/// Those that are open, in the order in which they came.
+#[derive(Default)]
+struct Connections(VecDeque<Connection>);
+
+struct Connection {
+    serving: JoinHandle<()>,
+    /// The head of its request has come.
+    asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    fn serve(&mut self, stream: TcpStream, router: &Router, spare: &Arc<SpareFiles>) {
+        let asked = Arc::new(AtomicBool::default());
+        let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(spare));
+        let has_asked = Arc::clone(&asked);
+        let serving = tokio::spawn(async move {
+            let service = service_fn(|request| {
+                has_asked.store(true, Ordering::Relaxed);
+                service.call(request)
+            });
+            // One request each, so that nobody keeps a file for longer than it takes.
+            let mut http = http1::Builder::new();
+            http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+            let serving = http.serve_connection(TokioIo::new(stream), service);
+            // What ends a connection is its client's affair.
+            let _ = tokio::time::timeout(PATIENCE, serving).await;
+            spare.fill();
+        });
+        self.0.push_back(Connection { serving, asked });
+    }
+
+    /// Those that have not asked go first: whoever waits for an answer has a reason to be here.
+    fn make_room(&mut self) {
+        self.0.retain(|connection| !connection.serving.is_finished());
+        if self.0.iter().filter(|connection| connection.has_asked()).count() > ANSWERS
+            && let Some(oldest) = self.0.iter().position(Connection::has_asked)
+            && let Some(connection) = self.0.remove(oldest)
+        {
+            connection.serving.abort();
+        }
+        if self.0.len() >= PLACES
+            && let Some(connection) = self.take_oldest()
+        {
+            connection.serving.abort();
+        }
+    }
+
+    /// For a file: waits until the connection has given its own back.
+    async fn end_oldest(&mut self) -> bool {
+        let Some(connection) = self.take_oldest() else { return false };
+        connection.serving.abort();
+        // It was told to end; how it did does not matter.
+        let _ = connection.serving.await;
+        true
+    }
+
+    fn take_oldest(&mut self) -> Option<Connection> {
+        let oldest = self.0.iter().position(|connection| !connection.has_asked()).unwrap_or(0);
+        self.0.remove(oldest)
+    }
+}
+
+impl Connection {
+    fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    spare: &SpareFiles,
+    connections: &mut Connections,
+) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) if is_passing(&error) => {}
+            Err(error)
+                if out_of_files(&error) && (spare.give_up(1) || connections.end_oldest().await) =>
+            {
+                // The kernel wants a file before it looks whether anybody waits at all: if nobody
+                // does, it must not lie open for a session.
+                match poll_fn(|context| Poll::Ready(listener.poll_accept(context))).await {
+                    Poll::Ready(Ok((stream, _))) => return stream,
+                    Poll::Ready(Err(_)) | Poll::Pending => spare.fill(),
+                }
+            }
+            Err(error) => {
+                tracing::error!("admin API: accepting: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// An error that concerns only the connection that accept(2) would have given.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// The page is made beside this thread, because one of 10,000 endpoints takes a moment. Pages are
+/// made one at a time, and whoever asked before one was begun gets that one: asking often costs
+/// others nothing.
+async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
+    let asked = Instant::now();
+    let mut page = board.page.lock().await;
+    let text = match &*page {
+        Some(page) if page.begun >= asked => page.text.clone(),
+        _ => {
+            let (begun, maker) = (Instant::now(), Arc::clone(&board));
+            let made = tokio::task::spawn_blocking(move || maker.metrics()).await;
+            let Ok(text) = made.map(Bytes::from) else {
+                return (StatusCode::INTERNAL_SERVER_ERROR, "the page can't be made\n")
+                    .into_response();
+            };
+            *page = Some(MetricsPage { begun, text: text.clone() });
+            text
+        }
+    };
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    let silence = board.silence();
+    if silence < SILENCE {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        let seconds = silence.as_secs();
+        let text = format!("the control thread has not moved for {seconds} s\n");
+        (StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+}
+
+async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
+    if board.ready.load(Ordering::Relaxed) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+/// A cluster's is long, and is made here: not on the thread that everything else waits for.
+async fn config(State(board): State<Arc<Board>>) -> String {
+    let Some(in_force) = board.latest().in_force.clone() else { return String::new() };
+    tokio::task::spawn_blocking(move || in_force.text().to_owned()).await.unwrap_or_default()
+}
+
+async fn features(State(board): State<Arc<Board>>) -> String {
+    board.features.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use config_sync::check::parse;
+    use config_sync::sync::InForce;
+    use config_sync::table::routing::Limits;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use crate::stats::counters::Counters;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_what_the_board_says() {
+        let limits =
+            Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
+        let workers = vec![Arc::new(Counters::new())];
+        let board = Arc::new(Board::new(workers, limits, "list\n".into()));
+        let text = "lame_duck = \"1s\"\n";
+        let config = parse("test.toml", text).expect("a configuration");
+        board.latest().in_force = Some(Arc::new(InForce::new(config, text.into())));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let server = tokio::spawn(serve(listener, board.clone()));
+        let ask = async |path: &str| {
+            let mut stream = TcpStream::connect(address).await.expect("a server");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("it reads");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        };
+        assert!(ask("/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask("/readyz").await.starts_with("HTTP/1.1 503"));
+        board.ready.store(true, Ordering::Relaxed);
+        assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask("/config").await.ends_with("lame_duck = \"1s\"\n"));
+        assert!(ask("/features").await.ends_with("list\n"));
+        let metrics = ask("/metrics").await;
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("ringway_ready 1"), "{metrics}");
+        assert!(ask("/nothing").await.starts_with("HTTP/1.1 404"));
+        server.abort();
+    }
+}

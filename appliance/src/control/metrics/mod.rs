@@ -1,0 +1,4 @@
+//! What Prometheus is told.
+
+mod exposition;
+pub mod samples;

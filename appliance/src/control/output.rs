@@ -1,0 +1,44 @@
+//! What people are told: what commands print, and texts of errors.
+
+use std::any::Any;
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, anyhow};
+
+use crate::ring::Features;
+
+/// A line per feature, in columns.
+pub fn features(features: &Features) -> String {
+    let mut text = format!("{:<20} {:<6} {:<8} USED FOR\n", "FEATURE", "SINCE", "STATE");
+    for feature in features.list() {
+        let state = match (feature.present, feature.masked) {
+            (false, _) => "absent",
+            (true, true) => "masked",
+            (true, false) => "used",
+        };
+        let (name, since, used_for) = (feature.name, feature.since, feature.used_for);
+        text.push_str(&format!("{name:<20} {since:<6} {state:<8} {used_for}\n"));
+    }
+    text
+}
+
+/// Prints to stdout; that nobody reads it is no error (`ringway features | head -1`).
+pub fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow!(error)).context("stdout")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A configuration that can't be used: every fault, one a line, each with its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadConfig(pub String);
+
+/// What a thread that has panicked said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

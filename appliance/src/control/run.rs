@@ -1,0 +1,526 @@
+//! What the control thread does until all workers have ended: it follows the configuration and
+//! signals, and collects what workers have to say every 20 ms.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, anyhow, bail};
+use config_sync::compile::names::Names;
+use config_sync::source::watch::{Watch, watch};
+use config_sync::sync::reading::{Found, Wish};
+use config_sync::sync::{ConfigSync, Outcome};
+use config_sync::table::routing::Protocol;
+use crossbeam_channel::Receiver;
+use nix::errno::Errno;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle as JoinTask;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::control::access_log::{AccessLog, Line, WallClock};
+use crate::control::admin::board::Board;
+use crate::control::cluster::{Following, News};
+use crate::control::output::{BadConfig, panic_message};
+use crate::control::spare_files::SpareFiles;
+use crate::stats::detail::Detail;
+use crate::stats::records::{Record, SessionRecord};
+
+/// How often workers are asked for their records. They don't wake the control thread, which would
+/// cost them a system call for each; their channels hold what comes in between.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Files that are kept for a reload: so many new sockets can be opened when sessions have taken all
+/// others. A reload that needs more is tried again.
+pub const SPARE: usize = 32;
+
+/// How often ids of what is gone are looked through.
+const RETIRE: Duration = Duration::from_secs(10);
+
+/// How often certificates that are about to end are warned of.
+const DAY: Duration = Duration::from_secs(86_400);
+/// How often the metrics page learns how a cluster is followed, and how endpoints are.
+const SHOW: Duration = Duration::from_millis(500);
+
+pub struct Control {
+    pub sync: ConfigSync,
+    pub workers: Vec<Running>,
+    pub log: AccessLog,
+    pub wall: WallClock,
+    pub board: Arc<Board>,
+    pub phase: Phase,
+    /// The first table is in force: until then, addresses that this machine lacks are bound.
+    pub is_started: Arc<AtomicBool>,
+    /// For reloads of files.
+    pub spare: SpareFiles,
+    pub watched: BTreeSet<PathBuf>,
+    /// What is followed in the place of a file.
+    pub cluster: Option<Following>,
+    pub leaving: Option<JoinTask<()>>,
+    /// When the figures of a cluster, and those of endpoints, were last shown.
+    pub shown: Instant,
+    pub health_shown: Instant,
+    /// When ids were last looked through.
+    pub retired: Instant,
+}
+
+/// A worker, seen from here.
+pub struct Running {
+    /// `None` once it has been joined.
+    pub thread: Option<JoinHandle<io::Result<()>>>,
+    pub records: Receiver<Record>,
+    /// Generation of the table that it works by.
+    pub applied: u64,
+}
+
+pub enum Phase {
+    Running,
+    /// Readiness fails, so that load balancers look elsewhere; everything still works.
+    Grace {
+        until: Instant,
+    },
+    /// Nothing new is accepted; sessions have until `drain_timeout` to end.
+    Draining,
+    /// All is being closed.
+    Stopping,
+}
+
+/// To be taken before anything else is done, or a signal in that time would end the process.
+pub struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub fn take() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+}
+
+impl Control {
+    /// Runs until every worker has ended: after SIGTERM or SIGINT, or because one has died, which
+    /// is an error. `changes` says when the file may have changed.
+    pub async fn run(
+        mut self,
+        mut signals: Signals,
+        mut changes: Option<Watch>,
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut daily = tokio::time::interval_at(Instant::now() + DAY, DAY);
+        let mut looking = Looking::default();
+        let result = loop {
+            tokio::select! {
+                _ = tick.tick() => match self.tick() {
+                    Ok(false) if self.cluster.is_none() => self.look(&mut looking, Wish::Retry),
+                    Ok(false) => {}
+                    Ok(true) => break Ok(()),
+                    Err(error) => break Err(error),
+                },
+                () = changed(&mut changes) => self.look(&mut looking, Wish::Refresh),
+                found = looking.found() => self.found(found, &mut looking, &mut changes),
+                Some(()) = signals.hangup.recv() => {
+                    self.log.reopen();
+                    if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
+                        tracing::info!("a file is being written: it is read when it is closed");
+                    } else if self.cluster.is_none() {
+                        self.look(&mut looking, Wish::Reload);
+                    }
+                }
+                _ = daily.tick() => self.warn_of_certificates(),
+                Some(()) = signals.interrupt.recv() => self.terminate(),
+                Some(()) = signals.terminate.recv() => self.terminate(),
+            }
+        };
+        if let Some(leaving) = self.leaving.take() {
+            // It says itself what went wrong.
+            _ = leaving.await;
+        }
+        self.log.close();
+        result
+    }
+
+    /// The first table. Unlike at a reload, there is nothing to fall back to.
+    pub fn load(&mut self) -> anyhow::Result<()> {
+        let outcome = self.sync.follow(Wish::Reload);
+        if let Outcome::Rejected(problems) = outcome {
+            bail!(BadConfig(problems));
+        }
+        self.is_started.store(true, Ordering::Relaxed);
+        self.reloaded(outcome);
+        Ok(())
+    }
+
+    fn reloaded(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Published { generation } => {
+                tracing::info!("configuration {generation} is in force");
+                self.warn_of_certificates();
+            }
+            Outcome::Unchanged => return,
+            Outcome::Rejected(problems) => {
+                for problem in problems.lines() {
+                    tracing::error!("{problem}");
+                }
+                tracing::error!("the new configuration is refused; the one before stays in force");
+            }
+        }
+        self.post();
+    }
+
+    /// Looks at the configuration's files, on a thread of its own: to parse and to compile may take
+    /// seconds, in which signals and records must not wait.
+    fn look(&mut self, looking: &mut Looking, wish: Wish) {
+        if looking.under_way.is_some() {
+            // What has changed since it began would be missed.
+            looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
+            return;
+        }
+        let Some(reading) = self.sync.begin(wish) else { return self.spare.fill() };
+        // One for what is read, and one for what that needs (a folder, a pipe).
+        self.spare.give_up(2);
+        let (say, found) = oneshot::channel();
+        let read = move || _ = say.send(reading.run());
+        match std::thread::Builder::new().name("reading".into()).spawn(read) {
+            Ok(_) => looking.under_way = Some(found),
+            Err(error) => {
+                let outcome = self.sync.abandon(format!("no thread for a reload: {error}"));
+                self.reloaded(outcome);
+            }
+        }
+    }
+
+    /// One look is over; `None`: its thread has panicked. The next begins, if one was asked for.
+    fn found(&mut self, found: Option<Found>, looking: &mut Looking, changes: &mut Option<Watch>) {
+        // The rest for new sockets, no sooner: a session may be as quick.
+        self.spare.give_up(SPARE);
+        let outcome = match found {
+            Some(found) => self.sync.finish(found),
+            None => self.sync.abandon("the configuration's reader has panicked".to_owned()),
+        };
+        self.spare.fill();
+        self.reloaded(outcome);
+        if self.watch(changes) {
+            // What has changed before the watch began would not be told.
+            looking.next = looking.next.max(Some(Wish::Refresh));
+        }
+        if let Some(wish) = looking.next.take() {
+            self.look(looking, wish);
+        }
+    }
+
+    /// Watches the files that are named now. True if that has begun.
+    fn watch(&mut self, changes: &mut Option<Watch>) -> bool {
+        let files = self.sync.files();
+        if changes.is_none() || files.is_empty() || files == self.watched {
+            return false;
+        }
+        match watch(&files) {
+            Ok(watch) => {
+                *changes = Some(watch);
+                self.watched = files;
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "new files can't be watched; SIGHUP reloads them");
+                false
+            }
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
+    fn warn_of_certificates(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        for warning in self.sync.names().expiries().iter().filter_map(|of| of.warning(now)) {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    /// Tells the admin API what is in force.
+    fn post(&self) {
+        let mut board = self.board.latest();
+        board.reloads_ok = self.sync.reloads_ok();
+        board.reloads_failed = self.sync.reloads_failed();
+        board.refused = self.sync.last_error().is_some();
+        board.timing = self.sync.timing();
+        if let Some(in_force) = self.sync.in_force() {
+            Arc::make_mut(&mut board.series).learn(&in_force.config, self.sync.names());
+            board.in_force = Some(Arc::clone(in_force));
+        }
+    }
+
+    fn terminate(&mut self) {
+        match self.phase {
+            Phase::Running => {
+                self.board.ready.store(false, Ordering::Relaxed);
+                self.leaving = self.cluster.as_ref().map(Following::leave);
+                let grace = self.sync.in_force().map_or(0, |in_force| in_force.config.drain_grace);
+                let until = Instant::now() + Duration::from_millis(grace.into());
+                tracing::info!("ending: once more (SIGTERM or Ctrl-C) closes all sessions at once");
+                self.phase = Phase::Grace { until };
+                self.drain_after_grace();
+            }
+            Phase::Grace { .. } | Phase::Draining => {
+                tracing::info!("ending now: all sessions are closed");
+                self.phase = Phase::Stopping;
+                self.sync.stop();
+            }
+            Phase::Stopping => {}
+        }
+    }
+
+    fn drain_after_grace(&mut self) {
+        if let Phase::Grace { until } = self.phase
+            && Instant::now() >= until
+        {
+            self.phase = Phase::Draining;
+            self.sync.drain();
+        }
+    }
+
+    /// True once all workers have ended.
+    fn tick(&mut self) -> anyhow::Result<bool> {
+        self.board.beat();
+        let failed = self.sync.reloads_failed();
+        for index in 0..self.workers.len() {
+            // Asked before the records are taken, so that the last ones of an ended worker are.
+            let ended = self.workers[index].ended();
+            self.collect(index);
+            if ended {
+                self.join(index)?;
+            }
+        }
+        self.sync.flush();
+        let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
+        self.follow(applied);
+        self.check_endpoints();
+        if self.retired.elapsed() >= RETIRE {
+            self.retire(applied);
+        }
+        self.drain_after_grace();
+        self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
+        self.board.lines_failed.store(self.log.failed(), Ordering::Relaxed);
+        let refused = self.sync.last_error().is_some();
+        if self.sync.reloads_failed() != failed || refused != self.board.latest().refused {
+            self.post();
+        }
+        let ready = matches!(self.phase, Phase::Running)
+            && self.workers.iter().all(|worker| worker.applied > 0);
+        if ready && !self.board.ready.swap(true, Ordering::Relaxed) {
+            tracing::info!("ready: {} workers", self.workers.len());
+        }
+        Ok(self.workers.iter().all(|worker| worker.thread.is_none()))
+    }
+
+    /// Frees the ids of what is long gone.
+    fn retire(&mut self, applied: u64) {
+        self.retired = Instant::now();
+        let workers = self.board.workers();
+        let listener = |id| workers.iter().any(|worker| worker.listener(id).is_live());
+        let endpoint = |id| workers.iter().any(|worker| worker.endpoint(id).is_live());
+        let retired = self.sync.retire(applied, &listener, &endpoint);
+        for worker in workers {
+            retired.listeners.iter().for_each(|id| worker.forget_listener(*id));
+            retired.endpoints.iter().for_each(|id| worker.forget_endpoint(*id));
+        }
+        Arc::make_mut(&mut self.board.latest().series).forget(&retired);
+    }
+
+    fn follow(&mut self, applied: u64) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let news = cluster.tick(&mut self.sync, applied);
+        if news != News::Nothing || self.shown.elapsed() >= SHOW {
+            self.shown = Instant::now();
+            self.board.latest().kubernetes = Some(cluster.figures());
+        }
+        match news {
+            News::Nothing => {}
+            News::Published => {
+                tracing::debug!("table {} is given out", self.sync.generation());
+                self.post();
+            }
+            News::Refused => self.post(),
+        }
+    }
+
+    fn check_endpoints(&mut self) {
+        let published = self.sync.check_endpoints();
+        if published {
+            tracing::debug!("table {} is given out", self.sync.generation());
+        }
+        if published || self.health_shown.elapsed() >= SHOW {
+            self.health_shown = Instant::now();
+            self.board.latest().health = self.sync.health().figures();
+        }
+    }
+
+    fn collect(&mut self, index: usize) {
+        let records = self.workers[index].records.clone();
+        // No more than there are now: a worker that writes without a pause must not keep us here.
+        for record in records.try_iter().take(records.len()) {
+            match record {
+                Record::Opened(session) => self.write("open", index, &session),
+                Record::Closed(session) => {
+                    let event = if session.refused { "reject" } else { "close" };
+                    self.write(event, index, &session);
+                }
+                Record::Applied { generation, previous } => {
+                    self.workers[index].applied = generation;
+                    drop(previous);
+                }
+                Record::Retired(table) => drop(table),
+                Record::Unlistened(socket) => self.sync.unlistened(index, socket),
+            }
+        }
+        self.log.flush();
+    }
+
+    fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
+        let line = line(event, worker, session, self.sync.names(), self.wall);
+        self.log.write(&line);
+    }
+
+    /// A worker may end when all are asked to, and only then.
+    fn join(&mut self, index: usize) -> anyhow::Result<()> {
+        let Some(thread) = self.workers[index].thread.take() else { return Ok(()) };
+        let ending = matches!(self.phase, Phase::Draining | Phase::Stopping);
+        match thread.join() {
+            Ok(Ok(())) if ending => Ok(()),
+            Ok(Ok(())) => Err(anyhow!("it has stopped")),
+            Ok(Err(error)) => Err(anyhow!("its ring: {error}")),
+            Err(panic) => Err(anyhow!("{}", panic_message(&*panic))),
+        }
+        .with_context(|| format!("worker {index} died"))
+    }
+}
+
+/// A look at the configuration's files that is under way, and why another is to come after it.
+#[derive(Default)]
+struct Looking {
+    under_way: Option<oneshot::Receiver<Found>>,
+    next: Option<Wish>,
+}
+
+impl Looking {
+    /// Never, if none is under way.
+    async fn found(&mut self) -> Option<Found> {
+        let Some(under_way) = &mut self.under_way else { return std::future::pending().await };
+        let found = under_way.await;
+        self.under_way = None;
+        found.ok()
+    }
+}
+
+impl Running {
+    fn ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+}
+
+/// Never, if there is no file to watch.
+async fn changed(watch: &mut Option<Watch>) {
+    if let Some(changes) = watch.as_mut().map(|watch| &mut watch.changes) {
+        if changes.recv().await.is_some() {
+            return;
+        }
+        tracing::error!("the configuration file is no longer watched; SIGHUP still reloads it");
+        *watch = None;
+    }
+    std::future::pending().await
+}
+
+fn line<'a>(
+    event: &'static str,
+    worker: usize,
+    session: &'a SessionRecord,
+    names: &'a Names,
+    wall: WallClock,
+) -> Line<'a> {
+    let opening = event == "open";
+    Line {
+        time: wall.at(if opening { session.opened } else { session.closed }),
+        event,
+        protocol: match session.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Tls => "TLS",
+        },
+        listener: session.listener.and_then(|id| names.listener(id)),
+        client: session.client,
+        peer: session.peer,
+        local: session.local,
+        server_name: session.server_name.as_deref(),
+        route: session.route.and_then(|id| names.route(id)),
+        backend: session.backend.and_then(|id| names.backend(id)),
+        endpoint: session.endpoint.and_then(|id| names.endpoint(id)).map(|(_, address)| address),
+        bytes_up: session.bytes_up,
+        bytes_down: session.bytes_down,
+        duration_ms: millis(session.closed.saturating_sub(session.opened)),
+        connect_ms: session.connect.map(|micros| millis(micros.into())),
+        unique_id: session.unique_id.map(|id| format!("{id:032x}")),
+        reason: session.reason.map(|reason| reason.word()),
+        detail: session.detail.as_ref().map(said),
+        worker,
+        suppressed: session.suppressed,
+    }
+}
+
+/// The name of an errno, else what stands there.
+fn said(detail: &Detail) -> Cow<'_, str> {
+    match detail {
+        Detail::Said(text) => Cow::Borrowed(text),
+        Detail::Errno(errno) => match Errno::from_raw(*errno) {
+            Errno::UnknownErrno => Cow::Owned(format!("errno {errno}")),
+            name => Cow::Owned(format!("{name:?}")),
+        },
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]
+fn millis(micros: u64) -> f64 {
+    micros as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use config_sync::table::routing::{ListenerId, SocketId};
+
+    use super::*;
+    use crate::stats::records::CloseReason;
+
+    #[test]
+    fn line_is_stamped_with_the_time_of_its_event() {
+        let names = Names::new();
+        let wall = WallClock::new(SystemTime::UNIX_EPOCH, 0);
+        let session = session();
+        let open = line("open", 0, &session, &names, wall);
+        let close = line("close", 0, &session, &names, wall);
+        assert_eq!(open.time, wall.at(1_000));
+        assert_eq!(close.time, wall.at(3_500));
+        assert!((close.duration_ms - 2.5).abs() < f64::EPSILON);
+        assert_eq!(close.reason, Some("connect_failed"));
+        assert_eq!(close.listener, None, "a name that nobody knows is left out");
+    }
+
+    fn session() -> SessionRecord {
+        let address = "127.0.0.1:1".parse().expect("an address");
+        SessionRecord {
+            listener: Some(ListenerId(9)),
+            reason: Some(CloseReason::ConnectFailed),
+            ..SessionRecord::new(Protocol::Tcp, SocketId(0), (address, address), 1_000, 3_500)
+        }
+    }
+}

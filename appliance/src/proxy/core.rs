@@ -1,0 +1,211 @@
+//! What one core's sessions and flows share.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use config_sync::table::routing::{Limits, SocketId, Transport};
+use config_sync::table::terminator::WorkerTime;
+
+use crate::contract::{Op, Side, Token, Why};
+use crate::proxy::balance::Balancer;
+use crate::proxy::log_limit::LogLimit;
+use crate::proxy::tables::Tables;
+use crate::proxy::tcp::bulk_marks::Marks;
+use crate::proxy::timer::Wheel;
+use crate::stats::counters::Counters;
+use crate::stats::records::{Record, SessionRecord};
+
+/// What one core's sessions and flows share.
+#[derive(Debug)]
+pub struct Core {
+    /// Microseconds; set at each entry.
+    pub now: u64,
+    pub ops: Vec<(Token, Op)>,
+    /// Unix time at which `now` was 0, microseconds.
+    pub epoch: u64,
+    /// What the `Give`s among `ops` refer to.
+    pub output: Vec<u8>,
+    /// Memory that TLS connections share while they are worked on.
+    pub plain: Vec<u8>,
+    pub scratch: Vec<u8>,
+    /// `Take`s and `Peek`s under way.
+    pub takes: u32,
+    pub tables: Tables,
+    pub balancer: Balancer,
+    pub counters: Arc<Counters>,
+    pub timers: Wheel,
+    pub marks: Marks,
+    pub records: Vec<Record>,
+    /// Directions with a `Move` to come: bulk, and those whose budget ran out.
+    pub resumable: VecDeque<(Token, Side)>,
+    /// Sides that speak TLS, or are spoken to, and for which there was no room in memory yet.
+    pub postponed: VecDeque<(Token, Side, Postponed)>,
+    /// By `ListenerId`: this worker's sessions or flows.
+    pub active: Vec<u32>,
+    /// By `ListenerId`: sessions of which one side has ended. They are not among those.
+    pub ending: Vec<u32>,
+    /// Listening sockets that rest after an error, and until when.
+    pub paused: Vec<(SocketId, u64)>,
+    pub rejections: LogLimit,
+    /// What connections that tell their endpoint an id are told apart by.
+    pub ids: Ids,
+    pub turn_bytes: u32,
+    pub bulk_bytes: u32,
+}
+
+/// What has to wait for its turn.
+#[derive(Clone, Copy, Debug)]
+pub enum Postponed {
+    Take,
+    Give,
+    /// A look at what the client has sent: the session's affair.
+    Peek,
+}
+
+/// `Take`s and `Peek`s under way on a worker; the bytes of all of them are in memory at once.
+pub const MOST_TAKES: u32 = 64;
+
+/// What may be in the output before a side has to wait to be given what is held for it: what comes
+/// of so many `Take`s.
+pub const MOST_OUTPUT: usize = 64 * 34 * 1024;
+
+/// Accepting rests for this long after the machine ran out of files or memory, and receiving for
+/// this long: clients wait in the accept queue, but datagrams are lost.
+pub const ACCEPT_PAUSE: u64 = 100_000;
+
+pub const RECEIVE_PAUSE: u64 = 5_000;
+
+impl Core {
+    /// Allocates all that `limits` allows.
+    pub fn new(limits: Limits, seed: u64, counters: Arc<Counters>) -> Self {
+        Self {
+            now: 0,
+            ops: Vec::new(),
+            epoch: 0,
+            output: Vec::new(),
+            plain: Vec::new(),
+            scratch: Vec::new(),
+            takes: 0,
+            tables: Tables::new(),
+            balancer: Balancer::new(seed),
+            counters,
+            timers: Wheel::new(limits.sessions),
+            marks: Marks::new(),
+            records: Vec::new(),
+            resumable: VecDeque::with_capacity(2 * limits.sessions as usize),
+            postponed: VecDeque::with_capacity(4 * limits.sessions as usize),
+            active: Vec::new(),
+            ending: Vec::new(),
+            paused: Vec::new(),
+            rejections: LogLimit::default(),
+            ids: Ids::new(seed),
+            turn_bytes: limits.turn_bytes,
+            bulk_bytes: limits.bulk_bytes,
+        }
+    }
+
+    pub fn push(&mut self, token: Token, op: Op) {
+        self.ops.push((token, op));
+    }
+
+    /// A listening socket has stopped by itself: it goes on at once, or, where trying again would
+    /// only fail again, after a rest.
+    pub fn rearm(&mut self, id: SocketId, why: Option<Why>) {
+        match why {
+            Some(why) if !why.is_of_peer() => {
+                let (pauses, pause) = match self.tables.transport(id) {
+                    Some(Transport::Udp) => (&self.counters.receive_pauses, RECEIVE_PAUSE),
+                    Some(Transport::Tcp) | None => (&self.counters.accept_pauses, ACCEPT_PAUSE),
+                };
+                pauses.add(1);
+                self.paused.push((id, self.now + pause));
+            }
+            _ => self.start(id),
+        }
+    }
+
+    pub fn unpause(&mut self) {
+        while let Some(position) = self.paused.iter().position(|(_, until)| *until <= self.now) {
+            let (id, _) = self.paused.swap_remove(position);
+            self.start(id);
+        }
+    }
+
+    pub fn start(&mut self, id: SocketId) {
+        if self.tables.is_closing(id) {
+            return;
+        }
+        if let Some(transport) = self.tables.transport(id) {
+            let op = match transport {
+                Transport::Tcp => Op::Accept,
+                Transport::Udp => Op::Receive,
+            };
+            self.push(Token::socket(id), op);
+        }
+    }
+
+    pub fn unlisten(&mut self, id: SocketId) {
+        // A pause must not start what comes back under this id.
+        self.paused.retain(|(paused, _)| *paused != id);
+        self.push(Token::socket(id), Op::Unlisten);
+    }
+
+    pub fn unlistened(&mut self, id: SocketId) {
+        if let Some(table) = self.tables.unlistened(id) {
+            self.records.push(Record::Unlistened(id));
+            self.records.push(Record::Retired(table));
+        }
+    }
+
+    /// Queues an access-log line; rejections only as many as are worth reading.
+    pub fn log(&mut self, mut record: SessionRecord) {
+        if record.refused {
+            match self.rejections.admit(self.now) {
+                Some(suppressed) => record.suppressed = suppressed,
+                None => return,
+            }
+        }
+        self.records.push(Record::Closed(record));
+    }
+
+    /// Whether another `Take` or `Give` keeps within the bounds of a worker's memory.
+    pub fn has_room(&self) -> bool {
+        self.takes < MOST_TAKES && self.output.len() < MOST_OUTPUT
+    }
+
+    /// rustls' clock on this thread is the worker's.
+    pub fn tell_time(&self) {
+        WorkerTime::set(self.unix_time());
+    }
+
+    /// In seconds.
+    pub fn unix_time(&self) -> u64 {
+        (self.epoch + self.now) / 1_000_000
+    }
+}
+
+/// Ids of connections: no other worker, and no other run of this one, gives the same.
+#[derive(Debug)]
+pub struct Ids {
+    /// Of this worker in this run: 64 bits that were drawn.
+    pub drawn: u64,
+    pub given: u64,
+}
+
+impl Ids {
+    pub fn new(seed: u64) -> Self {
+        // The seed itself keys hashes, which nobody should know.
+        let drawn = ahash::RandomState::with_seeds(seed, 1, 2, 3).hash_one("ids");
+        Self { drawn, given: 0 }
+    }
+
+    pub fn next(&mut self) -> u128 {
+        self.given += 1;
+        u128::from(self.drawn) << 64 | u128::from(self.given)
+    }
+}
+
+/// Milliseconds, as tables have them, in the microseconds of the worker's clock.
+pub fn micros(millis: u32) -> u64 {
+    u64::from(millis) * 1_000
+}

@@ -1,0 +1,179 @@
+//! The end of a session: all that was sent in good order is delivered first, then it is accounted
+//! for, under one reason, and closed.
+
+use crate::contract::{Op, Side, Why};
+use crate::proxy::cause::Cause;
+use crate::proxy::core::Core;
+use crate::proxy::tcp::accounting::{count_bytes, make_room};
+use crate::proxy::tcp::state::{Ending, Relay, Session, State};
+use crate::stats::detail::Detail;
+use crate::stats::records::CloseReason;
+
+/// A session in which a byte went either way within this time is taken for one in the middle of a
+/// transfer, microseconds.
+pub const MOVING: u64 = 5_000_000;
+
+/// The longest pause between looks at what a side has not acknowledged, microseconds.
+pub const LAST_LOOK: u64 = 100_000;
+
+impl Session {
+    /// Closes at once. Both sides get clean ends only where nothing was on its way for a while:
+    /// whoever reads to the end would else take a part for the whole.
+    pub fn close(&mut self, core: &mut Core, reason: CloseReason) {
+        let reset = match &self.state {
+            State::Relaying(relay) => {
+                let silent = core.now - self.last_byte >= MOVING;
+                relay.has_work() || (relay.up.bytes + relay.down.bytes > 0 && !silent)
+            }
+            _ => true,
+        };
+        self.finish(core, reason, reset);
+    }
+
+    /// One side is broken. What it sent before that is still read and delivered: an answer that
+    /// came just before a reset (the endpoint did not care for the rest of the request) is worth
+    /// something to its reader.
+    pub fn failed(&mut self, core: &mut Core, from: Side, side: Side, why: Why) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let half = relay.half(from);
+        if side == from && half.held() == 0 {
+            half.die();
+        }
+        self.end(core, failure(side, why), Some(side));
+    }
+
+    /// The session is over, but not before all that was sent in good order is where it was sent to.
+    /// `gone`: a side that takes nothing more. The first cause counts.
+    pub fn end(&mut self, core: &mut Core, cause: Cause, gone: Option<Side>) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let now = core.now;
+        make_room(core, self.listener, &mut self.entry);
+        let ending = relay.ending.get_or_insert_with(|| Box::new(Ending::new(cause, now)));
+        if let Some(side) = gone {
+            ending.gone[side as usize] = true;
+            relay.half(side.other()).die();
+        }
+        for from in [Side::Client, Side::Endpoint] {
+            let State::Relaying(relay) = &mut self.state else { return };
+            if let Some(op) = relay.half(from).flush(core.turn_bytes) {
+                self.move_bytes(core, op);
+            }
+        }
+        self.deliver(core);
+    }
+
+    /// Goes on with the end of a session: once sockets were given all there is, looks whether it
+    /// has arrived. A reset would overtake what has not.
+    pub fn deliver(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let Some(ending) = &relay.ending else { return };
+        if ending.gone == [true; 2] {
+            let cause = ending.cause.clone();
+            return self.finish(core, cause, true);
+        }
+        let giving = |side| self.tls.as_ref().is_some_and(|tls| tls.is_giving(side));
+        let mut left = ending.left();
+        if left.any(|side| !relay.half(side.other()).is_over() || giving(side)) {
+            return self.arm(core);
+        }
+        self.look(core);
+    }
+
+    /// Asks what has not been acknowledged, unless that is under way.
+    pub fn look(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let Some(ending) = &mut relay.ending else { return };
+        ending.next = u64::MAX;
+        for side in ending.left() {
+            if !std::mem::replace(&mut ending.looking[side as usize], true) {
+                core.push(self.token, Op::Unacked { side });
+            }
+        }
+    }
+
+    pub fn unacked(&mut self, core: &mut Core, side: Side, bytes: u32) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let Some(ending) = &mut relay.ending else { return };
+        let before = std::mem::replace(&mut ending.unacked[side as usize], bytes);
+        if bytes < before {
+            ending.progress = core.now;
+        }
+        ending.looking[side as usize] = false;
+        if ending.left().any(|side| ending.looking[side as usize]) {
+            return;
+        }
+        if ending.left().all(|side| ending.unacked[side as usize] == 0) {
+            let cause = ending.cause.clone();
+            return self.finish(core, cause, true);
+        }
+        ending.next = core.now + ending.pause;
+        ending.pause = (2 * ending.pause).min(LAST_LOOK);
+        self.arm(core);
+    }
+
+    /// When the next look at what has not been acknowledged is due.
+    pub fn next_look(&self) -> Option<u64> {
+        let State::Relaying(Relay { ending: Some(ending), .. }) = &self.state else { return None };
+        (ending.next < u64::MAX).then_some(ending.next)
+    }
+
+    /// Accounts for the session, and has the ring close it.
+    pub fn finish(&mut self, core: &mut Core, cause: impl Into<Cause>, reset: bool) {
+        let state = std::mem::replace(&mut self.state, State::Closing);
+        let mut relay = match state {
+            State::Closing => return,
+            State::Relaying(relay) => Some(relay),
+            State::AwaitingProxyHeader(_)
+            | State::Opening { .. }
+            | State::Requesting(_)
+            | State::Greeting
+            | State::Connecting(_)
+            | State::SendingProxyHeader(_)
+            | State::Asking(_)
+            | State::Securing(_) => None,
+        };
+        core.timers.cancel(self.token.slot);
+        if let Some(relay) = &relay {
+            for (half, from) in [(&relay.up, Side::Client), (&relay.down, Side::Endpoint)] {
+                if half.mark() > 0 {
+                    core.marks.remove(self.token, from);
+                }
+            }
+        }
+        // A FIN says that all was delivered.
+        let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
+        let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
+        for side in [Side::Client, Side::Endpoint] {
+            if let (Some(relay), Some(tls)) = (&mut relay, &mut self.tls) {
+                let sent = u64::from(tls.unreported(side));
+                relay.half(side.other()).bytes += sent;
+                count_bytes(core, self.listener, self.endpoint, side.other(), sent);
+            }
+        }
+        if let Some(relay) = &relay
+            && !reset
+        {
+            // A FIN sent by close() would wait for the poll's cancellation.
+            for (half, side) in [(&relay.up, Side::Endpoint), (&relay.down, Side::Client)] {
+                if !half.ended() {
+                    // No close_notify: it would be the word of a peer that has not said it.
+                    core.push(self.token, Op::Shutdown { side });
+                }
+            }
+        }
+        core.push(self.token, Op::Close { reset });
+        self.account(core, cause.into(), relay.as_ref());
+    }
+}
+
+pub fn failure(side: Side, why: Why) -> Cause {
+    let reason = match (side, why) {
+        (Side::Client, Why::Reset) => CloseReason::ClientReset,
+        (Side::Client, Why::TimedOut) => CloseReason::ClientTimedOut,
+        (Side::Client, _) => return CloseReason::ClientError.because(Detail::why(why)),
+        (Side::Endpoint, Why::Reset) => CloseReason::EndpointReset,
+        (Side::Endpoint, Why::TimedOut) => CloseReason::EndpointTimedOut,
+        (Side::Endpoint, _) => return CloseReason::EndpointError.because(Detail::why(why)),
+    };
+    reason.into()
+}

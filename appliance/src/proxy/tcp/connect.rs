@@ -1,0 +1,128 @@
+//! The way to an endpoint: attempts, until one is connected and ready for what the client says.
+
+use crate::contract::{Op, Side, Why};
+use crate::proxy::cause::Cause;
+use crate::proxy::core::Core;
+use crate::proxy::tcp::state::{Asking, Connecting, SendingProxyHeader, Session, State};
+use crate::proxy::tcp::tls_relay::TlsRelay;
+use crate::stats::detail::Detail;
+use crate::stats::records::CloseReason;
+
+impl Session {
+    /// Connects to an endpoint of the backend as it stands now: in the table in force, or, where
+    /// that has it no more, in the one that the listening socket left with.
+    pub fn connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), Cause> {
+        let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        let backend = backend.ok_or(CloseReason::NoEndpoint)?;
+        let tried = &state.tried[..usize::from(state.tried_count)];
+        let endpoint = core.balancer.session_endpoint(backend, self.client, tried, core.now);
+        let endpoint = endpoint.ok_or(match state.tried_count {
+            0 => CloseReason::NoEndpoint,
+            _ => CloseReason::ConnectFailed,
+        })?;
+        if let Some(originator) = &backend.tls {
+            let plain = || Box::new(TlsRelay::plain(self.on_truncation));
+            let tls = self.tls.get_or_insert_with(plain);
+            tls.originate(core, originator)?;
+        }
+        let source = core.balancer.origin(backend, endpoint.address, self.client);
+        let options = backend.options;
+        self.free.1 = options.congestion == [0; 16];
+        self.send_proxy = backend.send_proxy;
+        state.timeout = backend.connect_timeout;
+        state.started = core.now;
+        state.attempts_left -= 1;
+        self.endpoint = Some(endpoint.id);
+        self.counted = true;
+        self.state = State::Connecting(state);
+        core.balancer.opened(endpoint.id);
+        core.push(self.token, Op::Connect { address: endpoint.address, source, options });
+        Ok(())
+    }
+
+    pub fn connect_failed(&mut self, core: &mut Core, why: Why) {
+        let State::Connecting(mut next) = self.state else { return };
+        let given_up = next.given_up.take();
+        let detail = match why {
+            Why::Abandoned => self.detail.take().map(|detail| *detail),
+            why => Some(Detail::why(why)),
+        };
+        let reason = match why {
+            Why::Abandoned => given_up.unwrap_or(CloseReason::ConnectTimeout),
+            Why::TimedOut => CloseReason::ConnectTimeout,
+            Why::NoPorts | Why::NoFiles | Why::NoMemory => CloseReason::LocalLimit,
+            _ => CloseReason::ConnectFailed,
+        };
+        if let Some(endpoint) = self.endpoint {
+            self.counted = false;
+            core.balancer.closed(endpoint);
+            core.counters.endpoint(endpoint).connect_failures.add(1);
+            if reason != CloseReason::LocalLimit {
+                core.balancer.failed(endpoint, core.now);
+            }
+            if let Some(place) = next.tried.get_mut(usize::from(next.tried_count)) {
+                *place = endpoint;
+                next.tried_count += 1;
+            }
+        }
+        if next.attempts_left == 0 || reason == CloseReason::LocalLimit {
+            return self.finish(core, reason.because(detail), true);
+        }
+        match self.connect(core, next) {
+            Ok(()) => self.arm(core),
+            // No endpoint is left to try: the last one's reason stands.
+            Err(Cause { reason: CloseReason::ConnectFailed, .. }) => {
+                self.finish(core, reason.because(detail), true);
+            }
+            Err(cause) => self.finish(core, cause, true),
+        }
+    }
+
+    pub fn connected(&mut self, core: &mut Core) {
+        let State::Connecting(connecting) = self.state else {
+            unreachable!("only called while connecting")
+        };
+        if connecting.given_up.is_some() {
+            // `Abandon` crossed with success; its `ConnectFailed` comes.
+            return;
+        }
+        match self.send_proxy {
+            Some(how) => self.introduce(core, connecting, how),
+            None => self.speak(core, connecting),
+        }
+    }
+
+    /// The endpoint is there, for what the client says or for TLS, which may have to be asked for.
+    pub fn speak(&mut self, core: &mut Core, connecting: Connecting) {
+        if self.asks() {
+            return self.ask(core, connecting);
+        }
+        self.proceed(core, connecting);
+    }
+
+    /// The endpoint is connected, and ready for TLS if that was to be asked for.
+    pub fn proceed(&mut self, core: &mut Core, connecting: Connecting) {
+        if self.tls.as_ref().is_some_and(|tls| tls.greets(Side::Endpoint)) {
+            return self.secure(core, connecting);
+        }
+        self.relay(core, connecting);
+    }
+
+    /// The endpoint is connected, and no relay can come of it. Nothing of the client's was sent to
+    /// it, so its connection is given up like an attempt, and another endpoint is tried.
+    pub fn endpoint_failed(&mut self, core: &mut Core, cause: Cause) {
+        let mut connecting = match &self.state {
+            State::SendingProxyHeader(SendingProxyHeader { connecting, .. })
+            | State::Asking(Asking { connecting, .. })
+            | State::Securing(connecting) => *connecting,
+            _ => return,
+        };
+        connecting.given_up = Some(cause.reason);
+        self.detail = cause.detail.map(Box::new);
+        self.state = State::Connecting(connecting);
+        if let Some(tls) = &mut self.tls {
+            tls.give_up(core, self.token);
+        }
+        core.push(self.token, Op::Abandon);
+    }
+}

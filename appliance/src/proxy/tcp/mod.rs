@@ -1,0 +1,17 @@
+//! TCP sessions, from the accepted connection to the last byte.
+
+mod accounting;
+pub mod bulk_marks;
+mod choose;
+mod close;
+mod connect;
+mod direction;
+mod proxy_header;
+mod relay;
+pub mod session;
+mod starttls;
+pub mod state;
+mod tls;
+mod tls_connection;
+mod tls_port;
+mod tls_relay;

@@ -1,0 +1,288 @@
+//! Bytes between client and endpoint: each direction by itself, until both have ended.
+
+use crate::contract::{Mode, Op, Side, Stop, Token};
+use crate::proxy::core::Core;
+use crate::proxy::tcp::accounting::{count_bytes, make_room};
+use crate::proxy::tcp::direction::{Half, Next};
+use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
+use crate::stats::records::{CloseReason, Record};
+
+impl Session {
+    pub fn relay(&mut self, core: &mut Core, connecting: Connecting) {
+        let took = core.now - connecting.started;
+        self.connect_micros = Some(u32::try_from(took).unwrap_or(u32::MAX));
+        if let Some(endpoint) = self.endpoint {
+            core.balancer.succeeded(endpoint);
+            let counters = core.counters.endpoint(endpoint);
+            counters.opened.add(1);
+            counters.connect.record(took);
+        }
+        self.last_byte = core.now;
+        let mut up = Half::new(Side::Client);
+        if self.client_readable || self.client_ending {
+            up.source_ready(self.client_ending);
+        }
+        let mut down = Half::new(Side::Endpoint);
+        if self.tls.is_some() {
+            // What came behind a handshake may be here already.
+            up.source_ready(self.client_ending);
+            down.source_ready(false);
+        }
+        if self.client_ending {
+            make_room(core, self.listener, &mut self.entry);
+        }
+        self.state = State::Relaying(Relay {
+            up,
+            down,
+            first_end: None,
+            paced: self.free,
+            ending: None,
+            broken: false,
+        });
+        if core.tables.current().log_opens {
+            let record = self.record(core, None);
+            core.records.push(Record::Opened(record));
+        }
+        self.arm(core);
+        self.pump(core);
+    }
+
+    /// Gives each direction that has a reason for it its `Move`.
+    pub fn pump(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        if self.tls.is_some() {
+            return self.tls_pump(core);
+        }
+        for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
+            match half.start(core.turn_bytes) {
+                None => {}
+                // Behind whatever small there is to move: it takes the longest, and minds least.
+                Some(Op::Move { mode: Mode::Splice, .. }) => {
+                    core.resumable.push_back((self.token, from));
+                }
+                Some(op) => core.push(self.token, op),
+            }
+        }
+    }
+
+    /// A direction's turn has come again after its budget ran out.
+    pub fn resume(&mut self, core: &mut Core, from: Side) {
+        if let State::Relaying(relay) = &mut self.state
+            && let Some(op) = relay.half(from).resume(core.turn_bytes)
+        {
+            self.move_bytes(core, op);
+        }
+    }
+
+    /// Less than its mark has come for too long: the run is over, and what there is wakes.
+    pub fn mark_due(&mut self, core: &mut Core, from: Side) {
+        if let State::Relaying(relay) = &mut self.state {
+            relay.unmark(core, self.token, from);
+        }
+    }
+
+    pub fn moved(&mut self, core: &mut Core, from: Side, bytes: (u32, u32, u32), stop: Stop) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let (read, sent, held) = bytes;
+        if read > 0 || sent > 0 {
+            self.last_byte = core.now;
+            relay.unmark(core, self.token, from.other());
+        }
+        count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
+        let next = relay.half(from).moved(core.now, read, sent, held, stop);
+        relay.unpace(core, self.token, from);
+        if self.tls.is_none() {
+            relay.mark(core, self.token, from, stop);
+        }
+        if let Stop::Failed { side, why } = stop {
+            return self.failed(core, from, side, why);
+        }
+        if let Some(ending) = &mut relay.ending {
+            if sent > 0 {
+                ending.progress = core.now;
+            }
+            let drained = matches!(next, Next::Wait | Next::Stream) && stop == Stop::Drained;
+            let half = relay.half(from);
+            if half.is_over() || next == Next::Ended || (drained && !half.streaming()) {
+                // There is no more, and no end of it that looks clean.
+                half.die();
+                return self.deliver(core);
+            }
+        }
+        match next {
+            Next::Wait => {}
+            Next::Again => {}
+            // The ring can't read TLS.
+            Next::Stream if self.tls.is_some() => {}
+            Next::Stream => {
+                // What is blocked waits for the poll that a stream does without, and a `Move` that
+                // is under way may be.
+                let other = relay.half(from.other());
+                if !other.blocked() && !other.queued() {
+                    let op = relay.half(from).stream();
+                    core.push(self.token, op);
+                }
+            }
+            Next::Unstream => {
+                let op = relay.half(from).unstream();
+                core.push(self.token, op);
+            }
+            Next::Later => core.resumable.push_back((self.token, from)),
+            Next::Ended => {
+                make_room(core, self.listener, &mut self.entry);
+                // Its own FIN does not come late: `half_close_timeout` counts from here.
+                self.last_byte = core.now;
+                relay.first_end.get_or_insert(from);
+                core.push(self.token, Op::Shutdown { side: from.other() });
+                if relay.up.ended() && relay.down.ended() {
+                    let fin = match relay.first_end {
+                        Some(Side::Client) => CloseReason::ClientFin,
+                        _ => CloseReason::EndpointFin,
+                    };
+                    let truncated = self.tls.as_ref().and_then(|tls| tls.truncated());
+                    return self.finish(core, truncated.unwrap_or(fin), false);
+                }
+            }
+        }
+        if next != Next::Wait || stop == Stop::Blocked {
+            self.arm(core);
+        }
+        self.pump(core);
+    }
+
+    /// Has the ring carry a `Move` out, or does it here if a side speaks TLS.
+    pub fn move_bytes(&mut self, core: &mut Core, op: Op) {
+        let Some(tls) = &mut self.tls else { return core.push(self.token, op) };
+        let Op::Move { from, budget, to_eof, .. } = op else { return };
+        let outcome = tls.begin(core, self.token, from, (budget, to_eof));
+        self.tls_outcome(core, outcome);
+    }
+}
+
+impl Relay {
+    pub fn half(&mut self, from: Side) -> &mut Half {
+        match from {
+            Side::Client => &mut self.up,
+            Side::Endpoint => &mut self.down,
+        }
+    }
+
+    /// Sets the mark of a direction that has become bulk, and sees to its deadline.
+    pub fn mark(&mut self, core: &mut Core, token: Token, from: Side, stop: Stop) {
+        let half = self.half(from);
+        match stop {
+            Stop::Drained if half.is_bulk(core.bulk_bytes) => {
+                if let Some(mark) = core.marks.wait(core.now, token, from)
+                    && mark != half.mark()
+                {
+                    core.counters.bulk_runs.add(u64::from(half.mark() == 0));
+                    half.set_mark(mark);
+                    core.push(token, Op::Mark { from, at_least: mark });
+                }
+            }
+            // It has turned back to copying: without a deadline it must have no mark.
+            Stop::Drained if half.mark() > 0 => self.unmark(core, token, from),
+            _ if half.mark() > 0 => core.marks.hold(token, from),
+            _ => {}
+        }
+    }
+
+    /// Has the pacing taken off the way of a direction that has become bulk.
+    pub fn unpace(&mut self, core: &mut Core, token: Token, from: Side) {
+        let (half, paced) = match from {
+            Side::Client => (&self.up, &mut self.paced.1),
+            Side::Endpoint => (&self.down, &mut self.paced.0),
+        };
+        if *paced && half.is_bulk(core.bulk_bytes) {
+            *paced = false;
+            core.push(token, Op::Unpace { side: from.other() });
+        }
+    }
+
+    /// A run of this direction's bytes is over: whatever comes next wakes at once.
+    pub fn unmark(&mut self, core: &mut Core, token: Token, from: Side) {
+        let half = self.half(from);
+        half.end_run();
+        if half.mark() > 0 {
+            half.set_mark(0);
+            core.marks.remove(token, from);
+            core.push(token, Op::Mark { from, at_least: 1 });
+        }
+    }
+
+    /// Bytes are held that nobody will get now, or a side has failed.
+    pub fn is_cut(&self) -> bool {
+        self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0
+    }
+
+    /// Bytes wait for their turn.
+    pub fn has_work(&self) -> bool {
+        self.up.has_work() || self.down.has_work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use config_sync::table::routing::Limits;
+
+    use crate::contract::Kind;
+
+    use super::*;
+    use crate::proxy::Proxy;
+    use crate::stats::counters::Counters;
+
+    /// A direction that has turned back to copying has no deadline, so it may have no mark.
+    #[test]
+    fn a_mark_does_not_outlive_bulk() {
+        let limits = Limits {
+            sessions: 1,
+            flows: 1,
+            buffers: 1,
+            pipes: 1,
+            turn_bytes: 1 << 18,
+            bulk_bytes: 1 << 18,
+        };
+        let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
+        let core = &mut proxy.core;
+        let token = Token { kind: Kind::Session, slot: 0, generation: 0 };
+        let mut relay = Relay {
+            up: Half::new(Side::Client),
+            down: Half::new(Side::Endpoint),
+            first_end: None,
+            paced: (false, true),
+            ending: None,
+            broken: false,
+        };
+        let mut looked = 0;
+        let mut wake = |core: &mut Core, bytes| {
+            relay.up.source_ready(false);
+            assert!(relay.up.start(core.turn_bytes).is_some());
+            relay.up.moved(core.now, bytes, bytes, 0, Stop::Drained);
+            relay.unpace(core, token, Side::Client);
+            relay.mark(core, token, Side::Client, Stop::Drained);
+            let ops = std::mem::take(&mut core.ops).into_iter().map(|(_, op)| op);
+            let (unpaced, mut ops): (Vec<_>, Vec<_>) =
+                ops.partition(|op| *op == Op::Unpace { side: Side::Endpoint });
+            looked += unpaced.len();
+            ops.pop()
+        };
+        let mark = (0..20).find_map(|_| wake(core, 60_000));
+        assert_eq!(mark, Some(Op::Mark { from: Side::Client, at_least: 256 << 10 }));
+        assert!(core.marks.next().is_some());
+        let cleared = (0..20).find_map(|_| wake(core, 0));
+        assert_eq!(cleared, Some(Op::Mark { from: Side::Client, at_least: 1 }));
+        assert_eq!(core.marks.next(), None);
+        // A second run: its pacing has been looked at.
+        assert!((0..20).any(|_| wake(core, 60_000).is_some()));
+        assert_eq!(looked, 1);
+    }
+
+    /// With the ring's 96 bytes and the timer's 24: what an idle session costs, promised to be
+    /// under 512.
+    #[test]
+    fn a_session_is_small() {
+        assert!(size_of::<Session>() <= 344, "{} bytes", size_of::<Session>());
+    }
+}

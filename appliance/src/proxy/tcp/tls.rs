@@ -1,0 +1,133 @@
+//! A session of which a side speaks TLS with the gateway: its handshakes, and what comes of them.
+
+use crate::contract::{Event, Side, Stop, Why};
+use crate::proxy::cause::Cause;
+use crate::proxy::core::Core;
+use crate::proxy::tcp::accounting::count_bytes;
+use crate::proxy::tcp::close::failure;
+use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
+use crate::proxy::tcp::tls_relay::{Outcome, TlsRelay};
+use crate::stats::detail::Detail;
+use crate::stats::records::CloseReason;
+
+impl Session {
+    /// Begins the TLS handshake with the client. Who serves it is known, and is connected to once
+    /// it is over.
+    pub fn greet(&mut self, core: &mut Core, tls: TlsRelay) {
+        self.state = State::Greeting;
+        let tls = self.tls.insert(Box::new(tls));
+        let outcome = tls.greet(core, self.token, Side::Client);
+        self.tls_outcome(core, outcome);
+    }
+
+    /// Begins the TLS handshake with the endpoint.
+    pub fn secure(&mut self, core: &mut Core, connecting: Connecting) {
+        self.state = State::Securing(connecting);
+        self.arm(core);
+        if let Some(tls) = &mut self.tls {
+            let outcome = tls.greet(core, self.token, Side::Endpoint);
+            self.tls_outcome(core, outcome);
+        }
+    }
+
+    pub fn greeted(&mut self, core: &mut Core) {
+        if let State::Securing(connecting) = self.state {
+            return self.relay(core, connecting);
+        }
+        let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        let connecting = backend.map(|backend| Connecting::new(backend.connect_attempts));
+        let connecting = connecting.ok_or_else(|| Cause::from(CloseReason::NoEndpoint));
+        match connecting.and_then(|connecting| self.connect(core, connecting)) {
+            Ok(()) => self.arm(core),
+            Err(cause) => self.finish(core, cause, true),
+        }
+    }
+
+    /// News of a side during its handshake, or while there is no relay yet.
+    pub fn tls_ready(&mut self, core: &mut Core, event: Event) {
+        let Event::Ready { side, readable, writable, ending, failed } = event else { return };
+        let Some(tls) = &mut self.tls else { return };
+        if failed {
+            let cause = CloseReason::EndpointTlsFailed.because(Detail::why(Why::Reset));
+            return self.tls_outcome(core, Outcome::Failed(cause));
+        }
+        if writable {
+            tls.writable(core, self.token, side);
+        }
+        if (readable || ending) && tls.greets(side) {
+            tls.readable(core, self.token, side);
+        }
+    }
+
+    pub fn tls_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
+        let Some(tls) = &mut self.tls else { return };
+        let outcome = match event {
+            Event::Taken { from, start, len, stop } => {
+                let bytes = &bytes[start as usize..][..len as usize];
+                tls.taken(core, self.token, from, bytes, stop)
+            }
+            Event::Given { to, sent, start, len, stop } => {
+                let rest = &bytes[start as usize..][..len as usize];
+                tls.given(core, self.token, to, (sent, rest), stop)
+            }
+            _ => return,
+        };
+        self.tls_outcome(core, outcome);
+        if let Event::Given { sent: 1.., .. } = event
+            && let State::Relaying(Relay { ending: Some(ending), .. }) = &mut self.state
+        {
+            ending.progress = core.now;
+            self.deliver(core);
+        }
+    }
+
+    pub fn tls_outcome(&mut self, core: &mut Core, outcome: Outcome) {
+        match (&self.state, outcome) {
+            (_, Outcome::Nothing) => {}
+            (_, Outcome::Greeted) => self.greeted(core),
+            (State::Relaying(_), Outcome::Moved { from, read, sent, held, stop }) => {
+                self.moved(core, from, (read, sent, held), stop);
+            }
+            (State::Relaying(_), Outcome::Truncated { from, read, sent }) => {
+                self.tls_over(core, from, (read, sent));
+                let reason = self.tls.as_ref().and_then(|tls| tls.truncated());
+                self.end(core, reason.expect("it was truncated").into(), None);
+            }
+            (State::Relaying(_), Outcome::Broken { from, read, sent, cause }) => {
+                self.tls_over(core, from.other(), (0, 0));
+                self.tls_over(core, from, (read, sent));
+                self.end(core, cause, None);
+            }
+            (_, Outcome::Moved { stop, .. }) => match (&self.state, stop) {
+                (State::Securing(_), Stop::Failed { side: Side::Endpoint, why }) => {
+                    self.endpoint_failed(core, failure(Side::Endpoint, why));
+                }
+                (_, Stop::Failed { side, why }) => self.finish(core, failure(side, why), true),
+                _ => {}
+            },
+            // The alert that says why must reach the client, and a reset would overtake it.
+            (State::Greeting, Outcome::Failed(cause)) => self.finish(core, cause, false),
+            (State::Securing(_), Outcome::Failed(cause)) => self.endpoint_failed(core, cause),
+            (_, Outcome::Failed(cause)) => self.finish(core, cause, true),
+            (_, Outcome::Truncated { .. } | Outcome::Broken { .. }) => {}
+        }
+    }
+
+    /// Nothing more comes this way.
+    pub fn tls_over(&mut self, core: &mut Core, from: Side, (read, sent): (u32, u32)) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let half = relay.half(from);
+        half.moved(core.now, read, sent, 0, Stop::Budget);
+        half.die();
+        count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
+    }
+
+    pub fn tls_pump(&mut self, core: &mut Core) {
+        for side in [Side::Client, Side::Endpoint] {
+            let State::Relaying(relay) = &mut self.state else { return };
+            if let Some(op) = relay.half(side).start(core.turn_bytes) {
+                self.move_bytes(core, op);
+            }
+        }
+    }
+}

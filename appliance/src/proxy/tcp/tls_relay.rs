@@ -1,0 +1,597 @@
+//! A session with rustls in the middle: one side of it, or both, speak TLS.
+//!
+//! To the session it looks like the ring: it is given a `Move` and says when that is over. It
+//! carries the `Move` out with `Take` and `Give`, and has what an unread side leaves over.
+//!
+//! What one session holds at the most, in bytes: for each side, 48 KiB that this side did not take
+//! (what one `Take` of the other brings, encrypted: 34 KiB; and what its own handshake ended with),
+//! and on a side that speaks TLS, the beginning of a record (18 KiB), or of a handshake message in
+//! several (64 KiB), plus what rustls keeps for a connection. While a handshake is under way it is
+//! what the gateway says in it, too: its certificates. Nothing is taken from a side while the other
+//! does not take what there is.
+//!
+//! rustls allocates once for each record, decrypted or encrypted. Else memory is asked for only
+//! where a `Take` ends within a record, or a side does not take all at once.
+//!
+//! What all sessions of a worker have in memory for a moment is bounded too: so many `Take`s are
+//! under way at once, and so many bytes are given. Who comes after that has its turn in the order
+//! of coming, before anyone new has one.
+
+use config_sync::table::routing::OnTruncation;
+use config_sync::table::terminator::{Originator, Terminator};
+
+use crate::contract::{Op, Side, Stop, Token};
+use crate::proxy::cause::Cause;
+use crate::proxy::core::{Core, Postponed};
+use crate::proxy::tcp::tls_connection::Conn;
+use crate::proxy::tcp::tls_port::{End, Moving, Port, broken, reasons};
+use crate::stats::detail::Detail;
+use crate::stats::records::CloseReason;
+use crate::wire::proxy_header::write::ClientTls;
+
+/// Bytes of one `Take`, with the beginning of a record that came before: two full records.
+const TAKE: u32 = 33 * 1024;
+/// Behind the beginning of a handshake message that is longer than that.
+const SMALL_TAKE: u32 = 4 * 1024;
+/// What may be held for a side: see above.
+const MOST_HELD: usize = 48 * 1024;
+
+#[derive(Debug)]
+pub struct TlsRelay {
+    client: Port,
+    endpoint: Port,
+    on_truncation: OnTruncation,
+    /// The first side that ended without close_notify.
+    truncated: Option<Side>,
+    /// Why the first one broke that did.
+    broken: Option<Cause>,
+}
+
+/// What the session is to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Nothing,
+    /// The handshake that was under way is over.
+    Greeted,
+    /// As `Event::Moved`. Bytes are counted unencrypted where they are given.
+    Moved {
+        from: Side,
+        read: u32,
+        sent: u32,
+        held: u32,
+        stop: Stop,
+    },
+    /// A `Move` is over, and with it the session: all that came before was given. After
+    /// `Truncated` the other direction can still be moved, after `Broken` nothing can.
+    Truncated {
+        from: Side,
+        read: u32,
+        sent: u32,
+    },
+    Broken {
+        from: Side,
+        read: u32,
+        sent: u32,
+        cause: Cause,
+    },
+    /// A handshake has failed.
+    Failed(Cause),
+}
+
+impl TlsRelay {
+    /// # Errors
+    /// rustls could not make a connection of the configuration.
+    pub fn client(
+        core: &Core,
+        with: &Terminator,
+        on_truncation: OnTruncation,
+    ) -> Result<Self, Cause> {
+        core.tell_time();
+        let conn = Conn::terminate(with).map_err(|error| broken(Side::Client, &error))?;
+        let client = Port { conn: Some(conn), ..Port::default() };
+        Ok(Self { client, ..Self::plain(on_truncation) })
+    }
+
+    /// A session of which only the endpoint will speak TLS.
+    pub fn plain(on_truncation: OnTruncation) -> Self {
+        let (client, endpoint) = (Port::default(), Port::default());
+        Self { client, endpoint, on_truncation, truncated: None, broken: None }
+    }
+
+    /// The next endpoint speaks TLS.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub fn originate(&mut self, core: &Core, with: &Originator) -> Result<(), Cause> {
+        core.tell_time();
+        let conn = Conn::originate(with, self.client_alpn());
+        let conn = conn.map_err(|error| broken(Side::Endpoint, &error))?;
+        self.endpoint = Port { conn: Some(conn), ..Port::default() };
+        Ok(())
+    }
+
+    /// What there is to tell of a client's TLS, once its handshake is over.
+    pub fn client_tls(&self) -> Option<ClientTls> {
+        self.client.conn.as_ref()?.client_tls()
+    }
+
+    /// The protocol that was agreed on with a client.
+    pub fn client_alpn(&self) -> Option<&[u8]> {
+        self.client.conn.as_ref()?.alpn()
+    }
+
+    /// Whether this side has a handshake to do.
+    pub fn greets(&self, side: Side) -> bool {
+        self.port(side).conn.as_ref().is_some_and(Conn::is_handshaking)
+    }
+
+    /// The endpoint is given up: what it waits for is nobody's turn any more.
+    pub fn give_up(&mut self, core: &mut Core, token: Token) {
+        if std::mem::take(&mut self.endpoint.postponed) > 0 {
+            core.postponed.retain(|(of, side, _)| *of != token || *side != Side::Endpoint);
+        }
+    }
+
+    /// Begins a handshake: a client's with what it has sent, an endpoint's with what is sent to it.
+    pub fn greet(&mut self, core: &mut Core, token: Token, side: Side) -> Outcome {
+        match side {
+            Side::Client => {
+                self.take(core, token, side);
+                Outcome::Nothing
+            }
+            Side::Endpoint => self.receive(core, token, side, &[], Stop::Drained),
+        }
+    }
+
+    /// News of a side whose handshake is under way.
+    pub fn readable(&mut self, core: &mut Core, token: Token, side: Side) {
+        if std::mem::replace(&mut self.port_mut(side).news, true) && self.port(side).taking {
+            return;
+        }
+        self.take(core, token, side);
+    }
+
+    /// A side takes bytes again.
+    pub fn writable(&mut self, core: &mut Core, token: Token, side: Side) {
+        self.give(core, token, side);
+    }
+
+    /// What had to wait has its turn.
+    pub fn turn(&mut self, core: &mut Core, token: Token, side: Side, what: Postponed) {
+        let port = self.port_mut(side);
+        port.postponed = port.postponed.saturating_sub(1);
+        match what {
+            Postponed::Peek => {}
+            Postponed::Take => self.take_now(core, token, side),
+            Postponed::Give => {
+                self.port_mut(side).giving = false;
+                self.give_now(core, token, side);
+            }
+        }
+    }
+
+    /// Carries out `Op::Move`.
+    pub fn begin(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        (budget, to_eof): (u32, bool),
+    ) -> Outcome {
+        let moving = &mut self.port_mut(from).moving;
+        moving.get_or_insert(Moving { left: budget, to_eof, read: 0, stop: None });
+        let port = self.port_mut(from);
+        let ended = port.conn.as_ref().is_some_and(Conn::received_end) && port.end.is_none();
+        if port.early.is_empty() && !ended {
+            return self.carry_on(core, token, from);
+        }
+        core.tell_time();
+        let early = std::mem::take(&mut port.early);
+        let start = core.output.len();
+        let end = match self.pass_on(core, from, &early) {
+            Ok(()) => ended.then_some(End::Clean),
+            Err(cause) => Some(self.breaks(cause)),
+        };
+        self.passed(core, token, from, start, Stop::Budget, end)
+    }
+
+    pub fn taken(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+        stop: Stop,
+    ) -> Outcome {
+        self.port_mut(from).taking = false;
+        self.receive(core, token, from, bytes, stop)
+    }
+
+    /// What a `Give` has done; `rest` was not taken.
+    pub fn given(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        to: Side,
+        (sent, rest): (u32, &[u8]),
+        stop: Stop,
+    ) -> Outcome {
+        let port = self.port_mut(to);
+        port.giving = false;
+        if !rest.is_empty() {
+            let mut held = Vec::with_capacity(rest.len() + port.held.len());
+            held.extend_from_slice(rest);
+            held.append(&mut port.held);
+            port.held = held;
+        }
+        let plain = if port.held.is_empty() { port.plain } else { port.plain.min(sent) };
+        port.plain -= plain;
+        port.unreported += plain;
+        let from = to.other();
+        if self.port(from).moving.is_none() {
+            return match stop {
+                Stop::Failed { .. } => self.stop(from, stop),
+                Stop::Blocked => Outcome::Nothing,
+                _ => {
+                    self.give(core, token, to);
+                    Outcome::Nothing
+                }
+            };
+        }
+        match stop {
+            Stop::Drained => self.carry_on(core, token, from),
+            stop => self.stop(from, stop),
+        }
+    }
+
+    /// Something has come and nobody will get it: bytes are held, or a record has begun.
+    pub fn is_cut(&self) -> bool {
+        let cut = |port: &Port| !port.held.is_empty() || (port.end.is_none() && port.has_begun());
+        cut(&self.client) || cut(&self.endpoint)
+    }
+
+    /// Whether a side is still to be given something.
+    pub fn is_giving(&self, to: Side) -> bool {
+        let port = self.port(to);
+        port.giving || !port.held.is_empty()
+    }
+
+    /// How many bytes, unencrypted, a side was given that the session was not told of yet.
+    pub fn unreported(&mut self, to: Side) -> u32 {
+        std::mem::take(&mut self.port_mut(to).unreported)
+    }
+
+    /// Why the session ends, both of whose directions have ended, if a side left out close_notify.
+    pub fn truncated(&self) -> Option<CloseReason> {
+        self.truncated.map(|side| reasons(side).1)
+    }
+
+    /// Takes a `Move` on until it needs an event.
+    fn carry_on(&mut self, core: &mut Core, token: Token, from: Side) -> Outcome {
+        let to = from.other();
+        if self.port(to).giving {
+            return Outcome::Nothing;
+        }
+        if !self.port(to).held.is_empty() {
+            self.give(core, token, to);
+            return Outcome::Nothing;
+        }
+        let port = self.port(from);
+        let Some(moving) = port.moving else { return Outcome::Nothing };
+        match (port.end, moving.stop) {
+            (Some(end), _) => self.over(from, end),
+            (None, Some(stop)) => self.stop(from, stop),
+            (None, None) if moving.left == 0 => self.stop(from, Stop::Budget),
+            (None, None) => {
+                self.take(core, token, from);
+                Outcome::Nothing
+            }
+        }
+    }
+
+    /// A side has ended, and the other was given all that it said. A FIN is all that a side can be
+    /// told of a truncation that speaks TLS itself: to it that is one, too.
+    fn over(&mut self, from: Side, end: End) -> Outcome {
+        let knows = self.port(from.other()).conn.is_some();
+        let stop = match end {
+            End::Lost(why) => Stop::Failed { side: from, why },
+            _ => Stop::Eof,
+        };
+        let Outcome::Moved { read, sent, .. } = self.stop(from, stop) else {
+            unreachable!("a stop is told as that")
+        };
+        match end {
+            End::Broken => {
+                let cause = self.broken.clone().expect("it is set with this end");
+                Outcome::Broken { from, read, sent, cause }
+            }
+            End::Truncated if !knows => Outcome::Truncated { from, read, sent },
+            End::Clean | End::Truncated | End::Lost(_) => {
+                Outcome::Moved { from, read, sent, held: 0, stop }
+            }
+        }
+    }
+
+    /// A `Move` is over, or bytes outside of one could not be given.
+    fn stop(&mut self, from: Side, stop: Stop) -> Outcome {
+        let read = self.port_mut(from).moving.take().map_or(0, |moving| moving.read);
+        let to = self.port_mut(from.other());
+        let sent = std::mem::take(&mut to.unreported);
+        let held = u32::try_from(to.held.len()).unwrap_or(u32::MAX);
+        Outcome::Moved { from, read, sent, held, stop }
+    }
+
+    /// Takes what a side has, unless that is under way.
+    fn take(&mut self, core: &mut Core, token: Token, from: Side) {
+        let port = self.port_mut(from);
+        if std::mem::replace(&mut port.taking, true) {
+            return;
+        }
+        if core.postponed.is_empty() && core.has_room() {
+            self.take_now(core, token, from);
+        } else {
+            port.postponed += 1;
+            core.postponed.push_back((token, from, Postponed::Take));
+        }
+    }
+
+    fn take_now(&mut self, core: &mut Core, token: Token, from: Side) {
+        core.takes += 1;
+        let port = self.port_mut(from);
+        port.news = false;
+        let begun = port.conn.as_ref().map_or(0, Conn::carried);
+        let room = TAKE.saturating_sub(u32::try_from(begun).unwrap_or(TAKE)).max(SMALL_TAKE);
+        let (left, to_eof) = port.moving.map_or((room, false), |m| (m.left, m.to_eof));
+        core.push(token, Op::Take { from, at_most: left.min(room), to_eof });
+    }
+
+    /// Gives a side what is held for it, unless something is under way.
+    fn give(&mut self, core: &mut Core, token: Token, to: Side) {
+        let port = self.port_mut(to);
+        if port.giving || port.held.is_empty() {
+            return;
+        }
+        if core.postponed.is_empty() && core.has_room() {
+            self.give_now(core, token, to);
+        } else {
+            port.giving = true;
+            port.postponed += 1;
+            core.postponed.push_back((token, to, Postponed::Give));
+        }
+    }
+
+    fn give_now(&mut self, core: &mut Core, token: Token, to: Side) {
+        let start = core.output.len();
+        // Its memory is given back: most sessions hold nothing.
+        let held = std::mem::take(&mut self.port_mut(to).held);
+        core.output.extend_from_slice(&held);
+        self.emit(core, token, to, start);
+    }
+
+    /// Gives a side the output from `start` on; behind what is under way, if something is.
+    fn emit(&mut self, core: &mut Core, token: Token, to: Side, start: usize) {
+        let port = self.port_mut(to);
+        let len = core.output.len() - start;
+        if len == 0 {
+            return;
+        }
+        if port.giving || !port.held.is_empty() {
+            port.held.reserve_exact(len);
+            port.held.extend_from_slice(&core.output[start..]);
+            core.output.truncate(start);
+            let greeting = port.conn.as_ref().is_some_and(Conn::is_handshaking);
+            debug_assert!(greeting || port.held.capacity() <= MOST_HELD, "{}", port.held.len());
+            return;
+        }
+        port.giving = true;
+        // MOST_TAKES and MOST_OUTPUT bound it, but for handshakes that begin: 1 KiB each, of as
+        // many sessions as the ring has completions for.
+        let size = |bytes| u32::try_from(bytes).expect("a turn's output is bounded");
+        core.push(token, Op::Give { to, start: size(start), len: size(len) });
+    }
+
+    /// Takes in what a side has said, and passes it on.
+    fn receive(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+        stop: Stop,
+    ) -> Outcome {
+        core.tell_time();
+        if let Some(moving) = &mut self.port_mut(from).moving {
+            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            moving.read += len;
+            moving.left = moving.left.saturating_sub(len);
+        }
+        if self.port(from).conn.is_some() {
+            self.decrypt(core, token, from, bytes, stop)
+        } else {
+            let start = core.output.len();
+            let end = match self.pass_on(core, from, bytes) {
+                Ok(()) => (stop == Stop::Eof).then_some(End::Clean),
+                Err(cause) => Some(self.breaks(cause)),
+            };
+            self.passed(core, token, from, start, stop, end)
+        }
+    }
+
+    fn decrypt(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+        stop: Stop,
+    ) -> Outcome {
+        let failed = reasons(from).0;
+        let greeting = self.greets(from);
+        let (start, broken) = self.open(core, token, from, bytes);
+        let ended = self.port(from).conn.as_ref().is_some_and(Conn::received_end);
+        if let Some(cause) = broken {
+            if greeting {
+                return Outcome::Failed(cause);
+            }
+            let end = self.breaks(cause);
+            return self.passed(core, token, from, start, stop, Some(end));
+        }
+        match stop {
+            _ if greeting && !self.greets(from) => {
+                let conn = self.port(from).conn.as_ref();
+                match conn.is_some_and(|conn| conn.is_stale(core.unix_time())) {
+                    true => Outcome::Failed(failed.because(Detail::from(STALE))),
+                    false => Outcome::Greeted,
+                }
+            }
+            Stop::Eof if greeting => Outcome::Failed(failed.because(Detail::from(CUT_SHORT))),
+            Stop::Failed { why, .. } if greeting => {
+                Outcome::Failed(failed.because(Detail::why(why)))
+            }
+            _ if greeting => {
+                if stop == Stop::Budget || self.port(from).news {
+                    self.take(core, token, from);
+                }
+                Outcome::Nothing
+            }
+            Stop::Eof if !ended => {
+                let end = self.truncate(from);
+                self.passed(core, token, from, start, stop, Some(end))
+            }
+            _ => self.passed(core, token, from, start, stop, ended.then_some(End::Clean)),
+        }
+    }
+
+    fn breaks(&mut self, cause: Cause) -> End {
+        self.broken.get_or_insert(cause);
+        End::Broken
+    }
+
+    /// A side has ended without close_notify. In the middle of a record something is missing for
+    /// sure, so that is never taken for a clean end.
+    fn truncate(&mut self, side: Side) -> End {
+        self.truncated.get_or_insert(side);
+        match self.on_truncation {
+            OnTruncation::Fin if !self.port(side).has_begun() => End::Clean,
+            OnTruncation::Fin | OnTruncation::Reset => End::Truncated,
+        }
+    }
+
+    /// Decrypts what a side has said, and answers it as TLS demands. What it said is in the output
+    /// from the place returned on, as the other side is to have it; if it came along with a
+    /// handshake's end, it is `early`. With it, why nothing can come behind that any more.
+    fn open(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        bytes: &[u8],
+    ) -> (usize, Option<Cause>) {
+        let greeting = self.greets(from);
+        // Nothing is to be done any more to what goes to a side that speaks as it is.
+        let as_it_is = !greeting && self.port(from.other()).conn.is_none();
+        let mut plain = std::mem::take(&mut core.plain);
+        plain.clear();
+        let mut answer = Vec::new();
+        let mut start = core.output.len();
+        let port = self.port_mut(from);
+        let conn = port.conn.as_mut().expect("only called for a side that speaks TLS");
+        let into = if as_it_is { &mut core.output } else { &mut plain };
+        let result = conn.receive(bytes, into, &mut answer, &mut core.scratch);
+        if greeting && !conn.is_handshaking() {
+            port.early.extend_from_slice(&plain);
+        }
+        // A side that was told the end is told no more.
+        if !answer.is_empty() && self.port(from.other()).end.is_none() {
+            // In front of what was said, which has to stand last. After the handshake this is rare.
+            let said = core.output.split_off(start);
+            core.output.extend_from_slice(&answer);
+            self.emit(core, token, from, start);
+            start = core.output.len();
+            core.output.extend_from_slice(&said);
+        }
+        let broken = result.err().map(|error| broken(from, &error));
+        let passed = if greeting {
+            Ok(())
+        } else if as_it_is {
+            let said = core.output.len() - start;
+            self.port_mut(from.other()).plain += u32::try_from(said).unwrap_or(u32::MAX);
+            Ok(())
+        } else {
+            self.pass_on(core, from, &plain)
+        };
+        core.plain = plain;
+        (start, broken.or_else(|| passed.err()))
+    }
+
+    /// Puts what one side has said into the output, as the other is to have it.
+    fn pass_on(&mut self, core: &mut Core, from: Side, plain: &[u8]) -> Result<(), Cause> {
+        let to = self.port_mut(from.other());
+        to.plain += u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        match &mut to.conn {
+            None => core.output.extend_from_slice(plain),
+            Some(conn) => {
+                let sent = conn.send(plain, &mut core.output);
+                sent.map_err(|error| match error {
+                    rustls::Error::EncryptError => CloseReason::TlsKeysExhausted.into(),
+                    error => broken(from.other(), &error),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was said is in the output from `start` on: gives it to the other side, with its end if
+    /// that has come.
+    fn passed(
+        &mut self,
+        core: &mut Core,
+        token: Token,
+        from: Side,
+        start: usize,
+        stop: Stop,
+        end: Option<End>,
+    ) -> Outcome {
+        let port = self.port_mut(from);
+        if port.end.is_none() {
+            port.end = match stop {
+                Stop::Failed { why, .. } => end.or(Some(End::Lost(why))),
+                _ => end,
+            };
+            if port.end == Some(End::Clean) {
+                self.say_end(core, from.other());
+            }
+        }
+        self.emit(core, token, from.other(), start);
+        let port = self.port_mut(from);
+        if let Some(moving) = &mut port.moving {
+            moving.stop = Some(stop).filter(|stop| *stop != Stop::Budget);
+        }
+        self.carry_on(core, token, from)
+    }
+
+    fn say_end(&mut self, core: &mut Core, to: Side) {
+        if let Some(conn) = &mut self.port_mut(to).conn {
+            conn.end(&mut core.output);
+        }
+    }
+
+    fn port(&self, side: Side) -> &Port {
+        match side {
+            Side::Client => &self.client,
+            Side::Endpoint => &self.endpoint,
+        }
+    }
+
+    fn port_mut(&mut self, side: Side) -> &mut Port {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Endpoint => &mut self.endpoint,
+        }
+    }
+}
+
+/// What is said of a handshake that the peer leaves, and of one that comes too late.
+const CUT_SHORT: &str = "the connection ended within the handshake";
+const STALE: &str =
+    "the certificate of the session that it resumes, or a revocation list, has ended";

@@ -1,0 +1,127 @@
+//! Where a flow goes: route, backend, endpoint, and the address to send from; or why nowhere.
+
+use std::net::SocketAddr;
+
+use config_sync::table::ranges::Access;
+use config_sync::table::routing::{
+    Backend, BackendId, Endpoint, EndpointId, Listener, RouteId, RoutingTable, SendProxy,
+};
+
+use crate::contract::Origin;
+use crate::proxy::balance::Balancer;
+use crate::proxy::udp::ports::{From, Ports};
+use crate::proxy::udp::state::Role;
+use crate::stats::records::{CloseReason, DropReason};
+
+pub struct Choice {
+    pub route: RouteId,
+    pub backend: BackendId,
+    pub endpoint: EndpointId,
+    pub address: SocketAddr,
+    pub source: Origin,
+    pub role: Role,
+    pub send_proxy: Option<SendProxy>,
+}
+
+pub fn choose(
+    table: &RoutingTable,
+    listener: &Listener,
+    balancer: &mut Balancer,
+    client: SocketAddr,
+    ports: (&Ports, u64),
+) -> Result<Choice, Refusal> {
+    let found = listener.routes.any().ok_or(NO_ROUTE)?;
+    let route = &table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?];
+    admits(route.access.as_deref(), client)?;
+    let backend = &table.backends[balancer.backend(route).ok_or(NO_BACKEND)?];
+    let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
+    Ok(Choice::new(route.id, backend, endpoint, balancer, client, ports))
+}
+
+impl Choice {
+    pub fn new(
+        route: RouteId,
+        backend: &Backend,
+        endpoint: Endpoint,
+        balancer: &mut Balancer,
+        client: SocketAddr,
+        ports: (&Ports, u64),
+    ) -> Self {
+        Self {
+            route,
+            backend: backend.id,
+            endpoint: endpoint.id,
+            address: endpoint.address,
+            source: match backend.shared_sockets {
+                true => Origin::Any,
+                false => some_origin(backend, endpoint.address, balancer, client, ports),
+            },
+            role: match backend {
+                Backend { shared_sockets: true, .. } => Role::Pair,
+                Backend { transparent: true, .. } => Role::Own,
+                _ => Role::Socket,
+            },
+            send_proxy: backend.send_proxy,
+        }
+    }
+}
+
+/// The address whose turn it is, or one that comes after it if that has no port.
+pub fn some_origin(
+    backend: &Backend,
+    endpoint: SocketAddr,
+    balancer: &mut Balancer,
+    client: SocketAddr,
+    (ports, now): (&Ports, u64),
+) -> Origin {
+    let ipv4 = endpoint.is_ipv4();
+    let mut origin = balancer.origin(backend, endpoint, client);
+    for _ in 0..MOST_ORIGINS {
+        let is_local = matches!(origin, Origin::Local(_));
+        if !is_local || ports.may_ask(From { origin, ipv4 }, now) {
+            break;
+        }
+        origin = balancer.origin(backend, endpoint, client);
+    }
+    origin
+}
+
+/// Addresses that are passed over for one flow.
+pub const MOST_ORIGINS: u32 = 8;
+
+/// Why there is no flow: for the log, and for the count of datagrams.
+#[derive(Clone, Copy)]
+pub struct Refusal {
+    pub reason: CloseReason,
+    pub drop: DropReason,
+}
+
+pub const NO_ROUTE: Refusal = Refusal { reason: CloseReason::NoRoute, drop: DropReason::NoRoute };
+
+pub const SOURCE_DENIED: Refusal =
+    Refusal { reason: CloseReason::SourceDenied, drop: DropReason::SourceDenied };
+
+pub const NO_BACKEND: Refusal =
+    Refusal { reason: CloseReason::NoBackend, drop: DropReason::NoRoute };
+
+pub const NO_ENDPOINT: Refusal =
+    Refusal { reason: CloseReason::NoEndpoint, drop: DropReason::NoEndpoint };
+
+pub const FLOW_LIMIT: Refusal =
+    Refusal { reason: CloseReason::SessionLimit, drop: DropReason::FlowLimit };
+
+pub const LISTENER_LIMIT: Refusal =
+    Refusal { reason: CloseReason::ListenerLimit, drop: DropReason::FlowLimit };
+
+pub const NO_SOURCE: Refusal =
+    Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSource };
+
+pub const NO_SOCKET: Refusal =
+    Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSocket };
+
+pub fn admits(access: Option<&Access>, client: SocketAddr) -> Result<(), Refusal> {
+    match access {
+        Some(access) if !access.admits(client.ip()) => Err(SOURCE_DENIED),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,180 @@
+//! One flow: what it is, whose datagrams are its own, and when it is over.
+
+use std::net::{IpAddr, SocketAddr};
+
+use config_sync::table::routing::{
+    BackendId, EndpointId, Listener, ListenerId, Protocol, RouteId, RoutingTable, SendProxy,
+    SocketId, Transport,
+};
+
+use crate::contract::{BufferId, Part};
+use crate::proxy::core::{Core, micros};
+use crate::proxy::tables::Tables;
+use crate::stats::records::{CloseReason, SessionRecord};
+use crate::wire::proxy_header::Addresses;
+use crate::wire::proxy_header::write::{Outgoing, write};
+
+#[derive(Debug)]
+pub struct Flow {
+    pub peer: SocketAddr,
+    /// The address that the client spoke to, where the socket is bound to a wildcard.
+    pub local: Option<IpAddr>,
+    pub socket: SocketId,
+    pub listener: ListenerId,
+    pub route: RouteId,
+    pub backend: BackendId,
+    pub endpoint: EndpointId,
+    pub upstream: u32,
+    pub timeout: u32,
+    pub responses: u32,
+    /// Datagrams from the client, and replies to it.
+    pub sent: u32,
+    pub replies: u32,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub opened: u64,
+    pub last: u64,
+    /// Its endpoint's port is closed, as ICMP said since the client's last datagram.
+    pub refused: bool,
+    pub proxied: Option<Box<FlowHeader>>,
+}
+
+/// What PROXY headers have to do with a flow; few flows have one.
+#[derive(Debug, Default)]
+pub struct FlowHeader {
+    /// As the header of the client's first datagram said.
+    pub said: Option<Addresses>,
+    /// What each datagram begins with that the endpoint is sent; empty: nothing is put before it.
+    pub header: Vec<u8>,
+    pub unique_id: Option<u128>,
+}
+
+/// Whose datagram it is: what tells flows of one socket apart.
+#[derive(Clone, Copy)]
+pub struct Sender {
+    pub peer: SocketAddr,
+    pub local: Option<IpAddr>,
+    /// By the header of a proxy. The source alone counts.
+    pub said: Option<Addresses>,
+}
+
+/// A batch of datagrams of one sender, in one buffer.
+#[derive(Clone, Copy)]
+pub struct Batch {
+    pub buffer: BufferId,
+    pub bytes: u32,
+    pub count: u32,
+    pub part: Part,
+}
+
+/// Where flows are nearly used up, one that was never answered ends after so long a silence: it may
+/// be one of a flood, which would lock new clients out for `flow_timeout`.
+pub const UNANSWERED: u64 = 2_000_000;
+
+impl Sender {
+    pub fn client(&self) -> SocketAddr {
+        self.said.as_ref().map_or(self.peer, |said| said.source)
+    }
+}
+
+impl FlowHeader {
+    /// Puts the header into the turn's output: where it starts, and its length.
+    pub fn say(&self, output: &mut Vec<u8>) -> (u32, u16) {
+        let start = u32::try_from(output.len()).expect("a turn's output is bounded");
+        output.extend_from_slice(&self.header);
+        (start, u16::try_from(self.header.len()).expect("a header without a name is short"))
+    }
+}
+
+impl Flow {
+    pub fn is_of(&self, sender: &Sender) -> bool {
+        self.peer == sender.peer
+            && self.local == sender.local
+            && self.said().map(|said| said.source) == sender.said.as_ref().map(|said| said.source)
+    }
+
+    pub fn said(&self) -> Option<&Addresses> {
+        self.proxied.as_ref()?.said.as_ref()
+    }
+
+    pub fn client(&self) -> SocketAddr {
+        self.said().map_or(self.peer, |said| said.source)
+    }
+
+    /// Makes the header with which its datagrams to the endpoint begin, if that is to be told.
+    pub fn introduce(&mut self, core: &mut Core, asked: Option<SendProxy>) {
+        if asked.is_none() && self.proxied.is_none() {
+            return;
+        }
+        let destination = self.said().map_or_else(|| self.bound(core), |said| said.destination);
+        let addresses = Addresses { source: self.client(), destination };
+        let proxied = self.proxied.get_or_insert_default();
+        proxied.header.clear();
+        let Some(SendProxy { version, unique_id, crc32c }) = asked else { return };
+        let unique_id =
+            unique_id.then(|| *proxied.unique_id.get_or_insert_with(|| core.ids.next()));
+        let header = Outgoing {
+            transport: Transport::Udp,
+            addresses,
+            authority: None,
+            alpn: None,
+            tls: None,
+            unique_id,
+            crc32c,
+        };
+        write(version, &header, &mut proxied.header);
+    }
+
+    /// The address that its client, or the proxy before it, has sent to.
+    pub fn bound(&self, core: &Core) -> SocketAddr {
+        let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
+        let bound = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
+        self.local.map_or(bound, |ip| SocketAddr::new(ip, bound.port()))
+    }
+
+    /// Why it is over, if it is. `crowded`: flows are nearly used up.
+    pub fn over(&self, core: &Core, crowded: bool) -> Option<CloseReason> {
+        let silent = core.now - self.last;
+        // A listener that left the table keeps its flows as long as they are in use.
+        if core.tables.is_leaving(self.socket) && silent >= micros(core.tables.current().lame_duck)
+        {
+            return Some(CloseReason::Drained);
+        }
+        if self.timeout > 0 && silent >= micros(self.timeout) {
+            return Some(CloseReason::FlowTimeout);
+        }
+        let in_the_way = self.replies == 0
+            && silent >= UNANSWERED
+            && (crowded || self.has_crowded_listener(core));
+        in_the_way.then_some(CloseReason::FlowUnanswered)
+    }
+
+    pub fn has_crowded_listener(&self, core: &Core) -> bool {
+        let Some((_, listener)) = listener_of(&core.tables, self.socket) else { return false };
+        let (most, active) = (listener.max_sessions, core.active[listener.id.index()]);
+        most > 0 && active > most - most.div_ceil(4)
+    }
+
+    pub fn record(&self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {
+        let known = |id: u32| id != u32::MAX;
+        let (client, local) = (self.client(), self.bound(core));
+        SessionRecord {
+            peer: self.said().map(|_| self.peer),
+            unique_id: self.proxied.as_ref().and_then(|proxied| proxied.unique_id),
+            listener: Some(self.listener),
+            route: known(self.route.0).then_some(self.route),
+            backend: known(self.backend.0).then_some(self.backend),
+            endpoint: known(self.endpoint.0).then_some(self.endpoint),
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            reason,
+            ..SessionRecord::new(Protocol::Udp, self.socket, (client, local), self.opened, core.now)
+        }
+    }
+}
+
+/// A UDP socket has one listener.
+pub fn listener_of(tables: &Tables, socket: SocketId) -> Option<(&RoutingTable, &Listener)> {
+    let (table, socket) = tables.of(socket)?;
+    Some((table, &table.listeners[socket.listeners.any()?]))
+}

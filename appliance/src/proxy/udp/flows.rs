@@ -1,0 +1,519 @@
+//! UDP flows: one client's exchange with one endpoint, each with an upstream socket of its own, or
+//! a local address of its own on a socket that is shared (`shared_sockets.rs`).
+//!
+//! An upstream socket outlives its flow: it rests, still connected and receiving, and serves the
+//! next flow to that endpoint once it has rested long enough that no late reply can reach the wrong
+//! client; and so does a pair of endpoint and local address. Flows expire by a sweep that looks at
+//! a part of them at a time, never by a timer each.
+
+use std::collections::VecDeque;
+
+use config_sync::table::routing::{
+    BackendId, Endpoint, EndpointId, Listener, RouteId, SocketId, Transport,
+};
+use hashbrown::HashTable;
+
+use crate::contract::{Event, Op, Part, SHARED_SOCKETS, Token, Why};
+use crate::proxy::cause::Cause;
+use crate::proxy::core::{Core, RECEIVE_PAUSE, micros};
+use crate::proxy::slab::{NONE, Slab};
+use crate::proxy::udp::choose::{
+    Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, Refusal, admits, choose,
+};
+use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
+use crate::proxy::udp::forward::dropped;
+use crate::proxy::udp::ports::Ports;
+use crate::proxy::udp::shared_sockets::Pairs;
+use crate::proxy::udp::state::{ABSENT, Flows, Role, Sweep};
+use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
+use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
+use crate::wire::proxy_header::read::read_datagram;
+
+/// For so long an endpoint that refused a datagram is not given flows that others have refused.
+pub const CLOSED: u64 = 5_000_000;
+/// So many of them are passed over.
+pub const MOST_CLOSED: usize = 16;
+
+impl Flows {
+    pub fn new(limit: u32, seed: u64) -> Self {
+        Self {
+            // Twice the limit: a table that is at most half full never has to grow.
+            index: HashTable::with_capacity(limit as usize * 2),
+            hasher: ahash::RandomState::with_seeds(seed, !seed, seed << 1, seed >> 1),
+            flows: Slab::new(limit),
+            upstreams: Slab::new(limit.saturating_add(SHARED_SOCKETS)),
+            pairs: Pairs::new(limit.saturating_add(SHARED_SOCKETS), seed),
+            endpoints: Vec::new(),
+            by_socket: Vec::new(),
+            sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
+            ample: limit / 2,
+            shortage_until: 0,
+            ports_short_until: 0,
+            ports: Ports::new(),
+            pairs_shortage_until: 0,
+            seen: 0,
+            paused: VecDeque::new(),
+            ending: None,
+            closed_ports: Vec::with_capacity(MOST_CLOSED),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.upstreams.is_empty()
+    }
+
+    /// Which endpoints and sockets came, went and came back.
+    pub fn table_applied(&mut self, core: &mut Core) {
+        let now = core.now;
+        let table = core.tables.current();
+        for endpoint in &mut self.endpoints {
+            endpoint.gone_since.get_or_insert(now);
+        }
+        for backend in &table.backends {
+            for endpoint in &backend.endpoints {
+                let at = endpoint.id.index();
+                if self.endpoints.len() <= at {
+                    self.endpoints.resize(at + 1, ABSENT);
+                }
+                self.endpoints[at].rest = micros(backend.upstream_rest);
+                self.endpoints[at].gone_since = None;
+            }
+        }
+        self.pairs.table_applied(table);
+        let sockets = table.sockets.iter().map(|socket| socket.id.index() + 1).max();
+        if sockets.unwrap_or(0) > self.by_socket.len() {
+            self.by_socket.resize(sockets.unwrap_or(0), 0);
+        }
+        let udp = |listener: &&Listener| {
+            table.sockets[listener.socket].transport == Transport::Udp && listener.flow_timeout > 0
+        };
+        let shortest = table.listeners.iter().filter(udp).map(|listener| listener.flow_timeout);
+        self.sweep.period = shortest
+            .min()
+            .map_or(LONGEST_SWEEP, |timeout| micros(timeout) / 4)
+            .clamp(SWEEP_STEP, LONGEST_SWEEP);
+        self.sweep.next = self.sweep.next.min(now + SWEEP_STEP);
+        self.release_sockets(core);
+    }
+
+    /// Datagrams from a client: to its flow's endpoint, or the start of a flow.
+    /// `payload` is what the buffer holds.
+    pub fn on_client(&mut self, core: &mut Core, socket: SocketId, event: Event, payload: &[u8]) {
+        let Event::Datagrams { buffer, peer: Some(peer), local, bytes, size, count, truncated } =
+            event
+        else {
+            return;
+        };
+        let sender = Sender { peer, local, said: None };
+        let batch = Batch { buffer, bytes, count, part: Part::default() };
+        let mut is_proxy = false;
+        if let Some((table, bound)) = core.tables.of(socket) {
+            is_proxy = bound.accept_proxy.iter().any(|range| range.contains(&peer.ip()));
+            if let Some(listener) = bound.listeners.any() {
+                let counters = core.counters.listener(table.listeners[listener].id);
+                counters.from_clients.add(u64::from(count));
+            }
+        }
+        if truncated {
+            dropped(core, socket, batch, DropReason::Truncated);
+        } else if is_proxy {
+            self.on_proxy(core, socket, &sender, (batch, size), payload);
+        } else {
+            self.take_in(core, socket, &sender, batch);
+        }
+    }
+
+    /// Datagrams of a proxy: each has a header, and is a client's. Those in a row with the same
+    /// header go on together.
+    pub fn on_proxy(
+        &mut self,
+        core: &mut Core,
+        socket: SocketId,
+        sender: &Sender,
+        (whole, size): (Batch, u32),
+        payload: &[u8],
+    ) {
+        let datagram = |number: u32| {
+            let start = (number * size) as usize;
+            &payload[start.min(payload.len())..(start + size as usize).min(payload.len())]
+        };
+        let mut first = 0;
+        while first < whole.count {
+            let read = read_datagram(datagram(first));
+            let strip = read.map_or(0, |(len, _)| len);
+            let header = &datagram(first)[..strip];
+            let count = match read {
+                Ok(_) => (first..whole.count)
+                    .take_while(|number| datagram(*number).starts_with(header))
+                    .fold(0, |count, _| count + 1),
+                Err(_) => 1,
+            };
+            let small = |number: u32| u16::try_from(number).expect("a train has 64 datagrams");
+            let part = Part {
+                first: small(first),
+                count: small(count),
+                strip: u16::try_from(strip).expect("a header has 16 KiB at the most"),
+                head: (0, 0),
+                more: first + count < whole.count,
+            };
+            let bytes: usize =
+                (first..first + count).map(|number| datagram(number).len() - strip).sum();
+            let bytes = u32::try_from(bytes).expect("a buffer has 64 KiB");
+            let batch = Batch { buffer: whole.buffer, bytes, count, part };
+            match read {
+                Ok((_, said)) => self.take_in(core, socket, &Sender { said, ..*sender }, batch),
+                Err(_) => dropped(core, socket, batch, DropReason::ProxyInvalid),
+            }
+            first += count;
+        }
+    }
+
+    pub fn take_in(&mut self, core: &mut Core, socket: SocketId, sender: &Sender, batch: Batch) {
+        let slot = self.flow_of(core, socket, sender).and_then(|slot| {
+            self.route_again(core, slot)?;
+            Ok(slot)
+        });
+        match slot {
+            Ok(slot) => self.forward(core, slot, batch),
+            Err(reason) => dropped(core, socket, batch, reason),
+        }
+    }
+
+    pub fn on_upstream(&mut self, core: &mut Core, token: Token, event: Event) {
+        let Some(upstream) = self.upstreams.get_mut(token.slot, token.generation) else {
+            // A socket that is over still has to give back what it received.
+            if let Event::Datagrams { buffer, .. } = event {
+                core.push(token, Op::Recycle { buffer });
+            }
+            return;
+        };
+        if upstream.role == Role::Shared {
+            return self.on_shared(core, token, event);
+        }
+        match event {
+            Event::Datagrams { buffer, bytes, count, truncated, .. } => {
+                let batch = Batch { buffer, bytes, count, part: Part::default() };
+                self.forward_reply(core, token, token.slot, batch, truncated);
+            }
+            Event::Stopped { why } => {
+                // What came since it stopped receiving has not been read yet.
+                upstream.rests_since = core.now;
+                let closing = upstream.closing;
+                if why == Some(Why::Refused) {
+                    self.refused(core, token.slot);
+                }
+                if !closing {
+                    self.rearm(core, token, why);
+                }
+            }
+            Event::SendFailed { why, count } => self.send_failed(core, token, why, count),
+            Event::Fragmented { count } => {
+                if let Some(flow) = self.flows.at(upstream.flow) {
+                    core.counters.listener(flow.listener).fragmented.add(u64::from(count));
+                }
+            }
+            Event::OpenFailed { why } => {
+                let from = upstream.from;
+                self.open_failed(core, from, why);
+                self.unopened(core, token.slot, why);
+            }
+            Event::Closed => self.upstream_gone(core, token.slot),
+            _ => {}
+        }
+    }
+
+    pub fn on_shared(&mut self, core: &mut Core, token: Token, event: Event) {
+        match event {
+            Event::Datagrams { buffer, peer, local, bytes, count, truncated, .. } => {
+                let pair = peer.zip(local).and_then(|(peer, local)| self.pairs.find(peer, local));
+                match pair {
+                    Some(pair) => {
+                        let batch = Batch { buffer, bytes, count, part: Part::default() };
+                        self.forward_reply(core, token, pair, batch, truncated);
+                    }
+                    None => {
+                        core.counters.strangers.add(u64::from(count));
+                        core.push(token, Op::Recycle { buffer });
+                    }
+                }
+            }
+            Event::Stopped { why } => {
+                self.pairs.stopped(token.slot);
+                if self.upstreams.at(token.slot).is_some_and(|socket| !socket.closing)
+                    && !self.rearm(core, token, why)
+                {
+                    self.pairs.paused(token.slot);
+                }
+            }
+            Event::OpenFailed { why } => {
+                if let Some(from) = self.upstreams.at(token.slot).map(|socket| socket.from) {
+                    self.open_failed(core, from, why);
+                }
+                for pair in self.pairs.failed(token.slot) {
+                    self.unopened(core, pair, why);
+                }
+                self.upstream_gone(core, token.slot);
+            }
+            Event::Closed => self.upstream_gone(core, token.slot),
+            _ => {}
+        }
+    }
+
+    /// An upstream socket has stopped receiving: it goes on at once, which is true then, or after
+    /// a pause.
+    pub fn rearm(&mut self, core: &mut Core, token: Token, why: Option<Why>) -> bool {
+        let at_once = why.is_none_or(Why::is_of_peer);
+        if at_once {
+            core.push(token, Op::Receive);
+        } else {
+            core.counters.receive_pauses.add(1);
+            self.paused.push_back((core.now + RECEIVE_PAUSE, token));
+        }
+        at_once
+    }
+
+    /// The endpoint's port is closed, says ICMP to this socket: its flow has another with the next
+    /// datagram.
+    pub fn refused(&mut self, core: &Core, slot: u32) {
+        let Some(upstream) = self.upstreams.at(slot) else { return };
+        core.counters.endpoint(upstream.endpoint).refusals.add(1);
+        self.endpoints[upstream.endpoint.index()].closed_until = core.now + CLOSED;
+        if let Some(flow) = self.flows.at_mut(upstream.flow) {
+            flow.refused = true;
+        }
+    }
+
+    /// Sockets that stopped receiving for want of memory, or the like, try again.
+    pub fn receive_again(&mut self, core: &mut Core) {
+        while let Some((_, token)) = self.paused.pop_front_if(|(until, _)| *until <= core.now) {
+            let Some(upstream) = self.upstreams.get_mut(token.slot, token.generation) else {
+                continue;
+            };
+            if upstream.role == Role::Shared {
+                self.pairs.resumed(token.slot);
+            }
+            if !upstream.closing {
+                upstream.rests_since = core.now;
+                core.push(token, Op::Receive);
+            }
+        }
+    }
+
+    /// Whether flows, or sockets for them, are nearly used up.
+    pub fn is_crowded(&self, now: u64) -> bool {
+        let room = self.flows.room().min(self.upstreams.room());
+        room <= self.ample / 2 || now < self.shortage_until.max(self.ports_short_until)
+    }
+
+    /// The flow's slot; a new flow if there is none.
+    pub fn flow_of(
+        &mut self,
+        core: &mut Core,
+        socket: SocketId,
+        sender: &Sender,
+    ) -> Result<u32, DropReason> {
+        let hash = self.hasher.hash_one((socket, sender.client(), sender.local));
+        let flows = &self.flows;
+        let found = self.index.find(hash, |slot| {
+            flows.at(*slot).is_some_and(|flow| flow.socket == socket && flow.is_of(sender))
+        });
+        if let Some(slot) = found {
+            return Ok(*slot);
+        }
+        if core.tables.is_leaving(socket) {
+            return Err(DropReason::Draining);
+        }
+        let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
+        let Sender { peer, local, said } = *sender;
+        let mut flow = Flow {
+            peer,
+            local,
+            socket,
+            listener: listener.id,
+            route: RouteId(u32::MAX),
+            backend: BackendId(u32::MAX),
+            endpoint: EndpointId(u32::MAX),
+            upstream: NONE,
+            timeout: listener.flow_timeout,
+            responses: listener.responses,
+            sent: 0,
+            replies: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+            opened: core.now,
+            last: core.now,
+            refused: false,
+            proxied: said.map(|_| Box::new(FlowHeader { said, ..FlowHeader::default() })),
+        };
+        if let Err(refusal) = self.begin(core, &mut flow) {
+            let counters = core.counters.listener(flow.listener);
+            counters.opened.add(1);
+            counters.refused[refusal.reason as usize].add(1);
+            let record = flow.record(core, Some(refusal.reason));
+            core.log(SessionRecord { refused: true, ..record });
+            return Err(refusal.drop);
+        }
+        let upstream = flow.upstream;
+        let slot = self.insert(core, flow, hash);
+        if let Some(upstream) = self.upstreams.at_mut(upstream) {
+            upstream.flow = slot;
+        }
+        Ok(slot)
+    }
+
+    /// Chooses for a new flow, and gives it an upstream socket.
+    pub fn begin(&mut self, core: &mut Core, flow: &mut Flow) -> Result<(), Refusal> {
+        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
+            return Err(NO_ROUTE);
+        };
+        admits(listener.access.as_deref(), flow.client())?;
+        if self.flows.is_full() {
+            return Err(FLOW_LIMIT);
+        }
+        if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
+            return Err(LISTENER_LIMIT);
+        }
+        let ports = (&self.ports, core.now);
+        let choice = choose(table, listener, &mut core.balancer, flow.client(), ports)?;
+        (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        flow.upstream = self.upstream_for(core, &choice)?;
+        flow.introduce(core, choice.send_proxy);
+        Ok(())
+    }
+
+    pub fn insert(&mut self, core: &mut Core, flow: Flow, hash: u64) -> u32 {
+        core.counters.listener(flow.listener).opened.add(1);
+        core.counters.endpoint(flow.endpoint).opened.add(1);
+        core.active[flow.listener.index()] += 1;
+        core.balancer.opened(flow.endpoint);
+        self.by_socket[flow.socket.index()] += 1;
+        if core.tables.current().log_opens {
+            let record = flow.record(core, None);
+            core.records.push(Record::Opened(record));
+        }
+        let (slot, _) = self.flows.insert(flow).expect("begin() saw a free slot");
+        let (flows, hasher) = (&self.flows, &self.hasher);
+        self.index.insert_unique(hash, slot, |slot| match flows.at(*slot) {
+            Some(flow) => hasher.hash_one((flow.socket, flow.client(), flow.local)),
+            None => 0,
+        });
+        core.counters.flows.set(u64::from(self.flows.len()));
+        slot
+    }
+
+    /// A flow whose endpoint left the table `lame_duck` ago gets another: a client that only sends
+    /// would else feed a dead address for ever. So does one whose endpoint's port is closed.
+    pub fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
+        let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
+        if std::mem::take(&mut flow.refused) {
+            self.leave_closed_port(core, slot);
+        }
+        let Some(flow) = self.flows.at(slot) else { return Ok(()) };
+        let gone = self.endpoints[flow.endpoint.index()].gone_since;
+        let lame_duck = micros(core.tables.current().lame_duck);
+        if gone.is_none_or(|gone| core.now < gone + lame_duck)
+            || core.tables.is_leaving(flow.socket)
+        {
+            return Ok(());
+        }
+        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
+            return Ok(());
+        };
+        let ports = (&self.ports, core.now);
+        let choice = choose(table, listener, &mut core.balancer, flow.client(), ports);
+        let upstream = choice.and_then(|choice| {
+            let upstream = self.upstream_for(core, &choice)?;
+            Ok((choice, upstream))
+        });
+        let (choice, upstream) = match upstream {
+            Ok(found) => found,
+            Err(refusal) => {
+                self.end(core, slot, CloseReason::EndpointRemoved);
+                return Err(refusal.drop);
+            }
+        };
+        self.moves(core, slot, &choice, upstream);
+        Ok(())
+    }
+
+    /// To another endpoint of the backend, if there is one that is not known to be closed too, and
+    /// a socket. Else it stays where it is.
+    pub fn leave_closed_port(&mut self, core: &mut Core, slot: u32) {
+        let Some(flow) = self.flows.at(slot) else { return };
+        let Some(backend) = core.tables.backend(flow.socket, flow.backend) else { return };
+        let others = backend.endpoints.iter().map(|endpoint| endpoint.id).filter(|id| {
+            *id != flow.endpoint && self.endpoints[id.index()].closed_until > core.now
+        });
+        self.closed_ports.push(flow.endpoint);
+        self.closed_ports.extend(others.take(MOST_CLOSED - 1));
+        let found = core.balancer.endpoint(backend, flow.client(), &self.closed_ports);
+        self.closed_ports.clear();
+        let open = |other: &Endpoint| self.endpoints[other.id.index()].closed_until <= core.now;
+        let Some(endpoint) = found.filter(open) else { return };
+        let client = flow.client();
+        let ports = (&self.ports, core.now);
+        let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
+        if let Ok(upstream) = self.upstream_for(core, &choice) {
+            self.moves(core, slot, &choice, upstream);
+        }
+    }
+
+    /// Gives a flow another endpoint; its socket rests.
+    pub fn moves(&mut self, core: &mut Core, slot: u32, choice: &Choice, upstream: u32) {
+        let flow = self.flows.at_mut(slot).expect("the caller found it");
+        core.balancer.closed(flow.endpoint);
+        core.counters.endpoint(flow.endpoint).closed.add(1);
+        core.balancer.opened(choice.endpoint);
+        core.counters.endpoint(choice.endpoint).opened.add(1);
+        (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        flow.introduce(core, choice.send_proxy);
+        let old = std::mem::replace(&mut flow.upstream, upstream);
+        if let Some(upstream) = self.upstreams.at_mut(upstream) {
+            upstream.flow = slot;
+        }
+        self.rest(core, old);
+    }
+
+    pub fn end(&mut self, core: &mut Core, slot: u32, cause: impl Into<Cause>) {
+        let Cause { reason, detail } = cause.into();
+        let Some(flow) = self.flows.remove(slot) else { return };
+        let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
+        if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
+            entry.remove();
+        }
+        core.counters.flows.set(u64::from(self.flows.len()));
+        core.active[flow.listener.index()] -= 1;
+        core.balancer.closed(flow.endpoint);
+        core.counters.endpoint(flow.endpoint).closed.add(1);
+        let counters = core.counters.listener(flow.listener);
+        // One that never got its socket was refused.
+        let refused = reason == CloseReason::LocalLimit && flow.opened == core.now;
+        let ended = if refused { &counters.refused } else { &counters.closed };
+        ended[reason as usize].add(1);
+        if !refused {
+            counters.duration.record(core.now - flow.opened);
+        }
+        self.by_socket[flow.socket.index()] -= 1;
+        self.rest(core, flow.upstream);
+        let record = SessionRecord { refused, detail, ..flow.record(core, Some(reason)) };
+        core.log(record);
+        if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
+            core.unlisten(flow.socket);
+        }
+    }
+
+    /// Leaving sockets without flows are closed.
+    pub fn release_sockets(&self, core: &mut Core) {
+        let idle: Vec<SocketId> = core
+            .tables
+            .leaving()
+            .filter(|id| core.tables.transport(*id) == Some(Transport::Udp))
+            .filter(|id| self.by_socket.get(id.index()).is_none_or(|flows| *flows == 0))
+            .collect();
+        for id in idle {
+            if core.tables.close(id) {
+                core.unlisten(id);
+            }
+        }
+    }
+}

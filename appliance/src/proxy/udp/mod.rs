@@ -1,0 +1,12 @@
+//! UDP flows: each is one client's exchange with one endpoint.
+
+mod choose;
+mod flow;
+pub mod flows;
+mod forward;
+mod ports;
+mod resting;
+mod shared_sockets;
+pub mod state;
+mod sweep;
+mod upstreams;

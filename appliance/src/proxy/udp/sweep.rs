@@ -1,0 +1,120 @@
+//! Flows expire, and sockets are closed, by a sweep that looks at some of them at a time.
+
+use crate::proxy::core::Core;
+use crate::proxy::slab::NONE;
+use crate::proxy::udp::state::{Flows, Role};
+use crate::stats::records::CloseReason;
+
+pub const SWEEP_STEP: u64 = 100_000;
+
+/// Between two steps while everything ends.
+pub const ENDING_STEP: u64 = 1_000;
+
+/// Sockets of one endpoint that one step closes at the most, and flows that it ends while
+/// everything ends.
+pub const MOST_CLOSES: u32 = 256;
+
+/// Flows, and endpoints, that one step looks at.
+pub const MOST_LOOKS: u32 = 16_384;
+
+pub const LONGEST_SWEEP: u64 = 15_000_000;
+
+impl Flows {
+    /// One step of the sweep: flows that have been silent too long, sockets that nobody needs.
+    pub fn expire(&mut self, core: &mut Core) {
+        self.seen = core.now;
+        self.pairs.turn_over(core.now);
+        self.receive_again(core);
+        if self.is_empty() {
+            return;
+        }
+        if core.tables.are_over() && self.flows.is_empty() {
+            // Nobody can ask any more: nothing has to rest.
+            self.close_some(core);
+        }
+        if core.now < self.sweep.next {
+            return;
+        }
+        if let Some(reason) = self.ending {
+            return self.end_some(core, reason);
+        }
+        let share = |high_water: u32, period: u64| {
+            let steps = u32::try_from(period / SWEEP_STEP).unwrap_or(1).max(1);
+            high_water.div_ceil(steps).min(MOST_LOOKS)
+        };
+        // Draining is a matter of seconds, whatever the timeouts, and so is a shortage.
+        let crowded = self.is_crowded(core.now);
+        let leaving = core.tables.leaving().next().is_some();
+        let hurry = leaving || crowded || self.is_scarce(Role::Pair, core.now);
+        let period = if hurry { self.sweep.period.min(1_000_000) } else { self.sweep.period };
+        for _ in 0..share(self.flows.high_water(), period) {
+            let slot = self.sweep.flow;
+            self.sweep.flow = (slot + 1) % self.flows.high_water();
+            if let Some(reason) = self.flows.at(slot).and_then(|flow| flow.over(core, crowded)) {
+                self.end(core, slot, reason);
+            }
+        }
+        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        for _ in 0..share(endpoints, period) {
+            let endpoint = self.sweep.endpoint as usize;
+            self.sweep.endpoint = (self.sweep.endpoint + 1) % endpoints;
+            for _ in 0..MOST_CLOSES {
+                let first = self.endpoints[endpoint].first;
+                if !self.is_kept_too_long(core, endpoint, first) {
+                    break;
+                }
+                self.close_first(core, endpoint);
+            }
+        }
+        self.sweep.next = core.now + SWEEP_STEP;
+    }
+
+    pub fn next_sweep(&self) -> Option<u64> {
+        let resumes = self.paused.front().map_or(u64::MAX, |(until, _)| *until);
+        (!self.is_empty()).then_some(self.sweep.next.min(resumes))
+    }
+
+    /// Ends every flow and closes every upstream socket, some in each step: sessions that live on
+    /// must not wait for tens of thousands of these.
+    pub fn end_all(&mut self, now: u64, reason: CloseReason) {
+        self.ending = Some(reason);
+        self.sweep.next = now;
+    }
+
+    pub fn end_some(&mut self, core: &mut Core, reason: CloseReason) {
+        let mut ends = 0;
+        for _ in 0..self.flows.high_water().min(MOST_LOOKS) {
+            let slot = self.sweep.flow;
+            self.sweep.flow = (slot + 1) % self.flows.high_water();
+            if self.flows.at(slot).is_some() {
+                self.end(core, slot, reason);
+                ends += 1;
+                if ends == MOST_CLOSES {
+                    break;
+                }
+            }
+        }
+        self.sweep.next = core.now + ENDING_STEP;
+        if self.flows.is_empty() {
+            self.close_some(core);
+        }
+    }
+
+    /// Closes some of what rests, whether it has rested or not.
+    pub fn close_some(&mut self, core: &mut Core) {
+        let mut left = MOST_CLOSES;
+        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        for _ in 0..endpoints {
+            let endpoint = self.sweep.endpoint as usize;
+            while self.endpoints[endpoint].first != NONE {
+                if left == 0 {
+                    self.sweep.next = core.now + ENDING_STEP;
+                    return;
+                }
+                left -= 1;
+                self.close_first(core, endpoint);
+            }
+            self.sweep.endpoint = (self.sweep.endpoint + 1) % endpoints;
+        }
+    }
+}

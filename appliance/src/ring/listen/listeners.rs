@@ -1,0 +1,374 @@
+//! Listening sockets: accepting, and how a socket is given up without hurting a client.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use config_sync::table::routing::{SocketId, SocketOptions, Transport};
+use io_uring::types::Timespec;
+use socket2::SockRef;
+
+use crate::contract::{Event, Token, Why};
+use crate::ring::listen::steering;
+use crate::ring::queue::{Completion, Queue, Target};
+use crate::ring::sys::calls;
+use crate::ring::sys::errno::why;
+use crate::ring::sys::options::set_tcp_options;
+use crate::ring::turn::Turn;
+use crate::ring::user_data::{UserData, What};
+use crate::stats::counters::Counters;
+
+/// Connections that were accepted and neither adopted nor refused yet: all of one turn.
+const INCOMING: u32 = 4096;
+
+/// How long a handshake that has begun may still take when its listening socket is given up.
+static LULL: Timespec = Timespec::new().nsec(200_000_000);
+static AT_ONCE: Timespec = Timespec::new();
+
+pub struct Listeners {
+    /// By `SocketId`.
+    sockets: Vec<Option<ListenSocket>>,
+    incoming: Incoming,
+    /// Connections that their client had reset before they were handed over.
+    aborted: u64,
+    /// Counts the sockets that there have been, so that completions of two in one slot differ.
+    generation: u32,
+}
+
+struct ListenSocket {
+    fd: OwnedFd,
+    transport: Transport,
+    /// What it is bound to.
+    local: SocketAddr,
+    generation: u32,
+    /// A multishot is in flight.
+    armed: bool,
+    state: State,
+    /// UDP: a socket for all addresses has what would come to this one, which still sends.
+    deaf: bool,
+    /// UDP: was handed over anew, and takes this one's place when its receive is over.
+    successor: Option<OwnedFd>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// TCP: deaf to new connections, for `LULL`.
+    Lull,
+    /// The multishot was cancelled; what is left in the queue is handed over, then it is closed.
+    Closing,
+}
+
+impl Listeners {
+    pub fn new() -> Self {
+        Self { sockets: Vec::new(), incoming: Incoming::new(INCOMING), aborted: 0, generation: 0 }
+    }
+
+    /// Takes over a socket, silently: it accepts and receives when it is told to. A UDP socket that
+    /// is still open under this id is kept instead, for flows speak through it; one that is being
+    /// closed is followed by the new one, and `Stopped` says when.
+    pub fn add(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+        if self.sockets.len() <= socket.index() {
+            self.sockets.resize_with(socket.index() + 1, || None);
+        }
+        if transport == Transport::Udp {
+            self.deafen_beside(&fd);
+        }
+        match &mut self.sockets[socket.index()] {
+            None => self.place(socket, transport, fd),
+            Some(listener) => {
+                assert_eq!(
+                    transport,
+                    Transport::Udp,
+                    "a TCP socket's id is free before it is reused"
+                );
+                if listener.state == State::Closing {
+                    listener.successor = Some(fd);
+                } else if std::mem::take(&mut listener.deaf) {
+                    let _ = calls::disconnect(listener.fd.as_fd());
+                }
+            }
+        }
+    }
+
+    /// `fd` may be for every address: no other of its port stays then, and the kernel would go on
+    /// giving those that are leaving what comes to their addresses, new clients too, as long as
+    /// their last flows are in use. A socket that is connected to itself hears nobody else, and
+    /// sends to anyone. Where that fails, clients of that address wait.
+    fn deafen_beside(&mut self, fd: &OwnedFd) {
+        let Some(local) = local_address(fd).filter(|local| local.ip().is_unspecified()) else {
+            return;
+        };
+        for listener in self.sockets.iter_mut().flatten() {
+            let of = listener.local;
+            listener.deaf |= listener.transport == Transport::Udp
+                && of.port() == local.port()
+                && of.is_ipv4() == local.is_ipv4()
+                && !of.ip().is_unspecified()
+                && calls::connect(listener.fd.as_fd(), &of).is_ok();
+        }
+    }
+
+    fn place(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+        let local = local_address(&fd).expect("an open internet socket has an address");
+        self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
+        let (generation, state) = (self.generation, State::Open);
+        self.sockets[socket.index()] = Some(ListenSocket {
+            fd,
+            transport,
+            local,
+            generation,
+            armed: false,
+            state,
+            deaf: false,
+            successor: None,
+        });
+    }
+
+    pub fn aborted(&self) -> u64 {
+        self.aborted
+    }
+
+    /// Whether no more connections can be handed over before some are adopted or refused.
+    pub fn is_full(&self) -> bool {
+        self.incoming.free.is_empty()
+    }
+
+    pub fn take(&mut self, incoming: u32) -> Option<OwnedFd> {
+        self.incoming.take(incoming)
+    }
+
+    pub fn refuse(&mut self, incoming: u32) {
+        if let Some(fd) = self.incoming.take(incoming) {
+            calls::reset_on_close(fd.as_fd());
+        }
+    }
+
+    pub fn configure(&self, slot: u32, options: &SocketOptions) {
+        if let Some(listener) = self.get(slot) {
+            // Values that the kernel does not take leave those that are in force.
+            let _ = set_tcp_options(listener.fd.as_fd(), options);
+        }
+    }
+
+    pub fn accept(&mut self, slot: u32, queue: &mut Queue) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        if !listener.armed && listener.state == State::Open {
+            listener.armed = true;
+            queue.accept(
+                listener.fd.as_fd(),
+                UserData::new(What::Accept, slot, listener.generation),
+            );
+        }
+    }
+
+    /// The socket of a UDP listener that is to receive now, and the mark to receive with.
+    pub fn arm_receive(&mut self, slot: u32) -> Option<(Target, UserData)> {
+        let listener = self.get_mut(slot)?;
+        if listener.armed || listener.state != State::Open {
+            return None;
+        }
+        listener.armed = true;
+        let user_data = UserData::new(What::ReceiveDown, slot, listener.generation);
+        Some((Target::Plain(listener.fd.as_raw_fd()), user_data))
+    }
+
+    /// The socket to send replies from.
+    pub fn target(&self, slot: u32) -> Option<Target> {
+        Some(Target::Plain(self.get(slot)?.fd.as_raw_fd()))
+    }
+
+    pub fn unlisten(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        match listener.transport {
+            Transport::Tcp => {
+                listener.state = State::Lull;
+                // Without the filter (no memory for it), new connections keep being accepted for
+                // the lull: that is all that is lost.
+                let _ = steering::refuse_new_connections(listener.fd.as_fd());
+                queue.timeout(&LULL, UserData::new(What::Lull, slot, listener.generation));
+            }
+            Transport::Udp => {
+                listener.state = State::Closing;
+                listener.successor = None;
+                if listener.armed {
+                    queue.cancel(UserData::new(What::ReceiveDown, slot, listener.generation));
+                } else {
+                    self.close(slot, queue, turn);
+                }
+            }
+        }
+    }
+
+    /// The lull is over.
+    pub fn lulled(&mut self, user_data: UserData, queue: &mut Queue, turn: &mut Turn) {
+        let Some(listener) = self.get_live(user_data) else { return };
+        listener.state = State::Closing;
+        if listener.armed {
+            queue.cancel(UserData { what: What::Accept, ..user_data });
+        } else {
+            self.close(user_data.slot, queue, turn);
+        }
+    }
+
+    pub fn accepted(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Completion { user_data, result, .. } = completion;
+        if result >= 0 {
+            // SAFETY: the kernel has just opened this descriptor for us; nobody else has it.
+            let fd = unsafe { OwnedFd::from_raw_fd(result) };
+            self.hand_over(user_data.slot, fd, turn);
+        }
+        if !completion.more() {
+            let why = if result < 0 { why_not_accepted(-result) } else { None };
+            self.ended(user_data, why, queue, turn, counters);
+        }
+    }
+
+    /// The multishot of a socket has made its last completion.
+    pub fn ended(
+        &mut self,
+        user_data: UserData,
+        why: Option<Why>,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Some(listener) = self.get_live(user_data) else { return };
+        listener.armed = false;
+        match listener.state {
+            State::Open => {
+                counters.rearms.add(1);
+                turn.push(Token::socket(SocketId(user_data.slot)), Event::Stopped { why });
+            }
+            State::Lull => {}
+            State::Closing => match listener.successor.take() {
+                Some(fd) => {
+                    self.place(SocketId(user_data.slot), Transport::Udp, fd);
+                    turn.push(
+                        Token::socket(SocketId(user_data.slot)),
+                        Event::Stopped { why: None },
+                    );
+                }
+                None => self.close(user_data.slot, queue, turn),
+            },
+        }
+    }
+
+    /// Whether a completion belongs to a socket that still exists.
+    pub fn is_live(&self, user_data: UserData) -> bool {
+        self.get(user_data.slot).is_some_and(|listener| listener.generation == user_data.generation)
+    }
+
+    /// Hands over what is left in the accept queue and closes the socket.
+    fn close(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        while let Some(listener) = self.get(slot)
+            && listener.transport == Transport::Tcp
+        {
+            if self.is_full() {
+                // The rest when this turn's have been adopted or refused.
+                return queue
+                    .timeout(&AT_ONCE, UserData::new(What::Lull, slot, listener.generation));
+            }
+            match calls::accept(listener.fd.as_fd()) {
+                Ok(fd) => self.hand_over(slot, fd, turn),
+                Err(error) if is_passing(&error) => {}
+                Err(_) => break,
+            }
+        }
+        self.sockets[slot as usize] = None;
+        turn.push(Token::socket(SocketId(slot)), Event::Unlistened);
+    }
+
+    fn hand_over(&mut self, slot: u32, fd: OwnedFd, turn: &mut Turn) {
+        let Some(listener) = self.get(slot) else { return };
+        let socket = SockRef::from(&fd);
+        // The peer may have reset the connection already: then it has no address any more, and
+        // there is nothing to hand over.
+        let Some(peer) = socket.peer_addr().ok().and_then(|address| address.as_socket()) else {
+            self.aborted += 1;
+            return;
+        };
+        let local = if listener.local.ip().is_unspecified() {
+            socket.local_addr().ok().and_then(|address| address.as_socket())
+        } else {
+            Some(listener.local)
+        };
+        let Some(local) = local else { return };
+        if let Some(incoming) = self.incoming.insert(fd) {
+            let token = Token::socket(SocketId(slot));
+            turn.push(token, Event::Accepted { incoming, peer, local });
+        }
+    }
+
+    fn get(&self, slot: u32) -> Option<&ListenSocket> {
+        self.sockets.get(slot as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, slot: u32) -> Option<&mut ListenSocket> {
+        self.sockets.get_mut(slot as usize)?.as_mut()
+    }
+
+    fn get_live(&mut self, user_data: UserData) -> Option<&mut ListenSocket> {
+        self.get_mut(user_data.slot).filter(|listener| listener.generation == user_data.generation)
+    }
+}
+
+fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {
+    SockRef::from(fd).local_addr().ok().and_then(|address| address.as_socket())
+}
+
+/// Why accepting stopped, if that is worth a pause: errors of the one connection are not.
+fn why_not_accepted(errno: i32) -> Option<Why> {
+    match errno {
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Some(why(errno)),
+        libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP => Some(Why::Other(errno)),
+        _ => None,
+    }
+}
+
+/// An error of accept4(2) that concerns only the connection it would have given.
+fn is_passing(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINTR
+                | libc::ECONNABORTED
+                | libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+        )
+    )
+}
+
+/// Accepted connections between `Accepted` and its answer.
+struct Incoming {
+    slots: Vec<Option<OwnedFd>>,
+    free: Vec<u32>,
+}
+
+impl Incoming {
+    fn new(limit: u32) -> Self {
+        Self { slots: (0..limit).map(|_| None).collect(), free: (0..limit).rev().collect() }
+    }
+
+    fn insert(&mut self, fd: OwnedFd) -> Option<u32> {
+        let slot = self.free.pop()?;
+        self.slots[slot as usize] = Some(fd);
+        Some(slot)
+    }
+
+    fn take(&mut self, slot: u32) -> Option<OwnedFd> {
+        let fd = self.slots.get_mut(slot as usize)?.take()?;
+        self.free.push(slot);
+        Some(fd)
+    }
+}

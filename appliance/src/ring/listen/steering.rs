@@ -1,0 +1,155 @@
+//! Classic BPF programs: one that gives every source its worker, one that turns new connections
+//! away. They need no privilege.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use ahash::RandomState;
+use libc::{
+    BPF_A, BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD,
+    BPF_LDX, BPF_LSH, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX,
+    BPF_W, BPF_X, BPF_XOR, sock_filter,
+};
+
+use crate::ring::sys::calls::set_option;
+
+/// Spreads the sockets of a SO_REUSEPORT group by source address and port: socket number
+/// `hash % sockets`, in the order in which they joined. Never by CPU, for a flow's packets may
+/// arrive on any. Attach it to the first socket, before the others join.
+///
+/// Without `seed`, which is the process's secret, nobody can tell which sources share a worker, and
+/// so nobody can choose sources that all fall on one.
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize, seed: u64) -> io::Result<()> {
+    let sockets = u32::try_from(sockets).map_err(io::Error::other)?;
+    let secrets = secrets(seed);
+    let program = if ipv4 { steer_ipv4(sockets, secrets) } else { steer_ipv6(sockets, secrets) };
+    set_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+}
+
+/// Makes a listening socket deaf to new connections, while those whose SYN it has answered still
+/// complete. A socket's filter sees segments from the TCP header on.
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub fn refuse_new_connections(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let program = [
+        op(BPF_LD | BPF_B | BPF_ABS, FLAGS),
+        op(BPF_ALU | BPF_AND | BPF_K, SYN | ACK),
+        jump_if_equal(SYN, 0, 1),
+        op(BPF_RET | BPF_K, 0),
+        op(BPF_RET | BPF_K, u32::MAX),
+    ];
+    set_program(fd, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Offsets from here on count from the network header: the program's own data begins only behind
+/// the transport header. `SKF_NET_OFF`, -0x100000.
+const NETWORK: u32 = 0xfff0_0000;
+
+/// Odd constants with well-spread bits (the golden ratio; the finaliser of MurmurHash3).
+const SPREAD: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
+
+/// What is mixed in: before the address is spread, behind the port, and between the last steps.
+type Secrets = [u32; 3];
+
+fn secrets(seed: u64) -> Secrets {
+    let state = RandomState::with_seeds(seed, 4, 5, 6);
+    let low = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+    [0, 1, 2].map(|number: u32| low(state.hash_one(number)))
+}
+
+fn steer_ipv4(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
+    const SOURCE: u32 = 12;
+    let mut program = vec![
+        op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE),
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[0]),
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
+        op(BPF_ST, 0),
+        // The header's length in words is in its first byte: options may follow the addresses.
+        op(BPF_LD | BPF_B | BPF_ABS, NETWORK),
+        op(BPF_ALU | BPF_AND | BPF_K, 15),
+        op(BPF_ALU | BPF_LSH | BPF_K, 2),
+        op(BPF_MISC | BPF_TAX, 0),
+        op(BPF_LD | BPF_H | BPF_IND, NETWORK),
+        op(BPF_LDX | BPF_MEM, 0),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+    ];
+    program.extend(finish(sockets, secrets));
+    program
+}
+
+fn steer_ipv6(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
+    const NEXT_HEADER: u32 = 6;
+    const SOURCE: u32 = 8;
+    const HEADER: u32 = 40;
+    let mut program = vec![
+        op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE),
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[0]),
+    ];
+    for word in 1..4 {
+        program.extend([
+            op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
+            op(BPF_MISC | BPF_TAX, 0),
+            op(BPF_LD | BPF_W | BPF_ABS, NETWORK + SOURCE + 4 * word),
+            op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        ]);
+    }
+    program.extend([
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
+        op(BPF_ST, 0),
+        // Behind extension headers the port is not where it is looked for: the address must do.
+        op(BPF_LD | BPF_B | BPF_ABS, NETWORK + NEXT_HEADER),
+        jump_if_equal(libc::IPPROTO_TCP.unsigned_abs(), 3, 0),
+        jump_if_equal(libc::IPPROTO_UDP.unsigned_abs(), 2, 0),
+        op(BPF_LD, 0),
+        op(BPF_JMP, 1),
+        op(BPF_LD | BPF_H | BPF_ABS, NETWORK + HEADER),
+        op(BPF_LDX | BPF_MEM, 0),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+    ]);
+    program.extend(finish(sockets, secrets));
+    program
+}
+
+/// Spreads what is in A over all its bits, and answers with it modulo `sockets`.
+fn finish(sockets: u32, secrets: Secrets) -> [sock_filter; 11] {
+    [
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[1]),
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[1]),
+        op(BPF_MISC | BPF_TAX, 0),
+        op(BPF_ALU | BPF_RSH | BPF_K, 15),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        op(BPF_ALU | BPF_XOR | BPF_K, secrets[2]),
+        op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[2]),
+        op(BPF_ALU | BPF_RSH | BPF_K, 12),
+        op(BPF_ALU | BPF_AND | BPF_K, 0xf_ffff),
+        op(BPF_ALU | BPF_MOD | BPF_K, sockets),
+        op(BPF_RET | BPF_A, 0),
+    ]
+}
+
+fn op(code: u32, k: u32) -> sock_filter {
+    let code = u16::try_from(code).expect("codes have 16 bits");
+    sock_filter { code, jt: 0, jf: 0, k }
+}
+
+fn jump_if_equal(k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { jt, jf, ..op(BPF_JMP | BPF_JEQ | BPF_K, k) }
+}
+
+fn set_program(fd: BorrowedFd<'_>, option: i32, program: &[sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        // The kernel only reads.
+        filter: program.as_ptr().cast_mut(),
+    };
+    set_option(fd, libc::SOL_SOCKET, option, &program)
+}

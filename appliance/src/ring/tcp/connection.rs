@@ -1,0 +1,112 @@
+//! One side of a session: a connected socket, and what watches it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use config_sync::table::routing::SocketOptions;
+
+use crate::contract::{Origin, Why};
+use crate::ring::sys::calls;
+use crate::ring::sys::errno::why_unopened;
+use crate::ring::sys::options::{bind_source, pending_error, set_new_tcp_options};
+use crate::ring::turn::size;
+
+#[derive(Default)]
+pub struct Connection {
+    pub fd: Option<OwnedFd>,
+    pub phase: Phase,
+    /// A poll is in flight; the descriptor must not be closed.
+    pub polling: bool,
+    /// The descriptor must not be closed before this is `Off`.
+    pub stream: Stream,
+    /// The peer has sent its FIN, or worse.
+    pub ending: bool,
+    /// SO_RCVLOWAT was raised by `Peek`.
+    pub raised: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    #[default]
+    Absent,
+    Connecting,
+    Open,
+    /// The poll was cancelled; `ConnectFailed` once it is over and the descriptor closed.
+    Leaving(Why),
+}
+
+/// The multishot receive that a connection has instead of a poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stream {
+    #[default]
+    Off,
+    On,
+    /// It was cancelled; a `Moved` will say that it is over.
+    Ending,
+    /// It was cancelled, and a `Moved` has said that it failed.
+    Failed,
+}
+
+/// The most that `Peek` looks at, and the steps in which it looks further. All that is seen in one
+/// round is in memory at once, and most clients have said all within the first step; bulk may wait
+/// behind it.
+pub const MOST_PEEKED: usize = 64 * 1024;
+
+pub const PEEKED: usize = 4 * 1024;
+
+impl Connection {
+    pub fn open(&mut self, fd: OwnedFd, phase: Phase) {
+        *self = Self { fd: Some(fd), phase, ..Self::default() };
+    }
+
+    pub fn in_flight(&self) -> bool {
+        self.polling || self.stream != Stream::Off
+    }
+
+    /// How much of what waits to be read was put into `arena`, and whether no more will come.
+    pub fn peek(&self, at_least: u32, arena: &mut Vec<u8>) -> (usize, bool) {
+        let Some(fd) = &self.fd else { return (0, true) };
+        let room = (at_least.max(1) as usize).next_multiple_of(PEEKED).min(MOST_PEEKED);
+        match calls::recv_behind(fd.as_fd(), arena, room, libc::MSG_PEEK) {
+            Ok(0) => (0, true),
+            // There may be more than was looked at.
+            Ok(len) => (len, self.ending && (len < room || room == MOST_PEEKED)),
+            Err(error) => (0, error.raw_os_error() != Some(libc::EAGAIN)),
+        }
+    }
+
+    pub fn raise_mark(&mut self, bytes: u32) {
+        self.raised |= self.set_mark(bytes.min(size(MOST_PEEKED)));
+    }
+
+    pub fn clear_mark(&mut self) {
+        self.raised = !self.set_mark(1);
+    }
+
+    pub fn set_mark(&self, bytes: u32) -> bool {
+        let Some(fd) = &self.fd else { return false };
+        let bytes = bytes.cast_signed();
+        calls::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes).is_ok()
+    }
+
+    pub fn pending_error(&self) -> Why {
+        let error = self.fd.as_ref().and_then(|fd| pending_error(fd.as_fd()));
+        error.map_or(Why::Reset, |error| why_unopened(&error))
+    }
+}
+
+/// A socket on its way to `address`.
+pub fn begin_connect(
+    address: &SocketAddr,
+    source: Origin,
+    options: &SocketOptions,
+) -> io::Result<OwnedFd> {
+    let fd = calls::socket(address, libc::SOCK_STREAM)?;
+    set_new_tcp_options(fd.as_fd(), options);
+    bind_source(fd.as_fd(), source, true)?;
+    match calls::connect(fd.as_fd(), address) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(fd),
+    }
+}

@@ -1,0 +1,538 @@
+//! TCP sessions: up to two connections each, watched by multishot polls, or streaming.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use config_sync::table::routing::SocketOptions;
+
+use crate::contract::{Event, Kind, Mode, Origin, Side, Stop, Token, Why};
+use crate::ring::queue::{Completion, Queue};
+use crate::ring::sys::calls;
+use crate::ring::sys::errno::{why_failed, why_unopened};
+use crate::ring::tcp::bytes;
+use crate::ring::tcp::connection::{Connection, Phase, Stream, begin_connect};
+use crate::ring::tcp::half::Half;
+use crate::ring::tcp::info::{self, unpace};
+use crate::ring::tcp::pipes::Pipes;
+use crate::ring::tcp::stream::Streams;
+use crate::ring::tcp::transfer::{Transfer, Wanted, is_blocked, send_all};
+use crate::ring::turn::{Turn, size};
+use crate::ring::user_data::UserData;
+use crate::stats::counters::Counters;
+
+/// Bytes of the worker's one buffer for copying.
+const SCRATCH: usize = 64 * 1024;
+
+/// What every side is watched for. Edges: io_uring polls are edge-triggered unless told otherwise.
+const NEWS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP;
+
+pub struct Tcp {
+    pairs: Box<[Pair]>,
+    pipes: Pipes,
+    streams: Streams,
+    scratch: Box<[u8]>,
+}
+
+/// One session's slot: what an idle session costs.
+#[derive(Default)]
+struct Pair {
+    generation: u32,
+    life: Life,
+    client: Connection,
+    endpoint: Connection,
+    /// From the client, and from the endpoint.
+    up: Half,
+    down: Half,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Free,
+    Live,
+    /// Waiting for the last completions of polls and streams.
+    Closing {
+        reset: bool,
+    },
+}
+
+impl Tcp {
+    pub fn new(sessions: u32, pipes: u32, streams: Streams) -> Self {
+        Self {
+            pairs: (0..sessions).map(|_| Pair::default()).collect(),
+            pipes: Pipes::new(pipes),
+            streams,
+            scratch: vec![0; SCRATCH].into(),
+        }
+    }
+
+    pub fn pipes_used(&self) -> u64 {
+        self.pipes.used()
+    }
+
+    pub fn adopt(&mut self, token: Token, fd: OwnedFd, queue: &mut Queue) {
+        let pair = &mut self.pairs[token.slot as usize];
+        assert_eq!(pair.life, Life::Free, "a session's slot is free before it is used again");
+        pair.life = Life::Live;
+        pair.generation = token.generation;
+        pair.client.open(fd, Phase::Open);
+        pair.watch(token.slot, Side::Client, queue);
+    }
+
+    pub fn connect(
+        &mut self,
+        token: Token,
+        address: &SocketAddr,
+        source: Origin,
+        options: &SocketOptions,
+        queue: &mut Queue,
+        turn: &mut Turn,
+    ) {
+        let Some(pair) = self.live(token) else { return };
+        assert_eq!(pair.endpoint.phase, Phase::Absent, "one endpoint at a time");
+        match begin_connect(address, source, options) {
+            Ok(fd) => {
+                pair.endpoint.open(fd, Phase::Connecting);
+                pair.watch(token.slot, Side::Endpoint, queue);
+            }
+            Err(error) => {
+                turn.push(token, Event::ConnectFailed { why: why_unopened(&error) });
+            }
+        }
+    }
+
+    pub fn abandon(&mut self, token: Token, queue: &mut Queue, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        // Leaving or Absent: the `ConnectFailed` that answers is already on its way.
+        if matches!(pair.endpoint.phase, Phase::Connecting | Phase::Open) {
+            pair.leave(token, Why::Abandoned, queue, turn);
+        }
+    }
+
+    pub fn peek(&mut self, token: Token, at_least: u32, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        let start = turn.bytes.len();
+        let (mut len, mut end) = pair.client.peek(at_least, &mut turn.bytes);
+        if len < at_least as usize && !end {
+            // Fewer bytes are to wake nobody; those that came before the mark was set are
+            // seen by looking again.
+            pair.client.raise_mark(at_least);
+            turn.bytes.truncate(start);
+            (len, end) = pair.client.peek(at_least, &mut turn.bytes);
+        }
+        turn.push(token, Event::Peeked { start: size(start), len: size(len), end });
+    }
+
+    pub fn mark(&mut self, token: Token, from: Side, at_least: u32) {
+        if let Some(pair) = self.live(token) {
+            // If it fails the mark stays low, which is only more wake-ups.
+            pair.side(from).set_mark(at_least);
+        }
+    }
+
+    pub fn unpace(&mut self, token: Token, side: Side, counters: &Counters) {
+        if let Some(pair) = self.live(token)
+            && let Some(fd) = &pair.side(side).fd
+            && unpace(fd.as_fd())
+        {
+            counters.unpaced.add(1);
+        }
+    }
+
+    pub fn transfer(
+        &mut self,
+        token: Token,
+        from: Side,
+        mode: Mode,
+        mut wanted: Wanted,
+        (queue, turn): (&mut Queue, &mut Turn),
+        counters: &Counters,
+    ) {
+        let Self { pairs, pipes, streams, scratch } = self;
+        let Some(pair) = find_live(pairs, token) else { return };
+        if from == Side::Client && pair.client.raised {
+            pair.client.clear_mark();
+        }
+        let (source, destination, half) = match from {
+            Side::Client => (&pair.client, &pair.endpoint, &mut pair.up),
+            Side::Endpoint => (&pair.endpoint, &pair.client, &mut pair.down),
+        };
+        let (Some(source_fd), Some(destination_fd)) = (&source.fd, &destination.fd) else {
+            let side = if source.fd.is_none() { from } else { from.other() };
+            let stop = Stop::Failed { side, why: Why::Other(libc::EBADF) };
+            let held = half.held();
+            return turn.push(token, Event::Moved { from, read: 0, sent: 0, held, stop });
+        };
+        wanted.to_eof |= source.ending;
+        let moved = Transfer {
+            from,
+            source: source_fd.as_fd(),
+            destination: destination_fd.as_fd(),
+            half,
+            pipes,
+            streams,
+            scratch,
+            counters,
+        }
+        .run(mode, wanted);
+        if matches!(moved, Event::Moved { stop: Stop::Blocked, .. }) {
+            pair.end_stream(token, from.other(), queue);
+        }
+        turn.push(token, moved);
+    }
+
+    pub fn stream(
+        &mut self,
+        token: Token,
+        from: Side,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let Self { pairs, streams, .. } = self;
+        let Some(pair) = find_live(pairs, token) else { return };
+        let (source, half) = match from {
+            Side::Client => (&mut pair.client, &pair.up),
+            Side::Endpoint => (&mut pair.endpoint, &pair.down),
+        };
+        assert!(half.held() == 0 && source.stream == Stream::Off, "a stream begins with nothing");
+        let user_data = UserData::stream(from, token.slot, token.generation);
+        let fd = source.fd.as_ref().filter(|_| source.phase == Phase::Open);
+        if !fd.is_some_and(|fd| streams.begin(fd.as_fd(), user_data, queue)) {
+            return turn.push(token, moved(from, 0, 0, half, Stop::Budget));
+        }
+        source.stream = Stream::On;
+        counters.streams.add(1);
+        // It would wake the worker a second time for the same bytes.
+        if source.polling {
+            queue.cancel(UserData::poll(from, token.slot, token.generation));
+        }
+    }
+
+    pub fn unstream(&mut self, token: Token, from: Side, queue: &mut Queue) {
+        if let Some(pair) = self.live(token) {
+            pair.end_stream(token, from, queue);
+        }
+    }
+
+    /// A completion of a stream's receive.
+    pub fn streamed(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let UserData { side: from, slot, generation, .. } = completion.user_data;
+        let token = Token { kind: Kind::Session, slot, generation };
+        let Self { pairs, streams, .. } = self;
+        let pair = &mut pairs[slot as usize];
+        assert_eq!(pair.generation, generation, "no session is over while it receives");
+        if let Life::Closing { reset } = &mut pair.life {
+            if let Some((id, bytes)) = streams.taken(&completion) {
+                // Nobody will get them: a FIN would say that all was delivered.
+                *reset |= !bytes.is_empty();
+                streams.give_back(id);
+            }
+            if !completion.more() {
+                pair.side(from).stream = Stream::Off;
+                self.finish_close(token, turn);
+            }
+            return;
+        }
+        pair.arrived(token, &completion, streams, queue, turn);
+        if !completion.more() {
+            pair.stream_over(token, &completion, queue, turn, counters);
+        }
+    }
+
+    pub fn take(&mut self, token: Token, from: Side, mut wanted: Wanted, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        if from == Side::Client && pair.client.raised {
+            pair.client.clear_mark();
+        }
+        let source = pair.side(from);
+        wanted.to_eof |= source.ending;
+        let fd = source.fd.as_ref().map(AsFd::as_fd);
+        let taken = bytes::take(from, fd, wanted, &mut turn.bytes);
+        turn.push(token, taken);
+    }
+
+    pub fn give(&mut self, token: Token, to: Side, range: (u32, u32), turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        let fd = pair.side(to).fd.as_ref().map(AsFd::as_fd);
+        let given = bytes::give(to, fd, range, &turn.output, &mut turn.bytes);
+        turn.push(token, given);
+    }
+
+    pub fn unacked(&mut self, token: Token, side: Side, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        let bytes = pair.side(side).fd.as_ref().map_or(0, |fd| info::unacked(fd.as_fd()));
+        turn.push(token, Event::Unacked { side, bytes });
+    }
+
+    pub fn shutdown(&mut self, token: Token, side: Side) {
+        if let Some(pair) = self.live(token)
+            && let Some(fd) = &pair.side(side).fd
+        {
+            calls::shutdown_write(fd.as_fd());
+        }
+    }
+
+    pub fn close(&mut self, token: Token, reset: bool, queue: &mut Queue, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        pair.life = Life::Closing { reset };
+        for side in [Side::Client, Side::Endpoint] {
+            let connection = pair.side(side);
+            // A side that is leaving has been cancelled already, and so has one that streams.
+            if connection.polling && !matches!(connection.phase, Phase::Leaving(_)) {
+                queue.cancel(UserData::poll(side, token.slot, token.generation));
+            }
+            pair.end_stream(token, side, queue);
+        }
+        self.finish_close(token, turn);
+    }
+
+    /// A completion of a poll.
+    pub fn polled(
+        &mut self,
+        completion: Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let UserData { side, slot, generation, .. } = completion.user_data;
+        let token = Token { kind: Kind::Session, slot, generation };
+        let Some(pair) = self.pairs.get_mut(slot as usize) else { return };
+        if pair.generation != generation || pair.life == Life::Free {
+            return;
+        }
+        let ended = !completion.more();
+        let connection = pair.side(side);
+        connection.polling &= !ended;
+        if let Life::Closing { .. } = pair.life {
+            return self.finish_close(token, turn);
+        }
+        if let Phase::Leaving(_) = pair.side(side).phase {
+            return pair.finish_leaving(token, turn);
+        }
+        if pair.side(side).stream != Stream::Off {
+            // What it had seen, the stream sees as well; the rest is seen when it is armed again.
+            return;
+        }
+        if completion.result == -libc::ECANCELED {
+            // For the sake of a stream that is over already.
+            return pair.watch(slot, side, queue);
+        }
+        if completion.result < 0 {
+            // The poll could not go on (no memory for it): this side can't be watched any more.
+            return pair.news(token, side, libc::EPOLLERR | libc::EPOLLHUP, queue, turn);
+        }
+        if ended {
+            counters.rearms.add(1);
+            pair.watch(slot, side, queue);
+        }
+        pair.news(token, side, completion.result, queue, turn);
+    }
+
+    /// Closes both sides once nothing is in flight.
+    fn finish_close(&mut self, token: Token, turn: &mut Turn) {
+        let Self { pairs, pipes, streams, .. } = self;
+        let pair = &mut pairs[token.slot as usize];
+        let Life::Closing { reset } = pair.life else { return };
+        if pair.client.in_flight() || pair.endpoint.in_flight() {
+            return;
+        }
+        for half in [&mut pair.up, &mut pair.down] {
+            streams.clear(&mut half.waiting);
+            half.release(pipes);
+            if let Some(pipe) = half.pipe.take() {
+                pipes.discard(pipe);
+            }
+        }
+        for connection in [&pair.client, &pair.endpoint] {
+            if let Some(fd) = connection.fd.as_ref().filter(|_| reset) {
+                calls::reset_on_close(fd.as_fd());
+            }
+        }
+        // Closes the descriptors, and sets everything but the generation back.
+        *pair = Pair { generation: token.generation, ..Pair::default() };
+        turn.push(token, Event::Closed);
+    }
+
+    fn live(&mut self, token: Token) -> Option<&mut Pair> {
+        find_live(&mut self.pairs, token)
+    }
+}
+
+/// The pair of a session that has not been closed.
+fn find_live(pairs: &mut [Pair], token: Token) -> Option<&mut Pair> {
+    pairs
+        .get_mut(token.slot as usize)
+        .filter(|pair| pair.generation == token.generation && pair.life == Life::Live)
+}
+
+impl Pair {
+    fn side(&mut self, side: Side) -> &mut Connection {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Endpoint => &mut self.endpoint,
+        }
+    }
+
+    fn half(&self, from: Side) -> &Half {
+        match from {
+            Side::Client => &self.up,
+            Side::Endpoint => &self.down,
+        }
+    }
+
+    fn watch(&mut self, slot: u32, side: Side, queue: &mut Queue) {
+        let user_data = UserData::poll(side, slot, self.generation);
+        let connection = self.side(side);
+        if let Some(fd) = &connection.fd {
+            queue.poll(fd.as_fd(), NEWS, user_data);
+            connection.polling = true;
+        }
+    }
+
+    /// Gives what a stream has received to the other side, or puts it behind what waits for that.
+    fn arrived(
+        &mut self,
+        token: Token,
+        completion: &Completion,
+        streams: &mut Streams,
+        queue: &mut Queue,
+        turn: &mut Turn,
+    ) {
+        let Some((id, bytes)) = streams.taken(completion) else { return };
+        let from = completion.user_data.side;
+        let (source, destination, half) = match from {
+            Side::Client => (&mut self.client, &self.endpoint, &mut self.up),
+            Side::Endpoint => (&mut self.endpoint, &self.client, &mut self.down),
+        };
+        let fd = destination.fd.as_ref().filter(|_| source.stream != Stream::Failed);
+        let Some(fd) = fd else { return streams.give_back(id) };
+        let read = size(bytes.len());
+        let (sent, error) = match half.waiting.bytes {
+            0 => send_all(fd.as_fd(), bytes),
+            _ => (0, None),
+        };
+        let sent = size(sent);
+        match error {
+            Some(error) if !is_blocked(&error) => {
+                streams.give_back(id);
+                let stop = Stop::Failed { side: from.other(), why: why_failed(&error) };
+                turn.push(token, moved(from, read, sent, half, stop));
+                self.end_stream(token, from, queue);
+                self.side(from).stream = Stream::Failed;
+                return;
+            }
+            _ if sent == read => streams.give_back(id),
+            _ => streams.push(&mut half.waiting, id, sent, read),
+        }
+        turn.push(token, moved(from, read, sent, half, Stop::Drained));
+        if sent < read {
+            // The destination must be watched, so it can't stream either.
+            self.end_stream(token, from, queue);
+            self.end_stream(token, from.other(), queue);
+        }
+    }
+
+    /// The last completion of a stream.
+    fn stream_over(
+        &mut self,
+        token: Token,
+        completion: &Completion,
+        queue: &mut Queue,
+        turn: &mut Turn,
+        counters: &Counters,
+    ) {
+        let from = completion.user_data.side;
+        let told = self.side(from).stream == Stream::Failed;
+        self.side(from).stream = Stream::Off;
+        if !self.side(from).polling {
+            self.watch(token.slot, from, queue);
+        }
+        let half = self.half(from);
+        let stop = match -completion.result {
+            0 if half.held() == 0 => Stop::Eof,
+            libc::ENOBUFS => {
+                counters.buffer_shortages.add(1);
+                Stop::Budget
+            }
+            errno if errno > 0 && errno != libc::ECANCELED => {
+                let error = io::Error::from_raw_os_error(errno);
+                Stop::Failed { side: from, why: why_failed(&error) }
+            }
+            _ => Stop::Budget,
+        };
+        if !told {
+            turn.push(token, moved(from, 0, 0, half, stop));
+        }
+    }
+
+    /// Cancels what receives from a side.
+    fn end_stream(&mut self, token: Token, from: Side, queue: &mut Queue) {
+        let connection = self.side(from);
+        if connection.stream == Stream::On {
+            connection.stream = Stream::Ending;
+            queue.cancel(UserData::stream(from, token.slot, token.generation));
+        }
+    }
+
+    /// Says what a poll has shown.
+    fn news(&mut self, token: Token, side: Side, events: i32, queue: &mut Queue, turn: &mut Turn) {
+        let failed = events & libc::EPOLLERR != 0;
+        let ending = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
+        let readable = ending || events & libc::EPOLLIN != 0;
+        let writable = events & libc::EPOLLOUT != 0;
+        let connection = self.side(side);
+        if connection.phase == Phase::Connecting {
+            if events & (libc::EPOLLERR | libc::EPOLLHUP) != 0 {
+                let why = connection.pending_error();
+                return self.leave(token, why, queue, turn);
+            }
+            connection.phase = Phase::Open;
+            turn.push(token, Event::Connected);
+            if !readable {
+                return;
+            }
+        }
+        self.side(side).ending |= ending;
+        turn.push(token, Event::Ready { side, readable, writable, ending, failed });
+    }
+
+    /// Gives the endpoint up: nothing may be in flight when its descriptor is closed.
+    fn leave(&mut self, token: Token, why: Why, queue: &mut Queue, turn: &mut Turn) {
+        self.endpoint.phase = Phase::Leaving(why);
+        if self.endpoint.polling {
+            queue.cancel(UserData::poll(Side::Endpoint, token.slot, token.generation));
+        }
+        self.finish_leaving(token, turn);
+    }
+
+    fn finish_leaving(&mut self, token: Token, turn: &mut Turn) {
+        if let Phase::Leaving(why) = self.endpoint.phase
+            && !self.endpoint.polling
+        {
+            self.endpoint = Connection::default();
+            turn.push(token, Event::ConnectFailed { why });
+        }
+    }
+}
+
+fn moved(from: Side, read: u32, sent: u32, half: &Half, stop: Stop) -> Event {
+    Event::Moved { from, read, sent, held: half.held(), stop }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_costs_no_more_than_96_bytes() {
+        assert!(size_of::<Pair>() <= 96, "{} bytes", size_of::<Pair>());
+    }
+}

@@ -1,0 +1,136 @@
+//! Pipes: what carries spliced bytes, and what holds bytes that their destination did not take.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::ring::sys::calls;
+
+/// Bytes that a pipe holds at the least.
+pub const CAPACITY: usize = 64 * 1024;
+
+/// Bytes that one which splices holds, where the kernel allows it: as many as the highest mark.
+const LARGE: usize = 256 * 1024;
+
+/// How often a pipe is done without, after the kernel has refused one, before it is asked again.
+const PATIENCE: u32 = 1_000;
+
+pub struct Pipe {
+    reading: OwnedFd,
+    writing: OwnedFd,
+    /// 32 bits: every session has room for two pipes.
+    capacity: u32,
+}
+
+impl Pipe {
+    /// A pipe of at least [`CAPACITY`]. The kernel makes smaller ones for users above
+    /// `fs.pipe-user-pages-soft`; those are of no use here.
+    fn new() -> io::Result<Self> {
+        let (reading, writing) = calls::pipe()?;
+        let capacity = calls::pipe_capacity(writing.as_fd())?;
+        if capacity < CAPACITY {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        Ok(Self { reading, writing, capacity: size(capacity) })
+    }
+
+    /// Bytes that it holds; as pages, so that small segments fill it with fewer.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    pub fn reading(&self) -> BorrowedFd<'_> {
+        self.reading.as_fd()
+    }
+
+    pub fn writing(&self) -> BorrowedFd<'_> {
+        self.writing.as_fd()
+    }
+}
+
+/// The worker's pipes. All that lie here are empty: a pipe with bytes in it would hand them to
+/// another session.
+pub struct Pipes {
+    idle: Vec<Pipe>,
+    /// Made and not closed, idle or not.
+    made: u32,
+    limit: u32,
+    patience: u32,
+    /// The same for large ones: this user may have too many pages in pipes for now.
+    large_patience: u32,
+}
+
+impl Pipes {
+    pub fn new(limit: u32) -> Self {
+        Self {
+            idle: Vec::with_capacity(limit as usize),
+            made: 0,
+            limit,
+            patience: 0,
+            large_patience: 0,
+        }
+    }
+
+    /// Makes sure that the next `take` succeeds.
+    pub fn ready(&mut self) -> bool {
+        if !self.idle.is_empty() {
+            return true;
+        }
+        if self.made >= self.limit {
+            return false;
+        }
+        if self.patience > 0 {
+            self.patience -= 1;
+            return false;
+        }
+        match Pipe::new() {
+            Ok(pipe) => {
+                self.made += 1;
+                self.idle.push(pipe);
+                true
+            }
+            Err(_) => {
+                self.patience = PATIENCE;
+                false
+            }
+        }
+    }
+
+    pub fn take(&mut self) -> Option<Pipe> {
+        if self.ready() { self.idle.pop() } else { None }
+    }
+
+    /// One to splice through: it is made large at its first use, and stays it.
+    pub fn take_large(&mut self) -> Option<Pipe> {
+        let mut pipe = self.take()?;
+        if pipe.capacity() < LARGE {
+            if self.large_patience > 0 {
+                self.large_patience -= 1;
+                return Some(pipe);
+            }
+            match calls::set_pipe_capacity(pipe.writing(), LARGE) {
+                Ok(capacity) => pipe.capacity = size(capacity),
+                Err(_) => self.large_patience = PATIENCE,
+            }
+        }
+        Some(pipe)
+    }
+
+    /// Takes an empty pipe back.
+    pub fn give_back(&mut self, pipe: Pipe) {
+        self.idle.push(pipe);
+    }
+
+    /// Closes a pipe that still holds bytes.
+    pub fn discard(&mut self, pipe: Pipe) {
+        drop(pipe);
+        self.made -= 1;
+    }
+
+    pub fn used(&self) -> u64 {
+        u64::from(self.made) - self.idle.len() as u64
+    }
+}
+
+fn size(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

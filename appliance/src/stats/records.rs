@@ -1,0 +1,239 @@
+//! What a worker tells the control thread: a record per session or flow, and what became of tables
+//! and listening sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use config_sync::table::routing::{
+    BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
+};
+
+use crate::stats::detail::Detail;
+
+#[derive(Debug)]
+pub enum Record {
+    Opened(SessionRecord),
+    Closed(SessionRecord),
+    /// The worker has applied the table of this generation, and hands the one before it back to be
+    /// dropped here.
+    Applied {
+        generation: u64,
+        previous: Arc<RoutingTable>,
+    },
+    /// A table that a leaving socket kept alive: to be dropped here.
+    Retired(Arc<RoutingTable>),
+    /// This worker has closed its socket of a listener that left the table.
+    Unlistened(SocketId),
+}
+
+/// One access-log line. Times are microseconds of the worker's clock.
+#[derive(Clone, Debug)]
+pub struct SessionRecord {
+    /// Of the listening socket: known whatever became of the session.
+    pub protocol: Protocol,
+    pub socket: SocketId,
+    /// `None` where none matched the server name, or none was sent yet.
+    pub listener: Option<ListenerId>,
+    pub route: Option<RouteId>,
+    pub backend: Option<BackendId>,
+    pub endpoint: Option<EndpointId>,
+    /// As a PROXY header says, where one came.
+    pub client: SocketAddr,
+    /// Who sent the header.
+    pub peer: Option<SocketAddr>,
+    /// What the endpoint was told in a PROXY header of the gateway's own.
+    pub unique_id: Option<u128>,
+    pub local: SocketAddr,
+    pub server_name: Option<Box<str>>,
+    /// Bytes from the client that the endpoint's socket took, and the other way.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub opened: u64,
+    pub closed: u64,
+    /// Microseconds that the connection to the endpoint took; `None` if there was none.
+    pub connect: Option<u32>,
+    /// Ended before there was an endpoint.
+    pub refused: bool,
+    /// `None` in `Record::Opened`.
+    pub reason: Option<CloseReason>,
+    pub detail: Option<Detail>,
+    /// Rejections of this worker that were counted but not logged since its last rejection line.
+    pub suppressed: u32,
+}
+
+impl SessionRecord {
+    /// What is known of every connection and datagram.
+    pub fn new(
+        protocol: Protocol,
+        socket: SocketId,
+        (client, local): (SocketAddr, SocketAddr),
+        opened: u64,
+        now: u64,
+    ) -> Self {
+        Self {
+            protocol,
+            socket,
+            listener: None,
+            route: None,
+            backend: None,
+            endpoint: None,
+            client,
+            peer: None,
+            unique_id: None,
+            local,
+            server_name: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            opened,
+            closed: now,
+            connect: None,
+            refused: false,
+            reason: None,
+            detail: None,
+            suppressed: 0,
+        }
+    }
+}
+
+/// Declares the reasons once: variant, the one word for it everywhere, what it means.
+macro_rules! words {
+    ($(#[$enum_doc:meta])* $name:ident { $($variant:ident = $word:literal: $doc:literal,)* }) => {
+        $(#[$enum_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The word that log, metrics and API use.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+
+            /// What it means, for help texts and documentation.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $doc,)*
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// Why a session or flow ended, or was never begun. Every close has exactly one.
+    CloseReason {
+        ClientFin = "client_fin": "Both directions ended cleanly; the client ended first.",
+        EndpointFin = "endpoint_fin": "Both directions ended cleanly; the endpoint ended first.",
+        ClientReset = "client_reset": "The client reset the connection.",
+        EndpointReset = "endpoint_reset": "The endpoint reset the connection.",
+        ClientTimedOut = "client_timed_out":
+            "The kernel gave the client up (keepalive, user timeout, retransmission).",
+        EndpointTimedOut = "endpoint_timed_out":
+            "The kernel gave the endpoint up (keepalive, user timeout, retransmission).",
+        ClientError = "client_error": "Another error on the client's connection.",
+        EndpointError = "endpoint_error": "Another error on the endpoint's connection.",
+        IdleTimeout = "idle_timeout": "No byte either way for `idle_timeout`.",
+        HalfCloseTimeout = "half_close_timeout":
+            "One direction had ended, and no byte came the other way for `half_close_timeout`.",
+        ClientStalled = "client_stalled":
+            "The client took no byte for `write_stall_timeout` while some waited for it.",
+        EndpointStalled = "endpoint_stalled":
+            "The endpoint took no byte for `write_stall_timeout` while some waited for it.",
+        MaxLifetime = "max_lifetime": "The session reached `max_lifetime`.",
+        ProxyTimeout = "proxy_timeout":
+            "No whole PROXY header from a source in `accept_proxy` within `hello_timeout`.",
+        ProxyInvalid = "proxy_invalid":
+            "What a source in `accept_proxy` sent first is no valid PROXY header.",
+        HelloTimeout = "hello_timeout": "No whole ClientHello within `hello_timeout`.",
+        HelloInvalid = "hello_invalid": "What the client sent is no TLS ClientHello.",
+        HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
+        StarttlsMissing = "starttls_missing":
+            "With `starttls`: the client went on without TLS.",
+        StarttlsCancel = "starttls_cancel":
+            "A PostgreSQL CancelRequest, which has no server name, and there are several listeners \
+             or routes that it may mean; or the listener wants clients' certificates.",
+        StarttlsEarly = "starttls_early":
+            "Bytes came behind the client's request for TLS before it was answered.",
+        HandshakeTimeout = "handshake_timeout":
+            "The client's TLS handshake was not over within `hello_timeout`.",
+        ClientTlsFailed = "client_tls_failed":
+            "The client's TLS handshake failed, or what it sent later is no valid TLS.",
+        EndpointTlsFailed = "endpoint_tls_failed":
+            "The TLS handshake failed with every endpoint that was tried (certificates, say), or \
+             what one sent later is no valid TLS.",
+        EndpointStarttlsFailed = "endpoint_starttls_failed":
+            "The last endpoint that was tried was asked for TLS (SSLRequest), and did not answer \
+             with `S` alone.",
+        ClientTruncated = "client_truncated":
+            "The client ended its connection without the end of TLS (close_notify).",
+        EndpointTruncated = "endpoint_truncated":
+            "The endpoint ended its connection without the end of TLS (close_notify).",
+        TlsKeysExhausted = "tls_keys_exhausted":
+            "A connection of TLS 1.2 was sent as many records as its keys are good for (2^24 with \
+             AES-GCM).",
+        NoCertificate = "no_certificate":
+            "The listener has no certificate for the client's server name, and no default.",
+        SourceDenied = "source_denied":
+            "The listener or route does not admit the client's address (`allow`, `deny`).",
+        ClientGone = "client_gone": "The client left before there was an endpoint for it.",
+        UnknownServerName = "unknown_server_name":
+            "No listener or route has the client's server name, or it sent none.",
+        NoRoute = "no_route": "The listener has no route, or none for the client's address.",
+        NoBackend = "no_backend": "The route has no backend with a weight above 0.",
+        NoEndpoint = "no_endpoint":
+            "The backend whose turn it was has no endpoint; its share is refused.",
+        ConnectFailed = "connect_failed":
+            "No endpoint of the backend could be connected to within `connect_attempts`.",
+        ConnectTimeout = "connect_timeout":
+            "The last connection attempt took longer than `connect_timeout`.",
+        SessionLimit = "session_limit": "The worker's session or flow table is full.",
+        ListenerLimit = "listener_limit": "The listener has reached `max_sessions`.",
+        LocalLimit = "local_limit":
+            "This machine had no source port or address, file or memory for the connection.",
+        Drained = "drained":
+            "Closed at shutdown after `drain_timeout`, or a flow that was silent while draining.",
+        Stopped = "stopped": "Closed at once by a second SIGTERM.",
+        FlowTimeout = "flow_timeout": "No datagram either way for `flow_timeout`.",
+        FlowAnswered = "flow_answered": "The flow had its `responses` for every datagram.",
+        FlowUnanswered = "flow_unanswered":
+            "No answer ever came, the client was silent for 2 s, and flows or sockets were nearly \
+             used up.",
+        EndpointRemoved = "endpoint_removed":
+            "The flow's endpoint left the table and there was no other.",
+    }
+}
+
+words! {
+    /// Why a datagram was not forwarded.
+    DropReason {
+        NoRoute = "no_route":
+            "The listener has no route, none for the client's address, or no backend with a weight \
+             above 0.",
+        SourceDenied = "source_denied":
+            "The listener or route does not admit the client's address (`allow`, `deny`).",
+        NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint.",
+        FlowLimit = "flow_limit":
+            "The worker's flow table or the listener's `max_sessions` is full.",
+        NoSocket = "no_socket":
+            "No upstream socket: source ports, files or resting sockets ran out.",
+        NoSource = "no_source":
+            "Shared upstream sockets: the endpoint has a flow from every address of `source`.",
+        ProxyInvalid = "proxy_invalid":
+            "What a source in `accept_proxy` sent does not begin with a valid PROXY header.",
+        Truncated = "truncated": "The kernel cut the datagram or train.",
+        EndpointRefused = "endpoint_refused":
+            "The endpoint's port is closed (ICMP port unreachable).",
+        Blocked = "blocked": "A send buffer was full.",
+        TooBig = "too_big": "Larger than the path takes.",
+        BadSource = "bad_source":
+            "The address to send it from is not one of this machine's, or has no route.",
+        SendFailed = "send_failed": "Another send error.",
+        Draining = "draining": "A new client of a listener that has left the table.",
+    }
+}

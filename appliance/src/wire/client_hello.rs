@@ -1,0 +1,430 @@
+//! The server name and the protocols of a TLS ClientHello, read from the first bytes of a
+//! connection, however records and segments cut it.
+//!
+//! Nothing is taken from the connection and nothing is kept between calls: each call is given all
+//! bytes from the first one on (they were peeked), and the endpoint later gets the same bytes
+//! unchanged. Only what routing needs is looked at and checked; all else is the endpoint's to
+//! judge. Encrypted ClientHello is not opened: its outer name is the name.
+//!
+//! Sources: RFC 8446 sections 4.1.2, 4.2 and 5.1; RFC 6066 section 3; RFC 7301 section 3.1.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::wire::postgres::SSL_REQUEST;
+
+/// Bytes of the connection within which the answer must be found, record headers included.
+pub const MAX_HELLO: usize = 64 * 1024;
+
+/// A client that sends a byte at a time may cost one look per extension. Some 60 types are assigned
+/// and none may come twice (RFC 8446 section 4.2), so this is out of reach for honest clients.
+const MAX_EXTENSIONS: usize = 128;
+
+const RECORD_HEADER: usize = 5;
+/// RFC 8446 section 5.1
+const MAX_RECORD: usize = 1 << 14;
+const HANDSHAKE_RECORD: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const HOST_NAME: u8 = 0;
+const SERVER_NAME_EXTENSION: u16 = 0;
+const ALPN_EXTENSION: u16 = 16;
+
+/// What the bytes so far say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one call on the stack, and this code does not allocate"
+)]
+pub enum Hello {
+    /// No answer is possible below this many bytes in all; always more than were given.
+    NeedMore {
+        at_least: usize,
+    },
+    Known(ClientHello),
+    /// No ClientHello, whatever may follow. The text is for the log.
+    Invalid(&'static str),
+    /// No answer within [`MAX_HELLO`] bytes.
+    TooLarge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientHello {
+    pub server_name: Option<ServerName>,
+    pub alpn: Protocols,
+}
+
+/// Reads the start of a connection. `end`: the client sends no more.
+///
+/// The answer comes as soon as both names and protocols, or the last extension's header, were seen;
+/// what follows is not waited for and not looked at.
+pub fn read(bytes: &[u8], end: bool) -> Hello {
+    let within = &bytes[..bytes.len().min(MAX_HELLO)];
+    match client_hello(within) {
+        Ok(hello) => Hello::Known(hello),
+        Err(Halt::Invalid(why)) => Hello::Invalid(why),
+        Err(Halt::TooLarge) => Hello::TooLarge,
+        Err(Halt::Missing { .. }) if end => Hello::Invalid("the client ended within its hello"),
+        // What is no TLS at all shows in the first byte, so that one is asked for alone.
+        Err(Halt::Missing { .. }) if bytes.is_empty() => Hello::NeedMore { at_least: 1 },
+        Err(Halt::Missing { at_least }) => Hello::NeedMore { at_least },
+    }
+}
+
+/// What the client speaks instead of TLS, if that is easily told.
+pub fn stranger(bytes: &[u8]) -> Option<&'static str> {
+    const KNOWN: [(&[&[u8]], &str); 4] = [
+        (
+            &[b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"CONNECT ", b"PRI "],
+            "HTTP without TLS",
+        ),
+        (&[b"SSH-"], "SSH"),
+        (
+            &[b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"],
+            "a PROXY header: its sender is not in `accept_proxy`",
+        ),
+        (&[&SSL_REQUEST], "a PostgreSQL client that asks for TLS: see `starttls`"),
+    ];
+    let is_one = |starts: &[&[u8]]| starts.iter().any(|start| bytes.starts_with(start));
+    KNOWN.iter().find(|(starts, _)| is_one(starts)).map(|(_, name)| *name)
+}
+
+/// The name that a client asks for: printable ASCII in lower case, 1 to 255 bytes, without the dot
+/// that may end it. Often, but not surely, a DNS name: some clients send IP addresses.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerName {
+    bytes: [u8; 255],
+    len: usize,
+}
+
+impl ServerName {
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len]).expect("only ASCII is ever stored")
+    }
+}
+
+impl fmt::Debug for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// The application protocols that a client offers, best first: as many of the first as fit in 256
+/// bytes with a length byte each, which is at least one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Protocols {
+    /// As on the wire: a length byte before each.
+    bytes: [u8; 256],
+    len: usize,
+}
+
+impl Protocols {
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.bytes[..self.len];
+        std::iter::from_fn(move || {
+            let (len, names) = rest.split_first()?;
+            let (name, others) = names.split_at(usize::from(*len));
+            rest = others;
+            Some(name)
+        })
+    }
+
+    fn none() -> Self {
+        Self { bytes: [0; 256], len: 0 }
+    }
+}
+
+impl fmt::Debug for Protocols {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(<[u8]>::escape_ascii)).finish()
+    }
+}
+
+/// Why reading stopped without an answer.
+enum Halt {
+    Missing { at_least: usize },
+    Invalid(&'static str),
+    TooLarge,
+}
+
+type Outcome<T> = Result<T, Halt>;
+
+fn client_hello(bytes: &[u8]) -> Outcome<ClientHello> {
+    let mut input = Input { bytes, at: 0, record: 0, taken: 0, wanted: 0 };
+    let mut message = input.message()?;
+    // Version and random. The version is fixed in TLS 1.3, and the endpoint's affair below.
+    input.pass(&mut message, 2 + 32)?;
+    let session_id = input.field8(&mut message)?;
+    if session_id > 32 {
+        return Err(Halt::Invalid("session id over 32 bytes"));
+    }
+    input.skip(session_id)?;
+    let suites = input.field16(&mut message)?;
+    if suites == 0 || suites % 2 != 0 {
+        return Err(Halt::Invalid("cipher suites empty or cut"));
+    }
+    input.skip(suites)?;
+    let compression = input.field8(&mut message)?;
+    if compression == 0 {
+        return Err(Halt::Invalid("no compression method"));
+    }
+    input.skip(compression)?;
+    if message == 0 {
+        input.arrive()?;
+        return Ok(ClientHello { server_name: None, alpn: Protocols::none() });
+    }
+    let extensions = input.field16(&mut message)?;
+    if message > 0 {
+        return Err(Halt::Invalid("bytes after the extensions"));
+    }
+    input.extensions(extensions)
+}
+
+/// The handshake message within its records.
+struct Input<'a> {
+    bytes: &'a [u8],
+    /// Where the next byte of the message is, or the next record's header if `record` is 0. Beyond
+    /// the end after a skip: skipped bytes need not be there before something after them is read.
+    at: usize,
+    /// What is left of the current record.
+    record: usize,
+    /// Bytes of the message behind `at`.
+    taken: usize,
+    /// Bytes of the message without which there is no answer.
+    wanted: usize,
+}
+
+impl Input<'_> {
+    /// The message's header; returns the length of what follows it.
+    fn message(&mut self) -> Outcome<usize> {
+        self.want(4);
+        let [kind] = self.array()?;
+        if kind != CLIENT_HELLO {
+            return Err(Halt::Invalid("a handshake that does not begin with a ClientHello"));
+        }
+        let [high, middle, low] = self.array()?;
+        let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        if self.reach(len) > MAX_HELLO {
+            return Err(Halt::TooLarge);
+        }
+        Ok(len)
+    }
+
+    fn extensions(&mut self, mut block: usize) -> Outcome<ClientHello> {
+        let mut server_name = None;
+        let mut alpn = None;
+        let mut count = 0;
+        while block > 0 && (server_name.is_none() || alpn.is_none()) {
+            count += 1;
+            if count > MAX_EXTENSIONS {
+                return Err(Halt::Invalid("more than 128 extensions"));
+            }
+            self.want(4);
+            let kind = self.number16(&mut block)?;
+            let body = self.field16(&mut block)?;
+            match kind {
+                SERVER_NAME_EXTENSION if server_name.is_some() => {
+                    return Err(Halt::Invalid("two server_name extensions"));
+                }
+                SERVER_NAME_EXTENSION => server_name = Some(self.server_name(body)?),
+                ALPN_EXTENSION if alpn.is_some() => {
+                    return Err(Halt::Invalid("two application_layer_protocol extensions"));
+                }
+                ALPN_EXTENSION => alpn = Some(self.protocols(body)?),
+                // The last one's body cannot change the answer.
+                _ if block == 0 => break,
+                _ => self.skip(body)?,
+            }
+        }
+        Ok(ClientHello { server_name, alpn: alpn.unwrap_or_else(Protocols::none) })
+    }
+
+    fn server_name(&mut self, mut body: usize) -> Outcome<ServerName> {
+        self.want(body);
+        let mut list = self.field16(&mut body)?;
+        if list == 0 || body > 0 {
+            return Err(Halt::Invalid("server_name list empty or of a wrong length"));
+        }
+        let [kind] = self.part(&mut list)?;
+        if kind != HOST_NAME {
+            return Err(Halt::Invalid("server_name list without a host name"));
+        }
+        let mut len = self.field16(&mut list)?;
+        if len == 0 || len > 255 {
+            return Err(Halt::Invalid("host name empty or over 255 bytes"));
+        }
+        let mut bytes = [0; 255];
+        self.copy(&mut bytes[..len])?;
+        if !bytes[..len].iter().all(u8::is_ascii_graphic) {
+            return Err(Halt::Invalid("host name with other bytes than printable ASCII"));
+        }
+        if list > 0 {
+            // Other kinds are not defined, nor how they are delimited: what follows one is opaque.
+            let [kind] = self.part(&mut list)?;
+            if kind == HOST_NAME {
+                return Err(Halt::Invalid("two host names"));
+            }
+            self.skip(list)?;
+            self.arrive()?;
+        }
+        if bytes[len - 1] == b'.' {
+            len -= 1;
+            bytes[len] = 0;
+        }
+        if len == 0 {
+            return Err(Halt::Invalid("host name is a dot"));
+        }
+        bytes.make_ascii_lowercase();
+        Ok(ServerName { bytes, len })
+    }
+
+    fn protocols(&mut self, mut body: usize) -> Outcome<Protocols> {
+        self.want(body);
+        let mut list = self.field16(&mut body)?;
+        if list == 0 || body > 0 {
+            return Err(Halt::Invalid("protocol list empty or of a wrong length"));
+        }
+        let mut protocols = Protocols::none();
+        let mut full = false;
+        while list > 0 {
+            let [len] = self.part(&mut list)?;
+            let size = usize::from(len);
+            take(&mut list, size)?;
+            if size == 0 {
+                return Err(Halt::Invalid("empty protocol name"));
+            }
+            let start = protocols.len + 1;
+            full |= start + size > protocols.bytes.len();
+            if full {
+                self.skip(size)?;
+                self.arrive()?;
+            } else {
+                protocols.bytes[protocols.len] = len;
+                self.copy(&mut protocols.bytes[start..start + size])?;
+                protocols.len = start + size;
+            }
+        }
+        Ok(protocols)
+    }
+
+    /// Takes a field with an 8-bit length out of the one it stands in; returns that length.
+    fn field8(&mut self, outer: &mut usize) -> Outcome<usize> {
+        let [len] = self.part(outer)?;
+        take(outer, usize::from(len))
+    }
+
+    /// The same with a 16-bit length.
+    fn field16(&mut self, outer: &mut usize) -> Outcome<usize> {
+        let len = self.number16(outer)?;
+        take(outer, usize::from(len))
+    }
+
+    fn number16(&mut self, outer: &mut usize) -> Outcome<u16> {
+        Ok(u16::from_be_bytes(self.part(outer)?))
+    }
+
+    fn part<const N: usize>(&mut self, outer: &mut usize) -> Outcome<[u8; N]> {
+        take(outer, N)?;
+        self.array()
+    }
+
+    fn pass(&mut self, outer: &mut usize, len: usize) -> Outcome<()> {
+        take(outer, len)?;
+        self.skip(len)
+    }
+
+    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
+        let mut out = [0; N];
+        self.copy(&mut out)?;
+        Ok(out)
+    }
+
+    fn copy(&mut self, mut out: &mut [u8]) -> Outcome<()> {
+        self.want(out.len());
+        while !out.is_empty() {
+            self.open_record()?;
+            let len = out.len().min(self.record);
+            let Some(piece) = self.bytes.get(self.at..self.at + len) else {
+                return Err(self.missing());
+            };
+            let (now, later) = out.split_at_mut(len);
+            now.copy_from_slice(piece);
+            out = later;
+            self.advance(len);
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, mut len: usize) -> Outcome<()> {
+        self.want(len);
+        while len > 0 {
+            self.open_record()?;
+            let piece = len.min(self.record);
+            self.advance(piece);
+            len -= piece;
+        }
+        Ok(())
+    }
+
+    /// Waits for what was skipped, where its end was asked for already.
+    fn arrive(&self) -> Outcome<()> {
+        if self.at > self.bytes.len() { Err(self.missing()) } else { Ok(()) }
+    }
+
+    fn advance(&mut self, len: usize) {
+        self.at += len;
+        self.record -= len;
+        self.taken += len;
+    }
+
+    /// Reads the next record's header where the last record has ended.
+    fn open_record(&mut self) -> Outcome<()> {
+        if self.record > 0 {
+            return Ok(());
+        }
+        let header = self.bytes.get(self.at..).unwrap_or_default();
+        if header.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD) {
+            return Err(Halt::Invalid("not a TLS handshake record"));
+        }
+        // The minor version is arbitrary in practice; the major one never was anything else.
+        if header.get(1).is_some_and(|major| *major != 3) {
+            return Err(Halt::Invalid("not a TLS record version"));
+        }
+        let [_, _, _, high, low, ..] = *header else { return Err(self.missing()) };
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        if len == 0 || len > MAX_RECORD {
+            return Err(Halt::Invalid("record empty or over 16 KiB"));
+        }
+        self.at += RECORD_HEADER;
+        self.record = len;
+        Ok(())
+    }
+
+    /// Notes that no answer is possible without `len` bytes from here on.
+    fn want(&mut self, len: usize) {
+        self.wanted = self.wanted.max(self.taken + len);
+    }
+
+    fn missing(&self) -> Halt {
+        let at_least = self.reach(self.wanted - self.taken);
+        if at_least > MAX_HELLO { Halt::TooLarge } else { Halt::Missing { at_least } }
+    }
+
+    /// Where `len` more bytes of the message end at the earliest: in records as long as can be.
+    fn reach(&self, len: usize) -> usize {
+        let records = len.saturating_sub(self.record).div_ceil(MAX_RECORD);
+        self.at + len + records * RECORD_HEADER
+    }
+}
+
+/// Takes `len` bytes out of a field that has `outer` left.
+fn take(outer: &mut usize, len: usize) -> Outcome<usize> {
+    let Some(left) = outer.checked_sub(len) else {
+        return Err(Halt::Invalid("a length that passes the end of what it stands in"));
+    };
+    *outer = left;
+    Ok(len)
+}
+
+#[cfg(test)]
+mod tests;

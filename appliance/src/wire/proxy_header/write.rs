@@ -1,0 +1,167 @@
+//! A header is written, with what the endpoint is told of the client.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use config_sync::table::routing::{ProxyVersion, Transport};
+
+use crate::wire::proxy_header::{
+    Addresses, Crc32c, SIGNATURE, TLV_ALPN, TLV_AUTHORITY, TLV_CRC32C, TLV_SSL, TLV_SSL_CIPHER,
+    TLV_SSL_CN, TLV_SSL_VERSION, TLV_UNIQUE_ID, V2_START,
+};
+
+/// What an outgoing header says.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    pub transport: Transport,
+    pub addresses: Addresses,
+    /// These and all below: version 2 only. The server name that the client asked for.
+    pub authority: Option<&'a str>,
+    /// The protocol that was agreed on with the client.
+    pub alpn: Option<&'a [u8]>,
+    /// The client's TLS, where it ended here.
+    pub tls: Option<&'a ClientTls>,
+    pub unique_id: Option<u128>,
+    /// With a checksum over the header.
+    pub crc32c: bool,
+}
+
+/// A client's TLS connection, in OpenSSL's words: servers compare them as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTls {
+    pub version: &'static str,
+    pub cipher: &'static str,
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A certificate that a client has shown and that was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Within an earlier connection, of which this one resumes the session.
+    pub resumed: bool,
+    pub common_name: Option<String>,
+}
+
+/// Adds a header to `out`: [`MAX_V1`] bytes at the most, or about 1 KiB.
+pub fn write(version: ProxyVersion, header: &Outgoing<'_>, out: &mut Vec<u8>) {
+    match version {
+        ProxyVersion::V1 => write_v1(&header.addresses, out),
+        ProxyVersion::V2 => write_v2(header, out),
+    }
+}
+
+fn write_v1(addresses: &Addresses, out: &mut Vec<u8>) {
+    let (from, to) = (addresses.source.port(), addresses.destination.port());
+    let line = match family(addresses) {
+        Family::V4(source, destination) => {
+            format!("PROXY TCP4 {source} {destination} {from} {to}\r\n")
+        }
+        Family::V6(source, destination) => {
+            format!("PROXY TCP6 {source} {destination} {from} {to}\r\n")
+        }
+    };
+    out.extend_from_slice(line.as_bytes());
+}
+
+fn write_v2(header: &Outgoing<'_>, out: &mut Vec<u8>) {
+    const VERSION_2_PROXY: u8 = 0x21;
+    let start = out.len();
+    out.extend_from_slice(&SIGNATURE);
+    let transport = match header.transport {
+        Transport::Tcp => 1,
+        Transport::Udp => 2,
+    };
+    let family = family(&header.addresses);
+    let family_bits = match family {
+        Family::V4(..) => 0x10,
+        Family::V6(..) => 0x20,
+    };
+    out.extend_from_slice(&[VERSION_2_PROXY, family_bits | transport, 0, 0]);
+    match family {
+        Family::V4(source, destination) => {
+            out.extend_from_slice(&source.octets());
+            out.extend_from_slice(&destination.octets());
+        }
+        Family::V6(source, destination) => {
+            out.extend_from_slice(&source.octets());
+            out.extend_from_slice(&destination.octets());
+        }
+    }
+    out.extend_from_slice(&header.addresses.source.port().to_be_bytes());
+    out.extend_from_slice(&header.addresses.destination.port().to_be_bytes());
+    write_tlvs(header, out);
+    if header.crc32c {
+        tlv(out, TLV_CRC32C, |out| out.extend_from_slice(&[0; 4]));
+    }
+    // Names are at most 256 bytes, and there are few: it fits.
+    let len = u16::try_from(out.len() - start - V2_START).unwrap_or(u16::MAX);
+    out[start + 14..start + 16].copy_from_slice(&len.to_be_bytes());
+    if header.crc32c {
+        let mut sum = Crc32c::new();
+        sum.add(&out[start..]);
+        let place = out.len() - 4;
+        out[place..].copy_from_slice(&sum.value().to_be_bytes());
+    }
+}
+
+fn write_tlvs(header: &Outgoing<'_>, out: &mut Vec<u8>) {
+    let plain = |out: &mut Vec<u8>, kind, value: Option<&[u8]>| {
+        if let Some(value) = value.filter(|value| value.len() <= LONGEST) {
+            tlv(out, kind, |out| out.extend_from_slice(value));
+        }
+    };
+    plain(out, TLV_ALPN, header.alpn);
+    plain(out, TLV_AUTHORITY, header.authority.map(str::as_bytes));
+    if let Some(id) = header.unique_id {
+        tlv(out, TLV_UNIQUE_ID, |out| out.extend_from_slice(format!("{id:032x}").as_bytes()));
+    }
+    if let Some(tls) = header.tls {
+        tlv(out, TLV_SSL, |out| {
+            const HAS_TLS: u8 = 1;
+            const CERTIFICATE_NOW: u8 = 2;
+            const CERTIFICATE_IN_SESSION: u8 = 4;
+            let client = HAS_TLS
+                | match &tls.certificate {
+                    None => 0,
+                    Some(ClientCertificate { resumed: true, .. }) => CERTIFICATE_IN_SESSION,
+                    Some(_) => CERTIFICATE_NOW | CERTIFICATE_IN_SESSION,
+                };
+            out.push(client);
+            // 0: there was a certificate and it was right; a wrong one does not come this far.
+            out.extend_from_slice(&u32::from(tls.certificate.is_none()).to_be_bytes());
+            plain(out, TLV_SSL_VERSION, Some(tls.version.as_bytes()));
+            let name = tls.certificate.as_ref().and_then(|found| found.common_name.as_deref());
+            plain(out, TLV_SSL_CN, name.map(str::as_bytes));
+            plain(out, TLV_SSL_CIPHER, Some(tls.cipher.as_bytes()));
+        });
+    }
+}
+
+/// Bytes of a value: longer ones are left out. Server names and protocols are not.
+const LONGEST: usize = 256;
+
+fn tlv(out: &mut Vec<u8>, kind: u8, value: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(&[kind, 0, 0]);
+    let start = out.len();
+    value(out);
+    let len = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
+    out[start - 2..start].copy_from_slice(&len.to_be_bytes());
+}
+
+/// Both of one IP version: as they are, or both as IPv6.
+enum Family {
+    V4(Ipv4Addr, Ipv4Addr),
+    V6(Ipv6Addr, Ipv6Addr),
+}
+
+fn family(addresses: &Addresses) -> Family {
+    match (addresses.source.ip(), addresses.destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Family::V4(source, destination),
+        (source, destination) => {
+            let wide = |address| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => address,
+            };
+            Family::V6(wide(source), wide(destination))
+        }
+    }
+}
