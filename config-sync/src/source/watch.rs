@@ -73,6 +73,9 @@ pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<Watch> {
     let (begun, begins) = bounded(1);
     let thread = std::thread::Builder::new().name("ringway-watch".into());
     thread.spawn(move || {
+        // First of all: whoever has this watch may change the files at once, and a look shows only
+        // what differs from this one.
+        let said = look(&watching.paths);
         let result = watching.resolve();
         let is_good = result.is_ok();
         // What had changed before a watch that began too late is not known.
@@ -80,7 +83,7 @@ pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<Watch> {
             _ = say.try_send(());
         }
         if is_good {
-            watching.run(&events, &say);
+            watching.run(&events, &say, said);
         }
     })?;
     // Where a mount hangs, whoever asks is not held up: the watch begins once it answers.
@@ -102,8 +105,7 @@ struct Watching {
 
 impl Watching {
     #[expect(clippy::disallowed_methods, reason = "files are written by the clock of the machine")]
-    fn run(mut self, events: &Receiver<Event>, say: &mpsc::Sender<()>) {
-        let mut said = look(&self.paths);
+    fn run(mut self, events: &Receiver<Event>, say: &mpsc::Sender<()>, mut said: Look) {
         let mut before = said.clone();
         let (mut sign, mut next_look) = (None, Instant::now() + LOOK);
         while !say.is_closed() {
