@@ -23,6 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::backoff::Pauses;
 use crate::gateway::follow::causes::Causes;
 use crate::gateway::follow::lease::{self, Applied, Leases};
 use crate::gateway::follow::report::{Report, Reporter, Tally};
@@ -51,8 +52,7 @@ const LEASE: Duration = Duration::from_secs(15);
 const LEASE_KEPT: Duration = Duration::from_secs(3_600);
 
 /// Between attempts to read the own Node; doubles from the least to the most.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
-const MOST_PAUSE: Duration = Duration::from_secs(30);
+const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Replicas' addresses are compared this often.
 const ADDRESSES: Duration = Duration::from_secs(1);
@@ -431,7 +431,7 @@ async fn ask(
         return;
     };
     let api: Api<Node> = Api::all(client);
-    let mut pause = LEAST_PAUSE;
+    let mut pauses = PAUSES;
     loop {
         let line = format!("the addresses and zone of node {name}, asked for until known");
         let why = match tokio::time::timeout(CONNECT, api.get(&name)).await {
@@ -450,12 +450,11 @@ async fn ask(
             }
             Err(_) => Some("no answer"),
         };
-        if let Some(why) = why.filter(|_| pause == LEAST_PAUSE) {
+        if let Some(why) = why.filter(|_| pauses.is_first()) {
             tracing::warn!("{line}: {why}");
         }
         told.send_if_modified(|own| own.is_none() && own.replace(given.clone()).is_none());
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MOST_PAUSE);
+        tokio::time::sleep(pauses.take()).await;
     }
 }
 

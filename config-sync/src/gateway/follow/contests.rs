@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::backoff::Pauses;
 use crate::gateway::objects::ObjectName;
 use crate::gateway::status::{Kind, StatusOf};
 
@@ -15,8 +16,7 @@ use crate::gateway::status::{Kind, StatusOf};
 const FREE: u32 = 3;
 
 /// Then there is a pause before each time, which doubles from the least to the most.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
-const MOST_PAUSE: Duration = Duration::from_secs(60);
+const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// After so long without it, it is over. Whoever is on the other side may pause as long.
 const FORGOTTEN: Duration = Duration::from_secs(600);
@@ -33,6 +33,7 @@ type Id = (Kind, ObjectName);
 struct Contest {
     times: u32,
     last: Instant,
+    pauses: Pauses,
     /// This is not to be written before then.
     rest: Option<(StatusOf, Instant)>,
 }
@@ -78,13 +79,16 @@ impl Contests {
         if self.lost.remove(&id).is_none_or(|before| before != *wanted) {
             return Step::Write;
         }
-        let contest = self.all.entry(id).or_insert(Contest { times: 0, last: now, rest: None });
+        let begun = Contest { times: 0, last: now, pauses: PAUSES, rest: None };
+        let contest = self.all.entry(id).or_insert(begun);
         contest.times += 1;
         contest.last = now;
-        let Some(over) = contest.times.checked_sub(FREE + 1) else { return Step::Write };
-        let pause = (LEAST_PAUSE * (1 << over.min(8))).min(MOST_PAUSE);
-        contest.rest = Some((wanted.clone(), now + pause));
-        Step::Rest { is_news: over == 0 }
+        if contest.times <= FREE {
+            return Step::Write;
+        }
+        let is_news = contest.pauses.is_first();
+        contest.rest = Some((wanted.clone(), now + contest.pauses.take()));
+        Step::Rest { is_news }
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::gateway::follow::causes::Causes;
 use crate::gateway::follow::contests::{self, Contests, Step};
 use crate::gateway::follow::events::Events;
@@ -39,8 +40,7 @@ const LEAST_PASS: Duration = Duration::from_secs(1);
 const ATTEMPTS: usize = 5;
 
 /// Between a write that has failed and the next of the same; doubles from the least to the most.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
-const MOST_PAUSE: Duration = Duration::from_secs(30);
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// While replicas are behind nothing is written for so long: mostly they come after in moments, and
 /// one write is enough. Then comes all that does not depend on them.
@@ -98,13 +98,6 @@ struct Statuses {
     contests: Contests,
 }
 
-/// When something that has failed may be tried again.
-#[derive(Clone, Copy, Debug)]
-struct Backoff {
-    not_before: Instant,
-    pause: Duration,
-}
-
 /// A status that was found or made as it should be.
 #[derive(Clone)]
 struct Done {
@@ -118,14 +111,6 @@ impl Done {
     /// Nothing has happened to the object since.
     fn holds(&self, seen: &Version) -> bool {
         *seen == self.seen || *seen == self.now.version
-    }
-}
-
-impl Backoff {
-    /// After one more failure.
-    fn after(before: Option<&Self>, now: Instant) -> Self {
-        let pause = before.map_or(LEAST_PAUSE, |before| (before.pause * 2).min(MOST_PAUSE));
-        Self { not_before: now + pause, pause }
     }
 }
 
@@ -269,7 +254,7 @@ impl Reporter {
     fn until_retry(&self, desk: &Desk) -> Option<Duration> {
         let done = lock(&self.done);
         let all = done.failed.values().chain(&desk.accounts_failed);
-        let all = all.map(|backoff| backoff.not_before).chain(done.contests.next());
+        let all = all.filter_map(Backoff::due).map(Instant::from_std).chain(done.contests.next());
         let next = all.min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -303,7 +288,7 @@ impl Reporter {
 
     async fn keep_accounts(&self, pass: &Pass, desk: &mut Desk) {
         let now = Instant::now();
-        if desk.accounts_failed.is_some_and(|failed| now < failed.not_before) {
+        if desk.accounts_failed.is_some_and(|failed| !failed.is_due(now.into_std())) {
             return;
         }
         let wanted = pass.translation.infrastructure();
@@ -312,7 +297,9 @@ impl Reporter {
         desk.accounts_failed = kept.err().map(|error| {
             self.tally.errors.fetch_add(1, Ordering::Relaxed);
             self.causes.say("ServiceAccounts", "ServiceAccounts of Gateways", &error);
-            Backoff::after(desk.accounts_failed.as_ref(), Instant::now())
+            let mut backoff = desk.accounts_failed.unwrap_or(BACKOFF);
+            backoff.failed(Instant::now().into_std());
+            backoff
         });
     }
 
@@ -349,7 +336,7 @@ impl Reporter {
             // What is not wanted any more is not tried again.
             done.failed.retain(|id, _| open.contains(id));
             statuses.retain(|wanted| {
-                done.failed.get(&id(wanted)).is_none_or(|failed| now >= failed.not_before)
+                done.failed.get(&id(wanted)).is_none_or(|failed| failed.is_due(now.into_std()))
                     && !done.contests.rests(&id(wanted), wanted)
             });
             statuses
@@ -363,8 +350,7 @@ impl Reporter {
         if is_done {
             done.failed.remove(&id);
         } else {
-            let backoff = Backoff::after(done.failed.get(&id), Instant::now());
-            done.failed.insert(id, backoff);
+            done.failed.entry(id).or_insert(BACKOFF).failed(Instant::now().into_std());
         }
     }
 
@@ -552,17 +538,6 @@ mod tests {
         };
         let status = json!({ "addresses": null, "conditions": [2] });
         assert_eq!(patch, json!({ "metadata": { "resourceVersion": "7" }, "status": status }));
-    }
-
-    #[test]
-    fn pauses_grow_to_the_most() {
-        let start = Instant::now();
-        let mut backoff = Backoff::after(None, start);
-        assert_eq!(backoff.not_before, start + LEAST_PAUSE);
-        for _ in 0..10 {
-            backoff = Backoff::after(Some(&backoff), start);
-        }
-        assert_eq!(backoff.not_before, start + MOST_PAUSE);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::backoff::Pauses;
 use crate::gateway::follow::causes::Causes;
 use crate::gateway::follow::discovery::{self, CONFIG_MAP, KINDS, Kind, Served};
 use crate::gateway::follow::store::{Store, Table, Tables, Version};
@@ -34,7 +35,7 @@ const GONE: Duration = Duration::from_secs(4);
 
 /// Between attempts to watch; doubles from the least to the most.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
-const MOST_PAUSE: Duration = Duration::from_secs(5);
+const PAUSES: Pauses = Pauses::new(LEAST_PAUSE, Duration::from_secs(5));
 
 /// For so long the first table waits for a kind that Ringway may not read.
 const REFUSED: Duration = Duration::from_secs(20);
@@ -206,20 +207,21 @@ impl Follower {
     /// Starts, restarts and ends watchers as kinds come and go.
     async fn discover(self) {
         let mut missing = BTreeSet::new();
-        let mut pause = LEAST_PAUSE;
+        let mut pauses = PAUSES;
         loop {
-            match discovery::served(&self.client).await {
+            let pause = match discovery::served(&self.client).await {
                 Ok(served) => {
                     missing = self.take(&served, &missing);
                     self.bundle().await;
-                    pause = if missing.is_empty() { LOOK_SELDOM } else { LOOK_AGAIN };
+                    pauses.restart();
+                    if missing.is_empty() { LOOK_SELDOM } else { LOOK_AGAIN }
                 }
                 Err(error) => {
                     self.failed();
                     self.causes.say("kinds", "the kinds that the cluster serves", &error);
-                    pause = (pause * 2).clamp(LEAST_PAUSE, MOST_PAUSE);
+                    pauses.take()
                 }
-            }
+            };
             // A watcher that finds its kind gone may say so at once, and again and again.
             let early = async {
                 self.look.notified().await;
@@ -332,7 +334,7 @@ impl Follower {
         let mut events = pin!(self.events(kind, &resource, &scope));
         // A list that is being read anew: until it is whole, the one before stands.
         let mut fresh = Table::new();
-        let mut pause = LEAST_PAUSE;
+        let mut pauses = PAUSES;
         loop {
             // A watch that works again says so only when something happens; one that does not is
             // refused or times out before this.
@@ -348,14 +350,13 @@ impl Follower {
                 // Nothing has come yet: the list is about to be asked for, and may fail again.
                 Ok(Event::Init) => fresh.clear(),
                 Ok(event) => {
-                    pause = LEAST_PAUSE;
+                    pauses.restart();
                     self.state().heard = Some(now());
                     self.take_event(kind, &scope, event, &mut fresh, table);
                 }
                 Err(error) => {
                     self.lost(kind, &scope, &error);
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(MOST_PAUSE);
+                    tokio::time::sleep(pauses.take()).await;
                 }
             }
         }
