@@ -1,8 +1,8 @@
 //! Whether the proxy's hot paths execute more instructions than when someone last looked, and
 //! whether what is done for many grows no faster than they do.
 //!
-//! `appliance/benches/instructions.rs` counts them under Valgrind. The counts repeat exactly, but
-//! hold for one compiler and one target only: both stand in the committed file.
+//! `bench/instructions/benches/instructions.rs` counts them under Valgrind. The counts repeat
+//! exactly, but hold for one compiler and one target only: both stand in the committed file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -114,7 +114,7 @@ fn is_in_proportion(counts: &Counts) -> anyhow::Result<()> {
 fn count() -> anyhow::Result<Counts> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
-        .args(["bench", "--quiet", "-p", "ringway", "--bench", "instructions", "--"])
+        .args(["bench", "--quiet", "-p", "instructions", "--bench", "instructions", "--"])
         .arg("--output-format=json")
         .current_dir(WORKSPACE)
         .stderr(Stdio::inherit())
