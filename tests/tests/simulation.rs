@@ -1,6 +1,7 @@
 //! The proxy in the simulated kernel: many seeds, each a world of its own.
 //!
-//! `SEEDS=n` sets how many (default 10,000), `SEED=n` replays one with a trace.
+//! `SEEDS=n` sets how many (default 10,000), `SEED_SECONDS=n` ends after so long with as many as
+//! there were, `SEED=n` replays one with a trace.
 #![allow(clippy::cast_possible_truncation, reason = "what is counted here is small")]
 
 use std::io::Write as _;
@@ -9,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use config_sync::table::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol,
@@ -29,6 +31,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "how many seeds there is time for")]
 fn every_seed_keeps_every_promise() {
     if let Some(seed) = number("SEED") {
         let outcome = world::run(seed, true);
@@ -36,7 +39,9 @@ fn every_seed_keeps_every_promise() {
         return;
     }
     let seeds = number("SEEDS").unwrap_or(10_000);
+    let until = number("SEED_SECONDS").map(|limit| Instant::now() + Duration::from_secs(limit));
     let next = AtomicU64::new(0);
+    let done = AtomicU64::new(0);
     let coverage = Mutex::new(Coverage::default());
     let totals = [const { AtomicU64::new(0) }; 3];
     let failed = Mutex::new(Vec::new());
@@ -47,11 +52,16 @@ fn every_seed_keeps_every_promise() {
                 let mut mine = Coverage::default();
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds || !failed.lock().expect("no panic while held").is_empty() {
+                    let is_late = until.is_some_and(|until| Instant::now() >= until);
+                    if seed >= seeds
+                        || is_late
+                        || !failed.lock().expect("no panic while held").is_empty()
+                    {
                         break;
                     }
                     match catch_unwind(AssertUnwindSafe(|| world::run(seed, false))) {
                         Ok(outcome) => {
+                            done.fetch_add(1, Ordering::Relaxed);
                             mine.merge(&outcome.coverage);
                             let seen = [outcome.events, outcome.sessions, outcome.flows];
                             for (total, n) in totals.iter().zip(seen) {
@@ -76,6 +86,7 @@ fn every_seed_keeps_every_promise() {
     let [events, sessions, flows] = totals.map(AtomicU64::into_inner);
     let coverage = coverage.into_inner().expect("no panic while held");
     // Past the harness, which would show it only if the test failed.
+    let seeds = done.into_inner();
     let total = format!("{seeds} seeds, {events} events, {sessions} sessions, {flows} flows");
     writeln!(std::io::stderr(), "{total}\n{coverage}").expect("stderr");
     // A rare pair needs many seeds; a short run is for finding bugs.

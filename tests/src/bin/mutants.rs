@@ -1,11 +1,15 @@
 //! Plants one bug at a time in a copy of the proxy, and expects the simulation to find each.
 //!
 //! `cargo run -p ringway-tests --bin mutants [NAME...]`; exits with 1 if a bug survives, with 2 if
-//! one can't be planted (the code has changed: change the list with it).
+//! one can't be planted (the code has changed: change the list with it). `MUTANTS=n` plants only n
+//! of the list, which `MUTANTS_SEED=s` chooses; without the seed, the time does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::UNIX_EPOCH;
+
+use ringway_tests::rng::Rng;
 
 /// A bug: what stands in a file of `appliance/src/proxy` exactly once, and what stands there
 /// instead.
@@ -171,10 +175,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let mut survivors = 0;
-    for mutant in MUTANTS {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == mutant.name) {
-            continue;
-        }
+    for mutant in chosen(&wanted) {
         let path = copy.join("appliance/src/proxy").join(mutant.file);
         let original = fs::read_to_string(&path).expect("a file of the proxy");
         if original.matches(mutant.find).count() != 1 {
@@ -188,6 +189,25 @@ fn main() -> ExitCode {
         eprintln!("{:<28} {}", mutant.name, message.as_deref().unwrap_or("SURVIVED"));
     }
     ExitCode::from(u8::from(survivors > 0))
+}
+
+/// The bugs of these names; of no name, all bugs or a sample of them.
+fn chosen(wanted: &[String]) -> Vec<&'static Mutant> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let mut chosen: Vec<_> = MUTANTS.iter().collect();
+    if !wanted.is_empty() {
+        chosen.retain(|mutant| wanted.iter().any(|name| name == mutant.name));
+    } else if let Some(count) = number("MUTANTS") {
+        let time = || UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let seed = number("MUTANTS_SEED").unwrap_or_else(time);
+        eprintln!("{count} of {} bugs, MUTANTS_SEED={seed}", MUTANTS.len());
+        let mut rng = Rng::new(seed);
+        while chosen.len() as u64 > count {
+            let at = usize::try_from(rng.below(chosen.len() as u64)).expect("few");
+            chosen.swap_remove(at);
+        }
+    }
+    chosen
 }
 
 /// Runs the simulation in the copy: the message of the first promise that was broken.
@@ -249,7 +269,7 @@ fn lay_out(root: &Path, copy: &Path) {
         write(&copy.join(part).join("Cargo.toml"), &lean(&manifest, &copy.join(part)));
     }
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("the manifest");
-    write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench"]"#, "]"));
+    write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench", "bench/instructions"]"#, "]"));
 }
 
 /// Modules of the tests' library that the simulation of plain sessions and flows does without: what
