@@ -1,33 +1,36 @@
-//! The whole contract between the proxy, which decides, and the ring, which does.
+//! Defines the whole contract between the proxy, which decides, and the ring, which makes the
+//! system calls.
 //!
-//! The proxy pushes `(Token, Op)`; the ring (or the simulated kernel) carries ops out in the order
-//! in which they were pushed, and answers with `(Token, Event)`. Nothing in here is a descriptor, a
-//! pointer or a buffer: an op names things by index, and only the ring turns an index into them.
+//! The proxy pushes `(Token, Op)`. The ring (or the simulated kernel) carries ops out in the order
+//! in which the proxy pushed them, and answers with `(Token, Event)`. The contract has no
+//! descriptor, no pointer and no buffer: an op names things by index, and only the ring turns an
+//! index into one of these.
 //!
-//! An op either completes at once, and its event is handed to the proxy within the same turn
-//! (marked *direct* below), or it leads to events in later turns. An event whose token carries a
-//! generation that is over must change nothing.
+//! An op marked *direct* below completes at once, and the proxy gets its event within the same
+//! turn. Any other op leads to events in later turns. An event whose token carries an ended
+//! generation must change nothing.
 
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::routing::{SocketId, SocketOptions};
 
-/// What an op or event is about: a kind, a slot of that kind, and the slot's generation.
+/// The subject of an op or event: a kind, a slot of that kind, and the slot's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token {
     pub kind: Kind,
     pub slot: u32,
-    /// 24 bits; counts the uses of the slot. Always 0 for `Kind::Socket`.
+    /// 24 bits. Counts the uses of the slot. Always 0 for `Kind::Socket`.
     pub generation: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// A listening socket; the slot is its `SocketId`.
+    /// A listening socket. The slot is the socket's `SocketId`.
     Socket,
-    /// A TCP session: up to two connections and the pipes between them.
+    /// A TCP session: up to two connections, and the pipes between them.
     Session,
-    /// A UDP socket towards an endpoint, or towards all; or a flow that goes through one of these.
+    /// A UDP socket towards one endpoint, or towards all endpoints; or a flow through a shared
+    /// socket.
     Upstream,
 }
 
@@ -55,154 +58,167 @@ impl Side {
     }
 }
 
-/// The address from which an endpoint is connected to.
+/// The address from which the gateway connects to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The kernel chooses.
     Any,
-    /// One of this machine's own.
+    /// One of this machine's own addresses.
     Local(IpAddr),
-    /// A client's (IP_TRANSPARENT, ip(7); IPV6_TRANSPARENT, ipv6(7)). The port is the kernel's to
-    /// choose: the client's own may be in use towards this endpoint, by another session of the same
-    /// port to another listener, or by one that has just ended.
+    /// A client's address (IP_TRANSPARENT, ip(7); IPV6_TRANSPARENT, ipv6(7)). The kernel chooses
+    /// the port, because the client's own port may be in use towards this endpoint. Another session
+    /// of this port to another listener may use the port, or a session that has just ended.
     Client(IpAddr),
 }
 
 /// How a `Move` carries bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// recv and send through the worker's scratch memory: cheaper up to some 16 KiB a wake-up.
+    /// recv and send through the worker's scratch memory. Cheaper up to some 16 KiB a wake-up.
     Copy,
-    /// splice(2) through a pooled pipe: cheaper above.
+    /// splice(2) through a pooled pipe. Cheaper above some 16 KiB a wake-up.
     Splice,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     // ---- Kind::Socket, TCP ----
-    /// Accept until further notice. `Accepted` for each connection; `Stopped` when it ends by
-    /// itself, after which nothing is accepted until `Accept` is given again.
+    /// Accept until further notice. `Accepted` comes for each connection. `Stopped` comes when
+    /// accepting ends by itself; the ring then accepts nothing until the next `Accept`.
     Accept,
     /// Set options that connections accepted later inherit.
     Configure(SocketOptions),
-    /// TCP: turn new connections away without resetting any whose handshake has begun, hand over
-    /// those that wait (`Accepted`), close, and say `Unlistened`, the last event of this socket.
-    /// UDP: stop receiving, close, and say `Unlistened`; unless the socket was handed over anew in
-    /// the meantime, which takes its place and says `Stopped`.
+    /// TCP: turn new connections away without a reset of a connection whose handshake has begun.
+    /// Hand over the waiting connections (`Accepted`), close the socket, and say `Unlistened`, the
+    /// last event of this socket.
+    ///
+    /// UDP: stop receiving, close the socket, and say `Unlistened`. If the socket was handed over
+    /// anew in the meantime, the new socket takes the place of the old one, and `Stopped` comes
+    /// instead.
     Unlisten,
-    /// Close a connection that was accepted (`Accepted{incoming}`) with a reset. Its token is the
-    /// listening socket's. *Direct*, no event.
+    /// Close an accepted connection (`Accepted{incoming}`) with a reset. The token is that of the
+    /// listening socket. *Direct*, no event.
     Refuse { incoming: u32 },
 
     // ---- Kind::Session ----
-    /// Take an accepted connection as this session's client side and watch it: `Ready` from now on.
+    /// Take an accepted connection as this session's client side, and watch that side: `Ready` from
+    /// now on.
     Adopt { incoming: u32 },
-    /// Look at what the client has sent without taking it, at `at_least` bytes if there are so
-    /// many. *Direct*: `Peeked`. Fewer than `at_least` bytes wake nobody afterwards, until the
-    /// first `Move` from the client.
+    /// Look at the client's bytes without taking them, at `at_least` bytes if so many have come.
+    /// *Direct*: `Peeked`. Afterwards fewer than `at_least` bytes cause no `Ready`, until the first
+    /// `Move` from the client.
     Peek { at_least: u32 },
-    /// Connect the endpoint side and watch it: `Connected` or `ConnectFailed`, then `Ready`.
+    /// Connect the endpoint side, and watch that side: `Connected` or `ConnectFailed`, then
+    /// `Ready`.
     Connect { address: SocketAddr, source: Origin, options: SocketOptions },
-    /// Give up a `Connect` that is under way. Its `ConnectFailed` follows, whatever it had become.
+    /// Give up a `Connect` that is under way. `ConnectFailed` follows, even if the connection came
+    /// about.
     Abandon,
     /// Move bytes from one side to the other until would-block, budget, end or failure. *Direct*:
     /// `Moved`. Bytes held from the last `Move` of this direction go first.
     Move {
         from: Side,
         mode: Mode,
-        /// Bytes to read at the most.
+        /// Read at most this many bytes.
         budget: u32,
-        /// The source has announced its end, so a short read is not the last word.
+        /// The source has announced its end, so a short read does not mean that no byte is left.
         to_eof: bool,
     },
-    /// Receive from one side into the worker's small buffers as bytes come, and give them to the
-    /// other at once: `Moved` with `Stop::Drained` for each arrival. The side is not watched
-    /// meanwhile (a `Ready` that is on its way may come): so not while the other direction is
-    /// blocked. Ends with a `Moved` with any other stop: by itself when either direction is
-    /// blocked, no buffer is free, or the source ends or fails, and soon after `Unstream`. No
-    /// `Move` of this direction until then.
+    /// Receive from one side into the worker's small buffers as bytes come, and give these bytes to
+    /// the other side at once. `Moved` with `Stop::Drained` comes for each arrival.
+    ///
+    /// The ring does not watch the side during a `Stream`, so the other direction must not be
+    /// blocked. A `Ready` that is on its way may still come.
+    ///
+    /// A `Moved` with any other stop is the end of the stream. The stream ends by itself when
+    /// either direction is blocked, no buffer is free, or the source ends or fails; and it ends
+    /// soon after `Unstream`. Until then, this direction gets no `Move`.
     Stream { from: Side },
-    /// End a `Stream`. Without effect on one that has ended.
+    /// End a `Stream`. Has no effect on a stream that has ended.
     Unstream { from: Side },
-    /// Fewer than `at_least` bytes from this side wake nobody, until another `Mark`; its end, or a
-    /// failure, always does. What waits already is said again if it is enough. *Direct*, no event.
+    /// Fewer than `at_least` bytes from this side cause no `Ready`, until another `Mark`. An end or
+    /// a failure always causes one. If enough bytes wait already, `Ready` comes again. *Direct*, no
+    /// event.
     Mark { from: Side, at_least: u32 },
-    /// A long run of bytes goes to `side`: if its congestion control paces and it is near, give it
-    /// one that does not. *Direct*, no event.
+    /// A long run of bytes goes to `side`. If the congestion control of `side` paces and the peer
+    /// is near, choose a congestion control that does not pace. *Direct*, no event.
     Unpace { side: Side },
-    /// Receive what has come from one side, for a session that reads it. *Direct*: `Taken`. Ends
-    /// the raised mark of a `Peek`.
+    /// Receive the waiting bytes of one side, for a session that reads these bytes. *Direct*:
+    /// `Taken`. Ends the raised mark of a `Peek`.
     Take {
         from: Side,
-        /// Bytes at the most.
+        /// Take at most this many bytes.
         at_most: u32,
         /// As in `Move`.
         to_eof: bool,
     },
-    /// Send `len` bytes of the proxy's output, from `start` on, to a side. *Direct*: `Given`. No
-    /// other `Give` to this side before that.
+    /// Send `len` bytes of the proxy's output, from `start` on, to a side. *Direct*: `Given`. This
+    /// side gets no other `Give` before that event.
     Give { to: Side, start: u32, len: u32 },
-    /// Say how much of what `side` was sent its peer's kernel has not acknowledged: a reset may
-    /// overtake that. *Direct*: `Unacked`.
+    /// Ask how many bytes sent to `side` its peer's kernel has not acknowledged, because a reset
+    /// may overtake these bytes. *Direct*: `Unacked`.
     Unacked { side: Side },
-    /// Shut down the sending half towards `side` (a FIN after what was sent). *Direct*, no event.
+    /// Shut down the sending half towards `side` (a FIN after the bytes sent). *Direct*, no event.
     Shutdown { side: Side },
-    /// Close whatever the session has, with a reset on each side if `reset`; `Closed` once nothing
-    /// is in flight: the last event of this token.
+    /// Close all connections and pipes of the session, with a reset on each side if `reset`.
+    /// `Closed` comes when nothing is in flight, and is the last event of this token.
     Close { reset: bool },
 
     // ---- Kind::Socket (UDP) and Kind::Upstream ----
-    /// Receive until further notice: `Datagrams`; `Stopped` when it ends by itself.
+    /// Receive until further notice: `Datagrams`. `Stopped` comes when receiving ends by itself.
     Receive,
-    /// Open an upstream socket and connect it; receiving is asked for with `Receive`. *Direct*:
-    /// `OpenFailed` if that was not possible (the token is then free at once), else no event.
+    /// Open an upstream socket and connect the socket. `Receive` starts receiving. *Direct*: no
+    /// event, or `OpenFailed` if the socket could not be opened. The token is then free at once.
     Open { address: SocketAddr, source: Origin },
     /// Open an upstream socket for all endpoints of an IP version, on a port of its own and all
-    /// local addresses; else like `Open`.
+    /// local addresses. Otherwise like `Open`.
     OpenShared { ipv4: bool },
-    /// Send what `buffer` holds, as as many datagrams as were received, and give the buffer back.
-    /// On an upstream socket: to its endpoint. `SendFailed` for what was not sent.
+    /// Send the bytes of `buffer` in as many datagrams as were received, and give the buffer back.
+    /// On an upstream socket, the datagrams go to the endpoint. `SendFailed` comes for unsent
+    /// datagrams.
     SendUp { buffer: BufferId, part: Part },
-    /// The same on a listening socket, to a client, from `local` where that is known. `from` is the
-    /// upstream slot that the datagrams came from.
+    /// Like `SendUp`, but on a listening socket, to a client, from `local` where that address is
+    /// known. `from` is the upstream slot that received the datagrams.
     SendDown { buffer: BufferId, from: u32, peer: SocketAddr, local: Option<IpAddr> },
-    /// The same through the shared upstream socket in slot `via`, to an endpoint, from `local`. The
-    /// token is the flow's, a slot that no socket has.
+    /// Like `SendUp`, but through the shared upstream socket in slot `via`, to an endpoint, from
+    /// `local`. The token is that of the flow, in a slot that no socket has.
     SendVia { buffer: BufferId, part: Part, via: u32, peer: SocketAddr, local: IpAddr },
-    /// Give a buffer back unsent. *Direct*, no event. The token is the one it was received on.
+    /// Give a buffer back unsent. The token is the one that received the buffer. *Direct*, no
+    /// event.
     Recycle { buffer: BufferId },
-    /// Close an upstream socket; `Closed` once nothing is in flight: the last event of this token.
+    /// Close an upstream socket. `Closed` comes when nothing is in flight, and is the last event of
+    /// this token.
     CloseUpstream,
 }
 
-/// Shared sockets that may be open beside the upstream slots of as many flows as the limit allows:
-/// slots are below the sum.
+/// The maximum number of shared sockets, beside the upstream slots of as many flows as the limit
+/// allows. All slots are below the sum.
 pub const SHARED_SOCKETS: u32 = 2;
 
-/// Which datagrams of a buffer are sent, and what becomes of each on its way.
+/// The datagrams of a buffer to send, and the change of each on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// Those before it have had their answer.
+    /// The datagrams before `first` already have their answer.
     pub first: u16,
-    /// 0: all that follow.
+    /// 0: all datagrams from `first` on.
     pub count: u16,
-    /// So many bytes are taken off the front of each.
+    /// Take this many bytes off the front of each datagram.
     pub strip: u16,
-    /// These bytes of the turn's output go in front of each: start and length.
+    /// Put these bytes of the turn's output in front of each datagram: start and length.
     pub head: (u32, u16),
-    /// The buffer is not given back yet: there is another answer.
+    /// Do not give the buffer back yet, because another answer follows.
     pub more: bool,
 }
 
-/// A receive buffer of this worker, from `Datagrams` until it is sent or recycled: each buffer is
-/// answered with exactly one of these, and before it with any number of sends of parts.
+/// A receive buffer of this worker, from `Datagrams` until the buffer is sent or recycled. Each
+/// buffer gets exactly one of these answers. Any number of sends of parts may come before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u16);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     // ---- Kind::Socket ----
-    /// A connection was accepted. It must be answered with `Adopt` or `Refuse` in the same turn.
+    /// A connection was accepted. The proxy must answer with `Adopt` or `Refuse` in this turn.
     Accepted {
         incoming: u32,
         peer: SocketAddr,
@@ -216,8 +232,8 @@ pub enum Event {
     Unlistened,
 
     // ---- Kind::Session ----
-    /// News about one side. `ending`: the peer has sent its FIN (or worse); `failed`: the
-    /// connection is broken. Edges, not levels: each is said once.
+    /// News about one side. `ending`: the peer has sent its FIN (or worse). `failed`: the
+    /// connection is broken. The flags are edges, not levels: each is said once.
     Ready {
         side: Side,
         readable: bool,
@@ -225,17 +241,17 @@ pub enum Event {
         ending: bool,
         failed: bool,
     },
-    /// The first `len` bytes that wait are `bytes[start..start + len]` of the turn's byte arena;
-    /// there may be more if these are as many as were asked for. `end`: there are not, and no more
+    /// The first `len` waiting bytes are `bytes[start..start + len]` of the turn's byte arena. If
+    /// `len` is as many as were asked for, more bytes may wait. `end`: no more bytes wait, and none
     /// will come.
     Peeked {
         start: u32,
         len: u32,
         end: bool,
     },
-    /// The endpoint side is there; it counts as writable.
+    /// The endpoint side is connected. The side counts as writable.
     Connected,
-    /// There is no endpoint side now; another `Connect` may follow.
+    /// The session has no endpoint side now. Another `Connect` may follow.
     ConnectFailed {
         why: Why,
     },
@@ -245,7 +261,7 @@ pub enum Event {
         read: u32,
         /// Bytes given to the destination.
         sent: u32,
-        /// Bytes taken and not yet given: they go first in the next `Move`.
+        /// Bytes taken and not yet given. The next `Move` sends these bytes first.
         held: u32,
         stop: Stop,
     },
@@ -254,21 +270,23 @@ pub enum Event {
         from: Side,
         start: u32,
         len: u32,
-        /// `Drained`, `Budget`, `Eof` (then there are no bytes) or `Failed`.
+        /// `Drained`, `Budget`, `Eof` (with no bytes) or `Failed`.
         stop: Stop,
     },
-    /// What a `Give` has done.
+    /// The result of a `Give`.
     Given {
         to: Side,
         /// Bytes that the side took.
         sent: u32,
-        /// Those that it did not take, in the turn's byte arena as above: they are the proxy's.
+        /// Bytes that the side did not take, in the turn's byte arena as in `Taken`. The proxy
+        /// keeps them.
         start: u32,
         len: u32,
-        /// `Drained`: all were given. Else `Blocked` or `Failed`.
+        /// `Drained`: all bytes were given. Otherwise `Blocked` or `Failed`.
         stop: Stop,
     },
-    /// `bytes`, and one more for a FIN, are not acknowledged yet; 0 too if the connection is gone.
+    /// The peer has not acknowledged `bytes` bytes. A FIN counts as one byte. Also 0 if the
+    /// connection is gone.
     Unacked {
         side: Side,
         bytes: u32,
@@ -276,13 +294,14 @@ pub enum Event {
     Closed,
 
     // ---- Kind::Socket (UDP) and Kind::Upstream ----
-    /// One buffer with one datagram, or with a train of datagrams of one sender of which all but
-    /// the last have one size.
+    /// One buffer with one datagram, or with a train of datagrams of one sender. All datagrams of a
+    /// train but the last have one size.
     Datagrams {
         buffer: BufferId,
-        /// The sender; `None` on a connected upstream socket (it is the endpoint).
+        /// The sender. `None` on a connected upstream socket, where the endpoint is the sender.
         peer: Option<SocketAddr>,
-        /// The address it was sent to, on sockets bound to a wildcard address: shared ones are.
+        /// The destination address, on sockets bound to a wildcard address. Shared sockets are
+        /// bound so.
         local: Option<IpAddr>,
         /// Payload bytes in all.
         bytes: u32,
@@ -290,21 +309,22 @@ pub enum Event {
         size: u32,
         /// Datagrams, at least 1.
         count: u32,
-        /// The kernel cut it: not to be forwarded.
+        /// The kernel cut the datagram or train, so the proxy must not forward it.
         truncated: bool,
     },
-    /// An upstream socket could not be had; its token is free.
+    /// An upstream socket could not be opened. The token is free.
     OpenFailed {
         why: Why,
     },
-    /// `count` datagrams were not sent. `Why::Refused` on an upstream socket: the endpoint's port
-    /// is closed, as an earlier datagram has shown; the send was tried again before this was said.
+    /// `count` datagrams were not sent. `Why::Refused` on an upstream socket: an earlier datagram
+    /// has shown that the endpoint's port is closed, and the ring tried the send again before this
+    /// event.
     SendFailed {
         why: Why,
         count: u32,
     },
-    /// `count` datagrams to an endpoint go in fragments because of the head that was put before
-    /// each (`Part`): without it, the path would have taken them whole.
+    /// `count` datagrams to an endpoint go in fragments because of the head in front of each
+    /// (`Part`). Without the head, each datagram would have fitted the path whole.
     Fragmented {
         count: u32,
     },
@@ -313,27 +333,27 @@ pub enum Event {
 /// Why a `Move` stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The source has no more for now; a `Ready` will come, or, of a `Stream`, more of the same.
+    /// The source has no more bytes for now. A `Ready` will come; of a `Stream`, another `Moved`.
     Drained,
-    /// The destination takes no more for now; a `Ready` will come.
+    /// The destination takes no more bytes for now. A `Ready` will come.
     Blocked,
-    /// The budget was used up, or a `Stream` is over; there may be more.
+    /// The budget was used up, or a `Stream` is over. More bytes may wait.
     Budget,
-    /// The source has ended, and all that it sent was given to the destination: nothing is held.
+    /// The source has ended, and the destination took all bytes of the source: no bytes are held.
     Eof,
-    /// One side has failed. What is held can't be delivered if that is the destination.
+    /// One side has failed. If that is the destination, the held bytes can't be delivered.
     Failed { side: Side, why: Why },
 }
 
 impl Why {
-    /// Whether it was about a peer, and is over when it was said. What is about this machine is
-    /// the same when it is asked again at once.
+    /// Whether the error was about a peer. Such an error is over once it was reported. An error of
+    /// this machine comes again if the system call is repeated at once.
     pub fn is_of_peer(self) -> bool {
         matches!(self, Self::Refused | Self::Reset | Self::TimedOut | Self::Unreachable(_))
     }
 }
 
-/// What the kernel said, as far as anyone decides by it.
+/// An error of the kernel, as far as a decision depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Why {
     /// ECONNREFUSED
@@ -342,7 +362,7 @@ pub enum Why {
     Reset,
     /// ETIMEDOUT
     TimedOut,
-    /// ENETUNREACH, EHOSTUNREACH, ...: which of them
+    /// ENETUNREACH, EHOSTUNREACH, ...: the errno says which
     Unreachable(i32),
     /// EADDRNOTAVAIL, or EAGAIN where a source port was to be chosen
     NoPorts,
@@ -355,7 +375,8 @@ pub enum Why {
     /// EMSGSIZE, EINVAL of a datagram
     TooBig,
     /// EINVAL, EADDRNOTAVAIL, ENETUNREACH of a datagram that states its source address: this
-    /// machine does not have it, or no route from it. Kernels differ in which errno is which.
+    /// machine does not have the address, or has no route from the address. Kernels differ in which
+    /// errno means which.
     BadSource,
     /// `Abandon` was asked for
     Abandoned,

@@ -1,9 +1,9 @@
 //! Ringway: a Layer-4 gateway for Linux, one io_uring per core.
 //!
-//! [`control`] starts everything and talks to people. [`worker`] is one core's loop: it joins
-//! [`proxy`], which decides, and [`ring`], which does. [`contract`] is all that these two say to
-//! each other; [`wire`] reads and writes the bytes of protocols; [`stats`] is what a worker counts
-//! and tells.
+//! [`control`] starts everything and talks to people. [`worker`] is the loop of one core. The loop
+//! joins [`proxy`], which decides, and [`ring`], which makes the system calls. [`contract`] is all
+//! that the proxy and the ring say to each other. [`wire`] reads and writes the bytes of protocols.
+//! [`stats`] holds the counters and the records of a worker.
 
 #![deny(unsafe_code)]
 

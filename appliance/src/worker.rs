@@ -1,4 +1,4 @@
-//! One core: the loop that joins a proxy and a ring. The only place that reads the clock.
+//! Runs one core: the loop that joins a proxy and a ring. Only this file reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "here time enters; elsewhere it is an argument")]
 
@@ -23,7 +23,7 @@ use crate::ring::{Features, Ring, RingError, Turn};
 use crate::stats::counters::Counters;
 use crate::stats::records::Record;
 
-/// Microseconds since the process began; the same for all workers and the control thread.
+/// Microseconds since the process began. All workers and the control thread share this clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
@@ -36,17 +36,18 @@ impl Clock {
         u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// The Unix time at which it stood at 0, microseconds, as the time of day is now: to a second.
+    /// The Unix time in microseconds at which the clock stood at 0, computed from the present time
+    /// of day, to a second.
     pub fn epoch(self) -> u64 {
         (UnixTime::now().as_secs() * 1_000_000).saturating_sub(self.micros())
     }
 }
 
-/// All that a worker is given.
+/// The settings and channels of a worker.
 pub struct WorkerConfig {
-    /// The core to run on; `None`: wherever the scheduler likes.
+    /// The core to run on. `None`: the scheduler chooses the core.
     pub core: Option<CoreId>,
-    /// Its number, from 0.
+    /// The worker's number, from 0.
     pub index: usize,
     pub limits: Limits,
     pub features: Features,
@@ -56,21 +57,22 @@ pub struct WorkerConfig {
     pub wake: OwnedFd,
     pub records: Sender<Record>,
     pub clock: Clock,
-    /// Until when source ports are short, microseconds of the clock: all workers read and write it,
-    /// so that none keeps idle sockets whose ports another wants.
+    /// The time until which source ports are short, in microseconds of the clock. All workers read
+    /// and write this value, so that no worker keeps idle sockets whose ports another worker wants.
     pub ports_short: Arc<AtomicU64>,
-    /// Of its random choices.
+    /// The seed of the worker's random choices.
     pub seed: u64,
 }
 
-/// A worker's thread, and its word on whether it has a ring: nothing may be bound before it has.
+/// A worker's thread, and its word on whether it has a ring. Nothing may be bound before the worker
+/// has a ring.
 pub struct Spawned {
     pub thread: JoinHandle<io::Result<()>>,
     pub ready: Receiver<Result<(), RingError>>,
 }
 
-/// Starts a worker. Its thread ends after the last table, when nothing lives any more, or with the
-/// error that made its ring useless.
+/// Starts a worker. The thread ends after the last table, when no session or flow lives any more.
+/// An error that makes the ring useless also ends the thread.
 ///
 /// # Errors
 /// The thread could not be made.
@@ -86,7 +88,8 @@ pub fn spawn(config: WorkerConfig) -> io::Result<Spawned> {
         let mut worker = match Worker::new(config) {
             Ok(worker) => worker,
             Err(error) => {
-                // The control thread waits for this word; it has gone only if the process ends.
+                // The control thread waits for this word. The receiver is gone only if the process
+                // ends.
                 let _ = tell.send(Err(error));
                 return Ok(());
             }
@@ -100,14 +103,14 @@ pub fn spawn(config: WorkerConfig) -> io::Result<Spawned> {
     Ok(Spawned { thread, ready })
 }
 
-/// A core's proxy and ring. It belongs to the thread that makes it.
+/// The proxy and the ring of a core. A worker belongs to the thread that makes it.
 pub struct Worker {
     proxy: Proxy,
     ring: Ring,
     turn: Turn,
     ops: Vec<(Token, Op)>,
-    /// What the latest tables hand over and ask of the ring. A session's ops never wait for these:
-    /// they are about listening sockets.
+    /// The sockets that the latest tables hand over, and the ops that these tables ask of the ring.
+    /// These ops are about listening sockets, so a session's ops never wait for them.
     tables: TableQueue<OwnedFd>,
     commands: Receiver<Command>,
     records: Sender<Record>,
@@ -116,37 +119,36 @@ pub struct Worker {
     counters: Arc<Counters>,
     clock: Clock,
     ports_short: Arc<AtomicU64>,
-    /// When the time of day is to be looked at again.
+    /// When the worker looks at the time of day again.
     look_at: u64,
 }
 
-/// Events and ops of one turn for which there is room from the start: as many as the completion
-/// queue holds.
+/// Room from the start for the events and ops of one turn: as many as the completion queue holds.
 const MOST: usize = 16_384;
 
-/// How many of the tables' steps are carried out in one turn: a table of a thousand new listeners
-/// must not make sessions wait for milliseconds.
+/// The maximum number of the tables' steps in one turn. A table of a thousand new listeners must
+/// not make sessions wait for milliseconds.
 const TABLE_STEPS: usize = 64;
 
-/// One turn in so many is timed: the clock is read once a turn otherwise.
+/// One turn in this many is timed. Otherwise the worker reads the clock once a turn.
 pub const SAMPLED: u64 = 8;
 
-/// How long the time of day is taken to go on as the worker's clock does, microseconds.
+/// Microseconds for which the worker trusts its own clock before it looks at the time of day again.
 const DAYTIME: u64 = 10_000_000;
 
-/// A deadline that is acted on so much later, microseconds, says that the worker did not run; and
-/// how often it then looks for more that has come.
+/// Microseconds. A deadline that is acted on this much later shows that the worker did not run.
 const LATE: u64 = 100_000;
+/// How often the worker then looks for more events.
 const MOST_LOOKS: u32 = 64;
 
-/// How soon records that found the channel full are tried again.
+/// The pause before the worker tries records again that found the channel full.
 const RETRY: Duration = Duration::from_millis(20);
 
 impl Worker {
-    /// Opens the ring, and allocates all that the limits allow.
+    /// Opens the ring, and allocates all memory that the limits allow.
     ///
     /// # Errors
-    /// The kernel refuses the ring, or the memory or files for it.
+    /// The kernel refuses the ring, or the memory or files for the ring.
     pub fn new(config: WorkerConfig) -> Result<Self, RingError> {
         let counters = config.counters;
         Ok(Self {
@@ -165,7 +167,7 @@ impl Worker {
         })
     }
 
-    /// Waits for something to happen or to be due, and does all that follows from it.
+    /// Waits for an event or a deadline, and does all the work that follows.
     ///
     /// # Errors
     /// The ring is of no use any more.
@@ -198,7 +200,8 @@ impl Worker {
         Ok(())
     }
 
-    /// It is written only while ports are short, so all others find it in their cache.
+    /// Shares the shortage of source ports with the other workers. The worker writes the value only
+    /// while ports are short, so all other workers find the value in their cache.
     fn share_shortage(&mut self) {
         let known = self.ports_short.load(Ordering::Relaxed);
         let until = self.proxy.share_shortage(known);
@@ -219,9 +222,10 @@ impl Worker {
         [deadline, retry].into_iter().flatten().min()
     }
 
-    /// Sees to what has come by `now`, before anything expires. The wait may have ended before that
-    /// was said: after the process was stopped, or had no core, bytes of a session that looks idle
-    /// may have waited for long. Where a deadline is late, what buffers had no room for counts too.
+    /// Handles the events that came by `now`, before anything expires. The wait may have ended
+    /// before these events were reported: if the process was stopped or had no core, bytes of a
+    /// session that looks idle may have waited for long. Where a deadline is late, the worker looks
+    /// several times, because the bytes for which no buffer was free count too.
     fn catch_up(&mut self, now: u64, due: u64) -> io::Result<bool> {
         let looks = if now - due < LATE { 1 } else { MOST_LOOKS };
         let mut woken = false;
@@ -235,8 +239,8 @@ impl Worker {
         Ok(woken)
     }
 
-    /// Gives every event to the proxy and carries out what it asks for, until it asks no more.
-    /// Directions with much to move leave by way of `resume`, so this ends.
+    /// Gives each event to the proxy and carries out the proxy's ops, until no event is left.
+    /// Directions with much to move go on in `resume`, so this loop ends.
     fn settle(&mut self, now: u64) {
         let mut next = 0;
         while next < self.turn.events.len() {
@@ -251,7 +255,8 @@ impl Worker {
                 };
                 self.proxy.handle(now, token, event, bytes, &mut self.ops);
             }
-            // All that referred to it was handled: so it stays as small as one round's.
+            // The proxy has handled all events that refer to these bytes, so the arena stays as
+            // small as one round needs.
             self.turn.bytes.clear();
             self.carry_out();
         }
@@ -287,8 +292,8 @@ impl Worker {
         }
     }
 
-    /// Some of what the tables hand over and ask for; the rest in the next turns. New sockets
-    /// listen already, so nobody is turned away by those that are not accepted from yet.
+    /// Carries out some steps of the tables, and leaves the rest for the next turns. New sockets
+    /// listen already, so no client is turned away by a socket that does not accept yet.
     fn carry_on_with_tables(&mut self, now: u64) {
         if self.tables.is_empty() {
             return;
@@ -297,7 +302,7 @@ impl Worker {
             match step {
                 Step::Op(token, op) => self.ops.push((token, op)),
                 Step::Listen(id, transport, socket) => {
-                    // What was asked for earlier comes first.
+                    // Ops that were asked for earlier come first.
                     self.ring.carry_out(&mut self.ops, &mut self.turn);
                     self.ring.listen(id, transport, socket);
                 }
@@ -307,8 +312,8 @@ impl Worker {
         self.settle(now);
     }
 
-    /// Passes records on without ever waiting: lines of the access log are dropped when the channel
-    /// is full, all else is kept for the next turn.
+    /// Passes records on without ever waiting. If the channel is full, the worker drops lines of
+    /// the access log, and keeps all other records for the next turn.
     fn report(&mut self) {
         for record in self.proxy.records().drain(..) {
             if self.kept.is_empty() {
@@ -328,7 +333,7 @@ impl Worker {
         }
     }
 
-    /// The last table was applied, nothing lives, and the control thread knows.
+    /// Whether the last table was applied, no session or flow lives, and the control thread knows.
     pub fn is_done(&self) -> bool {
         self.proxy.is_done() && self.kept.is_empty() && self.tables.is_empty()
     }

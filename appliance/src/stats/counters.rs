@@ -1,5 +1,6 @@
-//! Counters of one worker. One writer each, so an addition is a load and a store, never a locked
-//! instruction; the control thread reads them at scrape and sums over workers.
+//! Counts the events of one worker. Each counter has one writer, so an addition is a load and a
+//! store, never a locked instruction. The control thread reads the counters at a scrape, and sums
+//! over the workers.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,19 +9,19 @@ use config_sync::table::routing::{EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LIS
 
 use crate::stats::records::{CloseReason, DropReason};
 
-/// One worker's counters; aligned so that two workers never share a cache line.
+/// The counters of one worker, aligned so that two workers never share a cache line.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Counters {
-    /// TCP connections accepted, whatever became of them.
+    /// TCP connections accepted, however they ended.
     pub accepted: Counter,
-    /// Connections that their client reset before they could be given to the proxy.
+    /// Connections that the client reset before the proxy got them.
     pub aborted: Counter,
-    /// Sessions closed for which no listener was found, by `CloseReason`.
+    /// Closed sessions without a listener, by `CloseReason`.
     pub unmatched: [Counter; CloseReason::COUNT],
-    /// Accepting paused because files or memory ran out.
+    /// Times that accepting paused because files or memory ran out.
     pub accept_pauses: Counter,
-    /// Receiving on a UDP socket paused because of an error of this machine.
+    /// Times that receiving on a UDP socket paused because of an error of this machine.
     pub receive_pauses: Counter,
     /// Multishot accepts, polls and receives that ended by themselves and were armed again.
     pub rearms: Counter,
@@ -28,39 +29,41 @@ pub struct Counters {
     pub buffer_shortages: Counter,
     /// Receive buffers for datagrams that the kernel holds now.
     pub buffers_free: Counter,
-    /// Completions that did not fit the completion queue (the kernel keeps them; it costs time).
+    /// Completions that did not fit the completion queue. The kernel keeps them, which costs time.
     pub cq_overflows: Counter,
-    /// Directions that wanted a pipe when all were in use, and went on without.
+    /// Directions that wanted a pipe when all pipes were in use, and went on without one.
     pub pipe_shortages: Counter,
     pub pipes_used: Counter,
-    /// Times that a direction became bulk, and its wake-ups fewer and larger.
+    /// Times that a direction became bulk. A bulk direction wakes less often, for more bytes each
+    /// time.
     pub bulk_runs: Counter,
-    /// Connections that carry bulk to a near peer and were paced until then.
+    /// Paced connections that carry bulk to a near peer, and that got congestion control without
+    /// pacing.
     pub unpaced: Counter,
-    /// Streams begun, for directions that are busy with small messages.
+    /// Streams begun. A stream serves a direction that is busy with small messages.
     pub streams: Counter,
     /// Turns of the worker's loop.
     pub turns: Counter,
-    /// How long one turn in `worker::SAMPLED` took, from waking up to waiting again. What is ready
-    /// on one session waits as long for the others'.
+    /// Duration of one turn in `worker::SAMPLED`, from waking up to waiting again. A ready session
+    /// waits up to this long for the other sessions.
     pub turn: Histogram,
-    /// Log records that found the channel full.
+    /// Log records that were dropped because the channel was full.
     pub records_dropped: Counter,
     pub sessions: Counter,
     pub flows: Counter,
-    /// Upstream UDP sockets: open, and of these resting in quarantine or free.
+    /// Upstream UDP sockets: all open ones, and the open ones that rest in quarantine or are free.
     pub upstreams: Counter,
     pub upstreams_resting: Counter,
     /// Addresses of flows on shared upstream sockets, in use or resting.
     pub pairs: Counter,
     /// Times that a source address had no UDP port.
     pub port_shortages: Counter,
-    /// Datagrams on shared upstream sockets that did not come from a flow's endpoint.
+    /// Datagrams on shared upstream sockets whose sender was not the endpoint of a flow.
     pub strangers: Counter,
-    /// Generation of the table in force.
+    /// The generation of the table in force.
     pub generation: Counter,
-    /// Microseconds that taking over a table took, with all that followed in that turn: the latest
-    /// and the most. Sessions wait as long.
+    /// Microseconds for taking over a table, with the rest of the work that the table caused in
+    /// that turn: the latest value and the greatest. Sessions wait that long.
     pub table_micros: Counter,
     pub table_micros_most: Counter,
     listeners: Chunked<ListenerCounters>,
@@ -71,9 +74,9 @@ pub struct Counters {
 pub struct ListenerCounters {
     /// Sessions or flows given to this listener.
     pub opened: Counter,
-    /// Ended before there was an endpoint, by `CloseReason`.
+    /// Sessions or flows that ended without an endpoint, by `CloseReason`.
     pub refused: ByReason<{ CloseReason::COUNT }>,
-    /// Ended after, by `CloseReason`.
+    /// Sessions or flows that ended after they had an endpoint, by `CloseReason`.
     pub closed: ByReason<{ CloseReason::COUNT }>,
     pub bytes_up: Counter,
     pub bytes_down: Counter,
@@ -83,21 +86,22 @@ pub struct ListenerCounters {
     pub from_endpoints: Counter,
     pub to_clients: Counter,
     pub dropped: ByReason<{ DropReason::COUNT }>,
-    /// Datagrams that fitted the path to their endpoint until a PROXY header was put before them.
+    /// Datagrams that fitted the path to their endpoint until the gateway put a PROXY header in
+    /// front.
     pub fragmented: Counter,
-    /// How long sessions or flows lived that had an endpoint.
+    /// Lifetimes of the sessions or flows that had an endpoint.
     pub duration: Histogram,
 }
 
 #[derive(Debug, Default)]
 pub struct EndpointCounters {
-    /// Sessions connected, or flows given to it.
+    /// Sessions connected to the endpoint, or flows given to the endpoint.
     pub opened: Counter,
     pub closed: Counter,
     pub connect_failures: Counter,
     /// Sends refused by ICMP port unreachable.
     pub refusals: Counter,
-    /// Replies that came after their flow was over.
+    /// Replies that came after the end of their flow.
     pub late_replies: Counter,
     /// Resets by the endpoint.
     pub resets: Counter,
@@ -128,7 +132,7 @@ impl Counter {
     }
 }
 
-/// Counters by a word's index (`CloseReason as usize`, `DropReason as usize`).
+/// Counters by the index of a reason (`CloseReason as usize`, `DropReason as usize`).
 #[derive(Debug)]
 pub struct ByReason<const N: usize>([Counter; N]);
 
@@ -146,7 +150,8 @@ impl<const N: usize> std::ops::Deref for ByReason<N> {
     }
 }
 
-/// Upper bounds of the buckets, in microseconds; one more bucket takes the rest.
+/// Upper bounds of the buckets, in microseconds. One more bucket counts the values above all
+/// bounds.
 pub const BUCKETS: [u64; 15] = [
     100,
     250,
@@ -167,7 +172,7 @@ pub const BUCKETS: [u64; 15] = [
 
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// Not cumulative; the last takes what is above all bounds.
+    /// Not cumulative. The last bucket counts the values above all bounds.
     pub buckets: [Counter; BUCKETS.len() + 1],
     /// Microseconds.
     pub sum: Counter,
@@ -227,8 +232,9 @@ impl Counters {
         self.endpoints.get(id.index())
     }
 
-    /// The id is to be another listener's. Nothing may have counted by it for a while: this is the
-    /// one place where another thread than the worker's writes.
+    /// Sets a listener's counters to 0, because another listener gets the id. No worker may have
+    /// counted by this id for a while: only this function writes counters on another thread than
+    /// the worker's.
     pub fn forget_listener(&self, id: ListenerId) {
         let ListenerCounters {
             opened,
@@ -250,7 +256,7 @@ impl Counters {
         all.chain(duration.all()).for_each(|counter| counter.set(0));
     }
 
-    /// The same for an endpoint's.
+    /// Sets an endpoint's counters to 0, under the rule of `forget_listener`.
     pub fn forget_endpoint(&self, id: EndpointId) {
         let EndpointCounters {
             opened,
@@ -270,7 +276,8 @@ impl Counters {
 }
 
 impl ListenerCounters {
-    /// Whether it has sessions or flows. Ends are read first, so that none is missed.
+    /// Whether the listener has sessions or flows. Ends are read before openings, so a live session
+    /// is never missed.
     pub fn is_live(&self) -> bool {
         let ended = |reasons: &[Counter]| reasons.iter().map(Counter::get).sum::<u64>();
         let ended = ended(&*self.closed) + ended(&*self.refused);
@@ -291,8 +298,9 @@ impl Default for Counters {
     }
 }
 
-/// An array whose memory comes a chunk at a time, when an id in it is first used (that is: when a
-/// table with it is applied, or at the first scrape after), so that limits cost nothing.
+/// An array that allocates its memory in chunks, so that high limits cost nothing. A chunk is
+/// allocated at the first use of an id in the chunk: when a table with that id is applied, or at
+/// the first scrape after.
 #[derive(Debug)]
 struct Chunked<T> {
     chunks: Box<[OnceLock<Box<[T]>>]>,

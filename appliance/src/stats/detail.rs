@@ -1,4 +1,4 @@
-//! What more there is to say of a reason to people: what a peer, TLS or the kernel has said.
+//! Explains a reason to people: holds the words of a peer, of TLS or of the kernel.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -9,13 +9,14 @@ use crate::contract::Why;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// At most [`LONGEST`] bytes, and as peers have said them: whoever writes it down escapes it.
+    /// At most [`LONGEST`] bytes. A peer may have chosen these bytes, so each writer must escape
+    /// them.
     Said(Cow<'static, str>),
-    /// What the kernel has said, where no other word does.
+    /// The errno of the kernel, where no other word exists.
     Errno(i32),
 }
 
-/// Bytes of a detail. A certificate may have names without end.
+/// The maximum length of a detail in bytes. A certificate may have any number of names.
 pub const LONGEST: usize = 200;
 
 impl From<&'static str> for Detail {
@@ -25,7 +26,7 @@ impl From<&'static str> for Detail {
 }
 
 impl Detail {
-    /// What TLS has failed by.
+    /// Describes the failure of a TLS connection.
     pub fn tls(error: &Error) -> Self {
         use CertificateError as Bad;
         let text = match error {
@@ -68,7 +69,7 @@ impl Detail {
         text.into()
     }
 
-    /// What the kernel has said.
+    /// Describes an error of the kernel.
     pub fn why(why: Why) -> Self {
         match why {
             Why::Refused => "ECONNREFUSED",
@@ -88,7 +89,7 @@ impl Detail {
 
     fn of(text: fmt::Arguments<'_>) -> Self {
         let mut bounded = Bounded(String::new());
-        // Ends early where it is full, which shows by the dots.
+        // `write_fmt` fails where the text is full. The dots then show that text is missing.
         let _ = bounded.write_fmt(text);
         Self::Said(Cow::Owned(bounded.0))
     }

@@ -1,4 +1,4 @@
-//! What a worker counts, and what it tells the control thread.
+//! Holds the counters of a worker, and the records that a worker sends to the control thread.
 
 #![forbid(unsafe_code)]
 

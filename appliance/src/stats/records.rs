@@ -1,5 +1,5 @@
-//! What a worker tells the control thread: a record per session or flow, and what became of tables
-//! and listening sockets.
+//! Tells the control thread about a worker: one record per session or flow, and records about
+//! tables and listening sockets.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::stats::detail::Detail;
 pub enum Record {
     Opened(SessionRecord),
     Closed(SessionRecord),
-    /// The worker has applied the table of this generation, and hands the one before it back to be
-    /// dropped here.
+    /// The worker has applied the table of this generation. The worker hands back the previous
+    /// table, and the control thread drops that table.
     Applied {
         generation: u64,
         previous: Arc<RoutingTable>,
     },
-    /// A table that a leaving socket kept alive: to be dropped here.
+    /// A table that a leaving socket kept alive. The control thread drops this table.
     Retired(Arc<RoutingTable>),
     /// This worker has closed its socket of a listener that left the table.
     Unlistened(SocketId),
@@ -29,30 +29,30 @@ pub enum Record {
 /// One access-log line. Times are microseconds of the worker's clock.
 #[derive(Clone, Debug)]
 pub struct SessionRecord {
-    /// Of the listening socket: known whatever became of the session.
+    /// The protocol of the listening socket, which is known for each session.
     pub protocol: Protocol,
     pub socket: SocketId,
-    /// `None` where none matched the server name, or none was sent yet.
+    /// `None`: no listener matched the server name, or the client sent no server name yet.
     pub listener: Option<ListenerId>,
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
     pub endpoint: Option<EndpointId>,
-    /// As a PROXY header says, where one came.
+    /// The client's address. A PROXY header overrides the address of the connection.
     pub client: SocketAddr,
-    /// Who sent the header.
+    /// The sender of the PROXY header.
     pub peer: Option<SocketAddr>,
-    /// What the endpoint was told in a PROXY header of the gateway's own.
+    /// The id that the gateway's own PROXY header told the endpoint.
     pub unique_id: Option<u128>,
     pub local: SocketAddr,
     pub server_name: Option<Box<str>>,
-    /// Bytes from the client that the endpoint's socket took, and the other way.
+    /// Bytes from the client that the endpoint's socket took, and bytes the other way.
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub opened: u64,
     pub closed: u64,
-    /// Microseconds that the connection to the endpoint took; `None` if there was none.
+    /// Microseconds that the connection to the endpoint took. `None`: there was no connection.
     pub connect: Option<u32>,
-    /// Ended before there was an endpoint.
+    /// Whether the session ended without an endpoint.
     pub refused: bool,
     /// `None` in `Record::Opened`.
     pub reason: Option<CloseReason>,
@@ -62,7 +62,7 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
-    /// What is known of every connection and datagram.
+    /// Makes a record with the facts that are known of each connection and datagram.
     pub fn new(
         protocol: Protocol,
         socket: SocketId,
@@ -95,7 +95,7 @@ impl SessionRecord {
     }
 }
 
-/// Declares the reasons once: variant, the one word for it everywhere, what it means.
+/// Declares each reason once: the variant, the one word for the reason everywhere, the meaning.
 macro_rules! words {
     ($(#[$enum_doc:meta])* $name:ident { $($variant:ident = $word:literal: $doc:literal,)* }) => {
         $(#[$enum_doc])*
@@ -115,7 +115,7 @@ macro_rules! words {
                 }
             }
 
-            /// What it means, for help texts and documentation.
+            /// The meaning of the reason, for help texts and documentation.
             pub fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$variant => $doc,)*

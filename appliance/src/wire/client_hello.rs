@@ -1,10 +1,11 @@
-//! The server name and the protocols of a TLS ClientHello, read from the first bytes of a
-//! connection, however records and segments cut it.
+//! Reads the server name and the protocols of a TLS ClientHello from the first bytes of a
+//! connection, however records and segments cut the message.
 //!
-//! Nothing is taken from the connection and nothing is kept between calls: each call is given all
-//! bytes from the first one on (they were peeked), and the endpoint later gets the same bytes
-//! unchanged. Only what routing needs is looked at and checked; all else is the endpoint's to
-//! judge. Encrypted ClientHello is not opened: its outer name is the name.
+//! Each call is given all bytes of the connection from the first one on, because the ring peeked
+//! them. A call removes no bytes and keeps no state. The endpoint later receives the bytes
+//! unchanged. This module checks only the fields that routing needs, because the endpoint judges
+//! all other fields. This module does not open an Encrypted ClientHello: the outer name is the
+//! server name.
 //!
 //! Sources: RFC 8446 sections 4.1.2, 4.2 and 5.1; RFC 6066 section 3; RFC 7301 section 3.1.
 
@@ -14,11 +15,12 @@ use std::fmt;
 
 use crate::wire::postgres::SSL_REQUEST;
 
-/// Bytes of the connection within which the answer must be found, record headers included.
+/// The answer must be found within this many bytes of the connection, record headers included.
 pub const MAX_HELLO: usize = 64 * 1024;
 
-/// A client that sends a byte at a time may cost one look per extension. Some 60 types are assigned
-/// and none may come twice (RFC 8446 section 4.2), so this is out of reach for honest clients.
+/// A client that sends one byte at a time may cost one look per extension. Some 60 extension types
+/// are assigned, and none may come twice (RFC 8446 section 4.2), so honest clients never reach this
+/// limit.
 const MAX_EXTENSIONS: usize = 128;
 
 const RECORD_HEADER: usize = 5;
@@ -30,19 +32,20 @@ const HOST_NAME: u8 = 0;
 const SERVER_NAME_EXTENSION: u16 = 0;
 const ALPN_EXTENSION: u16 = 16;
 
-/// What the bytes so far say.
+/// How the bytes so far are understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
     reason = "lives for one call on the stack, and this code does not allocate"
 )]
 pub enum Hello {
-    /// No answer is possible below this many bytes in all; always more than were given.
+    /// An answer needs at least this many bytes in all. The number is always greater than the
+    /// number of bytes given.
     NeedMore {
         at_least: usize,
     },
     Known(ClientHello),
-    /// No ClientHello, whatever may follow. The text is for the log.
+    /// Not a ClientHello, whatever bytes may follow. The text is for the log.
     Invalid(&'static str),
     /// No answer within [`MAX_HELLO`] bytes.
     TooLarge,
@@ -56,8 +59,9 @@ pub struct ClientHello {
 
 /// Reads the start of a connection. `end`: the client sends no more.
 ///
-/// The answer comes as soon as both names and protocols, or the last extension's header, were seen;
-/// what follows is not waited for and not looked at.
+/// The answer comes as soon as the server name and the protocols are read, or the header of the
+/// last extension. This function does not wait for the bytes after that point, and does not look at
+/// them.
 pub fn read(bytes: &[u8], end: bool) -> Hello {
     let within = &bytes[..bytes.len().min(MAX_HELLO)];
     match client_hello(within) {
@@ -65,13 +69,14 @@ pub fn read(bytes: &[u8], end: bool) -> Hello {
         Err(Halt::Invalid(why)) => Hello::Invalid(why),
         Err(Halt::TooLarge) => Hello::TooLarge,
         Err(Halt::Missing { .. }) if end => Hello::Invalid("the client ended within its hello"),
-        // What is no TLS at all shows in the first byte, so that one is asked for alone.
+        // The first byte already tells TLS from other protocols, so this answer asks for that byte
+        // alone.
         Err(Halt::Missing { .. }) if bytes.is_empty() => Hello::NeedMore { at_least: 1 },
         Err(Halt::Missing { at_least }) => Hello::NeedMore { at_least },
     }
 }
 
-/// What the client speaks instead of TLS, if that is easily told.
+/// The protocol that the client speaks instead of TLS, if the first bytes tell it.
 pub fn stranger(bytes: &[u8]) -> Option<&'static str> {
     const KNOWN: [(&[&[u8]], &str); 4] = [
         (
@@ -89,8 +94,8 @@ pub fn stranger(bytes: &[u8]) -> Option<&'static str> {
     KNOWN.iter().find(|(starts, _)| is_one(starts)).map(|(_, name)| *name)
 }
 
-/// The name that a client asks for: printable ASCII in lower case, 1 to 255 bytes, without the dot
-/// that may end it. Often, but not surely, a DNS name: some clients send IP addresses.
+/// The server name that a client asks for: printable ASCII in lower case, 1 to 255 bytes, without a
+/// final dot. The name is usually a DNS name, but some clients send IP addresses.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerName {
     bytes: [u8; 255],
@@ -109,11 +114,11 @@ impl fmt::Debug for ServerName {
     }
 }
 
-/// The application protocols that a client offers, best first: as many of the first as fit in 256
-/// bytes with a length byte each, which is at least one.
+/// The application protocols that a client offers, best first. 256 bytes hold as many of the first
+/// protocols as fit with a length byte each, which is at least one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Protocols {
-    /// As on the wire: a length byte before each.
+    /// In the format of the wire: a length byte before each protocol.
     bytes: [u8; 256],
     len: usize,
 }
@@ -152,7 +157,8 @@ type Outcome<T> = Result<T, Halt>;
 fn client_hello(bytes: &[u8]) -> Outcome<ClientHello> {
     let mut input = Input { bytes, at: 0, record: 0, taken: 0, wanted: 0 };
     let mut message = input.message()?;
-    // Version and random. The version is fixed in TLS 1.3, and the endpoint's affair below.
+    // Version and random. TLS 1.3 fixes the version. In older versions of TLS the endpoint judges
+    // the version.
     input.pass(&mut message, 2 + 32)?;
     let session_id = input.field8(&mut message)?;
     if session_id > 32 {
@@ -183,19 +189,20 @@ fn client_hello(bytes: &[u8]) -> Outcome<ClientHello> {
 /// The handshake message within its records.
 struct Input<'a> {
     bytes: &'a [u8],
-    /// Where the next byte of the message is, or the next record's header if `record` is 0. Beyond
-    /// the end after a skip: skipped bytes need not be there before something after them is read.
+    /// The place of the next byte of the message, or of the next record header if `record` is 0.
+    /// After a skip, `at` may lie beyond the end of `bytes`: skipped bytes need not have come
+    /// before a byte after them is read.
     at: usize,
-    /// What is left of the current record.
+    /// Bytes left in the current record.
     record: usize,
-    /// Bytes of the message behind `at`.
+    /// Bytes of the message before `at`.
     taken: usize,
     /// Bytes of the message without which there is no answer.
     wanted: usize,
 }
 
 impl Input<'_> {
-    /// The message's header; returns the length of what follows it.
+    /// Reads the header of the message, and returns the length of the rest of the message.
     fn message(&mut self) -> Outcome<usize> {
         self.want(4);
         let [kind] = self.array()?;
@@ -231,7 +238,7 @@ impl Input<'_> {
                     return Err(Halt::Invalid("two application_layer_protocol extensions"));
                 }
                 ALPN_EXTENSION => alpn = Some(self.protocols(body)?),
-                // The last one's body cannot change the answer.
+                // The body of the last extension cannot change the answer.
                 _ if block == 0 => break,
                 _ => self.skip(body)?,
             }
@@ -259,7 +266,8 @@ impl Input<'_> {
             return Err(Halt::Invalid("host name with other bytes than printable ASCII"));
         }
         if list > 0 {
-            // Other kinds are not defined, nor how they are delimited: what follows one is opaque.
+            // RFC 6066 defines no other kinds, and no way to delimit them, so the bytes after one
+            // are opaque.
             let [kind] = self.part(&mut list)?;
             if kind == HOST_NAME {
                 return Err(Halt::Invalid("two host names"));
@@ -307,13 +315,13 @@ impl Input<'_> {
         Ok(protocols)
     }
 
-    /// Takes a field with an 8-bit length out of the one it stands in; returns that length.
+    /// Takes a field with an 8-bit length out of the enclosing field, and returns the length.
     fn field8(&mut self, outer: &mut usize) -> Outcome<usize> {
         let [len] = self.part(outer)?;
         take(outer, usize::from(len))
     }
 
-    /// The same with a 16-bit length.
+    /// Takes a field with a 16-bit length out of the enclosing field, and returns the length.
     fn field16(&mut self, outer: &mut usize) -> Outcome<usize> {
         let len = self.number16(outer)?;
         take(outer, usize::from(len))
@@ -366,7 +374,7 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Waits for what was skipped, where its end was asked for already.
+    /// Asks for the skipped bytes, if the end of `bytes` comes before the end of the skip.
     fn arrive(&self) -> Outcome<()> {
         if self.at > self.bytes.len() { Err(self.missing()) } else { Ok(()) }
     }
@@ -377,7 +385,7 @@ impl Input<'_> {
         self.taken += len;
     }
 
-    /// Reads the next record's header where the last record has ended.
+    /// Reads the next record header where the last record has ended.
     fn open_record(&mut self) -> Outcome<()> {
         if self.record > 0 {
             return Ok(());
@@ -386,7 +394,7 @@ impl Input<'_> {
         if header.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD) {
             return Err(Halt::Invalid("not a TLS handshake record"));
         }
-        // The minor version is arbitrary in practice; the major one never was anything else.
+        // The minor version is arbitrary in practice. The major version was always 3.
         if header.get(1).is_some_and(|major| *major != 3) {
             return Err(Halt::Invalid("not a TLS record version"));
         }
@@ -400,7 +408,7 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Notes that no answer is possible without `len` bytes from here on.
+    /// Notes that no answer is possible without the next `len` bytes of the message.
     fn want(&mut self, len: usize) {
         self.wanted = self.wanted.max(self.taken + len);
     }
@@ -410,14 +418,15 @@ impl Input<'_> {
         if at_least > MAX_HELLO { Halt::TooLarge } else { Halt::Missing { at_least } }
     }
 
-    /// Where `len` more bytes of the message end at the earliest: in records as long as can be.
+    /// The earliest place in the connection where `len` more bytes of the message end: the records
+    /// are as long as they can be.
     fn reach(&self, len: usize) -> usize {
         let records = len.saturating_sub(self.record).div_ceil(MAX_RECORD);
         self.at + len + records * RECORD_HEADER
     }
 }
 
-/// Takes `len` bytes out of a field that has `outer` left.
+/// Takes `len` bytes out of a field that has `outer` bytes left.
 fn take(outer: &mut usize, len: usize) -> Outcome<usize> {
     let Some(left) = outer.checked_sub(len) else {
         return Err(Halt::Invalid("a length that passes the end of what it stands in"));

@@ -1,4 +1,4 @@
-//! Bytes in, values out, and the other way round: no state, no I/O.
+//! Reads the bytes of protocols into values, and writes values as bytes: no state, no I/O.
 
 #![forbid(unsafe_code)]
 

@@ -1,41 +1,43 @@
-//! What a PostgreSQL client says before TLS, and what an endpoint answers.
+//! Reads the messages that a PostgreSQL client sends before TLS, and names an endpoint's answers.
 //!
-//! A client that wants TLS sends SSLRequest, waits for `S`, and only then its ClientHello; it may
-//! have asked for GSSAPI encryption before, and `N` sends it on to SSLRequest. It may also begin
-//! with TLS (PostgreSQL 17). As in `client_hello`, each call is given all bytes from the first one
-//! on, nothing is taken and nothing is kept.
+//! A client that wants TLS sends SSLRequest, waits for `S`, and only then sends its ClientHello.
+//! The client may ask for GSSAPI encryption first. The answer `N` to GSSENCRequest makes the client
+//! go on to SSLRequest. A client may also begin with TLS (PostgreSQL 17). As in `client_hello`,
+//! each call is given all bytes of the connection from the first one on. A call removes no bytes
+//! and keeps no state.
 //!
 //! Source: PostgreSQL 18 documentation, sections 54.2.8 to 54.2.11 (message flow) and 54.7 (message
 //! formats).
 
 #![forbid(unsafe_code)]
 
-/// What the bytes so far say.
+/// How the bytes so far are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// No answer is possible below this many bytes in all; always more than were given.
+    /// An answer needs at least this many bytes in all. The number is always greater than the
+    /// number of bytes given.
     NeedMore { at_least: usize },
     /// TLS has begun.
     Tls,
-    /// SSLRequest, whole, and nothing behind it.
+    /// A whole SSLRequest, and no byte behind it.
     Encrypt,
-    /// GSSENCRequest, whole, and nothing behind it.
+    /// A whole GSSENCRequest, and no byte behind it.
     EncryptGss,
-    /// The beginning of a CancelRequest. It is not encrypted, and names no server.
+    /// The beginning of a CancelRequest. A CancelRequest is not encrypted, and names no server.
     Cancel,
     /// The beginning of a StartupMessage: the client goes on without TLS.
     Startup,
-    /// Bytes behind a request that must be answered first. Whoever has put them there hopes that
-    /// they are taken for something said under TLS (CVE-2021-23222).
+    /// Bytes stand behind a request that must be answered first. An attacker may have put them
+    /// there, so that the endpoint takes them for bytes sent under TLS (CVE-2021-23222).
     Early,
-    /// None of these, whatever may follow.
+    /// None of these messages, whatever bytes may follow.
     Invalid,
 }
 
-/// What asks an endpoint for TLS.
+/// The message that asks an endpoint for TLS.
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// A request for encryption is granted or refused with one byte.
+/// One byte grants or refuses a request for encryption.
 pub const GRANTED: u8 = b'S';
 pub const REFUSED: u8 = b'N';
 
@@ -50,7 +52,7 @@ pub fn read(bytes: &[u8], end: bool) -> Request {
             let minor = u16::from_be_bytes([code[0], code[1]]);
             request(len, version, minor, bytes.len())
         }
-        // Every message of these begins with a length below 2^24.
+        // Each of these messages begins with a length below 2^24.
         [0, ..] if !end => Request::NeedMore { at_least: SSL_REQUEST.len() },
         _ => Request::Invalid,
     }
@@ -58,14 +60,15 @@ pub fn read(bytes: &[u8], end: bool) -> Request {
 
 /// The first byte of a TLS record with a handshake message (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 22;
-/// Where a StartupMessage has its major version, the other requests have this.
+/// A StartupMessage has its major version in this place. The other requests have this number there.
 const REQUEST: u16 = 1234;
 const CANCEL: u16 = 5678;
 const SSL: u16 = 5679;
 const GSS: u16 = 5680;
-/// Of a CancelRequest, without and with the longest key (version 3.2 of the protocol).
+/// Lengths of a CancelRequest: without a key, up to the longest key (version 3.2 of the protocol).
 const CANCEL_LENGTHS: std::ops::RangeInclusive<u32> = 16..=268;
-/// Of a StartupMessage, with its end; servers take no longer ones (`MAX_STARTUP_PACKET_LENGTH`).
+/// Lengths of a StartupMessage, its final zero included. Servers take no longer ones
+/// (`MAX_STARTUP_PACKET_LENGTH`).
 const STARTUP_LENGTHS: std::ops::RangeInclusive<u32> = 9..=10_000;
 
 fn request(len: u32, version: u16, minor: u16, given: usize) -> Request {
@@ -87,7 +90,7 @@ mod tests {
     const CANCEL_REQUEST: [u8; 16] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e, 0, 0, 0, 9, 1, 2, 3, 4];
     const STARTUP: &[u8] = b"\0\0\0\x13\0\x03\0\0user\0alice\0\0";
 
-    /// Each message by its last byte that matters, and what a byte more makes of it.
+    /// Each message up to its last byte that matters, and the answer when one byte more has come.
     #[test]
     fn messages_are_known_as_soon_as_they_can_be() {
         let longer = [&SSL_REQUEST[..], &[0]].concat();

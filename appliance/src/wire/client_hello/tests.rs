@@ -19,7 +19,8 @@ fn strangers_are_called_by_their_names() {
     }
 }
 
-/// A ClientHello message with these extensions; `None`: without the field, as before TLS 1.2.
+/// Makes a ClientHello message with these extensions. `None`: the message has no extensions field,
+/// as before TLS 1.2.
 fn message(extensions: Option<&[(u16, Vec<u8>)]>) -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]);
@@ -55,7 +56,7 @@ fn alpn(names: &[&[u8]]) -> (u16, Vec<u8>) {
     (16, with_length16(&list))
 }
 
-/// GREASE (RFC 8701), and a key share of post-quantum size.
+/// A GREASE extension (RFC 8701). `key_share` makes a key share of post-quantum size.
 fn grease() -> (u16, Vec<u8>) {
     (0x2a2a, vec![])
 }
@@ -64,7 +65,7 @@ fn key_share() -> (u16, Vec<u8>) {
     (51, vec![5; 1260])
 }
 
-/// Cuts a message into records: of the given sizes, the last of which repeats.
+/// Cuts a message into records of the given sizes. The last size repeats.
 fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = message;
@@ -99,8 +100,8 @@ fn assert_invalid(bytes: &[u8]) {
     assert!(matches!(read(bytes, false), Hello::Invalid(_)), "{:?}", read(bytes, false));
 }
 
-/// Every prefix is either not enough, and says truly how much is, or has the whole's answer.
-/// Returns the length of the shortest prefix that has it.
+/// Checks that each prefix either has the answer of the whole, or asks for more bytes and names no
+/// more than the answer needs. Returns the length of the shortest prefix that has the answer.
 fn assert_prefixes_agree(bytes: &[u8]) -> usize {
     let whole = read(bytes, false);
     assert!(!matches!(whole, Hello::NeedMore { .. }), "{whole:?}");
@@ -128,7 +129,7 @@ fn assert_prefixes_agree(bytes: &[u8]) -> usize {
     decided.unwrap()
 }
 
-/// How often a client that sends a byte at a time has itself looked at.
+/// How many looks a client causes that sends one byte at a time.
 fn looks(bytes: &[u8]) -> usize {
     let mut len = 0;
     for count in 1.. {
@@ -165,7 +166,7 @@ fn names_and_protocols_are_read_wherever_they_stand() {
 fn nothing_is_waited_for_once_the_answer_is_known() {
     let bytes = one_record(&[sni(b"a.example"), alpn(&[b"h2"]), key_share(), (21, vec![0; 400])]);
     assert_eq!(assert_prefixes_agree(&bytes), bytes.len() - (4 + 1260) - (4 + 400));
-    // Without ALPN the last extension's header settles it, and its body is not needed.
+    // Without ALPN, the header of the last extension settles the answer, so the body is not needed.
     let bytes = one_record(&[sni(b"a.example"), key_share()]);
     assert_eq!(assert_prefixes_agree(&bytes), bytes.len() - 1260);
 }
@@ -177,7 +178,7 @@ fn long_protocol_lists_are_cut_after_a_whole_name() {
     assert_eq!(hello.alpn.iter().collect::<Vec<_>>(), [&long[..]]);
     let names = vec![&b"0123456"[..]; 40];
     assert_eq!(known(&one_record(&[alpn(&names)])).alpn.iter().count(), 256 / 8);
-    // A short one behind one that did not fit must not take its place.
+    // A short protocol behind one that did not fit must not take the place of the longer one.
     let hello = known(&one_record(&[alpn(&[b"h2", &long, b"h3"])]));
     assert_eq!(hello.alpn.iter().collect::<Vec<_>>(), [b"h2"]);
 }
@@ -233,7 +234,7 @@ fn wrong_protocol_lists_and_inner_lengths_are_refused() {
     }
     assert_invalid(&one_record(&[alpn(&[b"h2"]), alpn(&[b"h2"])]));
     let whole = one_record(&[key_share(), grease(), sni(b"a.example")]);
-    // Lengths of: session id, suites, compression, extensions; in the record's bytes.
+    // Places in the record of the lengths of the session id, suites, compression and extensions.
     for (place, wrong) in [(43, 33), (77, 3), (77, 0), (82, 0), (85, 0xff)] {
         let mut bytes = whole.clone();
         bytes[place] = wrong;
@@ -252,7 +253,7 @@ fn the_limit_counts_every_byte_of_the_connection() {
     let long = records(&message(Some(&filler(MAX_HELLO - 100))), &[MAX_RECORD]);
     assert_eq!(read(&long, false), Hello::TooLarge);
     assert_eq!(read(&long[..9], false), Hello::TooLarge, "its length says so");
-    // The same message that fits in whole records does not in records of one byte.
+    // This message fits in whole records, but not in records of one byte.
     let drip = records(&message(Some(&filler(20_000))), &[1]);
     assert_eq!(read(&drip, false), Hello::TooLarge);
     assert_eq!(read(&drip[..MAX_HELLO], false), Hello::TooLarge);
@@ -265,8 +266,8 @@ fn a_drip_costs_a_bounded_number_of_looks() {
     assert!(looks(&one_record(&usual)) <= 16);
     let message = message(Some(&usual));
     assert!(looks(&records(&message, &[1])) <= 120);
-    // The worst that was thought of: as many extensions as are allowed, in records of one byte,
-    // so that each header and body is found to be cut again and again.
+    // The worst case known: the maximum number of extensions, in records of one byte. The reader
+    // finds each header and each body cut again and again.
     let worst: Vec<_> = (0..128).map(|kind| (1000 + kind, vec![0; 80])).collect();
     let worst = records(&self::message(Some(&worst)), &[1]);
     assert!(worst.len() <= MAX_HELLO && worst.len() > MAX_HELLO - 3_000, "{}", worst.len());
@@ -295,7 +296,8 @@ fn rustls_first_flight(name: &str, protocols: &[&str]) -> Vec<u8> {
     out
 }
 
-/// What rustls' server side makes of the same bytes; `None` where it wants more or refuses.
+/// The server name that the server side of rustls reads from these bytes. `None`: rustls wants more
+/// bytes or refuses.
 fn rustls_name(bytes: &[u8]) -> Option<Option<String>> {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut rest = bytes;
@@ -312,8 +314,8 @@ fn rustls_name(bytes: &[u8]) -> Option<Option<String>> {
     None
 }
 
-/// Where rustls accepts, so do we, and see the same name. It shows no IP addresses, and keeps
-/// the final dot.
+/// Where rustls accepts a hello, this reader must accept the hello and read the same name. rustls
+/// shows no IP addresses, and keeps the final dot.
 fn assert_agrees_with_rustls(bytes: &[u8]) {
     let Some(theirs) = rustls_name(bytes) else { return };
     let ours = name_of(bytes);

@@ -1,9 +1,10 @@
-//! The PROXY protocol, versions 1 and 2: who a connection or datagram came from, told by the proxy
-//! in front, and told to the server behind.
+//! Reads and writes headers of the PROXY protocol, versions 1 and 2. In a header, the proxy in
+//! front says who a connection or datagram came from, and the server behind is told the same.
 //!
-//! Reading keeps nothing between calls: each is given all bytes from the first one on. What may not
-//! stand in a header is refused at the first byte that shows it; what may, but says nothing of a
-//! source (LOCAL, UNKNOWN, a UNIX socket, the other transport), leaves the peer's own address.
+//! A reading call keeps no state: each call is given all bytes from the first one on. A reading
+//! call refuses an invalid header at the first byte that shows the error. A valid header may name
+//! no usable source (LOCAL, UNKNOWN, a UNIX socket, the other transport). Then the peer's own
+//! address counts.
 //!
 //! Source: "The PROXY protocol, Versions 1 & 2" (doc/proxy-protocol.txt of HAProxy, 2026-04-27),
 //! sections 2.1, 2.2 and, for datagrams, 2.6.
@@ -28,8 +29,8 @@ const TLV_SSL_VERSION: u8 = 0x21;
 const TLV_SSL_CN: u8 = 0x22;
 const TLV_SSL_CIPHER: u8 = 0x23;
 
-/// Where a connection came from and what it was made to, as the sender of a header saw it. An IPv4
-/// address within IPv6 is given as IPv4.
+/// The source and the destination of a connection, as the sender of a header saw them. An IPv4
+/// address within an IPv6 address is given as IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Addresses {
     pub source: SocketAddr,

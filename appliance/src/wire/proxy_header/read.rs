@@ -1,4 +1,4 @@
-//! A header is read: of a connection as far as it has come, or of a datagram.
+//! Reads the header of a connection, as far as its bytes have come, or of a datagram.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,22 +6,22 @@ use config_sync::table::routing::Transport;
 
 use crate::wire::proxy_header::{Addresses, Crc32c, SIGNATURE, TLV_CRC32C, V1_START, V2_START};
 
-/// Bytes of a version 1 header at the most, CRLF included (section 2.1).
+/// The maximum length of a version 1 header in bytes, CRLF included (section 2.1).
 pub const MAX_V1: usize = 107;
 
-/// Bytes of a version 2 header that are taken at the most: room for a client's certificate among
-/// its TLVs. The length field would allow 65,551.
+/// The maximum length of a version 2 header that is accepted, in bytes. A client's certificate has
+/// room among the TLVs. The length field would allow 65,551 bytes.
 pub const MAX_V2: usize = 16 * 1024;
 
-/// What the bytes so far say.
+/// How the bytes so far are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// No answer is possible below this many bytes in all; always more than were given, and never
-    /// more than the header has.
+    /// An answer needs at least this many bytes in all. The number is always greater than the
+    /// number of bytes given, and never greater than the length of the header.
     NeedMore { at_least: usize },
     /// The first `len` bytes are the header.
     Known { len: usize, addresses: Option<Addresses> },
-    /// No header, whatever may follow. The text is for people.
+    /// Not a header, whatever bytes may follow. The text is for people.
     Invalid(&'static str),
 }
 
@@ -39,11 +39,11 @@ pub fn read(bytes: &[u8]) -> Header {
     }
 }
 
-/// Reads the header of a datagram: version 2, and whole. The payload begins at the length that is
-/// returned.
+/// Reads the header of a datagram, which must be version 2 and whole. Returns the length of the
+/// header, which is the place where the payload begins.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Says what is wrong with the header.
 pub fn read_datagram(bytes: &[u8]) -> Result<(usize, Option<Addresses>), &'static str> {
     v2(bytes, Transport::Udp).map_err(|halt| match halt {
         Halt::Missing { .. } => "cut off",
@@ -92,7 +92,7 @@ const NO_ADDRESS: Halt = Halt::Invalid("an address or port that is none");
 
 const TOO_MANY: Halt = Halt::Invalid("more than two addresses and ports");
 
-/// What stands between `PROXY ` and CRLF.
+/// Reads the text between `PROXY ` and CRLF.
 fn v1_line(line: &[u8]) -> Result<Option<Addresses>, Halt> {
     let line = ascii(line)?;
     let (protocol, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -102,7 +102,7 @@ fn v1_line(line: &[u8]) -> Result<Option<Addresses>, Halt> {
         "TCP6" => v6,
         _ => return Err(NO_PROTOCOL),
     };
-    // Exactly one space between the parts.
+    // Exactly one space separates the parts.
     let mut parts = rest.split(' ');
     let mut next = || parts.next().unwrap_or_default();
     let (source, destination) = (address(next()), address(next()));
@@ -116,7 +116,7 @@ fn v1_line(line: &[u8]) -> Result<Option<Addresses>, Halt> {
     if parts.next().is_some() { Err(TOO_MANY) } else { Ok(Some(addresses)) }
 }
 
-/// Whether a line that has no end yet may still become a right one.
+/// Whether a line without an end may still become a valid line.
 fn v1_begins(line: &[u8]) -> Result<(), Halt> {
     let line = ascii(line)?;
     let Some((protocol, rest)) = line.split_once(' ') else {
@@ -146,7 +146,7 @@ fn v1_begins(line: &[u8]) -> Result<(), Halt> {
     Ok(())
 }
 
-/// One of these makes a whole address of whatever is the beginning of one.
+/// For each beginning of an address, one of these endings makes an address whole.
 const ENDINGS: [&str; 11] =
     ["", "0", ":", "::", ":0", "0.0.0.0", "0.0.0", "0.0", ".0.0.0", ".0.0", ".0"];
 
@@ -163,7 +163,7 @@ fn v6(text: &str) -> Option<IpAddr> {
     text.parse().map(IpAddr::V6).ok()
 }
 
-/// Without zeros before the number.
+/// A port has no zeros before its number.
 fn port(text: &str) -> Option<u16> {
     let plain = text == "0" || !text.starts_with(['0', '+']);
     text.parse().ok().filter(|_| plain)
@@ -194,12 +194,13 @@ fn v2(bytes: &[u8], transport: Transport) -> Outcome {
     }
     let size = len - V2_START;
     let block = &rest[..rest.len().min(size)];
-    // LOCAL: the rest is for nobody, and need not be right.
+    // LOCAL: the receiver ignores the rest of the header, so the rest need not be valid.
     let addresses = if command == 0 { None } else { v2_block(start, (block, size), transport)? };
     if block.len() < size { Err(Halt::Missing { at_least: len }) } else { Ok((len, addresses)) }
 }
 
-/// Addresses and TLVs, as far as they have come: `whole` bytes in the end.
+/// Reads the addresses and checks the TLVs, as far as they have come. The whole block has `whole`
+/// bytes.
 fn v2_block(
     start: &[u8; V2_START],
     (block, whole): (&[u8], usize),
@@ -243,8 +244,8 @@ fn v2_addresses(bytes: &[u8]) -> Option<Addresses> {
     })
 }
 
-/// Every TLV must end within the header, and a checksum must be right. What they say is for others.
-/// Of `room` bytes of TLVs, `tlvs` have come.
+/// Checks that each TLV ends within the header, and that a checksum is right. The other TLVs are
+/// not read here. Of `room` bytes of TLVs, `tlvs` have come.
 fn check_tlvs(
     start: &[u8; V2_START],
     addresses: &[u8],
@@ -268,7 +269,7 @@ fn check_tlvs(
         }
         let Some((value, tail)) = tail.split_at_checked(len) else { return Ok(()) };
         if *kind == TLV_CRC32C && tlvs.len() == room {
-            // It was computed with zeros in its own place.
+            // The sender computed the checksum with zeros in the place of the checksum.
             let before = tlvs.len() - tail.len() - 4;
             let mut sum = Crc32c::new();
             for part in [&start[..], addresses, &tlvs[..before], &[0; 4], tail] {

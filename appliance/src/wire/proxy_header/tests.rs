@@ -1,4 +1,4 @@
-//! What is written is read back; what may not stand in a header is refused.
+//! A written header is read back, and an invalid header is refused.
 
 use proptest::prelude::*;
 
@@ -36,8 +36,8 @@ fn written(version: ProxyVersion, header: &Outgoing<'_>) -> Vec<u8> {
     out.split_off(6)
 }
 
-/// What `bytes` are read as, whole; on the way there, every shorter start of them must ask for
-/// more, and never for more than there is.
+/// Reads the whole of `bytes`. Before that, each shorter start of `bytes` must ask for more bytes,
+/// and never for more than there are.
 fn in_any_fragmentation(bytes: &[u8]) -> Header {
     let whole = read(bytes);
     if let Header::Known { len, .. } = whole {
@@ -129,7 +129,7 @@ proptest! {
         addresses in prop_oneof![
             any::<(Ipv4Addr, Ipv4Addr)>().prop_map(|(a, b)| (a.into(), b.into())),
             any::<(Ipv6Addr, Ipv6Addr)>().prop_map(|(a, b)| (a.into(), b.into())),
-            // With a run of zeros, or IPv4 within.
+            // Addresses with a run of zeros, or with an IPv4 address inside.
             (any::<[u16; 8]>(), any::<u8>(), any::<Ipv4Addr>()).prop_map(|(of, which, v4)| {
                 let some = |n: usize| if which >> n & 1 == 1 { of[n] } else { 0 };
                 let zeros = Ipv6Addr::from(std::array::from_fn::<u16, 8, _>(some));
@@ -174,7 +174,7 @@ fn version_1_that_is_none_is_refused_as_soon_as_it_shows() {
     ] {
         assert!(matches!(read(text.as_bytes()), Header::Invalid(_)), "{text:?}");
     }
-    // The last byte is the one that shows it.
+    // The last byte of each text is the first that shows the error.
     for text in [
         "G",
         "PROXX",
@@ -205,7 +205,7 @@ fn version_1_that_is_none_is_refused_as_soon_as_it_shows() {
     }
 }
 
-/// A version 2 header of these parts.
+/// Makes a version 2 header of these parts.
 fn v2_of(command: u8, family: u8, block: &[u8]) -> Vec<u8> {
     let len = u16::try_from(block.len()).expect("a length");
     let mut bytes = SIGNATURE.to_vec();
@@ -220,7 +220,7 @@ fn version_2_that_names_no_source_keeps_the_peer() {
     let four = [0; 12];
     for bytes in [
         v2_of(0x20, 0, &[]),
-        // LOCAL: the family is ignored, and what follows is thrown away.
+        // LOCAL: the reader ignores the family and the bytes that follow.
         v2_of(0x20, 0xff, &[1, 2, 3]),
         v2_of(0x21, 0, &[]),
         v2_of(0x21, 0, &[1, 2, 3]),
@@ -257,7 +257,8 @@ fn version_2_that_is_wrong_is_refused() {
     ] {
         assert!(matches!(read(&bytes), Header::Invalid(_)), "{bytes:?}");
     }
-    // As soon as it shows: no room, a family, a TLV, a checksum's length.
+    // The reader refuses a header at the first byte that shows the error: no room, a family, a TLV,
+    // the length of a checksum.
     for (bytes, shows) in [
         (v2_of(0x21, 0x11, &[0; 11]), 16),
         (v2_of(0x21, 0x41, &[0; 12]), 14),
@@ -272,7 +273,7 @@ fn version_2_that_is_wrong_is_refused() {
     }
 }
 
-/// Whoever waits for as many bytes as one answer names must not hear later of fewer.
+/// A caller that waits for the number of bytes in one answer must not later be asked for fewer.
 #[test]
 fn what_is_asked_for_never_shrinks() {
     for start in [&b"P"[..], b"PROXY ", b"PROXY UNKNOWN", b"PROXY UNKNOWN\r", b"\r\n\r\n\0"] {
@@ -284,12 +285,12 @@ fn what_is_asked_for_never_shrinks() {
 #[test]
 fn every_bit_of_a_header_with_a_checksum_counts() {
     let good = written(ProxyVersion::V2, &Outgoing { crc32c: true, ..PLAIN });
-    // What turns the checksum's TLV into another kind takes the checksum away.
+    // A change of the checksum's TLV kind removes the checksum, so that byte is left out.
     let kind = good.len() - 7;
     for bit in (0..good.len() * 8).filter(|bit| bit / 8 != kind) {
         let mut bytes = good.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        // LOCAL and a longer header are what two of these bits make of it.
+        // Two of these bits make LOCAL or a longer header, which is valid or incomplete.
         if let Header::Known { addresses: Some(_), .. } = read(&bytes) {
             panic!("bit {bit} can be turned");
         }

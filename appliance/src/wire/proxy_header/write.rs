@@ -1,4 +1,4 @@
-//! A header is written, with what the endpoint is told of the client.
+//! Writes the header that tells an endpoint about its client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,23 +9,24 @@ use crate::wire::proxy_header::{
     TLV_SSL_CN, TLV_SSL_VERSION, TLV_UNIQUE_ID, V2_START,
 };
 
-/// What an outgoing header says.
+/// The content of an outgoing header.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
     pub transport: Transport,
     pub addresses: Addresses,
-    /// These and all below: version 2 only. The server name that the client asked for.
+    /// The server name that the client asked for. Only version 2 carries this field and the fields
+    /// below.
     pub authority: Option<&'a str>,
-    /// The protocol that was agreed on with the client.
+    /// The protocol that the gateway and the client agreed on.
     pub alpn: Option<&'a [u8]>,
-    /// The client's TLS, where it ended here.
+    /// The client's TLS connection, if the gateway terminated TLS.
     pub tls: Option<&'a ClientTls>,
     pub unique_id: Option<u128>,
-    /// With a checksum over the header.
+    /// Whether the header has a checksum.
     pub crc32c: bool,
 }
 
-/// A client's TLS connection, in OpenSSL's words: servers compare them as text.
+/// A client's TLS connection, in OpenSSL's words, because servers compare these words as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTls {
     pub version: &'static str,
@@ -33,15 +34,16 @@ pub struct ClientTls {
     pub certificate: Option<ClientCertificate>,
 }
 
-/// A certificate that a client has shown and that was verified.
+/// A certificate that a client has presented and that the gateway has verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// Within an earlier connection, of which this one resumes the session.
+    /// The client presented the certificate in an earlier connection, and resumed the session of
+    /// that connection.
     pub resumed: bool,
     pub common_name: Option<String>,
 }
 
-/// Adds a header to `out`: [`MAX_V1`] bytes at the most, or about 1 KiB.
+/// Appends a header to `out`: at most [`MAX_V1`] bytes in version 1, about 1 KiB in version 2.
 pub fn write(version: ProxyVersion, header: &Outgoing<'_>, out: &mut Vec<u8>) {
     match version {
         ProxyVersion::V1 => write_v1(&header.addresses, out),
@@ -92,7 +94,7 @@ fn write_v2(header: &Outgoing<'_>, out: &mut Vec<u8>) {
     if header.crc32c {
         tlv(out, TLV_CRC32C, |out| out.extend_from_slice(&[0; 4]));
     }
-    // Names are at most 256 bytes, and there are few: it fits.
+    // The length fits 16 bits: names have at most 256 bytes, and the names are few.
     let len = u16::try_from(out.len() - start - V2_START).unwrap_or(u16::MAX);
     out[start + 14..start + 16].copy_from_slice(&len.to_be_bytes());
     if header.crc32c {
@@ -126,7 +128,8 @@ fn write_tlvs(header: &Outgoing<'_>, out: &mut Vec<u8>) {
                     Some(_) => CERTIFICATE_NOW | CERTIFICATE_IN_SESSION,
                 };
             out.push(client);
-            // 0: there was a certificate and it was right; a wrong one does not come this far.
+            // 0: the client presented a valid certificate. A client with an invalid one never gets
+            // this far.
             out.extend_from_slice(&u32::from(tls.certificate.is_none()).to_be_bytes());
             plain(out, TLV_SSL_VERSION, Some(tls.version.as_bytes()));
             let name = tls.certificate.as_ref().and_then(|found| found.common_name.as_deref());
@@ -136,7 +139,8 @@ fn write_tlvs(header: &Outgoing<'_>, out: &mut Vec<u8>) {
     }
 }
 
-/// Bytes of a value: longer ones are left out. Server names and protocols are not.
+/// The maximum length of a value in bytes. Longer values are left out. Server names and protocols
+/// are never longer.
 const LONGEST: usize = 256;
 
 fn tlv(out: &mut Vec<u8>, kind: u8, value: impl FnOnce(&mut Vec<u8>)) {
@@ -147,7 +151,7 @@ fn tlv(out: &mut Vec<u8>, kind: u8, value: impl FnOnce(&mut Vec<u8>)) {
     out[start - 2..start].copy_from_slice(&len.to_be_bytes());
 }
 
-/// Both of one IP version: as they are, or both as IPv6.
+/// Both addresses in one IP version: unchanged, or both as IPv6.
 enum Family {
     V4(Ipv4Addr, Ipv4Addr),
     V6(Ipv6Addr, Ipv6Addr),
