@@ -15,23 +15,22 @@ use clap::{Args, ValueEnum};
 use crate::net::Network;
 use crate::outcome::Outcome;
 use crate::peers::{Found, Peer, Places, Transport};
-use crate::report::{self, Configuration, PeerVersion, Results, Run, Session, Skipped};
+use crate::report::{self, claims};
+use crate::results::{Configuration, PeerVersion, Results, Run, Session, Skipped, matches};
 
 mod alone;
 mod bed;
 mod child;
-pub mod claims;
+mod condition;
 mod interrupt;
 mod knobs;
 mod machine;
 mod schedule;
-pub mod state;
 mod tools;
 pub mod workload;
 
 use alone::Part;
 use bed::{Bed, Layout};
-use state::State;
 use workload::{Load, Workload};
 
 #[derive(Args)]
@@ -108,7 +107,7 @@ impl Options {
             [] => !self.quick || workload.quick,
             only => only.iter().any(|pattern| {
                 let kind = workload.name.split_once('-').map(|(kind, _)| kind);
-                workload::matches(pattern, &workload.name) || kind == Some(pattern)
+                matches(pattern, &workload.name) || kind == Some(pattern)
             }),
         };
         workload::all().into_iter().filter(chosen).collect()
@@ -117,7 +116,7 @@ impl Options {
     fn parts(&self) -> Vec<Part> {
         let chosen = |part: &Part| match &self.only[..] {
             [] => !self.quick && self.network == Link::Loopback,
-            only => only.iter().any(|pattern| workload::matches(pattern, &part.to_string())),
+            only => only.iter().any(|pattern| matches(pattern, &part.to_string())),
         };
         Part::ALL.into_iter().filter(chosen).collect()
     }
@@ -329,7 +328,7 @@ impl Comparison {
         let text = bed.start(index, *peer, found)?;
         let configuration =
             Configuration { workload: workload.name.clone(), peer: peer.to_string(), text };
-        let state = State::measure()?;
+        let state = condition::measure()?;
         let measured = bed.measure(index)?;
         eprintln!(
             "    cores {} ({:.0} ns), spin {:.0} us, {}: {}",

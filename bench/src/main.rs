@@ -17,6 +17,7 @@ mod net;
 mod outcome;
 mod peers;
 mod report;
+mod results;
 mod serve;
 mod stats;
 

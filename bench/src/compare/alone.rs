@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::cpu::Meter;
 use crate::outcome::Outcome;
 use crate::peers::{Found, More, Peer, Running, Setup, Transport, UdpShape};
-use crate::report::Figure;
+use crate::results::Figure;
 use crate::stats::{Interval, median};
 
 use super::bed::{Bed, Layout, free_address};

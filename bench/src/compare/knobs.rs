@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::net::{Network, Place};
 use crate::peers::{Found, More, Peer};
-use crate::report::Figure;
+use crate::results::Figure;
 use crate::stats::Interval;
 
 use super::bed::{Bed, Layout, Measured};

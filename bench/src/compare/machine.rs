@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::report::Session;
+use crate::results::Session;
 
 /// The machine, the command and the time; the rest is the caller's.
 pub fn session() -> Session {

@@ -1,7 +1,7 @@
 //! What is compared: every workload, by name.
 
 use crate::peers::Transport;
-use crate::report::Unit;
+use crate::results::{SIZES, Unit};
 
 /// One load on one kind of backend.
 #[derive(Clone, Debug)]
@@ -88,17 +88,6 @@ impl Load {
         }
     }
 }
-
-/// Bytes of an answer, by the name used in workloads.
-pub const SIZES: [(&str, u32); 7] = [
-    ("64", 64),
-    ("1k", 1 << 10),
-    ("4k", 4 << 10),
-    ("16k", 16 << 10),
-    ("64k", 64 << 10),
-    ("256k", 256 << 10),
-    ("1m", 1 << 20),
-];
 
 /// How many connections the requests are spread over; the others are only asked at 64 bytes.
 const CONNECTIONS: [u32; 3] = [1, 64, 512];
@@ -318,16 +307,6 @@ fn udp_requests(name: String, arguments: &[&str]) -> Workload {
     Workload { unit: Unit::RoundTrip, ..udp_load(name, "udp-echo", "udp-request", arguments) }
 }
 
-/// Whether `name` is `pattern`, in which each `*` stands for any text.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
-            (0..=rest.len()).any(|from| rest.get(from..).is_some_and(|rest| matches(tail, rest)))
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -343,15 +322,5 @@ mod tests {
             all.iter().filter(|workload| workload.quick && workload.transport == transport).count()
         };
         assert!(quick(Transport::Tcp) >= 4 && quick(Transport::Udp) >= 2);
-    }
-
-    #[test]
-    fn stars_stand_for_any_text() {
-        assert!(matches("tcp-*", "tcp-idle"));
-        assert!(matches("*-64x*", "tcp-request-64x512"));
-        assert!(matches("dns", "dns"));
-        assert!(!matches("tcp-*", "udp-64-100"));
-        assert!(!matches("*-64x1", "tcp-request-64x12"));
-        assert!(!matches("dns", "dns2"));
     }
 }

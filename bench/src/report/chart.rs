@@ -1,12 +1,14 @@
 //! Which plots there are, and what is in them. Pure.
 
-use crate::compare::claims::{self, Setting};
-use crate::compare::workload::{SIZES, matches};
+use crate::results::{Metric, Results, Run, SIZES, Setting, matches};
 use crate::stats::Interval;
 
-use super::markdown::peers;
-use super::plots::Plot;
-use super::{Metric, Results, Run};
+/// One that is drawn: `file`.svg and `file`.png.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plot {
+    pub file: String,
+    pub title: String,
+}
 
 pub enum Chart {
     Bars(Bars),
@@ -102,7 +104,7 @@ const FAMILIES: &[Family] = &[
 ];
 
 fn bars(results: &Results, family: &Family, metric: Metric) -> Option<(Plot, Chart)> {
-    let settings = claims::by_setting(&results.runs);
+    let settings = results.by_setting();
     let chosen: Vec<(&Setting, &Vec<&Run>)> = settings
         .iter()
         .filter(|(setting, runs)| {
@@ -112,7 +114,8 @@ fn bars(results: &Results, family: &Family, metric: Metric) -> Option<(Plot, Cha
         .collect();
     let unit = chosen.first()?.1.first()?.unit;
     let all: Vec<&Run> = chosen.iter().flat_map(|(_, runs)| runs.iter().copied()).collect();
-    let peers: Vec<String> = peers(results, &all)
+    let peers: Vec<String> = results
+        .peers(&all)
         .into_iter()
         .filter(|peer| of_peer(&all, peer, metric).is_some())
         .collect();
@@ -221,7 +224,7 @@ fn curves(results: &Results, curve: &Curve, metric: Metric) -> Option<(Plot, Cha
     let all: Vec<&Run> = results.runs.iter().filter(|run| at(run).is_some()).collect();
     let unit = all.first()?.unit;
     let mut lines = Vec::new();
-    for peer in peers(results, &all) {
+    for peer in results.peers(&all) {
         let mut line = Vec::new();
         for (x, ..) in &curve.points {
             let here: Vec<&Run> = all.iter().copied().filter(|run| at(run) == Some(*x)).collect();
@@ -242,9 +245,9 @@ fn curves(results: &Results, curve: &Curve, metric: Metric) -> Option<(Plot, Cha
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
     use crate::compare::workload;
+    use crate::results::sample;
 
     #[test]
     fn every_point_of_a_curve_is_a_workload() {

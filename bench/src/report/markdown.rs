@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::compare::claims::{self, Judgement, OURSELVES, Pairs, Setting, Target, Verdict};
+use crate::results::{Metric, Results, Run, Session, Setting};
 use crate::stats::{Interval, median};
 
-use super::plots::Plot;
-use super::{Metric, Results, Run, Session};
+use super::chart::Plot;
+use super::claims::{self, Judgement, OURSELVES, Pairs, Target, Verdict};
 
 /// `plots` are those that were drawn.
 pub fn render(results: &Results, plots: &[Plot]) -> String {
@@ -15,7 +15,7 @@ pub fn render(results: &Results, plots: &[Plot]) -> String {
     let mut text = "# Ringway beside others\n\n".to_owned();
     text.push_str(&machines(&results.sessions));
     text.push_str(&claims_table(results, &judgements));
-    for (setting, runs) in claims::by_setting(&results.runs) {
+    for (setting, runs) in results.by_setting() {
         text.push_str(&workload(results, &setting, &runs));
     }
     text.push_str(&figures(results));
@@ -136,7 +136,7 @@ fn workload(results: &Results, setting: &Setting, runs: &[&Run]) -> String {
     let titles: Vec<String> = columns.iter().map(|metric| metric.title(first.unit)).collect();
     let _ = writeln!(text, "| peer | {} | CPU ratio | pairs |", titles.join(" | "));
     let _ = writeln!(text, "|---|{}---|---|", "---|".repeat(columns.len()));
-    for peer in peers(results, runs) {
+    for peer in results.peers(runs) {
         let own: Vec<&Run> = runs.iter().copied().filter(|run| run.peer == peer).collect();
         let cells: Vec<String> = columns.iter().map(|metric| cell(*metric, &own)).collect();
         let (ratio, pairs) = if peer == OURSELVES {
@@ -155,18 +155,6 @@ fn workload(results: &Results, setting: &Setting, runs: &[&Run]) -> String {
 fn cell(metric: Metric, runs: &[&Run]) -> String {
     let values: Vec<f64> = runs.iter().filter_map(|run| metric.of(run)).collect();
     median(&values).map_or_else(|| "-".to_owned(), |value| figure(value * metric.scale()))
-}
-
-/// Ringway first, the others in the order they were compared in.
-pub fn peers(results: &Results, runs: &[&Run]) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for of in results.sessions.iter().flat_map(|session| &session.peers) {
-        let ran = runs.iter().any(|run| run.peer == of.peer);
-        if ran && !names.contains(&of.peer) {
-            names.push(of.peer.clone());
-        }
-    }
-    names
 }
 
 fn states(runs: &[&Run]) -> String {
@@ -271,8 +259,8 @@ pub fn figure(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Configuration, Figure, Skipped, sample};
     use super::*;
+    use crate::results::{Configuration, Figure, Skipped, sample};
 
     #[test]
     fn a_report_has_verdicts_versions_tables_and_configurations() {

@@ -10,15 +10,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
-use super::Results;
-use super::chart::{Bars, Chart, Curves, charts};
+use crate::results::Results;
 
-/// One that was drawn: `file`.svg and `file`.png.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plot {
-    pub file: String,
-    pub title: String,
-}
+use super::chart::{Bars, Chart, Curves, Plot, charts};
 
 pub fn draw(results: &Results, directory: &Path) -> anyhow::Result<Vec<Plot>> {
     fs::create_dir_all(directory)?;
@@ -164,8 +158,8 @@ fn color(index: usize) -> RGBColor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
     use super::*;
+    use crate::results::sample;
 
     #[test]
     fn plots_are_pictures_in_both_formats() {

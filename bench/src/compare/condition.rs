@@ -1,6 +1,4 @@
-//! The state of the machine, measured before each run: a virtual machine's cores come nearer and
-//! go farther, faster and slower, while it is measured, and that moves figures more than what is
-//! compared. Only runs in the same state are held against each other.
+//! Measures the state of the machine, before each run.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,43 +7,16 @@ use std::time::Instant;
 use anyhow::Context;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// Nanoseconds for a cache line to go from core 0 to core 1 and back; 0 if there is one core.
-    pub round_trip: f64,
-    /// Nanoseconds of a fixed piece of arithmetic on core 0: the clock it runs at.
-    pub spin: f64,
-    /// `net.ipv4.tcp_congestion_control`.
-    pub congestion: String,
-}
+use crate::results::State;
 
-impl State {
-    /// Takes about 10 ms.
-    pub fn measure() -> anyhow::Result<Self> {
-        let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
-            .context("tcp_congestion_control")?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let round_trip = if cores > 1 { ping_pong()? } else { 0.0 };
-        Ok(Self { round_trip, spin: spin()?, congestion: congestion.trim().to_owned() })
-    }
-
-    /// Cores whose line takes this much longer share another cache, or none; a clock that differs
-    /// by more than the 15 % is another machine.
-    pub fn same(&self, other: &Self) -> bool {
-        let within =
-            |left: f64, right: f64, factor: f64| left.max(right) <= left.min(right) * factor;
-        self.congestion == other.congestion
-            && within(self.round_trip, other.round_trip, 1.6)
-            && within(self.spin, other.spin, 1.15)
-    }
-
-    /// For people. The limit lies between the round trips of cores that share their last cache and
-    /// of such that don't, on the server processors it was seen on.
-    pub fn distance(&self) -> &'static str {
-        if self.round_trip < 160.0 { "near" } else { "far" }
-    }
+/// Takes about 10 ms.
+pub fn measure() -> anyhow::Result<State> {
+    let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
+        .context("tcp_congestion_control")?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let round_trip = if cores > 1 { ping_pong()? } else { 0.0 };
+    Ok(State { round_trip, spin: spin()?, congestion: congestion.trim().to_owned() })
 }
 
 const BOUNCES: u32 = 500;
@@ -122,18 +93,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_differ_by_clock_distance_or_congestion_control() {
-        let state = State { round_trip: 100.0, spin: 1000.0, congestion: "cubic".into() };
-        assert!(state.same(&State { round_trip: 120.0, spin: 1100.0, ..state.clone() }));
-        assert!(!state.same(&State { round_trip: 250.0, ..state.clone() }));
-        assert!(!state.same(&State { spin: 1200.0, ..state.clone() }));
-        assert!(!state.same(&State { congestion: "bbr".into(), ..state.clone() }));
-        assert_eq!(state.distance(), "near");
-    }
-
-    #[test]
     fn this_machine_has_a_state() {
-        let state = State::measure().expect("a Linux machine");
+        let state = measure().expect("a Linux machine");
         assert!(state.spin > 0.0 && state.round_trip.is_finite(), "{state:?}");
         assert!(!state.congestion.is_empty());
     }

@@ -1,14 +1,12 @@
 //! What Ringway claims, as a table, and what a comparison has to say to each claim. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use clap::ValueEnum as _;
 
 use crate::peers::Peer;
-use crate::report::{Metric, Results, Run};
+use crate::results::{Metric, Results, Run, Setting, matches};
 use crate::stats::{Interval, median};
-
-use super::workload::matches;
 
 /// Fewer pairs than this, or a quick run, support no verdict.
 pub const ENOUGH_PAIRS: usize = 12;
@@ -96,21 +94,6 @@ const REQUESTS: &[&str] = &["tcp-request-*x1", "tcp-request-*x64", "tcp-request-
 const MANY_FLOWS: &[&str] = &["udp-flows-30000", "udp-flows-100000-shared"];
 const SMALL_DATAGRAMS: &[&str] = &["udp-64-100", "udp-64-10000"];
 
-/// Runs that may be held against each other: one workload in one setting.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Setting {
-    pub workload: String,
-    pub workers: usize,
-    pub network: String,
-}
-
-impl Setting {
-    pub fn of(run: &Run) -> Self {
-        let (workload, network) = (run.workload.clone(), run.network.clone());
-        Self { workload, workers: run.workers, network }
-    }
-}
-
 #[derive(Clone, Debug)]
 pub struct Judgement {
     pub setting: Setting,
@@ -141,7 +124,7 @@ pub enum Verdict {
 
 /// All claims that the results have runs for.
 pub fn judge(results: &Results) -> Vec<Judgement> {
-    let settings = by_setting(&results.runs);
+    let settings = results.by_setting();
     let mut judgements = Vec::new();
     for (setting, runs) in &settings {
         for claim in CLAIMS {
@@ -153,14 +136,6 @@ pub fn judge(results: &Results) -> Vec<Judgement> {
         }
     }
     judgements
-}
-
-pub fn by_setting(runs: &[Run]) -> BTreeMap<Setting, Vec<&Run>> {
-    let mut settings: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for run in runs {
-        settings.entry(Setting::of(run)).or_default().push(run);
-    }
-    settings
 }
 
 struct Case<'a> {
@@ -277,7 +252,7 @@ impl Pairs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample;
+    use crate::results::sample;
 
     fn judged(results: &Results, metric: Metric, against: &str) -> Judgement {
         let all = judge(results);
