@@ -11,6 +11,7 @@ use crate::results::Results;
 mod chart;
 pub mod claims;
 mod markdown;
+mod palette;
 mod plots;
 
 #[derive(Args)]

@@ -121,18 +121,6 @@ impl Results {
         settings
     }
 
-    /// Ringway first, the others in the order they were compared in.
-    pub fn peers(&self, runs: &[&Run]) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for of in self.sessions.iter().flat_map(|session| &session.peers) {
-            let ran = runs.iter().any(|run| run.peer == of.peer);
-            if ran && !names.contains(&of.peer) {
-                names.push(of.peer.clone());
-            }
-        }
-        names
-    }
-
     pub fn add(&mut self, other: Self) {
         let shift = self.sessions.len();
         self.sessions.extend(other.sessions);

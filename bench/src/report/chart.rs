@@ -3,6 +3,8 @@
 use crate::results::{Metric, Results, Run, SIZES, Setting, matches};
 use crate::stats::Interval;
 
+use super::palette;
+
 /// One that is drawn: `file`.svg and `file`.png.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plot {
@@ -33,6 +35,15 @@ pub struct Curves {
     pub across: &'static str,
     pub scale: String,
     pub lines: Vec<(String, Vec<(f64, Interval)>)>,
+}
+
+impl Chart {
+    pub fn peers(&self) -> Vec<&str> {
+        match self {
+            Self::Bars(bars) => bars.peers.iter().map(String::as_str).collect(),
+            Self::Curves(curves) => curves.lines.iter().map(|(peer, _)| peer.as_str()).collect(),
+        }
+    }
 }
 
 pub fn charts(results: &Results) -> Vec<(Plot, Chart)> {
@@ -114,8 +125,7 @@ fn bars(results: &Results, family: &Family, metric: Metric) -> Option<(Plot, Cha
         .collect();
     let unit = chosen.first()?.1.first()?.unit;
     let all: Vec<&Run> = chosen.iter().flat_map(|(_, runs)| runs.iter().copied()).collect();
-    let peers: Vec<String> = results
-        .peers(&all)
+    let peers: Vec<String> = palette::peers(&all)
         .into_iter()
         .filter(|peer| of_peer(&all, peer, metric).is_some())
         .collect();
@@ -126,7 +136,7 @@ fn bars(results: &Results, family: &Family, metric: Metric) -> Option<(Plot, Cha
     let (groups, scale) = (groups.collect(), metric.title(unit));
     let plot = Plot {
         file: format!("{}-{}", family.name, short(metric)),
-        title: format!("{}: {scale}", family.title),
+        title: format!("{}: {scale} ({} is better)", family.title, metric.better()),
     };
     Some((plot, Chart::Bars(Bars { peers, groups, scale })))
 }
@@ -224,7 +234,7 @@ fn curves(results: &Results, curve: &Curve, metric: Metric) -> Option<(Plot, Cha
     let all: Vec<&Run> = results.runs.iter().filter(|run| at(run).is_some()).collect();
     let unit = all.first()?.unit;
     let mut lines = Vec::new();
-    for peer in results.peers(&all) {
+    for peer in palette::peers(&all) {
         let mut line = Vec::new();
         for (x, ..) in &curve.points {
             let here: Vec<&Run> = all.iter().copied().filter(|run| at(run) == Some(*x)).collect();
@@ -237,7 +247,12 @@ fn curves(results: &Results, curve: &Curve, metric: Metric) -> Option<(Plot, Cha
     let scale = metric.title(unit);
     let plot = Plot {
         file: format!("{}-{}", curve.file, short(metric)),
-        title: format!("{}: {scale} by {}", curve.title, curve.across),
+        title: format!(
+            "{}: {scale} by {} ({} is better)",
+            curve.title,
+            curve.across,
+            metric.better()
+        ),
     };
     let curves = Curves { across: curve.across, scale, lines };
     (!curves.lines.is_empty()).then_some((plot, Chart::Curves(curves)))
@@ -274,6 +289,14 @@ mod tests {
         assert!(!one.iter().any(|file| file.starts_with("growth")), "{one:?}");
         results.add(sample("udp-64-1000", 2, &peers));
         assert!(files(&results).contains(&"growth-flows-cpu".to_owned()));
+    }
+
+    #[test]
+    fn titles_say_the_unit_and_which_end_is_better() {
+        let charts = charts(&sample("tcp-connect", 2, &[("ringway", 0.5)]));
+        let titles: Vec<_> = charts.iter().map(|(plot, _)| plot.title.as_str()).collect();
+        assert_eq!(titles[0], "New connections: 1,000 requests/s (higher is better)");
+        assert_eq!(titles[1], "New connections: CPU us/request (lower is better)");
     }
 
     #[test]

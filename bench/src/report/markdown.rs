@@ -8,6 +8,7 @@ use crate::stats::{Interval, median};
 
 use super::chart::Plot;
 use super::claims::{self, Judgement, OURSELVES, Pairs, Target, Verdict};
+use super::palette;
 
 /// `plots` are those that were drawn.
 pub fn render(results: &Results, plots: &[Plot]) -> String {
@@ -16,7 +17,7 @@ pub fn render(results: &Results, plots: &[Plot]) -> String {
     text.push_str(&machines(&results.sessions));
     text.push_str(&claims_table(results, &judgements));
     for (setting, runs) in results.by_setting() {
-        text.push_str(&workload(results, &setting, &runs));
+        text.push_str(&workload(&setting, &runs));
     }
     text.push_str(&figures(results));
     if !plots.is_empty() {
@@ -124,7 +125,7 @@ const COLUMNS: [Metric; 8] = [
     Metric::Lost,
 ];
 
-fn workload(results: &Results, setting: &Setting, runs: &[&Run]) -> String {
+fn workload(setting: &Setting, runs: &[&Run]) -> String {
     let Setting { workload, workers, network } = setting;
     let plural = if *workers == 1 { "worker" } else { "workers" };
     let mut text = format!("## {workload}, {workers} {plural}, {network}\n\n");
@@ -136,7 +137,7 @@ fn workload(results: &Results, setting: &Setting, runs: &[&Run]) -> String {
     let titles: Vec<String> = columns.iter().map(|metric| metric.title(first.unit)).collect();
     let _ = writeln!(text, "| peer | {} | CPU ratio | pairs |", titles.join(" | "));
     let _ = writeln!(text, "|---|{}---|---|", "---|".repeat(columns.len()));
-    for peer in results.peers(runs) {
+    for peer in palette::peers(runs) {
         let own: Vec<&Run> = runs.iter().copied().filter(|run| run.peer == peer).collect();
         let cells: Vec<String> = columns.iter().map(|metric| cell(*metric, &own)).collect();
         let (ratio, pairs) = if peer == OURSELVES {

@@ -8,11 +8,13 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
 use crate::results::Results;
 
 use super::chart::{Bars, Chart, Curves, Plot, charts};
+use super::palette::color;
 
 pub fn draw(results: &Results, directory: &Path) -> anyhow::Result<Vec<Plot>> {
     fs::create_dir_all(directory)?;
@@ -31,79 +33,117 @@ pub fn draw(results: &Results, directory: &Path) -> anyhow::Result<Vec<Plot>> {
 
 const SIZE: (u32, u32) = (1000, 520);
 const FONT: &str = "sans-serif";
+const SMALL: (&str, u32) = (FONT, 13);
+/// The width of the legend and the height of a line of small letters.
+const LEGEND: u32 = 150;
+const LINE: i32 = 16;
 
 fn on<B: DrawingBackend>(backend: B, plot: &Plot, chart: &Chart) -> anyhow::Result<()> {
     let area = backend.into_drawing_area();
     area.fill(&WHITE).map_err(|error| anyhow!("{error}"))?;
-    let drawn = match chart {
-        Chart::Bars(bars) => draw_bars(&area, plot, bars),
-        Chart::Curves(curves) => draw_curves(&area, plot, curves),
-    };
+    let drawn = page(&area, plot, chart);
     drawn.and_then(|()| area.present()).map_err(|error| anyhow!("{error}"))
 }
 
 type Drawn<B> = Result<(), DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>>;
 
+/// The title is above and the legend on the right, so that neither lies on what is drawn.
+fn page<B: DrawingBackend>(area: &DrawingArea<B, Shift>, plot: &Plot, chart: &Chart) -> Drawn<B> {
+    let below = area.margin(8, 0, 0, 0).titled(&plot.title, (FONT, 20))?;
+    let (left, right) = below.split_horizontally(SIZE.0 - LEGEND);
+    legend(&right, &chart.peers())?;
+    match chart {
+        Chart::Bars(bars) => draw_bars(&left, bars),
+        Chart::Curves(curves) => draw_curves(&left, curves),
+    }
+}
+
+fn legend<B: DrawingBackend>(area: &DrawingArea<B, Shift>, peers: &[&str]) -> Drawn<B> {
+    let mut y = LINE;
+    for peer in peers {
+        area.draw(&Rectangle::new([(0, y - 1), (12, y + 11)], color(peer).filled()))?;
+        area.draw_text(peer, &SMALL.into_text_style(area), (18, y))?;
+        y += LINE + 6;
+    }
+    Ok(())
+}
+
 /// Groups stand at 1, 2, 3, ... of the horizontal axis, their bars side by side.
-fn draw_bars<B: DrawingBackend>(
-    area: &DrawingArea<B, Shift>,
-    plot: &Plot,
-    bars: &Bars,
-) -> Drawn<B> {
+fn draw_bars<B: DrawingBackend>(area: &DrawingArea<B, Shift>, bars: &Bars) -> Drawn<B> {
     let count = bars.groups.len();
     let top = bars.groups.iter().flat_map(|group| &group.bars).flatten();
     let top = top.map(|bar| bar.high.min(bar.mean * 2.0)).fold(0.0, f64::max) * 1.1;
-    let mut builder = ChartBuilder::on(area);
-    builder.caption(&plot.title, (FONT, 20)).margin(12).x_label_area_size(36);
-    let mut context = builder
+    let mut context = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(4 * LINE as u32)
         .y_label_area_size(72)
         .build_cartesian_2d(0.5..count as f64 + 0.5, 0.0..top.max(1e-9))?;
-    let name = |x: &f64| {
-        let index = (1..=count).find(|index| (*index as f64 - x).abs() < 1e-6);
-        index.map_or(String::new(), |index| bars.groups[index - 1].name.clone())
-    };
     context
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(2 * count + 1)
-        .x_label_formatter(&name)
+        .x_labels(0)
         .y_desc(&bars.scale)
-        .label_style((FONT, 13))
+        .label_style(SMALL)
         .draw()?;
     let width = 0.8 / bars.peers.len().max(1) as f64;
-    for (peer, label) in bars.peers.iter().enumerate() {
-        let color = color(peer);
+    for (peer, name) in bars.peers.iter().enumerate() {
         let left = |group: usize| group as f64 + 0.6 + peer as f64 * width;
         let of_peer = bars.groups.iter().enumerate();
         let of_peer = of_peer.filter_map(|(group, of)| Some((left(group), of.bars[peer]?)));
         let boxes = of_peer.clone().map(|(x, bar)| {
-            Rectangle::new([(x, 0.0), (x + width * 0.9, bar.mean)], color.filled())
+            Rectangle::new([(x, 0.0), (x + width * 0.9, bar.mean)], color(name).filled())
         });
-        context
-            .draw_series(boxes)?
-            .label(label)
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], color.filled()));
+        context.draw_series(boxes)?;
         let whiskers = of_peer.filter(|(_, bar)| bar.count > 1).map(|(x, bar)| {
             let (x, high) = (x + width * 0.45, bar.high.min(top));
             PathElement::new(vec![(x, bar.low.max(0.0)), (x, high)], BLACK.stroke_width(1))
         });
         context.draw_series(whiskers)?;
     }
-    legend(&mut context)
+    let at = |group: usize| context.backend_coord(&(group as f64 + 1.0, 0.0));
+    let room = (at(1).0 - at(0).0).unsigned_abs();
+    for (group, of) in bars.groups.iter().enumerate() {
+        group_name(area, &of.name, at(group), room)?;
+    }
+    Ok(())
 }
 
-fn draw_curves<B: DrawingBackend>(
+/// Under the axis at `at`: a line for each part, or more where `room` is too narrow for it.
+fn group_name<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
-    plot: &Plot,
-    curves: &Curves,
+    name: &str,
+    at: (i32, i32),
+    room: u32,
 ) -> Drawn<B> {
+    let style = SMALL.into_text_style(area).pos(Pos::new(HPos::Center, VPos::Top));
+    let (across, down) = area.get_pixel_range();
+    let (x, mut y) = (at.0 - across.start, at.1 - down.start + 6);
+    for part in name.split(", ") {
+        let mut line = String::new();
+        for word in part.split_inclusive('-') {
+            let longer = format!("{line}{word}");
+            if !line.is_empty() && area.estimate_text_size(&longer, &style)?.0 + 8 > room {
+                area.draw_text(&line, &style, (x, y))?;
+                y += LINE;
+                line = word.to_owned();
+            } else {
+                line = longer;
+            }
+        }
+        area.draw_text(&line, &style, (x, y))?;
+        y += LINE;
+    }
+    Ok(())
+}
+
+fn draw_curves<B: DrawingBackend>(area: &DrawingArea<B, Shift>, curves: &Curves) -> Drawn<B> {
     let points = || curves.lines.iter().flat_map(|(_, points)| points);
     let low = points().map(|(x, _)| *x).fold(f64::INFINITY, f64::min);
     let high = points().map(|(x, _)| *x).fold(low, f64::max);
     let top = points().map(|(_, bar)| bar.mean).fold(0.0, f64::max) * 1.1;
-    let mut builder = ChartBuilder::on(area);
-    builder.caption(&plot.title, (FONT, 20)).margin(12).x_label_area_size(44);
-    let mut context = builder
+    let mut context = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(44)
         .y_label_area_size(72)
         .build_cartesian_2d((low * 0.9..high * 1.1).log_scale(), 0.0..top.max(1e-9))?;
     context
@@ -111,49 +151,16 @@ fn draw_curves<B: DrawingBackend>(
         .x_desc(curves.across)
         .y_desc(&curves.scale)
         .x_label_formatter(&|x| format!("{x}"))
-        .label_style((FONT, 13))
+        .label_style(SMALL)
         .draw()?;
-    for (peer, (label, points)) in curves.lines.iter().enumerate() {
+    for (peer, points) in &curves.lines {
         let color = color(peer);
-        let line =
-            LineSeries::new(points.iter().map(|(x, bar)| (*x, bar.mean)), color.stroke_width(2));
-        context.draw_series(line)?.label(label).legend(move |(x, y)| {
-            PathElement::new(vec![(x, y), (x + 10, y)], color.stroke_width(2))
-        });
+        let line = points.iter().map(|(x, bar)| (*x, bar.mean));
+        context.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
         let dots = points.iter().map(|(x, bar)| Circle::new((*x, bar.mean), 3, color.filled()));
         context.draw_series(dots)?;
     }
-    legend(&mut context)
-}
-
-fn legend<'a, B: DrawingBackend + 'a, C: CoordTranslate>(
-    context: &mut ChartContext<'a, B, C>,
-) -> Drawn<B> {
-    context
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .label_font((FONT, 13))
-        .draw()
-}
-
-/// Of series number `index`: told apart with any colour vision, by Okabe and Ito; then greys.
-fn color(index: usize) -> RGBColor {
-    const COLORS: [RGBColor; 11] = [
-        RGBColor(213, 94, 0),
-        RGBColor(0, 114, 178),
-        RGBColor(86, 180, 233),
-        RGBColor(0, 158, 115),
-        RGBColor(204, 121, 167),
-        RGBColor(230, 159, 0),
-        RGBColor(240, 228, 66),
-        RGBColor(90, 90, 90),
-        RGBColor(130, 130, 130),
-        RGBColor(170, 170, 170),
-        RGBColor(205, 205, 205),
-    ];
-    COLORS[index % COLORS.len()]
+    Ok(())
 }
 
 #[cfg(test)]

@@ -52,6 +52,11 @@ impl Metric {
         self == Self::Throughput
     }
 
+    /// The end of the scale that one wants.
+    pub fn better(self) -> &'static str {
+        if self.more_is_better() { "higher" } else { "lower" }
+    }
+
     pub fn title(self, unit: Unit) -> String {
         match self {
             Self::Throughput if unit == Unit::Gigabyte => "GB/s".to_owned(),
