@@ -1,13 +1,18 @@
 //! The text of the page at /metrics: which metrics there are, and how Prometheus reads them.
 //!
-//! Histograms are written by hand: their buckets are kept per core, and the exporter's own
-//! histogram takes only single samples.
+//! The exporter's crate writes the lines. Its recorder is not used: its histograms take single
+//! samples, and the histograms here are buckets that each core has counted.
 
-use std::fmt::Write as _;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Display;
 
-use metrics::{Key, Label, Level, Metadata, Recorder as _};
-use metrics_exporter_prometheus::formatting::sanitize_label_value;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use indexmap::IndexMap;
+use metrics::{Key, Label};
+use metrics_exporter_prometheus::LabelSet;
+use metrics_exporter_prometheus::formatting::{
+    write_help_line, write_metric_line, write_type_line,
+};
 
 use crate::stats::counters::{BUCKETS, Histogram};
 
@@ -304,61 +309,89 @@ enum Type {
     Histogram,
 }
 
-/// Counters and gauges of one scrape.
-pub(super) struct Page {
-    recorder: PrometheusRecorder,
+impl Type {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
 }
 
-const METADATA: Metadata<'static> = Metadata::new("ringway", Level::INFO, None);
+/// The metrics of one scrape.
+#[derive(Default)]
+pub(super) struct Page {
+    /// By name, and by labels as they are written: the lines of that series.
+    metrics: RefCell<BTreeMap<&'static str, BTreeMap<String, String>>>,
+}
 
 impl Page {
-    pub(super) fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        for (name, kind, help) in METRICS {
-            let (name, help) = ((*name).into(), (*help).into());
-            match kind {
-                Type::Counter => recorder.describe_counter(name, None, help),
-                Type::Gauge => recorder.describe_gauge(name, None, help),
-                Type::Histogram => {}
-            }
-        }
-        Self { recorder }
+    pub(super) fn set(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+        self.value(name, labels, value);
     }
 
-    pub(super) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
-        self.recorder.register_counter(&key(name, labels), &METADATA).absolute(value);
-    }
-
-    /// In the order of names: the recorder's own order changes from scrape to scrape.
-    pub(super) fn render(&self) -> String {
-        let text = self.recorder.handle().render();
-        let mut families: Vec<_> = text
-            .split("\n\n")
-            .map(|family| {
-                let mut lines: Vec<_> = family.lines().collect();
-                lines.sort_unstable();
-                lines.join("\n") + "\n"
-            })
-            .collect();
-        families.retain(|family| family.len() > 1);
-        families.sort_unstable();
-        families.concat()
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     pub(super) fn seconds(&self, name: &'static str, labels: &[(&'static str, &str)], micros: u64) {
-        self.recorder.register_gauge(&key(name, labels), &METADATA).set(micros as f64 / 1e6);
+        self.value(name, labels, Seconds(micros));
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "gauges are floats; ours stay far below 2^53")]
-    pub(super) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
-        self.recorder.register_gauge(&key(name, labels), &METADATA).set(value as f64);
+    fn value(&self, name: &'static str, labels: &[(&'static str, &str)], value: impl Display) {
+        let labels = label_set(name, labels);
+        let mut line = String::new();
+        write_metric_line(&mut line, name, None, &labels, NO_LABEL, value, None);
+        self.add(name, &labels, line);
+    }
+
+    pub(super) fn histogram(
+        &self,
+        name: &'static str,
+        labels: &[(&'static str, &str)],
+        merged: &Merged,
+    ) {
+        let labels = label_set(name, labels);
+        let mut lines = String::new();
+        let mut bucket = |bound: &dyn Display, count: u64| {
+            let bound = Some(("le", bound));
+            write_metric_line(&mut lines, name, Some("bucket"), &labels, bound, count, None);
+        };
+        let mut cumulative = 0;
+        for (count, bound) in merged.buckets.iter().zip(BUCKETS) {
+            cumulative += count;
+            bucket(&Seconds(bound), cumulative);
+        }
+        let count = merged.count();
+        bucket(&"+Inf", count);
+        let sum = Seconds(merged.sum);
+        write_metric_line(&mut lines, name, Some("sum"), &labels, NO_LABEL, sum, None);
+        write_metric_line(&mut lines, name, Some("count"), &labels, NO_LABEL, count, None);
+        self.add(name, &labels, lines);
+    }
+
+    fn add(&self, name: &'static str, labels: &LabelSet, lines: String) {
+        let labels: Vec<_> = labels.to_strings().collect();
+        self.metrics.borrow_mut().entry(name).or_default().insert(labels.join(","), lines);
+    }
+
+    /// In the order of names and labels, so that two scrapes can be compared.
+    pub(super) fn render(&self) -> String {
+        let mut text = String::new();
+        for (name, series) in self.metrics.borrow().iter() {
+            let described = METRICS.iter().find(|metric| metric.0 == *name);
+            let (_, kind, help) = described.expect("every metric is described");
+            write_help_line(&mut text, name, None, None, help);
+            write_type_line(&mut text, name, None, None, kind.word());
+            series.values().for_each(|lines| text.push_str(lines));
+        }
+        text
     }
 }
 
-fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+const NO_LABEL: Option<(&str, &str)> = None;
+
+fn label_set(name: &'static str, labels: &[(&'static str, &str)]) -> LabelSet {
     let label = |(key, value): &(&'static str, &str)| Label::new(*key, (*value).to_owned());
-    Key::from_parts(name, labels.iter().map(label).collect::<Vec<_>>())
+    let key = Key::from_parts(name, labels.iter().map(label).collect::<Vec<_>>());
+    LabelSet::from_key_and_global(&key, &IndexMap::new())
 }
 
 /// A histogram summed over workers.
@@ -381,53 +414,10 @@ impl Merged {
     }
 }
 
-/// The text of one histogram family; its head is written with its first series.
-pub(super) struct Family<'a> {
-    name: &'static str,
-    text: &'a mut String,
-    begun: bool,
-}
-
-impl<'a> Family<'a> {
-    pub(super) fn new(name: &'static str, text: &'a mut String) -> Self {
-        Self { name, text, begun: false }
-    }
-
-    pub(super) fn add(&mut self, labels: &[(&str, &str)], merged: &Merged) {
-        let name = self.name;
-        if !self.begun {
-            self.begun = true;
-            let help = METRICS.iter().find(|metric| metric.0 == name).map_or("", |metric| metric.2);
-            self.line(format_args!("# HELP {name} {help}"));
-            self.line(format_args!("# TYPE {name} histogram"));
-        }
-        let labels: Vec<_> = labels
-            .iter()
-            .map(|(key, value)| format!("{key}=\"{}\"", sanitize_label_value(value)))
-            .collect();
-        let labels = labels.join(",");
-        let mut cumulative = 0;
-        for (bucket, bound) in merged.buckets.iter().zip(BUCKETS) {
-            cumulative += bucket;
-            let le = Seconds(bound);
-            self.line(format_args!("{name}_bucket{{{labels},le=\"{le}\"}} {cumulative}"));
-        }
-        let count = merged.count();
-        self.line(format_args!("{name}_bucket{{{labels},le=\"+Inf\"}} {count}"));
-        self.line(format_args!("{name}_sum{{{labels}}} {}", Seconds(merged.sum)));
-        self.line(format_args!("{name}_count{{{labels}}} {count}"));
-    }
-
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "{line}");
-    }
-}
-
 /// Microseconds, written as seconds without rounding and without trailing zeros.
 struct Seconds(u64);
 
-impl std::fmt::Display for Seconds {
+impl Display for Seconds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (whole, fraction) = (self.0 / 1_000_000, self.0 % 1_000_000);
         if fraction == 0 {

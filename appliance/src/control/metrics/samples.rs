@@ -14,7 +14,7 @@ use config_sync::health::Tally;
 use config_sync::model::config::Config;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol};
 
-use crate::control::metrics::exposition::{Family, Merged, Page};
+use crate::control::metrics::exposition::{Merged, Page};
 use crate::stats::counters::{Counter, Counters, EndpointCounters, Histogram};
 use crate::stats::records::{CloseReason, DropReason};
 
@@ -46,7 +46,7 @@ pub struct Scrape<'a> {
 impl Scrape<'_> {
     /// The page, in the Prometheus text exposition format 0.0.4.
     pub fn render(&self, series: &Series) -> String {
-        let page = Page::new();
+        let page = Page::default();
         self.process(&page);
         if let Some(figures) = self.kubernetes {
             kubernetes(&page, figures);
@@ -63,9 +63,8 @@ impl Scrape<'_> {
         for expiry in &series.expiries {
             Self::certificate(&page, expiry);
         }
-        let mut text = page.render();
-        self.histograms(series, &mut text);
-        text
+        self.histograms(&page, series);
+        page.render()
     }
 
     fn certificate(page: &Page, Expiry { of, owner, name, not_after, .. }: &Expiry) {
@@ -76,25 +75,25 @@ impl Scrape<'_> {
             Expiring::RevocationList => ("ringway_crl_expiry_timestamp_seconds", "crl"),
         };
         let labels: &[_] = &[("owner", owner.as_str()), (label, name.as_str())];
-        page.gauge(metric, labels, u64::try_from(*not_after).unwrap_or(0));
+        page.set(metric, labels, u64::try_from(*not_after).unwrap_or(0));
     }
 
     fn process(&self, page: &Page) {
-        page.gauge("ringway_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-        page.gauge("ringway_ready", &[], u64::from(self.ready));
-        page.gauge("ringway_workers", &[], self.workers.len() as u64);
-        page.gauge("ringway_source_ports", &[], self.source_ports);
-        page.counter("ringway_reloads_total", &[], self.reloads_ok);
+        page.set("ringway_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        page.set("ringway_ready", &[], u64::from(self.ready));
+        page.set("ringway_workers", &[], self.workers.len() as u64);
+        page.set("ringway_source_ports", &[], self.source_ports);
+        page.set("ringway_reloads_total", &[], self.reloads_ok);
         page.seconds("ringway_table_compile_seconds", &[], self.compile_micros);
         page.seconds("ringway_table_publish_seconds", &[], self.publish_micros);
-        page.counter("ringway_reload_failures_total", &[], self.reloads_failed);
-        page.gauge("ringway_configuration_refused", &[], u64::from(self.refused));
+        page.set("ringway_reload_failures_total", &[], self.reloads_failed);
+        page.set("ringway_configuration_refused", &[], u64::from(self.refused));
         let dropped = "ringway_log_lines_dropped_total";
-        page.counter(dropped, &[("reason", "writer_slow")], self.lines_dropped);
-        page.counter(dropped, &[("reason", "write_failed")], self.lines_failed);
+        page.set(dropped, &[("reason", "writer_slow")], self.lines_dropped);
+        page.set(dropped, &[("reason", "write_failed")], self.lines_failed);
         let records = self.sum(|worker| &worker.records_dropped);
-        page.counter(dropped, &[("reason", "channel_full")], records);
-        let total = |name, pick: fn(&Counters) -> &Counter| page.counter(name, &[], self.sum(pick));
+        page.set(dropped, &[("reason", "channel_full")], records);
+        let total = |name, pick: fn(&Counters) -> &Counter| page.set(name, &[], self.sum(pick));
         total("ringway_connections_accepted_total", |worker| &worker.accepted);
         total("ringway_connections_aborted_total", |worker| &worker.aborted);
         total("ringway_accept_pauses_total", |worker| &worker.accept_pauses);
@@ -114,7 +113,7 @@ impl Scrape<'_> {
         for (index, worker) in self.workers.iter().enumerate() {
             let index = index.to_string();
             let labels: &[_] = &[("worker", index.as_str())];
-            page.counter("ringway_worker_turns_total", labels, worker.turns.get());
+            page.set("ringway_worker_turns_total", labels, worker.turns.get());
             for (name, value) in [
                 ("ringway_table_generation", worker.generation.get()),
                 ("ringway_session_slots_used", worker.sessions.get()),
@@ -129,7 +128,7 @@ impl Scrape<'_> {
                 ("ringway_pipes_used", worker.pipes_used.get()),
                 ("ringway_pipes", u64::from(self.limits.pipes)),
             ] {
-                page.gauge(name, labels, value);
+                page.set(name, labels, value);
             }
             let took = &worker.table_micros;
             page.seconds("ringway_table_apply_seconds", labels, took.get());
@@ -158,18 +157,18 @@ impl Scrape<'_> {
 
         let name = ("listener", &*listener.name);
         let words = listener.words();
-        page.counter(words.opened, &[name], opened);
-        page.gauge(words.active, &[name], active);
+        page.set(words.opened, &[name], opened);
+        page.set(words.active, &[name], active);
         for (reason, word) in CloseReason::ALL.iter().map(|reason| (*reason, reason.word())) {
             let labels = &[name, ("reason", word)];
             if closed[reason as usize] > 0 || listener.always(reason) {
-                page.counter(words.closed, labels, closed[reason as usize]);
+                page.set(words.closed, labels, closed[reason as usize]);
             }
             if refused[reason as usize] > 0 {
-                page.counter(words.refused, labels, refused[reason as usize]);
+                page.set(words.refused, labels, refused[reason as usize]);
             }
         }
-        let sided = |metric, side, value| page.counter(metric, &[name, ("side", side)], value);
+        let sided = |metric, side, value| page.set(metric, &[name, ("side", side)], value);
         let relayed = "ringway_relayed_bytes_total";
         sided(relayed, "client", sum(|worker, id| worker.listener(id).bytes_up.get()));
         sided(relayed, "endpoint", sum(|worker, id| worker.listener(id).bytes_down.get()));
@@ -186,14 +185,14 @@ impl Scrape<'_> {
         sided(sent, "client", sum(|worker, id| worker.listener(id).to_clients.get()));
         sided(sent, "endpoint", sum(|worker, id| worker.listener(id).to_endpoints.get()));
         let fragmented = sum(|worker, id| worker.listener(id).fragmented.get());
-        page.counter("ringway_datagrams_fragmented_total", &[name], fragmented);
+        page.set("ringway_datagrams_fragmented_total", &[name], fragmented);
         for reason in DropReason::ALL {
             let dropped =
                 |worker: &Arc<Counters>| worker.listener(id).dropped[*reason as usize].get();
             let dropped = self.workers.iter().map(dropped).sum();
             if dropped > 0 {
                 let labels = &[name, ("reason", reason.word())];
-                page.counter("ringway_datagrams_dropped_total", labels, dropped);
+                page.set("ringway_datagrams_dropped_total", labels, dropped);
             }
         }
     }
@@ -204,7 +203,7 @@ impl Scrape<'_> {
             let refused = self.sum(|worker| &worker.unmatched[*reason as usize]);
             if refused > 0 || *reason == CloseReason::UnknownServerName {
                 let labels = &[("reason", reason.word())];
-                page.counter("ringway_sessions_refused_total", labels, refused);
+                page.set("ringway_sessions_refused_total", labels, refused);
             }
         }
     }
@@ -218,10 +217,10 @@ impl Scrape<'_> {
         }
         let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
         let total = |name, pick: fn(&EndpointCounters) -> &Counter| {
-            page.counter(name, &labels, self.sum(|worker| pick(worker.endpoint(id))));
+            page.set(name, &labels, self.sum(|worker| pick(worker.endpoint(id))));
         };
-        page.counter("ringway_endpoint_sessions_opened_total", &labels, opened);
-        page.gauge("ringway_endpoint_sessions_active", &labels, active);
+        page.set("ringway_endpoint_sessions_opened_total", &labels, opened);
+        page.set("ringway_endpoint_sessions_active", &labels, active);
         total("ringway_endpoint_connect_failures_total", |endpoint| &endpoint.connect_failures);
         total("ringway_endpoint_refusals_total", |endpoint| &endpoint.refusals);
         total("ringway_endpoint_late_replies_total", |endpoint| &endpoint.late_replies);
@@ -232,35 +231,33 @@ impl Scrape<'_> {
             ("endpoint", self.sum(|worker| &worker.endpoint(id).bytes_down)),
         ] {
             let labels = [backend, address, ("side", side)];
-            page.counter("ringway_endpoint_relayed_bytes_total", &labels, bytes);
+            page.set("ringway_endpoint_relayed_bytes_total", &labels, bytes);
         }
     }
 
-    fn histograms(&self, series: &Series, text: &mut String) {
+    fn histograms(&self, page: &Page, series: &Series) {
         for (name, udp) in
             [("ringway_session_duration_seconds", false), ("ringway_flow_duration_seconds", true)]
         {
-            let mut family = Family::new(name, text);
             for (id, listener) in &series.listeners {
                 if listener.in_force && (listener.protocol == Protocol::Udp) == udp {
                     let merged = self.merge(|worker| &worker.listener(*id).duration);
-                    family.add(&[("listener", &listener.name)], &merged);
+                    page.histogram(name, &[("listener", &listener.name)], &merged);
                 }
             }
         }
-        let mut family = Family::new("ringway_worker_turn_seconds", text);
         for (index, worker) in self.workers.iter().enumerate() {
             let mut turns = Merged::default();
             turns.add(&worker.turn);
-            family.add(&[("worker", &index.to_string())], &turns);
+            let labels = &[("worker", &*index.to_string())];
+            page.histogram("ringway_worker_turn_seconds", labels, &turns);
         }
-        let mut family = Family::new("ringway_endpoint_connect_duration_seconds", text);
         for (id, endpoint) in &series.endpoints {
             let merged = self.merge(|worker| &worker.endpoint(*id).connect);
             // With thousands of endpoints, empty histograms would be most of the page.
             if endpoint.in_force && merged.count() > 0 {
                 let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
-                family.add(&labels, &merged);
+                page.histogram("ringway_endpoint_connect_duration_seconds", &labels, &merged);
             }
         }
     }
@@ -280,18 +277,18 @@ fn kubernetes(page: &Page, figures: &Figures) {
     for (kind, progress) in &figures.kinds {
         let labels: &[_] = &[("kind", *kind)];
         let served = u64::from(progress.version.is_some());
-        page.gauge("ringway_kubernetes_kind_served", labels, served);
-        page.gauge("ringway_kubernetes_kind_followed", labels, u64::from(progress.following));
-        page.gauge("ringway_kubernetes_objects", labels, progress.objects as u64);
+        page.set("ringway_kubernetes_kind_served", labels, served);
+        page.set("ringway_kubernetes_kind_followed", labels, u64::from(progress.following));
+        page.set("ringway_kubernetes_objects", labels, progress.objects as u64);
     }
-    page.gauge("ringway_kubernetes_connected", &[], u64::from(figures.connected));
-    page.gauge("ringway_kubernetes_leader", &[], u64::from(figures.leads));
-    page.gauge("ringway_kubernetes_replicas", &[], figures.replicas as u64);
-    page.gauge("ringway_kubernetes_replicas_behind", &[], u64::from(figures.behind));
-    page.counter("ringway_kubernetes_watch_errors_total", &[], figures.watch_errors);
-    page.counter("ringway_kubernetes_status_writes_total", &[], figures.status_writes);
-    page.counter("ringway_kubernetes_status_conflicts_total", &[], figures.status_conflicts);
-    page.counter("ringway_kubernetes_write_errors_total", &[], figures.errors);
+    page.set("ringway_kubernetes_connected", &[], u64::from(figures.connected));
+    page.set("ringway_kubernetes_leader", &[], u64::from(figures.leads));
+    page.set("ringway_kubernetes_replicas", &[], figures.replicas as u64);
+    page.set("ringway_kubernetes_replicas_behind", &[], u64::from(figures.behind));
+    page.set("ringway_kubernetes_watch_errors_total", &[], figures.watch_errors);
+    page.set("ringway_kubernetes_status_writes_total", &[], figures.status_writes);
+    page.set("ringway_kubernetes_status_conflicts_total", &[], figures.status_conflicts);
+    page.set("ringway_kubernetes_write_errors_total", &[], figures.errors);
     let translated = figures.translate_micros;
     page.seconds("ringway_kubernetes_translate_seconds", &[], translated);
     if let Some(millis) = figures.heard_millis {
@@ -303,12 +300,12 @@ fn health(page: &Page, figures: &health::Figures) {
     for (backend, address, up) in &figures.endpoints {
         let address = address.to_string();
         let labels: &[_] = &[("backend", &**backend), ("endpoint", address.as_str())];
-        page.gauge("ringway_endpoint_healthy", labels, u64::from(*up));
+        page.set("ringway_endpoint_healthy", labels, u64::from(*up));
     }
     for (backend, Tally { ok, failed, not_made }) in &figures.checks {
         for (result, count) in [("ok", ok), ("failed", failed), ("not_made", not_made)] {
             let labels: &[_] = &[("backend", &**backend), ("result", result)];
-            page.counter("ringway_health_checks_total", labels, *count);
+            page.set("ringway_health_checks_total", labels, *count);
         }
     }
 }
