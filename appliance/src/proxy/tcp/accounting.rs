@@ -1,4 +1,4 @@
-//! What is counted of a session, and told of it: bytes, its place with its listener, its record.
+//! Counts a session and reports it: the bytes, the place with the listener, the record.
 
 use config_sync::table::routing::{EndpointId, ListenerId};
 
@@ -78,7 +78,7 @@ impl Session {
     }
 }
 
-/// A session has begun to end.
+/// Frees the place of a session that has begun to end.
 pub fn make_room(core: &mut Core, listener: Option<ListenerId>, entry: &mut Entry) {
     if let (Some(listener), Entry::Full) = (listener, *entry) {
         *entry = Entry::Ending;
@@ -87,12 +87,12 @@ pub fn make_room(core: &mut Core, listener: Option<ListenerId>, entry: &mut Entr
     }
 }
 
-/// A session is this listener's, and is counted so until it ends.
+/// Counts the session for this listener until the session ends.
 pub fn give_to(of: &mut Option<ListenerId>, listener: ListenerId, counters: &Counters) {
     let before = of.replace(listener);
     if before != Some(listener) {
         if let Some(before) = before {
-            // The address has become another listener's since the session was accepted.
+            // The address became another listener's after the session was accepted.
             counters.listener(before).opened.sub(1);
         }
         counters.listener(listener).opened.add(1);

@@ -1,21 +1,21 @@
-//! Which directions of sessions have a mark, below which their source wakes nobody, and until when
-//! they may wait for it.
+//! Holds the marks of bulk directions, and the deadlines of these marks. A source wakes nobody for
+//! fewer bytes than its mark.
 //!
-//! A bulk stream that wakes its worker for each arrival costs more per byte than one that wakes it
-//! for a quarter of a megabyte. But what lies below a mark when a stream pauses is its tail, for
-//! which somebody waits: so a marked direction that has run dry has a deadline.
+//! A bulk stream that wakes its worker for each arrival costs more per byte than one that wakes the
+//! worker for a quarter of a megabyte. But when a stream pauses, the bytes below the mark are its
+//! tail, and a peer waits for that tail. So a marked direction that has run dry has a deadline.
 
 use crate::contract::{Side, Token};
 
-/// Microseconds for which bytes may lie below a mark.
+/// Microseconds for which bytes may wait below a mark.
 const PATIENCE: u64 = 1_000;
 
-/// Bytes that may lie below all marks of a worker together: they should stay in its core's cache.
+/// The maximum sum of all marks of a worker, in bytes. That many bytes should fit its core's cache.
 const TOTAL: u32 = 1 << 20;
-/// The highest and the lowest mark. Below the lowest, there is nothing to be had from marks.
+/// The highest and the lowest mark. A lower mark would gain nothing.
 const HIGHEST: u32 = 256 << 10;
 const LOWEST: u32 = 64 << 10;
-/// Directions that may have a mark: more could not have the lowest.
+/// The maximum number of directions with a mark. With more, some mark would be below the lowest.
 const MOST: usize = (TOTAL / LOWEST) as usize;
 
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub struct Marks {
 struct Wait {
     token: Token,
     from: Side,
-    /// Microseconds; `NEVER` while the direction has something to do.
+    /// Microseconds. `NEVER` while the direction has work.
     due: u64,
 }
 
@@ -38,7 +38,8 @@ impl Marks {
         Self { waits: Vec::with_capacity(MOST) }
     }
 
-    /// A bulk direction has run dry: the mark that it is to have, or `None` if too many have one.
+    /// A bulk direction has run dry. Returns its new mark, or `None` if too many directions have
+    /// one.
     pub fn wait(&mut self, now: u64, token: Token, from: Side) -> Option<u32> {
         let due = now + PATIENCE;
         if let Some(wait) = self.find(token, from) {
@@ -52,7 +53,7 @@ impl Marks {
         Some((1 << share.ilog2()).clamp(LOWEST, HIGHEST))
     }
 
-    /// A marked direction waits for something else than its source.
+    /// A marked direction waits for something other than its source, so its deadline is suspended.
     pub fn hold(&mut self, token: Token, from: Side) {
         if let Some(wait) = self.find(token, from) {
             wait.due = NEVER;

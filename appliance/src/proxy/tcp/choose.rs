@@ -1,4 +1,4 @@
-//! Where a session goes: listener by server name, route, and backend.
+//! Chooses where a session goes: listener by server name, route, and backend.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,8 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 use crate::wire::client_hello::{self, Hello};
 
-/// A client may come back faster than an endpoint closes.
+/// A client may come back faster than an endpoint closes, so this many ending sessions are allowed
+/// at least.
 pub const ENDING: u32 = 64;
 
 impl Session {
@@ -26,7 +27,8 @@ impl Session {
             Hello::NeedMore { at_least } => {
                 let State::Opening { asked } = &mut self.state else { return };
                 let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
-                // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
+                // The client sent fewer bytes than were asked for. The ring has set a mark, so a
+                // `Ready` will come.
                 if at_least > *asked {
                     *asked = at_least;
                     self.peek(core);
@@ -46,7 +48,7 @@ impl Session {
         }
     }
 
-    /// Listener, route, backend and endpoint; then connects.
+    /// Chooses listener, route, backend and endpoint, and then connects.
     pub fn choose(&mut self, core: &mut Core) {
         if let Err(cause) = self.try_choose(core) {
             self.finish(core, cause, true);
@@ -54,7 +56,8 @@ impl Session {
     }
 
     pub fn try_choose(&mut self, core: &mut Core) -> Result<(), Cause> {
-        // Its socket may be gone since, and the id another's by now, if the hello took its time.
+        // If the hello took its time, the socket may be gone by now, and the id may be another
+        // socket's.
         let here = |socket: &Socket| {
             let (bound, local) = (socket.address, self.local);
             bound.port() == local.port()
@@ -63,12 +66,12 @@ impl Session {
         let of = core.tables.of(self.socket).filter(|(_, socket)| here(socket));
         let (table, socket) = of.ok_or(CloseReason::NoRoute)?;
         self.free.0 = socket.options.congestion == [0; 16];
-        // Only a request to cancel is routed before there was a hello.
+        // Only a request to cancel is routed before a ClientHello.
         let cancels = matches!(self.state, State::Requesting(_));
         let unknown =
             if cancels { CloseReason::StarttlsCancel } else { CloseReason::UnknownServerName };
         let name = self.server_name.as_deref().or(socket.default_hostname.as_deref());
-        // It has no name; but there may be only one place to go.
+        // A request to cancel has no server name, so it is routed only if there is one place to go.
         let meant =
             |hosts: &Hosts<usize>| hosts.get(name).or_else(|| hosts.only().filter(|_| cancels));
         let listener = meant(&socket.listeners).ok_or(unknown)?;

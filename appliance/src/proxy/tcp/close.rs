@@ -1,5 +1,5 @@
-//! The end of a session: all that was sent in good order is delivered first, then it is accounted
-//! for, under one reason, and closed.
+//! Ends a session: delivers all bytes that were sent in good order, then counts and logs the
+//! session under one reason, and closes it.
 
 use crate::contract::{Op, Side, Why};
 use crate::proxy::cause::Cause;
@@ -9,16 +9,16 @@ use crate::proxy::tcp::state::{Ending, Relay, Session, State};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
-/// A session in which a byte went either way within this time is taken for one in the middle of a
-/// transfer, microseconds.
+/// Microseconds. If a byte went either way within this time, the session is taken to be in the
+/// middle of a transfer.
 pub const MOVING: u64 = 5_000_000;
 
-/// The longest pause between looks at what a side has not acknowledged, microseconds.
+/// The longest pause between looks at unacknowledged bytes, in microseconds.
 pub const LAST_LOOK: u64 = 100_000;
 
 impl Session {
-    /// Closes at once. Both sides get clean ends only where nothing was on its way for a while:
-    /// whoever reads to the end would else take a part for the whole.
+    /// Closes at once. Both sides get clean ends only if no byte went either way for a while.
+    /// Otherwise a peer that reads to the end would take a part for the whole.
     pub fn close(&mut self, core: &mut Core, reason: CloseReason) {
         let reset = match &self.state {
             State::Relaying(relay) => {
@@ -30,9 +30,9 @@ impl Session {
         self.finish(core, reason, reset);
     }
 
-    /// One side is broken. What it sent before that is still read and delivered: an answer that
-    /// came just before a reset (the endpoint did not care for the rest of the request) is worth
-    /// something to its reader.
+    /// One side is broken. The bytes that the side sent before are still read and delivered. For
+    /// example, an endpoint may answer and then reset, because it does not want the rest of the
+    /// request. The client has a use for that answer.
     pub fn failed(&mut self, core: &mut Core, from: Side, side: Side, why: Why) {
         let State::Relaying(relay) = &mut self.state else { return };
         let half = relay.half(from);
@@ -42,8 +42,8 @@ impl Session {
         self.end(core, failure(side, why), Some(side));
     }
 
-    /// The session is over, but not before all that was sent in good order is where it was sent to.
-    /// `gone`: a side that takes nothing more. The first cause counts.
+    /// The session is over, but first delivers all bytes that were sent in good order. `gone`: a
+    /// side that takes no more bytes. The first cause counts.
     pub fn end(&mut self, core: &mut Core, cause: Cause, gone: Option<Side>) {
         let State::Relaying(relay) = &mut self.state else { return };
         let now = core.now;
@@ -62,8 +62,8 @@ impl Session {
         self.deliver(core);
     }
 
-    /// Goes on with the end of a session: once sockets were given all there is, looks whether it
-    /// has arrived. A reset would overtake what has not.
+    /// Goes on with the end of a session. When the sockets have taken all bytes, looks whether the
+    /// peers have acknowledged them, because a reset would overtake unacknowledged bytes.
     pub fn deliver(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
         let Some(ending) = &relay.ending else { return };
@@ -79,7 +79,7 @@ impl Session {
         self.look(core);
     }
 
-    /// Asks what has not been acknowledged, unless that is under way.
+    /// Asks how many bytes are not acknowledged, unless such a look is under way.
     pub fn look(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
         let Some(ending) = &mut relay.ending else { return };
@@ -111,13 +111,13 @@ impl Session {
         self.arm(core);
     }
 
-    /// When the next look at what has not been acknowledged is due.
+    /// When the next look at unacknowledged bytes is due.
     pub fn next_look(&self) -> Option<u64> {
         let State::Relaying(Relay { ending: Some(ending), .. }) = &self.state else { return None };
         (ending.next < u64::MAX).then_some(ending.next)
     }
 
-    /// Accounts for the session, and has the ring close it.
+    /// Counts and logs the session, and has the ring close it.
     pub fn finish(&mut self, core: &mut Core, cause: impl Into<Cause>, reset: bool) {
         let state = std::mem::replace(&mut self.state, State::Closing);
         let mut relay = match state {
@@ -140,7 +140,7 @@ impl Session {
                 }
             }
         }
-        // A FIN says that all was delivered.
+        // A FIN says that all bytes were delivered.
         let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
         let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
         for side in [Side::Client, Side::Endpoint] {
@@ -153,10 +153,11 @@ impl Session {
         if let Some(relay) = &relay
             && !reset
         {
-            // A FIN sent by close() would wait for the poll's cancellation.
+            // A FIN sent by close() would wait until the poll is cancelled.
             for (half, side) in [(&relay.up, Side::Endpoint), (&relay.down, Side::Client)] {
                 if !half.ended() {
-                    // No close_notify: it would be the word of a peer that has not said it.
+                    // No close_notify: the peer has not said that it ends, so the gateway must not
+                    // say so.
                     core.push(self.token, Op::Shutdown { side });
                 }
             }

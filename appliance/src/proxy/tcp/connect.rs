@@ -1,4 +1,4 @@
-//! The way to an endpoint: attempts, until one is connected and ready for what the client says.
+//! Connects to an endpoint: attempts, until one is connected and ready for the client's bytes.
 
 use crate::contract::{Op, Side, Why};
 use crate::proxy::cause::Cause;
@@ -9,8 +9,8 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 impl Session {
-    /// Connects to an endpoint of the backend as it stands now: in the table in force, or, where
-    /// that has it no more, in the one that the listening socket left with.
+    /// Connects to an endpoint of the backend in the table in force. If that table no longer has
+    /// the backend, the session uses the table that the listening socket left with.
     pub fn connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), Cause> {
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let backend = backend.ok_or(CloseReason::NoEndpoint)?;
@@ -70,7 +70,7 @@ impl Session {
         }
         match self.connect(core, next) {
             Ok(()) => self.arm(core),
-            // No endpoint is left to try: the last one's reason stands.
+            // No endpoint is left to try, so the reason of the last one stands.
             Err(Cause { reason: CloseReason::ConnectFailed, .. }) => {
                 self.finish(core, reason.because(detail), true);
             }
@@ -83,7 +83,7 @@ impl Session {
             unreachable!("only called while connecting")
         };
         if connecting.given_up.is_some() {
-            // `Abandon` crossed with success; its `ConnectFailed` comes.
+            // `Abandon` crossed with success, so `ConnectFailed` will come.
             return;
         }
         match self.send_proxy {
@@ -92,7 +92,8 @@ impl Session {
         }
     }
 
-    /// The endpoint is there, for what the client says or for TLS, which may have to be asked for.
+    /// The endpoint is ready for the client's bytes or for TLS. Some endpoints must be asked for
+    /// TLS first.
     pub fn speak(&mut self, core: &mut Core, connecting: Connecting) {
         if self.asks() {
             return self.ask(core, connecting);
@@ -100,7 +101,7 @@ impl Session {
         self.proceed(core, connecting);
     }
 
-    /// The endpoint is connected, and ready for TLS if that was to be asked for.
+    /// The endpoint is connected, and is ready for TLS if the session had to ask for TLS.
     pub fn proceed(&mut self, core: &mut Core, connecting: Connecting) {
         if self.tls.as_ref().is_some_and(|tls| tls.greets(Side::Endpoint)) {
             return self.secure(core, connecting);
@@ -108,8 +109,8 @@ impl Session {
         self.relay(core, connecting);
     }
 
-    /// The endpoint is connected, and no relay can come of it. Nothing of the client's was sent to
-    /// it, so its connection is given up like an attempt, and another endpoint is tried.
+    /// The endpoint is connected, but no relay can begin. The endpoint got no byte of the client,
+    /// so the session gives the connection up like an attempt, and tries another endpoint.
     pub fn endpoint_failed(&mut self, core: &mut Core, cause: Cause) {
         let mut connecting = match &self.state {
             State::SendingProxyHeader(SendingProxyHeader { connecting, .. })

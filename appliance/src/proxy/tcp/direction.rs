@@ -1,80 +1,83 @@
-//! One direction of a session's bytes: when to move them, how, and when it is over.
+//! Decides for one direction of a session when to move bytes, how, and when the direction is over.
 //!
-//! The bytes themselves are the ring's. A half sees what each `Move` reports, and decides by it:
-//! small exchanges are copied, a long series of them is left to the ring as a stream, bulk is
-//! spliced, and a direction that keeps bringing more than its share of a turn waits until the
-//! others have had theirs.
+//! The ring holds the bytes. A half sees the report of each `Move`, and decides from it. Small
+//! exchanges are copied. A long series of small exchanges becomes a stream, which the ring carries
+//! alone. Bulk is spliced. A direction that often brings more than its share of a turn waits until
+//! the other directions have had their share.
 
 use crate::contract::{Mode, Op, Side, Stop};
 
-/// Reads of a direction that copies are bounded by this; one that uses it up is bulk.
+/// The maximum number of bytes that one copying `Move` reads. A direction that reads so many is
+/// bulk.
 const COPY_BUDGET: u32 = 64 * 1024;
-/// So is one that brought this much in each of `BIG_WAKES` wake-ups in a row...
+/// A direction is also bulk if it brought this many bytes in each of `BIG_WAKES` wake-ups in a row.
 const BIG: u32 = 32 * 1024;
 const BIG_WAKES: u8 = 3;
-/// ...until it brought less than this in each of `SMALL_WAKES` in a row. Copying is cheaper up to
-/// some 16 KiB a wake-up, splicing above 32 KiB; between these the two hardly differ.
+/// A bulk direction turns back to copying if it brought fewer bytes than this in each of
+/// `SMALL_WAKES` wake-ups in a row. Copying is cheaper up to some 16 KiB a wake-up, and splicing is
+/// cheaper above 32 KiB. Between these values the two hardly differ.
 const SMALL: u32 = 8 * 1024;
 const SMALL_WAKES: u8 = 8;
-/// A direction that copies and has brought less than that in each of so many wake-ups in a row is
-/// busy with small messages: it streams until one is larger.
+/// A copying direction is busy with small messages if it brought fewer bytes than `SMALL` in each
+/// of this many wake-ups in a row. The direction then streams until a message is larger.
 const STREAM_WAKES: u8 = 8;
-/// Each stream that ends before it was worth its beginning doubles the wake-ups before the next, up
-/// to this.
+/// Each stream that ends before it repaid its beginning doubles the wake-ups before the next
+/// stream, up to this number.
 const MOST_STREAM_WAKES: u8 = 128;
 
 #[derive(Debug)]
 pub struct Half {
     from: Side,
     mode: Mode,
-    /// There may be something to read: a `Ready` came that no `Move` has followed.
+    /// Bytes may wait to be read: a `Ready` came, and no `Move` followed yet.
     news: bool,
-    /// The destination took no more; only its `Ready` moves this half on.
+    /// The destination took no more bytes. Only a `Ready` of the destination moves this half on.
     blocked: bool,
-    /// The last `Move` ended for that reason, whatever was said since.
+    /// The last `Move` stopped because the destination was blocked, whatever events came since.
     stalled: bool,
     /// A `Move` is under way, or waits for its next turn.
     queued: bool,
-    /// The ring receives and sends by itself, until it says otherwise.
+    /// The ring receives and sends by itself, until it reports the end of the stream.
     streaming: bool,
     /// The source has announced its end.
     ending: bool,
-    /// The source's end was reached, and everything before it was given to the destination.
+    /// The source has ended, and the destination took all bytes before that end.
     ended: bool,
-    /// Nothing can be moved any more, or nothing is left to move.
+    /// No byte can be moved any more, or no byte is left to move.
     dead: bool,
     big_wakes: u8,
-    /// In a row; while it streams: arrivals.
+    /// Small wake-ups in a row. While the half streams: arrivals.
     small_wakes: u8,
-    /// Small wake-ups before it streams.
+    /// Small wake-ups before the half streams.
     stream_after: u8,
     /// Bytes read since the source last ran dry.
     wake_bytes: u32,
     held: u32,
     /// Bytes that the destination took.
     pub bytes: u64,
-    /// How many those were when the other direction last carried any: what came since is one run.
+    /// The value of `bytes` when the other direction last carried bytes. The bytes since then are
+    /// one run.
     run_from: u64,
-    /// The source wakes nobody for fewer bytes; 0: for any.
+    /// The source wakes nobody for fewer bytes. 0: the source wakes for any byte.
     mark: u32,
-    /// When the destination last took something, or began not to.
+    /// When the destination last took a byte, or when it became blocked.
     progress: u64,
 }
 
 /// What a half wants after a `Move`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing until there is news.
+    /// Nothing, until there is news.
     Wait,
     /// Another `Move` at once: see [`Half::start`].
     Again,
-    /// Another `Move` in the next turn, after everyone else's.
+    /// Another `Move` in the next turn, after all others.
     Later,
-    /// Nothing, but it could stream: see [`Half::stream`].
+    /// Nothing, but the half could stream: see [`Half::stream`].
     Stream,
-    /// To stream no more: see [`Half::unstream`].
+    /// The end of the stream: see [`Half::unstream`].
     Unstream,
-    /// It is over: the destination must be told by a shutdown.
+    /// The half is over. A shutdown must tell the destination.
     Ended,
 }
 
@@ -122,7 +125,7 @@ impl Half {
         self.streaming
     }
 
-    /// The destination takes no more.
+    /// The destination takes no more bytes.
     pub fn blocked(&self) -> bool {
         self.blocked
     }
@@ -132,7 +135,7 @@ impl Half {
         self.stalled.then_some(self.progress)
     }
 
-    /// The source has something to say.
+    /// The source has bytes or an end to read.
     pub fn source_ready(&mut self, ending: bool) {
         self.news = true;
         self.ending |= ending;
@@ -143,8 +146,8 @@ impl Half {
         self.blocked = false;
     }
 
-    /// The `Move` to give now, if there is a reason for one and none is under way. `turn_bytes`
-    /// bounds what one direction moves before the others have their turn.
+    /// Returns the `Move` to give now, if there is a reason for one and none is under way.
+    /// `turn_bytes` bounds the bytes that one direction moves before the others have their turn.
     pub fn start(&mut self, turn_bytes: u32) -> Option<Op> {
         let waits = self.queued || self.streaming || self.blocked;
         if waits || self.ended || self.dead || !self.news {
@@ -154,32 +157,33 @@ impl Half {
         Some(self.move_op(turn_bytes))
     }
 
-    /// Nothing is moved any more: one side has failed, or has nothing left to deliver.
+    /// Stops all moves: one side has failed, or has nothing left to deliver.
     pub fn die(&mut self) {
         self.dead = true;
         self.stalled = false;
     }
 
-    /// Nothing will be moved any more.
+    /// No byte will be moved any more.
     pub fn is_over(&self) -> bool {
         self.ended || self.dead
     }
 
-    /// Something was seen that has not been moved, and can be. A stream moves all it sees.
+    /// A `Ready` came whose bytes were not moved, and can be. A stream moves all bytes that it
+    /// sees.
     pub fn has_work(&self) -> bool {
         !self.is_over() && !self.blocked && !self.streaming && (self.queued || self.news)
     }
 
-    /// The `Move` of a half that answered `Next::Later`.
+    /// Returns the `Move` of a half that answered `Next::Later`.
     pub fn resume(&mut self, turn_bytes: u32) -> Option<Op> {
         (self.queued && !self.is_over()).then(|| self.move_op(turn_bytes))
     }
 
-    /// The last look at a source, in a session that is over: what it sent before that is still
-    /// delivered. `None` if that is under way, or over.
+    /// Returns the last `Move` from a source in a session that is over, which delivers the bytes
+    /// that the source sent before. `None`: that `Move` is under way, or the half is over.
     pub fn flush(&mut self, turn_bytes: u32) -> Option<Op> {
         self.ending = true;
-        // A `Move` that is under way may stop early: it did not know that this is the end.
+        // A `Move` that is under way may stop early, because it did not know of the end.
         self.news |= self.queued;
         if self.queued || self.is_over() || self.blocked {
             return None;
@@ -195,7 +199,7 @@ impl Half {
         self.news = false;
         let budget = match self.mode {
             Mode::Copy => COPY_BUDGET.min(turn_bytes),
-            // Twice the mark: a wake-up's bytes are then taken in one turn.
+            // Twice the mark: the bytes of a wake-up are then taken in one turn.
             Mode::Splice => turn_bytes.max(2 * self.mark),
         };
         Op::Move { from: self.from, mode: self.mode, budget, to_eof: self.ending }
@@ -208,12 +212,13 @@ impl Half {
         Op::Stream { from: self.from }
     }
 
-    /// Asks for it back; a last `Moved` will say that it is.
+    /// Asks the ring to end the stream. A last `Moved` will report that end.
     pub fn unstream(&self) -> Op {
         Op::Unstream { from: self.from }
     }
 
-    /// Takes in what a `Move` did, or a stream brought. `Stop::Failed` is the session's affair.
+    /// Takes in the result of a `Move`, or an arrival of a stream. The session handles
+    /// `Stop::Failed`.
     pub fn moved(&mut self, now: u64, read: u32, sent: u32, held: u32, stop: Stop) -> Next {
         self.queued = false;
         self.held = held;
@@ -266,8 +271,8 @@ impl Half {
         }
     }
 
-    /// So much has gone one way that its next bytes are worth waiting for, and not worth pacing.
-    /// `u32::MAX`: never.
+    /// So many bytes have gone one way that waiting for the next bytes pays, and pacing them does
+    /// not. `u32::MAX`: never.
     pub fn is_bulk(&self, bulk_bytes: u32) -> bool {
         let run = self.bytes - self.run_from;
         self.mode == Mode::Splice
@@ -284,18 +289,18 @@ impl Half {
         self.mark = mark;
     }
 
-    /// A new run begins: the other direction has carried bytes, or this one has paused.
+    /// Begins a new run: the other direction has carried bytes, or this direction has paused.
     pub fn end_run(&mut self) {
         self.run_from = self.bytes;
     }
 
-    /// Busy with small messages.
+    /// Whether this direction is busy with small messages.
     fn is_busy(&self) -> bool {
         self.small_wakes >= self.stream_after && !self.ending && self.mark == 0
     }
 
-    /// The ring has given this direction back. One that streams for a few arrivals at a time pays
-    /// more for the change than it gains.
+    /// The ring has given this direction back. A direction that streams for a few arrivals at a
+    /// time pays more for the change than it gains.
     fn end_stream(&mut self) {
         self.streaming = false;
         self.stream_after = match self.small_wakes >= self.stream_after {
@@ -307,7 +312,7 @@ impl Half {
         self.wake_bytes = 0;
     }
 
-    /// The source ran dry: was this wake-up a big or a small one?
+    /// The source ran dry: counts the wake-up as a big or a small one.
     fn adapt(&mut self) {
         match self.mode {
             Mode::Copy if self.wake_bytes >= BIG => {
@@ -383,7 +388,7 @@ mod tests {
         }
     }
 
-    /// A small wake-up; what the half wants then.
+    /// Makes a small wake-up, and returns what the half wants then.
     fn small(half: &mut Half) -> Next {
         half.source_ready(false);
         assert_eq!(mode(half.start(TURN)), Mode::Copy);

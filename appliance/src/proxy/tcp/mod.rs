@@ -1,4 +1,4 @@
-//! TCP sessions, from the accepted connection to the last byte.
+//! Serves TCP sessions, from the accepted connection to the last byte.
 
 mod accounting;
 pub mod bulk_marks;

@@ -1,8 +1,8 @@
-//! The PROXY protocol on TCP: the header with which a connection begins, and the one that an
-//! endpoint is sent first.
+//! Handles the PROXY protocol on TCP: the header with which a connection begins, and the header
+//! that an endpoint gets first.
 //!
-//! A header is peeked at until it is whole, and then taken alone, so that all behind it is relayed
-//! like any other bytes.
+//! The session peeks at a header until it is whole, and then takes only the header. So all bytes
+//! behind the header are relayed like any others.
 
 use config_sync::table::routing::{SendProxy, Transport};
 
@@ -29,7 +29,7 @@ impl Session {
                 self.client_ending |= ending;
                 match heading.left {
                     0 => self.peek(core),
-                    // What this speaks of is there when the `Take` looks.
+                    // The `Take` that is under way will see the bytes of this event.
                     _ if heading.taking => {}
                     _ => self.take_header(core),
                 }
@@ -65,7 +65,8 @@ impl Session {
             }
             Header::NeedMore { at_least } => {
                 let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
-                // Fewer bytes than were asked for: the ring has set its mark, a `Ready` will come.
+                // The client sent fewer bytes than were asked for. The ring has set a mark, so a
+                // `Ready` will come.
                 if at_least > heading.asked {
                     heading.asked = at_least;
                     self.peek(core);
@@ -104,7 +105,7 @@ impl Session {
         let State::AwaitingProxyHeader(AwaitingProxyHeader { then, .. }) = self.state else {
             return;
         };
-        // What came with the header has been said already.
+        // The `Ready` for bytes that came with the header has come already.
         self.client_readable = true;
         self.identified(core, then);
         if self.peeks().is_some() {
@@ -113,7 +114,7 @@ impl Session {
         self.arm(core);
     }
 
-    /// Sends the endpoint its header, before anything else.
+    /// Sends the endpoint its header, before any other byte.
     pub fn introduce(&mut self, core: &mut Core, connecting: Connecting, how: SendProxy) {
         let destination = self.proxied.as_ref().and_then(|proxied| proxied.destination);
         let unique_id = how.unique_id.then(|| {

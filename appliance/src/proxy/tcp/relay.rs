@@ -1,4 +1,4 @@
-//! Bytes between client and endpoint: each direction by itself, until both have ended.
+//! Relays bytes between client and endpoint: each direction by itself, until both have ended.
 
 use crate::contract::{Mode, Op, Side, Stop, Token};
 use crate::proxy::core::Core;
@@ -24,7 +24,7 @@ impl Session {
         }
         let mut down = Half::new(Side::Endpoint);
         if self.tls.is_some() {
-            // What came behind a handshake may be here already.
+            // Bytes that came behind a handshake may be here already.
             up.source_ready(self.client_ending);
             down.source_ready(false);
         }
@@ -47,7 +47,7 @@ impl Session {
         self.pump(core);
     }
 
-    /// Gives each direction that has a reason for it its `Move`.
+    /// Gives each direction a `Move`, if the direction has a reason for one.
     pub fn pump(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
         if self.tls.is_some() {
@@ -56,7 +56,8 @@ impl Session {
         for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
             match half.start(core.turn_bytes) {
                 None => {}
-                // Behind whatever small there is to move: it takes the longest, and minds least.
+                // A splice goes behind all small moves, because it takes the longest and a delay
+                // costs it the least.
                 Some(Op::Move { mode: Mode::Splice, .. }) => {
                     core.resumable.push_back((self.token, from));
                 }
@@ -74,7 +75,8 @@ impl Session {
         }
     }
 
-    /// Less than its mark has come for too long: the run is over, and what there is wakes.
+    /// No full mark arrived within 1 ms, so the bulk run ends: clear the mark, and wake for
+    /// whatever is there.
     pub fn mark_due(&mut self, core: &mut Core, from: Side) {
         if let State::Relaying(relay) = &mut self.state {
             relay.unmark(core, self.token, from);
@@ -104,7 +106,7 @@ impl Session {
             let drained = matches!(next, Next::Wait | Next::Stream) && stop == Stop::Drained;
             let half = relay.half(from);
             if half.is_over() || next == Next::Ended || (drained && !half.streaming()) {
-                // There is no more, and no end of it that looks clean.
+                // No more bytes come, and this direction must not end cleanly.
                 half.die();
                 return self.deliver(core);
             }
@@ -115,8 +117,8 @@ impl Session {
             // The ring can't read TLS.
             Next::Stream if self.tls.is_some() => {}
             Next::Stream => {
-                // What is blocked waits for the poll that a stream does without, and a `Move` that
-                // is under way may be.
+                // A blocked direction waits for the poll, and a stream does without the poll. A
+                // `Move` that is under way may become blocked.
                 let other = relay.half(from.other());
                 if !other.blocked() && !other.queued() {
                     let op = relay.half(from).stream();
@@ -130,7 +132,7 @@ impl Session {
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
                 make_room(core, self.listener, &mut self.entry);
-                // Its own FIN does not come late: `half_close_timeout` counts from here.
+                // The gateway's own FIN is sent now, so `half_close_timeout` counts from here.
                 self.last_byte = core.now;
                 relay.first_end.get_or_insert(from);
                 core.push(self.token, Op::Shutdown { side: from.other() });
@@ -150,7 +152,7 @@ impl Session {
         self.pump(core);
     }
 
-    /// Has the ring carry a `Move` out, or does it here if a side speaks TLS.
+    /// Has the ring carry out a `Move`, or carries it out here if a side speaks TLS.
     pub fn move_bytes(&mut self, core: &mut Core, op: Op) {
         let Some(tls) = &mut self.tls else { return core.push(self.token, op) };
         let Op::Move { from, budget, to_eof, .. } = op else { return };
@@ -167,7 +169,7 @@ impl Relay {
         }
     }
 
-    /// Sets the mark of a direction that has become bulk, and sees to its deadline.
+    /// Sets the mark of a direction that has become bulk, and keeps the deadline of that mark.
     pub fn mark(&mut self, core: &mut Core, token: Token, from: Side, stop: Stop) {
         let half = self.half(from);
         match stop {
@@ -180,14 +182,15 @@ impl Relay {
                     core.push(token, Op::Mark { from, at_least: mark });
                 }
             }
-            // It has turned back to copying: without a deadline it must have no mark.
+            // The direction has turned back to copying. It has no deadline then, so it must have no
+            // mark.
             Stop::Drained if half.mark() > 0 => self.unmark(core, token, from),
             _ if half.mark() > 0 => core.marks.hold(token, from),
             _ => {}
         }
     }
 
-    /// Has the pacing taken off the way of a direction that has become bulk.
+    /// Asks the ring to stop pacing the destination of a direction that has become bulk.
     pub fn unpace(&mut self, core: &mut Core, token: Token, from: Side) {
         let (half, paced) = match from {
             Side::Client => (&self.up, &mut self.paced.1),
@@ -199,7 +202,7 @@ impl Relay {
         }
     }
 
-    /// A run of this direction's bytes is over: whatever comes next wakes at once.
+    /// Ends the run of this direction: the next byte wakes at once.
     pub fn unmark(&mut self, core: &mut Core, token: Token, from: Side) {
         let half = self.half(from);
         half.end_run();
@@ -210,7 +213,7 @@ impl Relay {
         }
     }
 
-    /// Bytes are held that nobody will get now, or a side has failed.
+    /// Bytes are held that nobody will get, or a side has failed.
     pub fn is_cut(&self) -> bool {
         self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0
     }
@@ -233,7 +236,7 @@ mod tests {
     use crate::proxy::Proxy;
     use crate::stats::counters::Counters;
 
-    /// A direction that has turned back to copying has no deadline, so it may have no mark.
+    /// A direction that has turned back to copying has no deadline, so it must have no mark.
     #[test]
     fn a_mark_does_not_outlive_bulk() {
         let limits = Limits {
@@ -274,13 +277,13 @@ mod tests {
         let cleared = (0..20).find_map(|_| wake(core, 0));
         assert_eq!(cleared, Some(Op::Mark { from: Side::Client, at_least: 1 }));
         assert_eq!(core.marks.next(), None);
-        // A second run: its pacing has been looked at.
+        // A second run: the pacing was looked at in the first.
         assert!((0..20).any(|_| wake(core, 60_000).is_some()));
         assert_eq!(looked, 1);
     }
 
-    /// With the ring's 96 bytes and the timer's 24: what an idle session costs, promised to be
-    /// under 512.
+    /// A session, the ring's 96 bytes and the timer's 24 are the cost of an idle session, which is
+    /// promised to be under 512 bytes.
     #[test]
     fn a_session_is_small() {
         assert!(size_of::<Session>() <= 344, "{} bytes", size_of::<Session>());

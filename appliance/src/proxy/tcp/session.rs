@@ -1,8 +1,10 @@
-//! One TCP connection's life: Opening -> Connecting -> Relaying -> Closing. What may come before a
-//! ClientHello, and before an endpoint's first byte, is in `proxy_header.rs` and `starttls.rs`.
+//! Drives one TCP connection: Opening -> Connecting -> Relaying -> Closing. `proxy_header.rs` and
+//! `starttls.rs` hold the steps that may come before a ClientHello and before an endpoint's first
+//! byte.
 //!
 //! A session copies the few values it needs from the table when it opens, so no later table touches
-//! it. It is closed when nothing is in flight: `finish` asks for that, and `Closed` frees the slot.
+//! the session. A session is closed when nothing is in flight: `finish` asks for the close, and
+//! `Closed` frees the slot.
 
 use config_sync::table::routing::ListenerId;
 
@@ -18,12 +20,12 @@ use crate::proxy::tcp::state::{
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
-/// How long an endpoint that is connected may take for what comes before the relay where
-/// `connect_timeout` is off: milliseconds, its default.
+/// Milliseconds, the default of `connect_timeout`. Where `connect_timeout` is off, a connected
+/// endpoint has this long for the steps before the relay.
 pub const SILENCE: u32 = 5_000;
 
 impl Session {
-    /// Begins: at once where the listener is known, else with what comes first.
+    /// Begins: at once where the listener is known, otherwise with the client's first bytes.
     pub fn begin(
         &mut self,
         core: &mut Core,
@@ -43,8 +45,8 @@ impl Session {
         self.arm(core);
     }
 
-    /// The client's address is known. Where listeners share the socket, what they all say of it is
-    /// said before the ClientHello.
+    /// The client's address is known. Where listeners share the socket, the access rules of the
+    /// socket apply before the ClientHello.
     pub fn identified(&mut self, core: &mut Core, first: First) {
         if !first.hello {
             return self.choose(core);
@@ -84,7 +86,8 @@ impl Session {
                     }
                 }
                 if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
-                    // No read would report it: its end was delivered, or it is not being read.
+                    // No read would report the failure: the end of this side was delivered, or the
+                    // side is not being read.
                     self.end(core, failure(side, Why::Reset), Some(side));
                 }
                 self.pump(core);
@@ -113,7 +116,7 @@ impl Session {
             (State::Asking(_), Event::Ready { side: Side::Endpoint, .. }) => {
                 self.asking_ready(core, event);
             }
-            // Of an endpoint that was given up.
+            // An event of an endpoint that was given up.
             (
                 State::Connecting(_),
                 Event::Taken { from: Side::Endpoint, .. } | Event::Given { to: Side::Endpoint, .. },
@@ -126,12 +129,12 @@ impl Session {
             }
             (State::Connecting(_), Event::Connected) => self.connected(core),
             (State::Connecting(_), Event::ConnectFailed { why }) => self.connect_failed(core, why),
-            // The endpoint's news before `Connected`, or of an attempt that is over.
+            // News of the endpoint before `Connected`, or of an attempt that is over.
             (_, _) => {}
         }
     }
 
-    /// News of the client while there is no relay.
+    /// Handles news of the client while there is no relay.
     pub fn client_ready(&mut self, core: &mut Core, event: Event) {
         let Event::Ready { readable, writable, ending, failed, .. } = event else { return };
         self.client_readable |= readable;
@@ -148,7 +151,7 @@ impl Session {
         }
     }
 
-    /// How many bytes are to be peeked at, if any.
+    /// How many bytes to peek at, if any.
     pub fn peeks(&self) -> Option<u32> {
         match &self.state {
             State::AwaitingProxyHeader(heading) => heading.peeks(),
@@ -158,7 +161,7 @@ impl Session {
         }
     }
 
-    /// Has what the client has sent looked at: now, or once there is room for it in memory.
+    /// Peeks at the client's bytes: now, or when there is room in memory.
     pub fn peek(&mut self, core: &mut Core) {
         if std::mem::replace(&mut self.peeking, true) {
             return;
@@ -180,7 +183,7 @@ impl Session {
         }
     }
 
-    /// A deadline of this session may be due.
+    /// Acts on a deadline of this session that may be due.
     pub fn expire(&mut self, core: &mut Core) {
         if self.next_look().is_some_and(|at| at <= core.now) {
             self.look(core);
@@ -190,7 +193,7 @@ impl Session {
             return self.arm(core);
         }
         match (&mut self.state, reason) {
-            // Bytes have come, and wait for their turn: this is no silence.
+            // Bytes have come, and wait for their turn, so the session is not silent.
             (State::Relaying(relay), CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout)
                 if relay.has_work() =>
             {
@@ -225,7 +228,7 @@ impl Session {
         self.last_byte
     }
 
-    /// The first deadline, in microseconds, and what it means.
+    /// The first deadline in microseconds, and the reason that the session then ends for.
     pub fn deadline(&self) -> Option<(u64, CloseReason)> {
         let after = |since: u64, timeout: u32, reason| {
             (timeout > 0).then(|| (since + micros(timeout), reason))
@@ -247,7 +250,7 @@ impl Session {
             State::SendingProxyHeader(SendingProxyHeader { connecting, .. })
             | State::Asking(Asking { connecting, .. })
             | State::Securing(connecting) => {
-                // Without a timeout the kernel gives a connection up, but never a silent endpoint.
+                // Without a timeout, the kernel gives a connection up, but never a silent endpoint.
                 let timeout = match connecting.timeout {
                     0 => SILENCE,
                     timeout => timeout,
@@ -287,8 +290,9 @@ impl Session {
         [specific, lifetime].into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
-    /// Makes sure that the timer fires no later than the first deadline. One that fires too early
-    /// finds nothing due and is set again: so bytes need not touch the timer.
+    /// Makes sure that the timer fires no later than the first deadline. A timer that fires too
+    /// early finds no deadline due and is set again, so the relay need not touch the timer for each
+    /// byte.
     pub fn arm(&self, core: &mut Core) {
         let deadline = self.deadline().map(|(due, _)| due);
         if let Some(due) = [deadline, self.next_look()].into_iter().flatten().min() {
@@ -299,7 +303,7 @@ impl Session {
         }
     }
 
-    /// What had to wait for room in memory has its turn.
+    /// Carries out a step that waited for room in memory.
     pub fn postponed(&mut self, core: &mut Core, side: Side, what: Postponed) {
         if let Postponed::Peek = what {
             self.peek_now(core);

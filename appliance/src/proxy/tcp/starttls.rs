@@ -1,8 +1,9 @@
-//! A session whose client asks for TLS in the words of its own protocol first.
+//! Serves a client that first asks for TLS in the words of its own protocol.
 //!
-//! The client is answered as soon as it has asked: which endpoint it wants is in the ClientHello
-//! that it sends after that. Where TLS passes through, the endpoint is asked with the same words
-//! once it is connected; the ClientHello waits meanwhile, untouched, in the client's socket.
+//! The session answers the client as soon as the client has asked, because only the ClientHello
+//! that follows names the endpoint. Where TLS passes through, the session asks the connected
+//! endpoint with the same words. The ClientHello waits meanwhile, untouched, in the client's
+//! socket.
 
 use crate::contract::{Event, Op, Side, Stop, Why};
 use crate::proxy::core::Core;
@@ -13,7 +14,7 @@ use crate::wire::client_hello::stranger;
 use crate::wire::postgres::{self, GRANTED, REFUSED, Request, SSL_REQUEST};
 
 impl Session {
-    /// News of an event that was asked for here.
+    /// Handles an event that this file asked for.
     pub fn starttls_event(&mut self, core: &mut Core, event: Event, bytes: &[u8]) {
         match (&mut self.state, event) {
             (State::Requesting(_), Event::Peeked { start, len, end }) => {
@@ -29,7 +30,8 @@ impl Session {
                         0 => Step::Answering { answer, blocked: false },
                         _ => Step::Taking { left, answer, under_way: false },
                     };
-                    // Less than was seen there already: the rest comes with a `Ready`, or at once.
+                    // The `Take` got fewer bytes than the `Peek` saw. The rest comes with a
+                    // `Ready`, or at once.
                     if left == 0 || stop == Stop::Budget {
                         self.go_on_requesting(core);
                     }
@@ -59,7 +61,7 @@ impl Session {
         }
     }
 
-    /// The client's socket has news while its request is being answered.
+    /// The client's socket has news while the session answers the client's request.
     pub fn requesting_ready(&mut self, core: &mut Core, readable: bool, writable: bool) {
         let State::Requesting(requesting) = &mut self.state else { return };
         match &mut requesting.step {
@@ -80,7 +82,8 @@ impl Session {
         let answer = match postgres::read(bytes, end) {
             Request::NeedMore { at_least } => {
                 let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
-                // As in `hello`: with fewer bytes than were asked for, a `Ready` will come.
+                // As in `hello`: the client sent fewer bytes than were asked for, so a `Ready` will
+                // come.
                 if at_least > requesting.asked {
                     requesting.asked = at_least;
                     self.peek(core);
@@ -120,7 +123,7 @@ impl Session {
         match &mut requesting.step {
             Step::Awaited => {}
             Step::Taking { left, under_way, .. } => {
-                // What is news now is there when the `Take` that is under way looks.
+                // The `Take` that is under way will see the bytes of this event.
                 if !std::mem::replace(under_way, true) {
                     let left = *left;
                     self.take_words(core, Side::Client, left);
@@ -133,7 +136,7 @@ impl Session {
         }
     }
 
-    /// What follows the answer: the ClientHello, or another request.
+    /// Goes on after the answer: with the ClientHello, or with another request.
     pub fn answered(&mut self, core: &mut Core) {
         let State::Requesting(requesting) = &self.state else { return };
         let Step::Answering { answer, .. } = requesting.step else { return };
@@ -146,7 +149,7 @@ impl Session {
         self.peek(core);
     }
 
-    /// Whether the endpoint, which is connected, is to be asked for TLS.
+    /// Whether the connected endpoint must be asked for TLS.
     pub fn asks(&self) -> bool {
         let encrypts = self.tls.as_ref().is_some_and(|tls| tls.greets(Side::Endpoint));
         match self.ask {
@@ -169,7 +172,7 @@ impl Session {
         self.give_words(core, Side::Endpoint, &SSL_REQUEST);
     }
 
-    /// The endpoint's socket has news while it is being asked.
+    /// The endpoint's socket has news while the session asks the endpoint for TLS.
     pub fn asking_ready(&mut self, core: &mut Core, event: Event) {
         let Event::Ready { readable, writable, ending, failed, .. } = event else { return };
         let State::Asking(asking) = &mut self.state else { return };
@@ -183,7 +186,8 @@ impl Session {
             self.give_words(core, Side::Endpoint, &SSL_REQUEST[given..]);
         }
         if takes {
-            // A byte more than the answer has: one behind it is not from the endpoint.
+            // One byte more than the answer has, to find a byte behind the answer: such a byte is
+            // not from the endpoint.
             self.take_words(core, Side::Endpoint, 2);
         }
     }
@@ -191,7 +195,7 @@ impl Session {
     pub fn heard(&mut self, core: &mut Core, answer: &[u8], stop: Stop) {
         let State::Asking(Asking { connecting, given, ending, .. }) = self.state else { return };
         match answer {
-            // News of what was taken before.
+            // This is news of bytes that were taken before.
             [] if stop == Stop::Drained => {}
             [GRANTED] if given == SSL_REQUEST.len() && !ending => self.proceed(core, connecting),
             answer => {

@@ -1,4 +1,4 @@
-//! What a session is: its state, and the few values that it copied from the table.
+//! Holds the state of a session, and the few values that a session copied from the table.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ use crate::stats::records::CloseReason;
 pub struct Session {
     pub token: Token,
     pub state: State,
-    /// What `Ready` said of the client before there was an endpoint.
+    /// `Ready` events of the client before there was an endpoint.
     pub client_readable: bool,
     pub client_ending: bool,
     /// A `Peek` is under way, or waits for its turn.
@@ -32,10 +32,10 @@ pub struct Session {
     pub backend: Option<BackendId>,
     /// The last endpoint tried.
     pub endpoint: Option<EndpointId>,
-    /// It counts this session as one of its own.
+    /// Whether the endpoint counts this session as one of its own.
     pub counted: bool,
     pub ask: Ask,
-    /// The configuration leaves their congestion control to the kernel: client and endpoint.
+    /// Whether the configuration leaves congestion control to the kernel: of client and endpoint.
     pub free: (bool, bool),
     pub client: SocketAddr,
     pub local: SocketAddr,
@@ -46,58 +46,59 @@ pub struct Session {
     /// When a byte last went either way.
     pub last_byte: u64,
     pub connect_micros: Option<u32>,
-    /// One side or both speak TLS with the gateway.
+    /// Set if one side or both speak TLS with the gateway.
     pub tls: Option<Box<TlsRelay>>,
-    /// The header that an endpoint is sent first.
+    /// The settings of the header that an endpoint gets first.
     pub send_proxy: Option<SendProxy>,
     pub proxied: Option<Box<HeaderFacts>>,
-    /// What there is to say of an endpoint that was given up, or of a side that has failed.
+    /// Details about an endpoint that was given up, or about a side that has failed.
     pub detail: Option<Box<Detail>>,
 }
 
-/// What the client sends before it is known where to.
+/// What the client sends before its destination is known.
 #[derive(Clone, Copy, Debug)]
 pub struct First {
     /// A PROXY header.
     pub header: bool,
-    /// Behind that, what asks for TLS.
+    /// Behind the header, a request for TLS.
     pub request: bool,
-    /// Behind that, a ClientHello.
+    /// Behind the request, a ClientHello.
     pub hello: bool,
 }
 
 /// How the listener's `max_sessions` counts a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Not: it was not let in.
+    /// The session is not counted, because the client was not let in.
     None,
     Full,
-    /// One side has ended, so a client that comes back has a place. Who only half-closes could
-    /// have any number of places then: of these there may be as many again, or [`ENDING`].
+    /// One side has ended, so a client that comes back has a place. A client could otherwise gain
+    /// any number of places by closing only half of each session. So as many `Ending` sessions may
+    /// exist as `Full` ones, or [`ENDING`].
     Ending,
 }
 
 #[derive(Debug)]
 pub enum State {
-    /// The PROXY header is awaited.
+    /// The session waits for the PROXY header.
     AwaitingProxyHeader(AwaitingProxyHeader),
-    /// The ClientHello is awaited; so many bytes were asked for.
+    /// The session waits for the ClientHello, and has asked for this many bytes.
     Opening {
         asked: u32,
     },
-    /// The client's request for TLS is awaited, or being answered.
+    /// The session waits for the client's request for TLS, or answers the request.
     Requesting(Requesting),
     /// The TLS handshake with the client is under way.
     Greeting,
     Connecting(Connecting),
-    /// The endpoint is connected, and is being sent a PROXY header.
+    /// The endpoint is connected, and the session sends a PROXY header to the endpoint.
     SendingProxyHeader(SendingProxyHeader),
-    /// The endpoint is connected, and is asked for TLS.
+    /// The endpoint is connected, and the session asks the endpoint for TLS.
     Asking(Asking),
-    /// The endpoint is connected, and the TLS handshake with it is under way.
+    /// The endpoint is connected, and the TLS handshake with the endpoint is under way.
     Securing(Connecting),
     Relaying(Relay),
-    /// The ring was told to close; `Closed` is awaited, and nothing else matters.
+    /// The session has told the ring to close, waits for `Closed`, and ignores all else.
     Closing,
 }
 
@@ -106,49 +107,51 @@ pub struct Connecting {
     pub started: u64,
     pub timeout: u32,
     pub attempts_left: u8,
-    /// The attempt was given up for this reason; its `ConnectFailed` is awaited.
+    /// The attempt was given up for this reason. The session waits for the attempt's
+    /// `ConnectFailed`.
     pub given_up: Option<CloseReason>,
-    /// Endpoints that this client need not be sent to again.
+    /// Endpoints that failed for this client, and that need not be tried again.
     pub tried: [EndpointId; MAX_TRIED],
     pub tried_count: u8,
 }
 
-/// `connect_attempts` is at most 8: the last failure needs no remembering.
+/// `connect_attempts` is at most 8, and the last failure needs no remembering.
 pub const MAX_TRIED: usize = 7;
 
 #[derive(Debug)]
 pub struct Relay {
     pub up: Half,
     pub down: Half,
-    /// Who ended first.
+    /// The side that ended first.
     pub first_end: Option<Side>,
-    /// Sides whose pacing has not been looked at, and may be changed: client and endpoint.
+    /// Sides whose pacing may be changed, and was not looked at yet: client and endpoint.
     pub paced: (bool, bool),
-    /// The session is over; what was sent before is being delivered.
+    /// Set if the session is over and the earlier bytes are still being delivered.
     pub ending: Option<Box<Ending>>,
-    /// `Ready` has said that a side failed: no end may look clean any more.
+    /// `Ready` has reported that a side failed, so no end may look clean any more.
     pub broken: bool,
 }
 
-/// A session that will be reset once all that its sides sent in good order has reached the other.
+/// A session that will be reset when each side has received all bytes that the other side sent in
+/// good order.
 #[derive(Debug)]
 pub struct Ending {
     pub cause: Cause,
-    /// By side: its connection has failed, so it takes nothing more.
+    /// By side: the connection has failed, so the side takes no more bytes.
     pub gone: [bool; 2],
-    /// By side: what it has not acknowledged, by the last look...
+    /// By side: the bytes that the side had not acknowledged at the last look.
     pub unacked: [u32; 2],
-    /// ...which is under way.
+    /// By side: a look is under way.
     pub looking: [bool; 2],
-    /// When the next look is due, and how long after it another; microseconds.
+    /// When the next look is due, and the pause between that look and the one after; microseconds.
     pub next: u64,
     pub pause: u64,
-    /// When a side last took something.
+    /// When a side last took a byte or acknowledged one.
     pub progress: u64,
 }
 
-/// Pauses between looks at what a side has not acknowledged, microseconds: each twice the one
-/// before, up to the longest.
+/// The first pause between looks at unacknowledged bytes, in microseconds. Each pause is twice the
+/// one before, up to `LAST_LOOK`.
 pub const FIRST_LOOK: u64 = 1_000;
 
 impl Session {
@@ -160,7 +163,7 @@ impl Session {
         timeouts: Timeouts,
     ) -> Self {
         Self {
-            // Known once the session has a slot: see `begin`.
+            // The token is known when the session has a slot: see `begin`.
             token: Token { kind: Kind::Session, slot: NONE, generation: 0 },
             state: State::Opening { asked: 1 },
             client_readable: false,
@@ -218,34 +221,34 @@ impl Ending {
         }
     }
 
-    /// Sides that can still be given something.
+    /// The sides that can still take bytes.
     pub fn left(&self) -> impl Iterator<Item = Side> + use<> {
         let gone = self.gone;
         [Side::Client, Side::Endpoint].into_iter().filter(move |side| !gone[*side as usize])
     }
 }
 
-/// What headers have to do with a session; few sessions have one.
+/// The facts of a session that are about PROXY headers. Few sessions have such facts.
 #[derive(Debug, Default)]
 pub struct HeaderFacts {
-    /// Who sent the header.
+    /// The sender of the client's header.
     pub peer: Option<SocketAddr>,
-    /// What the client connected to, as the header says.
+    /// The address that the client connected to, as the header says.
     pub destination: Option<SocketAddr>,
-    /// What the endpoint is told.
+    /// The id that the gateway's header tells the endpoint.
     pub unique_id: Option<u128>,
 }
 
-/// The client's header is awaited.
+/// The session waits for the client's header.
 #[derive(Clone, Copy, Debug)]
 pub struct AwaitingProxyHeader {
-    /// So many bytes were asked for.
+    /// The number of bytes asked for.
     pub asked: u32,
-    /// Of a header that was read: what is to be taken yet.
+    /// Bytes of a read header that are still to be taken.
     pub left: u32,
-    /// A `Take` is under way: a second one would take what is not the header's.
+    /// A `Take` is under way. A second one would take bytes behind the header.
     pub taking: bool,
-    /// What follows.
+    /// The client's bytes behind the header.
     pub then: First,
 }
 
@@ -254,41 +257,41 @@ impl AwaitingProxyHeader {
         Self { asked: 1, left: 0, taking: false, then }
     }
 
-    /// How many bytes are to be peeked at, if any.
+    /// How many bytes to peek at, if any.
     pub fn peeks(&self) -> Option<u32> {
         (self.left == 0).then_some(self.asked)
     }
 }
 
-/// The endpoint is being sent its header.
+/// The session sends a header to the endpoint.
 #[derive(Debug)]
 pub struct SendingProxyHeader {
     pub connecting: Connecting,
-    /// What its connection did not take yet.
+    /// Bytes that the endpoint's connection did not take yet.
     pub rest: Vec<u8>,
-    /// What it has said of itself meanwhile.
+    /// News of the endpoint in the meantime.
     pub readable: bool,
     pub ending: bool,
 }
 
-/// A client's first words.
+/// The session waits for a client's request for TLS.
 #[derive(Clone, Copy, Debug)]
 pub struct Requesting {
-    /// So many bytes were asked for.
+    /// The number of bytes asked for.
     pub asked: u32,
     pub step: Step,
-    /// It has asked for GSSAPI encryption, and may not once more.
+    /// The client has asked for GSSAPI encryption, and may not ask again.
     pub gss_refused: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
     Awaited,
-    /// So many bytes of the request are to be taken; then it is answered.
+    /// This many bytes of the request are to be taken. Then the request is answered.
     Taking {
         left: u32,
         answer: u8,
-        /// A `Take` is under way: a second one would take what is not the request's.
+        /// A `Take` is under way. A second one would take bytes behind the request.
         under_way: bool,
     },
     /// The answer is under way, or waits for the client's socket.
@@ -298,26 +301,27 @@ pub enum Step {
     },
 }
 
-/// An endpoint that is asked for TLS.
+/// The session asks an endpoint for TLS.
 #[derive(Clone, Copy, Debug)]
 pub struct Asking {
     pub connecting: Connecting,
-    /// Bytes of the request that it was given.
+    /// Bytes of the request that the endpoint was given.
     pub given: usize,
-    /// A `Take` is under way: a second one would take what comes behind the answer.
+    /// A `Take` is under way. A second one would take bytes behind the answer.
     pub taking: bool,
     pub blocked: bool,
-    /// It has ended: whatever it answers, no handshake can follow.
+    /// The endpoint has ended, so no handshake can follow any answer.
     pub ending: bool,
 }
 
-/// Whether the endpoint is asked for TLS before it is spoken.
+/// Whether the endpoint is asked for TLS before a handshake with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     No,
-    /// If the gateway speaks TLS with it.
+    /// Ask if the gateway speaks TLS with the endpoint.
     ToEncrypt,
-    /// Then, and if the client's TLS passes through: the client has asked as well.
+    /// Ask in that case, and also if the client's TLS passes through, because the client has asked
+    /// too.
     AsAsked,
 }
 
@@ -326,7 +330,7 @@ impl Requesting {
         Self { asked: 1, step: Step::Awaited, gss_refused: false }
     }
 
-    /// How many bytes are to be peeked at, if any.
+    /// How many bytes to peek at, if any.
     pub fn peeks(&self) -> Option<u32> {
         matches!(self.step, Step::Awaited).then_some(self.asked)
     }
