@@ -1,4 +1,4 @@
-//! A session of which a side speaks TLS with the gateway: its handshakes, and what comes of them.
+//! Runs the handshakes of a session in which a side speaks TLS with the gateway, and their results.
 
 use crate::contract::{Event, Side, Stop, Why};
 use crate::proxy::cause::Cause;
@@ -11,8 +11,8 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 impl Session {
-    /// Begins the TLS handshake with the client. Who serves it is known, and is connected to once
-    /// it is over.
+    /// Begins the TLS handshake with the client. The backend is known already, and the session
+    /// connects when the handshake is over.
     pub fn greet(&mut self, core: &mut Core, tls: TlsRelay) {
         self.state = State::Greeting;
         let tls = self.tls.insert(Box::new(tls));
@@ -43,7 +43,7 @@ impl Session {
         }
     }
 
-    /// News of a side during its handshake, or while there is no relay yet.
+    /// Handles news of a side during its handshake, or while there is no relay yet.
     pub fn tls_ready(&mut self, core: &mut Core, event: Event) {
         let Event::Ready { side, readable, writable, ending, failed } = event else { return };
         let Some(tls) = &mut self.tls else { return };
@@ -105,7 +105,8 @@ impl Session {
                 (_, Stop::Failed { side, why }) => self.finish(core, failure(side, why), true),
                 _ => {}
             },
-            // The alert that says why must reach the client, and a reset would overtake it.
+            // The alert must reach the client, because the alert says why. A reset would overtake
+            // the alert.
             (State::Greeting, Outcome::Failed(cause)) => self.finish(core, cause, false),
             (State::Securing(_), Outcome::Failed(cause)) => self.endpoint_failed(core, cause),
             (_, Outcome::Failed(cause)) => self.finish(core, cause, true),
@@ -113,7 +114,7 @@ impl Session {
         }
     }
 
-    /// Nothing more comes this way.
+    /// No more bytes come this way.
     pub fn tls_over(&mut self, core: &mut Core, from: Side, (read, sent): (u32, u32)) {
         let State::Relaying(relay) = &mut self.state else { return };
         let half = relay.half(from);

@@ -1,8 +1,9 @@
-//! rustls as bytes in, bytes out: one side of a session that speaks TLS.
+//! Runs rustls with bytes in and bytes out, for one side of a session that speaks TLS.
 //!
-//! Nothing is buffered here but the beginning of a record that has not come whole, 18 KiB at the
-//! most, or of a handshake message in several records: 64 KiB with all that is around it. rustls
-//! bounds the message alone, and a peer could wrap each byte of one in 16 KiB of padding.
+//! A connection buffers only the beginning of a record that has not come whole, at most 18 KiB; or
+//! the beginning of a handshake message in several records, at most 64 KiB with the record headers
+//! and padding. rustls bounds only the message, and a peer could wrap each byte of a message in 16
+//! KiB of padding.
 //!
 //! rustls allocates once for each record that it decrypts, and once for each that it encrypts.
 
@@ -17,7 +18,7 @@ use rustls::{CipherSuite, HandshakeKind, InvalidMessage, ProtocolVersion};
 
 use crate::wire::proxy_header::write::{ClientCertificate, ClientTls};
 
-/// The most that `incoming` may come to.
+/// The maximum length of `incoming` in bytes.
 const MOST_CARRIED: usize = 64 * 1024;
 
 /// One TLS connection.
@@ -25,9 +26,9 @@ pub struct Conn {
     peer: Peer,
     /// When the lists of revoked clients' certificates end, in seconds of Unix time.
     lists_end: Option<u64>,
-    /// What has come and could not be processed yet. Memory only while there is something.
+    /// Bytes that could not be processed yet. Memory is allocated only while there are such bytes.
     incoming: Vec<u8>,
-    /// close_notify has come: this side has ended cleanly.
+    /// close_notify has come: the peer has ended cleanly.
     received_end: bool,
     sent_end: bool,
 }
@@ -37,14 +38,14 @@ enum Peer {
     Endpoint(Box<UnbufferedClientConnection>),
 }
 
-/// What is to be done when rustls is ready to write.
+/// The work to do when rustls is ready to write.
 enum Task<'t> {
     Nothing,
     Write(&'t [u8]),
     End,
 }
 
-/// The names of OpenSSL, which are those of RFC 8446 in TLS 1.3 only.
+/// OpenSSL's names, which are the names of RFC 8446 only in TLS 1.3.
 fn cipher_name(suite: CipherSuite) -> Option<&'static str> {
     Some(match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
@@ -63,21 +64,21 @@ fn cipher_name(suite: CipherSuite) -> Option<&'static str> {
 }
 
 enum Step {
-    /// Something was done; there may be more.
+    /// A step was done, and more steps may follow.
     More,
     PeerEnded,
-    /// Nothing more can be done with what has come.
+    /// The bytes that have come allow no more steps.
     Done,
 }
 
 impl Conn {
-    /// Towards a client.
+    /// Makes a connection towards a client.
     pub fn terminate(with: &Terminator) -> Result<Self, rustls::Error> {
         let conn = UnbufferedServerConnection::new(with.config.clone())?;
         Ok(Self::new(Peer::Client(Box::new(conn)), with.lists_end))
     }
 
-    /// Towards an endpoint, for a client with which this protocol was agreed on.
+    /// Makes a connection towards an endpoint, for a client that agreed on this protocol.
     pub fn originate(with: &Originator, agreed: Option<&[u8]>) -> Result<Self, rustls::Error> {
         let (config, name) = (with.config.clone(), with.server_name.clone());
         let conn = UnbufferedClientConnection::new_with_alpn(config, name, with.offer(agreed))?;
@@ -103,7 +104,7 @@ impl Conn {
         }
     }
 
-    /// What a server behind is told of a client. `None` before the handshake is over.
+    /// The facts about a client that a server behind is told. `None` before the handshake is over.
     pub fn client_tls(&self) -> Option<ClientTls> {
         let Peer::Client(conn) = &self.peer else { return None };
         let version = match conn.protocol_version()? {
@@ -119,9 +120,9 @@ impl Conn {
         Some(ClientTls { version, cipher, certificate })
     }
 
-    /// Whether a client has resumed a session of which a certificate, or the list of those that are
-    /// revoked, has ended since, by `now` in seconds of Unix time: rustls looks at them in a full
-    /// handshake only, and gives a new ticket with each that is resumed.
+    /// Whether a client has resumed a session that must not go on: a certificate of the session has
+    /// ended, or the list of revoked certificates, by `now` in seconds of Unix time. rustls checks
+    /// these only in a full handshake, and gives a new ticket with each resumed session.
     pub fn is_stale(&self, now: u64) -> bool {
         let Peer::Client(conn) = &self.peer else { return false };
         let resumed = conn.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -144,9 +145,9 @@ impl Conn {
         self.received_end
     }
 
-    /// Processes what has come, whole records only. What they say is added to `plain`, what they
-    /// are to be answered with to `out`. After an error, `out` has the alert that tells the peer.
-    /// `scratch` is memory that calls share.
+    /// Processes the bytes that have come, whole records only. Adds the decrypted bytes to `plain`,
+    /// and the answers to `out`. After an error, `out` has the alert that tells the peer. Calls
+    /// share the memory of `scratch`.
     pub fn receive(
         &mut self,
         bytes: &[u8],
@@ -168,8 +169,8 @@ impl Conn {
             }
         };
         if result.is_err() {
-            // The alert, and what was to be said before it. What was received may not be looked at
-            // once more: that would be a second error, where rustls expects none.
+            // Writes the alert, and the messages before the alert. The received bytes must not be
+            // processed again: that would be a second error, where rustls expects none.
             while self.wants_write() {
                 if self.step(&mut [], Task::Nothing, plain, out).1.is_err() {
                     break;
@@ -180,7 +181,7 @@ impl Conn {
         self.carry(&scratch[at..])
     }
 
-    /// Keeps what could not be processed yet.
+    /// Keeps the bytes that could not be processed yet.
     fn carry(&mut self, rest: &[u8]) -> Result<(), rustls::Error> {
         if rest.len() > MOST_CARRIED {
             return Err(InvalidMessage::HandshakePayloadTooLarge.into());
@@ -188,7 +189,8 @@ impl Conn {
         if rest.is_empty() || self.received_end {
             self.incoming = Vec::new();
         } else {
-            // In the memory of the last one, if that will do: bulk leaves one at every turn.
+            // Reuses the memory if it is large enough, because bulk leaves such a rest at each
+            // turn.
             self.incoming.clear();
             self.incoming.reserve_exact(rest.len());
             self.incoming.extend_from_slice(rest);
@@ -201,7 +203,7 @@ impl Conn {
         self.incoming.len()
     }
 
-    /// Adds to `out` what says `plain` to the peer. Only after the handshake.
+    /// Encrypts `plain` for the peer and adds the records to `out`. Only after the handshake.
     pub fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), rustls::Error> {
         if plain.is_empty() { Ok(()) } else { self.write(&Task::Write(plain), out) }
     }
@@ -209,14 +211,14 @@ impl Conn {
     /// Adds close_notify to `out`, once.
     pub fn end(&mut self, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.sent_end, true) {
-            // It fails only where it can't be said any more.
+            // This fails only where close_notify can't be sent any more.
             _ = self.write(&Task::End, out);
         }
     }
 
     fn write(&mut self, task: &Task<'_>, out: &mut Vec<u8>) -> Result<(), rustls::Error> {
         let mut incoming = std::mem::take(&mut self.incoming);
-        // Nothing comes of it: whole records were processed when they came.
+        // No bytes are decrypted here, because whole records were processed when they came.
         let mut plain = Vec::new();
         let result = loop {
             let task = match task {
@@ -291,7 +293,7 @@ fn encode<Data>(
     out: &mut Vec<u8>,
 ) -> Result<(), rustls::Error> {
     let start = out.len();
-    // The first call says how much room it needs.
+    // The first call says how much room the data needs.
     loop {
         match data.encode(&mut out[start..]) {
             Ok(_) => return Ok(()),
@@ -305,8 +307,8 @@ fn encode<Data>(
     }
 }
 
-/// A record's header, tag, content type and explicit nonce are less than this (RFC 5246, section
-/// 6.2.3.3; RFC 8446, section 5.2), and it carries so much.
+/// The header, tag, content type and explicit nonce of a record have fewer bytes than `OVERHEAD`
+/// (RFC 5246, section 6.2.3.3; RFC 8446, section 5.2). A record carries up to `RECORD` bytes.
 const OVERHEAD: usize = 32;
 const RECORD: usize = 16 * 1024;
 
@@ -341,7 +343,7 @@ fn write<Data>(
     }
 }
 
-/// Without keys.
+/// Prints no keys.
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Conn").field("handshaking", &self.is_handshaking()).finish_non_exhaustive()
@@ -374,8 +376,8 @@ mod tests {
         Conn::terminate(&terminator).expect("a connection")
     }
 
-    /// What an endpoint that knows these protocols, and the gateway, agree on for a client with
-    /// which `agreed` was.
+    /// The protocol that an endpoint with these protocols and the gateway agree on, for a client
+    /// that agreed on `agreed`.
     fn agreed(
         endpoint: &[&str],
         asked: Option<&[&str]>,
@@ -434,7 +436,7 @@ mod tests {
         assert_eq!(refused, Err(rustls::Error::NoApplicationProtocol));
     }
 
-    /// A hello of 60,000 bytes, in records of one byte each: 360,000 bytes of them.
+    /// A hello of 60,000 bytes, in records of one byte each: 360,000 bytes of records.
     #[test]
     fn a_handshake_message_can_be_wrapped_in_only_so_much() {
         let mut conn = conn();
@@ -455,7 +457,7 @@ mod tests {
     fn what_comes_in_pieces_is_kept_until_it_is_whole_and_no_longer() {
         let mut conn = conn();
         let (mut plain, mut out, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-        // A warning that the gateway takes no notice of.
+        // A warning that the gateway ignores.
         for (byte, carried) in [21, 3, 3, 0, 2, 1, 90].into_iter().zip([1, 2, 3, 4, 5, 6, 0]) {
             conn.receive(&[byte], &mut plain, &mut out, &mut scratch).expect("an alert");
             assert_eq!(conn.carried(), carried);

@@ -1,21 +1,22 @@
-//! A session with rustls in the middle: one side of it, or both, speak TLS.
+//! Relays a session in which one side or both speak TLS: rustls stands in the middle.
 //!
-//! To the session it looks like the ring: it is given a `Move` and says when that is over. It
-//! carries the `Move` out with `Take` and `Give`, and has what an unread side leaves over.
+//! To the session, a `TlsRelay` looks like the ring: it takes a `Move` and says when the `Move` is
+//! over. It carries the `Move` out with `Take` and `Give`, and holds the bytes that a side does not
+//! take.
 //!
-//! What one session holds at the most, in bytes: for each side, 48 KiB that this side did not take
-//! (what one `Take` of the other brings, encrypted: 34 KiB; and what its own handshake ended with),
-//! and on a side that speaks TLS, the beginning of a record (18 KiB), or of a handshake message in
-//! several (64 KiB), plus what rustls keeps for a connection. While a handshake is under way it is
-//! what the gateway says in it, too: its certificates. Nothing is taken from a side while the other
-//! does not take what there is.
+//! One session holds at most, in bytes: for each side, 48 KiB that this side did not take (34 KiB
+//! that one `Take` of the other side brings, encrypted; and the end of the side's own handshake).
+//! For a side that speaks TLS, also the beginning of a record (18 KiB), or of a handshake message
+//! in several records (64 KiB), plus rustls' own memory for a connection. During a handshake, also
+//! the gateway's messages with its certificates. No byte is taken from a side while the other side
+//! does not take the bytes held for it.
 //!
-//! rustls allocates once for each record, decrypted or encrypted. Else memory is asked for only
-//! where a `Take` ends within a record, or a side does not take all at once.
+//! rustls allocates once for each record, decrypted or encrypted. The relay allocates only where a
+//! `Take` ends within a record, or where a side does not take all bytes at once.
 //!
-//! What all sessions of a worker have in memory for a moment is bounded too: so many `Take`s are
-//! under way at once, and so many bytes are given. Who comes after that has its turn in the order
-//! of coming, before anyone new has one.
+//! The memory of all sessions of a worker is bounded too: by the number of `Take`s under way and
+//! the number of bytes given. Later sides have their turn in the order of coming, before any new
+//! one.
 
 use config_sync::table::routing::OnTruncation;
 use config_sync::table::terminator::{Originator, Terminator};
@@ -29,11 +30,11 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 use crate::wire::proxy_header::write::ClientTls;
 
-/// Bytes of one `Take`, with the beginning of a record that came before: two full records.
+/// Bytes of one `Take`, with the beginning of an earlier record: two full records.
 const TAKE: u32 = 33 * 1024;
-/// Behind the beginning of a handshake message that is longer than that.
+/// Bytes of a `Take` behind the beginning of a handshake message that is longer than `TAKE`.
 const SMALL_TAKE: u32 = 4 * 1024;
-/// What may be held for a side: see above.
+/// The maximum number of bytes held for a side: see above.
 const MOST_HELD: usize = 48 * 1024;
 
 #[derive(Debug)]
@@ -43,17 +44,17 @@ pub struct TlsRelay {
     on_truncation: OnTruncation,
     /// The first side that ended without close_notify.
     truncated: Option<Side>,
-    /// Why the first one broke that did.
+    /// Why the first side broke that did.
     broken: Option<Cause>,
 }
 
-/// What the session is to know.
+/// The result that the session must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Nothing,
     /// The handshake that was under way is over.
     Greeted,
-    /// As `Event::Moved`. Bytes are counted unencrypted where they are given.
+    /// As `Event::Moved`. Bytes given are counted unencrypted.
     Moved {
         from: Side,
         read: u32,
@@ -61,8 +62,8 @@ pub enum Outcome {
         held: u32,
         stop: Stop,
     },
-    /// A `Move` is over, and with it the session: all that came before was given. After
-    /// `Truncated` the other direction can still be moved, after `Broken` nothing can.
+    /// The `Move` and the session are over, and all bytes that came before were given. After
+    /// `Truncated` the other direction can still be moved. After `Broken` nothing can.
     Truncated {
         from: Side,
         read: u32,
@@ -92,7 +93,7 @@ impl TlsRelay {
         Ok(Self { client, ..Self::plain(on_truncation) })
     }
 
-    /// A session of which only the endpoint will speak TLS.
+    /// Begins a session in which only the endpoint will speak TLS.
     pub fn plain(on_truncation: OnTruncation) -> Self {
         let (client, endpoint) = (Port::default(), Port::default());
         Self { client, endpoint, on_truncation, truncated: None, broken: None }
@@ -110,7 +111,7 @@ impl TlsRelay {
         Ok(())
     }
 
-    /// What there is to tell of a client's TLS, once its handshake is over.
+    /// The facts of a client's TLS connection, after its handshake.
     pub fn client_tls(&self) -> Option<ClientTls> {
         self.client.conn.as_ref()?.client_tls()
     }
@@ -125,14 +126,14 @@ impl TlsRelay {
         self.port(side).conn.as_ref().is_some_and(Conn::is_handshaking)
     }
 
-    /// The endpoint is given up: what it waits for is nobody's turn any more.
+    /// The endpoint is given up, so its postponed steps are dropped.
     pub fn give_up(&mut self, core: &mut Core, token: Token) {
         if std::mem::take(&mut self.endpoint.postponed) > 0 {
             core.postponed.retain(|(of, side, _)| *of != token || *side != Side::Endpoint);
         }
     }
 
-    /// Begins a handshake: a client's with what it has sent, an endpoint's with what is sent to it.
+    /// Begins a handshake: a client's with the bytes it sent, an endpoint's with a message to it.
     pub fn greet(&mut self, core: &mut Core, token: Token, side: Side) -> Outcome {
         match side {
             Side::Client => {
@@ -143,7 +144,7 @@ impl TlsRelay {
         }
     }
 
-    /// News of a side whose handshake is under way.
+    /// Handles news of a side whose handshake is under way.
     pub fn readable(&mut self, core: &mut Core, token: Token, side: Side) {
         if std::mem::replace(&mut self.port_mut(side).news, true) && self.port(side).taking {
             return;
@@ -156,7 +157,7 @@ impl TlsRelay {
         self.give(core, token, side);
     }
 
-    /// What had to wait has its turn.
+    /// Carries out a step that had to wait.
     pub fn turn(&mut self, core: &mut Core, token: Token, side: Side, what: Postponed) {
         let port = self.port_mut(side);
         port.postponed = port.postponed.saturating_sub(1);
@@ -207,7 +208,7 @@ impl TlsRelay {
         self.receive(core, token, from, bytes, stop)
     }
 
-    /// What a `Give` has done; `rest` was not taken.
+    /// Takes in the result of a `Give`. `rest` was not taken.
     pub fn given(
         &mut self,
         core: &mut Core,
@@ -244,29 +245,29 @@ impl TlsRelay {
         }
     }
 
-    /// Something has come and nobody will get it: bytes are held, or a record has begun.
+    /// Bytes came that nobody will get: bytes are held, or a record has begun.
     pub fn is_cut(&self) -> bool {
         let cut = |port: &Port| !port.held.is_empty() || (port.end.is_none() && port.has_begun());
         cut(&self.client) || cut(&self.endpoint)
     }
 
-    /// Whether a side is still to be given something.
+    /// Whether bytes still wait to be given to a side.
     pub fn is_giving(&self, to: Side) -> bool {
         let port = self.port(to);
         port.giving || !port.held.is_empty()
     }
 
-    /// How many bytes, unencrypted, a side was given that the session was not told of yet.
+    /// How many unencrypted bytes a side was given that the session was not told of yet.
     pub fn unreported(&mut self, to: Side) -> u32 {
         std::mem::take(&mut self.port_mut(to).unreported)
     }
 
-    /// Why the session ends, both of whose directions have ended, if a side left out close_notify.
+    /// The reason of a session in which both directions ended, if a side left out close_notify.
     pub fn truncated(&self) -> Option<CloseReason> {
         self.truncated.map(|side| reasons(side).1)
     }
 
-    /// Takes a `Move` on until it needs an event.
+    /// Carries a `Move` on until it needs an event.
     fn carry_on(&mut self, core: &mut Core, token: Token, from: Side) -> Outcome {
         let to = from.other();
         if self.port(to).giving {
@@ -289,8 +290,8 @@ impl TlsRelay {
         }
     }
 
-    /// A side has ended, and the other was given all that it said. A FIN is all that a side can be
-    /// told of a truncation that speaks TLS itself: to it that is one, too.
+    /// A side has ended, and the other side was given all its bytes. A side that speaks TLS learns
+    /// of a truncation by a FIN without close_notify, so nothing more need be done for such a side.
     fn over(&mut self, from: Side, end: End) -> Outcome {
         let knows = self.port(from.other()).conn.is_some();
         let stop = match end {
@@ -312,7 +313,7 @@ impl TlsRelay {
         }
     }
 
-    /// A `Move` is over, or bytes outside of one could not be given.
+    /// A `Move` is over, or bytes outside of a `Move` could not be given.
     fn stop(&mut self, from: Side, stop: Stop) -> Outcome {
         let read = self.port_mut(from).moving.take().map_or(0, |moving| moving.read);
         let to = self.port_mut(from.other());
@@ -321,7 +322,7 @@ impl TlsRelay {
         Outcome::Moved { from, read, sent, held, stop }
     }
 
-    /// Takes what a side has, unless that is under way.
+    /// Takes the waiting bytes of a side, unless a `Take` is under way.
     fn take(&mut self, core: &mut Core, token: Token, from: Side) {
         let port = self.port_mut(from);
         if std::mem::replace(&mut port.taking, true) {
@@ -345,7 +346,7 @@ impl TlsRelay {
         core.push(token, Op::Take { from, at_most: left.min(room), to_eof });
     }
 
-    /// Gives a side what is held for it, unless something is under way.
+    /// Gives a side the bytes held for it, unless a `Give` is under way.
     fn give(&mut self, core: &mut Core, token: Token, to: Side) {
         let port = self.port_mut(to);
         if port.giving || port.held.is_empty() {
@@ -362,13 +363,13 @@ impl TlsRelay {
 
     fn give_now(&mut self, core: &mut Core, token: Token, to: Side) {
         let start = core.output.len();
-        // Its memory is given back: most sessions hold nothing.
+        // The memory of `held` is freed, because most sessions hold nothing.
         let held = std::mem::take(&mut self.port_mut(to).held);
         core.output.extend_from_slice(&held);
         self.emit(core, token, to, start);
     }
 
-    /// Gives a side the output from `start` on; behind what is under way, if something is.
+    /// Gives a side the output from `start` on, behind a `Give` that may be under way.
     fn emit(&mut self, core: &mut Core, token: Token, to: Side, start: usize) {
         let port = self.port_mut(to);
         let len = core.output.len() - start;
@@ -384,13 +385,13 @@ impl TlsRelay {
             return;
         }
         port.giving = true;
-        // MOST_TAKES and MOST_OUTPUT bound it, but for handshakes that begin: 1 KiB each, of as
-        // many sessions as the ring has completions for.
+        // MOST_TAKES and MOST_OUTPUT bound the output. Handshakes that begin add 1 KiB each, and
+        // the ring has completions for a limited number of sessions.
         let size = |bytes| u32::try_from(bytes).expect("a turn's output is bounded");
         core.push(token, Op::Give { to, start: size(start), len: size(len) });
     }
 
-    /// Takes in what a side has said, and passes it on.
+    /// Takes in the bytes of a side, and passes them on.
     fn receive(
         &mut self,
         core: &mut Core,
@@ -467,8 +468,8 @@ impl TlsRelay {
         End::Broken
     }
 
-    /// A side has ended without close_notify. In the middle of a record something is missing for
-    /// sure, so that is never taken for a clean end.
+    /// A side has ended without close_notify. In the middle of a record, bytes are surely missing,
+    /// so such an end is never taken for a clean one.
     fn truncate(&mut self, side: Side) -> End {
         self.truncated.get_or_insert(side);
         match self.on_truncation {
@@ -477,9 +478,9 @@ impl TlsRelay {
         }
     }
 
-    /// Decrypts what a side has said, and answers it as TLS demands. What it said is in the output
-    /// from the place returned on, as the other side is to have it; if it came along with a
-    /// handshake's end, it is `early`. With it, why nothing can come behind that any more.
+    /// Decrypts the bytes of a side, and answers them as TLS demands. The output from the returned
+    /// place on has the bytes for the other side. If these came with the end of a handshake, they
+    /// are in `early`. A `Cause` says why no byte can follow any more.
     fn open(
         &mut self,
         core: &mut Core,
@@ -488,7 +489,7 @@ impl TlsRelay {
         bytes: &[u8],
     ) -> (usize, Option<Cause>) {
         let greeting = self.greets(from);
-        // Nothing is to be done any more to what goes to a side that speaks as it is.
+        // Bytes for a side without TLS need no further work.
         let as_it_is = !greeting && self.port(from.other()).conn.is_none();
         let mut plain = std::mem::take(&mut core.plain);
         plain.clear();
@@ -501,9 +502,10 @@ impl TlsRelay {
         if greeting && !conn.is_handshaking() {
             port.early.extend_from_slice(&plain);
         }
-        // A side that was told the end is told no more.
+        // A side that got the end gets no more bytes.
         if !answer.is_empty() && self.port(from.other()).end.is_none() {
-            // In front of what was said, which has to stand last. After the handshake this is rare.
+            // The answer goes in front of the bytes, which must stand last. After the handshake
+            // this is rare.
             let said = core.output.split_off(start);
             core.output.extend_from_slice(&answer);
             self.emit(core, token, from, start);
@@ -524,7 +526,7 @@ impl TlsRelay {
         (start, broken.or_else(|| passed.err()))
     }
 
-    /// Puts what one side has said into the output, as the other is to have it.
+    /// Puts the bytes of one side into the output, as the other side must receive them.
     fn pass_on(&mut self, core: &mut Core, from: Side, plain: &[u8]) -> Result<(), Cause> {
         let to = self.port_mut(from.other());
         to.plain += u32::try_from(plain.len()).unwrap_or(u32::MAX);
@@ -541,7 +543,7 @@ impl TlsRelay {
         Ok(())
     }
 
-    /// What was said is in the output from `start` on: gives it to the other side, with its end if
+    /// The bytes are in the output from `start` on. Gives them to the other side, with the end if
     /// that has come.
     fn passed(
         &mut self,
@@ -591,7 +593,7 @@ impl TlsRelay {
     }
 }
 
-/// What is said of a handshake that the peer leaves, and of one that comes too late.
+/// Details for a handshake that the peer leaves, and for a resumed session that comes too late.
 const CUT_SHORT: &str = "the connection ended within the handshake";
 const STALE: &str =
     "the certificate of the session that it resumes, or a revocation list, has ended";
