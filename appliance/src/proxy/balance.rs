@@ -1,5 +1,5 @@
-//! Which backend, and which of its endpoints. Cursors and counts are kept by stable ids, so a new
-//! table changes nothing about whose turn it is.
+//! Chooses a backend, and one of its endpoints. Cursors and counts are kept by stable ids, so a new
+//! table does not change whose turn it is.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -18,23 +18,23 @@ use crate::contract::Origin;
 pub struct Balancer {
     /// By `RouteId`: each backend's credit in the smooth weighted round robin.
     credits: Vec<Vec<(BackendId, i64)>>,
-    /// By `BackendId`: the position of the endpoint whose turn was last.
+    /// By `BackendId`: the position of the endpoint that had the last turn.
     cursors: Vec<u32>,
     /// By `EndpointId`: this worker's sessions or flows.
     active: Vec<u32>,
-    /// By `EndpointId`: sessions come to this endpoint last until then, microseconds. 0: the last
-    /// one could be given to it.
+    /// By `EndpointId`: until this time, in microseconds, sessions try this endpoint last. 0: the
+    /// last session could be given to the endpoint.
     rests: Vec<u64>,
     random: Random,
-    /// The next local address's position.
+    /// The position of the next local address.
     sources: u64,
 }
 
-/// How long an endpoint that a session could not be given to comes last, microseconds: as long as
-/// nginx's `fail_timeout`. It is short enough for one that was only started anew, and clients meet
-/// a dead one seldom.
+/// Microseconds for which an endpoint comes last after a session could not be given to it: as long
+/// as nginx's `fail_timeout`. The time is short enough for an endpoint that was only restarted, and
+/// clients seldom meet a dead one.
 const REST: u64 = 10_000_000;
-/// Draws for one that does not rest.
+/// The maximum number of draws for an endpoint that does not rest.
 const DRAWS: usize = 8;
 
 impl Balancer {
@@ -70,9 +70,9 @@ impl Balancer {
         }
     }
 
-    /// The index of the backend whose turn it is: smooth weighted round robin, so that n times the
-    /// sum of the weights picks each backend exactly n times its weight. `None` if no backend has a
-    /// weight above 0.
+    /// The index of the backend whose turn it is, by smooth weighted round robin: in n times the
+    /// sum of the weights, each backend is picked exactly n times its weight. `None` if no backend
+    /// has a weight above 0.
     pub fn backend(&mut self, route: &Route) -> Option<usize> {
         let credits = &mut self.credits[route.id.index()];
         let same = credits.len() == route.backends.len()
@@ -90,7 +90,8 @@ impl Balancer {
             if share.weight == 0 {
                 continue;
             }
-            // A credit earned under other weights must not outlast them: it is at most one round.
+            // A credit earned under other weights must not outlast them, so a credit is at most one
+            // round.
             let credit = (credits[position].1 + i64::from(share.weight)).clamp(-total, total);
             credits[position].1 = credit;
             if best.is_none_or(|best| credit > credits[best].1) {
@@ -102,8 +103,8 @@ impl Balancer {
         Some(route.backends[best].backend)
     }
 
-    /// The endpoint whose turn it is, other than those in `tried`: a flow that leaves one of these
-    /// has its turn like any other.
+    /// The endpoint whose turn it is, other than those in `tried`. A flow that leaves one of these
+    /// takes a turn like any other flow.
     pub fn endpoint(
         &mut self,
         backend: &Backend,
@@ -113,8 +114,9 @@ impl Balancer {
         self.pick(backend, client, tried, u64::MAX, true)
     }
 
-    /// The same for a session: an endpoint that one could not be given to comes last for a while.
-    /// Then a single session tries it; until that has an answer, it comes last for the others.
+    /// The endpoint for a session. An endpoint that a session could not be given to comes last for
+    /// a while. After that, a single session tries the endpoint. Until this session has an answer,
+    /// the endpoint comes last for all others.
     pub fn session_endpoint(
         &mut self,
         backend: &Backend,
@@ -122,7 +124,7 @@ impl Balancer {
         tried: &[EndpointId],
         now: u64,
     ) -> Option<Endpoint> {
-        // Another try for the same session takes nobody's turn.
+        // Another try for one session takes nobody's turn.
         let turn = tried.is_empty();
         let picked = self.pick(backend, client, tried, now, turn);
         let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX, turn))?;
@@ -142,7 +144,7 @@ impl Balancer {
         self.rests[endpoint.index()] = 0;
     }
 
-    /// Passes over those that were tried, and those that rest at `now`.
+    /// Picks an endpoint, but none that was tried, and none that rests at `now`.
     fn pick(
         &mut self,
         backend: &Backend,
@@ -173,8 +175,8 @@ impl Balancer {
         let position = match &backend.balance {
             Balance::RoundRobin => take_turn()?,
             Balance::LeastConnections => {
-                // Power of two choices: as good as a full scan without looking at every endpoint.
-                // Equals have their turns, so one of the two is the next.
+                // Power of two choices: as good as a full scan, without a look at each endpoint.
+                // Endpoints with equal counts take turns, so the next in turn is one of the two.
                 let next = take_turn()?;
                 let drawn = next + 1 + random.next_u32() as usize % (count - 1).max(1);
                 let other = from(drawn).find(free)?;
@@ -182,7 +184,7 @@ impl Balancer {
                 if load(other) < load(next) { other } else { next }
             }
             Balance::Random => {
-                // A neighbour of those that are passed over should not have all their share.
+                // The neighbour of an endpoint that is passed over should not get all its share.
                 let mut drawn = (0..DRAWS).map(|_| random.next_u32() as usize % count);
                 drawn.find(free).or_else(take_turn)?
             }
@@ -194,8 +196,8 @@ impl Balancer {
         Some(endpoints[position])
     }
 
-    /// The address to connect from: the client's, or those of the backend that are of the
-    /// endpoint's family, in turn.
+    /// The address to connect from: the client's, or in turn the backend's addresses of the
+    /// endpoint's family.
     pub fn origin(
         &mut self,
         backend: &Backend,
@@ -232,15 +234,16 @@ impl Balancer {
     }
 }
 
-/// Maglev look-up: the positions in the order of the table. One that is passed over gives way to
-/// the next, which is the same next one for the same client every time.
+/// Maglev look-up: positions in the order of the table. If a position is passed over, the next one
+/// follows, and is always the same for one client.
 fn in_table(table: &[u16], hash: u64) -> impl Iterator<Item = usize> {
     let size = table.len();
     let start = (hash % size as u64) as usize;
     (0..size).map(move |step| usize::from(table[(start + step) % size]))
 }
 
-/// The same on every worker, machine and restart: replicas must agree.
+/// The hash is equal on each worker, on each machine and after each restart, because replicas must
+/// agree.
 fn source_hash(client: SocketAddr, with_port: bool) -> u64 {
     let address = match client.ip() {
         IpAddr::V4(address) => u128::from(address.to_bits()),
@@ -258,7 +261,7 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// splitmix64: small, seeded, good enough to spread load; nothing secret depends on it.
+/// splitmix64: small, seeded, good enough to spread load. Nothing secret depends on it.
 #[derive(Debug)]
 struct Random(u64);
 
@@ -391,7 +394,7 @@ mod tests {
         }
     }
 
-    /// All that leave one endpoint are not the next one's.
+    /// The flows that leave one endpoint do not all go to the next.
     #[test]
     fn flows_that_move_have_turns() {
         let (mut balancer, table) = balancer(vec![], vec![backend(Balance::RoundRobin, 3)]);
@@ -426,7 +429,8 @@ mod tests {
             assert_eq!(picks(&mut balancer, 4 + 2 * REST)[1], 0);
             balancer.succeeded(EndpointId(1));
             assert!(picks(&mut balancer, 4 + 2 * REST)[1] > 5);
-            // With no other, it is as good as any; and flows know nothing of it.
+            // With no other endpoint, a resting one is as good as any. Flows ignore the rest of
+            // endpoints.
             balancer.failed(EndpointId(1), 0);
             let others = [EndpointId(0), EndpointId(2)];
             let last = balancer.session_endpoint(backend, client(1), &others, 1);

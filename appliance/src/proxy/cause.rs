@@ -1,4 +1,4 @@
-//! Why a session ends: the reason, which log, metrics and API share, and its detail.
+//! Says why a session ends: the reason, which log, metrics and API share, and its detail.
 
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;

@@ -1,4 +1,4 @@
-//! What one core's sessions and flows share.
+//! Holds the state that the sessions and flows of one core share.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use crate::proxy::timer::Wheel;
 use crate::stats::counters::Counters;
 use crate::stats::records::{Record, SessionRecord};
 
-/// What one core's sessions and flows share.
+/// The state that the sessions and flows of one core share.
 #[derive(Debug)]
 pub struct Core {
-    /// Microseconds; set at each entry.
+    /// Microseconds. Set at each entry.
     pub now: u64,
     pub ops: Vec<(Token, Op)>,
-    /// Unix time at which `now` was 0, microseconds.
+    /// The Unix time at which `now` was 0, in microseconds.
     pub epoch: u64,
-    /// What the `Give`s among `ops` refer to.
+    /// The bytes that the `Give`s among `ops` refer to.
     pub output: Vec<u8>,
-    /// Memory that TLS connections share while they are worked on.
+    /// Memory that all TLS connections use, one after the other.
     pub plain: Vec<u8>,
     pub scratch: Vec<u8>,
-    /// `Take`s and `Peek`s under way.
+    /// The number of `Take`s and `Peek`s under way.
     pub takes: u32,
     pub tables: Tables,
     pub balancer: Balancer,
@@ -36,47 +36,48 @@ pub struct Core {
     pub timers: Wheel,
     pub marks: Marks,
     pub records: Vec<Record>,
-    /// Directions with a `Move` to come: bulk, and those whose budget ran out.
+    /// Directions with a `Move` to come: bulk directions, and those whose budget ran out.
     pub resumable: VecDeque<(Token, Side)>,
-    /// Sides that speak TLS, or are spoken to, and for which there was no room in memory yet.
+    /// Steps of sessions that wait for room in memory.
     pub postponed: VecDeque<(Token, Side, Postponed)>,
     /// By `ListenerId`: this worker's sessions or flows.
     pub active: Vec<u32>,
-    /// By `ListenerId`: sessions of which one side has ended. They are not among those.
+    /// By `ListenerId`: sessions of which one side has ended. `active` does not count them.
     pub ending: Vec<u32>,
     /// Listening sockets that rest after an error, and until when.
     pub paused: Vec<(SocketId, u64)>,
     pub rejections: LogLimit,
-    /// What connections that tell their endpoint an id are told apart by.
+    /// The ids that tell connections apart, for endpoints that are told an id.
     pub ids: Ids,
     pub turn_bytes: u32,
     pub bulk_bytes: u32,
 }
 
-/// What has to wait for its turn.
+/// A step that has to wait for its turn.
 #[derive(Clone, Copy, Debug)]
 pub enum Postponed {
     Take,
     Give,
-    /// A look at what the client has sent: the session's affair.
+    /// A look at the client's bytes. The session carries this step out.
     Peek,
 }
 
-/// `Take`s and `Peek`s under way on a worker; the bytes of all of them are in memory at once.
+/// The maximum number of `Take`s and `Peek`s under way on a worker. The bytes of all of them are in
+/// memory at once.
 pub const MOST_TAKES: u32 = 64;
 
-/// What may be in the output before a side has to wait to be given what is held for it: what comes
-/// of so many `Take`s.
+/// The output may grow up to this many bytes before a side must wait for the bytes held for it. As
+/// many bytes come of `MOST_TAKES` `Take`s.
 pub const MOST_OUTPUT: usize = 64 * 34 * 1024;
 
-/// Accepting rests for this long after the machine ran out of files or memory, and receiving for
-/// this long: clients wait in the accept queue, but datagrams are lost.
+/// Microseconds that accepting and receiving rest after the machine ran out of files or memory.
+/// Receiving rests for less time, because clients wait in the accept queue, but datagrams are lost.
 pub const ACCEPT_PAUSE: u64 = 100_000;
 
 pub const RECEIVE_PAUSE: u64 = 5_000;
 
 impl Core {
-    /// Allocates all that `limits` allows.
+    /// Allocates all memory that `limits` allows.
     pub fn new(limits: Limits, seed: u64, counters: Arc<Counters>) -> Self {
         Self {
             now: 0,
@@ -108,8 +109,8 @@ impl Core {
         self.ops.push((token, op));
     }
 
-    /// A listening socket has stopped by itself: it goes on at once, or, where trying again would
-    /// only fail again, after a rest.
+    /// A listening socket has stopped by itself. The socket goes on at once, or after a rest where
+    /// a new try would only fail again.
     pub fn rearm(&mut self, id: SocketId, why: Option<Why>) {
         match why {
             Some(why) if !why.is_of_peer() => {
@@ -145,7 +146,7 @@ impl Core {
     }
 
     pub fn unlisten(&mut self, id: SocketId) {
-        // A pause must not start what comes back under this id.
+        // A pause must not start a socket that comes back under this id.
         self.paused.retain(|(paused, _)| *paused != id);
         self.push(Token::socket(id), Op::Unlisten);
     }
@@ -157,7 +158,7 @@ impl Core {
         }
     }
 
-    /// Queues an access-log line; rejections only as many as are worth reading.
+    /// Queues an access-log line. Of rejections, only as many lines as people can read are queued.
     pub fn log(&mut self, mut record: SessionRecord) {
         if record.refused {
             match self.rejections.admit(self.now) {
@@ -168,12 +169,12 @@ impl Core {
         self.records.push(Record::Closed(record));
     }
 
-    /// Whether another `Take` or `Give` keeps within the bounds of a worker's memory.
+    /// Whether another `Take` or `Give` stays within the bounds of a worker's memory.
     pub fn has_room(&self) -> bool {
         self.takes < MOST_TAKES && self.output.len() < MOST_OUTPUT
     }
 
-    /// rustls' clock on this thread is the worker's.
+    /// Sets rustls' clock on this thread to the worker's clock.
     pub fn tell_time(&self) {
         WorkerTime::set(self.unix_time());
     }
@@ -184,17 +185,17 @@ impl Core {
     }
 }
 
-/// Ids of connections: no other worker, and no other run of this one, gives the same.
+/// Ids of connections. No other worker and no other run of this worker gives an equal id.
 #[derive(Debug)]
 pub struct Ids {
-    /// Of this worker in this run: 64 bits that were drawn.
+    /// 64 random bits of this worker in this run.
     pub drawn: u64,
     pub given: u64,
 }
 
 impl Ids {
     pub fn new(seed: u64) -> Self {
-        // The seed itself keys hashes, which nobody should know.
+        // The seed also keys hashes and must stay secret, so an id does not show the seed.
         let drawn = ahash::RandomState::with_seeds(seed, 1, 2, 3).hash_one("ids");
         Self { drawn, given: 0 }
     }
@@ -205,7 +206,7 @@ impl Ids {
     }
 }
 
-/// Milliseconds, as tables have them, in the microseconds of the worker's clock.
+/// Converts the milliseconds of tables to the microseconds of the worker's clock.
 pub fn micros(millis: u32) -> u64 {
     u64::from(millis) * 1_000
 }

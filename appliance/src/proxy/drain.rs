@@ -1,4 +1,4 @@
-//! The end of a drain: what is left is closed in steps.
+//! Ends a drain: closes the sessions and flows that are left, in steps.
 
 use crate::proxy::core::Core;
 use crate::proxy::slab::Slab;
@@ -6,21 +6,21 @@ use crate::proxy::tcp::state::Session;
 use crate::proxy::udp::state::Flows;
 use crate::stats::records::CloseReason;
 
-/// The end of a drain: what is left is closed in steps, the longest idle first.
+/// The end of a drain: the sessions left are closed in steps, the longest idle first.
 #[derive(Debug)]
 pub struct Draining {
     pub next: u64,
     pub until: u64,
-    /// Sessions to close, the longest idle last; `None` until the deadline.
+    /// Sessions to close, the longest idle last. `None` until the deadline.
     pub left: Option<Vec<u32>>,
 }
 
-/// Closes at the end of a drain come in steps of this.
+/// Microseconds between two steps at the end of a drain.
 pub const DRAIN_STEP: u64 = 10_000;
 
 impl Draining {
-    /// After `drain_timeout`: closes what is left, idle ones first, spread over some time, so that
-    /// clients do not all come back in one moment.
+    /// After `drain_timeout`, closes the sessions left, idle ones first. The closes are spread over
+    /// some time, so that clients do not all come back in one moment.
     pub fn step(&mut self, core: &mut Core, sessions: &mut Slab<Session>, flows: &mut Flows) {
         let now = core.now;
         if now < self.next {

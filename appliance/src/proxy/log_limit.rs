@@ -1,6 +1,6 @@
-//! How many lines rejections may write to the log.
+//! Limits how many lines rejections may write to the log.
 
-/// A token bucket for log lines of rejections: a flood must not fill the disk.
+/// A token bucket for the log lines of rejections, because a flood must not fill the disk.
 #[derive(Debug)]
 pub struct LogLimit {
     pub tokens: u32,
@@ -8,7 +8,7 @@ pub struct LogLimit {
     pub suppressed: u32,
 }
 
-/// Lines per second, and at once.
+/// Lines per second, and lines at once.
 pub const REJECTION_RATE: u64 = 50;
 
 pub const REJECTION_BURST: u32 = 200;
@@ -20,7 +20,7 @@ impl Default for LogLimit {
 }
 
 impl LogLimit {
-    /// How many were suppressed before this one, or `None` to suppress it.
+    /// Returns how many lines were suppressed before this one, or `None` to suppress this line.
     pub fn admit(&mut self, now: u64) -> Option<u32> {
         let new = now.saturating_sub(self.refilled) * REJECTION_RATE / 1_000_000;
         if new > 0 {

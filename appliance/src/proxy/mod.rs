@@ -1,8 +1,8 @@
-//! The proxy: events in, ops out. PURE: no I/O, no clock, no descriptor, no unsafe. All of it runs
-//! in the simulator.
+//! Turns events into ops. PURE: no I/O, no clock, no descriptor, no unsafe. All of it runs in the
+//! simulator.
 //!
-//! `Proxy` gives each event to its owner, applies a new table and expires deadlines; what a session
-//! or a flow does is in `tcp/` and `udp/`.
+//! `Proxy` gives each event to its owner, applies a new table and expires deadlines. `tcp/` has the
+//! work of a session, and `udp/` has the work of a flow.
 
 #![forbid(unsafe_code)]
 
@@ -44,7 +44,7 @@ const NO_TIMEOUTS: Timeouts =
     Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 };
 
 impl Proxy {
-    /// Allocates all that `limits` allows. `seed` makes its choices repeatable.
+    /// Allocates all memory that `limits` allows. `seed` makes the proxy's choices repeatable.
     pub fn new(limits: Limits, seed: u64, counters: Arc<Counters>) -> Self {
         Self {
             sessions: Slab::new(limits.sessions),
@@ -54,8 +54,8 @@ impl Proxy {
         }
     }
 
-    /// Gives one event to its owner. `bytes` is the arena that `Event::Peeked`,
-    /// `Event::Taken` and `Event::Given` refer to.
+    /// Gives one event to its owner. `Event::Peeked`, `Event::Taken` and `Event::Given` refer to
+    /// the arena `bytes`.
     pub fn handle(
         &mut self,
         now: u64,
@@ -73,7 +73,7 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// Puts a new table in force. Nothing that lives is touched.
+    /// Puts a new table in force. Live sessions and flows are not touched.
     pub fn apply(&mut self, now: u64, table: Arc<RoutingTable>, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
         let core = &mut self.core;
@@ -102,7 +102,7 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// Acts on every deadline that is due.
+    /// Acts on each deadline that is due.
     pub fn expire(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
         let due = self.core.timers.expire(now / 1_000);
@@ -125,9 +125,10 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// Gives those that were postponed their turn, as many as there is room for, and the next
-    /// direction with bulk to move its `Move`. Only one of these: it takes a tenth of a
-    /// millisecond, for which all that is small waits, and another turn a hundredth of that.
+    /// Gives the postponed steps their turn, as many as there is room for, and gives the next bulk
+    /// direction its `Move`. Only one bulk `Move` goes in a turn, because it takes a tenth of a
+    /// millisecond and all small work waits meanwhile. A further turn takes only a hundredth of
+    /// that.
     pub fn resume(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
         while self.core.has_room()
@@ -138,7 +139,7 @@ impl Proxy {
             }
         }
         let before = self.core.ops.len();
-        // Some have been closed in the meantime.
+        // Some sessions were closed in the meantime.
         while self.core.ops.len() == before
             && let Some((token, from)) = self.core.resumable.pop_front()
         {
@@ -149,14 +150,14 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// Tells what other workers know, and returns what is known: source ports are short until then,
-    /// in microseconds of the clock that all have in common. Those that have idle sockets close
-    /// them.
+    /// Takes in until when the other workers know source ports to be short, and returns the time
+    /// that this worker knows. Both are microseconds of the clock that all workers share. Workers
+    /// with idle sockets close them.
     pub fn share_shortage(&mut self, until: u64) -> u64 {
         self.flows.share_shortage(until)
     }
 
-    /// Closes everything at once.
+    /// Closes all sessions and flows at once.
     pub fn stop(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
         let slots: Vec<u32> = self.sessions.iter().map(|(slot, _)| slot).collect();
@@ -169,7 +170,7 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// When `expire` or `resume` has something to do next, in microseconds; 0: at once.
+    /// When `expire` or `resume` has work next, in microseconds. 0: at once.
     pub fn next_deadline(&self) -> Option<u64> {
         if !self.core.resumable.is_empty() || !self.core.postponed.is_empty() {
             return Some(0);
@@ -177,7 +178,7 @@ impl Proxy {
         self.next_due()
     }
 
-    /// When `expire` has something to do next, in microseconds.
+    /// When `expire` has work next, in microseconds.
     pub fn next_due(&self) -> Option<u64> {
         let timers = self.core.timers.next().map(|millis| millis * 1_000);
         let paused = self.core.paused.iter().map(|(_, until)| *until).min();
@@ -186,23 +187,23 @@ impl Proxy {
         [timers, marks, paused, drain, self.flows.next_sweep()].into_iter().flatten().min()
     }
 
-    /// The last table is in force, and nothing lives any more.
+    /// Whether the last table is in force, and no session or flow lives any more.
     pub fn is_done(&self) -> bool {
         self.drain.is_some() && self.core.tables.open_sockets() == 0 && self.is_idle()
     }
 
-    /// The Unix time at which the caller's clock was 0, microseconds: certificates and session
-    /// tickets are valid for a time of day.
+    /// Sets the Unix time at which the caller's clock was 0, in microseconds. Certificates and
+    /// session tickets are valid for a time of day.
     pub fn set_epoch(&mut self, epoch: u64) {
         self.core.epoch = epoch;
     }
 
-    /// What the `Give`s that were asked for refer to; to be taken away with the ops.
+    /// The bytes that the `Give` ops refer to. The caller takes them together with the ops.
     pub fn output(&mut self) -> &mut Vec<u8> {
         &mut self.core.output
     }
 
-    /// What there is to tell the control thread; the caller drains it.
+    /// The records for the control thread. The caller drains them.
     pub fn records(&mut self) -> &mut Vec<Record> {
         &mut self.core.records
     }

@@ -1,10 +1,11 @@
-//! Slots with generations: an index that outlives what it named finds nothing.
+//! Keeps values in slots with generations, so that an index that outlives its value finds nothing.
 
-/// At most `limit` values. Memory is reserved when the slab is made and first touched when used.
+/// Holds at most `limit` values. Memory is reserved when the slab is made, and first touched when
+/// used.
 #[derive(Debug)]
 pub struct Slab<T> {
     slots: Vec<Slot<T>>,
-    /// Head of the list of free slots among `slots`, or `NONE`.
+    /// The head of the list of free slots among `slots`, or `NONE`.
     free: u32,
     len: u32,
     limit: u32,
@@ -30,7 +31,7 @@ impl<T> Slab<T> {
         Self { slots: Vec::with_capacity(limit as usize), free: NONE, len: 0, limit }
     }
 
-    /// The slot and generation of the new value, or `None` if all slots are used.
+    /// Returns the slot and generation of the new value, or `None` if all slots are used.
     pub fn insert(&mut self, value: T) -> Option<(u32, u32)> {
         if self.free != NONE {
             let index = self.free;
@@ -60,7 +61,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// The value of a slot that the caller's own bookkeeping says is used.
+    /// The value of a slot that the caller knows to be used.
     pub fn at(&self, slot: u32) -> Option<&T> {
         match self.slots.get(slot as usize) {
             Some(Slot { content: Content::Used(value), .. }) => Some(value),
@@ -106,12 +107,12 @@ impl<T> Slab<T> {
         self.len == self.limit
     }
 
-    /// Values that still fit.
+    /// How many more values fit.
     pub fn room(&self) -> u32 {
         self.limit - self.len
     }
 
-    /// Slots that were ever used: the range that a sweep has to look at.
+    /// The number of slots that were ever used: the range that a sweep has to look at.
     pub fn high_water(&self) -> u32 {
         u32::try_from(self.slots.len()).expect("limit is a u32")
     }

@@ -1,9 +1,11 @@
-//! What tables hand over (sockets) and ask for (ops): one queue, in the order of the tables.
+//! Queues the sockets that tables hand over and the ops that tables ask for: one queue, in the
+//! order of the tables.
 //!
 //! A worker carries out a bounded number of steps a turn, so that a table of a thousand listeners
-//! does not make sessions wait. A later table may come while steps of an earlier one wait. Its
-//! sockets wait behind them: a socket that came back before the `Unlisten` of its id was carried
-//! out would be taken for the one that is open already, and closed with it.
+//! does not make sessions wait. A later table may come while steps of an earlier table wait. The
+//! sockets of the later table then wait behind these steps. Otherwise a socket could come back
+//! before the `Unlisten` of its id was carried out. The ring would take that socket for the one
+//! that is already open, and close it.
 
 use std::collections::VecDeque;
 
@@ -11,17 +13,17 @@ use config_sync::table::routing::{SocketId, Transport};
 
 use crate::contract::{Event, Kind, Op, Token};
 
-/// `S` is what stands for an open socket: a descriptor, or the simulator's address.
+/// `S` stands for an open socket: a descriptor, or the simulator's address.
 #[derive(Debug)]
 pub struct TableQueue<S> {
     steps: VecDeque<Step<S>>,
-    /// By `SocketId`: how many of the waiting ops start or end this socket.
+    /// By `SocketId`: how many of the waiting ops start or end the socket.
     pending: Vec<u32>,
 }
 
 #[derive(Debug)]
 pub enum Step<S> {
-    /// Take over a socket that is open.
+    /// Take over an open socket.
     Listen(SocketId, Transport, S),
     Op(Token, Op),
 }
@@ -37,20 +39,20 @@ impl<S> TableQueue<S> {
         self.steps.is_empty()
     }
 
-    /// A socket of the table that is applied next.
+    /// Adds a socket of the table that is applied next.
     pub fn listen(&mut self, id: SocketId, transport: Transport, socket: S) {
         self.steps.push_back(Step::Listen(id, transport, socket));
     }
 
-    /// All ops that the table asks for, after its sockets.
+    /// Adds all ops that the table asks for, after its sockets.
     pub fn ask(&mut self, ops: &mut Vec<(Token, Op)>) {
         for (token, op) in ops.drain(..) {
             self.push(token, op);
         }
     }
 
-    /// Takes out of `ops` what must wait behind the steps that wait: all that is about listening
-    /// sockets. Nothing, if none waits.
+    /// Moves the ops about listening sockets out of `ops`, so that they wait behind the waiting
+    /// steps. If no step waits, `ops` stays as it is.
     pub fn defer(&mut self, ops: &mut Vec<(Token, Op)>) {
         if self.steps.is_empty() {
             return;
@@ -60,7 +62,7 @@ impl<S> TableQueue<S> {
         }
     }
 
-    /// The next steps, at most `most`.
+    /// Takes out the next steps, at most `most`.
     pub fn some(&mut self, most: usize) -> impl Iterator<Item = Step<S>> {
         let Self { steps, pending } = self;
         steps.drain(..most.min(steps.len())).inspect(|step| {
@@ -72,8 +74,9 @@ impl<S> TableQueue<S> {
         })
     }
 
-    /// Whether an event says of a socket what a waiting step will change: that it has stopped,
-    /// though it will be started or closed, or that it is closed, though that was an earlier one.
+    /// Whether a waiting step will overtake this event of a socket. The event may say that the
+    /// socket has stopped, though a step will start or close it; or that an earlier socket is
+    /// closed.
     pub fn is_stale(&self, token: Token, event: Event) -> bool {
         token.kind == Kind::Socket
             && matches!(event, Event::Stopped { .. } | Event::Unlistened)
@@ -121,7 +124,7 @@ mod tests {
         queue.ask(&mut vec![(socket, Op::Receive)]);
         assert!(queue.is_stale(socket, Event::Unlistened));
         assert_eq!(words(&mut queue, 2), ["Accept", "Unlisten"]);
-        // That of the one before: the new one is not closed.
+        // This event is of the earlier socket: the new socket is not closed.
         assert!(queue.is_stale(socket, Event::Unlistened));
         assert_eq!(words(&mut queue, 9), ["new", "Receive"]);
         assert!(queue.is_empty() && !queue.is_stale(socket, Event::Unlistened));

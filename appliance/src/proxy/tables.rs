@@ -1,4 +1,4 @@
-//! The table in force, and the listening sockets that have left it but not closed yet.
+//! Keeps the table in force, and the listening sockets that have left it but have not closed yet.
 
 use std::sync::Arc;
 
@@ -14,31 +14,32 @@ pub struct Tables {
     /// By `SocketId`: the position in the current table's `sockets`, or `ABSENT`.
     positions: Vec<u32>,
     leaving: Vec<Leaving>,
-    /// By `SocketId`: the position among those that are leaving, or `ABSENT`. Each datagram of a
-    /// drain asks for it.
+    /// By `SocketId`: the position in `leaving`, or `ABSENT`. Each datagram of a drain needs this
+    /// look-up.
     places: Vec<u32>,
 }
 
-/// A socket that is not in the table in force. What still comes out of its queue is routed by the
-/// last table that had it.
+/// A socket that is not in the table in force. Connections and datagrams still in its queue are
+/// routed by the last table that had the socket.
 #[derive(Debug)]
 struct Leaving {
     id: SocketId,
     table: Arc<RoutingTable>,
     position: usize,
-    /// The ring was told to close it.
+    /// The ring was told to close the socket.
     closing: bool,
 }
 
 const ABSENT: u32 = u32::MAX;
 
-/// The listener of every client of a socket, whatever they send. `None`: the ClientHello decides.
+/// The one listener of all clients of a socket, whatever they send. `None`: the ClientHello
+/// decides.
 pub fn sole_listener(table: &RoutingTable, socket: &Socket) -> Option<ListenerId> {
     let position = socket.listeners.any().filter(|_| !socket.reads_hello);
     position.map(|position| table.listeners[position].id)
 }
 
-/// What a new table asks of the ring, and the table that it replaces.
+/// The ops that a new table asks of the ring, and the table that the new one replaces.
 pub struct Changes {
     pub ops: Vec<(SocketId, Op)>,
     pub previous: Arc<RoutingTable>,
@@ -60,7 +61,7 @@ impl Tables {
         &self.current
     }
 
-    /// The socket, and the table by which its connections are routed.
+    /// The socket, and the table by which the socket's connections are routed.
     pub fn of(&self, id: SocketId) -> Option<(&RoutingTable, &Socket)> {
         if let Some(position) = self.position(id) {
             return Some((&self.current, &self.current.sockets[position]));
@@ -69,8 +70,7 @@ impl Tables {
         Some((&leaving.table, &leaving.table.sockets[leaving.position]))
     }
 
-    /// The backend as the table in force has it, or else as the table had it that the socket left
-    /// with.
+    /// The backend in the table in force, or else in the table that the socket left with.
     pub fn backend(&self, socket: SocketId, id: BackendId) -> Option<&Backend> {
         let find = |table: &RoutingTable| {
             table.backends.binary_search_by_key(&id, |backend| backend.id).ok()
@@ -82,12 +82,12 @@ impl Tables {
         find(&leaving.table).map(|position| &leaving.table.backends[position])
     }
 
-    /// Its transport, if the socket should be listening.
+    /// The transport of the socket, if the socket should be listening.
     pub fn transport(&self, id: SocketId) -> Option<Transport> {
         self.of(id).map(|(_, socket)| socket.transport)
     }
 
-    /// The ring was told to close it.
+    /// Whether the ring was told to close the socket.
     pub fn is_closing(&self, id: SocketId) -> bool {
         self.place(id).is_some_and(|place| self.leaving[place].closing)
     }
@@ -100,12 +100,12 @@ impl Tables {
         self.leaving.iter().map(|leaving| leaving.id)
     }
 
-    /// Sockets that are open, in the table or leaving.
+    /// The number of open sockets, in the table or leaving.
     pub fn open_sockets(&self) -> usize {
         self.current.sockets.len() + self.leaving.len()
     }
 
-    /// The last table is in force, and no socket is open.
+    /// Whether the last table is in force, and no socket is open.
     pub fn are_over(&self) -> bool {
         self.current.drain.is_some() && self.open_sockets() == 0
     }
@@ -136,7 +136,8 @@ impl Tables {
                 }
                 None => {
                     let back = take_back(&mut self.leaving, &mut self.places, socket.id);
-                    // Back before its flows were over, it has been receiving all the time.
+                    // A UDP socket that comes back before its flows were over has been receiving
+                    // all the time.
                     if back.as_ref().is_none_or(|leaving| leaving.closing) {
                         ops.push((socket.id, Op::Receive));
                     }
@@ -147,7 +148,8 @@ impl Tables {
         for (position, socket) in previous.sockets.iter().enumerate() {
             if self.position(socket.id).is_none() {
                 let table = Arc::clone(&previous);
-                // A UDP socket stays until its flows are over: they still speak through it.
+                // A UDP socket stays until its flows are over, because they still send through the
+                // socket.
                 let closing = socket.transport == Transport::Tcp;
                 if closing {
                     ops.push((socket.id, Op::Unlisten));
@@ -163,13 +165,13 @@ impl Tables {
         Changes { ops, previous, retired }
     }
 
-    /// The ring is to be told to close a leaving socket: true the first time.
+    /// Notes that the ring must close a leaving socket. Returns true the first time.
     pub fn close(&mut self, id: SocketId) -> bool {
         let leaving = self.place(id).map(|place| &mut self.leaving[place]);
         leaving.is_some_and(|leaving| !std::mem::replace(&mut leaving.closing, true))
     }
 
-    /// The ring has closed a socket that was leaving; returns the table that it kept alive.
+    /// The ring has closed a leaving socket. Returns the table that the socket kept alive.
     pub fn unlistened(&mut self, id: SocketId) -> Option<Arc<RoutingTable>> {
         take_back(&mut self.leaving, &mut self.places, id).map(|leaving| leaving.table)
     }
@@ -188,7 +190,7 @@ fn at(positions: &[u32], id: SocketId) -> Option<usize> {
     position.map(|position| *position as usize)
 }
 
-/// Takes a socket from among those that are leaving; the last one gets its place.
+/// Takes a socket out of `leaving`. The last one moves to its place.
 fn take_back(leaving: &mut Vec<Leaving>, places: &mut [u32], id: SocketId) -> Option<Leaving> {
     let place = at(places, id)?;
     let taken = leaving.swap_remove(place);

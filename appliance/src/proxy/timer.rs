@@ -1,5 +1,6 @@
-//! A hierarchical timer wheel: one deadline per slot, in milliseconds; setting, cancelling and
-//! firing cost the same however many there are (Varghese and Lauck, SOSP 1987, scheme 7).
+//! Fires deadlines by a hierarchical timer wheel: one deadline per slot, in milliseconds. Setting,
+//! cancelling and firing cost the same for any number of deadlines (Varghese and Lauck, SOSP 1987,
+//! scheme 7).
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -11,15 +12,16 @@ use crate::proxy::slab::NONE;
 const LEVELS: usize = 6;
 const BITS: u32 = 6;
 const SLOTS: usize = 1 << BITS;
-/// Deadlines further away than this (some 795 days) fire early; owners check and set them again.
+/// Deadlines further away than this (some 795 days) fire early. Their owners check them and set
+/// them again.
 const MAX_AHEAD: u64 = (1 << (BITS as u64 * LEVELS as u64)) - 1;
 
 #[derive(Debug)]
 pub struct Wheel {
-    /// All deadlines up to this have fired.
+    /// All deadlines up to this moment have fired.
     elapsed: u64,
     heads: [[u32; SLOTS]; LEVELS],
-    /// One bit per list that is not empty.
+    /// One bit for each list that is not empty.
     occupied: [u64; LEVELS],
     entries: Vec<Entry>,
     due: Vec<u32>,
@@ -37,7 +39,7 @@ struct Entry {
 const UNSET: Entry = Entry { when: u64::MAX, previous: NONE, next: NONE, level: 0, list: 0 };
 
 impl Wheel {
-    /// A wheel for slots below `limit`.
+    /// Makes a wheel for slots below `limit`.
     pub fn new(limit: u32) -> Self {
         Self {
             elapsed: 0,
@@ -48,7 +50,7 @@ impl Wheel {
         }
     }
 
-    /// Sets the slot's deadline, in place of one that it may have.
+    /// Sets the slot's deadline, in place of an earlier one.
     pub fn set(&mut self, slot: u32, when: u64) {
         self.cancel(slot);
         if self.entries.len() <= slot as usize {
@@ -76,19 +78,19 @@ impl Wheel {
         }
     }
 
-    /// The slot's deadline; `u64::MAX` if it has none.
+    /// The slot's deadline, or `u64::MAX` if it has none.
     pub fn when(&self, slot: u32) -> u64 {
         self.entries.get(slot as usize).map_or(u64::MAX, |entry| entry.when)
     }
 
-    /// No deadline is earlier than this. (It may name a moment at which nothing fires yet, because
-    /// a far deadline has to be filed nearer.)
+    /// No deadline is earlier than this moment. No deadline may fire at this moment either, because
+    /// a far deadline is only filed nearer then.
     pub fn next(&self) -> Option<u64> {
         (0..LEVELS).find_map(|level| self.next_list(level)).map(|(_, _, deadline)| deadline)
     }
 
-    /// Takes all deadlines up to and including `now`, and gives their slots. Hand the Vec back with
-    /// [`Wheel::reuse`].
+    /// Takes all deadlines up to and including `now`, and returns their slots. The caller hands the
+    /// Vec back with [`Wheel::reuse`].
     pub fn expire(&mut self, now: u64) -> Vec<u32> {
         let mut due = std::mem::take(&mut self.due);
         while let Some((level, list, deadline)) =
@@ -145,7 +147,7 @@ impl Wheel {
         let range = 1u64 << (shift + BITS);
         let mut deadline = (self.elapsed & !(range - 1)) + ((list as u64) << shift);
         if deadline <= self.elapsed {
-            // Only the last level wraps: the others hold nothing beyond their range.
+            // Only the last level wraps, because the other levels hold nothing beyond their range.
             deadline += range;
         }
         Some((level, list, deadline))
@@ -159,8 +161,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Against a plain list: what is due fires exactly once, never early, and `next` never
-        /// lies after a deadline.
+        /// Against a plain list: each due deadline fires exactly once and never early, and `next`
+        /// never lies after a deadline.
         #[test]
         fn fires_like_a_sorted_list(
             steps in proptest::collection::vec((0u32..40, 0u64..200_000, 0u64..30_000), 1..200)

@@ -1,4 +1,4 @@
-//! Where a flow goes: route, backend, endpoint, and the address to send from; or why nowhere.
+//! Chooses the route, backend, endpoint and source address of a flow, or the reason for none.
 
 use std::net::SocketAddr;
 
@@ -66,7 +66,7 @@ impl Choice {
     }
 }
 
-/// The address whose turn it is, or one that comes after it if that has no port.
+/// The address whose turn it is, or a later one if that address has no port.
 pub fn some_origin(
     backend: &Backend,
     endpoint: SocketAddr,
@@ -86,7 +86,7 @@ pub fn some_origin(
     origin
 }
 
-/// Addresses that are passed over for one flow.
+/// The maximum number of addresses that are passed over for one flow.
 pub const MOST_ORIGINS: u32 = 8;
 
 /// Why there is no flow: for the log, and for the count of datagrams.

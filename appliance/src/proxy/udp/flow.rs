@@ -1,4 +1,4 @@
-//! One flow: what it is, whose datagrams are its own, and when it is over.
+//! Holds one flow: its facts, the sender that its datagrams come from, and the reasons that end it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,34 +27,34 @@ pub struct Flow {
     pub upstream: u32,
     pub timeout: u32,
     pub responses: u32,
-    /// Datagrams from the client, and replies to it.
+    /// Datagrams from the client, and replies to the client.
     pub sent: u32,
     pub replies: u32,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub opened: u64,
     pub last: u64,
-    /// Its endpoint's port is closed, as ICMP said since the client's last datagram.
+    /// ICMP has said since the client's last datagram that the endpoint's port is closed.
     pub refused: bool,
     pub proxied: Option<Box<FlowHeader>>,
 }
 
-/// What PROXY headers have to do with a flow; few flows have one.
+/// The facts of a flow that are about PROXY headers. Few flows have such facts.
 #[derive(Debug, Default)]
 pub struct FlowHeader {
-    /// As the header of the client's first datagram said.
+    /// The addresses in the header of the client's first datagram.
     pub said: Option<Addresses>,
-    /// What each datagram begins with that the endpoint is sent; empty: nothing is put before it.
+    /// The bytes in front of each datagram to the endpoint. Empty: no bytes are put in front.
     pub header: Vec<u8>,
     pub unique_id: Option<u128>,
 }
 
-/// Whose datagram it is: what tells flows of one socket apart.
+/// The sender of a datagram, which tells the flows of one socket apart.
 #[derive(Clone, Copy)]
 pub struct Sender {
     pub peer: SocketAddr,
     pub local: Option<IpAddr>,
-    /// By the header of a proxy. The source alone counts.
+    /// The addresses in the header of a proxy. Only the source tells flows apart.
     pub said: Option<Addresses>,
 }
 
@@ -67,8 +67,9 @@ pub struct Batch {
     pub part: Part,
 }
 
-/// Where flows are nearly used up, one that was never answered ends after so long a silence: it may
-/// be one of a flood, which would lock new clients out for `flow_timeout`.
+/// Microseconds. Where flows are nearly used up, a flow that was never answered ends after this
+/// silence. Such a flow may be part of a flood, which would lock new clients out for
+/// `flow_timeout`.
 pub const UNANSWERED: u64 = 2_000_000;
 
 impl Sender {
@@ -78,7 +79,7 @@ impl Sender {
 }
 
 impl FlowHeader {
-    /// Puts the header into the turn's output: where it starts, and its length.
+    /// Puts the header into the turn's output. Returns its start and its length.
     pub fn say(&self, output: &mut Vec<u8>) -> (u32, u16) {
         let start = u32::try_from(output.len()).expect("a turn's output is bounded");
         output.extend_from_slice(&self.header);
@@ -101,7 +102,7 @@ impl Flow {
         self.said().map_or(self.peer, |said| said.source)
     }
 
-    /// Makes the header with which its datagrams to the endpoint begin, if that is to be told.
+    /// Makes the header for the flow's datagrams to the endpoint, if the backend wants one.
     pub fn introduce(&mut self, core: &mut Core, asked: Option<SendProxy>) {
         if asked.is_none() && self.proxied.is_none() {
             return;
@@ -125,14 +126,14 @@ impl Flow {
         write(version, &header, &mut proxied.header);
     }
 
-    /// The address that its client, or the proxy before it, has sent to.
+    /// The address that the flow's client, or the proxy in front, has sent to.
     pub fn bound(&self, core: &Core) -> SocketAddr {
         let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
         let bound = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
         self.local.map_or(bound, |ip| SocketAddr::new(ip, bound.port()))
     }
 
-    /// Why it is over, if it is. `crowded`: flows are nearly used up.
+    /// Why the flow is over, if it is. `crowded`: flows are nearly used up.
     pub fn over(&self, core: &Core, crowded: bool) -> Option<CloseReason> {
         let silent = core.now - self.last;
         // A listener that left the table keeps its flows as long as they are in use.
@@ -173,7 +174,7 @@ impl Flow {
     }
 }
 
-/// A UDP socket has one listener.
+/// Returns the one listener of a UDP socket, and its table.
 pub fn listener_of(tables: &Tables, socket: SocketId) -> Option<(&RoutingTable, &Listener)> {
     let (table, socket) = tables.of(socket)?;
     Some((table, &table.listeners[socket.listeners.any()?]))

@@ -1,10 +1,11 @@
-//! UDP flows: one client's exchange with one endpoint, each with an upstream socket of its own, or
-//! a local address of its own on a socket that is shared (`shared_sockets.rs`).
+//! Keeps the UDP flows. A flow is one client's exchange with one endpoint. Each flow has an
+//! upstream socket of its own, or a local address of its own on a shared socket
+//! (`shared_sockets.rs`).
 //!
-//! An upstream socket outlives its flow: it rests, still connected and receiving, and serves the
-//! next flow to that endpoint once it has rested long enough that no late reply can reach the wrong
-//! client; and so does a pair of endpoint and local address. Flows expire by a sweep that looks at
-//! a part of them at a time, never by a timer each.
+//! An upstream socket outlives its flow: the socket rests, still connected and receiving. When it
+//! has rested so long that no late reply can reach the wrong client, it serves the next flow to
+//! that endpoint. A pair of endpoint and local address rests in the same way. A sweep ends expired
+//! flows, and looks at a part of the flows at a time. No flow has a timer of its own.
 
 use std::collections::VecDeque;
 
@@ -29,9 +30,10 @@ use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
 use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
 
-/// For so long an endpoint that refused a datagram is not given flows that others have refused.
+/// Microseconds. After an endpoint refused a datagram, flows that others refused do not move to
+/// that endpoint for this long.
 pub const CLOSED: u64 = 5_000_000;
-/// So many of them are passed over.
+/// The maximum number of such endpoints that a moving flow passes over.
 pub const MOST_CLOSED: usize = 16;
 
 impl Flows {
@@ -62,7 +64,7 @@ impl Flows {
         self.flows.is_empty() && self.upstreams.is_empty()
     }
 
-    /// Which endpoints and sockets came, went and came back.
+    /// Takes over which endpoints and sockets came, left and came back.
     pub fn table_applied(&mut self, core: &mut Core) {
         let now = core.now;
         let table = core.tables.current();
@@ -96,8 +98,8 @@ impl Flows {
         self.release_sockets(core);
     }
 
-    /// Datagrams from a client: to its flow's endpoint, or the start of a flow.
-    /// `payload` is what the buffer holds.
+    /// Sends datagrams from a client to the endpoint of their flow, or begins a flow. `payload`
+    /// holds the bytes of the buffer.
     pub fn on_client(&mut self, core: &mut Core, socket: SocketId, event: Event, payload: &[u8]) {
         let Event::Datagrams { buffer, peer: Some(peer), local, bytes, size, count, truncated } =
             event
@@ -123,8 +125,8 @@ impl Flows {
         }
     }
 
-    /// Datagrams of a proxy: each has a header, and is a client's. Those in a row with the same
-    /// header go on together.
+    /// Handles datagrams of a proxy. Each datagram has a header that names a client. Consecutive
+    /// datagrams with equal headers go on together.
     pub fn on_proxy(
         &mut self,
         core: &mut Core,
@@ -181,7 +183,7 @@ impl Flows {
 
     pub fn on_upstream(&mut self, core: &mut Core, token: Token, event: Event) {
         let Some(upstream) = self.upstreams.get_mut(token.slot, token.generation) else {
-            // A socket that is over still has to give back what it received.
+            // A socket that is over still has to give back the buffers that it received.
             if let Event::Datagrams { buffer, .. } = event {
                 core.push(token, Op::Recycle { buffer });
             }
@@ -196,7 +198,7 @@ impl Flows {
                 self.forward_reply(core, token, token.slot, batch, truncated);
             }
             Event::Stopped { why } => {
-                // What came since it stopped receiving has not been read yet.
+                // Datagrams that came since the socket stopped receiving have not been read yet.
                 upstream.rests_since = core.now;
                 let closing = upstream.closing;
                 if why == Some(Why::Refused) {
@@ -259,8 +261,8 @@ impl Flows {
         }
     }
 
-    /// An upstream socket has stopped receiving: it goes on at once, which is true then, or after
-    /// a pause.
+    /// An upstream socket has stopped receiving. Returns true if the socket goes on at once, and
+    /// false if it goes on after a pause.
     pub fn rearm(&mut self, core: &mut Core, token: Token, why: Option<Why>) -> bool {
         let at_once = why.is_none_or(Why::is_of_peer);
         if at_once {
@@ -272,8 +274,8 @@ impl Flows {
         at_once
     }
 
-    /// The endpoint's port is closed, says ICMP to this socket: its flow has another with the next
-    /// datagram.
+    /// ICMP has told this socket that the endpoint's port is closed. The next datagram moves the
+    /// flow to another endpoint.
     pub fn refused(&mut self, core: &Core, slot: u32) {
         let Some(upstream) = self.upstreams.at(slot) else { return };
         core.counters.endpoint(upstream.endpoint).refusals.add(1);
@@ -283,7 +285,7 @@ impl Flows {
         }
     }
 
-    /// Sockets that stopped receiving for want of memory, or the like, try again.
+    /// Resumes sockets that stopped receiving for lack of memory or for a like reason.
     pub fn receive_again(&mut self, core: &mut Core) {
         while let Some((_, token)) = self.paused.pop_front_if(|(until, _)| *until <= core.now) {
             let Some(upstream) = self.upstreams.get_mut(token.slot, token.generation) else {
@@ -299,13 +301,13 @@ impl Flows {
         }
     }
 
-    /// Whether flows, or sockets for them, are nearly used up.
+    /// Whether flows, or sockets for flows, are nearly used up.
     pub fn is_crowded(&self, now: u64) -> bool {
         let room = self.flows.room().min(self.upstreams.room());
         room <= self.ample / 2 || now < self.shortage_until.max(self.ports_short_until)
     }
 
-    /// The flow's slot; a new flow if there is none.
+    /// Returns the flow's slot, and makes a new flow if there is none.
     pub fn flow_of(
         &mut self,
         core: &mut Core,
@@ -361,7 +363,7 @@ impl Flows {
         Ok(slot)
     }
 
-    /// Chooses for a new flow, and gives it an upstream socket.
+    /// Chooses an endpoint for a new flow, and gives the flow an upstream socket.
     pub fn begin(&mut self, core: &mut Core, flow: &mut Flow) -> Result<(), Refusal> {
         let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
             return Err(NO_ROUTE);
@@ -401,8 +403,8 @@ impl Flows {
         slot
     }
 
-    /// A flow whose endpoint left the table `lame_duck` ago gets another: a client that only sends
-    /// would else feed a dead address for ever. So does one whose endpoint's port is closed.
+    /// Moves a flow whose endpoint left the table `lame_duck` ago. Otherwise a client that only
+    /// sends would feed a dead address for ever. Moves also a flow whose endpoint's port is closed.
     pub fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
         let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
         if std::mem::take(&mut flow.refused) {
@@ -436,8 +438,8 @@ impl Flows {
         Ok(())
     }
 
-    /// To another endpoint of the backend, if there is one that is not known to be closed too, and
-    /// a socket. Else it stays where it is.
+    /// Moves a flow to another endpoint of the backend, if one has no closed port and a socket can
+    /// be had. Otherwise the flow stays where it is.
     pub fn leave_closed_port(&mut self, core: &mut Core, slot: u32) {
         let Some(flow) = self.flows.at(slot) else { return };
         let Some(backend) = core.tables.backend(flow.socket, flow.backend) else { return };
@@ -458,7 +460,7 @@ impl Flows {
         }
     }
 
-    /// Gives a flow another endpoint; its socket rests.
+    /// Gives a flow another endpoint. The flow's old socket rests.
     pub fn moves(&mut self, core: &mut Core, slot: u32, choice: &Choice, upstream: u32) {
         let flow = self.flows.at_mut(slot).expect("the caller found it");
         core.balancer.closed(flow.endpoint);
@@ -486,7 +488,7 @@ impl Flows {
         core.balancer.closed(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         let counters = core.counters.listener(flow.listener);
-        // One that never got its socket was refused.
+        // A flow that never got its socket counts as refused.
         let refused = reason == CloseReason::LocalLimit && flow.opened == core.now;
         let ended = if refused { &counters.refused } else { &counters.closed };
         ended[reason as usize].add(1);
@@ -502,7 +504,7 @@ impl Flows {
         }
     }
 
-    /// Leaving sockets without flows are closed.
+    /// Closes leaving sockets that have no flows.
     pub fn release_sockets(&self, core: &mut Core) {
         let idle: Vec<SocketId> = core
             .tables

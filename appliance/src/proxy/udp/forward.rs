@@ -1,4 +1,4 @@
-//! Datagrams on their way: to the endpoint, and back to the client.
+//! Forwards datagrams to the endpoint, and replies to the client.
 
 use config_sync::table::routing::SocketId;
 
@@ -35,7 +35,8 @@ impl Flows {
         core.push(self.upstream_token(upstream), op);
     }
 
-    /// `token`: the socket that it came on; `slot`: the same, or the pair on that socket.
+    /// `token`: the socket that received the reply. `slot`: the slot of that socket, or of the pair
+    /// on it.
     pub fn forward_reply(
         &mut self,
         core: &mut Core,
@@ -46,7 +47,8 @@ impl Flows {
     ) {
         let upstream = self.upstreams.at(slot).expect("the caller found it");
         let Some(flow) = self.flows.at_mut(upstream.flow) else {
-            // Which listener's it was is not known any more: the endpoint's count tells.
+            // The listener of the flow is not known any more, so only the endpoint counts the late
+            // reply.
             core.counters.endpoint(upstream.endpoint).late_replies.add(u64::from(batch.count));
             return core.push(token, Op::Recycle { buffer: batch.buffer });
         };
@@ -65,7 +67,8 @@ impl Flows {
         let op =
             Op::SendDown { buffer: batch.buffer, from: slot, peer: flow.peer, local: flow.local };
         core.push(Token::socket(flow.socket), op);
-        // A client with two queries under way on one socket gets both answers: the count decides.
+        // A client with two queries under way on one socket gets both answers, because the flow
+        // ends only when there are `responses` for each datagram.
         if flow.responses > 0 && flow.replies >= flow.sent.saturating_mul(flow.responses) {
             let slot = upstream.flow;
             self.end(core, slot, CloseReason::FlowAnswered);
@@ -84,7 +87,7 @@ impl Flows {
         }
     }
 
-    /// Replies that could not be sent to a client.
+    /// Counts replies that could not be sent to a client.
     pub fn reply_failed(&self, core: &Core, socket: SocketId, why: Why, count: u32) {
         let listener = listener_of(&core.tables, socket).map(|(_, listener)| listener.id);
         if let Some(listener) = listener {
@@ -105,7 +108,7 @@ pub fn failed_send(why: Why) -> DropReason {
     }
 }
 
-/// A batch of a client's that goes no further.
+/// Counts and drops a batch of a client.
 pub fn dropped(core: &mut Core, socket: SocketId, batch: Batch, reason: DropReason) {
     let listener = listener_of(&core.tables, socket).map(|(_, listener)| listener.id);
     if let Some(listener) = listener {

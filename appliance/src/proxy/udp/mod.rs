@@ -1,4 +1,4 @@
-//! UDP flows: each is one client's exchange with one endpoint.
+//! Serves UDP flows. A flow is one client's exchange with one endpoint.
 
 mod choose;
 mod flow;

@@ -1,5 +1,5 @@
-//! Source addresses whose UDP ports ran out, and until when no socket is asked for from there: the
-//! kernel looks at every port before it says that none is free, which takes it a millisecond.
+//! Remembers source addresses whose UDP ports ran out, and until when no socket is opened there.
+//! The kernel looks at each port before it says that none is free, which takes a millisecond.
 
 use crate::contract::Origin;
 
@@ -9,7 +9,7 @@ pub struct Ports {
     pauses: Vec<Pause>,
 }
 
-/// What ports are of.
+/// The source of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct From {
     pub origin: Origin,
@@ -23,13 +23,13 @@ struct Pause {
     length: u64,
 }
 
-/// Microseconds: a worker that asks this often spends a tenth to a hundredth of its time on it.
+/// Microseconds. A worker that asks this often spends a tenth to a hundredth of its time on it.
 const SHORTEST: u64 = 10_000;
 const LONGEST: u64 = 100_000;
-/// After so long without a failure the next pause is a short one again.
+/// Microseconds. After this long without a failure, the next pause is a short one again.
 const FORGET: u64 = 1_000_000;
-/// Addresses that are remembered. With more than this, those whose pause ends first are asked
-/// again.
+/// The maximum number of remembered addresses. With more, the address whose pause ends first is
+/// asked again.
 const MOST: usize = 64;
 
 impl Ports {
@@ -41,8 +41,8 @@ impl Ports {
         self.pauses.iter().all(|pause| pause.from != from || pause.until <= now)
     }
 
-    /// No port was free. True if a pause begins with this; others that were asked for in the same
-    /// turn failed with it.
+    /// No port was free. Returns true if a pause begins now. Other requests of this turn failed in
+    /// the same pause.
     pub fn ran_out(&mut self, from: From, now: u64) -> bool {
         let known = self.pauses.iter().position(|pause| pause.from == from);
         let Some(at) = known else {

@@ -1,16 +1,17 @@
-//! Upstream sockets rest between two flows: no late reply may reach the wrong client.
+//! Lets upstream sockets rest between two flows, so that no late reply reaches the wrong client.
 
 use crate::proxy::core::Core;
 use crate::proxy::slab::NONE;
 use crate::proxy::udp::choose::Choice;
 use crate::proxy::udp::state::{EndpointState, Flows, Role};
 
-/// A socket that has rested, and that nobody needed for this long since, is closed.
+/// Microseconds. A rested socket that nobody needed for this long is closed.
 pub const KEEP: u64 = 60_000_000;
 
 impl Flows {
-    /// The socket's flow is over: it rests, even if nobody will want it. Closed at once, its port
-    /// might be the next socket's, and a late reply the next client's.
+    /// Ends the socket's service for its flow, and lets the socket rest, even if no flow will want
+    /// it. If the socket were closed at once, the next socket might get its port, and the next
+    /// client a late reply.
     pub fn rest(&mut self, core: &mut Core, slot: u32) {
         let Some(upstream) = self.upstreams.at_mut(slot) else { return };
         upstream.flow = NONE;
@@ -31,7 +32,7 @@ impl Flows {
         }
     }
 
-    /// Takes what rests longest off the endpoint's list.
+    /// Takes the longest resting socket or pair off the endpoint's list.
     pub fn unqueue_first(&mut self, core: &Core, endpoint: usize) {
         let state = &mut self.endpoints[endpoint];
         let upstream = self.upstreams.at_mut(state.first).expect("the list has a first");
@@ -44,7 +45,7 @@ impl Flows {
         }
     }
 
-    /// Closes what rests longest of the endpoint's.
+    /// Closes the longest resting socket or pair of the endpoint.
     pub fn close_first(&mut self, core: &mut Core, endpoint: usize) {
         let slot = self.endpoints[endpoint].first;
         self.unqueue_first(core, endpoint);
@@ -55,7 +56,8 @@ impl Flows {
         }
     }
 
-    /// Whether it has rested so long that what was late for its last flow has come and was read.
+    /// Whether this socket or pair has rested so long that late replies to its last flow came and
+    /// were read.
     pub fn has_rested(&self, slot: u32) -> bool {
         self.upstreams.at(slot).is_some_and(|upstream| {
             let rest = self.endpoints[upstream.endpoint.index()].rest;
@@ -67,7 +69,7 @@ impl Flows {
         })
     }
 
-    /// Whether it is of the kind that the table asks for, which may have been another before.
+    /// Whether this socket or pair is of the kind that the table asks for now.
     pub fn is_wanted(&self, slot: u32, choice: &Choice) -> bool {
         match self.upstreams.at(slot).map(|upstream| upstream.role) {
             Some(Role::Pair) => {
@@ -78,8 +80,8 @@ impl Flows {
         }
     }
 
-    /// Whether nobody will want it any more, at least not soon. It has rested in any case: the next
-    /// flow may have its port or address as soon as it is closed.
+    /// Whether no flow will want this socket or pair any more, or not soon. In any case it must
+    /// have rested, because the next flow may get its port or address as soon as it is closed.
     pub fn is_kept_too_long(&self, core: &Core, endpoint: usize, slot: u32) -> bool {
         let Some(upstream) = self.upstreams.at(slot) else { return false };
         let EndpointState { rest, gone_since, .. } = self.endpoints[endpoint];

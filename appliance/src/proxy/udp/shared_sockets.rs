@@ -1,8 +1,10 @@
-//! Shared upstream sockets: few for all flows, told apart by endpoint and local address.
+//! Keeps the shared upstream sockets: few sockets for all flows, which are told apart by endpoint
+//! and local address.
 //!
-//! A pair of these carries one flow at a time, for whatever comes from the endpoint to the address
-//! is that flow's. `Flows` keeps a pair in a slot like a connected socket's, with the same rest
-//! between two flows; here is what a pair is more than that: its addresses, and whence it has them.
+//! A pair of endpoint and local address carries one flow at a time, so each datagram from the
+//! endpoint to the address belongs to that flow. `Flows` keeps a pair in a slot like a connected
+//! socket, and the pair rests between two flows like a socket. This file has the rest of a pair:
+//! its addresses, and the pools from which they come.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +16,14 @@ use crate::proxy::slab::NONE;
 
 #[derive(Debug)]
 pub struct Pairs {
-    /// By upstream slot; only those in the index mean anything.
+    /// By upstream slot. Only the slots in the index mean anything.
     pairs: Vec<Pair>,
     /// Upstream slots by endpoint and local address.
     index: HashTable<u32>,
     hasher: ahash::RandomState,
-    /// By `EndpointId`; empty where sockets are not shared.
+    /// By `EndpointId`. Empty where sockets are not shared.
     pools: Vec<Pool>,
-    /// Of IPv4 and IPv6.
+    /// For IPv4 and IPv6.
     sockets: [SharedSocket; 2],
     limit: usize,
 }
@@ -35,35 +37,36 @@ pub struct Pair {
 /// The socket through which the pairs of one IP version go.
 #[derive(Clone, Copy, Debug)]
 struct SharedSocket {
-    /// Its upstream slot; `NONE` while it is not open.
+    /// The socket's upstream slot. `NONE` while the socket is not open.
     slot: u32,
     pairs: u32,
-    /// What the socket had received by then was read.
+    /// All datagrams that the socket had received by this time were read.
     read: u64,
-    /// It stopped receiving in this turn.
+    /// The socket stopped receiving in this turn.
     stopped: bool,
-    /// Turns in a row in which it did.
+    /// Turns in a row in which the socket stopped.
     stops: u32,
-    /// It is not receiving now.
+    /// The socket is not receiving now.
     paused: bool,
 }
 
 const CLOSED: SharedSocket =
     SharedSocket { slot: NONE, pairs: 0, read: 0, stopped: false, stops: 0, paused: false };
 
-/// After so many turns that each ended with a stop, what was received before the first of them was
-/// read: a socket's memory holds no more. Else a worker that always lacks buffers, or a stranger's
-/// empty datagrams, would keep every pair from its next flow.
+/// After this many turns in a row with a stop, all datagrams from before the first stop were read,
+/// because a socket's memory holds no more. Otherwise a worker that always lacks buffers, or a
+/// stranger's empty datagrams, would keep each pair from its next flow.
 const MOST_STOPS: u32 = 256;
 
 /// The local addresses of one endpoint's pairs.
 #[derive(Debug, Default)]
 struct Pool {
-    /// Of the endpoint's IP version.
+    /// Only addresses of the endpoint's IP version.
     sources: Vec<Sources>,
-    /// The first that was never taken: among the sources, and within that one.
+    /// The first address that was never taken: the place among the sources, and the place within
+    /// that source.
     fresh: (usize, u32),
-    /// Those that came back, the longest unused first.
+    /// Addresses that came back, the longest unused first.
     back: VecDeque<IpAddr>,
 }
 
@@ -79,11 +82,11 @@ impl Pairs {
         }
     }
 
-    /// Which endpoints have which addresses now. What is taken stays so.
+    /// Takes over which endpoints have which addresses. Taken addresses stay taken.
     pub fn table_applied(&mut self, table: &RoutingTable) {
         let shared = || table.backends.iter().filter(|backend| backend.shared_sockets);
         if shared().next().is_some() && self.index.capacity() == 0 {
-            // Not at start: most configurations have no use for it.
+            // Memory is not allocated at start, because most configurations share no sockets.
             self.pairs.reserve_exact(self.limit);
             self.index = HashTable::with_capacity(self.limit * 2);
         }
@@ -121,8 +124,8 @@ impl Pairs {
 
     /// Takes a local address that has no pair with the endpoint.
     pub fn take(&mut self, id: EndpointId, endpoint: SocketAddr) -> Option<IpAddr> {
-        // A pair from before a new configuration may hold an address that was never taken of this
-        // pool. Where there are many, the next flow looks on from where this one gives up.
+        // A pair from before a new configuration may hold an address that this pool never gave.
+        // Where there are many such pairs, the next flow looks on from where this flow gives up.
         for _ in 0..MOST_TRIES {
             let local = self.pools.get_mut(id.index())?.take()?;
             if self.find(endpoint, local).is_none() {
@@ -146,8 +149,9 @@ impl Pairs {
         self.socket_of(pair.endpoint.is_ipv4()).pairs += 1;
     }
 
-    /// Ends a pair: its address goes back to the pool that has it. The upstream slot of a socket
-    /// that has no pairs any more: it is to be closed, and counts as closed.
+    /// Ends a pair, and returns its address to the pool that has the address. If the socket has no
+    /// pairs any more, returns the socket's upstream slot. The caller must close that socket, which
+    /// counts as closed here.
     pub fn remove(&mut self, slot: u32, id: EndpointId) -> Option<u32> {
         let Pair { endpoint, local } = self.get(slot);
         let hash = self.hasher.hash_one((endpoint, local));
@@ -160,7 +164,8 @@ impl Pairs {
         unused.then(|| std::mem::replace(socket, CLOSED).slot)
     }
 
-    /// Whether the pair may serve another flow: its address is still one of the endpoint's.
+    /// Whether the pair may serve another flow: its address is still one of the endpoint's
+    /// addresses.
     pub fn is_in_pool(&self, slot: u32, id: EndpointId) -> bool {
         self.pools.get(id.index()).is_some_and(|pool| pool.has(self.get(slot).local))
     }
@@ -174,7 +179,7 @@ impl Pairs {
         self.socket_of(ipv4).slot = slot;
     }
 
-    /// The socket in this slot is not there after all. Returns its pairs' slots.
+    /// The socket in this slot could not be opened. Returns the slots of its pairs.
     pub fn failed(&mut self, slot: u32) -> Vec<u32> {
         let Some(at) = self.sockets.iter().position(|socket| socket.slot == slot) else {
             return Vec::new();
@@ -191,7 +196,7 @@ impl Pairs {
         }
     }
 
-    /// It goes on only after a pause, until which nothing is read.
+    /// The socket receives again only after a pause, and until then nothing is read.
     pub fn paused(&mut self, slot: u32) {
         self.set_paused(slot, true);
     }
@@ -207,7 +212,8 @@ impl Pairs {
         }
     }
 
-    /// A turn is over: what sockets had received was read, unless they stopped in between.
+    /// Ends a turn: all datagrams that the sockets had received were read, unless a socket stopped
+    /// meanwhile.
     pub fn turn_over(&mut self, now: u64) {
         for socket in &mut self.sockets {
             let stopped = std::mem::take(&mut socket.stopped);
@@ -222,7 +228,7 @@ impl Pairs {
         }
     }
 
-    /// What the pair's socket had received by then was read.
+    /// All datagrams that the pair's socket had received by this time were read.
     pub fn read_until(&self, slot: u32) -> u64 {
         self.sockets[usize::from(!self.get(slot).endpoint.is_ipv4())].read
     }
@@ -240,7 +246,7 @@ impl Pairs {
     }
 }
 
-/// Addresses that are looked at for one flow.
+/// The maximum number of addresses that are looked at for one flow.
 const MOST_TRIES: u32 = 64;
 
 impl Pool {
@@ -267,7 +273,8 @@ mod tests {
 
     use super::*;
 
-    /// Endpoint `n` has the sources at `n`; none: its sockets are not shared.
+    /// Endpoint `n` has the sources at index `n`. `None`: the sockets of that endpoint are not
+    /// shared.
     fn table(sources: &[Option<Sources>]) -> RoutingTable {
         let backend = |(id, sources): (u32, &Option<Sources>)| Backend {
             id: BackendId(id),
@@ -321,7 +328,8 @@ mod tests {
     }
 
     proptest! {
-        /// While pairs come and go and pools change: no address twice, none while there is one.
+        /// Pairs come and go, and pools change: no address is given twice, and an address is given
+        /// while there is one.
         #[test]
         fn an_address_is_given_while_there_is_one(acts in acts()) {
             let mut now = [Some(sources(0, 4)), None];
@@ -408,7 +416,7 @@ mod tests {
             pairs.turn_over(turn);
             assert_eq!(pairs.read_until(0), 10);
         }
-        // What it held before the first stop has come by now.
+        // All datagrams from before the first stop have come by now.
         pairs.stopped(5);
         pairs.turn_over(500);
         assert_eq!(pairs.read_until(0), 500);

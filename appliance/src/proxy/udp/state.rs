@@ -1,4 +1,4 @@
-//! What flows and their upstream sockets are kept in.
+//! Holds the state of all flows and their upstream sockets.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ use crate::stats::records::CloseReason;
 
 #[derive(Debug)]
 pub struct Flows {
-    /// Flow slots by what identifies a flow.
+    /// Flow slots by the sender that identifies a flow.
     pub index: HashTable<u32>,
     pub hasher: ahash::RandomState,
     pub flows: Slab<Flow>,
@@ -22,28 +22,28 @@ pub struct Flows {
     pub pairs: Pairs,
     /// By `EndpointId`.
     pub endpoints: Vec<EndpointState>,
-    /// By `SocketId`: its flows.
+    /// By `SocketId`: the number of flows.
     pub by_socket: Vec<u32>,
     pub sweep: Sweep,
-    /// With more upstream sockets than this, those that have rested are closed soon: each holds a
-    /// source port, of which other programs of the machine want some too.
+    /// With more upstream sockets than this, rested ones are closed soon. Each socket holds a
+    /// source port, and other programs of the machine want source ports too.
     pub ample: u32,
-    /// The same until then: there were too few.
+    /// Until this time, rested sockets are closed soon because this worker had too few.
     pub shortage_until: u64,
-    /// The same, for all workers: one found no source port.
+    /// Until this time, rested sockets are closed soon because some worker found no source port.
     pub ports_short_until: u64,
     pub ports: Ports,
-    /// The same of pairs alone: there were too few local addresses.
+    /// Until this time, rested pairs are closed soon because there were too few local addresses.
     pub pairs_shortage_until: u64,
-    /// The end of the last turn: what sockets had received by then was read. Rest counts up to
-    /// here, not up to now: after a worker had no core for a while, a new client's datagram may
-    /// stand before a late reply in one batch of events.
+    /// The end of the last turn. All datagrams that sockets had received by then were read. Rest
+    /// counts up to this time, not up to now: after a worker had no core for a while, a new
+    /// client's datagram may stand before a late reply in one batch of events.
     pub seen: u64,
-    /// Sockets that receive again at a time, that with the next one first.
+    /// Sockets that receive again at a time, the earliest first.
     pub paused: VecDeque<(u64, Token)>,
-    /// Every flow is to end, for this.
+    /// Set if all flows must end, for this reason.
     pub ending: Option<CloseReason>,
-    /// Endpoints that a flow that moves passes over; empty in between.
+    /// Endpoints that a moving flow passes over. Empty between moves.
     pub closed_ports: Vec<EndpointId>,
 }
 
@@ -51,16 +51,16 @@ pub struct Flows {
 pub struct Upstream {
     /// Meaningless for a shared socket.
     pub endpoint: EndpointId,
-    /// The flow that it serves; `NONE` while it rests or closes.
+    /// The flow that this socket or pair serves. `NONE` while it rests or closes.
     pub flow: u32,
     pub role: Role,
-    /// Where its port is.
+    /// The source whose port this socket holds.
     pub from: From,
     pub closing: bool,
-    /// Datagrams that it was given for its flow.
+    /// Datagrams that were sent for the flow.
     pub sent: u32,
     pub rests_since: u64,
-    /// The next to come to rest after this one, of the same endpoint.
+    /// The next socket or pair of this endpoint that came to rest.
     pub next: u32,
 }
 
@@ -68,11 +68,11 @@ pub struct Upstream {
 pub enum Role {
     /// A connected socket.
     Socket,
-    /// A connected socket at the address of its flow's client: of no use to any other flow.
+    /// A connected socket at the address of its flow's client, of no use to any other flow.
     Own,
     /// An endpoint and a local address, on a shared socket.
     Pair,
-    /// The socket that pairs share. It never rests.
+    /// The socket that pairs share. A shared socket never rests.
     Shared,
 }
 
@@ -88,18 +88,19 @@ pub struct EndpointState {
     /// Resting sockets and pairs, the longest resting first.
     pub first: u32,
     pub last: u32,
-    /// How long a socket rests between two flows, microseconds: always, however few there are.
+    /// How long a socket rests between two flows, in microseconds. Rest is never shortened, however
+    /// few sockets there are.
     pub rest: u64,
-    /// Its port is taken for closed until then.
+    /// Until this time, the endpoint's port counts as closed.
     pub closed_until: u64,
-    /// When it left the table; `None` while it is there.
+    /// When the endpoint left the table. `None`: the endpoint is in the table.
     pub gone_since: Option<u64>,
 }
 
 pub const ABSENT: EndpointState =
     EndpointState { first: NONE, last: NONE, rest: 0, closed_until: 0, gone_since: Some(0) };
 
-/// Looks at every flow and at every endpoint's resting sockets within `period`, some in each step.
+/// Looks at each flow and at each endpoint's resting sockets within `period`, some in each step.
 #[derive(Debug)]
 pub struct Sweep {
     pub next: u64,

@@ -1,4 +1,4 @@
-//! Flows expire, and sockets are closed, by a sweep that looks at some of them at a time.
+//! Ends expired flows and closes unneeded sockets in a sweep, some in each step.
 
 use crate::proxy::core::Core;
 use crate::proxy::slab::NONE;
@@ -7,20 +7,21 @@ use crate::stats::records::CloseReason;
 
 pub const SWEEP_STEP: u64 = 100_000;
 
-/// Between two steps while everything ends.
+/// Microseconds between two steps while all flows end.
 pub const ENDING_STEP: u64 = 1_000;
 
-/// Sockets of one endpoint that one step closes at the most, and flows that it ends while
-/// everything ends.
+/// The maximum number of sockets of one endpoint that one step closes, and of flows that one step
+/// ends while all flows end.
 pub const MOST_CLOSES: u32 = 256;
 
-/// Flows, and endpoints, that one step looks at.
+/// The maximum number of flows, and of endpoints, that one step looks at.
 pub const MOST_LOOKS: u32 = 16_384;
 
 pub const LONGEST_SWEEP: u64 = 15_000_000;
 
 impl Flows {
-    /// One step of the sweep: flows that have been silent too long, sockets that nobody needs.
+    /// Makes one step of the sweep: ends flows that were silent too long, closes sockets that
+    /// nobody needs.
     pub fn expire(&mut self, core: &mut Core) {
         self.seen = core.now;
         self.pairs.turn_over(core.now);
@@ -29,7 +30,7 @@ impl Flows {
             return;
         }
         if core.tables.are_over() && self.flows.is_empty() {
-            // Nobody can ask any more: nothing has to rest.
+            // No client can ask any more, so no socket has to rest.
             self.close_some(core);
         }
         if core.now < self.sweep.next {
@@ -42,7 +43,7 @@ impl Flows {
             let steps = u32::try_from(period / SWEEP_STEP).unwrap_or(1).max(1);
             high_water.div_ceil(steps).min(MOST_LOOKS)
         };
-        // Draining is a matter of seconds, whatever the timeouts, and so is a shortage.
+        // While draining, and in a shortage, a round takes a second at most, whatever the timeouts.
         let crowded = self.is_crowded(core.now);
         let leaving = core.tables.leaving().next().is_some();
         let hurry = leaving || crowded || self.is_scarce(Role::Pair, core.now);
@@ -74,7 +75,7 @@ impl Flows {
         (!self.is_empty()).then_some(self.sweep.next.min(resumes))
     }
 
-    /// Ends every flow and closes every upstream socket, some in each step: sessions that live on
+    /// Ends all flows and closes all upstream sockets, some in each step. Sessions that live on
     /// must not wait for tens of thousands of these.
     pub fn end_all(&mut self, now: u64, reason: CloseReason) {
         self.ending = Some(reason);
@@ -100,7 +101,7 @@ impl Flows {
         }
     }
 
-    /// Closes some of what rests, whether it has rested or not.
+    /// Closes some resting sockets and pairs, even if they have not rested long enough.
     pub fn close_some(&mut self, core: &mut Core) {
         let mut left = MOST_CLOSES;
         let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);

@@ -1,4 +1,4 @@
-//! The sockets that endpoints are spoken to with, and the pairs of those that are shared.
+//! Opens the upstream sockets towards endpoints, and the pairs on shared sockets.
 
 use config_sync::table::routing::EndpointId;
 
@@ -12,11 +12,11 @@ use crate::proxy::udp::sweep::MOST_CLOSES;
 use crate::stats::detail::Detail;
 use crate::stats::records::{CloseReason, DropReason};
 
-/// A shortage counts for this long after it was last seen.
+/// Microseconds. A shortage counts for this long after it was last seen.
 pub const SHORTAGE: u64 = 2_000_000;
 
 impl Flows {
-    /// A socket towards the endpoint, or a pair: one that has rested long enough, or a new one.
+    /// Returns a socket towards the endpoint, or a pair: a rested one, or a new one.
     pub fn upstream_for(&mut self, core: &mut Core, choice: &Choice) -> Result<u32, Refusal> {
         let role = choice.role;
         for _ in 0..MOST_CLOSES {
@@ -116,7 +116,7 @@ impl Flows {
         Token { kind: Kind::Upstream, slot, generation: self.upstreams.generation(slot) }
     }
 
-    /// Of what this machine has too little, others may give up some.
+    /// Notes a shortage of this machine, so that rested sockets are closed soon.
     pub fn open_failed(&mut self, core: &Core, from: From, why: Why) {
         match why {
             Why::NoPorts => {
@@ -130,7 +130,7 @@ impl Flows {
         }
     }
 
-    /// There is no socket for what an upstream slot has been given in this turn.
+    /// An upstream slot got no socket, and the datagrams that it was given in this turn are lost.
     pub fn unopened(&mut self, core: &mut Core, slot: u32, why: Why) {
         let Some(upstream) = self.upstreams.at_mut(slot) else { return };
         let (flow, sent) = (upstream.flow, u64::from(upstream.sent));
@@ -149,7 +149,8 @@ impl Flows {
         }
     }
 
-    /// Source ports are short until then, as other workers say; returns until when this one knows.
+    /// Learns from other workers until when source ports are short, and returns the time that this
+    /// worker knows.
     pub fn share_shortage(&mut self, until: u64) -> u64 {
         self.ports_short_until = self.ports_short_until.max(until);
         self.ports_short_until
