@@ -1,5 +1,6 @@
-//! No allocation per packet and none per relay step, and no more per TLS record than is stated: a
-//! worker is run on this thread, under an allocator that counts what this thread asks for.
+//! Tests that there is no allocation per packet and none per relay step, and no more per TLS record
+//! than `tls_relay.rs` states. A worker runs on this thread, under an allocator that counts this
+//! thread's requests.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -25,14 +26,14 @@ use ringway::worker::{Clock, Worker, WorkerConfig};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// A worker with one TCP, one UDP and one TLS listener that ends TLS, each in front of an echo
-/// server.
+/// A worker with one TCP, one UDP and one TLS listener, each in front of an echo server. The TLS
+/// listener terminates TLS.
 struct Bench {
     worker: Worker,
     tcp: SocketAddr,
     udp: SocketAddr,
     tls: SocketAddr,
-    /// What the TLS listener shows.
+    /// The certificate that the TLS listener shows.
     certificate: CertificateDer<'static>,
     /// Ends the worker's wait.
     wake: Arc<EventFd>,
@@ -109,7 +110,8 @@ impl Bench {
         Self { worker: worker.unwrap(), tcp, udp, tls, certificate, wake }
     }
 
-    /// Turns the worker until the client is done; how often it allocated in that time.
+    /// Turns the worker until the client is done. Returns how often the worker allocated in that
+    /// time.
     fn allocations_during(&mut self, client: impl FnOnce() + Send + 'static) -> u64 {
         let (client, done) = start(client, Arc::clone(&self.wake));
         let measured = allocation_counter::measure(|| {
@@ -170,7 +172,7 @@ fn a_udp_flow_does_not_allocate() {
     assert_eq!(allocations, 0, "5,000 datagrams both ways");
 }
 
-/// Has the last listener end TLS; returns the certificate that it shows.
+/// Makes the last listener terminate TLS. Returns the certificate that the listener shows.
 fn terminate(config: &mut config::Config) -> CertificateDer<'static> {
     let issued = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
     let inline = |pem: String| Pem::Inline { name: "test".into(), bytes: pem.as_bytes().into() };
@@ -181,7 +183,7 @@ fn terminate(config: &mut config::Config) -> CertificateDer<'static> {
     issued.cert.der().clone()
 }
 
-/// What `tls_relay.rs` states for each record.
+/// The number of allocations that `tls_relay.rs` states for each record.
 const PER_RECORD: u64 = 1;
 
 #[test]
@@ -209,15 +211,15 @@ fn a_terminated_relay_allocates_once_for_each_record() {
             }
         }
     };
-    // The handshake, and vectors that grow to their size.
+    // This exchange pays for the handshake, and for vectors that grow to their size.
     bench.allocations_during(exchange(100));
     let allocations = bench.allocations_during(exchange(1_000));
-    // And a few that have nothing to do with records.
+    // A few allocations have nothing to do with records.
     let most = 2 * 1_000 * PER_RECORD + 10;
     assert!(allocations <= most, "{allocations} for 1,000 records each way");
 }
 
-/// The allocator does count: else the tests above would show nothing.
+/// The allocator does count. Otherwise the tests above would show nothing.
 #[test]
 fn the_counter_counts() {
     let measured = allocation_counter::measure(|| drop(std::hint::black_box(vec![1u8; 100])));
@@ -248,7 +250,7 @@ fn small_exchanges(stream: &mut TcpStream, rounds: usize) {
     }
 }
 
-/// Sends and receives so many bytes at the same time.
+/// Sends and receives this many bytes at once.
 fn bulk_exchange(stream: &TcpStream, bytes: usize) {
     let mut sender = stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
@@ -277,7 +279,7 @@ fn start(
     let done = Arc::new(AtomicBool::new(false));
     let tell = Arc::clone(&done);
     let thread = std::thread::spawn(move || {
-        // Also when an assertion fails: the test must not hang.
+        // This runs also when an assertion fails, because the test must not hang.
         struct Tell(Arc<AtomicBool>, Arc<EventFd>);
         impl Drop for Tell {
             fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Receive buffers: memory that the kernel fills from a provided-buffer ring.
+//! Holds receive buffers: memory that the kernel fills from a provided-buffer ring.
 
 use std::io;
 use std::ptr::NonNull;
@@ -11,7 +11,7 @@ use crate::ring::error::RingError;
 use crate::ring::queue::{Group, Queue};
 use crate::ring::sys::memory::Memory;
 
-/// What a multishot recvmsg is asked to write in front of the payload. The kernel reads only the
+/// The fields that a multishot recvmsg writes in front of the payload. The kernel reads only the
 /// two lengths, and lays the buffer out as header, name, control data, payload.
 pub struct Shape(libc::msghdr);
 
@@ -32,13 +32,13 @@ impl Shape {
     }
 }
 
-/// A received buffer, taken apart.
+/// The parts of a received buffer.
 pub struct Received<'a> {
     pub name: &'a [u8],
     pub control: &'a [u8],
     /// Where the payload begins in the buffer.
     pub start: u32,
-    /// Bytes of payload that are there.
+    /// Bytes of payload in the buffer.
     pub len: u32,
     pub truncated: bool,
 }
@@ -47,24 +47,24 @@ pub struct Buffers {
     group: Group,
     memory: Memory,
     entries: Memory,
-    /// Written to the ring's shared tail by `publish`.
+    /// `publish` writes this value to the ring's shared tail.
     tail: u16,
     count: u16,
-    /// By buffer: whether it was received and not given back.
+    /// By buffer: whether the buffer was received and not given back.
     taken: Box<[bool]>,
     outside: u16,
 }
 
 impl Buffers {
-    /// Gives `count` buffers (a power of two, at most 32,768) to the ring. Pages are used only
-    /// once something was received into them.
+    /// Gives `count` buffers (a power of two, at most 32,768) to the ring. The kernel allocates a
+    /// page only when bytes are received into it.
     pub fn new(group: Group, count: u16, queue: &Queue) -> Result<Self, RingError> {
         let failed = |source| RingError::Failed { what: "cannot map receive buffers", source };
         let memory = Memory::new(usize::from(count) * group.size as usize).map_err(failed)?;
         let entries =
             Memory::new(usize::from(count) * size_of::<BufRingEntry>()).map_err(failed)?;
         let address = entries.at(0).as_ptr() as u64;
-        // SAFETY: `entries` has room for `count` of them, and is unmapped only after the ring was
+        // SAFETY: `entries` has room for `count` entries, and is unmapped only after the ring was
         // closed (field order of `Ring`).
         let registered =
             unsafe { queue.submitter().register_buf_ring_with_flags(address, count, group.id, 0) };
@@ -81,17 +81,17 @@ impl Buffers {
         Ok(buffers)
     }
 
-    /// Buffers that the kernel has.
+    /// The number of buffers that the kernel has.
     pub fn free(&self) -> u64 {
         u64::from(self.count - self.outside)
     }
 
-    /// Notes that the kernel has filled a buffer, `filled` bytes of it, and takes it apart.
+    /// Notes that the kernel has filled `filled` bytes of a buffer, and returns the buffer's parts.
     pub fn receive(&mut self, id: u16, filled: usize, shape: &Shape) -> Received<'_> {
         take_apart(self.take(id, filled), shape)
     }
 
-    /// Notes that the kernel has filled a buffer, `filled` bytes of it.
+    /// Notes that the kernel has filled `filled` bytes of a buffer, and returns these bytes.
     pub fn take(&mut self, id: u16, filled: usize) -> &[u8] {
         let taken = &mut self.taken[usize::from(id)];
         assert!(!*taken, "the kernel fills only buffers that it has");
@@ -100,12 +100,12 @@ impl Buffers {
         self.bytes(id, 0, filled)
     }
 
-    /// What the kernel has put into a buffer that was taken, from `start` to `end`.
+    /// The bytes from `start` to `end` that the kernel has put into a taken buffer.
     pub fn bytes(&self, id: u16, start: usize, end: usize) -> &[u8] {
         assert!(self.taken[usize::from(id)], "the kernel may write into any other");
         let end = end.min(self.group.size as usize);
-        // SAFETY: these bytes are inside the buffer, which is anonymous memory and so initialised,
-        // and the kernel does not touch it before it is provided again.
+        // SAFETY: these bytes are inside the buffer, which is anonymous memory and so initialised.
+        // The kernel does not touch the buffer before it is provided again.
         let bytes = unsafe { std::slice::from_raw_parts(self.at(id, 0).as_ptr(), end) };
         &bytes[start..]
     }
@@ -115,7 +115,7 @@ impl Buffers {
         self.memory.at(usize::from(id) * self.group.size as usize + offset as usize)
     }
 
-    /// Takes a buffer back; the kernel sees it after the next `publish`.
+    /// Takes a buffer back. The kernel sees the buffer after the next `publish`.
     pub fn give_back(&mut self, id: BufferId) {
         let taken = &mut self.taken[usize::from(id.0)];
         assert!(*taken, "each buffer is answered once");
@@ -130,7 +130,7 @@ impl Buffers {
         // SAFETY: `base` is the registered ring.
         let tail = unsafe { BufRingEntry::tail(base.as_ptr()) };
         // SAFETY: the tail is a u16 within the mapping, aligned, and shared with the kernel, which
-        // reads it atomically.
+        // reads the tail atomically.
         let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
@@ -139,9 +139,9 @@ impl Buffers {
         let address = self.at(id, 0).as_ptr() as u64;
         let index = usize::from(self.tail & (self.count - 1));
         let entry = self.entries.at(index * size_of::<BufRingEntry>()).cast::<BufRingEntry>();
-        // SAFETY: the entry is inside the mapping and aligned, all zero is a valid one, and the
-        // kernel does not read it before the tail has passed it. The tail lies in the padding of
-        // the first entry, which the setters leave alone.
+        // SAFETY: the entry is inside the mapping and aligned, and all zero is a valid entry. The
+        // kernel does not read the entry before the tail has passed it. The tail lies in the
+        // padding of the first entry, which the setters leave alone.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(address);
         entry.set_len(self.group.size);
@@ -168,7 +168,7 @@ fn take_apart<'a>(bytes: &'a [u8], shape: &Shape) -> Received<'a> {
     }
 }
 
-/// The error of a limit that the kernel would not take.
+/// The error for a limit that the kernel would not take.
 pub fn check_count(count: u16) -> Result<(), RingError> {
     if count.is_power_of_two() && count <= 32_768 {
         return Ok(());

@@ -1,14 +1,14 @@
-//! Why there is no io_uring to work with.
+//! Explains why there is no io_uring to work with.
 
 use std::io;
 
-/// The oldest kernel that has everything that is required.
+/// The oldest kernel that has all required features.
 pub const FLOOR: &str = "6.1";
 
-/// Where the operator can find a profile that lets io_uring through.
+/// The file with a seccomp profile that lets io_uring through.
 const PROFILE: &str = "images/seccomp.json";
 
-/// Why there is no io_uring to work with. Its text says what to change.
+/// Why there is no io_uring to work with. The text tells the operator what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
     #[error(
@@ -46,7 +46,7 @@ pub enum RingError {
 }
 
 impl RingError {
-    /// What a failed io_uring_setup(2) means.
+    /// Explains a failed io_uring_setup(2).
     pub fn setup(error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => match disabled() {

@@ -1,4 +1,4 @@
-//! What the kernel can do: found out by doing it, once, at start.
+//! Finds out, once at start, what the kernel can do, by trying each feature.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,42 +14,42 @@ use crate::ring::sys::memory::Memory;
 
 const PAGE: usize = 4096;
 
-/// Whether a registered file that was taken out of the table is closed while a request for another
-/// one lives. Kernels before 6.13 keep all that were taken out since that request began: one UDP
-/// flow would pin the sockets of those that ended after it began, and their ports.
+/// Whether the kernel closes a registered file that was taken out of the table while a request for
+/// another file lives. Kernels before 6.13 keep all files that were taken out since that request
+/// began. Then one UDP flow would pin the sockets of later flows that have ended, and their ports.
 pub const FILE_RELEASE: &str = "file_release";
 
-/// How long a file may take to be closed, milliseconds. It is closed at the end of the system call;
-/// a kernel that keeps it makes the start so much longer.
+/// How long the close of a file may take, in milliseconds. The file is closed at the end of the
+/// system call. A kernel that keeps the file makes the start this much longer.
 const RELEASED_WITHIN: u8 = 20;
 
 /// One feature of the kernel's io_uring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feature {
     pub name: &'static str,
-    /// The kernel that brought it.
+    /// The first kernel version with this feature.
     pub since: &'static str,
-    /// Linux 6.1 has it, and Ringway does not run without.
+    /// Linux 6.1 has this feature, and Ringway does not run without it.
     pub required: bool,
     pub present: bool,
-    /// Present, but not to be used.
+    /// The kernel has the feature, but Ringway must not use it.
     pub masked: bool,
     pub used_for: &'static str,
 }
 
-/// What this kernel has. All that Linux 6.1 brought is required; what is newer is used where it is
-/// present and not masked.
+/// The features of this kernel. All features of Linux 6.1 are required. Ringway uses newer features
+/// that are present and not masked.
 #[derive(Clone, Debug)]
 pub struct Features {
     list: Vec<Feature>,
 }
 
 impl Features {
-    /// Asks the kernel, with a ring of its own.
+    /// Asks the kernel, with a ring for this purpose.
     ///
     /// # Errors
     ///
-    /// If there is no io_uring, or a required feature is missing.
+    /// There is no io_uring, or a required feature is missing.
     pub fn probe() -> Result<Self, RingError> {
         let ring = builder().build(8).map_err(RingError::setup)?;
         let mut probe = Probe::new(ring).map_err(|source| RingError::Failed {
@@ -114,7 +114,7 @@ impl Features {
     ///
     /// # Errors
     ///
-    /// A sentence for the operator, if there is no such feature or it is required.
+    /// A sentence for the operator: there is no such feature, or it is required.
     pub fn without(&mut self, name: &str) -> Result<(), String> {
         let optional = || {
             let names = self.list.iter().filter(|feature| !feature.required);
@@ -134,12 +134,12 @@ impl Features {
         &self.list
     }
 
-    /// Whether each upstream socket is a descriptor, which counts against RLIMIT_NOFILE.
+    /// Whether each upstream socket takes a descriptor, which counts against RLIMIT_NOFILE.
     pub fn flows_take_descriptors(&self) -> bool {
         !self.has(FILE_RELEASE)
     }
 
-    /// Whether a feature is to be used.
+    /// Whether Ringway uses the feature.
     pub fn has(&self, name: &str) -> bool {
         self.list.iter().any(|feature| feature.name == name && feature.present && !feature.masked)
     }
@@ -159,8 +159,9 @@ fn no_sqarray() -> bool {
     builder().setup_no_sqarray().build(1).is_ok()
 }
 
-/// A ring to try things with. A request with a flag that the kernel does not know fails with
-/// EINVAL before the file is looked at; one that it knows fails because an eventfd is no socket.
+/// A ring to try features with. The kernel checks the flags of a request before the file. A request
+/// with an unknown flag fails with EINVAL. A request with a known flag fails because an eventfd is
+/// no socket.
 struct Probe {
     ring: IoUring,
     eventfd: OwnedFd,
@@ -222,10 +223,10 @@ impl Probe {
     }
 
     /// Takes a pipe's writing end out of the table while a poll of another file is under way, and
-    /// looks whether its reading end hears of it.
+    /// looks whether the reading end reports the close.
     fn file_release(&mut self) -> bool {
         let released = self.released();
-        // Ends the poll, if it has begun; there is nothing to end otherwise.
+        // Ends the poll, if the poll has begun. Otherwise there is nothing to end.
         self.result(opcode::AsyncCancel::new(POLL).build());
         _ = self.ring.submitter().unregister_files();
         released.unwrap_or(false)
@@ -252,10 +253,10 @@ impl Probe {
         self.complete(entry, OTHER).map(|completion| completion.result())
     }
 
-    /// The first completion of `entry`; those of a poll that still runs are passed over.
+    /// The first completion of `entry`. Completions of a poll that still runs are passed over.
     fn complete(&mut self, entry: squeue::Entry, user_data: u64) -> Option<cqueue::Entry> {
-        // SAFETY: callers keep what the entry points to alive for this call, and none of the
-        // operations goes on after its first completion with memory of ours.
+        // SAFETY: callers keep the memory of the entry alive for this call, and no operation uses
+        // memory of ours after its first completion.
         unsafe { self.ring.submission().push(&entry.user_data(user_data)) }.ok()?;
         loop {
             self.ring.submit_and_wait(1).ok()?;
@@ -270,8 +271,8 @@ impl Probe {
 const POLL: u64 = 1;
 const OTHER: u64 = 2;
 
-/// The flags that every ring of ours has. The kernel then runs completions only when the worker
-/// asks for them, on its own core, in one batch (DEFER_TASKRUN, 6.1).
+/// The flags of all rings of this crate. With them, the kernel runs completions only when the
+/// worker asks, on the worker's core, in one batch (DEFER_TASKRUN, 6.1).
 pub fn builder() -> io_uring::Builder {
     let mut builder = IoUring::builder();
     builder

@@ -1,9 +1,9 @@
-//! One worker's io_uring: ops in, events out. All unsafe code of Ringway is in this folder, because
-//! only here do indices become descriptors and pointers.
+//! Runs one worker's io_uring: ops in, events out. All unsafe code of Ringway is in this folder,
+//! because only here do indices become descriptors and pointers.
 //!
-//! Readiness of TCP connections comes from multishot polls, their bytes go by direct non-blocking
-//! calls; those that are busy with small messages receive by multishots into provided buffers.
-//! Datagrams come by multishot receives into provided buffers, and leave as batches.
+//! Multishot polls report the readiness of TCP connections, and direct non-blocking calls move the
+//! bytes. Connections that are busy with small messages receive by multishots into provided
+//! buffers. Datagrams come by multishot receives into provided buffers, and leave as batches.
 
 mod buffers;
 pub mod error;
@@ -40,10 +40,11 @@ use crate::ring::udp::batch::Down;
 use crate::ring::udp::upstreams::Udp;
 use crate::ring::user_data::{UserData, What};
 
-/// One io_uring with the sockets, pipes and buffers of a worker. Everything is allocated when it is
-/// made, from the limits. It belongs to the thread that made it.
+/// One io_uring with the sockets, pipes and buffers of a worker. All memory is allocated when the
+/// ring is made, as the limits say. A ring belongs to the thread that made it.
 pub struct Ring {
-    /// First, so that it is closed first: the kernel must be done with the memory of the others.
+    /// The first field, so that the queue is closed first: the kernel must be done with the memory
+    /// of the other fields.
     queue: Queue,
     listeners: Listeners,
     tcp: Tcp,
@@ -53,12 +54,12 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Opens the ring, on the thread that will use it. `wake` is an eventfd: a write to it ends a
-    /// [`Ring::wait`].
+    /// Opens the ring, on the thread that will use it. `wake` is an eventfd: a write to the eventfd
+    /// ends a [`Ring::wait`].
     ///
     /// # Errors
     ///
-    /// If the kernel refuses the ring, or the memory or files for it.
+    /// The kernel refuses the ring, or the memory or files for the ring.
     pub fn new(
         limits: Limits,
         features: &Features,
@@ -74,13 +75,13 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Takes over a listening socket, before the table that names it is applied. It accepts or
-    /// receives once it is told to.
+    /// Takes over a listening socket, before the table that names it is applied. The socket accepts
+    /// or receives when an op says so.
     pub fn listen(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
         self.listeners.add(socket, transport, fd);
     }
 
-    /// Carries out `ops` in their order and leaves the vector empty, and the turn's output too. The
+    /// Carries out `ops` in their order. Afterwards `ops` and the turn's output are empty. The
     /// events of direct ops are added to `turn`.
     pub fn carry_out(&mut self, ops: &mut Vec<(Token, Op)>, turn: &mut Turn) {
         for (token, op) in ops.drain(..) {
@@ -90,12 +91,13 @@ impl Ring {
         turn.output.clear();
     }
 
-    /// Submits what is pending, waits for events until `timeout` (`None`: without end; zero: not
-    /// at all), and puts them into `turn`, which is emptied first. True if `wake` was written.
+    /// Submits the pending entries, and waits for events until `timeout` (`None`: without end;
+    /// zero: not at all). Empties `turn` first, and then puts the events into it. Returns true if
+    /// `wake` was written.
     ///
     /// # Errors
     ///
-    /// Those of io_uring_enter(2) that do not pass: the ring is of no use any more.
+    /// Errors of io_uring_enter(2) that do not pass: the ring is of no use any more.
     pub fn wait(&mut self, timeout: Option<Duration>, turn: &mut Turn) -> io::Result<bool> {
         turn.events.clear();
         turn.bytes.clear();
@@ -103,7 +105,7 @@ impl Ring {
             self.counters.cq_overflows.add(1);
         }
         let mut woken = false;
-        // What the incoming connections have no room for waits for the next turn.
+        // Completions beyond the room for incoming connections wait for the next turn.
         for _ in 0..self.queue.waiting() {
             if self.listeners.is_full() {
                 break;
@@ -118,7 +120,8 @@ impl Ring {
         Ok(woken)
     }
 
-    /// What a buffer holds that came with `Datagrams`: one after the other. Until it was answered.
+    /// The datagrams of a buffer that came with `Datagrams`, one after the other, until the buffer
+    /// was answered.
     pub fn payload(&self, buffer: BufferId) -> &[u8] {
         self.udp.payload(buffer)
     }

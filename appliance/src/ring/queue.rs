@@ -1,4 +1,4 @@
-//! The io_uring itself: entries in, completions out, and how a completion is told apart.
+//! Holds the io_uring: entries in, completions out.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +15,7 @@ use crate::ring::user_data::{UserData, What};
 const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 16_384;
 
-/// How long to wait for the kernel to have memory again, or room for completions.
+/// How long to wait until the kernel has memory again, or room for completions.
 const RETRY: Duration = Duration::from_millis(1);
 
 /// A group of provided buffers, all of one size.
@@ -25,20 +25,20 @@ pub struct Group {
     pub size: u32,
 }
 
-/// A datagram or train of the greatest size, with what recvmsg writes in front of it. A shorter
-/// buffer would cut a whole train.
+/// A buffer has room for a datagram or train of the greatest size, and for the header of recvmsg in
+/// front. A shorter buffer would cut a whole train.
 pub const DATAGRAMS: Group = Group { id: 0, size: 65_536 + 256 };
 
 pub struct Queue {
     ring: IoUring,
-    /// Entries for which the submission queue had no room, oldest first.
+    /// Entries that had no room in the submission queue, oldest first.
     backlog: VecDeque<squeue::Entry>,
-    /// Completions that were seen while looking for those of sends.
+    /// Completions that were seen while the queue looked for the completions of sends.
     kept: VecDeque<Completion>,
-    /// Failed sends of the submission that was just made.
+    /// Failed sends of the last submission.
     failed_sends: Vec<Completion>,
     wait_flags: EnterFlags,
-    /// An error of an `enter` that could not report it.
+    /// An error of an `enter` that had no way to report it.
     broken: Option<io::Error>,
 }
 
@@ -50,7 +50,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// Whether the multishot that this came from goes on.
+    /// Whether the multishot of this completion goes on.
     pub fn more(&self) -> bool {
         cqueue::more(self.flags)
     }
@@ -68,7 +68,8 @@ pub enum Target {
 }
 
 impl Queue {
-    /// Must be called on the thread that will use it: the kernel holds the ring to one task.
+    /// Must be called on the thread that will use the queue, because the kernel binds the ring to
+    /// one task.
     pub fn new(features: &Features) -> Result<Self, RingError> {
         let mut builder = builder();
         builder.setup_cqsize(COMPLETIONS);
@@ -92,14 +93,14 @@ impl Queue {
         self.ring.submitter()
     }
 
-    /// Multishot poll, edge-triggered. `fd` must stay open until the final completion.
+    /// Begins a multishot poll, edge-triggered. `fd` must stay open until the final completion.
     pub fn poll(&mut self, fd: BorrowedFd<'_>, events: i32, user_data: UserData) {
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events.unsigned_abs()).multi(true);
         // SAFETY: the entry holds no pointer.
         unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
-    /// Multishot accept. `fd` must stay open until the final completion.
+    /// Begins a multishot accept. `fd` must stay open until the final completion.
     pub fn accept(&mut self, fd: BorrowedFd<'_>, user_data: UserData) {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let entry = opcode::AcceptMulti::new(Fd(fd.as_raw_fd())).flags(flags);
@@ -107,8 +108,9 @@ impl Queue {
         unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
-    /// Cancels what was pushed with `user_data`; its final completion follows. Never by
-    /// POLL_REMOVE, which fails, and leaks the socket, when a wake-up of the poll is pending.
+    /// Cancels the request that was pushed with `user_data`. The request's final completion
+    /// follows. POLL_REMOVE is never used: if a wake-up of the poll is pending, POLL_REMOVE fails
+    /// and leaks the socket.
     pub fn cancel(&mut self, user_data: UserData) {
         let ignored = UserData::new(What::Ignored, 0, 0);
         let entry = opcode::AsyncCancel::new(user_data.encode())
@@ -119,21 +121,22 @@ impl Queue {
         unsafe { self.push(entry) };
     }
 
-    /// One completion after `time`.
+    /// Asks for one completion after `time`.
     pub fn timeout(&mut self, time: &'static Timespec, user_data: UserData) {
         let entry = opcode::Timeout::new(time).flags(TimeoutFlags::empty());
         // SAFETY: `time` lives for ever.
         unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
-    /// Multishot recv into the buffers of a group. `fd` must stay open until the final completion.
+    /// Begins a multishot recv into the buffers of a group. `fd` must stay open until the final
+    /// completion.
     pub fn stream(&mut self, fd: BorrowedFd<'_>, group: Group, user_data: UserData) {
         let entry = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), group.id);
         // SAFETY: the entry holds no pointer.
         unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
-    /// Multishot recvmsg into the buffers for datagrams.
+    /// Begins a multishot recvmsg into the buffers for datagrams.
     ///
     /// # Safety
     ///
@@ -154,11 +157,12 @@ impl Queue {
         unsafe { self.push(entry.user_data(user_data.encode())) };
     }
 
-    /// sendmsg without waiting: it runs inside the submission, and only a failure completes.
+    /// Sends by sendmsg without waiting. The send runs inside the submission, and only a failure
+    /// makes a completion.
     ///
     /// # Safety
     ///
-    /// `message` and all that it points to must live until [`Queue::submit`] has returned.
+    /// `message` and all memory that it points to must live until [`Queue::submit`] has returned.
     pub unsafe fn send(
         &mut self,
         target: Target,
@@ -179,8 +183,8 @@ impl Queue {
 
     /// # Safety
     ///
-    /// What `entry` points to must live until it was submitted, and what its operation uses until
-    /// that has completed.
+    /// The memory that `entry` points to must live until the entry was submitted. The memory that
+    /// its operation uses must live until the operation has completed.
     unsafe fn push(&mut self, entry: squeue::Entry) {
         if !self.backlog.is_empty() {
             return self.backlog.push_back(entry);
@@ -190,7 +194,7 @@ impl Queue {
             return;
         }
         let pending = self.pending();
-        // A failure leaves the queue full, and the next wait meets it again and reports it.
+        // A failure leaves the queue full. The next wait meets the failure again and reports it.
         let _ = self.enter(pending, None, EnterFlags::empty());
         // SAFETY: the caller's promise.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
@@ -198,9 +202,9 @@ impl Queue {
         }
     }
 
-    /// Submits everything without running completions of other requests (which would need
-    /// GETEVENTS), so that sends run inline; returns when the kernel has consumed all of it. Then
-    /// [`Queue::failed_sends`] are those that failed.
+    /// Submits all entries, and returns when the kernel has consumed them. GETEVENTS is not set, so
+    /// no completions of other requests run and the sends run inline. Afterwards
+    /// [`Queue::failed_sends`] has the sends that failed.
     pub fn submit(&mut self) {
         loop {
             self.refill();
@@ -232,9 +236,9 @@ impl Queue {
         &mut self.failed_sends
     }
 
-    /// Submits what is pending and waits for a completion or for `timeout` (`None`: without end):
-    /// one system call. Does not wait if there are completions already. True if the completion
-    /// queue has overflowed.
+    /// Submits the pending entries, and waits for a completion or for `timeout` (`None`: without
+    /// end), in one system call. Does not wait if completions are there already. Returns true if
+    /// the completion queue has overflowed.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         if let Some(error) = self.broken.take() {
             return Err(error);
@@ -245,8 +249,8 @@ impl Queue {
         let timeout = if busy { Some(Duration::ZERO) } else { timeout };
         let pending = self.pending();
         let mut result = self.enter_and_wait(pending, timeout);
-        // EBUSY: overflowed completions must be taken first. EAGAIN: no memory for a request.
-        // Either way, submit nothing for a moment and take what comes.
+        // EBUSY: overflowed completions must be taken first. EAGAIN: no memory for a request. In
+        // both cases, submit nothing for a moment, and take the completions that come.
         if transient(&result) {
             let retry = timeout.map_or(RETRY, |timeout| timeout.min(RETRY));
             result = self.enter_and_wait(0, Some(retry));
@@ -262,12 +266,12 @@ impl Queue {
         Ok(self.ring.submission().cq_overflow())
     }
 
-    /// The oldest completion.
+    /// Takes the oldest completion.
     pub fn next(&mut self) -> Option<Completion> {
         self.kept.pop_front().or_else(|| self.ring.completion().next().as_ref().map(read))
     }
 
-    /// Completions that wait now.
+    /// The number of completions that wait now.
     pub fn waiting(&mut self) -> usize {
         self.kept.len() + self.ring.completion().len()
     }
@@ -299,7 +303,7 @@ impl Queue {
 
     fn enter_and_wait(&self, submit: u32, timeout: Option<Duration>) -> io::Result<usize> {
         match timeout {
-            // Deferred completions run only under GETEVENTS, also where nothing is waited for.
+            // Deferred completions run only under GETEVENTS, even if the call does not wait.
             Some(Duration::ZERO) => {
                 let submitter = self.ring.submitter();
                 let flags = EnterFlags::GETEVENTS.bits();

@@ -1,22 +1,22 @@
-//! What happened in one turn of the worker's loop, and the bytes that came with it.
+//! Holds the events of one turn of the worker's loop, and the bytes that came with them.
 
 use crate::contract::{Event, Token};
 
-/// What happened since the last turn; reused from turn to turn.
+/// The events since the last turn. The memory is reused from turn to turn.
 #[derive(Debug, Default)]
 pub struct Turn {
     pub events: Vec<(Token, Event)>,
-    /// What `Peeked`, `Taken` and `Given` events refer to.
+    /// The bytes that `Peeked`, `Taken` and `Given` events refer to.
     pub bytes: Vec<u8>,
-    /// What `Give` ops and the heads of parts refer to.
+    /// The bytes that `Give` ops and the heads of parts refer to.
     pub output: Vec<u8>,
 }
 
-/// Memory that a turn keeps for its bytes and for its output: above what `Take`s come to.
+/// Bytes of memory that a turn keeps for `bytes`, and for `output`: more than all `Take`s bring.
 const MOST_KEPT: usize = 4 << 20;
 
 impl Turn {
-    /// Gives back what one round in a thousand needs.
+    /// Gives back the memory that only one round in a thousand needs.
     pub fn trim(&mut self) {
         if self.bytes.is_empty() {
             self.bytes.shrink_to(MOST_KEPT);
@@ -31,7 +31,7 @@ impl Turn {
     }
 }
 
-/// A count of bytes of one turn, as events have it.
+/// Converts a number of bytes of one turn to the type that events use.
 pub fn size(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("a turn looks at less than 4 GiB")
 }

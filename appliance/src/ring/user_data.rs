@@ -1,9 +1,9 @@
-//! What a request is for: 64 bits that come back in its completions.
+//! Says what a request is for, in 64 bits that come back in its completions.
 
 use crate::contract::Side;
 
-/// What an entry is for; it comes back in its completions. 64 bits: what (4), side (4), slot (32),
-/// generation (24).
+/// The purpose of an entry, which comes back in its completions. 64 bits: what (4), side (4), slot
+/// (32), generation (24).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserData {
     pub what: What,
@@ -14,7 +14,7 @@ pub struct UserData {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Nothing waits for it: a cancellation that found nothing.
+    /// A cancellation that found nothing. Nothing waits for this completion.
     Ignored = 0,
     /// The eventfd of commands.
     Wake = 1,

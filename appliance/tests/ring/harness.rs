@@ -1,4 +1,4 @@
-//! A ring with someone to talk to it.
+//! Drives a ring, with clients and endpoints for the ring to talk to.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,7 +27,7 @@ pub(crate) const LIMITS: Limits = Limits {
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { nodelay: true, keepalive: 0, user_timeout: 0, congestion: [0; 16] };
 
-/// Tests that count what the process has open run alone.
+/// Tests that count the open files of the process run alone.
 static ALONE: RwLock<()> = RwLock::new(());
 
 #[expect(dead_code, reason = "held, not read")]
@@ -38,7 +38,7 @@ pub(crate) enum Company {
 
 pub(crate) fn alone() -> Company {
     let company = Company::Alone(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    // A test that has just ended may drop what it opened a moment after its guard.
+    // A test that has just ended may drop its files a moment after its guard.
     std::thread::sleep(Duration::from_millis(100));
     company
 }
@@ -66,20 +66,20 @@ impl Driver {
         Self::made(limits, company, &[])
     }
 
-    /// With some features masked.
+    /// Makes a driver with some features masked.
     pub(crate) fn without(features: &[&str]) -> Self {
         Self::made(LIMITS, shared(), features)
     }
 
     fn made(limits: Limits, company: Company, masked: &[&str]) -> Self {
-        // Both ends of every connection are in this process.
+        // Both ends of each connection are in this process.
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
         let theirs = std::os::fd::AsFd::as_fd(&wake).try_clone_to_owned().unwrap();
         let counters = Arc::new(Counters::new());
         let mut features = Features::probe().unwrap();
-        // The suite runs a second time with everything newer than Linux 6.1 masked.
+        // The suite runs a second time with all features newer than Linux 6.1 masked.
         let newer = std::env::var("RINGWAY_WITHOUT").unwrap_or_default();
         for name in newer.split_whitespace().chain(masked.iter().copied()) {
             features.without(name).unwrap();
@@ -103,13 +103,14 @@ impl Driver {
         self.seen.extend(self.turn.events.drain(..));
     }
 
-    /// Carries out several ops as one turn's.
+    /// Carries out several ops in one turn.
     pub(crate) fn act_all(&mut self, mut ops: Vec<(Token, Op)>) {
         self.ring.carry_out(&mut ops, &mut self.turn);
         self.seen.extend(self.turn.events.drain(..));
     }
 
-    /// One turn; false if nothing came within the time that only a hanging test takes.
+    /// Makes one turn. Returns false if no event came within the time that only a hanging test
+    /// takes.
     pub(crate) fn turn(&mut self) -> bool {
         self.ring.wait(Some(Duration::from_secs(10)), &mut self.turn).unwrap();
         let came = !self.turn.events.is_empty();
@@ -117,13 +118,13 @@ impl Driver {
         came
     }
 
-    /// Takes what there is without waiting.
+    /// Takes the events that are there, without waiting.
     pub(crate) fn poll(&mut self) {
         self.ring.wait(Some(Duration::ZERO), &mut self.turn).unwrap();
         self.seen.extend(self.turn.events.drain(..));
     }
 
-    /// The first event for which `wanted` has an answer; the events before it stay.
+    /// The first event for which `wanted` has an answer. The events before that one stay.
     pub(crate) fn until<T>(&mut self, wanted: impl Fn(Token, &Event) -> Option<T>) -> T {
         let mut looked_at = 0;
         loop {
@@ -152,12 +153,12 @@ impl Driver {
         })
     }
 
-    /// The event itself, once it comes.
+    /// Waits for this event.
     pub(crate) fn event(&mut self, token: Token, event: Event) {
         self.until(|at, seen| (at == token && *seen == event).then_some(()));
     }
 
-    /// A direct `Move`.
+    /// Carries out a direct `Move`.
     pub(crate) fn step(&mut self, token: Token, from: Side, mode: Mode, budget: u32) -> Event {
         self.act(token, Op::Move { from, mode, budget, to_eof: false });
         let position = self
@@ -167,7 +168,8 @@ impl Driver {
         self.seen.remove(position.expect("Move is direct")).unwrap().1
     }
 
-    /// A session between a new client and a new endpoint, and their two ends.
+    /// Makes a session between a new client and a new endpoint. Returns the token and both far
+    /// ends.
     pub(crate) fn session(&mut self, slot: u32, generation: u32) -> (Token, TcpStream, TcpStream) {
         let (socket, address) = self.listen(Transport::Tcp, "127.0.0.1:0");
         let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -187,7 +189,7 @@ impl Driver {
         (token, client, accepted)
     }
 
-    /// Relays until both directions have ended or one has failed, as the proxy does; returns the
+    /// Relays, as the proxy does, until both directions have ended or one has failed. Returns the
     /// failure.
     pub(crate) fn relay(&mut self, token: Token, mode: Mode, budget: u32) -> Option<Stop> {
         let mut ended = [false; 2];
@@ -231,7 +233,8 @@ pub(crate) fn session_token(slot: u32, generation: u32) -> Token {
     Token { kind: Kind::Session, slot, generation }
 }
 
-/// A given port is one that this process has a socket on already.
+/// Opens listening sockets. If the address has a port, this process already has a socket on that
+/// port.
 pub(crate) fn open(transport: Transport, address: &str, workers: usize) -> Vec<OwnedFd> {
     let address: SocketAddr = address.parse().unwrap();
     try_open(transport, address, (workers, 1), address.port() != 0).unwrap()
@@ -263,7 +266,7 @@ pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {
     socket2::SockRef::from(fd).local_addr().unwrap().as_socket().unwrap()
 }
 
-/// Bytes that differ everywhere.
+/// Bytes without any repetition.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {

@@ -1,4 +1,5 @@
-//! The ring against the real kernel, on loopback: what the simulated kernel claims is seen here.
+//! Tests the ring against the real kernel, on loopback: each claim of the simulated kernel is seen
+//! here.
 
 mod harness;
 mod stream;

@@ -1,4 +1,4 @@
-//! Streams on real sockets: what arrives in small messages goes on by itself.
+//! Tests streams on real sockets: small messages go from side to side without an op for each.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -23,14 +23,14 @@ fn moved(driver: &mut Driver, token: Token, way: Side) -> (u32, u32, u32, Stop) 
     })
 }
 
-/// Begins a stream; false if this kernel's are masked.
+/// Begins a stream. Returns false if streams are masked on this kernel.
 fn begin(driver: &mut Driver, token: Token, from: Side) -> bool {
     driver.seen.clear();
     driver.act(token, Op::Stream { from });
     driver.seen.is_empty()
 }
 
-/// The last `Moved` of a stream, and what all of them together read and sent.
+/// The last `Moved` of a stream, with the sums of bytes read and sent by all of them.
 fn until_over(driver: &mut Driver, token: Token, way: Side) -> (u32, u32, u32, Stop) {
     let (mut read_all, mut sent_all) = (0, 0);
     loop {
@@ -46,7 +46,7 @@ fn until_over(driver: &mut Driver, token: Token, way: Side) -> (u32, u32, u32, S
 
 #[test]
 fn small_messages_stream_both_ways_and_end_with_a_half_close() {
-    // A buffer that does not come back would soon be missed.
+    // With two buffers, a buffer that does not come back is soon missed.
     let mut driver = Driver::new(Limits { buffers: 2, ..LIMITS });
     let (token, mut client, mut endpoint) = driver.session(0, 1);
     if !begin(&mut driver, token, CLIENT) || !begin(&mut driver, token, ENDPOINT) {
@@ -87,7 +87,7 @@ fn what_a_stream_does_not_get_rid_of_keeps_its_order() {
         if !begin(&mut driver, token, CLIENT) {
             return;
         }
-        // Nobody reads: buffers that were full when the cancellation came are still delivered.
+        // Nobody reads. Buffers that were full when the cancellation came are still delivered.
         client.set_nonblocking(true).unwrap();
         let (mut sent, mut read) = (Vec::new(), 0);
         let held = loop {
@@ -140,7 +140,7 @@ fn what_a_stream_does_not_get_rid_of_keeps_its_order() {
     }
 }
 
-/// What comes between the first bytes that were held and the end.
+/// The sums of the `Moved`s between the first held bytes and the end.
 fn rest(driver: &mut Driver, token: Token) -> (u32, u32, u32, Stop) {
     let mut all = 0;
     loop {
@@ -182,7 +182,7 @@ fn running_out_of_buffers_ends_a_stream_and_loses_nothing() {
     }
     driver.close(token, false);
     reader.join().unwrap();
-    // The buffers are back: another streams.
+    // The buffers are back, so another session can stream.
     let (token, mut client, _endpoint) = driver.session(1, 1);
     assert!(begin(&mut driver, token, CLIENT));
     client.write_all(b"x").unwrap();
@@ -264,7 +264,7 @@ fn a_destination_that_fails_is_said_once() {
     let stop = Stop::Failed { side: ENDPOINT, why: Why::Reset };
     assert_eq!(moved(&mut driver, token, CLIENT), (9, 0, 0, stop));
     client.write_all(b"more").unwrap();
-    // The client is watched again once the stream is over; that is all that is said of it.
+    // The client is watched again when the stream is over, and no other event reports the end.
     driver.until(|_, event| matches!(event, Event::Ready { side: CLIENT, .. }).then_some(()));
     assert!(!driver.seen.iter().any(|(_, event)| matches!(event, Event::Moved { .. })));
     driver.close(token, true);

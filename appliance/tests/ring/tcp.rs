@@ -66,7 +66,8 @@ fn carries_both_ways_without_any_pipe() {
     }
 }
 
-/// Fills the endpoint's socket until a `Move` is blocked; what the client has sent in all.
+/// Fills the endpoint's socket until a `Move` is blocked. Returns all bytes that the client has
+/// sent.
 fn block(
     driver: &mut Driver,
     slot: u32,
@@ -99,7 +100,7 @@ fn what_the_destination_leaves_is_held_and_goes_first() {
         driver.poll();
         assert_eq!(driver.counters.pipes_used.get(), 1);
 
-        // The only pipe is taken: another session goes on without, and holds nothing.
+        // The only pipe is taken, so another session goes on without a pipe, and holds nothing.
         let (other, other_held, _client, _endpoint, _) = block(&mut driver, 1, mode);
         assert_eq!(other_held, 0);
         assert!(driver.counters.pipe_shortages.get() > 0);
@@ -209,7 +210,7 @@ fn accepting_stops_when_files_run_out_and_loses_no_client() {
     let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
     let _client = TcpStream::connect(address).unwrap();
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    // Descriptors that are open stay so; no new one fits below this.
+    // Open descriptors stay open. No new descriptor fits below this limit.
     setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
     driver.act(socket, Op::Accept);
     driver.event(socket, Event::Stopped { why: Some(Why::NoFiles) });
@@ -251,7 +252,8 @@ fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
     driver.poll();
     driver.seen.clear();
     client.write_all(b"d").unwrap();
-    // The endpoint's byte is sent after the client's and seen; the client's was not worth a wake.
+    // The endpoint's byte is sent after the client's byte and is seen. The client's byte causes no
+    // wake-up.
     endpoint.write_all(b"x").unwrap();
     driver.until(|_, event| {
         matches!(event, Event::Ready { side: ENDPOINT, readable: true, .. }).then_some(())
@@ -266,7 +268,7 @@ fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
         matches!(event, Event::Ready { side: CLIENT, readable: true, .. }).then_some(())
     });
     assert_eq!(peeked(&mut driver, 5), (b"abcde".to_vec(), false));
-    // Once bytes move, each wakes again.
+    // When bytes move, each byte wakes again.
     driver.step(token, CLIENT, Mode::Copy, 1 << 20);
     client.write_all(b"f").unwrap();
     driver.until(|_, event| {
@@ -277,7 +279,8 @@ fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
     driver.until(|_, event| {
         matches!(event, Event::Ready { side: CLIENT, ending: true, .. }).then_some(())
     });
-    // No further than was asked for, in steps of 4 KiB; the end shows behind the last byte.
+    // `Peek` looks no further than it was asked to, in steps of 4 KiB. The end shows behind the
+    // last byte.
     for (at_least, len, end) in [(100, 4_096, false), (4_097, 8_192, false), (8_193, 10_000, true)]
     {
         assert_eq!(peeked(&mut driver, at_least), (vec![b'f'; len], end));
@@ -287,7 +290,7 @@ fn peek_takes_nothing_and_fewer_bytes_wake_nobody() {
     assert_eq!(&got, b"abcde");
 }
 
-/// An adopted session without an endpoint.
+/// Makes an adopted session without an endpoint.
 fn client_only(driver: &mut Driver) -> (ringway::contract::Token, TcpStream) {
     let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
     driver.act(socket, Op::Accept);
@@ -459,8 +462,8 @@ fn sessions_leave_nothing_behind() {
         driver.seen.clear();
     }
     assert_eq!(open_sockets(), before);
-    // A descriptor that is closed while a poll holds its socket leaves the connection established
-    // in the kernel, out of sight of the process.
+    // If a descriptor is closed while a poll holds its socket, the connection stays established in
+    // the kernel, and the process cannot see that.
     let ports = [address.port(), endpoint.local_addr().unwrap().port()];
     for _ in 0..10_000 {
         if connections(ports) == 0 {
@@ -479,7 +482,7 @@ fn open_sockets() -> usize {
         .count()
 }
 
-/// TCP connections with one of these ports, other than listening ones and TIME_WAIT.
+/// TCP connections with one of these ports, except for listening ones and TIME_WAIT.
 fn connections(ports: [u16; 2]) -> usize {
     const TIME_WAIT: &str = "06";
     const LISTEN: &str = "0A";
@@ -510,8 +513,8 @@ fn send_with_mark(mut client: &TcpStream, before: usize, behind: usize) {
     client.write_all(&vec![b'b'; behind]).unwrap();
 }
 
-/// A receive stops at the mark of TCP's urgent data, and splice(2) says there that nothing waits,
-/// or that the stream has ended.
+/// A receive stops at the mark of TCP's urgent data. At the mark, splice(2) says that nothing
+/// waits, or that the stream has ended.
 #[test]
 fn urgent_data_neither_stops_a_direction_nor_ends_it() {
     for (mode, pipes) in [(Mode::Copy, 16), (Mode::Splice, 16), (Mode::Copy, 0)] {
@@ -524,7 +527,7 @@ fn urgent_data_neither_stops_a_direction_nor_ends_it() {
                     client.shutdown(Shutdown::Write).unwrap();
                 }
                 let (mut moved, mut ended) = (0, false);
-                // What is there is moved without another word from the kernel.
+                // The waiting bytes are moved without another event of the kernel.
                 while moved < 8_000 || (ends && !ended) {
                     let event = driver.step(token, CLIENT, mode, 1 << 20);
                     let Event::Moved { read, held: 0, stop, .. } = event else {
@@ -568,7 +571,7 @@ fn urgent_data_does_not_stop_who_reads_it_himself() {
     driver.close(token, true);
 }
 
-/// Until its peer's kernel has everything, a reset would overtake some of it.
+/// Until the peer's kernel has all bytes, a reset would overtake some of them.
 #[test]
 fn what_a_side_has_not_acknowledged_is_told() {
     let mut driver = Driver::new(LIMITS);
@@ -603,14 +606,14 @@ fn what_a_side_has_not_acknowledged_is_told() {
     reader.join().unwrap();
 }
 
-/// The kernel still counts what was on its way to a connection that is gone.
+/// The kernel still counts the bytes that were on their way to a connection that is gone.
 #[test]
 fn nothing_is_awaited_of_a_side_that_is_gone() {
     let mut driver = Driver::new(LIMITS);
     let (token, _held, _client, endpoint, _sent) = block(&mut driver, 0, Mode::Copy);
     socket2::SockRef::from(&endpoint).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     drop(endpoint);
-    // The reset is there at once on loopback, or a moment later.
+    // On loopback the reset is there at once, or a moment later.
     let gone = (0..1_000).any(|_| {
         driver.act(token, Op::Unacked { side: ENDPOINT });
         let bytes = driver.until(|_, event| match event {

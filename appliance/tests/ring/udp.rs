@@ -10,7 +10,7 @@ use ringway::contract::{BufferId, Event, Kind, Op, Origin, Part, Token, Why};
 
 use crate::harness::{Driver, LIMITS, alone, local_address, noise, open, shared, try_open};
 
-/// What a `Datagrams` event says.
+/// The content of a `Datagrams` event.
 #[derive(Clone, Copy, Debug)]
 struct Got {
     token: Token,
@@ -108,7 +108,7 @@ fn a_train_passes_whole_both_ways() {
     let got = driver.datagrams();
     assert_eq!((got.bytes as usize, got.count), (train.len(), 16));
     driver.act(flow, Op::SendUp { buffer: got.buffer, part: Part::default() });
-    // The server has not asked for GRO: it sees each datagram.
+    // The server has not asked for GRO, so it sees each datagram.
     let singles: Vec<_> = (0..16).map(|_| read(&server)).collect();
     assert!(singles[..15].iter().all(|single| single.len() == 1200));
     assert_eq!(singles.concat(), train);
@@ -121,8 +121,8 @@ fn a_train_passes_whole_both_ways() {
     assert_eq!(read(&client), train);
 }
 
-/// As a PROXY header is taken off each datagram of a train, and another put on; and as the
-/// datagrams of one train turn out to be of several clients.
+/// This is what happens when a PROXY header is taken off each datagram of a train and another is
+/// put on, and when the datagrams of one train belong to several clients.
 #[test]
 fn a_train_leaves_in_parts_with_other_heads() {
     let mut driver = Driver::new(LIMITS);
@@ -150,9 +150,9 @@ fn a_train_leaves_in_parts_with_other_heads() {
     assert!(driver.seen.is_empty(), "{:?}", driver.seen);
 }
 
-/// One message with a head before each datagram's bytes: the server, which has asked for GRO, gets
-/// it as it was sent. What the heads make of the datagrams is one train too where the path takes
-/// them, and where two buffers hold them.
+/// One message has a head before each datagram's bytes. The server has asked for GRO, and gets the
+/// train as it was sent. The datagrams with new heads are also one train, if the path takes them,
+/// and also if two buffers hold them.
 #[test]
 fn a_train_with_other_heads_leaves_as_one() {
     let mut driver = Driver::new(LIMITS);
@@ -217,7 +217,7 @@ fn equal_datagrams_of_one_turn_leave_as_one() {
         })
         .collect();
     driver.act_all(ops);
-    // Only the last of a message may be shorter, and none longer.
+    // Only the last datagram of a message may be shorter, and none may be longer.
     for expected in [&datagrams[..4], &datagrams[4..5], &datagrams[5..]] {
         assert_eq!(read(&server), expected.concat());
     }
@@ -276,7 +276,7 @@ fn running_out_of_buffers_loses_nothing() {
     assert_eq!(driver.counters.buffers_free.get(), 4);
 }
 
-/// Datagrams of these sizes, received and ready to be sent on.
+/// Receives datagrams of these sizes, which are then ready to be sent on.
 fn received(driver: &mut Driver, address: SocketAddr, sizes: &[usize]) -> Vec<BufferId> {
     let client = socket("127.0.0.1:0");
     for size in sizes {
@@ -295,8 +295,8 @@ fn an_earlier_refusal_does_not_cost_the_next_datagram() {
     let buffers = received(&mut driver, listener, &[10, 20, 30, 40]);
     let [first, second, third, fourth] = buffers[..] else { panic!() };
     driver.act(flow, Op::SendUp { buffer: first, part: Part::default() });
-    // The error of the first is pending now. The second meets it; the third is sent, and refused
-    // in turn, before the second is tried again.
+    // The error of the first datagram is pending now. The second datagram meets that error. The
+    // third is sent, and refused in turn, before the second is tried again.
     driver.act_all(vec![
         (flow, Op::SendUp { buffer: second, part: Part::default() }),
         (flow, Op::SendUp { buffer: third, part: Part::default() }),
@@ -334,7 +334,7 @@ fn replies_leave_from_the_address_the_client_spoke_to() {
         let (listener, bound) = driver.receiving(wildcard);
         for address in addresses {
             let ip: IpAddr = address.parse().unwrap();
-            // A connected socket takes replies only from where it sent to.
+            // A connected socket takes replies only from the address that it sent to.
             let client = socket(wildcard);
             client.connect(SocketAddr::new(ip, bound.port())).unwrap();
             client.send(b"echo").unwrap();
@@ -371,7 +371,7 @@ fn upstream_sockets_cost_no_descriptor_and_leave_nothing_behind() {
         }
         assert!(driver.seen.is_empty(), "{:?}", driver.seen);
     }
-    // Later kernels close a registered file at once, earlier ones a moment later.
+    // Later kernels close a registered file at once, and earlier kernels a moment later.
     for _ in 0..10_000 {
         if connected_to(&server) == 0 {
             return;
@@ -439,14 +439,14 @@ fn a_listening_socket_that_comes_back_follows_the_one_that_goes() {
     client.send_to(b"to the new one", address).unwrap();
     let got = driver.datagrams();
     driver.act(listener, Op::Recycle { buffer: got.buffer });
-    // One that was not told to go stays.
+    // A socket that was not told to go stays.
     again(&mut driver);
     client.send_to(b"still there", address).unwrap();
     assert_eq!(driver.datagrams().bytes, 11);
     assert!(driver.seen.is_empty(), "{:?}", driver.seen);
 }
 
-/// With SO_REUSEPORT alone, a second process of the same user would share the address unnoticed.
+/// With SO_REUSEPORT alone, a second process of this user would share the address unnoticed.
 #[test]
 fn an_address_that_another_process_has_is_refused() {
     let _company = shared();
@@ -478,7 +478,7 @@ fn steered(address: &str, sources: &str) -> Vec<[usize; 2]> {
         .collect()
 }
 
-/// Two sockets of one group, on a port that was free a moment ago.
+/// Opens two sockets of one group, on a port that was free a moment ago.
 fn open_pair(transport: Transport, address: &str) -> Vec<OwnedFd> {
     let port = local_address(&open(transport, address, 1)[0]).port();
     let mut address: SocketAddr = address.parse().unwrap();

@@ -1,4 +1,4 @@
-//! Listening sockets: accepting, and how a socket is given up without hurting a client.
+//! Holds a worker's listening sockets: accepts, and gives a socket up without harm to any client.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -17,7 +17,8 @@ use crate::ring::turn::Turn;
 use crate::ring::user_data::{UserData, What};
 use crate::stats::counters::Counters;
 
-/// Connections that were accepted and neither adopted nor refused yet: all of one turn.
+/// The maximum number of connections that were accepted and not yet adopted or refused, all of one
+/// turn.
 const INCOMING: u32 = 4096;
 
 /// How long a handshake that has begun may still take when its listening socket is given up.
@@ -28,33 +29,36 @@ pub struct Listeners {
     /// By `SocketId`.
     sockets: Vec<Option<ListenSocket>>,
     incoming: Incoming,
-    /// Connections that their client had reset before they were handed over.
+    /// Connections that the client reset before they were handed over.
     aborted: u64,
-    /// Counts the sockets that there have been, so that completions of two in one slot differ.
+    /// Counts all sockets so far, so that completions of two sockets in one slot differ.
     generation: u32,
 }
 
 struct ListenSocket {
     fd: OwnedFd,
     transport: Transport,
-    /// What it is bound to.
+    /// The address that the socket is bound to.
     local: SocketAddr,
     generation: u32,
     /// A multishot is in flight.
     armed: bool,
     state: State,
-    /// UDP: a socket for all addresses has what would come to this one, which still sends.
+    /// UDP: a socket for all addresses receives the datagrams for this address. This socket only
+    /// sends.
     deaf: bool,
-    /// UDP: was handed over anew, and takes this one's place when its receive is over.
+    /// UDP: the socket that was handed over anew. It takes this one's place when the receive is
+    /// over.
     successor: Option<OwnedFd>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// TCP: deaf to new connections, for `LULL`.
+    /// TCP: for `LULL`, the socket turns new connections away.
     Lull,
-    /// The multishot was cancelled; what is left in the queue is handed over, then it is closed.
+    /// The multishot was cancelled. The rest of the queue is handed over, and then the socket is
+    /// closed.
     Closing,
 }
 
@@ -63,9 +67,9 @@ impl Listeners {
         Self { sockets: Vec::new(), incoming: Incoming::new(INCOMING), aborted: 0, generation: 0 }
     }
 
-    /// Takes over a socket, silently: it accepts and receives when it is told to. A UDP socket that
-    /// is still open under this id is kept instead, for flows speak through it; one that is being
-    /// closed is followed by the new one, and `Stopped` says when.
+    /// Takes over a socket, which accepts or receives only when an op says so. If a UDP socket is
+    /// still open under this id, the old socket is kept, because flows send through it. If the old
+    /// socket is being closed, the new one follows it, and `Stopped` reports when.
     pub fn add(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
         if self.sockets.len() <= socket.index() {
             self.sockets.resize_with(socket.index() + 1, || None);
@@ -90,10 +94,11 @@ impl Listeners {
         }
     }
 
-    /// `fd` may be for every address: no other of its port stays then, and the kernel would go on
-    /// giving those that are leaving what comes to their addresses, new clients too, as long as
-    /// their last flows are in use. A socket that is connected to itself hears nobody else, and
-    /// sends to anyone. Where that fails, clients of that address wait.
+    /// `fd` may be a socket for all addresses. Then all other sockets of its port are leaving. The
+    /// kernel would give them the datagrams to their addresses, of new clients too, as long as
+    /// their last flows are in use. So each of them is connected to itself: then it receives from
+    /// nobody else, and can still send to anyone. If the connect fails, new clients of that address
+    /// wait.
     fn deafen_beside(&mut self, fd: &OwnedFd) {
         let Some(local) = local_address(fd).filter(|local| local.ip().is_unspecified()) else {
             return;
@@ -145,7 +150,7 @@ impl Listeners {
 
     pub fn configure(&self, slot: u32, options: &SocketOptions) {
         if let Some(listener) = self.get(slot) {
-            // Values that the kernel does not take leave those that are in force.
+            // If the kernel does not take a value, the old value stays in force.
             let _ = set_tcp_options(listener.fd.as_fd(), options);
         }
     }
@@ -161,7 +166,7 @@ impl Listeners {
         }
     }
 
-    /// The socket of a UDP listener that is to receive now, and the mark to receive with.
+    /// The socket of a UDP listener that must receive now, and the user data for the receive.
     pub fn arm_receive(&mut self, slot: u32) -> Option<(Target, UserData)> {
         let listener = self.get_mut(slot)?;
         if listener.armed || listener.state != State::Open {
@@ -182,8 +187,8 @@ impl Listeners {
         match listener.transport {
             Transport::Tcp => {
                 listener.state = State::Lull;
-                // Without the filter (no memory for it), new connections keep being accepted for
-                // the lull: that is all that is lost.
+                // Without the filter (no memory for it), new connections are still accepted during
+                // the lull. There is no other harm.
                 let _ = steering::refuse_new_connections(listener.fd.as_fd());
                 queue.timeout(&LULL, UserData::new(What::Lull, slot, listener.generation));
             }
@@ -219,7 +224,7 @@ impl Listeners {
     ) {
         let Completion { user_data, result, .. } = completion;
         if result >= 0 {
-            // SAFETY: the kernel has just opened this descriptor for us; nobody else has it.
+            // SAFETY: the kernel has just opened this descriptor, and nobody else has it.
             let fd = unsafe { OwnedFd::from_raw_fd(result) };
             self.hand_over(user_data.slot, fd, turn);
         }
@@ -264,13 +269,14 @@ impl Listeners {
         self.get(user_data.slot).is_some_and(|listener| listener.generation == user_data.generation)
     }
 
-    /// Hands over what is left in the accept queue and closes the socket.
+    /// Hands over the rest of the accept queue, and closes the socket.
     fn close(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
         while let Some(listener) = self.get(slot)
             && listener.transport == Transport::Tcp
         {
             if self.is_full() {
-                // The rest when this turn's have been adopted or refused.
+                // The rest is handed over when this turn's connections have been adopted or
+                // refused.
                 return queue
                     .timeout(&AT_ONCE, UserData::new(What::Lull, slot, listener.generation));
             }
@@ -287,8 +293,8 @@ impl Listeners {
     fn hand_over(&mut self, slot: u32, fd: OwnedFd, turn: &mut Turn) {
         let Some(listener) = self.get(slot) else { return };
         let socket = SockRef::from(&fd);
-        // The peer may have reset the connection already: then it has no address any more, and
-        // there is nothing to hand over.
+        // The peer may have reset the connection already. Then the connection has no peer address,
+        // and is not handed over.
         let Some(peer) = socket.peer_addr().ok().and_then(|address| address.as_socket()) else {
             self.aborted += 1;
             return;
@@ -322,7 +328,7 @@ fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {
     SockRef::from(fd).local_addr().ok().and_then(|address| address.as_socket())
 }
 
-/// Why accepting stopped, if that is worth a pause: errors of the one connection are not.
+/// Why accepting stopped, if a pause makes sense. Errors of a single connection need no pause.
 fn why_not_accepted(errno: i32) -> Option<Why> {
     match errno {
         libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Some(why(errno)),
@@ -331,7 +337,7 @@ fn why_not_accepted(errno: i32) -> Option<Why> {
     }
 }
 
-/// An error of accept4(2) that concerns only the connection it would have given.
+/// An error of accept4(2) that concerns only the connection that it would have returned.
 fn is_passing(error: &std::io::Error) -> bool {
     matches!(
         error.raw_os_error(),

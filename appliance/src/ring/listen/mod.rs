@@ -1,4 +1,4 @@
-//! Listening sockets: opened for all workers, steered to, accepted from and closed.
+//! Opens listening sockets for all workers, steers sources to them, accepts from them, closes them.
 
 pub(super) mod listeners;
 pub mod open;

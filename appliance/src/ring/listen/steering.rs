@@ -1,5 +1,5 @@
-//! Classic BPF programs: one that gives every source its worker, one that turns new connections
-//! away. They need no privilege.
+//! Attaches classic BPF programs to listening sockets: one gives each source its worker, one turns
+//! new connections away. Both need no privilege.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -13,16 +13,16 @@ use libc::{
 
 use crate::ring::sys::calls::set_option;
 
-/// Spreads the sockets of a SO_REUSEPORT group by source address and port: socket number
-/// `hash % sockets`, in the order in which they joined. Never by CPU, for a flow's packets may
-/// arrive on any. Attach it to the first socket, before the others join.
+/// Spreads the sockets of a SO_REUSEPORT group by source address and port: socket number `hash %
+/// sockets`, in the order in which the sockets joined. The CPU never decides, because a flow's
+/// packets may arrive on any CPU. Attach the program to the first socket, before the others join.
 ///
-/// Without `seed`, which is the process's secret, nobody can tell which sources share a worker, and
-/// so nobody can choose sources that all fall on one.
+/// `seed` is the process's secret. Without the seed, nobody can tell which sources share a worker,
+/// and so nobody can choose sources that all reach one worker.
 ///
 /// # Errors
 ///
-/// Those of setsockopt(2).
+/// Errors of setsockopt(2).
 pub fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize, seed: u64) -> io::Result<()> {
     let sockets = u32::try_from(sockets).map_err(io::Error::other)?;
     let secrets = secrets(seed);
@@ -30,12 +30,12 @@ pub fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize, seed: u64) -> io::
     set_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
 }
 
-/// Makes a listening socket deaf to new connections, while those whose SYN it has answered still
-/// complete. A socket's filter sees segments from the TCP header on.
+/// Makes a listening socket turn new connections away. Connections whose SYN was answered still
+/// complete. The socket's filter sees segments from the TCP header on.
 ///
 /// # Errors
 ///
-/// Those of setsockopt(2).
+/// Errors of setsockopt(2).
 pub fn refuse_new_connections(fd: BorrowedFd<'_>) -> io::Result<()> {
     const FLAGS: u32 = 13;
     const SYN: u32 = 0x02;
@@ -50,14 +50,15 @@ pub fn refuse_new_connections(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_program(fd, libc::SO_ATTACH_FILTER, &program)
 }
 
-/// Offsets from here on count from the network header: the program's own data begins only behind
-/// the transport header. `SKF_NET_OFF`, -0x100000.
+/// `SKF_NET_OFF`, -0x100000. Offsets from here on count from the network header. The program's own
+/// data begins only behind the transport header.
 const NETWORK: u32 = 0xfff0_0000;
 
 /// Odd constants with well-spread bits (the golden ratio; the finaliser of MurmurHash3).
 const SPREAD: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
 
-/// What is mixed in: before the address is spread, behind the port, and between the last steps.
+/// The secrets that are mixed in: before the address is spread, behind the port, and between the
+/// last steps.
 type Secrets = [u32; 3];
 
 fn secrets(seed: u64) -> Secrets {
@@ -73,7 +74,8 @@ fn steer_ipv4(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
         op(BPF_ALU | BPF_XOR | BPF_K, secrets[0]),
         op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
         op(BPF_ST, 0),
-        // The header's length in words is in its first byte: options may follow the addresses.
+        // The first byte has the length of the header in words, because options may follow the
+        // addresses.
         op(BPF_LD | BPF_B | BPF_ABS, NETWORK),
         op(BPF_ALU | BPF_AND | BPF_K, 15),
         op(BPF_ALU | BPF_LSH | BPF_K, 2),
@@ -105,7 +107,7 @@ fn steer_ipv6(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
     program.extend([
         op(BPF_ALU | BPF_MUL | BPF_K, SPREAD[0]),
         op(BPF_ST, 0),
-        // Behind extension headers the port is not where it is looked for: the address must do.
+        // Behind extension headers the port is in another place, so only the address counts.
         op(BPF_LD | BPF_B | BPF_ABS, NETWORK + NEXT_HEADER),
         jump_if_equal(libc::IPPROTO_TCP.unsigned_abs(), 3, 0),
         jump_if_equal(libc::IPPROTO_UDP.unsigned_abs(), 2, 0),
@@ -119,7 +121,7 @@ fn steer_ipv6(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
     program
 }
 
-/// Spreads what is in A over all its bits, and answers with it modulo `sockets`.
+/// Spreads the value of A over all its bits, and returns it modulo `sockets`.
 fn finish(sockets: u32, secrets: Secrets) -> [sock_filter; 11] {
     [
         op(BPF_ALU | BPF_XOR | BPF_K, secrets[1]),
@@ -148,7 +150,7 @@ fn jump_if_equal(k: u32, jt: u8, jf: u8) -> sock_filter {
 fn set_program(fd: BorrowedFd<'_>, option: i32, program: &[sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
-        // The kernel only reads.
+        // The kernel only reads the program.
         filter: program.as_ptr().cast_mut(),
     };
     set_option(fd, libc::SOL_SOCKET, option, &program)

@@ -1,5 +1,5 @@
-//! The system calls that the ring makes directly, one function each. All of them are given
-//! non-blocking sockets, and none waits.
+//! Makes the system calls that the ring makes directly, one function each. All sockets are
+//! non-blocking, and no call waits.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -17,7 +17,7 @@ pub fn recv(fd: BorrowedFd<'_>, into: &mut [u8], flags: c_int) -> io::Result<usi
     retry(|| unsafe { libc::recv(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), flags) })
 }
 
-/// As [`recv`], behind what `into` holds already, and no more than `room` bytes.
+/// As [`recv`], but appends to `into`, and receives at most `room` bytes.
 pub fn recv_behind(
     fd: BorrowedFd<'_>,
     into: &mut Vec<u8>,
@@ -29,26 +29,28 @@ pub fn recv_behind(
     let flags = flags | libc::MSG_DONTWAIT;
     // SAFETY: the vector has room for that many bytes more, and the kernel writes no more.
     let len = retry(|| unsafe { libc::recv(fd.as_raw_fd(), free, room, flags) })?;
-    // SAFETY: they are within the capacity, and the kernel has just written so many of them.
+    // SAFETY: the bytes are within the capacity, and the kernel has just written this many of them.
     unsafe { into.set_len(into.len() + len) };
     Ok(len)
 }
 
-/// Whether the next byte is TCP's urgent one (SIOCATMARK, tcp(7)): a receive stops before it, and
-/// the next one leaves it out.
+/// Whether the next byte is TCP's urgent byte (SIOCATMARK, tcp(7)). A receive stops before that
+/// byte, and the next receive leaves it out.
 pub fn is_at_mark(fd: BorrowedFd<'_>) -> bool {
     /// asm-generic/sockios.h.
     const SIOCATMARK: libc::Ioctl = 0x8905;
     let mut at_mark: c_int = 0;
-    // SAFETY: the kernel writes one int. A failure leaves 0: then there is no connection any more.
+    // SAFETY: the kernel writes one int. A failure leaves 0, because there is no connection any
+    // more.
     unsafe { libc::ioctl(fd.as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
     at_mark != 0
 }
 
-/// Bytes that were sent and not acknowledged, a FIN among them (SIOCOUTQ, tcp(7)).
+/// Bytes that were sent and not acknowledged, a FIN included (SIOCOUTQ, tcp(7)).
 pub fn unacked(fd: BorrowedFd<'_>) -> u32 {
     let mut bytes: c_int = 0;
-    // SAFETY: the kernel writes one int. A failure leaves 0: then there is no connection any more.
+    // SAFETY: the kernel writes one int. A failure leaves 0, because there is no connection any
+    // more.
     unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     bytes.unsigned_abs()
 }
@@ -66,7 +68,7 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     retry(|| unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
 }
 
-/// splice(2) between a socket and a pipe. `SPLICE_F_NONBLOCK` speaks of the pipe alone: the socket
+/// splice(2) between a socket and a pipe. `SPLICE_F_NONBLOCK` concerns only the pipe, so the socket
 /// must be `O_NONBLOCK`. A broken socket raises SIGPIPE, which Rust's start-up code ignores.
 pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
     let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
@@ -75,12 +77,12 @@ pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Resul
     retry(|| unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), len, flags) })
 }
 
-/// A non-blocking pipe with the default capacity: its reading and its writing end.
+/// Makes a non-blocking pipe with the default capacity. Returns its reading and its writing end.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends: [RawFd; 2] = [-1; 2];
     // SAFETY: the kernel writes two descriptors into `ends`.
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
-    // SAFETY: the call succeeded, so this descriptor is open and ours alone.
+    // SAFETY: the call succeeded, so this descriptor is open, and nobody else has it.
     let reading = unsafe { OwnedFd::from_raw_fd(ends[0]) };
     // SAFETY: as above.
     let writing = unsafe { OwnedFd::from_raw_fd(ends[1]) };
@@ -94,8 +96,9 @@ pub fn pipe_capacity(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(size.unsigned_abs() as usize)
 }
 
-/// Asks that a pipe hold so many bytes; returns how many it does. `EPERM` for a user whose pipes
-/// have more than `fs.pipe-user-pages-soft` pages, and above `fs.pipe-max-size`.
+/// Asks for a pipe that holds this many bytes, and returns how many the pipe holds. `EPERM`: the
+/// user's pipes have more than `fs.pipe-user-pages-soft` pages, or `bytes` is above
+/// `fs.pipe-max-size`.
 pub fn set_pipe_capacity(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
     let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
     // SAFETY: F_SETPIPE_SZ takes an int.
@@ -103,13 +106,13 @@ pub fn set_pipe_capacity(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> 
     Ok(size.unsigned_abs() as usize)
 }
 
-/// A non-blocking, close-on-exec socket for `address`'s family.
+/// Makes a non-blocking, close-on-exec socket for `address`'s family.
 pub fn socket(address: &SocketAddr, kind: c_int) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no memory is passed.
     let fd =
         check(unsafe { libc::socket(family, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: the call succeeded, so the descriptor is open and ours alone.
+    // SAFETY: the call succeeded, so the descriptor is open, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -130,27 +133,27 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// accept4(2); `EAGAIN` when nothing waits.
+/// accept4(2). `EAGAIN`: no connection waits.
 pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: null pointers ask for no address.
     let fd =
         check(unsafe { libc::accept4(fd.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) })?;
-    // SAFETY: the call succeeded, so the descriptor is open and ours alone.
+    // SAFETY: the call succeeded, so the descriptor is open, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// shutdown(2) of the sending half.
 pub fn shutdown_write(fd: BorrowedFd<'_>) {
-    // SAFETY: no memory is passed. A failure means that the connection is gone already, which its
-    // readiness tells.
+    // SAFETY: no memory is passed. A failure means that the connection is gone, and the readiness
+    // of the socket reports that.
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
 }
 
 /// Makes the close of this socket a reset.
 pub fn reset_on_close(fd: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // It can't fail on an open TCP socket, and there is nothing else to do if it did.
+    // This can't fail on an open TCP socket, and a failure would leave nothing else to do.
     let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
 }
 
@@ -169,7 +172,7 @@ pub fn set_option<T: Copy>(
     Ok(())
 }
 
-/// getsockopt(2) of as many bytes as the kernel has and `into` takes; returns how many.
+/// getsockopt(2) into `into`. Returns how many bytes the kernel wrote.
 pub fn get_option(
     fd: BorrowedFd<'_>,
     level: c_int,
@@ -188,8 +191,8 @@ pub fn get_option(
 /// Reads the eight bytes of an eventfd, which sets it back to zero.
 pub fn clear_eventfd(fd: BorrowedFd<'_>) {
     let mut count = 0_u64;
-    // SAFETY: `count` is valid for writes of its eight bytes. The result does not matter: zero and
-    // EAGAIN mean the same.
+    // SAFETY: `count` is valid for writes of its eight bytes. The result does not matter, because
+    // zero and EAGAIN mean the same.
     unsafe { libc::read(fd.as_raw_fd(), ptr::from_mut(&mut count).cast::<c_void>(), 8) };
 }
 
@@ -197,7 +200,7 @@ fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Calls again when a signal came between: EINTR must not be taken for a socket that would block.
+/// Repeats the call if a signal interrupted it, because EINTR must not be taken for EAGAIN.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         let result = usize::try_from(call()).map_err(|_| io::Error::last_os_error());

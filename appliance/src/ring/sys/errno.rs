@@ -1,11 +1,11 @@
-//! What an errno means.
+//! Explains errno values.
 
 use std::io;
 
 use crate::contract::Why;
 
-/// What an errno means in general. Where EAGAIN or EADDRINUSE speak of source ports, see
-/// [`why_unopened`].
+/// The meaning of an errno in general. For the calls in which EAGAIN or EADDRINUSE mean source
+/// ports, see [`why_unopened`].
 pub fn why(errno: i32) -> Why {
     match errno {
         libc::ECONNREFUSED => Why::Refused,
@@ -23,7 +23,7 @@ pub fn why(errno: i32) -> Why {
     }
 }
 
-/// What the errno of socket(2), bind(2) or connect(2) means.
+/// The meaning of an errno of socket(2), bind(2) or connect(2).
 pub fn why_unopened(error: &io::Error) -> Why {
     match errno(error) {
         libc::EAGAIN | libc::EADDRINUSE => Why::NoPorts,
@@ -32,7 +32,7 @@ pub fn why_unopened(error: &io::Error) -> Why {
     }
 }
 
-/// What the errno of a stream's recv, send or splice means.
+/// The meaning of an errno of a stream's recv, send or splice.
 pub fn why_failed(error: &io::Error) -> Why {
     match errno(error) {
         code @ (libc::EINVAL | libc::EMSGSIZE) => Why::Other(code),

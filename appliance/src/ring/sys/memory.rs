@@ -1,9 +1,9 @@
-//! Memory: mappings for what the kernel fills, and what becomes of blocks that are freed.
+//! Maps memory that the kernel fills, and sets what the allocator does with freed blocks.
 
 use std::io;
 use std::ptr::{self, NonNull};
 
-/// Anonymous memory, page-aligned, zero, and given by the kernel only where it is touched.
+/// Anonymous memory, page-aligned and zero. The kernel gives a page only when the page is touched.
 pub struct Memory {
     start: NonNull<u8>,
     len: usize,
@@ -23,7 +23,7 @@ impl Memory {
         Ok(Self { start, len })
     }
 
-    /// A pointer `offset` bytes in; it stays valid as long as `self`.
+    /// A pointer to the byte at `offset`. The pointer is valid as long as `self`.
     pub fn at(&self, offset: usize) -> NonNull<u8> {
         assert!(offset < self.len, "inside the mapping");
         // SAFETY: the offset was just checked to be inside.
@@ -33,24 +33,24 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping that `new` made, and it is given up once.
+        // SAFETY: this is the mapping that `new` made, and only `drop` gives it up.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
-/// Makes glibc give large blocks back to the kernel as soon as they are freed, as mallopt(3) has
-/// it. By itself it raises both of its thresholds to the largest block that was ever freed (32 MiB
-/// at the most, and twice that): after one large configuration, the process would keep for good
-/// what reading it took.
+/// Makes glibc give large blocks back to the kernel when they are freed (mallopt(3)). By default,
+/// glibc raises its two thresholds to the largest block that was ever freed (at most 32 MiB, and
+/// twice that). After one large configuration, the process would keep the memory of reading that
+/// configuration for good.
 pub fn give_back_large_blocks() {
     #[cfg(target_env = "gnu")]
     for threshold in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
-        // SAFETY: it takes two numbers and changes the allocator's own settings, under its lock.
-        // It can refuse none of these, and memory would merely be kept longer if it did.
+        // SAFETY: mallopt takes two numbers and changes the allocator's own settings, under its
+        // lock. It can refuse none of these, and a refusal would only keep memory for longer.
         unsafe { libc::mallopt(threshold, LARGE_BLOCK) };
     }
 }
 
-/// Bytes. Workers have no blocks of that size that come and go with sessions.
+/// Bytes. Workers have no blocks of this size that come and go with sessions.
 #[cfg(target_env = "gnu")]
 const LARGE_BLOCK: std::ffi::c_int = 1 << 20;

@@ -1,4 +1,4 @@
-//! System calls, what their errors mean, and the memory that they are given.
+//! Wraps system calls, explains their errors, and holds the memory for them.
 
 pub mod calls;
 pub mod errno;

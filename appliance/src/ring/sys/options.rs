@@ -1,4 +1,4 @@
-//! Options of sockets, and the address that they are bound to.
+//! Sets the options of sockets, and binds sockets to addresses.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,8 +11,8 @@ use socket2::{SockRef, Socket, TcpKeepalive};
 use crate::contract::Origin;
 use crate::ring::sys::calls::set_option;
 
-/// Bytes of datagrams that a socket of many peers may hold; the kernel cuts it to
-/// `net.core.rmem_max` and `wmem_max` unless the process has CAP_NET_ADMIN.
+/// Bytes of datagrams that a socket of many peers may hold. The kernel cuts this value to
+/// `net.core.rmem_max` and `wmem_max`, unless the process has CAP_NET_ADMIN.
 const DATAGRAM_MEMORY: i32 = 4 << 20;
 
 pub fn set_datagram_options(socket: &Socket, address: &SocketAddr) -> io::Result<()> {
@@ -37,12 +37,12 @@ pub fn set_datagram_options(socket: &Socket, address: &SocketAddr) -> io::Result
     }
 }
 
-/// Sets what `options` asks for. On a listening socket, connections accepted later inherit it.
+/// Sets the options in `options`. Connections that a listening socket accepts later inherit them.
 ///
 /// # Errors
 ///
-/// Those of setsockopt(2): ENOENT if the congestion control is not there (modprobe), EPERM if the
-/// user may not use it (`net.ipv4.tcp_allowed_congestion_control`).
+/// Errors of setsockopt(2). ENOENT: the congestion control is not there (modprobe). EPERM: the user
+/// may not use it (`net.ipv4.tcp_allowed_congestion_control`).
 pub fn set_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_tcp_nodelay(options.nodelay)?;
@@ -60,9 +60,9 @@ pub fn set_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) -> io::Resul
     Ok(())
 }
 
-/// The options of a new connection to an endpoint: as [`set_tcp_options`], but without the calls
-/// for what a new socket is already. What fails is left at the kernel's default: a connection
-/// without its congestion control is better than none.
+/// Sets the options of a new connection to an endpoint, as [`set_tcp_options`] does, but makes no
+/// call for the defaults of a new socket. An option that fails keeps the kernel's default, because
+/// a connection without its congestion control is better than none.
 pub fn set_new_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) {
     let socket = SockRef::from(&fd);
     if options.nodelay {
@@ -83,8 +83,8 @@ pub fn set_new_tcp_options(fd: BorrowedFd<'_>, options: &SocketOptions) {
     }
 }
 
-/// Binds a socket that will be connected to the address that it is to connect from. For TCP the
-/// port is chosen by connect(2), which may share it among destinations (IP_BIND_ADDRESS_NO_PORT).
+/// Binds a socket that will be connected to its source address. For TCP, connect(2) chooses the
+/// port, and may share it among destinations (IP_BIND_ADDRESS_NO_PORT).
 pub fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> io::Result<()> {
     let source = match source {
         Origin::Any => return Ok(()),
@@ -103,7 +103,7 @@ pub fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> io::Resu
     SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
 }
 
-/// The pending error of a socket, which is taken by this.
+/// Takes the pending error of a socket.
 pub fn pending_error(fd: BorrowedFd<'_>) -> Option<io::Error> {
     SockRef::from(&fd).take_error().unwrap_or_else(Some)
 }

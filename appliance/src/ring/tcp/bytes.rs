@@ -1,4 +1,4 @@
-//! Bytes that the proxy itself reads and writes: those of TLS.
+//! Receives and sends the bytes that the proxy itself reads and writes: the bytes of TLS.
 
 use std::os::fd::BorrowedFd;
 
@@ -8,7 +8,7 @@ use crate::ring::sys::errno::why_failed;
 use crate::ring::tcp::transfer::{Wanted, is_blocked, is_last, send_all};
 use crate::ring::turn::size;
 
-/// One receive into `arena`. `None`: the side is gone.
+/// Makes one receive into `arena`. `None`: the side is gone.
 pub fn take(from: Side, fd: Option<BorrowedFd<'_>>, wanted: Wanted, arena: &mut Vec<u8>) -> Event {
     let start = size(arena.len());
     let taken = |len, stop| Event::Taken { from, start, len: size(len), stop };
@@ -24,7 +24,7 @@ pub fn take(from: Side, fd: Option<BorrowedFd<'_>>, wanted: Wanted, arena: &mut 
     }
 }
 
-/// Sends a range of `output`; what is not taken is put into `arena`.
+/// Sends a range of `output`. Bytes that the side does not take are put into `arena`.
 pub fn give(
     to: Side,
     fd: Option<BorrowedFd<'_>>,

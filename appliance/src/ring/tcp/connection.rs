@@ -1,4 +1,4 @@
-//! One side of a session: a connected socket, and what watches it.
+//! Holds one side of a session: a connected socket, and the poll or stream that watches it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::ring::turn::size;
 pub struct Connection {
     pub fd: Option<OwnedFd>,
     pub phase: Phase,
-    /// A poll is in flight; the descriptor must not be closed.
+    /// A poll is in flight, so the descriptor must not be closed.
     pub polling: bool,
     /// The descriptor must not be closed before this is `Off`.
     pub stream: Stream,
@@ -32,25 +32,26 @@ pub enum Phase {
     Absent,
     Connecting,
     Open,
-    /// The poll was cancelled; `ConnectFailed` once it is over and the descriptor closed.
+    /// The poll was cancelled. `ConnectFailed` comes when the poll is over and the descriptor
+    /// closed.
     Leaving(Why),
 }
 
-/// The multishot receive that a connection has instead of a poll.
+/// The multishot receive of a connection that streams, in place of a poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stream {
     #[default]
     Off,
     On,
-    /// It was cancelled; a `Moved` will say that it is over.
+    /// The stream was cancelled. A `Moved` will report its end.
     Ending,
-    /// It was cancelled, and a `Moved` has said that it failed.
+    /// The stream was cancelled, and a `Moved` has reported its failure.
     Failed,
 }
 
-/// The most that `Peek` looks at, and the steps in which it looks further. All that is seen in one
-/// round is in memory at once, and most clients have said all within the first step; bulk may wait
-/// behind it.
+/// The maximum number of bytes that `Peek` looks at, and the step in which it looks further. All
+/// bytes seen in one round are in memory at once. Most clients have sent their first message within
+/// the first step, and bulk may wait behind that message.
 pub const MOST_PEEKED: usize = 64 * 1024;
 
 pub const PEEKED: usize = 4 * 1024;
@@ -64,13 +65,14 @@ impl Connection {
         self.polling || self.stream != Stream::Off
     }
 
-    /// How much of what waits to be read was put into `arena`, and whether no more will come.
+    /// Peeks at the waiting bytes. Returns how many were put into `arena`, and whether no more will
+    /// come.
     pub fn peek(&self, at_least: u32, arena: &mut Vec<u8>) -> (usize, bool) {
         let Some(fd) = &self.fd else { return (0, true) };
         let room = (at_least.max(1) as usize).next_multiple_of(PEEKED).min(MOST_PEEKED);
         match calls::recv_behind(fd.as_fd(), arena, room, libc::MSG_PEEK) {
             Ok(0) => (0, true),
-            // There may be more than was looked at.
+            // More bytes may wait than were peeked at.
             Ok(len) => (len, self.ending && (len < room || room == MOST_PEEKED)),
             Err(error) => (0, error.raw_os_error() != Some(libc::EAGAIN)),
         }
@@ -96,7 +98,7 @@ impl Connection {
     }
 }
 
-/// A socket on its way to `address`.
+/// Opens a socket that is connecting to `address`.
 pub fn begin_connect(
     address: &SocketAddr,
     source: Origin,

@@ -1,4 +1,4 @@
-//! What the kernel knows of a connection: its round trip, its pacing, what was not acknowledged.
+//! Asks the kernel about a connection: its round trip, its pacing, its unacknowledged bytes.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::ring::sys::calls;
 /// Peers with a shorter round trip are on this machine or in this data centre.
 const NEAR: Duration = Duration::from_millis(1);
 
-/// Takes the pacing off a connection to a peer that is near: where a timer for each 64 KiB costs
-/// more than it can spare queues between. True if something was changed.
+/// Stops the pacing of a connection to a near peer. For such a peer, a timer for each 64 KiB costs
+/// more than pacing can spare the queues between. Returns true if the connection was changed.
 ///
-/// BBR paces; Reno does not, is in every kernel and everyone may use it
+/// BBR paces. Reno does not pace, is in each kernel, and any user may choose it
 /// (`net.ipv4.tcp_allowed_congestion_control`).
 pub fn unpace(fd: BorrowedFd<'_>) -> bool {
     let mut name = [0; 16];
@@ -24,7 +24,7 @@ pub fn unpace(fd: BorrowedFd<'_>) -> bool {
         && SockRef::from(&fd).set_tcp_congestion(b"reno").is_ok()
 }
 
-/// The shortest round trip of a connection so far, of which the kernel knows.
+/// The shortest round trip of a connection so far, if the kernel knows one.
 fn min_rtt(fd: BorrowedFd<'_>) -> Option<Duration> {
     // `tcpi_min_rtt`, microseconds, in struct tcp_info (include/uapi/linux/tcp.h, Linux 4.6).
     const AT: usize = 148;
@@ -34,8 +34,8 @@ fn min_rtt(fd: BorrowedFd<'_>) -> Option<Duration> {
     (micros < u32::MAX).then(|| Duration::from_micros(micros.into()))
 }
 
-/// Bytes that were sent and not acknowledged, a FIN among them; 0 if the connection is gone. The
-/// kernel keeps the count of a connection that was reset, though nobody will acknowledge it.
+/// Bytes that were sent and not acknowledged, a FIN included. 0 if the connection is gone: the
+/// kernel keeps the count of a connection that was reset, but nobody will acknowledge these bytes.
 pub fn unacked(fd: BorrowedFd<'_>) -> u32 {
     // `tcpi_state`, the first byte of struct tcp_info; TCP_CLOSE of include/net/tcp_states.h.
     const CLOSED: [u8; 1] = [7];

@@ -1,4 +1,4 @@
-//! TCP sessions: two connections each, and what goes between them.
+//! Holds the sockets of TCP sessions: two connections each, and the bytes between them.
 
 mod bytes;
 mod connection;

@@ -1,4 +1,4 @@
-//! TCP sessions: up to two connections each, watched by multishot polls, or streaming.
+//! Holds the TCP sessions: up to two connections each, watched by multishot polls, or streaming.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use crate::stats::counters::Counters;
 /// Bytes of the worker's one buffer for copying.
 const SCRATCH: usize = 64 * 1024;
 
-/// What every side is watched for. Edges: io_uring polls are edge-triggered unless told otherwise.
+/// The events of a poll on each side. io_uring polls are edge-triggered unless told otherwise.
 const NEWS: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP;
 
 pub struct Tcp {
@@ -34,14 +34,14 @@ pub struct Tcp {
     scratch: Box<[u8]>,
 }
 
-/// One session's slot: what an idle session costs.
+/// One session's slot. An idle session costs this much memory.
 #[derive(Default)]
 struct Pair {
     generation: u32,
     life: Life,
     client: Connection,
     endpoint: Connection,
-    /// From the client, and from the endpoint.
+    /// The direction from the client, and the direction from the endpoint.
     up: Half,
     down: Half,
 }
@@ -51,7 +51,7 @@ enum Life {
     #[default]
     Free,
     Live,
-    /// Waiting for the last completions of polls and streams.
+    /// The pair waits for the last completions of polls and streams.
     Closing {
         reset: bool,
     },
@@ -104,7 +104,7 @@ impl Tcp {
 
     pub fn abandon(&mut self, token: Token, queue: &mut Queue, turn: &mut Turn) {
         let Some(pair) = self.live(token) else { return };
-        // Leaving or Absent: the `ConnectFailed` that answers is already on its way.
+        // Leaving or Absent: the `ConnectFailed` for this op is already on its way.
         if matches!(pair.endpoint.phase, Phase::Connecting | Phase::Open) {
             pair.leave(token, Why::Abandoned, queue, turn);
         }
@@ -115,8 +115,8 @@ impl Tcp {
         let start = turn.bytes.len();
         let (mut len, mut end) = pair.client.peek(at_least, &mut turn.bytes);
         if len < at_least as usize && !end {
-            // Fewer bytes are to wake nobody; those that came before the mark was set are
-            // seen by looking again.
+            // Raise the mark, so that fewer bytes wake nobody. Look again for bytes that came
+            // before the mark was raised.
             pair.client.raise_mark(at_least);
             turn.bytes.truncate(start);
             (len, end) = pair.client.peek(at_least, &mut turn.bytes);
@@ -126,7 +126,7 @@ impl Tcp {
 
     pub fn mark(&mut self, token: Token, from: Side, at_least: u32) {
         if let Some(pair) = self.live(token) {
-            // If it fails the mark stays low, which is only more wake-ups.
+            // If this fails, the mark stays low, which costs only more wake-ups.
             pair.side(from).set_mark(at_least);
         }
     }
@@ -204,7 +204,7 @@ impl Tcp {
         }
         source.stream = Stream::On;
         counters.streams.add(1);
-        // It would wake the worker a second time for the same bytes.
+        // The poll would wake the worker a second time for the bytes that the stream receives.
         if source.polling {
             queue.cancel(UserData::poll(from, token.slot, token.generation));
         }
@@ -216,7 +216,7 @@ impl Tcp {
         }
     }
 
-    /// A completion of a stream's receive.
+    /// Handles a completion of a stream's receive.
     pub fn streamed(
         &mut self,
         completion: Completion,
@@ -231,7 +231,8 @@ impl Tcp {
         assert_eq!(pair.generation, generation, "no session is over while it receives");
         if let Life::Closing { reset } = &mut pair.life {
             if let Some((id, bytes)) = streams.taken(&completion) {
-                // Nobody will get them: a FIN would say that all was delivered.
+                // Nobody will get these bytes, so the close must be a reset: a FIN would say that
+                // all was delivered.
                 *reset |= !bytes.is_empty();
                 streams.give_back(id);
             }
@@ -285,7 +286,8 @@ impl Tcp {
         pair.life = Life::Closing { reset };
         for side in [Side::Client, Side::Endpoint] {
             let connection = pair.side(side);
-            // A side that is leaving has been cancelled already, and so has one that streams.
+            // The poll of a leaving side was cancelled already, and so was the poll of a streaming
+            // side.
             if connection.polling && !matches!(connection.phase, Phase::Leaving(_)) {
                 queue.cancel(UserData::poll(side, token.slot, token.generation));
             }
@@ -294,7 +296,7 @@ impl Tcp {
         self.finish_close(token, turn);
     }
 
-    /// A completion of a poll.
+    /// Handles a completion of a poll.
     pub fn polled(
         &mut self,
         completion: Completion,
@@ -318,15 +320,15 @@ impl Tcp {
             return pair.finish_leaving(token, turn);
         }
         if pair.side(side).stream != Stream::Off {
-            // What it had seen, the stream sees as well; the rest is seen when it is armed again.
+            // The stream sees the bytes that the poll had seen. The next poll sees the rest.
             return;
         }
         if completion.result == -libc::ECANCELED {
-            // For the sake of a stream that is over already.
+            // The poll was cancelled for a stream that is over already.
             return pair.watch(slot, side, queue);
         }
         if completion.result < 0 {
-            // The poll could not go on (no memory for it): this side can't be watched any more.
+            // The poll could not go on (no memory for it), so this side can't be watched any more.
             return pair.news(token, side, libc::EPOLLERR | libc::EPOLLHUP, queue, turn);
         }
         if ended {
@@ -356,7 +358,7 @@ impl Tcp {
                 calls::reset_on_close(fd.as_fd());
             }
         }
-        // Closes the descriptors, and sets everything but the generation back.
+        // Closes the descriptors, and resets all fields but the generation.
         *pair = Pair { generation: token.generation, ..Pair::default() };
         turn.push(token, Event::Closed);
     }
@@ -397,7 +399,8 @@ impl Pair {
         }
     }
 
-    /// Gives what a stream has received to the other side, or puts it behind what waits for that.
+    /// Gives the other side the bytes that a stream has received, or queues them behind the waiting
+    /// bytes.
     fn arrived(
         &mut self,
         token: Token,
@@ -434,13 +437,13 @@ impl Pair {
         }
         turn.push(token, moved(from, read, sent, half, Stop::Drained));
         if sent < read {
-            // The destination must be watched, so it can't stream either.
+            // The destination must be watched, so the destination can't stream either.
             self.end_stream(token, from, queue);
             self.end_stream(token, from.other(), queue);
         }
     }
 
-    /// The last completion of a stream.
+    /// Handles the last completion of a stream.
     fn stream_over(
         &mut self,
         token: Token,
@@ -473,7 +476,7 @@ impl Pair {
         }
     }
 
-    /// Cancels what receives from a side.
+    /// Cancels the receive of a side's stream.
     fn end_stream(&mut self, token: Token, from: Side, queue: &mut Queue) {
         let connection = self.side(from);
         if connection.stream == Stream::On {
@@ -482,7 +485,7 @@ impl Pair {
         }
     }
 
-    /// Says what a poll has shown.
+    /// Reports what a poll has shown.
     fn news(&mut self, token: Token, side: Side, events: i32, queue: &mut Queue, turn: &mut Turn) {
         let failed = events & libc::EPOLLERR != 0;
         let ending = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) != 0;
@@ -504,7 +507,7 @@ impl Pair {
         turn.push(token, Event::Ready { side, readable, writable, ending, failed });
     }
 
-    /// Gives the endpoint up: nothing may be in flight when its descriptor is closed.
+    /// Gives the endpoint up. Its descriptor is closed when nothing is in flight.
     fn leave(&mut self, token: Token, why: Why, queue: &mut Queue, turn: &mut Turn) {
         self.endpoint.phase = Phase::Leaving(why);
         if self.endpoint.polling {

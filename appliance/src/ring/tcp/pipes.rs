@@ -1,29 +1,32 @@
-//! Pipes: what carries spliced bytes, and what holds bytes that their destination did not take.
+//! Holds the pipes, which carry spliced bytes, and which hold bytes that a destination did not
+//! take.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::ring::sys::calls;
 
-/// Bytes that a pipe holds at the least.
+/// The minimum capacity of a pipe, in bytes.
 pub const CAPACITY: usize = 64 * 1024;
 
-/// Bytes that one which splices holds, where the kernel allows it: as many as the highest mark.
+/// The capacity of a pipe for splicing, in bytes, if the kernel allows it: as many as the highest
+/// mark.
 const LARGE: usize = 256 * 1024;
 
-/// How often a pipe is done without, after the kernel has refused one, before it is asked again.
+/// After the kernel has refused a pipe, this many requests go without one before the kernel is
+/// asked again.
 const PATIENCE: u32 = 1_000;
 
 pub struct Pipe {
     reading: OwnedFd,
     writing: OwnedFd,
-    /// 32 bits: every session has room for two pipes.
+    /// 32 bits, because each session has room for two pipes.
     capacity: u32,
 }
 
 impl Pipe {
-    /// A pipe of at least [`CAPACITY`]. The kernel makes smaller ones for users above
-    /// `fs.pipe-user-pages-soft`; those are of no use here.
+    /// Makes a pipe of at least [`CAPACITY`]. The kernel makes smaller pipes for users above
+    /// `fs.pipe-user-pages-soft`, and these are of no use here.
     fn new() -> io::Result<Self> {
         let (reading, writing) = calls::pipe()?;
         let capacity = calls::pipe_capacity(writing.as_fd())?;
@@ -33,7 +36,8 @@ impl Pipe {
         Ok(Self { reading, writing, capacity: size(capacity) })
     }
 
-    /// Bytes that it holds; as pages, so that small segments fill it with fewer.
+    /// The capacity of the pipe in bytes. The kernel counts whole pages, so small segments fill the
+    /// pipe with fewer bytes.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
     }
@@ -47,15 +51,15 @@ impl Pipe {
     }
 }
 
-/// The worker's pipes. All that lie here are empty: a pipe with bytes in it would hand them to
+/// The worker's pipes. All idle pipes are empty, because a pipe with bytes would hand them to
 /// another session.
 pub struct Pipes {
     idle: Vec<Pipe>,
-    /// Made and not closed, idle or not.
+    /// Pipes that were made and not closed, idle or not.
     made: u32,
     limit: u32,
     patience: u32,
-    /// The same for large ones: this user may have too many pages in pipes for now.
+    /// `patience` for large pipes: this user may have too many pages in pipes for now.
     large_patience: u32,
 }
 
@@ -99,7 +103,7 @@ impl Pipes {
         if self.ready() { self.idle.pop() } else { None }
     }
 
-    /// One to splice through: it is made large at its first use, and stays it.
+    /// Takes a pipe to splice through. The pipe is made large at its first use, and stays large.
     pub fn take_large(&mut self) -> Option<Pipe> {
         let mut pipe = self.take()?;
         if pipe.capacity() < LARGE {

@@ -1,10 +1,10 @@
-//! Streams: directions that are busy with small messages receive by a multishot into provided
-//! buffers, which saves them a system call and a wake-up's bookkeeping for each.
+//! Holds the streams. A direction that is busy with small messages receives by a multishot into
+//! provided buffers. A stream saves a system call and the work of a wake-up for each message.
 //!
-//! A buffer is taken only when bytes are there, and is given back once the other side's socket has
-//! them. When that takes no more, the receive is cancelled; but it goes on eating until the
-//! cancellation is through. What it brings is queued behind what was left, and all of it waits, in
-//! order and in its buffers, for the next `Move`.
+//! The kernel takes a buffer only when bytes are there. The ring gives the buffer back when the
+//! other side's socket has taken the bytes. When that socket takes no more, the receive is
+//! cancelled, but still receives until the cancellation is through. These bytes are queued behind
+//! the bytes left over. All of them wait, in order and in their buffers, for the next `Move`.
 
 use std::os::fd::BorrowedFd;
 
@@ -15,18 +15,18 @@ use crate::ring::features::Features;
 use crate::ring::queue::{Completion, Group, Queue};
 use crate::ring::user_data::UserData;
 
-/// Larger messages are not worth the copying. The odd 64 bytes keep the beginnings of the buffers,
-/// which are all that small messages touch, from meeting in the same few sets of the caches.
+/// Larger messages are not worth the copying. The odd 64 bytes spread the beginnings of the buffers
+/// over the sets of the caches, because small messages touch only these beginnings.
 const SMALL: Group = Group { id: 1, size: 8 * 1024 + 64 };
 
 pub struct Streams {
-    /// `None`: the kernel can't, or may not.
+    /// `None`: the kernel has no streams, or they are masked.
     buffers: Option<Buffers>,
-    /// By buffer: what waits in it.
+    /// By buffer: the bytes that wait in the buffer.
     chunks: Box<[Chunk]>,
 }
 
-/// What waits in a buffer, `start..end`, and the buffer behind it in its queue.
+/// The bytes `start..end` that wait in a buffer, and the buffer behind this one in its queue.
 #[derive(Clone, Copy, Default)]
 struct Chunk {
     start: u32,
@@ -37,7 +37,7 @@ struct Chunk {
 /// Buffers of one direction that wait for their destination, oldest first.
 #[derive(Clone, Copy, Default)]
 pub struct Waiting {
-    /// Bytes in all; the rest means something only if this is not 0.
+    /// Bytes in all. The other fields have a meaning only if this is not 0.
     pub bytes: u32,
     first: u16,
     last: u16,
@@ -50,7 +50,7 @@ impl Streams {
         Ok(Self { buffers, chunks: vec![Chunk::default(); usize::from(count)].into() })
     }
 
-    /// Begins to receive; false if that can't be done here.
+    /// Begins to receive. Returns false if streams are not available here.
     pub fn begin(&mut self, fd: BorrowedFd<'_>, user_data: UserData, queue: &mut Queue) -> bool {
         if self.buffers.is_none() {
             return false;
@@ -73,7 +73,7 @@ impl Streams {
         }
     }
 
-    /// Puts `start..end` of a buffer behind what waits.
+    /// Puts `start..end` of a buffer behind the waiting bytes.
     pub fn push(&mut self, waiting: &mut Waiting, id: u16, start: u32, end: u32) {
         self.chunks[usize::from(id)] = Chunk { start, end, next: id };
         if waiting.bytes == 0 {
@@ -85,14 +85,14 @@ impl Streams {
         waiting.bytes += end - start;
     }
 
-    /// The oldest bytes that wait.
+    /// The oldest waiting bytes.
     pub fn first(&self, waiting: &Waiting) -> Option<&[u8]> {
         let Chunk { start, end, .. } = self.chunks[usize::from(waiting.first)];
         let buffers = self.buffers.as_ref().filter(|_| waiting.bytes > 0)?;
         Some(buffers.bytes(waiting.first, start as usize, end as usize))
     }
 
-    /// Takes bytes off the oldest.
+    /// Takes bytes off the oldest buffer.
     pub fn pop(&mut self, waiting: &mut Waiting, len: u32) {
         let id = waiting.first;
         let chunk = &mut self.chunks[usize::from(id)];
@@ -104,7 +104,7 @@ impl Streams {
         }
     }
 
-    /// Gives up what waits.
+    /// Drops the waiting bytes.
     pub fn clear(&mut self, waiting: &mut Waiting) {
         while waiting.bytes > 0 {
             let Chunk { start, end, .. } = self.chunks[usize::from(waiting.first)];

@@ -1,5 +1,5 @@
-//! One `Move`: bytes from one socket to another until it would block, the budget is spent, or the
-//! source ends.
+//! Carries out one `Move`: bytes from one socket to another until it would block, the budget is
+//! spent, or the source ends.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,12 +12,12 @@ use crate::ring::tcp::pipes::Pipes;
 use crate::ring::tcp::stream::Streams;
 use crate::stats::counters::Counters;
 
-/// How much a `Move` is to read.
+/// How many bytes a `Move` reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Bytes at the most.
+    /// At most this many bytes.
     pub budget: u32,
-    /// A short read is not the last word: the source has announced its end.
+    /// The source has announced its end, so a short read does not mean that no byte is left.
     pub to_eof: bool,
 }
 
@@ -32,7 +32,7 @@ pub struct Transfer<'a> {
     pub counters: &'a Counters,
 }
 
-/// Bytes of one `Move` so far.
+/// The bytes that one `Move` has moved so far.
 #[derive(Default)]
 struct Tally {
     read: usize,
@@ -47,15 +47,15 @@ impl Wanted {
 }
 
 impl Transfer<'_> {
-    /// What was held goes first; nothing is read while some of it is left, so `Eof` means that
-    /// nothing is held.
+    /// Sends the held bytes first. No byte is read while held bytes are left, so after `Eof` no
+    /// bytes are held.
     pub fn run(mut self, mode: Mode, wanted: Wanted) -> Event {
         let mut tally = Tally::default();
         let stop = match self.drain_pipe(&mut tally).or_else(|| self.drain_stream(&mut tally)) {
             Some(stop) => stop,
             None => match mode {
-                // Copying needs a pipe only for what the destination leaves: it must be there
-                // before anything is read.
+                // Copying needs a pipe only for bytes that the destination does not take. The pipe
+                // must be there before any byte is read.
                 Mode::Copy if self.half.pipe.is_some() || self.pipes.ready() => {
                     self.copy(wanted, &mut tally)
                 }
@@ -99,8 +99,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// Takes from the source only what the destination has taken: nothing is ever held, at the
-    /// price of copying what does not fit more than once.
+    /// Takes from the source only the bytes that the destination has taken, so no bytes are ever
+    /// held. The price: bytes that do not fit are copied more than once.
     fn copy_without_pipe(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
         loop {
             let room = wanted.left(tally).min(self.scratch.len());
@@ -135,10 +135,10 @@ impl Transfer<'_> {
         }
     }
 
-    /// Into the pipe only while it is empty, so that EAGAIN can only mean an empty socket, or the
-    /// mark of TCP's urgent data: there splice(2) stops, and after the FIN it answers 0 although
-    /// bytes wait behind the mark. recv(2) goes past a mark, so it has the last word on both. A
-    /// short splice means nothing: small segments fill the pipe's slots early.
+    /// Splices into the pipe only while the pipe is empty, so EAGAIN means an empty socket or the
+    /// mark of TCP's urgent data. splice(2) stops at the mark, and after the FIN it answers 0
+    /// although bytes wait behind the mark. recv(2) goes past a mark, so recv decides in both
+    /// cases. A short splice means nothing, because small segments fill the pipe's slots early.
     fn splice(&mut self, wanted: Wanted, tally: &mut Tally) -> Stop {
         loop {
             let Some(pipe) = &self.half.pipe else { return Stop::Budget };
@@ -163,7 +163,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Gives the destination what the pipe holds; `None` once it holds nothing.
+    /// Gives the destination the bytes of the pipe. Returns `None` when the pipe is empty.
     fn drain_pipe(&mut self, tally: &mut Tally) -> Option<Stop> {
         let pipe = self.half.pipe.as_ref()?;
         while self.half.held > 0 {
@@ -179,8 +179,8 @@ impl Transfer<'_> {
         None
     }
 
-    /// Gives the destination what a stream has left. What it does not take waits in the pipe if
-    /// there is one: buffers are few, and others need them.
+    /// Gives the destination the bytes that a stream has left. Bytes that the destination does not
+    /// take go into the pipe if there is one, because buffers are few and other streams need them.
     fn drain_stream(&mut self, tally: &mut Tally) -> Option<Stop> {
         while let Some(bytes) = self.streams.first(&self.half.waiting) {
             let (sent, error) = send_all(self.destination, bytes);
@@ -211,13 +211,13 @@ impl Transfer<'_> {
         }
     }
 
-    /// Puts what the destination did not take into the pipe: `scratch[sent..len]`.
+    /// Puts the bytes that the destination did not take into the pipe: `scratch[sent..len]`.
     fn hold(&mut self, sent: usize, len: usize) -> Stop {
         assert!(self.take_pipe(), "a pipe was made sure of before reading");
         let rest = &self.scratch[sent..len];
         let Some(pipe) = &self.half.pipe else { return Stop::Blocked };
-        // An empty pipe takes in one write what the scratch memory holds, unless the kernel has no
-        // memory for it: then what was read is lost, and the session with it.
+        // An empty pipe takes all bytes of the scratch memory in one write, unless the kernel has
+        // no memory for them. In that case the bytes are lost, and the session fails.
         match calls::write(pipe.writing(), rest) {
             Ok(len) if len == rest.len() => {
                 self.half.held = clamp(len);
@@ -254,7 +254,7 @@ impl Transfer<'_> {
     }
 }
 
-/// How many bytes went, and the error that stopped the rest.
+/// Returns how many bytes went, and the error that stopped the rest.
 pub fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -266,8 +266,8 @@ pub fn send_all(to: BorrowedFd<'_>, bytes: &[u8]) -> (usize, Option<io::Error>) 
     (sent, None)
 }
 
-/// Whether a receive of `len` bytes, where there was `room` for more, says that nothing is left.
-/// It does not where the end was announced, nor at the mark of urgent data, where it stops early.
+/// Whether a receive of `len` bytes, with `room` for more, shows that no byte is left. It does not
+/// if the end was announced, nor at the mark of urgent data, where a receive stops early.
 pub fn is_last(source: BorrowedFd<'_>, len: usize, room: usize, wanted: Wanted) -> bool {
     len < room && !wanted.to_eof && !calls::is_at_mark(source)
 }

@@ -1,5 +1,5 @@
-//! Datagrams out: what one turn sends is gathered into as few messages as the kernel allows, and
-//! sent in one submission.
+//! Gathers the datagrams of one turn into as few messages as the kernel allows, and sends them in
+//! one submission.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,10 +14,10 @@ use crate::ring::udp::path::Path;
 use crate::ring::udp::train::Train;
 use crate::ring::user_data::{UserData, What};
 
-/// Bytes of the largest datagram over IPv4. What is larger is not sent at all.
+/// Bytes of the largest datagram over IPv4. A larger datagram is not sent at all.
 const MAX_DATAGRAM: u32 = 65_507;
 
-/// The fields of `SendDown`, and of `SendVia`, which does the same the other way.
+/// The fields of `SendDown`, and of `SendVia`, which has them for the other direction.
 pub struct Down {
     pub buffer: BufferId,
     pub part: Part,
@@ -30,14 +30,14 @@ pub struct Sends {
     sends: Vec<Send>,
     chunks: Vec<Chunk>,
     iovecs: Vec<libc::iovec>,
-    /// Given back once everything was sent.
+    /// Buffers that are given back when all datagrams were sent.
     used: Vec<BufferId>,
-    /// By upstream slot: the send of this turn that more of the same flow may join.
+    /// By upstream slot: the send of this turn that further datagrams of the flow may join.
     open_up: Box<[u32]>,
     open_down: Box<[u32]>,
     /// By upstream slot.
     paths: Box<[Path]>,
-    /// Sends that get another chance.
+    /// Sends that are tried again.
     again: Vec<u32>,
     /// Trains that the kernel would not cut.
     singly: Vec<u32>,
@@ -49,13 +49,13 @@ pub struct Sends {
 struct Singles {
     messages: Vec<libc::msghdr>,
     iovecs: Vec<libc::iovec>,
-    /// Where the pieces of each end.
+    /// Where the iovecs of each message end.
     ends: Vec<usize>,
 }
 
 impl Sends {
     pub fn new(buffers: u16, flows: u32) -> Self {
-        // A buffer is cut into at most two: 65,536 bytes are less than twice MAX_BYTES.
+        // A buffer is cut into at most two messages: 65,536 bytes are less than twice MAX_BYTES.
         let most = 2 * usize::from(buffers);
         let none = || vec![NONE; flows as usize].into_boxed_slice();
         Self {
@@ -77,7 +77,7 @@ impl Sends {
         }
     }
 
-    /// The path of an upstream slot, to which nobody has looked yet if the slot is used anew.
+    /// The path of an upstream slot. If the slot is used anew, nobody has looked at its path yet.
     pub fn path(&mut self, token: Token) -> &mut Path {
         let path = &mut self.paths[token.slot as usize];
         if path.generation != token.generation {
@@ -123,7 +123,7 @@ impl Sends {
         }
     }
 
-    /// Sends everything and gives the buffers back.
+    /// Sends all datagrams, and gives the buffers back.
     pub fn flush(&mut self, buffers: &mut Buffers, queue: &mut Queue, turn: &mut Turn) {
         if !self.sends.is_empty() {
             self.build(buffers, &turn.output);
@@ -167,8 +167,8 @@ impl Sends {
         }
     }
 
-    /// The same of datagrams whose heads are other ones: each by itself. Says how many of them the
-    /// path would have taken whole without the new head.
+    /// Adds datagrams whose heads are replaced, each by itself. Reports how many of them the path
+    /// would have taken whole without the new head.
     fn add_changed(
         &mut self,
         template: &Send,
@@ -196,7 +196,7 @@ impl Sends {
         }
     }
 
-    /// Adds datagrams that are in these chunks.
+    /// Adds datagrams that lie in these chunks.
     fn add_piece(
         &mut self,
         template: &Send,
@@ -242,13 +242,14 @@ impl Sends {
         slots.get_mut(send.flow? as usize)
     }
 
-    /// The path to an endpoint; none to a client.
+    /// The path to an endpoint. A client has no path.
     fn path_of(&self, send: &Send) -> Option<&Path> {
         let is_up = send.token.kind == Kind::Upstream;
         self.paths.get(send.flow.filter(|_| is_up)? as usize)
     }
 
-    /// Fills in the messages. Nothing may be added before they were sent: they point to each other.
+    /// Fills in the messages. No datagram may be added until they were sent, because the messages
+    /// point to each other.
     fn build(&mut self, buffers: &Buffers, output: &[u8]) {
         self.iovecs.clear();
         for send in &mut self.sends {
@@ -269,7 +270,8 @@ impl Sends {
         }
     }
 
-    /// Which sends go as they are, and of which it is known that they can't.
+    /// Sorts the sends: those that go as they are, and those that the path is known to refuse as a
+    /// train.
     fn sort_sends(&mut self) {
         for at in 0..index(self.sends.len()) {
             let send = &self.sends[at as usize];
@@ -280,7 +282,7 @@ impl Sends {
         }
     }
 
-    /// Sends those in `again`, which is emptied, and notes the failures.
+    /// Sends the messages in `again`, empties `again`, and notes the failures.
     fn round(&mut self, queue: &mut Queue) {
         queue.failed_sends().clear();
         for index in self.again.drain(..) {
@@ -301,9 +303,10 @@ impl Sends {
         for (index, errno) in self.failures.drain(..) {
             let Some(send) = self.sends.get(index as usize) else { continue };
             match errno {
-                // It reports an earlier datagram's fate; this one was not sent.
+                // The error reports an earlier datagram's fate. This datagram was not sent.
                 libc::ECONNREFUSED if first_time => self.again.push(index),
-                // The path takes smaller packets than the train's, or the device can't cut it.
+                // The path takes smaller packets than the train's, or the device can't cut the
+                // train.
                 libc::EMSGSIZE | libc::EINVAL | libc::EIO if send.count > 1 => {
                     self.singly.push(index);
                     if send.token.kind == Kind::Upstream
@@ -333,7 +336,7 @@ impl Sends {
         messages.clear();
         iovecs.clear();
         ends.clear();
-        // What the datagram has yet to get.
+        // Bytes that the datagram still needs.
         let mut room = send.size;
         let mut next = send.first;
         while let Some(chunk) = self.chunks.get(next as usize) {
@@ -364,8 +367,8 @@ impl Sends {
         queue.failed_sends().clear();
         for (number, message) in messages.iter().enumerate() {
             let user_data = UserData::new(What::Send, index(number), 0);
-            // SAFETY: messages, iovecs, and what the send's message points to stay where they are
-            // until `submit` has returned, below.
+            // SAFETY: messages, iovecs, and the memory that the send's message points to stay where
+            // they are until `submit` has returned, below.
             unsafe { queue.send(send.target, ptr::from_ref(message), user_data) };
         }
         queue.submit();
@@ -387,7 +390,7 @@ impl Sends {
     }
 }
 
-/// What is said of a send through a socket that is gone.
+/// The event for a send through a socket that is gone.
 fn gone(count: u32) -> Event {
     Event::SendFailed { why: Why::Other(libc::EBADF), count }
 }

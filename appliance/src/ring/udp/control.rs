@@ -1,4 +1,5 @@
-//! What the kernel writes beside a datagram: whose it is, where to, and the size of a train's.
+//! Reads the data that the kernel writes beside a datagram: sender, destination, and the size of a
+//! train's datagrams.
 
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -9,7 +10,7 @@ use crate::ring::udp::train::Train;
 /// Room for an address of either family.
 pub const NAME: usize = size_of::<libc::sockaddr_in6>();
 
-/// `struct in6_pktinfo`, the larger of the two.
+/// The size of `struct in6_pktinfo`, which is larger than `in_pktinfo`.
 pub const PKTINFO: usize = size_of::<libc::in6_pktinfo>();
 
 /// CMSG_SPACE of several messages.
@@ -24,7 +25,7 @@ pub const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
 
 const _: () = assert!(CMSG_ALIGN == 8 && CMSG_HEADER == 16, "64-bit machines only");
 
-/// What the control data says: the size of a train's datagrams, and the local address.
+/// Reads the control data: the size of a train's datagrams, and the local address.
 pub fn read_control(received: &Received<'_>) -> (Train, Option<IpAddr>) {
     let mut train = Train::new(received.start, received.len);
     let mut local = None;
@@ -36,7 +37,8 @@ pub fn read_control(received: &Received<'_>) -> (Train, Option<IpAddr>) {
                 }
             }
             (libc::SOL_IP, libc::IP_PKTINFO) => {
-                // `ipi_addr`, the destination in the header: behind index and `ipi_spec_dst`.
+                // `ipi_addr`, the destination in the header. It stands behind the index and
+                // `ipi_spec_dst`.
                 let ip = data.get(8..).and_then(|data| data.first_chunk::<4>());
                 local = ip.map(|ip| IpAddr::V4(Ipv4Addr::from(*ip)));
             }
@@ -62,7 +64,8 @@ pub fn control_messages(mut rest: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8
     })
 }
 
-/// An address as recvmsg(2) writes it: a `sockaddr_in` or `sockaddr_in6`. `None` for anything else.
+/// Reads an address as recvmsg(2) writes it: a `sockaddr_in` or `sockaddr_in6`. `None` for anything
+/// else.
 pub fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(*bytes.first_chunk()?));
     let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);

@@ -1,5 +1,5 @@
-//! Where upstream sockets are kept: among the registered files of the ring, where they take no
-//! descriptor, or, where the kernel does not release these in time, as plain descriptors.
+//! Keeps the upstream sockets: among the ring's registered files, where they take no descriptor, or
+//! as plain descriptors, if the kernel does not release registered files in time.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::{io, mem};
@@ -26,9 +26,9 @@ enum Kept {
 }
 
 impl Files {
-    /// Room for so many sockets. The kernel allows no more registered files than RLIMIT_NOFILE;
-    /// more flows than that find no socket. Plain descriptors count against the same limit, with
-    /// those of everything else.
+    /// Makes room for this many sockets. The kernel allows no more registered files than
+    /// RLIMIT_NOFILE, so flows beyond that number find no socket. Plain descriptors count against
+    /// that limit too, with all other descriptors of the process.
     pub fn new(sockets: u32, features: &Features, queue: &Queue) -> Result<Self, RingError> {
         let limit = getrlimit(Resource::RLIMIT_NOFILE);
         let limit = limit.map_or(1024, |(soft, _)| u32::try_from(soft).unwrap_or(u32::MAX));
@@ -48,11 +48,12 @@ impl Files {
         self.free.is_empty()
     }
 
-    /// Keeps an open socket, and says in which place.
+    /// Keeps an open socket, and returns its place.
     ///
     /// # Errors
     ///
-    /// Those of io_uring_register(2), and EMFILE where every place is taken; then it is closed.
+    /// Errors of io_uring_register(2), and EMFILE if each place is taken. The socket is then
+    /// closed.
     pub fn put(&mut self, fd: OwnedFd, queue: &Queue) -> io::Result<u32> {
         let full = || io::Error::from_raw_os_error(libc::EMFILE);
         let place = *self.free.last().ok_or_else(full)?;
@@ -76,7 +77,8 @@ impl Files {
         }
     }
 
-    /// Closes the file of a place. Nothing may be in flight for it, or be about to be submitted.
+    /// Closes the file of a place. No request for the file may be in flight, or about to be
+    /// submitted.
     pub fn close(&mut self, place: u32, queue: &Queue) {
         match &mut self.kept {
             // Emptying a slot of the table can't fail.

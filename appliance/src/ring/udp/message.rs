@@ -1,4 +1,4 @@
-//! One message of sendmsg(2): its datagrams, where they lie, and its control data.
+//! Holds one message of sendmsg(2): the places of its datagrams, and its control data.
 
 use std::net::IpAddr;
 use std::ptr;
@@ -11,10 +11,11 @@ use crate::ring::queue::Target;
 use crate::ring::sys::errno::why;
 use crate::ring::udp::train::Train;
 
-/// Datagrams of one message (`UDP_MAX_SEGMENTS` of kernels before 6.9).
+/// The maximum number of datagrams of one message (`UDP_MAX_SEGMENTS` of kernels before 6.9).
 pub const MAX_SEGMENTS: u32 = 64;
 
-/// Bytes of one message: 65,507 is the most over IPv4, less what a path may add.
+/// The maximum number of bytes of one message: 65,507, the most over IPv4, less the bytes that a
+/// path may add.
 pub const MAX_BYTES: u32 = 65_000;
 
 /// No send to append to.
@@ -36,8 +37,8 @@ pub struct Send {
     pub control: Control,
 }
 
-/// A stretch of a receive buffer, or of the turn's output. A datagram is in one chunk, or, if it
-/// has got another head, in two.
+/// A stretch of a receive buffer, or of the turn's output. A datagram lies in one chunk, or in two
+/// if its head was replaced.
 pub struct Chunk {
     /// `None`: the output.
     pub buffer: Option<u16>,
@@ -46,7 +47,7 @@ pub struct Chunk {
     pub next: u32,
 }
 
-/// Room for PKTINFO and UDP_SEGMENT messages, aligned as they must be.
+/// Room for PKTINFO and UDP_SEGMENT messages, with the alignment that they need.
 #[derive(Clone, Copy, Default)]
 pub struct Control(pub [u64; 9]);
 
@@ -65,7 +66,7 @@ impl Send {
         Self { token, target, flow, peer, local, size, bytes, count, first, last, message, control }
     }
 
-    /// Whether `piece` may follow in the same message: only the last datagram may be shorter.
+    /// Whether `piece` may follow in this message: only the last datagram may be shorter.
     pub fn takes(&self, template: &Self, piece: Train) -> bool {
         let fits = piece.size == self.size || (piece.count() == 1 && piece.len < self.size);
         fits && piece.len > 0
@@ -81,7 +82,7 @@ impl Send {
 
     pub fn why_failed(&self, errno: i32) -> Why {
         match errno {
-            // A single datagram of a valid size: what is left to object to is its source.
+            // A single datagram of a valid size: the kernel can refuse only its source address.
             libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENETUNREACH if self.local.is_some() => {
                 Why::BadSource
             }
@@ -89,7 +90,7 @@ impl Send {
         }
     }
 
-    /// Fills in name and control data; `segment`: bytes per datagram, or 0 for a single one.
+    /// Fills in name and control data. `segment`: bytes per datagram, or 0 for a single one.
     pub fn address(&mut self, segment: u32) {
         let mut len = 0;
         match self.local {
@@ -123,14 +124,14 @@ impl Send {
 }
 
 impl Clone for Send {
-    /// A new message like this one: what points into a message is filled in by `address`.
+    /// Makes a new message like this one. `address` fills in the pointers into the message.
     fn clone(&self) -> Self {
         Self::new(self.token, self.target, self.flow, self.peer.clone(), self.local)
     }
 }
 
 impl Chunk {
-    /// Where `len` bytes of it are, from `at` on.
+    /// The place of `len` bytes of the chunk, from `at` on.
     pub fn iovec(&self, at: u32, len: u32, buffers: &Buffers, output: &[u8]) -> libc::iovec {
         let start = self.start + at;
         let iov_base = match self.buffer {
@@ -142,7 +143,7 @@ impl Chunk {
 }
 
 impl Control {
-    /// Appends one message at `len`, which moves on to where the next would be.
+    /// Appends one message at `len`, and moves `len` to the place of the next.
     pub fn push(&mut self, len: &mut usize, level: i32, kind: i32, data: &[u8]) {
         const WORD: usize = size_of::<u64>();
         let message = (2 * WORD + data.len()) as u64;

@@ -1,4 +1,4 @@
-//! Datagrams: received on listening and upstream sockets, sent as batches.
+//! Receives datagrams on listening and upstream sockets, and sends datagrams as batches.
 
 pub mod batch;
 mod control;

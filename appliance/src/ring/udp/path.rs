@@ -1,19 +1,19 @@
-//! The way to an endpoint: how large a datagram may be that takes it whole.
+//! Holds the path to an endpoint: the size of the largest datagram that the path takes whole.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::ring::sys::calls;
 
-/// The way to a slot's endpoint.
+/// The path to a slot's endpoint.
 #[derive(Clone, Copy)]
 pub struct Path {
     pub generation: u32,
-    /// Payload bytes of the largest datagram that took it whole when it was looked at; `None`: it
-    /// was not.
+    /// Payload bytes of the largest datagram that the path took whole when it was looked at.
+    /// `None`: nobody has looked.
     pub whole: Option<u16>,
-    /// Payload bytes of the largest datagrams that may go as a train: at first the same, less once
-    /// the kernel has refused some.
+    /// Payload bytes of the largest datagrams that may go as a train. At first equal to `whole`,
+    /// and less when the kernel has refused a train.
     pub in_trains: u16,
 }
 
@@ -26,15 +26,15 @@ impl Path {
         self.whole.is_some()
     }
 
-    /// Payload bytes of the largest datagram that it takes whole. What changes later it learns of
-    /// by trains that are refused, and not at all if it takes more than before: until the socket is
-    /// closed, its trains then go singly, as they did.
+    /// Sets the payload bytes of the largest datagram that the path takes whole. Refused trains
+    /// show a later decrease. Nothing shows an increase: until the socket is closed, larger trains
+    /// go singly, as before.
     pub fn takes(&mut self, whole: u16) {
         self.whole = Some(whole);
         self.in_trains = self.in_trains.min(whole);
     }
 
-    /// A train of datagrams of this size was refused: so would the next be.
+    /// A train of datagrams of this size was refused, and the next one would be refused too.
     pub fn refused(&mut self, size: u32) {
         let less = u16::try_from(size.saturating_sub(1)).unwrap_or(u16::MAX);
         self.in_trains = self.in_trains.min(less);
@@ -55,7 +55,8 @@ pub fn path_room(fd: BorrowedFd<'_>, peer: &SocketAddr) -> u16 {
     }
 }
 
-/// The same of a peer to which no socket is connected.
+/// Payload bytes of the largest datagram that goes in one packet to a peer without a connected
+/// socket.
 pub fn room_to(peer: &SocketAddr) -> u16 {
     let connected = calls::socket(peer, libc::SOCK_DGRAM).and_then(|fd| {
         calls::connect(fd.as_fd(), peer)?;

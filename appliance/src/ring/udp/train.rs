@@ -1,16 +1,16 @@
-//! What a receive buffer holds: one datagram, or a train of equal ones.
+//! Describes the content of a receive buffer: one datagram, or a train of equal ones.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use crate::contract::{BufferId, Event, Part};
 
-/// What a receive buffer holds: datagrams of one size, of which the last may be shorter.
+/// The content of a receive buffer: datagrams of one size. Only the last may be shorter.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Train {
     pub start: u32,
     pub len: u32,
-    /// Bytes of each datagram but the last; never 0 unless the only one is empty.
+    /// Bytes of each datagram but the last. Never 0, unless the only datagram is empty.
     pub size: u32,
 }
 
@@ -19,14 +19,14 @@ impl Train {
         Self { start, len, size: len }
     }
 
-    /// The size that libc::UDP_GRO tells.
+    /// Sets the size that libc::UDP_GRO tells.
     pub fn set_size(&mut self, size: i32) {
         if let Ok(size @ 1..) = u32::try_from(size) {
             self.size = size.min(self.len);
         }
     }
 
-    /// Where in the buffer it is.
+    /// The place of the train in the buffer.
     pub fn range(self) -> Range<usize> {
         self.start as usize..(self.start + self.len) as usize
     }
@@ -45,7 +45,7 @@ impl Train {
         Self { start: self.start + first, len, size: self.size.min(len) }
     }
 
-    /// One after the other. An empty one is one, too.
+    /// The datagrams, one after the other. An empty datagram counts as one, too.
     pub fn datagrams(self) -> impl Iterator<Item = (u32, u32)> {
         (0..self.count()).map(move |number| {
             let at = number * self.size;

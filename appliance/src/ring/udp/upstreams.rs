@@ -1,4 +1,4 @@
-//! Datagrams in: receives on listening and upstream sockets, and the upstream sockets themselves.
+//! Receives datagrams on listening and upstream sockets, and opens and closes the upstream sockets.
 
 use std::io;
 use std::mem::size_of;
@@ -29,16 +29,16 @@ use crate::stats::counters::Counters;
 
 pub struct Udp {
     buffers: Buffers,
-    /// What lies in each buffer that was received.
+    /// By buffer: the datagrams in a received buffer.
     trains: Box<[Train]>,
     upstreams: Box<[Upstream]>,
     /// The upstream sockets.
     files: Files,
-    /// Receives to begin at the end of the turn, when the buffers of this turn are back: without
-    /// any, a receive fails at once.
+    /// Receives that begin at the end of the turn, when the buffers of this turn are back. Without
+    /// any buffer, a receive fails at once.
     arming: Vec<(Kind, u32)>,
-    /// Addresses from which no port could be had in this round; there is no use in looking for
-    /// another at once.
+    /// Source addresses that had no free port in this round. Another search at once would find none
+    /// either.
     out_of_ports: Vec<(bool, Origin)>,
     sends: Sends,
     down: Box<Shape>,
@@ -48,10 +48,10 @@ pub struct Udp {
 #[derive(Clone, Copy, Default)]
 struct Upstream {
     generation: u32,
-    /// Which of the files it is.
+    /// The place of the socket in `files`.
     file: u32,
     life: Life,
-    /// Not connected: each datagram says whose it is.
+    /// The socket is not connected, so each datagram carries the address of its sender.
     shared: bool,
     /// A receive is in flight or about to be.
     armed: bool,
@@ -86,7 +86,7 @@ impl Udp {
         self.buffers.free()
     }
 
-    /// `Receive`: begun when this turn's buffers are back.
+    /// `Receive`: begins when this turn's buffers are back.
     pub fn receive(&mut self, token: Token) {
         self.arming.push((token.kind, token.slot));
     }
@@ -113,7 +113,8 @@ impl Udp {
         self.place(token, None, || open_shared(ipv4), queue, turn);
     }
 
-    /// `peer`: to whom the socket is connected; none: it is shared. Returns why there is none.
+    /// Opens a socket. `peer`: the address to connect to; `None`: the socket is shared. Returns why
+    /// there is no socket.
     fn place(
         &mut self,
         token: Token,
@@ -167,14 +168,14 @@ impl Udp {
         self.sends.add_up(token, target, (buffer, part), train, turn);
     }
 
-    /// Through the shared socket in slot `via`; the token is the flow's.
+    /// Sends through the shared socket in slot `via`. The token is that of the flow.
     pub fn send_via(&mut self, token: Token, via: u32, down: &Down, turn: &mut Turn) {
         let socket = self.upstreams.get(via as usize);
         let socket = socket.filter(|socket| socket.life == Life::Open && socket.shared);
         let target = socket.map(|socket| self.files.target(socket.file));
         let train = self.trains[usize::from(down.buffer.0)];
         let path = self.sends.path(token);
-        // Only a header makes it worth the calls; a flow's pair keeps the answer.
+        // Only a header makes these calls worth their cost. The flow's pair keeps the answer.
         if down.part.head.1 > 0 && !path.is_known() {
             path.takes(room_to(&down.peer));
         }
@@ -196,7 +197,7 @@ impl Udp {
         self.buffers.give_back(buffer);
     }
 
-    /// The end of `carry_out`: sends, gives the buffers back, and only then begins receives.
+    /// Ends `carry_out`: sends, gives the buffers back, and only then begins receives.
     pub fn flush(&mut self, queue: &mut Queue, listeners: &mut Listeners, turn: &mut Turn) {
         self.flush_sends(queue, turn);
         self.out_of_ports.clear();
@@ -213,8 +214,8 @@ impl Udp {
     fn arm(&mut self, kind: Kind, slot: u32, queue: &mut Queue, listeners: &mut Listeners) {
         if kind == Kind::Socket {
             if let Some((target, user_data)) = listeners.arm_receive(slot) {
-                // SAFETY: the shape lives as long as the ring; the listener's descriptor is closed
-                // only after the final completion.
+                // SAFETY: the shape lives as long as the ring, and the listener's descriptor is
+                // closed only after the final completion.
                 unsafe { queue.receive(target, self.down.as_ptr(), user_data) };
             }
             return;
@@ -225,12 +226,12 @@ impl Udp {
             let user_data = UserData::new(What::ReceiveUp, slot, upstream.generation);
             let target = self.files.target(upstream.file);
             let shape = if upstream.shared { &self.down } else { &self.up };
-            // SAFETY: as above; the file is given up after the final completion.
+            // SAFETY: as above. The file is given up after the final completion.
             unsafe { queue.receive(target, shape.as_ptr(), user_data) };
         }
     }
 
-    /// A completion of a receive on a listening socket.
+    /// Handles a completion of a receive on a listening socket.
     pub fn received_down(
         &mut self,
         completion: Completion,
@@ -259,7 +260,7 @@ impl Udp {
         }
     }
 
-    /// A completion of a receive on an upstream socket.
+    /// Handles a completion of a receive on an upstream socket.
     pub fn received_up(
         &mut self,
         completion: Completion,
@@ -311,7 +312,7 @@ impl Udp {
     }
 }
 
-/// Addresses that are remembered within a round.
+/// The maximum number of addresses that are remembered within a round.
 const MOST_OUT_OF_PORTS: usize = 16;
 
 fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {
@@ -322,12 +323,13 @@ fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Opens an unconnected UDP socket on a port of its own, for all local addresses of an IP version:
-/// each datagram comes with the one that it was sent to, and leaves with the one that it states.
+/// Opens an unconnected UDP socket on a port of its own, for all local addresses of an IP version.
+/// The kernel reports the destination address of each received datagram, and each sent datagram
+/// states its source address.
 ///
 /// # Errors
 ///
-/// Those of socket(2), setsockopt(2) and bind(2).
+/// Errors of socket(2), setsockopt(2) and bind(2).
 fn open_shared(ipv4: bool) -> io::Result<OwnedFd> {
     let all = if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let address = SocketAddr::new(all, 0);
@@ -341,12 +343,12 @@ fn open_shared(ipv4: bool) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// The buffer that a receive has filled, and how far.
+/// The buffer that a receive has filled, and how many bytes were filled.
 fn filled_buffer(completion: &Completion) -> Option<(u16, usize)> {
     Some((completion.buffer()?, usize::try_from(completion.result).ok()?))
 }
 
-/// Why a receive has ended. Running out of buffers and an empty datagram are no errors.
+/// Why a receive has ended. A lack of buffers and an empty datagram are no errors.
 fn ending(completion: &Completion, counters: &Counters) -> Option<Why> {
     match -completion.result {
         libc::ENOBUFS => {

@@ -14,8 +14,8 @@ use crate::ring::turn::Turn;
 use crate::ring::udp::batch::Sends;
 use crate::ring::udp::train::Train;
 
-/// The kernel does not cut trains on a socket without checksums (EINVAL): each datagram then
-/// goes by itself, as it does where the path's MTU is below the train's.
+/// The kernel does not cut trains on a socket without checksums (EINVAL). Each datagram then goes
+/// by itself, as on a path whose MTU is below the datagrams' size.
 #[test]
 fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
     let mut queue = Queue::new(&Features::probe().expect("io_uring")).expect("a ring");
@@ -38,7 +38,8 @@ fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
     let sizes: Vec<_> = (0..3).map(|_| server.recv(&mut [0; 1000]).expect("a datagram")).collect();
     assert_eq!(sizes, [100, 100, 50]);
     assert_eq!((turn.events.len(), buffers.free()), (0, 2));
-    // The next is not tried as a train first; a smaller one may be.
+    // The next train of this size is not tried as a train first. A train of smaller datagrams may
+    // be.
     assert_eq!(sends.paths[0].in_trains, 99);
     let small = Train { start: 16, len: 60, size: 30 };
     for train in [train, small] {
@@ -66,9 +67,9 @@ fn datagrams_that_a_header_makes_too_large_for_their_path_are_told_of() {
         };
         turn.events.drain(..).map(fragmented).sum::<u32>()
     };
-    // With 28 bytes for 8: 1,000 in the end, and 1,001.
+    // 28 bytes replace 8: the datagrams have 1,000 bytes in the end, and 1,001.
     assert_eq!((add(0, 28, (980, 980)), add(0, 28, (981, 981))), (0, 1));
-    // Two of the three; and two that were too large before.
+    // Two of the three are too large now. Two others were too large before.
     assert_eq!((add(0, 28, (2_500, 990)), add(0, 28, (2_020, 1_010))), (2, 0));
     assert_eq!((add(0, 0, (990, 990)), add(1, 28, (990, 990))), (0, 0), "no head, no path");
 }
