@@ -1,4 +1,4 @@
-//! Pauses between attempts: each is twice as long as the last, up to a most.
+//! Pauses between attempts. Each pause is twice as long as the last, up to a longest pause.
 
 use std::time::{Duration, Instant};
 

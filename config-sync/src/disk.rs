@@ -1,5 +1,5 @@
-//! Reads files of which nobody knows what they are: a FIFO, or a file on a mount that hangs, must
-//! not stop whoever asks.
+//! Reads files that may be of any kind. A FIFO, or a file on a mount that hangs, must not stop the
+//! thread that asks.
 
 use std::collections::BTreeSet;
 use std::fs::{File, FileType, Metadata, OpenOptions};
@@ -10,28 +10,28 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Within which a file must have been read, or a directory listed. Disks take milliseconds.
+/// The time to read a file or list a directory. Disks take milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
 
-/// The same, as long as another path is stuck: those on one mount hang together, and whoever reads
-/// them one by one must not wait as long for each.
+/// The time to read a file while another path is stuck. Files on one mount hang together, so a
+/// thread that reads them one by one must not wait for the whole deadline each time.
 const SUSPECT: Duration = Duration::from_millis(500);
 
-/// Threads that may be stuck in the kernel at once, each for a path of its own.
+/// The most threads that may be stuck in the kernel at once. Each is stuck with its own path.
 const MOST_STUCK: usize = 8;
 
-/// The bytes of a regular file, `most` of them at the most.
+/// Reads at most `most` bytes of a regular file.
 ///
 /// # Errors
-/// Those of open(2) and read(2). It is no regular file; it was written to while it was read; it
-/// could not be read within two seconds. Until the thread that reads it comes back, the same path
-/// is refused at once.
+/// The errors of open(2) and read(2). The file is not a regular file; the file was written to
+/// during the read; the read took more than two seconds. The path is then refused at once, until
+/// the thread that reads the path comes back.
 pub(crate) fn bytes(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let owned = path.to_owned();
     within(path, DEADLINE, move || read(&owned, most))
 }
 
-/// What `work` returns, which looks at `path` on a thread of its own.
+/// Runs `work`, which looks at `path`, on a thread of its own, and returns the result of `work`.
 pub(crate) fn within<T: Send + 'static>(
     path: &Path,
     deadline: Duration,
@@ -53,7 +53,7 @@ pub(crate) fn within<T: Send + 'static>(
     let sent = jobs.send(Box::new(move || {
         let result = work();
         desk().under_way.remove(&owned);
-        // Nobody listens any more if it came too late.
+        // If the result is too late, nobody listens any more.
         _ = tell.send(result);
     }));
     if sent.is_err() {
@@ -72,7 +72,7 @@ fn late() -> io::Error {
 type Job = Box<dyn FnOnce() + Send>;
 
 struct Desk {
-    /// The thread that waits for work. One that did not come back in time ends when it does.
+    /// The thread that waits for work. A thread that missed its deadline ends after its job.
     idle: Option<Sender<Job>>,
     under_way: BTreeSet<PathBuf>,
 }
@@ -91,7 +91,7 @@ fn start() -> io::Result<Sender<Job>> {
 }
 
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    // Or the open of a FIFO would wait for a writer.
+    // Without `O_NONBLOCK`, the open of a FIFO would wait for a writer.
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     let before = file.metadata()?;
     if !before.is_file() {
@@ -126,7 +126,7 @@ pub(crate) mod testing {
     use std::ops::Deref;
     use std::path::{Path, PathBuf};
 
-    /// A folder that is gone when this is.
+    /// A folder in the file system that this value's drop removes.
     pub(crate) struct Folder(PathBuf);
 
     impl Folder {
@@ -192,23 +192,25 @@ mod tests {
     }
 }
 
-/// Far above any real configuration; a file that is larger is not one.
+/// The largest file that is read as a configuration. Real configurations are far smaller.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
-/// Reads a file.
+/// Reads a text file.
 ///
 /// # Errors
-/// A message for the operator that names the file: it is not there, it is no regular file, it can't
-/// be read in time, it is not UTF-8, it is empty, it is larger than 64 MiB.
+/// A message for the operator that names the file: the file is missing, is no regular file, can't
+/// be read in time, is not UTF-8, is empty, or is larger than 64 MiB.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     let name = path.display().to_string();
     let bytes = bytes(path, MAX_BYTES + 1).map_err(|error| format!("{name}: {error}"))?;
     text(&name, bytes)
 }
 
-/// What files hold, to tell whether one has changed: no more of keys is remembered than this.
+/// A hash of the files' contents, which tells whether a file has changed. Ringway keeps only this
+/// hash of private keys, not their bytes.
 pub(crate) fn fingerprint(paths: &BTreeSet<PathBuf>) -> u64 {
-    // Not secret, and nobody gains by a collision: it is their own file that is not read again.
+    // The seeds need not be secret. A collision harms only the operator who made the collision: a
+    // changed file is not read again.
     let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
     hasher.hash_one(paths.iter().map(|path| bytes(path, MAX_BYTES).ok()).collect::<Vec<_>>())
 }
@@ -217,12 +219,13 @@ pub(crate) fn is_one_unreadable(paths: &BTreeSet<PathBuf>) -> bool {
     paths.iter().any(|path| bytes(path, MAX_BYTES).is_err())
 }
 
-/// What was read is text, and is not cut off.
+/// Turns the bytes of a whole file into text.
 pub(crate) fn text(name: &str, bytes: Vec<u8>) -> Result<String, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("{name}: larger than {} MiB", MAX_BYTES >> 20));
     }
-    // Programs that write a file in place empty it first: that must not withdraw every listener.
+    // Programs that write a file in place empty the file first. An empty file must not withdraw
+    // every listener.
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(format!("{name}: the file is empty"));
     }

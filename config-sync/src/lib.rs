@@ -1,21 +1,21 @@
-//! Ringway's config thread as a library: a TOML file or Kubernetes objects in, immutable routing
-//! tables out.
+//! Ringway's config thread as a library: turns a TOML file or Kubernetes objects into immutable
+//! routing tables.
 //!
-//! The rooms, from the top down. Each imports only rooms that stand below it:
+//! The rooms, from the top down. Each room imports only rooms that stand below:
 //!
 //! | room | does |
 //! |---|---|
 //! | [`sync`] | reads, compiles, publishes and reports: [`sync::ConfigSync`] |
-//! | [`source`] | where a configuration's text comes from, and when that changes |
-//! | [`gateway`] | the Gateway API: Kubernetes objects in, a configuration and statuses out |
-//! | [`compile`] | from what was asked to what runs; certificates and ids |
-//! | [`check`] | whether the parts of a configuration fit together |
-//! | `toml` | the keys of a TOML file, each by itself |
+//! | [`source`] | gets a configuration's text, and notices when the text changes |
+//! | [`gateway`] | turns Kubernetes objects of the Gateway API into a configuration and statuses |
+//! | [`compile`] | turns what was asked into what runs; certificates and ids |
+//! | [`check`] | finds parts of a configuration that do not fit together |
+//! | `toml` | reads the keys of a TOML file, each key by itself |
 //! | [`publish`] | opens listening sockets, and hands each worker the latest table |
-//! | [`health`] | checks of endpoints, and the table without those that are down |
-//! | [`model`] | what was asked: [`model::config::Config`] and its parts |
-//! | [`table`] | what runs: the types that workers see |
-//! | [`machine`], `disk`, `backoff` | what the machine has; files that may hang; pauses that grow |
+//! | [`health`] | checks endpoints, and takes endpoints that are down out of the table |
+//! | [`model`] | has what was asked: [`model::config::Config`] and its parts |
+//! | [`table`] | has what runs: the types that workers see |
+//! | [`machine`], `disk`, `backoff` | facts of the machine; reads of files that may hang; growing pauses |
 
 mod backoff;
 pub mod check;

@@ -1,4 +1,4 @@
-//! What a configuration can ask of the machine that it runs on.
+//! Facts of the machine that a configuration depends on.
 
 use std::net::IpAddr;
 
@@ -30,8 +30,9 @@ impl Machine {
     }
 }
 
-/// The addresses of this machine by which others may reach it, sorted, IPv4 first: those of
-/// interfaces that are up, but for loopback and link-local ones. Empty if they can't be read.
+/// The addresses by which other machines may reach this machine, sorted, IPv4 first. These are the
+/// addresses of interfaces that are up, without loopback and link-local addresses. The list is
+/// empty if the addresses can't be read.
 pub fn addresses() -> Vec<IpAddr> {
     let mut found = Vec::new();
     for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {

@@ -1,4 +1,4 @@
-//! What no single value can tell: whether the parts of a configuration fit together.
+//! Checks whether the parts of a configuration fit together, which no single value can tell.
 
 pub(crate) mod warnings;
 
@@ -16,7 +16,7 @@ use crate::model::route::Route;
 use crate::table::routing::{Protocol, ProxyVersion, Transport};
 use crate::toml::{self, Parts};
 
-/// Reads a configuration for the machine that this runs on. `file` is what problems call it.
+/// Reads a configuration for this machine. Problems use `file` as the file's name.
 ///
 /// # Errors
 /// Every fault of the text at once.
@@ -24,8 +24,8 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
     parse_for(file, text, &Machine::this())
 }
 
-/// The same for a given machine: its cores and its congestion controls are all that `parse` asks
-/// the system for.
+/// Reads a configuration for a given machine. `parse` asks the system only for the machine's cores
+/// and congestion controls.
 pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Problems> {
     let Parts { config, broken, mut problems } = toml::read(file, text, machine)?;
     if problems.is_empty() {
@@ -79,9 +79,9 @@ struct Check<'c> {
 struct Users<'c> {
     tcp: bool,
     udp: bool,
-    /// One that is named and not there.
+    /// Some listener is named and does not exist.
     unknown: bool,
-    /// The first that passes TLS through.
+    /// The first listener that passes TLS through.
     through: Option<&'c Listener>,
 }
 
@@ -126,7 +126,7 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// Each must be among `known`, and once only.
+    /// Each name must be among `known`, and be given only once.
     fn references(&mut self, what: &str, names: &NamesAt<'c>, known: &BTreeSet<&str>) {
         let mut earlier = BTreeSet::new();
         for name in names {
@@ -141,8 +141,9 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// Listeners that share an address must be TLS, and told apart by their host names; none may
-    /// take a part of what a wildcard address takes, because the kernel would split them silently.
+    /// Listeners that share an address must be TLS listeners with different host names. No listener
+    /// may take a part of a wildcard address's connections, because the kernel would split the
+    /// connections silently.
     fn sockets(&mut self, listeners: &'c [Listener]) {
         let mut sockets: BTreeMap<(Transport, SocketAddr), Vec<&Listener>> = BTreeMap::new();
         for listener in listeners {
@@ -204,7 +205,7 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// The name of clients that send none must be one that is taken.
+    /// Some listener must take the name for clients that send no name.
     fn default_hostname(&mut self, sharing: &[&Listener]) {
         if let Some(name) = &sharing[0].default_hostname
             && !sharing.iter().any(|listener| reaches(listener, &name.value))
@@ -214,8 +215,8 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// Every listener of a route with host names must be able to see one of them, and every host
-    /// name must be one that some listener of the route takes.
+    /// Every listener of a route with host names must be able to see one of these names. Some
+    /// listener of the route must take each host name.
     fn hostnames(&mut self, route: &Route) {
         let found = route.listeners.iter().filter_map(|name| {
             let listener: &Listener = self.listeners.get(name.value.as_str())?;
@@ -243,8 +244,8 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// A TCP or UDP listener has one route at the most for each source range, a TLS listener one
-    /// for each host name and source range.
+    /// A TCP or UDP listener has at most one route for each source range. A TLS listener has at
+    /// most one route for each host name and source range.
     fn one_route_each(&mut self, routes: &'c [Route]) {
         type Key<'c> = (&'c str, Option<&'c str>, Option<IpNet>);
         let mut seen: BTreeMap<Key<'_>, &Route> = BTreeMap::new();
@@ -293,7 +294,7 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// An address of a client's own leaves no other to connect from.
+    /// If Ringway connects from the client's own address, there is no other source address.
     fn transparent(&mut self, backend: &Backend) {
         let Some(key) = backend.transparent.as_ref().filter(|key| key.value) else { return };
         let other = match backend {
@@ -305,8 +306,8 @@ impl<'c> Check<'c> {
         self.refuse(key, message);
     }
 
-    /// What uses each backend, by its name. Made once: a search of all routes for each backend
-    /// takes seconds where there are many of both.
+    /// The users of each backend, by the backend's name. The map is made once, because a search of
+    /// all routes for each backend would take seconds where there are many of both.
     fn users(&self, routes: &'c [Route]) -> BTreeMap<&'c str, Users<'c>> {
         let mut users: BTreeMap<&str, Users<'c>> = BTreeMap::new();
         for route in routes {
@@ -321,7 +322,7 @@ impl<'c> Check<'c> {
         users
     }
 
-    /// A key that means nothing to any listener that uses the backend is a mistake.
+    /// A key that no listener of the backend uses is a mistake.
     fn keys_in_use(&mut self, backend: &Backend, users: Users<'_>) {
         if let Some(asked) = &backend.send_proxy
             && asked.value.version == ProxyVersion::V1
@@ -352,7 +353,7 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// What passes through is encrypted already, and its reader is behind the endpoint's TLS.
+    /// TLS that passes through is encrypted already, and its reader is behind the endpoint's TLS.
     fn encrypted_once(&mut self, backend: &Backend, users: Users<'_>) {
         if let Some(listener) = users.through.filter(|_| backend.tls.is_some()) {
             let message = format!(
@@ -364,7 +365,8 @@ impl<'c> Check<'c> {
         }
     }
 
-    /// With shared sockets, flows are told apart by their endpoint's address and their own.
+    /// With shared sockets, flows differ only by the endpoint's address and by their own local
+    /// address.
     fn shared_sockets(&mut self, backends: &[Backend]) {
         let mut seen: BTreeMap<SocketAddr, &Backend> = BTreeMap::new();
         for backend in backends.iter().filter(|backend| backend.has_shared_sockets()) {
@@ -395,7 +397,7 @@ impl<'c> Check<'c> {
     }
 }
 
-/// Whose PROXY headers a listener believes.
+/// The sources of PROXY headers that a listener believes.
 fn believed(listener: &Listener) -> Option<&Vec<IpNet>> {
     listener.accept_proxy.as_ref().map(|from| &from.value)
 }
@@ -405,7 +407,7 @@ fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {
     format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
 }
 
-/// The names under which a route stands on one of its listeners, and where each is given.
+/// The names that a route has on one of its listeners, with the place of each name.
 pub(crate) fn hosts_on<'r>(
     route: &'r Route,
     listener: &Listener,
@@ -418,12 +420,12 @@ pub(crate) fn hosts_on<'r>(
     reaching.map(|host| (Some(host.value.as_str()), &host.place)).collect()
 }
 
-/// Whether a client can ask for a name that both the listener and `pattern` take.
+/// Whether a client can ask for a name that both the listener and `pattern` match.
 pub(crate) fn reaches(listener: &Listener, pattern: &str) -> bool {
     listener.hostname.as_ref().is_none_or(|own| overlap(&own.value, pattern))
 }
 
-/// Whether one name can match both of two patterns.
+/// Whether some name matches both patterns.
 pub(crate) fn overlap(a: &str, b: &str) -> bool {
     let below = |name: &str, suffix: &str| {
         name.strip_suffix(suffix).is_some_and(|front| front.ends_with('.'))

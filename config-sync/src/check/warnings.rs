@@ -1,4 +1,4 @@
-//! What a TOML file asks for that can be put in force and is hardly meant.
+//! Warnings about a TOML file: values that can be put in force but are hardly meant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,8 +9,8 @@ use crate::model::listener::transport;
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::table::routing::Transport;
 
-/// `local` are the machine's own addresses, beside loopback. The configuration is one that
-/// compiles, out of the file that is called so.
+/// All warnings about a configuration that compiles. `file` is the file's name. `local` has the
+/// machine's own addresses, without loopback.
 pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> {
     let mut found = config.doubts.clone();
     if config.listeners.is_empty() {
@@ -48,7 +48,7 @@ fn names<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeSet<&'c str> {
     names.map(|name| name.value.as_str()).collect()
 }
 
-/// Routes that lead nowhere, and backends that refuse their share of one.
+/// Routes without a backend that takes sessions, and backends that refuse their share of a route.
 fn refusing(config: &Config, found: &mut Vec<Problem>) {
     let mut weighty = BTreeSet::new();
     for route in &config.routes {
@@ -71,14 +71,15 @@ fn refusing(config: &Config, found: &mut Vec<Problem>) {
     }
 }
 
-/// The place of a name as one of another key of its table.
+/// The place of another key, in the table of a name.
 fn beside(name: &Place, key: &str) -> Place {
     let table = name.field.strip_suffix("name").unwrap_or_default();
     Place { field: format!("{table}{key}"), ..name.clone() }
 }
 
-/// Endpoints that are listeners of this gateway from which they are reached again: each connection
-/// would open another. One listener may well lead to another, as long as that leads out.
+/// Endpoints that are listeners of this gateway and lead back to themselves: each connection would
+/// open another connection. A listener may lead to another listener, as long as the last one leads
+/// out.
 pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut at: BTreeMap<(Transport, SocketAddr), Vec<usize>> = BTreeMap::new();
@@ -98,7 +99,8 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
         let whole = || at.get(&(transport, whole)).filter(|_| is_own);
         at.get(&(transport, endpoint)).or_else(whole).map_or(&[], Vec::as_slice)
     };
-    // Backends with such endpoints, and where these lead, by transport. Most have none.
+    // Backends with endpoints that are listeners, and these listeners by transport. Most backends
+    // have no such endpoints.
     let both = [Transport::Tcp, Transport::Udp];
     let hits = |backend: &Backend| -> [BTreeSet<usize>; 2] {
         let endpoints = &backend.endpoints;
@@ -153,8 +155,8 @@ impl Leads {
         }
     }
 
-    /// Those that lead into a circle: what is left when all that lead out are taken away, one after
-    /// the other.
+    /// The listeners that lead into a circle. Listeners that lead out are taken away one after
+    /// another, and the circles remain.
     fn circling(mut self) -> BTreeSet<usize> {
         let all = self.from.keys().copied();
         let mut out: Vec<usize> = all.filter(|index| !self.to.contains_key(index)).collect();
@@ -182,7 +184,7 @@ mod tests {
         [[routes]]\nname = \"r\"\nlisteners = [\"l\"]\nbackends = [{ name = \"b\" }]\n\
         [[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:80\"]\n";
 
-    /// What is said of a text, without the name of the file, on a machine that has 10.9.0.1.
+    /// The warnings about a text, without the file's name, on a machine with the address 10.9.0.1.
     fn said(text: &str) -> Vec<String> {
         let machine = Machine { cores: vec![0], congestion: Vec::new() };
         let config = parse_for("f", text, &machine).unwrap_or_else(|error| panic!("{error}"));
@@ -248,7 +250,7 @@ mod tests {
         let exact = endpoint("10.8.0.1:80").replace("0.0.0.0:80", "10.8.0.1:80");
         warned(&exact, &["11:14: backends[0].endpoints[0]: 10.8.0.1:80 is this gateway's own"]);
 
-        // One that leads to another, and out or back.
+        // A listener leads to another listener, and from there out or back.
         let two = |second: &str| {
             endpoint("127.0.0.1:81")
                 + "[[listeners]]\nname = \"m\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:81\"\n\

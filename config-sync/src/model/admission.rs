@@ -1,4 +1,4 @@
-//! Who may come in: ranges of source addresses, and files of such ranges.
+//! Which clients may come in: ranges of source addresses, and files of such ranges.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,19 +8,21 @@ use ipnet::IpNet;
 
 use crate::model::place::At;
 
-/// Who may come in: the longest prefix that has the client's address says so.
+/// Which clients may come in. The longest prefix that holds the client's address decides.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Admission {
-    /// `None`: whoever is not denied. Else nobody but these.
+    /// `Some`: only clients of these ranges may come in. `None`: every client that is not denied
+    /// may.
     pub allow: Option<Vec<At<Ranges>>>,
     pub deny: Vec<At<Ranges>>,
 }
 
-/// Some of the ranges of a list.
+/// One entry of a list of ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ranges {
     Prefix(IpNet),
-    /// A prefix or address in each line, read when the configuration is compiled and watched since.
+    /// A file with one prefix or address per line. The compiler reads the file, and the source
+    /// watches the file from then on.
     File(PathBuf),
 }
 
@@ -38,7 +40,7 @@ impl Admission {
     }
 }
 
-/// As it is written in TOML.
+/// Writes the entry in its TOML form.
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quoted = |text: String| toml::Value::from(text);
@@ -51,17 +53,18 @@ impl fmt::Display for Ranges {
     }
 }
 
-/// A prefix, and the line of its file; 0: it is of no file.
+/// A prefix, and the number of its line in the file. The number is 0 if the prefix is in no file.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
     pub prefix: IpNet,
     pub number: u32,
 }
 
-/// What a file of ranges says: a prefix or address in each line; `#` and `;` begin a comment.
+/// Reads the text of a file of ranges. Each line has one prefix or address; `#` and `;` begin a
+/// comment.
 ///
 /// # Errors
-/// Each line that is neither, with what is wrong with it.
+/// Each line that is neither a prefix nor an address, with what is wrong with the line.
 pub fn read_lines(text: &str) -> Result<Vec<Line>, Vec<(u32, String)>> {
     let (mut lines, mut wrong) = (Vec::new(), Vec::new());
     for (number, line) in (1..).zip(text.lines()) {
@@ -97,7 +100,8 @@ pub(crate) fn read_range(text: &str) -> Result<IpNet, String> {
     Ok(range)
 }
 
-/// IPv6 sockets are IPv6 only here, so that a mapped address could reach nobody.
+/// Refuses an IPv4 address that is mapped into IPv6. Ringway's IPv6 sockets are IPv6 only, so no
+/// client could have such an address.
 pub(crate) fn unmapped(address: IpAddr) -> Result<(), String> {
     match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(Ok(()), |v4| {

@@ -1,5 +1,6 @@
-//! An endpoint's certificate must have one of the names that the configuration gives, whatever name
-//! is asked for (Gateway API, `BackendTLSPolicy.validation.subjectAltNames`).
+//! Names that an endpoint's certificate may have. The certificate must have one of the names that
+//! the configuration gives, whatever name the TLS handshake asks for (Gateway API,
+//! `BackendTLSPolicy.validation.subjectAltNames`).
 
 use std::fmt;
 
@@ -8,16 +9,18 @@ use rustls::pki_types::{DnsName, IpAddr, ServerName};
 /// A name that an endpoint's certificate may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AltName {
-    /// A DNS name or an IP address. A wildcard of the certificate stands for a DNS name too.
+    /// A DNS name or an IP address. A wildcard of the certificate matches a DNS name too.
     Server(ServerName<'static>),
-    /// Such as `*.example.com`, in lower case: the certificate must have just this wildcard.
+    /// A wildcard such as `*.example.com`, in lower case. The certificate must have exactly this
+    /// wildcard.
     Wildcard(String),
     Uri(String),
 }
 
 impl AltName {
     /// # Errors
-    /// It is nothing of the kind. The message is to follow the name of its field.
+    /// The text is neither a host name, an IP address nor a URI. The caller puts the name of the
+    /// field before the message.
     pub fn read(text: &str) -> Result<Self, String> {
         if let Ok(address) = IpAddr::try_from(text) {
             return Ok(Self::Server(ServerName::IpAddress(address)));
@@ -41,7 +44,8 @@ impl AltName {
         }
     }
 
-    /// RFC 3986, section 3: with a scheme and an authority, which is all that certificates have.
+    /// Takes a URI with a scheme and an authority (RFC 3986, section 3). Certificates have no other
+    /// URIs.
     pub(crate) fn uri(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once("://").unwrap_or_default();
         let of_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
@@ -66,7 +70,7 @@ impl AltName {
     }
 }
 
-/// As [`AltName::read`] takes it.
+/// Writes the form that [`AltName::read`] reads.
 impl fmt::Display for AltName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -83,7 +87,8 @@ mod tests {
 
     use super::*;
 
-    /// Its names: `*.Example.com`, `example.com`, `192.0.2.1` and `spiffe://example.com/db`.
+    /// The certificate's names: `*.Example.com`, `example.com`, `192.0.2.1` and
+    /// `spiffe://example.com/db`.
     const CERTIFICATE: &str = "\
 -----BEGIN CERTIFICATE-----
 MIIBuzCCAWGgAwIBAgIUcWAXw3SI0KeqWK1AYIsAqljigbcwCgYIKoZIzj0EAwIw
@@ -114,7 +119,7 @@ VjBMW5qDYL31skNS43YiEi6IFvYdnfXSbwJ8ki4CIBvyAgmu20CA1PXmPGdDbEAf
         for name in ["other.com", "a.b.example.com", "192.0.2.2", "2001:db8::1"] {
             assert!(!has(name), "{name}");
         }
-        // A wildcard does not ask for what it would stand for.
+        // A wildcard does not ask for the names that the wildcard would match.
         assert!(!has("*.other.com") && !has("*.a.example.com") && !has("*.com"));
         assert!(!has("spiffe://example.com/other") && !has("spiffe://EXAMPLE.com/db"));
     }

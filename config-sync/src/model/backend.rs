@@ -1,4 +1,4 @@
-//! A backend, and what holds for one of which nothing else is said.
+//! A backend, and the default values of its keys.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,30 +12,31 @@ use crate::table::routing::{SendProxy, SocketOptions, Sources};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     pub name: At<String>,
-    /// Empty: what would go here is refused.
+    /// If the list is empty, sessions for this backend are refused.
     pub endpoints: Vec<At<SocketAddr>>,
     pub balance: Balance,
-    /// For one attempt; 0: as long as the kernel tries.
+    /// The time for one attempt. 0: the kernel decides how long to try.
     pub connect_timeout: u32,
-    /// 1 to 8.
+    /// From 1 to 8.
     pub connect_attempts: u8,
-    /// Local addresses to connect from, used in turn; empty: the kernel chooses.
+    /// Local addresses to connect from, used in turn. If the list is empty, the kernel chooses.
     pub source: Vec<At<Sources>>,
-    /// TCP and TLS listeners only. `None`: what the client sends, or what a listener has
-    /// decrypted, goes as it is.
+    /// For TCP and TLS listeners only. `None`: bytes that the client sends, or that a listener has
+    /// decrypted, go to the endpoint unchanged.
     pub tls: Option<Origination>,
-    /// UDP: few sockets for all flows, which then differ by their local addresses.
+    /// UDP: all flows share a few sockets. Flows then differ by their local addresses.
     pub shared_sockets: Option<At<bool>>,
-    /// UDP: between two flows of an upstream socket; `None`: [`UPSTREAM_REST`].
+    /// UDP: the pause between two flows of an upstream socket. `None`: [`UPSTREAM_REST`].
     pub upstream_rest: Option<At<u32>>,
-    /// The PROXY header that endpoints are sent first, or, UDP, in every datagram; `None`: none.
+    /// The PROXY header that an endpoint receives first, or, for UDP, in every datagram. `None`: no
+    /// header.
     pub send_proxy: Option<At<SendProxy>>,
-    /// Endpoints are connected to from clients' own addresses.
+    /// Ringway connects to endpoints from the client's own address.
     pub transparent: Option<At<bool>>,
-    /// `None`: all endpoints are used, whatever they do.
+    /// `None`: all endpoints are used, healthy or not.
     pub health_check: Option<At<HealthCheck>>,
     pub options: SocketOptions,
-    /// Where keys stand that mean nothing to UDP.
+    /// The places of keys that UDP does not use.
     pub stream_keys: Vec<Place>,
 }
 
@@ -57,10 +58,10 @@ pub enum Balance {
     SourceHash,
     SourcePortHash,
 }
-/// Longer than endpoints that are alive, and paths to them, take with an answer.
+/// Longer than a live endpoint and the path to the endpoint take to answer.
 pub(crate) const UPSTREAM_REST: u32 = 2 * SECOND;
 pub(crate) const LEAST_UPSTREAM_REST: Duration = Duration::from_millis(100);
 
-/// Of backends of which nothing is said.
+/// The default of one attempt's time.
 pub(crate) const CONNECT_TIMEOUT: u32 = 5 * SECOND;
 pub(crate) const CONNECT_ATTEMPTS: u8 = 3;

@@ -1,4 +1,4 @@
-//! A configuration: what was asked for, whether a TOML file or Kubernetes objects said so.
+//! A configuration: what was asked for, by a TOML file or by Kubernetes objects.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,28 +12,30 @@ use crate::model::route::Route;
 use crate::model::tls::{Origination, Pem, Termination};
 use crate::table::routing::Limits;
 
-/// A configuration whose every value is of the right form and within its range. Whether its parts
-/// fit together is said by `compile`. Durations are in milliseconds unless said otherwise; 0: off.
+/// A configuration. Every value has the right form and is within its range. `compile` finds out
+/// whether the parts fit together. Durations are in milliseconds unless a field says otherwise; 0
+/// is off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// How many workers there are, and where. Not reloadable.
+    /// How many workers there are, and on which cores. A reload does not change this.
     pub cores: Cores,
-    /// Where the admin API listens; `None`: nowhere. Not reloadable.
+    /// Where the admin API listens. `None`: the admin API is off. A reload does not change this.
     pub admin: Option<SocketAddr>,
-    /// How long sessions may live on after SIGTERM before they are closed.
+    /// How long sessions may live after SIGTERM before they are closed.
     pub drain_timeout: u32,
-    /// How long readiness fails before the drain begins, so that load balancers have looked.
+    /// How long readiness fails before the drain begins, so that load balancers notice in time.
     pub drain_grace: u32,
     /// How long a UDP flow stays with an endpoint that has left the table.
     pub lame_duck: u32,
-    /// Not reloadable, but for `open`.
+    /// A reload changes only `open`.
     pub access_log: AccessLog,
-    /// As asked for, 0 where it is left to [`limits`]. Not reloadable.
+    /// The limits that were asked for. 0: [`limits`] chooses. A reload does not change this.
     pub limits: Limits,
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,
     pub backends: Vec<Backend>,
-    /// What can be in force and is hardly meant, of the keys above `listeners`.
+    /// Problems of the keys above `listeners`: values that can be put in force but are hardly
+    /// meant.
     pub doubts: Vec<Problem>,
 }
 
@@ -46,8 +48,8 @@ pub enum Cores {
 }
 
 impl Cores {
-    /// Those that this machine does not have, or that this process may not use. No fault of a file:
-    /// it may be meant for another machine.
+    /// Cores of the list that this machine does not have, or that this process may not use. This is
+    /// no fault of the file: the file may be meant for another machine.
     pub fn unusable(&self, machine: &Machine) -> Vec<Problem> {
         let Self::List(cores) = self else { return Vec::new() };
         let usable = machine.cores.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
@@ -56,7 +58,7 @@ impl Cores {
         unusable.map(|core| core.problem(message(core.value))).collect()
     }
 
-    /// Their numbers, wherever they stand; `None`: automatic.
+    /// The numbers of the cores, without their places. `None`: automatic.
     pub(crate) fn numbers(&self) -> Option<Vec<usize>> {
         match self {
             Self::Auto => None,
@@ -69,7 +71,7 @@ impl Cores {
 pub struct AccessLog {
     pub target: LogTarget,
     pub format: LogFormat,
-    /// Log the beginning of sessions and flows too, not only their end.
+    /// The log has the beginning of sessions and flows too, not only the end.
     pub open: bool,
 }
 
@@ -88,7 +90,7 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Files that it names and that are read when it is compiled: certificates, keys, lists.
+    /// Files that the configuration names and the compiler reads: certificates, keys, lists.
     pub fn files(&self) -> BTreeSet<PathBuf> {
         let listeners = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let backends = self.backends.iter().filter_map(|backend| backend.tls.as_ref());
@@ -104,14 +106,15 @@ impl Config {
     }
 }
 
-/// The limits asked for, with those that are left open filled in: for `workers` workers in a
-/// process that may have `nofile` files open (`RLIMIT_NOFILE`).
+/// The limits asked for, with values for the limits that were left open. There are `workers`
+/// workers, and the process may have `nofile` files open (`RLIMIT_NOFILE`).
 ///
-/// A flow takes a source port, of which there are `ports` for each local address
+/// Each flow takes a source port. Each local address has `ports` source ports
 /// (`net.ipv4.ip_local_port_range`).
 ///
-/// A session takes two files, a pipe two; 512 are left for listeners, the admin API and the log.
-/// Where a flow takes one too (`descriptors`), a quarter of what is left is for flows at the most.
+/// A session takes two files, and a pipe takes two. Listeners, the admin API and the log have 512
+/// files. Where a flow takes a file too (`descriptors`), flows get at most a quarter of the files
+/// that remain.
 pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64, descriptors: bool) -> Limits {
     let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
     let nofile = u32::try_from(nofile).unwrap_or(u32::MAX);
@@ -135,14 +138,14 @@ pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64, descriptor
     }
 }
 
-/// Of a provided-buffer ring (`io_uring_register_buf_ring(3)`).
+/// The largest size of a provided-buffer ring (`io_uring_register_buf_ring(3)`).
 pub(crate) const MAX_BUFFERS: u16 = 32_768;
 
-/// Of one worker; also the most that a listener may set for itself.
+/// The most sessions of one worker. A listener may set no larger limit for itself.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
 
-/// Names of those parts of a file that have faults of their own: they are there, and that is all
-/// that is known of them.
+/// Names of the parts of a file that have faults of their own. Nothing else is known of these
+/// parts, but references to the names are not wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Broken {
     pub(crate) listeners: Vec<At<String>>,

@@ -1,4 +1,4 @@
-//! A listener, and what holds for one of which nothing else is said.
+//! A listener, and the default values of its keys.
 
 use std::net::SocketAddr;
 
@@ -15,34 +15,36 @@ pub struct Listener {
     pub name: At<String>,
     pub protocol: Protocol,
     pub address: At<SocketAddr>,
-    /// TLS only. In lower case, the first label may be `*`; `None`: every name, and none.
+    /// TLS only. A host name in lower case; the first label may be `*`. `None`: the listener takes
+    /// every name, and clients that send no name.
     pub hostname: Option<At<String>>,
-    /// TLS only. The name that clients are taken to ask for that send none; in lower case.
+    /// TLS only. The name for clients that send no name, in lower case.
     pub default_hostname: Option<At<String>>,
-    /// TLS only. What clients may say before the ClientHello.
+    /// TLS only. The protocol that clients may speak before the ClientHello.
     pub starttls: Option<Starttls>,
-    /// TLS only. `None`: passed through, as it is.
+    /// TLS only. `None`: TLS passes through unchanged.
     pub tls: Option<Termination>,
     pub timeouts: Timeouts,
     pub on_truncation: OnTruncation,
     pub flow_timeout: u32,
-    /// UDP: replies per client datagram after which a flow ends; 0: only by `flow_timeout`.
+    /// UDP: a flow ends after this number of replies per client datagram. 0: only `flow_timeout`
+    /// ends a flow.
     pub responses: u32,
-    /// Per worker; 0: only the worker's own limit.
+    /// The most sessions on one worker. 0: only the worker's own limit counts.
     pub max_sessions: u32,
-    /// Connections, or UDP: datagrams, from these sources must begin with a PROXY header; `None`:
-    /// none.
+    /// From these sources, every connection (for UDP, every datagram) must begin with a PROXY
+    /// header. `None`: no header is accepted.
     pub accept_proxy: Option<At<Vec<IpNet>>>,
-    /// Of accepted connections.
+    /// Options of accepted connections.
     pub options: SocketOptions,
     pub admission: Admission,
 }
 
-/// What holds where nothing is said.
+/// The values of socket options that are not given.
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] };
 
-/// Of listeners of which nothing is said.
+/// The timeouts of a listener that gives none.
 pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     hello: 5 * SECOND,
     idle: HOUR,
@@ -51,7 +53,7 @@ pub(crate) const TIMEOUTS: Timeouts = Timeouts {
     lifetime: 0,
 };
 
-/// Of UDP listeners of which nothing is said.
+/// The `flow_timeout` of a UDP listener that gives none.
 pub(crate) const FLOW_TIMEOUT: u32 = MINUTE;
 
 /// The transport that a protocol runs on.
@@ -62,7 +64,7 @@ pub(crate) fn transport(protocol: Protocol) -> Transport {
     }
 }
 
-/// The name that clients are taken to ask for that send none.
+/// The name for clients that send no name.
 pub(crate) fn nameless(listener: &Listener) -> Option<&str> {
     listener.default_hostname.as_ref().map(|name| name.value.as_str())
 }

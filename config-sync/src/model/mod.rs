@@ -1,5 +1,5 @@
-//! What was asked: a configuration and its parts, as values. This room imports nothing above it: a
-//! TOML file and Kubernetes objects both become these types.
+//! What was asked: a configuration and its parts, as values. This room imports no room above,
+//! because a TOML file and Kubernetes objects both become these types.
 
 pub mod admission;
 pub mod alt_name;

@@ -1,10 +1,10 @@
-//! Where something stands in a configuration file, and what is wrong there.
+//! Places in a configuration file, and problems at such places.
 
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
-/// Where a value stands.
+/// The place of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: Arc<str>,
@@ -12,19 +12,19 @@ pub struct Place {
     pub line: u32,
     /// In characters, from 1.
     pub column: u32,
-    /// The path of keys that leads to it, such as `listeners[1].hello_timeout`; empty for the file
-    /// as a whole.
+    /// The path of keys to the value, such as `listeners[1].hello_timeout`. The path is empty for
+    /// the file as a whole.
     pub field: String,
 }
 
-/// A value and where it stands, so that whoever finds fault with it later can say where.
+/// A value and its place, so that a later check can say where the fault is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct At<T> {
     pub value: T,
     pub place: Place,
 }
 
-/// One fault of a configuration: where it is, what it is and what is allowed there.
+/// One fault of a configuration: the place, the fault, and what is allowed there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: Arc<str>,
@@ -36,16 +36,17 @@ pub struct Problem {
     pub message: String,
 }
 
-/// Something that can be put in force and is hardly meant, or will not do what is hoped.
+/// A value that can be put in force but is hardly meant, or that will not do what the operator
+/// expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
-    /// `FILE:LINE:COLUMN`, or `FILE:LINE: document N` of YAML. Empty: it stands nowhere.
+    /// `FILE:LINE:COLUMN`, or `FILE:LINE: document N` of YAML. Empty if the warning has no place.
     pub place: String,
-    /// Begins with the field, or the object and its field, and says what to do.
+    /// Begins with the field, or with the object and its field, and says what to do.
     pub message: String,
 }
 
-/// Every fault of a configuration, in the order of the file. One per line as
+/// Every fault of a configuration, in the order of the file. Each line shows one fault as
 /// `FILE:LINE:COLUMN: FIELD: MESSAGE`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
@@ -74,14 +75,14 @@ impl Problems {
         Self(problems)
     }
 
-    /// `Ok(value)` if nothing is wrong.
+    /// `Ok(value)` if there is no problem.
     pub fn or<T>(self, value: T) -> Result<T, Self> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
 }
 
 impl Warning {
-    /// As compilers show theirs: with the word `warning` behind the place.
+    /// The warning in the form that compilers use: the word `warning` follows the place.
     pub fn marked(&self) -> String {
         let Self { place, message } = self;
         let colon = if place.is_empty() { "" } else { ": " };
@@ -105,8 +106,8 @@ impl fmt::Display for Warning {
     }
 }
 
-/// What Gateway API objects come to stands in no file: then `file` is the name of the part, and
-/// there is no line.
+/// A problem of a configuration that was translated from Gateway API objects is in no file. Then
+/// `file` is the name of the part, and the problem has no line.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
@@ -132,8 +133,8 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// ` (did you mean "listeners"?)`, or nothing where no candidate is near.
-/// Near is what takes few changes, and behind that what has the word as a part, or is a part of it.
+/// ` (did you mean "listeners"?)`, or nothing if no candidate is near. The nearest candidates need
+/// few changes. After them come candidates that contain the word, or that the word contains.
 pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     let near = 1 + word.chars().count() / 4;
     let part = |a: &str, b: &str| a.len() >= 3 && b.contains(a);
@@ -144,18 +145,18 @@ pub(crate) fn did_you_mean<'a>(word: &str, candidates: impl Iterator<Item = &'a 
         .map_or_else(String::new, |(_, candidate)| format!(" (did you mean \"{candidate}\"?)"))
 }
 
-/// What may have been meant, for as long as that does not take too long: thousands of wrong words,
-/// each compared with thousands of names, would take seconds.
+/// Suggestions for wrong words, with a limit on the number of comparisons. Thousands of wrong
+/// words, each compared with thousands of names, would take seconds.
 #[derive(Debug, Default)]
 pub(crate) struct Hints {
     compared: Cell<usize>,
 }
 
-/// Words that are compared in all: some 100 ms.
+/// The most words that are compared in all, which takes some 100 ms.
 const MOST_COMPARED: usize = 100_000;
 
 impl Hints {
-    /// As [`did_you_mean`]; nothing when so many words were compared that this would take too long.
+    /// Does the work of [`did_you_mean`], or gives nothing once the most words were compared.
     pub(crate) fn did_you_mean<'a>(
         &self,
         word: &str,
@@ -169,11 +170,11 @@ impl Hints {
     }
 }
 
-/// Insertions, deletions and replacements of characters, and exchanges of two that are neighbours,
-/// that turn `a` into `b`, whatever the case.
+/// The number of changes that turn `a` into `b`, ignoring case. A change inserts, deletes or
+/// replaces a character, or exchanges two neighbours.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.to_lowercase().chars().collect();
-    // The rows of the two characters before.
+    // The rows of the last two characters.
     let mut older: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=b.len()).collect();
     let mut before = None;

@@ -1,4 +1,4 @@
-//! A route: from listeners to weighted backends.
+//! A route: leads sessions of listeners to weighted backends.
 
 use ipnet::IpNet;
 
@@ -9,9 +9,10 @@ use crate::model::place::At;
 pub struct Route {
     pub name: At<String>,
     pub listeners: Vec<At<String>>,
-    /// TLS only. Empty: every name that the listener takes.
+    /// TLS only. If the list is empty, the route is for every name that the listener takes.
     pub hostnames: Vec<At<String>>,
-    /// Of clients. Empty: all that no other route of the listener and name is for.
+    /// Source ranges of clients. If the list is empty, the route is for all clients that no other
+    /// route of the same listener and name is for.
     pub sources: Vec<At<IpNet>>,
     pub admission: Admission,
     pub backends: Vec<WeightedBackend>,
@@ -20,6 +21,7 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightedBackend {
     pub name: At<String>,
-    /// 0 to 1,000,000; the share is this among the sum of the route's.
+    /// From 0 to 1,000,000. A backend's share is its weight, divided by the sum of the route's
+    /// weights.
     pub weight: u32,
 }

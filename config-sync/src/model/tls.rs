@@ -7,44 +7,45 @@ use std::sync::Arc;
 use crate::model::alt_name::AltName;
 use crate::model::place::At;
 
-/// One or more PEM blocks: in a file, read when the configuration is compiled and watched since, or
-/// given as they are.
+/// One or more PEM blocks. The compiler reads a file of such blocks, and the source watches the
+/// file from then on; or the configuration has the blocks themselves.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
     File(At<PathBuf>),
     Inline {
-        /// What problems call it: `Secret shop/frontend, tls.crt`.
+        /// The name in problems, such as `Secret shop/frontend, tls.crt`.
         name: String,
         bytes: Arc<[u8]>,
     },
 }
 
-/// A certificate chain, the server's or client's own certificate first, and its private key
-/// (PKCS#8, PKCS#1 or SEC 1).
+/// A certificate chain and its private key (PKCS#8, PKCS#1 or SEC 1). The server's or client's own
+/// certificate is the first of the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub cert: Pem,
     pub key: Pem,
 }
 
-/// How a listener ends TLS.
+/// How a listener terminates TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Termination {
-    /// Chosen by the DNS names in them: an exact name beats the longest wildcard. Of several with
-    /// the same name, the first whose key the client can use.
+    /// The client's server name chooses among the DNS names in the certificates. An exact name
+    /// beats the longest wildcard. If several certificates have the name, the first is taken that
+    /// has a key the client can use.
     pub certificates: Vec<Certificate>,
-    /// For names that none of `certificates` has, and for clients that send none. `None`: these are
-    /// closed without an answer.
+    /// For server names that are in none of `certificates`, and for clients that send no name.
+    /// `None`: such clients are closed without an answer.
     pub default_certificate: Option<Certificate>,
-    /// Certificates that client certificates must lead to.
+    /// The CA certificates that sign client certificates, directly or through a chain.
     pub client_ca: Option<Pem>,
     pub client_auth: ClientAuth,
     /// Certificate revocation lists (RFC 5280) for client certificates.
     pub client_crl: Option<Pem>,
-    /// In order of preference; empty: ALPN (RFC 7301) is not spoken.
+    /// Protocols in order of preference. If the list is empty, ALPN (RFC 7301) is off.
     pub alpn: Vec<String>,
     pub min_version: MinVersion,
-    /// Whether sessions can be resumed with tickets (RFC 5077; RFC 8446, section 4.6.1).
+    /// Whether clients can resume sessions with tickets (RFC 5077; RFC 8446, section 4.6.1).
     pub session_tickets: bool,
 }
 
@@ -53,7 +54,7 @@ pub enum ClientAuth {
     /// Clients are not asked for a certificate.
     #[default]
     Off,
-    /// They may have none, but one that they have must be valid.
+    /// A client may have no certificate. If a client has one, the certificate must be valid.
     Optional,
     Required,
 }
@@ -65,23 +66,24 @@ pub enum MinVersion {
     Tls13,
 }
 
-/// How connections to a backend's endpoints are encrypted.
+/// How Ringway speaks TLS to a backend's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origination {
-    /// The name sent, and the one that the endpoint's certificate must have if there are no
-    /// `subject_alt_names`: a DNS name or an IP address.
+    /// The server name that Ringway sends: a DNS name or an IP address. The endpoint's certificate
+    /// must have this name if there are no `subject_alt_names`.
     pub server_name: String,
-    /// Certificates that the endpoint's must lead to; `None`: those that the system trusts.
+    /// The CA certificates that sign the endpoint's certificate. `None`: the certificates that the
+    /// system trusts.
     pub ca: Option<Pem>,
-    /// Shown to endpoints that ask for one.
+    /// The certificate for endpoints that ask Ringway for one.
     pub certificate: Option<Certificate>,
-    /// Names of which the endpoint's certificate must have one.
+    /// The endpoint's certificate must have one of these names.
     pub subject_alt_names: Vec<AltName>,
-    /// What is offered, in order of preference; empty: nothing; `None`: what was agreed on with the
-    /// client, if it speaks TLS and something was.
+    /// The ALPN protocols that Ringway offers, in order of preference. Empty: Ringway offers none.
+    /// `None`: Ringway offers the protocol that was agreed with the client, if there is one.
     pub alpn: Option<Vec<String>>,
-    /// Hashes of which one must be of the endpoint's key. Without `ca` nothing else of the
-    /// certificate counts but `subject_alt_names`.
+    /// Hashes of public keys. The endpoint's key must have one of these hashes. Without `ca`, only
+    /// the key and `subject_alt_names` of the certificate are checked.
     pub pins: Vec<Pin>,
 }
 
@@ -123,7 +125,7 @@ impl Default for Termination {
     }
 }
 
-/// Without the bytes, which may be a private key.
+/// Leaves out the bytes, because they may be a private key.
 impl fmt::Debug for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,5 +1,5 @@
-//! FNV-1a of 64 bits (draft-eastlake-fnv): the same on every machine and after a restart, as hashes
-//! with a seed are not.
+//! FNV-1a of 64 bits (draft-eastlake-fnv). The hash of a text is equal on every machine and after a
+//! restart; hashes with a random seed are not.
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fnv(u64);

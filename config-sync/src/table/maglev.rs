@@ -1,20 +1,23 @@
-//! Maglev hashing (Eisenbud et al., NSDI 2016, section 3.4): a table that gives every endpoint an
-//! equal share of the hash values, and of which little changes when an endpoint comes or goes.
+//! Maglev hashing (Eisenbud et al., NSDI 2016, section 3.4): a look-up table that gives every
+//! endpoint an equal share of the hash values. Little of the table changes when an endpoint comes
+//! or goes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::fnv::Fnv;
 
-/// Primes; the smallest with 100 entries for each endpoint is taken, so that shares differ by 1 %
-/// at the most (beyond 655 endpoints: the largest, where they differ by more).
+/// Table sizes, which are primes. The smallest size with 100 entries for each endpoint is taken, so
+/// that shares differ by at most 1 %. For more than 655 endpoints the largest size is taken, and
+/// shares differ by more.
 const SIZES: [u16; 2] = [251, 5_003];
 const LARGEST: u32 = 65_537;
 
-/// The lookup table: indices into `endpoints`, which are at most 65,536. Empty without endpoints.
+/// The look-up table: indices into `endpoints`, which has at most 65,536 entries. The table is
+/// empty without endpoints.
 ///
-/// It depends on the set of addresses alone, not on their order, the process or the machine: all
-/// gateways with one configuration send a client to the same endpoint.
+/// The table depends only on the set of addresses, not on their order, the process or the machine.
+/// So all gateways with one configuration send a client to one endpoint.
 pub(crate) fn table(endpoints: &[SocketAddr]) -> Arc<[u16]> {
     let mut order: Vec<u16> = (0..=u16::MAX).take(endpoints.len()).collect();
     if order.is_empty() {
@@ -43,7 +46,8 @@ pub(crate) fn table(endpoints: &[SocketAddr]) -> Arc<[u16]> {
     slots.into_iter().flatten().collect()
 }
 
-/// An endpoint's own order of all slots: each once, because the size is prime.
+/// The order in which one endpoint wants the slots. Each slot comes once, because the size is
+/// prime.
 struct Walk {
     next: u32,
     skip: u32,
@@ -63,8 +67,9 @@ impl Walk {
     }
 }
 
-/// FNV-1a over address and port, with the finalizer of SplitMix64 because FNV's high bits are weak.
-/// Fixed for good: another hash would move every client when a gateway is upgraded.
+/// FNV-1a over address and port, then the finalizer of SplitMix64, because FNV's high bits are
+/// weak. This hash must never change: another hash would move every client when a gateway is
+/// upgraded.
 pub(crate) fn hash(endpoint: SocketAddr) -> u64 {
     let mut hash = Fnv::new();
     match endpoint.ip() {
@@ -134,7 +139,7 @@ mod tests {
             .zip(b.iter())
             .all(|(a, b)| forward[usize::from(*a)] == backward[usize::from(*b)]);
         assert!(same);
-        // What earlier versions computed: if this fails, an upgrade moves clients.
+        // Earlier versions computed this value. If the test fails, an upgrade moves clients.
         assert_eq!(hash(SocketAddr::from(([10, 0, 0, 1], 5432))), 0xecbd_18cd_082f_43c2);
     }
 

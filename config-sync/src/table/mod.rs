@@ -1,14 +1,14 @@
 //! What runs: the types that workers see. This room imports nothing else of the crate, so that a
-//! worker's look-ups can be read alone.
+//! reader can read a worker's look-ups alone.
 //!
 //! | module | has |
 //! |---|---|
 //! | [`routing`] | the immutable routing table |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
-//! | [`terminator`] | TLS: certificates, and how rustls is to be used |
+//! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
-//! | `fnv` | a hash that is the same on every machine |
-//! | [`x509`] | what rustls does not tell of a certificate: when it ends, whose it is |
+//! | `fnv` | a hash that is equal on every machine |
+//! | [`x509`] | fields of a certificate that rustls does not give: its end, its subject |
 
 pub(crate) mod fnv;
 pub(crate) mod maglev;

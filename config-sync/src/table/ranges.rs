@@ -1,22 +1,22 @@
-//! Values by source range, the longest matching prefix first: two sorted arrays for each IP
-//! version, so that a look-up is one binary search, however many prefixes there are. Imports
-//! nothing of this crate: workers see it.
+//! Values by source range; the longest matching prefix wins. There are two sorted arrays for each
+//! IP version, so that a look-up is one binary search for any number of prefixes. This file imports
+//! nothing of the crate, because workers see its types.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// Prefixes of one set of ranges at the most: 16 MiB of IPv4, 40 MiB of IPv6.
+/// The most prefixes of one set of ranges. That many take 16 MiB for IPv4, or 40 MiB for IPv6.
 pub const MAX_PREFIXES: usize = 1 << 20;
 
-/// Who may come in, by the longest prefix that has the client's address.
+/// Which clients may come in. The longest prefix that holds the client's address decides.
 #[derive(Debug)]
 pub struct Access(ByPrefix);
 
 impl Access {
-    /// `allow`: `None` if nothing is said of it, so that whoever is not denied may come in. A
-    /// prefix must not be in both.
+    /// `allow` is `None` if the configuration has no such list; then every client that is not
+    /// denied may come in. A prefix must not be in both lists.
     pub fn new(allow: Option<&[IpNet]>, deny: &[IpNet]) -> Self {
         let default = if allow.is_some() { DENIED } else { ADMITTED };
         let allowed = allow.unwrap_or_default().iter().map(|prefix| (*prefix, ADMITTED));
@@ -28,7 +28,7 @@ impl Access {
         self.0.get(client) == ADMITTED
     }
 
-    /// Bytes of memory.
+    /// The size in bytes of memory.
     pub fn size(&self) -> usize {
         self.0.size()
     }
@@ -37,8 +37,8 @@ impl Access {
 const DENIED: u32 = 0;
 const ADMITTED: u32 = 1;
 
-/// Every address has a value: that of the longest prefix it is in, or the default. Of the prefixes
-/// only the addresses are kept at which the value changes: at most two for each.
+/// Gives every address a value: the value of the longest prefix that holds the address, or the
+/// default. Only the addresses at which the value changes are kept: at most two for each prefix.
 #[derive(Clone, Debug)]
 pub struct ByPrefix {
     v4: Steps<u32>,
@@ -46,7 +46,7 @@ pub struct ByPrefix {
 }
 
 impl ByPrefix {
-    /// Each prefix should be given once; of several values for one the last holds.
+    /// Each prefix should be given once. If a prefix is given several times, the last value holds.
     pub fn new(prefixes: impl Iterator<Item = (IpNet, u32)>, default: u32) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (prefix, value) in prefixes {
@@ -70,7 +70,7 @@ impl ByPrefix {
     }
 
     /// The value for an address. An IPv4 address inside IPv6 (RFC 4291, section 2.5.5.2) counts as
-    /// what it is.
+    /// IPv4.
     pub fn get(&self, address: IpAddr) -> u32 {
         match address.to_canonical() {
             IpAddr::V4(address) => self.v4.get(address.to_bits()),
@@ -78,13 +78,13 @@ impl ByPrefix {
         }
     }
 
-    /// Bytes of memory.
+    /// The size in bytes of memory.
     pub fn size(&self) -> usize {
         size_of::<Self>() + self.v4.size() + self.v6.size()
     }
 }
 
-/// The value of addresses from `firsts[n]` on is `values[n]`. The first of all is 0.
+/// Addresses from `firsts[n]` on have the value `values[n]`. `firsts[0]` is 0.
 #[derive(Clone, Debug)]
 struct Steps<A> {
     firsts: Box<[A]>,
@@ -92,11 +92,11 @@ struct Steps<A> {
 }
 
 impl<A: Copy + Ord + Default> Steps<A> {
-    /// Spans lie within each other or apart, and the inner one holds. `after` is the address that
-    /// follows one, unless that was the last there is.
+    /// Any two spans lie one inside the other, or apart; the inner span's value holds. `after`
+    /// gives the next address, or `None` after the last address of all.
     fn new(mut spans: Vec<Span<A>>, after: impl Fn(A) -> Option<A>, default: u32) -> Self {
         spans.sort_by_key(|span| (span.first, Reverse(span.last)));
-        // The first address of a version is 0.
+        // The first address of each IP version is 0.
         let (mut firsts, mut values) = (vec![A::default()], vec![default]);
         let mut step = |at: A, value: u32| {
             if firsts.last() == Some(&at) {
@@ -108,7 +108,7 @@ impl<A: Copy + Ord + Default> Steps<A> {
                 values.push(value);
             }
         };
-        // Those that have begun and not ended, the innermost last.
+        // Spans that have begun and not ended, the innermost last.
         let mut open: Vec<Span<A>> = Vec::new();
         for span in spans {
             while let Some(ended) = open.pop_if(|inner| inner.last < span.first) {
@@ -191,10 +191,10 @@ mod tests {
         assert!(Access::new(Some(&nets(&["0.0.0.0/0", "::/0"])), &[]).admits(nobody));
     }
 
-    /// No more than 16 bytes for each IPv4 prefix and 40 for each IPv6 one, whatever they are.
+    /// Each IPv4 prefix takes at most 16 bytes, and each IPv6 prefix at most 40, for any prefixes.
     #[test]
     fn memory_is_bounded_by_the_number_of_prefixes() {
-        // Prefixes that do not touch, the worst case.
+        // Prefixes that do not touch are the worst case.
         let v4 = |n: u32| IpNet::new(Ipv4Addr::from(n << 9).into(), 24).expect("a length");
         let v6 =
             |n: u32| IpNet::new(Ipv6Addr::from(u128::from(n) << 65).into(), 64).expect("a length");
@@ -207,13 +207,14 @@ mod tests {
             let size = access.size() - size_of::<Access>();
             let most = each * prefixes.len();
             eprintln!("{} prefixes: {size} bytes, at most {most}", prefixes.len());
-            // One more: the first step of each version.
+            // Each IP version has one more step: its first.
             assert!(size <= most + 8 + 20, "{size} of {most}");
         }
     }
 
     fn prefix() -> impl Strategy<Value = IpNet> {
-        // Few bits, so that they lie within each other and touch; at either end of all addresses.
+        // The prefixes have few bits, so that they lie within each other and touch. They are at the
+        // beginning and at the end of all addresses.
         let v4 = (0..16_u32, 0..=4_u8, any::<bool>()).prop_map(|(n, len, high)| {
             let (address, len) = if high { (n << 28, len) } else { (n, 28 + len) };
             IpNet::V4(Ipv4Net::new(address.into(), len).expect("a length").trunc())

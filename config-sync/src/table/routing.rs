@@ -1,9 +1,8 @@
 //! The immutable routing table.
 //!
-//! Ids are stable over the life of the process: the same name (or, for an endpoint, the same
-//! backend name and address) has the same id in every table, so cursors, counts and counters that
-//! workers key by id survive a new table. Indices (`usize` into a table's own vectors) hold only
-//! within the table that they came from.
+//! Ids are stable over the life of the process. A name (for an endpoint: the backend's name and the
+//! address) has one id in every table. So cursors, counts and counters that workers key by id
+//! survive a new table. Indices (`usize` into a table's own vectors) hold only within one table.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,8 +13,8 @@ use ipnet::IpNet;
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
 
-/// Ids are below these, so per-worker state can be flat arrays allocated at start. The compiler
-/// refuses a configuration that would pass them.
+/// Ids are below these limits, so that per-worker state can be flat arrays that are allocated at
+/// start. The compiler refuses a configuration that would exceed the limits.
 pub const MAX_SOCKETS: usize = 4096;
 pub const MAX_LISTENERS: usize = 4096;
 pub const MAX_ENDPOINTS: usize = 65_536;
@@ -45,31 +44,31 @@ id!(/// A backend by its name.
 id!(/// An endpoint by its backend's name and its address.
     EndpointId);
 
-/// Everything that a worker may route to, whole and immutable.
+/// All routes of a worker, whole and immutable.
 #[derive(Clone, Debug)]
 pub struct RoutingTable {
-    /// Counts up by one with each table that is published; the first is 1. 0 is the empty table
-    /// that a worker starts with.
+    /// Grows by one with each table that is published. The first is 1; a worker starts with the
+    /// empty table, which has 0.
     pub generation: u64,
     pub sockets: Vec<Socket>,
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,
-    /// In the order of their ids, by which they are looked up.
+    /// In the order of their ids, because workers look backends up by id.
     pub backends: Vec<Backend>,
     /// Milliseconds for which a UDP flow stays with an endpoint that has left the table.
     pub lame_duck: u32,
-    /// Set in the last table of a process: nothing is accepted any more, and what lives has this
-    /// long to end.
+    /// Set in the last table of a process. Workers accept nothing any more, and live sessions and
+    /// flows have this long to end.
     pub drain: Option<Drain>,
     pub log_opens: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
-    /// Milliseconds from the moment the table is applied until sessions start to be closed, idle
-    /// ones first.
+    /// Milliseconds from the moment a worker applies the table until the worker begins to close
+    /// sessions, idle sessions first.
     pub timeout: u32,
-    /// Milliseconds over which those closes are spread.
+    /// Milliseconds over which the worker spreads these closes.
     pub spread: u32,
 }
 
@@ -87,33 +86,34 @@ pub struct Socket {
     pub transport: Transport,
     pub address: SocketAddr,
     pub options: SocketOptions,
-    /// Whether the ClientHello must be read before a listener can be chosen.
+    /// Whether a worker must read the ClientHello before the worker can choose a listener.
     pub reads_hello: bool,
-    /// Milliseconds for that, and for a PROXY header before it: the longest of its listeners';
-    /// 0: no limit.
+    /// Milliseconds for the ClientHello, and for a PROXY header before the ClientHello. This is the
+    /// longest timeout of the socket's listeners. 0: no limit.
     pub hello_timeout: u32,
-    /// Who may come in, where the listener does not matter for that: all that share the socket
-    /// have this. `None`: it is seen once the listener is known.
+    /// Which clients may come in, if all listeners of the socket have this one value. `None`: the
+    /// worker checks once the listener is known.
     pub access: Option<Arc<Access>>,
-    /// What clients may say before the ClientHello.
+    /// The protocol that clients may speak before the ClientHello.
     pub starttls: Option<Starttls>,
-    /// The name that clients are taken to ask for that send none, in lower case.
+    /// The name for clients that send no name, in lower case.
     pub default_hostname: Option<Box<str>>,
-    /// From these sources every connection begins with a PROXY header, from others none does.
+    /// Every connection from these sources begins with a PROXY header, and no other connection
+    /// does.
     pub accept_proxy: Box<[IpNet]>,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
 }
 
-/// A protocol whose clients ask for TLS before they speak it.
+/// A protocol in which clients ask for TLS before the TLS handshake begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Starttls {
     /// PostgreSQL's frontend/backend protocol, 3.0 and later (PostgreSQL documentation, 54.2.10).
     Postgres,
 }
 
-/// Socket options of accepted connections (set on the listening socket, from which they are
-/// inherited) or of connections to a backend.
+/// Socket options of accepted connections or of connections to a backend. For accepted connections
+/// they are set on the listening socket, and the accepted sockets inherit them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketOptions {
     /// `TCP_NODELAY`
@@ -133,31 +133,34 @@ pub struct Listener {
     /// Index into [`RoutingTable::sockets`].
     pub socket: usize,
     pub protocol: Protocol,
-    /// `None`: what clients send is passed through as it is.
+    /// `None`: TLS passes through unchanged.
     pub tls: Option<Arc<Terminator>>,
     pub timeouts: Timeouts,
     pub on_truncation: OnTruncation,
-    /// Milliseconds without a datagram either way after which a UDP flow ends.
+    /// A UDP flow ends after this many milliseconds without a datagram in either direction.
     pub flow_timeout: u32,
-    /// Replies per client datagram after which a UDP flow ends at once; 0: only by `flow_timeout`.
+    /// A UDP flow ends at once after this number of replies per client datagram. 0: only
+    /// `flow_timeout` ends a flow.
     pub responses: u32,
-    /// Sessions or flows of this listener on one worker; 0: only the worker's own limit.
+    /// The most sessions or flows of this listener on one worker. 0: only the worker's own limit
+    /// counts.
     pub max_sessions: u32,
-    /// Who may come in; `None`: everyone.
+    /// Which clients may come in. `None`: all clients.
     pub access: Option<Arc<Access>>,
-    /// Indices into [`RoutingTable::routes`], or into `by_source` if there is one. TCP and UDP
-    /// listeners use only `Hosts::any`.
+    /// Indices into `by_source` if `by_source` has entries, else into [`RoutingTable::routes`]. TCP
+    /// and UDP listeners use only `Hosts::any`.
     pub routes: Hosts<usize>,
-    /// Where routes differ by the client's address: indices into [`RoutingTable::routes`], or
-    /// [`NO_ROUTE`]. Empty: none do.
+    /// Indices into [`RoutingTable::routes`] by the client's address, or [`NO_ROUTE`]. The list is
+    /// empty if no routes differ by the client's address.
     pub by_source: Vec<ByPrefix>,
 }
 
-/// In the place of an index: there is no route for the client's address.
+/// Stands for an index if there is no route for the client's address.
 pub const NO_ROUTE: u32 = u32::MAX;
 
 impl Listener {
-    /// The index of the client's route among those that `routes` gave for its server name.
+    /// The index of the client's route. `found` is the value that `routes` gave for the server
+    /// name.
     pub fn route(&self, found: usize, client: IpAddr) -> Option<usize> {
         match self.by_source.get(found) {
             None => Some(found),
@@ -169,14 +172,14 @@ impl Listener {
     }
 }
 
-/// What becomes of an end of TLS without close_notify, once all that came before was delivered.
+/// What a worker does when TLS ends without close_notify, once all earlier bytes were delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnTruncation {
-    /// The other side is told that something may be missing: by a reset, or, if it speaks TLS with
-    /// the gateway, by an end that is just as truncated.
+    /// Tell the other side that bytes may be missing. A plain TCP side gets a reset; a side that
+    /// speaks TLS with the gateway gets an end without close_notify.
     #[default]
     Reset,
-    /// It is a clean end, but in the middle of a record.
+    /// End cleanly, unless the end came in the middle of a record.
     Fin,
 }
 
@@ -187,18 +190,18 @@ pub enum Protocol {
     Tls,
 }
 
-/// In milliseconds; 0 is off.
+/// Timeouts in milliseconds; 0 is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From accept until a PROXY header and the ClientHello are whole.
+    /// From accept until the PROXY header and the ClientHello are complete.
     pub hello: u32,
-    /// No byte either way.
+    /// No byte moves in either direction.
     pub idle: u32,
-    /// Bytes are waiting, and their receiver takes none.
+    /// Bytes wait, and their receiver takes none.
     pub write_stall: u32,
-    /// One direction has ended, and no byte comes the other way.
+    /// One direction has ended, and no byte moves in the other direction.
     pub half_close: u32,
-    /// From accept, whatever happens.
+    /// From accept, however busy the session is.
     pub lifetime: u32,
 }
 
@@ -206,10 +209,10 @@ pub struct Timeouts {
 pub struct Route {
     pub id: RouteId,
     pub name: Arc<str>,
-    /// Who may use it; `None`: everyone.
+    /// Which clients may use the route. `None`: all clients.
     pub access: Option<Arc<Access>>,
-    /// In the order of the configuration; weights 0 to 1,000,000. All weights 0, or no backend:
-    /// every session is refused.
+    /// In the order of the configuration; weights are 0 to 1,000,000. If all weights are 0, or
+    /// there is no backend, every session is refused.
     pub backends: Vec<WeightedBackend>,
 }
 
@@ -226,35 +229,39 @@ pub struct Backend {
     pub id: BackendId,
     pub name: Arc<str>,
     pub balance: Balance,
-    /// Only those that may be picked. Empty: the backend's share is refused, never redistributed.
+    /// Only endpoints that a worker may pick. If the list is empty, the backend's share is refused
+    /// and never redistributed.
     pub endpoints: Vec<Endpoint>,
     /// Milliseconds for one connection attempt.
     pub connect_timeout: u32,
-    /// Endpoints tried before the client is refused: 1 to 8.
+    /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.
     pub connect_attempts: u8,
     pub options: SocketOptions,
-    /// The header that comes first on every connection; `None`: none.
+    /// The PROXY header at the beginning of every connection. `None`: no header.
     pub send_proxy: Option<SendProxy>,
-    /// `None`: it is given what clients send, or what a listener has decrypted, as it is.
+    /// `None`: bytes that clients send, or that a listener has decrypted, go to the endpoint
+    /// unchanged.
     pub tls: Option<Arc<Originator>>,
-    /// Local addresses to connect from, used in turn; empty: the kernel chooses.
+    /// Local addresses to connect from, used in turn. If the list is empty, the kernel chooses.
     pub source: Vec<Sources>,
-    /// UDP: few sockets for all flows, told apart by endpoint and local address. Then `source` has
-    /// addresses of each IP version that the endpoints have.
+    /// UDP: all flows share a few sockets, and differ by endpoint and local address. Then `source`
+    /// has addresses of each IP version that the endpoints have.
     pub shared_sockets: bool,
-    /// UDP, milliseconds: how long an upstream socket, or an endpoint and local address on a shared
-    /// one, has no flow between two, so that a late reply can't reach the second one's client.
+    /// UDP, milliseconds: the pause between two flows of an upstream socket, or of an endpoint and
+    /// local address on a shared socket. The pause keeps a late reply from the second flow's
+    /// client.
     pub upstream_rest: u32,
-    /// Endpoints are connected to from clients' own addresses. Then there is no `source`, and
+    /// Workers connect to endpoints from the client's own address. Then there is no `source`, and
     /// sockets are not shared.
     pub transparent: bool,
 }
 
-/// What a backend's endpoints are told of a client, in the PROXY protocol.
+/// The facts about a client that a backend's endpoints receive in the PROXY protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SendProxy {
     pub version: ProxyVersion,
-    /// With an id of the connection, which the access log has too; and with a checksum. Version 2.
+    /// Version 2 only. `unique_id` adds an id of the connection, which the access log has too;
+    /// `crc32c` adds a checksum.
     pub unique_id: bool,
     pub crc32c: bool,
 }
@@ -265,7 +272,7 @@ pub enum ProxyVersion {
     V2,
 }
 
-/// `count` local addresses, at least 1, from `first` on.
+/// `count` local addresses, beginning with `first`. `count` is at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sources {
     pub first: IpAddr,
@@ -273,7 +280,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The address at `index`, which is below `count`.
+    /// The address at `index`; `index` is below `count`.
     pub fn at(&self, index: u32) -> IpAddr {
         match self.first {
             IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() + index).into(),
@@ -302,14 +309,14 @@ impl From<IpAddr> for Sources {
 #[derive(Clone, Debug)]
 pub enum Balance {
     RoundRobin,
-    /// The less loaded of two endpoints, the next in turn and one drawn at random, by this worker's
-    /// own count.
+    /// Compares two endpoints: the next in turn, and one drawn at random. Takes the endpoint with
+    /// fewer sessions by this worker's own count.
     LeastConnections,
     Random,
-    /// Maglev by source address: the lookup table holds indices into [`Backend::endpoints`]; its
-    /// length is prime.
+    /// Maglev by source address. The look-up table holds indices into [`Backend::endpoints`], and
+    /// its length is prime.
     SourceHash(Arc<[u16]>),
-    /// The same by source address and port.
+    /// Maglev by source address and port.
     SourcePortHash(Arc<[u16]>),
 }
 
@@ -319,19 +326,21 @@ pub struct Endpoint {
     pub address: SocketAddr,
 }
 
-/// Fixed amounts that a worker allocates when it starts; not reloadable.
+/// Fixed amounts that a worker allocates when the worker starts. A reload does not change them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub sessions: u32,
     pub flows: u32,
-    /// Receive buffers for datagrams, 64 KiB each, and for small messages of TCP sessions, 8 KiB
-    /// each: so many of both; a power of two.
+    /// The number of receive buffers of each kind, a power of two: 64 KiB buffers for datagrams,
+    /// and 8 KiB buffers for small messages of TCP sessions.
     pub buffers: u16,
     pub pipes: u32,
-    /// Bytes that one direction of a session moves at the most before the others have their turn.
+    /// The most bytes that one direction of a session moves before other directions have their
+    /// turn.
     pub turn_bytes: u32,
-    /// Bytes that one direction of a session carries, while the other carries none, before it
-    /// counts as bulk, whose wake-ups are made fewer and larger; `u32::MAX`: never.
+    /// One direction of a session counts as bulk once the direction has carried this many bytes
+    /// while the other direction carried none. Bulk gets fewer and larger wake-ups. `u32::MAX`:
+    /// never.
     pub bulk_bytes: u32,
 }
 
@@ -350,19 +359,19 @@ impl RoutingTable {
     }
 }
 
-/// Values by server name: an exact name beats the longest wildcard, which beats no name at all
-/// (Gateway API, `TLSRouteSpec.hostnames`). `*.example.com` matches `a.example.com` and
+/// Values by server name. An exact name beats the longest wildcard, and a wildcard beats no name at
+/// all (Gateway API, `TLSRouteSpec.hostnames`). `*.example.com` matches `a.example.com` and
 /// `a.b.example.com`, never `example.com`.
 #[derive(Clone, Debug)]
 pub struct Hosts<T> {
     exact: AHashMap<Box<str>, T>,
-    /// Keyed by what follows `*.`
+    /// The key is the part after `*.`
     wildcard: AHashMap<Box<str>, T>,
     any: Option<T>,
 }
 
 impl<T: Copy> Hosts<T> {
-    /// `seeds` key the hash; they need not be secret, because only configured names are stored.
+    /// `seeds` key the hash. They need not be secret, because only configured names are stored.
     pub fn new(seeds: [u64; 4]) -> Self {
         let hasher = || ahash::RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
         Self {
@@ -372,8 +381,9 @@ impl<T: Copy> Hosts<T> {
         }
     }
 
-    /// Adds `value` under `pattern`: a lower-case name, `*.` and a lower-case suffix, or `None` for
-    /// every name and for clients that send none. Returns the value that stood there.
+    /// Adds `value` under `pattern`, and returns the value that was there before. The pattern is a
+    /// lower-case name, or `*.` and a lower-case suffix, or `None` for every name and for clients
+    /// that send no name.
     pub fn insert(&mut self, pattern: Option<&str>, value: T) -> Option<T> {
         match pattern {
             None => self.any.replace(value),
@@ -384,7 +394,7 @@ impl<T: Copy> Hosts<T> {
         }
     }
 
-    /// The value for a server name, which must be in lower case.
+    /// The value for a server name. The name must be in lower case.
     pub fn get(&self, name: Option<&str>) -> Option<T> {
         let Some(name) = name else { return self.any };
         if let Some(value) = self.exact.get(name) {
@@ -401,7 +411,7 @@ impl<T: Copy> Hosts<T> {
         self.any
     }
 
-    /// The value that stands under every pattern, if it is one and the same.
+    /// The one value that all patterns have, or `None` if the patterns' values differ.
     pub fn only(&self) -> Option<T>
     where
         T: PartialEq,
@@ -411,7 +421,7 @@ impl<T: Copy> Hosts<T> {
         values.all(|value| value == first).then_some(*first)
     }
 
-    /// The value that stands whatever the name: all that a TCP or UDP listener has.
+    /// The value for every name. TCP and UDP listeners have no other value.
     pub fn any(&self) -> Option<T> {
         self.any
     }

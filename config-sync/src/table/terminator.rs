@@ -1,5 +1,5 @@
-//! TLS as workers see it: how a listener ends it, and how a backend's connections begin it.
-//! Imports nothing of this crate.
+//! TLS as workers see it: how a listener terminates TLS, and how connections to a backend begin
+//! TLS. This file imports nothing of the crate.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,13 +13,13 @@ use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ServerConfig};
 
-/// How a listener ends TLS.
+/// How a listener terminates TLS.
 pub struct Terminator {
     pub config: Arc<ServerConfig>,
     pub certificates: Arc<Certificates>,
-    /// No client comes in without a certificate.
+    /// Every client must have a certificate.
     pub client_auth: bool,
-    /// When the first of the lists of revoked certificates ends, in seconds of Unix time.
+    /// When the first of the certificate revocation lists expires, in seconds of Unix time.
     pub lists_end: Option<u64>,
 }
 
@@ -27,12 +27,13 @@ pub struct Terminator {
 pub struct Originator {
     pub config: Arc<ClientConfig>,
     pub server_name: ServerName<'static>,
-    /// What is offered (ALPN); `None`: what was agreed on with the client.
+    /// The ALPN protocols that Ringway offers. `None`: the protocol that was agreed with the
+    /// client.
     pub alpn: Option<Vec<Vec<u8>>>,
 }
 
 impl Originator {
-    /// What an endpoint is offered for a client with which this protocol was agreed on.
+    /// The ALPN protocols for an endpoint, if `agreed` was agreed with the client.
     pub fn offer(&self, agreed: Option<&[u8]>) -> Vec<Vec<u8>> {
         let agreed = || agreed.map(<[u8]>::to_vec).into_iter().collect();
         self.alpn.clone().unwrap_or_else(agreed)
@@ -42,15 +43,15 @@ impl Originator {
 /// A listener's certificates by server name.
 pub struct Certificates {
     exact: AHashMap<Box<str>, Vec<Arc<CertifiedKey>>>,
-    /// Keyed by what follows `*.`, which stands for one label (RFC 9525, section 6.3).
+    /// The key is the part after `*.`, which stands for one label (RFC 9525, section 6.3).
     wildcard: AHashMap<Box<str>, Vec<Arc<CertifiedKey>>>,
     default: Option<Arc<CertifiedKey>>,
-    /// The name that clients are taken to ask for that send none.
+    /// The name for clients that send no name.
     nameless: Option<Box<str>>,
 }
 
 impl Certificates {
-    /// `seeds` key the hash; they need not be secret, because only configured names are stored.
+    /// `seeds` key the hash. They need not be secret, because only configured names are stored.
     pub fn new(
         seeds: [u64; 4],
         default: Option<Arc<CertifiedKey>>,
@@ -65,7 +66,7 @@ impl Certificates {
         }
     }
 
-    /// Adds a certificate under a DNS name of it.
+    /// Adds a certificate under one of its DNS names.
     pub fn insert(&mut self, name: &str, certificate: &Arc<CertifiedKey>) {
         let name = name.to_ascii_lowercase();
         let (map, key) = match name.strip_prefix("*.") {
@@ -75,14 +76,15 @@ impl Certificates {
         map.entry(key.into()).or_default().push(Arc::clone(certificate));
     }
 
-    /// Whether there is a certificate for a client that asks for this name, in lower case.
+    /// Whether there is a certificate for a client that asks for this name. The name is in lower
+    /// case.
     pub fn has(&self, name: Option<&str>) -> bool {
         self.default.is_some() || name.is_some_and(|name| !self.named(name).is_empty())
     }
 
-    /// What there is for a client that asks for this name, as it is in its hello.
+    /// The certificates for a client that asks for this name, in the form of the ClientHello.
     fn asked_for(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
-        // As listeners and routes are found: a dot may end a name.
+        // A dot may end a name, as in the look-up of listeners and routes.
         let plain = |name: &str| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let name = name.map(plain);
         let name = name.as_deref().or(self.nameless.as_deref());
@@ -101,14 +103,14 @@ impl ResolvesServerCert for Certificates {
         let usable = |certificate: &&Arc<CertifiedKey>| {
             certificate.key.choose_scheme(hello.signature_schemes()).is_some()
         };
-        // One that the client can't use leads to the alert that says so.
+        // If the client can use none of the keys, any certificate leads to the alert that says so.
         let found = named.iter().find(usable).or_else(|| named.first());
         found.or(self.default.as_ref()).cloned()
     }
 }
 
-/// The time of day as the worker that runs on this thread has it. rustls asks for it when it
-/// verifies certificates and issues or takes tickets.
+/// The time of day of the worker on this thread. rustls asks for the time when rustls verifies
+/// certificates, and when rustls issues or takes tickets.
 #[derive(Debug)]
 pub struct WorkerTime;
 
@@ -117,7 +119,7 @@ thread_local! {
 }
 
 impl WorkerTime {
-    /// Seconds of Unix time from now on, on this thread.
+    /// Sets this thread's time, in seconds of Unix time.
     pub fn set(seconds: u64) {
         SECONDS.set(seconds);
     }
@@ -129,7 +131,7 @@ impl TimeProvider for WorkerTime {
     }
 }
 
-/// Without keys.
+/// Leaves out the keys.
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact = self.exact.keys().map(ToString::to_string);

@@ -1,10 +1,10 @@
-//! The fields of X.509 that rustls does not tell: when a certificate ends, or a list of revoked
-//! ones, a client's name, and whose key has signed what.
+//! Fields of X.509 that rustls does not give: the ends of certificates and of revocation lists, a
+//! client's name, and which key signed a certificate.
 
 use rustls::pki_types::SignatureVerificationAlgorithm;
 
 /// `notAfter` of a DER certificate, in seconds of Unix time (RFC 5280, section 4.1.2.5). `None` if
-/// it is no certificate.
+/// the bytes are no certificate.
 pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let (_, validity, _) = element(from_validity(certificate)?)?;
     let (_, _, rest) = element(validity)?;
@@ -12,22 +12,23 @@ pub fn not_after(certificate: &[u8]) -> Option<i64> {
     unix_time(tag, time)
 }
 
-/// `notBefore`, likewise.
+/// `notBefore` of a DER certificate, in seconds of Unix time. `None` if the bytes are no
+/// certificate.
 pub fn not_before(certificate: &[u8]) -> Option<i64> {
     let (_, validity, _) = element(from_validity(certificate)?)?;
     let (tag, time, _) = element(validity)?;
     unix_time(tag, time)
 }
 
-/// Whether it is a certificate of X.509 version 1, which has no extensions.
+/// Whether the bytes are a certificate of X.509 version 1. Version 1 has no extensions.
 pub(crate) fn is_version_1(certificate: &[u8]) -> bool {
     let signed = element(certificate).and_then(|(_, whole, _)| element(whole));
     let first = signed.and_then(|(_, fields, _)| element(fields));
     first.is_some_and(|(tag, version, _)| tag != VERSION || version == [2, 1, 0])
 }
 
-/// The public key's algorithm and bits with all that is around them (RFC 5280, section 4.1,
-/// SubjectPublicKeyInfo), as DER.
+/// The whole SubjectPublicKeyInfo of a certificate, as DER: the public key's algorithm and bits
+/// (RFC 5280, section 4.1).
 pub fn public_key(certificate: &[u8]) -> Option<&[u8]> {
     let (_, _, rest) = element(from_validity(certificate)?)?;
     let (_, _, from_key) = element(rest)?;
@@ -35,8 +36,8 @@ pub fn public_key(certificate: &[u8]) -> Option<&[u8]> {
     from_key.get(..from_key.len() - behind.len())
 }
 
-/// Whether `issuer` has signed `certificate`, both DER: by its name and, where its key is of one of
-/// the algorithms, by its signature.
+/// Whether `issuer` has signed `certificate`; both are DER. The names must match. If the issuer's
+/// key is of one of the algorithms, the signature must match too.
 pub(crate) fn is_issued_by(
     certificate: &[u8],
     issuer: &[u8],
@@ -63,7 +64,8 @@ pub(crate) fn is_issued_by(
             known.signature_alg_id().as_ref() == algorithm
                 && known.public_key_alg_id().as_ref() == kind
         });
-        // A bit string says first how many bits of its last byte do not count: none.
+        // The first byte of a bit string is the number of unused bits in the last byte. The number
+        // is 0 here.
         let (key, signature) = (key.get(1..)?, signature.get(1..)?);
         let known = fitting.next()?;
         Some(known.verify_signature(key, signed, signature).is_ok())
@@ -71,13 +73,13 @@ pub(crate) fn is_issued_by(
     verified() != Some(false)
 }
 
-/// `nextUpdate` of a DER list of revoked certificates, in seconds of Unix time (RFC 5280, section
-/// 5.1.2.5). `None` if it has none, or is no list.
+/// `nextUpdate` of a DER certificate revocation list, in seconds of Unix time (RFC 5280, section
+/// 5.1.2.5). `None` if the list has no such field, or the bytes are no list.
 pub fn next_update(list: &[u8]) -> Option<i64> {
     const INTEGER: u8 = 2;
     let (_, list, _) = element(list)?;
     let (_, mut fields, _) = element(list)?;
-    // Version (only there if it is not 1), signature algorithm, issuer, thisUpdate.
+    // Skips the version (only present if it is not 1), signature algorithm, issuer and thisUpdate.
     let skipped = if fields.first() == Some(&INTEGER) { 4 } else { 3 };
     for _ in 0..skipped {
         (_, _, fields) = element(fields)?;
@@ -86,8 +88,9 @@ pub fn next_update(list: &[u8]) -> Option<i64> {
     unix_time(tag, time)
 }
 
-/// The common name of a DER certificate's subject (RFC 5280, section 4.1.2.6), the most specific if
-/// there are several: 1 to 256 bytes of UTF-8 without control characters. `None` without one.
+/// The common name of a DER certificate's subject (RFC 5280, section 4.1.2.6): 1 to 256 bytes of
+/// UTF-8 without control characters. Of several names, the most specific is taken. `None` if there
+/// is no such name.
 pub fn common_name(certificate: &[u8]) -> Option<String> {
     let (_, _, rest) = element(from_validity(certificate)?)?;
     let (_, mut names, _) = element(rest)?;
@@ -129,7 +132,7 @@ const VERSION: u8 = 0xa0;
 fn from_issuer(certificate: &[u8]) -> Option<&[u8]> {
     let (_, certificate, _) = element(certificate)?;
     let (_, mut fields, _) = element(certificate)?;
-    // Version (only there if it is not 1), serial number, signature algorithm.
+    // Skips the version (only present if it is not 1), serial number and signature algorithm.
     let skipped = if fields.first() == Some(&VERSION) { 3 } else { 2 };
     for _ in 0..skipped {
         (_, _, fields) = element(fields)?;
@@ -137,7 +140,7 @@ fn from_issuer(certificate: &[u8]) -> Option<&[u8]> {
     Some(fields)
 }
 
-/// The first element: its tag, its content, and what comes behind it (X.690, section 8.1).
+/// The first element: its tag, its content, and the bytes after the element (X.690, section 8.1).
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = bytes.split_first()?;
     let (first, rest) = rest.split_first()?;
@@ -155,7 +158,8 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((*tag, content, rest))
 }
 
-/// `YYMMDDHHMMSSZ` (UTCTime, 1950 to 2049) or with a year of four digits (GeneralizedTime).
+/// Reads `YYMMDDHHMMSSZ` (UTCTime, 1950 to 2049), or such a time with a year of four digits
+/// (GeneralizedTime).
 fn unix_time(tag: u8, text: &[u8]) -> Option<i64> {
     const UTC_TIME: u8 = 0x17;
     const GENERALIZED_TIME: u8 = 0x18;
@@ -178,8 +182,8 @@ fn unix_time(tag: u8, text: &[u8]) -> Option<i64> {
     Some(days(year, month, day) * 86_400 + seconds)
 }
 
-/// Days since 1970-01-01 in the Gregorian calendar: years begin in March, so that the leap day is
-/// the last, and come in cycles of 400.
+/// Days since 1970-01-01 in the Gregorian calendar. Here years begin in March, so that the leap day
+/// is the last day, and years come in cycles of 400.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));

@@ -8,7 +8,7 @@ use crate::model::place::At;
 use crate::toml::reader::{Read, Reader, Table, not, string};
 use crate::toml::values::range;
 
-/// The keys `allow` and `deny` of a table.
+/// Reads the keys `allow` and `deny` of a table.
 pub(crate) fn admission<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Admission {
     Admission {
         allow: ranges(reader, table, "allow"),
@@ -30,7 +30,7 @@ fn ranges<'t>(reader: &mut Reader<'t>, table: &Table<'t>, key: &str) -> Option<V
     Some(all)
 }
 
-/// What stands in a list of ranges.
+/// One entry of a list of ranges.
 enum Item<'t> {
     Prefix(IpNet),
     Files(Vec<&'t str>),

@@ -72,7 +72,7 @@ pub(crate) fn backend<'t>(
     })
 }
 
-/// As in the file.
+/// The words of the file.
 pub(crate) const BALANCES: [(&str, Balance); 5] = [
     ("round-robin", Balance::RoundRobin),
     ("least-connections", Balance::LeastConnections),

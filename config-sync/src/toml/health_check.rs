@@ -14,12 +14,13 @@ pub(crate) static HEALTH_CHECK: Section = Section {
     keys: &[any("interval"), any("timeout"), any("rise"), any("fall"), any("port")],
 };
 
-/// `None`: the endpoints are not checked.
+/// Reads `health_check`. `None`: the endpoints are not checked.
 pub(crate) fn read<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<HealthCheck>> {
     let place = reader.peek(table, "health_check", |_| Ok(()))?.place;
     let given = &reader.table(table, "health_check", &HEALTH_CHECK)?;
     let asked = reader.get(given, "interval", interval);
-    // A bad interval is not compared with: that would only lead to a second fault.
+    // If the interval is bad, the timeout is not compared with the interval: a second fault would
+    // only repeat the first.
     let most = if asked.is_none() && given.has("interval") { u32::MAX } else { DEFAULT.interval };
     let interval = or(asked, most);
     let value = HealthCheck {
@@ -36,7 +37,7 @@ pub(crate) fn interval(value: &DeValue<'_>) -> Read<u32> {
     duration_from(Duration::from_millis(100))(value)
 }
 
-/// An endpoint has one check at a time.
+/// A timeout of at most the interval, because an endpoint has one check at a time.
 pub(crate) fn timeout_within(interval: u32) -> impl Fn(&DeValue<'_>) -> Read<u32> {
     move |value| match duration(value)? {
         0 => Err("must be at least \"1ms\"; it can't be off".to_owned()),

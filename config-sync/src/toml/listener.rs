@@ -99,7 +99,7 @@ pub(crate) fn listener<'t>(
     })
 }
 
-/// What is spoken on a listener.
+/// The protocol of a listener.
 fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
     let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("TLS", Protocol::Tls)];
     word(&protocols)(value).map_err(|message| {
@@ -117,7 +117,7 @@ fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
     })
 }
 
-/// As in the file.
+/// The words of the file.
 pub(crate) const STARTTLS: [(&str, Starttls); 1] = [("postgres", Starttls::Postgres)];
 pub(crate) const ON_TRUNCATION: [(&str, OnTruncation); 2] =
     [("reset", OnTruncation::Reset), ("fin", OnTruncation::Fin)];

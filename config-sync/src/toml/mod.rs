@@ -1,4 +1,5 @@
-//! A TOML file: its keys, each by itself. `REFERENCE.md` beside this crate describes every key.
+//! Reads the keys of a TOML file, each key by itself. `REFERENCE.md` beside this crate describes
+//! every key.
 
 mod admission;
 pub(crate) mod backend;
@@ -30,15 +31,15 @@ use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::tls::{BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
 use crate::toml::values::{duration, name};
 
-/// The values of a file, each of the right form.
+/// The values of a file. Each value has the right form.
 pub(crate) struct Parts {
     pub(crate) config: Config,
-    /// Parts that have faults of their own, and are not in `config`.
+    /// Parts that have faults of their own. They are not in `config`.
     pub(crate) broken: Broken,
     pub(crate) problems: Vec<Problem>,
 }
 
-/// Reads the values of a file. Whether they fit together is for `check` to say.
+/// Reads the values of a file. `check` finds out whether the values fit together.
 ///
 /// # Errors
 /// The text is not TOML.
@@ -46,7 +47,8 @@ pub(crate) fn read(file: &str, text: &str, machine: &Machine) -> Result<Parts, P
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader::new(file, text);
     if !errors.is_empty() {
-        // What the parser made of the rest would only lead to follow-up errors.
+        // The parser's values after an error would only lead to follow-up errors, so they are
+        // dropped.
         let yaml = yaml(text);
         for error in errors {
             let at = error.span().map_or(0, |span| span.start);
@@ -99,7 +101,7 @@ static ROOT: Section = Section {
     ],
 };
 
-/// What to do with a text that is YAML rather than TOML.
+/// A hint for a text that is YAML and not TOML.
 fn yaml(text: &str) -> Option<&'static str> {
     let said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
     let first = text.lines().find(said)?;
@@ -114,7 +116,7 @@ fn yaml(text: &str) -> Option<&'static str> {
     }
 }
 
-/// What to write in place of a word without quotes, if that is what stands in this line.
+/// A hint for a line with a word that has no quotes: the line to write. Empty for any other line.
 fn unquoted(text: &str, at: usize) -> String {
     let from = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
     let line = text[from..].lines().next().unwrap_or_default();
@@ -157,8 +159,8 @@ fn config<'t>(
     }
 }
 
-/// Those tables of a list of which enough could be read to check how they fit together. Of the
-/// others only the names are kept, so that a reference to one of them is not called wrong as well.
+/// The tables of a list that were read well enough to check how they fit together. Only the names
+/// of the other tables are kept, so that a reference to such a name is not called wrong as well.
 fn whole<'t, T>(
     reader: &mut Reader<'t>,
     root: &Table<'t>,

@@ -76,7 +76,7 @@ pub(crate) fn admin<'t>(
     or(address, default)
 }
 
-/// Every address of the machine, or one that the Internet routes (RFC 6890).
+/// Whether the address is the wildcard address, or an address that the Internet routes (RFC 6890).
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {

@@ -1,4 +1,5 @@
-//! The keys of the PROXY protocol: whose headers a listener believes, and what a backend is told.
+//! The keys of the PROXY protocol: the sources of headers that a listener believes, and the header
+//! that a backend receives.
 
 use ipnet::IpNet;
 use toml::de::DeValue;
@@ -11,16 +12,17 @@ use crate::toml::values::range;
 pub(crate) static ACCEPT_PROXY: Section =
     Section { name: "listeners.accept_proxy", keys: &[any("from")] };
 
-/// As in the file.
+/// The words of the file.
 pub(crate) const VERSIONS: [(&str, ProxyVersion); 2] =
     [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
 pub(crate) const UNIQUE_ID: &str = "unique-id";
 pub(crate) const CRC32C: &str = "crc32c";
 
-/// Ranges of one listener: they are proxies in front of it, and looked through one by one.
+/// The most ranges of one listener. The ranges are of proxies in front of the listener, and a
+/// worker looks through the ranges one by one.
 pub(crate) const MAX_RANGES: usize = 256;
 
-/// From where connections must begin with a header; `None`: from nowhere.
+/// Sources from which connections must begin with a header. `None`: there are no such sources.
 pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<Vec<IpNet>>> {
     let place = reader.peek(table, "accept_proxy", |_| Ok(()))?.place;
     let given = &reader.table(table, "accept_proxy", &ACCEPT_PROXY)?;
@@ -34,7 +36,7 @@ pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<A
     Some(At { value: ranges.into_iter().map(|range| range.value).collect(), place })
 }
 
-/// What endpoints are told; `None`: nothing.
+/// The header that endpoints receive. `None`: no header.
 pub(crate) fn send<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<SendProxy>> {
     let version = reader.get(table, "send_proxy", word(&VERSIONS));
     let tlvs = reader.list(table, "proxy_tlvs", string);
@@ -57,18 +59,18 @@ pub(crate) fn send<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<
     version.map(|At { value, place }| At { value: told(value, &names), place })
 }
 
-/// The same from names that were found right.
+/// The header for a version and for names of TLVs that were checked before.
 pub(crate) fn told(version: ProxyVersion, tlvs: &[&str]) -> SendProxy {
     let has = |name| tlvs.contains(&name);
     SendProxy { version, unique_id: has(UNIQUE_ID), crc32c: has(CRC32C) }
 }
 
-/// Whether it names a TLV that must be asked for.
+/// Checks that the word names a TLV that must be asked for.
 pub(crate) fn asked(tlv: &str) -> Read<()> {
     word(&[(UNIQUE_ID, ()), (CRC32C, ())])(&DeValue::String(tlv.into()))
 }
 
-/// What is wrong with so many ranges.
+/// The message for a wrong number of ranges.
 pub(crate) fn count(ranges: usize) -> String {
     match ranges {
         0 => "names no range: nobody would have to send a header; leave accept_proxy out".into(),

@@ -1,4 +1,4 @@
-//! A walk over a TOML tree that notes every fault, with its place, and goes on.
+//! Walks over a TOML tree. The reader notes every fault with its place, and goes on.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use toml::de::{DeTable, DeValue};
 use crate::model::place::{At, Place, Problem, did_you_mean};
 use crate::table::routing::Protocol;
 
-/// The keys of one kind of table. What is not among them is refused.
+/// The keys of one kind of table. Other keys are refused.
 #[derive(Debug)]
 pub struct Section {
-    /// As in the file: `listeners`, or empty for the top level.
+    /// The name in the file, such as `listeners`. Empty for the top level.
     pub name: &'static str,
     pub keys: &'static [Key],
 }
@@ -28,11 +28,11 @@ pub struct Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     Any,
-    /// TCP and TLS.
+    /// TCP and TLS listeners.
     Stream,
     Tls,
     Udp,
-    /// Known, but this version can't do it yet: refused rather than ignored.
+    /// A key that this version knows but does not support yet. The key is refused, not ignored.
     Later,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn or<T>(given: Option<At<T>>, default: T) -> T {
     given.map_or(default, |given| given.value)
 }
 
-/// A table of the file, and which keys it may have.
+/// A table of the file, and the keys that the table may have.
 #[derive(Clone, Debug)]
 pub(crate) struct Table<'t> {
     entries: &'t DeTable<'t>,
@@ -72,20 +72,20 @@ pub(crate) struct Reader<'t> {
     file: Arc<str>,
     /// The byte at which each line begins.
     lines: Vec<usize>,
-    /// How many characters stand before each [`BLOCK`] of bytes. Thousands of values may stand in
-    /// one line: to count from its beginning for each would take seconds.
+    /// The number of characters before each [`BLOCK`] of bytes. Thousands of values may be in one
+    /// line, and counting from the line's beginning for each value would take seconds.
     blocks: Vec<usize>,
     pub(crate) problems: Vec<Problem>,
 }
 
 const BLOCK: usize = 1_024;
 
-/// Those that begin in these bytes of UTF-8.
+/// The number of characters that begin in these bytes of UTF-8.
 fn characters(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
-/// What a value reader says of a value that it does not take: what is allowed.
+/// The result of a value reader. The error says what is allowed.
 pub(crate) type Read<T> = Result<T, String>;
 
 impl<'t> Reader<'t> {
@@ -118,7 +118,7 @@ impl<'t> Reader<'t> {
         self.blocks[block] + characters(&self.text.as_bytes()[block * BLOCK..byte])
     }
 
-    /// A path as it stands in the file: one that is not absolute begins where the file stands.
+    /// A path of the file. A path that is not absolute is relative to the folder of the file.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         Path::new(&*self.file).parent().unwrap_or_else(|| Path::new("")).join(path)
     }
@@ -127,7 +127,7 @@ impl<'t> Reader<'t> {
         self.problems.push(place.problem(message));
     }
 
-    /// Takes a table as one of `section`, and refuses the keys that it may not have.
+    /// Takes a table as one of `section`, and refuses keys that the table may not have.
     pub(crate) fn open(
         &mut self,
         entries: &'t DeTable<'t>,
@@ -152,7 +152,7 @@ impl<'t> Reader<'t> {
         table
     }
 
-    /// The value of a key, if it is there and `read` takes it.
+    /// The value of a key, if the key is there and `read` takes the value.
     pub(crate) fn get<T>(
         &mut self,
         table: &Table<'t>,
@@ -163,7 +163,7 @@ impl<'t> Reader<'t> {
         self.one(value, table.field(key), read)
     }
 
-    /// The same for a key that must be there.
+    /// The value of a key that must be there.
     pub(crate) fn need<T>(
         &mut self,
         table: &Table<'t>,
@@ -175,7 +175,7 @@ impl<'t> Reader<'t> {
         self.get(table, key, read)
     }
 
-    /// Every element of a list that `read` takes; `None` if there is no such list.
+    /// Every element of a list that `read` takes. `None` if there is no list.
     pub(crate) fn list<T>(
         &mut self,
         table: &Table<'t>,
@@ -196,7 +196,7 @@ impl<'t> Reader<'t> {
         Some(values.iter().enumerate().filter_map(read).collect())
     }
 
-    /// The same, but a table stands for a list of it alone.
+    /// Every element of a list that `read` takes. A single table counts as a list of one table.
     pub(crate) fn list_or_table<T>(
         &mut self,
         table: &Table<'t>,
@@ -227,12 +227,13 @@ impl<'t> Reader<'t> {
         Some(self.open(value, section, place))
     }
 
-    /// A list of tables, `[[key]]`, each still to be opened.
+    /// A list of tables, `[[key]]`. The caller opens each table.
     pub(crate) fn tables(&mut self, table: &Table<'t>, key: &str) -> Vec<At<&'t DeTable<'t>>> {
         self.list(table, key, entries).unwrap_or_default()
     }
 
-    /// The value of a key, without a word if it is not there or `read` does not take it.
+    /// The value of a key. A missing key, or a value that `read` does not take, is not noted as a
+    /// fault.
     pub(crate) fn peek<T>(
         &self,
         table: &Table<'t>,
@@ -276,7 +277,7 @@ impl<'t> Table<'t> {
         }
     }
 
-    /// The keys given here that are for `on`, with their places.
+    /// The keys of this table that are for `on`, with their places.
     pub(crate) fn given(
         &self,
         reader: &Reader<'t>,
@@ -307,7 +308,7 @@ fn entries<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
     value.as_table().ok_or_else(|| not("a table", value))
 }
 
-/// A table that has a name; not the name alone.
+/// A table that has a name. The name alone is refused.
 pub(crate) fn named<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
     entries(value).map_err(|message| match value.as_str() {
         Some(name) => format!("{message}; write {{ name = \"{name}\" }}"),
@@ -339,7 +340,7 @@ where
     }
 }
 
-/// One of a few words, each with what it stands for.
+/// One of a few words, each with its value.
 pub(crate) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&DeValue<'_>) -> Read<T> {
     move |value| {
         let given = string(value)?;
@@ -368,8 +369,8 @@ fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// What `read` gives, if it has found nothing wrong: a default in the place of a faulty value could
-/// clash with something that is right.
+/// The value of `read`, if `read` found no fault. The default that replaces a faulty value could
+/// clash with a value that is right.
 pub(crate) fn flawless<'t, T>(
     reader: &mut Reader<'t>,
     read: impl FnOnce(&mut Reader<'t>) -> Option<T>,

@@ -54,7 +54,7 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
     Some(Route { name, listeners, hostnames, sources, admission, backends })
 }
 
-/// The name of something that stands elsewhere; whether it does is looked up later.
+/// The name of another part. A later check looks the name up.
 fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {
     string(value).map(str::to_owned)
 }

@@ -1,4 +1,4 @@
-//! The keys of sockets, which listeners and backends share.
+//! The keys of socket options, which listeners and backends share.
 
 use toml::de::DeValue;
 
@@ -33,7 +33,7 @@ pub(crate) fn congestion(value: &DeValue<'_>, machine: &Machine) -> Result<[u8; 
     Err(format!("this kernel has no \"{name}\" loaded; it has {known}"))
 }
 
-/// NUL-terminated, in the 16 bytes that the kernel takes (`TCP_CA_NAME_MAX`).
+/// The name with its NUL, padded to the 16 bytes that the kernel takes (`TCP_CA_NAME_MAX`).
 fn padded(name: &str) -> Option<[u8; 16]> {
     let mut padded = [0; 16];
     padded[..15].get_mut(..name.len())?.copy_from_slice(name.as_bytes());

@@ -43,7 +43,7 @@ pub(crate) static BACKEND_TLS: Section = Section {
     ],
 };
 
-/// What a listener's `tls` asks for; `None`: nothing, or to pass TLS through.
+/// Reads a listener's `tls`. `None`: there is no such key, or TLS passes through.
 pub(crate) fn termination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Termination> {
     let tls = &reader.table(table, "tls", &TLS)?;
     let modes = [("Passthrough", false), ("Terminate", true)];
@@ -73,7 +73,7 @@ pub(crate) fn termination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Opt
 
 const VERSIONS: [(&str, MinVersion); 2] = [("1.2", MinVersion::Tls12), ("1.3", MinVersion::Tls13)];
 
-/// What a backend's `tls` asks for.
+/// Reads a backend's `tls`.
 pub(crate) fn origination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Origination> {
     let tls = &reader.table(table, "tls", &BACKEND_TLS)?;
     let what = "the name that the endpoints' certificate has";
@@ -123,7 +123,7 @@ fn pin(text: &str) -> Result<Pin, String> {
     })
 }
 
-/// As [`Origination::pins`] are read.
+/// The form in which [`Origination::pins`] are read.
 pub(crate) fn shown(pin: &Pin) -> String {
     BASE64.encode(pin)
 }
@@ -166,7 +166,8 @@ fn client_auth<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> ClientAuth {
     if tls.has("client_crl") {
         reader.miss(tls, "client_ca", "the list is for certificates that lead to one in it");
     }
-    // Who names a CA wants to see certificates of it.
+    // An operator who names a CA wants certificates from the CA, so client certificates become
+    // required.
     let default = if tls.has("client_ca") { ClientAuth::Required } else { ClientAuth::Off };
     or(asked, default)
 }

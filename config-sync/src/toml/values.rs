@@ -1,5 +1,5 @@
-//! The values that a configuration is made of: durations, addresses, names. Each reader says what
-//! is allowed when it refuses.
+//! Readers of single values of a configuration: durations, addresses, names. A reader that refuses
+//! a value says what is allowed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,8 +11,8 @@ use crate::model::admission::{read_range, unmapped};
 use crate::table::routing::Sources;
 use crate::toml::reader::{Read, string};
 
-/// Milliseconds, up to 1193 hours: one or more of number and unit, as in `"1h30m"` (the form of the
-/// Gateway API, GEP-2257).
+/// A duration in milliseconds, up to 1193 hours: one or more pairs of number and unit, such as
+/// `"1h30m"` (the form of the Gateway API, GEP-2257).
 pub(crate) fn duration(value: &DeValue<'_>) -> Read<u32> {
     let text = string(value).map_err(|message| format!("{message}; {DURATION}"))?;
     let millis =
@@ -23,7 +23,7 @@ pub(crate) fn duration(value: &DeValue<'_>) -> Read<u32> {
 const DURATION: &str = "a duration is a number and ms, s, m or h, such as \"300ms\", \"5s\" or \
                         \"1h30m\"; \"0s\" is off";
 
-/// A duration of at least `least`, where off would make no sense.
+/// A duration of at least `least`. "0s" for off is refused, because off would make no sense.
 pub(crate) fn duration_from(least: Duration) -> impl Fn(&DeValue<'_>) -> Read<u32> {
     move |value| {
         let millis = duration(value)?;
@@ -32,7 +32,7 @@ pub(crate) fn duration_from(least: Duration) -> impl Fn(&DeValue<'_>) -> Read<u3
     }
 }
 
-/// Whole seconds as the kernel counts them for keepalive (tcp(7), `TCP_KEEPIDLE`: up to 32,767).
+/// Whole seconds for keepalive, as the kernel counts (tcp(7), `TCP_KEEPIDLE`: up to 32,767).
 pub(crate) fn keepalive(value: &DeValue<'_>) -> Read<u32> {
     let millis = duration(value)?;
     let refused = || "must be whole seconds, \"0s\" (off) to \"32767s\"".to_owned();
@@ -67,7 +67,8 @@ fn parse_duration(text: &str) -> Option<u64> {
     (!text.is_empty()).then_some(millis)
 }
 
-/// A name of a listener, route or backend: it becomes a label of metrics and a word in the log.
+/// The name of a listener, route or backend. The name becomes a label of metrics and a word in the
+/// log.
 pub(crate) fn name(value: &DeValue<'_>) -> Read<String> {
     let text = string(value)?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
@@ -77,9 +78,9 @@ pub(crate) fn name(value: &DeValue<'_>) -> Read<String> {
     Ok(text.to_owned())
 }
 
-/// A host name (RFC 1123), in lower case; the first label may be `*`. An underscore is taken too:
-/// no host may be called so, but clients ask for such names (those of containers, say), and DNS has
-/// them (RFC 2181, section 11).
+/// A host name (RFC 1123), in lower case; the first label may be `*`. An underscore is allowed too.
+/// No host may have an underscore in its name, but clients ask for such names (of containers, for
+/// example), and DNS has such names (RFC 2181, section 11).
 pub(crate) fn hostname(value: &DeValue<'_>) -> Read<String> {
     read_hostname(string(value)?)
 }
@@ -110,14 +111,14 @@ pub(crate) fn read_hostname(text: &str) -> Read<String> {
     Ok(text.to_ascii_lowercase())
 }
 
-/// Where a listener listens, or the admin API.
+/// The address of a listener or of the admin API.
 pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
     socket_address(value, |port| {
         format!("every address is written \"0.0.0.0:{port}\" (IPv4) or \"[::]:{port}\" (IPv6)")
     })
 }
 
-/// Where an endpoint is.
+/// The address of an endpoint.
 pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
     let address = socket_address(value, |port| {
         format!("the IP address is missing; on this machine it is \"127.0.0.1:{port}\"")
@@ -128,7 +129,7 @@ pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
     Ok(address)
 }
 
-/// Local addresses to connect from: one, or all of a prefix.
+/// Local addresses to connect from: one address, or all addresses of a prefix.
 pub(crate) fn source(value: &DeValue<'_>) -> Read<Sources> {
     let text = string(value)?;
     let no_source = || {
@@ -159,15 +160,15 @@ pub(crate) fn source(value: &DeValue<'_>) -> Read<Sources> {
     Ok(Sources { first, count: 1 << free.min(MOST_SOURCES) })
 }
 
-/// Addresses of clients: one, or all of a prefix.
+/// Addresses of clients: one address, or all addresses of a prefix.
 pub(crate) fn range(value: &DeValue<'_>) -> Read<IpNet> {
     read_range(string(value)?)
 }
 
-/// Of one prefix, as a power of two: as many as a worker can have flows.
+/// The most source addresses of one prefix, as a power of two. A worker can have that many flows.
 const MOST_SOURCES: u32 = 20;
 
-/// `portless` says what to write where there is a port alone.
+/// `portless` gives the hint for a value that is only a port.
 fn socket_address(value: &DeValue<'_>, portless: impl Fn(&str) -> String) -> Read<SocketAddr> {
     const FORM: &str = "must be IP:PORT, such as \"10.0.0.1:5432\" or \"[2001:db8::1]:5432\"";
     let text = string(value).map_err(|message| format!("{message}; it {FORM}"))?;
