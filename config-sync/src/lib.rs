@@ -15,7 +15,7 @@
 //! | [`health`] | checks endpoints, and takes endpoints that are down out of the table |
 //! | [`model`] | has what was asked: [`model::config::Config`] and its parts |
 //! | [`table`] | has what runs: the types that workers see |
-//! | [`machine`], `disk`, `backoff` | facts of the machine; reads of files that may hang; growing pauses |
+//! | [`machine`], `disk`, `backoff` | facts of the machine; files that may hang; growing pauses |
 
 mod backoff;
 pub mod check;
