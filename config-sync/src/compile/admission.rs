@@ -1,4 +1,4 @@
-//! Who may come in, as the sets that workers see. Files of ranges are read here.
+//! Makes the sets of clients that may come in, as workers see them. Files of ranges are read here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,19 @@ use crate::model::config::Config;
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::table::ranges::{Access, MAX_PREFIXES};
 
-/// Who may come in, by the names of listeners and routes. Those that anybody may use have no entry.
+/// The clients that may come in, by the names of listeners and routes. A listener or route for all
+/// clients has no entry.
 #[derive(Debug, Default)]
 pub(crate) struct Admitted {
     pub(crate) listeners: BTreeMap<String, Arc<Access>>,
     pub(crate) routes: BTreeMap<String, Arc<Access>>,
 }
 
-/// Reads the files and makes the sets; what is written the same is one set.
+/// Reads the files and makes the sets. Lists that are written alike share one set.
 ///
 /// # Errors
-/// A file can't be read or has a line that is no range; a prefix is in `allow` and in `deny`; there
-/// are more than [`MAX_PREFIXES`].
+/// A file can't be read, or has a line that is no range; a prefix is in both `allow` and `deny`;
+/// there are more than [`MAX_PREFIXES`].
 pub(crate) fn admitted(config: &Config) -> Result<Admitted, Problems> {
     let mut sets = Sets::default();
     let mut admitted = Admitted::default();
@@ -38,17 +39,17 @@ pub(crate) fn admitted(config: &Config) -> Result<Admitted, Problems> {
     Problems::new(sets.problems).or(admitted)
 }
 
-/// Sets that are made, and files that are read.
+/// The sets that are made, and the files that were read.
 #[derive(Default)]
 pub(crate) struct Sets {
-    /// By how they are written.
+    /// The key is the written form of the lists.
     made: BTreeMap<String, Option<Arc<Access>>>,
     files: BTreeMap<PathBuf, Arc<[Line]>>,
     problems: Vec<Problem>,
 }
 
 impl Sets {
-    /// `None`: everyone may come in, or something is wrong, which is among the problems then.
+    /// `None`: all clients may come in, or the problems say what is wrong.
     fn of(&mut self, asked: &Admission) -> Option<Arc<Access>> {
         if asked.is_open() {
             return None;
@@ -120,7 +121,7 @@ impl Sets {
         }
     }
 
-    /// No prefix may be in both lists; `allow` is the one that was asked for, sorted.
+    /// Checks that no prefix is in both lists. `allow` is the list that was asked for, sorted.
     fn distinct(&mut self, allow: &[IpNet], asked: &Admission) -> Option<()> {
         let before = self.problems.len();
         for ranges in &asked.deny {
@@ -143,7 +144,7 @@ impl Sets {
     }
 }
 
-/// Of one file: more would not help whoever reads them.
+/// The most problems of one file. More problems would not help the reader.
 const MOST_PROBLEMS: usize = 10;
 
 fn written(asked: &Admission) -> String {

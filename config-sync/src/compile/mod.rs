@@ -1,5 +1,5 @@
-//! From what was asked to what runs: the same configuration, certificate files and names give the
-//! same table.
+//! Turns what was asked into what runs. One configuration with the same certificate files and names
+//! always gives the same table.
 
 pub mod admission;
 pub mod names;
@@ -28,13 +28,13 @@ use crate::table::routing::{
 };
 use crate::table::terminator::{Originator, Terminator};
 
-/// Compiles the table of this generation, giving ids to names that are new.
+/// Compiles the table of this generation, and gives ids to new names.
 ///
 /// # Errors
-/// Every part that does not fit with the others: names given twice or to nothing, addresses that
-/// clash, host names that no client could ask for; a certificate or key can't be used; or ids
-/// have run out, because the configurations
-/// of this process have named more than [`routing::MAX_LISTENERS`] listeners in all, say.
+/// Every part that does not fit with the others: names that are given twice or that name nothing,
+/// addresses that clash, host names that no client could ask for. A certificate or key can't be
+/// used. Ids have run out, because the configurations of this process have named too many parts in
+/// all: more than [`routing::MAX_LISTENERS`] listeners, for example.
 pub fn compile(
     config: &Config,
     names: &mut Names,
@@ -66,7 +66,7 @@ pub fn compile(
     Problems::new(compile.problems).or(table)
 }
 
-/// The last table of a process: it has nothing, so whatever lives drains. `asked` is the
+/// The last table of a process. The table is empty, so all sessions and flows drain. `asked` is the
 /// configuration in force.
 pub fn drained(asked: Option<&Config>, generation: u64) -> RoutingTable {
     let mut table = RoutingTable { generation, ..RoutingTable::empty() };
@@ -79,11 +79,11 @@ pub fn drained(asked: Option<&Config>, generation: u64) -> RoutingTable {
     table
 }
 
-/// Milliseconds: enough that clients which come back do not all come at once.
+/// Milliseconds: long enough that clients which connect again do not all connect at once.
 const MAX_SPREAD: u32 = 5_000;
 
-/// Of the hash of host names. Not secret: only configured names are stored, so no client can make
-/// them collide.
+/// Seeds for the hash of host names. They need not be secret: only configured names are stored, so
+/// no client can cause collisions.
 const HOST_SEEDS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
 
@@ -95,7 +95,7 @@ struct Compile<'c> {
     problems: Vec<Problem>,
 }
 
-/// By the names of their listeners and backends.
+/// The keys are the names of listeners and backends.
 #[derive(Default)]
 struct Tls {
     terminators: BTreeMap<String, Arc<Terminator>>,
@@ -125,7 +125,7 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
     Ok(tls)
 }
 
-/// Index of a socket in the table, by what it is bound to.
+/// The index of a socket in the table, by the transport and address of the socket.
 type SocketOf = BTreeMap<(Transport, SocketAddr), usize>;
 
 impl Compile<'_> {
@@ -151,7 +151,7 @@ impl Compile<'_> {
                     listeners: Hosts::new(HOST_SEEDS),
                 });
             }
-            // Which of them it is shows in the ClientHello: until then the most patient one counts.
+            // The ClientHello tells which listener is meant. Until then the longest timeout counts.
             let patience = &mut sockets[at].hello_timeout;
             *patience = match listener.timeouts.hello {
                 0 => 0,
@@ -188,7 +188,8 @@ impl Compile<'_> {
         listeners
     }
 
-    /// Gives each listener its routes: by server name, and where that is not enough by source.
+    /// Gives each listener its routes: by server name, and also by source if several routes share a
+    /// name.
     fn place_routes(&self, listeners: &mut [routing::Listener]) {
         let index_of = index(self.config.listeners.iter().map(|listener| &listener.name));
         let mut placed: BTreeMap<(usize, Option<&str>), Vec<usize>> = BTreeMap::new();
@@ -218,7 +219,7 @@ impl Compile<'_> {
         }
     }
 
-    /// The routes of one listener and name by the clients that they are for.
+    /// The routes of one listener and name, by the clients of each route.
     fn by_source(&self, routes: &[usize]) -> ByPrefix {
         let number = |index: usize| u32::try_from(index).unwrap_or(NO_ROUTE);
         let (mut prefixes, mut rest) = (Vec::new(), NO_ROUTE);
@@ -294,7 +295,7 @@ impl Compile<'_> {
         backends
     }
 
-    /// The id, or a problem and any id: the table will not be used.
+    /// The id; or a problem and any id, because the table will not be used.
     fn given<T>(&mut self, id: Option<u32>, at: &At<T>, what: &str) -> u32 {
         if id.is_none() {
             self.problems.push(at.problem(format!(
@@ -306,7 +307,7 @@ impl Compile<'_> {
     }
 }
 
-/// What all of these have: `None` if they differ, or let everyone in.
+/// The access set that all listeners have. `None` if the sets differ, or all clients may come in.
 fn common_access(listeners: &[&routing::Listener]) -> Option<Arc<Access>> {
     let first = listeners.first()?.access.as_ref()?;
     let same = |other: &&routing::Listener| {
@@ -315,7 +316,7 @@ fn common_access(listeners: &[&routing::Listener]) -> Option<Arc<Access>> {
     listeners.iter().all(same).then(|| Arc::clone(first))
 }
 
-/// One after the other, without those that others hold.
+/// The ranges in order, without ranges that lie in other ranges.
 fn accept_proxy(listener: &listener::Listener) -> Box<[IpNet]> {
     let asked = listener.accept_proxy.as_ref();
     asked.map(|from| IpNet::aggregate(&from.value)).unwrap_or_default().into()

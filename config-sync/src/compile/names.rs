@@ -1,17 +1,18 @@
-//! Ids that stay the same from table to table, and the names behind them.
+//! Ids that stay the same from table to table, and the names behind the ids.
 //!
-//! An id is given to another name only when nothing can speak of the old one any more. Sessions
-//! outlive the tables that they were opened under, workers keep what they know by id, and counters
-//! and log lines go by id. So, of a name that has left the tables:
+//! An id goes to another name only when nothing can refer to the old name any more. Sessions
+//! outlive the tables in which they were opened, workers keep state by id, and counters and log
+//! lines use ids. So the id of a name that has left the tables is free once:
 //!
-//! 1. every worker has applied a table without it,
-//! 2. no worker keeps an older table for the sake of a listening socket that drains,
-//! 3. it has no session or flow, by the workers' counters,
-//! 4. and ten minutes have gone by since it left, in which all ends that is in none of these:
-//!    upstream sockets at rest, connections that are being made, lines on their way to the log.
+//! 1. every worker has applied a table without the name,
+//! 2. no worker keeps an older table because a listening socket drains,
+//! 3. the workers' counters show no session or flow of the name,
+//! 4. and ten minutes have passed since the name left. Within ten minutes everything ends that the
+//!    other rules do not cover: upstream sockets at rest, connections in the making, log lines on
+//!    their way.
 //!
 //! Backends have to wait for their endpoints. Ids of routes are not reused: workers count nothing
-//! by route, so nobody could say when the last session of one has ended; there are 2^32.
+//! by route, so nobody knows when the last session of a route has ended. There are 2^32 such ids.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -26,10 +27,11 @@ use crate::table::routing::{
     RoutingTable, SocketId, Transport,
 };
 
-/// See the module's fourth rule.
+/// The ten minutes of the module's fourth rule.
 const REST: Duration = Duration::from_secs(600);
 
-/// Gives every name an id, which stays the same while the name is in the tables and beyond.
+/// Gives every name an id. The id stays the same while the name is in the tables, and for some time
+/// after.
 #[derive(Clone, Debug)]
 pub struct Names {
     pub(crate) sockets: Ids<(Transport, SocketAddr)>,
@@ -39,27 +41,28 @@ pub struct Names {
     pub(crate) endpoints: Ids<(BackendId, SocketAddr)>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Cache,
-    /// Of the table that was compiled last, which may be refused, and of the one in force.
+    /// `latest` is of the table that was compiled last, which may be refused; `expiries` is of the
+    /// table in force.
     pub(crate) latest: Vec<Expiry>,
     expiries: Vec<Expiry>,
     pub(crate) doubts: Vec<Problem>,
 }
 
-/// Who may still speak of ids that have left the tables.
+/// Says who may still refer to ids that have left the tables.
 pub struct InUse<'a> {
-    /// Of the table that every worker has reached.
+    /// The generation that every worker has reached.
     pub applied: u64,
-    /// Generations of tables that some worker may keep for the sake of a draining socket: from
-    /// after the first to before the second.
+    /// Ranges of generations. A worker may keep a table of such a range because a socket drains. A
+    /// range begins after the first generation and ends before the second.
     pub kept: &'a BTreeSet<(u64, u64)>,
-    /// Listening sockets that some worker has not closed yet.
+    /// Whether some worker has not yet closed this listening socket.
     pub closing: &'a dyn Fn(SocketId) -> bool,
-    /// Whether there are sessions or flows.
+    /// Whether the listener or endpoint has sessions or flows.
     pub listener: &'a dyn Fn(ListenerId) -> bool,
     pub endpoint: &'a dyn Fn(EndpointId) -> bool,
 }
 
-/// Ids that have no name any more, and may get another.
+/// Ids that have lost their names. Other names may get these ids.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Retired {
     pub listeners: Vec<ListenerId>,
@@ -82,7 +85,7 @@ impl Names {
         }
     }
 
-    /// A table has been given out: what is not in it has left with it.
+    /// Notes that a table has been given out. Names that are not in the table have left.
     pub fn published(&mut self, table: &RoutingTable, now: Instant) {
         self.expiries.clone_from(&self.latest);
         let at = (table.generation, now);
@@ -93,7 +96,7 @@ impl Names {
         self.endpoints.published(at, endpoints.map(|endpoint| endpoint.id.0));
     }
 
-    /// Takes the names from ids that nobody can speak of any more.
+    /// Takes the names from ids that nothing can refer to any more.
     pub fn retire(&mut self, in_use: &InUse<'_>, now: Instant) -> Retired {
         let endpoints =
             self.endpoints.retire(in_use, now, |id, _| (in_use.endpoint)(EndpointId(id)));
@@ -115,7 +118,7 @@ impl Names {
         &self.expiries
     }
 
-    /// What is odd about them, but for their ends.
+    /// Oddities of the certificates, except for their ends.
     pub(crate) fn doubts(&self) -> &[Problem] {
         &self.doubts
     }
@@ -161,8 +164,8 @@ impl Default for Names {
     }
 }
 
-/// Ids from 0 up, in the order in which names are first seen; then those that are free again, the
-/// longest free first.
+/// Gives ids from 0 up, in the order in which names are first seen. When all ids were given once,
+/// free ids are given again, the longest free id first.
 #[derive(Clone, Debug)]
 pub(crate) struct Ids<K> {
     ids: BTreeMap<K, u32>,
@@ -174,9 +177,9 @@ pub(crate) struct Ids<K> {
 #[derive(Clone, Debug)]
 struct Named<K> {
     name: K,
-    /// Generation of the first table that had it; `u64::MAX` before that.
+    /// The generation of the first table with the name. `u64::MAX` before that.
     born: u64,
-    /// The first table without it, and when it was given out.
+    /// The generation of the first table without the name, and when that table was given out.
     left: Option<(u64, Instant)>,
 }
 
@@ -185,7 +188,7 @@ impl<K: Ord + Clone> Ids<K> {
         Self { ids: BTreeMap::new(), names: Vec::new(), free: VecDeque::new(), limit }
     }
 
-    /// The id of `name`, which is new or not. `None`: all ids are given away.
+    /// The id of `name`, which may be new. `None`: no id is left.
     pub(crate) fn id(&mut self, name: K) -> Option<u32> {
         if let Some(id) = self.ids.get(&name) {
             return Some(*id);
@@ -216,7 +219,7 @@ impl<K: Ord + Clone> Ids<K> {
         named.filter_map(|(id, named)| Some((id, &named.as_ref()?.name)))
     }
 
-    /// What was named for a table that was never given out has left as well.
+    /// A name of a table that was never given out has left as well.
     fn published(&mut self, (generation, now): (u64, Instant), present: impl Iterator<Item = u32>) {
         let mut here = vec![false; self.names.len()];
         present.for_each(|id| here[id as usize] = true);
@@ -271,7 +274,7 @@ mod tests {
         assert_eq!(ids.name(2), None);
     }
 
-    /// Two ids, of which `b` has left with table 2, and what is free after `seconds`.
+    /// Two ids. `b` has left with table 2. The test asks which ids are free after `seconds`.
     struct World {
         ids: Ids<&'static str>,
         start: Instant,

@@ -1,7 +1,8 @@
-//! Whether endpoints may be picked: checks on a schedule, and what follows from them.
+//! Decides which endpoints may be picked: checks endpoints on a schedule, and takes the results
+//! into the table.
 //!
-//! [`Health`] is values in, values out: it says which checks are due, is told what they found, and
-//! gives the table without the endpoints that are down. [`Checks`] makes the checks.
+//! [`Health`] does no I/O: the caller asks which checks are due, gives the findings, and gets the
+//! table without the endpoints that are down. [`Checks`] makes the checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,31 +21,31 @@ use crate::model::health_check::HealthCheck;
 use crate::table::maglev;
 use crate::table::routing::{Balance, RoutingTable};
 
-/// Checks that are under way at once: each has a file open. Beyond so many, only backends begin one
-/// that have none under way, up to `MOST_IN_ALL`.
+/// The most checks that are under way at once; each check has a file open. Beyond this number, only
+/// a backend with no check under way may begin one, up to `MOST_IN_ALL`.
 const MOST_UNDER_WAY: usize = 256;
 const MOST_IN_ALL: usize = 512;
 
-/// Of one backend. Endpoints that do not answer hold a place until the timeout: those of one
-/// backend must not hold up the checks of all others.
+/// The most checks of one backend that are under way at once. An endpoint that does not answer
+/// holds a place until the timeout, and one backend must not hold up the checks of all others.
 const MOST_OF_ONE: usize = 64;
 
-/// For which endpoints that go down or come back are gathered into one table, so that a rack that
-/// fails is a few tables and not hundreds.
+/// How long changes of endpoints are gathered into one table. A rack that fails then makes a few
+/// tables, not hundreds.
 const GATHER: Duration = Duration::from_millis(100);
 
-/// Whether an endpoint may be picked, and how near it is to the opposite.
+/// Whether an endpoint may be picked, and how near the endpoint is to the opposite state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// `failed`: checks in a row, at the end of all there were.
+    /// `failed`: the number of failed checks since the last good one.
     Up { failed: u8 },
-    /// `passed`: likewise.
+    /// `passed`: the number of good checks since the last failed one.
     Down { passed: u8 },
 }
 
 impl State {
-    /// Before the first check: up, because a new endpoint must not wait for it, but one failure is
-    /// enough.
+    /// The state before the first check: up, because a new endpoint must not wait for its first
+    /// check. One failed check is enough to take the endpoint down.
     pub fn new(check: &HealthCheck) -> Self {
         Self::Up { failed: check.fall.saturating_sub(1) }
     }
@@ -68,26 +69,26 @@ impl State {
     }
 }
 
-/// Every endpoint that is checked.
+/// All endpoints that are checked.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     backends: BTreeMap<Arc<str>, Checked>,
-    /// When each backend has its next check: those that have none under way, and those that may
-    /// have one more.
+    /// When each backend has its next check. `idle` has the backends with no check under way;
+    /// `busy` has the backends that may have one more.
     idle: BTreeSet<(Instant, Arc<str>)>,
     busy: BTreeSet<(Instant, Arc<str>)>,
-    /// Since when there is an endpoint whose state no table says.
+    /// When an endpoint's state first changed without a table that has the change.
     changed: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
 struct Checked {
     check: HealthCheck,
-    /// To connect from, as sessions do: one of each IP version, if any are given.
+    /// Local addresses to connect from, as for sessions: one of each IP version, if any are given.
     sources: Vec<IpAddr>,
     tally: Tally,
     endpoints: BTreeMap<SocketAddr, Known>,
-    /// Those that no check is under way of.
+    /// Endpoints with no check under way.
     due: BTreeSet<(Instant, SocketAddr)>,
     under_way: usize,
 }
@@ -95,21 +96,21 @@ struct Checked {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     state: State,
-    /// When its next check begins, or the one that is under way should have.
+    /// When the next check begins, or when the check that is under way should have begun.
     due: Instant,
     under_way: bool,
 }
 
-/// How the checks of a backend have ended.
+/// The numbers of a backend's checks, by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub ok: u64,
     pub failed: u64,
-    /// Those that say nothing of the endpoint, because this machine could not make them.
+    /// Checks that this machine could not make, and that say nothing about the endpoint.
     pub not_made: u64,
 }
 
-/// What can be seen from outside.
+/// Figures for operators.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// Each endpoint by its backend and address, and whether it is up.
@@ -132,12 +133,13 @@ pub struct Probe {
 pub enum Finding {
     Good,
     Bad(String),
-    /// It could not be made here: no file, no port.
+    /// This machine could not make the check: no file or no port was free.
     NotMade(String),
 }
 
 impl Health {
-    /// The same for another configuration. Who was known is known: a reload brings nobody back.
+    /// The health of another configuration's endpoints. Known endpoints keep their states, so a
+    /// reload brings no endpoint back.
     #[must_use]
     pub fn following(&self, config: &Config, now: Instant) -> Self {
         let mut next = Self::default();
@@ -173,8 +175,8 @@ impl Health {
         next
     }
 
-    /// A check that is to be made now, if one is due and may begin beside the `under_way` ones: of
-    /// the backends that have none under way first, and of these the one that is late the most.
+    /// A check to make now, if a check is due and may begin while `under_way` checks are under way.
+    /// Backends with no check under way come first; of these, the check that is latest.
     pub fn due(&mut self, under_way: usize, now: Instant) -> Option<Probe> {
         let first = |set: &BTreeSet<(Instant, Arc<str>)>| {
             set.first().filter(|(due, _)| *due <= now).map(|(_, backend)| Arc::clone(backend))
@@ -194,7 +196,8 @@ impl Health {
         Some(Probe { check: checked.check, source, due, backend, endpoint })
     }
 
-    /// Takes what a check has found. Of an endpoint that is no longer asked for it means nothing.
+    /// Takes the finding of a check. The finding is ignored if the endpoint is no longer
+    /// configured.
     pub fn found(&mut self, probe: &Probe, finding: &Finding, now: Instant) {
         let Probe { backend, endpoint, due, .. } = probe;
         self.unlist(backend);
@@ -247,14 +250,14 @@ impl Health {
         self.changed.get_or_insert(now);
     }
 
-    /// The next check of a backend, where [`Self::due`] looks for it.
+    /// Puts the next check of a backend into the sets that [`Self::due`] reads.
     fn list(&mut self, backend: &Arc<str>) {
         let Some(checked) = self.backends.get(backend) else { return };
         let Some((due, _)) = checked.due.first() else { return };
         match checked.under_way {
             0 => _ = self.idle.insert((*due, Arc::clone(backend))),
             1..MOST_OF_ONE => _ = self.busy.insert((*due, Arc::clone(backend))),
-            // It is listed again when one of its checks has ended.
+            // The backend is listed again when one of its checks has ended.
             _ => {}
         }
     }
@@ -268,7 +271,7 @@ impl Health {
         }
     }
 
-    /// Of a table that has every endpoint, one with those that may be picked.
+    /// The table without the endpoints that are down. `whole` is the table with all endpoints.
     pub fn table(&self, whole: &Arc<RoutingTable>, generation: u64) -> Arc<RoutingTable> {
         let all_up =
             self.backends.values().all(|checked| checked.endpoints.values().all(Known::up));
@@ -313,15 +316,16 @@ impl Known {
     }
 }
 
-/// When in the interval an endpoint has its checks: they must not come all at once, and it is the
-/// same after a restart.
+/// When in the interval an endpoint has its checks. The checks must not all come at once. An
+/// endpoint's time in the interval is the same after a restart.
 fn spread(endpoint: SocketAddr, interval: u32) -> Duration {
     let share = maglev::hash(endpoint) % u64::from(interval.max(1));
     Duration::from_millis(share)
 }
 
-/// From when a check should have begun to when the next should: an interval, which a check that
-/// took all of it makes late. Of more that were missed none is made up for, and checks stay spread.
+/// The time from one check's due time to the next check's due time. This is one interval; a check
+/// that took the whole interval makes the next check late. Checks that were missed are not made up
+/// for, and checks stay spread.
 fn after(passed: Duration, interval: u32) -> Duration {
     let interval = Duration::from_millis(interval.max(1).into());
     let whole = passed.as_nanos() / interval.as_nanos();
@@ -339,12 +343,13 @@ fn sources(backend: &Backend) -> Vec<IpAddr> {
 pub(crate) struct Checks {
     pub(crate) health: Health,
     under_way: JoinSet<(Probe, Finding)>,
-    /// A table that could not be given out is tried again.
+    /// When a table that could not be given out is tried again.
     again: Backoff,
 }
 
 impl Checks {
-    /// To be called now and then, on a tokio runtime. True if a new table is to be made.
+    /// Starts and ends checks. The caller calls this repeatedly, on a tokio runtime. True if a new
+    /// table is to be made.
     pub(crate) fn tick(&mut self, now: Instant) -> bool {
         while let Some(ended) = self.under_way.try_join_next() {
             if let Ok((probe, finding)) = ended {
@@ -361,7 +366,7 @@ impl Checks {
         changed || self.again.is_due(now)
     }
 
-    /// What became of the table that was made at the latest [`Self::tick`].
+    /// Notes whether the table was published that was made after the latest [`Self::tick`].
     pub(crate) fn given_out(&mut self, is_published: bool, now: Instant) {
         if is_published {
             self.again = Backoff::default();
@@ -382,8 +387,8 @@ impl Probe {
         let within = Duration::from_millis(self.check.timeout.into());
         match timeout(within, socket.connect(address)).await {
             Ok(Ok(stream)) => {
-                // Closed by a reset: it leaves no TIME_WAIT on either side, where each check would
-                // hold a port for a minute. Nothing was sent that could be lost by it.
+                // A reset closes the connection. A reset leaves no TIME_WAIT on either side, where
+                // each check would hold a port for a minute. Nothing was sent, so nothing is lost.
                 _ = stream.set_zero_linger();
                 Finding::Good
             }
@@ -406,7 +411,7 @@ impl Probe {
     }
 }
 
-/// Whether it is this machine that lacks something: ports, or memory for a connection.
+/// Whether this machine lacks something for the connection: ports or memory.
 fn is_own(error: &io::Error) -> bool {
     use io::ErrorKind::{AddrNotAvailable, OutOfMemory};
     matches!(error.kind(), AddrNotAvailable | OutOfMemory)

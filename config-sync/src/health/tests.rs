@@ -100,7 +100,7 @@ fn checks_are_spread_over_the_interval_and_stay_so() {
     assert_eq!(first.iter().map(Vec::len).sum::<usize>(), 1000, "each once");
     assert!(first.iter().all(|round| (50..=150).contains(&round.len())), "{first:?}");
     assert_eq!(rounds(&mut world, 1_000), first);
-    // As after a time in which nothing was checked: each once, and then as before.
+    // After a time without checks, each endpoint is checked once, and then as before.
     assert_eq!(world.run(60_999, &[]).len(), 1000);
     assert_eq!(rounds(&mut world, 61_000), first);
 }

@@ -1,4 +1,5 @@
-//! Hands tables to workers: a bounded channel and an eventfd each. The latest table wins.
+//! Hands tables to workers. Each worker has a bounded channel and an eventfd. The latest table
+//! wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,30 +11,31 @@ use crossbeam_channel::{Sender, TrySendError};
 
 use crate::table::routing::{RoutingTable, Socket, SocketId, Transport};
 
-/// What a worker is told.
+/// A command to a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Apply this table. `sockets` are this worker's own of the listening sockets that are new in
-    /// it; they must be taken over first.
+    /// Apply this table. `sockets` are this worker's listening sockets that are new in the table.
+    /// The worker must take them over first.
     Table { table: Arc<RoutingTable>, sockets: Vec<(SocketId, Transport, OwnedFd)> },
     /// Close everything now.
     Stop,
 }
 
-/// The way to one worker.
+/// The connection to one worker.
 #[derive(Debug)]
 pub struct Link {
-    /// Bounded; one command of room is enough.
+    /// A bounded channel. Room for one command is enough.
     pub commands: Sender<Command>,
-    /// An eventfd that the worker waits for, written after each command.
+    /// The eventfd that the worker waits for. The publisher writes to the eventfd after each
+    /// command.
     pub wake: Arc<OwnedFd>,
 }
 
-/// Opens the listening sockets of an address for so many workers, in their order. The last argument
-/// says whether sockets of this process may still hold the address, or one that overlaps with it.
+/// Opens the listening sockets of an address: one for each worker, in the workers' order. The last
+/// argument says whether sockets of this process may still hold the address or an overlapping one.
 pub type OpenListeners = Box<dyn FnMut(&Socket, usize, bool) -> io::Result<Vec<OwnedFd>> + Send>;
 
-/// An address could not be bound, and so nothing of the table was published.
+/// An address could not be bound, so nothing of the table was published.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {} {address}: {error}{}", word(*transport), hint(error))]
 pub struct PublishError {
@@ -43,22 +45,22 @@ pub struct PublishError {
     pub error: io::Error,
 }
 
-/// Opens listening sockets and gives every worker each table whole, or, where workers are slower
-/// than tables come, the latest.
+/// Opens listening sockets, and gives every worker each whole table. A worker that is slower than
+/// the tables come gets only the latest.
 pub struct Publisher {
     workers: Vec<Outbox>,
     open: OpenListeners,
-    /// Sockets of the latest table that was given out.
+    /// The sockets of the latest table that was given out.
     listening: BTreeMap<SocketId, Place>,
-    /// Sockets that have left the tables, with the workers that have not closed theirs yet. A TCP
-    /// address can't be bound again in that time (a fraction of a second): new sockets would join
-    /// the old ones in the kernel's group, and connections would still go to these. A UDP address
-    /// may take long, until its flows are over; it is bound again at once, and a worker that still
-    /// has the old socket keeps that one.
+    /// Sockets that have left the tables, with the workers that have not closed theirs yet. During
+    /// that time (a fraction of a second) a TCP address can't be bound again: new sockets would
+    /// join the old ones in the kernel's group, and connections would still go to the old ones. A
+    /// UDP address may take long, until its flows end. A UDP address is bound again at once, and a
+    /// worker that still has the old socket keeps the old socket.
     closing: BTreeMap<SocketId, Closing>,
-    /// The latest table, while an address of it is still closing.
+    /// The latest table, while one of its addresses is still closing.
     pending: Option<Pending>,
-    /// Opened by [`Self::prepare`], for the table that comes next.
+    /// Sockets that [`Self::prepare`] opened for the next table.
     prepared: BTreeMap<SocketId, Vec<OwnedFd>>,
 }
 
@@ -74,8 +76,9 @@ impl Publisher {
         }
     }
 
-    /// Opens what is new in a table that is about to be published, as far as it can be opened now,
-    /// and returns why the rest can't. So a table can be made anew without it.
+    /// Opens the new sockets of a table that is about to be published, as far as that is possible
+    /// now. Returns the errors of the rest, so that the caller can make the table again without the
+    /// rest.
     pub fn prepare(&mut self, table: &RoutingTable) -> Vec<PublishError> {
         let mut errors = Vec::new();
         let beside = self.beside(table);
@@ -93,16 +96,16 @@ impl Publisher {
         errors
     }
 
-    /// Closes what [`Self::prepare`] has opened for a table that is not to come.
+    /// Closes the sockets that [`Self::prepare`] opened, because their table will not come.
     pub fn discard(&mut self) {
         self.prepared.clear();
     }
 
-    /// Makes `table` the latest. If one of its addresses is still being closed by a worker, it goes
-    /// out from [`Self::unlistened`] or [`Self::flush`] once that is done.
+    /// Makes `table` the latest. If a worker is still closing one of the table's addresses, the
+    /// table goes out later, from [`Self::unlistened`] or [`Self::flush`].
     ///
     /// # Errors
-    /// An address can't be bound: then none is, and the table before stays the latest.
+    /// An address can't be bound. Then no address is bound, and the table before stays the latest.
     pub fn publish(&mut self, table: impl Into<Arc<RoutingTable>>) -> Result<(), PublishError> {
         let mut pending = Pending { table: table.into(), ready: 0 };
         if pending.must_wait(&self.closing) {
@@ -117,19 +120,19 @@ impl Publisher {
         Ok(())
     }
 
-    /// A worker has closed its socket of an address that left the table.
+    /// Notes that a worker has closed its socket of an address that left the table.
     ///
     /// # Errors
-    /// A table that waited for this can't be published; the one before stays.
+    /// A table that waited for this can't be published. The table before stays.
     pub fn unlistened(&mut self, worker: usize, socket: SocketId) -> Result<(), PublishError> {
         self.closed(worker, socket);
         self.flush()
     }
 
-    /// Tries again what could not be sent because a channel was full or an address was closing.
+    /// Sends again what could not be sent because a channel was full or an address was closing.
     ///
     /// # Errors
-    /// As [`Self::unlistened`].
+    /// The errors of [`Self::unlistened`].
     pub fn flush(&mut self) -> Result<(), PublishError> {
         let result = match self.pending.take_if(|pending| !pending.must_wait(&self.closing)) {
             Some(Pending { table, .. }) => self.give_out(table),
@@ -159,7 +162,7 @@ impl Publisher {
         self.deliver();
     }
 
-    /// Opens what is new in the table, all or nothing, and puts the table in every outbox.
+    /// Opens the new sockets of the table, all or none, and puts the table in every outbox.
     fn give_out(&mut self, table: Arc<RoutingTable>) -> Result<(), PublishError> {
         let mut opened = Vec::new();
         let beside = self.beside(&table);
@@ -187,7 +190,8 @@ impl Publisher {
         leaving.retain(|id, _| !wanted.contains_key(id));
         let mut users: BTreeMap<SocketId, BTreeSet<usize>> = BTreeMap::new();
         for (i, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| !worker.gone) {
-            // A worker that was never told of a socket will not report it: close it here.
+            // A worker that was never told of a socket will not report its close, so the publisher
+            // closes the socket here.
             let untold = worker.take_back(&leaving);
             for id in leaving.keys().filter(|id| !untold.contains(id)) {
                 users.entry(*id).or_default().insert(i);
@@ -203,7 +207,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// What there is beside the sockets that `table` has anew.
+    /// The places of sockets that exist beside the new sockets of `table`.
     fn beside(&self, table: &RoutingTable) -> Beside {
         let ids: BTreeSet<_> = table.sockets.iter().map(|socket| socket.id).collect();
         let listening = self.listening.iter().filter(|(id, _)| !ids.contains(id));
@@ -244,7 +248,7 @@ impl Publisher {
     }
 }
 
-/// The port that a socket holds, on every address of an IP version or on one of them.
+/// The port that a socket holds, on all addresses of an IP version or on one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     transport: Transport,
@@ -269,16 +273,16 @@ impl Place {
     }
 }
 
-/// Workers that have not closed their socket of a place yet.
+/// The workers that have not closed their socket of a place yet.
 struct Closing {
     place: Place,
     users: BTreeSet<usize>,
 }
 
-/// A listener that moves from every address to one of them, or back, has its new socket beside the
-/// old one: the kernel allows that within one process, and gives what is new to the one with the
-/// address. Two that are to stay side by side are refused, in whatever order they came: a process
-/// that starts with them is refused as well.
+/// A listener that moves from all addresses to one address, or back, has its new socket beside the
+/// old one. The kernel allows this within one process, and gives new clients to the socket with the
+/// address. Two sockets that are to stay side by side are refused in any order, because a process
+/// that starts with both is refused as well.
 struct Beside {
     stays: BTreeSet<Place>,
     leaves: BTreeSet<Place>,
@@ -287,8 +291,8 @@ struct Beside {
 /// A table that waits for addresses to be closed.
 struct Pending {
     table: Arc<RoutingTable>,
-    /// So many of its sockets, from the first on, wait for nothing any more. Nothing begins to
-    /// close while a table waits: these are not looked at again whenever a socket has been closed.
+    /// The first `ready` sockets of the table wait for nothing any more. No socket begins to close
+    /// while a table waits, so these sockets are not checked again after each close.
     ready: usize,
 }
 
@@ -304,11 +308,11 @@ fn must_wait_for(closing: &BTreeMap<SocketId, Closing>, socket: &Socket) -> bool
     socket.transport == Transport::Tcp && closing.contains_key(&socket.id)
 }
 
-/// What one worker has not been sent yet.
+/// Commands that one worker has not been sent yet.
 struct Outbox {
     link: Link,
     table: Option<Arc<RoutingTable>>,
-    /// New sockets, of this table or of one before it that was never sent.
+    /// New sockets of this table, or of an earlier table that was never sent.
     sockets: Vec<(SocketId, Transport, OwnedFd)>,
     stop: bool,
     /// The worker has hung up.
@@ -327,7 +331,7 @@ impl Outbox {
         !self.gone && (self.table.is_some() || self.stop)
     }
 
-    /// Drops those of these sockets that were not sent yet, and returns which that were.
+    /// Drops the leaving sockets that were not sent yet, and returns their ids.
     fn take_back(&mut self, leaving: &BTreeMap<SocketId, Place>) -> BTreeSet<SocketId> {
         let unsent = self.sockets.extract_if(.., |(id, _, _)| leaving.contains_key(id));
         unsent.map(|(id, _, _)| id).collect()
@@ -354,11 +358,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// Gives the command back if the channel is full.
+    /// Sends a command. Gives the command back if the channel is full.
     fn send(&self, command: Command) -> Result<Option<Command>, HungUp> {
         match self.link.commands.try_send(command) {
             Ok(()) => {
-                // It fails only where the eventfd's count is full, and then it wakes anyway.
+                // The write fails only if the eventfd's count is full. Then the eventfd wakes the
+                // worker anyway.
                 _ = nix::unistd::write(&self.link.wake, &1u64.to_ne_bytes());
                 Ok(None)
             }
@@ -375,7 +380,7 @@ fn word(transport: Transport) -> &'static str {
     }
 }
 
-/// What to do about the commonest errors of bind(2).
+/// Advice for the most common errors of bind(2).
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {

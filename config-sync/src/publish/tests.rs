@@ -7,7 +7,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::*;
 use crate::table::routing::{Hosts, SocketOptions};
 
-/// Two workers with channels of one command, and what was opened, by port.
+/// Two workers with channels of one command, and the sockets that were opened, by port.
 struct World {
     publisher: Publisher,
     commands: Vec<Receiver<Command>>,
@@ -108,7 +108,7 @@ fn a_bind_that_fails_publishes_nothing_and_keeps_what_was() {
     assert_eq!(error.address.port(), BUSY);
     assert!(error.to_string().contains("another process listens there"), "{error}");
     assert!(world.receive(0).is_none() && world.receive(1).is_none());
-    // 80 is still ours, and 82 was given back: only that is opened anew.
+    // Port 80 is still open and 82 was given back, so only 82 is opened again.
     world.publish(3, &[80, 82]);
     assert_eq!(world.receive(0), Some((3, vec![82])));
     assert_eq!(world.opened(), [80, 82, 82]);
@@ -150,8 +150,8 @@ fn an_address_is_bound_again_only_when_every_worker_has_closed_it() {
     assert_eq!(world.opened(), [80, 82]);
 }
 
-/// A listener that moves may be bound beside its old socket; two that stay may not, though one
-/// of them is still closing.
+/// A listener that moves may be bound beside its old socket. Two listeners that stay may not be
+/// side by side, even while one of them is still closing.
 #[test]
 fn a_move_between_every_address_and_one_is_no_conflict() {
     let opened = Arc::new(Mutex::new(Vec::new()));
@@ -183,7 +183,7 @@ fn a_move_between_every_address_and_one_is_no_conflict() {
         assert_eq!(publish(transport, &[id + 2, id + 3]), [(one.clone(), false)]);
         publish(transport, &[]);
     }
-    // One that comes back while its old socket is closing.
+    // A listener comes back while its old socket is closing.
     assert_eq!(publish(Transport::Udp, &[22]), [(everywhere.clone(), true)]);
     assert_eq!(publish(Transport::Udp, &[22, 23]), [(one, false)]);
 }

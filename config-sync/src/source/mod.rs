@@ -1,4 +1,4 @@
-//! The configuration's files, read whole.
+//! Reads the whole configuration from its files.
 
 pub mod watch;
 
@@ -16,35 +16,35 @@ use crate::model::place::Warning;
 use crate::model::tls;
 use crate::{check, disk, gateway, machine};
 
-/// What problems call a pipe.
+/// The name of a pipe in problems.
 const PIPE: &str = "the pipe";
 
-/// Where a configuration's text comes from.
+/// The place that a configuration's text comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A TOML file.
     File(PathBuf),
-    /// Kubernetes objects: a YAML file, or a directory with some, and one TOML file at the most,
-    /// for what no object says.
+    /// Kubernetes objects: a YAML file, or a directory of YAML files. The directory may have one
+    /// TOML file, for keys that no object has.
     Objects { path: PathBuf, options: Options },
-    /// TOML that came through a pipe, as `--config <(...)` names one. It was read once: there is
-    /// nothing to read again.
+    /// TOML from a pipe, such as `--config <(...)`. The pipe was read once and can't be read again.
     Pipe(String),
-    /// Ours: it is in memory and never changes; problems call it by its name.
+    /// A text of this program, in memory. The text never changes. Problems use `name`.
     Text { name: &'static str, text: String },
 }
 
 impl Source {
-    /// The TOML file, YAML file or directory at `path`; `options` are for the latter two.
+    /// The TOML file, YAML file or directory at `path`. `options` are for YAML files and
+    /// directories.
     pub fn at(path: PathBuf, options: Options) -> Self {
         let objects = path.is_dir() || has_end(&path, &YAML);
         if objects { Self::Objects { path, options } } else { Self::File(path) }
     }
 
-    /// Reads the pipe at `path`, and waits for whoever writes to it.
+    /// Reads the pipe at `path`, and waits for its writer.
     ///
     /// # Errors
-    /// As [`read_text`], but that it is no regular file.
+    /// The errors of [`read_text`], except that a pipe is allowed.
     pub fn pipe(path: &Path) -> Result<Self, String> {
         let mut bytes = Vec::new();
         let file = File::open(path);
@@ -53,7 +53,7 @@ impl Source {
         text(PIPE, bytes).map(Self::Pipe)
     }
 
-    /// What problems call it.
+    /// The name of the source in problems.
     pub fn name(&self) -> String {
         match self {
             Self::File(path) | Self::Objects { path, .. } => path.display().to_string(),
@@ -63,7 +63,7 @@ impl Source {
     }
 
     /// # Errors
-    /// As [`read_text`]; a directory has no YAML file, or several TOML files.
+    /// The errors of [`read_text`]; a directory has no YAML file, or several TOML files.
     pub fn read(&self) -> Result<String, String> {
         match self {
             Self::File(path) => read_text(path),
@@ -72,10 +72,10 @@ impl Source {
         }
     }
 
-    /// The configuration that this text of the source is.
+    /// Parses a text of this source.
     ///
     /// # Errors
-    /// Every fault of the text, one a line, each with its place.
+    /// Every fault of the text with its place, one fault per line.
     pub fn config(&self, text: &str) -> Result<Parsed, String> {
         let Self::Objects { options, .. } = self else {
             let name = self.name();
@@ -85,7 +85,7 @@ impl Source {
                 Self::File(_) | Self::Pipe(_) => {
                     warnings::of(&config, &name, &machine::addresses())
                 }
-                // Ours.
+                // Objects have their warnings already, and the text of this program needs none.
                 Self::Objects { .. } | Self::Text { .. } => Vec::new(),
             };
             let warnings = warnings.into_iter().map(Warning::from).collect();
@@ -101,7 +101,7 @@ impl Source {
         })
     }
 
-    /// The file or directory, if it is one.
+    /// The file or directory, if the source has one.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Objects { path, .. } => Some(path),
@@ -110,7 +110,7 @@ impl Source {
     }
 }
 
-/// What of these objects will not work, or is hardly meant.
+/// Warnings: parts of these objects that will not work, or that are hardly meant.
 fn doubts(
     found: &Found,
     settings: &gateway::translate::settings::Settings,
@@ -119,7 +119,8 @@ fn doubts(
     let outcome = gateway::status::Outcome::Applied;
     let mut all: Vec<Warning> = settings.base.doubts.iter().cloned().map(Warning::from).collect();
     all.extend(found.warnings.iter().cloned());
-    // What files lead to is among the doubts, by the field that leads there.
+    // Problems that paths of files lead to are among the doubts already, by the field with the
+    // path.
     let notices = translation.notices(&outcome).into_iter().filter(|notice| !notice.passes);
     all.extend(notices.map(|notice| {
         let namespace = notice.namespace.as_deref().unwrap_or("default");
@@ -142,23 +143,24 @@ fn doubts(
     all
 }
 
-/// What objects come to.
+/// The translation of objects.
 #[derive(Clone, Debug)]
 pub struct Translated {
-    /// What will not work, or is hardly meant.
+    /// Parts that will not work, or that are hardly meant.
     pub warnings: Vec<Warning>,
-    /// With what stands in a TOML file among them.
+    /// The configuration as TOML. The keys of a TOML file among the objects come first.
     pub toml: String,
-    /// As they would be once all is served, as YAML.
+    /// The statuses as YAML, once the whole configuration is served.
     pub statuses: String,
 }
 
-/// Translates the objects of files and directories. Certificates and keys go into `secrets`, which
-/// is made if it is not there; `None`: they are left out of the TOML, and named in it.
+/// Translates the objects of files and directories. Certificates and keys go into the folder
+/// `secrets`, which is made if it is missing. `None`: the TOML leaves out certificates and keys,
+/// and names them.
 ///
 /// # Errors
-/// As [`Source::read`] and [`Source::config`]; a file of `secrets` can't be written; several of the
-/// files are TOML.
+/// The errors of [`Source::read`] and [`Source::config`]; a file of `secrets` can't be written;
+/// several of the files are TOML.
 pub fn translate(
     paths: &[PathBuf],
     secrets: Option<&Path>,
@@ -200,12 +202,12 @@ pub fn translate(
     }
 }
 
-/// The TOML file among the parts, its name and text; both empty: there is none.
+/// The name and text of the TOML file among the parts. Both are empty if there is no TOML file.
 fn base(text: &str) -> (&str, &str) {
     parts(text).find(is_base).unwrap_or(("", ""))
 }
 
-/// The keys that no object has, and behind them what objects come to.
+/// The keys that no object has, and then the translation of the objects.
 fn after(base: &str, listeners: &str) -> String {
     let end = if base.is_empty() || base.ends_with('\n') { "" } else { "\n" };
     [base, end, listeners].concat()
@@ -224,13 +226,13 @@ fn settings_and_objects(
     Ok((settings, found))
 }
 
-/// A configuration out of a text.
+/// A configuration that was parsed from a text.
 #[derive(Clone, Debug)]
 pub struct Parsed {
     pub config: Config,
-    /// It as TOML, without keys.
+    /// The configuration as TOML, without keys.
     pub shown: String,
-    /// What of it will not work, or is hardly meant.
+    /// Parts that will not work, or that are hardly meant.
     pub warnings: Vec<Warning>,
 }
 
@@ -246,8 +248,8 @@ fn has_end(path: &Path, ends: &[&str]) -> bool {
     path.extension().and_then(OsStr::to_str).is_some_and(|end| ends.contains(&end))
 }
 
-/// Files one behind the other, each as its name and its text. NUL stands between: neither a name
-/// nor YAML nor TOML can have one.
+/// The names and texts of files, one after another, with NUL between. Neither a name nor YAML nor
+/// TOML can have a NUL.
 fn read_objects(path: &Path) -> Result<String, String> {
     let owned = path.to_owned();
     let listed = disk::within(path, disk::DEADLINE, move || listed(&owned));
@@ -276,7 +278,7 @@ fn read_objects(path: &Path) -> Result<String, String> {
     Ok(all)
 }
 
-/// The files of a directory that a configuration is made of; `None`: it is no directory.
+/// The configuration files of a directory. `None`: the path is no directory.
 fn listed(path: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     if !path.is_dir() {
         return Ok(None);
@@ -288,12 +290,12 @@ fn listed(path: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     Ok(Some(paths))
 }
 
-/// Whether a file of this name counts, in a directory.
+/// Whether a file with this name belongs to the configuration of its directory.
 pub(crate) fn is_part(path: &Path) -> bool {
     has_end(path, &YAML) || has_end(path, &["toml"])
 }
 
-/// The names and texts in what [`read_objects`] gives.
+/// The names and texts in the result of [`read_objects`].
 fn parts(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = text.split('\0');
     std::iter::from_fn(move || Some((rest.next()?, rest.next()?)))

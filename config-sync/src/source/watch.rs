@@ -1,5 +1,5 @@
-//! Says when files may have changed: by inotify(7), and slowly by looking, where inotify tells
-//! nothing (network file systems, a folder far above that is replaced).
+//! Notices when files may have changed: by inotify(7), and every few seconds by a look at the
+//! files. inotify says nothing about network file systems, or about a replaced folder far above.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
@@ -17,33 +17,34 @@ use tokio::sync::mpsc;
 use crate::disk;
 use crate::source::is_part;
 
-/// Editors and ConfigMap updates touch a directory several times for one change.
+/// How long to wait after the last sign of a change. Editors and ConfigMap updates touch a
+/// directory several times for one change.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Between two looks.
+/// The time between two looks.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// A file that is open for writing is waited for until it is closed, but no longer than this after
-/// the last write: somebody may keep it open for ever.
+/// How long to wait for the close of a file that is open for writing, counted from the last write.
+/// A program may keep the file open for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Events that wait for the thread. Those beyond are not lost: it looks at everything then.
+/// The most events that wait for the thread. If more events come, the thread looks at all files.
 const EVENTS: usize = 1_024;
 
-/// Files that are watched, as long as this lives.
+/// Watches files until this value is dropped.
 pub struct Watch {
-    /// `()` whenever one may have changed; never more than one is kept.
+    /// Gets `()` when a file may have changed. At most one `()` waits.
     pub changes: mpsc::Receiver<()>,
-    /// One is being written: what it holds is half of something.
+    /// A file is being written, so its contents may be incomplete.
     pub writing: Arc<AtomicBool>,
 }
 
-/// Watches these files, and those in directories that are among them, on a thread of its own. A
-/// change is said 100 ms after the last sign of it, and not before the file is closed by whoever
-/// writes it.
+/// Watches these files, and the files in directories among them, on a thread of its own. The thread
+/// reports a change 100 ms after the last sign of the change, but not before the writer closes the
+/// file.
 ///
-/// Every link on the way to a file is watched, and the way is found anew after each change: a link
-/// may point to another, as with certbot and with ConfigMap volumes.
+/// The thread watches every link on the way to a file, and finds the way again after each change: a
+/// link may point to another link, as with certbot and with ConfigMap volumes.
 ///
 /// # Errors
 /// inotify is refused (`fs.inotify.max_user_instances`), or no thread can be made.
@@ -52,7 +53,7 @@ pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<Watch> {
     let missed = Arc::new(AtomicBool::new(false));
     let has_missed = Arc::clone(&missed);
     let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // An error is a queue that overflowed.
+        // An error means that the queue overflowed.
         let is_lost = match event {
             Ok(event) => matches!(seen.try_send(event), Err(TrySendError::Full(_))),
             Err(_) => true,
@@ -73,12 +74,12 @@ pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<Watch> {
     let (begun, begins) = bounded(1);
     let thread = std::thread::Builder::new().name("ringway-watch".into());
     thread.spawn(move || {
-        // First of all: whoever has this watch may change the files at once, and a look shows only
-        // what differs from this one.
+        // The first look comes before anything else: the caller may change files as soon as the
+        // caller has the watch, and a later look shows only differences from this one.
         let said = look(&watching.paths);
         let result = watching.resolve();
         let is_good = result.is_ok();
-        // What had changed before a watch that began too late is not known.
+        // The watch began too late to know of earlier changes, so a change is reported.
         if begun.send(result).is_err() {
             _ = say.try_send(());
         }
@@ -86,7 +87,7 @@ pub fn watch(paths: &BTreeSet<PathBuf>) -> notify::Result<Watch> {
             watching.run(&events, &say, said);
         }
     })?;
-    // Where a mount hangs, whoever asks is not held up: the watch begins once it answers.
+    // If a mount hangs, the caller is not held up. The watch begins once the mount answers.
     begins.recv_timeout(disk::DEADLINE).unwrap_or(Ok(()))?;
     Ok(Watch { changes, writing })
 }
@@ -95,10 +96,10 @@ struct Watching {
     paths: BTreeSet<PathBuf>,
     watcher: RecommendedWatcher,
     way: Way,
-    /// Directories, and which they were when they were added.
+    /// Directories, and the device and inode that each had when it was added.
     watched: BTreeMap<PathBuf, Option<(u64, u64)>>,
     missed: Arc<AtomicBool>,
-    /// Files that somebody writes, and when a write was last seen.
+    /// Files that a program writes, and when the last write was seen.
     writers: BTreeMap<PathBuf, Instant>,
     writing: Arc<AtomicBool>,
 }
@@ -124,7 +125,7 @@ impl Watching {
             if now >= next_look {
                 next_look = now + LOOK;
                 let latest = look(&self.paths);
-                // What differs from look to look is still being written.
+                // A file that differs from look to look is still being written.
                 if latest != said && latest == before {
                     sign.get_or_insert(now);
                 }
@@ -139,7 +140,7 @@ impl Watching {
                 }
                 said = look(&self.paths);
                 before.clone_from(&said);
-                // A full channel has a change in it that nobody has looked at yet.
+                // A full channel already has a change that nobody has read yet.
                 _ = say.try_send(());
             } else if !self.writers.is_empty() {
                 sign = sign.map(|_| now);
@@ -155,7 +156,7 @@ impl Watching {
         let mut result = Ok(());
         for (path, which) in &self.watched {
             if wanted.get(path) != Some(which) {
-                // It may be gone, and its watch with it.
+                // The directory may be gone, and its watch too.
                 _ = self.watcher.unwatch(path);
             }
         }
@@ -169,8 +170,8 @@ impl Watching {
         result
     }
 
-    /// Whether the event is one of ours. Reading a file is an event too, and so is the access log
-    /// beside it: neither is a change.
+    /// Whether the event is about one of the watched files. Reads of a file are events too, and so
+    /// are writes to an access log in the same folder; neither is a change.
     fn concerns(&mut self, event: &Event, now: Instant) -> bool {
         let paths: Vec<_> = event.paths.iter().filter(|path| self.way.has(path)).collect();
         if paths.is_empty() {
@@ -184,7 +185,7 @@ impl Watching {
             EventKind::Access(_) => false,
             EventKind::Modify(ModifyKind::Data(_)) | EventKind::Create(_) => {
                 for path in paths {
-                    // A link is whole when it is made.
+                    // A link is complete as soon as the link exists.
                     if path.symlink_metadata().is_ok_and(|data| data.is_file()) {
                         self.writers.insert(path.clone(), now);
                     }
@@ -192,7 +193,7 @@ impl Watching {
                 true
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => true,
-            // It was renamed or removed: whoever writes it writes what is no longer there.
+            // The file was renamed or removed, so a writer no longer writes to this path.
             _ => {
                 paths.into_iter().for_each(|path| _ = self.writers.remove(path));
                 true
@@ -201,13 +202,13 @@ impl Watching {
     }
 }
 
-/// What is passed on the way to files.
+/// The directories, links and files on the way to the watched files.
 #[derive(Debug, Default)]
 struct Way {
     directories: BTreeSet<PathBuf>,
-    /// Links and files in them.
+    /// Links and files in these directories.
     names: BTreeSet<PathBuf>,
-    /// Directories of which every file of a configuration counts.
+    /// Directories in which every configuration file counts.
     whole: BTreeSet<PathBuf>,
 }
 
@@ -231,11 +232,11 @@ impl Way {
         way
     }
 
-    /// Walks to the file, through every link; returns where it really is.
+    /// Walks to the file through every link, and returns the file's real path.
     fn add(&mut self, path: &Path) -> PathBuf {
         let mut at = PathBuf::from(if path.is_absolute() { "/" } else { "." });
         let mut rest: Vec<_> = parts(path);
-        // More links than that are a circle (path_resolution(7)).
+        // More links are a circle (path_resolution(7)).
         let mut links = 40;
         while let Some(part) = rest.pop() {
             if part.as_os_str() == ".." {
@@ -268,7 +269,7 @@ impl Way {
     }
 }
 
-/// The names in a path, the last one first.
+/// The names in a path, the last name first.
 fn parts(path: &Path) -> Vec<PathBuf> {
     let parts = path.components().rev().filter_map(|part| match part {
         Component::Normal(name) => Some(PathBuf::from(name)),
@@ -282,7 +283,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|data| (data.dev(), data.ino()))
 }
 
-/// What tells one state of a file from another, for each.
+/// For each file, the numbers that tell one state of the file from another.
 type Look = Vec<Option<[u64; 6]>>;
 
 fn look(paths: &BTreeSet<PathBuf>) -> Look {
@@ -316,7 +317,7 @@ mod tests {
     use super::*;
     use crate::disk::testing::Folder;
 
-    /// Twice as long as a look takes at the most, and then some.
+    /// More than twice the longest time that a look takes.
     const SOON: Duration = Duration::from_secs(40);
 
     async fn is_said(watch: &mut Watch) -> bool {
@@ -344,7 +345,7 @@ mod tests {
         assert!(!watch.writing.load(Ordering::Relaxed));
     }
 
-    /// `etc/f -> live/f -> archive/f1`, as certbot has it and one link more.
+    /// `etc/f -> live/f -> archive/f1`: certbot's links, and one more link.
     #[tokio::test]
     async fn every_link_of_a_chain_and_what_it_points_to_later() {
         let folder = Folder::new("links");
@@ -373,7 +374,7 @@ mod tests {
             fs::write(at(name).join("f"), name).expect("a file");
         }
         let mut watch = of(&at("etc/conf/f"));
-        // Far above: only a look tells.
+        // A folder far above is replaced, which only a look shows.
         fs::rename(at("etc"), at("old")).expect("it is moved away");
         fs::rename(at("new"), at("etc")).expect("another is put there");
         assert!(is_said(&mut watch).await);

@@ -1,5 +1,5 @@
-//! What is left out of a cluster's configuration, because its address can't be bound, or because
-//! it does not fit.
+//! The parts that are left out of a cluster's configuration, because their address can't be bound,
+//! or because they do not fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,27 +13,27 @@ use crate::model::place::{At, Problem, Problems};
 use crate::publish::PublishError;
 use crate::table::routing::{RoutingTable, Transport};
 
-/// What became of a configuration that was put in force.
+/// The result of putting a configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Put {
-    /// Of the table that has it.
+    /// The generation of the table with this configuration.
     pub generation: u64,
-    /// False: it was in force before.
+    /// False: the configuration was in force before.
     pub published: bool,
-    /// Listeners that are left out, and why.
+    /// Listeners that are left out, with the reasons.
     pub failed: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default)]
 pub struct LeftOut {
-    /// The latest that was put in force, with what had to be left out.
+    /// The latest configuration that was put in force, including the parts that were left out.
     pub asked: Option<Config>,
     /// A table that waited for an address could not be published.
     pub is_lost: bool,
     failures: BTreeMap<Bound, Failure>,
-    /// Listeners that do not fit, and why.
+    /// Listeners that do not fit, with the reasons.
     misfits: BTreeMap<String, String>,
-    /// What the log has of what does not fit.
+    /// The log's last message about parts that do not fit.
     said: String,
 }
 
@@ -46,20 +46,20 @@ struct Failure {
 }
 
 impl LeftOut {
-    /// Whether what is left out is to be tried again, or a table was lost.
+    /// Whether a part that was left out is to be tried again, or a table was lost.
     pub fn is_due(&self, now: Instant) -> bool {
         self.is_lost || self.failures.values().any(|failure| failure.again.is_due(now))
     }
 
-    /// What nobody asks for any more.
+    /// Forgets the failures of parts that are no longer asked for.
     pub fn forget(&mut self, asked: &Config) {
         self.is_lost = false;
         let bound: BTreeSet<Bound> = asked.listeners.iter().map(bound_to).collect();
         self.failures.retain(|at, _| bound.contains(at));
     }
 
-    /// The configuration but for what is not to be tried now: its listeners, and routes that have
-    /// no other.
+    /// The configuration without the listeners that are not to be tried now, and without routes
+    /// that have no other listener.
     pub fn without(&mut self, asked: &Config, now: Instant) -> Config {
         self.misfits.clear();
         let mut config = asked.clone();
@@ -72,8 +72,9 @@ impl LeftOut {
         config
     }
 
-    /// Leaves out what these problems are of: each names its listener, route or backend in place
-    /// of a file. False if there was no such thing left, so that to try again is of no use.
+    /// Leaves out the parts that have these problems. Each problem has the name of its listener,
+    /// route or backend in place of a file name. False if no such part was left; then another
+    /// attempt is useless.
     pub fn leave_out(&mut self, config: &mut Config, problems: &Problems) -> bool {
         let why: BTreeMap<&str, &Problem> =
             problems.0.iter().rev().map(|problem| (&*problem.file, problem)).collect();
@@ -102,7 +103,7 @@ impl LeftOut {
         found
     }
 
-    /// What became of the addresses of a table that was tried.
+    /// Notes which addresses of a table could be bound, and which could not.
     pub fn tried(&mut self, table: &RoutingTable, errors: &[PublishError], now: Instant) {
         let failed: BTreeSet<Bound> =
             errors.iter().map(|error| (error.transport, error.address)).collect();
@@ -120,7 +121,7 @@ impl LeftOut {
         }
     }
 
-    /// Listeners that are left out, and why.
+    /// Listeners that are left out, with the reasons.
     pub fn failed(&self, asked: &Config) -> BTreeMap<String, String> {
         let why = |listener: &Listener| {
             let name = &listener.name.value;
@@ -132,7 +133,7 @@ impl LeftOut {
     }
 }
 
-/// Takes these listeners out of the routes, and routes out that have no other.
+/// Takes these listeners out of the routes, and removes routes that have no other listener.
 fn unlist(config: &mut Config, gone: &BTreeSet<String>) {
     if gone.is_empty() {
         return;
@@ -144,7 +145,7 @@ fn unlist(config: &mut Config, gone: &BTreeSet<String>) {
     });
 }
 
-/// What keeps its share of a route, and refuses it.
+/// A backend without endpoints, which keeps its share of a route and refuses the share.
 fn empty(backend: &Backend) -> Backend {
     Backend {
         endpoints: Vec::new(),

@@ -1,4 +1,4 @@
-//! Follows one source: read, compile, publish, report.
+//! Follows one source: reads, compiles, publishes and reports its configuration.
 
 pub mod left_out;
 pub mod reading;
@@ -24,27 +24,27 @@ use crate::sync::reading::{Compiled, Found, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 use crate::{compile, gateway};
 
-/// Follows one configuration file: read, compile, publish, report.
+/// Follows one source: reads, compiles, publishes and reports its configuration.
 pub struct ConfigSync {
     source: Source,
     publisher: Publisher,
-    /// Those that are read beside it may add to their own.
+    /// Shared with readings on other threads, which may add names to their own copies.
     names: Arc<Names>,
     in_force: Option<Arc<InForce>>,
-    /// What was put in force first: of some keys, what holds until the process ends.
+    /// The first configuration in force. Some of its keys hold until the process ends.
     started_with: Option<Config>,
     /// A reload may take all listeners away.
     allow_empty: bool,
-    /// When a reload that was refused for a reason that may pass is tried again.
+    /// When to try again a reload that was refused for a reason that may pass.
     again: Backoff,
-    /// What was compiled of it, with every endpoint, up or down.
+    /// The compiled table with all endpoints, up or down.
     whole: Option<Arc<RoutingTable>>,
     checks: Checks,
-    /// What was last looked at, in force or refused.
+    /// The files that were looked at last, in force or refused.
     last: Looked,
-    /// Something is looked at just now.
+    /// A reading is under way.
     is_reading: bool,
-    /// Of the latest table.
+    /// The generation of the latest table.
     generation: u64,
     draining: bool,
     reloads_ok: u64,
@@ -52,26 +52,25 @@ pub struct ConfigSync {
     last_error: Option<String>,
     timing: Timing,
     left_out: LeftOut,
-    /// Sockets that drain, and between which generations the tables are that workers may keep for
-    /// them.
+    /// Sockets that drain. For each socket, workers may keep tables between these two generations.
     kept: BTreeMap<SocketId, (u64, u64)>,
-    /// Of the table that every worker had reached when names were last retired.
+    /// The generation that every worker had reached when names were last retired.
     applied: u64,
 }
 
 /// The configuration that was published last.
 pub struct InForce {
     pub config: Config,
-    /// The text that it came from; of a cluster's, made when somebody asks for it.
+    /// The text of the configuration. A cluster's text is made when somebody asks for the text.
     text: OnceLock<String>,
 }
 
-/// What the latest table took, in microseconds.
+/// The time that the latest table took, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
     /// Parsing, checking and compiling.
     pub compile_micros: u64,
-    /// Opening the sockets that are new in it, and handing it out.
+    /// Opening the table's new sockets, and handing the table out.
     pub publish_micros: u64,
 }
 
@@ -80,9 +79,10 @@ pub enum Outcome {
     Published {
         generation: u64,
     },
-    /// The text of the file is what was looked at last, or the process is draining.
+    /// The text of the file is the text that was looked at last, or the process is draining.
     Unchanged,
-    /// What was in force stays so. The text is for the operator and has every fault, one a line.
+    /// The configuration in force stays. The text is for the operator, and has every fault, one per
+    /// line.
     Rejected(String),
 }
 
@@ -113,14 +113,14 @@ impl ConfigSync {
         }
     }
 
-    /// A reload may take all listeners away: without this, a file that was cut off is told from one
-    /// that is meant so.
+    /// Allows a reload to take all listeners away. Otherwise such a reload is refused, because the
+    /// file may have been cut off.
     pub fn allow_empty(&mut self) {
         self.allow_empty = true;
     }
 
-    /// What is to be done for a wish, on whatever thread: [`Self::finish`] takes what it finds.
-    /// `None`: nothing is to be done, or that of another wish is not over yet.
+    /// Begins a reading, which may run on any thread. [`Self::finish`] takes the result. `None`:
+    /// there is nothing to do, or another reading is not over yet.
     pub fn begin(&mut self, wish: Wish) -> Option<Reading> {
         #[expect(clippy::disallowed_methods, reason = "for pauses between attempts")]
         let is_due = wish != Wish::Retry || self.again.is_due(Instant::now());
@@ -138,7 +138,7 @@ impl ConfigSync {
         })
     }
 
-    /// Publishes what was found, or keeps what is in force.
+    /// Publishes the result of a reading, or keeps the configuration in force.
     pub fn finish(&mut self, found: Found) -> Outcome {
         self.is_reading = false;
         let Some(result) = found.result.filter(|_| !self.draining) else {
@@ -156,7 +156,7 @@ impl ConfigSync {
         }
     }
 
-    /// A reading has ended without a result: it has panicked, or there was no thread for it.
+    /// Ends a reading without a result: the reading has panicked, or there was no thread for it.
     pub fn abandon(&mut self, why: String) -> Outcome {
         self.is_reading = false;
         self.refuse(Refused::passing(why), Wish::Retry)
@@ -176,7 +176,7 @@ impl ConfigSync {
         Outcome::Rejected(why)
     }
 
-    /// A wish from beginning to end.
+    /// Follows a wish from beginning to end on this thread.
     pub fn follow(&mut self, wish: Wish) -> Outcome {
         match self.begin(wish) {
             Some(reading) => self.finish(reading.run()),
@@ -184,14 +184,15 @@ impl ConfigSync {
         }
     }
 
-    /// Puts in force what a cluster asks for. Unlike with a file, what is wrong with one part does
-    /// not hold up the others, which belong to other people. A listener whose address can't be
-    /// bound is left out, and tried again from time to time; so are a listener or a route that do
-    /// not fit, until they are asked for otherwise; a backend that does not fit has no endpoints.
+    /// Puts in force what a cluster asks for. Unlike in a file, a fault of one part does not hold
+    /// up the other parts, because they belong to other people. A listener with an address that
+    /// can't be bound is left out, and tried again from time to time. A listener or route that does
+    /// not fit is left out until the cluster changes it. A backend that does not fit has no
+    /// endpoints.
     ///
     /// # Errors
-    /// There is a fault that has no owner, or the table can't be given out: what was in force stays
-    /// so. The text is for the operator.
+    /// There is a fault that has no owner, or the table can't be given out. The configuration in
+    /// force stays. The text is for the operator.
     pub fn put(&mut self, asked: &Config) -> Result<Put, String> {
         #[expect(clippy::disallowed_methods, reason = "for pauses between attempts to bind")]
         let now = Instant::now();
@@ -219,14 +220,14 @@ impl ConfigSync {
         })
     }
 
-    /// Whether [`Self::put`] should be called again although nothing else is asked for.
+    /// Whether to call [`Self::put`] again although the configuration has not changed.
     pub fn wants_put(&self) -> bool {
         #[expect(clippy::disallowed_methods, reason = "for pauses between attempts to bind")]
         self.left_out.is_due(Instant::now())
     }
 
-    /// Publishes the empty table: nothing is accepted any more, and what lives drains. From here on
-    /// the file is not looked at.
+    /// Publishes the empty table: workers accept nothing any more, and all sessions and flows
+    /// drain. From now on the file is not looked at.
     pub fn drain(&mut self) {
         self.draining = true;
         self.checks = Checks::default();
@@ -243,22 +244,22 @@ impl ConfigSync {
         self.publisher.stop();
     }
 
-    /// To be called when a worker says that it has closed its socket of an address that left the
-    /// table: a table that waits to bind the address again goes out when all have.
+    /// Notes that a worker has closed its socket of an address that left the table. A table that
+    /// waits to bind the address again goes out when all workers have closed theirs.
     pub fn unlistened(&mut self, worker: usize, socket: SocketId) {
         let published = self.publisher.unlistened(worker, socket);
         self.note(published);
     }
 
-    /// To be called now and then: sends what a full channel has held up.
+    /// Sends commands that a full channel has held up. The caller calls this repeatedly.
     pub fn flush(&mut self) {
         let published = self.publisher.flush();
         self.note(published);
     }
 
-    /// To be called now and then, on a tokio runtime: checks the endpoints of which a check is due.
-    /// True if some have gone down or come back, and a new table says so: the configuration in
-    /// force without those that are down.
+    /// Makes the checks of endpoints that are due. The caller calls this repeatedly, on a tokio
+    /// runtime. True if endpoints have gone down or come back, and a new table is out: the
+    /// configuration in force without the endpoints that are down.
     #[expect(clippy::disallowed_methods, reason = "checks are made by the clock")]
     pub fn check_endpoints(&mut self) -> bool {
         let now = Instant::now();
@@ -277,13 +278,14 @@ impl ConfigSync {
         is_published
     }
 
-    /// Of the endpoints that are checked.
+    /// The health of the endpoints that are checked.
     pub fn health(&self) -> &Health {
         &self.checks.health
     }
 
-    /// To be called now and then: frees ids of which nobody can speak any more. `applied` is the
-    /// generation that every worker has reached; the rest says which ids have sessions or flows.
+    /// Frees ids that nothing can refer to any more. The caller calls this repeatedly. `applied` is
+    /// the generation that every worker has reached; the other arguments say which ids have
+    /// sessions or flows.
     #[expect(clippy::disallowed_methods, reason = "ids rest for some time before they are free")]
     pub fn retire(
         &mut self,
@@ -292,27 +294,28 @@ impl ConfigSync {
         endpoint: &dyn Fn(EndpointId) -> bool,
     ) -> Retired {
         if self.is_reading {
-            // It gives ids as if none had been freed.
+            // The reading that is under way gives ids as if no id had been freed, so none is freed
+            // now.
             return Retired::default();
         }
         let closing: BTreeSet<SocketId> = self.publisher.closing().collect();
         self.kept.retain(|id, _| closing.contains(id));
         let since = (self.applied.saturating_sub(1), self.generation);
         for id in &closing {
-            // Somewhere in between is the table that it left with, and the ones before that which
+            // The table with which the socket left is in this range, and so are earlier tables that
             // a worker may have skipped.
             self.kept.entry(*id).or_insert(since);
         }
         self.applied = applied;
-        // Many sockets that leave with one table have the same.
+        // Many sockets that leave with one table have one range.
         let kept: BTreeSet<_> = self.kept.values().copied().collect();
         let closing = |id| closing.contains(&id);
         let in_use = InUse { applied, kept: &kept, closing: &closing, listener, endpoint };
         Arc::make_mut(&mut self.names).retire(&in_use, Instant::now())
     }
 
-    /// Files that are to be watched: the configuration's own, and those that it names. None if it
-    /// is in memory.
+    /// Files to watch: the configuration's own files, and the files that the configuration names. A
+    /// configuration in memory has no files.
     pub fn files(&self) -> BTreeSet<PathBuf> {
         match &self.source {
             Source::File(path) | Source::Objects { path, .. } => {
@@ -326,7 +329,7 @@ impl ConfigSync {
         &self.names
     }
 
-    /// `None` before the first table.
+    /// The configuration in force. `None` before the first table.
     pub fn in_force(&self) -> Option<&Arc<InForce>> {
         self.in_force.as_ref()
     }
@@ -335,7 +338,7 @@ impl ConfigSync {
         self.in_force.as_ref().map(|in_force| &in_force.config)
     }
 
-    /// Of the latest table that was published; 0 before the first.
+    /// The generation of the latest table that was published. 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -348,7 +351,7 @@ impl ConfigSync {
         self.reloads_failed
     }
 
-    /// Why the latest reload failed; `None` once one has succeeded.
+    /// Why the latest reload failed. `None` once a reload has succeeded.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
@@ -375,10 +378,10 @@ impl ConfigSync {
         Ok(generation)
     }
 
-    /// Opens the sockets that are new in a table.
+    /// Opens the new sockets of a table.
     ///
     /// # Errors
-    /// Each listener whose address can't be bound, with its place: nothing is opened then.
+    /// Each listener with an address that can't be bound, and its place. Then no socket is opened.
     fn open(&mut self, config: &Config, table: &RoutingTable) -> Result<(), String> {
         let errors = self.publisher.prepare(table);
         if errors.is_empty() {
@@ -414,7 +417,8 @@ impl ConfigSync {
             }
         }
         self.give_out(&config, table, began.elapsed())?;
-        // Tables come many times a second: it is said when the first backend asks for it.
+        // A cluster makes many tables a second, so the warning comes only when a backend first asks
+        // for this.
         if !self.config().is_some_and(transparent::is_asked) {
             transparent::warn(&config);
         }
@@ -423,7 +427,7 @@ impl ConfigSync {
         Ok(true)
     }
 
-    /// Publishes what was compiled of `config`, but for endpoints that are known to be down.
+    /// Publishes the compiled table of `config`, without endpoints that are known to be down.
     #[expect(clippy::disallowed_methods, reason = "figures for operators; pauses between checks")]
     fn give_out(
         &mut self,
@@ -436,7 +440,7 @@ impl ConfigSync {
         let health = self.checks.health.following(config, compiled);
         let table = health.table(&whole, whole.generation);
         self.publisher.publish(table).map_err(|error| error.to_string())?;
-        // An endpoint that is down keeps its id.
+        // An endpoint that is down keeps its id, so the whole table counts here.
         Arc::make_mut(&mut self.names).published(&whole, compiled);
         self.whole = Some(whole);
         self.checks.health = health;
@@ -445,8 +449,8 @@ impl ConfigSync {
         Ok(())
     }
 
-    /// What can be in force of what is asked for: without the addresses that can't be bound, and
-    /// without what does not fit, which is one owner's fault and must not be everybody's.
+    /// The parts of `asked` that can be in force: without addresses that can't be bound, and
+    /// without parts that do not fit. One owner's fault must not harm everybody.
     fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, RoutingTable), String> {
         let mut config = self.left_out.without(asked, now);
         let names = Arc::make_mut(&mut self.names);
@@ -476,13 +480,14 @@ impl InForce {
         Self { config, text: text.into() }
     }
 
-    /// It as TOML; a cluster's without certificates and keys, as it is there to be read.
+    /// The configuration as TOML. A cluster's TOML has no certificates and keys, because the TOML
+    /// is for readers.
     pub fn text(&self) -> &str {
         self.text.get_or_init(|| gateway::print::toml(&self.config, &mut |_| None))
     }
 }
 
-/// What a good configuration has, as `ringway check` shows it.
+/// The numbers of a good configuration's parts, as `ringway check` shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     pub listeners: usize,
@@ -491,11 +496,12 @@ pub struct Summary {
     pub endpoints: usize,
 }
 
-/// Reads and compiles a source, and goes no further. Returns beside the summary what will not work,
-/// or is hardly meant. `now`, in seconds of Unix time, is for the ends of certificates.
+/// Reads and compiles a source, without publishing. Returns the summary, and warnings about parts
+/// that will not work or are hardly meant. `now`, in seconds of Unix time, is for the ends of
+/// certificates.
 ///
 /// # Errors
-/// For the operator: every fault, one a line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
+/// For the operator: every fault, one per line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
 pub fn check(source: &Source, now: i64) -> Result<(Summary, Vec<Warning>), String> {
     let Parsed { config, mut warnings, .. } = source.config(&source.read()?)?;
     let unusable = config.cores.unusable(&Machine::this()).into_iter();
@@ -529,8 +535,9 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Workers, memory and the admin API are set up once; the rest of the file is in force at once.
-/// `runs` is what the process was started with.
+/// Warns of keys that a reload does not change. Workers, memory and the admin API are set up once;
+/// the rest of the file is in force at once. `runs` is the configuration that the process was
+/// started with.
 fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
     let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
     let changes = [

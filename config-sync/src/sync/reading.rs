@@ -1,5 +1,5 @@
-//! What of a reload needs the files and what is known already, and nothing else: it may take its
-//! time on a thread of its own, while the control thread serves signals and records.
+//! The part of a reload that needs only the files and known state. This part may take its time on a
+//! thread of its own, while the control thread serves signals and records.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,47 +13,47 @@ use crate::source::{Parsed, Source};
 use crate::table::routing::RoutingTable;
 use crate::{compile, disk};
 
-/// Why the files are looked at. One that is greater does all that a lesser one does.
+/// Why the files are looked at. A greater wish includes the lesser ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wish {
-    /// They were refused for a reason that may have passed (an address in use, no files left, a
-    /// file that could not be read), 1 to 60 s ago. To be refused in the same words again is no
-    /// news, and is not counted.
+    /// The files were refused 1 to 60 s ago for a reason that may have passed: an address in use,
+    /// no files left, a file that could not be read. A second refusal in the same words is no news,
+    /// and is not counted.
     Retry,
-    /// They may have changed; if they have not, nothing is done.
+    /// The files may have changed. If they have not, nothing is done.
     Refresh,
-    /// Somebody has asked for it.
+    /// An operator has asked for a reload.
     Reload,
 }
 
-/// Files that are to be read, checked and compiled.
+/// A job: read, check and compile the files.
 #[derive(Debug)]
 pub struct Reading {
     pub(crate) wish: Wish,
     pub(crate) source: Source,
     pub(crate) names: Arc<Names>,
     pub(crate) allow_empty: bool,
-    /// How many listeners are in force.
+    /// The number of listeners in force.
     pub(crate) listeners: usize,
     pub(crate) last: Looked,
 }
 
-/// What files held.
+/// The contents of the files that were looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Looked {
-    /// `None`: it could not be read.
+    /// `None`: the text could not be read.
     pub(crate) text: Option<String>,
-    /// The other files that the text names, and what they held.
+    /// The other files that the text names, and a fingerprint of their contents.
     pub(crate) files: BTreeSet<PathBuf>,
     pub(crate) fingerprint: u64,
 }
 
-/// What they come to.
+/// The result of a reading.
 #[derive(Debug)]
 pub struct Found {
     pub(crate) wish: Wish,
     pub(crate) looked: Looked,
-    /// `None`: they are as they were.
+    /// `None`: the files have not changed.
     pub(crate) result: Option<Result<Compiled, Refused>>,
 }
 
@@ -63,16 +63,16 @@ pub(crate) struct Compiled {
     pub(crate) shown: String,
     pub(crate) warnings: Vec<Warning>,
     pub(crate) names: Arc<Names>,
-    /// Its generation is not known yet.
+    /// The table has no generation yet.
     pub(crate) table: RoutingTable,
     pub(crate) took: Duration,
 }
 
-/// Why a reload did not come to a table.
+/// Why a reload did not make a table.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) why: String,
-    /// The same files may be good in a while.
+    /// The same files may be good later.
     pub(crate) may_pass: bool,
 }
 
@@ -117,7 +117,8 @@ impl Reading {
             )));
         }
         looked.files = config.files();
-        // Taken before they are read: what changes in between is read once more.
+        // The fingerprint is taken before the files are read, so that a file that changes in
+        // between is read once more.
         looked.fingerprint = disk::fingerprint(&looked.files);
         let mut names = self.names;
         let table = compile::compile(&config, Arc::make_mut(&mut names), 0);

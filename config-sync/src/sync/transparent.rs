@@ -1,4 +1,4 @@
-//! Whether this machine can connect from clients' own addresses, and gets the answers.
+//! Checks whether this machine can connect from clients' own addresses and receives the answers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
@@ -11,16 +11,17 @@ use nix::sys::socket::{
 use crate::model::backend::Backend;
 use crate::model::config::Config;
 
-/// Packets of transparent connections have this mark, by which they are routed to this machine:
-/// that of `tuning/transparent`.
+/// The mark of packets of transparent connections. By the mark, `tuning/transparent` routes the
+/// packets to this machine.
 const MARK: u32 = 0x5257;
 
 pub(crate) fn is_asked(config: &Config) -> bool {
     config.backends.iter().any(Backend::is_transparent)
 }
 
-/// Says what is missing for backends that ask for it: their connections would fail or hang. It may
-/// be there a moment later, so that it is no reason to refuse the configuration.
+/// Warns if something is missing for backends that ask for transparent connections: the connections
+/// would fail or hang. The configuration is not refused, because the missing part may come a moment
+/// later.
 pub(crate) fn warn(config: &Config) {
     let transparent = config.backends.iter().filter(|backend| backend.is_transparent());
     let endpoints: Vec<_> = transparent.flat_map(|backend| &backend.endpoints).collect();
@@ -58,16 +59,18 @@ fn is_permitted() -> bool {
     set.is_some_and(|set| set & (1 << 12) != 0)
 }
 
-/// Whether what has the mark and is for somebody else is routed to this machine. Nothing is sent.
+/// Whether packets with the mark for a stranger's address are routed to this machine. Nothing is
+/// sent.
 fn is_routed_here(stranger: IpAddr) -> bool {
     let is_ipv4 = stranger.is_ipv4();
     let family = if is_ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let own = || {
         let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::Mark, &MARK)?;
-        // IPv4: a socket that is connected to an address of this machine has that address itself;
-        // it may have a stranger's only if it is transparent. IPv6 chooses another: there the
-        // connection is possible only by the rule, as no other route to strangers is by `lo`.
+        // IPv4: a socket that is connected to an address of this machine has that address itself,
+        // and may have a stranger's address only if the socket is transparent. IPv6 chooses another
+        // address. There only the rule makes the connection possible, because no other route to
+        // strangers uses `lo`.
         match is_ipv4 {
             true => setsockopt(&fd, sockopt::IpTransparent, &true)?,
             false => setsockopt(&fd, sockopt::BindToDevice, &"lo".into())?,

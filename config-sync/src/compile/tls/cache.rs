@@ -1,8 +1,8 @@
-//! TLS that was made for a table and is still asked for in the same words, of files that say the
-//! same: the next table has it as it is.
+//! Keeps TLS parts from table to table. A part is kept if the configuration asks for the part in
+//! the same words, and the files have the same contents.
 //!
-//! A cluster's endpoints change many times a minute, its certificates do not. And what an
-//! originator has learned of sessions that can be resumed lasts as long as it does.
+//! A cluster's endpoints change many times a minute, but its certificates do not. A kept originator
+//! also keeps the sessions that endpoints let it resume.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,15 +15,15 @@ use crate::model::tls::{Origination, Pem, Termination};
 use crate::table::routing::Starttls;
 use crate::table::terminator::{Originator, Terminator};
 
-/// What the latest table has.
+/// The TLS parts of the latest table.
 #[derive(Clone, Default)]
 pub(crate) struct Cache {
-    /// Beside its `tls`, what else of a listener they are made of: `starttls`, `default_hostname`.
+    /// A terminator is made of the listener's `tls`, `starttls` and `default_hostname`.
     pub(crate) terminators: Kept<(Termination, Option<Starttls>, Option<String>), Terminator>,
     pub(crate) originators: Kept<Origination, Originator>,
 }
 
-/// By the name of the listener or backend.
+/// The key is the name of the listener or backend.
 pub(crate) struct Kept<A, T>(BTreeMap<String, Arc<Made<A, T>>>);
 
 pub(crate) struct Made<A, T> {
@@ -54,7 +54,7 @@ impl<A: PartialEq, T> Kept<A, T> {
     }
 }
 
-/// What is in the files among these. `None`: one can't be read.
+/// The contents of the files among `pems`. `None`: a file can't be read.
 pub(crate) fn contents<'p>(pems: impl Iterator<Item = &'p Pem>) -> Option<Contents> {
     let files = pems.filter(|pem| matches!(pem, Pem::File(_)));
     files.map(|pem| read(pem).ok()).collect()
@@ -72,7 +72,7 @@ impl<A, T> Default for Kept<A, T> {
     }
 }
 
-/// Without keys.
+/// Leaves out the keys.
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (terminators, originators) = (self.terminators.0.keys(), self.originators.0.keys());

@@ -1,4 +1,4 @@
-//! Whether an endpoint's certificate is right.
+//! Verifies the certificates of endpoints.
 
 use std::sync::Arc;
 
@@ -18,18 +18,20 @@ use crate::model::alt_name::AltName;
 use crate::model::tls::Pin;
 use crate::table::x509;
 
-/// What an endpoint's certificate has to be.
+/// The conditions for an endpoint's certificate.
 #[derive(Debug)]
 pub(crate) struct EndpointVerifier {
-    /// What it must lead to; `None`: its pin is all that counts.
+    /// The CA certificates that sign the endpoint's certificate. `None`: only the pin counts.
     pub(crate) roots: Option<Arc<RootCertStore>>,
-    /// Certificates that are as good themselves as what leads to them: those of the `ca` file. A
-    /// server often shows what `openssl req -x509` makes, which says of itself that it is a CA, and
-    /// would therefore be refused as a server's.
+    /// The certificates of the `ca` file. An endpoint may also show such a certificate itself.
+    /// Servers often have a certificate from `openssl req -x509`, which is marked as a CA's and
+    /// would otherwise be refused as a server's.
     pub(crate) trusted: Vec<CertificateDer<'static>>,
-    /// Names of which it must have one; empty: it must have the server's.
+    /// The certificate must have one of these names. If the list is empty, the certificate must
+    /// have the server's name.
     pub(crate) names: Vec<AltName>,
-    /// Hashes of which one must be of its key; empty: any key will do.
+    /// The certificate's key must have one of these hashes. If the list is empty, any key is
+    /// allowed.
     pub(crate) pins: Vec<Pin>,
     pub(crate) provider: Arc<CryptoProvider>,
 }
@@ -54,8 +56,8 @@ impl EndpointVerifier {
         key.is_some_and(|hash| self.pins.iter().any(|pin| pin[..] == *hash.as_ref()))
     }
 
-    /// The one server that has a certificate of its own in `ca` needs no name in the form of today:
-    /// where there is none, the common name counts (RFC 6125, section 6.4.4).
+    /// A certificate that is itself in `ca` belongs to one known server, so the certificate needs
+    /// no alternative name. If there is none, the common name counts (RFC 6125, section 6.4.4).
     fn is_named(&self, certificate: &CertificateDer<'_>, server: &ServerName<'_>) -> bool {
         let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else { return false };
         let is_unnamed = parsed.valid_dns_names().next().is_none();
@@ -151,11 +153,12 @@ mod tests {
 
     use super::*;
 
-    /// What the PostgreSQL manual makes: `openssl req -new -x509 -nodes -subj /CN=db.test`.
+    /// The PostgreSQL manual's command made this certificate: `openssl req -new -x509 -nodes -subj
+    /// /CN=db.test`.
     const SELF_SIGNED: &str = include_str!("testdata/self-signed.pem");
     const LEAF: &str = include_str!("testdata/leaf.pem");
     const ROOT: &str = include_str!("testdata/root.pem");
-    /// In 2030.
+    /// A time in 2030.
     const NOW: u64 = 1_900_000_000;
 
     fn der(pem: &str) -> CertificateDer<'static> {
@@ -196,7 +199,8 @@ mod tests {
         assert!(verdict(&own, SELF_SIGNED, "db.test", 1).contains("NotValidYet"));
         assert!(verdict(&own, SELF_SIGNED, "db.test", NOW * 4).contains("Expired"));
         assert!(verdict(&own, LEAF, "leaf.test", NOW).contains("UnknownIssuer"));
-        // Only the one that stands there: not what any other CA says of itself.
+        // Only the certificate in the file is trusted, not any certificate that is marked as a
+        // CA's.
         let other = verifier(&[ROOT]);
         assert!(verdict(&other, SELF_SIGNED, "db.test", NOW).contains("CaUsedAsEndEntity"));
     }

@@ -1,31 +1,32 @@
-//! Ends of certificates that are in use, for metrics and warnings.
+//! The ends of certificates in use, for metrics and warnings.
 
 use crate::model::place::Place;
 
-/// A certificate, or a list of revoked ones, that is in use: for metrics and warnings.
+/// A certificate or certificate revocation list in use, and its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expiry {
     pub of: Expiring,
-    /// The listener or backend that has it.
+    /// The listener or backend that uses the certificate or list.
     pub owner: String,
-    /// Where it comes from: a file, or what its source is called.
+    /// The file, or the name of another source.
     pub name: String,
-    /// Where the configuration names it, or else its owner.
+    /// The place where the configuration names the file, or else the owner's place.
     pub place: Place,
-    /// Seconds of Unix time after which it is not valid.
+    /// The certificate or list is valid until this second of Unix time.
     pub not_after: i64,
 }
 
-/// Days before a certificate's end from which on it is warned of.
+/// Days before a certificate's end from which warnings begin.
 const EXPIRY_DAYS: i64 = 14;
 
 impl Expiry {
-    /// What somebody must do about it; `now` is in seconds of Unix time.
+    /// The warning, if somebody must act. `now` is in seconds of Unix time.
     pub fn warning(&self, now: i64) -> Option<String> {
         let Self { of, owner, name, not_after, .. } = self;
         let days = (not_after - now).div_euclid(24 * 3_600);
         match of {
-            // They are short-lived, and renewed in the last moment.
+            // Revocation lists are short-lived and renewed at the last moment, so only their end is
+            // warned of.
             Expiring::RevocationList => (*not_after <= now).then(|| {
                 format!(
                     "the list of revoked certificates {name} of {owner} has expired, and so \

@@ -1,4 +1,4 @@
-//! From certificates as they are configured to what workers use: files are read here.
+//! Turns the certificates of a configuration into the parts that workers use. Files are read here.
 
 use std::sync::{Arc, OnceLock};
 
@@ -22,31 +22,32 @@ use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, T
 use crate::table::routing::Starttls;
 use crate::table::terminator::{Certificates, Originator, Terminator, WorkerTime};
 
-/// Reads and makes what the configuration's TLS parts ask for.
+/// Reads and makes the parts that the configuration's TLS keys ask for.
 pub(crate) struct Loader<'l> {
     provider: Arc<CryptoProvider>,
     tickets: &'l mut Tickets,
     seeds: [u64; 4],
-    /// What the latest table has, and what of it, and beside it, the next one will have.
+    /// `before` has the parts of the latest table. `loaded` has the parts of the next table, kept
+    /// or new.
     before: Cache,
     pub(crate) loaded: Cache,
     pub(crate) expiries: Vec<Expiry>,
-    /// Chains that are none.
+    /// Certificate chains that are not chains.
     pub(crate) doubts: Vec<Problem>,
     pub(crate) problems: Vec<Problem>,
 }
 
-/// A listener or backend: its name, and where it stands.
+/// A listener or backend: its name and its place.
 pub(crate) struct Owner<'o> {
     pub(crate) name: &'o str,
     pub(crate) place: &'o Place,
 }
 
-/// What the system trusts, when it was first asked for: hundreds of certificates, which take
-/// milliseconds to parse.
+/// The certificates that the system trusts, read when first needed. There are hundreds of them,
+/// which take milliseconds to parse.
 static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
 
-/// What private keys can be.
+/// The kinds of private keys that are supported.
 const KEYS: &str =
     "RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, and Ed25519 are supported";
 
@@ -64,13 +65,12 @@ impl<'l> Loader<'l> {
         }
     }
 
-    /// What is in here and is asked for again is not made again.
+    /// Takes the parts of the latest table. Such a part is not made again.
     pub(crate) fn knowing(self, before: Cache) -> Self {
         Self { before, ..self }
     }
 
-    /// `None` if the listener passes TLS through, or something is wrong, which is among the
-    /// problems then.
+    /// `None` if the listener passes TLS through, or if the problems say what is wrong.
     pub(crate) fn terminator(
         &mut self,
         owner: &Owner<'_>,
@@ -135,7 +135,7 @@ impl<'l> Loader<'l> {
         let mut config = self.server_config(versions, verifier);
         config.cert_resolver = certificates.clone();
         config.alpn_protocols = match listener.starttls {
-            // Clients of it that begin with TLS insist on an answer.
+            // PostgreSQL clients that begin with TLS insist on an ALPN answer.
             Some(Starttls::Postgres) if asked.alpn.is_empty() => vec![b"postgresql".to_vec()],
             _ => asked.alpn.iter().map(|name| name.clone().into_bytes()).collect(),
         };
@@ -203,8 +203,8 @@ impl<'l> Loader<'l> {
             }
         };
         // `config` remembers sessions that can be resumed (rustls' `ClientSessionMemoryCache`),
-        // under a lock that workers share and hold for a look-up at a time, twice a handshake or
-        // so: a resumed handshake spares endpoint and gateway more than the lock costs.
+        // under a lock that all workers share. A worker holds the lock for one look-up, about twice
+        // a handshake. A resumed handshake saves endpoint and gateway more than the lock costs.
         let bytes = |names: &Vec<String>| {
             names.iter().map(|name| name.clone().into_bytes()).collect::<Vec<_>>()
         };
@@ -244,10 +244,11 @@ impl<'l> Loader<'l> {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        // Replaced by the caller.
+        // The caller replaces this resolver.
         let nobody = Arc::new(Certificates::new(self.seeds, None, None));
         let mut config = builder.with_cert_resolver(nobody);
-        // A session can be resumed on any worker, without a lock that all share: tickets only.
+        // Tickets only: a session can then be resumed on any worker, without a lock that workers
+        // share.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config
     }
@@ -338,8 +339,8 @@ impl<'l> Loader<'l> {
         }
     }
 
-    /// Why clients may find no way from the first certificate to one that they trust: what stands
-    /// behind a certificate must have issued it.
+    /// The reason why clients may find no chain from the first certificate to a certificate that
+    /// they trust. Each certificate must be issued by the next.
     fn unchained(&self, chain: &[CertificateDer<'_>]) -> Option<String> {
         let algorithms = self.provider.signature_verification_algorithms.all;
         let is_issued = |pair: &[CertificateDer<'_>]| {
@@ -381,7 +382,7 @@ impl<'l> Loader<'l> {
         let roots = SYSTEM.get().cloned().or_else(|| {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            // A bundle that is missing may be installed yet.
+            // A missing bundle may still be installed, so an empty result is not kept.
             (!roots.is_empty()).then(|| Arc::clone(SYSTEM.get_or_init(|| Arc::new(roots))))
         });
         if roots.is_none() {
@@ -399,14 +400,14 @@ impl<'l> Loader<'l> {
         }
     }
 
-    /// Notes what is wrong with one PEM.
+    /// Notes a problem of one PEM.
     fn refuse<T>(&mut self, owner: &Owner<'_>, pem: &Pem, message: &str) -> Option<T> {
         self.problems.push(place(owner, pem).problem(format!("{} {message}", named(pem))));
         None
     }
 }
 
-/// Where the configuration names it.
+/// The place where the configuration names the PEM.
 fn place<'p>(owner: &Owner<'p>, pem: &'p Pem) -> &'p Place {
     match pem {
         Pem::File(path) => &path.place,
@@ -439,7 +440,7 @@ mod tests {
         Pem::Inline { name: name.to_owned(), bytes: text.as_bytes().into() }
     }
 
-    /// What is odd, or wrong, about a chain and its key.
+    /// The doubts and the problems of a chain and its key.
     fn said(chain: &[&str], key: &str) -> (Vec<String>, Vec<String>) {
         let mut tickets = Tickets::default();
         let mut loader = Loader::new(&mut tickets, [0; 4]);

@@ -1,4 +1,4 @@
-//! TLS for a table: reads certificates and keys, and makes of them what rustls needs.
+//! Makes the TLS parts of a table: reads certificates and keys, and makes the settings for rustls.
 
 pub(crate) mod cache;
 pub(crate) mod endpoint_verifier;

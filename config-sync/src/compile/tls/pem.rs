@@ -1,9 +1,9 @@
-//! Reads PEM blocks: from a file, or out of the configuration.
+//! Reads PEM blocks from a file or from the configuration.
 
 use crate::disk;
 use crate::model::tls::Pem;
 
-/// The bytes of a PEM; the message is about it by name.
+/// The bytes of a PEM. The error message names the PEM.
 pub(crate) fn read(pem: &Pem) -> Result<Vec<u8>, String> {
     match pem {
         Pem::Inline { bytes, .. } => Ok(bytes.to_vec()),
@@ -13,5 +13,5 @@ pub(crate) fn read(pem: &Pem) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Far above any certificate, list or bundle.
+/// The most bytes of a file. Real certificates, lists and bundles are far smaller.
 const MAX_BYTES: u64 = 16 << 20;
