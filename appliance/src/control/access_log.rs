@@ -1,7 +1,7 @@
 //! The access log: one line per session or flow that was opened, closed or turned away.
 //!
-//! Lines go through a bounded queue to a thread of their own, so a terminal or pipe that nobody
-//! reads stops neither the control thread nor a worker: lines that find the queue full are dropped
+//! Lines go through a bounded queue to a thread of their own. So a terminal or pipe that nobody
+//! reads stops neither the control thread nor a worker. Lines that find the queue full are dropped
 //! and counted.
 
 use std::borrow::Cow;
@@ -21,9 +21,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// A batch of lines goes into the queue at this size, if not before.
+/// A batch of lines goes into the queue at this size at the latest.
 const BATCH_BYTES: usize = 16 * 1024;
-/// Batches that wait to be written, at the most.
+/// The most batches that wait to be written.
 const QUEUE: usize = 4_096;
 
 pub struct AccessLog {
@@ -40,14 +40,14 @@ impl AccessLog {
         Ok(Self { format, sink, batch: Vec::new(), lines: 0 })
     }
 
-    /// Opens a file anew before the next line, for log rotation by rename.
+    /// Opens the file again before the next line, for log rotation by rename.
     pub fn reopen(&self) {
         if let Some(sink) = &self.sink {
             sink.reopen.store(true, Ordering::Release);
         }
     }
 
-    /// Never waits. The line is on its way with the next `flush`, at the latest.
+    /// Writes a line, and never waits. The next `flush` sends the line at the latest.
     pub fn write(&mut self, line: &Line<'_>) {
         if self.sink.is_none() {
             return;
@@ -63,8 +63,8 @@ impl AccessLog {
         }
     }
 
-    /// Puts the lines written so far into the queue; where there is no room for them, they are
-    /// dropped and counted.
+    /// Puts the lines written so far into the queue. Lines that find no room are dropped and
+    /// counted.
     pub fn flush(&mut self) {
         if let Some(sink) = &mut self.sink
             && self.lines > 0
@@ -85,7 +85,7 @@ impl AccessLog {
         self.sink.as_ref().map_or(0, |sink| sink.failed.load(Ordering::Relaxed))
     }
 
-    /// Writes what waits, for a second at the most.
+    /// Writes the lines that wait, for at most a second.
     pub fn close(mut self) {
         self.flush();
         if let Some(sink) = self.sink {
@@ -96,9 +96,9 @@ impl AccessLog {
 
 struct Sink {
     queue: NonBlocking,
-    /// Counts batches.
+    /// The number of batches that the queue dropped.
     full: ErrorCounter,
-    /// Lines of those batches.
+    /// The number of lines in those batches.
     dropped: u64,
     guard: WorkerGuard,
     reopen: Arc<AtomicBool>,
@@ -109,7 +109,8 @@ impl Sink {
     fn open(target: &LogTarget) -> io::Result<Option<Self>> {
         let (file, path) = match target {
             LogTarget::Off => return Ok(None),
-            // Not through `io::stdout`: its lock would be held while the terminal is blocked.
+            // `io::stdout` would hold its lock while the terminal is blocked, so the file
+            // descriptor is copied.
             LogTarget::Stdout => (File::from(io::stdout().as_fd().try_clone_to_owned()?), None),
             LogTarget::Stderr => (File::from(io::stderr().as_fd().try_clone_to_owned()?), None),
             LogTarget::File(path) => (append(path)?, Some(path.clone())),
@@ -132,7 +133,7 @@ impl Sink {
 
     fn put(&mut self, batch: &[u8], lines: u64) {
         let full = self.full.dropped_lines();
-        // The queue takes it or counts it as dropped; there is no third way.
+        // The queue either takes the batch or counts the batch as dropped.
         let _ = self.queue.write_all(batch);
         if self.full.dropped_lines() > full {
             self.dropped += lines;
@@ -140,20 +141,21 @@ impl Sink {
     }
 }
 
-/// Drops the guard of a log queue, which writes what waits, and gives up after a second. On a
-/// thread of its own, because a guard whose queue stays full prints to stdout, which may be what is
-/// blocked.
+/// Drops the guard of a log queue, which writes the lines that wait, and gives up after a second.
+/// The drop is on a thread of its own: a guard with a full queue prints to stdout, and stdout may
+/// be blocked.
 pub fn flush(guard: WorkerGuard) {
     let (done, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         drop(guard);
-        // Nobody listens any more if it took too long.
+        // If the drop took too long, nobody listens any more.
         let _ = done.send(());
     });
     let _ = wait.recv_timeout(Duration::from_millis(1_200));
 }
 
-/// Opens a log at its end. A FIFO must have a reader: to wait for one would stop whoever asks.
+/// Opens a log at its end. A FIFO must have a reader, because waiting for one would stop the
+/// caller.
 fn append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let options = options.append(true).create(true).custom_flags(OFlag::O_NONBLOCK.bits());
@@ -161,33 +163,33 @@ fn append(path: &Path) -> io::Result<File> {
         Some(code) if code == Errno::ENXIO as i32 => io::Error::new(error.kind(), NO_READER),
         _ => error,
     })?;
-    // Writes may wait: the log's thread is the only one that writes.
+    // Writes may wait, because only the log's thread writes.
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(file)
 }
 
 const NO_READER: &str = "it is a FIFO that nobody reads; start its reader first, or name a file";
 
-/// What the log's own thread writes to.
+/// The file that the log's own thread writes to.
 struct Writer {
     file: BufWriter<File>,
-    /// `None` where there is nothing to open anew.
+    /// `None` if the log can't be opened again.
     path: Option<PathBuf>,
     reopen: Arc<AtomicBool>,
     failed: Arc<AtomicU64>,
-    /// An attempt to write or to open anew has failed since all went well, and it was said.
+    /// A write or an open has failed since the last success, and the failure was logged.
     is_failing: bool,
 }
 
 impl Writer {
-    /// Until it can be opened, the old file stays, and each batch tries again.
+    /// Opens the file again. If that fails, the old file stays, and the next batch tries again.
     fn reopen(&mut self, path: &Path) {
         match append(path) {
             Ok(file) => {
                 if let Err(error) = self.file.flush() {
                     self.lost(lines(self.file.buffer()), &error);
                 }
-                // What could not be written is not tried again where the old one is dropped.
+                // The old writer drops the bytes that could not be written, and does not try again.
                 let _ = std::mem::replace(&mut self.file, BufWriter::new(file)).into_parts();
             }
             Err(error) => {
@@ -202,7 +204,7 @@ impl Writer {
         self.fails(&format!("{error}; lines are lost until it can be written again"));
     }
 
-    /// Says it, once until all goes well again.
+    /// Logs a failure, once until the next success.
     fn fails(&mut self, how: &str) {
         if !std::mem::replace(&mut self.is_failing, true) {
             let path = self.path.as_deref().unwrap_or_else(|| Path::new("standard output"));
@@ -231,7 +233,7 @@ impl Write for Writer {
     fn flush(&mut self) -> io::Result<()> {
         match self.file.flush() {
             Ok(()) => self.is_failing = self.reopen.load(Ordering::Acquire),
-            // What is in the buffer stays there, and is written with what comes next.
+            // The bytes stay in the buffer, and the next write takes them along.
             Err(error) => self.fails(&error.to_string()),
         }
         Ok(())
@@ -278,12 +280,12 @@ pub struct Line<'a> {
 
 impl Line<'_> {
     fn json(&self, out: &mut Vec<u8>) {
-        // Strings and numbers always serialize, and a Vec takes them.
+        // Strings and numbers always serialize, and a Vec takes all bytes.
         let _ = serde_json::to_writer(out, self);
     }
 
-    /// Time, event and protocol, then `key=value` as far as there is a value. Names are quoted: a
-    /// server name is the client's own choice.
+    /// Writes time, event and protocol, then `key=value` for each field with a value. Names are
+    /// quoted, because the client chooses the server name.
     fn text(&self, out: &mut Vec<u8>) {
         // Writing to a Vec cannot fail.
         let _ = write!(out, "{} {} {}", self.time, self.event, self.protocol);
@@ -330,12 +332,12 @@ fn is_zero(value: &u32) -> bool {
 
 fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     let text = time.text();
-    // Digits and a few signs, all ASCII.
+    // The text has only digits and a few ASCII signs.
     serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
 }
 
-/// Turns the workers' clock into time of day. Taken once, so that lines keep their order whatever
-/// is done to the system's clock.
+/// Turns the workers' clock into time of day. The offset is taken once, so that lines keep their
+/// order when the system's clock is changed.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {
     /// Microseconds of Unix time at which the workers' clock stood at 0.
@@ -343,7 +345,7 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// `micros` is what the workers' clock shows at `now`.
+    /// `micros` is the time of the workers' clock at `now`.
     pub fn new(now: SystemTime, micros: u64) -> Self {
         let unix = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         Self { start: u64::try_from(unix).unwrap_or(0).saturating_sub(micros) }
@@ -354,7 +356,7 @@ impl WallClock {
     }
 }
 
-/// Microseconds of Unix time; shown in UTC as in RFC 3339, with six digits of a second.
+/// Microseconds of Unix time, shown in UTC in the form of RFC 3339, with six digits of a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamp(u64);
 
@@ -365,7 +367,7 @@ impl std::fmt::Display for Timestamp {
 }
 
 impl Timestamp {
-    /// Digit by digit: there is one in each line.
+    /// Writes digit by digit, which is fast, because each line has a timestamp.
     fn text(self) -> [u8; 27] {
         let (seconds, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);
         let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -394,7 +396,7 @@ impl Timestamp {
 fn date(days: u64) -> (u64, u64, u64) {
     const CYCLE: u64 = 146_097; // days in 400 years
     const TO_1970: u64 = 719_468; // days from 0000-03-01
-    // Years that begin in March have their leap day last, so months have a regular pattern.
+    // Years that begin in March have the leap day last, so months have a regular pattern.
     let days = days + TO_1970;
     let in_cycle = days % CYCLE;
     let leap_days = in_cycle / 1_460 + in_cycle / (CYCLE - 1) - in_cycle / 36_524;
@@ -528,7 +530,8 @@ mod tests {
         let target = LogTarget::File(path.clone());
         let error = AccessLog::open(&target, LogFormat::Json).err().expect("nobody reads it");
         assert!(format!("{error:#}").contains("a FIFO that nobody reads"), "{error:#}");
-        // Open for both, or opening waits for a reader. Nothing is ever read.
+        // The FIFO is open for both directions, because an open for writing alone needs a reader.
+        // Nothing is ever read.
         let held = OpenOptions::new().read(true).write(true).open(&path).expect("it opens");
         let mut log = AccessLog::open(&target, LogFormat::Json).expect("it opens");
         std::fs::remove_file(&path).expect("own file");

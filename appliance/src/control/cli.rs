@@ -1,4 +1,5 @@
-//! Arguments in, exit code out: 0 if all went well, 1 after an error, 2 for wrong arguments.
+//! Reads the arguments and gives the exit code: 0 on success, 1 after an error, 2 for wrong
+//! arguments.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -182,7 +183,7 @@ struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// `base` is what no object says.
+    /// `base` has the keys that no object has.
     fn options(self, gateways: Options, base: Config) -> anyhow::Result<cluster::Options> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let node_name = self.node_name.or_else(|| set("NODE_NAME"));
@@ -207,8 +208,8 @@ impl ClusterArgs {
     }
 }
 
-/// As the API wants it (gateway.networking.k8s.io/v1, `GatewayController`), and as part of the
-/// names of Leases.
+/// Checks the form that the API wants (gateway.networking.k8s.io/v1, `GatewayController`). The name
+/// is also a part of the names of Leases.
 fn controller_name(text: &str) -> Result<String, String> {
     let (domain, path) = text.split_once('/').unwrap_or((text, ""));
     let valid = |part: &str| {
@@ -227,7 +228,7 @@ fn controller_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// A replica's name as part of a Lease's, which is a DNS name.
+/// Turns a replica's name into a part of a Lease's name, which is a DNS name.
 fn lease_name(replica: &str) -> anyhow::Result<String> {
     let letters = replica.trim().chars().map(|c| match c.to_ascii_lowercase() {
         c @ ('a'..='z' | '0'..='9' | '-' | '.') => c,
@@ -252,19 +253,19 @@ pub fn main() -> ExitCode {
     let result = cli.run();
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };
-    // Faults of a file begin with the file's own name, as compilers and editors have it.
+    // Faults of a file begin with the file's own name, as in compilers' messages.
     let name = if error.is::<BadConfig>() { "" } else { "ringway: " };
-    // Nobody can be told that stderr is gone.
+    // If stderr is gone, nobody can be told.
     let _ = writeln!(io::stderr(), "{name}{error:#}");
     ExitCode::FAILURE
 }
 
-/// The configuration with --kubernetes and no file: the kubelet's probes and Prometheus come from
-/// outside.
+/// The configuration with --kubernetes and no file. The admin API listens on all addresses, because
+/// the kubelet's probes and Prometheus come from outside.
 const IN_A_POD: &str = "[admin]\naddress = \"0.0.0.0:9900\"\n";
 
-/// The source at `path`. A pipe, as `--config <(...)` names one, can be read only once: what it
-/// brings now is the configuration for good.
+/// The source at `path`. A pipe, such as `--config <(...)`, can be read only once, so its text is
+/// the configuration until the process ends.
 fn given(path: PathBuf, options: Options) -> anyhow::Result<Source> {
     if path.metadata().is_ok_and(|data| data.file_type().is_fifo()) {
         return Source::pipe(&path).map_err(anyhow::Error::msg);
@@ -302,11 +303,11 @@ impl Cli {
     }
 }
 
-/// Ringway's own log. Through a queue, as the access log: a terminal that is blocked must not stop
-/// whoever has something to say.
+/// Sends Ringway's own log to stderr. The log goes through a queue, like the access log: a blocked
+/// terminal must not stop a thread that logs.
 fn log_to_stderr(level: LogLevel) -> WorkerGuard {
-    // These say again and again, without a word of where, what Ringway says once: of a cluster that
-    // can't be followed. Every error of theirs is handed to it.
+    // These crates log each failure to follow a cluster again and again, without saying where.
+    // Ringway gets every error of theirs and logs each cause once.
     let quiet = ",kube_client=off,kube_runtime=off";
     let filter = match level {
         LogLevel::Off => "off".to_owned(),
@@ -349,7 +350,7 @@ fn translate(
 ) -> anyhow::Result<()> {
     let translated = config_sync::source::translate(paths, secrets, options);
     let Translated { warnings, toml, statuses } = translated.map_err(BadConfig)?;
-    // As comments: the rest of stderr is YAML.
+    // Warnings are YAML comments, because the rest of stderr is YAML.
     for warning in warnings {
         writeln!(io::stderr(), "# {}", warning.marked()).context("stderr")?;
     }

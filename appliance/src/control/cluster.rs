@@ -1,4 +1,4 @@
-//! Between a cluster and the workers: objects -> configuration -> table -> applied by all.
+//! Connects a cluster to the workers: objects -> configuration -> table -> applied by all workers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub struct Following {
     /// The latest translation, in force or refused.
     latest: Option<Arc<Translation>>,
     waiting: Option<Waiting>,
-    /// What the log has of the latest one that was refused.
+    /// The log's last message about a translation that was refused.
     refused: String,
 }
 
@@ -25,7 +25,7 @@ struct Waiting {
     failed: BTreeMap<String, String>,
 }
 
-/// What has changed for those who look at the configuration.
+/// The change that readers of the configuration must learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     Nothing,
@@ -38,7 +38,8 @@ impl Following {
         Self { cluster, latest: None, waiting: None, refused: String::new() }
     }
 
-    /// To be called now and then. `applied` is the generation that all workers have reached.
+    /// Follows the cluster. The caller calls this repeatedly. `applied` is the generation that all
+    /// workers have reached.
     pub fn tick(&mut self, sync: &mut ConfigSync, applied: u64) -> News {
         let news = self.follow(sync);
         if let Some(waiting) = self.waiting.take_if(|waiting| applied >= waiting.generation) {
@@ -51,7 +52,7 @@ impl Following {
         self.cluster.figures()
     }
 
-    /// Other replicas are told not to wait for this one.
+    /// Tells other replicas not to wait for this replica.
     pub fn leave(&self) -> JoinHandle<()> {
         tokio::spawn(self.cluster.leave())
     }

@@ -50,8 +50,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 impl Options {
-    /// Binds each port alone, which the gateway's shared sockets don't need: a second demo would
-    /// else take half of the first one's connections.
+    /// Checks that each port is free, by binding the port without sharing. The gateway's sockets
+    /// share ports, so a second demo would otherwise take half of the first demo's connections.
     fn check_ports(&self) -> anyhow::Result<()> {
         let tcp = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(drop);
         let udp = |port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).map(drop);
@@ -201,7 +201,7 @@ impl Servers {
         })
     }
 
-    /// On a thread of their own, for as long as the process lives.
+    /// Starts the servers on a thread of their own, until the process ends.
     fn start(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let acceptors = acceptors()?;
@@ -214,7 +214,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Ends only with an error.
+    /// Serves, and ends only with an error.
     async fn serve(self, acceptors: [TlsAcceptor; 2]) -> io::Result<()> {
         let tcp = tokio::net::TcpListener::from_std(self.tcp)?;
         let [a, b] = self.tls;
@@ -231,7 +231,7 @@ impl Servers {
     }
 }
 
-/// One for each name, with a certificate for `NAME.demo.test`.
+/// One acceptor for each name, with a certificate for `NAME.demo.test`.
 fn acceptors() -> anyhow::Result<[TlsAcceptor; 2]> {
     let [a, b] = NAMES;
     Ok([acceptor(a)?, acceptor(b)?])
@@ -277,13 +277,13 @@ async fn serve_tls(
 async fn serve_udp(socket: tokio::net::UdpSocket) -> io::Result<()> {
     let mut datagram = vec![0; 65_536];
     loop {
-        // Both fail when a client has gone away, and that is no reason to stop.
+        // Both calls fail when a client has gone away, which is no reason to stop.
         let Ok((length, client)) = socket.recv_from(&mut datagram).await else { continue };
         let _ = socket.send_to(&datagram[..length], client).await;
     }
 }
 
-/// Gives back what comes, and ends when the client does.
+/// Sends all bytes back, and ends when the client ends.
 async fn echo(stream: impl AsyncRead + AsyncWrite) -> io::Result<()> {
     let (mut from, mut to) = tokio::io::split(stream);
     tokio::io::copy(&mut from, &mut to).await?;
@@ -381,7 +381,7 @@ mod tests {
         server.abort();
     }
 
-    /// Accepts the self-signed certificates, if they are used as their names say.
+    /// A connector that accepts the self-signed certificates, if each is used for its own name.
     fn client() -> TlsConnector {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))

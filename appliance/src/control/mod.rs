@@ -1,7 +1,8 @@
-//! The control thread: everything that may block, allocate or speak HTTP.
+//! The control thread: all work that may block, allocate or speak HTTP.
 //!
-//! [`cli`] reads the arguments, [`process`] starts the workers, [`run`] goes on until they have
-//! ended. The [`admin`] API has a thread of its own, which reads what is posted for it.
+//! [`cli`] reads the arguments, [`process`] starts the workers, and [`run`] works until the workers
+//! have ended. The [`admin`] API has a thread of its own, which reads the values that the control
+//! thread posts.
 
 pub mod access_log;
 pub mod admin;

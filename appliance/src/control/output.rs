@@ -1,4 +1,4 @@
-//! What people are told: what commands print, and texts of errors.
+//! Texts for people: the output of commands, and the texts of errors.
 
 use std::any::Any;
 use std::io::{self, Write as _};
@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 
 use crate::ring::Features;
 
-/// A line per feature, in columns.
+/// One line per feature, in columns.
 pub fn features(features: &Features) -> String {
     let mut text = format!("{:<20} {:<6} {:<8} USED FOR\n", "FEATURE", "SINCE", "STATE");
     for feature in features.list() {
@@ -22,7 +22,7 @@ pub fn features(features: &Features) -> String {
     text
 }
 
-/// Prints to stdout; that nobody reads it is no error (`ringway features | head -1`).
+/// Prints to stdout. A reader that stops reading is no error (`ringway features | head -1`).
 pub fn print(text: &str) -> anyhow::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -32,12 +32,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// A configuration that can't be used: every fault, one a line, each with its place.
+/// A configuration that can't be used: every fault with its place, one fault per line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BadConfig(pub String);
 
-/// What a thread that has panicked said.
+/// The message of a thread that has panicked.
 pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")

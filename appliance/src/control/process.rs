@@ -1,8 +1,8 @@
-//! The life of the process: features -> workers -> each has its ring -> only then is anything
-//! bound.
+//! Starts and ends the process: finds the features, starts the workers, waits until each has its
+//! ring, and only then binds addresses.
 //!
-//! In this order, because a socket that listens takes connections from the moment it is bound, and
-//! there must be somebody to serve them.
+//! The order matters: a listening socket takes connections from the moment it is bound, so the
+//! workers must be there to serve them.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
@@ -50,36 +50,37 @@ use crate::stats::counters::Counters;
 use crate::worker;
 use crate::worker::{Clock, Spawned, WorkerConfig};
 
-/// Records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
+/// The most records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
 const RECORDS: usize = 8_192;
 
 /// How long after its start the process waits for addresses that are in use. The kernel closes a
-/// ring, and the sockets on which it accepts, only after the process that had it has ended
-/// (`io_ring_exit_work`): whoever starts a gateway at the end of another finds them taken for some
-/// milliseconds.
+/// ring, and the sockets on which the ring accepts, only after the ring's process has ended
+/// (`io_ring_exit_work`). So a gateway that starts when another ends finds the addresses in use for
+/// some milliseconds.
 const RELEASE: Duration = Duration::from_secs(1);
 
-/// Where the configuration comes from.
+/// The place that the configuration comes from.
 pub enum Origin {
     File {
         source: Source,
-        /// Else only SIGHUP reloads.
+        /// False: only SIGHUP reloads.
         watch: bool,
         /// A reload may take all listeners away.
         allow_empty: bool,
     },
-    /// Listeners, routes and backends from here; the rest from a file, if there is one.
+    /// The cluster gives listeners, routes and backends. `base` gives the rest, from a file if
+    /// there is one.
     Cluster { options: Box<cluster::Options>, base: Source },
 }
 
-/// Runs the gateway until it is told to end, leaving out some features of the kernel.
+/// Runs the gateway until a signal ends it. The features `without` are not used.
 ///
 /// # Errors
 /// The configuration is bad, the machine lacks something, an address can't be bound, or a worker
 /// has died. The text is for the operator.
 pub fn run(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let without = without.to_vec();
-    // Not the main thread, so that its name tells what uses the time.
+    // The control thread is not the main thread, so that tools show CPU time under its own name.
     thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
@@ -125,7 +126,8 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let log = AccessLog::open(&config.access_log.target, config.access_log.format)
         .context("access_log.path")?;
     let early = match (&source, &options) {
-        // What a Gateway asks for may be another node's: every replica serves it.
+        // A Gateway may ask for an address of another node, because every replica serves the
+        // Gateway.
         (_, Some(_)) => vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
         (Source::Objects { options, .. }, None) => options.address_pool.clone(),
         (Source::File(_) | Source::Pipe(_) | Source::Text { .. }, None) => Vec::new(),
@@ -148,7 +150,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     control.run(signals, changes).await
 }
 
-/// Parses and compiles, and goes no further.
+/// Parses and compiles the configuration, without running it.
 pub fn check(source: &Source) -> anyhow::Result<Config> {
     let text = source.read().map_err(BadConfig)?;
     let config = source.config(&text).map_err(BadConfig)?.config;
@@ -157,7 +159,7 @@ pub fn check(source: &Source) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// What the kernel has, less what is to be left out.
+/// The kernel's features, without those that are left out.
 pub fn probe(without: &[String]) -> anyhow::Result<Features> {
     let mut features = Features::probe()?;
     for name in without {
@@ -204,14 +206,15 @@ fn start(
     let (start, steering, is_started) = (Instant::now(), seed()?, Arc::<AtomicBool>::default());
     let later = Arc::clone(&is_started);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
-        // These are bound before they are this machine's: it may be the standby.
+        // An address of a pool is bound before this machine has the address: this machine may be
+        // the standby.
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
         loop {
             match open_listeners(socket, workers, rejoins, early, steering) {
                 Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
                     thread::sleep(Duration::from_millis(10));
                 }
-                // A machine that boots has not all of its addresses yet.
+                // A machine that boots does not have all of its addresses yet.
                 Err(error) if error.kind() == AddrNotAvailable && !later.load(Relaxed) => {
                     let address = socket.address;
                     tracing::warn!(
@@ -243,7 +246,7 @@ fn start(
     })
 }
 
-/// Below this, a limit of files that was not set for a server is said.
+/// If there is room for fewer sessions, the log says that the limit of files is low for a server.
 const FEW_SESSIONS: u32 = 4_096;
 
 fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
@@ -260,9 +263,10 @@ fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
     }
 }
 
-/// A worker for each, and the core that it is pinned to. Under a CPU quota (cgroup `cpu.max`, or
-/// `cpu.cfs_quota_us`) there are as many as it allows, and they are not pinned: with more, all of
-/// them would be stopped together in each period; and other containers would use the same cores.
+/// One seat for each worker, with the core that the worker is pinned to. Under a CPU quota (cgroup
+/// `cpu.max`, or `cpu.cfs_quota_us`) there are as many workers as the quota allows, and they are
+/// not pinned. More workers would all be stopped together in each period, and other containers
+/// would use the same cores.
 fn seats(asked: &Cores) -> anyhow::Result<Vec<Option<usize>>> {
     let machine = Machine::this();
     let unusable = asked.unusable(&machine);
@@ -298,7 +302,7 @@ fn spawn(
     clock: Clock,
     ports_short: &Arc<AtomicU64>,
 ) -> anyhow::Result<(Link, Running, Ready)> {
-    // Non-blocking: a wake-up that nobody has read yet needs no second one.
+    // Non-blocking: if a wake-up waits to be read, a second one is not needed.
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let wake = OwnedFd::from(wake);
     let (commands, receiver) = crossbeam_channel::bounded(1);
@@ -321,7 +325,7 @@ fn spawn(
 }
 
 impl Running {
-    /// Until it has its ring.
+    /// Waits until the worker has its ring.
     fn wait_for(&mut self, ready: &Ready) -> anyhow::Result<()> {
         if let Ok(ready) = ready.recv() {
             return Ok(ready?);
@@ -333,8 +337,8 @@ impl Running {
     }
 }
 
-/// Each connection takes two files. The soft limit is low by default only for the sake of programs
-/// that use select(2); returns what may be open now.
+/// Raises the limit of files, because each connection takes two files. The soft limit is low by
+/// default only for programs that use select(2). Returns the number of files that may be open now.
 fn raise_file_limit() -> u64 {
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
@@ -351,8 +355,8 @@ fn raise_file_limit() -> u64 {
     }
 }
 
-/// Keys a worker's hash tables, or the choice of the worker, so that nobody outside can choose what
-/// collides.
+/// A random seed for a worker's hash tables or for the choice of the worker, so that clients can't
+/// choose keys that collide.
 fn seed() -> anyhow::Result<u64> {
     let mut seed = [0; 8];
     let filled = default_provider().secure_random.fill(&mut seed);

@@ -1,5 +1,5 @@
-//! What the control thread does until all workers have ended: it follows the configuration and
-//! signals, and collects what workers have to say every 20 ms.
+//! The control thread's work until all workers have ended: follows the configuration and signals,
+//! and collects the workers' records every 20 ms.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -31,20 +31,21 @@ use crate::control::spare_files::SpareFiles;
 use crate::stats::detail::Detail;
 use crate::stats::records::{Record, SessionRecord};
 
-/// How often workers are asked for their records. They don't wake the control thread, which would
-/// cost them a system call for each; their channels hold what comes in between.
+/// How often the control thread collects the workers' records. Workers do not wake the control
+/// thread, because that would cost them a system call for each record. Their channels hold the
+/// records of one tick.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Files that are kept for a reload: so many new sockets can be opened when sessions have taken all
-/// others. A reload that needs more is tried again.
+/// Files that are kept for a reload. A reload can open this many new sockets when sessions have
+/// taken all other files. A reload that needs more is tried again.
 pub const SPARE: usize = 32;
 
-/// How often ids of what is gone are looked through.
+/// How often unused ids are looked for.
 const RETIRE: Duration = Duration::from_secs(10);
 
-/// How often certificates that are about to end are warned of.
+/// How often the log warns of certificates that are about to end.
 const DAY: Duration = Duration::from_secs(86_400);
-/// How often the metrics page learns how a cluster is followed, and how endpoints are.
+/// How often the metrics page gets the figures of the cluster and of the endpoints.
 const SHOW: Duration = Duration::from_millis(500);
 
 pub struct Control {
@@ -54,43 +55,43 @@ pub struct Control {
     pub wall: WallClock,
     pub board: Arc<Board>,
     pub phase: Phase,
-    /// The first table is in force: until then, addresses that this machine lacks are bound.
+    /// The first table is in force. Before that, addresses that this machine lacks are bound too.
     pub is_started: Arc<AtomicBool>,
-    /// For reloads of files.
+    /// Spare files for reloads of files.
     pub spare: SpareFiles,
     pub watched: BTreeSet<PathBuf>,
-    /// What is followed in the place of a file.
+    /// The cluster that is followed in place of a file.
     pub cluster: Option<Following>,
     pub leaving: Option<JoinTask<()>>,
-    /// When the figures of a cluster, and those of endpoints, were last shown.
+    /// When the figures of the cluster, and those of the endpoints, were last shown.
     pub shown: Instant,
     pub health_shown: Instant,
-    /// When ids were last looked through.
+    /// When unused ids were last looked for.
     pub retired: Instant,
 }
 
-/// A worker, seen from here.
+/// A worker, as the control thread sees the worker.
 pub struct Running {
     /// `None` once it has been joined.
     pub thread: Option<JoinHandle<io::Result<()>>>,
     pub records: Receiver<Record>,
-    /// Generation of the table that it works by.
+    /// The generation of the worker's table.
     pub applied: u64,
 }
 
 pub enum Phase {
     Running,
-    /// Readiness fails, so that load balancers look elsewhere; everything still works.
+    /// Readiness fails, so that load balancers choose other gateways. All else still works.
     Grace {
         until: Instant,
     },
-    /// Nothing new is accepted; sessions have until `drain_timeout` to end.
+    /// No new session or flow is accepted. Sessions have until `drain_timeout` to end.
     Draining,
-    /// All is being closed.
+    /// All sessions and flows are being closed.
     Stopping,
 }
 
-/// To be taken before anything else is done, or a signal in that time would end the process.
+/// The signals. They must be taken first of all, because an earlier signal would end the process.
 pub struct Signals {
     hangup: Signal,
     interrupt: Signal,
@@ -108,8 +109,8 @@ impl Signals {
 }
 
 impl Control {
-    /// Runs until every worker has ended: after SIGTERM or SIGINT, or because one has died, which
-    /// is an error. `changes` says when the file may have changed.
+    /// Runs until every worker has ended: after SIGTERM or SIGINT, or because a worker has died,
+    /// which is an error. `changes` says when a file may have changed.
     pub async fn run(
         mut self,
         mut signals: Signals,
@@ -143,14 +144,15 @@ impl Control {
             }
         };
         if let Some(leaving) = self.leaving.take() {
-            // It says itself what went wrong.
+            // The task logs its own errors.
             _ = leaving.await;
         }
         self.log.close();
         result
     }
 
-    /// The first table. Unlike at a reload, there is nothing to fall back to.
+    /// Loads the first table. Unlike in a reload, a failure is an error, because no earlier table
+    /// is in force.
     pub fn load(&mut self) -> anyhow::Result<()> {
         let outcome = self.sync.follow(Wish::Reload);
         if let Outcome::Rejected(problems) = outcome {
@@ -178,16 +180,17 @@ impl Control {
         self.post();
     }
 
-    /// Looks at the configuration's files, on a thread of its own: to parse and to compile may take
-    /// seconds, in which signals and records must not wait.
+    /// Looks at the configuration's files, on a thread of its own. Parsing and compiling may take
+    /// seconds, and signals and records must not wait.
     fn look(&mut self, looking: &mut Looking, wish: Wish) {
         if looking.under_way.is_some() {
-            // What has changed since it began would be missed.
+            // The look that is under way would miss later changes, so another look follows.
             looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
             return;
         }
         let Some(reading) = self.sync.begin(wish) else { return self.spare.fill() };
-        // One for what is read, and one for what that needs (a folder, a pipe).
+        // One file is for the file that is read, and one for the folder or pipe that the read
+        // needs.
         self.spare.give_up(2);
         let (say, found) = oneshot::channel();
         let read = move || _ = say.send(reading.run());
@@ -200,9 +203,10 @@ impl Control {
         }
     }
 
-    /// One look is over; `None`: its thread has panicked. The next begins, if one was asked for.
+    /// Ends one look, and begins the next if one was asked for. `None`: the thread has panicked.
     fn found(&mut self, found: Option<Found>, looking: &mut Looking, changes: &mut Option<Watch>) {
-        // The rest for new sockets, no sooner: a session may be as quick.
+        // The other spare files are for new sockets. They are given up only now, because a session
+        // could take them first.
         self.spare.give_up(SPARE);
         let outcome = match found {
             Some(found) => self.sync.finish(found),
@@ -211,7 +215,8 @@ impl Control {
         self.spare.fill();
         self.reloaded(outcome);
         if self.watch(changes) {
-            // What has changed before the watch began would not be told.
+            // The watch does not report changes from before it began, so the files are looked at
+            // again.
             looking.next = looking.next.max(Some(Wish::Refresh));
         }
         if let Some(wish) = looking.next.take() {
@@ -219,7 +224,7 @@ impl Control {
         }
     }
 
-    /// Watches the files that are named now. True if that has begun.
+    /// Watches the files that the configuration now names. True if a new watch has begun.
     fn watch(&mut self, changes: &mut Option<Watch>) -> bool {
         let files = self.sync.files();
         if changes.is_none() || files.is_empty() || files == self.watched {
@@ -247,7 +252,7 @@ impl Control {
         }
     }
 
-    /// Tells the admin API what is in force.
+    /// Tells the admin API the values in force.
     fn post(&self) {
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
@@ -294,7 +299,8 @@ impl Control {
         self.board.beat();
         let failed = self.sync.reloads_failed();
         for index in 0..self.workers.len() {
-            // Asked before the records are taken, so that the last ones of an ended worker are.
+            // The order matters: if the worker has ended before its records are taken, no record is
+            // missed.
             let ended = self.workers[index].ended();
             self.collect(index);
             if ended {
@@ -323,7 +329,7 @@ impl Control {
         Ok(self.workers.iter().all(|worker| worker.thread.is_none()))
     }
 
-    /// Frees the ids of what is long gone.
+    /// Frees the ids of names that left the tables long ago.
     fn retire(&mut self, applied: u64) {
         self.retired = Instant::now();
         let workers = self.board.workers();
@@ -367,7 +373,8 @@ impl Control {
 
     fn collect(&mut self, index: usize) {
         let records = self.workers[index].records.clone();
-        // No more than there are now: a worker that writes without a pause must not keep us here.
+        // Takes no more records than there are now, because a worker that writes without pause must
+        // not keep the control thread here.
         for record in records.try_iter().take(records.len()) {
             match record {
                 Record::Opened(session) => self.write("open", index, &session),
@@ -391,7 +398,7 @@ impl Control {
         self.log.write(&line);
     }
 
-    /// A worker may end when all are asked to, and only then.
+    /// Joins a worker. A worker may end only after all workers were told to end.
     fn join(&mut self, index: usize) -> anyhow::Result<()> {
         let Some(thread) = self.workers[index].thread.take() else { return Ok(()) };
         let ending = matches!(self.phase, Phase::Draining | Phase::Stopping);
@@ -405,7 +412,7 @@ impl Control {
     }
 }
 
-/// A look at the configuration's files that is under way, and why another is to come after it.
+/// The look at the configuration's files that is under way, and the wish for the next look.
 #[derive(Default)]
 struct Looking {
     under_way: Option<oneshot::Receiver<Found>>,
@@ -413,7 +420,7 @@ struct Looking {
 }
 
 impl Looking {
-    /// Never, if none is under way.
+    /// Waits for the end of the look. Never returns if no look is under way.
     async fn found(&mut self) -> Option<Found> {
         let Some(under_way) = &mut self.under_way else { return std::future::pending().await };
         let found = under_way.await;
@@ -428,7 +435,7 @@ impl Running {
     }
 }
 
-/// Never, if there is no file to watch.
+/// Waits for a change. Never returns if there is no file to watch.
 async fn changed(watch: &mut Option<Watch>) {
     if let Some(changes) = watch.as_mut().map(|watch| &mut watch.changes) {
         if changes.recv().await.is_some() {
@@ -476,7 +483,7 @@ fn line<'a>(
     }
 }
 
-/// The name of an errno, else what stands there.
+/// The name of an errno, or the detail's own text.
 fn said(detail: &Detail) -> Cow<'_, str> {
     match detail {
         Detail::Said(text) => Cow::Borrowed(text),

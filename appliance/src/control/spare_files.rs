@@ -1,5 +1,5 @@
-//! Files that are open for no other purpose than to be closed for something that matters, when
-//! sessions have taken all others that the process may open.
+//! Spare files: open files that are closed when important work needs a file, and sessions have
+//! taken all others that the process may open.
 
 use std::fs::File;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,13 @@ pub struct SpareFiles {
 }
 
 impl SpareFiles {
-    /// For `count` files at once. None is there before [`Self::fill`].
+    /// Keeps up to `count` files. None is open before [`Self::fill`].
     pub fn new(count: usize) -> Self {
         Self { count, files: Mutex::default() }
     }
 
-    /// Called where a file may just have been closed, so that no session has it first.
+    /// Opens the missing spare files. The caller calls this where a file may just have been closed,
+    /// so that no session takes the file first.
     pub fn fill(&self) {
         let mut files = self.files();
         while files.len() < self.count
@@ -26,7 +27,7 @@ impl SpareFiles {
         }
     }
 
-    /// Closes some, as far as there are any. True if there were.
+    /// Closes up to `count` spare files. True if any was open.
     pub fn give_up(&self, count: usize) -> bool {
         let mut files = self.files();
         let left = files.len().saturating_sub(count);

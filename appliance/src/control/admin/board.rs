@@ -1,4 +1,5 @@
-//! What the control thread tells the API, and what /metrics is made of.
+//! The values that the control thread gives to the admin API, including all that /metrics is made
+//! of.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +20,8 @@ use tokio::time::Instant;
 
 use crate::stats::counters::Counters;
 
-/// What the control thread tells the API. Neither thread holds a lock for longer than it takes to
-/// copy some values.
+/// The values that the control thread gives to the admin API. Each thread holds a lock only for as
+/// long as copying some values takes.
 pub struct Board {
     workers: Vec<Arc<Counters>>,
     limits: Limits,
@@ -28,39 +29,39 @@ pub struct Board {
     pub ready: AtomicBool,
     pub lines_dropped: AtomicU64,
     pub lines_failed: AtomicU64,
-    /// As they were read last: with no file left they can't be.
+    /// The number that was last read. The file can't be read when no file is left to open.
     source_ports: AtomicU64,
     latest: Mutex<Latest>,
     started: Instant,
-    /// When the control thread last moved, in milliseconds since `started`.
+    /// When the control thread last beat, in milliseconds since `started`.
     beat: AtomicU64,
     pub page: AsyncMutex<Option<MetricsPage>>,
 }
 
-/// The text of /metrics, for all who asked before it was begun.
+/// The text of /metrics, for all requests that came before the page was begun.
 pub struct MetricsPage {
     pub begun: Instant,
     pub text: Bytes,
 }
 
-/// What follows the configuration.
+/// The values that change with the configuration.
 #[derive(Clone, Default)]
 pub struct Latest {
     /// `None` before the first table.
     pub in_force: Option<Arc<InForce>>,
-    /// Shared with the page that is being made of it.
+    /// A page that is being made shares these.
     pub series: Arc<Series>,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
     pub refused: bool,
     pub timing: Timing,
     pub health: health::Figures,
-    /// Where a cluster is followed.
+    /// `Some` if a cluster is followed.
     pub kubernetes: Option<Figures>,
 }
 
 impl Board {
-    /// `limits` are of one worker; `features` as `ringway features` prints them.
+    /// `limits` are of one worker. `features` has the text of `ringway features`.
     pub fn new(workers: Vec<Arc<Counters>>, limits: Limits, features: String) -> Self {
         Self {
             workers,
@@ -77,7 +78,7 @@ impl Board {
         }
     }
 
-    /// The control thread says that it moves.
+    /// Notes that the control thread is alive.
     pub fn beat(&self) {
         self.beat.store(self.millis(), Ordering::Relaxed);
     }
@@ -86,7 +87,7 @@ impl Board {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// For how long the control thread has not moved.
+    /// The time since the control thread last beat.
     pub fn silence(&self) -> Duration {
         let beat = self.beat.load(Ordering::Relaxed);
         Duration::from_millis(self.millis().saturating_sub(beat))
@@ -124,7 +125,7 @@ impl Board {
     }
 }
 
-/// How many there are in `net.ipv4.ip_local_port_range`; `None` if that can't be read.
+/// The number of ports in `net.ipv4.ip_local_port_range`. `None` if the range can't be read.
 pub fn source_ports() -> Option<u64> {
     size(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
 }

@@ -1,4 +1,4 @@
-//! The admin API, and what it reads.
+//! The admin API, and the board of values that the API reads.
 
 pub mod board;
 pub mod server;

@@ -1,8 +1,9 @@
 //! The admin API: /metrics, /healthz, /readyz, /config and /features.
 //!
-//! The API has a thread of its own: the control thread may be busy for seconds with a large
-//! configuration, and a probe that gets no answer for one second gets the gateway killed. Whoever
-//! only holds connections open can't keep a probe out either: the oldest such connection goes.
+//! The API has a thread of its own. The control thread may be busy for seconds with a large
+//! configuration, and a probe that gets no answer for one second gets the gateway killed. A client
+//! that only holds connections open can't keep a probe out either: the oldest such connection is
+//! closed.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -34,29 +35,29 @@ use tokio::time::Instant;
 use crate::control::admin::board::{Board, MetricsPage};
 use crate::control::spare_files::SpareFiles;
 
-/// Connections at a time. The oldest makes room for one more.
+/// The most connections at a time. For one more, the oldest is closed.
 const PLACES: usize = 128;
 
-/// Of these, the ones that have asked and do not read their answer to its end: each holds a page.
+/// The most connections that have asked and do not read their answer to its end. Each holds a page.
 const ANSWERS: usize = 16;
 
-/// For the head of a request. Probes and scrapers send theirs at once.
+/// The time for the head of a request. Probes and scrapers send the head at once.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// For a request and its answer, however slow the client.
+/// The time for a request and its answer, however slow the client is.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A control thread that has not moved for this long has no way back: /healthz says so. No
+/// A control thread that has not beaten for this long will not recover, so /healthz fails. No
 /// configuration takes that long.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Serves, on a thread of its own, until the process ends.
+/// Serves on a thread of its own until the process ends.
 ///
 /// # Errors
-/// The system refuses the thread or what its event loop needs.
+/// The system refuses the thread or the resources of its event loop.
 pub fn start(listener: std::net::TcpListener, board: Arc<Board>) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    // Pages are made one at a time; one more may be the page of a client that has gone.
+    // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
     let listener = {
         let _inside = runtime.enter();
@@ -68,8 +69,8 @@ pub fn start(listener: std::net::TcpListener, board: Arc<Board>) -> io::Result<(
     Ok(())
 }
 
-/// As many connections are served however few files there are: whoever wants to know why clients
-/// are refused must get an answer then, too.
+/// This many connections are served even if no files are left. An operator who asks why clients are
+/// refused must get an answer then, too.
 const SPARE: usize = 16;
 
 async fn serve(listener: TcpListener, board: Arc<Board>) {
@@ -90,13 +91,13 @@ async fn serve(listener: TcpListener, board: Arc<Board>) {
     }
 }
 
-/// Those that are open, in the order in which they came.
+/// The open connections, the oldest first.
 #[derive(Default)]
 struct Connections(VecDeque<Connection>);
 
 struct Connection {
     serving: JoinHandle<()>,
-    /// The head of its request has come.
+    /// The head of the request has arrived.
     asked: Arc<AtomicBool>,
 }
 
@@ -110,18 +111,20 @@ impl Connections {
                 has_asked.store(true, Ordering::Relaxed);
                 service.call(request)
             });
-            // One request each, so that nobody keeps a file for longer than it takes.
+            // Each connection takes one request, so that no client keeps a file for longer than
+            // needed.
             let mut http = http1::Builder::new();
             http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
             let serving = http.serve_connection(TokioIo::new(stream), service);
-            // What ends a connection is its client's affair.
+            // Errors of a connection concern only its client.
             let _ = tokio::time::timeout(PATIENCE, serving).await;
             spare.fill();
         });
         self.0.push_back(Connection { serving, asked });
     }
 
-    /// Those that have not asked go first: whoever waits for an answer has a reason to be here.
+    /// Closes a connection if there are too many. Connections that have not asked go first, because
+    /// a client that waits for an answer needs its connection.
     fn make_room(&mut self) {
         self.0.retain(|connection| !connection.serving.is_finished());
         if self.0.iter().filter(|connection| connection.has_asked()).count() > ANSWERS
@@ -137,11 +140,11 @@ impl Connections {
         }
     }
 
-    /// For a file: waits until the connection has given its own back.
+    /// Frees a file: ends the oldest connection, and waits until its file is closed.
     async fn end_oldest(&mut self) -> bool {
         let Some(connection) = self.take_oldest() else { return false };
         connection.serving.abort();
-        // It was told to end; how it did does not matter.
+        // The connection was told to end, so its result does not matter.
         let _ = connection.serving.await;
         true
     }
@@ -170,8 +173,8 @@ async fn accept(
             Err(error)
                 if out_of_files(&error) && (spare.give_up(1) || connections.end_oldest().await) =>
             {
-                // The kernel wants a file before it looks whether anybody waits at all: if nobody
-                // does, it must not lie open for a session.
+                // The kernel needs a file before the kernel checks whether any client waits. If no
+                // client waits, the file must not be free for a session.
                 match poll_fn(|context| Poll::Ready(listener.poll_accept(context))).await {
                     Poll::Ready(Ok((stream, _))) => return stream,
                     Poll::Ready(Err(_)) | Poll::Pending => spare.fill(),
@@ -185,7 +188,7 @@ async fn accept(
     }
 }
 
-/// An error that concerns only the connection that accept(2) would have given.
+/// Whether an error concerns only the connection that accept(2) would have given.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
@@ -195,9 +198,9 @@ fn out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
-/// The page is made beside this thread, because one of 10,000 endpoints takes a moment. Pages are
-/// made one at a time, and whoever asked before one was begun gets that one: asking often costs
-/// others nothing.
+/// The page is made on another thread, because a page of 10,000 endpoints takes a moment. Pages are
+/// made one at a time. A request that came before a page was begun gets that page, so frequent
+/// requests cost other clients nothing.
 async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
     let asked = Instant::now();
     let mut page = board.page.lock().await;
@@ -236,7 +239,7 @@ async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
     }
 }
 
-/// A cluster's is long, and is made here: not on the thread that everything else waits for.
+/// A cluster's text is long, and is made here, not on the control thread, for which all else waits.
 async fn config(State(board): State<Arc<Board>>) -> String {
     let Some(in_force) = board.latest().in_force.clone() else { return String::new() };
     tokio::task::spawn_blocking(move || in_force.text().to_owned()).await.unwrap_or_default()

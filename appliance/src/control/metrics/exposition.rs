@@ -1,7 +1,7 @@
-//! The text of the page at /metrics: which metrics there are, and how Prometheus reads them.
+//! The text of the page at /metrics: the list of metrics, and the text format of Prometheus.
 //!
-//! The exporter's crate writes the lines. Its recorder is not used: its histograms take single
-//! samples, and the histograms here are buckets that each core has counted.
+//! The exporter's crate writes the lines. The crate's recorder is not used: the recorder's
+//! histograms take single samples, and the histograms here are buckets that each core has counted.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::formatting::{
 
 use crate::stats::counters::{BUCKETS, Histogram};
 
-/// Every metric that there is, and what it means.
+/// Every metric and its meaning.
 const METRICS: &[(&str, Type, &str)] = &[
     ("ringway_build_info", Type::Gauge, "Always 1; the version is in the label."),
     ("ringway_ready", Type::Gauge, "1 while /readyz says yes."),
@@ -322,7 +322,7 @@ impl Type {
 /// The metrics of one scrape.
 #[derive(Default)]
 pub(super) struct Page {
-    /// By name, and by labels as they are written: the lines of that series.
+    /// The lines of each series, by the metric's name and the written form of the labels.
     metrics: RefCell<BTreeMap<&'static str, BTreeMap<String, String>>>,
 }
 
@@ -372,7 +372,7 @@ impl Page {
         self.metrics.borrow_mut().entry(name).or_default().insert(labels.join(","), lines);
     }
 
-    /// In the order of names and labels, so that two scrapes can be compared.
+    /// The text, sorted by names and labels, so that two scrapes can be compared.
     pub(super) fn render(&self) -> String {
         let mut text = String::new();
         for (name, series) in self.metrics.borrow().iter() {

@@ -1,7 +1,7 @@
-//! The page at /metrics: every worker's counters, read and summed when somebody asks.
+//! The page at /metrics: reads and sums every worker's counters at each request.
 //!
-//! Each scrape builds its page from nothing, so a listener that is gone leaves no series behind and
-//! there is no state to keep in step.
+//! Each scrape builds its page from nothing. So a listener that is gone leaves no series behind,
+//! and there is no state to keep in step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,27 +18,28 @@ use crate::control::metrics::exposition::{Merged, Page};
 use crate::stats::counters::{Counter, Counters, EndpointCounters, Histogram};
 use crate::stats::records::{CloseReason, DropReason};
 
-/// All that a page is made of besides [`Series`].
+/// All values of a page besides [`Series`].
 pub struct Scrape<'a> {
     pub workers: &'a [Arc<Counters>],
-    /// Of one worker.
+    /// The limits of one worker.
     pub limits: Limits,
     pub ready: bool,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
     /// The latest configuration was refused.
     pub refused: bool,
-    /// Of the latest table: parsing, checking and compiling it, and opening what is new in it.
+    /// Times of the latest table: parsing, checking and compiling the configuration; and opening
+    /// new sockets.
     pub compile_micros: u64,
     pub publish_micros: u64,
     /// Access-log lines that found the writer's queue full.
     pub lines_dropped: u64,
     /// Access-log lines that could not be written.
     pub lines_failed: u64,
-    /// Local ports that the kernel gives to connections that name none
+    /// The number of local ports that the kernel gives to connections that name none
     /// (`net.ipv4.ip_local_port_range`).
     pub source_ports: u64,
-    /// Where a cluster is followed.
+    /// `Some` if a cluster is followed.
     pub kubernetes: Option<&'a Figures>,
     pub health: &'a health::Figures,
 }
@@ -138,7 +139,7 @@ impl Scrape<'_> {
     }
 
     fn listener(&self, page: &Page, id: ListenerId, listener: &ListenerSeries) {
-        // Ends are read before openings, so what is active can't be seen below nothing.
+        // Closes are read before opens, so that the active count never falls below 0.
         let by_reason = |pick: fn(&Counters, ListenerId, usize) -> u64| -> Vec<u64> {
             let sum = |reason| self.workers.iter().map(|worker| pick(worker, id, reason)).sum();
             (0..CloseReason::COUNT).map(sum).collect()
@@ -197,7 +198,7 @@ impl Scrape<'_> {
         }
     }
 
-    /// Refused before a listener was known, which is why these series have no such label.
+    /// Sessions refused before a listener was known. So these series have no listener label.
     fn unmatched(&self, page: &Page) {
         for reason in CloseReason::ALL {
             let refused = self.sum(|worker| &worker.unmatched[*reason as usize]);
@@ -254,7 +255,8 @@ impl Scrape<'_> {
         }
         for (id, endpoint) in &series.endpoints {
             let merged = self.merge(|worker| &worker.endpoint(*id).connect);
-            // With thousands of endpoints, empty histograms would be most of the page.
+            // With thousands of endpoints, empty histograms would be most of the page, so they are
+            // left out.
             if endpoint.in_force && merged.count() > 0 {
                 let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
                 page.histogram("ringway_endpoint_connect_duration_seconds", &labels, &merged);
@@ -310,8 +312,8 @@ fn health(page: &Page, figures: &health::Figures) {
     }
 }
 
-/// What the ids in the counters are called. A listener that left the table may still have sessions,
-/// and is kept until its id is retired; only what is in force or active is shown.
+/// The names of the ids in the counters. A listener that left the table may still have sessions, so
+/// its name stays until its id is retired. The page shows only ids that are in force or active.
 #[derive(Clone, Default)]
 pub struct Series {
     listeners: BTreeMap<ListenerId, ListenerSeries>,
@@ -334,7 +336,8 @@ struct EndpointSeries {
 }
 
 impl Series {
-    /// Makes `config` the one in force; `names` are those that it was compiled with.
+    /// Makes `config` the configuration in force. `names` are the names that `config` was compiled
+    /// with.
     pub fn learn(&mut self, config: &Config, names: &Names) {
         self.listeners.values_mut().for_each(|listener| listener.in_force = false);
         self.endpoints.values_mut().for_each(|endpoint| endpoint.in_force = false);
@@ -368,14 +371,14 @@ impl Series {
         }
     }
 
-    /// These ids are nobody's any more.
+    /// Forgets the names of these ids, because the ids are free again.
     pub fn forget(&mut self, retired: &Retired) {
         retired.listeners.iter().for_each(|id| _ = self.listeners.remove(id));
         retired.endpoints.iter().for_each(|id| _ = self.endpoints.remove(id));
     }
 }
 
-/// One event's metric names, which differ between sessions and flows.
+/// The metric names of an event. They differ between sessions and flows.
 struct Words {
     opened: &'static str,
     active: &'static str,
@@ -477,7 +480,7 @@ mod tests {
         assert!(!text.contains("endpoint="), "{text}");
     }
 
-    /// Checks what promtool's lint and a scraper need; returns the value of each series.
+    /// Checks the rules of promtool's lint and of scrapers. Returns the value of each series.
     fn lint(text: &str) -> BTreeMap<String, f64> {
         let (mut helps, mut types) = (BTreeSet::new(), BTreeMap::new());
         let mut samples = BTreeMap::new();
