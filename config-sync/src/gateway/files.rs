@@ -1,4 +1,4 @@
-//! Kubernetes objects out of YAML: the same that a cluster has, in files.
+//! Reads Kubernetes objects from YAML files: the objects that a cluster would have.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -23,20 +23,20 @@ use crate::model::place::Warning;
 use crate::model::tls::Pem;
 use crate::{check, machine};
 
-/// What the objects in files are translated with.
+/// The options for translating the objects of files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// As [`Settings::address_pool`].
+    /// For [`Settings::address_pool`].
     pub address_pool: Vec<IpNet>,
-    /// As [`Settings::node_addresses`]; empty: those of this machine.
+    /// For [`Settings::node_addresses`]. If the list is empty, this machine's addresses count.
     pub node_addresses: Vec<IpAddr>,
-    /// As [`Settings::zone`].
+    /// For [`Settings::zone`].
     pub zone: Option<String>,
 }
 
 impl Options {
     /// # Errors
-    /// `base`, a name and a TOML text, is no configuration, or has more than the keys that no
+    /// `base`, a name and a TOML text, is no configuration, or has other keys than the keys that no
     /// object has.
     pub fn settings(&self, base: (&str, &str)) -> Result<Settings, String> {
         let machine = Machine::this();
@@ -66,23 +66,23 @@ impl Options {
     }
 }
 
-/// What files have.
+/// The objects of files.
 #[derive(Debug, Default)]
 pub struct Found {
     pub objects: Objects,
-    /// What can be read and is hardly meant.
+    /// Values that can be read but are hardly meant.
     pub warnings: Vec<Warning>,
     places: Places,
 }
 
-/// Where each object stands, by its group, kind, namespace and name.
+/// The place of each object, by its group, kind, namespace and name.
 type Places = BTreeMap<[String; 4], String>;
 
-/// Reads every object of the files, which are given as name and text. Kinds that a gateway has
-/// nothing to do with are skipped. Where no file has a GatewayClass, there is one named `ringway`.
+/// Reads every object of the files; each file is a name and a text. Kinds that a gateway does not
+/// use are skipped. If no file has a GatewayClass, there is one named `ringway`.
 ///
 /// # Errors
-/// Every fault, one a line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
+/// Every fault, one per line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
 pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Found, String> {
     let mut found = Found::default();
     let mut faults = Vec::new();
@@ -109,8 +109,8 @@ pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Found
     if faults.is_empty() { Ok(found) } else { Err(faults.join("\n")) }
 }
 
-/// Under which name a certificate or key is written as a file: names of objects have neither `_`
-/// nor a blank, so that no two are the same.
+/// The file name for a certificate or key. Names of objects have neither `_` nor a blank, so no two
+/// file names are equal.
 pub fn file_name(pem: &Pem) -> String {
     let name = match pem {
         Pem::Inline { name, .. } => name.clone(),
@@ -120,7 +120,8 @@ pub fn file_name(pem: &Pem) -> String {
     name.chars().map(plain).collect()
 }
 
-/// Writes a certificate or key into a directory, for its owner's eyes only, and returns where.
+/// Writes a certificate or key into a directory, and returns the path. Only the owner can read the
+/// file.
 ///
 /// # Errors
 /// The file can't be written.
@@ -130,7 +131,7 @@ pub fn write_secret(directory: &Path, pem: &Pem) -> io::Result<PathBuf> {
         Pem::Inline { bytes, .. } => Arc::clone(bytes),
         Pem::File(path) => std::fs::read(&path.value)?.into(),
     };
-    // Made anew: the mode of a file that is there already would stay as it is.
+    // The file is made again, because an existing file would keep its mode.
     if let Err(error) = std::fs::remove_file(&path)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -153,18 +154,18 @@ fn own_class() -> GatewayClass {
 
 struct Document<'t> {
     text: &'t str,
-    /// From 1, of those that have something in them.
+    /// The number of the document, from 1. Empty documents do not count.
     number: usize,
-    /// Where it begins, from 1.
+    /// The first line of the document, from 1.
     line: usize,
 }
 
-/// As YAML 1.2 has it: `no` and `off` are words, which a name may be.
+/// Follows YAML 1.2: `no` and `off` are words, and a name may be such a word.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! { strict_booleans: true }
 }
 
-/// `---` in the first column ends a document wherever it stands (YAML 1.2.2, section 9.1.4).
+/// `---` in the first column ends a document in any place (YAML 1.2.2, section 9.1.4).
 fn documents(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let (mut from, mut from_line, mut at) = (0, 1, 0);
@@ -179,7 +180,7 @@ fn documents(text: &str) -> Vec<Document<'_>> {
         let end = line.trim_end();
         if end == "---" || line.starts_with("--- ") || end == "..." {
             add(from, at, from_line);
-            // What stands behind `---` belongs to the new document.
+            // Text after `---` on the same line belongs to the new document.
             from = if line.starts_with("--- ") { at + 4 } else { at + line.len() };
             from_line = if line.starts_with("--- ") { number + 1 } else { number + 2 };
         }
@@ -190,7 +191,7 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 }
 
 impl Found {
-    /// Returns what is wrong with the object, or with each of a list.
+    /// Adds an object, or each object of a list. Returns the faults.
     fn add(&mut self, value: Value, at: &str) -> Vec<String> {
         let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
         let (version, kind) = (text("apiVersion"), text("kind"));
@@ -241,7 +242,7 @@ impl Found {
         };
         let read = added.and_then(|ignored| match group.as_str() {
             GROUP => names_differ(&kind, &self.objects).map(|()| ignored),
-            // Its definition says it all.
+            // The policy's own definition lists its fields.
             policy::GROUP => Ok(Vec::new()),
             _ => Ok(ignored),
         });
@@ -251,13 +252,14 @@ impl Found {
                 ignored.into_iter().chain(unread).map(|why| warn(format!("{title}: {why}"))),
             ),
         }
-        // In a cluster a name has one object. Here nobody could say which of them is meant.
+        // In a cluster, a name has one object. In files, nobody could say which of two objects is
+        // meant.
         let first = self.places.insert(id, at.to_owned());
         let twice = |first| format!("{at}: {title}: metadata.name: is there already, at {first}");
         first.map(twice).into_iter().collect()
     }
 
-    /// Where an object stands; empty: it is in no file.
+    /// The place of an object. Empty if the object is in no file.
     pub fn place(&self, group: &str, kind: &str, namespace: &str, name: &str) -> String {
         self.places
             .get(&[group, kind, namespace, name].map(str::to_owned))
@@ -266,7 +268,7 @@ impl Found {
     }
 }
 
-/// Returns what is of no effect: fields that are not known.
+/// Adds an object. Returns the fields that have no effect, because they are not known.
 fn push<T: DeserializeOwned>(
     list: &mut Vec<Arc<T>>,
     value: Value,
@@ -281,15 +283,15 @@ fn push<T: DeserializeOwned>(
         }
         Err(error) => {
             let message: String = serde_json::Error::to_string(&error);
-            // It could quote what it can't read.
+            // The message could quote the value that could not be read.
             let message = if is_secret { "is not what a Secret has there".into() } else { message };
             Err((track.path().to_string(), message))
         }
     }
 }
 
-/// In a cluster, two listeners of one Gateway or ListenerSet can't have the same name. This is of
-/// the object that was read last.
+/// Checks the object that was read last. In a cluster, two listeners of one Gateway or ListenerSet
+/// can't have one name.
 fn names_differ(kind: &str, objects: &Objects) -> Result<(), (String, String)> {
     let listeners = match kind {
         "Gateway" => objects.gateways.last().map(|gateway| &gateway.spec.listeners),

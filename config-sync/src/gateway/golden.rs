@@ -1,5 +1,5 @@
-//! Every directory of `testdata`: `in.yaml` must become `config.toml` and `status.yaml`. To accept
-//! what it becomes now: `RINGWAY_UPDATE_GOLDEN=1 cargo test -p config-sync golden`.
+//! Tests with every directory of `testdata`: `in.yaml` must become `config.toml` and `status.yaml`.
+//! To accept the present results: `RINGWAY_UPDATE_GOLDEN=1 cargo test -p config-sync golden`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -59,7 +59,7 @@ fn the_printed_toml_runs_as_the_objects_do() {
         let read = check::parse_for("config.toml", &toml, &settings.machine);
         let read = read.unwrap_or_else(|error| panic!("{directory:?}: {error}"));
         assert_eq!(own, table(&read), "{directory:?}");
-        // The one thing of a backend that is in no table.
+        // The health check is the only part of a backend that is in no table.
         let checks = |config: &config::Config| -> Vec<_> {
             let checks = config.backends.iter().map(|backend| backend.health_check.as_ref());
             checks.map(|check| check.map(|check| check.value)).collect()
@@ -68,7 +68,7 @@ fn the_printed_toml_runs_as_the_objects_do() {
     }
 }
 
-/// What does not fit is left out by the name that its places have.
+/// Parts that do not fit are left out by the name in their places.
 #[test]
 fn every_place_is_of_the_part_that_it_is_in() {
     for directory in directories() {
@@ -129,7 +129,7 @@ fn every_reason_is_seen() {
     assert!(directories().len() >= 60, "{}", directories().len());
 }
 
-/// Of conditions.
+/// The reasons of conditions.
 const REASONS: &[&str] = &[
     "Accepted",
     "AddressNotAssigned",
@@ -200,8 +200,8 @@ fn directories() -> Vec<PathBuf> {
     all
 }
 
-/// `# --address-pool CIDR`, `# --zone NAME`, `# --failed NAME` and the like at the top of a file
-/// are settings.
+/// Reads a directory. Lines such as `# --address-pool CIDR`, `# --zone NAME` and `# --failed NAME`
+/// at the top of a file are settings.
 fn read(directory: &Path) -> (Objects, Settings, Outcome) {
     let path = directory.join("in.yaml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));

@@ -1,14 +1,14 @@
-//! The Gateway API: Kubernetes objects in, a [`Config`](crate::model::config::Config) and statuses
-//! out. The rooms, each of which imports only those below it:
+//! The Gateway API: turns Kubernetes objects into a [`Config`](crate::model::config::Config) and
+//! statuses. Each room imports only rooms that stand below:
 //!
 //! | room | does |
 //! |---|---|
-//! | [`follow`] | a cluster as the source: what is to be run, whom to tell, which replica leads |
-//! | [`files`] | objects out of YAML |
-//! | [`print`] | a configuration as TOML, statuses as YAML |
-//! | [`translate`] | objects to a configuration, and what becomes of each object; pure |
-//! | [`status`] | that as statuses, and [`status::merge`]: into those that are there; pure |
-//! | [`objects`] | the objects, as a cluster or YAML has them; the CRD of L4Policy |
+//! | [`follow`] | reads a cluster, writes statuses and events, and chooses the replica that leads |
+//! | [`files`] | reads objects from YAML |
+//! | [`print`] | writes a configuration as TOML, and statuses as YAML |
+//! | [`translate`] | turns objects into a configuration and a report for each object; pure |
+//! | [`status`] | turns reports into statuses, and merges them into existing ones; pure |
+//! | [`objects`] | has the objects of a cluster or of YAML, and the CRD of L4Policy |
 
 pub mod files;
 pub mod follow;

@@ -1,4 +1,4 @@
-//! A configuration as the TOML that means the same, and statuses as YAML.
+//! Writes a configuration as TOML with the same meaning, and statuses as YAML.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -19,8 +19,8 @@ use crate::toml::backend::BALANCES;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
 use crate::toml::{proxy, tls};
 
-/// The listeners, routes and backends of a configuration as TOML. `place` says in which file a
-/// certificate or key is; one that is nowhere is left out, and named in a comment.
+/// The listeners, routes and backends of a configuration as TOML. `place` gives the file of a
+/// certificate or key. One without a file is left out, and named in a comment.
 pub fn toml(config: &Config, place: &mut dyn FnMut(&Pem) -> Option<String>) -> String {
     let mut print = Print { text: String::new(), place };
     for listener in &config.listeners {
@@ -35,7 +35,7 @@ pub fn toml(config: &Config, place: &mut dyn FnMut(&Pem) -> Option<String>) -> S
     print.text
 }
 
-/// Statuses as YAML documents, in their order. `now` is as for [`merge`].
+/// Statuses as YAML documents, in their order. `now` is for [`merge`].
 pub fn yaml(statuses: &[StatusOf], now: &str) -> String {
     let mut text = String::new();
     for of in statuses {
@@ -343,7 +343,8 @@ fn inline(keys: Vec<(&str, String)>) -> String {
     format!("{{ {} }}", keys.join(", "))
 }
 
-/// An address, or the prefix that holds so many: what was read from one had a power of two.
+/// One address, or the prefix of several. Their number is a power of two, because they were read
+/// from a prefix.
 fn sources(sources: Sources) -> String {
     if sources.count <= 1 {
         return sources.first.to_string();

@@ -1,4 +1,4 @@
-//! What tests of this module share.
+//! Settings that tests of this room share.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Says in the log what requests to the API server fail by: each cause at once, and once for all
-//! that it befalls.
+//! Logs why requests to the API server fail: each cause at once, and only once for all requests
+//! that fail by the cause.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,19 +9,19 @@ use kube::core::Status;
 use kube::runtime::watcher;
 use tokio::time::Instant;
 
-/// A cause that has not been met for so long is news when it comes again, and one that goes on is
-/// said again after so long. Attempts are at most 60 s apart.
+/// A cause that has not occurred for `FORGOTTEN` is logged again when it comes back. A cause that
+/// goes on is logged again after `AGAIN`. Attempts are at most 60 s apart.
 const FORGOTTEN: Duration = Duration::from_secs(150);
 const AGAIN: Duration = Duration::from_secs(3_600);
 
-/// Causes that are kept in mind.
+/// The most causes that are remembered.
 const MOST: usize = 256;
 
-/// What has been said, by all that speaks to one API server.
+/// The causes that have been logged, for all clients of one API server.
 #[derive(Debug, Default)]
 pub struct Causes(Mutex<BTreeMap<Cause, Met>>);
 
-/// What was tried, where that matters, and by what it failed.
+/// The request, if it matters, and the error.
 type Cause = (String, String);
 
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,8 @@ struct Met {
 }
 
 impl Causes {
-    /// `what` is the same for all that has one cause; `line` names one of those.
+    /// Logs a failure. `what` is equal for all requests that share a cause; `line` names one of the
+    /// requests.
     pub fn say(&self, what: &str, line: &str, error: &kube::Error) {
         match self.line(what, line, error, Instant::now()) {
             Some(line) => tracing::warn!("{line}"),
@@ -39,7 +40,7 @@ impl Causes {
         }
     }
 
-    /// The same of what a watcher met.
+    /// Logs a failure of a watcher.
     pub fn say_watch(&self, what: &str, line: &str, error: &watcher::Error) {
         match error {
             watcher::Error::InitialListFailed(error)
@@ -57,7 +58,7 @@ impl Causes {
         }
     }
 
-    /// What is to be said, if anything is.
+    /// The line to log, if there is news.
     fn line(&self, what: &str, line: &str, error: &kube::Error, now: Instant) -> Option<String> {
         let why = said(error);
         let (cause, line) = match error {
@@ -66,7 +67,7 @@ impl Causes {
                 let cause = (what.to_owned(), format!("{} {kind}", status.code));
                 (cause, format!("{line}: {why}"))
             }
-            // Whatever is asked for, it fails like this.
+            // Every request fails by this cause.
             _ => {
                 let line = format!("the API server fails, and is asked again: {why}");
                 ((String::new(), without_numbers(&why)), line)
@@ -95,18 +96,20 @@ impl Causes {
     }
 }
 
-/// Ports of one's own, and columns of an answer that was cut off, differ from time to time.
+/// Removes digits: local ports, and columns of an answer that was cut off, differ from time to
+/// time.
 fn without_numbers(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }
 
-/// The API server has understood what was asked for, and said no to it.
+/// Whether the API server has understood the request and refused it.
 fn is_refusal(status: &Status) -> bool {
     (400..500).contains(&status.code) && status.code != 429 && status.code != 401
 }
 
-/// Nothing is made any more in a namespace that ends. The status has that cause
-/// (`NamespaceTerminating` of k8s.io/api/core/v1), and older API servers have it in words alone.
+/// Whether the namespace is ending, so that nothing can be created there any more. The status has
+/// that cause (`NamespaceTerminating` of k8s.io/api/core/v1); older API servers say so only in the
+/// message.
 pub fn is_ending(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     let mut causes = causes.map(|cause| cause.reason.as_str());
@@ -115,7 +118,7 @@ pub fn is_ending(status: &Status) -> bool {
             || status.message.contains("being terminated"))
 }
 
-/// An error of the API server for the operator, with what to do about the commonest.
+/// An error of the API server for the operator, with advice for the most common errors.
 pub fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if is_ending(status) => status.message.clone(),
@@ -126,7 +129,7 @@ pub fn said(error: &kube::Error) -> String {
             format!("{}; the credentials are not valid (any more)", status.message)
         }
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
-        // The outermost text alone says "service error" and no more.
+        // The outermost text is only "service error".
         other => {
             let mut text = other.to_string();
             let mut source = std::error::Error::source(other);
@@ -169,7 +172,7 @@ mod tests {
         let broken = |column: u32| refused(500, "", &format!("cut off at column {column}"));
         assert!(line("Gateway", &broken(17), 1).is_some());
         assert_eq!(line("Gateway", &broken(230), 1), None, "only a number differs");
-        // It went on, for an hour; it was over, and comes again.
+        // The cause goes on for an hour; then it ends, and comes back.
         for after in (60..3_600).step_by(60) {
             assert_eq!(line("Gateway", &right, after), None, "{after}");
         }

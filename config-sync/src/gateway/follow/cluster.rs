@@ -1,10 +1,10 @@
-//! A cluster as the source of the configuration: what is to be run, and whom to tell what became
-//! of it.
+//! A cluster as the source of the configuration: gives the configuration to run, and learns what
+//! became of the configuration.
 //!
-//! The way of a change: [`Watch`] puts it into the [`Store`]; when a burst is over,
-//! [`Cluster::translated`] makes the whole configuration anew; whoever runs it calls
-//! [`Cluster::applied`] once every worker works by it; the reporter writes statuses when all
-//! replicas have come so far.
+//! The way of a change: [`Watch`] puts the change into the [`Store`]. When a burst of changes is
+//! over, [`Cluster::translated`] makes the whole configuration again. The caller calls
+//! [`Cluster::applied`] once every worker has the configuration. The reporter writes statuses when
+//! all replicas have the configuration.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -38,52 +38,53 @@ use crate::gateway::translate::{Translation, translate};
 use crate::machine::{self, Machine};
 use crate::model::config::Config;
 
-/// A burst is over when nothing has changed for `QUIET`, or has lasted long enough.
+/// A burst is over when nothing has changed for `QUIET`, or at the latest after `BURST`.
 const QUIET: Duration = Duration::from_millis(30);
 const BURST: Duration = Duration::from_millis(200);
 
-/// The next table waits for this many times as long as the one before took, which bounds the share
-/// of a core that a cluster's unrest can take.
+/// The next table waits for this many times as long as the last one took. This bounds the share of
+/// a core that changes of a cluster can take.
 const REST: u32 = 4;
 
-/// How long a Lease holds after its latest renewal, and how long that of a replica that is gone is
-/// left there.
+/// How long a Lease holds after its latest renewal, and how long the Lease of a replica that is
+/// gone is kept.
 const LEASE: Duration = Duration::from_secs(15);
 const LEASE_KEPT: Duration = Duration::from_secs(3_600);
 
-/// Between attempts to read the own Node; doubles from the least to the most.
+/// The pauses between attempts to read this node's Node.
 const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// Replicas' addresses are compared this often.
+/// How often the addresses of replicas are compared.
 const ADDRESSES: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `None`: as kubectl finds one (`KUBECONFIG`, `~/.kube/config`), or the Pod's own.
+    /// `None`: the file that kubectl would find (`KUBECONFIG`, `~/.kube/config`), or the Pod's own
+    /// credentials.
     pub kubeconfig: Option<PathBuf>,
-    /// Empty: all of them.
+    /// Empty: all namespaces.
     pub namespaces: Vec<String>,
     pub controller_name: String,
     pub address_pool: Vec<IpNet>,
-    /// Of this node; empty: those that the Node object has.
+    /// Addresses of this node. Empty: the addresses of the Node object.
     pub node_addresses: Vec<IpAddr>,
     pub node_name: Option<String>,
-    /// `None`: that of the Node object.
+    /// `None`: the zone of the Node object.
     pub zone: Option<String>,
-    /// What this replica is called among its like.
+    /// The name of this replica among the replicas.
     pub identity: String,
-    /// Where Leases are; `None`: the namespace of the credentials.
+    /// The namespace of the Leases. `None`: the namespace of the credentials.
     pub lease_namespace: Option<String>,
-    /// What no object says: workers, admin API, access log, limits, drain.
+    /// The keys that no object has: workers, admin API, access log, limits, drain.
     pub base: Config,
 }
 
-/// The cluster can't be spoken to. The text is for the operator.
+/// The cluster can't be reached. The text is for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ClusterError(String);
 
-/// What became of the objects.
+/// The result of translating the objects.
 struct Translated {
     translation: Option<Translation>,
     unfit: Vec<Unfit>,
@@ -97,27 +98,27 @@ pub struct Cluster {
     tally: Arc<Tally>,
     reports: watch::Sender<Option<Report>>,
     reporter: AbortHandle,
-    /// `None`: it has not been asked for yet.
+    /// This node's addresses and zone. `None`: the Node has not been asked yet.
     node: watch::Receiver<Option<Own>>,
-    /// What of it has been put to use.
+    /// The addresses and zone that are in use.
     own: Option<Own>,
     asking: AbortHandle,
     settings: Settings,
     /// When the next certificate expires.
     next_end: Option<i64>,
-    /// A translation that has begun, and what it will have taken.
+    /// The translation that is under way.
     translating: Option<oneshot::Receiver<Translated>>,
-    /// What the latest one left out.
+    /// The objects that the latest translation left out.
     unfit: Vec<Unfit>,
-    /// That the latest one took.
+    /// The time that the latest translation took.
     translating_took: Duration,
-    /// None begins before this time.
+    /// No translation begins before this time.
     rest: Instant,
     addresses_seen: Instant,
     following: bool,
 }
 
-/// What is known of this node.
+/// The known facts of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Own {
     addresses: Vec<IpAddr>,
@@ -127,7 +128,7 @@ struct Own {
 /// Figures for the metrics page.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
-    /// By kind.
+    /// Progress by kind.
     pub kinds: BTreeMap<&'static str, Progress>,
     pub watch_errors: u64,
     pub status_writes: u64,
@@ -135,28 +136,28 @@ pub struct Figures {
     pub errors: u64,
     pub leads: bool,
     pub replicas: usize,
-    /// This replica leads, and another has not applied what this one has.
+    /// This replica leads, and another replica has not applied this replica's configuration.
     pub behind: bool,
-    /// Everything that is served is being followed.
+    /// Every kind that is served is being followed.
     pub connected: bool,
-    /// Milliseconds since something last came from the API server; `None`: never.
+    /// Milliseconds since the API server last sent anything. `None`: never.
     pub heard_millis: Option<u64>,
-    /// That the latest translation took.
+    /// The time that the latest translation took.
     pub translate_micros: u64,
 }
 
 impl Cluster {
-    /// Begins to follow. To be called on a tokio runtime.
+    /// Begins to follow the cluster, on a tokio runtime.
     ///
     /// # Errors
     /// There are no credentials, or they can't be used. An API server that does not answer is no
-    /// error: it is waited for.
+    /// error: Ringway waits for the API server.
     pub async fn start(options: Options) -> Result<Self, ClusterError> {
         let client = client(options.kubeconfig.as_ref()).await?;
         Ok(Self::with_client(client, options))
     }
 
-    /// The same with a client that is there already.
+    /// Begins to follow the cluster with an existing client.
     pub fn with_client(client: Client, options: Options) -> Self {
         let (told, node) = watch::channel(None);
         let causes = Arc::new(Causes::default());
@@ -173,7 +174,7 @@ impl Cluster {
             lasts: LEASE,
             kept: LEASE_KEPT,
         };
-        // Installations differ by where their Leases are, or they are one.
+        // Two installations are different if their Leases are in different namespaces.
         let manager = format!("ringway@{}", lease.namespace);
         let followed = options.namespaces.clone();
         let store = Arc::new(Store::default());
@@ -228,9 +229,9 @@ impl Cluster {
         }
     }
 
-    /// A new translation of all that is known, if one was due and is done: to be called now and
-    /// then. Of thousands of objects it takes longer than a probe of this process should have to
-    /// wait, so that it has a thread of its own.
+    /// A new translation of all known objects, if one was due and is done. The caller calls this
+    /// repeatedly. A translation of thousands of objects takes longer than a probe of this process
+    /// should wait, so each translation has a thread of its own.
     pub fn translated(&mut self) -> Option<Arc<Translation>> {
         if self.translating.is_none() && self.is_due() {
             self.settings.now = Some(Timestamp::now().as_second());
@@ -241,7 +242,7 @@ impl Cluster {
                 let began = Instant::now();
                 let translate = |objects: &Objects| translate(objects, &settings);
                 let (translation, unfit) = translate_what_fits(&objects, known, translate);
-                // Nobody is there to take it if the process is ending.
+                // If the process is ending, nobody takes the result.
                 _ = done.send(Translated { translation, unfit, took: began.elapsed() });
             });
             self.translating = Some(translating);
@@ -268,7 +269,8 @@ impl Cluster {
                 self.settings.last_good.clone_from(translation.last_good());
                 self.next_end = self.settings.now.and_then(|now| translation.next_end(now));
                 let translation = Arc::new(translation);
-                // Statuses do not wait for ever until it is applied: a worker may be stuck.
+                // Statuses do not wait for ever until the translation is applied, because a worker
+                // may be stuck.
                 self.report(Arc::clone(&translation), None);
                 Some(translation)
             }
@@ -278,18 +280,18 @@ impl Cluster {
         }
     }
 
-    /// How long all that followed from the latest translation took.
+    /// Notes how long the work after the latest translation took.
     pub fn took(&mut self, time: Duration) {
         self.rest = Instant::now() + (self.translating_took + time) * REST;
     }
 
-    /// Every worker works by this translation, but for the listeners in `failed`.
+    /// Notes that every worker has this translation, without the listeners in `failed`.
     pub fn applied(&self, translation: Arc<Translation>, failed: BTreeMap<String, String>) {
         self.leases.applied(Applied { outline: translation.outline.clone(), failed });
         self.report(translation, None);
     }
 
-    /// A translation that is no table: what is in force stays so.
+    /// Notes that no table could be made of a translation. The table in force stays.
     pub fn refused(&self, translation: Arc<Translation>, why: String) {
         self.report(translation, Some(why));
     }
@@ -316,7 +318,7 @@ impl Cluster {
         }
     }
 
-    /// Nobody is to wait for this replica any more, and another may lead.
+    /// Tells other replicas not to wait for this replica any more, so that another may lead.
     pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
         self.reporter.abort();
         let leases = Arc::clone(&self.leases);
@@ -357,7 +359,7 @@ impl Cluster {
     }
 
     /// Whether the Node was asked for its addresses and zone. The first translation waits for the
-    /// answer, or the first failure, so that a start takes no addresses out of statuses.
+    /// answer or for the first failure, so that a start takes no addresses out of statuses.
     fn knows_node(&mut self) -> bool {
         let own = self.node.borrow().clone();
         if own != self.own {
@@ -408,14 +410,14 @@ async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
     // Whoever asks tries again, and says that it must: a client that does so in silence would pass
     // an API server that refuses everything for one that has nothing to tell.
     config.default_retry = false;
-    // A watch that is quiet is ended by the server before this; a dead one by this.
+    // The server ends a quiet watch before this timeout. The timeout ends a dead watch.
     config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 10));
     let server = config.cluster_url.clone();
     Client::try_from(config).map_err(|error| ClusterError(format!("{server}: {error}")))
 }
 
-/// Tells this node's addresses and zone, as far as options do not say them: what options say after
-/// the first failure, and the rest when the Node has been read.
+/// Sends this node's addresses and zone. Values of the options are sent after the first failure,
+/// and the other values when the Node has been read.
 async fn ask(
     client: Client,
     options: Options,
@@ -468,7 +470,7 @@ fn own(given: &Own, node: Node) -> Own {
     own
 }
 
-/// External addresses first: a client outside the cluster is who looks at a Gateway's status.
+/// External addresses come first, because clients outside the cluster read a Gateway's status.
 fn addresses_of(node: &Node) -> Vec<IpAddr> {
     let list = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
     let of = |kind: &str| -> Vec<IpAddr> {

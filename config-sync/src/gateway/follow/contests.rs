@@ -1,6 +1,6 @@
-//! Statuses that somebody else overwrites again and again: two installations of one controller name
-//! that do not want the same, say. Pauses grow, so that they do not write for ever as fast as they
-//! can.
+//! Statuses that another program overwrites again and again: for example, two installations of one
+//! controller name that want different statuses. Pauses grow, so that the two do not write as fast
+//! as they can for ever.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use crate::backoff::Pauses;
 use crate::gateway::objects::ObjectName;
 use crate::gateway::status::{Kind, StatusOf};
 
-/// So often a status is put right at once: people and tools restore objects from backups.
+/// So often a status is corrected at once, because people and tools restore objects from backups.
 const FREE: u32 = 3;
 
-/// Then there is a pause before each time, which doubles from the least to the most.
+/// After that, there is a pause before each write.
 const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// After so long without it, it is over. Whoever is on the other side may pause as long.
+/// A contest is over after this time without an overwrite. The other program may pause as long.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub struct Contests {
-    /// What stood as it should, until somebody changed the object.
+    /// Statuses that were right until another program changed the object.
     lost: BTreeMap<Id, StatusOf>,
     all: BTreeMap<Id, Contest>,
 }
@@ -34,27 +34,27 @@ struct Contest {
     times: u32,
     last: Instant,
     pauses: Pauses,
-    /// This is not to be written before then.
+    /// This status is not to be written before this time.
     rest: Option<(StatusOf, Instant)>,
 }
 
-/// What to do about a status that is not as it should be.
+/// The next step for a status that is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Write,
-    /// Later. The first time of a contest that is worth a word.
+    /// Write later. The first rest of a contest is logged.
     Rest {
         is_news: bool,
     },
 }
 
 impl Contests {
-    /// An object has changed, whose status was as it should be.
+    /// Notes that an object with the right status has changed.
     pub fn lose(&mut self, id: Id, wanted: StatusOf) {
         self.lost.insert(id, wanted);
     }
 
-    /// Ends rests that are over, and forgets objects that are no more.
+    /// Ends rests that are over, and forgets objects that no longer exist.
     pub fn look(&mut self, now: Instant, exists: impl Fn(&Id) -> bool) {
         self.lost.retain(|id, _| exists(id));
         self.all.retain(|id, of| exists(id) && now - of.last < FORGOTTEN);
@@ -73,9 +73,9 @@ impl Contests {
         self.all.values().filter_map(|contest| Some(contest.rest.as_ref()?.1)).min()
     }
 
-    /// A status is about to be written.
+    /// The next step before a status is written.
     pub fn step(&mut self, id: Id, wanted: &StatusOf, now: Instant) -> Step {
-        // What follows from a change of ours is no contest.
+        // If the wanted status has changed, the write is no contest.
         if self.lost.remove(&id).is_none_or(|before| before != *wanted) {
             return Step::Write;
         }
@@ -92,7 +92,7 @@ impl Contests {
     }
 }
 
-/// What others have made of the fields that differ: their names, and what is in the first.
+/// The fields that another program has changed: their names, and the value of the first.
 pub fn difference(theirs: Option<&Value>, ours: &Value) -> String {
     let theirs = theirs.unwrap_or(&Value::Null);
     let differs = |(field, value): &(&String, &Value)| theirs.get(field.as_str()) != Some(*value);

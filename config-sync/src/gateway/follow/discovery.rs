@@ -1,9 +1,9 @@
-//! Which kinds the cluster serves, and in which version.
+//! Finds which kinds the cluster serves, and in which version.
 //!
-//! By asking for the API server's own list every few seconds. Watching the CRDs would tell of a
-//! change at once, but a CRD is there before it is served, the whole list of them may be tens of
-//! megabytes, and it takes a right to every CRD of the cluster; this takes none beyond `get` of
-//! one.
+//! Ringway asks for the API server's own list every few seconds. A watch of the CRDs would tell of
+//! a change at once. But a CRD exists before it is served, the list of all CRDs may be tens of
+//! megabytes, and the watch needs a right to every CRD of the cluster. The list needs only the
+//! right to `get` one CRD.
 
 use std::collections::BTreeMap;
 
@@ -19,10 +19,10 @@ use crate::gateway::objects::{Bundle, GROUP, policy};
 pub struct Kind {
     pub name: &'static str,
     pub group: &'static str,
-    /// The best first. The types that objects are read into fit all of them.
+    /// The best version first. The types of objects fit all of them.
     versions: &'static [&'static str],
     pub namespaced: bool,
-    /// A selector: only these objects matter.
+    /// A selector of the objects that matter.
     pub fields: Option<&'static str>,
 }
 
@@ -67,7 +67,7 @@ pub static KINDS: [&Kind; 15] = [
 ];
 
 impl Kind {
-    /// Whether a CRD must be installed for it.
+    /// Whether the kind needs an installed CRD.
     pub fn is_custom(&self) -> bool {
         [GROUP, policy::GROUP].contains(&self.group)
     }
@@ -76,13 +76,13 @@ impl Kind {
 /// Each kind's resource in the best version that is served, by the kind's name.
 pub type Served = BTreeMap<&'static str, ApiResource>;
 
-/// Asks for what is served now.
+/// Asks which kinds are served now.
 ///
 /// # Errors
-/// The API server can't be asked; nothing is known then.
+/// The API server can't be asked. Then nothing is known.
 pub async fn served(client: &Client) -> kube::Result<Served> {
     let groups = client.list_api_groups().await?;
-    // By group and version: the kinds and their names in URLs.
+    // The kinds and their names in URLs, by group and version.
     let mut lists = BTreeMap::new();
     for group in groups.groups {
         if ![GROUP, policy::GROUP].contains(&group.name.as_str()) {
@@ -100,7 +100,7 @@ pub async fn served(client: &Client) -> kube::Result<Served> {
             if !kind.is_custom() {
                 return Some(ApiResource::from_gvk(&gvk));
             }
-            // Subresources have the kind of what they are of.
+            // Subresources have the kind of their resource.
             let is_it = |name: &str, of: &str| of == kind.name && !name.contains('/');
             let list = lists.get(&format!("{}/{version}", kind.group))?;
             let resource = list.iter().find(|resource| is_it(&resource.name, &resource.kind))?;
@@ -111,7 +111,7 @@ pub async fn served(client: &Client) -> kube::Result<Served> {
     Ok(served)
 }
 
-/// What the CRDs of the Gateway API say of themselves; `None` if they are not there.
+/// The version and channel in the Gateway API's CRDs. `None` if there are no such CRDs.
 ///
 /// # Errors
 /// The API server can't be asked, or does not allow `get` of this one CRD.

@@ -1,4 +1,4 @@
-//! Events on objects, for what a user must act on.
+//! Writes Events on objects, for problems that a user must act on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,27 +15,27 @@ use tokio::time::Instant;
 use crate::gateway::follow::causes::{Causes, is_ending};
 use crate::gateway::translate::notice::Notice;
 
-/// Events written for one configuration: what is wrong in hundreds of objects has one cause.
+/// The most Events for one configuration: faults in hundreds of objects have one cause.
 const MOST: usize = 50;
 
 /// The API server's limit for a note (events.k8s.io/v1, `Event.note`), in bytes.
 const NOTE: usize = 1_024;
 
-/// What comes again within this time is one more of the Event that there is: its series counts. So
-/// long the API server keeps Events, if it is not told otherwise (`--event-ttl`).
+/// A notice that comes again within this time counts in the series of the existing Event. The API
+/// server keeps Events for this time by default (`--event-ttl`).
 const SERIES: Duration = Duration::from_secs(3_600);
 
-/// Events that are kept in mind for that.
+/// The most Events that are remembered for series.
 const KEPT: usize = 1_000;
 
-/// Says each thing once, and again only when it has been put right in between.
+/// Writes each notice once, and again only after the problem was gone in between.
 #[derive(Default)]
 pub struct Events {
     said: BTreeSet<Said>,
     written: BTreeMap<Said, Written>,
 }
 
-/// An Event that there is.
+/// An Event that exists.
 struct Written {
     name: String,
     count: i32,
@@ -45,8 +45,8 @@ struct Written {
 type Said = (String, String, String, String);
 
 impl Events {
-    /// Writes those of `notices` that are new. What can't be written is not tried again: the same
-    /// stands in the object's status.
+    /// Writes the new `notices`. A failed write is not tried again, because the object's status has
+    /// the text too.
     pub async fn tell(
         &mut self,
         (client, causes): (&Client, &Causes),
@@ -65,7 +65,7 @@ impl Events {
         self.written.retain(|_, written| written.latest.elapsed() < SERIES);
         for notice in new.into_iter().take(MOST) {
             match self.write(client, event(notice, controller, me), notice).await {
-                // What it is about is on its way out.
+                // The namespace of the object is ending.
                 Err(kube::Error::Api(status)) if is_ending(&status) => {}
                 Err(error) => {
                     let line = format!("an Event on {} {}", notice.kind, notice.name);
@@ -88,7 +88,7 @@ impl Events {
             let series = json!({ "count": written.count, "lastObservedTime": last });
             let patch = Patch::Merge(json!({ "series": series }));
             match api.patch(&written.name, &PatchParams::default(), &patch).await {
-                // It is too old, and gone.
+                // The Event was too old, and is gone.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 result => return result.map(drop),
             }
@@ -112,9 +112,9 @@ fn said_of(notice: &Notice) -> Said {
 
 fn event(notice: &Notice, controller: &str, me: &str) -> Event {
     let now = Timestamp::now();
-    // A name has at most 253 bytes, and the object's may have as many.
+    // A name has at most 253 bytes, and the object's name may have as many.
     let name = cut(&notice.name, 200).trim_end_matches(['.', '-']);
-    // Events on what has no namespace are in this one (client-go does the same).
+    // Events about objects without a namespace are in `default`, as with client-go.
     let namespace = notice.namespace.clone().unwrap_or_else(|| "default".into());
     Event {
         action: Some("Translate".into()),

@@ -1,6 +1,6 @@
-//! A ServiceAccount beside each Gateway, which carries the labels and annotations of
-//! `spec.infrastructure` (GEP-1867). Ringway runs on nodes, not in Pods of a Gateway's own, so
-//! there is nothing else to carry them; it has no rights, and nothing runs under it.
+//! Keeps a ServiceAccount beside each Gateway that carries the labels and annotations of
+//! `spec.infrastructure` (GEP-1867). Ringway runs on nodes and not in Pods of a Gateway, so no
+//! other object can carry them. The account has no rights, and nothing runs under it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,30 +13,30 @@ use crate::gateway::follow::causes::is_ending;
 use crate::gateway::objects::{GROUP, ObjectName};
 use crate::gateway::translate::notice::Infrastructure;
 
-/// On all of ours, so that they are found again.
+/// All accounts of Ringway have this label, so that Ringway finds them again.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ringway");
 
-/// Who writes these fields (server-side apply): what is not wanted any more goes, and what others
-/// have added stays.
+/// The field manager of server-side apply: fields that are no longer wanted are removed, and fields
+/// that others have added stay.
 const MANAGER: &str = "ringway-infrastructure";
 
-/// Keeps the ServiceAccounts as they are wanted.
+/// Makes the ServiceAccounts equal to the wanted ones.
 #[derive(Default)]
 pub struct Accounts {
-    /// What there is, as it was last written.
+    /// The accounts that exist, as they were last written.
     written: BTreeMap<ObjectName, Infrastructure>,
-    /// Those of an earlier leader have been looked for.
+    /// Accounts of an earlier leader have been searched for.
     searched: bool,
-    /// Somebody else's, of the names that are wanted.
+    /// Foreign accounts with names that Ringway wants.
     taken: BTreeSet<ObjectName>,
 }
 
 impl Accounts {
-    /// Makes them what is wanted.
+    /// Makes the accounts equal to the wanted ones.
     ///
     /// # Errors
-    /// The API server's latest. What could not be done keeps nothing else from being done, and is
-    /// tried again by the next call.
+    /// The API server's latest error. A failure does not stop the other accounts, and the next call
+    /// tries again.
     pub async fn keep(
         &mut self,
         client: &Client,
@@ -97,7 +97,7 @@ impl Accounts {
         }
     }
 
-    /// Another leads, and may change them.
+    /// Forgets the accounts, because another replica leads and may change them.
     pub fn forget(&mut self) {
         *self = Self::default();
     }
@@ -107,7 +107,8 @@ fn key(account: &Infrastructure) -> ObjectName {
     (account.namespace.clone(), account.name.clone())
 }
 
-/// Ours that nobody wants any more: their Gateway is of another class now, say.
+/// Ringway's accounts that are no longer wanted: for example, their Gateway is of another class
+/// now.
 async fn left(
     client: &Client,
     namespaces: &[String],
@@ -138,17 +139,17 @@ async fn left(
     Ok(left)
 }
 
-/// Whose it is, where several controllers of this kind share a cluster.
+/// The controller of the account, if several Ringway controllers share a cluster.
 const CONTROLLER: &str = "ringway.dev/controller";
 
-/// The name alone does not say so.
+/// Whether the account is Ringway's, which the name alone does not show.
 fn is_ours(account: &ServiceAccount) -> bool {
     let (label, value) = MANAGED_BY;
     let labels = account.metadata.labels.as_ref();
     labels.and_then(|labels| labels.get(label)).is_some_and(|of| of == value)
 }
 
-/// Returns whether it is written: an account of that name that is not ours is left as it is.
+/// Returns whether the account is written. A foreign account with the name is left as it is.
 async fn write(client: &Client, controller: &str, account: &Infrastructure) -> kube::Result<bool> {
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), &account.namespace);
     if api.get_opt(&account.name).await?.is_some_and(|there| !is_ours(&there)) {

@@ -1,4 +1,4 @@
-//! Follows a cluster: reads its objects, and writes what became of them. All I/O with the API
+//! Follows a cluster: reads its objects, and writes statuses and events. All I/O with the API
 //! server is in this room.
 
 mod causes;

@@ -17,16 +17,16 @@ use crate::gateway::objects::{
 };
 use crate::gateway::status;
 
-/// What watchers fill and translations read, on one thread; another looks up versions, one at a
-/// time, so that nobody waits long for the lock.
+/// Watchers write the store and translations read the store, on one thread. Another thread reads
+/// versions, one at a time, so that nobody waits long for the lock.
 #[derive(Default)]
 pub struct Store {
     tables: Mutex<Tables>,
-    /// When something in it first and last changed since the objects were taken.
+    /// When the first and the last change came since the objects were taken.
     changes: Mutex<Option<(Instant, Instant)>>,
 }
 
-/// Objects of one kind, each with the version of it that is here.
+/// Objects of one kind, each with its known version.
 pub type Table<T> = BTreeMap<ObjectName, (Version, Arc<T>)>;
 
 /// `metadata.uid` and `metadata.resourceVersion`.
@@ -65,14 +65,14 @@ pub struct Tables {
     pub bundle: Option<Bundle>,
 }
 
-/// An object as its status is about to be written.
+/// An object with a status that is about to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Existing {
     pub version: Version,
     pub status: Option<Value>,
 }
 
-/// Gives the table of a kind that has a status to an expression.
+/// Runs an expression with the table of a kind that has a status.
 macro_rules! with_status {
     ($tables:ident, $kind:expr, |$table:ident| $use:expr) => {
         match $kind {
@@ -100,7 +100,7 @@ impl Store {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something in it has changed.
+    /// Notes that an object has changed.
     pub fn touch(&self) {
         let now = Instant::now();
         let mut changes = self.changes();
@@ -108,7 +108,7 @@ impl Store {
         *changes = Some((first, now));
     }
 
-    /// When something first and last changed since [`Self::take`].
+    /// When the first and the last change came since [`Self::take`].
     pub fn changed(&self) -> Option<(Instant, Instant)> {
         *self.changes()
     }
@@ -117,7 +117,7 @@ impl Store {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All that is known, to be translated now.
+    /// All known objects, for a translation.
     pub fn take(&self) -> Objects {
         *self.changes() = None;
         let tables = self.tables();
@@ -141,7 +141,7 @@ impl Store {
         }
     }
 
-    /// What is known of an object that has a status.
+    /// The known version and status of an object.
     pub fn existing(&self, kind: status::Kind, key: &ObjectName) -> Option<Existing> {
         let version = self.version(kind, key)?;
         let tables = self.tables();
@@ -151,7 +151,7 @@ impl Store {
         Some(Existing { version, status })
     }
 
-    /// Only which version of it is known.
+    /// The known version of an object, without its status.
     pub fn version(&self, kind: status::Kind, key: &ObjectName) -> Option<Version> {
         let tables = self.tables();
         with_status!(tables, kind, |table| table.get(key).map(|(version, _)| version.clone()))

@@ -1,4 +1,4 @@
-//! Tasks beside the control thread's own work that must not end without a word.
+//! Tasks beside the control thread's own work. They must not end silently.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -6,11 +6,12 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::task::AbortHandle;
 
-/// A task that has panicked begins anew after so long.
+/// A task that has panicked begins again after this time.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Runs the task that `begin` makes. A panic in it, which is a fault of Ringway's, is said, and it
-/// begins anew after 10 s: what was in force when it panicked stays so. `what`: for the log.
+/// Runs the task that `begin` makes. A panic in the task is a fault of Ringway and is logged. The
+/// task begins again after 10 s, and the configuration in force stays. `what` is the task's name in
+/// the log.
 pub(super) fn keep<F>(what: &'static str, begin: impl Fn() -> F + Send + 'static) -> AbortHandle
 where
     F: Future<Output = ()> + Send + 'static,

@@ -1,9 +1,10 @@
-//! The Kubernetes objects that a gateway is made of, as they are read: from a cluster or from YAML.
+//! The Kubernetes objects that a gateway is made of, as they are read from a cluster or from YAML.
 //!
-//! The types of the Gateway API are thin ones of our own, on [`kube::core::Object`]: every served
-//! version of a kind reads into the same type, fields of the experimental channel are there, and a
-//! word that is new to us (an enum of a later release) spoils one field, not the list that a
-//! cluster gives us. Statuses are read as plain JSON: what others wrote must be kept as it is.
+//! The types of the Gateway API are Ringway's own thin types, on [`kube::core::Object`]. Every
+//! served version of a kind reads into one type, and fields of the experimental channel are there.
+//! A word that is new to Ringway (an enum of a later release) spoils one field, not the list that a
+//! cluster sends. Statuses are read as plain JSON, because the parts of other controllers must stay
+//! as they are.
 
 pub mod policy;
 pub(super) mod schema;
@@ -21,16 +22,16 @@ use serde_json::Value;
 
 use crate::gateway::objects::policy::L4Policy;
 
-/// What GatewayClasses name to be Ringway's.
+/// The controller name of Ringway's GatewayClasses.
 pub const CONTROLLER: &str = "ringway.dev/gateway-controller";
 
-/// Namespace (empty where the kind has none) and name.
+/// Namespace and name. The namespace is empty if the kind has none.
 pub type ObjectName = (String, String);
 
-/// Of the Gateway API's own kinds.
+/// The group of the Gateway API's own kinds.
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
-/// Everything that is known, in any order: [`super::translate()`] orders what it needs.
+/// All known objects, in any order. [`super::translate()`] sorts the objects where order matters.
 #[derive(Clone, Default)]
 pub struct Objects {
     pub gateway_classes: Vec<Arc<GatewayClass>>,
@@ -44,12 +45,12 @@ pub struct Objects {
     pub backend_tls_policies: Vec<Arc<BackendTlsPolicy>>,
     pub services: Vec<Arc<Service>>,
     pub endpoint_slices: Vec<Arc<EndpointSlice>>,
-    /// Of the type `kubernetes.io/tls`, and those with a `ca.crt`.
+    /// Secrets of the type `kubernetes.io/tls`, and Secrets with a `ca.crt`.
     pub secrets: Vec<Arc<Secret>>,
     pub config_maps: Vec<Arc<ConfigMap>>,
     pub namespaces: Vec<Arc<Namespace>>,
     pub policies: Vec<Arc<L4Policy>>,
-    /// What the Gateway API's CRDs say of themselves; `None`: there are none (files).
+    /// The version and channel of the Gateway API's CRDs. `None`: there are no CRDs (files).
     pub bundle: Option<Bundle>,
 }
 
@@ -65,7 +66,7 @@ pub struct Bundle {
 pub type GatewayClass = Object<GatewayClassSpec, Value>;
 pub type Gateway = Object<GatewaySpec, Value>;
 pub type ListenerSet = Object<ListenerSetSpec, Value>;
-/// A TCPRoute, UDPRoute, TLSRoute or HTTPRoute: which, is said by where it stands in [`Objects`].
+/// A TCPRoute, UDPRoute, TLSRoute or HTTPRoute. The field of [`Objects`] tells which.
 pub type Route = Object<RouteSpec, Value>;
 pub type ReferenceGrant = Object<ReferenceGrantSpec, NotUsed>;
 pub type BackendTlsPolicy = Object<BackendTlsPolicySpec, Value>;
@@ -131,7 +132,7 @@ pub struct ListenerTls {
     pub options: BTreeMap<String, String>,
 }
 
-/// Of a Secret, ConfigMap or anything else that a spec may name.
+/// A reference to a Secret, ConfigMap or any other object that a spec may name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,7 +158,8 @@ pub struct AllowedListeners {
     pub namespaces: Option<FromNamespaces>,
 }
 
-/// Which namespaces: what is absent stands for `Same` for routes, for `None` for ListenerSets.
+/// The namespaces that may attach. If the field is absent, `Same` holds for routes, and `None` for
+/// ListenerSets.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FromNamespaces {
     /// `All`, `Selector`, `Same` or `None`.
@@ -178,7 +180,7 @@ pub struct RouteKind {
 pub struct Address {
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// Absent or empty: any of this type.
+    /// Absent or empty: any address of this type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
 }
@@ -252,7 +254,7 @@ pub struct ListenerSetSpec {
     pub listeners: Vec<Listener>,
 }
 
-/// Every field that a route of any of the four kinds has, as far as a Layer-4 gateway looks.
+/// Every field of a route of any of the four kinds that a Layer-4 gateway looks at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
@@ -261,7 +263,7 @@ pub struct RouteSpec {
     /// Experimental channel (GEP-3793): `All` or `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_default_gateways: Option<String>,
-    /// TLSRoute and HTTPRoute; required in a TLSRoute of today, not in one of v1alpha2.
+    /// For TLSRoute and HTTPRoute. Today's TLSRoute requires the field, and v1alpha2 does not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hostnames: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -291,7 +293,8 @@ pub struct Rule {
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backend_refs: Vec<BackendRef>,
-    /// The rest is of HTTPRoutes: that it is there is all that matters, but for the default match.
+    /// The other fields are of HTTPRoutes. Only their presence matters, except for the default
+    /// match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Value>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -311,10 +314,10 @@ pub struct BackendRef {
     pub namespace: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i32>,
-    /// Absent: 1.
+    /// Absent means 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<i32>,
-    /// Of an HTTPRoute.
+    /// For an HTTPRoute only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<Value>,
 }
@@ -338,7 +341,7 @@ pub struct GrantFrom {
 pub struct GrantTo {
     pub group: String,
     pub kind: String,
-    /// Absent: every object of the kind.
+    /// Absent means every object of the kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -360,7 +363,7 @@ pub struct BackendTarget {
     pub group: String,
     pub kind: String,
     pub name: String,
-    /// The name of a port of the Service; absent: all its ports.
+    /// The name of a port of the Service. Absent means all ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
 }
@@ -368,7 +371,8 @@ pub struct BackendTarget {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Validation {
-    /// Sent as SNI, and what the certificate must be for unless `subject_alt_names` says else.
+    /// The server name that is sent as SNI. The certificate must have this name, unless there are
+    /// `subject_alt_names`.
     pub hostname: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ca_certificate_refs: Vec<ObjectRef>,
@@ -390,7 +394,7 @@ pub struct SubjectAltName {
     pub uri: Option<String>,
 }
 
-/// How many there are of each: Secrets must not be shown.
+/// Shows only the number of objects of each kind, because Secrets must not be shown.
 impl fmt::Debug for Objects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Objects")

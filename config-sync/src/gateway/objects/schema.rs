@@ -1,5 +1,5 @@
-//! What of an object in a file has no effect, which in a cluster the API server refuses or strikes
-//! out: kinds, versions and fields that are not known, and values beyond their bounds.
+//! Finds the parts of an object in a file that have no effect: unknown kinds, versions and fields,
+//! and values beyond their bounds. In a cluster, the API server refuses or removes such parts.
 
 use serde_ignored::Path;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::gateway::objects::{GROUP, policy};
 use crate::model::place::did_you_mean;
 
-/// The kinds that are read, with their groups and the versions that read as they do.
+/// The kinds that are read, with their groups, and with the versions that read alike.
 const KINDS: [(&str, &str, &[&str]); 15] = [
     (GROUP, "GatewayClass", &["v1", "v1beta1"]),
     (GROUP, "Gateway", &["v1", "v1beta1"]),
@@ -26,7 +26,7 @@ const KINDS: [(&str, &str, &[&str]); 15] = [
     (policy::GROUP, "L4Policy", &["v1alpha1"]),
 ];
 
-/// What may be meant by a field that is not known. Those of the Gateway API, and of Services.
+/// Known fields, of the Gateway API and of Services, as suggestions for unknown fields.
 const FIELDS: &[&str] = &[
     "spec",
     "metadata",
@@ -97,7 +97,8 @@ const FIELDS: &[&str] = &[
     "route",
 ];
 
-/// Why an object of this group, version and kind is not read, or perhaps not as it is meant.
+/// Why an object of this group, version and kind is not read, or is perhaps read with another
+/// meaning.
 pub(in crate::gateway) fn of_kind((group, version, kind): (&str, &str, &str)) -> Option<String> {
     let name = |group: &str| if group.is_empty() { "v1".to_owned() } else { format!("{group}/") };
     if let Some((_, _, versions)) =
@@ -112,7 +113,7 @@ pub(in crate::gateway) fn of_kind((group, version, kind): (&str, &str, &str)) ->
         });
     }
     if let Some((other, ..)) = KINDS.iter().find(|(_, known, _)| *known == kind) {
-        // Some groups of others have kinds of the same names (Knative's Service).
+        // Some foreign groups have kinds of equal names (Knative's Service).
         let lost =
             group.is_empty() || [GROUP, policy::GROUP].contains(other) && is_near(group, other);
         return lost.then(|| {
@@ -135,10 +136,10 @@ fn is_near(group: &str, other: &str) -> bool {
     !did_you_mean(group, std::iter::once(other)).is_empty()
 }
 
-/// A field that was not read: `FIELD: MESSAGE`.
+/// A message about a field that was not read: `FIELD: MESSAGE`.
 pub(in crate::gateway) fn ignored(path: &Path<'_>) -> Option<String> {
     let field = field(path);
-    // These are words for people, or of objects of others.
+    // These fields are for people, or for objects of other controllers.
     if ["spec.description", "spec.parametersRef.namespace"].contains(&field.as_str()) {
         return None;
     }
@@ -166,7 +167,8 @@ fn field(path: &Path<'_>) -> String {
     }
 }
 
-/// What is not read of an object and that reading it does not tell, as `FIELD: MESSAGE` each.
+/// Messages about fields that have no effect although reading reports no fault, each as `FIELD:
+/// MESSAGE`.
 pub(in crate::gateway) fn of_fields(object: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let version = object["apiVersion"].as_str().unwrap_or_default();
@@ -214,7 +216,7 @@ pub(in crate::gateway) fn of_fields(object: &Value) -> Vec<String> {
     found
 }
 
-/// Fields that the policy's definition does not have.
+/// Finds fields that the policy's definition does not have.
 fn of_policy(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {

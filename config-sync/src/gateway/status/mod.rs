@@ -1,4 +1,4 @@
-//! Statuses: what is wanted of each object, and how that goes into what is already there.
+//! Statuses: the wanted status of each object, and how it is merged into the existing status.
 
 pub(super) mod promise;
 
@@ -11,25 +11,26 @@ use serde_json::{Map, Value};
 
 use crate::gateway::objects::GROUP;
 
-/// Condition of a TCPRoute or UDPRoute that is accepted and gets no traffic, because an older one
-/// has its listeners.
+/// The condition of a TCPRoute or UDPRoute that is accepted and gets no traffic, because an older
+/// route has its listeners.
 pub const SUPERSEDED: &str = "ringway.dev/Superseded";
 
-/// What became of the configuration of a translation.
+/// The result of putting a translation's configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is not in force yet: nothing is programmed.
+    /// The configuration is not in force yet, so nothing is programmed.
     Pending,
-    /// The data plane serves it.
+    /// The data plane serves the configuration.
     Applied,
-    /// The data plane serves it but for these listeners of the [`Config`], by name: why each could
-    /// not be opened. Under the empty name stands why it serves nothing of it at all.
+    /// The data plane serves the configuration without these listeners of the [`Config`]. Each
+    /// listener's name has the reason why the listener could not be opened. The empty name has the
+    /// reason why nothing of the configuration is served.
     ///
     /// [`Config`]: crate::model::config::Config
     Failed(BTreeMap<String, String>),
 }
 
-/// The whole status that one object should have, as far as it is ours to say.
+/// The whole status that one object should have, as far as Ringway writes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatusOf {
     pub kind: Kind,
@@ -37,15 +38,15 @@ pub struct StatusOf {
     pub namespace: Option<String>,
     pub name: String,
     pub uid: Option<String>,
-    /// What `observedGeneration` says.
+    /// The value of `observedGeneration`.
     pub generation: i64,
-    /// The controller whose parts these are.
+    /// The controller that owns these parts.
     pub controller: Arc<str>,
-    /// Conditions in here have no `lastTransitionTime` yet: [`merge`] gives it.
+    /// The conditions have no `lastTransitionTime` yet. [`merge`] adds the time.
     pub status: Value,
 }
 
-/// The kinds of which we write a status.
+/// The kinds with a status that Ringway writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     GatewayClass,
@@ -72,7 +73,7 @@ impl Kind {
         Self::L4Policy,
     ];
 
-    /// As in `kind:` of an object.
+    /// The word in `kind:` of an object.
     pub fn name(self) -> &'static str {
         match self {
             Self::GatewayClass => "GatewayClass",
@@ -94,7 +95,7 @@ impl Kind {
         }
     }
 
-    /// As in `apiVersion:` of an object: the version that is stored.
+    /// The text in `apiVersion:` of an object: the version that is stored.
     pub fn api_version(self) -> String {
         match self {
             Self::L4Policy => {
@@ -111,11 +112,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The status to write: what is wanted, and of what exists everything that is not ours. `None`: it
-/// is there already, or a newer generation has been observed, and nothing is to be written.
+/// The status to write: the wanted parts, and all existing parts of other controllers. `None`:
+/// there is nothing to write, because the object has this status already, or a newer generation has
+/// been observed.
 ///
-/// `now` is RFC 3339 in UTC, such as `2026-01-31T12:00:00Z`. A condition whose `status` has not
-/// changed keeps the time of its last transition.
+/// `now` is RFC 3339 in UTC, such as `2026-01-31T12:00:00Z`. A condition with an unchanged `status`
+/// keeps the time of its last transition.
 pub fn merge(existing: Option<&Value>, wanted: &StatusOf, now: &str) -> Option<Value> {
     let nothing = Value::Object(Map::new());
     let before = existing.filter(|status| status.is_object()).unwrap_or(&nothing);
@@ -134,8 +136,8 @@ pub fn merge(existing: Option<&Value>, wanted: &StatusOf, now: &str) -> Option<V
     (after != *before).then_some(after)
 }
 
-/// Conditions of other types stay as they are. `None`: one of ours has been observed at a newer
-/// generation already.
+/// Merges conditions. Conditions of other types stay. `None`: one of Ringway's conditions has been
+/// observed at a newer generation already.
 fn conditions(old: Option<&Value>, wanted: &Value, now: &str) -> Option<Value> {
     let wanted = list(Some(wanted));
     let kind = |condition: &Value| condition.get("type").cloned();
@@ -157,7 +159,7 @@ fn conditions(old: Option<&Value>, wanted: &Value, now: &str) -> Option<Value> {
     Some(Value::Array(all))
 }
 
-/// Conditions that are there only while they hold: when they are not wanted any more, they go.
+/// Conditions that exist only while they hold. They are removed when they are no longer wanted.
 const OURS_ALONE: [&str; 4] = ["Conflicted", "ResolvedRefs", "PartiallyInvalid", SUPERSEDED];
 
 fn timed(old: Option<&Value>, new: &Value, now: &str) -> Value {
@@ -170,9 +172,9 @@ fn timed(old: Option<&Value>, new: &Value, now: &str) -> Value {
 
 /// A list that controllers share.
 struct Shared {
-    /// What tells the entries of one controller apart.
+    /// The field by which the entries of one controller differ.
     reference: &'static str,
-    /// As many as the API takes, whoever they are of.
+    /// The most entries that the API takes, of all controllers together.
     most: usize,
 }
 
@@ -180,8 +182,9 @@ const PARENTS: Shared = Shared { reference: "parentRef", most: 32 };
 const ANCESTORS: Shared =
     Shared { reference: "ancestorRef", most: crate::gateway::objects::policy::MAX_ANCESTORS };
 
-/// Every entry stays where it is, or two controllers would change the order for ever. Of ours,
-/// those that are not wanted any more go, and new ones come last, as far as there is room.
+/// Merges entries. Every entry stays in its place, because two controllers would otherwise change
+/// the order for ever. Ringway's entries that are no longer wanted are removed. New entries come
+/// last, as far as there is room.
 fn ours(
     old: Option<&Value>,
     wanted: &Value,
@@ -207,7 +210,7 @@ fn ours(
     Some(Value::Array(all))
 }
 
-/// Entries of listeners[], all of which are ours.
+/// Merges the entries of listeners[]. All of them are Ringway's.
 fn entries(old: Option<&Value>, wanted: &Value, now: &str) -> Option<Value> {
     let entry = |new: &Value| {
         let same = list(old).iter().find(|entry| entry.get("name") == new.get("name"));
@@ -265,7 +268,7 @@ mod tests {
         })
     }
 
-    /// What [`merge`] is given for these parents.
+    /// The wanted status for these parents.
     fn parents(controller: &str, names: &[&str]) -> StatusOf {
         let all =
             names.iter().map(|name| parent(controller, name, condition("Accepted", "True", 2, "")));
@@ -341,7 +344,7 @@ mod tests {
         assert_eq!(none["parents"], json!([foreign]));
     }
 
-    /// Each must find nothing to change in what the other has written.
+    /// Each controller must find nothing to change in the other's status.
     #[test]
     fn two_controllers_come_to_rest() {
         let (a, b) = (parents("a", &["x", "y"]), parents("b", &["x"]));

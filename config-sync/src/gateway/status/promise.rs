@@ -1,4 +1,4 @@
-//! What a status says while a replica is behind: everything, but no promise that is not kept yet.
+//! Statuses while a replica is behind: all parts except promises that are not kept yet.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use crate::gateway::status::{Kind, StatusOf};
 
 const WAITS: &str = "not every replica serves it yet";
 
-/// Takes the promise out of a status that all replicas serve what it speaks of.
+/// Takes the promise out of a status that all replicas serve the object.
 pub(in crate::gateway) fn withhold(wanted: &mut StatusOf) {
     take_out(&mut wanted.status);
     for listener in list_mut(&mut wanted.status, "listeners") {
@@ -14,8 +14,8 @@ pub(in crate::gateway) fn withhold(wanted: &mut StatusOf) {
     }
 }
 
-/// A promise that was made before stays as it was made, for the generation that it was made for:
-/// that is served until the new one is. Not where a Gateway has none of its addresses any more.
+/// Keeps an earlier promise with its generation, because that generation is served until the new
+/// one is. A Gateway that has none of its addresses any more keeps no promise.
 pub(in crate::gateway) fn uphold(mut wanted: StatusOf, existing: Option<&Value>) -> StatusOf {
     let Some(existing) = existing else { return wanted };
     if wanted.kind == Kind::Gateway && !shares_an_address(&wanted.status, existing) {
@@ -52,7 +52,7 @@ fn put_back(part: &mut Value, before: &Value) {
     }
 }
 
-/// Which is empty where the field is missing, as most statuses have no listeners.
+/// The list is empty if the field is missing, as in most statuses, which have no listeners.
 fn list_mut<'a>(part: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> + use<'a> {
     part.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
 }
@@ -86,7 +86,7 @@ mod tests {
         })
     }
 
-    /// What is written of a Gateway that all is well with, but that not all serve.
+    /// The status that is written for a Gateway without faults that not all replicas serve yet.
     fn written(address: &str, existing: Option<&Value>) -> Value {
         let mut wanted = StatusOf {
             kind: Kind::Gateway,
