@@ -1,11 +1,12 @@
 //! Leases: which replica writes statuses, and what each replica has applied.
 //!
-//! An own small loop, because the two uses share it: every replica renews a Lease of its own, whose
-//! annotations say what it serves, and all follow one more that names the leader. Crates for leader
-//! election know nothing of the first, and ask the API server where the watch has told already.
+//! The two uses share one small loop of Ringway's own. Every replica renews a Lease of its own with
+//! annotations about what the replica serves, and all replicas follow one more Lease that names the
+//! leader. Crates for leader election know only the second use, and ask the API server for facts
+//! that the watch has already.
 //!
-//! Only the local clock decides whether a Lease has run out: from when its latest renewal was seen
-//! here, never from the time that stands in it, which another machine's clock has made.
+//! Only the local clock decides whether a Lease has run out. The time runs from when this replica
+//! saw the latest renewal, never from the time in the Lease, which is another machine's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,46 +36,46 @@ const VERSION: &str = "ringway.dev/version";
 const FAILED: &str = "ringway.dev/failed";
 const ADDRESSES: &str = "ringway.dev/addresses";
 
-/// Of names and reasons of listeners that failed: all annotations of an object together have
-/// 256 KiB.
+/// The most bytes of names and reasons of listeners that failed. All annotations of an object
+/// together may have 256 KiB.
 const MOST_FAILED: usize = 64 << 10;
 
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The namespace of the Leases.
     pub namespace: String,
-    /// The controller's name: replicas with the same are replicas of each other.
+    /// The controller's name. Replicas with one controller name belong together.
     pub controller: String,
-    /// What this replica is called among them.
+    /// The name of this replica among the replicas.
     pub identity: String,
-    /// How long a Lease holds after its latest renewal; it is renewed three times as often.
+    /// How long a Lease holds after its latest renewal. Renewals are three times as frequent.
     pub lasts: Duration,
-    /// How long the Lease of a replica that is gone is left there for people to look at.
+    /// How long the Lease of a replica that is gone is kept for people to look at.
     pub kept: Duration,
 }
 
-/// What a replica serves.
+/// The configuration that a replica serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// The same on every replica that serves the same.
+    /// Replicas that serve equal configurations have equal outlines.
     pub outline: Outline,
-    /// Listeners that this replica could not open, and why.
+    /// Listeners that this replica could not open, with the reasons.
     pub failed: BTreeMap<String, String>,
 }
 
-/// How far the replicas are.
+/// How far the replicas are with a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Level {
-    /// These live and have applied something else, or nothing yet.
+    /// Live replicas that have applied another configuration, or none yet.
     pub behind: Vec<String>,
-    /// Parts of the outline that some of these have not applied.
+    /// Parts of the outline that some of these replicas have not applied.
     pub lags: BTreeSet<usize>,
-    /// Listeners that some of those that live could not open. Under the empty name stands that a
-    /// replica has more of them than it can name.
+    /// Listeners that some live replica could not open. The empty name says that a replica has more
+    /// such listeners than the replica can name.
     pub failed: BTreeMap<String, String>,
 }
 
-/// Takes part as long as it lives.
+/// Takes part in the Leases until this value is dropped.
 pub struct Leases {
     shared: Arc<Shared>,
     tasks: [AbortHandle; 2],
@@ -85,33 +86,33 @@ struct Shared {
     causes: Arc<Causes>,
     options: Options,
     state: Mutex<State>,
-    /// This replica has applied something new, or a Lease has changed.
+    /// This replica has applied a new configuration, or a Lease has changed.
     news: Notify,
-    /// For whoever waits for replicas or for the lead.
+    /// Wakes tasks that wait for replicas or for the lead.
     changed: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// Leases of this controller, by name, and when each was last seen to change.
+    /// Leases of this controller, by name, and when this replica last saw each change.
     seen: BTreeMap<String, (Lease, Instant)>,
     listed: bool,
-    /// Of this node.
+    /// The addresses of this node.
     addresses: Vec<IpAddr>,
     applied: Option<Applied>,
-    /// What was last written of these two, and when.
+    /// The values that were last written, and when.
     written: Option<(Applied, Vec<IpAddr>, Instant)>,
-    /// Until when this replica leads, if it does.
+    /// Until when this replica leads. `None`: it does not lead.
     leads_until: Option<Instant>,
     errors: u64,
-    /// When the API server last answered or told something.
+    /// When the API server last sent anything.
     heard: Option<Instant>,
-    /// When the last silence began, and until when others may still be about to renew after it.
+    /// When the last silence began, and until when other replicas may still renew after it.
     silence: Option<(Instant, Instant)>,
 }
 
 impl Leases {
-    /// Starts to take part. To be called on a tokio runtime.
+    /// Starts to take part, on a tokio runtime.
     pub fn start(client: Client, options: Options, causes: Arc<Causes>) -> Self {
         let shared = Arc::new(Shared {
             client,
@@ -132,23 +133,23 @@ impl Leases {
         self.shared.leads(&self.shared.state())
     }
 
-    /// Says what this replica serves from now on.
+    /// Tells the other replicas what this replica serves from now on.
     pub fn applied(&self, applied: Applied) {
         self.shared.state().applied = Some(applied);
         self.shared.news.notify_one();
     }
 
-    /// Says which addresses this replica's node has.
+    /// Tells the other replicas which addresses this replica's node has.
     pub fn has(&self, addresses: Vec<IpAddr>) {
         self.shared.state().addresses = addresses;
         self.shared.news.notify_one();
     }
 
-    /// How far the replicas that live are with this.
+    /// How far the live replicas are with this outline.
     pub fn level(&self, outline: &Outline) -> Level {
         let state = self.shared.state();
         let mut level = Level::default();
-        // Before others are known nobody can say that they have come so far.
+        // Before the other replicas are known, they may be behind.
         let own = state.applied.as_ref().filter(|_| state.listed);
         let lags = outline.differs(own.map(|own| &own.outline));
         level.add(&self.shared.options.identity, lags);
@@ -158,7 +159,7 @@ impl Leases {
         level
     }
 
-    /// Of the nodes of all replicas that live, this one's included.
+    /// The addresses of the nodes of all live replicas, including this one.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let state = self.shared.state();
         let of = |lease: &Lease| -> Vec<IpAddr> {
@@ -169,28 +170,28 @@ impl Leases {
         state.addresses.iter().copied().chain(others).collect()
     }
 
-    /// Replicas that live, this one included.
+    /// The number of live replicas, including this one.
     pub fn replicas(&self) -> usize {
         let state = self.shared.state();
         1 + self.shared.live(&state).filter(|lease| !self.shared.is_own(lease)).count()
     }
 
-    /// Requests for Leases that have failed.
+    /// The number of requests for Leases that have failed.
     pub fn errors(&self) -> u64 {
         self.shared.state().errors
     }
 
-    /// When the API server last answered or told something; it is asked every few seconds.
+    /// When the API server last sent anything. Ringway asks the API server every few seconds.
     pub fn heard(&self) -> Option<Instant> {
         self.shared.state().heard
     }
 
-    /// Comes back when a replica or the leader may have changed.
+    /// Waits until a replica or the leader may have changed.
     pub async fn changed(&self) {
         self.shared.changed.notified().await;
     }
 
-    /// Gives up the lead and this replica's Lease, so that nobody waits for it.
+    /// Gives up the lead and this replica's Lease, so that nobody waits for this replica.
     pub async fn leave(&self) {
         self.tasks.iter().for_each(AbortHandle::abort);
         let shared = &self.shared;
@@ -198,7 +199,7 @@ impl Leases {
         let leads = shared.state().leads_until.take().is_some();
         let leader = shared.state().seen.get(&shared.leader_name()).cloned();
         if let Some((mut lease, _)) = leader.filter(|_| leads) {
-            // As client-go does: a Lease of a second without a holder is free at once.
+            // As with client-go, a Lease of one second without a holder is free at once.
             let spec = lease.spec.get_or_insert_default();
             spec.holder_identity = None;
             spec.lease_duration_seconds = Some(1);
@@ -244,7 +245,7 @@ impl Shared {
         lease.metadata.name.as_deref() == Some(&self.own_name())
     }
 
-    /// Of replicas, not the leader's.
+    /// The live Leases of replicas, without the leader's Lease.
     fn live<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Lease> {
         let replica = format!("{}.", self.leader_name());
         let now = state.judges_as_of(Instant::now(), self.options.lasts);
@@ -295,20 +296,21 @@ impl Shared {
         }
     }
 
-    /// Renews what is this replica's, takes the lead where nobody has it.
+    /// Renews this replica's Leases, and takes the lead if nobody has the lead.
     async fn renew(self: Arc<Self>) {
         let every = self.options.lasts / 3;
         loop {
             self.renew_own(every).await;
             self.contend(every).await;
             self.sweep().await;
-            // A change is written at once, but no more than a few times a second.
+            // A change is written at once, but at most a few times a second.
             tokio::time::sleep(every.min(Duration::from_millis(200))).await;
             _ = tokio::time::timeout(every / 4, self.news.notified()).await;
         }
     }
 
-    /// Before anything is applied there is no Lease, and nobody waits for this replica.
+    /// Renews this replica's Lease. Before a configuration is applied there is no Lease, so nobody
+    /// waits.
     async fn renew_own(&self, every: Duration) {
         let (applied, addresses) = {
             let state = self.state();
@@ -339,13 +341,14 @@ impl Shared {
             }
             (state.seen.get(&self.leader_name()).cloned(), state.leads_until)
         };
-        // The lead ends before others may take it: they wait for `lasts` from the same renewal.
+        // The lead ends before others may take it, because they wait for `lasts` from the same
+        // renewal.
         let renewed_until = Instant::now() + every * 2;
         let me = &self.options.identity;
         let step = match &leader {
             None => Step::Create,
             Some((lease, at)) => {
-                // Held by the process before this one, it is renewed at once.
+                // A lead of this replica's earlier process is renewed at once.
                 let every = if leads_until.is_some() { every } else { Duration::ZERO };
                 decide(lease.spec.as_ref(), me, at.elapsed(), every)
             }
@@ -373,13 +376,13 @@ impl Shared {
                     self.changed.notify_one();
                 }
             }
-            // Another was first: the watch will tell who.
+            // Another replica was first. The watch will tell which.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => self.note("the leader's Lease", Err(error)),
         }
     }
 
-    /// Of replicas that have ended without a word, whose successors are called otherwise.
+    /// Deletes Leases of replicas that ended silently and have successors with other names.
     async fn sweep(&self) {
         let gone: Vec<_> = {
             let state = self.state();
@@ -390,7 +393,7 @@ impl Shared {
             gone.map(|(lease, _)| lease.metadata.clone()).collect()
         };
         for metadata in gone {
-            // One that is renewed after all stays.
+            // A Lease that is renewed meanwhile stays.
             let resource_version = metadata.resource_version;
             let preconditions = Some(Preconditions { resource_version, uid: None });
             let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
@@ -438,7 +441,7 @@ impl Shared {
         ObjectMeta { name: Some(name), labels: Some(labels.into()), ..ObjectMeta::default() }
     }
 
-    /// The controller's name as a label's value, which has at most 63 bytes.
+    /// The controller's name as the value of a label, which has at most 63 bytes.
     fn label(&self) -> String {
         let name: String = self.leader_name().chars().take(63).collect();
         name.trim_end_matches(['.', '-', '_']).to_owned()
@@ -488,9 +491,9 @@ impl State {
         self.heard = Some(now);
     }
 
-    /// When the API server says nothing, no renewal is seen of anybody, and nothing follows from
-    /// that. Leases are judged by how old they were when the silence began, until everybody has
-    /// had the time to renew after it.
+    /// The time as of which Leases are judged. During a silence of the API server, no renewals are
+    /// seen, which proves nothing. So the age at the beginning of the silence counts, until every
+    /// replica has had time to renew after the silence.
     fn judges_as_of(&self, now: Instant, lasts: Duration) -> Instant {
         match (self.heard, self.silence) {
             (_, Some((began, until))) if now < until => began,
@@ -500,19 +503,19 @@ impl State {
     }
 }
 
-/// Renewals are a third of `lasts` apart, and some tenths of a second. After twice that others'
-/// Leases may have run out: it must have been noticed before.
+/// Renewals are a third of `lasts` and some tenths of a second apart. Other Leases may have run out
+/// after twice this time, so a silence must be noticed earlier.
 fn is_silence(time: Duration, lasts: Duration) -> bool {
     time > lasts / 2
 }
 
-/// As many as may be told. If there are more, the empty name stands for all of them: better too
-/// little is said to be served than too much.
+/// As many failed listeners as fit. If there are more, the empty name stands for all others. The
+/// statuses then say that too few listeners are served, not too many.
 fn bounded(failed: &BTreeMap<String, String>) -> BTreeMap<&str, String> {
     let mut told = BTreeMap::new();
     let mut room = MOST_FAILED;
     for (name, why) in failed {
-        // Names and reasons have few characters that are escaped.
+        // Names and reasons have few escaped characters.
         let Some(left) = room.checked_sub(2 * (name.len() + why.len() + 4)) else {
             let more = failed.len() - told.len();
             told.insert(
@@ -535,7 +538,7 @@ enum Step {
     Wait,
 }
 
-/// What to do about the leader's Lease, whose latest renewal was seen so long ago.
+/// The next step for the leader's Lease. `age` is the time since its latest renewal was seen.
 fn decide(spec: Option<&LeaseSpec>, me: &str, age: Duration, every: Duration) -> Step {
     let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
     let lasts = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(0);
@@ -557,8 +560,9 @@ impl Level {
         }
     }
 
-    /// What another replica says of `outline`. One of another version of Ringway may translate the
-    /// same objects to something else: during an update it is not waited for.
+    /// Compares another replica's outline. A replica with another version of Ringway may translate
+    /// the same objects to another configuration, so nobody waits for such a replica during an
+    /// update.
     fn other(&mut self, outline: &Outline, lease: &Lease) {
         if annotation(lease, VERSION) != Some(env!("CARGO_PKG_VERSION")) {
             return;

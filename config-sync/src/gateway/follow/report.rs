@@ -1,5 +1,6 @@
-//! Writes what became of a translation: statuses, events, and ServiceAccounts of Gateways. One
-//! replica does, the leader. That something is programmed it says only once all replicas serve it.
+//! Writes the results of a translation: statuses, Events, and ServiceAccounts of Gateways. Only the
+//! leader writes. A status says that an object is programmed only once all replicas serve the
+//! object.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,47 +28,48 @@ use crate::gateway::status::{self, Kind, Outcome, StatusOf, promise};
 use crate::gateway::translate::Translation;
 use crate::gateway::translate::outline::part;
 
-/// Statuses written at a time, and in a second once the first burst is used up.
+/// `AT_ONCE` statuses are written at a time. After the first burst, `RATE` are written each second.
 const AT_ONCE: usize = 8;
 const RATE: u32 = 50;
 const BURST: u32 = 200;
 
-/// A pass goes on for so long although there is a newer report: where something changes all the
-/// time, nothing would ever be written else.
+/// A pass goes on for this time although there is a newer report. Otherwise nothing would be
+/// written in a cluster that changes all the time.
 const LEAST_PASS: Duration = Duration::from_secs(1);
 
-/// How often one status is tried while others write the same object.
+/// How often one status is tried while other programs write the same object.
 const ATTEMPTS: usize = 5;
 
-/// Between a write that has failed and the next of the same; doubles from the least to the most.
+/// The pauses between attempts to write one status.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
-/// While replicas are behind nothing is written for so long: mostly they come after in moments, and
-/// one write is enough. Then comes all that does not depend on them.
+/// While replicas are behind, nothing is written for this time: most replicas follow in moments,
+/// and one write is enough. After this time, the parts that do not depend on the replicas are
+/// written.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How often replicas are looked at while some are behind, and when that is worth a word.
+/// How often replicas are checked while some are behind, and after what time the log says so.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A lead that is lost or won without a word is noticed after so long.
+/// A lead that is silently lost or won is noticed after this time.
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
 
-/// A translation that this replica serves, or is about to.
+/// A translation that this replica serves or is about to serve.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub translation: Arc<Translation>,
-    /// Nothing of it is served, for this reason: what is in force is older.
+    /// Why nothing of the translation is served. The configuration in force is older.
     pub refused: Option<String>,
 }
 
-/// What has been done, for metrics.
+/// Counts of the work done, for metrics.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub writes: AtomicU64,
     pub conflicts: AtomicU64,
     pub errors: AtomicU64,
-    /// This replica leads, and some that lives has not applied the latest report.
+    /// This replica leads, and a live replica has not applied the latest report.
     pub behind: AtomicBool,
 }
 
@@ -82,7 +84,7 @@ pub struct Reporter {
     pub causes: Arc<Causes>,
     pub tally: Arc<Tally>,
     pub reports: Receiver<Option<Report>>,
-    /// Under which name statuses are written.
+    /// The field manager's name for statuses.
     manager: PatchParams,
     done: Arc<Mutex<Statuses>>,
     budget: Mutex<Budget>,
@@ -90,45 +92,45 @@ pub struct Reporter {
 
 #[derive(Default)]
 struct Statuses {
-    /// Those that are as they should be.
+    /// Statuses that are right.
     written: BTreeMap<(Kind, ObjectName), Done>,
-    /// Those that could not be written.
+    /// Statuses that could not be written.
     failed: BTreeMap<(Kind, ObjectName), Backoff>,
-    /// Those that others overwrite.
+    /// Statuses that other programs overwrite.
     contests: Contests,
 }
 
-/// A status that was found or made as it should be.
+/// A status that was found right or written.
 #[derive(Clone)]
 struct Done {
     wanted: StatusOf,
-    /// What the watch had told then; it may not have told of `now` yet.
+    /// The version that the watch knew then. The watch may not have seen `now` yet.
     seen: Version,
     now: Existing,
 }
 
 impl Done {
-    /// Nothing has happened to the object since.
+    /// Whether the object has not changed since.
     fn holds(&self, seen: &Version) -> bool {
         *seen == self.seen || *seen == self.now.version
     }
 }
 
-/// What a leader has on its hands.
+/// The state of a leader.
 #[derive(Default)]
 struct Desk {
     events: Events,
     accounts: Accounts,
     accounts_failed: Option<Backoff>,
-    /// Since when some replica is behind.
+    /// Since when a replica is behind.
     behind_since: Option<Instant>,
     told_of_it: bool,
-    /// What has been gone through to the end, but for what has failed.
+    /// The last pass that went to its end. Only failed writes remain.
     passed: Option<Pass>,
 }
 
 impl Desk {
-    /// Another leads, and may change what was made here.
+    /// Another replica leads, and may change the objects that were written here.
     fn leave(&mut self) {
         self.accounts.forget();
         self.accounts_failed = None;
@@ -137,7 +139,7 @@ impl Desk {
     }
 }
 
-/// All that statuses follow from.
+/// All inputs of the statuses.
 struct Pass {
     translation: Arc<Translation>,
     outcome: Outcome,
@@ -183,7 +185,7 @@ impl Reporter {
         }
     }
 
-    /// Reports for as long as there is somebody to tell.
+    /// Reports until nobody sends reports any more.
     pub async fn run(self: Arc<Self>) {
         let (mut desk, mut reports) = (Desk::default(), self.reports.clone());
         let leases = Arc::clone(&self.leases);
@@ -205,7 +207,7 @@ impl Reporter {
         }
     }
 
-    /// Writes what is to be written now, and says for how long there is nothing else to do.
+    /// Writes all that is to be written now, and returns for how long there is nothing else to do.
     async fn look(&self, report: &Report, desk: &mut Desk) -> Duration {
         let translation = Arc::clone(&report.translation);
         let pass = match &report.refused {
@@ -235,7 +237,7 @@ impl Reporter {
         self.until_retry(desk).unwrap_or(LOOK_ANYWAY).min(again(desk))
     }
 
-    /// For how long replicas that are behind are waited for before anything is written.
+    /// How long to wait for replicas that are behind before anything is written.
     fn mind(&self, level: &Level, desk: &mut Desk) -> Option<Duration> {
         self.tally.behind.store(!level.behind.is_empty(), Ordering::Relaxed);
         if level.behind.is_empty() {
@@ -250,7 +252,7 @@ impl Reporter {
         GRACE.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
     }
 
-    /// Until something that has failed is to be tried again.
+    /// The time until a failed write is to be tried again.
     fn until_retry(&self, desk: &Desk) -> Option<Duration> {
         let done = lock(&self.done);
         let all = done.failed.values().chain(&desk.accounts_failed);
@@ -259,7 +261,7 @@ impl Reporter {
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    /// False if it was ended by something newer.
+    /// Writes a pass. False if newer input has ended the pass.
     async fn write(&self, pass: &Pass, desk: &mut Desk) -> bool {
         self.keep_accounts(pass, desk).await;
         let open = self.open(pass).await;
@@ -303,9 +305,8 @@ impl Reporter {
         });
     }
 
-    /// What is not known to be as it should be, and may be tried. Of thousands of objects that
-    /// takes longer than a probe of this process should have to wait, so that it has a thread of
-    /// its own.
+    /// The statuses that are not known to be right and may be tried. For thousands of objects this
+    /// takes longer than a probe of this process should wait, so it runs on a thread of its own.
     async fn open(&self, pass: &Pass) -> Vec<StatusOf> {
         let (translation, outcome) = (Arc::clone(&pass.translation), pass.outcome.clone());
         let (store, done, lags) =
@@ -333,7 +334,7 @@ impl Reporter {
                 done.written.get(&id(wanted)).is_none_or(|done| done.wanted != *wanted)
             });
             let open: BTreeSet<_> = statuses.iter().map(id).collect();
-            // What is not wanted any more is not tried again.
+            // Statuses that are no longer wanted are not tried again.
             done.failed.retain(|id, _| open.contains(id));
             statuses.retain(|wanted| {
                 done.failed.get(&id(wanted)).is_none_or(|failed| failed.is_due(now.into_std()))
@@ -354,8 +355,8 @@ impl Reporter {
         }
     }
 
-    /// Reads, merges and writes one status, again where another has written in between. False if it
-    /// must be tried again later.
+    /// Reads, merges and writes one status, again if another program has written in between. False
+    /// if the status must be tried again later.
     async fn try_one(&self, wanted: &StatusOf) -> bool {
         let id = id(wanted);
         let Some(seen) = self.store.version(wanted.kind, &id.1) else { return true };
@@ -411,8 +412,8 @@ impl Reporter {
         false
     }
 
-    /// Whether it is better not written now, because somebody overwrites it again and again. Says
-    /// who, once.
+    /// Whether to write the status later, because another program overwrites the status again and
+    /// again. Logs the program's name once.
     async fn rests(
         &self,
         wanted: &StatusOf,
@@ -469,7 +470,7 @@ fn id(wanted: &StatusOf) -> (Kind, ObjectName) {
     (wanted.kind, (wanted.namespace.clone().unwrap_or_default(), wanted.name.clone()))
 }
 
-/// As in `TCPRoute shop/route`.
+/// A title such as `TCPRoute shop/route`.
 fn title(wanted: &StatusOf) -> String {
     let StatusOf { kind, name, .. } = wanted;
     let namespace = wanted.namespace.iter().map(|namespace| format!("{namespace}/"));
@@ -484,8 +485,8 @@ fn known(object: DynamicObject) -> Existing {
     Existing { version: Version::of(&object.metadata), status: object.data.get("status").cloned() }
 }
 
-/// A merge patch (RFC 7386) that makes the status what it should be, if the object is still the one
-/// that was looked at. Fields that are not to be there any more are said to be null.
+/// A merge patch (RFC 7386) that makes the status right, if the object is still the version that
+/// was read. Fields to be removed are null.
 fn patch(existing: &Existing, mut status: Value) -> Patch<Value> {
     if let (Some(Value::Object(before)), Value::Object(after)) = (&existing.status, &mut status) {
         for field in before.keys() {
@@ -496,7 +497,7 @@ fn patch(existing: &Existing, mut status: Value) -> Patch<Value> {
     Patch::Merge(json!({ "metadata": metadata, "status": status }))
 }
 
-/// As conditions have it: RFC 3339, in whole seconds.
+/// The time in the form of conditions: RFC 3339, in whole seconds.
 fn now() -> String {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
@@ -514,7 +515,7 @@ impl Budget {
         Self { tokens: f64::from(BURST), refilled: now }
     }
 
-    /// Takes a token, and says for how long to wait for it.
+    /// Takes a token, and returns how long to wait for the token.
     fn take(&mut self, now: Instant) -> Duration {
         let new = now.duration_since(self.refilled).as_secs_f64() * f64::from(RATE);
         self.refilled = now;

@@ -1,8 +1,8 @@
-//! Follows a cluster's objects: one watcher for each kind that it serves (and for each namespace,
-//! where not all are followed), all into one [`Store`].
+//! Follows a cluster's objects. There is one watcher for each kind that the cluster serves (and for
+//! each namespace, if not all are followed). All watchers write into one [`Store`].
 //!
-//! What is once known stays known: while the API server can't be reached, and while a watcher reads
-//! its kind anew, the store keeps what it has, and changes in one step when the list is whole.
+//! Known objects stay known. While the API server can't be reached, or a watcher reads its kind
+//! again, the store keeps its objects, and changes in one step when the list is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -25,80 +25,80 @@ use crate::gateway::follow::store::{Store, Table, Tables, Version};
 use crate::gateway::follow::tasks::keep;
 use crate::gateway::objects::ObjectName;
 
-/// How often the cluster is asked for what it serves: while kinds are missing, and otherwise.
+/// How often the cluster is asked for its kinds: while kinds are missing, and otherwise.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_SELDOM: Duration = Duration::from_secs(30);
 
-/// A kind that is not served is gone after this time: while a CRD is put in another's place, or an
-/// API server begins, it may be missing for a moment, and that must not end what runs.
+/// A kind that is not served counts as gone after this time. While a CRD is replaced, or an API
+/// server starts, a kind may be missing for a moment, which must not stop running traffic.
 const GONE: Duration = Duration::from_secs(4);
 
-/// Between attempts to watch; doubles from the least to the most.
+/// The pauses between attempts to watch.
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
 const PAUSES: Pauses = Pauses::new(LEAST_PAUSE, Duration::from_secs(5));
 
-/// For so long the first table waits for a kind that Ringway may not read.
+/// How long the first table waits for a kind that Ringway may not read.
 const REFUSED: Duration = Duration::from_secs(20);
 
-/// To reach the API server, and for how long a watch must have gone well to count as following.
+/// `CONNECT` is the time to reach the API server. A watch counts as following after `SETTLED`.
 pub const CONNECT: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(12);
 
-/// Seconds for which one watch runs. A connection that has died without a word is noticed after
-/// this time, by the client's read timeout, which is longer.
+/// Seconds for which one watch runs. The client's read timeout is longer, and ends a connection
+/// that has died silently.
 pub const WATCH_SECONDS: u32 = 50;
 
-/// Objects of a list that are read at once: a ConfigMap has up to a MiB, of which little is kept.
+/// Objects of a list that are read at once. A ConfigMap has up to a MiB, and little of it is kept.
 const PAGE: u32 = 100;
 
-/// Follows objects for as long as it lives.
+/// Follows objects until this value is dropped.
 pub struct Watch {
     follower: Follower,
     discovery: AbortHandle,
 }
 
-/// How following one kind goes.
+/// The state of following one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Each list that it consists of has been read at least once.
+    /// Each list of the kind has been read at least once.
     pub listed: bool,
-    /// All of them are up to date, or were when last heard of.
+    /// All lists are up to date, or were when the API server last sent anything.
     pub following: bool,
     pub objects: usize,
-    /// Served by the cluster, in this version.
+    /// The version in which the cluster serves the kind.
     pub version: Option<String>,
 }
 
 #[derive(Clone)]
 struct Follower {
     client: Client,
-    /// Empty: all of them.
+    /// Empty: all namespaces.
     namespaces: Arc<[String]>,
     store: Arc<Store>,
     causes: Arc<Causes>,
     state: Arc<Mutex<State>>,
-    /// A watcher has found its kind gone: it is time to look at what is served.
+    /// A watcher has found its kind gone, so the kinds are to be asked for.
     look: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The cluster has said what it serves.
+    /// The cluster has said which kinds it serves.
     discovered: bool,
-    /// By the kind's name.
+    /// The key is the kind's name.
     kinds: BTreeMap<&'static str, Following>,
     errors: u64,
-    /// When something last came from the API server.
+    /// When the API server last sent anything.
     heard: Option<Instant>,
 }
 
 #[derive(Default)]
 struct Following {
     resource: Option<ApiResource>,
-    /// By namespace; empty: all, or none.
+    /// Lists by namespace. The empty name is for all namespaces, or for a kind without namespaces.
     lists: BTreeMap<String, List>,
     tasks: Vec<AbortHandle>,
-    /// Since when it is not served any more.
+    /// Since when the kind is not served any more.
     missed: Option<Instant>,
 }
 
@@ -106,7 +106,7 @@ struct Following {
 struct List {
     listed: bool,
     following: bool,
-    /// Since when the API server has refused it, if it was never read.
+    /// Since when the API server has refused the list, if the list was never read.
     refused: Option<Instant>,
 }
 
@@ -115,15 +115,16 @@ impl List {
         self.following = self.listed;
     }
 
-    /// A right that is missing may come late, as an API server that has just begun learns them;
-    /// one that does not come must not hold up all the rest.
+    /// Whether the first table need not wait for this list. A missing right may come late, because
+    /// a new API server learns rights slowly. A right that does not come must not hold up all other
+    /// kinds.
     fn is_settled(&self) -> bool {
         self.listed || self.refused.is_some_and(|since| since.elapsed() > REFUSED)
     }
 }
 
 impl Watch {
-    /// Starts to follow, in these namespaces or in all. To be called on a tokio runtime.
+    /// Starts to follow these namespaces, or all of them, on a tokio runtime.
     pub fn start(
         client: Client,
         namespaces: &[String],
@@ -143,21 +144,21 @@ impl Watch {
         Self { follower, discovery }
     }
 
-    /// Whether everything that is served has been read, so that the store is whole.
+    /// Whether every kind that is served has been read, so that the store is whole.
     pub fn is_whole(&self) -> bool {
         let state = self.follower.state();
         let settled = |following: &Following| following.lists.values().all(List::is_settled);
         state.discovered && state.kinds.values().all(settled)
     }
 
-    /// Whether the store is whole and every watcher is up to date, as far as it knows.
+    /// Whether the store is whole, and every watcher is up to date as far as the watcher knows.
     pub fn is_following(&self) -> bool {
         let state = self.follower.state();
         let lists = |following: &Following| following.lists.values().all(|list| list.following);
         state.discovered && state.kinds.values().all(lists)
     }
 
-    /// By the kind's name.
+    /// Progress by the kind's name.
     pub fn progress(&self) -> BTreeMap<&'static str, Progress> {
         let counts = counts(&self.follower.store.tables());
         let state = self.follower.state();
@@ -179,12 +180,12 @@ impl Watch {
         self.follower.state().errors
     }
 
-    /// When something last came from the API server.
+    /// When the API server last sent anything.
     pub fn heard(&self) -> Option<Instant> {
         self.follower.state().heard
     }
 
-    /// The resource of a kind, as it is served.
+    /// The resource of a kind in the version that is served.
     pub fn resource(&self, kind: &str) -> Option<ApiResource> {
         self.follower.state().kinds.get(kind)?.resource.clone()
     }
@@ -222,7 +223,7 @@ impl Follower {
                     pauses.take()
                 }
             };
-            // A watcher that finds its kind gone may say so at once, and again and again.
+            // A watcher that finds its kind gone may report that at once, and again and again.
             let early = async {
                 self.look.notified().await;
                 tokio::time::sleep(LEAST_PAUSE).await;
@@ -231,7 +232,7 @@ impl Follower {
         }
     }
 
-    /// Returns the kinds that are not served, after saying those that `said` has not.
+    /// Returns the kinds that are not served. Logs the kinds that are not in `said`.
     fn take(&self, served: &Served, said: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
         let mut missing = BTreeSet::new();
         for kind in KINDS {
@@ -277,14 +278,15 @@ impl Follower {
             return;
         };
         tracing::info!("following {} of {}", kind.name, resource.api_version);
-        // Started again, it keeps the word that it has been read: the store still has it.
+        // A list that is started again still counts as read, because the store still has its
+        // objects.
         for namespace in self.scopes(kind) {
             following.lists.entry(namespace.clone()).or_default().following = false;
             following.tasks.push(self.start(kind, resource.clone(), namespace));
         }
     }
 
-    /// The lists that a kind consists of: one of everything, or one for each namespace.
+    /// The lists of a kind: one of all objects, or one for each namespace.
     fn scopes(&self, kind: &Kind) -> Vec<String> {
         let by_namespace = kind.namespaced || kind == &discovery::NAMESPACE;
         if self.namespaces.is_empty() || !by_namespace {
@@ -323,7 +325,7 @@ impl Follower {
 }
 
 impl Follower {
-    /// Keeps one list up to date, for ever.
+    /// Keeps one list up to date, without end.
     async fn follow<T: DeserializeOwned>(
         self,
         kind: &'static Kind,
@@ -332,12 +334,12 @@ impl Follower {
         table: fn(&mut Tables) -> &mut Table<T>,
     ) {
         let mut events = pin!(self.events(kind, &resource, &scope));
-        // A list that is being read anew: until it is whole, the one before stands.
+        // A list that is being read again. Until the list is whole, the earlier list stands.
         let mut fresh = Table::new();
         let mut pauses = PAUSES;
         loop {
-            // A watch that works again says so only when something happens; one that does not is
-            // refused or times out before this.
+            // A watch that works again is silent until an object changes. A watch that fails is
+            // refused, or times out, within `SETTLED`.
             let event = match tokio::time::timeout(SETTLED, events.next()).await {
                 Ok(Some(event)) => event,
                 Ok(None) => return,
@@ -347,7 +349,7 @@ impl Follower {
                 }
             };
             match event {
-                // Nothing has come yet: the list is about to be asked for, and may fail again.
+                // The list is about to be asked for, which may fail again.
                 Ok(Event::Init) => fresh.clear(),
                 Ok(event) => {
                     pauses.restart();
@@ -416,7 +418,8 @@ impl Follower {
                         let before = current.insert(key, object.clone());
                         before.is_none_or(|before| before.0 != object.0)
                     }
-                    // What it was before is not what it is now.
+                    // An object that can't be read is removed, because its earlier state no longer
+                    // holds.
                     None => current.remove(&key).is_some(),
                 }
             }
@@ -429,7 +432,7 @@ impl Follower {
         self.list(kind, scope, List::goes_well);
     }
 
-    /// The list is whole and up to date; returns whether it has been before.
+    /// Notes that the list is whole and up to date. Returns whether the list was so before.
     fn listed(&self, kind: &Kind, scope: &str) -> bool {
         let mut before = false;
         self.list(kind, scope, |list| {
@@ -440,7 +443,7 @@ impl Follower {
     }
 
     fn lost(&self, kind: &Kind, scope: &str, error: &watcher::Error) {
-        // The server ends a watch whose version of the list is too old (410); it is read anew then.
+        // The server ends a watch with a list that is too old (410). The list is then read again.
         let expired = matches!(error, watcher::Error::WatchError(status) if status.code == 410);
         if expired {
             tracing::debug!("{} is read anew: {error}", kind.name);
@@ -458,15 +461,15 @@ impl Follower {
         let name = kind.name;
         let line = format!("{name} can't be followed; what is known stays in force");
         self.causes.say_watch(&format!("watching {name} {scope}"), &line, error);
-        // Not served any more in the version that is followed.
+        // The kind is not served any more in the version that is followed.
         if is(error, 404) {
             self.look.notify_one();
         }
     }
 }
 
-/// Reads an object into its type, or takes the one that is there already in this version. One that
-/// does not fit is left out and named: it must not hide the others of its kind.
+/// Reads an object into its type, or takes the known object of this version. An object that does
+/// not fit is left out and logged, because it must not hide the others of its kind.
 fn read<T: DeserializeOwned>(
     kind: &Kind,
     mut object: DynamicObject,
@@ -476,7 +479,7 @@ fn read<T: DeserializeOwned>(
     if let Some((same, object)) = current.get(&key).filter(|(known, _)| *known == version) {
         return Some((key, (same.clone(), Arc::clone(object))));
     }
-    // Far larger than the rest, and nobody here looks at it.
+    // These fields are far larger than the others, and Ringway does not use them.
     object.metadata.managed_fields = None;
     object.metadata.annotations = None;
     if kind.name == CONFIG_MAP.name {
@@ -493,7 +496,7 @@ fn read<T: DeserializeOwned>(
     }
 }
 
-/// Of a ConfigMap nothing is looked at but CA certificates, and some are very large.
+/// Keeps only CA certificates of a ConfigMap, because some ConfigMaps are very large.
 fn keep_certificates(map: &mut serde_json::Value) {
     let certificates = map.pointer_mut("/data/ca.crt").map(serde_json::Value::take);
     *map = match certificates {
@@ -502,7 +505,7 @@ fn keep_certificates(map: &mut serde_json::Value) {
     };
 }
 
-/// Puts a new list in the place of the old one; false if they are the same.
+/// Replaces the old list by a new one. False if the lists are equal.
 fn replace<T>(kind: &Kind, scope: &str, current: &mut Table<T>, fresh: Table<T>) -> bool {
     let in_scope = |(namespace, name): &ObjectName| {
         scope.is_empty() || scope == if kind.namespaced { namespace } else { name }
@@ -523,7 +526,7 @@ fn key(object: &DynamicObject) -> ObjectName {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
-/// Whether the API server has answered a request with this status.
+/// Whether the API server has answered with this status.
 fn is(error: &watcher::Error, code: u16) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
@@ -556,7 +559,7 @@ macro_rules! tables {
                 unreachable!("every kind has a table")
             }
 
-            /// The kind is gone, and all its objects with it.
+            /// Removes all objects of a kind that is gone.
             fn forget(&self, kind: &Kind) {
                 let mut tables = self.store.tables();
                 $( if kind == &discovery::$kind {

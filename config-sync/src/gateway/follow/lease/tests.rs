@@ -97,7 +97,7 @@ fn leases_do_not_grow_old_while_the_api_server_is_silent() {
     assert_eq!(state.judges_as_of(at(13), lasts), at(13));
     assert_eq!(state.judges_as_of(at(14), lasts), at(6));
     assert_eq!(state.judges_as_of(at(4_000), lasts), at(6));
-    // Back again, others have as long as a Lease lasts.
+    // After the silence, the other replicas have as long as a Lease lasts.
     state.hear(at(4_000), lasts);
     state.hear(at(4_005), lasts);
     assert_eq!(state.judges_as_of(at(4_010), lasts), at(6));
