@@ -1,4 +1,4 @@
-//! Which addresses each Gateway gets.
+//! Assigns addresses to Gateways.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,37 +11,39 @@ use crate::gateway::translate::index::key;
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::Why;
 
-/// What a Gateway has.
+/// The addresses of a Gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Assigned {
-    /// What its status says.
+    /// The addresses in the Gateway's status.
     pub(super) shown: Vec<IpAddr>,
-    /// What its listeners are bound to.
+    /// The addresses that the Gateway's listeners are bound to.
     pub(super) bound: Vec<IpAddr>,
 }
 
-/// Why a Gateway has none.
+/// Why a Gateway has no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// The Gateway can't be accepted.
     Unsupported(Why),
-    /// It can, but not be programmed.
+    /// The Gateway can be accepted, but not be programmed.
     Unusable(Why),
 }
 
-/// As many as a status may list.
+/// The most addresses that a status may list.
 const MAX_SHOWN: usize = 16;
 
-/// In the order of seniority of `gateways`, which is the order of what is given. Every Gateway
-/// keeps what its status says that it has: clients know that. Then comes what specs ask for, then
-/// what a Gateway was given last, if its status is not written yet; the rest get the lowest free
-/// ones. So a restart changes nothing, and neither does a new Gateway.
+/// Assigns addresses in the order of seniority, which is the order of `gateways` and of the result.
+/// Every Gateway keeps the addresses in its status, because clients know them. After that come the
+/// addresses that specs ask for. Next come the addresses that a Gateway was given last, if its
+/// status is not written yet. The other Gateways get the lowest free addresses. So neither a
+/// restart nor a new Gateway changes anything.
 ///
-/// Those that are `waiting` for their class are given nothing, and what their statuses say that
-/// they have is nobody else's: a class may be gone, or its name misspelt, for a moment.
+/// Gateways that are `waiting` for their class are given nothing. The addresses in their statuses
+/// stay reserved, because a class may be gone, or its name misspelt, for a moment.
 ///
-/// What is given last may differ between replicas, by how changes fell into their bursts. The
-/// leader's status decides: once every Gateway has one, nothing depends on `settings.given`.
+/// The addresses that were given last may differ between replicas, because changes may fall into
+/// different bursts. The leader's status decides: once every Gateway has a status, nothing depends
+/// on `settings.given`.
 pub(super) fn assign(
     gateways: &[&Gateway],
     waiting: &[&Gateway],
@@ -59,7 +61,8 @@ pub(super) fn assign(
             Err(_) => {}
         }
     }
-    // What one of them has asked for itself, others may ask for too.
+    // An address that a waiting Gateway asked for is not reserved: other Gateways may ask for it
+    // too.
     let (unasked, own): (Vec<&Gateway>, Vec<&Gateway>) = waiting
         .iter()
         .copied()
@@ -89,7 +92,7 @@ pub(super) fn assign(
     assigned
 }
 
-/// One address of each IP version, of those that the pool gives and nobody has.
+/// One address of each IP version, of those in `had` that the pool gives and no Gateway has.
 fn keep(had: Vec<IpAddr>, pool: &[IpNet], taken: &mut BTreeSet<IpAddr>) -> Vec<IpAddr> {
     let mut versions = BTreeSet::new();
     let free = had.into_iter().filter(|address| {
@@ -99,8 +102,8 @@ fn keep(had: Vec<IpAddr>, pool: &[IpNet], taken: &mut BTreeSet<IpAddr>) -> Vec<I
     free.collect()
 }
 
-/// An address that a Gateway was given stays its own, whoever asks for it later. Nothing is said of
-/// whose it is, which may be in another namespace.
+/// Refuses addresses that were given to another Gateway. The message does not name the other
+/// Gateway, which may be in another namespace.
 fn refuse_held<'a>(
     held: impl Iterator<Item = &'a IpAddr>,
     asked: &mut [Result<Vec<IpAddr>, Refused>],
@@ -115,7 +118,7 @@ fn refuse_held<'a>(
     }
 }
 
-/// What the spec names; empty if it leaves the choice to us.
+/// The addresses that the spec names. Empty if the spec leaves the choice to Ringway.
 fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refused> {
     let kind = |address: &Address| address.kind.clone().unwrap_or_else(|| "IPAddress".into());
     let addresses = &gateway.spec.addresses;
@@ -129,7 +132,7 @@ fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refu
         if value.is_empty() {
             continue;
         }
-        // A node that restarts takes nothing from the others that its Gateway has.
+        // The restart of one node must not take addresses from Gateways that other nodes serve.
         let had = |address: &IpAddr| {
             settings.address_pool.is_empty() && in_status(gateway).contains(address)
         };
@@ -174,7 +177,8 @@ fn given(gateway: &Gateway, settings: &Settings) -> Vec<IpAddr> {
     given.cloned().unwrap_or_default()
 }
 
-/// Everything that arrives is for the listeners: the node may have more addresses than it knows of.
+/// The listeners take all that arrives, because the node may have more addresses than the node
+/// knows.
 fn shared(settings: &Settings) -> Assigned {
     let addresses = settings.node_addresses.iter().copied();
     let (v4, v6): (Vec<_>, Vec<_>) = addresses.partition(IpAddr::is_ipv4);
@@ -185,17 +189,17 @@ fn shared(settings: &Settings) -> Assigned {
     if !v6.is_empty() {
         bound.push(IpAddr::from(Ipv6Addr::UNSPECIFIED));
     }
-    // Half for each version, and what one leaves for the other.
+    // Each version has half of the places, and those that the other version leaves free.
     let places = MAX_SHOWN.saturating_sub(v6.len()).max(MAX_SHOWN / 2);
     let shown = v4.into_iter().take(places).chain(v6).take(MAX_SHOWN).collect();
     Assigned { shown, bound }
 }
 
-/// What the pool has of one IP version.
+/// The addresses of the pool of one IP version.
 struct Version<'p> {
     v4: bool,
     nets: Vec<&'p IpNet>,
-    /// Behind the last that was given: what was taken once stays so.
+    /// The addresses after the last that was given. Addresses that were taken once stay taken.
     rest: Box<dyn Iterator<Item = IpAddr> + 'p>,
 }
 
@@ -213,7 +217,7 @@ impl<'p> Version<'p> {
     }
 }
 
-/// One address of each IP version that the pool has, as far as there are any left.
+/// One free address of each IP version of the pool, as far as there are any.
 fn from_pool(
     versions: &mut [Version<'_>],
     kept: Vec<IpAddr>,
@@ -242,8 +246,8 @@ fn from_pool(
     Ok(Assigned { shown: addresses.clone(), bound: addresses })
 }
 
-/// Whether `net` gives this address: not its network or broadcast address, where it has one, nor
-/// the one that stands for every router (RFC 4291, section 2.6.1).
+/// Whether `net` gives this address. A network or broadcast address is not given, nor the address
+/// that stands for every router (RFC 4291, section 2.6.1).
 fn gives(net: &IpNet, address: IpAddr) -> bool {
     let edge = match net {
         IpNet::V4(net) => {
@@ -295,7 +299,7 @@ mod tests {
         assign(&gateways, &waiting, &settings).into_iter().map(say).collect()
     }
 
-    /// One that waits for its class.
+    /// A Gateway that waits for its class.
     fn waiting(name: &str, asked: &[&str], had: &[&str]) -> Gateway {
         let mut gateway = gateway(name, asked, had);
         gateway.spec.gateway_class_name = "gone".into();
@@ -309,9 +313,9 @@ mod tests {
         let asks = || gateway("b", &["10.9.0.1"], &[]);
         assert_eq!(shown(&[gateway("a", &[], &[]), waits()], pool), ["10.9.0.2"]);
         assert_eq!(shown(&[waits(), asks()], pool), ["AddressNotUsable"]);
-        // Another has it already, and keeps it.
+        // Another Gateway has the address already, and keeps it.
         assert_eq!(shown(&[waits(), gateway("b", &[], &["10.9.0.1"])], pool), ["10.9.0.1"]);
-        // What it has asked for itself is shared, as among those that are served.
+        // An address that the Gateway has asked for is shared, as among Gateways that are served.
         let own = || waiting("w", &["10.9.0.1"], &["10.9.0.1"]);
         assert_eq!(shown(&[own(), asks()], pool), ["10.9.0.1"]);
         assert_eq!(shown(&[own(), gateway("a", &[], &[])], pool), ["10.9.0.2"]);
@@ -333,7 +337,7 @@ mod tests {
         assert_eq!(shown_after(&two, pool, given), ["10.9.0.2", "10.9.0.1"]);
         let two = [gateway("a", &[], &["10.9.0.1"]), gateway("b", &[], &["10.9.0.4"])];
         assert_eq!(shown_after(&two, pool, given), ["10.9.0.1", "10.9.0.4"]);
-        // Another replica has written that `a` has what `b` was given here.
+        // Another replica has written that `a` has the address that `b` was given here.
         let two = [gateway("b", &[], &[]), gateway("a", &[], &["10.9.0.1"])];
         assert_eq!(shown_after(&two, pool, given), ["10.9.0.2", "10.9.0.1"]);
     }
@@ -341,15 +345,15 @@ mod tests {
     #[test]
     fn what_another_gateway_has_can_not_be_asked_for() {
         let pool = &["10.9.0.0/29"];
-        // Whoever is older: what counts is who has it.
+        // Age does not count here: the Gateway that has the address keeps it.
         let holder = || gateway("b", &[], &["10.9.0.1"]);
         let asks = || gateway("a", &["10.9.0.1"], &[]);
         assert_eq!(shown(&[holder(), asks()], pool), ["10.9.0.1", "AddressNotUsable"]);
         assert_eq!(shown(&[asks(), holder()], pool), ["AddressNotUsable", "10.9.0.1"]);
-        // Its own it may ask for, and then nobody else is given it.
+        // A Gateway may ask for its own address. Then no other Gateway is given that address.
         let own = gateway("a", &["10.9.0.1"], &["10.9.0.1"]);
         assert_eq!(shown(&[own, holder()], pool), ["10.9.0.1", "10.9.0.2"]);
-        // What is only remembered was promised to nobody.
+        // An address that is only remembered was promised to no client.
         let two = [gateway("b", &[], &[]), asks()];
         assert_eq!(shown_after(&two, pool, &[("b", "10.9.0.1")]), ["10.9.0.2", "10.9.0.1"]);
     }
@@ -361,7 +365,8 @@ mod tests {
         assert_eq!(shown(&gateways, pool), ["10.9.0.1 fd00::1", "10.9.0.2 fd00::3"]);
         let three = [gateway("a", &[], &[]), gateway("b", &[], &[]), gateway("c", &[], &[])];
         assert_eq!(shown(&three, &["10.9.0.0/30"])[2], "AddressNotAssigned");
-        // One that has an address keeps it when a second version comes and is too small.
+        // A Gateway keeps its address when the pool gets a second IP version and has too few of
+        // that.
         let had = |name: &str, address: &str| gateway(name, &[], &[address]);
         let two = [had("a", "10.9.0.1"), had("b", "10.9.0.2")];
         assert_eq!(shown(&two, &["10.9.0.0/30", "fd00::/127"])[1], "10.9.0.2 fd00::1");
@@ -394,7 +399,7 @@ mod tests {
             ["AddressNotUsable"]
         );
         assert_eq!(shown(&[gateway("a", &["192.0.2.1"], &[])], &[]), ["192.0.2.1"]);
-        // A node's that is gone for the moment.
+        // The addresses are of a node that is gone for the moment.
         let two = &["192.0.2.1", "192.0.2.2"];
         assert_eq!(shown(&[gateway("a", two, &[])], &[]), ["AddressNotUsable"]);
         assert_eq!(shown(&[gateway("a", two, two)], &[]), ["192.0.2.1 192.0.2.2"]);

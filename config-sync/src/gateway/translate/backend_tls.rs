@@ -1,4 +1,4 @@
-//! BackendTLSPolicy: which Services are spoken to by TLS, and how.
+//! BackendTLSPolicy: which Services Ringway speaks TLS to, and how.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::model::tls::{Origination, Pem};
 /// All policies, oldest first.
 pub(super) struct BackendTls<'o> {
     pub(super) all: Vec<Policy<'o>>,
-    /// Which policy a target belongs to: the oldest that names it.
+    /// The policy of each target: the oldest policy that names the target.
     winners: BTreeMap<Service<'o>, usize>,
 }
 
-/// The namespace and name of a Service, and the name of one of its ports; `None`: all of them.
+/// The namespace and name of a Service, and the name of a port. `None`: all ports.
 type Service<'o> = (&'o str, &'o str, Option<&'o str>);
 
 pub(super) struct Policy<'o> {
     pub(super) object: &'o BackendTlsPolicy,
-    /// What it says, whatever its targets are.
+    /// The TLS settings of the policy, for any target.
     pub(super) read: Result<Origination, Why>,
     pub(super) resolved: Verdict,
     pub(super) targets: Vec<Target<'o>>,
 }
 
-/// What became of a policy at one of its targets: the others do not suffer by it.
+/// The verdict on a policy at one target. A fault at one target does not affect the others.
 pub(super) struct Target<'o> {
     pub(super) service: Service<'o>,
     pub(super) accepted: Verdict,
@@ -62,12 +62,13 @@ impl<'o> BackendTls<'o> {
         Target { service, accepted }
     }
 
-    /// How to speak to a Service's port; `None`: as the client does, an error: not at all.
+    /// The TLS settings for a Service's port. `None`: bytes go to the port unchanged. An error: the
+    /// port gets no sessions.
     pub(super) fn of(&self, destination: &Destination<'_>) -> Option<Result<Origination, Why>> {
         Some(self.all[self.winner(destination)?].read.clone())
     }
 
-    /// The policy of a port by its name, else that of the whole Service.
+    /// The policy for a port's name, or else for the whole Service.
     pub(super) fn winner(&self, destination: &Destination<'_>) -> Option<usize> {
         let (namespace, name) = destination.service;
         let port = destination.port.name.as_deref();
@@ -76,7 +77,7 @@ impl<'o> BackendTls<'o> {
     }
 }
 
-/// The targets that are Services. What else a policy is for is another controller's.
+/// The targets that are Services. Other targets of a policy are for other controllers.
 fn services(object: &BackendTlsPolicy) -> impl Iterator<Item = Service<'_>> {
     let namespace = key(&object.metadata).0;
     let targets = object.spec.target_refs.iter();
@@ -110,7 +111,7 @@ fn target_exists((namespace, name, section): Service<'_>, index: &Index<'_>) -> 
     Ok(())
 }
 
-/// What a policy says, and whether its references resolve.
+/// The TLS settings of a policy, and whether its references resolve.
 fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Why>, Verdict) {
     let namespace = key(&object.metadata).0;
     let validation = &object.spec.validation;

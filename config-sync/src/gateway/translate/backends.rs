@@ -1,4 +1,4 @@
-//! Where routes lead: Services, their endpoints, and TLS to them.
+//! The destinations of routes: Services, their endpoints, and TLS to them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ pub(super) struct Destination<'o> {
     pub(super) port: &'o ServicePort,
 }
 
-/// What a reference of a route leads to, or why it leads nowhere.
+/// The destination of a route's reference, or why there is none.
 pub(super) fn find<'o>(
     reference: &'o BackendRef,
     party: Party<'o>,
@@ -75,10 +75,10 @@ fn protocol(given: Option<&str>) -> &str {
     given.unwrap_or("TCP")
 }
 
-/// The endpoints to use, sorted: those that are ready, or, if nothing is, those that still serve
-/// while they end. Of a Service of both IP versions, those of the version that it prefers, if there
-/// are any: one that ends does not go before one that is ready, whichever version it has. Those
-/// that are meant for `zone` if the cluster has given every zone its own.
+/// The endpoints to use, sorted. These are the ready endpoints, or, if none is ready, those that
+/// end and still serve. A Service of both IP versions uses its preferred version, if there are such
+/// endpoints; but a ready endpoint of any version goes before an ending one. If the cluster has
+/// given every zone its own endpoints, only those for `zone` are used.
 pub(super) fn endpoints(
     destination: Destination<'_>,
     zone: Option<&str>,
@@ -114,7 +114,8 @@ pub(super) fn endpoints(
     chosen
 }
 
-/// Why destinations have no endpoint, each looked at once: many routes may lead to one Service.
+/// Why destinations have no endpoint. Each destination is checked once, because many routes may
+/// lead to one Service.
 #[derive(Default)]
 pub(super) struct Empty<'o>(BTreeMap<(ObjectKey<'o>, i32, Option<&'o str>), Option<&'static str>>);
 
@@ -144,7 +145,7 @@ impl<'o> Empty<'o> {
     }
 }
 
-/// For who reads a status or a warning.
+/// The message for statuses and warnings.
 pub(super) fn empty_message(destination: &Destination<'_>, why: &str) -> String {
     let ((namespace, name), port) = (destination.service, destination.port.port);
     format!(
@@ -153,7 +154,8 @@ pub(super) fn empty_message(destination: &Destination<'_>, why: &str) -> String 
     )
 }
 
-/// Ports of a slice and of a Service go by name: the number differs where `targetPort` does.
+/// Matches ports of a slice and of a Service by name, because the number differs if `targetPort`
+/// does.
 fn port(slice: &EndpointSlice, wanted: &ServicePort) -> Option<u16> {
     let name = |name: Option<&String>| name.map_or("", String::as_str).to_owned();
     let same = |port: &&k8s_openapi::api::discovery::v1::EndpointPort| {
@@ -174,21 +176,21 @@ fn is_ready(endpoint: &Endpoint) -> bool {
     ready.unwrap_or(true)
 }
 
-/// It still serves.
+/// Whether the endpoint ends and still serves.
 fn is_ending(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().is_some_and(|conditions| {
         conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false)
     })
 }
 
-/// Those that are meant for `zone`.
+/// The endpoints that are meant for `zone`.
 fn near(mut chosen: Vec<(&Endpoint, SocketAddr)>, zone: Option<&str>) -> Vec<SocketAddr> {
     let zones = |endpoint: &Endpoint| -> Vec<String> {
         let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
         hints.into_iter().flatten().map(|zone| zone.name.clone()).collect()
     };
-    // As kube-proxy does: one endpoint without a hint, or none for this zone, and hints are
-    // being changed or do not hold here.
+    // As kube-proxy does: if one endpoint has no hint, or no endpoint is for this zone, the hints
+    // are being changed or do not hold here.
     if let Some(zone) = zone
         && chosen.iter().all(|(endpoint, _)| !zones(endpoint).is_empty())
     {

@@ -1,4 +1,4 @@
-//! The configuration that listeners and routes come to.
+//! Builds the configuration from listeners and routes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -45,10 +45,11 @@ impl<'o> Build<'_, 'o> {
         config
     }
 
-    /// One for each address of each entry, but that HTTP listeners of one port are one.
+    /// One listener for each address of each entry. HTTP listeners of one port are one listener.
     fn listeners(&mut self) -> Vec<Listener> {
         let mut listeners = Vec::new();
-        // What applies before a server name is known is said by the first listener of an address.
+        // The first listener of an address sets the values that apply before a server name is
+        // known.
         let mut first: BTreeMap<SocketAddr, Listener> = BTreeMap::new();
         for at in 0..self.listeners.entries.len() {
             let entry = &self.listeners.entries[at];
@@ -117,7 +118,7 @@ impl<'o> Build<'_, 'o> {
         }
     }
 
-    /// The ways to speak of a listener in a policy, most specific first.
+    /// The targets by which a policy may mean a listener, the most specific first.
     fn aims(&self, entry: &Entry<'o>) -> Vec<PolicyTarget<'o>> {
         let (namespace, name) = key(&self.listeners.gates[entry.gate].object.metadata);
         let gateway = PolicyTarget { kind: "Gateway", namespace, name, section: None };
@@ -130,7 +131,7 @@ impl<'o> Build<'_, 'o> {
         vec![PolicyTarget { section, ..set }, set, gateway]
     }
 
-    /// One, or several where it differs from listener to listener what a route is.
+    /// One route, or several if the route differs from listener to listener.
     fn routes(
         &self,
         at_route: usize,
@@ -250,13 +251,14 @@ impl<'o> Build<'_, 'o> {
     }
 }
 
-/// A policy for all of a Gateway may name what only some of its addresses take.
+/// Drops default names that no listener of the address takes. A policy for a whole Gateway may give
+/// a name that only some of the Gateway's addresses take.
 fn drop_untaken_names(listeners: &mut [Listener]) {
     let mut sharing: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
     for (at, listener) in listeners.iter().enumerate() {
         sharing.entry(listener.address.value).or_default().push(at);
     }
-    // Those of one address have the same name; it is looked for once.
+    // The listeners of one address have one name, so each name is looked for once.
     let mut known: BTreeMap<(SocketAddr, &str), bool> = BTreeMap::new();
     let mut is_taken = |listener: &'_ Listener, name| {
         let address = listener.address.value;
@@ -273,13 +275,14 @@ fn drop_untaken_names(listeners: &mut [Listener]) {
     }
 }
 
-/// Of one backend in a route.
+/// The largest weight of one backend in a route.
 const MAX_WEIGHT: u32 = 1_000_000;
 
-/// Backends, each once.
+/// The backends. Each is in the pool once.
 #[derive(Default)]
 struct Pool<'o> {
-    /// Of a Service's port, by its number and protocol. Many routes may lead to one Service.
+    /// The endpoints of a Service's port, by number and protocol. Many routes may lead to one
+    /// Service.
     endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[SocketAddr]>>,
     backends: Vec<Backend>,
     known: BTreeMap<String, Vec<(Contents, String)>>,
@@ -310,7 +313,7 @@ impl<'o> Pool<'o> {
         Arc::clone(known.or_insert_with(read))
     }
 
-    /// One that refuses its share.
+    /// A backend that refuses its share.
     fn nowhere(&mut self, base: &str, udp: bool) -> String {
         let values = BackendValues::default();
         self.backend(base, Contents { udp, values, tls: None, endpoints: Arc::new([]) })
@@ -339,7 +342,7 @@ impl<'o> Pool<'o> {
                 || source.iter().any(|from| from.first.is_ipv4() == endpoint.is_ipv4())
         };
         endpoints.retain(reached);
-        // Replies to one backend could not be told from replies to another: the first has it.
+        // The first backend keeps an endpoint, because replies to two backends would look alike.
         let is_free = |endpoint: &SocketAddr| !self.shared.contains_key(endpoint);
         let shared = udp
             && values.shared_sockets == Some(true)
@@ -359,7 +362,7 @@ impl<'o> Pool<'o> {
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
-            // What speaks UDP alone can't be checked.
+            // An endpoint that speaks only UDP can't be checked.
             health_check: values
                 .health_check
                 .filter(|check| !udp || check.port != 0)
@@ -372,8 +375,8 @@ impl<'o> Pool<'o> {
 }
 
 impl Listeners<'_> {
-    /// What an entry is in the configuration: a name and an address for each address that its
-    /// Gateway has.
+    /// The listeners of an entry in the configuration: a name and an address for each address of
+    /// its Gateway.
     pub(super) fn addresses(&self, at: usize) -> Vec<(String, SocketAddr)> {
         let entry = &self.entries[at];
         let (Ok(assigned), Ok(port)) =
@@ -400,8 +403,8 @@ fn numbered(base: &str, nth: usize) -> String {
     if nth == 0 { base.to_owned() } else { format!("{base}/{}", nth + 1) }
 }
 
-/// A name as the configuration allows it: what has other characters or is too long ends in a hash,
-/// so that it stays the only one of its name.
+/// A name in the form of the configuration. A name that has other characters or is too long ends in
+/// a hash, so that the name stays unique.
 fn config_name(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
     if text.len() <= 253 && text.chars().all(plain) {
@@ -411,7 +414,7 @@ fn config_name(text: &str) -> String {
     format!("{cut}-{:016x}", Fnv::of(text))
 }
 
-/// Version 1 has no word for UDP.
+/// The header's version: version 1 has no word for UDP, so UDP gets version 2.
 fn spoken(asked: SendProxy, udp: bool) -> SendProxy {
     let version = if udp { ProxyVersion::V2 } else { asked.version };
     SendProxy { version, ..asked }

@@ -1,4 +1,4 @@
-//! Certificates out of Secrets and ConfigMaps.
+//! Certificates from Secrets and ConfigMaps.
 
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use crate::gateway::translate::verdict::{Verdict, Why};
 use crate::model::place::Place;
 use crate::model::tls::{Certificate, Pem, Termination};
 
-/// How a listener ends TLS.
+/// How a listener terminates TLS.
 pub(super) struct Ending {
     /// `None`: no certificate is good.
     pub(super) tls: Option<Termination>,
     pub(super) resolved: Verdict,
-    /// What is to be said of certificates whose time is over. They are shown all the same.
+    /// Messages about expired certificates. Clients get these certificates all the same.
     pub(super) expired: Vec<String>,
 }
 
-/// How a listener ends TLS, from those of its `tls.certificateRefs` that are good, and what is
-/// wrong with the others: one Secret that is missing closes the listener for its own names and for
-/// no others.
+/// How a listener terminates TLS, from the good ones of its `tls.certificateRefs`, and the faults
+/// of the others. A missing Secret closes the listener only for the names of that Secret's
+/// certificate.
 pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) -> Ending {
     let references = spec.tls.as_ref().map_or(&[][..], |tls| &tls.certificate_refs);
     if references.is_empty() {
@@ -51,25 +51,25 @@ pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) 
             faults.push(Why::new("InvalidCertificateRef", message));
             continue;
         }
-        // The first is shown to whoever asks for a name that none has.
+        // The first certificate is for clients with a name that no certificate has.
         termination.default_certificate.get_or_insert(certificate);
     }
     let tls = termination.default_certificate.is_some().then_some(termination);
     Ending { tls, resolved: together(faults), expired }
 }
 
-/// Under the reason of the first.
+/// Joins the faults, under the reason of the first.
 fn together(faults: Vec<Why>) -> Verdict {
     let Some(Why { reason, .. }) = faults.first() else { return Ok(()) };
     let messages: Vec<_> = faults.iter().map(|why| why.message.as_str()).collect();
     Err(Why::new(reason, messages.join("; ")))
 }
 
-/// What a Gateway's `tls.frontend` asks of the clients of an HTTPS listener.
+/// The conditions of a Gateway's `tls.frontend` for the clients of an HTTPS listener.
 ///
 /// # Errors
-/// What its Accepted condition and its ResolvedRefs condition say. A listener that could not see
-/// whom it should keep out lets nobody in.
+/// The reasons for the Accepted and ResolvedRefs conditions. A listener that can't tell which
+/// clients to keep out lets no client in.
 pub(super) fn clients(
     gateway: &Gateway,
     port: i32,
@@ -116,7 +116,7 @@ pub(super) fn clients(
     }
 }
 
-/// The certificate that a Gateway shows to backends that speak TLS, and what is wrong with it.
+/// The Gateway's certificate for backends that speak TLS, and the certificate's fault.
 pub(super) fn own_certificate(
     gateway: &Gateway,
     index: &Index<'_>,
@@ -171,7 +171,7 @@ fn certificate(
     (found.loaded.clone(), found.fault.clone().map_or(Ok(()), invalid))
 }
 
-/// The certificate and key in a Secret, or what is wrong with them.
+/// The certificate and key in a Secret, or their fault.
 fn load(secret: &Secret, (namespace, name): ObjectKey<'_>) -> Result<KeyPair, String> {
     let pem = |field| inline(secret, (namespace, name), field);
     let (Some(cert), Some(key)) = (pem("tls.crt"), pem("tls.key")) else {
@@ -185,8 +185,8 @@ fn load(secret: &Secret, (namespace, name): ObjectKey<'_>) -> Result<KeyPair, St
     Ok(KeyPair { certificate, has_names, not_after })
 }
 
-/// What the loader of configurations makes of something, or what it has to say against it: nothing
-/// that it refuses must get into one.
+/// The result of the configuration's loader, or its message. A value that the loader refuses must
+/// not get into a configuration.
 fn tried<T>(load: impl FnOnce(&mut Loader<'_>, &Owner<'_>) -> Option<T>) -> Result<T, String> {
     let place = Place { file: Arc::from(""), line: 0, column: 0, field: String::new() };
     let mut tickets = Tickets::default();
@@ -215,8 +215,7 @@ fn bytes(pem: &Pem) -> &[u8] {
     }
 }
 
-/// The CA certificates that a reference from `namespace` leads to, in `ca.crt` of a ConfigMap or
-/// Secret.
+/// The CA certificates of a reference from `namespace`: the `ca.crt` of a ConfigMap or Secret.
 pub(super) fn authority(
     reference: &ObjectRef,
     namespace: &str,
@@ -288,8 +287,8 @@ mod tests {
     const MID: &str = include_str!("../../compile/tls/testdata/mid.pem");
     const KEY: &str = include_str!("../../compile/tls/testdata/leaf.key");
 
-    /// A Gateway that ends TLS with the one Secret there is, if there is one: its `uid` and
-    /// certificate.
+    /// Translates a Gateway that terminates TLS with a Secret. `secret` has the `uid` and
+    /// certificate; `None`: there is no Secret.
     fn translated(secret: Option<(&str, &str)>, last_good: &LastGood) -> Translation {
         let indented = |pem: &str| pem.replace('\n', "\n    ");
         let secret = secret.map(|(uid, pem)| {
@@ -317,7 +316,7 @@ mod tests {
         translate(&objects, &settings)
     }
 
-    /// The certificates of its listeners, and what is complained of.
+    /// The certificates of the listeners, and the reasons of complaints.
     fn seen(translation: &Translation) -> (Vec<String>, BTreeSet<String>) {
         let listeners = translation.config.listeners.iter();
         let tls = listeners.filter_map(|listener| listener.tls.as_ref());
@@ -337,10 +336,10 @@ mod tests {
         assert_eq!(shown, [LEAF.trim()]);
         let stays = "the certificate that was there before stays in force";
         assert!(said.iter().any(|text| text.contains(stays)), "{said:?}");
-        // For as long as it is broken.
+        // The last good certificate stays for as long as the Secret is broken.
         let still = translated(Some(("u", "none")), broken.last_good());
         assert_eq!(seen(&still).0, [LEAF.trim()]);
-        // What is gone, and what has come in its place, is another matter.
+        // A deleted Secret, and a new Secret in its place, do not keep the old certificate.
         let gone = translated(None, still.last_good());
         assert!(seen(&gone).0.is_empty());
         for before in [still.last_good(), gone.last_good()] {

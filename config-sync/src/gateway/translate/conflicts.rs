@@ -1,5 +1,5 @@
-//! Which listeners are in each other's way: what the port and address of each are taken by is
-//! looked up, because thousands of listeners may share one port.
+//! Finds listeners that conflict. The listeners of a port and address are looked up in maps,
+//! because thousands of listeners may share one port.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,8 +9,8 @@ use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::Why;
 
 impl Listeners<'_> {
-    /// First come, first served between Gateways and sets; among the listeners of one of them
-    /// nobody may pick a winner.
+    /// Between Gateways and sets, the first listener wins. Among the listeners of one Gateway or
+    /// set there is no winner.
     pub(super) fn find_conflicts(&mut self, settings: &Settings) {
         let mut taken: BTreeMap<Place, Taken> = BTreeMap::new();
         let mut from = 0;
@@ -61,7 +61,7 @@ impl Listeners<'_> {
         }
     }
 
-    /// What is turned away as a whole is in nobody's way.
+    /// An entry that is refused as a whole conflicts with no other.
     fn takes_part(&self, at: usize) -> bool {
         let entry = &self.entries[at];
         let gate = &self.gates[entry.gate];
@@ -70,7 +70,8 @@ impl Listeners<'_> {
             && entry.set.is_none_or(|set| self.sets[set].accepted.is_ok())
     }
 
-    /// Where all of its Gateway's listeners with its port are; `None`: it is in nobody's way.
+    /// The place of all listeners of the Gateway with this port. `None`: the entry conflicts with
+    /// no other.
     fn within(&self, at: usize) -> Option<Place> {
         let entry = &self.entries[at];
         let udp = entry.protocol? == Protocol::Udp;
@@ -78,7 +79,7 @@ impl Listeners<'_> {
         entry.accepted.is_ok().then_some(place)
     }
 
-    /// Where others find it.
+    /// The places at which other entries find this entry.
     fn places(&self, at: usize) -> Option<Vec<Place>> {
         let own = self.within(at)?;
         let bound = self.bound(&self.entries[at]);
@@ -89,8 +90,9 @@ impl Listeners<'_> {
         Some(std::iter::once(own).chain(all).collect())
     }
 
-    /// Where it looks for others: those of its Gateway, those that have one of its addresses, and
-    /// (true) those that take every address where it has one, or one where it takes all.
+    /// The places at which this entry looks for others: entries of its Gateway; entries with one of
+    /// its addresses; and (true) entries with the wildcard address if this entry has a single
+    /// address, or the other way round.
     fn ways(&self, at: usize) -> Option<Vec<(Place, bool)>> {
         let own = self.within(at)?;
         let bound = self.bound(&self.entries[at]);
@@ -103,7 +105,7 @@ impl Listeners<'_> {
         Some(std::iter::once((own, false)).chain(all).collect())
     }
 
-    /// Why `at` can't be beside `other`.
+    /// Why `at` conflicts with `other`.
     fn conflict(&self, other: usize, at: usize, settings: &Settings) -> Option<Why> {
         let (other, own) = (&self.entries[other], &self.entries[at]);
         let in_force = |entry: &Entry<'_>| entry.accepted.is_ok();
@@ -120,7 +122,8 @@ impl Listeners<'_> {
         let port = own.spec.port;
         let by_name = theirs.reads_hello() && ours.reads_hello()
             || theirs == Protocol::Http && ours == Protocol::Http && other.gate == own.gate;
-        // One socket takes every address or a single one; names are told apart on one and the same.
+        // One socket takes all addresses or a single one. Names differ only among listeners of one
+        // socket.
         let apart = by_name && self.has_a_part(other, own);
         if by_name && !apart && other.hostname != own.hostname {
             return None;
@@ -150,7 +153,7 @@ impl Listeners<'_> {
         Some(Why::new("HostnameConflict", message))
     }
 
-    /// Nothing is said of whose the other listener is, if that is in another namespace.
+    /// Does not name the owner of the other listener, if that owner is in another namespace.
     fn shared(&self, other: &Entry<'_>, settings: &Settings) -> String {
         let without_pool = settings.address_pool.is_empty();
         let why = if without_pool { ", because there is no address pool" } else { "" };
@@ -164,7 +167,7 @@ impl Listeners<'_> {
         a.gate == b.gate || self.meet(a, b, |a, b| a == b) || self.has_a_part(a, b)
     }
 
-    /// Whether one takes every address, and the other a single one of them.
+    /// Whether one entry has a wildcard address, and the other a single address of that IP version.
     fn has_a_part(&self, a: &Entry<'_>, b: &Entry<'_>) -> bool {
         self.meet(a, b, |a, b| {
             a.is_ipv4() == b.is_ipv4() && a.is_unspecified() != b.is_unspecified()
@@ -180,7 +183,7 @@ impl Listeners<'_> {
     }
 }
 
-/// The address that stands for all of its IP version.
+/// The wildcard address of this address's IP version.
 fn everywhere(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -188,7 +191,7 @@ fn everywhere(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Where listeners may be in each other's way.
+/// A place where listeners may conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     port: i32,
@@ -199,18 +202,18 @@ struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Of {
     Gate(usize),
-    /// One address, or every one of an IP version.
+    /// One address, or the wildcard address of an IP version.
     Address(IpAddr),
     /// Any single address of this IP version.
     Single(IpAddr),
 }
 
-/// By what listeners of one place are told apart: those of different kinds are not.
+/// The way to tell listeners of one place apart. Listeners of different kinds can't be told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
-    /// The names in ClientHellos.
+    /// By the names in ClientHellos.
     ByHello,
-    /// What only HTTP shows, so that those of one Gateway are one listener.
+    /// By HTTP alone, so HTTP listeners of one Gateway are one listener.
     ByHttp(usize),
     Not,
 }
@@ -225,12 +228,12 @@ impl Told {
     }
 }
 
-/// The entries that have a place: as many of them as are needed to find the first in another's way.
+/// The entries of a place: as many as are needed to find the first that conflicts with another.
 #[derive(Default)]
 struct Taken {
     any: FirstTwo,
     first: Option<(usize, Told)>,
-    /// The first that is told apart by something else than the first of all.
+    /// The first entry of another kind than the first entry of all.
     unlike: Option<usize>,
     named: BTreeMap<(Told, Option<String>), FirstTwo>,
 }
@@ -246,8 +249,9 @@ impl Taken {
         self.named.entry((told, entry.hostname.clone())).or_default().add(at);
     }
 
-    /// The first in the way of `at`, which may be here itself. `apart`: they are on one address and
-    /// on every one, where names help nobody.
+    /// The first entry that conflicts with `at`, which may be here itself. `apart`: one of the two
+    /// has the wildcard address and the other a single address, so that names do not tell them
+    /// apart.
     fn against(&self, at: usize, entry: &Entry<'_>, apart: bool) -> Option<usize> {
         let told = Told::of(entry);
         if apart || told == Told::Not {
@@ -288,7 +292,7 @@ mod tests {
     use crate::gateway::testing::settings;
     use crate::gateway::translate::index::Index;
 
-    /// Of a listener: what it says by numbers.
+    /// The fields of a listener, as numbers.
     type Numbers = (u8, u8, u8);
 
     fn specs(listeners: &[Numbers]) -> serde_json::Value {
@@ -303,7 +307,7 @@ mod tests {
         listeners.iter().enumerate().map(spec).collect::<Vec<_>>().into()
     }
 
-    /// Gateways of their own address or not, and a set for each.
+    /// Gateways with or without an address of their own, and a set for each.
     fn objects(gateways: &[(bool, Vec<Numbers>, Vec<Numbers>)]) -> Objects {
         let mut objects = Objects::default();
         let class = json!({
@@ -329,7 +333,7 @@ mod tests {
         objects
     }
 
-    /// The same by comparing all with all.
+    /// Finds conflicts by comparing each entry with all others.
     fn compare_all(listeners: &mut Listeners<'_>, settings: &Settings) {
         let mut earlier: Vec<usize> = Vec::new();
         let mut from = 0;

@@ -1,6 +1,6 @@
-//! What objects in files do not do, where their statuses say nothing of it: another controller may
-//! serve them, or others make what is missing. In a cluster that is as it should be; who gives us
-//! files wants them served.
+//! Doubts about objects in files that have no effect although their statuses do not say so, because
+//! another controller may serve them, or others may make the missing parts. In a cluster that is
+//! normal. An operator who gives Ringway files wants the objects served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::gateway::translate::listeners::{self, Claim};
 use crate::gateway::translate::settings::Settings;
 use crate::model::place::Hints;
 
-/// An object, by its group, kind, namespace and name, and what it does not do.
+/// An object, by its group, kind, namespace and name, and the reason why it has no effect.
 pub(crate) struct Doubt {
     pub(crate) object: [String; 4],
     /// `FIELD: MESSAGE`.
     pub(crate) message: String,
 }
 
-/// `statuses` are those that the objects are given.
+/// `statuses` are the statuses of the objects.
 pub(crate) fn of(objects: &Objects, settings: &Settings, statuses: &[StatusOf]) -> Vec<Doubt> {
     let told = statuses.iter().map(|of| {
         let namespace = of.namespace.as_deref().unwrap_or("default");
@@ -69,7 +69,7 @@ struct Asked<'a> {
     settings: &'a Settings,
     index: Index<'a>,
     told: BTreeMap<(Kind, &'a str, &'a str), &'a Value>,
-    /// By Service, port and protocol. Many routes may lead to one.
+    /// By Service, port and protocol. Many routes may lead to one Service.
     empty: Empty<'a>,
     hints: Hints,
     doubts: Vec<Doubt>,
@@ -100,7 +100,7 @@ impl<'a> Asked<'a> {
         };
         let why = match listeners::claim(gateway, self.objects, self.settings) {
             Claim::Ours => return self.listeners(Kind::Gateway, &gateway.metadata),
-            // The class says so.
+            // The status of the class has the reason.
             Claim::Waits => return,
             Claim::Nobodys => {
                 let near = self.hints.did_you_mean(class, classes());
@@ -177,7 +177,7 @@ impl<'a> Asked<'a> {
         self.backends(kind, route);
     }
 
-    /// Why a route's parent is nowhere.
+    /// Why a route's parent does not exist.
     fn missing(&self, parent: &ParentRef, own: &str) -> Option<String> {
         if parent.group.as_deref().unwrap_or(GROUP) != GROUP {
             return None;
@@ -204,7 +204,7 @@ impl<'a> Asked<'a> {
         self.hints.did_you_mean(&format!("{namespace}/{name}"), known)
     }
 
-    /// Where a route leads that has a parent.
+    /// Doubts about the backends of a route that has a parent.
     fn backends(&mut self, kind: Kind, route: &'a Route) {
         let Some(rule) = route.spec.rules.first() else {
             let message = "spec.rules: missing; every session of the route is refused".to_owned();
@@ -236,7 +236,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Policies that reach nothing: their statuses would stand under a Gateway.
+    /// Policies that reach nothing. Their statuses would be under a Gateway.
     fn policy(&mut self, kind: Kind, metadata: &ObjectMeta) {
         let told = self.told(kind, metadata).and_then(|status| status["ancestors"].as_array());
         if told.is_none_or(Vec::is_empty) {
@@ -246,7 +246,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// Endpoints of Services that are not there.
+    /// Endpoints of Services that do not exist.
     fn slices(&mut self) {
         let services: BTreeSet<_> = self.index.services.keys().copied().collect();
         for slice in &self.objects.endpoint_slices {

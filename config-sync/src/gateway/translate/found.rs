@@ -1,4 +1,4 @@
-//! What is in Secrets, now and before.
+//! The contents of Secrets, now and before.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use k8s_openapi::api::core::v1::Secret;
 use crate::gateway::objects::ObjectName;
 use crate::model::tls::{Certificate, Pem};
 
-/// What was found in a Secret.
+/// The contents of a Secret.
 #[derive(Clone, Default)]
 pub(super) struct Found {
-    /// If it is broken, what was in it before that.
+    /// The pair in the Secret. If the Secret is broken, the pair from before.
     pub(super) loaded: Option<KeyPair>,
     pub(super) fault: Option<String>,
 }
 
-/// A certificate and its key, seen to fit each other.
+/// A certificate and its key, which fit each other.
 #[derive(Clone, Debug)]
 pub(super) struct KeyPair {
     pub(super) certificate: Certificate,
-    /// Whether clients can ask for it.
+    /// Whether the certificate has names that clients can ask for.
     pub(super) has_names: bool,
-    /// In seconds, where it can be read.
+    /// In seconds, if the end can be read.
     pub(super) not_after: Option<i64>,
 }
 
@@ -36,10 +36,10 @@ impl KeyPair {
     }
 }
 
-/// What Secrets that Gateways and their listeners name were last found to hold, with their `uid`s.
-/// It stays in force while what they hold is broken, as what a file of TOML names does: whoever
-/// writes a key and then its certificate breaks nothing in between. What this replica has not seen
-/// before the fault, as after a start, it does not have.
+/// The last good contents of Secrets that Gateways and their listeners name, with the Secrets'
+/// `uid`s. These contents stay in force while a Secret is broken, as with files that TOML names. So
+/// an operator who writes a key and then its certificate breaks nothing in between. A replica that
+/// saw the Secret only with the fault, as after a start, has no good contents.
 #[derive(Clone, Debug, Default)]
 pub struct LastGood(Arc<BTreeMap<ObjectName, Good>>);
 
@@ -50,7 +50,7 @@ struct Good {
 }
 
 impl LastGood {
-    /// After a translation that has found this in these Secrets.
+    /// The contents after a translation that has found these Secrets.
     pub(super) fn of<'a>(
         found: impl Iterator<Item = (&'a ObjectName, &'a Found, &'a Secret)>,
     ) -> Self {
@@ -61,13 +61,13 @@ impl LastGood {
         Self(Arc::new(good.collect()))
     }
 
-    /// When the next of them expires after `now`.
+    /// When the next certificate expires after `now`.
     pub(super) fn next_end(&self, now: i64) -> Option<i64> {
         let ends = self.0.values().filter_map(|good| good.loaded.not_after);
         ends.filter(|end| *end > now).min()
     }
 
-    /// Not of a Secret that has been deleted and made anew.
+    /// The last good pair. `None` if the Secret has been deleted and created again.
     pub(super) fn get(&self, key: &ObjectName, secret: &Secret) -> Option<KeyPair> {
         let Good { uid, loaded } = self.0.get(key)?;
         (*uid == secret.metadata.uid).then(|| loaded.clone())

@@ -1,4 +1,4 @@
-//! Objects by name, and the questions that are asked of them.
+//! Objects by name, and answers to questions about objects.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,20 +20,20 @@ pub(super) struct Index<'o> {
     pub(super) services: BTreeMap<ObjectKey<'o>, &'o Service>,
     pub(super) gateways: BTreeMap<ObjectKey<'o>, &'o Gateway>,
     pub(super) listener_sets: BTreeSet<ObjectKey<'o>>,
-    /// By the Service that they belong to, in the order of their names.
+    /// By the Service of the slices. Slices are in the order of their names.
     pub(super) slices: BTreeMap<ObjectKey<'o>, Vec<&'o EndpointSlice>>,
     pub(super) secrets: BTreeMap<ObjectKey<'o>, &'o Secret>,
     pub(super) config_maps: BTreeMap<ObjectKey<'o>, &'o ConfigMap>,
-    /// What was found in the Secrets that have been looked into: many listeners name the same one.
+    /// The contents of the Secrets that were read. Many listeners name one Secret.
     pub(super) certificates: RefCell<BTreeMap<(String, String), Found>>,
-    /// In those, before.
+    /// The last good contents of Secrets.
     pub(super) last_good: LastGood,
-    /// The only ones that are followed; empty: all are.
+    /// The only namespaces that are followed. Empty: all are.
     pub(super) namespaces: Arc<[String]>,
-    /// The time of day in seconds, if certificates are to be held against it.
+    /// The time of day in seconds, if certificates are compared with the time.
     pub(super) now: Option<i64>,
     labels: BTreeMap<&'o str, &'o BTreeMap<String, String>>,
-    /// By the namespace referred to: who may refer to what.
+    /// The ReferenceGrants, by the namespace of the object that is referred to.
     grants: BTreeMap<&'o str, BTreeSet<Grant<'o>>>,
 }
 
@@ -45,7 +45,7 @@ struct Grant<'o> {
     to_name: Option<&'o str>,
 }
 
-/// Whoever refers to something: its kind and namespace.
+/// The object that refers to another: its kind and namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Party<'o> {
     pub(super) group: &'o str,
@@ -53,7 +53,7 @@ pub(super) struct Party<'o> {
     pub(super) namespace: &'o str,
 }
 
-/// What is referred to.
+/// The object that is referred to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target<'o> {
     pub(super) group: &'o str,
@@ -111,7 +111,7 @@ impl<'o> Index<'o> {
         index
     }
 
-    /// What Secrets were found to hold, for the next translation.
+    /// The good contents of Secrets, for the next translation.
     pub(super) fn good(&self) -> LastGood {
         let known = self.certificates.borrow();
         let found = known.iter().filter_map(|(key, found)| {
@@ -121,7 +121,7 @@ impl<'o> Index<'o> {
         LastGood::of(found)
     }
 
-    /// To be said of what is missing in a namespace.
+    /// A hint for messages about objects that are missing in a namespace.
     pub(super) fn limits(&self, namespace: &str) -> String {
         let followed = &self.namespaces;
         if followed.is_empty() || followed.iter().any(|of| of == namespace) {
@@ -131,7 +131,8 @@ impl<'o> Index<'o> {
         format!(" that is known here: only objects of {followed} are followed (--namespace)")
     }
 
-    /// Whether `from` may refer to `to`: in its own namespace always, else by a ReferenceGrant.
+    /// Whether `from` may refer to `to`. References within a namespace are always allowed; others
+    /// need a ReferenceGrant.
     pub(super) fn permits(&self, from: Party<'_>, to: Target<'_>) -> bool {
         let named = |to_name| Grant { from, to_group: to.group, to_kind: to.kind, to_name };
         from.namespace == to.namespace
@@ -140,7 +141,7 @@ impl<'o> Index<'o> {
             })
     }
 
-    /// Whether objects of `namespace` are let in by one of `home`.
+    /// Whether an object of `home` lets in objects of `namespace`.
     pub(super) fn lets_in(
         &self,
         allowed: Option<&FromNamespaces>,
@@ -159,8 +160,8 @@ impl<'o> Index<'o> {
         }
     }
 
-    /// A namespace that is not among the objects (as in files) has the one label that every
-    /// namespace has.
+    /// Whether a selector matches a namespace. A namespace that is not among the objects (as in
+    /// files) has the one label that every namespace has.
     fn selects(&self, selector: &LabelSelector, namespace: &str) -> bool {
         let label = |key: &str| {
             let given = self.labels.get(namespace).and_then(|labels| labels.get(key));
@@ -189,14 +190,15 @@ impl<'o> Index<'o> {
     }
 }
 
-/// An object without a namespace in a file stands in `default`, as with kubectl.
+/// The namespace and name. An object in a file without a namespace is in `default`, as with
+/// kubectl.
 pub(super) fn key(metadata: &ObjectMeta) -> ObjectKey<'_> {
     let namespace = metadata.namespace.as_deref().unwrap_or("default");
     (namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
-/// Older first, then by namespace and name: the Gateway API's order of precedence. What has no age
-/// (in a file) is older than what has one.
+/// Older objects first, then by namespace and name: the Gateway API's order of precedence. An
+/// object without an age (in a file) is older than one with an age.
 pub(super) fn seniority(metadata: &ObjectMeta) -> impl Ord + '_ {
     (metadata.creation_timestamp.as_ref().map(|time| time.0), key(metadata))
 }
