@@ -132,7 +132,8 @@ fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refu
         if value.is_empty() {
             continue;
         }
-        // The restart of one node must not take addresses from Gateways that other nodes serve.
+        // An address in the status stays usable while its node restarts, so that the Gateway keeps
+        // its other addresses too.
         let had = |address: &IpAddr| {
             settings.address_pool.is_empty() && in_status(gateway).contains(address)
         };

@@ -153,7 +153,8 @@ impl Listeners<'_> {
         Some(Why::new("HostnameConflict", message))
     }
 
-    /// Does not name the owner of the other listener, if that owner is in another namespace.
+    /// Names the other listener's Gateway, but not the listener's owner, which may be in another
+    /// namespace.
     fn shared(&self, other: &Entry<'_>, settings: &Settings) -> String {
         let without_pool = settings.address_pool.is_empty();
         let why = if without_pool { ", because there is no address pool" } else { "" };
