@@ -71,7 +71,7 @@ impl Balancer {
     }
 
     /// The index of the backend whose turn it is, by smooth weighted round robin: in n times the
-    /// sum of the weights, each backend is picked exactly n times its weight. `None` if no backend
+    /// sum of the weights picks, each backend has exactly n times its weight. `None` if no backend
     /// has a weight above 0.
     pub fn backend(&mut self, route: &Route) -> Option<usize> {
         let credits = &mut self.credits[route.id.index()];

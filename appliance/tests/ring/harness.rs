@@ -266,7 +266,7 @@ pub(crate) fn local_address(fd: &OwnedFd) -> SocketAddr {
     socket2::SockRef::from(fd).local_addr().unwrap().as_socket().unwrap()
 }
 
-/// Bytes without any repetition.
+/// Pseudorandom bytes, so that lost or misplaced bytes show.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {

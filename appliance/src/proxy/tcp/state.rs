@@ -73,8 +73,8 @@ pub enum Entry {
     None,
     Full,
     /// One side has ended, so a client that comes back has a place. A client could otherwise gain
-    /// any number of places by closing only half of each session. So as many `Ending` sessions may
-    /// exist as `Full` ones, or [`ENDING`].
+    /// any number of places by closing only half of each session. So at most `max_sessions`
+    /// sessions may be `Ending`, or `choose::ENDING` if that is more.
     Ending,
 }
 

@@ -30,8 +30,8 @@ use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
 use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
 
-/// Microseconds. After an endpoint refused a datagram, flows that others refused do not move to
-/// that endpoint for this long.
+/// Microseconds. After an endpoint refused a datagram, a flow that leaves another closed port does
+/// not move to that endpoint for this long.
 pub const CLOSED: u64 = 5_000_000;
 /// The maximum number of such endpoints that a moving flow passes over.
 pub const MOST_CLOSED: usize = 16;

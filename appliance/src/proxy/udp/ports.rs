@@ -41,8 +41,8 @@ impl Ports {
         self.pauses.iter().all(|pause| pause.from != from || pause.until <= now)
     }
 
-    /// No port was free. Returns true if a pause begins now. Other requests of this turn failed in
-    /// the same pause.
+    /// No port was free. Returns true if a pause begins now. Returns false within a pause, because
+    /// several sockets of one turn may fail for one reason.
     pub fn ran_out(&mut self, from: From, now: u64) -> bool {
         let known = self.pauses.iter().position(|pause| pause.from == from);
         let Some(at) = known else {

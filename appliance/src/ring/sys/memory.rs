@@ -39,9 +39,9 @@ impl Drop for Memory {
 }
 
 /// Makes glibc give large blocks back to the kernel when they are freed (mallopt(3)). By default,
-/// glibc raises its two thresholds to the largest block that was ever freed (at most 32 MiB, and
-/// twice that). After one large configuration, the process would keep the memory of reading that
-/// configuration for good.
+/// glibc raises its mapping threshold to the largest block that was ever freed (at most 32 MiB),
+/// and its trimming threshold to twice that size. After one large configuration, the process would
+/// keep the memory of reading that configuration for good.
 pub fn give_back_large_blocks() {
     #[cfg(target_env = "gnu")]
     for threshold in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {

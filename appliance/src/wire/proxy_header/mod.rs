@@ -1,5 +1,6 @@
-//! Reads and writes headers of the PROXY protocol, versions 1 and 2. In a header, the proxy in
-//! front says who a connection or datagram came from, and the server behind is told the same.
+//! Reads and writes headers of the PROXY protocol, versions 1 and 2. With a header, the proxy in
+//! front tells the gateway the source of a connection or datagram, and the gateway tells the server
+//! behind.
 //!
 //! A reading call keeps no state: each call is given all bytes from the first one on. A reading
 //! call refuses an invalid header at the first byte that shows the error. A valid header may name
