@@ -19,14 +19,14 @@ use ringway::stats::counters::Counters;
 use ringway::stats::records::{Record, SessionRecord};
 use ringway::worker;
 use ringway::worker::{Clock, WorkerConfig};
-use ringway_tests::fake::Fake;
-use ringway_tests::kernel::Faults;
-use ringway_tests::scenario::{
-    HOME, LIMITS, Peer, SCENARIOS, Serves, Setup, Stage, UDP, closed, play,
-};
-use ringway_tests::stream::pattern;
-use ringway_tests::tcp::{ConnId, EndpointMode};
-use ringway_tests::udp::{Datagram, Exchange, Path};
+use ringway_tests::sim::bytes::pattern;
+use ringway_tests::sim::fake::Fake;
+use ringway_tests::sim::kernel::faults::Faults;
+use ringway_tests::sim::scenarios::SCENARIOS;
+use ringway_tests::sim::scenarios::play::{Peer, Stage, closed, play};
+use ringway_tests::sim::scenarios::setup::{HOME, LIMITS, Serves, Setup, UDP};
+use ringway_tests::sim::tcp::conn::{ConnId, EndpointMode};
+use ringway_tests::sim::udp::datagram::{Datagram, Exchange, Path};
 
 #[test]
 fn both_kernels_give_the_same_trace() {

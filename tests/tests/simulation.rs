@@ -17,14 +17,14 @@ use config_sync::table::routing::{
     Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
 use ringway::stats::records::{CloseReason, DropReason, Record};
-use ringway_tests::coverage::Coverage;
-use ringway_tests::fake::Fake;
-use ringway_tests::kernel::Faults;
-use ringway_tests::rng::Rng;
-use ringway_tests::scenario::{self, Setup};
-use ringway_tests::tcp::{ConnId, EndpointMode};
-use ringway_tests::udp::{Datagram, Exchange};
-use ringway_tests::{model, world};
+use ringway_tests::sim::coverage::Coverage;
+use ringway_tests::sim::fake::Fake;
+use ringway_tests::sim::kernel::faults::Faults;
+use ringway_tests::sim::rng::Rng;
+use ringway_tests::sim::scenarios::setup::{self, Setup};
+use ringway_tests::sim::tcp::conn::{ConnId, EndpointMode};
+use ringway_tests::sim::udp::datagram::{Datagram, Exchange};
+use ringway_tests::sim::{model, world};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
@@ -129,9 +129,9 @@ fn weights_hold_while_tables_come_and_go() {
 #[test]
 fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
     for dead in [EndpointMode::Silent, EndpointMode::Refuses] {
-        let address = |port| SocketAddr::new(scenario::HOME, port);
+        let address = |port| SocketAddr::new(setup::HOME, port);
         let (bad, good) = (address(54), address(55));
-        let setup = Setup { protocol: Protocol::Tcp, ..scenario::UDP };
+        let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
         let mut fake = Fake::new(1, LIMITS, Faults::default());
         fake.apply(setup.table(address(53), &[bad, good]));
         fake.kernel.set_endpoint(bad, dead);
@@ -168,8 +168,8 @@ fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
 /// endpoint does about the sessions before; but who only half-closes does not have any number.
 #[test]
 fn a_session_that_begins_to_end_makes_room_for_another() {
-    let address = |port| SocketAddr::new(scenario::HOME, port);
-    let setup = Setup { protocol: Protocol::Tcp, max_sessions: 1, ..scenario::UDP };
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let setup = Setup { protocol: Protocol::Tcp, max_sessions: 1, ..setup::UDP };
     let limits = Limits { sessions: 100, ..LIMITS };
     let mut fake = Fake::new(1, limits, Faults::default());
     fake.apply(setup.table(address(53), &[address(54)]));
@@ -249,11 +249,9 @@ fn ask(fake: &mut Fake, port: u16) {
 #[test]
 fn a_udp_listener_that_comes_back_at_once_goes_on_to_listen() {
     let mut fake = Fake::new(1, LIMITS, Faults::default());
-    let address = |port| SocketAddr::new(scenario::HOME, port);
-    let table = |generation| RoutingTable {
-        generation,
-        ..scenario::UDP.table(address(53), &[address(54)])
-    };
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let table =
+        |generation| RoutingTable { generation, ..setup::UDP.table(address(53), &[address(54)]) };
     fake.apply(table(1));
     fake.hand_over(RoutingTable { generation: 2, ..RoutingTable::empty() });
     fake.hand_over(table(3));
@@ -270,8 +268,8 @@ fn a_udp_listener_that_comes_back_at_once_goes_on_to_listen() {
 #[test]
 fn a_flood_that_nobody_answers_makes_room() {
     let mut fake = Fake::new(1, LIMITS, Faults::default());
-    let address = |port| SocketAddr::new(scenario::HOME, port);
-    let mut table = scenario::UDP.table(address(53), &[address(54)]);
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let mut table = setup::UDP.table(address(53), &[address(54)]);
     table.listeners[0].flow_timeout = 60_000;
     fake.apply(table);
     ask(&mut fake, 1);
@@ -301,8 +299,8 @@ fn flows_do_not_all_end_in_one_turn() {
     const FLOWS: u16 = 1_000;
     let limits = Limits { flows: u32::from(FLOWS), ..LIMITS };
     let mut fake = Fake::new(1, limits, Faults::default());
-    let address = |port| SocketAddr::new(scenario::HOME, port);
-    fake.apply(scenario::UDP.table(address(53), &[address(54)]));
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    fake.apply(setup::UDP.table(address(53), &[address(54)]));
     for port in 0..FLOWS {
         ask(&mut fake, 1_000 + port);
     }
@@ -321,9 +319,9 @@ fn flows_do_not_all_end_in_one_turn() {
 
 /// One UDP listener, and one endpoint behind shared sockets.
 fn shared_table() -> RoutingTable {
-    let address = |port| SocketAddr::new(scenario::HOME, port);
+    let address = |port| SocketAddr::new(setup::HOME, port);
     let source = Sources { first: [127, 1, 0, 0].into(), count: 16 };
-    let setup = Setup { source: Some(source), ..scenario::UDP };
+    let setup = Setup { source: Some(source), ..setup::UDP };
     setup.table(address(53), &[address(54)])
 }
 

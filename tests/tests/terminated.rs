@@ -13,7 +13,9 @@ use config_sync::model::tls::{Certificate, Origination, Pem, Termination};
 use config_sync::table::routing::RoutingTable;
 use ringway::stats::records::CloseReason;
 use ringway_tests::pki::{Pki, inline};
-use ringway_tests::tls_world::{self, Case, Fault};
+use ringway_tests::sim::rng::Rng;
+use ringway_tests::sim::tls::case::{Case, Fault};
+use ringway_tests::sim::tls::world;
 use rustls::server::{Acceptor, ResolvesServerCert as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
@@ -29,7 +31,7 @@ fn tls_sessions_keep_their_promises() {
     let mut reasons = BTreeMap::new();
     for seed in seeds {
         eprintln!("seed {seed}");
-        for reason in tls_world::run(seed) {
+        for reason in world::run(seed) {
             *reasons.entry(reason.word()).or_insert(0) += 1;
         }
     }
@@ -63,7 +65,7 @@ fn in_a_crowd_nobody_waits_for_all_others() {
     };
     let through = Case { client: false, starttls: Some(false), ..ends_here };
     for case in [ends_here, through] {
-        let reasons = tls_world::crowd(1, 300, case);
+        let reasons = world::crowd(1, 300, case);
         let fins = [CloseReason::ClientFin, CloseReason::EndpointFin];
         assert!(reasons.iter().all(|reason| fins.contains(reason)), "{reasons:?}");
     }
@@ -89,14 +91,14 @@ fn a_silent_endpoint_is_given_up() {
             [(tls, ""), (words, ""), (behind_tcp, ""), (plain, "send_proxy = \"v2\"")]
         {
             let backend = format!("connect_timeout = \"{timeout}\"\n{send_proxy}");
-            let silent = tls_world::silent(case, &backend);
+            let silent = world::silent(case, &backend);
             assert_eq!(silent, (CloseReason::ConnectTimeout, 1), "{case:?} {backend}");
             if !send_proxy.is_empty() {
                 continue;
             }
             // Nothing of the client's was sent to it: another endpoint has it.
             let case = Case { spare: true, ..case };
-            let (reason, _) = tls_world::silent(case, &backend);
+            let (reason, _) = world::silent(case, &backend);
             let fins = [CloseReason::ClientFin, CloseReason::EndpointFin];
             assert!(fins.contains(&reason), "{case:?} {backend}: {reason:?}");
         }
@@ -108,7 +110,7 @@ fn a_silent_endpoint_is_given_up() {
 fn a_world_can_be_made_of_bytes() {
     for len in [0, 1, 40, 4_000] {
         let bytes: Vec<u8> = (0..=u8::MAX).cycle().step_by(7).take(len).collect();
-        tls_world::play(ringway_tests::rng::Rng::scripted(&bytes));
+        world::play(Rng::scripted(&bytes));
     }
 }
 

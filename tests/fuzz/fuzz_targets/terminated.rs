@@ -4,9 +4,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringway_tests::rng::Rng;
-use ringway_tests::tls_world;
+use ringway_tests::sim::rng::Rng;
+use ringway_tests::sim::tls::world;
 
 fuzz_target!(|bytes: &[u8]| {
-    tls_world::play(Rng::scripted(bytes));
+    world::play(Rng::scripted(bytes));
 });

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::UNIX_EPOCH;
 
-use ringway_tests::rng::Rng;
+use ringway_tests::sim::rng::Rng;
 
 /// A bug: what stands in a file of `appliance/src/proxy` exactly once, and what stands there
 /// instead.
@@ -249,21 +249,17 @@ fn lay_out(root: &Path, copy: &Path) {
     }
     // The only room of config-sync that the proxy imports.
     copy_files(root, copy, "config-sync/src/table");
-    for file in simulation_files(root) {
-        copy_files(root, copy, &format!("tests/src/{file}"));
+    for part in ["lib.rs", "hello.rs", "sim"] {
+        copy_files(root, copy, &format!("tests/src/{part}"));
     }
+    fs::remove_dir_all(copy.join("tests/src/sim/tls")).expect("it was just copied");
+    leave_out(&copy.join("tests/src/lib.rs"), &["pki", "real"]);
+    leave_out(&copy.join("tests/src/sim/mod.rs"), &["tls"]);
     copy_files(root, copy, "tests/tests/simulation.rs");
     copy_files(root, copy, "Cargo.lock");
     let modules = PURE.map(|part| format!("pub mod {};\n", part.trim_end_matches(".rs")));
     write(&copy.join("appliance/src/lib.rs"), &modules.concat());
     write(&copy.join("config-sync/src/lib.rs"), "pub mod table;\n");
-    let library = fs::read_to_string(root.join("tests/src/lib.rs")).expect("the library");
-    let library: String = library
-        .lines()
-        .filter(|line| !is_elsewhere(line))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    write(&copy.join("tests/src/lib.rs"), &library);
     for part in ["appliance", "config-sync", "tests"] {
         let manifest = fs::read_to_string(root.join(part).join("Cargo.toml")).expect("a manifest");
         write(&copy.join(part).join("Cargo.toml"), &lean(&manifest, &copy.join(part)));
@@ -272,23 +268,14 @@ fn lay_out(root: &Path, copy: &Path) {
     write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench", "bench/instructions"]"#, "]"));
 }
 
-/// Modules of the tests' library that the simulation of plain sessions and flows does without: what
-/// drives real sockets, and what has TLS in it.
-const ELSEWHERE: [&str; 4] = ["real", "pki", "tls_peer", "tls_world"];
-
-fn is_elsewhere(line: &str) -> bool {
-    ELSEWHERE.iter().any(|module| line == format!("pub mod {module};"))
-}
-
-fn simulation_files(root: &Path) -> Vec<String> {
-    let names = fs::read_dir(root.join("tests/src")).expect("the sources");
-    let names = names.map(|entry| entry.expect("an entry").file_name());
-    let names = names.map(|name| name.into_string().expect("a name in UTF-8"));
-    let modules = names.filter(|name| {
-        name.strip_suffix(".rs")
-            .is_some_and(|module| module != "lib" && !ELSEWHERE.contains(&module))
-    });
-    modules.collect()
+/// Modules that the simulation of plain sessions and flows does without: what drives real sockets,
+/// and what has TLS in it.
+fn leave_out(file: &Path, modules: &[&str]) {
+    let mut text = fs::read_to_string(file).expect("a file that declares modules");
+    for module in modules {
+        text = text.replacen(&format!("pub mod {module};\n"), "", 1);
+    }
+    write(file, &text);
 }
 
 /// The manifest with only those dependencies that the copied sources name.

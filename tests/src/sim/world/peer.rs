@@ -1,8 +1,8 @@
 //! TCP peers with habits: how much they send and read at a time, when they pause, how they leave.
 
-use crate::kernel::Kernel;
-use crate::rng::Rng;
-use crate::tcp::ConnId;
+use crate::sim::kernel::Kernel;
+use crate::sim::rng::Rng;
+use crate::sim::tcp::conn::ConnId;
 
 #[derive(Debug)]
 pub struct Peer {

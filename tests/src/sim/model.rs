@@ -6,13 +6,12 @@ use std::sync::Arc;
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    OnTruncation, Protocol, Route, RouteId, RoutingTable, SendProxy, Socket, SocketId,
-    SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
+    OnTruncation, Protocol, ProxyVersion, Route, RouteId, RoutingTable, SendProxy, Socket,
+    SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use ipnet::IpNet;
 
-use crate::proxied::some_send_proxy;
-use crate::rng::Rng;
+use crate::sim::rng::Rng;
 
 #[derive(Debug)]
 pub struct Model {
@@ -408,4 +407,11 @@ fn timeouts(rng: &mut Rng) -> Timeouts {
         half_close: rng.scale(20, 5_000) as u32,
         lifetime: if rng.per_mille(800) { 0 } else { rng.scale(100, 10_000) as u32 },
     }
+}
+
+/// What a backend's endpoints are told.
+fn some_send_proxy(rng: &mut Rng) -> Option<SendProxy> {
+    let version = rng.pick(&[ProxyVersion::V1, ProxyVersion::V2]);
+    let (unique_id, crc32c) = (rng.per_mille(500), rng.per_mille(500));
+    rng.per_mille(400).then_some(SendProxy { version, unique_id, crc32c })
 }

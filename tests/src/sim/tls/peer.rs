@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerCo
 use rustls::{ServerConnection, SupportedProtocolVersion};
 
 use crate::pki::{Issued, Pki};
-use crate::rng::Rng;
+use crate::sim::rng::Rng;
 
 /// What a peer has sent and heard.
 pub struct TlsPeer {

@@ -3,31 +3,12 @@
 
 use ringway::contract::{Event, Side, Stop, Token};
 
-use crate::coverage::Fault;
-use crate::kernel::{Kernel, Pending, Turn};
-use crate::stream::Bytes;
-use crate::tcp::{ConnId, Got};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    Off,
-    On,
-    /// Its cancellation was asked for.
-    Ending,
-    /// The same, and the proxy knows that it has failed.
-    Failed,
-}
-
-impl Stream {
-    /// As far as the proxy knows.
-    pub(crate) fn is_over(self) -> bool {
-        matches!(self, Self::Off | Self::Failed)
-    }
-
-    pub(crate) fn is_ending(self) -> bool {
-        matches!(self, Self::Ending | Self::Failed)
-    }
-}
+use crate::sim::bytes::Bytes;
+use crate::sim::coverage::Fault;
+use crate::sim::kernel::{Kernel, Pending, Turn};
+use crate::sim::tcp::conn::ConnId;
+use crate::sim::tcp::session::Stream;
+use crate::sim::tcp::socket::Got;
 
 /// Bytes of a buffer.
 const BUFFER: u64 = 8_256;

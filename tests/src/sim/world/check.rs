@@ -12,10 +12,10 @@ use ringway::stats::counters::{Counter, Counters};
 use ringway::stats::records::{CloseReason, Record, SessionRecord};
 use ringway::wire::proxy_header::read::{Header, read};
 
-use crate::coverage::Fault;
-use crate::kernel::{Kernel, Turn};
-use crate::model::backend_of;
-use crate::tcp::{Conn, ConnId};
+use crate::sim::coverage::Fault;
+use crate::sim::kernel::{Kernel, Turn};
+use crate::sim::model::backend_of;
+use crate::sim::tcp::conn::{Conn, ConnId};
 
 #[derive(Debug)]
 pub struct Check {

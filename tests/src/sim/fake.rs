@@ -10,7 +10,8 @@ use ringway::proxy::table_queue::{Step, TableQueue};
 use ringway::stats::counters::Counters;
 use ringway::stats::records::Record;
 
-use crate::kernel::{Faults, Kernel, Turn};
+use crate::sim::kernel::faults::Faults;
+use crate::sim::kernel::{Kernel, Turn};
 
 pub struct Fake {
     pub kernel: Kernel,

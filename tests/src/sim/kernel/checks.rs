@@ -1,0 +1,52 @@
+//! What must hold between turns, and at the end.
+
+use std::collections::BTreeSet;
+
+use config_sync::table::routing::SocketId;
+
+use crate::sim::kernel::Kernel;
+
+/// A listening socket that the machine lacked something for is tried again within this.
+const LONGEST_PAUSE: u64 = 150_000;
+
+impl Kernel {
+    /// What listens is what tables want: those in force, and nothing else for longer than it takes
+    /// to end. Once their steps have been carried out.
+    pub fn check_listening(&self, in_force: &[SocketId], leaving: &BTreeSet<SocketId>) {
+        for id in in_force {
+            let socket = self.listening.get(id);
+            let there = socket.is_some_and(|socket| !socket.ending || socket.followed);
+            assert!(there, "{id:?} is in the table in force and has no socket: {socket:?}");
+        }
+        for (id, socket) in &self.listening {
+            let known = in_force.contains(id) || leaving.contains(id);
+            assert!(known, "{id:?} is in no table and has a socket: {socket:?}");
+        }
+    }
+
+    /// What has stopped by itself goes on: at once, or, where the machine lacked something, soon.
+    pub fn check_armed(&self) {
+        for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending) {
+            let resting = self.now < socket.stopped + LONGEST_PAUSE;
+            assert!(socket.armed || resting, "stopped for good: {id:?}");
+        }
+        for upstream in self.upstreams.values() {
+            let resting = self.now < upstream.stopped + LONGEST_PAUSE;
+            assert!(upstream.is_receiving() || resting, "stopped for good: {:?}", upstream.token);
+        }
+    }
+
+    /// Nothing of the proxy's is left: no descriptor, pipe, buffer, nor anything in flight.
+    pub fn check_empty(&self) {
+        assert!(self.sessions.is_empty(), "sessions never closed: {:?}", self.sessions);
+        assert!(self.upstreams.is_empty(), "upstream sockets never closed: {:?}", self.upstreams);
+        assert!(self.listening.is_empty(), "listening sockets never closed: {:?}", self.listening);
+        assert!(self.buffers.is_empty(), "buffers never given back: {:?}", self.buffers);
+        assert_eq!(self.pipes_used, 0, "pipes never given back");
+    }
+
+    /// Everything that needs no buffer, as of now, whatever is there.
+    pub fn idle(&self) -> bool {
+        self.sessions.is_empty() && self.upstreams.is_empty()
+    }
+}

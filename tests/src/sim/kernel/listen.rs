@@ -1,0 +1,128 @@
+//! Listening sockets: from the handover to the last event.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use config_sync::table::routing::{SocketId, Transport};
+use ringway::contract::{Event, Token, Why};
+
+use crate::sim::coverage::Fault;
+use crate::sim::kernel::{Kernel, Listening, Pending, Turn};
+
+impl Kernel {
+    /// Takes over a socket that is bound and listens, as the ring does: a UDP socket that is open
+    /// is kept instead, and one that is being closed is followed by the new one.
+    pub fn listen(&mut self, id: SocketId, transport: Transport, address: SocketAddr) {
+        if let Some(socket) = self.listening.get_mut(&id) {
+            assert_eq!(transport, Transport::Udp, "{id:?} is bound twice");
+            socket.followed = socket.ending;
+            return;
+        }
+        let socket = Listening {
+            transport,
+            address,
+            armed: false,
+            ending: false,
+            followed: false,
+            handshakes: 0,
+            backlog: VecDeque::new(),
+            stopped: 0,
+            pause_until: 0,
+            received: VecDeque::new(),
+        };
+        self.listening.insert(id, socket);
+    }
+
+    pub fn is_listening(&self, id: SocketId) -> bool {
+        self.listening.contains_key(&id)
+    }
+
+    pub(super) fn accept(&mut self, token: Token) {
+        let now = self.now;
+        let socket = self.listening_socket(token, Transport::Tcp);
+        assert!(!socket.armed, "Accept while accepting");
+        assert!(!socket.ending, "Accept after Unlisten");
+        assert!(now >= socket.pause_until, "Accept without a pause after files or memory ran out");
+        socket.armed = true;
+        self.soon(Pending::Accept(SocketId(token.slot)));
+    }
+
+    pub(super) fn accept_one(&mut self, id: SocketId, turn: &mut Turn) {
+        let Some(socket) = self.listening.get_mut(&id).filter(|s| s.armed && !s.ending) else {
+            return;
+        };
+        if socket.backlog.is_empty() {
+            return;
+        }
+        let token = Token::socket(id);
+        let exhausted = self.rng.per_mille(self.faults.exhausted);
+        if exhausted || self.rng.per_mille(self.faults.stop) {
+            socket.armed = false;
+            let why = exhausted.then(|| self.rng.pick(&[Why::NoFiles, Why::NoMemory]));
+            // The proxy pauses 100 ms; a kernel that is asked at once again would fail at once.
+            if exhausted {
+                socket.stopped = self.now;
+                socket.pause_until = self.now + 50_000;
+            }
+            self.hit_sessions(Fault::AcceptStopped);
+            self.event(token, Event::Stopped { why }, turn);
+            return;
+        }
+        self.hand_over(id, turn);
+        self.soon(Pending::Accept(id));
+    }
+
+    fn hand_over(&mut self, id: SocketId, turn: &mut Turn) {
+        let Some(conn) = self.listening.get_mut(&id).and_then(|s| s.backlog.pop_front()) else {
+            return;
+        };
+        let free = (0..).find(|n| !self.incoming.contains_key(n));
+        let incoming = free.expect("fewer than 2^32 connections wait");
+        self.incoming.insert(incoming, (id, conn));
+        self.accepted += 1;
+        let (peer, local) = (self.conns[conn.0].peer, self.conns[conn.0].local);
+        self.event(Token::socket(id), Event::Accepted { incoming, peer, local }, turn);
+    }
+
+    pub(super) fn refuse(&mut self, token: Token, incoming: u32) {
+        let (socket, conn) = self.incoming.remove(&incoming).expect("Refuse of nothing");
+        assert_eq!(Token::socket(socket), token, "Refuse by another socket's token");
+        self.close_conn(conn, true);
+    }
+
+    pub(super) fn unlisten(&mut self, token: Token) {
+        let id = SocketId(token.slot);
+        let socket = self.listening.get_mut(&id).expect("Unlisten of no listening socket");
+        assert!(!socket.ending || socket.followed, "Unlisten twice");
+        socket.armed = false;
+        socket.followed = false;
+        if std::mem::replace(&mut socket.ending, true) {
+            return;
+        }
+        self.soon(Pending::Unlisten(id));
+    }
+
+    pub(super) fn unlisten_on(&mut self, id: SocketId, turn: &mut Turn) {
+        let socket = self.listening.get_mut(&id).expect("checked at Unlisten");
+        let token = Token::socket(id);
+        if !socket.backlog.is_empty() {
+            self.hand_over(id, turn);
+        } else if socket.handshakes == 0 {
+            // Receives that had completed before come out before the last event.
+            if !socket.received.is_empty() && self.rng.per_mille(300) {
+                let (datagram, _) = socket.received.pop_front().expect("not empty");
+                self.hand_up(token, datagram, None, turn);
+            }
+            let Listening { transport, address, followed, .. } =
+                self.listening.remove(&id).expect("it is there");
+            if followed {
+                self.listen(id, transport, address);
+                self.event(token, Event::Stopped { why: None }, turn);
+            } else {
+                self.event(token, Event::Unlistened, turn);
+            }
+            return;
+        }
+        self.soon(Pending::Unlisten(id));
+    }
+}

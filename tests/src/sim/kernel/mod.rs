@@ -1,0 +1,282 @@
+//! The simulated kernel: it eats Ops in order and makes Events, in virtual time, from one seed.
+//!
+//! It stands where the ring and Linux stand. Peers are driven from outside (`world`, `scenarios`)
+//! through the `peer_*` functions of `tcp` and the datagram functions of `udp`. Whatever an op may
+//! not do by the contract (`ringway::contract`), or Linux would not carry out, is a broken
+//! invariant and panics with a message.
+//!
+//! What the kernel is stands here, and in `tcp::{conn, session}` and
+//! `udp::{datagram, train, upstream}`. What the kernel does stands beside these: those files import
+//! this one, and this one imports none of them.
+
+mod checks;
+pub mod faults;
+mod listen;
+mod ops;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+use config_sync::table::routing::{Limits, SocketId, Transport};
+use ringway::contract::{Event, Kind, SHARED_SOCKETS, Side, Token, Why};
+
+use crate::sim::coverage::{Coverage, Fault, State};
+use crate::sim::kernel::faults::Faults;
+use crate::sim::rng::Rng;
+use crate::sim::tcp::conn::{Conn, ConnId, EndpointMode};
+use crate::sim::tcp::session::Session;
+use crate::sim::udp::datagram::{Datagram, Exchange, HeldBuffer, Pair, Path};
+use crate::sim::udp::train::Train;
+use crate::sim::udp::upstream::{Upstream, Use};
+
+/// The events of one turn of the worker's loop, and the bytes that `Peeked` refers to.
+#[derive(Debug, Default)]
+pub struct Turn {
+    pub events: Vec<(Token, Event)>,
+    pub bytes: Vec<u8>,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) transport: Transport,
+    pub(crate) address: SocketAddr,
+    pub(crate) armed: bool,
+    /// `Unlisten` was asked for.
+    pub(crate) ending: bool,
+    /// UDP: was handed over anew while it ends, and is followed by that.
+    pub(crate) followed: bool,
+    /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
+    pub(crate) handshakes: u32,
+    pub(crate) backlog: VecDeque<ConnId>,
+    /// When it last stopped because the machine lacked something, microseconds.
+    pub(crate) stopped: u64,
+    /// When accepting or receiving may be asked for again after an error, microseconds.
+    pub(crate) pause_until: u64,
+    pub(crate) received: VecDeque<(Datagram, Option<Pair>)>,
+}
+
+/// What will happen by itself.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Handshake(SocketId, ConnId),
+    Accept(SocketId),
+    Unlisten(SocketId),
+    Ready(ConnId),
+    Space(ConnId),
+    /// A stream's receive has something to take.
+    Arrive(ConnId),
+    /// The cancellation of a stream is through.
+    StreamOver(Token, Side),
+    Break(ConnId, Why),
+    Establish(Token, u32),
+    Connected(Token, u32),
+    ConnectFailed(Token, u32, Why),
+    Abandoned(Token),
+    Close(Token, bool),
+    Receive(Token),
+    SendFailed(Token, Why, u32),
+    Closed(Token),
+    Dead(Token),
+}
+
+pub struct Kernel {
+    /// Microseconds.
+    pub now: u64,
+    pub faults: Faults,
+    pub coverage: Coverage,
+    pub trace: bool,
+    /// Endpoint-side connections that were established since this was last drained.
+    pub established: Vec<ConnId>,
+    /// What the `Give`s that are to be carried out refer to.
+    pub output: Vec<u8>,
+    /// Where connections were attempted to since this was last drained.
+    pub connects: Vec<SocketAddr>,
+    /// Datagrams that endpoints were sent, and how.
+    pub sent_up: Vec<(Path, Datagram)>,
+    /// Datagrams that clients were sent.
+    pub sent_down: Vec<Datagram>,
+    /// Counts of what the kernel handed over.
+    pub accepted: u64,
+    pub events: u64,
+    /// Datagrams that shared sockets had from where no flow had sent to.
+    pub strangers: u64,
+    pub(crate) rng: Rng,
+    pub(crate) limits: Limits,
+    pub(crate) turn: u64,
+    pub(crate) listening: BTreeMap<SocketId, Listening>,
+    pub(crate) incoming: BTreeMap<u32, (SocketId, ConnId)>,
+    pub(crate) conns: Vec<Conn>,
+    pub(crate) sessions: BTreeMap<u32, Session>,
+    /// The last generation that each slot had.
+    pub(crate) generations: BTreeMap<(Kind, u32), u32>,
+    pub(crate) endpoints: BTreeMap<SocketAddr, EndpointMode>,
+    pub(crate) pipes_used: u32,
+    pub(crate) upstreams: BTreeMap<u32, Upstream>,
+    /// Source ports that upstream sockets may have.
+    pub ports: u32,
+    /// When a source port may be asked for again after none was free, microseconds, and in which
+    /// turn that was.
+    pub(crate) no_ports: (u64, u64),
+    /// How long each endpoint's sockets rest between two flows, microseconds.
+    pub rests: BTreeMap<SocketAddr, u64>,
+    /// Whose datagrams went last from each source port to each endpoint, of sockets that are not
+    /// shared.
+    pub(crate) used: BTreeMap<(u32, SocketAddr), Use>,
+    /// The way that each client's datagrams went last.
+    pub(crate) ways: BTreeMap<Exchange, Path>,
+    /// Whose socket was refused by ICMP since the last datagram from there, and in which turn.
+    pub(crate) refused: BTreeMap<Token, u64>,
+    /// When each endpoint last refused something, microseconds.
+    pub closed_ports: BTreeMap<SocketAddr, u64>,
+    /// Endpoints that were sent more of a flow that they had refused.
+    pub fed: Vec<SocketAddr>,
+    /// Upstream tokens whose `Open` failed in this turn: ops that were pushed with it are void.
+    pub(crate) open_failed: Vec<Token>,
+    pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
+    /// What proxies have sent.
+    pub(crate) trains: Vec<Train>,
+    /// Datagrams that a header has made too large for their path.
+    pub(crate) fragmented: u64,
+    pub(crate) attempts: u32,
+    queue: BTreeMap<(u64, u64), Pending>,
+    sequence: u64,
+}
+
+impl Kernel {
+    pub fn new(seed: u64, limits: Limits, faults: Faults) -> Self {
+        Self {
+            now: 1_000_000,
+            faults,
+            coverage: Coverage::default(),
+            trace: false,
+            established: Vec::new(),
+            output: Vec::new(),
+            connects: Vec::new(),
+            sent_up: Vec::new(),
+            sent_down: Vec::new(),
+            accepted: 0,
+            events: 0,
+            strangers: 0,
+            rng: Rng::new(seed),
+            limits,
+            turn: 0,
+            listening: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            conns: Vec::new(),
+            sessions: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            pipes_used: 0,
+            upstreams: BTreeMap::new(),
+            ports: limits.flows + SHARED_SOCKETS,
+            no_ports: (0, 0),
+            rests: BTreeMap::new(),
+            used: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            closed_ports: BTreeMap::new(),
+            fed: Vec::new(),
+            open_failed: Vec::new(),
+            buffers: BTreeMap::new(),
+            trains: Vec::new(),
+            fragmented: 0,
+            attempts: 0,
+            queue: BTreeMap::new(),
+            sequence: 0,
+        }
+    }
+
+    /// When something next happens by itself, microseconds.
+    pub fn next_time(&self) -> Option<u64> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    pub(crate) fn soon(&mut self, pending: Pending) {
+        let mut delay = self.rng.below(50);
+        if self.faults.lag > 0 && self.rng.per_mille(self.faults.late) {
+            delay += self.rng.below(self.faults.lag);
+            if let Pending::Ready(id) = &pending {
+                self.hit_conn(*id, Fault::LateEvent);
+            }
+        }
+        self.at(self.now + delay, pending);
+    }
+
+    /// When the last completion of something that is closed comes: mostly soon.
+    pub(crate) fn closing_time(&mut self) -> u64 {
+        let most = if self.rng.per_mille(200) { 5_000 } else { 50 };
+        self.now + self.rng.between(1, most)
+    }
+
+    pub(crate) fn at(&mut self, time: u64, pending: Pending) {
+        self.sequence += 1;
+        self.queue.insert((time, self.sequence), pending);
+    }
+
+    pub(crate) fn event(&mut self, token: Token, event: Event, turn: &mut Turn) {
+        if self.trace {
+            eprintln!("{:>10} {} -> {event:?}", self.now, short(token));
+        }
+        self.events += 1;
+        turn.events.push((token, event));
+    }
+
+    pub(crate) fn listening_socket(&mut self, token: Token, as_: Transport) -> &mut Listening {
+        assert_eq!(token, Token::socket(SocketId(token.slot)), "not a listening socket's token");
+        let socket = self.listening.get_mut(&SocketId(token.slot)).expect("no such socket");
+        assert_eq!(socket.transport, as_, "{token:?} is of the other transport");
+        socket
+    }
+
+    /// Takes a slot into use: its generation must be a new one.
+    pub(crate) fn use_slot(&mut self, token: Token) {
+        assert!(token.generation <= Token::MAX_GENERATION, "generation beyond 24 bits");
+        let last = self.generations.insert((token.kind, token.slot), token.generation);
+        assert_ne!(last, Some(token.generation), "a slot is used again in the same generation");
+    }
+
+    /// After the last event of a token: perhaps one more, which must change nothing.
+    pub(crate) fn haunt(&mut self, token: Token) {
+        if self.rng.per_mille(self.faults.dead) {
+            let at = self.now + self.rng.scale(1, 100_000);
+            self.at(at, Pending::Dead(token));
+        }
+    }
+
+    /// A fault that concerns every session there is.
+    pub fn hit_sessions(&mut self, fault: Fault) {
+        for session in self.sessions.values() {
+            self.coverage.hit(session.state(), fault);
+        }
+    }
+
+    /// A fault that concerns every session and upstream socket there is.
+    pub fn hit_all(&mut self, fault: Fault) {
+        self.hit_sessions(fault);
+        for upstream in self.upstreams.values() {
+            self.coverage.hit(upstream.state(), fault);
+        }
+    }
+
+    pub(crate) fn hit_conn(&mut self, id: ConnId, fault: Fault) {
+        let Some(owner) = self.conns[id.0].owner else { return };
+        if let Some(state) = self.session_state(owner) {
+            self.coverage.hit(state, fault);
+        }
+    }
+
+    pub(crate) fn session_state(&self, token: Token) -> Option<State> {
+        self.sessions.get(&token.slot).filter(|s| s.token == token).map(Session::state)
+    }
+}
+
+/// A token as it stands in traces.
+pub fn short(token: Token) -> String {
+    let kind = match token.kind {
+        Kind::Socket => "socket",
+        Kind::Session => "session",
+        Kind::Upstream => "upstream",
+    };
+    format!("{kind} {}.{}", token.slot, token.generation)
+}

@@ -1,0 +1,14 @@
+//! A simulated kernel, and what runs on it. A seed makes a run.
+
+pub mod bytes;
+pub mod coverage;
+pub mod fake;
+pub mod kernel;
+pub mod model;
+pub mod proxied;
+pub mod rng;
+pub mod scenarios;
+pub mod tcp;
+pub mod tls;
+pub mod udp;
+pub mod world;

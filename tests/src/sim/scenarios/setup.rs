@@ -1,0 +1,146 @@
+//! One listening socket and what stands behind it, as a table.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use config_sync::table::ranges::Access;
+use config_sync::table::routing::{
+    Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
+    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
+    WeightedBackend,
+};
+
+use crate::sim::model;
+
+/// One listening socket, and what stands behind it. A TLS socket has two listeners, for `a.test`
+/// and for `*.b.test`; all have the same backend.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub protocol: Protocol,
+    pub endpoints: &'static [Serves],
+    pub timeouts: Timeouts,
+    pub max_sessions: u32,
+    /// UDP.
+    pub flow_timeout: u32,
+    pub responses: u32,
+    /// UDP: shared upstream sockets, with these addresses.
+    pub source: Option<Sources>,
+    /// Whether clients of the loopback network are denied.
+    pub denied: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    Accepts,
+    Refuses,
+}
+
+impl Setup {
+    pub fn transport(&self) -> Transport {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Tls => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        }
+    }
+
+    pub fn table(&self, address: SocketAddr, endpoints: &[SocketAddr]) -> RoutingTable {
+        let names: &[_] = match self.protocol {
+            Protocol::Tls => &[Some("a.test"), Some("*.b.test")],
+            Protocol::Tcp | Protocol::Udp => &[None],
+        };
+        let any = || {
+            let mut hosts = Hosts::new([1, 2, 3, 4]);
+            hosts.insert(None, 0);
+            hosts
+        };
+        let mut by_name = Hosts::new([1, 2, 3, 4]);
+        for (index, name) in names.iter().enumerate() {
+            by_name.insert(*name, index);
+        }
+        let home = || "127.0.0.0/8".parse().expect("a prefix");
+        let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
+        let listener = |id: usize| Listener {
+            id: ListenerId(id as u32),
+            timeouts: self.timeouts,
+            max_sessions: self.max_sessions,
+            access: access.clone(),
+            flow_timeout: self.flow_timeout,
+            tls: None,
+            responses: self.responses,
+            ..model::plain_listener(self.protocol, any())
+        };
+        let endpoint = |(id, address): (usize, &SocketAddr)| Endpoint {
+            id: EndpointId(id as u32),
+            address: *address,
+        };
+        RoutingTable {
+            generation: 1,
+            sockets: vec![Socket {
+                id: SocketId(0),
+                transport: self.transport(),
+                address,
+                options: model::options(),
+                reads_hello: self.protocol == Protocol::Tls,
+                hello_timeout: self.timeouts.hello,
+                access: access.clone().filter(|_| self.protocol == Protocol::Tls),
+                starttls: None,
+                default_hostname: None,
+                accept_proxy: Box::default(),
+                listeners: by_name,
+            }],
+            listeners: (0..names.len()).map(listener).collect(),
+            routes: vec![Route {
+                id: RouteId(0),
+                name: "route".into(),
+                access: None,
+                backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1 }],
+            }],
+            backends: vec![Backend {
+                id: BackendId(0),
+                name: "backend".into(),
+                balance: Balance::RoundRobin,
+                endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
+                connect_timeout: 2_000,
+                connect_attempts: 3,
+                options: model::options(),
+                source: self.source.into_iter().collect(),
+                shared_sockets: self.source.is_some(),
+                upstream_rest: 2_000,
+                send_proxy: None,
+                transparent: false,
+                tls: None,
+            }],
+            ..RoutingTable::empty()
+        }
+    }
+}
+
+pub const LIMITS: Limits = Limits {
+    sessions: 16,
+    flows: 16,
+    buffers: 8,
+    pipes: 8,
+    turn_bytes: 1 << 20,
+    bulk_bytes: 8 << 20,
+};
+
+/// The loopback address: both stages speak of the same peers.
+pub const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+pub(super) const NONE: Timeouts =
+    Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 };
+pub(super) const TCP: Setup = Setup {
+    protocol: Protocol::Tcp,
+    endpoints: &[Serves::Accepts],
+    timeouts: NONE,
+    max_sessions: 0,
+    flow_timeout: 0,
+    responses: 0,
+    source: None,
+    denied: false,
+};
+pub(super) const TLS: Setup = Setup { protocol: Protocol::Tls, ..TCP };
+pub const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };
+const TWO_ADDRESSES: Sources =
+    Sources { first: IpAddr::V4(std::net::Ipv4Addr::new(127, 1, 0, 1)), count: 2 };
+pub(super) const SHARED: Setup = Setup { source: Some(TWO_ADDRESSES), ..UDP };

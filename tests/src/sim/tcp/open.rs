@@ -1,0 +1,96 @@
+//! New connections, and sessions that adopt them.
+
+use std::net::SocketAddr;
+
+use config_sync::table::routing::SocketId;
+use ringway::contract::{Kind, Side, Token};
+
+use crate::sim::kernel::{Kernel, Pending};
+use crate::sim::proxied::Proxied;
+use crate::sim::tcp::conn::{Conn, ConnId, Half, News};
+use crate::sim::tcp::session::{Session, Stream};
+
+impl Kernel {
+    pub(super) fn new_conn(
+        &mut self,
+        side: Side,
+        peer: SocketAddr,
+        local: SocketAddr,
+        window: u64,
+    ) -> ConnId {
+        self.conns.push(Conn {
+            side,
+            peer,
+            local,
+            owner: None,
+            inbound: Half::new(window),
+            outbound: Half::new(window),
+            prefix: Vec::new(),
+            proxied: Proxied::default(),
+            partner: None,
+            refused: false,
+            closed: false,
+            reset_seen: false,
+            peer_closed: false,
+            error: None,
+            error_told: None,
+            lowat: 1,
+            peeked: false,
+            below_since: None,
+            nospace: false,
+            news: News::default(),
+            ready_pending: false,
+            arriving: false,
+            streamed: (0, 0),
+            untold: 0,
+            unlooked: false,
+            cut: false,
+        });
+        ConnId(self.conns.len() - 1)
+    }
+
+    pub(crate) fn handshake_done(&mut self, id: SocketId, conn: ConnId) {
+        let socket = self.listening.get_mut(&id).expect("open while handshakes are under way");
+        socket.handshakes -= 1;
+        socket.backlog.push_back(conn);
+        if socket.armed {
+            self.soon(Pending::Accept(id));
+        }
+    }
+
+    pub(crate) fn adopt(&mut self, token: Token, incoming: u32) {
+        assert_eq!(token.kind, Kind::Session);
+        let (_, client) = self.incoming.remove(&incoming).expect("Adopt of nothing");
+        assert!(!self.sessions.contains_key(&token.slot), "Adopt into a slot that is in use");
+        assert!(token.slot < self.limits.sessions, "a slot beyond the limit");
+        self.use_slot(token);
+        self.sessions.insert(
+            token.slot,
+            Session {
+                token,
+                client,
+                endpoint: None,
+                connecting: None,
+                abandoning: false,
+                answered: None,
+                held: Default::default(),
+                blocked: [false; 2],
+                streams: [Stream::Off; 2],
+                pipes: [false; 2],
+                shut: [false; 2],
+                introducing: false,
+                delivering: false,
+                closing: false,
+            },
+        );
+        self.conns[client.0].owner = Some(token);
+        self.arm(client);
+    }
+
+    pub(crate) fn live(&mut self, token: Token) -> &mut Session {
+        let session = self.sessions.get_mut(&token.slot);
+        let session = session.filter(|s| s.token == token).expect("op on a session that is over");
+        assert!(!session.closing, "op on a session after its Close");
+        session
+    }
+}

@@ -1,0 +1,9 @@
+//! The UDP half of the simulated kernel: listening and upstream sockets, receive buffers, trains.
+
+pub mod datagram;
+mod open;
+mod peer;
+mod receive;
+mod send;
+pub mod train;
+pub mod upstream;
