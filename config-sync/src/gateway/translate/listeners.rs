@@ -1,5 +1,4 @@
-//! Gateways and ListenerSets with their listeners: which are valid, and which are in each other's
-//! way.
+//! Gateways and ListenerSets with their listeners: which listeners are valid, and which conflict.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,11 +17,11 @@ use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Verdict, Why};
 use crate::model::tls::{Certificate, ClientAuth, Termination};
 
-/// Everything that listens, in the order of precedence.
+/// All Gateways, ListenerSets and listeners, in the order of precedence.
 pub(super) struct Listeners<'o> {
     pub(super) gates: Vec<Gate<'o>>,
     pub(super) sets: Vec<Set<'o>>,
-    /// Those of a Gateway, then those of its sets, oldest set first; then the next Gateway.
+    /// The listeners of a Gateway, then those of its sets, oldest set first; then the next Gateway.
     pub(super) entries: Vec<Entry<'o>>,
     /// The first HTTP listener that is served, by its Gateway and port.
     pub(super) first_http: BTreeMap<(usize, i32), usize>,
@@ -33,11 +32,11 @@ pub(super) struct Listeners<'o> {
 pub(super) struct Gate<'o> {
     pub(super) object: &'o Gateway,
     pub(super) accepted: Verdict,
-    /// Nothing of it is programmed without.
+    /// Without addresses, nothing of the Gateway is programmed.
     pub(super) addresses: Result<Assigned, Why>,
-    /// Shown to backends.
+    /// The certificate for backends.
     pub(super) certificate: Option<Certificate>,
-    /// What is wrong with it, or with what it should be.
+    /// The fault of that certificate, or of its reference.
     pub(super) certificate_resolved: Verdict,
 }
 
@@ -47,26 +46,26 @@ pub(super) struct Set<'o> {
     pub(super) accepted: Verdict,
 }
 
-/// A listener of a Gateway or a ListenerSet, and what became of it.
+/// A listener of a Gateway or a ListenerSet, with the verdicts on the listener.
 pub(super) struct Entry<'o> {
     pub(super) spec: &'o Listener,
     pub(super) gate: usize,
-    /// `None`: it is the Gateway's own.
+    /// `None`: the listener is the Gateway's own.
     pub(super) set: Option<usize>,
     pub(super) protocol: Option<Protocol>,
-    /// In lower case; `None`: every name.
+    /// In lower case. `None`: every name.
     pub(super) hostname: Option<String>,
     pub(super) kinds: Vec<RouteKind>,
     pub(super) accepted: Verdict,
     pub(super) resolved: Verdict,
     pub(super) conflict: Verdict,
-    /// Of a listener that terminates TLS.
+    /// `Some` if the listener terminates TLS.
     pub(super) tls: Option<Termination>,
-    /// What is to be said of its certificates.
+    /// Messages about expired certificates.
     pub(super) expired: Vec<String>,
-    /// How many routes are accepted by it.
+    /// The number of routes that the listener accepts.
     pub(super) attached: usize,
-    /// Of the listeners in the configuration that stand for it.
+    /// The names of the entry's listeners in the configuration.
     pub(super) names: Vec<String>,
 }
 
@@ -91,7 +90,7 @@ impl Protocol {
         }
     }
 
-    /// The one kind of route that it takes.
+    /// The one kind of route that the protocol takes.
     pub(super) fn route(self) -> Kind {
         match self {
             Self::Http | Self::Https => Kind::HttpRoute,
@@ -101,19 +100,19 @@ impl Protocol {
         }
     }
 
-    /// Whether listeners of one address are told apart by what the ClientHello says.
+    /// Whether listeners of one address are told apart by the ClientHello.
     pub(super) fn reads_hello(self) -> bool {
         matches!(self, Self::Https | Self::Tls)
     }
 }
 
 impl Entry<'_> {
-    /// Whether it is a part of the data plane, if its Gateway is.
+    /// Whether the listener is a part of the data plane if its Gateway is.
     pub(super) fn is_valid(&self) -> bool {
         self.accepted.is_ok() && self.resolved_enough()
     }
 
-    /// Only HTTPS listeners do, which the Gateway API has made it for.
+    /// Reads the conditions for clients. The Gateway API has them only for HTTPS listeners.
     fn ask_clients(&mut self, gateway: &Gateway, index: &Index<'_>) {
         if self.protocol != Some(Protocol::Https) {
             return;
@@ -133,8 +132,8 @@ impl Entry<'_> {
         }
     }
 
-    /// A kind of route that nobody knows does not keep the others from being served, nor does a
-    /// certificate that is missing.
+    /// Whether the listener can be served. An unknown kind of route does not stop the other kinds,
+    /// and a missing certificate does not stop the other certificates.
     fn resolved_enough(&self) -> bool {
         let Err(why) = &self.resolved else { return true };
         !self.kinds.is_empty() && (why.reason == "InvalidRouteKinds" || self.tls.is_some())
@@ -154,7 +153,7 @@ impl<'o> Listeners<'o> {
         listeners
     }
 
-    /// As if no listener were in another's way.
+    /// All listeners, before conflicts are looked for.
     pub(super) fn all(objects: &'o Objects, index: &Index<'o>, settings: &Settings) -> Self {
         let (gateways, waiting) = ours(objects, settings);
         let assigned = address::assign(&gateways, &waiting, settings);
@@ -178,7 +177,7 @@ impl<'o> Listeners<'o> {
             let (object, gate) = (set.object, set.gate);
             listeners.entries_of(gate, Some(at), &object.spec.listeners, index);
         }
-        // Stable: within a Gateway or a set they keep the order of the spec.
+        // The sort is stable: the listeners of a Gateway or set keep the order of the spec.
         listeners.entries.sort_by_key(|entry| (entry.gate, entry.set));
         listeners
     }
@@ -191,7 +190,7 @@ impl<'o> Listeners<'o> {
         self.set_at.get(&key).copied()
     }
 
-    /// The entries of a Gateway's own, or of a set.
+    /// The entries of a Gateway itself, or of a set.
     pub(super) fn own(&self, gate: usize, set: Option<usize>) -> Range<usize> {
         let of = |entry: &Entry<'_>| (entry.gate, entry.set);
         let from = self.entries.partition_point(|entry| of(entry) < (gate, set));
@@ -206,14 +205,14 @@ impl<'o> Listeners<'o> {
         )
     }
 
-    /// Whether an entry is served: it is valid, and so is all that it stands on.
+    /// Whether an entry is served: the entry, its set and its Gateway are all valid.
     pub(super) fn is_served(&self, entry: &Entry<'_>) -> bool {
         let set = entry.set.is_none_or(|set| self.sets[set].accepted.is_ok());
         let gate = &self.gates[entry.gate];
         entry.is_valid() && set && gate.addresses.is_ok() && gate.accepted.is_ok()
     }
 
-    /// A Gateway or ListenerSet that is all right itself, and has no listener that is.
+    /// Finds Gateways and ListenerSets that are valid themselves but have no valid listener.
     fn find_empty(&mut self) {
         let mut valid = BTreeSet::new();
         for entry in self.entries.iter().filter(|entry| entry.is_valid()) {
@@ -221,7 +220,8 @@ impl<'o> Listeners<'o> {
         }
         let none =
             || Err(Why::new("ListenersNotValid", "no listener is valid; each says why".to_owned()));
-        // A certificate that is missing for a while takes nothing from those who have theirs.
+        // A Gateway's listener counts even while its certificate is missing, so that the sets'
+        // listeners with certificates stay.
         let own = self.entries.iter().filter(|entry| entry.set.is_none() && entry.accepted.is_ok());
         let own: BTreeSet<_> = own.map(|entry| entry.gate).collect();
         let sets = self.sets.iter().enumerate().filter(|(_, set)| set.accepted.is_ok());
@@ -265,12 +265,12 @@ impl<'o> Listeners<'o> {
     }
 }
 
-/// Whose a Gateway is.
+/// The controller of a Gateway.
 pub(super) enum Claim {
     Ours,
-    /// Its class is ours, and not accepted.
+    /// The class is Ringway's, and not accepted.
     Waits,
-    /// There is no such class, so that no controller has it.
+    /// The class does not exist, so no controller has the Gateway.
     Nobodys,
     Theirs,
 }
@@ -286,7 +286,7 @@ pub(super) fn claim(gateway: &Gateway, objects: &Objects, settings: &Settings) -
     }
 }
 
-/// Whether Gateways of a class that is ours are served.
+/// Whether Gateways of a class of Ringway's are served.
 pub(super) fn accepts(class: &GatewayClass) -> Verdict {
     let Some(parameters) = &class.spec.parameters_ref else { return Ok(()) };
     let message = format!(
@@ -296,7 +296,8 @@ pub(super) fn accepts(class: &GatewayClass) -> Verdict {
     Err(Why::new("InvalidParameters", message))
 }
 
-/// Those that are served, and those that no controller has, in the order of their seniority.
+/// The Gateways that are served, and the Gateways that no controller has, in the order of
+/// seniority.
 fn ours<'o>(objects: &'o Objects, settings: &Settings) -> (Vec<&'o Gateway>, Vec<&'o Gateway>) {
     let mut all: Vec<_> = objects.gateways.iter().map(Arc::as_ref).collect();
     all.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
@@ -305,7 +306,7 @@ fn ours<'o>(objects: &'o Objects, settings: &Settings) -> (Vec<&'o Gateway>, Vec
         match claim(gateway, objects, settings) {
             Claim::Ours => ours.push(gateway),
             Claim::Waits | Claim::Nobodys => waiting.push(gateway),
-            // Until that one has said a word, the class may be a slip of the pen.
+            // The class may be a typing error until the other controller writes a status.
             Claim::Theirs if was_ours(gateway.status.as_ref(), settings) => waiting.push(gateway),
             Claim::Theirs => {}
         }
@@ -313,12 +314,12 @@ fn ours<'o>(objects: &'o Objects, settings: &Settings) -> (Vec<&'o Gateway>, Vec
     (ours, waiting)
 }
 
-/// Conditions of Gateways and ListenerSets do not say whose they are, but for this.
+/// The text by which conditions of Gateways and ListenerSets show their controller.
 pub(super) fn accepted_by(settings: &Settings) -> String {
     format!("accepted by {}", settings.controller_name)
 }
 
-/// Whether the status of a Gateway or ListenerSet is the one that it got while it was served.
+/// Whether the status of a Gateway or ListenerSet is from the time when Ringway served the object.
 pub(super) fn was_ours(status: Option<&Value>, settings: &Settings) -> bool {
     let conditions = status.and_then(|status| status["conditions"].as_array());
     let by = accepted_by(settings);
@@ -355,7 +356,7 @@ fn gate<'o>(
     Gate { object, accepted, addresses, certificate, certificate_resolved }
 }
 
-/// The Gateway that a ListenerSet belongs to; `None`: it belongs to something else.
+/// The Gateway of a ListenerSet. `None`: the set's parent is no Gateway.
 pub(super) fn parent(set: &ListenerSet) -> Option<ObjectKey<'_>> {
     let parent = &set.spec.parent_ref;
     let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
@@ -365,7 +366,7 @@ pub(super) fn parent(set: &ListenerSet) -> Option<ObjectKey<'_>> {
     is_gateway.then_some((namespace, parent.name.as_str()))
 }
 
-/// ListenerSets of our Gateways, those of the first Gateway first, oldest first.
+/// ListenerSets of Ringway's Gateways: the first Gateway's sets first, the oldest set first.
 fn sets<'o>(objects: &'o Objects, index: &Index<'_>, listeners: &Listeners<'_>) -> Vec<Set<'o>> {
     let mut sets = Vec::new();
     for object in &objects.listener_sets {
@@ -460,7 +461,7 @@ fn accepted(spec: &Listener, protocol: Option<Protocol>) -> Verdict {
     Ok(())
 }
 
-/// What of the kinds asked for the protocol can take, and which it can't.
+/// The requested kinds that the protocol can take, and a fault for the others.
 fn kinds(spec: &Listener, protocol: Option<Protocol>) -> (Vec<RouteKind>, Option<Why>) {
     let Some(protocol) = protocol else { return (Vec::new(), None) };
     let supported =

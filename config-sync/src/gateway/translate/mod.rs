@@ -1,4 +1,4 @@
-//! From Kubernetes objects to a configuration, and to what each object is to be told. Pure.
+//! Translates Kubernetes objects into a configuration and a report for each object. Pure.
 
 mod address;
 mod backend_tls;
@@ -41,23 +41,24 @@ use crate::gateway::translate::settings::Settings;
 use crate::model::config::Config;
 use crate::table::fnv::Fnv;
 
-/// A configuration, and what each object is to be told of it.
+/// A configuration, and the reports for the objects.
 #[derive(Debug)]
 pub struct Translation {
     pub config: Config,
-    /// The same on every replica that translates the same objects to the same end.
+    /// Equal on every replica that translates the objects to this configuration.
     pub outline: Outline,
     reports: Vec<Report>,
-    /// Said of objects at which translation panicked.
+    /// Notices about objects at which translation panicked.
     pub(super) left_out: Vec<Notice>,
     infrastructure: Vec<Infrastructure>,
     given: BTreeMap<(String, String), Vec<IpAddr>>,
     last_good: LastGood,
-    /// Listeners of the configuration by the Gateway or ListenerSet that they are for.
+    /// The listeners of the configuration, by their Gateway or ListenerSet.
     opened_for: BTreeMap<(Kind, ObjectName), BTreeSet<String>>,
 }
 
-/// The same objects in any order, with the same settings, give the same translation.
+/// Translates objects. The order of the objects does not matter: with equal settings, equal objects
+/// give equal translations.
 pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     let mut index = Index::of(objects);
     index.last_good = settings.last_good.clone();
@@ -110,34 +111,35 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
 }
 
 impl Translation {
-    /// The status that every object of ours should have, sorted by kind, namespace and name.
+    /// The wanted status of every object of Ringway's, sorted by kind, namespace and name.
     pub fn statuses(&self, outcome: &Outcome) -> Vec<StatusOf> {
         self.reports.iter().map(|report| report.status(outcome)).collect()
     }
 
-    /// What users must act on, in the order of the statuses.
+    /// Problems that users must act on, in the order of the statuses.
     pub fn notices(&self, outcome: &Outcome) -> Vec<Notice> {
         let notices = self.reports.iter().flat_map(|report| report.notices(outcome));
         notices.chain(self.left_out.iter().cloned()).collect()
     }
 
-    /// What each Gateway has, by namespace and name: for [`Settings::given`] of the next one.
+    /// The addresses of each Gateway, by namespace and name: [`Settings::given`] of the next
+    /// translation.
     pub fn given(&self) -> &BTreeMap<(String, String), Vec<IpAddr>> {
         &self.given
     }
 
-    /// For [`Settings::last_good`] of the next one.
+    /// [`Settings::last_good`] of the next translation.
     pub fn last_good(&self) -> &LastGood {
         &self.last_good
     }
 
-    /// Listeners of the configuration that the status of a Gateway or ListenerSet speaks of.
+    /// The configuration's listeners that the status of a Gateway or ListenerSet is about.
     pub(super) fn opened_for(&self, kind: Kind, key: &ObjectName) -> impl Iterator<Item = &str> {
         let names = self.opened_for.get(&(kind, key.clone()));
         names.into_iter().flatten().map(String::as_str)
     }
 
-    /// When, after `now`, there is something new to say although no object has changed.
+    /// When, after `now`, the reports change although no object has changed.
     pub(super) fn next_end(&self, now: i64) -> Option<i64> {
         self.last_good.next_end(now)
     }
@@ -161,8 +163,8 @@ fn opened_for(listeners: &Listeners<'_>) -> BTreeMap<(Kind, ObjectName), BTreeSe
     all
 }
 
-/// For each Gateway that wants labels or annotations on what is made for it. Nothing else is made
-/// for a Gateway, so the ServiceAccount is there to carry them.
+/// A ServiceAccount for each Gateway that wants labels or annotations on its infrastructure.
+/// Nothing else is made for a Gateway, so the account carries them.
 fn infrastructure(listeners: &Listeners<'_>) -> Vec<Infrastructure> {
     let mut wanted = Vec::new();
     for gate in listeners.gates.iter().filter(|gate| gate.accepted.is_ok()) {
@@ -173,7 +175,7 @@ fn infrastructure(listeners: &Listeners<'_>) -> Vec<Infrastructure> {
         let (namespace, gateway) = key(&gate.object.metadata);
         let class = &gate.object.spec.gateway_class_name;
         let mut labels = given.labels.clone();
-        // Label values have 63 characters at the most, names of Gateways 253.
+        // Label values have at most 63 characters, and names of Gateways at most 253.
         labels.insert("gateway.networking.k8s.io/gateway-name".into(), short(gateway, 63));
         wanted.push(Infrastructure {
             namespace: namespace.to_owned(),

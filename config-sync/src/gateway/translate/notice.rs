@@ -1,11 +1,11 @@
-//! What a translation asks others to do: events on objects, and ServiceAccounts.
+//! Requests of a translation to the followers: Events on objects, and ServiceAccounts.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::gateway::status::Kind;
 
-/// Something that a user must act on: an event on an object.
+/// A problem that a user must act on. Becomes an Event on an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     pub kind: Kind,
@@ -15,7 +15,7 @@ pub struct Notice {
     /// In UpperCamelCase, as in conditions.
     pub reason: String,
     pub message: String,
-    /// It is no fault of the object's: it comes and goes with what the object leads to.
+    /// The object itself has no fault. The problem comes and goes with the object's destination.
     pub passes: bool,
 }
 
@@ -28,15 +28,15 @@ impl fmt::Display for Notice {
     }
 }
 
-/// A ServiceAccount that a Gateway wants beside it, to carry `spec.infrastructure` (GEP-1867).
+/// A ServiceAccount beside a Gateway that carries `spec.infrastructure` (GEP-1867).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Infrastructure {
     pub namespace: String,
     pub gateway: String,
     pub gateway_uid: Option<String>,
-    /// Of the ServiceAccount.
+    /// The name of the ServiceAccount.
     pub name: String,
-    /// With `gateway.networking.k8s.io/gateway-name`.
+    /// Includes `gateway.networking.k8s.io/gateway-name`.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
 }

@@ -1,4 +1,4 @@
-//! What a configuration promises, in a few characters: replicas compare it.
+//! A short summary of a configuration's promises, which replicas compare.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -9,17 +9,18 @@ use crate::model::place::At;
 use crate::model::tls::{Origination, Pem, Termination};
 use crate::table::fnv::Fnv;
 
-/// A hash for each part of the listeners: two replicas that agree on a part serve its listeners
-/// alike. Parts, and not one hash of all, so that a Gateway whose routes change all the time holds
-/// up no other's status; so many, not one for each Gateway, so that it fits into an annotation.
+/// A hash for each part of the listeners. Two replicas with equal hashes of a part serve the part's
+/// listeners alike. There are parts, and not one hash of all, so that a Gateway with routes that
+/// change all the time holds up no other Gateway's status. There are few parts, and not one for
+/// each Gateway, so that the outline fits into an annotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline(Vec<u64>);
 
 const PARTS: usize = 256;
 
-/// Of the listeners, who may use them, their certificates, and their routes with the names,
-/// weights and encryption of backends: what the statuses speak of. Not of endpoints, which come and
-/// go many times a second, and which differ between zones.
+/// Hashes the facts that the statuses are about: the listeners, their clients, their certificates,
+/// and their routes with the names, weights and encryption of backends. Endpoints are left out,
+/// because they change many times a second and differ between zones.
 pub fn outline(config: &Config) -> Outline {
     let mut parts = vec![Hash(Fnv::new()); PARTS];
     for listener in &config.listeners {
@@ -53,19 +54,19 @@ pub fn outline(config: &Config) -> Outline {
     Outline(parts.into_iter().map(|hash| hash.0.value()).collect())
 }
 
-/// Which part a listener is in, by its name in the configuration.
+/// The part of a listener, by its name in the configuration.
 pub(in crate::gateway) fn part(listener: &str) -> usize {
     usize::try_from(Fnv::of(listener) % PARTS as u64).expect("less than there are parts")
 }
 
 impl Outline {
-    /// The parts in which they differ; all of them if `other` is none at all.
+    /// The parts that differ. All parts differ if `other` is `None`.
     pub(in crate::gateway) fn differs(&self, other: Option<&Self>) -> BTreeSet<usize> {
         let other = other.map_or(&[][..], |other| &other.0);
         (0..PARTS).filter(|at| self.0.get(*at) != other.get(*at)).collect()
     }
 
-    /// As [`fmt::Display`] writes it.
+    /// Reads the text that [`fmt::Display`] writes.
     pub(in crate::gateway) fn read(text: &str) -> Option<Self> {
         let digits = text.as_bytes().chunks(16).map(|digits| {
             let digits = str::from_utf8(digits).ok()?;
@@ -81,15 +82,16 @@ impl fmt::Display for Outline {
     }
 }
 
-/// Without the places where they stand, which are the same in no two files.
+/// Leaves out the places, which differ between any two files.
 fn admission(admission: &Admission) -> impl fmt::Debug {
     let values =
         |list: &Vec<At<Ranges>>| list.iter().map(|at| at.value.clone()).collect::<Vec<_>>();
     (admission.allow.as_ref().map(values), values(&admission.deny))
 }
 
-/// What clients are shown, and what theirs are measured by. Not the private keys, of which nobody
-/// must learn anything from a Lease: with another key comes another certificate.
+/// The certificates that clients get, and those that verify client certificates. Private keys are
+/// left out, because a Lease must reveal nothing about them. A new key always has a new
+/// certificate.
 fn shown(tls: &Termination) -> impl Iterator<Item = &Pem> {
     let pairs = tls.certificates.iter().chain(&tls.default_certificate);
     pairs.map(|pair| &pair.cert).chain(&tls.client_ca).chain(&tls.client_crl)
@@ -99,17 +101,17 @@ fn trusted(tls: &Origination) -> impl Iterator<Item = &Pem> {
     tls.certificate.iter().map(|pair| &pair.cert).chain(&tls.ca)
 }
 
-/// Of what a part says. Nobody gains by a collision: it would only make a status come early.
+/// A hash of one part. Nobody gains by a collision, which would only make a status come early.
 #[derive(Clone)]
 struct Hash(Fnv);
 
 impl Hash {
     fn add(&mut self, value: &impl fmt::Debug) {
-        // Writing to it can't fail.
+        // A write to the hash can't fail.
         _ = writeln!(self, "{value:?}");
     }
 
-    /// What came from Secrets and ConfigMaps. Files have no place in a cluster's configuration.
+    /// Adds a PEM from a Secret or ConfigMap. A cluster's configuration names no files.
     fn pem(&mut self, pem: &Pem) {
         if let Pem::Inline { bytes, .. } = pem {
             self.0.add(bytes);

@@ -1,11 +1,11 @@
-//! Places of what stands in no file.
+//! Places of values that are in no file.
 
 use std::sync::Arc;
 
 use crate::model::place::{At, Place};
 
-/// Nothing here stands in a file: problems say of which listener, route or backend they are, by the
-/// name in the configuration, so that it can be left out.
+/// A value's place. The place has the configuration's name of the listener, route or backend
+/// instead of a file name, so that the part with a problem can be left out.
 pub(super) fn at<T>(value: T, of: &str) -> At<T> {
     let place = Place { file: Arc::from(of), line: 0, column: 0, field: String::new() };
     At { value, place }

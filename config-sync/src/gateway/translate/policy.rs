@@ -33,7 +33,7 @@ use crate::toml::values::{
 };
 use crate::toml::{proxy, socket_options};
 
-/// Every policy, and what it says once it is read.
+/// Every policy with its values.
 pub(super) struct Policies<'o> {
     /// Oldest first.
     all: Vec<Policy<'o>>,
@@ -43,7 +43,7 @@ pub(super) struct Policies<'o> {
 struct Policy<'o> {
     object: &'o L4Policy,
     values: Values,
-    /// What is wrong with it. Then nothing of it holds but whom it keeps out.
+    /// The policy's fault. A faulty policy has no effect, except for the clients that it keeps out.
     fault: Option<Why>,
 }
 
@@ -54,7 +54,7 @@ struct Values {
     backend: BackendValues,
 }
 
-/// What policies may say of a listener, in the units of the configuration.
+/// A policy's values for a listener, in the units of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ListenerValues {
     pub(super) hello: Option<u32>,
@@ -73,14 +73,14 @@ pub(super) struct ListenerValues {
     pub(super) admission: AdmissionValues,
 }
 
-/// What policies may say of a listener's or route's clients.
+/// A policy's values for the clients of a listener or route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AdmissionValues {
     pub(super) allow: Option<Vec<IpNet>>,
     pub(super) deny: Option<Vec<IpNet>>,
 }
 
-/// What policies may say of a backend.
+/// A policy's values for a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct BackendValues {
     pub(super) balance: Option<Balance>,
@@ -103,7 +103,7 @@ pub(super) struct SocketValues {
     pub(super) congestion: Option<[u8; 16]>,
 }
 
-/// Something that a policy may have for a target: its kind, namespace, name, and which part.
+/// A target of a policy: its kind, namespace, name and section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PolicyTarget<'a> {
     pub(super) kind: &'a str,
@@ -134,7 +134,8 @@ impl<'o> Policies<'o> {
         Self { all, by_aim }
     }
 
-    /// What holds for a listener: `aims` are the ways to speak of it, most specific first.
+    /// The values for a listener. `aims` are the targets that mean the listener, most specific
+    /// first.
     pub(super) fn listener(&self, aims: &[PolicyTarget<'_>]) -> ListenerValues {
         let mut values = ListenerValues::default();
         for at in self.at(aims) {
@@ -143,7 +144,7 @@ impl<'o> Policies<'o> {
         values
     }
 
-    /// What holds for a route.
+    /// The values for a route.
     pub(super) fn route(&self, aim: PolicyTarget<'_>) -> AdmissionValues {
         let mut values = AdmissionValues::default();
         for at in self.at(&[aim]) {
@@ -152,7 +153,7 @@ impl<'o> Policies<'o> {
         values
     }
 
-    /// What holds for a backend.
+    /// The values for a backend.
     pub(super) fn backend(&self, aims: &[PolicyTarget<'_>]) -> BackendValues {
         let mut values = BackendValues::default();
         for at in self.at(aims) {
@@ -170,8 +171,8 @@ impl<'o> Policies<'o> {
         self.by_aim.get(&aim).map_or(&[], Vec::as_slice)
     }
 
-    /// The statuses of all policies; `gateways` says which Gateways a target reaches, or why there
-    /// is no such target.
+    /// The statuses of all policies. `gateways` gives the Gateways that a target reaches, or why
+    /// the target does not exist.
     pub(super) fn statuses(
         &self,
         controller: &str,
@@ -213,7 +214,7 @@ impl<'o> Policies<'o> {
         statuses
     }
 
-    /// Whether an older policy of the same target says something of the same fields.
+    /// Checks whether an older policy of the target sets some of the same fields.
     fn verdict(&self, at: usize, aim: PolicyTarget<'_>) -> Verdict {
         let policy = &self.all[at];
         if let Some(fault) = &policy.fault {
@@ -250,7 +251,7 @@ fn is_route(kind: &str) -> bool {
     matches!(kind, "TCPRoute" | "UDPRoute" | "TLSRoute" | "HTTPRoute")
 }
 
-/// A target of another group is none of ours, whatever its kind is called.
+/// Checks the group of a target. A target of a foreign group is not supported, whatever its kind.
 fn right_group(target: &TargetRef) -> Verdict {
     let group = if target.kind == "Service" { "" } else { crate::gateway::objects::GROUP };
     if target.group == group {
@@ -262,7 +263,7 @@ fn right_group(target: &TargetRef) -> Verdict {
     Err(Why::new("TargetNotFound", message))
 }
 
-/// The fields that a policy sets, as `listener.idleTimeout`.
+/// The fields that a policy sets, such as `listener.idleTimeout`.
 fn fields(spec: &L4PolicySpec) -> BTreeSet<String> {
     let mut fields = BTreeSet::new();
     let parts = [
@@ -279,7 +280,7 @@ fn fields(spec: &L4PolicySpec) -> BTreeSet<String> {
 }
 
 impl Policy<'_> {
-    /// The fields that it has a say in.
+    /// The fields of this policy that have an effect.
     fn in_force(&self) -> BTreeSet<String> {
         let mut fields = fields(&self.object.spec);
         if self.fault.is_some() {
@@ -335,9 +336,9 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
     })
 }
 
-/// Who may come in by a policy that is not right: nobody gets in for a slip elsewhere in it, nor,
-/// if it is the ranges that can't be read, for one in them. Whose headers say who a client is goes
-/// with that.
+/// The clients that a faulty policy keeps out. A fault elsewhere in the policy lets nobody in, and
+/// if the ranges can't be read, all clients are kept out. The sources of PROXY headers are kept
+/// too, because the headers say who a client is.
 fn kept_out(spec: &L4PolicySpec) -> Values {
     let nobody = || AdmissionValues { allow: Some(Vec::new()), deny: None };
     let read = |given: &AdmissionSettings| read_admission(given).unwrap_or_else(|_| nobody());
@@ -466,7 +467,7 @@ fn read_socket(given: &SocketSettings, settings: &Settings) -> Result<SocketValu
     })
 }
 
-/// What the TOML file's own reader makes of the same text.
+/// Reads a text with the reader of the TOML file.
 fn text<T>(
     field: &str,
     given: Option<&String>,
@@ -489,7 +490,7 @@ fn number<T: TryFrom<i64> + PartialOrd + Display>(
 }
 
 impl ListenerValues {
-    /// What is not said yet is as in `under`.
+    /// Takes values that are not set from `under`.
     fn fill(&mut self, under: &Self) {
         fill(&mut self.hello, &under.hello);
         fill(&mut self.default_hostname, &under.default_hostname);
@@ -519,8 +520,8 @@ impl AdmissionValues {
         self.allow.iter().flatten().filter(|range| denied.contains(range)).copied().collect()
     }
 
-    /// As the configuration of `of` has it. A range that one policy allows and another denies is
-    /// denied.
+    /// The admission in the configuration's form, with `of` as its place. A range that one policy
+    /// allows and another denies is denied.
     pub(super) fn of(&self, of: &str) -> Admission {
         let at = |range: &IpNet| crate::gateway::translate::places::at(Ranges::Prefix(*range), of);
         let both = self.both();
@@ -557,7 +558,7 @@ impl SocketValues {
         fill(&mut self.congestion, &under.congestion);
     }
 
-    /// The options of a connection.
+    /// The socket options, with `default` for those that are not set.
     pub(super) fn over(&self, default: SocketOptions) -> SocketOptions {
         SocketOptions {
             nodelay: self.nodelay.unwrap_or(default.nodelay),

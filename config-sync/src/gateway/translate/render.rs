@@ -1,4 +1,5 @@
-//! What each object is told: its status, but for what only the data plane can say.
+//! Makes the report for each object: its status, without the parts that only the data plane can
+//! decide.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ use crate::gateway::translate::routes::{Parent, Routed};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Verdict, Why};
 
-/// What a GatewayClass says that it can do (GEP-2162), sorted. Of HTTPRoute nothing: it is
+/// The features of a GatewayClass (GEP-2162), sorted. There are none of HTTPRoute, because HTTP is
 /// forwarded as bytes.
 const FEATURES: [&str; 13] = [
     "Gateway",
@@ -38,7 +39,7 @@ const FEATURES: [&str; 13] = [
     "UDPRoute",
 ];
 
-/// What a translation knows.
+/// The facts of a translation.
 pub(super) struct Known<'a, 'o> {
     pub(super) objects: &'o Objects,
     pub(super) settings: &'a Settings,
@@ -51,7 +52,7 @@ pub(super) struct Known<'a, 'o> {
     pub(super) empty: RefCell<Empty<'o>>,
 }
 
-/// Which routes there are, by what policies say of them.
+/// The routes, and their relation to policies.
 pub(super) struct Leads<'o> {
     routes: BTreeMap<(&'static str, ObjectKey<'o>), usize>,
     to_services: BTreeMap<ObjectKey<'o>, Vec<usize>>,
@@ -184,8 +185,7 @@ impl<'o> Known<'_, 'o> {
         report
     }
 
-    /// Of a Gateway or ListenerSet: with some listeners that are not valid it is accepted all the
-    /// same.
+    /// The Accepted condition of a Gateway or ListenerSet. Some invalid listeners do not change it.
     fn accepted(&self, verdict: &Verdict, own: &[&Entry<'_>]) -> Condition {
         let by = listeners::accepted_by(self.settings);
         if verdict.is_ok() && own.iter().all(|entry| entry.is_valid()) {
@@ -195,8 +195,8 @@ impl<'o> Known<'_, 'o> {
         condition("Accepted", verdict.clone(), "ListenersNotValid", &not_all_valid(&by))
     }
 
-    /// Gateways and ListenerSets that are not served, and that no other controller has: what was
-    /// said of them when they were must not stay, but for the addresses, which are reserved.
+    /// Reports for Gateways and ListenerSets that are not served and that no other controller has.
+    /// Their old statuses must go, except for the addresses, which are reserved.
     fn unserved(&self) -> Vec<Report> {
         let mut reports = Vec::new();
         for gateway in &self.objects.gateways {
@@ -225,8 +225,8 @@ impl<'o> Known<'_, 'o> {
         reports
     }
 
-    /// Why a Gateway, or what belongs to it, waits for a controller, where that is ours to say;
-    /// `status` is that of the object in question.
+    /// Why a Gateway, or an object of the Gateway, waits for a controller, if Ringway is to say so.
+    /// `status` is the object's status.
     fn why_unserved(&self, gateway: &Gateway, status: Option<&Value>) -> Option<String> {
         let class = &gateway.spec.gateway_class_name;
         match listeners::claim(gateway, self.objects, self.settings) {
@@ -292,7 +292,7 @@ impl<'o> Known<'_, 'o> {
         Part { fields, title: format!("listener {}", entry.spec.name), conditions }
     }
 
-    /// What is in the way of a listener that could not be opened, if that is Ringway itself.
+    /// A hint for a listener that could not be opened because Ringway itself has the port.
     fn hint(&self, entry: &Entry<'_>) -> Option<String> {
         let port = self.settings.base.admin.map(|admin| admin.port())?;
         let own = i32::from(port) == entry.spec.port && entry.protocol != Some(Protocol::Udp);
@@ -316,7 +316,7 @@ impl<'o> Known<'_, 'o> {
         report
     }
 
-    /// Where every reference resolves, and yet sessions are refused.
+    /// Why sessions are refused although every reference resolves.
     fn refused(&self, route: &Routed<'o>) -> Option<(&'static str, String)> {
         if route.backends.iter().all(|backend| backend.weight == 0) {
             let what = match route.backends.is_empty() {
@@ -408,8 +408,8 @@ impl<'o> Known<'_, 'o> {
         reports
     }
 
-    /// The Gateways whose routes lead to a target of a policy, and what is said there: the first
-    /// fault of the targets that are reached from it, of those that nobody can reach, of the whole
+    /// The Gateways with routes to a target of a policy, each with a verdict: the first fault of
+    /// the targets that the Gateway reaches, of targets that nobody can reach, or of the whole
     /// policy.
     fn backend_tls_gateways(
         &self,
@@ -460,7 +460,7 @@ impl<'o> Known<'_, 'o> {
         Part { fields, title: format!("ancestor {name}"), conditions }
     }
 
-    /// The Gateways that the target of a policy has to do with.
+    /// The Gateways that the target of a policy belongs to.
     fn reached(&self, aim: PolicyTarget<'_>) -> Result<Vec<(String, String)>, Why> {
         let PolicyTarget { kind, namespace, name, section } = aim;
         let wanted = (namespace, name);
@@ -494,15 +494,15 @@ impl<'o> Known<'_, 'o> {
             }
             kind => {
                 let route = self.leads.routes.get(&(kind, wanted)).map(|at| &self.routes[*at]);
-                // Of a route, no part can be a target.
+                // A part of a route can't be a target.
                 let route = route.filter(|_| section.is_none());
                 Ok(self.gateways_of(route.ok_or_else(missing)?).into_iter().collect())
             }
         }
     }
 
-    /// Whether a policy for this part of a Gateway or ListenerSet, or for all of it, can be in
-    /// force; `None`: there is no such part.
+    /// Whether a policy can be in force for a Gateway or ListenerSet, or for one section of it.
+    /// `None`: there is no such section.
     fn has_own(&self, gate: usize, set: Option<usize>, section: Option<&str>) -> Option<Verdict> {
         let Some(section) = section else { return Some(Ok(())) };
         let entries = &self.listeners.entries;
@@ -545,8 +545,9 @@ impl<'o> Known<'_, 'o> {
     }
 }
 
-/// GA of what we claim came with v1.5 (TLSRoute, ListenerSet) and v1.6 (TCPRoute, UDPRoute); what
-/// is older serves them as alpha, which reads the same. A major version to come may not.
+/// Whether the CRDs' version is supported. GA came with v1.5 (TLSRoute, ListenerSet) and v1.6
+/// (TCPRoute, UDPRoute). Older versions have them as alpha, which reads alike. A later major
+/// version may not.
 fn is_supported(bundle: &Bundle) -> Verdict {
     if bundle.version.starts_with("v1.") {
         return Ok(());
@@ -555,7 +556,7 @@ fn is_supported(bundle: &Bundle) -> Verdict {
     Err(Why::new("UnsupportedVersion", message))
 }
 
-/// Events of certificates whose time is over.
+/// Events for expired certificates.
 fn expired(own: &[&Entry<'_>]) -> Vec<(&'static str, String)> {
     let all = own.iter().flat_map(|entry| {
         let name = &entry.spec.name;

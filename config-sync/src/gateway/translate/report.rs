@@ -1,4 +1,4 @@
-//! What one object is told: conditions, some of which only the data plane can decide.
+//! The report for one object: its conditions, some of which only the data plane can decide.
 
 use std::collections::BTreeSet;
 
@@ -8,17 +8,17 @@ use crate::gateway::status::{Outcome, SUPERSEDED, StatusOf};
 use crate::gateway::translate::notice::Notice;
 use crate::gateway::translate::verdict::{Verdict, Why};
 
-/// The status of an object, to be finished by what became of the configuration.
+/// An object's status, to be completed with the outcome of the configuration.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) of: StatusOf,
-    /// Fields without conditions.
+    /// The fields that are not conditions.
     pub(super) fields: Map<String, Value>,
     pub(super) conditions: Option<Vec<Condition>>,
     pub(super) listeners: Option<Vec<Part>>,
     /// `parents` or `ancestors`.
     pub(super) parts: Option<(&'static str, Vec<Part>)>,
-    /// What is worth an event beside the conditions: reasons and messages.
+    /// Reasons and messages that become Events beside the conditions.
     pub(super) passing: Vec<(&'static str, String)>,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Report {
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) fields: Value,
-    /// What events call it.
+    /// The name of the part in Events.
     pub(super) title: String,
     pub(super) conditions: Vec<Condition>,
 }
@@ -41,21 +41,21 @@ pub(super) struct Condition {
 pub(super) enum Says {
     True(&'static str, String),
     False(Why),
-    /// For a controller to come.
+    /// The object waits for a controller.
     Waits(String),
-    /// Of a listener: true if the data plane could open these, its listeners in the configuration;
-    /// else there may be a hint.
+    /// For a listener: true if the data plane could open these listeners of the configuration.
+    /// Otherwise there may be a hint.
     Opened(BTreeSet<String>, &'static str, Option<String>),
-    /// Of what has these listeners, which are all valid if they could be opened.
+    /// For an object with these listeners: true if all of them could be opened.
     Valid(BTreeSet<String>, String),
-    /// The same, true as soon as it serves all of them.
+    /// For an object with these listeners: true as soon as the data plane serves all of them.
     Served(BTreeSet<String>),
-    /// Of what has several listeners: true as soon as it serves one of these.
+    /// For an object with these listeners: true as soon as the data plane serves one of them.
     SomeServed(BTreeSet<String>),
 }
 
 impl Report {
-    /// As the API server writes it into an object that is new, with the reason.
+    /// The status that the API server writes into a new object, with the reason.
     pub(super) fn wait(self, why: &str) -> Self {
         let says = Says::Waits(format!("Waiting for controller: {why}"));
         let conditions =
@@ -135,7 +135,7 @@ impl Condition {
         })
     }
 
-    /// Status, reason and message.
+    /// The condition's status, reason and message.
     pub(super) fn said(&self, outcome: &Outcome) -> (&'static str, &'static str, String) {
         match &self.says {
             Says::True(reason, message) => ("True", *reason, message.clone()),
@@ -161,8 +161,8 @@ impl Condition {
         }
     }
 
-    /// What somebody must act on, its reason and message. Not what follows from something else that
-    /// is said anyway.
+    /// The reason and message if a user must act. Consequences of another problem that is reported
+    /// anyway are left out.
     pub(super) fn complaint(&self, outcome: &Outcome) -> Option<(&'static str, String)> {
         let (status, reason, message) = self.said(outcome);
         let counts = match (self.kind, status) {
@@ -170,7 +170,7 @@ impl Condition {
             | ("Accepted" | "ResolvedRefs" | "SupportedVersion", "False")
             | ("Accepted", "Unknown") => true,
             ("Programmed", "False") => {
-                // Once for a Gateway, not for each of its listeners.
+                // The Gateway reports this once, not each of its listeners.
                 let whole = matches!(self.says, Says::SomeServed(_)) && refused(outcome).is_some();
                 reason.starts_with("Address") || whole
             }

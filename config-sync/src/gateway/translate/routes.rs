@@ -1,4 +1,5 @@
-//! Routes: which listeners take them, what they lead to, and which of several is served.
+//! Routes: which listeners take a route, where a route leads, and which of several routes is
+//! served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,36 +12,37 @@ use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Verdict, Why};
 
-/// A route that names one of our Gateways or ListenerSets, or has done so.
+/// A route with one of Ringway's Gateways or ListenerSets as a parent, now or earlier.
 pub(super) struct Routed<'o> {
     pub(super) kind: Kind,
     pub(super) object: &'o Route,
     pub(super) parents: Vec<Parent>,
-    /// Of the first rule.
+    /// The backends of the first rule.
     pub(super) backends: Vec<Weighted<'o>>,
     pub(super) resolved: Verdict,
-    /// Rules behind the first, which no route may have any more.
+    /// The number of rules after the first, which no route may have any more.
     pub(super) dropped_rules: usize,
 }
 
-/// A parentRef, and what became of it.
+/// A parentRef, with the verdict on the reference.
 pub(super) struct Parent {
     pub(super) reference: ParentRef,
     pub(super) accepted: Verdict,
-    /// Listeners that take the route.
+    /// The listeners that take the route.
     pub(super) entries: Vec<usize>,
-    /// Of those, the ones where another route is served in its place, and which that is.
+    /// The listeners among `entries` that serve another route in place of this one, with that
+    /// route's title.
     pub(super) superseded: BTreeMap<usize, String>,
 }
 
 pub(super) struct Weighted<'o> {
     pub(super) weight: u32,
-    /// What stands for it in the name of a backend that leads nowhere.
+    /// The words for the reference in the name of a backend that leads nowhere.
     pub(super) words: String,
     pub(super) destination: Result<Destination<'o>, Why>,
 }
 
-/// All routes, oldest first. Counts what listeners have attached to them.
+/// All routes, oldest first. Counts the routes that are attached to each listener.
 pub(super) fn routes<'o>(
     objects: &'o Objects,
     index: &Index<'o>,
@@ -76,21 +78,22 @@ pub(super) fn routes<'o>(
     routes
 }
 
-/// Whether the status has parts of ours that must go when there is nothing to say any more.
+/// Whether the status has parts of Ringway's that must be removed if there is nothing to say any
+/// more.
 fn has_ours(object: &Route, settings: &Settings) -> bool {
     let parents = object.status.as_ref().and_then(|status| status["parents"].as_array());
     let mut parents = parents.into_iter().flatten();
     parents.any(|parent| parent["controllerName"] == *settings.controller_name)
 }
 
-/// Listeners by whom they belong to: the kind, namespace and name of a parent.
+/// Listeners by their owner: the kind, namespace and name of a parent.
 struct Owners<'o> {
     entries: BTreeMap<(Kind, &'o str, &'o str), Owned<'o>>,
-    /// Gateways that take routes which name none (GEP-3793).
+    /// Gateways that take routes without a parent (GEP-3793).
     defaults: Vec<(&'o str, &'o str)>,
 }
 
-/// The listeners of one of them, and those of each name.
+/// The listeners of one owner: all of them, and by name.
 #[derive(Default)]
 struct Owned<'o> {
     all: Vec<usize>,
@@ -167,7 +170,8 @@ fn routed<'o>(
     Routed { kind, object, parents, backends, resolved, dropped_rules }
 }
 
-/// The listeners of a parent, or those of the name that is asked for. `None`: it is none of ours.
+/// The listeners of a parent, or those with the requested name. `None`: the parent is not
+/// Ringway's.
 fn entries_of(reference: &ParentRef, namespace: &str, owners: &Owners<'_>) -> Option<Vec<usize>> {
     let kind = match reference.kind.as_deref().unwrap_or("Gateway") {
         "Gateway" => Kind::Gateway,
@@ -200,8 +204,8 @@ fn parent(
     Parent { reference, accepted, entries, superseded: BTreeMap::new() }
 }
 
-/// The listeners that take a route, by the order of reasons that the Gateway API has: is there such
-/// a listener, does it allow the route, do the host names meet, is all that is asked supported.
+/// The listeners that take a route. The Gateway API's order of reasons holds: the listener exists,
+/// the listener allows the route, the host names meet, and all requested features are supported.
 fn take(
     reference: &ParentRef,
     (kind, object): (Kind, &Route),
@@ -240,8 +244,8 @@ fn take(
     Ok(meeting)
 }
 
-/// Whether the Gateway is accepted does not matter: attachment depends on allowedRoutes and
-/// parentRefs only (Gateway API, `ListenerStatus.attachedRoutes`).
+/// Whether a listener allows a route. The Gateway need not be accepted, because attachment depends
+/// only on allowedRoutes and parentRefs (Gateway API, `ListenerStatus.attachedRoutes`).
 fn allows(
     entry: &Entry<'_>,
     kind: Kind,
@@ -273,7 +277,7 @@ fn allows(
     Ok(())
 }
 
-/// What keeps a route out, by listener, as far as a status has room.
+/// The reasons that keep a route out, by listener, as far as a status has room.
 fn not_allowed(refusals: &[(&str, String)]) -> String {
     const SHOWN: usize = 16;
     let shown = refusals.iter().take(SHOWN);
@@ -284,8 +288,8 @@ fn not_allowed(refusals: &[(&str, String)]) -> String {
     shown.join("; ")
 }
 
-/// The names under which a route with these stands on a listener: `None` is every name that the
-/// listener takes. Empty: none meets.
+/// The names that a route with the host names `of` has on a listener. `None` is every name that the
+/// listener takes. The list is empty if no names meet.
 pub(super) fn hostnames(entry: &Entry<'_>, of: &[String]) -> Vec<Option<String>> {
     let named = matches!(entry.protocol, Some(Protocol::Tls | Protocol::Https | Protocol::Http));
     if !named || of.is_empty() {
@@ -302,7 +306,7 @@ pub(super) fn hostnames(entry: &Entry<'_>, of: &[String]) -> Vec<Option<String>>
     met
 }
 
-/// Of what can be written into a route, a Layer-4 gateway can't do everything.
+/// Checks that a Layer-4 gateway supports all that the route asks for.
 fn supported<'e>(
     kind: Kind,
     object: &Route,
@@ -342,11 +346,11 @@ fn supported<'e>(
     Ok(())
 }
 
-/// Which route is served where: on a TCP or UDP listener one, on a TLS listener one for each name;
-/// always the oldest. What a route has been refused is written into its parents.
+/// Chooses the route that is served: one route on a TCP or UDP listener, and one for each name on a
+/// TLS listener, always the oldest. Refusals are written into the route's parents.
 pub(super) fn choose(routes: &mut [Routed<'_>], listeners: &Listeners<'_>) -> Served {
     let mut served = Served::default();
-    // The order of routes is that of age.
+    // Routes are in the order of age.
     for (at, route) in routes.iter_mut().enumerate() {
         let title = title(route.kind, route.object);
         for parent in &mut route.parents {
@@ -373,17 +377,17 @@ pub(super) fn choose(routes: &mut [Routed<'_>], listeners: &Listeners<'_>) -> Se
     served
 }
 
-/// Which names are served by which route.
+/// The names, with the route that serves each.
 #[derive(Default)]
 pub(super) struct Served {
     winners: BTreeMap<(usize, Option<String>), (usize, String)>,
-    /// By route and place: under which names.
+    /// The names of each route at each place.
     pub(super) places: BTreeMap<(usize, usize), BTreeSet<Option<String>>>,
 }
 
 impl Listeners<'_> {
-    /// The entry whose listener in the configuration stands for this one: HTTP listeners of one
-    /// Gateway and port differ by what only HTTP shows, so that the first stands for all.
+    /// The entry with the configuration's listener for this entry. HTTP listeners of one Gateway
+    /// and port differ only in HTTP, so the first stands for all of them.
     pub(super) fn place(&self, at: usize) -> usize {
         let own = &self.entries[at];
         if own.protocol != Some(Protocol::Http) {
@@ -393,7 +397,7 @@ impl Listeners<'_> {
     }
 }
 
-/// As in `TCPRoute/namespace/name`.
+/// A title such as `TCPRoute/namespace/name`.
 pub(super) fn title(kind: Kind, object: &Route) -> String {
     let (namespace, name) = key(&object.metadata);
     format!("{kind}/{namespace}/{name}")

@@ -1,4 +1,4 @@
-//! What a translation depends on beside the objects.
+//! The inputs of a translation besides the objects.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,28 +10,30 @@ use crate::gateway::translate::found::LastGood;
 use crate::machine::Machine;
 use crate::model::config::Config;
 
-/// What a translation depends on beside the objects.
+/// The inputs of a translation besides the objects.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// GatewayClasses with this name are ours.
+    /// GatewayClasses with this name are Ringway's.
     pub controller_name: String,
-    /// Each Gateway gets an address of its own out of these; empty: Gateways share the node's.
+    /// Each Gateway gets an address of its own from these. Empty: Gateways share the node's
+    /// addresses.
     pub address_pool: Vec<IpNet>,
-    /// What each Gateway, by namespace and name, got out of the pool in the translation before:
-    /// between that and its status others may come that are older by their names.
+    /// The addresses that each Gateway got from the pool in the last translation, by namespace and
+    /// name. Before a Gateway's status is written, Gateways may come that are older by their names.
     pub given: BTreeMap<(String, String), Vec<IpAddr>>,
-    /// Certificates that the translation before found.
+    /// The good certificates of the last translation.
     pub last_good: LastGood,
-    /// The only namespaces that are followed; empty: all are.
+    /// The only namespaces that are followed. Empty: all are.
     pub namespaces: Arc<[String]>,
-    /// The time of day in seconds; `None`: certificates that have expired are not told of.
+    /// The time of day in seconds. `None`: expired certificates are not reported.
     pub now: Option<i64>,
-    /// What statuses say where there is no pool; the first 16 count.
+    /// The addresses in statuses if there is no pool. The first 16 count.
     pub node_addresses: Vec<IpAddr>,
     /// Endpoints whose hints name this zone come first.
     pub zone: Option<String>,
-    /// What no object says: workers, admin API, access log, limits, drain. It has no listeners.
+    /// The keys that no object has: workers, admin API, access log, limits, drain. There are no
+    /// listeners.
     pub base: Config,
-    /// Which congestion controls a policy may name.
+    /// The machine, with the congestion controls that a policy may name.
     pub machine: Machine,
 }

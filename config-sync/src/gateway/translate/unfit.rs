@@ -1,5 +1,5 @@
-//! Objects at which translation panics, which is a fault of ours: each is found, and left out, so
-//! that it holds up no other.
+//! Finds objects at which translation panics, which is a fault of Ringway. Each such object is left
+//! out, so that it holds up no other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::gateway::objects::Objects;
 use crate::gateway::status::Kind;
 use crate::gateway::translate::notice::Notice;
 
-/// More than this in one cluster are no fault of single objects.
+/// The most objects that are left out. More in one cluster are no fault of single objects.
 const MOST: usize = 16;
 
-/// An object that is left out, as long as it is as it was.
+/// An object that is left out until the object changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
     kind: &'static str,
@@ -23,16 +23,16 @@ pub struct Unfit {
     version: Option<String>,
 }
 
-/// What `translate` makes of the objects without those at which it panics, and which these are.
-/// `known`: those of the last time. `None`: there are too many of them.
+/// Translates the objects without those at which `translate` panics, and returns those. `known` are
+/// those of the last time. `None`: there are too many of them.
 ///
-/// Where it panics only if there are several objects together, it is one of them that is left out.
+/// If `translate` panics only with several objects together, one of these is left out.
 pub fn translate_what_fits<T>(
     objects: &Objects,
     known: Vec<Unfit>,
     translate: impl Fn(&Objects) -> T,
 ) -> (Option<T>, Vec<Unfit>) {
-    // Nothing outlives the attempt that a panic could have left half changed.
+    // A panic can leave values half changed, but no such value outlives the attempt.
     let attempt = |some: &Objects| catch_unwind(AssertUnwindSafe(|| translate(some))).ok();
     let mut unfit = known;
     if !unfit.is_empty() {
@@ -54,7 +54,8 @@ pub fn translate_what_fits<T>(
     }
 }
 
-/// The object with which a row of objects begins to panic, in the order of [`walk`].
+/// The object at which the first panic comes when objects are added one by one, in the order of
+/// [`walk`].
 fn first_at_fault(objects: &Objects, panics: impl Fn(&Objects) -> bool) -> Option<Unfit> {
     let first = |count| {
         let (mut some, mut first) = (objects.clone(), First { left: count, last: None });
@@ -83,7 +84,7 @@ impl Unfit {
         }
     }
 
-    /// Says it; an event too, on kinds of which statuses are written.
+    /// Logs the object. Kinds with a status that Ringway writes get an Event too.
     pub fn say(&self) {
         let Self { kind, namespace, name, .. } = self;
         let namespace = namespace.as_deref().unwrap_or_default();
@@ -111,7 +112,8 @@ trait Visit {
     fn visit<T: Resource>(&mut self, kind: &'static str, objects: &mut Vec<Arc<T>>);
 }
 
-/// Every kind, behind those that it takes to get at it: what comes last is at fault.
+/// Visits every kind after the kinds that lead to it, so that the last object added is the faulty
+/// one.
 fn walk(objects: &mut Objects, visit: &mut impl Visit) {
     visit.visit("Namespace", &mut objects.namespaces);
     visit.visit("GatewayClass", &mut objects.gateway_classes);
@@ -130,7 +132,7 @@ fn walk(objects: &mut Objects, visit: &mut impl Visit) {
     visit.visit("ConfigMap", &mut objects.config_maps);
 }
 
-/// Collects all.
+/// Collects all objects.
 struct Present(Vec<Unfit>);
 
 impl Visit for Present {
@@ -139,7 +141,7 @@ impl Visit for Present {
     }
 }
 
-/// Takes some out.
+/// Takes some objects out.
 struct Without<'u>(&'u [Unfit]);
 
 impl Visit for Without<'_> {
@@ -150,7 +152,7 @@ impl Visit for Without<'_> {
     }
 }
 
-/// Keeps so many, and says which is the last of them.
+/// Keeps the first `left` objects, and notes the last of them.
 struct First {
     left: usize,
     last: Option<Unfit>,
@@ -189,7 +191,7 @@ mod tests {
         all.0.into_iter().map(|object| object.name).collect()
     }
 
-    /// Stands for a fault in translation: it can't bear some objects.
+    /// Stands for a faulty translation, which panics at some objects.
     fn translate(objects: &Objects) -> Vec<String> {
         let names = names(objects);
         assert!(!names.iter().any(|name| name.contains("bad")), "a fault of ours");
@@ -207,7 +209,7 @@ mod tests {
         assert_eq!(made.expect("the rest"), ["a", "b", "c", "d", "e"]);
         let said: Vec<_> = unfit.iter().map(|object| (object.kind, &*object.name)).collect();
         assert_eq!(said, [("Service", "bad1"), ("Service", "bad2")]);
-        // It is known the next time, and asked anew once it has changed.
+        // The faulty object is known the next time, and is tried again once it has changed.
         objects.services[1] = named::<Service>("good1", "2");
         let (made, unfit) = translate_what_fits(&objects, unfit, translate);
         assert_eq!(made.expect("the rest"), ["a", "b", "c", "good1", "d", "e"]);

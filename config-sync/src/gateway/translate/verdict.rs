@@ -1,8 +1,8 @@
-//! Whether something is as it was asked for, and why not.
+//! Verdicts: whether an object is valid, and if not, why.
 
 use crate::gateway::translate::index::Party;
 
-/// Why something is not as it was asked for: the reason and message of a condition.
+/// Why an object is not valid: the reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Why {
     pub(super) reason: &'static str,
