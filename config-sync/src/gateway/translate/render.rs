@@ -52,7 +52,7 @@ pub(super) struct Known<'a, 'o> {
     pub(super) empty: RefCell<Empty<'o>>,
 }
 
-/// The routes, and their relation to policies.
+/// The routes by the ways in which policies name them: by kind and name, and by Service.
 pub(super) struct Leads<'o> {
     routes: BTreeMap<(&'static str, ObjectKey<'o>), usize>,
     to_services: BTreeMap<ObjectKey<'o>, Vec<usize>>,

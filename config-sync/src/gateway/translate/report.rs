@@ -46,7 +46,8 @@ pub(super) enum Says {
     /// For a listener: true if the data plane could open these listeners of the configuration.
     /// Otherwise there may be a hint.
     Opened(BTreeSet<String>, &'static str, Option<String>),
-    /// For an object with these listeners: true if all of them could be opened.
+    /// For an object with these listeners: true, with the reason ListenersNotValid if one of them
+    /// could not be opened.
     Valid(BTreeSet<String>, String),
     /// For an object with these listeners: true as soon as the data plane serves all of them.
     Served(BTreeSet<String>),
