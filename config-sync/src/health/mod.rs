@@ -128,7 +128,7 @@ pub struct Probe {
     due: Instant,
 }
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Good,

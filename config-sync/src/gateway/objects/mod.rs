@@ -57,7 +57,7 @@ pub struct Objects {
 /// The annotations `gateway.networking.k8s.io/bundle-version` and `.../channel` of the CRDs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
-    /// Such as `v1.6.1`.
+    /// A version such as `v1.6.1`.
     pub version: String,
     /// `standard` or `experimental`.
     pub channel: String,

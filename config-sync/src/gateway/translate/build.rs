@@ -21,7 +21,7 @@ use crate::model::tls::Origination;
 use crate::table::fnv::Fnv;
 use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
 
-/// What the parts of a configuration are made from.
+/// The inputs from which the parts of a configuration are made.
 pub(super) struct Build<'a, 'o> {
     pub(super) settings: &'a Settings,
     pub(super) index: &'a Index<'o>,
