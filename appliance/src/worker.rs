@@ -23,7 +23,8 @@ use crate::ring::{Features, Ring, RingError, Turn};
 use crate::stats::counters::Counters;
 use crate::stats::records::Record;
 
-/// Microseconds since the process began. All workers and the control thread share this clock.
+/// Microseconds since the process began. All workers and the control thread begin with this clock; a
+/// worker then leaves the time out for which it was stopped within a turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
@@ -40,6 +41,17 @@ impl Clock {
     /// of day, to a second.
     pub fn epoch(self) -> u64 {
         (UnixTime::now().as_secs() * 1_000_000).saturating_sub(self.micros())
+    }
+
+    /// Leaves the time since `began` out if that is long: from then on the clock shows less. Returns
+    /// the microseconds that were left out.
+    fn leave_out(&mut self, began: u64) -> u64 {
+        let spent = self.micros().saturating_sub(began);
+        if spent < LATE {
+            return 0;
+        }
+        self.0 += Duration::from_micros(spent);
+        spent
     }
 }
 
@@ -121,6 +133,10 @@ pub struct Worker {
     ports_short: Arc<AtomicU64>,
     /// When the worker looks at the time of day again.
     look_at: u64,
+    /// When the last turn began.
+    began: u64,
+    /// Microseconds that `clock` has left out.
+    left_out: u64,
 }
 
 /// Room from the start for the events and ops of one turn: as many as the completion queue holds.
@@ -164,6 +180,8 @@ impl Worker {
             clock: config.clock,
             ports_short: config.ports_short,
             look_at: 0,
+            began: config.clock.micros(),
+            left_out: 0,
         })
     }
 
@@ -173,9 +191,11 @@ impl Worker {
     /// The ring is of no use any more.
     pub fn turn(&mut self) -> io::Result<()> {
         let due = self.proxy.next_due();
+        self.leave_out_stops();
         let timeout = self.timeout();
         let mut woken = self.ring.wait(timeout, &mut self.turn)?;
         let now = self.clock.micros();
+        self.began = now;
         if now >= self.look_at {
             self.look_at = now + DAYTIME;
             self.proxy.set_epoch(self.clock.epoch());
@@ -203,10 +223,25 @@ impl Worker {
     /// Shares the shortage of source ports with the other workers. The worker writes the value only
     /// while ports are short, so all other workers find the value in their cache.
     fn share_shortage(&mut self) {
-        let known = self.ports_short.load(Ordering::Relaxed);
+        let known = self.ports_short.load(Ordering::Relaxed).saturating_sub(self.left_out);
         let until = self.proxy.share_shortage(known);
         if until > known {
-            self.ports_short.fetch_max(until, Ordering::Relaxed);
+            self.ports_short.fetch_max(until + self.left_out, Ordering::Relaxed);
+        }
+    }
+
+    /// Leaves the time of the last turn out of the worker's clock if the process was stopped within
+    /// that turn. All that the turn did has the time at which the turn began. Without this, a
+    /// session that has just moved bytes would look idle for as long as the process was stopped.
+    fn leave_out_stops(&mut self) {
+        if self.proxy.next_deadline().is_none() {
+            return;
+        }
+        let left_out = self.clock.leave_out(self.began);
+        if left_out > 0 {
+            self.left_out += left_out;
+            // The time of day of the clock's 0 has moved.
+            self.look_at = 0;
         }
     }
 
@@ -345,5 +380,22 @@ fn keep(kept: &mut VecDeque<Record>, record: Record, counters: &Counters) {
         Record::Applied { .. } | Record::Retired(_) | Record::Unlistened(_) => {
             kept.push_back(record);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_within_a_turn_is_left_out() {
+        let mut clock = Clock::start();
+        assert_eq!(clock.leave_out(u64::MAX), 0, "a turn that is not over took no time");
+        let (whole, began) = (clock, clock.micros());
+        std::thread::sleep(Duration::from_micros(LATE));
+        let left_out = clock.leave_out(began);
+        assert!(left_out >= LATE);
+        let shown = clock.micros();
+        assert!(whole.micros() - shown >= left_out);
     }
 }

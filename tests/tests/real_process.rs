@@ -172,7 +172,7 @@ fn run_waits_for_the_addresses_of_a_killed_one_and_for_no_others() {
         // Dropped, that is killed, at the end of each turn.
         let gateway = Gateway::start(&config);
         assert_eq!(exchange(tcp, b"hello").expect("an answer"), b"hello");
-        assert!(gateway.stderr().contains("ready"));
+        wait_until("it says that it is ready", || gateway.stderr().contains("ready"));
     }
     let _another = (
         wait_for("the TCP address to be free", || TcpListener::bind(tcp).ok()),
