@@ -23,8 +23,8 @@ use crate::ring::{Features, Ring, RingError, Turn};
 use crate::stats::counters::Counters;
 use crate::stats::records::Record;
 
-/// Microseconds since the process began. All workers and the control thread begin with this clock; a
-/// worker then leaves the time out for which it was stopped within a turn.
+/// Microseconds since the process began. All workers and the control thread begin with this clock.
+/// A worker then leaves the time out for which it was stopped within a turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
@@ -43,8 +43,8 @@ impl Clock {
         (UnixTime::now().as_secs() * 1_000_000).saturating_sub(self.micros())
     }
 
-    /// Leaves the time since `began` out if that is long: from then on the clock shows less. Returns
-    /// the microseconds that were left out.
+    /// Leaves the time since `began` out if that is long: from then on the clock shows less.
+    /// Returns the microseconds that were left out.
     fn leave_out(&mut self, began: u64) -> u64 {
         let spent = self.micros().saturating_sub(began);
         if spent < LATE {

@@ -206,8 +206,7 @@ fn start(
     let (start, steering, is_started) = (Instant::now(), seed()?, Arc::<AtomicBool>::default());
     let later = Arc::clone(&is_started);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
-        // An address of a pool is bound before this machine has the address: this machine may be
-        // the standby.
+        // A standby binds the addresses of a pool before it has them.
         let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
         loop {
             match open_listeners(socket, workers, rejoins, early, steering) {
