@@ -544,6 +544,75 @@ fn tls_listeners_on_one_address_must_agree_on_what_comes_before_the_name() {
     );
 }
 
+#[test]
+fn several_addresses_and_hostnames_of_one_listener() {
+    let named = "[[listeners]]\nname = \"a\"\nprotocol = \"TLS\"\n";
+    let both = "addresses = [\"0.0.0.0:443\", \"[::]:443\"]\n";
+    let hosts = "hostnames = [\"a.example.com\", \"*.b.example.com\"]\n";
+    assert!(load(&format!("{named}{both}{hosts}")).is_ok());
+    for (text, expected) in [
+        (format!("{named}addresses = []\n"), "4:13: listeners[0].addresses: names no address"),
+        (
+            format!("{named}address = \"[::]:443\"\n{both}"),
+            "5:13: listeners[0].addresses: stands beside `address`; write all of them here",
+        ),
+        (
+            format!("{named}addresses = [\"[::]:443\", \"[::]:443\"]\n"),
+            "4:26: listeners[0].addresses[1]: [::]:443 is addresses[0] already",
+        ),
+        (
+            format!("{named}addresses = [\"[::]:443\", \"[::1]:443\"]\n"),
+            "4:26: listeners[0].addresses[1]: [::1]:443 lies in [::]:443, which the listener has",
+        ),
+        (
+            format!("{named}addresses = [\"[::]:443\", \"443\"]\n"),
+            "4:26: listeners[0].addresses[1]: must be IP:PORT",
+        ),
+        (
+            format!("{named}{both}hostnames = []\n"),
+            "5:13: listeners[0].hostnames: names no hostname",
+        ),
+        (
+            format!("{named}{both}hostname = \"c.example.com\"\n{hosts}"),
+            "6:13: listeners[0].hostnames: stands beside `hostname`",
+        ),
+        (
+            format!("{named}{both}hostnames = [\"a.test\", \"A.test\"]\n"),
+            "5:24: listeners[0].hostnames[1]: \"a.test\" is hostnames[0] already",
+        ),
+        (
+            format!("{named}{both}hostnames = [\"a.test\"]\ndefault_hostname = \"b.test\"\n"),
+            "6:20: listeners[0].default_hostname: no listener of this address takes \"b.test\"",
+        ),
+        (
+            format!("{named}{both}{hosts}").replace("TLS", "TCP"),
+            "5:1: listeners[0].hostnames: is for TLS listeners only",
+        ),
+        (
+            format!("{named}{both}{hosts}")
+                + &listener("b", "TLS", "[::]:443", "hostname = \"*.b.example.com\""),
+            "10:12: listeners[1].hostname: [::]:443 clashes with listener \"a\" (line 2), with the",
+        ),
+        (
+            format!("{named}{both}{hosts}") + &listener("b", "TCP", "[::]:443", ""),
+            "9:11: listeners[1].address: [::]:443 clashes with listener \"a\" (line 2), and only",
+        ),
+        (
+            format!("{named}{both}{hosts}") + &route("r", "[\"a\"]", "[\"c.example.com\"]"),
+            "8:14: routes[0].listeners[0]: no hostname of the route can match listener \"a\", \
+             which takes \"a.example.com\" and \"*.b.example.com\"",
+        ),
+    ] {
+        let problems = load(&text).expect_err(&text).to_string();
+        let first = problems.lines().next().expect("a line").trim_start_matches("f:");
+        assert!(first.starts_with(expected), "{text}\n{problems}");
+    }
+    refused(
+        &format!("{named}hostnames = [\"a.test\"]\n"),
+        &["1:1: listeners[0].address: missing; IP:PORT"],
+    );
+}
+
 fn route(name: &str, listeners: &str, hostnames: &str) -> String {
     let names = format!("[[routes]]\nname = \"{name}\"\nlisteners = {listeners}\n");
     format!("{names}hostnames = {hostnames}\nbackends = []\n")

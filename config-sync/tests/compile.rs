@@ -56,7 +56,7 @@ fn every_key_reaches_the_table() {
 
     let dns = &table.listeners[0];
     assert_eq!((dns.protocol, dns.flow_timeout, dns.responses), (Protocol::Udp, 5_000, 1));
-    assert_eq!((dns.max_sessions, dns.routes.any(), dns.socket), (100, Some(0), 0));
+    assert_eq!((dns.max_sessions, dns.routes.any()), (100, Some(0)));
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
     let access = dns.access.as_ref().expect("ranges");
     assert!(access.admits(address("10.1.1.1")) && !access.admits(address("10.9.1.1")));
@@ -213,6 +213,26 @@ fn keys_at_the_top_are_read() {
             bulk_bytes: 0
         }
     );
+}
+
+#[test]
+fn a_listener_has_a_socket_for_each_address_and_is_one_listener_for_all_its_names() {
+    let text = "[[listeners]]\nname = \"web\"\nprotocol = \"TLS\"\n\
+                addresses = [\"0.0.0.0:443\", \"[::]:443\"]\n\
+                hostnames = [\"a.test\", \"*.b.test\"]\n\
+                [[listeners]]\nname = \"rest\"\nprotocol = \"TLS\"\naddress = \"[::]:443\"\n\
+                [[routes]]\nname = \"web\"\nlisteners = [\"web\"]\nbackends = []\n";
+    let table = table(text);
+    let addresses: Vec<_> = table.sockets.iter().map(|s| s.address.to_string()).collect();
+    assert_eq!(addresses, ["0.0.0.0:443", "[::]:443"]);
+    assert_eq!(table.listeners.len(), 2);
+    for socket in &table.sockets {
+        let listener = |name| socket.listeners.get(Some(name));
+        assert_eq!([listener("a.test"), listener("x.b.test")], [Some(0), Some(0)]);
+    }
+    let other = table.sockets.iter().map(|socket| socket.listeners.get(Some("c.test")));
+    assert_eq!(other.collect::<Vec<_>>(), [None, Some(1)], "only one address has the other");
+    assert_eq!(table.listeners[0].routes.get(Some("a.test")), Some(0));
 }
 
 #[test]

@@ -359,14 +359,15 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
     let mut config = config_sync::check::parse("test", &text).expect("a configuration");
     // As translated objects have it: whose it is stands where the file would.
     for listener in &mut config.listeners {
-        listener.address.place.file = listener.name.value.as_str().into();
+        let name: Arc<str> = listener.name.value.as_str().into();
+        listener.addresses.iter_mut().for_each(|at| at.place.file = name.clone());
     }
     for backend in &mut config.backends {
         let name: Arc<str> = backend.name.value.as_str().into();
         backend.endpoints.iter_mut().for_each(|at| at.place.file = name.clone());
     }
-    let first = config.listeners[0].address.value;
-    config.listeners[1].address.value = first;
+    let first = config.listeners[0].addresses[0].value;
+    config.listeners[1].addresses[0].value = first;
     let (mut sync, commands) = start(Path::new("none"));
     let put = sync.put(&config).expect("the rest is good");
     assert_eq!(put.failed.keys().collect::<Vec<_>>(), ["second"]);
@@ -388,8 +389,8 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
     assert_eq!((endpoints("b"), endpoints("c")), (2, 0));
 
     // Of nobody's fault, so that nothing can be left out.
-    config.listeners[1].address.value = first;
-    config.listeners[1].address.place.file = "elsewhere".into();
+    config.listeners[1].addresses[0].value = first;
+    config.listeners[1].addresses[0].place.file = "elsewhere".into();
     let why = sync.put(&config).expect_err("it can't be compiled");
     assert!(why.starts_with("elsewhere:"), "{why}");
     assert_eq!(sync.generation(), 2);

@@ -316,7 +316,7 @@ mod tests {
         let source = Source::Text { name: "demo.toml", text };
         let config = process::check(&source).expect("a valid configuration");
         let addresses: Vec<_> =
-            config.listeners.iter().map(|listener| listener.address.value.port()).collect();
+            config.listeners.iter().map(|listener| listener.addresses[0].value.port()).collect();
         assert_eq!(addresses, [19_000, 19_001, 19_443]);
         assert_eq!(config.admin.map(|address| address.port()), Some(19_900));
         assert_eq!(config.drain_timeout, 2_000);

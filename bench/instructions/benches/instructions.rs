@@ -451,8 +451,13 @@ impl World {
     }
 
     fn socket(&self, listener: usize) -> &Socket {
-        &self.table.sockets[self.table.listeners[listener].socket]
+        socket_of(&self.table, listener)
     }
+}
+
+fn socket_of(table: &RoutingTable, listener: usize) -> &Socket {
+    let of = |socket: &&Socket| socket.listeners.any() == Some(listener);
+    table.sockets.iter().find(of).expect("every listener has a socket")
 }
 
 fn ready(side: Side, ending: bool) -> Event {
@@ -494,6 +499,6 @@ fn table(policy: &str) -> (RoutingTable, config_sync::table::routing::Limits) {
     }
     let config = check::parse("instructions", &text).expect("a good configuration");
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
-    assert_eq!(table.sockets[table.listeners[UDP].socket].transport, Transport::Udp);
+    assert_eq!(socket_of(&table, UDP).transport, Transport::Udp);
     (table, config::limits(config.limits, 1, 65_536, 32_768, false))
 }

@@ -74,6 +74,13 @@ struct Check<'c> {
     hints: Hints,
 }
 
+/// A listener on one of its addresses.
+#[derive(Clone, Copy)]
+struct Bound<'c> {
+    listener: &'c Listener,
+    address: &'c At<SocketAddr>,
+}
+
 /// The listeners that use a backend.
 #[derive(Clone, Copy, Default)]
 struct Users<'c> {
@@ -145,10 +152,19 @@ impl<'c> Check<'c> {
     /// may take a part of a wildcard address's connections, because the kernel would split the
     /// connections silently.
     fn sockets(&mut self, listeners: &'c [Listener]) {
-        let mut sockets: BTreeMap<(Transport, SocketAddr), Vec<&Listener>> = BTreeMap::new();
+        let mut sockets: BTreeMap<(Transport, SocketAddr), Vec<Bound<'c>>> = BTreeMap::new();
         for listener in listeners {
-            let key = (transport(listener.protocol), listener.address.value);
-            sockets.entry(key).or_default().push(listener);
+            let mut own = BTreeMap::new();
+            for (i, address) in listener.addresses.iter().enumerate() {
+                if let Some(first) = own.insert(address.value, i) {
+                    let message = format!("{} is addresses[{first}] already", address.value);
+                    self.refuse(address, message);
+                    continue;
+                }
+                let key = (transport(listener.protocol), address.value);
+                sockets.entry(key).or_default().push(Bound { listener, address });
+            }
+            self.distinct_hostnames(listener);
         }
         for ((transport, address), sharing) in &sockets {
             self.shared_socket(sharing);
@@ -159,30 +175,45 @@ impl<'c> Check<'c> {
             };
             let whole = (*transport, SocketAddr::new(wildcard, address.port()));
             if let Some(owner) = sockets.get(&whole).filter(|_| address.ip() != wildcard) {
-                let address = &sharing[0].address;
-                self.refuse(address, taken(address.value, owner[0], "which takes it whole"));
+                let Bound { listener, address } = sharing[0];
+                let message = if owner.iter().any(|bound| std::ptr::eq(bound.listener, listener)) {
+                    format!("{} lies in {}, which the listener has", address.value, whole.1)
+                } else {
+                    taken(address.value, owner[0].listener, "which takes it whole")
+                };
+                self.refuse(address, message);
             }
         }
     }
 
-    fn shared_socket(&mut self, sharing: &[&Listener]) {
-        let first = sharing[0];
+    fn distinct_hostnames(&mut self, listener: &'c Listener) {
+        let mut own = BTreeMap::new();
+        for (i, host) in listener.hostnames.iter().enumerate() {
+            if let Some(first) = own.insert(&host.value, i) {
+                self.refuse(host, format!("\"{}\" is hostnames[{first}] already", host.value));
+            }
+        }
+    }
+
+    fn shared_socket(&mut self, sharing: &[Bound<'c>]) {
+        let first = sharing[0].listener;
         let mut by_host: BTreeMap<Option<&str>, &Listener> = BTreeMap::new();
-        by_host.insert(first.hostname.as_ref().map(|host| host.value.as_str()), first);
-        for listener in sharing.iter().skip(1) {
-            let host = listener.hostname.as_ref().map(|host| host.value.as_str());
-            let same = by_host.get(&host).copied();
-            by_host.entry(host).or_insert(listener);
-            if listener.protocol != Protocol::Tls || first.protocol != Protocol::Tls {
-                let why = "and only TLS listeners can share an address";
-                self.refuse(&listener.address, taken(listener.address.value, first, why));
+        for (nth, Bound { listener, address }) in sharing.iter().enumerate() {
+            let is_tls = listener.protocol == Protocol::Tls && first.protocol == Protocol::Tls;
+            for (host, place) in hosts_of(listener, &address.place) {
+                let same = *by_host.entry(host).or_insert(listener);
+                if is_tls && !std::ptr::eq(same, *listener) {
+                    let why = "with the same hostname, so nothing tells them apart";
+                    self.problems.push(place.problem(taken(address.value, same, why)));
+                }
+            }
+            if nth == 0 {
                 continue;
             }
-            if let Some(same) = same {
-                let why = "with the same hostname, so nothing tells them apart";
-                let place =
-                    listener.hostname.as_ref().map_or(&listener.address.place, |h| &h.place);
-                self.problems.push(place.problem(taken(listener.address.value, same, why)));
+            if !is_tls {
+                let why = "and only TLS listeners can share an address";
+                self.refuse(address, taken(address.value, first, why));
+                continue;
             }
             let differing = [
                 ("nodelay", listener.options.nodelay != first.options.nodelay),
@@ -200,15 +231,15 @@ impl<'c> Check<'c> {
                      same: it applies before the server name is known",
                     first.name.value, first.name.place.line
                 );
-                self.refuse(&listener.address, message);
+                self.refuse(address, message);
             }
         }
     }
 
     /// Some listener must take the name for clients that send no name.
-    fn default_hostname(&mut self, sharing: &[&Listener]) {
-        if let Some(name) = &sharing[0].default_hostname
-            && !sharing.iter().any(|listener| reaches(listener, &name.value))
+    fn default_hostname(&mut self, sharing: &[Bound<'c>]) {
+        if let Some(name) = &sharing[0].listener.default_hostname
+            && !sharing.iter().any(|bound| reaches(bound.listener, &name.value))
         {
             let message = format!("no listener of this address takes \"{}\"", name.value);
             self.refuse(name, message);
@@ -224,7 +255,8 @@ impl<'c> Check<'c> {
         });
         let found: Vec<_> = found.filter(|_| !route.hostnames.is_empty()).collect();
         for (name, listener) in &found {
-            let own = listener.hostname.as_ref().map_or("", |own| own.value.as_str());
+            let own: Vec<_> = listener.hostnames.iter().map(|own| own.value.as_str()).collect();
+            let own = own.join("\" and \"");
             let (is, hosts) = (&name.value, &route.hostnames);
             if listener.protocol != Protocol::Tls {
                 let why = format!("listener \"{is}\" is not TLS: it can't see them");
@@ -407,6 +439,17 @@ fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {
     format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
 }
 
+/// The host names of a listener, or `None` for every name. `otherwise` is the place of a listener
+/// that has no host name.
+fn hosts_of<'l>(
+    listener: &'l Listener,
+    otherwise: &'l Place,
+) -> impl Iterator<Item = (Option<&'l str>, &'l Place)> {
+    let every = listener.hostnames.is_empty().then_some((None, otherwise));
+    let own = listener.hostnames.iter();
+    own.map(|host| (Some(host.value.as_str()), &host.place)).chain(every)
+}
+
 /// The names that a route has on one of its listeners, with the place of each name.
 pub(crate) fn hosts_on<'r>(
     route: &'r Route,
@@ -422,7 +465,8 @@ pub(crate) fn hosts_on<'r>(
 
 /// Whether a client can ask for a name that both the listener and `pattern` match.
 pub(crate) fn reaches(listener: &Listener, pattern: &str) -> bool {
-    listener.hostname.as_ref().is_none_or(|own| overlap(&own.value, pattern))
+    let own = &listener.hostnames;
+    own.is_empty() || own.iter().any(|own| overlap(&own.value, pattern))
 }
 
 /// Whether some name matches both patterns.

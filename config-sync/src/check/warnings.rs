@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::model::backend::Backend;
 use crate::model::config::Config;
-use crate::model::listener::transport;
+use crate::model::listener::{bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::table::routing::Transport;
 
@@ -85,8 +85,9 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
     let mut at: BTreeMap<(Transport, SocketAddr), Vec<usize>> = BTreeMap::new();
     let mut number: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, listener) in config.listeners.iter().enumerate() {
-        let bound = (transport(listener.protocol), listener.address.value);
-        at.entry(bound).or_default().push(index);
+        for bound in bound_to(listener) {
+            at.entry(bound).or_default().push(index);
+        }
         number.insert(&listener.name.value, index);
     }
     let hit = |endpoint: SocketAddr, transport: Transport| -> &[usize] {

@@ -17,7 +17,7 @@ use crate::compile::names::Names;
 use crate::compile::tls::load::{Loader, Owner};
 use crate::model::backend::UPSTREAM_REST;
 use crate::model::config::{Broken, Config};
-use crate::model::listener::{bound_to, nameless};
+use crate::model::listener::{nameless, transport};
 use crate::model::place::{At, Problem, Problems};
 use crate::model::{backend, listener};
 use crate::table::maglev;
@@ -45,13 +45,11 @@ pub fn compile(
     let admitted = admission::admitted(config)?;
     let tls = tls(config, names)?;
     let mut compile = Compile { config, names, tls, admitted, problems: Vec::new() };
-    let (mut sockets, socket_of) = compile.sockets();
+    let (mut sockets, sharing) = compile.sockets();
     let backends = compile.backends();
-    let listeners = compile.listeners(&socket_of);
-    let mut sharing: Vec<Vec<&routing::Listener>> = vec![Vec::new(); sockets.len()];
-    listeners.iter().for_each(|listener| sharing[listener.socket].push(listener));
+    let listeners = compile.listeners();
     for (socket, sharing) in sockets.iter_mut().zip(sharing).filter(|(s, _)| s.reads_hello) {
-        socket.access = common_access(&sharing);
+        socket.access = common_access(sharing.iter().map(|listener| &listeners[*listener]));
     }
     let table = RoutingTable {
         generation,
@@ -125,22 +123,23 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
     Ok(tls)
 }
 
-/// The index of a socket in the table, by the transport and address of the socket.
-type SocketOf = BTreeMap<(Transport, SocketAddr), usize>;
-
 impl Compile<'_> {
-    fn sockets(&mut self) -> (Vec<routing::Socket>, SocketOf) {
-        let mut sockets: Vec<routing::Socket> = Vec::new();
-        let mut socket_of = SocketOf::new();
-        for (index, listener) in self.config.listeners.iter().enumerate() {
-            let key @ (transport, address) = bound_to(listener);
+    /// The sockets, and for each socket the indices of the listeners that share it.
+    fn sockets(&mut self) -> (Vec<routing::Socket>, Vec<Vec<usize>>) {
+        let (mut sockets, mut sharing) = (Vec::<routing::Socket>::new(), Vec::new());
+        let mut socket_of: BTreeMap<(Transport, SocketAddr), usize> = BTreeMap::new();
+        let all = self.config.listeners.iter().enumerate();
+        let all = all.flat_map(|(index, of)| of.addresses.iter().map(move |at| (index, of, at)));
+        for (index, listener, address) in all {
+            let key = (transport(listener.protocol), address.value);
             let at = *socket_of.entry(key).or_insert(sockets.len());
             if at == sockets.len() {
                 let id = self.names.sockets.id(key);
+                sharing.push(Vec::new());
                 sockets.push(routing::Socket {
-                    id: SocketId(self.given(id, &listener.address, "addresses")),
-                    transport,
-                    address,
+                    id: SocketId(self.given(id, address, "addresses")),
+                    transport: key.0,
+                    address: key.1,
                     options: listener.options,
                     reads_hello: listener.protocol == Protocol::Tls,
                     hello_timeout: listener.timeouts.hello,
@@ -158,20 +157,24 @@ impl Compile<'_> {
                 _ if *patience == 0 => 0,
                 timeout => timeout.max(*patience),
             };
-            let hostname = listener.hostname.as_ref().map(|hostname| hostname.value.as_str());
-            sockets[at].listeners.insert(hostname, index);
+            for hostname in &listener.hostnames {
+                sockets[at].listeners.insert(Some(&hostname.value), index);
+            }
+            if listener.hostnames.is_empty() {
+                sockets[at].listeners.insert(None, index);
+            }
+            sharing[at].push(index);
         }
-        (sockets, socket_of)
+        (sockets, sharing)
     }
 
-    fn listeners(&mut self, socket_of: &SocketOf) -> Vec<routing::Listener> {
+    fn listeners(&mut self) -> Vec<routing::Listener> {
         let mut listeners = Vec::new();
         for listener in &self.config.listeners {
             let id = self.names.listeners.id(listener.name.value.clone());
             listeners.push(routing::Listener {
                 id: ListenerId(self.given(id, &listener.name, "listeners")),
                 name: listener.name.value.as_str().into(),
-                socket: socket_of[&bound_to(listener)],
                 protocol: listener.protocol,
                 tls: self.tls.terminators.remove(&listener.name.value),
                 timeouts: listener.timeouts,
@@ -308,12 +311,14 @@ impl Compile<'_> {
 }
 
 /// The access set that all listeners have. `None` if the sets differ, or all clients may come in.
-fn common_access(listeners: &[&routing::Listener]) -> Option<Arc<Access>> {
-    let first = listeners.first()?.access.as_ref()?;
-    let same = |other: &&routing::Listener| {
+fn common_access<'l>(
+    mut listeners: impl Iterator<Item = &'l routing::Listener>,
+) -> Option<Arc<Access>> {
+    let first = listeners.next()?.access.as_ref()?;
+    let same = |other: &routing::Listener| {
         other.access.as_ref().is_some_and(|other| Arc::ptr_eq(other, first))
     };
-    listeners.iter().all(same).then(|| Arc::clone(first))
+    listeners.all(same).then(|| Arc::clone(first))
 }
 
 /// The ranges in order, without ranges that lie in other ranges.

@@ -75,10 +75,11 @@ fn every_place_is_of_the_part_that_it_is_in() {
         let (objects, settings, _) = read(&directory);
         let config = translate(&objects, &settings).config;
         let mut places = Vec::new();
-        for listener::Listener { name, address, hostname, admission, .. } in &config.listeners {
+        for listener::Listener { name, addresses, hostnames, admission, .. } in &config.listeners {
             let ranges = admission.allow.iter().flatten().chain(&admission.deny);
-            places.extend([(name, &name.place), (name, &address.place)]);
-            places.extend(hostname.iter().map(|at| (name, &at.place)));
+            places.push((name, &name.place));
+            places.extend(addresses.iter().map(|at| (name, &at.place)));
+            places.extend(hostnames.iter().map(|at| (name, &at.place)));
             places.extend(ranges.map(|at| (name, &at.place)));
         }
         for route::Route { name, listeners, hostnames, admission, backends, .. } in &config.routes {

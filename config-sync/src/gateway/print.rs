@@ -68,10 +68,10 @@ impl Print<'_> {
             Protocol::Tls => "TLS",
         };
         self.line("protocol", &quoted(protocol));
-        self.line("address", &quoted(&listener.address.value.to_string()));
-        if let Some(hostname) = &listener.hostname {
-            self.line("hostname", &quoted(&hostname.value));
-        }
+        let addresses = listener.addresses.iter().map(|at| quoted(&at.value.to_string()));
+        self.one_or_list(("address", "addresses"), addresses.collect());
+        let hostnames = listener.hostnames.iter().map(|name| quoted(&name.value));
+        self.one_or_list(("hostname", "hostnames"), hostnames.collect());
         if let Some(name) = &listener.default_hostname {
             self.line("default_hostname", &quoted(&name.value));
         }
@@ -297,6 +297,15 @@ impl Print<'_> {
 
     fn line(&mut self, key: &str, value: &str) {
         self.put(&format!("{key} = {value}\n"));
+    }
+
+    /// One value under the first key, or several values under the second key.
+    fn one_or_list(&mut self, (one, several): (&str, &str), values: Vec<String>) {
+        match &*values {
+            [] => {}
+            [value] => self.line(one, value),
+            _ => self.line(several, &list(values.into_iter())),
+        }
     }
 
     fn duration(&mut self, key: &str, applies: bool, millis: u32, default: u32) {

@@ -14,10 +14,11 @@ use crate::table::routing::{OnTruncation, Protocol, SocketOptions, Starttls, Tim
 pub struct Listener {
     pub name: At<String>,
     pub protocol: Protocol,
-    pub address: At<SocketAddr>,
-    /// TLS only. A host name in lower case; the first label may be `*`. `None`: the listener takes
-    /// every name, and clients that send no name.
-    pub hostname: Option<At<String>>,
+    /// At least one. Each address has a socket of its own.
+    pub addresses: Vec<At<SocketAddr>>,
+    /// TLS only. Host names in lower case; the first label may be `*`. If the list is empty, the
+    /// listener takes every name, and clients that send no name.
+    pub hostnames: Vec<At<String>>,
     /// TLS only. The name for clients that send no name, in lower case.
     pub default_hostname: Option<At<String>>,
     /// TLS only. The protocol that clients may speak before the ClientHello.
@@ -69,6 +70,8 @@ pub(crate) fn nameless(listener: &Listener) -> Option<&str> {
     listener.default_hostname.as_ref().map(|name| name.value.as_str())
 }
 
-pub(crate) fn bound_to(listener: &Listener) -> (Transport, SocketAddr) {
-    (transport(listener.protocol), listener.address.value)
+/// The sockets of a listener.
+pub(crate) fn bound_to(listener: &Listener) -> impl Iterator<Item = (Transport, SocketAddr)> {
+    let transport = transport(listener.protocol);
+    listener.addresses.iter().map(move |address| (transport, address.value))
 }

@@ -54,7 +54,7 @@ impl LeftOut {
     /// Forgets the failures of parts that are no longer asked for.
     pub fn forget(&mut self, asked: &Config) {
         self.is_lost = false;
-        let bound: BTreeSet<Bound> = asked.listeners.iter().map(bound_to).collect();
+        let bound: BTreeSet<Bound> = asked.listeners.iter().flat_map(bound_to).collect();
         self.failures.retain(|at, _| bound.contains(at));
     }
 
@@ -64,7 +64,8 @@ impl LeftOut {
         self.misfits.clear();
         let mut config = asked.clone();
         let rests = |listener: &Listener| {
-            self.failures.get(&bound_to(listener)).is_some_and(|failure| !failure.again.is_due(now))
+            let mut failures = bound_to(listener).filter_map(|at| self.failures.get(&at));
+            failures.any(|failure| !failure.again.is_due(now))
         };
         let gone = config.listeners.extract_if(.., |listener| rests(listener));
         let gone: BTreeSet<String> = gone.map(|listener| listener.name.value).collect();
@@ -125,7 +126,7 @@ impl LeftOut {
     pub fn failed(&self, asked: &Config) -> BTreeMap<String, String> {
         let why = |listener: &Listener| {
             let name = &listener.name.value;
-            let unbound = || self.failures.get(&bound_to(listener)).map(|failure| &failure.why);
+            let unbound = || bound_to(listener).find_map(|at| Some(&self.failures.get(&at)?.why));
             let why = self.misfits.get(name).or_else(unbound)?;
             Some((name.clone(), why.clone()))
         };

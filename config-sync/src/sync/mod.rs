@@ -15,7 +15,7 @@ use crate::compile::names::{InUse, Names, Retired};
 use crate::health::{Checks, Health};
 use crate::machine::Machine;
 use crate::model::config::Config;
-use crate::model::listener::{self, Listener};
+use crate::model::listener::bound_to;
 use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::source::{Parsed, Source};
@@ -390,12 +390,15 @@ impl ConfigSync {
         self.publisher.discard();
         let by_address: BTreeMap<_, _> =
             errors.iter().map(|error| ((error.transport, error.address), error)).collect();
-        let faults = config.listeners.iter().filter_map(|listener| {
-            let Listener { name, protocol, address, .. } = listener;
-            let error = by_address.get(&(listener::transport(*protocol), address.value))?;
-            Some(address.problem(format!("listener \"{}\": {error}", name.value)))
-        });
-        Err(Problems::new(faults.collect()).to_string())
+        let mut faults = Vec::new();
+        for listener in &config.listeners {
+            for (address, bound) in listener.addresses.iter().zip(bound_to(listener)) {
+                let Some(error) = by_address.get(&bound) else { continue };
+                let name = &listener.name.value;
+                faults.push(address.problem(format!("listener \"{name}\": {error}")));
+            }
+        }
+        Err(Problems::new(faults).to_string())
     }
 
     #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]

@@ -79,7 +79,7 @@ pub enum Transport {
 }
 
 /// A listening socket and the listeners that share it. TLS listeners with different hostnames share
-/// one socket; a TCP or UDP listener has its own.
+/// one socket; a TCP or UDP listener has its own. A listener has one socket for each address.
 #[derive(Clone, Debug)]
 pub struct Socket {
     pub id: SocketId,
@@ -130,8 +130,6 @@ pub struct SocketOptions {
 pub struct Listener {
     pub id: ListenerId,
     pub name: Arc<str>,
-    /// Index into [`RoutingTable::sockets`].
-    pub socket: usize,
     pub protocol: Protocol,
     /// `None`: TLS passes through unchanged.
     pub tls: Option<Arc<Terminator>>,

@@ -7,8 +7,9 @@ use toml::de::DeValue;
 use crate::machine::Machine;
 use crate::model::config::MAX_SESSIONS;
 use crate::model::listener::{FLOW_TIMEOUT, Listener, TIMEOUTS};
+use crate::model::place::At;
 use crate::table::routing::{OnTruncation, Protocol, Starttls, Timeouts};
-use crate::toml::reader::{On, Reader, Section, Table, any, integer, key, or, word};
+use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::values::{
     duration, duration_from, exact_hostname, hostname, listen_address, name,
@@ -21,7 +22,9 @@ pub(crate) static LISTENER: Section = Section {
         any("name"),
         any("protocol"),
         any("address"),
+        any("addresses"),
         key("hostname", On::Tls),
+        key("hostnames", On::Tls),
         key("default_hostname", On::Tls),
         key("starttls", On::Tls),
         key("tls", On::Tls),
@@ -52,7 +55,10 @@ pub(crate) fn listener<'t>(
     let name = reader.need(table, "name", "every listener has a name of its own", name);
     let protocol = reader.need(table, "protocol", "\"TCP\", \"UDP\" or \"TLS\"", protocol);
     let form = "IP:PORT, such as \"0.0.0.0:5432\" or \"[::]:5432\"";
-    let address = reader.need(table, "address", form, listen_address);
+    if !table.has("addresses") {
+        reader.miss(table, "address", form);
+    }
+    let addresses = one_or_list(reader, table, ("address", "addresses"), listen_address);
     if let Some(protocol) = &protocol {
         refuse_keys_of_other_protocols(reader, table, protocol.value);
         if protocol.value == Protocol::Tcp && !table.has("accept_proxy") {
@@ -71,7 +77,7 @@ pub(crate) fn listener<'t>(
         half_close: or(reader.get(table, "half_close_timeout", duration), TIMEOUTS.half_close),
         lifetime: or(reader.get(table, "max_lifetime", duration), TIMEOUTS.lifetime),
     };
-    let hostname = reader.get(table, "hostname", hostname);
+    let hostnames = one_or_list(reader, table, ("hostname", "hostnames"), hostname);
     let default_hostname = reader.get(table, "default_hostname", exact_hostname);
     let starttls = reader.get(table, "starttls", word(&STARTTLS)).map(|given| given.value);
     let on_truncation = reader.get(table, "on_truncation", word(&ON_TRUNCATION));
@@ -83,8 +89,8 @@ pub(crate) fn listener<'t>(
     Some(Listener {
         name: name?,
         protocol: protocol?.value,
-        address: address?,
-        hostname,
+        addresses,
+        hostnames,
         default_hostname,
         starttls,
         tls,
@@ -97,6 +103,31 @@ pub(crate) fn listener<'t>(
         options,
         admission,
     })
+}
+
+/// The value of the first key, or the values of the second key.
+fn one_or_list<'t, T>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    (one, several): (&str, &str),
+    read: impl Fn(&'t DeValue<'t>) -> Read<T>,
+) -> Vec<At<T>> {
+    if table.has(one) && table.has(several) {
+        let message =
+            format!("stands beside `{one}`; write all of them here, and leave `{one}` out");
+        reader.get(table, several, |_| Err::<(), _>(message));
+    }
+    let mut values: Vec<_> = reader.get(table, one, &read).into_iter().collect();
+    if let Some(listed) = reader.list(table, several, read) {
+        if listed.is_empty() {
+            reader.get(table, several, |value| match value {
+                DeValue::Array(list) if list.is_empty() => Err::<(), _>(format!("names no {one}")),
+                _ => Ok(()),
+            });
+        }
+        values.extend(listed);
+    }
+    values
 }
 
 /// The protocol of a listener.

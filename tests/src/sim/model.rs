@@ -198,7 +198,6 @@ impl Model {
                 table.listeners.push(Listener {
                     id: listener.id,
                     name: "listener".into(),
-                    socket: table.sockets.len(),
                     protocol: socket.protocol,
                     timeouts: listener.timeouts,
                     on_truncation: OnTruncation::Reset,
@@ -385,7 +384,6 @@ pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
     Listener {
         id: ListenerId(0),
         name: "listener".into(),
-        socket: 0,
         protocol,
         timeouts: Timeouts { hello: 0, idle: 0, write_stall: 0, half_close: 0, lifetime: 0 },
         on_truncation: OnTruncation::Reset,

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use config_sync::table::routing::{
-    BackendId, Endpoint, EndpointId, Listener, RouteId, SocketId, Transport,
+    BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, SocketId, Transport,
 };
 use hashbrown::HashTable;
 
@@ -86,9 +86,8 @@ impl Flows {
         if sockets.unwrap_or(0) > self.by_socket.len() {
             self.by_socket.resize(sockets.unwrap_or(0), 0);
         }
-        let udp = |listener: &&Listener| {
-            table.sockets[listener.socket].transport == Transport::Udp && listener.flow_timeout > 0
-        };
+        let udp =
+            |listener: &&Listener| listener.protocol == Protocol::Udp && listener.flow_timeout > 0;
         let shortest = table.listeners.iter().filter(udp).map(|listener| listener.flow_timeout);
         self.sweep.period = shortest
             .min()

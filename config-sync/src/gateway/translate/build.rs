@@ -95,8 +95,13 @@ impl<'o> Build<'_, 'o> {
         let proxied = !udp && accept_proxy.is_some();
         Listener {
             protocol,
-            address: at(address, &of),
-            hostname: entry.hostname.clone().filter(|_| tls).map(|name| at(name, &of)),
+            addresses: vec![at(address, &of)],
+            hostnames: entry
+                .hostname
+                .iter()
+                .filter(|_| tls)
+                .map(|name| at(name.clone(), &of))
+                .collect(),
             default_hostname: values.default_hostname.filter(|_| tls).map(|name| at(name, &of)),
             starttls: values.starttls.filter(|_| tls),
             tls: entry.tls.clone(),
@@ -256,19 +261,23 @@ impl<'o> Build<'_, 'o> {
 fn drop_untaken_names(listeners: &mut [Listener]) {
     let mut sharing: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
     for (at, listener) in listeners.iter().enumerate() {
-        sharing.entry(listener.address.value).or_default().push(at);
+        for address in &listener.addresses {
+            sharing.entry(address.value).or_default().push(at);
+        }
     }
     // The listeners of one address have one name, so each name is looked for once.
     let mut known: BTreeMap<(SocketAddr, &str), bool> = BTreeMap::new();
-    let mut is_taken = |listener: &'_ Listener, name| {
-        let address = listener.address.value;
+    let mut is_taken = |address: SocketAddr, name| {
         *known
             .entry((address, name))
             .or_insert_with(|| sharing[&address].iter().any(|at| reaches(&listeners[*at], name)))
     };
     let taken: Vec<bool> = listeners
         .iter()
-        .map(|listener| nameless(listener).is_none_or(|name| is_taken(listener, name)))
+        .map(|listener| {
+            let Some(name) = nameless(listener) else { return true };
+            listener.addresses.iter().all(|address| is_taken(address.value, name))
+        })
         .collect();
     for (listener, _) in listeners.iter_mut().zip(taken).filter(|(_, taken)| !taken) {
         listener.default_hostname = None;

@@ -25,9 +25,10 @@ pub fn outline(config: &Config) -> Outline {
     let mut parts = vec![Hash(Fnv::new()); PARTS];
     for listener in &config.listeners {
         let hash = &mut parts[part(&listener.name.value)];
-        let (name, address) = (&listener.name.value, listener.address.value);
-        let hostname = listener.hostname.as_ref().map(|hostname| &hostname.value);
-        hash.add(&(name, listener.protocol, address, hostname, &listener.tls));
+        let addresses: Vec<_> = listener.addresses.iter().map(|at| at.value).collect();
+        let hostnames: Vec<_> = listener.hostnames.iter().map(|at| &at.value).collect();
+        let name = &listener.name.value;
+        hash.add(&(name, listener.protocol, addresses, hostnames, &listener.tls));
         hash.add(&admission(&listener.admission));
         listener.tls.iter().flat_map(shown).for_each(|pem| hash.pem(pem));
     }

@@ -1,0 +1,107 @@
+//! Listeners as the file gives them: several addresses and server names of one listener.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr};
+
+use ringway_tests::real::config::{backend, route};
+use ringway_tests::real::{
+    Gateway, Launch, LogLine, Server, client_hello, connect, echo, exchange, free_address,
+    udp_client, wait_until,
+};
+
+/// An address of IPv4 and an address of IPv6 with one port.
+fn dual() -> [SocketAddr; 2] {
+    let v4 = free_address();
+    [v4, SocketAddr::new(Ipv6Addr::LOCALHOST.into(), v4.port())]
+}
+
+fn listener(protocol: &str, addresses: &[SocketAddr], options: &str) -> String {
+    let addresses: Vec<_> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
+    format!(
+        "[[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\naddresses = [{}]\n{options}\n",
+        addresses.join(", ")
+    ) + &route("main", "main", &[("main", 1)], "")
+}
+
+/// Both addresses lead to the same place, count under one name, and share the listener's limit.
+#[test]
+fn a_listener_on_ipv4_and_ipv6_is_one_listener() {
+    let server = Server::tcp(echo);
+    let [v4, v6] = dual();
+    let config = |addresses: &[SocketAddr]| {
+        listener("TCP", addresses, "max_sessions = 2") + &backend("main", [server.address], "")
+    };
+    let gateway = Launch::default().one_worker().start(&config(&[v4, v6]));
+    for address in [v4, v6] {
+        assert_eq!(exchange(address, b"here").expect("an echo"), b"here");
+    }
+    let labels = [("listener", "main")];
+    let count = || gateway.metrics().value("ringway_sessions_closed_total", &labels);
+    wait_until("both are counted", || count() == 2);
+    let lines = gateway.closes(2);
+    assert!(lines.iter().all(|line| line.text("listener") == Some("main")));
+
+    gateway.reload(&config(&[v6]));
+    assert_eq!(exchange(v6, b"here").expect("an echo"), b"here");
+    wait_until("the other address is closed", || std::net::TcpStream::connect(v4).is_err());
+    gateway.reload(&config(&[v4, v6]));
+    assert_eq!(exchange(v4, b"here").expect("an echo"), b"here");
+}
+
+/// The limit of a listener holds over all of its addresses.
+#[test]
+fn addresses_share_the_limit_of_their_listener() {
+    let server = Server::tcp(echo);
+    let [v4, v6] = dual();
+    let config = listener("TCP", &[v4, v6], "max_sessions = 1");
+    let gateway =
+        Launch::default().one_worker().start(&(config + &backend("main", [server.address], "")));
+    let mut first = connect(v4);
+    first.write_all(b"x").expect("sent");
+    first.read_exact(&mut [0]).expect("an echo");
+    let mut second = connect(v6);
+    let _ = second.write_all(b"x");
+    assert!(!second.read(&mut [0]).is_ok_and(|read| read > 0), "the listener is full");
+    let line = gateway.closed_for("listener_limit");
+    assert_eq!(line.text("listener"), Some("main"));
+}
+
+#[test]
+fn datagrams_to_each_address_are_answered_from_it() {
+    let server = Server::udp_tag("here");
+    let addresses = dual();
+    let config = listener("UDP", &addresses, "") + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    for address in addresses {
+        let client = udp_client(address);
+        client.send(b"?").expect("sent");
+        let mut answer = [0; 64];
+        let length = client.recv(&mut answer).expect("an answer");
+        assert_eq!(&answer[..length], b"here");
+    }
+    let labels = [("listener", "main")];
+    let count = || gateway.metrics().value("ringway_flows_created_total", &labels);
+    wait_until("both are counted", || count() == 2);
+}
+
+/// A listener takes each of its names on each of its addresses, and no other name.
+#[test]
+fn a_listener_has_several_server_names() {
+    let server = Server::tcp(echo);
+    let [v4, v6] = dual();
+    let names = "hostnames = [\"a.test\", \"*.b.test\"]";
+    let config = listener("TLS", &[v4, v6], names) + &backend("main", [server.address], "");
+    let gateway = Gateway::start(&config);
+    for address in [v4, v6] {
+        for name in ["a.test", "x.b.test"] {
+            let hello = client_hello(Some(name));
+            assert_eq!(exchange(address, &hello).expect("an echo"), hello, "{name}");
+        }
+    }
+    let answer = exchange(v6, &client_hello(Some("b.test")));
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.is_empty()));
+    let lines = gateway.closes(5);
+    let refused = |line: &&LogLine| line.text("reason") == Some("unknown_server_name");
+    let listeners = lines.iter().filter(|line| line.text("listener") == Some("main"));
+    assert_eq!((lines.iter().filter(refused).count(), listeners.count()), (1, 4));
+}
