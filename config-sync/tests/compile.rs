@@ -50,9 +50,10 @@ fn every_key_reaches_the_table() {
     assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (true, 60, 0));
     assert_eq!(&options.congestion, b"cubic\0\0\0\0\0\0\0\0\0\0\0");
 
-    let from: Vec<_> = tls.accept_proxy.iter().map(ToString::to_string).collect();
+    let from: Vec<_> = tls.accept_proxy.from.iter().map(ToString::to_string).collect();
     assert_eq!(from, ["10.0.0.0/8", "fd00::1/128"]);
-    assert!(udp.accept_proxy.is_empty());
+    assert!(tls.accept_proxy.only && !udp.accept_proxy.only);
+    assert!(udp.accept_proxy.from.is_empty());
 
     let dns = &table.listeners[0];
     assert_eq!((dns.protocol, dns.flow_timeout, dns.responses), (Protocol::Udp, 5_000, 1));

@@ -115,6 +115,37 @@ fn every_fragmentation_of_a_header_is_taken_off_and_what_follows_is_not_touched(
 }
 
 #[test]
+fn where_only_proxies_may_come_in_nobody_else_gets_a_byte() {
+    let (server, plain, tls) = (parrot(), free_address(), free_address());
+    let only = "accept_proxy = { from = [\"127.0.0.1\"], only = true }";
+    let config = one("TCP", plain, only, server.address, "")
+        + &listener("tls", "TLS", tls, only)
+        + &route("tls", "tls", &[("main", 1)], "");
+    let gateway = Gateway::start(&config);
+    for address in [plain, tls] {
+        let stranger = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        stranger.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).expect("bound");
+        stranger.connect(&address.into()).expect("connected");
+        let mut stranger = TcpStream::from(stranger);
+        let own = stranger.local_addr().expect("an address");
+        let header = [&v2()[..], b"payload"].concat();
+        // The gateway may have closed already, whatever the stranger says.
+        let _ = stranger.write_all(&header);
+        let mut answer = Vec::new();
+        let end = stranger.read_to_end(&mut answer);
+        assert!(end.is_err() && answer.is_empty(), "{end:?} {answer:?}");
+        let line = line_with(&gateway, "client", own);
+        assert_eq!(line.text("reason"), Some("proxy_missing"));
+    }
+    let (own, heard) = say(plain, &[&v2(), b"payload"]);
+    assert_eq!(heard, b"payload");
+    assert_eq!(line_with(&gateway, "peer", own).text("client"), Some(SOURCE));
+    let labels = [("listener", "main"), ("reason", "proxy_missing")];
+    assert_eq!(gateway.metrics().value("ringway_sessions_refused_total", &labels), 1);
+    assert_eq!(server.served(), 1);
+}
+
+#[test]
 fn malformed_missing_and_late_headers_are_closed_with_their_reasons() {
     let (server, address, impatient) = (parrot(), free_address(), free_address());
     let options = format!("{FROM_HERE}\nhello_timeout = \"300ms\"");

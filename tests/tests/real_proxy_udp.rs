@@ -104,6 +104,30 @@ fn sources_outside_send_no_header_and_none_is_looked_for() {
     assert_eq!(receive(&client), looks_like_one);
 }
 
+#[test]
+fn where_only_proxies_may_send_all_other_datagrams_are_dropped() {
+    let (server, address) = (Server::udp_echo(), free_address());
+    let only = "accept_proxy = { from = [\"127.0.0.2\"], only = true }";
+    let config = forward("UDP", address, [server.address], only);
+    let gateway = Gateway::start(&(SHORT_DRAIN.to_owned() + &config));
+    let stranger = udp_client(address);
+    let datagram = [&header("192.0.2.1:1000")[..], b"payload"].concat();
+    stranger.send(&datagram).expect("sent");
+    let proxy = UdpSocket::bind("127.0.0.2:0").expect("a socket");
+    proxy.connect(address).expect("connected");
+    proxy.send(&datagram).expect("sent");
+    assert_eq!(receive(&proxy), b"payload");
+    let labels = [("listener", "main"), ("reason", "proxy_missing")];
+    wait_until("the stranger's datagram is counted", || {
+        gateway.metrics().value("ringway_datagrams_dropped_total", &labels) == 1
+    });
+    let own = stranger.local_addr().expect("an address").to_string();
+    let lines = gateway.stop();
+    let line = lines.iter().find(|line| line.text("client") == Some(&own)).expect("its line");
+    assert_eq!(line.text("reason"), Some("proxy_missing"));
+    assert_eq!(server.served(), 1);
+}
+
 /// The kernel hands a train of datagrams over as one; their clients may differ all the same.
 #[test]
 fn the_datagrams_of_a_train_may_be_of_several_clients() {

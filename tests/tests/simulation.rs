@@ -13,8 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use config_sync::table::routing::{
-    Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, ListenerId, Protocol,
-    Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits,
+    ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport,
+    WeightedBackend,
 };
 use ringway::stats::records::{CloseReason, DropReason, Record};
 use ringway_tests::sim::coverage::Coverage;
@@ -386,7 +387,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
             access: None,
             starttls: None,
             default_hostname: None,
-            accept_proxy: Box::default(),
+            accept_proxy: AcceptProxy::default(),
             listeners: any(0),
         }],
         listeners: vec![model::plain_listener(Protocol::Tcp, any(0))],

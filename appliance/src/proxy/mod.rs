@@ -253,8 +253,10 @@ impl Proxy {
         let Some((table, socket)) = core.tables.of(id) else {
             return core.push(Token::socket(id), Op::Refuse { incoming });
         };
+        let header = socket.accept_proxy.expects_header(client.ip());
         let first = First {
-            header: socket.accept_proxy.iter().any(|range| range.contains(&client.ip())),
+            barred: socket.accept_proxy.only && !header,
+            header,
             request: socket.starttls.is_some(),
             hello: socket.reads_hello,
         };

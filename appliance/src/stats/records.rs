@@ -150,6 +150,8 @@ words! {
             "No whole PROXY header from a source in `accept_proxy` within `hello_timeout`.",
         ProxyInvalid = "proxy_invalid":
             "What a source in `accept_proxy` sent first is no valid PROXY header.",
+        ProxyMissing = "proxy_missing":
+            "With `accept_proxy.only`: the connection came from no source in `accept_proxy`.",
         HelloTimeout = "hello_timeout": "No whole ClientHello within `hello_timeout`.",
         HelloInvalid = "hello_invalid": "What the client sent is no TLS ClientHello.",
         HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
@@ -226,6 +228,8 @@ words! {
             "Shared upstream sockets: the endpoint has a flow from every address of `source`.",
         ProxyInvalid = "proxy_invalid":
             "What a source in `accept_proxy` sent does not begin with a valid PROXY header.",
+        ProxyMissing = "proxy_missing":
+            "With `accept_proxy.only`: the datagram came from no source in `accept_proxy`.",
         Truncated = "truncated": "The kernel cut the datagram or train.",
         EndpointRefused = "endpoint_refused":
             "The endpoint's port is closed (ICMP port unreachable).",

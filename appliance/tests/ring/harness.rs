@@ -7,7 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use config_sync::table::routing::{Hosts, Limits, Socket, SocketId, SocketOptions, Transport};
+use config_sync::table::routing::{
+    AcceptProxy, Hosts, Limits, Socket, SocketId, SocketOptions, Transport,
+};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringway::contract::{Event, Kind, Mode, Op, Origin, Side, Stop, Token};
@@ -256,7 +258,7 @@ pub(crate) fn try_open(
         access: None,
         starttls: None,
         default_hostname: None,
-        accept_proxy: Box::default(),
+        accept_proxy: AcceptProxy::default(),
         listeners: Hosts::new([0; 4]),
     };
     open_listeners(&socket, workers, rejoins, false, seed)

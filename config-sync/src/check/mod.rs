@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::machine::Machine;
 use crate::model::backend::Backend;
 use crate::model::config::{Broken, Config};
-use crate::model::listener::{Listener, nameless, transport};
+use crate::model::listener::{AcceptProxy, Listener, nameless, transport};
 use crate::model::place::{At, Hints, Place, Problem, Problems};
 use crate::model::route::Route;
 use crate::table::routing::{Protocol, ProxyVersion, Transport};
@@ -430,8 +430,8 @@ impl<'c> Check<'c> {
 }
 
 /// The sources of PROXY headers that a listener believes.
-fn believed(listener: &Listener) -> Option<&Vec<IpNet>> {
-    listener.accept_proxy.as_ref().map(|from| &from.value)
+fn believed(listener: &Listener) -> Option<&AcceptProxy> {
+    listener.accept_proxy.as_ref().map(|asked| &asked.value)
 }
 
 fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {

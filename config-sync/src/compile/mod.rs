@@ -23,8 +23,8 @@ use crate::model::{backend, listener};
 use crate::table::maglev;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
-    self, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId, NO_ROUTE, Protocol,
-    RouteId, RoutingTable, SocketId, Transport,
+    self, AcceptProxy, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId,
+    NO_ROUTE, Protocol, RouteId, RoutingTable, SocketId, Transport,
 };
 use crate::table::terminator::{Originator, Terminator};
 
@@ -322,9 +322,12 @@ fn common_access<'l>(
 }
 
 /// The ranges in order, without ranges that lie in other ranges.
-fn accept_proxy(listener: &listener::Listener) -> Box<[IpNet]> {
-    let asked = listener.accept_proxy.as_ref();
-    asked.map(|from| IpNet::aggregate(&from.value)).unwrap_or_default().into()
+fn accept_proxy(listener: &listener::Listener) -> AcceptProxy {
+    let asked = listener.accept_proxy.as_ref().map(|asked| &asked.value);
+    asked.map_or_else(AcceptProxy::default, |asked| AcceptProxy {
+        from: IpNet::aggregate(&asked.from).into(),
+        only: asked.only,
+    })
 }
 
 fn index<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeMap<&'c str, usize> {

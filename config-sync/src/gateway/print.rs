@@ -10,7 +10,7 @@ use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::Config;
 use crate::model::health_check::HealthCheck;
-use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
+use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::model::route::Route;
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
@@ -100,9 +100,11 @@ impl Print<'_> {
         if listener.max_sessions != 0 {
             self.line("max_sessions", &listener.max_sessions.to_string());
         }
-        if let Some(from) = &listener.accept_proxy {
-            let from = list(from.value.iter().map(|range| quoted(&range.to_string())));
-            self.line("accept_proxy", &inline(vec![("from", from)]));
+        if let Some(At { value: AcceptProxy { from, only }, .. }) = &listener.accept_proxy {
+            let from = list(from.iter().map(|range| quoted(&range.to_string())));
+            let mut keys = vec![("from", from)];
+            keys.extend(only.then(|| ("only", only.to_string())));
+            self.line("accept_proxy", &inline(keys));
         }
         if !udp {
             self.options(&listener.options);

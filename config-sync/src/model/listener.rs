@@ -33,12 +33,21 @@ pub struct Listener {
     pub responses: u32,
     /// The most sessions on one worker. 0: only the worker's own limit counts.
     pub max_sessions: u32,
-    /// From these sources, every connection (for UDP, every datagram) must begin with a PROXY
-    /// header. `None`: no header is accepted.
-    pub accept_proxy: Option<At<Vec<IpNet>>>,
+    /// `None`: no PROXY header is accepted.
+    pub accept_proxy: Option<At<AcceptProxy>>,
     /// Options of accepted connections.
     pub options: SocketOptions,
     pub admission: Admission,
+}
+
+/// The proxies in front of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptProxy {
+    /// From these sources, every connection (for UDP, every datagram) must begin with a PROXY
+    /// header.
+    pub from: Vec<IpNet>,
+    /// Nobody else may come in.
+    pub only: bool,
 }
 
 /// The values of socket options that are not given.

@@ -5,7 +5,7 @@ use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
-use crate::table::routing::{Hosts, SocketOptions};
+use crate::table::routing::{AcceptProxy, Hosts, SocketOptions};
 
 /// Two workers with channels of one command, and the sockets that were opened, by port.
 struct World {
@@ -77,7 +77,7 @@ fn table(generation: u64, ports: &[u16]) -> RoutingTable {
         access: None,
         starttls: None,
         default_hostname: None,
-        accept_proxy: Box::default(),
+        accept_proxy: AcceptProxy::default(),
         listeners: Hosts::new([0; 4]),
     };
     let sockets = ports.iter().map(socket).collect();

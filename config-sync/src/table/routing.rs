@@ -98,11 +98,30 @@ pub struct Socket {
     pub starttls: Option<Starttls>,
     /// The name for clients that send no name, in lower case.
     pub default_hostname: Option<Box<str>>,
-    /// Every connection from these sources begins with a PROXY header, and no other connection
-    /// does.
-    pub accept_proxy: Box<[IpNet]>,
+    pub accept_proxy: AcceptProxy,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
+}
+
+/// The proxies in front of a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AcceptProxy {
+    /// Every connection from these sources begins with a PROXY header, and no other connection
+    /// does.
+    pub from: Box<[IpNet]>,
+    /// Nobody else may come in.
+    pub only: bool,
+}
+
+impl AcceptProxy {
+    /// Whether what the sender sends begins with a PROXY header.
+    pub fn expects_header(&self, sender: IpAddr) -> bool {
+        self.from.iter().any(|range| range.contains(&sender))
+    }
+
+    pub fn admits(&self, sender: IpAddr) -> bool {
+        !self.only || self.expects_header(sender)
+    }
 }
 
 /// A protocol in which clients ask for TLS before the TLS handshake begins.

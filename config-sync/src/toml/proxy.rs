@@ -1,16 +1,16 @@
 //! The keys of the PROXY protocol: the sources of headers that a listener believes, and the header
 //! that a backend receives.
 
-use ipnet::IpNet;
 use toml::de::DeValue;
 
+use crate::model::listener::AcceptProxy;
 use crate::model::place::At;
 use crate::table::routing::{ProxyVersion, SendProxy};
-use crate::toml::reader::{Read, Reader, Section, Table, any, string, word};
+use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, or, string, word};
 use crate::toml::values::range;
 
 pub(crate) static ACCEPT_PROXY: Section =
-    Section { name: "listeners.accept_proxy", keys: &[any("from")] };
+    Section { name: "listeners.accept_proxy", keys: &[any("from"), any("only")] };
 
 /// The words of the file.
 pub(crate) const VERSIONS: [(&str, ProxyVersion); 2] =
@@ -23,17 +23,19 @@ pub(crate) const CRC32C: &str = "crc32c";
 pub(crate) const MAX_RANGES: usize = 256;
 
 /// Sources from which connections must begin with a header. `None`: there are no such sources.
-pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<Vec<IpNet>>> {
+pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<AcceptProxy>> {
     let place = reader.peek(table, "accept_proxy", |_| Ok(()))?.place;
     let given = &reader.table(table, "accept_proxy", &ACCEPT_PROXY)?;
     reader.miss(given, "from", "the source ranges that must send a header: [\"10.0.0.0/8\"]");
+    let only = or(reader.get(given, "only", boolean), false);
     let before = reader.problems.len();
     let ranges = reader.list(given, "from", range)?;
     let none = ranges.is_empty() && reader.problems.len() == before;
     if none || ranges.len() > MAX_RANGES {
         reader.get(given, "from", |_| Err::<(), _>(count(ranges.len())));
     }
-    Some(At { value: ranges.into_iter().map(|range| range.value).collect(), place })
+    let from = ranges.into_iter().map(|range| range.value).collect();
+    Some(At { value: AcceptProxy { from, only }, place })
 }
 
 /// The header that endpoints receive. `None`: no header.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
-    Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    OnTruncation, Protocol, ProxyVersion, Route, RouteId, RoutingTable, SendProxy, Socket,
-    SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener,
+    ListenerId, OnTruncation, Protocol, ProxyVersion, Route, RouteId, RoutingTable, SendProxy,
+    Socket, SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use ipnet::IpNet;
 
@@ -34,7 +34,7 @@ pub struct ModelSocket {
     pub address: SocketAddr,
     pub present: bool,
     /// From where connections begin with a PROXY header. It stays as it is: clients know it.
-    accept_proxy: Vec<IpNet>,
+    accept_proxy: AcceptProxy,
     pub listeners: Vec<ModelListener>,
     keepalive: u32,
 }
@@ -220,7 +220,7 @@ impl Model {
                 access: None,
                 starttls: None,
                 default_hostname: None,
-                accept_proxy: socket.accept_proxy.clone().into(),
+                accept_proxy: socket.accept_proxy.clone(),
                 listeners,
             });
         }
@@ -246,7 +246,7 @@ impl Model {
     /// Whether connections from this address to a socket begin with a PROXY header.
     pub fn believes(&self, socket: SocketId, client: IpAddr) -> bool {
         let mut sockets = self.sockets.iter().filter(|of| of.id == socket);
-        sockets.any(|socket| socket.accept_proxy.iter().any(|range| range.contains(&client)))
+        sockets.any(|socket| socket.accept_proxy.expects_header(client))
     }
 
     pub fn endpoints(&self) -> impl Iterator<Item = (bool, Endpoint)> + '_ {
@@ -263,7 +263,9 @@ impl ModelSocket {
         let wildcard = protocol == Protocol::Udp && rng.per_mille(500);
         let ip = if wildcard { [0, 0, 0, 0] } else { [192, 0, 2, 1] };
         let ranges = some_ranges(rng).iter();
-        let accept_proxy = ranges.map(|range| range.parse().expect("a range")).collect();
+        let from: Box<[IpNet]> = ranges.map(|range| range.parse().expect("a range")).collect();
+        let only = !from.is_empty() && rng.per_mille(500);
+        let accept_proxy = AcceptProxy { from, only };
         let mut listener = |host: &Option<&'static str>| {
             *listeners += 1;
             ModelListener {

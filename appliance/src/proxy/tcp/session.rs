@@ -37,7 +37,9 @@ impl Session {
         if let Some(listener) = listener {
             give_to(&mut self.listener, listener, &core.counters);
         }
-        if first.header {
+        if first.barred {
+            self.finish(core, CloseReason::ProxyMissing, true);
+        } else if first.header {
             self.state = State::AwaitingProxyHeader(AwaitingProxyHeader::new(first));
         } else {
             self.identified(core, first);

@@ -58,6 +58,8 @@ pub struct Session {
 /// What the client sends before its destination is known.
 #[derive(Clone, Copy, Debug)]
 pub struct First {
+    /// Nothing counts: only proxies may come in, and the client is none.
+    pub barred: bool,
     /// A PROXY header.
     pub header: bool,
     /// Behind the header, a request for TLS.

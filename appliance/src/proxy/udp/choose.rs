@@ -101,6 +101,9 @@ pub const NO_ROUTE: Refusal = Refusal { reason: CloseReason::NoRoute, drop: Drop
 pub const SOURCE_DENIED: Refusal =
     Refusal { reason: CloseReason::SourceDenied, drop: DropReason::SourceDenied };
 
+pub const PROXY_MISSING: Refusal =
+    Refusal { reason: CloseReason::ProxyMissing, drop: DropReason::ProxyMissing };
+
 pub const NO_BACKEND: Refusal =
     Refusal { reason: CloseReason::NoBackend, drop: DropReason::NoRoute };
 

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use config_sync::table::routing::{
-    BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, SocketId, Transport,
+    BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
 };
 use hashbrown::HashTable;
 
@@ -19,7 +19,7 @@ use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, RECEIVE_PAUSE, micros};
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::choose::{
-    Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, Refusal, admits, choose,
+    Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, admits, choose,
 };
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
 use crate::proxy::udp::forward::dropped;
@@ -109,7 +109,7 @@ impl Flows {
         let batch = Batch { buffer, bytes, count, part: Part::default() };
         let mut is_proxy = false;
         if let Some((table, bound)) = core.tables.of(socket) {
-            is_proxy = bound.accept_proxy.iter().any(|range| range.contains(&peer.ip()));
+            is_proxy = bound.accept_proxy.expects_header(peer.ip());
             if let Some(listener) = bound.listeners.any() {
                 let counters = core.counters.listener(table.listeners[listener].id);
                 counters.from_clients.add(u64::from(count));
@@ -367,6 +367,10 @@ impl Flows {
         let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
             return Err(NO_ROUTE);
         };
+        let bars = |(_, socket): (_, &Socket)| !socket.accept_proxy.admits(flow.peer.ip());
+        if core.tables.of(flow.socket).is_some_and(bars) {
+            return Err(PROXY_MISSING);
+        }
         admits(listener.access.as_deref(), flow.client())?;
         if self.flows.is_full() {
             return Err(FLOW_LIMIT);

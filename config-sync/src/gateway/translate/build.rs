@@ -15,7 +15,7 @@ use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
-use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
+use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, WeightedBackend};
 use crate::model::tls::Origination;
 use crate::table::fnv::Fnv;
@@ -116,7 +116,7 @@ impl<'o> Build<'_, 'o> {
             flow_timeout: values.flow_timeout.filter(|_| udp).unwrap_or(FLOW_TIMEOUT),
             responses: values.responses.filter(|_| udp).unwrap_or(0),
             max_sessions: values.max_sessions.unwrap_or(0),
-            accept_proxy: accept_proxy.map(|from| at(from, &of)),
+            accept_proxy: accept_proxy.map(|from| at(AcceptProxy { from, only: false }, &of)),
             options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
             admission: values.admission.of(&of),
             name: at(name, &of),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener, ListenerId,
-    Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
-    WeightedBackend,
+    AcceptProxy, Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener,
+    ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
+    Transport, WeightedBackend,
 };
 
 use crate::sim::model;
@@ -85,7 +85,7 @@ impl Setup {
                 access: access.clone().filter(|_| self.protocol == Protocol::Tls),
                 starttls: None,
                 default_hostname: None,
-                accept_proxy: Box::default(),
+                accept_proxy: AcceptProxy::default(),
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),

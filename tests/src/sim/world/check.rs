@@ -196,6 +196,7 @@ impl Check {
             let denies = |(_, listener): (_, &Listener)| !admits(listener);
             assert!(listeners().any(denies), "nobody denies this client: {record:?}");
         }
+        self.check_proxies(record, reason);
         if let Some(route) = record.route {
             let is_its = |(table, listener): (&Arc<RoutingTable>, &Listener)| {
                 let found = listener.routes.any().and_then(|found| listener.route(found, client));
@@ -205,6 +206,17 @@ impl Check {
             let admits = |(_, listener): (_, &Listener)| admits(listener);
             assert!(listeners().any(admits), "a client that was always denied: {record:?}");
         }
+    }
+
+    /// Where only proxies may come in, nobody else gets further than the accept.
+    fn check_proxies(&self, record: &SessionRecord, reason: CloseReason) {
+        let sender = record.peer.unwrap_or(record.client).ip();
+        let mut sockets = self.tables.iter().flat_map(|table| &table.sockets);
+        let bars =
+            sockets.any(|socket| socket.id == record.socket && !socket.accept_proxy.admits(sender));
+        assert!(bars || reason != CloseReason::ProxyMissing, "nobody bars this client: {record:?}");
+        let full = reason == CloseReason::SessionLimit;
+        assert!(!bars || full || reason == CloseReason::ProxyMissing, "barred: {record:?}");
     }
 
     fn session_closed(&mut self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
