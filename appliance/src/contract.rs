@@ -345,6 +345,11 @@ pub enum Stop {
     Failed { side: Side, why: Why },
 }
 
+/// A length, or a place in a turn's bytes, as ops and events state it.
+pub fn size(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a turn has less than 4 GiB")
+}
+
 impl Why {
     /// Whether the error was about a peer. Such an error is over once it was reported. An error of
     /// this machine comes again if the system call is repeated at once.

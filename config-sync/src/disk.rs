@@ -7,8 +7,9 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// The time to read a file or list a directory. Disks take milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
@@ -38,7 +39,7 @@ pub(crate) fn within<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (jobs, deadline) = {
-        let mut desk = desk();
+        let mut desk = DESK.lock();
         if desk.under_way.contains(path) || desk.under_way.len() >= MOST_STUCK {
             return Err(late());
         }
@@ -52,16 +53,16 @@ pub(crate) fn within<T: Send + 'static>(
     let owned = path.to_owned();
     let sent = jobs.send(Box::new(move || {
         let result = work();
-        desk().under_way.remove(&owned);
+        DESK.lock().under_way.remove(&owned);
         // If the result is too late, nobody listens any more.
         _ = tell.send(result);
     }));
     if sent.is_err() {
-        desk().under_way.remove(path);
+        DESK.lock().under_way.remove(path);
         return Err(io::Error::other("the thread that reads files has ended"));
     }
     let result = told.recv_timeout(deadline).map_err(|_| late())?;
-    desk().idle = Some(jobs);
+    DESK.lock().idle = Some(jobs);
     result
 }
 
@@ -78,10 +79,6 @@ struct Desk {
 }
 
 static DESK: Mutex<Desk> = Mutex::new(Desk { idle: None, under_way: BTreeSet::new() });
-
-fn desk() -> MutexGuard<'static, Desk> {
-    DESK.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn start() -> io::Result<Sender<Job>> {
     let (jobs, work): (Sender<Job>, Receiver<Job>) = channel();

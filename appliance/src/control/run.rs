@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::compile::names::Names;
 use config_sync::source::watch::{Watch, watch};
-use config_sync::sync::reading::{Found, Wish};
+use config_sync::sync::reading::{Finished, Wish};
 use config_sync::sync::{ConfigSync, Outcome};
 use config_sync::table::routing::Protocol;
 use crossbeam_channel::Receiver;
@@ -204,7 +204,12 @@ impl Control {
     }
 
     /// Ends one look, and begins the next if one was asked for. `None`: the thread has panicked.
-    fn found(&mut self, found: Option<Found>, looking: &mut Looking, changes: &mut Option<Watch>) {
+    fn found(
+        &mut self,
+        found: Option<Finished>,
+        looking: &mut Looking,
+        changes: &mut Option<Watch>,
+    ) {
         // The other spare files are for new sockets. They are given up only now, because a session
         // could take them first.
         self.spare.give_up(SPARE);
@@ -415,13 +420,13 @@ impl Control {
 /// The look at the configuration's files that is under way, and the wish for the next look.
 #[derive(Default)]
 struct Looking {
-    under_way: Option<oneshot::Receiver<Found>>,
+    under_way: Option<oneshot::Receiver<Finished>>,
     next: Option<Wish>,
 }
 
 impl Looking {
     /// Waits for the end of the look. Never returns if no look is under way.
-    async fn found(&mut self) -> Option<Found> {
+    async fn found(&mut self) -> Option<Finished> {
         let Some(under_way) = &mut self.under_way else { return std::future::pending().await };
         let found = under_way.await;
         self.under_way = None;

@@ -2,7 +2,8 @@
 //! taken all others that the process may open.
 
 use std::fs::File;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 #[derive(Debug)]
 pub struct SpareFiles {
@@ -19,7 +20,7 @@ impl SpareFiles {
     /// Opens the missing spare files. The caller calls this where a file may just have been closed,
     /// so that no session takes the file first.
     pub fn fill(&self) {
-        let mut files = self.files();
+        let mut files = self.files.lock();
         while files.len() < self.count
             && let Ok(file) = File::open("/dev/null")
         {
@@ -29,12 +30,8 @@ impl SpareFiles {
 
     /// Closes up to `count` spare files. True if any was open.
     pub fn give_up(&self, count: usize) -> bool {
-        let mut files = self.files();
+        let mut files = self.files.lock();
         let left = files.len().saturating_sub(count);
         files.drain(left..).count() > 0
-    }
-
-    fn files(&self) -> MutexGuard<'_, Vec<File>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -30,8 +30,3 @@ impl Turn {
         self.events.push((token, event));
     }
 }
-
-/// Converts a number of bytes of one turn to the type that events use.
-pub fn size(bytes: usize) -> u32 {
-    u32::try_from(bytes).expect("a turn looks at less than 4 GiB")
-}

@@ -68,7 +68,7 @@ impl Options {
 
 /// The objects of files.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct ReadFiles {
     pub objects: Objects,
     /// Values that can be read but are hardly meant.
     pub warnings: Vec<Warning>,
@@ -83,8 +83,8 @@ type Places = BTreeMap<[String; 4], String>;
 ///
 /// # Errors
 /// Every fault, one per line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
-pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<Found, String> {
-    let mut found = Found::default();
+pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<ReadFiles, String> {
+    let mut found = ReadFiles::default();
     let mut faults = Vec::new();
     for (file, text) in files {
         for document in documents(text) {
@@ -190,7 +190,7 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-impl Found {
+impl ReadFiles {
     /// Adds an object, or each object of a list. Returns the faults.
     fn add(&mut self, value: Value, at: &str) -> Vec<String> {
         let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
@@ -358,7 +358,7 @@ mod tests {
         let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  \
                     metadata: {name: s}\n- apiVersion: apps/v1\n  kind: Deployment\n  \
                     metadata: {name: d}\n";
-        let Found { objects, warnings, .. } =
+        let ReadFiles { objects, warnings, .. } =
             read([("a.yaml", text)].into_iter()).expect("objects");
         assert_eq!(warnings, []);
         assert_eq!((objects.services.len(), objects.gateway_classes.len()), (1, 1));

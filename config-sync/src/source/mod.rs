@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::check::warnings;
 use crate::disk::{MAX_BYTES, read_text, text};
-use crate::gateway::files::{self, Found, Options};
+use crate::gateway::files::{self, Options, ReadFiles};
 use crate::gateway::print;
 use crate::model::config::Config;
 use crate::model::place::Warning;
@@ -112,7 +112,7 @@ impl Source {
 
 /// Warnings: parts of these objects that will not work, or that are hardly meant.
 fn doubts(
-    found: &Found,
+    found: &ReadFiles,
     settings: &gateway::translate::settings::Settings,
     translation: &gateway::translate::Translation,
 ) -> Vec<Warning> {
@@ -220,7 +220,7 @@ fn is_base((name, _): &(&str, &str)) -> bool {
 fn settings_and_objects(
     text: &str,
     options: &Options,
-) -> Result<(gateway::translate::settings::Settings, Found), String> {
+) -> Result<(gateway::translate::settings::Settings, ReadFiles), String> {
     let settings = options.settings(base(text))?;
     let found = files::read(parts(text).filter(|part| !is_base(part)))?;
     Ok((settings, found))

@@ -20,7 +20,7 @@ use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::source::{Parsed, Source};
 use crate::sync::left_out::{LeftOut, Put};
-use crate::sync::reading::{Compiled, Found, Looked, Reading, Refused, Wish};
+use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 use crate::{compile, gateway};
 
@@ -139,7 +139,7 @@ impl ConfigSync {
     }
 
     /// Publishes the result of a reading, or keeps the configuration in force.
-    pub fn finish(&mut self, found: Found) -> Outcome {
+    pub fn finish(&mut self, found: Finished) -> Outcome {
         self.is_reading = false;
         let Some(result) = found.result.filter(|_| !self.draining) else {
             return Outcome::Unchanged;

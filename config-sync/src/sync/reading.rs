@@ -50,7 +50,7 @@ pub(crate) struct Looked {
 
 /// The result of a reading.
 #[derive(Debug)]
-pub struct Found {
+pub struct Finished {
     pub(crate) wish: Wish,
     pub(crate) looked: Looked,
     /// `None`: the files have not changed.
@@ -87,7 +87,7 @@ impl Refused {
 }
 
 impl Reading {
-    pub fn run(self) -> Found {
+    pub fn run(self) -> Finished {
         let text = self.source.read();
         let (wish, mut looked) = (self.wish, self.last.clone());
         if wish == Wish::Refresh
@@ -95,12 +95,12 @@ impl Reading {
             && text.is_ok()
             && disk::fingerprint(&self.last.files) == self.last.fingerprint
         {
-            return Found { wish, looked, result: None };
+            return Finished { wish, looked, result: None };
         }
         looked.text = text.as_ref().ok().cloned();
         let result = text.map_err(Refused::passing);
         let result = result.and_then(|text| self.compile(&text, &mut looked));
-        Found { wish, looked, result: Some(result) }
+        Finished { wish, looked, result: Some(result) }
     }
 
     #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]

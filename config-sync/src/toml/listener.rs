@@ -163,7 +163,7 @@ fn refuse_keys_of_other_protocols<'t>(
         let whose = match on {
             On::Tls => "TLS listeners",
             On::Udp => "UDP listeners",
-            On::Any | On::Stream | On::Later => "TCP and TLS listeners",
+            On::Any | On::Stream => "TCP and TLS listeners",
         };
         reader.refuse(&place, format!("is for {whose} only"));
     }

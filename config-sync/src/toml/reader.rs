@@ -32,14 +32,12 @@ pub enum On {
     Stream,
     Tls,
     Udp,
-    /// A key that this version knows but does not support yet. The key is refused, not ignored.
-    Later,
 }
 
 impl On {
     pub(crate) fn is_for(self, protocol: Protocol) -> bool {
         match self {
-            Self::Any | Self::Later => true,
+            Self::Any => true,
             Self::Stream => protocol != Protocol::Udp,
             Self::Tls => protocol == Protocol::Tls,
             Self::Udp => protocol == Protocol::Udp,
@@ -138,15 +136,11 @@ impl<'t> Reader<'t> {
         for key in entries.keys() {
             let name = key.get_ref().as_ref();
             let place = self.place(key.span().start, table.field(name));
-            match section.keys.iter().find(|known| known.name == name) {
-                Some(Key { on: On::Later, .. }) => self.refuse(&place, LATER),
-                Some(_) => {}
-                None => {
-                    let known = || section.keys.iter().map(|key| key.name);
-                    let near = did_you_mean(name, known());
-                    let all = known().collect::<Vec<_>>().join(", ");
-                    self.refuse(&place, format!("unknown key{near}; allowed here: {all}"));
-                }
+            let known = || section.keys.iter().map(|key| key.name);
+            if !known().any(|known| known == name) {
+                let near = did_you_mean(name, known());
+                let all = known().collect::<Vec<_>>().join(", ");
+                self.refuse(&place, format!("unknown key{near}; allowed here: {all}"));
             }
         }
         table
@@ -261,8 +255,6 @@ impl<'t> Reader<'t> {
         }
     }
 }
-
-const LATER: &str = "not supported yet by this version";
 
 impl<'t> Table<'t> {
     pub(crate) fn has(&self, key: &str) -> bool {

@@ -5,8 +5,10 @@
 
 use std::io::{BufRead as _, Write as _};
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 #[expect(clippy::print_stdout, reason = "its output is how it answers")]
 fn main() -> std::io::Result<()> {
@@ -18,18 +20,18 @@ fn main() -> std::io::Result<()> {
     let keeper = Arc::clone(&kept);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            keeper.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+            keeper.lock().push(stream);
         }
     });
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         if let Ok(count) = line.parse::<usize>() {
-            while kept.lock().unwrap_or_else(PoisonError::into_inner).len() < count {
+            while kept.lock().len() < count {
                 std::thread::sleep(Duration::from_millis(10));
             }
             println!("{count}");
         } else {
-            for mut stream in kept.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            for mut stream in kept.lock().iter() {
                 // Some may have gone.
                 let _ = stream.write_all(line.as_bytes());
             }

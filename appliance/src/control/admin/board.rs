@@ -1,12 +1,13 @@
 //! The values that the control thread gives to the admin API, including all that /metrics is made
 //! of.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use std::time::Duration;
 
 use axum::body::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 
 use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
@@ -94,7 +95,7 @@ impl Board {
     }
 
     pub fn latest(&self) -> MutexGuard<'_, Latest> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.latest.lock()
     }
 
     pub fn workers(&self) -> &[Arc<Counters>] {

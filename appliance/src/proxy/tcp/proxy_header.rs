@@ -6,7 +6,7 @@
 
 use config_sync::table::routing::{SendProxy, Transport};
 
-use crate::contract::{Event, Op, Side, Stop, Why};
+use crate::contract::{Event, Op, Side, Stop, Why, size};
 use crate::proxy::core::Core;
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::state::{
@@ -166,7 +166,6 @@ impl Session {
     }
 
     pub fn give_header(&self, core: &mut Core, start: usize) {
-        let size = |bytes| u32::try_from(bytes).expect("a header is about 1 KiB at the most");
         let len = size(core.output.len() - start);
         core.push(self.token, Op::Give { to: Side::Endpoint, start: size(start), len });
     }

@@ -5,7 +5,7 @@
 //! endpoint with the same words. The ClientHello waits meanwhile, untouched, in the client's
 //! socket.
 
-use crate::contract::{Event, Op, Side, Stop, Why};
+use crate::contract::{Event, Op, Side, Stop, Why, size};
 use crate::proxy::core::Core;
 use crate::proxy::tcp::state::{Ask, Asking, Connecting, Requesting, Session, State, Step};
 use crate::stats::detail::Detail;
@@ -229,8 +229,4 @@ impl Session {
         core.output.extend_from_slice(words);
         core.push(self.token, Op::Give { to, start, len });
     }
-}
-
-pub fn size(bytes: usize) -> u32 {
-    u32::try_from(bytes).expect("words are few, and a turn's output is bounded")
 }

@@ -21,7 +21,7 @@
 use config_sync::table::routing::OnTruncation;
 use config_sync::table::terminator::{Originator, Terminator};
 
-use crate::contract::{Op, Side, Stop, Token};
+use crate::contract::{Op, Side, Stop, Token, size};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, Postponed};
 use crate::proxy::tcp::tls_connection::Conn;
@@ -387,7 +387,6 @@ impl TlsRelay {
         port.giving = true;
         // MOST_TAKES and MOST_OUTPUT bound the output. Handshakes that begin add 1 KiB each, and
         // the ring has completions for a limited number of sessions.
-        let size = |bytes| u32::try_from(bytes).expect("a turn's output is bounded");
         core.push(token, Op::Give { to, start: size(start), len: size(len) });
     }
 

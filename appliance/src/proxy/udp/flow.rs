@@ -7,7 +7,7 @@ use config_sync::table::routing::{
     SocketId, Transport,
 };
 
-use crate::contract::{BufferId, Part};
+use crate::contract::{BufferId, Part, size};
 use crate::proxy::core::{Core, micros};
 use crate::proxy::tables::Tables;
 use crate::stats::records::{CloseReason, SessionRecord};
@@ -81,7 +81,7 @@ impl Sender {
 impl FlowHeader {
     /// Puts the header into the turn's output. Returns its start and its length.
     pub fn say(&self, output: &mut Vec<u8>) -> (u32, u16) {
-        let start = u32::try_from(output.len()).expect("a turn's output is bounded");
+        let start = size(output.len());
         output.extend_from_slice(&self.header);
         (start, u16::try_from(self.header.len()).expect("a header without a name is short"))
     }

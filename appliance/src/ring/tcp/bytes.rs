@@ -2,11 +2,10 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::contract::{Event, Side, Stop, Why};
+use crate::contract::{Event, Side, Stop, Why, size};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::why_failed;
 use crate::ring::tcp::transfer::{Wanted, is_blocked, is_last, send_all};
-use crate::ring::turn::size;
 
 /// Makes one receive into `arena`. `None`: the side is gone.
 pub fn take(from: Side, fd: Option<BorrowedFd<'_>>, wanted: Wanted, arena: &mut Vec<u8>) -> Event {

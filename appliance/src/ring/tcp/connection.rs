@@ -6,11 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use config_sync::table::routing::SocketOptions;
 
-use crate::contract::{Origin, Why};
+use crate::contract::{Origin, Why, size};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::why_unopened;
 use crate::ring::sys::options::{bind_source, pending_error, set_new_tcp_options};
-use crate::ring::turn::size;
 
 #[derive(Default)]
 pub struct Connection {

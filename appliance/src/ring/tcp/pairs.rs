@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use config_sync::table::routing::SocketOptions;
 
-use crate::contract::{Event, Kind, Mode, Origin, Side, Stop, Token, Why};
+use crate::contract::{Event, Kind, Mode, Origin, Side, Stop, Token, Why, size};
 use crate::ring::queue::{Completion, Queue};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::{why_failed, why_unopened};
@@ -17,7 +17,7 @@ use crate::ring::tcp::info::{self, unpace};
 use crate::ring::tcp::pipes::Pipes;
 use crate::ring::tcp::stream::Streams;
 use crate::ring::tcp::transfer::{Transfer, Wanted, is_blocked, send_all};
-use crate::ring::turn::{Turn, size};
+use crate::ring::turn::Turn;
 use crate::ring::user_data::UserData;
 use crate::stats::counters::Counters;
 

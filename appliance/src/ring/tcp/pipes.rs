@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::contract::size;
 use crate::ring::sys::calls;
 
 /// The minimum capacity of a pipe, in bytes.
@@ -133,8 +134,4 @@ impl Pipes {
     pub fn used(&self) -> u64 {
         u64::from(self.made) - self.idle.len() as u64
     }
-}
-
-fn size(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
 }

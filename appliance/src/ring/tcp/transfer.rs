@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::contract::{Event, Mode, Side, Stop};
+use crate::contract::{Event, Mode, Side, Stop, size};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::why_failed;
 use crate::ring::tcp::half::Half;
@@ -69,8 +69,8 @@ impl Transfer<'_> {
         self.half.release(self.pipes);
         Event::Moved {
             from: self.from,
-            read: clamp(tally.read),
-            sent: clamp(tally.sent),
+            read: size(tally.read),
+            sent: size(tally.sent),
             held: self.half.held(),
             stop,
         }
@@ -150,7 +150,7 @@ impl Transfer<'_> {
                 Ok(0) => return self.copy(wanted, tally),
                 Ok(len) => {
                     tally.read += len;
-                    self.half.held = clamp(len);
+                    self.half.held = size(len);
                 }
                 Err(error) if is_blocked(&error) && calls::is_at_mark(self.source) => {
                     return self.copy(wanted, tally);
@@ -170,7 +170,7 @@ impl Transfer<'_> {
             match calls::splice(pipe.reading(), self.destination, self.half.held as usize) {
                 Ok(len) => {
                     tally.sent += len;
-                    self.half.held -= clamp(len);
+                    self.half.held -= size(len);
                 }
                 Err(error) if is_blocked(&error) => return Some(Stop::Blocked),
                 Err(error) => return Some(self.destination_stop(&error)),
@@ -184,7 +184,7 @@ impl Transfer<'_> {
     fn drain_stream(&mut self, tally: &mut Tally) -> Option<Stop> {
         while let Some(bytes) = self.streams.first(&self.half.waiting) {
             let (sent, error) = send_all(self.destination, bytes);
-            self.streams.pop(&mut self.half.waiting, clamp(sent));
+            self.streams.pop(&mut self.half.waiting, size(sent));
             tally.sent += sent;
             match error {
                 None => {}
@@ -206,8 +206,8 @@ impl Transfer<'_> {
         while let Some(bytes) = self.streams.first(&self.half.waiting) {
             // A full pipe leaves the rest where it is.
             let Ok(len) = calls::write(pipe.writing(), bytes) else { return };
-            self.streams.pop(&mut self.half.waiting, clamp(len));
-            self.half.held += clamp(len);
+            self.streams.pop(&mut self.half.waiting, size(len));
+            self.half.held += size(len);
         }
     }
 
@@ -220,7 +220,7 @@ impl Transfer<'_> {
         // no memory for them. In that case the bytes are lost, and the session fails.
         match calls::write(pipe.writing(), rest) {
             Ok(len) if len == rest.len() => {
-                self.half.held = clamp(len);
+                self.half.held = size(len);
                 Stop::Blocked
             }
             Ok(_) => self.destination_stop(&io::Error::from_raw_os_error(libc::ENOMEM)),
@@ -274,8 +274,4 @@ pub fn is_last(source: BorrowedFd<'_>, len: usize, room: usize, wanted: Wanted) 
 
 pub fn is_blocked(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAGAIN)
-}
-
-fn clamp(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use std::ptr;
 
-use crate::contract::{BufferId, Event, Kind, Part, Token, Why};
+use crate::contract::{BufferId, Event, Kind, Part, Token, Why, size};
 use crate::ring::buffers::Buffers;
 use crate::ring::queue::{Queue, Target};
 use crate::ring::turn::Turn;
@@ -203,9 +203,9 @@ impl Sends {
         piece: Train,
         chunks: impl IntoIterator<Item = Chunk>,
     ) {
-        let first = index(self.chunks.len());
+        let first = size(self.chunks.len());
         self.chunks.extend(chunks);
-        let end = index(self.chunks.len());
+        let end = size(self.chunks.len());
         for chunk in first + 1..end {
             self.chunks[chunk as usize - 1].next = chunk;
         }
@@ -220,7 +220,7 @@ impl Sends {
             send.count += piece.count();
             return;
         }
-        let send = index(self.sends.len());
+        let send = size(self.sends.len());
         if let Some(slot) = self.open_slot(template) {
             *slot = send;
         }
@@ -273,7 +273,7 @@ impl Sends {
     /// Sorts the sends: those that go as they are, and those that the path is known to refuse as a
     /// train.
     fn sort_sends(&mut self) {
-        for at in 0..index(self.sends.len()) {
+        for at in 0..size(self.sends.len()) {
             let send = &self.sends[at as usize];
             let most = self.path_of(send).map_or(u32::MAX, |path| path.in_trains.into());
             let sorted =
@@ -366,7 +366,7 @@ impl Sends {
         }
         queue.failed_sends().clear();
         for (number, message) in messages.iter().enumerate() {
-            let user_data = UserData::new(What::Send, index(number), 0);
+            let user_data = UserData::new(What::Send, size(number), 0);
             // SAFETY: messages, iovecs, and the memory that the send's message points to stay where
             // they are until `submit` has returned, below.
             unsafe { queue.send(send.target, ptr::from_ref(message), user_data) };
@@ -393,10 +393,6 @@ impl Sends {
 /// The event for a send through a socket that is gone.
 fn gone(count: u32) -> Event {
     Event::SendFailed { why: Why::Other(libc::EBADF), count }
-}
-
-fn index(at: usize) -> u32 {
-    u32::try_from(at).expect("a turn's sends are few")
 }
 
 #[cfg(test)]

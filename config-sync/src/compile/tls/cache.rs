@@ -34,7 +34,7 @@ pub(crate) struct Made<A, T> {
     pub(crate) doubts: Vec<Problem>,
 }
 
-type Contents = Vec<Vec<u8>>;
+pub(crate) type Contents = Vec<Vec<u8>>;
 
 impl<A: PartialEq, T> Kept<A, T> {
     pub(crate) fn find(

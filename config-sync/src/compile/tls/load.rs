@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
-use crate::compile::tls::cache::{Cache, Made, contents};
+use crate::compile::tls::cache::{Cache, Contents, Kept, Made, contents};
 use crate::compile::tls::endpoint_verifier::EndpointVerifier;
 use crate::compile::tls::expiry::{Expiring, Expiry};
 use crate::compile::tls::pem::read;
@@ -80,23 +80,43 @@ impl<'l> Loader<'l> {
         let nameless = nameless(listener).map(str::to_owned);
         let asked = (termination.clone(), listener.starttls, nameless);
         let contents = contents(termination.pems());
-        let known = self.before.terminators.find(owner.name, &asked, contents.as_ref());
+        self.kept(
+            |cache| &mut cache.terminators,
+            owner,
+            asked,
+            contents,
+            |loader| loader.new_terminator(owner, listener, termination),
+        )
+    }
+
+    /// The part of the latest table, if the same is asked for and the files have the same contents.
+    /// Otherwise `make` makes the part.
+    fn kept<A: PartialEq, T>(
+        &mut self,
+        parts: fn(&mut Cache) -> &mut Kept<A, T>,
+        owner: &Owner<'_>,
+        asked: A,
+        contents: Option<Contents>,
+        make: impl FnOnce(&mut Self) -> Option<Arc<T>>,
+    ) -> Option<Arc<T>> {
+        let known = parts(&mut self.before).find(owner.name, &asked, contents.as_ref()).cloned();
         let kept = match known {
             Some(known) => {
                 self.expiries.extend_from_slice(&known.expiries);
                 self.doubts.extend_from_slice(&known.doubts);
-                Arc::clone(known)
+                known
             }
             None => {
                 let old = (self.expiries.len(), self.doubts.len());
-                let made = self.new_terminator(owner, listener, termination)?;
+                let made = make(self)?;
                 let expiries = self.expiries[old.0..].to_vec();
                 let doubts = self.doubts[old.1..].to_vec();
                 Arc::new(Made { asked, contents, made, expiries, doubts })
             }
         };
-        self.loaded.terminators.insert(owner.name, Arc::clone(&kept));
-        Some(Arc::clone(&kept.made))
+        let made = Arc::clone(&kept.made);
+        parts(&mut self.loaded).insert(owner.name, kept);
+        Some(made)
     }
 
     fn new_terminator(
@@ -158,23 +178,13 @@ impl<'l> Loader<'l> {
         asked: &Origination,
     ) -> Option<Arc<Originator>> {
         let contents = contents(asked.pems());
-        let known = self.before.originators.find(owner.name, asked, contents.as_ref());
-        let kept = match known {
-            Some(known) => {
-                self.expiries.extend_from_slice(&known.expiries);
-                self.doubts.extend_from_slice(&known.doubts);
-                Arc::clone(known)
-            }
-            None => {
-                let old = (self.expiries.len(), self.doubts.len());
-                let made = self.new_originator(owner, asked)?;
-                let expiries = self.expiries[old.0..].to_vec();
-                let doubts = self.doubts[old.1..].to_vec();
-                Arc::new(Made { asked: asked.clone(), contents, made, expiries, doubts })
-            }
-        };
-        self.loaded.originators.insert(owner.name, Arc::clone(&kept));
-        Some(Arc::clone(&kept.made))
+        self.kept(
+            |cache| &mut cache.originators,
+            owner,
+            asked.clone(),
+            contents,
+            |loader| loader.new_originator(owner, asked),
+        )
     }
 
     fn new_originator(

@@ -2,11 +2,11 @@
 //! that fail by the cause.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kube::core::Status;
 use kube::runtime::watcher;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// A cause that has not occurred for `FORGOTTEN` is logged again when it comes back. A cause that
@@ -77,7 +77,7 @@ impl Causes {
     }
 
     fn is_news(&self, cause: Cause, now: Instant) -> bool {
-        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut met = self.0.lock();
         met.retain(|_, met| now.saturating_duration_since(met.last) < FORGOTTEN);
         let room = met.len() < MOST;
         match met.get_mut(&cause) {

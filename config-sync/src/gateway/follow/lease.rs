@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -21,6 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -130,24 +131,24 @@ impl Leases {
 
     /// Whether this replica writes statuses.
     pub fn leads(&self) -> bool {
-        self.shared.leads(&self.shared.state())
+        self.shared.leads(&self.shared.state.lock())
     }
 
     /// Tells the other replicas what this replica serves from now on.
     pub fn applied(&self, applied: Applied) {
-        self.shared.state().applied = Some(applied);
+        self.shared.state.lock().applied = Some(applied);
         self.shared.news.notify_one();
     }
 
     /// Tells the other replicas which addresses this replica's node has.
     pub fn has(&self, addresses: Vec<IpAddr>) {
-        self.shared.state().addresses = addresses;
+        self.shared.state.lock().addresses = addresses;
         self.shared.news.notify_one();
     }
 
     /// How far the live replicas are with this outline.
     pub fn level(&self, outline: &Outline) -> Level {
-        let state = self.shared.state();
+        let state = self.shared.state.lock();
         let mut level = Level::default();
         // Before the other replicas are known, they may be behind.
         let own = state.applied.as_ref().filter(|_| state.listed);
@@ -161,7 +162,7 @@ impl Leases {
 
     /// The addresses of the nodes of all live replicas, including this one.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let state = self.shared.state();
+        let state = self.shared.state.lock();
         let of = |lease: &Lease| -> Vec<IpAddr> {
             let list = annotation(lease, ADDRESSES).unwrap_or_default();
             list.split(',').filter_map(|address| address.parse().ok()).collect()
@@ -172,18 +173,18 @@ impl Leases {
 
     /// The number of live replicas, including this one.
     pub fn replicas(&self) -> usize {
-        let state = self.shared.state();
+        let state = self.shared.state.lock();
         1 + self.shared.live(&state).filter(|lease| !self.shared.is_own(lease)).count()
     }
 
     /// The number of requests for Leases that have failed.
     pub fn errors(&self) -> u64 {
-        self.shared.state().errors
+        self.shared.state.lock().errors
     }
 
     /// When the API server last sent anything. Ringway asks the API server every few seconds.
     pub fn heard(&self) -> Option<Instant> {
-        self.shared.state().heard
+        self.shared.state.lock().heard
     }
 
     /// Waits until a replica or the leader may have changed.
@@ -196,8 +197,8 @@ impl Leases {
         self.tasks.iter().for_each(AbortHandle::abort);
         let shared = &self.shared;
         let api = shared.api();
-        let leads = shared.state().leads_until.take().is_some();
-        let leader = shared.state().seen.get(&shared.leader_name()).cloned();
+        let leads = shared.state.lock().leads_until.take().is_some();
+        let leader = shared.state.lock().seen.get(&shared.leader_name()).cloned();
         if let Some((mut lease, _)) = leader.filter(|_| leads) {
             // As with client-go, a Lease of one second without a holder is free at once.
             let spec = lease.spec.get_or_insert_default();
@@ -219,10 +220,6 @@ impl Drop for Leases {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn api(&self) -> Api<Lease> {
         Api::namespaced(self.client.clone(), &self.options.namespace)
     }
@@ -274,19 +271,19 @@ impl Shared {
                     fresh.insert(name(&lease), lease);
                 }
                 Ok(Event::InitDone) => {
-                    let mut state = self.state();
+                    let mut state = self.state.lock();
                     state.listed = true;
                     state.seen.retain(|name, _| fresh.contains_key(name));
                     for (_, lease) in std::mem::take(&mut fresh) {
                         state.see(lease);
                     }
                 }
-                Ok(Event::Apply(lease)) => self.state().see(lease),
+                Ok(Event::Apply(lease)) => self.state.lock().see(lease),
                 Ok(Event::Delete(lease)) => {
-                    self.state().seen.remove(&name(&lease));
+                    self.state.lock().seen.remove(&name(&lease));
                 }
                 Err(error) => {
-                    self.state().errors += 1;
+                    self.state.lock().errors += 1;
                     self.causes.say_watch("watching Leases", "Leases can't be followed", &error);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -313,7 +310,7 @@ impl Shared {
     /// waits.
     async fn renew_own(&self, every: Duration) {
         let (applied, addresses) = {
-            let state = self.state();
+            let state = self.state.lock();
             let Some(applied) = state.applied.clone() else { return };
             let is_written = state.written.as_ref().is_some_and(|(before, addresses, at)| {
                 (before, addresses) == (&applied, &state.addresses) && at.elapsed() < every
@@ -328,14 +325,14 @@ impl Shared {
         let result = self.api().patch(&self.own_name(), &patch, &Patch::Apply(lease)).await;
         if result.is_ok() {
             self.hear();
-            self.state().written = Some((applied, addresses, Instant::now()));
+            self.state.lock().written = Some((applied, addresses, Instant::now()));
         }
         self.note("renewing this replica's Lease", result.map(drop));
     }
 
     async fn contend(&self, every: Duration) {
         let (leader, leads_until) = {
-            let state = self.state();
+            let state = self.state.lock();
             if !state.listed {
                 return;
             }
@@ -367,7 +364,7 @@ impl Shared {
         match result {
             Ok(lease) => {
                 self.hear();
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 state.see(lease);
                 state.leads_until = Some(renewed_until);
                 drop(state);
@@ -385,7 +382,7 @@ impl Shared {
     /// Deletes Leases of replicas that ended silently and have successors with other names.
     async fn sweep(&self) {
         let gone: Vec<_> = {
-            let state = self.state();
+            let state = self.state.lock();
             let now = state.judges_as_of(Instant::now(), self.options.lasts);
             let is_gone = |at: &Instant| now.saturating_duration_since(*at) > self.options.kept;
             let all = state.seen.values().filter(|_| self.leads(&state));
@@ -399,7 +396,7 @@ impl Shared {
             let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
             let name = metadata.name.unwrap_or_default();
             match self.api().delete(&name, &parameters).await {
-                Ok(_) => _ = self.state().seen.remove(&name),
+                Ok(_) => _ = self.state.lock().seen.remove(&name),
                 Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
                 Err(error) => return self.note("deleting a Lease of old", Err(error)),
             }
@@ -464,12 +461,12 @@ impl Shared {
     }
 
     fn hear(&self) {
-        self.state().hear(Instant::now(), self.options.lasts);
+        self.state.lock().hear(Instant::now(), self.options.lasts);
     }
 
     fn note(&self, what: &str, result: kube::Result<()>) {
         let Err(error) = result else { return };
-        self.state().errors += 1;
+        self.state.lock().errors += 1;
         self.causes.say(what, what, &error);
     }
 }

@@ -3,14 +3,15 @@
 //! object.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
@@ -254,7 +255,7 @@ impl Reporter {
 
     /// The time until a failed write is to be tried again.
     fn until_retry(&self, desk: &Desk) -> Option<Duration> {
-        let done = lock(&self.done);
+        let done = self.done.lock();
         let all = done.failed.values().chain(&desk.accounts_failed);
         let all = all.filter_map(Backoff::due).map(Instant::from_std).chain(done.contests.next());
         let next = all.min()?;
@@ -320,7 +321,7 @@ impl Reporter {
                     promise::withhold(wanted);
                 }
             }
-            let (now, mut done) = (Instant::now(), lock(&done));
+            let (now, mut done) = (Instant::now(), done.lock());
             let Statuses { written, contests, .. } = &mut *done;
             written.retain(|id, done| {
                 let holds = store.version(id.0, &id.1).is_some_and(|of| done.holds(&of));
@@ -347,7 +348,7 @@ impl Reporter {
 
     async fn write_one(&self, wanted: &StatusOf) {
         let is_done = self.try_one(wanted).await;
-        let (id, mut done) = (id(wanted), lock(&self.done));
+        let (id, mut done) = (id(wanted), self.done.lock());
         if is_done {
             done.failed.remove(&id);
         } else {
@@ -360,7 +361,7 @@ impl Reporter {
     async fn try_one(&self, wanted: &StatusOf) -> bool {
         let id = id(wanted);
         let Some(seen) = self.store.version(wanted.kind, &id.1) else { return true };
-        let done = lock(&self.done).written.get(&id).filter(|done| done.holds(&seen)).cloned();
+        let done = self.done.lock().written.get(&id).filter(|done| done.holds(&seen)).cloned();
         let existing = match done {
             Some(done) => Some(done.now),
             None => self.store.existing(wanted.kind, &id.1),
@@ -375,7 +376,7 @@ impl Reporter {
             let new = status::merge(existing.status.as_ref(), &upheld, &now());
             let Some(new) = new else {
                 let done = Done { wanted: wanted.clone(), seen, now: existing };
-                lock(&self.done).written.insert(id, done);
+                self.done.lock().written.insert(id, done);
                 return true;
             };
             if attempt == 0 && self.rests(wanted, &existing, &new, &api).await {
@@ -395,7 +396,7 @@ impl Reporter {
                 Ok(object) => {
                     self.tally.writes.fetch_add(1, Ordering::Relaxed);
                     let done = Done { wanted: wanted.clone(), seen, now: known(object) };
-                    lock(&self.done).written.insert(id, done);
+                    self.done.lock().written.insert(id, done);
                     return true;
                 }
                 Err(error) => Err(error),
@@ -421,7 +422,7 @@ impl Reporter {
         new: &Value,
         api: &Api<DynamicObject>,
     ) -> bool {
-        let step = lock(&self.done).contests.step(id(wanted), wanted, Instant::now());
+        let step = self.done.lock().contests.step(id(wanted), wanted, Instant::now());
         let Step::Rest { is_news } = step else { return false };
         if is_news {
             let own = self.manager.field_manager.as_deref();
@@ -459,7 +460,7 @@ impl Reporter {
     }
 
     async fn pace(&self) {
-        let wait = self.budget.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+        let wait = self.budget.lock().take(Instant::now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -475,10 +476,6 @@ fn title(wanted: &StatusOf) -> String {
     let StatusOf { kind, name, .. } = wanted;
     let namespace = wanted.namespace.iter().map(|namespace| format!("{namespace}/"));
     format!("{kind} {}{name}", namespace.collect::<String>())
-}
-
-fn lock(done: &Mutex<Statuses>) -> MutexGuard<'_, Statuses> {
-    done.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn known(object: DynamicObject) -> Existing {

@@ -1,11 +1,12 @@
 //! The latest known objects of a cluster, by kind.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::ObjectMeta;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -97,29 +98,25 @@ macro_rules! with_status {
 
 impl Store {
     pub fn tables(&self) -> MutexGuard<'_, Tables> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock()
     }
 
     /// Notes that an object has changed.
     pub fn touch(&self) {
         let now = Instant::now();
-        let mut changes = self.changes();
+        let mut changes = self.changes.lock();
         let first = changes.map_or(now, |(first, _)| first);
         *changes = Some((first, now));
     }
 
     /// When the first and the last change came since [`Self::take`].
     pub fn changed(&self) -> Option<(Instant, Instant)> {
-        *self.changes()
-    }
-
-    fn changes(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.changes.lock()
     }
 
     /// All known objects, for a translation.
     pub fn take(&self) -> Objects {
-        *self.changes() = None;
+        *self.changes.lock() = None;
         let tables = self.tables();
         Objects {
             gateway_classes: all(&tables.gateway_classes),

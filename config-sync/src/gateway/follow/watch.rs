@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -146,14 +147,14 @@ impl Watch {
 
     /// Whether every kind that is served has been read, so that the store is whole.
     pub fn is_whole(&self) -> bool {
-        let state = self.follower.state();
+        let state = self.follower.state.lock();
         let settled = |following: &Following| following.lists.values().all(List::is_settled);
         state.discovered && state.kinds.values().all(settled)
     }
 
     /// Whether the store is whole, and every watcher is up to date as far as the watcher knows.
     pub fn is_following(&self) -> bool {
-        let state = self.follower.state();
+        let state = self.follower.state.lock();
         let lists = |following: &Following| following.lists.values().all(|list| list.following);
         state.discovered && state.kinds.values().all(lists)
     }
@@ -161,7 +162,7 @@ impl Watch {
     /// Progress by the kind's name.
     pub fn progress(&self) -> BTreeMap<&'static str, Progress> {
         let counts = counts(&self.follower.store.tables());
-        let state = self.follower.state();
+        let state = self.follower.state.lock();
         let progress = |kind: &Kind| {
             let Some(following) = state.kinds.get(kind.name) else { return Progress::default() };
             let lists = || following.lists.values();
@@ -177,34 +178,30 @@ impl Watch {
 
     /// How often a list or watch has failed.
     pub fn errors(&self) -> u64 {
-        self.follower.state().errors
+        self.follower.state.lock().errors
     }
 
     /// When the API server last sent anything.
     pub fn heard(&self) -> Option<Instant> {
-        self.follower.state().heard
+        self.follower.state.lock().heard
     }
 
     /// The resource of a kind in the version that is served.
     pub fn resource(&self, kind: &str) -> Option<ApiResource> {
-        self.follower.state().kinds.get(kind)?.resource.clone()
+        self.follower.state.lock().kinds.get(kind)?.resource.clone()
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.discovery.abort();
-        for following in self.follower.state().kinds.values() {
+        for following in self.follower.state.lock().kinds.values() {
             following.tasks.iter().for_each(AbortHandle::abort);
         }
     }
 }
 
 impl Follower {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts, restarts and ends watchers as kinds come and go.
     async fn discover(self) {
         let mut missing = BTreeSet::new();
@@ -249,7 +246,7 @@ impl Follower {
             }
             self.serve(kind, resource);
         }
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !state.discovered {
             state.discovered = true;
             drop(state);
@@ -259,7 +256,7 @@ impl Follower {
     }
 
     fn serve(&self, kind: &'static Kind, resource: Option<&ApiResource>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let following = state.kinds.entry(kind.name).or_default();
         if following.resource.as_ref() == resource {
             following.missed = None;
@@ -312,11 +309,11 @@ impl Follower {
     }
 
     fn failed(&self) {
-        self.state().errors += 1;
+        self.state.lock().errors += 1;
     }
 
     fn list(&self, kind: &Kind, namespace: &str, change: impl FnOnce(&mut List)) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let lists = state.kinds.get_mut(kind.name).map(|following| &mut following.lists);
         if let Some(list) = lists.and_then(|lists| lists.get_mut(namespace)) {
             change(list);
@@ -353,7 +350,7 @@ impl Follower {
                 Ok(Event::Init) => fresh.clear(),
                 Ok(event) => {
                     pauses.restart();
-                    self.state().heard = Some(now());
+                    self.state.lock().heard = Some(now());
                     self.take_event(kind, &scope, event, &mut fresh, table);
                 }
                 Err(error) => {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::gateway::objects::{Address, Gateway};
 use crate::gateway::translate::index::key;
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::verdict::Why;
+use crate::gateway::translate::verdict::Fault;
 
 /// The addresses of a Gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +24,9 @@ pub(super) struct Assigned {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// The Gateway can't be accepted.
-    Unsupported(Why),
+    Unsupported(Fault),
     /// The Gateway can be accepted, but not be programmed.
-    Unusable(Why),
+    Unusable(Fault),
 }
 
 /// The most addresses that a status may list.
@@ -113,7 +113,7 @@ fn refuse_held<'a>(
         let Ok(addresses) = asked else { continue };
         if let Some(address) = addresses.iter().find(|address| held.contains(address)) {
             let message = format!("{address} is in use by another Gateway; ask for a free one");
-            *asked = Err(Refused::Unusable(Why::new("AddressNotUsable", message)));
+            *asked = Err(Refused::Unusable(Fault::new("AddressNotUsable", message)));
         }
     }
 }
@@ -125,7 +125,7 @@ fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refu
     if let Some(address) = addresses.iter().find(|address| kind(address) != "IPAddress") {
         let message =
             format!("addresses of type {} are not supported; give an IPAddress", kind(address));
-        return Err(Refused::Unsupported(Why::new("UnsupportedAddress", message)));
+        return Err(Refused::Unsupported(Fault::new("UnsupportedAddress", message)));
     }
     let mut asked = Vec::new();
     for value in addresses.iter().filter_map(|address| address.value.as_deref()) {
@@ -141,7 +141,7 @@ fn asked_for(gateway: &Gateway, settings: &Settings) -> Result<Vec<IpAddr>, Refu
         let usable = usable.filter(|address| is_usable(*address, settings) || had(address));
         let Some(address) = usable else {
             let message = format!("{value} is not {}", whose(settings));
-            return Err(Refused::Unusable(Why::new("AddressNotUsable", message)));
+            return Err(Refused::Unusable(Fault::new("AddressNotUsable", message)));
         };
         if !asked.contains(&address) {
             asked.push(address);
@@ -241,7 +241,7 @@ fn from_pool(
     if addresses.is_empty() {
         let version = missing.join(" or ");
         let message = format!("no {version} address of the pool is free; make it larger");
-        return Err(Refused::Unusable(Why::new("AddressNotAssigned", message)));
+        return Err(Refused::Unusable(Fault::new("AddressNotAssigned", message)));
     }
     addresses.sort_by_key(|address| (address.is_ipv6(), *address));
     Ok(Assigned { shown: addresses.clone(), bound: addresses })

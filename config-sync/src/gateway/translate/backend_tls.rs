@@ -7,7 +7,7 @@ use crate::gateway::objects::{BackendTlsPolicy, Objects, SubjectAltName, Validat
 use crate::gateway::translate::backends::{self, Destination};
 use crate::gateway::translate::certificates;
 use crate::gateway::translate::index::{Index, key, seniority};
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::alt_name::AltName;
 use crate::model::tls::{Origination, Pem};
 
@@ -24,7 +24,7 @@ type Service<'o> = (&'o str, &'o str, Option<&'o str>);
 pub(super) struct Policy<'o> {
     pub(super) object: &'o BackendTlsPolicy,
     /// The TLS settings of the policy, for any target.
-    pub(super) read: Result<Origination, Why>,
+    pub(super) read: Result<Origination, Fault>,
     pub(super) resolved: Verdict,
     pub(super) targets: Vec<Target<'o>>,
 }
@@ -57,14 +57,14 @@ impl<'o> BackendTls<'o> {
         } else {
             let name = key(&self.all[winner].object.metadata).1;
             let message = format!("{name} is older and has the same target, {}", title(service));
-            Err(Why::new("Conflicted", message))
+            Err(Fault::new("Conflicted", message))
         };
         Target { service, accepted }
     }
 
     /// The TLS settings for a Service's port. `None`: bytes go to the port unchanged. An error: the
     /// port gets no sessions.
-    pub(super) fn of(&self, destination: &Destination<'_>) -> Option<Result<Origination, Why>> {
+    pub(super) fn of(&self, destination: &Destination<'_>) -> Option<Result<Origination, Fault>> {
         Some(self.all[self.winner(destination)?].read.clone())
     }
 
@@ -91,7 +91,7 @@ fn title((namespace, name, section): Service<'_>) -> String {
 }
 
 fn target_exists((namespace, name, section): Service<'_>, index: &Index<'_>) -> Verdict {
-    let missing = |message| Err(Why::new("TargetNotFound", message));
+    let missing = |message| Err(Fault::new("TargetNotFound", message));
     let Some(service) = index.services.get(&(namespace, name)) else {
         return missing(format!("there is no Service {namespace}/{name}"));
     };
@@ -106,13 +106,13 @@ fn target_exists((namespace, name, section): Service<'_>, index: &Index<'_>) -> 
     }
     if meant.all(|port| port.protocol.as_deref() == Some("UDP")) {
         let message = format!("Service {namespace}/{name}: TLS can't be spoken on a UDP port");
-        return Err(Why::new("Invalid", message));
+        return Err(Fault::new("Invalid", message));
     }
     Ok(())
 }
 
 /// The TLS settings of a policy, and whether its references resolve.
-fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Why>, Verdict) {
+fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Fault>, Verdict) {
     let namespace = key(&object.metadata).0;
     let validation = &object.spec.validation;
     let (mut authorities, mut resolved) = (Vec::new(), Ok(()));
@@ -125,28 +125,28 @@ fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Wh
     (origination(validation, &authorities), resolved)
 }
 
-fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Origination, Why> {
+fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Origination, Fault> {
     let server_name = validation.hostname.to_lowercase();
     if server_name.starts_with("*.") || crate::toml::values::read_hostname(&server_name).is_err() {
         let message = format!("validation.hostname: \"{server_name}\" is not the name of a host");
-        return Err(Why::new("Invalid", message));
+        return Err(Fault::new("Invalid", message));
     }
     if authorities.is_empty() {
-        let invalid = |message| Why::new("NoValidCACertificate", message);
+        let invalid = |message| Fault::new("NoValidCACertificate", message);
         if !validation.ca_certificate_refs.is_empty() {
             return Err(invalid("none of the caCertificateRefs can be used".to_owned()));
         }
         if validation.well_known_ca_certificates.as_deref() != Some("System") {
             let message = "validation has neither caCertificateRefs nor wellKnownCACertificates: \
                            System";
-            return Err(Why::new("Invalid", message));
+            return Err(Fault::new("Invalid", message));
         }
         certificates::system().map_err(invalid)?;
     }
     let names = validation.subject_alt_names.iter().enumerate();
     let names = names.map(|(at, name)| {
         alt_name(name).map_err(|message| {
-            Why::new("Invalid", format!("validation.subjectAltNames[{at}].{message}"))
+            Fault::new("Invalid", format!("validation.subjectAltNames[{at}].{message}"))
         })
     });
     Ok(Origination {

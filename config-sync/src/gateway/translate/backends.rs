@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use crate::gateway::objects::BackendRef;
 use crate::gateway::translate::index::{Index, ObjectKey, Party, Target};
-use crate::gateway::translate::verdict::Why;
+use crate::gateway::translate::verdict::Fault;
 
 /// A port of a Service that a route leads to.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub(super) fn find<'o>(
     party: Party<'o>,
     udp: bool,
     index: &Index<'o>,
-) -> Result<Destination<'o>, Why> {
+) -> Result<Destination<'o>, Fault> {
     let group = reference.group.as_deref().unwrap_or_default();
     let kind = reference.kind.as_deref().unwrap_or("Service");
     let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
@@ -32,12 +32,12 @@ pub(super) fn find<'o>(
     if !is_service(group, kind) {
         let kind = if group.is_empty() { kind.to_owned() } else { format!("{kind} of {group}") };
         let message = format!("backendRefs: a {kind} can't be a backend; name a Service");
-        return Err(Why::new("InvalidKind", message));
+        return Err(Fault::new("InvalidKind", message));
     }
     if !index.permits(party, Target { group: "", kind, namespace, name }) {
-        return Err(Why::not_permitted(party, kind, namespace, name));
+        return Err(Fault::not_permitted(party, kind, namespace, name));
     }
-    let missing = |message| Err(Why::new("BackendNotFound", message));
+    let missing = |message| Err(Fault::new("BackendNotFound", message));
     let Some(object) = index.services.get(&(namespace, name)).copied() else {
         let limits = index.limits(namespace);
         return missing(format!("there is no Service {namespace}/{name}{limits}"));
@@ -48,7 +48,7 @@ pub(super) fn find<'o>(
             "Service {namespace}/{name} is an ExternalName, which is not followed; use a Service \
              with endpoints"
         );
-        return Err(Why::new("InvalidKind", message));
+        return Err(Fault::new("InvalidKind", message));
     }
     let Some(number) = reference.port else {
         return missing(format!("backendRefs: port of Service {namespace}/{name} is missing"));
@@ -61,7 +61,7 @@ pub(super) fn find<'o>(
     let wanted = if udp { "UDP" } else { "TCP" };
     let Some(port) = ports.find(|port| protocol(port.protocol.as_deref()) == wanted) else {
         let message = format!("port {number} of Service {namespace}/{name} is not for {wanted}");
-        return Err(Why::new("UnsupportedProtocol", message));
+        return Err(Fault::new("UnsupportedProtocol", message));
     };
     Ok(Destination { service: (namespace, name), object, port })
 }

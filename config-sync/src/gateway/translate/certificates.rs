@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Secret;
 use crate::compile::tls::load::{Loader, Owner, dns_names};
 use crate::compile::tls::tickets::Tickets;
 use crate::gateway::objects::{GROUP, Gateway, Listener, ObjectRef};
-use crate::gateway::translate::found::{Found, KeyPair};
+use crate::gateway::translate::found::{KeyPair, SecretState};
 use crate::gateway::translate::index::{Index, ObjectKey, Party, Target, key};
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::place::Place;
 use crate::model::tls::{Certificate, Pem, Termination};
 
@@ -29,7 +29,7 @@ pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) 
     let references = spec.tls.as_ref().map_or(&[][..], |tls| &tls.certificate_refs);
     if references.is_empty() {
         let message = "tls.certificateRefs: missing; it names Secrets of type kubernetes.io/tls";
-        let resolved = Err(Why::new("InvalidCertificateRef", message));
+        let resolved = Err(Fault::new("InvalidCertificateRef", message));
         return Ending { tls: None, resolved, expired: Vec::new() };
     }
     let mut termination = Termination::default();
@@ -48,7 +48,7 @@ pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) 
                  of use",
                 reference.name
             );
-            faults.push(Why::new("InvalidCertificateRef", message));
+            faults.push(Fault::new("InvalidCertificateRef", message));
             continue;
         }
         // The first certificate is for clients with a name that no certificate has.
@@ -59,10 +59,10 @@ pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) 
 }
 
 /// Joins the faults, under the reason of the first.
-fn together(faults: Vec<Why>) -> Verdict {
-    let Some(Why { reason, .. }) = faults.first() else { return Ok(()) };
+fn together(faults: Vec<Fault>) -> Verdict {
+    let Some(Fault { reason, .. }) = faults.first() else { return Ok(()) };
     let messages: Vec<_> = faults.iter().map(|why| why.message.as_str()).collect();
-    Err(Why::new(reason, messages.join("; ")))
+    Err(Fault::new(reason, messages.join("; ")))
 }
 
 /// The conditions of a Gateway's `tls.frontend` for the clients of an HTTPS listener.
@@ -74,14 +74,14 @@ pub(super) fn clients(
     gateway: &Gateway,
     port: i32,
     index: &Index<'_>,
-) -> Result<Option<Pem>, (Verdict, Why)> {
+) -> Result<Option<Pem>, (Verdict, Fault)> {
     let frontend = gateway.spec.tls.as_ref().and_then(|tls| tls.frontend.as_ref());
     let Some(frontend) = frontend else { return Ok(None) };
     let own = frontend.per_port.iter().find(|of| of.port == port).map(|of| &of.tls);
     let Some(validation) = &own.unwrap_or(&frontend.default).validation else { return Ok(None) };
     if validation.mode.as_deref().is_some_and(|mode| mode != "AllowValidOnly") {
         let message = "tls.frontend: AllowInsecureFallback is not supported; AllowValidOnly is";
-        let why = Why::new("UnsupportedValue", message);
+        let why = Fault::new("UnsupportedValue", message);
         return Err((Err(why.clone()), why));
     }
     let namespace = key(&gateway.metadata).0;
@@ -96,12 +96,12 @@ pub(super) fn clients(
         let read = if index.permits(party, target) {
             authority(reference, of, index)
         } else {
-            Err(Why::not_permitted(party, kind, of, &reference.name))
+            Err(Fault::not_permitted(party, kind, of, &reference.name))
         };
         match read {
             Ok(pem) => found.push(pem),
-            Err(Why { reason: "InvalidKind", message }) => {
-                fault = Some(Why::new("InvalidCACertificateKind", message));
+            Err(Fault { reason: "InvalidKind", message }) => {
+                fault = Some(Fault::new("InvalidCACertificateKind", message));
             }
             Err(why) => fault = Some(why),
         }
@@ -110,7 +110,7 @@ pub(super) fn clients(
         (None, Some(authorities)) => Ok(Some(authorities)),
         (Some(why), Some(_)) => Err((Ok(()), why)),
         (why, None) => {
-            let none = Why::new("NoValidCACertificate", "tls.frontend names no CA certificate");
+            let none = Fault::new("NoValidCACertificate", "tls.frontend names no CA certificate");
             Err((Err(none.clone()), why.unwrap_or(none)))
         }
     }
@@ -128,7 +128,7 @@ pub(super) fn own_certificate(
     let party = Party { group: GROUP, kind: "Gateway", namespace };
     let (own, verdict) = certificate(reference, party, index);
     let verdict = verdict.map_err(|why| match why.reason {
-        "InvalidCertificateRef" => Why::new("InvalidClientCertificateRef", why.message),
+        "InvalidCertificateRef" => Fault::new("InvalidClientCertificateRef", why.message),
         _ => why,
     });
     (own.map(|loaded| loaded.certificate), verdict)
@@ -139,7 +139,7 @@ fn certificate(
     party: Party<'_>,
     index: &Index<'_>,
 ) -> (Option<KeyPair>, Verdict) {
-    let invalid = |message| Err(Why::new("InvalidCertificateRef", message));
+    let invalid = |message| Err(Fault::new("InvalidCertificateRef", message));
     let none = |message| (None, invalid(message));
     let kind = reference.kind.as_deref().unwrap_or("Secret");
     let group = reference.group.as_deref().unwrap_or_default();
@@ -149,7 +149,7 @@ fn certificate(
     let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
     let name = reference.name.as_str();
     if !index.permits(party, Target { group, kind, namespace, name }) {
-        return (None, Err(Why::not_permitted(party, kind, namespace, name)));
+        return (None, Err(Fault::not_permitted(party, kind, namespace, name)));
     }
     let Some(secret) = index.secrets.get(&(namespace, name)) else {
         let limits = index.limits(namespace);
@@ -161,11 +161,11 @@ fn certificate(
     let key = (namespace.to_owned(), name.to_owned());
     let before = index.last_good.get(&key, secret);
     let found = known.entry(key).or_insert_with(|| match load(secret, (namespace, name)) {
-        Ok(loaded) => Found { loaded: Some(loaded), fault: None },
+        Ok(loaded) => SecretState { loaded: Some(loaded), fault: None },
         Err(fault) => {
             let stays = "; the certificate that was there before stays in force";
             let stays = if before.is_some() { stays } else { "" };
-            Found { loaded: before, fault: Some(format!("{fault}{stays}")) }
+            SecretState { loaded: before, fault: Some(format!("{fault}{stays}")) }
         }
     });
     (found.loaded.clone(), found.fault.clone().map_or(Ok(()), invalid))
@@ -220,8 +220,8 @@ pub(super) fn authority(
     reference: &ObjectRef,
     namespace: &str,
     index: &Index<'_>,
-) -> Result<Pem, Why> {
-    let invalid = |message| Err(Why::new("InvalidCACertificateRef", message));
+) -> Result<Pem, Fault> {
+    let invalid = |message| Err(Fault::new("InvalidCACertificateRef", message));
     let name = reference.name.as_str();
     let group = reference.group.as_deref().unwrap_or_default();
     let kind = reference.kind.as_deref().unwrap_or("ConfigMap");
@@ -238,7 +238,7 @@ pub(super) fn authority(
         _ => {
             let message =
                 format!("caCertificateRefs: {group}/{kind} is not supported; name a ConfigMap");
-            return Err(Why::new("InvalidKind", message));
+            return Err(Fault::new("InvalidKind", message));
         }
     };
     let Some(pem) = pem else {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::verdict::Why;
+use crate::gateway::translate::verdict::Fault;
 
 impl Listeners<'_> {
     /// Between Gateways and sets, the first listener wins. Among the listeners of one Gateway or
@@ -53,7 +53,7 @@ impl Listeners<'_> {
         }
     }
 
-    fn mark(&mut self, conflicts: Vec<(usize, Why)>) {
+    fn mark(&mut self, conflicts: Vec<(usize, Fault)>) {
         for (at, why) in conflicts {
             let entry = &mut self.entries[at];
             entry.accepted = Err(why.clone());
@@ -106,7 +106,7 @@ impl Listeners<'_> {
     }
 
     /// Why `at` conflicts with `other`.
-    fn conflict(&self, other: usize, at: usize, settings: &Settings) -> Option<Why> {
+    fn conflict(&self, other: usize, at: usize, settings: &Settings) -> Option<Fault> {
         let (other, own) = (&self.entries[other], &self.entries[at]);
         let in_force = |entry: &Entry<'_>| entry.accepted.is_ok();
         let (theirs, ours) = (other.protocol?, own.protocol?);
@@ -135,22 +135,22 @@ impl Listeners<'_> {
                 "port {port} is taken{shared}; names can't be shared between one of a node's \
                  addresses and all of them"
             );
-            return Some(Why::new("ProtocolConflict", message));
+            return Some(Fault::new("ProtocolConflict", message));
         }
         if theirs != ours {
             let (theirs, ours) = (&other.spec.protocol, &own.spec.protocol);
             let message =
                 format!("port {port} is for {theirs} already, which {ours} can't share{shared}");
-            return Some(Why::new("ProtocolConflict", message));
+            return Some(Fault::new("ProtocolConflict", message));
         }
         if !by_name {
             let message =
                 format!("port {port} has a {} listener already{shared}", own.spec.protocol);
-            return Some(Why::new("ProtocolConflict", message));
+            return Some(Fault::new("ProtocolConflict", message));
         }
         let hostname = own.hostname.as_deref().unwrap_or("(every name)");
         let message = format!("port {port} has a listener for {hostname} already{shared}");
-        Some(Why::new("HostnameConflict", message))
+        Some(Fault::new("HostnameConflict", message))
     }
 
     /// Names the other listener's Gateway, but not the listener's owner, which may be in another

@@ -11,7 +11,7 @@ use crate::model::tls::{Certificate, Pem};
 
 /// The contents of a Secret.
 #[derive(Clone, Default)]
-pub(super) struct Found {
+pub(super) struct SecretState {
     /// The pair in the Secret. If the Secret is broken, the pair from before.
     pub(super) loaded: Option<KeyPair>,
     pub(super) fault: Option<String>,
@@ -52,7 +52,7 @@ struct Good {
 impl LastGood {
     /// The contents after a translation that has found these Secrets.
     pub(super) fn of<'a>(
-        found: impl Iterator<Item = (&'a ObjectName, &'a Found, &'a Secret)>,
+        found: impl Iterator<Item = (&'a ObjectName, &'a SecretState, &'a Secret)>,
     ) -> Self {
         let good = found.filter_map(|(key, found, secret)| {
             let uid = secret.metadata.uid.clone();

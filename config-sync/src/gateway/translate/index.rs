@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
 
 use crate::gateway::objects::{FromNamespaces, Gateway, Objects};
-use crate::gateway::translate::found::{Found, LastGood};
+use crate::gateway::translate::found::{LastGood, SecretState};
 
 /// Namespace and name.
 pub(super) type ObjectKey<'o> = (&'o str, &'o str);
@@ -25,7 +25,7 @@ pub(super) struct Index<'o> {
     pub(super) secrets: BTreeMap<ObjectKey<'o>, &'o Secret>,
     pub(super) config_maps: BTreeMap<ObjectKey<'o>, &'o ConfigMap>,
     /// The contents of the Secrets that were read. Many listeners name one Secret.
-    pub(super) certificates: RefCell<BTreeMap<(String, String), Found>>,
+    pub(super) certificates: RefCell<BTreeMap<(String, String), SecretState>>,
     /// The last good contents of Secrets.
     pub(super) last_good: LastGood,
     /// The only namespaces that are followed. Empty: all are.

@@ -14,7 +14,7 @@ use crate::gateway::translate::address::{self, Assigned, Refused};
 use crate::gateway::translate::certificates;
 use crate::gateway::translate::index::{Index, ObjectKey, Party, key, seniority};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::tls::{Certificate, ClientAuth, Termination};
 
 /// All Gateways, ListenerSets and listeners, in the order of precedence.
@@ -33,7 +33,7 @@ pub(super) struct Gate<'o> {
     pub(super) object: &'o Gateway,
     pub(super) accepted: Verdict,
     /// Without addresses, nothing of the Gateway is programmed.
-    pub(super) addresses: Result<Assigned, Why>,
+    pub(super) addresses: Result<Assigned, Fault>,
     /// The certificate for backends.
     pub(super) certificate: Option<Certificate>,
     /// The fault of that certificate, or of its reference.
@@ -218,8 +218,9 @@ impl<'o> Listeners<'o> {
         for entry in self.entries.iter().filter(|entry| entry.is_valid()) {
             valid.insert((entry.gate, entry.set));
         }
-        let none =
-            || Err(Why::new("ListenersNotValid", "no listener is valid; each says why".to_owned()));
+        let none = || {
+            Err(Fault::new("ListenersNotValid", "no listener is valid; each says why".to_owned()))
+        };
         // A Gateway's listener counts even while its certificate is missing, so that the sets'
         // listeners with certificates stay.
         let own = self.entries.iter().filter(|entry| entry.set.is_none() && entry.accepted.is_ok());
@@ -237,7 +238,7 @@ impl<'o> Listeners<'o> {
         for (at, set) in self.sets.iter_mut().enumerate() {
             if set.accepted.is_ok() && self.gates[set.gate].accepted.is_err() {
                 let message = "the Gateway is not accepted".to_owned();
-                set.accepted = Err(Why::new("ParentNotAccepted", message));
+                set.accepted = Err(Fault::new("ParentNotAccepted", message));
             } else if set.accepted.is_ok() && !valid.contains(&(set.gate, Some(at))) {
                 set.accepted = none();
             }
@@ -293,7 +294,7 @@ pub(super) fn accepts(class: &GatewayClass) -> Verdict {
         "parametersRef names a {}, and Ringway knows no such parameters; remove it",
         parameters.kind
     );
-    Err(Why::new("InvalidParameters", message))
+    Err(Fault::new("InvalidParameters", message))
 }
 
 /// The Gateways that are served, and the Gateways that no controller has, in the order of
@@ -344,7 +345,7 @@ fn gate<'o>(
              it (an L4Policy has what can be set)",
             parameters.kind
         );
-        Why::new("InvalidParameters", message)
+        Fault::new("InvalidParameters", message)
     });
     let (unsupported, addresses) = match assigned {
         Ok(assigned) => (None, Ok(assigned)),
@@ -379,7 +380,7 @@ fn sets<'o>(objects: &'o Objects, index: &Index<'_>, listeners: &Listeners<'_>) 
             Ok(())
         } else {
             let message = format!("the Gateway's allowedListeners do not let in namespace {own}");
-            Err(Why::new("NotAllowed", message))
+            Err(Fault::new("NotAllowed", message))
         };
         sets.push(Set { object, gate, accepted });
     }
@@ -438,9 +439,9 @@ fn accepted(spec: &Listener, protocol: Option<Protocol>) -> Verdict {
             "protocol {} is not supported; TCP, UDP, TLS, HTTP and HTTPS are",
             spec.protocol
         );
-        return Err(Why::new("UnsupportedProtocol", message));
+        return Err(Fault::new("UnsupportedProtocol", message));
     };
-    let unsupported = |message: String| Err(Why::new("UnsupportedValue", message));
+    let unsupported = |message: String| Err(Fault::new("UnsupportedValue", message));
     if !(1..=65_535).contains(&spec.port) {
         return unsupported(format!("port {} is not within 1 to 65535", spec.port));
     }
@@ -462,7 +463,7 @@ fn accepted(spec: &Listener, protocol: Option<Protocol>) -> Verdict {
 }
 
 /// The requested kinds that the protocol can take, and a fault for the others.
-fn kinds(spec: &Listener, protocol: Option<Protocol>) -> (Vec<RouteKind>, Option<Why>) {
+fn kinds(spec: &Listener, protocol: Option<Protocol>) -> (Vec<RouteKind>, Option<Fault>) {
     let Some(protocol) = protocol else { return (Vec::new(), None) };
     let supported =
         RouteKind { group: Some(GROUP.to_owned()), kind: protocol.route().name().to_owned() };
@@ -478,7 +479,7 @@ fn kinds(spec: &Listener, protocol: Option<Protocol>) -> (Vec<RouteKind>, Option
             "allowedRoutes.kinds: {unknown} can't attach to a {protocol} listener; {} can",
             supported.kind
         );
-        Why::new("InvalidRouteKinds", message)
+        Fault::new("InvalidRouteKinds", message)
     });
     let any = asked.is_empty() || asked.iter().any(|kind| is_it(&kind));
     (if any { vec![supported] } else { Vec::new() }, why)

@@ -36,7 +36,7 @@ use crate::gateway::translate::listeners::Listeners;
 use crate::gateway::translate::notice::{Infrastructure, Notice};
 use crate::gateway::translate::outline::{Outline, outline};
 use crate::gateway::translate::policy::Policies;
-use crate::gateway::translate::report::Report;
+use crate::gateway::translate::report::ObjectReport;
 use crate::gateway::translate::settings::Settings;
 use crate::model::config::Config;
 use crate::table::fnv::Fnv;
@@ -47,7 +47,7 @@ pub struct Translation {
     pub config: Config,
     /// Equal on every replica that translates the objects to this configuration.
     pub outline: Outline,
-    reports: Vec<Report>,
+    reports: Vec<ObjectReport>,
     /// Notices about objects at which translation panicked.
     pub(super) left_out: Vec<Notice>,
     infrastructure: Vec<Infrastructure>,

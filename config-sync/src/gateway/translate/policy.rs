@@ -16,7 +16,7 @@ use crate::gateway::objects::policy::{
 };
 use crate::gateway::translate::index::{key, seniority};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::admission::{Admission, Ranges, read_range};
 use crate::model::backend::{Balance, LEAST_UPSTREAM_REST};
 use crate::model::config::MAX_SESSIONS;
@@ -44,7 +44,7 @@ struct Policy<'o> {
     object: &'o L4Policy,
     values: Values,
     /// The policy's fault. A faulty policy has no effect, except for the clients that it keeps out.
-    fault: Option<Why>,
+    fault: Option<Fault>,
 }
 
 #[derive(Default)]
@@ -176,7 +176,7 @@ impl<'o> Policies<'o> {
     pub(super) fn statuses(
         &self,
         controller: &str,
-        gateways: impl Fn(PolicyTarget<'_>) -> Result<Vec<(String, String)>, Why>,
+        gateways: impl Fn(PolicyTarget<'_>) -> Result<Vec<(String, String)>, Fault>,
     ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
         let mut statuses = Vec::new();
         for (at, policy) in self.all.iter().enumerate() {
@@ -227,7 +227,7 @@ impl<'o> Policies<'o> {
             if !both.is_empty() {
                 let (name, fields) = (key(&other.object.metadata).1, both.join(", "));
                 let message = format!("L4Policy {name} is older and has {fields} for this target");
-                return Err(Why::new("Conflicted", message));
+                return Err(Fault::new("Conflicted", message));
             }
         }
         Ok(())
@@ -260,7 +260,7 @@ fn right_group(target: &TargetRef) -> Verdict {
     let TargetRef { kind, name, .. } = target;
     let message =
         format!("there is no {kind} {name} of group \"{}\"; say \"{group}\"", target.group);
-    Err(Why::new("TargetNotFound", message))
+    Err(Fault::new("TargetNotFound", message))
 }
 
 /// The fields that a policy sets, such as `listener.idleTimeout`.
@@ -309,16 +309,16 @@ impl Policy<'_> {
     }
 }
 
-fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
+fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Fault> {
     let no_route = object.spec.target_refs.iter().find(|target| !is_route(&target.kind));
     if let (Some(target), Some(_)) = (no_route, &object.spec.route) {
         let message = format!("route: a {} is none; say it of a TCPRoute, say", target.kind);
-        return Err(Why::new("Invalid", message));
+        return Err(Fault::new("Invalid", message));
     }
     let other = object.spec.target_refs.iter().find(|target| !has_listeners(&target.kind));
     if let (Some(target), Some(_)) = (other, &object.spec.listener) {
         let message = format!("listener: a {} has none; say it of a Gateway", target.kind);
-        return Err(Why::new("Invalid", message));
+        return Err(Fault::new("Invalid", message));
     }
     let listener = object.spec.listener.as_ref();
     let listener = listener.map(|given| read_listener(given, settings)).transpose();
@@ -327,7 +327,7 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Why> {
     let backend = object.spec.backend.as_ref();
     let backend = backend.map(|given| read_backend(given, settings)).transpose();
     let invalid = |part: &'static str| {
-        move |message: String| Why::new("Invalid", format!("{part}.{message}"))
+        move |message: String| Fault::new("Invalid", format!("{part}.{message}"))
     };
     Ok(Values {
         listener: listener.map_err(invalid("listener"))?.unwrap_or_default(),

@@ -16,10 +16,12 @@ use crate::gateway::translate::backends::{self, Empty};
 use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
 use crate::gateway::translate::policy::{Policies, PolicyTarget};
-use crate::gateway::translate::report::{Condition, Part, Report, Says, condition, not_all_valid};
+use crate::gateway::translate::report::{
+    Condition, ObjectReport, Part, Says, condition, not_all_valid,
+};
 use crate::gateway::translate::routes::{Parent, Routed};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 
 /// The features of a GatewayClass (GEP-2162), sorted. There are none of HTTPRoute, because HTTP is
 /// forwarded as bytes.
@@ -77,7 +79,7 @@ impl<'o> Leads<'o> {
 
 impl<'o> Known<'_, 'o> {
     /// Sorted by kind, namespace and name.
-    pub(super) fn reports(&self) -> Vec<Report> {
+    pub(super) fn reports(&self) -> Vec<ObjectReport> {
         let mut reports = Vec::new();
         for class in &self.objects.gateway_classes {
             if class.spec.controller_name == self.settings.controller_name {
@@ -95,7 +97,7 @@ impl<'o> Known<'_, 'o> {
         reports.extend(self.backend_tls_policies());
         reports.extend(self.l4_policies());
         reports.sort_by(|a, b| {
-            let by = |report: &Report| {
+            let by = |report: &ObjectReport| {
                 (report.of.kind, report.of.namespace.clone(), report.of.name.clone())
             };
             by(a).cmp(&by(b))
@@ -103,7 +105,7 @@ impl<'o> Known<'_, 'o> {
         reports
     }
 
-    fn report(&self, kind: Kind, metadata: &ObjectMeta) -> Report {
+    fn report(&self, kind: Kind, metadata: &ObjectMeta) -> ObjectReport {
         let (namespace, name) = key(metadata);
         let of = StatusOf {
             kind,
@@ -114,7 +116,7 @@ impl<'o> Known<'_, 'o> {
             controller: Arc::from(self.settings.controller_name.as_str()),
             status: Value::Null,
         };
-        Report {
+        ObjectReport {
             of,
             fields: Map::new(),
             conditions: None,
@@ -124,7 +126,7 @@ impl<'o> Known<'_, 'o> {
         }
     }
 
-    fn class(&self, class: &GatewayClass) -> Report {
+    fn class(&self, class: &GatewayClass) -> ObjectReport {
         let mut report = self.report(Kind::GatewayClass, &class.metadata);
         let version = self.objects.bundle.as_ref().map_or(Ok(()), is_supported);
         let message = "Ringway serves Gateways of this class";
@@ -142,7 +144,7 @@ impl<'o> Known<'_, 'o> {
         report
     }
 
-    fn gateway(&self, at: usize) -> Report {
+    fn gateway(&self, at: usize) -> ObjectReport {
         let gate = &self.listeners.gates[at];
         let mut report = self.report(Kind::Gateway, &gate.object.metadata);
         let own: Vec<_> = self.entries(at, None).collect();
@@ -160,7 +162,7 @@ impl<'o> Known<'_, 'o> {
             conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why.clone()) });
         } else if let Some(why) = own.iter().find_map(|entry| entry.resolved.as_ref().err()) {
             let message = format!("a listener's references do not resolve: {}", why.message);
-            let why = Why::new("ListenersNotResolved", message);
+            let why = Fault::new("ListenersNotResolved", message);
             conditions.push(Condition { kind: "ResolvedRefs", says: Says::False(why) });
         } else {
             let message = "every reference of the listeners resolves";
@@ -172,7 +174,7 @@ impl<'o> Known<'_, 'o> {
         report
     }
 
-    fn set(&self, at: usize) -> Report {
+    fn set(&self, at: usize) -> ObjectReport {
         let set = &self.listeners.sets[at];
         let mut report = self.report(Kind::ListenerSet, &set.object.metadata);
         let own: Vec<_> = self.entries(set.gate, Some(at)).collect();
@@ -197,7 +199,7 @@ impl<'o> Known<'_, 'o> {
 
     /// Reports for Gateways and ListenerSets that are not served and that no other controller has.
     /// Their old statuses must go, except for the addresses, which are reserved.
-    fn unserved(&self) -> Vec<Report> {
+    fn unserved(&self) -> Vec<ObjectReport> {
         let mut reports = Vec::new();
         for gateway in &self.objects.gateways {
             let status = gateway.status.as_ref();
@@ -269,17 +271,17 @@ impl<'o> Known<'_, 'o> {
             conditions.push(Condition { kind: "Conflicted", says });
         } else {
             let message = "no other listener is in the way".to_owned();
-            let says = Says::False(Why::new("NoConflicts", message));
+            let says = Says::False(Fault::new("NoConflicts", message));
             conditions.push(Condition { kind: "Conflicted", says });
         }
         let programmed = if let Err(why) = &entry.conflict {
             Says::False(why.clone())
         } else if !entry.is_valid() {
             let message = "the listener is not valid: see Accepted and ResolvedRefs".to_owned();
-            Says::False(Why::new("Invalid", message))
+            Says::False(Fault::new("Invalid", message))
         } else if entry.names.is_empty() {
             let message = "what the listener belongs to is not programmed".to_owned();
-            Says::False(Why::new("Pending", message))
+            Says::False(Fault::new("Pending", message))
         } else {
             Says::Served(names())
         };
@@ -304,7 +306,7 @@ impl<'o> Known<'_, 'o> {
         })
     }
 
-    fn route(&self, route: &Routed<'o>) -> Report {
+    fn route(&self, route: &Routed<'o>) -> ObjectReport {
         let mut report = self.report(route.kind, &route.object.metadata);
         let refused = self.refused(route);
         let message = refused.as_ref().map(|(_, message)| message.as_str());
@@ -378,7 +380,7 @@ impl<'o> Known<'_, 'o> {
         Part { fields, title: format!("parent {}", parent.reference.name), conditions }
     }
 
-    fn backend_tls_policies(&self) -> Vec<Report> {
+    fn backend_tls_policies(&self) -> Vec<ObjectReport> {
         let mut reports = Vec::new();
         for (at, policy) in self.backend_tls.all.iter().enumerate() {
             let gateways = self.backend_tls_gateways(at, policy);
@@ -438,7 +440,7 @@ impl<'o> Known<'_, 'o> {
         gateways
     }
 
-    fn l4_policies(&self) -> Vec<Report> {
+    fn l4_policies(&self) -> Vec<ObjectReport> {
         let controller = &self.settings.controller_name;
         let statuses = self.policies.statuses(controller, |aim| self.reached(aim));
         let report = |(object, ancestors): (&crate::gateway::objects::policy::L4Policy, Vec<_>)| {
@@ -461,12 +463,12 @@ impl<'o> Known<'_, 'o> {
     }
 
     /// The Gateways that the target of a policy belongs to.
-    fn reached(&self, aim: PolicyTarget<'_>) -> Result<Vec<(String, String)>, Why> {
+    fn reached(&self, aim: PolicyTarget<'_>) -> Result<Vec<(String, String)>, Fault> {
         let PolicyTarget { kind, namespace, name, section } = aim;
         let wanted = (namespace, name);
         let missing = || {
             let section = section.map_or_else(String::new, |section| format!(", {section}"));
-            Why::new("TargetNotFound", format!("there is no {kind} {name}{section}"))
+            Fault::new("TargetNotFound", format!("there is no {kind} {name}{section}"))
         };
         match kind {
             "Gateway" => {
@@ -515,7 +517,7 @@ impl<'o> Known<'_, 'o> {
         let message = format!(
             "{section} shares port {port} with {other}, whose settings hold for both: name that"
         );
-        Some(Err(Why::new("Invalid", message)))
+        Some(Err(Fault::new("Invalid", message)))
     }
 
     fn gateways_of_service(
@@ -553,7 +555,7 @@ fn is_supported(bundle: &Bundle) -> Verdict {
         return Ok(());
     }
     let message = format!("the installed Gateway API is {}; Ringway knows v1", bundle.version);
-    Err(Why::new("UnsupportedVersion", message))
+    Err(Fault::new("UnsupportedVersion", message))
 }
 
 /// Events for expired certificates.
@@ -569,7 +571,7 @@ fn programmed(gate: &Gate<'_>, own: &[&Entry<'_>]) -> Condition {
     let says = match (&gate.accepted, &gate.addresses) {
         (Err(_), _) => {
             let message = "the Gateway is not accepted: see Accepted".to_owned();
-            Says::False(Why::new("Invalid", message))
+            Says::False(Fault::new("Invalid", message))
         }
         (Ok(()), Err(why)) => Says::False(why.clone()),
         (Ok(()), Ok(_)) => served(own),

@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 
 use crate::gateway::status::{Outcome, SUPERSEDED, StatusOf};
 use crate::gateway::translate::notice::Notice;
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 
 /// An object's status, to be completed with the outcome of the configuration.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct ObjectReport {
     pub(super) of: StatusOf,
     /// The fields that are not conditions.
     pub(super) fields: Map<String, Value>,
@@ -40,7 +40,7 @@ pub(super) struct Condition {
 #[derive(Clone, Debug)]
 pub(super) enum Says {
     True(&'static str, String),
-    False(Why),
+    False(Fault),
     /// The object waits for a controller.
     Waits(String),
     /// For a listener: true if the data plane could open these listeners of the configuration.
@@ -55,7 +55,7 @@ pub(super) enum Says {
     SomeServed(BTreeSet<String>),
 }
 
-impl Report {
+impl ObjectReport {
     /// The status that the API server writes into a new object, with the reason.
     pub(super) fn wait(self, why: &str) -> Self {
         let says = Says::Waits(format!("Waiting for controller: {why}"));

@@ -10,7 +10,7 @@ use crate::gateway::translate::backends::{self, Destination};
 use crate::gateway::translate::index::{Index, Party, key, seniority};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::verdict::{Verdict, Why};
+use crate::gateway::translate::verdict::{Fault, Verdict};
 
 /// A route with one of Ringway's Gateways or ListenerSets as a parent, now or earlier.
 pub(super) struct Routed<'o> {
@@ -39,7 +39,7 @@ pub(super) struct Weighted<'o> {
     pub(super) weight: u32,
     /// The words for the reference in the name of a backend that leads nowhere.
     pub(super) words: String,
-    pub(super) destination: Result<Destination<'o>, Why>,
+    pub(super) destination: Result<Destination<'o>, Fault>,
 }
 
 /// All routes, oldest first. Counts the routes that are attached to each listener.
@@ -212,7 +212,7 @@ fn take(
     of: &[usize],
     index: &Index<'_>,
     listeners: &Listeners<'_>,
-) -> Result<Vec<usize>, Why> {
+) -> Result<Vec<usize>, Fault> {
     let entry = |at: &usize| &listeners.entries[*at];
     let on_port = |at: &&usize| reference.port.is_none_or(|port| port == entry(at).spec.port);
     let named: Vec<usize> = of.iter().filter(on_port).copied().collect();
@@ -221,7 +221,7 @@ fn take(
         let port = reference.port.map(|port| format!(" with port {port}"));
         let which = format!("{}{}", section.unwrap_or_default(), port.unwrap_or_default());
         let message = format!("{} has no listener{which}", reference.name);
-        return Err(Why::new("NoMatchingParent", message));
+        return Err(Fault::new("NoMatchingParent", message));
     }
     let namespace = key(&object.metadata).0;
     let (mut allowed, mut refusals) = (Vec::new(), Vec::new());
@@ -232,13 +232,13 @@ fn take(
         }
     }
     if allowed.is_empty() {
-        return Err(Why::new("NotAllowedByListeners", not_allowed(&refusals)));
+        return Err(Fault::new("NotAllowedByListeners", not_allowed(&refusals)));
     }
     let meets = |at: &&usize| !hostnames(entry(at), &object.spec.hostnames).is_empty();
     let meeting: Vec<usize> = allowed.iter().filter(meets).copied().collect();
     if meeting.is_empty() {
         let message = "no hostname of the route is one that a listener takes".to_owned();
-        return Err(Why::new("NoMatchingListenerHostname", message));
+        return Err(Fault::new("NoMatchingListenerHostname", message));
     }
     supported(kind, object, meeting.iter().map(entry))?;
     Ok(meeting)
@@ -311,11 +311,11 @@ fn supported<'e>(
     kind: Kind,
     object: &Route,
     entries: impl Iterator<Item = &'e Entry<'e>>,
-) -> Result<(), Why> {
+) -> Result<(), Fault> {
     let spec = &object.spec;
     for name in &spec.hostnames {
         if let Err(message) = crate::toml::values::read_hostname(name) {
-            return Err(Why::new("UnsupportedValue", format!("hostnames: {message}")));
+            return Err(Fault::new("UnsupportedValue", format!("hostnames: {message}")));
         }
     }
     if kind != Kind::HttpRoute {
@@ -326,7 +326,7 @@ fn supported<'e>(
             "Ringway is a Layer-4 gateway: it forwards what an HTTPRoute gets as bytes, and can't \
              do {what}"
         );
-        Err(Why::new("UnsupportedValue", message))
+        Err(Fault::new("UnsupportedValue", message))
     };
     let everything = serde_json::json!({"path": {"type": "PathPrefix", "value": "/"}});
     let [rule] = spec.rules.as_slice() else { return no("several rules, or none") };

@@ -4,14 +4,14 @@ use crate::gateway::translate::index::Party;
 
 /// Why an object is not valid: the reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Why {
+pub(super) struct Fault {
     pub(super) reason: &'static str,
     pub(super) message: String,
 }
 
-pub(super) type Verdict = Result<(), Why>;
+pub(super) type Verdict = Result<(), Fault>;
 
-impl Why {
+impl Fault {
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
