@@ -7,8 +7,8 @@
 //! index into one of these.
 //!
 //! An op marked *direct* below completes at once, and the proxy gets its event within the same
-//! turn. Any other op leads to events in later turns. An event whose token carries an ended
-//! generation must change nothing.
+//! turn. Any other op leads to events in later turns. An event with a token of an ended generation
+//! must change nothing.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -98,7 +98,7 @@ fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     (&file).take(most).read_to_end(&mut bytes)?;
     if is_changed(&before, &file)? {
-        let message = "it is being written: it changed while it was read";
+        let message = "the file is being written: it changed while Ringway read it";
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
     }
     Ok(bytes)

@@ -373,7 +373,7 @@ async fn translated(cluster: &mut Cluster) -> Arc<Translation> {
     translation.expect("there is one")
 }
 
-/// `status` and `reason` of a condition, and of which generation.
+/// `status`, `reason` and generation of a condition.
 fn condition(conditions: &Value, kind: &str) -> Option<(String, String, i64)> {
     let all = conditions.as_array()?;
     let of = all.iter().find(|condition| condition["type"] == kind)?;
@@ -794,7 +794,7 @@ async fn a_right_that_is_missing_is_said_at_once_and_an_api_server_that_is_away_
     .await;
     let lines = log.lines().split_off(before);
     assert_eq!(lines.len(), 2, "{lines:#?}");
-    assert!(lines[0].starts_with("the API server fails"), "{lines:#?}");
+    assert!(lines[0].starts_with("the API server answers with errors"), "{lines:#?}");
     assert!(lines[1].starts_with("the cluster can't be followed"), "{lines:#?}");
 }
 

@@ -357,7 +357,7 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
          [[backends]]\nname = \"c\"\nendpoints = [\"127.0.0.1:7004\", \"127.0.0.1:7005\"]\n"
     );
     let mut config = config_sync::check::parse("test", &text).expect("a configuration");
-    // As translated objects have it: whose it is stands where the file would.
+    // As for translated objects: the owner stands in place of the file.
     for listener in &mut config.listeners {
         let name: Arc<str> = listener.name.value.as_str().into();
         listener.addresses.iter_mut().for_each(|at| at.place.file = name.clone());

@@ -23,7 +23,7 @@ pub struct Issued {
 }
 
 impl Pki {
-    /// With ECDSA, whose keys OpenSSL reads as rcgen writes them.
+    /// With ECDSA: OpenSSL reads such keys as rcgen writes them.
     pub fn new() -> Self {
         Self::with(&PKCS_ECDSA_P256_SHA256)
     }
@@ -35,7 +35,7 @@ impl Pki {
         SHARED.get_or_init(|| Self::with(&PKCS_ED25519))
     }
 
-    /// Whose keys are all of this kind.
+    /// All keys are of this kind.
     pub fn with(algorithm: &'static SignatureAlgorithm) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

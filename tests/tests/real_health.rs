@@ -1,4 +1,4 @@
-//! Health checks: a real gateway whose endpoints stop and start.
+//! Health checks: a real gateway, and endpoints that stop and start.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};

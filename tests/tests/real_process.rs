@@ -207,7 +207,7 @@ fn features_are_listed_and_can_be_masked() {
     assert!(text(&output.stderr).contains("nonsense"), "{}", text(&output.stderr));
 }
 
-/// As container runtimes do it: a seccomp filter in front of io_uring_setup(2), whose number is the
+/// As container runtimes do it: a seccomp filter in front of io_uring_setup(2); its number is the
 /// same on every architecture.
 const WITHOUT_IO_URING: &str = "
 import ctypes, os, struct, sys

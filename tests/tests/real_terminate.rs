@@ -295,7 +295,7 @@ fn revoked_client_certificates_are_refused() {
     assert_eq!(server.served(), 2);
 }
 
-/// Nor do clients come in by an old session whose certificate has ended since.
+/// Nor do clients come in by an old session after its certificate has ended.
 #[test]
 fn a_session_does_not_outlive_its_certificate() {
     let ends = [4, 16].into_iter().any(a_session_ends_with_its_certificate);

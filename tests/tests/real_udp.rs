@@ -600,7 +600,7 @@ fn short_flows(address: SocketAddr, thread: u64, count: u64) -> Heard {
     heard
 }
 
-/// Whether a datagram was there; it is counted by whose it was.
+/// Whether a datagram was there. Datagrams are counted by client.
 fn listen(socket: &UdpSocket, tag: u64, buffer: &mut [u8], heard: &mut Heard) -> bool {
     match socket.recv(buffer) {
         Ok(len) => {

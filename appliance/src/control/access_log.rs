@@ -194,7 +194,10 @@ impl Writer {
             }
             Err(error) => {
                 self.reopen.store(true, Ordering::Release);
-                self.fails(&format!("opening it anew: {error}; the old file stays until then"));
+                self.fails(&format!(
+                    "the file can't be opened anew: {error}; lines go to the old \
+                                     file until that works"
+                ));
             }
         }
     }

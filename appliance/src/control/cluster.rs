@@ -73,7 +73,9 @@ impl Following {
             Err(why) => {
                 if why != self.refused {
                     why.lines().for_each(|problem| tracing::error!("{problem}"));
-                    tracing::error!("the cluster's configuration is refused; the one before stays");
+                    tracing::error!(
+                        "the cluster's configuration is refused; the previous one stays in force"
+                    );
                     self.refused.clone_from(&why);
                 }
                 self.waiting = None;

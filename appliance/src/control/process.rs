@@ -217,8 +217,8 @@ fn start(
                 Err(error) if error.kind() == AddrNotAvailable && !later.load(Relaxed) => {
                     let address = socket.address;
                     tracing::warn!(
-                        "no interface of this machine has the address of {address} yet: it is \
-                         listened on all the same (IP_FREEBIND), and works once one has it"
+                        "no interface of this machine has the address of {address} yet: with \
+                         IP_FREEBIND, clients can connect once an interface has it"
                     );
                     return open_listeners(socket, workers, rejoins, true, steering);
                 }
@@ -256,8 +256,9 @@ fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
     );
     if config.limits.sessions == 0 && sessions < FEW_SESSIONS {
         tracing::warn!(
-            "sessions are few because open files are (RLIMIT_NOFILE, {files}): raise it \
-             (`LimitNOFILE=` of the service, `ulimit -n`, `--ulimit nofile=` of the container)"
+            "the limit of open files ({files}, RLIMIT_NOFILE) leaves room for few sessions: raise \
+             that limit (`LimitNOFILE=` of the service, `ulimit -n`, `--ulimit nofile=` of the \
+             container)"
         );
     }
 }

@@ -133,7 +133,8 @@ impl Control {
                 Some(()) = signals.hangup.recv() => {
                     self.log.reopen();
                     if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
-                        tracing::info!("a file is being written: it is read when it is closed");
+                        tracing::info!("a file is being written: Ringway reads the file once the \
+                                        writer has closed it");
                     } else if self.cluster.is_none() {
                         self.look(&mut looking, Wish::Reload);
                     }
@@ -174,7 +175,9 @@ impl Control {
                 for problem in problems.lines() {
                     tracing::error!("{problem}");
                 }
-                tracing::error!("the new configuration is refused; the one before stays in force");
+                tracing::error!(
+                    "the new configuration is refused; the previous one stays in force"
+                );
             }
         }
         self.post();
@@ -277,7 +280,7 @@ impl Control {
                 self.leaving = self.cluster.as_ref().map(Following::leave);
                 let grace = self.sync.in_force().map_or(0, |in_force| in_force.config.drain_grace);
                 let until = Instant::now() + Duration::from_millis(grace.into());
-                tracing::info!("ending: once more (SIGTERM or Ctrl-C) closes all sessions at once");
+                tracing::info!("draining: a second SIGTERM or Ctrl-C closes all sessions at once");
                 self.phase = Phase::Grace { until };
                 self.drain_after_grace();
             }
@@ -358,7 +361,7 @@ impl Control {
         match news {
             News::Nothing => {}
             News::Published => {
-                tracing::debug!("table {} is given out", self.sync.generation());
+                tracing::debug!("table {} goes to the workers", self.sync.generation());
                 self.post();
             }
             News::Refused => self.post(),
@@ -368,7 +371,7 @@ impl Control {
     fn check_endpoints(&mut self) {
         let published = self.sync.check_endpoints();
         if published {
-            tracing::debug!("table {} is given out", self.sync.generation());
+            tracing::debug!("table {} goes to the workers", self.sync.generation());
         }
         if published || self.health_shown.elapsed() >= SHOW {
             self.health_shown = Instant::now();

@@ -1,5 +1,5 @@
 //! Chooses a backend, and one of its endpoints. Cursors and counts are kept by stable ids, so a new
-//! table does not change whose turn it is.
+//! table does not change who is next.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -70,7 +70,7 @@ impl Balancer {
         }
     }
 
-    /// The index of the backend whose turn it is, by smooth weighted round robin: in n times the
+    /// The index of the next backend, by smooth weighted round robin: in n times the
     /// sum of the weights picks, each backend has exactly n times its weight. `None` if no backend
     /// has a weight above 0.
     pub fn backend(&mut self, route: &Route) -> Option<usize> {
@@ -103,7 +103,7 @@ impl Balancer {
         Some(route.backends[best].backend)
     }
 
-    /// The endpoint whose turn it is, other than those in `tried`. A flow that leaves one of these
+    /// The next endpoint in turn, other than those in `tried`. A flow that leaves one of these
     /// takes a turn like any other flow.
     pub fn endpoint(
         &mut self,

@@ -36,13 +36,13 @@ pub struct Core {
     pub timers: Wheel,
     pub marks: Marks,
     pub records: Vec<Record>,
-    /// Directions with a `Move` to come: bulk directions, and those whose budget ran out.
+    /// Directions with a `Move` to come: bulk directions, and those with a spent budget.
     pub resumable: VecDeque<(Token, Side)>,
     /// Steps of sessions that wait for room in memory.
     pub postponed: VecDeque<(Token, Side, Postponed)>,
     /// By `ListenerId`: this worker's sessions or flows.
     pub active: Vec<u32>,
-    /// By `ListenerId`: sessions of which one side has ended. `active` does not count them.
+    /// By `ListenerId`: sessions with one side that has ended. `active` does not count them.
     pub ending: Vec<u32>,
     /// Listening sockets that rest after an error, and until when.
     pub paused: Vec<(SocketId, u64)>,

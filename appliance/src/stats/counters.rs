@@ -58,7 +58,7 @@ pub struct Counters {
     pub pairs: Counter,
     /// Times that a source address had no UDP port.
     pub port_shortages: Counter,
-    /// Datagrams on shared upstream sockets whose sender was not the endpoint of a flow.
+    /// Datagrams on shared upstream sockets from senders that are not the endpoint of a flow.
     pub strangers: Counter,
     /// The generation of the table in force.
     pub generation: Counter,

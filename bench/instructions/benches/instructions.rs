@@ -390,7 +390,7 @@ impl World {
         (world, sessions)
     }
 
-    /// One session whose endpoint sends more than its share, spliced.
+    /// One session with an endpoint that sends more than its share, spliced.
     fn with_bulk() -> (Self, Token) {
         let (mut world, _) = Self::used(TCP);
         let session = world.open(TCP, 0);

@@ -443,7 +443,7 @@ fn client_hello(name: &str) -> Vec<u8> {
     body.extend([7; 32]);
     body.extend([0, 0, 2, 0x13, 0x01, 1, 0]);
     body.extend(with_length(&server_name));
-    // A length of three bytes, of which the first is 0.
+    // A length of three bytes; the first is 0.
     let message = [&[1, 0][..], &with_length(&body)].concat();
     [&[22, 3, 1][..], &with_length(&message)].concat()
 }

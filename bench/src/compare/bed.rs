@@ -299,9 +299,9 @@ fn outcome(child: &mut Child) -> anyhow::Result<Outcome> {
     serde_json::from_str(line).with_context(|| format!("an outcome: {line}"))
 }
 
-/// A loopback address whose port is free for TCP and UDP. Below the ports that the kernel gives to
-/// clients, or a connection of the load could take it before the proxy does; and not the ports
-/// next to these, where Ringway's admin address is.
+/// A loopback address with a port that is free for TCP and UDP. Below the ports that the kernel
+/// gives to clients, or a connection of the load could take it before the proxy does; and not the
+/// ports next to these, where Ringway's admin address is.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 1_000;

@@ -61,7 +61,7 @@ pub fn charts(results: &Results) -> Vec<(Plot, Chart)> {
     charts
 }
 
-/// Workloads whose figures are of one size, so that they fit on one scale.
+/// Workloads with figures of one size, so that they fit on one scale.
 struct Family {
     name: &'static str,
     title: &'static str,

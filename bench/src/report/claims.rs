@@ -210,7 +210,7 @@ impl Target {
     }
 }
 
-/// Whose median of the metric is the best, of those that have runs.
+/// The peer with the best median of the metric, of those that have runs.
 fn best(runs: &[&Run], metric: Metric, peers: &[&str]) -> Option<String> {
     let medians = peers.iter().filter_map(|peer| {
         let values = runs.iter().filter(|run| run.peer == *peer).filter_map(|run| metric.of(run));

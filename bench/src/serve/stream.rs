@@ -1,5 +1,5 @@
 //! TCP sockets driven by direct calls where the ring's own operations cost more: sends, which
-//! rarely have to wait, and bulk receives, whose bytes nobody looks at.
+//! rarely have to wait, and bulk receives that nobody looks at.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

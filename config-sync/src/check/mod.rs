@@ -372,7 +372,7 @@ impl<'c> Check<'c> {
         let check = backend.health_check.as_ref().filter(|check| check.value.port == 0);
         if let Some(check) = check.filter(|_| only_udp) {
             let message = "is a TCP connection, and only UDP listeners use this backend; give the \
-                           `port` of something beside its endpoints that takes TCP";
+                           `port` of a TCP server beside each endpoint";
             self.refuse(check, message.to_owned());
         }
         let sockets = backend.shared_sockets.as_ref().map(|key| &key.place);
@@ -405,7 +405,7 @@ impl<'c> Check<'c> {
             if backend.source.is_empty()
                 && let Some(key) = &backend.shared_sockets
             {
-                let message = "\"shared\" needs `source`: each flow of an endpoint takes an \
+                let message = "\"shared\" needs `source`: each flow of an endpoint needs a local \
                                address of its own";
                 self.refuse(key, message.to_owned());
             }
@@ -414,8 +414,8 @@ impl<'c> Check<'c> {
                 if first.name.value != backend.name.value {
                     let (address, name) = (endpoint.value, &first.name.value);
                     let message = format!(
-                        "{address} is in backend \"{name}\" (line {}), which has shared sockets \
-                         too: replies to one could not be told from replies to the other",
+                        "{address} is in backend \"{name}\" (line {}) too, which has shared \
+                         sockets as well: Ringway could not tell for which backend a reply is",
                         first.name.place.line
                     );
                     self.refuse(endpoint, message);

@@ -29,8 +29,8 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
     for listener in &config.listeners {
         if !served.contains(listener.name.value.as_str()) {
             found.push(listener.name.problem(format!(
-                "no route is for it, so every session of it is refused; name \"{}\" in the \
-                 `listeners` of a route",
+                "no route names this listener, so all its sessions are refused; put \"{}\" into \
+                 the `listeners` of a route",
                 listener.name.value
             )));
         }
@@ -39,7 +39,11 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
     let used: BTreeSet<&str> = names(used.map(|backend| &backend.name));
     for backend in &config.backends {
         if !used.contains(backend.name.value.as_str()) {
-            found.push(backend.name.problem("no route leads to it; remove it, or name it in one"));
+            found.push(
+                backend.name.problem(
+                    "no route names this backend; remove the backend, or name it in a route",
+                ),
+            );
         }
     }
 }
@@ -66,7 +70,9 @@ fn refusing(config: &Config, found: &mut Vec<Problem>) {
     for backend in &config.backends {
         if backend.endpoints.is_empty() && weighty.contains(backend.name.value.as_str()) {
             let place = beside(&backend.name.place, "endpoints");
-            found.push(place.problem("names no endpoint, so what is to go here is refused"));
+            found.push(
+                place.problem("names no endpoint, so all sessions for this backend are refused"),
+            );
         }
     }
 }
@@ -132,8 +138,8 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
             let Some(listener) = reached.find(|index| circling.contains(index)) else { continue };
             let name = &config.listeners[*listener].name.value;
             found.push(endpoint.problem(format!(
-                "{} is this gateway's own listener \"{name}\", which leads back to it: each \
-                 session would open another, until a limit ends that",
+                "{} is this gateway's own listener \"{name}\", which leads back to this backend: \
+                 each session would open another session, until a limit is reached",
                 endpoint.value
             )));
         }
@@ -212,16 +218,16 @@ mod tests {
             "[[listeners]]\nname = \"m\"\nprotocol = \"UDP\"\n\
             address = \"0.0.0.0:80\"\n[[routes]]",
         );
-        warned(&again, &["6:8: listeners[1].name: no route is for it, so every session of it"]);
+        warned(&again, &["6:8: listeners[1].name: no route names this listener"]);
         let spare = format!("{GOOD}[[backends]]\nname = \"c\"\nendpoints = [\"10.0.0.1:80\"]\n");
-        warned(&spare, &["13:8: backends[1].name: no route leads to it"]);
+        warned(&spare, &["13:8: backends[1].name: no route names this backend"]);
         let unweighted = GOOD.replace("{ name = \"b\" }", "{ name = \"b\", weight = 0 }");
         warned(&unweighted, &["6:8: routes[0].backends: all weights are 0, so every session of"]);
         let none = GOOD.replace("{ name = \"b\" }", "");
-        let unled = "10:8: backends[0].name: no route leads to it";
+        let unled = "10:8: backends[0].name: no route names this backend";
         warned(&none, &["6:8: routes[0].backends: names no backend, so every session", unled]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
-        warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so what is to go here"]);
+        warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
     }
 
     #[test]

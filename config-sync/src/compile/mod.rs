@@ -302,8 +302,7 @@ impl Compile<'_> {
     fn given<T>(&mut self, id: Option<u32>, at: &At<T>, what: &str) -> u32 {
         if id.is_none() {
             self.problems.push(at.problem(format!(
-                "too many {what}: as many as can be numbered are there, or left in the last ten \
-                 minutes"
+                "too many {what}: every number is in use, or was within the last ten minutes"
             )));
         }
         id.unwrap_or_default()

@@ -255,7 +255,9 @@ impl ReadFiles {
         // In a cluster, a name has one object. In files, nobody could say which of two objects is
         // meant.
         let first = self.places.insert(id, at.to_owned());
-        let twice = |first| format!("{at}: {title}: metadata.name: is there already, at {first}");
+        let twice = |first| {
+            format!("{at}: {title}: metadata.name: this object is there already, at {first}")
+        };
         first.map(twice).into_iter().collect()
     }
 
@@ -338,8 +340,8 @@ mod tests {
     fn an_object_is_there_once() {
         let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: n}\n";
         let fault = faults(&format!("{service}---\n{service}"));
-        let twice = "a.yaml:5: document 2: Service n/s: metadata.name: is there already, at \
-                     a.yaml:1: document 1";
+        let twice = "a.yaml:5: document 2: Service n/s: metadata.name: this object is there \
+                     already, at a.yaml:1: document 1";
         assert_eq!(fault, twice);
         let other = service.replace("n}", "m}");
         read([("a.yaml", service), ("b.yaml", &other)].into_iter()).expect("two objects");

@@ -60,7 +60,7 @@ impl World {
     }
 }
 
-/// A table of TCP sockets whose ids are their ports.
+/// A table of TCP sockets, with their ports as ids.
 fn table(generation: u64, ports: &[u16]) -> RoutingTable {
     let socket = |port: &u16| Socket {
         id: SocketId((*port).into()),

@@ -136,7 +136,8 @@ impl Watching {
             if self.writers.is_empty() && sign.is_some_and(|sign| now >= sign + SETTLE) {
                 sign = None;
                 if let Err(error) = self.resolve() {
-                    tracing::warn!(%error, "not all files can be watched: they are looked at");
+                    tracing::warn!(%error, "not all files can be watched for changes, so Ringway \
+                                            looks at them from time to time");
                 }
                 said = look(&self.paths);
                 before.clone_from(&said);

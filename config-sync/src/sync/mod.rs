@@ -412,7 +412,9 @@ impl ConfigSync {
         self.left_out.tried(&table, &errors, now);
         if !errors.is_empty() {
             for error in errors {
-                tracing::error!("{error}: what listens there is left out for now");
+                tracing::error!(
+                    "{error}: the listeners of that address are left out, and tried again"
+                );
             }
             (config, table) = self.fitting(asked, now)?;
             if !is_lost && self.config() == Some(&config) {
@@ -550,6 +552,6 @@ fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
         ("access_log", target(runs) != target(asked)),
     ];
     for (key, _) in changes.iter().filter(|(_, changed)| *changed) {
-        tracing::warn!("{key} is not what runs: that is in force after a restart only");
+        tracing::warn!("{key} is not what runs: the change takes effect after a restart");
     }
 }

@@ -110,8 +110,8 @@ impl Reading {
             self.source.config(text).map_err(Refused::for_good)?;
         if config.listeners.is_empty() && self.listeners > 0 && !self.allow_empty {
             return Err(Refused::for_good(format!(
-                "{}: listeners: none is left of {}, as in a file that was cut off; where that is \
-                 meant, start with `ringway run --allow-empty`",
+                "{}: listeners: none is left of {}, so the file may have been cut off; to serve \
+                 no listener on purpose, start with `ringway run --allow-empty`",
                 self.source.name(),
                 self.listeners
             )));

@@ -62,8 +62,8 @@ pub(crate) fn listener<'t>(
     if let Some(protocol) = &protocol {
         refuse_keys_of_other_protocols(reader, table, protocol.value);
         if protocol.value == Protocol::Tcp && !table.has("accept_proxy") {
-            let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy: there is \
-                           nothing else to wait for";
+            let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy; no \
+                           other listener waits for a client's first bytes";
             reader.get(table, "hello_timeout", |_| Err::<(), _>(nothing.to_owned()));
         }
     }

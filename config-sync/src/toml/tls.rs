@@ -50,7 +50,7 @@ pub(crate) fn termination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Opt
     if !or(reader.get(tls, "mode", word(&modes)), false) {
         let given: Vec<Place> = tls.given(reader, |_| true).map(|(_, place)| place).collect();
         for place in given.iter().filter(|place| !place.field.ends_with(".mode")) {
-            reader.refuse(place, "must be with mode = \"Terminate\", not where TLS passes through");
+            reader.refuse(place, "must be with mode = \"Terminate\"; this listener passes TLS on");
         }
         return None;
     }
@@ -91,9 +91,10 @@ pub(crate) fn origination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Opt
     let alpn = if tls.has("alpn") { Some(alpn(reader, tls)) } else { None };
     let pins = reader.list(tls, "pin_sha256", |value| pin(string(value)?));
     reader.get(tls, "pin_sha256", |value| match value {
-        DeValue::Array(list) if list.is_empty() => {
-            Err("names no key; without it, every key will do that `ca` is for".to_owned())
-        }
+        DeValue::Array(list) if list.is_empty() => Err(
+            "names no key; leave pin_sha256 out to accept every key with a certificate from `ca`"
+                .to_owned(),
+        ),
         _ => Ok(()),
     });
     Some(Origination {
@@ -111,7 +112,8 @@ fn pin(text: &str) -> Result<Pin, String> {
     bytes.ok_or_else(|| {
         let hex = text.chars().filter(char::is_ascii_hexdigit).count() == 64;
         let hint = if hex {
-            "this looks like a certificate's fingerprint, and what counts is the key's"
+            "this looks like the fingerprint of a certificate; give the fingerprint of its public \
+             key"
         } else {
             "it has 44 characters"
         };
@@ -161,10 +163,18 @@ fn client_auth<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> ClientAuth {
     let words = [("required", ClientAuth::Required), ("optional", ClientAuth::Optional)];
     let asked = reader.get(tls, "client_auth", word(&words));
     if asked.is_some() {
-        reader.miss(tls, "client_ca", "client certificates must lead to one that is in it");
+        reader.miss(
+            tls,
+            "client_ca",
+            "name the file with the authorities that issue clients' certificates",
+        );
     }
     if tls.has("client_crl") {
-        reader.miss(tls, "client_ca", "the list is for certificates that lead to one in it");
+        reader.miss(
+            tls,
+            "client_ca",
+            "a list of revoked certificates needs the authorities that issue clients' certificates",
+        );
     }
     // An operator who names a CA wants certificates from the CA, so client certificates become
     // required.

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
-/// Kinds of which every cluster has the resources.
+/// Kinds that every cluster serves.
 const BUILT_IN: [(&str, &str, &str, &str); 10] = [
     ("", "v1", "Service", "services"),
     ("", "v1", "Secret", "secrets"),
@@ -55,7 +55,7 @@ pub struct World {
     served: Vec<(String, String, String, String)>,
     objects: BTreeMap<Key, Value>,
     events: Vec<(u64, &'static str, Value, Key)>,
-    /// Requests with this method, whose path ends so, get this status so many times.
+    /// Requests with this method and this end of the path get this status so many times.
     faults: Vec<(Method, String, u16, usize)>,
     /// `METHOD path`, and the query after a `?`, of every request.
     pub requests: Vec<String>,

@@ -75,7 +75,7 @@ fn again(addresses: Addresses) {
 
 fn datagrams_agree(bytes: &[u8]) {
     match (read_datagram(bytes), read(bytes)) {
-        // It is only the transport that decides whose addresses these are.
+        // Only the transport decides which addresses these are.
         (Ok((len, _)), Header::Known { len: same, .. }) => assert_eq!(len, same),
         (Ok(_), other) => panic!("a datagram's header, but of a connection it is {other:?}"),
         (Err(_), Header::Known { .. }) => assert!(bytes.starts_with(b"PROXY")),

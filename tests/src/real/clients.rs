@@ -134,7 +134,7 @@ impl Pattern {
         Ok(())
     }
 
-    /// Reads `len` bytes, each of which must be the next of the pattern.
+    /// Reads `len` bytes. Each must be the next byte of the pattern.
     pub fn expect(&mut self, mut from: &TcpStream, len: u64) -> std::io::Result<()> {
         let mut bytes = vec![0; 65_536];
         let mut at = 0;

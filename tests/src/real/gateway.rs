@@ -219,7 +219,7 @@ impl Gateway {
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }
 
-    /// Clock ticks (of which a core has 100 a second) that the process has computed.
+    /// Clock ticks, 100 a second and core, that the process has computed.
     pub fn ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
         let stat = stat.expect("the process runs");

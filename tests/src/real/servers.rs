@@ -124,7 +124,7 @@ fn listen(address: SocketAddr, backlog: i32) -> TcpListener {
     socket.into()
 }
 
-/// An address where connecting neither succeeds nor fails: a listener whose queue is full, so that
+/// An address where connecting neither succeeds nor fails: a listener with a full queue, so that
 /// the kernel drops the SYN (tcp(7), listen(2)). It is so until the sockets are dropped.
 pub fn accept_full() -> (SocketAddr, Vec<Socket>) {
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), 0);

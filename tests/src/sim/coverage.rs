@@ -15,7 +15,7 @@ pub enum State {
     Closing,
     /// An upstream socket that serves a flow.
     Live,
-    /// An upstream socket whose flow is over.
+    /// An upstream socket after the end of its flow.
     Resting,
     /// `CloseUpstream` was asked for.
     Ending,

@@ -73,7 +73,7 @@ pub struct ModelBackend {
     shared_sockets: bool,
     /// Milliseconds. It stays as it is: endpoints know how late they may answer.
     pub upstream_rest: u32,
-    /// Only of backends whose sockets are shared: simulated sockets have no source address.
+    /// Only of backends with shared sockets: simulated sockets have no source address.
     source: Sources,
 }
 

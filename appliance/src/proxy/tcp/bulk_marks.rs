@@ -64,7 +64,7 @@ impl Marks {
         self.waits.retain(|wait| wait.token != token || wait.from != from);
     }
 
-    /// Takes out a direction whose deadline has come.
+    /// Takes out a direction that has reached its deadline.
     pub fn due(&mut self, now: u64) -> Option<(Token, Side)> {
         let at = self.waits.iter().position(|wait| wait.due <= now)?;
         let wait = self.waits.swap_remove(at);

@@ -168,8 +168,8 @@ impl Half {
         self.ended || self.dead
     }
 
-    /// A `Ready` came whose bytes were not moved, and can be. A stream moves all bytes that it
-    /// sees.
+    /// A `Ready` came, and its bytes were not moved yet but can be. A stream moves all bytes that
+    /// it sees.
     pub fn has_work(&self) -> bool {
         !self.is_over() && !self.blocked && !self.streaming && (self.queued || self.news)
     }

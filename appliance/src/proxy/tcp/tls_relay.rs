@@ -144,7 +144,7 @@ impl TlsRelay {
         }
     }
 
-    /// Handles news of a side whose handshake is under way.
+    /// Handles news of a side during its handshake.
     pub fn readable(&mut self, core: &mut Core, token: Token, side: Side) {
         if std::mem::replace(&mut self.port_mut(side).news, true) && self.port(side).taking {
             return;

@@ -66,7 +66,7 @@ impl Choice {
     }
 }
 
-/// The address whose turn it is, or a later one if that address has no port.
+/// The next address in turn, or a later one if that address has no port.
 pub fn some_origin(
     backend: &Backend,
     endpoint: SocketAddr,

@@ -406,8 +406,9 @@ impl Flows {
         slot
     }
 
-    /// Moves a flow whose endpoint left the table `lame_duck` ago. Otherwise a client that only
-    /// sends would feed a dead address for ever. Moves also a flow whose endpoint's port is closed.
+    /// Moves a flow if its endpoint left the table `lame_duck` ago. Otherwise a client that only
+    /// sends would feed a dead address for ever. Moves the flow also if its endpoint's port is
+    /// closed.
     pub fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
         let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
         if std::mem::take(&mut flow.refused) {

@@ -1,4 +1,4 @@
-//! Remembers source addresses whose UDP ports ran out, and until when no socket is opened there.
+//! Remembers source addresses without free UDP ports, and until when no socket is opened there.
 //! The kernel looks at each port before it says that none is free, which takes a millisecond.
 
 use crate::contract::Origin;
@@ -28,7 +28,7 @@ const SHORTEST: u64 = 10_000;
 const LONGEST: u64 = 100_000;
 /// Microseconds. After this long without a failure, the next pause is a short one again.
 const FORGET: u64 = 1_000_000;
-/// The maximum number of remembered addresses. With more, the address whose pause ends first is
+/// The maximum number of remembered addresses. With more, the address with the earliest end is
 /// asked again.
 const MOST: usize = 64;
 

@@ -54,7 +54,7 @@ pub struct Upstream {
     /// The flow that this socket or pair serves. `NONE` while it rests or closes.
     pub flow: u32,
     pub role: Role,
-    /// The source whose port this socket holds.
+    /// The source address of this socket's port.
     pub from: From,
     pub closing: bool,
     /// Datagrams that were sent for the flow.

@@ -30,7 +30,7 @@ pub fn attach(fd: BorrowedFd<'_>, ipv4: bool, sockets: usize, seed: u64) -> io::
     set_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
 }
 
-/// Makes a listening socket turn new connections away. Connections whose SYN was answered still
+/// Makes a listening socket turn new connections away. Connections with an answered SYN still
 /// complete. The socket's filter sees segments from the TCP header on.
 ///
 /// # Errors

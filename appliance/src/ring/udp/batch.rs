@@ -167,7 +167,7 @@ impl Sends {
         }
     }
 
-    /// Adds datagrams whose heads are replaced, each by itself. Reports how many of them the path
+    /// Adds datagrams with replaced heads, each by itself. Reports how many of them the path
     /// would have taken whole without the new head.
     fn add_changed(
         &mut self,

@@ -29,8 +29,8 @@ impl Expiry {
             // warned of.
             Expiring::RevocationList => (*not_after <= now).then(|| {
                 format!(
-                    "the list of revoked certificates {name} of {owner} has expired, and so \
-                     clients whose issuer it is of are refused: renew it"
+                    "the list of revoked certificates {name} of {owner} has expired, so clients \
+                     whose issuer signed the list are refused: renew it"
                 )
             }),
             Expiring::Certificate if *not_after <= now => {

@@ -359,9 +359,9 @@ impl<'l> Loader<'l> {
         let at = chain.windows(2).position(|pair| !is_issued(pair))?;
         let (nth, next, all) = (at + 1, at + 2, chain.len());
         Some(format!(
-            "does not chain: certificate {nth} of {all} is not issued by certificate {next}, and \
-             clients that need these to find one they trust refuse it; put each in front of the \
-             one that issued it"
+            "does not chain: certificate {nth} of {all} is not issued by certificate {next}, so \
+             clients may find no authority that they trust; put each certificate in front of its \
+             issuer's"
         ))
     }
 

@@ -69,7 +69,8 @@ impl Causes {
             }
             // Every request fails by this cause.
             _ => {
-                let line = format!("the API server fails, and is asked again: {why}");
+                let line =
+                    format!("the API server answers with errors, and Ringway asks again: {why}");
                 ((String::new(), without_numbers(&why)), line)
             }
         };
@@ -189,7 +190,7 @@ mod tests {
             .iter()
             .filter_map(|what| causes.line(what, what, &away, Instant::now()))
             .collect();
-        let line = "the API server fails, and is asked again: no endpoint (503)";
+        let line = "the API server answers with errors, and Ringway asks again: no endpoint (503)";
         assert_eq!(said, [line]);
     }
 

@@ -352,7 +352,7 @@ impl Cluster {
         let following = self.watch.is_following();
         if following != std::mem::replace(&mut self.following, following) {
             match following {
-                true => tracing::info!("everything in the cluster is followed"),
+                true => tracing::info!("every kind of object in the cluster is followed"),
                 false => tracing::warn!("the cluster can't be followed: what is in force stays"),
             }
         }
@@ -403,7 +403,7 @@ async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
             config.map_err(|error| at(&error))?
         }
         None => kube::Config::infer().await.map_err(|error| {
-            ClusterError(format!("no way to a cluster: {error}; give --kubeconfig FILE"))
+            ClusterError(format!("no cluster is configured: {error}; give --kubeconfig FILE"))
         })?,
     };
     config.connect_timeout = Some(CONNECT);

@@ -90,9 +90,9 @@ impl Accounts {
             let Infrastructure { namespace, gateway, name, .. } = account;
             let (label, value) = MANAGED_BY;
             tracing::warn!(
-                "Gateway {namespace}/{gateway}: its infrastructure labels and annotations are \
-                 nowhere: there is a ServiceAccount {name} that is not Ringway's; remove it, or \
-                 label it {label}={value} to give it away"
+                "Gateway {namespace}/{gateway}: its infrastructure labels and annotations have no \
+                 effect, because the ServiceAccount {name} is not Ringway's; remove the \
+                 ServiceAccount, or label it {label}={value} to hand it to Ringway"
             );
         }
     }

@@ -248,7 +248,10 @@ impl Reporter {
         let since = *desk.behind_since.get_or_insert_with(Instant::now);
         if since.elapsed() > PATIENCE && !std::mem::replace(&mut desk.told_of_it, true) {
             let who = level.behind.join(", ");
-            tracing::warn!("Programmed waits for replicas that have not applied all: {who}");
+            tracing::warn!(
+                "Programmed waits for replicas that have not applied the latest configuration: \
+                 {who}"
+            );
         }
         GRACE.checked_sub(since.elapsed()).filter(|wait| !wait.is_zero())
     }
@@ -434,9 +437,9 @@ impl Reporter {
             let who = latest.and_then(|fields| fields.manager);
             let who = who.map_or_else(|| "its own name".to_owned(), |who| format!("\"{who}\""));
             tracing::warn!(
-                "the status of {} is overwritten again and again, as its managedFields say by \
-                 {who}: {}; it is put right ever more seldom. Two installations need two names \
-                 (--controller-name)",
+                "the status of {} is overwritten again and again, by {who} (managedFields): {}; \
+                 Ringway corrects it after ever longer pauses. Two installations of Ringway need \
+                 two names (--controller-name)",
                 title(wanted),
                 contests::difference(existing.status.as_ref(), new)
             );

@@ -239,8 +239,8 @@ impl Follower {
                 if !said.contains(kind.name) {
                     let (name, group) = (kind.name, kind.group);
                     tracing::warn!(
-                        "the cluster serves no {name} of {group} that is known here: done without \
-                         until its CRD is installed"
+                        "the cluster serves no version of {name} of {group} that Ringway knows: \
+                         such objects are not served until the CRD is installed"
                     );
                 }
             }

@@ -7,6 +7,7 @@
 //! as they are.
 
 pub mod policy;
+pub mod reference;
 pub(super) mod schema;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::gateway::objects::policy::L4Policy;
+use crate::gateway::objects::reference::{ParentRef, TargetRef};
 
 /// The controller name of Ringway's GatewayClasses.
 pub const CONTROLLER: &str = "ringway.dev/gateway-controller";
@@ -270,22 +272,6 @@ pub struct RouteSpec {
     pub rules: Vec<Rule>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ParentRef {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    pub name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub section_name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<i32>,
-}
-
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
@@ -350,22 +336,10 @@ pub struct GrantTo {
 #[serde(rename_all = "camelCase")]
 pub struct BackendTlsPolicySpec {
     #[serde(default)]
-    pub target_refs: Vec<BackendTarget>,
+    pub target_refs: Vec<TargetRef>,
     pub validation: Validation,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BackendTarget {
-    #[serde(default)]
-    pub group: String,
-    pub kind: String,
-    pub name: String,
-    /// The name of a port of the Service. Absent means all ports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub section_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

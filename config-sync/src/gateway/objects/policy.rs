@@ -4,6 +4,8 @@ use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::objects::reference::{ParentRef, TargetRef};
+
 /// Of Ringway's own kinds.
 pub const GROUP: &str = "ringway.dev";
 
@@ -31,24 +33,12 @@ pub struct L4PolicySpec {
     /// Of listeners. A policy for a route or a Service can't have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listener: Option<ListenerSettings>,
-    /// Of routes. Only a policy whose targets are all routes can have it.
+    /// Of routes. A policy can have it only if all its targets are routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<RouteSettings>,
     /// Of backends: those of every route on the target's listeners, of the route, or the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendSettings>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TargetRef {
-    /// gateway.networking.k8s.io, or empty for a Service.
-    pub group: String,
-    pub kind: String,
-    pub name: String,
-    /// A listener of a Gateway or ListenerSet, or the name of a Service's port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub section_name: Option<String>,
 }
 
 /// Durations are such as 300ms, 5s or 1h30m; 0s is off.
@@ -92,7 +82,7 @@ pub struct ListenerSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_048_576))]
     pub max_sessions: Option<i64>,
-    /// Whose PROXY headers are believed. TLS: the same for all listeners of one address.
+    /// The sources that must send PROXY headers. TLS: the same for all listeners of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_proxy: Option<AcceptProxy>,
     #[serde(flatten)]
@@ -226,24 +216,10 @@ pub struct L4PolicyStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AncestorStatus {
-    pub ancestor_ref: AncestorRef,
+    pub ancestor_ref: ParentRef,
     pub controller_name: String,
     #[serde(default)]
     pub conditions: Vec<PolicyCondition>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AncestorRef {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    pub name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub section_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -45,8 +45,8 @@ pub(super) fn find<'o>(
     let spec = object.spec.as_ref();
     if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
         let message = format!(
-            "Service {namespace}/{name} is an ExternalName, which is not followed; use a Service \
-             with endpoints"
+            "Service {namespace}/{name} is an ExternalName, which Ringway does not resolve; use a \
+             Service with endpoints"
         );
         return Err(Fault::new("InvalidKind", message));
     }

@@ -44,8 +44,8 @@ pub(super) fn termination(spec: &Listener, party: Party<'_>, index: &Index<'_>) 
             termination.certificates.push(certificate.clone());
         } else if at > 0 {
             let message = format!(
-                "Secret {} has no DNS name (subjectAltName), so only as the first one could it be \
-                 of use",
+                "Secret {} has no DNS name (subjectAltName), so no client can ask for it; put it \
+                 first, to be the default",
                 reference.name
             );
             faults.push(Fault::new("InvalidCertificateRef", message));

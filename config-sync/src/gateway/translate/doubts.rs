@@ -8,7 +8,8 @@ use std::sync::Arc;
 use kube::api::ObjectMeta;
 use serde_json::Value;
 
-use crate::gateway::objects::{GROUP, Gateway, ListenerSet, Objects, ParentRef, Route};
+use crate::gateway::objects::reference::ParentRef;
+use crate::gateway::objects::{GROUP, Gateway, ListenerSet, Objects, Route};
 use crate::gateway::status::{Kind, StatusOf};
 use crate::gateway::translate::backends::{self, Empty};
 use crate::gateway::translate::index::{Index, ObjectKey, Party, key};

@@ -219,7 +219,10 @@ impl<'o> Listeners<'o> {
             valid.insert((entry.gate, entry.set));
         }
         let none = || {
-            Err(Fault::new("ListenersNotValid", "no listener is valid; each says why".to_owned()))
+            Err(Fault::new(
+                "ListenersNotValid",
+                "no listener is valid; the status of each says why".to_owned(),
+            ))
         };
         // A Gateway's listener counts even while its certificate is missing, so that the sets'
         // listeners with certificates stay.

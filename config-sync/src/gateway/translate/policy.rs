@@ -11,9 +11,10 @@ use toml::de::DeValue;
 
 use crate::gateway::objects::Objects;
 use crate::gateway::objects::policy::{
-    AcceptProxy, AdmissionSettings, AncestorRef, BackendSettings, HealthCheckSettings, L4Policy,
-    L4PolicySpec, ListenerSettings, MAX_ANCESTORS, SocketSettings, TargetRef,
+    AcceptProxy, AdmissionSettings, BackendSettings, HealthCheckSettings, L4Policy, L4PolicySpec,
+    ListenerSettings, MAX_ANCESTORS, SocketSettings,
 };
+use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::translate::index::{key, seniority};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Fault, Verdict};
@@ -177,10 +178,10 @@ impl<'o> Policies<'o> {
         &self,
         controller: &str,
         gateways: impl Fn(PolicyTarget<'_>) -> Result<Vec<(String, String)>, Fault>,
-    ) -> Vec<(&'o L4Policy, Vec<(AncestorRef, Verdict)>)> {
+    ) -> Vec<(&'o L4Policy, Vec<(ParentRef, Verdict)>)> {
         let mut statuses = Vec::new();
         for (at, policy) in self.all.iter().enumerate() {
-            let mut ancestors: Vec<(AncestorRef, Verdict)> = Vec::new();
+            let mut ancestors: Vec<(ParentRef, Verdict)> = Vec::new();
             for target in &policy.object.spec.target_refs {
                 let aim = aim(policy.object, target);
                 let reached = right_group(target).and_then(|()| gateways(aim));
@@ -192,12 +193,13 @@ impl<'o> Policies<'o> {
                     }
                 };
                 for (namespace, name) in reached {
-                    let ancestor = AncestorRef {
+                    let ancestor = ParentRef {
                         group: Some(crate::gateway::objects::GROUP.to_owned()),
                         kind: Some("Gateway".to_owned()),
                         namespace: Some(namespace),
                         name,
                         section_name: None,
+                        port: None,
                     };
                     match ancestors.iter_mut().find(|(known, _)| *known == ancestor) {
                         Some((_, known)) if known.is_ok() => *known = verdict.clone(),
@@ -293,13 +295,14 @@ impl Policy<'_> {
         fields
     }
 
-    fn itself(&self, target: &TargetRef) -> AncestorRef {
-        AncestorRef {
+    fn itself(&self, target: &TargetRef) -> ParentRef {
+        ParentRef {
             group: Some(target.group.clone()),
             kind: Some(target.kind.clone()),
             namespace: Some(key(&self.object.metadata).0.to_owned()),
             name: target.name.clone(),
             section_name: target.section_name.clone(),
+            port: None,
         }
     }
 

@@ -446,7 +446,7 @@ impl<'o> Known<'_, 'o> {
         let report = |(object, ancestors): (&crate::gateway::objects::policy::L4Policy, Vec<_>)| {
             let mut report = self.report(Kind::L4Policy, &object.metadata);
             let part =
-                |(ancestor, verdict): (crate::gateway::objects::policy::AncestorRef, Verdict)| {
+                |(ancestor, verdict): (crate::gateway::objects::reference::ParentRef, Verdict)| {
                     let conditions = vec![condition("Accepted", verdict, "Accepted", "in force")];
                     self.ancestor(json!(ancestor), &ancestor.name, conditions)
                 };
@@ -515,7 +515,8 @@ impl<'o> Known<'_, 'o> {
         }
         let (port, other) = (entries[at].spec.port, &entries[place].spec.name);
         let message = format!(
-            "{section} shares port {port} with {other}, whose settings hold for both: name that"
+            "{section} shares port {port} with {other}, and the settings of {other} hold for \
+             both: name {other}"
         );
         Some(Err(Fault::new("Invalid", message)))
     }

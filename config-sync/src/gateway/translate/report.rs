@@ -1,4 +1,4 @@
-//! The report for one object: its conditions, some of which only the data plane can decide.
+//! The report for one object: its conditions; only the data plane can decide some of them.
 
 use std::collections::BTreeSet;
 

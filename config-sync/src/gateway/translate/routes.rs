@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::gateway::objects::{GROUP, Objects, ParentRef, Route};
+use crate::gateway::objects::reference::ParentRef;
+use crate::gateway::objects::{GROUP, Objects, Route};
 use crate::gateway::status::Kind;
 use crate::gateway::translate::backends::{self, Destination};
 use crate::gateway::translate::index::{Index, Party, key, seniority};

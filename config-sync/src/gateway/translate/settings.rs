@@ -29,7 +29,7 @@ pub struct Settings {
     pub now: Option<i64>,
     /// The addresses in statuses if there is no pool. The first 16 count.
     pub node_addresses: Vec<IpAddr>,
-    /// Endpoints whose hints name this zone come first.
+    /// Endpoints with a hint for this zone come first.
     pub zone: Option<String>,
     /// The keys that no object has: workers, admin API, access log, limits, drain. There are no
     /// listeners.

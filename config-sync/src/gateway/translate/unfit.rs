@@ -105,8 +105,8 @@ impl Unfit {
     }
 }
 
-const WHY: &str = "its translation panics, which is a fault of Ringway's; the log has the place; \
-                   it is tried again when it changes";
+const WHY: &str = "its translation panics, which is a fault of Ringway's (the log says where); \
+                   Ringway tries again when the object changes";
 
 trait Visit {
     fn visit<T: Resource>(&mut self, kind: &'static str, objects: &mut Vec<Arc<T>>);

@@ -120,18 +120,18 @@ pub struct Kernel {
     pub(crate) no_ports: (u64, u64),
     /// How long each endpoint's sockets rest between two flows, microseconds.
     pub rests: BTreeMap<SocketAddr, u64>,
-    /// Whose datagrams went last from each source port to each endpoint, of sockets that are not
-    /// shared.
+    /// The client of the last datagram from each source port to each endpoint, of sockets that are
+    /// not shared.
     pub(crate) used: BTreeMap<(u32, SocketAddr), Use>,
     /// The way that each client's datagrams went last.
     pub(crate) ways: BTreeMap<Exchange, Path>,
-    /// Whose socket was refused by ICMP since the last datagram from there, and in which turn.
+    /// Sockets refused by ICMP since their last datagram, and in which turn.
     pub(crate) refused: BTreeMap<Token, u64>,
     /// When each endpoint last refused something, microseconds.
     pub closed_ports: BTreeMap<SocketAddr, u64>,
     /// Endpoints that were sent more of a flow that they had refused.
     pub fed: Vec<SocketAddr>,
-    /// Upstream tokens whose `Open` failed in this turn: ops that were pushed with it are void.
+    /// Upstream tokens with an `Open` that failed in this turn: ops pushed with it are void.
     pub(crate) open_failed: Vec<Token>,
     pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
     /// What proxies have sent.

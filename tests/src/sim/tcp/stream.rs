@@ -1,5 +1,5 @@
-//! Streams of the simulated kernel: a multishot receive whose bytes go on at once. It eats until
-//! its cancellation is through, however full the sink is.
+//! Streams of the simulated kernel: a multishot receive that sends its bytes on at once. It eats
+//! until its cancellation is through, however full the sink is.
 
 use ringway::contract::{Event, Side, Stop, Token};
 

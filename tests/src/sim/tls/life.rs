@@ -26,7 +26,7 @@ pub(super) struct Life {
     acts: u64,
     /// When the fault strikes: after so many acts of peers.
     strike: u64,
-    /// The turn in which there was news of a client whose handshake is under way, since it was
+    /// The turn in which there was news of a client during its handshake, since it was
     /// last looked at.
     pub(super) told: Option<u64>,
     pub(super) closing: bool,

@@ -43,7 +43,7 @@ pub fn crowd(seed: u64, sessions: usize, case: Case) -> Vec<CloseReason> {
     World::new(Rng::new(seed), &[case], vec![(0, case); sessions], "").live()
 }
 
-/// A session whose endpoint is silent, with these keys of the backend: its end, and how often the
+/// A session with a silent endpoint, with these keys of the backend: its end, and how often the
 /// endpoint was counted as failed.
 pub fn silent(case: Case, backend: &str) -> (CloseReason, u64) {
     let case = Case { fault: Fault::Silence, ..case };

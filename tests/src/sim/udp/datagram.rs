@@ -1,11 +1,11 @@
-//! Datagrams: whose they are, which way they go, and the buffers that hold them.
+//! Datagrams: their client, their direction, and the buffers that hold them.
 
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::routing::SocketId;
 use ringway::contract::Token;
 
-/// A datagram, or a train of them, tagged with the client whose exchange it belongs to.
+/// A datagram, or a train of them, tagged with the client of its exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
     pub exchange: Exchange,

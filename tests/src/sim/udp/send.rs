@@ -103,7 +103,7 @@ impl Kernel {
         datagram
     }
 
-    /// An endpoint that is told whose a datagram is, is told the truth.
+    /// A header in front of a datagram names the datagram's client.
     fn introduced(&self, part: Part, client: SocketAddr) {
         let (start, len) = (part.head.0 as usize, usize::from(part.head.1));
         let head = &self.output[start..][..len];

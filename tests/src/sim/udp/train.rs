@@ -76,7 +76,7 @@ impl Train {
 pub(super) struct Piece {
     /// What it begins with: a header, or what should be one.
     head: Vec<u8>,
-    /// Whose it is by its header; `None`: that is not valid.
+    /// The client that its header names; `None`: the header is not valid.
     exchange: Option<Exchange>,
 }
 

@@ -1,4 +1,4 @@
-//! What the ring has of an upstream socket, and whose datagrams went last which way.
+//! What the ring has of an upstream socket, and the clients of its last datagrams each way.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ pub struct Upstream {
     pub port: u32,
     /// `None`: shared, for all endpoints of its IP version.
     pub(super) address: Option<SocketAddr>,
-    /// Whose datagrams it last carried; `None` until the first, and after that flow's end.
+    /// The client of its last datagram; `None` until the first, and after that flow's end.
     pub(super) serves: Option<Exchange>,
     /// The same of a shared one.
     pub(super) pairs: BTreeMap<Pair, Use>,
@@ -46,7 +46,7 @@ impl Upstream {
         }
     }
 
-    /// Whether this is the exchange whose datagrams it expects there.
+    /// Whether this is the exchange that it expects there.
     pub(super) fn expects(&self, exchange: Exchange, pair: Option<Pair>) -> bool {
         match pair {
             None => self.serves == Some(exchange),
@@ -58,7 +58,7 @@ impl Upstream {
     }
 }
 
-/// Whose datagrams last went a way.
+/// The client of the last datagram each way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Use {
     /// The flow's upstream slot.

@@ -28,7 +28,7 @@ pub struct Check {
     applied: usize,
     clients: BTreeMap<SocketAddr, ConnId>,
     logged: BTreeSet<SocketAddr>,
-    /// Sessions whose ends are checked once everything is over.
+    /// Sessions that are checked once everything is over.
     ended: Vec<(CloseReason, ConnId, ConnId)>,
     sums: BTreeMap<ListenerId, Sums>,
     endpoints: BTreeSet<EndpointId>,
@@ -167,7 +167,8 @@ impl Check {
         sums.bytes_down += record.bytes_down;
     }
 
-    /// Whatever became of it, it is known what it was; and whose, unless only a name could tell.
+    /// However a session ended, its record says its protocol, and its listener unless only a server
+    /// name could tell.
     fn check_socket(&self, record: &SessionRecord) {
         let mut sockets = self.tables.iter().rev().flat_map(|table| &table.sockets);
         let socket = sockets.find(|socket| socket.id == record.socket).expect("a socket");

@@ -15,7 +15,7 @@ use crate::ring::udp::batch::Sends;
 use crate::ring::udp::train::Train;
 
 /// The kernel does not cut trains on a socket without checksums (EINVAL). Each datagram then goes
-/// by itself, as on a path whose MTU is below the datagrams' size.
+/// by itself, as on a path with an MTU below the datagrams' size.
 #[test]
 fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
     let mut queue = Queue::new(&Features::probe().expect("io_uring")).expect("a ring");

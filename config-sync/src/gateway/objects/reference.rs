@@ -1,0 +1,37 @@
+//! References that Gateway API objects and L4Policy share. The CRD of L4Policy describes them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A parent of a route or ListenerSet, or an ancestor in the status of a policy.
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentRef {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i32>,
+}
+
+/// The target of a BackendTLSPolicy or L4Policy, in the namespace of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetRef {
+    /// gateway.networking.k8s.io, or empty for a Service.
+    #[serde(default)]
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    /// A listener of a Gateway or ListenerSet, or the name of a Service's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
