@@ -1,0 +1,96 @@
+//! TLS to endpoints.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{Gateway, Launch, free_address, limited, program};
+
+use crate::{Files, secure_server, terminate};
+
+#[test]
+fn curl_reaches_plain_and_encrypted_backends_and_none_that_is_not_what_it_should_be() {
+    let files = Files::new();
+    let (address, plain) = (free_address(), free_address());
+    let (server, _daemon) = secure_server(&files, "db.internal", &[]);
+    files.issue("me", &["me.example.com"]);
+    let ask = ["-Verify", "1", "-verify_return_error", "-CAfile", "ca.pem"];
+    let (strict, _strict) = secure_server(&files, "strict.internal", &ask);
+    files.folder.write("who", "who");
+    let a = files.issue("a", &["a.example.com"]);
+    let ca = files.path("ca.pem");
+    let tls = |name: &str, more: &str| {
+        format!("tls = {{ server_name = \"{name}\", ca = \"{ca}\"{more} }}")
+    };
+    let mine = format!(", cert = \"{}\", key = \"{}\"", files.path("me.pem"), files.path("me.key"));
+    let good = [
+        (server, tls("db.internal", "")),
+        (server, tls("other.internal", ", subject_alt_names = [\"db.internal\"]")),
+        (strict, tls("strict.internal", &mine)),
+    ];
+    let bad = [
+        (server, tls("other.internal", "")),
+        (server, tls("db.internal", ", subject_alt_names = [\"other.internal\"]")),
+        (server, "tls = { server_name = \"db.internal\" }".to_owned()),
+        (strict, tls("strict.internal", "")),
+    ];
+    let config = |(to, tls): &(SocketAddr, String)| {
+        terminate(address, &format!("certificates = [{a}]"))
+            + &listener("plain", "TCP", plain, "")
+            + &route("plain", "plain", &[("main", 1)], "")
+            + &backend("main", [*to], tls)
+    };
+    let gateway = Gateway::start(&config(&good[0]));
+    let port = address.port();
+    let resolve = format!("a.example.com:{port}:127.0.0.1");
+    let (secure, clear) =
+        (format!("https://a.example.com:{port}/who"), format!("http://{plain}/who"));
+    let ways = [&["--cacert", &ca, "--resolve", &resolve, &secure][..], &[&clear]];
+    let common = ["-sS", "--http1.0", "--noproxy", "*"];
+    for case in &good {
+        gateway.reload(&config(case));
+        for way in ways {
+            assert_eq!(program("curl", &[&common, way].concat()), "who", "{case:?}");
+        }
+    }
+    for case in &bad {
+        gateway.reload(&config(case));
+        for way in ways {
+            let done = limited("curl").args(common).args(way).output().expect("curl");
+            let hangs = done.status.code().is_none_or(|code| [124, 137].contains(&code));
+            assert!(!done.status.success() && !hangs, "{case:?}: {done:?}");
+            assert!(done.stdout.is_empty(), "{case:?}: {done:?}");
+        }
+    }
+    let lines = gateway.closes(14);
+    let failed = lines.iter().filter(|line| line.text("reason") == Some("endpoint_tls_failed"));
+    let details: Vec<_> = failed.filter_map(|line| line.text("detail")).collect();
+    // Of TLS 1.3, a client certificate is judged after the client has done its part.
+    assert!(details.len() >= 6, "{lines:?}");
+    let said = |what: &str| details.iter().filter(|detail| detail.contains(what)).count();
+    assert_eq!(said("certificate: unknown issuer"), 2, "{details:?}");
+    assert_eq!(said("only valid for DnsName(\"db.internal\")"), 2, "{details:?}");
+    assert_eq!(said("certificate: of another name"), 2, "{details:?}");
+}
+
+/// Nothing of the client's was sent to it, so the other endpoint serves; and it is tried once.
+#[test]
+fn an_endpoint_with_a_wrong_certificate_costs_nobody_a_session() {
+    let (files, address) = (Files::new(), free_address());
+    let (wrong, _wrong) = secure_server(&files, "other.internal", &[]);
+    let (right, _right) = secure_server(&files, "db.internal", &[]);
+    files.folder.write("who", "who");
+    let ca = files.path("ca.pem");
+    let tls = format!("tls = {{ server_name = \"db.internal\", ca = \"{ca}\" }}");
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [wrong, right], &tls);
+    let gateway = Launch::default().one_worker().start(&config);
+    let url = format!("http://{address}/who");
+    for _ in 0..6 {
+        let said = program("curl", &["-sS", "--http1.0", "--noproxy", "*", &url]);
+        assert_eq!(said, "who");
+    }
+    let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
+    assert_eq!(failures, 1);
+}
