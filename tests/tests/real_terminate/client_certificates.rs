@@ -1,6 +1,5 @@
 //! Certificates of clients: missing, wrong, revoked, expired.
 
-use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringway_tests::pki::Pki;

@@ -1,6 +1,5 @@
 //! TLS to endpoints.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 
 use ringway_tests::real::config::{backend, listener, route};
