@@ -414,7 +414,40 @@ fn faults_of_health_checks() {
         ("rise = 0", "12:25: backends[0].health_check.rise: must be a whole number, 1 to 100, not"),
         ("fall = 101", "12:25: backends[0].health_check.fall: must be a whole number, 1 to 100"),
         ("port = 65536", "12:25: backends[0].health_check.port: must be a whole number, 0 to 655"),
-        ("path = \"/\"", "12:18: backends[0].health_check.path: unknown key; allowed here: inter"),
+        (
+            "paht = \"/\"",
+            "12:18: backends[0].health_check.paht: unknown key (did you mean \"path\"?)",
+        ),
+        ("type = \"htp\"", "12:25: backends[0].health_check.type: must be \"tcp\" or \"tls\" or"),
+        (
+            "path = \"/\"",
+            "12:25: backends[0].health_check.path: is for type = \"http\", and the type is \"tcp\"",
+        ),
+        ("tls = true", "12:24: backends[0].health_check.tls: is for type = \"http\", and the"),
+        (
+            "type = \"tls\"",
+            "12:16: backends[0].health_check: speaks TLS, and the backend has no `tls` that says",
+        ),
+        (
+            "fast_interval = \"6s\"",
+            "12:34: backends[0].health_check.fast_interval: must be at most the interval, which is",
+        ),
+        ("down_interval = \"0s\"", "12:34: backends[0].health_check.down_interval: must be at le"),
+        ("jitter = \"6s\"", "12:27: backends[0].health_check.jitter: must be at most the interval"),
+        ("type = \"http\", path = \"x\"", "12:40: backends[0].health_check.path: must begin with"),
+        ("type = \"http\", status = []", "12:42: backends[0].health_check.status: names no"),
+        (
+            "type = \"http\", status = [\"300-200\"]",
+            "12:42: backends[0].health_check.status: must be a status, 100 to 599, or a range",
+        ),
+        (
+            "type = \"http\", body_regex = \"(\"",
+            "12:46: backends[0].health_check.body_regex: \"(\" is no regular expression: unclosed",
+        ),
+        (
+            "type = \"http\", body = \"a\", body_regex = \"b\"",
+            "12:58: backends[0].health_check.body_regex: can't be with `body`",
+        ),
     ] {
         refused(&format!("{GOOD}health_check = {{ {keys} }}"), &[expected]);
     }
@@ -425,7 +458,7 @@ fn faults_of_health_checks() {
     );
     assert!(load(&format!("{udp}health_check = {{ port = 8080 }}")).is_ok());
     let (config, _) = load(&format!("{GOOD}[backends.health_check]\ninterval = \"1s\"")).expect("");
-    let check = config.backends[0].health_check.as_ref().expect("it is asked for").value;
+    let check = &config.backends[0].health_check.as_ref().expect("it is asked for").value;
     assert_eq!((check.interval, check.timeout), (1_000, 1_000), "no longer than the interval");
     assert_eq!((check.rise, check.fall, check.port), (2, 3, 0));
 }

@@ -62,7 +62,7 @@ fn the_printed_toml_runs_as_the_objects_do() {
         // The health check is the only part of a backend that is in no table.
         let checks = |config: &config::Config| -> Vec<_> {
             let checks = config.backends.iter().map(|backend| backend.health_check.as_ref());
-            checks.map(|check| check.map(|check| check.value)).collect()
+            checks.map(|check| check.map(|check| check.value.clone())).collect()
         };
         assert_eq!(checks(&translation.config), checks(&read), "{directory:?}");
     }

@@ -16,6 +16,8 @@ pub mod follow;
 mod golden;
 pub mod objects;
 pub mod print;
+mod print_check;
+mod print_values;
 pub mod status;
 #[cfg(test)]
 mod testing;

@@ -1,15 +1,15 @@
 //! Writes a configuration as TOML with the same meaning, and statuses as YAML.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use serde_json::json;
 
+use crate::gateway::print_check;
+use crate::gateway::print_values::{duration, inline, list, quoted};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::Config;
-use crate::model::health_check::HealthCheck;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::model::route::Route;
@@ -162,7 +162,7 @@ impl Print<'_> {
             self.line("transparent", "true");
         }
         if let Some(check) = &backend.health_check {
-            self.health_check(check.value);
+            self.line("health_check", &print_check::table(&check.value));
         }
         if let Some(tls) = &backend.tls {
             self.origination(tls);
@@ -190,20 +190,6 @@ impl Print<'_> {
         if tlvs != "[]" {
             self.line("proxy_tlvs", &tlvs);
         }
-    }
-
-    fn health_check(&mut self, check: HealthCheck) {
-        let HealthCheck { interval, timeout, rise, fall, port } = check;
-        let mut keys = vec![
-            ("interval", quoted(&duration(interval))),
-            ("timeout", quoted(&duration(timeout))),
-            ("rise", rise.to_string()),
-            ("fall", fall.to_string()),
-        ];
-        if port != 0 {
-            keys.push(("port", port.to_string()));
-        }
-        self.line("health_check", &inline(keys));
     }
 
     fn termination(&mut self, tls: &Termination) {
@@ -319,39 +305,6 @@ impl Print<'_> {
     fn put(&mut self, text: &str) {
         self.text.push_str(text);
     }
-}
-
-fn duration(millis: u32) -> String {
-    let (number, unit) = match millis {
-        0 => (0, "s"),
-        millis if millis % 3_600_000 == 0 => (millis / 3_600_000, "h"),
-        millis if millis % 60_000 == 0 => (millis / 60_000, "m"),
-        millis if millis % 1_000 == 0 => (millis / 1_000, "s"),
-        millis => (millis, "ms"),
-    };
-    format!("{number}{unit}")
-}
-
-fn quoted(text: &str) -> String {
-    toml::Value::from(text).to_string()
-}
-
-fn list(items: impl Iterator<Item = String>) -> String {
-    let items: Vec<_> = items.collect();
-    let width: usize = items.iter().map(String::len).sum();
-    if width < 80 {
-        return format!("[{}]", items.join(", "));
-    }
-    let mut text = "[\n".to_owned();
-    for item in items {
-        let _ = writeln!(text, "  {item},");
-    }
-    text + "]"
-}
-
-fn inline(keys: Vec<(&str, String)>) -> String {
-    let keys: Vec<_> = keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
-    format!("{{ {} }}", keys.join(", "))
 }
 
 /// One address, or the prefix of several. Their number is a power of two, because they were read

@@ -2,37 +2,31 @@
 //! into the table.
 //!
 //! [`Health`] does no I/O: the caller asks which checks are due, gives the findings, and gets the
-//! table without the endpoints that are down. [`Checks`] makes the checks.
+//! table without the endpoints that are down. `checks.rs` makes the checks, by `probe/`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+pub(crate) mod checks;
+mod plan;
+pub mod probe;
+mod queue;
+mod unverified;
+
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpSocket;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-
-use crate::backoff::Backoff;
-use crate::model::backend::Backend;
+use crate::health::plan::Plan;
+use crate::health::queue::{Line, Pace, Queue};
 use crate::model::config::Config;
 use crate::model::health_check::HealthCheck;
 use crate::table::maglev;
 use crate::table::routing::{Balance, RoutingTable};
 
-/// The most checks that are under way at once; each check has a file open. Beyond this number, only
-/// a backend with no check under way may begin one, up to `MOST_IN_ALL`.
-const MOST_UNDER_WAY: usize = 256;
-const MOST_IN_ALL: usize = 512;
-
-/// The most checks of one backend that are under way at once. An endpoint that does not answer
-/// holds a place until the timeout, and one backend must not hold up the checks of all others.
-const MOST_OF_ONE: usize = 64;
-
-/// How long changes of endpoints are gathered into one table. A rack that fails then makes a few
-/// tables, not hundreds.
-const GATHER: Duration = Duration::from_millis(100);
+/// The most checks that may be under way at once in a process with this limit of open files. Each
+/// check has a file open, and sessions need most of the files.
+pub(crate) fn places(files: u64) -> usize {
+    usize::try_from(files / 16).unwrap_or(usize::MAX).clamp(512, 4_096)
+}
 
 /// Whether an endpoint may be picked, and how near the endpoint is to the opposite state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,30 +61,39 @@ impl State {
     pub fn is_up(self) -> bool {
         matches!(self, Self::Up { .. })
     }
+
+    /// Milliseconds to the next check.
+    fn pause(self, check: &HealthCheck) -> u32 {
+        match self {
+            Self::Up { failed: 0 } => check.interval,
+            Self::Down { passed: 0 } => check.down_interval,
+            Self::Up { .. } | Self::Down { .. } => check.fast_interval,
+        }
+    }
 }
 
 /// All endpoints that are checked.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     backends: BTreeMap<Arc<str>, Checked>,
-    /// When each backend has its next check. `idle` has the backends with no check under way;
-    /// `busy` has the backends that may have one more.
-    idle: BTreeSet<(Instant, Arc<str>)>,
-    busy: BTreeSet<(Instant, Arc<str>)>,
+    /// By [`Pace`].
+    queues: [Queue; 2],
     /// When an endpoint's state first changed without a table that has the change.
     changed: Option<Instant>,
+    /// The most checks that are under way at once.
+    places: usize,
+    /// For random delays. Gateways must not have the same delays, or `jitter` would not keep their
+    /// checks apart.
+    seed: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Checked {
-    check: HealthCheck,
-    /// Local addresses to connect from, as for sessions: one of each IP version, if any are given.
-    sources: Vec<IpAddr>,
+    plan: Arc<Plan>,
     tally: Tally,
     endpoints: BTreeMap<SocketAddr, Known>,
-    /// Endpoints with no check under way.
-    due: BTreeSet<(Instant, SocketAddr)>,
-    under_way: usize,
+    /// By [`Pace`].
+    lines: [Line; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +101,13 @@ struct Known {
     state: State,
     /// When the next check begins, or when the check that is under way should have begun.
     due: Instant,
-    under_way: bool,
+    /// The same without the random delay.
+    slot: Instant,
+    /// When the check that is under way began.
+    began: Option<Instant>,
+    pace: Pace,
+    /// The number of checks so far, for random delays.
+    nth: u32,
 }
 
 /// The numbers of a backend's checks, by result.
@@ -123,7 +132,7 @@ pub struct Figures {
 pub struct Probe {
     pub backend: Arc<str>,
     pub endpoint: SocketAddr,
-    check: HealthCheck,
+    plan: Arc<Plan>,
     source: Option<IpAddr>,
     due: Instant,
 }
@@ -138,62 +147,75 @@ pub enum Finding {
 }
 
 impl Health {
+    /// `places` is the most checks that are under way at once; `seed` is for random delays.
+    pub fn new(places: usize, seed: u64) -> Self {
+        Self { places, seed, ..Self::default() }
+    }
+
     /// The health of another configuration's endpoints. Known endpoints keep their states, so a
-    /// reload brings no endpoint back.
+    /// reload brings no endpoint back. `table` is the compiled configuration.
     #[must_use]
-    pub fn following(&self, config: &Config, now: Instant) -> Self {
-        let mut next = Self::default();
+    pub fn following(&self, config: &Config, table: &RoutingTable, now: Instant) -> Self {
+        let mut next = Self::new(self.places, self.seed);
+        let originators: BTreeMap<_, _> = table
+            .backends
+            .iter()
+            .filter_map(|backend| Some((&*backend.name, &**backend.tls.as_ref()?)))
+            .collect();
         for backend in &config.backends {
-            let Some(check) = backend.health_check.as_ref().map(|check| check.value) else {
-                continue;
-            };
+            let Some(check) = &backend.health_check else { continue };
             let name: Arc<str> = backend.name.value.as_str().into();
+            let originator = originators.get(&*name).copied();
+            let plan = Plan::new(backend, check.value.clone(), originator);
             let before = self.backends.get(&name);
-            let changed = before.is_some_and(|before| before.check != check);
-            let (mut endpoints, mut due, mut under_way) = (BTreeMap::new(), BTreeSet::new(), 0);
-            for endpoint in backend.endpoints.iter().map(|at| at.value) {
-                let first = now + spread(endpoint, check.interval);
-                let new = Known { state: State::new(&check), due: first, under_way: false };
-                let known = before.and_then(|before| before.endpoints.get(&endpoint));
-                let mut known = known.copied().unwrap_or(new);
-                if changed && !known.under_way {
-                    known.due = known.due.min(first);
-                }
-                if known.under_way {
-                    under_way += 1;
-                } else {
-                    due.insert((known.due, endpoint));
-                }
-                endpoints.insert(endpoint, known);
-            }
+            let changed = before.is_some_and(|before| before.plan.check != plan.check);
             let tally = before.map(|before| before.tally).unwrap_or_default();
-            let sources = sources(backend);
-            let checked = Checked { check, sources, tally, endpoints, due, under_way };
-            next.backends.insert(Arc::clone(&name), checked);
-            next.list(&name);
+            let (endpoints, lines) = (BTreeMap::new(), Default::default());
+            let mut checked = Checked { plan: Arc::new(plan), tally, endpoints, lines };
+            for endpoint in backend.endpoints.iter().map(|at| at.value) {
+                let known = before.and_then(|before| before.endpoints.get(&endpoint)).copied();
+                checked.add(endpoint, known, changed, now);
+            }
+            next.add(name, checked);
         }
         next
     }
 
+    fn add(&mut self, name: Arc<str>, checked: Checked) {
+        for pace in Pace::ALL {
+            self.queues[pace as usize].under_way += checked.lines[pace as usize].under_way;
+        }
+        self.backends.insert(Arc::clone(&name), checked);
+        self.list(&name);
+    }
+
     /// A check to make now, if a check is due and may begin while `under_way` checks are under way.
-    /// Backends with no check under way come first; of these, the check that is latest.
+    /// `queue.rs` says which check is first.
     pub fn due(&mut self, under_way: usize, now: Instant) -> Option<Probe> {
-        let first = |set: &BTreeSet<(Instant, Arc<str>)>| {
-            set.first().filter(|(due, _)| *due <= now).map(|(_, backend)| Arc::clone(backend))
-        };
-        let idle = first(&self.idle).filter(|_| under_way < MOST_IN_ALL);
-        let busy = || first(&self.busy).filter(|_| under_way < MOST_UNDER_WAY);
-        let backend = idle.or_else(busy)?;
+        let free = self.places.saturating_sub(under_way);
+        let slow = (self.places / 2).saturating_sub(self.queues[Pace::Slow as usize].under_way);
+        let quick = self.queues[Pace::Quick as usize].next(free, now);
+        let (backend, pace) = quick.map(|backend| (backend, Pace::Quick)).or_else(|| {
+            let backend = self.queues[Pace::Slow as usize].next(free.min(slow), now)?;
+            Some((backend, Pace::Slow))
+        })?;
         self.unlist(&backend);
-        let checked = self.backends.get_mut(&backend)?;
-        let (due, endpoint) = checked.due.pop_first()?;
-        checked.under_way += 1;
-        checked.endpoints.get_mut(&endpoint)?.under_way = true;
+        let probe = self.begin(&backend, pace, now);
         self.list(&backend);
-        let checked = self.backends.get(&backend)?;
+        probe
+    }
+
+    fn begin(&mut self, backend: &Arc<str>, pace: Pace, now: Instant) -> Option<Probe> {
+        let checked = self.backends.get_mut(backend)?;
+        let line = &mut checked.lines[pace as usize];
+        let (due, endpoint) = line.due.pop_first()?;
+        line.under_way += 1;
+        self.queues[pace as usize].under_way += 1;
+        checked.endpoints.get_mut(&endpoint)?.began = Some(now);
         let same = |source: &&IpAddr| source.is_ipv4() == endpoint.is_ipv4();
-        let source = checked.sources.iter().find(same).copied();
-        Some(Probe { check: checked.check, source, due, backend, endpoint })
+        let source = checked.plan.sources.iter().find(same).copied();
+        let (backend, plan) = (Arc::clone(backend), Arc::clone(&checked.plan));
+        Some(Probe { backend, endpoint, plan, source, due })
     }
 
     /// Takes the finding of a check. The finding is ignored if the endpoint is no longer
@@ -214,27 +236,30 @@ impl Health {
         now: Instant,
     ) {
         let Some(checked) = self.backends.get_mut(backend) else { return };
-        let Checked { check, tally, endpoints, .. } = checked;
-        let known = endpoints.get_mut(&endpoint);
-        let Some(known) = known.filter(|known| known.under_way && known.due == due) else {
-            return;
-        };
-        known.under_way = false;
-        known.due = due + after(now.saturating_duration_since(due), check.interval);
-        checked.under_way -= 1;
-        checked.due.insert((known.due, endpoint));
+        let Checked { plan, tally, endpoints, lines } = checked;
+        let check = &plan.check;
+        let known = endpoints.get_mut(&endpoint).filter(|known| known.due == due);
+        let Some(known) = known else { return };
+        let Some(began) = known.began.take() else { return };
+        lines[known.pace as usize].under_way -= 1;
+        self.queues[known.pace as usize].under_way -= 1;
+        known.pace = Pace::of(now.saturating_duration_since(began));
         let (count, good) = match finding {
             Finding::Good => (&mut tally.ok, true),
             Finding::Bad(_) => (&mut tally.failed, false),
             Finding::NotMade(why) => {
                 tally.not_made += 1;
                 tracing::debug!("no check of endpoint {endpoint} of backend {backend}: {why}");
+                known.wait(endpoint, check, self.seed, now);
+                lines[known.pace as usize].due.insert((known.due, endpoint));
                 return;
             }
         };
         *count += 1;
         let before = known.state;
         known.state = before.after(good, check);
+        known.wait(endpoint, check, self.seed, now);
+        lines[known.pace as usize].due.insert((known.due, endpoint));
         if known.state.is_up() == before.is_up() {
             return;
         }
@@ -250,24 +275,19 @@ impl Health {
         self.changed.get_or_insert(now);
     }
 
-    /// Puts the next check of a backend into the sets that [`Self::due`] reads.
+    /// Puts a backend's lines into the queues that [`Self::due`] reads.
     fn list(&mut self, backend: &Arc<str>) {
         let Some(checked) = self.backends.get(backend) else { return };
-        let Some((due, _)) = checked.due.first() else { return };
-        match checked.under_way {
-            0 => _ = self.idle.insert((*due, Arc::clone(backend))),
-            1..MOST_OF_ONE => _ = self.busy.insert((*due, Arc::clone(backend))),
-            // The backend is listed again when one of its checks has ended.
-            _ => {}
+        for (queue, line) in self.queues.iter_mut().zip(&checked.lines) {
+            queue.add(backend, line);
         }
     }
 
+    /// Takes a backend's lines out of the queues, so that the lines may change.
     fn unlist(&mut self, backend: &Arc<str>) {
         let Some(checked) = self.backends.get(backend) else { return };
-        let Some((due, _)) = checked.due.first() else { return };
-        let listed = (*due, Arc::clone(backend));
-        if !self.idle.remove(&listed) {
-            self.busy.remove(&listed);
+        for (queue, line) in self.queues.iter_mut().zip(&checked.lines) {
+            queue.remove(backend, line);
         }
     }
 
@@ -310,10 +330,53 @@ impl Health {
     }
 }
 
+impl Checked {
+    /// Adds an endpoint. `known` is what was known of it. `changed`: the check has other settings
+    /// than before.
+    fn add(&mut self, endpoint: SocketAddr, known: Option<Known>, changed: bool, now: Instant) {
+        let check = &self.plan.check;
+        let first = now + spread(endpoint, check.interval);
+        let mut known = known.unwrap_or_else(|| Known::new(check, first));
+        if changed && known.began.is_none() {
+            known.due = known.due.min(first);
+            known.slot = known.due;
+        }
+        let line = &mut self.lines[known.pace as usize];
+        if known.began.is_some() {
+            line.under_way += 1;
+        } else {
+            line.due.insert((known.due, endpoint));
+        }
+        self.endpoints.insert(endpoint, known);
+    }
+}
+
 impl Known {
+    fn new(check: &HealthCheck, first: Instant) -> Self {
+        let (state, pace) = (State::new(check), Pace::Quick);
+        Self { state, due: first, slot: first, began: None, pace, nth: 0 }
+    }
+
     fn up(&self) -> bool {
         self.state.is_up()
     }
+
+    /// Sets the time of the next check.
+    fn wait(&mut self, endpoint: SocketAddr, check: &HealthCheck, seed: u64, now: Instant) {
+        let passed = now.saturating_duration_since(self.slot);
+        self.slot += after(passed, self.state.pause(check));
+        self.nth = self.nth.wrapping_add(1);
+        let random = mixed(maglev::hash(endpoint) ^ seed ^ u64::from(self.nth));
+        self.due = self.slot + Duration::from_millis(random % (u64::from(check.jitter) + 1));
+    }
+}
+
+/// A number in which every bit hangs on every bit of `number` (the finalizer of SplitMix64).
+fn mixed(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// When in the interval an endpoint has its checks. The checks must not all come at once. An
@@ -323,99 +386,14 @@ fn spread(endpoint: SocketAddr, interval: u32) -> Duration {
     Duration::from_millis(share)
 }
 
-/// The time from one check's due time to the next check's due time. This is one interval; a check
-/// that took the whole interval makes the next check late. Checks that were missed are not made up
-/// for, and checks stay spread.
-fn after(passed: Duration, interval: u32) -> Duration {
-    let interval = Duration::from_millis(interval.max(1).into());
-    let whole = passed.as_nanos() / interval.as_nanos();
-    let intervals = if whole < 2 { 1 } else { whole + 1 };
-    interval * u32::try_from(intervals).unwrap_or(u32::MAX)
-}
-
-fn sources(backend: &Backend) -> Vec<IpAddr> {
-    let first = |v4: bool| backend.source.iter().find(|at| at.value.first.is_ipv4() == v4);
-    [first(true), first(false)].into_iter().flatten().map(|at| at.value.first).collect()
-}
-
-/// Makes the checks that are due.
-#[derive(Debug, Default)]
-pub(crate) struct Checks {
-    pub(crate) health: Health,
-    under_way: JoinSet<(Probe, Finding)>,
-    /// When a table that could not be given out is tried again.
-    again: Backoff,
-}
-
-impl Checks {
-    /// Starts and ends checks. The caller calls this repeatedly, on a tokio runtime. True if a new
-    /// table is to be made.
-    pub(crate) fn tick(&mut self, now: Instant) -> bool {
-        while let Some(ended) = self.under_way.try_join_next() {
-            if let Ok((probe, finding)) = ended {
-                self.health.found(&probe, &finding, now);
-            }
-        }
-        while let Some(probe) = self.health.due(self.under_way.len(), now) {
-            self.under_way.spawn(async move {
-                let finding = probe.make().await;
-                (probe, finding)
-            });
-        }
-        let changed = self.health.changed.take_if(|since| now >= *since + GATHER).is_some();
-        changed || self.again.is_due(now)
-    }
-
-    /// Notes whether the table was published that was made after the latest [`Self::tick`].
-    pub(crate) fn given_out(&mut self, is_published: bool, now: Instant) {
-        if is_published {
-            self.again = Backoff::default();
-        } else {
-            self.again.failed(now);
-        }
-    }
-}
-
-impl Probe {
-    async fn make(&self) -> Finding {
-        let port = if self.check.port == 0 { self.endpoint.port() } else { self.check.port };
-        let address = SocketAddr::new(self.endpoint.ip(), port);
-        let socket = match self.socket() {
-            Ok(socket) => socket,
-            Err(error) => return Finding::NotMade(error.to_string()),
-        };
-        let within = Duration::from_millis(self.check.timeout.into());
-        match timeout(within, socket.connect(address)).await {
-            Ok(Ok(stream)) => {
-                // A reset closes the connection. A reset leaves no TIME_WAIT on either side, where
-                // each check would hold a port for a minute. Nothing was sent, so nothing is lost.
-                _ = stream.set_zero_linger();
-                Finding::Good
-            }
-            Ok(Err(error)) if is_own(&error) => Finding::NotMade(error.to_string()),
-            Ok(Err(error)) => Finding::Bad(format!("connecting to {address}: {error}")),
-            Err(_) => Finding::Bad(format!(
-                "connecting to {address}: no answer within {} ms",
-                self.check.timeout
-            )),
-        }
-    }
-
-    fn socket(&self) -> io::Result<TcpSocket> {
-        let socket =
-            if self.endpoint.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        if let Some(source) = self.source {
-            socket.bind(SocketAddr::new(source, 0))?;
-        }
-        Ok(socket)
-    }
-}
-
-/// Whether this machine lacks something for the connection: ports or memory.
-fn is_own(error: &io::Error) -> bool {
-    use io::ErrorKind::{AddrNotAvailable, OutOfMemory};
-    matches!(error.kind(), AddrNotAvailable | OutOfMemory)
-        || error.raw_os_error() == Some(nix::libc::ENOBUFS)
+/// The time from one check's due time to the due time of the next check. This is one `pause`; a
+/// check that took longer makes the next check late. Checks that were missed are not made up for,
+/// and checks stay spread.
+fn after(passed: Duration, pause: u32) -> Duration {
+    let pause = Duration::from_millis(pause.max(1).into());
+    let whole = passed.as_nanos() / pause.as_nanos();
+    let pauses = if whole < 2 { 1 } else { whole + 1 };
+    pause * u32::try_from(pauses).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
-use std::net::Ipv4Addr;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::*;
 use crate::check::parse;
 use crate::compile::compile;
 use crate::compile::names::Names;
-use crate::model::health_check::DEFAULT;
-use crate::model::place::At;
+use crate::model::health_check::{HealthCheck, Kind};
 
-const CHECK: HealthCheck = HealthCheck { rise: 2, fall: 3, ..DEFAULT };
+/// The places where there are files enough.
+const PLACES: usize = 4_096;
+
+fn check() -> HealthCheck {
+    HealthCheck { rise: 2, fall: 3, ..HealthCheck::new(Kind::Tcp) }
+}
 
 fn states(mut state: State, findings: &[bool]) -> Vec<bool> {
     let next = findings.iter().map(|good| {
-        state = state.after(*good, &CHECK);
+        state = state.after(*good, &check());
         state.is_up()
     });
     next.collect()
@@ -19,7 +23,7 @@ fn states(mut state: State, findings: &[bool]) -> Vec<bool> {
 
 #[test]
 fn so_many_in_a_row_take_an_endpoint_out_and_bring_it_back() {
-    let new = State::new(&CHECK);
+    let new = State::new(&check());
     assert!(new.is_up(), "nothing waits for the first check");
     assert_eq!(states(new, &[false]), [false], "but that one decides");
     let fails = [true, false, false, true, false, false, false];
@@ -31,7 +35,7 @@ fn so_many_in_a_row_take_an_endpoint_out_and_bring_it_back() {
 
 #[test]
 fn fewer_that_are_allowed_by_a_new_configuration_count_at_the_next_check() {
-    let strict = HealthCheck { rise: 1, fall: 1, ..CHECK };
+    let strict = HealthCheck { rise: 1, fall: 1, ..check() };
     assert!(!State::Up { failed: 2 }.after(false, &strict).is_up());
     assert!(State::Down { passed: 1 }.after(true, &strict).is_up());
 }
@@ -48,7 +52,7 @@ impl World {
         #[expect(clippy::disallowed_methods, reason = "any time will do")]
         let start = Instant::now();
         let config = config(count, options);
-        Self { health: Health::default().following(&config, start), config, start }
+        Self { health: follow(&Health::new(PLACES, 0), &config, start), config, start }
     }
 
     fn at(&self, millis: u64) -> Instant {
@@ -76,6 +80,12 @@ impl World {
         assert_eq!(table.generation, 2);
         table.backends[0].endpoints.iter().map(|endpoint| endpoint.address.port()).collect()
     }
+}
+
+/// The health of `config` after `before`.
+fn follow(before: &Health, config: &Config, now: Instant) -> Health {
+    let table = compile(config, &mut Names::new(), 1).expect("its parts fit");
+    before.following(config, &table, now)
 }
 
 fn config(count: u16, options: &str) -> Config {
@@ -116,39 +126,93 @@ fn an_endpoint_has_one_check_at_a_time() {
     assert!(world.health.due(0, world.at(2_010)).is_some(), "late by less than an interval");
 }
 
-#[test]
-fn endpoints_that_do_not_answer_hold_up_those_of_their_own_backend_only() {
-    let backend = |name: &str, count: u16| {
-        let endpoints: Vec<_> = (1..=count).map(|port| format!("\"10.0.0.1:{port}\"")).collect();
+/// `backends` backends of `count` endpoints that never answer, and one healthy backend of three.
+/// Each check of a dead one ends at its timeout. Returns the number of checks of dead endpoints.
+fn beside_dead(backends: usize, count: u16, options: &str) -> usize {
+    let backend = |nth: usize, name: &str, count: u16| {
+        let ip = std::net::Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(nth).expect("a few"));
+        let endpoints: Vec<_> = (1..=count).map(|port| format!("\"{ip}:{port}\"")).collect();
         format!(
-            "[[backends]]\nname = \"{name}\"\nendpoints = [{}]\nhealth_check = {{}}\n",
+            "[[backends]]\nname = \"{name}\"\nendpoints = [{}]\n\
+             health_check = {{ {options} }}\n",
             endpoints.join(", ")
         )
     };
-    let mut text = backend("healthy", 3);
-    (0..20).for_each(|dead| text += &backend(&format!("dead-{dead:02}"), 1_000));
+    let mut text = backend(0, "healthy", 3);
+    (1..=backends).for_each(|nth| text += &backend(nth, &format!("dead-{nth:05}"), count));
     let mut world = World::new(0, "");
     world.config = parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
-    world.health = Health::default().following(&world.config, world.start);
-    let (mut under_way, mut checked) = (0, BTreeSet::new());
-    for millis in 0..10_000 {
-        let now = world.at(millis);
-        while let Some(probe) = world.health.due(under_way, now) {
+    world.health = follow(&Health::new(PLACES, 0), &world.config, world.start);
+    let (mut under_way, mut healthy, mut dead) = (VecDeque::new(), BTreeSet::new(), 0);
+    for tick in 0..(40_000 / 20) {
+        let now = world.at(tick * 20);
+        while under_way.front().is_some_and(|(_, ends)| *ends <= now) {
+            let (probe, _) = under_way.pop_front().expect("it is there");
+            world.health.found(&probe, &Finding::Bad("no answer".into()), now);
+            dead += 1;
+        }
+        while let Some(probe) = world.health.due(under_way.len(), now) {
             if &*probe.backend == "healthy" {
                 let late = now.saturating_duration_since(probe.due);
-                assert!(late <= Duration::from_millis(1), "{probe:?}: {late:?}");
-                checked.insert((probe.endpoint, probe.due));
+                assert!(late <= Duration::from_millis(20), "{probe:?}: {late:?}");
+                healthy.insert((probe.endpoint, probe.due));
                 world.health.found(&probe, &Finding::Good, now);
             } else {
-                under_way += 1;
+                let timeout = Duration::from_millis(probe.plan.check.timeout.into());
+                under_way.push_back((probe, now + timeout));
             }
         }
+        assert!(under_way.len() <= PLACES, "{}", under_way.len());
     }
-    assert_eq!(checked.len(), 6, "three endpoints, twice in ten seconds");
-    assert!((MOST_UNDER_WAY..=MOST_UNDER_WAY + 20).contains(&under_way), "{under_way}");
-    for checked in world.health.backends.values() {
-        assert!(checked.under_way <= MOST_OF_ONE, "{}", checked.under_way);
+    assert_eq!(healthy.len(), 24, "three endpoints, eight times in forty seconds");
+    dead
+}
+
+#[test]
+fn ten_thousand_endpoints_that_do_not_answer_delay_no_check_of_a_healthy_backend() {
+    // With the default times 4,000 of 10,000 checks are under way at once, if there is room.
+    let in_one = beside_dead(1, 10_000, "");
+    assert!(in_one > 20_000, "a round takes 20 s at most: {in_one}");
+    let in_ten = beside_dead(10, 1_000, "");
+    assert!(in_ten > 30_000, "{in_ten}");
+    let in_many = beside_dead(10_000, 1, "");
+    assert!(in_many > 30_000, "{in_many}");
+    // Each check takes the whole interval, so there is never room for all.
+    let slow = beside_dead(10, 1_000, "timeout = \"5s\"");
+    assert!(slow > 10_000, "{slow}");
+}
+
+#[test]
+fn intervals_hang_on_the_state() {
+    let times = "interval = \"10s\", fast_interval = \"1s\", down_interval = \"30s\"";
+    let mut world = World::new(1, &format!("health_check = {{ {times}, fall = 3, rise = 2 }}"));
+    // The pause after each check.
+    let mut pause = |good: bool| {
+        let slot = world.health.backends["b"].endpoints.values().next().expect("one").due;
+        let millis = u64::try_from((slot - world.start).as_millis()).expect("a time");
+        assert_eq!(world.run(millis, if good { &[] } else { &[1] }), [1]);
+        (world.health.backends["b"].endpoints.values().next().expect("one").due - slot).as_secs()
+    };
+    let seen =
+        [true, true, false, false, true, false, false, false, false, true, false, true, true];
+    let pauses = seen.map(&mut pause);
+    assert_eq!(pauses, [10, 10, 1, 1, 10, 1, 1, 30, 30, 1, 30, 1, 10]);
+}
+
+#[test]
+fn jitter_makes_checks_late_and_does_not_add_up() {
+    let mut world = World::new(1, "health_check = { interval = \"1s\", jitter = \"400ms\" }");
+    let (mut offsets, mut first) = (BTreeSet::new(), None);
+    for nth in 0..200u64 {
+        let due = world.health.backends["b"].endpoints.values().next().expect("one").due;
+        let first = *first.get_or_insert(due);
+        let late = due - first - Duration::from_secs(nth);
+        assert!(late <= Duration::from_millis(400), "{nth}: {late:?}");
+        offsets.insert(late);
+        let millis = u64::try_from((due - world.start).as_millis()).expect("a time");
+        assert_eq!(world.run(millis, &[]), [1]);
     }
+    assert!(offsets.len() > 100, "{offsets:?}");
 }
 
 #[test]
@@ -174,17 +238,17 @@ fn a_reload_keeps_what_is_known_and_forgets_who_is_not_asked_for() {
     let checked = "health_check = { fall = 1 }";
     let mut world = World::new(2, checked);
     world.run(5_000, &[1, 2]);
-    let follow = |world: &mut World, count, options: &str| {
+    let change = |world: &mut World, count, options: &str| {
         world.config = config(count, options);
-        world.health = world.health.following(&world.config, world.at(6_000));
+        world.health = follow(&world.health, &world.config, world.at(6_000));
     };
-    follow(&mut world, 3, "health_check = { fall = 2, interval = \"1s\" }");
+    change(&mut world, 3, "health_check = { fall = 2, interval = \"1s\" }");
     assert_eq!(world.table(), [3], "who is new is up");
     assert_eq!(world.run(7_000, &[]).len(), 3, "a shorter interval counts at once");
-    follow(&mut world, 1, checked);
-    follow(&mut world, 2, checked);
+    change(&mut world, 1, checked);
+    change(&mut world, 2, checked);
     assert_eq!(world.table(), [2], "who was gone is new");
-    follow(&mut world, 2, "");
+    change(&mut world, 2, "");
     assert_eq!(world.table(), [1, 2], "nobody is checked");
     assert!(world.run(60_000, &[1, 2]).is_empty());
     assert!(world.health.figures().endpoints.is_empty());
@@ -195,8 +259,8 @@ fn a_check_that_a_reload_overtakes_means_nothing() {
     let mut world = World::new(1, "health_check = { fall = 1 }");
     let probe = world.health.due(0, world.at(5_000)).expect("it is due");
     let checked = world.config.clone();
-    world.health = world.health.following(&config(1, ""), world.at(5_100));
-    world.health = world.health.following(&checked, world.at(5_200));
+    world.health = follow(&world.health, &config(1, ""), world.at(5_100));
+    world.health = follow(&world.health, &checked, world.at(5_200));
     world.health.found(&probe, &Finding::Bad("old".into()), world.at(5_300));
     assert_eq!(world.table(), [1]);
     assert_eq!(world.run(11_000, &[]), [1], "it has one of its own");
@@ -209,38 +273,4 @@ fn a_check_that_could_not_be_made_says_nothing() {
     world.health.found(&probe, &Finding::NotMade("no file".into()), world.at(5_000));
     assert_eq!(world.table(), [1]);
     assert_eq!(world.health.figures().checks[0].1, Tally { ok: 0, failed: 0, not_made: 1 });
-}
-
-/// A probe of `address` from `source`.
-fn probe(address: SocketAddr, port: u16, source: &str) -> Probe {
-    let options = format!("source = [\"{source}\"]\nhealth_check = {{ port = {port} }}");
-    let mut world = World::new(0, &options);
-    let place = world.config.backends[0].name.place.clone();
-    world.config.backends[0].endpoints.push(At { value: address, place });
-    world.health = world.health.following(&world.config, world.start);
-    world.health.due(0, world.at(5_000)).expect("it is due")
-}
-
-#[test]
-fn what_this_machine_lacks_is_no_fault_of_the_endpoint() {
-    use nix::libc::{EADDRNOTAVAIL, ECONNREFUSED, EHOSTUNREACH, ENOBUFS, ENOMEM};
-    let is_own = |code| is_own(&io::Error::from_raw_os_error(code));
-    assert!([EADDRNOTAVAIL, ENOBUFS, ENOMEM].into_iter().all(is_own));
-    assert!(![ECONNREFUSED, EHOSTUNREACH].into_iter().any(is_own));
-}
-
-#[tokio::test]
-async fn a_check_connects_as_sessions_do() {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-    let address = listener.local_addr().expect("its address");
-    assert_eq!(probe(address, 0, "127.0.0.9").make().await, Finding::Good);
-    let (_, peer) = listener.accept().await.expect("it has connected");
-    assert_eq!(peer.ip().to_string(), "127.0.0.9");
-    let elsewhere = SocketAddr::new(address.ip(), 1);
-    assert_eq!(probe(elsewhere, address.port(), "127.0.0.9").make().await, Finding::Good);
-    let found = probe(address, 0, "192.0.2.1").make().await;
-    assert!(matches!(found, Finding::NotMade(_)), "it is not this machine's: {found:?}");
-    drop(listener);
-    let Finding::Bad(why) = probe(address, 0, "127.0.0.9").make().await else { panic!("good") };
-    assert!(why.contains("refused"), "{why}");
 }

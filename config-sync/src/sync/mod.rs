@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::compile::names::{InUse, Names, Retired};
-use crate::health::{Checks, Health};
+use crate::health::Health;
+use crate::health::checks::Checks;
 use crate::machine::Machine;
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
@@ -98,7 +99,7 @@ impl ConfigSync {
             allow_empty: false,
             again: Backoff::default(),
             whole: None,
-            checks: Checks::default(),
+            checks: Checks::new(),
             last: Looked::default(),
             is_reading: false,
             generation: 0,
@@ -230,7 +231,7 @@ impl ConfigSync {
     /// drain. From now on the file is not looked at.
     pub fn drain(&mut self) {
         self.draining = true;
-        self.checks = Checks::default();
+        self.checks = Checks::new();
         self.generation += 1;
         let table = compile::drained(self.config(), self.generation);
         let published = self.publisher.publish(table);
@@ -240,7 +241,7 @@ impl ConfigSync {
     /// Tells every worker to close everything now.
     pub fn stop(&mut self) {
         self.draining = true;
-        self.checks = Checks::default();
+        self.checks = Checks::new();
         self.publisher.stop();
     }
 
@@ -442,7 +443,7 @@ impl ConfigSync {
     ) -> Result<(), String> {
         let compiled = Instant::now();
         let whole = Arc::new(whole);
-        let health = self.checks.health.following(config, compiled);
+        let health = self.checks.health.following(config, &whole, compiled);
         let table = health.table(&whole, whole.generation);
         self.publisher.publish(table).map_err(|error| error.to_string())?;
         // An endpoint that is down keeps its id, so the whole table counts here.

@@ -51,7 +51,7 @@ pub(crate) fn backend<'t>(
     let transparent = reader.get(table, "transparent", boolean);
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
-    let health_check = health_check::read(reader, table);
+    let health_check = health_check::read(reader, table, tls.is_some() || table.has("tls"));
     let options = options(reader, table, machine);
     let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
     Some(Backend {

@@ -21,7 +21,7 @@ use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::admission::{Admission, Ranges, read_range};
 use crate::model::backend::{Balance, LEAST_UPSTREAM_REST};
 use crate::model::config::MAX_SESSIONS;
-use crate::model::health_check::{self, HealthCheck};
+use crate::model::health_check::{self, HealthCheck, Kind};
 use crate::table::routing::{
     OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls,
 };
@@ -445,18 +445,19 @@ fn read_send_proxy(given: &BackendSettings) -> Result<Option<SendProxy>, String>
 
 fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
     let interval = text("healthCheck.interval", given.interval.as_ref(), interval_of)?;
-    let interval = interval.unwrap_or(health_check::DEFAULT.interval);
+    let interval = interval.unwrap_or(health_check::INTERVAL);
     let within = timeout_within(interval);
     let timeout = text("healthCheck.timeout", given.timeout.as_ref(), within)?;
     let (rise, fall) = (given.rise, given.fall);
     Ok(HealthCheck {
         interval,
+        fast_interval: interval,
+        down_interval: interval,
         timeout: timeout.unwrap_or_else(|| health_check::timeout_of(interval)),
-        rise: number("healthCheck.rise", rise, health_check::TIMES)?
-            .unwrap_or(health_check::DEFAULT.rise),
-        fall: number("healthCheck.fall", fall, health_check::TIMES)?
-            .unwrap_or(health_check::DEFAULT.fall),
+        rise: number("healthCheck.rise", rise, health_check::TIMES)?.unwrap_or(health_check::RISE),
+        fall: number("healthCheck.fall", fall, health_check::TIMES)?.unwrap_or(health_check::FALL),
         port: number("healthCheck.port", given.port, 0..=u16::MAX)?.unwrap_or_default(),
+        ..HealthCheck::new(Kind::Tcp)
     })
 }
 

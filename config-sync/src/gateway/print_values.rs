@@ -1,0 +1,36 @@
+//! Single values as TOML.
+
+use std::fmt::Write as _;
+
+pub(super) fn duration(millis: u32) -> String {
+    let (number, unit) = match millis {
+        0 => (0, "s"),
+        millis if millis % 3_600_000 == 0 => (millis / 3_600_000, "h"),
+        millis if millis % 60_000 == 0 => (millis / 60_000, "m"),
+        millis if millis % 1_000 == 0 => (millis / 1_000, "s"),
+        millis => (millis, "ms"),
+    };
+    format!("{number}{unit}")
+}
+
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+pub(super) fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<_> = items.collect();
+    let width: usize = items.iter().map(String::len).sum();
+    if width < 80 {
+        return format!("[{}]", items.join(", "));
+    }
+    let mut text = "[\n".to_owned();
+    for item in items {
+        let _ = writeln!(text, "  {item},");
+    }
+    text + "]"
+}
+
+pub(super) fn inline(keys: Vec<(&str, String)>) -> String {
+    let keys: Vec<_> = keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    format!("{{ {} }}", keys.join(", "))
+}
