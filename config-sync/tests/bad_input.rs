@@ -366,6 +366,32 @@ fn faults_of_one_backend() {
         &endpoint("\"10.0.0.1:80\", \"10.0.0.1:80\""),
         &["11:29: backends[0].endpoints[1]: 10.0.0.1:80 is endpoints[0] already"],
     );
+    for (table, expected) in [
+        ("{ }", "11:14: backends[0].endpoints[0].address: missing; such as \"10.0.0.1:5432\""),
+        ("{ address = \"10.0.0.1\" }", "11:26: backends[0].endpoints[0].address: must be IP:PORT"),
+        (
+            "{ address = \"10.0.0.1:80\", weight = 257 }",
+            "11:50: backends[0].endpoints[0].weight: must be a whole number, 0 to 256, not 257",
+        ),
+        (
+            "{ address = \"10.0.0.1:80\", backup = 1 }",
+            "11:50: backends[0].endpoints[0].backup: must be true or false",
+        ),
+        (
+            "{ address = \"10.0.0.1:80\", wieght = 1 }",
+            "11:41: backends[0].endpoints[0].wieght: unknown key; did you mean \"weight\"?",
+        ),
+        (
+            "\"10.0.0.1:80\", { address = \"10.0.0.1:80\" }",
+            "11:41: backends[0].endpoints[1].address: 10.0.0.1:80 is endpoints[0] already",
+        ),
+        (
+            "{ address = \"10.0.0.1:80\", name = \"a\" }, { address = \"10.0.0.2:80\", name = \"a\" }",
+            "11:91: backends[0].endpoints[1].name: \"a\" is the name of endpoints[0]",
+        ),
+    ] {
+        refused(&endpoint(table), &[expected]);
+    }
     refused(
         &format!("{GOOD}source = [\"::1\"]"),
         &["11:14: backends[0].endpoints[0]: no address in `source` is IPv4"],
@@ -819,6 +845,10 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 "backends.health_check" => {
                     ("[[backends]]\nhealth_check.", "backends[0].health_check.".to_owned())
                 }
+                "backends.endpoints" => (
+                    "[[backends]]\n[[backends.endpoints]]\n",
+                    "backends[0].endpoints[0].".to_owned(),
+                ),
                 "backends.tls" => ("[[backends]]\ntls.", "backends[0].tls.".to_owned()),
                 "routes.backends" => {
                     ("[[routes]]\n[[routes.backends]]\n", "routes[0].backends[0].".to_owned())

@@ -1,17 +1,20 @@
 //! What workers are given for what was asked.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::check::parse_for;
 use config_sync::compile::names::Names;
-use config_sync::compile::{compile, drained};
+use config_sync::compile::whole::Whole;
+use config_sync::compile::{compile, drained, whole};
 use config_sync::machine::Machine;
 use config_sync::model::config::{Cores, LogTarget, limits};
+use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::model::place::Problems;
 use config_sync::table::routing::{
-    Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources, Transport,
+    Backend, Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources,
+    Transport,
 };
 use proptest::prelude::*;
 
@@ -391,4 +394,77 @@ fn piece() -> impl Strategy<Value = String> {
         "0xfff",
     ];
     prop::sample::select(words.to_vec()).prop_map(str::to_owned)
+}
+
+/// Endpoint `n` of the backend `b` has the address 10.0.0.1 and port `n`.
+fn pool(endpoints: &str, balance: &str) -> (Whole, String) {
+    let text =
+        format!("[[backends]]\nname = \"b\"\nbalance = \"{balance}\"\nendpoints = [{endpoints}]\n");
+    let config = parse_for("f", &text, &machine()).expect("a configuration");
+    let whole = whole(&config, &Resolved::default(), &mut Names::new()).expect("its parts fit");
+    (whole, text)
+}
+
+fn ports(backend: &Backend) -> Vec<(u16, u32)> {
+    backend.endpoints.iter().map(|of| (of.address.port(), of.weight)).collect()
+}
+
+#[test]
+fn weights_are_turns_and_shares_of_hashes() {
+    let endpoints = "{ address = \"10.0.0.1:1\", weight = 3 }, \"10.0.0.1:2\", \
+                     { address = \"10.0.0.1:3\", weight = 0 }";
+    for balance in ["round-robin", "least-connections", "random", "source-hash"] {
+        let (whole, text) = pool(endpoints, balance);
+        let table = whole.pickable(1, &|_, _| Standing::UP, None);
+        let [backend] = &table.backends[..] else { panic!("{table:?}") };
+        assert_eq!(ports(backend), [(1, 3), (2, 1), (3, 0)]);
+        assert_eq!(*backend.turns, [0, 0, 1, 0], "{text}");
+        if let Balance::SourceHash(slots) = &backend.balance {
+            let of = |index| slots.iter().filter(|slot| **slot == index).count();
+            assert_eq!((of(0) + of(1), of(2)), (slots.len(), 0));
+            assert!(of(0).abs_diff(3 * of(1)) < 10, "{} and {}", of(0), of(1));
+        }
+    }
+}
+
+#[test]
+fn backups_stand_in_only_while_no_other_may_be_picked() {
+    let endpoints = "\"10.0.0.1:1\", { address = \"10.0.0.1:2\", backup = true }, \
+                     { address = \"10.0.0.1:3\", weight = 0 }";
+    let (whole, _) = pool(endpoints, "source-hash");
+    let table = |down: &[u16]| {
+        let standing = |_: &str, at: SocketAddr| {
+            if down.contains(&at.port()) { Standing::DOWN } else { Standing::UP }
+        };
+        let table = whole.pickable(1, &standing, None);
+        ports(&table.backends[0])
+    };
+    assert_eq!(table(&[]), [(1, 1), (3, 0)]);
+    assert_eq!(table(&[1]), [(2, 1), (3, 0)], "with weight 0 it gets nothing");
+    assert_eq!(table(&[1, 2]), [(3, 0)]);
+    assert_eq!(table(&[2, 3]), [(1, 1)]);
+}
+
+#[test]
+fn a_part_of_a_weight_counts_and_what_has_not_changed_is_taken_over() {
+    let (whole, _) = pool("\"10.0.0.1:1\", \"10.0.0.1:2\"", "source-hash");
+    let share = |share| {
+        move |_: &str, at: SocketAddr| Standing {
+            is_up: true,
+            share: if at.port() == 1 { share } else { 100 },
+        }
+    };
+    let before = whole.pickable(1, &share(100), None);
+    assert_eq!(ports(&before.backends[0]), [(1, 1), (2, 1)]);
+    let quarter = whole.pickable(2, &share(25), Some(&before));
+    assert_eq!(ports(&quarter.backends[0]), [(1, 25), (2, 100)]);
+    assert_eq!(quarter.backends[0].turns.iter().filter(|turn| **turn == 1).count(), 4);
+    let same = whole.pickable(3, &share(25), Some(&quarter));
+    assert!(Arc::ptr_eq(&same.backends[0].turns, &quarter.backends[0].turns));
+    let (Balance::SourceHash(old), Balance::SourceHash(new)) =
+        (&quarter.backends[0].balance, &same.backends[0].balance)
+    else {
+        panic!("{same:?}")
+    };
+    assert!(Arc::ptr_eq(old, new), "hash tables take long");
 }

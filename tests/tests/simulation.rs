@@ -17,6 +17,7 @@ use config_sync::table::routing::{
     ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport,
     WeightedBackend,
 };
+use config_sync::table::turns::turns;
 use ringway::stats::records::{CloseReason, DropReason, Record};
 use ringway_tests::sim::coverage::Coverage;
 use ringway_tests::sim::fake::Fake;
@@ -347,12 +348,15 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
     let endpoint = |backend: u32, n: u32| Endpoint {
         id: EndpointId(backend * 4 + n),
         address: SocketAddr::from(([10, 0, 0, n as u8], backend as u16 + 1)),
+        weight: 1,
     };
-    let backend = |id: u32| Backend {
+    let mut count = || rng.below(4) as u32 + 1;
+    let backend = |id: u32, count: u32| Backend {
         id: BackendId(id),
         name: "backend".into(),
         balance: Balance::RoundRobin,
-        endpoints: (0..=rng.below(4) as u32).map(|n| endpoint(id, n)).collect(),
+        endpoints: (0..count).map(|n| endpoint(id, n)).collect(),
+        turns: turns(&vec![1; count as usize]),
         connect_timeout: 1_000,
         connect_attempts: 1,
         options: model::options(),
@@ -363,7 +367,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         transparent: false,
         tls: None,
     };
-    let backends: Vec<_> = (0..weights.len() as u32).map(backend).collect();
+    let backends: Vec<_> = (0..weights.len() as u32).map(|id| backend(id, count())).collect();
     let share = |id: &u32| WeightedBackend {
         id: BackendId(*id),
         backend: *id as usize,

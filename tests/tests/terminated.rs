@@ -165,7 +165,7 @@ fn tls_is_made_anew_when_it_has_changed_and_only_then() {
     let mut compiled = |text: &str, shown: &Certificate, ca: &Pem| {
         let table = compile(&configured(text, shown, ca), &mut names, 1).expect("a table");
         #[expect(clippy::disallowed_methods, reason = "what is put in force is, at some time")]
-        names.published(&table, std::time::Instant::now());
+        names.published(&table, table.generation, std::time::Instant::now());
         (table, names.expiries().to_vec())
     };
     let (first, second) = (pki.issue(&["a.test"]), pki.issue(&["a.test"]));

@@ -267,8 +267,8 @@ impl Control {
         board.reloads_failed = self.sync.reloads_failed();
         board.refused = self.sync.last_error().is_some();
         board.timing = self.sync.timing();
-        if let Some(in_force) = self.sync.in_force() {
-            Arc::make_mut(&mut board.series).learn(&in_force.config, self.sync.names());
+        if let (Some(in_force), Some(whole)) = (self.sync.in_force(), self.sync.whole()) {
+            Arc::make_mut(&mut board.series).learn(&in_force.config, whole, self.sync.names());
             board.in_force = Some(Arc::clone(in_force));
         }
     }

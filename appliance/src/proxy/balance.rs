@@ -18,7 +18,7 @@ use crate::contract::Origin;
 pub struct Balancer {
     /// By `RouteId`: each backend's credit in the smooth weighted round robin.
     credits: Vec<Vec<(BackendId, i64)>>,
-    /// By `BackendId`: the position of the endpoint that had the last turn.
+    /// By `BackendId`: the position of the last turn in [`Backend::turns`].
     cursors: Vec<u32>,
     /// By `EndpointId`: this worker's sessions or flows.
     active: Vec<u32>,
@@ -153,47 +153,54 @@ impl Balancer {
         now: u64,
         takes_turn: bool,
     ) -> Option<Endpoint> {
-        let endpoints = &backend.endpoints;
-        let count = endpoints.len();
+        let Backend { endpoints, turns, .. } = backend;
+        let count = turns.len();
         if count == 0 {
             return None;
         }
         let Self { cursors, active, rests, random, .. } = self;
-        let free = |position: &usize| {
-            let id = endpoints[*position].id;
+        let is_free = |index: usize| {
+            let id = endpoints[index].id;
             rests[id.index()] <= now && !tried.contains(&id)
         };
-        let from = |start: usize| (0..count).map(move |step| (start + step) % count);
+        let index_at = |turn: usize| usize::from(turns[turn % count]);
+        let free_from = |start: usize| (start..start + count).find(|turn| is_free(index_at(*turn)));
         let cursor = &mut cursors[backend.id.index()];
         let mut take_turn = || {
-            let next = from(*cursor as usize + 1).find(free)?;
+            let next = free_from(*cursor as usize % count + 1)? % count;
             if takes_turn {
                 *cursor = next as u32;
             }
             Some(next)
         };
-        let position = match &backend.balance {
-            Balance::RoundRobin => take_turn()?,
+        let index = match &backend.balance {
+            Balance::RoundRobin => index_at(take_turn()?),
             Balance::LeastConnections => {
                 // Power of two choices: as good as a full scan, without a look at each endpoint.
                 // Endpoints with equal counts take turns, so the next in turn is one of the two.
                 let next = take_turn()?;
                 let drawn = next + 1 + random.next_u32() as usize % (count - 1).max(1);
-                let other = from(drawn).find(free)?;
-                let load = |position: usize| active[endpoints[position].id.index()];
-                if load(other) < load(next) { other } else { next }
+                let (next, other) = (index_at(next), index_at(free_from(drawn)?));
+                // Sessions for each part of weight are compared: a / b < c / d is a * d < c * b.
+                let weighed = |of: usize, by: usize| {
+                    let active = active[endpoints[of].id.index()];
+                    u64::from(active) * u64::from(endpoints[by].weight)
+                };
+                if weighed(other, next) < weighed(next, other) { other } else { next }
             }
             Balance::Random => {
                 // The neighbour of an endpoint that is passed over should not get all its share.
-                let mut drawn = (0..DRAWS).map(|_| random.next_u32() as usize % count);
-                drawn.find(free).or_else(take_turn)?
+                let mut drawn = (0..DRAWS).map(|_| index_at(random.next_u32() as usize));
+                drawn.find(|index| is_free(*index)).or_else(|| take_turn().map(index_at))?
             }
-            Balance::SourceHash(table) => in_table(table, source_hash(client, false)).find(free)?,
+            Balance::SourceHash(table) => {
+                in_table(table, source_hash(client, false)).find(|index| is_free(*index))?
+            }
             Balance::SourcePortHash(table) => {
-                in_table(table, source_hash(client, true)).find(free)?
+                in_table(table, source_hash(client, true)).find(|index| is_free(*index))?
             }
         };
-        Some(endpoints[position])
+        Some(endpoints[index])
     }
 
     /// The address to connect from: the client's, or in turn the backend's addresses of the
@@ -281,6 +288,7 @@ mod tests {
     use std::sync::Arc;
 
     use config_sync::table::routing::{RouteId, SocketOptions, Sources, WeightedBackend};
+    use config_sync::table::turns::turns;
 
     use super::*;
 
@@ -298,12 +306,14 @@ mod tests {
         let endpoint = |id: u32| Endpoint {
             id: EndpointId(id),
             address: SocketAddr::from(([10, 0, 0, 1], u16::try_from(id).unwrap() + 1)),
+            weight: 1,
         };
         Backend {
             id: BackendId(0),
             name: "b".into(),
             balance,
             endpoints: (0..endpoints).map(endpoint).collect(),
+            turns: turns(&vec![1; endpoints as usize]),
             connect_timeout: 1,
             connect_attempts: 3,
             options: SocketOptions {

@@ -309,19 +309,26 @@ impl<'c> Check<'c> {
     }
 
     fn endpoints(&mut self, backend: &Backend) {
-        let mut seen = BTreeMap::new();
+        let (mut seen, mut names) = (BTreeMap::new(), BTreeMap::new());
         for (i, endpoint) in backend.endpoints.iter().enumerate() {
-            if let Some(first) = seen.insert(endpoint.value, i) {
-                let message = format!("{} is endpoints[{first}] already", endpoint.value);
-                self.refuse(endpoint, message);
+            let address = &endpoint.address;
+            if let Some(first) = seen.insert(&address.value, i) {
+                let message = format!("{} is endpoints[{first}] already", address.value);
+                self.refuse(address, message);
             }
-            let family = |first: IpAddr| first.is_ipv4() == endpoint.value.is_ipv4();
-            let source = &backend.source;
-            if !source.is_empty() && !source.iter().any(|at| family(at.value.first)) {
-                let version = if endpoint.value.is_ipv4() { "IPv4" } else { "IPv6" };
+            if let Some(name) = &endpoint.name
+                && let Some(first) = names.insert(&name.value, i)
+            {
+                let message = format!("\"{}\" is the name of endpoints[{first}]", name.value);
+                self.refuse(name, message);
+            }
+            if let Some(given) = endpoint.socket_address()
+                && !backend.can_reach(given)
+            {
+                let version = if given.is_ipv4() { "IPv4" } else { "IPv6" };
                 let message =
                     format!("no address in `source` is {version}, so nothing can connect");
-                self.refuse(endpoint, message);
+                self.refuse(address, message);
             }
         }
     }
@@ -410,15 +417,22 @@ impl<'c> Check<'c> {
                 self.refuse(key, message.to_owned());
             }
             for endpoint in &backend.endpoints {
-                let Some(first) = seen.insert(endpoint.value, backend) else { continue };
+                let at = &endpoint.address;
+                let Some(address) = endpoint.socket_address() else {
+                    let message = "with `upstream_sockets = \"shared\"` endpoints are IP addresses, \
+                                   because two names may stand for one address";
+                    self.refuse(at, message.to_owned());
+                    continue;
+                };
+                let Some(first) = seen.insert(address, backend) else { continue };
                 if first.name.value != backend.name.value {
-                    let (address, name) = (endpoint.value, &first.name.value);
+                    let name = &first.name.value;
                     let message = format!(
                         "{address} is in backend \"{name}\" (line {}) too, which has shared \
                          sockets as well: Ringway could not tell for which backend a reply is",
                         first.name.place.line
                     );
-                    self.refuse(endpoint, message);
+                    self.refuse(at, message);
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::model::backend::Backend;
 use crate::model::config::Config;
+use crate::model::endpoint::Endpoint;
 use crate::model::listener::{bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::table::routing::Transport;
@@ -111,7 +112,8 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
     let both = [Transport::Tcp, Transport::Udp];
     let hits = |backend: &Backend| -> [BTreeSet<usize>; 2] {
         let endpoints = &backend.endpoints;
-        both.map(|way| endpoints.iter().flat_map(|at| hit(at.value, way)).copied().collect())
+        let endpoints = endpoints.iter().filter_map(Endpoint::socket_address);
+        both.map(|way| endpoints.clone().flat_map(|at| hit(at, way)).copied().collect())
     };
     let hits: BTreeMap<&str, [BTreeSet<usize>; 2]> = config
         .backends
@@ -134,13 +136,13 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
     let hit_backends = config.backends.iter();
     for backend in hit_backends.filter(|backend| hits.contains_key(backend.name.value.as_str())) {
         for endpoint in &backend.endpoints {
-            let mut reached = both.iter().flat_map(|way| hit(endpoint.value, *way));
+            let Some(address) = endpoint.socket_address() else { continue };
+            let mut reached = both.iter().flat_map(|way| hit(address, *way));
             let Some(listener) = reached.find(|index| circling.contains(index)) else { continue };
             let name = &config.listeners[*listener].name.value;
-            found.push(endpoint.problem(format!(
-                "{} is this gateway's own listener \"{name}\", which leads back to this backend: \
-                 each session would open another session, until a limit is reached",
-                endpoint.value
+            found.push(endpoint.address.problem(format!(
+                "{address} is this gateway's own listener \"{name}\", which leads back to this \
+                 backend: each session would open another session, until a limit is reached"
             )));
         }
     }

@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod names;
 pub mod tls;
+pub mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,31 +16,41 @@ use crate::check::{self, hosts_on};
 use crate::compile::admission::Admitted;
 use crate::compile::names::Names;
 use crate::compile::tls::load::{Loader, Owner};
+use crate::compile::whole::Whole;
 use crate::model::backend::UPSTREAM_REST;
 use crate::model::config::{Broken, Config};
+use crate::model::endpoint::{Resolved, Standing};
+use crate::model::listener;
 use crate::model::listener::{nameless, transport};
 use crate::model::place::{At, Problem, Problems};
-use crate::model::{backend, listener};
-use crate::table::maglev;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
-    self, AcceptProxy, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, ListenerId,
-    NO_ROUTE, Protocol, RouteId, RoutingTable, SocketId, Transport,
+    self, AcceptProxy, BackendId, Balance, Drain, Hosts, ListenerId, NO_ROUTE, Protocol, RouteId,
+    RoutingTable, SocketId, Transport,
 };
 use crate::table::terminator::{Originator, Terminator};
 
-/// Compiles the table of this generation, and gives ids to new names.
+/// Compiles the table of this generation as if every endpoint were up and no name were resolved.
+///
+/// # Errors
+/// As [`whole`].
+pub fn compile(
+    config: &Config,
+    names: &mut Names,
+    generation: u64,
+) -> Result<RoutingTable, Problems> {
+    let whole = whole(config, &Resolved::default(), names)?;
+    Ok(whole.pickable(generation, &|_, _| Standing::UP, None))
+}
+
+/// Compiles a configuration with all its endpoints, and gives ids to new names.
 ///
 /// # Errors
 /// Every part that does not fit with the others: names that are given twice or that name nothing,
 /// addresses that clash, host names that no client could ask for. A certificate or key can't be
 /// used. Ids have run out, because the configurations of this process have named too many parts in
 /// all: more than [`routing::MAX_LISTENERS`] listeners, for example.
-pub fn compile(
-    config: &Config,
-    names: &mut Names,
-    generation: u64,
-) -> Result<RoutingTable, Problems> {
+pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<Whole, Problems> {
     let problems = check::check(config, &Broken::default());
     Problems::new(problems).or(())?;
     let admitted = admission::admitted(config)?;
@@ -52,7 +63,7 @@ pub fn compile(
         socket.access = common_access(sharing.iter().map(|listener| &listeners[*listener]));
     }
     let table = RoutingTable {
-        generation,
+        generation: 0,
         sockets,
         listeners,
         routes: compile.routes(&backends),
@@ -61,7 +72,10 @@ pub fn compile(
         drain: None,
         log_opens: config.access_log.open,
     };
-    Problems::new(compile.problems).or(table)
+    let mut problems = compile.problems;
+    let mut whole = Whole { table, pools: Vec::new() };
+    problems.extend(whole.resolve(config.backends.iter(), resolved, names));
+    Problems::new(problems).or(whole)
 }
 
 /// The last table of a process. The table is empty, so all sessions and flows drain. `asked` is the
@@ -262,27 +276,13 @@ impl Compile<'_> {
         for backend in &self.config.backends {
             let id = self.names.backends.id(backend.name.value.clone());
             let id = BackendId(self.given(id, &backend.name, "backends"));
-            let addresses: Vec<_> = backend.endpoints.iter().map(|at| at.value).collect();
-            let endpoints = backend.endpoints.iter().map(|at| {
-                let endpoint = self.names.endpoints.id((id, at.value));
-                Endpoint {
-                    id: EndpointId(self.given(endpoint, at, "endpoints")),
-                    address: at.value,
-                }
-            });
             backends.push(routing::Backend {
                 id,
                 name: backend.name.value.as_str().into(),
-                endpoints: endpoints.collect(),
-                balance: match backend.balance {
-                    backend::Balance::RoundRobin => Balance::RoundRobin,
-                    backend::Balance::LeastConnections => Balance::LeastConnections,
-                    backend::Balance::Random => Balance::Random,
-                    backend::Balance::SourceHash => Balance::SourceHash(maglev::table(&addresses)),
-                    backend::Balance::SourcePortHash => {
-                        Balance::SourcePortHash(maglev::table(&addresses))
-                    }
-                },
+                // The three come with the endpoints, which `Whole` knows.
+                endpoints: Vec::new(),
+                turns: Arc::default(),
+                balance: Balance::RoundRobin,
                 connect_timeout: backend.connect_timeout,
                 connect_attempts: backend.connect_attempts,
                 options: backend.options,
@@ -301,12 +301,14 @@ impl Compile<'_> {
     /// The id; or a problem and any id, because the table will not be used.
     fn given<T>(&mut self, id: Option<u32>, at: &At<T>, what: &str) -> u32 {
         if id.is_none() {
-            self.problems.push(at.problem(format!(
-                "too many {what}: every number is in use, or was within the last ten minutes"
-            )));
+            self.problems.push(at.problem(too_many(what)));
         }
         id.unwrap_or_default()
     }
+}
+
+fn too_many(what: &str) -> String {
+    format!("too many {what}: every number is in use, or was within the last ten minutes")
 }
 
 /// The access set that all listeners have. `None` if the sets differ, or all clients may come in.

@@ -85,10 +85,11 @@ impl Names {
         }
     }
 
-    /// Notes that a table has been given out. Names that are not in the table have left.
-    pub fn published(&mut self, table: &RoutingTable, now: Instant) {
+    /// Notes that a table has been given out with this generation. Names that are not in the table
+    /// have left.
+    pub fn published(&mut self, table: &RoutingTable, generation: u64, now: Instant) {
         self.expiries.clone_from(&self.latest);
-        let at = (table.generation, now);
+        let at = (generation, now);
         self.sockets.published(at, table.sockets.iter().map(|socket| socket.id.0));
         self.listeners.published(at, table.listeners.iter().map(|listener| listener.id.0));
         self.backends.published(at, table.backends.iter().map(|backend| backend.id.0));
@@ -349,8 +350,7 @@ mod tests {
                 assert!(names.endpoints.id((backend, address)).is_some(), "{round}");
             }
             let generation = u64::from(round) + 1;
-            let table = RoutingTable { generation, ..RoutingTable::empty() };
-            names.published(&table, now);
+            names.published(&RoutingTable::empty(), generation, now);
             let in_use = InUse {
                 applied: generation,
                 kept: &BTreeSet::new(),

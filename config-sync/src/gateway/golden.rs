@@ -91,7 +91,7 @@ fn every_place_is_of_the_part_that_it_is_in() {
         }
         for backend::Backend { name, endpoints, .. } in &config.backends {
             places.push((name, &name.place));
-            places.extend(endpoints.iter().map(|at| (name, &at.place)));
+            places.extend(endpoints.iter().map(|of| (name, &of.address.place)));
         }
         for (name, place) in places {
             assert_eq!(*place.file, *name.value, "{directory:?}");

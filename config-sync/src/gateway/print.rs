@@ -10,6 +10,7 @@ use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::Config;
+use crate::model::endpoint::Endpoint;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::model::route::Route;
@@ -134,9 +135,7 @@ impl Print<'_> {
     fn backend(&mut self, backend: &Backend) {
         self.table("backends");
         self.line("name", &quoted(&backend.name.value));
-        let endpoints =
-            backend.endpoints.iter().map(|endpoint| quoted(&endpoint.value.to_string()));
-        self.line("endpoints", &list(endpoints));
+        self.line("endpoints", &list(backend.endpoints.iter().map(endpoint)));
         if backend.balance != Balance::RoundRobin {
             let word = BALANCES.iter().find(|(_, balance)| *balance == backend.balance);
             self.line("balance", &quoted(word.map_or("", |(word, _)| word)));
@@ -305,6 +304,22 @@ impl Print<'_> {
     fn put(&mut self, text: &str) {
         self.text.push_str(text);
     }
+}
+
+/// The address alone, if the endpoint has no other key.
+fn endpoint(endpoint: &Endpoint) -> String {
+    let address = quoted(&endpoint.address.value.to_string());
+    let mut keys = String::new();
+    if let Some(name) = &endpoint.name {
+        keys += &format!(", name = {}", quoted(&name.value));
+    }
+    if endpoint.weight != 1 {
+        keys += &format!(", weight = {}", endpoint.weight);
+    }
+    if endpoint.backup {
+        keys += ", backup = true";
+    }
+    if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }
 
 /// One address, or the prefix of several. Their number is a power of two, because they were read

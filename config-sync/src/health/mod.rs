@@ -1,8 +1,8 @@
 //! Decides which endpoints may be picked: checks endpoints on a schedule, and takes the results
 //! into the table.
 //!
-//! [`Health`] does no I/O: the caller asks which checks are due, gives the findings, and gets the
-//! table without the endpoints that are down. `checks.rs` makes the checks, by `probe/`.
+//! [`Health`] does no I/O: the caller asks which checks are due, gives the findings, and asks for
+//! the standing of each endpoint. `checks.rs` makes the checks, by `probe/`.
 
 pub(crate) mod checks;
 mod plan;
@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use crate::health::plan::Plan;
 use crate::health::queue::{Line, Pace, Queue};
 use crate::model::config::Config;
+use crate::model::endpoint::Standing;
 use crate::model::health_check::HealthCheck;
 use crate::table::maglev;
-use crate::table::routing::{Balance, RoutingTable};
+use crate::table::routing::{Backend, RoutingTable};
 
 /// The most checks that may be under way at once in a process with this limit of open files. Each
 /// check has a file open, and sessions need most of the files.
@@ -153,26 +154,24 @@ impl Health {
     }
 
     /// The health of another configuration's endpoints. Known endpoints keep their states, so a
-    /// reload brings no endpoint back. `table` is the compiled configuration.
+    /// reload brings no endpoint back. `whole` is the compiled table with all endpoints.
     #[must_use]
-    pub fn following(&self, config: &Config, table: &RoutingTable, now: Instant) -> Self {
+    pub fn following(&self, config: &Config, whole: &RoutingTable, now: Instant) -> Self {
         let mut next = Self::new(self.places, self.seed);
-        let originators: BTreeMap<_, _> = table
-            .backends
-            .iter()
-            .filter_map(|backend| Some((&*backend.name, &**backend.tls.as_ref()?)))
-            .collect();
+        let compiled: BTreeMap<&str, &Backend> =
+            whole.backends.iter().map(|backend| (&*backend.name, backend)).collect();
         for backend in &config.backends {
             let Some(check) = &backend.health_check else { continue };
             let name: Arc<str> = backend.name.value.as_str().into();
-            let originator = originators.get(&*name).copied();
+            let Some(compiled) = compiled.get(&*name) else { continue };
+            let originator = compiled.tls.as_deref();
             let plan = Plan::new(backend, check.value.clone(), originator);
             let before = self.backends.get(&name);
             let changed = before.is_some_and(|before| before.plan.check != plan.check);
             let tally = before.map(|before| before.tally).unwrap_or_default();
             let (endpoints, lines) = (BTreeMap::new(), Default::default());
             let mut checked = Checked { plan: Arc::new(plan), tally, endpoints, lines };
-            for endpoint in backend.endpoints.iter().map(|at| at.value) {
+            for endpoint in compiled.endpoints.iter().map(|endpoint| endpoint.address) {
                 let known = before.and_then(|before| before.endpoints.get(&endpoint)).copied();
                 checked.add(endpoint, known, changed, now);
             }
@@ -291,31 +290,11 @@ impl Health {
         }
     }
 
-    /// The table without the endpoints that are down. `whole` is the table with all endpoints.
-    pub fn table(&self, whole: &Arc<RoutingTable>, generation: u64) -> Arc<RoutingTable> {
-        let all_up =
-            self.backends.values().all(|checked| checked.endpoints.values().all(Known::up));
-        if all_up && whole.generation == generation {
-            return Arc::clone(whole);
-        }
-        let mut table = RoutingTable { generation, ..RoutingTable::clone(whole) };
-        for backend in &mut table.backends {
-            let Some(checked) = self.backends.get(&backend.name) else { continue };
-            let had = backend.endpoints.len();
-            backend
-                .endpoints
-                .retain(|endpoint| checked.endpoints.get(&endpoint.address).is_none_or(Known::up));
-            if backend.endpoints.len() == had {
-                continue;
-            }
-            if let Balance::SourceHash(slots) | Balance::SourcePortHash(slots) =
-                &mut backend.balance
-            {
-                let addresses: Vec<_> = backend.endpoints.iter().map(|at| at.address).collect();
-                *slots = maglev::table(&addresses);
-            }
-        }
-        Arc::new(table)
+    /// Whether the endpoint may be picked. An endpoint that is not checked may.
+    pub fn standing(&self, backend: &str, endpoint: SocketAddr) -> Standing {
+        let checked = self.backends.get(backend);
+        let known = checked.and_then(|checked| checked.endpoints.get(&endpoint));
+        if known.is_none_or(Known::up) { Standing::UP } else { Standing::DOWN }
     }
 
     pub fn figures(&self) -> Figures {

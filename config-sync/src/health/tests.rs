@@ -2,9 +2,12 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::*;
 use crate::check::parse;
-use crate::compile::compile;
 use crate::compile::names::Names;
+use crate::compile::whole;
+use crate::compile::whole::Whole;
+use crate::model::endpoint::Resolved;
 use crate::model::health_check::{HealthCheck, Kind};
+use crate::table::routing::Balance;
 
 /// The places where there are files enough.
 const PLACES: usize = 4_096;
@@ -75,8 +78,8 @@ impl World {
 
     /// The ports of the endpoints in the table.
     fn table(&self) -> Vec<u16> {
-        let whole = compile(&self.config, &mut Names::new(), 1).expect("its parts fit");
-        let table = self.health.table(&Arc::new(whole), 2);
+        let standing = |backend: &str, at| self.health.standing(backend, at);
+        let table = compiled(&self.config).pickable(2, &standing, None);
         assert_eq!(table.generation, 2);
         table.backends[0].endpoints.iter().map(|endpoint| endpoint.address.port()).collect()
     }
@@ -84,8 +87,11 @@ impl World {
 
 /// The health of `config` after `before`.
 fn follow(before: &Health, config: &Config, now: Instant) -> Health {
-    let table = compile(config, &mut Names::new(), 1).expect("its parts fit");
-    before.following(config, &table, now)
+    before.following(config, &compiled(config).table, now)
+}
+
+fn compiled(config: &Config) -> Whole {
+    whole(config, &Resolved::default(), &mut Names::new()).expect("its parts fit")
 }
 
 fn config(count: u16, options: &str) -> Config {
@@ -222,15 +228,14 @@ fn the_table_has_what_is_up_and_hashes_over_that() {
     assert_eq!(world.table(), [1, 2, 3]);
     world.run(5_000, &[2]);
     assert_eq!(world.table(), [1, 3]);
-    let whole = Arc::new(compile(&world.config, &mut Names::new(), 1).expect("it fits"));
-    let table = world.health.table(&whole, 1);
+    let standing = |backend: &str, at| world.health.standing(backend, at);
+    let table = compiled(&world.config).pickable(1, &standing, None);
     let Balance::SourceHash(slots) = &table.backends[0].balance else { panic!("{table:?}") };
     assert!(slots.iter().all(|slot| *slot < 2), "{slots:?}");
     world.run(10_000, &[1, 2, 3]);
     assert_eq!(world.table(), [0u16; 0], "nothing is left, and nothing is made up");
     world.run(15_000, &[]);
     assert_eq!(world.table(), [1, 2, 3]);
-    assert!(Arc::ptr_eq(&world.health.table(&whole, 1), &whole), "nothing is copied");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::model::endpoint::Endpoint;
 use crate::model::health_check::HealthCheck;
 use crate::model::place::{At, Place};
 use crate::model::time::SECOND;
@@ -13,7 +14,7 @@ use crate::table::routing::{SendProxy, SocketOptions, Sources};
 pub struct Backend {
     pub name: At<String>,
     /// If the list is empty, sessions for this backend are refused.
-    pub endpoints: Vec<At<SocketAddr>>,
+    pub endpoints: Vec<Endpoint>,
     pub balance: Balance,
     /// The time for one attempt. 0: the kernel decides how long to try.
     pub connect_timeout: u32,
@@ -43,6 +44,13 @@ pub struct Backend {
 impl Backend {
     pub(crate) fn has_shared_sockets(&self) -> bool {
         self.shared_sockets.as_ref().is_some_and(|shared| shared.value)
+    }
+
+    /// Whether a connection to this address can begin: it has the IP version of a source, if there
+    /// are sources.
+    pub(crate) fn can_reach(&self, address: SocketAddr) -> bool {
+        let is_same = |source: &At<Sources>| source.value.first.is_ipv4() == address.is_ipv4();
+        self.source.is_empty() || self.source.iter().any(is_same)
     }
 
     pub(crate) fn is_transparent(&self) -> bool {

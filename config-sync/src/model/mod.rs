@@ -5,6 +5,7 @@ pub mod admission;
 pub mod alt_name;
 pub mod backend;
 pub mod config;
+pub mod endpoint;
 pub mod health_check;
 pub mod listener;
 pub mod place;

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::compile::names::{InUse, Names, Retired};
+use crate::compile::whole::Whole;
 use crate::health::Health;
 use crate::health::checks::Checks;
 use crate::machine::Machine;
 use crate::model::config::Config;
+use crate::model::endpoint::Resolved;
 use crate::model::listener::bound_to;
 use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
@@ -39,7 +41,10 @@ pub struct ConfigSync {
     /// When to try again a reload that was refused for a reason that may pass.
     again: Backoff,
     /// The compiled table with all endpoints, up or down.
-    whole: Option<Arc<RoutingTable>>,
+    whole: Option<Arc<Whole>>,
+    /// The latest table for workers.
+    table: Arc<RoutingTable>,
+    resolved: Arc<Resolved>,
     checks: Checks,
     /// The files that were looked at last, in force or refused.
     last: Looked,
@@ -99,6 +104,8 @@ impl ConfigSync {
             allow_empty: false,
             again: Backoff::default(),
             whole: None,
+            table: Arc::new(RoutingTable::empty()),
+            resolved: Arc::default(),
             checks: Checks::new(),
             last: Looked::default(),
             is_reading: false,
@@ -133,6 +140,7 @@ impl ConfigSync {
             wish,
             source: self.source.clone(),
             names: Arc::clone(&self.names),
+            resolved: Arc::clone(&self.resolved),
             allow_empty: self.allow_empty,
             listeners: self.config().map_or(0, |before| before.listeners.len()),
             last: self.last.clone(),
@@ -269,10 +277,12 @@ impl ConfigSync {
         }
         let Some(whole) = &self.whole else { return false };
         let generation = self.generation + 1;
-        let published = self.publisher.publish(self.checks.health.table(whole, generation));
+        let table = pickable(whole, generation, &self.checks.health, &self.table);
+        let published = self.publisher.publish(Arc::clone(&table));
         let is_published = published.is_ok();
         if is_published {
             self.generation = generation;
+            self.table = table;
         }
         self.checks.given_out(is_published, now);
         self.note(published);
@@ -339,6 +349,11 @@ impl ConfigSync {
         self.in_force.as_ref().map(|in_force| &in_force.config)
     }
 
+    /// The table of the configuration in force with all its endpoints. `None` before the first.
+    pub fn whole(&self) -> Option<&RoutingTable> {
+        self.whole.as_ref().map(|whole| &whole.table)
+    }
+
     /// The generation of the latest table that was published. 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -362,12 +377,11 @@ impl ConfigSync {
     }
 
     fn put_in_force(&mut self, compiled: Compiled) -> Result<u64, Refused> {
-        let Compiled { config, shown, warnings, names, mut table, took } = compiled;
+        let Compiled { config, shown, warnings, names, whole, took } = compiled;
         let generation = self.generation + 1;
-        table.generation = generation;
-        self.open(&config, &table).map_err(Refused::passing)?;
+        self.open(&config, &whole.table).map_err(Refused::passing)?;
         self.names = names;
-        self.give_out(&config, table, took).map_err(Refused::passing)?;
+        self.give_out(&config, whole, took).map_err(Refused::passing)?;
         warn_of_fixed_keys(self.started_with.get_or_insert_with(|| config.clone()), &config);
         transparent::warn(&config);
         self.generation = generation;
@@ -408,21 +422,21 @@ impl ConfigSync {
         let generation = self.generation + 1;
         let is_lost = self.left_out.is_lost;
         self.left_out.forget(asked);
-        let (mut config, mut table) = self.fitting(asked, now)?;
-        let errors = self.publisher.prepare(&table);
-        self.left_out.tried(&table, &errors, now);
+        let (mut config, mut whole) = self.fitting(asked, now)?;
+        let errors = self.publisher.prepare(&whole.table);
+        self.left_out.tried(&whole.table, &errors, now);
         if !errors.is_empty() {
             for error in errors {
                 tracing::error!(
                     "{error}: the listeners of that address are left out, and tried again"
                 );
             }
-            (config, table) = self.fitting(asked, now)?;
+            (config, whole) = self.fitting(asked, now)?;
             if !is_lost && self.config() == Some(&config) {
                 return Ok(false);
             }
         }
-        self.give_out(&config, table, began.elapsed())?;
+        self.give_out(&config, whole, began.elapsed())?;
         // A cluster makes many tables a second, so the warning comes only when a backend first asks
         // for this.
         if !self.config().is_some_and(transparent::is_asked) {
@@ -435,20 +449,16 @@ impl ConfigSync {
 
     /// Publishes the compiled table of `config`, without endpoints that are known to be down.
     #[expect(clippy::disallowed_methods, reason = "figures for operators; pauses between checks")]
-    fn give_out(
-        &mut self,
-        config: &Config,
-        whole: RoutingTable,
-        took: Duration,
-    ) -> Result<(), String> {
+    fn give_out(&mut self, config: &Config, whole: Whole, took: Duration) -> Result<(), String> {
         let compiled = Instant::now();
-        let whole = Arc::new(whole);
-        let health = self.checks.health.following(config, &whole, compiled);
-        let table = health.table(&whole, whole.generation);
-        self.publisher.publish(table).map_err(|error| error.to_string())?;
+        let generation = self.generation + 1;
+        let health = self.checks.health.following(config, &whole.table, compiled);
+        let table = pickable(&whole, generation, &health, &self.table);
+        self.publisher.publish(Arc::clone(&table)).map_err(|error| error.to_string())?;
+        self.table = table;
         // An endpoint that is down keeps its id, so the whole table counts here.
-        Arc::make_mut(&mut self.names).published(&whole, compiled);
-        self.whole = Some(whole);
+        Arc::make_mut(&mut self.names).published(&whole.table, generation, compiled);
+        self.whole = Some(Arc::new(whole));
         self.checks.health = health;
         self.timing =
             Timing { compile_micros: micros(took), publish_micros: micros(compiled.elapsed()) };
@@ -457,12 +467,12 @@ impl ConfigSync {
 
     /// The parts of `asked` that can be in force: without addresses that can't be bound, and
     /// without parts that do not fit. One owner's fault must not harm everybody.
-    fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, RoutingTable), String> {
+    fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, Whole), String> {
         let mut config = self.left_out.without(asked, now);
         let names = Arc::make_mut(&mut self.names);
         loop {
-            match compile::compile(&config, names, self.generation + 1) {
-                Ok(table) => return Ok((config, table)),
+            match compile::whole(&config, &self.resolved, names) {
+                Ok(whole) => return Ok((config, whole)),
                 Err(problems) if self.left_out.leave_out(&mut config, &problems) => {}
                 Err(problems) => return Err(problems.to_string()),
             }
@@ -535,6 +545,17 @@ impl fmt::Display for Summary {
         write!(f, "listeners: {listeners}, routes: {routes}, ")?;
         write!(f, "backends: {backends}, endpoints: {endpoints}")
     }
+}
+
+/// The table for workers, without endpoints that are known to be down.
+fn pickable(
+    whole: &Whole,
+    generation: u64,
+    health: &Health,
+    before: &RoutingTable,
+) -> Arc<RoutingTable> {
+    let standing = |backend: &str, endpoint| health.standing(backend, endpoint);
+    Arc::new(whole.pickable(generation, &standing, Some(before)))
 }
 
 fn micros(time: Duration) -> u64 {

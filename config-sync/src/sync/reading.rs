@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::compile::names::Names;
+use crate::compile::whole::Whole;
 use crate::model::config::Config;
+use crate::model::endpoint::Resolved;
 use crate::model::place::Warning;
 use crate::source::{Parsed, Source};
-use crate::table::routing::RoutingTable;
 use crate::{compile, disk};
 
 /// Why the files are looked at. A greater wish includes the lesser ones.
@@ -32,6 +33,7 @@ pub struct Reading {
     pub(crate) wish: Wish,
     pub(crate) source: Source,
     pub(crate) names: Arc<Names>,
+    pub(crate) resolved: Arc<Resolved>,
     pub(crate) allow_empty: bool,
     /// The number of listeners in force.
     pub(crate) listeners: usize,
@@ -64,7 +66,7 @@ pub(crate) struct Compiled {
     pub(crate) warnings: Vec<Warning>,
     pub(crate) names: Arc<Names>,
     /// The table has no generation yet.
-    pub(crate) table: RoutingTable,
+    pub(crate) whole: Whole,
     pub(crate) took: Duration,
 }
 
@@ -121,11 +123,11 @@ impl Reading {
         // between is read once more.
         looked.fingerprint = disk::fingerprint(&looked.files);
         let mut names = self.names;
-        let table = compile::compile(&config, Arc::make_mut(&mut names), 0);
-        let table = table.map_err(|problems| {
+        let whole = compile::whole(&config, &self.resolved, Arc::make_mut(&mut names));
+        let whole = whole.map_err(|problems| {
             let may_pass = disk::is_one_unreadable(&looked.files);
             Refused { why: problems.to_string(), may_pass }
         })?;
-        Ok(Compiled { config, shown, warnings, names, table, took: began.elapsed() })
+        Ok(Compiled { config, shown, warnings, names, whole, took: began.elapsed() })
     }
 }

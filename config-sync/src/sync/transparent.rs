@@ -10,6 +10,7 @@ use nix::sys::socket::{
 
 use crate::model::backend::Backend;
 use crate::model::config::Config;
+use crate::model::endpoint::Endpoint;
 
 /// The mark of packets of transparent connections. By the mark, `tuning/transparent` routes the
 /// packets to this machine.
@@ -24,7 +25,8 @@ pub(crate) fn is_asked(config: &Config) -> bool {
 /// later.
 pub(crate) fn warn(config: &Config) {
     let transparent = config.backends.iter().filter(|backend| backend.is_transparent());
-    let endpoints: Vec<_> = transparent.flat_map(|backend| &backend.endpoints).collect();
+    let endpoints = transparent.flat_map(|backend| &backend.endpoints);
+    let endpoints: Vec<_> = endpoints.filter_map(Endpoint::socket_address).collect();
     if endpoints.is_empty() {
         return;
     }
@@ -36,7 +38,7 @@ pub(crate) fn warn(config: &Config) {
         return;
     }
     for (version, stranger) in [("IPv4", STRANGER_V4), ("IPv6", STRANGER_V6)] {
-        let asked = endpoints.iter().any(|at| at.value.is_ipv4() == stranger.is_ipv4());
+        let asked = endpoints.iter().any(|at| at.is_ipv4() == stranger.is_ipv4());
         if asked && !is_routed_here(stranger) {
             tracing::warn!(
                 "transparent backends need a rule that routes {version} packets with the mark \

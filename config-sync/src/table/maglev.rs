@@ -6,44 +6,55 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::fnv::Fnv;
+use super::turns::scaled;
 
-/// Table sizes, which are primes. The smallest size with 100 entries for each endpoint is taken, so
-/// that shares differ by at most 1 %. For more than 655 endpoints the largest size is taken, and
-/// shares differ by more.
+/// Table sizes, which are primes. The smallest size with 100 entries for each endpoint, and for each
+/// part of a larger weight, is taken, so that shares differ by at most 1 %. For more than 655
+/// endpoints the largest size is taken, and shares differ by more.
 const SIZES: [u16; 2] = [251, 5_003];
 const LARGEST: u32 = 65_537;
 
-/// The look-up table: indices into `endpoints`, which has at most 65,536 entries. The table is
-/// empty without endpoints.
+/// The look-up table: indices into `endpoints`, which has at most 65,536 entries of an address and
+/// its weight. An endpoint's share is its weight, divided by the sum of the weights. The table is
+/// empty if no endpoint has a weight above 0.
 ///
-/// The table depends only on the set of addresses, not on their order, the process or the machine.
-/// So all gateways with one configuration send a client to one endpoint.
-pub(crate) fn table(endpoints: &[SocketAddr]) -> Arc<[u16]> {
-    let mut order: Vec<u16> = (0..=u16::MAX).take(endpoints.len()).collect();
-    if order.is_empty() {
+/// The table depends only on the set of entries, not on their order, the process or the machine. So
+/// all gateways with one configuration send a client to one endpoint.
+pub(crate) fn table(endpoints: &[(SocketAddr, u32)]) -> Arc<[u16]> {
+    let weights = scaled(&endpoints.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
+    let most = weights.iter().copied().max().unwrap_or(0);
+    if most == 0 {
         return Arc::default();
     }
-    order.sort_by_key(|i| endpoints[usize::from(*i)]);
-    let fits = |size: &&u16| usize::from(**size) >= 100 * endpoints.len();
+    let mut order: Vec<u16> = (0..=u16::MAX).take(endpoints.len()).collect();
+    order.sort_by_key(|i| endpoints[usize::from(*i)].0);
+    let sum: u64 = weights.iter().sum();
+    let fits = |size: &&u16| u64::from(**size) >= 100 * sum;
     let size = SIZES.iter().find(fits).map_or(LARGEST, |size| u32::from(*size));
-    let mut walks: Vec<_> =
-        order.iter().map(|i| Walk::new(endpoints[usize::from(*i)], size)).collect();
+    let walk = |i: &u16| Walk::new(endpoints[usize::from(*i)].0, size);
+    let mut walks: Vec<_> = order.iter().map(|i| (*i, weights[usize::from(*i)], walk(i))).collect();
     let mut slots: Vec<Option<u16>> = vec![None; size as usize];
     let mut free = slots.len();
-    for turn in (0..order.len()).cycle() {
-        let slot = loop {
-            let slot = walks[turn].step(size);
-            if slots[slot].is_none() {
-                break slot;
+    for round in 0u64.. {
+        for (index, weight, walk) in &mut walks {
+            // The heaviest endpoint takes a slot in each round, the others in a part of the rounds.
+            if (round + 1) * *weight / most == round * *weight / most {
+                continue;
             }
-        };
-        slots[slot] = Some(order[turn]);
-        free -= 1;
-        if free == 0 {
-            break;
+            let slot = loop {
+                let slot = walk.step(size);
+                if slots[slot].is_none() {
+                    break slot;
+                }
+            };
+            slots[slot] = Some(*index);
+            free -= 1;
+            if free == 0 {
+                return slots.into_iter().flatten().collect();
+            }
         }
     }
-    slots.into_iter().flatten().collect()
+    unreachable!("every round takes a slot")
 }
 
 /// The order in which one endpoint wants the slots. Each slot comes once, because the size is
@@ -87,13 +98,42 @@ pub(crate) fn hash(endpoint: SocketAddr) -> u64 {
 mod tests {
     use super::*;
 
-    fn endpoints(n: u16) -> Vec<SocketAddr> {
+    fn endpoints(n: u16) -> Vec<(SocketAddr, u32)> {
         (0..n)
             .map(|i| {
                 let [high, low] = i.to_be_bytes();
-                SocketAddr::from(([10, 0, high, low], 5432))
+                (SocketAddr::from(([10, 0, high, low], 5432)), 1)
             })
             .collect()
+    }
+
+    #[test]
+    fn shares_follow_weights_and_no_weight_is_no_share() {
+        for weights in [&[3, 1, 0][..], &[90, 10], &[256, 1, 64, 64]] {
+            let mut endpoints = endpoints(u16::try_from(weights.len()).expect("few"));
+            for (endpoint, weight) in endpoints.iter_mut().zip(weights) {
+                endpoint.1 = *weight;
+            }
+            let table = table(&endpoints);
+            let sum: u32 = weights.iter().sum();
+            for (index, weight) in weights.iter().enumerate() {
+                let count = table.iter().filter(|slot| usize::from(**slot) == index).count();
+                let share = table.len() as f64 * f64::from(*weight) / f64::from(sum);
+                assert!((count as f64 - share).abs() <= 2.0, "{weights:?}: {count}, not {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_of_weight_moves_little_more_than_it_must() {
+        let mut endpoints = endpoints(10);
+        let before = table(&endpoints.iter().map(|(at, _)| (*at, 10)).collect::<Vec<_>>());
+        endpoints.iter_mut().for_each(|endpoint| endpoint.1 = 10);
+        endpoints[3].1 = 5;
+        let after = table(&endpoints);
+        assert_eq!(before.len(), after.len());
+        let moved = before.iter().zip(after.iter()).filter(|(was, is)| was != is).count();
+        assert!(moved * 100 < before.len() * 15, "{moved} of {}", before.len());
     }
 
     #[test]

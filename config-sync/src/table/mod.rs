@@ -15,4 +15,5 @@ pub(crate) mod maglev;
 pub mod ranges;
 pub mod routing;
 pub mod terminator;
+pub mod turns;
 pub mod x509;

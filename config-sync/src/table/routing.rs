@@ -246,9 +246,12 @@ pub struct Backend {
     pub id: BackendId,
     pub name: Arc<str>,
     pub balance: Balance,
-    /// Only endpoints that a worker may pick. If the list is empty, the backend's share is refused
-    /// and never redistributed.
+    /// Only endpoints that a worker may pick, and endpoints with weight 0. If the list is empty, the
+    /// backend's share is refused and never redistributed.
     pub endpoints: Vec<Endpoint>,
+    /// One round of turns: indices into `endpoints`, each as often as its weight says. An endpoint
+    /// with weight 0 has no turn: it gets no new session, and keeps its sessions and flows.
+    pub turns: Arc<[u16]>,
     /// Milliseconds for one connection attempt.
     pub connect_timeout: u32,
     /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.
@@ -327,7 +330,7 @@ impl From<IpAddr> for Sources {
 pub enum Balance {
     RoundRobin,
     /// Compares two endpoints: the next in turn, and one drawn at random. Takes the endpoint with
-    /// fewer sessions by this worker's own count.
+    /// fewer sessions for its weight, by this worker's own count.
     LeastConnections,
     Random,
     /// Maglev by source address. The look-up table holds indices into [`Backend::endpoints`], and
@@ -341,6 +344,8 @@ pub enum Balance {
 pub struct Endpoint {
     pub id: EndpointId,
     pub address: SocketAddr,
+    /// The endpoint's share within its backend, as a part of the sum of the weights.
+    pub weight: u32,
 }
 
 /// Fixed amounts that a worker allocates when the worker starts. A reload does not change them.

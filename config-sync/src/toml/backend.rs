@@ -6,8 +6,8 @@ use crate::model::backend::{
 };
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
-use crate::toml::values::{duration, duration_from, endpoint, name, source};
-use crate::toml::{health_check, proxy, tls};
+use crate::toml::values::{duration, duration_from, name, source};
+use crate::toml::{endpoint, health_check, proxy, tls};
 
 pub(crate) static BACKEND: Section = Section {
     name: "backends",
@@ -39,7 +39,7 @@ pub(crate) fn backend<'t>(
 ) -> Option<Backend> {
     let name = reader.need(table, "name", "every backend has a name of its own", name);
     reader.miss(table, "endpoints", "such as [\"10.0.0.11:5432\"], or []");
-    let endpoints = reader.list(table, "endpoints", endpoint);
+    let endpoints = endpoint::read(reader, table);
     let balance = or(reader.get(table, "balance", word(&BALANCES)), Balance::RoundRobin);
     let connect_timeout = or(reader.get(table, "connect_timeout", duration), CONNECT_TIMEOUT);
     let connect_attempts =

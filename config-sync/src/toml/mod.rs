@@ -3,6 +3,7 @@
 
 mod admission;
 pub(crate) mod backend;
+pub(crate) mod endpoint;
 pub(crate) mod health_check;
 pub(crate) mod listener;
 mod process;
@@ -20,6 +21,7 @@ use crate::model::config::{Broken, Config};
 use crate::model::place::{At, Problem, Problems};
 use crate::model::time::SECOND;
 use crate::toml::backend::{BACKEND, backend};
+use crate::toml::endpoint::ENDPOINT;
 use crate::toml::health_check::HEALTH_CHECK;
 use crate::toml::listener::{LISTENER, listener};
 use crate::toml::process::{
@@ -81,6 +83,7 @@ pub const SCHEMA: &[&Section] = &[
     &ROUTE,
     &ROUTE_BACKEND,
     &BACKEND,
+    &ENDPOINT,
     &BACKEND_TLS,
     &HEALTH_CHECK,
 ];

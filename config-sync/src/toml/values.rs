@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use toml::de::DeValue;
 
 use crate::model::admission::{read_range, unmapped};
+use crate::model::endpoint::Address;
 use crate::table::routing::Sources;
 use crate::toml::reader::{Read, string};
 
@@ -119,14 +120,14 @@ pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
 }
 
 /// The address of an endpoint.
-pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<SocketAddr> {
+pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<Address> {
     let address = socket_address(value, |port| {
         format!("the IP address is missing; on this machine it is \"127.0.0.1:{port}\"")
     })?;
     if address.ip().is_unspecified() || address.ip().is_multicast() {
         return Err(format!("{} is not the address of one machine", address.ip()));
     }
-    Ok(address)
+    Ok(Address::Ip(address))
 }
 
 /// Local addresses to connect from: one address, or all addresses of a prefix.
@@ -245,7 +246,10 @@ mod tests {
 
     #[test]
     fn addresses_say_what_is_wrong_with_them() {
-        assert_eq!(read(endpoint, "[::1]:53"), Ok("[::1]:53".parse().expect("address")));
+        assert_eq!(
+            read(endpoint, "[::1]:53"),
+            Ok(Address::Ip("[::1]:53".parse().expect("address")))
+        );
         for (text, hint) in [
             ("db.internal:5432", "names are not resolved"),
             ("localhost", "names are not resolved"),

@@ -9,6 +9,7 @@ use config_sync::table::routing::{
     ListenerId, OnTruncation, Protocol, ProxyVersion, Route, RouteId, RoutingTable, SendProxy,
     Socket, SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
+use config_sync::table::turns::turns;
 use ipnet::IpNet;
 
 use crate::sim::rng::Rng;
@@ -172,7 +173,11 @@ impl Model {
         };
         // Positions mean something only within a table: some that nobody uses come first.
         let unused = self.generation as usize % FIRST_ID as usize;
-        let empty = |id| Backend { endpoints: Vec::new(), ..self.backends[0].compile(id) };
+        let empty = |id| Backend {
+            endpoints: Vec::new(),
+            turns: turns(&[]),
+            ..self.backends[0].compile(id)
+        };
         table.backends = (0..unused as u32).map(empty).collect();
         table.backends.extend((FIRST_ID..).zip(&self.backends).map(|(id, b)| b.compile(id)));
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
@@ -323,6 +328,7 @@ impl ModelBackend {
         let endpoint = |n: u32| Endpoint {
             id: EndpointId(id * POOL + n),
             address: SocketAddr::from(([10, 0, id as u8, n as u8 + 1], 80)),
+            weight: 1 + n % 3,
         };
         let count = rng.below(u64::from(POOL) + 1) as u32;
         Self {
@@ -352,6 +358,7 @@ impl ModelBackend {
                 3 => Balance::SourceHash(lookup()),
                 _ => Balance::SourcePortHash(lookup()),
             },
+            turns: turns(&endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
             endpoints,
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,

@@ -3,7 +3,7 @@
 //! Each scrape builds its page from nothing. So a listener that is gone leaves no series behind,
 //! and there is no state to keep in step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use config_sync::compile::names::{Names, Retired};
@@ -12,7 +12,7 @@ use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
 use config_sync::health::Tally;
 use config_sync::model::config::Config;
-use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol};
+use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
 use crate::control::metrics::exposition::{Merged, Page};
 use crate::stats::counters::{Counter, Counters, EndpointCounters, Histogram};
@@ -336,9 +336,9 @@ struct EndpointSeries {
 }
 
 impl Series {
-    /// Makes `config` the configuration in force. `names` are the names that `config` was compiled
-    /// with.
-    pub fn learn(&mut self, config: &Config, names: &Names) {
+    /// Makes `config` the configuration in force. `whole` has its endpoints, and `names` are the
+    /// names that `config` was compiled with.
+    pub fn learn(&mut self, config: &Config, whole: &RoutingTable, names: &Names) {
         self.listeners.values_mut().for_each(|listener| listener.in_force = false);
         self.endpoints.values_mut().for_each(|endpoint| endpoint.in_force = false);
         self.expiries = names.expiries().to_vec();
@@ -351,22 +351,14 @@ impl Series {
                 self.listeners.insert(id, series);
             }
         }
-        let endpoints: BTreeSet<_> = config
-            .backends
-            .iter()
-            .flat_map(|backend| {
-                let name = backend.name.value.as_str();
-                backend.endpoints.iter().map(move |endpoint| (name, endpoint.value))
-            })
-            .collect();
-        for (id, backend, address) in names.endpoints() {
-            if endpoints.contains(&(backend, address)) {
+        for backend in &whole.backends {
+            for endpoint in &backend.endpoints {
                 let new = || EndpointSeries {
-                    backend: backend.into(),
-                    address: address.to_string(),
+                    backend: Arc::clone(&backend.name),
+                    address: endpoint.address.to_string(),
                     in_force: true,
                 };
-                self.endpoints.entry(id).or_insert_with(new).in_force = true;
+                self.endpoints.entry(endpoint.id).or_insert_with(new).in_force = true;
             }
         }
     }
@@ -415,6 +407,8 @@ impl ListenerSeries {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use config_sync::compile::compile;
 
     use super::*;
@@ -581,7 +575,7 @@ mod tests {
 
     fn learn(series: &mut Series, names: &mut Names, text: &str) {
         let config = config_sync::check::parse("test", text).expect("a configuration");
-        compile(&config, names, 1).expect("a table");
-        series.learn(&config, names);
+        let table = compile(&config, names, 1).expect("a table");
+        series.learn(&config, &table, names);
     }
 }

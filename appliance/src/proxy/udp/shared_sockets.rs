@@ -269,6 +269,7 @@ mod tests {
     use std::sync::Arc;
 
     use config_sync::table::routing::{Backend, BackendId, Balance, Endpoint, SocketOptions};
+    use config_sync::table::turns::turns;
     use proptest::prelude::*;
 
     use super::*;
@@ -280,7 +281,8 @@ mod tests {
             id: BackendId(id),
             name: Arc::from("b"),
             balance: Balance::Random,
-            endpoints: vec![Endpoint { id: EndpointId(id), address: endpoint(id) }],
+            endpoints: vec![Endpoint { id: EndpointId(id), address: endpoint(id), weight: 1 }],
+            turns: turns(&[1]),
             connect_timeout: 1,
             connect_attempts: 1,
             options: SocketOptions {

@@ -15,6 +15,7 @@ use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
+use crate::model::endpoint::{Address, Endpoint};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, WeightedBackend};
 use crate::model::tls::Origination;
@@ -361,7 +362,10 @@ impl<'o> Pool<'o> {
             self.shared.extend(endpoints.iter().map(|endpoint| (*endpoint, name.clone())));
         }
         Backend {
-            endpoints: endpoints.into_iter().map(|endpoint| at(endpoint, &name)).collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|address| Endpoint::at(at(Address::Ip(address), &name)))
+                .collect(),
             balance: values.balance.unwrap_or(Balance::RoundRobin),
             connect_timeout: values.connect_timeout.filter(|_| !udp).unwrap_or(CONNECT_TIMEOUT),
             connect_attempts: values.connect_attempts.filter(|_| !udp).unwrap_or(CONNECT_ATTEMPTS),

@@ -8,6 +8,7 @@ use crate::check::parse;
 use crate::compile::compile;
 use crate::compile::names::Names;
 use crate::health::Health;
+use crate::model::endpoint::{Address, Endpoint};
 use crate::model::place::At;
 
 /// A check of `address`. `options` are keys of the backend.
@@ -15,7 +16,8 @@ fn probe(address: SocketAddr, options: &str) -> Probe {
     let text = format!("[[backends]]\nname = \"b\"\nendpoints = []\n{options}\n");
     let mut config = parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
     let place = config.backends[0].name.place.clone();
-    config.backends[0].endpoints.push(At { value: address, place });
+    let address = At { value: Address::Ip(address), place };
+    config.backends[0].endpoints.push(Endpoint::at(address));
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
     let now = Instant::now().into_std();
     let mut health = Health::new(1, 0).following(&config, &table, now);

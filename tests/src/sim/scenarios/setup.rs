@@ -9,6 +9,7 @@ use config_sync::table::routing::{
     ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
     Transport, WeightedBackend,
 };
+use config_sync::table::turns::turns;
 
 use crate::sim::model;
 
@@ -72,6 +73,7 @@ impl Setup {
         let endpoint = |(id, address): (usize, &SocketAddr)| Endpoint {
             id: EndpointId(id as u32),
             address: *address,
+            weight: 1,
         };
         RoutingTable {
             generation: 1,
@@ -100,6 +102,7 @@ impl Setup {
                 name: "backend".into(),
                 balance: Balance::RoundRobin,
                 endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
+                turns: turns(&vec![1; endpoints.len()]),
                 connect_timeout: 2_000,
                 connect_attempts: 3,
                 options: model::options(),

@@ -1,0 +1,186 @@
+//! The compiled table before anything is known of the endpoints, and the step from there to the
+//! table that workers get: only endpoints that may be picked, each with its weight.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::compile::names::Names;
+use crate::model::backend::{self, Backend};
+use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
+use crate::model::place::Problem;
+use crate::table::maglev;
+use crate::table::routing::{self, Balance, EndpointId, RoutingTable};
+use crate::table::turns::turns;
+
+/// The table with every endpoint that the configuration and the names' addresses give, whether it
+/// may be picked or not.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    pub table: RoutingTable,
+    /// In the order of the table's backends.
+    pub(super) pools: Vec<Pool>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pool {
+    balance: Option<backend::Balance>,
+    /// In the order of the backend's endpoints. Endpoints of a tier get sessions only while no
+    /// endpoint of a lower tier may be picked.
+    tiers: Vec<u32>,
+}
+
+/// The first tier of backups. Tiers below it are the ranks of SRV records.
+const BACKUPS: u32 = 1 << 16;
+
+impl Whole {
+    /// Finds the endpoints of every backend anew, and gives ids to new ones.
+    ///
+    /// # Errors
+    /// Ids have run out.
+    pub(crate) fn resolve<'c>(
+        &mut self,
+        backends: impl Iterator<Item = &'c Backend>,
+        resolved: &Resolved,
+        names: &mut Names,
+    ) -> Vec<Problem> {
+        let asked: BTreeMap<&str, &Backend> =
+            backends.map(|backend| (backend.name.value.as_str(), backend)).collect();
+        let mut problems = Vec::new();
+        self.pools.clear();
+        for backend in &mut self.table.backends {
+            backend.endpoints.clear();
+            let mut pool = Pool::default();
+            if let Some(asked) = asked.get(&*backend.name) {
+                pool.balance = Some(asked.balance);
+                for (endpoint, target) in targets(asked, resolved) {
+                    let Some(id) = names.endpoints.id((backend.id, target.address)) else {
+                        problems.push(endpoint.address.problem(super::too_many("endpoints")));
+                        continue;
+                    };
+                    let Candidate { address, weight, tier } = target;
+                    let id = EndpointId(id);
+                    backend.endpoints.push(routing::Endpoint { id, address, weight });
+                    pool.tiers.push(tier);
+                }
+            }
+            self.pools.push(pool);
+        }
+        problems
+    }
+
+    /// The table of this generation for workers. `standing` is given the backend's name and the
+    /// endpoint's address. `before` is a table whose hash tables may still be right.
+    pub fn pickable(
+        &self,
+        generation: u64,
+        standing: &dyn Fn(&str, SocketAddr) -> Standing,
+        before: Option<&RoutingTable>,
+    ) -> RoutingTable {
+        let mut table = RoutingTable { generation, ..self.table.clone() };
+        let before: BTreeMap<_, _> =
+            before.iter().flat_map(|table| &table.backends).map(|of| (of.id, of)).collect();
+        for (backend, pool) in table.backends.iter_mut().zip(&self.pools) {
+            backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing);
+            let before = before.get(&backend.id).filter(|of| of.endpoints == backend.endpoints);
+            backend.balance = pool.balance(&backend.endpoints, before.copied());
+            backend.turns = before.map_or_else(
+                || turns(&backend.endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
+                |before| Arc::clone(&before.turns),
+            );
+        }
+        table
+    }
+}
+
+impl Pool {
+    /// The endpoints of the lowest tier that has an endpoint which may be picked. An endpoint with
+    /// weight 0 that is up stays in the table, because its sessions and flows stay.
+    fn pickable(
+        &self,
+        backend: &str,
+        endpoints: &[routing::Endpoint],
+        standing: &dyn Fn(&str, SocketAddr) -> Standing,
+    ) -> Vec<routing::Endpoint> {
+        let all = endpoints.iter().zip(&self.tiers);
+        let all = all.map(|(of, tier)| (of, *tier, standing(backend, of.address)));
+        let up: Vec<_> = all.filter(|(_, _, standing)| standing.is_up).collect();
+        let lowest = up.iter().filter(|(of, _, _)| of.weight > 0).map(|(_, tier, _)| *tier).min();
+        let chosen = up.iter().filter(|(of, tier, _)| of.weight == 0 || Some(*tier) == lowest);
+        let is_whole = up.iter().all(|(_, _, standing)| standing.share == 100);
+        let weight = |weight: u32, standing: &Standing| match is_whole {
+            true => weight,
+            false => weight.saturating_mul(u32::from(standing.share)),
+        };
+        let chosen = chosen.map(|(of, _, standing)| routing::Endpoint {
+            weight: weight(of.weight, standing),
+            ..**of
+        });
+        chosen.collect()
+    }
+
+    fn balance(
+        &self,
+        endpoints: &[routing::Endpoint],
+        before: Option<&routing::Backend>,
+    ) -> Balance {
+        let slots = || {
+            let weighted = endpoints.iter().map(|of| (of.address, of.weight));
+            maglev::table(&weighted.collect::<Vec<_>>())
+        };
+        use backend::Balance as Asked;
+        match (self.balance, before.map(|before| &before.balance)) {
+            (Some(Asked::RoundRobin) | None, _) => Balance::RoundRobin,
+            (Some(Asked::LeastConnections), _) => Balance::LeastConnections,
+            (Some(Asked::Random), _) => Balance::Random,
+            (
+                Some(Asked::SourceHash),
+                Some(Balance::SourceHash(slots) | Balance::SourcePortHash(slots)),
+            ) => Balance::SourceHash(Arc::clone(slots)),
+            (
+                Some(Asked::SourcePortHash),
+                Some(Balance::SourceHash(slots) | Balance::SourcePortHash(slots)),
+            ) => Balance::SourcePortHash(Arc::clone(slots)),
+            (Some(Asked::SourceHash), _) => Balance::SourceHash(slots()),
+            (Some(Asked::SourcePortHash), _) => Balance::SourcePortHash(slots()),
+        }
+    }
+}
+
+/// An address that an endpoint stands for.
+struct Candidate {
+    address: SocketAddr,
+    weight: u32,
+    tier: u32,
+}
+
+/// The addresses of a backend's endpoints, each once. The first endpoint that gives an address
+/// counts.
+fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, Candidate)> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for endpoint in &backend.endpoints {
+        let tier = if endpoint.backup { BACKUPS } else { 0 };
+        match &endpoint.address.value {
+            Address::Ip(address) => {
+                let of = Candidate { address: *address, weight: endpoint.weight, tier };
+                found.push((endpoint, of));
+            }
+            Address::Name(name) => {
+                let targets = resolved.0.get(name).map_or(&[][..], Vec::as_slice);
+                found.extend(targets.iter().map(|target| {
+                    let address = SocketAddr::new(target.ip, target.port);
+                    let weight = endpoint.weight.saturating_mul(target.weight.into());
+                    let tier = tier + u32::from(target.rank);
+                    (endpoint, Candidate { address, weight, tier })
+                }));
+            }
+        }
+    }
+    found.retain(|(_, of)| backend.can_reach(of.address) && seen.insert(of.address));
+    found.truncate(MOST_ENDPOINTS);
+    found
+}
+
+/// The indices of a backend's endpoints have 16 bits.
+const MOST_ENDPOINTS: usize = 1 << 16;

@@ -1,0 +1,47 @@
+//! The endpoints of a backend: each an address, or a table with an address.
+
+use toml::de::{DeTable, DeValue};
+
+use crate::model::endpoint::{Address, Endpoint, MAX_WEIGHT};
+use crate::model::place::At;
+use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, flawless, integer, not, or};
+use crate::toml::values::{endpoint, name};
+
+pub(crate) static ENDPOINT: Section = Section {
+    name: "backends.endpoints",
+    keys: &[any("address"), any("name"), any("weight"), any("backup")],
+};
+
+enum Given<'t> {
+    Short(Address),
+    Long(&'t DeTable<'t>),
+}
+
+/// The endpoints of the backend that are right. `None` if there is no list.
+pub(crate) fn read<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Vec<Endpoint>> {
+    let given = reader.list(table, "endpoints", given)?;
+    let read = |At { value, place }| match value {
+        Given::Short(address) => Some(Endpoint::at(At { value: address, place })),
+        Given::Long(entries) => {
+            let table = reader.open(entries, &ENDPOINT, place);
+            flawless(reader, |reader| long(reader, &table))
+        }
+    };
+    Some(given.into_iter().filter_map(read).collect())
+}
+
+fn given<'t>(value: &'t DeValue<'t>) -> Read<Given<'t>> {
+    match value {
+        DeValue::String(_) => endpoint(value).map(Given::Short),
+        DeValue::Table(entries) => Ok(Given::Long(entries)),
+        other => Err(not("a string such as \"10.0.0.1:5432\", or a table with `address`", other)),
+    }
+}
+
+fn long<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Endpoint> {
+    let address = reader.need(table, "address", "such as \"10.0.0.1:5432\"", endpoint);
+    let name = reader.get(table, "name", name);
+    let weight = or(reader.get(table, "weight", integer(0..=MAX_WEIGHT)), 1);
+    let backup = or(reader.get(table, "backup", boolean), false);
+    Some(Endpoint { weight, backup, name, ..Endpoint::at(address?) })
+}
