@@ -379,15 +379,16 @@ fn faults_of_one_backend() {
         ),
         (
             "{ address = \"10.0.0.1:80\", wieght = 1 }",
-            "11:41: backends[0].endpoints[0].wieght: unknown key; did you mean \"weight\"?",
+            "11:41: backends[0].endpoints[0].wieght: unknown key (did you mean \"weight\"?)",
         ),
         (
             "\"10.0.0.1:80\", { address = \"10.0.0.1:80\" }",
             "11:41: backends[0].endpoints[1].address: 10.0.0.1:80 is endpoints[0] already",
         ),
         (
-            "{ address = \"10.0.0.1:80\", name = \"a\" }, { address = \"10.0.0.2:80\", name = \"a\" }",
-            "11:91: backends[0].endpoints[1].name: \"a\" is the name of endpoints[0]",
+            "{ address = \"10.0.0.1:80\", name = \"a\" }, \
+             { address = \"10.0.0.2:80\", name = \"a\" }",
+            "11:89: backends[0].endpoints[1].name: \"a\" is the name of endpoints[0]",
         ),
     ] {
         refused(&endpoint(table), &[expected]);

@@ -266,7 +266,7 @@ fn ids_stay_with_their_names_from_table_to_table() {
     assert_eq!(names.route(first.routes[1].id), Some("web"));
     assert_eq!(names.backend(first.backends[2].id), Some("none"));
     assert_eq!(names.listeners().count(), 4);
-    assert_eq!(names.endpoints().count(), 5);
+    assert_eq!(names.endpoints().count(), 6);
 }
 
 #[test]

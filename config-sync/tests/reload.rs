@@ -364,7 +364,7 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
     }
     for backend in &mut config.backends {
         let name: Arc<str> = backend.name.value.as_str().into();
-        backend.endpoints.iter_mut().for_each(|at| at.place.file = name.clone());
+        backend.endpoints.iter_mut().for_each(|at| at.address.place.file = name.clone());
     }
     let first = config.listeners[0].addresses[0].value;
     config.listeners[1].addresses[0].value = first;
@@ -377,8 +377,8 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
 
     config.listeners.remove(1);
     config.routes.remove(1);
-    let twice = config.backends[1].endpoints[0].value;
-    config.backends[1].endpoints[1].value = twice;
+    let twice = config.backends[1].endpoints[0].address.value.clone();
+    config.backends[1].endpoints[1].address.value = twice;
     let put = sync.put(&config).expect("the rest is good");
     assert!(put.published && put.failed.is_empty());
     let Ok(Command::Table { table, .. }) = commands.try_recv() else { panic!("a table") };

@@ -419,8 +419,8 @@ impl<'c> Check<'c> {
             for endpoint in &backend.endpoints {
                 let at = &endpoint.address;
                 let Some(address) = endpoint.socket_address() else {
-                    let message = "with `upstream_sockets = \"shared\"` endpoints are IP addresses, \
-                                   because two names may stand for one address";
+                    let message = "with `upstream_sockets = \"shared\"` endpoints are IP \
+                                   addresses, because two names may stand for one address";
                     self.refuse(at, message.to_owned());
                     continue;
                 };

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::check::{self, hosts_on};
 use crate::compile::admission::Admitted;
-use crate::compile::names::Names;
+use crate::compile::names::{Names, too_many};
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
 use crate::model::backend::UPSTREAM_REST;
@@ -305,10 +305,6 @@ impl Compile<'_> {
         }
         id.unwrap_or_default()
     }
-}
-
-fn too_many(what: &str) -> String {
-    format!("too many {what}: every number is in use, or was within the last ten minutes")
 }
 
 /// The access set that all listeners have. `None` if the sets differ, or all clients may come in.

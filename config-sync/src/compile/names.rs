@@ -165,6 +165,11 @@ impl Default for Names {
     }
 }
 
+/// The fault of a name for which no id is left.
+pub(crate) fn too_many(what: &str) -> String {
+    format!("too many {what}: every number is in use, or was within the last ten minutes")
+}
+
 /// Gives ids from 0 up, in the order in which names are first seen. When all ids were given once,
 /// free ids are given again, the longest free id first.
 #[derive(Clone, Debug)]

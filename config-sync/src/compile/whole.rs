@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::compile::names::Names;
+use crate::compile::names::{Names, too_many};
 use crate::model::backend::{self, Backend};
 use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
 use crate::model::place::Problem;
@@ -55,7 +55,7 @@ impl Whole {
                 pool.balance = Some(asked.balance);
                 for (endpoint, target) in targets(asked, resolved) {
                     let Some(id) = names.endpoints.id((backend.id, target.address)) else {
-                        problems.push(endpoint.address.problem(super::too_many("endpoints")));
+                        problems.push(endpoint.address.problem(too_many("endpoints")));
                         continue;
                     };
                     let Candidate { address, weight, tier } = target;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::fnv::Fnv;
 use super::turns::scaled;
 
-/// Table sizes, which are primes. The smallest size with 100 entries for each endpoint, and for each
-/// part of a larger weight, is taken, so that shares differ by at most 1 %. For more than 655
+/// Table sizes, which are primes. The smallest size with 100 entries for each endpoint, and for
+/// each part of a larger weight, is taken, so that shares differ by at most 1 %. For more than 655
 /// endpoints the largest size is taken, and shares differ by more.
 const SIZES: [u16; 2] = [251, 5_003];
 const LARGEST: u32 = 65_537;

@@ -246,8 +246,8 @@ pub struct Backend {
     pub id: BackendId,
     pub name: Arc<str>,
     pub balance: Balance,
-    /// Only endpoints that a worker may pick, and endpoints with weight 0. If the list is empty, the
-    /// backend's share is refused and never redistributed.
+    /// Only endpoints that a worker may pick, and endpoints with weight 0. If the list is empty,
+    /// the backend's share is refused and never redistributed.
     pub endpoints: Vec<Endpoint>,
     /// One round of turns: indices into `endpoints`, each as often as its weight says. An endpoint
     /// with weight 0 has no turn: it gets no new session, and keeps its sessions and flows.

@@ -388,6 +388,16 @@ pub fn options() -> SocketOptions {
     SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] }
 }
 
+/// Endpoints 0, 1, 2 and so on, with equal weights.
+pub fn plain_endpoints(addresses: &[SocketAddr]) -> Vec<Endpoint> {
+    let endpoint = |(id, address): (u32, &SocketAddr)| Endpoint {
+        id: EndpointId(id),
+        address: *address,
+        weight: 1,
+    };
+    (0..).zip(addresses).map(endpoint).collect()
+}
+
 /// A listener without limits or timeouts.
 pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
     Listener {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Balance, Endpoint, EndpointId, Hosts, Limits, Listener,
-    ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
-    Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Balance, Hosts, Limits, Listener, ListenerId, Protocol, Route,
+    RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
 
@@ -70,11 +69,6 @@ impl Setup {
             responses: self.responses,
             ..model::plain_listener(self.protocol, any())
         };
-        let endpoint = |(id, address): (usize, &SocketAddr)| Endpoint {
-            id: EndpointId(id as u32),
-            address: *address,
-            weight: 1,
-        };
         RoutingTable {
             generation: 1,
             sockets: vec![Socket {
@@ -101,7 +95,7 @@ impl Setup {
                 id: BackendId(0),
                 name: "backend".into(),
                 balance: Balance::RoundRobin,
-                endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
+                endpoints: model::plain_endpoints(endpoints),
                 turns: turns(&vec![1; endpoints.len()]),
                 connect_timeout: 2_000,
                 connect_attempts: 3,
