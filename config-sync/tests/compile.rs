@@ -13,8 +13,8 @@ use config_sync::model::config::{Cores, LogTarget, limits};
 use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::model::place::Problems;
 use config_sync::table::routing::{
-    Backend, Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources,
-    Transport,
+    Absence, Backend, Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy,
+    Sources, Transport,
 };
 use proptest::prelude::*;
 
@@ -262,10 +262,7 @@ fn ids_stay_with_their_names_from_table_to_table() {
     let gone = second.listeners[0].id;
     assert_eq!(names.listener(gone), Some("new"), "it may still have sessions");
     assert_eq!(names.endpoint(other), Some(("z", "10.0.0.1:53".parse().expect("address"))));
-    assert_eq!(
-        names.socket(first.sockets[0].id).map(|bound| bound.transport),
-        Some(Transport::Udp)
-    );
+    assert_eq!(names.socket(first.sockets[0].id).map(|(t, _)| t), Some(Transport::Udp));
     assert_eq!(names.route(first.routes[1].id), Some("web"));
     assert_eq!(names.backend(first.backends[2].id), Some("none"));
     assert_eq!(names.listeners().count(), 4);
@@ -446,6 +443,42 @@ fn backups_stand_in_only_while_no_other_may_be_picked() {
     assert_eq!(table(&[1]), [(2, 1), (3, 0)], "with weight 0 it gets nothing");
     assert_eq!(table(&[1, 2]), [(3, 0)]);
     assert_eq!(table(&[2, 3]), [(1, 1)]);
+}
+
+#[test]
+fn sessions_leave_endpoints_that_are_gone_where_that_is_asked_for() {
+    let mut names = Names::new();
+    let mut whole_of = |endpoints: &str, keys: &str, before: Option<&Whole>| {
+        let text = format!("[[backends]]\nname = \"b\"\nendpoints = [{endpoints}]\n{keys}\n");
+        let config = parse_for("f", &text, &machine()).expect("a configuration");
+        let mut whole = whole(&config, &Resolved::default(), &mut names).expect("its parts fit");
+        if let Some(before) = before {
+            whole.after(before, &names);
+        }
+        whole
+    };
+    let gone = |whole: &Whole, down: &[u16]| {
+        let standing = |_: &str, at: SocketAddr| {
+            if down.contains(&at.port()) { Standing::DOWN } else { Standing::UP }
+        };
+        let table = whole.pickable(1, &standing, None);
+        table.gone.iter().map(|of| (of.id.0, of.absence, of.close_after)).collect::<Vec<_>>()
+    };
+    let (both, one) = ("\"10.0.0.1:1\", \"10.0.0.1:2\"", "\"10.0.0.1:1\"");
+    let kept = whole_of(both, "", None);
+    assert_eq!(gone(&kept, &[2]), [], "by default sessions stay");
+    assert_eq!(gone(&whole_of(one, "", Some(&kept)), &[]), []);
+    let keys = "on_down = \"close\"\non_removed = \"close\"\nclose_after = \"3s\"";
+    let closed = whole_of(both, keys, Some(&kept));
+    assert_eq!(gone(&closed, &[]), []);
+    assert_eq!(gone(&closed, &[2]), [(1, Absence::Down, 3_000)]);
+    // The key of the configuration that still had the endpoint counts, and goes on to count.
+    let removed = whole_of(one, "", Some(&closed));
+    assert_eq!(gone(&removed, &[]), [(1, Absence::Removed, 3_000)]);
+    let later = whole_of(one, keys, Some(&removed));
+    let both_gone = [(1, Absence::Removed, 3_000), (0, Absence::Down, 3_000)];
+    assert_eq!(gone(&later, &[1]), both_gone);
+    assert_eq!(gone(&whole_of(both, keys, Some(&later)), &[]), [], "it is back");
 }
 
 #[test]

@@ -7,7 +7,6 @@
 mod clients;
 pub mod config;
 mod gateway;
-mod namespace;
 mod postgres;
 mod servers;
 
@@ -16,7 +15,6 @@ pub use clients::{
     udp_client, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics};
-pub use namespace::Namespace;
 pub use postgres::Postgres;
 pub use servers::{Daemon, Server, accept_full, echo};
 

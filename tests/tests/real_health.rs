@@ -1,12 +1,14 @@
 //! Health checks: a real gateway, and endpoints that stop and start.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
+use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Gateway, Server, connect, echo, free_address, udp_client, wait_for, wait_until,
+    Daemon, Folder, Gateway, Server, connect, echo, free_address, udp_client, wait_for, wait_until,
 };
 
 const CHECK: &str =
@@ -127,4 +129,53 @@ fn flows_leave_an_endpoint_that_is_down() {
     drop(first);
     wait_until("the flow is with the second", || says(&client, "b"));
     assert_eq!((healthy(&gateway, a.address), healthy(&gateway, b.address)), (0, 1));
+}
+
+/// A process that is stopped still has its connections, and the kernel still accepts new ones for
+/// it. A check by HTTP finds out, and the client hears of it within seconds.
+#[test]
+fn clients_of_a_dead_endpoint_are_told() {
+    let (endpoint, folder) = (free_address(), Folder::new());
+    let (ip, port) = (endpoint.ip().to_string(), endpoint.port().to_string());
+    let arguments = ["-m", "http.server", &port, "--bind", &ip, "--directory"];
+    let mut command = Command::new("python3");
+    let server = Daemon::start(endpoint, command.args(arguments).arg(folder.file("")));
+    let address = free_address();
+    let check = "health_check = { type = \"http\", interval = \"200ms\", fall = 2, rise = 1 }";
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend(
+            "main",
+            [endpoint],
+            &format!("{check}\non_down = \"close\"\nclose_after = \"1s\""),
+        );
+    let gateway = Gateway::start(&config);
+    let half_asked = || {
+        let mut client = connect(address);
+        client.write_all(b"GET / HTTP/1.1\r\n").expect("sent");
+        client
+    };
+    let mut client = half_asked();
+    wait_until("the endpoint is checked", || healthy(&gateway, endpoint) == 1);
+    server.signal(Signal::SIGSTOP);
+    let error = client.read(&mut [0; 1]).expect_err("nobody has answered");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    gateway.closed_for("endpoint_down");
+
+    server.signal(Signal::SIGCONT);
+    wait_until("the endpoint is back", || healthy(&gateway, endpoint) == 1);
+    let mut client = wait_for("a session", || {
+        let mut client = half_asked();
+        client.write_all(b"\r\n").expect("sent");
+        (client.read(&mut [0; 1]).ok()? == 1).then(half_asked)
+    });
+    let removed = config.replace("on_down", "on_removed");
+    gateway.reload(&removed);
+    let elsewhere = removed.replace(&endpoint.to_string(), &free_address().to_string());
+    gateway.reload(&elsewhere);
+    let ended = client.read(&mut [0; 1]);
+    assert!(matches!(&ended, Ok(0) | Err(_)), "{ended:?}");
+    let log = gateway.stop();
+    let removed = log.iter().filter(|line| line.text("reason") == Some("endpoint_removed"));
+    assert_eq!(removed.count(), 1, "{log:?}");
 }

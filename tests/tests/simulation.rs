@@ -12,14 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use config_sync::table::address::Bind;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits,
-    ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources, Transport,
-    WeightedBackend,
+    Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
+    Hosts, Limits, ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources,
+    Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
-use ringway::stats::records::{CloseReason, DropReason, Record};
+use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use ringway_tests::sim::coverage::Coverage;
 use ringway_tests::sim::fake::Fake;
 use ringway_tests::sim::kernel::faults::Faults;
@@ -204,6 +203,91 @@ fn a_session_that_begins_to_end_makes_room_for_another() {
     assert_eq!(counters.refused[CloseReason::ListenerLimit as usize].get(), 2);
 }
 
+/// Sessions of an endpoint that is gone end after `close_after`: not all at once, the longest idle
+/// first. If the endpoint is back in time, they stay; and sessions of other endpoints stay anyway.
+#[test]
+fn sessions_of_a_gone_endpoint_end_by_and_by() {
+    const SESSIONS: u16 = 60;
+    for absence in [Absence::Down, Absence::Removed] {
+        let address = |port| SocketAddr::new(setup::HOME, port);
+        let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+        let table = |generation, endpoints: &[SocketAddr], close_after| {
+            let gone = GoneEndpoint { id: EndpointId(1), absence, close_after };
+            let gone = if endpoints.len() == 1 { vec![gone] } else { Vec::new() };
+            RoutingTable { generation, gone: gone.into(), ..setup.table(address(53), endpoints) }
+        };
+        let (both, first) = ([address(54), address(55)], [address(54)]);
+        let mut fake = Fake::new(1, LIMITS, Faults::default());
+        fake.apply(table(1, &both, 0));
+        for endpoint in both {
+            fake.kernel.set_endpoint(endpoint, EndpointMode::Accepts);
+        }
+        for port in 0..SESSIONS {
+            let client = SocketAddr::from(([198, 18, 0, 1], 1_000 + port));
+            fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+            let soon = fake.kernel.now + 1_000;
+            while fake.step(soon) {}
+        }
+        let wait = |fake: &mut Fake, millis: u64| {
+            let until = fake.kernel.now + 1_000 * millis;
+            while fake.step(until) {}
+        };
+        fake.records.clear();
+        fake.apply(table(2, &first, 1_000));
+        wait(&mut fake, 900);
+        fake.apply(table(3, &both, 0));
+        wait(&mut fake, 9_000);
+        let closes = |fake: &Fake| -> Vec<SessionRecord> {
+            let closed = fake.records.iter().filter_map(|record| match record {
+                Record::Closed(record) => Some(record.clone()),
+                _ => None,
+            });
+            closed.collect()
+        };
+        assert_eq!(closes(&fake).len(), 0, "it was back in time");
+        fake.apply(table(4, &first, 1_000));
+        // The table that comes in between does not put the end off.
+        wait(&mut fake, 500);
+        fake.apply(table(5, &first, 1_000));
+        wait(&mut fake, 490);
+        assert_eq!(closes(&fake).len(), 0);
+        wait(&mut fake, 2_100);
+        let closed = closes(&fake);
+        assert_eq!(closed.len(), usize::from(SESSIONS) / 2, "{absence:?}");
+        assert_eq!(fake.counters.sessions.get(), u64::from(SESSIONS) / 2);
+        let reason = match absence {
+            Absence::Down => CloseReason::EndpointDown,
+            Absence::Removed => CloseReason::EndpointRemoved,
+        };
+        let is_its = |record: &SessionRecord| {
+            record.reason == Some(reason) && record.endpoint == Some(EndpointId(1))
+        };
+        assert!(closed.iter().all(is_its), "{closed:?}");
+        assert!(closed.is_sorted_by_key(|record| record.client.port()), "idle first: {closed:?}");
+        let (first, last) = (closed[0].closed, closed[closed.len() - 1].closed);
+        assert!((100_000..2_000_000).contains(&(last - first)), "{first} to {last}");
+    }
+}
+
+/// A flow leaves an endpoint that is gone although its client is silent.
+#[test]
+fn flows_of_a_gone_endpoint_end() {
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    fake.apply(setup::UDP.table(address(53), &[address(54), address(55)]));
+    ask(&mut fake, 1);
+    ask(&mut fake, 2);
+    assert_eq!(fake.counters.flows.get(), 2);
+    let gone = GoneEndpoint { id: EndpointId(1), absence: Absence::Down, close_after: 1_000 };
+    let table = setup::UDP.table(address(53), &[address(54)]);
+    fake.apply(RoutingTable { generation: 2, gone: Arc::new([gone]), ..table });
+    let until = fake.kernel.now + 3_000_000;
+    while fake.step(until) {}
+    assert_eq!(fake.counters.flows.get(), 1);
+    let closed = &fake.counters.listener(ListenerId(0)).closed;
+    assert_eq!(closed[CloseReason::EndpointDown as usize].get(), 1);
+}
+
 /// When a shared socket can't be had, all flows of that turn go with it, and nothing is left over.
 #[test]
 fn flows_without_their_shared_socket_are_refused_and_served_later() {
@@ -385,14 +469,13 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         sockets: vec![Socket {
             id: SocketId(0),
             transport: Transport::Tcp,
-            address: SocketAddr::from(([192, 0, 2, 1], 80)).into(),
+            address: SocketAddr::from(([192, 0, 2, 1], 80)),
             options: model::options(),
             reads_hello: false,
             hello_timeout: 0,
             access: None,
             starttls: None,
             default_hostname: None,
-            bind: Bind::default(),
             accept_proxy: AcceptProxy::default(),
             listeners: any(0),
         }],

@@ -13,5 +13,4 @@ pub mod metrics;
 mod output;
 pub mod process;
 pub mod run;
-mod shown;
 mod spare_files;

@@ -207,8 +207,7 @@ fn start(
     let later = Arc::clone(&is_started);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
         // A standby binds the addresses of a pool before it has them.
-        let ip = socket.address.ip();
-        let early = ip.is_some_and(|at| early.iter().any(|pool| pool.contains(&at.ip())));
+        let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
         loop {
             match open_listeners(socket, workers, rejoins, early, steering) {
                 Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
@@ -216,9 +215,10 @@ fn start(
                 }
                 // A machine that boots does not have all of its addresses yet.
                 Err(error) if error.kind() == AddrNotAvailable && !later.load(Relaxed) => {
+                    let address = socket.address;
                     tracing::warn!(
-                        "no interface has the address of {} yet: clients can connect once one has",
-                        socket.address
+                        "no interface of this machine has the address of {address} yet: with \
+                         IP_FREEBIND, clients can connect once an interface has it"
                     );
                     return open_listeners(socket, workers, rejoins, true, steering);
                 }

@@ -232,6 +232,11 @@ impl Balancer {
         None
     }
 
+    /// Whether this worker has a session or flow of the endpoint.
+    pub fn has_any(&self, endpoint: EndpointId) -> bool {
+        self.active.get(endpoint.index()).is_some_and(|active| *active > 0)
+    }
+
     pub fn opened(&mut self, endpoint: EndpointId) {
         self.active[endpoint.index()] += 1;
     }

@@ -8,6 +8,7 @@ use config_sync::table::terminator::WorkerTime;
 
 use crate::contract::{Op, Side, Token, Why};
 use crate::proxy::balance::Balancer;
+use crate::proxy::gone::Gone;
 use crate::proxy::log_limit::LogLimit;
 use crate::proxy::tables::Tables;
 use crate::proxy::tcp::bulk_marks::Marks;
@@ -32,6 +33,7 @@ pub struct Core {
     pub takes: u32,
     pub tables: Tables,
     pub balancer: Balancer,
+    pub gone: Gone,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
     pub marks: Marks,
@@ -89,6 +91,7 @@ impl Core {
             takes: 0,
             tables: Tables::new(),
             balancer: Balancer::new(seed),
+            gone: Gone::default(),
             counters,
             timers: Wheel::new(limits.sessions),
             marks: Marks::new(),

@@ -8,8 +8,10 @@
 
 pub mod balance;
 pub mod cause;
+mod closing;
 mod core;
 mod drain;
+mod gone;
 mod log_limit;
 mod slab;
 pub mod table_queue;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};
+use crate::proxy::closing::Closing;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::drain::Draining;
 use crate::proxy::slab::Slab;
@@ -38,6 +41,7 @@ pub struct Proxy {
     flows: Flows,
     core: Core,
     drain: Option<Draining>,
+    closing: Closing,
 }
 
 const NO_TIMEOUTS: Timeouts =
@@ -51,6 +55,7 @@ impl Proxy {
             flows: Flows::new(limits.flows, seed),
             core: Core::new(limits, seed, counters),
             drain: None,
+            closing: Closing::new(),
         }
     }
 
@@ -84,6 +89,7 @@ impl Proxy {
             core.ending.resize(listeners.unwrap_or(0), 0);
         }
         core.counters.generation.set(table.generation);
+        core.gone.table_applied(&table.gone, now);
         if let Some(drain) = table.drain {
             let next = now + micros(drain.timeout);
             self.drain = Some(Draining { next, until: next + micros(drain.spread), left: None });
@@ -97,6 +103,7 @@ impl Proxy {
             }
         }
         self.flows.table_applied(core);
+        self.closing.table_applied(core);
         core.records.push(Record::Applied { generation, previous: changes.previous });
         core.records.extend(changes.retired.into_iter().map(Record::Retired));
         self.leave(ops);
@@ -121,6 +128,7 @@ impl Proxy {
         if let Some(drain) = &mut self.drain {
             drain.step(&mut self.core, &mut self.sessions, &mut self.flows);
         }
+        self.closing.step(&mut self.core, &mut self.sessions);
         self.flows.expire(&mut self.core);
         self.leave(ops);
     }
@@ -184,7 +192,8 @@ impl Proxy {
         let paused = self.core.paused.iter().map(|(_, until)| *until).min();
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
         let marks = self.core.marks.next();
-        [timers, marks, paused, drain, self.flows.next_sweep()].into_iter().flatten().min()
+        let sweep = self.flows.next_sweep();
+        [timers, marks, paused, drain, self.closing.next, sweep].into_iter().flatten().min()
     }
 
     /// Whether the last table is in force, and no session or flow lives any more.

@@ -206,8 +206,10 @@ words! {
         FlowUnanswered = "flow_unanswered":
             "No answer ever came, the client was silent for 2 s, and flows or sockets were nearly \
              used up.",
+        EndpointDown = "endpoint_down": "The endpoint went down, with `on_down = \"close\"`.",
         EndpointRemoved = "endpoint_removed":
-            "The flow's endpoint left the table and there was no other.",
+            "The endpoint is no longer configured, with `on_removed = \"close\"`; or a flow's \
+             endpoint left the table and there was no other.",
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::model::backend::Backend;
 use crate::model::config::Config;
 use crate::model::endpoint::Endpoint;
+use crate::model::gone::OnGone;
 use crate::model::listener::{bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::table::routing::Transport;
@@ -20,6 +21,7 @@ pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> 
     }
     unused(config, &mut found);
     refusing(config, &mut found);
+    unchecked(config, &mut found);
     found.extend(circles(config, local));
     Problems::new(found).0
 }
@@ -51,6 +53,22 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
 
 fn names<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeSet<&'c str> {
     names.map(|name| name.value.as_str()).collect()
+}
+
+/// Backends that ask for something when an endpoint goes down, although none ever does.
+fn unchecked(config: &Config, found: &mut Vec<Problem>) {
+    for backend in &config.backends {
+        if let Some(on_down) = &backend.when_gone.on_down
+            && on_down.value == OnGone::Close
+            && backend.health_check.is_none()
+        {
+            found.push(
+                on_down.problem(
+                    "has no effect without health_check, because no endpoint ever goes down",
+                ),
+            );
+        }
+    }
 }
 
 /// Routes without a backend that takes sessions, and backends that refuse their share of a route.
@@ -93,8 +111,7 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
     let mut number: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         for bound in bound_to(listener) {
-            let Some(address) = bound.address.ip() else { continue };
-            at.entry((bound.transport, address)).or_default().push(index);
+            at.entry(bound).or_default().push(index);
         }
         number.insert(&listener.name.value, index);
     }
@@ -229,6 +246,10 @@ mod tests {
         let none = GOOD.replace("{ name = \"b\" }", "");
         let unled = "10:8: backends[0].name: no route names this backend";
         warned(&none, &["6:8: routes[0].backends: names no backend, so every session", unled]);
+        let unchecked = format!("{GOOD}on_down = \"close\"\n");
+        let line = unchecked.lines().count();
+        warned(&unchecked, &[&format!("{line}:11: backends[0].on_down: has no effect without")]);
+        warned(&format!("{unchecked}health_check = {{}}\n"), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
     }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use crate::compile::names::{Names, too_many};
 use crate::model::backend::{self, Backend};
 use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
+use crate::model::gone::WhenGone;
 use crate::model::place::Problem;
 use crate::table::maglev;
-use crate::table::routing::{self, Balance, EndpointId, RoutingTable};
+use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::turns::turns;
 
 /// The table with every endpoint that the configuration and the names' addresses give, whether it
@@ -25,6 +26,7 @@ pub struct Whole {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pool {
     balance: Option<backend::Balance>,
+    when_gone: WhenGone,
     /// In the order of the backend's endpoints. Endpoints of a tier get sessions only while no
     /// endpoint of a lower tier may be picked.
     tiers: Vec<u32>,
@@ -53,6 +55,7 @@ impl Whole {
             let mut pool = Pool::default();
             if let Some(asked) = asked.get(&*backend.name) {
                 pool.balance = Some(asked.balance);
+                pool.when_gone = asked.when_gone.clone();
                 for (endpoint, target) in targets(asked, resolved) {
                     let Some(id) = names.endpoints.id((backend.id, target.address)) else {
                         problems.push(endpoint.address.problem(too_many("endpoints")));
@@ -69,6 +72,27 @@ impl Whole {
         problems
     }
 
+    /// Takes over the endpoints that sessions must leave because `before` had them and this
+    /// configuration has not. They are forgotten when they are back, or when no session can have
+    /// them any more: then their ids have no names.
+    pub fn after(&mut self, before: &Self, names: &Names) {
+        let endpoints = |of: &Self| -> BTreeSet<EndpointId> {
+            of.table.backends.iter().flat_map(|of| &of.endpoints).map(|of| of.id).collect()
+        };
+        let present = endpoints(self);
+        let was_gone = before.table.gone.iter().copied();
+        let removed = before.table.backends.iter().zip(&before.pools);
+        let removed = removed.filter(|(_, pool)| pool.when_gone.closes_removed());
+        let removed = removed.flat_map(|(backend, pool)| {
+            backend.endpoints.iter().map(|of| pool.gone(of.id, Absence::Removed))
+        });
+        let mut seen = BTreeSet::new();
+        let gone = was_gone.chain(removed).filter(|gone| {
+            !present.contains(&gone.id) && names.endpoint(gone.id).is_some() && seen.insert(gone.id)
+        });
+        self.table.gone = gone.collect();
+    }
+
     /// The table of this generation for workers. `standing` is given the backend's name and the
     /// endpoint's address. `before` is a table whose hash tables may still be right.
     pub fn pickable(
@@ -80,7 +104,9 @@ impl Whole {
         let mut table = RoutingTable { generation, ..self.table.clone() };
         let before: BTreeMap<_, _> =
             before.iter().flat_map(|table| &table.backends).map(|of| (of.id, of)).collect();
+        let mut down = Vec::new();
         for (backend, pool) in table.backends.iter_mut().zip(&self.pools) {
+            down.extend(pool.down(backend, standing));
             backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing);
             let before = before.get(&backend.id).filter(|of| of.endpoints == backend.endpoints);
             backend.balance = pool.balance(&backend.endpoints, before.copied());
@@ -89,11 +115,32 @@ impl Whole {
                 |before| Arc::clone(&before.turns),
             );
         }
+        if !down.is_empty() {
+            table.gone = table.gone.iter().copied().chain(down).collect();
+        }
         table
     }
 }
 
 impl Pool {
+    fn gone(&self, id: EndpointId, absence: Absence) -> GoneEndpoint {
+        GoneEndpoint { id, absence, close_after: self.when_gone.close_after }
+    }
+
+    /// The endpoints that sessions must leave because they are down.
+    fn down(
+        &self,
+        backend: &routing::Backend,
+        standing: &dyn Fn(&str, SocketAddr) -> Standing,
+    ) -> Vec<GoneEndpoint> {
+        if !self.when_gone.closes_down() {
+            return Vec::new();
+        }
+        let down = backend.endpoints.iter();
+        let down = down.filter(|of| !standing(&backend.name, of.address).is_up);
+        down.map(|of| self.gone(of.id, Absence::Down)).collect()
+    }
+
     /// The endpoints of the lowest tier that has an endpoint which may be picked. An endpoint with
     /// weight 0 that is up stays in the table, because its sessions and flows stay.
     fn pickable(

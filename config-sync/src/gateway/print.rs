@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
@@ -12,16 +11,15 @@ use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::Config;
 use crate::model::endpoint::Endpoint;
+use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::model::route::Route;
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
-use crate::table::address::{Address, UNIX_CLIENT};
 use crate::table::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
 use crate::toml::backend::BALANCES;
-use crate::toml::bind::MOST_PORTS;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
-use crate::toml::{proxy, tls};
+use crate::toml::{gone, proxy, tls};
 
 /// The listeners, routes and backends of a configuration as TOML. `place` gives the file of a
 /// certificate or key. One without a file is left out, and named in a comment.
@@ -72,10 +70,8 @@ impl Print<'_> {
             Protocol::Tls => "TLS",
         };
         self.line("protocol", &quoted(protocol));
-        let addresses = listener.addresses.iter().map(|at| &at.value);
-        let addresses = addresses_of(addresses).iter().map(|text| quoted(text)).collect();
-        self.one_or_list(("address", "addresses"), addresses);
-        self.binding(listener);
+        let addresses = listener.addresses.iter().map(|at| quoted(&at.value.to_string()));
+        self.one_or_list(("address", "addresses"), addresses.collect());
         let hostnames = listener.hostnames.iter().map(|name| quoted(&name.value));
         self.one_or_list(("hostname", "hostnames"), hostnames.collect());
         if let Some(name) = &listener.default_hostname {
@@ -107,11 +103,7 @@ impl Print<'_> {
             self.line("max_sessions", &listener.max_sessions.to_string());
         }
         if let Some(At { value: AcceptProxy { from, only }, .. }) = &listener.accept_proxy {
-            let sender = |range: &IpNet| match range {
-                range if *range == IpNet::from(UNIX_CLIENT.ip()) => quoted(proxy::UNIX_SENDER),
-                range => quoted(&range.to_string()),
-            };
-            let from = list(from.iter().map(sender));
+            let from = list(from.iter().map(|range| quoted(&range.to_string())));
             let mut keys = vec![("from", from)];
             keys.extend(only.then(|| ("only", only.to_string())));
             self.line("accept_proxy", &inline(keys));
@@ -120,21 +112,6 @@ impl Print<'_> {
             self.options(&listener.options);
         }
         self.admission(&listener.admission);
-    }
-
-    fn binding(&mut self, listener: &Listener) {
-        if let Some(interface) = &listener.interface {
-            self.line("interface", &quoted(&interface.name));
-        }
-        if listener.freebind {
-            self.line("freebind", "true");
-        }
-        if let Some(mode) = listener.mode {
-            self.line("mode", &quoted(&format!("{mode:04o}")));
-        }
-        if let Some(owner) = &listener.owner {
-            self.line("owner", &quoted(&owner.text));
-        }
     }
 
     fn route(&mut self, route: &Route) {
@@ -187,6 +164,7 @@ impl Print<'_> {
         if let Some(check) = &backend.health_check {
             self.line("health_check", &print_check::table(&check.value));
         }
+        self.when_gone(&backend.when_gone);
         if let Some(tls) = &backend.tls {
             self.origination(tls);
         }
@@ -213,6 +191,16 @@ impl Print<'_> {
         if tlvs != "[]" {
             self.line("proxy_tlvs", &tlvs);
         }
+    }
+
+    fn when_gone(&mut self, asked: &WhenGone) {
+        for (key, asked) in [("on_down", &asked.on_down), ("on_removed", &asked.on_removed)] {
+            if let Some(asked) = asked {
+                let word = gone::WORDS.iter().find(|(_, meaning)| *meaning == asked.value);
+                self.line(key, &quoted(word.map_or("", |(word, _)| word)));
+            }
+        }
+        self.duration("close_after", true, asked.close_after, CLOSE_AFTER);
     }
 
     fn termination(&mut self, tls: &Termination) {
@@ -346,30 +334,6 @@ fn endpoint(endpoint: &Endpoint) -> String {
     if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }
 
-/// The addresses in their TOML form. Consecutive ports of one address become ranges.
-fn addresses_of<'a>(addresses: impl Iterator<Item = &'a Address>) -> Vec<String> {
-    let mut ranges: Vec<(&Address, u16)> = Vec::new();
-    for address in addresses {
-        if let (Some(of), Some((first, more))) = (address.ip(), ranges.last_mut())
-            && let Some(mut next) = first.ip()
-            && let Some(port) = next.port().checked_add(*more + 1)
-            && *more + 1 < MOST_PORTS
-        {
-            next.set_port(port);
-            if next == of {
-                *more += 1;
-                continue;
-            }
-        }
-        ranges.push((address, 0));
-    }
-    let text = |(first, more): (&Address, u16)| match first.ip() {
-        Some(at) if more > 0 => format!("{first}-{}", at.port() + more),
-        _ => first.to_string(),
-    };
-    ranges.into_iter().map(text).collect()
-}
-
 /// One address, or the prefix of several. Their number is a power of two, because they were read
 /// from a prefix.
 fn sources(sources: Sources) -> String {
@@ -381,32 +345,4 @@ fn sources(sources: Sources) -> String {
         IpAddr::V6(_) => 128,
     };
     format!("{}/{}", sources.first, length - sources.count.ilog2())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::parse;
-
-    /// What is printed means the same.
-    #[test]
-    fn sockets_are_printed_as_they_were_written() {
-        let text = include_str!("../../../tests/fuzz/seeds/config/sockets.toml");
-        let config = parse("sockets.toml", text).unwrap_or_else(|error| panic!("{error}"));
-        let printed = toml(&config, &mut |_| None);
-        let again = parse("sockets.toml", &printed).unwrap_or_else(|error| panic!("{error}"));
-        let values = |config: &Config| {
-            let all = config.listeners.iter().cloned().map(|listener| {
-                let Listener { addresses, interface, freebind, mode, owner, .. } = listener;
-                let addresses: Vec<_> = addresses.into_iter().map(|at| at.value).collect();
-                let proxies = listener.accept_proxy.map(|at| at.value);
-                (addresses, interface, freebind, mode, owner, proxies)
-            });
-            all.collect::<Vec<_>>()
-        };
-        assert_eq!(values(&config), values(&again), "{printed}");
-        for line in ["\"unix:@ringway\"", "\"10.0.0.1:20000-20099\"", "\"[fe80::1%lo]:80\""] {
-            assert!(printed.contains(line), "{printed}");
-        }
-    }
 }

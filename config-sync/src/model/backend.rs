@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::endpoint::Endpoint;
+use crate::model::gone::WhenGone;
 use crate::model::health_check::HealthCheck;
 use crate::model::place::{At, Place};
 use crate::model::time::SECOND;
@@ -36,6 +37,7 @@ pub struct Backend {
     pub transparent: Option<At<bool>>,
     /// `None`: all endpoints are used, healthy or not.
     pub health_check: Option<At<HealthCheck>>,
+    pub when_gone: WhenGone,
     pub options: SocketOptions,
     /// The places of keys that UDP does not use.
     pub stream_keys: Vec<Place>,

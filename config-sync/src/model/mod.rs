@@ -6,6 +6,7 @@ pub mod alt_name;
 pub mod backend;
 pub mod config;
 pub mod endpoint;
+pub mod gone;
 pub mod health_check;
 pub mod listener;
 pub mod place;

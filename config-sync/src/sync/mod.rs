@@ -403,7 +403,8 @@ impl ConfigSync {
             return Ok(());
         }
         self.publisher.discard();
-        let by_address: BTreeMap<_, _> = errors.iter().map(|error| (&error.bound, error)).collect();
+        let by_address: BTreeMap<_, _> =
+            errors.iter().map(|error| ((error.transport, error.address), error)).collect();
         let mut faults = Vec::new();
         for listener in &config.listeners {
             for (address, bound) in listener.addresses.iter().zip(bound_to(listener)) {
@@ -448,9 +449,17 @@ impl ConfigSync {
 
     /// Publishes the compiled table of `config`, without endpoints that are known to be down.
     #[expect(clippy::disallowed_methods, reason = "figures for operators; pauses between checks")]
-    fn give_out(&mut self, config: &Config, whole: Whole, took: Duration) -> Result<(), String> {
+    fn give_out(
+        &mut self,
+        config: &Config,
+        mut whole: Whole,
+        took: Duration,
+    ) -> Result<(), String> {
         let compiled = Instant::now();
         let generation = self.generation + 1;
+        if let Some(before) = &self.whole {
+            whole.after(before, &self.names);
+        }
         let health = self.checks.health.following(config, &whole.table, compiled);
         let table = pickable(&whole, generation, &health, &self.table);
         self.publisher.publish(Arc::clone(&table)).map_err(|error| error.to_string())?;

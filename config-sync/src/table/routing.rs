@@ -10,7 +10,6 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use ipnet::IpNet;
 
-use super::address::{Address, Bind};
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
 
@@ -58,10 +57,31 @@ pub struct RoutingTable {
     pub backends: Vec<Backend>,
     /// Milliseconds for which a UDP flow stays with an endpoint that has left the table.
     pub lame_duck: u32,
+    /// Endpoints that are not in the table, and that sessions and flows must leave.
+    pub gone: Arc<[GoneEndpoint]>,
     /// Set in the last table of a process. Workers accept nothing any more, and live sessions and
     /// flows have this long to end.
     pub drain: Option<Drain>,
     pub log_opens: bool,
+}
+
+/// An endpoint that left the table while sessions or flows may still have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GoneEndpoint {
+    pub id: EndpointId,
+    pub absence: Absence,
+    /// Milliseconds from the moment a worker applies the first table with this entry until the
+    /// worker begins to close the sessions, the longest idle first.
+    pub close_after: u32,
+}
+
+/// Why an endpoint is not in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// The endpoint is configured, and is down.
+    Down,
+    /// The endpoint is no longer configured.
+    Removed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +105,7 @@ pub enum Transport {
 pub struct Socket {
     pub id: SocketId,
     pub transport: Transport,
-    pub address: Address,
-    pub bind: Bind,
+    pub address: SocketAddr,
     pub options: SocketOptions,
     /// Whether a worker must read the ClientHello before the worker can choose a listener.
     pub reads_hello: bool,
@@ -103,22 +122,6 @@ pub struct Socket {
     pub accept_proxy: AcceptProxy,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
-}
-
-impl Socket {
-    pub fn bound(&self) -> Bound {
-        let interface = self.bind.interface_index();
-        Bound { transport: self.transport, address: self.address.clone(), interface }
-    }
-}
-
-/// What tells one listening socket from all others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bound {
-    pub transport: Transport,
-    pub address: Address,
-    /// The number of the interface. 0: every interface.
-    pub interface: u32,
 }
 
 /// The proxies in front of a socket.
@@ -393,6 +396,7 @@ impl RoutingTable {
             routes: Vec::new(),
             backends: Vec::new(),
             lame_duck: 5_000,
+            gone: Arc::default(),
             drain: None,
             log_opens: false,
         }

@@ -3,8 +3,8 @@
 
 mod admission;
 pub(crate) mod backend;
-pub(crate) mod bind;
 pub(crate) mod endpoint;
+pub(crate) mod gone;
 pub(crate) mod health_check;
 pub(crate) mod listener;
 mod process;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::wait_until;
@@ -178,11 +179,18 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    pub fn signal(&self, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).expect("a process id"));
+        let _ = nix::sys::signal::kill(pid, signal);
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         // SIGINT first: PostgreSQL takes its children along ("fast shutdown").
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).expect("a process id"));
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+        self.signal(Signal::SIGINT);
+        self.signal(Signal::SIGCONT);
         for _ in 0..200 {
             if matches!(self.0.try_wait(), Ok(Some(_))) {
                 return;

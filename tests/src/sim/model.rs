@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::table::address::Bind;
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Hosts, Limits, Listener,
-    ListenerId, OnTruncation, Protocol, ProxyVersion, Route, RouteId, RoutingTable, SendProxy,
-    Socket, SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
+    Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
+    Hosts, Limits, Listener, ListenerId, OnTruncation, Protocol, ProxyVersion, Route, RouteId,
+    RoutingTable, SendProxy, Socket, SocketId, SocketOptions, Sources, Timeouts, Transport,
+    WeightedBackend,
 };
 use config_sync::table::turns::turns;
 use ipnet::IpNet;
@@ -75,6 +75,8 @@ pub struct ModelBackend {
     shared_sockets: bool,
     /// Milliseconds. It stays as it is: endpoints know how late they may answer.
     pub upstream_rest: u32,
+    /// What becomes of sessions and flows of an endpoint that is not present, and after how long.
+    gone: Option<(Absence, u32)>,
     /// Only of backends with shared sockets: simulated sockets have no source address.
     source: Sources,
 }
@@ -141,6 +143,7 @@ impl Model {
                 7 => {
                     let at = rng.below(self.backends.len() as u64) as usize;
                     self.backends[at].shared_sockets ^= true;
+                    self.backends[at].gone = some_gone(rng);
                 }
                 8 => {
                     let at = rng.below(self.backends.len() as u64) as usize;
@@ -181,6 +184,7 @@ impl Model {
         };
         table.backends = (0..unused as u32).map(empty).collect();
         table.backends.extend((FIRST_ID..).zip(&self.backends).map(|(id, b)| b.compile(id)));
+        table.gone = self.backends.iter().flat_map(ModelBackend::gone).collect();
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
         for socket in present {
             let mut listeners = Hosts::new([1, 2, 3, 4]);
@@ -219,8 +223,7 @@ impl Model {
             table.sockets.push(Socket {
                 id: socket.id,
                 transport: socket.transport(),
-                address: socket.address.into(),
-                bind: Bind::default(),
+                address: socket.address,
                 options: SocketOptions { keepalive: socket.keepalive, ..options() },
                 reads_hello: socket.protocol == Protocol::Tls,
                 hello_timeout: socket.listeners.iter().map(|l| l.timeouts.hello).max().unwrap_or(0),
@@ -341,8 +344,18 @@ impl ModelBackend {
             send_proxy: some_send_proxy(rng),
             shared_sockets: rng.per_mille(400),
             upstream_rest: rng.scale(100, 2_500) as u32,
+            gone: some_gone(rng),
             source: sources(rng, id),
         }
+    }
+
+    /// The endpoints that sessions must leave.
+    fn gone(&self) -> impl Iterator<Item = GoneEndpoint> + '_ {
+        let absent = self.endpoints.iter().filter(|(present, _)| !present);
+        absent.filter_map(|(_, endpoint)| {
+            let (absence, close_after) = self.gone?;
+            Some(GoneEndpoint { id: endpoint.id, absence, close_after })
+        })
     }
 
     fn compile(&self, id: u32) -> Backend {
@@ -373,6 +386,11 @@ impl ModelBackend {
             tls: None,
         }
     }
+}
+
+fn some_gone(rng: &mut Rng) -> Option<(Absence, u32)> {
+    let absence = rng.pick(&[None, Some(Absence::Down), Some(Absence::Removed)])?;
+    Some((absence, rng.scale(1, 2_000) as u32 - 1))
 }
 
 /// Nobody, or all clients, or half of them.

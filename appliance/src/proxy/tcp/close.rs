@@ -30,6 +30,26 @@ impl Session {
         self.finish(core, reason, reset);
     }
 
+    /// Why the session must leave its endpoint now. `None`: the endpoint is not gone, the session
+    /// has not begun to relay, or only the client still gets bytes.
+    pub fn is_of_gone(&self, core: &Core) -> Option<CloseReason> {
+        let State::Relaying(relay) = &self.state else { return None };
+        let is_over = |ending: &Ending| ending.gone[Side::Endpoint as usize];
+        if relay.ending.as_ref().is_some_and(|ending| is_over(ending)) {
+            return None;
+        }
+        core.gone.reason(self.endpoint?, core.now)
+    }
+
+    /// Ends the session because its endpoint is gone. If the endpoint is down, the client gets a
+    /// reset: nobody knows what the endpoint would still have sent.
+    pub fn leave(&mut self, core: &mut Core, reason: CloseReason) {
+        match reason {
+            CloseReason::EndpointDown => self.finish(core, reason, true),
+            _ => self.close(core, reason),
+        }
+    }
+
     /// One side is broken. The bytes that the side sent before are still read and delivered. For
     /// example, an endpoint may answer and then reset, because it does not want the rest of the
     /// request. The client has a use for that answer.

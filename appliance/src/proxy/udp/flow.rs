@@ -117,7 +117,6 @@ impl Flow {
         let header = Outgoing {
             transport: Transport::Udp,
             addresses,
-            unix: None,
             authority: None,
             alpn: None,
             tls: None,
@@ -129,13 +128,16 @@ impl Flow {
 
     /// The address that the flow's client, or the proxy in front, has sent to.
     pub fn bound(&self, core: &Core) -> SocketAddr {
-        let bound = core.tables.of(self.socket).and_then(|(_, socket)| socket.address.ip());
+        let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
         let bound = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
         self.local.map_or(bound, |ip| SocketAddr::new(ip, bound.port()))
     }
 
     /// Why the flow is over, if it is. `crowded`: flows are nearly used up.
     pub fn over(&self, core: &Core, crowded: bool) -> Option<CloseReason> {
+        if let Some(reason) = core.gone.reason(self.endpoint, core.now) {
+            return Some(reason);
+        }
         let silent = core.now - self.last;
         // A listener that left the table keeps its flows as long as they are in use.
         if core.tables.is_leaving(self.socket) && silent >= micros(core.tables.current().lame_duck)

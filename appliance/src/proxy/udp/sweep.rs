@@ -43,10 +43,12 @@ impl Flows {
             let steps = u32::try_from(period / SWEEP_STEP).unwrap_or(1).max(1);
             high_water.div_ceil(steps).min(MOST_LOOKS)
         };
-        // While draining, and in a shortage, a round takes a second at most, whatever the timeouts.
+        // While draining, in a shortage, and while flows must leave an endpoint, a round takes a
+        // second at most, whatever the timeouts.
         let crowded = self.is_crowded(core.now);
         let leaving = core.tables.leaving().next().is_some();
-        let hurry = leaving || crowded || self.is_scarce(Role::Pair, core.now);
+        let gone = core.gone.is_any_due(core.now);
+        let hurry = leaving || crowded || gone || self.is_scarce(Role::Pair, core.now);
         let period = if hurry { self.sweep.period.min(1_000_000) } else { self.sweep.period };
         for _ in 0..share(self.flows.high_water(), period) {
             let slot = self.sweep.flow;

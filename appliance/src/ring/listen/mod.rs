@@ -3,4 +3,3 @@
 pub(super) mod listeners;
 pub mod open;
 mod steering;
-mod unix;

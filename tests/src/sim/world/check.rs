@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::table::routing::{
-    EndpointId, Limits, Listener, ListenerId, Protocol, RoutingTable, SocketId, Transport,
+    Absence, EndpointId, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RoutingTable,
+    SocketId, Transport,
 };
 use ringway::contract::{Event, Why};
 use ringway::stats::counters::{Counter, Counters};
@@ -155,6 +156,7 @@ impl Check {
         } else {
             self.session_closed(record, reason, kernel);
         }
+        self.check_gone(record, reason);
         self.check_source(record, reason);
         let Some(listener) = record.listener else {
             *self.unmatched.entry(reason).or_default() += 1;
@@ -165,6 +167,21 @@ impl Check {
         *by.entry(reason).or_default() += 1;
         sums.bytes_up += record.bytes_up;
         sums.bytes_down += record.bytes_down;
+    }
+
+    /// Sessions and flows are closed for the absence of an endpoint only if the table in force says
+    /// so. A flow also ends if no other endpoint is there.
+    fn check_gone(&self, record: &SessionRecord, reason: CloseReason) {
+        let absence = match reason {
+            CloseReason::EndpointDown => Absence::Down,
+            CloseReason::EndpointRemoved if record.protocol != Protocol::Udp => Absence::Removed,
+            _ => return,
+        };
+        assert!(!record.refused, "a session without an endpoint: {record:?}");
+        let gone = self.tables.last().map(|table| &table.gone[..]).unwrap_or_default();
+        let is_its = |gone: &GoneEndpoint| Some(gone.id) == record.endpoint;
+        let said = gone.iter().find(|gone| is_its(gone)).map(|gone| gone.absence);
+        assert_eq!(said, Some(absence), "not an endpoint to leave: {record:?}");
     }
 
     /// However a session ended, its record says its protocol, and its listener unless only a server

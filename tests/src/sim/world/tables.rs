@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::RoutingTable;
 
 use super::{Next, World};
@@ -23,8 +22,7 @@ impl World {
         for socket in &table.sockets {
             self.leaving.remove(&socket.id);
             if !self.in_force.contains(&socket.id) {
-                let address = socket.address.ip().unwrap_or(UNIX_CLIENT);
-                self.tables.listen(socket.id, socket.transport, address);
+                self.tables.listen(socket.id, socket.transport, socket.address);
             }
         }
         let ids: Vec<_> = table.sockets.iter().map(|socket| socket.id).collect();
