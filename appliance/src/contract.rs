@@ -218,7 +218,8 @@ pub struct BufferId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     // ---- Kind::Socket ----
-    /// A connection was accepted. The proxy must answer with `Adopt` or `Refuse` in this turn.
+    /// A connection was accepted. The proxy must answer with `Adopt` or `Refuse` in this turn. On a
+    /// Unix socket, both addresses are `UNIX_CLIENT`.
     Accepted {
         incoming: u32,
         peer: SocketAddr,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::{InterfaceFlags, if_indextoname, if_nameindex, if_nametoindex};
 
 /// Facts of this machine that decide whether a value can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,24 @@ pub fn addresses() -> Vec<IpAddr> {
     found.sort_by_key(|address| (address.is_ipv6(), *address));
     found.dedup();
     found
+}
+
+/// The names of the network interfaces.
+pub(crate) fn interfaces() -> Vec<String> {
+    let all = if_nameindex().into_iter().flat_map(|all| {
+        all.iter().map(|one| one.name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    });
+    all.collect()
+}
+
+/// The name and the number of the network interface that has this name, or this number.
+pub(crate) fn interface(text: &str) -> Option<(String, u32)> {
+    if let Ok(index) = text.parse::<u32>() {
+        let name = if_indextoname(index).ok()?;
+        return Some((name.to_string_lossy().into_owned(), index));
+    }
+    let index = if_nametoindex(text).ok()?;
+    Some((text.to_owned(), index))
 }
 
 /// Reads the kernel's form of a set of cores, such as `0-3,8` (proc(5), `Cpus_allowed_list`).

@@ -182,6 +182,43 @@ fn routes_of_one_listener_that_their_sources_do_not_tell_apart() {
 }
 
 #[test]
+fn faults_of_where_listeners_listen() {
+    let at = |address: &str| GOOD.replace("0.0.0.0:80", address);
+    let field = "listeners[0].address";
+    let said = |message: &str| format!("4:11: {field}: {message}");
+    refused(&at("0.0.0.0:80-1080"), &[&said("the range has 1001 ports; 1000 at the most")]);
+    refused(&at("[fe80::1%nowhere]:80"), &[&said("this machine has no interface \"nowhere\"; it")]);
+    refused(&at("unix:x"), &[&said("\"unix:x\" names no socket; write an absolute path")]);
+    let udp = at("unix:/run/x").replace("\"TCP\"", "\"UDP\"");
+    refused(&udp, &[&said("a Unix socket is for TCP and TLS listeners only")]);
+    let with = |line: &str| GOOD.replace("[[routes]]", &format!("{line}\n[[routes]]"));
+    refused(
+        &with("interface = \"nowhere\""),
+        &["5:13: listeners[0].interface: this machine has no interface \"nowhere\"; it has "],
+    );
+    refused(&with("mode = \"0660\""), &["5:8: listeners[0].mode: is for Unix sockets only"]);
+    let unix = |line: &str| with(line).replace("0.0.0.0:80", "unix:/run/x");
+    refused(&unix("freebind = true"), &["5:12: listeners[0].freebind: is for IP addresses only"]);
+    refused(&unix("mode = \"660x\""), &["5:8: listeners[0].mode: \"660x\" is no mode; a mode is"]);
+    // One problem for a range, however many of its ports clash.
+    let second = "[[listeners]]\nname = \"m\"\nprotocol = \"TCP\"\naddress = \"10.0.0.1:1-100\"\n";
+    let both = GOOD.replace("[[routes]]", &format!("{second}[[routes]]"));
+    let both = both.replace("0.0.0.0:80", "0.0.0.0:1-90");
+    let clash =
+        "8:11: listeners[1].address: 10.0.0.1:1 clashes with listener \"l\" (line 2), which";
+    refused(&both, &[clash]);
+    let two = |first: &str, second: &str| {
+        with(&format!(
+            "{first}\n[[listeners]]\nname = \"m\"\nprotocol = \"TCP\"\naddress = \"0.0.0.0:80\"\n\
+             {second}"
+        ))
+    };
+    let why = "9:11: listeners[1].address: 0.0.0.0:80 clashes with listener \"l\" (line 2), which \
+               has no `interface`";
+    refused(&two("", "interface = \"lo\""), &[why]);
+}
+
+#[test]
 fn faults_of_the_proxy_protocol() {
     let from = |list: &str| {
         GOOD.replace("[[routes]]", &format!("accept_proxy = {{ from = [{list}] }}\n[[routes]]"))

@@ -262,7 +262,10 @@ fn ids_stay_with_their_names_from_table_to_table() {
     let gone = second.listeners[0].id;
     assert_eq!(names.listener(gone), Some("new"), "it may still have sessions");
     assert_eq!(names.endpoint(other), Some(("z", "10.0.0.1:53".parse().expect("address"))));
-    assert_eq!(names.socket(first.sockets[0].id).map(|(t, _)| t), Some(Transport::Udp));
+    assert_eq!(
+        names.socket(first.sockets[0].id).map(|bound| bound.transport),
+        Some(Transport::Udp)
+    );
     assert_eq!(names.route(first.routes[1].id), Some("web"));
     assert_eq!(names.backend(first.backends[2].id), Some("none"));
     assert_eq!(names.listeners().count(), 4);

@@ -59,7 +59,7 @@ fn start(path: &Path) -> (ConfigSync, Receiver<Command>) {
     let wake = Arc::new(EventFd::new().expect("eventfd").into());
     let publisher = Publisher::new(
         vec![Link { commands, wake }],
-        Box::new(|socket, workers, _| match socket.address.port() {
+        Box::new(|socket, workers, _| match socket.address.ip().map_or(0, |at| at.port()) {
             1 => Err(std::io::ErrorKind::PermissionDenied.into()),
             _ => (0..workers).map(|_| Ok(fs::File::open("/dev/null")?.into())).collect(),
         }),
@@ -366,8 +366,8 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
         let name: Arc<str> = backend.name.value.as_str().into();
         backend.endpoints.iter_mut().for_each(|at| at.address.place.file = name.clone());
     }
-    let first = config.listeners[0].addresses[0].value;
-    config.listeners[1].addresses[0].value = first;
+    let first = config.listeners[0].addresses[0].value.clone();
+    config.listeners[1].addresses[0].value = first.clone();
     let (mut sync, commands) = start(Path::new("none"));
     let put = sync.put(&config).expect("the rest is good");
     assert_eq!(put.failed.keys().collect::<Vec<_>>(), ["second"]);

@@ -297,7 +297,7 @@ impl RealStage {
         let listening = listening.into_iter().next().expect("one");
         let bound = socket2::SockRef::from(&listening).local_addr().expect("bound");
         let gateway = bound.as_socket().expect("an internet address");
-        table.sockets[0].address = gateway;
+        table.sockets[0].address = gateway.into();
 
         let counters = Arc::new(Counters::new());
         let (clock, ports_short) = (Clock::start(), Arc::<AtomicU64>::default());

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use config_sync::table::address::Bind;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
     Hosts, Limits, ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources,
@@ -469,13 +470,14 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         sockets: vec![Socket {
             id: SocketId(0),
             transport: Transport::Tcp,
-            address: SocketAddr::from(([192, 0, 2, 1], 80)),
+            address: SocketAddr::from(([192, 0, 2, 1], 80)).into(),
             options: model::options(),
             reads_hello: false,
             hello_timeout: 0,
             access: None,
             starttls: None,
             default_hostname: None,
+            bind: Bind::default(),
             accept_proxy: AcceptProxy::default(),
             listeners: any(0),
         }],

@@ -5,9 +5,9 @@
 //! and counted.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+use crate::control::shown::Shown;
 
 /// A batch of lines goes into the queue at this size at the latest.
 const BATCH_BYTES: usize = 16 * 1024;
@@ -253,10 +255,10 @@ pub struct Line<'a> {
     pub protocol: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<&'a str>,
-    pub client: SocketAddr,
+    pub client: Shown<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<SocketAddr>,
-    pub local: SocketAddr,
+    pub peer: Option<Shown<'a>>,
+    pub local: Shown<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -264,7 +266,7 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<SocketAddr>,
+    pub endpoint: Option<Shown<'a>>,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub duration_ms: f64,
@@ -363,8 +365,8 @@ impl WallClock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamp(u64);
 
-impl std::fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
@@ -413,6 +415,8 @@ fn date(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]
@@ -562,14 +566,14 @@ mod tests {
             event: "close",
             protocol: "TLS",
             listener: Some("tls"),
-            client: address("192.0.2.1:1000"),
-            local: address("[::1]:443"),
+            client: address("192.0.2.1:1000").into(),
+            local: address("[::1]:443").into(),
             server_name: Some("a\"b"),
             route: Some("web"),
             backend: Some("pool"),
             peer: None,
             unique_id: None,
-            endpoint: Some(address("192.0.2.9:80")),
+            endpoint: Some(address("192.0.2.9:80").into()),
             bytes_up: 10,
             bytes_down: 20,
             duration_ms: 1.5,

@@ -315,8 +315,11 @@ mod tests {
         let text = config(&options, &servers.addresses().expect("addresses"));
         let source = Source::Text { name: "demo.toml", text };
         let config = process::check(&source).expect("a valid configuration");
-        let addresses: Vec<_> =
-            config.listeners.iter().map(|listener| listener.addresses[0].value.port()).collect();
+        let addresses: Vec<_> = config
+            .listeners
+            .iter()
+            .map(|listener| listener.addresses[0].value.ip().map_or(0, |at| at.port()))
+            .collect();
         assert_eq!(addresses, [19_000, 19_001, 19_443]);
         assert_eq!(config.admin.map(|address| address.port()), Some(19_900));
         assert_eq!(config.drain_timeout, 2_000);

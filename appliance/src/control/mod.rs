@@ -13,4 +13,5 @@ pub mod metrics;
 mod output;
 pub mod process;
 pub mod run;
+mod shown;
 mod spare_files;

@@ -207,7 +207,8 @@ fn start(
     let later = Arc::clone(&is_started);
     let open = move |socket: &Socket, workers: usize, rejoins: bool| {
         // A standby binds the addresses of a pool before it has them.
-        let early = early.iter().any(|pool| pool.contains(&socket.address.ip()));
+        let ip = socket.address.ip();
+        let early = ip.is_some_and(|at| early.iter().any(|pool| pool.contains(&at.ip())));
         loop {
             match open_listeners(socket, workers, rejoins, early, steering) {
                 Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
@@ -215,10 +216,9 @@ fn start(
                 }
                 // A machine that boots does not have all of its addresses yet.
                 Err(error) if error.kind() == AddrNotAvailable && !later.load(Relaxed) => {
-                    let address = socket.address;
                     tracing::warn!(
-                        "no interface of this machine has the address of {address} yet: with \
-                         IP_FREEBIND, clients can connect once an interface has it"
+                        "no interface has the address of {} yet: clients can connect once one has",
+                        socket.address
                     );
                     return open_listeners(socket, workers, rejoins, true, steering);
                 }

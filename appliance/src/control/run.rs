@@ -27,6 +27,7 @@ use crate::control::access_log::{AccessLog, Line, WallClock};
 use crate::control::admin::board::Board;
 use crate::control::cluster::{Following, News};
 use crate::control::output::{BadConfig, panic_message};
+use crate::control::shown::Shown;
 use crate::control::spare_files::SpareFiles;
 use crate::stats::detail::Detail;
 use crate::stats::records::{Record, SessionRecord};
@@ -472,13 +473,19 @@ fn line<'a>(
             Protocol::Tls => "TLS",
         },
         listener: session.listener.and_then(|id| names.listener(id)),
-        client: session.client,
-        peer: session.peer,
-        local: session.local,
+        client: session.client.into(),
+        peer: session.peer.map(Shown::from),
+        local: match Shown::from(session.local) {
+            Shown::Unix(_) => Shown::Unix(names.socket(session.socket).map(|at| &at.address)),
+            local => local,
+        },
         server_name: session.server_name.as_deref(),
         route: session.route.and_then(|id| names.route(id)),
         backend: session.backend.and_then(|id| names.backend(id)),
-        endpoint: session.endpoint.and_then(|id| names.endpoint(id)).map(|(_, address)| address),
+        endpoint: session
+            .endpoint
+            .and_then(|id| names.endpoint(id))
+            .map(|(_, address)| address.into()),
         bytes_up: session.bytes_up,
         bytes_down: session.bytes_down,
         duration_ms: millis(session.closed.saturating_sub(session.opened)),

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use config_sync::table::address::Bind;
 use config_sync::table::routing::{
     AcceptProxy, Hosts, Limits, Socket, SocketId, SocketOptions, Transport,
 };
@@ -251,13 +252,14 @@ pub(crate) fn try_open(
     let socket = Socket {
         id: SocketId(0),
         transport,
-        address,
+        address: address.into(),
         options: OPTIONS,
         reads_hello: false,
         hello_timeout: 0,
         access: None,
         starttls: None,
         default_hostname: None,
+        bind: Bind::default(),
         accept_proxy: AcceptProxy::default(),
         listeners: Hosts::new([0; 4]),
     };

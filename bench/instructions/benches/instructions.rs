@@ -409,7 +409,7 @@ impl World {
     fn open(&mut self, listener: usize, port: u16) -> Token {
         let socket = self.socket(listener);
         let (listener, local, reads_hello) =
-            (Token::socket(socket.id), socket.address, socket.reads_hello);
+            (Token::socket(socket.id), socket.address.ip().expect("IP"), socket.reads_hello);
         let accepted = Event::Accepted { incoming: 0, peer: client(port), local };
         let [(session, Op::Adopt { .. }), ..] = *self.tell(listener, accepted) else {
             panic!("{:?}", self.ops)

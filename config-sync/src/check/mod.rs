@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use crate::machine::Machine;
 use crate::model::backend::Backend;
 use crate::model::config::{Broken, Config};
-use crate::model::listener::{AcceptProxy, Listener, nameless, transport};
+use crate::model::listener::{AcceptProxy, Listener, bound_to, nameless, transport};
 use crate::model::place::{At, Hints, Place, Problem, Problems};
 use crate::model::route::Route;
-use crate::table::routing::{Protocol, ProxyVersion, Transport};
+use crate::table::address::Address;
+use crate::table::routing::{Bound, Protocol, ProxyVersion, Transport};
 use crate::toml::{self, Parts};
 
 /// Reads a configuration for this machine. Problems use `file` as the file's name.
@@ -76,9 +77,9 @@ struct Check<'c> {
 
 /// A listener on one of its addresses.
 #[derive(Clone, Copy)]
-struct Bound<'c> {
+struct OnAddress<'c> {
     listener: &'c Listener,
-    address: &'c At<SocketAddr>,
+    address: &'c At<Address>,
 }
 
 /// The listeners that use a backend.
@@ -152,38 +153,47 @@ impl<'c> Check<'c> {
     /// may take a part of a wildcard address's connections, because the kernel would split the
     /// connections silently.
     fn sockets(&mut self, listeners: &'c [Listener]) {
-        let mut sockets: BTreeMap<(Transport, SocketAddr), Vec<Bound<'c>>> = BTreeMap::new();
+        let mut sockets: BTreeMap<Bound, Vec<OnAddress<'c>>> = BTreeMap::new();
         for listener in listeners {
             let mut own = BTreeMap::new();
-            for (i, address) in listener.addresses.iter().enumerate() {
-                if let Some(first) = own.insert(address.value, i) {
-                    let message = format!("{} is addresses[{first}] already", address.value);
-                    self.refuse(address, message);
+            for (address, bound) in listener.addresses.iter().zip(bound_to(listener)) {
+                if let Some(first) = own.insert(bound.clone(), &address.place.field) {
+                    let first = first.rsplit('.').next().unwrap_or_default();
+                    self.refuse(address, format!("{} is {first} already", address.value));
                     continue;
                 }
-                let key = (transport(listener.protocol), address.value);
-                sockets.entry(key).or_default().push(Bound { listener, address });
+                sockets.entry(bound).or_default().push(OnAddress { listener, address });
             }
             self.distinct_hostnames(listener);
         }
-        for ((transport, address), sharing) in &sockets {
+        let mut told = BTreeSet::new();
+        for (bound, sharing) in &sockets {
+            let before = self.problems.len();
             self.shared_socket(sharing);
             self.default_hostname(sharing);
-            let wildcard = match address.ip() {
-                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-                IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-            };
-            let whole = (*transport, SocketAddr::new(wildcard, address.port()));
-            if let Some(owner) = sockets.get(&whole).filter(|_| address.ip() != wildcard) {
-                let Bound { listener, address } = sharing[0];
-                let message = if owner.iter().any(|bound| std::ptr::eq(bound.listener, listener)) {
-                    format!("{} lies in {}, which the listener has", address.value, whole.1)
-                } else {
-                    taken(address.value, owner[0].listener, "which takes it whole")
-                };
-                self.refuse(address, message);
-            }
+            self.overlaps(&sockets, bound, sharing[0]);
+            // What is wrong with one port of a range is wrong with the others.
+            let mut found = self.problems.split_off(before);
+            found.retain(|problem| !told.contains(&(problem.line, problem.column)));
+            told.extend(found.iter().map(|problem| (problem.line, problem.column)));
+            self.problems.extend(found);
         }
+    }
+
+    fn overlaps(
+        &mut self,
+        sockets: &BTreeMap<Bound, Vec<OnAddress<'c>>>,
+        bound: &Bound,
+        OnAddress { listener, address }: OnAddress<'c>,
+    ) {
+        let Some((owner, why)) = overlapping(sockets, bound) else { return };
+        let owners = &sockets[owner];
+        let message = if owners.iter().any(|of| std::ptr::eq(of.listener, listener)) {
+            format!("{} lies in {}, which the listener has", address.value, owner.address)
+        } else {
+            taken(&address.value, owners[0].listener, why)
+        };
+        self.refuse(address, message);
     }
 
     fn distinct_hostnames(&mut self, listener: &'c Listener) {
@@ -195,16 +205,16 @@ impl<'c> Check<'c> {
         }
     }
 
-    fn shared_socket(&mut self, sharing: &[Bound<'c>]) {
+    fn shared_socket(&mut self, sharing: &[OnAddress<'c>]) {
         let first = sharing[0].listener;
         let mut by_host: BTreeMap<Option<&str>, &Listener> = BTreeMap::new();
-        for (nth, Bound { listener, address }) in sharing.iter().enumerate() {
+        for (nth, OnAddress { listener, address }) in sharing.iter().enumerate() {
             let is_tls = listener.protocol == Protocol::Tls && first.protocol == Protocol::Tls;
             for (host, place) in hosts_of(listener, &address.place) {
                 let same = *by_host.entry(host).or_insert(listener);
                 if is_tls && !std::ptr::eq(same, *listener) {
                     let why = "with the same hostname, so nothing tells them apart";
-                    self.problems.push(place.problem(taken(address.value, same, why)));
+                    self.problems.push(place.problem(taken(&address.value, same, why)));
                 }
             }
             if nth == 0 {
@@ -212,7 +222,7 @@ impl<'c> Check<'c> {
             }
             if !is_tls {
                 let why = "and only TLS listeners can share an address";
-                self.refuse(address, taken(address.value, first, why));
+                self.refuse(address, taken(&address.value, first, why));
                 continue;
             }
             let differing = [
@@ -224,6 +234,8 @@ impl<'c> Check<'c> {
                 ("starttls", listener.starttls != first.starttls),
                 ("default_hostname", nameless(listener) != nameless(first)),
                 ("accept_proxy", believed(listener) != believed(first)),
+                ("mode", listener.mode != first.mode),
+                ("owner", listener.owner != first.owner),
             ];
             for (key, _) in differing.iter().filter(|(_, differs)| *differs) {
                 let message = format!(
@@ -237,7 +249,7 @@ impl<'c> Check<'c> {
     }
 
     /// Some listener must take the name for clients that send no name.
-    fn default_hostname(&mut self, sharing: &[Bound<'c>]) {
+    fn default_hostname(&mut self, sharing: &[OnAddress<'c>]) {
         if let Some(name) = &sharing[0].listener.default_hostname
             && !sharing.iter().any(|bound| reaches(bound.listener, &name.value))
         {
@@ -448,7 +460,40 @@ fn believed(listener: &Listener) -> Option<&AcceptProxy> {
     listener.accept_proxy.as_ref().map(|asked| &asked.value)
 }
 
-fn taken(address: SocketAddr, owner: &Listener, why: &str) -> String {
+/// A socket with more addresses or more interfaces than `bound`, such that the kernel would not
+/// tell the two apart, and the reason.
+fn overlapping<'s, T>(
+    sockets: &'s BTreeMap<Bound, T>,
+    bound: &Bound,
+) -> Option<(&'s Bound, &'static str)> {
+    let address = bound.address.ip()?;
+    let whole = match address.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let at = |address, interface| {
+        let wanted = Bound { transport: bound.transport, address: Address::Ip(address), interface };
+        sockets.get_key_value(&wanted).map(|(found, _)| found)
+    };
+    let whole = SocketAddr::new(whole, address.port());
+    let narrow = bound.interface != 0;
+    if whole != address {
+        let found = at(whole, bound.interface).or_else(|| at(whole, 0));
+        let found = found.or_else(|| {
+            let mut others = sockets.keys().filter(|other| {
+                !narrow && other.transport == bound.transport && other.address == whole.into()
+            });
+            others.next()
+        });
+        if let Some(owner) = found {
+            return Some((owner, "which takes it whole"));
+        }
+    }
+    let owner = at(address, 0).filter(|_| narrow)?;
+    Some((owner, "which has no `interface`: each of the two needs one"))
+}
+
+fn taken(address: &Address, owner: &Listener, why: &str) -> String {
     let (name, line) = (&owner.name.value, owner.name.place.line);
     format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
 }

@@ -111,7 +111,8 @@ pub(crate) fn circles(config: &Config, local: &[IpAddr]) -> Vec<Problem> {
     let mut number: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         for bound in bound_to(listener) {
-            at.entry(bound).or_default().push(index);
+            let Some(address) = bound.address.ip() else { continue };
+            at.entry((bound.transport, address)).or_default().push(index);
         }
         number.insert(&listener.name.value, index);
     }

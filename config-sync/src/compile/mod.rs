@@ -7,7 +7,6 @@ pub mod tls;
 pub mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -21,12 +20,13 @@ use crate::model::backend::UPSTREAM_REST;
 use crate::model::config::{Broken, Config};
 use crate::model::endpoint::{Resolved, Standing};
 use crate::model::listener;
-use crate::model::listener::{nameless, transport};
+use crate::model::listener::{bound_to, nameless};
 use crate::model::place::{At, Problem, Problems};
+use crate::table::address::Bind;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
-    self, AcceptProxy, BackendId, Balance, Drain, Hosts, ListenerId, NO_ROUTE, Protocol, RouteId,
-    RoutingTable, SocketId, Transport,
+    self, AcceptProxy, BackendId, Balance, Bound, Drain, Hosts, ListenerId, NO_ROUTE, Protocol,
+    RouteId, RoutingTable, SocketId,
 };
 use crate::table::terminator::{Originator, Terminator};
 
@@ -142,19 +142,21 @@ impl Compile<'_> {
     /// The sockets, and for each socket the indices of the listeners that share it.
     fn sockets(&mut self) -> (Vec<routing::Socket>, Vec<Vec<usize>>) {
         let (mut sockets, mut sharing) = (Vec::<routing::Socket>::new(), Vec::new());
-        let mut socket_of: BTreeMap<(Transport, SocketAddr), usize> = BTreeMap::new();
+        let mut socket_of: BTreeMap<Bound, usize> = BTreeMap::new();
         let all = self.config.listeners.iter().enumerate();
-        let all = all.flat_map(|(index, of)| of.addresses.iter().map(move |at| (index, of, at)));
-        for (index, listener, address) in all {
-            let key = (transport(listener.protocol), address.value);
-            let at = *socket_of.entry(key).or_insert(sockets.len());
+        let all = all.flat_map(|(index, of)| {
+            of.addresses.iter().zip(bound_to(of)).map(move |(at, bound)| (index, of, at, bound))
+        });
+        for (index, listener, address, bound) in all {
+            let at = *socket_of.entry(bound.clone()).or_insert(sockets.len());
             if at == sockets.len() {
-                let id = self.names.sockets.id(key);
+                let id = self.names.sockets.id(bound.clone());
                 sharing.push(Vec::new());
                 sockets.push(routing::Socket {
                     id: SocketId(self.given(id, address, "addresses")),
-                    transport: key.0,
-                    address: key.1,
+                    transport: bound.transport,
+                    address: bound.address,
+                    bind: bind(listener),
                     options: listener.options,
                     reads_hello: listener.protocol == Protocol::Tls,
                     hello_timeout: listener.timeouts.hello,
@@ -165,6 +167,7 @@ impl Compile<'_> {
                     listeners: Hosts::new(HOST_SEEDS),
                 });
             }
+            sockets[at].bind.freebind |= listener.freebind;
             // The ClientHello tells which listener is meant. Until then the longest timeout counts.
             let patience = &mut sockets[at].hello_timeout;
             *patience = match listener.timeouts.hello {
@@ -317,6 +320,15 @@ fn common_access<'l>(
         other.access.as_ref().is_some_and(|other| Arc::ptr_eq(other, first))
     };
     listeners.all(same).then(|| Arc::clone(first))
+}
+
+fn bind(listener: &listener::Listener) -> Bind {
+    Bind {
+        interface: listener.interface.clone(),
+        freebind: listener.freebind,
+        mode: listener.mode,
+        owner: listener.owner.as_ref().map(|named| named.owner).unwrap_or_default(),
+    }
 }
 
 /// The ranges in order, without ranges that lie in other ranges.

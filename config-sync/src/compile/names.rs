@@ -23,8 +23,8 @@ use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
 use crate::table::routing::{
-    BackendId, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
-    RoutingTable, SocketId, Transport,
+    BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
+    RoutingTable, SocketId,
 };
 
 /// The ten minutes of the module's fourth rule.
@@ -34,7 +34,7 @@ const REST: Duration = Duration::from_secs(600);
 /// after.
 #[derive(Clone, Debug)]
 pub struct Names {
-    pub(crate) sockets: Ids<(Transport, SocketAddr)>,
+    pub(crate) sockets: Ids<Bound>,
     pub(crate) listeners: Ids<String>,
     pub(crate) routes: Ids<String>,
     pub(crate) backends: Ids<String>,
@@ -124,8 +124,8 @@ impl Names {
         &self.doubts
     }
 
-    pub fn socket(&self, id: SocketId) -> Option<(Transport, SocketAddr)> {
-        self.sockets.name(id.0).copied()
+    pub fn socket(&self, id: SocketId) -> Option<&Bound> {
+        self.sockets.name(id.0)
     }
 
     pub fn listener(&self, id: ListenerId) -> Option<&str> {

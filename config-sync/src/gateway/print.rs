@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
@@ -16,8 +17,10 @@ use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEO
 use crate::model::place::At;
 use crate::model::route::Route;
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
+use crate::table::address::{Address, UNIX_CLIENT};
 use crate::table::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
 use crate::toml::backend::BALANCES;
+use crate::toml::bind::MOST_PORTS;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
 use crate::toml::{gone, proxy, tls};
 
@@ -70,8 +73,10 @@ impl Print<'_> {
             Protocol::Tls => "TLS",
         };
         self.line("protocol", &quoted(protocol));
-        let addresses = listener.addresses.iter().map(|at| quoted(&at.value.to_string()));
-        self.one_or_list(("address", "addresses"), addresses.collect());
+        let addresses = listener.addresses.iter().map(|at| &at.value);
+        let addresses = addresses_of(addresses).iter().map(|text| quoted(text)).collect();
+        self.one_or_list(("address", "addresses"), addresses);
+        self.binding(listener);
         let hostnames = listener.hostnames.iter().map(|name| quoted(&name.value));
         self.one_or_list(("hostname", "hostnames"), hostnames.collect());
         if let Some(name) = &listener.default_hostname {
@@ -103,7 +108,11 @@ impl Print<'_> {
             self.line("max_sessions", &listener.max_sessions.to_string());
         }
         if let Some(At { value: AcceptProxy { from, only }, .. }) = &listener.accept_proxy {
-            let from = list(from.iter().map(|range| quoted(&range.to_string())));
+            let sender = |range: &IpNet| match range {
+                range if *range == IpNet::from(UNIX_CLIENT.ip()) => quoted(proxy::UNIX_SENDER),
+                range => quoted(&range.to_string()),
+            };
+            let from = list(from.iter().map(sender));
             let mut keys = vec![("from", from)];
             keys.extend(only.then(|| ("only", only.to_string())));
             self.line("accept_proxy", &inline(keys));
@@ -112,6 +121,21 @@ impl Print<'_> {
             self.options(&listener.options);
         }
         self.admission(&listener.admission);
+    }
+
+    fn binding(&mut self, listener: &Listener) {
+        if let Some(interface) = &listener.interface {
+            self.line("interface", &quoted(&interface.name));
+        }
+        if listener.freebind {
+            self.line("freebind", "true");
+        }
+        if let Some(mode) = listener.mode {
+            self.line("mode", &quoted(&format!("{mode:04o}")));
+        }
+        if let Some(owner) = &listener.owner {
+            self.line("owner", &quoted(&owner.text));
+        }
     }
 
     fn route(&mut self, route: &Route) {
@@ -334,6 +358,30 @@ fn endpoint(endpoint: &Endpoint) -> String {
     if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }
 
+/// The addresses in their TOML form. Consecutive ports of one address become ranges.
+fn addresses_of<'a>(addresses: impl Iterator<Item = &'a Address>) -> Vec<String> {
+    let mut ranges: Vec<(&Address, u16)> = Vec::new();
+    for address in addresses {
+        if let (Some(of), Some((first, more))) = (address.ip(), ranges.last_mut())
+            && let Some(mut next) = first.ip()
+            && let Some(port) = next.port().checked_add(*more + 1)
+            && *more + 1 < MOST_PORTS
+        {
+            next.set_port(port);
+            if next == of {
+                *more += 1;
+                continue;
+            }
+        }
+        ranges.push((address, 0));
+    }
+    let text = |(first, more): (&Address, u16)| match first.ip() {
+        Some(at) if more > 0 => format!("{first}-{}", at.port() + more),
+        _ => first.to_string(),
+    };
+    ranges.into_iter().map(text).collect()
+}
+
 /// One address, or the prefix of several. Their number is a power of two, because they were read
 /// from a prefix.
 fn sources(sources: Sources) -> String {
@@ -345,4 +393,32 @@ fn sources(sources: Sources) -> String {
         IpAddr::V6(_) => 128,
     };
     format!("{}/{}", sources.first, length - sources.count.ilog2())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::parse;
+
+    /// What is printed means the same.
+    #[test]
+    fn sockets_are_printed_as_they_were_written() {
+        let text = include_str!("../../../tests/fuzz/seeds/config/sockets.toml");
+        let config = parse("sockets.toml", text).unwrap_or_else(|error| panic!("{error}"));
+        let printed = toml(&config, &mut |_| None);
+        let again = parse("sockets.toml", &printed).unwrap_or_else(|error| panic!("{error}"));
+        let values = |config: &Config| {
+            let all = config.listeners.iter().cloned().map(|listener| {
+                let Listener { addresses, interface, freebind, mode, owner, .. } = listener;
+                let addresses: Vec<_> = addresses.into_iter().map(|at| at.value).collect();
+                let proxies = listener.accept_proxy.map(|at| at.value);
+                (addresses, interface, freebind, mode, owner, proxies)
+            });
+            all.collect::<Vec<_>>()
+        };
+        assert_eq!(values(&config), values(&again), "{printed}");
+        for line in ["\"unix:@ringway\"", "\"10.0.0.1:20000-20099\"", "\"[fe80::1%lo]:80\""] {
+            assert!(printed.contains(line), "{printed}");
+        }
+    }
 }

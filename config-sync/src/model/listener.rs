@@ -1,21 +1,30 @@
 //! A listener, and the default values of its keys.
 
-use std::net::SocketAddr;
-
 use ipnet::IpNet;
 
 use crate::model::admission::Admission;
 use crate::model::place::At;
 use crate::model::time::{HOUR, MINUTE, SECOND};
 use crate::model::tls::Termination;
-use crate::table::routing::{OnTruncation, Protocol, SocketOptions, Starttls, Timeouts, Transport};
+use crate::table::address::{Address, Interface, Owner};
+use crate::table::routing::{
+    Bound, OnTruncation, Protocol, SocketOptions, Starttls, Timeouts, Transport,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub name: At<String>,
     pub protocol: Protocol,
     /// At least one. Each address has a socket of its own.
-    pub addresses: Vec<At<SocketAddr>>,
+    pub addresses: Vec<At<Address>>,
+    /// Clients come only over this interface.
+    pub interface: Option<Interface>,
+    /// This machine need not have the addresses.
+    pub freebind: bool,
+    /// The permissions of Unix sockets' files.
+    pub mode: Option<u32>,
+    /// The owner of Unix sockets' files.
+    pub owner: Option<NamedOwner>,
     /// TLS only. Host names in lower case; the first label may be `*`. If the list is empty, the
     /// listener takes every name, and clients that send no name.
     pub hostnames: Vec<At<String>>,
@@ -50,6 +59,13 @@ pub struct AcceptProxy {
     pub only: bool,
 }
 
+/// An owner of files, and the words for the owner in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedOwner {
+    pub text: String,
+    pub owner: Owner,
+}
+
 /// The values of socket options that are not given.
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] };
@@ -80,7 +96,9 @@ pub(crate) fn nameless(listener: &Listener) -> Option<&str> {
 }
 
 /// The sockets of a listener.
-pub(crate) fn bound_to(listener: &Listener) -> impl Iterator<Item = (Transport, SocketAddr)> {
+pub(crate) fn bound_to(listener: &Listener) -> impl Iterator<Item = Bound> {
     let transport = transport(listener.protocol);
-    listener.addresses.iter().map(move |address| (transport, address.value))
+    let interface = listener.interface.as_ref().map_or(0, |interface| interface.index);
+    let of = move |at: &At<Address>| Bound { transport, address: at.value.clone(), interface };
+    listener.addresses.iter().map(of)
 }

@@ -1,15 +1,19 @@
 //! Hands tables to workers. Each worker has a bounded channel and an eventfd. The latest table
 //! wins.
 
+mod socket_file;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crossbeam_channel::{Sender, TrySendError};
+use nix::net::if_::if_indextoname;
 
-use crate::table::routing::{RoutingTable, Socket, SocketId, Transport};
+use crate::publish::socket_file::SocketFile;
+use crate::table::address::Address;
+use crate::table::routing::{Bound, RoutingTable, Socket, SocketId, Transport};
 
 /// A command to a worker.
 #[derive(Debug)]
@@ -37,10 +41,9 @@ pub type OpenListeners = Box<dyn FnMut(&Socket, usize, bool) -> io::Result<Vec<O
 
 /// An address could not be bound, so nothing of the table was published.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {} {address}: {error}{}", word(*transport), hint(error))]
+#[error("cannot listen on {}: {error}{}", place(bound), hint(bound, error))]
 pub struct PublishError {
-    pub transport: Transport,
-    pub address: SocketAddr,
+    pub bound: Bound,
     #[source]
     pub error: io::Error,
 }
@@ -51,7 +54,7 @@ pub struct Publisher {
     workers: Vec<Outbox>,
     open: OpenListeners,
     /// The sockets of the latest table that was given out.
-    listening: BTreeMap<SocketId, Place>,
+    listening: BTreeMap<SocketId, Bound>,
     /// Sockets that have left the tables, with the workers that have not closed theirs yet. During
     /// that time (a fraction of a second) a TCP address can't be bound again: new sockets would
     /// join the old ones in the kernel's group, and connections would still go to the old ones. A
@@ -61,7 +64,9 @@ pub struct Publisher {
     /// The latest table, while one of its addresses is still closing.
     pending: Option<Pending>,
     /// Sockets that [`Self::prepare`] opened for the next table.
-    prepared: BTreeMap<SocketId, Vec<OwnedFd>>,
+    prepared: BTreeMap<SocketId, Opened>,
+    /// The files of the Unix sockets in `listening`.
+    socket_files: BTreeMap<SocketId, SocketFile>,
 }
 
 impl Publisher {
@@ -73,6 +78,7 @@ impl Publisher {
             closing: BTreeMap::new(),
             pending: None,
             prepared: BTreeMap::new(),
+            socket_files: BTreeMap::new(),
         }
     }
 
@@ -89,7 +95,7 @@ impl Publisher {
                 continue;
             }
             match self.open(socket, &beside) {
-                Ok(files) => _ = self.prepared.insert(id, files),
+                Ok(opened) => _ = self.prepared.insert(id, opened),
                 Err(error) => errors.push(error),
             }
         }
@@ -173,19 +179,22 @@ impl Publisher {
                 socket.id,
                 socket.transport,
                 match self.prepared.remove(&socket.id) {
-                    Some(files) => files,
+                    Some(opened) => opened,
                     None => self.open(socket, &beside)?,
                 },
             ));
         }
-        for (id, transport, files) in opened {
-            for (worker, file) in self.workers.iter_mut().zip(files) {
+        for (id, transport, opened) in opened {
+            self.socket_files.extend(opened.file.map(|file| (id, file)));
+            for (worker, file) in self.workers.iter_mut().zip(opened.sockets) {
                 worker.sockets.push((id, transport, file));
             }
         }
         let wanted: BTreeMap<_, _> =
-            table.sockets.iter().map(|socket| (socket.id, Place::of(socket))).collect();
+            table.sockets.iter().map(|socket| (socket.id, socket.bound())).collect();
         self.closing.retain(|id, _| !wanted.contains_key(id));
+        // Nobody new comes in while workers close the socket.
+        self.socket_files.retain(|id, _| wanted.contains_key(id));
         let mut leaving = std::mem::take(&mut self.listening);
         leaving.retain(|id, _| !wanted.contains_key(id));
         let mut users: BTreeMap<SocketId, BTreeSet<usize>> = BTreeMap::new();
@@ -198,7 +207,9 @@ impl Publisher {
             }
         }
         self.closing.extend(
-            users.into_iter().map(|(id, users)| (id, Closing { place: leaving[&id], users })),
+            users
+                .into_iter()
+                .map(|(id, users)| (id, Closing { bound: leaving[&id].clone(), users })),
         );
         self.listening = wanted;
         for worker in &mut self.workers {
@@ -211,20 +222,20 @@ impl Publisher {
     fn beside(&self, table: &RoutingTable) -> Beside {
         let ids: BTreeSet<_> = table.sockets.iter().map(|socket| socket.id).collect();
         let listening = self.listening.iter().filter(|(id, _)| !ids.contains(id));
-        let closing = self.closing.values().map(|closing| closing.place);
+        let closing = self.closing.values().map(|closing| &closing.bound);
         Beside {
-            stays: table.sockets.iter().map(Place::of).collect(),
-            leaves: listening.map(|(_, place)| *place).chain(closing).collect(),
+            stays: by_port(table.sockets.iter().map(Socket::bound)),
+            leaves: by_port(listening.map(|(_, bound)| bound).chain(closing).cloned()),
         }
     }
 
-    fn open(&mut self, socket: &Socket, beside: &Beside) -> Result<Vec<OwnedFd>, PublishError> {
-        let overlapping = Place::of(socket).overlapping();
-        let rejoins = !beside.stays.contains(&overlapping)
-            && (self.closing.contains_key(&socket.id) || beside.leaves.contains(&overlapping));
-        let (transport, address) = (socket.transport, socket.address);
-        let error = |error| PublishError { transport, address, error };
-        (self.open)(socket, self.workers.len(), rejoins).map_err(error)
+    fn open(&mut self, socket: &Socket, beside: &Beside) -> Result<Opened, PublishError> {
+        let bound = socket.bound();
+        let rejoins = !has_overlapping(&beside.stays, &bound)
+            && (self.closing.contains_key(&socket.id) || has_overlapping(&beside.leaves, &bound));
+        let error = |error| PublishError { bound, error };
+        let sockets = (self.open)(socket, self.workers.len(), rejoins).map_err(error)?;
+        Ok(Opened { sockets, file: SocketFile::of(&socket.address) })
     }
 
     fn deliver(&mut self) {
@@ -248,34 +259,45 @@ impl Publisher {
     }
 }
 
-/// The port that a socket holds, on all addresses of an IP version or on one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    transport: Transport,
-    ipv4: bool,
-    port: u16,
-    everywhere: bool,
+/// The sockets of an address, one for each worker.
+struct Opened {
+    sockets: Vec<OwnedFd>,
+    file: Option<SocketFile>,
 }
 
-impl Place {
-    fn of(socket: &Socket) -> Self {
-        let Socket { transport, address, .. } = socket;
-        Self {
-            transport: *transport,
-            ipv4: address.is_ipv4(),
-            port: address.port(),
-            everywhere: address.ip().is_unspecified(),
+/// Sockets by transport, IP version and port. Only sockets that agree in all three can overlap.
+type ByPort = BTreeMap<(Transport, bool, u16), Vec<Bound>>;
+
+fn port_of(bound: &Bound) -> Option<(Transport, bool, u16)> {
+    bound.address.ip().map(|address| (bound.transport, address.is_ipv4(), address.port()))
+}
+
+fn by_port(sockets: impl Iterator<Item = Bound>) -> ByPort {
+    let mut by_port = ByPort::new();
+    for bound in sockets {
+        if let Some(port) = port_of(&bound) {
+            by_port.entry(port).or_default().push(bound);
         }
     }
-
-    fn overlapping(self) -> Self {
-        Self { everywhere: !self.everywhere, ..self }
-    }
+    by_port
 }
 
-/// The workers that have not closed their socket of a place yet.
+/// Whether the kernel takes one of the sockets for the same as `bound`, in part: one of the two is
+/// on all addresses, or on all interfaces.
+fn has_overlapping(sockets: &ByPort, bound: &Bound) -> bool {
+    let others = port_of(bound).and_then(|port| sockets.get(&port));
+    others.into_iter().flatten().any(|other| other != bound && overlap(other, bound))
+}
+
+fn overlap(a: &Bound, b: &Bound) -> bool {
+    let everywhere = |of: &Bound| of.address.ip().is_some_and(|at| at.ip().is_unspecified());
+    let interfaces = a.interface == b.interface || a.interface == 0 || b.interface == 0;
+    interfaces && (a.address == b.address || everywhere(a) || everywhere(b))
+}
+
+/// The workers that have not closed their socket of an address yet.
 struct Closing {
-    place: Place,
+    bound: Bound,
     users: BTreeSet<usize>,
 }
 
@@ -284,8 +306,8 @@ struct Closing {
 /// address. Two sockets that are to stay side by side are refused in any order, because a process
 /// that starts with both is refused as well.
 struct Beside {
-    stays: BTreeSet<Place>,
-    leaves: BTreeSet<Place>,
+    stays: ByPort,
+    leaves: ByPort,
 }
 
 /// A table that waits for addresses to be closed.
@@ -332,7 +354,7 @@ impl Outbox {
     }
 
     /// Drops the leaving sockets that were not sent yet, and returns their ids.
-    fn take_back(&mut self, leaving: &BTreeMap<SocketId, Place>) -> BTreeSet<SocketId> {
+    fn take_back(&mut self, leaving: &BTreeMap<SocketId, Bound>) -> BTreeSet<SocketId> {
         let unsent = self.sockets.extract_if(.., |(id, _, _)| leaving.contains_key(id));
         unsent.map(|(id, _, _)| id).collect()
     }
@@ -373,16 +395,30 @@ impl Outbox {
     }
 }
 
-fn word(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "TCP",
-        Transport::Udp => "UDP",
+fn place(bound: &Bound) -> String {
+    let Bound { transport, address, interface } = bound;
+    let word = match (address, transport) {
+        (Address::Unix(_), _) => "",
+        (_, Transport::Tcp) => "TCP ",
+        (_, Transport::Udp) => "UDP ",
+    };
+    match if_indextoname(*interface) {
+        Ok(name) if *interface > 0 => format!("{word}{address} ({})", name.to_string_lossy()),
+        _ => format!("{word}{address}"),
     }
 }
 
 /// Advice for the most common errors of bind(2).
-fn hint(error: &io::Error) -> &'static str {
+fn hint(bound: &Bound, error: &io::Error) -> &'static str {
+    let is_unix = bound.address.unix().is_some();
     match error.kind() {
+        io::ErrorKind::PermissionDenied if is_unix => {
+            "; this process may not create the file there, or not give it its owner"
+        }
+        io::ErrorKind::AddrInUse if is_unix => {
+            "; another process listens there, or the file is no socket"
+        }
+        io::ErrorKind::NotFound if is_unix => "; the directory must be there",
         io::ErrorKind::PermissionDenied => {
             "; ports below net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
         }

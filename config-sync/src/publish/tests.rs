@@ -1,10 +1,12 @@
 use std::fs::File;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
+use crate::table::address::Bind;
 use crate::table::routing::{AcceptProxy, Hosts, SocketOptions};
 
 /// Two workers with channels of one command, and the sockets that were opened, by port.
@@ -32,10 +34,10 @@ impl World {
         }
         let log = Arc::clone(&opened);
         let open = move |socket: &Socket, workers: usize, _: bool| {
-            if socket.address.port() == BUSY {
+            if port(&socket.address) == BUSY {
                 return Err(io::ErrorKind::AddrInUse.into());
             }
-            log.lock().expect("lock").push(socket.address.port());
+            log.lock().expect("lock").push(port(&socket.address));
             (0..workers).map(|_| Ok(File::open("/dev/null")?.into())).collect()
         };
         Self { publisher: Publisher::new(links, Box::new(open)), commands, wakes, opened }
@@ -60,12 +62,17 @@ impl World {
     }
 }
 
+fn port(address: &Address) -> u16 {
+    address.ip().expect("an IP address").port()
+}
+
 /// A table of TCP sockets, with their ports as ids.
 fn table(generation: u64, ports: &[u16]) -> RoutingTable {
     let socket = |port: &u16| Socket {
         id: SocketId((*port).into()),
         transport: Transport::Tcp,
-        address: SocketAddr::from(([127, 0, 0, 1], *port)),
+        address: SocketAddr::from(([127, 0, 0, 1], *port)).into(),
+        bind: Bind::default(),
         options: SocketOptions {
             nodelay: true,
             keepalive: 0,
@@ -105,7 +112,7 @@ fn a_bind_that_fails_publishes_nothing_and_keeps_what_was() {
     world.publish(1, &[80]);
     assert!(world.receive(0).is_some() && world.receive(1).is_some());
     let error = world.publisher.publish(table(2, &[82, BUSY])).expect_err("busy");
-    assert_eq!(error.address.port(), BUSY);
+    assert_eq!(port(&error.bound.address), BUSY);
     assert!(error.to_string().contains("another process listens there"), "{error}");
     assert!(world.receive(0).is_none() && world.receive(1).is_none());
     // Port 80 is still open and 82 was given back, so only 82 is opened again.
@@ -169,7 +176,7 @@ fn a_move_between_every_address_and_one_is_no_conflict() {
         for socket in &mut table.sockets {
             socket.transport = transport;
             let ip = if socket.id.0 % 2 == 0 { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
-            socket.address = SocketAddr::from((ip, 80));
+            socket.address = SocketAddr::from((ip, 80)).into();
         }
         publisher.publish(table).expect("published");
         drop(received.try_recv());

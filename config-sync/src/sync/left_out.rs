@@ -2,7 +2,6 @@
 //! or because they do not fit.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::backoff::Backoff;
@@ -11,7 +10,7 @@ use crate::model::config::Config;
 use crate::model::listener::{Listener, bound_to};
 use crate::model::place::{At, Problem, Problems};
 use crate::publish::PublishError;
-use crate::table::routing::{RoutingTable, Transport};
+use crate::table::routing::{Bound, RoutingTable};
 
 /// The result of putting a configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +35,6 @@ pub struct LeftOut {
     /// The log's last message about parts that do not fit.
     said: String,
 }
-
-type Bound = (Transport, SocketAddr);
 
 #[derive(Debug)]
 struct Failure {
@@ -106,19 +103,18 @@ impl LeftOut {
 
     /// Notes which addresses of a table could be bound, and which could not.
     pub fn tried(&mut self, table: &RoutingTable, errors: &[PublishError], now: Instant) {
-        let failed: BTreeSet<Bound> =
-            errors.iter().map(|error| (error.transport, error.address)).collect();
+        let failed: BTreeSet<&Bound> = errors.iter().map(|error| &error.bound).collect();
         for socket in &table.sockets {
-            let at = (socket.transport, socket.address);
+            let at = socket.bound();
             if !failed.contains(&at) {
                 self.failures.remove(&at);
             }
         }
         for error in errors {
-            let at = (error.transport, error.address);
-            let mut again = self.failures.get(&at).map(|before| before.again).unwrap_or_default();
+            let mut again =
+                self.failures.get(&error.bound).map(|before| before.again).unwrap_or_default();
             again.failed(now);
-            self.failures.insert(at, Failure { why: error.to_string(), again });
+            self.failures.insert(error.bound.clone(), Failure { why: error.to_string(), again });
         }
     }
 

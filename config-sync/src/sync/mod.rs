@@ -403,8 +403,7 @@ impl ConfigSync {
             return Ok(());
         }
         self.publisher.discard();
-        let by_address: BTreeMap<_, _> =
-            errors.iter().map(|error| ((error.transport, error.address), error)).collect();
+        let by_address: BTreeMap<_, _> = errors.iter().map(|error| (&error.bound, error)).collect();
         let mut faults = Vec::new();
         for listener in &config.listeners {
             for (address, bound) in listener.addresses.iter().zip(bound_to(listener)) {

@@ -4,12 +4,14 @@
 //! | module | has |
 //! |---|---|
 //! | [`routing`] | the immutable routing table |
+//! | [`address`] | addresses of sockets: IP addresses and Unix sockets |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
 //! | `fnv` | a hash that is equal on every machine |
 //! | [`x509`] | fields of a certificate that rustls does not give: its end, its subject |
 
+pub mod address;
 pub(crate) mod fnv;
 pub(crate) mod maglev;
 pub mod ranges;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use ipnet::IpNet;
 
+use super::address::{Address, Bind};
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
 
@@ -105,7 +106,8 @@ pub enum Transport {
 pub struct Socket {
     pub id: SocketId,
     pub transport: Transport,
-    pub address: SocketAddr,
+    pub address: Address,
+    pub bind: Bind,
     pub options: SocketOptions,
     /// Whether a worker must read the ClientHello before the worker can choose a listener.
     pub reads_hello: bool,
@@ -122,6 +124,22 @@ pub struct Socket {
     pub accept_proxy: AcceptProxy,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
+}
+
+impl Socket {
+    pub fn bound(&self) -> Bound {
+        let interface = self.bind.interface_index();
+        Bound { transport: self.transport, address: self.address.clone(), interface }
+    }
+}
+
+/// What tells one listening socket from all others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bound {
+    pub transport: Transport,
+    pub address: Address,
+    /// The number of the interface. 0: every interface.
+    pub interface: u32,
 }
 
 /// The proxies in front of a socket.

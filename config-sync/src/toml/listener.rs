@@ -9,11 +9,10 @@ use crate::model::config::MAX_SESSIONS;
 use crate::model::listener::{FLOW_TIMEOUT, Listener, TIMEOUTS};
 use crate::model::place::At;
 use crate::table::routing::{OnTruncation, Protocol, Starttls, Timeouts};
+use crate::toml::bind::{Binding, bind_address, binding};
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
-use crate::toml::values::{
-    duration, duration_from, exact_hostname, hostname, listen_address, name,
-};
+use crate::toml::values::{duration, duration_from, exact_hostname, hostname, name};
 use crate::toml::{admission, proxy, tls};
 
 pub(crate) static LISTENER: Section = Section {
@@ -23,6 +22,10 @@ pub(crate) static LISTENER: Section = Section {
         any("protocol"),
         any("address"),
         any("addresses"),
+        any("interface"),
+        any("freebind"),
+        key("mode", On::Stream),
+        key("owner", On::Stream),
         key("hostname", On::Tls),
         key("hostnames", On::Tls),
         key("default_hostname", On::Tls),
@@ -58,7 +61,10 @@ pub(crate) fn listener<'t>(
     if !table.has("addresses") {
         reader.miss(table, "address", form);
     }
-    let addresses = one_or_list(reader, table, ("address", "addresses"), listen_address);
+    let addresses = one_or_list(reader, table, ("address", "addresses"), bind_address);
+    let asked = protocol.as_ref().map(|protocol| protocol.value);
+    let Binding { addresses, interface, freebind, mode, owner } =
+        binding(reader, table, addresses, asked);
     if let Some(protocol) = &protocol {
         refuse_keys_of_other_protocols(reader, table, protocol.value);
         if protocol.value == Protocol::Tcp && !table.has("accept_proxy") {
@@ -90,6 +96,10 @@ pub(crate) fn listener<'t>(
         name: name?,
         protocol: protocol?.value,
         addresses,
+        interface,
+        freebind,
+        mode,
+        owner,
         hostnames,
         default_hostname,
         starttls,

@@ -3,6 +3,7 @@
 
 mod admission;
 pub(crate) mod backend;
+pub(crate) mod bind;
 pub(crate) mod endpoint;
 pub(crate) mod gone;
 pub(crate) mod health_check;

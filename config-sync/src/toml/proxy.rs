@@ -1,10 +1,12 @@
 //! The keys of the PROXY protocol: the sources of headers that a listener believes, and the header
 //! that a backend receives.
 
+use ipnet::IpNet;
 use toml::de::DeValue;
 
 use crate::model::listener::AcceptProxy;
 use crate::model::place::At;
+use crate::table::address::UNIX_CLIENT;
 use crate::table::routing::{ProxyVersion, SendProxy};
 use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, or, string, word};
 use crate::toml::values::range;
@@ -29,7 +31,7 @@ pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<A
     reader.miss(given, "from", "the source ranges that must send a header: [\"10.0.0.0/8\"]");
     let only = or(reader.get(given, "only", boolean), false);
     let before = reader.problems.len();
-    let ranges = reader.list(given, "from", range)?;
+    let ranges = reader.list(given, "from", sender)?;
     let none = ranges.is_empty() && reader.problems.len() == before;
     if none || ranges.len() > MAX_RANGES {
         reader.get(given, "from", |_| Err::<(), _>(count(ranges.len())));
@@ -37,6 +39,17 @@ pub(crate) fn accept<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<A
     let from = ranges.into_iter().map(|range| range.value).collect();
     Some(At { value: AcceptProxy { from, only }, place })
 }
+
+/// A range of addresses of proxies, or `"unix"` for proxies that come over a Unix socket.
+fn sender(value: &DeValue<'_>) -> Read<IpNet> {
+    match value.as_str() {
+        Some(UNIX_SENDER) => Ok(UNIX_CLIENT.ip().into()),
+        _ => range(value),
+    }
+}
+
+/// The word for proxies that come over a Unix socket.
+pub(crate) const UNIX_SENDER: &str = "unix";
 
 /// The header that endpoints receive. `None`: no header.
 pub(crate) fn send<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<SendProxy>> {

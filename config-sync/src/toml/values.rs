@@ -7,8 +7,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use toml::de::DeValue;
 
+use crate::machine;
 use crate::model::admission::{read_range, unmapped};
 use crate::model::endpoint::Address;
+use crate::table::address::Interface;
 use crate::table::routing::Sources;
 use crate::toml::reader::{Read, string};
 
@@ -173,11 +175,13 @@ const MOST_SOURCES: u32 = 20;
 fn socket_address(value: &DeValue<'_>, portless: impl Fn(&str) -> String) -> Read<SocketAddr> {
     const FORM: &str = "must be IP:PORT, such as \"10.0.0.1:5432\" or \"[2001:db8::1]:5432\"";
     let text = string(value).map_err(|message| format!("{message}; it {FORM}"))?;
-    if let Ok(address) = text.parse::<SocketAddr>() {
+    let (bare, scope) = scope(text)?.unwrap_or_else(|| (text.to_owned(), 0));
+    if let Ok(address) = bare.parse::<SocketAddr>() {
         if address.port() == 0 {
             return Err(PORT.to_owned());
         }
-        return unmapped(address.ip()).map(|()| address);
+        unmapped(address.ip())?;
+        return scoped(address, scope);
     }
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
@@ -196,6 +200,50 @@ fn socket_address(value: &DeValue<'_>, portless: impl Fn(&str) -> String) -> Rea
         "this is neither IPv4 nor IPv6 with a port".to_owned()
     };
     Err(format!("{FORM}, not \"{text}\": {hint}"))
+}
+
+/// The address without its scope, and the number of the scope's interface. `[fe80::1%eth0]:53` has
+/// the scope `eth0`.
+fn scope(text: &str) -> Read<Option<(String, u32)>> {
+    let parts = text.strip_prefix('[').and_then(|text| text.split_once(']'));
+    let Some(((ip, scope), port)) = parts.and_then(|(ip, port)| Some((ip.split_once('%')?, port)))
+    else {
+        return Ok(None);
+    };
+    let (_, index) = machine::interface(scope).ok_or_else(|| no_interface(scope))?;
+    Ok(Some((format!("[{ip}]{port}"), index)))
+}
+
+/// A network interface of this machine, by its name.
+pub(crate) fn interface(value: &DeValue<'_>) -> Read<Interface> {
+    let name = string(value)?;
+    let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
+    let found = machine::interface(name).filter(|_| !is_number);
+    let (name, index) = found.ok_or_else(|| no_interface(name))?;
+    Ok(Interface { name: name.into(), index })
+}
+
+fn no_interface(name: &str) -> String {
+    let known = machine::interfaces().join(", ");
+    format!("this machine has no interface \"{name}\"; it has {known}")
+}
+
+/// The address with the scope that it needs, if any.
+fn scoped(address: SocketAddr, scope: u32) -> Read<SocketAddr> {
+    let SocketAddr::V6(mut v6) = address else { return Ok(address) };
+    let (ip, port) = (*v6.ip(), v6.port());
+    match (ip.is_unicast_link_local(), scope) {
+        (true, 0) => Err(format!(
+            "{ip} is link-local, so its interface must be named, such as \"[{ip}%eth0]:{port}\""
+        )),
+        (false, scope) if scope != 0 => {
+            Err(format!("only link-local addresses have a scope; write \"[{ip}]:{port}\""))
+        }
+        _ => {
+            v6.set_scope_id(scope);
+            Ok(v6.into())
+        }
+    }
 }
 
 const PORT: &str = "the port must be 1 to 65535";

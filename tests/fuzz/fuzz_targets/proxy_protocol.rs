@@ -59,6 +59,7 @@ fn again(addresses: Addresses) {
     for version in [ProxyVersion::V1, ProxyVersion::V2] {
         let mut bytes = Vec::new();
         let header = Outgoing {
+            unix: None,
             transport: Transport::Tcp,
             addresses,
             authority: Some("a"),

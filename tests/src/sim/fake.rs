@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId};
 use ringway::contract::{Op, Token};
 use ringway::proxy::Proxy;
@@ -51,7 +52,8 @@ impl Fake {
     pub fn hand_over(&mut self, table: RoutingTable) {
         for socket in &table.sockets {
             if !self.in_force.contains(&socket.id) {
-                self.tables.listen(socket.id, socket.transport, socket.address);
+                let address = socket.address.ip().unwrap_or(UNIX_CLIENT);
+                self.tables.listen(socket.id, socket.transport, address);
             }
         }
         self.in_force = table.sockets.iter().map(|socket| socket.id).collect();

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use config_sync::table::address::Bind;
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
@@ -223,7 +224,8 @@ impl Model {
             table.sockets.push(Socket {
                 id: socket.id,
                 transport: socket.transport(),
-                address: socket.address,
+                address: socket.address.into(),
+                bind: Bind::default(),
                 options: SocketOptions { keepalive: socket.keepalive, ..options() },
                 reads_hello: socket.protocol == Protocol::Tls,
                 hello_timeout: socket.listeners.iter().map(|l| l.timeouts.hello).max().unwrap_or(0),

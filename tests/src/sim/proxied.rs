@@ -55,6 +55,7 @@ pub fn some_header(rng: &mut Rng, source: SocketAddr) -> (Vec<u8>, Proxied) {
             let header = Outgoing {
                 transport: Transport::Tcp,
                 addresses: Addresses { source, destination: ([203, 0, 113, 1], 443).into() },
+                unix: None,
                 authority: rng.per_mille(500).then_some("a.test"),
                 alpn: None,
                 tls: None,

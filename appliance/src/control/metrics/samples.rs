@@ -12,6 +12,7 @@ use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
 use config_sync::health::Tally;
 use config_sync::model::config::Config;
+use config_sync::table::address::Address;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
 use crate::control::metrics::exposition::{Merged, Page};
@@ -300,7 +301,7 @@ fn kubernetes(page: &Page, figures: &Figures) {
 
 fn health(page: &Page, figures: &health::Figures) {
     for (backend, address, up) in &figures.endpoints {
-        let address = address.to_string();
+        let address = Address::Ip(*address).to_string();
         let labels: &[_] = &[("backend", &**backend), ("endpoint", address.as_str())];
         page.set("ringway_endpoint_healthy", labels, u64::from(*up));
     }
@@ -355,7 +356,7 @@ impl Series {
             for endpoint in &backend.endpoints {
                 let new = || EndpointSeries {
                     backend: Arc::clone(&backend.name),
-                    address: endpoint.address.to_string(),
+                    address: Address::Ip(endpoint.address).to_string(),
                     in_force: true,
                 };
                 self.endpoints.entry(endpoint.id).or_insert_with(new).in_force = true;

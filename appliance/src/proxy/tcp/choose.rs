@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{Hosts, Protocol, Socket};
 
@@ -59,7 +60,7 @@ impl Session {
         // If the hello took its time, the socket may be gone by now, and the id may be another
         // socket's.
         let here = |socket: &Socket| {
-            let (bound, local) = (socket.address, self.local);
+            let (bound, local) = (socket.address.ip().unwrap_or(UNIX_CLIENT), self.local);
             bound.port() == local.port()
                 && (bound.ip().is_unspecified() || bound.ip() == local.ip())
         };

@@ -4,6 +4,7 @@
 //! The session peeks at a header until it is whole, and then takes only the header. So all bytes
 //! behind the header are relayed like any others.
 
+use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::{SendProxy, Transport};
 
 use crate::contract::{Event, Op, Side, Stop, Why, size};
@@ -122,12 +123,15 @@ impl Session {
             *proxied.unique_id.get_or_insert_with(|| core.ids.next())
         });
         let tls = self.tls.as_ref().and_then(|tls| tls.client_tls());
+        let unix = core.tables.of(self.socket).filter(|_| self.client == UNIX_CLIENT);
+        let unix = unix.and_then(|(_, socket)| Some(socket.address.unix()?.to_bytes()));
         let header = Outgoing {
             transport: Transport::Tcp,
             addresses: Addresses {
                 source: self.client,
                 destination: destination.unwrap_or(self.local),
             },
+            unix: unix.as_deref(),
             authority: self.server_name.as_deref(),
             alpn: self.tls.as_ref().and_then(|tls| tls.client_alpn()),
             tls: tls.as_ref(),

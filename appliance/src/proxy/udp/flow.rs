@@ -117,6 +117,7 @@ impl Flow {
         let header = Outgoing {
             transport: Transport::Udp,
             addresses,
+            unix: None,
             authority: None,
             alpn: None,
             tls: None,
@@ -128,7 +129,7 @@ impl Flow {
 
     /// The address that the flow's client, or the proxy in front, has sent to.
     pub fn bound(&self, core: &Core) -> SocketAddr {
-        let bound = core.tables.of(self.socket).map(|(_, socket)| socket.address);
+        let bound = core.tables.of(self.socket).and_then(|(_, socket)| socket.address.ip());
         let bound = bound.unwrap_or_else(|| SocketAddr::new([0, 0, 0, 0].into(), 0));
         self.local.map_or(bound, |ip| SocketAddr::new(ip, bound.port()))
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::{SocketId, SocketOptions, Transport};
 use io_uring::types::Timespec;
 use socket2::SockRef;
@@ -38,8 +39,8 @@ pub struct Listeners {
 struct ListenSocket {
     fd: OwnedFd,
     transport: Transport,
-    /// The address that the socket is bound to.
-    local: SocketAddr,
+    /// The address that the socket is bound to. `None`: a Unix socket.
+    local: Option<SocketAddr>,
     generation: u32,
     /// A multishot is in flight.
     armed: bool,
@@ -104,7 +105,7 @@ impl Listeners {
             return;
         };
         for listener in self.sockets.iter_mut().flatten() {
-            let of = listener.local;
+            let Some(of) = listener.local else { continue };
             listener.deaf |= listener.transport == Transport::Udp
                 && of.port() == local.port()
                 && of.is_ipv4() == local.is_ipv4()
@@ -114,7 +115,7 @@ impl Listeners {
     }
 
     fn place(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
-        let local = local_address(&fd).expect("an open internet socket has an address");
+        let local = local_address(&fd);
         self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
         let (generation, state) = (self.generation, State::Open);
         self.sockets[socket.index()] = Some(ListenSocket {
@@ -187,10 +188,17 @@ impl Listeners {
         match listener.transport {
             Transport::Tcp => {
                 listener.state = State::Lull;
+                let lull = match listener.local {
+                    // A connection to a Unix socket has no handshake that takes time.
+                    None => &AT_ONCE,
+                    Some(_) => &LULL,
+                };
                 // Without the filter (no memory for it), new connections are still accepted during
                 // the lull. There is no other harm.
-                let _ = steering::refuse_new_connections(listener.fd.as_fd());
-                queue.timeout(&LULL, UserData::new(What::Lull, slot, listener.generation));
+                if listener.local.is_some() {
+                    let _ = steering::refuse_new_connections(listener.fd.as_fd());
+                }
+                queue.timeout(lull, UserData::new(What::Lull, slot, listener.generation));
             }
             Transport::Udp => {
                 listener.state = State::Closing;
@@ -292,6 +300,9 @@ impl Listeners {
 
     fn hand_over(&mut self, slot: u32, fd: OwnedFd, turn: &mut Turn) {
         let Some(listener) = self.get(slot) else { return };
+        let Some(bound) = listener.local else {
+            return self.announce(slot, fd, (UNIX_CLIENT, UNIX_CLIENT), turn);
+        };
         let socket = SockRef::from(&fd);
         // The peer may have reset the connection already. Then the connection has no peer address,
         // and is not handed over.
@@ -299,12 +310,23 @@ impl Listeners {
             self.aborted += 1;
             return;
         };
-        let local = if listener.local.ip().is_unspecified() {
+        let local = if bound.ip().is_unspecified() {
             socket.local_addr().ok().and_then(|address| address.as_socket())
         } else {
-            Some(listener.local)
+            Some(bound)
         };
-        let Some(local) = local else { return };
+        if let Some(local) = local {
+            self.announce(slot, fd, (peer, local), turn);
+        }
+    }
+
+    fn announce(
+        &mut self,
+        slot: u32,
+        fd: OwnedFd,
+        (peer, local): (SocketAddr, SocketAddr),
+        turn: &mut Turn,
+    ) {
         if let Some(incoming) = self.incoming.insert(fd) {
             let token = Token::socket(SocketId(slot));
             turn.push(token, Event::Accepted { incoming, peer, local });

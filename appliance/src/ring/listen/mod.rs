@@ -3,3 +3,4 @@
 pub(super) mod listeners;
 pub mod open;
 mod steering;
+mod unix;

@@ -4,17 +4,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use config_sync::table::address::Address;
 use config_sync::table::routing::{Socket as SocketConfig, Transport};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::ring::listen::steering;
-use crate::ring::sys::options::{set_datagram_options, set_tcp_options};
+use crate::ring::listen::{steering, unix};
+use crate::ring::sys::options::{bind_interface, set_datagram_options, set_tcp_options};
 
 /// Connections that may wait to be accepted. The kernel cuts this to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group. In the group,
-/// a source address and port always reaches the same worker.
+/// a source address and port always reaches the same worker. All workers share one Unix socket.
 ///
 /// - `rejoins`: sockets of this process may still hold the address, or an overlapping one.
 /// - `early`: this machine need not have the address yet (IP_FREEBIND, ip(7)).
@@ -32,12 +33,16 @@ pub fn open_listeners(
     early: bool,
     seed: u64,
 ) -> io::Result<Vec<OwnedFd>> {
+    let address = match &socket.address {
+        Address::Ip(address) => *address,
+        Address::Unix(path) => return unix::open(socket, path, workers, BACKLOG),
+    };
     if !rejoins {
-        new_socket(socket, early)?.bind(&socket.address.into())?;
+        new_socket(socket, address, early)?.bind(&address.into())?;
     }
     let mut sockets = Vec::with_capacity(workers);
     for worker in 0..workers {
-        let opened = bind(socket, early)?;
+        let opened = bind(socket, address, early)?;
         // listen(2) comes before the program is attached. Once a socket has a program, listen(2)
         // takes sockets of other addresses of this port, which may be leaving, for a conflict.
         if socket.transport == Transport::Tcp {
@@ -47,40 +52,42 @@ pub fn open_listeners(
         // might give a packet to one worker, and the program might give the next packet of that
         // flow to another.
         if worker == 0 && workers > 1 {
-            steering::attach(opened.as_fd(), socket.address.is_ipv4(), workers, seed)?;
+            steering::attach(opened.as_fd(), address.is_ipv4(), workers, seed)?;
         }
         sockets.push(OwnedFd::from(opened));
     }
     Ok(sockets)
 }
 
-fn bind(config: &SocketConfig, early: bool) -> io::Result<Socket> {
-    let socket = new_socket(config, early)?;
+fn bind(config: &SocketConfig, address: SocketAddr, early: bool) -> io::Result<Socket> {
+    let socket = new_socket(config, address, early)?;
     socket.set_reuse_port(true)?;
     match config.transport {
         Transport::Tcp => set_tcp_options(socket.as_fd(), &config.options)?,
-        Transport::Udp => set_datagram_options(&socket, &config.address)?,
+        Transport::Udp => set_datagram_options(&socket, &address)?,
     }
-    socket.bind(&config.address.into())?;
+    socket.bind(&address.into())?;
     Ok(socket)
 }
 
-fn new_socket(config: &SocketConfig, early: bool) -> io::Result<Socket> {
+fn new_socket(config: &SocketConfig, address: SocketAddr, early: bool) -> io::Result<Socket> {
     let (kind, protocol) = match config.transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
     };
-    let domain = Domain::for_address(config.address);
-    let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
     // Connections of an earlier process that have not quite ended are no obstacle. With UDP, this
     // option would let any other process in.
     socket.set_reuse_address(config.transport == Transport::Tcp)?;
-    if config.address.is_ipv6() {
+    if let Some(interface) = &config.bind.interface {
+        bind_interface(socket.as_fd(), interface.index)?;
+    }
+    if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    match config.address {
-        SocketAddr::V4(_) if early => socket.set_freebind_v4(true)?,
-        SocketAddr::V6(_) if early => socket.set_freebind_v6(true)?,
+    match address {
+        SocketAddr::V4(_) if early || config.bind.freebind => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) if early || config.bind.freebind => socket.set_freebind_v6(true)?,
         _ => {}
     }
     Ok(socket)

@@ -103,6 +103,13 @@ pub fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> io::Resu
     SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
 }
 
+/// Binds a socket to a network interface (SO_BINDTOIFINDEX, Linux 5.1). Packets of other interfaces
+/// do not reach the socket, and the socket sends through this interface only. The interface may be
+/// a VRF.
+pub fn bind_interface(fd: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, &index.cast_signed())
+}
+
 /// Takes the pending error of a socket.
 pub fn pending_error(fd: BorrowedFd<'_>) -> Option<io::Error> {
     SockRef::from(&fd).take_error().unwrap_or_else(Some)

@@ -16,6 +16,7 @@ const PLAIN: Outgoing<'static> = Outgoing {
         source: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 56_324),
         destination: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)), 443),
     },
+    unix: None,
     authority: None,
     alpn: None,
     tls: None,
@@ -65,6 +66,20 @@ fn full_tls() -> ClientTls {
 }
 
 #[test]
+fn a_client_over_a_unix_socket_is_told_by_the_name_of_the_socket() {
+    let header = Outgoing { unix: Some(b"/run/x.sock"), crc32c: true, ..PLAIN };
+    let bytes = written(ProxyVersion::V2, &header);
+    let whole = bytes.len();
+    assert_eq!((bytes[13], whole), (0x31, V2_START + 2 * 108 + 7));
+    assert!(bytes[V2_START..][..108].iter().all(|byte| *byte == 0), "the client has no name");
+    assert_eq!(&bytes[V2_START + 108..][..12], b"/run/x.sock\0");
+    assert_eq!(in_any_fragmentation(&bytes), Header::Known { len: whole, addresses: None });
+    let bytes = written(ProxyVersion::V1, &Outgoing { unix: Some(b"\0name"), ..PLAIN });
+    assert_eq!(bytes, b"PROXY UNKNOWN\r\n");
+    assert_eq!(in_any_fragmentation(&bytes), Header::Known { len: 15, addresses: None });
+}
+
+#[test]
 fn crc32c_is_that_of_the_rfc() {
     for (bytes, sum) in
         [(&b"123456789"[..], 0xe306_9283), (&[0; 32], 0x8a91_36aa), (&[0xff; 32], 0x62a8_ab43)]
@@ -84,6 +99,7 @@ fn what_is_written_is_read() {
         for version in [ProxyVersion::V1, ProxyVersion::V2] {
             for crc32c in [false, true] {
                 let header = Outgoing {
+                    unix: None,
                     addresses,
                     authority: Some("db.example.com"),
                     alpn: Some(b"h2"),

@@ -14,6 +14,9 @@ use crate::wire::proxy_header::{
 pub struct Outgoing<'a> {
     pub transport: Transport,
     pub addresses: Addresses,
+    /// The name of the Unix socket that the client connected to, as the kernel takes the name. The
+    /// client then has no address, and `addresses` do not count.
+    pub unix: Option<&'a [u8]>,
     /// The server name that the client asked for. Only version 2 carries this field and the fields
     /// below.
     pub authority: Option<&'a str>,
@@ -46,6 +49,8 @@ pub struct ClientCertificate {
 /// Appends a header to `out`: at most [`MAX_V1`] bytes in version 1, about 1 KiB in version 2.
 pub fn write(version: ProxyVersion, header: &Outgoing<'_>, out: &mut Vec<u8>) {
     match version {
+        // Version 1 has no word for Unix sockets (section 2.1).
+        ProxyVersion::V1 if header.unix.is_some() => out.extend_from_slice(b"PROXY UNKNOWN\r\n"),
         ProxyVersion::V1 => write_v1(&header.addresses, out),
         ProxyVersion::V2 => write_v2(header, out),
     }
@@ -72,24 +77,9 @@ fn write_v2(header: &Outgoing<'_>, out: &mut Vec<u8>) {
         Transport::Tcp => 1,
         Transport::Udp => 2,
     };
-    let family = family(&header.addresses);
-    let family_bits = match family {
-        Family::V4(..) => 0x10,
-        Family::V6(..) => 0x20,
-    };
-    out.extend_from_slice(&[VERSION_2_PROXY, family_bits | transport, 0, 0]);
-    match family {
-        Family::V4(source, destination) => {
-            out.extend_from_slice(&source.octets());
-            out.extend_from_slice(&destination.octets());
-        }
-        Family::V6(source, destination) => {
-            out.extend_from_slice(&source.octets());
-            out.extend_from_slice(&destination.octets());
-        }
-    }
-    out.extend_from_slice(&header.addresses.source.port().to_be_bytes());
-    out.extend_from_slice(&header.addresses.destination.port().to_be_bytes());
+    out.extend_from_slice(&[VERSION_2_PROXY, transport, 0, 0]);
+    let bits = write_addresses(header, out);
+    out[start + 13] |= bits;
     write_tlvs(header, out);
     if header.crc32c {
         tlv(out, TLV_CRC32C, |out| out.extend_from_slice(&[0; 4]));
@@ -150,6 +140,35 @@ fn tlv(out: &mut Vec<u8>, kind: u8, value: impl FnOnce(&mut Vec<u8>)) {
     let len = u16::try_from(out.len() - start).unwrap_or(u16::MAX);
     out[start - 2..start].copy_from_slice(&len.to_be_bytes());
 }
+
+/// Writes the addresses and ports, and returns the bits of their family.
+fn write_addresses(header: &Outgoing<'_>, out: &mut Vec<u8>) -> u8 {
+    let Addresses { source, destination } = header.addresses;
+    if let Some(name) = header.unix {
+        // The client's own socket has no name.
+        out.extend_from_slice(&[0; UNIX_NAME]);
+        out.extend(name.iter().copied().chain(std::iter::repeat(0)).take(UNIX_NAME));
+        return 0x30;
+    }
+    let bits = match family(&header.addresses) {
+        Family::V4(source, destination) => {
+            out.extend_from_slice(&source.octets());
+            out.extend_from_slice(&destination.octets());
+            0x10
+        }
+        Family::V6(source, destination) => {
+            out.extend_from_slice(&source.octets());
+            out.extend_from_slice(&destination.octets());
+            0x20
+        }
+    };
+    out.extend_from_slice(&source.port().to_be_bytes());
+    out.extend_from_slice(&destination.port().to_be_bytes());
+    bits
+}
+
+/// Bytes of the name of a Unix socket, filled up with zeros (section 2.2).
+const UNIX_NAME: usize = 108;
 
 /// Both addresses in one IP version: unchanged, or both as IPv6.
 enum Family {

@@ -20,6 +20,7 @@ use crate::model::gone::WhenGone;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, WeightedBackend};
 use crate::model::tls::Origination;
+use crate::table::address;
 use crate::table::fnv::Fnv;
 use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
 
@@ -97,7 +98,11 @@ impl<'o> Build<'_, 'o> {
         let proxied = !udp && accept_proxy.is_some();
         Listener {
             protocol,
-            addresses: vec![at(address, &of)],
+            addresses: vec![at(address.into(), &of)],
+            interface: None,
+            freebind: false,
+            mode: None,
+            owner: None,
             hostnames: entry
                 .hostname
                 .iter()
@@ -261,24 +266,24 @@ impl<'o> Build<'_, 'o> {
 /// Drops default names that no listener of the address takes. A policy for a whole Gateway may give
 /// a name that only some of the Gateway's addresses take.
 fn drop_untaken_names(listeners: &mut [Listener]) {
-    let mut sharing: BTreeMap<SocketAddr, Vec<usize>> = BTreeMap::new();
+    let mut sharing: BTreeMap<&address::Address, Vec<usize>> = BTreeMap::new();
     for (at, listener) in listeners.iter().enumerate() {
         for address in &listener.addresses {
-            sharing.entry(address.value).or_default().push(at);
+            sharing.entry(&address.value).or_default().push(at);
         }
     }
     // The listeners of one address have one name, so each name is looked for once.
-    let mut known: BTreeMap<(SocketAddr, &str), bool> = BTreeMap::new();
-    let mut is_taken = |address: SocketAddr, name| {
+    let mut known: BTreeMap<(&address::Address, &str), bool> = BTreeMap::new();
+    let mut is_taken = |address, name| {
         *known
             .entry((address, name))
-            .or_insert_with(|| sharing[&address].iter().any(|at| reaches(&listeners[*at], name)))
+            .or_insert_with(|| sharing[address].iter().any(|at| reaches(&listeners[*at], name)))
     };
     let taken: Vec<bool> = listeners
         .iter()
         .map(|listener| {
             let Some(name) = nameless(listener) else { return true };
-            listener.addresses.iter().all(|address| is_taken(address.value, name))
+            listener.addresses.iter().all(|address| is_taken(&address.value, name))
         })
         .collect();
     for (listener, _) in listeners.iter_mut().zip(taken).filter(|(_, taken)| !taken) {

@@ -25,7 +25,7 @@ pub fn outline(config: &Config) -> Outline {
     let mut parts = vec![Hash(Fnv::new()); PARTS];
     for listener in &config.listeners {
         let hash = &mut parts[part(&listener.name.value)];
-        let addresses: Vec<_> = listener.addresses.iter().map(|at| at.value).collect();
+        let addresses: Vec<_> = listener.addresses.iter().map(|at| &at.value).collect();
         let hostnames: Vec<_> = listener.hostnames.iter().map(|at| &at.value).collect();
         let name = &listener.name.value;
         hash.add(&(name, listener.protocol, addresses, hostnames, &listener.tls));

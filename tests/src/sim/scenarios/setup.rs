@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use config_sync::table::address::Bind;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
     AcceptProxy, Backend, BackendId, Balance, Hosts, Limits, Listener, ListenerId, Protocol, Route,
@@ -74,13 +75,14 @@ impl Setup {
             sockets: vec![Socket {
                 id: SocketId(0),
                 transport: self.transport(),
-                address,
+                address: address.into(),
                 options: model::options(),
                 reads_hello: self.protocol == Protocol::Tls,
                 hello_timeout: self.timeouts.hello,
                 access: access.clone().filter(|_| self.protocol == Protocol::Tls),
                 starttls: None,
                 default_hostname: None,
+                bind: Bind::default(),
                 accept_proxy: AcceptProxy::default(),
                 listeners: by_name,
             }],

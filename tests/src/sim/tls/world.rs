@@ -85,8 +85,11 @@ impl World {
             kind.configure_tls(&mut config, at, &issued);
         }
         let table = compile(&config, &mut Names::new(), 1).expect("a table");
-        let sockets: Vec<_> =
-            table.sockets.iter().map(|s| (s.address, Token::socket(s.id))).collect();
+        let sockets: Vec<_> = table
+            .sockets
+            .iter()
+            .map(|s| (s.address.ip().expect("an IP address"), Token::socket(s.id)))
+            .collect();
         let counters = Arc::new(Counters::new());
         let limits = Limits { sessions: cases.len() as u32, ..LIMITS };
         let mut proxy = Proxy::new(limits, rng.below(256), Arc::clone(&counters));

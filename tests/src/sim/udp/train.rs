@@ -94,6 +94,7 @@ impl Piece {
                 let header = Outgoing {
                     transport: Transport::Udp,
                     addresses: Addresses { source, destination: ([203, 0, 113, 1], 443).into() },
+                    unix: None,
                     authority: None,
                     alpn: None,
                     tls: None,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::RoutingTable;
 
 use super::{Next, World};
@@ -22,7 +23,8 @@ impl World {
         for socket in &table.sockets {
             self.leaving.remove(&socket.id);
             if !self.in_force.contains(&socket.id) {
-                self.tables.listen(socket.id, socket.transport, socket.address);
+                let address = socket.address.ip().unwrap_or(UNIX_CLIENT);
+                self.tables.listen(socket.id, socket.transport, address);
             }
         }
         let ids: Vec<_> = table.sockets.iter().map(|socket| socket.id).collect();

@@ -1,0 +1,40 @@
+//! Shows addresses to people, in the form of the configuration.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use config_sync::table::address::{Address, UNIX_CLIENT};
+use serde::Serialize;
+
+/// An address in a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown<'a> {
+    Ip(SocketAddr),
+    /// A Unix socket. `None`: a client of such a socket.
+    Unix(Option<&'a Address>),
+}
+
+impl From<SocketAddr> for Shown<'_> {
+    fn from(address: SocketAddr) -> Self {
+        if address == UNIX_CLIENT { Self::Unix(None) } else { Self::Ip(address) }
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => Address::Ip(*address).fmt(f),
+            Self::Unix(Some(address)) => address.fmt(f),
+            Self::Unix(None) => f.write_str("unix"),
+        }
+    }
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Ip(address @ SocketAddr::V4(_)) => address.serialize(serializer),
+            Self::Ip(_) | Self::Unix(_) => serializer.collect_str(self),
+        }
+    }
+}

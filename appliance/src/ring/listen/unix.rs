@@ -1,0 +1,84 @@
+//! Opens listening Unix sockets (unix(7)).
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, lchown};
+use std::path::Path;
+
+use config_sync::table::address::{Owner, UnixPath};
+use config_sync::table::routing::Socket as SocketConfig;
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Opens one listening socket for all workers, because there are no SO_REUSEPORT groups of Unix
+/// sockets. The kernel wakes one worker for each connection.
+///
+/// A file of a socket that nobody listens on is replaced.
+///
+/// # Errors
+///
+/// Errors of socket(2), bind(2), listen(2), chown(2) and chmod(2). EADDRINUSE: somebody listens on
+/// the socket, or the file is no socket.
+pub fn open(
+    config: &SocketConfig,
+    path: &UnixPath,
+    workers: usize,
+    backlog: i32,
+) -> io::Result<Vec<OwnedFd>> {
+    let address = socket_address(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    if let Some(file) = path.file() {
+        // The file is made with no more than this mode, so nobody connects who may not.
+        fchmod(&socket, Mode::from_bits_truncate(config.bind.mode.unwrap_or(0o777)))?;
+        let bound = socket.bind(&address);
+        if bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+            && is_stale(file, &address)
+        {
+            fs::remove_file(file)?;
+            socket.bind(&address)?;
+        } else {
+            bound?;
+        }
+        own(config, file).inspect_err(|_| _ = fs::remove_file(file))?;
+    } else {
+        socket.bind(&address)?;
+    }
+    socket.listen(backlog)?;
+    let socket = OwnedFd::from(socket);
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 1..workers {
+        sockets.push(socket.try_clone()?);
+    }
+    sockets.push(socket);
+    Ok(sockets)
+}
+
+pub(super) fn socket_address(path: &UnixPath) -> io::Result<SockAddr> {
+    SockAddr::unix(OsStr::from_bytes(&path.to_bytes()))
+}
+
+/// Whether the file is a socket that nobody listens on, such as that of a process that was killed.
+fn is_stale(file: &Path, address: &SockAddr) -> bool {
+    let is_socket = fs::symlink_metadata(file).is_ok_and(|found| found.file_type().is_socket());
+    let refused = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        socket.connect(address)
+    };
+    // EAGAIN would mean that the queue of a living listener is full.
+    is_socket && refused().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Gives the file its owner and its mode.
+fn own(config: &SocketConfig, file: &Path) -> io::Result<()> {
+    let Owner { user, group } = config.bind.owner;
+    if user.is_some() || group.is_some() {
+        lchown(file, user, group)?;
+    }
+    match config.bind.mode {
+        Some(mode) => fs::set_permissions(file, fs::Permissions::from_mode(mode)),
+        None => Ok(()),
+    }
+}

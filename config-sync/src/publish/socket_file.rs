@@ -1,0 +1,35 @@
+//! The file of a Unix socket.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use crate::table::address::Address;
+
+/// The file of a Unix socket that was opened. The drop removes the file.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode. Another process may have put a socket of its own there since.
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    /// The file of a socket that has just been bound. `None`: the socket has no file.
+    pub(super) fn of(address: &Address) -> Option<Self> {
+        let path = address.unix()?.file()?;
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Self { path: path.to_owned(), id: (found.dev(), found.ino()) })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let found = fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.id)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("{}: the socket's file can't be removed: {error}", self.path.display());
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Listeners of one interface, on addresses that the machine does not have yet, and on link-local
+//! addresses. Needs root.
+
+use std::net::SocketAddr;
+
+use ringway_tests::real::config::{backend, route};
+use ringway_tests::real::{
+    Gateway, Namespace, Server, exchange, free_port, in_own_network, program, udp_client,
+    wait_until,
+};
+
+/// A listener, route and backend of this name.
+fn forward(name: &str, protocol: &str, address: &str, to: SocketAddr, options: &str) -> String {
+    format!(
+        "[[listeners]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\naddress = \"{address}\"\n\
+         {options}\n"
+    ) + &route(name, name, &[(name, 1)], "")
+        + &backend(name, [to], "")
+}
+
+fn tcp(address: &str) -> Vec<u8> {
+    let address = address.parse().expect("an address");
+    exchange(address, b"").unwrap_or_else(|error| panic!("{address}: {error}"))
+}
+
+fn udp(address: &str) -> Vec<u8> {
+    let socket = udp_client(address.parse().expect("an address"));
+    socket.send(b"").expect("sent");
+    let mut bytes = [0; 64];
+    let len = socket.recv(&mut bytes).expect("an answer");
+    bytes[..len].to_vec()
+}
+
+/// Two listeners on all addresses and one port: one has the clients of the other machine, one has
+/// those of this machine.
+#[test]
+fn listeners_with_an_interface_each_share_an_address() {
+    in_own_network(|| {
+        let other = Namespace::new();
+        other.join("eth1", "10.9.1", "fd09:1");
+        let port = free_port();
+        let mut servers = Vec::new();
+        let mut config = "lame_duck = \"1s\"\n".to_owned();
+        let mut add = |name: &str, protocol: &str, server: Server, interface: &str| {
+            let options = format!("interface = \"{interface}\"");
+            let address = format!("0.0.0.0:{port}");
+            config += &forward(name, protocol, &address, server.address, &options);
+            servers.push(server);
+        };
+        add("tcp-near", "TCP", Server::tcp_tag("near"), "lo");
+        add("tcp-far", "TCP", Server::tcp_tag("far"), "eth1");
+        add("udp-near", "UDP", Server::udp_tag("near"), "lo");
+        add("udp-far", "UDP", Server::udp_tag("far"), "eth1");
+        let gateway = Gateway::start(&config);
+        let (near, far) = (format!("127.0.0.1:{port}"), format!("10.9.1.1:{port}"));
+        assert_eq!((tcp(&near), udp(&near)), (b"near".to_vec(), b"near".to_vec()));
+        let both = other.run(move || (tcp(&far), udp(&far)));
+        assert_eq!(both, (b"far".to_vec(), b"far".to_vec()));
+        // Without the key, a listener takes the clients of both. The old socket makes way.
+        let near = format!("127.0.0.1:{port}");
+        let far = format!("10.9.1.1:{port}");
+        let address = format!("0.0.0.0:{port}");
+        gateway.reload(&forward("all", "TCP", &address, servers[0].address, ""));
+        wait_until("the other machine's clients go there", {
+            move || {
+                let far = far.clone();
+                other.run(move || exchange(far.parse().expect("an address"), b"").ok())
+                    == Some(b"near".to_vec())
+            }
+        });
+        assert_eq!(tcp(&near), b"near");
+    });
+}
+
+#[test]
+fn with_freebind_a_listener_waits_for_its_address() {
+    in_own_network(|| {
+        let (server, port) = (Server::tcp_tag("here"), free_port());
+        let first = forward("first", "TCP", &format!("127.0.0.1:{port}"), server.address, "");
+        let gateway = Gateway::start(&first);
+        let later = |options: &str| {
+            let (v4, v6) = (format!("10.77.0.1:{port}"), format!("[fd77::1]:{port}"));
+            first.clone()
+                + &forward("v4", "TCP", &v4, server.address, options)
+                + &forward("v6", "TCP", &v6, server.address, options)
+        };
+        gateway.write(&later(""));
+        wait_until("it is refused", || gateway.stderr().contains("no interface of this machine"));
+        gateway.reload(&later("freebind = true"));
+        program("ip", &["address", "add", "10.77.0.1/32", "dev", "lo"]);
+        program("ip", &["address", "add", "fd77::1/128", "dev", "lo", "nodad"]);
+        assert_eq!(tcp(&format!("10.77.0.1:{port}")), b"here");
+        assert_eq!(tcp(&format!("[fd77::1]:{port}")), b"here");
+    });
+}
+
+/// The client and the endpoint have link-local addresses, and so has the gateway.
+#[test]
+fn link_local_addresses_have_their_interface() {
+    in_own_network(|| {
+        let other = Namespace::new();
+        other.join("eth1", "10.9.2", "fd09:2");
+        program("ip", &["address", "add", "fe80::1/64", "dev", "eth1", "nodad"]);
+        let port = free_port();
+        let server = other.run(move || {
+            program("ip", &["address", "add", "fe80::2/64", "dev", "eth0", "nodad"]);
+            let scope = nix::net::if_::if_nametoindex("eth0").expect("the interface");
+            let address = format!("[fe80::2%{scope}]:{port}").parse().expect("an address");
+            (Server::tcp_at(address, ringway_tests::real::echo), scope)
+        });
+        let (_server, scope) = server;
+        let config = format!(
+            "[[listeners]]\nname = \"main\"\nprotocol = \"TCP\"\n\
+             address = \"[fe80::1%eth1]:{port}\"\n\
+             [[backends]]\nname = \"main\"\nendpoints = [\"[fe80::2%eth1]:{port}\"]\n"
+        ) + &route("main", "main", &[("main", 1)], "");
+        let gateway = Gateway::start(&config);
+        let heard = other.run(move || {
+            let address = format!("[fe80::1%{scope}]:{port}").parse().expect("an address");
+            exchange(address, b"to and fro").expect("an echo")
+        });
+        assert_eq!(heard, b"to and fro");
+        let line = gateway.closes(1).remove(0);
+        let endpoint = format!("[fe80::2%eth1]:{port}");
+        assert_eq!(line.text("endpoint"), Some(&*endpoint));
+        let status = gateway.metrics();
+        let labels = [("backend", "main"), ("endpoint", &*endpoint)];
+        assert_eq!(status.value("ringway_endpoint_sessions_opened_total", &labels), 1);
+    });
+}
