@@ -713,6 +713,71 @@ fn several_addresses_and_hostnames_of_one_listener() {
     );
 }
 
+#[test]
+fn endpoints_and_backends_of_a_listeners_own() {
+    let own = |more: &str| listener("l", "TCP", "0.0.0.0:80", more);
+    let endpoints = "endpoints = [\"10.0.0.1:80\"]";
+    let backend = "[[backends]]\nname = \"b\"\nendpoints = []\n";
+    assert!(load(&own(&format!("{endpoints}\nbalance = \"random\""))).is_ok());
+    for (text, expected) in [
+        (
+            own(&format!("{endpoints}\nbackends = [\"b\"]")) + backend,
+            &["6:12: listeners[0].backends: stands beside `endpoints`; put the endpoints into"][..],
+        ),
+        (own("backends = [\"b\"]"), &["5:13: listeners[0].backends[0]: there is no backend \"b\""]),
+        (
+            own("balance = \"random\"\nbackends = [\"b\"]") + backend,
+            &["5:1: listeners[0].balance: is about endpoints, and this listener has no"],
+        ),
+        (
+            own("connect_timeout = \"1s\""),
+            &["5:1: listeners[0].connect_timeout: is about endpoints, and this listener has no"],
+        ),
+        (own("endpoints = [\"x\"]"), &["5:14: listeners[0].endpoints[0]: must be IP:PORT"]),
+        (
+            own(&format!("{endpoints}\nhealth_check = {{ rise = 0 }}")),
+            &["6:25: listeners[0].health_check.rise: must be a whole number"],
+        ),
+        (
+            own(&format!("{endpoints}\nconnect_timeout = \"1s\"")).replace("TCP", "UDP"),
+            &["6:1: listeners[0].connect_timeout: is for TCP and TLS listeners only"],
+        ),
+        (
+            own(&format!("{endpoints}\nupstream_rest = \"1s\"")),
+            &["6:1: listeners[0].upstream_rest: is for UDP listeners only"],
+        ),
+        (
+            own(&format!("{endpoints}\nhealth_check = {{}}")).replace("TCP", "UDP"),
+            &["6:16: listeners[0].health_check: is a TCP connection, and only UDP listeners"],
+        ),
+        (
+            own(endpoints) + &route("r", "[\"l\"]", "[]"),
+            &["8:14: routes[0].listeners[0]: listener \"l\" has a route already"],
+        ),
+        (
+            own(endpoints) + &route("l", "[\"l\"]", "[]"),
+            &[
+                "7:8: routes[0].name: listener \"l\" has a route of this name already: its own",
+                "8:14: routes[0].listeners[0]: listener \"l\" has a route already: its own",
+            ],
+        ),
+        (
+            backend.replace("\"b\"", "\"l\"") + &own(endpoints),
+            &["5:8: listeners[0].name: listener \"l\" has a backend of this name already: its own"],
+        ),
+        (
+            own(endpoints).replace("\"l\"", "\"\""),
+            &["2:8: listeners[0].name: must be 1 to 253 of the characters"],
+        ),
+    ] {
+        refused(&text, expected);
+    }
+    // A listener with a fault still has a route and a backend that others may name.
+    let faulty = own(&format!("{endpoints}\nidle_timeout = 1"));
+    let other = "[[routes]]\nname = \"r\"\nlisteners = [\"l\"]\nbackends = [\"l\"]\n";
+    refused(&format!("{faulty}{other}"), &["6:16: listeners[0].idle_timeout: must be a string"]);
+}
+
 fn route(name: &str, listeners: &str, hostnames: &str) -> String {
     let names = format!("[[routes]]\nname = \"{name}\"\nlisteners = {listeners}\n");
     format!("{names}hostnames = {hostnames}\nbackends = []\n")
@@ -793,7 +858,11 @@ fn common_mistakes_are_told_what_to_write() {
         ("\"TCP\"", "\"HTTP\"", "HTTP is bytes here: write \"TCP\""),
         ("\"TCP\"", "\"https\"", "write \"TLS\": it passes through by server name, or ends here"),
         ("\"TCP\"", "\"QUIC\"", "it runs on UDP: write \"UDP\""),
-        ("[{ name = \"b\" }]", "[\"b\"]", "must be a table, not a string; write { name = \"b\" }"),
+        (
+            "[{ name = \"b\" }]",
+            "[1]",
+            "must be the name of a backend, or { name = \"pg-a\", weight =",
+        ),
         ("[{ name = \"b\" }]", "\"b\"", "must be a list, not a string; write [\"b\"]"),
         ("[\"l\"]", "\"l\"", "must be a list, not a string; write [\"l\"]"),
         ("[[routes]]", "[routes]", "must be a list, not a table; each stands under [[routes]]"),

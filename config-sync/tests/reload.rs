@@ -11,7 +11,7 @@ use config_sync::publish::{Command, Link, Publisher};
 use config_sync::source::Source;
 use config_sync::source::watch::watch;
 use config_sync::sync::reading::Wish;
-use config_sync::sync::{ConfigSync, Outcome, Summary, check};
+use config_sync::sync::{Checked, ConfigSync, Outcome, Summary, check};
 use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
@@ -156,7 +156,8 @@ fn a_drain_is_the_last_table() {
 fn check_says_what_a_file_has_or_everything_that_is_wrong() {
     let (directory, empty) = (Directory::new("check"), Directory::new("check-empty"));
     let check = |path: PathBuf| check(&Source::from(path), 0);
-    let (summary, warnings) = check(directory.write("good.toml", GOOD)).expect("good");
+    let good = check(directory.write("good.toml", GOOD)).expect("good");
+    let Checked { summary, warnings, .. } = good;
     assert_eq!(warnings, []);
     assert_eq!(summary, Summary { listeners: 1, routes: 1, backends: 1, endpoints: 2 });
     assert_eq!(summary.to_string(), "listeners: 1, routes: 1, backends: 1, endpoints: 2");
@@ -181,7 +182,7 @@ fn check_says_what_a_file_has_or_everything_that_is_wrong() {
 fn a_file_that_works_and_is_hardly_meant_is_warned_of() {
     let directory = Directory::new("warnings");
     let path = directory.write("odd.toml", "# later\nadmin.address = \"0.0.0.0:9900\"\n");
-    let (_, warnings) = check(&Source::from(path.clone()), 0).expect("valid");
+    let Checked { warnings, .. } = check(&Source::from(path.clone()), 0).expect("valid");
     let said: Vec<String> = warnings.iter().map(Warning::marked).collect();
     let name = path.display();
     assert_eq!(said.len(), 2, "{said:?}");

@@ -10,7 +10,7 @@ use config_sync::compile::compile;
 use config_sync::compile::names::Names;
 use config_sync::gateway::files::Options;
 use config_sync::source::{Source, translate};
-use config_sync::sync::check;
+use config_sync::sync::{Checked, check};
 
 /// A directory that is gone when the test ends.
 struct Folder(PathBuf);
@@ -235,7 +235,7 @@ const ODD: &[(&str, &str, &str, &str)] = &[
 fn warned(folder: &Folder, text: &str) -> Vec<String> {
     let path = folder.file("a.yaml", text);
     let checked = check(&Source::at(path.clone(), Options::default()), 0);
-    let (_, warnings) = checked.unwrap_or_else(|error| panic!("{error}"));
+    let Checked { warnings, .. } = checked.unwrap_or_else(|error| panic!("{error}"));
     let translated = translate(std::slice::from_ref(&path), None, &Options::default());
     let translated = translated.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(translated.warnings, warnings);
@@ -296,7 +296,7 @@ spec:
   listener: {idleTimout: 8h, acceptProxy: {form: [10.1.0.0/16], from: [10.0.0.0/8]}}
 ";
     let path = folder.file("a.yaml", &format!("{GOOD}{policy}"));
-    let (_, warnings) = check(&Source::at(path, Options::default()), 0).expect("valid");
+    let Checked { warnings, .. } = check(&Source::at(path, Options::default()), 0).expect("valid");
     let said: Vec<_> = warnings.iter().map(|warning| warning.message.as_str()).collect();
     let field = "L4Policy default/p: spec.listener.idleTimout: is no field of an L4Policy, and has \
                  no effect (did you mean \"idleTimeout\"?)";

@@ -5,8 +5,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use ringway_tests::real::config::{backend, route};
 use ringway_tests::real::{
-    Gateway, Launch, LogLine, Server, client_hello, connect, echo, exchange, free_address,
-    udp_client, wait_until,
+    Folder, Gateway, Launch, LogLine, Server, binary, client_hello, connect, echo, exchange,
+    free_address, program, udp_client, wait_until,
 };
 
 /// An address of IPv4 and an address of IPv6 with one port.
@@ -82,6 +82,34 @@ fn datagrams_to_each_address_are_answered_from_it() {
     let labels = [("listener", "main")];
     let count = || gateway.metrics().value("ringway_flows_created_total", &labels);
     wait_until("both are counted", || count() == 2);
+}
+
+/// The listener's name is the name of its route and backend, and its long form does the same.
+#[test]
+fn a_listener_with_endpoints_needs_nothing_else() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let short = format!(
+        "[[listeners]]\nname = \"short\"\nprotocol = \"TCP\"\naddress = \"{address}\"\n\
+         endpoints = [\"{}\"]\nbalance = \"least-connections\"\nhealth_check = {{}}\n",
+        server.address
+    );
+    let folder = Folder::new();
+    let file = folder.write("short.toml", &short).display().to_string();
+    let long = program(&binary().display().to_string(), &["check", "--explain", &file]);
+    assert!(long.contains("[[routes]]") && long.contains("[[backends]]"), "{long}");
+    let gateway = Gateway::start(&short);
+    let names = ["listener", "route", "backend"];
+    for (round, config) in [short, long].iter().enumerate() {
+        gateway.reload(config);
+        assert_eq!(exchange(address, b"here").expect("an echo"), b"here");
+        let lines = gateway.closes(round + 1);
+        assert!(lines.iter().all(|line| names.map(|name| line.text(name)) == [Some("short"); 3]));
+    }
+    let healthy = [("backend", "short")];
+    wait_until("the endpoint is checked", || {
+        gateway.metrics().value("ringway_endpoint_healthy", &healthy) == 1
+    });
 }
 
 /// A listener takes each of its names on each of its addresses, and no other name.

@@ -15,6 +15,7 @@ use config_sync::gateway::files::Options;
 use config_sync::gateway::follow::cluster;
 use config_sync::model::config::Config;
 use config_sync::source::{Source, Translated};
+use config_sync::sync::Checked;
 use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
@@ -85,6 +86,9 @@ enum Command {
     Check {
         /// The TOML file, YAML file, or directory.
         file: PathBuf,
+        /// Print the configuration in its long form, as one TOML file that means the same.
+        #[arg(long)]
+        explain: bool,
         #[command(flatten)]
         gateways: GatewayArgs,
     },
@@ -293,7 +297,11 @@ impl Cli {
                 };
                 process::run(origin, &without.without)
             }
-            Command::Check { file, gateways } => check(&given(file, gateways.options())?),
+            Command::Check { file, explain, gateways } => {
+                // The long form names files by their whole paths, so that it can stand anywhere.
+                let file = if explain { std::path::absolute(file)? } else { file };
+                check(&given(file, gateways.options())?, explain)
+            }
             Command::Translate { files, status, secrets_dir, gateways } => {
                 translate(&files, status.as_deref(), secrets_dir.as_deref(), &gateways.options())
             }
@@ -332,14 +340,18 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
-fn check(source: &Source) -> anyhow::Result<()> {
+fn check(source: &Source, explain: bool) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let (summary, warnings) = config_sync::sync::check(source, now).map_err(BadConfig)?;
+    let checked = config_sync::sync::check(source, now).map_err(BadConfig)?;
+    let Checked { summary, warnings, config } = checked;
     for warning in warnings {
         writeln!(io::stderr(), "{}", warning.marked()).context("stderr")?;
     }
-    print(&format!("{}: valid: {summary}\n", source.name()))
+    match explain {
+        true => print(&gateway::print::long(&config)),
+        false => print(&format!("{}: valid: {summary}\n", source.name())),
+    }
 }
 
 fn translate(

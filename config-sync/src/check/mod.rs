@@ -129,7 +129,16 @@ impl<'c> Check<'c> {
         for same in names.chunk_by(|a, b| a.value == b.value) {
             for name in &same[1..] {
                 let (name_is, line) = (&name.value, same[0].place.line);
-                self.refuse(name, format!("line {line} has a {what} named \"{name_is}\" already"));
+                let message = match what {
+                    "route" | "backend" if is_of_listener(same[0]) || is_of_listener(name) => {
+                        format!(
+                            "listener \"{name_is}\" has a {what} of this name already: its own \
+                         `endpoints` or `backends`"
+                        )
+                    }
+                    _ => format!("line {line} has a {what} named \"{name_is}\" already"),
+                };
+                self.refuse(name, message);
             }
         }
     }
@@ -306,13 +315,16 @@ impl<'c> Check<'c> {
                         let Some(first) = first else { continue };
                         let host = host.map(|host| format!(" for \"{host}\""));
                         let range = range.map(|range| format!(" from {range}"));
+                        let which = if is_of_listener(&first.name) {
+                            "its own `endpoints` or `backends`".to_owned()
+                        } else {
+                            format!("\"{}\", in line {}", first.name.value, first.name.place.line)
+                        };
                         self.problems.push(at.problem(format!(
-                            "listener \"{}\" has a route{}{} already: \"{}\", in line {}",
+                            "listener \"{}\" has a route{}{} already: {which}",
                             name.value,
                             host.unwrap_or_default(),
                             range.unwrap_or_default(),
-                            first.name.value,
-                            first.name.place.line
                         )));
                     }
                 }
@@ -453,6 +465,11 @@ impl<'c> Check<'c> {
     fn refuse<T>(&mut self, at: &At<T>, message: String) {
         self.problems.push(at.problem(message));
     }
+}
+
+/// Whether this is the name of a listener's own route or backend, which is the listener's name.
+fn is_of_listener(name: &At<String>) -> bool {
+    name.place.field.starts_with("listeners[")
 }
 
 /// The sources of PROXY headers that a listener believes.

@@ -32,8 +32,8 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
     for listener in &config.listeners {
         if !served.contains(listener.name.value.as_str()) {
             found.push(listener.name.problem(format!(
-                "no route names this listener, so all its sessions are refused; put \"{}\" into \
-                 the `listeners` of a route",
+                "no route names this listener, so all its sessions are refused; give the listener \
+                 `endpoints` or `backends`, or put \"{}\" into the `listeners` of a route",
                 listener.name.value
             )));
         }

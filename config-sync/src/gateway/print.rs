@@ -10,7 +10,9 @@ use crate::gateway::print_values::{duration, inline, list, quoted};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
-use crate::model::config::Config;
+use crate::model::config::{
+    ADMIN_ADDRESS, AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget,
+};
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
@@ -18,7 +20,7 @@ use crate::model::place::At;
 use crate::model::route::Route;
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::table::address::{Address, UNIX_CLIENT};
-use crate::table::routing::{OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
+use crate::table::routing::{Limits, OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
 use crate::toml::backend::BALANCES;
 use crate::toml::bind::MOST_PORTS;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
@@ -38,6 +40,17 @@ pub fn toml(config: &Config, place: &mut dyn FnMut(&Pem) -> Option<String>) -> S
         print.backend(backend);
     }
     print.text
+}
+
+/// A whole configuration as TOML, in its long form. Keys with default values are left out.
+pub fn long(config: &Config) -> String {
+    let mut place = |_: &Pem| None;
+    let mut print = Print { text: String::new(), place: &mut place };
+    print.process(config);
+    let head = print.text;
+    let parts = toml(config, &mut place);
+    let gap = if head.is_empty() || parts.is_empty() { "" } else { "\n" };
+    [&head, gap, &parts].concat()
 }
 
 /// Statuses as YAML documents, in their order. `now` is for [`merge`].
@@ -63,6 +76,52 @@ struct Print<'p> {
 }
 
 impl Print<'_> {
+    /// The keys that are about no listener, route or backend.
+    fn process(&mut self, config: &Config) {
+        self.duration("drain_timeout", true, config.drain_timeout, DRAIN_TIMEOUT);
+        self.duration("drain_grace", true, config.drain_grace, 0);
+        self.duration("lame_duck", true, config.lame_duck, LAME_DUCK);
+        if let Some(cores) = config.cores.numbers() {
+            let cores = list(cores.iter().map(usize::to_string));
+            self.line("workers", &inline(vec![("cores", cores)]));
+        }
+        if config.admin != ADMIN_ADDRESS {
+            let address = config.admin.map_or_else(String::new, |address| address.to_string());
+            self.line("admin", &inline(vec![("address", quoted(&address))]));
+        }
+        let AccessLog { target, format, open } = &config.access_log;
+        let path = match target {
+            LogTarget::Stdout => None,
+            LogTarget::Off => Some("off".to_owned()),
+            LogTarget::Stderr => Some("stderr".to_owned()),
+            LogTarget::File(path) => Some(path.display().to_string()),
+        };
+        let mut log: Vec<_> = path.map(|path| ("path", quoted(&path))).into_iter().collect();
+        if *format == LogFormat::Text {
+            log.push(("format", quoted("text")));
+        }
+        if *open {
+            log.push(("open", "true".to_owned()));
+        }
+        if !log.is_empty() {
+            self.line("access_log", &inline(log));
+        }
+        let Limits { sessions, flows, buffers, pipes, turn_bytes, bulk_bytes } = config.limits;
+        let limits = [
+            ("sessions", sessions),
+            ("flows", flows),
+            ("buffers", buffers.into()),
+            ("pipes", pipes),
+            ("turn_bytes", turn_bytes),
+            ("bulk_bytes", bulk_bytes),
+        ];
+        let asked = limits.iter().filter(|(_, limit)| *limit != 0);
+        let asked: Vec<_> = asked.map(|(key, limit)| (*key, limit.to_string())).collect();
+        if !asked.is_empty() {
+            self.line("limits", &inline(asked));
+        }
+    }
+
     fn listener(&mut self, listener: &Listener) {
         let (udp, tls) = (listener.protocol == Protocol::Udp, listener.protocol == Protocol::Tls);
         self.table("listeners");

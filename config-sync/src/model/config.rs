@@ -1,7 +1,7 @@
 //! A configuration: what was asked for, by a TOML file or by Kubernetes objects.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::machine::Machine;
@@ -9,6 +9,7 @@ use crate::model::backend::Backend;
 use crate::model::listener::Listener;
 use crate::model::place::{At, Problem};
 use crate::model::route::Route;
+use crate::model::time::SECOND;
 use crate::model::tls::{Origination, Pem, Termination};
 use crate::table::routing::Limits;
 
@@ -137,6 +138,12 @@ pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64, descriptor
         bulk_bytes: or(asked.bulk_bytes, 8 << 20),
     }
 }
+
+/// The values of keys that are not given.
+pub(crate) const DRAIN_TIMEOUT: u32 = 30 * SECOND;
+pub(crate) const LAME_DUCK: u32 = 5 * SECOND;
+pub(crate) const ADMIN_ADDRESS: Option<SocketAddr> =
+    Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9900));
 
 /// The largest size of a provided-buffer ring (`io_uring_register_buf_ring(3)`).
 pub(crate) const MAX_BUFFERS: u16 = 32_768;

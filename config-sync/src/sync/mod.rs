@@ -519,13 +519,21 @@ pub struct Summary {
     pub endpoints: usize,
 }
 
-/// Reads and compiles a source, without publishing. Returns the summary, and warnings about parts
-/// that will not work or are hardly meant. `now`, in seconds of Unix time, is for the ends of
-/// certificates.
+/// A good configuration.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub summary: Summary,
+    /// Parts that will not work, or that are hardly meant.
+    pub warnings: Vec<Warning>,
+    pub config: Config,
+}
+
+/// Reads and compiles a source, without publishing. `now`, in seconds of Unix time, is for the ends
+/// of certificates.
 ///
 /// # Errors
 /// For the operator: every fault, one per line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
-pub fn check(source: &Source, now: i64) -> Result<(Summary, Vec<Warning>), String> {
+pub fn check(source: &Source, now: i64) -> Result<Checked, String> {
     let Parsed { config, mut warnings, .. } = source.config(&source.read()?)?;
     let unusable = config.cores.unusable(&Machine::this()).into_iter();
     warnings.extend(unusable.map(|mut core| {
@@ -543,7 +551,7 @@ pub fn check(source: &Source, now: i64) -> Result<(Summary, Vec<Warning>), Strin
         backends: table.backends.len(),
         endpoints: table.backends.iter().map(|backend| backend.endpoints.len()).sum(),
     };
-    Ok((summary, warnings))
+    Ok(Checked { summary, warnings, config })
 }
 
 impl fmt::Display for Summary {

@@ -47,6 +47,8 @@ pub(crate) static LISTENER: Section = Section {
         any("accept_proxy"),
         any("allow"),
         any("deny"),
+        any("endpoints"),
+        any("backends"),
     ],
 };
 

@@ -12,6 +12,7 @@ mod process;
 pub(crate) mod proxy;
 pub mod reader;
 mod route;
+mod short;
 pub(crate) mod socket_options;
 pub(crate) mod tls;
 pub(crate) mod values;
@@ -19,9 +20,9 @@ pub(crate) mod values;
 use toml::de::DeTable;
 
 use crate::machine::Machine;
-use crate::model::config::{Broken, Config};
+use crate::model::config::{Broken, Config, DRAIN_TIMEOUT, LAME_DUCK};
+use crate::model::listener::Listener;
 use crate::model::place::{At, Problem, Problems};
-use crate::model::time::SECOND;
 use crate::toml::backend::{BACKEND, backend};
 use crate::toml::endpoint::ENDPOINT;
 use crate::toml::health_check::HEALTH_CHECK;
@@ -32,6 +33,7 @@ use crate::toml::process::{
 use crate::toml::proxy::ACCEPT_PROXY;
 use crate::toml::reader::{Reader, Section, Table, any, flawless, or};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
+use crate::toml::short::{Own, own};
 use crate::toml::tls::{BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
 use crate::toml::values::{duration, name};
 
@@ -145,23 +147,61 @@ fn config<'t>(
     let top = reader.place(0, String::new());
     let root = &reader.open(root, &ROOT, top);
     let mut doubts = Vec::new();
+    let (listeners, own) = listeners(reader, root, machine, broken);
+    let (mut routes, mut backends) = (Vec::new(), Vec::new());
+    for Own { route, backend } in own {
+        routes.push(route);
+        backends.extend(backend);
+    }
+    routes.extend(whole(reader, root, &ROUTE, &mut broken.routes, route));
+    backends.extend(whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
+        flawless(r, |r| backend(r, t, machine))
+    }));
     Config {
         cores: cores(reader, root),
         admin: admin(reader, root, &mut doubts),
-        drain_timeout: or(reader.get(root, "drain_timeout", duration), 30 * SECOND),
+        drain_timeout: or(reader.get(root, "drain_timeout", duration), DRAIN_TIMEOUT),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
-        lame_duck: or(reader.get(root, "lame_duck", duration), 5 * SECOND),
+        lame_duck: or(reader.get(root, "lame_duck", duration), LAME_DUCK),
         access_log: access_log(reader, root),
         limits: asked_limits(reader, root),
-        listeners: whole(reader, root, &LISTENER, &mut broken.listeners, |r, t| {
-            flawless(r, |r| listener(r, t, machine))
-        }),
-        routes: whole(reader, root, &ROUTE, &mut broken.routes, route),
-        backends: whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
-            flawless(r, |r| backend(r, t, machine))
-        }),
+        listeners,
+        routes,
+        backends,
         doubts,
     }
+}
+
+/// The listeners, and the routes and backends of their own.
+fn listeners<'t>(
+    reader: &mut Reader<'t>,
+    root: &Table<'t>,
+    machine: &Machine,
+    broken: &mut Broken,
+) -> (Vec<Listener>, Vec<Own>) {
+    let (mut listeners, mut all) = (Vec::new(), Vec::new());
+    for At { value, place } in reader.tables(root, LISTENER.name) {
+        let table = &reader.open_with_guest(value, &LISTENER, &BACKEND, place);
+        let read = flawless(reader, |reader| {
+            let listener = listener(reader, table, machine);
+            let name = reader.peek(table, "name", name);
+            let own = own(reader, table, name.as_ref(), machine);
+            Some((listener?, own))
+        });
+        if let Some((listener, own)) = read {
+            listeners.push(listener);
+            all.extend(own);
+        } else if let Some(name) = reader.peek(table, "name", name) {
+            if table.has("endpoints") {
+                broken.backends.push(name.clone());
+            }
+            if table.has("endpoints") || table.has("backends") {
+                broken.routes.push(name.clone());
+            }
+            broken.listeners.push(name);
+        }
+    }
+    (listeners, all)
 }
 
 /// The tables of a list that were read well enough to check how they fit together. Only the names

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use toml::de::DeValue;
 
-use crate::model::config::{AccessLog, Cores, LogFormat, LogTarget, MAX_BUFFERS, MAX_SESSIONS};
+use crate::model::config::{
+    ADMIN_ADDRESS, AccessLog, Cores, LogFormat, LogTarget, MAX_BUFFERS, MAX_SESSIONS,
+};
 use crate::model::place::{At, Problem};
 use crate::table::routing::Limits;
 use crate::toml::reader::{Reader, Section, Table, any, boolean, integer, or, string, word};
@@ -57,7 +59,7 @@ pub(crate) fn admin<'t>(
     root: &Table<'t>,
     doubts: &mut Vec<Problem>,
 ) -> Option<SocketAddr> {
-    let default = Some(SocketAddr::from(([127, 0, 0, 1], 9900)));
+    let default = ADMIN_ADDRESS;
     let Some(admin) = reader.table(root, "admin", &ADMIN) else { return default };
     let address = reader.get(&admin, "address", |value| match value {
         DeValue::String(text) if text.is_empty() => Ok(None),

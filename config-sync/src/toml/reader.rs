@@ -18,6 +18,15 @@ pub struct Section {
     pub keys: &'static [Key],
 }
 
+/// Keys of a listener that are also keys of its own backend.
+const SHARED: [&str; 2] = ["name", "endpoints"];
+
+impl Section {
+    fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+}
+
 #[derive(Debug)]
 pub struct Key {
     pub name: &'static str,
@@ -62,7 +71,19 @@ pub(crate) fn or<T>(given: Option<At<T>>, default: T) -> T {
 pub(crate) struct Table<'t> {
     entries: &'t DeTable<'t>,
     section: &'static Section,
+    guest: Guest,
     pub(crate) place: Place,
+}
+
+/// One table may have keys of two sections: a listener has the keys of a backend, if it has
+/// endpoints of its own.
+#[derive(Clone, Copy, Debug)]
+enum Guest {
+    None,
+    /// The other section, whose keys may stand here too. A key of both sections is not the guest's.
+    Of(&'static Section),
+    /// This table is the guest. Keys of the other section are hidden, except for [`SHARED`].
+    In(&'static Section),
 }
 
 pub(crate) struct Reader<'t> {
@@ -132,18 +153,35 @@ impl<'t> Reader<'t> {
         section: &'static Section,
         place: Place,
     ) -> Table<'t> {
-        let table = Table { entries, section, place };
-        for key in entries.keys() {
+        let table = Table { entries, section, guest: Guest::None, place };
+        self.refuse_unknown_keys(&table);
+        table
+    }
+
+    /// Takes a table as one of `section`, in which keys of `guest` may stand too.
+    pub(crate) fn open_with_guest(
+        &mut self,
+        entries: &'t DeTable<'t>,
+        section: &'static Section,
+        guest: &'static Section,
+        place: Place,
+    ) -> Table<'t> {
+        let table = Table { entries, section, guest: Guest::Of(guest), place };
+        self.refuse_unknown_keys(&table);
+        table
+    }
+
+    fn refuse_unknown_keys(&mut self, table: &Table<'t>) {
+        for key in table.entries.keys() {
             let name = key.get_ref().as_ref();
             let place = self.place(key.span().start, table.field(name));
-            let known = || section.keys.iter().map(|key| key.name);
-            if !known().any(|known| known == name) {
+            if table.known(name).is_none() {
+                let known = || table.keys().map(|key| key.name);
                 let near = did_you_mean(name, known());
                 let all = known().collect::<Vec<_>>().join(", ");
                 self.refuse(&place, format!("unknown key{near}; allowed here: {all}"));
             }
         }
-        table
     }
 
     /// The value of a key, if the key is there and `read` takes the value.
@@ -258,7 +296,38 @@ impl<'t> Reader<'t> {
 
 impl<'t> Table<'t> {
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.entries.keys().any(|known| known.get_ref() == key)
+        self.value(key).is_some()
+    }
+
+    /// The same table with the guest's keys.
+    pub(crate) fn guest(&self) -> Option<Self> {
+        let Guest::Of(section) = self.guest else { return None };
+        Some(Self { section, guest: Guest::In(self.section), ..self.clone() })
+    }
+
+    /// The keys that stand here and are the guest's.
+    pub(crate) fn guests(&self, reader: &Reader<'t>) -> impl Iterator<Item = Place> {
+        self.entries.keys().filter_map(|key| {
+            let name = key.get_ref().as_ref();
+            let is_guest = self.section.key(name).is_none() && self.known(name).is_some();
+            is_guest.then(|| reader.place(key.span().start, self.field(name)))
+        })
+    }
+
+    /// The keys that may stand here, a guest's last.
+    fn keys(&self) -> impl Iterator<Item = &'static Key> {
+        let guest = if let Guest::Of(guest) = self.guest { guest.keys } else { &[] };
+        let of_guest = guest.iter().filter(|key| self.section.key(key.name).is_none());
+        self.section.keys.iter().chain(of_guest)
+    }
+
+    fn known(&self, name: &str) -> Option<&'static Key> {
+        match self.guest {
+            Guest::None => self.section.key(name),
+            Guest::Of(guest) => self.section.key(name).or_else(|| guest.key(name)),
+            Guest::In(host) if !SHARED.contains(&name) && host.key(name).is_some() => None,
+            Guest::In(_) => self.section.key(name),
+        }
     }
 
     pub(crate) fn field(&self, key: &str) -> String {
@@ -275,16 +344,18 @@ impl<'t> Table<'t> {
         reader: &Reader<'t>,
         on: impl Fn(On) -> bool,
     ) -> impl Iterator<Item = (On, Place)> {
-        let of = move |name: &str| self.section.keys.iter().find(|key| key.name == name);
         self.entries.keys().filter_map(move |key| {
             let name = key.get_ref().as_ref();
-            let known = of(name).filter(|known| on(known.on))?;
+            let known = self.known(name).filter(|known| on(known.on))?;
             Some((known.on, reader.place(key.span().start, self.field(name))))
         })
     }
 
     fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         debug_assert!(self.section.keys.iter().any(|known| known.name == key), "{key}");
+        if let Guest::In(_) = self.guest {
+            self.known(key)?;
+        }
         self.entries.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
     }
 }
@@ -298,14 +369,6 @@ fn array<'t>(value: &'t DeValue<'t>) -> Read<&'t [Spanned<DeValue<'t>>]> {
 
 fn entries<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
     value.as_table().ok_or_else(|| not("a table", value))
-}
-
-/// A table that has a name. The name alone is refused.
-pub(crate) fn named<'t>(value: &'t DeValue<'t>) -> Read<&'t DeTable<'t>> {
-    entries(value).map_err(|message| match value.as_str() {
-        Some(name) => format!("{message}; write {{ name = \"{name}\" }}"),
-        None => message,
-    })
 }
 
 pub(crate) fn string<'t>(value: &'t DeValue<'t>) -> Read<&'t str> {

@@ -1,11 +1,11 @@
 //! The keys of a route.
 
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
 use crate::model::place::At;
 use crate::model::route::{Route, WeightedBackend};
 use crate::toml::admission;
-use crate::toml::reader::{Reader, Section, Table, any, flawless, integer, named, or, string};
+use crate::toml::reader::{Read, Reader, Section, Table, any, flawless, integer, not, or, string};
 use crate::toml::values::{hostname, name, range};
 
 pub(crate) static ROUTE: Section = Section {
@@ -42,16 +42,43 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
         Some((name?, listeners?, hostnames, sources.unwrap_or_default(), admission))
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
-    let backends = reader.list(table, "backends", named).unwrap_or_default();
-    let backends = backends.into_iter().filter_map(|At { value, place }| {
-        let table = &reader.open(value, &ROUTE_BACKEND, place);
+    let backends = weighted_backends(reader, table).unwrap_or_default();
+    let (name, listeners, hostnames, sources, admission) = head?;
+    Some(Route { name, listeners, hostnames, sources, admission, backends })
+}
+
+/// Reads `backends`. `None`: there is no such list.
+pub(crate) fn weighted_backends<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+) -> Option<Vec<WeightedBackend>> {
+    let backends = reader.list(table, "backends", share)?.into_iter();
+    let backends = backends.filter_map(|At { value, place }| {
+        let table = match value {
+            Share::Of(name) => {
+                return Some(WeightedBackend { name: At { value: name, place }, weight: 1 });
+            }
+            Share::Table(table) => &reader.open(table, &ROUTE_BACKEND, place),
+        };
         let name = reader.need(table, "name", "the name of a backend", name_of);
         let weight = or(reader.get(table, "weight", integer(0..=1_000_000)), 1);
         Some(WeightedBackend { name: name?, weight })
     });
-    let backends = backends.collect();
-    let (name, listeners, hostnames, sources, admission) = head?;
-    Some(Route { name, listeners, hostnames, sources, admission, backends })
+    Some(backends.collect())
+}
+
+/// One entry of `backends`. A name alone has the weight 1.
+enum Share<'t> {
+    Of(String),
+    Table(&'t DeTable<'t>),
+}
+
+fn share<'t>(value: &'t DeValue<'t>) -> Read<Share<'t>> {
+    match value {
+        DeValue::String(name) => Ok(Share::Of(name.clone().into_owned())),
+        DeValue::Table(table) => Ok(Share::Table(table)),
+        other => Err(not("the name of a backend, or { name = \"pg-a\", weight = 90 }", other)),
+    }
 }
 
 /// The name of another part. A later check looks the name up.

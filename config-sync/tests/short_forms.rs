@@ -1,0 +1,133 @@
+//! A short form and its long form are one configuration.
+
+use config_sync::check::parse_for;
+use config_sync::compile::compile;
+use config_sync::compile::names::Names;
+use config_sync::gateway::print;
+use config_sync::machine::Machine;
+use config_sync::model::config::{Config, Cores};
+
+/// The configuration as TOML, and the table that workers get.
+fn compiled(text: &str) -> (String, String) {
+    let machine = Machine { cores: vec![0, 1], congestion: vec!["cubic".to_owned()] };
+    let config = parse_for("f", text, &machine).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    let table = compile(&config, &mut Names::new(), 1);
+    let table = table.unwrap_or_else(|error| panic!("{text}\n{error}"));
+    (print::toml(&config, &mut |_| None), format!("{table:#?}"))
+}
+
+/// Compares two forms, and both with what is printed for them.
+#[track_caller]
+fn same(short: &str, long: &str) {
+    let (printed, table) = compiled(long);
+    assert_eq!(compiled(short), (printed.clone(), table.clone()), "{short}");
+    assert_eq!(compiled(&printed), (printed, table), "{long}");
+}
+
+const LISTENER: &str =
+    "[[listeners]]\nname = \"l\"\nprotocol = \"TCP\"\naddress = \"0.0.0.0:80\"\n";
+
+fn route(backends: &str) -> String {
+    format!("[[routes]]\nname = \"l\"\nlisteners = [\"l\"]\nbackends = {backends}\n")
+}
+
+fn backend(name: &str, more: &str) -> String {
+    format!(
+        "[[backends]]\nname = \"{name}\"\nendpoints = [\"10.0.0.1:80\", \"10.0.0.2:80\"]\n{more}\n"
+    )
+}
+
+const ENDPOINTS: &str = "endpoints = [\"10.0.0.1:80\", \"10.0.0.2:80\"]\n";
+
+/// The long form has every key that is about the process too.
+#[test]
+fn the_long_form_of_a_whole_file_means_the_same() {
+    let all = include_str!("../../tests/fuzz/seeds/config/all.toml");
+    let short = include_str!("../../tests/fuzz/seeds/config/short.toml");
+    for text in [all, short, ""] {
+        let machine = Machine { cores: vec![0, 1], congestion: vec!["cubic".to_owned()] };
+        let config = parse_for("f", text, &machine).unwrap_or_else(|error| panic!("{error}"));
+        let long = print::long(&config);
+        let read = parse_for("f", &long, &machine).unwrap_or_else(|error| panic!("{long}{error}"));
+        let process = |config: &Config| {
+            let Config { admin, drain_timeout, drain_grace, lame_duck, limits, .. } = config;
+            let places = [*drain_timeout, *drain_grace, *lame_duck];
+            let cores = match &config.cores {
+                Cores::Auto => Vec::new(),
+                Cores::List(cores) => cores.iter().map(|core| core.value).collect(),
+            };
+            (cores, *admin, places, config.access_log.clone(), *limits)
+        };
+        assert_eq!(process(&read), process(&config), "{long}");
+        assert_eq!(print::long(&read), long);
+        assert_eq!(compiled(&long), compiled(text), "{long}");
+    }
+}
+
+#[test]
+fn endpoints_of_a_listener_are_a_route_and_a_backend() {
+    let long = format!("{LISTENER}{}{}", route("[{ name = \"l\", weight = 1 }]"), backend("l", ""));
+    same(&format!("{LISTENER}{ENDPOINTS}"), &long);
+}
+
+#[test]
+fn keys_of_a_backend_stand_beside_endpoints() {
+    let keys = "balance = \"source-hash\"\nconnect_timeout = \"1s\"\nconnect_attempts = 2\n\
+                source = [\"10.0.0.9\"]\nsend_proxy = \"v2\"\nproxy_tlvs = [\"unique-id\"]\n\
+                health_check = { interval = \"1s\" }\n";
+    let long = format!("{LISTENER}{}{}", route("[\"l\"]"), backend("l", keys));
+    same(&format!("{LISTENER}{ENDPOINTS}{keys}"), &long);
+    let udp = |text: &str| text.replace("TCP", "UDP");
+    let keys = "upstream_rest = \"500ms\"\nupstream_sockets = \"shared\"\n\
+                source = [\"127.1.0.0/16\"]\nhealth_check = { port = 81 }\n";
+    let long = format!("{LISTENER}{}{}", route("[\"l\"]"), backend("l", keys));
+    same(&udp(&format!("{LISTENER}{ENDPOINTS}{keys}")), &udp(&long));
+}
+
+/// Keys that listeners and backends have are the listener's.
+#[test]
+fn keys_of_both_are_the_listeners() {
+    let keys =
+        "nodelay = false\nkeepalive = \"5s\"\nuser_timeout = \"9s\"\ncongestion = \"cubic\"\n";
+    let long = format!("{LISTENER}{keys}{}{}", route("[\"l\"]"), backend("l", ""));
+    same(&format!("{LISTENER}{keys}{ENDPOINTS}"), &long);
+}
+
+#[test]
+fn backends_of_a_listener_are_a_route() {
+    let pools = backend("a", "") + &backend("b", "balance = \"random\"");
+    for weights in [
+        "[\"a\", \"b\"]",
+        "[{ name = \"a\", weight = 90 }, { name = \"b\", weight = 10 }]",
+        "[\"a\", { name = \"b\", weight = 0 }]",
+        "[]",
+    ] {
+        let long = format!("{LISTENER}{}{pools}", route(weights));
+        same(&format!("{LISTENER}backends = {weights}\n{pools}"), &long);
+    }
+}
+
+/// Other routes stand beside the listener's own, and may lead to its endpoints.
+#[test]
+fn a_listeners_own_route_is_for_all_others() {
+    let tls = "[[listeners]]\nname = \"l\"\nprotocol = \"TLS\"\naddress = \"[::]:443\"\n\
+               hostnames = [\"*.a.test\", \"b.test\"]\n";
+    let more = "[[routes]]\nname = \"special\"\nlisteners = [\"l\"]\nhostnames = [\"x.a.test\"]\n\
+                backends = [\"l\", \"other\"]\n";
+    let pools = backend("l", "") + &backend("other", "");
+    let long = format!("{tls}{}{more}{pools}", route("[\"l\"]"));
+    same(&format!("{tls}{ENDPOINTS}{more}{}", backend("other", "")), &long);
+    let more = "[[routes]]\nname = \"special\"\nlisteners = [\"l\"]\nsources = [\"10.0.0.0/8\"]\n\
+                backends = [\"other\"]\n";
+    let long = format!("{LISTENER}{}{more}{pools}", route("[\"l\"]"));
+    same(&format!("{LISTENER}{ENDPOINTS}{more}{}", backend("other", "")), &long);
+}
+
+#[test]
+fn one_address_and_one_name_in_a_list_are_the_same_alone() {
+    let tls = "[[listeners]]\nname = \"l\"\nprotocol = \"TLS\"\n";
+    same(
+        &format!("{tls}addresses = [\"[::]:443\"]\nhostnames = [\"A.test\"]\n{ENDPOINTS}"),
+        &format!("{tls}address = \"[::]:443\"\nhostname = \"a.test\"\n{ENDPOINTS}"),
+    );
+}
