@@ -341,6 +341,15 @@ fn faults_of_routes_and_their_backends() {
         &weight("{ name = \"b\", weight = -1 }"),
         &["8:36: routes[0].backends[0].weight: must be a whole number, 0 to 1000000, not -1"],
     );
+    let key = |line: &str| GOOD.replace("[[backends]]", &format!("{line}\n[[backends]]"));
+    refused(
+        &key("balance = \"random\""),
+        &["9:11: routes[0].balance: must be \"round-robin\" or \"source-hash\", not \"random\""],
+    );
+    refused(
+        &key("on_unavailable = \"fallback\""),
+        &["9:18: routes[0].on_unavailable: must be \"refuse\" or \"next\", not \"fallback\""],
+    );
     refused(&weight("{ weight = 1 }"), &["8:13: routes[0].backends[0].name: missing"]);
     refused(
         &weight("{ name = \"b\" }, { name = \"b\" }"),

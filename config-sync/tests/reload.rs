@@ -157,8 +157,8 @@ fn check_says_what_a_file_has_or_everything_that_is_wrong() {
     let (directory, empty) = (Directory::new("check"), Directory::new("check-empty"));
     let check = |path: PathBuf| check(&Source::from(path), 0);
     let good = check(directory.write("good.toml", GOOD)).expect("good");
-    let Checked { summary, warnings, .. } = good;
-    assert_eq!(warnings, []);
+    let Checked { summary, warnings, hints, .. } = good;
+    assert_eq!((warnings, hints), (vec![], vec![]));
     assert_eq!(summary, Summary { listeners: 1, routes: 1, backends: 1, endpoints: 2 });
     assert_eq!(summary.to_string(), "listeners: 1, routes: 1, backends: 1, endpoints: 2");
     let said = check(directory.write("bad.toml", "a = 1\nb = 2")).expect_err("bad");
@@ -188,6 +188,19 @@ fn a_file_that_works_and_is_hardly_meant_is_warned_of() {
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[0].starts_with(&format!("{name}:1:1: warning: there is no listener")), "{said:?}");
     assert!(said[1].starts_with(&format!("{name}:2:17: warning: admin.address: 0.0.0.0")));
+}
+
+#[test]
+fn check_hints_at_shares_that_are_refused() {
+    let directory = Directory::new("hints");
+    let two = GOOD.replace("[{ name = \"b\" }]", "[{ name = \"b\" }, { name = \"c\" }]")
+        + "[[backends]]\nname = \"c\"\nendpoints = [\"127.0.0.1:3\"]\n";
+    let path = directory.write("two.toml", &two);
+    let Checked { warnings, hints, .. } = check(&Source::from(path), 0).expect("valid");
+    assert_eq!(warnings, []);
+    let hints: Vec<String> = hints.iter().map(Warning::as_hint).collect();
+    assert!(hints.len() == 1 && hints[0].contains(": hint: routes[0].backends: "), "{hints:?}");
+    assert!(hints[0].contains("on_unavailable = \"next\""), "{hints:?}");
 }
 
 #[test]

@@ -97,6 +97,31 @@ fn sessions_go_where_checks_are_good() {
     gateway.stop();
 }
 
+#[test]
+fn the_share_of_a_backend_that_is_down_is_refused_or_goes_to_the_next() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (first, second) = (tagged(anywhere, b'a'), tagged(anywhere, b'b'));
+    let a = first.address;
+    let (refusing, passing) = (free_address(), free_address());
+    let shares = [("a", 70), ("b", 30)];
+    let config = listener("refusing", "TCP", refusing, "")
+        + &listener("passing", "TCP", passing, "")
+        + &route("refusing", "refusing", &shares, "")
+        + &route("passing", "passing", &shares, "on_unavailable = \"next\"")
+        + &backend("a", [a], CHECK)
+        + &backend("b", [second.address], CHECK);
+    let gateway = Gateway::start(&config);
+    let both = BTreeSet::from([Some(b'a'), Some(b'b')]);
+    assert_eq!((seen(refusing), seen(passing)), (both.clone(), both.clone()));
+    drop(first);
+    wait_until("the share goes to the second", || seen(passing) == [Some(b'b')].into());
+    assert_eq!(seen(refusing), [None, Some(b'b')].into());
+    let first = tagged(a, b'a');
+    wait_until("the first has its share again", || seen(passing) == both);
+    drop((first, second));
+    gateway.stop();
+}
+
 /// The check is of something beside the endpoint; flows leave it as they leave one that is gone.
 #[test]
 fn flows_leave_an_endpoint_that_is_down() {

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use config_sync::table::address::Bind;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
-    Hosts, Limits, ListenerId, Protocol, Route, RouteId, RoutingTable, Socket, SocketId, Sources,
-    Transport, WeightedBackend,
+    Hosts, Limits, ListenerId, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable,
+    Socket, SocketId, Sources, Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
@@ -458,11 +458,14 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
         id: BackendId(*id),
         backend: *id as usize,
         weight: weights[*id as usize] as u32,
+        key: u64::from(*id),
     };
     let route = Route {
         id: RouteId(0),
         name: "route".into(),
         access: None,
+        balance: RouteBalance::RoundRobin,
+        on_unavailable: OnUnavailable::Refuse,
         backends: order.iter().map(share).collect(),
     };
     RoutingTable {

@@ -14,6 +14,7 @@ use config_sync::gateway;
 use config_sync::gateway::files::Options;
 use config_sync::gateway::follow::cluster;
 use config_sync::model::config::Config;
+use config_sync::model::place::Warning;
 use config_sync::source::{Source, Translated};
 use config_sync::sync::Checked;
 use ipnet::IpNet;
@@ -344,9 +345,10 @@ fn check(source: &Source, explain: bool) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let checked = config_sync::sync::check(source, now).map_err(BadConfig)?;
-    let Checked { summary, warnings, config } = checked;
-    for warning in warnings {
-        writeln!(io::stderr(), "{}", warning.marked()).context("stderr")?;
+    let Checked { summary, warnings, hints, config } = checked;
+    let hints = hints.iter().map(Warning::as_hint);
+    for line in warnings.iter().map(Warning::marked).chain(hints) {
+        writeln!(io::stderr(), "{line}").context("stderr")?;
     }
     match explain {
         true => print(&gateway::print::long(&config)),

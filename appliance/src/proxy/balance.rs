@@ -9,10 +9,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::routing::{
-    Backend, BackendId, Balance, Endpoint, EndpointId, Route, RoutingTable,
+    Backend, BackendId, Balance, Endpoint, EndpointId, Route, RouteBalance, RoutingTable,
 };
 
 use crate::contract::Origin;
+use crate::proxy::source_hash::{backend_of, mix, source_hash};
 
 #[derive(Debug)]
 pub struct Balancer {
@@ -70,10 +71,18 @@ impl Balancer {
         }
     }
 
-    /// The index of the next backend, by smooth weighted round robin: in n times the
-    /// sum of the weights picks, each backend has exactly n times its weight. `None` if no backend
+    /// The index of the client's backend, or of the backend whose turn it is. `None` if no backend
     /// has a weight above 0.
-    pub fn backend(&mut self, route: &Route) -> Option<usize> {
+    pub fn backend(&mut self, route: &Route, client: SocketAddr) -> Option<usize> {
+        match route.balance {
+            RouteBalance::RoundRobin => self.next_backend(route),
+            RouteBalance::SourceHash => backend_of(route, client),
+        }
+    }
+
+    /// Smooth weighted round robin: in n times the sum of the weights picks, each backend has
+    /// exactly n times its weight.
+    fn next_backend(&mut self, route: &Route) -> Option<usize> {
         let credits = &mut self.credits[route.id.index()];
         let same = credits.len() == route.backends.len()
             && credits.iter().zip(&route.backends).all(|(credit, share)| credit.0 == share.id);
@@ -254,25 +263,6 @@ fn in_table(table: &[u16], hash: u64) -> impl Iterator<Item = usize> {
     (0..size).map(move |step| usize::from(table[(start + step) % size]))
 }
 
-/// The hash is equal on each worker, on each machine and after each restart, because replicas must
-/// agree.
-fn source_hash(client: SocketAddr, with_port: bool) -> u64 {
-    let address = match client.ip() {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    let port = if with_port { u64::from(client.port()) + 1 } else { 0 };
-    mix(mix(mix(address as u64) ^ (address >> 64) as u64) ^ port)
-}
-
-/// The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 /// splitmix64: small, seeded, good enough to spread load. Nothing secret depends on it.
 #[derive(Debug)]
 struct Random(u64);
@@ -292,7 +282,9 @@ impl Random {
 mod tests {
     use std::sync::Arc;
 
-    use config_sync::table::routing::{RouteId, SocketOptions, Sources, WeightedBackend};
+    use config_sync::table::routing::{
+        OnUnavailable, RouteId, SocketOptions, Sources, WeightedBackend,
+    };
     use config_sync::table::turns::turns;
 
     use super::*;
@@ -302,9 +294,17 @@ mod tests {
             id: BackendId(*id),
             backend: position,
             weight: *weight,
+            key: u64::from(*id),
         };
         let backends = weights.iter().enumerate().map(share).collect();
-        Route { id: RouteId(0), name: "r".into(), access: None, backends }
+        Route {
+            id: RouteId(0),
+            name: "r".into(),
+            access: None,
+            balance: RouteBalance::RoundRobin,
+            on_unavailable: OnUnavailable::Refuse,
+            backends,
+        }
     }
 
     fn backend(balance: Balance, endpoints: u32) -> Backend {
@@ -351,7 +351,8 @@ mod tests {
     fn each_round_is_exact_and_smooth() {
         let (mut balancer, table) =
             balancer(vec![route(&[(0, 5), (1, 1), (2, 0), (3, 1)])], vec![]);
-        let picks: Vec<_> = (0..7).map(|_| balancer.backend(&table.routes[0]).unwrap()).collect();
+        let picks: Vec<_> =
+            (0..7).map(|_| balancer.backend(&table.routes[0], client(1)).unwrap()).collect();
         assert_eq!(picks, [0, 0, 1, 0, 3, 0, 0]);
     }
 
@@ -362,7 +363,7 @@ mod tests {
         let mut counts = [0; 3];
         for pick in 0..10_000 {
             let route = &tables[pick / 3 % 2];
-            let position = balancer.backend(route).unwrap();
+            let position = balancer.backend(route, client(1)).unwrap();
             counts[route.backends[position].id.index()] += 1;
         }
         assert_eq!(counts, [7_000, 3_000, 0]);
@@ -371,7 +372,7 @@ mod tests {
     #[test]
     fn no_weight_is_no_backend() {
         let (mut balancer, table) = balancer(vec![route(&[(0, 0), (1, 0)])], vec![]);
-        assert_eq!(balancer.backend(&table.routes[0]), None);
+        assert_eq!(balancer.backend(&table.routes[0], client(1)), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod drain;
 mod gone;
 mod log_limit;
 mod slab;
+mod source_hash;
 pub mod table_queue;
 mod tables;
 mod tcp;

@@ -189,7 +189,7 @@ words! {
         NoRoute = "no_route": "The listener has no route, or none for the client's address.",
         NoBackend = "no_backend": "The route has no backend with a weight above 0.",
         NoEndpoint = "no_endpoint":
-            "The backend whose turn it was has no endpoint; its share is refused.",
+            "The backend whose turn it was has no endpoint (`on_unavailable` of the route).",
         ConnectFailed = "connect_failed":
             "No endpoint of the backend could be connected to within `connect_attempts`.",
         ConnectTimeout = "connect_timeout":

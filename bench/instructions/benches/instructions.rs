@@ -223,7 +223,7 @@ fn pick_endpoint((mut balancer, table): (Balancer, RoutingTable)) -> (Balancer, 
 #[bench::of_4(balancer("round-robin"))]
 fn pick_backend((mut balancer, table): (Balancer, RoutingTable)) -> (Balancer, RoutingTable) {
     for _ in 0..TIMES {
-        assert!(black_box(balancer.backend(black_box(&table.routes[0]))).is_some());
+        assert!(black_box(balancer.backend(black_box(&table.routes[0]), client(1))).is_some());
     }
     (balancer, table)
 }
@@ -232,7 +232,7 @@ fn balancer(policy: &str) -> (Balancer, RoutingTable) {
     let (table, _) = table(policy);
     let mut balancer = Balancer::new(1);
     balancer.prepare(&table);
-    balancer.backend(&table.routes[0]);
+    balancer.backend(&table.routes[0], client(1));
     (balancer, table)
 }
 

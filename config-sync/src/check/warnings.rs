@@ -9,6 +9,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::gone::OnGone;
 use crate::model::listener::{bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
+use crate::model::route::Route;
 use crate::table::routing::Transport;
 
 /// All warnings about a configuration that compiles. `file` is the file's name. `local` has the
@@ -94,6 +95,22 @@ fn refusing(config: &Config, found: &mut Vec<Problem>) {
             );
         }
     }
+}
+
+/// Hints: what an operator may not expect of a configuration that is in order.
+pub(crate) fn hints(config: &Config) -> Vec<Problem> {
+    let several = |route: &&Route| {
+        route.on_unavailable.is_none()
+            && route.backends.iter().filter(|backend| backend.weight > 0).count() > 1
+    };
+    let hint = |route: &Route| {
+        beside(&route.name.place, "backends").problem(
+            "if no endpoint of one of these backends is up, the share of that backend is refused; \
+             `on_unavailable = \"next\"` in a route gives the share to the other backends, and \
+             `on_unavailable = \"refuse\"` says that this is meant",
+        )
+    };
+    config.routes.iter().filter(several).map(hint).collect()
 }
 
 /// The place of another key, in the table of a name.
@@ -253,6 +270,23 @@ mod tests {
         warned(&format!("{unchecked}health_check = {{}}\n"), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
+    }
+
+    #[test]
+    fn a_route_with_several_backends_may_not_know_that_shares_are_refused() {
+        let told = |backends: &str, keys: &str| {
+            let text = GOOD.replace("[{ name = \"b\" }]\n", &format!("{backends}\n{keys}\n"))
+                + "[[backends]]\nname = \"c\"\nendpoints = [\"10.0.0.2:80\"]\n";
+            let machine = Machine { cores: vec![0], congestion: Vec::new() };
+            let config = parse_for("f", &text, &machine).unwrap_or_else(|error| panic!("{error}"));
+            hints(&config).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let both = "[{ name = \"b\", weight = 90 }, { name = \"c\" }]";
+        let said = told(both, "");
+        assert!(said.len() == 1 && said[0].starts_with("f:6:8: routes[0].backends: "), "{said:?}");
+        assert_eq!(told(both, "on_unavailable = \"refuse\""), [""; 0]);
+        assert_eq!(told(both, "on_unavailable = \"next\""), [""; 0]);
+        assert_eq!(told("[{ name = \"b\" }, { name = \"c\", weight = 0 }]", ""), [""; 0]);
     }
 
     #[test]

@@ -23,10 +23,11 @@ use crate::model::listener;
 use crate::model::listener::{bound_to, nameless};
 use crate::model::place::{At, Problem, Problems};
 use crate::table::address::Bind;
+use crate::table::fnv::Fnv;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
-    self, AcceptProxy, BackendId, Balance, Bound, Drain, Hosts, ListenerId, NO_ROUTE, Protocol,
-    RouteId, RoutingTable, SocketId,
+    self, AcceptProxy, BackendId, Balance, Bound, Drain, Hosts, ListenerId, NO_ROUTE,
+    OnUnavailable, Protocol, RouteId, RoutingTable, SocketId,
 };
 use crate::table::terminator::{Originator, Terminator};
 
@@ -264,11 +265,14 @@ impl Compile<'_> {
                 id: backends[index_of[used.name.value.as_str()]].id,
                 backend: index_of[used.name.value.as_str()],
                 weight: used.weight,
+                key: Fnv::of(&used.name.value),
             });
             routes.push(routing::Route {
                 id: RouteId(self.given(id, &route.name, "routes")),
                 name: route.name.value.as_str().into(),
                 access: self.admitted.routes.get(&route.name.value).cloned(),
+                balance: route.balance,
+                on_unavailable: route.on_unavailable.unwrap_or(OnUnavailable::Refuse),
                 backends: shares.collect(),
             });
         }

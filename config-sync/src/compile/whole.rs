@@ -118,6 +118,7 @@ impl Whole {
         if !down.is_empty() {
             table.gone = table.gone.iter().copied().chain(down).collect();
         }
+        table.pass_shares_on();
         table
     }
 }

@@ -20,11 +20,13 @@ use crate::model::place::At;
 use crate::model::route::Route;
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::table::address::{Address, UNIX_CLIENT};
-use crate::table::routing::{Limits, OnTruncation, Protocol, SendProxy, SocketOptions, Sources};
+use crate::table::routing::{
+    Limits, OnTruncation, Protocol, RouteBalance, SendProxy, SocketOptions, Sources,
+};
 use crate::toml::backend::BALANCES;
 use crate::toml::bind::MOST_PORTS;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
-use crate::toml::{gone, proxy, tls};
+use crate::toml::{gone, proxy, route, tls};
 
 /// The listeners, routes and backends of a configuration as TOML. `place` gives the file of a
 /// certificate or key. One without a file is left out, and named in a comment.
@@ -210,6 +212,14 @@ impl Print<'_> {
             self.line("sources", &list(sources));
         }
         self.admission(&route.admission);
+        if route.balance != RouteBalance::RoundRobin {
+            let word = route::BALANCES.iter().find(|(_, known)| *known == route.balance);
+            self.line("balance", &quoted(word.map_or("", |(word, _)| word)));
+        }
+        if let Some(asked) = route.on_unavailable {
+            let word = route::ON_UNAVAILABLE.iter().find(|(_, known)| *known == asked);
+            self.line("on_unavailable", &quoted(word.map_or("", |(word, _)| word)));
+        }
         let backends = route.backends.iter().map(|backend| {
             format!("{{ name = {}, weight = {} }}", quoted(&backend.name.value), backend.weight)
         });

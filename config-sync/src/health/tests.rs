@@ -94,6 +94,50 @@ fn compiled(config: &Config) -> Whole {
     whole(config, &Resolved::default(), &mut Names::new()).expect("its parts fit")
 }
 
+/// The weights of a route's backends, with the backends in `down` down.
+fn weights(on_unavailable: &str, empty: &str, down: &[&str]) -> Vec<u32> {
+    let backend = |name: &str, port: u16| {
+        let endpoints = if name == empty { String::new() } else { format!("\"10.0.0.1:{port}\"") };
+        let keys = "health_check = {}";
+        format!("[[backends]]\nname = \"{name}\"\nendpoints = [{endpoints}]\n{keys}\n")
+    };
+    let shares = "{ name = \"a\", weight = 70 }, { name = \"b\", weight = 20 }, { name = \"c\", \
+                  weight = 10 }";
+    let text = format!(
+        "[[listeners]]\nname = \"l\"\nprotocol = \"TCP\"\naddress = \"0.0.0.0:80\"\n[[routes]]\n\
+         name = \"r\"\nlisteners = [\"l\"]\n{on_unavailable}\nbackends = [{shares}]\n{}{}{}",
+        backend("a", 1),
+        backend("b", 2),
+        backend("c", 3)
+    );
+    let config = parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
+    #[expect(clippy::disallowed_methods, reason = "any time will do")]
+    let start = Instant::now();
+    let mut health = follow(&Health::new(PLACES, 0), &config, start);
+    let later = start + Duration::from_secs(60);
+    while let Some(probe) = health.due(0, later) {
+        let is_down = down.contains(&&*probe.backend);
+        let finding = if is_down { Finding::Bad("refused".into()) } else { Finding::Good };
+        health.found(&probe, &finding, later);
+    }
+    let standing = |backend: &str, endpoint| health.standing(backend, endpoint);
+    let table = compiled(&config).pickable(2, &standing, None);
+    table.routes[0].backends.iter().map(|share| share.weight).collect()
+}
+
+#[test]
+fn a_backend_without_endpoints_refuses_its_share_or_gives_it_to_the_others() {
+    for keys in ["", "on_unavailable = \"refuse\""] {
+        assert_eq!(weights(keys, "b", &["a"]), [70, 20, 10]);
+    }
+    let next = "on_unavailable = \"next\"";
+    assert_eq!(weights(next, "", &[]), [70, 20, 10]);
+    assert_eq!(weights(next, "", &["a"]), [0, 20, 10], "in proportion");
+    assert_eq!(weights(next, "b", &[]), [70, 0, 10], "without any endpoint in the file");
+    assert_eq!(weights(next, "b", &["a"]), [0, 0, 10]);
+    assert_eq!(weights(next, "", &["a", "b", "c"]), [70, 20, 10], "no endpoint, not no backend");
+}
+
 fn config(count: u16, options: &str) -> Config {
     let endpoints: Vec<_> = (1..=count).map(|port| format!("\"10.0.0.1:{port}\"")).collect();
     let text =

@@ -88,6 +88,13 @@ impl Warning {
         let colon = if place.is_empty() { "" } else { ": " };
         format!("{place}{colon}warning: {message}")
     }
+
+    /// The form of a hint: nothing is wrong, but another value may serve the operator better.
+    pub fn as_hint(&self) -> String {
+        let Self { place, message } = self;
+        let colon = if place.is_empty() { "" } else { ": " };
+        format!("{place}{colon}hint: {message}")
+    }
 }
 
 impl From<Problem> for Warning {

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use crate::model::admission::Admission;
 use crate::model::place::At;
+use crate::table::routing::{OnUnavailable, RouteBalance};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
@@ -15,6 +16,9 @@ pub struct Route {
     /// route of the same listener and name is for.
     pub sources: Vec<At<IpNet>>,
     pub admission: Admission,
+    pub balance: RouteBalance,
+    /// `None`: nothing is said, which means `Refuse`.
+    pub on_unavailable: Option<OnUnavailable>,
     pub backends: Vec<WeightedBackend>,
 }
 

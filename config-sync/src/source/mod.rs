@@ -81,15 +81,16 @@ impl Source {
             let name = self.name();
             let config = check::parse(&name, text);
             let config = config.map_err(|problems| problems.to_string())?;
-            let warnings = match self {
+            let (warnings, hints) = match self {
                 Self::File(_) | Self::Pipe(_) => {
-                    warnings::of(&config, &name, &machine::addresses())
+                    (warnings::of(&config, &name, &machine::addresses()), warnings::hints(&config))
                 }
                 // Objects have their warnings already, and the text of this program needs none.
-                Self::Objects { .. } | Self::Text { .. } => Vec::new(),
+                Self::Objects { .. } | Self::Text { .. } => (Vec::new(), Vec::new()),
             };
             let warnings = warnings.into_iter().map(Warning::from).collect();
-            return Ok(Parsed { config, shown: text.to_owned(), warnings });
+            let hints = hints.into_iter().map(Warning::from).collect();
+            return Ok(Parsed { config, shown: text.to_owned(), warnings, hints });
         };
         let (settings, found) = settings_and_objects(text, options)?;
         let translation = gateway::translate::translate(&found.objects, &settings);
@@ -97,6 +98,7 @@ impl Source {
         Ok(Parsed {
             shown: after(base(text).1, &listeners),
             warnings: doubts(&found, &settings, &translation),
+            hints: Vec::new(),
             config: translation.config,
         })
     }
@@ -234,6 +236,8 @@ pub struct Parsed {
     pub shown: String,
     /// Parts that will not work, or that are hardly meant.
     pub warnings: Vec<Warning>,
+    /// Parts that are in order, and do what an operator may not expect.
+    pub hints: Vec<Warning>,
 }
 
 impl From<PathBuf> for Source {

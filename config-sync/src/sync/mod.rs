@@ -525,6 +525,8 @@ pub struct Checked {
     pub summary: Summary,
     /// Parts that will not work, or that are hardly meant.
     pub warnings: Vec<Warning>,
+    /// Parts that are in order, and do what an operator may not expect.
+    pub hints: Vec<Warning>,
     pub config: Config,
 }
 
@@ -534,7 +536,7 @@ pub struct Checked {
 /// # Errors
 /// For the operator: every fault, one per line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
 pub fn check(source: &Source, now: i64) -> Result<Checked, String> {
-    let Parsed { config, mut warnings, .. } = source.config(&source.read()?)?;
+    let Parsed { config, mut warnings, hints, .. } = source.config(&source.read()?)?;
     let unusable = config.cores.unusable(&Machine::this()).into_iter();
     warnings.extend(unusable.map(|mut core| {
         core.message += "; `ringway run` refuses it on this machine";
@@ -551,7 +553,7 @@ pub fn check(source: &Source, now: i64) -> Result<Checked, String> {
         backends: table.backends.len(),
         endpoints: table.backends.iter().map(|backend| backend.endpoints.len()).sum(),
     };
-    Ok(Checked { summary, warnings, config })
+    Ok(Checked { summary, warnings, hints, config })
 }
 
 impl fmt::Display for Summary {

@@ -108,7 +108,7 @@ impl Reading {
     #[expect(clippy::disallowed_methods, reason = "figures for operators; nothing hangs on them")]
     fn compile(self, text: &str, looked: &mut Looked) -> Result<Compiled, Refused> {
         let began = Instant::now();
-        let Parsed { config, shown, warnings } =
+        let Parsed { config, shown, warnings, .. } =
             self.source.config(text).map_err(Refused::for_good)?;
         if config.listeners.is_empty() && self.listeners > 0 && !self.allow_empty {
             return Err(Refused::for_good(format!(

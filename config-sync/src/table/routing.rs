@@ -267,9 +267,30 @@ pub struct Route {
     pub name: Arc<str>,
     /// Which clients may use the route. `None`: all clients.
     pub access: Option<Arc<Access>>,
+    pub balance: RouteBalance,
+    pub on_unavailable: OnUnavailable,
     /// In the order of the configuration; weights are 0 to 1,000,000. If all weights are 0, or
-    /// there is no backend, every session is refused.
+    /// there is no backend, every session is refused. See [`RoutingTable::pass_shares_on`].
     pub backends: Vec<WeightedBackend>,
+}
+
+/// How a route chooses among its backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RouteBalance {
+    /// The backends take turns, each as often as its weight says.
+    RoundRobin,
+    /// The client's address decides, so a client stays with one backend on every worker and
+    /// replica. Each backend has the share of all addresses that its weight says.
+    SourceHash,
+}
+
+/// What happens to the share of a backend that has no endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnUnavailable {
+    /// The share is refused. The Gateway API demands this.
+    Refuse,
+    /// The route's other backends get the share, in proportion to their weights.
+    Next,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -278,6 +299,8 @@ pub struct WeightedBackend {
     /// Index into [`RoutingTable::backends`].
     pub backend: usize,
     pub weight: u32,
+    /// A hash of the backend's name, which is equal on every replica. Ids differ between replicas.
+    pub key: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -286,7 +309,8 @@ pub struct Backend {
     pub name: Arc<str>,
     pub balance: Balance,
     /// Only endpoints that a worker may pick, and endpoints with weight 0. If the list is empty,
-    /// the backend's share is refused and never redistributed.
+    /// the backend's share is refused, unless the route passes the share on
+    /// ([`OnUnavailable`]).
     pub endpoints: Vec<Endpoint>,
     /// One round of turns: indices into `endpoints`, each as often as its weight says. An endpoint
     /// with weight 0 has no turn: it gets no new session, and keeps its sessions and flows.
@@ -417,6 +441,24 @@ impl RoutingTable {
             gone: Arc::default(),
             drain: None,
             log_opens: false,
+        }
+    }
+
+    /// Gives the shares of backends without endpoints to the other backends of their routes, where
+    /// the route asks for that: a weight of 0 leaves the proportions of the others as they are. If
+    /// no backend of a route has an endpoint, the weights stay, so sessions are refused because
+    /// there is no endpoint, and not because there is no backend.
+    pub(crate) fn pass_shares_on(&mut self) {
+        let Self { routes, backends, .. } = self;
+        // An endpoint without a turn gets no new session.
+        let has_endpoint = |share: &WeightedBackend| !backends[share.backend].turns.is_empty();
+        let asking = routes.iter_mut().filter(|route| route.on_unavailable == OnUnavailable::Next);
+        for route in asking {
+            let serves = |share: &WeightedBackend| share.weight > 0 && has_endpoint(share);
+            if route.backends.iter().any(serves) {
+                let unavailable = route.backends.iter_mut().filter(|share| !has_endpoint(share));
+                unavailable.for_each(|share| share.weight = 0);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ pub(crate) mod listener;
 mod process;
 pub(crate) mod proxy;
 pub mod reader;
-mod route;
+pub(crate) mod route;
 mod short;
 pub(crate) mod socket_options;
 pub(crate) mod tls;

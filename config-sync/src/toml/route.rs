@@ -4,8 +4,11 @@ use toml::de::{DeTable, DeValue};
 
 use crate::model::place::At;
 use crate::model::route::{Route, WeightedBackend};
+use crate::table::routing::{OnUnavailable, RouteBalance};
 use crate::toml::admission;
-use crate::toml::reader::{Read, Reader, Section, Table, any, flawless, integer, not, or, string};
+use crate::toml::reader::{
+    Read, Reader, Section, Table, any, flawless, integer, not, or, string, word,
+};
 use crate::toml::values::{hostname, name, range};
 
 pub(crate) static ROUTE: Section = Section {
@@ -18,6 +21,8 @@ pub(crate) static ROUTE: Section = Section {
         any("allow"),
         any("deny"),
         any("backends"),
+        any("balance"),
+        any("on_unavailable"),
     ],
 };
 
@@ -43,8 +48,20 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
     let backends = weighted_backends(reader, table).unwrap_or_default();
+    let balance = or(reader.get(table, "balance", word(&BALANCES)), RouteBalance::RoundRobin);
+    let on_unavailable =
+        reader.get(table, "on_unavailable", word(&ON_UNAVAILABLE)).map(|at| at.value);
     let (name, listeners, hostnames, sources, admission) = head?;
-    Some(Route { name, listeners, hostnames, sources, admission, backends })
+    Some(Route {
+        name,
+        listeners,
+        hostnames,
+        sources,
+        admission,
+        balance,
+        on_unavailable,
+        backends,
+    })
 }
 
 /// Reads `backends`. `None`: there is no such list.
@@ -80,6 +97,14 @@ fn share<'t>(value: &'t DeValue<'t>) -> Read<Share<'t>> {
         other => Err(not("the name of a backend, or { name = \"pg-a\", weight = 90 }", other)),
     }
 }
+
+/// The words of the file.
+pub(crate) const BALANCES: [(&str, RouteBalance); 2] =
+    [("round-robin", RouteBalance::RoundRobin), ("source-hash", RouteBalance::SourceHash)];
+
+/// The words of the file.
+pub(crate) const ON_UNAVAILABLE: [(&str, OnUnavailable); 2] =
+    [("refuse", OnUnavailable::Refuse), ("next", OnUnavailable::Next)];
 
 /// The name of another part. A later check looks the name up.
 fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {

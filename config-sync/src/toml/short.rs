@@ -5,6 +5,7 @@ use crate::model::admission::Admission;
 use crate::model::backend::Backend;
 use crate::model::place::At;
 use crate::model::route::{Route, WeightedBackend};
+use crate::table::routing::RouteBalance;
 use crate::toml::backend::backend;
 use crate::toml::reader::{Reader, Table};
 use crate::toml::route::weighted_backends;
@@ -59,6 +60,8 @@ pub(crate) fn own<'t>(
         hostnames: Vec::new(),
         sources: Vec::new(),
         admission: Admission { allow: None, deny: Vec::new() },
+        balance: RouteBalance::RoundRobin,
+        on_unavailable: None,
         backends,
     };
     Some(Own { route, backend })

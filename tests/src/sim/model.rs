@@ -7,9 +7,9 @@ use config_sync::table::address::Bind;
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
-    Hosts, Limits, Listener, ListenerId, OnTruncation, Protocol, ProxyVersion, Route, RouteId,
-    RoutingTable, SendProxy, Socket, SocketId, SocketOptions, Sources, Timeouts, Transport,
-    WeightedBackend,
+    Hosts, Limits, Listener, ListenerId, OnTruncation, OnUnavailable, Protocol, ProxyVersion,
+    Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, SocketOptions,
+    Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
 use ipnet::IpNet;
@@ -197,14 +197,8 @@ impl Model {
                     routes.insert(None, if listener.by_source { 0 } else { first });
                 }
                 for id in [listener.id.0, FIRST_SPECIAL + listener.id.0] {
-                    let weights = self.weights[listener.id.index()].iter();
-                    let backends = weights.enumerate().map(|(n, weight)| WeightedBackend {
-                        id: BackendId(FIRST_ID + n as u32),
-                        backend: unused + n,
-                        weight: *weight,
-                    });
-                    let (id, backends) = (RouteId(id), backends.collect());
-                    table.routes.push(Route { id, name: "route".into(), access: None, backends });
+                    let weights = &self.weights[listener.id.index()];
+                    table.routes.push(route(RouteId(id), weights, unused));
                 }
                 table.listeners.push(Listener {
                     id: listener.id,
@@ -263,6 +257,28 @@ impl Model {
 
     pub fn endpoints(&self) -> impl Iterator<Item = (bool, Endpoint)> + '_ {
         self.backends.iter().flat_map(|backend| backend.endpoints.iter().copied())
+    }
+}
+
+/// A route to the backends from position `first`.
+fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
+    let share = |(n, weight): (usize, &u32)| WeightedBackend {
+        id: BackendId(FIRST_ID + n as u32),
+        backend: first + n,
+        weight: *weight,
+        key: n as u64,
+    };
+    Route {
+        id,
+        name: "route".into(),
+        access: None,
+        // By the ids, so that some routes of every run have each.
+        balance: match id.0 % 2 {
+            0 => RouteBalance::RoundRobin,
+            _ => RouteBalance::SourceHash,
+        },
+        on_unavailable: OnUnavailable::Refuse,
+        backends: weights.iter().enumerate().map(share).collect(),
     }
 }
 

@@ -97,7 +97,7 @@ impl Session {
         let route = &table.routes[route];
         self.route = Some(route.id);
         admits(route.access.as_deref(), client)?;
-        let backend = core.balancer.backend(route).ok_or(CloseReason::NoBackend)?;
+        let backend = core.balancer.backend(route, self.client).ok_or(CloseReason::NoBackend)?;
         let backend = &table.backends[backend];
         self.backend = Some(backend.id);
         let attempts_left = backend.connect_attempts;

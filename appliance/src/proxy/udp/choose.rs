@@ -33,7 +33,7 @@ pub fn choose(
     let found = listener.routes.any().ok_or(NO_ROUTE)?;
     let route = &table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?];
     admits(route.access.as_deref(), client)?;
-    let backend = &table.backends[balancer.backend(route).ok_or(NO_BACKEND)?];
+    let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
     Ok(Choice::new(route.id, backend, endpoint, balancer, client, ports))
 }

@@ -94,6 +94,14 @@ pub struct ListenerSettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSettings {
+    /// How a session or flow is given to one of several backends: round-robin, or source-hash, by
+    /// which a client's address stays with one backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<String>,
+    /// What happens to the share of a backend without an endpoint: refuse, or next, which gives the
+    /// share to the route's other backends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_unavailable: Option<String>,
     #[serde(flatten)]
     pub admission: AdmissionSettings,
 }

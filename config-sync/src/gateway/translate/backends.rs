@@ -145,13 +145,14 @@ impl<'o> Empty<'o> {
     }
 }
 
-/// The message for statuses and warnings.
-pub(super) fn empty_message(destination: &Destination<'_>, why: &str) -> String {
+/// The message for statuses and warnings. `passed_on`: other backends of the route get the share.
+pub(super) fn empty_message(destination: &Destination<'_>, why: &str, passed_on: bool) -> String {
     let ((namespace, name), port) = (destination.service, destination.port.port);
-    format!(
-        "Service {namespace}/{name}, port {port}, has no endpoint, so what goes there is refused: \
-         {why}"
-    )
+    let so = match passed_on {
+        true => "so other backends of the route get its share",
+        false => "so what goes there is refused",
+    };
+    format!("Service {namespace}/{name}, port {port}, has no endpoint, {so}: {why}")
 }
 
 /// Matches ports of a slice and of a Service by name, because the number differs if `targetPort`

@@ -10,9 +10,10 @@ use crate::gateway::translate::backends::{self, Destination};
 use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::places::at;
-use crate::gateway::translate::policy::{BackendValues, Policies, PolicyTarget};
+use crate::gateway::translate::policy::{Policies, PolicyTarget};
 use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::values::BackendValues;
 use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
@@ -22,7 +23,7 @@ use crate::model::route::{Route, WeightedBackend};
 use crate::model::tls::Origination;
 use crate::table::address;
 use crate::table::fnv::Fnv;
-use crate::table::routing::{self, ProxyVersion, SendProxy, Timeouts};
+use crate::table::routing::{self, ProxyVersion, RouteBalance, SendProxy, Timeouts};
 
 /// The inputs from which the parts of a configuration are made.
 pub(super) struct Build<'a, 'o> {
@@ -172,7 +173,7 @@ impl<'o> Build<'_, 'o> {
         }
         let (namespace, name) = key(&route.object.metadata);
         let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
-        let admission = self.policies.route(own);
+        let values = self.policies.route(own);
         let shapes = shapes.into_iter().enumerate();
         let route = shapes.map(|(nth, ((hostnames, backends), listeners))| {
             let own = config_name(&numbered(&title, nth));
@@ -181,7 +182,9 @@ impl<'o> Build<'_, 'o> {
                 listeners: listeners.into_iter().map(|name| at(name, &own)).collect(),
                 hostnames: hostnames.into_iter().map(|name| at(name, &own)).collect(),
                 sources: Vec::new(),
-                admission: admission.of(&own),
+                admission: values.admission.of(&own),
+                balance: values.balance.unwrap_or(RouteBalance::RoundRobin),
+                on_unavailable: values.on_unavailable,
                 backends: backends.into_iter().map(backend).collect(),
                 name: at(own.clone(), &own),
             }

@@ -14,6 +14,7 @@ use crate::gateway::status::{Kind, StatusOf};
 use crate::gateway::translate::backends::{self, Empty};
 use crate::gateway::translate::index::{Index, ObjectKey, Party, key};
 use crate::gateway::translate::listeners::{self, Claim};
+use crate::gateway::translate::policy::Policies;
 use crate::gateway::translate::settings::Settings;
 use crate::model::place::Hints;
 
@@ -31,10 +32,12 @@ pub(crate) fn of(objects: &Objects, settings: &Settings, statuses: &[StatusOf]) 
         ((of.kind, namespace, of.name.as_str()), &of.status)
     });
     let index = Index::of(objects);
+    let policies = Policies::of(objects, settings);
     let mut asked = Asked {
         objects,
         settings,
         index,
+        policies,
         told: told.collect(),
         empty: Empty::default(),
         hints: Hints::default(),
@@ -69,6 +72,7 @@ struct Asked<'a> {
     objects: &'a Objects,
     settings: &'a Settings,
     index: Index<'a>,
+    policies: Policies<'a>,
     told: BTreeMap<(Kind, &'a str, &'a str), &'a Value>,
     /// By Service, port and protocol. Many routes may lead to one Service.
     empty: Empty<'a>,
@@ -221,18 +225,22 @@ impl<'a> Asked<'a> {
             return self.doubt(kind, &route.metadata, message);
         }
         let party = Party { group: GROUP, kind: kind.name(), namespace: key(&route.metadata).0 };
-        let mut empty = Vec::new();
+        let (mut empty, mut serving) = (Vec::new(), false);
         for (at, reference) in rule.backend_refs.iter().enumerate() {
             let found = backends::find(reference, party, kind == Kind::UdpRoute, &self.index);
             let Ok(destination) = found else { continue };
             let zone = self.settings.zone.as_deref();
             let why = self.empty.why(destination, zone, &self.index);
-            if let Some(why) = why.filter(|_| weight(reference) > 0) {
-                let message = backends::empty_message(&destination, why);
-                empty.push(format!("spec.rules[0].backendRefs[{at}]: {message}"));
+            match why {
+                _ if weight(reference) <= 0 => {}
+                Some(why) => empty.push((at, destination, why)),
+                None => serving = true,
             }
         }
-        for message in empty {
+        let passed_on = serving && self.policies.passes_shares_on(kind.name(), &route.metadata);
+        for (at, destination, why) in empty {
+            let message = backends::empty_message(&destination, why, passed_on);
+            let message = format!("spec.rules[0].backendRefs[{at}]: {message}");
             self.doubt(kind, &route.metadata, message);
         }
     }

@@ -19,6 +19,7 @@ mod report;
 mod routes;
 pub mod settings;
 pub(super) mod unfit;
+mod values;
 mod verdict;
 
 use std::cell::RefCell;

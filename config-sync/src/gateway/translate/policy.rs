@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kube::api::ObjectMeta;
 use toml::de::DeValue;
 
 use crate::gateway::objects::Objects;
 use crate::gateway::objects::policy::{
     AcceptProxy, AdmissionSettings, BackendSettings, HealthCheckSettings, L4Policy, L4PolicySpec,
-    ListenerSettings, MAX_ANCESTORS, SocketSettings,
+    ListenerSettings, MAX_ANCESTORS, RouteSettings, SocketSettings,
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::translate::index::{key, seniority};
 use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::values::{
+    AdmissionValues, BackendValues, ListenerValues, RouteValues, SocketValues,
+};
 use crate::gateway::translate::verdict::{Fault, Verdict};
-use crate::model::admission::{Admission, Ranges, read_range};
-use crate::model::backend::{Balance, LEAST_UPSTREAM_REST};
+use crate::model::admission::read_range;
+use crate::model::backend::LEAST_UPSTREAM_REST;
 use crate::model::config::MAX_SESSIONS;
 use crate::model::health_check::{self, HealthCheck, Kind};
-use crate::table::routing::{
-    OnTruncation, ProxyVersion, SendProxy, SocketOptions, Sources, Starttls,
-};
+use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
 use crate::toml::backend::BALANCES;
 use crate::toml::health_check::{interval as interval_of, timeout_within};
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
@@ -32,7 +34,7 @@ use crate::toml::reader::word;
 use crate::toml::values::{
     duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
 };
-use crate::toml::{proxy, socket_options};
+use crate::toml::{proxy, route, socket_options};
 
 /// Every policy with its values.
 pub(super) struct Policies<'o> {
@@ -51,57 +53,8 @@ struct Policy<'o> {
 #[derive(Default)]
 struct Values {
     listener: ListenerValues,
-    route: AdmissionValues,
+    route: RouteValues,
     backend: BackendValues,
-}
-
-/// A policy's values for a listener, in the units of the configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ListenerValues {
-    pub(super) hello: Option<u32>,
-    pub(super) default_hostname: Option<String>,
-    pub(super) starttls: Option<Starttls>,
-    pub(super) idle: Option<u32>,
-    pub(super) write_stall: Option<u32>,
-    pub(super) half_close: Option<u32>,
-    pub(super) lifetime: Option<u32>,
-    pub(super) on_truncation: Option<OnTruncation>,
-    pub(super) flow_timeout: Option<u32>,
-    pub(super) responses: Option<u32>,
-    pub(super) max_sessions: Option<u32>,
-    pub(super) accept_proxy: Option<Vec<IpNet>>,
-    pub(super) socket: SocketValues,
-    pub(super) admission: AdmissionValues,
-}
-
-/// A policy's values for the clients of a listener or route.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct AdmissionValues {
-    pub(super) allow: Option<Vec<IpNet>>,
-    pub(super) deny: Option<Vec<IpNet>>,
-}
-
-/// A policy's values for a backend.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct BackendValues {
-    pub(super) balance: Option<Balance>,
-    pub(super) connect_timeout: Option<u32>,
-    pub(super) connect_attempts: Option<u8>,
-    pub(super) source: Option<Vec<Sources>>,
-    pub(super) shared_sockets: Option<bool>,
-    pub(super) upstream_rest: Option<u32>,
-    pub(super) send_proxy: Option<SendProxy>,
-    pub(super) transparent: Option<bool>,
-    pub(super) health_check: Option<HealthCheck>,
-    pub(super) socket: SocketValues,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct SocketValues {
-    pub(super) nodelay: Option<bool>,
-    pub(super) keepalive: Option<u32>,
-    pub(super) user_timeout: Option<u32>,
-    pub(super) congestion: Option<[u8; 16]>,
 }
 
 /// A target of a policy: its kind, namespace, name and section.
@@ -146,12 +99,19 @@ impl<'o> Policies<'o> {
     }
 
     /// The values for a route.
-    pub(super) fn route(&self, aim: PolicyTarget<'_>) -> AdmissionValues {
-        let mut values = AdmissionValues::default();
+    pub(super) fn route(&self, aim: PolicyTarget<'_>) -> RouteValues {
+        let mut values = RouteValues::default();
         for at in self.at(&[aim]) {
             values.fill(&at.route);
         }
         values
+    }
+
+    /// Whether a route gives the shares of backends without endpoints to its other backends.
+    pub(super) fn passes_shares_on(&self, kind: &str, route: &ObjectMeta) -> bool {
+        let (namespace, name) = key(route);
+        let values = self.route(PolicyTarget { kind, namespace, name, section: None });
+        values.on_unavailable == Some(OnUnavailable::Next)
     }
 
     /// The values for a backend.
@@ -326,7 +286,7 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Fault> {
     let listener = object.spec.listener.as_ref();
     let listener = listener.map(|given| read_listener(given, settings)).transpose();
     let route = object.spec.route.as_ref();
-    let route = route.map(|given| read_admission(&given.admission)).transpose();
+    let route = route.map(read_route).transpose();
     let backend = object.spec.backend.as_ref();
     let backend = backend.map(|given| read_backend(given, settings)).transpose();
     let invalid = |part: &'static str| {
@@ -354,7 +314,10 @@ fn kept_out(spec: &L4PolicySpec) -> Values {
         let accept_proxy = accept_proxy.unwrap_or_default();
         ListenerValues { accept_proxy, admission, ..ListenerValues::default() }
     });
-    let route = spec.route.as_ref().map(|given| read(&given.admission));
+    let route = spec.route.as_ref().map(|given| {
+        let admission = read(&given.admission);
+        RouteValues { admission, ..RouteValues::default() }
+    });
     Values {
         listener: listener.unwrap_or_default(),
         route: route.unwrap_or_default(),
@@ -378,6 +341,15 @@ fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<Listen
         max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
         accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,
         socket: read_socket(&given.socket, settings)?,
+        admission: read_admission(&given.admission)?,
+    })
+}
+
+fn read_route(given: &RouteSettings) -> Result<RouteValues, String> {
+    let on_unavailable = given.on_unavailable.as_ref();
+    Ok(RouteValues {
+        balance: text("balance", given.balance.as_ref(), word(&route::BALANCES))?,
+        on_unavailable: text("onUnavailable", on_unavailable, word(&route::ON_UNAVAILABLE))?,
         admission: read_admission(&given.admission)?,
     })
 }
@@ -491,90 +463,4 @@ fn number<T: TryFrom<i64> + PartialOrd + Display>(
     let read = T::try_from(given).ok().filter(|number| range.contains(number));
     let refused = || format!("{field}: must be {} to {}, not {given}", range.start(), range.end());
     read.map(Some).ok_or_else(refused)
-}
-
-impl ListenerValues {
-    /// Takes values that are not set from `under`.
-    fn fill(&mut self, under: &Self) {
-        fill(&mut self.hello, &under.hello);
-        fill(&mut self.default_hostname, &under.default_hostname);
-        fill(&mut self.starttls, &under.starttls);
-        fill(&mut self.idle, &under.idle);
-        fill(&mut self.write_stall, &under.write_stall);
-        fill(&mut self.half_close, &under.half_close);
-        fill(&mut self.lifetime, &under.lifetime);
-        fill(&mut self.on_truncation, &under.on_truncation);
-        fill(&mut self.flow_timeout, &under.flow_timeout);
-        fill(&mut self.responses, &under.responses);
-        fill(&mut self.max_sessions, &under.max_sessions);
-        fill(&mut self.accept_proxy, &under.accept_proxy);
-        self.socket.fill(&under.socket);
-        self.admission.fill(&under.admission);
-    }
-}
-
-impl AdmissionValues {
-    fn fill(&mut self, under: &Self) {
-        fill(&mut self.allow, &under.allow);
-        fill(&mut self.deny, &under.deny);
-    }
-
-    fn both(&self) -> BTreeSet<IpNet> {
-        let denied: BTreeSet<_> = self.deny.iter().flatten().collect();
-        self.allow.iter().flatten().filter(|range| denied.contains(range)).copied().collect()
-    }
-
-    /// The admission in the configuration's form, with `of` as its place. A range that one policy
-    /// allows and another denies is denied.
-    pub(super) fn of(&self, of: &str) -> Admission {
-        let at = |range: &IpNet| crate::gateway::translate::places::at(Ranges::Prefix(*range), of);
-        let both = self.both();
-        let allowed = |allow: &Vec<IpNet>| {
-            allow.iter().filter(|range| !both.contains(range)).map(at).collect()
-        };
-        Admission {
-            allow: self.allow.as_ref().map(allowed),
-            deny: self.deny.iter().flatten().map(at).collect(),
-        }
-    }
-}
-
-impl BackendValues {
-    fn fill(&mut self, under: &Self) {
-        fill(&mut self.balance, &under.balance);
-        fill(&mut self.connect_timeout, &under.connect_timeout);
-        fill(&mut self.connect_attempts, &under.connect_attempts);
-        fill(&mut self.source, &under.source);
-        fill(&mut self.shared_sockets, &under.shared_sockets);
-        fill(&mut self.upstream_rest, &under.upstream_rest);
-        fill(&mut self.send_proxy, &under.send_proxy);
-        fill(&mut self.transparent, &under.transparent);
-        fill(&mut self.health_check, &under.health_check);
-        self.socket.fill(&under.socket);
-    }
-}
-
-impl SocketValues {
-    fn fill(&mut self, under: &Self) {
-        fill(&mut self.nodelay, &under.nodelay);
-        fill(&mut self.keepalive, &under.keepalive);
-        fill(&mut self.user_timeout, &under.user_timeout);
-        fill(&mut self.congestion, &under.congestion);
-    }
-
-    /// The socket options, with `default` for those that are not set.
-    pub(super) fn over(&self, default: SocketOptions) -> SocketOptions {
-        SocketOptions {
-            nodelay: self.nodelay.unwrap_or(default.nodelay),
-            keepalive: self.keepalive.unwrap_or(default.keepalive),
-            user_timeout: self.user_timeout.unwrap_or(default.user_timeout),
-            congestion: self.congestion.unwrap_or(default.congestion),
-        }
-    }
-}
-
-fn fill<T: Clone>(value: &mut Option<T>, under: &Option<T>) {
-    if value.is_none() {
-        value.clone_from(under);
-    }
 }

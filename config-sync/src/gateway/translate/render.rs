@@ -327,14 +327,21 @@ impl<'o> Known<'_, 'o> {
             };
             return Some(("NoBackends", format!("{what}, so every session is refused")));
         }
-        let mut empty = BTreeSet::new();
+        let (mut empty, mut serving) = (Vec::new(), false);
         for backend in route.backends.iter().filter(|backend| backend.weight > 0) {
             let Ok(destination) = &backend.destination else { continue };
             let zone = self.settings.zone.as_deref();
             let why = self.empty.borrow_mut().why(*destination, zone, self.index);
-            empty.extend(why.map(|why| backends::empty_message(destination, why)));
+            match why {
+                Some(why) => empty.push((destination, why)),
+                None => serving = true,
+            }
         }
-        let message = empty.into_iter().collect::<Vec<_>>().join("; ");
+        let passed_on =
+            serving && self.policies.passes_shares_on(route.kind.name(), &route.object.metadata);
+        let message = |(destination, why)| backends::empty_message(destination, why, passed_on);
+        let messages: BTreeSet<String> = empty.into_iter().map(message).collect();
+        let message = messages.into_iter().collect::<Vec<_>>().join("; ");
         (!message.is_empty()).then_some(("NoEndpoints", message))
     }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use config_sync::table::address::Bind;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Balance, Hosts, Limits, Listener, ListenerId, Protocol, Route,
-    RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Balance, Hosts, Limits, Listener, ListenerId, OnUnavailable,
+    Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
+    Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
 
@@ -91,7 +92,9 @@ impl Setup {
                 id: RouteId(0),
                 name: "route".into(),
                 access: None,
-                backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1 }],
+                balance: RouteBalance::RoundRobin,
+                on_unavailable: OnUnavailable::Refuse,
+                backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1, key: 0 }],
             }],
             backends: vec![Backend {
                 id: BackendId(0),

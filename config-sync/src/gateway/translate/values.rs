@@ -1,0 +1,163 @@
+//! The values that policies give listeners, routes and backends, in the units of the configuration.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use crate::model::admission::{Admission, Ranges};
+use crate::model::backend::Balance;
+use crate::model::health_check::HealthCheck;
+use crate::table::routing::{
+    OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions, Sources, Starttls,
+};
+
+/// A policy's values for a listener, in the units of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ListenerValues {
+    pub(super) hello: Option<u32>,
+    pub(super) default_hostname: Option<String>,
+    pub(super) starttls: Option<Starttls>,
+    pub(super) idle: Option<u32>,
+    pub(super) write_stall: Option<u32>,
+    pub(super) half_close: Option<u32>,
+    pub(super) lifetime: Option<u32>,
+    pub(super) on_truncation: Option<OnTruncation>,
+    pub(super) flow_timeout: Option<u32>,
+    pub(super) responses: Option<u32>,
+    pub(super) max_sessions: Option<u32>,
+    pub(super) accept_proxy: Option<Vec<IpNet>>,
+    pub(super) socket: SocketValues,
+    pub(super) admission: AdmissionValues,
+}
+
+/// A policy's values for the clients of a listener or route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AdmissionValues {
+    pub(super) allow: Option<Vec<IpNet>>,
+    pub(super) deny: Option<Vec<IpNet>>,
+}
+
+/// A policy's values for a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct RouteValues {
+    pub(super) balance: Option<RouteBalance>,
+    pub(super) on_unavailable: Option<OnUnavailable>,
+    pub(super) admission: AdmissionValues,
+}
+
+/// A policy's values for a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BackendValues {
+    pub(super) balance: Option<Balance>,
+    pub(super) connect_timeout: Option<u32>,
+    pub(super) connect_attempts: Option<u8>,
+    pub(super) source: Option<Vec<Sources>>,
+    pub(super) shared_sockets: Option<bool>,
+    pub(super) upstream_rest: Option<u32>,
+    pub(super) send_proxy: Option<SendProxy>,
+    pub(super) transparent: Option<bool>,
+    pub(super) health_check: Option<HealthCheck>,
+    pub(super) socket: SocketValues,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SocketValues {
+    pub(super) nodelay: Option<bool>,
+    pub(super) keepalive: Option<u32>,
+    pub(super) user_timeout: Option<u32>,
+    pub(super) congestion: Option<[u8; 16]>,
+}
+
+impl ListenerValues {
+    /// Takes values that are not set from `under`.
+    pub(super) fn fill(&mut self, under: &Self) {
+        fill(&mut self.hello, &under.hello);
+        fill(&mut self.default_hostname, &under.default_hostname);
+        fill(&mut self.starttls, &under.starttls);
+        fill(&mut self.idle, &under.idle);
+        fill(&mut self.write_stall, &under.write_stall);
+        fill(&mut self.half_close, &under.half_close);
+        fill(&mut self.lifetime, &under.lifetime);
+        fill(&mut self.on_truncation, &under.on_truncation);
+        fill(&mut self.flow_timeout, &under.flow_timeout);
+        fill(&mut self.responses, &under.responses);
+        fill(&mut self.max_sessions, &under.max_sessions);
+        fill(&mut self.accept_proxy, &under.accept_proxy);
+        self.socket.fill(&under.socket);
+        self.admission.fill(&under.admission);
+    }
+}
+
+impl RouteValues {
+    pub(super) fn fill(&mut self, under: &Self) {
+        fill(&mut self.balance, &under.balance);
+        fill(&mut self.on_unavailable, &under.on_unavailable);
+        self.admission.fill(&under.admission);
+    }
+}
+
+impl AdmissionValues {
+    pub(super) fn fill(&mut self, under: &Self) {
+        fill(&mut self.allow, &under.allow);
+        fill(&mut self.deny, &under.deny);
+    }
+
+    pub(super) fn both(&self) -> BTreeSet<IpNet> {
+        let denied: BTreeSet<_> = self.deny.iter().flatten().collect();
+        self.allow.iter().flatten().filter(|range| denied.contains(range)).copied().collect()
+    }
+
+    /// The admission in the configuration's form, with `of` as its place. A range that one policy
+    /// allows and another denies is denied.
+    pub(super) fn of(&self, of: &str) -> Admission {
+        let at = |range: &IpNet| crate::gateway::translate::places::at(Ranges::Prefix(*range), of);
+        let both = self.both();
+        let allowed = |allow: &Vec<IpNet>| {
+            allow.iter().filter(|range| !both.contains(range)).map(at).collect()
+        };
+        Admission {
+            allow: self.allow.as_ref().map(allowed),
+            deny: self.deny.iter().flatten().map(at).collect(),
+        }
+    }
+}
+
+impl BackendValues {
+    pub(super) fn fill(&mut self, under: &Self) {
+        fill(&mut self.balance, &under.balance);
+        fill(&mut self.connect_timeout, &under.connect_timeout);
+        fill(&mut self.connect_attempts, &under.connect_attempts);
+        fill(&mut self.source, &under.source);
+        fill(&mut self.shared_sockets, &under.shared_sockets);
+        fill(&mut self.upstream_rest, &under.upstream_rest);
+        fill(&mut self.send_proxy, &under.send_proxy);
+        fill(&mut self.transparent, &under.transparent);
+        fill(&mut self.health_check, &under.health_check);
+        self.socket.fill(&under.socket);
+    }
+}
+
+impl SocketValues {
+    pub(super) fn fill(&mut self, under: &Self) {
+        fill(&mut self.nodelay, &under.nodelay);
+        fill(&mut self.keepalive, &under.keepalive);
+        fill(&mut self.user_timeout, &under.user_timeout);
+        fill(&mut self.congestion, &under.congestion);
+    }
+
+    /// The socket options, with `default` for those that are not set.
+    pub(super) fn over(&self, default: SocketOptions) -> SocketOptions {
+        SocketOptions {
+            nodelay: self.nodelay.unwrap_or(default.nodelay),
+            keepalive: self.keepalive.unwrap_or(default.keepalive),
+            user_timeout: self.user_timeout.unwrap_or(default.user_timeout),
+            congestion: self.congestion.unwrap_or(default.congestion),
+        }
+    }
+}
+
+fn fill<T: Clone>(value: &mut Option<T>, under: &Option<T>) {
+    if value.is_none() {
+        value.clone_from(under);
+    }
+}
