@@ -13,6 +13,7 @@
 //! | `toml` | reads the keys of a TOML file, each key by itself |
 //! | [`publish`] | opens listening sockets, and hands each worker the latest table |
 //! | [`health`] | checks endpoints, and takes endpoints that are down out of the table |
+//! | [`resolve`] | resolves the names of endpoints, again and again |
 //! | [`model`] | has what was asked: [`model::config::Config`] and its parts |
 //! | [`table`] | has what runs: the types that workers see |
 //! | [`machine`], `disk`, `backoff` | facts of the machine; files that may hang; growing pauses |
@@ -26,6 +27,7 @@ pub mod health;
 pub mod machine;
 pub mod model;
 pub mod publish;
+pub mod resolve;
 pub mod source;
 pub mod sync;
 pub mod table;

@@ -405,10 +405,10 @@ fn faults_of_one_backend() {
     }
     let endpoint = |text: &str| GOOD.replace("\"10.0.0.1:80\"", text);
     refused(
-        &endpoint("\"10.0.0.1:80\", \"db.internal:5432\", \"10.0.0.1\""),
+        &endpoint("\"10.0.0.1:80\", \"db.internal:0\", \"10.0.0.1\""),
         &[
-            "11:29: backends[0].endpoints[1]: must be IP:PORT, such as",
-            "11:49: backends[0].endpoints[2]: must be IP:PORT",
+            "11:29: backends[0].endpoints[1]: the port must be 1 to 65535",
+            "11:46: backends[0].endpoints[2]: must be IP:PORT, such as",
         ],
     );
     refused(
@@ -418,6 +418,10 @@ fn faults_of_one_backend() {
     for (table, expected) in [
         ("{ }", "11:14: backends[0].endpoints[0].address: missing; such as \"10.0.0.1:5432\""),
         ("{ address = \"10.0.0.1\" }", "11:26: backends[0].endpoints[0].address: must be IP:PORT"),
+        (
+            "\"db.internal:80\", \"DB.internal.:80\"",
+            "11:32: backends[0].endpoints[1]: db.internal:80 is endpoints[0] already",
+        ),
         (
             "{ address = \"10.0.0.1:80\", weight = 257 }",
             "11:50: backends[0].endpoints[0].weight: must be a whole number, 0 to 256, not 257",
@@ -1001,6 +1005,30 @@ fn the_reference_has_every_key() {
             assert!(part.contains(&row), "{heading} has no row {row}");
         }
     }
+}
+
+#[test]
+fn faults_of_the_resolver() {
+    for (keys, expected) in [
+        ("servers = [\"ns.example.com\"]", "2:12: resolver.servers[0]: must be such as"),
+        ("servers = [\"tls:9.9.9.9\"]", "2:12: resolver.servers[0]: must be such as"),
+        (
+            "servers = [\"10.0.0.1\", \"10.0.0.1:53\"]",
+            "2:24: resolver.servers[1]: 10.0.0.1:53 is named twice",
+        ),
+        ("min_ttl = \"0s\"", "2:11: resolver.min_ttl: must be \"1s\" to \"24h\""),
+        ("max_ttl = \"2s\"", "2:11: resolver.max_ttl: min_ttl is above max_ttl"),
+        ("keep = 1", "2:8: resolver.keep: must be a string, not a whole number; a duration"),
+    ] {
+        refused(&format!("[resolver]\n{keys}\n"), &[expected]);
+    }
+    assert!(load("[resolver]\nmin_ttl = \"2h\"\n").is_ok(), "it moves the default of max_ttl");
+    let shared =
+        GOOD.replace("\"TCP\"", "\"UDP\"").replace("\"10.0.0.1:80\"", "\"db.internal:80\"");
+    refused(
+        &format!("{shared}upstream_sockets = \"shared\"\nsource = [\"10.0.0.9\"]\n"),
+        &["11:14: backends[0].endpoints[0]: with `upstream_sockets = \"shared\"` endpoints are IP"],
+    );
 }
 
 #[test]

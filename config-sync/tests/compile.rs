@@ -81,7 +81,7 @@ fn every_key_reaches_the_table() {
     let weights: Vec<_> = table.routes[1].backends.iter().map(|b| (b.backend, b.weight)).collect();
     assert_eq!(weights, [(1, 0), (2, 1)], "a weight of 0 is kept, none is 1");
 
-    let [dns, web, none] = &table.backends[..] else { panic!("three backends") };
+    let [dns, web, none, _named] = &table.backends[..] else { panic!("four backends") };
     let Balance::SourcePortHash(slots) = &dns.balance else { panic!("{:?}", dns.balance) };
     assert_eq!(slots.len(), 251);
     assert!(matches!(web.balance, Balance::LeastConnections));
@@ -254,7 +254,7 @@ fn ids_stay_with_their_names_from_table_to_table() {
     assert_eq!(second.routes[0].id, first.routes[0].id);
     assert_eq!(second.backends[0].id, first.backends[0].id);
     assert_eq!(second.backends[0].endpoints[0].id, first.backends[0].endpoints[1].id);
-    let other = second.backends[3].endpoints[0].id;
+    let other = second.backends[4].endpoints[0].id;
     assert_ne!(other, second.backends[0].endpoints[0].id, "the same address in another backend");
     let third = load(ALL, &mut names, 3).expect("third");
     assert_eq!(third.backends[0].endpoints, first.backends[0].endpoints, "gone and back");

@@ -10,7 +10,7 @@ use config_sync::compile::compile;
 use config_sync::compile::names::Names;
 use config_sync::gateway::files::Options;
 use config_sync::source::{Source, translate};
-use config_sync::sync::{Checked, check};
+use config_sync::sync::dry_run::{Checked, check};
 
 /// A directory that is gone when the test ends.
 struct Folder(PathBuf);

@@ -16,7 +16,7 @@ use config_sync::gateway::follow::cluster;
 use config_sync::model::config::Config;
 use config_sync::model::place::Warning;
 use config_sync::source::{Source, Translated};
-use config_sync::sync::Checked;
+use config_sync::sync::dry_run::Checked;
 use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
@@ -344,7 +344,7 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
 fn check(source: &Source, explain: bool) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let checked = config_sync::sync::check(source, now).map_err(BadConfig)?;
+    let checked = config_sync::sync::dry_run::check(source, now).map_err(BadConfig)?;
     let Checked { summary, warnings, hints, config } = checked;
     let hints = hints.iter().map(Warning::as_hint);
     for line in warnings.iter().map(Warning::marked).chain(hints) {

@@ -319,6 +319,10 @@ impl Control {
         self.sync.flush();
         let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
         self.follow(applied);
+        if self.sync.resolve_names() {
+            tracing::debug!("table {} goes to the workers", self.sync.generation());
+            self.post();
+        }
         self.check_endpoints();
         if self.retired.elapsed() >= RETIRE {
             self.retire(applied);
@@ -376,7 +380,9 @@ impl Control {
         }
         if published || self.health_shown.elapsed() >= SHOW {
             self.health_shown = Instant::now();
-            self.board.latest().health = self.sync.health().figures();
+            let mut board = self.board.latest();
+            board.health = self.sync.health().figures();
+            board.resolver = self.sync.resolver_figures();
         }
     }
 

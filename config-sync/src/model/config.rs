@@ -8,6 +8,7 @@ use crate::machine::Machine;
 use crate::model::backend::Backend;
 use crate::model::listener::Listener;
 use crate::model::place::{At, Problem};
+use crate::model::resolver::Resolver;
 use crate::model::route::Route;
 use crate::model::time::SECOND;
 use crate::model::tls::{Origination, Pem, Termination};
@@ -32,6 +33,7 @@ pub struct Config {
     pub access_log: AccessLog,
     /// The limits that were asked for. 0: [`limits`] chooses. A reload does not change this.
     pub limits: Limits,
+    pub resolver: Resolver,
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,
     pub backends: Vec<Backend>,

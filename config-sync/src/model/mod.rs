@@ -10,6 +10,7 @@ pub mod gone;
 pub mod health_check;
 pub mod listener;
 pub mod place;
+pub mod resolver;
 pub mod route;
 pub(crate) mod time;
 pub mod tls;

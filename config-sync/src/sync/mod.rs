@@ -1,11 +1,11 @@
 //! Follows one source: reads, compiles, publishes and reports its configuration.
 
+pub mod dry_run;
 pub mod left_out;
 pub mod reading;
 mod transparent;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use crate::compile::names::{InUse, Names, Retired};
 use crate::compile::whole::Whole;
 use crate::health::Health;
 use crate::health::checks::Checks;
-use crate::machine::Machine;
 use crate::model::config::Config;
-use crate::model::endpoint::Resolved;
 use crate::model::listener::bound_to;
 use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
-use crate::source::{Parsed, Source};
+use crate::resolve::Figures;
+use crate::resolve::lookups::{Answers, Lookups};
+use crate::source::Source;
 use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
@@ -44,7 +44,7 @@ pub struct ConfigSync {
     whole: Option<Arc<Whole>>,
     /// The latest table for workers.
     table: Arc<RoutingTable>,
-    resolved: Arc<Resolved>,
+    lookups: Lookups,
     checks: Checks,
     /// The files that were looked at last, in force or refused.
     last: Looked,
@@ -105,7 +105,7 @@ impl ConfigSync {
             again: Backoff::default(),
             whole: None,
             table: Arc::new(RoutingTable::empty()),
-            resolved: Arc::default(),
+            lookups: Lookups::default(),
             checks: Checks::new(),
             last: Looked::default(),
             is_reading: false,
@@ -140,7 +140,7 @@ impl ConfigSync {
             wish,
             source: self.source.clone(),
             names: Arc::clone(&self.names),
-            resolved: Arc::clone(&self.resolved),
+            resolved: Arc::new(self.lookups.resolve.resolved()),
             allow_empty: self.allow_empty,
             listeners: self.config().map_or(0, |before| before.listeners.len()),
             last: self.last.clone(),
@@ -275,6 +275,43 @@ impl ConfigSync {
         if self.draining || !self.checks.tick(now) {
             return false;
         }
+        self.publish_pickable(now)
+    }
+
+    /// Looks up the names of endpoints that are due. The caller calls this repeatedly, on a tokio
+    /// runtime. True if addresses have changed, and a new table is out.
+    #[expect(clippy::disallowed_methods, reason = "names are looked up by the clock")]
+    pub fn resolve_names(&mut self) -> bool {
+        let now = Instant::now();
+        if self.draining {
+            return false;
+        }
+        self.lookups.tick(now);
+        // A reading that is under way gives ids as if no name had been resolved meanwhile.
+        if self.is_reading || !self.lookups.resolve.take_changed() {
+            return false;
+        }
+        let (Some(whole), Some(in_force)) = (&self.whole, &self.in_force) else { return false };
+        let (before, mut whole) = (Arc::clone(whole), Whole::clone(whole));
+        let names = Arc::make_mut(&mut self.names);
+        let resolved = self.lookups.resolve.resolved();
+        for problem in whole.resolve(in_force.config.backends.iter(), &resolved, names) {
+            tracing::error!("left out: {problem}");
+        }
+        whole.after(&before, names);
+        names.published(&whole.table, self.generation + 1, now);
+        self.checks.health = self.checks.health.following(&in_force.config, &whole.table, now);
+        self.whole = Some(Arc::new(whole));
+        self.publish_pickable(now)
+    }
+
+    pub fn resolver_figures(&self) -> Figures {
+        self.lookups.resolve.figures()
+    }
+
+    /// Publishes the configuration in force with the endpoints that may be picked now. What can't
+    /// be published is tried again later.
+    fn publish_pickable(&mut self, now: Instant) -> bool {
         let Some(whole) = &self.whole else { return false };
         let generation = self.generation + 1;
         let table = pickable(whole, generation, &self.checks.health, &self.table);
@@ -377,11 +414,11 @@ impl ConfigSync {
     }
 
     fn put_in_force(&mut self, compiled: Compiled) -> Result<u64, Refused> {
-        let Compiled { config, shown, warnings, names, whole, took } = compiled;
+        let Compiled { config, shown, warnings, names, whole, answers, took } = compiled;
         let generation = self.generation + 1;
         self.open(&config, &whole.table).map_err(Refused::passing)?;
         self.names = names;
-        self.give_out(&config, whole, took).map_err(Refused::passing)?;
+        self.give_out(&config, whole, answers, took).map_err(Refused::passing)?;
         warn_of_fixed_keys(self.started_with.get_or_insert_with(|| config.clone()), &config);
         transparent::warn(&config);
         self.generation = generation;
@@ -435,7 +472,7 @@ impl ConfigSync {
                 return Ok(false);
             }
         }
-        self.give_out(&config, whole, began.elapsed())?;
+        self.give_out(&config, whole, Answers::new(), began.elapsed())?;
         // A cluster makes many tables a second, so the warning comes only when a backend first asks
         // for this.
         if !self.config().is_some_and(transparent::is_asked) {
@@ -452,6 +489,7 @@ impl ConfigSync {
         &mut self,
         config: &Config,
         mut whole: Whole,
+        answers: Answers,
         took: Duration,
     ) -> Result<(), String> {
         let compiled = Instant::now();
@@ -466,6 +504,7 @@ impl ConfigSync {
         // An endpoint that is down keeps its id, so the whole table counts here.
         Arc::make_mut(&mut self.names).published(&whole.table, generation, compiled);
         self.whole = Some(Arc::new(whole));
+        self.lookups.follow(config, answers, compiled);
         self.checks.health = health;
         self.timing =
             Timing { compile_micros: micros(took), publish_micros: micros(compiled.elapsed()) };
@@ -476,9 +515,10 @@ impl ConfigSync {
     /// without parts that do not fit. One owner's fault must not harm everybody.
     fn fitting(&mut self, asked: &Config, now: Instant) -> Result<(Config, Whole), String> {
         let mut config = self.left_out.without(asked, now);
+        let resolved = self.lookups.resolve.resolved();
         let names = Arc::make_mut(&mut self.names);
         loop {
-            match compile::whole(&config, &self.resolved, names) {
+            match compile::whole(&config, &resolved, names) {
                 Ok(whole) => return Ok((config, whole)),
                 Err(problems) if self.left_out.leave_out(&mut config, &problems) => {}
                 Err(problems) => return Err(problems.to_string()),
@@ -507,60 +547,6 @@ impl InForce {
     /// is for readers.
     pub fn text(&self) -> &str {
         self.text.get_or_init(|| gateway::print::toml(&self.config, &mut |_| None))
-    }
-}
-
-/// The numbers of a good configuration's parts, as `ringway check` shows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    pub listeners: usize,
-    pub routes: usize,
-    pub backends: usize,
-    pub endpoints: usize,
-}
-
-/// A good configuration.
-#[derive(Clone, Debug)]
-pub struct Checked {
-    pub summary: Summary,
-    /// Parts that will not work, or that are hardly meant.
-    pub warnings: Vec<Warning>,
-    /// Parts that are in order, and do what an operator may not expect.
-    pub hints: Vec<Warning>,
-    pub config: Config,
-}
-
-/// Reads and compiles a source, without publishing. `now`, in seconds of Unix time, is for the ends
-/// of certificates.
-///
-/// # Errors
-/// For the operator: every fault, one per line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
-pub fn check(source: &Source, now: i64) -> Result<Checked, String> {
-    let Parsed { config, mut warnings, hints, .. } = source.config(&source.read()?)?;
-    let unusable = config.cores.unusable(&Machine::this()).into_iter();
-    warnings.extend(unusable.map(|mut core| {
-        core.message += "; `ringway run` refuses it on this machine";
-        Warning::from(core)
-    }));
-    let mut names = Names::new();
-    let table =
-        compile::compile(&config, &mut names, 1).map_err(|problems| problems.to_string())?;
-    let ends = names.latest.iter().filter_map(|of| Some(of.place.problem(of.warning(now)?)));
-    warnings.extend(names.doubts().iter().cloned().chain(ends).map(Warning::from));
-    let summary = Summary {
-        listeners: table.listeners.len(),
-        routes: table.routes.len(),
-        backends: table.backends.len(),
-        endpoints: table.backends.iter().map(|backend| backend.endpoints.len()).sum(),
-    };
-    Ok(Checked { summary, warnings, hints, config })
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { listeners, routes, backends, endpoints } = self;
-        write!(f, "listeners: {listeners}, routes: {routes}, ")?;
-        write!(f, "backends: {backends}, endpoints: {endpoints}")
     }
 }
 

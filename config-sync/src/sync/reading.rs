@@ -11,6 +11,7 @@ use crate::compile::whole::Whole;
 use crate::model::config::Config;
 use crate::model::endpoint::Resolved;
 use crate::model::place::Warning;
+use crate::resolve::lookups::{self, Answers};
 use crate::source::{Parsed, Source};
 use crate::{compile, disk};
 
@@ -67,6 +68,8 @@ pub(crate) struct Compiled {
     pub(crate) names: Arc<Names>,
     /// The table has no generation yet.
     pub(crate) whole: Whole,
+    /// Of names that are new.
+    pub(crate) answers: Answers,
     pub(crate) took: Duration,
 }
 
@@ -122,12 +125,18 @@ impl Reading {
         // The fingerprint is taken before the files are read, so that a file that changes in
         // between is read once more.
         looked.fingerprint = disk::fingerprint(&looked.files);
+        let answers = lookups::first(&config, &self.resolved);
+        let mut resolved = self.resolved;
+        let found = answers
+            .iter()
+            .filter_map(|(name, found)| Some((name.clone(), found.as_ref().ok()?.targets.clone())));
+        Arc::make_mut(&mut resolved).0.extend(found);
         let mut names = self.names;
-        let whole = compile::whole(&config, &self.resolved, Arc::make_mut(&mut names));
+        let whole = compile::whole(&config, &resolved, Arc::make_mut(&mut names));
         let whole = whole.map_err(|problems| {
             let may_pass = disk::is_one_unreadable(&looked.files);
             Refused { why: problems.to_string(), may_pass }
         })?;
-        Ok(Compiled { config, shown, warnings, names, whole, took: began.elapsed() })
+        Ok(Compiled { config, shown, warnings, names, whole, answers, took: began.elapsed() })
     }
 }

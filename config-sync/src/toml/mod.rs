@@ -11,6 +11,7 @@ pub(crate) mod listener;
 mod process;
 pub(crate) mod proxy;
 pub mod reader;
+mod resolver;
 pub(crate) mod route;
 mod short;
 pub(crate) mod socket_options;
@@ -32,6 +33,7 @@ use crate::toml::process::{
 };
 use crate::toml::proxy::ACCEPT_PROXY;
 use crate::toml::reader::{Reader, Section, Table, any, flawless, or};
+use crate::toml::resolver::{RESOLVER, resolver};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::short::{Own, own};
 use crate::toml::tls::{BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
@@ -79,6 +81,7 @@ pub const SCHEMA: &[&Section] = &[
     &ADMIN,
     &ACCESS_LOG,
     &LIMITS,
+    &RESOLVER,
     &LISTENER,
     &ACCEPT_PROXY,
     &TLS,
@@ -102,6 +105,7 @@ static ROOT: Section = Section {
         any("lame_duck"),
         any("access_log"),
         any("limits"),
+        any("resolver"),
         any("listeners"),
         any("routes"),
         any("backends"),
@@ -165,6 +169,7 @@ fn config<'t>(
         lame_duck: or(reader.get(root, "lame_duck", duration), LAME_DUCK),
         access_log: access_log(reader, root),
         limits: asked_limits(reader, root),
+        resolver: resolver(reader, root),
         listeners,
         routes,
         backends,

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use crate::machine;
 use crate::model::admission::{read_range, unmapped};
-use crate::model::endpoint::Address;
+use crate::model::endpoint::{Address, DnsName};
 use crate::table::address::Interface;
 use crate::table::routing::Sources;
 use crate::toml::reader::{Read, string};
@@ -121,8 +121,22 @@ pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
     })
 }
 
-/// The address of an endpoint.
+/// The address of an endpoint: IP:PORT, NAME:PORT, or `srv:` and the name of a service.
 pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<Address> {
+    let text = string(value)?;
+    if let Some(service) = text.strip_prefix("srv:") {
+        return dns_name(service).map(|name| Address::Name(DnsName::Service(name.into())));
+    }
+    if let Some((host, port)) = text.rsplit_once(':')
+        && is_dns_name(host)
+    {
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or(PORT)?;
+        let host = dns_name(host)?.into();
+        return Ok(Address::Name(DnsName::Host { host, port }));
+    }
+    if is_dns_name(text) {
+        return Err(format!("the port is missing: write \"{text}:5432\", with the right port"));
+    }
     let address = socket_address(value, |port| {
         format!("the IP address is missing; on this machine it is \"127.0.0.1:{port}\"")
     })?;
@@ -130,6 +144,20 @@ pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<Address> {
         return Err(format!("{} is not the address of one machine", address.ip()));
     }
     Ok(Address::Ip(address))
+}
+
+/// Whether a text is meant as a name: an IPv4 address has no letter, and IPv6 has colons.
+fn is_dns_name(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_alphabetic()) && !text.contains([':', '['])
+}
+
+/// One name that the DNS can be asked for, in lower case and without the last dot.
+pub(crate) fn dns_name(text: &str) -> Read<String> {
+    let name = read_hostname(text.strip_suffix('.').unwrap_or(text))?;
+    match name.starts_with("*.") || !is_dns_name(&name) {
+        true => Err(format!("\"{text}\" is not the name of one host, such as \"db.example.com\"")),
+        false => Ok(name),
+    }
 }
 
 /// Local addresses to connect from: one address, or all addresses of a prefix.
@@ -195,7 +223,7 @@ fn socket_address(value: &DeValue<'_>, portless: impl Fn(&str) -> String) -> Rea
     } else if bare.parse::<IpAddr>().is_ok() && is_number(port) {
         PORT.to_owned()
     } else if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') {
-        "names are not resolved, give the IP address".to_owned()
+        "a name can't be listened on; give an IP address".to_owned()
     } else {
         "this is neither IPv4 nor IPv6 with a port".to_owned()
     };
@@ -298,9 +326,19 @@ mod tests {
             read(endpoint, "[::1]:53"),
             Ok(Address::Ip("[::1]:53".parse().expect("address")))
         );
+        let host = |host: &str, port| Ok(Address::Name(DnsName::Host { host: host.into(), port }));
+        assert_eq!(read(endpoint, "DB.internal.:5432"), host("db.internal", 5432));
+        assert_eq!(read(endpoint, "localhost:80"), host("localhost", 80));
+        let service = Address::Name(DnsName::Service("_pg._tcp.example.com".into()));
+        assert_eq!(read(endpoint, "srv:_pg._tcp.Example.com"), Ok(service));
         for (text, hint) in [
-            ("db.internal:5432", "names are not resolved"),
-            ("localhost", "names are not resolved"),
+            ("db.internal:0", "the port must be 1 to 65535"),
+            ("db.internal:http", "the port must be 1 to 65535"),
+            ("-db.internal:80", "is no host name (RFC 1123)"),
+            ("*.internal:80", "is not the name of one host"),
+            ("srv:*.internal", "is not the name of one host"),
+            ("srv:", "is no host name (RFC 1123)"),
+            ("localhost", "the port is missing: write \"localhost:5432\""),
             ("10.0.0.1", "port is missing"),
             ("::1", "port is missing"),
             ("10.0.0.256:80", "neither"),
@@ -318,6 +356,7 @@ mod tests {
             assert!(message.contains(hint), "{text}: {message}");
         }
         assert!(read(listen_address, "0.0.0.0:53").is_ok());
+        assert!(read(listen_address, "localhost:53").unwrap_err().contains("can't be listened on"));
         for text in [":80", "*:80", "80"] {
             let message = read(listen_address, text).unwrap_err();
             assert!(message.contains("\"0.0.0.0:80\" (IPv4) or \"[::]:80\" (IPv6)"), "{message}");

@@ -177,6 +177,10 @@ impl Daemon {
         });
         daemon
     }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
 }
 
 impl Daemon {

@@ -10,9 +10,9 @@ use axum::body::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use config_sync::gateway::follow::cluster::Figures;
-use config_sync::health;
 use config_sync::sync::{InForce, Timing};
 use config_sync::table::routing::Limits;
+use config_sync::{health, resolve};
 
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -57,6 +57,7 @@ pub struct Latest {
     pub refused: bool,
     pub timing: Timing,
     pub health: health::Figures,
+    pub resolver: resolve::Figures,
     /// `Some` if a cluster is followed.
     pub kubernetes: Option<Figures>,
 }
@@ -121,6 +122,7 @@ impl Board {
             source_ports: self.source_ports.load(Ordering::Relaxed),
             kubernetes: latest.kubernetes.as_ref(),
             health: &latest.health,
+            resolver: latest.resolver,
         };
         scrape.render(&latest.series)
     }

@@ -286,6 +286,16 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Health checks by how they ended; not_made: this machine had no file or port for it.",
     ),
     (
+        "ringway_resolver_lookups_total",
+        Type::Counter,
+        "Lookups of endpoints' names by how they ended.",
+    ),
+    (
+        "ringway_resolver_names",
+        Type::Gauge,
+        "Names of endpoints by state; kept: the last lookup failed, the last addresses stay.",
+    ),
+    (
         "ringway_session_duration_seconds",
         Type::Histogram,
         "How long TCP sessions lived that had an endpoint.",

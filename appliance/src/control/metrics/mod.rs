@@ -1,4 +1,5 @@
 //! The metrics for Prometheus.
 
+mod endpoints;
 mod exposition;
 pub mod samples;

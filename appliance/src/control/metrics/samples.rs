@@ -10,11 +10,12 @@ use config_sync::compile::names::{Names, Retired};
 use config_sync::compile::tls::expiry::{Expiring, Expiry};
 use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
-use config_sync::health::Tally;
 use config_sync::model::config::Config;
+use config_sync::resolve;
 use config_sync::table::address::Address;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
+use crate::control::metrics::endpoints;
 use crate::control::metrics::exposition::{Merged, Page};
 use crate::stats::counters::{Counter, Counters, EndpointCounters, Histogram};
 use crate::stats::records::{CloseReason, DropReason};
@@ -43,6 +44,7 @@ pub struct Scrape<'a> {
     /// `Some` if a cluster is followed.
     pub kubernetes: Option<&'a Figures>,
     pub health: &'a health::Figures,
+    pub resolver: resolve::Figures,
 }
 
 impl Scrape<'_> {
@@ -61,7 +63,8 @@ impl Scrape<'_> {
         for (id, endpoint) in &series.endpoints {
             self.endpoint(&page, *id, endpoint);
         }
-        health(&page, self.health);
+        endpoints::health(&page, self.health);
+        endpoints::resolver(&page, self.resolver);
         for expiry in &series.expiries {
             Self::certificate(&page, expiry);
         }
@@ -299,20 +302,6 @@ fn kubernetes(page: &Page, figures: &Figures) {
     }
 }
 
-fn health(page: &Page, figures: &health::Figures) {
-    for (backend, address, up) in &figures.endpoints {
-        let address = Address::Ip(*address).to_string();
-        let labels: &[_] = &[("backend", &**backend), ("endpoint", address.as_str())];
-        page.set("ringway_endpoint_healthy", labels, u64::from(*up));
-    }
-    for (backend, Tally { ok, failed, not_made }) in &figures.checks {
-        for (result, count) in [("ok", ok), ("failed", failed), ("not_made", not_made)] {
-            let labels: &[_] = &[("backend", &**backend), ("result", result)];
-            page.set("ringway_health_checks_total", labels, *count);
-        }
-    }
-}
-
 /// The names of the ids in the counters. A listener that left the table may still have sessions, so
 /// its name stays until its id is retired. The page shows only ids that are in force or active.
 #[derive(Clone, Default)]
@@ -431,7 +420,7 @@ mod tests {
             worker.endpoint(EndpointId(0)).connect.record(1_500);
             worker.unmatched[CloseReason::HelloTimeout as usize].add(1);
         }
-        let tally = Tally { ok: 7, failed: 2, not_made: 0 };
+        let tally = health::Tally { ok: 7, failed: 2, not_made: 0 };
         let address = "[::1]:80".parse().expect("an address");
         let health = health::Figures {
             endpoints: vec![("web".into(), address, false)],
@@ -548,6 +537,7 @@ mod tests {
             source_ports: 28_232,
             kubernetes: None,
             health,
+            resolver: resolve::Figures::default(),
         }
     }
 

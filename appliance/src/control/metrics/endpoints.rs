@@ -1,0 +1,32 @@
+//! The samples of what the control thread knows of endpoints: their health and their names.
+
+use config_sync::health::{self, Tally};
+use config_sync::resolve;
+use config_sync::table::address::Address;
+
+use crate::control::metrics::exposition::Page;
+
+pub(super) fn health(page: &Page, figures: &health::Figures) {
+    for (backend, address, up) in &figures.endpoints {
+        let address = Address::Ip(*address).to_string();
+        let labels: &[_] = &[("backend", &**backend), ("endpoint", address.as_str())];
+        page.set("ringway_endpoint_healthy", labels, u64::from(*up));
+    }
+    for (backend, Tally { ok, failed, not_made }) in &figures.checks {
+        for (result, count) in [("ok", ok), ("failed", failed), ("not_made", not_made)] {
+            let labels: &[_] = &[("backend", &**backend), ("result", result)];
+            page.set("ringway_health_checks_total", labels, *count);
+        }
+    }
+}
+
+pub(super) fn resolver(page: &Page, figures: resolve::Figures) {
+    let resolve::Figures { lookups, names, kept, unresolved } = figures;
+    for (result, count) in [("ok", lookups.ok), ("failed", lookups.failed)] {
+        page.set("ringway_resolver_lookups_total", &[("result", result)], count);
+    }
+    let resolved = names - kept - unresolved;
+    for (state, count) in [("resolved", resolved), ("kept", kept), ("unresolved", unresolved)] {
+        page.set("ringway_resolver_names", &[("state", state)], count as u64);
+    }
+}

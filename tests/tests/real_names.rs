@@ -1,0 +1,248 @@
+//! Names of endpoints: a real gateway, a real DNS server, and endpoints on addresses of loopback.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ringway_tests::real::config::{listener, route};
+use ringway_tests::real::{
+    Daemon, Folder, Gateway, Server, connect, echo, free_address, in_own_network, program,
+    udp_client, wait_until,
+};
+
+/// `nsd` with the zone `test`.
+struct Dns {
+    folder: Folder,
+    daemon: Option<Daemon>,
+    config: PathBuf,
+    address: SocketAddr,
+    serial: u32,
+}
+
+impl Dns {
+    fn start(records: &str) -> Self {
+        let (folder, address) = (Folder::new(), free_address());
+        let path = |name: &str| folder.file(name).display().to_string();
+        let config = format!(
+            "server:\n  ip-address: {}@{}\n  username: \"\"\n  zonesdir: \"\"\n  database: \"\"\n  \
+             pidfile: \"\"\n  xfrdfile: \"{}\"\n  zonelistfile: \"{}\"\n  server-count: 1\n\
+             remote-control:\n  control-enable: no\nzone:\n  name: test\n  zonefile: \"{}\"\n",
+            address.ip(),
+            address.port(),
+            path("xfrd"),
+            path("zonelist"),
+            path("test.zone"),
+        );
+        let config = folder.write("nsd.conf", &config);
+        let mut dns = Self { folder, daemon: None, config, address, serial: 0 };
+        dns.zone(records);
+        dns.serve();
+        dns
+    }
+
+    fn serve(&mut self) {
+        let mut command = Command::new("nsd");
+        self.daemon =
+            Some(Daemon::start(self.address, command.arg("-d").arg("-c").arg(&self.config)));
+    }
+
+    fn zone(&mut self, records: &str) {
+        self.serial += 1;
+        let zone = format!(
+            "$ORIGIN test.\n@ 1 SOA ns root {} 1 1 1 1\n@ 1 NS ns\nns 1 A 127.0.0.1\n{records}\n",
+            self.serial
+        );
+        self.folder.write("test.zone", &zone);
+    }
+
+    /// Serves other records.
+    fn change(&mut self, records: &str) {
+        self.zone(records);
+        let pid = self.daemon.as_ref().expect("it runs").pid();
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP).expect("nsd runs");
+    }
+
+    /// A configuration with one TCP listener at `address`, and these endpoints.
+    fn config(&self, address: SocketAddr, endpoints: &str, more: &str) -> String {
+        let dns = self.address;
+        let resolver = format!("[resolver]\nservers = [\"{dns}\"]\nmin_ttl = \"1s\"\n{more}\n");
+        let backend = format!("[[backends]]\nname = \"main\"\nendpoints = [{endpoints}]\n");
+        resolver
+            + &listener("main", "TCP", address, "")
+            + &route("main", "main", &[("main", 1)], "")
+            + &backend
+    }
+}
+
+/// Endpoints with one port on 127.0.0.2 and so on. Each says the last byte of its address, and then
+/// what it is told.
+fn endpoints<const N: usize>() -> ([Server; N], u16) {
+    let port = free_address().port();
+    let server = |nth: usize| {
+        let last = u8::try_from(nth + 2).expect("few");
+        let address = SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port));
+        Server::tcp_at(address, move |mut stream| {
+            if stream.write_all(&[last]).is_ok() {
+                echo(stream);
+            }
+        })
+    };
+    (std::array::from_fn(server), port)
+}
+
+/// The endpoints of 40 sessions in a row; 0 for a session that was refused.
+fn seen(address: SocketAddr) -> BTreeSet<u8> {
+    let one = |_| {
+        let mut tag = [0];
+        connect(address).read_exact(&mut tag).map_or(0, |()| tag[0])
+    };
+    (0..40).map(one).collect()
+}
+
+fn names(gateway: &Gateway, state: &str) -> u64 {
+    gateway.metrics().value("ringway_resolver_names", &[("state", state)])
+}
+
+#[test]
+fn endpoints_follow_the_records_of_their_name() {
+    let (_servers, port) = endpoints::<3>();
+    let mut dns = Dns::start("db 1 A 127.0.0.2\nalias 1 CNAME other\nother 1 CNAME db");
+    let address = free_address();
+    let gateway = Gateway::start(&dns.config(address, &format!("\"alias.test:{port}\""), ""));
+    assert_eq!(seen(address), BTreeSet::from([2]), "the first session has an endpoint already");
+    let mut held = connect(address);
+    dns.change("alias 1 A 127.0.0.3\nalias 1 A 127.0.0.4");
+    wait_until("the new addresses are used", || seen(address) == BTreeSet::from([3, 4]));
+    assert_eq!(names(&gateway, "resolved"), 1);
+    // The name is gone, and then the server too.
+    dns.change("");
+    wait_until("the name can't be resolved", || names(&gateway, "kept") == 1);
+    assert_eq!(seen(address), BTreeSet::from([3, 4]), "the last good addresses stay");
+    assert!(gateway.stderr().contains("there is no such name (NXDOMAIN)"), "{}", gateway.stderr());
+    dns.daemon = None;
+    let failed = |gateway: &Gateway| {
+        gateway.metrics().value("ringway_resolver_lookups_total", &[("result", "failed")])
+    };
+    let before = failed(&gateway);
+    wait_until("a lookup fails without a server", || failed(&gateway) > before);
+    assert_eq!(seen(address), BTreeSet::from([3, 4]));
+    dns.zone("alias 86400 A 127.0.0.2");
+    dns.serve();
+    wait_until("the name is back", || seen(address) == BTreeSet::from([2]));
+    held.write_all(&[9]).expect("a session stays with its endpoint");
+    let mut said = [0; 2];
+    held.read_exact(&mut said).expect("both bytes");
+    assert_eq!(said, [2, 9]);
+}
+
+#[test]
+fn a_name_that_is_not_there_at_the_start_comes_later() {
+    let (_servers, port) = endpoints::<1>();
+    let mut dns = Dns::start("");
+    let address = free_address();
+    let config = dns.config(address, &format!("\"late.test:{port}\""), "keep = \"2s\"");
+    let gateway = Gateway::start(&config);
+    assert_eq!(seen(address), BTreeSet::from([0]), "no endpoint: refused");
+    wait_until("the metric says so", || names(&gateway, "unresolved") == 1);
+    dns.change("late 1 A 127.0.0.2");
+    wait_until("the name is resolved", || seen(address) == BTreeSet::from([2]));
+    dns.change("");
+    wait_until("its address is dropped after `keep`", || seen(address) == BTreeSet::from([0]));
+}
+
+#[test]
+fn services_have_weights_and_priorities() {
+    let (_servers, port) = endpoints::<3>();
+    let hosts = "a 1 A 127.0.0.2\nb 1 A 127.0.0.3\nc 1 A 127.0.0.4\n";
+    let srv = |priority: u8, weight: u8, host: &str| {
+        format!("_pg._tcp 1 SRV {priority} {weight} {port} {host}\n")
+    };
+    let records = hosts.to_owned() + &srv(1, 30, "a") + &srv(1, 10, "b") + &srv(9, 1, "c");
+    let mut dns = Dns::start(&records);
+    let address = free_address();
+    let _gateway = Gateway::start(&dns.config(address, "\"srv:_pg._tcp.test\"", ""));
+    assert_eq!(seen(address), BTreeSet::from([2, 3]), "the third is a backup");
+    dns.change(&(hosts.to_owned() + &srv(9, 1, "c")));
+    wait_until("the backup is all there is", || seen(address) == BTreeSet::from([4]));
+}
+
+/// The answer does not fit into a datagram: the server truncates it, and is asked over TCP.
+#[test]
+fn a_hundred_addresses_come_over_tcp() {
+    in_own_network(|| {
+        let port = 7_000;
+        let many = (1..=100u8).map(|last| Ipv4Addr::new(127, 0, 1, last));
+        let servers: Vec<_> = many
+            .clone()
+            .map(|ip| Server::tcp_at(SocketAddr::new(IpAddr::V4(ip), port), |_| {}))
+            .collect();
+        let mut records = String::new();
+        many.for_each(|ip| _ = writeln!(records, "many 1 A {ip}"));
+        let dns = Dns::start(&records);
+        let answer = program(
+            "dig",
+            &[
+                "@127.0.0.1",
+                "-p",
+                &dns.address.port().to_string(),
+                "+notcp",
+                "+ignore",
+                "+bufsize=1232",
+                "many.test",
+            ],
+        );
+        assert!(answer.contains(" tc "), "the answer is truncated: {answer}");
+        let address = free_address();
+        let _gateway = Gateway::start(&dns.config(address, "\"many.test:7000\"", ""));
+        (0..200).for_each(|_| drop(connect(address)));
+        let served = || servers.iter().filter(|server| server.served() > 0).count();
+        wait_until("each endpoint has had a session", || served() == 100);
+    });
+}
+
+#[test]
+fn a_thousand_names_are_resolved_and_flows_move_with_their_records() {
+    let (first, second) = (udp("a", [127, 0, 0, 2], 0), udp("b", [127, 0, 0, 3], 0));
+    let _second_too = udp("b", [127, 0, 0, 3], first.address.port());
+    let mut records = "dns 1 A 127.0.0.2\n".to_owned();
+    (0..1_000).for_each(|n| _ = writeln!(records, "n{n} 1 A 127.0.2.1"));
+    let mut dns = Dns::start(&records);
+    let address = free_address();
+    let names_of = (0..1_000).map(|n| format!("\"n{n}.test:9\"")).collect::<Vec<_>>().join(", ");
+    let resolver = format!(
+        "lame_duck = \"1s\"\n[resolver]\nservers = [\"{}\"]\n\
+                            min_ttl = \"1s\"\n",
+        dns.address
+    );
+    let config = resolver
+        + &listener("dns", "UDP", address, "")
+        + &route("dns", "dns", &[("dns", 1)], "")
+        + &format!(
+            "[[backends]]\nname = \"dns\"\nendpoints = [\"dns.test:{}\"]\n\
+             [[backends]]\nname = \"many\"\nendpoints = [{names_of}]\n",
+            first.address.port()
+        );
+    let gateway = Gateway::start(&config);
+    drop(second);
+    wait_until("all names are resolved", || names(&gateway, "resolved") == 1_001);
+    let client = udp_client(address);
+    let ask = || {
+        let mut answer = [0; 64];
+        client.send(b"?").expect("sent");
+        client.recv(&mut answer).map(|length| answer[..length].to_vec()).unwrap_or_default()
+    };
+    assert_eq!(ask(), b"a");
+    dns.change(&records.replace("127.0.0.2", "127.0.0.3"));
+    wait_until("the flow has moved", || ask() == b"b");
+}
+
+fn udp(tag: &'static str, ip: [u8; 4], port: u16) -> Server {
+    Server::udp_at(SocketAddr::from((ip, port)), move |socket, _, from| {
+        _ = socket.send_to(tag.as_bytes(), from);
+    })
+}
