@@ -746,7 +746,7 @@ fn endpoints_and_backends_of_a_listeners_own() {
             own("connect_timeout = \"1s\""),
             &["5:1: listeners[0].connect_timeout: is about endpoints, and this listener has no"],
         ),
-        (own("endpoints = [\"x\"]"), &["5:14: listeners[0].endpoints[0]: must be IP:PORT"]),
+        (own("endpoints = [\"x\"]"), &["5:14: listeners[0].endpoints[0]: the port is missing"]),
         (
             own(&format!("{endpoints}\nhealth_check = {{ rise = 0 }}")),
             &["6:25: listeners[0].health_check.rise: must be a whole number"],
