@@ -9,7 +9,9 @@ use crate::gateway::print_check;
 use crate::gateway::print_values::{duration, inline, list, quoted};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
-use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST};
+use crate::model::backend::{
+    self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST,
+};
 use crate::model::config::{
     ADMIN_ADDRESS, AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget,
 };
@@ -179,7 +181,7 @@ impl Print<'_> {
             self.line("accept_proxy", &inline(keys));
         }
         if !udp {
-            self.options(&listener.options);
+            self.options(&listener.options, &OPTIONS);
         }
         self.admission(&listener.admission);
     }
@@ -261,7 +263,7 @@ impl Print<'_> {
         if let Some(tls) = &backend.tls {
             self.origination(tls);
         }
-        self.options(&backend.options);
+        self.options(&backend.options, &backend::OPTIONS);
     }
 
     fn admission(&mut self, admission: &Admission) {
@@ -369,14 +371,14 @@ impl Print<'_> {
         path.map(|path| quoted(&path))
     }
 
-    fn options(&mut self, options: &SocketOptions) {
-        if options.nodelay != OPTIONS.nodelay {
+    fn options(&mut self, options: &SocketOptions, default: &SocketOptions) {
+        if options.nodelay != default.nodelay {
             self.line("nodelay", &options.nodelay.to_string());
         }
         let seconds = |seconds: u32| seconds.saturating_mul(1_000);
-        self.duration("keepalive", true, seconds(options.keepalive), seconds(OPTIONS.keepalive));
-        self.duration("user_timeout", true, options.user_timeout, OPTIONS.user_timeout);
-        if options.congestion != OPTIONS.congestion {
+        self.duration("keepalive", true, seconds(options.keepalive), seconds(default.keepalive));
+        self.duration("user_timeout", true, options.user_timeout, default.user_timeout);
+        if options.congestion != default.congestion {
             let name = String::from_utf8_lossy(&options.congestion);
             self.line("congestion", &quoted(name.trim_end_matches('\0')));
         }

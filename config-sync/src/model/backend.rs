@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::WhenGone;
 use crate::model::health_check::HealthCheck;
+use crate::model::listener;
 use crate::model::place::{At, Place};
-use crate::model::time::SECOND;
+use crate::model::time::{MINUTE, SECOND};
 use crate::model::tls::Origination;
 use crate::table::routing::{SendProxy, SocketOptions, Sources};
 
@@ -71,6 +72,11 @@ pub enum Balance {
 /// Longer than a live endpoint and the path to the endpoint take to answer.
 pub(crate) const UPSTREAM_REST: u32 = 2 * SECOND;
 pub(crate) const LEAST_UPSTREAM_REST: Duration = Duration::from_millis(100);
+
+/// The values of socket options that are not given. An endpoint that acknowledges no byte for a
+/// minute is dead; without a user timeout, the kernel takes a quarter of an hour to say so.
+pub(crate) const OPTIONS: SocketOptions =
+    SocketOptions { user_timeout: MINUTE, ..listener::OPTIONS };
 
 /// The default of one attempt's time.
 pub(crate) const CONNECT_TIMEOUT: u32 = 5 * SECOND;

@@ -2,7 +2,7 @@
 
 use crate::machine::Machine;
 use crate::model::backend::{
-    Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, LEAST_UPSTREAM_REST,
+    Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, LEAST_UPSTREAM_REST, OPTIONS,
 };
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
@@ -56,7 +56,7 @@ pub(crate) fn backend<'t>(
     let send_proxy = proxy::send(reader, table);
     let health_check = health_check::read(reader, table, tls.is_some() || table.has("tls"));
     let when_gone = gone::read(reader, table);
-    let options = options(reader, table, machine);
+    let options = options(reader, table, machine, OPTIONS);
     let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
     Some(Backend {
         name: name?,

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use crate::machine::Machine;
 use crate::model::config::MAX_SESSIONS;
-use crate::model::listener::{FLOW_TIMEOUT, Listener, TIMEOUTS};
+use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::table::routing::{OnTruncation, Protocol, Starttls, Timeouts};
 use crate::toml::bind::{Binding, bind_address, binding};
@@ -92,7 +92,7 @@ pub(crate) fn listener<'t>(
     let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
     let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
-    let options = options(reader, table, machine);
+    let options = options(reader, table, machine, OPTIONS);
     let admission = admission::admission(reader, table);
     Some(Listener {
         name: name?,

@@ -3,7 +3,6 @@
 use toml::de::DeValue;
 
 use crate::machine::Machine;
-use crate::model::listener::OPTIONS;
 use crate::table::routing::SocketOptions;
 use crate::toml::reader::{Reader, Table, boolean, or, string};
 use crate::toml::values::{keepalive, user_timeout};
@@ -12,13 +11,14 @@ pub(crate) fn options<'t>(
     reader: &mut Reader<'t>,
     table: &Table<'t>,
     machine: &Machine,
+    default: SocketOptions,
 ) -> SocketOptions {
     let congestion = |value| congestion(value, machine);
     SocketOptions {
-        nodelay: or(reader.get(table, "nodelay", boolean), OPTIONS.nodelay),
-        keepalive: or(reader.get(table, "keepalive", keepalive), OPTIONS.keepalive),
-        user_timeout: or(reader.get(table, "user_timeout", user_timeout), OPTIONS.user_timeout),
-        congestion: or(reader.get(table, "congestion", congestion), OPTIONS.congestion),
+        nodelay: or(reader.get(table, "nodelay", boolean), default.nodelay),
+        keepalive: or(reader.get(table, "keepalive", keepalive), default.keepalive),
+        user_timeout: or(reader.get(table, "user_timeout", user_timeout), default.user_timeout),
+        congestion: or(reader.get(table, "congestion", congestion), default.congestion),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::gateway::translate::policy::{Policies, PolicyTarget};
 use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::values::BackendValues;
-use crate::model::backend::{Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
+use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
 use crate::model::gone::WhenGone;
@@ -390,7 +390,7 @@ impl<'o> Pool<'o> {
                 .filter(|check| !udp || check.port != 0)
                 .map(|check| at(check, &name)),
             when_gone: WhenGone::default(),
-            options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
+            options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),
             name: at(name.clone(), &name),
         }

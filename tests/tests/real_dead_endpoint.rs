@@ -1,0 +1,47 @@
+//! Endpoints that vanish without a word: the gateway and a server, each in a network namespace of
+//! its own. Needs root.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Gateway, Namespace, Server, connect, echo, free_port, in_own_network, program, wait_until,
+};
+
+/// `RINGWAY_USER_TIMEOUT=default` measures the default, which takes a minute.
+#[test]
+fn bytes_that_a_dead_endpoint_never_acknowledges_end_the_session() {
+    in_own_network(|| {
+        let by_default = std::env::var("RINGWAY_USER_TIMEOUT").is_ok_and(|word| word == "default");
+        let (keys, within) = match by_default {
+            true => ("", 55..=75),
+            false => ("user_timeout = \"2s\"", 2..=10),
+        };
+        let servers = Namespace::new();
+        servers.join("servers", "10.2.0", "fd02");
+        let at: SocketAddr = "10.2.0.2:9000".parse().expect("an address");
+        let server = servers.run(move || Server::tcp_at(at, echo));
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let config = listener("main", "TCP", address, "")
+            + &route("main", "main", &[("main", 1)], "")
+            + &backend("main", [server.address], keys);
+        let gateway = Gateway::start(&config);
+        let (mut client, mut answer) = (connect(address), [0; 5]);
+        client.write_all(b"alive").expect("the gateway takes it");
+        client.read_exact(&mut answer).expect("the endpoint answers");
+
+        servers.run(|| program("ip", &["link", "set", "eth0", "down"]));
+        let began = Instant::now();
+        client.write_all(b"alive").expect("the gateway takes it");
+        client.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
+        assert!(client.read_exact(&mut answer).is_err(), "nobody answers");
+        let took = began.elapsed().as_secs();
+        assert!(within.contains(&took), "{took} s");
+        wait_until("the session's end is logged", || {
+            gateway.log().iter().any(|line| line.text("reason") == Some("endpoint_timed_out"))
+        });
+        eprintln!("the session ended after {:?}", began.elapsed());
+    });
+}
