@@ -791,6 +791,54 @@ fn endpoints_and_backends_of_a_listeners_own() {
     refused(&format!("{faulty}{other}"), &["6:16: listeners[0].idle_timeout: must be a string"]);
 }
 
+#[test]
+fn faults_of_defaults_are_told_once_and_where_they_stand() {
+    let two = listener("a", "TCP", "0.0.0.0:80", "endpoints = []")
+        + &listener("b", "UDP", "0.0.0.0:80", "endpoints = []");
+    for (defaults, expected) in [
+        ("defaults = 1\n", "1:12: defaults: must be a table"),
+        ("[defaults]\nroute = {}\n", "2:1: defaults.route: unknown key; allowed here: listener"),
+        (
+            "[defaults.listener]\nidle_timeout = \"5x\"\n",
+            "2:16: defaults.listener.idle_timeout: \"5x\" is no duration",
+        ),
+        (
+            "[defaults.listener]\naddress = \"0.0.0.0:1\"\n",
+            "2:1: defaults.listener.address: every listener gives this key itself",
+        ),
+        (
+            "[defaults.listener]\nbalance = \"random\"\n",
+            "2:1: defaults.listener.balance: unknown key",
+        ),
+        (
+            "[defaults.backend]\nendpoints = []\n",
+            "2:1: defaults.backend.endpoints: every backend gives this key itself",
+        ),
+        (
+            "[defaults.backend]\nhealth_check = { rise = 0 }\n",
+            "2:25: defaults.backend.health_check.rise: must be a whole number",
+        ),
+        (
+            "[defaults.listener]\nprotocol = \"HTTP\"\n",
+            "2:12: defaults.listener.protocol: must be \"TCP\" or \"UDP\"",
+        ),
+    ] {
+        refused(&format!("{defaults}{two}"), &[expected]);
+    }
+    assert!(load(&format!("[defaults.listener]\nhello_timeout = \"1s\"\n{two}")).is_ok());
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_the_only_fault_of_its_string() {
+    refused(
+        &GOOD.replace("0.0.0.0:80", "${RINGWAY_NOT_SET}").replace("10.0.0.1:80", "${"),
+        &[
+            "4:11: listeners[0].address: the environment has no variable RINGWAY_NOT_SET; set the",
+            "11:14: backends[0].endpoints[0]: has \"${\" without \"}\"; a variable is written",
+        ],
+    );
+}
+
 fn route(name: &str, listeners: &str, hostnames: &str) -> String {
     let names = format!("[[routes]]\nname = \"{name}\"\nlisteners = {listeners}\n");
     format!("{names}hostnames = {hostnames}\nbackends = []\n")

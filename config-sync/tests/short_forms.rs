@@ -124,6 +124,60 @@ fn a_listeners_own_route_is_for_all_others() {
 }
 
 #[test]
+fn defaults_are_for_keys_that_are_not_there() {
+    let defaults = "[defaults.listener]\nidle_timeout = \"10m\"\nflow_timeout = \"9s\"\n\
+                    max_sessions = 7\n\
+                    [defaults.backend]\nbalance = \"random\"\nkeepalive = \"9s\"\n\
+                    health_check = { interval = \"1s\" }\nupstream_rest = \"1s\"\n";
+    // A default for endpoints' connections is no default for clients' connections.
+    let own = "balance = \"random\"\nkeepalive = \"9s\"\nhealth_check = { interval = \"1s\" }";
+    let long = format!(
+        "{LISTENER}idle_timeout = \"10m\"\nmax_sessions = 7\n{}{}",
+        route("[\"l\"]"),
+        backend("l", own)
+    );
+    same(&format!("{defaults}{LISTENER}{ENDPOINTS}"), &long);
+    same(&format!("{defaults}{LISTENER}{}{}", route("[\"l\"]"), backend("l", "")), &long);
+    let long = long
+        .replace("max_sessions = 7", "max_sessions = 0")
+        .replace("\"random\"", "\"round-robin\"");
+    let other = "max_sessions = 0\n";
+    let short = format!("{defaults}{LISTENER}{other}{ENDPOINTS}balance = \"round-robin\"\n");
+    same(&short, &long);
+    // Defaults for TCP, and checks over TCP, do not apply to UDP.
+    let udp = |text: &str| text.replace("TCP", "UDP");
+    let long = format!(
+        "{LISTENER}flow_timeout = \"9s\"\nmax_sessions = 7\n{}{}",
+        route("[\"l\"]"),
+        backend("l", "balance = \"random\"\nupstream_rest = \"1s\"")
+    );
+    let short = compiled(&udp(&format!("{defaults}{LISTENER}{ENDPOINTS}")));
+    assert_eq!(short, compiled(&udp(&long)));
+    let short = format!("{defaults}{LISTENER}{}{}", route("[\"l\"]"), backend("l", ""));
+    same(&udp(&short), &udp(&long));
+    let all = "[defaults.listener]\nprotocol = \"UDP\"\n";
+    same(
+        &format!("{all}{}{ENDPOINTS}", LISTENER.replace("protocol = \"TCP\"\n", "")),
+        &udp(&format!("{LISTENER}{ENDPOINTS}")),
+    );
+}
+
+/// Cargo sets `CARGO_PKG_NAME` for every test.
+#[test]
+fn variables_stand_for_their_values() {
+    let listener = LISTENER.replace("\"l\"", "\"${CARGO_PKG_NAME}\"");
+    let listener = listener.replace("0.0.0.0:80", "${RINGWAY_NOT_SET:-0.0.0.0}:80");
+    let long = LISTENER.replace("\"l\"", "\"config-sync\"");
+    same(&format!("{listener}{ENDPOINTS}"), &format!("{long}{ENDPOINTS}"));
+    let file = "allow = { file = \"a$${b}\" }\n";
+    let machine = Machine { cores: vec![0], congestion: Vec::new() };
+    let config = parse_for("f", &format!("{LISTENER}{ENDPOINTS}{file}"), &machine).expect("valid");
+    let printed = print::toml(&config, &mut |_| None);
+    assert!(config.files().contains(std::path::Path::new("a${b}")), "{printed}");
+    assert!(printed.contains("a$${b}"), "{printed}");
+}
+
+#[test]
 fn one_address_and_one_name_in_a_list_are_the_same_alone() {
     let tls = "[[listeners]]\nname = \"l\"\nprotocol = \"TLS\"\n";
     same(

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
-use crate::gateway::print_values::{duration, inline, list, quoted};
+use crate::gateway::print_values::{duration, escaped, inline, list, quoted};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{
@@ -267,8 +267,9 @@ impl Print<'_> {
     }
 
     fn admission(&mut self, admission: &Admission) {
-        let words =
-            |ranges: &[At<Ranges>]| list(ranges.iter().map(|ranges| ranges.value.to_string()));
+        let words = |ranges: &[At<Ranges>]| {
+            list(ranges.iter().map(|ranges| escaped(&ranges.value.to_string())))
+        };
         if let Some(allow) = &admission.allow {
             self.line("allow", &words(allow));
         }

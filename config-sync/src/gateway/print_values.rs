@@ -13,8 +13,13 @@ pub(super) fn duration(millis: u32) -> String {
     format!("{number}{unit}")
 }
 
+/// The text without variables: the reader would replace `${NAME}`.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace("${", "$${")
+}
+
 pub(super) fn quoted(text: &str) -> String {
-    toml::Value::from(text).to_string()
+    toml::Value::from(escaped(text)).to_string()
 }
 
 pub(super) fn list(items: impl Iterator<Item = String>) -> String {

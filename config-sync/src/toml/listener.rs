@@ -69,7 +69,8 @@ pub(crate) fn listener<'t>(
         binding(reader, table, addresses, asked);
     if let Some(protocol) = &protocol {
         refuse_keys_of_other_protocols(reader, table, protocol.value);
-        if protocol.value == Protocol::Tcp && !table.has("accept_proxy") {
+        let waits = protocol.value != Protocol::Tcp || table.has("accept_proxy");
+        if !waits && table.has_own("hello_timeout") {
             let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy; no \
                            other listener waits for a client's first bytes";
             reader.get(table, "hello_timeout", |_| Err::<(), _>(nothing.to_owned()));
@@ -143,7 +144,7 @@ fn one_or_list<'t, T>(
 }
 
 /// The protocol of a listener.
-fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
+pub(crate) fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
     let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("TLS", Protocol::Tls)];
     word(&protocols)(value).map_err(|message| {
         let given = value.as_str().unwrap_or_default().to_ascii_uppercase();

@@ -4,6 +4,7 @@
 mod admission;
 pub(crate) mod backend;
 pub(crate) mod bind;
+mod defaults;
 pub(crate) mod endpoint;
 pub(crate) mod gone;
 pub(crate) mod health_check;
@@ -17,6 +18,7 @@ mod short;
 pub(crate) mod socket_options;
 pub(crate) mod tls;
 pub(crate) mod values;
+mod variables;
 
 use toml::de::DeTable;
 
@@ -25,14 +27,15 @@ use crate::model::config::{Broken, Config, DRAIN_TIMEOUT, LAME_DUCK};
 use crate::model::listener::Listener;
 use crate::model::place::{At, Problem, Problems};
 use crate::toml::backend::{BACKEND, backend};
+use crate::toml::defaults::{DEFAULTS, defaults, drop_checks_of_udp, protocols};
 use crate::toml::endpoint::ENDPOINT;
 use crate::toml::health_check::HEALTH_CHECK;
-use crate::toml::listener::{LISTENER, listener};
+use crate::toml::listener::{LISTENER, listener, protocol};
 use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores,
 };
 use crate::toml::proxy::ACCEPT_PROXY;
-use crate::toml::reader::{Reader, Section, Table, any, flawless, or};
+use crate::toml::reader::{Defaults, Reader, Section, Table, any, flawless, or};
 use crate::toml::resolver::{RESOLVER, resolver};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::short::{Own, own};
@@ -52,7 +55,7 @@ pub(crate) struct Parts {
 /// # Errors
 /// The text is not TOML.
 pub(crate) fn read(file: &str, text: &str, machine: &Machine) -> Result<Parts, Problems> {
-    let (root, errors) = DeTable::parse_recoverable(text);
+    let (mut root, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader::new(file, text);
     if !errors.is_empty() {
         // The parser's values after an error would only lead to follow-up errors, so they are
@@ -69,9 +72,18 @@ pub(crate) fn read(file: &str, text: &str, machine: &Machine) -> Result<Parts, P
         }
         return Err(Problems::new(reader.problems));
     }
+    let unset = variables::replace(&reader, root.get_mut(), &|name| std::env::var(name).ok());
     let mut broken = Broken::default();
     let config = config(&mut reader, root.get_ref(), machine, &mut broken);
-    Ok(Parts { config, broken, problems: reader.problems })
+    // A variable without a value is the only fault of its string.
+    let is_told = |problem: &Problem| {
+        let place = |of: &Problem| (of.line, of.column);
+        unset.iter().any(|unset| place(unset) == place(problem))
+    };
+    let mut problems = reader.problems;
+    problems.retain(|problem| !is_told(problem));
+    problems.extend(unset.iter().cloned());
+    Ok(Parts { config, broken, problems })
 }
 
 /// Every table of the file and its keys: the whole schema.
@@ -79,6 +91,7 @@ pub const SCHEMA: &[&Section] = &[
     &ROOT,
     &WORKERS,
     &ADMIN,
+    &DEFAULTS,
     &ACCESS_LOG,
     &LIMITS,
     &RESOLVER,
@@ -106,6 +119,7 @@ static ROOT: Section = Section {
         any("access_log"),
         any("limits"),
         any("resolver"),
+        any("defaults"),
         any("listeners"),
         any("routes"),
         any("backends"),
@@ -151,16 +165,22 @@ fn config<'t>(
     let top = reader.place(0, String::new());
     let root = &reader.open(root, &ROOT, top);
     let mut doubts = Vec::new();
-    let (listeners, own) = listeners(reader, root, machine, broken);
+    let defaults = &defaults(reader, root, machine);
+    let (listeners, own) = listeners(reader, root, machine, (defaults, broken));
     let (mut routes, mut backends) = (Vec::new(), Vec::new());
     for Own { route, backend } in own {
         routes.push(route);
         backends.extend(backend);
     }
-    routes.extend(whole(reader, root, &ROUTE, &mut broken.routes, route));
+    routes.extend(whole(reader, root, &ROUTE, &mut broken.routes, |r, t| route(r, &t)));
+    let protocols = protocols(&listeners, &routes);
     backends.extend(whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
-        flawless(r, |r| backend(r, t, machine))
+        let name = r.peek(&t, "name", name);
+        let protocol = name.and_then(|name| protocols.get(&name.value)).copied();
+        let table = t.with_defaults(Defaults { protocol, ..defaults.clone() });
+        flawless(r, |r| backend(r, &table, machine))
     }));
+    drop_checks_of_udp(&mut backends, &protocols);
     Config {
         cores: cores(reader, root),
         admin: admin(reader, root, &mut doubts),
@@ -182,11 +202,14 @@ fn listeners<'t>(
     reader: &mut Reader<'t>,
     root: &Table<'t>,
     machine: &Machine,
-    broken: &mut Broken,
+    (defaults, broken): (&Defaults<'t>, &mut Broken),
 ) -> (Vec<Listener>, Vec<Own>) {
     let (mut listeners, mut all) = (Vec::new(), Vec::new());
     for At { value, place } in reader.tables(root, LISTENER.name) {
-        let table = &reader.open_with_guest(value, &LISTENER, &BACKEND, place);
+        let table = reader.open_with_guest(value, &LISTENER, &BACKEND, place);
+        let table = table.with_defaults(defaults.clone());
+        let protocol = reader.peek(&table, "protocol", protocol).map(|protocol| protocol.value);
+        let table = &table.with_defaults(Defaults { protocol, ..defaults.clone() });
         let read = flawless(reader, |reader| {
             let listener = listener(reader, table, machine);
             let name = reader.peek(table, "name", name);
@@ -216,12 +239,12 @@ fn whole<'t, T>(
     root: &Table<'t>,
     section: &'static Section,
     broken: &mut Vec<At<String>>,
-    read: impl Fn(&mut Reader<'t>, &Table<'t>) -> Option<T>,
+    read: impl Fn(&mut Reader<'t>, Table<'t>) -> Option<T>,
 ) -> Vec<T> {
     let mut items = Vec::new();
     for At { value, place } in reader.tables(root, section.name) {
         let table = reader.open(value, section, place);
-        match read(reader, &table) {
+        match read(reader, table.clone()) {
             Some(item) => items.push(item),
             None => broken.extend(reader.peek(&table, "name", name)),
         }

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -72,7 +73,17 @@ pub(crate) struct Table<'t> {
     entries: &'t DeTable<'t>,
     section: &'static Section,
     guest: Guest,
+    defaults: Defaults<'t>,
     pub(crate) place: Place,
+}
+
+/// The tables of defaults, for keys that a listener or backend does not have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Defaults<'t> {
+    pub(crate) listener: Option<Rc<Table<'t>>>,
+    pub(crate) backend: Option<Rc<Table<'t>>>,
+    /// The listener's protocol. Defaults for other protocols do not apply.
+    pub(crate) protocol: Option<Protocol>,
 }
 
 /// One table may have keys of two sections: a listener has the keys of a backend, if it has
@@ -153,7 +164,8 @@ impl<'t> Reader<'t> {
         section: &'static Section,
         place: Place,
     ) -> Table<'t> {
-        let table = Table { entries, section, guest: Guest::None, place };
+        let defaults = Defaults::default();
+        let table = Table { entries, section, guest: Guest::None, defaults, place };
         self.refuse_unknown_keys(&table);
         table
     }
@@ -166,7 +178,8 @@ impl<'t> Reader<'t> {
         guest: &'static Section,
         place: Place,
     ) -> Table<'t> {
-        let table = Table { entries, section, guest: Guest::Of(guest), place };
+        let defaults = Defaults::default();
+        let table = Table { entries, section, guest: Guest::Of(guest), defaults, place };
         self.refuse_unknown_keys(&table);
         table
     }
@@ -191,8 +204,8 @@ impl<'t> Reader<'t> {
         key: &str,
         read: impl FnOnce(&'t DeValue<'t>) -> Read<T>,
     ) -> Option<At<T>> {
-        let value = table.value(key)?;
-        self.one(value, table.field(key), read)
+        let (value, field) = table.value(key)?;
+        self.one(value, field, read)
     }
 
     /// The value of a key that must be there.
@@ -214,7 +227,7 @@ impl<'t> Reader<'t> {
         key: &str,
         read: impl Fn(&'t DeValue<'t>) -> Read<T>,
     ) -> Option<Vec<At<T>>> {
-        let field = table.field(key);
+        let (_, field) = table.value(key)?;
         let is_top = table.place.field.is_empty();
         let values = self.get(table, key, |value| {
             array(value).map_err(|message| match value {
@@ -235,7 +248,7 @@ impl<'t> Reader<'t> {
         key: &str,
         read: impl Fn(&'t DeValue<'t>) -> Read<T>,
     ) -> Option<Vec<At<T>>> {
-        match table.value(key)?.get_ref() {
+        match table.value(key)?.0.get_ref() {
             DeValue::Table(_) => Some(self.get(table, key, read).into_iter().collect()),
             _ => self.list(table, key, read),
         }
@@ -272,9 +285,9 @@ impl<'t> Reader<'t> {
         key: &str,
         read: impl FnOnce(&'t DeValue<'t>) -> Read<T>,
     ) -> Option<At<T>> {
-        let found = table.value(key)?;
+        let (found, field) = table.value(key)?;
         let value = read(found.get_ref()).ok()?;
-        Some(At { value, place: self.place(found.span().start, table.field(key)) })
+        Some(At { value, place: self.place(found.span().start, field) })
     }
 
     fn one<T>(
@@ -295,8 +308,19 @@ impl<'t> Reader<'t> {
 }
 
 impl<'t> Table<'t> {
+    /// Whether the key has a value, here or among the defaults.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.value(key).is_some()
+    }
+
+    /// Whether the key stands here, and not only among the defaults.
+    pub(crate) fn has_own(&self, key: &str) -> bool {
+        self.own(key).is_some()
+    }
+
+    /// The same table, with defaults for keys that it does not have.
+    pub(crate) fn with_defaults(self, defaults: Defaults<'t>) -> Self {
+        Self { defaults, ..self }
     }
 
     /// The same table with the guest's keys.
@@ -351,12 +375,27 @@ impl<'t> Table<'t> {
         })
     }
 
-    fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
-        debug_assert!(self.section.keys.iter().any(|known| known.name == key), "{key}");
+    /// The value of a key, and the field where the value stands.
+    fn value(&self, key: &str) -> Option<(&'t Spanned<DeValue<'t>>, String)> {
+        debug_assert!(self.section.key(key).is_some(), "{key}");
+        self.own(key).map(|value| (value, self.field(key))).or_else(|| self.default(key))
+    }
+
+    fn own(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         if let Guest::In(_) = self.guest {
             self.known(key)?;
         }
         self.entries.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+    }
+
+    fn default(&self, key: &str) -> Option<(&'t Spanned<DeValue<'t>>, String)> {
+        let Defaults { listener, backend, protocol } = &self.defaults;
+        let tables = [listener, backend].into_iter().flatten();
+        let mut tables = tables.filter(|table| table.section.name == self.section.name);
+        let table = tables.next()?;
+        let on = self.section.key(key)?.on;
+        let applies = protocol.is_none_or(|protocol| on.is_for(protocol));
+        table.value(key).filter(|_| applies)
     }
 }
 
