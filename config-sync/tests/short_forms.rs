@@ -6,6 +6,7 @@ use config_sync::compile::names::Names;
 use config_sync::gateway::print;
 use config_sync::machine::Machine;
 use config_sync::model::config::{Config, Cores};
+use config_sync::model::resolver::Resolver;
 
 /// The configuration as TOML, and the table that workers get.
 fn compiled(text: &str) -> (String, String) {
@@ -56,7 +57,10 @@ fn the_long_form_of_a_whole_file_means_the_same() {
                 Cores::Auto => Vec::new(),
                 Cores::List(cores) => cores.iter().map(|core| core.value).collect(),
             };
-            (cores, *admin, places, config.access_log.clone(), *limits)
+            let servers = config.resolver.servers.iter().map(|at| at.value.clone());
+            let resolver = Resolver { servers: Vec::new(), ..config.resolver.clone() };
+            let names = (servers.collect::<Vec<_>>(), resolver);
+            (cores, *admin, places, config.access_log.clone(), *limits, names)
         };
         assert_eq!(process(&read), process(&config), "{long}");
         assert_eq!(print::long(&read), long);

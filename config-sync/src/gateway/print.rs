@@ -19,6 +19,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
+use crate::model::resolver::{DnsTransport, NameServer, Resolver};
 use crate::model::route::Route;
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::table::address::{Address, UNIX_CLIENT};
@@ -123,6 +124,34 @@ impl Print<'_> {
         let asked: Vec<_> = asked.map(|(key, limit)| (*key, limit.to_string())).collect();
         if !asked.is_empty() {
             self.line("limits", &inline(asked));
+        }
+        self.resolver(&config.resolver);
+    }
+
+    fn resolver(&mut self, resolver: &Resolver) {
+        let Resolver { servers, min_ttl, max_ttl, keep } = resolver;
+        let servers = servers.iter().map(|at| {
+            let NameServer { address, transport } = &at.value;
+            quoted(&match transport {
+                DnsTransport::Udp => address.to_string(),
+                DnsTransport::Tcp => format!("tcp:{address}"),
+                DnsTransport::Tls(name) => format!("tls:{address}#{name}"),
+            })
+        });
+        let default = Resolver::default();
+        let mut keys = Vec::new();
+        if !resolver.servers.is_empty() {
+            keys.push(("servers", list(servers)));
+        }
+        let times = [
+            ("min_ttl", *min_ttl, default.min_ttl),
+            ("max_ttl", *max_ttl, default.max_ttl),
+            ("keep", *keep, default.keep),
+        ];
+        let given = times.iter().filter(|(_, time, default)| time != default);
+        keys.extend(given.map(|(key, time, _)| (*key, quoted(&duration(*time)))));
+        if !keys.is_empty() {
+            self.line("resolver", &inline(keys));
         }
     }
 
