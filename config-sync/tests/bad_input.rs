@@ -386,6 +386,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
     ("health_check = true", "must be a table, not true or false"),
+    ("eject = 5", "must be a table, not a whole number"),
     ("on_down = \"drop\"", "must be \"keep\" or \"close\", not \"drop\""),
     ("on_removed = true", "must be a string, not true or false"),
     ("close_after = \"soon\"", "\"soon\" is no duration; a duration is a number and ms"),
@@ -475,6 +476,22 @@ fn a_transparent_backend_has_no_addresses_of_its_own() {
     );
     refused(&format!("{udp}{shared}"), &["12:15: backends[0].transparent: can't be with"]);
     assert!(load(&format!("{udp}{shared}").replace("true", "false")).is_ok());
+}
+
+#[test]
+fn faults_of_ejection() {
+    for (keys, expected) in [
+        ("failures = 0", "12:22: backends[0].eject.failures: must be a whole number, 1 to 10000"),
+        (
+            "window = \"0s\"",
+            "12:20: backends[0].eject.window: must be at least \"100ms\"; it can't",
+        ),
+        ("max = \"1s\"", "12:17: backends[0].eject.max: must be at least the base, which is 30000"),
+        ("max_share = 101", "12:23: backends[0].eject.max_share: must be a whole number, 1 to 100"),
+        ("rate = 1", "12:11: backends[0].eject.rate: unknown key (did you mean"),
+    ] {
+        refused(&format!("{GOOD}eject = {{ {keys} }}"), &[expected]);
+    }
 }
 
 #[test]
@@ -1013,6 +1030,7 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 "listeners.accept_proxy" => {
                     ("[[listeners]]\naccept_proxy.", "listeners[0].accept_proxy.".to_owned())
                 }
+                "backends.eject" => ("[[backends]]\neject.", "backends[0].eject.".to_owned()),
                 "backends.health_check" => {
                     ("[[backends]]\nhealth_check.", "backends[0].health_check.".to_owned())
                 }

@@ -415,7 +415,7 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
 async fn given(sync: &mut ConfigSync, commands: &Receiver<Command>, wanted: &[u16]) -> u64 {
     let mut last = Vec::new();
     for _ in 0..1_000 {
-        sync.check_endpoints();
+        sync.check_endpoints(&|_| 0);
         if let Some(Command::Table { table, sockets }) = commands.try_iter().last() {
             let endpoints = table.backends.iter().flat_map(|backend| &backend.endpoints);
             last = endpoints.map(|endpoint| endpoint.address.port()).collect();
@@ -466,8 +466,8 @@ async fn an_endpoint_that_fails_its_checks_is_left_out_until_it_is_back() {
 
     sync.drain();
     assert!(matches!(commands.try_recv(), Ok(Command::Table { .. })));
-    assert!(sync.health().figures().endpoints.is_empty(), "nothing is checked any more");
-    assert!(!sync.check_endpoints());
+    assert!(sync.figures().0.endpoints.is_empty(), "nothing is checked any more");
+    assert!(!sync.check_endpoints(&|_| 0));
 }
 
 #[tokio::test]

@@ -110,7 +110,7 @@ impl Site {
             + &backend("nobody", [nobody], "")
             + &listener("resetting", "TCP", resetting, "")
             + &route("resetting", "resetting", &[("resets", 1)], "")
-            + &backend("resets", [resets.address], "health_check = {}")
+            + &backend("resets", [resets.address], "health_check = {}\neject = {}")
             + &listener("secure", "TLS", secure, "hostname = \"a.test\"")
             + &route("secure", "secure", &[("main", 1)], "")
             + &listener("ending", "TLS", ending, &terminated(&folder))

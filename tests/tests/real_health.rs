@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Server, connect, echo, free_address, udp_client, wait_for, wait_until,
 };
+use socket2::SockRef;
 
 const CHECK: &str =
     "connect_attempts = 1\nhealth_check = { interval = \"100ms\", fall = 2, rise = 2 }";
@@ -203,4 +205,31 @@ fn clients_of_a_dead_endpoint_are_told() {
     let log = gateway.stop();
     let removed = log.iter().filter(|line| line.text("reason") == Some("endpoint_removed"));
     assert_eq!(removed.count(), 1, "{log:?}");
+}
+
+/// Sessions fail with one of two endpoints: without a health check it is left out, for a while.
+#[test]
+fn an_endpoint_with_failures_is_ejected() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let good = tagged(anywhere, b'g');
+    // This one reads, and resets instead of an answer.
+    let bad = Server::tcp(|stream| {
+        let socket = SockRef::from(&stream);
+        _ = socket.set_linger(Some(Duration::ZERO));
+    });
+    let address = free_address();
+    let eject = "eject = { failures = 3, window = \"10s\", base = \"2s\" }";
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [good.address, bad.address], eject);
+    let gateway = Gateway::start(&config);
+    let value = |name| gateway.metrics().value(name, &[("backend", "main")]);
+    assert_eq!(seen(address), BTreeSet::from([None, Some(b'g')]), "it is in at first");
+    wait_until("it is ejected", || value("ringway_endpoints_ejected") == 1);
+    wait_until("all go to the good one", || seen(address) == [Some(b'g')].into());
+    assert_eq!(value("ringway_ejections_total"), 1);
+    let why = format!("endpoint {} of backend main is ejected for 2 s: ", bad.address);
+    wait_until("why is logged", || gateway.stderr().contains(&why));
+    wait_until("it is tried again", || seen(address).contains(&None));
+    gateway.stop();
 }

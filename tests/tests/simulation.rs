@@ -270,6 +270,46 @@ fn sessions_of_a_gone_endpoint_end_by_and_by() {
     }
 }
 
+/// Failures of an endpoint are counted, and what clients do is not: an attempt that is refused, a
+/// reset before the endpoint's first byte.
+#[test]
+fn failures_of_endpoints_are_counted_for_ejection() {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(setup.table(address(53), &[address(54)]));
+    let counters = Arc::clone(&fake.counters);
+    let failures = || counters.endpoint(EndpointId(0)).failures.get();
+    let mut ports = 1_000..;
+    let mut come = |fake: &mut Fake, mode| {
+        fake.kernel.set_endpoint(address(54), mode);
+        let client = SocketAddr::from(([198, 18, 0, 1], ports.next().expect("a port")));
+        let conn = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+        let soon = fake.kernel.now + 100_000;
+        while fake.step(soon) {}
+        (conn, fake.kernel.established.pop())
+    };
+    come(&mut fake, EndpointMode::Refuses);
+    assert_eq!(failures(), 1, "refused");
+    let (client, _) = come(&mut fake, EndpointMode::Silent);
+    fake.kernel.peer_reset(client);
+    while fake.step(fake.kernel.now + 1_000) {}
+    assert_eq!(failures(), 1, "a client that does not wait");
+    for says in [0, 9] {
+        let (_, endpoint) = come(&mut fake, EndpointMode::Accepts);
+        let endpoint = endpoint.expect("it is connected");
+        fake.kernel.peer_write(endpoint, says);
+        while fake.step(fake.kernel.now + 1_000) {}
+        fake.kernel.peer_reset(endpoint);
+        while fake.step(fake.kernel.now + 1_000) {}
+        assert_eq!(failures(), 2, "only the reset before the first byte");
+    }
+    let (client, _) = come(&mut fake, EndpointMode::Accepts);
+    fake.kernel.peer_reset(client);
+    while fake.step(fake.kernel.now + 1_000) {}
+    assert_eq!(failures(), 2, "the client's own reset");
+}
+
 /// A flow leaves an endpoint that is gone although its client is silent.
 #[test]
 fn flows_of_a_gone_endpoint_end() {

@@ -374,15 +374,18 @@ impl Control {
     }
 
     fn check_endpoints(&mut self) {
-        let published = self.sync.check_endpoints();
+        let workers = self.board.workers();
+        let failures =
+            |id| workers.iter().map(|worker| worker.endpoint(id).failures.get()).sum::<u64>();
+        let published = self.sync.check_endpoints(&failures);
         if published {
             tracing::debug!("table {} goes to the workers", self.sync.generation());
         }
         if published || self.health_shown.elapsed() >= SHOW {
             self.health_shown = Instant::now();
-            let mut board = self.board.latest();
-            board.health = self.sync.health().figures();
-            board.resolver = self.sync.resolver_figures();
+            let mut latest = self.board.latest();
+            (latest.health, latest.ejections) = self.sync.figures();
+            latest.resolver = self.sync.resolver_figures();
         }
     }
 

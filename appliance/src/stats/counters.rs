@@ -99,6 +99,9 @@ pub struct EndpointCounters {
     pub opened: Counter,
     pub closed: Counter,
     pub connect_failures: Counter,
+    /// Failures that count for `eject`: connections that failed for the endpoint's sake, resets
+    /// before the first byte of the endpoint, and refused datagrams.
+    pub failures: Counter,
     /// Sends refused by ICMP port unreachable.
     pub refusals: Counter,
     /// Replies that came after the end of their flow.
@@ -262,6 +265,7 @@ impl Counters {
             opened,
             closed,
             connect_failures,
+            failures,
             refusals,
             late_replies,
             resets,
@@ -269,7 +273,7 @@ impl Counters {
             bytes_down,
             connect,
         } = self.endpoint(id);
-        let faults = [connect_failures, refusals, late_replies, resets];
+        let faults = [connect_failures, failures, refusals, late_replies, resets];
         let all = [opened, closed, bytes_up, bytes_down].into_iter().chain(faults);
         all.chain(connect.all()).for_each(|counter| counter.set(0));
     }

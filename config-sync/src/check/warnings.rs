@@ -62,12 +62,11 @@ fn unchecked(config: &Config, found: &mut Vec<Problem>) {
         if let Some(on_down) = &backend.when_gone.on_down
             && on_down.value == OnGone::Close
             && backend.health_check.is_none()
+            && backend.eject.is_none()
         {
-            found.push(
-                on_down.problem(
-                    "has no effect without health_check, because no endpoint ever goes down",
-                ),
-            );
+            found.push(on_down.problem(
+                "has no effect without health_check or eject, because no endpoint ever goes down",
+            ));
         }
     }
 }
@@ -268,6 +267,7 @@ mod tests {
         let line = unchecked.lines().count();
         warned(&unchecked, &[&format!("{line}:11: backends[0].on_down: has no effect without")]);
         warned(&format!("{unchecked}health_check = {{}}\n"), &[]);
+        warned(&format!("{unchecked}eject = {{}}\n"), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
     }

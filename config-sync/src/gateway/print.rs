@@ -15,6 +15,7 @@ use crate::model::backend::{
 use crate::model::config::{
     ADMIN_ADDRESS, AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget,
 };
+use crate::model::eject::Eject;
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
@@ -288,6 +289,9 @@ impl Print<'_> {
         if let Some(check) = &backend.health_check {
             self.line("health_check", &print_check::table(&check.value));
         }
+        if let Some(asked) = &backend.eject {
+            self.eject(asked.value);
+        }
         self.when_gone(&backend.when_gone);
         if let Some(tls) = &backend.tls {
             self.origination(tls);
@@ -316,6 +320,18 @@ impl Print<'_> {
         if tlvs != "[]" {
             self.line("proxy_tlvs", &tlvs);
         }
+    }
+
+    fn eject(&mut self, asked: Eject) {
+        let Eject { failures, window, base, max, max_share } = asked;
+        let keys = vec![
+            ("failures", failures.to_string()),
+            ("window", quoted(&duration(window))),
+            ("base", quoted(&duration(base))),
+            ("max", quoted(&duration(max))),
+            ("max_share", max_share.to_string()),
+        ];
+        self.line("eject", &inline(keys));
     }
 
     fn when_gone(&mut self, asked: &WhenGone) {

@@ -2,9 +2,11 @@
 //! into the table.
 //!
 //! [`Health`] does no I/O: the caller asks which checks are due, gives the findings, and asks for
-//! the standing of each endpoint. `checks.rs` makes the checks, by `probe/`.
+//! the standing of each endpoint. `checks.rs` makes the checks, by `probe/`. `ejection.rs` decides
+//! by the failures of sessions and flows.
 
 pub(crate) mod checks;
+pub mod ejection;
 mod plan;
 pub mod probe;
 mod queue;

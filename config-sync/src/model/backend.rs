@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::model::eject::Eject;
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::WhenGone;
 use crate::model::health_check::HealthCheck;
@@ -39,6 +40,8 @@ pub struct Backend {
     /// `None`: all endpoints are used, healthy or not.
     pub health_check: Option<At<HealthCheck>>,
     pub when_gone: WhenGone,
+    /// `None`: failures of sessions and flows leave no endpoint out.
+    pub eject: Option<At<Eject>>,
     pub options: SocketOptions,
     /// The places of keys that UDP does not use.
     pub stream_keys: Vec<Place>,

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod alt_name;
 pub mod backend;
 pub mod config;
+pub mod eject;
 pub mod endpoint;
 pub mod gone;
 pub mod health_check;

@@ -15,6 +15,7 @@ use crate::compile::names::{InUse, Names, Retired};
 use crate::compile::whole::Whole;
 use crate::health::Health;
 use crate::health::checks::Checks;
+use crate::health::ejection::{Ejections, Figure};
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
 use crate::model::place::{Problems, Warning};
@@ -25,7 +26,7 @@ use crate::source::Source;
 use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
-use crate::{compile, gateway};
+use crate::{compile, gateway, health};
 
 /// Follows one source: reads, compiles, publishes and reports its configuration.
 pub struct ConfigSync {
@@ -266,13 +267,14 @@ impl ConfigSync {
         self.note(published);
     }
 
-    /// Makes the checks of endpoints that are due. The caller calls this repeatedly, on a tokio
-    /// runtime. True if endpoints have gone down or come back, and a new table is out: the
-    /// configuration in force without the endpoints that are down.
+    /// Makes the checks of endpoints that are due, and looks at the `failures` of sessions and
+    /// flows by endpoint. The caller calls this repeatedly, on a tokio runtime. True if endpoints
+    /// have gone down or come back, and a new table is out: the configuration in force without the
+    /// endpoints that are down.
     #[expect(clippy::disallowed_methods, reason = "checks are made by the clock")]
-    pub fn check_endpoints(&mut self) -> bool {
+    pub fn check_endpoints(&mut self, failures: &dyn Fn(EndpointId) -> u64) -> bool {
         let now = Instant::now();
-        if self.draining || !self.checks.tick(now) {
+        if self.draining || !self.checks.tick(failures, now) {
             return false;
         }
         self.publish_pickable(now)
@@ -314,7 +316,8 @@ impl ConfigSync {
     fn publish_pickable(&mut self, now: Instant) -> bool {
         let Some(whole) = &self.whole else { return false };
         let generation = self.generation + 1;
-        let table = pickable(whole, generation, &self.checks.health, &self.table);
+        let Checks { health, ejections, .. } = &self.checks;
+        let table = pickable((whole, &self.table), generation, (health, ejections));
         let published = self.publisher.publish(Arc::clone(&table));
         let is_published = published.is_ok();
         if is_published {
@@ -326,9 +329,9 @@ impl ConfigSync {
         is_published
     }
 
-    /// The health of the endpoints that are checked.
-    pub fn health(&self) -> &Health {
-        &self.checks.health
+    /// The health of the endpoints that are checked, and the ejections of each backend.
+    pub fn figures(&self) -> (health::Figures, Vec<Figure>) {
+        (self.checks.health.figures(), self.checks.ejections.figures())
     }
 
     /// Frees ids that nothing can refer to any more. The caller calls this repeatedly. `applied` is
@@ -498,7 +501,8 @@ impl ConfigSync {
             whole.after(before, &self.names);
         }
         let health = self.checks.health.following(config, &whole.table, compiled);
-        let table = pickable(&whole, generation, &health, &self.table);
+        let ejections = self.checks.ejections.following(config, &whole.table);
+        let table = pickable((&whole, &self.table), generation, (&health, &ejections));
         self.publisher.publish(Arc::clone(&table)).map_err(|error| error.to_string())?;
         self.table = table;
         // An endpoint that is down keeps its id, so the whole table counts here.
@@ -506,6 +510,7 @@ impl ConfigSync {
         self.whole = Some(Arc::new(whole));
         self.lookups.follow(config, answers, compiled);
         self.checks.health = health;
+        self.checks.ejections = ejections;
         self.timing =
             Timing { compile_micros: micros(took), publish_micros: micros(compiled.elapsed()) };
         Ok(())
@@ -550,14 +555,13 @@ impl InForce {
     }
 }
 
-/// The table for workers, without endpoints that are known to be down.
+/// The table for workers, without endpoints that are known to be down or are ejected.
 fn pickable(
-    whole: &Whole,
+    (whole, before): (&Whole, &RoutingTable),
     generation: u64,
-    health: &Health,
-    before: &RoutingTable,
+    (health, ejections): (&Health, &Ejections),
 ) -> Arc<RoutingTable> {
-    let standing = |backend: &str, endpoint| health.standing(backend, endpoint);
+    let standing = |backend: &str, endpoint| ejections.standing(health, backend, endpoint);
     Arc::new(whole.pickable(generation, &standing, Some(before)))
 }
 

@@ -7,7 +7,7 @@ use crate::model::backend::{
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::values::{duration, duration_from, name, source};
-use crate::toml::{endpoint, gone, health_check, proxy, tls};
+use crate::toml::{eject, endpoint, gone, health_check, proxy, tls};
 
 pub(crate) static BACKEND: Section = Section {
     name: "backends",
@@ -22,6 +22,7 @@ pub(crate) static BACKEND: Section = Section {
         key("upstream_rest", On::Udp),
         any("transparent"),
         any("health_check"),
+        any("eject"),
         any("on_down"),
         any("on_removed"),
         any("close_after"),
@@ -55,6 +56,7 @@ pub(crate) fn backend<'t>(
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
     let health_check = health_check::read(reader, table, tls.is_some() || table.has("tls"));
+    let eject = eject::read(reader, table);
     let when_gone = gone::read(reader, table);
     let options = options(reader, table, machine, OPTIONS);
     let stream_keys = table.given(reader, |on| on == On::Stream).map(|(_, place)| place).collect();
@@ -71,6 +73,7 @@ pub(crate) fn backend<'t>(
         send_proxy,
         transparent,
         health_check,
+        eject,
         when_gone,
         options,
         stream_keys,

@@ -5,6 +5,7 @@ mod admission;
 pub(crate) mod backend;
 pub(crate) mod bind;
 mod defaults;
+pub(crate) mod eject;
 pub(crate) mod endpoint;
 pub(crate) mod gone;
 pub(crate) mod health_check;
@@ -28,6 +29,7 @@ use crate::model::listener::Listener;
 use crate::model::place::{At, Problem, Problems};
 use crate::toml::backend::{BACKEND, backend};
 use crate::toml::defaults::{DEFAULTS, defaults, drop_checks_of_udp, protocols};
+use crate::toml::eject::EJECT;
 use crate::toml::endpoint::ENDPOINT;
 use crate::toml::health_check::HEALTH_CHECK;
 use crate::toml::listener::{LISTENER, listener, protocol};
@@ -106,6 +108,7 @@ pub const SCHEMA: &[&Section] = &[
     &ENDPOINT,
     &BACKEND_TLS,
     &HEALTH_CHECK,
+    &EJECT,
 ];
 
 static ROOT: Section = Section {

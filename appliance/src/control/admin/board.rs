@@ -10,6 +10,7 @@ use axum::body::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use config_sync::gateway::follow::cluster::Figures;
+use config_sync::health::ejection::Figure;
 use config_sync::sync::{InForce, Timing};
 use config_sync::table::routing::Limits;
 use config_sync::{health, resolve};
@@ -58,6 +59,7 @@ pub struct Latest {
     pub timing: Timing,
     pub health: health::Figures,
     pub resolver: resolve::Figures,
+    pub ejections: Vec<Figure>,
     /// `Some` if a cluster is followed.
     pub kubernetes: Option<Figures>,
 }
@@ -123,6 +125,7 @@ impl Board {
             kubernetes: latest.kubernetes.as_ref(),
             health: &latest.health,
             resolver: latest.resolver,
+            ejections: &latest.ejections,
         };
         scrape.render(&latest.series)
     }

@@ -1,5 +1,6 @@
-//! The samples of what the control thread knows of endpoints: their health and their names.
+//! The samples of what the control thread knows of endpoints: their health, ejections and names.
 
+use config_sync::health::ejection::Figure;
 use config_sync::health::{self, Tally};
 use config_sync::resolve;
 use config_sync::table::address::Address;
@@ -17,6 +18,14 @@ pub(super) fn health(page: &Page, figures: &health::Figures) {
             let labels: &[_] = &[("backend", &**backend), ("result", result)];
             page.set("ringway_health_checks_total", labels, *count);
         }
+    }
+}
+
+pub(super) fn ejections(page: &Page, figures: &[Figure]) {
+    for Figure { backend, count, out } in figures {
+        let labels: &[_] = &[("backend", &**backend)];
+        page.set("ringway_ejections_total", labels, *count);
+        page.set("ringway_endpoints_ejected", labels, *out as u64);
     }
 }
 

@@ -296,6 +296,16 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Names of endpoints by state; kept: the last lookup failed, the last addresses stay.",
     ),
     (
+        "ringway_ejections_total",
+        Type::Counter,
+        "Endpoints of the backend left out because sessions or flows failed with them (`eject`).",
+    ),
+    (
+        "ringway_endpoints_ejected",
+        Type::Gauge,
+        "Endpoints of the backend that are left out so now.",
+    ),
+    (
         "ringway_session_duration_seconds",
         Type::Histogram,
         "How long TCP sessions lived that had an endpoint.",

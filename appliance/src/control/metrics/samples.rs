@@ -10,6 +10,7 @@ use config_sync::compile::names::{Names, Retired};
 use config_sync::compile::tls::expiry::{Expiring, Expiry};
 use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health;
+use config_sync::health::ejection::Figure;
 use config_sync::model::config::Config;
 use config_sync::resolve;
 use config_sync::table::address::Address;
@@ -45,6 +46,7 @@ pub struct Scrape<'a> {
     pub kubernetes: Option<&'a Figures>,
     pub health: &'a health::Figures,
     pub resolver: resolve::Figures,
+    pub ejections: &'a [Figure],
 }
 
 impl Scrape<'_> {
@@ -64,6 +66,7 @@ impl Scrape<'_> {
             self.endpoint(&page, *id, endpoint);
         }
         endpoints::health(&page, self.health);
+        endpoints::ejections(&page, self.ejections);
         endpoints::resolver(&page, self.resolver);
         for expiry in &series.expiries {
             Self::certificate(&page, expiry);
@@ -538,6 +541,7 @@ mod tests {
             kubernetes: None,
             health,
             resolver: resolve::Figures::default(),
+            ejections: &[],
         }
     }
 

@@ -16,11 +16,12 @@ impl Session {
             && std::mem::take(&mut self.counted)
         {
             core.balancer.closed(endpoint);
-            if relay.is_some() {
+            if let Some(relay) = relay {
                 let counters = core.counters.endpoint(endpoint);
                 counters.closed.add(1);
                 if reason == CloseReason::EndpointReset {
                     counters.resets.add(1);
+                    counters.failures.add(u64::from(relay.down.bytes == 0));
                 }
             }
         }

@@ -58,6 +58,7 @@ impl Session {
             core.balancer.closed(endpoint);
             core.counters.endpoint(endpoint).connect_failures.add(1);
             if reason != CloseReason::LocalLimit {
+                core.counters.endpoint(endpoint).failures.add(1);
                 core.balancer.failed(endpoint, core.now);
             }
             if let Some(place) = next.tried.get_mut(usize::from(next.tried_count)) {

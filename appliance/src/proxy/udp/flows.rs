@@ -277,7 +277,9 @@ impl Flows {
     /// flow to another endpoint.
     pub fn refused(&mut self, core: &Core, slot: u32) {
         let Some(upstream) = self.upstreams.at(slot) else { return };
-        core.counters.endpoint(upstream.endpoint).refusals.add(1);
+        let counters = core.counters.endpoint(upstream.endpoint);
+        counters.refusals.add(1);
+        counters.failures.add(1);
         self.endpoints[upstream.endpoint.index()].closed_until = core.now + CLOSED;
         if let Some(flow) = self.flows.at_mut(upstream.flow) {
             flow.refused = true;

@@ -390,6 +390,7 @@ impl<'o> Pool<'o> {
                 .filter(|check| !udp || check.port != 0)
                 .map(|check| at(check, &name)),
             when_gone: WhenGone::default(),
+            eject: None,
             options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),
             name: at(name.clone(), &name),
