@@ -12,6 +12,10 @@ use ringway_tests::real::{
 
 /// `RINGWAY_USER_TIMEOUT=default` measures the default, which takes a minute.
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time that a session takes to end is what is tested"
+)]
 fn bytes_that_a_dead_endpoint_never_acknowledges_end_the_session() {
     in_own_network(|| {
         let by_default = std::env::var("RINGWAY_USER_TIMEOUT").is_ok_and(|word| word == "default");

@@ -1,9 +1,10 @@
 //! TLS to endpoints.
 
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Launch, free_address, limited, program};
+use ringway_tests::real::{Gateway, Launch, Server, free_address, limited, program};
 
 use crate::{Files, secure_server, terminate};
 
@@ -92,4 +93,31 @@ fn an_endpoint_with_a_wrong_certificate_costs_nobody_a_session() {
     }
     let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
     assert_eq!(failures, 1);
+}
+
+/// An endpoint that accepts and then closes, or speaks no TLS, is a failed attempt, as if it could
+/// not be connected to.
+#[test]
+fn endpoints_that_close_or_speak_no_tls_cost_nobody_a_session() {
+    let (files, address) = (Files::new(), free_address());
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let closing = Server::tcp_at(anywhere, drop);
+    let babbling = Server::tcp_at(anywhere, |mut stream| {
+        let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.6\r\n");
+    });
+    let (right, _right) = secure_server(&files, "db.internal", &[]);
+    files.folder.write("who", "who");
+    let ca = files.path("ca.pem");
+    let tls = format!("tls = {{ server_name = \"db.internal\", ca = \"{ca}\" }}");
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [closing.address, babbling.address, right], &tls);
+    let gateway = Launch::default().one_worker().start(&config);
+    let url = format!("http://{address}/who");
+    for _ in 0..6 {
+        let said = program("curl", &["-sS", "--http1.0", "--noproxy", "*", &url]);
+        assert_eq!(said, "who");
+    }
+    let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
+    assert_eq!(failures, 2, "each once; then it comes last");
 }
