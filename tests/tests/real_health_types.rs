@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -227,5 +227,171 @@ fn tls_servers_with_the_right_certificate_and_others() {
         case(strict, with("strict.internal", &tls), Some("CertificateRequired")),
         case(stalls.address, with("db.internal", &tls), Some("no answer within 500 ms")),
         case(lies.address, with("db.internal", &tls), Some("TLS with ")),
+    ]);
+}
+
+#[test]
+fn redis_by_its_role_and_its_password() {
+    let (folder, address, replica) = (Folder::new(), free_address(), free_address());
+    let dir = folder.file("").display().to_string();
+    let start = |address: SocketAddr, more: &[&str]| {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
+        command.args(["--dir", &dir, "--save", "", "--requirepass", "secret"]).args(more);
+        Daemon::start(address, &mut command)
+    };
+    let _primary = start(address, &[]);
+    let of = ["--replicaof", "127.0.0.1", &address.port().to_string(), "--masterauth", "secret"];
+    let _replica = start(replica, &of);
+    let password = folder.write("password", "secret\n").display().to_string();
+    let wrong = folder.write("wrong", "guess").display().to_string();
+    let redis = |keys: &str| check(&format!("type = \"redis\"{keys}"));
+    let with = |keys: &str| redis(&format!(", password_file = \"{password}\"{keys}"));
+    let lies = answering(&["-LOADING Redis is loading the dataset in memory\r\n"]);
+    let pieces = answering(&["+", "PO", "NG\r", "\n"]);
+    let (stalls, closes) = (silent(), closing());
+    judge(&[
+        case(address, with(""), None),
+        case(address, with(", user = \"default\""), None),
+        case(address, with(", role = \"primary\""), None),
+        case(address, with(", role = \"replica\""), Some("its role is \"master\"")),
+        case(replica, with(", role = \"replica\""), None),
+        case(replica, with(", role = \"primary\""), Some("its role is \"slave\"")),
+        case(address, redis(""), Some("NOAUTH Authentication required.")),
+        case(address, redis(&format!(", password_file = \"{wrong}\"")), Some("WRONGPASS")),
+        case(lies.address, redis(""), Some("LOADING Redis is loading")),
+        case(pieces.address, redis(""), None),
+        case(stalls.address, redis(""), Some("no answer within 500 ms")),
+        case(closes.address, redis(""), Some("Redis at ")),
+    ]);
+}
+
+#[test]
+fn an_exchange_of_steps() {
+    let mail = Server::tcp(|mut stream| {
+        let mut asked = [0; 100];
+        _ = stream.write_all(b"220 mail.test\r\n");
+        while stream.read(&mut asked).is_ok_and(|len| len > 0) {
+            for piece in ["250-mail.te", "st\r\n250 HE", "LP\r\n"] {
+                _ = stream.write_all(piece.as_bytes());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    let greeting = "{ expect_regex = \"^220 .*\\r\\n\" }";
+    let steps = |more: &str| check(&format!("type = \"exchange\", steps = [{greeting}{more}]"));
+    let hello = ", { send = \"EHLO me\\r\\n\", expect_regex = \"(?m)^250 \" }";
+    let hex = ", { send_hex = \"0d 0a\", expect_hex = \"48454c50\" }, { send = \"QUIT\\r\\n\" }";
+    let never = ", { send = \"EHLO me\\r\\n\", expect = \"354\" }";
+    let busy = Server::tcp(|mut stream| _ = stream.write_all(b"421 too busy\r\n"));
+    let endless = Server::tcp(|mut stream| while stream.write_all(&[b'x'; 4_096]).is_ok() {});
+    judge(&[
+        case(mail.address, steps(hello), None),
+        case(mail.address, steps(hex), None),
+        case(mail.address, steps(never), Some("no answer within 500 ms")),
+        case(busy.address, steps(""), Some("but is \"421 too busy\\r\\n\"")),
+        case(endless.address, steps(""), Some("the answer of step 1 does not have a match")),
+    ]);
+}
+
+#[test]
+fn an_agent_says_what_its_endpoint_gets() {
+    let said = Arc::new(AtomicBool::new(true));
+    let says = Arc::clone(&said);
+    let agent = Server::tcp(move |mut stream| {
+        let line = if says.load(Ordering::SeqCst) { "up 75%\n" } else { "drain # for an hour\n" };
+        _ = stream.write_all(line.as_bytes());
+    });
+    let echo = Server::tcp_tag("a");
+    let address = free_address();
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend(
+            "main",
+            [echo.address],
+            &check(&format!("type = \"agent\", port = {}", agent.address.port())),
+        );
+    let gateway = Gateway::start(&config);
+    assert_eq!(tag(address), Some(b'a'));
+    said.store(false, Ordering::SeqCst);
+    wait_until("the endpoint drains", || tag(address).is_none());
+    said.store(true, Ordering::SeqCst);
+    wait_until("the endpoint is back", || tag(address) == Some(b'a'));
+    assert!(gateway.stderr().contains("asks for 0 % of its weight"), "{}", gateway.stderr());
+    gateway.stop();
+    let down = Server::tcp_tag("stopped # disk full\n");
+    let stalls = silent();
+    judge(&[
+        case(down.address, check("type = \"agent\""), Some("it says stopped: \"disk full\"")),
+        case(stalls.address, check("type = \"agent\""), Some("no answer within 500 ms")),
+    ]);
+}
+
+/// An address where nothing listens for UDP.
+fn nothing() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    socket.local_addr().expect("its address")
+}
+
+#[test]
+fn udp_servers_that_answer_or_say_nothing() {
+    let pong = Server::udp_tag("pong");
+    let mute = Server::udp(|_, _, _| {});
+    let gone = nothing();
+    let udp = |keys: &str| check(&format!("type = \"udp\", send = \"ping\"{keys}"));
+    let sip = Server::udp(|socket, asked, peer| {
+        let asked = String::from_utf8_lossy(asked);
+        let same: String = asked
+            .lines()
+            .filter(|line| {
+                ["Via", "From", "To", "Call", "CSeq"].iter().any(|w| line.starts_with(w))
+            })
+            .fold(String::new(), |text, line| text + line + "\r\n");
+        _ = socket.send_to(format!("SIP/2.0 200 OK\r\n{same}\r\n").as_bytes(), peer);
+    });
+    let options = check("type = \"sip\"");
+    judge(&[
+        case(pong.address, udp(""), None),
+        case(pong.address, udp(", expect = \"pong\""), None),
+        case(pong.address, udp(", expect_regex = \"^x\""), Some("but is \"pong\"")),
+        case(mute.address, udp(""), None),
+        case(mute.address, udp(", silence = \"down\""), Some("no answer within 500 ms")),
+        case(mute.address, udp(", expect = \"pong\""), Some("no answer within 500 ms")),
+        case(gone, udp(""), Some("Connection refused")),
+        case(sip.address, options.as_str(), None),
+        case(sip.address, check("type = \"sip\", status = 503"), Some("its status is 200 OK")),
+        case(pong.address, options.as_str(), Some("SIP at ")),
+        case(gone, options.as_str(), Some("Connection refused")),
+    ]);
+}
+
+#[test]
+fn dns_servers_that_know_the_name_and_others() {
+    let (folder, address) = (Folder::new(), free_address());
+    let zone = folder.write(
+        "zone",
+        "@ 60 SOA ns admin 1 60 60 60 60\n@ 60 NS ns\nns 60 A 127.0.0.1\ndb 60 A 10.0.0.1\n",
+    );
+    let conf = format!(
+        "server:\n  ip-address: 127.0.0.1\n  port: {}\n  username: \"\"\n  chroot: \"\"\n  \
+         database: \"\"\n  zonesdir: \"{dir}\"\n  pidfile: \"\"\n  xfrdfile: \"\"\n  \
+         xfrdir: \"{dir}\"\n  zonelistfile: \"{dir}/list\"\nremote-control:\n  \
+         control-enable: no\nzone:\n  name: example.com\n  zonefile: \"{}\"\n",
+        address.port(),
+        zone.display(),
+        dir = folder.file("").display(),
+    );
+    let conf = folder.write("nsd.conf", &conf).display().to_string();
+    let _nsd = Daemon::start(address, Command::new("nsd").args(["-d", "-c", &conf]));
+    let dns = |keys: &str| check(&format!("type = \"dns\", {keys}"));
+    let lies = Server::udp_tag("this is no DNS, but long enough");
+    judge(&[
+        case(address, dns("query = \"db.example.com\""), None),
+        case(address, dns("query = \"Example.COM.\", record = \"SOA\", transport = \"tcp\""), None),
+        case(address, dns("query = \"no.example.com\""), Some("its code is NXDOMAIN")),
+        case(address, dns("query = \"no.example.com\", rcode = [\"NOERROR\", \"NXDOMAIN\"]"), None),
+        case(address, dns("query = \"example.org\""), Some("its code is REFUSED")),
+        case(lies.address, dns("query = \"example.org\""), Some("to another question")),
+        case(nothing(), dns("query = \"example.org\""), Some("Connection refused")),
     ]);
 }

@@ -400,7 +400,10 @@ impl<'c> Check<'c> {
             let message = "is for TCP, and only UDP listeners use this backend";
             self.problems.extend(backend.stream_keys.iter().map(|key| key.problem(message)));
         }
-        let check = backend.health_check.as_ref().filter(|check| !check.value.is_beside());
+        let check = backend
+            .health_check
+            .as_ref()
+            .filter(|check| !check.value.is_beside() && !check.value.speaks_udp());
         if let Some(check) = check.filter(|_| only_udp) {
             let message = "is a TCP connection, and only UDP listeners use this backend; give the \
                            `port` of a TCP server beside each endpoint";

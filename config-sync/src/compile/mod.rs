@@ -7,6 +7,7 @@ pub mod tls;
 pub mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,9 +17,11 @@ use crate::compile::admission::Admitted;
 use crate::compile::names::{Names, too_many};
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
+use crate::disk;
 use crate::model::backend::UPSTREAM_REST;
 use crate::model::config::{Broken, Config};
 use crate::model::endpoint::{Resolved, Standing};
+use crate::model::health_check::MOST_OF_PASSWORD;
 use crate::model::listener;
 use crate::model::listener::{bound_to, nameless};
 use crate::model::place::{At, Problem, Problems};
@@ -54,6 +57,7 @@ pub fn compile(
 pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<Whole, Problems> {
     let problems = check::check(config, &Broken::default());
     Problems::new(problems).or(())?;
+    Problems::new(unreadable_passwords(config)).or(())?;
     let admitted = admission::admitted(config)?;
     let tls = tls(config, names)?;
     let mut compile = Compile { config, names, tls, admitted, problems: Vec::new() };
@@ -78,6 +82,17 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
     let mut whole = Whole { table, pools: Vec::new() };
     problems.extend(whole.resolve(config.backends.iter(), resolved, names));
     Problems::new(problems).or(whole)
+}
+
+/// Password files of health checks that can't be read now. Checks read the files anew each time.
+fn unreadable_passwords(config: &Config) -> Vec<Problem> {
+    let checks = config.backends.iter().filter_map(|backend| backend.health_check.as_ref());
+    let files = checks.filter_map(|check| check.value.login()?.password_file.as_ref());
+    let read = |file: &At<PathBuf>| {
+        let error = disk::bytes(&file.value, MOST_OF_PASSWORD).err()?;
+        Some(file.problem(format!("{} can't be read: {error}", file.value.display())))
+    };
+    files.filter_map(read).collect()
 }
 
 /// The last table of a process. The table is empty, so all sessions and flows drain. `asked` is the

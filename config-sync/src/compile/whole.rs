@@ -152,7 +152,7 @@ impl Pool {
     ) -> Vec<routing::Endpoint> {
         let all = endpoints.iter().zip(&self.tiers);
         let all = all.map(|(of, tier)| (of, *tier, standing(backend, of.address)));
-        let up: Vec<_> = all.filter(|(_, _, standing)| standing.is_up).collect();
+        let up: Vec<_> = all.filter(|(_, _, standing)| standing.may_be_picked()).collect();
         let lowest = up.iter().filter(|(of, _, _)| of.weight > 0).map(|(_, tier, _)| *tier).min();
         let chosen = up.iter().filter(|(of, tier, _)| of.weight == 0 || Some(*tier) == lowest);
         let is_whole = up.iter().all(|(_, _, standing)| standing.share == 100);

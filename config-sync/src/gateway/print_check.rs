@@ -3,8 +3,10 @@
 use std::ops::RangeInclusive;
 
 use crate::gateway::print_values::{duration, inline, list, quoted};
-use crate::model::health_check::{CheckProxy, Expect, HealthCheck, Http, Kind};
-use crate::toml::health_check::PROXIES;
+use crate::model::health_check::{
+    CheckProxy, Dns, Expect, HealthCheck, Http, Kind, Login, RCODES, RECORDS, Sip, Step, Udp,
+};
+use crate::toml::health_check::{PROXIES, ROLES, SILENCES, TRANSPORTS};
 
 /// The value of `health_check`.
 pub(super) fn table(check: &HealthCheck) -> String {
@@ -31,12 +33,24 @@ pub(super) fn table(check: &HealthCheck) -> String {
     }
     keys.extend(check.host.as_ref().map(|host| ("host", quoted(host))));
     if check.send_proxy != CheckProxy::AsSessions {
-        let word = PROXIES.iter().find(|(_, known)| *known == check.send_proxy);
-        keys.push(("send_proxy", quoted(word.map_or("", |(word, _)| word))));
+        keys.push(("send_proxy", word(&PROXIES, check.send_proxy)));
     }
     match &check.kind {
         Kind::Tcp | Kind::Tls => {}
         Kind::Http(asked) => http(&mut keys, asked),
+        Kind::Exchange(asked) => keys.push(("steps", list(asked.iter().map(step)))),
+        Kind::Redis(asked) => login(&mut keys, asked),
+        Kind::Dns(asked) => dns(&mut keys, asked),
+        Kind::Sip(Sip { transport, status: asked }) => {
+            keys.push(("transport", word(&TRANSPORTS, *transport)));
+            keys.push(("status", list(asked.iter().map(status))));
+        }
+        Kind::Udp(Udp { send: said, expect: expected, silence }) => {
+            keys.push(send(said));
+            keys.extend(expected.as_ref().map(expect));
+            keys.push(("silence", word(&SILENCES, *silence)));
+        }
+        Kind::Agent(said) => keys.extend(said.as_deref().map(send)),
     }
     inline(keys)
 }
@@ -57,6 +71,53 @@ fn http(keys: &mut Keys, asked: &Http) {
         Some(Expect::Bytes(bytes)) => keys.push(("body", quoted(&String::from_utf8_lossy(bytes)))),
         Some(Expect::Regex(pattern)) => keys.push(("body_regex", quoted(pattern.text()))),
     }
+}
+
+fn step(step: &Step) -> String {
+    let send = step.send.as_deref().map(send);
+    inline(send.into_iter().chain(step.expect.as_ref().map(expect)).collect())
+}
+
+fn send(bytes: &[u8]) -> (&'static str, String) {
+    match str::from_utf8(bytes) {
+        Ok(text) => ("send", quoted(text)),
+        Err(_) => ("send_hex", hex(bytes)),
+    }
+}
+
+fn expect(expect: &Expect) -> (&'static str, String) {
+    match expect {
+        Expect::Bytes(bytes) => match str::from_utf8(bytes) {
+            Ok(text) => ("expect", quoted(text)),
+            Err(_) => ("expect_hex", hex(bytes)),
+        },
+        Expect::Regex(pattern) => ("expect_regex", quoted(pattern.text())),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let pairs: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    quoted(&pairs.join(" "))
+}
+
+fn login(keys: &mut Keys, asked: &Login) {
+    keys.extend(asked.user.as_ref().map(|user| ("user", quoted(user))));
+    let file = asked.password_file.as_ref();
+    keys.extend(file.map(|file| ("password_file", quoted(&file.value.display().to_string()))));
+    keys.extend(asked.role.map(|role| ("role", word(&ROLES, role))));
+}
+
+fn dns(keys: &mut Keys, asked: &Dns) {
+    keys.push(("transport", word(&TRANSPORTS, asked.transport)));
+    keys.push(("query", quoted(if asked.query.is_empty() { "." } else { &asked.query })));
+    keys.push(("record", word(&RECORDS, asked.record)));
+    keys.push(("rcode", list(asked.rcodes.iter().map(|rcode| word(&RCODES, *rcode)))));
+}
+
+/// The word of the file for a value.
+fn word<T: PartialEq>(words: &[(&str, T)], value: T) -> String {
+    let found = words.iter().find(|(_, known)| *known == value);
+    quoted(found.map_or("", |(word, _)| word))
 }
 
 fn status(range: &RangeInclusive<u16>) -> String {

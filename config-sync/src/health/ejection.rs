@@ -104,7 +104,7 @@ impl Ejections {
 
     /// Whether the endpoint may be picked: it is healthy, and is not ejected.
     pub fn standing(&self, health: &Health, backend: &str, endpoint: SocketAddr) -> Standing {
-        let is_healthy = |other| health.standing(backend, other).is_up;
+        let is_healthy = |other| health.standing(backend, other).may_be_picked();
         match self.is_out(backend, endpoint, &is_healthy) {
             true => Standing::DOWN,
             false => health.standing(backend, endpoint),

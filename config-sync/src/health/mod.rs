@@ -31,6 +31,9 @@ pub(crate) fn places(files: u64) -> usize {
     usize::try_from(files / 16).unwrap_or(usize::MAX).clamp(512, 4_096)
 }
 
+/// The share of an endpoint that does not ask for another, in percent.
+const FULL: u16 = 100;
+
 /// Whether an endpoint may be picked, and how near the endpoint is to the opposite state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -102,6 +105,8 @@ struct Checked {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     state: State,
+    /// The share of its weight that the endpoint asks for, in percent.
+    share: u16,
     /// When the next check begins, or when the check that is under way should have begun.
     due: Instant,
     /// The same without the random delay.
@@ -144,6 +149,8 @@ pub struct Probe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Good,
+    /// The endpoint is well, and asks for this share of its weight, in percent.
+    Share(u16),
     Bad(String),
     /// This machine could not make the check: no file or no port was free.
     NotMade(String),
@@ -246,7 +253,7 @@ impl Health {
         self.queues[known.pace as usize].under_way -= 1;
         known.pace = Pace::of(now.saturating_duration_since(began));
         let (count, good) = match finding {
-            Finding::Good => (&mut tally.ok, true),
+            Finding::Good | Finding::Share(_) => (&mut tally.ok, true),
             Finding::Bad(_) => (&mut tally.failed, false),
             Finding::NotMade(why) => {
                 tally.not_made += 1;
@@ -261,6 +268,13 @@ impl Health {
         known.state = before.after(good, check);
         known.wait(endpoint, check, self.seed, now);
         lines[known.pace as usize].due.insert((known.due, endpoint));
+        if known.ask_for(finding) {
+            let share = known.share;
+            tracing::info!(
+                "endpoint {endpoint} of backend {backend} asks for {share} % of its weight"
+            );
+            self.changed.get_or_insert(now);
+        }
         if known.state.is_up() == before.is_up() {
             return;
         }
@@ -296,7 +310,10 @@ impl Health {
     pub fn standing(&self, backend: &str, endpoint: SocketAddr) -> Standing {
         let checked = self.backends.get(backend);
         let known = checked.and_then(|checked| checked.endpoints.get(&endpoint));
-        if known.is_none_or(Known::up) { Standing::UP } else { Standing::DOWN }
+        known.map_or(Standing::UP, |known| {
+            let share = u8::try_from(known.share.min(FULL)).unwrap_or(100);
+            Standing { is_up: known.up(), share }
+        })
     }
 
     pub fn figures(&self) -> Figures {
@@ -335,11 +352,21 @@ impl Checked {
 impl Known {
     fn new(check: &HealthCheck, first: Instant) -> Self {
         let (state, pace) = (State::new(check), Pace::Quick);
-        Self { state, due: first, slot: first, began: None, pace, nth: 0 }
+        Self { state, share: FULL, due: first, slot: first, began: None, pace, nth: 0 }
     }
 
     fn up(&self) -> bool {
         self.state.is_up()
+    }
+
+    /// Takes the share that a good check names. True if the share has changed.
+    fn ask_for(&mut self, finding: &Finding) -> bool {
+        let share = match finding {
+            Finding::Good => FULL,
+            Finding::Share(share) => *share,
+            Finding::Bad(_) | Finding::NotMade(_) => return false,
+        };
+        std::mem::replace(&mut self.share, share) != share
     }
 
     /// Sets the time of the next check.

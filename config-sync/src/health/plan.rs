@@ -45,6 +45,9 @@ impl Plan {
             CheckProxy::AsSessions if check.kind == Kind::Tcp || check.is_beside() => None,
             CheckProxy::AsSessions => backend.send_proxy.as_ref().map(|at| at.value.version),
         };
+        // Version 1 has no word for UDP. A check by UDP of a backend for TCP goes without.
+        let send_proxy =
+            send_proxy.filter(|version| *version == ProxyVersion::V2 || !check.speaks_udp());
         let tls = check.speaks_tls(originator.is_some()).then(|| Tls::new(&check, originator));
         Self { sources: sources(backend), send_proxy, tls, check }
     }

@@ -283,6 +283,20 @@ fn the_table_has_what_is_up_and_hashes_over_that() {
 }
 
 #[test]
+fn an_endpoint_that_asks_for_no_share_gets_nothing_new() {
+    let mut world = World::new(2, "health_check = { type = \"agent\" }");
+    let probe = world.health.due(0, world.at(5_000)).expect("it is due");
+    let other = 3 - probe.endpoint.port();
+    world.health.found(&probe, &Finding::Share(0), world.at(5_000));
+    assert_eq!(world.table(), [other], "it drains");
+    assert!(world.health.standing("b", probe.endpoint).is_up, "nobody closes its sessions");
+    world.run(5_000, &[]);
+    let probe = world.health.due(0, world.at(9_999)).expect("it is due");
+    world.health.found(&probe, &Finding::Share(75), world.at(9_999));
+    assert_eq!(world.table(), [1, 2]);
+}
+
+#[test]
 fn a_reload_keeps_what_is_known_and_forgets_who_is_not_asked_for() {
     let checked = "health_check = { fall = 1 }";
     let mut world = World::new(2, checked);

@@ -87,7 +87,7 @@ pub struct Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub is_up: bool,
-    /// Per cent of the endpoint's weight that are in force: 1 to 100.
+    /// Per cent of the endpoint's weight that are in force: 0 to 100. 0: the endpoint drains.
     pub share: u8,
 }
 
@@ -95,4 +95,8 @@ impl Standing {
     /// The standing of an endpoint of which nothing is known.
     pub const UP: Self = Self { is_up: true, share: 100 };
     pub const DOWN: Self = Self { is_up: false, share: 100 };
+
+    pub fn may_be_picked(self) -> bool {
+        self.is_up && self.share > 0
+    }
 }

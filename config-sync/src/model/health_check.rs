@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::model::place::At;
 use crate::table::routing::ProxyVersion;
 
 /// How a backend's endpoints are checked. Intervals and times are in milliseconds.
@@ -47,6 +49,14 @@ pub enum Kind {
     /// The TLS handshake succeeds.
     Tls,
     Http(Http),
+    Exchange(Vec<Step>),
+    /// PING, or ROLE.
+    Redis(Login),
+    Dns(Dns),
+    Sip(Sip),
+    Udp(Udp),
+    /// The line of an agent. The bytes are what the agent is told first.
+    Agent(Option<Arc<[u8]>>),
 }
 
 /// The PROXY header of checks. Its command is LOCAL or UNKNOWN, because there is no client.
@@ -76,13 +86,102 @@ pub enum Expect {
     Regex(Pattern),
 }
 
+/// Says something, and then expects something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub send: Option<Arc<[u8]>>,
+    pub expect: Option<Expect>,
+}
+
+/// Who asks, and for what. Everything is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Login {
+    pub user: Option<String>,
+    /// The file is read for every check, so that a changed password counts at once.
+    pub password_file: Option<At<PathBuf>>,
+    pub role: Option<Role>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Primary,
+    Replica,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dns {
+    pub transport: Transport,
+    /// Labels of 1 to 63 bytes, 253 in all. Empty: the root.
+    pub query: String,
+    /// The type of the record.
+    pub record: u16,
+    /// The codes that are good.
+    pub rcodes: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sip {
+    pub transport: Transport,
+    /// Status codes that are good.
+    pub status: Vec<RangeInclusive<u16>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Udp {
+    pub send: Arc<[u8]>,
+    pub expect: Option<Expect>,
+    /// Whether the check is good if no answer comes within the timeout. An ICMP message that
+    /// nothing listens makes the check fail in any case.
+    pub silence: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// Types of records and their numbers (IANA, DNS Parameters).
+pub(crate) const RECORDS: [(&str, u16); 9] = [
+    ("A", 1),
+    ("AAAA", 28),
+    ("CNAME", 5),
+    ("MX", 15),
+    ("NS", 2),
+    ("PTR", 12),
+    ("SOA", 6),
+    ("SRV", 33),
+    ("TXT", 16),
+];
+
+/// Codes of answers and their numbers (RFC 1035, section 4.1.1).
+pub(crate) const RCODES: [(&str, u8); 6] = [
+    ("NOERROR", 0),
+    ("FORMERR", 1),
+    ("SERVFAIL", 2),
+    ("NXDOMAIN", 3),
+    ("NOTIMP", 4),
+    ("REFUSED", 5),
+];
+
 impl Expect {
-    pub fn is_in(&self, bytes: &[u8]) -> bool {
+    /// The end of the first part of `bytes` that is expected.
+    pub fn end_in(&self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Bytes(wanted) => {
-                wanted.is_empty() || bytes.windows(wanted.len()).any(|part| part == &**wanted)
+                let mut parts = bytes.windows(wanted.len().max(1));
+                parts.position(|part| part == &**wanted).map(|at| at + wanted.len())
             }
-            Self::Regex(pattern) => pattern.regex.is_match(bytes),
+            Self::Regex(pattern) => pattern.regex.find(bytes).map(|found| found.end()),
+        }
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "\"{}\"", bytes.escape_ascii()),
+            Self::Regex(pattern) => write!(f, "a match of \"{}\"", pattern.text().escape_debug()),
         }
     }
 }
@@ -162,7 +261,26 @@ impl HealthCheck {
         match self.kind {
             Kind::Tcp => false,
             Kind::Tls => true,
-            Kind::Http(_) => self.tls.unwrap_or_else(|| backend && !self.is_beside()),
+            _ if self.speaks_udp() => false,
+            _ => self.tls.unwrap_or_else(|| backend && !self.is_beside()),
+        }
+    }
+
+    pub fn speaks_udp(&self) -> bool {
+        match &self.kind {
+            Kind::Dns(Dns { transport, .. }) | Kind::Sip(Sip { transport, .. }) => {
+                *transport == Transport::Udp
+            }
+            Kind::Udp(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Who asks, for kinds of checks that say so.
+    pub fn login(&self) -> Option<&Login> {
+        match &self.kind {
+            Kind::Redis(login) => Some(login),
+            _ => None,
         }
     }
 
@@ -172,6 +290,12 @@ impl HealthCheck {
             Kind::Tcp => "tcp",
             Kind::Tls => "tls",
             Kind::Http(_) => "http",
+            Kind::Exchange(_) => "exchange",
+            Kind::Redis(_) => "redis",
+            Kind::Dns(_) => "dns",
+            Kind::Sip(_) => "sip",
+            Kind::Udp(_) => "udp",
+            Kind::Agent(_) => "agent",
         }
     }
 }
@@ -181,6 +305,9 @@ pub(crate) const INTERVAL: u32 = 5_000;
 pub(crate) const TIMEOUT: u32 = 2_000;
 pub(crate) const RISE: u8 = 2;
 pub(crate) const FALL: u8 = 3;
+
+/// The most bytes of a password file.
+pub(crate) const MOST_OF_PASSWORD: u64 = 4_096;
 
 /// The range of `rise` and `fall`.
 pub(crate) const TIMES: RangeInclusive<u8> = 1..=100;
@@ -193,5 +320,18 @@ pub(crate) fn timeout_of(interval: u32) -> u32 {
 impl Default for Http {
     fn default() -> Self {
         Self { method: "GET".to_owned(), path: "/".to_owned(), status: vec![200..=399], body: None }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        let (transport, query) = (Transport::Udp, String::new());
+        Self { transport, query, record: 1, rcodes: vec![0] }
+    }
+}
+
+impl Default for Sip {
+    fn default() -> Self {
+        Self { transport: Transport::Udp, status: vec![200..=299] }
     }
 }

@@ -89,7 +89,9 @@ pub(crate) fn protocols(listeners: &[Listener], routes: &[Route]) -> BTreeMap<St
 pub(crate) fn drop_checks_of_udp(backends: &mut [Backend], protocols: &BTreeMap<String, Protocol>) {
     for backend in backends {
         let unfit = backend.health_check.as_ref().is_some_and(|check| {
-            check.place.field.starts_with("defaults.") && !check.value.is_beside()
+            check.place.field.starts_with("defaults.")
+                && !check.value.is_beside()
+                && !check.value.speaks_udp()
         });
         if unfit && protocols.get(&backend.name.value) == Some(&Protocol::Udp) {
             backend.health_check = None;

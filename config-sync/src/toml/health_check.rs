@@ -1,14 +1,16 @@
 //! The keys of a health check.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
 use crate::model::health_check::{
-    CheckProxy, Expect, FALL, HealthCheck, Http, INTERVAL, Kind, Pattern, RISE, TIMES, timeout_of,
+    CheckProxy, Dns, Expect, FALL, HealthCheck, Http, INTERVAL, Kind, Login, Pattern, RCODES,
+    RECORDS, RISE, Role, Sip, Step, TIMES, Transport, Udp, timeout_of,
 };
-use crate::model::place::At;
+use crate::model::place::{At, Place};
 use crate::table::routing::ProxyVersion;
 use crate::toml::reader::{
     Read, Reader, Section, Table, any, boolean, integer, not, or, string, word,
@@ -36,7 +38,26 @@ pub(crate) static HEALTH_CHECK: Section = Section {
         any("status"),
         any("body"),
         any("body_regex"),
+        any("steps"),
+        any("send"),
+        any("send_hex"),
+        any("expect"),
+        any("expect_hex"),
+        any("expect_regex"),
+        any("silence"),
+        any("user"),
+        any("password_file"),
+        any("role"),
+        any("transport"),
+        any("query"),
+        any("record"),
+        any("rcode"),
     ],
+};
+
+pub(crate) static STEP: Section = Section {
+    name: "backends.health_check.steps",
+    keys: &[any("send"), any("send_hex"), any("expect"), any("expect_hex"), any("expect_regex")],
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,20 +65,57 @@ enum Type {
     Tcp,
     Tls,
     Http,
+    Exchange,
+    Redis,
+    Dns,
+    Sip,
+    Udp,
+    Agent,
 }
 
-const TYPES: [(&str, Type); 3] = [("tcp", Type::Tcp), ("tls", Type::Tls), ("http", Type::Http)];
+const TYPES: [(&str, Type); 9] = [
+    ("tcp", Type::Tcp),
+    ("tls", Type::Tls),
+    ("http", Type::Http),
+    ("exchange", Type::Exchange),
+    ("redis", Type::Redis),
+    ("dns", Type::Dns),
+    ("sip", Type::Sip),
+    ("udp", Type::Udp),
+    ("agent", Type::Agent),
+];
+
+/// The types that can speak TLS and need not.
+const OVER_TLS: &[Type] = &[Type::Http, Type::Exchange, Type::Redis, Type::Sip, Type::Agent];
+
+/// The types that can verify a certificate.
+const VERIFYING: &[Type] =
+    &[Type::Tls, Type::Http, Type::Exchange, Type::Redis, Type::Sip, Type::Agent];
 
 /// The types that have a key, for keys that not every type has.
-const OF: [(&str, &[Type]); 8] = [
-    ("tls", &[Type::Http]),
-    ("verify", &[Type::Tls, Type::Http]),
-    ("host", &[Type::Tls, Type::Http]),
+const OF: [(&str, &[Type]); 22] = [
+    ("tls", OVER_TLS),
+    ("verify", VERIFYING),
+    ("host", VERIFYING),
     ("method", &[Type::Http]),
     ("path", &[Type::Http]),
-    ("status", &[Type::Http]),
+    ("status", &[Type::Http, Type::Sip]),
     ("body", &[Type::Http]),
     ("body_regex", &[Type::Http]),
+    ("steps", &[Type::Exchange]),
+    ("send", &[Type::Udp, Type::Agent]),
+    ("send_hex", &[Type::Udp, Type::Agent]),
+    ("expect", &[Type::Udp]),
+    ("expect_hex", &[Type::Udp]),
+    ("expect_regex", &[Type::Udp]),
+    ("silence", &[Type::Udp]),
+    ("user", &[Type::Redis]),
+    ("password_file", &[Type::Redis]),
+    ("role", &[Type::Redis]),
+    ("transport", &[Type::Dns, Type::Sip]),
+    ("query", &[Type::Dns]),
+    ("record", &[Type::Dns]),
+    ("rcode", &[Type::Dns]),
 ];
 
 /// Reads `health_check`. `None`: the endpoints are not checked. `has_tls`: the backend has `tls`.
@@ -82,6 +140,7 @@ pub(crate) fn read<'t>(
     check.send_proxy = or(send_proxy, CheckProxy::AsSessions);
     if reader.problems.len() == before {
         only_its_own(reader, given, of);
+        fits(reader, given, &check);
         if check.verify && !has_tls && check.speaks_tls(has_tls) {
             let message = "speaks TLS, and the backend has no `tls` that says which certificates \
                            are good; write `verify = false` to take any";
@@ -89,6 +148,17 @@ pub(crate) fn read<'t>(
         }
     }
     Some(At { value: check, place })
+}
+
+/// Whether the keys of a check fit together.
+fn fits<'t>(reader: &mut Reader<'t>, given: &Table<'t>, check: &HealthCheck) {
+    if check.speaks_udp() && check.send_proxy == CheckProxy::Version(ProxyVersion::V1) {
+        let message = "\"v1\" has no word for UDP, and the check is by UDP; write \"v2\"";
+        reader.get(given, "send_proxy", |_| Err::<(), _>(message.to_owned()));
+    }
+    if let Kind::Redis(Login { user: Some(_), password_file: None, .. }) = &check.kind {
+        reader.miss(given, "password_file", "a user of Redis has a password");
+    }
 }
 
 pub(crate) const PROXIES: [(&str, CheckProxy); 3] = [
@@ -113,15 +183,126 @@ fn times<'t>(reader: &mut Reader<'t>, given: &Table<'t>, check: &mut HealthCheck
 
 fn kind<'t>(reader: &mut Reader<'t>, given: &Table<'t>, of: Type) -> Kind {
     // Every key is read, so that a fault in the value of a key is found whatever the type is.
-    let http = http(reader, given);
+    let status = reader.get(given, "status", statuses).map(|status| status.value);
+    let http = http(reader, given, status.clone());
+    let steps = steps(reader, given);
+    let login = login(reader, given);
+    let transport = or(reader.get(given, "transport", word(&TRANSPORTS)), Transport::Udp);
+    let dns = dns(reader, given, transport);
+    let sip = Sip { transport, status: status.unwrap_or_else(|| Sip::default().status) };
+    let (send, expect) = (send(reader, given), expect(reader, given));
+    let silence = reader.get(given, "silence", word(&SILENCES)).map(|silence| silence.value);
     match of {
         Type::Tcp => Kind::Tcp,
         Type::Tls => Kind::Tls,
         Type::Http => Kind::Http(http),
+        Type::Exchange => {
+            reader.miss(given, "steps", "such as [{ send = \"ruok\", expect = \"imok\" }]");
+            Kind::Exchange(steps)
+        }
+        Type::Redis => Kind::Redis(login),
+        Type::Dns => {
+            reader.miss(given, "query", "a name that the server knows, such as \"example.com\"");
+            Kind::Dns(dns)
+        }
+        Type::Sip => Kind::Sip(sip),
+        Type::Udp => {
+            if send.is_none() && !given.has("send_hex") {
+                reader.miss(given, "send", "what the endpoint is told, here or in `send_hex`");
+            }
+            let silence = silence.unwrap_or_else(|| expect.is_none());
+            Kind::Udp(Udp { send: send.unwrap_or_default(), expect, silence })
+        }
+        Type::Agent => Kind::Agent(send),
     }
 }
 
-fn http<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Http {
+pub(crate) const TRANSPORTS: [(&str, Transport); 2] =
+    [("udp", Transport::Udp), ("tcp", Transport::Tcp)];
+pub(crate) const ROLES: [(&str, Role); 2] =
+    [("primary", Role::Primary), ("replica", Role::Replica)];
+pub(crate) const SILENCES: [(&str, bool); 2] = [("up", true), ("down", false)];
+
+/// The most steps of an exchange.
+const MOST_STEPS: usize = 32;
+
+fn steps<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Vec<Step> {
+    let before = reader.problems.len();
+    let tables = reader.tables(given, "steps");
+    let count = tables.len();
+    let is_wrong = given.has("steps") && !(1..=MOST_STEPS).contains(&count);
+    if is_wrong && reader.problems.len() == before {
+        let message = format!("must have 1 to {MOST_STEPS} steps, not {count}");
+        reader.get(given, "steps", |_| Err::<(), _>(message));
+    }
+    let read = |At { value, place }| {
+        let step = &reader.open(value, &STEP, place);
+        let read = Step { send: send(reader, step), expect: expect(reader, step) };
+        if read.send.is_none() && read.expect.is_none() && reader.problems.len() == before {
+            reader.refuse(&step.place, "says and expects nothing; give `send` or `expect`");
+        }
+        read
+    };
+    tables.into_iter().map(read).collect()
+}
+
+/// The bytes of `send` or `send_hex`.
+fn send<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Arc<[u8]>> {
+    let plain = reader.get(given, "send", text);
+    let hex = reader.get(given, "send_hex", hex);
+    only_one(reader, "send", &[plain.as_ref().map(place_of), hex.as_ref().map(place_of)]);
+    plain.or(hex).map(|bytes| bytes.value)
+}
+
+fn expect<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Expect> {
+    let plain = reader.get(given, "expect", text);
+    let hex = reader.get(given, "expect_hex", hex);
+    let regex = reader.get(given, "expect_regex", regex);
+    let places =
+        [plain.as_ref().map(place_of), hex.as_ref().map(place_of), regex.as_ref().map(place_of)];
+    only_one(reader, "expect", &places);
+    let regex = regex.map(|regex| Expect::Regex(regex.value));
+    plain.or(hex).map(|bytes| Expect::Bytes(bytes.value)).or(regex)
+}
+
+fn place_of<T>(at: &At<T>) -> &Place {
+    &at.place
+}
+
+/// Refuses all but the first of keys that say the same in other forms.
+fn only_one(reader: &mut Reader<'_>, first: &str, places: &[Option<&Place>]) {
+    for place in places.iter().flatten().skip(1) {
+        reader.refuse(place, format!("says again what `{first}` says in another form"));
+    }
+}
+
+fn login<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Login {
+    let file = reader.get(given, "password_file", |value| match string(value)? {
+        "" => Err("names no file".to_owned()),
+        path => Ok(path),
+    });
+    Login {
+        user: reader.get(given, "user", user).map(|user| user.value),
+        password_file: file.map(|At { value, place }| At { value: reader.path(value), place }),
+        role: reader.get(given, "role", word(&ROLES)).map(|role| role.value),
+    }
+}
+
+fn dns<'t>(reader: &mut Reader<'t>, given: &Table<'t>, transport: Transport) -> Dns {
+    let default = Dns::default();
+    Dns {
+        transport,
+        query: or(reader.get(given, "query", query), default.query),
+        record: or(reader.get(given, "record", word(&RECORDS)), default.record),
+        rcodes: or(reader.get(given, "rcode", rcodes), default.rcodes),
+    }
+}
+
+fn http<'t>(
+    reader: &mut Reader<'t>,
+    given: &Table<'t>,
+    status: Option<Vec<RangeInclusive<u16>>>,
+) -> Http {
     let default = Http::default();
     let (text, regex) = (reader.get(given, "body", text), reader.get(given, "body_regex", regex));
     if let (Some(_), Some(regex)) = (&text, &regex) {
@@ -130,7 +311,7 @@ fn http<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Http {
     Http {
         method: or(reader.get(given, "method", method), default.method),
         path: or(reader.get(given, "path", path), default.path),
-        status: or(reader.get(given, "status", statuses), default.status),
+        status: status.unwrap_or(default.status),
         body: text
             .map(|at| Expect::Bytes(at.value))
             .or_else(|| regex.map(|at| Expect::Regex(at.value))),
@@ -200,12 +381,59 @@ pub(crate) fn path(value: &DeValue<'_>) -> Read<String> {
     is_path.then(|| text.to_owned()).ok_or_else(refused)
 }
 
-/// What an answer must have: text.
-pub(crate) fn text(value: &DeValue<'_>) -> Read<std::sync::Arc<[u8]>> {
-    match string(value)? {
-        "" => Err("is empty, and every answer has that".to_owned()),
-        text => Ok(text.as_bytes().into()),
+/// What is said, or what an answer must have: text.
+pub(crate) fn text(value: &DeValue<'_>) -> Read<Arc<[u8]>> {
+    bytes(string(value)?.as_bytes().to_vec())
+}
+
+/// The same in hexadecimal digits, with blanks where there is reason for them.
+pub(crate) fn hex(value: &DeValue<'_>) -> Read<Arc<[u8]>> {
+    let text = string(value)?;
+    let digits: Option<Vec<_>> =
+        text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len() % 2 == 0);
+    let refused =
+        || format!("must be pairs of hexadecimal digits, such as \"00 ff\", not \"{text}\"");
+    let pair = |pair: &[u32]| u8::try_from(pair[0] << 4 | pair[1]).unwrap_or_default();
+    bytes(digits.ok_or_else(refused)?.chunks(2).map(pair).collect())
+}
+
+/// The most bytes of one text: one datagram.
+const MOST_BYTES: usize = 1_232;
+
+fn bytes(bytes: Vec<u8>) -> Read<Arc<[u8]>> {
+    match bytes.len() {
+        0 => Err("is empty, which says nothing".to_owned()),
+        1..=MOST_BYTES => Ok(bytes.into()),
+        len => Err(format!("has {len} bytes; at most {MOST_BYTES}")),
     }
+}
+
+fn user(value: &DeValue<'_>) -> Read<String> {
+    let text = string(value)?;
+    let is_user = (1..=255).contains(&text.len()) && !text.contains('\0');
+    let refused = || "must have 1 to 255 bytes, and no byte 0".to_owned();
+    is_user.then(|| text.to_owned()).ok_or_else(refused)
+}
+
+/// A name of the DNS (RFC 1035, section 2.3.4). "." is the root.
+fn query(value: &DeValue<'_>) -> Read<String> {
+    let text = string(value)?;
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    let is_name = text == "." || (name.len() <= 253 && name.split('.').all(is_label));
+    let refused = || format!("\"{text}\" is no name, such as \"example.com\"");
+    is_name.then(|| name.to_owned()).ok_or_else(refused)
+}
+
+/// One code, or a list of codes.
+fn rcodes(value: &DeValue<'_>) -> Read<Vec<u8>> {
+    let DeValue::Array(values) = value else { return Ok(vec![word(&RCODES)(value)?]) };
+    let read = values.iter().map(|value| word(&RCODES)(value.get_ref()));
+    let read = read.collect::<Result<Vec<_>, _>>()?;
+    if read.is_empty() { Err("names no code: no check would be good".to_owned()) } else { Ok(read) }
 }
 
 pub(crate) fn regex(value: &DeValue<'_>) -> Read<Pattern> {

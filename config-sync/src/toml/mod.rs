@@ -31,7 +31,7 @@ use crate::toml::backend::{BACKEND, backend};
 use crate::toml::defaults::{DEFAULTS, defaults, drop_checks_of_udp, protocols};
 use crate::toml::eject::EJECT;
 use crate::toml::endpoint::ENDPOINT;
-use crate::toml::health_check::HEALTH_CHECK;
+use crate::toml::health_check::{HEALTH_CHECK, STEP};
 use crate::toml::listener::{LISTENER, listener, protocol};
 use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores,
@@ -109,6 +109,7 @@ pub const SCHEMA: &[&Section] = &[
     &BACKEND_TLS,
     &HEALTH_CHECK,
     &EJECT,
+    &STEP,
 ];
 
 static ROOT: Section = Section {

@@ -7,23 +7,32 @@ mod stream;
 pub mod talk;
 
 use std::fmt::Display;
-use std::io;
-use std::net::SocketAddr;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::health::probe::talk::Talk;
-use crate::health::probe::talk::reply::{MOST_OF_ANSWER, Reply};
+use crate::health::probe::talk::reply::{Facts, MOST_OF_ANSWER, Reply};
 use crate::health::{Finding, Probe};
-use crate::model::health_check::Kind;
+use crate::model::health_check::{Kind, MOST_OF_PASSWORD};
 use crate::table::routing::ProxyVersion;
 
 /// How long the endpoint may take to close, once the verdict is known. An endpoint that closes
 /// first logs no reset, and keeps the connection's last minute on its side.
 const TO_CLOSE: Duration = Duration::from_millis(200);
+
+/// Held while a password file is read. A file system that hangs then takes one thread, not one for
+/// each check.
+static READING: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
 /// One check under way.
 struct Attempt<'p> {
@@ -39,30 +48,33 @@ impl Probe {
         let address = SocketAddr::new(self.endpoint.ip(), port);
         let deadline = Instant::now() + Duration::from_millis(check.timeout.into());
         let attempt = Attempt { probe: self, address, deadline };
-        match attempt.run().await {
-            Ok(()) => Finding::Good,
-            Err(finding) => finding,
-        }
+        let udp = check.speaks_udp();
+        let made = if udp { attempt.datagrams().await } else { attempt.stream().await };
+        made.unwrap_or_else(|bad| bad)
     }
 }
 
+/// A finding that ends the check early is the error.
+type Made = Result<Finding, Finding>;
+
 impl Attempt<'_> {
-    async fn run(&self) -> Result<(), Finding> {
+    async fn stream(&self) -> Made {
         let plan = &*self.probe.plan;
+        let password = self.password().await?;
         let mut stream = self.connect().await?;
+        let facts = self.facts(password, stream.local_addr())?;
         if let Some(version) = plan.send_proxy {
             self.step("sending to", stream.write_all(proxy_header(version))).await?;
         }
         let Some(tls) = &plan.tls else {
-            let verdict = self.speak(&mut stream).await;
-            self.close(&mut stream, &verdict).await;
+            let found = self.speak(&mut stream, &facts).await;
             // A reset closes the connection. A reset leaves no TIME_WAIT on either side, where
             // each check would hold a port for a minute. Everything was said, so nothing is lost.
             _ = stream.set_zero_linger();
-            return verdict;
+            return found;
         };
         let mut stream = self.step("TLS with", stream::secured(stream, tls, self.address)).await?;
-        let mut verdict = self.speak(&mut stream).await;
+        let mut found = self.speak(&mut stream, &facts).await;
         if plan.check.kind == Kind::Tls {
             // With TLS 1.3 an endpoint refuses a certificate, or the lack of one, only after the
             // handshake has ended for Ringway.
@@ -70,49 +82,124 @@ impl Attempt<'_> {
             _ = stream.flush().await;
             let ended = timeout_at(self.soon(), stream::end_of(&mut stream)).await;
             if let Ok(Err(error)) = ended {
-                verdict = Err(self.bad("TLS with", &error));
+                found = Err(self.bad("TLS with", &error));
             }
-        } else {
-            self.close(&mut stream, &verdict).await;
         }
         _ = stream.get_ref().0.set_zero_linger();
-        verdict
+        found
+    }
+
+    async fn datagrams(&self) -> Made {
+        let plan = &*self.probe.plan;
+        let own = |error: io::Error| Finding::NotMade(error.to_string());
+        let socket = UdpSocket::bind(self.local()).await.map_err(own)?;
+        self.connected(socket.connect(self.address).await)?;
+        let facts = self.facts(None, socket.local_addr())?;
+        let Some((mut talk, said)) = Talk::new(&plan.check, &facts) else {
+            return Ok(Finding::Good);
+        };
+        let doing = talk.doing();
+        let header = plan.send_proxy.map(proxy_header).unwrap_or_default();
+        self.step(doing, socket.send(&[header, &said].concat())).await?;
+        let mut answer = vec![0; MOST_OF_ANSWER];
+        let received = timeout_at(self.deadline, socket.recv(&mut answer)).await;
+        match (received, &plan.check.kind) {
+            (Err(_), Kind::Udp(udp)) if udp.silence => Ok(Finding::Good),
+            (Err(_), _) => Err(self.late(doing)),
+            (Ok(Err(error)), _) => Err(self.bad(doing, &error)),
+            (Ok(Ok(len)), _) => match talk.reply(&answer[..len], true) {
+                Reply::Bad(why) => Err(self.bad(doing, &why)),
+                _ => Ok(Finding::Good),
+            },
+        }
+    }
+
+    /// The password, read anew for each check.
+    async fn password(&self) -> Result<Option<Vec<u8>>, Finding> {
+        let file = self.probe.plan.check.login().and_then(|login| login.password_file.as_ref());
+        let Some(path) = file.map(|file| file.value.clone()) else { return Ok(None) };
+        let shown = path.display().to_string();
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        let read = async {
+            let lock = timeout_at(self.deadline, Arc::clone(&READING).lock_owned());
+            let lock = lock.await.map_err(late)?;
+            let read = tokio::task::spawn_blocking(move || {
+                let bytes = first_bytes(&path);
+                drop(lock);
+                bytes
+            });
+            timeout_at(self.deadline, read).await.map_err(late)?.map_err(io::Error::other)?
+        };
+        let bytes = read.await.map_err(|error| {
+            Finding::NotMade(format!("the password file {shown} can't be read: {error}"))
+        })?;
+        Ok(Some(bytes.trim_ascii_end().to_vec()))
+    }
+
+    fn facts(
+        &self,
+        password: Option<Vec<u8>>,
+        local: io::Result<SocketAddr>,
+    ) -> Result<Facts, Finding> {
+        let own = |error: io::Error| Finding::NotMade(error.to_string());
+        let mut random = [0; 8];
+        // Without random bytes, an answer could be forged more easily, but only by one who can
+        // forge packets of the endpoint.
+        _ = aws_lc_rs::default_provider().secure_random.fill(&mut random);
+        let random = u64::from_be_bytes(random);
+        Ok(Facts { host: self.host(), local: local.map_err(own)?, password, random })
     }
 
     async fn connect(&self) -> Result<TcpStream, Finding> {
-        let socket = self.socket().map_err(|error| Finding::NotMade(error.to_string()))?;
+        let own = |error: io::Error| Finding::NotMade(error.to_string());
+        let is_v4 = self.address.is_ipv4();
+        let socket = if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(own)?;
+        if self.probe.source.is_some() {
+            socket.bind(self.local()).map_err(own)?;
+        }
         match timeout_at(self.deadline, socket.connect(self.address)).await {
-            Ok(Err(error)) if is_own(&error) => Err(Finding::NotMade(error.to_string())),
-            Ok(connected) => connected.map_err(|error| self.bad("connecting to", &error)),
+            Ok(connected) => self.connected(connected),
             Err(_) => Err(self.late("connecting to")),
         }
     }
 
-    fn socket(&self) -> io::Result<TcpSocket> {
-        let is_v4 = self.address.is_ipv4();
-        let socket = if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        if let Some(source) = self.probe.source {
-            socket.bind(SocketAddr::new(source, 0))?;
-        }
-        Ok(socket)
+    fn connected<T>(&self, result: io::Result<T>) -> Result<T, Finding> {
+        result.map_err(|error| match is_own(&error) {
+            true => Finding::NotMade(error.to_string()),
+            false => self.bad("connecting to", &error),
+        })
+    }
+
+    /// The address to bind.
+    fn local(&self) -> SocketAddr {
+        let any = || match self.address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        SocketAddr::new(self.probe.source.unwrap_or_else(any), 0)
     }
 
     /// Talks until the verdict.
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
-    ) -> Result<(), Finding> {
+        facts: &Facts,
+    ) -> Made {
         let check = &self.probe.plan.check;
-        let Some((mut talk, opening)) = Talk::new(check, &self.host()) else { return Ok(()) };
+        let Some((mut talk, said)) = Talk::new(check, facts) else { return Ok(Finding::Good) };
         let doing = talk.doing();
-        self.step(doing, stream.write_all(&opening)).await?;
-        self.step(doing, stream.flush()).await?;
+        self.say(doing, stream, &said).await?;
         let mut answer = Vec::new();
         let mut ended = false;
-        loop {
+        let found = loop {
             match talk.reply(&answer, ended || answer.len() >= MOST_OF_ANSWER) {
-                Reply::Good => return Ok(()),
+                Reply::Good => break Finding::Good,
+                Reply::Share(percent) => break Finding::Share(percent),
                 Reply::Bad(why) => return Err(self.bad(doing, &why)),
+                Reply::Say { taken, bytes } => {
+                    answer.drain(..taken);
+                    self.say(doing, stream, &bytes).await?;
+                }
                 Reply::More => {
                     let mut part = [0; 4_096];
                     let room = part.len().min(MOST_OF_ANSWER - answer.len());
@@ -121,14 +208,21 @@ impl Attempt<'_> {
                     ended = len == 0;
                 }
             }
-        }
-    }
-
-    /// Waits a moment for the endpoint to close, if the endpoint was told something.
-    async fn close<S: AsyncRead + Unpin>(&self, stream: &mut S, verdict: &Result<(), Finding>) {
-        if self.probe.plan.check.kind != Kind::Tcp && verdict.is_ok() {
+        };
+        if !ended && self.say(doing, stream, talk.farewell()).await.is_ok() {
             _ = timeout_at(self.soon(), stream::end_of(stream)).await;
         }
+        Ok(found)
+    }
+
+    async fn say<S: AsyncWrite + Unpin>(
+        &self,
+        doing: &str,
+        stream: &mut S,
+        bytes: &[u8],
+    ) -> Result<(), Finding> {
+        self.step(doing, stream.write_all(bytes)).await?;
+        self.step(doing, stream.flush()).await
     }
 
     fn soon(&self) -> Instant {
@@ -161,6 +255,12 @@ impl Attempt<'_> {
         let within = self.probe.plan.check.timeout;
         self.bad(doing, &format!("no answer within {within} ms"))
     }
+}
+
+fn first_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST_OF_PASSWORD).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A header without addresses. The endpoint takes the connection's own.

@@ -94,7 +94,7 @@ impl HttpTalk<'_> {
         };
         match () {
             () if !is_whole && !ended => Reply::More,
-            () if expect.is_in(&body) => Reply::Good,
+            () if expect.end_in(&body).is_some() => Reply::Good,
             () => Reply::Bad("its body does not have what is expected".to_owned()),
         }
     }

@@ -1,32 +1,78 @@
 //! What a check says, and what the answers mean. Nothing here does I/O: bytes in, replies out.
 
+mod agent;
+mod dns;
+mod exchange;
 mod http;
+mod redis;
 pub mod reply;
+mod sip;
+#[cfg(test)]
+mod testing;
 
+use crate::health::probe::talk::dns::DnsTalk;
+use crate::health::probe::talk::exchange::ExchangeTalk;
 use crate::health::probe::talk::http::HttpTalk;
-use crate::health::probe::talk::reply::Reply;
-use crate::model::health_check::{HealthCheck, Kind};
+use crate::health::probe::talk::redis::RedisTalk;
+use crate::health::probe::talk::reply::{Facts, Reply, shown};
+use crate::health::probe::talk::sip::SipTalk;
+use crate::model::health_check::{HealthCheck, Kind, Udp};
 
 /// One check's conversation. What the endpoint sends is never trusted.
 #[derive(Debug)]
 pub enum Talk<'c> {
     Http(HttpTalk<'c>),
+    Exchange(ExchangeTalk<'c>),
+    Redis(RedisTalk<'c>),
+    Dns(DnsTalk<'c>),
+    Sip(SipTalk<'c>),
+    Udp(&'c Udp),
+    Agent,
 }
 
 impl<'c> Talk<'c> {
-    /// The conversation, and the bytes that begin it. `host` is the name to ask for. `None`:
-    /// nothing is said, because the connection itself is the check.
-    pub fn new(check: &'c HealthCheck, host: &str) -> Option<(Self, Vec<u8>)> {
-        match &check.kind {
-            Kind::Tcp | Kind::Tls => None,
-            Kind::Http(http) => Some((Self::Http(HttpTalk(http)), HttpTalk(http).request(host))),
-        }
+    /// The conversation, and the bytes that begin it. `None`: nothing is said, because the
+    /// connection itself is the check.
+    pub fn new(check: &'c HealthCheck, facts: &Facts) -> Option<(Self, Vec<u8>)> {
+        Some(match &check.kind {
+            Kind::Tcp | Kind::Tls => return None,
+            Kind::Http(http) => {
+                let talk = HttpTalk(http);
+                let said = talk.request(&facts.host);
+                (Self::Http(talk), said)
+            }
+            Kind::Exchange(steps) => {
+                let mut talk = ExchangeTalk::new(steps);
+                let said = talk.said();
+                (Self::Exchange(talk), said)
+            }
+            Kind::Redis(login) => {
+                let (talk, said) = RedisTalk::new(login, facts);
+                (Self::Redis(talk), said)
+            }
+            Kind::Dns(dns) => {
+                let (talk, said) = DnsTalk::new(dns, facts);
+                (Self::Dns(talk), said)
+            }
+            Kind::Sip(sip) => {
+                let (talk, said) = SipTalk::new(sip, facts);
+                (Self::Sip(talk), said)
+            }
+            Kind::Udp(udp) => (Self::Udp(udp), udp.send.to_vec()),
+            Kind::Agent(send) => (Self::Agent, send.as_deref().unwrap_or_default().to_vec()),
+        })
     }
 
     /// The words for the conversation, before the endpoint's address.
     pub fn doing(&self) -> &'static str {
         match self {
             Self::Http(_) => "HTTP with",
+            Self::Exchange(_) => "the exchange with",
+            Self::Redis(_) => "Redis at",
+            Self::Dns(_) => "DNS at",
+            Self::Sip(_) => "SIP at",
+            Self::Udp(_) => "UDP at",
+            Self::Agent => "the agent at",
         }
     }
 
@@ -35,6 +81,26 @@ impl<'c> Talk<'c> {
     pub fn reply(&mut self, answer: &[u8], ended: bool) -> Reply {
         match self {
             Self::Http(http) => http.reply(answer, ended),
+            Self::Exchange(exchange) => exchange.reply(answer, ended),
+            Self::Redis(redis) => redis.reply(answer, ended),
+            Self::Dns(dns) => dns.reply(answer, ended),
+            Self::Sip(sip) => sip.reply(answer, ended),
+            Self::Udp(udp) => match &udp.expect {
+                Some(expect) if expect.end_in(answer).is_none() => {
+                    let shown = shown(answer);
+                    Reply::Bad(format!("the answer does not have {expect}, but is {shown}"))
+                }
+                _ => Reply::Good,
+            },
+            Self::Agent => agent::reply(answer, ended),
+        }
+    }
+
+    /// What is said last, so that the endpoint closes.
+    pub fn farewell(&self) -> &'static [u8] {
+        match self {
+            Self::Redis(_) => redis::FAREWELL,
+            _ => b"",
         }
     }
 }

@@ -7,7 +7,40 @@ pub const MOST_OF_ANSWER: usize = 64 << 10;
 pub enum Reply {
     /// The answer is not whole yet.
     More,
+    /// Forget this many bytes of the answer, say these bytes, and wait for the next answer.
+    Say {
+        taken: usize,
+        bytes: Vec<u8>,
+    },
     Good,
+    /// The check is good, and the endpoint asks for this share of its weight, in percent.
+    Share(u16),
     /// The text says what is wrong with the answer.
     Bad(String),
+}
+
+impl Reply {
+    pub(super) fn bad(why: impl Into<String>) -> Self {
+        Self::Bad(why.into())
+    }
+}
+
+/// The facts of one check that its settings do not have.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The name to ask for.
+    pub host: String,
+    /// The local address of the connection.
+    pub local: std::net::SocketAddr,
+    /// The content of `password_file`.
+    pub password: Option<Vec<u8>>,
+    /// Nobody can foresee this number.
+    pub random: u64,
+}
+
+/// The beginning of an answer, for the log.
+pub(super) fn shown(answer: &[u8]) -> String {
+    let part = &answer[..answer.len().min(80)];
+    let more = if part.len() < answer.len() { "..." } else { "" };
+    format!("\"{}{more}\"", part.escape_ascii())
 }
