@@ -341,6 +341,7 @@ fn options(identity: &str) -> Options {
         node_addresses: Vec::new(),
         node_name: None,
         zone: None,
+        external_names: false,
         identity: identity.into(),
         lease_namespace: None,
         base,

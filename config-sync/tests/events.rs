@@ -50,6 +50,7 @@ async fn cluster(server: &ApiServer) -> (Cluster, Arc<Translation>) {
         node_addresses: Vec::new(),
         node_name: None,
         zone: None,
+        external_names: false,
         identity: "a".into(),
         lease_namespace: None,
         base,

@@ -135,6 +135,11 @@ struct GatewayArgs {
     /// The zone of this node, for endpoints with topology hints (default: that of the Node).
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
+    /// ExternalName Services and EndpointSlices of type FQDN lead to the addresses of their names.
+    /// Without: such backends are refused, because whoever may write a Service could make the
+    /// gateway connect to anything that the gateway can reach.
+    #[arg(long)]
+    external_names: bool,
 }
 
 impl GatewayArgs {
@@ -143,6 +148,7 @@ impl GatewayArgs {
             address_pool: self.address_pool,
             node_addresses: self.node_address,
             zone: self.zone,
+            external_names: self.external_names,
         }
     }
 }
@@ -206,6 +212,7 @@ impl ClusterArgs {
             node_addresses: gateways.node_addresses,
             node_name,
             zone: gateways.zone,
+            external_names: gateways.external_names,
             identity: lease_name(&replica)?,
             lease_namespace: self.lease_namespace.or_else(|| set("POD_NAMESPACE")),
             base,

@@ -32,6 +32,8 @@ pub struct Options {
     pub node_addresses: Vec<IpAddr>,
     /// For [`Settings::zone`].
     pub zone: Option<String>,
+    /// For [`Settings::external_names`].
+    pub external_names: bool,
 }
 
 impl Options {
@@ -60,6 +62,7 @@ impl Options {
             address_pool: self.address_pool.clone(),
             node_addresses,
             zone: self.zone.clone(),
+            external_names: self.external_names,
             base,
             machine,
         })

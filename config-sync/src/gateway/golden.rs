@@ -212,6 +212,7 @@ fn read(directory: &Path) -> (Objects, Settings, Outcome) {
         match key {
             "address-pool" => settings.address_pool.push(value.parse().expect("a CIDR")),
             "node-address" => settings.node_addresses.push(value.parse().expect("an address")),
+            "external-names" => settings.external_names = value == "true",
             "zone" => settings.zone = Some(value.to_owned()),
             "admin" => settings.base.admin = Some(value.parse().expect("an address and port")),
             "namespaces" => settings.namespaces = value.split(' ').map(str::to_owned).collect(),

@@ -20,6 +20,7 @@ pub(super) fn settings() -> Settings {
         address_pool: Vec::new(),
         node_addresses: vec!["192.0.2.1".parse().expect("address")],
         zone: None,
+        external_names: false,
         base: check::parse_for("", "", &machine).expect("an empty file is a configuration"),
         machine,
     }

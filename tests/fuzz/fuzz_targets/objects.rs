@@ -38,6 +38,7 @@ fn settings(pool: &[&str]) -> Settings {
         address_pool: pool.iter().map(|net| net.parse().expect("CIDR")).collect(),
         node_addresses: vec!["192.0.2.1".parse().expect("address")],
         zone: Some("z1".to_owned()),
+        external_names: true,
     };
     options.settings(("", "")).expect("nothing is a configuration")
 }

@@ -71,6 +71,8 @@ pub struct Options {
     pub node_name: Option<String>,
     /// `None`: the zone of the Node object.
     pub zone: Option<String>,
+    /// ExternalName Services and EndpointSlices of type FQDN lead to their names.
+    pub external_names: bool,
     /// The name of this replica among the replicas.
     pub identity: String,
     /// The namespace of the Leases. `None`: the namespace of the credentials.
@@ -216,6 +218,7 @@ impl Cluster {
                 now: None,
                 node_addresses: Vec::new(),
                 zone: None,
+                external_names: options.external_names,
                 base: options.base,
                 machine: Machine::this(),
             },

@@ -1,6 +1,6 @@
 //! The destinations of routes: Services, their endpoints, and TLS to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -9,6 +9,8 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use crate::gateway::objects::BackendRef;
 use crate::gateway::translate::index::{Index, ObjectKey, Party, Target};
 use crate::gateway::translate::verdict::Fault;
+use crate::model::endpoint::{Address, DnsName};
+use crate::toml::values::dns_name;
 
 /// A port of a Service that a route leads to.
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +45,10 @@ pub(super) fn find<'o>(
         return missing(format!("there is no Service {namespace}/{name}{limits}"));
     };
     let spec = object.spec.as_ref();
-    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+    if is_external(object) && !index.external_names {
         let message = format!(
-            "Service {namespace}/{name} is an ExternalName, which Ringway does not resolve; use a \
-             Service with endpoints"
+            "Service {namespace}/{name} is an ExternalName, which Ringway resolves only if it is \
+             started with --external-names; use a Service with endpoints"
         );
         return Err(Fault::new("InvalidKind", message));
     }
@@ -56,7 +58,9 @@ pub(super) fn find<'o>(
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let mut ports = ports.iter().filter(|port| port.port == number).peekable();
     if ports.peek().is_none() {
-        return missing(format!("Service {namespace}/{name} has no port {number}"));
+        let fix =
+            if is_external(object) { "; list the port in the Service's spec.ports" } else { "" };
+        return missing(format!("Service {namespace}/{name} has no port {number}{fix}"));
     }
     let wanted = if udp { "UDP" } else { "TCP" };
     let Some(port) = ports.find(|port| protocol(port.protocol.as_deref()) == wanted) else {
@@ -64,6 +68,11 @@ pub(super) fn find<'o>(
         return Err(Fault::new("UnsupportedProtocol", message));
     };
     Ok(Destination { service: (namespace, name), object, port })
+}
+
+fn is_external(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
 }
 
 /// Whether a reference is to a Service of Kubernetes' own.
@@ -83,7 +92,11 @@ pub(super) fn endpoints(
     destination: Destination<'_>,
     zone: Option<&str>,
     index: &Index<'_>,
-) -> Vec<SocketAddr> {
+) -> Vec<Address> {
+    let names = names(destination, index);
+    if !names.is_empty() {
+        return names;
+    }
     let slices = index.slices.get(&destination.service).map_or(&[][..], Vec::as_slice);
     let mut all: BTreeMap<bool, Vec<(&Endpoint, SocketAddr)>> = BTreeMap::new();
     for slice in slices {
@@ -111,7 +124,33 @@ pub(super) fn endpoints(
     let mut chosen = choices.find_map(of).unwrap_or_default();
     chosen.sort_unstable();
     chosen.dedup();
-    chosen
+    chosen.into_iter().map(Address::Ip).collect()
+}
+
+/// The names of an ExternalName Service, or of the EndpointSlices of type FQDN, sorted.
+fn names(destination: Destination<'_>, index: &Index<'_>) -> Vec<Address> {
+    if !index.external_names {
+        return Vec::new();
+    }
+    let address = |name: &str, port: u16| {
+        let host = dns_name(name).ok()?.into();
+        Some(Address::Name(DnsName::Host { host, port }))
+    };
+    if is_external(destination.object) {
+        let spec = destination.object.spec.as_ref();
+        let name = spec.and_then(|spec| spec.external_name.as_deref()).unwrap_or_default();
+        let port = u16::try_from(destination.port.port).ok().filter(|port| *port > 0);
+        return port.and_then(|port| address(name, port)).into_iter().collect();
+    }
+    let slices = index.slices.get(&destination.service).map_or(&[][..], Vec::as_slice);
+    let slices = slices.iter().filter(|slice| slice.address_type == "FQDN");
+    let with_port = slices.filter_map(|slice| Some((slice, port(slice, destination.port)?)));
+    let names = with_port.flat_map(|(slice, port)| {
+        let ready = slice.endpoints.iter().filter(|endpoint| is_ready(endpoint));
+        ready.flat_map(|endpoint| &endpoint.addresses).filter_map(move |name| address(name, port))
+    });
+    let names: BTreeSet<_> = names.collect();
+    names.into_iter().collect()
 }
 
 /// Why destinations have no endpoint. Each destination is checked once, because many routes may
@@ -138,7 +177,10 @@ impl<'o> Empty<'o> {
                 );
             };
             if slices.iter().all(|slice| slice.address_type == "FQDN") {
-                return Some("its EndpointSlices have names (FQDN), which are not resolved");
+                return Some(
+                    "its EndpointSlices have names (FQDN), which are resolved only with \
+                     --external-names",
+                );
             }
             Some("no EndpointSlice of it has a ready endpoint for that port")
         })

@@ -302,7 +302,7 @@ const MAX_WEIGHT: u32 = 1_000_000;
 struct Pool<'o> {
     /// The endpoints of a Service's port, by number and protocol. Many routes may lead to one
     /// Service.
-    endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[SocketAddr]>>,
+    endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[Address]>>,
     backends: Vec<Backend>,
     known: BTreeMap<String, Vec<(Contents, String)>>,
     shared: BTreeMap<SocketAddr, String>,
@@ -313,15 +313,11 @@ struct Contents {
     udp: bool,
     values: BackendValues,
     tls: Option<Origination>,
-    endpoints: Arc<[SocketAddr]>,
+    endpoints: Arc<[Address]>,
 }
 
 impl<'o> Pool<'o> {
-    fn endpoints(
-        &mut self,
-        destination: Destination<'o>,
-        build: &Build<'_, 'o>,
-    ) -> Arc<[SocketAddr]> {
+    fn endpoints(&mut self, destination: Destination<'o>, build: &Build<'_, 'o>) -> Arc<[Address]> {
         let port = destination.port;
         let protocol = port.protocol.as_deref().unwrap_or_default();
         let known = self.endpoints.entry((destination.service, port.port, protocol));
@@ -356,24 +352,34 @@ impl<'o> Pool<'o> {
         let mut endpoints = endpoints.to_vec();
         let transparent = values.transparent == Some(true);
         let source = values.source.filter(|_| !transparent).unwrap_or_default();
-        let reached = |endpoint: &SocketAddr| {
-            source.is_empty()
-                || source.iter().any(|from| from.first.is_ipv4() == endpoint.is_ipv4())
+        let ip = |endpoint: &Address| match endpoint {
+            Address::Ip(address) => Some(*address),
+            _ => None,
+        };
+        let reached = |endpoint: &Address| {
+            let same = |address: SocketAddr| {
+                source.iter().any(|from| from.first.is_ipv4() == address.is_ipv4())
+            };
+            source.is_empty() || ip(endpoint).is_none_or(same)
         };
         endpoints.retain(reached);
-        // The first backend keeps an endpoint, because replies to two backends would look alike.
-        let is_free = |endpoint: &SocketAddr| !self.shared.contains_key(endpoint);
+        // The first backend keeps an endpoint, because replies to two backends would look alike. A
+        // name may stand for an endpoint of another backend.
+        let is_free = |endpoint: &Address| {
+            ip(endpoint).is_some_and(|address| !self.shared.contains_key(&address))
+        };
         let shared = udp
             && values.shared_sockets == Some(true)
             && !source.is_empty()
             && endpoints.iter().all(is_free);
         if shared {
-            self.shared.extend(endpoints.iter().map(|endpoint| (*endpoint, name.clone())));
+            let addresses = endpoints.iter().filter_map(ip);
+            self.shared.extend(addresses.map(|address| (address, name.clone())));
         }
         Backend {
             endpoints: endpoints
                 .into_iter()
-                .map(|address| Endpoint::at(at(Address::Ip(address), &name)))
+                .map(|address| Endpoint::at(at(address, &name)))
                 .collect(),
             balance: values.balance.unwrap_or(Balance::RoundRobin),
             connect_timeout: values.connect_timeout.filter(|_| !udp).unwrap_or(CONNECT_TIMEOUT),

@@ -30,6 +30,8 @@ pub(super) struct Index<'o> {
     pub(super) last_good: LastGood,
     /// The only namespaces that are followed. Empty: all are.
     pub(super) namespaces: Arc<[String]>,
+    /// ExternalName Services and EndpointSlices of type FQDN lead to their names.
+    pub(super) external_names: bool,
     /// The time of day in seconds, if certificates are compared with the time.
     pub(super) now: Option<i64>,
     labels: BTreeMap<&'o str, &'o BTreeMap<String, String>>,

@@ -65,6 +65,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     index.last_good = settings.last_good.clone();
     index.namespaces = Arc::clone(&settings.namespaces);
     index.now = settings.now;
+    index.external_names = settings.external_names;
     let policies = Policies::of(objects, settings);
     let backend_tls = BackendTls::of_all(objects, &index);
     let mut listeners = Listeners::of(objects, &index, settings);
