@@ -167,10 +167,9 @@ impl Cluster {
         let asking = keep("reading the own Node", move || {
             ask(asker.clone(), asked.clone(), told.clone(), Arc::clone(&told_to))
         });
+        let own_namespace = || client.default_namespace().to_owned();
         let lease = lease::Options {
-            namespace: options
-                .lease_namespace
-                .unwrap_or_else(|| client.default_namespace().to_owned()),
+            namespace: options.lease_namespace.unwrap_or_else(own_namespace),
             controller: options.controller_name.clone(),
             identity: options.identity.clone(),
             lasts: LEASE,
@@ -181,8 +180,8 @@ impl Cluster {
         let followed = options.namespaces.clone();
         let store = Arc::new(Store::default());
         let follow = (Arc::clone(&store), Arc::clone(&causes));
-        let follow = Watch::start(client.clone(), &options.namespaces, follow.0, follow.1);
-        let follow = Arc::new(follow);
+        let follow =
+            Arc::new(Watch::start(client.clone(), &options.namespaces, follow.0, follow.1));
         let leases = Arc::new(Leases::start(client.clone(), lease, Arc::clone(&causes)));
         let (reports, latest) = watch::channel(None);
         let reporter = Arc::new(Reporter::new(
