@@ -12,6 +12,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use config_sync::table::address::Address;
 use config_sync::table::routing::{SocketId, SocketOptions};
 
 /// The subject of an op or event: a kind, a slot of that kind, and the slot's generation.
@@ -110,7 +111,7 @@ pub enum Op {
     Peek { at_least: u32 },
     /// Connect the endpoint side, and watch that side: `Connected` or `ConnectFailed`, then
     /// `Ready`.
-    Connect { address: SocketAddr, source: Origin, options: SocketOptions },
+    Connect { address: Address, source: Origin, options: SocketOptions },
     /// Give up a `Connect` that is under way. `ConnectFailed` follows, even if the connection came
     /// about.
     Abandon,

@@ -219,6 +219,28 @@ fn faults_of_where_listeners_listen() {
 }
 
 #[test]
+fn faults_of_endpoints_on_unix_sockets_and_on_the_clients_port() {
+    let to = |address: &str| GOOD.replace("10.0.0.1:80", address);
+    let field = "backends[0].endpoints[0]";
+    let at = |message: &str| format!("11:14: {field}: {message}");
+    refused(&to("unix:x"), &[&at("\"unix:x\" names no socket; write an absolute path")]);
+    for wrong in ["10.0.0.1:+", "10.0.0.1:+65536", "db:+1", "::1:+1", "10.0.0.1:+-1"] {
+        refused(&to(wrong), &[&at(&format!("\"{wrong}\" must be IP:+NUMBER, such as"))]);
+    }
+    refused(&to("0.0.0.0:+1"), &[&at("0.0.0.0 is not the address of one machine")]);
+    let high = "port 80 of listener \"l\" and 65500 are more than 65535";
+    refused(&to("10.0.0.1:+65500"), &[&at(high)]);
+    let checked = to("10.0.0.1:+1") + "health_check = {}\n";
+    refused(&checked, &[&at("a check has no client, so `health_check` needs its `port`")]);
+    let unix = to("10.0.0.1:+1").replace("0.0.0.0:80", "unix:/run/x");
+    refused(&unix, &[&at("listener \"l\" is on a Unix socket, which has no port")]);
+    let udp = to("unix:/run/x").replace("\"TCP\"", "\"UDP\"");
+    refused(&udp, &[&at("a UDP listener uses this backend, and a Unix socket takes no")]);
+    let transparent = to("unix:/run/x") + "transparent = true\n";
+    refused(&transparent, &[&at("with `transparent`, connections come from clients' IP")]);
+}
+
+#[test]
 fn faults_of_the_proxy_protocol() {
     let from = |list: &str| {
         GOOD.replace("[[routes]]", &format!("accept_proxy = {{ from = [{list}] }}\n[[routes]]"))

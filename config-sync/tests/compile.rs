@@ -12,6 +12,7 @@ use config_sync::machine::Machine;
 use config_sync::model::config::{Cores, LogTarget, limits};
 use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::model::place::Problems;
+use config_sync::table::address::EndpointAddress;
 use config_sync::table::routing::{
     Absence, Backend, Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy,
     Sources, Transport,
@@ -20,6 +21,10 @@ use proptest::prelude::*;
 
 /// Every key that this version has.
 const ALL: &str = include_str!("../../tests/fuzz/seeds/config/all.toml");
+
+fn port(at: EndpointAddress) -> u16 {
+    at.socket_address().expect("an IP address and port").port()
+}
 
 fn machine() -> Machine {
     Machine { cores: vec![0, 1], congestion: vec!["cubic".to_owned()] }
@@ -261,7 +266,7 @@ fn ids_stay_with_their_names_from_table_to_table() {
 
     let gone = second.listeners[0].id;
     assert_eq!(names.listener(gone), Some("new"), "it may still have sessions");
-    assert_eq!(names.endpoint(other), Some(("z", "10.0.0.1:53".parse().expect("address"))));
+    assert_eq!(names.endpoint(other), Some(("z", SocketAddr::from(([10, 0, 0, 1], 53)).into())));
     assert_eq!(
         names.socket(first.sockets[0].id).map(|bound| bound.transport),
         Some(Transport::Udp)
@@ -409,7 +414,7 @@ fn pool(endpoints: &str, balance: &str) -> (Whole, String) {
 }
 
 fn ports(backend: &Backend) -> Vec<(u16, u32)> {
-    backend.endpoints.iter().map(|of| (of.address.port(), of.weight)).collect()
+    backend.endpoints.iter().map(|of| (port(of.address), of.weight)).collect()
 }
 
 #[test]
@@ -436,8 +441,8 @@ fn backups_stand_in_only_while_no_other_may_be_picked() {
                      { address = \"10.0.0.1:3\", weight = 0 }";
     let (whole, _) = pool(endpoints, "source-hash");
     let table = |down: &[u16]| {
-        let standing = |_: &str, at: SocketAddr| {
-            if down.contains(&at.port()) { Standing::DOWN } else { Standing::UP }
+        let standing = |_: &str, at: EndpointAddress| {
+            if down.contains(&port(at)) { Standing::DOWN } else { Standing::UP }
         };
         let table = whole.pickable(1, &standing, None);
         ports(&table.backends[0])
@@ -461,8 +466,8 @@ fn sessions_leave_endpoints_that_are_gone_where_that_is_asked_for() {
         whole
     };
     let gone = |whole: &Whole, down: &[u16]| {
-        let standing = |_: &str, at: SocketAddr| {
-            if down.contains(&at.port()) { Standing::DOWN } else { Standing::UP }
+        let standing = |_: &str, at: EndpointAddress| {
+            if down.contains(&port(at)) { Standing::DOWN } else { Standing::UP }
         };
         let table = whole.pickable(1, &standing, None);
         table.gone.iter().map(|of| (of.id.0, of.absence, of.close_after)).collect::<Vec<_>>()
@@ -488,9 +493,9 @@ fn sessions_leave_endpoints_that_are_gone_where_that_is_asked_for() {
 fn a_part_of_a_weight_counts_and_what_has_not_changed_is_taken_over() {
     let (whole, _) = pool("\"10.0.0.1:1\", \"10.0.0.1:2\"", "source-hash");
     let share = |share| {
-        move |_: &str, at: SocketAddr| Standing {
+        move |_: &str, at: EndpointAddress| Standing {
             is_up: true,
-            share: if at.port() == 1 { share } else { 100 },
+            share: if port(at) == 1 { share } else { 100 },
         }
     };
     let before = whole.pickable(1, &share(100), None);

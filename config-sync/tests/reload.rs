@@ -381,8 +381,8 @@ fn what_does_not_fit_in_a_cluster_is_left_out_alone() {
         let name: Arc<str> = backend.name.value.as_str().into();
         backend.endpoints.iter_mut().for_each(|at| at.address.place.file = name.clone());
     }
-    let first = config.listeners[0].addresses[0].value.clone();
-    config.listeners[1].addresses[0].value = first.clone();
+    let first = config.listeners[0].addresses[0].value;
+    config.listeners[1].addresses[0].value = first;
     let (mut sync, commands) = start(Path::new("none"));
     let put = sync.put(&config).expect("the rest is good");
     assert_eq!(put.failed.keys().collect::<Vec<_>>(), ["second"]);
@@ -418,7 +418,9 @@ async fn given(sync: &mut ConfigSync, commands: &Receiver<Command>, wanted: &[u1
         sync.check_endpoints(&|_| 0);
         if let Some(Command::Table { table, sockets }) = commands.try_iter().last() {
             let endpoints = table.backends.iter().flat_map(|backend| &backend.endpoints);
-            last = endpoints.map(|endpoint| endpoint.address.port()).collect();
+            last = endpoints
+                .map(|endpoint| endpoint.address.socket_address().map_or(0, |at| at.port()))
+                .collect();
             if last == wanted {
                 assert!(sockets.is_empty(), "nothing is opened for it");
                 return table.generation;

@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use ringway_tests::real::config::{backend, route};
 use ringway_tests::real::{
     Folder, Gateway, Launch, LogLine, Server, binary, client_hello, connect, echo, exchange,
-    free_address, program, udp_client, wait_until,
+    free_address, in_own_network, program, udp_client, wait_until,
 };
 
 /// An address of IPv4 and an address of IPv6 with one port.
@@ -132,4 +132,65 @@ fn a_listener_has_several_server_names() {
     let refused = |line: &&LogLine| line.text("reason") == Some("unknown_server_name");
     let listeners = lines.iter().filter(|line| line.text("listener") == Some("main"));
     assert_eq!((lines.iter().filter(refused).count(), listeners.count()), (1, 4));
+}
+
+/// As many ports as the range has, and one listener: each port leads to the same port of the
+/// endpoint, or to the port that is shifted.
+#[test]
+fn each_port_of_a_range_leads_to_its_port() {
+    in_own_network(|| {
+        let tag = |port: u16| -> &'static str { Box::leak(port.to_string().into_boxed_str()) };
+        let mut servers = Vec::new();
+        for port in [20_000, 20_055, 20_099, 21_000, 21_099] {
+            let at = SocketAddr::from(([127, 0, 0, 2], port));
+            let tag = tag(port);
+            servers.push(Server::tcp_at(at, move |mut stream| {
+                let _ = stream.write_all(tag.as_bytes());
+            }));
+            servers.push(Server::udp_at(at, move |socket, _, client| {
+                let _ = socket.send_to(tag.as_bytes(), client);
+            }));
+        }
+        let config = |shift: u16| {
+            let mut config = "lame_duck = \"1s\"\n".to_owned();
+            for protocol in ["TCP", "UDP"] {
+                config += &format!(
+                    "[[listeners]]\nname = \"{protocol}\"\nprotocol = \"{protocol}\"\n\
+                     address = \"127.0.0.1:20000-20099\"\n\
+                     [[backends]]\nname = \"{protocol}\"\nendpoints = [\"127.0.0.2:+{shift}\"]\n"
+                );
+                config += &route(protocol, protocol, &[(protocol, 1)], "");
+            }
+            config
+        };
+        let gateway = Gateway::start(&config(0));
+        let tcp = |port: u16| {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            String::from_utf8(exchange(address, b"").expect("an answer")).expect("text")
+        };
+        let udp = |port: u16| {
+            let socket = udp_client(SocketAddr::from(([127, 0, 0, 1], port)));
+            socket.send(b"").expect("sent");
+            let mut bytes = [0; 16];
+            let len = socket.recv(&mut bytes).expect("an answer");
+            String::from_utf8(bytes[..len].to_vec()).expect("text")
+        };
+        for port in [20_000, 20_055, 20_099, 20_000] {
+            assert_eq!((tcp(port), udp(port)), (port.to_string(), port.to_string()));
+        }
+        let metrics = gateway.metrics();
+        let labels = [("listener", "TCP")];
+        assert_eq!(metrics.value("ringway_sessions_opened_total", &labels), 4);
+        let series = metrics.series("ringway_endpoint_sessions_opened_total");
+        assert_eq!(series.len(), 2, "one for each backend");
+        gateway.reload(&config(1_000));
+        for port in [20_000, 20_099] {
+            let expected = (port + 1_000).to_string();
+            assert_eq!(tcp(port), expected);
+            assert_eq!(udp(port), expected);
+        }
+        let lines = gateway.stop();
+        let line = lines.iter().find(|line| line.text("endpoint") == Some("127.0.0.2:+1000"));
+        assert!(line.is_some(), "{lines:?}");
+    });
 }

@@ -10,8 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use ringway_tests::real::config::{backend, route};
-use ringway_tests::real::{Folder, Gateway, Launch, Server, client_hello, echo, wait_until};
+use ringway_tests::real::config::{backend, listener as tcp_listener, route};
+use ringway_tests::real::{
+    Folder, Gateway, Launch, LogLine, Server, client_hello, connect as connect_tcp, echo, exchange,
+    free_address, wait_for, wait_until,
+};
 
 /// One listener on this address, with its route.
 fn listener(protocol: &str, address: &str, options: &str) -> String {
@@ -207,4 +210,92 @@ fn the_file_of_a_killed_process_is_no_obstacle() {
     assert!(path.exists());
     let _gateway = Gateway::start(&config);
     assert_eq!(say(connect(&path), b"here"), b"here");
+}
+
+/// A server on a Unix socket that answers with all it was sent.
+fn unix_echo(path: &Path) {
+    let listener = UnixListener::bind(path).expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            std::thread::spawn(move || {
+                let mut copy = stream.try_clone().expect("a copy");
+                let _ = std::io::copy(&mut stream, &mut copy);
+                let _ = copy.shutdown(Shutdown::Write);
+            });
+        }
+    });
+}
+
+fn endpoints(of: &[&str], options: &str) -> String {
+    let of: Vec<_> = of.iter().map(|address| format!("\"{address}\"")).collect();
+    format!("[[backends]]\nname = \"main\"\nendpoints = [{}]\n{options}\n", of.join(", "))
+}
+
+#[test]
+fn endpoints_are_unix_sockets() {
+    let (folder, address) = (Folder::new(), free_address());
+    let (good, gone) = (folder.file("good.sock"), folder.file("gone.sock"));
+    unix_echo(&good);
+    drop(UnixListener::bind(&gone).expect("bound"));
+    let good = format!("unix:{}", good.display());
+    let gone = format!("unix:{}", gone.display());
+    let front =
+        tcp_listener("main", "TCP", address, "") + &route("main", "main", &[("main", 1)], "");
+    let config = |of: &[&str], options: &str| front.clone() + &endpoints(of, options);
+    let gateway = Launch::default().one_worker().start(&config(&[&good], ""));
+    assert_eq!(exchange(address, b"to and fro").expect("an echo"), b"to and fro");
+    let bulk = vec![7; 20 << 20];
+    let mut stream = connect_tcp(address);
+    let mut sender = stream.try_clone().expect("a copy");
+    let sent = bulk.clone();
+    let sending = std::thread::spawn(move || {
+        sender.write_all(&sent).expect("sent");
+        sender.shutdown(Shutdown::Write).expect("shut down");
+    });
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).expect("a clean end");
+    sending.join().expect("sent");
+    assert!(heard == bulk, "{} bytes of {}", heard.len(), bulk.len());
+    let lines = gateway.closes(2);
+    for line in &lines {
+        assert_eq!(line.text("endpoint"), Some(&*good));
+        assert_eq!(line.text("reason"), Some("client_fin"), "{line:?}");
+    }
+    let labels = [("backend", "main"), ("endpoint", &*good)];
+    assert_eq!(gateway.metrics().value("ringway_endpoint_sessions_opened_total", &labels), 2);
+
+    // Nobody listens on one of two: the other has the clients, and the check sees the fault.
+    gateway.reload(&config(&[&gone, &good], "balance = \"source-hash\""));
+    for _ in 0..4 {
+        assert_eq!(exchange(address, b"here").expect("an echo"), b"here");
+    }
+    gateway.reload(&config(&[&gone, &good], "health_check = { interval = \"200ms\" }"));
+    let healthy = |of: &str| {
+        let labels = [("backend", "main"), ("endpoint", of)];
+        gateway.metrics().value("ringway_endpoint_healthy", &labels)
+    };
+    wait_until("the check finds it", || (healthy(&gone), healthy(&good)) == (0, 1));
+    gateway.reload(&config(&[&gone], ""));
+    assert!(exchange(address, b"").is_err(), "a reset");
+    let failed = |line: &LogLine| line.text("reason") == Some("connect_failed");
+    let line = wait_for("its line", || gateway.log().into_iter().find(failed));
+    assert_eq!(line.text("detail"), Some("ECONNREFUSED"));
+}
+
+/// Endpoints are told of the client in a PROXY header, over a Unix socket as well; and a Unix
+/// socket leads to another.
+#[test]
+fn from_unix_socket_to_unix_socket() {
+    let folder = Folder::new();
+    let (front, back) = (folder.file("front.sock"), folder.file("back.sock"));
+    unix_echo(&back);
+    let back = format!("unix:{}", back.display());
+    let config = listener("TCP", &front.display().to_string(), "")
+        + &endpoints(&[&back], "send_proxy = \"v1\"");
+    let gateway = Gateway::start(&config);
+    for _ in 0..20 {
+        assert_eq!(say(connect(&front), b"payload"), b"PROXY UNKNOWN\r\npayload");
+    }
+    assert!(gateway.closes(20).iter().all(|line| line.text("reason") == Some("client_fin")));
 }

@@ -473,7 +473,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
     order.rotate_left(rng.below(weights.len() as u64) as usize);
     let endpoint = |backend: u32, n: u32| Endpoint {
         id: EndpointId(backend * 4 + n),
-        address: SocketAddr::from(([10, 0, 0, n as u8], backend as u16 + 1)),
+        address: SocketAddr::from(([10, 0, 0, n as u8], backend as u16 + 1)).into(),
         weight: 1,
     };
     let mut count = || rng.below(4) as u32 + 1;

@@ -494,7 +494,7 @@ fn line<'a>(
         endpoint: session
             .endpoint
             .and_then(|id| names.endpoint(id))
-            .map(|(_, address)| address.into()),
+            .map(|(_, address)| Shown::Endpoint(address)),
         bytes_up: session.bytes_up,
         bytes_down: session.bytes_down,
         duration_ms: millis(session.closed.saturating_sub(session.opened)),

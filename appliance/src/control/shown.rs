@@ -3,13 +3,15 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use config_sync::table::address::{Address, UNIX_CLIENT};
+use config_sync::table::address::{Address, EndpointAddress, UNIX_CLIENT};
 use serde::Serialize;
 
 /// An address in a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown<'a> {
     Ip(SocketAddr),
+    /// An endpoint.
+    Endpoint(EndpointAddress),
     /// A Unix socket. `None`: a client of such a socket.
     Unix(Option<&'a Address>),
 }
@@ -24,6 +26,7 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => Address::Ip(*address).fmt(f),
+            Self::Endpoint(address) => address.fmt(f),
             Self::Unix(Some(address)) => address.fmt(f),
             Self::Unix(None) => f.write_str("unix"),
         }
@@ -34,7 +37,7 @@ impl Serialize for Shown<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Ip(address @ SocketAddr::V4(_)) => address.serialize(serializer),
-            Self::Ip(_) | Self::Unix(_) => serializer.collect_str(self),
+            Self::Ip(_) | Self::Endpoint(_) | Self::Unix(_) => serializer.collect_str(self),
         }
     }
 }

@@ -310,7 +310,7 @@ mod tests {
     fn backend(balance: Balance, endpoints: u32) -> Backend {
         let endpoint = |id: u32| Endpoint {
             id: EndpointId(id),
-            address: SocketAddr::from(([10, 0, 0, 1], u16::try_from(id).unwrap() + 1)),
+            address: SocketAddr::from(([10, 0, 0, 1], u16::try_from(id).unwrap() + 1)).into(),
             weight: 1,
         };
         Backend {

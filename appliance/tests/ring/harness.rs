@@ -182,7 +182,10 @@ impl Driver {
         let token = session_token(slot, generation);
         self.act(token, Op::Adopt { incoming });
         let address = endpoint.local_addr().unwrap();
-        self.act(token, Op::Connect { address, source: Origin::Any, options: OPTIONS });
+        self.act(
+            token,
+            Op::Connect { address: address.into(), source: Origin::Any, options: OPTIONS },
+        );
         self.event(token, Event::Connected);
         let (accepted, _) = endpoint.accept().unwrap();
         for stream in [&client, &accepted] {

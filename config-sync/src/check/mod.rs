@@ -1,5 +1,6 @@
 //! Checks whether the parts of a configuration fit together, which no single value can tell.
 
+mod endpoints;
 pub(crate) mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,8 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
         check.endpoints(backend);
         check.transparent(backend);
         check.keys_in_use(backend, users);
+        check.problems.extend(endpoints::unix(backend, users.udp));
+        check.problems.extend(endpoints::shifted(backend, users.unix, users.highest));
         check.encrypted_once(backend, users);
     }
     check.shared_sockets(&config.backends);
@@ -91,6 +94,10 @@ struct Users<'c> {
     unknown: bool,
     /// The first listener that passes TLS through.
     through: Option<&'c Listener>,
+    /// The highest port, and its listener.
+    highest: Option<(u16, &'c Listener)>,
+    /// The first listener on a Unix socket.
+    unix: Option<&'c Listener>,
 }
 
 impl<'c> Users<'c> {
@@ -100,11 +107,16 @@ impl<'c> Users<'c> {
             return;
         };
         let through = listener.protocol == Protocol::Tls && listener.tls.is_none();
+        let addresses = || listener.addresses.iter().map(|at| at.value);
+        let highest = addresses().filter_map(|at| Some(at.ip()?.port())).max();
+        let is_unix = addresses().any(|at| at.unix().is_some());
         self.extend(Self {
             tcp: transport(listener.protocol) == Transport::Tcp,
             udp: transport(listener.protocol) == Transport::Udp,
             unknown: false,
             through: through.then_some(listener),
+            highest: highest.map(|port| (port, listener)),
+            unix: is_unix.then_some(listener),
         });
     }
 
@@ -113,6 +125,9 @@ impl<'c> Users<'c> {
         self.udp |= other.udp;
         self.unknown |= other.unknown;
         self.through = self.through.or(other.through);
+        let by_port = |of: &(u16, _)| of.0;
+        self.highest = self.highest.into_iter().chain(other.highest).max_by_key(by_port);
+        self.unix = self.unix.or(other.unix);
     }
 }
 
@@ -346,10 +361,11 @@ impl<'c> Check<'c> {
                 let message = format!("\"{}\" is the name of endpoints[{first}]", name.value);
                 self.refuse(name, message);
             }
-            if let Some(given) = endpoint.socket_address()
+            if let Some(given) = endpoint.fixed()
                 && !backend.can_reach(given)
             {
-                let version = if given.is_ipv4() { "IPv4" } else { "IPv6" };
+                let version =
+                    if given.ip().is_some_and(|ip| ip.is_ipv4()) { "IPv4" } else { "IPv6" };
                 let message =
                     format!("no address in `source` is {version}, so nothing can connect");
                 self.refuse(address, message);
@@ -447,7 +463,7 @@ impl<'c> Check<'c> {
                 let at = &endpoint.address;
                 let Some(address) = endpoint.socket_address() else {
                     let message = "with `upstream_sockets = \"shared\"` endpoints are IP \
-                                   addresses, because two names may stand for one address";
+                                   addresses and ports, because two others may be one";
                     self.refuse(at, message.to_owned());
                     continue;
                 };

@@ -15,13 +15,13 @@
 //! by route, so nobody knows when the last session of a route has ended. There are 2^32 such ids.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::compile::tls::cache::Cache;
 use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
+use crate::table::address::EndpointAddress;
 use crate::table::routing::{
     BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId,
@@ -38,7 +38,7 @@ pub struct Names {
     pub(crate) listeners: Ids<String>,
     pub(crate) routes: Ids<String>,
     pub(crate) backends: Ids<String>,
-    pub(crate) endpoints: Ids<(BackendId, SocketAddr)>,
+    pub(crate) endpoints: Ids<(BackendId, EndpointAddress)>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Cache,
     /// `latest` is of the table that was compiled last, which may be refused; `expiries` is of the
@@ -141,7 +141,7 @@ impl Names {
     }
 
     /// The name of the endpoint's backend, and the endpoint's address.
-    pub fn endpoint(&self, id: EndpointId) -> Option<(&str, SocketAddr)> {
+    pub fn endpoint(&self, id: EndpointId) -> Option<(&str, EndpointAddress)> {
         let (backend, address) = *self.endpoints.name(id.0)?;
         Some((self.backend(backend)?, address))
     }
@@ -152,7 +152,7 @@ impl Names {
     }
 
     /// Every endpoint that has an id, in a table or not, with its backend's name.
-    pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, &str, SocketAddr)> {
+    pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, &str, EndpointAddress)> {
         self.endpoints.all().filter_map(|(id, (backend, address))| {
             Some((EndpointId(id), self.backend(*backend)?, *address))
         })
@@ -267,6 +267,8 @@ impl<K: Ord + Clone> Ids<K> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     #[test]
@@ -352,7 +354,7 @@ mod tests {
             for port in 0..5_000u16 {
                 let address =
                     SocketAddr::from(([10, 0, 0, u8::try_from(round).expect("few")], port));
-                assert!(names.endpoints.id((backend, address)).is_some(), "{round}");
+                assert!(names.endpoints.id((backend, address.into())).is_some(), "{round}");
             }
             let generation = u64::from(round) + 1;
             names.published(&RoutingTable::empty(), generation, now);

@@ -10,6 +10,7 @@ use crate::model::backend::{self, Backend};
 use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
 use crate::model::gone::WhenGone;
 use crate::model::place::Problem;
+use crate::table::address::EndpointAddress;
 use crate::table::maglev;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::turns::turns;
@@ -98,7 +99,7 @@ impl Whole {
     pub fn pickable(
         &self,
         generation: u64,
-        standing: &dyn Fn(&str, SocketAddr) -> Standing,
+        standing: &dyn Fn(&str, EndpointAddress) -> Standing,
         before: Option<&RoutingTable>,
     ) -> RoutingTable {
         let mut table = RoutingTable { generation, ..self.table.clone() };
@@ -132,7 +133,7 @@ impl Pool {
     fn down(
         &self,
         backend: &routing::Backend,
-        standing: &dyn Fn(&str, SocketAddr) -> Standing,
+        standing: &dyn Fn(&str, EndpointAddress) -> Standing,
     ) -> Vec<GoneEndpoint> {
         if !self.when_gone.closes_down() {
             return Vec::new();
@@ -148,7 +149,7 @@ impl Pool {
         &self,
         backend: &str,
         endpoints: &[routing::Endpoint],
-        standing: &dyn Fn(&str, SocketAddr) -> Standing,
+        standing: &dyn Fn(&str, EndpointAddress) -> Standing,
     ) -> Vec<routing::Endpoint> {
         let all = endpoints.iter().zip(&self.tiers);
         let all = all.map(|(of, tier)| (of, *tier, standing(backend, of.address)));
@@ -197,7 +198,7 @@ impl Pool {
 
 /// An address that an endpoint stands for.
 struct Candidate {
-    address: SocketAddr,
+    address: EndpointAddress,
     weight: u32,
     tier: u32,
 }
@@ -210,14 +211,14 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
     for endpoint in &backend.endpoints {
         let tier = if endpoint.backup { BACKUPS } else { 0 };
         match &endpoint.address.value {
-            Address::Ip(address) => {
+            Address::Fixed(address) => {
                 let of = Candidate { address: *address, weight: endpoint.weight, tier };
                 found.push((endpoint, of));
             }
             Address::Name(name) => {
                 let targets = resolved.0.get(name).map_or(&[][..], Vec::as_slice);
                 found.extend(targets.iter().map(|target| {
-                    let address = SocketAddr::new(target.ip, target.port);
+                    let address = SocketAddr::new(target.ip, target.port).into();
                     let weight = endpoint.weight.saturating_mul(target.weight.into());
                     let tier = tier + u32::from(target.rank);
                     (endpoint, Candidate { address, weight, tier })

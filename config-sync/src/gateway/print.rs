@@ -534,6 +534,11 @@ mod tests {
             all.collect::<Vec<_>>()
         };
         assert_eq!(values(&config), values(&again), "{printed}");
+        let endpoints = |config: &Config| {
+            let all = config.backends.iter().flat_map(|backend| &backend.endpoints);
+            all.map(|endpoint| endpoint.address.value.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(endpoints(&config), endpoints(&again), "{printed}");
         for line in ["\"unix:@ringway\"", "\"10.0.0.1:20000-20099\"", "\"[fe80::1%lo]:80\""] {
             assert!(printed.contains(line), "{printed}");
         }

@@ -4,7 +4,6 @@
 //! endpoint has had in all, and asks which endpoints are out.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use crate::health::Health;
 use crate::model::config::Config;
 use crate::model::eject::Eject;
 use crate::model::endpoint::Standing;
+use crate::table::address::EndpointAddress;
 use crate::table::routing::{EndpointId, RoutingTable};
 
 /// The endpoints of all backends with `eject`.
@@ -21,7 +21,7 @@ pub struct Ejections(BTreeMap<Arc<str>, Pool>);
 #[derive(Clone, Debug)]
 struct Pool {
     asked: Eject,
-    endpoints: BTreeMap<SocketAddr, Watched>,
+    endpoints: BTreeMap<EndpointAddress, Watched>,
     /// Ejections so far.
     count: u64,
 }
@@ -93,8 +93,8 @@ impl Ejections {
     pub fn is_out(
         &self,
         backend: &str,
-        endpoint: SocketAddr,
-        is_healthy: &dyn Fn(SocketAddr) -> bool,
+        endpoint: EndpointAddress,
+        is_healthy: &dyn Fn(EndpointAddress) -> bool,
     ) -> bool {
         let Some(pool) = self.0.get(backend) else { return false };
         let is_out = |watched: &Watched| watched.out_until.is_some();
@@ -103,7 +103,7 @@ impl Ejections {
     }
 
     /// Whether the endpoint may be picked: it is healthy, and is not ejected.
-    pub fn standing(&self, health: &Health, backend: &str, endpoint: SocketAddr) -> Standing {
+    pub fn standing(&self, health: &Health, backend: &str, endpoint: EndpointAddress) -> Standing {
         let is_healthy = |other| health.standing(backend, other).may_be_picked();
         match self.is_out(backend, endpoint, &is_healthy) {
             true => Standing::DOWN,
@@ -235,10 +235,11 @@ mod tests {
         /// Looks at this many milliseconds. The ports that are out, where `sick` are not healthy.
         fn out(&mut self, millis: u64, sick: &[u16]) -> Vec<u16> {
             self.at(millis);
-            let is_healthy = |at: SocketAddr| !sick.contains(&at.port());
+            let port = |of: EndpointAddress| of.socket_address().map_or(0, |at| at.port());
+            let is_healthy = |at: EndpointAddress| !sick.contains(&port(at));
             let all = self.ejections.0["b"].endpoints.keys();
             let out = all.filter(|at| self.ejections.is_out("b", **at, &is_healthy));
-            out.map(SocketAddr::port).collect()
+            out.copied().map(port).collect()
         }
 
         fn at(&mut self, millis: u64) -> bool {
@@ -323,6 +324,10 @@ mod tests {
         assert_eq!(world.out(200, &[]), [1], "who is new is in");
         world.ejections = follow(&world.ejections, 4, "");
         assert!(world.ejections.figures().is_empty());
-        assert!(!world.ejections.is_out("b", ([10, 0, 0, 1], 1).into(), &|_| true));
+        assert!(!world.ejections.is_out(
+            "b",
+            std::net::SocketAddr::from(([10, 0, 0, 1], 1)).into(),
+            &|_| true
+        ));
     }
 }

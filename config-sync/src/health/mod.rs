@@ -13,7 +13,7 @@ mod queue;
 mod unverified;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use crate::health::queue::{Line, Pace, Queue};
 use crate::model::config::Config;
 use crate::model::endpoint::Standing;
 use crate::model::health_check::HealthCheck;
+use crate::table::address::EndpointAddress;
 use crate::table::maglev;
 use crate::table::routing::{Backend, RoutingTable};
 
@@ -97,7 +98,7 @@ pub struct Health {
 struct Checked {
     plan: Arc<Plan>,
     tally: Tally,
-    endpoints: BTreeMap<SocketAddr, Known>,
+    endpoints: BTreeMap<EndpointAddress, Known>,
     /// By [`Pace`].
     lines: [Line; 2],
 }
@@ -131,7 +132,7 @@ pub struct Tally {
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     /// Each endpoint by its backend and address, and whether it is up.
-    pub endpoints: Vec<(Arc<str>, SocketAddr, bool)>,
+    pub endpoints: Vec<(Arc<str>, EndpointAddress, bool)>,
     pub checks: Vec<(Arc<str>, Tally)>,
 }
 
@@ -139,7 +140,7 @@ pub struct Figures {
 #[derive(Clone, Debug)]
 pub struct Probe {
     pub backend: Arc<str>,
-    pub endpoint: SocketAddr,
+    pub endpoint: EndpointAddress,
     plan: Arc<Plan>,
     source: Option<IpAddr>,
     due: Instant,
@@ -220,7 +221,8 @@ impl Health {
         line.under_way += 1;
         self.queues[pace as usize].under_way += 1;
         checked.endpoints.get_mut(&endpoint)?.began = Some(now);
-        let same = |source: &&IpAddr| source.is_ipv4() == endpoint.is_ipv4();
+        let ip = endpoint.ip();
+        let same = |source: &&IpAddr| ip.is_some_and(|ip| ip.is_ipv4() == source.is_ipv4());
         let source = checked.plan.sources.iter().find(same).copied();
         let (backend, plan) = (Arc::clone(backend), Arc::clone(&checked.plan));
         Some(Probe { backend, endpoint, plan, source, due })
@@ -238,7 +240,7 @@ impl Health {
     fn take(
         &mut self,
         backend: &str,
-        endpoint: SocketAddr,
+        endpoint: EndpointAddress,
         due: Instant,
         finding: &Finding,
         now: Instant,
@@ -307,7 +309,7 @@ impl Health {
     }
 
     /// Whether the endpoint may be picked. An endpoint that is not checked may.
-    pub fn standing(&self, backend: &str, endpoint: SocketAddr) -> Standing {
+    pub fn standing(&self, backend: &str, endpoint: EndpointAddress) -> Standing {
         let checked = self.backends.get(backend);
         let known = checked.and_then(|checked| checked.endpoints.get(&endpoint));
         known.map_or(Standing::UP, |known| {
@@ -331,7 +333,13 @@ impl Health {
 impl Checked {
     /// Adds an endpoint. `known` is what was known of it. `changed`: the check has other settings
     /// than before.
-    fn add(&mut self, endpoint: SocketAddr, known: Option<Known>, changed: bool, now: Instant) {
+    fn add(
+        &mut self,
+        endpoint: EndpointAddress,
+        known: Option<Known>,
+        changed: bool,
+        now: Instant,
+    ) {
         let check = &self.plan.check;
         let first = now + spread(endpoint, check.interval);
         let mut known = known.unwrap_or_else(|| Known::new(check, first));
@@ -370,7 +378,7 @@ impl Known {
     }
 
     /// Sets the time of the next check.
-    fn wait(&mut self, endpoint: SocketAddr, check: &HealthCheck, seed: u64, now: Instant) {
+    fn wait(&mut self, endpoint: EndpointAddress, check: &HealthCheck, seed: u64, now: Instant) {
         let passed = now.saturating_duration_since(self.slot);
         self.slot += after(passed, self.state.pause(check));
         self.nth = self.nth.wrapping_add(1);
@@ -389,7 +397,7 @@ fn mixed(number: u64) -> u64 {
 
 /// When in the interval an endpoint has its checks. The checks must not all come at once. An
 /// endpoint's time in the interval is the same after a restart.
-fn spread(endpoint: SocketAddr, interval: u32) -> Duration {
+fn spread(endpoint: EndpointAddress, interval: u32) -> Duration {
     let share = maglev::hash(endpoint) % u64::from(interval.max(1));
     Duration::from_millis(share)
 }

@@ -10,9 +10,10 @@
 //!   at most half of all places.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::table::address::EndpointAddress;
 
 /// A check that takes this long makes its endpoint a slow one, until a check takes less.
 const SLOW: Duration = Duration::from_millis(500);
@@ -35,7 +36,7 @@ impl Pace {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Line {
     /// Endpoints with no check under way, and when each has its next check.
-    pub(super) due: BTreeSet<(Instant, SocketAddr)>,
+    pub(super) due: BTreeSet<(Instant, EndpointAddress)>,
     pub(super) under_way: usize,
 }
 

@@ -67,7 +67,7 @@ impl World {
         let now = self.at(millis);
         let mut ports = Vec::new();
         while let Some(probe) = self.health.due(0, now) {
-            let port = probe.endpoint.port();
+            let port = probe.endpoint.socket_address().map_or(0, |at| at.port());
             let bad = bad.contains(&port);
             let finding = if bad { Finding::Bad("refused".into()) } else { Finding::Good };
             self.health.found(&probe, &finding, now);
@@ -81,7 +81,11 @@ impl World {
         let standing = |backend: &str, at| self.health.standing(backend, at);
         let table = compiled(&self.config).pickable(2, &standing, None);
         assert_eq!(table.generation, 2);
-        table.backends[0].endpoints.iter().map(|endpoint| endpoint.address.port()).collect()
+        table.backends[0]
+            .endpoints
+            .iter()
+            .map(|of| of.address.socket_address().map_or(0, |at| at.port()))
+            .collect()
     }
 }
 
@@ -286,7 +290,8 @@ fn the_table_has_what_is_up_and_hashes_over_that() {
 fn an_endpoint_that_asks_for_no_share_gets_nothing_new() {
     let mut world = World::new(2, "health_check = { type = \"agent\" }");
     let probe = world.health.due(0, world.at(5_000)).expect("it is due");
-    let other = 3 - probe.endpoint.port();
+    let port = |of: EndpointAddress| of.socket_address().map_or(0, |at| at.port());
+    let other = 3 - port(probe.endpoint);
     world.health.found(&probe, &Finding::Share(0), world.at(5_000));
     assert_eq!(world.table(), [other], "it drains");
     assert!(world.health.standing("b", probe.endpoint).is_up, "nobody closes its sessions");

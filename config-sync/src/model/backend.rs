@@ -1,6 +1,5 @@
 //! A backend, and the default values of its keys.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::model::eject::Eject;
@@ -11,6 +10,7 @@ use crate::model::listener;
 use crate::model::place::{At, Place};
 use crate::model::time::{MINUTE, SECOND};
 use crate::model::tls::Origination;
+use crate::table::address::EndpointAddress;
 use crate::table::routing::{SendProxy, SocketOptions, Sources};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -54,8 +54,9 @@ impl Backend {
 
     /// Whether a connection to this address can begin: it has the IP version of a source, if there
     /// are sources.
-    pub(crate) fn can_reach(&self, address: SocketAddr) -> bool {
-        let is_same = |source: &At<Sources>| source.value.first.is_ipv4() == address.is_ipv4();
+    pub(crate) fn can_reach(&self, address: EndpointAddress) -> bool {
+        let Some(ip) = address.ip() else { return true };
+        let is_same = |source: &At<Sources>| source.value.first.is_ipv4() == ip.is_ipv4();
         self.source.is_empty() || self.source.iter().any(is_same)
     }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::place::At;
+use crate::table::address::EndpointAddress;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
@@ -26,10 +27,15 @@ impl Endpoint {
         Self { address, weight: 1, backup: false, name: None }
     }
 
-    /// The IP address and port. `None`: the address has to be resolved first.
+    /// The IP address and port, if the configuration gives both.
     pub fn socket_address(&self) -> Option<SocketAddr> {
+        self.fixed().and_then(EndpointAddress::socket_address)
+    }
+
+    /// The address. `None`: the address has to be resolved first.
+    pub fn fixed(&self) -> Option<EndpointAddress> {
         match &self.address.value {
-            Address::Ip(address) => Some(*address),
+            Address::Fixed(address) => Some(*address),
             Address::Name(_) => None,
         }
     }
@@ -37,7 +43,7 @@ impl Endpoint {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Address {
-    Ip(SocketAddr),
+    Fixed(EndpointAddress),
     Name(DnsName),
 }
 
@@ -53,7 +59,7 @@ pub enum DnsName {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ip(address) => address.fmt(f),
+            Self::Fixed(address) => address.fmt(f),
             Self::Name(name) => name.fmt(f),
         }
     }

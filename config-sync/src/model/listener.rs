@@ -99,6 +99,6 @@ pub(crate) fn nameless(listener: &Listener) -> Option<&str> {
 pub(crate) fn bound_to(listener: &Listener) -> impl Iterator<Item = Bound> {
     let transport = transport(listener.protocol);
     let interface = listener.interface.as_ref().map_or(0, |interface| interface.index);
-    let of = move |at: &At<Address>| Bound { transport, address: at.value.clone(), interface };
+    let of = move |at: &At<Address>| Bound { transport, address: at.value, interface };
     listener.addresses.iter().map(of)
 }

@@ -223,7 +223,7 @@ pub(crate) fn names(config: &Config) -> BTreeSet<&DnsName> {
     let endpoints = config.backends.iter().flat_map(|backend| &backend.endpoints);
     let named = endpoints.filter_map(|endpoint| match &endpoint.address.value {
         Address::Name(name) => Some(name),
-        Address::Ip(_) => None,
+        Address::Fixed(_) => None,
     });
     named.collect()
 }

@@ -1,13 +1,14 @@
 //! Addresses that sockets listen on or connect to.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::net::if_::if_indextoname;
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     Ip(SocketAddr),
     Unix(UnixPath),
@@ -17,9 +18,26 @@ pub enum Address {
 /// of an IP address has this address.
 pub const UNIX_CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// The name of a Unix socket: an absolute path, or `@` and an abstract name (unix(7)).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UnixPath(Arc<str>);
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndpointAddress {
+    At(Address),
+    /// A client's port, raised by `shift`, is the endpoint's port. The client's port is the port
+    /// that the client connected to.
+    Shifted {
+        ip: IpAddr,
+        shift: u16,
+    },
+}
+
+/// The name of a Unix socket: an absolute path, or `@` and an abstract name (unix(7)). The text
+/// stays in memory for ever, so that workers can copy the name. Names that configurations give are
+/// few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixPath(&'static str);
+
+/// All names so far, each once.
+static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
 
 /// How a configuration marks the name of a Unix socket.
 pub const UNIX: &str = "unix:";
@@ -32,10 +50,54 @@ impl Address {
         }
     }
 
-    pub fn unix(&self) -> Option<&UnixPath> {
+    pub fn unix(&self) -> Option<UnixPath> {
         match self {
             Self::Ip(_) => None,
-            Self::Unix(path) => Some(path),
+            Self::Unix(path) => Some(*path),
+        }
+    }
+}
+
+impl EndpointAddress {
+    /// The address for a client that connected to `port`. `None`: there is no such port.
+    pub fn for_client_of(self, port: u16) -> Option<Address> {
+        match self {
+            Self::At(address) => Some(address),
+            Self::Shifted { ip, shift } => {
+                Some(Address::Ip(SocketAddr::new(ip, port.checked_add(shift)?)))
+            }
+        }
+    }
+
+    /// The IP address. `None`: the endpoint is a Unix socket.
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::At(address) => address.ip().map(|address| address.ip()),
+            Self::Shifted { ip, .. } => Some(ip),
+        }
+    }
+
+    /// The IP address and port. `None`: the endpoint has none, or one for each client.
+    pub fn socket_address(self) -> Option<SocketAddr> {
+        match self {
+            Self::At(address) => address.ip(),
+            Self::Shifted { .. } => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for EndpointAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::At(Address::Ip(address))
+    }
+}
+
+impl fmt::Display for EndpointAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Shifted { ip: IpAddr::V4(ip), shift } => write!(f, "{ip}:+{shift}"),
+            Self::Shifted { ip: IpAddr::V6(ip), shift } => write!(f, "[{ip}]:+{shift}"),
         }
     }
 }
@@ -43,6 +105,12 @@ impl Address {
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Self::Ip(address)
+    }
+}
+
+impl From<UnixPath> for Address {
+    fn from(path: UnixPath) -> Self {
+        Self::Unix(path)
     }
 }
 
@@ -69,16 +137,22 @@ impl UnixPath {
                 Self::MOST_BYTES
             ));
         }
-        Ok(Self(name.into()))
+        let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = names.get(name) {
+            return Ok(Self(known));
+        }
+        let kept: &'static str = Box::leak(name.into());
+        names.insert(kept);
+        Ok(Self(kept))
     }
 
     /// The socket's file. `None`: the name is abstract.
-    pub fn file(&self) -> Option<&Path> {
-        self.0.starts_with('/').then(|| Path::new(&*self.0))
+    pub fn file(self) -> Option<&'static Path> {
+        self.0.starts_with('/').then(|| Path::new(self.0))
     }
 
     /// The name as the kernel takes it: an abstract name begins with a NUL.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = self.0.as_bytes().to_vec();
         if let Some(first @ b'@') = bytes.first_mut() {
             *first = 0;

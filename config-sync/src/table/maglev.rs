@@ -2,9 +2,10 @@
 //! endpoint an equal share of the hash values. Little of the table changes when an endpoint comes
 //! or goes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::address::{Address, EndpointAddress};
 use super::fnv::Fnv;
 use super::turns::scaled;
 
@@ -20,7 +21,7 @@ const LARGEST: u32 = 65_537;
 ///
 /// The table depends only on the set of entries, not on their order, the process or the machine. So
 /// all gateways with one configuration send a client to one endpoint.
-pub(crate) fn table(endpoints: &[(SocketAddr, u32)]) -> Arc<[u16]> {
+pub(crate) fn table(endpoints: &[(EndpointAddress, u32)]) -> Arc<[u16]> {
     let weights = scaled(&endpoints.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
     let most = weights.iter().copied().max().unwrap_or(0);
     if most == 0 {
@@ -65,7 +66,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(endpoint: SocketAddr, size: u32) -> Self {
+    fn new(endpoint: EndpointAddress, size: u32) -> Self {
         let hash = hash(endpoint);
         let (low, high) = ((hash & 0xffff_ffff) as u32, (hash >> 32) as u32);
         Self { next: low % size, skip: high % (size - 1) + 1 }
@@ -81,13 +82,18 @@ impl Walk {
 /// FNV-1a over address and port, then the finalizer of SplitMix64, because FNV's high bits are
 /// weak. This hash must never change: another hash would move every client when a gateway is
 /// upgraded.
-pub(crate) fn hash(endpoint: SocketAddr) -> u64 {
+pub(crate) fn hash(endpoint: EndpointAddress) -> u64 {
     let mut hash = Fnv::new();
     match endpoint.ip() {
-        IpAddr::V4(ip) => hash.add(&ip.octets()),
-        IpAddr::V6(ip) => hash.add(&ip.octets()),
+        Some(IpAddr::V4(ip)) => hash.add(&ip.octets()),
+        Some(IpAddr::V6(ip)) => hash.add(&ip.octets()),
+        None => {}
     }
-    hash.add(&endpoint.port().to_be_bytes());
+    match endpoint {
+        EndpointAddress::At(Address::Ip(address)) => hash.add(&address.port().to_be_bytes()),
+        EndpointAddress::At(Address::Unix(name)) => hash.add(&name.to_bytes()),
+        EndpointAddress::Shifted { shift, .. } => hash.add(&u32::from(shift).to_be_bytes()),
+    }
     let hash = hash.value();
     let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -96,13 +102,15 @@ pub(crate) fn hash(endpoint: SocketAddr) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
-    fn endpoints(n: u16) -> Vec<(SocketAddr, u32)> {
+    fn endpoints(n: u16) -> Vec<(EndpointAddress, u32)> {
         (0..n)
             .map(|i| {
                 let [high, low] = i.to_be_bytes();
-                (SocketAddr::from(([10, 0, high, low], 5432)), 1)
+                (SocketAddr::from(([10, 0, high, low], 5432)).into(), 1)
             })
             .collect()
     }
@@ -180,7 +188,7 @@ mod tests {
             .all(|(a, b)| forward[usize::from(*a)] == backward[usize::from(*b)]);
         assert!(same);
         // Earlier versions computed this value. If the test fails, an upgrade moves clients.
-        assert_eq!(hash(SocketAddr::from(([10, 0, 0, 1], 5432))), 0xecbd_18cd_082f_43c2);
+        assert_eq!(hash(SocketAddr::from(([10, 0, 0, 1], 5432)).into()), 0xecbd_18cd_082f_43c2);
     }
 
     #[test]

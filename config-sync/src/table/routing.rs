@@ -4,13 +4,13 @@
 //! address) has one id in every table. So cursors, counts and counters that workers key by id
 //! survive a new table. Indices (`usize` into a table's own vectors) hold only within one table.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ahash::AHashMap;
 use ipnet::IpNet;
 
-use super::address::{Address, Bind};
+use super::address::{Address, Bind, EndpointAddress};
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
 
@@ -129,7 +129,7 @@ pub struct Socket {
 impl Socket {
     pub fn bound(&self) -> Bound {
         let interface = self.bind.interface_index();
-        Bound { transport: self.transport, address: self.address.clone(), interface }
+        Bound { transport: self.transport, address: self.address, interface }
     }
 }
 
@@ -406,7 +406,7 @@ pub enum Balance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub id: EndpointId,
-    pub address: SocketAddr,
+    pub address: EndpointAddress,
     /// The endpoint's share within its backend, as a part of the sum of the weights.
     pub weight: u32,
 }

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use crate::machine;
 use crate::model::admission::{read_range, unmapped};
 use crate::model::endpoint::{Address, DnsName};
-use crate::table::address::Interface;
+use crate::table::address::{EndpointAddress, Interface, UNIX, UnixPath};
 use crate::table::routing::Sources;
 use crate::toml::reader::{Read, string};
 
@@ -123,9 +123,15 @@ pub(crate) fn listen_address(value: &DeValue<'_>) -> Read<SocketAddr> {
 
 /// The address of an endpoint: IP:PORT, NAME:PORT, or `srv:` and the name of a service.
 pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<Address> {
-    let text = string(value)?;
+    let text = value.as_str().unwrap_or_default();
+    if let Some(name) = text.strip_prefix(UNIX) {
+        return Ok(Address::Fixed(EndpointAddress::At(UnixPath::new(name)?.into())));
+    }
     if let Some(service) = text.strip_prefix("srv:") {
         return dns_name(service).map(|name| Address::Name(DnsName::Service(name.into())));
+    }
+    if let Some((host, shift)) = text.rsplit_once(":+") {
+        return shifted(text, host, shift).map(Address::Fixed);
     }
     if let Some((host, port)) = text.rsplit_once(':')
         && is_dns_name(host)
@@ -143,7 +149,29 @@ pub(crate) fn endpoint(value: &DeValue<'_>) -> Read<Address> {
     if address.ip().is_unspecified() || address.ip().is_multicast() {
         return Err(format!("{} is not the address of one machine", address.ip()));
     }
-    Ok(Address::Ip(address))
+    Ok(Address::Fixed(address.into()))
+}
+
+/// The address of an endpoint whose port depends on the client's.
+fn shifted(text: &str, host: &str, shift: &str) -> Read<EndpointAddress> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let ip = match bare {
+        Some(v6) => v6.parse().map(IpAddr::V6),
+        None => host.parse().map(IpAddr::V4),
+    };
+    let is_number = shift.bytes().all(|byte| byte.is_ascii_digit());
+    let shift = shift.parse::<u16>().ok().filter(|_| is_number);
+    let (Ok(ip), Some(shift)) = (ip, shift) else {
+        return Err(format!(
+            "\"{text}\" must be IP:+NUMBER, such as \"10.0.0.1:+0\" (the client's port) or \
+             \"[2001:db8::1]:+1000\""
+        ));
+    };
+    unmapped(ip)?;
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Err(format!("{ip} is not the address of one machine"));
+    }
+    Ok(EndpointAddress::Shifted { ip, shift })
 }
 
 /// Whether a text is meant as a name: an IPv4 address has no letter, and IPv6 has colons.
@@ -324,7 +352,7 @@ mod tests {
     fn addresses_say_what_is_wrong_with_them() {
         assert_eq!(
             read(endpoint, "[::1]:53"),
-            Ok(Address::Ip("[::1]:53".parse().expect("address")))
+            Ok(Address::Fixed("[::1]:53".parse::<SocketAddr>().expect("address").into()))
         );
         let host = |host: &str, port| Ok(Address::Name(DnsName::Host { host: host.into(), port }));
         assert_eq!(read(endpoint, "DB.internal.:5432"), host("db.internal", 5432));

@@ -282,6 +282,11 @@ fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
     }
 }
 
+/// The address of a simulated endpoint.
+pub fn address_of(endpoint: &Endpoint) -> SocketAddr {
+    endpoint.address.socket_address().expect("simulated endpoints have IP addresses")
+}
+
 impl ModelSocket {
     fn random(rng: &mut Rng, id: u32, protocol: Protocol, listeners: &mut u32) -> Self {
         let hosts: &[Option<&str>] = match protocol {
@@ -350,7 +355,7 @@ impl ModelBackend {
     fn random(rng: &mut Rng, id: u32) -> Self {
         let endpoint = |n: u32| Endpoint {
             id: EndpointId(id * POOL + n),
-            address: SocketAddr::from(([10, 0, id as u8, n as u8 + 1], 80)),
+            address: SocketAddr::from(([10, 0, id as u8, n as u8 + 1], 80)).into(),
             weight: 1 + n % 3,
         };
         let count = rng.below(u64::from(POOL) + 1) as u32;
@@ -430,7 +435,7 @@ pub fn options() -> SocketOptions {
 pub fn plain_endpoints(addresses: &[SocketAddr]) -> Vec<Endpoint> {
     let endpoint = |(id, address): (u32, &SocketAddr)| Endpoint {
         id: EndpointId(id),
-        address: *address,
+        address: (*address).into(),
         weight: 1,
     };
     (0..).zip(addresses).map(endpoint).collect()

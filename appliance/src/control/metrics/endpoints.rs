@@ -3,13 +3,12 @@
 use config_sync::health::ejection::Figure;
 use config_sync::health::{self, Tally};
 use config_sync::resolve;
-use config_sync::table::address::Address;
 
 use crate::control::metrics::exposition::Page;
 
 pub(super) fn health(page: &Page, figures: &health::Figures) {
     for (backend, address, up) in &figures.endpoints {
-        let address = Address::Ip(*address).to_string();
+        let address = address.to_string();
         let labels: &[_] = &[("backend", &**backend), ("endpoint", address.as_str())];
         page.set("ringway_endpoint_healthy", labels, u64::from(*up));
     }

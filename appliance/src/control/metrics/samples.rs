@@ -13,7 +13,6 @@ use config_sync::health;
 use config_sync::health::ejection::Figure;
 use config_sync::model::config::Config;
 use config_sync::resolve;
-use config_sync::table::address::Address;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
 use crate::control::metrics::endpoints;
@@ -348,7 +347,7 @@ impl Series {
             for endpoint in &backend.endpoints {
                 let new = || EndpointSeries {
                     backend: Arc::clone(&backend.name),
-                    address: Address::Ip(endpoint.address).to_string(),
+                    address: endpoint.address.to_string(),
                     in_force: true,
                 };
                 self.endpoints.entry(endpoint.id).or_insert_with(new).in_force = true;
@@ -424,7 +423,7 @@ mod tests {
             worker.unmatched[CloseReason::HelloTimeout as usize].add(1);
         }
         let tally = health::Tally { ok: 7, failed: 2, not_made: 0 };
-        let address = "[::1]:80".parse().expect("an address");
+        let address = "[::1]:80".parse::<std::net::SocketAddr>().expect("an address").into();
         let health = health::Figures {
             endpoints: vec![("web".into(), address, false)],
             checks: vec![("web".into(), tally)],

@@ -1,6 +1,8 @@
 //! Connects to an endpoint: attempts, until one is connected and ready for the client's bytes.
 
-use crate::contract::{Op, Side, Why};
+use config_sync::table::address::Address;
+
+use crate::contract::{Op, Origin, Side, Why};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::proxy::tcp::state::{Asking, Connecting, SendingProxyHeader, Session, State};
@@ -20,12 +22,17 @@ impl Session {
             0 => CloseReason::NoEndpoint,
             _ => CloseReason::ConnectFailed,
         })?;
+        let address = endpoint.address.for_client_of(self.local.port());
+        let address = address.ok_or(CloseReason::NoEndpoint)?;
         if let Some(originator) = &backend.tls {
             let plain = || Box::new(TlsRelay::plain(self.on_truncation));
             let tls = self.tls.get_or_insert_with(plain);
             tls.originate(core, originator)?;
         }
-        let source = core.balancer.origin(backend, endpoint.address, self.client);
+        let source = match address {
+            Address::Ip(to) => core.balancer.origin(backend, to, self.client),
+            Address::Unix(_) => Origin::Any,
+        };
         let options = backend.options;
         self.free.1 = options.congestion == [0; 16];
         self.send_proxy = backend.send_proxy;
@@ -36,7 +43,7 @@ impl Session {
         self.counted = true;
         self.state = State::Connecting(state);
         core.balancer.opened(endpoint.id);
-        core.push(self.token, Op::Connect { address: endpoint.address, source, options });
+        core.push(self.token, Op::Connect { address, source, options });
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use config_sync::table::address::EndpointAddress;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
     Backend, BackendId, Endpoint, EndpointId, Listener, RouteId, RoutingTable, SendProxy,
@@ -23,11 +24,12 @@ pub struct Choice {
     pub send_proxy: Option<SendProxy>,
 }
 
+/// Chooses for a client that sends to `port`.
 pub fn choose(
     table: &RoutingTable,
     listener: &Listener,
     balancer: &mut Balancer,
-    client: SocketAddr,
+    (client, port): (SocketAddr, u16),
     ports: (&Ports, u64),
 ) -> Result<Choice, Refusal> {
     let found = listener.routes.any().ok_or(NO_ROUTE)?;
@@ -35,7 +37,7 @@ pub fn choose(
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
-    Ok(Choice::new(route.id, backend, endpoint, balancer, client, ports))
+    Choice::new(route.id, backend, endpoint, balancer, (client, port), ports)
 }
 
 impl Choice {
@@ -44,25 +46,29 @@ impl Choice {
         backend: &Backend,
         endpoint: Endpoint,
         balancer: &mut Balancer,
-        client: SocketAddr,
+        (client, port): (SocketAddr, u16),
         ports: (&Ports, u64),
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Refusal> {
+        let address = endpoint.address.for_client_of(port).and_then(|address| address.ip());
+        let address = address.ok_or(NO_ENDPOINT)?;
+        Ok(Self {
             route,
             backend: backend.id,
             endpoint: endpoint.id,
-            address: endpoint.address,
+            address,
             source: match backend.shared_sockets {
                 true => Origin::Any,
-                false => some_origin(backend, endpoint.address, balancer, client, ports),
+                false => some_origin(backend, address, balancer, client, ports),
             },
             role: match backend {
                 Backend { shared_sockets: true, .. } => Role::Pair,
+                // Each client has a socket of its own address or port.
                 Backend { transparent: true, .. } => Role::Own,
+                _ if matches!(endpoint.address, EndpointAddress::Shifted { .. }) => Role::Own,
                 _ => Role::Socket,
             },
             send_proxy: backend.send_proxy,
-        }
+        })
     }
 }
 

@@ -381,7 +381,8 @@ impl Flows {
             return Err(LISTENER_LIMIT);
         }
         let ports = (&self.ports, core.now);
-        let choice = choose(table, listener, &mut core.balancer, flow.client(), ports)?;
+        let client = (flow.client(), flow.bound(core).port());
+        let choice = choose(table, listener, &mut core.balancer, client, ports)?;
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.upstream = self.upstream_for(core, &choice)?;
         flow.introduce(core, choice.send_proxy);
@@ -428,7 +429,8 @@ impl Flows {
             return Ok(());
         };
         let ports = (&self.ports, core.now);
-        let choice = choose(table, listener, &mut core.balancer, flow.client(), ports);
+        let client = (flow.client(), flow.bound(core).port());
+        let choice = choose(table, listener, &mut core.balancer, client, ports);
         let upstream = choice.and_then(|choice| {
             let upstream = self.upstream_for(core, &choice)?;
             Ok((choice, upstream))
@@ -458,9 +460,10 @@ impl Flows {
         self.closed_ports.clear();
         let open = |other: &Endpoint| self.endpoints[other.id.index()].closed_until <= core.now;
         let Some(endpoint) = found.filter(open) else { return };
-        let client = flow.client();
+        let client = (flow.client(), flow.bound(core).port());
         let ports = (&self.ports, core.now);
         let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
+        let Ok(choice) = choice else { return };
         if let Ok(upstream) = self.upstream_for(core, &choice) {
             self.moves(core, slot, &choice, upstream);
         }

@@ -97,7 +97,7 @@ impl Pairs {
                 if self.pools.len() <= at {
                     self.pools.resize_with(at + 1, Pool::default);
                 }
-                let ipv4 = endpoint.address.is_ipv4();
+                let ipv4 = endpoint.address.ip().is_some_and(|ip| ip.is_ipv4());
                 let sources = backend.source.iter().filter(|of| of.first.is_ipv4() == ipv4);
                 self.pools[at] = match old.get_mut(at) {
                     Some(pool) if pool.sources.iter().eq(sources.clone()) => std::mem::take(pool),
@@ -281,7 +281,11 @@ mod tests {
             id: BackendId(id),
             name: Arc::from("b"),
             balance: Balance::Random,
-            endpoints: vec![Endpoint { id: EndpointId(id), address: endpoint(id), weight: 1 }],
+            endpoints: vec![Endpoint {
+                id: EndpointId(id),
+                address: endpoint(id).into(),
+                weight: 1,
+            }],
             turns: turns(&[1]),
             connect_timeout: 1,
             connect_attempts: 1,

@@ -110,7 +110,7 @@ impl Listeners {
                 && of.port() == local.port()
                 && of.is_ipv4() == local.is_ipv4()
                 && !of.ip().is_unspecified()
-                && calls::connect(listener.fd.as_fd(), &of).is_ok();
+                && calls::connect(listener.fd.as_fd(), &of.into()).is_ok();
         }
     }
 

@@ -35,7 +35,7 @@ pub fn open_listeners(
 ) -> io::Result<Vec<OwnedFd>> {
     let address = match &socket.address {
         Address::Ip(address) => *address,
-        Address::Unix(path) => return unix::open(socket, path, workers, BACKLOG),
+        Address::Unix(path) => return unix::open(socket, *path, workers, BACKLOG),
     };
     if !rejoins {
         new_socket(socket, address, early)?.bind(&address.into())?;

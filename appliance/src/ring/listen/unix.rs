@@ -1,10 +1,8 @@
 //! Opens listening Unix sockets (unix(7)).
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, lchown};
 use std::path::Path;
 
@@ -12,6 +10,8 @@ use config_sync::table::address::{Owner, UnixPath};
 use config_sync::table::routing::Socket as SocketConfig;
 use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::ring::sys::options::unix_address;
 
 /// Opens one listening socket for all workers, because there are no SO_REUSEPORT groups of Unix
 /// sockets. The kernel wakes one worker for each connection.
@@ -24,11 +24,11 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// the socket, or the file is no socket.
 pub fn open(
     config: &SocketConfig,
-    path: &UnixPath,
+    path: UnixPath,
     workers: usize,
     backlog: i32,
 ) -> io::Result<Vec<OwnedFd>> {
-    let address = socket_address(path)?;
+    let address = unix_address(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     if let Some(file) = path.file() {
         // The file is made with no more than this mode, so nobody connects who may not.
@@ -54,10 +54,6 @@ pub fn open(
     }
     sockets.push(socket);
     Ok(sockets)
-}
-
-pub(super) fn socket_address(path: &UnixPath) -> io::Result<SockAddr> {
-    SockAddr::unix(OsStr::from_bytes(&path.to_bytes()))
 }
 
 /// Whether the file is a socket that nobody listens on, such as that of a process that was killed.

@@ -108,7 +108,15 @@ pub fn set_pipe_capacity(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> 
 
 /// Makes a non-blocking, close-on-exec socket for `address`'s family.
 pub fn socket(address: &SocketAddr, kind: c_int) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    new_socket(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, kind)
+}
+
+/// Makes a non-blocking, close-on-exec Unix socket for a stream.
+pub fn unix_socket() -> io::Result<OwnedFd> {
+    new_socket(libc::AF_UNIX, libc::SOCK_STREAM)
+}
+
+fn new_socket(family: c_int, kind: c_int) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     let fd =
         check(unsafe { libc::socket(family, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) })?;
@@ -117,8 +125,7 @@ pub fn socket(address: &SocketAddr, kind: c_int) -> io::Result<OwnedFd> {
 }
 
 /// connect(2). `EINPROGRESS` comes back as an error.
-pub fn connect(fd: BorrowedFd<'_>, address: &SocketAddr) -> io::Result<()> {
-    let address = SockAddr::from(*address);
+pub fn connect(fd: BorrowedFd<'_>, address: &SockAddr) -> io::Result<()> {
     // SAFETY: `address` is a whole socket address of the length that it states.
     check(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), address.len()) })?;
     Ok(())

@@ -1,12 +1,15 @@
 //! Sets the options of sockets, and binds sockets to addresses.
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use config_sync::table::address::UnixPath;
 use config_sync::table::routing::SocketOptions;
-use socket2::{SockRef, Socket, TcpKeepalive};
+use socket2::{SockAddr, SockRef, Socket, TcpKeepalive};
 
 use crate::contract::Origin;
 use crate::ring::sys::calls::set_option;
@@ -101,6 +104,11 @@ pub fn bind_source(fd: BorrowedFd<'_>, source: Origin, stream: bool) -> io::Resu
         set_option(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1_i32)?;
     }
     SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
+}
+
+/// The name of a Unix socket, as the kernel takes it.
+pub fn unix_address(name: UnixPath) -> io::Result<SockAddr> {
+    SockAddr::unix(OsStr::from_bytes(&name.to_bytes()))
 }
 
 /// Binds a socket to a network interface (SO_BINDTOIFINDEX, Linux 5.1). Packets of other interfaces

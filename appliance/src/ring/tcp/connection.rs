@@ -1,15 +1,15 @@
 //! Holds one side of a session: a connected socket, and the poll or stream that watches it.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use config_sync::table::address::Address;
 use config_sync::table::routing::SocketOptions;
 
 use crate::contract::{Origin, Why, size};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::why_unopened;
-use crate::ring::sys::options::{bind_source, pending_error, set_new_tcp_options};
+use crate::ring::sys::options::{bind_source, pending_error, set_new_tcp_options, unix_address};
 
 #[derive(Default)]
 pub struct Connection {
@@ -97,17 +97,35 @@ impl Connection {
     }
 }
 
-/// Opens a socket that is connecting to `address`.
+/// Opens a socket that is connecting to `address`. A Unix socket is connected at once, or not at
+/// all.
 pub fn begin_connect(
-    address: &SocketAddr,
+    address: &Address,
     source: Origin,
     options: &SocketOptions,
 ) -> io::Result<OwnedFd> {
+    let address = match address {
+        Address::Ip(address) => address,
+        Address::Unix(name) => {
+            let fd = calls::unix_socket()?;
+            calls::connect(fd.as_fd(), &unix_address(*name)?).map_err(refused_if_full)?;
+            return Ok(fd);
+        }
+    };
     let fd = calls::socket(address, libc::SOCK_STREAM)?;
     set_new_tcp_options(fd.as_fd(), options);
     bind_source(fd.as_fd(), source, true)?;
-    match calls::connect(fd.as_fd(), address) {
+    match calls::connect(fd.as_fd(), &(*address).into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(fd),
+    }
+}
+
+/// EAGAIN of a Unix socket says that the queue of its listener is full (unix(7)). Nothing would
+/// report that the queue has room again.
+fn refused_if_full(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::from_raw_os_error(libc::ECONNREFUSED),
+        _ => error,
     }
 }

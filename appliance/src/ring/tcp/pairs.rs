@@ -1,9 +1,9 @@
 //! Holds the TCP sessions: up to two connections each, watched by multishot polls, or streaming.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use config_sync::table::address::Address;
 use config_sync::table::routing::SocketOptions;
 
 use crate::contract::{Event, Kind, Mode, Origin, Side, Stop, Token, Why, size};
@@ -83,7 +83,7 @@ impl Tcp {
     pub fn connect(
         &mut self,
         token: Token,
-        address: &SocketAddr,
+        address: &Address,
         source: Origin,
         options: &SocketOptions,
         queue: &mut Queue,

@@ -59,7 +59,7 @@ pub fn path_room(fd: BorrowedFd<'_>, peer: &SocketAddr) -> u16 {
 /// socket.
 pub fn room_to(peer: &SocketAddr) -> u16 {
     let connected = calls::socket(peer, libc::SOCK_DGRAM).and_then(|fd| {
-        calls::connect(fd.as_fd(), peer)?;
+        calls::connect(fd.as_fd(), &(*peer).into())?;
         Ok(fd)
     });
     connected.map_or(u16::MAX, |fd| path_room(fd.as_fd(), peer))

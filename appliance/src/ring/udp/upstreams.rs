@@ -319,7 +319,7 @@ fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {
     let fd = calls::socket(address, libc::SOCK_DGRAM)?;
     calls::set_option(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &1_i32)?;
     bind_source(fd.as_fd(), source, false)?;
-    calls::connect(fd.as_fd(), address)?;
+    calls::connect(fd.as_fd(), &(*address).into())?;
     Ok(fd)
 }
 

@@ -124,7 +124,7 @@ pub(super) fn endpoints(
     let mut chosen = choices.find_map(of).unwrap_or_default();
     chosen.sort_unstable();
     chosen.dedup();
-    chosen.into_iter().map(Address::Ip).collect()
+    chosen.into_iter().map(|address| Address::Fixed(address.into())).collect()
 }
 
 /// The names of an ExternalName Service, or of the EndpointSlices of type FQDN, sorted.

@@ -353,8 +353,8 @@ impl<'o> Pool<'o> {
         let transparent = values.transparent == Some(true);
         let source = values.source.filter(|_| !transparent).unwrap_or_default();
         let ip = |endpoint: &Address| match endpoint {
-            Address::Ip(address) => Some(*address),
-            _ => None,
+            Address::Fixed(address) => address.socket_address(),
+            Address::Name(_) => None,
         };
         let reached = |endpoint: &Address| {
             let same = |address: SocketAddr| {

@@ -6,17 +6,20 @@
 mod stream;
 pub mod talk;
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,6 +27,7 @@ use crate::health::probe::talk::Talk;
 use crate::health::probe::talk::reply::{Facts, MOST_OF_ANSWER, Reply};
 use crate::health::{Finding, Probe};
 use crate::model::health_check::{Kind, MOST_OF_PASSWORD};
+use crate::table::address::{Address, EndpointAddress, UnixPath};
 use crate::table::routing::ProxyVersion;
 
 /// How long the endpoint may take to close, once the verdict is known. An endpoint that closes
@@ -37,15 +41,16 @@ static READING: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 /// One check under way.
 struct Attempt<'p> {
     probe: &'p Probe,
-    address: SocketAddr,
+    address: Address,
     deadline: Instant,
 }
 
 impl Probe {
     pub(super) async fn make(&self) -> Finding {
         let check = &self.plan.check;
-        let port = if check.port == 0 { self.endpoint.port() } else { check.port };
-        let address = SocketAddr::new(self.endpoint.ip(), port);
+        let Some(address) = address(self.endpoint, check.port) else {
+            return Finding::NotMade("the check has no port".to_owned());
+        };
         let deadline = Instant::now() + Duration::from_millis(check.timeout.into());
         let attempt = Attempt { probe: self, address, deadline };
         let udp = check.speaks_udp();
@@ -62,7 +67,12 @@ impl Attempt<'_> {
         let plan = &*self.probe.plan;
         let password = self.password().await?;
         let mut stream = self.connect().await?;
-        let facts = self.facts(password, stream.local_addr())?;
+        // A Unix socket has no such address. Only checks over IP tell theirs.
+        let local = match self.address {
+            Address::Ip(_) => stream.local_addr(),
+            Address::Unix(_) => Ok((Ipv4Addr::LOCALHOST, 0).into()),
+        };
+        let facts = self.facts(password, local)?;
         if let Some(version) = plan.send_proxy {
             self.step("sending to", stream.write_all(proxy_header(version))).await?;
         }
@@ -92,8 +102,11 @@ impl Attempt<'_> {
     async fn datagrams(&self) -> Made {
         let plan = &*self.probe.plan;
         let own = |error: io::Error| Finding::NotMade(error.to_string());
-        let socket = UdpSocket::bind(self.local()).await.map_err(own)?;
-        self.connected(socket.connect(self.address).await)?;
+        let Address::Ip(address) = self.address else {
+            return Err(Finding::NotMade("a Unix socket takes no datagrams of a check".to_owned()));
+        };
+        let socket = UdpSocket::bind(self.local(address)).await.map_err(own)?;
+        self.connected(socket.connect(address).await)?;
         let facts = self.facts(None, socket.local_addr())?;
         let Some((mut talk, said)) = Talk::new(&plan.check, &facts) else {
             return Ok(Finding::Good);
@@ -152,12 +165,19 @@ impl Attempt<'_> {
 
     async fn connect(&self) -> Result<TcpStream, Finding> {
         let own = |error: io::Error| Finding::NotMade(error.to_string());
-        let is_v4 = self.address.is_ipv4();
-        let socket = if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(own)?;
-        if self.probe.source.is_some() {
-            socket.bind(self.local()).map_err(own)?;
-        }
-        match timeout_at(self.deadline, socket.connect(self.address)).await {
+        let connected = match self.address {
+            Address::Ip(address) => {
+                let is_v4 = address.is_ipv4();
+                let socket = if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+                let socket = socket.map_err(own)?;
+                if self.probe.source.is_some() {
+                    socket.bind(self.local(address)).map_err(own)?;
+                }
+                timeout_at(self.deadline, socket.connect(address)).await
+            }
+            Address::Unix(name) => timeout_at(self.deadline, connect_unix(name)).await,
+        };
+        match connected {
             Ok(connected) => self.connected(connected),
             Err(_) => Err(self.late("connecting to")),
         }
@@ -170,9 +190,9 @@ impl Attempt<'_> {
         })
     }
 
-    /// The address to bind.
-    fn local(&self) -> SocketAddr {
-        let any = || match self.address {
+    /// The address to bind before connecting to `remote`.
+    fn local(&self, remote: SocketAddr) -> SocketAddr {
+        let any = || match remote {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
@@ -261,6 +281,22 @@ fn first_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MOST_OF_PASSWORD).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The address to connect to. `port` stands in for the endpoint's own, unless it is 0.
+fn address(endpoint: EndpointAddress, port: u16) -> Option<Address> {
+    match (endpoint, port) {
+        (EndpointAddress::At(address @ Address::Unix(_)), _) => Some(address),
+        (EndpointAddress::At(address), 0) => Some(address),
+        (EndpointAddress::Shifted { .. }, 0) => None,
+        (endpoint, port) => Some(SocketAddr::new(endpoint.ip()?, port).into()),
+    }
+}
+
+/// The type of a stream only says which calls read and write, and these are the same for both.
+async fn connect_unix(name: UnixPath) -> io::Result<TcpStream> {
+    let stream = UnixStream::connect(OsStr::from_bytes(&name.to_bytes())).await?.into_std()?;
+    TcpStream::from_std(OwnedFd::from(stream).into())
 }
 
 /// A header without addresses. The endpoint takes the connection's own.

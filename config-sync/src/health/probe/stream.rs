@@ -1,7 +1,7 @@
 //! TLS of a check, and the end of a connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -12,14 +12,19 @@ use tokio_rustls::client::TlsStream;
 
 use crate::health::plan::Tls;
 use crate::health::probe::talk::reply::MOST_OF_ANSWER;
+use crate::table::address::Address;
 
 /// Shakes hands with the endpoint at `address`.
 pub(super) async fn secured(
     stream: TcpStream,
     tls: &Tls,
-    address: SocketAddr,
+    address: Address,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let name = tls.name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
+    let own = || match address {
+        Address::Ip(address) => ServerName::from(address.ip()),
+        Address::Unix(_) => ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST)),
+    };
+    let name = tls.name.clone().unwrap_or_else(own);
     TlsConnector::from(Arc::clone(&tls.config)).connect(name, stream).await
 }
 

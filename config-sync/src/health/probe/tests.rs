@@ -16,7 +16,7 @@ fn probe(address: SocketAddr, options: &str) -> Probe {
     let text = format!("[[backends]]\nname = \"b\"\nendpoints = []\n{options}\n");
     let mut config = parse("test", &text).unwrap_or_else(|problems| panic!("{problems}"));
     let place = config.backends[0].name.place.clone();
-    let address = At { value: Address::Ip(address), place };
+    let address = At { value: Address::Fixed(address.into()), place };
     config.backends[0].endpoints.push(Endpoint::at(address));
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
     let now = Instant::now().into_std();

@@ -32,7 +32,10 @@ impl Kernel {
             Op::Mark { from, at_least } => self.mark(token, from, at_least),
             Op::Unpace { .. } => {}
             Op::Peek { at_least } => self.peek(token, at_least, turn),
-            Op::Connect { address, .. } => self.connect(token, address, turn),
+            Op::Connect { address, .. } => {
+                let address = address.ip().expect("simulated endpoints have IP addresses");
+                self.connect(token, address, turn);
+            }
             Op::Abandon => self.abandon(token),
             Op::Move { from, mode, budget, to_eof } => {
                 self.relay(token, from, mode, budget, to_eof, turn);

@@ -7,6 +7,7 @@ use config_sync::table::routing::{Backend, Protocol, SocketId, Transport};
 use super::peer::Peer;
 use super::{Action, Next, World};
 use crate::hello::client_hello;
+use crate::sim::model::address_of;
 use crate::sim::proxied::{Proxied, some_header};
 use crate::sim::tcp::conn::EndpointMode;
 use crate::sim::udp::datagram::{Datagram, Exchange, Path};
@@ -76,7 +77,7 @@ impl World {
             Action::ChangeEndpoint => {
                 let all: Vec<_> = self.model.endpoints().collect();
                 let (_, endpoint) = self.rng.pick(&all);
-                self.change_endpoint(endpoint.address);
+                self.change_endpoint(address_of(&endpoint));
                 let delay = self.rng.scale(100, 1_000_000);
                 self.after(delay, Action::ChangeEndpoint);
             }
@@ -225,7 +226,8 @@ impl World {
         let room = gauges + 8 < u64::from(self.model.limits.flows)
             && self.kernel.now >= self.kernel.no_ports.0 + 100_000;
         let Some(table) = self.settled.as_ref().filter(|_| room) else { return };
-        let has = |backend: &&Backend| backend.endpoints.iter().any(|of| of.address == endpoint);
+        let has =
+            |backend: &&Backend| backend.endpoints.iter().any(|of| address_of(of) == endpoint);
         // Nor can it where addresses of its own may be short.
         let backend = table.backends.iter().find(has).filter(|backend| !backend.shared_sockets);
         let Some(backend) = backend else { return };
@@ -233,7 +235,7 @@ impl World {
             let closed = self.kernel.closed_ports.get(address);
             closed.is_some_and(|at| self.kernel.now < at + 5_000_000)
         };
-        for other in backend.endpoints.iter().map(|other| other.address) {
+        for other in backend.endpoints.iter().map(address_of) {
             let is_open = other != endpoint && !recent(&other);
             assert!(!is_open, "a flow stays at {endpoint}, whose port is closed; {other}'s is not");
         }

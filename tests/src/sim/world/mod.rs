@@ -20,7 +20,7 @@ use ringway::stats::counters::Counters;
 use crate::sim::coverage::{Coverage, Fault};
 use crate::sim::kernel::faults::Faults;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::Model;
+use crate::sim::model::{Model, address_of};
 use crate::sim::rng::Rng;
 use crate::sim::udp::datagram::{Datagram, Path};
 use crate::sim::world::check::Check;
@@ -161,11 +161,11 @@ impl World {
             quiet: false,
         };
         for (_, endpoint) in world.model.endpoints().collect::<Vec<_>>() {
-            world.change_endpoint(endpoint.address);
+            world.change_endpoint(address_of(&endpoint));
         }
         for backend in &world.model.backends {
             let rest = 1_000 * u64::from(backend.upstream_rest);
-            let endpoints = backend.endpoints.iter().map(|(_, endpoint)| endpoint.address);
+            let endpoints = backend.endpoints.iter().map(|(_, endpoint)| address_of(endpoint));
             world.kernel.rests.extend(endpoints.map(|address| (address, rest)));
         }
         if world.rng.per_mille(300) {

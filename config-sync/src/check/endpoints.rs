@@ -1,0 +1,51 @@
+//! Checks whether endpoints that are no IP address and port fit with what uses them.
+
+use crate::model::backend::Backend;
+use crate::model::endpoint::Endpoint;
+use crate::model::listener::Listener;
+use crate::model::place::Problem;
+use crate::table::address::EndpointAddress;
+
+/// Unix sockets carry streams, and have no IP addresses. `has_udp`: a UDP listener uses the
+/// backend.
+pub(super) fn unix(backend: &Backend, has_udp: bool) -> Vec<Problem> {
+    let is_unix = |of: &&Endpoint| of.fixed().is_some_and(|address| address.ip().is_none());
+    let why = if has_udp {
+        "a UDP listener uses this backend, and a Unix socket takes no datagrams"
+    } else if backend.is_transparent() {
+        "with `transparent`, connections come from clients' IP addresses"
+    } else {
+        return Vec::new();
+    };
+    backend.endpoints.iter().filter(is_unix).map(|of| of.address.problem(why)).collect()
+}
+
+/// An endpoint whose port depends on the client's needs a port of the client, and no port above
+/// 65535. `on_unix` is a listener of the backend on a Unix socket, and `highest` the listener with
+/// the highest port.
+pub(super) fn shifted(
+    backend: &Backend,
+    on_unix: Option<&Listener>,
+    highest: Option<(u16, &Listener)>,
+) -> Vec<Problem> {
+    let checks_own_port = backend.health_check.as_ref().is_some_and(|check| check.value.port == 0);
+    let problem = |endpoint: &Endpoint| {
+        let EndpointAddress::Shifted { shift, .. } = endpoint.fixed()? else { return None };
+        let name = |listener: &Listener| listener.name.value.clone();
+        let message = match (on_unix.map(name), highest) {
+            (Some(name), _) => {
+                format!("listener \"{name}\" is on a Unix socket, which has no port")
+            }
+            (_, Some((port, listener))) if port.checked_add(shift).is_none() => {
+                let name = name(listener);
+                format!("port {port} of listener \"{name}\" and {shift} are more than 65535")
+            }
+            _ if checks_own_port => {
+                "a check has no client, so `health_check` needs its `port`".to_owned()
+            }
+            _ => return None,
+        };
+        Some(endpoint.address.problem(message))
+    };
+    backend.endpoints.iter().filter_map(problem).collect()
+}
