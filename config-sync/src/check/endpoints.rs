@@ -1,10 +1,39 @@
-//! Checks whether endpoints that are no IP address and port fit with what uses them.
+//! Checks whether endpoints fit with each other, and with what uses them.
+
+use std::collections::BTreeMap;
 
 use crate::model::backend::Backend;
 use crate::model::endpoint::Endpoint;
 use crate::model::listener::Listener;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
+
+/// Each address and each name stands once, and a source can reach each address.
+pub(super) fn distinct(backend: &Backend) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let (mut seen, mut names) = (BTreeMap::new(), BTreeMap::new());
+    for (i, endpoint) in backend.endpoints.iter().enumerate() {
+        let address = &endpoint.address;
+        if let Some(first) = seen.insert(&address.value, i) {
+            let message = format!("{} is endpoints[{first}] already", address.value);
+            problems.push(address.problem(message));
+        }
+        if let Some(name) = &endpoint.name
+            && let Some(first) = names.insert(&name.value, i)
+        {
+            let message = format!("\"{}\" is the name of endpoints[{first}]", name.value);
+            problems.push(name.problem(message));
+        }
+        if let Some(given) = endpoint.fixed()
+            && !backend.can_reach(given)
+        {
+            let version = if given.ip().is_some_and(|ip| ip.is_ipv4()) { "IPv4" } else { "IPv6" };
+            let message = format!("no address in `source` is {version}, so nothing can connect");
+            problems.push(address.problem(message));
+        }
+    }
+    problems
+}
 
 /// Unix sockets carry streams, and have no IP addresses. `has_udp`: a UDP listener uses the
 /// backend.

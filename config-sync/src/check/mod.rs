@@ -61,7 +61,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     let users = check.users(&config.routes);
     for backend in &config.backends {
         let users = users.get(backend.name.value.as_str()).copied().unwrap_or_default();
-        check.endpoints(backend);
+        check.problems.extend(endpoints::distinct(backend));
         check.transparent(backend);
         check.keys_in_use(backend, users);
         check.problems.extend(endpoints::unix(backend, users.udp));
@@ -343,32 +343,6 @@ impl<'c> Check<'c> {
                         )));
                     }
                 }
-            }
-        }
-    }
-
-    fn endpoints(&mut self, backend: &Backend) {
-        let (mut seen, mut names) = (BTreeMap::new(), BTreeMap::new());
-        for (i, endpoint) in backend.endpoints.iter().enumerate() {
-            let address = &endpoint.address;
-            if let Some(first) = seen.insert(&address.value, i) {
-                let message = format!("{} is endpoints[{first}] already", address.value);
-                self.refuse(address, message);
-            }
-            if let Some(name) = &endpoint.name
-                && let Some(first) = names.insert(&name.value, i)
-            {
-                let message = format!("\"{}\" is the name of endpoints[{first}]", name.value);
-                self.refuse(name, message);
-            }
-            if let Some(given) = endpoint.fixed()
-                && !backend.can_reach(given)
-            {
-                let version =
-                    if given.ip().is_some_and(|ip| ip.is_ipv4()) { "IPv4" } else { "IPv6" };
-                let message =
-                    format!("no address in `source` is {version}, so nothing can connect");
-                self.refuse(address, message);
             }
         }
     }
