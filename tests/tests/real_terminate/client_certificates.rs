@@ -145,7 +145,7 @@ fn an_expired_list_of_revoked_certificates_admits_nobody_of_its_issuer() {
         let own = format!("-servername a.example.com -cert {cert} -key {key}");
         files.openssl(address, &own).contains("served")
     };
-    let warned = || gateway.stderr().contains("of main has expired, and so clients");
+    let warned = || gateway.stderr().contains("of main has expired, so clients");
     wait_until("a warning in the log", warned);
     let expiry = gateway.metrics().series("ringway_crl_expiry_timestamp_seconds");
     assert_eq!(expiry, [1_735_689_600]);
