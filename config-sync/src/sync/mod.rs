@@ -302,7 +302,9 @@ impl ConfigSync {
         }
         whole.after(&before, names);
         names.published(&whole.table, self.generation + 1, now);
-        self.checks.health = self.checks.health.following(&in_force.config, &whole.table, now);
+        let Checks { health, ejections, .. } = &mut self.checks;
+        *health = health.following(&in_force.config, &whole.table, now);
+        *ejections = ejections.following(&in_force.config, &whole.table);
         self.whole = Some(Arc::new(whole));
         self.publish_pickable(now)
     }
