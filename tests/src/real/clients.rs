@@ -2,19 +2,35 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use super::deadline;
 use crate::hello;
 
-/// A connection on which a read or a write that hangs fails.
+/// A connection on which a read or a write that hangs fails. A reset that arrives before connect(2)
+/// returns is reported by the first read, like a reset that arrives later: which of the two happens
+/// depends on the scheduler.
 pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("connect {address}: {e}"));
+    let stream = match TcpStream::connect(address) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => reset_connection(),
+        other => other.unwrap_or_else(|e| panic!("connect {address}: {e}")),
+    };
     stream.set_read_timeout(Some(deadline())).expect("a timeout");
     stream.set_write_timeout(Some(deadline())).expect("a timeout");
+    stream
+}
+
+/// A connection that its peer has reset, which the first read reports.
+fn reset_connection() -> TcpStream {
+    let peer = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let stream = TcpStream::connect(peer.local_addr().expect("an address")).expect("connected");
+    let (accepted, _) = peer.accept().expect("a connection");
+    SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     stream
 }
 
