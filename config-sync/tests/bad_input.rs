@@ -408,6 +408,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
     ("health_check = true", "must be a table, not true or false"),
+    ("failback = \"no\"", "must be true or false, not a string"),
     ("eject = 5", "must be a table, not a whole number"),
     ("on_down = \"drop\"", "must be \"keep\" or \"close\", not \"drop\""),
     ("on_removed = true", "must be a string, not true or false"),

@@ -454,6 +454,60 @@ fn backups_stand_in_only_while_no_other_may_be_picked() {
 }
 
 #[test]
+fn backups_keep_what_they_got_without_failback() {
+    let endpoints = "\"10.0.0.1:1\", { address = \"10.0.0.1:2\", backup = true }, \
+                     { address = \"10.0.0.1:3\", backup = true }";
+    for (key, back) in [("", &[1][..]), ("\"\nfailback = false\n#", &[2, 3])] {
+        let (whole, text) = pool(endpoints, &format!("source-hash{key}"));
+        let mut table = None;
+        let mut ports_without = |down: &[u16]| -> Vec<u16> {
+            let standing = |_: &str, at: EndpointAddress| {
+                if down.contains(&port(at)) { Standing::DOWN } else { Standing::UP }
+            };
+            let next = whole.pickable(1, &standing, table.as_ref());
+            let found = ports(&next.backends[0]).iter().map(|(port, _)| *port).collect();
+            table = Some(next);
+            found
+        };
+        assert_eq!(ports_without(&[]), [1], "{text}");
+        assert_eq!(ports_without(&[1]), [2, 3]);
+        assert_eq!(ports_without(&[1, 2]), [3]);
+        assert_eq!(ports_without(&[]), back, "{text}");
+        assert_eq!(ports_without(&[2, 3]), [1], "no backup is left");
+        assert_eq!(ports_without(&[]), [1], "the first has it again, and keeps it");
+        assert!(ports_without(&[1, 2, 3]).is_empty());
+        assert_eq!(ports_without(&[]), [1], "nobody had it");
+    }
+}
+
+#[test]
+fn what_backups_keep_outlives_changes_of_other_keys() {
+    let mut names = Names::new();
+    let mut whole_of = |keys: &str, backups: &str| {
+        let text = format!(
+            "[[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:1\", {{ address = \
+             \"10.0.0.1:2\", backup = {backups} }}]\n{keys}\n"
+        );
+        let config = parse_for("f", &text, &machine()).expect("a configuration");
+        whole(&config, &Resolved::default(), &mut names).expect("its parts fit")
+    };
+    let first_is_down = |_: &str, at: EndpointAddress| {
+        if port(at) == 1 { Standing::DOWN } else { Standing::UP }
+    };
+    let kept = "failback = false";
+    let failed_over = whole_of(kept, "true").pickable(1, &first_is_down, None);
+    let first = |whole: &Whole, before| {
+        let table = whole.pickable(2, &|_, _| Standing::UP, before);
+        ports(&table.backends[0]).iter().map(|(port, _)| *port).collect::<Vec<_>>()
+    };
+    let other_keys = "failback = false\nbalance = \"random\"";
+    assert_eq!(first(&whole_of(other_keys, "true"), Some(&failed_over)), [2]);
+    assert_eq!(first(&whole_of(kept, "false"), Some(&failed_over)), [1, 2], "it is no backup");
+    assert_eq!(first(&whole_of("", "true"), Some(&failed_over)), [1]);
+    assert_eq!(first(&whole_of(kept, "true"), None), [1], "a new process");
+}
+
+#[test]
 fn sessions_leave_endpoints_that_are_gone_where_that_is_asked_for() {
     let mut names = Names::new();
     let mut whole_of = |endpoints: &str, keys: &str, before: Option<&Whole>| {

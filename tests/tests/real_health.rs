@@ -100,6 +100,43 @@ fn sessions_go_where_checks_are_good() {
 }
 
 #[test]
+fn backups_keep_new_sessions_until_failback_is_asked_for() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (first, second) = (tagged(anywhere, b'a'), tagged(anywhere, b'b'));
+    let (a, b) = (first.address, second.address);
+    let address = free_address();
+    let config = |failback: bool| {
+        let endpoints = format!("\"{a}\", {{ address = \"{b}\", backup = true }}");
+        let keys = format!("endpoints = [{endpoints}]\nfailback = {failback}\n{CHECK}");
+        listener("main", "TCP", address, "")
+            + &route("main", "main", &[("main", 1)], "")
+            + &format!("[[backends]]\nname = \"main\"\n{keys}\n")
+    };
+    let gateway = Gateway::start(&config(false));
+    let (only_a, only_b) = ([Some(b'a')].into(), [Some(b'b')].into());
+    assert_eq!(seen(address), only_a);
+    drop(first);
+    wait_until("the backup has everything", || seen(address) == only_b);
+    let first = tagged(a, b'a');
+    wait_until("the first is up again", || healthy(&gateway, a) == 1);
+    assert_eq!(seen(address), only_b, "the backup keeps what it got");
+    drop(second);
+    wait_until("the first has everything again", || seen(address) == only_a);
+    let second = tagged(b, b'b');
+    wait_until("the backup is up again", || healthy(&gateway, b) == 1);
+    assert_eq!(seen(address), only_a);
+    drop(first);
+    wait_until("the backup has everything again", || seen(address) == only_b);
+    let first = tagged(a, b'a');
+    wait_until("the first is up once more", || healthy(&gateway, a) == 1);
+    assert_eq!(seen(address), only_b);
+    gateway.reload(&config(true));
+    assert_eq!(seen(address), only_a, "the operator has asked for it");
+    drop((first, second));
+    gateway.stop();
+}
+
+#[test]
 fn the_share_of_a_backend_that_is_down_is_refused_or_goes_to_the_next() {
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (first, second) = (tagged(anywhere, b'a'), tagged(anywhere, b'b'));

@@ -28,6 +28,7 @@ pub struct Whole {
 pub(super) struct Pool {
     balance: Option<backend::Balance>,
     when_gone: WhenGone,
+    failback: bool,
     /// In the order of the backend's endpoints. Endpoints of a tier get sessions only while no
     /// endpoint of a lower tier may be picked.
     tiers: Vec<u32>,
@@ -57,6 +58,7 @@ impl Whole {
             if let Some(asked) = asked.get(&*backend.name) {
                 pool.balance = Some(asked.balance);
                 pool.when_gone = asked.when_gone.clone();
+                pool.failback = asked.failback;
                 for (endpoint, target) in targets(asked, resolved) {
                     let Some(id) = names.endpoints.id((backend.id, target.address)) else {
                         problems.push(endpoint.address.problem(too_many("endpoints")));
@@ -95,7 +97,8 @@ impl Whole {
     }
 
     /// The table of this generation for workers. `standing` is given the backend's name and the
-    /// endpoint's address. `before` is a table whose hash tables may still be right.
+    /// endpoint's address. `before` is the table that is in force: its hash tables may still be
+    /// right, and backups that are in it stay where `failback` is false.
     pub fn pickable(
         &self,
         generation: u64,
@@ -108,9 +111,11 @@ impl Whole {
         let mut down = Vec::new();
         for (backend, pool) in table.backends.iter_mut().zip(&self.pools) {
             down.extend(pool.down(backend, standing));
-            backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing);
-            let before = before.get(&backend.id).filter(|of| of.endpoints == backend.endpoints);
-            backend.balance = pool.balance(&backend.endpoints, before.copied());
+            let before = before.get(&backend.id).copied();
+            let had = before.filter(|_| !pool.failback).map_or(&[][..], |before| &before.endpoints);
+            backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing, had);
+            let before = before.filter(|of| of.endpoints == backend.endpoints);
+            backend.balance = pool.balance(&backend.endpoints, before);
             backend.turns = before.map_or_else(
                 || turns(&backend.endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
                 |before| Arc::clone(&before.turns),
@@ -143,19 +148,25 @@ impl Pool {
         down.map(|of| self.gone(of.id, Absence::Down)).collect()
     }
 
-    /// The endpoints of the lowest tier that has an endpoint which may be picked. An endpoint with
+    /// The endpoints of the lowest tier that has an endpoint which may be picked; or of the tier of
+    /// `had`, if an endpoint of `had` may still be picked. An endpoint with
     /// weight 0 that is up stays in the table, because its sessions and flows stay.
     fn pickable(
         &self,
         backend: &str,
         endpoints: &[routing::Endpoint],
         standing: &dyn Fn(&str, EndpointAddress) -> Standing,
+        had: &[routing::Endpoint],
     ) -> Vec<routing::Endpoint> {
         let all = endpoints.iter().zip(&self.tiers);
         let all = all.map(|(of, tier)| (of, *tier, standing(backend, of.address)));
         let up: Vec<_> = all.filter(|(_, _, standing)| standing.may_be_picked()).collect();
-        let lowest = up.iter().filter(|(of, _, _)| of.weight > 0).map(|(_, tier, _)| *tier).min();
-        let chosen = up.iter().filter(|(of, tier, _)| of.weight == 0 || Some(*tier) == lowest);
+        let takers = || up.iter().filter(|(of, _, _)| of.weight > 0);
+        let had = |id| had.iter().any(|before| before.id == id && before.weight > 0);
+        let kept = takers().filter(|(of, _, _)| had(of.id)).map(|(_, tier, _)| *tier).min();
+        let lowest = || takers().map(|(_, tier, _)| *tier).min();
+        let tier = kept.or_else(lowest);
+        let chosen = up.iter().filter(|(of, its, _)| of.weight == 0 || Some(*its) == tier);
         let is_whole = up.iter().all(|(_, _, standing)| standing.share == 100);
         let weight = |weight: u32, standing: &Standing| match is_whole {
             true => weight,

@@ -293,6 +293,9 @@ impl Print<'_> {
             self.eject(asked.value);
         }
         self.when_gone(&backend.when_gone);
+        if !backend.failback {
+            self.line("failback", "false");
+        }
         if let Some(tls) = &backend.tls {
             self.origination(tls);
         }

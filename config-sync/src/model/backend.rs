@@ -40,6 +40,8 @@ pub struct Backend {
     /// `None`: all endpoints are used, healthy or not.
     pub health_check: Option<At<HealthCheck>>,
     pub when_gone: WhenGone,
+    /// Whether new sessions go back from backups as soon as another endpoint may be picked again.
+    pub failback: bool,
     /// `None`: failures of sessions and flows leave no endpoint out.
     pub eject: Option<At<Eject>>,
     pub options: SocketOptions,

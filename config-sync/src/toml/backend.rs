@@ -22,6 +22,7 @@ pub(crate) static BACKEND: Section = Section {
         key("upstream_rest", On::Udp),
         any("transparent"),
         any("health_check"),
+        any("failback"),
         any("eject"),
         any("on_down"),
         any("on_removed"),
@@ -56,6 +57,7 @@ pub(crate) fn backend<'t>(
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
     let health_check = health_check::read(reader, table, tls.is_some() || table.has("tls"));
+    let failback = or(reader.get(table, "failback", boolean), true);
     let eject = eject::read(reader, table);
     let when_gone = gone::read(reader, table);
     let options = options(reader, table, machine, OPTIONS);
@@ -75,6 +77,7 @@ pub(crate) fn backend<'t>(
         health_check,
         eject,
         when_gone,
+        failback,
         options,
         stream_keys,
     })

@@ -396,6 +396,7 @@ impl<'o> Pool<'o> {
                 .filter(|check| !udp || check.port != 0)
                 .map(|check| at(check, &name)),
             when_gone: WhenGone::default(),
+            failback: true,
             eject: None,
             options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),
