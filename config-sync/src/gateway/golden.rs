@@ -59,12 +59,19 @@ fn the_printed_toml_runs_as_the_objects_do() {
         let read = check::parse_for("config.toml", &toml, &settings.machine);
         let read = read.unwrap_or_else(|error| panic!("{directory:?}: {error}"));
         assert_eq!(own, table(&read), "{directory:?}");
-        // The health check is the only part of a backend that is in no table.
-        let checks = |config: &config::Config| -> Vec<_> {
-            let checks = config.backends.iter().map(|backend| backend.health_check.as_ref());
-            checks.map(|check| check.map(|check| check.value.clone())).collect()
+        // These parts of a backend are in no table.
+        let beside = |config: &config::Config| -> Vec<_> {
+            let of = |backend: &backend::Backend| {
+                let check = backend.health_check.as_ref().map(|check| check.value.clone());
+                let eject = backend.eject.as_ref().map(|eject| eject.value);
+                let gone = &backend.when_gone;
+                let gone = (gone.on_down.as_ref(), gone.on_removed.as_ref());
+                let gone = (gone.0.map(|of| of.value), gone.1.map(|of| of.value));
+                (check, eject, gone, backend.when_gone.close_after, backend.failback)
+            };
+            config.backends.iter().map(of).collect()
         };
-        assert_eq!(checks(&translation.config), checks(&read), "{directory:?}");
+        assert_eq!(beside(&translation.config), beside(&read), "{directory:?}");
     }
 }
 

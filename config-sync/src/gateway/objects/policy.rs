@@ -163,21 +163,51 @@ pub struct BackendSettings {
     /// Connect from clients' own addresses; then source and upstreamSockets have no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transparent: Option<bool>,
-    /// Endpoints that can't be connected to are left out. Without port it is for TCP only.
+    /// Endpoints that are not well are left out. A check by TCP of a UDP Service needs a port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheckSettings>,
+    /// Endpoints with which sessions and flows fail are left out for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eject: Option<EjectSettings>,
+    /// What becomes of an endpoint's sessions and flows when the endpoint goes down (healthCheck,
+    /// eject): keep or close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_down: Option<String>,
+    /// The same when the endpoint is removed: keep or close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_removed: Option<String>,
+    /// With close: how long after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub close_after: Option<String>,
+    /// With backups: whether new sessions go back to the other endpoints as soon as one of those
+    /// may be picked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failback: Option<bool>,
     #[serde(flatten)]
     pub socket: SocketSettings,
 }
 
-/// A TCP connection to each endpoint, opened and closed.
+/// The same as the table of the TOML file, without files of passwords.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheckSettings {
+    /// What the check does: tcp, tls, http, exchange, redis, dns, sip, udp or agent. Without it
+    /// tcp: a connection to each endpoint, opened and closed.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// From one check of an endpoint to its next; at least 100ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
-    /// Within which it must be connected; at most the interval.
+    /// The same while an endpoint is between up and down; at most the interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_interval: Option<String>,
+    /// The same while an endpoint is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_interval: Option<String>,
+    /// Each check begins up to this much later, at random; at most the interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<String>,
+    /// For the whole check; at most the interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
     /// Good checks in a row that bring an endpoint back.
@@ -192,6 +222,117 @@ pub struct HealthCheckSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 65_535))]
     pub port: Option<i64>,
+    /// http, exchange, redis, agent, sip by TCP: whether the check speaks TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
+    /// Checks by TLS: whether the certificate must be one that the Service's BackendTLSPolicy
+    /// allows. False: any certificate is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<bool>,
+    /// Checks by TLS, http, sip: the name to ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The PROXY header in front of the check: off, v1 or v2. Without it as for sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_proxy: Option<String>,
+    /// http: the method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// http: the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// http, sip: the good statuses, such as 200 or 200-299.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub status: Option<Vec<String>>,
+    /// http: text that the body must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// http: a regular expression that the body must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_regex: Option<String>,
+    /// exchange: what is said, and what is expected, in turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub steps: Option<Vec<CheckStep>>,
+    /// udp: the datagram. agent: what the agent is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send: Option<String>,
+    /// The same in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_hex: Option<String>,
+    /// udp: text that the answer must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<String>,
+    /// The same in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_hex: Option<String>,
+    /// The same as a regular expression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_regex: Option<String>,
+    /// udp: what it means that no answer comes: up or down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<String>,
+    /// redis: the role that the server must have: primary or replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// dns, sip: udp or tcp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// dns: the name that is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// dns: the type of the record, such as A or SOA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<String>,
+    /// dns: the good codes, such as NOERROR.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub rcode: Option<Vec<String>>,
+}
+
+/// Says something, and then waits until the answer has what is expected. One of the two is needed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckStep {
+    /// What is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send: Option<String>,
+    /// The same in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_hex: Option<String>,
+    /// Text that the answer must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<String>,
+    /// The same in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_hex: Option<String>,
+    /// The same as a regular expression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_regex: Option<String>,
+}
+
+/// When an endpoint is left out because sessions and flows fail with it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EjectSettings {
+    /// So many failures within the window take an endpoint out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub failures: Option<i64>,
+    /// At least 100ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// How long the first ejection lasts; at least 100ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The longest ejection; at least the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<String>,
+    /// Per cent of the backend's endpoints that may be out at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_share: Option<i64>,
 }
 
 /// Of TCP connections, to clients or to endpoints.

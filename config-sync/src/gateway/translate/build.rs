@@ -10,14 +10,15 @@ use crate::gateway::translate::backends::{self, Destination};
 use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::places::at;
-use crate::gateway::translate::policy::{Policies, PolicyTarget};
+use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
 use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::values::BackendValues;
 use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
-use crate::model::gone::WhenGone;
+use crate::model::gone::{CLOSE_AFTER, WhenGone};
+use crate::model::health_check::HealthCheck;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, WeightedBackend};
 use crate::model::tls::Origination;
@@ -32,6 +33,7 @@ pub(super) struct Build<'a, 'o> {
     pub(super) policies: &'a Policies<'o>,
     pub(super) backend_tls: &'a BackendTls<'o>,
     pub(super) listeners: &'a mut Listeners<'o>,
+    pub(super) unchecked: Unchecked,
 }
 
 impl<'o> Build<'_, 'o> {
@@ -43,6 +45,7 @@ impl<'o> Build<'_, 'o> {
             config.routes.extend(self.routes(at, route, served, &mut pool));
         }
         config.backends = pool.backends;
+        self.unchecked = pool.unchecked;
         config.listeners.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config.routes.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config.backends.sort_by(|a, b| a.name.value.cmp(&b.name.value));
@@ -230,7 +233,8 @@ impl<'o> Build<'_, 'o> {
         match &backend.destination {
             Err(why) => pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp),
             Ok(destination) => {
-                let values = self.policies.backend(&self.backend_aims(route, destination, entry));
+                let aims = self.backend_aims(route, destination, entry);
+                let values = self.policies.backend(&aims);
                 let passes = entry.protocol == Some(Protocol::Tls) && entry.tls.is_none();
                 let tls = match self.backend_tls.of(destination) {
                     Some(Ok(tls)) if !udp && !passes => {
@@ -245,7 +249,14 @@ impl<'o> Build<'_, 'o> {
                 let endpoints = pool.endpoints(*destination, self);
                 let ((namespace, service), port) = (destination.service, destination.port.port);
                 let base = format!("{namespace}/{service}:{port}");
-                pool.backend(&base, Contents { udp, values, tls, endpoints })
+                let check = values.health_check.as_ref();
+                let why = check.and_then(|check| unchecked(check, udp, tls.is_some()));
+                let name = pool.backend(&base, Contents { udp, values, tls, endpoints });
+                if let (Some(why), Some(policy)) = (why, self.policies.checking(&aims)) {
+                    let backends = pool.unchecked.entry(policy).or_default();
+                    backends.entry(why).or_default().insert(name.clone());
+                }
+                name
             }
         }
     }
@@ -305,6 +316,7 @@ struct Pool<'o> {
     endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[Address]>>,
     backends: Vec<Backend>,
     known: BTreeMap<String, Vec<(Contents, String)>>,
+    unchecked: Unchecked,
     shared: BTreeMap<SocketAddr, String>,
 }
 
@@ -350,6 +362,7 @@ impl<'o> Pool<'o> {
     fn build(&mut self, name: String, contents: Contents) -> Backend {
         let Contents { udp, values, tls, endpoints } = contents;
         let mut endpoints = endpoints.to_vec();
+        let has_tls = tls.is_some();
         let transparent = values.transparent == Some(true);
         let source = values.source.filter(|_| !transparent).unwrap_or_default();
         let ip = |endpoint: &Address| match endpoint {
@@ -390,14 +403,17 @@ impl<'o> Pool<'o> {
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
-            // An endpoint that speaks only UDP can't be checked.
             health_check: values
                 .health_check
-                .filter(|check| !udp || check.port != 0)
+                .filter(|check| unchecked(check, udp, has_tls).is_none())
                 .map(|check| at(check, &name)),
-            when_gone: WhenGone::default(),
-            failback: true,
-            eject: None,
+            when_gone: WhenGone {
+                on_down: values.on_down.map(|asked| at(asked, &name)),
+                on_removed: values.on_removed.map(|asked| at(asked, &name)),
+                close_after: values.close_after.unwrap_or(CLOSE_AFTER),
+            },
+            failback: values.failback.unwrap_or(true),
+            eject: values.eject.map(|asked| at(asked, &name)),
             options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),
             name: at(name.clone(), &name),
@@ -443,6 +459,18 @@ fn config_name(text: &str) -> String {
     }
     let cut: String = text.chars().map(|c| if plain(c) { c } else { '-' }).take(236).collect();
     format!("{cut}-{:016x}", Fnv::of(text))
+}
+
+/// Why a policy's health check can't check a backend. The policy may be for many backends.
+fn unchecked(check: &HealthCheck, udp: bool, has_tls: bool) -> Option<&'static str> {
+    if udp && check.port == 0 && !check.speaks_udp() {
+        return Some("a check by TCP of a UDP port needs the field port");
+    }
+    let unverified = check.verify && !has_tls && check.speaks_tls(has_tls);
+    unverified.then_some(
+        "the check speaks TLS, and no BackendTLSPolicy applies that says which certificates are \
+         good; write verify: false to take any",
+    )
 }
 
 /// The header's version: version 1 has no word for UDP, so UDP gets version 2.

@@ -9,6 +9,7 @@ mod conflicts;
 pub(crate) mod doubts;
 pub mod found;
 mod index;
+mod leads;
 mod listeners;
 pub mod notice;
 pub mod outline;
@@ -18,6 +19,7 @@ mod render;
 mod report;
 mod routes;
 pub mod settings;
+mod tables;
 pub(super) mod unfit;
 mod values;
 mod verdict;
@@ -33,10 +35,11 @@ use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::build::Build;
 use crate::gateway::translate::found::LastGood;
 use crate::gateway::translate::index::{Index, key};
+use crate::gateway::translate::leads::Leads;
 use crate::gateway::translate::listeners::Listeners;
 use crate::gateway::translate::notice::{Infrastructure, Notice};
 use crate::gateway::translate::outline::{Outline, outline};
-use crate::gateway::translate::policy::Policies;
+use crate::gateway::translate::policy::{Policies, Unchecked};
 use crate::gateway::translate::report::ObjectReport;
 use crate::gateway::translate::settings::Settings;
 use crate::model::config::Config;
@@ -77,8 +80,10 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         policies: &policies,
         backend_tls: &backend_tls,
         listeners: &mut listeners,
+        unchecked: Unchecked::default(),
     };
     let config = build.config(&routes, &served);
+    let unchecked = build.unchecked;
     let infrastructure = infrastructure(&listeners);
     let given = listeners.gates.iter().filter_map(|gate| {
         let (namespace, name) = key(&gate.object.metadata);
@@ -95,8 +100,9 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         backend_tls: &backend_tls,
         listeners: &listeners,
         routes: &routes,
+        unchecked: &unchecked,
         empty: RefCell::default(),
-        leads: render::Leads::of(&routes),
+        leads: Leads::of(&routes),
     };
     let outline = outline(&config);
     let last_good = index.good();

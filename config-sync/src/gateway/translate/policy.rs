@@ -12,12 +12,13 @@ use toml::de::DeValue;
 
 use crate::gateway::objects::Objects;
 use crate::gateway::objects::policy::{
-    AcceptProxy, AdmissionSettings, BackendSettings, HealthCheckSettings, L4Policy, L4PolicySpec,
-    ListenerSettings, MAX_ANCESTORS, RouteSettings, SocketSettings,
+    AcceptProxy, AdmissionSettings, BackendSettings, L4Policy, L4PolicySpec, ListenerSettings,
+    MAX_ANCESTORS, RouteSettings, SocketSettings,
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::translate::index::{key, seniority};
 use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::tables;
 use crate::gateway::translate::values::{
     AdmissionValues, BackendValues, ListenerValues, RouteValues, SocketValues,
 };
@@ -25,16 +26,14 @@ use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::admission::read_range;
 use crate::model::backend::LEAST_UPSTREAM_REST;
 use crate::model::config::MAX_SESSIONS;
-use crate::model::health_check::{self, HealthCheck, Kind};
 use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
 use crate::toml::backend::BALANCES;
-use crate::toml::health_check::{interval as interval_of, timeout_within};
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
 use crate::toml::values::{
     duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
 };
-use crate::toml::{proxy, route, socket_options};
+use crate::toml::{gone, proxy, route, socket_options};
 
 /// Every policy with its values.
 pub(super) struct Policies<'o> {
@@ -55,6 +54,17 @@ struct Values {
     listener: ListenerValues,
     route: RouteValues,
     backend: BackendValues,
+}
+
+/// The backends that policies' health checks do not check, and why. By the policy's index.
+pub(super) type Unchecked = BTreeMap<usize, BTreeMap<&'static str, BTreeSet<String>>>;
+
+/// What a policy's status says.
+pub(super) struct PolicyStatus<'o> {
+    pub(super) object: &'o L4Policy,
+    pub(super) ancestors: Vec<(ParentRef, Verdict)>,
+    /// The message of ancestors at which the policy has no fault.
+    pub(super) in_force: String,
 }
 
 /// A target of a policy: its kind, namespace, name and section.
@@ -123,6 +133,12 @@ impl<'o> Policies<'o> {
         values
     }
 
+    /// The index of the policy that gives a backend its health check.
+    pub(super) fn checking(&self, aims: &[PolicyTarget<'_>]) -> Option<usize> {
+        let mut policies = aims.iter().flat_map(|aim| self.of_target(*aim)).copied();
+        policies.find(|at| self.all[*at].values.backend.health_check.is_some())
+    }
+
     fn at<'a>(&'a self, aims: &'a [PolicyTarget<'a>]) -> impl Iterator<Item = &'a Values> {
         aims.iter().flat_map(|aim| self.of_target(*aim)).map(|at| &self.all[*at].values)
     }
@@ -138,7 +154,8 @@ impl<'o> Policies<'o> {
         &self,
         controller: &str,
         gateways: impl Fn(PolicyTarget<'_>) -> Result<Vec<(String, String)>, Fault>,
-    ) -> Vec<(&'o L4Policy, Vec<(ParentRef, Verdict)>)> {
+        unchecked: &Unchecked,
+    ) -> Vec<PolicyStatus<'o>> {
         let mut statuses = Vec::new();
         for (at, policy) in self.all.iter().enumerate() {
             let mut ancestors: Vec<(ParentRef, Verdict)> = Vec::new();
@@ -170,7 +187,8 @@ impl<'o> Policies<'o> {
             }
             ancestors.truncate(MAX_ANCESTORS);
             if !ancestors.is_empty() || policy.has_ours(controller) {
-                statuses.push((policy.object, ancestors));
+                let in_force = in_force(unchecked.get(&at));
+                statuses.push(PolicyStatus { object: policy.object, ancestors, in_force });
             }
         }
         statuses
@@ -194,6 +212,22 @@ impl<'o> Policies<'o> {
         }
         Ok(())
     }
+}
+
+/// The message of a policy without a fault.
+fn in_force(unchecked: Option<&BTreeMap<&'static str, BTreeSet<String>>>) -> String {
+    const MOST: usize = 3;
+    let mut text = "in force".to_owned();
+    for (why, backends) in unchecked.into_iter().flatten() {
+        let named: Vec<_> = backends.iter().take(MOST).map(String::as_str).collect();
+        let more = match backends.len().saturating_sub(MOST) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let named = named.join(", ");
+        text += &format!("; backend.healthCheck does not check {named}{more}: {why}");
+    }
+    text
 }
 
 fn aim<'o>(policy: &'o L4Policy, target: &'o TargetRef) -> PolicyTarget<'o> {
@@ -383,7 +417,12 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
-        health_check: given.health_check.as_ref().map(read_health_check).transpose()?,
+        health_check: given.health_check.as_ref().map(tables::read_health_check).transpose()?,
+        eject: given.eject.as_ref().map(tables::read_eject).transpose()?,
+        on_down: text("onDown", given.on_down.as_ref(), word(&gone::WORDS))?,
+        on_removed: text("onRemoved", given.on_removed.as_ref(), word(&gone::WORDS))?,
+        close_after: text("closeAfter", given.close_after.as_ref(), duration)?,
+        failback: given.failback,
         socket: read_socket(&given.socket, settings)?,
     };
     if let Some(given) = given.source.as_ref().filter(|given| !given.is_empty()) {
@@ -413,24 +452,6 @@ fn read_send_proxy(given: &BackendSettings) -> Result<Option<SendProxy>, String>
         proxy::asked(tlv).map_err(|message| format!("proxyTlvs: {message}"))?;
     }
     Ok(version.map(|version| proxy::told(version, &tlvs)))
-}
-
-fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
-    let interval = text("healthCheck.interval", given.interval.as_ref(), interval_of)?;
-    let interval = interval.unwrap_or(health_check::INTERVAL);
-    let within = timeout_within(interval);
-    let timeout = text("healthCheck.timeout", given.timeout.as_ref(), within)?;
-    let (rise, fall) = (given.rise, given.fall);
-    Ok(HealthCheck {
-        interval,
-        fast_interval: interval,
-        down_interval: interval,
-        timeout: timeout.unwrap_or_else(|| health_check::timeout_of(interval)),
-        rise: number("healthCheck.rise", rise, health_check::TIMES)?.unwrap_or(health_check::RISE),
-        fall: number("healthCheck.fall", fall, health_check::TIMES)?.unwrap_or(health_check::FALL),
-        port: number("healthCheck.port", given.port, 0..=u16::MAX)?.unwrap_or_default(),
-        ..HealthCheck::new(Kind::Tcp)
-    })
 }
 
 fn read_socket(given: &SocketSettings, settings: &Settings) -> Result<SocketValues, String> {

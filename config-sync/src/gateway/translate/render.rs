@@ -9,13 +9,15 @@ use kube::api::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use crate::gateway::objects::policy::MAX_ANCESTORS;
+use crate::gateway::objects::reference::ParentRef;
 use crate::gateway::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
 use crate::gateway::status::{Kind, SUPERSEDED, StatusOf};
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Empty};
-use crate::gateway::translate::index::{Index, ObjectKey, key};
+use crate::gateway::translate::index::{Index, key};
+use crate::gateway::translate::leads::Leads;
 use crate::gateway::translate::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
-use crate::gateway::translate::policy::{Policies, PolicyTarget};
+use crate::gateway::translate::policy::{Policies, PolicyStatus, PolicyTarget, Unchecked};
 use crate::gateway::translate::report::{
     Condition, ObjectReport, Part, Says, condition, not_all_valid,
 };
@@ -50,31 +52,9 @@ pub(super) struct Known<'a, 'o> {
     pub(super) backend_tls: &'a BackendTls<'o>,
     pub(super) listeners: &'a Listeners<'o>,
     pub(super) routes: &'a [Routed<'o>],
+    pub(super) unchecked: &'a Unchecked,
     pub(super) leads: Leads<'o>,
     pub(super) empty: RefCell<Empty<'o>>,
-}
-
-/// The routes by the ways in which policies name them: by kind and name, and by Service.
-pub(super) struct Leads<'o> {
-    routes: BTreeMap<(&'static str, ObjectKey<'o>), usize>,
-    to_services: BTreeMap<ObjectKey<'o>, Vec<usize>>,
-}
-
-impl<'o> Leads<'o> {
-    pub(super) fn of(all: &[Routed<'o>]) -> Self {
-        let (mut routes, mut to_services) = (BTreeMap::new(), BTreeMap::new());
-        for (at, route) in all.iter().enumerate() {
-            routes.entry((route.kind.name(), key(&route.object.metadata))).or_insert(at);
-            for to in route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok())
-            {
-                let known: &mut Vec<usize> = to_services.entry(to.service).or_default();
-                if known.last() != Some(&at) {
-                    known.push(at);
-                }
-            }
-        }
-        Self { routes, to_services }
-    }
 }
 
 impl<'o> Known<'_, 'o> {
@@ -449,14 +429,14 @@ impl<'o> Known<'_, 'o> {
 
     fn l4_policies(&self) -> Vec<ObjectReport> {
         let controller = &self.settings.controller_name;
-        let statuses = self.policies.statuses(controller, |aim| self.reached(aim));
-        let report = |(object, ancestors): (&crate::gateway::objects::policy::L4Policy, Vec<_>)| {
+        let reached = |aim: PolicyTarget<'_>| self.reached(aim);
+        let statuses = self.policies.statuses(controller, reached, self.unchecked);
+        let report = |PolicyStatus { object, ancestors, in_force }: PolicyStatus<'_>| {
             let mut report = self.report(Kind::L4Policy, &object.metadata);
-            let part =
-                |(ancestor, verdict): (crate::gateway::objects::reference::ParentRef, Verdict)| {
-                    let conditions = vec![condition("Accepted", verdict, "Accepted", "in force")];
-                    self.ancestor(json!(ancestor), &ancestor.name, conditions)
-                };
+            let part = |(ancestor, verdict): (ParentRef, Verdict)| {
+                let conditions = vec![condition("Accepted", verdict, "Accepted", &in_force)];
+                self.ancestor(json!(ancestor), &ancestor.name, conditions)
+            };
             report.parts = Some(("ancestors", ancestors.into_iter().map(part).collect()));
             report
         };

@@ -6,6 +6,8 @@ use ipnet::IpNet;
 
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::Balance;
+use crate::model::eject::Eject;
+use crate::model::gone::OnGone;
 use crate::model::health_check::HealthCheck;
 use crate::table::routing::{
     OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions, Sources, Starttls,
@@ -57,6 +59,11 @@ pub(super) struct BackendValues {
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
     pub(super) health_check: Option<HealthCheck>,
+    pub(super) eject: Option<Eject>,
+    pub(super) on_down: Option<OnGone>,
+    pub(super) on_removed: Option<OnGone>,
+    pub(super) close_after: Option<u32>,
+    pub(super) failback: Option<bool>,
     pub(super) socket: SocketValues,
 }
 
@@ -133,6 +140,11 @@ impl BackendValues {
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
         fill(&mut self.health_check, &under.health_check);
+        fill(&mut self.eject, &under.eject);
+        fill(&mut self.on_down, &under.on_down);
+        fill(&mut self.on_removed, &under.on_removed);
+        fill(&mut self.close_after, &under.close_after);
+        fill(&mut self.failback, &under.failback);
         self.socket.fill(&under.socket);
     }
 }

@@ -1,0 +1,29 @@
+//! The routes by what leads to them.
+
+use std::collections::BTreeMap;
+
+use crate::gateway::translate::index::{ObjectKey, key};
+use crate::gateway::translate::routes::Routed;
+
+/// The routes by the ways in which policies name them: by kind and name, and by Service.
+pub(super) struct Leads<'o> {
+    pub(super) routes: BTreeMap<(&'static str, ObjectKey<'o>), usize>,
+    pub(super) to_services: BTreeMap<ObjectKey<'o>, Vec<usize>>,
+}
+
+impl<'o> Leads<'o> {
+    pub(super) fn of(all: &[Routed<'o>]) -> Self {
+        let (mut routes, mut to_services) = (BTreeMap::new(), BTreeMap::new());
+        for (at, route) in all.iter().enumerate() {
+            routes.entry((route.kind.name(), key(&route.object.metadata))).or_insert(at);
+            for to in route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok())
+            {
+                let known: &mut Vec<usize> = to_services.entry(to.service).or_default();
+                if known.last() != Some(&at) {
+                    known.push(at);
+                }
+            }
+        }
+        Self { routes, to_services }
+    }
+}

@@ -1,0 +1,137 @@
+//! Reads the tables of a policy with the readers of the TOML file, so that a policy's values have
+//! the limits and the messages of that file.
+
+use std::ops::Range;
+
+use serde::Serialize;
+use toml::de::DeTable;
+
+use crate::gateway::objects::policy::{EjectSettings, HealthCheckSettings};
+use crate::model::eject::Eject;
+use crate::model::health_check::HealthCheck;
+use crate::model::place::At;
+use crate::toml::reader::{Reader, Section, Table, any};
+use crate::toml::{eject, health_check};
+
+static BACKEND: Section = Section { name: "", keys: &[any("health_check"), any("eject")] };
+
+/// The backends are not known here, so whether they have TLS that verifies certificates is not
+/// looked at.
+pub(super) fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
+    read("health_check", given, |reader, table| health_check::read(reader, table, true))
+}
+
+pub(super) fn read_eject(given: &EjectSettings) -> Result<Eject, String> {
+    read("eject", given, eject::read)
+}
+
+fn read<T>(
+    key: &str,
+    given: &impl Serialize,
+    read: impl for<'t> Fn(&mut Reader<'t>, &Table<'t>) -> Option<At<T>>,
+) -> Result<T, String> {
+    let given = toml::Value::try_from(given).map_err(|error| format!("{key}: {error}"))?;
+    let text = toml::Value::Table([(key.to_owned(), of_file(given))].into_iter().collect());
+    let text = toml::to_string(&text).map_err(|error| format!("{key}: {error}"))?;
+    let root = DeTable::parse(&text).map_err(|error| format!("{key}: {}", error.message()))?;
+    let mut reader = Reader::new("", &text);
+    let Range { start, .. } = root.span();
+    let place = reader.place(start, String::new());
+    let table = &reader.open(root.get_ref(), &BACKEND, place);
+    let value = read(&mut reader, table).map(|read| read.value);
+    let problems = reader.problems.iter();
+    let problems = problems.map(|of| of_policy(&format!("{}: {}", of.field, of.message)));
+    let problems: Vec<_> = problems.collect();
+    value.filter(|_| problems.is_empty()).ok_or_else(|| problems.join("; "))
+}
+
+/// The same value with the keys of the file: `fast_interval` instead of `fastInterval`.
+fn of_file(value: toml::Value) -> toml::Value {
+    use toml::Value;
+    match value {
+        Value::Table(fields) => {
+            let renamed = fields.into_iter().map(|(field, value)| (snake(&field), of_file(value)));
+            Value::Table(renamed.collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(of_file).collect()),
+        value => value,
+    }
+}
+
+fn snake(field: &str) -> String {
+    let word = |c: char| match c.is_ascii_uppercase() {
+        true => format!("_{}", c.to_ascii_lowercase()),
+        false => c.to_string(),
+    };
+    field.chars().map(word).collect()
+}
+
+/// The message with the fields of a policy: in front of the first colon, and between backticks.
+fn of_policy(message: &str) -> String {
+    let (field, said) = message.split_once(": ").unwrap_or(("", message));
+    let parts = said.split('`').enumerate().map(|(nth, part)| match nth % 2 {
+        0 => part.to_owned(),
+        _ => format!("`{}`", camel(part).replace(" = ", ": ")),
+    });
+    format!("{}: {}", camel(field), parts.collect::<String>())
+}
+
+fn camel(keys: &str) -> String {
+    let mut words = keys.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |text, word| {
+        let (head, tail) = word.split_at_checked(1).unwrap_or((word, ""));
+        text + &head.to_ascii_uppercase() + tail
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::health_check::{Expect, Kind};
+
+    fn check(yaml: &str) -> Result<HealthCheck, String> {
+        read_health_check(&serde_saphyr::from_str(yaml).expect("settings"))
+    }
+
+    #[test]
+    fn the_values_are_those_of_the_file() {
+        let read = check("{type: http, path: /ready, status: [\"200\"], fastInterval: 1s}");
+        let read = read.expect("a check");
+        let Kind::Http(http) = &read.kind else { panic!("{read:?}") };
+        assert_eq!((http.path.as_str(), &http.status[..]), ("/ready", &[200..=200][..]));
+        assert_eq!((read.interval, read.fast_interval, read.rise), (5_000, 1_000, 2));
+        let read = check(r#"{type: udp, send: "${A}\"\r\n\\\u007f", expectHex: 00 ff}"#);
+        let Kind::Udp(udp) = read.expect("a check").kind else { panic!("no check by UDP") };
+        assert_eq!(&*udp.send, b"${A}\"\r\n\\\x7f");
+        assert_eq!(udp.expect, Some(Expect::Bytes([0, 0xff][..].into())));
+        let base = Some("1s".to_owned());
+        let read = read_eject(&EjectSettings { base, ..EjectSettings::default() });
+        assert_eq!(read.map(|eject| (eject.base, eject.failures)), Ok((1_000, 5)));
+    }
+
+    #[test]
+    fn faults_name_the_fields_of_a_policy() {
+        for (yaml, fault) in [
+            ("{type: htpt}", "healthCheck.type: must be \"tcp\""),
+            ("{rise: 0}", "healthCheck.rise: must be a whole number, 1 to 100, not 0"),
+            ("{fastInterval: 9s}", "healthCheck.fastInterval: must be at most the interval"),
+            ("{bodyRegex: x}", "healthCheck.bodyRegex: is for type = \"http\""),
+            ("{type: exchange}", "healthCheck.steps: missing; such as"),
+            (
+                "{type: exchange, steps: [{send: a, sendHex: '00'}]}",
+                "healthCheck.steps[0].sendHex: says again what `send` says in another form",
+            ),
+            (
+                "{type: udp}",
+                "healthCheck.send: missing; what the endpoint is told, here or in \
+                             `sendHex`",
+            ),
+            ("{type: dns, query: a..b}", "healthCheck.query: \"a..b\" is no name"),
+            ("{interval: 1s, timeout: 2s, fall: 0}", "1000 ms; healthCheck.fall: must be"),
+        ] {
+            let said = check(yaml).expect_err(yaml);
+            assert!(said.contains(fault), "{yaml}: {said}");
+        }
+    }
+}
