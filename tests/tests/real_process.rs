@@ -12,6 +12,7 @@ use ringway_tests::real::{
     Folder, Gateway, Launch, Lines, LogLine, Server, binary, client_hello, connect, echo, exchange,
     free_address, is_root, limited, program, udp_client, wait_for, wait_until, was_reset,
 };
+use serde_json::Value;
 
 fn ringway(arguments: &[&str]) -> Output {
     limited(binary()).args(arguments).output().expect("the binary")
@@ -81,6 +82,59 @@ fn run_refuses_a_bad_file() {
     let output = ringway(&["run", "--config", &file]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains(&format!("{file}:2:")), "{}", text(&output.stderr));
+}
+
+#[test]
+fn check_takes_several_files_and_stdin_and_may_be_strict() {
+    let folder = Folder::new();
+    let good = forward("TCP", free_address(), [free_address()], "");
+    let good = folder.write("good.toml", &good).display().to_string();
+    let doubtful = folder.write("doubtful.toml", "drain_timeout = \"9s\"\n").display().to_string();
+    let bad = folder.write("bad.toml", "colour = 1\n").display().to_string();
+    let worse = folder.write("worse.toml", "[[listeners]]\n").display().to_string();
+
+    let output = ringway(&["check", &bad, &good, &worse]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains(&format!("{good}: valid")), "{output:?}");
+    let faults = text(&output.stderr);
+    assert!(faults.contains(&format!("{bad}:1:1: colour")), "{faults}");
+    assert!(faults.contains(&format!("{worse}:1:")), "{faults}");
+
+    assert_eq!(ringway(&["check", &good, &doubtful]).status.code(), Some(0));
+    assert_eq!(ringway(&["check", "--strict", &good]).status.code(), Some(0));
+    let strict = ringway(&["check", "--strict", &good, &doubtful]);
+    assert_eq!(strict.status.code(), Some(1));
+    let said = text(&strict.stderr);
+    assert!(said.contains(&format!("{doubtful}: warnings (--strict): 1")), "{said}");
+
+    let script = "cat \"$1\" | \"$0\" check -";
+    let piped = limited("sh").args(["-c", script]).arg(binary()).arg(&bad).output().expect("sh");
+    assert!(text(&piped.stderr).contains("the pipe:1:1: colour"), "{piped:?}");
+}
+
+#[test]
+fn doctor_judges_the_machine_and_the_timeouts_of_a_file() {
+    let output = ringway(&["doctor", "--json"]);
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks: Vec<_> = findings.iter().filter_map(|one| one["check"].as_str()).collect();
+    for check in ["kernel", "steering", "open files", "locked memory", "net.core.somaxconn"] {
+        assert!(checks.contains(&check), "{check} is not in {checks:?}");
+    }
+    // Ringway runs on this machine, or no other test here would pass.
+    assert!(findings.iter().all(|one| one["state"] != "fault"), "{findings:?}");
+    assert_eq!(output.status.code(), Some(0));
+
+    let folder = Folder::new();
+    let config = forward("TCP", free_address(), [free_address()], "keepalive = \"0s\"");
+    let file = folder.write("ringway.toml", &config).display().to_string();
+    let output = ringway(&["doctor", "--strict", "--config", &file]);
+    let said = text(&output.stdout);
+    assert!(said.contains("listener main: no keepalive probe is sent"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "a warning is a failure with --strict");
+    let run = ["-c", WITHOUT_IO_URING, EPERM, &binary().display().to_string(), "doctor"];
+    let output = limited("python3").args(run).output().expect("python3");
+    assert!(text(&output.stdout).contains("FAULT    kernel "), "{output:?}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 /// What is no regular file is refused at once, wherever it is named; but for a pipe that the
@@ -221,10 +275,11 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter, 0, 0) == 0
 os.execv(sys.argv[2], sys.argv[2:])
 ";
 
+const EPERM: &str = "1";
+
 /// Where io_uring is refused the error says so and what to change, and nothing is half started.
 #[test]
 fn refused_io_uring_is_one_clear_error() {
-    const EPERM: &str = "1";
     const ENOSYS: &str = "38";
     let folder = Folder::new();
     let config = forward("TCP", free_address(), [free_address()], "");

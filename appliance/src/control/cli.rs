@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
+use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, features, print};
 use crate::control::process::{self, Origin};
 use crate::control::{access_log, demo};
@@ -65,8 +66,11 @@ enum Command {
         /// The TOML file; or Gateway API objects: a YAML file, or a directory of some, which may
         /// have one TOML file too. Beside objects, and with --kubernetes, a TOML file has what no
         /// object says: workers, admin, access_log, limits and how to drain.
-        #[arg(long, value_name = "FILE|DIR", required_unless_present = "kubernetes")]
+        #[arg(long, value_name = "FILE|DIR", required_unless_present_any = ["kubernetes", "file"])]
         config: Option<PathBuf>,
+        /// The same as --config.
+        #[arg(value_name = "FILE|DIR", conflicts_with = "config")]
+        file: Option<PathBuf>,
         /// Follow the Gateway API objects of a cluster.
         #[arg(long)]
         kubernetes: bool,
@@ -79,17 +83,22 @@ enum Command {
         #[command(flatten)]
         without: Without,
     },
-    /// Say whether a file is a valid configuration, without running it.
+    /// Say whether files are valid configurations, without running them.
     ///
-    /// Prints one line and exits 0 if it is; else prints every fault with its line, column, field
-    /// and what is allowed there, and exits 1. What can be in force but will not work, or is hardly
-    /// meant, is a warning on stderr, and no fault.
+    /// Each file is a configuration of its own. For a valid one Ringway prints one line; for
+    /// another it prints every fault with its line, column, field and what is allowed there, and
+    /// exits 1. What can be in force but will not work, or is hardly meant, is a warning on stderr,
+    /// and no fault.
     Check {
-        /// The TOML file, YAML file, or directory.
-        file: PathBuf,
+        /// TOML files, YAML files, or directories; `-` is TOML on stdin.
+        #[arg(required = true, value_name = "FILE|DIR")]
+        files: Vec<PathBuf>,
         /// Print the configuration in its long form, as one TOML file that means the same.
         #[arg(long)]
         explain: bool,
+        /// A warning makes the exit code 1 too.
+        #[arg(long)]
+        strict: bool,
         #[command(flatten)]
         gateways: GatewayArgs,
     },
@@ -113,6 +122,24 @@ enum Command {
     },
     /// Print the CustomResourceDefinition of L4Policy, as YAML.
     Crd,
+    /// Say whether this machine is fit for a gateway, and what to change.
+    ///
+    /// Looks at the kernel, limits, settings, network cards and connection tracking; and with
+    /// --config, at the timeouts and ports of that configuration too. Changes nothing. Exits 1 if
+    /// Ringway can't start here.
+    Doctor {
+        /// The TOML file, YAML file, or directory that Ringway is to run.
+        #[arg(long, value_name = "FILE|DIR")]
+        config: Option<PathBuf>,
+        /// Print the findings as JSON.
+        #[arg(long)]
+        json: bool,
+        /// A warning makes the exit code 1 too.
+        #[arg(long)]
+        strict: bool,
+        #[command(flatten)]
+        gateways: GatewayArgs,
+    },
     /// List the kernel features that the gateway uses, and whether this kernel has them.
     Features {
         #[command(flatten)]
@@ -279,6 +306,7 @@ const IN_A_POD: &str = "[admin]\naddress = \"0.0.0.0:9900\"\n";
 /// The source at `path`. A pipe, such as `--config <(...)`, can be read only once, so its text is
 /// the configuration until the process ends.
 fn given(path: PathBuf, options: Options) -> anyhow::Result<Source> {
+    let path = if path == Path::new("-") { "/dev/stdin".into() } else { path };
     if path.metadata().is_ok_and(|data| data.file_type().is_fifo()) {
         return Source::pipe(&path).map_err(anyhow::Error::msg);
     }
@@ -289,9 +317,9 @@ impl Cli {
     fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Demo(options) => demo::run(&options),
-            Command::Run { config, kubernetes, gateways, cluster, files, without } => {
+            Command::Run { config, file, kubernetes, gateways, cluster, files, without } => {
                 let gateways = gateways.options();
-                let source = match config {
+                let source = match config.or(file) {
                     Some(path) if kubernetes => Source::File(path),
                     Some(path) => given(path, gateways.clone())?,
                     None => Source::Text { name: "--kubernetes", text: IN_A_POD.into() },
@@ -305,13 +333,24 @@ impl Cli {
                 };
                 process::run(origin, &without.without)
             }
-            Command::Check { file, explain, gateways } => {
-                // The long form names files by their whole paths, so that it can stand anywhere.
-                let file = if explain { std::path::absolute(file)? } else { file };
-                check(&given(file, gateways.options())?, explain)
+            Command::Check { files, explain, strict, gateways } => {
+                let options = gateways.options();
+                let results = files.into_iter().map(|file| {
+                    // The long form names files by their whole paths, so that it can stand anywhere.
+                    let file = match explain && file != Path::new("-") {
+                        true => std::path::absolute(file)?,
+                        false => file,
+                    };
+                    check(&given(file, options.clone())?, explain, strict)
+                });
+                all(results)
             }
             Command::Translate { files, status, secrets_dir, gateways } => {
                 translate(&files, status.as_deref(), secrets_dir.as_deref(), &gateways.options())
+            }
+            Command::Doctor { config, json, strict, gateways } => {
+                let source = config.map(|path| given(path, gateways.options())).transpose()?;
+                doctor(source.as_ref(), json, strict)
             }
             Command::Crd => print(&gateway::objects::policy::crd()),
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
@@ -347,8 +386,16 @@ fn log_to_stderr(level: LogLevel) -> WorkerGuard {
     guard
 }
 
+/// Ok if all results are. Every fault of every file is in the error.
+fn all(results: impl Iterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let faults: Vec<_> =
+        results.filter_map(|result| Some(format!("{:#}", result.err()?))).collect();
+    anyhow::ensure!(faults.is_empty(), BadConfig(faults.join("\n")));
+    Ok(())
+}
+
 #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
-fn check(source: &Source, explain: bool) -> anyhow::Result<()> {
+fn check(source: &Source, explain: bool, strict: bool) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let checked = config_sync::sync::dry_run::check(source, now).map_err(BadConfig)?;
@@ -358,9 +405,27 @@ fn check(source: &Source, explain: bool) -> anyhow::Result<()> {
         writeln!(io::stderr(), "{line}").context("stderr")?;
     }
     match explain {
-        true => print(&gateway::print::long(&config)),
-        false => print(&format!("{}: valid: {summary}\n", source.name())),
+        true => print(&gateway::print::long(&config))?,
+        false => print(&format!("{}: valid: {summary}\n", source.name()))?,
     }
+    if strict && !warnings.is_empty() {
+        let count = warnings.len();
+        anyhow::bail!(BadConfig(format!("{}: warnings (--strict): {count}", source.name())));
+    }
+    Ok(())
+}
+
+fn doctor(source: Option<&Source>, json: bool, strict: bool) -> anyhow::Result<()> {
+    let config = source.map(process::check).transpose()?;
+    let findings = doctor::findings(&doctor::Facts::of_this_machine(), config.as_ref());
+    print(&match json {
+        true => serde_json::to_string_pretty(&findings)? + "\n",
+        false => doctor::text(&findings),
+    })?;
+    let worst = findings.iter().map(|finding| finding.state).max();
+    let bad = if strict { State::Warning } else { State::Fault };
+    anyhow::ensure!(worst < Some(bad), "the machine is not fit; each fix stands under its fault");
+    Ok(())
 }
 
 fn translate(

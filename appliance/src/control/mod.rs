@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod demo;
+mod doctor;
 pub mod metrics;
 mod output;
 pub mod process;

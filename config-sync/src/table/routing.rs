@@ -411,8 +411,9 @@ pub struct Endpoint {
     pub weight: u32,
 }
 
-/// Fixed amounts that a worker allocates when the worker starts. A reload does not change them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Fixed amounts that a worker allocates when the worker starts. A reload does not change them. In
+/// a configuration, 0 asks for the automatic amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     pub sessions: u32,
     pub flows: u32,

@@ -109,8 +109,7 @@ pub(crate) fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Acces
 }
 
 pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
-    let mut asked =
-        Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0, bulk_bytes: 0 };
+    let mut asked = Limits::default();
     if let Some(table) = &reader.table(root, "limits", &LIMITS) {
         asked.sessions = or(reader.get(table, "sessions", integer(0..=MAX_SESSIONS)), 0);
         asked.flows = or(reader.get(table, "flows", integer(0..=MAX_SESSIONS)), 0);

@@ -2,5 +2,5 @@
 
 pub(super) mod listeners;
 pub mod open;
-mod steering;
+pub mod steering;
 mod unix;
