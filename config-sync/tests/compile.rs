@@ -435,6 +435,22 @@ fn weights_are_turns_and_shares_of_hashes() {
     }
 }
 
+/// Workers are told of one count for an endpoint, from table to table, and only where they need it.
+#[test]
+fn sessions_are_counted_over_all_workers_where_somebody_asks() {
+    let mut names = Names::new();
+    let mut loads = |balance: &str| {
+        let text = format!(
+            "[[backends]]\nname = \"b\"\nbalance = \"{balance}\"\nendpoints = [\"10.0.0.1:1\"]\n"
+        );
+        load(&text, &mut names, 1).expect("a table").backends.remove(0).loads
+    };
+    let first = loads("least-connections");
+    assert!(loads("round-robin").is_empty(), "nobody pays for what nobody uses");
+    let second = loads("least-connections");
+    assert!(Arc::ptr_eq(&first[0].sessions, &second[0].sessions));
+}
+
 #[test]
 fn backups_stand_in_only_while_no_other_may_be_picked() {
     let endpoints = "\"10.0.0.1:1\", { address = \"10.0.0.1:2\", backup = true }, \

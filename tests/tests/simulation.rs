@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 
 use config_sync::table::address::Bind;
 use config_sync::table::routing::{
-    Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
-    Hosts, Limits, ListenerId, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable,
+    Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
+    Limits, ListenerId, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable,
     Socket, SocketId, Sources, Transport, WeightedBackend,
 };
-use config_sync::table::turns::turns;
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use ringway_tests::sim::coverage::Coverage;
 use ringway_tests::sim::fake::Fake;
@@ -478,20 +477,8 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
     };
     let mut count = || rng.below(4) as u32 + 1;
     let backend = |id: u32, count: u32| Backend {
-        id: BackendId(id),
-        name: "backend".into(),
-        balance: Balance::RoundRobin,
-        endpoints: (0..count).map(|n| endpoint(id, n)).collect(),
-        turns: turns(&vec![1; count as usize]),
-        connect_timeout: 1_000,
         connect_attempts: 1,
-        options: model::options(),
-        source: Vec::new(),
-        shared_sockets: false,
-        upstream_rest: 2_000,
-        send_proxy: None,
-        transparent: false,
-        tls: None,
+        ..model::plain_backend(BackendId(id), (0..count).map(|n| endpoint(id, n)).collect())
     };
     let backends: Vec<_> = (0..weights.len() as u32).map(|id| backend(id, count())).collect();
     let share = |id: &u32| WeightedBackend {

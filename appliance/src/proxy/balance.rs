@@ -7,7 +7,9 @@
 )]
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use config_sync::table::load::SharedCount;
 use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RouteBalance, RoutingTable,
 };
@@ -21,14 +23,23 @@ pub struct Balancer {
     credits: Vec<Vec<(BackendId, i64)>>,
     /// By `BackendId`: the position of the last turn in [`Backend::turns`].
     cursors: Vec<u32>,
-    /// By `EndpointId`: this worker's sessions or flows.
-    active: Vec<u32>,
-    /// By `EndpointId`: until this time, in microseconds, sessions try this endpoint last. 0: the
-    /// last session could be given to the endpoint.
-    rests: Vec<u64>,
+    /// By `EndpointId`.
+    endpoints: Vec<OfEndpoint>,
     random: Random,
     /// The position of the next local address.
     sources: u64,
+}
+
+/// The facts about an endpoint that outlive a table.
+#[derive(Clone, Debug, Default)]
+struct OfEndpoint {
+    /// This worker's sessions or flows.
+    active: u32,
+    /// The sessions and flows of all workers, if somebody has to know them.
+    shared: Option<Arc<SharedCount>>,
+    /// Until this time, in microseconds, sessions try this endpoint last. 0: the last session could
+    /// be given to the endpoint.
+    rest: u64,
 }
 
 /// Microseconds for which an endpoint comes last after a session could not be given to it: as long
@@ -43,8 +54,7 @@ impl Balancer {
         Self {
             credits: Vec::new(),
             cursors: Vec::new(),
-            active: Vec::new(),
-            rests: Vec::new(),
+            endpoints: Vec::new(),
             random: Random::new(seed),
             sources: 0,
         }
@@ -62,11 +72,13 @@ impl Balancer {
                 // all go to its first endpoint.
                 self.cursors.push(self.random.next_u32() >> 1);
             }
-            for endpoint in &backend.endpoints {
-                if self.active.len() <= endpoint.id.index() {
-                    self.active.resize(endpoint.id.index() + 1, 0);
-                    self.rests.resize(endpoint.id.index() + 1, 0);
+            for (at, endpoint) in backend.endpoints.iter().enumerate() {
+                let index = endpoint.id.index();
+                if self.endpoints.len() <= index {
+                    self.endpoints.resize(index + 1, OfEndpoint::default());
                 }
+                let load = backend.loads.get(at);
+                self.endpoints[index].count_in(load.map(|load| &load.sessions));
             }
         }
     }
@@ -137,7 +149,7 @@ impl Balancer {
         let turn = tried.is_empty();
         let picked = self.pick(backend, client, tried, now, turn);
         let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX, turn))?;
-        if self.rests[picked.id.index()] > 0 {
+        if self.endpoints[picked.id.index()].rest > 0 {
             self.failed(picked.id, now);
         }
         Some(picked)
@@ -145,12 +157,12 @@ impl Balancer {
 
     /// A session could not be given to this endpoint.
     pub fn failed(&mut self, endpoint: EndpointId, now: u64) {
-        self.rests[endpoint.index()] = now + REST;
+        self.endpoints[endpoint.index()].rest = now + REST;
     }
 
     /// A session was given to this endpoint.
     pub fn succeeded(&mut self, endpoint: EndpointId) {
-        self.rests[endpoint.index()] = 0;
+        self.endpoints[endpoint.index()].rest = 0;
     }
 
     /// Picks an endpoint, but none that was tried, and none that rests at `now`.
@@ -162,15 +174,15 @@ impl Balancer {
         now: u64,
         takes_turn: bool,
     ) -> Option<Endpoint> {
-        let Backend { endpoints, turns, .. } = backend;
+        let Backend { endpoints, turns, loads, .. } = backend;
         let count = turns.len();
         if count == 0 {
             return None;
         }
-        let Self { cursors, active, rests, random, .. } = self;
+        let Self { cursors, endpoints: known, random, .. } = self;
         let is_free = |index: usize| {
             let id = endpoints[index].id;
-            rests[id.index()] <= now && !tried.contains(&id)
+            known[id.index()].rest <= now && !tried.contains(&id)
         };
         let index_at = |turn: usize| usize::from(turns[turn % count]);
         let free_from = |start: usize| (start..start + count).find(|turn| is_free(index_at(*turn)));
@@ -192,8 +204,8 @@ impl Balancer {
                 let (next, other) = (index_at(next), index_at(free_from(drawn)?));
                 // Sessions for each part of weight are compared: a / b < c / d is a * d < c * b.
                 let weighed = |of: usize, by: usize| {
-                    let active = active[endpoints[of].id.index()];
-                    u64::from(active) * u64::from(endpoints[by].weight)
+                    let sessions = loads[of].sessions.get();
+                    u64::from(sessions) * u64::from(endpoints[by].weight)
                 };
                 if weighed(other, next) < weighed(next, other) { other } else { next }
             }
@@ -243,15 +255,39 @@ impl Balancer {
 
     /// Whether this worker has a session or flow of the endpoint.
     pub fn has_any(&self, endpoint: EndpointId) -> bool {
-        self.active.get(endpoint.index()).is_some_and(|active| *active > 0)
+        self.endpoints.get(endpoint.index()).is_some_and(|of| of.active > 0)
     }
 
     pub fn opened(&mut self, endpoint: EndpointId) {
-        self.active[endpoint.index()] += 1;
+        let of = &mut self.endpoints[endpoint.index()];
+        of.active += 1;
+        if let Some(shared) = &of.shared {
+            shared.add(1);
+        }
     }
 
     pub fn closed(&mut self, endpoint: EndpointId) {
-        self.active[endpoint.index()] -= 1;
+        let of = &mut self.endpoints[endpoint.index()];
+        of.active -= 1;
+        if let Some(shared) = &of.shared {
+            shared.sub(1);
+        }
+    }
+}
+
+impl OfEndpoint {
+    /// Counts this worker's sessions in `shared` from now on, and no longer in another count.
+    fn count_in(&mut self, shared: Option<&Arc<SharedCount>>) {
+        if self.shared.as_ref().map(Arc::as_ptr) == shared.map(Arc::as_ptr) {
+            return;
+        }
+        if let Some(before) = self.shared.take() {
+            before.sub(self.active);
+        }
+        if let Some(shared) = shared {
+            shared.add(self.active);
+            self.shared = Some(Arc::clone(shared));
+        }
     }
 }
 
@@ -280,8 +316,7 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use config_sync::table::load::Load;
     use config_sync::table::routing::{
         OnUnavailable, RouteId, SocketOptions, Sources, WeightedBackend,
     };
@@ -319,6 +354,7 @@ mod tests {
             balance,
             endpoints: (0..endpoints).map(endpoint).collect(),
             turns: turns(&vec![1; endpoints as usize]),
+            loads: (0..endpoints).map(|_| Load { sessions: Arc::default() }).collect(),
             connect_timeout: 1,
             connect_attempts: 3,
             options: SocketOptions {
@@ -476,7 +512,27 @@ mod tests {
             let endpoint = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
             balancer.opened(endpoint.id);
         }
-        assert_eq!(balancer.active, [50, 50]);
+        assert_eq!(balancer.endpoints.iter().map(|of| of.active).collect::<Vec<_>>(), [50, 50]);
+    }
+
+    #[test]
+    fn a_worker_counts_its_sessions_in_the_count_of_the_latest_table() {
+        let (mut balancer, table) = balancer(vec![], vec![backend(Balance::LeastConnections, 1)]);
+        let load = |table: &RoutingTable| table.backends[0].loads[0].sessions.get();
+        balancer.opened(EndpointId(0));
+        balancer.opened(EndpointId(0));
+        assert_eq!(load(&table), 2);
+        // An endpoint that is absent for a while keeps its count.
+        balancer.prepare(&RoutingTable::empty());
+        balancer.closed(EndpointId(0));
+        assert_eq!(load(&table), 1);
+        let mut without = table.clone();
+        without.backends[0].loads.clear();
+        balancer.prepare(&without);
+        assert_eq!(load(&table), 0);
+        balancer.opened(EndpointId(0));
+        balancer.prepare(&table);
+        assert_eq!(load(&table), 2);
     }
 
     #[test]

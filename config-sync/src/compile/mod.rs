@@ -302,9 +302,10 @@ impl Compile<'_> {
             backends.push(routing::Backend {
                 id,
                 name: backend.name.value.as_str().into(),
-                // The three come with the endpoints, which `Whole` knows.
+                // The four come with the endpoints, which `Whole` knows.
                 endpoints: Vec::new(),
                 turns: Arc::default(),
+                loads: Vec::new(),
                 balance: Balance::RoundRobin,
                 connect_timeout: backend.connect_timeout,
                 connect_attempts: backend.connect_attempts,

@@ -15,6 +15,7 @@
 //! by route, so nobody knows when the last session of a route has ended. There are 2^32 such ids.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::compile::tls::cache::Cache;
@@ -22,6 +23,7 @@ use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
+use crate::table::load::SharedCount;
 use crate::table::routing::{
     BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId,
@@ -39,6 +41,8 @@ pub struct Names {
     pub(crate) routes: Ids<String>,
     pub(crate) backends: Ids<String>,
     pub(crate) endpoints: Ids<(BackendId, EndpointAddress)>,
+    /// The sessions of endpoints, over all workers. Endpoints that nobody asked for are not there.
+    sessions: BTreeMap<EndpointId, Arc<SharedCount>>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Cache,
     /// `latest` is of the table that was compiled last, which may be refused; `expiries` is of the
@@ -77,6 +81,7 @@ impl Names {
             routes: Ids::below(u32::MAX as usize),
             backends: Ids::below(u32::MAX as usize),
             endpoints: Ids::below(MAX_ENDPOINTS),
+            sessions: BTreeMap::new(),
             tickets: Tickets::default(),
             loaded: Cache::default(),
             latest: Vec::new(),
@@ -101,6 +106,10 @@ impl Names {
     pub fn retire(&mut self, in_use: &InUse<'_>, now: Instant) -> Retired {
         let endpoints =
             self.endpoints.retire(in_use, now, |id, _| (in_use.endpoint)(EndpointId(id)));
+        let endpoints: Vec<_> = endpoints.into_iter().map(EndpointId).collect();
+        for id in &endpoints {
+            self.sessions.remove(id);
+        }
         let listeners =
             self.listeners.retire(in_use, now, |id, _| (in_use.listener)(ListenerId(id)));
         self.tickets.retain(|listener| self.listeners.ids.contains_key(listener));
@@ -108,10 +117,12 @@ impl Names {
         let named: BTreeSet<u32> =
             self.endpoints.ids.keys().map(|(backend, _)| backend.0).collect();
         self.backends.retire(in_use, now, |id, _| named.contains(&id));
-        Retired {
-            listeners: listeners.into_iter().map(ListenerId).collect(),
-            endpoints: endpoints.into_iter().map(EndpointId).collect(),
-        }
+        Retired { listeners: listeners.into_iter().map(ListenerId).collect(), endpoints }
+    }
+
+    /// The count of the endpoint's sessions. The count is the same while the endpoint has its id.
+    pub(crate) fn sessions(&mut self, id: EndpointId) -> Arc<SharedCount> {
+        Arc::clone(self.sessions.entry(id).or_default())
     }
 
     /// The certificates of the latest table that was given out.

@@ -11,6 +11,7 @@ use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
 use crate::model::gone::WhenGone;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
+use crate::table::load::Load;
 use crate::table::maglev;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::turns::turns;
@@ -32,6 +33,8 @@ pub(super) struct Pool {
     /// In the order of the backend's endpoints. Endpoints of a tier get sessions only while no
     /// endpoint of a lower tier may be picked.
     tiers: Vec<u32>,
+    /// The loads that workers have to know.
+    loads: BTreeMap<EndpointId, Load>,
 }
 
 /// The first tier of backups. Tiers below it are the ranks of SRV records.
@@ -67,6 +70,9 @@ impl Whole {
                     let Candidate { address, weight, tier } = target;
                     let id = EndpointId(id);
                     backend.endpoints.push(routing::Endpoint { id, address, weight });
+                    if asked.balance == backend::Balance::LeastConnections {
+                        pool.loads.insert(id, Load { sessions: names.sessions(id) });
+                    }
                     pool.tiers.push(tier);
                 }
             }
@@ -114,6 +120,8 @@ impl Whole {
             let before = before.get(&backend.id).copied();
             let had = before.filter(|_| !pool.failback).map_or(&[][..], |before| &before.endpoints);
             backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing, had);
+            let loads = backend.endpoints.iter().filter_map(|of| pool.loads.get(&of.id));
+            backend.loads = loads.cloned().collect();
             let before = before.filter(|of| of.endpoints == backend.endpoints);
             backend.balance = pool.balance(&backend.endpoints, before);
             backend.turns = before.map_or_else(

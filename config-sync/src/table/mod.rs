@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`routing`] | the immutable routing table |
 //! | [`address`] | addresses of sockets: IP addresses and Unix sockets |
+//! | [`load`] | counts that all workers share |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
@@ -13,6 +14,7 @@
 
 pub mod address;
 pub(crate) mod fnv;
+pub mod load;
 pub(crate) mod maglev;
 pub mod ranges;
 pub mod routing;

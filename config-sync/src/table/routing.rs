@@ -11,6 +11,7 @@ use ahash::AHashMap;
 use ipnet::IpNet;
 
 use super::address::{Address, Bind, EndpointAddress};
+use super::load::Load;
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
 
@@ -315,6 +316,9 @@ pub struct Backend {
     /// One round of turns: indices into `endpoints`, each as often as its weight says. An endpoint
     /// with weight 0 has no turn: it gets no new session, and keeps its sessions and flows.
     pub turns: Arc<[u16]>,
+    /// The loads of `endpoints`, in the same order. The list is empty if no worker has to know
+    /// them: a count that all cores write costs time.
+    pub loads: Vec<Load>,
     /// Milliseconds for one connection attempt.
     pub connect_timeout: u32,
     /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.
@@ -393,7 +397,7 @@ impl From<IpAddr> for Sources {
 pub enum Balance {
     RoundRobin,
     /// Compares two endpoints: the next in turn, and one drawn at random. Takes the endpoint with
-    /// fewer sessions for its weight, by this worker's own count.
+    /// fewer sessions for its weight, by [`Backend::loads`].
     LeastConnections,
     Random,
     /// Maglev by source address. The look-up table holds indices into [`Backend::endpoints`], and

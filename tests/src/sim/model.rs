@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::table::address::Bind;
+use config_sync::table::load::Load;
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
@@ -69,6 +70,8 @@ const FIRST_SPECIAL: u32 = 100;
 pub struct ModelBackend {
     /// Present, and all that it may have.
     pub endpoints: Vec<(bool, Endpoint)>,
+    /// Of the endpoints that it may have: their sessions, over all workers.
+    pub loads: Vec<Load>,
     balance: u64,
     connect_timeout: u32,
     connect_attempts: u8,
@@ -181,6 +184,7 @@ impl Model {
         let empty = |id| Backend {
             endpoints: Vec::new(),
             turns: turns(&[]),
+            loads: Vec::new(),
             ..self.backends[0].compile(id)
         };
         table.backends = (0..unused as u32).map(empty).collect();
@@ -361,6 +365,7 @@ impl ModelBackend {
         let count = rng.below(u64::from(POOL) + 1) as u32;
         Self {
             endpoints: (0..POOL).map(|n| (n < count, endpoint(n))).collect(),
+            loads: (0..POOL).map(|_| Load { sessions: Arc::default() }).collect(),
             balance: rng.below(5),
             connect_timeout: rng.scale(5, 2_000) as u32,
             connect_attempts: rng.between(1, 8) as u8,
@@ -384,6 +389,8 @@ impl ModelBackend {
     fn compile(&self, id: u32) -> Backend {
         let endpoints: Vec<_> =
             self.endpoints.iter().filter(|(present, _)| *present).map(|(_, e)| *e).collect();
+        let present = self.endpoints.iter().zip(&self.loads).filter(|((present, _), _)| *present);
+        let loads = present.map(|(_, load)| load.clone());
         // Maglev's promise needs a real table (the compiler has one); its shape is enough here.
         let lookup = || (0..13).map(|n| n % endpoints.len().max(1) as u16).collect();
         Backend {
@@ -397,6 +404,7 @@ impl ModelBackend {
                 _ => Balance::SourcePortHash(lookup()),
             },
             turns: turns(&endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
+            loads: if self.balance == 1 { loads.collect() } else { Vec::new() },
             endpoints,
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
@@ -439,6 +447,27 @@ pub fn plain_endpoints(addresses: &[SocketAddr]) -> Vec<Endpoint> {
         weight: 1,
     };
     (0..).zip(addresses).map(endpoint).collect()
+}
+
+/// A backend without limits, whose endpoints take turns.
+pub fn plain_backend(id: BackendId, endpoints: Vec<Endpoint>) -> Backend {
+    Backend {
+        id,
+        name: "backend".into(),
+        balance: Balance::RoundRobin,
+        turns: turns(&vec![1; endpoints.len()]),
+        loads: Vec::new(),
+        endpoints,
+        connect_timeout: 2_000,
+        connect_attempts: 3,
+        options: options(),
+        source: Vec::new(),
+        shared_sockets: false,
+        upstream_rest: 2_000,
+        send_proxy: None,
+        transparent: false,
+        tls: None,
+    }
 }
 
 /// A listener without limits or timeouts.

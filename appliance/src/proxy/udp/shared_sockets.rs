@@ -287,6 +287,7 @@ mod tests {
                 weight: 1,
             }],
             turns: turns(&[1]),
+            loads: Vec::new(),
             connect_timeout: 1,
             connect_attempts: 1,
             options: SocketOptions {

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use config_sync::table::address::Bind;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Balance, Hosts, Limits, Listener, ListenerId, OnUnavailable,
-    Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
-    Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Hosts, Limits, Listener, ListenerId, OnUnavailable, Protocol,
+    Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
+    WeightedBackend,
 };
-use config_sync::table::turns::turns;
 
 use crate::sim::model;
 
@@ -97,20 +96,9 @@ impl Setup {
                 backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1, key: 0 }],
             }],
             backends: vec![Backend {
-                id: BackendId(0),
-                name: "backend".into(),
-                balance: Balance::RoundRobin,
-                endpoints: model::plain_endpoints(endpoints),
-                turns: turns(&vec![1; endpoints.len()]),
-                connect_timeout: 2_000,
-                connect_attempts: 3,
-                options: model::options(),
                 source: self.source.into_iter().collect(),
                 shared_sockets: self.source.is_some(),
-                upstream_rest: 2_000,
-                send_proxy: None,
-                transparent: false,
-                tls: None,
+                ..model::plain_backend(BackendId(0), model::plain_endpoints(endpoints))
             }],
             ..RoutingTable::empty()
         }

@@ -227,6 +227,9 @@ impl World {
     fn finish(self) -> Outcome {
         self.kernel.check_empty();
         self.check.at_the_end(&self.kernel, &self.counters);
+        for load in self.model.backends.iter().flat_map(|backend| &backend.loads) {
+            assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");
+        }
         Outcome {
             coverage: self.kernel.coverage,
             events: self.kernel.events,
