@@ -336,7 +336,7 @@ impl Cli {
             Command::Check { files, explain, strict, gateways } => {
                 let options = gateways.options();
                 let results = files.into_iter().map(|file| {
-                    // The long form names files by their whole paths, so that it can stand anywhere.
+                    // The long form names files by whole paths, so that it can stand anywhere.
                     let file = match explain && file != Path::new("-") {
                         true => std::path::absolute(file)?,
                         false => file,

@@ -5,11 +5,8 @@ use std::ops::RangeInclusive;
 use config_sync::model::config::{self, Config, Cores};
 use config_sync::table::address::Address;
 
-use super::gather::{Card, Facts};
+use super::gather::{Card, Facts, recommended};
 use super::{Finding, State};
-
-/// The settings for a gateway, each with its reason and its sign.
-const RECOMMENDED: &str = include_str!("../../../../tuning/ringway.conf");
 
 /// Bits of the capability sets (capabilities(7)).
 const CAP_NET_ADMIN: u64 = 1 << 12;
@@ -20,12 +17,6 @@ const LOCKED_PER_WORKER: u64 = 512 << 10;
 
 /// With fewer files, there is room for few sessions.
 const FEW_FILES: u64 = 65_536;
-
-/// The name and the value of each setting in `tuning/ringway.conf`.
-pub fn recommended() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let lines = RECOMMENDED.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (name.trim(), value.trim()))
-}
 
 pub fn machine(facts: &Facts, config: Option<&Config>) -> Vec<Finding> {
     let mut all = vec![ring(facts), steering(facts), cores(facts)];

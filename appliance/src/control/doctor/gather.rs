@@ -57,6 +57,9 @@ pub struct Conntrack {
     pub max: u64,
 }
 
+/// The settings for a gateway, each with its reason and its sign.
+const RECOMMENDED: &str = include_str!("../../../../tuning/ringway.conf");
+
 /// The settings that are looked at, beside those of `tuning/ringway.conf`.
 const SYSCTLS: [&str; 4] = [
     "net.ipv4.ip_local_reserved_ports",
@@ -71,7 +74,7 @@ impl Facts {
         let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
         let capabilities = capabilities.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
         let hard = |resource| getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard);
-        let wanted = super::examine::recommended().map(|(name, _)| name);
+        let wanted = recommended().map(|(name, _)| name);
         let sysctl = |name: &str| {
             let value = read(format!("/proc/sys/{}", name.replace('.', "/")))?;
             Some((name.to_owned(), value))
@@ -91,6 +94,12 @@ impl Facts {
             conntrack: conntrack(),
         }
     }
+}
+
+/// The name and the value of each setting in `tuning/ringway.conf`.
+pub fn recommended() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let lines = RECOMMENDED.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once('=')).map(|(name, value)| (name.trim(), value.trim()))
 }
 
 /// The text of a file without the white space around it.

@@ -1,5 +1,5 @@
-//! Judges the timeouts of a configuration: who is the first to end a silent session, and who does so
-//! without a word.
+//! Judges the timeouts of a configuration: who is the first to end a silent session, and who does
+//! so without a word.
 //!
 //! A load balancer of a cloud, or a firewall, forgets a connection that was silent for a while. It
 //! tells neither side: the next packet is dropped or answered with a reset. Keepalive probes that
@@ -86,7 +86,8 @@ mod tests {
 
     fn found(keys: &str, protocol: &str, backend: &str) -> Vec<(State, String)> {
         let text = format!(
-            "[[listeners]]\nname = \"a\"\nprotocol = \"{protocol}\"\naddress = \"0.0.0.0:7\"\n{keys}\n\
+            "[[listeners]]\nname = \"a\"\nprotocol = \"{protocol}\"\naddress = \"0.0.0.0:7\"\n\
+             {keys}\n\
              [[routes]]\nname = \"a\"\nlisteners = [\"a\"]\nbackends = [{{ name = \"b\" }}]\n\
              [[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:7\"]\n{backend}\n"
         );
