@@ -577,6 +577,14 @@ const CHECKS: &[(&str, &str)] = &[
         "type = \"redis\", password_file = \"/none\"",
         "12:50: backends[0].health_check.password_file: /none can't be read: No such file",
     ),
+    (
+        "type = \"postgres\", role = \"primary\"",
+        "12:16: backends[0].health_check.user: missing; PostgreSQL tells its role to a user",
+    ),
+    (
+        "type = \"postgres\", user = \"a\\u0000b\"",
+        "12:44: backends[0].health_check.user: must have 1 to 255 bytes, and no byte 0",
+    ),
     ("type = \"dns\"", "12:16: backends[0].health_check.query: missing; a name that the"),
     (
         "type = \"dns\", query = \"a..b\"",
@@ -585,6 +593,10 @@ const CHECKS: &[(&str, &str)] = &[
     (
         "type = \"dns\", query = \".\", rcode = []",
         "12:53: backends[0].health_check.rcode: names no code",
+    ),
+    (
+        "type = \"dns\", query = \".\", user = \"me\"",
+        "12:52: backends[0].health_check.user: is for type = \"postgres\" or \"redis\", and",
     ),
     ("type = \"udp\"", "12:16: backends[0].health_check.send: missing; what the endpoint is"),
     (

@@ -21,6 +21,8 @@ pub(super) struct Plan {
     /// Local addresses to connect from, as for sessions: one of each IP version, if any are given.
     pub(super) sources: Vec<IpAddr>,
     pub(super) send_proxy: Option<ProxyVersion>,
+    /// Whether the check is to speak TLS.
+    pub(super) speaks_tls: bool,
     pub(super) tls: Option<Tls>,
 }
 
@@ -48,8 +50,16 @@ impl Plan {
         // Version 1 has no word for UDP. A check by UDP of a backend for TCP goes without.
         let send_proxy =
             send_proxy.filter(|version| *version == ProxyVersion::V2 || !check.speaks_udp());
-        let tls = check.speaks_tls(originator.is_some()).then(|| Tls::new(&check, originator));
-        Self { sources: sources(backend), send_proxy, tls, check }
+        let speaks_tls = check.speaks_tls(originator.is_some());
+        let tls = if speaks_tls {
+            Some(Tls::new(&check, originator))
+        } else {
+            // A server that has offered TLS logs a connection that ends before TLS begins.
+            check
+                .accepts_tls()
+                .then(|| Tls::new(&HealthCheck { verify: false, ..check.clone() }, None))
+        };
+        Self { sources: sources(backend), send_proxy, speaks_tls, tls, check }
     }
 }
 
@@ -68,6 +78,7 @@ impl Tls {
         }
         config.alpn_protocols = match check.kind {
             Kind::Http(_) => vec![b"http/1.1".to_vec()],
+            Kind::Postgres(_) => vec![b"postgresql".to_vec()],
             _ => originator.map(|originator| originator.offer(None)).unwrap_or_default(),
         };
         let host = || {

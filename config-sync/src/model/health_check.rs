@@ -50,6 +50,8 @@ pub enum Kind {
     Tls,
     Http(Http),
     Exchange(Vec<Step>),
+    /// The answer to a request for TLS; with a user, a session, and what it says of recovery.
+    Postgres(Login),
     /// PING, or ROLE.
     Redis(Login),
     Dns(Dns),
@@ -279,9 +281,14 @@ impl HealthCheck {
     /// Who asks, for kinds of checks that say so.
     pub fn login(&self) -> Option<&Login> {
         match &self.kind {
-            Kind::Redis(login) => Some(login),
+            Kind::Postgres(login) | Kind::Redis(login) => Some(login),
             _ => None,
         }
+    }
+
+    /// Whether the check asks for TLS, to see the answer, and does not need TLS.
+    pub fn accepts_tls(&self) -> bool {
+        matches!(&self.kind, Kind::Postgres(Login { user: None, .. }))
     }
 
     /// The name of the check's kind in a file.
@@ -291,6 +298,7 @@ impl HealthCheck {
             Kind::Tls => "tls",
             Kind::Http(_) => "http",
             Kind::Exchange(_) => "exchange",
+            Kind::Postgres(_) => "postgres",
             Kind::Redis(_) => "redis",
             Kind::Dns(_) => "dns",
             Kind::Sip(_) => "sip",

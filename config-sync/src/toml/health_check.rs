@@ -66,6 +66,7 @@ enum Type {
     Tls,
     Http,
     Exchange,
+    Postgres,
     Redis,
     Dns,
     Sip,
@@ -73,11 +74,12 @@ enum Type {
     Agent,
 }
 
-const TYPES: [(&str, Type); 9] = [
+const TYPES: [(&str, Type); 10] = [
     ("tcp", Type::Tcp),
     ("tls", Type::Tls),
     ("http", Type::Http),
     ("exchange", Type::Exchange),
+    ("postgres", Type::Postgres),
     ("redis", Type::Redis),
     ("dns", Type::Dns),
     ("sip", Type::Sip),
@@ -86,11 +88,15 @@ const TYPES: [(&str, Type); 9] = [
 ];
 
 /// The types that can speak TLS and need not.
-const OVER_TLS: &[Type] = &[Type::Http, Type::Exchange, Type::Redis, Type::Sip, Type::Agent];
+const OVER_TLS: &[Type] =
+    &[Type::Http, Type::Exchange, Type::Postgres, Type::Redis, Type::Sip, Type::Agent];
 
 /// The types that can verify a certificate.
 const VERIFYING: &[Type] =
-    &[Type::Tls, Type::Http, Type::Exchange, Type::Redis, Type::Sip, Type::Agent];
+    &[Type::Tls, Type::Http, Type::Exchange, Type::Postgres, Type::Redis, Type::Sip, Type::Agent];
+
+/// The types that can log in.
+const WITH_LOGIN: &[Type] = &[Type::Postgres, Type::Redis];
 
 /// The types that have a key, for keys that not every type has.
 const OF: [(&str, &[Type]); 22] = [
@@ -109,9 +115,9 @@ const OF: [(&str, &[Type]); 22] = [
     ("expect_hex", &[Type::Udp]),
     ("expect_regex", &[Type::Udp]),
     ("silence", &[Type::Udp]),
-    ("user", &[Type::Redis]),
-    ("password_file", &[Type::Redis]),
-    ("role", &[Type::Redis]),
+    ("user", WITH_LOGIN),
+    ("password_file", WITH_LOGIN),
+    ("role", WITH_LOGIN),
     ("transport", &[Type::Dns, Type::Sip]),
     ("query", &[Type::Dns]),
     ("record", &[Type::Dns]),
@@ -159,6 +165,11 @@ fn fits<'t>(reader: &mut Reader<'t>, given: &Table<'t>, check: &HealthCheck) {
     if let Kind::Redis(Login { user: Some(_), password_file: None, .. }) = &check.kind {
         reader.miss(given, "password_file", "a user of Redis has a password");
     }
+    if let Kind::Postgres(Login { user: None, password_file, role }) = &check.kind
+        && (password_file.is_some() || role.is_some())
+    {
+        reader.miss(given, "user", "PostgreSQL tells its role to a user who has logged in");
+    }
 }
 
 pub(crate) const PROXIES: [(&str, CheckProxy); 3] = [
@@ -200,6 +211,7 @@ fn kind<'t>(reader: &mut Reader<'t>, given: &Table<'t>, of: Type) -> Kind {
             reader.miss(given, "steps", "such as [{ send = \"ruok\", expect = \"imok\" }]");
             Kind::Exchange(steps)
         }
+        Type::Postgres => Kind::Postgres(login),
         Type::Redis => Kind::Redis(login),
         Type::Dns => {
             reader.miss(given, "query", "a name that the server knows, such as \"example.com\"");

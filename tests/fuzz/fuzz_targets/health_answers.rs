@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use config_sync::check::parse;
 use config_sync::health::probe::talk::Talk;
-use config_sync::health::probe::talk::reply::{Facts, Reply};
+use config_sync::health::probe::talk::reply::{Channel, Facts, Reply};
 use config_sync::model::health_check::HealthCheck;
 use libfuzzer_sys::fuzz_target;
 
@@ -17,6 +17,9 @@ const CHECKS: &[&str] = &[
     "type = 'http', body_regex = '^(a|b)+$', status = [200, '300-399']",
     "type = 'exchange', steps = [{ expect_regex = '^220 .*' }, { send = 'EHLO', expect = '250 ' }, \
      { send_hex = '00ff', expect_hex = 'ff00' }]",
+    "type = 'postgres'",
+    "type = 'postgres', user = 'u', password_file = '/p', role = 'primary'",
+    "type = 'postgres', user = 'u', password_file = '/p', role = 'replica'",
     "type = 'redis'",
     "type = 'redis', role = 'primary', user = 'u', password_file = '/p'",
     "type = 'redis', role = 'replica'",
@@ -27,6 +30,8 @@ const CHECKS: &[&str] = &[
     "type = 'udp', send = 'ping', expect_regex = 'p.ng'",
     "type = 'agent', port = 1, send = 'hello'",
 ];
+
+const CHANNELS: [Channel; 3] = [Channel::Plain, Channel::Unverified, Channel::Verified];
 
 static PARSED: LazyLock<Vec<HealthCheck>> = LazyLock::new(|| {
     let check = |keys: &&str| {
@@ -46,8 +51,9 @@ fuzz_target!(|input: &[u8]| {
         local: ([127, 0, 0, 1], 5_000).into(),
         password: Some(b"secret".to_vec()),
         random: 0x0102_0304_0506_0708,
+        channel: CHANNELS[usize::from(*which) / PARSED.len() % CHANNELS.len()],
     };
-    let (mut talk, _) = Talk::new(check, &facts).expect("each of these checks says something");
+    let (mut talk, _) = Talk::new(check, &facts);
     // The answer comes in pieces of this length. What is left after a step is of the next answer.
     let (mut begin, mut end) = (0, 0);
     loop {
@@ -57,7 +63,7 @@ fuzz_target!(|input: &[u8]| {
                 assert!(!ended, "nothing more will come");
                 end = (end + usize::from(*piece) + 1).min(answer.len());
             }
-            Reply::Say { taken, .. } => {
+            Reply::Say { taken, .. } | Reply::Secure { taken, .. } => {
                 begin += taken;
                 assert!(begin <= end, "only what has come can be taken");
             }

@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::health::probe::talk::Talk;
-use crate::health::probe::talk::reply::{Facts, MOST_OF_ANSWER, Reply};
+use crate::health::probe::talk::reply::{Channel, Facts, Farewell, MOST_OF_ANSWER, Reply};
 use crate::health::{Finding, Probe};
 use crate::model::health_check::{Kind, MOST_OF_PASSWORD};
 use crate::table::address::{Address, EndpointAddress, UnixPath};
@@ -59,6 +59,22 @@ impl Probe {
     }
 }
 
+/// Where a conversation has come to.
+enum Spoken {
+    Verdict(Finding),
+    /// TLS begins, and these bytes are the first within.
+    Secure(Vec<u8>),
+}
+
+impl Spoken {
+    fn finding(self) -> Made {
+        match self {
+            Self::Verdict(finding) => Ok(finding),
+            Self::Secure(_) => Err(Finding::Bad("TLS was to begin twice".to_owned())),
+        }
+    }
+}
+
 /// A finding that ends the check early is the error.
 type Made = Result<Finding, Finding>;
 
@@ -76,22 +92,39 @@ impl Attempt<'_> {
         if let Some(version) = plan.send_proxy {
             self.step("sending to", stream.write_all(proxy_header(version))).await?;
         }
-        let Some(tls) = &plan.tls else {
-            let found = self.speak(&mut stream, &facts).await;
-            // A reset closes the connection. A reset leaves no TIME_WAIT on either side, where
-            // each check would hold a port for a minute. Everything was said, so nothing is lost.
-            _ = stream.set_zero_linger();
-            return found;
+        let (mut talk, mut said) = Talk::new(&plan.check, &facts);
+        if plan.tls.is_none() || talk.begins_in_clear() {
+            match self.speak(&mut stream, &mut talk, said).await {
+                Ok(Spoken::Secure(then)) => said = then,
+                found => {
+                    // A reset closes the connection. A reset leaves no TIME_WAIT on either side,
+                    // where each check would hold a port for a minute. Everything was said, so
+                    // nothing is lost.
+                    _ = stream.set_zero_linger();
+                    return found?.finding();
+                }
+            }
+        }
+        let Some(tls) = &plan.tls else { return Ok(Finding::Good) };
+        let secured = self.step("TLS with", stream::secured(stream, tls, self.address)).await;
+        let mut stream = match secured {
+            // The check asks for no TLS, so the endpoint's offer of TLS was good enough.
+            Err(_) if facts.channel == Channel::Plain => return Ok(Finding::Good),
+            secured => secured?,
         };
-        let mut stream = self.step("TLS with", stream::secured(stream, tls, self.address)).await?;
-        let mut found = self.speak(&mut stream, &facts).await;
-        if plan.check.kind == Kind::Tls {
+        let mut found = match self.speak(&mut stream, &mut talk, said).await {
+            Ok(spoken) => spoken.finding(),
+            Err(bad) => Err(bad),
+        };
+        if plan.check.kind == Kind::Tls || plan.check.accepts_tls() {
             // With TLS 1.3 an endpoint refuses a certificate, or the lack of one, only after the
             // handshake has ended for Ringway.
             stream::say_goodbye(&mut stream);
             _ = stream.flush().await;
             let ended = timeout_at(self.soon(), stream::end_of(&mut stream)).await;
-            if let Ok(Err(error)) = ended {
+            if let Ok(Err(error)) = ended
+                && facts.channel != Channel::Plain
+            {
                 found = Err(self.bad("TLS with", &error));
             }
         }
@@ -108,9 +141,7 @@ impl Attempt<'_> {
         let socket = UdpSocket::bind(self.local(address)).await.map_err(own)?;
         self.connected(socket.connect(address).await)?;
         let facts = self.facts(None, socket.local_addr())?;
-        let Some((mut talk, said)) = Talk::new(&plan.check, &facts) else {
-            return Ok(Finding::Good);
-        };
+        let (mut talk, said) = Talk::new(&plan.check, &facts);
         let doing = talk.doing();
         let header = plan.send_proxy.map(proxy_header).unwrap_or_default();
         self.step(doing, socket.send(&[header, &said].concat())).await?;
@@ -160,7 +191,13 @@ impl Attempt<'_> {
         // forge packets of the endpoint.
         _ = aws_lc_rs::default_provider().secure_random.fill(&mut random);
         let random = u64::from_be_bytes(random);
-        Ok(Facts { host: self.host(), local: local.map_err(own)?, password, random })
+        let check = &self.probe.plan.check;
+        let channel = match (self.probe.plan.speaks_tls, check.verify) {
+            (false, _) => Channel::Plain,
+            (true, false) => Channel::Unverified,
+            (true, true) => Channel::Verified,
+        };
+        Ok(Facts { host: self.host(), local: local.map_err(own)?, password, random, channel })
     }
 
     async fn connect(&self) -> Result<TcpStream, Finding> {
@@ -199,26 +236,53 @@ impl Attempt<'_> {
         SocketAddr::new(self.probe.source.unwrap_or_else(any), 0)
     }
 
-    /// Talks until the verdict.
+    /// Talks until the verdict, and takes leave; or until TLS is to begin.
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
-        facts: &Facts,
-    ) -> Made {
-        let check = &self.probe.plan.check;
-        let Some((mut talk, said)) = Talk::new(check, facts) else { return Ok(Finding::Good) };
+        talk: &mut Talk<'_>,
+        said: Vec<u8>,
+    ) -> Result<Spoken, Finding> {
+        let spoken = self.until_the_verdict(stream, talk, said).await;
+        let doing = talk.doing();
+        match (talk.farewell(), &spoken) {
+            (_, Ok(Spoken::Secure(_))) | (Farewell::Reset, _) | (Farewell::Wait, Err(_)) => {
+                return spoken;
+            }
+            (Farewell::Wait, _) => {}
+            (Farewell::Say(bytes), _) => _ = self.say(doing, stream, bytes).await,
+            (Farewell::End, _) => _ = self.step(doing, stream.shutdown()).await,
+        }
+        _ = timeout_at(self.soon(), stream::end_of(stream)).await;
+        spoken
+    }
+
+    async fn until_the_verdict<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        talk: &mut Talk<'_>,
+        said: Vec<u8>,
+    ) -> Result<Spoken, Finding> {
         let doing = talk.doing();
         self.say(doing, stream, &said).await?;
         let mut answer = Vec::new();
         let mut ended = false;
-        let found = loop {
+        loop {
             match talk.reply(&answer, ended || answer.len() >= MOST_OF_ANSWER) {
-                Reply::Good => break Finding::Good,
-                Reply::Share(percent) => break Finding::Share(percent),
+                Reply::Good => return Ok(Spoken::Verdict(Finding::Good)),
+                Reply::Share(percent) => return Ok(Spoken::Verdict(Finding::Share(percent))),
                 Reply::Bad(why) => return Err(self.bad(doing, &why)),
                 Reply::Say { taken, bytes } => {
                     answer.drain(..taken);
                     self.say(doing, stream, &bytes).await?;
+                }
+                Reply::Secure { taken, .. } if taken < answer.len() => {
+                    // Whoever stands between could have put the bytes there.
+                    return Err(self.bad(doing, &"it says more before TLS begins"));
+                }
+                Reply::Secure { bytes, then, .. } => {
+                    self.say(doing, stream, &bytes).await?;
+                    return Ok(Spoken::Secure(then));
                 }
                 Reply::More => {
                     let mut part = [0; 4_096];
@@ -228,11 +292,7 @@ impl Attempt<'_> {
                     ended = len == 0;
                 }
             }
-        };
-        if !ended && self.say(doing, stream, talk.farewell()).await.is_ok() {
-            _ = timeout_at(self.soon(), stream::end_of(stream)).await;
         }
-        Ok(found)
     }
 
     async fn say<S: AsyncWrite + Unpin>(

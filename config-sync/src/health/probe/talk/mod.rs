@@ -4,6 +4,7 @@ mod agent;
 mod dns;
 mod exchange;
 mod http;
+mod postgres;
 mod redis;
 pub mod reply;
 mod sip;
@@ -13,16 +14,19 @@ mod testing;
 use crate::health::probe::talk::dns::DnsTalk;
 use crate::health::probe::talk::exchange::ExchangeTalk;
 use crate::health::probe::talk::http::HttpTalk;
+use crate::health::probe::talk::postgres::PostgresTalk;
 use crate::health::probe::talk::redis::RedisTalk;
-use crate::health::probe::talk::reply::{Facts, Reply, shown};
+use crate::health::probe::talk::reply::{Facts, Farewell, Reply, shown};
 use crate::health::probe::talk::sip::SipTalk;
 use crate::model::health_check::{HealthCheck, Kind, Udp};
 
 /// One check's conversation. What the endpoint sends is never trusted.
-#[derive(Debug)]
 pub enum Talk<'c> {
+    /// Nothing is said: the connection itself is the check.
+    Silent,
     Http(HttpTalk<'c>),
     Exchange(ExchangeTalk<'c>),
+    Postgres(Box<PostgresTalk<'c>>),
     Redis(RedisTalk<'c>),
     Dns(DnsTalk<'c>),
     Sip(SipTalk<'c>),
@@ -31,11 +35,10 @@ pub enum Talk<'c> {
 }
 
 impl<'c> Talk<'c> {
-    /// The conversation, and the bytes that begin it. `None`: nothing is said, because the
-    /// connection itself is the check.
-    pub fn new(check: &'c HealthCheck, facts: &Facts) -> Option<(Self, Vec<u8>)> {
-        Some(match &check.kind {
-            Kind::Tcp | Kind::Tls => return None,
+    /// The conversation, and the bytes that begin it.
+    pub fn new(check: &'c HealthCheck, facts: &Facts) -> (Self, Vec<u8>) {
+        match &check.kind {
+            Kind::Tcp | Kind::Tls => (Self::Silent, Vec::new()),
             Kind::Http(http) => {
                 let talk = HttpTalk(http);
                 let said = talk.request(&facts.host);
@@ -45,6 +48,10 @@ impl<'c> Talk<'c> {
                 let mut talk = ExchangeTalk::new(steps);
                 let said = talk.said();
                 (Self::Exchange(talk), said)
+            }
+            Kind::Postgres(login) => {
+                let (talk, said) = PostgresTalk::new(login, facts);
+                (Self::Postgres(Box::new(talk)), said)
             }
             Kind::Redis(login) => {
                 let (talk, said) = RedisTalk::new(login, facts);
@@ -60,14 +67,21 @@ impl<'c> Talk<'c> {
             }
             Kind::Udp(udp) => (Self::Udp(udp), udp.send.to_vec()),
             Kind::Agent(send) => (Self::Agent, send.as_deref().unwrap_or_default().to_vec()),
-        })
+        }
+    }
+
+    /// Whether the conversation itself says when TLS begins.
+    pub fn begins_in_clear(&self) -> bool {
+        matches!(self, Self::Postgres(_))
     }
 
     /// The words for the conversation, before the endpoint's address.
     pub fn doing(&self) -> &'static str {
         match self {
+            Self::Silent => "the connection with",
             Self::Http(_) => "HTTP with",
             Self::Exchange(_) => "the exchange with",
+            Self::Postgres(_) => "PostgreSQL at",
             Self::Redis(_) => "Redis at",
             Self::Dns(_) => "DNS at",
             Self::Sip(_) => "SIP at",
@@ -80,8 +94,10 @@ impl<'c> Talk<'c> {
     /// of it, and the reply is not [`Reply::More`].
     pub fn reply(&mut self, answer: &[u8], ended: bool) -> Reply {
         match self {
+            Self::Silent => Reply::Good,
             Self::Http(http) => http.reply(answer, ended),
             Self::Exchange(exchange) => exchange.reply(answer, ended),
+            Self::Postgres(postgres) => postgres.reply(answer, ended),
             Self::Redis(redis) => redis.reply(answer, ended),
             Self::Dns(dns) => dns.reply(answer, ended),
             Self::Sip(sip) => sip.reply(answer, ended),
@@ -96,11 +112,12 @@ impl<'c> Talk<'c> {
         }
     }
 
-    /// What is said last, so that the endpoint closes.
-    pub fn farewell(&self) -> &'static [u8] {
+    pub fn farewell(&self) -> Farewell {
         match self {
-            Self::Redis(_) => redis::FAREWELL,
-            _ => b"",
+            Self::Silent => Farewell::Reset,
+            Self::Postgres(postgres) => postgres.farewell(),
+            Self::Redis(_) => Farewell::Say(redis::FAREWELL),
+            _ => Farewell::Wait,
         }
     }
 }

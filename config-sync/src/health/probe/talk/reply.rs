@@ -12,6 +12,13 @@ pub enum Reply {
         taken: usize,
         bytes: Vec<u8>,
     },
+    /// Forget this many bytes of the answer, say these bytes, begin TLS, and say the others within.
+    /// That nothing of the answer may be left is the driver's to see to.
+    Secure {
+        taken: usize,
+        bytes: Vec<u8>,
+        then: Vec<u8>,
+    },
     Good,
     /// The check is good, and the endpoint asks for this share of its weight, in percent.
     Share(u16),
@@ -25,6 +32,29 @@ impl Reply {
     }
 }
 
+/// How a conversation ends once the verdict is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// At once, by a reset.
+    Reset,
+    /// After a good answer the endpoint gets a moment to close first.
+    Wait,
+    /// These bytes make the endpoint close.
+    Say(&'static [u8]),
+    /// The endpoint is told that no more comes, because it would log a reset.
+    End,
+}
+
+/// What a password would go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    Plain,
+    /// TLS with whoever answers.
+    Unverified,
+    /// TLS with an endpoint whose certificate is good.
+    Verified,
+}
+
 /// The facts of one check that its settings do not have.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -36,6 +66,8 @@ pub struct Facts {
     pub password: Option<Vec<u8>>,
     /// Nobody can foresee this number.
     pub random: u64,
+    /// What the check speaks over. Some types begin in clear, and go on over TLS.
+    pub channel: Channel,
 }
 
 /// The beginning of an answer, for the log.

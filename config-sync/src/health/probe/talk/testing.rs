@@ -1,6 +1,6 @@
 //! For tests of the conversations.
 
-use crate::health::probe::talk::reply::Facts;
+use crate::health::probe::talk::reply::{Channel, Facts};
 
 pub(super) fn facts(password: Option<&str>) -> Facts {
     Facts {
@@ -8,5 +8,6 @@ pub(super) fn facts(password: Option<&str>) -> Facts {
         local: "127.0.0.1:1000".parse().expect("an address"),
         password: password.map(|password| password.as_bytes().to_vec()),
         random: 0x0102_0304_0506_0708,
+        channel: Channel::Plain,
     }
 }
