@@ -100,6 +100,8 @@ const TCP_LISTENER: &[(&str, &str)] = &[
     ("hostname = \"a.example.com\"", "is for TLS listeners only"),
     ("default_hostname = \"a.example.com\"", "is for TLS listeners only"),
     ("starttls = \"postgres\"", "is for TLS listeners only"),
+    ("not_tls = \"b\"", "is for TLS listeners only"),
+    ("silent = \"b\"", "is for TLS listeners only"),
     ("hello_timeout = \"5s\"", "is for TLS listeners, and for TCP listeners with accept_proxy"),
     ("tls = { mode = \"Passthrough\" }", "is for TLS listeners only"),
     ("flow_timeout = \"60s\"", "is for UDP listeners only"),
@@ -322,6 +324,29 @@ fn faults_of_udp_and_tls_listeners() {
     refused(
         &tls("hostname = \"a-.example.com\"\n[[routes]]"),
         &["5:12: listeners[0].hostname: \"a-.example.com\" is no host name (RFC 1123)"],
+    );
+}
+
+#[test]
+fn faults_of_backends_for_clients_without_tls() {
+    let tls = |line: &str| GOOD.replace("\"TCP\"", "\"TLS\"").replace("[[routes]]", line);
+    refused(
+        &tls("not_tls = [\"b\"]\nsilent = 5\n[[routes]]"),
+        &[
+            "5:11: listeners[0].not_tls: must be a string, not a list",
+            "6:10: listeners[0].silent: must be a string, not a whole number",
+        ],
+    );
+    refused(
+        &tls("not_tls = \"nobody\"\nsilent = \"no\"\n[[routes]]"),
+        &[
+            "5:11: listeners[0].not_tls: there is no backend \"nobody\"",
+            "6:10: listeners[0].silent: there is no backend \"no\"",
+        ],
+    );
+    refused(
+        &tls("hello_timeout = \"0s\"\nsilent = \"b\"\n[[routes]]"),
+        &["6:10: listeners[0].silent: needs `hello_timeout`, which is off here"],
     );
 }
 
@@ -750,6 +775,28 @@ fn tls_listeners_on_one_address_must_agree_on_what_comes_before_the_name() {
             &format!("{shares}`starttls` must be the same"),
             &format!("{shares}`default_hostname` must be the same"),
         ],
+    );
+    let pools = ["x", "y"].map(|name| format!("[[backends]]\nname = \"{name}\"\nendpoints = []\n"));
+    let both = |a: &str, b: &str| {
+        second(&format!("not_tls = \"{b}\"\nsilent = \"{b}\"")).replacen(
+            "hostname",
+            &format!("not_tls = \"{a}\"\nsilent = \"{a}\"\nhostname"),
+            1,
+        ) + &pools.concat()
+    };
+    assert!(load(&both("x", "x")).is_ok());
+    refused(
+        &both("x", "y"),
+        &[
+            "13:11: listeners[1].not_tls: listener \"a\" (line 5) has the same address and",
+            "14:10: listeners[1].silent: listener \"a\" (line 6) has the same address and",
+        ],
+    );
+    let named = second("").replacen("hostname", "not_tls = \"x\"\nhostname", 1) + &pools.concat();
+    assert!(load(&named).is_ok());
+    refused(
+        &(named + &route("a/not_tls", "[\"a\"]", "[]")),
+        &["20:8: routes[0].name: listener \"a\" has a route of this name already: its `not_tls`"],
     );
     refused(
         &second("").replace("B.example", "A.EXAMPLE"),

@@ -14,8 +14,8 @@ use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::model::place::Problems;
 use config_sync::table::address::EndpointAddress;
 use config_sync::table::routing::{
-    Absence, Backend, Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy,
-    Sources, Transport,
+    Absence, Backend, Balance, Drain, Fallback, Limits, Protocol, ProxyVersion, RoutingTable,
+    SendProxy, Sources, Transport,
 };
 use proptest::prelude::*;
 
@@ -102,6 +102,21 @@ fn every_key_reaches_the_table() {
     let options = web.options;
     assert_eq!((options.nodelay, options.keepalive, options.user_timeout), (false, 0, 30_000));
     assert!(none.endpoints.is_empty() && matches!(none.balance, Balance::Random));
+}
+
+#[test]
+fn clients_without_a_client_hello_have_routes_of_their_own() {
+    let table = table(ALL);
+    let (udp, tls) = (&table.sockets[0], &table.sockets[1]);
+    assert_eq!(tls.not_tls, Some(Fallback { listener: 1, route: 2 }));
+    assert_eq!(tls.silent, Some(Fallback { listener: 1, route: 3 }));
+    assert!(udp.not_tls.is_none() && udp.silent.is_none());
+    for (route, name, backend) in [(2, "tls-a/not_tls", "named"), (3, "tls-a/silent", "none")] {
+        let route = &table.routes[route];
+        let backends: Vec<_> = route.backends.iter().map(|of| (of.backend, of.weight)).collect();
+        let position = table.backends.iter().position(|of| &*of.name == backend);
+        assert_eq!((&*route.name, backends), (name, vec![(position.expect("it"), 1)]));
+    }
 }
 
 /// A listener of each protocol, without routes.

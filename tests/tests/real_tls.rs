@@ -1,13 +1,14 @@
 //! TLS by server name through the release binary: OpenSSL's servers and clients, and curl.
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use ringway::wire::client_hello::MAX_HELLO;
 use ringway_tests::hello;
+use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, LogLine, Server, client_hello, closed_without_a_byte, connect, echo,
@@ -238,6 +239,136 @@ fn hellos_in_pieces_arrive_unchanged() {
     _ = stream.write_all(&too_large);
     assert!(closed_without_a_byte(&mut stream));
     assert_eq!(gateway.closes(4)[3].text("reason"), Some("hello_too_large"));
+}
+
+/// The log's route and reason of each session.
+fn routes(gateway: &Gateway, count: usize) -> Vec<String> {
+    let words = |line: &LogLine| {
+        let route = line.text("route").unwrap_or("-");
+        format!("{route} {}", line.text("reason").unwrap_or("-"))
+    };
+    let mut said: Vec<_> = gateway.closes(count).iter().map(words).collect();
+    said.sort_unstable();
+    said
+}
+
+/// A server that speaks first, as those of SSH do, and then sends back what comes.
+fn speaks_first() -> Server {
+    Server::tcp(|mut stream| {
+        if stream.write_all(b"SSH-2.0-server\r\n").is_ok() {
+            echo(stream);
+        }
+    })
+}
+
+fn exchange_line(stream: &mut TcpStream, line: &[u8]) {
+    let mut back = vec![0; line.len()];
+    stream.write_all(line).expect("sent");
+    stream.read_exact(&mut back).expect("an answer");
+    assert_eq!(back, line);
+}
+
+/// SSH clients that speak and that wait, an RDP client, and TLS, on one port.
+#[test]
+fn clients_that_do_not_speak_tls_have_backends_of_their_own() {
+    let (web, ssh, rdp) = (TlsServer::start("web"), speaks_first(), Server::tcp(echo));
+    let address = free_address();
+    let keys = "hello_timeout = \"1s\"\nnot_tls = \"rdp\"\nsilent = \"ssh\"";
+    let config = listener("tls", "TLS", address, keys)
+        + &route("web", "tls", &[("web", 1)], "")
+        + &backend("web", [web.address], "")
+        + &backend("ssh", [ssh.address], "")
+        + &backend("rdp", [rdp.address], "");
+    let gateway = Gateway::start(&config);
+
+    let mut waits = connect(address);
+    // X.224 Connection Request, in pieces, and bulk behind it.
+    let request = b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0";
+    let mut speaks = connect(address);
+    exchange_line(&mut speaks, &request[..1]);
+    exchange_line(&mut speaks, &request[1..]);
+    let bulk: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    std::thread::scope(|scope| {
+        let mut writer = speaks.try_clone().expect("a descriptor");
+        let bulk = &bulk;
+        scope.spawn(move || writer.write_all(bulk).expect("sent"));
+        let mut back = vec![0; bulk.len()];
+        speaks.read_exact(&mut back).expect("an answer");
+        assert!(back == *bulk);
+    });
+    let mut banner = [0; 16];
+    waits.read_exact(&mut banner).expect("the server's first words");
+    assert_eq!(&banner, b"SSH-2.0-server\r\n");
+    exchange_line(&mut waits, b"SSH-2.0-client\r\n");
+    assert_eq!(who("web.example.com", address), "web");
+    let mut stalls = connect(address);
+    stalls.write_all(&client_hello(Some("web.example.com"))[..20]).expect("sent");
+    assert!(closed_without_a_byte(&mut stalls));
+    let mut broken = connect(address);
+    broken.write_all(&[22, 3, 1, 0, 0, 1]).expect("sent");
+    assert!(closed_without_a_byte(&mut broken));
+    drop((waits, speaks));
+
+    let expected =
+        ["- hello_invalid", "- hello_timeout", "tls/not_tls client_fin", "tls/silent client_fin"];
+    let said = routes(&gateway, 5);
+    assert_eq!(said[..4], expected);
+    assert!(said[4].starts_with("web "), "{said:?}");
+    assert_eq!((ssh.served(), rdp.served()), (1, 1));
+}
+
+/// Where TLS ends at the gateway, a client without TLS is passed on as it is, and under TLS to an
+/// endpoint that wants TLS.
+#[test]
+fn clients_that_do_not_speak_tls_pass_where_tls_ends_here() {
+    let (folder, pki) = (Folder::new(), Pki::new());
+    let issued = pki.issue(&["a.test"]);
+    let write = |name: &str, pem: &str| folder.write(name, pem).display().to_string();
+    let (cert, key) = (write("cert.pem", &issued.cert), write("key.pem", &issued.key));
+    let ca = write("ca.pem", &pki.ca());
+    let tls = format!(
+        "tls = {{ mode = \"Terminate\", certificates = [{{ cert = \"{cert}\", key = \"{key}\" }}], \
+         client_auth = \"required\", client_ca = \"{ca}\" }}\n"
+    );
+    let (plain, secret) = (speaks_first(), free_address());
+    folder.write("who", "secret");
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-quiet", "-WWW", "-key", &key, "-cert", &cert]);
+    command.args(["-accept", &secret.to_string()]).current_dir(folder.file(""));
+    let _server = Daemon::start(secret, &mut command);
+    let [a, b] = [free_address(), free_address()];
+    let origination = format!("tls = {{ server_name = \"a.test\", ca = \"{ca}\" }}");
+    let config = listener("a", "TLS", a, &format!("{tls}not_tls = \"plain\""))
+        + &listener("b", "TLS", b, &format!("{tls}not_tls = \"secret\""))
+        + &route("a", "a", &[("plain", 1)], "")
+        + &route("b", "b", &[("secret", 1)], "")
+        + &backend("plain", [plain.address], "")
+        + &backend("secret", [secret], &origination);
+    let gateway = Gateway::start(&config);
+    let mut client = connect(a);
+    client.write_all(b"SSH-2.0-client\r\n").expect("sent");
+    let mut both = [0; 32];
+    client.read_exact(&mut both).expect("an answer");
+    assert_eq!(&both, b"SSH-2.0-server\r\nSSH-2.0-client\r\n");
+    drop(client);
+    let mut client = connect(b);
+    client.write_all(b"GET /who HTTP/1.0\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    let _ = client.read_to_string(&mut answer);
+    assert!(answer.ends_with("secret"), "{answer}");
+    drop(client);
+    // A client of TLS must still show its certificate.
+    program(
+        "sh",
+        &[
+            "-c",
+            &format!("openssl s_client -quiet -servername a.test -connect {a} </dev/null || true"),
+        ],
+    );
+    let said = routes(&gateway, 3);
+    assert!(said.iter().any(|line| line == "a client_tls_failed"), "{said:?}");
+    let others = said.iter().filter(|line| line.contains("/not_tls ")).count();
+    assert_eq!(others, 2, "{said:?}");
 }
 
 #[test]

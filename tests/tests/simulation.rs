@@ -507,6 +507,8 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
             access: None,
             starttls: None,
             default_hostname: None,
+            not_tls: None,
+            silent: None,
             bind: Bind::default(),
             accept_proxy: AcceptProxy::default(),
             listeners: any(0),

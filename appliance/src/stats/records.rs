@@ -152,11 +152,15 @@ words! {
             "What a source in `accept_proxy` sent first is no valid PROXY header.",
         ProxyMissing = "proxy_missing":
             "With `accept_proxy.only`: the connection came from no source in `accept_proxy`.",
-        HelloTimeout = "hello_timeout": "No whole ClientHello within `hello_timeout`.",
-        HelloInvalid = "hello_invalid": "What the client sent is no TLS ClientHello.",
+        HelloTimeout = "hello_timeout":
+            "No whole ClientHello within `hello_timeout`, and the listener has no `silent`, or a \
+             ClientHello had begun.",
+        HelloInvalid = "hello_invalid":
+            "What the client sent is no TLS ClientHello, and the listener has no `not_tls`, or the \
+             beginning was one.",
         HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
         StarttlsMissing = "starttls_missing":
-            "With `starttls`: the client went on without TLS.",
+            "With `starttls` and without `not_tls`: the client went on without TLS.",
         StarttlsCancel = "starttls_cancel":
             "A PostgreSQL CancelRequest, which has no server name, and there are several listeners \
              or routes that it may mean; or the listener wants clients' certificates.",

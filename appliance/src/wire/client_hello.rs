@@ -45,7 +45,9 @@ pub enum Hello {
         at_least: usize,
     },
     Known(ClientHello),
-    /// Not a ClientHello, whatever bytes may follow. The text is for the log.
+    /// The first bytes are not those of a TLS record with a ClientHello. The text is for the log.
+    NotTls(&'static str),
+    /// Begins like a ClientHello and is none, whatever bytes may follow. The text is for the log.
     Invalid(&'static str),
     /// No answer within [`MAX_HELLO`] bytes.
     TooLarge,
@@ -66,6 +68,7 @@ pub fn read(bytes: &[u8], end: bool) -> Hello {
     let within = &bytes[..bytes.len().min(MAX_HELLO)];
     match client_hello(within) {
         Ok(hello) => Hello::Known(hello),
+        Err(Halt::NotTls(why)) => Hello::NotTls(why),
         Err(Halt::Invalid(why)) => Hello::Invalid(why),
         Err(Halt::TooLarge) => Hello::TooLarge,
         Err(Halt::Missing { .. }) if end => Hello::Invalid("the client ended within its hello"),
@@ -148,6 +151,7 @@ impl fmt::Debug for Protocols {
 /// Why reading stopped without an answer.
 enum Halt {
     Missing { at_least: usize },
+    NotTls(&'static str),
     Invalid(&'static str),
     TooLarge,
 }
@@ -207,7 +211,7 @@ impl Input<'_> {
         self.want(4);
         let [kind] = self.array()?;
         if kind != CLIENT_HELLO {
-            return Err(Halt::Invalid("a handshake that does not begin with a ClientHello"));
+            return Err(Halt::NotTls("a handshake that does not begin with a ClientHello"));
         }
         let [high, middle, low] = self.array()?;
         let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
@@ -391,12 +395,13 @@ impl Input<'_> {
             return Ok(());
         }
         let header = self.bytes.get(self.at..).unwrap_or_default();
+        let wrong = if self.at == 0 { Halt::NotTls } else { Halt::Invalid };
         if header.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD) {
-            return Err(Halt::Invalid("not a TLS handshake record"));
+            return Err(wrong("not a TLS handshake record"));
         }
         // The minor version is arbitrary in practice. The major version was always 3.
         if header.get(1).is_some_and(|major| *major != 3) {
-            return Err(Halt::Invalid("not a TLS record version"));
+            return Err(wrong("not a TLS record version"));
         }
         let [_, _, _, high, low, ..] = *header else { return Err(self.missing()) };
         let len = usize::from(u16::from_be_bytes([high, low]));

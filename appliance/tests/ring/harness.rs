@@ -262,6 +262,8 @@ pub(crate) fn try_open(
         access: None,
         starttls: None,
         default_hostname: None,
+        not_tls: None,
+        silent: None,
         bind: Bind::default(),
         accept_proxy: AcceptProxy::default(),
         listeners: Hosts::new([0; 4]),

@@ -1,6 +1,7 @@
 //! Checks whether the parts of a configuration fit together, which no single value can tell.
 
 mod endpoints;
+mod fallback;
 pub(crate) mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use crate::model::backend::Backend;
 use crate::model::config::{Broken, Config};
 use crate::model::listener::{AcceptProxy, Listener, bound_to, nameless, transport};
 use crate::model::place::{At, Hints, Place, Problem, Problems};
-use crate::model::route::Route;
+use crate::model::route::{Route, Takes};
 use crate::table::address::Address;
 use crate::table::routing::{Bound, Protocol, ProxyVersion, Transport};
 use crate::toml::{self, Parts};
@@ -145,6 +146,11 @@ impl<'c> Check<'c> {
             for name in &same[1..] {
                 let (name_is, line) = (&name.value, same[0].place.line);
                 let message = match what {
+                    "route" if let Some((listener, key)) = fallback::listener(same[0], name) => {
+                        format!(
+                            "listener \"{listener}\" has a route of this name already: its `{key}`"
+                        )
+                    }
                     "route" | "backend" if is_of_listener(same[0]) || is_of_listener(name) => {
                         format!(
                             "listener \"{name_is}\" has a {what} of this name already: its own \
@@ -195,6 +201,7 @@ impl<'c> Check<'c> {
             let before = self.problems.len();
             self.shared_socket(sharing);
             self.default_hostname(sharing);
+            self.problems.extend(fallback::agreed(sharing));
             self.overlaps(&sockets, bound, sharing[0]);
             // What is wrong with one port of a range is wrong with the others.
             let mut found = self.problems.split_off(before);
@@ -317,7 +324,7 @@ impl<'c> Check<'c> {
     fn one_route_each(&mut self, routes: &'c [Route]) {
         type Key<'c> = (&'c str, Option<&'c str>, Option<IpNet>);
         let mut seen: BTreeMap<Key<'_>, &Route> = BTreeMap::new();
-        for route in routes {
+        for route in routes.iter().filter(|route| route.takes == Takes::Usual) {
             for name in &route.listeners {
                 let Some(listener) = self.listeners.get(name.value.as_str()).copied() else {
                     continue;
@@ -367,6 +374,9 @@ impl<'c> Check<'c> {
             let mut of_route = Users::default();
             for name in &route.listeners {
                 of_route.add(self.listeners.get(name.value.as_str()).copied());
+            }
+            if route.takes != Takes::Usual {
+                of_route.through = None;
             }
             for used in &route.backends {
                 users.entry(&used.name.value).or_default().extend(of_route);

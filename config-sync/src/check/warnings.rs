@@ -9,7 +9,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::gone::OnGone;
 use crate::model::listener::{bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
-use crate::model::route::Route;
+use crate::model::route::{Route, Takes};
 use crate::table::routing::Transport;
 
 /// All warnings about a configuration that compiles. `file` is the file's name. `local` has the
@@ -29,7 +29,8 @@ pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> 
 
 /// Listeners and backends that no route names.
 fn unused(config: &Config, found: &mut Vec<Problem>) {
-    let served: BTreeSet<&str> = names(config.routes.iter().flat_map(|route| &route.listeners));
+    let usual = config.routes.iter().filter(|route| route.takes == Takes::Usual);
+    let served: BTreeSet<&str> = names(usual.flat_map(|route| &route.listeners));
     for listener in &config.listeners {
         if !served.contains(listener.name.value.as_str()) {
             found.push(listener.name.problem(format!(

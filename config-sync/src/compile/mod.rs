@@ -25,11 +25,12 @@ use crate::model::health_check::MOST_OF_PASSWORD;
 use crate::model::listener;
 use crate::model::listener::{bound_to, nameless};
 use crate::model::place::{At, Problem, Problems};
+use crate::model::route::{Route, Takes};
 use crate::table::address::Bind;
 use crate::table::fnv::Fnv;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
-    self, AcceptProxy, BackendId, Balance, Bound, Drain, Hosts, ListenerId, NO_ROUTE,
+    self, AcceptProxy, BackendId, Balance, Bound, Drain, Fallback, Hosts, ListenerId, NO_ROUTE,
     OnUnavailable, Protocol, RouteId, RoutingTable, SocketId,
 };
 use crate::table::terminator::{Originator, Terminator};
@@ -159,6 +160,7 @@ impl Compile<'_> {
     fn sockets(&mut self) -> (Vec<routing::Socket>, Vec<Vec<usize>>) {
         let (mut sockets, mut sharing) = (Vec::<routing::Socket>::new(), Vec::new());
         let mut socket_of: BTreeMap<Bound, usize> = BTreeMap::new();
+        let fallbacks = fallbacks(self.config);
         let all = self.config.listeners.iter().enumerate();
         let all = all.flat_map(|(index, of)| {
             of.addresses.iter().zip(bound_to(of)).map(move |(at, bound)| (index, of, at, bound))
@@ -180,10 +182,18 @@ impl Compile<'_> {
                     starttls: listener.starttls,
                     default_hostname: nameless(listener).map(Box::from),
                     accept_proxy: accept_proxy(listener),
+                    not_tls: None,
+                    silent: None,
                     listeners: Hosts::new(HOST_SEEDS),
                 });
             }
             sockets[at].bind.freebind |= listener.freebind;
+            let fallback = |takes| {
+                let route = *fallbacks.get(&(listener.name.value.as_str(), takes))?;
+                Some(Fallback { listener: index, route })
+            };
+            sockets[at].not_tls = sockets[at].not_tls.or_else(|| fallback(Takes::NotTls));
+            sockets[at].silent = sockets[at].silent.or_else(|| fallback(Takes::Silent));
             // The ClientHello tells which listener is meant. Until then the longest timeout counts.
             let patience = &mut sockets[at].hello_timeout;
             *patience = match listener.timeouts.hello {
@@ -230,7 +240,8 @@ impl Compile<'_> {
     fn place_routes(&self, listeners: &mut [routing::Listener]) {
         let index_of = index(self.config.listeners.iter().map(|listener| &listener.name));
         let mut placed: BTreeMap<(usize, Option<&str>), Vec<usize>> = BTreeMap::new();
-        for (index, route) in self.config.routes.iter().enumerate() {
+        let usual = |(_, route): &(usize, &Route)| route.takes == Takes::Usual;
+        for (index, route) in self.config.routes.iter().enumerate().filter(usual) {
             for name in &route.listeners {
                 let at = index_of[name.value.as_str()];
                 for (host, _) in hosts_on(route, &self.config.listeners[at], &name.place) {
@@ -329,6 +340,17 @@ impl Compile<'_> {
         }
         id.unwrap_or_default()
     }
+}
+
+/// The indices of routes for clients without a ClientHello, by listener. Where listeners share an
+/// address, the first of them has these clients.
+fn fallbacks(config: &Config) -> BTreeMap<(&str, Takes), usize> {
+    let routes = config.routes.iter().enumerate();
+    let unusual = routes.filter(|(_, route)| route.takes != Takes::Usual);
+    let by_listener = unusual.flat_map(|(index, route)| {
+        route.listeners.iter().map(move |name| ((name.value.as_str(), route.takes), index))
+    });
+    by_listener.collect()
 }
 
 /// The access set that all listeners have. `None` if the sets differ, or all clients may come in.

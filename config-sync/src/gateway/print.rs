@@ -21,7 +21,7 @@ use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::model::resolver::{DnsTransport, NameServer, Resolver};
-use crate::model::route::Route;
+use crate::model::route::{Route, Takes};
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::table::address::{Address, UNIX_CLIENT};
 use crate::table::routing::{
@@ -39,7 +39,8 @@ pub fn toml(config: &Config, place: &mut dyn FnMut(&Pem) -> Option<String>) -> S
     for listener in &config.listeners {
         print.listener(listener);
     }
-    for route in &config.routes {
+    // The keys of listeners stand for the other routes.
+    for route in config.routes.iter().filter(|route| route.takes == Takes::Usual) {
         print.route(route);
     }
     for backend in &config.backends {
@@ -178,6 +179,11 @@ impl Print<'_> {
         if let Some(starttls) = listener.starttls {
             let word = STARTTLS.iter().find(|(_, known)| *known == starttls);
             self.line("starttls", &quoted(word.map_or("", |(word, _)| word)));
+        }
+        for (key, backend) in [("not_tls", &listener.not_tls), ("silent", &listener.silent)] {
+            if let Some(backend) = backend {
+                self.line(key, &quoted(&backend.value));
+            }
         }
         if let Some(tls) = &listener.tls {
             self.termination(tls);

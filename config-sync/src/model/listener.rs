@@ -32,6 +32,12 @@ pub struct Listener {
     pub default_hostname: Option<At<String>>,
     /// TLS only. The protocol that clients may speak before the ClientHello.
     pub starttls: Option<Starttls>,
+    /// TLS only. The backend of clients whose first bytes are not those of a ClientHello. `None`:
+    /// such clients are closed.
+    pub not_tls: Option<At<String>>,
+    /// TLS only. The backend of clients that have sent nothing within `hello_timeout`. `None`: such
+    /// clients are closed.
+    pub silent: Option<At<String>>,
     /// TLS only. `None`: TLS passes through unchanged.
     pub tls: Option<Termination>,
     pub timeouts: Timeouts,

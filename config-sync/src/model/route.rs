@@ -9,6 +9,7 @@ use crate::table::routing::{OnUnavailable, RouteBalance};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     pub name: At<String>,
+    pub takes: Takes,
     pub listeners: Vec<At<String>>,
     /// TLS only. If the list is empty, the route is for every name that the listener takes.
     pub hostnames: Vec<At<String>>,
@@ -20,6 +21,17 @@ pub struct Route {
     /// `None`: nothing is said, which means `Refuse`.
     pub on_unavailable: Option<OnUnavailable>,
     pub backends: Vec<WeightedBackend>,
+}
+
+/// Which sessions of its listeners a route is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Takes {
+    /// Sessions with a ClientHello, and all sessions of a listener that reads none.
+    Usual,
+    /// Sessions whose first bytes are not those of a ClientHello.
+    NotTls,
+    /// Sessions of clients that have sent nothing within `hello_timeout`.
+    Silent,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -84,6 +84,8 @@ fn table(generation: u64, ports: &[u16]) -> RoutingTable {
         access: None,
         starttls: None,
         default_hostname: None,
+        not_tls: None,
+        silent: None,
         accept_proxy: AcceptProxy::default(),
         listeners: Hosts::new([0; 4]),
     };

@@ -123,8 +123,21 @@ pub struct Socket {
     /// The name for clients that send no name, in lower case.
     pub default_hostname: Option<Box<str>>,
     pub accept_proxy: AcceptProxy,
+    /// Where clients go whose first bytes are not those of a ClientHello. `None`: they are closed.
+    pub not_tls: Option<Fallback>,
+    /// Where clients go that have sent nothing within `hello_timeout`. `None`: they are closed.
+    pub silent: Option<Fallback>,
     /// Indices into [`RoutingTable::listeners`].
     pub listeners: Hosts<usize>,
+}
+
+/// Where a connection without a ClientHello goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// Index into [`RoutingTable::listeners`].
+    pub listener: usize,
+    /// Index into [`RoutingTable::routes`].
+    pub route: usize,
 }
 
 impl Socket {

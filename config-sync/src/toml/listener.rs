@@ -10,6 +10,7 @@ use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::table::routing::{OnTruncation, Protocol, Starttls, Timeouts};
 use crate::toml::bind::{Binding, bind_address, binding};
+use crate::toml::fallback::fallbacks;
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::values::{duration, duration_from, exact_hostname, hostname, name};
@@ -30,6 +31,8 @@ pub(crate) static LISTENER: Section = Section {
         key("hostnames", On::Tls),
         key("default_hostname", On::Tls),
         key("starttls", On::Tls),
+        key("not_tls", On::Tls),
+        key("silent", On::Tls),
         key("tls", On::Tls),
         key("hello_timeout", On::Stream),
         key("idle_timeout", On::Stream),
@@ -88,6 +91,7 @@ pub(crate) fn listener<'t>(
     };
     let hostnames = one_or_list(reader, table, ("hostname", "hostnames"), hostname);
     let default_hostname = reader.get(table, "default_hostname", exact_hostname);
+    let [not_tls, silent] = fallbacks(reader, table, timeouts.hello);
     let starttls = reader.get(table, "starttls", word(&STARTTLS)).map(|given| given.value);
     let on_truncation = reader.get(table, "on_truncation", word(&ON_TRUNCATION));
     let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
@@ -106,6 +110,8 @@ pub(crate) fn listener<'t>(
         hostnames,
         default_hostname,
         starttls,
+        not_tls,
+        silent,
         tls,
         timeouts,
         on_truncation: on_truncation.map_or_else(OnTruncation::default, |given| given.value),

@@ -7,6 +7,7 @@ pub(crate) mod bind;
 mod defaults;
 pub(crate) mod eject;
 pub(crate) mod endpoint;
+mod fallback;
 pub(crate) mod gone;
 pub(crate) mod health_check;
 pub(crate) mod listener;
@@ -177,6 +178,7 @@ fn config<'t>(
         backends.extend(backend);
     }
     routes.extend(whole(reader, root, &ROUTE, &mut broken.routes, |r, t| route(r, &t)));
+    routes.extend(listeners.iter().flat_map(fallback::routes));
     let protocols = protocols(&listeners, &routes);
     backends.extend(whole(reader, root, &BACKEND, &mut broken.backends, |r, t| {
         let name = r.peek(&t, "name", name);

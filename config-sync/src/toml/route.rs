@@ -3,7 +3,7 @@
 use toml::de::{DeTable, DeValue};
 
 use crate::model::place::At;
-use crate::model::route::{Route, WeightedBackend};
+use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::table::routing::{OnUnavailable, RouteBalance};
 use crate::toml::admission;
 use crate::toml::reader::{
@@ -54,6 +54,7 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
     let (name, listeners, hostnames, sources, admission) = head?;
     Some(Route {
         name,
+        takes: Takes::Usual,
         listeners,
         hostnames,
         sources,
@@ -107,6 +108,6 @@ pub(crate) const ON_UNAVAILABLE: [(&str, OnUnavailable); 2] =
     [("refuse", OnUnavailable::Refuse), ("next", OnUnavailable::Next)];
 
 /// The name of another part. A later check looks the name up.
-fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {
+pub(crate) fn name_of<'t>(value: &'t DeValue<'t>) -> Result<String, String> {
     string(value).map(str::to_owned)
 }

@@ -4,7 +4,7 @@ use crate::machine::Machine;
 use crate::model::admission::Admission;
 use crate::model::backend::Backend;
 use crate::model::place::At;
-use crate::model::route::{Route, WeightedBackend};
+use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::table::routing::RouteBalance;
 use crate::toml::backend::backend;
 use crate::toml::reader::{Reader, Table};
@@ -56,6 +56,7 @@ pub(crate) fn own<'t>(
     };
     let route = Route {
         name: name?.clone(),
+        takes: Takes::Usual,
         listeners: vec![name?.clone()],
         hostnames: Vec::new(),
         sources: Vec::new(),

@@ -7,10 +7,10 @@ use config_sync::table::address::Bind;
 use config_sync::table::load::Load;
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
-    Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, GoneEndpoint,
-    Hosts, Limits, Listener, ListenerId, OnTruncation, OnUnavailable, Protocol, ProxyVersion,
-    Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, SocketOptions,
-    Sources, Timeouts, Transport, WeightedBackend,
+    Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Fallback,
+    GoneEndpoint, Hosts, Limits, Listener, ListenerId, OnTruncation, OnUnavailable, Protocol,
+    ProxyVersion, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
+    SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
 use ipnet::IpNet;
@@ -40,6 +40,8 @@ pub struct ModelSocket {
     /// From where connections begin with a PROXY header. It stays as it is: clients know it.
     accept_proxy: AcceptProxy,
     pub listeners: Vec<ModelListener>,
+    /// TLS: whether clients without a ClientHello have a route: if they speak, if they are silent.
+    falls_back: [bool; 2],
     keepalive: u32,
 }
 
@@ -65,6 +67,9 @@ const DENIED: [Option<&str>; 5] =
 
 /// Routes for some clients have ids from here on.
 const FIRST_SPECIAL: u32 = 100;
+
+/// Routes for clients without a ClientHello have ids from here on.
+pub const FIRST_FALLBACK: u32 = 200;
 
 #[derive(Debug)]
 pub struct ModelBackend {
@@ -156,6 +161,7 @@ impl Model {
                 5 => {
                     let at = rng.below(self.sockets.len() as u64) as usize;
                     self.sockets[at].keepalive ^= 60;
+                    self.sockets[at].falls_back = [rng.per_mille(500), rng.per_mille(500)];
                 }
                 _ => {
                     let at = rng.below(self.sockets.len() as u64) as usize;
@@ -193,6 +199,9 @@ impl Model {
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
         for socket in present {
             let mut listeners = Hosts::new([1, 2, 3, 4]);
+            let fallback =
+                Fallback { listener: table.listeners.len(), route: table.routes.len() + 2 };
+            let [not_tls, silent] = socket.falls_back.map(|does| does.then_some(fallback));
             for listener in &socket.listeners {
                 listeners.insert(listener.host, table.listeners.len());
                 let mut routes = Hosts::new([1, 2, 3, 4]);
@@ -200,7 +209,7 @@ impl Model {
                 if listener.has_route {
                     routes.insert(None, if listener.by_source { 0 } else { first });
                 }
-                for id in [listener.id.0, FIRST_SPECIAL + listener.id.0] {
+                for id in [0, FIRST_SPECIAL, FIRST_FALLBACK].map(|first| first + listener.id.0) {
                     let weights = &self.weights[listener.id.index()];
                     table.routes.push(route(RouteId(id), weights, unused));
                 }
@@ -230,6 +239,8 @@ impl Model {
                 access: None,
                 starttls: None,
                 default_hostname: None,
+                not_tls,
+                silent,
                 accept_proxy: socket.accept_proxy.clone(),
                 listeners,
             });
@@ -324,6 +335,7 @@ impl ModelSocket {
             present: true,
             accept_proxy,
             listeners: hosts.iter().map(&mut listener).collect(),
+            falls_back: [protocol == Protocol::Tls && rng.per_mille(500); 2],
             keepalive: 60,
         }
     }

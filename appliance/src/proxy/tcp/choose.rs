@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::ranges::Access;
-use config_sync::table::routing::{Hosts, Protocol, Socket};
+use config_sync::table::routing::{Fallback, Hosts, Protocol, Socket};
 
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::proxy::tcp::accounting::give_to;
-use crate::proxy::tcp::state::{Connecting, Entry, Session, State};
+use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, State, Step};
 use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
@@ -38,25 +38,67 @@ impl Session {
             Hello::Known(hello) => {
                 self.server_name = hello.server_name.map(|name| name.as_str().into());
                 self.client_readable = true;
-                self.choose(core);
+                self.choose(core, None);
                 self.arm(core);
             }
-            Hello::Invalid(why) => {
-                let detail = Detail::from(client_hello::stranger(bytes).unwrap_or(why));
-                self.finish(core, CloseReason::HelloInvalid.because(detail), true);
+            // A client that has asked for TLS must speak TLS.
+            Hello::NotTls(why) if self.ask != Ask::AsAsked => {
+                self.without_tls(core, invalid(bytes, why));
+            }
+            Hello::NotTls(why) | Hello::Invalid(why) => {
+                self.finish(core, invalid(bytes, why), true);
             }
             Hello::TooLarge => self.finish(core, CloseReason::HelloTooLarge, true),
         }
     }
 
-    /// Chooses listener, route, backend and endpoint, and then connects.
-    pub fn choose(&mut self, core: &mut Core) {
-        if let Err(cause) = self.try_choose(core) {
+    /// Goes on with a client whose first bytes are not those of a ClientHello. `cause`: the reason
+    /// to close the session, if the socket has no backend for such clients.
+    pub fn without_tls(&mut self, core: &mut Core, cause: Cause) {
+        match self.socket(core).and_then(|socket| socket.not_tls) {
+            Some(fallback) => {
+                self.client_readable = true;
+                self.fall_back(core, fallback);
+            }
+            None => self.finish(core, cause, true),
+        }
+    }
+
+    /// The listening socket that the client came to, if the socket is open.
+    pub fn socket<'c>(&self, core: &'c Core) -> Option<&'c Socket> {
+        core.tables.of(self.socket).map(|(_, socket)| socket)
+    }
+
+    /// Whether the client has sent no byte, or none behind its PROXY header.
+    pub fn is_silent(&self) -> bool {
+        let nothing_came = match &self.state {
+            State::Opening { asked } => *asked == 1 && self.ask != Ask::AsAsked,
+            State::Requesting(Requesting { asked, step: Step::Awaited, gss_refused }) => {
+                *asked == 1 && !gss_refused
+            }
+            _ => false,
+        };
+        // The bytes of a `Peek` that waits for its turn are not known yet.
+        nothing_came && !self.peeking
+    }
+
+    /// Leads a client without a ClientHello to its backend. Its bytes wait in its socket.
+    pub fn fall_back(&mut self, core: &mut Core, fallback: Fallback) {
+        // Neither side has asked for TLS in the words of another protocol.
+        self.ask = Ask::No;
+        self.choose(core, Some(fallback));
+        self.arm(core);
+    }
+
+    /// Chooses listener, route, backend and endpoint, and then connects. A `fallback` gives
+    /// listener and route, and TLS does not end at the gateway then.
+    pub fn choose(&mut self, core: &mut Core, fallback: Option<Fallback>) {
+        if let Err(cause) = self.try_choose(core, fallback) {
             self.finish(core, cause, true);
         }
     }
 
-    pub fn try_choose(&mut self, core: &mut Core) -> Result<(), Cause> {
+    pub fn try_choose(&mut self, core: &mut Core, fallback: Option<Fallback>) -> Result<(), Cause> {
         // If the hello took its time, the socket may be gone by now, and the id may be another
         // socket's.
         let here = |socket: &Socket| {
@@ -75,7 +117,10 @@ impl Session {
         // A request to cancel has no server name, so it is routed only if there is one place to go.
         let meant =
             |hosts: &Hosts<usize>| hosts.get(name).or_else(|| hosts.only().filter(|_| cancels));
-        let listener = meant(&socket.listeners).ok_or(unknown)?;
+        let listener = match fallback {
+            Some(fallback) => fallback.listener,
+            None => meant(&socket.listeners).ok_or(unknown)?,
+        };
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
         self.on_truncation = listener.on_truncation;
@@ -89,11 +134,16 @@ impl Session {
         if most > 0 && (full > most || all > most.saturating_add(most.max(ENDING))) {
             return Err(CloseReason::ListenerLimit.into());
         }
-        let found = meant(&listener.routes).ok_or(match listener.protocol {
-            Protocol::Tls => unknown,
-            Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
-        })?;
-        let route = listener.route(found, client).ok_or(CloseReason::NoRoute)?;
+        let route = match fallback {
+            Some(fallback) => fallback.route,
+            None => {
+                let found = meant(&listener.routes).ok_or(match listener.protocol {
+                    Protocol::Tls => unknown,
+                    Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
+                })?;
+                listener.route(found, client).ok_or(CloseReason::NoRoute)?
+            }
+        };
         let route = &table.routes[route];
         self.route = Some(route.id);
         admits(route.access.as_deref(), client)?;
@@ -104,7 +154,7 @@ impl Session {
         if cancels && listener.tls.as_ref().is_some_and(|tls| tls.client_auth) {
             return Err(CloseReason::StarttlsCancel.into());
         }
-        if let Some(terminator) = listener.tls.as_ref().filter(|_| !cancels) {
+        if let Some(terminator) = listener.tls.as_ref().filter(|_| !cancels && fallback.is_none()) {
             if !terminator.certificates.has(name) {
                 return Err(CloseReason::NoCertificate.into());
             }
@@ -114,6 +164,11 @@ impl Session {
         }
         self.connect(core, Connecting::new(attempts_left))
     }
+}
+
+/// The cause for a client that sends no ClientHello.
+pub fn invalid(bytes: &[u8], why: &'static str) -> Cause {
+    CloseReason::HelloInvalid.because(Detail::from(client_hello::stranger(bytes).unwrap_or(why)))
 }
 
 pub fn admits(access: Option<&Access>, client: IpAddr) -> Result<(), CloseReason> {

@@ -51,7 +51,7 @@ impl Session {
     /// socket apply before the ClientHello.
     pub fn identified(&mut self, core: &mut Core, first: First) {
         if !first.hello {
-            return self.choose(core);
+            return self.choose(core, None);
         }
         if first.request {
             self.ask = Ask::ToEncrypt;
@@ -59,8 +59,7 @@ impl Session {
         } else {
             self.state = State::Opening { asked: 1 };
         }
-        let socket = core.tables.of(self.socket).map(|(_, socket)| socket);
-        let access = socket.and_then(|socket| socket.access.as_deref());
+        let access = self.socket(core).and_then(|socket| socket.access.as_deref());
         if let Err(reason) = admits(access, self.client.ip()) {
             self.finish(core, reason, true);
         }
@@ -193,6 +192,12 @@ impl Session {
         let Some((due, reason)) = self.deadline() else { return self.arm(core) };
         if due > core.now {
             return self.arm(core);
+        }
+        if reason == CloseReason::HelloTimeout
+            && self.is_silent()
+            && let Some(fallback) = self.socket(core).and_then(|socket| socket.silent)
+        {
+            return self.fall_back(core, fallback);
         }
         match (&mut self.state, reason) {
             // Bytes have come, and wait for their turn, so the session is not silent.

@@ -7,10 +7,10 @@
 
 use crate::contract::{Event, Op, Side, Stop, Why, size};
 use crate::proxy::core::Core;
+use crate::proxy::tcp::choose::invalid;
 use crate::proxy::tcp::state::{Ask, Asking, Connecting, Requesting, Session, State, Step};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
-use crate::wire::client_hello::stranger;
 use crate::wire::postgres::{self, GRANTED, REFUSED, Request, SSL_REQUEST};
 
 impl Session {
@@ -98,19 +98,23 @@ impl Session {
             Request::EncryptGss if !requesting.gss_refused => REFUSED,
             Request::Cancel => {
                 self.client_readable = true;
-                self.choose(core);
+                self.choose(core, None);
                 return self.arm(core);
             }
-            Request::Startup => return self.finish(core, CloseReason::StarttlsMissing, true),
+            Request::Startup => {
+                return self.without_tls(core, CloseReason::StarttlsMissing.into());
+            }
             Request::Early => return self.finish(core, CloseReason::StarttlsEarly, true),
             Request::EncryptGss => {
                 let detail = Detail::from("it asks for GSSAPI encryption twice");
                 return self.finish(core, CloseReason::HelloInvalid.because(detail), true);
             }
             Request::Invalid => {
-                let words = stranger(bytes).unwrap_or("neither TLS nor a PostgreSQL request");
-                let cause = CloseReason::HelloInvalid.because(Detail::from(words));
-                return self.finish(core, cause, true);
+                let cause = invalid(bytes, "neither TLS nor a PostgreSQL request");
+                return match requesting.gss_refused {
+                    false => self.without_tls(core, cause),
+                    true => self.finish(core, cause, true),
+                };
             }
         };
         let left = size(SSL_REQUEST.len());

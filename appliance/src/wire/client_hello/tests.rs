@@ -185,15 +185,24 @@ fn long_protocol_lists_are_cut_after_a_whole_name() {
 
 #[test]
 fn what_is_no_client_hello_is_refused_at_its_first_wrong_byte() {
-    assert_invalid(b"G");
-    assert_invalid(b"\x80");
-    assert_invalid(b"\x80\x2e\x01\x03\x01");
-    assert_invalid(&[21, 3, 3, 0, 2, 1, 0]);
-    assert_invalid(&[23]);
-    assert_invalid(&[22, 2]);
+    for bytes in [
+        &b"G"[..],
+        b"SSH-2.0-OpenSSH_9.9\r\n",
+        b"\x03\0\0\x13\x0e\xe0\0\0",
+        b"\x80",
+        b"\x80\x2e\x01\x03\x01",
+        &[21, 3, 3, 0, 2, 1, 0],
+        &[23],
+        &[22, 2],
+        &[22, 3, 1, 0, 5, 2],
+    ] {
+        let answer = read(bytes, false);
+        assert!(matches!(answer, Hello::NotTls(_)), "{bytes:?}: {answer:?}");
+        assert_eq!(read(bytes, true), answer);
+    }
     assert_invalid(&[22, 3, 1, 0, 0]);
+    assert_invalid(&[22, 3, 1, 0, 0, 2]);
     assert_invalid(&[22, 3, 1, 0x40, 0x01]);
-    assert_invalid(&[22, 3, 1, 0, 5, 2]);
     let mut two = records(&message(None), &[20]);
     two[25] = 21;
     assert_invalid(&two);

@@ -20,7 +20,7 @@ use crate::model::endpoint::{Address, Endpoint};
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::health_check::HealthCheck;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
-use crate::model::route::{Route, WeightedBackend};
+use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::model::tls::Origination;
 use crate::table::address;
 use crate::table::fnv::Fnv;
@@ -115,6 +115,8 @@ impl<'o> Build<'_, 'o> {
                 .collect(),
             default_hostname: values.default_hostname.filter(|_| tls).map(|name| at(name, &of)),
             starttls: values.starttls.filter(|_| tls),
+            not_tls: None,
+            silent: None,
             tls: entry.tls.clone(),
             timeouts: Timeouts {
                 hello: values.hello.filter(|_| tls || proxied).unwrap_or(TIMEOUTS.hello),
@@ -182,6 +184,7 @@ impl<'o> Build<'_, 'o> {
             let own = config_name(&numbered(&title, nth));
             let backend = |(name, weight)| WeightedBackend { name: at(name, &own), weight };
             Route {
+                takes: Takes::Usual,
                 listeners: listeners.into_iter().map(|name| at(name, &own)).collect(),
                 hostnames: hostnames.into_iter().map(|name| at(name, &own)).collect(),
                 sources: Vec::new(),

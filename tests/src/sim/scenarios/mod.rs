@@ -3,14 +3,15 @@
 
 pub mod play;
 pub mod setup;
+pub mod tls;
 
 use config_sync::table::routing::Timeouts;
 use ringway::stats::records::CloseReason as R;
 
-use self::play::Begins::{Garbage, Hello, Plain};
+use self::play::Begins::Plain;
 use self::play::Step::{
-    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, GetsHello, Hears, Logs, LogsReason, Reset,
-    Sends, SendsHello, Served, Unlisten,
+    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, Hears, Logs, LogsReason, Reset, Sends,
+    Served, Unlisten,
 };
 use self::play::{Peer, Scenario};
 use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
@@ -18,7 +19,12 @@ use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
 const C: Peer = Peer::Client(0);
 const S: Peer = Peer::Server(0);
 
-pub const SCENARIOS: &[Scenario] = &[
+/// Every scenario.
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    SCENARIOS.iter().chain(tls::SCENARIOS)
+}
+
+const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a request, an answer, and the client ends first",
         setup: TCP,
@@ -393,69 +399,6 @@ pub const SCENARIOS: &[Scenario] = &[
             Ends(S),
             Logs(R::EndpointFin),
         ],
-    },
-    Scenario {
-        name: "TLS by its exact name",
-        setup: TLS,
-        steps: &[
-            Connect(0, Hello(Some("A.test"))),
-            SendsHello(0),
-            Sends(C, 100),
-            Served(0),
-            GetsHello(0),
-            Gets(S, 100),
-            Sends(S, 2_000),
-            Gets(C, 2_000),
-            Fin(C),
-            Ends(S),
-            Fin(S),
-            Ends(C),
-            Logs(R::ClientFin),
-        ],
-    },
-    Scenario {
-        name: "TLS by a wildcard, in pieces",
-        setup: TLS,
-        steps: &[
-            Connect(0, Hello(Some("x.y.b.test"))),
-            Sends(C, 3),
-            Sends(C, 50),
-            Sends(C, 1_000),
-            Served(0),
-            GetsHello(0),
-            Reset(S),
-            Ends(C),
-            LogsReason(R::EndpointReset),
-        ],
-    },
-    Scenario {
-        name: "TLS with a name that nobody has",
-        setup: TLS,
-        steps: &[
-            Connect(0, Hello(Some("b.test"))),
-            SendsHello(0),
-            Ends(C),
-            Logs(R::UnknownServerName),
-            Connect(1, Hello(None)),
-            SendsHello(1),
-            Ends(Peer::Client(1)),
-            Logs(R::UnknownServerName),
-        ],
-    },
-    Scenario {
-        name: "no TLS at all",
-        setup: TLS,
-        steps: &[Connect(0, Garbage), SendsHello(0), Ends(C), Logs(R::HelloInvalid)],
-    },
-    Scenario {
-        name: "half a ClientHello",
-        setup: Setup { timeouts: Timeouts { hello: 100, ..NONE }, ..TLS },
-        steps: &[Connect(0, Hello(Some("a.test"))), Sends(C, 60), Ends(C), Logs(R::HelloTimeout)],
-    },
-    Scenario {
-        name: "a client that leaves before it says anything",
-        setup: TLS,
-        steps: &[Connect(0, Plain), Fin(C), Ends(C), Logs(R::ClientGone)],
     },
     Scenario {
         name: "a query and its answer",

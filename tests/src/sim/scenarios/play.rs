@@ -31,6 +31,8 @@ pub enum Begins {
     Plain,
     Hello(Option<&'static str>),
     Garbage,
+    /// A TLS record that can't be one.
+    EmptyRecord,
 }
 
 #[derive(Clone, Copy)]
@@ -164,6 +166,7 @@ impl Begins {
             Self::Plain => Vec::new(),
             Self::Hello(name) => client_hello(name, 300, 128),
             Self::Garbage => b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            Self::EmptyRecord => vec![22, 3, 1, 0, 0, 1],
         }
     }
 }

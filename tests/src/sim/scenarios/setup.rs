@@ -6,9 +6,9 @@ use std::sync::Arc;
 use config_sync::table::address::Bind;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Hosts, Limits, Listener, ListenerId, OnUnavailable, Protocol,
-    Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts, Transport,
-    WeightedBackend,
+    AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnUnavailable,
+    Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
+    Transport, WeightedBackend,
 };
 
 use crate::sim::model;
@@ -28,6 +28,8 @@ pub struct Setup {
     pub source: Option<Sources>,
     /// Whether clients of the loopback network are denied.
     pub denied: bool,
+    /// TLS: whether clients without a ClientHello have the same backend too.
+    pub falls_back: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,7 @@ impl Setup {
             responses: self.responses,
             ..model::plain_listener(self.protocol, any())
         };
+        let fallback = self.falls_back.then_some(Fallback { listener: 0, route: 0 });
         RoutingTable {
             generation: 1,
             sockets: vec![Socket {
@@ -82,19 +85,14 @@ impl Setup {
                 access: access.clone().filter(|_| self.protocol == Protocol::Tls),
                 starttls: None,
                 default_hostname: None,
+                not_tls: fallback,
+                silent: fallback,
                 bind: Bind::default(),
                 accept_proxy: AcceptProxy::default(),
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),
-            routes: vec![Route {
-                id: RouteId(0),
-                name: "route".into(),
-                access: None,
-                balance: RouteBalance::RoundRobin,
-                on_unavailable: OnUnavailable::Refuse,
-                backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1, key: 0 }],
-            }],
+            routes: vec![route()],
             backends: vec![Backend {
                 source: self.source.into_iter().collect(),
                 shared_sockets: self.source.is_some(),
@@ -102,6 +100,17 @@ impl Setup {
             }],
             ..RoutingTable::empty()
         }
+    }
+}
+
+fn route() -> Route {
+    Route {
+        id: RouteId(0),
+        name: "route".into(),
+        access: None,
+        balance: RouteBalance::RoundRobin,
+        on_unavailable: OnUnavailable::Refuse,
+        backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1, key: 0 }],
     }
 }
 
@@ -128,6 +137,7 @@ pub(super) const TCP: Setup = Setup {
     responses: 0,
     source: None,
     denied: false,
+    falls_back: false,
 };
 pub(super) const TLS: Setup = Setup { protocol: Protocol::Tls, ..TCP };
 pub const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };

@@ -126,7 +126,8 @@ impl World {
             let source = SocketAddr::from(([100, 64, high, low], address.port()));
             (prefix, proxied) = some_header(&mut self.rng, source);
         }
-        if protocol == Protocol::Tls {
+        let silent = protocol == Protocol::Tls && self.rng.per_mille(100);
+        if protocol == Protocol::Tls && !silent {
             prefix.extend(self.some_hello());
         }
         let window = self.rng.scale(4_096, 4 << 20);
@@ -135,6 +136,9 @@ impl World {
         self.kernel.conn_mut(conn).proxied = proxied;
         self.check.client_connects(address, conn);
         let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, len);
+        if silent {
+            peer.says_nothing(len);
+        }
         if self.quiet {
             peer.quiet();
         }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::table::routing::{
-    Absence, EndpointId, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RoutingTable,
-    SocketId, Transport,
+    Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol,
+    RoutingTable, SocketId, Transport,
 };
 use ringway::contract::{Event, Why};
 use ringway::stats::counters::{Counter, Counters};
@@ -15,7 +15,7 @@ use ringway::wire::proxy_header::read::{Header, read};
 
 use crate::sim::coverage::Fault;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::backend_of;
+use crate::sim::model::{FIRST_FALLBACK, backend_of};
 use crate::sim::tcp::conn::{Conn, ConnId};
 
 #[derive(Debug)]
@@ -220,10 +220,28 @@ impl Check {
                 let found = listener.routes.any().and_then(|found| listener.route(found, client));
                 found.is_some_and(|at| table.routes[at].id == route)
             };
-            assert!(listeners().any(is_its), "not the route of its source: {record:?}");
+            let falls_back = route.0 >= FIRST_FALLBACK;
+            assert!(
+                if falls_back { self.falls_back(record) } else { listeners().any(is_its) },
+                "not the route of its source: {record:?}"
+            );
             let admits = |(_, listener): (_, &Listener)| admits(listener);
             assert!(listeners().any(admits), "a client that was always denied: {record:?}");
         }
+    }
+
+    /// Whether clients of this socket could do without a ClientHello, and the client did.
+    fn falls_back(&self, record: &SessionRecord) -> bool {
+        let leads = |table: &RoutingTable, fallback: Fallback| {
+            Some(table.routes[fallback.route].id) == record.route
+                && Some(table.listeners[fallback.listener].id) == record.listener
+        };
+        let mut found = self.tables.iter().flat_map(|table| {
+            let sockets = table.sockets.iter().filter(|socket| socket.id == record.socket);
+            sockets.flat_map(|socket| [socket.not_tls, socket.silent]).map(move |to| (table, to))
+        });
+        record.server_name.is_none()
+            && found.any(|(table, to)| to.is_some_and(|to| leads(table, to)))
     }
 
     /// Where only proxies may come in, nobody else gets further than the accept.

@@ -65,6 +65,12 @@ impl Peer {
         }
     }
 
+    /// Sends nothing after the PROXY header, if there is one, and ends after the other end.
+    pub fn says_nothing(&mut self, header: u64) {
+        self.left = header;
+        self.leaves = Leaves::FinSecond;
+    }
+
     /// One step; returns when the next is due, microseconds.
     pub fn step(&mut self, kernel: &mut Kernel, rng: &mut Rng) -> Option<u64> {
         if self.done || self.is_over(kernel) {
