@@ -354,7 +354,8 @@ fn queries(dashboard: &Value) -> Vec<String> {
 
 /// Every metric of Ringway's that a text names.
 fn names(text: &str) -> BTreeSet<String> {
-    let places = text.match_indices("ringway_").map(|(place, _)| &text[place..]);
+    let starts = ["ringway_", "process_"].into_iter().flat_map(|start| text.match_indices(start));
+    let places = starts.map(|(place, _)| &text[place..]);
     let word = |rest: &str| -> String {
         rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect()
     };

@@ -18,6 +18,17 @@ use crate::stats::counters::{BUCKETS, Histogram};
 
 /// Every metric and its meaning.
 const METRICS: &[(&str, Type, &str)] = &[
+    ("process_cpu_seconds_total", Type::Counter, "CPU time of all threads, user and system."),
+    ("process_resident_memory_bytes", Type::Gauge, "Memory in use."),
+    ("process_virtual_memory_bytes", Type::Gauge, "Address space in use."),
+    (
+        "process_open_fds",
+        Type::Gauge,
+        "Open files. A TCP session takes two; upstream UDP sockets are not among them where the \
+         kernel keeps them in the ring's table.",
+    ),
+    ("process_max_fds", Type::Gauge, "The soft limit of open files."),
+    ("process_start_time_seconds", Type::Gauge, "Unix time at which the process began."),
     ("ringway_build_info", Type::Gauge, "Always 1; the version is in the label."),
     ("ringway_ready", Type::Gauge, "1 while /readyz says yes."),
     ("ringway_workers", Type::Gauge, "Worker threads, one per core."),

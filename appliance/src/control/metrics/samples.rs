@@ -15,8 +15,8 @@ use config_sync::model::config::Config;
 use config_sync::resolve;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
-use crate::control::metrics::endpoints;
 use crate::control::metrics::exposition::{Merged, Page};
+use crate::control::metrics::{endpoints, process};
 use crate::stats::counters::{Counter, Counters, EndpointCounters, Histogram};
 use crate::stats::records::{CloseReason, DropReason};
 
@@ -52,6 +52,7 @@ impl Scrape<'_> {
     /// The page, in the Prometheus text exposition format 0.0.4.
     pub fn render(&self, series: &Series) -> String {
         let page = Page::default();
+        process::set(&page);
         self.process(&page);
         if let Some(figures) = self.kubernetes {
             kubernetes(&page, figures);
@@ -447,6 +448,9 @@ mod tests {
         is(&format!("{connect}_bucket{{{labels},le=\"0.001\"}}"), 0.0);
         is(&format!("{connect}_bucket{{{labels},le=\"0.0025\"}}"), 2.0);
         assert!(!text.contains("idle_timeout"), "a reason that never occurred is left out");
+        assert!(samples["process_resident_memory_bytes"] > 1e6, "{text}");
+        assert!(samples["process_start_time_seconds"] > 1.7e9, "{text}");
+        assert!(samples["process_open_fds"] <= samples["process_max_fds"], "{text}");
     }
 
     #[test]
@@ -492,7 +496,8 @@ mod tests {
                 .unwrap_or(name);
             let kind = types.get(base).unwrap_or_else(|| panic!("{series} has no TYPE"));
             assert!(helps.contains(base), "{series} has no HELP");
-            assert!(base.starts_with("ringway_"), "{series}");
+            let own = base.starts_with("ringway_") || base.starts_with("process_");
+            assert!(own, "{series}");
             assert_eq!(kind == "counter", base.ends_with("_total"), "{series}");
         }
         let histograms = samples.keys().filter(|series| series.contains("le=\"+Inf\""));

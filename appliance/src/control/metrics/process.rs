@@ -1,0 +1,30 @@
+//! The metrics of the process that every exporter has, by the names that Prometheus' client
+//! libraries give them.
+
+use procfs::process::{LimitValue, Process};
+use procfs::{CurrentSI as _, KernelStats, ProcResult, page_size, ticks_per_second};
+
+use crate::control::metrics::exposition::Page;
+
+/// Sets the metrics of this process. A value that the kernel does not tell is left out.
+pub(super) fn set(page: &Page) {
+    // Only a machine without /proc has no values.
+    let _ = values(page);
+}
+
+fn values(page: &Page) -> ProcResult<()> {
+    let process = Process::myself()?;
+    let stat = process.stat()?;
+    let micros = |ticks: u64| ticks * 1_000_000 / ticks_per_second().max(1);
+    page.seconds("process_cpu_seconds_total", &[], micros(stat.utime + stat.stime));
+    page.set("process_resident_memory_bytes", &[], stat.rss * page_size());
+    page.set("process_virtual_memory_bytes", &[], stat.vsize);
+    page.set("process_open_fds", &[], process.fd_count()? as u64);
+    if let LimitValue::Value(most) = process.limits()?.max_open_files.soft_limit {
+        page.set("process_max_fds", &[], most);
+    }
+    let booted = KernelStats::current()?.btime;
+    let start = booted * 1_000_000 + micros(stat.starttime);
+    page.seconds("process_start_time_seconds", &[], start);
+    Ok(())
+}
