@@ -604,7 +604,11 @@ const CHECKS: &[(&str, &str)] = &[
     ),
     (
         "type = \"postgres\", role = \"primary\"",
-        "12:16: backends[0].health_check.user: missing; PostgreSQL tells its role to a user",
+        "12:16: backends[0].health_check.user: missing; the server tells its role to a user",
+    ),
+    (
+        "type = \"mysql\", password_file = \"/none\"",
+        "12:16: backends[0].health_check.user: missing; the server tells its role to a user",
     ),
     (
         "type = \"postgres\", user = \"a\\u0000b\"",
@@ -621,7 +625,7 @@ const CHECKS: &[(&str, &str)] = &[
     ),
     (
         "type = \"dns\", query = \".\", user = \"me\"",
-        "12:52: backends[0].health_check.user: is for type = \"postgres\" or \"redis\", and",
+        "12:52: backends[0].health_check.user: is for type = \"mysql\" or \"postgres\" or",
     ),
     ("type = \"udp\"", "12:16: backends[0].health_check.send: missing; what the endpoint is"),
     (

@@ -7,6 +7,7 @@
 mod clients;
 pub mod config;
 mod gateway;
+mod mariadb;
 mod namespace;
 mod postgres;
 mod servers;
@@ -16,6 +17,7 @@ pub use clients::{
     udp_client, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics};
+pub use mariadb::MariaDb;
 pub use namespace::Namespace;
 pub use postgres::Postgres;
 pub use servers::{Daemon, Server, accept_full, echo};

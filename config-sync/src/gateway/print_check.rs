@@ -39,7 +39,9 @@ pub(super) fn table(check: &HealthCheck) -> String {
         Kind::Tcp | Kind::Tls => {}
         Kind::Http(asked) => http(&mut keys, asked),
         Kind::Exchange(asked) => keys.push(("steps", list(asked.iter().map(step)))),
-        Kind::Postgres(asked) | Kind::Redis(asked) => login(&mut keys, asked),
+        Kind::Mysql(asked) | Kind::Postgres(asked) | Kind::Redis(asked) => {
+            login(&mut keys, asked);
+        }
         Kind::Dns(asked) => dns(&mut keys, asked),
         Kind::Sip(Sip { transport, status: asked }) => {
             keys.push(("transport", word(&TRANSPORTS, *transport)));

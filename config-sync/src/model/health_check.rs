@@ -50,6 +50,8 @@ pub enum Kind {
     Tls,
     Http(Http),
     Exchange(Vec<Step>),
+    /// The greeting; with a user, a session, and whether the server is read-only.
+    Mysql(Login),
     /// The answer to a request for TLS; with a user, a session, and what it says of recovery.
     Postgres(Login),
     /// PING, or ROLE.
@@ -281,7 +283,7 @@ impl HealthCheck {
     /// Who asks, for kinds of checks that say so.
     pub fn login(&self) -> Option<&Login> {
         match &self.kind {
-            Kind::Postgres(login) | Kind::Redis(login) => Some(login),
+            Kind::Mysql(login) | Kind::Postgres(login) | Kind::Redis(login) => Some(login),
             _ => None,
         }
     }
@@ -298,6 +300,7 @@ impl HealthCheck {
             Kind::Tls => "tls",
             Kind::Http(_) => "http",
             Kind::Exchange(_) => "exchange",
+            Kind::Mysql(_) => "mysql",
             Kind::Postgres(_) => "postgres",
             Kind::Redis(_) => "redis",
             Kind::Dns(_) => "dns",

@@ -66,6 +66,7 @@ enum Type {
     Tls,
     Http,
     Exchange,
+    Mysql,
     Postgres,
     Redis,
     Dns,
@@ -74,11 +75,12 @@ enum Type {
     Agent,
 }
 
-const TYPES: [(&str, Type); 10] = [
+const TYPES: [(&str, Type); 11] = [
     ("tcp", Type::Tcp),
     ("tls", Type::Tls),
     ("http", Type::Http),
     ("exchange", Type::Exchange),
+    ("mysql", Type::Mysql),
     ("postgres", Type::Postgres),
     ("redis", Type::Redis),
     ("dns", Type::Dns),
@@ -89,14 +91,22 @@ const TYPES: [(&str, Type); 10] = [
 
 /// The types that can speak TLS and need not.
 const OVER_TLS: &[Type] =
-    &[Type::Http, Type::Exchange, Type::Postgres, Type::Redis, Type::Sip, Type::Agent];
+    &[Type::Http, Type::Exchange, Type::Mysql, Type::Postgres, Type::Redis, Type::Sip, Type::Agent];
 
 /// The types that can verify a certificate.
-const VERIFYING: &[Type] =
-    &[Type::Tls, Type::Http, Type::Exchange, Type::Postgres, Type::Redis, Type::Sip, Type::Agent];
+const VERIFYING: &[Type] = &[
+    Type::Tls,
+    Type::Http,
+    Type::Exchange,
+    Type::Mysql,
+    Type::Postgres,
+    Type::Redis,
+    Type::Sip,
+    Type::Agent,
+];
 
 /// The types that can log in.
-const WITH_LOGIN: &[Type] = &[Type::Postgres, Type::Redis];
+const WITH_LOGIN: &[Type] = &[Type::Mysql, Type::Postgres, Type::Redis];
 
 /// The types that have a key, for keys that not every type has.
 const OF: [(&str, &[Type]); 22] = [
@@ -165,10 +175,11 @@ fn fits<'t>(reader: &mut Reader<'t>, given: &Table<'t>, check: &HealthCheck) {
     if let Kind::Redis(Login { user: Some(_), password_file: None, .. }) = &check.kind {
         reader.miss(given, "password_file", "a user of Redis has a password");
     }
-    if let Kind::Postgres(Login { user: None, password_file, role }) = &check.kind
-        && (password_file.is_some() || role.is_some())
+    if let Kind::Mysql(login) | Kind::Postgres(login) = &check.kind
+        && login.user.is_none()
+        && (login.password_file.is_some() || login.role.is_some())
     {
-        reader.miss(given, "user", "PostgreSQL tells its role to a user who has logged in");
+        reader.miss(given, "user", "the server tells its role to a user who has logged in");
     }
 }
 
@@ -211,6 +222,7 @@ fn kind<'t>(reader: &mut Reader<'t>, given: &Table<'t>, of: Type) -> Kind {
             reader.miss(given, "steps", "such as [{ send = \"ruok\", expect = \"imok\" }]");
             Kind::Exchange(steps)
         }
+        Type::Mysql => Kind::Mysql(login),
         Type::Postgres => Kind::Postgres(login),
         Type::Redis => Kind::Redis(login),
         Type::Dns => {

@@ -17,6 +17,9 @@ const CHECKS: &[&str] = &[
     "type = 'http', body_regex = '^(a|b)+$', status = [200, '300-399']",
     "type = 'exchange', steps = [{ expect_regex = '^220 .*' }, { send = 'EHLO', expect = '250 ' }, \
      { send_hex = '00ff', expect_hex = 'ff00' }]",
+    "type = 'mysql'",
+    "type = 'mysql', user = 'u', password_file = '/p', role = 'primary'",
+    "type = 'mysql', user = 'u', password_file = '/p', role = 'replica'",
     "type = 'postgres'",
     "type = 'postgres', user = 'u', password_file = '/p', role = 'primary'",
     "type = 'postgres', user = 'u', password_file = '/p', role = 'replica'",

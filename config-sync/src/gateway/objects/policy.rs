@@ -191,8 +191,8 @@ pub struct BackendSettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheckSettings {
-    /// What the check does: tcp, tls, http, exchange, redis, dns, sip, udp or agent. Without it
-    /// tcp: a connection to each endpoint, opened and closed.
+    /// What the check does: tcp, tls, http, exchange, mysql, postgres (both without a user), redis,
+    /// dns, sip, udp or agent. Without it tcp: a connection to each endpoint, opened and closed.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// From one check of an endpoint to its next; at least 100ms.
@@ -222,7 +222,7 @@ pub struct HealthCheckSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 65_535))]
     pub port: Option<i64>,
-    /// http, exchange, redis, agent, sip by TCP: whether the check speaks TLS.
+    /// http, exchange, mysql, postgres, redis, agent, sip by TCP: whether the check speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<bool>,
     /// Checks by TLS: whether the certificate must be one that the Service's BackendTLSPolicy

@@ -4,6 +4,7 @@ mod agent;
 mod dns;
 mod exchange;
 mod http;
+mod mysql;
 mod postgres;
 mod redis;
 pub mod reply;
@@ -14,6 +15,7 @@ mod testing;
 use crate::health::probe::talk::dns::DnsTalk;
 use crate::health::probe::talk::exchange::ExchangeTalk;
 use crate::health::probe::talk::http::HttpTalk;
+use crate::health::probe::talk::mysql::MysqlTalk;
 use crate::health::probe::talk::postgres::PostgresTalk;
 use crate::health::probe::talk::redis::RedisTalk;
 use crate::health::probe::talk::reply::{Facts, Farewell, Reply, shown};
@@ -26,6 +28,7 @@ pub enum Talk<'c> {
     Silent,
     Http(HttpTalk<'c>),
     Exchange(ExchangeTalk<'c>),
+    Mysql(Box<MysqlTalk<'c>>),
     Postgres(Box<PostgresTalk<'c>>),
     Redis(RedisTalk<'c>),
     Dns(DnsTalk<'c>),
@@ -49,6 +52,7 @@ impl<'c> Talk<'c> {
                 let said = talk.said();
                 (Self::Exchange(talk), said)
             }
+            Kind::Mysql(login) => (Self::Mysql(Box::new(MysqlTalk::new(login, facts))), Vec::new()),
             Kind::Postgres(login) => {
                 let (talk, said) = PostgresTalk::new(login, facts);
                 (Self::Postgres(Box::new(talk)), said)
@@ -72,7 +76,7 @@ impl<'c> Talk<'c> {
 
     /// Whether the conversation itself says when TLS begins.
     pub fn begins_in_clear(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        matches!(self, Self::Mysql(_) | Self::Postgres(_))
     }
 
     /// The words for the conversation, before the endpoint's address.
@@ -81,6 +85,7 @@ impl<'c> Talk<'c> {
             Self::Silent => "the connection with",
             Self::Http(_) => "HTTP with",
             Self::Exchange(_) => "the exchange with",
+            Self::Mysql(_) => "MySQL at",
             Self::Postgres(_) => "PostgreSQL at",
             Self::Redis(_) => "Redis at",
             Self::Dns(_) => "DNS at",
@@ -97,6 +102,7 @@ impl<'c> Talk<'c> {
             Self::Silent => Reply::Good,
             Self::Http(http) => http.reply(answer, ended),
             Self::Exchange(exchange) => exchange.reply(answer, ended),
+            Self::Mysql(mysql) => mysql.reply(answer, ended),
             Self::Postgres(postgres) => postgres.reply(answer, ended),
             Self::Redis(redis) => redis.reply(answer, ended),
             Self::Dns(dns) => dns.reply(answer, ended),
@@ -115,6 +121,7 @@ impl<'c> Talk<'c> {
     pub fn farewell(&self) -> Farewell {
         match self {
             Self::Silent => Farewell::Reset,
+            Self::Mysql(mysql) => mysql.farewell(),
             Self::Postgres(postgres) => postgres.farewell(),
             Self::Redis(_) => Farewell::Say(redis::FAREWELL),
             _ => Farewell::Wait,
