@@ -321,8 +321,8 @@ fn the_last_table_has_nothing_and_says_how_long_to_drain() {
 
 #[test]
 fn limits_left_open_follow_from_workers_files_and_ports() {
-    let open = Limits { sessions: 0, flows: 0, buffers: 0, pipes: 0, turn_bytes: 0, bulk_bytes: 0 };
-    let automatic = |workers, files| limits(open, workers, files, 28_232, false);
+    let open = Limits::default();
+    let automatic = |workers, files| limits(open, 0, workers, files, 28_232, false);
     let expected = Limits {
         sessions: 4808,
         flows: 14_116,
@@ -335,10 +335,12 @@ fn limits_left_open_follow_from_workers_files_and_ports() {
     assert_eq!(automatic(1, 1 << 30).sessions, 65_536);
     assert_eq!(automatic(1, u64::MAX).flows, 28_232);
     assert_eq!(automatic(64, u64::MAX).flows, 4_096);
-    assert_eq!(limits(open, 1, u64::MAX, 100_000, false).flows, 65_536);
+    assert_eq!(limits(open, 0, 1, u64::MAX, 100_000, false).flows, 65_536);
+    let range = limits(open, 1_000, 2, 20_000, 28_232, false);
+    assert_eq!(range.sessions, 4808 - 500, "a socket of each worker for each port of a range");
     // Where flows take files, all that is opened at the most is no more than may be.
     for (workers, files) in [(1, 1024), (2, 1024), (2, 20_000), (8, 65_536), (4, 1 << 20)] {
-        let some = limits(open, workers, files, 28_232, true);
+        let some = limits(open, 0, workers, files, 28_232, true);
         let each = some.flows + 2 * some.sessions + 2 * some.pipes;
         let all = u64::from(each) * workers as u64 + 512;
         assert!(all <= files && some.flows > 0 && some.sessions > 0, "{files}: {some:?}");
@@ -357,9 +359,9 @@ fn limits_left_open_follow_from_workers_files_and_ports() {
     assert_eq!(automatic(0, 0).flows, 1);
     let asked =
         Limits { sessions: 5, flows: 6, buffers: 100, pipes: 7, turn_bytes: 8, bulk_bytes: 9 };
-    assert_eq!(limits(asked, 2, 1024, 28_232, false), Limits { buffers: 128, ..asked });
+    assert_eq!(limits(asked, 0, 2, 1024, 28_232, false), Limits { buffers: 128, ..asked });
     let most = Limits { buffers: u16::MAX, ..open };
-    assert_eq!(limits(most, 1, 1024, 28_232, false).buffers, 32_768);
+    assert_eq!(limits(most, 0, 1, 1024, 28_232, false).buffers, 32_768);
 }
 
 proptest! {

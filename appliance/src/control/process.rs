@@ -184,8 +184,9 @@ fn start(
 ) -> anyhow::Result<Control> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
-    let limits =
-        config::limits(config.limits, cores.len(), files, ports, features.flows_take_descriptors());
+    let sockets = config.listening_sockets();
+    let descriptors = features.flows_take_descriptors();
+    let limits = config::limits(config.limits, sockets, cores.len(), files, ports, descriptors);
     say_capacity(config, limits, cores.len(), files);
     let clock = Clock::start();
     let ports_short = Arc::new(AtomicU64::new(0));

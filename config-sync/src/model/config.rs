@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::machine::Machine;
 use crate::model::backend::Backend;
-use crate::model::listener::Listener;
+use crate::model::listener::{Listener, bound_to};
 use crate::model::place::{At, Problem};
 use crate::model::resolver::Resolver;
 use crate::model::route::Route;
@@ -107,24 +107,39 @@ impl Config {
         let ranges = listeners.chain(self.routes.iter().flat_map(|route| route.admission.files()));
         pems.filter_map(file).chain(ranges).collect()
     }
+
+    /// The number of listening sockets that each worker has.
+    pub fn listening_sockets(&self) -> usize {
+        self.listeners.iter().flat_map(bound_to).collect::<BTreeSet<_>>().len()
+    }
 }
 
 /// The limits asked for, with values for the limits that were left open. There are `workers`
-/// workers, and the process may have `nofile` files open (`RLIMIT_NOFILE`).
+/// workers, each with `sockets` listening sockets. The process may have `nofile` files open
+/// (`RLIMIT_NOFILE`).
 ///
 /// Each flow takes a source port. Each local address has `ports` source ports
 /// (`net.ipv4.ip_local_port_range`).
 ///
-/// A session takes two files, and a pipe takes two. Listeners, the admin API and the log have 512
-/// files. Where a flow takes a file too (`descriptors`), flows get at most a quarter of the files
-/// that remain.
-pub fn limits(asked: Limits, workers: usize, nofile: u64, ports: u64, descriptors: bool) -> Limits {
+/// A session takes two files, and a pipe takes two. The admin API, the log and listeners of later
+/// configurations have 512 files. Where a flow takes a file too (`descriptors`), flows get at most
+/// a quarter of the files that remain.
+pub fn limits(
+    asked: Limits,
+    sockets: usize,
+    workers: usize,
+    nofile: u64,
+    ports: u64,
+    descriptors: bool,
+) -> Limits {
+    let sockets = u32::try_from(sockets).unwrap_or(u32::MAX);
     let workers = u32::try_from(workers.max(1)).unwrap_or(u32::MAX);
     let nofile = u32::try_from(nofile).unwrap_or(u32::MAX);
     let ports = u32::try_from(ports).unwrap_or(u32::MAX);
     let or = |asked: u32, automatic: u32| if asked == 0 { automatic } else { asked };
     let pipes = or(asked.pipes, 64);
-    let reserved = pipes.saturating_mul(2).saturating_mul(workers).saturating_add(512);
+    let each = pipes.saturating_mul(2).saturating_add(sockets);
+    let reserved = each.saturating_mul(workers).saturating_add(512);
     let left = nofile.saturating_sub(reserved);
     let most = if descriptors { left / 4 / workers } else { nofile };
     let flows = or(asked.flows, most.min((ports / workers).max(4_096)).clamp(1, 65_536));

@@ -82,7 +82,8 @@ fn files(facts: &Facts, config: Option<&Config>) -> Finding {
         facts.features.as_ref().is_ok_and(crate::ring::Features::flows_take_descriptors);
     let ports = range(facts).map_or(0, |ports| u64::from(ports.end() - ports.start()) + 1);
     let asked = config.map(|config| config.limits).unwrap_or_default();
-    let limits = config::limits(asked, workers, facts.files, ports, descriptors);
+    let sockets = config.map_or(0, Config::listening_sockets);
+    let limits = config::limits(asked, sockets, workers, facts.files, ports, descriptors);
     let found = format!(
         "{} at the most: {} sessions and {} UDP flows in each of {workers} workers",
         facts.files, limits.sessions, limits.flows
