@@ -184,10 +184,7 @@ fn start(
 ) -> anyhow::Result<Control> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
-    let sockets = config.listening_sockets();
-    let descriptors = features.flows_take_descriptors();
-    let limits = config::limits(config.limits, sockets, cores.len(), files, ports, descriptors);
-    say_capacity(config, limits, cores.len(), files);
+    let limits = limits(config, cores.len(), files, ports, features);
     let clock = Clock::start();
     let ports_short = Arc::new(AtomicU64::new(0));
     let (mut links, mut workers) = (Vec::new(), Vec::new());
@@ -248,6 +245,14 @@ fn start(
 
 /// If there is room for fewer sessions, the log says that the limit of files is low for a server.
 const FEW_SESSIONS: u32 = 4_096;
+
+/// The limits of each worker, which the log says.
+fn limits(config: &Config, workers: usize, files: u64, ports: u64, features: &Features) -> Limits {
+    let (sockets, descriptors) = (config.listening_sockets(), features.flows_take_descriptors());
+    let limits = config::limits(config.limits, sockets, workers, files, ports, descriptors);
+    say_capacity(config, limits, workers, files);
+    limits
+}
 
 fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
     let (sessions, flows) = (limits.sessions, limits.flows);
