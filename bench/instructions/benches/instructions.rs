@@ -500,5 +500,5 @@ fn table(policy: &str) -> (RoutingTable, config_sync::table::routing::Limits) {
     let config = check::parse("instructions", &text).expect("a good configuration");
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
     assert_eq!(socket_of(&table, UDP).transport, Transport::Udp);
-    (table, config::limits(config.limits, 1, 65_536, 32_768, false))
+    (table, config::limits(config.limits, 1, 1, 65_536, 32_768, false))
 }
