@@ -13,7 +13,6 @@ mod core;
 mod drain;
 mod gone;
 mod log_limit;
-mod of_endpoint;
 mod slab;
 mod source_hash;
 pub mod table_queue;

@@ -213,7 +213,7 @@ fn hosts(count: usize, prefix: &str) -> (Hosts<usize>, Vec<String>) {
 fn pick_endpoint((mut balancer, table): (Balancer, RoutingTable)) -> (Balancer, RoutingTable) {
     for port in 0..TIMES {
         let endpoint = balancer.endpoint(&table.backends[0], client(port), &[]);
-        assert!(black_box(endpoint).is_some());
+        balancer.opened(black_box(endpoint).expect("the backend has endpoints").id);
     }
     (balancer, table)
 }
@@ -500,5 +500,6 @@ fn table(policy: &str) -> (RoutingTable, config_sync::table::routing::Limits) {
     let config = check::parse("instructions", &text).expect("a good configuration");
     let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
     assert_eq!(socket_of(&table, UDP).transport, Transport::Udp);
-    (table, config::limits(config.limits, 1, 1, 65_536, 32_768, false))
+    let sockets = config.listeners.len();
+    (table, config::limits(config.limits, sockets, 1, 65_536, 32_768, false))
 }

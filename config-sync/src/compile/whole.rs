@@ -11,7 +11,7 @@ use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
 use crate::model::gone::WhenGone;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
-use crate::table::load::{Load, NO_LIMIT};
+use crate::table::load::Load;
 use crate::table::maglev;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::turns::turns;
@@ -67,12 +67,11 @@ impl Whole {
                         problems.push(endpoint.address.problem(too_many("endpoints")));
                         continue;
                     };
-                    let Candidate { address, weight, tier, most } = target;
+                    let Candidate { address, weight, tier } = target;
                     let id = EndpointId(id);
                     backend.endpoints.push(routing::Endpoint { id, address, weight });
-                    let compares = asked.balance == backend::Balance::LeastConnections;
-                    if compares || most != NO_LIMIT {
-                        pool.loads.insert(id, Load { sessions: names.sessions(id), most });
+                    if asked.balance == backend::Balance::LeastConnections {
+                        pool.loads.insert(id, Load { sessions: names.sessions(id) });
                     }
                     pool.tiers.push(tier);
                 }
@@ -121,7 +120,8 @@ impl Whole {
             let before = before.get(&backend.id).copied();
             let had = before.filter(|_| !pool.failback).map_or(&[][..], |before| &before.endpoints);
             backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing, had);
-            backend.loads = pool.loads_of(&backend.endpoints);
+            let loads = backend.endpoints.iter().filter_map(|of| pool.loads.get(&of.id));
+            backend.loads = loads.cloned().collect();
             let before = before.filter(|of| of.endpoints == backend.endpoints);
             backend.balance = pool.balance(&backend.endpoints, before);
             backend.turns = before.map_or_else(
@@ -170,8 +170,9 @@ impl Pool {
         let all = all.map(|(of, tier)| (of, *tier, standing(backend, of.address)));
         let up: Vec<_> = all.filter(|(_, _, standing)| standing.may_be_picked()).collect();
         let takers = || up.iter().filter(|(of, _, _)| of.weight > 0);
-        let had = |id| had.iter().any(|before| before.id == id && before.weight > 0);
-        let kept = takers().filter(|(of, _, _)| had(of.id)).map(|(_, tier, _)| *tier).min();
+        let had: BTreeSet<_> = had.iter().filter(|of| of.weight > 0).map(|of| of.id).collect();
+        let kept = takers().filter(|(of, _, _)| had.contains(&of.id));
+        let kept = kept.map(|(_, tier, _)| *tier).min();
         let lowest = || takers().map(|(_, tier, _)| *tier).min();
         let tier = kept.or_else(lowest);
         let chosen = up.iter().filter(|(of, its, _)| of.weight == 0 || Some(*its) == tier);
@@ -185,14 +186,6 @@ impl Pool {
             ..**of
         });
         chosen.collect()
-    }
-
-    /// The loads of these endpoints, or none if no worker has to know any.
-    fn loads_of(&self, endpoints: &[routing::Endpoint]) -> Vec<Option<Load>> {
-        if self.loads.is_empty() {
-            return Vec::new();
-        }
-        endpoints.iter().map(|of| self.loads.get(&of.id).cloned()).collect()
     }
 
     fn balance(
@@ -228,7 +221,6 @@ struct Candidate {
     address: EndpointAddress,
     weight: u32,
     tier: u32,
-    most: u32,
 }
 
 /// The addresses of a backend's endpoints, each once. The first endpoint that gives an address
@@ -237,11 +229,10 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for endpoint in &backend.endpoints {
-        let most = endpoint.max_sessions.unwrap_or(NO_LIMIT);
         let tier = if endpoint.backup { BACKUPS } else { 0 };
         match &endpoint.address.value {
             Address::Fixed(address) => {
-                let of = Candidate { address: *address, weight: endpoint.weight, tier, most };
+                let of = Candidate { address: *address, weight: endpoint.weight, tier };
                 found.push((endpoint, of));
             }
             Address::Name(name) => {
@@ -250,7 +241,7 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
                     let address = SocketAddr::new(target.ip, target.port).into();
                     let weight = endpoint.weight.saturating_mul(target.weight.into());
                     let tier = tier + u32::from(target.rank);
-                    (endpoint, Candidate { address, weight, tier, most })
+                    (endpoint, Candidate { address, weight, tier })
                 }));
             }
         }

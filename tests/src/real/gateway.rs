@@ -303,6 +303,22 @@ impl Metrics {
         matching.map(|(_, _, value)| whole(*value)).sum()
     }
 
+    /// The upper bound of the bucket that has this share of what a histogram has counted since
+    /// `before`, over all its series.
+    pub fn quantile_since(&self, before: &Self, name: &str, share: f64) -> f64 {
+        let bucket = format!("{name}_bucket");
+        let mut buckets: Vec<(f64, u64)> = Vec::new();
+        for (_, labels, _) in self.0.iter().filter(|(series, ..)| *series == bucket) {
+            let bound = labels["le"].parse().expect("a bound");
+            let count = |page: &Self| page.value(&bucket, &[("le", &labels["le"])]);
+            buckets.push((bound, count(self) - count(before)));
+        }
+        buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let total = buckets.last().map_or(0, |(_, count)| *count);
+        let reached = |(_, count): &&(f64, u64)| *count as f64 >= total as f64 * share;
+        buckets.iter().find(reached).map_or(f64::NAN, |(bound, _)| *bound)
+    }
+
     /// The values of all series of that name.
     pub fn series(&self, name: &str) -> Vec<u64> {
         let matching = self.0.iter().filter(|(series, ..)| series == name);
