@@ -184,6 +184,40 @@ fn routes_of_one_listener_that_their_sources_do_not_tell_apart() {
 }
 
 #[test]
+fn faults_of_routes_by_protocol() {
+    let two = |a: &str, b: &str| {
+        let second = "[[routes]]\nname = \"s\"\nlisteners = [\"l\"]\nbackends = []";
+        let tls = GOOD.replace("\"TCP\"", "\"TLS\"");
+        tls.replace("[[backends]]", &format!("{a}\n{second}\n{b}\n[[backends]]"))
+    };
+    assert!(load(&two("", "alpn = [\"acme-tls/1\"]")).is_ok());
+    assert!(load(&two("alpn = [\"h2\"]", "alpn = [\"h3\", \"acme-tls/1\"]")).is_ok());
+    refused(
+        &two("alpn = [\"h3\", \"h2\"]", "alpn = [\"h2\"]"),
+        &["12:14: routes[1].listeners[0]: listener \"l\" has a route with \"h2\" already"],
+    );
+    let host = "hostnames = [\"a.example.com\"]\n";
+    refused(
+        &two(&format!("{host}alpn = [\"h2\"]"), &format!("{host}alpn = [\"h2\"]")),
+        &["15:14: routes[1].hostnames[0]: listener \"l\" has a route for \"a.example.com\" with"],
+    );
+    for (alpn, expected) in [
+        ("[]", "14:8: routes[1].alpn: names no protocol; without this key the route is for"),
+        ("\"h2\"", "14:8: routes[1].alpn: must be a list, not a string; write [\"h2\"]"),
+        ("[\"\"]", "14:9: routes[1].alpn[0]: must be 1 to 255 bytes"),
+        ("[\"h2\", \"h2\"]", "14:15: routes[1].alpn[1]: names protocol \"h2\" twice"),
+    ] {
+        let text = two("alpn = [\"h3\"]", &format!("alpn = {alpn}"));
+        let problems = load(&text).expect_err(&text).to_string();
+        assert!(problems.lines().next().is_some_and(|l| l.contains(expected)), "{problems}");
+    }
+    let tcp = two("", "").replace("\"TLS\"", "\"TCP\"");
+    let tcp = tcp.replacen("backends = []", "backends = []\nalpn = [\"h2\"]", 1);
+    let problems = load(&tcp).expect_err(&tcp).to_string();
+    assert!(problems.contains("the route has alpn, and listener \"l\" is not TLS"), "{problems}");
+}
+
+#[test]
 fn faults_of_where_listeners_listen() {
     let at = |address: &str| GOOD.replace("0.0.0.0:80", address);
     let field = "listeners[0].address";

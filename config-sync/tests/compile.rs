@@ -108,10 +108,10 @@ fn every_key_reaches_the_table() {
 fn clients_without_a_client_hello_have_routes_of_their_own() {
     let table = table(ALL);
     let (udp, tls) = (&table.sockets[0], &table.sockets[1]);
-    assert_eq!(tls.not_tls, Some(Fallback { listener: 1, route: 2 }));
-    assert_eq!(tls.silent, Some(Fallback { listener: 1, route: 3 }));
+    assert_eq!(tls.not_tls, Some(Fallback { listener: 1, route: 3 }));
+    assert_eq!(tls.silent, Some(Fallback { listener: 1, route: 4 }));
     assert!(udp.not_tls.is_none() && udp.silent.is_none());
-    for (route, name, backend) in [(2, "tls-a/not_tls", "named"), (3, "tls-a/silent", "none")] {
+    for (route, name, backend) in [(3, "tls-a/not_tls", "named"), (4, "tls-a/silent", "none")] {
         let route = &table.routes[route];
         let backends: Vec<_> = route.backends.iter().map(|of| (of.backend, of.weight)).collect();
         let position = table.backends.iter().position(|of| &*of.name == backend);
@@ -148,6 +148,34 @@ fn the_longest_source_has_the_route_and_one_without_the_rest() {
         let found = listener.routes.any().expect("routes");
         let route = listener.route(found, client.parse().expect("an address")).expect("a route");
         assert_eq!(&*table.routes[route].name, expected, "{client}");
+    }
+}
+
+#[test]
+fn protocols_choose_among_the_routes_of_one_name() {
+    let text = listener("l", "TLS", "0.0.0.0:443", "")
+        + &listener("plain", "TLS", "0.0.0.0:444", "")
+        + &route("acme", "alpn = [\"acme-tls/1\"]\nsources = [\"10.1.0.0/16\"]")
+        + &route("h2", "alpn = [\"h2\", \"h2c\"]\nhostnames = [\"a.example.com\"]")
+        + &route("rest", "")
+        + &route("p", "").replace("[\"l\"]", "[\"plain\"]");
+    let table = table(&text);
+    assert!(table.listeners[1].by_alpn.is_none());
+    let listener = &table.listeners[0];
+    let by_alpn = listener.by_alpn.as_ref().expect("protocols");
+    for (name, offered, client, expected) in [
+        ("a.example.com", &["h2"][..], "10.1.1.1", "h2"),
+        ("a.example.com", &["http/1.1", "h2c"], "10.1.1.1", "h2"),
+        ("a.example.com", &["acme-tls/1"], "10.1.1.1", "acme"),
+        ("a.example.com", &["acme-tls/1"], "10.2.1.1", "rest"),
+        ("b.example.com", &["h2"], "10.1.1.1", "rest"),
+        ("b.example.com", &[], "10.1.1.1", "rest"),
+    ] {
+        let offered = offered.iter().map(|name| name.as_bytes());
+        let client = client.parse().expect("an address");
+        let mut found = by_alpn.values(Some(name), offered);
+        let route = found.find_map(|found| listener.route(found, client)).expect("a route");
+        assert_eq!(&*table.routes[route].name, expected, "{name} {client}");
     }
 }
 

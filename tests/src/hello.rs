@@ -3,6 +3,11 @@
 /// A ClientHello for `name`, padded with an unknown extension of `padding` bytes, cut into TLS
 /// records of at most `fragment` bytes.
 pub fn client_hello(name: Option<&str>, padding: u16, fragment: usize) -> Vec<u8> {
+    offering(&[], name, padding, fragment)
+}
+
+/// The same, of a client that offers protocols (RFC 7301).
+pub fn offering(alpn: &[&str], name: Option<&str>, padding: u16, fragment: usize) -> Vec<u8> {
     let mut extensions = Vec::new();
     // A GREASE value (RFC 8701) before all others.
     extension(&mut extensions, 0x1a1a, &[]);
@@ -13,6 +18,11 @@ pub fn client_hello(name: Option<&str>, padding: u16, fragment: usize) -> Vec<u8
         list.extend(len.to_be_bytes());
         list.extend(name.as_bytes());
         extension(&mut extensions, 0, &list);
+    }
+    if !alpn.is_empty() {
+        let names: Vec<u8> =
+            alpn.iter().flat_map(|name| [&[name.len() as u8], name.as_bytes()].concat()).collect();
+        extension(&mut extensions, 16, &[&(names.len() as u16).to_be_bytes()[..], &names].concat());
     }
     extension(&mut extensions, 21, &vec![0; usize::from(padding)]);
 

@@ -241,6 +241,34 @@ fn hellos_in_pieces_arrive_unchanged() {
     assert_eq!(gateway.closes(4)[3].text("reason"), Some("hello_too_large"));
 }
 
+/// Validation of certificates has a server of its own, whichever name is asked for.
+#[test]
+fn openssl_reaches_the_backend_of_its_protocol() {
+    let (web, acme) = (TlsServer::start("web"), TlsServer::start("acme"));
+    let address = free_address();
+    let config = listener("tls", "TLS", address, "")
+        + &route("acme", "tls", &[("acme", 1)], "alpn = [\"acme-tls/1\"]")
+        + &route("web", "tls", &[("web", 1)], "")
+        + &backend("web", [web.address], "")
+        + &backend("acme", [acme.address], "");
+    let gateway = Gateway::start(&config);
+    for (offered, expected) in [
+        ("-alpn acme-tls/1", "acme"),
+        ("-alpn h2,acme-tls/1", "acme"),
+        ("-alpn h2,http/1.1", "web"),
+        ("", "web"),
+    ] {
+        let get = format!(
+            "printf 'GET /who HTTP/1.0\\r\\n\\r\\n' | openssl s_client -quiet {offered} \
+             -connect {address} -servername any.example.com 2>&1"
+        );
+        let printed = program("sh", &["-c", &get]);
+        assert!(printed.ends_with(&format!("\r\n\r\n{expected}")), "{offered}: {printed}");
+    }
+    let routes: Vec<_> = routes(&gateway, 4).iter().map(|line| line[..3].to_owned()).collect();
+    assert_eq!(routes, ["acm", "acm", "web", "web"]);
+}
+
 /// The log's route and reason of each session.
 fn routes(gateway: &Gateway, count: usize) -> Vec<String> {
     let words = |line: &LogLine| {
@@ -338,12 +366,13 @@ fn clients_that_do_not_speak_tls_pass_where_tls_ends_here() {
     let _server = Daemon::start(secret, &mut command);
     let [a, b] = [free_address(), free_address()];
     let origination = format!("tls = {{ server_name = \"a.test\", ca = \"{ca}\" }}");
-    let config = listener("a", "TLS", a, &format!("{tls}not_tls = \"plain\""))
-        + &listener("b", "TLS", b, &format!("{tls}not_tls = \"secret\""))
-        + &route("a", "a", &[("plain", 1)], "")
-        + &route("b", "b", &[("secret", 1)], "")
-        + &backend("plain", [plain.address], "")
-        + &backend("secret", [secret], &origination);
+    let config =
+        listener("a", "TLS", a, &format!("{tls}not_tls = \"plain\"\nstarttls = \"postgres\""))
+            + &listener("b", "TLS", b, &format!("{tls}not_tls = \"secret\""))
+            + &route("a", "a", &[("plain", 1)], "")
+            + &route("b", "b", &[("secret", 1)], "")
+            + &backend("plain", [plain.address], "")
+            + &backend("secret", [secret], &origination);
     let gateway = Gateway::start(&config);
     let mut client = connect(a);
     client.write_all(b"SSH-2.0-client\r\n").expect("sent");

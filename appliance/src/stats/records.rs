@@ -190,7 +190,8 @@ words! {
         ClientGone = "client_gone": "The client left before there was an endpoint for it.",
         UnknownServerName = "unknown_server_name":
             "No listener or route has the client's server name, or it sent none.",
-        NoRoute = "no_route": "The listener has no route, or none for the client's address.",
+        NoRoute = "no_route":
+            "The listener has no route, or none for the client's address or protocols (`alpn`).",
         NoBackend = "no_backend": "The route has no backend with a weight above 0.",
         NoEndpoint = "no_endpoint":
             "The backend whose turn it was has no endpoint (`on_unavailable` of the route).",

@@ -127,7 +127,7 @@ pub struct Protocols {
 }
 
 impl Protocols {
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let mut rest = &self.bytes[..self.len];
         std::iter::from_fn(move || {
             let (len, names) = rest.split_first()?;

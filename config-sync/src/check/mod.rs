@@ -1,5 +1,6 @@
 //! Checks whether the parts of a configuration fit together, which no single value can tell.
 
+pub(crate) mod alpn;
 mod endpoints;
 mod fallback;
 pub(crate) mod warnings;
@@ -57,6 +58,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
         check.references("listener", &route.listeners.iter().collect(), &listeners);
         check.references("backend", &used, &backends);
         check.hostnames(route);
+        check.problems.extend(alpn::unseen(route, &check.listeners));
     }
     check.one_route_each(&config.routes);
     let users = check.users(&config.routes);
@@ -322,7 +324,7 @@ impl<'c> Check<'c> {
     /// A TCP or UDP listener has at most one route for each source range. A TLS listener has at
     /// most one route for each host name and source range.
     fn one_route_each(&mut self, routes: &'c [Route]) {
-        type Key<'c> = (&'c str, Option<&'c str>, Option<IpNet>);
+        type Key<'c> = (&'c str, Option<&'c str>, Option<&'c str>, Option<IpNet>);
         let mut seen: BTreeMap<Key<'_>, &Route> = BTreeMap::new();
         for route in routes.iter().filter(|route| route.takes == Takes::Usual) {
             for name in &route.listeners {
@@ -332,10 +334,14 @@ impl<'c> Check<'c> {
                 for (host, at) in hosts_on(route, listener, &name.place) {
                     let ranges = route.sources.iter().map(|of| (Some(of.value), &of.place));
                     let rest = route.sources.is_empty().then_some((None, at));
-                    for (range, at) in ranges.chain(rest) {
-                        let first = seen.insert((&name.value, host, range), route);
+                    let ranges = ranges.chain(rest);
+                    for ((range, at), alpn) in
+                        ranges.flat_map(|range| alpn::asked(route).map(move |alpn| (range, alpn)))
+                    {
+                        let first = seen.insert((&name.value, host, alpn, range), route);
                         let Some(first) = first else { continue };
                         let host = host.map(|host| format!(" for \"{host}\""));
+                        let alpn = alpn.map(|alpn| format!(" with \"{alpn}\""));
                         let range = range.map(|range| format!(" from {range}"));
                         let which = if is_of_listener(&first.name) {
                             "its own `endpoints` or `backends`".to_owned()
@@ -343,9 +349,10 @@ impl<'c> Check<'c> {
                             format!("\"{}\", in line {}", first.name.value, first.name.place.line)
                         };
                         self.problems.push(at.problem(format!(
-                            "listener \"{}\" has a route{}{} already: {which}",
+                            "listener \"{}\" has a route{}{}{} already: {which}",
                             name.value,
                             host.unwrap_or_default(),
+                            alpn.unwrap_or_default(),
                             range.unwrap_or_default(),
                         )));
                     }

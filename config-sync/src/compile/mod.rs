@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::check::{self, hosts_on};
+use crate::check::{self, alpn, hosts_on};
 use crate::compile::admission::Admitted;
 use crate::compile::names::{Names, too_many};
 use crate::compile::tls::load::{Loader, Owner};
@@ -27,6 +27,7 @@ use crate::model::listener::{bound_to, nameless};
 use crate::model::place::{At, Problem, Problems};
 use crate::model::route::{Route, Takes};
 use crate::table::address::Bind;
+use crate::table::alpn::{AlpnChoice, ByAlpn};
 use crate::table::fnv::Fnv;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
@@ -229,6 +230,7 @@ impl Compile<'_> {
                 access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),
                 by_source: Vec::new(),
+                by_alpn: None,
             });
         }
         self.place_routes(&mut listeners);
@@ -239,13 +241,15 @@ impl Compile<'_> {
     /// name.
     fn place_routes(&self, listeners: &mut [routing::Listener]) {
         let index_of = index(self.config.listeners.iter().map(|listener| &listener.name));
-        let mut placed: BTreeMap<(usize, Option<&str>), Vec<usize>> = BTreeMap::new();
+        let mut placed: BTreeMap<Of<'_>, Vec<usize>> = BTreeMap::new();
         let usual = |(_, route): &(usize, &Route)| route.takes == Takes::Usual;
         for (index, route) in self.config.routes.iter().enumerate().filter(usual) {
             for name in &route.listeners {
                 let at = index_of[name.value.as_str()];
                 for (host, _) in hosts_on(route, &self.config.listeners[at], &name.place) {
-                    placed.entry((at, host)).or_default().push(index);
+                    for alpn in alpn::asked(route) {
+                        placed.entry((at, host, alpn)).or_default().push(index);
+                    }
                 }
             }
         }
@@ -253,9 +257,10 @@ impl Compile<'_> {
         let by_source: BTreeSet<usize> = placed
             .iter()
             .filter(|(_, routes)| routes.iter().any(has_sources))
-            .map(|((at, _), _)| *at)
+            .map(|((at, ..), _)| *at)
             .collect();
-        for ((at, host), routes) in placed {
+        let mut choices: BTreeMap<(usize, Option<&str>), AlpnChoice> = BTreeMap::new();
+        for ((at, host, alpn), routes) in placed {
             let listener = &mut listeners[at];
             let value = if by_source.contains(&at) {
                 listener.by_source.push(self.by_source(&routes));
@@ -263,7 +268,24 @@ impl Compile<'_> {
             } else {
                 routes[0]
             };
-            listener.routes.insert(host, value);
+            let choice = choices.entry((at, host)).or_default();
+            match alpn {
+                None => {
+                    listener.routes.insert(host, value);
+                    choice.otherwise = Some(value);
+                }
+                Some(alpn) => choice.by_protocol.push((alpn.as_bytes().into(), value)),
+            }
+        }
+        let asks = |(key, choice): (&(usize, _), &AlpnChoice)| {
+            (!choice.by_protocol.is_empty()).then_some(key.0)
+        };
+        let asking: BTreeSet<usize> = choices.iter().filter_map(asks).collect();
+        for ((at, host), choice) in choices.into_iter().filter(|((at, _), _)| asking.contains(at)) {
+            let empty = || ByAlpn { hosts: Hosts::new(HOST_SEEDS), choices: Vec::new() };
+            let by_alpn = listeners[at].by_alpn.get_or_insert_with(|| Box::new(empty()));
+            by_alpn.hosts.insert(host, by_alpn.choices.len());
+            by_alpn.choices.push(choice);
         }
     }
 
@@ -352,6 +374,9 @@ fn fallbacks(config: &Config) -> BTreeMap<(&str, Takes), usize> {
     });
     by_listener.collect()
 }
+
+/// What a route of a TLS listener is for: the listener's index, a host name and a protocol.
+type Of<'c> = (usize, Option<&'c str>, Option<&'c str>);
 
 /// The access set that all listeners have. `None` if the sets differ, or all clients may come in.
 fn common_access<'l>(

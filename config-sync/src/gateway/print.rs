@@ -245,6 +245,9 @@ impl Print<'_> {
         if !route.hostnames.is_empty() {
             self.line("hostnames", &names(&route.hostnames));
         }
+        if !route.alpn.is_empty() {
+            self.line("alpn", &names(&route.alpn));
+        }
         if !route.sources.is_empty() {
             let sources = route.sources.iter().map(|range| quoted(&range.value.to_string()));
             self.line("sources", &list(sources));

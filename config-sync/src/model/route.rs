@@ -13,6 +13,9 @@ pub struct Route {
     pub listeners: Vec<At<String>>,
     /// TLS only. If the list is empty, the route is for every name that the listener takes.
     pub hostnames: Vec<At<String>>,
+    /// TLS only. The route is for clients that offer one of these protocols. If the list is empty,
+    /// the route is for all clients that no other route of the same listener and name is for.
+    pub alpn: Vec<At<String>>,
     /// Source ranges of clients. If the list is empty, the route is for all clients that no other
     /// route of the same listener and name is for.
     pub sources: Vec<At<IpNet>>,

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`routing`] | the immutable routing table |
 //! | [`address`] | addresses of sockets: IP addresses and Unix sockets |
+//! | [`hosts`], [`alpn`] | look-up by server name, and by the protocols that a client offers |
 //! | [`load`] | counts that all workers share |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
@@ -13,7 +14,9 @@
 //! | [`x509`] | fields of a certificate that rustls does not give: its end, its subject |
 
 pub mod address;
+pub mod alpn;
 pub(crate) mod fnv;
+pub mod hosts;
 pub mod load;
 pub(crate) mod maglev;
 pub mod ranges;

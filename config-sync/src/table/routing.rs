@@ -7,13 +7,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ahash::AHashMap;
 use ipnet::IpNet;
 
 use super::address::{Address, Bind, EndpointAddress};
+use super::alpn::ByAlpn;
 use super::load::Load;
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
+
+pub use super::hosts::Hosts;
 
 /// Ids are below these limits, so that per-worker state can be flat arrays that are allocated at
 /// start. The compiler refuses a configuration that would exceed the limits.
@@ -223,6 +225,9 @@ pub struct Listener {
     /// Indices into [`RoutingTable::routes`] by the client's address, or [`NO_ROUTE`]. The list is
     /// empty if no routes differ by the client's address.
     pub by_source: Vec<ByPrefix>,
+    /// TLS: the routes by server name and by the protocols that a client offers. `None`: no route
+    /// asks for protocols.
+    pub by_alpn: Option<Box<ByAlpn>>,
 }
 
 /// Stands for an index if there is no route for the client's address.
@@ -481,109 +486,9 @@ impl RoutingTable {
     }
 }
 
-/// Values by server name. An exact name beats the longest wildcard, and a wildcard beats no name at
-/// all (Gateway API, `TLSRouteSpec.hostnames`). `*.example.com` matches `a.example.com` and
-/// `a.b.example.com`, never `example.com`.
-#[derive(Clone, Debug)]
-pub struct Hosts<T> {
-    exact: AHashMap<Box<str>, T>,
-    /// The key is the part after `*.`
-    wildcard: AHashMap<Box<str>, T>,
-    any: Option<T>,
-}
-
-impl<T: Copy> Hosts<T> {
-    /// `seeds` key the hash. They need not be secret, because only configured names are stored.
-    pub fn new(seeds: [u64; 4]) -> Self {
-        let hasher = || ahash::RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
-        Self {
-            exact: AHashMap::with_hasher(hasher()),
-            wildcard: AHashMap::with_hasher(hasher()),
-            any: None,
-        }
-    }
-
-    /// Adds `value` under `pattern`, and returns the value that was there before. The pattern is a
-    /// lower-case name, or `*.` and a lower-case suffix, or `None` for every name and for clients
-    /// that send no name.
-    pub fn insert(&mut self, pattern: Option<&str>, value: T) -> Option<T> {
-        match pattern {
-            None => self.any.replace(value),
-            Some(name) => match name.strip_prefix("*.") {
-                Some(suffix) => self.wildcard.insert(suffix.into(), value),
-                None => self.exact.insert(name.into(), value),
-            },
-        }
-    }
-
-    /// The value for a server name. The name must be in lower case.
-    pub fn get(&self, name: Option<&str>) -> Option<T> {
-        let Some(name) = name else { return self.any };
-        if let Some(value) = self.exact.get(name) {
-            return Some(*value);
-        }
-        let mut rest = name;
-        while !self.wildcard.is_empty() {
-            let Some((_, suffix)) = rest.split_once('.') else { break };
-            if let Some(value) = self.wildcard.get(suffix) {
-                return Some(*value);
-            }
-            rest = suffix;
-        }
-        self.any
-    }
-
-    /// The one value that all patterns have, or `None` if the patterns' values differ.
-    pub fn only(&self) -> Option<T>
-    where
-        T: PartialEq,
-    {
-        let mut values = self.exact.values().chain(self.wildcard.values()).chain(&self.any);
-        let first = values.next()?;
-        values.all(|value| value == first).then_some(*first)
-    }
-
-    /// The value for every name. TCP and UDP listeners have no other value.
-    pub fn any(&self) -> Option<T> {
-        self.any
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exact_beats_longest_wildcard_beats_any() {
-        let mut hosts = Hosts::new([1, 2, 3, 4]);
-        hosts.insert(Some("db.example.com"), 1);
-        hosts.insert(Some("*.example.com"), 2);
-        hosts.insert(Some("*.eu.example.com"), 3);
-        assert_eq!(hosts.get(Some("db.example.com")), Some(1));
-        assert_eq!(hosts.get(Some("a.example.com")), Some(2));
-        assert_eq!(hosts.get(Some("x.y.example.com")), Some(2));
-        assert_eq!(hosts.get(Some("x.y.eu.example.com")), Some(3));
-        assert_eq!(hosts.get(Some("example.com")), None);
-        assert_eq!(hosts.get(None), None);
-        hosts.insert(None, 4);
-        assert_eq!(hosts.get(Some("example.com")), Some(4));
-        assert_eq!(hosts.get(None), Some(4));
-    }
-
-    #[test]
-    fn only_is_what_stands_under_every_pattern() {
-        let mut hosts = Hosts::new([1, 2, 3, 4]);
-        assert_eq!(hosts.only(), None);
-        for pattern in [Some("a.example.com"), Some("*.example.com"), None] {
-            hosts.insert(pattern, 1);
-            assert_eq!(hosts.only(), Some(1));
-        }
-        for pattern in [Some("a.example.com"), Some("*.example.com"), None] {
-            let mut hosts = hosts.clone();
-            hosts.insert(pattern, 2);
-            assert_eq!(hosts.only(), None);
-        }
-    }
 
     #[test]
     fn sources_have_what_they_give() {

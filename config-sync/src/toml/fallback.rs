@@ -37,6 +37,7 @@ pub(crate) fn routes(listener: &Listener) -> impl Iterator<Item = Route> {
             takes,
             listeners: vec![name.clone()],
             hostnames: Vec::new(),
+            alpn: Vec::new(),
             sources: Vec::new(),
             admission: Admission { allow: None, deny: Vec::new() },
             balance: RouteBalance::RoundRobin,

@@ -9,6 +9,7 @@ use crate::toml::admission;
 use crate::toml::reader::{
     Read, Reader, Section, Table, any, flawless, integer, not, or, string, word,
 };
+use crate::toml::tls::protocol;
 use crate::toml::values::{hostname, name, range};
 
 pub(crate) static ROUTE: Section = Section {
@@ -17,6 +18,7 @@ pub(crate) static ROUTE: Section = Section {
         any("name"),
         any("listeners"),
         any("hostnames"),
+        any("alpn"),
         any("sources"),
         any("allow"),
         any("deny"),
@@ -38,31 +40,46 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
             reader.get(table, "listeners", |_| Err::<(), _>("names no listener".to_owned()));
         }
         let hostnames = reader.list(table, "hostnames", hostname).unwrap_or_default();
+        let alpn = protocols(reader, table);
         let sources = reader.list(table, "sources", range);
         if sources.as_ref().is_some_and(Vec::is_empty) {
             let message = "names no range; without this key the route is for all others";
             reader.get(table, "sources", |_| Err::<(), _>(message.to_owned()));
         }
         let admission = admission::admission(reader, table);
-        Some((name?, listeners?, hostnames, sources.unwrap_or_default(), admission))
+        Some((name?, listeners?, (hostnames, alpn), sources.unwrap_or_default(), admission))
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
     let backends = weighted_backends(reader, table).unwrap_or_default();
     let balance = or(reader.get(table, "balance", word(&BALANCES)), RouteBalance::RoundRobin);
     let on_unavailable =
         reader.get(table, "on_unavailable", word(&ON_UNAVAILABLE)).map(|at| at.value);
-    let (name, listeners, hostnames, sources, admission) = head?;
+    let (name, listeners, (hostnames, alpn), sources, admission) = head?;
     Some(Route {
         name,
         takes: Takes::Usual,
         listeners,
         hostnames,
+        alpn,
         sources,
         admission,
         balance,
         on_unavailable,
         backends,
     })
+}
+
+/// The protocols that the route asks for.
+fn protocols<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Vec<At<String>> {
+    let alpn = reader.list(table, "alpn", protocol);
+    if alpn.as_ref().is_some_and(Vec::is_empty) {
+        let message = "names no protocol; without this key the route is for all others";
+        reader.get(table, "alpn", |value| match value {
+            DeValue::Array(list) if list.is_empty() => Err(message.to_owned()),
+            _ => Ok(()),
+        });
+    }
+    alpn.unwrap_or_default()
 }
 
 /// Reads `backends`. `None`: there is no such list.

@@ -59,6 +59,7 @@ pub(crate) fn own<'t>(
         takes: Takes::Usual,
         listeners: vec![name?.clone()],
         hostnames: Vec::new(),
+        alpn: Vec::new(),
         sources: Vec::new(),
         admission: Admission { allow: None, deny: Vec::new() },
         balance: RouteBalance::RoundRobin,

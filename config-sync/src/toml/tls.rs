@@ -182,10 +182,15 @@ fn client_auth<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> ClientAuth {
     or(asked, default)
 }
 
-fn alpn<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> Vec<String> {
-    let names = reader.list(tls, "alpn", |value| match string(value)? {
+/// The name of a protocol (ALPN).
+pub(crate) fn protocol(value: &DeValue<'_>) -> Result<String, String> {
+    match string(value)? {
         name if (1..=255).contains(&name.len()) => Ok(name.to_owned()),
         _ => Err("must be 1 to 255 bytes, such as \"h2\" or \"postgresql\"".to_owned()),
-    });
+    }
+}
+
+fn alpn<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> Vec<String> {
+    let names = reader.list(tls, "alpn", protocol);
     names.unwrap_or_default().into_iter().map(|at| at.value).collect()
 }

@@ -51,24 +51,32 @@ fn prefixes_agree(bytes: &[u8]) {
     assert!(matches!(read(bytes, true), Hello::Invalid(_)));
 }
 
-/// Where rustls accepts there is an answer, and the same name. It shows no IP addresses, and keeps
-/// a final dot.
+/// Where rustls accepts there is an answer, and the same name and protocols. It shows no IP
+/// addresses, and keeps a final dot.
 fn rustls_agrees(bytes: &[u8]) {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut rest = bytes;
-    let theirs = loop {
+    let (theirs, offered) = loop {
         if rest.is_empty() || acceptor.read_tls(&mut rest).is_err() {
             return;
         }
         match acceptor.accept() {
             Ok(None) => {}
-            Ok(Some(accepted)) => break accepted.client_hello().server_name().map(str::to_owned),
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let offered = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec);
+                let offered: Vec<_> = offered.collect();
+                break (hello.server_name().map(str::to_owned), offered);
+            }
             Err(_) => return,
         }
     };
     let Hello::Known(hello) = read(bytes, false) else {
         panic!("rustls accepts: {:?}", read(bytes, false));
     };
+    let alpn: Vec<_> = hello.alpn.iter().map(<[u8]>::to_vec).collect();
+    let fits = offered.iter().map(|name| name.len() + 1).sum::<usize>() <= 256;
+    assert!(offered.starts_with(&alpn) && (alpn.len() == offered.len() || !fits));
     let ours = hello.server_name.as_ref().map(|name| name.as_str());
     match theirs {
         Some(theirs) => assert_eq!(ours, Some(theirs.trim_end_matches('.'))),

@@ -209,10 +209,9 @@ impl Model {
                 if listener.has_route {
                     routes.insert(None, if listener.by_source { 0 } else { first });
                 }
-                for id in [0, FIRST_SPECIAL, FIRST_FALLBACK].map(|first| first + listener.id.0) {
-                    let weights = &self.weights[listener.id.index()];
-                    table.routes.push(route(RouteId(id), weights, unused));
-                }
+                let ids = [0, FIRST_SPECIAL, FIRST_FALLBACK].map(|first| first + listener.id.0);
+                let weights = &self.weights[listener.id.index()];
+                table.routes.extend(ids.map(|id| route(RouteId(id), weights, unused)));
                 table.listeners.push(Listener {
                     id: listener.id,
                     name: "listener".into(),
@@ -226,6 +225,7 @@ impl Model {
                     access: listener.access(),
                     routes,
                     by_source: listener.by_source(first),
+                    by_alpn: None,
                 });
             }
             table.sockets.push(Socket {
@@ -497,6 +497,7 @@ pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
         access: None,
         routes,
         by_source: Vec::new(),
+        by_alpn: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::ranges::Access;
-use config_sync::table::routing::{Fallback, Hosts, Protocol, Socket};
+use config_sync::table::routing::{Fallback, Hosts, Listener, Protocol, Socket};
 
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
@@ -13,11 +13,66 @@ use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, Stat
 use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
-use crate::wire::client_hello::{self, Hello};
+use crate::wire::client_hello::{self, Hello, Protocols};
 
 /// A client may come back faster than an endpoint closes, so this many ending sessions are allowed
 /// at least.
 pub const ENDING: u32 = 64;
+
+/// What tells where a session goes, beside the listening socket.
+pub enum By<'h> {
+    /// A ClientHello with these protocols.
+    Hello(&'h Protocols),
+    /// Nothing else: the listener does not read a ClientHello.
+    Socket,
+    /// A request to cancel. It has no server name, so it is routed only if there is one place to
+    /// go.
+    Cancel,
+    /// No ClientHello comes. TLS does not end at the gateway then.
+    Fallback(Fallback),
+}
+
+impl By<'_> {
+    fn find(&self, hosts: &Hosts<usize>, name: Option<&str>) -> Option<usize> {
+        hosts.get(name).or_else(|| hosts.only().filter(|_| matches!(self, By::Cancel)))
+    }
+
+    /// The reason to close a session for which this finds nothing.
+    fn unknown(&self) -> CloseReason {
+        match self {
+            By::Cancel => CloseReason::StarttlsCancel,
+            By::Hello(_) | By::Socket | By::Fallback(_) => CloseReason::UnknownServerName,
+        }
+    }
+
+    /// The index of the route.
+    fn route(
+        &self,
+        listener: &Listener,
+        name: Option<&str>,
+        client: IpAddr,
+    ) -> Result<usize, CloseReason> {
+        let found = match (self, &listener.by_alpn) {
+            (By::Fallback(fallback), _) => return Ok(fallback.route),
+            (By::Hello(offered), Some(by_alpn)) => {
+                let unknown = by_alpn
+                    .hosts
+                    .get(name)
+                    .map_or_else(|| self.unknown(), |_| CloseReason::NoRoute);
+                let mut found = by_alpn.values(name, offered.iter());
+                return found.find_map(|found| listener.route(found, client)).ok_or(unknown);
+            }
+            // The protocols of the session that is meant are not known.
+            (By::Cancel, Some(_)) => None,
+            (by, _) => by.find(&listener.routes, name),
+        };
+        let found = found.ok_or_else(|| match listener.protocol {
+            Protocol::Tls => self.unknown(),
+            Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
+        })?;
+        listener.route(found, client).ok_or(CloseReason::NoRoute)
+    }
+}
 
 impl Session {
     pub fn hello(&mut self, core: &mut Core, bytes: &[u8], end: bool) {
@@ -38,7 +93,7 @@ impl Session {
             Hello::Known(hello) => {
                 self.server_name = hello.server_name.map(|name| name.as_str().into());
                 self.client_readable = true;
-                self.choose(core, None);
+                self.choose(core, &By::Hello(&hello.alpn));
                 self.arm(core);
             }
             // A client that has asked for TLS must speak TLS.
@@ -86,19 +141,18 @@ impl Session {
     pub fn fall_back(&mut self, core: &mut Core, fallback: Fallback) {
         // Neither side has asked for TLS in the words of another protocol.
         self.ask = Ask::No;
-        self.choose(core, Some(fallback));
+        self.choose(core, &By::Fallback(fallback));
         self.arm(core);
     }
 
-    /// Chooses listener, route, backend and endpoint, and then connects. A `fallback` gives
-    /// listener and route, and TLS does not end at the gateway then.
-    pub fn choose(&mut self, core: &mut Core, fallback: Option<Fallback>) {
-        if let Err(cause) = self.try_choose(core, fallback) {
+    /// Chooses listener, route, backend and endpoint, and then connects.
+    pub fn choose(&mut self, core: &mut Core, by: &By<'_>) {
+        if let Err(cause) = self.try_choose(core, by) {
             self.finish(core, cause, true);
         }
     }
 
-    pub fn try_choose(&mut self, core: &mut Core, fallback: Option<Fallback>) -> Result<(), Cause> {
+    pub fn try_choose(&mut self, core: &mut Core, by: &By<'_>) -> Result<(), Cause> {
         // If the hello took its time, the socket may be gone by now, and the id may be another
         // socket's.
         let here = |socket: &Socket| {
@@ -109,17 +163,10 @@ impl Session {
         let of = core.tables.of(self.socket).filter(|(_, socket)| here(socket));
         let (table, socket) = of.ok_or(CloseReason::NoRoute)?;
         self.free.0 = socket.options.congestion == [0; 16];
-        // Only a request to cancel is routed before a ClientHello.
-        let cancels = matches!(self.state, State::Requesting(_));
-        let unknown =
-            if cancels { CloseReason::StarttlsCancel } else { CloseReason::UnknownServerName };
         let name = self.server_name.as_deref().or(socket.default_hostname.as_deref());
-        // A request to cancel has no server name, so it is routed only if there is one place to go.
-        let meant =
-            |hosts: &Hosts<usize>| hosts.get(name).or_else(|| hosts.only().filter(|_| cancels));
-        let listener = match fallback {
-            Some(fallback) => fallback.listener,
-            None => meant(&socket.listeners).ok_or(unknown)?,
+        let listener = match by {
+            By::Fallback(fallback) => fallback.listener,
+            by => by.find(&socket.listeners, name).ok_or_else(|| by.unknown())?,
         };
         let listener = &table.listeners[listener];
         self.timeouts = listener.timeouts;
@@ -134,16 +181,7 @@ impl Session {
         if most > 0 && (full > most || all > most.saturating_add(most.max(ENDING))) {
             return Err(CloseReason::ListenerLimit.into());
         }
-        let route = match fallback {
-            Some(fallback) => fallback.route,
-            None => {
-                let found = meant(&listener.routes).ok_or(match listener.protocol {
-                    Protocol::Tls => unknown,
-                    Protocol::Tcp | Protocol::Udp => CloseReason::NoRoute,
-                })?;
-                listener.route(found, client).ok_or(CloseReason::NoRoute)?
-            }
-        };
+        let route = by.route(listener, name, client)?;
         let route = &table.routes[route];
         self.route = Some(route.id);
         admits(route.access.as_deref(), client)?;
@@ -151,10 +189,12 @@ impl Session {
         let backend = &table.backends[backend];
         self.backend = Some(backend.id);
         let attempts_left = backend.connect_attempts;
+        let cancels = matches!(by, By::Cancel);
         if cancels && listener.tls.as_ref().is_some_and(|tls| tls.client_auth) {
             return Err(CloseReason::StarttlsCancel.into());
         }
-        if let Some(terminator) = listener.tls.as_ref().filter(|_| !cancels && fallback.is_none()) {
+        let is_tls = matches!(by, By::Hello(_));
+        if let Some(terminator) = listener.tls.as_ref().filter(|_| is_tls) {
             if !terminator.certificates.has(name) {
                 return Err(CloseReason::NoCertificate.into());
             }

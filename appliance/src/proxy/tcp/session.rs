@@ -11,7 +11,7 @@ use config_sync::table::routing::ListenerId;
 use crate::contract::{Event, Op, Side, Token, Why};
 use crate::proxy::core::{Core, Postponed, micros};
 use crate::proxy::tcp::accounting::{give_to, make_room};
-use crate::proxy::tcp::choose::admits;
+use crate::proxy::tcp::choose::{By, admits};
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::direction::Half;
 use crate::proxy::tcp::state::{
@@ -51,7 +51,7 @@ impl Session {
     /// socket apply before the ClientHello.
     pub fn identified(&mut self, core: &mut Core, first: First) {
         if !first.hello {
-            return self.choose(core, None);
+            return self.choose(core, &By::Socket);
         }
         if first.request {
             self.ask = Ask::ToEncrypt;

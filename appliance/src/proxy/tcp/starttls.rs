@@ -7,7 +7,7 @@
 
 use crate::contract::{Event, Op, Side, Stop, Why, size};
 use crate::proxy::core::Core;
-use crate::proxy::tcp::choose::invalid;
+use crate::proxy::tcp::choose::{By, invalid};
 use crate::proxy::tcp::state::{Ask, Asking, Connecting, Requesting, Session, State, Step};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
@@ -98,7 +98,7 @@ impl Session {
             Request::EncryptGss if !requesting.gss_refused => REFUSED,
             Request::Cancel => {
                 self.client_readable = true;
-                self.choose(core, None);
+                self.choose(core, &By::Cancel);
                 return self.arm(core);
             }
             Request::Startup => {

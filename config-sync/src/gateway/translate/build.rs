@@ -187,6 +187,7 @@ impl<'o> Build<'_, 'o> {
                 takes: Takes::Usual,
                 listeners: listeners.into_iter().map(|name| at(name, &own)).collect(),
                 hostnames: hostnames.into_iter().map(|name| at(name, &own)).collect(),
+                alpn: Vec::new(),
                 sources: Vec::new(),
                 admission: values.admission.of(&own),
                 balance: values.balance.unwrap_or(RouteBalance::RoundRobin),

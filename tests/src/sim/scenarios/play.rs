@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use ringway::stats::records::{CloseReason, Record, SessionRecord};
 
-use crate::hello::client_hello;
+use crate::hello::{client_hello, offering};
 use crate::sim::scenarios::setup::Setup;
 
 use self::Step::{
@@ -30,6 +30,8 @@ pub enum Peer {
 pub enum Begins {
     Plain,
     Hello(Option<&'static str>),
+    /// The client offers this protocol.
+    Offer(&'static str),
     Garbage,
     /// A TLS record that can't be one.
     EmptyRecord,
@@ -165,6 +167,7 @@ impl Begins {
         match self {
             Self::Plain => Vec::new(),
             Self::Hello(name) => client_hello(name, 300, 128),
+            Self::Offer(protocol) => offering(&["x", protocol], Some("a.test"), 300, 128),
             Self::Garbage => b"GET / HTTP/1.1\r\n\r\n".to_vec(),
             Self::EmptyRecord => vec![22, 3, 1, 0, 0, 1],
         }

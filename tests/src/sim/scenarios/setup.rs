@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::table::address::Bind;
+use config_sync::table::alpn::{AlpnChoice, ByAlpn};
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
     AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnUnavailable,
@@ -30,6 +31,8 @@ pub struct Setup {
     pub denied: bool,
     /// TLS: whether clients without a ClientHello have the same backend too.
     pub falls_back: bool,
+    /// TLS: the protocol of a route whose backend has no endpoint.
+    pub alpn: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,6 +73,7 @@ impl Setup {
             flow_timeout: self.flow_timeout,
             tls: None,
             responses: self.responses,
+            by_alpn: self.alpn.map(by_alpn),
             ..model::plain_listener(self.protocol, any())
         };
         let fallback = self.falls_back.then_some(Fallback { listener: 0, route: 0 });
@@ -92,25 +96,42 @@ impl Setup {
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),
-            routes: vec![route()],
-            backends: vec![Backend {
-                source: self.source.into_iter().collect(),
-                shared_sockets: self.source.is_some(),
-                ..model::plain_backend(BackendId(0), model::plain_endpoints(endpoints))
-            }],
+            routes: vec![route(0), route(1)],
+            backends: vec![
+                Backend {
+                    source: self.source.into_iter().collect(),
+                    shared_sockets: self.source.is_some(),
+                    ..model::plain_backend(BackendId(0), model::plain_endpoints(endpoints))
+                },
+                model::plain_backend(BackendId(1), Vec::new()),
+            ],
             ..RoutingTable::empty()
         }
     }
 }
 
-fn route() -> Route {
+/// The second route for clients that offer a protocol, the first for all others.
+fn by_alpn(protocol: &str) -> Box<ByAlpn> {
+    let mut hosts = Hosts::new([1, 2, 3, 4]);
+    hosts.insert(None, 0);
+    let by_protocol = vec![(protocol.as_bytes().into(), 1)];
+    Box::new(ByAlpn { hosts, choices: vec![AlpnChoice { by_protocol, otherwise: Some(0) }] })
+}
+
+/// The second route's backend has no endpoint.
+fn route(nth: u32) -> Route {
     Route {
-        id: RouteId(0),
+        id: RouteId(nth),
         name: "route".into(),
         access: None,
         balance: RouteBalance::RoundRobin,
         on_unavailable: OnUnavailable::Refuse,
-        backends: vec![WeightedBackend { id: BackendId(0), backend: 0, weight: 1, key: 0 }],
+        backends: vec![WeightedBackend {
+            id: BackendId(nth),
+            backend: nth as usize,
+            weight: 1,
+            key: 0,
+        }],
     }
 }
 
@@ -138,6 +159,7 @@ pub(super) const TCP: Setup = Setup {
     source: None,
     denied: false,
     falls_back: false,
+    alpn: None,
 };
 pub(super) const TLS: Setup = Setup { protocol: Protocol::Tls, ..TCP };
 pub const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };

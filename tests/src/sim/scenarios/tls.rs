@@ -3,7 +3,7 @@
 use config_sync::table::routing::Timeouts;
 use ringway::stats::records::CloseReason as R;
 
-use crate::sim::scenarios::play::Begins::{EmptyRecord, Garbage, Hello, Plain};
+use crate::sim::scenarios::play::Begins::{EmptyRecord, Garbage, Hello, Offer, Plain};
 use crate::sim::scenarios::play::Step::{
     Connect, Ends, Fin, Gets, GetsHello, Logs, LogsReason, Reset, Sends, SendsHello, Served,
 };
@@ -138,6 +138,30 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "a client that is denied, where clients need not speak TLS",
         setup: Setup { denied: true, ..FALLS_BACK },
         steps: &[Connect(0, Garbage), Ends(C), Logs(R::SourceDenied)],
+    },
+    Scenario {
+        name: "routes by protocol",
+        setup: Setup { alpn: Some("acme-tls/1"), ..TLS },
+        steps: &[
+            Connect(0, Offer("acme-tls/1")),
+            SendsHello(0),
+            Ends(C),
+            Logs(R::NoEndpoint),
+            Connect(1, Offer("h2")),
+            SendsHello(1),
+            Served(1),
+            GetsHello(1),
+            Reset(Peer::Server(1)),
+            Ends(Peer::Client(1)),
+            LogsReason(R::EndpointReset),
+            Connect(2, Hello(Some("a.test"))),
+            SendsHello(2),
+            Served(2),
+            GetsHello(2),
+            Reset(Peer::Server(2)),
+            Ends(Peer::Client(2)),
+            LogsReason(R::EndpointReset),
+        ],
     },
     Scenario {
         name: "half a ClientHello",
