@@ -163,6 +163,11 @@ pub struct BackendSettings {
     /// Connect from clients' own addresses; then source and upstreamSockets have no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transparent: Option<bool>,
+    /// Weights of endpoints, and which endpoints are backups. For each endpoint the first entry
+    /// counts that fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub endpoints: Option<Vec<EndpointSettings>>,
     /// Endpoints that are not well are left out. A check by TCP of a UDP Service needs a port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheckSettings>,
@@ -185,6 +190,32 @@ pub struct BackendSettings {
     pub failback: Option<bool>,
     #[serde(flatten)]
     pub socket: SocketSettings,
+}
+
+/// Fits the endpoints that have all of pod, node, zone and address that it names; it names one at
+/// least.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSettings {
+    /// The name of the Pod, or of another object that the EndpointSlice names as its target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The name of the endpoint's Node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The endpoint's zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// The endpoint's IP address, or its name in an ExternalName Service or a slice of type FQDN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The share within the backend; 0: no new session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 256))]
+    pub weight: Option<i64>,
+    /// A backup gets sessions only while no other endpoint may be picked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<bool>,
 }
 
 /// The same as the table of the TOML file, without files of passwords.

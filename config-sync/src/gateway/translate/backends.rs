@@ -1,6 +1,6 @@
 //! The destinations of routes: Services, their endpoints, and TLS to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -8,6 +8,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use crate::gateway::objects::BackendRef;
 use crate::gateway::translate::index::{Index, ObjectKey, Party, Target};
+use crate::gateway::translate::values::EndpointRule;
 use crate::gateway::translate::verdict::Fault;
 use crate::model::endpoint::{Address, DnsName};
 use crate::toml::values::dns_name;
@@ -84,15 +85,54 @@ fn protocol(given: Option<&str>) -> &str {
     given.unwrap_or("TCP")
 }
 
+/// An endpoint of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Found<'o> {
+    pub(super) address: Address,
+    /// The endpoint is meant for other zones.
+    pub(super) is_far: bool,
+    pod: Option<&'o str>,
+    node: Option<&'o str>,
+    zone: Option<&'o str>,
+}
+
+impl<'o> Found<'o> {
+    fn new(address: Address, endpoint: &'o Endpoint) -> Self {
+        let target = endpoint.target_ref.as_ref();
+        Self {
+            address,
+            is_far: false,
+            pod: target.and_then(|target| target.name.as_deref()),
+            node: endpoint.node_name.as_deref(),
+            zone: endpoint.zone.as_deref(),
+        }
+    }
+
+    pub(super) fn fits(&self, rule: &EndpointRule) -> bool {
+        let fits = |wanted: &Option<String>, own: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| own == Some(wanted))
+        };
+        let address = || match &self.address {
+            Address::Fixed(address) => address.ip().map(|ip| ip.to_string()),
+            Address::Name(DnsName::Host { host, .. }) => Some(host.to_string()),
+            Address::Name(DnsName::Service(_)) => None,
+        };
+        fits(&rule.pod, self.pod)
+            && fits(&rule.node, self.node)
+            && fits(&rule.zone, self.zone)
+            && (rule.address.is_none() || fits(&rule.address, address().as_deref()))
+    }
+}
+
 /// The endpoints to use, sorted. These are the ready endpoints, or, if none is ready, those that
 /// end and still serve. A Service of both IP versions uses its preferred version, if there are such
 /// endpoints; but a ready endpoint of any version goes before an ending one. If the cluster has
-/// given every zone its own endpoints, only those for `zone` are used.
-pub(super) fn endpoints(
-    destination: Destination<'_>,
+/// given every zone its own endpoints, those of zones other than `zone` are far.
+pub(super) fn endpoints<'o>(
+    destination: Destination<'o>,
     zone: Option<&str>,
-    index: &Index<'_>,
-) -> Vec<Address> {
+    index: &Index<'o>,
+) -> Vec<Found<'o>> {
     let names = names(destination, index);
     if !names.is_empty() {
         return names;
@@ -119,16 +159,27 @@ pub(super) fn endpoints(
     let of = |(is, v6): (&fn(&Endpoint) -> bool, bool)| {
         let mut of_version = all.get(&v6).cloned().unwrap_or_default();
         of_version.retain(|(endpoint, _)| is(endpoint));
-        (!of_version.is_empty()).then(|| near(of_version, zone))
+        (!of_version.is_empty()).then_some(of_version)
     };
-    let mut chosen = choices.find_map(of).unwrap_or_default();
-    chosen.sort_unstable();
-    chosen.dedup();
-    chosen.into_iter().map(|address| Address::Fixed(address.into())).collect()
+    let chosen = choices.find_map(of).unwrap_or_default();
+    let near = near(&chosen, zone);
+    let chosen = chosen.into_iter().map(|(endpoint, address)| {
+        let is_far = near.is_some_and(|zone| !is_for(endpoint, zone));
+        Found { is_far, ..Found::new(Address::Fixed(address.into()), endpoint) }
+    });
+    sorted(chosen)
+}
+
+/// Each address once. Two slices may have it while the endpoint moves from one to the other.
+fn sorted<'o>(found: impl Iterator<Item = Found<'o>>) -> Vec<Found<'o>> {
+    let mut found: Vec<_> = found.collect();
+    found.sort_unstable();
+    found.dedup_by(|next, kept| next.address == kept.address);
+    found
 }
 
 /// The names of an ExternalName Service, or of the EndpointSlices of type FQDN, sorted.
-fn names(destination: Destination<'_>, index: &Index<'_>) -> Vec<Address> {
+fn names<'o>(destination: Destination<'o>, index: &Index<'o>) -> Vec<Found<'o>> {
     if !index.external_names {
         return Vec::new();
     }
@@ -140,17 +191,21 @@ fn names(destination: Destination<'_>, index: &Index<'_>) -> Vec<Address> {
         let spec = destination.object.spec.as_ref();
         let name = spec.and_then(|spec| spec.external_name.as_deref()).unwrap_or_default();
         let port = u16::try_from(destination.port.port).ok().filter(|port| *port > 0);
-        return port.and_then(|port| address(name, port)).into_iter().collect();
+        let address = port.and_then(|port| address(name, port));
+        let found = |address| Found { address, is_far: false, pod: None, node: None, zone: None };
+        return address.map(found).into_iter().collect();
     }
     let slices = index.slices.get(&destination.service).map_or(&[][..], Vec::as_slice);
     let slices = slices.iter().filter(|slice| slice.address_type == "FQDN");
     let with_port = slices.filter_map(|slice| Some((slice, port(slice, destination.port)?)));
     let names = with_port.flat_map(|(slice, port)| {
         let ready = slice.endpoints.iter().filter(|endpoint| is_ready(endpoint));
-        ready.flat_map(|endpoint| &endpoint.addresses).filter_map(move |name| address(name, port))
+        ready.flat_map(move |endpoint| {
+            let names = endpoint.addresses.iter().filter_map(move |name| address(name, port));
+            names.map(|address| Found::new(address, endpoint))
+        })
     });
-    let names: BTreeSet<_> = names.collect();
-    names.into_iter().collect()
+    sorted(names)
 }
 
 /// Why destinations have no endpoint. Each destination is checked once, because many routes may
@@ -226,23 +281,23 @@ fn is_ending(endpoint: &Endpoint) -> bool {
     })
 }
 
-/// The endpoints that are meant for `zone`.
-fn near(mut chosen: Vec<(&Endpoint, SocketAddr)>, zone: Option<&str>) -> Vec<SocketAddr> {
-    let zones = |endpoint: &Endpoint| -> Vec<String> {
-        let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
-        hints.into_iter().flatten().map(|zone| zone.name.clone()).collect()
+/// The zone, if its endpoints are near and others are far. As kube-proxy does: if one endpoint has
+/// no hint, or no endpoint is for this zone, the hints are being changed or do not hold here.
+fn near<'z>(chosen: &[(&Endpoint, SocketAddr)], zone: Option<&'z str>) -> Option<&'z str> {
+    let all = || chosen.iter().map(|(endpoint, _)| *endpoint);
+    let is_whole = |zone: &&str| {
+        all().all(|endpoint| zones(endpoint).next().is_some())
+            && all().any(|endpoint| is_for(endpoint, zone))
     };
-    // As kube-proxy does: if one endpoint has no hint, or no endpoint is for this zone, the hints
-    // are being changed or do not hold here.
-    if let Some(zone) = zone
-        && chosen.iter().all(|(endpoint, _)| !zones(endpoint).is_empty())
-    {
-        let here =
-            |(endpoint, _): &&(&Endpoint, SocketAddr)| zones(endpoint).iter().any(|z| z == zone);
-        let near: Vec<_> = chosen.iter().filter(here).copied().collect();
-        if !near.is_empty() {
-            chosen = near;
-        }
-    }
-    chosen.into_iter().map(|(_, address)| address).collect()
+    zone.filter(is_whole)
+}
+
+fn is_for(endpoint: &Endpoint, zone: &str) -> bool {
+    zones(endpoint).any(|of| of == zone)
+}
+
+/// The zones in the hints.
+fn zones(endpoint: &Endpoint) -> impl Iterator<Item = &str> {
+    let hints = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
+    hints.into_iter().flatten().map(|zone| zone.name.as_str())
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use crate::check::reaches;
 use crate::gateway::translate::backend_tls::BackendTls;
-use crate::gateway::translate::backends::{self, Destination};
+use crate::gateway::translate::backends::{self, Destination, Found};
 use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::places::at;
 use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
 use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::values::BackendValues;
+use crate::gateway::translate::values::{BackendValues, EndpointRule};
 use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
@@ -317,23 +317,27 @@ const MAX_WEIGHT: u32 = 1_000_000;
 struct Pool<'o> {
     /// The endpoints of a Service's port, by number and protocol. Many routes may lead to one
     /// Service.
-    endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[Address]>>,
+    endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[Found<'o>]>>,
     backends: Vec<Backend>,
-    known: BTreeMap<String, Vec<(Contents, String)>>,
+    known: BTreeMap<String, Vec<(Contents<'o>, String)>>,
     unchecked: Unchecked,
     shared: BTreeMap<SocketAddr, String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Contents {
+struct Contents<'o> {
     udp: bool,
     values: BackendValues,
     tls: Option<Origination>,
-    endpoints: Arc<[Address]>,
+    endpoints: Arc<[Found<'o>]>,
 }
 
 impl<'o> Pool<'o> {
-    fn endpoints(&mut self, destination: Destination<'o>, build: &Build<'_, 'o>) -> Arc<[Address]> {
+    fn endpoints(
+        &mut self,
+        destination: Destination<'o>,
+        build: &Build<'_, 'o>,
+    ) -> Arc<[Found<'o>]> {
         let port = destination.port;
         let protocol = port.protocol.as_deref().unwrap_or_default();
         let known = self.endpoints.entry((destination.service, port.port, protocol));
@@ -350,7 +354,7 @@ impl<'o> Pool<'o> {
         self.backend(base, Contents { udp, values, tls: None, endpoints: Arc::new([]) })
     }
 
-    fn backend(&mut self, base: &str, contents: Contents) -> String {
+    fn backend(&mut self, base: &str, contents: Contents<'o>) -> String {
         let base = if contents.udp { format!("{base}/UDP") } else { base.to_owned() };
         let known = self.known.entry(base.clone()).or_default();
         if let Some((_, name)) = known.iter().find(|(known, _)| *known == contents) {
@@ -363,17 +367,17 @@ impl<'o> Pool<'o> {
         name
     }
 
-    fn build(&mut self, name: String, contents: Contents) -> Backend {
+    fn build(&mut self, name: String, contents: Contents<'o>) -> Backend {
         let Contents { udp, values, tls, endpoints } = contents;
         let mut endpoints = endpoints.to_vec();
         let has_tls = tls.is_some();
         let transparent = values.transparent == Some(true);
         let source = values.source.filter(|_| !transparent).unwrap_or_default();
-        let ip = |endpoint: &Address| match endpoint {
+        let ip = |found: &Found<'_>| match &found.address {
             Address::Fixed(address) => address.socket_address(),
             Address::Name(_) => None,
         };
-        let reached = |endpoint: &Address| {
+        let reached = |endpoint: &Found<'_>| {
             let same = |address: SocketAddr| {
                 source.iter().any(|from| from.first.is_ipv4() == address.is_ipv4())
             };
@@ -382,7 +386,7 @@ impl<'o> Pool<'o> {
         endpoints.retain(reached);
         // The first backend keeps an endpoint, because replies to two backends would look alike. A
         // name may stand for an endpoint of another backend.
-        let is_free = |endpoint: &Address| {
+        let is_free = |endpoint: &Found<'_>| {
             ip(endpoint).is_some_and(|address| !self.shared.contains_key(&address))
         };
         let shared = udp
@@ -396,7 +400,7 @@ impl<'o> Pool<'o> {
         Backend {
             endpoints: endpoints
                 .into_iter()
-                .map(|address| Endpoint::at(at(address, &name)))
+                .map(|found| endpoint(&found, values.endpoints.as_deref(), &name))
                 .collect(),
             balance: values.balance.unwrap_or(Balance::RoundRobin),
             connect_timeout: values.connect_timeout.filter(|_| !udp).unwrap_or(CONNECT_TIMEOUT),
@@ -463,6 +467,17 @@ fn config_name(text: &str) -> String {
     }
     let cut: String = text.chars().map(|c| if plain(c) { c } else { '-' }).take(236).collect();
     format!("{cut}-{:016x}", Fnv::of(text))
+}
+
+/// An endpoint of the backend `of`. Endpoints that are meant for other zones are backups.
+fn endpoint(found: &Found<'_>, rules: Option<&[EndpointRule]>, of: &str) -> Endpoint {
+    let rule = rules.unwrap_or_default().iter().find(|rule| found.fits(rule));
+    let (weight, backup) = rule.map_or((None, None), |rule| (rule.weight, rule.backup));
+    Endpoint {
+        weight: weight.unwrap_or(1),
+        backup: found.is_far || backup == Some(true),
+        ..Endpoint::at(at(found.address.clone(), of))
+    }
 }
 
 /// Why a policy's health check can't check a backend. The policy may be for many backends.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,26 +13,27 @@ use toml::de::DeValue;
 
 use crate::gateway::objects::Objects;
 use crate::gateway::objects::policy::{
-    AcceptProxy, AdmissionSettings, BackendSettings, L4Policy, L4PolicySpec, ListenerSettings,
-    MAX_ANCESTORS, RouteSettings, SocketSettings,
+    AcceptProxy, AdmissionSettings, BackendSettings, EndpointSettings, L4Policy, L4PolicySpec,
+    ListenerSettings, MAX_ANCESTORS, RouteSettings, SocketSettings,
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::translate::index::{key, seniority};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::tables;
 use crate::gateway::translate::values::{
-    AdmissionValues, BackendValues, ListenerValues, RouteValues, SocketValues,
+    AdmissionValues, BackendValues, EndpointRule, ListenerValues, RouteValues, SocketValues,
 };
 use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::admission::read_range;
 use crate::model::backend::LEAST_UPSTREAM_REST;
 use crate::model::config::MAX_SESSIONS;
+use crate::model::endpoint::MAX_WEIGHT;
 use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
 use crate::toml::backend::BALANCES;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
 use crate::toml::values::{
-    duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
+    dns_name, duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
 };
 use crate::toml::{gone, proxy, route, socket_options};
 
@@ -417,6 +419,7 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
+        endpoints: given.endpoints.as_deref().map(read_endpoints).transpose()?,
         health_check: given.health_check.as_ref().map(tables::read_health_check).transpose()?,
         eject: given.eject.as_ref().map(tables::read_eject).transpose()?,
         on_down: text("onDown", given.on_down.as_ref(), word(&gone::WORDS))?,
@@ -431,6 +434,31 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         values.source = Some(sources.into_iter().flatten().collect());
     }
     Ok(values)
+}
+
+fn read_endpoints(given: &[EndpointSettings]) -> Result<Vec<EndpointRule>, String> {
+    let read = |(nth, given): (usize, &EndpointSettings)| {
+        let field = |name: &str| format!("endpoints[{nth}].{name}");
+        let EndpointSettings { pod, node, zone, address, weight, backup } = given;
+        if [pod, node, zone, address].iter().all(|name| name.is_none()) {
+            return Err(format!("endpoints[{nth}]: give pod, node, zone or address"));
+        }
+        if weight.is_none() && backup.is_none() {
+            return Err(format!("endpoints[{nth}]: says nothing; give weight or backup"));
+        }
+        let (pod, node, zone) = (pod.clone(), node.clone(), zone.clone());
+        let address = text(&field("address"), address.as_ref(), host)?;
+        let weight = number(&field("weight"), *weight, 0..=MAX_WEIGHT)?;
+        Ok(EndpointRule { pod, node, zone, address, weight, backup: *backup })
+    };
+    given.iter().enumerate().map(read).collect()
+}
+
+/// An IP address or a name, in the form that is compared.
+fn host(value: &DeValue<'_>) -> Result<String, String> {
+    let text = value.as_str().unwrap_or_default();
+    let ip = text.parse::<IpAddr>().map(|ip| ip.to_string());
+    ip.or_else(|_| dns_name(text))
 }
 
 fn read_accept_proxy(given: &AcceptProxy) -> Result<Vec<IpNet>, String> {

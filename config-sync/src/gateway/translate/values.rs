@@ -58,6 +58,7 @@ pub(super) struct BackendValues {
     pub(super) upstream_rest: Option<u32>,
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
+    pub(super) endpoints: Option<Vec<EndpointRule>>,
     pub(super) health_check: Option<HealthCheck>,
     pub(super) eject: Option<Eject>,
     pub(super) on_down: Option<OnGone>,
@@ -65,6 +66,18 @@ pub(super) struct BackendValues {
     pub(super) close_after: Option<u32>,
     pub(super) failback: Option<bool>,
     pub(super) socket: SocketValues,
+}
+
+/// Values for the endpoints that fit: those that have everything that the rule names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct EndpointRule {
+    pub(super) pod: Option<String>,
+    pub(super) node: Option<String>,
+    pub(super) zone: Option<String>,
+    /// An IP address or a name of the DNS, in the form that their types print.
+    pub(super) address: Option<String>,
+    pub(super) weight: Option<u32>,
+    pub(super) backup: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +152,7 @@ impl BackendValues {
         fill(&mut self.upstream_rest, &under.upstream_rest);
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
+        fill(&mut self.endpoints, &under.endpoints);
         fill(&mut self.health_check, &under.health_check);
         fill(&mut self.eject, &under.eject);
         fill(&mut self.on_down, &under.on_down);
