@@ -222,8 +222,8 @@ pub struct EndpointSettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheckSettings {
-    /// What the check does: tcp, tls, http, exchange, mysql, postgres (both without a user), redis,
-    /// dns, sip, udp or agent. Without it tcp: a connection to each endpoint, opened and closed.
+    /// What the check does: tcp, tls, http, exchange, mysql, postgres, redis, dns, sip, udp or
+    /// agent. Without it tcp: a connection to each endpoint, opened and closed.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// From one check of an endpoint to its next; at least 100ms.
@@ -304,7 +304,10 @@ pub struct HealthCheckSettings {
     /// udp: what it means that no answer comes: up or down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<String>,
-    /// redis: the role that the server must have: primary or replica.
+    /// postgres, mysql: who logs in, without a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// postgres, mysql, redis: the role that the server must have: primary or replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// dns, sip: udp or tcp.
