@@ -320,6 +320,7 @@ impl Worker {
                     let most = &self.counters.table_micros_most;
                     most.set(most.get().max(took));
                 }
+                Command::Ask(request) => self.proxy.ask(now, request, &mut self.ops),
                 Command::Stop => self.proxy.stop(now, &mut self.ops),
             }
             self.carry_out();
@@ -351,10 +352,16 @@ impl Worker {
     /// the access log, and keeps all other records for the next turn.
     fn report(&mut self) {
         for mut record in self.proxy.records().drain(..) {
-            if let Record::Opened(session) | Record::Closed(session) = &mut record {
-                // The access log has the time of day, which no clock leaves out.
-                session.opened += self.left_out;
-                session.closed += self.left_out;
+            // The access log has the time of day, which no clock leaves out.
+            match &mut record {
+                Record::Opened(session) | Record::Closed(session) => session.shift(self.left_out),
+                Record::Reply(reply) => {
+                    for entry in &mut reply.entries {
+                        entry.record.shift(self.left_out);
+                        entry.last += self.left_out;
+                    }
+                }
+                _ => {}
             }
             if self.kept.is_empty() {
                 match self.records.try_send(record) {
@@ -382,7 +389,7 @@ impl Worker {
 fn keep(kept: &mut VecDeque<Record>, record: Record, counters: &Counters) {
     match record {
         Record::Opened(_) | Record::Closed(_) => counters.records_dropped.add(1),
-        Record::Applied { .. } | Record::Retired(_) | Record::Unlistened(_) => {
+        Record::Applied { .. } | Record::Retired(_) | Record::Unlistened(_) | Record::Reply(_) => {
             kept.push_back(record);
         }
     }

@@ -58,6 +58,16 @@ const TOP_LEVEL: &[(&str, &str)] = &[
     ("workers.cores = [1, 1]", "1:21: workers.cores[1]: core 1 is named twice"),
     ("workers.cores = [-1]", "1:18: workers.cores[0]: must be a whole number, 0 to 65535, not -1"),
     ("workers.threads = 2", "1:9: workers.threads: unknown key"),
+    (
+        "admin.socket = \"admin.sock\"",
+        "1:16: admin.socket: must be an absolute path, such as \"/run/ringway/admin.sock\"",
+    ),
+    ("admin.socket = \"/run/ringway/\"", "1:16: admin.socket: \"unix:/run/ringway/\" names no"),
+    ("admin.token_file = \"\"", "1:20: admin.token_file: names no file"),
+    (
+        "admin = { address = \"\", token_file = \"token\" }",
+        "1:38: admin.token_file: is for admin.address, which is off",
+    ),
     ("admin.address = \":9900\"", "1:17: admin.address: must be IP:PORT"),
     ("admin.address = \"127.0.0.1:0\"", "1:17: admin.address: the port must be 1 to 65535"),
     (

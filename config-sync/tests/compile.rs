@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use config_sync::check::parse_for;
@@ -12,7 +13,7 @@ use config_sync::machine::Machine;
 use config_sync::model::config::{Cores, LogTarget, limits};
 use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::model::place::Problems;
-use config_sync::table::address::EndpointAddress;
+use config_sync::table::address::{EndpointAddress, UnixPath};
 use config_sync::table::routing::{
     Absence, Backend, Balance, Drain, Fallback, Limits, Protocol, ProxyVersion, RoutingTable,
     SendProxy, Sources, Transport,
@@ -253,7 +254,11 @@ fn keys_at_the_top_are_read() {
     assert!(config.cores.unusable(&machine()).is_empty());
     let unusable = config.cores.unusable(&other);
     assert!(unusable[0].to_string().contains("core 1 is not usable"), "{unusable:?}");
-    assert_eq!(config.admin, None);
+    assert_eq!(config.admin, Some("127.0.0.1:9900".parse().expect("address")));
+    let socket = config.admin_socket.and_then(UnixPath::file);
+    assert_eq!(socket, Some(Path::new("/run/ringway/admin.sock")));
+    let token = config.admin_token_file.as_ref().map(|file| file.value.as_path());
+    assert_eq!(token, Some(Path::new("token")));
     assert_eq!(
         config.limits,
         Limits {

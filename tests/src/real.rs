@@ -16,7 +16,7 @@ pub use clients::{
     Lines, Pattern, client_hello, closed_without_a_byte, connect, exchange, limited, program,
     udp_client, was_reset,
 };
-pub use gateway::{Gateway, Launch, LogLine, Metrics};
+pub use gateway::{Gateway, Launch, LogLine, Metrics, run_verb};
 pub use mariadb::MariaDb;
 pub use namespace::Namespace;
 pub use postgres::Postgres;

@@ -21,6 +21,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+use crate::control::id::Id;
 use crate::control::shown::Shown;
 
 /// A batch of lines goes into the queue at this size at the latest.
@@ -251,6 +252,9 @@ pub struct Line<'a> {
     #[serde(rename = "ts", serialize_with = "as_text")]
     pub time: Timestamp,
     pub event: &'static str,
+    /// The id that lists have, and `ringway kill` takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Id>,
     /// TCP, UDP or TLS.
     pub protocol: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -294,6 +298,9 @@ impl Line<'_> {
     fn text(&self, out: &mut Vec<u8>) {
         // Writing to a Vec cannot fail.
         let _ = write!(out, "{} {} {}", self.time, self.event, self.protocol);
+        if let Some(id) = self.id {
+            let _ = write!(out, " id={id}");
+        }
         let mut name = |key: &str, value: Option<&str>| {
             if let Some(value) = value {
                 let _ = write!(out, " {key}={value:?}");
@@ -564,6 +571,7 @@ mod tests {
         Line {
             time: Timestamp(1_000_000),
             event: "close",
+            id: None,
             protocol: "TLS",
             listener: Some("tls"),
             client: address("192.0.2.1:1000").into(),

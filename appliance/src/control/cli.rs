@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use config_sync::gateway;
 use config_sync::gateway::files::Options;
 use config_sync::gateway::follow::cluster;
@@ -21,6 +22,7 @@ use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
+use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, features, print};
 use crate::control::process::{self, Origin};
@@ -140,6 +142,12 @@ enum Command {
         #[command(flatten)]
         gateways: GatewayArgs,
     },
+    #[command(flatten)]
+    Live(Verb),
+    /// Print what a shell needs to complete Ringway's arguments.
+    ///
+    /// For bash: `ringway completions bash > /etc/bash_completion.d/ringway`.
+    Completions { shell: Shell },
     /// List the kernel features that the gateway uses, and whether this kernel has them.
     Features {
         #[command(flatten)]
@@ -353,6 +361,12 @@ impl Cli {
                 doctor(source.as_ref(), json, strict)
             }
             Command::Crd => print(&gateway::objects::policy::crd()),
+            Command::Live(verb) => verb.run(),
+            Command::Completions { shell } => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "ringway", &mut text);
+                print(&String::from_utf8(text)?)
+            }
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }

@@ -7,9 +7,12 @@
 pub mod access_log;
 pub mod admin;
 pub mod cli;
+mod client;
 pub mod cluster;
 pub mod demo;
 mod doctor;
+mod id;
+mod live;
 pub mod metrics;
 mod output;
 pub mod process;

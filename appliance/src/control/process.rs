@@ -5,8 +5,8 @@
 //! workers must be there to serve them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,10 +23,12 @@ use config_sync::machine::Machine;
 use config_sync::model::config;
 use config_sync::model::config::{Config, Cores};
 use config_sync::model::place::Problems;
+use config_sync::publish::socket_file::SocketFile;
 use config_sync::publish::{Link, Publisher};
 use config_sync::source::Source;
 use config_sync::source::watch::watch;
 use config_sync::sync::ConfigSync;
+use config_sync::table::address::Address;
 use config_sync::table::routing::{Limits, Socket};
 use core_affinity::CoreId;
 use crossbeam_channel::Receiver;
@@ -35,16 +37,22 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::control::access_log::{AccessLog, WallClock};
+use crate::control::admin::access::Access;
 use crate::control::admin::board::{Board, source_ports};
-use crate::control::admin::server;
+use crate::control::admin::calls::{self, Call};
+use crate::control::admin::server::{self, Door};
 use crate::control::cluster::Following;
+use crate::control::id::Run;
+use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
 use crate::control::spare_files::SpareFiles;
 use crate::ring::listen::open::open_listeners;
+use crate::ring::listen::unix;
 use crate::ring::{Features, RingError};
 use crate::stats::counters::Counters;
 use crate::worker;
@@ -119,10 +127,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let admin = match config.admin {
-        Some(address) => Some(bind_admin(address).await?),
-        None => None,
-    };
+    let doors = doors(&config).await?;
     let log = AccessLog::open(&config.access_log.target, config.access_log.format)
         .context("access_log.path")?;
     let early = match (&source, &options) {
@@ -132,7 +137,8 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         (Source::Objects { options, .. }, None) => options.address_pool.clone(),
         (Source::File(_) | Source::Pipe(_) | Source::Text { .. }, None) => Vec::new(),
     };
-    let mut control = start(source, &config, &features, files, log, early)?;
+    let (caller, calls) = calls::channel();
+    let mut control = start(source, &config, &features, (files, calls), log, early)?;
     control.watched = watched;
     match options {
         None => control.load()?,
@@ -140,9 +146,16 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
             control.cluster = Some(Following::new(Cluster::start(*options).await?));
         }
     }
-    if let (Some(listener), Some(address)) = (admin, config.admin) {
+    if let Some(address) = config.admin {
         tracing::info!("admin API: http://{address}");
-        server::start(listener, control.board.clone()).context("the admin API's thread")?;
+    }
+    if let Some(path) = config.admin_socket {
+        tracing::info!("admin API: {}", Address::Unix(path));
+        control.socket_file = SocketFile::at(path);
+    }
+    if !doors.is_empty() {
+        let board = control.board.clone();
+        server::start(doors, board, caller).context("the admin API's threads")?;
     }
     if allow_empty {
         control.sync.allow_empty();
@@ -168,9 +181,28 @@ pub fn probe(without: &[String]) -> anyhow::Result<Features> {
     Ok(features)
 }
 
-async fn bind_admin(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
-    let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
-    listener.with_context(|| format!("admin.address: {address}"))
+/// Opens the sockets of the admin API.
+async fn doors(config: &Config) -> anyhow::Result<Vec<Door>> {
+    let mut doors = Vec::new();
+    if let Some(address) = config.admin {
+        let file = config.admin_token_file.as_ref().map(|file| file.value.clone());
+        let access = Access::with_token(file).map_err(anyhow::Error::msg)?;
+        let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
+        let listener = listener.with_context(|| format!("admin.address: {address}"))?;
+        doors.push(Door::Tcp(listener, access));
+    }
+    if let Some(path) = config.admin_socket {
+        let hint = |error: &io::Error| match error.kind() {
+            AddrInUse => "; another process listens there, or the file is no socket",
+            io::ErrorKind::NotFound => "; the directory must be there",
+            _ => "",
+        };
+        let socket = unix::open_private(path).map_err(|error| {
+            anyhow!("admin.socket: {}: {error}{}", Address::Unix(path), hint(&error))
+        })?;
+        doors.push(Door::Unix(socket.into()));
+    }
+    Ok(doors)
 }
 
 /// Starts the workers, and waits until each has its ring.
@@ -178,7 +210,7 @@ fn start(
     source: Source,
     config: &Config,
     features: &Features,
-    files: u64,
+    (files, calls): (u64, mpsc::Receiver<Call>),
     log: AccessLog,
     early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
@@ -224,12 +256,14 @@ fn start(
             }
         }
     };
-    let publisher = Publisher::new(links, Box::new(open));
+    let (publisher, wall) = (Publisher::new(links, Box::new(open)), wall_clock(clock));
     Ok(Control {
         sync: ConfigSync::new(source, publisher),
         workers,
         log,
-        wall: wall_clock(clock),
+        wall,
+        live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
+        socket_file: None,
         board: Arc::new(Board::new(counters, limits, output::features(features))),
         phase: Phase::Running,
         is_started,

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::compile::names::Names;
+use config_sync::publish::socket_file::SocketFile;
 use config_sync::source::watch::{Watch, watch};
 use config_sync::sync::reading::{Finished, Wish};
 use config_sync::sync::{ConfigSync, Outcome};
-use config_sync::table::routing::Protocol;
 use crossbeam_channel::Receiver;
 use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,8 +26,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::control::access_log::{AccessLog, Line, WallClock};
 use crate::control::admin::board::Board;
 use crate::control::cluster::{Following, News};
+use crate::control::id::{Id, Run};
+use crate::control::live::Live;
 use crate::control::output::{BadConfig, panic_message};
-use crate::control::shown::Shown;
+use crate::control::shown::{Shown, protocol};
 use crate::control::spare_files::SpareFiles;
 use crate::stats::detail::Detail;
 use crate::stats::records::{Record, SessionRecord};
@@ -36,6 +38,9 @@ use crate::stats::records::{Record, SessionRecord};
 /// thread, because that would cost them a system call for each record. Their channels hold the
 /// records of one tick.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How soon the control thread looks for the answer to a request of the admin API.
+const SOON: Duration = Duration::from_millis(2);
 
 /// Files that are kept for a reload. A reload can open this many new sockets when sessions have
 /// taken all other files. A reload that needs more is tried again.
@@ -53,6 +58,10 @@ pub struct Control {
     pub sync: ConfigSync,
     pub workers: Vec<Running>,
     pub log: AccessLog,
+    /// What the admin API asks of the workers.
+    pub live: Live,
+    /// The file of the admin API's socket, which is removed at the end.
+    pub socket_file: Option<SocketFile>,
     pub wall: WallClock,
     pub board: Arc<Board>,
     pub phase: Phase,
@@ -141,6 +150,8 @@ impl Control {
                     }
                 }
                 _ = daily.tick() => self.warn_of_certificates(),
+                Some(call) = self.live.next() => self.live.serve(call, &mut self.sync),
+                () = tokio::time::sleep(SOON), if self.live.is_waiting() => self.collect_all(),
                 Some(()) = signals.interrupt.recv() => self.terminate(),
                 Some(()) = signals.terminate.recv() => self.terminate(),
             }
@@ -389,6 +400,11 @@ impl Control {
         }
     }
 
+    fn collect_all(&mut self) {
+        self.sync.flush();
+        (0..self.workers.len()).for_each(|index| self.collect(index));
+    }
+
     fn collect(&mut self, index: usize) {
         let records = self.workers[index].records.clone();
         // Takes no more records than there are now, because a worker that writes without pause must
@@ -406,19 +422,22 @@ impl Control {
                 }
                 Record::Retired(table) => drop(table),
                 Record::Unlistened(socket) => self.sync.unlistened(index, socket),
+                Record::Reply(reply) => self.live.replied(reply, &self.sync),
             }
         }
         self.log.flush();
     }
 
     fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
-        let line = line(event, worker, session, self.sync.names(), self.wall);
+        let stamp = (self.wall, self.live.run());
+        let line = line(event, worker, session, self.sync.names(), stamp);
         self.log.write(&line);
     }
 
     /// Joins a worker. A worker may end only after all workers were told to end.
     fn join(&mut self, index: usize) -> anyhow::Result<()> {
         let Some(thread) = self.workers[index].thread.take() else { return Ok(()) };
+        self.live.ended(index);
         let ending = matches!(self.phase, Phase::Draining | Phase::Stopping);
         match thread.join() {
             Ok(Ok(())) if ending => Ok(()),
@@ -470,17 +489,14 @@ fn line<'a>(
     worker: usize,
     session: &'a SessionRecord,
     names: &'a Names,
-    wall: WallClock,
+    (wall, run): (WallClock, Run),
 ) -> Line<'a> {
     let opening = event == "open";
     Line {
         time: wall.at(if opening { session.opened } else { session.closed }),
         event,
-        protocol: match session.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Tls => "TLS",
-        },
+        id: session.handle.map(|handle| Id { worker, handle, run }),
+        protocol: protocol(session.protocol),
         listener: session.listener.and_then(|id| names.listener(id)),
         client: session.client.into(),
         peer: session.peer.map(Shown::from),
@@ -527,7 +543,7 @@ fn millis(micros: u64) -> f64 {
 mod tests {
     use std::time::SystemTime;
 
-    use config_sync::table::routing::{ListenerId, SocketId};
+    use config_sync::table::routing::{ListenerId, Protocol, SocketId};
 
     use super::*;
     use crate::stats::records::CloseReason;
@@ -537,8 +553,8 @@ mod tests {
         let names = Names::new();
         let wall = WallClock::new(SystemTime::UNIX_EPOCH, 0);
         let session = session();
-        let open = line("open", 0, &session, &names, wall);
-        let close = line("close", 0, &session, &names, wall);
+        let open = line("open", 0, &session, &names, (wall, Run(1)));
+        let close = line("close", 0, &session, &names, (wall, Run(1)));
         assert_eq!(open.time, wall.at(1_000));
         assert_eq!(close.time, wall.at(3_500));
         assert!((close.duration_ms - 2.5).abs() < f64::EPSILON);

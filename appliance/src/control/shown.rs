@@ -4,7 +4,17 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use config_sync::table::address::{Address, EndpointAddress, UNIX_CLIENT};
+use config_sync::table::routing::Protocol;
 use serde::Serialize;
+
+/// The protocol's word.
+pub fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Tls => "TLS",
+    }
+}
 
 /// An address in a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ mod core;
 mod drain;
 mod gone;
 mod log_limit;
+mod requests;
 mod slab;
 mod source_hash;
 pub mod table_queue;
@@ -24,12 +25,14 @@ mod udp;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::publish::request::Request;
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::closing::Closing;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::drain::Draining;
+use crate::proxy::requests::{Held, Requests};
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::{First, Session};
 use crate::proxy::udp::state::Flows;
@@ -43,6 +46,7 @@ pub struct Proxy {
     core: Core,
     drain: Option<Draining>,
     closing: Closing,
+    requests: Requests,
 }
 
 const NO_TIMEOUTS: Timeouts =
@@ -57,6 +61,7 @@ impl Proxy {
             core: Core::new(limits, seed, counters),
             drain: None,
             closing: Closing::new(),
+            requests: Requests::default(),
         }
     }
 
@@ -110,6 +115,15 @@ impl Proxy {
         self.leave(ops);
     }
 
+    /// Takes a request about sessions and flows. The answer is a record: at once, or after some
+    /// calls of `expire`.
+    pub fn ask(&mut self, now: u64, request: Request, ops: &mut Vec<(Token, Op)>) {
+        self.enter(now, ops);
+        let Self { core, sessions, flows, requests, .. } = self;
+        requests.ask(&mut Held { core, sessions, flows }, request);
+        self.leave(ops);
+    }
+
     /// Acts on each deadline that is due.
     pub fn expire(&mut self, now: u64, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
@@ -130,6 +144,8 @@ impl Proxy {
             drain.step(&mut self.core, &mut self.sessions, &mut self.flows);
         }
         self.closing.step(&mut self.core, &mut self.sessions);
+        let Self { core, sessions, flows, requests, .. } = self;
+        requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
         self.leave(ops);
     }
@@ -194,12 +210,17 @@ impl Proxy {
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
         let marks = self.core.marks.next();
         let sweep = self.flows.next_sweep();
-        [timers, marks, paused, drain, self.closing.next, sweep].into_iter().flatten().min()
+        let steps = [self.closing.next, self.requests.next];
+        [timers, marks, paused, drain, sweep].into_iter().chain(steps).flatten().min()
     }
 
-    /// Whether the last table is in force, and no session or flow lives any more.
+    /// Whether the last table is in force, no session or flow lives any more, and every request is
+    /// answered.
     pub fn is_done(&self) -> bool {
-        self.drain.is_some() && self.core.tables.open_sockets() == 0 && self.is_idle()
+        self.requests.next.is_none()
+            && self.drain.is_some()
+            && self.core.tables.open_sockets() == 0
+            && self.is_idle()
     }
 
     /// Sets the Unix time at which the caller's clock was 0, in microseconds. Certificates and

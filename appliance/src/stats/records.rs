@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::publish::request::Handle;
 use config_sync::table::routing::{
     BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
 };
@@ -24,11 +25,15 @@ pub enum Record {
     Retired(Arc<RoutingTable>),
     /// This worker has closed its socket of a listener that left the table.
     Unlistened(SocketId),
+    /// The answer to a request.
+    Reply(Reply),
 }
 
 /// One access-log line. Times are microseconds of the worker's clock.
 #[derive(Clone, Debug)]
 pub struct SessionRecord {
+    /// `None`: the client was turned away before there was a session or flow.
+    pub handle: Option<Handle>,
     /// The protocol of the listening socket, which is known for each session.
     pub protocol: Protocol,
     pub socket: SocketId,
@@ -71,6 +76,7 @@ impl SessionRecord {
         now: u64,
     ) -> Self {
         Self {
+            handle: None,
             protocol,
             socket,
             listener: None,
@@ -93,6 +99,35 @@ impl SessionRecord {
             suppressed: 0,
         }
     }
+
+    /// Adds this many microseconds to each time.
+    pub fn shift(&mut self, by: u64) {
+        self.opened += by;
+        self.closed += by;
+    }
+}
+
+/// The answer to one request.
+#[derive(Debug, Default)]
+pub struct Reply {
+    /// The request's number.
+    pub number: u64,
+    pub entries: Vec<Entry>,
+    /// The number of sessions or flows that were closed.
+    pub killed: u32,
+    /// The slot from which the list goes on. `None`: the list is at its end.
+    pub next: Option<u32>,
+}
+
+/// A session or flow that lived when the worker looked at its slot.
+#[derive(Debug)]
+pub struct Entry {
+    pub handle: Handle,
+    /// `closed` is when the worker looked.
+    pub record: SessionRecord,
+    pub state: &'static str,
+    /// When a byte or datagram last went either way, in microseconds of the worker's clock.
+    pub last: u64,
 }
 
 /// Declares each reason once: the variant, the one word for the reason everywhere, the meaning.
@@ -206,6 +241,7 @@ words! {
         Drained = "drained":
             "Closed at shutdown after `drain_timeout`, or a flow that was silent while draining.",
         Stopped = "stopped": "Closed at once by a second SIGTERM.",
+        Killed = "killed": "Closed by an operator (`ringway kill`).",
         FlowTimeout = "flow_timeout": "No datagram either way for `flow_timeout`.",
         FlowAnswered = "flow_answered": "The flow had its `responses` for every datagram.",
         FlowUnanswered = "flow_unanswered":

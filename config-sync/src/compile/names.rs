@@ -162,6 +162,16 @@ impl Names {
         self.listeners.all().map(|(id, name)| (ListenerId(id), name.as_str()))
     }
 
+    /// Every route that has an id, in a table or not.
+    pub fn routes(&self) -> impl Iterator<Item = (RouteId, &str)> {
+        self.routes.all().map(|(id, name)| (RouteId(id), name.as_str()))
+    }
+
+    /// Every backend that has an id, in a table or not.
+    pub fn backends(&self) -> impl Iterator<Item = (BackendId, &str)> {
+        self.backends.all().map(|(id, name)| (BackendId(id), name.as_str()))
+    }
+
     /// Every endpoint that has an id, in a table or not, with its backend's name.
     pub fn endpoints(&self) -> impl Iterator<Item = (EndpointId, &str, EndpointAddress)> {
         self.endpoints.all().filter_map(|(id, (backend, address))| {

@@ -6,15 +6,13 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
-use crate::gateway::print_values::{duration, escaped, inline, list, quoted};
+use crate::gateway::print_values::{admin, duration, escaped, inline, list, quoted};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{
     self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST,
 };
-use crate::model::config::{
-    ADMIN_ADDRESS, AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget,
-};
+use crate::model::config::{AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget};
 use crate::model::eject::Eject;
 use crate::model::endpoint::Endpoint;
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
@@ -92,9 +90,9 @@ impl Print<'_> {
             let cores = list(cores.iter().map(usize::to_string));
             self.line("workers", &inline(vec![("cores", cores)]));
         }
-        if config.admin != ADMIN_ADDRESS {
-            let address = config.admin.map_or_else(String::new, |address| address.to_string());
-            self.line("admin", &inline(vec![("address", quoted(&address))]));
+        let admin = admin(config);
+        if !admin.is_empty() {
+            self.line("admin", &inline(admin));
         }
         let AccessLog { target, format, open } = &config.access_log;
         let path = match target {

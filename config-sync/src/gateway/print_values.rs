@@ -2,6 +2,25 @@
 
 use std::fmt::Write as _;
 
+use crate::model::config::{ADMIN_ADDRESS, Config};
+use crate::table::address::UnixPath;
+
+/// The keys of `admin` that are not as by default.
+pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
+    let mut keys = Vec::new();
+    if config.admin != ADMIN_ADDRESS {
+        let address = config.admin.map_or_else(String::new, |address| address.to_string());
+        keys.push(("address", quoted(&address)));
+    }
+    if let Some(file) = config.admin_socket.and_then(UnixPath::file) {
+        keys.push(("socket", quoted(&file.display().to_string())));
+    }
+    if let Some(file) = &config.admin_token_file {
+        keys.push(("token_file", quoted(&file.value.display().to_string())));
+    }
+    keys
+}
+
 pub(super) fn duration(millis: u32) -> String {
     let (number, unit) = match millis {
         0 => (0, "s"),

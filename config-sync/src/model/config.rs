@@ -12,6 +12,7 @@ use crate::model::resolver::Resolver;
 use crate::model::route::Route;
 use crate::model::time::SECOND;
 use crate::model::tls::{Origination, Pem, Termination};
+use crate::table::address::UnixPath;
 use crate::table::routing::Limits;
 
 /// A configuration. Every value has the right form and is within its range. `compile` finds out
@@ -23,6 +24,12 @@ pub struct Config {
     pub cores: Cores,
     /// Where the admin API listens. `None`: the admin API is off. A reload does not change this.
     pub admin: Option<SocketAddr>,
+    /// Where else the admin API listens: a Unix socket, whose clients may change things. A reload
+    /// does not change this.
+    pub admin_socket: Option<UnixPath>,
+    /// The file with the token that lets clients of `admin` change things. A reload does not change
+    /// this.
+    pub admin_token_file: Option<At<PathBuf>>,
     /// How long sessions may live after SIGTERM before they are closed.
     pub drain_timeout: u32,
     /// How long readiness fails before the drain begins, so that load balancers notice in time.

@@ -1,9 +1,10 @@
 //! Hands tables to workers. Each worker has a bounded channel and an eventfd. The latest table
-//! wins.
+//! wins. Requests about sessions and flows go the same way.
 
-mod socket_file;
+pub mod request;
+pub mod socket_file;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, TrySendError};
 use nix::net::if_::if_indextoname;
 
+use crate::publish::request::Request;
 use crate::publish::socket_file::SocketFile;
 use crate::table::address::Address;
 use crate::table::routing::{Bound, RoutingTable, Socket, SocketId, Transport};
@@ -21,6 +23,8 @@ pub enum Command {
     /// Apply this table. `sockets` are this worker's listening sockets that are new in the table.
     /// The worker must take them over first.
     Table { table: Arc<RoutingTable>, sockets: Vec<(SocketId, Transport, OwnedFd)> },
+    /// Answer this request about sessions and flows.
+    Ask(Request),
     /// Close everything now.
     Stop,
 }
@@ -157,6 +161,16 @@ impl Publisher {
     #[cfg(test)]
     fn has_pending(&self) -> bool {
         self.pending.is_some() || self.workers.iter().any(Outbox::is_waiting)
+    }
+
+    /// Passes a request on to a worker. False: the worker has ended, or there is no such worker.
+    pub fn ask(&mut self, worker: usize, request: Request) -> bool {
+        let Some(outbox) = self.workers.get_mut(worker).filter(|outbox| !outbox.gone) else {
+            return false;
+        };
+        outbox.requests.push_back(request);
+        self.deliver();
+        !self.workers[worker].gone
     }
 
     /// Tells every worker to close everything now.
@@ -336,6 +350,7 @@ struct Outbox {
     table: Option<Arc<RoutingTable>>,
     /// New sockets of this table, or of an earlier table that was never sent.
     sockets: Vec<(SocketId, Transport, OwnedFd)>,
+    requests: VecDeque<Request>,
     stop: bool,
     /// The worker has hung up.
     gone: bool,
@@ -345,7 +360,14 @@ struct HungUp;
 
 impl Outbox {
     fn new(link: Link) -> Self {
-        Self { link, table: None, sockets: Vec::new(), stop: false, gone: false }
+        Self {
+            link,
+            table: None,
+            sockets: Vec::new(),
+            requests: VecDeque::new(),
+            stop: false,
+            gone: false,
+        }
     }
 
     #[cfg(test)]
@@ -371,7 +393,13 @@ impl Outbox {
                     self.sockets = sockets;
                     return Ok(());
                 }
-                Some(Command::Stop) | None => {}
+                Some(Command::Ask(_) | Command::Stop) | None => {}
+            }
+        }
+        while let Some(request) = self.requests.pop_front() {
+            if let Some(Command::Ask(request)) = self.send(Command::Ask(request))? {
+                self.requests.push_front(request);
+                break;
             }
         }
         if self.stop {

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use crate::table::address::Address;
+use crate::table::address::{Address, UnixPath};
 
 /// The file of a Unix socket that was opened. The drop removes the file.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     /// Device and inode. Another process may have put a socket of its own there since.
     id: (u64, u64),
@@ -17,7 +17,12 @@ pub(super) struct SocketFile {
 impl SocketFile {
     /// The file of a socket that has just been bound. `None`: the socket has no file.
     pub(super) fn of(address: &Address) -> Option<Self> {
-        let path = address.unix()?.file()?;
+        Self::at(address.unix()?)
+    }
+
+    /// The file of a socket that has just been bound to this path.
+    pub fn at(path: UnixPath) -> Option<Self> {
+        let path = path.file()?;
         let found = fs::symlink_metadata(path).ok()?;
         Some(Self { path: path.to_owned(), id: (found.dev(), found.ino()) })
     }

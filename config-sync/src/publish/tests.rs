@@ -6,6 +6,7 @@ use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
+use crate::publish::request::{Filter, Of, What};
 use crate::table::address::Bind;
 use crate::table::routing::{AcceptProxy, Hosts, SocketOptions};
 
@@ -53,7 +54,7 @@ impl World {
             Command::Table { table, sockets } => {
                 Some((table.generation, sockets.iter().map(|(id, _, _)| id.0).collect()))
             }
-            Command::Stop => None,
+            Command::Ask(_) | Command::Stop => None,
         }
     }
 
@@ -258,6 +259,26 @@ fn stop_comes_after_the_table_that_was_on_its_way() {
     world.publisher.flush().expect("flushed");
     assert!(matches!(world.commands[0].try_recv(), Ok(Command::Stop)));
     assert!(world.publisher.has_pending(), "the other worker has read nothing yet");
+}
+
+#[test]
+fn requests_come_in_their_order_behind_the_table_on_its_way() {
+    let mut world = World::new();
+    world.publish(1, &[]);
+    let kill = |number| Request {
+        number,
+        what: What::KillAll { of: Of::Flows, filter: Filter::default() },
+    };
+    assert!(world.publisher.ask(1, kill(1)) && world.publisher.ask(1, kill(2)));
+    assert!(!world.publisher.ask(2, kill(3)), "there is no such worker");
+    assert_eq!(world.receive(1), Some((1, vec![])));
+    for number in 1..=2 {
+        world.publisher.flush().expect("flushed");
+        let found = world.commands[1].try_recv();
+        assert!(matches!(found, Ok(Command::Ask(request)) if request == kill(number)));
+    }
+    drop(world.commands.remove(1));
+    assert!(!world.publisher.ask(1, kill(4)), "the worker has hung up");
 }
 
 #[test]

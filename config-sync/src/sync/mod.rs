@@ -2,6 +2,7 @@
 
 pub mod dry_run;
 pub mod left_out;
+mod live;
 pub mod reading;
 mod transparent;
 
@@ -576,9 +577,12 @@ fn micros(time: Duration) -> u64 {
 /// started with.
 fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
     let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
+    let token = |config: &Config| config.admin_token_file.as_ref().map(|file| file.value.clone());
     let changes = [
         ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
         ("admin.address", runs.admin != asked.admin),
+        ("admin.socket", runs.admin_socket != asked.admin_socket),
+        ("admin.token_file", token(runs) != token(asked)),
         ("limits", runs.limits != asked.limits),
         ("access_log", target(runs) != target(asked)),
     ];

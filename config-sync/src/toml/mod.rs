@@ -170,6 +170,7 @@ fn config<'t>(
     let top = reader.place(0, String::new());
     let root = &reader.open(root, &ROOT, top);
     let mut doubts = Vec::new();
+    let admin = admin(reader, root, &mut doubts);
     let defaults = &defaults(reader, root, machine);
     let (listeners, own) = listeners(reader, root, machine, (defaults, broken));
     let (mut routes, mut backends) = (Vec::new(), Vec::new());
@@ -189,7 +190,9 @@ fn config<'t>(
     drop_checks_of_udp(&mut backends, &protocols);
     Config {
         cores: cores(reader, root),
-        admin: admin(reader, root, &mut doubts),
+        admin: admin.address,
+        admin_socket: admin.socket,
+        admin_token_file: admin.token_file,
         drain_timeout: or(reader.get(root, "drain_timeout", duration), DRAIN_TIMEOUT),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
         lame_duck: or(reader.get(root, "lame_duck", duration), LAME_DUCK),

@@ -1,6 +1,7 @@
 //! The keys of the process: `workers`, `admin`, `access_log`, `limits`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use toml::de::DeValue;
 
@@ -8,13 +9,15 @@ use crate::model::config::{
     ADMIN_ADDRESS, AccessLog, Cores, LogFormat, LogTarget, MAX_BUFFERS, MAX_SESSIONS,
 };
 use crate::model::place::{At, Problem};
+use crate::table::address::UnixPath;
 use crate::table::routing::Limits;
 use crate::toml::reader::{Reader, Section, Table, any, boolean, integer, or, string, word};
 use crate::toml::values::listen_address;
 
 pub(crate) static WORKERS: Section = Section { name: "workers", keys: &[any("cores")] };
 
-pub(crate) static ADMIN: Section = Section { name: "admin", keys: &[any("address")] };
+pub(crate) static ADMIN: Section =
+    Section { name: "admin", keys: &[any("address"), any("socket"), any("token_file")] };
 
 pub(crate) static ACCESS_LOG: Section =
     Section { name: "access_log", keys: &[any("path"), any("format"), any("open")] };
@@ -54,13 +57,22 @@ pub(crate) fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Cores {
     Cores::List(cores)
 }
 
+/// Where the admin API listens, and who may change things there.
+pub(crate) struct Admin {
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) socket: Option<UnixPath>,
+    pub(crate) token_file: Option<At<PathBuf>>,
+}
+
 pub(crate) fn admin<'t>(
     reader: &mut Reader<'t>,
     root: &Table<'t>,
     doubts: &mut Vec<Problem>,
-) -> Option<SocketAddr> {
+) -> Admin {
     let default = ADMIN_ADDRESS;
-    let Some(admin) = reader.table(root, "admin", &ADMIN) else { return default };
+    let Some(admin) = reader.table(root, "admin", &ADMIN) else {
+        return Admin { address: default, socket: None, token_file: None };
+    };
     let address = reader.get(&admin, "address", |value| match value {
         DeValue::String(text) if text.is_empty() => Ok(None),
         value => listen_address(value).map(Some),
@@ -75,7 +87,19 @@ pub(crate) fn admin<'t>(
              \"127.0.0.1:{port}\" or a private address, or have a firewall in front"
         )));
     }
-    or(address, default)
+    let address = or(address, default);
+    let socket = reader.get(&admin, "socket", |value| match string(value)? {
+        "" => Ok(None),
+        path if path.starts_with('/') => UnixPath::new(path).map(Some),
+        _ => Err("must be an absolute path, such as \"/run/ringway/admin.sock\"".to_owned()),
+    });
+    let token_file = reader.get(&admin, "token_file", |value| match string(value)? {
+        "" => Err("names no file".to_owned()),
+        _ if address.is_none() => Err("is for admin.address, which is off".to_owned()),
+        path => Ok(path),
+    });
+    let token_file = token_file.map(|At { value, place }| At { value: reader.path(value), place });
+    Admin { address, socket: or(socket, None), token_file }
 }
 
 /// Whether the address is the wildcard address, or an address that the Internet routes (RFC 6890).

@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Folder, binary, deadline, free_address, wait_for, wait_until};
+use super::{Folder, binary, deadline, free_address, limited, wait_for, wait_until};
 
 /// A running gateway. Killed when dropped; what it said is printed if the test has failed.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Launch {
     one_worker: bool,
     /// The access log goes to a pipe that is never read.
     blocked_log: bool,
+    socket: bool,
+    admin: String,
 }
 
 impl Launch {
@@ -44,6 +46,18 @@ impl Launch {
         self
     }
 
+    /// The admin API listens on a Unix socket too.
+    pub fn socket(mut self) -> Self {
+        self.socket = true;
+        self
+    }
+
+    /// Further keys of `admin`.
+    pub fn admin(mut self, keys: &str) -> Self {
+        self.admin = format!(", {keys}");
+        self
+    }
+
     pub fn blocked_log(mut self) -> Self {
         self.blocked_log = true;
         self
@@ -54,8 +68,12 @@ impl Launch {
         let folder = Folder::new();
         let admin = free_address();
         let cores = if self.one_worker { "[0]" } else { "[0, 1]" };
-        let mut head =
-            format!("admin = {{ address = \"{admin}\" }}\nworkers = {{ cores = {cores} }}\n");
+        let mut keys = format!("address = \"{admin}\"{}", self.admin);
+        if self.socket {
+            let socket = folder.file("admin.sock");
+            write!(keys, ", socket = \"{}\"", socket.display()).expect("a string");
+        }
+        let mut head = format!("admin = {{ {keys} }}\nworkers = {{ cores = {cores} }}\n");
         if !self.blocked_log {
             let log = folder.file("access.log");
             writeln!(head, "access_log = {{ path = \"{}\" }}", log.display()).expect("a string");
@@ -84,6 +102,12 @@ impl Launch {
         });
         gateway
     }
+}
+
+/// Runs a verb of the binary against this admin API.
+pub fn run_verb(words: &[&str], admin: &str) -> Output {
+    let mut command = limited(binary());
+    command.args(words).args(["--admin", admin]).output().expect("the binary runs")
 }
 
 /// `--without` for each feature named in `RINGWAY_WITHOUT`, as on an older kernel.
@@ -159,6 +183,26 @@ impl Gateway {
         let status = wait_for("the gateway's end", || self.ended());
         assert!(status.success(), "the gateway ended with {status}");
         self.log()
+    }
+
+    /// The file of the admin API's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.file("admin.sock")
+    }
+
+    /// Runs a verb of the binary against this gateway's Unix socket.
+    pub fn verb(&self, words: &[&str]) -> Output {
+        let socket = self.socket().display().to_string();
+        run_verb(words, &socket)
+    }
+
+    /// The JSON that a verb prints. It must succeed.
+    pub fn asks(&self, words: &[&str]) -> serde_json::Value {
+        let words: Vec<_> = words.iter().copied().chain(["--json"]).collect();
+        let output = self.verb(&words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{words:?}: {said}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// Status and body of a GET of the admin address; `None` if there was no answer in a minute.

@@ -50,6 +50,8 @@ pub enum Fault {
     TimeJump,
     Drain,
     Stop,
+    /// An operator has everything closed.
+    Kill,
     SlabFull,
     AcceptStopped,
     ReceiveStopped,
@@ -128,6 +130,7 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::TimeJump, ANY),
         (F::Drain, ANY),
         (F::Stop, ANY),
+        (F::Kill, ANY),
         (F::SlabFull, SESSION),
         (F::AcceptStopped, SESSION),
         (F::ReceiveStopped, &[Live, Resting]),

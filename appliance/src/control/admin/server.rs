@@ -1,4 +1,4 @@
-//! The admin API: /metrics, /healthz, /readyz, /config and /features.
+//! The admin API: /metrics, /healthz, /readyz, /config and /features, and /api/v1.
 //!
 //! The API has a thread of its own. The control thread may be busy for seconds with a large
 //! configuration, and a probe that gets no answer for one second gets the gateway killed. A client
@@ -10,13 +10,13 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
@@ -27,12 +27,16 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use libc::{EMFILE, ENFILE};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::control::admin::access::Access;
+use crate::control::admin::api::{self, Api, MOST_BODY};
 use crate::control::admin::board::{Board, MetricsPage};
+use crate::control::admin::calls::Caller;
 use crate::control::spare_files::SpareFiles;
 
 /// The most connections at a time. For one more, the oldest is closed.
@@ -51,37 +55,83 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// configuration takes that long.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// A listening socket of the API.
+pub enum Door {
+    Tcp(std::net::TcpListener, Access),
+    /// Every client may change things.
+    Unix(std::os::unix::net::UnixListener),
+}
+
 /// Serves on a thread of its own until the process ends.
 ///
 /// # Errors
 /// The system refuses the thread or the resources of its event loop.
-pub fn start(listener: std::net::TcpListener, board: Arc<Board>) -> io::Result<()> {
+pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
-    let listener = {
-        let _inside = runtime.enter();
-        TcpListener::from_std(listener)?
-    };
+    let spare = Arc::new(SpareFiles::new(SPARE));
+    for door in doors {
+        let (listener, access) = {
+            let _inside = runtime.enter();
+            match door {
+                Door::Tcp(listener, access) => {
+                    (Listener::Tcp(TcpListener::from_std(listener)?), access)
+                }
+                Door::Unix(listener) => {
+                    (Listener::Unix(UnixListener::from_std(listener)?), Access::All)
+                }
+            }
+        };
+        let api = Api { board: Arc::clone(&board), caller: caller.clone(), access };
+        // Each socket has places of its own, so no client of an address keeps a client of the Unix
+        // socket out.
+        runtime.spawn(serve(listener, api, Arc::clone(&spare)));
+    }
     thread::Builder::new()
         .name("ringway-admin".into())
-        .spawn(move || runtime.block_on(serve(listener, board)))?;
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(())
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        match self {
+            Self::Tcp(listener) => {
+                listener.poll_accept(context).map_ok(|(stream, _)| Stream::Tcp(stream))
+            }
+            Self::Unix(listener) => {
+                listener.poll_accept(context).map_ok(|(stream, _)| Stream::Unix(stream))
+            }
+        }
+    }
 }
 
 /// This many connections are served even if no files are left. An operator who asks why clients are
 /// refused must get an answer then, too.
 const SPARE: usize = 16;
 
-async fn serve(listener: TcpListener, board: Arc<Board>) {
+async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>) {
+    let routes = api::routes().layer(DefaultBodyLimit::max(MOST_BODY));
+    let board = Arc::clone(&api.board);
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/config", get(config))
         .route("/features", get(features))
-        .with_state(board);
-    let spare = Arc::new(SpareFiles::new(SPARE));
+        .with_state(board)
+        .merge(routes.with_state(api));
     let mut connections = Connections::default();
     loop {
         spare.fill();
@@ -102,7 +152,19 @@ struct Connection {
 }
 
 impl Connections {
-    fn serve(&mut self, stream: TcpStream, router: &Router, spare: &Arc<SpareFiles>) {
+    fn serve(&mut self, stream: Stream, router: &Router, spare: &Arc<SpareFiles>) {
+        match stream {
+            Stream::Tcp(stream) => self.serve_on(stream, router, spare),
+            Stream::Unix(stream) => self.serve_on(stream, router, spare),
+        }
+    }
+
+    fn serve_on(
+        &mut self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        router: &Router,
+        spare: &Arc<SpareFiles>,
+    ) {
         let asked = Arc::new(AtomicBool::default());
         let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(spare));
         let has_asked = Arc::clone(&asked);
@@ -161,14 +223,10 @@ impl Connection {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    spare: &SpareFiles,
-    connections: &mut Connections,
-) -> TcpStream {
+async fn accept(listener: &Listener, spare: &SpareFiles, connections: &mut Connections) -> Stream {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
+        match poll_fn(|context| listener.poll_accept(context)).await {
+            Ok(stream) => return stream,
             Err(error) if is_passing(&error) => {}
             Err(error)
                 if out_of_files(&error) && (spare.give_up(1) || connections.end_oldest().await) =>
@@ -176,7 +234,7 @@ async fn accept(
                 // The kernel needs a file before the kernel checks whether any client waits. If no
                 // client waits, the file must not be free for a session.
                 match poll_fn(|context| Poll::Ready(listener.poll_accept(context))).await {
-                    Poll::Ready(Ok((stream, _))) => return stream,
+                    Poll::Ready(Ok(stream)) => return stream,
                     Poll::Ready(Err(_)) | Poll::Pending => spare.fill(),
                 }
             }
@@ -256,6 +314,7 @@ mod tests {
     use config_sync::table::routing::Limits;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    use crate::control::admin::calls::channel;
     use crate::stats::counters::Counters;
 
     use super::*;
@@ -271,15 +330,23 @@ mod tests {
         board.latest().in_force = Some(Arc::new(InForce::new(config, text.into())));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let server = tokio::spawn(serve(listener, board.clone()));
-        let ask = async |path: &str| {
+        let api = Api {
+            board: board.clone(),
+            caller: channel().0,
+            access: Access::with_token(None).expect("no file"),
+        };
+        let spare = Arc::new(SpareFiles::new(0));
+        let server = tokio::spawn(serve(Listener::Tcp(listener), api, spare));
+        let method = async |method: &str, path: &str| {
+            let path = format!("{method} {path}");
             let mut stream = TcpStream::connect(address).await.expect("a server");
-            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let request = format!("{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.expect("it reads");
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.expect("an answer");
             answer
         };
+        let ask = async |path: &str| method("GET", path).await;
         assert!(ask("/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(ask("/readyz").await.starts_with("HTTP/1.1 503"));
         board.ready.store(true, Ordering::Relaxed);
@@ -290,6 +357,18 @@ mod tests {
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
         assert!(metrics.contains("ringway_ready 1"), "{metrics}");
         assert!(ask("/nothing").await.starts_with("HTTP/1.1 404"));
+        assert!(ask("/api/v1/nothing").await.starts_with("HTTP/1.1 404"));
+        for wrong in ["color=1", "client=x", "limit=0", "limit=9999", "cursor=1.0", "limit=x"] {
+            let answer = ask(&format!("/api/v1/sessions?{wrong}")).await;
+            let key = wrong.split('=').next().expect("a key");
+            let says = answer.contains(key) || wrong == "client=x" && answer.contains("prefix");
+            assert!(answer.starts_with("HTTP/1.1 400") && says, "{answer}");
+        }
+        let read_only = method("DELETE", "/api/v1/sessions?listener=a").await;
+        assert!(read_only.starts_with("HTTP/1.1 403"), "{read_only}");
+        assert!(read_only.contains("admin.socket"), "{read_only}");
+        let busy = ask("/api/v1/flows").await;
+        assert!(busy.starts_with("HTTP/1.1 503"), "nobody answers the calls: {busy}");
         server.abort();
     }
 }

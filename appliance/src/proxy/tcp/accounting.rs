@@ -1,8 +1,9 @@
 //! Counts a session and reports it: the bytes, the place with the listener, the record.
 
+use config_sync::publish::request::{Handle, Of};
 use config_sync::table::routing::{EndpointId, ListenerId};
 
-use crate::contract::Side;
+use crate::contract::{Side, Token};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::proxy::tcp::state::{Entry, Relay, Session};
@@ -53,8 +54,14 @@ impl Session {
         core.log(record);
     }
 
+    pub fn handle(&self) -> Handle {
+        let Token { slot, generation, .. } = self.token;
+        Handle { of: Of::Sessions, slot, generation }
+    }
+
     pub fn record(&mut self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {
         SessionRecord {
+            handle: Some(self.handle()),
             listener: self.listener,
             route: self.route,
             backend: self.backend,

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use config_sync::publish::request::{Handle, Of};
 use config_sync::table::routing::{
     BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
 };
@@ -395,11 +396,12 @@ impl Flows {
         core.active[flow.listener.index()] += 1;
         core.balancer.opened(flow.endpoint);
         self.by_socket[flow.socket.index()] += 1;
-        if core.tables.current().log_opens {
-            let record = flow.record(core, None);
+        let record = core.tables.current().log_opens.then(|| flow.record(core, None));
+        let (slot, generation) = self.flows.insert(flow).expect("begin() saw a free slot");
+        if let Some(mut record) = record {
+            record.handle = Some(Handle { of: Of::Flows, slot, generation });
             core.records.push(Record::Opened(record));
         }
-        let (slot, _) = self.flows.insert(flow).expect("begin() saw a free slot");
         let (flows, hasher) = (&self.flows, &self.hasher);
         self.index.insert_unique(hash, slot, |slot| match flows.at(*slot) {
             Some(flow) => hasher.hash_one((flow.socket, flow.client(), flow.local)),
@@ -485,8 +487,15 @@ impl Flows {
         self.rest(core, old);
     }
 
+    /// What tells the flow in this slot from others.
+    pub fn handle(&self, slot: u32) -> Option<Handle> {
+        self.flows.at(slot)?;
+        Some(Handle { of: Of::Flows, slot, generation: self.flows.generation(slot) })
+    }
+
     pub fn end(&mut self, core: &mut Core, slot: u32, cause: impl Into<Cause>) {
         let Cause { reason, detail } = cause.into();
+        let handle = self.handle(slot);
         let Some(flow) = self.flows.remove(slot) else { return };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
@@ -506,7 +515,7 @@ impl Flows {
         }
         self.by_socket[flow.socket.index()] -= 1;
         self.rest(core, flow.upstream);
-        let record = SessionRecord { refused, detail, ..flow.record(core, Some(reason)) };
+        let record = SessionRecord { handle, refused, detail, ..flow.record(core, Some(reason)) };
         core.log(record);
         if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
             core.unlisten(flow.socket);

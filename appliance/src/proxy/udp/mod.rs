@@ -1,7 +1,7 @@
 //! Serves UDP flows. A flow is one client's exchange with one endpoint.
 
 mod choose;
-mod flow;
+pub mod flow;
 pub mod flows;
 mod forward;
 mod ports;

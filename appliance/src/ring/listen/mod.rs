@@ -3,4 +3,4 @@
 pub(super) mod listeners;
 pub mod open;
 pub mod steering;
-mod unix;
+pub mod unix;

@@ -13,6 +13,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::ring::sys::options::unix_address;
 
+/// Clients of the admin API that wait to be accepted.
+const PRIVATE_BACKLOG: i32 = 16;
+
 /// Opens one listening socket for all workers, because there are no SO_REUSEPORT groups of Unix
 /// sockets. The kernel wakes one worker for each connection.
 ///
@@ -28,23 +31,9 @@ pub fn open(
     workers: usize,
     backlog: i32,
 ) -> io::Result<Vec<OwnedFd>> {
-    let address = unix_address(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    let socket = bind(path, config.bind.mode.unwrap_or(0o777))?;
     if let Some(file) = path.file() {
-        // The file is made with no more than this mode, so nobody connects who may not.
-        fchmod(&socket, Mode::from_bits_truncate(config.bind.mode.unwrap_or(0o777)))?;
-        let bound = socket.bind(&address);
-        if bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-            && is_stale(file, &address)
-        {
-            fs::remove_file(file)?;
-            socket.bind(&address)?;
-        } else {
-            bound?;
-        }
         own(config, file).inspect_err(|_| _ = fs::remove_file(file))?;
-    } else {
-        socket.bind(&address)?;
     }
     socket.listen(backlog)?;
     let socket = OwnedFd::from(socket);
@@ -54,6 +43,43 @@ pub fn open(
     }
     sockets.push(socket);
     Ok(sockets)
+}
+
+/// Opens the listening socket of the admin API. Only the process's own user may connect.
+///
+/// # Errors
+///
+/// The errors of [`open`].
+pub fn open_private(path: UnixPath) -> io::Result<OwnedFd> {
+    let socket = bind(path, 0o600)?;
+    if let Some(file) = path.file() {
+        let mode = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
+        mode.inspect_err(|_| _ = fs::remove_file(file))?;
+    }
+    socket.listen(PRIVATE_BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Binds a socket whose file has no more than this mode. A file that is stale is replaced.
+fn bind(path: UnixPath, mode: u32) -> io::Result<Socket> {
+    let address = unix_address(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    let Some(file) = path.file() else {
+        socket.bind(&address)?;
+        return Ok(socket);
+    };
+    // The file is made with no more than this mode, so nobody connects who may not.
+    fchmod(&socket, Mode::from_bits_truncate(mode))?;
+    let bound = socket.bind(&address);
+    if bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        && is_stale(file, &address)
+    {
+        fs::remove_file(file)?;
+        socket.bind(&address)?;
+    } else {
+        bound?;
+    }
+    Ok(socket)
 }
 
 /// Whether the file is a socket that nobody listens on, such as that of a process that was killed.

@@ -74,6 +74,11 @@ impl World {
                 let delay = self.rng.between(1, self.habits.table_swaps);
                 self.after(delay, Action::SwapTable);
             }
+            Action::Ask => {
+                self.ask();
+                let delay = self.asks.scale(100, 1_000_000);
+                self.after(delay, Action::Ask);
+            }
             Action::ChangeEndpoint => {
                 let all: Vec<_> = self.model.endpoints().collect();
                 let (_, endpoint) = self.rng.pick(&all);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use config_sync::publish::request::Of;
 use config_sync::table::routing::{
     Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol,
     RoutingTable, SocketId, Transport,
@@ -11,12 +12,14 @@ use config_sync::table::routing::{
 use ringway::contract::{Event, Why};
 use ringway::stats::counters::{Counter, Counters};
 use ringway::stats::records::{CloseReason, Record, SessionRecord};
+use ringway::stats::records::{Entry, Reply};
 use ringway::wire::proxy_header::read::{Header, read};
 
 use crate::sim::coverage::Fault;
 use crate::sim::kernel::{Kernel, Turn};
 use crate::sim::model::{FIRST_FALLBACK, backend_of};
 use crate::sim::tcp::conn::{Conn, ConnId};
+use crate::sim::world::asked::Asked;
 
 #[derive(Debug)]
 pub struct Check {
@@ -24,11 +27,15 @@ pub struct Check {
     pub unlistened: Vec<SocketId>,
     /// Datagram batches that clients got.
     pub replies: u64,
+    pub asked: Asked,
+    /// The slot from which the list that was asked for goes on.
+    pub page: Option<u32>,
     limits: Limits,
     tables: Vec<Arc<RoutingTable>>,
     applied: usize,
     clients: BTreeMap<SocketAddr, ConnId>,
-    logged: BTreeSet<SocketAddr>,
+    /// When their sessions ended.
+    logged: BTreeMap<SocketAddr, u64>,
     /// Sessions that are checked once everything is over.
     ended: Vec<(CloseReason, ConnId, ConnId)>,
     sums: BTreeMap<ListenerId, Sums>,
@@ -58,11 +65,13 @@ impl Check {
         Self {
             unlistened: Vec::new(),
             replies: 0,
+            asked: Asked::default(),
+            page: None,
             limits,
             tables: vec![],
             applied: 0,
             clients: BTreeMap::new(),
-            logged: BTreeSet::new(),
+            logged: BTreeMap::new(),
             ended: Vec::new(),
             sums: BTreeMap::new(),
             endpoints: BTreeSet::new(),
@@ -120,7 +129,24 @@ impl Check {
                     assert!(!kernel.is_listening(id), "Unlistened, but still open");
                     self.unlistened.push(id);
                 }
+                Record::Reply(reply) => {
+                    self.check_listed(&reply);
+                    let all_logged = self.refused_lines < ALL_LOGGED;
+                    self.page = self.asked.replied(&reply, kernel.now, all_logged);
+                }
             }
+        }
+    }
+
+    /// Every session that is listed has a client that connected, and that had no end in the log
+    /// when the worker looked.
+    fn check_listed(&self, reply: &Reply) {
+        let sessions = reply.entries.iter().filter(|entry| entry.handle.of == Of::Sessions);
+        for Entry { record, .. } in sessions {
+            let peer = record.peer.unwrap_or(record.client);
+            assert!(self.clients.contains_key(&peer), "nobody's session: {record:?}");
+            let ended = self.logged.get(&peer);
+            assert!(ended.is_none_or(|ended| record.closed <= *ended), "it had ended: {record:?}");
         }
     }
 
@@ -135,6 +161,7 @@ impl Check {
             kernel.hit_all(Fault::SlabFull);
         }
         self.check_socket(record);
+        self.asked.ended(record, reason);
         let has_cause = [
             CloseReason::ProxyInvalid,
             CloseReason::HelloInvalid,
@@ -257,7 +284,8 @@ impl Check {
 
     fn session_closed(&mut self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
         let peer = record.peer.unwrap_or(record.client);
-        assert!(self.logged.insert(peer), "a session is logged twice: {record:?}");
+        let before = self.logged.insert(peer, record.closed);
+        assert!(before.is_none(), "a session is logged twice: {record:?}");
         let id = *self.clients.get(&peer).expect("a client that connected");
         let client = kernel.conn(id);
         check_client(client, peer, record, reason);
@@ -309,6 +337,7 @@ impl Check {
         for (name, gauge) in gauges {
             assert_eq!(gauge.get(), 0, "{name} after the end");
         }
+        self.asked.at_the_end();
         self.check_sums(counters);
         self.check_datagrams(counters, kernel);
         for id in &self.endpoints {

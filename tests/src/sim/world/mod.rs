@@ -2,6 +2,8 @@
 //! faults, a worker's loop, and an end by drain. Whatever breaks a promise panics.
 
 mod actions;
+mod ask;
+mod asked;
 mod check;
 mod peer;
 mod tables;
@@ -52,6 +54,8 @@ const MOST_TURNS: u64 = 4_000_000;
 
 struct World {
     rng: Rng,
+    /// Chooses what an operator asks, so that the rest of a seed's world does not depend on that.
+    asks: Rng,
     kernel: Kernel,
     proxy: Proxy,
     counters: Arc<Counters>,
@@ -113,6 +117,7 @@ enum Action {
     Unreachable(Path),
     SwapTable,
     ChangeEndpoint,
+    Ask,
 }
 
 impl World {
@@ -135,6 +140,7 @@ impl World {
         let proxy = Proxy::new(model.limits, rng.number(), Arc::clone(&counters));
         let mut world = Self {
             check: Check::new(model.limits),
+            asks: Rng::new(seed ^ 0x61736b),
             rng,
             kernel,
             proxy,
@@ -175,6 +181,9 @@ impl World {
         world.after(0, Action::Arrive);
         world.after(100, Action::SwapTable);
         world.after(1_000, Action::ChangeEndpoint);
+        if world.asks.per_mille(500) {
+            world.after(2_000, Action::Ask);
+        }
         world
     }
 
@@ -206,7 +215,8 @@ impl World {
         let slack = 1_500_000 + 4 * self.kernel.faults.lag;
         let deadline = began + 1000 * u64::from(timeout + spread) + slack;
         let mut stopped = false;
-        while !(self.next_table.is_none() && self.tables.is_empty() && self.proxy.is_done()) {
+        let is_asked = |world: &Self| world.next_table.is_some() || world.check.asked.is_open();
+        while is_asked(self) || !self.tables.is_empty() || !self.proxy.is_done() {
             assert!(
                 self.kernel.now <= deadline,
                 "not drained within the deadline: {} sessions, {} flows, {} upstreams",
@@ -270,7 +280,9 @@ impl World {
             most = usize::MAX;
         }
         let due = |at: Option<u64>| at.is_some_and(|at| at <= self.kernel.now);
-        let asked = self.next_table.is_some() || !self.tables.is_empty();
+        let asked = self.next_table.is_some()
+            || !self.tables.is_empty()
+            || !self.check.asked.next.is_empty();
         if due(self.kernel.next_time()) || due(deadline) || asked {
             self.worker_turn(most);
         }

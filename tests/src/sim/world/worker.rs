@@ -20,6 +20,8 @@ impl World {
             self.apply_next(next);
             self.settle(self.turn.events.len());
         }
+        self.hand_requests_over();
+        self.settle(self.turn.events.len());
         self.carry_on_with_tables();
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
@@ -104,6 +106,11 @@ impl World {
 
     fn read_records(&mut self) {
         self.check.records(self.proxy.records(), &mut self.kernel);
+        if let Some(from) = self.check.page.take()
+            && !self.quiet
+        {
+            self.turn_the_page(from);
+        }
         for id in self.check.unlistened.drain(..) {
             assert!(self.leaving.remove(&id), "Unlistened of {id:?} that was not leaving");
         }

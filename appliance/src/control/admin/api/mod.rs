@@ -1,0 +1,101 @@
+//! The API under /api/v1: JSON about what runs, and changes to it.
+
+mod sessions;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::control::admin::access::Access;
+use crate::control::admin::board::Board;
+use crate::control::admin::calls::{Caller, Refusal};
+
+/// What a request needs.
+#[derive(Clone)]
+pub struct Api {
+    pub board: Arc<Board>,
+    pub caller: Caller,
+    pub access: Access,
+}
+
+/// The most bytes of a request's body.
+pub const MOST_BODY: usize = 4_096;
+
+pub fn routes() -> Router<Api> {
+    Router::new().nest("/api/v1", sessions::routes().fallback(unknown))
+}
+
+impl Api {
+    /// The token's file is read on another thread, because a disk may be slow.
+    async fn may_change(&self, headers: &HeaderMap) -> Result<(), Fault> {
+        let (access, headers) = (self.access.clone(), headers.clone());
+        let checked = tokio::task::spawn_blocking(move || access.check(&headers)).await;
+        let checked = checked.map_err(|_| Fault::bad("the token can't be checked"))?;
+        checked.map_err(|why| Fault::new(StatusCode::FORBIDDEN, why))
+    }
+}
+
+async fn unknown() -> Fault {
+    Fault::new(StatusCode::NOT_FOUND, "the API has no such path; images/OPERATING.md lists them")
+}
+
+/// An error that the caller is told.
+#[derive(Debug)]
+pub struct Fault {
+    status: StatusCode,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    error: &'a str,
+}
+
+impl Fault {
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+
+    pub fn bad(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        (self.status, Json(Told { error: &self.text })).into_response()
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Bad(text) => Self::bad(text),
+            Refusal::Unknown(text) => Self::new(StatusCode::NOT_FOUND, text),
+            Refusal::Busy(text) => Self::new(StatusCode::SERVICE_UNAVAILABLE, text),
+        }
+    }
+}
+
+impl From<QueryRejection> for Fault {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Fault {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Fault {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}

@@ -1,0 +1,261 @@
+//! Lists sessions and flows, and closes them.
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::get;
+use axum::{Json, Router};
+use config_sync::compile::names::Names;
+use config_sync::publish::request::Of;
+use serde::Serialize;
+
+use crate::control::access_log::WallClock;
+use crate::control::admin::api::{Api, Fault};
+use crate::control::admin::calls::{Answer, Asked, Words};
+use crate::control::id::{Id, Run};
+use crate::control::shown::{Shown, protocol};
+use crate::stats::records::Entry;
+
+/// The entries of a page, if the caller does not say how many, and the most.
+const PAGE: u32 = 1_000;
+const MOST: u32 = 5_000;
+
+pub fn routes() -> Router<Api> {
+    Router::new()
+        .route("/sessions", get(sessions).delete(kill_sessions))
+        .route("/flows", get(flows).delete(kill_flows))
+        .route("/session/{id}", get(one).delete(kill))
+        .route("/sessions/{id}", get(one).delete(kill))
+        .route("/flows/{id}", get(one).delete(kill))
+}
+
+/// One page of a list. A list visits each session once: none that lives all the while is missing,
+/// and none comes twice.
+#[derive(Serialize)]
+struct Page {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<Vec<Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flows: Option<Vec<Row>>,
+    /// The `cursor` of the next page. Absent: the list is at its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// A session or flow. The names are those of the access log.
+#[derive(Debug, Serialize)]
+struct Row {
+    id: Id,
+    protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+    client: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
+    local: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<String>,
+    state: &'static str,
+    opened: String,
+    age_ms: u64,
+    idle_ms: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_id: Option<String>,
+    worker: usize,
+}
+
+/// What a kill has done.
+#[derive(Serialize)]
+struct Killed {
+    killed: u64,
+}
+
+/// A place in a list: the worker, and the slot there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    worker: usize,
+    slot: u32,
+}
+
+type Asks = Result<Query<Words>, QueryRejection>;
+
+async fn sessions(State(api): State<Api>, query: Asks) -> Result<Json<Page>, Fault> {
+    let (rows, next) = list(&api, Of::Sessions, query?.0).await?;
+    Ok(Json(Page { sessions: Some(rows), flows: None, next }))
+}
+
+async fn flows(State(api): State<Api>, query: Asks) -> Result<Json<Page>, Fault> {
+    let (rows, next) = list(&api, Of::Flows, query?.0).await?;
+    Ok(Json(Page { sessions: None, flows: Some(rows), next }))
+}
+
+/// Asks one worker after the other, until the page is full.
+async fn list(api: &Api, of: Of, words: Words) -> Result<(Vec<Row>, Option<String>), Fault> {
+    let most = match words.limit {
+        None => PAGE,
+        Some(0) => return Err(Fault::bad("limit: at least 1")),
+        Some(limit) if limit > MOST => {
+            return Err(Fault::bad(format!("limit: {MOST} at the most")));
+        }
+        Some(limit) => limit,
+    };
+    let workers = api.board.workers().len();
+    let mut at = match &words.cursor {
+        None => Cursor { worker: 0, slot: 0 },
+        Some(text) => cursor(text)
+            .filter(|cursor| cursor.worker < workers)
+            .ok_or_else(|| Fault::bad("cursor: not the `next` of a page of this gateway"))?,
+    };
+    let mut rows = Vec::new();
+    loop {
+        let left = most - u32::try_from(rows.len()).unwrap_or(most);
+        let Cursor { worker, slot } = at;
+        let asked = Asked::List { worker, of, words: words.clone(), from: slot, most: left };
+        let Answer { reply, names, wall, run } = api.caller.ask(asked).await?;
+        rows.extend(reply.entries.iter().map(|entry| row(entry, worker, run, &names, wall)));
+        at = match reply.next {
+            Some(slot) => Cursor { worker, slot },
+            None => Cursor { worker: worker + 1, slot: 0 },
+        };
+        if at.worker >= workers {
+            return Ok((rows, None));
+        }
+        if rows.len() >= most as usize {
+            return Ok((rows, Some(format!("{}.{}", at.worker, at.slot))));
+        }
+    }
+}
+
+async fn one(
+    State(api): State<Api>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Row>, Fault> {
+    let id: Id = id?.0.parse().map_err(Fault::bad)?;
+    let (worker, of, from) = (id.worker, id.handle.of, id.handle.slot);
+    let asked = Asked::List { worker, of, words: Words::default(), from, most: 1 };
+    let Answer { reply, names, wall, run } = api.caller.ask(asked).await?;
+    let found = reply.entries.first().filter(|entry| entry.handle == id.handle && run == id.run);
+    let row = found.map(|entry| row(entry, worker, run, &names, wall));
+    row.map(Json).ok_or_else(|| gone(id))
+}
+
+async fn kill(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Killed>, Fault> {
+    api.may_change(&headers).await?;
+    let id: Id = id?.0.parse().map_err(Fault::bad)?;
+    let Id { worker, handle, run } = id;
+    let answer = api.caller.ask(Asked::Kill { worker, handle, run }).await?;
+    match answer.reply.killed {
+        0 => Err(gone(id)),
+        killed => {
+            tracing::info!("{id} is killed by an operator");
+            Ok(Json(Killed { killed: killed.into() }))
+        }
+    }
+}
+
+async fn kill_sessions(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    query: Asks,
+) -> Result<Json<Killed>, Fault> {
+    kill_all(&api, &headers, Of::Sessions, query?.0).await
+}
+
+async fn kill_flows(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    query: Asks,
+) -> Result<Json<Killed>, Fault> {
+    kill_all(&api, &headers, Of::Flows, query?.0).await
+}
+
+async fn kill_all(
+    api: &Api,
+    headers: &HeaderMap,
+    of: Of,
+    words: Words,
+) -> Result<Json<Killed>, Fault> {
+    api.may_change(headers).await?;
+    if words.limit.is_some() || words.cursor.is_some() {
+        return Err(Fault::bad("limit and cursor are for lists; a kill is for all that match"));
+    }
+    if words == Words::default() {
+        return Err(Fault::bad(
+            "say which: listener, route, backend, endpoint, client or server_name",
+        ));
+    }
+    let mut killed = 0;
+    for worker in 0..api.board.workers().len() {
+        let asked = Asked::KillAll { worker, of, words: words.clone() };
+        killed += u64::from(api.caller.ask(asked).await?.reply.killed);
+    }
+    tracing::info!("{killed} are killed by an operator: {}", words.said());
+    Ok(Json(Killed { killed }))
+}
+
+fn gone(id: Id) -> Fault {
+    Fault::new(StatusCode::NOT_FOUND, format!("{id} has ended, or has never been"))
+}
+
+fn cursor(text: &str) -> Option<Cursor> {
+    let (worker, slot) = text.split_once('.')?;
+    Some(Cursor { worker: worker.parse().ok()?, slot: slot.parse().ok()? })
+}
+
+fn row(entry: &Entry, worker: usize, run: Run, names: &Names, wall: WallClock) -> Row {
+    let Entry { handle, record, state, last } = entry;
+    let owned = |name: Option<&str>| name.map(str::to_owned);
+    let endpoint = record.endpoint.and_then(|id| names.endpoint(id));
+    let since = |then: u64| record.closed.saturating_sub(then) / 1_000;
+    let local = match Shown::from(record.local) {
+        Shown::Unix(_) => Shown::Unix(names.socket(record.socket).map(|at| &at.address)),
+        local => local,
+    };
+    Row {
+        id: Id { worker, handle: *handle, run },
+        protocol: protocol(record.protocol),
+        listener: owned(record.listener.and_then(|id| names.listener(id))),
+        route: owned(record.route.and_then(|id| names.route(id))),
+        backend: owned(record.backend.and_then(|id| names.backend(id))),
+        endpoint: endpoint.map(|(_, address)| address.to_string()),
+        client: Shown::from(record.client).to_string(),
+        peer: record.peer.map(|peer| Shown::from(peer).to_string()),
+        local: local.to_string(),
+        server_name: owned(record.server_name.as_deref()),
+        state,
+        opened: wall.at(record.opened).to_string(),
+        age_ms: since(record.opened),
+        idle_ms: since(*last),
+        bytes_up: record.bytes_up,
+        bytes_down: record.bytes_down,
+        connect_ms: record.connect.map(|micros| f64::from(micros) / 1_000.0),
+        unique_id: record.unique_id.map(|id| format!("{id:032x}")),
+        worker,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_a_worker_and_a_slot() {
+        assert_eq!(cursor("3.70000"), Some(Cursor { worker: 3, slot: 70_000 }));
+        let wrong = ["", "3", ".", "3.", "x.1", "1.x", "1.2.3", "-1.2", "1.99999999999"];
+        assert!(wrong.iter().all(|text| cursor(text).is_none()));
+    }
+}

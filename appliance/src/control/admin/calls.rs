@@ -1,0 +1,110 @@
+//! What the admin API asks of the control thread.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use config_sync::compile::names::Names;
+use config_sync::publish::request::{Handle, Of};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::access_log::WallClock;
+use crate::control::id::Run;
+use crate::stats::records::Reply;
+
+/// The most calls that wait for the control thread. One more call waits in the API.
+pub const CALLS: usize = 32;
+
+/// One question, and where the answer goes.
+pub struct Call {
+    pub asked: Asked,
+    pub answer: oneshot::Sender<Result<Answer, Refusal>>,
+}
+
+/// Which worker is asked for what.
+pub enum Asked {
+    List { worker: usize, of: Of, words: Words, from: u32, most: u32 },
+    Kill { worker: usize, handle: Handle, run: Run },
+    KillAll { worker: usize, of: Of, words: Words },
+}
+
+/// A worker's answer, and what makes ids and times readable.
+pub struct Answer {
+    pub reply: Reply,
+    pub names: Arc<Names>,
+    pub wall: WallClock,
+    pub run: Run,
+}
+
+/// Why there is no answer. The text is for the caller.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The caller's fault.
+    Bad(String),
+    /// The thing that the caller names does not exist.
+    Unknown(String),
+    /// The gateway can't answer now.
+    Busy(&'static str),
+}
+
+/// What sessions or flows have to be like, in the words of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Words {
+    pub listener: Option<String>,
+    pub route: Option<String>,
+    pub backend: Option<String>,
+    /// The endpoint's address as in the access log, alone or behind its backend and a slash.
+    pub endpoint: Option<String>,
+    #[serde(default, deserialize_with = "prefix")]
+    pub client: Option<IpNet>,
+    pub server_name: Option<String>,
+    /// Only for lists: the most entries of a page, and where the page begins.
+    pub limit: Option<u32>,
+    pub cursor: Option<String>,
+}
+
+impl Words {
+    /// The words as the caller has given them, for the log.
+    pub fn said(&self) -> String {
+        let words = [
+            ("listener", self.listener.clone()),
+            ("route", self.route.clone()),
+            ("backend", self.backend.clone()),
+            ("endpoint", self.endpoint.clone()),
+            ("client", self.client.map(|client| client.to_string())),
+            ("server_name", self.server_name.clone()),
+        ];
+        let words = words.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        words.map(|(key, value)| format!("{key} {value:?}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    net.map(Some).map_err(|_| {
+        serde::de::Error::custom(format!("{text:?} is no address or prefix, such as 10.0.0.0/8"))
+    })
+}
+
+/// The way to the control thread.
+#[derive(Clone)]
+pub struct Caller(mpsc::Sender<Call>);
+
+/// Makes the way to the control thread, and its end there.
+pub fn channel() -> (Caller, mpsc::Receiver<Call>) {
+    let (sender, receiver) = mpsc::channel(CALLS);
+    (Caller(sender), receiver)
+}
+
+impl Caller {
+    /// Asks, and waits for the answer.
+    pub async fn ask(&self, asked: Asked) -> Result<Answer, Refusal> {
+        const GONE: Refusal = Refusal::Busy("the gateway is ending");
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Call { asked, answer }).await.map_err(|_| GONE)?;
+        answered.await.unwrap_or(Err(GONE))
+    }
+}

@@ -1,0 +1,197 @@
+//! Asks the admin API of a running gateway.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use axum::body::Body;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use axum::http::{Method, Request, StatusCode, Uri};
+use clap::Args;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Where the packaged service has its socket, and where the API listens by default.
+const SOCKET: &str = "/run/ringway/admin.sock";
+const ADDRESS: &str = "127.0.0.1:9900";
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The most bytes of an answer: more than a page of the longest rows has.
+const MOST_ANSWER: usize = 64 << 20;
+
+/// How to reach the gateway.
+#[derive(Debug, Args)]
+pub struct Reach {
+    /// The gateway's admin API: its Unix socket, which may change things, or an address that
+    /// mostly may not. Default: /run/ringway/admin.sock if it is there, else
+    /// http://127.0.0.1:9900.
+    #[arg(long, value_name = "PATH|URL")]
+    admin: Option<String>,
+    /// The file with the token that `admin.token_file` of the gateway names. It is sent to an
+    /// address only.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+enum Target {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// A question to the API.
+pub struct Question {
+    pub method: Method,
+    /// Behind `/api/v1/`.
+    pub path: String,
+    pub query: Vec<(&'static str, String)>,
+    pub body: Option<Value>,
+}
+
+impl Question {
+    pub fn get(path: impl Into<String>) -> Self {
+        Self { method: Method::GET, path: path.into(), query: Vec::new(), body: None }
+    }
+
+    pub fn delete(path: impl Into<String>) -> Self {
+        Self { method: Method::DELETE, ..Self::get(path) }
+    }
+}
+
+impl Reach {
+    fn target(&self) -> anyhow::Result<Target> {
+        let Some(given) = self.admin.as_deref() else {
+            return Ok(match Path::new(SOCKET).exists() {
+                true => Target::Unix(SOCKET.into()),
+                false => Target::Tcp(ADDRESS.to_owned()),
+            });
+        };
+        if let Some(path) = given.strip_prefix("unix:") {
+            return Ok(Target::Unix(path.into()));
+        }
+        if given.starts_with(['/', '.']) {
+            return Ok(Target::Unix(given.into()));
+        }
+        if given.starts_with("https:") {
+            bail!("--admin {given}: the admin API has no TLS; write http://ADDRESS:PORT");
+        }
+        let address = given.strip_prefix("http://").unwrap_or(given).trim_end_matches('/');
+        let uri = format!("http://{address}/").parse::<Uri>();
+        match uri.ok().filter(|uri| uri.port().is_some() && uri.path() == "/") {
+            Some(_) => Ok(Target::Tcp(address.to_owned())),
+            None => {
+                bail!("--admin {given}: neither a path such as {SOCKET} nor http://ADDRESS:PORT")
+            }
+        }
+    }
+
+    /// Asks, and returns the JSON of the answer.
+    pub async fn ask(&self, question: &Question) -> anyhow::Result<Value> {
+        let target = self.target()?;
+        let answer = tokio::time::timeout(PATIENCE, self.exchange(&target, question)).await;
+        let shown = target.shown();
+        let Ok(answer) = answer else {
+            bail!("{shown}: no answer within {} s", PATIENCE.as_secs());
+        };
+        let (status, text) = answer.with_context(|| target.advice())?;
+        let value: Value = serde_json::from_slice(&text).map_err(|_| {
+            anyhow!("{shown}: the answer ({status}) is not that of Ringway's admin API")
+        })?;
+        if status.is_success() {
+            return Ok(value);
+        }
+        let said = value.get("error").and_then(Value::as_str).unwrap_or("no reason was given");
+        match status {
+            StatusCode::FORBIDDEN => {
+                bail!("{shown}: {said} (--admin {SOCKET}, or --token-file FILE)")
+            }
+            _ => bail!("{said}"),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target,
+        question: &Question,
+    ) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+        match target {
+            Target::Unix(path) => {
+                let stream = UnixStream::connect(path).await?;
+                self.exchange_over(stream, "ringway", question).await
+            }
+            Target::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                self.exchange_over(stream, address, question).await
+            }
+        }
+    }
+
+    async fn exchange_over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        host: &str,
+        question: &Question,
+    ) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let query = serde_urlencoded::to_string(&question.query)?;
+        let mark = if query.is_empty() { "" } else { "?" };
+        let mut request = Request::builder()
+            .method(&question.method)
+            .uri(format!("/api/v1/{}{mark}{query}", question.path))
+            .header(HOST, host);
+        if let Some(file) = &self.token_file {
+            let token = fs::read_to_string(file);
+            let token = token.with_context(|| format!("--token-file {}", file.display()))?;
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
+        }
+        let body = match &question.body {
+            Some(body) => {
+                request = request.header(CONTENT_TYPE, "application/json");
+                Body::from(body.to_string())
+            }
+            None => Body::empty(),
+        };
+        let response = sender.send_request(request.body(body)?).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MOST_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
+        Ok((status, body.to_bytes().to_vec()))
+    }
+}
+
+impl Target {
+    fn shown(&self) -> String {
+        match self {
+            Self::Unix(path) => path.display().to_string(),
+            Self::Tcp(address) => format!("http://{address}"),
+        }
+    }
+
+    /// What to do if nobody answers there.
+    fn advice(&self) -> String {
+        let shown = self.shown();
+        let readable = |path: &Path| {
+            fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        match self {
+            Self::Unix(path) if readable(path) => format!(
+                "{shown}: no gateway has its socket there; `admin.socket` of its configuration \
+                 says where, and --admin PATH names it"
+            ),
+            Self::Unix(_) => format!(
+                "{shown}: can't be reached; only the gateway's own user and root may connect"
+            ),
+            Self::Tcp(_) => format!(
+                "{shown}: no gateway answers there; `admin.address` of its configuration says \
+                 where, and --admin URL names it"
+            ),
+        }
+    }
+}

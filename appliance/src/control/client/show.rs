@@ -1,0 +1,106 @@
+//! Turns the API's answers into tables.
+
+use serde_json::Value;
+
+use crate::control::client::table::Table;
+
+/// How a value of an answer is shown.
+#[derive(Clone, Copy)]
+pub enum As {
+    Text,
+    Bytes,
+    Millis,
+}
+
+/// The columns of a table: title, field of the answer, form.
+pub type Columns = &'static [(&'static str, &'static str, As)];
+
+pub const SESSIONS: Columns = &[
+    ("ID", "id", As::Text),
+    ("LISTENER", "listener", As::Text),
+    ("CLIENT", "client", As::Text),
+    ("ENDPOINT", "endpoint", As::Text),
+    ("STATE", "state", As::Text),
+    ("AGE", "age_ms", As::Millis),
+    ("IDLE", "idle_ms", As::Millis),
+    ("UP", "bytes_up", As::Bytes),
+    ("DOWN", "bytes_down", As::Bytes),
+];
+
+pub fn table(rows: &[Value], columns: Columns) -> String {
+    let titles: Vec<_> = columns.iter().map(|(title, _, _)| *title).collect();
+    let mut table = Table::new(&titles);
+    for row in rows {
+        table.row(columns.iter().map(|(_, field, form)| cell(row.get(*field), *form)).collect());
+    }
+    table.text()
+}
+
+/// One object: a line for each field.
+pub fn object(value: &Value) -> String {
+    let fields = value.as_object().into_iter().flatten();
+    let width = fields.clone().map(|(key, _)| key.len()).max().unwrap_or(0);
+    let line = |(key, value): (&String, &Value)| {
+        format!("{key:<width$}  {}\n", cell(Some(value), As::Text))
+    };
+    fields.map(line).collect()
+}
+
+fn cell(value: Option<&Value>, form: As) -> String {
+    match (value, form) {
+        (None | Some(Value::Null), _) => "-".to_owned(),
+        (Some(Value::String(text)), _) => text.replace(|c: char| c.is_control(), "\u{fffd}"),
+        (Some(Value::Number(number)), As::Bytes) => bytes(number.as_u64().unwrap_or(0)),
+        (Some(Value::Number(number)), As::Millis) => millis(number.as_u64().unwrap_or(0)),
+        (Some(Value::Array(list)), _) => {
+            list.iter().map(|value| cell(Some(value), form)).collect::<Vec<_>>().join(", ")
+        }
+        (Some(value), _) => value.to_string(),
+    }
+}
+
+/// A size in three digits or so.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut unit, mut rest) = (0, bytes);
+    let mut tenths = 0;
+    while rest >= 1_024 {
+        (tenths, rest, unit) = (rest % 1_024 * 10 / 1_024, rest / 1_024, unit + 1);
+    }
+    match unit > 0 && rest < 10 {
+        true => format!("{rest}.{tenths} {}", UNITS[unit]),
+        false => format!("{rest} {}", UNITS[unit]),
+    }
+}
+
+fn millis(millis: u64) -> String {
+    let seconds = millis / 1_000;
+    match seconds {
+        0 => format!("{millis} ms"),
+        1..60 => format!("{seconds} s"),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        let sizes = [0, 1_023, 1_024, 1_536, 10 << 10, 5 << 30, u64::MAX].map(bytes);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10 KiB", "5.0 GiB", "15 EiB"]);
+        let times = [0, 999, 1_000, 61_000, 3_600_000, 90_000_000].map(millis);
+        assert_eq!(times, ["0 ms", "999 ms", "1 s", "1m01s", "1h00m", "1d01h"]);
+    }
+
+    #[test]
+    fn a_field_that_is_absent_is_a_dash() {
+        let rows = [serde_json::json!({ "id": "s0-0-0-0", "bytes_up": 2048 })];
+        let text = table(&rows, SESSIONS);
+        assert!(text.starts_with("ID        LISTENER"), "{text}");
+        assert!(text.contains("s0-0-0-0") && text.contains("2.0 KiB") && text.contains(" - "));
+    }
+}

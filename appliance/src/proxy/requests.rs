@@ -1,0 +1,205 @@
+//! Answers requests about sessions and flows: lists them and kills them, some in each step.
+//!
+//! A list visits the slots in their order, and a session keeps its slot. So a list has no session
+//! twice, and misses none that lived through the listing.
+
+use std::collections::VecDeque;
+
+use config_sync::publish::request::{Facts, Filter, Handle, Of, Request, What};
+
+use crate::proxy::core::Core;
+use crate::proxy::slab::Slab;
+use crate::proxy::tcp::state::{Session, State};
+use crate::proxy::udp::flow::Flow;
+use crate::proxy::udp::state::Flows;
+use crate::stats::records::{CloseReason, Record};
+use crate::stats::records::{Entry, Reply};
+
+/// Microseconds between two steps.
+pub const STEP: u64 = 250;
+
+/// The most slots that one step looks at, and the most matches that one step copies or kills. A
+/// step takes some microseconds, so a list does not make sessions wait.
+pub const MOST_LOOKS: u32 = 1_024;
+pub const MOST_MATCHES: u32 = 32;
+
+/// The requests that a worker has not answered yet.
+#[derive(Debug, Default)]
+pub struct Requests {
+    waiting: VecDeque<Request>,
+    /// When the next step is due, in microseconds. `None`: no request waits.
+    pub next: Option<u64>,
+    /// The answer to the first request, as far as it has come.
+    reply: Reply,
+    /// The next slot to look at. `None`: the first request has not begun.
+    slot: Option<u32>,
+}
+
+/// What a worker has.
+pub struct Held<'a> {
+    pub core: &'a mut Core,
+    pub sessions: &'a mut Slab<Session>,
+    pub flows: &'a mut Flows,
+}
+
+impl Requests {
+    /// Takes a request. The kill of one session or flow is carried out at once. The caller limits
+    /// the number of requests that wait.
+    pub fn ask(&mut self, held: &mut Held<'_>, request: Request) {
+        if let What::Kill(handle) = request.what {
+            let killed = u32::from(held.kill(handle));
+            let reply = Reply { number: request.number, killed, ..Reply::default() };
+            return held.core.records.push(Record::Reply(reply));
+        }
+        self.waiting.push_back(request);
+        self.next.get_or_insert(held.core.now);
+    }
+
+    /// Makes one step, if one is due.
+    pub fn step(&mut self, held: &mut Held<'_>) {
+        if self.next.is_none_or(|next| held.core.now < next) {
+            return;
+        }
+        let Some(request) = self.waiting.front() else { return self.next = None };
+        self.reply.number = request.number;
+        let (of, filter, from, most) = match &request.what {
+            What::List { of, filter, from, most } => (*of, filter, *from, Some(*most)),
+            What::KillAll { of, filter } => (*of, filter, 0, None),
+            What::Kill(_) => unreachable!("`ask` has carried it out"),
+        };
+        let is_full =
+            |reply: &Reply| most.is_some_and(|most| reply.entries.len() as u64 >= most.into());
+        let mut slot = self.slot.unwrap_or(from);
+        let end = held.high_water(of);
+        let last = slot.saturating_add(MOST_LOOKS).min(end);
+        let mut matches = 0;
+        while slot < last && matches < MOST_MATCHES && !is_full(&self.reply) {
+            let found = held.find(of, slot, filter);
+            slot += 1;
+            let Some(handle) = found else { continue };
+            matches += 1;
+            match most {
+                Some(_) => self.reply.entries.extend(held.entry(handle)),
+                None => self.reply.killed += u32::from(held.kill(handle)),
+            }
+        }
+        self.slot = Some(slot);
+        self.next = Some(held.core.now + STEP);
+        if slot < end && !is_full(&self.reply) {
+            return;
+        }
+        self.reply.next = (slot < end).then_some(slot);
+        held.core.records.push(Record::Reply(std::mem::take(&mut self.reply)));
+        self.slot = None;
+        self.waiting.pop_front();
+        if self.waiting.is_empty() {
+            self.next = None;
+        }
+    }
+}
+
+impl Held<'_> {
+    fn high_water(&self, of: Of) -> u32 {
+        match of {
+            Of::Sessions => self.sessions.high_water(),
+            Of::Flows => self.flows.flows.high_water(),
+        }
+    }
+
+    /// What is in the slot, if it matches and its end has not begun.
+    fn find(&self, of: Of, slot: u32, filter: &Filter) -> Option<Handle> {
+        let (handle, facts) = match of {
+            Of::Sessions => {
+                let session = self.sessions.at(slot)?;
+                if matches!(session.state, State::Closing) {
+                    return None;
+                }
+                (session.handle(), session_facts(session))
+            }
+            Of::Flows => (self.flows.handle(slot)?, flow_facts(self.flows.flows.at(slot)?)),
+        };
+        filter.admits(&facts).then_some(handle)
+    }
+
+    fn entry(&mut self, handle: Handle) -> Option<Entry> {
+        Some(match handle.of {
+            Of::Sessions => session_entry(self.core, self.sessions.at_mut(handle.slot)?),
+            Of::Flows => flow_entry(self.core, self.flows.flows.at(handle.slot)?, handle),
+        })
+    }
+
+    /// Closes a session or flow. False: it has ended.
+    fn kill(&mut self, Handle { of, slot, generation }: Handle) -> bool {
+        match of {
+            Of::Sessions => {
+                let session = self.sessions.get_mut(slot, generation);
+                let live = session.filter(|session| !matches!(session.state, State::Closing));
+                let Some(session) = live else { return false };
+                session.finish(self.core, CloseReason::Killed, true);
+            }
+            Of::Flows => {
+                if self.flows.flows.get_mut(slot, generation).is_none() {
+                    return false;
+                }
+                self.flows.end(self.core, slot, CloseReason::Killed);
+            }
+        }
+        true
+    }
+}
+
+fn session_facts(session: &Session) -> Facts<'_> {
+    Facts {
+        listener: session.listener,
+        route: session.route,
+        backend: session.backend,
+        endpoint: session.endpoint,
+        client: session.client.ip(),
+        server_name: session.server_name.as_deref(),
+    }
+}
+
+fn session_entry(core: &Core, session: &mut Session) -> Entry {
+    let mut record = session.record(core, None);
+    if let State::Relaying(relay) = &session.state {
+        (record.bytes_up, record.bytes_down) = (relay.up.bytes, relay.down.bytes);
+    }
+    let (state, last) = (state(&session.state), session.last_byte());
+    Entry { handle: session.handle(), record, state, last }
+}
+
+fn state(state: &State) -> &'static str {
+    match state {
+        State::AwaitingProxyHeader(_) => "awaiting_proxy_header",
+        State::Opening { .. } => "awaiting_hello",
+        State::Requesting(_) => "awaiting_starttls",
+        State::Greeting => "tls_handshake",
+        State::Connecting(_) => "connecting",
+        State::SendingProxyHeader(_) => "sending_proxy_header",
+        State::Asking(_) => "asking_starttls",
+        State::Securing(_) => "endpoint_tls_handshake",
+        State::Relaying(relay) if relay.ending.is_some() => "ending",
+        State::Relaying(relay) if relay.first_end.is_some() => "half_closed",
+        State::Relaying(_) => "relaying",
+        State::Closing => "closing",
+    }
+}
+
+fn flow_facts(flow: &Flow) -> Facts<'_> {
+    let record = |id: u32| (id != u32::MAX).then_some(id);
+    Facts {
+        listener: Some(flow.listener),
+        route: record(flow.route.0).map(|_| flow.route),
+        backend: record(flow.backend.0).map(|_| flow.backend),
+        endpoint: record(flow.endpoint.0).map(|_| flow.endpoint),
+        client: flow.client().ip(),
+        server_name: None,
+    }
+}
+
+fn flow_entry(core: &Core, flow: &Flow, handle: Handle) -> Entry {
+    let mut record = flow.record(core, None);
+    record.handle = Some(handle);
+    let state = if flow.replies == 0 { "unanswered" } else { "answered" };
+    Entry { handle, record, state, last: flow.last }
+}

@@ -1,0 +1,128 @@
+//! Requests to a worker about its sessions and flows.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::table::routing::{BackendId, EndpointId, ListenerId, RouteId};
+
+/// A request to one worker. The worker answers each request once, with the number of the request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub number: u64,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// List what matches, from the slot `from` on, and `most` at most.
+    List { of: Of, filter: Filter, from: u32, most: u32 },
+    /// Close this session or flow.
+    Kill(Handle),
+    /// Close all that match.
+    KillAll { of: Of, filter: Filter },
+}
+
+/// The two kinds of things that a worker has in slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Of {
+    Sessions,
+    Flows,
+}
+
+/// One session or flow of a worker. The generation tells it from others that have had the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle {
+    pub of: Of,
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// What a session or flow has to be like. A field that is `None` leaves the choice open.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Filter {
+    pub listener: Option<ListenerId>,
+    pub route: Option<RouteId>,
+    pub backend: Option<BackendId>,
+    /// Any of these.
+    pub endpoints: Option<Vec<EndpointId>>,
+    pub client: Option<IpNet>,
+    /// In lower case, as sessions have the name.
+    pub server_name: Option<Box<str>>,
+}
+
+/// The facts that a filter looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub listener: Option<ListenerId>,
+    pub route: Option<RouteId>,
+    pub backend: Option<BackendId>,
+    pub endpoint: Option<EndpointId>,
+    pub client: IpAddr,
+    pub server_name: Option<&'a str>,
+}
+
+impl Filter {
+    pub fn admits(&self, facts: &Facts<'_>) -> bool {
+        fn same<T: PartialEq>(asked: Option<T>, has: Option<T>) -> bool {
+            asked.is_none() || asked == has
+        }
+        same(self.listener, facts.listener)
+            && same(self.route, facts.route)
+            && same(self.backend, facts.backend)
+            && same(self.server_name.as_deref(), facts.server_name)
+            && self
+                .endpoints
+                .as_ref()
+                .is_none_or(|of| facts.endpoint.is_some_and(|endpoint| of.contains(&endpoint)))
+            && self.client.is_none_or(|net| net.contains(&facts.client.to_canonical()))
+    }
+
+    /// Whether everything matches.
+    pub fn is_open(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts<'_> = Facts {
+        listener: Some(ListenerId(1)),
+        route: Some(RouteId(2)),
+        backend: None,
+        endpoint: Some(EndpointId(4)),
+        client: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)),
+        server_name: Some("db.example.com"),
+    };
+
+    #[test]
+    fn each_field_that_is_set_must_match() {
+        let net = |text: &str| Some(text.parse::<IpNet>().expect("a prefix"));
+        let admitted = [
+            Filter::default(),
+            Filter { listener: Some(ListenerId(1)), ..Filter::default() },
+            Filter { endpoints: Some(vec![EndpointId(9), EndpointId(4)]), ..Filter::default() },
+            Filter { client: net("10.1.0.0/16"), route: Some(RouteId(2)), ..Filter::default() },
+            Filter { server_name: Some("db.example.com".into()), ..Filter::default() },
+        ];
+        let left_out = [
+            Filter { listener: Some(ListenerId(2)), ..Filter::default() },
+            Filter { backend: Some(BackendId(0)), ..Filter::default() },
+            Filter { endpoints: Some(Vec::new()), ..Filter::default() },
+            Filter { client: net("10.2.0.0/16"), route: Some(RouteId(2)), ..Filter::default() },
+            Filter { server_name: Some("example.com".into()), ..Filter::default() },
+        ];
+        assert!(admitted.iter().all(|filter| filter.admits(&FACTS)));
+        assert!(!left_out.iter().any(|filter| filter.admits(&FACTS)));
+        assert!(admitted[0].is_open() && !admitted[1].is_open());
+    }
+
+    #[test]
+    fn a_mapped_client_is_in_the_ranges_of_its_ipv4_address() {
+        let client = "::ffff:10.1.2.3".parse().expect("an address");
+        let filter = Filter { client: "10.1.2.3/32".parse().ok(), ..Filter::default() };
+        assert!(filter.admits(&Facts { client, ..FACTS }));
+    }
+}
