@@ -590,3 +590,34 @@ fn dns_servers_that_know_the_name_and_others() {
         case(nothing(), dns("query = \"example.org\""), Some("Connection refused")),
     ]);
 }
+
+/// The address of the check, the name that is told to the endpoint, and refusals.
+#[test]
+fn endpoints_with_ipv6_addresses() {
+    let any: SocketAddr = "[::1]:0".parse().expect("an address");
+    let host = Server::tcp_at(any, |mut stream| {
+        let mut asked = [0; 4_096];
+        let len = stream.read(&mut asked).unwrap_or(0);
+        let asked = String::from_utf8_lossy(&asked[..len]).to_lowercase();
+        let host = asked.lines().find_map(|line| line.strip_prefix("host: "));
+        let is_address = host.is_some_and(|host| host.starts_with("[::1]:"));
+        let status = if is_address { "200 OK" } else { "400 Bad Request" };
+        _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+    });
+    let pong = Server::udp_at(any, |socket, _, peer| _ = socket.send_to(b"pong", peer));
+    let free = || {
+        let listener = std::net::TcpListener::bind(any).expect("a port");
+        listener.local_addr().expect("its address")
+    };
+    let (refuses, silent) = (free(), UdpSocket::bind(any).expect("a port"));
+    let closed = silent.local_addr().expect("its address");
+    drop(silent);
+    let udp = check("type = \"udp\", send = \"ping\", expect = \"pong\"");
+    judge(&[
+        case(host.address, check("type = \"tcp\""), None),
+        case(host.address, check("type = \"http\""), None),
+        case(pong.address, udp.as_str(), None),
+        case(refuses, check("type = \"tcp\""), Some("Connection refused")),
+        case(closed, udp.as_str(), Some("Connection refused")),
+    ]);
+}
