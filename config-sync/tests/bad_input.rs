@@ -558,6 +558,22 @@ fn faults_of_one_backend() {
 }
 
 #[test]
+fn limits_of_endpoints() {
+    let endpoint = |limit: &str| {
+        let table = format!("{{ address = \"10.0.0.1:80\", max_sessions = {limit} }}");
+        GOOD.replace("\"10.0.0.1:80\"", &table)
+    };
+    for limit in ["-1", "1000000001", "\"2\""] {
+        let problems = load(&endpoint(limit)).expect_err(limit);
+        let [problem] = &problems.0[..] else { panic!("{problems}") };
+        assert_eq!(problem.field, "backends[0].endpoints[0].max_sessions");
+        let expected = "must be a whole number, 0 to 1000000000";
+        assert!(problem.message.starts_with(expected), "{problem}");
+    }
+    assert!(load(&endpoint("0")).is_ok());
+}
+
+#[test]
 fn a_transparent_backend_has_no_addresses_of_its_own() {
     let udp = format!("{}transparent = true\n", GOOD.replace("\"TCP\"", "\"UDP\""));
     assert!(load(&udp).is_ok());

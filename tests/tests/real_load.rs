@@ -1,10 +1,13 @@
 //! How many sessions an endpoint has: two workers of a real gateway count them together.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Server, connect, echo, free_address, wait_until};
+use ringway_tests::real::{
+    Gateway, Server, connect, echo, free_address, udp_client, wait_until, was_reset,
+};
 
 /// Says `tag`, and then whatever it is told.
 fn tagged(tag: u8) -> Server {
@@ -56,6 +59,53 @@ fn least_connections_counts_the_sessions_of_both_workers() {
             sessions(&gateway, servers[round % 2].address) == 0
         });
     }
+    drop(open);
+    gateway.stop();
+}
+
+#[test]
+fn an_endpoint_has_at_most_its_sessions_of_both_workers() {
+    let server = tagged(b'a');
+    let (address, udp) = (free_address(), free_address());
+    let echo = Server::udp_echo();
+    let limited = |name: &str, endpoint: SocketAddr| {
+        let endpoints = format!("[{{ address = \"{endpoint}\", max_sessions = 2 }}]");
+        format!("[[backends]]\nname = \"{name}\"\nendpoints = {endpoints}\n")
+    };
+    let config = listener("main", "TCP", address, "")
+        + &listener("udp", "UDP", udp, "flow_timeout = \"2s\"")
+        + &route("main", "main", &[("main", 1)], "")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &limited("main", server.address)
+        + &limited("udp", echo.address);
+    let gateway = Gateway::start(&config);
+    let mut open = vec![connect(address), connect(address)];
+    open.iter().for_each(|stream| _ = tag(stream));
+    for _ in 0..10 {
+        assert!(was_reset(&mut connect(address)), "there is no place for a third");
+    }
+    assert_eq!(sessions(&gateway, server.address), 2);
+    let refused = [("listener", "main"), ("reason", "endpoints_full")];
+    let count = || gateway.metrics().value("ringway_sessions_refused_total", &refused);
+    wait_until("each is counted", || count() == 10);
+    // A place that one leaves is another's, whoever of the workers had it.
+    for _ in 0..6 {
+        drop(open.pop());
+        wait_until("the place is free", || sessions(&gateway, server.address) < 2);
+        let next = connect(address);
+        tag(&next);
+        open.insert(0, next);
+    }
+
+    let clients = [(); 12].map(|()| udp_client(udp));
+    let answered = |client: &UdpSocket| {
+        client.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        client.send(b"x").is_ok() && client.recv(&mut [0; 8]).is_ok()
+    };
+    assert_eq!(clients.iter().filter(|client| answered(client)).count(), 2);
+    let dropped = [("listener", "udp"), ("reason", "endpoints_full")];
+    assert_eq!(gateway.metrics().value("ringway_datagrams_dropped_total", &dropped), 10);
+    wait_until("a flow that ended left its place", || answered(&clients[11]));
     drop(open);
     gateway.stop();
 }

@@ -1,6 +1,7 @@
 //! Several workers with one table: what they count together.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
 
 use config_sync::check::parse_for;
@@ -28,7 +29,8 @@ fn client() -> SocketAddr {
 }
 
 fn counts(table: &RoutingTable) -> Vec<u32> {
-    table.backends[0].loads.iter().map(|load| load.sessions.get()).collect()
+    let loads = table.backends[0].loads.iter().flatten();
+    loads.map(|load| load.sessions.get()).collect()
 }
 
 /// A worker may miss the one session that each other worker is about to add. So the endpoint that
@@ -40,13 +42,12 @@ fn least_connections_holds_over_all_workers() {
         table("balance = \"least-connections\"\nendpoints = [\"10.0.0.1:80\", \"10.0.0.2:80\"]");
     let open = |mut balancer: Balancer, sessions| {
         for _ in 0..sessions {
-            let endpoint = balancer.endpoint(&table.backends[0], client(), &[]);
-            balancer.opened(endpoint.expect("there are two").id);
+            balancer.endpoint(&table.backends[0], client(), &[]).expect("there are two");
         }
     };
     // One worker has opened on one endpoint only, and the next worker sees that.
     let mut first = worker(&table, 7);
-    (0..30).for_each(|_| first.opened(EndpointId(1)));
+    (0..30).for_each(|_| _ = first.endpoint(&table.backends[0], client(), &[EndpointId(0)]));
     open(worker(&table, 8), 30);
     assert_eq!(counts(&table), [30, 30]);
     thread::scope(|scope| {
@@ -58,4 +59,33 @@ fn least_connections_holds_over_all_workers() {
     let counts = counts(&table);
     assert_eq!(counts.iter().sum::<u32>(), 20_060);
     assert!(counts[0].abs_diff(counts[1]) <= WORKERS, "{counts:?}");
+}
+
+/// Workers that open and close at the same time never have more than the endpoint takes. With all
+/// closed, each place is free again.
+#[test]
+fn an_endpoint_never_has_more_than_its_sessions() {
+    let table = table("endpoints = [{ address = \"10.0.0.1:80\", max_sessions = 3 }]");
+    let (open, most) = (AtomicU32::new(0), AtomicU32::new(0));
+    let work = |seed: u64| {
+        let mut balancer = worker(&table, seed);
+        for _ in 0..20_000 {
+            let picked = balancer.session_endpoint(&table.backends[0], client(), &[], 0);
+            let Some(endpoint) = picked else { continue };
+            most.fetch_max(open.fetch_add(1, SeqCst) + 1, SeqCst);
+            open.fetch_sub(1, SeqCst);
+            balancer.closed(endpoint.id);
+        }
+    };
+    thread::scope(|scope| {
+        for seed in 0..6 {
+            let work = &work;
+            scope.spawn(move || work(seed));
+        }
+    });
+    assert!((1..=3).contains(&most.load(SeqCst)), "{most:?}");
+    assert_eq!(counts(&table), [0]);
+    let mut last = worker(&table, 9);
+    let mut opens = || last.endpoint(&table.backends[0], client(), &[]).is_some();
+    assert_eq!([(); 4].map(|()| opens()), [true, true, true, false]);
 }

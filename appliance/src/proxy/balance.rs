@@ -6,15 +6,13 @@
     reason = "hashes are cut and reduced on purpose; the kernel floor is 64-bit"
 )]
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-
-use config_sync::table::load::SharedCount;
 use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RouteBalance, RoutingTable,
 };
+use std::net::{IpAddr, SocketAddr};
 
 use crate::contract::Origin;
+use crate::proxy::of_endpoint::OfEndpoint;
 use crate::proxy::source_hash::{backend_of, mix, source_hash};
 
 #[derive(Debug)]
@@ -28,18 +26,6 @@ pub struct Balancer {
     random: Random,
     /// The position of the next local address.
     sources: u64,
-}
-
-/// The facts about an endpoint that outlive a table.
-#[derive(Clone, Debug, Default)]
-struct OfEndpoint {
-    /// This worker's sessions or flows.
-    active: u32,
-    /// The sessions and flows of all workers, if somebody has to know them.
-    shared: Option<Arc<SharedCount>>,
-    /// Until this time, in microseconds, sessions try this endpoint last. 0: the last session could
-    /// be given to the endpoint.
-    rest: u64,
 }
 
 /// Microseconds for which an endpoint comes last after a session could not be given to it: as long
@@ -77,8 +63,8 @@ impl Balancer {
                 if self.endpoints.len() <= index {
                     self.endpoints.resize(index + 1, OfEndpoint::default());
                 }
-                let load = backend.loads.get(at);
-                self.endpoints[index].count_in(load.map(|load| &load.sessions));
+                let load = backend.loads.get(at).and_then(Option::as_ref);
+                self.endpoints[index].count_in(load);
             }
         }
     }
@@ -124,7 +110,8 @@ impl Balancer {
         Some(route.backends[best].backend)
     }
 
-    /// The next endpoint in turn, other than those in `tried`. A flow that leaves one of these
+    /// The next endpoint in turn that is not full, other than those in `tried`. The endpoint counts
+    /// the flow from now on, until [`Self::closed`]. A flow that leaves one of these
     /// takes a turn like any other flow.
     pub fn endpoint(
         &mut self,
@@ -132,12 +119,17 @@ impl Balancer {
         client: SocketAddr,
         tried: &[EndpointId],
     ) -> Option<Endpoint> {
-        self.pick(backend, client, tried, u64::MAX, true)
+        loop {
+            let picked = self.pick(backend, client, tried, u64::MAX, true)?;
+            if self.opened(picked.id) {
+                return Some(picked);
+            }
+        }
     }
 
-    /// The endpoint for a session. An endpoint that a session could not be given to comes last for
-    /// a while. After that, a single session tries the endpoint. Until this session has an answer,
-    /// the endpoint comes last for all others.
+    /// The endpoint for a session. The endpoint counts the session from now on. An endpoint that a
+    /// session could not be given to comes last for a while. After that, a single session tries the
+    /// endpoint. Until this session has an answer, the endpoint comes last for all others.
     pub fn session_endpoint(
         &mut self,
         backend: &Backend,
@@ -147,8 +139,14 @@ impl Balancer {
     ) -> Option<Endpoint> {
         // Another try for one session takes nobody's turn.
         let turn = tried.is_empty();
-        let picked = self.pick(backend, client, tried, now, turn);
-        let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX, turn))?;
+        let picked = loop {
+            let picked = self.pick(backend, client, tried, now, turn);
+            let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX, turn))?;
+            // Another worker may have taken the last place since.
+            if self.opened(picked.id) {
+                break picked;
+            }
+        };
         if self.endpoints[picked.id.index()].rest > 0 {
             self.failed(picked.id, now);
         }
@@ -165,7 +163,7 @@ impl Balancer {
         self.endpoints[endpoint.index()].rest = 0;
     }
 
-    /// Picks an endpoint, but none that was tried, and none that rests at `now`.
+    /// Picks an endpoint, but none that was tried, none that is full, and none that rests at `now`.
     fn pick(
         &mut self,
         backend: &Backend,
@@ -174,7 +172,7 @@ impl Balancer {
         now: u64,
         takes_turn: bool,
     ) -> Option<Endpoint> {
-        let Backend { endpoints, turns, loads, .. } = backend;
+        let Backend { endpoints, turns, .. } = backend;
         let count = turns.len();
         if count == 0 {
             return None;
@@ -182,7 +180,8 @@ impl Balancer {
         let Self { cursors, endpoints: known, random, .. } = self;
         let is_free = |index: usize| {
             let id = endpoints[index].id;
-            known[id.index()].rest <= now && !tried.contains(&id)
+            let of = &known[id.index()];
+            of.rest <= now && !of.is_full() && !tried.contains(&id)
         };
         let index_at = |turn: usize| usize::from(turns[turn % count]);
         let free_from = |start: usize| (start..start + count).find(|turn| is_free(index_at(*turn)));
@@ -204,7 +203,7 @@ impl Balancer {
                 let (next, other) = (index_at(next), index_at(free_from(drawn)?));
                 // Sessions for each part of weight are compared: a / b < c / d is a * d < c * b.
                 let weighed = |of: usize, by: usize| {
-                    let sessions = loads[of].sessions.get();
+                    let sessions = known[endpoints[of].id.index()].sessions();
                     u64::from(sessions) * u64::from(endpoints[by].weight)
                 };
                 if weighed(other, next) < weighed(next, other) { other } else { next }
@@ -258,36 +257,19 @@ impl Balancer {
         self.endpoints.get(endpoint.index()).is_some_and(|of| of.active > 0)
     }
 
-    pub fn opened(&mut self, endpoint: EndpointId) {
-        let of = &mut self.endpoints[endpoint.index()];
-        of.active += 1;
-        if let Some(shared) = &of.shared {
-            shared.add(1);
-        }
+    /// Whether an endpoint that has turns, and is not in `tried`, is full.
+    pub fn is_any_full(&self, backend: &Backend, tried: &[EndpointId]) -> bool {
+        let mut others = backend.endpoints.iter().filter(|of| of.weight > 0);
+        others.any(|of| !tried.contains(&of.id) && self.endpoints[of.id.index()].is_full())
+    }
+
+    /// Counts a session, unless the endpoint is full.
+    fn opened(&mut self, endpoint: EndpointId) -> bool {
+        self.endpoints[endpoint.index()].opened()
     }
 
     pub fn closed(&mut self, endpoint: EndpointId) {
-        let of = &mut self.endpoints[endpoint.index()];
-        of.active -= 1;
-        if let Some(shared) = &of.shared {
-            shared.sub(1);
-        }
-    }
-}
-
-impl OfEndpoint {
-    /// Counts this worker's sessions in `shared` from now on, and no longer in another count.
-    fn count_in(&mut self, shared: Option<&Arc<SharedCount>>) {
-        if self.shared.as_ref().map(Arc::as_ptr) == shared.map(Arc::as_ptr) {
-            return;
-        }
-        if let Some(before) = self.shared.take() {
-            before.sub(self.active);
-        }
-        if let Some(shared) = shared {
-            shared.add(self.active);
-            self.shared = Some(Arc::clone(shared));
-        }
+        self.endpoints[endpoint.index()].closed();
     }
 }
 
@@ -316,7 +298,9 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
-    use config_sync::table::load::Load;
+    use std::sync::Arc;
+
+    use config_sync::table::load::{Load, NO_LIMIT};
     use config_sync::table::routing::{
         OnUnavailable, RouteId, SocketOptions, Sources, WeightedBackend,
     };
@@ -354,7 +338,7 @@ mod tests {
             balance,
             endpoints: (0..endpoints).map(endpoint).collect(),
             turns: turns(&vec![1; endpoints as usize]),
-            loads: (0..endpoints).map(|_| Load { sessions: Arc::default() }).collect(),
+            loads: (0..endpoints).map(|_| Some(load(NO_LIMIT))).collect(),
             connect_timeout: 1,
             connect_attempts: 3,
             options: SocketOptions {
@@ -370,6 +354,10 @@ mod tests {
             transparent: false,
             tls: None,
         }
+    }
+
+    fn load(most: u32) -> Load {
+        Load { sessions: Arc::default(), most }
     }
 
     fn balancer(routes: Vec<Route>, backends: Vec<Backend>) -> (Balancer, RoutingTable) {
@@ -499,7 +487,6 @@ mod tests {
         for _ in 0..20 {
             let endpoint = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
             counts[endpoint.id.index()] += 1;
-            balancer.opened(endpoint.id);
             balancer.closed(endpoint.id);
         }
         assert_eq!(counts, [5; 4]);
@@ -509,16 +496,45 @@ mod tests {
     fn least_connections_prefers_the_idle() {
         let (mut balancer, table) = balancer(vec![], vec![backend(Balance::LeastConnections, 2)]);
         for _ in 0..100 {
-            let endpoint = balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
-            balancer.opened(endpoint.id);
+            balancer.endpoint(&table.backends[0], client(1), &[]).unwrap();
         }
         assert_eq!(balancer.endpoints.iter().map(|of| of.active).collect::<Vec<_>>(), [50, 50]);
     }
 
     #[test]
+    fn a_full_endpoint_is_passed_over() {
+        let hash = Balance::SourcePortHash(Arc::new([0, 1, 2, 1, 0, 2, 2]));
+        for balance in [Balance::RoundRobin, Balance::LeastConnections, Balance::Random, hash] {
+            let mut limited = backend(balance, 3);
+            limited.loads = vec![Some(load(2)), None, Some(load(1))];
+            limited.endpoints[1].weight = 0;
+            limited.turns = turns(&[1, 0, 1]);
+            if let Balance::SourcePortHash(slots) = &mut limited.balance {
+                *slots = Arc::new([0, 2, 0, 2, 2]);
+            }
+            let (mut balancer, table) = balancer(vec![], vec![limited]);
+            let backend = &table.backends[0];
+            let open = |balancer: &mut Balancer| {
+                let picked = balancer.session_endpoint(backend, client(1), &[], 0);
+                picked.map(|endpoint| endpoint.id.0)
+            };
+            assert!(!balancer.is_any_full(backend, &[]));
+            let mut opened = [(); 3].map(|()| open(&mut balancer).expect("a place"));
+            opened.sort_unstable();
+            assert_eq!(opened, [0, 0, 2]);
+            assert_eq!(open(&mut balancer), None);
+            assert!(balancer.is_any_full(backend, &[]));
+            assert!(!balancer.is_any_full(backend, &[EndpointId(0), EndpointId(2)]));
+            balancer.closed(EndpointId(0));
+            assert_eq!(open(&mut balancer), Some(0));
+        }
+    }
+
+    #[test]
     fn a_worker_counts_its_sessions_in_the_count_of_the_latest_table() {
         let (mut balancer, table) = balancer(vec![], vec![backend(Balance::LeastConnections, 1)]);
-        let load = |table: &RoutingTable| table.backends[0].loads[0].sessions.get();
+        let load =
+            |table: &RoutingTable| table.backends[0].loads[0].as_ref().unwrap().sessions.get();
         balancer.opened(EndpointId(0));
         balancer.opened(EndpointId(0));
         assert_eq!(load(&table), 2);

@@ -13,6 +13,7 @@ mod core;
 mod drain;
 mod gone;
 mod log_limit;
+mod of_endpoint;
 mod requests;
 mod slab;
 mod source_hash;

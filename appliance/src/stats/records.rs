@@ -230,6 +230,8 @@ words! {
         NoBackend = "no_backend": "The route has no backend with a weight above 0.",
         NoEndpoint = "no_endpoint":
             "The backend whose turn it was has no endpoint (`on_unavailable` of the route).",
+        EndpointsFull = "endpoints_full":
+            "Every endpoint of the backend that could be picked has its `max_sessions`.",
         ConnectFailed = "connect_failed":
             "No endpoint of the backend could be connected to within `connect_attempts`.",
         ConnectTimeout = "connect_timeout":
@@ -263,6 +265,8 @@ words! {
         SourceDenied = "source_denied":
             "The listener or route does not admit the client's address (`allow`, `deny`).",
         NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint.",
+        EndpointsFull = "endpoints_full":
+            "Every endpoint of the backend that could be picked has its `max_sessions`.",
         FlowLimit = "flow_limit":
             "The worker's flow table or the listener's `max_sessions` is full.",
         NoSocket = "no_socket":

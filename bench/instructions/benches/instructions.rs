@@ -213,7 +213,7 @@ fn hosts(count: usize, prefix: &str) -> (Hosts<usize>, Vec<String>) {
 fn pick_endpoint((mut balancer, table): (Balancer, RoutingTable)) -> (Balancer, RoutingTable) {
     for port in 0..TIMES {
         let endpoint = balancer.endpoint(&table.backends[0], client(port), &[]);
-        balancer.opened(black_box(endpoint).expect("the backend has endpoints").id);
+        assert!(black_box(endpoint).is_some());
     }
     (balancer, table)
 }

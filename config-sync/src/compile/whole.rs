@@ -11,7 +11,7 @@ use crate::model::endpoint::{Address, Endpoint, Resolved, Standing};
 use crate::model::gone::WhenGone;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
-use crate::table::load::Load;
+use crate::table::load::{Load, NO_LIMIT};
 use crate::table::maglev;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::turns::turns;
@@ -67,11 +67,12 @@ impl Whole {
                         problems.push(endpoint.address.problem(too_many("endpoints")));
                         continue;
                     };
-                    let Candidate { address, weight, tier } = target;
+                    let Candidate { address, weight, tier, most } = target;
                     let id = EndpointId(id);
                     backend.endpoints.push(routing::Endpoint { id, address, weight });
-                    if asked.balance == backend::Balance::LeastConnections {
-                        pool.loads.insert(id, Load { sessions: names.sessions(id) });
+                    let compares = asked.balance == backend::Balance::LeastConnections;
+                    if compares || most != NO_LIMIT {
+                        pool.loads.insert(id, Load { sessions: names.sessions(id), most });
                     }
                     pool.tiers.push(tier);
                 }
@@ -120,8 +121,7 @@ impl Whole {
             let before = before.get(&backend.id).copied();
             let had = before.filter(|_| !pool.failback).map_or(&[][..], |before| &before.endpoints);
             backend.endpoints = pool.pickable(&backend.name, &backend.endpoints, standing, had);
-            let loads = backend.endpoints.iter().filter_map(|of| pool.loads.get(&of.id));
-            backend.loads = loads.cloned().collect();
+            backend.loads = pool.loads_of(&backend.endpoints);
             let before = before.filter(|of| of.endpoints == backend.endpoints);
             backend.balance = pool.balance(&backend.endpoints, before);
             backend.turns = before.map_or_else(
@@ -188,6 +188,14 @@ impl Pool {
         chosen.collect()
     }
 
+    /// The loads of these endpoints, or none if no worker has to know any.
+    fn loads_of(&self, endpoints: &[routing::Endpoint]) -> Vec<Option<Load>> {
+        if self.loads.is_empty() {
+            return Vec::new();
+        }
+        endpoints.iter().map(|of| self.loads.get(&of.id).cloned()).collect()
+    }
+
     fn balance(
         &self,
         endpoints: &[routing::Endpoint],
@@ -221,6 +229,7 @@ struct Candidate {
     address: EndpointAddress,
     weight: u32,
     tier: u32,
+    most: u32,
 }
 
 /// The addresses of a backend's endpoints, each once. The first endpoint that gives an address
@@ -229,10 +238,11 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for endpoint in &backend.endpoints {
+        let most = endpoint.max_sessions.unwrap_or(NO_LIMIT);
         let tier = if endpoint.backup { BACKUPS } else { 0 };
         match &endpoint.address.value {
             Address::Fixed(address) => {
-                let of = Candidate { address: *address, weight: endpoint.weight, tier };
+                let of = Candidate { address: *address, weight: endpoint.weight, tier, most };
                 found.push((endpoint, of));
             }
             Address::Name(name) => {
@@ -241,7 +251,7 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
                     let address = SocketAddr::new(target.ip, target.port).into();
                     let weight = endpoint.weight.saturating_mul(target.weight.into());
                     let tier = tier + u32::from(target.rank);
-                    (endpoint, Candidate { address, weight, tier })
+                    (endpoint, Candidate { address, weight, tier, most })
                 }));
             }
         }

@@ -482,6 +482,9 @@ fn endpoint(endpoint: &Endpoint) -> String {
     if endpoint.backup {
         keys += ", backup = true";
     }
+    if let Some(most) = endpoint.max_sessions {
+        keys += &format!(", max_sessions = {most}");
+    }
     if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }
 

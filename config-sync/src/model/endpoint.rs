@@ -15,6 +15,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// A backup gets sessions only while no other endpoint of the backend may be picked.
     pub backup: bool,
+    /// The most sessions and flows over all workers. `None`: no limit.
+    pub max_sessions: Option<u32>,
     /// The name for operators. Unique within the backend.
     pub name: Option<At<String>>,
 }
@@ -24,7 +26,7 @@ pub(crate) const MAX_WEIGHT: u32 = 256;
 impl Endpoint {
     /// An endpoint with the default values of all other keys.
     pub(crate) fn at(address: At<Address>) -> Self {
-        Self { address, weight: 1, backup: false, name: None }
+        Self { address, weight: 1, backup: false, max_sessions: None, name: None }
     }
 
     /// The IP address and port, if the configuration gives both.

@@ -334,9 +334,9 @@ pub struct Backend {
     /// One round of turns: indices into `endpoints`, each as often as its weight says. An endpoint
     /// with weight 0 has no turn: it gets no new session, and keeps its sessions and flows.
     pub turns: Arc<[u16]>,
-    /// The loads of `endpoints`, in the same order. The list is empty if no worker has to know
-    /// them: a count that all cores write costs time.
-    pub loads: Vec<Load>,
+    /// The loads of `endpoints`, in the same order. `None`, or an empty list: no worker has to know
+    /// the load, and a count that all cores write costs time.
+    pub loads: Vec<Option<Load>>,
     /// Milliseconds for one connection attempt.
     pub connect_timeout: u32,
     /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.

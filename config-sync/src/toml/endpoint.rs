@@ -9,7 +9,7 @@ use crate::toml::values::{endpoint, name};
 
 pub(crate) static ENDPOINT: Section = Section {
     name: "backends.endpoints",
-    keys: &[any("address"), any("name"), any("weight"), any("backup")],
+    keys: &[any("address"), any("name"), any("weight"), any("backup"), any("max_sessions")],
 };
 
 enum Given<'t> {
@@ -30,6 +30,9 @@ pub(crate) fn read<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Vec
     Some(given.into_iter().filter_map(read).collect())
 }
 
+/// More sessions than a machine has memory for.
+const MOST_SESSIONS: u32 = 1_000_000_000;
+
 fn given<'t>(value: &'t DeValue<'t>) -> Read<Given<'t>> {
     match value {
         DeValue::String(_) => endpoint(value).map(Given::Short),
@@ -43,5 +46,7 @@ fn long<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Endpoint> {
     let name = reader.get(table, "name", name);
     let weight = or(reader.get(table, "weight", integer(0..=MAX_WEIGHT)), 1);
     let backup = or(reader.get(table, "backup", boolean), false);
-    Some(Endpoint { weight, backup, name, ..Endpoint::at(address?) })
+    let most = or(reader.get(table, "max_sessions", integer(0..=MOST_SESSIONS)), 0);
+    let max_sessions = Some(most).filter(|most| *most > 0);
+    Some(Endpoint { weight, backup, max_sessions, name, ..Endpoint::at(address?) })
 }

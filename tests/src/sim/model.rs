@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use config_sync::table::address::Bind;
-use config_sync::table::load::Load;
+use config_sync::table::load::{Load, NO_LIMIT};
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Fallback,
@@ -77,6 +77,8 @@ pub struct ModelBackend {
     pub endpoints: Vec<(bool, Endpoint)>,
     /// Of the endpoints that it may have: their sessions, over all workers.
     pub loads: Vec<Load>,
+    /// Whether endpoints take only so many sessions as their loads say.
+    limited: bool,
     balance: u64,
     connect_timeout: u32,
     connect_attempts: u8,
@@ -377,7 +379,8 @@ impl ModelBackend {
         let count = rng.below(u64::from(POOL) + 1) as u32;
         Self {
             endpoints: (0..POOL).map(|n| (n < count, endpoint(n))).collect(),
-            loads: (0..POOL).map(|_| Load { sessions: Arc::default() }).collect(),
+            loads: (0..POOL).map(|_| some_load(rng)).collect(),
+            limited: rng.per_mille(300),
             balance: rng.below(5),
             connect_timeout: rng.scale(5, 2_000) as u32,
             connect_attempts: rng.between(1, 8) as u8,
@@ -386,6 +389,14 @@ impl ModelBackend {
             upstream_rest: rng.scale(100, 2_500) as u32,
             gone: some_gone(rng),
             source: sources(rng, id),
+        }
+    }
+
+    /// No endpoint has more than it takes.
+    pub fn check_loads(&self) {
+        for load in self.loads.iter().filter(|_| self.limited) {
+            let sessions = load.sessions.get();
+            assert!(sessions <= load.most, "{sessions} of {} sessions", load.most);
         }
     }
 
@@ -402,7 +413,11 @@ impl ModelBackend {
         let endpoints: Vec<_> =
             self.endpoints.iter().filter(|(present, _)| *present).map(|(_, e)| *e).collect();
         let present = self.endpoints.iter().zip(&self.loads).filter(|((present, _), _)| *present);
-        let loads = present.map(|(_, load)| load.clone());
+        let load = |load: &Load| Load {
+            most: if self.limited { load.most } else { NO_LIMIT },
+            ..load.clone()
+        };
+        let loads = present.map(|(_, of)| Some(load(of)));
         // Maglev's promise needs a real table (the compiler has one); its shape is enough here.
         let lookup = || (0..13).map(|n| n % endpoints.len().max(1) as u16).collect();
         Backend {
@@ -416,7 +431,7 @@ impl ModelBackend {
                 _ => Balance::SourcePortHash(lookup()),
             },
             turns: turns(&endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
-            loads: if self.balance == 1 { loads.collect() } else { Vec::new() },
+            loads: if self.balance == 1 || self.limited { loads.collect() } else { Vec::new() },
             endpoints,
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
@@ -429,6 +444,10 @@ impl ModelBackend {
             tls: None,
         }
     }
+}
+
+fn some_load(rng: &mut Rng) -> Load {
+    Load { sessions: Arc::default(), most: rng.scale(1, 30) as u32 }
 }
 
 fn some_gone(rng: &mut Rng) -> Option<(Absence, u32)> {

@@ -18,10 +18,13 @@ impl Session {
         let backend = backend.ok_or(CloseReason::NoEndpoint)?;
         let tried = &state.tried[..usize::from(state.tried_count)];
         let endpoint = core.balancer.session_endpoint(backend, self.client, tried, core.now);
-        let endpoint = endpoint.ok_or(match state.tried_count {
+        let endpoint = endpoint.ok_or_else(|| match state.tried_count {
+            _ if core.balancer.is_any_full(backend, tried) => CloseReason::EndpointsFull,
             0 => CloseReason::NoEndpoint,
             _ => CloseReason::ConnectFailed,
         })?;
+        self.endpoint = Some(endpoint.id);
+        self.counted = true;
         let address = endpoint.address.for_client_of(self.local.port());
         let address = address.ok_or(CloseReason::NoEndpoint)?;
         if let Some(originator) = &backend.tls {
@@ -39,10 +42,7 @@ impl Session {
         state.timeout = backend.connect_timeout;
         state.started = core.now;
         state.attempts_left -= 1;
-        self.endpoint = Some(endpoint.id);
-        self.counted = true;
         self.state = State::Connecting(state);
-        core.balancer.opened(endpoint.id);
         core.push(self.token, Op::Connect { address, source, options });
         Ok(())
     }

@@ -24,7 +24,7 @@ pub struct Choice {
     pub send_proxy: Option<SendProxy>,
 }
 
-/// Chooses for a client that sends to `port`.
+/// Chooses for a client that sends to `port`. The endpoint counts the flow.
 pub fn choose(
     table: &RoutingTable,
     listener: &Listener,
@@ -36,11 +36,17 @@ pub fn choose(
     let route = &table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?];
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
-    let endpoint = balancer.endpoint(backend, client, &[]).ok_or(NO_ENDPOINT)?;
+    let endpoint = balancer.endpoint(backend, client, &[]);
+    let endpoint = endpoint.ok_or_else(|| match balancer.is_any_full(backend, &[]) {
+        true => ENDPOINTS_FULL,
+        false => NO_ENDPOINT,
+    })?;
     Choice::new(route.id, backend, endpoint, balancer, (client, port), ports)
 }
 
 impl Choice {
+    /// Makes a choice of an endpoint that counts the flow already. If the endpoint has no address
+    /// for the client, the endpoint counts the flow no longer.
     pub fn new(
         route: RouteId,
         backend: &Backend,
@@ -50,7 +56,7 @@ impl Choice {
         ports: (&Ports, u64),
     ) -> Result<Self, Refusal> {
         let address = endpoint.address.for_client_of(port).and_then(|address| address.ip());
-        let address = address.ok_or(NO_ENDPOINT)?;
+        let address = address.ok_or(NO_ENDPOINT).inspect_err(|_| balancer.closed(endpoint.id))?;
         Ok(Self {
             route,
             backend: backend.id,
@@ -115,6 +121,9 @@ pub const NO_BACKEND: Refusal =
 
 pub const NO_ENDPOINT: Refusal =
     Refusal { reason: CloseReason::NoEndpoint, drop: DropReason::NoEndpoint };
+
+pub const ENDPOINTS_FULL: Refusal =
+    Refusal { reason: CloseReason::EndpointsFull, drop: DropReason::EndpointsFull };
 
 pub const FLOW_LIMIT: Refusal =
     Refusal { reason: CloseReason::SessionLimit, drop: DropReason::FlowLimit };

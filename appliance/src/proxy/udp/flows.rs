@@ -385,7 +385,8 @@ impl Flows {
         let client = (flow.client(), flow.bound(core).port());
         let choice = choose(table, listener, &mut core.balancer, client, ports)?;
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
-        flow.upstream = self.upstream_for(core, &choice)?;
+        let upstream = self.upstream_for(core, &choice);
+        flow.upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
         flow.introduce(core, choice.send_proxy);
         Ok(())
     }
@@ -394,7 +395,6 @@ impl Flows {
         core.counters.listener(flow.listener).opened.add(1);
         core.counters.endpoint(flow.endpoint).opened.add(1);
         core.active[flow.listener.index()] += 1;
-        core.balancer.opened(flow.endpoint);
         self.by_socket[flow.socket.index()] += 1;
         let record = core.tables.current().log_opens.then(|| flow.record(core, None));
         let (slot, generation) = self.flows.insert(flow).expect("begin() saw a free slot");
@@ -434,7 +434,8 @@ impl Flows {
         let client = (flow.client(), flow.bound(core).port());
         let choice = choose(table, listener, &mut core.balancer, client, ports);
         let upstream = choice.and_then(|choice| {
-            let upstream = self.upstream_for(core, &choice)?;
+            let upstream = self.upstream_for(core, &choice);
+            let upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
             Ok((choice, upstream))
         });
         let (choice, upstream) = match upstream {
@@ -461,22 +462,25 @@ impl Flows {
         let found = core.balancer.endpoint(backend, flow.client(), &self.closed_ports);
         self.closed_ports.clear();
         let open = |other: &Endpoint| self.endpoints[other.id.index()].closed_until <= core.now;
-        let Some(endpoint) = found.filter(open) else { return };
+        let Some(endpoint) = found else { return };
+        if !open(&endpoint) {
+            return core.balancer.closed(endpoint.id);
+        }
         let client = (flow.client(), flow.bound(core).port());
         let ports = (&self.ports, core.now);
         let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
         let Ok(choice) = choice else { return };
-        if let Ok(upstream) = self.upstream_for(core, &choice) {
-            self.moves(core, slot, &choice, upstream);
+        match self.upstream_for(core, &choice) {
+            Ok(upstream) => self.moves(core, slot, &choice, upstream),
+            Err(_) => core.balancer.closed(choice.endpoint),
         }
     }
 
-    /// Gives a flow another endpoint. The flow's old socket rests.
+    /// Gives a flow another endpoint, which counts the flow already. The flow's old socket rests.
     pub fn moves(&mut self, core: &mut Core, slot: u32, choice: &Choice, upstream: u32) {
         let flow = self.flows.at_mut(slot).expect("the caller found it");
         core.balancer.closed(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
-        core.balancer.opened(choice.endpoint);
         core.counters.endpoint(choice.endpoint).opened.add(1);
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.introduce(core, choice.send_proxy);

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use config_sync::table::load::NO_LIMIT;
 use config_sync::table::routing::{Backend, Protocol, SocketId, Transport};
 
 use super::peer::Peer;
@@ -240,6 +241,10 @@ impl World {
         // Nor can it where addresses of its own may be short.
         let backend = table.backends.iter().find(has).filter(|backend| !backend.shared_sockets);
         let Some(backend) = backend else { return };
+        // Nor can it while the others have all the sessions that they take.
+        if backend.loads.iter().flatten().any(|load| load.most != NO_LIMIT) {
+            return;
+        }
         let recent = |address: &SocketAddr| {
             let closed = self.kernel.closed_ports.get(address);
             closed.is_some_and(|at| self.kernel.now < at + 5_000_000)

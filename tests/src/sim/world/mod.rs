@@ -22,7 +22,7 @@ use ringway::stats::counters::Counters;
 use crate::sim::coverage::{Coverage, Fault};
 use crate::sim::kernel::faults::Faults;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::{Model, address_of};
+use crate::sim::model::{Model, ModelBackend, address_of};
 use crate::sim::rng::Rng;
 use crate::sim::udp::datagram::{Datagram, Path};
 use crate::sim::world::check::Check;
@@ -326,6 +326,7 @@ impl World {
             }
             self.join(peer);
         }
+        self.model.backends.iter().for_each(ModelBackend::check_loads);
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
             self.endpoint_hears(path, datagram);
         }

@@ -1,0 +1,57 @@
+//! Holds what a worker knows of an endpoint from table to table.
+
+use std::sync::Arc;
+
+use config_sync::table::load::Load;
+
+/// The facts about an endpoint that outlive a table.
+#[derive(Clone, Debug, Default)]
+pub struct OfEndpoint {
+    /// This worker's sessions or flows.
+    pub active: u32,
+    /// The sessions and flows of all workers, if somebody has to know them, and the most of them.
+    shared: Option<Load>,
+    /// Until this time, in microseconds, sessions try this endpoint last. 0: the last session could
+    /// be given to the endpoint.
+    pub rest: u64,
+}
+
+impl OfEndpoint {
+    /// Counts a session, unless the endpoint is full.
+    pub fn opened(&mut self) -> bool {
+        if self.shared.as_ref().is_some_and(|load| !load.sessions.try_add(load.most)) {
+            return false;
+        }
+        self.active += 1;
+        true
+    }
+
+    pub fn closed(&mut self) {
+        self.active -= 1;
+        if let Some(load) = &self.shared {
+            load.sessions.sub(1);
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.shared.as_ref().is_some_and(|load| load.sessions.get() >= load.most)
+    }
+
+    pub fn sessions(&self) -> u32 {
+        self.shared.as_ref().map_or(self.active, |load| load.sessions.get())
+    }
+
+    /// Counts this worker's sessions in this load from now on, and no longer in another one.
+    pub fn count_in(&mut self, load: Option<&Load>) {
+        let count = |load: Option<&Load>| load.map(|load| Arc::as_ptr(&load.sessions));
+        if count(self.shared.as_ref()) != count(load) {
+            if let Some(before) = &self.shared {
+                before.sessions.sub(self.active);
+            }
+            if let Some(load) = load {
+                load.sessions.add(self.active);
+            }
+        }
+        self.shared = load.cloned();
+    }
+}
