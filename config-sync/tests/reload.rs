@@ -166,7 +166,7 @@ fn check_says_what_a_file_has_or_everything_that_is_wrong() {
     assert_eq!(said.lines().count(), 2, "{said}");
     assert!(said.lines().all(|line| line.contains("bad.toml:")), "{said}");
     for (path, expected) in [
-        (empty.0.clone(), "has no file that ends in .yaml, .yml or .json"),
+        (empty.0.clone(), "has no file that ends in .toml, .yaml, .yml or .json"),
         (directory.write("gateway.yaml", ""), "the file is empty"),
         (directory.0.join("none.toml"), "No such file"),
         (directory.write("empty.toml", "\n"), "the file is empty"),
@@ -485,4 +485,102 @@ async fn a_clusters_endpoints_are_checked_as_well() {
     assert_eq!(given(&mut sync, &commands, &[port]).await, 2);
     let same = sync.put(&config).expect("nothing is new");
     assert_eq!((same.published, same.generation), (false, 2));
+}
+
+/// A listener with a route of its own. Its name is also the end of its port.
+fn short(nth: u8) -> String {
+    let addresses = format!("address = \"127.0.0.1:818{nth}\"\nendpoints = [\"127.0.0.1:80\"]");
+    format!("[[listeners]]\nname = \"l{nth}\"\nprotocol = \"TCP\"\n{addresses}\n")
+}
+
+fn listeners(sync: &ConfigSync) -> Vec<String> {
+    let listeners = &sync.in_force().expect("a configuration").config.listeners;
+    listeners.iter().map(|listener| listener.name.value.clone()).collect()
+}
+
+/// Follows a change of a file, once the watch has seen it.
+async fn follow(sync: &mut ConfigSync, changes: &mut mpsc::Receiver<()>) -> Outcome {
+    change(changes).await;
+    sync.follow(Wish::Refresh)
+}
+
+#[tokio::test]
+async fn included_files_are_followed_and_a_bad_one_changes_nothing() {
+    let directory = Directory::new("include");
+    let includes = "include = [\"conf.d/*.toml\", \"db.toml\"]\n";
+    let path = directory.write("ringway.toml", &format!("{includes}{GOOD}"));
+    let db = directory.write("db.toml", "lame_duck = \"9s\"\n");
+    let (mut sync, _worker) = start(&path);
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
+    assert_eq!(
+        (listeners(&sync), sync.in_force().unwrap().config.lame_duck),
+        (vec!["l".into()], 9_000)
+    );
+    let files = sync.files();
+    assert!(files.contains(&db) && files.contains(&path), "{files:?}");
+    let mut changes = watch(&files).expect("watched").changes;
+
+    fs::create_dir(directory.0.join("conf.d")).expect("a folder");
+    directory.write("conf.d/b.toml", &short(2));
+    assert_eq!(follow(&mut sync, &mut changes).await, Outcome::Published { generation: 2 });
+    assert_eq!(listeners(&sync), ["l", "l2"], "the folder appears");
+    directory.write("conf.d/a.toml", &short(1));
+    assert_eq!(follow(&mut sync, &mut changes).await, Outcome::Published { generation: 3 });
+    assert_eq!(listeners(&sync), ["l", "l1", "l2"], "a file appears");
+    let shown = sync.in_force().expect("a configuration").text().to_owned();
+    for name in ["ringway.toml", "conf.d/a.toml", "conf.d/b.toml", "db.toml"] {
+        let header = format!("# {}\n", directory.0.join(name).display());
+        assert_eq!(shown.matches(&header).count(), 1, "{shown}");
+    }
+    assert!(!shown.contains('\0'), "{shown}");
+
+    fs::write(&db, "lame_duck = \"8s\"\n").expect("written");
+    assert_eq!(follow(&mut sync, &mut changes).await, Outcome::Published { generation: 4 });
+    assert_eq!(sync.in_force().expect("a configuration").config.lame_duck, 8_000);
+    for (bad, expected) in [
+        ("lame_duck = \"8", "db.toml:1:"),
+        ("", "ringway.toml:1:29: include[1]: "),
+        ("[[listeners]]\nname = \"l2\"", "db.toml:1:1: listeners[0].protocol: missing"),
+    ] {
+        fs::write(&db, bad).expect("written");
+        let outcome = follow(&mut sync, &mut changes).await;
+        let Outcome::Rejected(why) = outcome else { panic!("{bad} was taken: {outcome:?}") };
+        assert!(why.contains(expected), "{why}");
+        assert_eq!((listeners(&sync).len(), sync.files().contains(&db)), (3, true));
+    }
+    fs::remove_file(&db).expect("removed");
+    let outcome = follow(&mut sync, &mut changes).await;
+    let Outcome::Rejected(why) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("ringway.toml:1:29: include[1]: "), "{why}");
+    assert!(why.contains("No such file"), "{why}");
+    fs::write(&db, "lame_duck = \"7s\"\n").expect("written");
+    fs::remove_file(directory.0.join("conf.d/a.toml")).expect("removed");
+    let outcome = follow(&mut sync, &mut changes).await;
+    assert_eq!(outcome, Outcome::Published { generation: 5 });
+    assert_eq!(listeners(&sync), ["l", "l2"], "a file disappears");
+}
+
+#[tokio::test]
+async fn a_directory_of_toml_files_is_one_configuration() {
+    let directory = Directory::new("directory");
+    directory.write("b.toml", &short(2));
+    directory.write("a.toml", &short(1));
+    directory.write(".#a.toml", "an editor's");
+    let (mut sync, _worker) = start(&directory.0);
+    assert_eq!(sync.follow(Wish::Reload), Outcome::Published { generation: 1 });
+    assert_eq!(listeners(&sync), ["l1", "l2"]);
+    let checked = check(&Source::from(directory.0.clone()), 0).expect("good");
+    assert_eq!(checked.summary.listeners, 2);
+    assert_eq!(checked.warnings, vec![]);
+    let mut changes = watch(&sync.files()).expect("watched").changes;
+    directory.write("c.toml", &short(3));
+    assert_eq!(follow(&mut sync, &mut changes).await, Outcome::Published { generation: 2 });
+    assert_eq!(listeners(&sync), ["l1", "l2", "l3"]);
+    fs::remove_file(directory.0.join("a.toml")).expect("removed");
+    assert_eq!(follow(&mut sync, &mut changes).await, Outcome::Published { generation: 3 });
+    assert_eq!(listeners(&sync), ["l2", "l3"]);
+    directory.write("gateway.yaml", OBJECTS);
+    let outcome = follow(&mut sync, &mut changes).await;
+    let Outcome::Rejected(why) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("has 3 files that end in .toml; one may be there"), "{why}");
 }

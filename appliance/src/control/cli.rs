@@ -65,9 +65,10 @@ enum Command {
     /// SIGTERM or Ctrl-C lets live sessions end (drain_timeout in the file), a second one closes
     /// them at once.
     Run {
-        /// The TOML file; or Gateway API objects: a YAML file, or a directory of some, which may
-        /// have one TOML file too. Beside objects, and with --kubernetes, a TOML file has what no
-        /// object says: workers, admin, access_log, limits and how to drain.
+        /// The TOML file, or a directory of some; or Gateway API objects: a YAML file, or a
+        /// directory of some, which may have one TOML file too. Beside objects, and with
+        /// --kubernetes, a TOML file has what no object says: workers, admin, access_log, limits
+        /// and how to drain.
         #[arg(long, value_name = "FILE|DIR", required_unless_present_any = ["kubernetes", "file"])]
         config: Option<PathBuf>,
         /// The same as --config.

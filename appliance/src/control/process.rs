@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -106,7 +107,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         Origin::File { source, watch, allow_empty } => (source, None, watch, allow_empty),
         Origin::Cluster { options, base } => (base, Some(options), false, false),
     };
-    let config = check(&source)?;
+    let (config, sources) = check_and_name(&source)?;
     if options.is_some() && !(config.listeners.is_empty() && config.backends.is_empty()) {
         let name = source.name();
         bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
@@ -122,7 +123,7 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
     let changes = match source.path() {
         Some(path) if is_watched => {
             watched = config.files();
-            watched.insert(path.to_owned());
+            watched.extend(sources);
             Some(watch(&watched).with_context(|| format!("watching {}", path.display()))?)
         }
         _ => None,
@@ -165,11 +166,16 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
 
 /// Parses and compiles the configuration, without running it.
 pub fn check(source: &Source) -> anyhow::Result<Config> {
+    Ok(check_and_name(source)?.0)
+}
+
+/// Does the work of [`check`], and names the source's own files and directories.
+fn check_and_name(source: &Source) -> anyhow::Result<(Config, BTreeSet<PathBuf>)> {
     let text = source.read().map_err(BadConfig)?;
     let config = source.config(&text).map_err(BadConfig)?.config;
     let compiled = compile(&config, &mut Names::new(), 1);
     compiled.map_err(|problems| BadConfig(problems.to_string()))?;
-    Ok(config)
+    Ok((config, source.files(&text)))
 }
 
 /// The kernel's features, without those that are left out.

@@ -17,9 +17,11 @@ pub(super) fn agreed(sharing: &[OnAddress<'_>]) -> Vec<Problem> {
         let Some((first, expected)) = given.next() else { continue };
         for (_, backend) in given.filter(|(_, backend)| backend.value != expected.value) {
             found.push(backend.problem(format!(
-                "listener \"{}\" (line {}) has the same address and `{key} = \"{}\"`: without a \
+                "listener \"{}\" ({}) has the same address and `{key} = \"{}\"`: without a \
                  server name nothing tells the two listeners apart, so both must name one backend",
-                first.name.value, expected.place.line, expected.value
+                first.name.value,
+                expected.place.seen_from(&backend.place),
+                expected.value
             )));
         }
     }

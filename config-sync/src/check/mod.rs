@@ -3,21 +3,24 @@
 pub(crate) mod alpn;
 mod endpoints;
 mod fallback;
+mod users;
 pub(crate) mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::check::users::Users;
 use crate::machine::Machine;
 use crate::model::backend::Backend;
 use crate::model::config::{Broken, Config};
-use crate::model::listener::{AcceptProxy, Listener, bound_to, nameless, transport};
+use crate::model::listener::{AcceptProxy, Listener, bound_to, nameless};
 use crate::model::place::{At, Hints, Place, Problem, Problems};
 use crate::model::route::{Route, Takes};
 use crate::table::address::Address;
-use crate::table::routing::{Bound, Protocol, ProxyVersion, Transport};
+use crate::table::routing::{Bound, Protocol, ProxyVersion};
 use crate::toml::{self, Parts};
 
 /// Reads a configuration for this machine. Problems use `file` as the file's name.
@@ -31,7 +34,16 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
 /// Reads a configuration for a given machine. `parse` asks the system only for the machine's cores
 /// and congestion controls.
 pub fn parse_for(file: &str, text: &str, machine: &Machine) -> Result<Config, Problems> {
-    let Parts { config, broken, mut problems } = toml::read(file, text, machine)?;
+    checked(toml::read(&[(file, text)], false, machine)?)
+}
+
+/// Reads a configuration from several files, each a name and a text. A file that is included is
+/// among them. There is at least one.
+pub fn parse_files(files: &[(&str, &str)], machine: &Machine) -> Result<Config, Problems> {
+    checked(toml::read(files, true, machine)?)
+}
+
+fn checked(Parts { config, broken, mut problems }: Parts) -> Result<Config, Problems> {
     if problems.is_empty() {
         return Ok(config);
     }
@@ -88,52 +100,6 @@ struct OnAddress<'c> {
     address: &'c At<Address>,
 }
 
-/// The listeners that use a backend.
-#[derive(Clone, Copy, Default)]
-struct Users<'c> {
-    tcp: bool,
-    udp: bool,
-    /// Some listener is named and does not exist.
-    unknown: bool,
-    /// The first listener that passes TLS through.
-    through: Option<&'c Listener>,
-    /// The highest port, and its listener.
-    highest: Option<(u16, &'c Listener)>,
-    /// The first listener on a Unix socket.
-    unix: Option<&'c Listener>,
-}
-
-impl<'c> Users<'c> {
-    fn add(&mut self, listener: Option<&'c Listener>) {
-        let Some(listener) = listener else {
-            self.unknown = true;
-            return;
-        };
-        let through = listener.protocol == Protocol::Tls && listener.tls.is_none();
-        let addresses = || listener.addresses.iter().map(|at| at.value);
-        let highest = addresses().filter_map(|at| Some(at.ip()?.port())).max();
-        let is_unix = addresses().any(|at| at.unix().is_some());
-        self.extend(Self {
-            tcp: transport(listener.protocol) == Transport::Tcp,
-            udp: transport(listener.protocol) == Transport::Udp,
-            unknown: false,
-            through: through.then_some(listener),
-            highest: highest.map(|port| (port, listener)),
-            unix: is_unix.then_some(listener),
-        });
-    }
-
-    fn extend(&mut self, other: Self) {
-        self.tcp |= other.tcp;
-        self.udp |= other.udp;
-        self.unknown |= other.unknown;
-        self.through = self.through.or(other.through);
-        let by_port = |of: &(u16, _)| of.0;
-        self.highest = self.highest.into_iter().chain(other.highest).max_by_key(by_port);
-        self.unix = self.unix.or(other.unix);
-    }
-}
-
 type NamesAt<'c> = Vec<&'c At<String>>;
 
 fn set<'c>(names: &NamesAt<'c>) -> BTreeSet<&'c str> {
@@ -143,10 +109,10 @@ fn set<'c>(names: &NamesAt<'c>) -> BTreeSet<&'c str> {
 impl<'c> Check<'c> {
     fn distinct(&mut self, what: &str, names: &NamesAt<'c>) {
         let mut names = names.clone();
-        names.sort_by_key(|name| (&name.value, name.place.line, name.place.column));
+        names.sort_by_key(|At { value, place }| (value, &place.file, place.line, place.column));
         for same in names.chunk_by(|a, b| a.value == b.value) {
             for name in &same[1..] {
-                let (name_is, line) = (&name.value, same[0].place.line);
+                let (name_is, at) = (&name.value, same[0].place.seen_from(&name.place));
                 let message = match what {
                     "route" if let Some((listener, key)) = fallback::listener(same[0], name) => {
                         format!(
@@ -159,7 +125,7 @@ impl<'c> Check<'c> {
                          `endpoints` or `backends`"
                         )
                     }
-                    _ => format!("line {line} has a {what} named \"{name_is}\" already"),
+                    _ => format!("{at} has a {what} named \"{name_is}\" already"),
                 };
                 self.refuse(name, message);
             }
@@ -207,8 +173,9 @@ impl<'c> Check<'c> {
             self.overlaps(&sockets, bound, sharing[0]);
             // What is wrong with one port of a range is wrong with the others.
             let mut found = self.problems.split_off(before);
-            found.retain(|problem| !told.contains(&(problem.line, problem.column)));
-            told.extend(found.iter().map(|problem| (problem.line, problem.column)));
+            let place = |of: &Problem| (Arc::clone(&of.file), of.line, of.column);
+            found.retain(|problem| !told.contains(&place(problem)));
+            told.extend(found.iter().map(place));
             self.problems.extend(found);
         }
     }
@@ -224,7 +191,7 @@ impl<'c> Check<'c> {
         let message = if owners.iter().any(|of| std::ptr::eq(of.listener, listener)) {
             format!("{} lies in {}, which the listener has", address.value, owner.address)
         } else {
-            taken(&address.value, owners[0].listener, why)
+            taken(&address.value, &address.place, owners[0].listener, why)
         };
         self.refuse(address, message);
     }
@@ -247,7 +214,7 @@ impl<'c> Check<'c> {
                 let same = *by_host.entry(host).or_insert(listener);
                 if is_tls && !std::ptr::eq(same, *listener) {
                     let why = "with the same hostname, so nothing tells them apart";
-                    self.problems.push(place.problem(taken(&address.value, same, why)));
+                    self.problems.push(place.problem(taken(&address.value, place, same, why)));
                 }
             }
             if nth == 0 {
@@ -255,7 +222,7 @@ impl<'c> Check<'c> {
             }
             if !is_tls {
                 let why = "and only TLS listeners can share an address";
-                self.refuse(address, taken(&address.value, first, why));
+                self.refuse(address, taken(&address.value, &address.place, first, why));
                 continue;
             }
             let differing = [
@@ -272,9 +239,10 @@ impl<'c> Check<'c> {
             ];
             for (key, _) in differing.iter().filter(|(_, differs)| *differs) {
                 let message = format!(
-                    "shares its address with listener \"{}\" (line {}), so `{key}` must be the \
+                    "shares its address with listener \"{}\" ({}), so `{key}` must be the \
                      same: it applies before the server name is known",
-                    first.name.value, first.name.place.line
+                    first.name.value,
+                    first.name.place.seen_from(&address.place)
                 );
                 self.refuse(address, message);
             }
@@ -346,7 +314,11 @@ impl<'c> Check<'c> {
                         let which = if is_of_listener(&first.name) {
                             "its own `endpoints` or `backends`".to_owned()
                         } else {
-                            format!("\"{}\", in line {}", first.name.value, first.name.place.line)
+                            format!(
+                                "\"{}\", in {}",
+                                first.name.value,
+                                first.name.place.seen_from(at)
+                            )
                         };
                         self.problems.push(at.problem(format!(
                             "listener \"{}\" has a route{}{}{} already: {which}",
@@ -462,9 +434,9 @@ impl<'c> Check<'c> {
                 if first.name.value != backend.name.value {
                     let name = &first.name.value;
                     let message = format!(
-                        "{address} is in backend \"{name}\" (line {}) too, which has shared \
+                        "{address} is in backend \"{name}\" ({}) too, which has shared \
                          sockets as well: Ringway could not tell for which backend a reply is",
-                        first.name.place.line
+                        first.name.place.seen_from(&at.place)
                     );
                     self.refuse(at, message);
                 }
@@ -520,9 +492,10 @@ fn overlapping<'s, T>(
     Some((owner, "which has no `interface`: each of the two needs one"))
 }
 
-fn taken(address: &Address, owner: &Listener, why: &str) -> String {
-    let (name, line) = (&owner.name.value, owner.name.place.line);
-    format!("{address} clashes with listener \"{name}\" (line {line}), {why}")
+/// `at` is the place of the problem.
+fn taken(address: &Address, at: &Place, owner: &Listener, why: &str) -> String {
+    let (name, line) = (&owner.name.value, owner.name.place.seen_from(at));
+    format!("{address} clashes with listener \"{name}\" ({line}), {why}")
 }
 
 /// The host names of a listener, or `None` for every name. `otherwise` is the place of a listener

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The place of a value.
@@ -46,8 +47,8 @@ pub struct Warning {
     pub message: String,
 }
 
-/// Every fault of a configuration, in the order of the file. Each line shows one fault as
-/// `FILE:LINE:COLUMN: FIELD: MESSAGE`.
+/// Every fault of a configuration, file by file and in the order of each file. Each line shows one
+/// fault as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -61,6 +62,19 @@ impl Place {
             message: message.into(),
         }
     }
+
+    /// `line 3`, or `FILE:3` in a problem at a place of another file.
+    pub(crate) fn seen_from(&self, other: &Self) -> String {
+        match self.file == other.file {
+            true => format!("line {}", self.line),
+            false => format!("{}:{}", self.file, self.line),
+        }
+    }
+
+    /// A relative path of the file starts at the file's directory.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        Path::new(&*self.file).parent().unwrap_or_else(|| Path::new("")).join(path)
+    }
 }
 
 impl<T> At<T> {
@@ -71,7 +85,9 @@ impl<T> At<T> {
 
 impl Problems {
     pub fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| (problem.line, problem.column));
+        // Without lines the file is the name of a part, and the order is the finder's.
+        let file = |of: &Problem| Some(Arc::clone(&of.file)).filter(|_| of.line > 0);
+        problems.sort_by_cached_key(|problem| (file(problem), problem.line, problem.column));
         Self(problems)
     }
 

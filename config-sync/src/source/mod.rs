@@ -1,7 +1,9 @@
 //! Reads the whole configuration from its files.
 
+mod include;
 pub mod watch;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -11,6 +13,7 @@ use crate::check::warnings;
 use crate::disk::{MAX_BYTES, read_text, text};
 use crate::gateway::files::{self, Options, ReadFiles};
 use crate::gateway::print;
+use crate::machine::Machine;
 use crate::model::config::Config;
 use crate::model::place::Warning;
 use crate::model::tls;
@@ -22,10 +25,11 @@ const PIPE: &str = "the pipe";
 /// The place that a configuration's text comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A TOML file.
+    /// A TOML file, and the files that it includes.
     File(PathBuf),
     /// Kubernetes objects: a YAML file, or a directory of YAML files. The directory may have one
-    /// TOML file, for keys that no object has.
+    /// TOML file, for keys that no object has. A directory of TOML files alone is one configuration
+    /// in TOML.
     Objects { path: PathBuf, options: Options },
     /// TOML from a pipe, such as `--config <(...)`. The pipe was read once and can't be read again.
     Pipe(String),
@@ -63,10 +67,11 @@ impl Source {
     }
 
     /// # Errors
-    /// The errors of [`read_text`]; a directory has no YAML file, or several TOML files.
+    /// The errors of [`read_text`]; a directory has no file of a configuration, or several TOML
+    /// files beside YAML; a file can't be included.
     pub fn read(&self) -> Result<String, String> {
         match self {
-            Self::File(path) => read_text(path),
+            Self::File(path) => include::file(path),
             Self::Objects { path, .. } => read_objects(path),
             Self::Pipe(text) | Self::Text { text, .. } => Ok(text.clone()),
         }
@@ -77,20 +82,25 @@ impl Source {
     /// # Errors
     /// Every fault of the text with its place, one fault per line.
     pub fn config(&self, text: &str) -> Result<Parsed, String> {
+        if let Some(files) = self.toml(text) {
+            let config = check::parse_files(&files, &Machine::this());
+            let config = config.map_err(|problems| problems.to_string())?;
+            let shown = files.iter().map(|(name, text)| format!("# {name}\n{}", after(text, "")));
+            let shown = shown.collect::<Vec<_>>().join("\n");
+            return Ok(Parsed::with_warnings(config, files[0].0, shown));
+        }
         let Self::Objects { options, .. } = self else {
             let name = self.name();
             let config = check::parse(&name, text);
             let config = config.map_err(|problems| problems.to_string())?;
-            let (warnings, hints) = match self {
-                Self::File(_) | Self::Pipe(_) => {
-                    (warnings::of(&config, &name, &machine::addresses()), warnings::hints(&config))
+            let shown = text.to_owned();
+            return Ok(match self {
+                // The text of this program needs no warnings.
+                Self::Text { .. } => {
+                    Parsed { config, shown, warnings: Vec::new(), hints: Vec::new() }
                 }
-                // Objects have their warnings already, and the text of this program needs none.
-                Self::Objects { .. } | Self::Text { .. } => (Vec::new(), Vec::new()),
-            };
-            let warnings = warnings.into_iter().map(Warning::from).collect();
-            let hints = hints.into_iter().map(Warning::from).collect();
-            return Ok(Parsed { config, shown: text.to_owned(), warnings, hints });
+                _ => Parsed::with_warnings(config, &name, shown),
+            });
         };
         let (settings, found) = settings_and_objects(text, options)?;
         let translation = gateway::translate::translate(&found.objects, &settings);
@@ -101,6 +111,24 @@ impl Source {
             hints: Vec::new(),
             config: translation.config,
         })
+    }
+
+    /// The names and texts of the TOML files in a text of several. `None`: the text is of one file,
+    /// or has objects.
+    fn toml<'t>(&self, text: &'t str) -> Option<Vec<(&'t str, &'t str)>> {
+        let is_several = match self {
+            Self::File(_) => text.contains('\0'),
+            Self::Objects { .. } => parts(text).all(|part| is_base(&part) || is_folder(&part)),
+            Self::Pipe(_) | Self::Text { .. } => false,
+        };
+        let files: Vec<_> = parts(text).filter(|part| !is_folder(part)).collect();
+        (is_several && !files.is_empty()).then_some(files)
+    }
+
+    /// The files and directories to watch, if `text` is what was read.
+    pub fn files(&self, text: &str) -> BTreeSet<PathBuf> {
+        let all = self.toml(text).is_some().then(|| parts(text).map(|(name, _)| name.into()));
+        all.into_iter().flatten().chain(self.path().map(Path::to_owned)).collect()
     }
 
     /// The file or directory, if the source has one.
@@ -216,7 +244,12 @@ fn after(base: &str, listeners: &str) -> String {
 }
 
 fn is_base((name, _): &(&str, &str)) -> bool {
-    has_end(Path::new(name), &["toml"])
+    !name.ends_with('/') && has_end(Path::new(name), &["toml"])
+}
+
+/// Whether this is a directory that a pattern of `include` looks into, and no file.
+fn is_folder((name, _): &(&str, &str)) -> bool {
+    name.ends_with('/')
 }
 
 fn settings_and_objects(
@@ -238,6 +271,15 @@ pub struct Parsed {
     pub warnings: Vec<Warning>,
     /// Parts that are in order, and do what an operator may not expect.
     pub hints: Vec<Warning>,
+}
+
+impl Parsed {
+    /// The configuration of TOML files, the first of which is `file`.
+    fn with_warnings(config: Config, file: &str, shown: String) -> Self {
+        let warnings = warnings::of(&config, file, &machine::addresses());
+        let hints = warnings::hints(&config).into_iter().map(Warning::from).collect();
+        Self { warnings: warnings.into_iter().map(Warning::from).collect(), hints, shown, config }
+    }
 }
 
 impl From<PathBuf> for Source {
@@ -265,7 +307,17 @@ fn read_objects(path: &Path) -> Result<String, String> {
         let is_toml = |path: &&PathBuf| has_end(path, &["toml"]);
         let toml = paths.iter().filter(is_toml).count();
         if toml == paths.len() {
-            return Err(format!("{name}: has no file that ends in .yaml, .yml or .json"));
+            // An editor's hidden file is no part of the configuration.
+            let hidden = |path: &Path| {
+                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+            };
+            let paths: Vec<_> = paths.into_iter().filter(|path| !hidden(path)).collect();
+            return match paths.is_empty() {
+                true => {
+                    Err(format!("{name}: has no file that ends in .toml, .yaml, .yml or .json"))
+                }
+                false => include::directory(&paths),
+            };
         }
         if toml > 1 {
             return Err(format!("{name}: has {toml} files that end in .toml; one may be there"));

@@ -373,7 +373,8 @@ impl ConfigSync {
     pub fn files(&self) -> BTreeSet<PathBuf> {
         match &self.source {
             Source::File(path) | Source::Objects { path, .. } => {
-                self.last.files.iter().chain([path]).cloned().collect()
+                let Looked { files, sources, .. } = &self.last;
+                files.iter().chain(sources).chain([path]).cloned().collect()
             }
             Source::Pipe(_) | Source::Text { .. } => BTreeSet::new(),
         }

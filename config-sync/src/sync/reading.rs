@@ -46,6 +46,8 @@ pub struct Reading {
 pub(crate) struct Looked {
     /// `None`: the text could not be read.
     pub(crate) text: Option<String>,
+    /// The files and directories of the latest text.
+    pub(crate) sources: BTreeSet<PathBuf>,
     /// The other files that the text names, and a fingerprint of their contents.
     pub(crate) files: BTreeSet<PathBuf>,
     pub(crate) fingerprint: u64,
@@ -103,6 +105,9 @@ impl Reading {
             return Finished { wish, looked, result: None };
         }
         looked.text = text.as_ref().ok().cloned();
+        if let Some(text) = &looked.text {
+            looked.sources = self.source.files(text);
+        }
         let result = text.map_err(Refused::passing);
         let result = result.and_then(|text| self.compile(&text, &mut looked));
         Finished { wish, looked, result: Some(result) }

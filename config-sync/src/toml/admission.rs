@@ -23,7 +23,7 @@ fn ranges<'t>(reader: &mut Reader<'t>, table: &Table<'t>, key: &str) -> Option<V
         match value {
             Item::Prefix(prefix) => all.push(at(Ranges::Prefix(prefix))),
             Item::Files(names) => {
-                all.extend(names.iter().map(|name| at(Ranges::File(reader.path(name)))));
+                all.extend(names.iter().map(|name| at(Ranges::File(place.path(name)))));
             }
         }
     }

@@ -307,7 +307,7 @@ fn login<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Login {
     });
     Login {
         user: reader.get(given, "user", user).map(|user| user.value),
-        password_file: file.map(|At { value, place }| At { value: reader.path(value), place }),
+        password_file: file.map(|At { value, place }| At { value: place.path(value), place }),
         role: reader.get(given, "role", word(&ROLES)).map(|role| role.value),
     }
 }

@@ -8,8 +8,10 @@ mod defaults;
 pub(crate) mod eject;
 pub(crate) mod endpoint;
 mod fallback;
+pub(crate) mod files;
 pub(crate) mod gone;
 pub(crate) mod health_check;
+mod lines;
 pub(crate) mod listener;
 mod process;
 pub(crate) mod proxy;
@@ -22,6 +24,8 @@ pub(crate) mod tls;
 pub(crate) mod values;
 mod variables;
 
+use std::sync::Arc;
+
 use toml::de::DeTable;
 
 use crate::machine::Machine;
@@ -32,13 +36,14 @@ use crate::toml::backend::{BACKEND, backend};
 use crate::toml::defaults::{DEFAULTS, defaults, drop_checks_of_udp, protocols};
 use crate::toml::eject::EJECT;
 use crate::toml::endpoint::ENDPOINT;
+use crate::toml::files::{merge, shifted};
 use crate::toml::health_check::{HEALTH_CHECK, STEP};
 use crate::toml::listener::{LISTENER, listener, protocol};
 use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores,
 };
 use crate::toml::proxy::ACCEPT_PROXY;
-use crate::toml::reader::{Defaults, Reader, Section, Table, any, flawless, or};
+use crate::toml::reader::{Defaults, Reader, Section, Table, any, flawless, or, string};
 use crate::toml::resolver::{RESOLVER, resolver};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::short::{Own, own};
@@ -53,40 +58,59 @@ pub(crate) struct Parts {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// Reads the values of a file. `check` finds out whether the values fit together.
+/// Reads the values of files, each a name and a text. `check` finds out whether the values fit
+/// together. `may_include`: the files that these files include are among them.
 ///
 /// # Errors
-/// The text is not TOML.
-pub(crate) fn read(file: &str, text: &str, machine: &Machine) -> Result<Parts, Problems> {
-    let (mut root, errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader::new(file, text);
-    if !errors.is_empty() {
-        // The parser's values after an error would only lead to follow-up errors, so they are
-        // dropped.
-        let yaml = yaml(text);
-        for error in errors {
-            let at = error.span().map_or(0, |span| span.start);
-            let place = reader.place(at, String::new());
-            let hint = yaml.map_or_else(|| unquoted(text, at), |hint| format!("; {hint}"));
-            reader.refuse(&place, format!("not TOML: {}{hint}", error.message()));
-            if yaml.is_some() {
-                break;
-            }
-        }
-        return Err(Problems::new(reader.problems));
-    }
-    let unset = variables::replace(&reader, root.get_mut(), &|name| std::env::var(name).ok());
+/// A text is not TOML.
+pub(crate) fn read(
+    files: &[(&str, &str)],
+    may_include: bool,
+    machine: &Machine,
+) -> Result<Parts, Problems> {
+    let mut reader = Reader::of(files);
+    let (root, unset) = tree(&mut reader, files)?;
     let mut broken = Broken::default();
-    let config = config(&mut reader, root.get_ref(), machine, &mut broken);
+    let config = config(&mut reader, &root, machine, (&mut broken, may_include));
     // A variable without a value is the only fault of its string.
     let is_told = |problem: &Problem| {
-        let place = |of: &Problem| (of.line, of.column);
+        let place = |of: &Problem| (Arc::clone(&of.file), of.line, of.column);
         unset.iter().any(|unset| place(unset) == place(problem))
     };
     let mut problems = reader.problems;
     problems.retain(|problem| !is_told(problem));
     problems.extend(unset.iter().cloned());
     Ok(Parts { config, broken, problems })
+}
+
+/// One tree of all files, and problems with variables.
+fn tree<'t>(
+    reader: &mut Reader<'t>,
+    files: &[(&str, &'t str)],
+) -> Result<(DeTable<'t>, Vec<Problem>), Problems> {
+    let mut root = DeTable::new();
+    let (mut faults, mut unset) = (Vec::new(), Vec::new());
+    for (nth, (_, text)) in files.iter().enumerate() {
+        let start = reader.start_of(nth);
+        let (one, errors) = DeTable::parse_recoverable(text);
+        // The parser's values after an error would only lead to follow-up errors, so they are
+        // dropped.
+        let yaml = yaml(text);
+        let first = if yaml.is_some() { 1 } else { errors.len() };
+        for error in errors.iter().take(first) {
+            let at = error.span().map_or(0, |span| span.start);
+            let hint = yaml.map_or_else(|| unquoted(text, at), |hint| format!("; {hint}"));
+            let place = reader.place(start + at, String::new());
+            faults.push(place.problem(format!("not TOML: {}{hint}", error.message())));
+        }
+        if errors.is_empty() {
+            let mut one = shifted(one.into_inner(), start);
+            let get = |name: &str| std::env::var(name).ok();
+            unset.extend(variables::replace(reader, &mut one, &get));
+            merge(reader, &mut root, one, "");
+        }
+    }
+    Problems::new(faults).or((root, unset))
 }
 
 /// Every table of the file and its keys: the whole schema.
@@ -116,6 +140,7 @@ pub const SCHEMA: &[&Section] = &[
 static ROOT: Section = Section {
     name: "",
     keys: &[
+        any("include"),
         any("workers"),
         any("admin"),
         any("drain_timeout"),
@@ -165,10 +190,17 @@ fn config<'t>(
     reader: &mut Reader<'t>,
     root: &'t DeTable<'t>,
     machine: &Machine,
-    broken: &mut Broken,
+    (broken, may_include): (&mut Broken, bool),
 ) -> Config {
     let top = reader.place(0, String::new());
     let root = &reader.open(root, &ROOT, top);
+    for named in reader.list(root, "include", string).unwrap_or_default() {
+        if !may_include {
+            let message = "only a TOML file, or a directory of TOML files, can include others: \
+                           not a pipe, and not a file beside Gateway API objects";
+            reader.refuse(&named.place, message);
+        }
+    }
     let mut doubts = Vec::new();
     let admin = admin(reader, root, &mut doubts);
     let defaults = &defaults(reader, root, machine);

@@ -98,7 +98,7 @@ pub(crate) fn admin<'t>(
         _ if address.is_none() => Err("is for admin.address, which is off".to_owned()),
         path => Ok(path),
     });
-    let token_file = token_file.map(|At { value, place }| At { value: reader.path(value), place });
+    let token_file = token_file.map(|At { value, place }| At { value: place.path(value), place });
     Admin { address, socket: or(socket, None), token_file }
 }
 

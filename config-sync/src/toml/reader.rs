@@ -1,15 +1,14 @@
 //! Walks over a TOML tree. The reader notes every fault with its place, and goes on.
 
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::model::place::{At, Place, Problem, did_you_mean};
 use crate::table::routing::Protocol;
+use crate::toml::lines::Lines;
 
 /// The keys of one kind of table. Other keys are refused.
 #[derive(Debug)]
@@ -98,21 +97,9 @@ enum Guest {
 }
 
 pub(crate) struct Reader<'t> {
-    text: &'t str,
-    file: Arc<str>,
-    /// The byte at which each line begins.
-    lines: Vec<usize>,
-    /// The number of characters before each [`BLOCK`] of bytes. Thousands of values may be in one
-    /// line, and counting from the line's beginning for each value would take seconds.
-    blocks: Vec<usize>,
+    /// Of every file, in the order of their bytes.
+    files: Vec<Lines<'t>>,
     pub(crate) problems: Vec<Problem>,
-}
-
-const BLOCK: usize = 1_024;
-
-/// The number of characters that begin in these bytes of UTF-8.
-fn characters(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 /// The result of a value reader. The error says what is allowed.
@@ -120,37 +107,27 @@ pub(crate) type Read<T> = Result<T, String>;
 
 impl<'t> Reader<'t> {
     pub(crate) fn new(file: &str, text: &'t str) -> Self {
-        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let lines = std::iter::once(0).chain(newlines.map(|(at, _)| at + 1)).collect();
-        let mut blocks = vec![0];
-        for (nth, block) in text.as_bytes().chunks(BLOCK).enumerate() {
-            blocks.push(blocks[nth] + characters(block));
-        }
-        Self { text, file: file.into(), lines, blocks, problems: Vec::new() }
+        Self::of(&[(file, text)])
     }
 
+    /// Reads several files, each a name and a text. There is at least one.
+    pub(crate) fn of(files: &[(&str, &'t str)]) -> Self {
+        Self { files: Lines::of(files), problems: Vec::new() }
+    }
+
+    /// `byte` counts from the first byte of all files.
     pub(crate) fn place(&self, byte: usize, field: String) -> Place {
-        let line = self.lines.partition_point(|start| *start <= byte).max(1);
-        let start = self.lines[line - 1];
-        let before = self.characters_before(byte) - self.characters_before(start);
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Place {
-            file: Arc::clone(&self.file),
-            line: number(line),
-            column: number(before + 1),
-            field,
-        }
+        let file = &self.files[self.file_of(byte)];
+        file.place(byte - file.start, field)
     }
 
-    fn characters_before(&self, byte: usize) -> usize {
-        let byte = byte.min(self.text.len());
-        let block = byte / BLOCK;
-        self.blocks[block] + characters(&self.text.as_bytes()[block * BLOCK..byte])
+    /// The first byte of a file.
+    pub(crate) fn start_of(&self, file: usize) -> usize {
+        self.files[file].start
     }
 
-    /// A path of the file. A path that is not absolute is relative to the folder of the file.
-    pub(crate) fn path(&self, path: &str) -> PathBuf {
-        Path::new(&*self.file).parent().unwrap_or_else(|| Path::new("")).join(path)
+    fn file_of(&self, byte: usize) -> usize {
+        self.files.partition_point(|file| file.start <= byte) - 1
     }
 
     pub(crate) fn refuse(&mut self, place: &Place, message: impl Into<String>) {
@@ -237,7 +214,15 @@ impl<'t> Reader<'t> {
             })
         });
         let values = values?.value;
-        let read = |(i, value)| self.one(value, format!("{field}[{i}]"), &read);
+        // Each file counts its own elements.
+        let (mut file, mut first) = (0, 0);
+        let read = |(i, value): (usize, &'t Spanned<DeValue<'t>>)| {
+            let of = self.file_of(value.span().start);
+            if of != file {
+                (file, first) = (of, i);
+            }
+            self.one(value, format!("{field}[{}]", i - first), &read)
+        };
         Some(values.iter().enumerate().filter_map(read).collect())
     }
 
@@ -476,27 +461,6 @@ pub(crate) fn flawless<'t, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toml::reader::Reader;
-
-    #[test]
-    fn places_count_lines_and_characters_from_one() {
-        let reader = Reader::new("f", "a\nbä = 1\n");
-        let place = |byte| {
-            let place = reader.place(byte, String::new());
-            (place.line, place.column)
-        };
-        assert_eq!(place(0), (1, 1));
-        assert_eq!(place(2), (2, 1));
-        assert_eq!(place(6), (2, 4));
-        assert_eq!(place(10), (3, 1));
-        assert_eq!(place(99), (3, 1));
-        let long = "ä".repeat(BLOCK);
-        let reader = Reader::new("f", &long);
-        for at in [0, 1, BLOCK / 2 - 1, BLOCK / 2, BLOCK / 2 + 1, BLOCK] {
-            let column = reader.place(2 * at, String::new()).column;
-            assert_eq!(column as usize, at + 1);
-        }
-    }
 
     #[test]
     fn whole_numbers_in_every_radix_and_within_their_range_only() {

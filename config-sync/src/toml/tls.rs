@@ -156,7 +156,7 @@ fn pem<'t>(reader: &mut Reader<'t>, table: &Table<'t>, key: &str) -> Option<Pem>
         "" => Err("names no file".to_owned()),
         path => Ok(path),
     })?;
-    Some(Pem::File(At { value: reader.path(value), place }))
+    Some(Pem::File(At { value: place.path(value), place }))
 }
 
 fn client_auth<'t>(reader: &mut Reader<'t>, tls: &Table<'t>) -> ClientAuth {

@@ -1,8 +1,8 @@
-//! Any text is a configuration or a list of problems with their places; neither parser nor compiler
-//! panics.
+//! Any text is a configuration or a list of problems with their places, and so are several texts
+//! with NUL between them; neither parser nor compiler panics.
 #![no_main]
 
-use config_sync::check::parse_for;
+use config_sync::check::{parse_files, parse_for};
 use config_sync::compile::compile;
 use config_sync::compile::names::Names;
 use config_sync::machine::Machine;
@@ -11,7 +11,12 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let machine = Machine { cores: vec![0, 1], congestion: vec!["cubic".to_owned()] };
-    match parse_for("f", text, &machine) {
+    let files: Vec<_> = text.split('\0').map(|text| ("f", text)).collect();
+    let config = match files.len() {
+        1 => parse_for("f", text, &machine),
+        _ => parse_files(&files, &machine),
+    };
+    match config {
         Ok(config) => {
             if let Err(problems) = compile(&config, &mut Names::new(), 1) {
                 examine(&problems);
