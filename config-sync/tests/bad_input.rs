@@ -483,6 +483,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
     ("health_check = true", "must be a table, not true or false"),
     ("failback = \"no\"", "must be true or false, not a string"),
+    ("slow_start = 30", "must be a string, not a whole number; a duration is a number"),
     ("eject = 5", "must be a table, not a whole number"),
     ("on_down = \"drop\"", "must be \"keep\" or \"close\", not \"drop\""),
     ("on_removed = true", "must be a string, not true or false"),

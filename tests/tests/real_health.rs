@@ -137,6 +137,34 @@ fn backups_keep_new_sessions_until_failback_is_asked_for() {
 }
 
 #[test]
+fn an_endpoint_that_returns_starts_slowly() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (first, second) = (tagged(anywhere, b'a'), tagged(anywhere, b'b'));
+    let a = first.address;
+    let address = free_address();
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [a, second.address], &format!("slow_start = \"4s\"\n{CHECK}"));
+    let gateway = Gateway::start(&config);
+    let of_first = |count: u32| (0..count).filter(|_| session(address).0 == Some(b'a')).count();
+    assert!((80..=120).contains(&of_first(200)), "at the start all have their whole weights");
+    wait_until("the first is checked", || healthy(&gateway, a) == 1);
+    drop(first);
+    wait_until("the first is down", || healthy(&gateway, a) == 0);
+    // No session must find out: workers would then avoid the endpoint for some time of their own.
+    // The table without the endpoint is out within this time.
+    std::thread::sleep(Duration::from_millis(500));
+    let first = tagged(a, b'a');
+    wait_until("the first is up", || healthy(&gateway, a) == 1);
+    wait_until("the first gets something again", || seen(address).contains(&Some(b'a')));
+    let early = of_first(100);
+    assert!((1..40).contains(&early), "{early} of 100 at once");
+    wait_until("it has its whole weight", || (90..=110).contains(&of_first(200)));
+    drop((first, second));
+    gateway.stop();
+}
+
+#[test]
 fn the_share_of_a_backend_that_is_down_is_refused_or_goes_to_the_next() {
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (first, second) = (tagged(anywhere, b'a'), tagged(anywhere, b'b'));

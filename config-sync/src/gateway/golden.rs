@@ -67,7 +67,8 @@ fn the_printed_toml_runs_as_the_objects_do() {
                 let gone = &backend.when_gone;
                 let gone = (gone.on_down.as_ref(), gone.on_removed.as_ref());
                 let gone = (gone.0.map(|of| of.value), gone.1.map(|of| of.value));
-                (check, eject, gone, backend.when_gone.close_after, backend.failback)
+                let others = (backend.when_gone.close_after, backend.failback, backend.slow_start);
+                (check, eject, gone, others)
             };
             config.backends.iter().map(of).collect()
         };

@@ -303,6 +303,7 @@ impl Print<'_> {
         if !backend.failback {
             self.line("failback", "false");
         }
+        self.duration("slow_start", true, backend.slow_start, 0);
         if let Some(tls) = &backend.tls {
             self.origination(tls);
         }

@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::backoff::Backoff;
 use crate::health::ejection::Ejections;
+use crate::health::warming::Warming;
 use crate::health::{Finding, Health, Probe, places};
 use crate::table::routing::EndpointId;
 
@@ -22,6 +23,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Checks {
     pub(crate) health: Health,
     pub(crate) ejections: Ejections,
+    pub(crate) warming: Warming,
     /// When the failures of sessions and flows are looked at next.
     look: Option<Instant>,
     under_way: JoinSet<(Probe, Finding)>,
@@ -57,7 +59,7 @@ impl Checks {
             ejected = self.ejections.look(failures, now);
         }
         let changed = self.health.changed.take_if(|since| now >= *since + GATHER).is_some();
-        changed || ejected || self.again.is_due(now)
+        changed || ejected || self.warming.is_due(now) || self.again.is_due(now)
     }
 
     /// Notes whether the table was published that was made after the latest [`Self::tick`].

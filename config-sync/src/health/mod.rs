@@ -3,7 +3,7 @@
 //!
 //! [`Health`] does no I/O: the caller asks which checks are due, gives the findings, and asks for
 //! the standing of each endpoint. `checks.rs` makes the checks, by `probe/`. `ejection.rs` decides
-//! by the failures of sessions and flows.
+//! by the failures of sessions and flows. `warming.rs` gives endpoints that return less at first.
 
 pub(crate) mod checks;
 pub mod ejection;
@@ -11,6 +11,7 @@ mod plan;
 pub mod probe;
 mod queue;
 mod unverified;
+pub mod warming;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

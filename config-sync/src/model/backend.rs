@@ -42,6 +42,9 @@ pub struct Backend {
     pub when_gone: WhenGone,
     /// Whether new sessions go back from backups as soon as another endpoint may be picked again.
     pub failback: bool,
+    /// How long an endpoint that is new or has returned gets less than its weight. 0: it has its
+    /// weight at once.
+    pub slow_start: u32,
     /// `None`: failures of sessions and flows leave no endpoint out.
     pub eject: Option<At<Eject>>,
     pub options: SocketOptions,

@@ -3,6 +3,7 @@
 pub mod dry_run;
 pub mod left_out;
 mod live;
+mod pickable;
 pub mod reading;
 mod transparent;
 
@@ -14,9 +15,8 @@ use std::time::{Duration, Instant};
 use crate::backoff::Backoff;
 use crate::compile::names::{InUse, Names, Retired};
 use crate::compile::whole::Whole;
-use crate::health::Health;
 use crate::health::checks::Checks;
-use crate::health::ejection::{Ejections, Figure};
+use crate::health::ejection::Figure;
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
 use crate::model::place::{Problems, Warning};
@@ -25,6 +25,7 @@ use crate::resolve::Figures;
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
 use crate::sync::left_out::{LeftOut, Put};
+use crate::sync::pickable::pickable;
 use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
 use crate::{compile, gateway, health};
@@ -303,9 +304,10 @@ impl ConfigSync {
         }
         whole.after(&before, names);
         names.published(&whole.table, self.generation + 1, now);
-        let Checks { health, ejections, .. } = &mut self.checks;
+        let Checks { health, ejections, warming, .. } = &mut self.checks;
         *health = health.following(&in_force.config, &whole.table, now);
         *ejections = ejections.following(&in_force.config, &whole.table);
+        *warming = warming.following(&in_force.config, &whole.table);
         self.whole = Some(Arc::new(whole));
         self.publish_pickable(now)
     }
@@ -319,8 +321,8 @@ impl ConfigSync {
     fn publish_pickable(&mut self, now: Instant) -> bool {
         let Some(whole) = &self.whole else { return false };
         let generation = self.generation + 1;
-        let Checks { health, ejections, .. } = &self.checks;
-        let table = pickable((whole, &self.table), generation, (health, ejections));
+        let Checks { health, ejections, warming, .. } = &mut self.checks;
+        let table = pickable((whole, &self.table), generation, (health, ejections, warming), now);
         let published = self.publisher.publish(Arc::clone(&table));
         let is_published = published.is_ok();
         if is_published {
@@ -506,7 +508,9 @@ impl ConfigSync {
         }
         let health = self.checks.health.following(config, &whole.table, compiled);
         let ejections = self.checks.ejections.following(config, &whole.table);
-        let table = pickable((&whole, &self.table), generation, (&health, &ejections));
+        let mut warming = self.checks.warming.following(config, &whole.table);
+        let known = (&health, &ejections, &mut warming);
+        let table = pickable((&whole, &self.table), generation, known, compiled);
         self.publisher.publish(Arc::clone(&table)).map_err(|error| error.to_string())?;
         self.table = table;
         // An endpoint that is down keeps its id, so the whole table counts here.
@@ -515,6 +519,7 @@ impl ConfigSync {
         self.lookups.follow(config, answers, compiled);
         self.checks.health = health;
         self.checks.ejections = ejections;
+        self.checks.warming = warming;
         self.timing =
             Timing { compile_micros: micros(took), publish_micros: micros(compiled.elapsed()) };
         Ok(())
@@ -557,16 +562,6 @@ impl InForce {
     pub fn text(&self) -> &str {
         self.text.get_or_init(|| gateway::print::toml(&self.config, &mut |_| None))
     }
-}
-
-/// The table for workers, without endpoints that are known to be down or are ejected.
-fn pickable(
-    (whole, before): (&Whole, &RoutingTable),
-    generation: u64,
-    (health, ejections): (&Health, &Ejections),
-) -> Arc<RoutingTable> {
-    let standing = |backend: &str, endpoint| ejections.standing(health, backend, endpoint);
-    Arc::new(whole.pickable(generation, &standing, Some(before)))
 }
 
 fn micros(time: Duration) -> u64 {

@@ -23,6 +23,7 @@ pub(crate) static BACKEND: Section = Section {
         any("transparent"),
         any("health_check"),
         any("failback"),
+        any("slow_start"),
         any("eject"),
         any("on_down"),
         any("on_removed"),
@@ -58,6 +59,7 @@ pub(crate) fn backend<'t>(
     let send_proxy = proxy::send(reader, table);
     let health_check = health_check::read(reader, table, tls.is_some() || table.has("tls"));
     let failback = or(reader.get(table, "failback", boolean), true);
+    let slow_start = or(reader.get(table, "slow_start", duration), 0);
     let eject = eject::read(reader, table);
     let when_gone = gone::read(reader, table);
     let options = options(reader, table, machine, OPTIONS);
@@ -78,6 +80,7 @@ pub(crate) fn backend<'t>(
         eject,
         when_gone,
         failback,
+        slow_start,
         options,
         stream_keys,
     })

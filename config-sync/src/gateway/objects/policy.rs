@@ -188,6 +188,10 @@ pub struct BackendSettings {
     /// may be picked again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failback: Option<bool>,
+    /// An endpoint that is new or has returned begins with a tenth of its weight, and has the whole
+    /// after this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<String>,
     #[serde(flatten)]
     pub socket: SocketSettings,
 }

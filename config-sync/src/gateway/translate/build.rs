@@ -421,6 +421,7 @@ impl<'o> Pool<'o> {
                 close_after: values.close_after.unwrap_or(CLOSE_AFTER),
             },
             failback: values.failback.unwrap_or(true),
+            slow_start: values.slow_start.unwrap_or(0),
             eject: values.eject.map(|asked| at(asked, &name)),
             options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),

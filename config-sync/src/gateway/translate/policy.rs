@@ -426,6 +426,7 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         on_removed: text("onRemoved", given.on_removed.as_ref(), word(&gone::WORDS))?,
         close_after: text("closeAfter", given.close_after.as_ref(), duration)?,
         failback: given.failback,
+        slow_start: text("slowStart", given.slow_start.as_ref(), duration)?,
         socket: read_socket(&given.socket, settings)?,
     };
     if let Some(given) = given.source.as_ref().filter(|given| !given.is_empty()) {

@@ -65,6 +65,7 @@ pub(super) struct BackendValues {
     pub(super) on_removed: Option<OnGone>,
     pub(super) close_after: Option<u32>,
     pub(super) failback: Option<bool>,
+    pub(super) slow_start: Option<u32>,
     pub(super) socket: SocketValues,
 }
 
@@ -159,6 +160,7 @@ impl BackendValues {
         fill(&mut self.on_removed, &under.on_removed);
         fill(&mut self.close_after, &under.close_after);
         fill(&mut self.failback, &under.failback);
+        fill(&mut self.slow_start, &under.slow_start);
         self.socket.fill(&under.socket);
     }
 }
