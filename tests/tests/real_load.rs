@@ -109,3 +109,70 @@ fn an_endpoint_has_at_most_its_sessions_of_both_workers() {
     drop(open);
     gateway.stop();
 }
+
+/// Two have places, three wait, and the rest are refused. Who waits has a place when one is free,
+/// whichever worker had it.
+#[test]
+fn sessions_wait_for_places_and_leave_when_they_have_enough() {
+    let server = tagged(b'a');
+    let address = free_address();
+    let with = |timeout: &str| {
+        let endpoint = server.address;
+        listener("main", "TCP", address, "")
+            + &route("main", "main", &[("main", 1)], "")
+            + &format!(
+                "[[backends]]\nname = \"main\"\nqueue = 3\nqueue_timeout = \"{timeout}\"\n\
+                 endpoints = [{{ address = \"{endpoint}\", max_sessions = 2 }}]\n"
+            )
+    };
+    let gateway = Gateway::start(&with("60s"));
+    let waiting =
+        || gateway.metrics().value("ringway_backend_sessions_waiting", &[("backend", "main")]);
+    let mut open = vec![connect(address), connect(address)];
+    open.iter().for_each(|stream| _ = tag(stream));
+    let line = [(); 3].map(|()| connect(address));
+    wait_until("three wait", || waiting() == 3);
+    assert!(was_reset(&mut connect(address)), "the queue is full");
+    gateway.closed_for("endpoints_full");
+    assert_eq!(sessions(&gateway, server.address), 2);
+
+    // One that has said nothing and leaves is no longer in line; what others say is kept.
+    let [mut first, mut second, third] = line;
+    first.write_all(b"first").expect("a socket takes it");
+    second.write_all(b"second").expect("a socket takes it");
+    drop(third);
+    wait_until("two wait", || waiting() == 2);
+    assert!(gateway.closes(2).iter().any(|line| line.text("reason") == Some("client_gone")));
+    open.clear();
+    for (stream, said) in [(&first, "first"), (&second, "second")] {
+        assert_eq!(tag(stream), b'a');
+        let mut answer = vec![0; said.len()];
+        let mut stream: &TcpStream = stream;
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(answer, said.as_bytes());
+    }
+    assert_eq!(waiting(), 0);
+
+    // Many come and go, and each has its turn.
+    drop((first, second));
+    for _ in 0..20 {
+        let five = [(); 5].map(|()| connect(address));
+        std::thread::scope(|scope| {
+            for stream in five {
+                scope.spawn(move || assert_eq!(tag(&stream), b'a'));
+            }
+        });
+        wait_until("all are gone", || sessions(&gateway, server.address) + waiting() == 0);
+    }
+
+    gateway.reload(&with("200ms"));
+    let timeout = [("listener", "main"), ("reason", "queue_timeout")];
+    let open = [(); 2].map(|()| connect(address));
+    open.iter().for_each(|stream| _ = tag(stream));
+    assert!(was_reset(&mut connect(address)), "it waited long enough");
+    let timed_out = || gateway.metrics().value("ringway_sessions_refused_total", &timeout) == 1;
+    wait_until("it is counted", timed_out);
+    assert_eq!(waiting(), 0);
+    drop(open);
+    gateway.stop();
+}

@@ -339,6 +339,7 @@ mod tests {
             endpoints: (0..endpoints).map(endpoint).collect(),
             turns: turns(&vec![1; endpoints as usize]),
             loads: (0..endpoints).map(|_| Some(load(NO_LIMIT))).collect(),
+            queue: None,
             connect_timeout: 1,
             connect_attempts: 3,
             options: SocketOptions {

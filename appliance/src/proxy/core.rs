@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use config_sync::table::routing::{Limits, SocketId, Transport};
+use config_sync::table::routing::{EndpointId, Limits, SocketId, Transport};
 use config_sync::table::terminator::WorkerTime;
 
 use crate::contract::{Op, Side, Token, Why};
@@ -13,6 +13,7 @@ use crate::proxy::log_limit::LogLimit;
 use crate::proxy::tables::Tables;
 use crate::proxy::tcp::bulk_marks::Marks;
 use crate::proxy::timer::Wheel;
+use crate::proxy::waiting::Waiting;
 use crate::stats::counters::Counters;
 use crate::stats::records::{Record, SessionRecord};
 
@@ -34,6 +35,7 @@ pub struct Core {
     pub tables: Tables,
     pub balancer: Balancer,
     pub gone: Gone,
+    pub waiting: Waiting,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
     pub marks: Marks,
@@ -92,6 +94,7 @@ impl Core {
             tables: Tables::new(),
             balancer: Balancer::new(seed),
             gone: Gone::default(),
+            waiting: Waiting::default(),
             counters,
             timers: Wheel::new(limits.sessions),
             marks: Marks::new(),
@@ -110,6 +113,12 @@ impl Core {
 
     pub fn push(&mut self, token: Token, op: Op) {
         self.ops.push((token, op));
+    }
+
+    /// A session or flow leaves its endpoint, so another session may have the place.
+    pub fn leaves(&mut self, endpoint: EndpointId) {
+        self.balancer.closed(endpoint);
+        self.waiting.place_freed();
     }
 
     /// A listening socket has stopped by itself. The socket goes on at once, or after a rest where

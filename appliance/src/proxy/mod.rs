@@ -22,6 +22,7 @@ mod tables;
 mod tcp;
 mod timer;
 mod udp;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -111,6 +112,7 @@ impl Proxy {
         }
         self.flows.table_applied(core);
         self.closing.table_applied(core);
+        core.waiting.place_freed();
         core.records.push(Record::Applied { generation, previous: changes.previous });
         core.records.extend(changes.retired.into_iter().map(Record::Retired));
         self.leave(ops);
@@ -148,6 +150,7 @@ impl Proxy {
         let Self { core, sessions, flows, requests, .. } = self;
         requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
+        tcp::queue::look(&mut self.core, &mut self.sessions);
         self.leave(ops);
     }
 
@@ -211,7 +214,7 @@ impl Proxy {
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
         let marks = self.core.marks.next();
         let sweep = self.flows.next_sweep();
-        let steps = [self.closing.next, self.requests.next];
+        let steps = [self.closing.next, self.requests.next, self.core.waiting.next];
         [timers, marks, paused, drain, sweep].into_iter().chain(steps).flatten().min()
     }
 

@@ -174,6 +174,7 @@ fn state(state: &State) -> &'static str {
         State::Opening { .. } => "awaiting_hello",
         State::Requesting(_) => "awaiting_starttls",
         State::Greeting => "tls_handshake",
+        State::Waiting(_) => "queued",
         State::Connecting(_) => "connecting",
         State::SendingProxyHeader(_) => "sending_proxy_header",
         State::Asking(_) => "asking_starttls",

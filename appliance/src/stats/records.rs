@@ -232,6 +232,8 @@ words! {
             "The backend whose turn it was has no endpoint (`on_unavailable` of the route).",
         EndpointsFull = "endpoints_full":
             "Every endpoint of the backend that could be picked has its `max_sessions`.",
+        QueueTimeout = "queue_timeout":
+            "The session waited for a place at an endpoint for `queue_timeout`.",
         ConnectFailed = "connect_failed":
             "No endpoint of the backend could be connected to within `connect_attempts`.",
         ConnectTimeout = "connect_timeout":

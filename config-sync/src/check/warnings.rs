@@ -57,9 +57,17 @@ fn names<'c>(names: impl Iterator<Item = &'c At<String>>) -> BTreeSet<&'c str> {
     names.map(|name| name.value.as_str()).collect()
 }
 
-/// Backends that ask for something when an endpoint goes down, although none ever does.
+/// Backends that ask for something when an endpoint goes down or is full, although none ever is.
 fn unchecked(config: &Config, found: &mut Vec<Problem>) {
     for backend in &config.backends {
+        if let Some(queue) = &backend.queue
+            && queue.value > 0
+            && backend.endpoints.iter().all(|of| of.max_sessions.is_none())
+        {
+            found.push(queue.problem(
+                "has no effect, because no endpoint has max_sessions, so none is ever full",
+            ));
+        }
         if let Some(on_down) = &backend.when_gone.on_down
             && on_down.value == OnGone::Close
             && backend.health_check.is_none()
@@ -269,6 +277,10 @@ mod tests {
         warned(&unchecked, &[&format!("{line}:11: backends[0].on_down: has no effect without")]);
         warned(&format!("{unchecked}health_check = {{}}\n"), &[]);
         warned(&format!("{unchecked}eject = {{}}\n"), &[]);
+        let idle = format!("{GOOD}queue = 5\n");
+        warned(&idle, &[&format!("{line}:9: backends[0].queue: has no effect, because no endp")]);
+        let full = "{ address = \"10.0.0.1:80\", max_sessions = 2 }";
+        warned(&idle.replace("\"10.0.0.1:80\"", full), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
     }

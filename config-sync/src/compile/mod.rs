@@ -18,7 +18,7 @@ use crate::compile::names::{Names, too_many};
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
 use crate::disk;
-use crate::model::backend::UPSTREAM_REST;
+use crate::model::backend::{QUEUE_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::{Broken, Config};
 use crate::model::endpoint::{Resolved, Standing};
 use crate::model::health_check::MOST_OF_PASSWORD;
@@ -332,6 +332,7 @@ impl Compile<'_> {
         for backend in &self.config.backends {
             let id = self.names.backends.id(backend.name.value.clone());
             let id = BackendId(self.given(id, &backend.name, "backends"));
+            let queue = backend.queue.as_ref().map(|at| at.value).filter(|most| *most > 0);
             backends.push(routing::Backend {
                 id,
                 name: backend.name.value.as_str().into(),
@@ -339,6 +340,11 @@ impl Compile<'_> {
                 endpoints: Vec::new(),
                 turns: Arc::default(),
                 loads: Vec::new(),
+                queue: queue.map(|most| routing::Queue {
+                    line: self.names.line(id),
+                    most,
+                    timeout: backend.queue_timeout.as_ref().map_or(QUEUE_TIMEOUT, |at| at.value),
+                }),
                 balance: Balance::RoundRobin,
                 connect_timeout: backend.connect_timeout,
                 connect_attempts: backend.connect_attempts,

@@ -23,7 +23,7 @@ use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
-use crate::table::load::SharedCount;
+use crate::table::load::{Line, SharedCount};
 use crate::table::routing::{
     BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId,
@@ -43,6 +43,7 @@ pub struct Names {
     pub(crate) endpoints: Ids<(BackendId, EndpointAddress)>,
     /// The sessions of endpoints, over all workers. Endpoints that nobody asked for are not there.
     sessions: BTreeMap<EndpointId, Arc<SharedCount>>,
+    lines: BTreeMap<BackendId, Arc<Line>>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Cache,
     /// `latest` is of the table that was compiled last, which may be refused; `expiries` is of the
@@ -82,6 +83,7 @@ impl Names {
             backends: Ids::below(u32::MAX as usize),
             endpoints: Ids::below(MAX_ENDPOINTS),
             sessions: BTreeMap::new(),
+            lines: BTreeMap::new(),
             tickets: Tickets::default(),
             loaded: Cache::default(),
             latest: Vec::new(),
@@ -116,13 +118,21 @@ impl Names {
         self.sockets.retire(in_use, now, |id, _| (in_use.closing)(SocketId(id)));
         let named: BTreeSet<u32> =
             self.endpoints.ids.keys().map(|(backend, _)| backend.0).collect();
-        self.backends.retire(in_use, now, |id, _| named.contains(&id));
+        for id in self.backends.retire(in_use, now, |id, _| named.contains(&id)) {
+            self.lines.remove(&BackendId(id));
+        }
         Retired { listeners: listeners.into_iter().map(ListenerId).collect(), endpoints }
     }
 
     /// The count of the endpoint's sessions. The count is the same while the endpoint has its id.
     pub(crate) fn sessions(&mut self, id: EndpointId) -> Arc<SharedCount> {
         Arc::clone(self.sessions.entry(id).or_default())
+    }
+
+    /// The line of the backend's waiting sessions. The line is the same while the backend has its
+    /// id.
+    pub(crate) fn line(&mut self, id: BackendId) -> Arc<Line> {
+        Arc::clone(self.lines.entry(id).or_default())
     }
 
     /// The certificates of the latest table that was given out.

@@ -10,7 +10,7 @@ use crate::gateway::print_values::{admin, duration, escaped, inline, list, quote
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{
-    self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, UPSTREAM_REST,
+    self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, QUEUE_TIMEOUT, UPSTREAM_REST,
 };
 use crate::model::config::{AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget};
 use crate::model::eject::Eject;
@@ -276,6 +276,12 @@ impl Print<'_> {
         self.duration("connect_timeout", true, backend.connect_timeout, CONNECT_TIMEOUT);
         if backend.connect_attempts != CONNECT_ATTEMPTS {
             self.line("connect_attempts", &backend.connect_attempts.to_string());
+        }
+        if let Some(queue) = &backend.queue {
+            self.line("queue", &queue.value.to_string());
+        }
+        if let Some(timeout) = &backend.queue_timeout {
+            self.duration("queue_timeout", true, timeout.value, QUEUE_TIMEOUT);
         }
         if !backend.source.is_empty() {
             let source = backend.source.iter().map(|source| quoted(&sources(source.value)));

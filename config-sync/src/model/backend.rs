@@ -40,6 +40,10 @@ pub struct Backend {
     /// `None`: all endpoints are used, healthy or not.
     pub health_check: Option<At<HealthCheck>>,
     pub when_gone: WhenGone,
+    /// For TCP and TLS listeners only: how many sessions wait while every endpoint is full.
+    pub queue: Option<At<u32>>,
+    /// Milliseconds. `None`: [`QUEUE_TIMEOUT`].
+    pub queue_timeout: Option<At<u32>>,
     /// Whether new sessions go back from backups as soon as another endpoint may be picked again.
     pub failback: bool,
     /// How long an endpoint that is new or has returned gets less than its weight. 0: it has its
@@ -86,6 +90,9 @@ pub(crate) const LEAST_UPSTREAM_REST: Duration = Duration::from_millis(100);
 /// minute is dead; without a user timeout, the kernel takes a quarter of an hour to say so.
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { user_timeout: MINUTE, ..listener::OPTIONS };
+
+/// The default of a session's time in the queue.
+pub(crate) const QUEUE_TIMEOUT: u32 = 10 * SECOND;
 
 /// The default of one attempt's time.
 pub(crate) const CONNECT_TIMEOUT: u32 = 5 * SECOND;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::address::{Address, Bind, EndpointAddress};
 use super::alpn::ByAlpn;
-use super::load::Load;
+use super::load::{Line, Load};
 use super::ranges::{Access, ByPrefix};
 use super::terminator::{Originator, Terminator};
 
@@ -337,6 +337,8 @@ pub struct Backend {
     /// The loads of `endpoints`, in the same order. `None`, or an empty list: no worker has to know
     /// the load, and a count that all cores write costs time.
     pub loads: Vec<Option<Load>>,
+    /// Where sessions wait if every endpoint is full. `None`: they are refused.
+    pub queue: Option<Queue>,
     /// Milliseconds for one connection attempt.
     pub connect_timeout: u32,
     /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.
@@ -359,6 +361,16 @@ pub struct Backend {
     /// Workers connect to endpoints from the client's own address. Then there is no `source`, and
     /// sockets are not shared.
     pub transparent: bool,
+}
+
+/// Where sessions wait for a place at a full endpoint.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    pub line: Arc<Line>,
+    /// The most sessions that wait, over all workers.
+    pub most: u32,
+    /// Milliseconds for which a session waits.
+    pub timeout: u32,
 }
 
 /// The facts about a client that a backend's endpoints receive in the PROXY protocol.

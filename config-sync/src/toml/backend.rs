@@ -1,5 +1,7 @@
 //! The keys of a backend.
 
+use std::time::Duration;
+
 use crate::machine::Machine;
 use crate::model::backend::{
     Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, LEAST_UPSTREAM_REST, OPTIONS,
@@ -17,6 +19,8 @@ pub(crate) static BACKEND: Section = Section {
         any("balance"),
         key("connect_timeout", On::Stream),
         key("connect_attempts", On::Stream),
+        key("queue", On::Stream),
+        key("queue_timeout", On::Stream),
         any("source"),
         key("upstream_sockets", On::Udp),
         key("upstream_rest", On::Udp),
@@ -50,6 +54,8 @@ pub(crate) fn backend<'t>(
     let connect_timeout = or(reader.get(table, "connect_timeout", duration), CONNECT_TIMEOUT);
     let connect_attempts =
         or(reader.get(table, "connect_attempts", integer(1..=8)), CONNECT_ATTEMPTS);
+    let queue = reader.get(table, "queue", integer(0..=MOST_WAIT));
+    let queue_timeout = reader.get(table, "queue_timeout", duration_from(LEAST_QUEUE_TIMEOUT));
     let source = reader.list(table, "source", source).unwrap_or_default();
     let sockets = [("connected", false), ("shared", true)];
     let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
@@ -70,6 +76,8 @@ pub(crate) fn backend<'t>(
         balance,
         connect_timeout,
         connect_attempts,
+        queue,
+        queue_timeout,
         source,
         tls,
         shared_sockets,
@@ -85,6 +93,11 @@ pub(crate) fn backend<'t>(
         stream_keys,
     })
 }
+
+/// More sessions than workers have slots for.
+const MOST_WAIT: u32 = 1_000_000;
+/// Workers look for free places every 10 ms.
+const LEAST_QUEUE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// The words of the file.
 pub(crate) const BALANCES: [(&str, Balance); 5] = [

@@ -9,7 +9,7 @@ use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Fallback,
     GoneEndpoint, Hosts, Limits, Listener, ListenerId, OnTruncation, OnUnavailable, Protocol,
-    ProxyVersion, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
+    ProxyVersion, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
     SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::turns::turns;
@@ -79,6 +79,7 @@ pub struct ModelBackend {
     pub loads: Vec<Load>,
     /// Whether endpoints take only so many sessions as their loads say.
     limited: bool,
+    pub queue: Option<Queue>,
     balance: u64,
     connect_timeout: u32,
     connect_attempts: u8,
@@ -189,12 +190,7 @@ impl Model {
         };
         // Positions mean something only within a table: some that nobody uses come first.
         let unused = self.generation as usize % FIRST_ID as usize;
-        let empty = |id| Backend {
-            endpoints: Vec::new(),
-            turns: turns(&[]),
-            loads: Vec::new(),
-            ..self.backends[0].compile(id)
-        };
+        let empty = |id| Backend { turns: turns(&[]), ..plain_backend(BackendId(id), Vec::new()) };
         table.backends = (0..unused as u32).map(empty).collect();
         table.backends.extend((FIRST_ID..).zip(&self.backends).map(|(id, b)| b.compile(id)));
         table.gone = self.backends.iter().flat_map(ModelBackend::gone).collect();
@@ -381,6 +377,7 @@ impl ModelBackend {
             endpoints: (0..POOL).map(|n| (n < count, endpoint(n))).collect(),
             loads: (0..POOL).map(|_| some_load(rng)).collect(),
             limited: rng.per_mille(300),
+            queue: rng.per_mille(500).then(|| some_queue(rng)),
             balance: rng.below(5),
             connect_timeout: rng.scale(5, 2_000) as u32,
             connect_attempts: rng.between(1, 8) as u8,
@@ -392,8 +389,11 @@ impl ModelBackend {
         }
     }
 
-    /// No endpoint has more than it takes.
+    /// No endpoint has more than it takes, and no queue.
     pub fn check_loads(&self) {
+        if let Some(queue) = &self.queue {
+            assert!(queue.line.waiting() <= queue.most, "{} wait", queue.line.waiting());
+        }
         for load in self.loads.iter().filter(|_| self.limited) {
             let sessions = load.sessions.get();
             assert!(sessions <= load.most, "{sessions} of {} sessions", load.most);
@@ -433,6 +433,7 @@ impl ModelBackend {
             turns: turns(&endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
             loads: if self.balance == 1 || self.limited { loads.collect() } else { Vec::new() },
             endpoints,
+            queue: self.queue.clone(),
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
             options: options(),
@@ -448,6 +449,11 @@ impl ModelBackend {
 
 fn some_load(rng: &mut Rng) -> Load {
     Load { sessions: Arc::default(), most: rng.scale(1, 30) as u32 }
+}
+
+fn some_queue(rng: &mut Rng) -> Queue {
+    let (most, timeout) = (rng.scale(1, 20) as u32, rng.scale(10, 5_000) as u32);
+    Queue { line: Arc::default(), most, timeout }
 }
 
 fn some_gone(rng: &mut Rng) -> Option<(Absence, u32)> {
@@ -488,6 +494,7 @@ pub fn plain_backend(id: BackendId, endpoints: Vec<Endpoint>) -> Backend {
         balance: Balance::RoundRobin,
         turns: turns(&vec![1; endpoints.len()]),
         loads: Vec::new(),
+        queue: None,
         endpoints,
         connect_timeout: 2_000,
         connect_attempts: 3,

@@ -1,8 +1,11 @@
 //! The samples of what the control thread knows of endpoints: their health, ejections and names.
 
+use std::sync::Arc;
+
 use config_sync::health::ejection::Figure;
 use config_sync::health::{self, Tally};
 use config_sync::resolve;
+use config_sync::table::load::Line;
 
 use crate::control::metrics::exposition::Page;
 
@@ -36,5 +39,13 @@ pub(super) fn resolver(page: &Page, figures: resolve::Figures) {
     let resolved = names - kept - unresolved;
     for (state, count) in [("resolved", resolved), ("kept", kept), ("unresolved", unresolved)] {
         page.set("ringway_resolver_names", &[("state", state)], count as u64);
+    }
+}
+
+pub(super) fn queues(page: &Page, lines: &[(Arc<str>, Arc<Line>)]) {
+    for (backend, line) in lines {
+        let labels: &[_] = &[("backend", &**backend)];
+        page.set("ringway_backend_sessions_waiting", labels, line.waiting().into());
+        page.set("ringway_backend_sessions_queued_total", labels, line.tickets());
     }
 }

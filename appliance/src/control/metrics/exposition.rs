@@ -266,6 +266,16 @@ const METRICS: &[(&str, Type, &str)] = &[
     ),
     ("ringway_endpoint_sessions_active", Type::Gauge, "Sessions and flows of the endpoint."),
     (
+        "ringway_backend_sessions_waiting",
+        Type::Gauge,
+        "Sessions in the backend's queue, because every endpoint has its max_sessions.",
+    ),
+    (
+        "ringway_backend_sessions_queued_total",
+        Type::Counter,
+        "Sessions that joined the backend's queue.",
+    ),
+    (
         "ringway_endpoint_connect_failures_total",
         Type::Counter,
         "Connection attempts that failed or took too long.",

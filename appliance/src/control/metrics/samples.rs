@@ -13,6 +13,7 @@ use config_sync::health;
 use config_sync::health::ejection::Figure;
 use config_sync::model::config::Config;
 use config_sync::resolve;
+use config_sync::table::load::Line;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
 use crate::control::metrics::exposition::{Merged, Page};
@@ -65,6 +66,7 @@ impl Scrape<'_> {
         for (id, endpoint) in &series.endpoints {
             self.endpoint(&page, *id, endpoint);
         }
+        endpoints::queues(&page, &series.lines);
         endpoints::health(&page, self.health);
         endpoints::ejections(&page, self.ejections);
         endpoints::resolver(&page, self.resolver);
@@ -311,6 +313,8 @@ fn kubernetes(page: &Page, figures: &Figures) {
 pub struct Series {
     listeners: BTreeMap<ListenerId, ListenerSeries>,
     endpoints: BTreeMap<EndpointId, EndpointSeries>,
+    /// The queues of backends in force.
+    lines: Vec<(Arc<str>, Arc<Line>)>,
     expiries: Vec<Expiry>,
 }
 
@@ -335,6 +339,9 @@ impl Series {
         self.listeners.values_mut().for_each(|listener| listener.in_force = false);
         self.endpoints.values_mut().for_each(|endpoint| endpoint.in_force = false);
         self.expiries = names.expiries().to_vec();
+        let queues = whole.backends.iter().filter_map(|of| Some((of, of.queue.as_ref()?)));
+        let lines = queues.map(|(of, queue)| (Arc::clone(&of.name), Arc::clone(&queue.line)));
+        self.lines = lines.collect();
         let listeners = config.listeners.iter();
         let listeners: BTreeMap<_, _> =
             listeners.map(|listener| (listener.name.value.as_str(), listener.protocol)).collect();

@@ -16,7 +16,7 @@ impl Session {
         if let Some(endpoint) = self.endpoint
             && std::mem::take(&mut self.counted)
         {
-            core.balancer.closed(endpoint);
+            core.leaves(endpoint);
             if let Some(relay) = relay {
                 let counters = core.counters.endpoint(endpoint);
                 counters.closed.add(1);

@@ -143,6 +143,10 @@ impl Session {
         let mut relay = match state {
             State::Closing => return,
             State::Relaying(relay) => Some(relay),
+            State::Waiting(line) => {
+                self.leave_line(core, line.ticket);
+                None
+            }
             State::AwaitingProxyHeader(_)
             | State::Opening { .. }
             | State::Requesting(_)

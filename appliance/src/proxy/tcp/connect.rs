@@ -11,9 +11,22 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 impl Session {
+    /// Connects to an endpoint of the backend. If every endpoint is full, or other sessions wait
+    /// already, the session waits in the backend's queue.
+    pub fn connect(&mut self, core: &mut Core, state: Connecting) -> Result<(), Cause> {
+        // A session that tries another endpoint had its turn.
+        if state.tried_count == 0 && self.is_behind(core) {
+            return self.wait(core, state);
+        }
+        match self.try_connect(core, state) {
+            Err(Cause { reason: CloseReason::EndpointsFull, .. }) => self.wait(core, state),
+            result => result,
+        }
+    }
+
     /// Connects to an endpoint of the backend in the table in force. If that table no longer has
     /// the backend, the session uses the table that the listening socket left with.
-    pub fn connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), Cause> {
+    pub fn try_connect(&mut self, core: &mut Core, mut state: Connecting) -> Result<(), Cause> {
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let backend = backend.ok_or(CloseReason::NoEndpoint)?;
         let tried = &state.tried[..usize::from(state.tried_count)];
@@ -62,7 +75,7 @@ impl Session {
         };
         if let Some(endpoint) = self.endpoint {
             self.counted = false;
-            core.balancer.closed(endpoint);
+            core.leaves(endpoint);
             core.counters.endpoint(endpoint).connect_failures.add(1);
             if reason != CloseReason::LocalLimit {
                 core.counters.endpoint(endpoint).failures.add(1);

@@ -7,6 +7,7 @@ mod close;
 mod connect;
 mod direction;
 mod proxy_header;
+pub mod queue;
 mod relay;
 pub mod session;
 mod starttls;

@@ -86,9 +86,9 @@ impl Session {
                         tls.writable(core, self.token, side);
                     }
                 }
+                // No read would report the failure: the end of this side was delivered, or the side
+                // is not being read.
                 if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
-                    // No read would report the failure: the end of this side was delivered, or the
-                    // side is not being read.
                     self.end(core, failure(side, Why::Reset), Some(side));
                 }
                 self.pump(core);
@@ -128,6 +128,7 @@ impl Session {
                 let start = start as usize;
                 self.hello(core, &bytes[start..start + len as usize], end);
             }
+            (State::Waiting(_), Event::Peeked { len: 0, end: true, .. }) => self.gives_up(core),
             (State::Connecting(_), Event::Connected) => self.connected(core),
             (State::Connecting(_), Event::ConnectFailed { why }) => self.connect_failed(core, why),
             // News of the endpoint before `Connected`, or of an attempt that is over.
@@ -158,6 +159,8 @@ impl Session {
             State::AwaitingProxyHeader(heading) => heading.peeks(),
             State::Opening { asked } => Some(*asked),
             State::Requesting(requesting) => requesting.peeks(),
+            // A client that has left has no unread byte. With TLS the relay reads the bytes.
+            State::Waiting(_) if self.client_ending && self.tls.is_none() => Some(1),
             _ => None,
         }
     }
@@ -250,6 +253,7 @@ impl Session {
                 after(self.opened, timeouts.hello, CloseReason::HelloTimeout)
             }
             State::Greeting => after(self.opened, timeouts.hello, CloseReason::HandshakeTimeout),
+            State::Waiting(line) => after(line.since, line.timeout, CloseReason::QueueTimeout),
             State::Connecting(connecting) if connecting.given_up.is_some() => None,
             State::Connecting(connecting) => {
                 after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)

@@ -92,6 +92,8 @@ pub enum State {
     Requesting(Requesting),
     /// The TLS handshake with the client is under way.
     Greeting,
+    /// Every endpoint is full, and the session waits for a place.
+    Waiting(InLine),
     Connecting(Connecting),
     /// The endpoint is connected, and the session sends a PROXY header to the endpoint.
     SendingProxyHeader(SendingProxyHeader),
@@ -102,6 +104,15 @@ pub enum State {
     Relaying(Relay),
     /// The session has told the ring to close, waits for `Closed`, and ignores all else.
     Closing,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct InLine {
+    pub connecting: Connecting,
+    /// The session's ticket in the line of its backend.
+    pub ticket: u64,
+    pub since: u64,
+    pub timeout: u32,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -479,7 +479,7 @@ impl Flows {
     /// Gives a flow another endpoint, which counts the flow already. The flow's old socket rests.
     pub fn moves(&mut self, core: &mut Core, slot: u32, choice: &Choice, upstream: u32) {
         let flow = self.flows.at_mut(slot).expect("the caller found it");
-        core.balancer.closed(flow.endpoint);
+        core.leaves(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         core.counters.endpoint(choice.endpoint).opened.add(1);
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
@@ -507,7 +507,7 @@ impl Flows {
         }
         core.counters.flows.set(u64::from(self.flows.len()));
         core.active[flow.listener.index()] -= 1;
-        core.balancer.closed(flow.endpoint);
+        core.leaves(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         let counters = core.counters.listener(flow.listener);
         // A flow that never got its socket counts as refused.

@@ -288,6 +288,7 @@ mod tests {
             }],
             turns: turns(&[1]),
             loads: Vec::new(),
+            queue: None,
             connect_timeout: 1,
             connect_attempts: 1,
             options: SocketOptions {

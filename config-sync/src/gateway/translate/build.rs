@@ -422,6 +422,8 @@ impl<'o> Pool<'o> {
             },
             failback: values.failback.unwrap_or(true),
             slow_start: values.slow_start.unwrap_or(0),
+            queue: None,
+            queue_timeout: None,
             eject: values.eject.map(|asked| at(asked, &name)),
             options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),

@@ -240,6 +240,9 @@ impl World {
         for load in self.model.backends.iter().flat_map(|backend| &backend.loads) {
             assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");
         }
+        for queue in self.model.backends.iter().flat_map(|backend| &backend.queue) {
+            assert_eq!(queue.line.waiting(), 0, "sessions that wait after the end");
+        }
         Outcome {
             coverage: self.kernel.coverage,
             events: self.kernel.events,

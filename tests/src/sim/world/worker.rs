@@ -95,7 +95,9 @@ impl World {
     pub(super) fn end_turn(&mut self) {
         self.settle(self.turn.events.len());
         self.kernel.end_turn();
-        self.kernel.check_stalls(self.proxy.next_deadline() == Some(0));
+        let queues = self.model.backends.iter().flat_map(|backend| &backend.queue);
+        let queued = queues.into_iter().any(|queue| queue.line.waiting() > 0);
+        self.kernel.check_stalls(self.proxy.next_deadline() == Some(0), queued);
         self.check.gauges(&self.kernel, &self.counters);
         self.read_records();
         if self.tables.is_empty() {
