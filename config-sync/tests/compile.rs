@@ -618,6 +618,7 @@ fn a_part_of_a_weight_counts_and_what_has_not_changed_is_taken_over() {
         move |_: &str, at: EndpointAddress| Standing {
             is_up: true,
             share: if port(at) == 1 { share } else { 100 },
+            weight: None,
         }
     };
     let before = whole.pickable(1, &share(100), None);
@@ -633,4 +634,31 @@ fn a_part_of_a_weight_counts_and_what_has_not_changed_is_taken_over() {
         panic!("{same:?}")
     };
     assert!(Arc::ptr_eq(old, new), "hash tables take long");
+}
+
+#[test]
+fn a_weight_that_is_asked_for_later_counts_in_place_of_the_configured_one() {
+    let (whole, _) = pool("\"10.0.0.1:1\", \"10.0.0.1:2\"", "round-robin");
+    let weighted = |weight, is_up| {
+        let standing = move |_: &str, at: EndpointAddress| match port(at) {
+            1 => Standing { is_up, weight, ..Standing::UP },
+            _ => Standing::UP,
+        };
+        ports(&whole.pickable(1, &standing, None).backends[0])
+    };
+    assert_eq!(weighted(Some(3), true), [(1, 3), (2, 1)]);
+    assert_eq!(weighted(Some(0), true), [(1, 0), (2, 1)], "it stays, with its sessions");
+    assert_eq!(weighted(Some(3), false), [(2, 1)], "a weight brings nobody up");
+}
+
+#[test]
+fn backups_take_over_from_endpoints_with_weight_0() {
+    let endpoints = "\"10.0.0.1:1\", { address = \"10.0.0.1:2\", backup = true }";
+    let (whole, _) = pool(endpoints, "round-robin");
+    let drained = |_: &str, at: EndpointAddress| match port(at) {
+        1 => Standing { weight: Some(0), ..Standing::UP },
+        _ => Standing::UP,
+    };
+    let table = whole.pickable(1, &drained, None);
+    assert_eq!(ports(&table.backends[0]), [(1, 0), (2, 1)]);
 }

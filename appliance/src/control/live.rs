@@ -51,7 +51,10 @@ impl Live {
     }
 
     pub fn serve(&mut self, call: Call, sync: &mut ConfigSync) {
-        let Call { asked, answer } = call;
+        let (asked, answer) = match call {
+            Call::Worker { asked, answer } => (asked, answer),
+            Call::Sync(work) => return work(sync),
+        };
         match self.pass_on(asked, sync) {
             Ok(worker) => _ = self.waiting.insert(self.number, (worker, answer)),
             // The caller may have gone in the meantime.

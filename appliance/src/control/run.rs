@@ -397,6 +397,7 @@ impl Control {
             let mut latest = self.board.latest();
             (latest.health, latest.ejections) = self.sync.figures();
             latest.resolver = self.sync.resolver_figures();
+            latest.overrides = self.sync.overrides().len() as u64;
         }
     }
 

@@ -30,11 +30,31 @@ pub(super) struct Pool {
     balance: Option<backend::Balance>,
     when_gone: WhenGone,
     failback: bool,
-    /// In the order of the backend's endpoints. Endpoints of a tier get sessions only while no
-    /// endpoint of a lower tier may be picked.
-    tiers: Vec<u32>,
+    /// In the order of the backend's endpoints.
+    members: Vec<Member>,
     /// The loads that workers have to know.
     loads: BTreeMap<EndpointId, Load>,
+}
+
+/// What the table of workers does not have of an endpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    /// Endpoints of a tier get sessions only while no endpoint of a lower tier may be picked.
+    tier: u32,
+    /// The weight of the SRV record, by which the endpoint's own weight is multiplied.
+    factor: u32,
+    pub(crate) name: Option<Arc<str>>,
+}
+
+impl Member {
+    pub(crate) fn is_backup(&self) -> bool {
+        self.tier > 0
+    }
+
+    /// The weight before shares.
+    pub(crate) fn weight(&self, configured: u32, standing: Standing) -> u32 {
+        standing.weight.map_or(configured, |weight| weight.saturating_mul(self.factor))
+    }
 }
 
 /// The first tier of backups. Tiers below it are the ranks of SRV records.
@@ -67,19 +87,27 @@ impl Whole {
                         problems.push(endpoint.address.problem(too_many("endpoints")));
                         continue;
                     };
-                    let Candidate { address, weight, tier, most } = target;
+                    let Candidate { address, weight, most, member } = target;
                     let id = EndpointId(id);
                     backend.endpoints.push(routing::Endpoint { id, address, weight });
                     let compares = asked.balance == backend::Balance::LeastConnections;
                     if compares || most != NO_LIMIT {
                         pool.loads.insert(id, Load { sessions: names.sessions(id), most });
                     }
-                    pool.tiers.push(tier);
+                    pool.members.push(member);
                 }
             }
             self.pools.push(pool);
         }
         problems
+    }
+
+    /// Every endpoint with its backend.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&Arc<str>, &routing::Endpoint, &Member)> {
+        self.table.backends.iter().zip(&self.pools).flat_map(|(backend, pool)| {
+            let endpoints = backend.endpoints.iter().zip(&pool.members);
+            endpoints.map(|(endpoint, member)| (&backend.name, endpoint, member))
+        })
     }
 
     /// Takes over the endpoints that sessions must leave because `before` had them and this
@@ -166,8 +194,11 @@ impl Pool {
         standing: &dyn Fn(&str, EndpointAddress) -> Standing,
         had: &[routing::Endpoint],
     ) -> Vec<routing::Endpoint> {
-        let all = endpoints.iter().zip(&self.tiers);
-        let all = all.map(|(of, tier)| (of, *tier, standing(backend, of.address)));
+        let all = endpoints.iter().zip(&self.members).map(|(of, member)| {
+            let standing = standing(backend, of.address);
+            let weight = member.weight(of.weight, standing);
+            (routing::Endpoint { weight, ..*of }, member.tier, standing)
+        });
         let up: Vec<_> = all.filter(|(_, _, standing)| standing.may_be_picked()).collect();
         let takers = || up.iter().filter(|(of, _, _)| of.weight > 0);
         let had: BTreeSet<_> = had.iter().filter(|of| of.weight > 0).map(|of| of.id).collect();
@@ -183,7 +214,7 @@ impl Pool {
         };
         let chosen = chosen.map(|(of, _, standing)| routing::Endpoint {
             weight: weight(of.weight, standing),
-            ..**of
+            ..*of
         });
         chosen.collect()
     }
@@ -228,8 +259,8 @@ impl Pool {
 struct Candidate {
     address: EndpointAddress,
     weight: u32,
-    tier: u32,
     most: u32,
+    member: Member,
 }
 
 /// The addresses of a backend's endpoints, each once. The first endpoint that gives an address
@@ -240,18 +271,23 @@ fn targets<'b>(backend: &'b Backend, resolved: &Resolved) -> Vec<(&'b Endpoint, 
     for endpoint in &backend.endpoints {
         let most = endpoint.max_sessions.unwrap_or(NO_LIMIT);
         let tier = if endpoint.backup { BACKUPS } else { 0 };
+        let name = || endpoint.name.as_ref().map(|name| Arc::from(name.value.as_str()));
         match &endpoint.address.value {
             Address::Fixed(address) => {
-                let of = Candidate { address: *address, weight: endpoint.weight, tier, most };
+                let member = Member { tier, factor: 1, name: name() };
+                let weight = endpoint.weight;
+                let of = Candidate { address: *address, weight, most, member };
                 found.push((endpoint, of));
             }
-            Address::Name(name) => {
-                let targets = resolved.0.get(name).map_or(&[][..], Vec::as_slice);
+            Address::Name(host) => {
+                let targets = resolved.0.get(host).map_or(&[][..], Vec::as_slice);
                 found.extend(targets.iter().map(|target| {
                     let address = SocketAddr::new(target.ip, target.port).into();
-                    let weight = endpoint.weight.saturating_mul(target.weight.into());
+                    let factor = u32::from(target.weight);
                     let tier = tier + u32::from(target.rank);
-                    (endpoint, Candidate { address, weight, tier, most })
+                    let weight = endpoint.weight.saturating_mul(factor);
+                    let member = Member { tier, factor, name: name() };
+                    (endpoint, Candidate { address, weight, most, member })
                 }));
             }
         }

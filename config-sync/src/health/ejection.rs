@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::health::Health;
 use crate::model::config::Config;
 use crate::model::eject::Eject;
 use crate::model::endpoint::Standing;
@@ -102,12 +101,16 @@ impl Ejections {
             && pool.endpoints.iter().any(|(at, watched)| !is_out(watched) && is_healthy(*at))
     }
 
-    /// Whether the endpoint may be picked: it is healthy, and is not ejected.
-    pub fn standing(&self, health: &Health, backend: &str, endpoint: EndpointAddress) -> Standing {
-        let is_healthy = |other| health.standing(backend, other).may_be_picked();
-        match self.is_out(backend, endpoint, &is_healthy) {
+    /// The standing of the endpoint, if nobody is ejected, and down if the endpoint is.
+    pub(crate) fn standing(
+        &self,
+        others: &dyn Fn(&str, EndpointAddress) -> Standing,
+        backend: &str,
+        endpoint: EndpointAddress,
+    ) -> Standing {
+        match self.is_out(backend, endpoint, &|other| others(backend, other).takes()) {
             true => Standing::DOWN,
-            false => health.standing(backend, endpoint),
+            false => others(backend, endpoint),
         }
     }
 

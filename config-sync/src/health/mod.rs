@@ -100,6 +100,8 @@ struct Checked {
     plan: Arc<Plan>,
     tally: Tally,
     endpoints: BTreeMap<EndpointAddress, Known>,
+    /// Why endpoints are down: the latest failed check of each.
+    reasons: BTreeMap<EndpointAddress, String>,
     /// By [`Pace`].
     lines: [Line; 2],
 }
@@ -180,8 +182,10 @@ impl Health {
             let before = self.backends.get(&name);
             let changed = before.is_some_and(|before| before.plan.check != plan.check);
             let tally = before.map(|before| before.tally).unwrap_or_default();
+            let mut reasons = before.map(|before| before.reasons.clone()).unwrap_or_default();
+            reasons.retain(|at, _| compiled.endpoints.iter().any(|of| of.address == *at));
             let (endpoints, lines) = (BTreeMap::new(), Default::default());
-            let mut checked = Checked { plan: Arc::new(plan), tally, endpoints, lines };
+            let mut checked = Checked { plan: Arc::new(plan), tally, endpoints, reasons, lines };
             for endpoint in compiled.endpoints.iter().map(|endpoint| endpoint.address) {
                 let known = before.and_then(|before| before.endpoints.get(&endpoint)).copied();
                 checked.add(endpoint, known, changed, now);
@@ -247,7 +251,7 @@ impl Health {
         now: Instant,
     ) {
         let Some(checked) = self.backends.get_mut(backend) else { return };
-        let Checked { plan, tally, endpoints, lines } = checked;
+        let Checked { plan, tally, endpoints, reasons, lines } = checked;
         let check = &plan.check;
         let known = endpoints.get_mut(&endpoint).filter(|known| known.due == due);
         let Some(known) = known else { return };
@@ -271,6 +275,11 @@ impl Health {
         known.state = before.after(good, check);
         known.wait(endpoint, check, self.seed, now);
         lines[known.pace as usize].due.insert((known.due, endpoint));
+        match finding {
+            Finding::Bad(why) if !known.up() => _ = reasons.insert(endpoint, why.clone()),
+            _ if known.up() => _ = reasons.remove(&endpoint),
+            _ => {}
+        }
         if known.ask_for(finding) {
             let share = known.share;
             tracing::info!(
@@ -315,8 +324,13 @@ impl Health {
         let known = checked.and_then(|checked| checked.endpoints.get(&endpoint));
         known.map_or(Standing::UP, |known| {
             let share = u8::try_from(known.share.min(FULL)).unwrap_or(100);
-            Standing { is_up: known.up(), share }
+            Standing { is_up: known.up(), share, weight: None }
         })
+    }
+
+    /// What the latest failed check of an endpoint that is down has found.
+    pub(crate) fn why_down(&self, backend: &str, endpoint: EndpointAddress) -> Option<&str> {
+        self.backends.get(backend)?.reasons.get(&endpoint).map(String::as_str)
     }
 
     pub fn figures(&self) -> Figures {

@@ -196,7 +196,7 @@ mod tests {
         look(&mut warming, &[1], second(40));
         look(&mut warming, &[], second(50));
         for (own, left) in [(50, 5), (1, 1), (0, 0)] {
-            let own = Standing { is_up: true, share: own };
+            let own = Standing { is_up: true, share: own, weight: None };
             assert_eq!(warming.standing("b", at(1), own, second(50)).share, left);
         }
         look(&mut warming, &[1], second(51));

@@ -97,14 +97,22 @@ pub struct Standing {
     pub is_up: bool,
     /// Per cent of the endpoint's weight that are in force: 0 to 100. 0: the endpoint drains.
     pub share: u8,
+    /// In place of the configured weight. With 0 the endpoint stays in the table, because its
+    /// sessions and flows stay.
+    pub weight: Option<u32>,
 }
 
 impl Standing {
     /// The standing of an endpoint of which nothing is known.
-    pub const UP: Self = Self { is_up: true, share: 100 };
-    pub const DOWN: Self = Self { is_up: false, share: 100 };
+    pub const UP: Self = Self { is_up: true, share: 100, weight: None };
+    pub const DOWN: Self = Self { is_up: false, share: 100, weight: None };
 
     pub fn may_be_picked(self) -> bool {
         self.is_up && self.share > 0
+    }
+
+    /// Whether the endpoint gets new sessions, if its configured weight lets it.
+    pub(crate) fn takes(self) -> bool {
+        self.may_be_picked() && self.weight != Some(0)
     }
 }

@@ -3,6 +3,7 @@
 pub mod dry_run;
 pub mod left_out;
 mod live;
+pub mod overrides;
 mod pickable;
 pub mod reading;
 mod transparent;
@@ -16,19 +17,18 @@ use crate::backoff::Backoff;
 use crate::compile::names::{InUse, Names, Retired};
 use crate::compile::whole::Whole;
 use crate::health::checks::Checks;
-use crate::health::ejection::Figure;
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
 use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
-use crate::resolve::Figures;
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
 use crate::sync::left_out::{LeftOut, Put};
+use crate::sync::overrides::Overrides;
 use crate::sync::pickable::pickable;
 use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
-use crate::{compile, gateway, health};
+use crate::{compile, gateway};
 
 /// Follows one source: reads, compiles, publishes and reports its configuration.
 pub struct ConfigSync {
@@ -49,6 +49,7 @@ pub struct ConfigSync {
     table: Arc<RoutingTable>,
     lookups: Lookups,
     checks: Checks,
+    overrides: Overrides,
     /// The files that were looked at last, in force or refused.
     last: Looked,
     /// A reading is under way.
@@ -110,6 +111,7 @@ impl ConfigSync {
             table: Arc::new(RoutingTable::empty()),
             lookups: Lookups::default(),
             checks: Checks::new(),
+            overrides: Overrides::default(),
             last: Looked::default(),
             is_reading: false,
             generation: 0,
@@ -276,10 +278,11 @@ impl ConfigSync {
     #[expect(clippy::disallowed_methods, reason = "checks are made by the clock")]
     pub fn check_endpoints(&mut self, failures: &dyn Fn(EndpointId) -> u64) -> bool {
         let now = Instant::now();
-        if self.draining || !self.checks.tick(failures, now) {
+        if self.draining {
             return false;
         }
-        self.publish_pickable(now)
+        let changed = self.checks.tick(failures, now);
+        (self.overrides.expire(now) || changed) && self.publish_pickable(now)
     }
 
     /// Looks up the names of endpoints that are due. The caller calls this repeatedly, on a tokio
@@ -308,12 +311,9 @@ impl ConfigSync {
         *health = health.following(&in_force.config, &whole.table, now);
         *ejections = ejections.following(&in_force.config, &whole.table);
         *warming = warming.following(&in_force.config, &whole.table);
+        self.overrides.follow(&in_force.config, &whole);
         self.whole = Some(Arc::new(whole));
         self.publish_pickable(now)
-    }
-
-    pub fn resolver_figures(&self) -> Figures {
-        self.lookups.resolve.figures()
     }
 
     /// Publishes the configuration in force with the endpoints that may be picked now. What can't
@@ -322,7 +322,8 @@ impl ConfigSync {
         let Some(whole) = &self.whole else { return false };
         let generation = self.generation + 1;
         let Checks { health, ejections, warming, .. } = &mut self.checks;
-        let table = pickable((whole, &self.table), generation, (health, ejections, warming), now);
+        let known = (&*health, &*ejections, &self.overrides, warming);
+        let table = pickable((whole, &self.table), generation, known, now);
         let published = self.publisher.publish(Arc::clone(&table));
         let is_published = published.is_ok();
         if is_published {
@@ -332,11 +333,6 @@ impl ConfigSync {
         self.checks.given_out(is_published, now);
         self.note(published);
         is_published
-    }
-
-    /// The health of the endpoints that are checked, and the ejections of each backend.
-    pub fn figures(&self) -> (health::Figures, Vec<Figure>) {
-        (self.checks.health.figures(), self.checks.ejections.figures())
     }
 
     /// Frees ids that nothing can refer to any more. The caller calls this repeatedly. `applied` is
@@ -509,12 +505,13 @@ impl ConfigSync {
         let health = self.checks.health.following(config, &whole.table, compiled);
         let ejections = self.checks.ejections.following(config, &whole.table);
         let mut warming = self.checks.warming.following(config, &whole.table);
-        let known = (&health, &ejections, &mut warming);
+        let known = (&health, &ejections, &self.overrides, &mut warming);
         let table = pickable((&whole, &self.table), generation, known, compiled);
         self.publisher.publish(Arc::clone(&table)).map_err(|error| error.to_string())?;
         self.table = table;
         // An endpoint that is down keeps its id, so the whole table counts here.
         Arc::make_mut(&mut self.names).published(&whole.table, generation, compiled);
+        self.overrides.follow(config, &whole);
         self.whole = Some(Arc::new(whole));
         self.lookups.follow(config, answers, compiled);
         self.checks.health = health;

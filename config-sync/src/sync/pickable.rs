@@ -7,17 +7,20 @@ use crate::compile::whole::Whole;
 use crate::health::Health;
 use crate::health::ejection::Ejections;
 use crate::health::warming::Warming;
+use crate::sync::overrides::Overrides;
 use crate::table::routing::RoutingTable;
 
-/// The table for workers, without endpoints that are known to be down or are ejected. Endpoints
-/// that could not be picked before begin to warm up.
+/// The table for workers, without endpoints that are down or ejected, and with what operators say.
+/// Endpoints that could not be picked before begin to warm up.
 pub(super) fn pickable(
     (whole, before): (&Whole, &RoutingTable),
     generation: u64,
-    (health, ejections, warming): (&Health, &Ejections, &mut Warming),
+    (health, ejections, overrides, warming): (&Health, &Ejections, &Overrides, &mut Warming),
     now: Instant,
 ) -> Arc<RoutingTable> {
-    let standing = |backend: &str, endpoint| ejections.standing(health, backend, endpoint);
+    let overridden = overrides.over(whole);
+    let others = |backend: &str, at| overridden.over(backend, at, health.standing(backend, at));
+    let standing = |backend: &str, endpoint| ejections.standing(&others, backend, endpoint);
     warming.look(&standing, now);
     let standing = |backend: &str, endpoint| {
         warming.standing(backend, endpoint, standing(backend, endpoint), now)

@@ -60,6 +60,8 @@ pub struct Latest {
     pub health: health::Figures,
     pub resolver: resolve::Figures,
     pub ejections: Vec<Figure>,
+    /// The number of overrides in force.
+    pub overrides: u64,
     /// `Some` if a cluster is followed.
     pub kubernetes: Option<Figures>,
 }
@@ -126,6 +128,7 @@ impl Board {
             health: &latest.health,
             resolver: latest.resolver,
             ejections: &latest.ejections,
+            overrides: latest.overrides,
         };
         scrape.render(&latest.series)
     }

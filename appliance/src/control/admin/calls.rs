@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use config_sync::compile::names::Names;
 use config_sync::publish::request::{Handle, Of};
+use config_sync::sync::ConfigSync;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::{mpsc, oneshot};
@@ -16,10 +17,12 @@ use crate::stats::records::Reply;
 /// The most calls that wait for the control thread. One more call waits in the API.
 pub const CALLS: usize = 32;
 
-/// One question, and where the answer goes.
-pub struct Call {
-    pub asked: Asked,
-    pub answer: oneshot::Sender<Result<Answer, Refusal>>,
+/// A question for the control thread.
+pub enum Call {
+    /// One question to a worker, and where the answer goes.
+    Worker { asked: Asked, answer: oneshot::Sender<Result<Answer, Refusal>> },
+    /// Work on the configuration in force. It sends its own answer, and takes milliseconds at most.
+    Sync(Box<dyn FnOnce(&mut ConfigSync) + Send>),
 }
 
 /// Which worker is asked for what.
@@ -89,6 +92,8 @@ fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D
     })
 }
 
+const GONE: Refusal = Refusal::Busy("the gateway is ending");
+
 /// The way to the control thread.
 #[derive(Clone)]
 pub struct Caller(mpsc::Sender<Call>);
@@ -102,9 +107,20 @@ pub fn channel() -> (Caller, mpsc::Receiver<Call>) {
 impl Caller {
     /// Asks, and waits for the answer.
     pub async fn ask(&self, asked: Asked) -> Result<Answer, Refusal> {
-        const GONE: Refusal = Refusal::Busy("the gateway is ending");
         let (answer, answered) = oneshot::channel();
-        self.0.send(Call { asked, answer }).await.map_err(|_| GONE)?;
+        self.0.send(Call::Worker { asked, answer }).await.map_err(|_| GONE)?;
         answered.await.unwrap_or(Err(GONE))
+    }
+
+    /// Does something with the configuration in force, on the control thread.
+    pub async fn with_sync<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut ConfigSync) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        // The caller may have gone in the meantime.
+        let work = Box::new(move |sync: &mut ConfigSync| _ = answer.send(work(sync)));
+        self.0.send(Call::Sync(work)).await.map_err(|_| GONE)?;
+        answered.await.map_err(|_| GONE)
     }
 }

@@ -27,6 +27,25 @@ pub const SESSIONS: Columns = &[
     ("DOWN", "bytes_down", As::Bytes),
 ];
 
+pub const ENDPOINTS: Columns = &[
+    ("BACKEND", "backend", As::Text),
+    ("ENDPOINT", "endpoint", As::Text),
+    ("NAME", "name", As::Text),
+    ("STATE", "state", As::Text),
+    ("WEIGHT", "weight", As::Text),
+    ("IN FORCE", "weight_in_force", As::Text),
+    ("SESSIONS", "sessions", As::Text),
+    ("WHY", "why", As::Text),
+];
+
+pub const OVERRIDES: Columns = &[
+    ("BACKEND", "backend", As::Text),
+    ("ENDPOINT", "endpoint", As::Text),
+    ("ACTION", "action", As::Text),
+    ("WEIGHT", "weight", As::Text),
+    ("ENDS IN", "left_ms", As::Millis),
+];
+
 pub fn table(rows: &[Value], columns: Columns) -> String {
     let titles: Vec<_> = columns.iter().map(|(title, _, _)| *title).collect();
     let mut table = Table::new(&titles);

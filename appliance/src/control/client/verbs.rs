@@ -1,10 +1,13 @@
 //! The verbs.
 
+use std::time::Duration;
+
+use axum::http::Method;
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::control::client::http::{Question, Reach};
-use crate::control::client::show::{SESSIONS, object, table};
+use crate::control::client::show::{Columns, ENDPOINTS, OVERRIDES, SESSIONS, object, table};
 use crate::control::output::print;
 
 #[derive(Debug, Subcommand)]
@@ -38,6 +41,72 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// List the endpoints of a running gateway: weight, state and sessions.
+    Endpoints {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List what operators have said about endpoints of a running gateway.
+    Overrides {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Give an endpoint no new sessions. Those that live stay.
+    Drain {
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        lasts: For,
+    },
+    /// Take a drain back.
+    Undrain {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Treat an endpoint as down. `on_down` of its backend says what becomes of its sessions.
+    Disable {
+        #[command(flatten)]
+        at: At,
+        #[command(flatten)]
+        lasts: For,
+    },
+    /// Take a disable back.
+    Enable {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Give an endpoint another weight than the configured one.
+    Weight {
+        #[command(flatten)]
+        at: At,
+        /// 0 to 256; 0 is no new sessions.
+        #[arg(value_name = "WEIGHT", required_unless_present = "configured")]
+        weight: Option<u32>,
+        /// Go back to the configured weight.
+        #[arg(long, conflicts_with_all = ["weight", "lasts"])]
+        configured: bool,
+        #[command(flatten)]
+        lasts: For,
+    },
+}
+
+/// An endpoint, as an operator names it.
+#[derive(Debug, Args)]
+pub struct At {
+    /// Its address or its `name`, alone or behind its backend and a slash.
+    #[arg(value_name = "[BACKEND/]ENDPOINT")]
+    endpoint: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How long an override lasts.
+#[derive(Debug, Args)]
+pub struct For {
+    /// Take it back after this time, such as 90s, 10m or 2h. Without: until somebody takes it back,
+    /// or a restart.
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    lasts: Option<Duration>,
 }
 
 /// What a list shows.
@@ -109,8 +178,55 @@ impl Verb {
                 let question = Question { query: which.query(), ..Question::delete(path) };
                 output.show(&question, killed).await
             }
+            Self::Endpoints { output } => output.list("endpoints", ENDPOINTS).await,
+            Self::Overrides { output } => output.list("overrides", OVERRIDES).await,
+            Self::Drain { at, lasts } => at.say(json!({ "action": "drain" }), lasts).await,
+            Self::Disable { at, lasts } => at.say(json!({ "action": "disable" }), lasts).await,
+            Self::Undrain { at } => at.take_back("drain").await,
+            Self::Enable { at } => at.take_back("disable").await,
+            Self::Weight { at, weight: Some(weight), lasts, .. } => {
+                at.say(json!({ "action": "weight", "weight": weight }), lasts).await
+            }
+            Self::Weight { at, weight: None, .. } => at.take_back("weight").await,
         }
     }
+}
+
+impl At {
+    async fn say(self, mut body: Value, For { lasts }: For) -> anyhow::Result<()> {
+        body["endpoint"] = self.endpoint.into();
+        if let Some(lasts) = lasts {
+            body["for_seconds"] = lasts.as_secs().into();
+        }
+        let question =
+            Question { method: Method::POST, body: Some(body), ..Question::get("overrides") };
+        self.output.show(&question, done).await
+    }
+
+    async fn take_back(self, action: &str) -> anyhow::Result<()> {
+        let query = vec![("endpoint", self.endpoint), ("action", action.to_owned())];
+        self.output.show(&Question { query, ..Question::delete("overrides") }, done).await
+    }
+}
+
+fn done(answer: &Value) -> String {
+    format!("{}: done\n", answer.get("endpoint").and_then(Value::as_str).unwrap_or("endpoint"))
+}
+
+/// A time: a number and its unit.
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write a number and s, m, h or d, such as 10m");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let time = count.checked_mul(seconds).filter(|time| *time > 0).ok_or_else(wrong)?;
+    Ok(Duration::from_secs(time))
 }
 
 /// An id as one part of a path. What is in no id is left out, and the gateway says what an id is.
@@ -138,6 +254,20 @@ impl Which {
 }
 
 impl Output {
+    async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
+        let answer = self.reach.ask(&Question::get(path)).await?;
+        let rows = answer.get(path).and_then(Value::as_array).cloned().unwrap_or_default();
+        self.rows(path, rows, columns)
+    }
+
+    fn rows(&self, path: &str, rows: Vec<Value>, columns: Columns) -> anyhow::Result<()> {
+        match self.json {
+            true => print(&format!("{}\n", Value::Array(rows))),
+            false if rows.is_empty() => print(&format!("no {path}\n")),
+            false => print(&table(&rows, columns)),
+        }
+    }
+
     async fn show(&self, question: &Question, text: fn(&Value) -> String) -> anyhow::Result<()> {
         let answer = self.reach.ask(question).await?;
         match self.json {
@@ -166,10 +296,21 @@ impl List {
                 break;
             }
         }
-        match self.output.json {
-            true => print(&format!("{}\n", Value::Array(rows))),
-            false if rows.is_empty() => print(&format!("no {path}\n")),
-            false => print(&table(&rows, SESSIONS)),
+        self.output.rows(path, rows, SESSIONS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_and_a_unit() {
+        let seconds = |text| time(text).map(|time| time.as_secs());
+        assert_eq!(["1s", "10m", "2h", "1d"].map(seconds), [Ok(1), Ok(600), Ok(7_200), Ok(86_400)]);
+        for wrong in ["", "m", "10", "0s", "-1s", "1\u{e4}", "1.5h", "99999999999999999999d"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
         }
+        assert!(seconds("18446744073709551615d").is_err());
     }
 }

@@ -327,6 +327,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Endpoints of the backend that are left out so now.",
     ),
     (
+        "ringway_overrides",
+        Type::Gauge,
+        "What operators have said about endpoints (drain, disable, weight) and is in force.",
+    ),
+    (
         "ringway_session_duration_seconds",
         Type::Histogram,
         "How long TCP sessions lived that had an endpoint.",

@@ -47,6 +47,7 @@ pub struct Scrape<'a> {
     pub health: &'a health::Figures,
     pub resolver: resolve::Figures,
     pub ejections: &'a [Figure],
+    pub overrides: u64,
 }
 
 impl Scrape<'_> {
@@ -69,6 +70,7 @@ impl Scrape<'_> {
         endpoints::queues(&page, &series.lines);
         endpoints::health(&page, self.health);
         endpoints::ejections(&page, self.ejections);
+        page.set("ringway_overrides", &[], self.overrides);
         endpoints::resolver(&page, self.resolver);
         for expiry in &series.expiries {
             Self::certificate(&page, expiry);
@@ -553,6 +555,7 @@ mod tests {
             health,
             resolver: resolve::Figures::default(),
             ejections: &[],
+            overrides: 0,
         }
     }
 

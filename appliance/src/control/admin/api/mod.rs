@@ -1,5 +1,6 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
+mod endpoints;
 mod sessions;
 
 use std::sync::Arc;
@@ -27,7 +28,8 @@ pub struct Api {
 pub const MOST_BODY: usize = 4_096;
 
 pub fn routes() -> Router<Api> {
-    Router::new().nest("/api/v1", sessions::routes().fallback(unknown))
+    let all = sessions::routes().merge(endpoints::routes());
+    Router::new().nest("/api/v1", all.fallback(unknown))
 }
 
 impl Api {
