@@ -155,15 +155,17 @@ fn sessions_wait_for_places_and_leave_when_they_have_enough() {
 
     // Many come and go, and each has its turn.
     drop((first, second));
+    let all_gone = || sessions(&gateway, server.address) + waiting() == 0;
     for _ in 0..20 {
+        wait_until("all are gone", all_gone);
         let five = [(); 5].map(|()| connect(address));
         std::thread::scope(|scope| {
             for stream in five {
                 scope.spawn(move || assert_eq!(tag(&stream), b'a'));
             }
         });
-        wait_until("all are gone", || sessions(&gateway, server.address) + waiting() == 0);
     }
+    wait_until("all are gone", all_gone);
 
     gateway.reload(&with("200ms"));
     let timeout = [("listener", "main"), ("reason", "queue_timeout")];
