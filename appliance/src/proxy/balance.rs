@@ -120,9 +120,9 @@ impl Balancer {
         tried: &[EndpointId],
     ) -> Option<Endpoint> {
         loop {
-            let picked = self.pick(backend, client, tried, u64::MAX, true)?;
+            let picked = &backend.endpoints[self.pick(backend, client, tried, u64::MAX, true)?];
             if self.opened(picked.id) {
-                return Some(picked);
+                return Some(*picked);
             }
         }
     }
@@ -142,6 +142,7 @@ impl Balancer {
         let picked = loop {
             let picked = self.pick(backend, client, tried, now, turn);
             let picked = picked.or_else(|| self.pick(backend, client, tried, u64::MAX, turn))?;
+            let picked = &backend.endpoints[picked];
             // Another worker may have taken the last place since.
             if self.opened(picked.id) {
                 break picked;
@@ -150,7 +151,7 @@ impl Balancer {
         if self.endpoints[picked.id.index()].rest > 0 {
             self.failed(picked.id, now);
         }
-        Some(picked)
+        Some(*picked)
     }
 
     /// A session could not be given to this endpoint.
@@ -164,6 +165,7 @@ impl Balancer {
     }
 
     /// Picks an endpoint, but none that was tried, none that is full, and none that rests at `now`.
+    /// Returns its index.
     fn pick(
         &mut self,
         backend: &Backend,
@@ -171,7 +173,7 @@ impl Balancer {
         tried: &[EndpointId],
         now: u64,
         takes_turn: bool,
-    ) -> Option<Endpoint> {
+    ) -> Option<usize> {
         let Backend { endpoints, turns, .. } = backend;
         let count = turns.len();
         if count == 0 {
@@ -220,7 +222,7 @@ impl Balancer {
                 in_table(table, source_hash(client, true)).find(|index| is_free(*index))?
             }
         };
-        Some(endpoints[index])
+        Some(index)
     }
 
     /// The address to connect from: the client's, or in turn the backend's addresses of the
