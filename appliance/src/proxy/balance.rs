@@ -259,10 +259,11 @@ impl Balancer {
         self.endpoints.get(endpoint.index()).is_some_and(|of| of.active > 0)
     }
 
-    /// Whether an endpoint that has turns, and is not in `tried`, is full.
-    pub fn is_any_full(&self, backend: &Backend, tried: &[EndpointId]) -> bool {
+    /// Whether no endpoint was picked because those that are left are full. A look at the counts
+    /// would not tell: another worker may have freed a place since.
+    pub fn were_full(&self, backend: &Backend, tried: &[EndpointId]) -> bool {
         let mut others = backend.endpoints.iter().filter(|of| of.weight > 0);
-        others.any(|of| !tried.contains(&of.id) && self.endpoints[of.id.index()].is_full())
+        others.any(|of| !tried.contains(&of.id) && self.endpoints[of.id.index()].has_limit())
     }
 
     /// Counts a session, unless the endpoint is full.
@@ -521,14 +522,13 @@ mod tests {
                 let picked = balancer.session_endpoint(backend, client(1), &[], 0);
                 picked.map(|endpoint| endpoint.id.0)
             };
-            assert!(!balancer.is_any_full(backend, &[]));
             let mut opened = [(); 3].map(|()| open(&mut balancer).expect("a place"));
             opened.sort_unstable();
             assert_eq!(opened, [0, 0, 2]);
             assert_eq!(open(&mut balancer), None);
-            assert!(balancer.is_any_full(backend, &[]));
-            assert!(!balancer.is_any_full(backend, &[EndpointId(0), EndpointId(2)]));
             balancer.closed(EndpointId(0));
+            assert!(balancer.were_full(backend, &[]), "a place that came free later is no matter");
+            assert!(!balancer.were_full(backend, &[EndpointId(0), EndpointId(2)]));
             assert_eq!(open(&mut balancer), Some(0));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use config_sync::table::load::Load;
+use config_sync::table::load::{Load, NO_LIMIT};
 
 /// The facts about an endpoint that outlive a table.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +31,10 @@ impl OfEndpoint {
         if let Some(load) = &self.shared {
             load.sessions.sub(1);
         }
+    }
+
+    pub fn has_limit(&self) -> bool {
+        self.shared.as_ref().is_some_and(|load| load.most != NO_LIMIT)
     }
 
     pub fn is_full(&self) -> bool {

@@ -32,7 +32,7 @@ impl Session {
         let tried = &state.tried[..usize::from(state.tried_count)];
         let endpoint = core.balancer.session_endpoint(backend, self.client, tried, core.now);
         let endpoint = endpoint.ok_or_else(|| match state.tried_count {
-            _ if core.balancer.is_any_full(backend, tried) => CloseReason::EndpointsFull,
+            _ if core.balancer.were_full(backend, tried) => CloseReason::EndpointsFull,
             0 => CloseReason::NoEndpoint,
             _ => CloseReason::ConnectFailed,
         })?;

@@ -37,7 +37,7 @@ pub fn choose(
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]);
-    let endpoint = endpoint.ok_or_else(|| match balancer.is_any_full(backend, &[]) {
+    let endpoint = endpoint.ok_or_else(|| match balancer.were_full(backend, &[]) {
         true => ENDPOINTS_FULL,
         false => NO_ENDPOINT,
     })?;
