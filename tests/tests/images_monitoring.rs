@@ -107,7 +107,7 @@ impl Site {
         let config = forward("TCP", plain, [tcp.address], "")
             + &listener("refusing", "TCP", refusing, "")
             + &route("refusing", "refusing", &[("nobody", 1)], "")
-            + &backend("nobody", [nobody], "")
+            + &backend("nobody", [nobody], "queue = 5")
             + &listener("resetting", "TCP", resetting, "")
             + &route("resetting", "resetting", &[("resets", 1)], "")
             + &backend("resets", [resets.address], "health_check = {}\neject = {}")

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use config_sync::publish::request::{Handle, Of};
+use config_sync::table::request::{Handle, Of};
 use serde::{Serialize, Serializer};
 
 /// Names one session or flow: its worker, its handle there, and the run of the process. An id of an

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use config_sync::compile::names::Names;
-use config_sync::publish::request::{Filter, Request, What};
 use config_sync::sync::ConfigSync;
+use config_sync::table::request::{Filter, Request, What};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::access_log::WallClock;

@@ -27,7 +27,7 @@ mod waiting;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::publish::request::Request;
+use config_sync::table::request::Request;
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use config_sync::publish::request::{Facts, Filter, Handle, Of, Request, What};
+use config_sync::table::request::{Facts, Filter, Handle, Of, Request, What};
 
 use crate::proxy::core::Core;
 use crate::proxy::slab::Slab;

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::publish::request::Handle;
+use config_sync::table::request::Handle;
 use config_sync::table::routing::{
     BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
 };

@@ -1,7 +1,6 @@
 //! Hands tables to workers. Each worker has a bounded channel and an eventfd. The latest table
 //! wins. Requests about sessions and flows go the same way.
 
-pub mod request;
 pub mod socket_file;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,9 +11,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, TrySendError};
 use nix::net::if_::if_indextoname;
 
-use crate::publish::request::Request;
 use crate::publish::socket_file::SocketFile;
 use crate::table::address::Address;
+use crate::table::request::Request;
 use crate::table::routing::{Bound, RoutingTable, Socket, SocketId, Transport};
 
 /// A command to a worker.

@@ -6,8 +6,8 @@ use crossbeam_channel::{Receiver, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
-use crate::publish::request::{Filter, Of, What};
 use crate::table::address::Bind;
+use crate::table::request::{Filter, Of, What};
 use crate::table::routing::{AcceptProxy, Hosts, SocketOptions};
 
 /// Two workers with channels of one command, and the sockets that were opened, by port.

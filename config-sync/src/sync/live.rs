@@ -8,10 +8,10 @@ use crate::health;
 use crate::health::checks::Checks;
 use crate::health::ejection::Figure;
 use crate::model::endpoint::MAX_WEIGHT;
-use crate::publish::request::Request;
 use crate::resolve::Figures;
 use crate::sync::ConfigSync;
 use crate::sync::overrides::{self, Action, Kind, Of, Override, Shown, said};
+use crate::table::request::Request;
 
 impl ConfigSync {
     /// The health of the endpoints that are checked, and the ejections of each backend.

@@ -7,6 +7,7 @@
 //! | [`address`] | addresses of sockets: IP addresses and Unix sockets |
 //! | [`hosts`], [`alpn`] | look-up by server name, and by the protocols that a client offers |
 //! | [`load`] | counts that all workers share |
+//! | [`request`] | requests to a worker about its sessions and flows |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
@@ -20,6 +21,7 @@ pub mod hosts;
 pub mod load;
 pub(crate) mod maglev;
 pub mod ranges;
+pub mod request;
 pub mod routing;
 pub mod terminator;
 pub mod turns;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use config_sync::compile::names::Names;
-use config_sync::publish::request::{Handle, Of};
 use config_sync::sync::ConfigSync;
+use config_sync::table::request::{Handle, Of};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::{mpsc, oneshot};

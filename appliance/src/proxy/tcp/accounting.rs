@@ -1,6 +1,6 @@
 //! Counts a session and reports it: the bytes, the place with the listener, the record.
 
-use config_sync::publish::request::{Handle, Of};
+use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::{EndpointId, ListenerId};
 
 use crate::contract::{Side, Token};

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use config_sync::publish::request::{Handle, Of};
+use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::{
     BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
 };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use config_sync::publish::request::{Of, What};
+use config_sync::table::request::{Of, What};
 
 use super::World;
 use crate::sim::coverage::Fault;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use config_sync::publish::request::{Facts, Filter, Handle, Of, Request, What};
+use config_sync::table::request::{Facts, Filter, Handle, Of, Request, What};
 use ringway::stats::records::{CloseReason, SessionRecord};
 use ringway::stats::records::{Entry, Reply};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::publish::request::Of;
+use config_sync::table::request::Of;
 use config_sync::table::routing::{
     Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol,
     RoutingTable, SocketId, Transport,

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use axum::{Json, Router};
 use config_sync::compile::names::Names;
-use config_sync::publish::request::Of;
+use config_sync::table::request::Of;
 use serde::Serialize;
 
 use crate::control::access_log::WallClock;
