@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::table::routing::{BackendId, EndpointId, ListenerId, RouteId};
+use super::routing::{BackendId, EndpointId, ListenerId, RouteId};
 
 /// A request to one worker. The worker answers each request once, with the number of the request.
 #[derive(Clone, Debug, PartialEq)]
