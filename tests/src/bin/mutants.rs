@@ -68,8 +68,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "dead-endpoint-forgotten",
         file: "balance.rs",
-        find: "self.rests[endpoint.index()] = now + REST;",
-        replace: "self.rests[endpoint.index()] = now;",
+        find: "self.endpoints[endpoint.index()].rest = now + REST;",
+        replace: "self.endpoints[endpoint.index()].rest = now;",
     },
     Mutant {
         name: "quarantine-skipped",
