@@ -283,9 +283,6 @@ fn start(
     })
 }
 
-/// If there is room for fewer sessions, the log says that the limit of files is low for a server.
-const FEW_SESSIONS: u32 = 4_096;
-
 /// The limits of each worker, which the log says.
 fn limits(config: &Config, workers: usize, files: u64, ports: u64, features: &Features) -> Limits {
     let (sockets, descriptors) = (config.listening_sockets(), features.flows_take_descriptors());
@@ -293,6 +290,9 @@ fn limits(config: &Config, workers: usize, files: u64, ports: u64, features: &Fe
     say_capacity(config, limits, workers, files);
     limits
 }
+
+/// If there is room for fewer sessions, the log says that the limit of files is low for a server.
+const FEW_SESSIONS: u32 = 4_096;
 
 fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
     let (sessions, flows) = (limits.sessions, limits.flows);

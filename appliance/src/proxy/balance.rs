@@ -111,7 +111,7 @@ impl Balancer {
     }
 
     /// The next endpoint in turn that is not full, other than those in `tried`. The endpoint counts
-    /// the flow from now on, until [`Self::closed`]. A flow that leaves one of these
+    /// the flow from now on, until [`Self::closed`]. A flow that leaves an endpoint in `tried`
     /// takes a turn like any other flow.
     pub fn endpoint(
         &mut self,
