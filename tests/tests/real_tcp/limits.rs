@@ -91,9 +91,9 @@ fn source_ports_that_run_out_are_a_local_limit() {
         let mut clients: Vec<_> = (0..150).map(|at| client(50_000 + at)).collect();
         let reason = [("reason", "local_limit")];
         let refused = || gateway.metrics().value("ringway_sessions_refused_total", &reason);
-        wait_until("150 sessions are given or refused", || {
-            gateway.metrics().value("ringway_sessions_active", &[]) + refused() == 150
-        });
+        // Active are those too that still connect.
+        let opened = || gateway.metrics().value("ringway_endpoint_sessions_opened_total", &[]);
+        wait_until("150 sessions are connected or refused", || opened() + refused() == 150);
         assert!(refused() >= 50, "{} refused of 150 with 100 ports", refused());
         clients.clear();
         drop(accepted);
