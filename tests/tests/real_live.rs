@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, connect, echo, free_address, run_verb, udp_client, wait_until,
-    was_reset,
+    Gateway, Launch, Server, client_hello, connect, echo, free_address, run_verb, udp_client,
+    wait_until, was_reset,
 };
 use serde_json::Value;
 
@@ -393,4 +394,113 @@ fn the_list_of_endpoints_says_why_one_is_down_and_which_stand_by() {
     wait_until("the spare is checked", || text(&row(spare), "state") == "down");
     assert_eq!(text(&stands_by, "name"), "spare");
     assert_eq!(stands_by["weight_in_force"].as_f64(), Some(0.0));
+}
+
+/// The answer for a client of this address, and the answer as text.
+fn why(gateway: &Gateway, client: &str, words: &[&str]) -> (Value, String) {
+    let words = [&["why", client], words].concat();
+    (gateway.asks(&words), String::from_utf8_lossy(&gateway.verb(&words).stdout).into_owned())
+}
+
+#[test]
+fn why_says_where_a_session_goes_and_the_session_goes_there() {
+    let servers = [b'a', b'b', b'c', b'd'].map(tagged);
+    let (address, taken) = (free_address(), free_address());
+    let config = forward("TCP", address, servers.iter().map(|server| server.address), "")
+        + "balance = \"source-port-hash\"\n"
+        + &listener("turns", "TCP", taken, "")
+        + &route("turns", "turns", &[("turns", 1)], "")
+        + &backend("turns", servers.iter().take(2).map(|server| server.address), "");
+    let gateway = Launch::default().socket().start(&config);
+    for _ in 0..8 {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let port = socket.local_addr().expect("an address").port();
+        let client = format!("127.0.0.1:{port}");
+        let (answer, said) = why(&gateway, &client, &["--listener", "main"]);
+        assert_eq!((text(&answer, "outcome"), text(&answer, "route")), ("endpoint", "main"));
+        assert!(said.contains(&format!("{client} goes to 127.0.0.1:")), "{said}");
+        let mut stream = connect_from(port, address);
+        let mut tag = [0];
+        stream.read_exact(&mut tag).expect("a tag");
+        let at = b"abcd".iter().position(|of| *of == tag[0]).expect("a server");
+        assert_eq!(text(&answer, "endpoint"), servers[at].address.to_string(), "{said}");
+    }
+    let (answer, said) = why(&gateway, "127.0.0.1", &["--listener", "turns"]);
+    assert_eq!(text(&answer, "outcome"), "one_of");
+    assert_eq!(said.matches("50.0 %").count(), 2, "{said}");
+    gateway.asks(&["drain", &format!("turns/{}", servers[0].address)]);
+    let (answer, said) = why(&gateway, "127.0.0.1", &["--listener", "turns"]);
+    assert_eq!(text(&answer, "endpoint"), servers[1].address.to_string(), "{said}");
+    assert!(said.contains("drained"), "{said}");
+    assert_eq!(tags(taken, 10), [b'b'; 10]);
+    let (status, said) = gateway.get("/api/v1/why?client=::1&listener=nope").expect("an answer");
+    assert!(status == 400 && said.contains("there are: main, turns"), "{said}");
+    let udp = gateway.verb(&["why", "127.0.0.1", "--listener", "main", "--udp"]);
+    assert!(String::from_utf8_lossy(&udp.stderr).contains("not for UDP"), "{udp:?}");
+}
+
+/// Connects from this port.
+fn connect_from(port: u16, to: std::net::SocketAddr) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
+    let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+    let fd = socket(family, kind, SockFlag::empty(), None).expect("a socket");
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).expect("the port is free");
+    let std::net::SocketAddr::V4(to) = to else { panic!("IPv4") };
+    nix::sys::socket::connect(fd.as_raw_fd(), &SockaddrIn::from(to)).expect("a connection");
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a timeout");
+    stream
+}
+
+#[test]
+fn why_gives_the_reason_for_which_a_client_is_then_refused() {
+    let server = Server::tcp(echo);
+    let (denied, names, dead) = (free_address(), free_address(), free_address());
+    let down = free_address();
+    let config = listener("denied", "TCP", denied, "deny = [\"127.0.0.0/8\"]")
+        + &listener("names", "TLS", names, "")
+        + &listener("dead", "TCP", dead, "")
+        + &route("denied", "denied", &[("good", 1)], "")
+        + &route("names", "names", &[("good", 1)], "hostnames = [\"*.example.com\"]")
+        + &route("dead", "dead", &[("dead", 1)], "")
+        + &backend("good", [server.address], "")
+        + &backend("dead", [down], "health_check = { interval = \"100ms\", timeout = \"100ms\" }");
+    let gateway = Launch::default().socket().start(&config);
+    // The table follows the state within some 100 ms.
+    wait_until("the endpoint is down", || {
+        let all = gateway.asks(&["endpoints"]);
+        rows(&all).iter().any(|row| row["state"] == "down" && row["weight_in_force"] == 0.0)
+    });
+    let (client_hello, mut closed) = (client_hello(Some("db.example.org")), 0);
+    for (listener, words, address, bytes, reason, said) in [
+        ("denied", &[][..], denied, &b"x"[..], "source_denied", "denies 127.0.0.0/8"),
+        (
+            "names",
+            &["--sni", "db.example.org"],
+            names,
+            &client_hello,
+            "unknown_server_name",
+            "only *.example.com",
+        ),
+        ("dead", &[], dead, b"x", "no_endpoint", "no endpoint may be picked: no_endpoint"),
+    ] {
+        let words = [&["--listener", listener], words].concat();
+        let (answer, text_of) = why(&gateway, "127.0.0.1:4000", &words);
+        assert_eq!((text(&answer, "outcome"), text(&answer, "reason")), ("refused", reason));
+        assert!(text_of.contains(said), "{text_of}");
+        let mut stream = connect(address);
+        // The gateway may be faster.
+        _ = stream.write_all(bytes);
+        closed += 1;
+        let line = gateway.closes(closed).pop().expect("a line");
+        assert_eq!(line.text("reason"), Some(reason));
+        assert_eq!(line.text("local"), Some(&*address.to_string()), "the session that was meant");
+    }
+    let (answer, said) = why(&gateway, "127.0.0.1", &["--listener", "dead"]);
+    let endpoint = &answer["backends"][0]["endpoints"][0];
+    assert_eq!(text(endpoint, "state"), "down");
+    assert!(text(endpoint, "why").contains("refused"), "the last check's reason: {said}");
+    let words = ["--listener", "names", "--sni", "DB.Example.com"];
+    let (answer, said) = why(&gateway, "127.0.0.1", &words);
+    assert_eq!(text(&answer, "endpoint"), server.address.to_string(), "{said}");
 }

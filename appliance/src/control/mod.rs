@@ -19,3 +19,4 @@ pub mod process;
 pub mod run;
 mod shown;
 mod spare_files;
+pub mod why;

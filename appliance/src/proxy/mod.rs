@@ -19,9 +19,9 @@ mod slab;
 mod source_hash;
 pub mod table_queue;
 mod tables;
-mod tcp;
+pub(crate) mod tcp;
 mod timer;
-mod udp;
+pub(crate) mod udp;
 mod waiting;
 
 use std::net::SocketAddr;

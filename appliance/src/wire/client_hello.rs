@@ -140,6 +140,20 @@ impl Protocols {
     fn none() -> Self {
         Self { bytes: [0; 256], len: 0 }
     }
+
+    /// `None`: a protocol is empty or too long, or all protocols together are too long.
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n [u8]>) -> Option<Self> {
+        let mut protocols = Self::none();
+        for name in names {
+            let len = u8::try_from(name.len()).ok().filter(|len| *len > 0)?;
+            let (at, end) = (protocols.len, protocols.len + 1 + name.len());
+            let (first, rest) = protocols.bytes.get_mut(at..end)?.split_first_mut()?;
+            *first = len;
+            rest.copy_from_slice(name);
+            protocols.len = end;
+        }
+        Some(protocols)
+    }
 }
 
 impl fmt::Debug for Protocols {

@@ -396,6 +396,11 @@ impl ConfigSync {
         self.whole.as_ref().map(|whole| &whole.table)
     }
 
+    /// The latest table for workers.
+    pub fn table(&self) -> &Arc<RoutingTable> {
+        &self.table
+    }
+
     /// The generation of the latest table that was published. 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -63,14 +63,19 @@ impl<T: Copy> Hosts<T> {
         exact.into_iter().chain(wildcards).chain(&self.any).copied()
     }
 
+    /// The values of all patterns, in no order.
+    pub fn values(&self) -> impl Iterator<Item = T> {
+        self.exact.values().chain(self.wildcard.values()).chain(&self.any).copied()
+    }
+
     /// The one value that all patterns have, or `None` if the patterns' values differ.
     pub fn only(&self) -> Option<T>
     where
         T: PartialEq,
     {
-        let mut values = self.exact.values().chain(self.wildcard.values()).chain(&self.any);
+        let mut values = self.values();
         let first = values.next()?;
-        values.all(|value| value == first).then_some(*first)
+        values.all(|value| value == first).then_some(first)
     }
 
     /// The value for every name. TCP and UDP listeners have no other value.

@@ -107,6 +107,11 @@ impl Board {
         &self.workers
     }
 
+    /// Of one worker.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     pub fn metrics(&self) -> String {
         let latest = self.latest().clone();
         if let Some(ports) = source_ports() {

@@ -10,6 +10,8 @@ pub enum As {
     Text,
     Bytes,
     Millis,
+    /// A part of 1.
+    Percent,
 }
 
 /// The columns of a table: title, field of the answer, form.
@@ -65,11 +67,78 @@ pub fn object(value: &Value) -> String {
     fields.map(line).collect()
 }
 
+const ROUTES: Columns =
+    &[("ROUTE", "route", As::Text), ("MATCHES", "matched", As::Text), ("WHY", "why", As::Text)];
+
+const CANDIDATES: Columns = &[
+    ("CHANCE", "chance", As::Percent),
+    ("ENDPOINT", "endpoint", As::Text),
+    ("NAME", "name", As::Text),
+    ("STATE", "state", As::Text),
+    ("WEIGHT", "weight", As::Text),
+    ("IN FORCE", "weight_in_force", As::Text),
+    ("SESSIONS", "sessions", As::Text),
+    ("MOST", "max_sessions", As::Text),
+    ("WHY", "why", As::Text),
+];
+
+/// Where a client would go, and why.
+pub fn why(answer: &Value) -> String {
+    let word = |field: &str| cell(answer.get(field), As::Text);
+    let rows = |of: &Value, field: &str| {
+        of.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
+    };
+    let mut text = format!("{} {}\n", word("client"), word("said"));
+    text +=
+        &format!("\nlistener {} ({}, {})\n", word("listener"), word("protocol"), word("address"));
+    for rule in rows(answer, "rules") {
+        let mark = if rule["passed"] == true { "+" } else { "-" };
+        text += &format!("  {mark} {}\n", cell(rule.get("said"), As::Text));
+    }
+    for limit in rows(answer, "limits") {
+        if limit.get("refuses").is_some() {
+            let word = |field: &str| cell(limit.get(field), As::Text);
+            text += &format!(
+                "  - worker {}: {} is reached ({} of {}): {}\n",
+                word("worker"),
+                word("limit"),
+                word("used"),
+                word("most"),
+                word("refuses")
+            );
+        }
+    }
+    let routes = rows(answer, "routes");
+    if !routes.is_empty() {
+        text += &format!("\n{}", table(&routes, ROUTES));
+    }
+    for backend in rows(answer, "backends") {
+        let word = |field: &str, form| cell(backend.get(field), form);
+        text += &format!(
+            "\nbackend {}: weight {}, chance {}, {}\n",
+            word("backend", As::Text),
+            word("weight", As::Text),
+            word("chance", As::Percent),
+            word("balance", As::Text)
+        );
+        let endpoints = rows(&backend, "endpoints");
+        if !endpoints.is_empty() {
+            text += &table(&endpoints, CANDIDATES);
+        }
+        let when = if backend["none"] == true { "no endpoint" } else { "if no endpoint" };
+        text += &format!("{when} may be picked: {}\n", word("if_none", As::Text));
+    }
+    text
+}
+
 fn cell(value: Option<&Value>, form: As) -> String {
     match (value, form) {
         (None | Some(Value::Null), _) => "-".to_owned(),
         (Some(Value::String(text)), _) => text.replace(|c: char| c.is_control(), "\u{fffd}"),
         (Some(Value::Number(number)), As::Bytes) => bytes(number.as_u64().unwrap_or(0)),
+        (Some(Value::Number(number)), As::Percent) => {
+            format!("{:.1} %", number.as_f64().unwrap_or(0.0) * 100.0)
+        }
         (Some(Value::Number(number)), As::Millis) => millis(number.as_u64().unwrap_or(0)),
         (Some(Value::Array(list)), _) => {
             list.iter().map(|value| cell(Some(value), form)).collect::<Vec<_>>().join(", ")

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::control::client::http::{Question, Reach};
-use crate::control::client::show::{Columns, ENDPOINTS, OVERRIDES, SESSIONS, object, table};
+use crate::control::client::show::{Columns, ENDPOINTS, OVERRIDES, SESSIONS, object, table, why};
 use crate::control::output::print;
 
 #[derive(Debug, Subcommand)]
@@ -43,6 +43,17 @@ pub enum Verb {
     },
     /// List the endpoints of a running gateway: weight, state and sessions.
     Endpoints {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say where a client would go, and why: listener, rules, route, backends and endpoints.
+    ///
+    /// A running gateway is asked. Where a backend balances by the client's address, the answer is
+    /// one endpoint. Otherwise it is the chance of each. A gateway with a PROXY header in front of
+    /// it takes the header's address for the client's.
+    Why {
+        #[command(flatten)]
+        client: WhyClient,
         #[command(flatten)]
         output: Output,
     },
@@ -88,6 +99,29 @@ pub enum Verb {
         #[command(flatten)]
         lasts: For,
     },
+}
+
+/// A client, as an operator describes it.
+#[derive(Debug, Args)]
+pub struct WhyClient {
+    /// The client's address.
+    #[arg(value_name = "CLIENT[:PORT]")]
+    client: String,
+    /// The name of the listener that the client comes to.
+    #[arg(long, value_name = "NAME")]
+    listener: String,
+    /// The listener's address that the client comes to (default: the listener's first).
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    to: Option<String>,
+    /// The server name that the client sends.
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+    /// A protocol that the client offers (ALPN), best first; may be repeated.
+    #[arg(long, value_name = "PROTOCOL")]
+    alpn: Vec<String>,
+    /// The client speaks UDP. It is an error if the listener does not.
+    #[arg(long, conflicts_with_all = ["sni", "alpn"])]
+    udp: bool,
 }
 
 /// An endpoint, as an operator names it.
@@ -179,6 +213,10 @@ impl Verb {
                 output.show(&question, killed).await
             }
             Self::Endpoints { output } => output.list("endpoints", ENDPOINTS).await,
+            Self::Why { client, output } => {
+                let question = Question { query: client.query(), ..Question::get("why") };
+                output.show(&question, why).await
+            }
             Self::Overrides { output } => output.list("overrides", OVERRIDES).await,
             Self::Drain { at, lasts } => at.say(json!({ "action": "drain" }), lasts).await,
             Self::Disable { at, lasts } => at.say(json!({ "action": "disable" }), lasts).await,
@@ -189,6 +227,21 @@ impl Verb {
             }
             Self::Weight { at, weight: None, .. } => at.take_back("weight").await,
         }
+    }
+}
+
+impl WhyClient {
+    fn query(self) -> Vec<(&'static str, String)> {
+        let mut query = vec![("client", self.client), ("listener", self.listener)];
+        query.extend(self.to.map(|to| ("local", to)));
+        query.extend(self.sni.map(|name| ("server_name", name)));
+        if !self.alpn.is_empty() {
+            query.push(("alpn", self.alpn.join(",")));
+        }
+        if self.udp {
+            query.push(("udp", "true".to_owned()));
+        }
+        query
     }
 }
 

@@ -33,12 +33,13 @@ pub enum By<'h> {
 }
 
 impl By<'_> {
-    fn find(&self, hosts: &Hosts<usize>, name: Option<&str>) -> Option<usize> {
+    /// What stands under the server name.
+    pub fn find(&self, hosts: &Hosts<usize>, name: Option<&str>) -> Option<usize> {
         hosts.get(name).or_else(|| hosts.only().filter(|_| matches!(self, By::Cancel)))
     }
 
     /// The reason to close a session for which this finds nothing.
-    fn unknown(&self) -> CloseReason {
+    pub fn unknown(&self) -> CloseReason {
         match self {
             By::Cancel => CloseReason::StarttlsCancel,
             By::Hello(_) | By::Socket | By::Fallback(_) => CloseReason::UnknownServerName,
@@ -46,7 +47,7 @@ impl By<'_> {
     }
 
     /// The index of the route.
-    fn route(
+    pub fn route(
         &self,
         listener: &Listener,
         name: Option<&str>,

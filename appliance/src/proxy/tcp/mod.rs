@@ -2,7 +2,7 @@
 
 mod accounting;
 pub mod bulk_marks;
-mod choose;
+pub mod choose;
 mod close;
 mod connect;
 mod direction;

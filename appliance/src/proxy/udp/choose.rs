@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use config_sync::table::address::EndpointAddress;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    Backend, BackendId, Endpoint, EndpointId, Listener, RouteId, RoutingTable, SendProxy,
+    Backend, BackendId, Endpoint, EndpointId, Listener, Route, RouteId, RoutingTable, SendProxy,
 };
 
 use crate::contract::Origin;
@@ -32,8 +32,7 @@ pub fn choose(
     (client, port): (SocketAddr, u16),
     ports: (&Ports, u64),
 ) -> Result<Choice, Refusal> {
-    let found = listener.routes.any().ok_or(NO_ROUTE)?;
-    let route = &table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?];
+    let route = route(table, listener, client)?;
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]);
@@ -42,6 +41,16 @@ pub fn choose(
         false => NO_ENDPOINT,
     })?;
     Choice::new(route.id, backend, endpoint, balancer, (client, port), ports)
+}
+
+/// The route for a client.
+pub fn route<'t>(
+    table: &'t RoutingTable,
+    listener: &Listener,
+    client: SocketAddr,
+) -> Result<&'t Route, Refusal> {
+    let found = listener.routes.any().ok_or(NO_ROUTE)?;
+    Ok(&table.routes[listener.route(found, client.ip()).ok_or(NO_ROUTE)?])
 }
 
 impl Choice {

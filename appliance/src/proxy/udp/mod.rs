@@ -1,6 +1,6 @@
 //! Serves UDP flows. A flow is one client's exchange with one endpoint.
 
-mod choose;
+pub mod choose;
 pub mod flow;
 pub mod flows;
 mod forward;

@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod sessions;
+mod why;
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub struct Api {
 pub const MOST_BODY: usize = 4_096;
 
 pub fn routes() -> Router<Api> {
-    let all = sessions::routes().merge(endpoints::routes());
+    let all = sessions::routes().merge(endpoints::routes()).merge(why::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
 

@@ -1,0 +1,172 @@
+//! Says where a client would go.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use config_sync::table::routing::{ListenerId, Protocol};
+use serde::{Deserialize, Serialize};
+
+use crate::control::admin::api::{Api, Fault};
+use crate::control::shown::protocol;
+use crate::control::why::asked::{Client, Running};
+use crate::control::why::{Answer, why};
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/why", get(ask))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Words {
+    /// An address, with a port or without.
+    client: String,
+    listener: String,
+    /// The listener's address that the client comes to.
+    local: Option<SocketAddr>,
+    server_name: Option<String>,
+    /// Protocols with commas between them, best first.
+    alpn: Option<String>,
+    /// The listener has to be one for UDP.
+    #[serde(default)]
+    udp: bool,
+}
+
+/// The answer, and the limits that a worker checks on the way.
+#[derive(Serialize)]
+struct Told {
+    #[serde(flatten)]
+    answer: Answer,
+    limits: Vec<Limit>,
+}
+
+/// A limit of one worker. Which worker a client comes to is the kernel's choice.
+#[derive(Serialize)]
+struct Limit {
+    limit: &'static str,
+    worker: usize,
+    used: u64,
+    most: u32,
+    /// The reason of a new session or flow on this worker, if the limit is reached now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refuses: Option<&'static str>,
+}
+
+async fn ask(
+    State(api): State<Api>,
+    query: Result<Query<Words>, QueryRejection>,
+) -> Result<Json<Told>, Fault> {
+    let Query(words) = query?;
+    let udp = words.udp;
+    let client = client(words).map_err(Fault::bad)?;
+    let found = api.caller.with_sync(|sync| {
+        let in_force = sync.in_force().cloned();
+        in_force.map(|in_force| (in_force, sync.table().clone(), sync.endpoints()))
+    });
+    let Some((in_force, table, endpoints)) = found.await? else {
+        return Err(Fault::bad("there is no configuration yet"));
+    };
+    // Long tables take a while, and the control thread must not wait.
+    let answered = tokio::task::spawn_blocking(move || {
+        let (config, endpoints) = (&in_force.config, &endpoints[..]);
+        why(&Running { table: &table, config, endpoints }, &client)
+    });
+    let answer = answered.await.map_err(|_| Fault::bad("no answer was found"))?;
+    let answer = answer.map_err(Fault::bad)?;
+    if udp && answer.protocol != protocol(Protocol::Udp) {
+        let text = format!("listener {:?} is for {}", answer.listener, answer.protocol);
+        return Err(Fault::bad(text + ", and not for UDP"));
+    }
+    Ok(Json(Told { limits: limits(&api, &answer), answer }))
+}
+
+fn client(words: Words) -> Result<Client, String> {
+    let text = words.client;
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(&text);
+    let (address, port) = match (bare.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
+        (Ok(ip), _) => (SocketAddr::new(ip, 0), false),
+        (_, Ok(address)) => (address, true),
+        _ => {
+            return Err(format!(
+                "client: {text:?} is no address, such as 192.0.2.1, 192.0.2.1:4000 or [::1]:4000"
+            ));
+        }
+    };
+    let alpn = words.alpn.iter().flat_map(|alpn| alpn.split(','));
+    Ok(Client {
+        address,
+        port,
+        listener: words.listener,
+        local: words.local,
+        // As clients' names are read.
+        server_name: words
+            .server_name
+            .map(|name| name.strip_suffix('.').unwrap_or(&name).to_ascii_lowercase()),
+        alpn: alpn.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+    })
+}
+
+fn limits(api: &Api, answer: &Answer) -> Vec<Limit> {
+    let mut found = Vec::new();
+    let is_udp = answer.protocol == protocol(Protocol::Udp);
+    let (slots, limits) = (if is_udp { "flows" } else { "sessions" }, api.board.limits());
+    let most = if is_udp { limits.flows } else { limits.sessions };
+    let mut limit = |limit, worker, used: u64, most: u32, reason| {
+        let refuses = (used >= u64::from(most)).then_some(reason);
+        found.push(Limit { limit, worker, used, most, refuses });
+    };
+    for (at, worker) in api.board.workers().iter().enumerate() {
+        let used = if is_udp { worker.flows.get() } else { worker.sessions.get() };
+        limit(slots, at, used, most, "session_limit");
+        if let (Some(most), Some(id)) = (answer.max_sessions, answer.listener_id) {
+            let of = worker.listener(ListenerId(id));
+            let ended = of.refused.iter().chain(of.closed.iter()).map(|count| count.get());
+            let ended: u64 = ended.sum();
+            limit(
+                "max_sessions",
+                at,
+                of.opened.get().saturating_sub(ended),
+                most,
+                "listener_limit",
+            );
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(client: &str) -> Result<Client, String> {
+        super::client(Words {
+            client: client.to_owned(),
+            listener: "l".to_owned(),
+            local: None,
+            server_name: Some("DB.Example.com.".to_owned()),
+            alpn: Some("h2,,http/1.1".to_owned()),
+            udp: false,
+        })
+    }
+
+    #[test]
+    fn a_client_is_an_address_with_or_without_a_port() {
+        for (text, address, port) in [
+            ("192.0.2.1", "192.0.2.1:0", false),
+            ("192.0.2.1:4000", "192.0.2.1:4000", true),
+            ("::1", "[::1]:0", false),
+            ("[::1]", "[::1]:0", false),
+            ("[::1]:9", "[::1]:9", true),
+        ] {
+            let client = asked(text).expect(text);
+            assert_eq!((client.address.to_string().as_str(), client.port), (address, port));
+            assert_eq!(client.server_name.as_deref(), Some("db.example.com"));
+            assert_eq!(client.alpn, ["h2", "http/1.1"]);
+        }
+        for wrong in ["", "x", "192.0.2.1:", "192.0.2.1:99999", "192.0.2.0/24", "[::1"] {
+            assert!(asked(wrong).is_err(), "{wrong}");
+        }
+    }
+}

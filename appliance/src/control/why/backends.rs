@@ -1,0 +1,191 @@
+//! The backends of the client's route, their endpoints, and the chance of each.
+
+use std::collections::BTreeMap;
+
+use config_sync::sync::overrides::Shown;
+use config_sync::table::routing::{
+    Backend, Balance, EndpointId, Listener, Protocol, Route, RouteBalance, Socket,
+};
+use serde::Serialize;
+
+use crate::control::why::asked::{Client, Running, can_reach, local_port};
+use crate::proxy::balance::Balancer;
+use crate::stats::records::CloseReason;
+
+/// What becomes of the client behind its route.
+pub enum Choice {
+    Exactly {
+        backend: String,
+        endpoint: String,
+    },
+    /// `refused`: the chance that nobody takes the client, and the reason then.
+    OneOf {
+        refused: Option<(f64, CloseReason)>,
+    },
+}
+
+/// A backend of the route.
+#[derive(Debug, Serialize)]
+pub struct BackendRow {
+    pub backend: String,
+    pub weight: u32,
+    /// 0 to 1: of this client's next session or flow.
+    pub chance: f64,
+    pub balance: &'static str,
+    /// The most sessions that wait while every endpoint is full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u32>,
+    /// The reason of a session for this backend, if none of its endpoints may be picked.
+    pub if_none: &'static str,
+    /// Whether this is the case now.
+    pub none: bool,
+    pub endpoints: Vec<EndpointRow>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct EndpointRow {
+    pub endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    pub weight: u32,
+    pub weight_in_force: f64,
+    /// The most sessions or flows over all workers. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u32>,
+    /// 0 to 1: of this client's next session or flow.
+    pub chance: f64,
+}
+
+/// Chooses as a worker does whose last sessions all reached their endpoints.
+pub fn choose(
+    running: &Running<'_>,
+    (route, listener): (&Route, &Listener),
+    (client, socket): (&Client, &Socket),
+) -> (Vec<BackendRow>, Result<Choice, CloseReason>) {
+    let mut found = Vec::new();
+    let table = running.table;
+    let mut balancer = Balancer::new(0);
+    balancer.prepare(table);
+    let mut shown: BTreeMap<&str, Vec<&Shown>> = BTreeMap::new();
+    for endpoint in running.endpoints {
+        shown.entry(&endpoint.backend).or_default().push(endpoint);
+    }
+    let total: u64 = route.backends.iter().map(|share| u64::from(share.weight)).sum();
+    let exactly = match route.balance {
+        RouteBalance::RoundRobin => None,
+        RouteBalance::SourceHash => balancer.backend(route, client.address),
+    };
+    let (mut refused, mut reason) = (0.0, None);
+    for share in &route.backends {
+        let backend = &table.backends[share.backend];
+        let chance = match exactly {
+            Some(exactly) if exactly == share.backend => 1.0,
+            Some(_) => 0.0,
+            None if total == 0 => 0.0,
+            None => f64::from(share.weight) / total as f64,
+        };
+        let candidates = balancer.candidates(backend, client.address, client.port);
+        let full = balancer.were_full(backend, &[]);
+        let if_none = match (full, listener.protocol, &backend.queue) {
+            (true, Protocol::Tcp | Protocol::Tls, Some(_)) => CloseReason::QueueTimeout,
+            (true, ..) => CloseReason::EndpointsFull,
+            (false, ..) => CloseReason::NoEndpoint,
+        };
+        let port = local_port(client, socket);
+        let mut chances = BTreeMap::new();
+        let mut none = chance;
+        for (index, part) in candidates {
+            let endpoint = &backend.endpoints[index];
+            if can_reach(endpoint.address.for_client_of(port), listener.protocol) {
+                chances.insert(endpoint.id, part * chance);
+                none -= part * chance;
+            }
+        }
+        if chance > 0.0 && none > 1e-9 {
+            refused += none;
+            reason.get_or_insert(if_none);
+        }
+        let shown = shown.get(&*backend.name).map_or(&[][..], Vec::as_slice);
+        found.push(BackendRow {
+            backend: backend.name.to_string(),
+            weight: share.weight,
+            chance,
+            balance: word(&backend.balance),
+            queue: backend.queue.as_ref().map(|queue| queue.most),
+            if_none: if_none.word(),
+            none: chances.is_empty(),
+            endpoints: rows(backend, shown, &chances),
+        });
+    }
+    let choice = conclude(total, (refused, reason), &found);
+    (found, choice)
+}
+
+fn conclude(
+    total: u64,
+    (refused, reason): (f64, Option<CloseReason>),
+    backends: &[BackendRow],
+) -> Result<Choice, CloseReason> {
+    if total == 0 {
+        return Err(CloseReason::NoBackend);
+    }
+    let all = backends.iter().flat_map(|of| of.endpoints.iter().map(move |to| (of, to)));
+    let mut able = all.filter(|(_, to)| to.chance > 0.0);
+    match (able.next(), able.next(), reason) {
+        (None, ..) => Err(reason.unwrap_or(CloseReason::NoEndpoint)),
+        (Some((backend, to)), None, None) => {
+            Ok(Choice::Exactly { backend: backend.backend.clone(), endpoint: to.endpoint.clone() })
+        }
+        (_, _, reason) => Ok(Choice::OneOf { refused: reason.map(|reason| (refused, reason)) }),
+    }
+}
+
+fn word(balance: &Balance) -> &'static str {
+    match balance {
+        Balance::RoundRobin => "round-robin",
+        Balance::LeastConnections => "least-connections",
+        Balance::Random => "random",
+        Balance::SourceHash(_) => "source-hash",
+        Balance::SourcePortHash(_) => "source-port-hash",
+    }
+}
+
+/// The endpoints that the configuration has, and those of the table that it no longer has.
+fn rows(
+    backend: &Backend,
+    shown: &[&Shown],
+    chances: &BTreeMap<EndpointId, f64>,
+) -> Vec<EndpointRow> {
+    let loads: BTreeMap<EndpointId, _> = backend
+        .endpoints
+        .iter()
+        .zip(&backend.loads)
+        .filter_map(|(endpoint, load)| Some((endpoint.id, load.as_ref()?)))
+        .collect();
+    let row = |id: EndpointId, endpoint: String, weight: u32| EndpointRow {
+        endpoint,
+        name: None,
+        state: "up",
+        why: None,
+        weight,
+        weight_in_force: weight.into(),
+        max_sessions: loads.get(&id).map(|load| load.most).filter(|most| *most != u32::MAX),
+        sessions: loads.get(&id).map(|load| load.sessions.get()),
+        chance: chances.get(&id).copied().unwrap_or(0.0),
+    };
+    let known = shown.iter().map(|of| EndpointRow {
+        name: of.name.as_deref().map(str::to_owned),
+        state: of.state.word(),
+        why: of.why.clone(),
+        weight_in_force: of.in_force,
+        ..row(of.id, of.address.to_string(), of.configured)
+    });
+    let is_new = |id: EndpointId| shown.iter().all(|of| of.id != id);
+    let others = backend.endpoints.iter().filter(|of| is_new(of.id));
+    known.chain(others.map(|of| row(of.id, of.address.to_string(), of.weight))).collect()
+}

@@ -1,0 +1,285 @@
+//! Says where a client would go, and why.
+//!
+//! The table in force is asked by the functions that the workers use: `proxy::tcp::choose`,
+//! `proxy::udp::choose` and `proxy::balance`. Only the reasons beside each rule are made here.
+
+pub mod asked;
+mod backends;
+mod rules;
+
+use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket};
+use serde::Serialize;
+
+use crate::control::shown::{Shown as Word, protocol};
+use crate::control::why::asked::{Client, Running};
+use crate::control::why::backends::{BackendRow, Choice};
+use crate::control::why::rules::{RouteRow, Rule};
+use crate::proxy::tcp::choose::{By, admits};
+use crate::proxy::udp::choose as udp;
+use crate::stats::records::CloseReason;
+use crate::wire::client_hello::Protocols;
+
+/// Where the client would go, and why.
+#[derive(Debug, Serialize)]
+pub struct Answer {
+    pub client: String,
+    pub listener: String,
+    /// The listening socket.
+    pub address: String,
+    pub protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn: Vec<String>,
+    /// The generation of the table that was asked.
+    pub generation: u64,
+    pub outcome: Outcome,
+    /// The reason to close the session, if the client is refused, as in the access log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The outcome as a sentence.
+    pub said: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// What was asked of the client, in the order of the worker's questions.
+    pub rules: Vec<Rule>,
+    pub routes: Vec<RouteRow>,
+    pub backends: Vec<BackendRow>,
+    /// The most sessions or flows of the listener on one worker. Absent: no limit of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
+    #[serde(skip)]
+    pub listener_id: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// This endpoint.
+    Endpoint,
+    /// One of several: each has a chance.
+    OneOf,
+    Refused,
+}
+
+/// Says where the client would go.
+///
+/// # Errors
+/// There is no such listener, or it can't have such a client. The text is for the operator.
+pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
+    let table = running.table;
+    let (asked, socket) = find(table, client)?;
+    let is_tls = asked.protocol == Protocol::Tls;
+    if !is_tls && (client.server_name.is_some() || !client.alpn.is_empty()) {
+        let protocol = protocol(asked.protocol);
+        return Err(format!(
+            "listener {:?} is for {protocol}, which has no server name and no ALPN; leave both out",
+            client.listener
+        ));
+    }
+    let mut answer = Answer {
+        client: shown(client),
+        listener: asked.name.to_string(),
+        address: Word::Unix(Some(&socket.address)).to_string(),
+        protocol: protocol(asked.protocol),
+        server_name: client.server_name.clone(),
+        alpn: client.alpn.clone(),
+        generation: table.generation,
+        outcome: Outcome::Refused,
+        reason: None,
+        said: String::new(),
+        route: None,
+        backend: None,
+        endpoint: None,
+        rules: Vec::new(),
+        routes: Vec::new(),
+        backends: Vec::new(),
+        max_sessions: None,
+        listener_id: None,
+    };
+    let protocols = Protocols::new(client.alpn.iter().map(String::as_bytes))
+        .ok_or("alpn: a protocol is empty, or there are too many")?;
+    let by = if socket.reads_hello { By::Hello(&protocols) } else { By::Socket };
+    let walk = Walk { running, client, socket, name: name(client, socket), by };
+    match walk.walk(&mut answer) {
+        Ok(Choice::Exactly { backend, endpoint }) => {
+            answer.outcome = Outcome::Endpoint;
+            answer.said = format!("goes to {endpoint} of backend {backend:?}");
+            (answer.backend, answer.endpoint) = (Some(backend), Some(endpoint));
+        }
+        Ok(Choice::OneOf { refused }) => {
+            answer.outcome = Outcome::OneOf;
+            answer.said = match refused {
+                None => "goes to one of the endpoints below, by their chances".to_owned(),
+                Some((chance, reason)) => format!(
+                    "goes to one of the endpoints below, by their chances; with a chance of {} it \
+                     is refused: {}",
+                    percent(chance),
+                    reason.word()
+                ),
+            };
+        }
+        Err(reason) => {
+            answer.reason = Some(reason.word());
+            let because = answer.rules.iter().rev().find(|rule| !rule.passed);
+            let because = because.map_or("no endpoint may be picked", |rule| &rule.said);
+            answer.said = format!("is refused: {} ({because})", reason.word());
+        }
+    }
+    Ok(answer)
+}
+
+pub fn percent(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
+fn shown(client: &Client) -> String {
+    match client.port {
+        true => client.address.to_string(),
+        false => client.address.ip().to_string(),
+    }
+}
+
+/// The name by which listener and route are looked up.
+fn name<'a>(client: &'a Client, socket: &'a Socket) -> Option<&'a str> {
+    client.server_name.as_deref().or(socket.default_hostname.as_deref())
+}
+
+/// The listener and its socket.
+fn find<'t>(
+    table: &'t RoutingTable,
+    client: &Client,
+) -> Result<(&'t Listener, &'t Socket), String> {
+    let index = table.listeners.iter().position(|of| *of.name == *client.listener);
+    let Some(index) = index else {
+        let others: Vec<_> = table.listeners.iter().take(10).map(|of| &*of.name).collect();
+        let others = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
+        return Err(format!("no listener is called {:?}; there are: {others}", client.listener));
+    };
+    let mut sockets = table.sockets.iter().filter(|of| of.listeners.values().any(|i| i == index));
+    let found = match client.local {
+        None => sockets.next(),
+        Some(local) => sockets.find(|of| {
+            let bound = of.address.ip();
+            bound.is_some_and(|bound| {
+                bound == local || bound.ip().is_unspecified() && bound.port() == local.port()
+            })
+        }),
+    };
+    let socket = found.ok_or_else(|| match client.local {
+        Some(local) => format!("listener {:?} has no address {local}", client.listener),
+        None => format!("listener {:?} has no socket", client.listener),
+    })?;
+    Ok((&table.listeners[index], socket))
+}
+
+/// The way of a client through the table.
+struct Walk<'a> {
+    running: &'a Running<'a>,
+    client: &'a Client,
+    socket: &'a Socket,
+    /// The server name that counts.
+    name: Option<&'a str>,
+    by: By<'a>,
+}
+
+impl<'a> Walk<'a> {
+    /// The questions of a worker, in its order.
+    fn walk(&self, answer: &mut Answer) -> Result<Choice, CloseReason> {
+        let Self { running: Running { table, config, .. }, client, socket, .. } = self;
+        let ip = client.address.ip();
+        answer.rules.extend(rules::proxy_header(socket, ip));
+        if !socket.accept_proxy.admits(ip) {
+            return Err(CloseReason::ProxyMissing);
+        }
+        if let Err(reason) = admits(socket.access.as_deref(), ip) {
+            let asked = config.listeners.iter().find(|of| of.name.value == client.listener);
+            let lists = asked.map(|of| &of.admission);
+            answer.rules.push(rules::denied("listener", &client.listener, lists, ip));
+            return Err(reason);
+        }
+        let listener = self.listener(answer)?;
+        let asked = config.listeners.iter().find(|of| *of.name.value == *listener.name);
+        if listener.access.is_some() {
+            let lists = asked.map(|of| &of.admission);
+            let admitted = admits(listener.access.as_deref(), ip);
+            answer.rules.push(match admitted {
+                Ok(()) => rules::admitted("listener", &listener.name, lists, ip),
+                Err(_) => rules::denied("listener", &listener.name, lists, ip),
+            });
+            admitted?;
+        }
+        answer.max_sessions = (listener.max_sessions > 0).then_some(listener.max_sessions);
+        let found = self.route(listener);
+        let chosen = found.as_ref().ok().map(|route| &*route.name);
+        answer.routes = rules::routes(config, listener, chosen, (client, self.name));
+        answer.rules.push(rules::found_route(chosen, &answer.routes));
+        let route = found?;
+        answer.route = Some(route.name.to_string());
+        if route.access.is_some() {
+            let asked = config.routes.iter().find(|of| *of.name.value == *route.name);
+            let lists = asked.map(|of| &of.admission);
+            let admitted = admits(route.access.as_deref(), ip);
+            answer.rules.push(match admitted {
+                Ok(()) => rules::admitted("route", &route.name, lists, ip),
+                Err(_) => rules::denied("route", &route.name, lists, ip),
+            });
+            admitted?;
+        }
+        let (rows, choice) = backends::choose(self.running, (route, listener), (client, socket));
+        answer.backends = rows;
+        if matches!(choice, Err(CloseReason::NoBackend)) {
+            let said = "no backend of the route has a weight above 0";
+            answer.rules.push(Rule::new(false, said));
+        }
+        let terminates = listener.tls.as_ref().filter(|_| matches!(self.by, By::Hello(_)));
+        let lacks = terminates.is_some_and(|tls| !tls.certificates.has(self.name));
+        // A worker looks for the certificate between backend and endpoint.
+        if lacks && !matches!(choice, Err(CloseReason::NoBackend)) {
+            answer.rules.push(Rule::new(false, "no certificate is for the server name"));
+            return Err(CloseReason::NoCertificate);
+        }
+        debug_assert_eq!(table.generation, answer.generation, "one table was asked");
+        choice
+    }
+
+    fn listener(&self, answer: &mut Answer) -> Result<&'a Listener, CloseReason> {
+        let table = self.running.table;
+        let Some(index) = self.by.find(&self.socket.listeners, self.name) else {
+            let said = match self.name {
+                Some(name) => format!("no listener of {} is for {name:?}", answer.address),
+                None => format!("no listener of {} is for no server name", answer.address),
+            };
+            answer.rules.push(Rule::new(false, said));
+            return Err(self.by.unknown());
+        };
+        let listener = &table.listeners[index];
+        if *listener.name != *answer.listener {
+            let said = format!(
+                "the server name leads to listener {:?}, and not to {:?}",
+                &*listener.name, answer.listener
+            );
+            answer.rules.push(Rule::new(true, said));
+            answer.listener = listener.name.to_string();
+        }
+        answer.listener_id = Some(listener.id.0);
+        Ok(listener)
+    }
+
+    fn route(&self, listener: &'a Listener) -> Result<&'a Route, CloseReason> {
+        let table = self.running.table;
+        match listener.protocol {
+            Protocol::Udp => {
+                udp::route(table, listener, self.client.address).map_err(|refusal| refusal.reason)
+            }
+            Protocol::Tcp | Protocol::Tls => {
+                let route = self.by.route(listener, self.name, self.client.address.ip())?;
+                Ok(&table.routes[route])
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! `ringway why` and the proxy agree: over random configurations and clients, a client goes where
+//! `why` says, and is refused for the reason that `why` gives.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use config_sync::check::parse_for;
+use config_sync::compile::names::Names;
+use config_sync::compile::whole;
+use config_sync::machine::Machine;
+use config_sync::model::config::Config;
+use config_sync::model::endpoint::{Resolved, Standing};
+use config_sync::table::routing::{Limits, Protocol, RoutingTable, Transport};
+use ringway::contract::{BufferId, Event, Kind, Op, Side, Token};
+use ringway::control::why::asked::{Client, Running};
+use ringway::control::why::{Answer, Outcome, why};
+use ringway::proxy::Proxy;
+use ringway::stats::counters::Counters;
+use ringway::stats::records::Record;
+use ringway_tests::hello::offering;
+use ringway_tests::sim::rng::Rng;
+
+const NAMES: [&str; 6] = ["a.test", "b.test", "x.a.test", "y.x.a.test", "test", "other.example"];
+const PATTERNS: [&str; 5] = ["a.test", "b.test", "x.a.test", "*.test", "*.a.test"];
+const RANGES: [&str; 4] = ["10.0.0.0/8", "10.9.0.0/16", "10.9.9.0/24", "192.0.2.0/24"];
+const PROTOCOLS: [&str; 3] = ["h2", "http/1.1", "acme"];
+const BALANCES: [&str; 5] =
+    ["round-robin", "least-connections", "random", "source-hash", "source-port-hash"];
+
+/// A list of some of these, without the one that stands twice.
+fn some(rng: &mut Rng, of: &[&str], most: u64) -> String {
+    let mut chosen: Vec<&str> = (0..=rng.below(most)).map(|_| rng.pick(of)).collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    format!("{chosen:?}")
+}
+
+fn one_in(rng: &mut Rng, n: u64) -> bool {
+    rng.below(n) == 0
+}
+
+/// The lists of a listener or route. No range is in both.
+fn admission(rng: &mut Rng) -> String {
+    match rng.below(6) {
+        0 => format!("deny = [{:?}]\n", rng.pick(&RANGES)),
+        1 => format!("allow = {}\n", some(rng, &RANGES[..2], 2)),
+        2 => format!("allow = [\"10.0.0.0/8\"]\ndeny = [{:?}]\n", rng.pick(&RANGES[1..3])),
+        _ => String::new(),
+    }
+}
+
+fn listeners(rng: &mut Rng) -> String {
+    let mut text = String::new();
+    for (name, protocol, port, count) in
+        [("tls", "TLS", 443, 1 + rng.below(3)), ("tcp", "TCP", 80, 1), ("udp", "UDP", 53, 1)]
+    {
+        for number in 0..count {
+            text +=
+                &format!("[[listeners]]\nname = \"{name}{number}\"\nprotocol = \"{protocol}\"\n");
+            text += &format!("address = \"127.0.0.1:{port}\"\n");
+            text += &admission(rng);
+            if protocol == "TLS" && (number > 0 || one_in(rng, 2)) {
+                text += &format!("hostnames = {}\n", some(rng, &PATTERNS, 2));
+            }
+            if protocol == "TLS" && count == 1 && one_in(rng, 3) {
+                text += "default_hostname = \"a.test\"\n";
+            }
+            if protocol != "TLS" && one_in(rng, 8) {
+                text += "accept_proxy = { from = [\"10.8.0.0/16\"], only = true }\n";
+            }
+        }
+        for number in 0..rng.below(3) + u64::from(protocol != "TLS") {
+            text += &format!("[[routes]]\nname = \"{name}-route{number}\"\n");
+            let of: Vec<_> = (0..count).filter(|_| number > 0 || one_in(rng, 2)).collect();
+            let of = if of.is_empty() { vec![0] } else { of };
+            let of: Vec<_> = of.iter().map(|number| format!("{name}{number}")).collect();
+            text += &format!("listeners = {of:?}\n");
+            text += &admission(rng);
+            if protocol == "TLS" && one_in(rng, 2) {
+                text += &format!("hostnames = {}\n", some(rng, &PATTERNS, 2));
+            }
+            if protocol == "TLS" && one_in(rng, 3) {
+                text += &format!("alpn = {}\n", some(rng, &PROTOCOLS, 2));
+            }
+            if number > 0 || one_in(rng, 4) {
+                text += &format!("sources = {}\n", some(rng, &RANGES, 2));
+            }
+            if one_in(rng, 3) {
+                text += "balance = \"source-hash\"\n";
+            }
+            if one_in(rng, 3) {
+                text += "on_unavailable = \"next\"\n";
+            }
+            let kind = if protocol == "UDP" { "u" } else { "t" };
+            let mut shares = BTreeMap::new();
+            (0..=rng.below(2)).for_each(|_| _ = shares.insert(rng.below(3), rng.below(4)));
+            let shares = shares.iter().map(|(backend, weight)| {
+                format!("{{ name = \"{kind}{backend}\", weight = {weight} }}")
+            });
+            text += &format!("backends = [{}]\n", shares.collect::<Vec<_>>().join(", "));
+        }
+    }
+    text
+}
+
+/// Endpoints are told apart by their last byte and their port: that of their backend.
+fn backends(rng: &mut Rng) -> String {
+    let mut text = String::new();
+    for (kind, backend) in ["t", "u"].iter().flat_map(|kind| (0..3).map(move |at| (kind, at))) {
+        text += &format!("[[backends]]\nname = \"{kind}{backend}\"\n");
+        text += &format!("balance = {:?}\n", rng.pick(&BALANCES));
+        if *kind == "t" && one_in(rng, 3) {
+            text += "queue = 4\n";
+        }
+        // Nobody resolves names here, so this endpoint has no address.
+        let mut endpoints = vec!["\"nobody.invalid:1\"".to_owned()];
+        for at in 0..rng.below(4) {
+            let limit = if one_in(rng, 3) { ", max_sessions = 1" } else { "" };
+            let backup = if one_in(rng, 6) { ", backup = true" } else { "" };
+            let (weight, port) = (rng.below(3), 1_000 + backend);
+            endpoints.push(format!(
+                "{{ address = \"10.1.1.{at}:{port}\", weight = {weight}{limit}{backup} }}"
+            ));
+        }
+        text += &format!("endpoints = [{}]\n", endpoints.join(", "));
+    }
+    text
+}
+
+/// A table as it may be in force: some endpoints are down, drained or full.
+fn table(rng: &mut Rng, config: &Config) -> Option<RoutingTable> {
+    let whole = whole(config, &Resolved::default(), &mut Names::new()).ok()?;
+    let seed = rng.number();
+    let standing = |backend: &str, endpoint| {
+        let text = format!("{seed} {backend} {endpoint}");
+        let hash = text.bytes().fold(seed, |hash, byte| hash.rotate_left(5) ^ u64::from(byte));
+        let mut own = Rng::new(hash);
+        let drained = one_in(&mut own, 5);
+        Standing { is_up: !one_in(&mut own, 4), weight: drained.then_some(0), ..Standing::UP }
+    };
+    let table = whole.pickable(1, &standing, None);
+    for load in table.backends.iter().flat_map(|of| &of.loads).flatten() {
+        load.sessions.add(u32::from(one_in(rng, 3)));
+    }
+    Some(table)
+}
+
+fn client(rng: &mut Rng, table: &RoutingTable) -> Option<Client> {
+    let places: Vec<usize> = (0..table.listeners.len()).collect();
+    let listener = &table.listeners[rng.pick(&places)];
+    let start = rng.pick(&["10.0.0", "10.8.1", "10.9.1", "10.9.9", "192.0.2", "198.51.100"]);
+    let address = format!("{start}.{}:{}", rng.below(256), 1_024 + rng.below(60_000));
+    let tls = listener.protocol == Protocol::Tls;
+    let alpn = match tls && one_in(rng, 2) {
+        true => (0..rng.below(3)).map(|_| rng.pick(&PROTOCOLS).to_owned()).collect(),
+        false => Vec::new(),
+    };
+    Some(Client {
+        address: address.parse().ok()?,
+        port: true,
+        listener: listener.name.to_string(),
+        local: None,
+        server_name: (tls && !one_in(rng, 5)).then(|| rng.pick(&NAMES).to_owned()),
+        alpn,
+    })
+}
+
+/// What the proxy does with a client.
+#[derive(Debug, PartialEq)]
+enum Done {
+    Connects(String),
+    Refuses(&'static str),
+    /// The session waits for a place at an endpoint.
+    Waits,
+}
+
+struct Worker {
+    proxy: Proxy,
+    ops: Vec<(Token, Op)>,
+}
+
+impl Worker {
+    fn new(table: &RoutingTable, seed: u64) -> Self {
+        let limits = Limits {
+            sessions: 8,
+            flows: 8,
+            buffers: 8,
+            pipes: 8,
+            turn_bytes: 65_536,
+            bulk_bytes: u32::MAX,
+        };
+        let mut worker =
+            Self { proxy: Proxy::new(limits, seed, Arc::new(Counters::new())), ops: Vec::new() };
+        worker.proxy.apply(0, Arc::new(table.clone()), &mut worker.ops);
+        worker.ops.clear();
+        worker.proxy.records().clear();
+        worker
+    }
+
+    fn event(&mut self, token: Token, event: Event, bytes: &[u8]) {
+        self.proxy.handle(1, token, event, bytes, &mut self.ops);
+    }
+
+    /// Lets the client come, and says what the proxy does, and by which route.
+    fn serves(&mut self, table: &RoutingTable, client: &Client) -> (Done, Option<String>) {
+        let at = table.listeners.iter().position(|of| *of.name == *client.listener);
+        let socket = table.sockets.iter().find(|of| of.listeners.values().any(|i| Some(i) == at));
+        let socket = socket.expect("each listener has a socket");
+        let (token, local) = (Token::socket(socket.id), socket.address.ip().expect("an address"));
+        match socket.transport {
+            Transport::Udp => self.event(token, datagram(client.address), &[0]),
+            Transport::Tcp => self.connection(token, client, local),
+        }
+        let mut done = Done::Waits;
+        for (_, op) in self.ops.drain(..) {
+            match op {
+                Op::Connect { address, .. } => done = Done::Connects(address.to_string()),
+                Op::Open { address, .. } => done = Done::Connects(address.to_string()),
+                _ => {}
+            }
+        }
+        let refused = self.record();
+        if let Some((reason, route)) = refused {
+            return (Done::Refuses(reason), route);
+        }
+        self.proxy.stop(2, &mut self.ops);
+        // Flows end by and by.
+        let mut ends = (0..100).map(|at| {
+            self.proxy.expire(at * 10_000, &mut self.ops);
+            self.record()
+        });
+        let ended = ends.find_map(|ended| ended).expect("a session or flow that was stopped");
+        (done, ended.1)
+    }
+
+    fn connection(&mut self, socket: Token, client: &Client, local: SocketAddr) {
+        let accepted = Event::Accepted { incoming: 0, peer: client.address, local };
+        self.event(socket, accepted, &[]);
+        let of_session = |(token, _): &(Token, Op)| token.kind == Kind::Session;
+        let Some((token, _)) = self.ops.iter().copied().find(of_session) else { return };
+        let (side, ending, failed) = (Side::Client, false, false);
+        let ready = Event::Ready { side, readable: true, writable: true, ending, failed };
+        self.event(token, ready, &[]);
+        let alpn: Vec<&str> = client.alpn.iter().map(String::as_str).collect();
+        let hello = offering(&alpn, client.server_name.as_deref(), 0, 16_384);
+        while let Some(at) = self.ops.iter().position(|(_, op)| matches!(op, Op::Peek { .. })) {
+            let (token, Op::Peek { at_least }) = self.ops.remove(at) else { unreachable!() };
+            let all = u32::try_from(hello.len()).expect("a hello is short");
+            let len = at_least.clamp(1, all);
+            let peeked = Event::Peeked { start: 0, len, end: false };
+            self.event(token, peeked, &hello[..len as usize]);
+            self.event(token, ready, &[]);
+        }
+    }
+
+    /// The reason and the route of the one record about a session or flow.
+    fn record(&mut self) -> Option<(&'static str, Option<String>)> {
+        let records: Vec<_> = self.proxy.records().drain(..).collect();
+        records.into_iter().find_map(|record| match record {
+            Record::Closed(of) => {
+                let route = of.route.filter(|route| route.0 != u32::MAX);
+                Some((of.reason?.word(), route.map(|route| route.0.to_string())))
+            }
+            _ => None,
+        })
+    }
+}
+
+fn datagram(client: SocketAddr) -> Event {
+    Event::Datagrams {
+        buffer: BufferId(0),
+        peer: Some(client),
+        local: None,
+        bytes: 1,
+        size: 1,
+        count: 1,
+        truncated: false,
+    }
+}
+
+fn agree(answer: &Answer, done: &Done) -> bool {
+    let endpoints = answer.backends.iter().flat_map(|of| &of.endpoints);
+    let mut able = endpoints.filter(|of| of.chance > 0.0);
+    let none: Vec<_> = answer
+        .backends
+        .iter()
+        .filter(|of| of.none && of.chance > 0.0)
+        .map(|of| of.if_none)
+        .collect();
+    match (answer.outcome, done) {
+        (Outcome::Endpoint, Done::Connects(to)) => answer.endpoint.as_ref() == Some(to),
+        (Outcome::OneOf, Done::Connects(to)) => able.any(|of| of.endpoint == *to),
+        (Outcome::OneOf, Done::Refuses(reason)) => none.contains(reason),
+        (Outcome::OneOf, Done::Waits) => none.contains(&"queue_timeout"),
+        (Outcome::Refused, Done::Refuses(reason)) => answer.reason == Some(reason),
+        (Outcome::Refused, Done::Waits) => answer.reason == Some("queue_timeout"),
+        (Outcome::Endpoint, _) | (Outcome::Refused, Done::Connects(_)) => false,
+    }
+}
+
+#[test]
+fn why_says_what_the_proxy_does_in_1000_random_configurations() {
+    const CONFIGURATIONS: u32 = 1_000;
+    let machine = Machine { cores: vec![0], congestion: Vec::new() };
+    let mut rng = Rng::new(14);
+    let (mut tried, mut used) = (0, 0);
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    while used < CONFIGURATIONS {
+        tried += 1;
+        assert!(tried < 4 * CONFIGURATIONS, "most configurations have faults: {used} of {tried}");
+        let text = listeners(&mut rng) + &backends(&mut rng);
+        let Ok(config) = parse_for("f", &text, &machine) else { continue };
+        let Some(table) = table(&mut rng, &config) else { continue };
+        used += 1;
+        for _ in 0..4 {
+            let Some(client) = client(&mut rng, &table) else { continue };
+            let running = Running { table: &table, config: &config, endpoints: &[] };
+            let answer = why(&running, &client).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
+            let waits_for_header = answer
+                .rules
+                .iter()
+                .any(|rule| rule.passed && rule.said.starts_with("accept_proxy.from"));
+            if waits_for_header {
+                continue;
+            }
+            let (done, route) = Worker::new(&table, rng.number()).serves(&table, &client);
+            assert!(
+                agree(&answer, &done),
+                "{client:?}\n{done:?}\n{}\n{text}",
+                serde_json::to_string_pretty(&answer).expect("JSON")
+            );
+            let by_name = table.routes.iter().find(|of| Some(&*of.name) == answer.route.as_deref());
+            // The record of a flow that is refused has no route.
+            if answer.protocol != "UDP" || matches!(done, Done::Connects(_)) {
+                assert_eq!(by_name.map(|of| of.id.0.to_string()), route, "{client:?}\n{text}");
+            }
+            rules_fit(&answer, &text);
+            let word = match &done {
+                Done::Connects(_) if answer.outcome == Outcome::Endpoint => "exactly",
+                Done::Connects(_) => "one of",
+                Done::Refuses(reason) => reason,
+                Done::Waits => "waits",
+            };
+            *seen.entry(word.to_owned()).or_default() += 1;
+        }
+    }
+    eprintln!("{used} of {tried} configurations: {seen:?}");
+    for word in [
+        "exactly",
+        "one of",
+        "waits",
+        "source_denied",
+        "unknown_server_name",
+        "no_route",
+        "no_backend",
+        "no_endpoint",
+        "endpoints_full",
+    ] {
+        assert!(seen.get(word).is_some_and(|count| *count >= 5), "{word} is rare: {seen:?}");
+    }
+}
+
+/// The reasons beside the rules fit the outcome.
+fn rules_fit(answer: &Answer, text: &str) {
+    let matched: Vec<_> = answer.routes.iter().filter(|of| of.matched).collect();
+    assert!(matched.len() <= 1, "{text}");
+    assert_eq!(matched.first().map(|of| &of.route), answer.route.as_ref(), "{text}");
+    for route in &answer.routes {
+        let fails = route.why.contains("the client has none of these");
+        assert!(!(route.matched && fails), "{route:?}\n{text}");
+        let beaten = route.why.contains("more specific");
+        assert!(route.matched || fails || beaten, "no reason: {route:?}\n{text}");
+    }
+    let failed = answer.rules.iter().filter(|rule| !rule.passed).count();
+    assert!(failed <= 1 && (failed == 0 || answer.outcome == Outcome::Refused), "{text}");
+    let sum: f64 = answer.backends.iter().map(|of| of.chance).sum();
+    assert!(answer.backends.is_empty() || sum < 1e-9 || (sum - 1.0).abs() < 1e-9, "{sum}\n{text}");
+}
