@@ -1,5 +1,5 @@
 //! Reads the arguments and gives the exit code: 0 on success, 1 after an error, 2 for wrong
-//! arguments.
+//! arguments. `diff` has codes of its own.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -22,9 +22,10 @@ use ipnet::IpNet;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::control::client::verbs::Verb;
+use crate::control::client::diff;
+use crate::control::client::verbs::{Output, Verb};
 use crate::control::doctor::{self, State};
-use crate::control::output::{BadConfig, features, print};
+use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::process::{self, Origin};
 use crate::control::{access_log, demo};
 
@@ -140,6 +141,20 @@ enum Command {
         /// A warning makes the exit code 1 too.
         #[arg(long)]
         strict: bool,
+        #[command(flatten)]
+        gateways: GatewayArgs,
+    },
+    /// Say what a configuration would change in a running gateway.
+    ///
+    /// Lists settings, listeners, routes, backends and endpoints that would come, go or change,
+    /// with old and new values, and how many sessions live on what would go. Changes nothing. The
+    /// exit code is 0 if nothing differs, 1 if something does, and 2 if they can't be compared.
+    Diff {
+        /// The candidate: a TOML file, a YAML file, or a directory; `-` is TOML on stdin.
+        #[arg(value_name = "FILE|DIR")]
+        file: PathBuf,
+        #[command(flatten)]
+        output: Output,
         #[command(flatten)]
         gateways: GatewayArgs,
     },
@@ -301,6 +316,12 @@ pub fn main() -> ExitCode {
     let result = cli.run();
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };
+    if let Some(Exit { code, text }) = error.downcast_ref::<Exit>() {
+        if !text.is_empty() {
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+        return ExitCode::from(*code);
+    }
     // Faults of a file begin with the file's own name, as in compilers' messages.
     let name = if error.is::<BadConfig>() { "" } else { "ringway: " };
     // If stderr is gone, nobody can be told.
@@ -362,6 +383,9 @@ impl Cli {
                 doctor(source.as_ref(), json, strict)
             }
             Command::Crd => print(&gateway::objects::policy::crd()),
+            Command::Diff { file, output, gateways } => {
+                diff::run(&given(file, gateways.options())?, &output)
+            }
             Command::Live(verb) => verb.run(),
             Command::Completions { shell } => {
                 let mut text = Vec::new();

@@ -10,6 +10,7 @@ pub mod cli;
 mod client;
 pub mod cluster;
 pub mod demo;
+mod diff;
 mod doctor;
 mod id;
 mod live;

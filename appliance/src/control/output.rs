@@ -37,6 +37,14 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 #[error("{0}")]
 pub struct BadConfig(pub String);
 
+/// The end of a command with this exit code. The text may be empty: then all was said before.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Exit {
+    pub code: u8,
+    pub text: String,
+}
+
 /// The message of a thread that has panicked.
 pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -137,6 +137,11 @@ impl Gateway {
         self.folder.write("ringway.toml", &format!("{}{config}", self.head));
     }
 
+    /// A file beside the gateway's own, which differs only in `config`.
+    pub fn candidate(&self, config: &str) -> PathBuf {
+        self.folder.write("candidate.toml", &format!("{}{config}", self.head))
+    }
+
     /// The same without a rename, as some editors write.
     pub fn write_in_place(&self, config: &str) {
         let path = self.folder.file("ringway.toml");

@@ -182,10 +182,10 @@ pub struct Which {
 #[derive(Debug, Args)]
 pub struct Output {
     #[command(flatten)]
-    reach: Reach,
+    pub reach: Reach,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// The rows of a page. A page takes some milliseconds.

@@ -1,5 +1,6 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
+mod config;
 mod endpoints;
 mod sessions;
 mod why;
@@ -29,7 +30,8 @@ pub struct Api {
 pub const MOST_BODY: usize = 4_096;
 
 pub fn routes() -> Router<Api> {
-    let all = sessions::routes().merge(endpoints::routes()).merge(why::routes());
+    let all =
+        sessions::routes().merge(endpoints::routes()).merge(why::routes()).merge(config::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
 

@@ -1,0 +1,80 @@
+//! What an operator asks of a running gateway before and while things change.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{Gateway, Launch, Server, connect, echo, free_address};
+use serde_json::Value;
+
+/// A session that relays: a byte has gone both ways.
+fn session(address: std::net::SocketAddr) -> TcpStream {
+    let mut stream = connect(address);
+    stream.write_all(b"x").expect("sending");
+    stream.read_exact(&mut [0]).expect("the echo");
+    stream
+}
+
+/// The exit code of `ringway diff`, what it prints, and what it says on stderr.
+fn diff(gateway: &Gateway, words: &[&str]) -> (Option<i32>, String, String) {
+    let output = gateway.verb(&[&["diff"], words].concat());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn diff_says_what_a_candidate_would_change_and_how_many_sessions_it_concerns() {
+    let (server, other) = (Server::tcp(echo), Server::tcp(echo));
+    let (a, b) = (free_address(), free_address());
+    let parts = |keys: &str, endpoints: Vec<std::net::SocketAddr>| {
+        listener("a", "TCP", a, keys)
+            + &route("a", "a", &[("main", 1)], "")
+            + &backend("main", endpoints, "balance = \"source-port-hash\"")
+    };
+    let only = |at: std::net::SocketAddr| backend("only", [at], "");
+    let config = parts("", vec![server.address, other.address])
+        + &listener("b", "TCP", b, "")
+        + &route("b", "b", &[("only", 1)], "")
+        + &only(server.address);
+    let gateway = Launch::default().socket().start(&config);
+    let sessions: Vec<_> = (0..3).map(|_| session(b)).collect();
+
+    let same = gateway.candidate(&config).display().to_string();
+    assert_eq!(diff(&gateway, &[&same]), (Some(0), "no difference\n".into(), String::new()));
+
+    let config = parts("idle_timeout = \"1m\"", vec![server.address, free_address()])
+        + &route("b", "a", &[("only", 1)], "sources = [\"10.0.0.0/8\"]")
+        + &only(other.address);
+    let file = gateway.candidate(&format!("drain_timeout = \"7s\"\n{config}"));
+    let file = file.display().to_string();
+    let (code, said, _) = diff(&gateway, &[&file]);
+    assert_eq!(code, Some(1), "{said}");
+    for line in [
+        "setting drain_timeout: changed\n  drain_timeout: (default) -> \"7s\"\n".to_owned(),
+        "listener a: changed\n  idle_timeout: (default) -> \"1m\"\n".to_owned(),
+        "listener b: removed, 3 sessions or flows now\n".to_owned(),
+        "route b: changed\n  listeners: [\"b\"] -> [\"a\"]\n".to_owned(),
+        format!("endpoint main/{}: removed, 0 sessions or flows now\n", other.address),
+        format!("endpoint only/{}: removed, 3 sessions or flows now\n", server.address),
+        format!("endpoint only/{}: added\n", other.address),
+        "3 sessions and flows would stay on listeners that go or move".to_owned(),
+    ] {
+        assert!(said.contains(&line), "{line} is not in:\n{said}");
+    }
+    let (code, said, _) = diff(&gateway, &[&file, "--json"]);
+    let found: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!((code, found["same"].as_bool()), (Some(1), Some(false)));
+    assert_eq!((found["listener_sessions"].as_u64(), sessions.len()), (Some(3), 3));
+
+    // The candidate was only looked at.
+    session(b);
+    let bad = gateway.candidate("colour = 1\n").display().to_string();
+    let (code, said, fault) = diff(&gateway, &[&bad]);
+    assert_eq!((code, said.as_str()), (Some(2), ""));
+    assert!(fault.starts_with(&bad) && fault.contains("colour"), "{fault}");
+    let good = gateway.candidate(&config).display().to_string();
+    let nobody = ringway_tests::real::run_verb(&["diff", &good], "/nonexistent/admin.sock");
+    assert_eq!(nobody.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(said.contains("no gateway has its socket there"), "{said}");
+}
