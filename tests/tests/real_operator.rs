@@ -3,8 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Launch, Server, connect, echo, free_address};
+use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::{
+    Gateway, Launch, Server, connect, echo, free_address, run_verb, wait_until,
+};
 use serde_json::Value;
 
 /// A session that relays: a byte has gone both ways.
@@ -73,8 +75,45 @@ fn diff_says_what_a_candidate_would_change_and_how_many_sessions_it_concerns() {
     assert_eq!((code, said.as_str()), (Some(2), ""));
     assert!(fault.starts_with(&bad) && fault.contains("colour"), "{fault}");
     let good = gateway.candidate(&config).display().to_string();
-    let nobody = ringway_tests::real::run_verb(&["diff", &good], "/nonexistent/admin.sock");
+    let nobody = run_verb(&["diff", &good], "/nonexistent/admin.sock");
     assert_eq!(nobody.status.code(), Some(2));
     let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
     assert!(said.contains("no gateway has its socket there"), "{said}");
+}
+
+#[test]
+fn the_log_level_changes_while_the_gateway_runs_and_falls_back() {
+    let server = Server::tcp(echo);
+    let config = forward("TCP", free_address(), [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let level = || gateway.asks(&["log-level"])["level"].as_str().map(str::to_owned);
+    let tables = || gateway.stderr().matches("goes to the workers").count();
+    let drain = |verb| gateway.asks(&[verb, &server.address.to_string()]);
+    assert_eq!(level().as_deref(), Some("info"));
+    drain("drain");
+    drain("undrain");
+    wait_until("the log has the overrides", || gateway.stderr().contains("is taken back"));
+    assert_eq!(tables(), 0, "debug lines at the level info");
+    let set = gateway.asks(&["log-level", "ringway=debug", "--for", "3s"]);
+    assert_eq!(
+        (set["level"].as_str(), set["then"].as_str()),
+        (Some("info,ringway=debug"), Some("info"))
+    );
+    gateway.asks(&["drain", &server.address.to_string(), "--for", "1s"]);
+    wait_until("a debug line", || tables() > 0);
+    wait_until("the level is back", || level().as_deref() == Some("info"));
+    wait_until("its line", || gateway.stderr().contains("log level: info again"));
+
+    assert_eq!(gateway.asks(&["log-level", "off"])["level"], "off");
+    wait_until("the last line", || gateway.stderr().contains("operator: off"));
+    let before = gateway.stderr();
+    drain("drain");
+    assert_eq!(gateway.stderr(), before);
+    let wrong = gateway.verb(&["log-level", "loud"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("\"loud\" is none of off, error"));
+    let by_address = format!("http://{}", gateway.admin);
+    let refused = run_verb(&["log-level", "info"], &by_address);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("reading only"), "{said}");
+    assert_eq!(level().as_deref(), Some("off"));
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use config_sync::gateway;
 use config_sync::gateway::files::Options;
@@ -19,13 +19,12 @@ use config_sync::model::place::Warning;
 use config_sync::source::{Source, Translated};
 use config_sync::sync::dry_run::Checked;
 use ipnet::IpNet;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
 
 use crate::control::client::diff;
 use crate::control::client::verbs::{Output, Verb};
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
+use crate::control::own_log::{self, LogLevel};
 use crate::control::process::{self, Origin};
 use crate::control::{access_log, demo};
 
@@ -41,16 +40,6 @@ pub struct Cli {
     log_level: LogLevel,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogLevel {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 #[derive(Debug, Subcommand)]
@@ -312,7 +301,7 @@ struct Without {
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let log = log_to_stderr(cli.log_level);
+    let log = own_log::to_stderr(cli.log_level);
     let result = cli.run();
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };
@@ -395,34 +384,6 @@ impl Cli {
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }
-}
-
-/// Sends Ringway's own log to stderr. The log goes through a queue, like the access log: a blocked
-/// terminal must not stop a thread that logs.
-fn log_to_stderr(level: LogLevel) -> WorkerGuard {
-    // These crates log each failure to follow a cluster again and again, without saying where.
-    // Ringway gets every error of theirs and logs each cause once.
-    let quiet = ",kube_client=off,kube_runtime=off";
-    let filter = match level {
-        LogLevel::Off => "off".to_owned(),
-        LogLevel::Error => "error".to_owned(),
-        LogLevel::Warn => format!("warn{quiet}"),
-        LogLevel::Info => format!("info{quiet}"),
-        LogLevel::Debug => "debug".to_owned(),
-        LogLevel::Trace => "trace".to_owned(),
-    };
-    let (queue, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(8_192)
-        .thread_name("ringway-stderr")
-        .finish(io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-        .with_target(false)
-        .with_writer(queue)
-        .init();
-    guard
 }
 
 /// Ok if all results are. Every fault of every file is in the error.

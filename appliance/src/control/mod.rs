@@ -16,6 +16,7 @@ mod id;
 mod live;
 pub mod metrics;
 mod output;
+pub mod own_log;
 pub mod process;
 pub mod run;
 mod shown;

@@ -131,6 +131,19 @@ pub fn why(answer: &Value) -> String {
     text
 }
 
+/// The level of the log, and when it ends.
+pub fn log_level(answer: &Value) -> String {
+    let word = |field: &str, form| cell(answer.get(field), form);
+    let level = word("level", As::Text);
+    match answer.get("left_ms") {
+        Some(_) => {
+            let (left, then) = (word("left_ms", As::Millis), word("then", As::Text));
+            format!("{level} for {left}, then {then}\n")
+        }
+        None => format!("{level}\n"),
+    }
+}
+
 fn cell(value: Option<&Value>, form: As) -> String {
     match (value, form) {
         (None | Some(Value::Null), _) => "-".to_owned(),

@@ -7,7 +7,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::control::client::http::{Question, Reach};
-use crate::control::client::show::{Columns, ENDPOINTS, OVERRIDES, SESSIONS, object, table, why};
+use crate::control::client::show::{
+    Columns, ENDPOINTS, OVERRIDES, SESSIONS, log_level, object, table, why,
+};
 use crate::control::output::print;
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +61,18 @@ pub enum Verb {
     },
     /// List what operators have said about endpoints of a running gateway.
     Overrides {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show or set how much a running gateway says about itself.
+    LogLevel {
+        /// off, error, warn, info, debug or trace; or this for a part of the program, such as
+        /// config_sync::health=debug. Several have commas between them. Without: show the level.
+        #[arg(value_name = "LEVEL|TARGET=LEVEL,...")]
+        level: Option<String>,
+        /// Go back to the level of before after this time, such as 90s, 10m or 2h.
+        #[arg(long = "for", value_name = "TIME", value_parser = time, requires = "level")]
+        lasts: Option<Duration>,
         #[command(flatten)]
         output: Output,
     },
@@ -218,6 +232,21 @@ impl Verb {
                 output.show(&question, why).await
             }
             Self::Overrides { output } => output.list("overrides", OVERRIDES).await,
+            Self::LogLevel { level: None, output, .. } => {
+                output.show(&Question::get("log-level"), log_level).await
+            }
+            Self::LogLevel { level: Some(level), lasts, output } => {
+                let mut body = json!({ "level": level });
+                if let Some(lasts) = lasts {
+                    body["for_seconds"] = lasts.as_secs().into();
+                }
+                let question = Question {
+                    method: Method::PUT,
+                    body: Some(body),
+                    ..Question::get("log-level")
+                };
+                output.show(&question, log_level).await
+            }
             Self::Drain { at, lasts } => at.say(json!({ "action": "drain" }), lasts).await,
             Self::Disable { at, lasts } => at.say(json!({ "action": "disable" }), lasts).await,
             Self::Undrain { at } => at.take_back("drain").await,

@@ -2,6 +2,7 @@
 
 mod config;
 mod endpoints;
+mod log_level;
 mod sessions;
 mod why;
 
@@ -30,8 +31,11 @@ pub struct Api {
 pub const MOST_BODY: usize = 4_096;
 
 pub fn routes() -> Router<Api> {
-    let all =
-        sessions::routes().merge(endpoints::routes()).merge(why::routes()).merge(config::routes());
+    let all = sessions::routes()
+        .merge(endpoints::routes())
+        .merge(why::routes())
+        .merge(config::routes())
+        .merge(log_level::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
 

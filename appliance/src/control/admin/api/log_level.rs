@@ -1,0 +1,78 @@
+//! Shows and sets the level of Ringway's own log.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::HeaderMap;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::control::admin::api::{Api, Fault};
+use crate::control::own_log::{InForce, OwnLog, own_log};
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/log-level", get(show).put(set))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Set {
+    level: String,
+    for_seconds: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Told {
+    level: String,
+    /// Absent: until somebody changes it, or a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_ms: Option<u64>,
+    /// The level after that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    then: Option<String>,
+}
+
+impl From<InForce> for Told {
+    fn from(InForce { levels, then }: InForce) -> Self {
+        let (left, then) = then.unzip();
+        let millis = |left: Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            level: levels.to_string(),
+            left_ms: left.map(millis),
+            then: then.map(|levels| levels.to_string()),
+        }
+    }
+}
+
+fn log() -> Result<&'static OwnLog, Fault> {
+    own_log().ok_or_else(|| Fault::bad("this process has no log of its own"))
+}
+
+async fn show() -> Result<Json<Told>, Fault> {
+    Ok(Json(log()?.in_force(Instant::now()).into()))
+}
+
+async fn set(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Result<Json<Set>, JsonRejection>,
+) -> Result<Json<Told>, Fault> {
+    api.may_change(&headers).await?;
+    let Json(Set { level, for_seconds }) = body?;
+    if for_seconds == Some(0) {
+        return Err(Fault::bad("for_seconds: at least 1"));
+    }
+    let lasts = for_seconds.map(Duration::from_secs);
+    let log = log()?;
+    let in_force = log.set(&level, lasts, Instant::now()).map_err(Fault::bad)?;
+    if let Some(lasts) = lasts {
+        tokio::spawn(async move {
+            tokio::time::sleep(lasts).await;
+            log.expire(Instant::now());
+        });
+    }
+    Ok(Json(in_force.into()))
+}
