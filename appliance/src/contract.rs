@@ -159,6 +159,8 @@ pub enum Op {
     /// Ask how many bytes sent to `side` its peer's kernel has not acknowledged, because a reset
     /// may overtake these bytes. *Direct*: `Unacked`.
     Unacked { side: Side },
+    /// Ask the kernel how the connection of `side` fares. *Direct*: `Inspected`.
+    Inspect { side: Side },
     /// Shut down the sending half towards `side` (a FIN after the bytes sent). *Direct*, no event.
     Shutdown { side: Side },
     /// Close all connections and pipes of the session, with a reset on each side if `reset`.
@@ -292,6 +294,13 @@ pub enum Event {
     Unacked {
         side: Side,
         bytes: u32,
+    },
+    /// `bytes[start..start + len]` of the turn's byte arena are what `wire::tcp_info` reads.
+    /// No bytes: the side is gone, or is no TCP connection.
+    Inspected {
+        side: Side,
+        start: u32,
+        len: u32,
     },
     Closed,
 

@@ -117,3 +117,60 @@ fn the_log_level_changes_while_the_gateway_runs_and_falls_back() {
     assert!(!refused.status.success() && said.contains("reading only"), "{said}");
     assert_eq!(level().as_deref(), Some("off"));
 }
+
+#[test]
+fn a_session_shows_its_connections_and_which_side_is_slow() {
+    // Sends without end once it has read a byte, and then reads no more.
+    let server = Server::tcp(|mut stream: TcpStream| {
+        let mut byte = [0];
+        _ = stream.read_exact(&mut byte);
+        match byte[0] {
+            b'f' => while stream.write_all(&[0; 65_536]).is_ok() {},
+            _ => {
+                _ = stream.write_all(b"x");
+                std::thread::sleep(std::time::Duration::from_secs(60));
+            }
+        }
+    });
+    let address = free_address();
+    let config = forward("TCP", address, [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let id_of = |stream: &TcpStream| {
+        let client = stream.local_addr().expect("an address").to_string();
+        let all = gateway.asks(&["sessions"]);
+        let row = all.as_array().into_iter().flatten().find(|row| row["client"] == *client);
+        row.and_then(|row| row["id"].as_str()).expect("the session is listed").to_owned()
+    };
+    let (mut calm, mut deaf, mut full) = (connect(address), connect(address), connect(address));
+    calm.write_all(b"c").expect("sending");
+    calm.read_exact(&mut [0]).expect("an answer");
+    let row = gateway.asks(&["session", &id_of(&calm)]);
+    for side in ["client_tcp", "endpoint_tcp"] {
+        let tcp = &row[side];
+        assert!(tcp["rtt_ms"].as_f64() > Some(0.0) && tcp["cwnd"].as_u64() > Some(1), "{row}");
+        // One byte, or with the SYN two, went each way.
+        assert!(tcp["bytes_received"] == 1 && tcp["bytes_acked"].as_u64() <= Some(2), "{row}");
+        assert!(tcp["retransmits"].is_u64() && tcp["delivery_rate"].is_u64(), "{row}");
+    }
+    assert!(row["slow"].as_str().is_some_and(|slow| slow.starts_with("no side is slow")), "{row}");
+
+    deaf.write_all(b"f").expect("sending");
+    let id = id_of(&deaf);
+    wait_until("the client is named as slow", || {
+        let row = gateway.asks(&["session", &id]);
+        let slow = row["slow"].as_str().unwrap_or_default();
+        slow.contains("the client is slow: it does not read")
+            && slow.contains("bytes behind it are not read yet")
+    });
+    let said = String::from_utf8_lossy(&gateway.verb(&["session", &id]).stdout).into_owned();
+    assert!(said.contains("TCP") && said.contains("rtt_ms") && said.contains("is slow"), "{said}");
+
+    full.write_all(b"s").expect("sending");
+    full.set_write_timeout(Some(std::time::Duration::from_millis(300))).expect("a timeout");
+    while full.write_all(&[0; 65_536]).is_ok() {}
+    let id = id_of(&full);
+    wait_until("the endpoint is named as slow", || {
+        let row = gateway.asks(&["session", &id]);
+        row["slow"].as_str().is_some_and(|slow| slow.contains("the endpoint is slow: it does not"))
+    });
+}

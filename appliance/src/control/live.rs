@@ -92,9 +92,10 @@ fn request(asked: Asked, run: Run, names: &Names) -> Result<(usize, What), Refus
         Asked::KillAll { worker, of, words } => {
             (worker, What::KillAll { of, filter: filter(&words, names)? })
         }
-        Asked::Kill { run: of, .. } if of != run => {
+        Asked::Kill { run: of, .. } | Asked::Inspect { run: of, .. } if of != run => {
             return Err(Refusal::Unknown("the id is of an earlier run of the gateway".to_owned()));
         }
+        Asked::Inspect { worker, handle, .. } => (worker, What::Inspect(handle)),
         Asked::Kill { worker, handle, .. } => (worker, What::Kill(handle)),
     })
 }

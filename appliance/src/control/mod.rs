@@ -21,4 +21,5 @@ pub mod process;
 pub mod run;
 mod shown;
 mod spare_files;
+mod tcp;
 pub mod why;

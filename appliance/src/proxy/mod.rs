@@ -274,6 +274,10 @@ impl Proxy {
         if let Event::Taken { .. } | Event::Peeked { .. } = event {
             self.core.takes -= 1;
         }
+        if let Event::Inspected { side, start, len } = event {
+            let bytes = &bytes[start as usize..][..len as usize];
+            return self.requests.inspected(&mut self.core, token, side, bytes);
+        }
         let Some(session) = self.sessions.get_mut(token.slot, token.generation) else { return };
         if event == Event::Closed {
             self.sessions.remove(token.slot);

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use config_sync::table::request::{Facts, Filter, Handle, Of, Request, What};
 
+use crate::contract::{Op, Side, Token};
 use crate::proxy::core::Core;
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::{Session, State};
@@ -33,6 +34,20 @@ pub struct Requests {
     reply: Reply,
     /// The next slot to look at. `None`: the first request has not begun.
     slot: Option<u32>,
+    /// Looks at connections, the oldest first.
+    inspections: VecDeque<Inspection>,
+}
+
+/// A look at the connections of a session. The ring answers in this turn, unless the session ends
+/// before.
+#[derive(Debug)]
+struct Inspection {
+    token: Token,
+    reply: Reply,
+    /// The sides that the ring was asked about.
+    asked: [bool; 2],
+    /// When the request is answered with what there is, in microseconds.
+    due: u64,
 }
 
 /// What a worker has.
@@ -51,8 +66,50 @@ impl Requests {
             let reply = Reply { number: request.number, killed, ..Reply::default() };
             return held.core.records.push(Record::Reply(reply));
         }
+        if let What::Inspect(handle) = request.what {
+            return self.inspect(held, request.number, handle);
+        }
         self.waiting.push_back(request);
         self.next.get_or_insert(held.core.now);
+    }
+
+    /// Asks the ring about the connections of a session. A flow has none.
+    fn inspect(&mut self, held: &mut Held<'_>, number: u64, handle: Handle) {
+        let entries: Vec<_> = held.living(handle).into_iter().collect();
+        let reply = Reply { number, entries, ..Reply::default() };
+        let session = match handle.of {
+            Of::Sessions => held.sessions.get_mut(handle.slot, handle.generation),
+            Of::Flows => None,
+        };
+        let Some(session) = session.filter(|_| !reply.entries.is_empty()) else {
+            return held.core.records.push(Record::Reply(reply));
+        };
+        let asked = [true, has_endpoint(&session.state)];
+        let (token, due) = (session.token, held.core.now + STEP);
+        for side in [Side::Client, Side::Endpoint] {
+            if asked[side as usize] {
+                held.core.push(token, Op::Inspect { side });
+            }
+        }
+        self.inspections.push_back(Inspection { token, reply, asked, due });
+        self.next.get_or_insert(due);
+    }
+
+    /// The ring has looked at a side of a session.
+    pub fn inspected(&mut self, core: &mut Core, token: Token, side: Side, bytes: &[u8]) {
+        let at = side as usize;
+        let waits =
+            |of: &Inspection| of.token == token && of.asked[at] && of.reply.sides[at].is_none();
+        let Some(position) = self.inspections.iter().position(waits) else { return };
+        let Inspection { reply, asked, .. } = &mut self.inspections[position];
+        reply.sides[at] = Some(bytes.into());
+        let is_whole = |at: usize| !asked[at] || reply.sides[at].is_some();
+        if is_whole(0)
+            && is_whole(1)
+            && let Some(done) = self.inspections.remove(position)
+        {
+            core.records.push(Record::Reply(done.reply));
+        }
     }
 
     /// Makes one step, if one is due.
@@ -60,12 +117,17 @@ impl Requests {
         if self.next.is_none_or(|next| held.core.now < next) {
             return;
         }
-        let Some(request) = self.waiting.front() else { return self.next = None };
+        while let Some(of) = self.inspections.pop_front_if(|of| of.due <= held.core.now) {
+            held.core.records.push(Record::Reply(of.reply));
+        }
+        let Some(request) = self.waiting.front() else {
+            return self.next = self.inspections.front().map(|of| of.due);
+        };
         self.reply.number = request.number;
         let (of, filter, from, most) = match &request.what {
             What::List { of, filter, from, most } => (*of, filter, *from, Some(*most)),
             What::KillAll { of, filter } => (*of, filter, 0, None),
-            What::Kill(_) => unreachable!("`ask` has carried it out"),
+            What::Inspect(_) | What::Kill(_) => unreachable!("`ask` has carried it out"),
         };
         let is_full =
             |reply: &Reply| most.is_some_and(|most| reply.entries.len() as u64 >= most.into());
@@ -93,7 +155,7 @@ impl Requests {
         self.slot = None;
         self.waiting.pop_front();
         if self.waiting.is_empty() {
-            self.next = None;
+            self.next = self.inspections.front().map(|of| of.due);
         }
     }
 }
@@ -128,6 +190,12 @@ impl Held<'_> {
         })
     }
 
+    /// The session or flow, if its end has not begun.
+    fn living(&mut self, handle: Handle) -> Option<Entry> {
+        let found = self.find(handle.of, handle.slot, &Filter::default());
+        self.entry(found.filter(|found| *found == handle)?)
+    }
+
     /// Closes a session or flow. False: it has ended.
     fn kill(&mut self, Handle { of, slot, generation }: Handle) -> bool {
         match of {
@@ -145,6 +213,23 @@ impl Held<'_> {
             }
         }
         true
+    }
+}
+
+/// Whether the session is connected to its endpoint.
+fn has_endpoint(state: &State) -> bool {
+    match state {
+        State::SendingProxyHeader(_)
+        | State::Asking(_)
+        | State::Securing(_)
+        | State::Relaying(_) => true,
+        State::AwaitingProxyHeader(_)
+        | State::Opening { .. }
+        | State::Requesting(_)
+        | State::Greeting
+        | State::Waiting(_)
+        | State::Connecting(_)
+        | State::Closing => false,
     }
 }
 

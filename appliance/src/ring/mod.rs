@@ -159,6 +159,7 @@ impl Ring {
             }
             Op::Give { to, start, len } => tcp.give(token, to, (start, len), turn),
             Op::Unacked { side } => tcp.unacked(token, side, turn),
+            Op::Inspect { side } => tcp.inspect(token, side, turn),
             Op::Shutdown { side } => tcp.shutdown(token, side),
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
             Op::Receive => udp.receive(token),

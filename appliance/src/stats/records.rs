@@ -113,6 +113,9 @@ pub struct Reply {
     /// The request's number.
     pub number: u64,
     pub entries: Vec<Entry>,
+    /// How the client's and the endpoint's connection fare, if that was asked: the bytes that
+    /// `wire::tcp_info` reads.
+    pub sides: [Option<Box<[u8]>>; 2],
     /// The number of sessions or flows that were closed.
     pub killed: u32,
     /// The slot from which the list goes on. `None`: the list is at its end.

@@ -5,3 +5,4 @@
 pub mod client_hello;
 pub mod postgres;
 pub mod proxy_header;
+pub mod tcp_info;

@@ -17,6 +17,8 @@ pub struct Request {
 pub enum What {
     /// List what matches, from the slot `from` on, and `most` at most.
     List { of: Of, filter: Filter, from: u32, most: u32 },
+    /// List this session or flow, and say how its connections fare.
+    Inspect(Handle),
     /// Close this session or flow.
     Kill(Handle),
     /// Close all that match.

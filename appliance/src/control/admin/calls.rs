@@ -28,6 +28,7 @@ pub enum Call {
 /// Which worker is asked for what.
 pub enum Asked {
     List { worker: usize, of: Of, words: Words, from: u32, most: u32 },
+    Inspect { worker: usize, handle: Handle, run: Run },
     Kill { worker: usize, handle: Handle, run: Run },
     KillAll { worker: usize, of: Of, words: Words },
 }

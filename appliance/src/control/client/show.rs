@@ -57,8 +57,29 @@ pub fn table(rows: &[Value], columns: Columns) -> String {
     table.text()
 }
 
+/// A session or flow: a line for each field, and a table of its two connections.
+pub fn session(value: &Value) -> String {
+    let mut row = value.clone();
+    let mut take = |key: &str| row.as_object_mut().and_then(|row| row.remove(key));
+    let sides = ["client_tcp", "endpoint_tcp"].map(&mut take);
+    let slow = take("slow");
+    let mut text = object(&row);
+    if let [Some(Value::Object(client)), endpoint] = &sides {
+        let mut table = Table::new(&["TCP", "CLIENT", "ENDPOINT"]);
+        for (key, value) in client {
+            let other = endpoint.as_ref().and_then(|side| side.get(key));
+            table.row(vec![key.clone(), cell(Some(value), As::Text), cell(other, As::Text)]);
+        }
+        text += &format!("\n{}", table.text());
+    }
+    if let Some(slow) = slow {
+        text += &format!("\n{}\n", cell(Some(&slow), As::Text));
+    }
+    text
+}
+
 /// One object: a line for each field.
-pub fn object(value: &Value) -> String {
+fn object(value: &Value) -> String {
     let fields = value.as_object().into_iter().flatten();
     let width = fields.clone().map(|(key, _)| key.len()).max().unwrap_or(0);
     let line = |(key, value): (&String, &Value)| {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::control::client::http::{Question, Reach};
 use crate::control::client::show::{
-    Columns, ENDPOINTS, OVERRIDES, SESSIONS, log_level, object, table, why,
+    Columns, ENDPOINTS, OVERRIDES, SESSIONS, log_level, session, table, why,
 };
 use crate::control::output::print;
 
@@ -216,7 +216,7 @@ impl Verb {
             Self::Sessions(list) => list.run("sessions").await,
             Self::Flows(list) => list.run("flows").await,
             Self::Session { id, output } => {
-                output.show(&Question::get(format!("session/{}", part(&id))), object).await
+                output.show(&Question::get(format!("session/{}", part(&id))), session).await
             }
             Self::Kill { id: Some(id), output, .. } => {
                 output.show(&Question::delete(format!("session/{}", part(&id))), killed).await

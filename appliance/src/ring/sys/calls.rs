@@ -55,6 +55,15 @@ pub fn unacked(fd: BorrowedFd<'_>) -> u32 {
     bytes.unsigned_abs()
 }
 
+/// Bytes that wait to be received (FIONREAD, tcp(7)).
+pub fn unread(fd: BorrowedFd<'_>) -> u32 {
+    let mut bytes: c_int = 0;
+    // SAFETY: the kernel writes one int. A failure leaves 0, because there is no connection any
+    // more.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    bytes.unsigned_abs()
+}
+
 /// send(2) without waiting and without SIGPIPE.
 pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

@@ -46,3 +46,15 @@ pub fn unacked(fd: BorrowedFd<'_>) -> u32 {
     }
     calls::unacked(fd)
 }
+
+/// Adds to `arena` what `wire::tcp_info` reads. Adds nothing if this is no TCP connection.
+pub fn inspect(fd: BorrowedFd<'_>, arena: &mut Vec<u8>) {
+    // Up to `tcpi_snd_wnd` (Linux 5.4), the last field that `wire::tcp_info` reads.
+    let mut info = [0; 232];
+    let known = calls::get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info);
+    if known.is_ok_and(|len| len == info.len()) {
+        arena.extend(calls::unread(fd).to_ne_bytes());
+        arena.extend(calls::unacked(fd).to_ne_bytes());
+        arena.extend(info);
+    }
+}

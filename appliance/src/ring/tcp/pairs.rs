@@ -273,6 +273,16 @@ impl Tcp {
         turn.push(token, Event::Unacked { side, bytes });
     }
 
+    pub fn inspect(&mut self, token: Token, side: Side, turn: &mut Turn) {
+        let Some(pair) = self.live(token) else { return };
+        let start = turn.bytes.len();
+        if let Some(fd) = &pair.side(side).fd {
+            info::inspect(fd.as_fd(), &mut turn.bytes);
+        }
+        let (start, end) = (size(start), size(turn.bytes.len()));
+        turn.push(token, Event::Inspected { side, start, len: end - start });
+    }
+
     pub fn shutdown(&mut self, token: Token, side: Side) {
         if let Some(pair) = self.live(token)
             && let Some(fd) = &pair.side(side).fd

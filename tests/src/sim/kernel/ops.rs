@@ -45,6 +45,7 @@ impl Kernel {
             Op::Take { from, at_most, .. } => self.take(token, from, at_most, turn),
             Op::Give { to, start, len } => self.give(token, to, (start, len), turn),
             Op::Unacked { side } => self.unacked(token, side, turn),
+            Op::Inspect { side } => self.inspect(token, side, turn),
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),

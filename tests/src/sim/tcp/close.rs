@@ -6,6 +6,9 @@ use crate::sim::kernel::{Kernel, Pending, Turn};
 use crate::sim::tcp::conn::{ConnId, Half};
 use crate::sim::tcp::session::Stream;
 
+/// What this kernel says about each side. The proxy only passes it on.
+pub const INSPECTED: [[u8; 2]; 2] = [*b"cc", *b"ee"];
+
 impl Kernel {
     pub(crate) fn unacked(&mut self, token: Token, side: Side, turn: &mut Turn) {
         let session = self.live(token);
@@ -20,6 +23,16 @@ impl Kernel {
         *acked = if all { *written } else { least + some % (*written - least + 1) };
         let bytes = (*written - *acked) as u32;
         self.event(token, Event::Unacked { side, bytes }, turn);
+    }
+
+    pub(crate) fn inspect(&mut self, token: Token, side: Side, turn: &mut Turn) {
+        let session = self.live(token);
+        session.delivering = true;
+        session.conn(side).expect("Inspect of a side that is not there");
+        let start = turn.bytes.len() as u32;
+        turn.bytes.extend(INSPECTED[side as usize]);
+        let len = INSPECTED[0].len() as u32;
+        self.event(token, Event::Inspected { side, start, len }, turn);
     }
 
     pub(crate) fn shutdown(&mut self, token: Token, side: Side) {

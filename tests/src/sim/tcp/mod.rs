@@ -5,7 +5,7 @@
 //! is told of space only once a third of the buffer is free; SO_RCVLOWAT holds back wake-ups.
 
 mod checks;
-mod close;
+pub mod close;
 pub mod conn;
 mod connect;
 mod open;

@@ -20,6 +20,7 @@ impl World {
         let what = match rng.below(8) {
             0 => What::KillAll { of, filter: some_filter(rng) },
             1 | 2 if !asked.named.is_empty() => What::Kill(rng.pick(&asked.named)),
+            3 if !asked.named.is_empty() => What::Inspect(rng.pick(&asked.named)),
             _ if asked.list.is_none() => {
                 let filter = some_filter(rng);
                 let began = self.kernel.now;

@@ -7,6 +7,7 @@ use ringway::stats::records::{CloseReason, SessionRecord};
 use ringway::stats::records::{Entry, Reply};
 
 use crate::sim::rng::Rng;
+use crate::sim::tcp::close::INSPECTED;
 
 /// What was asked, and how it went.
 #[derive(Debug, Default)]
@@ -98,6 +99,13 @@ impl Asked {
                 assert!(reason.is_some() || !all_logged, "{handle:?} lives on after {reply:?}");
                 None
             }
+            What::Inspect(handle) => {
+                check_inspection(reply, *handle, (since, now));
+                let reason = self.ended.get(handle);
+                let ends = reason.is_some() || !all_logged;
+                assert!(!reply.entries.is_empty() || ends, "{handle:?} was not found");
+                None
+            }
             What::KillAll { .. } => {
                 assert!(reply.entries.is_empty() && reply.next.is_none(), "{reply:?}");
                 None
@@ -129,6 +137,21 @@ impl Asked {
     pub fn at_the_end(&self) {
         assert!(self.open.is_empty(), "requests without an answer: {:?}", self.open);
     }
+}
+
+fn check_inspection(reply: &Reply, handle: Handle, asked: (u64, u64)) {
+    assert!(reply.killed == 0 && reply.next.is_none() && reply.entries.len() <= 1, "{reply:?}");
+    let Some(entry) = reply.entries.first() else {
+        return assert_eq!(reply.sides, [None, None]);
+    };
+    assert_eq!(entry.handle, handle);
+    check_entry(entry, handle.of, &Filter::default(), asked);
+    let [client, endpoint] = &reply.sides;
+    assert_eq!(client.is_some(), handle.of == Of::Sessions, "{reply:?}");
+    for (side, said) in reply.sides.iter().zip(INSPECTED) {
+        assert!(side.as_deref().is_none_or(|side| *side == said), "sides are mixed up: {reply:?}");
+    }
+    assert!(endpoint.is_some() || entry.state != "relaying" || handle.of == Of::Flows, "{reply:?}");
 }
 
 fn check_entry(entry: &Entry, of: Of, filter: &Filter, (since, now): (u64, u64)) {

@@ -11,10 +11,12 @@ use serde::Serialize;
 
 use crate::control::access_log::WallClock;
 use crate::control::admin::api::{Api, Fault};
-use crate::control::admin::calls::{Answer, Asked, Words};
+use crate::control::admin::calls::{Answer, Asked, Refusal, Words};
 use crate::control::id::{Id, Run};
 use crate::control::shown::{Shown, protocol};
+use crate::control::tcp::{Tcp, slow};
 use crate::stats::records::Entry;
+use crate::wire::tcp_info;
 
 /// The entries of a page, if the caller does not say how many, and the most.
 const PAGE: u32 = 1_000;
@@ -72,6 +74,22 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     unique_id: Option<String>,
     worker: usize,
+}
+
+/// A session or flow, and how its connections fare.
+#[derive(Debug, Serialize)]
+struct One {
+    #[serde(flatten)]
+    row: Row,
+    /// Absent for flows and for Unix sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_tcp: Option<Tcp>,
+    /// Absent as long as there is no connection to an endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint_tcp: Option<Tcp>,
+    /// Which side is slow, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow: Option<String>,
 }
 
 /// What a kill has done.
@@ -139,14 +157,23 @@ async fn list(api: &Api, of: Of, words: Words) -> Result<(Vec<Row>, Option<Strin
 async fn one(
     State(api): State<Api>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Row>, Fault> {
+) -> Result<Json<One>, Fault> {
     let id: Id = id?.0.parse().map_err(Fault::bad)?;
-    let (worker, of, from) = (id.worker, id.handle.of, id.handle.slot);
-    let asked = Asked::List { worker, of, words: Words::default(), from, most: 1 };
-    let Answer { reply, names, wall, run } = api.caller.ask(asked).await?;
-    let found = reply.entries.first().filter(|entry| entry.handle == id.handle && run == id.run);
-    let row = found.map(|entry| row(entry, worker, run, &names, wall));
-    row.map(Json).ok_or_else(|| gone(id))
+    let Id { worker, handle, run } = id;
+    let asked = api.caller.ask(Asked::Inspect { worker, handle, run }).await;
+    let Answer { reply, names, wall, run } = match asked {
+        // Whatever an earlier run or a worker that is not there had, has ended.
+        Err(Refusal::Unknown(_)) => return Err(gone(id)),
+        answer => answer?,
+    };
+    let entry = reply.entries.first().ok_or_else(|| gone(id))?;
+    let [client, endpoint] = reply.sides.map(|side| tcp_info::read(&side?));
+    Ok(Json(One {
+        row: row(entry, worker, run, &names, wall),
+        slow: client.map(|client| slow(&client, endpoint.as_ref())),
+        client_tcp: client.map(Tcp::from),
+        endpoint_tcp: endpoint.map(Tcp::from),
+    }))
 }
 
 async fn kill(
