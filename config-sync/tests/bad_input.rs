@@ -107,6 +107,8 @@ const TCP_LISTENER: &[(&str, &str)] = &[
     ("write_stall_timeout = \"\"", "\"\" is no duration"),
     ("half_close_timeout = \"1.5h\"", "\"1.5h\" is no duration"),
     ("max_sessions = 1048577", "must be a whole number, 0 to 1048576"),
+    ("limit_source = 5", "must be a table"),
+    ("limit_source = {}", "limits nothing; give `sessions`"),
     ("nodelay = 1", "must be true or false, not a whole number"),
     ("keepalive = \"1500ms\"", "must be whole seconds, \"0s\" (off) to \"32767s\""),
     ("user_timeout = \"1000h\"", "must be at most \"596h\""),
@@ -289,6 +291,26 @@ fn faults_of_endpoints_on_unix_sockets_and_on_the_clients_port() {
     refused(&udp, &[&at("a UDP listener uses this backend, and a Unix socket takes no")]);
     let transparent = to("unix:/run/x") + "transparent = true\n";
     refused(&transparent, &[&at("with `transparent`, connections come from clients' IP")]);
+}
+
+#[test]
+fn faults_of_limits_for_sources() {
+    let faults = [
+        ("sessions = 0", "sessions", "must be a whole number, 1 to 1000000"),
+        ("sessions = 1, burst = 2", "burst", "has no effect without `new_per_second`"),
+        ("sessions = 1, prefix_v4 = 33", "prefix_v4", "must be a whole number, 1 to 32"),
+        ("sessions = 1, prefix_v6 = 0", "prefix_v6", "must be a whole number, 1 to 128"),
+        ("sessions = 1, except = [\"10.0.0.1/8\"]", "except[0]", "\"10.0.0.1/8\" has bits behind"),
+        ("sessions = 1, session = 1", "session", "unknown key (did you mean \"sessions\"?)"),
+        ("datagrams_per_second = 9", "datagrams_per_second", "is for UDP listeners; a stream has"),
+    ];
+    for (keys, field, message) in faults {
+        let text = GOOD.replace("[[routes]]", &format!("limit_source = {{ {keys} }}\n[[routes]]"));
+        let problems = load(&text).expect_err(&text);
+        let [problem] = &*problems.0 else { panic!("{text}{problems}") };
+        assert_eq!(problem.field, format!("listeners[0].limit_source.{field}"));
+        assert!(problem.message.starts_with(message), "{problem}");
+    }
 }
 
 #[test]
@@ -1232,6 +1254,9 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 ),
                 "listeners.accept_proxy" => {
                     ("[[listeners]]\naccept_proxy.", "listeners[0].accept_proxy.".to_owned())
+                }
+                "listeners.limit_source" => {
+                    ("[[listeners]]\nlimit_source.", "listeners[0].limit_source.".to_owned())
                 }
                 "backends.eject" => ("[[backends]]\neject.", "backends[0].eject.".to_owned()),
                 "backends.health_check" => {

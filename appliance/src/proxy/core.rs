@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use config_sync::table::routing::{EndpointId, Limits, SocketId, Transport};
+use config_sync::table::source_limit::{SourceRecord, SourceRecords};
 use config_sync::table::terminator::WorkerTime;
 
 use crate::contract::{Op, Side, Token, Why};
@@ -48,6 +49,8 @@ pub struct Core {
     pub active: Vec<u32>,
     /// By `ListenerId`: sessions with one side that has ended. `active` does not count them.
     pub ending: Vec<u32>,
+    /// The records of clients' sources. `None`: no table had a limit for them so far.
+    pub sources: Option<Arc<SourceRecords>>,
     /// Listening sockets that rest after an error, and until when.
     pub paused: Vec<(SocketId, u64)>,
     pub rejections: LogLimit,
@@ -103,6 +106,7 @@ impl Core {
             postponed: VecDeque::with_capacity(4 * limits.sessions as usize),
             active: Vec::new(),
             ending: Vec::new(),
+            sources: None,
             paused: Vec::new(),
             rejections: LogLimit::default(),
             ids: Ids::new(seed),
@@ -119,6 +123,13 @@ impl Core {
     pub fn leaves(&mut self, endpoint: EndpointId) {
         self.balancer.closed(endpoint);
         self.waiting.place_freed();
+    }
+
+    /// A session or flow ends, so its client's source may have another.
+    pub fn leave_source(&self, record: Option<SourceRecord>) {
+        if let (Some(record), Some(sources)) = (record, &self.sources) {
+            sources.leave(record);
+        }
     }
 
     /// A listening socket has stopped by itself. The socket goes on at once, or after a rest where
@@ -193,7 +204,11 @@ impl Core {
 
     /// In seconds.
     pub fn unix_time(&self) -> u64 {
-        (self.epoch + self.now) / 1_000_000
+        self.unix_micros() / 1_000_000
+    }
+
+    pub fn unix_micros(&self) -> u64 {
+        self.epoch + self.now
     }
 }
 

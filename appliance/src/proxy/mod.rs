@@ -96,6 +96,9 @@ impl Proxy {
             core.active.resize(listeners.unwrap_or(0), 0);
             core.ending.resize(listeners.unwrap_or(0), 0);
         }
+        if let Some(sources) = &table.sources {
+            core.sources = Some(Arc::clone(sources));
+        }
         core.counters.generation.set(table.generation);
         core.gone.table_applied(&table.gone, now);
         if let Some(drain) = table.drain {

@@ -243,6 +243,9 @@ words! {
             "The last connection attempt took longer than `connect_timeout`.",
         SessionLimit = "session_limit": "The worker's session or flow table is full.",
         ListenerLimit = "listener_limit": "The listener has reached `max_sessions`.",
+        SourceLimit = "source_limit":
+            "The client's source has as many sessions as it may have, or opens them too fast \
+             (`limit_source`).",
         LocalLimit = "local_limit":
             "This machine had no source port or address, file or memory for the connection.",
         Drained = "drained":
@@ -272,6 +275,9 @@ words! {
         NoEndpoint = "no_endpoint": "The backend whose turn it was has no endpoint.",
         EndpointsFull = "endpoints_full":
             "Every endpoint of the backend that could be picked has its `max_sessions`.",
+        SourceLimit = "source_limit":
+            "The client's source has as many flows as it may have, or opens them or sends too fast \
+             (`limit_source`).",
         FlowLimit = "flow_limit":
             "The worker's flow table or the listener's `max_sessions` is full.",
         NoSocket = "no_socket":

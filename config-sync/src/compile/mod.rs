@@ -22,18 +22,19 @@ use crate::model::backend::{QUEUE_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::{Broken, Config};
 use crate::model::endpoint::{Resolved, Standing};
 use crate::model::health_check::MOST_OF_PASSWORD;
-use crate::model::listener;
-use crate::model::listener::{bound_to, nameless};
+use crate::model::listener::{Listener, bound_to, nameless};
 use crate::model::place::{At, Problem, Problems};
 use crate::model::route::{Route, Takes};
 use crate::table::address::Bind;
 use crate::table::alpn::{AlpnChoice, ByAlpn};
 use crate::table::fnv::Fnv;
+use crate::table::load::NO_LIMIT;
 use crate::table::ranges::{Access, ByPrefix};
 use crate::table::routing::{
     self, AcceptProxy, BackendId, Balance, Bound, Drain, Fallback, Hosts, ListenerId, NO_ROUTE,
     OnUnavailable, Protocol, RouteId, RoutingTable, SocketId,
 };
+use crate::table::source_limit::{self, Rate};
 use crate::table::terminator::{Originator, Terminator};
 
 /// Compiles the table of this generation as if every endpoint were up and no name were resolved.
@@ -77,6 +78,7 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
         backends,
         lame_duck: config.lame_duck,
         gone: Arc::default(),
+        sources: compile.names.known_sources().cloned(),
         drain: None,
         log_opens: config.access_log.open,
     };
@@ -217,8 +219,9 @@ impl Compile<'_> {
         let mut listeners = Vec::new();
         for listener in &self.config.listeners {
             let id = self.names.listeners.id(listener.name.value.clone());
+            let id = ListenerId(self.given(id, &listener.name, "listeners"));
             listeners.push(routing::Listener {
-                id: ListenerId(self.given(id, &listener.name, "listeners")),
+                id,
                 name: listener.name.value.as_str().into(),
                 protocol: listener.protocol,
                 tls: self.tls.terminators.remove(&listener.name.value),
@@ -227,6 +230,7 @@ impl Compile<'_> {
                 flow_timeout: listener.flow_timeout,
                 responses: listener.responses,
                 max_sessions: listener.max_sessions,
+                limit_source: self.limit_source(id, listener),
                 access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),
                 by_source: Vec::new(),
@@ -235,6 +239,27 @@ impl Compile<'_> {
         }
         self.place_routes(&mut listeners);
         listeners
+    }
+
+    fn limit_source(
+        &mut self,
+        id: ListenerId,
+        listener: &Listener,
+    ) -> Option<Box<source_limit::SourceLimit>> {
+        let asked = listener.limit_source.as_ref()?;
+        let opening = asked.new_per_second.map(|rate| (rate, asked.burst.unwrap_or(rate)));
+        let datagrams = asked.datagrams_per_second.map(|rate| (rate, rate));
+        let rate = |(per_second, burst)| Rate::new(per_second, burst);
+        Some(Box::new(source_limit::SourceLimit {
+            key: id.0,
+            sessions: asked.sessions.unwrap_or(NO_LIMIT),
+            opening: opening.map(rate),
+            datagrams: datagrams.map(rate),
+            prefix_v4: asked.prefix_v4,
+            prefix_v6: asked.prefix_v6,
+            except: asked.except.as_slice().into(),
+            records: self.names.sources(),
+        }))
     }
 
     /// Gives each listener its routes: by server name, and also by source if several routes share a
@@ -395,7 +420,7 @@ fn common_access<'l>(
     listeners.all(same).then(|| Arc::clone(first))
 }
 
-fn bind(listener: &listener::Listener) -> Bind {
+fn bind(listener: &Listener) -> Bind {
     Bind {
         interface: listener.interface.clone(),
         freebind: listener.freebind,
@@ -405,7 +430,7 @@ fn bind(listener: &listener::Listener) -> Bind {
 }
 
 /// The ranges in order, without ranges that lie in other ranges.
-fn accept_proxy(listener: &listener::Listener) -> AcceptProxy {
+fn accept_proxy(listener: &Listener) -> AcceptProxy {
     let asked = listener.accept_proxy.as_ref().map(|asked| &asked.value);
     asked.map_or_else(AcceptProxy::default, |asked| AcceptProxy {
         from: IpNet::aggregate(&asked.from).into(),

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
+
 use crate::compile::tls::cache::Cache;
 use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
@@ -28,6 +30,7 @@ use crate::table::routing::{
     BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId,
 };
+use crate::table::source_limit::{MOST_SOURCES, SourceRecords};
 
 /// The ten minutes of the module's fourth rule.
 const REST: Duration = Duration::from_secs(600);
@@ -44,6 +47,8 @@ pub struct Names {
     /// The sessions of endpoints, over all workers. Endpoints that nobody asked for are not there.
     sessions: BTreeMap<EndpointId, Arc<SharedCount>>,
     lines: BTreeMap<BackendId, Arc<Line>>,
+    /// `None`: no listener has limited its sources so far.
+    sources: Option<Arc<SourceRecords>>,
     pub(crate) tickets: Tickets,
     pub(crate) loaded: Cache,
     /// `latest` is of the table that was compiled last, which may be refused; `expiries` is of the
@@ -84,6 +89,7 @@ impl Names {
             endpoints: Ids::below(MAX_ENDPOINTS),
             sessions: BTreeMap::new(),
             lines: BTreeMap::new(),
+            sources: None,
             tickets: Tickets::default(),
             loaded: Cache::default(),
             latest: Vec::new(),
@@ -133,6 +139,18 @@ impl Names {
     /// id.
     pub(crate) fn line(&mut self, id: BackendId) -> Arc<Line> {
         Arc::clone(self.lines.entry(id).or_default())
+    }
+
+    /// The records of the listeners' sources, made when the first listener limits them.
+    pub(crate) fn sources(&mut self) -> Arc<SourceRecords> {
+        #[expect(clippy::disallowed_methods, reason = "drawn once; nobody outside may know it")]
+        let made = || Arc::new(SourceRecords::new(MOST_SOURCES, RandomState::new().hash_one(0)));
+        Arc::clone(self.sources.get_or_insert_with(made))
+    }
+
+    /// The records of the listeners' sources, if a listener has limited them.
+    pub(crate) fn known_sources(&self) -> Option<&Arc<SourceRecords>> {
+        self.sources.as_ref()
     }
 
     /// The certificates of the latest table that was given out.

@@ -204,6 +204,9 @@ impl Print<'_> {
         if listener.max_sessions != 0 {
             self.line("max_sessions", &listener.max_sessions.to_string());
         }
+        if let Some(limit) = &listener.limit_source {
+            self.line("limit_source", &limit.to_string());
+        }
         if let Some(At { value: AcceptProxy { from, only }, .. }) = &listener.accept_proxy {
             let sender = |range: &IpNet| match range {
                 range if *range == IpNet::from(UNIX_CLIENT.ip()) => quoted(proxy::UNIX_SENDER),

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use crate::model::admission::Admission;
 use crate::model::place::At;
+use crate::model::source_limit::SourceLimit;
 use crate::model::time::{HOUR, MINUTE, SECOND};
 use crate::model::tls::Termination;
 use crate::table::address::{Address, Interface, Owner};
@@ -48,6 +49,8 @@ pub struct Listener {
     pub responses: u32,
     /// The most sessions on one worker. 0: only the worker's own limit counts.
     pub max_sessions: u32,
+    /// What each source may have and do. `None`: as much as all.
+    pub limit_source: Option<SourceLimit>,
     /// `None`: no PROXY header is accepted.
     pub accept_proxy: Option<At<AcceptProxy>>,
     /// Options of accepted connections.

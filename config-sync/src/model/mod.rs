@@ -13,5 +13,6 @@ pub mod listener;
 pub mod place;
 pub mod resolver;
 pub mod route;
+pub mod source_limit;
 pub(crate) mod time;
 pub mod tls;

@@ -8,6 +8,7 @@
 //! | [`hosts`], [`alpn`] | look-up by server name, and by the protocols that a client offers |
 //! | [`load`] | counts that all workers share |
 //! | [`request`] | requests to a worker about its sessions and flows |
+//! | [`source_limit`] | what each source of sessions has and does, over all workers |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
@@ -23,6 +24,7 @@ pub(crate) mod maglev;
 pub mod ranges;
 pub mod request;
 pub mod routing;
+pub mod source_limit;
 pub mod terminator;
 pub mod turns;
 pub mod x509;

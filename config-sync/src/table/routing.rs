@@ -13,6 +13,7 @@ use super::address::{Address, Bind, EndpointAddress};
 use super::alpn::ByAlpn;
 use super::load::{Line, Load};
 use super::ranges::{Access, ByPrefix};
+use super::source_limit::{SourceLimit, SourceRecords};
 use super::terminator::{Originator, Terminator};
 
 pub use super::hosts::Hosts;
@@ -63,6 +64,8 @@ pub struct RoutingTable {
     pub lame_duck: u32,
     /// Endpoints that are not in the table, and that sessions and flows must leave.
     pub gone: Arc<[GoneEndpoint]>,
+    /// The records of the listeners' sources. `None`: no listener has limited them so far.
+    pub sources: Option<Arc<SourceRecords>>,
     /// Set in the last table of a process. Workers accept nothing any more, and live sessions and
     /// flows have this long to end.
     pub drain: Option<Drain>,
@@ -217,6 +220,8 @@ pub struct Listener {
     /// The most sessions or flows of this listener on one worker. 0: only the worker's own limit
     /// counts.
     pub max_sessions: u32,
+    /// What each source of clients may have and do. `None`: as much as all.
+    pub limit_source: Option<Box<SourceLimit>>,
     /// Which clients may come in. `None`: all clients.
     pub access: Option<Arc<Access>>,
     /// Indices into `by_source` if `by_source` has entries, else into [`RoutingTable::routes`]. TCP
@@ -474,6 +479,7 @@ impl RoutingTable {
             backends: Vec::new(),
             lame_duck: 5_000,
             gone: Arc::default(),
+            sources: None,
             drain: None,
             log_opens: false,
         }

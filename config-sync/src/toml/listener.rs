@@ -13,6 +13,7 @@ use crate::toml::bind::{Binding, bind_address, binding};
 use crate::toml::fallback::fallbacks;
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
+use crate::toml::source_limit::limit_source;
 use crate::toml::values::{duration, duration_from, exact_hostname, hostname, name};
 use crate::toml::{admission, proxy, tls};
 
@@ -43,6 +44,7 @@ pub(crate) static LISTENER: Section = Section {
         key("flow_timeout", On::Udp),
         key("responses", On::Udp),
         any("max_sessions"),
+        any("limit_source"),
         key("nodelay", On::Stream),
         key("keepalive", On::Stream),
         key("user_timeout", On::Stream),
@@ -97,6 +99,7 @@ pub(crate) fn listener<'t>(
     let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
     let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
+    let limit_source = limit_source(reader, table, asked);
     let options = options(reader, table, machine, OPTIONS);
     let admission = admission::admission(reader, table);
     Some(Listener {
@@ -118,6 +121,7 @@ pub(crate) fn listener<'t>(
         flow_timeout,
         responses,
         max_sessions,
+        limit_source,
         accept_proxy,
         options,
         admission,

@@ -20,6 +20,7 @@ mod resolver;
 pub(crate) mod route;
 mod short;
 pub(crate) mod socket_options;
+mod source_limit;
 pub(crate) mod tls;
 pub(crate) mod values;
 mod variables;
@@ -47,6 +48,7 @@ use crate::toml::reader::{Defaults, Reader, Section, Table, any, flawless, or, s
 use crate::toml::resolver::{RESOLVER, resolver};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::short::{Own, own};
+use crate::toml::source_limit::LIMIT_SOURCE;
 use crate::toml::tls::{BACKEND_TLS, TLS, TLS_CERTIFICATE, TLS_DEFAULT};
 use crate::toml::values::{duration, name};
 
@@ -124,6 +126,7 @@ pub const SCHEMA: &[&Section] = &[
     &RESOLVER,
     &LISTENER,
     &ACCEPT_PROXY,
+    &LIMIT_SOURCE,
     &TLS,
     &TLS_CERTIFICATE,
     &TLS_DEFAULT,

@@ -8,6 +8,7 @@ pub mod model;
 pub mod proxied;
 pub mod rng;
 pub mod scenarios;
+pub mod source_limit;
 pub mod tcp;
 pub mod tls;
 pub mod udp;

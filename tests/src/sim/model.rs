@@ -12,10 +12,12 @@ use config_sync::table::routing::{
     ProxyVersion, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
     SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
+use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 use config_sync::table::turns::turns;
 use ipnet::IpNet;
 
 use crate::sim::rng::Rng;
+use crate::sim::source_limit::{RECORDS, some_limit};
 
 #[derive(Debug)]
 pub struct Model {
@@ -24,6 +26,8 @@ pub struct Model {
     /// One route per listener, with weights for every backend.
     pub weights: Vec<Vec<u32>>,
     pub lame_duck: u32,
+    /// The sources of all listeners' clients.
+    pub sources: Arc<SourceRecords>,
     pub limits: Limits,
     generation: u64,
 }
@@ -55,6 +59,7 @@ pub struct ModelListener {
     pub flow_timeout: u32,
     pub responses: u32,
     pub max_sessions: u32,
+    limit_source: Option<Box<SourceLimit>>,
     /// Who is denied, of the clients 198.18.0.0/16.
     denied: Option<&'static str>,
     /// Clients of 198.18.0.0/26 have another route.
@@ -110,10 +115,14 @@ impl Model {
         protocols.push(Protocol::Tls);
         protocols.extend(vec![Protocol::Udp; rng.between(1, 2) as usize]);
         let mut listeners = 0;
-        let sockets: Vec<_> = (0..)
+        let mut sockets: Vec<_> = (0..)
             .zip(protocols)
             .map(|(id, protocol)| ModelSocket::random(rng, id, protocol, &mut listeners))
             .collect();
+        let sources = Arc::new(SourceRecords::new(RECORDS, 1));
+        for listener in sockets.iter_mut().flat_map(|socket| &mut socket.listeners) {
+            listener.limit_source = some_limit(rng, listener.id.0, &sources);
+        }
         let backends: Vec<_> = (0..3).map(|id| ModelBackend::random(rng, id)).collect();
         let mut weights = || {
             let mut weight = || rng.pick(&[0, 1, 1, 2, 10, 1_000_000]);
@@ -123,6 +132,7 @@ impl Model {
             weights: (0..listeners).map(|_| weights()).collect(),
             sockets,
             backends,
+            sources,
             lame_duck: rng.scale(10, 5_000) as u32,
             limits,
             generation: 0,
@@ -171,6 +181,7 @@ impl Model {
                     for listener in &mut self.sockets[at].listeners {
                         listener.timeouts = timeouts(rng);
                         listener.max_sessions = rng.pick(&[0, 0, 2, 10]);
+                        listener.limit_source = some_limit(rng, listener.id.0, &self.sources);
                         listener.denied = rng.pick(&DENIED);
                         listener.by_source ^= rng.per_mille(300);
                     }
@@ -186,6 +197,7 @@ impl Model {
             generation: self.generation,
             lame_duck: self.lame_duck,
             log_opens: self.generation.is_multiple_of(2),
+            sources: Some(Arc::clone(&self.sources)),
             ..RoutingTable::empty()
         };
         // Positions mean something only within a table: some that nobody uses come first.
@@ -220,6 +232,7 @@ impl Model {
                     tls: None,
                     responses: listener.responses,
                     max_sessions: listener.max_sessions,
+                    limit_source: listener.limit_source.clone(),
                     access: listener.access(),
                     routes,
                     by_source: listener.by_source(first),
@@ -322,6 +335,7 @@ impl ModelSocket {
                 flow_timeout: rng.scale(20, 3_000) as u32,
                 responses: rng.pick(&[0, 1, 2]),
                 max_sessions: rng.pick(&[0, 0, 5, 20]),
+                limit_source: None,
                 denied: if rng.per_mille(300) { rng.pick(&DENIED) } else { None },
                 by_source: rng.per_mille(300),
             }
@@ -520,6 +534,7 @@ pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
         tls: None,
         responses: 0,
         max_sessions: 0,
+        limit_source: None,
         access: None,
         routes,
         by_source: Vec::new(),

@@ -26,6 +26,7 @@ impl Session {
                 }
             }
         }
+        core.leave_source(self.source.take());
         let Some(listener) = self.listener else {
             core.counters.unmatched[reason as usize].add(1);
             return self.log(core, cause, None);

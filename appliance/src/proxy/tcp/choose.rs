@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{Fallback, Hosts, Listener, Protocol, Socket};
+use config_sync::table::source_limit::OverLimit;
 
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
@@ -181,6 +182,10 @@ impl Session {
         let all = full + core.ending[listener.id.index()];
         if most > 0 && (full > most || all > most.saturating_add(most.max(ENDING))) {
             return Err(CloseReason::ListenerLimit.into());
+        }
+        if let Some(limit) = &listener.limit_source {
+            let entered = limit.enter(client, core.unix_micros());
+            self.source = entered.map_err(|OverLimit| CloseReason::SourceLimit)?;
         }
         let route = by.route(listener, name, client)?;
         let route = &table.routes[route];

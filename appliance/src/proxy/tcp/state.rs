@@ -6,6 +6,7 @@ use config_sync::table::routing::{
     BackendId, EndpointId, ListenerId, OnTruncation, Protocol, RouteId, SendProxy, SocketId,
     Timeouts,
 };
+use config_sync::table::source_limit::SourceRecord;
 
 use crate::contract::{Kind, Side, Token};
 use crate::proxy::cause::Cause;
@@ -28,6 +29,8 @@ pub struct Session {
     pub protocol: Protocol,
     pub listener: Option<ListenerId>,
     pub entry: Entry,
+    /// The record of the client's source, if the listener limits sources.
+    pub source: Option<SourceRecord>,
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
     /// The last endpoint tried.
@@ -186,6 +189,7 @@ impl Session {
             protocol,
             listener: None,
             entry: Entry::None,
+            source: None,
             route: None,
             backend: None,
             endpoint: None,

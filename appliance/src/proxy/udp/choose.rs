@@ -140,6 +140,9 @@ pub const FLOW_LIMIT: Refusal =
 pub const LISTENER_LIMIT: Refusal =
     Refusal { reason: CloseReason::ListenerLimit, drop: DropReason::FlowLimit };
 
+pub const SOURCE_LIMIT: Refusal =
+    Refusal { reason: CloseReason::SourceLimit, drop: DropReason::SourceLimit };
+
 pub const NO_SOURCE: Refusal =
     Refusal { reason: CloseReason::LocalLimit, drop: DropReason::NoSource };
 

@@ -6,6 +6,7 @@ use config_sync::table::routing::{
     BackendId, EndpointId, Listener, ListenerId, Protocol, RouteId, RoutingTable, SendProxy,
     SocketId, Transport,
 };
+use config_sync::table::source_limit::SourceRecord;
 
 use crate::contract::{BufferId, Part, size};
 use crate::proxy::core::{Core, micros};
@@ -37,6 +38,8 @@ pub struct Flow {
     /// ICMP has said since the client's last datagram that the endpoint's port is closed.
     pub refused: bool,
     pub proxied: Option<Box<FlowHeader>>,
+    /// The record of the client's source, if the listener limits sources.
+    pub source: Option<SourceRecord>,
 }
 
 /// The facts of a flow that are about PROXY headers. Few flows have such facts.
@@ -125,6 +128,14 @@ impl Flow {
             crc32c,
         };
         write(version, &header, &mut proxied.header);
+    }
+
+    /// Whether the flow's source may send as many datagrams more.
+    pub fn may_send(&self, core: &Core, count: u32) -> bool {
+        let Some(source) = self.source else { return true };
+        let limit = listener_of(&core.tables, self.socket)
+            .and_then(|(_, listener)| listener.limit_source.as_ref());
+        limit.is_none_or(|limit| limit.may_send(source, count, core.unix_micros()))
     }
 
     /// The address that the flow's client, or the proxy in front, has sent to.

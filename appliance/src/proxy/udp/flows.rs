@@ -13,6 +13,7 @@ use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::{
     BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
 };
+use config_sync::table::source_limit::OverLimit;
 use hashbrown::HashTable;
 
 use crate::contract::{Event, Op, Part, SHARED_SOCKETS, Token, Why};
@@ -20,7 +21,8 @@ use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, RECEIVE_PAUSE, micros};
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::choose::{
-    Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, admits, choose,
+    Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits,
+    choose,
 };
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
 use crate::proxy::udp::forward::dropped;
@@ -172,6 +174,9 @@ impl Flows {
 
     pub fn take_in(&mut self, core: &mut Core, socket: SocketId, sender: &Sender, batch: Batch) {
         let slot = self.flow_of(core, socket, sender).and_then(|slot| {
+            if !self.flows.at(slot).is_none_or(|flow| flow.may_send(core, batch.count)) {
+                return Err(DropReason::SourceLimit);
+            }
             self.route_again(core, slot)?;
             Ok(slot)
         });
@@ -348,8 +353,10 @@ impl Flows {
             last: core.now,
             refused: false,
             proxied: said.map(|_| Box::new(FlowHeader { said, ..FlowHeader::default() })),
+            source: None,
         };
         if let Err(refusal) = self.begin(core, &mut flow) {
+            core.leave_source(flow.source);
             let counters = core.counters.listener(flow.listener);
             counters.opened.add(1);
             counters.refused[refusal.reason as usize].add(1);
@@ -380,6 +387,10 @@ impl Flows {
         }
         if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
             return Err(LISTENER_LIMIT);
+        }
+        if let Some(limit) = &listener.limit_source {
+            let entered = limit.enter(flow.client().ip(), core.unix_micros());
+            flow.source = entered.map_err(|OverLimit| SOURCE_LIMIT)?;
         }
         let ports = (&self.ports, core.now);
         let client = (flow.client(), flow.bound(core).port());
@@ -508,6 +519,7 @@ impl Flows {
         core.counters.flows.set(u64::from(self.flows.len()));
         core.active[flow.listener.index()] -= 1;
         core.leaves(flow.endpoint);
+        core.leave_source(flow.source);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         let counters = core.counters.listener(flow.listener);
         // A flow that never got its socket counts as refused.

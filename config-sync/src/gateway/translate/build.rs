@@ -129,6 +129,7 @@ impl<'o> Build<'_, 'o> {
             flow_timeout: values.flow_timeout.filter(|_| udp).unwrap_or(FLOW_TIMEOUT),
             responses: values.responses.filter(|_| udp).unwrap_or(0),
             max_sessions: values.max_sessions.unwrap_or(0),
+            limit_source: None,
             accept_proxy: accept_proxy.map(|from| at(AcceptProxy { from, only: false }, &of)),
             options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
             admission: values.admission.of(&of),

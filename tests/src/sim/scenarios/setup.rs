@@ -11,8 +11,10 @@ use config_sync::table::routing::{
     Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
     Transport, WeightedBackend,
 };
+use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 
 use crate::sim::model;
+use crate::sim::source_limit::RECORDS;
 
 /// One listening socket, and what stands behind it. A TLS socket has two listeners, for `a.test`
 /// and for `*.b.test`; all have the same backend.
@@ -22,6 +24,8 @@ pub struct Setup {
     pub endpoints: &'static [Serves],
     pub timeouts: Timeouts,
     pub max_sessions: u32,
+    /// The most sessions or flows of a source. 0: no limit.
+    pub source_sessions: u32,
     /// UDP.
     pub flow_timeout: u32,
     pub responses: u32,
@@ -49,6 +53,20 @@ impl Setup {
         }
     }
 
+    fn limit_source(&self, records: &Arc<SourceRecords>) -> Option<Box<SourceLimit>> {
+        let limit = || SourceLimit {
+            key: 0,
+            sessions: self.source_sessions,
+            opening: None,
+            datagrams: None,
+            prefix_v4: 32,
+            prefix_v6: 64,
+            except: Box::default(),
+            records: Arc::clone(records),
+        };
+        (self.source_sessions > 0).then(|| Box::new(limit()))
+    }
+
     pub fn table(&self, address: SocketAddr, endpoints: &[SocketAddr]) -> RoutingTable {
         let names: &[_] = match self.protocol {
             Protocol::Tls => &[Some("a.test"), Some("*.b.test")],
@@ -65,10 +83,13 @@ impl Setup {
         }
         let home = || "127.0.0.0/8".parse().expect("a prefix");
         let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
+        let sources = Arc::new(SourceRecords::new(RECORDS, 1));
+        let limit_source = self.limit_source(&sources);
         let listener = |id: usize| Listener {
             id: ListenerId(id as u32),
             timeouts: self.timeouts,
             max_sessions: self.max_sessions,
+            limit_source: limit_source.clone(),
             access: access.clone(),
             flow_timeout: self.flow_timeout,
             tls: None,
@@ -105,6 +126,7 @@ impl Setup {
                 },
                 model::plain_backend(BackendId(1), Vec::new()),
             ],
+            sources: Some(sources),
             ..RoutingTable::empty()
         }
     }
@@ -154,6 +176,7 @@ pub(super) const TCP: Setup = Setup {
     endpoints: &[Serves::Accepts],
     timeouts: NONE,
     max_sessions: 0,
+    source_sessions: 0,
     flow_timeout: 0,
     responses: 0,
     source: None,

@@ -240,6 +240,7 @@ impl World {
         for load in self.model.backends.iter().flat_map(|backend| &backend.loads) {
             assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");
         }
+        assert_eq!(self.model.sources.sessions(), 0, "sessions of sources after the end");
         for queue in self.model.backends.iter().flat_map(|backend| &backend.queue) {
             assert_eq!(queue.line.waiting(), 0, "sessions that wait after the end");
         }
@@ -330,6 +331,8 @@ impl World {
             self.join(peer);
         }
         self.model.backends.iter().for_each(ModelBackend::check_loads);
+        let live = self.counters.sessions.get() + self.counters.flows.get();
+        assert!(self.model.sources.sessions() <= live, "sources have more than there is");
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
             self.endpoint_hears(path, datagram);
         }

@@ -1,0 +1,56 @@
+//! What each source of a listener's clients may have and do.
+
+use std::fmt;
+
+use ipnet::IpNet;
+
+/// A limit for each source. `None` in a field: no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLimit {
+    /// Sessions or flows.
+    pub sessions: Option<u32>,
+    /// New sessions or flows in a second.
+    pub new_per_second: Option<u32>,
+    /// New sessions or flows at once, of a source that was silent before.
+    pub burst: Option<u32>,
+    /// UDP only. Datagrams in a second, and at once.
+    pub datagrams_per_second: Option<u32>,
+    /// Addresses that begin with as many equal bits are one source.
+    pub prefix_v4: u8,
+    pub prefix_v6: u8,
+    /// Addresses without a limit.
+    pub except: Vec<IpNet>,
+}
+
+/// Writes the limit in its TOML form.
+impl fmt::Display for SourceLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = [
+            ("sessions", self.sessions),
+            ("new_per_second", self.new_per_second),
+            ("burst", self.burst),
+            ("datagrams_per_second", self.datagrams_per_second),
+            ("prefix_v4", Some(self.prefix_v4.into()).filter(|v4| *v4 != u32::from(PREFIX_V4))),
+            ("prefix_v6", Some(self.prefix_v6.into()).filter(|v6| *v6 != u32::from(PREFIX_V6))),
+        ];
+        let given =
+            numbers.iter().filter_map(|(key, value)| Some(format!("{key} = {}", (*value)?)));
+        let mut keys: Vec<String> = given.collect();
+        if !self.except.is_empty() {
+            let ranges: Vec<_> = self.except.iter().map(|range| format!("\"{range}\"")).collect();
+            keys.push(format!("except = [{}]", ranges.join(", ")));
+        }
+        write!(f, "{{ {} }}", keys.join(", "))
+    }
+}
+
+/// The values of keys that are not given. Few people share an IPv4 address; one subscriber has at
+/// least a /64 of IPv6 (RFC 6177).
+pub(crate) const PREFIX_V4: u8 = 32;
+pub(crate) const PREFIX_V6: u8 = 64;
+
+/// The most sessions, and the highest rate.
+pub(crate) const MOST: u32 = 1_000_000;
+
+/// The most ranges in `except`. A worker looks through the ranges one by one.
+pub(crate) const MOST_EXCEPTIONS: usize = 256;

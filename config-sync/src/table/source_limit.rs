@@ -1,0 +1,402 @@
+//! What each source of sessions and flows has and does, over all workers. A source is a client's
+//! address, cut to a prefix.
+//!
+//! A record has a hash of its source in place of the source. Two sources share a record if 58 bits
+//! of their hashes are equal, which nobody can bring about, because the hash has a secret key.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use ipnet::IpNet;
+
+use super::load::NO_LIMIT;
+
+/// What each source of a listener may have and do.
+#[derive(Clone, Debug)]
+pub struct SourceLimit {
+    /// Tells the records of this limit from those of others.
+    pub key: u32,
+    /// The most sessions or flows of a source; [`NO_LIMIT`].
+    pub sessions: u32,
+    /// New sessions or flows.
+    pub opening: Option<Rate>,
+    /// UDP: datagrams from a source.
+    pub datagrams: Option<Rate>,
+    /// Addresses that begin with as many equal bits are one source.
+    pub prefix_v4: u8,
+    pub prefix_v6: u8,
+    /// These addresses have no limit.
+    pub except: Box<[IpNet]>,
+    pub records: Arc<SourceRecords>,
+}
+
+/// So many a second, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Nanoseconds.
+    interval: u64,
+    /// Nanoseconds in which a source that was silent before gets its burst back.
+    burst: u64,
+}
+
+impl Rate {
+    /// `per_second`: 1 to 1,000,000. `burst`: 1 to 1,000,000.
+    pub fn new(per_second: u32, burst: u32) -> Self {
+        let interval = 1_000_000_000 / u64::from(per_second);
+        Self { interval, burst: interval * u64::from(burst) }
+    }
+
+    /// Takes `n` at once, or nothing; more than the burst cost as much as the burst. `paid` is the
+    /// time until which everything taken so far is paid for (the generic cell rate algorithm, ITU-T
+    /// I.371, annex A). Times are in nanoseconds.
+    fn take(self, paid: &AtomicU64, n: u32, now: u64) -> bool {
+        let price = (u64::from(n) * self.interval).min(self.burst);
+        let after = |paid: u64| {
+            let next = paid.max(now) + price;
+            (next - now <= self.burst).then_some(next)
+        };
+        paid.fetch_update(Relaxed, Relaxed, after).is_ok()
+    }
+}
+
+/// The records of all sources of all limits.
+///
+/// Records have no lock. A worker that opens a session while another worker gives the record to a
+/// new source may lose one of that source's tokens; a count of sessions is always exact, because it
+/// stands in one word with the hash.
+#[derive(Debug)]
+pub struct SourceRecords {
+    hasher: ahash::RandomState,
+    /// Groups of [`WAYS`] records. A source has its record anywhere in one group.
+    words: Box<[AtomicU64]>,
+    /// Nanoseconds since 1970, up to which new sessions are paid for.
+    opening: Box<[AtomicU64]>,
+    datagrams: Box<[AtomicU64]>,
+}
+
+/// The place of a record, plus 1, so that none takes no more memory in a session than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceRecord(NonZeroU32);
+
+impl SourceRecord {
+    fn at(index: usize) -> Self {
+        let place = u32::try_from(index).ok().and_then(|index| NonZeroU32::MIN.checked_add(index));
+        Self(place.expect("there are 2^18 records"))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+/// Why a source may not open a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit;
+
+/// As many sources are known at once. A record without sessions goes to another source when its
+/// group is full: first one whose rates are paid for, then the one that is paid for soonest. So new
+/// sources, however many, do not push out those that take too much.
+pub const MOST_SOURCES: usize = 1 << 18;
+
+const WAYS: usize = 16;
+
+/// The lower bits of a word count sessions; the upper bits are the hash.
+const SESSIONS: u32 = 20;
+const MOST_SESSIONS: u64 = (1 << SESSIONS) - 1;
+
+impl SourceLimit {
+    /// Counts a session or flow of a client. `now`: microseconds since 1970. `None`: the client has
+    /// no limit.
+    ///
+    /// # Errors
+    /// The source has as many sessions as it may have, or opens them too fast; or every record that
+    /// could be the source's is of a source with sessions.
+    pub fn enter(&self, client: IpAddr, now: u64) -> Result<Option<SourceRecord>, OverLimit> {
+        let client = client.to_canonical();
+        if client.is_unspecified() || self.except.iter().any(|range| range.contains(&client)) {
+            return Ok(None);
+        }
+        let hash = self.records.hasher.hash_one((self.key, self.source(client)));
+        let now = now * 1_000;
+        let record = self.records.count(hash, u64::from(self.sessions), now)?;
+        let opening = &self.records.opening[record.index()];
+        if self.opening.is_some_and(|rate| !rate.take(opening, 1, now)) {
+            self.records.leave(record);
+            return Err(OverLimit);
+        }
+        Ok(Some(record))
+    }
+
+    /// Whether a source, which has a flow, may send `n` more datagrams.
+    pub fn may_send(&self, record: SourceRecord, n: u32, now: u64) -> bool {
+        let datagrams = &self.records.datagrams[record.index()];
+        self.datagrams.is_none_or(|rate| rate.take(datagrams, n, now * 1_000))
+    }
+
+    fn source(&self, client: IpAddr) -> IpAddr {
+        let prefix = match client {
+            IpAddr::V4(_) => self.prefix_v4,
+            IpAddr::V6(_) => self.prefix_v6,
+        };
+        IpNet::new(client, prefix).map_or(client, |range| range.network())
+    }
+}
+
+impl SourceRecords {
+    /// `room`: as many sources at once, in whole groups. `seed` keys the hash; outside, nobody may
+    /// know it, or one client could fill another's group.
+    pub fn new(room: usize, seed: u64) -> Self {
+        let zeros = || (0..room / WAYS * WAYS).map(|_| AtomicU64::new(0)).collect();
+        let hasher = ahash::RandomState::with_seeds(seed, !seed, seed.rotate_left(32), 0);
+        Self { hasher, words: zeros(), opening: zeros(), datagrams: zeros() }
+    }
+
+    /// Counts a session in the record of a hash.
+    fn count(&self, hash: u64, most: u64, now: u64) -> Result<SourceRecord, OverLimit> {
+        let most =
+            if most == u64::from(NO_LIMIT) { MOST_SESSIONS } else { most.min(MOST_SESSIONS) };
+        // 0 is an empty record.
+        let tag = (hash >> SESSIONS).max(1);
+        let groups = (self.words.len() / WAYS) as u64;
+        #[expect(clippy::cast_possible_truncation, reason = "it is below the number of groups")]
+        let first = (hash % groups) as usize * WAYS;
+        loop {
+            let at = self.find(first, tag).or_else(|| self.take_over(first, tag, now));
+            let at = at.ok_or(OverLimit)?;
+            let one_more = |word: u64| {
+                let fits = word >> SESSIONS == tag && word & MOST_SESSIONS < most;
+                fits.then_some(word + 1)
+            };
+            match self.words[at].fetch_update(Relaxed, Relaxed, one_more) {
+                Ok(_) => return Ok(SourceRecord::at(at)),
+                Err(word) if word >> SESSIONS == tag => return Err(OverLimit),
+                // Another worker has just given the record to another source.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn find(&self, first: usize, tag: u64) -> Option<usize> {
+        (first..first + WAYS).find(|at| self.words[*at].load(Relaxed) >> SESSIONS == tag)
+    }
+
+    /// Gives a record without sessions to a new source. `None`: every record of the group has
+    /// sessions.
+    fn take_over(&self, first: usize, tag: u64, now: u64) -> Option<usize> {
+        loop {
+            let paid = |at: usize| {
+                self.opening[at].load(Relaxed).max(self.datagrams[at].load(Relaxed)).max(now)
+            };
+            let free = (first..first + WAYS)
+                .map(|at| (at, self.words[at].load(Relaxed)))
+                .filter(|(_, word)| word & MOST_SESSIONS == 0)
+                .min_by_key(|(at, _)| paid(*at));
+            let (at, before) = free?;
+            let taken = self.words[at].compare_exchange(before, tag << SESSIONS, Relaxed, Relaxed);
+            if taken.is_ok() {
+                self.opening[at].store(0, Relaxed);
+                self.datagrams[at].store(0, Relaxed);
+                return Some(at);
+            }
+            // Another worker may have taken the record for this source.
+            if let Some(at) = self.find(first, tag) {
+                return Some(at);
+            }
+        }
+    }
+
+    /// A session or flow has ended.
+    pub fn leave(&self, record: SourceRecord) {
+        self.words[record.index()].fetch_sub(1, Relaxed);
+    }
+
+    /// The sessions and flows of all sources.
+    pub fn sessions(&self) -> u64 {
+        self.words.iter().map(|word| word.load(Relaxed) & MOST_SESSIONS).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn limit(records: &Arc<SourceRecords>) -> SourceLimit {
+        SourceLimit {
+            key: 1,
+            sessions: NO_LIMIT,
+            opening: None,
+            datagrams: None,
+            prefix_v4: 32,
+            prefix_v6: 64,
+            except: Box::default(),
+            records: Arc::clone(records),
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn small() -> Arc<SourceRecords> {
+        Arc::new(SourceRecords::new(64, 1))
+    }
+
+    #[test]
+    fn a_source_has_at_most_so_many_sessions_and_others_have_theirs() {
+        let records = small();
+        let limit = SourceLimit { sessions: 2, ..limit(&records) };
+        let [one, two] = ["192.0.2.1", "192.0.2.2"].map(ip);
+        let place = limit.enter(one, 0).expect("the first").expect("it is counted");
+        assert!(limit.enter(one, 0).is_ok());
+        assert_eq!(limit.enter(one, 0), Err(OverLimit));
+        assert!(limit.enter(two, 0).is_ok());
+        // As a worker says it that has an IPv6 socket.
+        assert_eq!(limit.enter(ip("::ffff:192.0.2.1"), 0), Err(OverLimit));
+        records.leave(place);
+        assert!(limit.enter(one, 0).is_ok());
+        assert_eq!(limit.enter(one, 0), Err(OverLimit));
+        assert_eq!(records.sessions(), 3);
+        // Another limit has records of its own.
+        assert!(SourceLimit { key: 2, ..limit }.enter(one, 0).is_ok());
+    }
+
+    #[test]
+    fn addresses_with_one_prefix_are_one_source_and_exceptions_are_none() {
+        let records = small();
+        let limit = SourceLimit { sessions: 1, prefix_v4: 24, ..limit(&records) };
+        let limit = SourceLimit { except: Box::new(["198.51.100.0/24".parse().unwrap()]), ..limit };
+        assert!(limit.enter(ip("192.0.2.1"), 0).is_ok());
+        assert_eq!(limit.enter(ip("192.0.2.200"), 0), Err(OverLimit));
+        assert!(limit.enter(ip("192.0.3.1"), 0).is_ok());
+        assert!(limit.enter(ip("2001:db8::1"), 0).is_ok());
+        assert_eq!(limit.enter(ip("2001:db8::ffff:1"), 0), Err(OverLimit));
+        assert!(limit.enter(ip("2001:db8:0:1::1"), 0).is_ok());
+        for _ in 0..3 {
+            assert_eq!(limit.enter(ip("198.51.100.7"), 0), Ok(None));
+            // A client of a Unix socket.
+            assert_eq!(limit.enter(Ipv4Addr::UNSPECIFIED.into(), 0), Ok(None));
+        }
+    }
+
+    #[test]
+    fn new_sessions_have_a_rate_and_a_burst() {
+        let records = small();
+        let limit = SourceLimit { opening: Some(Rate::new(10, 3)), ..limit(&records) };
+        let start = 1_700_000_000_000_000;
+        let mut opened = |millis: u64| limit.enter(ip("192.0.2.1"), start + millis * 1_000).is_ok();
+        assert_eq!([0, 0, 0, 0].map(&mut opened), [true, true, true, false]);
+        assert_eq!([99, 100, 100].map(&mut opened), [false, true, false]);
+        // Sessions that were refused cost nothing.
+        assert_eq!([10_000; 4].map(&mut opened), [true, true, true, false]);
+        assert_eq!(records.sessions(), 7);
+    }
+
+    #[test]
+    fn datagrams_have_a_rate() {
+        let records = small();
+        let limit = SourceLimit { datagrams: Some(Rate::new(1_000, 1_000)), ..limit(&records) };
+        let place = limit.enter(ip("192.0.2.1"), 0).expect("no limit").expect("it is counted");
+        assert!(limit.may_send(place, 999, 1));
+        assert!(!limit.may_send(place, 2, 1));
+        assert!(limit.may_send(place, 1, 1));
+        assert!(limit.may_send(place, 2, 2_001));
+    }
+
+    #[test]
+    fn new_sources_do_not_push_out_one_that_takes_too_much() {
+        let records = small();
+        let limit = SourceLimit { opening: Some(Rate::new(1, 1)), ..limit(&records) };
+        let offender = ip("192.0.2.1");
+        records.leave(limit.enter(offender, 1).expect("the first").expect("it is counted"));
+        assert_eq!(limit.enter(offender, 1), Err(OverLimit));
+        for other in 0..10_000u32 {
+            // Each comes once, and is paid for before the offender is.
+            let other = IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + other));
+            let quick = SourceLimit { opening: Some(Rate::new(1_000, 1)), ..limit.clone() };
+            records.leave(quick.enter(other, 1).expect("one is fine").expect("it is counted"));
+        }
+        assert_eq!(limit.enter(offender, 1), Err(OverLimit));
+        assert!(limit.enter(offender, 1_000_001).is_ok());
+    }
+
+    #[test]
+    fn a_full_group_lets_nobody_in_and_pushes_nobody_out() {
+        let records = Arc::new(SourceRecords::new(WAYS, 1));
+        let limit = SourceLimit { sessions: 2, ..limit(&records) };
+        let client = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n).expect("few")]);
+        let places: Vec<_> = (0..WAYS).map(|n| limit.enter(client(n), 0).expect("room")).collect();
+        assert_eq!(limit.enter(client(200), 0), Err(OverLimit));
+        assert!((0..WAYS).all(|n| limit.enter(client(n), 0).is_ok()));
+        assert!((0..WAYS).all(|n| limit.enter(client(n), 0).is_err()));
+        for place in [places[3], places[3]] {
+            records.leave(place.expect("it is counted"));
+        }
+        assert!(limit.enter(client(200), 0).is_ok());
+    }
+
+    #[test]
+    fn threads_that_open_and_close_at_once_never_exceed_the_limit() {
+        let records = small();
+        let limit = SourceLimit { sessions: 5, ..limit(&records) };
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let limit = &limit;
+                scope.spawn(move || {
+                    let mut held = Vec::new();
+                    for round in 0..20_000u32 {
+                        // A new source each time presses on the groups.
+                        let other =
+                            Ipv4Addr::from_bits(0x0a00_0000 + round * 4 + u32::from(thread));
+                        let other = limit.enter(other.into(), 0);
+                        if let Ok(Some(place)) = limit.enter(ip("192.0.2.1"), 0) {
+                            held.push(place);
+                        }
+                        assert!(held.len() <= 5);
+                        if round % 3 != 0
+                            && let Some(place) = held.pop()
+                        {
+                            limit.records.leave(place);
+                        }
+                        if let Ok(Some(place)) = other {
+                            limit.records.leave(place);
+                        }
+                    }
+                    held.into_iter().for_each(|place| limit.records.leave(place));
+                });
+            }
+        });
+        assert_eq!(records.sessions(), 0);
+    }
+
+    proptest! {
+        /// As a map without any limit of room would have it.
+        #[test]
+        fn sessions_are_as_a_map_would_count_them(
+            steps in proptest::collection::vec((0u8..6, any::<bool>()), 0..200),
+            most in 1u32..4,
+        ) {
+            let records = small();
+            let limit = SourceLimit { sessions: most, ..limit(&records) };
+            let mut held: BTreeMap<u8, Vec<SourceRecord>> = BTreeMap::new();
+            for (source, opens) in steps {
+                let held = held.entry(source).or_default();
+                if !opens {
+                    held.pop().into_iter().for_each(|place| records.leave(place));
+                    continue;
+                }
+                let entered = limit.enter(IpAddr::from([10, 0, 0, source]), 0);
+                prop_assert_eq!(entered.is_ok(), held.len() < most as usize);
+                held.extend(entered.ok().flatten());
+            }
+            let all: usize = held.values().map(Vec::len).sum();
+            prop_assert_eq!(records.sessions(), all as u64);
+        }
+    }
+}

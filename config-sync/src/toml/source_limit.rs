@@ -1,0 +1,64 @@
+//! The keys of a limit for each source.
+
+use ipnet::IpNet;
+
+use crate::model::source_limit::{MOST, MOST_EXCEPTIONS, PREFIX_V4, PREFIX_V6, SourceLimit};
+use crate::table::routing::Protocol;
+use crate::toml::reader::{Reader, Section, Table, any, integer, or};
+use crate::toml::values::range;
+
+pub(crate) static LIMIT_SOURCE: Section = Section {
+    name: "listeners.limit_source",
+    keys: &[
+        any("sessions"),
+        any("new_per_second"),
+        any("burst"),
+        any("datagrams_per_second"),
+        any("prefix_v4"),
+        any("prefix_v6"),
+        any("except"),
+    ],
+};
+
+/// The limit for each source of a listener. `None`: there is no limit.
+pub(crate) fn limit_source<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    protocol: Option<Protocol>,
+) -> Option<SourceLimit> {
+    let given = &reader.table(table, "limit_source", &LIMIT_SOURCE)?;
+    let mut number = |key| reader.get(given, key, integer(1..=MOST)).map(|given| given.value);
+    let [sessions, new_per_second, burst, datagrams_per_second] =
+        ["sessions", "new_per_second", "burst", "datagrams_per_second"].map(&mut number);
+    let mut refuse = |key, message: &str| {
+        reader.get(given, key, |_| Err::<(), _>(message.to_owned()));
+    };
+    if given.has("burst") && !given.has("new_per_second") {
+        refuse("burst", "has no effect without `new_per_second`");
+    }
+    if given.has("datagrams_per_second") && protocol.is_some_and(|of| of != Protocol::Udp) {
+        refuse("datagrams_per_second", "is for UDP listeners; a stream has no datagrams");
+    }
+    if !["sessions", "new_per_second", "datagrams_per_second"].iter().any(|key| given.has(key)) {
+        let message = "limits nothing; give `sessions`, `new_per_second` or, for UDP, \
+                       `datagrams_per_second`";
+        reader.get(table, "limit_source", |_| Err::<(), _>(message.to_owned()));
+    }
+    let prefix_v4 = or(reader.get(given, "prefix_v4", integer(1..=32)), PREFIX_V4);
+    let prefix_v6 = or(reader.get(given, "prefix_v6", integer(1..=128)), PREFIX_V6);
+    let except = reader.list(given, "except", range).unwrap_or_default();
+    if except.len() > MOST_EXCEPTIONS {
+        let message = format!("names {} ranges; {MOST_EXCEPTIONS} at the most", except.len());
+        reader.get(given, "except", |_| Err::<(), _>(message));
+    }
+    let except: Vec<IpNet> = except.into_iter().map(|range| range.value).collect();
+    Some(SourceLimit {
+        sessions,
+        new_per_second,
+        burst,
+        datagrams_per_second,
+        prefix_v4,
+        prefix_v6,
+        except,
+    })
+}
