@@ -63,6 +63,8 @@ const TOP_LEVEL: &[(&str, &str)] = &[
         "1:16: admin.socket: must be an absolute path, such as \"/run/ringway/admin.sock\"",
     ),
     ("admin.socket = \"/run/ringway/\"", "1:16: admin.socket: \"unix:/run/ringway/\" names no"),
+    ("admin.overrides_file = \"\"", "1:24: admin.overrides_file: names no file"),
+    ("admin.overrides_file = 1", "1:24: admin.overrides_file: must be"),
     ("admin.token_file = \"\"", "1:20: admin.token_file: names no file"),
     (
         "admin = { address = \"\", token_file = \"token\" }",

@@ -260,6 +260,8 @@ fn keys_at_the_top_are_read() {
     assert_eq!(socket, Some(Path::new("/run/ringway/admin.sock")));
     let token = config.admin_token_file.as_ref().map(|file| file.value.as_path());
     assert_eq!(token, Some(Path::new("token")));
+    let overrides = config.admin_overrides_file.as_ref().map(|file| file.value.as_path());
+    assert_eq!(overrides, Some(Path::new("overrides.toml")));
     assert_eq!(
         config.limits,
         Limits {

@@ -174,3 +174,40 @@ fn a_session_shows_its_connections_and_which_side_is_slow() {
         row["slow"].as_str().is_some_and(|slow| slow.contains("the endpoint is slow: it does not"))
     });
 }
+
+#[test]
+fn saved_overrides_hold_after_a_restart() {
+    let (server, other) = (Server::tcp(echo), Server::tcp(echo));
+    let folder = ringway_tests::real::Folder::new();
+    let file = folder.file("overrides.toml").display().to_string();
+    let address = free_address();
+    let config = forward("TCP", address, [server.address, other.address], "");
+    let keys = format!("overrides_file = {file:?}");
+    let gateway = Launch::default().socket().admin(&keys).start(&config);
+    assert_eq!(gateway.asks(&["overrides"]), Value::Array(Vec::new()), "there is no file yet");
+    gateway.asks(&["drain", &server.address.to_string()]);
+    gateway.asks(&["weight", &other.address.to_string(), "9"]);
+    gateway.asks(&["disable", &other.address.to_string(), "--for", "1h"]);
+    let saved = gateway.asks(&["overrides", "--save", &file]);
+    assert_eq!((saved["saved"].as_u64(), saved["passing"].as_u64()), (Some(2), Some(1)));
+    gateway.stop();
+
+    let gateway = Launch::default().socket().admin(&keys).start(&config);
+    let all = gateway.asks(&["overrides"]);
+    let mut all: Vec<_> =
+        all.as_array().into_iter().flatten().filter_map(|of| of["action"].as_str()).collect();
+    all.sort_unstable();
+    assert_eq!(all, ["drain", "weight"]);
+    for _ in 0..6 {
+        session(address);
+    }
+    let endpoints = gateway.asks(&["endpoints"]);
+    let of_drained = endpoints.as_array().into_iter().flatten().find(|of| of["state"] == "drained");
+    assert_eq!(
+        of_drained.map(|of| of["endpoint"].clone()),
+        Some(server.address.to_string().into())
+    );
+    let opened = gateway.metrics().series("ringway_endpoint_sessions_opened_total");
+    let used = opened.iter().filter(|count| **count > 0).count();
+    assert_eq!(used, 1, "the first table had the override already: {opened:?}");
+}

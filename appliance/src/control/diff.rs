@@ -116,7 +116,14 @@ impl How {
 const PLACE: [&str; 4] = ["address", "addresses", "protocol", "interface"];
 
 /// Keys that a reload does not change.
-const FIXED: [&str; 5] = ["workers", "limits", "admin.address", "admin.socket", "admin.token_file"];
+const FIXED: [&str; 6] = [
+    "workers",
+    "limits",
+    "admin.address",
+    "admin.socket",
+    "admin.token_file",
+    "admin.overrides_file",
+];
 
 pub fn diff(running: &Running, candidate: &Value) -> Diff {
     let (old, new) = (&running.config, candidate);

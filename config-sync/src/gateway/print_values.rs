@@ -18,6 +18,9 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
     if let Some(file) = &config.admin_token_file {
         keys.push(("token_file", quoted(&file.value.display().to_string())));
     }
+    if let Some(file) = &config.admin_overrides_file {
+        keys.push(("overrides_file", quoted(&file.value.display().to_string())));
+    }
     keys
 }
 

@@ -16,7 +16,8 @@ pub fn tree(config: &Config) -> Result<Value, String> {
     let text = print::long(config);
     let mut tree: Value = toml::from_str(&text).map_err(|error| error.to_string())?;
     let mut files = config.files();
-    files.extend(config.admin_token_file.as_ref().map(|file| file.value.clone()));
+    let named = [&config.admin_token_file, &config.admin_overrides_file];
+    files.extend(named.into_iter().flatten().map(|file| file.value.clone()));
     let whole = |text: &str| match files.contains(Path::new(text)) {
         true => Some(std::path::absolute(text).ok()?.display().to_string()),
         false => None,

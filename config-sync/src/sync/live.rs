@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::compile::names::Names;
+use crate::compile::whole::Whole;
 use crate::health;
 use crate::health::checks::Checks;
 use crate::health::ejection::Figure;
+use crate::model::config::Config;
 use crate::model::endpoint::MAX_WEIGHT;
 use crate::resolve::Figures;
 use crate::sync::ConfigSync;
 use crate::sync::overrides::{self, Action, Kind, Of, Override, Shown, said};
+use crate::sync::saved;
 use crate::table::request::Request;
 
 impl ConfigSync {
@@ -101,6 +104,29 @@ impl ConfigSync {
         let Checks { health, ejections, warming, .. } = &self.checks;
         let known = (health, ejections, &self.overrides, warming);
         overrides::shown((whole, &self.table), known, Instant::now())
+    }
+
+    /// Takes up the overrides that were saved. The first table has them already. One of an endpoint
+    /// that is not there any more is left out.
+    ///
+    /// # Errors
+    /// The file can't be read, or is wrong.
+    pub(super) fn restore(&mut self, config: &Config, whole: &Whole) -> Result<(), String> {
+        let Some(file) = &config.admin_overrides_file else { return Ok(()) };
+        let all = saved::read(&file.value);
+        for of in all.map_err(|fault| file.problem(fault).to_string())? {
+            let action = of.action()?;
+            match overrides::meant((config, whole), Some(&of.backend), &of.endpoint) {
+                Ok(at) => {
+                    tracing::info!("override of endpoint {} is back: {action}", said(&at));
+                    self.overrides.set(at, action, None);
+                }
+                Err(why) => {
+                    tracing::warn!("override of {} is not back: {why}: {action}", of.endpoint);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn meant(&self, backend: Option<&str>, asked: &str) -> Result<Of, String> {

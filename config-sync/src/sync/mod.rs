@@ -6,6 +6,7 @@ mod live;
 pub mod overrides;
 mod pickable;
 pub mod reading;
+pub mod saved;
 mod transparent;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ use crate::compile::whole::Whole;
 use crate::health::checks::Checks;
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
-use crate::model::place::{Problems, Warning};
+use crate::model::place::{At, Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
@@ -504,8 +505,9 @@ impl ConfigSync {
     ) -> Result<(), String> {
         let compiled = Instant::now();
         let generation = self.generation + 1;
-        if let Some(before) = &self.whole {
-            whole.after(before, &self.names);
+        match &self.whole {
+            Some(before) => whole.after(before, &self.names),
+            None => self.restore(config, &whole)?,
         }
         let health = self.checks.health.following(config, &whole.table, compiled);
         let ejections = self.checks.ejections.following(config, &whole.table);
@@ -575,12 +577,16 @@ fn micros(time: Duration) -> u64 {
 /// started with.
 fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
     let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
-    let token = |config: &Config| config.admin_token_file.as_ref().map(|file| file.value.clone());
+    let path = |file: &Option<At<PathBuf>>| file.as_ref().map(|file| file.value.clone());
     let changes = [
         ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
         ("admin.address", runs.admin != asked.admin),
         ("admin.socket", runs.admin_socket != asked.admin_socket),
-        ("admin.token_file", token(runs) != token(asked)),
+        ("admin.token_file", path(&runs.admin_token_file) != path(&asked.admin_token_file)),
+        (
+            "admin.overrides_file",
+            path(&runs.admin_overrides_file) != path(&asked.admin_overrides_file),
+        ),
         ("limits", runs.limits != asked.limits),
         ("access_log", target(runs) != target(asked)),
     ];

@@ -16,8 +16,10 @@ use crate::toml::values::listen_address;
 
 pub(crate) static WORKERS: Section = Section { name: "workers", keys: &[any("cores")] };
 
-pub(crate) static ADMIN: Section =
-    Section { name: "admin", keys: &[any("address"), any("socket"), any("token_file")] };
+pub(crate) static ADMIN: Section = Section {
+    name: "admin",
+    keys: &[any("address"), any("socket"), any("token_file"), any("overrides_file")],
+};
 
 pub(crate) static ACCESS_LOG: Section =
     Section { name: "access_log", keys: &[any("path"), any("format"), any("open")] };
@@ -62,6 +64,7 @@ pub(crate) struct Admin {
     pub(crate) address: Option<SocketAddr>,
     pub(crate) socket: Option<UnixPath>,
     pub(crate) token_file: Option<At<PathBuf>>,
+    pub(crate) overrides_file: Option<At<PathBuf>>,
 }
 
 pub(crate) fn admin<'t>(
@@ -71,7 +74,7 @@ pub(crate) fn admin<'t>(
 ) -> Admin {
     let default = ADMIN_ADDRESS;
     let Some(admin) = reader.table(root, "admin", &ADMIN) else {
-        return Admin { address: default, socket: None, token_file: None };
+        return Admin { address: default, socket: None, token_file: None, overrides_file: None };
     };
     let address = reader.get(&admin, "address", |value| match value {
         DeValue::String(text) if text.is_empty() => Ok(None),
@@ -99,7 +102,13 @@ pub(crate) fn admin<'t>(
         path => Ok(path),
     });
     let token_file = token_file.map(|At { value, place }| At { value: place.path(value), place });
-    Admin { address, socket: or(socket, None), token_file }
+    let overrides_file = reader.get(&admin, "overrides_file", |value| match string(value)? {
+        "" => Err("names no file".to_owned()),
+        path => Ok(path),
+    });
+    let overrides_file =
+        overrides_file.map(|At { value, place }| At { value: place.path(value), place });
+    Admin { address, socket: or(socket, None), token_file, overrides_file }
 }
 
 /// Whether the address is the wildcard address, or an address that the Internet routes (RFC 6890).

@@ -2,6 +2,7 @@
 
 pub mod diff;
 mod http;
+mod save;
 mod show;
 mod table;
 pub mod verbs;

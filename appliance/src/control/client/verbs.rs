@@ -1,5 +1,6 @@
 //! The verbs.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::Method;
@@ -7,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::control::client::http::{Question, Reach};
+use crate::control::client::save;
 use crate::control::client::show::{
     Columns, ENDPOINTS, OVERRIDES, SESSIONS, log_level, session, table, why,
 };
@@ -61,6 +63,9 @@ pub enum Verb {
     },
     /// List what operators have said about endpoints of a running gateway.
     Overrides {
+        /// Write those that have no end to this file, for `admin.overrides_file`.
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
     },
@@ -231,7 +236,10 @@ impl Verb {
                 let question = Question { query: client.query(), ..Question::get("why") };
                 output.show(&question, why).await
             }
-            Self::Overrides { output } => output.list("overrides", OVERRIDES).await,
+            Self::Overrides { save: None, output } => output.list("overrides", OVERRIDES).await,
+            Self::Overrides { save: Some(file), output } => {
+                save::run(&file, &output.reach, output.json).await
+            }
             Self::LogLevel { level: None, output, .. } => {
                 output.show(&Question::get("log-level"), log_level).await
             }
