@@ -605,3 +605,36 @@ fn hostile_connections_to_the_admin_api_keep_no_probe_out() {
     wait_until("all are closed", || files() <= before);
     drop(held);
 }
+
+#[test]
+fn every_command_has_a_manual_page_that_man_reads_without_warnings() {
+    let folder = Folder::new();
+    let directory = folder.file("man1");
+    std::fs::create_dir(&directory).expect("a directory");
+    let output = ringway(&["man", &directory.display().to_string()]);
+    assert!(output.status.success(), "{output:?}");
+    let pages: Vec<_> = std::fs::read_dir(&directory).expect("pages").flatten().collect();
+    let names: Vec<_> =
+        pages.iter().map(|page| page.file_name().to_string_lossy().into_owned()).collect();
+    for name in ["ringway.1", "ringway-run.1", "ringway-why.1", "ringway-diff.1", "ringway-kill.1"]
+    {
+        assert!(names.iter().any(|of| of == name), "{name} is not in {names:?}");
+    }
+    for page in pages {
+        let text = std::fs::read_to_string(page.path()).expect("a page");
+        assert!(text.contains(".TH ") && text.contains(".SH NAME"), "{text}");
+        // Not every machine has groff.
+        let Ok(read) = limited("groff").args(["-man", "-Tutf8", "-ww"]).arg(page.path()).output()
+        else {
+            continue;
+        };
+        if read.status.code() == Some(127) {
+            continue;
+        }
+        let said = String::from_utf8_lossy(&read.stderr);
+        assert!(read.status.success() && said.trim().is_empty(), "{page:?}: {said}");
+    }
+    let nowhere = ringway(&["man", "/nonexistent"]);
+    let said = text(&nowhere.stderr);
+    assert!(!nowhere.status.success() && said.contains("/nonexistent"), "{said}");
+}

@@ -153,6 +153,14 @@ enum Command {
     ///
     /// For bash: `ringway completions bash > /etc/bash_completion.d/ringway`.
     Completions { shell: Shell },
+    /// Write the manual pages: ringway(1), and one for each command.
+    ///
+    /// For man(1): `ringway man /usr/local/share/man/man1`.
+    Man {
+        /// The directory for the pages. It must be there.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// List the kernel features that the gateway uses, and whether this kernel has them.
     Features {
         #[command(flatten)]
@@ -381,6 +389,8 @@ impl Cli {
                 clap_complete::generate(shell, &mut Self::command(), "ringway", &mut text);
                 print(&String::from_utf8(text)?)
             }
+            Command::Man { directory } => clap_mangen::generate_to(Self::command(), &directory)
+                .with_context(|| directory.display().to_string()),
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }
