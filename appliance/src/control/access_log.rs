@@ -342,7 +342,7 @@ fn is_zero(value: &u32) -> bool {
     *value == 0
 }
 
-fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     let text = time.text();
     // The text has only digits and a few ASCII signs.
     serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())

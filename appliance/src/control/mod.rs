@@ -6,12 +6,15 @@
 
 pub mod access_log;
 pub mod admin;
+mod changes;
 pub mod cli;
 mod client;
+mod closes;
 pub mod cluster;
 pub mod demo;
 mod diff;
 mod doctor;
+mod events;
 mod id;
 mod live;
 pub mod metrics;

@@ -9,7 +9,12 @@ use clap::ValueEnum;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, reload};
+
+use crate::control::events::{Keep, is_kept};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
@@ -146,14 +151,13 @@ pub fn to_stderr(level: LogLevel) -> WorkerGuard {
         .buffered_lines_limit(8_192)
         .thread_name("ringway-stderr")
         .finish(io::stderr());
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(levels.filter())
+    let (filter, handle) = reload::Layer::new(levels.filter());
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_target(false)
         .with_writer(queue)
-        .with_filter_reloading();
-    let handle = log.reload_handle();
-    log.init();
+        .with_filter(filter);
+    tracing_subscriber::registry().with(log).with(Keep.with_filter(filter_fn(is_kept))).init();
     _ = OWN_LOG.set(OwnLog {
         apply: Box::new(move |filter| handle.reload(filter).is_ok()),
         state: Mutex::new(State { lasting: levels, passing: None }),

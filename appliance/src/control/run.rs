@@ -25,6 +25,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::control::access_log::{AccessLog, Line, WallClock};
 use crate::control::admin::board::Board;
+use crate::control::changes::say_changes;
+use crate::control::closes::totals;
 use crate::control::cluster::{Following, News};
 use crate::control::id::{Id, Run};
 use crate::control::live::Live;
@@ -180,6 +182,13 @@ impl Control {
         match outcome {
             Outcome::Published { generation } => {
                 tracing::info!("configuration {generation} is in force");
+                let before = self.board.latest().in_force.clone();
+                if let (Some(before), Some(now)) = (before, self.sync.in_force().cloned()) {
+                    // A long configuration takes a while to compare.
+                    tokio::task::spawn_blocking(move || {
+                        say_changes(generation, &before.config, &now.config);
+                    });
+                }
                 self.warn_of_certificates();
             }
             Outcome::Unchanged => return,
@@ -339,6 +348,12 @@ impl Control {
             self.retire(applied);
         }
         self.drain_after_grace();
+        let mut closes = self.board.closes.lock();
+        if closes.is_due(Instant::now()) {
+            let listeners = self.sync.names().listeners().map(|(id, _)| id);
+            closes.tick(&totals(self.board.workers(), listeners), Instant::now());
+        }
+        drop(closes);
         self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
         self.board.lines_failed.store(self.log.failed(), Ordering::Relaxed);
         let refused = self.sync.last_error().is_some();
@@ -433,6 +448,9 @@ impl Control {
         let stamp = (self.wall, self.live.run());
         let line = line(event, worker, session, self.sync.names(), stamp);
         self.log.write(&line);
+        if let Some(reason) = session.reason {
+            self.board.closes.lock().sample(reason, &line, Instant::now());
+        }
     }
 
     /// Joins a worker. A worker may end only after all workers were told to end.

@@ -17,6 +17,7 @@ use config_sync::{health, resolve};
 
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::control::closes::Closes;
 use crate::control::metrics::samples::{Scrape, Series};
 use tokio::time::Instant;
 
@@ -38,6 +39,7 @@ pub struct Board {
     /// When the control thread last beat, in milliseconds since `started`.
     beat: AtomicU64,
     pub page: AsyncMutex<Option<MetricsPage>>,
+    pub closes: Mutex<Closes>,
 }
 
 /// The text of /metrics, for all requests that came before the page was begun.
@@ -81,6 +83,7 @@ impl Board {
             started: Instant::now(),
             beat: AtomicU64::default(),
             page: AsyncMutex::default(),
+            closes: Mutex::new(Closes::new(Instant::now())),
         }
     }
 

@@ -152,6 +152,44 @@ pub fn why(answer: &Value) -> String {
     text
 }
 
+const CLOSES: Columns = &[
+    ("REASON", "reason", As::Text),
+    ("LAST HOUR", "count", As::Text),
+    ("LAST 1-2 MIN", "latest", As::Text),
+];
+
+/// Why sessions and flows ended.
+pub fn closes(answer: &Value) -> String {
+    let rows = answer.get("closes").and_then(Value::as_array).cloned().unwrap_or_default();
+    match rows.is_empty() {
+        true => "nothing ended in the last hour\n".to_owned(),
+        false => table(&rows, CLOSES),
+    }
+}
+
+/// The same, and lines of the access log for each reason.
+pub fn closes_with_samples(answer: &Value) -> String {
+    let mut text = closes(answer);
+    for of in answer.get("closes").and_then(Value::as_array).into_iter().flatten() {
+        text += &format!("\n{}\n", cell(of.get("reason"), As::Text));
+        for line in of.get("samples").and_then(Value::as_array).into_iter().flatten() {
+            let word = |(key, value): (&String, &Value)| match value {
+                Value::String(_) => format!("{key}={}", cell(Some(value), As::Text)),
+                value => format!("{key}={value}"),
+            };
+            let words = line.as_object().into_iter().flatten().map(word);
+            text += &format!("  {}\n", words.collect::<Vec<_>>().join(" "));
+        }
+    }
+    text
+}
+
+/// A line of the gateway's own log.
+pub fn event(line: &Value) -> String {
+    let word = |field: &str| cell(line.get(field), As::Text);
+    format!("{} {:5} {}\n", word("ts"), word("level"), word("text"))
+}
+
 /// The level of the log, and when it ends.
 pub fn log_level(answer: &Value) -> String {
     let word = |field: &str, form| cell(answer.get(field), form);

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::control::client::http::{Question, Reach};
 use crate::control::client::save;
 use crate::control::client::show::{
-    Columns, ENDPOINTS, OVERRIDES, SESSIONS, log_level, session, table, why,
+    Columns, ENDPOINTS, OVERRIDES, SESSIONS, closes, closes_with_samples, event, log_level,
+    session, table, why,
 };
 use crate::control::output::print;
 
@@ -47,6 +48,25 @@ pub enum Verb {
     },
     /// List the endpoints of a running gateway: weight, state and sessions.
     Endpoints {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say why sessions and flows of a running gateway ended in the last hour.
+    Closes {
+        /// Show lines of the access log for each reason.
+        #[arg(long)]
+        samples: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the newest lines of a running gateway's own log: what it noticed and did.
+    Events {
+        /// Show the newest N.
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: usize,
+        /// Go on with new lines until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -232,6 +252,11 @@ impl Verb {
                 output.show(&question, killed).await
             }
             Self::Endpoints { output } => output.list("endpoints", ENDPOINTS).await,
+            Self::Closes { samples, output } => {
+                let text = if samples { closes_with_samples } else { closes };
+                output.show(&Question::get("closes"), text).await
+            }
+            Self::Events { limit, watch, output } => output.events(limit, watch).await,
             Self::Why { client, output } => {
                 let question = Question { query: client.query(), ..Question::get("why") };
                 output.show(&question, why).await
@@ -363,6 +388,34 @@ impl Output {
         match self.json {
             true => print(&format!("{answer}\n")),
             false => print(&text(&answer)),
+        }
+    }
+}
+
+/// How often new lines are asked for.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Output {
+    /// The newest lines of the gateway's own log. JSON: an object for each line.
+    async fn events(&self, limit: usize, watch: bool) -> anyhow::Result<()> {
+        let mut query = vec![("limit", limit.to_string())];
+        let mut last = 0;
+        loop {
+            let question = Question { query: query.clone(), ..Question::get("events") };
+            let answer = self.reach.ask(&question).await?;
+            let lines = answer.get("events").and_then(Value::as_array).cloned().unwrap_or_default();
+            let number = |line: &Value| line.get("number").and_then(Value::as_u64);
+            last = lines.iter().filter_map(number).max().unwrap_or(last);
+            let text: String = match self.json {
+                true => lines.iter().map(|line| format!("{line}\n")).collect(),
+                false => lines.iter().map(event).collect(),
+            };
+            print(&text)?;
+            if !watch {
+                return Ok(());
+            }
+            query = vec![("after", last.to_string())];
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
+mod closes;
 mod config;
 mod endpoints;
 mod log_level;
@@ -35,6 +36,7 @@ pub fn routes() -> Router<Api> {
         .merge(endpoints::routes())
         .merge(why::routes())
         .merge(config::routes())
+        .merge(closes::routes())
         .merge(log_level::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }

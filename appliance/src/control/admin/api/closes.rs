@@ -1,0 +1,50 @@
+//! Gives the reasons for which sessions and flows ended, and the newest lines of Ringway's own log.
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use crate::control::admin::api::{Api, Fault};
+use crate::control::closes::{OfReason, totals};
+use crate::control::events::{EVENTS, Entry, MOST};
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/closes", get(closes)).route("/events", get(events))
+}
+
+#[derive(Serialize)]
+struct Closes {
+    closes: Vec<OfReason>,
+}
+
+async fn closes(State(api): State<Api>) -> Result<Json<Closes>, Fault> {
+    let listeners =
+        api.caller.with_sync(|sync| sync.names().listeners().map(|(id, _)| id).collect::<Vec<_>>());
+    let totals = totals(api.board.workers(), listeners.await?);
+    Ok(Json(Closes { closes: api.board.closes.lock().by_reason(&totals) }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    /// Only lines with a higher number.
+    #[serde(default)]
+    after: u64,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Events {
+    events: Vec<Entry>,
+}
+
+async fn events(which: Result<Query<Which>, QueryRejection>) -> Result<Json<Events>, Fault> {
+    let Query(Which { after, limit }) = which?;
+    let limit = limit.unwrap_or(MOST);
+    if !(1..=MOST).contains(&limit) {
+        return Err(Fault::bad(format!("limit: 1 to {MOST}")));
+    }
+    Ok(Json(Events { events: EVENTS.after(after, limit) }))
+}
