@@ -22,6 +22,12 @@ pub struct SourceLimit {
     pub except: Vec<IpNet>,
 }
 
+impl SourceLimit {
+    pub(crate) fn limits_something(&self) -> bool {
+        [self.sessions, self.new_per_second, self.datagrams_per_second].iter().any(Option::is_some)
+    }
+}
+
 /// Writes the limit in its TOML form.
 impl fmt::Display for SourceLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

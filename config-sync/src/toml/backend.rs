@@ -95,9 +95,9 @@ pub(crate) fn backend<'t>(
 }
 
 /// More sessions than workers have slots for.
-const MOST_WAIT: u32 = 1_000_000;
+pub(crate) const MOST_WAIT: u32 = 1_000_000;
 /// Workers look for free places every 10 ms.
-const LEAST_QUEUE_TIMEOUT: Duration = Duration::from_millis(10);
+pub(crate) const LEAST_QUEUE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// The words of the file.
 pub(crate) const BALANCES: [(&str, Balance); 5] = [

@@ -31,7 +31,7 @@ pub(crate) fn read<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Vec
 }
 
 /// More sessions than a machine has memory for.
-const MOST_SESSIONS: u32 = 1_000_000_000;
+pub(crate) const MOST_SESSIONS: u32 = 1_000_000_000;
 
 fn given<'t>(value: &'t DeValue<'t>) -> Read<Given<'t>> {
     match value {

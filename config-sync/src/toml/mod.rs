@@ -20,7 +20,7 @@ mod resolver;
 pub(crate) mod route;
 mod short;
 pub(crate) mod socket_options;
-mod source_limit;
+pub(crate) mod source_limit;
 pub(crate) mod tls;
 pub(crate) mod values;
 mod variables;

@@ -82,6 +82,9 @@ pub struct ListenerSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_048_576))]
     pub max_sessions: Option<i64>,
+    /// What each source of clients may have and do, over all workers of a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_source: Option<SourceLimitSettings>,
     /// The sources that must send PROXY headers. TLS: the same for all listeners of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_proxy: Option<AcceptProxy>,
@@ -118,6 +121,41 @@ pub struct AdmissionSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub deny: Option<Vec<String>>,
+}
+
+/// The same as the table of the TOML file. It limits sessions, newPerSecond or datagramsPerSecond at
+/// least.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceLimitSettings {
+    /// Sessions or flows of a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub sessions: Option<i64>,
+    /// New sessions or flows of a source in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub new_per_second: Option<i64>,
+    /// New sessions or flows at once, of a source that was silent before. Without it newPerSecond.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<i64>,
+    /// UDP: datagrams from a source in a second, and at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub datagrams_per_second: Option<i64>,
+    /// IPv4 addresses that begin with so many equal bits are one source.
+    #[serde(default, rename = "prefixV4", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 32))]
+    pub prefix_v4: Option<i64>,
+    /// The same for IPv6.
+    #[serde(default, rename = "prefixV6", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub prefix_v6: Option<i64>,
+    /// Ranges of clients without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub except: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -163,6 +201,17 @@ pub struct BackendSettings {
     /// Connect from clients' own addresses; then source and upstreamSockets have no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transparent: Option<bool>,
+    /// The most sessions and flows of each endpoint, over all workers of a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub endpoint_max_sessions: Option<i64>,
+    /// TCP: so many sessions wait for a place when every endpoint is full. 0: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub queue: Option<i64>,
+    /// TCP: how long a session waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout: Option<String>,
     /// Weights of endpoints, and which endpoints are backups. For each endpoint the first entry
     /// counts that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,7 +13,7 @@ use crate::gateway::translate::places::at;
 use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
 use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::values::{BackendValues, EndpointRule};
+use crate::gateway::translate::values::BackendValues;
 use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
@@ -21,6 +21,7 @@ use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::health_check::HealthCheck;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, Takes, WeightedBackend};
+use crate::model::source_limit::SourceLimit;
 use crate::model::tls::Origination;
 use crate::table::address;
 use crate::table::fnv::Fnv;
@@ -129,7 +130,7 @@ impl<'o> Build<'_, 'o> {
             flow_timeout: values.flow_timeout.filter(|_| udp).unwrap_or(FLOW_TIMEOUT),
             responses: values.responses.filter(|_| udp).unwrap_or(0),
             max_sessions: values.max_sessions.unwrap_or(0),
-            limit_source: None,
+            limit_source: values.limit_source.and_then(|limit| limit_for(limit, udp)),
             accept_proxy: accept_proxy.map(|from| at(AcceptProxy { from, only: false }, &of)),
             options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
             admission: values.admission.of(&of),
@@ -373,7 +374,7 @@ impl<'o> Pool<'o> {
         let mut endpoints = endpoints.to_vec();
         let has_tls = tls.is_some();
         let transparent = values.transparent == Some(true);
-        let source = values.source.filter(|_| !transparent).unwrap_or_default();
+        let source = values.source.clone().filter(|_| !transparent).unwrap_or_default();
         let ip = |found: &Found<'_>| match &found.address {
             Address::Fixed(address) => address.socket_address(),
             Address::Name(_) => None,
@@ -399,10 +400,7 @@ impl<'o> Pool<'o> {
             self.shared.extend(addresses.map(|address| (address, name.clone())));
         }
         Backend {
-            endpoints: endpoints
-                .into_iter()
-                .map(|found| endpoint(&found, values.endpoints.as_deref(), &name))
-                .collect(),
+            endpoints: endpoints.iter().map(|found| endpoint(found, &values, &name)).collect(),
             balance: values.balance.unwrap_or(Balance::RoundRobin),
             connect_timeout: values.connect_timeout.filter(|_| !udp).unwrap_or(CONNECT_TIMEOUT),
             connect_attempts: values.connect_attempts.filter(|_| !udp).unwrap_or(CONNECT_ATTEMPTS),
@@ -423,8 +421,8 @@ impl<'o> Pool<'o> {
             },
             failback: values.failback.unwrap_or(true),
             slow_start: values.slow_start.unwrap_or(0),
-            queue: None,
-            queue_timeout: None,
+            queue: values.queue.filter(|_| !udp).map(|most| at(most, &name)),
+            queue_timeout: values.queue_timeout.filter(|_| !udp).map(|time| at(time, &name)),
             eject: values.eject.map(|asked| at(asked, &name)),
             options: if udp { backend::OPTIONS } else { values.socket.over(backend::OPTIONS) },
             stream_keys: Vec::new(),
@@ -473,13 +471,20 @@ fn config_name(text: &str) -> String {
     format!("{cut}-{:016x}", Fnv::of(text))
 }
 
+/// The limit for listeners of this transport. `None`: nothing of it is for them.
+fn limit_for(mut limit: SourceLimit, udp: bool) -> Option<SourceLimit> {
+    limit.datagrams_per_second = limit.datagrams_per_second.filter(|_| udp);
+    limit.limits_something().then_some(limit)
+}
+
 /// An endpoint of the backend `of`. Endpoints that are meant for other zones are backups.
-fn endpoint(found: &Found<'_>, rules: Option<&[EndpointRule]>, of: &str) -> Endpoint {
-    let rule = rules.unwrap_or_default().iter().find(|rule| found.fits(rule));
+fn endpoint(found: &Found<'_>, values: &BackendValues, of: &str) -> Endpoint {
+    let rule = values.endpoints.iter().flatten().find(|rule| found.fits(rule));
     let (weight, backup) = rule.map_or((None, None), |rule| (rule.weight, rule.backup));
     Endpoint {
         weight: weight.unwrap_or(1),
         backup: found.is_far || backup == Some(true),
+        max_sessions: values.endpoint_max_sessions,
         ..Endpoint::at(at(found.address.clone(), of))
     }
 }

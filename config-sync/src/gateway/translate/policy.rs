@@ -29,7 +29,8 @@ use crate::model::backend::LEAST_UPSTREAM_REST;
 use crate::model::config::MAX_SESSIONS;
 use crate::model::endpoint::MAX_WEIGHT;
 use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
-use crate::toml::backend::BALANCES;
+use crate::toml::backend::{BALANCES, LEAST_QUEUE_TIMEOUT, MOST_WAIT};
+use crate::toml::endpoint::MOST_SESSIONS;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
 use crate::toml::values::{
@@ -375,6 +376,7 @@ fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<Listen
         flow_timeout: text("flowTimeout", given.flow_timeout.as_ref(), least)?,
         responses: number("responses", given.responses, 0..=65_535)?,
         max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
+        limit_source: given.limit_source.as_ref().map(tables::read_limit_source).transpose()?,
         accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,
         socket: read_socket(&given.socket, settings)?,
         admission: read_admission(&given.admission)?,
@@ -410,6 +412,7 @@ fn text_range(field: &str, text: &str) -> Result<IpNet, String> {
 fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendValues, String> {
     let sockets = word(&[("connected", false), ("shared", true)]);
     let rest = duration_from(LEAST_UPSTREAM_REST);
+    let queue_timeout = duration_from(LEAST_QUEUE_TIMEOUT);
     let mut values = BackendValues {
         balance: text("balance", given.balance.as_ref(), word(&BALANCES))?,
         connect_timeout: text("connectTimeout", given.connect_timeout.as_ref(), duration)?,
@@ -419,6 +422,13 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
+        endpoint_max_sessions: number(
+            "endpointMaxSessions",
+            given.endpoint_max_sessions,
+            1..=MOST_SESSIONS,
+        )?,
+        queue: number("queue", given.queue, 0..=MOST_WAIT)?,
+        queue_timeout: text("queueTimeout", given.queue_timeout.as_ref(), queue_timeout)?,
         endpoints: given.endpoints.as_deref().map(read_endpoints).transpose()?,
         health_check: given.health_check.as_ref().map(tables::read_health_check).transpose()?,
         eject: given.eject.as_ref().map(tables::read_eject).transpose()?,

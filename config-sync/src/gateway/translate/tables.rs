@@ -6,14 +6,17 @@ use std::ops::Range;
 use serde::Serialize;
 use toml::de::DeTable;
 
-use crate::gateway::objects::policy::{EjectSettings, HealthCheckSettings};
+use crate::gateway::objects::policy::{EjectSettings, HealthCheckSettings, SourceLimitSettings};
 use crate::model::eject::Eject;
 use crate::model::health_check::HealthCheck;
 use crate::model::place::At;
+use crate::model::source_limit::SourceLimit;
 use crate::toml::reader::{Reader, Section, Table, any};
+use crate::toml::source_limit::limit_source;
 use crate::toml::{eject, health_check};
 
-static BACKEND: Section = Section { name: "", keys: &[any("health_check"), any("eject")] };
+static TABLES: Section =
+    Section { name: "", keys: &[any("health_check"), any("eject"), any("limit_source")] };
 
 /// The backends are not known here, so whether they have TLS that verifies certificates is not
 /// looked at.
@@ -23,6 +26,15 @@ pub(super) fn read_health_check(given: &HealthCheckSettings) -> Result<HealthChe
 
 pub(super) fn read_eject(given: &EjectSettings) -> Result<Eject, String> {
     read("eject", given, eject::read)
+}
+
+/// The limit for datagrams is read whatever the listeners are: a policy may be for listeners of
+/// several protocols.
+pub(super) fn read_limit_source(given: &SourceLimitSettings) -> Result<SourceLimit, String> {
+    read("limit_source", given, |reader, table| {
+        let value = limit_source(reader, table, None)?;
+        Some(At { value, place: table.place.clone() })
+    })
 }
 
 fn read<T>(
@@ -37,7 +49,7 @@ fn read<T>(
     let mut reader = Reader::new("", &text);
     let Range { start, .. } = root.span();
     let place = reader.place(start, String::new());
-    let table = &reader.open(root.get_ref(), &BACKEND, place);
+    let table = &reader.open(root.get_ref(), &TABLES, place);
     let value = read(&mut reader, table).map(|read| read.value);
     let problems = reader.problems.iter();
     let problems = problems.map(|of| of_policy(&format!("{}: {}", of.field, of.message)));

@@ -9,6 +9,7 @@ use crate::model::backend::Balance;
 use crate::model::eject::Eject;
 use crate::model::gone::OnGone;
 use crate::model::health_check::HealthCheck;
+use crate::model::source_limit::SourceLimit;
 use crate::table::routing::{
     OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions, Sources, Starttls,
 };
@@ -27,6 +28,7 @@ pub(super) struct ListenerValues {
     pub(super) flow_timeout: Option<u32>,
     pub(super) responses: Option<u32>,
     pub(super) max_sessions: Option<u32>,
+    pub(super) limit_source: Option<SourceLimit>,
     pub(super) accept_proxy: Option<Vec<IpNet>>,
     pub(super) socket: SocketValues,
     pub(super) admission: AdmissionValues,
@@ -58,6 +60,9 @@ pub(super) struct BackendValues {
     pub(super) upstream_rest: Option<u32>,
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
+    pub(super) endpoint_max_sessions: Option<u32>,
+    pub(super) queue: Option<u32>,
+    pub(super) queue_timeout: Option<u32>,
     pub(super) endpoints: Option<Vec<EndpointRule>>,
     pub(super) health_check: Option<HealthCheck>,
     pub(super) eject: Option<Eject>,
@@ -103,6 +108,7 @@ impl ListenerValues {
         fill(&mut self.flow_timeout, &under.flow_timeout);
         fill(&mut self.responses, &under.responses);
         fill(&mut self.max_sessions, &under.max_sessions);
+        fill(&mut self.limit_source, &under.limit_source);
         fill(&mut self.accept_proxy, &under.accept_proxy);
         self.socket.fill(&under.socket);
         self.admission.fill(&under.admission);
@@ -153,6 +159,9 @@ impl BackendValues {
         fill(&mut self.upstream_rest, &under.upstream_rest);
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
+        fill(&mut self.endpoint_max_sessions, &under.endpoint_max_sessions);
+        fill(&mut self.queue, &under.queue);
+        fill(&mut self.queue_timeout, &under.queue_timeout);
         fill(&mut self.endpoints, &under.endpoints);
         fill(&mut self.health_check, &under.health_check);
         fill(&mut self.eject, &under.eject);
