@@ -113,6 +113,35 @@ fn check_takes_several_files_and_stdin_and_may_be_strict() {
 }
 
 #[test]
+fn check_tells_machines_each_finding_with_its_place() {
+    let folder = Folder::new();
+    let good = forward("TCP", free_address(), [free_address()], "");
+    let good = folder.write("good.toml", &good).display().to_string();
+    let doubtful = folder.write("doubtful.toml", "drain_timeout = \"9s\"\n").display().to_string();
+    let bad = "colour = 1\n[[listeners]]\nprotocol = \"TCQ\"\n";
+    let bad = folder.write("bad.toml", bad).display().to_string();
+    let output = ringway(&["check", "--json", &bad, &good, &doubtful, "/nonexistent.toml"]);
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(1), 0), "{output:?}");
+    let reports: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let valid: Vec<_> = (0..4).map(|at| reports[at]["valid"].as_bool()).collect();
+    assert_eq!(valid, [Some(false), Some(true), Some(true), Some(false)], "{reports}");
+    let first = &reports[0]["findings"][0];
+    assert_eq!((first["file"].as_str(), first["severity"].as_str()), (Some(&*bad), Some("fault")));
+    assert_eq!((first["line"].as_u64(), first["column"].as_u64()), (Some(1), Some(1)));
+    assert_eq!(first["field"], "colour");
+    let all = reports[0]["findings"].as_array().expect("findings");
+    let of_protocol = all.iter().find(|of| of["field"] == "listeners[0].protocol");
+    assert_eq!(of_protocol.map(|of| of["line"].as_u64()), Some(Some(3)), "{all:?}");
+    assert_eq!(reports[1]["findings"], Value::Array(Vec::new()));
+    assert_eq!(reports[2]["findings"][0]["severity"], "warning", "{reports}");
+    assert!(
+        reports[3]["findings"][0]["message"].as_str().is_some_and(|of| of.contains("nonexist"))
+    );
+    assert_eq!(ringway(&["check", "--json", &good, &doubtful]).status.code(), Some(0));
+    assert_eq!(ringway(&["check", "--json", "--strict", &doubtful]).status.code(), Some(1));
+}
+
+#[test]
 fn doctor_judges_the_machine_and_the_timeouts_of_a_file() {
     let output = ringway(&["doctor", "--json"]);
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -20,6 +20,7 @@ use config_sync::source::{Source, Translated};
 use config_sync::sync::dry_run::Checked;
 use ipnet::IpNet;
 
+use crate::control::check::{self, Severity};
 use crate::control::client::diff;
 use crate::control::client::verbs::{Output, Verb};
 use crate::control::doctor::{self, State};
@@ -92,6 +93,10 @@ enum Command {
         /// A warning makes the exit code 1 too.
         #[arg(long)]
         strict: bool,
+        /// Print the findings as JSON: for each file whether it is valid, and its faults, warnings
+        /// and hints with file, line, column, field and message.
+        #[arg(long, conflicts_with = "explain")]
+        json: bool,
         #[command(flatten)]
         gateways: GatewayArgs,
     },
@@ -360,7 +365,12 @@ impl Cli {
                 };
                 process::run(origin, &without.without)
             }
-            Command::Check { files, explain, strict, gateways } => {
+            Command::Check { files, strict, json: true, gateways, .. } => {
+                let options = gateways.options();
+                let given = files.into_iter().map(|file| given(file, options.clone()));
+                check_json(&given.collect::<Result<Vec<_>, _>>()?, strict)
+            }
+            Command::Check { files, explain, strict, json: false, gateways } => {
                 let options = gateways.options();
                 let results = files.into_iter().map(|file| {
                     // The long form names files by whole paths, so that it can stand anywhere.
@@ -404,11 +414,27 @@ fn all(results: impl Iterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Seconds of Unix time.
 #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
-fn check(source: &Source, explain: bool, strict: bool) -> anyhow::Result<()> {
+fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let checked = config_sync::sync::dry_run::check(source, now).map_err(BadConfig)?;
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// All is in the JSON, so an exit code of 1 comes without a text.
+fn check_json(sources: &[Source], strict: bool) -> anyhow::Result<()> {
+    let reports: Vec<_> = sources.iter().map(|source| check::report(source, now())).collect();
+    print(&(serde_json::to_string_pretty(&reports)? + "\n"))?;
+    let is_bad = |severity| severity == Severity::Fault || strict && severity == Severity::Warning;
+    let mut findings = reports.iter().flat_map(|report| &report.findings);
+    match findings.any(|finding| is_bad(finding.severity)) {
+        true => Err(Exit { code: 1, text: String::new() }.into()),
+        false => Ok(()),
+    }
+}
+
+fn check(source: &Source, explain: bool, strict: bool) -> anyhow::Result<()> {
+    let checked = config_sync::sync::dry_run::check(source, now()).map_err(BadConfig)?;
     let Checked { summary, warnings, hints, config } = checked;
     let hints = hints.iter().map(Warning::as_hint);
     for line in warnings.iter().map(Warning::marked).chain(hints) {

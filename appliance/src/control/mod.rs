@@ -7,6 +7,7 @@
 pub mod access_log;
 pub mod admin;
 mod changes;
+mod check;
 pub mod cli;
 mod client;
 mod closes;
