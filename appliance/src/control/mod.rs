@@ -26,4 +26,5 @@ pub mod run;
 mod shown;
 mod spare_files;
 mod tcp;
+mod top;
 pub mod why;

@@ -429,6 +429,7 @@ impl Control {
             match record {
                 Record::Opened(session) => self.write("open", index, &session),
                 Record::Closed(session) => {
+                    self.board.clients.lock().ended(&session, Instant::now());
                     let event = if session.refused { "reject" } else { "close" };
                     self.write(event, index, &session);
                 }

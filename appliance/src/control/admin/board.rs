@@ -19,6 +19,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::control::closes::Closes;
 use crate::control::metrics::samples::{Scrape, Series};
+use crate::control::top::Clients;
 use tokio::time::Instant;
 
 use crate::stats::counters::Counters;
@@ -38,6 +39,8 @@ pub struct Board {
     started: Instant,
     /// When the control thread last beat, in milliseconds since `started`.
     beat: AtomicU64,
+    /// The clients with the most to do.
+    pub clients: Mutex<Clients>,
     pub page: AsyncMutex<Option<MetricsPage>>,
     pub closes: Mutex<Closes>,
 }
@@ -82,6 +85,7 @@ impl Board {
             latest: Mutex::default(),
             started: Instant::now(),
             beat: AtomicU64::default(),
+            clients: Mutex::new(Clients::new(Instant::now())),
             page: AsyncMutex::default(),
             closes: Mutex::new(Closes::new(Instant::now())),
         }

@@ -5,4 +5,5 @@ mod http;
 mod save;
 mod show;
 mod table;
+mod top;
 pub mod verbs;

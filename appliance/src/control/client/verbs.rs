@@ -13,6 +13,7 @@ use crate::control::client::show::{
     Columns, ENDPOINTS, OVERRIDES, SESSIONS, closes, closes_with_samples, event, log_level,
     session, table, why,
 };
+use crate::control::client::top::Top;
 use crate::control::output::print;
 
 #[derive(Debug, Subcommand)]
@@ -81,6 +82,11 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Show which listeners, endpoints and clients of a running gateway have the most to do.
+    ///
+    /// Clients are counted when their sessions end, in windows of 10 s. On a terminal the lists are
+    /// drawn again until Ctrl-C.
+    Top(Top),
     /// List what operators have said about endpoints of a running gateway.
     Overrides {
         /// Write those that have no end to this file, for `admin.overrides_file`.
@@ -238,6 +244,7 @@ impl Verb {
 
     async fn act(self) -> anyhow::Result<()> {
         match self {
+            Self::Top(top) => top.run().await,
             Self::Sessions(list) => list.run("sessions").await,
             Self::Flows(list) => list.run("flows").await,
             Self::Session { id, output } => {
@@ -329,7 +336,7 @@ fn done(answer: &Value) -> String {
 }
 
 /// A time: a number and its unit.
-fn time(text: &str) -> Result<Duration, String> {
+pub fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time: write a number and s, m, h or d, such as 10m");
     let unit = text.chars().next_back().ok_or_else(wrong)?;
     let seconds: u64 = match unit {
@@ -383,7 +390,11 @@ impl Output {
         }
     }
 
-    async fn show(&self, question: &Question, text: fn(&Value) -> String) -> anyhow::Result<()> {
+    pub async fn show(
+        &self,
+        question: &Question,
+        text: fn(&Value) -> String,
+    ) -> anyhow::Result<()> {
         let answer = self.reach.ask(question).await?;
         match self.json {
             true => print(&format!("{answer}\n")),

@@ -5,6 +5,7 @@ mod config;
 mod endpoints;
 mod log_level;
 mod sessions;
+mod top;
 mod why;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub const MOST_BODY: usize = 4_096;
 pub fn routes() -> Router<Api> {
     let all = sessions::routes()
         .merge(endpoints::routes())
+        .merge(top::routes())
         .merge(why::routes())
         .merge(config::routes())
         .merge(closes::routes())

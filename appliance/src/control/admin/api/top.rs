@@ -1,0 +1,137 @@
+//! Says which clients, listeners and endpoints have the most to do.
+
+use std::net::IpAddr;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::control::admin::api::{Api, Fault};
+use crate::control::top::Count;
+use crate::stats::counters::Counter;
+
+/// The clients of each list.
+const MOST: usize = 100;
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/top", get(top))
+}
+
+#[derive(Serialize)]
+struct Top {
+    clients: Clients,
+    listeners: Vec<Listener>,
+    endpoints: Vec<Endpoint>,
+}
+
+/// Each list has the greatest count first.
+#[derive(Serialize)]
+struct Clients {
+    /// The time in which was counted.
+    window_ms: u64,
+    /// Sessions and flows that ended after they had an endpoint.
+    ended: Vec<Client>,
+    /// Bytes both ways, of what ended.
+    bytes: Vec<Client>,
+    refused: Vec<Client>,
+    /// Refusals whose clients are not known.
+    refused_unseen: u64,
+}
+
+#[derive(Serialize)]
+struct Client {
+    client: IpAddr,
+    count: u64,
+    /// The count is too high by this at the most.
+    error: u64,
+}
+
+/// All but `sessions` are totals since the start.
+#[derive(Serialize)]
+struct Listener {
+    listener: String,
+    sessions: u64,
+    opened: u64,
+    refused: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+/// All but `sessions` are totals since the start. An endpoint that has had nothing to do is left
+/// out.
+#[derive(Serialize)]
+struct Endpoint {
+    backend: String,
+    endpoint: String,
+    sessions: u64,
+    opened: u64,
+    connect_failures: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
+    let names = api.caller.with_sync(|sync| sync.shared_names()).await?;
+    // A gateway may have thousands of endpoints on many workers, and probes must not wait.
+    let made = tokio::task::spawn_blocking(move || Top {
+        clients: clients(&api),
+        listeners: names
+            .listeners()
+            .map(|(id, name)| {
+                let each = api.board.workers().iter().map(|worker| worker.listener(id));
+                let sum = |pick: fn(_) -> u64| each.clone().map(pick).sum::<u64>();
+                let refused = sum(|of| of.refused.iter().map(Counter::get).sum());
+                let closed = sum(|of| of.closed.iter().map(Counter::get).sum());
+                let opened = sum(|of| of.opened.get());
+                Listener {
+                    listener: name.to_owned(),
+                    sessions: opened.saturating_sub(closed + refused),
+                    opened,
+                    refused,
+                    bytes_up: sum(|of| of.bytes_up.get()),
+                    bytes_down: sum(|of| of.bytes_down.get()),
+                }
+            })
+            .collect(),
+        endpoints: names
+            .endpoints()
+            .map(|(id, backend, address)| {
+                let each = api.board.workers().iter().map(|worker| worker.endpoint(id));
+                let sum = |pick: fn(_) -> u64| each.clone().map(pick).sum::<u64>();
+                let closed = sum(|of| of.closed.get());
+                let opened = sum(|of| of.opened.get());
+                Endpoint {
+                    backend: backend.to_owned(),
+                    endpoint: address.to_string(),
+                    sessions: opened.saturating_sub(closed),
+                    opened,
+                    connect_failures: sum(|of| of.connect_failures.get()),
+                    bytes_up: sum(|of| of.bytes_up.get()),
+                    bytes_down: sum(|of| of.bytes_down.get()),
+                }
+            })
+            .filter(|of| of.opened > 0 || of.connect_failures > 0)
+            .collect(),
+    })
+    .await;
+    made.map(Json).map_err(|_| Fault::bad("the list can't be made"))
+}
+
+fn clients(api: &Api) -> Clients {
+    let report = api.board.clients.lock().report(MOST, Instant::now());
+    let list = |counts: Vec<Count>| {
+        counts
+            .into_iter()
+            .map(|Count { client, count, error }| Client { client, count, error })
+            .collect()
+    };
+    Clients {
+        window_ms: u64::try_from(report.window.as_millis()).unwrap_or(u64::MAX),
+        ended: list(report.ended),
+        bytes: list(report.bytes),
+        refused: list(report.refused),
+        refused_unseen: report.unseen,
+    }
+}
