@@ -90,6 +90,41 @@ fn sessions_are_listed_filtered_and_killed_one_by_one() {
 }
 
 #[test]
+fn status_says_how_the_gateway_fares_and_why_a_configuration_was_refused() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = forward("TCP", address, [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let sessions: Vec<_> = (0..3).map(|_| session(address)).collect();
+    let status = || gateway.asks(&["status"]);
+    let first = status();
+    assert_eq!((&first["ready"], &first["draining"]), (&true.into(), &false.into()), "{first}");
+    assert_eq!((text(&first, "source"), first["sessions"].as_u64()), ("files", Some(3)), "{first}");
+    assert!(first["sessions_most"].as_u64() >= Some(3) && first["table"].as_u64() >= Some(1));
+    assert!(first.get("refused").is_none() && text(&first, "since").ends_with('Z'), "{first}");
+
+    gateway.write(&format!("{config}color = 1\n"));
+    wait_until("the file is refused", || status().get("refused").is_some());
+    let refused = status();
+    assert!(text(&refused, "refused").contains("color"), "{refused}");
+    assert_eq!(refused["reloads_failed"], 1, "{refused}");
+    for same in ["generation", "since"] {
+        assert_eq!(refused[same], first[same], "the earlier configuration stays: {refused}");
+    }
+    let shown = gateway.verb(&["status"]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("state                ready\n") && shown.contains("color"), "{shown}");
+
+    gateway.write(&format!("{config}connect_timeout = \"4s\"\n"));
+    wait_until("the file is taken", || status().get("refused").is_none());
+    let later = status();
+    assert!(later["generation"].as_u64() > first["generation"].as_u64(), "{later}");
+    assert_eq!(later["sessions"], 3, "{later}");
+    drop(sessions);
+    wait_until("no session is left", || status()["sessions"] == 0);
+}
+
+#[test]
 fn pages_have_each_session_once() {
     let server = Server::tcp(echo);
     let address = free_address();

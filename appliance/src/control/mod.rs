@@ -26,5 +26,6 @@ pub mod run;
 mod shown;
 mod spare_files;
 mod tcp;
+mod time_of_day;
 mod top;
 pub mod why;

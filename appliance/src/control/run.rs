@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::compile::names::Names;
@@ -24,7 +24,7 @@ use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::control::access_log::{AccessLog, Line, WallClock};
-use crate::control::admin::board::Board;
+use crate::control::admin::board::{Board, Source};
 use crate::control::changes::say_changes;
 use crate::control::closes::totals;
 use crate::control::cluster::{Following, News};
@@ -33,6 +33,7 @@ use crate::control::live::Live;
 use crate::control::output::{BadConfig, panic_message};
 use crate::control::shown::{Shown, protocol};
 use crate::control::spare_files::SpareFiles;
+use crate::control::time_of_day::{time_of_day, unix_seconds};
 use crate::stats::detail::Detail;
 use crate::stats::records::{Record, SessionRecord};
 
@@ -272,10 +273,8 @@ impl Control {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
     fn warn_of_certificates(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let now = unix_seconds();
         for warning in self.sync.names().expiries().iter().filter_map(|of| of.warning(now)) {
             tracing::warn!("{warning}");
         }
@@ -286,10 +285,15 @@ impl Control {
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
         board.reloads_failed = self.sync.reloads_failed();
-        board.refused = self.sync.last_error().is_some();
+        board.refused = self.sync.last_error().map(str::to_owned);
+        board.source = if self.cluster.is_some() { Source::Cluster } else { Source::Files };
         board.timing = self.sync.timing();
         if let (Some(in_force), Some(whole)) = (self.sync.in_force(), self.sync.whole()) {
             Arc::make_mut(&mut board.series).learn(&in_force.config, whole, self.sync.names());
+            if !board.in_force.as_ref().is_some_and(|known| Arc::ptr_eq(known, in_force)) {
+                board.generation = self.sync.generation();
+                board.since = Some(WallClock::new(time_of_day(), 0).at(0));
+            }
             board.in_force = Some(Arc::clone(in_force));
         }
     }
@@ -298,6 +302,7 @@ impl Control {
         match self.phase {
             Phase::Running => {
                 self.board.ready.store(false, Ordering::Relaxed);
+                self.board.draining.store(true, Ordering::Relaxed);
                 self.leaving = self.cluster.as_ref().map(Following::leave);
                 let grace = self.sync.in_force().map_or(0, |in_force| in_force.config.drain_grace);
                 let until = Instant::now() + Duration::from_millis(grace.into());
@@ -356,8 +361,8 @@ impl Control {
         drop(closes);
         self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
         self.board.lines_failed.store(self.log.failed(), Ordering::Relaxed);
-        let refused = self.sync.last_error().is_some();
-        if self.sync.reloads_failed() != failed || refused != self.board.latest().refused {
+        let error = self.sync.last_error();
+        if self.sync.reloads_failed() != failed || error != self.board.latest().refused.as_deref() {
             self.post();
         }
         let ready = matches!(self.phase, Phase::Running)
@@ -413,6 +418,8 @@ impl Control {
             (latest.health, latest.ejections) = self.sync.figures();
             latest.resolver = self.sync.resolver_figures();
             latest.overrides = self.sync.overrides().len() as u64;
+            drop(latest);
+            self.board.sample();
         }
     }
 

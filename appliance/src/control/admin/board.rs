@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use parking_lot::{Mutex, MutexGuard};
+use serde::Serialize;
 
 use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health::ejection::Figure;
@@ -17,6 +18,8 @@ use config_sync::{health, resolve};
 
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::control::access_log::Timestamp;
+use crate::control::admin::rates::{Rates, Totals};
 use crate::control::closes::Closes;
 use crate::control::metrics::samples::{Scrape, Series};
 use crate::control::top::Clients;
@@ -31,11 +34,14 @@ pub struct Board {
     limits: Limits,
     pub features: String,
     pub ready: AtomicBool,
+    /// No session will begin after the grace, or none does now.
+    pub draining: AtomicBool,
     pub lines_dropped: AtomicU64,
     pub lines_failed: AtomicU64,
     /// The number that was last read. The file can't be read when no file is left to open.
     source_ports: AtomicU64,
     latest: Mutex<Latest>,
+    rates: Mutex<Rates>,
     started: Instant,
     /// When the control thread last beat, in milliseconds since `started`.
     beat: AtomicU64,
@@ -51,6 +57,15 @@ pub struct MetricsPage {
     pub text: Bytes,
 }
 
+/// Where the configuration comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    #[default]
+    Files,
+    Cluster,
+}
+
 /// The values that change with the configuration.
 #[derive(Clone, Default)]
 pub struct Latest {
@@ -60,7 +75,12 @@ pub struct Latest {
     pub series: Arc<Series>,
     pub reloads_ok: u64,
     pub reloads_failed: u64,
-    pub refused: bool,
+    /// Why the latest configuration was refused. `None` if it was not.
+    pub refused: Option<String>,
+    /// The generation of the table that the configuration in force came with, and when.
+    pub generation: u64,
+    pub since: Option<Timestamp>,
+    pub source: Source,
     pub timing: Timing,
     pub health: health::Figures,
     pub resolver: resolve::Figures,
@@ -79,6 +99,8 @@ impl Board {
             limits,
             features,
             ready: AtomicBool::default(),
+            draining: AtomicBool::default(),
+            rates: Mutex::default(),
             lines_dropped: AtomicU64::default(),
             lines_failed: AtomicU64::default(),
             source_ports: AtomicU64::default(),
@@ -96,7 +118,8 @@ impl Board {
         self.beat.store(self.millis(), Ordering::Relaxed);
     }
 
-    fn millis(&self) -> u64 {
+    /// The milliseconds since the start.
+    pub fn millis(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -119,6 +142,25 @@ impl Board {
         self.limits
     }
 
+    /// Notes what the counters say now, for rates.
+    pub fn sample(&self) {
+        let series = Arc::clone(&self.latest().series);
+        let mut totals = Totals::default();
+        for id in series.listeners() {
+            for worker in &self.workers {
+                let listener = worker.listener(id);
+                totals.opened += listener.opened.get();
+                totals.bytes_up += listener.bytes_up.get();
+                totals.bytes_down += listener.bytes_down.get();
+            }
+        }
+        self.rates.lock().learn(self.started.elapsed(), totals);
+    }
+
+    pub fn per_second(&self) -> Totals {
+        self.rates.lock().per_second()
+    }
+
     pub fn metrics(&self) -> String {
         let latest = self.latest().clone();
         if let Some(ports) = source_ports() {
@@ -130,7 +172,7 @@ impl Board {
             ready: self.ready.load(Ordering::Relaxed),
             reloads_ok: latest.reloads_ok,
             reloads_failed: latest.reloads_failed,
-            refused: latest.refused,
+            refused: latest.refused.is_some(),
             compile_micros: latest.timing.compile_micros,
             publish_micros: latest.timing.publish_micros,
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),

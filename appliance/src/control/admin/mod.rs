@@ -4,4 +4,5 @@ pub mod access;
 mod api;
 pub mod board;
 pub mod calls;
+mod rates;
 pub mod server;

@@ -79,6 +79,49 @@ pub fn session(value: &Value) -> String {
 }
 
 /// One object: a line for each field.
+/// How a gateway fares: what its on-call person asks first stands first.
+pub fn status(value: &Value) -> String {
+    let get = |key: &str| value.get(key).unwrap_or(&Value::Null);
+    let form = |key: &str, form: As| cell(value.get(key), form);
+    let state = match (get("draining") == true, get("ready") == true) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    };
+    let of = |now: &str, most: &str| format!("{} of {}", get(now), get(most));
+    let rate = |key: &str| format!("{}/s", form(key, As::Bytes));
+    let mut lines = vec![
+        ("state", state.to_owned()),
+        ("version", form("version", As::Text)),
+        ("uptime", form("uptime_ms", As::Millis)),
+        (
+            "configuration",
+            format!(
+                "{}, from {}, in force since {}",
+                get("generation"),
+                form("source", As::Text),
+                form("since", As::Text)
+            ),
+        ),
+        ("table", form("table", As::Text)),
+        ("reloads", format!("{} done, {} refused", get("reloads_ok"), get("reloads_failed"))),
+        ("workers", form("workers", As::Text)),
+        ("sessions", of("sessions", "sessions_most")),
+        ("flows", of("flows", "flows_most")),
+        ("opened", format!("{}/s", get("opened_per_second"))),
+        ("up", rate("bytes_up_per_second")),
+        ("down", rate("bytes_down_per_second")),
+        ("endpoints down", form("endpoints_down", As::Text)),
+        ("overrides", form("overrides", As::Text)),
+        ("certificates ending", form("certificates_ending", As::Text)),
+    ];
+    // Each fault has a line of its own.
+    let refused = get("refused").as_str().unwrap_or_default();
+    lines.extend(refused.lines().map(|why| ("refused", cell(Some(&why.into()), As::Text))));
+    let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
+    lines.iter().map(|(title, text)| format!("{title:<width$}  {text}\n")).collect()
+}
+
 fn object(value: &Value) -> String {
     let fields = value.as_object().into_iter().flatten();
     let width = fields.clone().map(|(key, _)| key.len()).max().unwrap_or(0);
@@ -254,6 +297,23 @@ mod tests {
         assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10 KiB", "5.0 GiB", "15 EiB"]);
         let times = [0, 999, 1_000, 61_000, 3_600_000, 90_000_000].map(millis);
         assert_eq!(times, ["0 ms", "999 ms", "1 s", "1m01s", "1h00m", "1d01h"]);
+    }
+
+    #[test]
+    fn a_status_says_the_state_and_each_fault() {
+        let value = serde_json::json!({
+            "ready": true, "draining": false, "sessions": 3, "sessions_most": 64,
+            "bytes_up_per_second": 2048, "refused": "a.toml:1: x\nb.toml:2: \u{1b}y",
+        });
+        let text = status(&value);
+        assert!(text.starts_with("state                ready\n"), "{text}");
+        assert!(text.contains("sessions             3 of 64\n"), "{text}");
+        assert!(text.contains("up                   2.0 KiB/s\n"), "{text}");
+        assert!(text.contains("refused              a.toml:1: x\n"), "{text}");
+        assert!(text.ends_with("refused              b.toml:2: \u{fffd}y\n"), "{text}");
+        assert!(!status(&serde_json::json!({ "ready": true })).contains("refused   "), "{text}");
+        let draining = serde_json::json!({ "ready": false, "draining": true });
+        assert!(status(&draining).starts_with("state                draining\n"));
     }
 
     #[test]

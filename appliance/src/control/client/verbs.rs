@@ -11,13 +11,18 @@ use crate::control::client::http::{Question, Reach};
 use crate::control::client::save;
 use crate::control::client::show::{
     Columns, ENDPOINTS, OVERRIDES, SESSIONS, closes, closes_with_samples, event, log_level,
-    session, table, why,
+    session, status, table, why,
 };
 use crate::control::client::top::Top;
 use crate::control::output::print;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Say how a running gateway fares: version, configuration, sessions, rates, and what is wrong.
+    Status {
+        #[command(flatten)]
+        output: Output,
+    },
     /// List the TCP and TLS sessions of a running gateway.
     Sessions(List),
     /// List the UDP flows of a running gateway.
@@ -245,6 +250,7 @@ impl Verb {
     async fn act(self) -> anyhow::Result<()> {
         match self {
             Self::Top(top) => top.run().await,
+            Self::Status { output } => output.show(&Question::get("status"), status).await,
             Self::Sessions(list) => list.run("sessions").await,
             Self::Flows(list) => list.run("flows").await,
             Self::Session { id, output } => {

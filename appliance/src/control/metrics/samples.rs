@@ -365,6 +365,14 @@ impl Series {
         }
     }
 
+    pub fn listeners(&self) -> impl Iterator<Item = ListenerId> {
+        self.listeners.keys().copied()
+    }
+
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.expiries
+    }
+
     /// Forgets the names of these ids, because the ids are free again.
     pub fn forget(&mut self, retired: &Retired) {
         retired.listeners.iter().for_each(|id| _ = self.listeners.remove(id));

@@ -5,6 +5,7 @@ mod config;
 mod endpoints;
 mod log_level;
 mod sessions;
+mod status;
 mod top;
 mod why;
 
@@ -36,6 +37,7 @@ pub fn routes() -> Router<Api> {
     let all = sessions::routes()
         .merge(endpoints::routes())
         .merge(top::routes())
+        .merge(status::routes())
         .merge(why::routes())
         .merge(config::routes())
         .merge(closes::routes())

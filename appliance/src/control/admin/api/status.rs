@@ -1,0 +1,86 @@
+//! Says how the gateway fares, in one answer.
+
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use crate::control::admin::api::Api;
+use crate::control::admin::board::Source;
+use crate::control::time_of_day::unix_seconds;
+use crate::stats::counters::{Counter, Counters};
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/status", get(status))
+}
+
+#[derive(Serialize)]
+struct Status {
+    version: &'static str,
+    uptime_ms: u64,
+    ready: bool,
+    draining: bool,
+    source: Source,
+    /// Of the table that the configuration in force came with.
+    generation: u64,
+    /// When the configuration was given to the workers. Absent: there is none yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    /// The table that all workers have. It is later than `generation` if health, names or operators
+    /// have changed something since.
+    table: u64,
+    reloads_ok: u64,
+    reloads_failed: u64,
+    /// Why the latest configuration was refused. Absent: it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+    workers: usize,
+    sessions: u64,
+    sessions_most: u64,
+    flows: u64,
+    flows_most: u64,
+    /// Over the last ten seconds.
+    opened_per_second: u64,
+    bytes_up_per_second: u64,
+    bytes_down_per_second: u64,
+    endpoints_down: usize,
+    overrides: u64,
+    /// Certificates that have ended or end within days, and revocation lists that have ended.
+    certificates_ending: usize,
+}
+
+async fn status(State(Api { board, .. }): State<Api>) -> Json<Status> {
+    let (limits, workers) = (board.limits(), board.workers());
+    let sum = |pick: fn(&Counters) -> &Counter| workers.iter().map(|of| pick(of).get()).sum();
+    let most = |each: u32| u64::from(each) * workers.len() as u64;
+    let rates = board.per_second();
+    let latest = board.latest();
+    let now = unix_seconds();
+    let ends = latest.series.expiries().iter().filter(|of| of.warning(now).is_some());
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_ms: board.millis(),
+        ready: board.ready.load(Ordering::Relaxed),
+        draining: board.draining.load(Ordering::Relaxed),
+        source: latest.source,
+        generation: latest.generation,
+        since: latest.since.map(|since| since.to_string()),
+        table: workers.iter().map(|of| of.generation.get()).min().unwrap_or(0),
+        reloads_ok: latest.reloads_ok,
+        reloads_failed: latest.reloads_failed,
+        refused: latest.refused.clone(),
+        workers: workers.len(),
+        sessions: sum(|of| &of.sessions),
+        sessions_most: most(limits.sessions),
+        flows: sum(|of| &of.flows),
+        flows_most: most(limits.flows),
+        opened_per_second: rates.opened,
+        bytes_up_per_second: rates.bytes_up,
+        bytes_down_per_second: rates.bytes_down,
+        endpoints_down: latest.health.endpoints.iter().filter(|(_, _, up)| !up).count(),
+        overrides: latest.overrides,
+        certificates_ending: ends.count(),
+    })
+}
