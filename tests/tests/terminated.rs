@@ -10,12 +10,17 @@ use config_sync::compile::names::Names;
 use config_sync::model::config::Config;
 use config_sync::model::place::{At, Place};
 use config_sync::model::tls::{Certificate, Origination, Pem, Termination};
-use config_sync::table::routing::RoutingTable;
+use config_sync::table::routing::{Limits, RoutingTable};
+use ringway::contract::{Event, Op, Side, Stop, Token};
+use ringway::proxy::Proxy;
+use ringway::stats::counters::Counters;
 use ringway::stats::records::CloseReason;
 use ringway_tests::pki::{Pki, inline};
 use ringway_tests::sim::rng::Rng;
 use ringway_tests::sim::tls::case::{Case, Fault};
 use ringway_tests::sim::tls::world;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::server::{Acceptor, ResolvesServerCert as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
@@ -211,18 +216,137 @@ fn a_dot_behind_the_server_name_finds_its_certificate() {
 /// until it was made.
 fn hello(name: &str) -> Vec<u8> {
     let stand_in = name.replace('.', "x");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    let server = stand_in.clone().try_into().expect("a name");
-    let mut client = ClientConnection::new(Arc::new(config), server).expect("a client");
+    let mut client = client(&stand_in, RootCertStore::empty());
     let mut hello = Vec::new();
     client.write_tls(&mut hello).expect("memory");
     let at = hello.windows(stand_in.len()).position(|bytes| bytes == stand_in.as_bytes());
     let at = at.expect("it has the name");
     hello[at..][..name.len()].copy_from_slice(name.as_bytes());
     hello
+}
+
+fn client(name: &str, roots: RootCertStore) -> ClientConnection {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = name.to_owned().try_into().expect("a name");
+    ClientConnection::new(Arc::new(config), name).expect("a client")
+}
+
+/// Two backends of a listener at which TLS ends.
+const PAIR: &str = r#"
+[[listeners]]
+name = "l"
+protocol = "TLS"
+address = "127.0.0.1:5000"
+[[routes]]
+name = "l"
+listeners = ["l"]
+ROUTE
+[[backends]]
+name = "a"
+endpoints = [A]
+[[backends]]
+name = "b"
+endpoints = [B]
+"#;
+
+/// `Connect` or `Close` of a session whose table changes during the handshake. `before`, `after`:
+/// the endpoints of both backends.
+fn changes_meanwhile(route: &str, before: [&str; 2], after: [&str; 2]) -> Op {
+    let pki = Pki::shared();
+    let issued = pki.issue(&["a.test"]);
+    let mut names = Names::new();
+    let mut table = |[a, b]: [&str; 2], generation| {
+        let text = PAIR.replace("ROUTE", route).replace("[A]", a).replace("[B]", b);
+        let mut config = check::parse("test", &text).expect("a configuration");
+        let certificates = vec![issued.configured()];
+        config.listeners[0].tls = Some(Termination { certificates, ..Termination::default() });
+        Arc::new(compile(&config, &mut names, generation).expect("a table"))
+    };
+    let (before, after) = (table(before, 1), table(after, 2));
+    let socket = Token::socket(before.sockets[0].id);
+    let limits =
+        Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1 << 18, bulk_bytes: 0 };
+    let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
+    proxy.set_epoch(1_900_000_000_000_000);
+    let mut ops = Vec::new();
+    proxy.apply(1, before, &mut ops);
+    ops.clear();
+    let (peer, local) = (([127, 0, 0, 1], 4000).into(), ([127, 0, 0, 1], 5000).into());
+    proxy.handle(2, socket, Event::Accepted { incoming: 0, peer, local }, &[], &mut ops);
+    let token = ops.first().expect("the client is let in").0;
+    let side = Side::Client;
+    let ready =
+        Event::Ready { side, readable: true, writable: false, ending: false, failed: false };
+    let mut after = Some(after);
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).expect("PEM");
+    roots.add(ca).expect("an authority");
+    let mut client = client("a.test", roots);
+    let mut said = Vec::new();
+    client.write_tls(&mut said).expect("memory");
+    proxy.handle(3, token, ready, &[], &mut ops);
+    for now in 4..100 {
+        let output = std::mem::take(proxy.output());
+        for (token, op) in std::mem::take(&mut ops) {
+            let len = u32::try_from(said.len()).expect("a few bytes");
+            match op {
+                Op::Peek { .. } => {
+                    let event = Event::Peeked { start: 0, len, end: false };
+                    proxy.handle(now, token, event, &said, &mut ops);
+                }
+                Op::Take { .. } => {
+                    let event = Event::Taken { from: side, start: 0, len, stop: Stop::Drained };
+                    proxy.handle(now, token, event, &std::mem::take(&mut said), &mut ops);
+                }
+                Op::Give { start, len, .. } => {
+                    let mut bytes = &output[start as usize..][..len as usize];
+                    hear(&mut client, &mut bytes, &mut said);
+                    let stop = Stop::Drained;
+                    let event = Event::Given { to: side, sent: len, start: 0, len: 0, stop };
+                    proxy.handle(now, token, event, &[], &mut ops);
+                    // The gateway has answered the hello, so the backend is chosen.
+                    if let Some(after) = after.take() {
+                        proxy.apply(now, after, &mut ops);
+                    }
+                    proxy.handle(now, token, ready, &[], &mut ops);
+                }
+                Op::Connect { .. } | Op::Close { .. } => return op,
+                _ => {}
+            }
+        }
+    }
+    unreachable!("no handshake takes so long")
+}
+
+fn hear(client: &mut ClientConnection, bytes: &mut &[u8], answer: &mut Vec<u8>) {
+    while !bytes.is_empty() {
+        client.read_tls(bytes).expect("memory");
+        client.process_new_packets().expect("TLS");
+    }
+    while client.wants_write() {
+        client.write_tls(answer).expect("memory");
+    }
+}
+
+#[test]
+fn a_backend_that_empties_during_the_handshake_is_chosen_again() {
+    const A: &str = "[\"10.0.1.1:80\"]";
+    const B: &str = "[\"10.0.1.2:80\"]";
+    let next = "backends = [{ name = \"a\" }, { name = \"b\" }]\non_unavailable = \"next\"";
+    let all_to_a = "backends = [{ name = \"a\", weight = 1 }, { name = \"b\", weight = 0 }]";
+    let to = |op: Op| match op {
+        Op::Connect { address, .. } => Some(address.to_string()),
+        _ => None,
+    };
+    let moved = changes_meanwhile(next, [A, "[]"], ["[]", B]);
+    assert_eq!(to(moved).as_deref(), Some("10.0.1.2:80"));
+    let stayed = changes_meanwhile(next, [A, "[]"], [A, B]);
+    assert_eq!(to(stayed).as_deref(), Some("10.0.1.1:80"), "an endpoint is left");
+    let refused = changes_meanwhile(all_to_a, [A, B], ["[]", B]);
+    assert_eq!(refused, Op::Close { reset: true }, "the whole share is of the empty backend");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use config_sync::table::routing::{
-    Backend, BackendId, ListenerId, RoutingTable, Socket, SocketId, Transport,
+    Backend, BackendId, ListenerId, Route, RouteId, RoutingTable, Socket, SocketId, Transport,
 };
 
 use crate::contract::Op;
@@ -80,6 +80,11 @@ impl Tables {
         }
         let leaving = &self.leaving[self.place(socket)?];
         find(&leaving.table).map(|position| &leaving.table.backends[position])
+    }
+
+    /// The route in the table in force.
+    pub fn route(&self, id: RouteId) -> Option<&Route> {
+        self.current.routes.iter().find(|route| route.id == id)
     }
 
     /// The transport of the socket, if the socket should be listening.

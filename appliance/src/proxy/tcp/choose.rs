@@ -210,6 +210,19 @@ impl Session {
         }
         self.connect(core, Connecting::new(attempts_left))
     }
+
+    /// Chooses the backend again if no endpoint of it may be picked any more. The route of the table
+    /// in force decides, as for a client that comes now. Without that route, the choice stands.
+    pub fn choose_again(&mut self, core: &mut Core) {
+        let chosen = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        if chosen.is_some_and(|backend| !backend.turns.is_empty()) {
+            return;
+        }
+        let Some(route) = self.route.and_then(|id| core.tables.route(id)) else { return };
+        if let Some(backend) = core.balancer.backend(route, self.client) {
+            self.backend = Some(core.tables.current().backends[backend].id);
+        }
+    }
 }
 
 /// The cause for a client that sends no ClientHello.

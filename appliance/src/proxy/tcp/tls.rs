@@ -11,7 +11,7 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 impl Session {
-    /// Begins the TLS handshake with the client. The backend is known already, and the session
+    /// Begins the TLS handshake with the client. The backend is chosen already, and the session
     /// connects when the handshake is over.
     pub fn greet(&mut self, core: &mut Core, tls: TlsRelay) {
         self.state = State::Greeting;
@@ -34,6 +34,7 @@ impl Session {
         if let State::Securing(connecting) = self.state {
             return self.relay(core, connecting);
         }
+        self.choose_again(core);
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let connecting = backend.map(|backend| Connecting::new(backend.connect_attempts));
         let connecting = connecting.ok_or_else(|| Cause::from(CloseReason::NoEndpoint));
