@@ -21,8 +21,9 @@ use config_sync::sync::dry_run::Checked;
 use ipnet::IpNet;
 
 use crate::control::check::{self, Severity};
+use crate::control::client::arguments::Output;
 use crate::control::client::diff;
-use crate::control::client::verbs::{Output, Verb};
+use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::own_log::{self, LogLevel};

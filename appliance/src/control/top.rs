@@ -1,9 +1,9 @@
 //! The clients with the most sessions, bytes and refusals, in bounded memory.
 //!
-//! The control thread feeds this with the records of ended sessions and flows, which it gets for the
-//! access log anyway, so workers do nothing for it. Each list is a Space-Saving summary (Metwally,
-//! Agrawal, El Abbadi, ICDT 2005): a client that is not in a full list takes the place and the count
-//! of the smallest.
+//! The control thread feeds this with the records of ended sessions and flows, which it gets for
+//! the access log anyway, so workers do nothing for it. Each list is a Space-Saving summary
+//! (Metwally, Agrawal, El Abbadi, ICDT 2005): a client that is not in a full list takes the place
+//! and the count of the smallest.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;

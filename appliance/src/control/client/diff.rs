@@ -7,8 +7,8 @@ use config_sync::gateway::tree::tree;
 use config_sync::source::Source;
 use serde_json::Value;
 
+use crate::control::client::arguments::Output;
 use crate::control::client::http::Question;
-use crate::control::client::verbs::Output;
 use crate::control::diff::{Change, Diff, Field, Running, diff};
 use crate::control::output::{BadConfig, Exit, print};
 

@@ -1,5 +1,6 @@
 //! The verbs that look into a running gateway and act on it.
 
+pub mod arguments;
 pub mod diff;
 mod http;
 mod save;

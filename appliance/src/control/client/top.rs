@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use terminal_size::{Height, terminal_size};
 use tokio::time::Instant;
 
+use crate::control::client::arguments::{Output, time};
 use crate::control::client::http::Question;
 use crate::control::client::show::{As, Columns, table};
-use crate::control::client::verbs::{Output, time};
 use crate::control::output::print;
 
 #[derive(Debug, Args)]

@@ -211,8 +211,9 @@ impl Session {
         self.connect(core, Connecting::new(attempts_left))
     }
 
-    /// Chooses the backend again if no endpoint of it may be picked any more. The route of the table
-    /// in force decides, as for a client that comes now. Without that route, the choice stands.
+    /// Chooses the backend again if no endpoint of it may be picked any more. The route of the
+    /// table in force decides, as for a client that comes now. Without that route, the choice
+    /// stands.
     pub fn choose_again(&mut self, core: &mut Core) {
         let chosen = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         if chosen.is_some_and(|backend| !backend.turns.is_empty()) {

@@ -123,8 +123,7 @@ pub struct AdmissionSettings {
     pub deny: Option<Vec<String>>,
 }
 
-/// The same as the table of the TOML file. It limits sessions, newPerSecond or datagramsPerSecond at
-/// least.
+/// The same as the table of the TOML file. It gives sessions, newPerSecond or datagramsPerSecond.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceLimitSettings {
