@@ -14,6 +14,7 @@ use ringway_tests::real::{
     wait_until, was_reset,
 };
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 /// A session that relays: a byte has gone both ways.
 fn session(address: std::net::SocketAddr) -> TcpStream {
@@ -448,13 +449,17 @@ fn why_says_where_a_session_goes_and_the_session_goes_there() {
         + &backend("turns", servers.iter().take(2).map(|server| server.address), "");
     let gateway = Launch::default().socket().start(&config);
     for _ in 0..8 {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let port = socket.local_addr().expect("an address").port();
-        let client = format!("127.0.0.1:{port}");
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let own = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&own.into()).expect("a port");
+        let own = socket.local_addr().expect("an address").as_socket().expect("of IPv4");
+        let client = own.to_string();
         let (answer, said) = why(&gateway, &client, &["--listener", "main"]);
         assert_eq!((text(&answer, "outcome"), text(&answer, "route")), ("endpoint", "main"));
         assert!(said.contains(&format!("{client} goes to 127.0.0.1:")), "{said}");
-        let mut stream = connect_from(port, address);
+        socket.connect(&address.into()).expect("a connection");
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("a timeout");
         let mut tag = [0];
         stream.read_exact(&mut tag).expect("a tag");
         let at = b"abcd".iter().position(|of| *of == tag[0]).expect("a server");
@@ -472,19 +477,6 @@ fn why_says_where_a_session_goes_and_the_session_goes_there() {
     assert!(status == 400 && said.contains("there are: main, turns"), "{said}");
     let udp = gateway.verb(&["why", "127.0.0.1", "--listener", "main", "--udp"]);
     assert!(String::from_utf8_lossy(&udp.stderr).contains("not for UDP"), "{udp:?}");
-}
-
-/// Connects from this port.
-fn connect_from(port: u16, to: std::net::SocketAddr) -> TcpStream {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
-    let (family, kind) = (AddressFamily::Inet, SockType::Stream);
-    let fd = socket(family, kind, SockFlag::empty(), None).expect("a socket");
-    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).expect("the port is free");
-    let std::net::SocketAddr::V4(to) = to else { panic!("IPv4") };
-    nix::sys::socket::connect(fd.as_raw_fd(), &SockaddrIn::from(to)).expect("a connection");
-    let stream = TcpStream::from(fd);
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("a timeout");
-    stream
 }
 
 #[test]
