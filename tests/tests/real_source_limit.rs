@@ -1,23 +1,12 @@
 //! What each source of clients may have, through the release binary, over two workers.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use ringway_tests::real::config::forward;
-use ringway_tests::real::{Gateway, Launch, Server, echo, free_address, now, wait_until};
-use socket2::{Domain, Socket, Type};
-
-/// A connection from a local address.
-fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    let source: IpAddr = source.parse().expect("an address");
-    socket.bind(&SocketAddr::new(source, 0).into()).expect("a local address");
-    socket.connect(&to.into()).unwrap_or_else(|error| panic!("connect {to}: {error}"));
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    stream
-}
+use ringway_tests::real::{
+    Gateway, Launch, Server, connect_from, echo, free_address, now, udp_from, wait_until,
+};
 
 /// The connection, if the gateway lets it in.
 fn served(source: &str, to: SocketAddr, first: &str) -> Option<TcpStream> {
@@ -100,14 +89,6 @@ fn the_source_is_the_client_that_a_proxy_names() {
     assert!(one.is_some() && other.is_some());
     assert!(served("127.0.0.1", address, &header("192.0.2.2")).is_none());
     assert_eq!(refused(&gateway), 1);
-}
-
-fn udp_from(source: &str, to: SocketAddr) -> UdpSocket {
-    let source: IpAddr = source.parse().expect("an address");
-    let socket = UdpSocket::bind((source, 0)).expect("a local address");
-    socket.connect(to).expect("connecting");
-    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
-    socket
 }
 
 fn has_answer(socket: &UdpSocket) -> bool {

@@ -3,26 +3,14 @@
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, echo, free_address, free_port, wait_until, was_reset,
+    Folder, Gateway, Launch, Server, connect_from, echo, free_address, free_port, udp_from,
+    wait_until, was_reset,
 };
-use socket2::{Domain, Socket, Type};
-
-/// A connection from a local address.
-fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a socket");
-    let source: IpAddr = source.parse().expect("an address");
-    socket.bind(&SocketAddr::new(source, 0).into()).expect("a local address");
-    socket.connect(&to.into()).unwrap_or_else(|error| panic!("connect {to}: {error}"));
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    stream
-}
 
 /// What is sent comes back; the connection stays.
 fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
@@ -42,14 +30,6 @@ fn is_admitted(source: &str, to: SocketAddr) -> bool {
     let served = ping(&mut connect_from(source, to)).map_err(|error| error.kind());
     assert!(matches!(served, Ok(()) | Err(ErrorKind::ConnectionReset)), "{source}: {served:?}");
     served.is_ok()
-}
-
-fn udp_from(source: &str, to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind((source.parse::<IpAddr>().expect("an address"), 0));
-    let socket = socket.expect("a local address");
-    socket.connect(to).expect("connecting");
-    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
-    socket
 }
 
 /// Sends until an answer comes: a datagram may get lost.

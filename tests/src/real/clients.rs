@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::deadline;
 use crate::hello;
@@ -40,6 +40,29 @@ pub fn udp_client(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(any).expect("binding");
     socket.connect(address).expect("connecting");
     socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    socket
+}
+
+/// A connection from a local address, otherwise like [`connect`].
+pub fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a socket");
+    let source: IpAddr = source.parse().expect("an address");
+    socket.bind(&SocketAddr::new(source, 0).into()).expect("a local address");
+    let stream = match socket.connect(&to.into()) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => reset_connection(),
+        Err(error) => panic!("connect {to}: {error}"),
+        Ok(()) => TcpStream::from(socket),
+    };
+    stream.set_read_timeout(Some(deadline())).expect("a timeout");
+    stream
+}
+
+/// A UDP socket with a local address, whose reads end after half a second.
+pub fn udp_from(source: &str, to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((source.parse::<IpAddr>().expect("an address"), 0));
+    let socket = socket.expect("a local address");
+    socket.connect(to).expect("connecting");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
     socket
 }
 
