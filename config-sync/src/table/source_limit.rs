@@ -7,7 +7,8 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use ipnet::IpNet;
 
@@ -64,8 +65,10 @@ impl Rate {
 /// The records of all sources of all limits.
 ///
 /// Records have no lock. A worker that opens a session while another worker gives the record to a
-/// new source may lose one of that source's tokens; a count of sessions is always exact, because it
-/// stands in one word with the hash.
+/// new source may lose one of that source's tokens. A count of sessions stands in one word with the
+/// hash, so it is exact. A source that is new to several workers within the same moment may get two
+/// records, if a third worker counts a session before one of the two is given up; then the source
+/// may have sessions in both.
 #[derive(Debug)]
 pub struct SourceRecords {
     hasher: ahash::RandomState,
@@ -107,6 +110,20 @@ const SESSIONS: u32 = 20;
 const MOST_SESSIONS: u64 = (1 << SESSIONS) - 1;
 
 impl SourceLimit {
+    /// Limits nothing, and has each address for a source.
+    pub fn nothing(key: u32, records: Arc<SourceRecords>) -> Self {
+        Self {
+            key,
+            sessions: NO_LIMIT,
+            opening: None,
+            datagrams: None,
+            prefix_v4: 32,
+            prefix_v6: 128,
+            except: Box::default(),
+            records,
+        }
+    }
+
     /// Counts a session or flow of a client. `now`: microseconds since 1970. `None`: the client has
     /// no limit.
     ///
@@ -182,8 +199,8 @@ impl SourceRecords {
         (first..first + WAYS).find(|at| self.words[*at].load(Relaxed) >> SESSIONS == tag)
     }
 
-    /// Gives a record without sessions to a new source. `None`: every record of the group has
-    /// sessions.
+    /// Gives a record without sessions to a source that has none. `None`: every record of the group
+    /// has sessions.
     fn take_over(&self, first: usize, tag: u64, now: u64) -> Option<usize> {
         loop {
             let paid = |at: usize| {
@@ -194,15 +211,25 @@ impl SourceRecords {
                 .filter(|(_, word)| word & MOST_SESSIONS == 0)
                 .min_by_key(|(at, _)| paid(*at));
             let (at, before) = free?;
-            let taken = self.words[at].compare_exchange(before, tag << SESSIONS, Relaxed, Relaxed);
-            if taken.is_ok() {
+            let empty = tag << SESSIONS;
+            let taken = self.words[at].compare_exchange(before, empty, SeqCst, Relaxed).is_ok();
+            // Another worker may have taken this record, or another one, for this source. Whoever
+            // sees that gives its own record up, unless a session was counted there meanwhile. In
+            // the order of these operations one of the workers is the second, and sees the first.
+            let mut places = first..first + WAYS;
+            let other = places.find(|other| {
+                (*other != at || !taken) && self.words[*other].load(SeqCst) >> SESSIONS == tag
+            });
+            if taken
+                && (other.is_none()
+                    || self.words[at].compare_exchange(empty, 0, SeqCst, Relaxed).is_err())
+            {
                 self.opening[at].store(0, Relaxed);
                 self.datagrams[at].store(0, Relaxed);
                 return Some(at);
             }
-            // Another worker may have taken the record for this source.
-            if let Some(at) = self.find(first, tag) {
-                return Some(at);
+            if other.is_some() {
+                return other;
             }
         }
     }
@@ -228,16 +255,7 @@ mod tests {
     use super::*;
 
     fn limit(records: &Arc<SourceRecords>) -> SourceLimit {
-        SourceLimit {
-            key: 1,
-            sessions: NO_LIMIT,
-            opening: None,
-            datagrams: None,
-            prefix_v4: 32,
-            prefix_v6: 64,
-            except: Box::default(),
-            records: Arc::clone(records),
-        }
+        SourceLimit { prefix_v6: 64, ..SourceLimit::nothing(1, Arc::clone(records)) }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -339,6 +357,17 @@ mod tests {
             records.leave(place.expect("it is counted"));
         }
         assert!(limit.enter(client(200), 0).is_ok());
+    }
+
+    /// As if another worker had made a record for the source after this one had looked for it.
+    #[test]
+    fn a_record_is_given_up_for_another_of_the_same_source() {
+        let (records, tag) = (SourceRecords::new(WAYS, 1), 7);
+        records.words[3].store(tag << SESSIONS | 1, Relaxed);
+        assert_eq!(records.take_over(0, tag, 0), Some(3));
+        let of_source = |word: &&AtomicU64| word.load(Relaxed) >> SESSIONS == tag;
+        assert_eq!(records.words.iter().filter(of_source).count(), 1);
+        assert_eq!(records.sessions(), 1);
     }
 
     #[test]

@@ -55,14 +55,8 @@ impl Setup {
 
     fn limit_source(&self, records: &Arc<SourceRecords>) -> Option<Box<SourceLimit>> {
         let limit = || SourceLimit {
-            key: 0,
             sessions: self.source_sessions,
-            opening: None,
-            datagrams: None,
-            prefix_v4: 32,
-            prefix_v6: 64,
-            except: Box::default(),
-            records: Arc::clone(records),
+            ..SourceLimit::nothing(0, Arc::clone(records))
         };
         (self.source_sessions > 0).then(|| Box::new(limit()))
     }
