@@ -11,7 +11,7 @@ use serde_json::Value;
 
 fn reasons(gateway: &Gateway) -> Vec<(String, u64)> {
     let closes = gateway.asks(&["closes"]);
-    let rows = closes["closes"].as_array().expect("a list").iter();
+    let rows = closes.as_array().expect("a list").iter();
     let reason = |row: &Value| row["reason"].as_str().expect("a reason").to_owned();
     rows.map(|row| (reason(row), row["count"].as_u64().expect("a count"))).collect()
 }
@@ -52,7 +52,7 @@ fn ends_are_counted_by_reason_and_the_log_tells_what_changed() {
         reasons(&gateway) == [("client_fin".to_owned(), 7), ("source_denied".to_owned(), 3)]
     });
     let closes = gateway.asks(&["closes"]);
-    let sample = &closes["closes"][1]["samples"][0];
+    let sample = &closes[1]["samples"][0];
     assert_eq!((&sample["reason"], &sample["listener"]), (&"source_denied".into(), &"shut".into()));
     let shown = gateway.verb(&["closes", "--samples"]);
     let shown = String::from_utf8(shown.stdout).expect("text");

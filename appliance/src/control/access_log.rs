@@ -379,6 +379,10 @@ impl fmt::Display for Timestamp {
 }
 
 impl Timestamp {
+    pub fn of(time: SystemTime) -> Self {
+        WallClock::new(time, 0).at(0)
+    }
+
     /// Writes digit by digit, which is fast, because each line has a timestamp.
     fn text(self) -> [u8; 27] {
         let (seconds, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);

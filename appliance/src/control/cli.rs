@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -28,6 +27,7 @@ use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::own_log::{self, LogLevel};
 use crate::control::process::{self, Origin};
+use crate::control::time_of_day::unix_seconds;
 use crate::control::{access_log, demo};
 
 /// A Layer-4 gateway for Linux: TCP, UDP and TLS-by-SNI, one io_uring per core.
@@ -415,16 +415,10 @@ fn all(results: impl Iterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Seconds of Unix time.
-#[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(now).unwrap_or(i64::MAX)
-}
-
 /// All is in the JSON, so an exit code of 1 comes without a text.
 fn check_json(sources: &[Source], strict: bool) -> anyhow::Result<()> {
-    let reports: Vec<_> = sources.iter().map(|source| check::report(source, now())).collect();
+    let reports: Vec<_> =
+        sources.iter().map(|source| check::report(source, unix_seconds())).collect();
     print(&(serde_json::to_string_pretty(&reports)? + "\n"))?;
     let is_bad = |severity| severity == Severity::Fault || strict && severity == Severity::Warning;
     let mut findings = reports.iter().flat_map(|report| &report.findings);
@@ -435,7 +429,7 @@ fn check_json(sources: &[Source], strict: bool) -> anyhow::Result<()> {
 }
 
 fn check(source: &Source, explain: bool, strict: bool) -> anyhow::Result<()> {
-    let checked = config_sync::sync::dry_run::check(source, now()).map_err(BadConfig)?;
+    let checked = config_sync::sync::dry_run::check(source, unix_seconds()).map_err(BadConfig)?;
     let Checked { summary, warnings, hints, config } = checked;
     let hints = hints.iter().map(Warning::as_hint);
     for line in warnings.iter().map(Warning::marked).chain(hints) {

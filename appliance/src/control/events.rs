@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
-use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -12,7 +11,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::control::access_log::{Timestamp, WallClock, as_text};
+use crate::control::access_log::{Timestamp, as_text};
+use crate::control::time_of_day::time_of_day;
 
 /// As many lines are kept.
 pub const MOST: usize = 1_000;
@@ -79,7 +79,6 @@ pub fn is_kept(metadata: &tracing::Metadata<'_>) -> bool {
 }
 
 impl<S: Subscriber> Layer<S> for Keep {
-    #[expect(clippy::disallowed_methods, reason = "lines have the time of day")]
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut text = Text(String::new());
         event.record(&mut text);
@@ -93,7 +92,7 @@ impl<S: Subscriber> Layer<S> for Keep {
             Level::WARN => "warn",
             _ => "info",
         };
-        EVENTS.add(WallClock::new(SystemTime::now(), 0).at(0), level, text);
+        EVENTS.add(Timestamp::of(time_of_day()), level, text);
     }
 }
 
@@ -120,7 +119,7 @@ mod tests {
     #[test]
     fn the_newest_are_kept_and_a_follower_gets_each_once() {
         let events = Events::new();
-        let time = WallClock::new(UNIX_EPOCH, 0).at(0);
+        let time = Timestamp::of(UNIX_EPOCH);
         for number in 1..=MOST + 5 {
             events.add(time, "info", format!("line {number}"));
         }

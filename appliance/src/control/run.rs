@@ -23,10 +23,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::control::access_log::{AccessLog, Line, WallClock};
+use crate::control::access_log::{AccessLog, Line, Timestamp, WallClock};
 use crate::control::admin::board::{Board, Source};
 use crate::control::changes::say_changes;
-use crate::control::closes::totals;
 use crate::control::cluster::{Following, News};
 use crate::control::id::{Id, Run};
 use crate::control::live::Live;
@@ -292,7 +291,7 @@ impl Control {
             Arc::make_mut(&mut board.series).learn(&in_force.config, whole, self.sync.names());
             if !board.in_force.as_ref().is_some_and(|known| Arc::ptr_eq(known, in_force)) {
                 board.generation = self.sync.generation();
-                board.since = Some(WallClock::new(time_of_day(), 0).at(0));
+                board.since = Some(Timestamp::of(time_of_day()));
             }
             board.in_force = Some(Arc::clone(in_force));
         }
@@ -353,12 +352,6 @@ impl Control {
             self.retire(applied);
         }
         self.drain_after_grace();
-        let mut closes = self.board.closes.lock();
-        if closes.is_due(Instant::now()) {
-            let listeners = self.sync.names().listeners().map(|(id, _)| id);
-            closes.tick(&totals(self.board.workers(), listeners), Instant::now());
-        }
-        drop(closes);
         self.board.lines_dropped.store(self.log.dropped(), Ordering::Relaxed);
         self.board.lines_failed.store(self.log.failed(), Ordering::Relaxed);
         let error = self.sync.last_error();
@@ -377,8 +370,8 @@ impl Control {
     fn retire(&mut self, applied: u64) {
         self.retired = Instant::now();
         let workers = self.board.workers();
-        let listener = |id| workers.iter().any(|worker| worker.listener(id).is_live());
-        let endpoint = |id| workers.iter().any(|worker| worker.endpoint(id).is_live());
+        let listener = |id| workers.iter().any(|worker| worker.listener(id).live() > 0);
+        let endpoint = |id| workers.iter().any(|worker| worker.endpoint(id).live() > 0);
         let retired = self.sync.retire(applied, &listener, &endpoint);
         for worker in workers {
             retired.listeners.iter().for_each(|id| worker.forget_listener(*id));
@@ -429,16 +422,16 @@ impl Control {
     }
 
     fn collect(&mut self, index: usize) {
-        let records = self.workers[index].records.clone();
+        let (records, now) = (self.workers[index].records.clone(), Instant::now());
         // Takes no more records than there are now, because a worker that writes without pause must
         // not keep the control thread here.
         for record in records.try_iter().take(records.len()) {
             match record {
-                Record::Opened(session) => self.write("open", index, &session),
+                Record::Opened(session) => self.write("open", index, &session, now),
                 Record::Closed(session) => {
-                    self.board.clients.lock().ended(&session, Instant::now());
+                    self.board.clients.lock().ended(&session, now);
                     let event = if session.refused { "reject" } else { "close" };
-                    self.write(event, index, &session);
+                    self.write(event, index, &session, now);
                 }
                 Record::Applied { generation, previous } => {
                     self.workers[index].applied = generation;
@@ -452,12 +445,12 @@ impl Control {
         self.log.flush();
     }
 
-    fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord) {
+    fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord, now: Instant) {
         let stamp = (self.wall, self.live.run());
         let line = line(event, worker, session, self.sync.names(), stamp);
         self.log.write(&line);
         if let Some(reason) = session.reason {
-            self.board.closes.lock().sample(reason, &line, Instant::now());
+            self.board.closes.lock().sample(reason, &line, now);
         }
     }
 

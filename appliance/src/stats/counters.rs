@@ -280,19 +280,20 @@ impl Counters {
 }
 
 impl ListenerCounters {
-    /// Whether the listener has sessions or flows. Ends are read before openings, so a live session
-    /// is never missed.
-    pub fn is_live(&self) -> bool {
+    /// The sessions and flows that the listener has. Ends are read before openings, so a live
+    /// session is never missed.
+    pub fn live(&self) -> u64 {
         let ended = |reasons: &[Counter]| reasons.iter().map(Counter::get).sum::<u64>();
         let ended = ended(&*self.closed) + ended(&*self.refused);
-        self.opened.get() > ended
+        self.opened.get().saturating_sub(ended)
     }
 }
 
 impl EndpointCounters {
-    pub fn is_live(&self) -> bool {
+    /// As [`ListenerCounters::live`].
+    pub fn live(&self) -> u64 {
         let closed = self.closed.get();
-        self.opened.get() > closed
+        self.opened.get().saturating_sub(closed)
     }
 }
 

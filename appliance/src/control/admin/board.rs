@@ -20,7 +20,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::control::access_log::Timestamp;
 use crate::control::admin::rates::{Rates, Totals};
-use crate::control::closes::Closes;
+use crate::control::closes::{Closes, totals};
 use crate::control::metrics::samples::{Scrape, Series};
 use crate::control::top::Clients;
 use tokio::time::Instant;
@@ -142,9 +142,14 @@ impl Board {
         self.limits
     }
 
-    /// Notes what the counters say now, for rates.
+    /// Notes what the counters say now, for rates and for the closes of each minute.
     pub fn sample(&self) {
         let series = Arc::clone(&self.latest().series);
+        let (mut closes, now) = (self.closes.lock(), Instant::now());
+        if closes.is_due(now) {
+            closes.tick(&totals(&self.workers, series.listeners()), now);
+        }
+        drop(closes);
         let mut totals = Totals::default();
         for id in series.listeners() {
             for worker in &self.workers {

@@ -1,7 +1,5 @@
 //! `ringway diff`: what a candidate would change.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::Context as _;
 use config_sync::gateway::tree::tree;
 use config_sync::source::Source;
@@ -11,6 +9,7 @@ use crate::control::client::arguments::Output;
 use crate::control::client::http::Question;
 use crate::control::diff::{Change, Diff, Field, Running, diff};
 use crate::control::output::{BadConfig, Exit, print};
+use crate::control::time_of_day::unix_seconds;
 
 /// # Errors
 /// [`Exit`] with 1 if the configurations differ, and with 2 if they can't be compared.
@@ -25,11 +24,8 @@ pub fn run(source: &Source, output: &Output) -> anyhow::Result<()> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "certificates end by the time of day")]
 fn compare(source: &Source, output: &Output) -> anyhow::Result<Diff> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let checked = config_sync::sync::dry_run::check(source, now).map_err(BadConfig)?;
+    let checked = config_sync::sync::dry_run::check(source, unix_seconds()).map_err(BadConfig)?;
     let candidate = tree(&checked.config).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(output.reach.ask(&Question::get("config")))?;

@@ -195,25 +195,17 @@ pub fn why(answer: &Value) -> String {
     text
 }
 
-const CLOSES: Columns = &[
+pub const CLOSES: Columns = &[
     ("REASON", "reason", As::Text),
     ("LAST HOUR", "count", As::Text),
     ("LAST 1-2 MIN", "latest", As::Text),
 ];
 
-/// Why sessions and flows ended.
-pub fn closes(answer: &Value) -> String {
-    let rows = answer.get("closes").and_then(Value::as_array).cloned().unwrap_or_default();
-    match rows.is_empty() {
-        true => "nothing ended in the last hour\n".to_owned(),
-        false => table(&rows, CLOSES),
-    }
-}
-
-/// The same, and lines of the access log for each reason.
+/// Why sessions and flows ended, and lines of the access log for each reason.
 pub fn closes_with_samples(answer: &Value) -> String {
-    let mut text = closes(answer);
-    for of in answer.get("closes").and_then(Value::as_array).into_iter().flatten() {
+    let rows = answer.get("closes").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut text = table(&rows, CLOSES);
+    for of in &rows {
         text += &format!("\n{}\n", cell(of.get("reason"), As::Text));
         for line in of.get("samples").and_then(Value::as_array).into_iter().flatten() {
             let word = |(key, value): (&String, &Value)| match value {

@@ -11,7 +11,7 @@ use crate::control::client::arguments::{Output, time};
 use crate::control::client::http::Question;
 use crate::control::client::save;
 use crate::control::client::show::{
-    ENDPOINTS, OVERRIDES, SESSIONS, closes, closes_with_samples, log_level, session, status, why,
+    CLOSES, ENDPOINTS, OVERRIDES, SESSIONS, closes_with_samples, log_level, session, status, why,
 };
 use crate::control::client::top::Top;
 
@@ -254,10 +254,10 @@ impl Verb {
                 output.show(&question, killed).await
             }
             Self::Endpoints { output } => output.list("endpoints", ENDPOINTS).await,
-            Self::Closes { samples, output } => {
-                let text = if samples { closes_with_samples } else { closes };
-                output.show(&Question::get("closes"), text).await
+            Self::Closes { samples: true, output } if !output.json => {
+                output.show(&Question::get("closes"), closes_with_samples).await
             }
+            Self::Closes { output, .. } => output.list("closes", CLOSES).await,
             Self::Events { limit, watch, output } => output.events(limit, watch).await,
             Self::Why { client, output } => {
                 let question = Question { query: client.query(), ..Question::get("why") };

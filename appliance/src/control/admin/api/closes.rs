@@ -1,5 +1,7 @@
 //! Gives the reasons for which sessions and flows ended, and the newest lines of Ringway's own log.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::routing::get;
@@ -19,11 +21,10 @@ struct Closes {
     closes: Vec<OfReason>,
 }
 
-async fn closes(State(api): State<Api>) -> Result<Json<Closes>, Fault> {
-    let listeners =
-        api.caller.with_sync(|sync| sync.names().listeners().map(|(id, _)| id).collect::<Vec<_>>());
-    let totals = totals(api.board.workers(), listeners.await?);
-    Ok(Json(Closes { closes: api.board.closes.lock().by_reason(&totals) }))
+async fn closes(State(Api { board, .. }): State<Api>) -> Json<Closes> {
+    let series = Arc::clone(&board.latest().series);
+    let totals = totals(board.workers(), series.listeners());
+    Json(Closes { closes: board.closes.lock().by_reason(&totals) })
 }
 
 #[derive(Deserialize)]

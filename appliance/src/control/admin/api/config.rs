@@ -23,27 +23,14 @@ async fn config(State(api): State<Api>) -> Result<Json<Running>, Fault> {
     };
     let workers = api.board.workers();
     let listener = |listener: &config_sync::table::routing::Listener| {
-        let count = |worker: &crate::stats::counters::Counters| {
-            let of = worker.listener(listener.id);
-            let ended = of.refused.iter().chain(of.closed.iter()).map(|count| count.get());
-            // Ends are read before beginnings, so that no count falls below 0.
-            let ended: u64 = ended.sum();
-            of.opened.get().saturating_sub(ended)
-        };
-        (listener.name.to_string(), workers.iter().map(|worker| count(worker)).sum())
+        let live = workers.iter().map(|worker| worker.listener(listener.id).live()).sum();
+        (listener.name.to_string(), live)
     };
-    let endpoint = |of: config_sync::sync::overrides::Shown| {
-        let count = |worker: &crate::stats::counters::Counters| {
-            let counts = worker.endpoint(of.id);
-            let closed = counts.closed.get();
-            counts.opened.get().saturating_sub(closed)
-        };
-        OfEndpoint {
-            sessions: workers.iter().map(|worker| count(worker)).sum(),
-            backend: of.backend.to_string(),
-            endpoint: of.address.to_string(),
-            name: of.name.as_deref().map(str::to_owned),
-        }
+    let endpoint = |of: config_sync::sync::overrides::Shown| OfEndpoint {
+        sessions: workers.iter().map(|worker| worker.endpoint(of.id).live()).sum(),
+        backend: of.backend.to_string(),
+        endpoint: of.address.to_string(),
+        name: of.name.as_deref().map(str::to_owned),
     };
     let sessions = Sessions {
         listeners: table.listeners.iter().map(listener).collect(),

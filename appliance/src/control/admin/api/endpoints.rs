@@ -95,12 +95,6 @@ async fn endpoints(State(api): State<Api>) -> Result<Json<Endpoints>, Fault> {
 }
 
 fn row(of: Shown, api: &Api) -> Row {
-    let (mut opened, mut closed) = (0, 0);
-    for worker in api.board.workers() {
-        let counts = worker.endpoint(of.id);
-        closed += counts.closed.get();
-        opened += counts.opened.get();
-    }
     Row {
         backend: of.backend.to_string(),
         endpoint: of.address.to_string(),
@@ -108,7 +102,7 @@ fn row(of: Shown, api: &Api) -> Row {
         state: of.state.word(),
         weight: of.configured,
         weight_in_force: of.in_force,
-        sessions: opened.saturating_sub(closed),
+        sessions: api.board.workers().iter().map(|worker| worker.endpoint(of.id).live()).sum(),
         why: of.why,
     }
 }

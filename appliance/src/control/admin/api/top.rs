@@ -82,14 +82,11 @@ async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
             .map(|(id, name)| {
                 let each = api.board.workers().iter().map(|worker| worker.listener(id));
                 let sum = |pick: fn(_) -> u64| each.clone().map(pick).sum::<u64>();
-                let refused = sum(|of| of.refused.iter().map(Counter::get).sum());
-                let closed = sum(|of| of.closed.iter().map(Counter::get).sum());
-                let opened = sum(|of| of.opened.get());
                 Listener {
                     listener: name.to_owned(),
-                    sessions: opened.saturating_sub(closed + refused),
-                    opened,
-                    refused,
+                    sessions: sum(|of| of.live()),
+                    opened: sum(|of| of.opened.get()),
+                    refused: sum(|of| of.refused.iter().map(Counter::get).sum()),
                     bytes_up: sum(|of| of.bytes_up.get()),
                     bytes_down: sum(|of| of.bytes_down.get()),
                 }
@@ -100,13 +97,11 @@ async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
             .map(|(id, backend, address)| {
                 let each = api.board.workers().iter().map(|worker| worker.endpoint(id));
                 let sum = |pick: fn(_) -> u64| each.clone().map(pick).sum::<u64>();
-                let closed = sum(|of| of.closed.get());
-                let opened = sum(|of| of.opened.get());
                 Endpoint {
                     backend: backend.to_owned(),
                     endpoint: address.to_string(),
-                    sessions: opened.saturating_sub(closed),
-                    opened,
+                    sessions: sum(|of| of.live()),
+                    opened: sum(|of| of.opened.get()),
                     connect_failures: sum(|of| of.connect_failures.get()),
                     bytes_up: sum(|of| of.bytes_up.get()),
                     bytes_down: sum(|of| of.bytes_down.get()),

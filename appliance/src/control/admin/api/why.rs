@@ -121,16 +121,8 @@ fn limits(api: &Api, answer: &Answer) -> Vec<Limit> {
         let used = if is_udp { worker.flows.get() } else { worker.sessions.get() };
         limit(slots, at, used, most, "session_limit");
         if let (Some(most), Some(id)) = (answer.max_sessions, answer.listener_id) {
-            let of = worker.listener(ListenerId(id));
-            let ended = of.refused.iter().chain(of.closed.iter()).map(|count| count.get());
-            let ended: u64 = ended.sum();
-            limit(
-                "max_sessions",
-                at,
-                of.opened.get().saturating_sub(ended),
-                most,
-                "listener_limit",
-            );
+            let live = worker.listener(ListenerId(id)).live();
+            limit("max_sessions", at, live, most, "listener_limit");
         }
     }
     found
