@@ -1,9 +1,6 @@
 //! What the leader writes beside statuses, against an API server in this process: events, and the
 //! ServiceAccounts of Gateways.
 
-#[expect(dead_code, reason = "tests/cluster.rs needs more of it")]
-mod fake;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,7 +15,7 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
 
-use fake::{ApiServer, GROUP, object, until};
+use super::fake::{ApiServer, GROUP, object, until};
 
 /// A class, and a Gateway named `gateway` with one TCP listener in each namespace.
 async fn server(namespaces: &[&str]) -> ApiServer {

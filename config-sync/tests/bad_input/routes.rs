@@ -1,0 +1,148 @@
+//! What is said of routes, and of routes that nothing tells apart.
+
+use config_sync::check;
+
+use super::{GOOD, listener, load, refused, route};
+
+#[test]
+fn routes_of_one_listener_that_their_sources_do_not_tell_apart() {
+    let two = |a: &str, b: &str| {
+        let second = "[[routes]]\nname = \"s\"\nlisteners = [\"l\"]\nbackends = []";
+        GOOD.replace("[[backends]]", &format!("{a}\n{second}\n{b}\n[[backends]]"))
+    };
+    assert!(load(&two("sources = [\"10.0.0.0/8\"]", "")).is_ok());
+    assert!(load(&two("sources = [\"10.0.0.0/8\"]", "sources = [\"10.0.0.0/9\"]")).is_ok());
+    refused(
+        &two("sources = [\"10.0.0.0/8\"]", "sources = [\"::/0\", \"10.0.0.0/8\"]"),
+        &["14:20: routes[1].sources[1]: listener \"l\" has a route from 10.0.0.0/8 already: \"r\""],
+    );
+    refused(&two("", ""), &["12:14: routes[1].listeners[0]: listener \"l\" has a route already"]);
+    refused(
+        &two("sources = []", ""),
+        &["9:11: routes[0].sources: names no range; without this key the route is for all others"],
+    );
+}
+
+#[test]
+fn faults_of_routes_by_protocol() {
+    let two = |a: &str, b: &str| {
+        let second = "[[routes]]\nname = \"s\"\nlisteners = [\"l\"]\nbackends = []";
+        let tls = GOOD.replace("\"TCP\"", "\"TLS\"");
+        tls.replace("[[backends]]", &format!("{a}\n{second}\n{b}\n[[backends]]"))
+    };
+    assert!(load(&two("", "alpn = [\"acme-tls/1\"]")).is_ok());
+    assert!(load(&two("alpn = [\"h2\"]", "alpn = [\"h3\", \"acme-tls/1\"]")).is_ok());
+    refused(
+        &two("alpn = [\"h3\", \"h2\"]", "alpn = [\"h2\"]"),
+        &["12:14: routes[1].listeners[0]: listener \"l\" has a route with \"h2\" already"],
+    );
+    let host = "hostnames = [\"a.example.com\"]\n";
+    refused(
+        &two(&format!("{host}alpn = [\"h2\"]"), &format!("{host}alpn = [\"h2\"]")),
+        &["15:14: routes[1].hostnames[0]: listener \"l\" has a route for \"a.example.com\" with"],
+    );
+    for (alpn, expected) in [
+        ("[]", "14:8: routes[1].alpn: names no protocol; without this key the route is for"),
+        ("\"h2\"", "14:8: routes[1].alpn: must be a list, not a string; write [\"h2\"]"),
+        ("[\"\"]", "14:9: routes[1].alpn[0]: must be 1 to 255 bytes"),
+        ("[\"h2\", \"h2\"]", "14:15: routes[1].alpn[1]: names protocol \"h2\" twice"),
+    ] {
+        let text = two("alpn = [\"h3\"]", &format!("alpn = {alpn}"));
+        let problems = load(&text).expect_err(&text).to_string();
+        assert!(problems.lines().next().is_some_and(|l| l.contains(expected)), "{problems}");
+    }
+    let tcp = two("", "").replace("\"TLS\"", "\"TCP\"");
+    let tcp = tcp.replacen("backends = []", "backends = []\nalpn = [\"h2\"]", 1);
+    let problems = load(&tcp).expect_err(&tcp).to_string();
+    assert!(problems.contains("the route has alpn, and listener \"l\" is not TLS"), "{problems}");
+}
+
+#[test]
+fn faults_of_routes_and_their_backends() {
+    let weight = |weight: &str| GOOD.replace("{ name = \"b\" }", weight);
+    refused(
+        &weight("{ name = \"b\", weight = 1000001 }"),
+        &["8:36: routes[0].backends[0].weight: must be a whole number, 0 to 1000000, not 1000001"],
+    );
+    refused(
+        &weight("{ name = \"b\", weight = -1 }"),
+        &["8:36: routes[0].backends[0].weight: must be a whole number, 0 to 1000000, not -1"],
+    );
+    let key = |line: &str| GOOD.replace("[[backends]]", &format!("{line}\n[[backends]]"));
+    refused(
+        &key("balance = \"random\""),
+        &["9:11: routes[0].balance: must be \"round-robin\" or \"source-hash\", not \"random\""],
+    );
+    refused(
+        &key("on_unavailable = \"fallback\""),
+        &["9:18: routes[0].on_unavailable: must be \"refuse\" or \"next\", not \"fallback\""],
+    );
+    refused(&weight("{ weight = 1 }"), &["8:13: routes[0].backends[0].name: missing"]);
+    refused(
+        &weight("{ name = \"b\" }, { name = \"b\" }"),
+        &["8:38: routes[0].backends[1].name: names backend \"b\" twice"],
+    );
+    refused(
+        &weight("{ name = \"bb\" }"),
+        &["8:22: routes[0].backends[0].name: there is no backend \"bb\" (did you mean \"b\"?)"],
+    );
+    refused(
+        &GOOD.replace("[\"l\"]", "[\"web\"]"),
+        &["7:14: routes[0].listeners[0]: there is no listener \"web\""],
+    );
+    refused(
+        &GOOD.replace("[\"l\"]", "[\"l\", \"l\"]"),
+        &[
+            "7:19: routes[0].listeners[1]: names listener \"l\" twice",
+            "7:19: routes[0].listeners[1]: listener \"l\" has a route already: \"r\", in line 6",
+        ],
+    );
+}
+
+#[test]
+fn host_names_that_no_client_could_ask_for() {
+    let tls = listener("l", "TLS", "[::]:443", "hostname = \"*.example.com\"");
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[\"a.example.com\", \"example.com\"]")),
+        &["9:31: routes[0].hostnames[1]: \"example.com\" can't match any listener of the route"],
+    );
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[\"a.example.org\"]")),
+        &[
+            "8:14: routes[0].listeners[0]: no hostname of the route can match listener \"l\",",
+            "9:14: routes[0].hostnames[0]: \"a.example.org\" can't match any listener",
+        ],
+    );
+    refused(
+        &(listener("l", "TCP", "[::]:443", "") + &route("r", "[\"l\"]", "[\"a.example.org\"]")),
+        &["8:14: routes[0].listeners[0]: the route has hostnames, and listener \"l\" is not TLS"],
+    );
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[\"a.example.com\", \"A.example.com\"]")),
+        &["9:31: routes[0].hostnames[1]: listener \"l\" has a route for \"a.example.com\" already"],
+    );
+    refused(
+        &(tls.clone() + &route("r", "[\"l\"]", "[]") + &route("s", "[\"l\"]", "[]")),
+        &["13:14: routes[1].listeners[0]: listener \"l\" has a route already: \"r\", in line 7"],
+    );
+    let twice = tls + &route("r", "[\"l\"]", "[\"*.example.com\"]") + &route("s", "[\"l\"]", "[]");
+    assert!(load(&twice).is_ok());
+}
+
+#[test]
+fn two_routes_on_one_tcp_listener() {
+    refused(
+        &format!("{GOOD}[[routes]]\nname = \"s\"\nlisteners = [\"l\"]\nbackends = []"),
+        &["14:14: routes[1].listeners[0]: listener \"l\" has a route already: \"r\", in line 6"],
+    );
+}
+
+#[test]
+fn a_bad_weight_does_not_hide_dangling_references() {
+    let text = "[[routes]]\nname = \"r\"\nlisteners = [\"nobody\"]\n\
+                backends = [{ name = \"nothing\", weight = 2000000 }]\n";
+    let problems = check::parse("f.toml", text).expect_err("faulty").to_string();
+    for wanted in ["weight", "nobody", "nothing"] {
+        assert!(problems.contains(wanted), "{wanted} is missing:\n{problems}");
+    }
+}
