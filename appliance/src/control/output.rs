@@ -24,11 +24,24 @@ pub fn features(features: &Features) -> String {
 
 /// Prints to stdout. A reader that stops reading is no error (`ringway features | head -1`).
 pub fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(anyhow!(error)).context("stdout")
-        }
-        _ => Ok(()),
+    write(text).map(|_| ())
+}
+
+/// As [`print`], for what would go on without end: if nobody reads any more, the command ends.
+pub fn print_again(text: &str) -> anyhow::Result<()> {
+    match write(text)? {
+        true => Ok(()),
+        false => Err(Exit { code: 0, text: String::new() }.into()),
+    }
+}
+
+/// False: nobody reads any more.
+fn write(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(anyhow!(error)).context("stdout"),
+        Ok(()) => Ok(true),
     }
 }
 

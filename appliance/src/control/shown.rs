@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use config_sync::table::address::{Address, EndpointAddress, UNIX_CLIENT};
-use config_sync::table::routing::Protocol;
+use config_sync::table::routing::{Balance, OnUnavailable, Protocol, RouteBalance};
 use serde::Serialize;
 
 /// The protocol's word.
@@ -13,6 +13,33 @@ pub fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
         Protocol::Tls => "TLS",
+    }
+}
+
+/// The word of a backend's balance.
+pub fn balance(balance: &Balance) -> &'static str {
+    match balance {
+        Balance::RoundRobin => "round-robin",
+        Balance::LeastConnections => "least-connections",
+        Balance::Random => "random",
+        Balance::SourceHash(_) => "source-hash",
+        Balance::SourcePortHash(_) => "source-port-hash",
+    }
+}
+
+/// The word of a route's balance.
+pub fn route_balance(balance: RouteBalance) -> &'static str {
+    match balance {
+        RouteBalance::RoundRobin => "round-robin",
+        RouteBalance::SourceHash => "source-hash",
+    }
+}
+
+/// The word for what becomes of the share of a backend without endpoints.
+pub fn on_unavailable(asked: OnUnavailable) -> &'static str {
+    match asked {
+        OnUnavailable::Refuse => "refuse",
+        OnUnavailable::Next => "next",
     }
 }
 

@@ -1,13 +1,15 @@
 //! Arguments that several verbs have.
 
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
 
 use crate::control::client::http::{Question, Reach};
+use crate::control::client::screen::{draw, on_other_screen};
 use crate::control::client::show::{Columns, event, table};
-use crate::control::output::print;
+use crate::control::output::{print, print_again};
 
 /// Where the gateway is, and how the answer is printed.
 #[derive(Debug, Args)]
@@ -19,22 +21,26 @@ pub struct Output {
     pub json: bool,
 }
 
+/// How an answer is printed: once, or again and again.
+#[derive(Debug, Args)]
+pub struct Watched {
+    /// Show it again every 2 s until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
 /// How often new lines of the log are asked for.
 const PAUSE: Duration = Duration::from_secs(1);
 
-impl Output {
-    pub async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
-        let answer = self.reach.ask(&Question::get(path)).await?;
-        let rows = answer.get(path).and_then(Value::as_array).cloned().unwrap_or_default();
-        self.rows(path, rows, columns)
-    }
+/// The pause between two looks.
+const LOOK: Duration = Duration::from_secs(2);
 
-    pub fn rows(&self, path: &str, rows: Vec<Value>, columns: Columns) -> anyhow::Result<()> {
-        match self.json {
-            true => print(&format!("{}\n", Value::Array(rows))),
-            false if rows.is_empty() => print(&format!("no {path}\n")),
-            false => print(&table(&rows, columns)),
-        }
+impl Watched {
+    pub async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
+        let text = |answer: &Value| self.output.text_of_list(answer, path, columns);
+        self.look(&Question::get(path), &text).await
     }
 
     pub async fn show(
@@ -42,10 +48,72 @@ impl Output {
         question: &Question,
         text: fn(&Value) -> String,
     ) -> anyhow::Result<()> {
-        let answer = self.reach.ask(question).await?;
+        self.look(question, &|answer| self.output.text_of(answer, text)).await
+    }
+
+    async fn look(
+        &self,
+        question: &Question,
+        text: &dyn Fn(&Value) -> String,
+    ) -> anyhow::Result<()> {
+        let ask = async || Ok::<_, anyhow::Error>(text(&self.output.reach.ask(question).await?));
+        if !self.watch {
+            return print(&ask().await?);
+        }
+        let on_screen = io::stdout().is_terminal() && !self.output.json;
+        let again = async || {
+            loop {
+                let text = ask().await?;
+                match (on_screen, self.output.json) {
+                    (true, _) => draw(&text)?,
+                    (false, true) => print_again(&text)?,
+                    (false, false) => print_again(&format!("{text}\n"))?,
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        match on_screen {
+            true => on_other_screen(again()).await,
+            false => again().await,
+        }
+    }
+}
+
+impl Output {
+    pub async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
+        let answer = self.reach.ask(&Question::get(path)).await?;
+        print(&self.text_of_list(&answer, path, columns))
+    }
+
+    pub fn rows(&self, path: &str, rows: Vec<Value>, columns: Columns) -> anyhow::Result<()> {
+        print(&self.text_of_rows(path, rows, columns))
+    }
+
+    pub async fn show(
+        &self,
+        question: &Question,
+        text: fn(&Value) -> String,
+    ) -> anyhow::Result<()> {
+        print(&self.text_of(&self.reach.ask(question).await?, text))
+    }
+
+    fn text_of_list(&self, answer: &Value, path: &str, columns: Columns) -> String {
+        let rows = answer.get(path).and_then(Value::as_array).cloned().unwrap_or_default();
+        self.text_of_rows(path, rows, columns)
+    }
+
+    fn text_of_rows(&self, path: &str, rows: Vec<Value>, columns: Columns) -> String {
         match self.json {
-            true => print(&format!("{answer}\n")),
-            false => print(&text(&answer)),
+            true => format!("{}\n", Value::Array(rows)),
+            false if rows.is_empty() => format!("no {path}\n"),
+            false => table(&rows, columns),
+        }
+    }
+
+    fn text_of(&self, answer: &Value, text: fn(&Value) -> String) -> String {
+        match self.json {
+            true => format!("{answer}\n"),
+            false => text(answer),
         }
     }
 
@@ -63,7 +131,7 @@ impl Output {
                 true => lines.iter().map(|line| format!("{line}\n")).collect(),
                 false => lines.iter().map(event).collect(),
             };
-            print(&text)?;
+            print_again(&text)?;
             if !watch {
                 return Ok(());
             }

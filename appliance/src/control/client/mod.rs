@@ -4,6 +4,7 @@ pub mod arguments;
 pub mod diff;
 mod http;
 mod save;
+mod screen;
 mod show;
 mod table;
 mod top;

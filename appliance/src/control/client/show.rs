@@ -12,6 +12,8 @@ pub enum As {
     Millis,
     /// A part of 1.
     Percent,
+    /// The backends of a route.
+    Shares,
 }
 
 /// The columns of a table: title, field of the answer, form.
@@ -38,6 +40,43 @@ pub const ENDPOINTS: Columns = &[
     ("IN FORCE", "weight_in_force", As::Text),
     ("SESSIONS", "sessions", As::Text),
     ("WHY", "why", As::Text),
+];
+
+pub const LISTENERS: Columns = &[
+    ("LISTENER", "listener", As::Text),
+    ("PROTOCOL", "protocol", As::Text),
+    ("ADDRESS", "addresses", As::Text),
+    ("HOSTNAMES", "hostnames", As::Text),
+    ("STATE", "state", As::Text),
+    ("SESSIONS", "sessions", As::Text),
+    ("OPENED", "opened", As::Text),
+    ("REFUSED", "refused", As::Text),
+    ("UP", "bytes_up", As::Bytes),
+    ("DOWN", "bytes_down", As::Bytes),
+];
+
+pub const ROUTES: Columns = &[
+    ("ROUTE", "route", As::Text),
+    ("LISTENERS", "listeners", As::Text),
+    ("HOSTNAMES", "hostnames", As::Text),
+    ("SOURCES", "sources", As::Text),
+    ("BACKENDS", "backends", As::Shares),
+    ("REFUSED", "refused", As::Percent),
+];
+
+pub const BACKENDS: Columns = &[
+    ("BACKEND", "backend", As::Text),
+    ("STATE", "state", As::Text),
+    ("ENDPOINTS", "endpoints", As::Text),
+    ("HEALTHY", "healthy", As::Text),
+    ("TAKING", "taking", As::Text),
+    ("SESSIONS", "sessions", As::Text),
+    ("OPENED", "opened", As::Text),
+    ("FAILED", "connect_failures", As::Text),
+    ("WAITING", "waiting", As::Text),
+    ("UP", "bytes_up", As::Bytes),
+    ("DOWN", "bytes_down", As::Bytes),
+    ("NEWS", "news", As::Text),
 ];
 
 pub const OVERRIDES: Columns = &[
@@ -131,7 +170,7 @@ fn object(value: &Value) -> String {
     fields.map(line).collect()
 }
 
-const ROUTES: Columns =
+const MATCHES: Columns =
     &[("ROUTE", "route", As::Text), ("MATCHES", "matched", As::Text), ("WHY", "why", As::Text)];
 
 const CANDIDATES: Columns = &[
@@ -174,7 +213,7 @@ pub fn why(answer: &Value) -> String {
     }
     let routes = rows(answer, "routes");
     if !routes.is_empty() {
-        text += &format!("\n{}", table(&routes, ROUTES));
+        text += &format!("\n{}", table(&routes, MATCHES));
     }
     for backend in rows(answer, "backends") {
         let word = |field: &str, form| cell(backend.get(field), form);
@@ -247,11 +286,22 @@ fn cell(value: Option<&Value>, form: As) -> String {
             format!("{:.1} %", number.as_f64().unwrap_or(0.0) * 100.0)
         }
         (Some(Value::Number(number)), As::Millis) => millis(number.as_u64().unwrap_or(0)),
+        (Some(Value::Array(list)), As::Shares) => {
+            list.iter().map(share).collect::<Vec<_>>().join(", ")
+        }
+        (Some(Value::Array(list)), _) if list.is_empty() => "-".to_owned(),
         (Some(Value::Array(list)), _) => {
             list.iter().map(|value| cell(Some(value), form)).collect::<Vec<_>>().join(", ")
         }
         (Some(value), _) => value.to_string(),
     }
+}
+
+/// A backend's share of a route, such as `web 90.0 %`.
+fn share(of: &Value) -> String {
+    let (backend, share) = (cell(of.get("backend"), As::Text), cell(of.get("share"), As::Percent));
+    let gone = if of["available"] == false { " (no endpoint)" } else { "" };
+    format!("{backend} {share}{gone}")
 }
 
 /// A size in three digits or so.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use terminal_size::{Height, terminal_size};
 use tokio::time::Instant;
 
 use crate::control::client::arguments::{Output, time};
 use crate::control::client::http::Question;
+use crate::control::client::screen::{draw, height, on_other_screen};
 use crate::control::client::show::{As, Columns, table};
 use crate::control::output::print;
 
@@ -80,14 +80,7 @@ impl Top {
             let after = self.look().await?;
             return print(&self.screen(&before, &after, began.elapsed(), ROWS));
         }
-        // The terminal's other screen, so that what stood there before comes back.
-        print("\x1b[?1049h\x1b[?25l")?;
-        let result = tokio::select! {
-            result = self.redraw() => result,
-            result = tokio::signal::ctrl_c() => result.map_err(Into::into),
-        };
-        print("\x1b[?25h\x1b[?1049l")?;
-        result
+        on_other_screen(self.redraw()).await
     }
 
     async fn look(&self) -> anyhow::Result<Value> {
@@ -96,18 +89,14 @@ impl Top {
 
     async fn redraw(&self) -> anyhow::Result<()> {
         let (mut before, mut began) = (self.look().await?, Instant::now());
-        print("\x1b[Hwaiting for the first interval\x1b[J")?;
+        draw("waiting for the first interval")?;
         loop {
             tokio::time::sleep(self.interval).await;
             let (after, now) = (self.look().await?, Instant::now());
-            let height = terminal_size().map_or(24, |(_, Height(height))| usize::from(height));
             // Each of the three lists has a line of titles, two have an empty line in front, and
             // two lines stand above all. The last line stays empty.
-            let rows = height.saturating_sub(9) / 3;
-            let screen = self.screen(&before, &after, now - began, rows.max(1));
-            let lines = screen.lines().take(height.saturating_sub(1));
-            let text: String = lines.map(|line| format!("{line}\x1b[K\r\n")).collect();
-            print(&format!("\x1b[H{text}\x1b[J"))?;
+            let rows = height().saturating_sub(9) / 3;
+            draw(&self.screen(&before, &after, now - began, rows.max(1)))?;
             (before, began) = (after, now);
         }
     }

@@ -7,21 +7,25 @@ use axum::http::Method;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::control::client::arguments::{Output, time};
+use crate::control::client::arguments::{Output, Watched, time};
 use crate::control::client::http::Question;
 use crate::control::client::save;
 use crate::control::client::show::{
-    CLOSES, ENDPOINTS, OVERRIDES, SESSIONS, closes_with_samples, log_level, session, status, why,
+    BACKENDS, CLOSES, ENDPOINTS, LISTENERS, OVERRIDES, ROUTES, SESSIONS, closes_with_samples,
+    log_level, session, status, why,
 };
 use crate::control::client::top::Top;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Say how a running gateway fares: version, configuration, sessions, rates, and what is wrong.
-    Status {
-        #[command(flatten)]
-        output: Output,
-    },
+    Status(Watched),
+    /// List the listeners of a running gateway: addresses, sessions, refusals, bytes.
+    Listeners(Watched),
+    /// List the routes of a running gateway, and the share of each of their backends.
+    Routes(Watched),
+    /// List the backends of a running gateway, the worst first: endpoints, sessions, what is wrong.
+    Backends(Watched),
     /// List the TCP and TLS sessions of a running gateway.
     Sessions(List),
     /// List the UDP flows of a running gateway.
@@ -52,10 +56,7 @@ pub enum Verb {
         output: Output,
     },
     /// List the endpoints of a running gateway: weight, state and sessions.
-    Endpoints {
-        #[command(flatten)]
-        output: Output,
-    },
+    Endpoints(Watched),
     /// Say why sessions and flows of a running gateway ended in the last hour.
     Closes {
         /// Show lines of the access log for each reason.
@@ -239,7 +240,10 @@ impl Verb {
     async fn act(self) -> anyhow::Result<()> {
         match self {
             Self::Top(top) => top.run().await,
-            Self::Status { output } => output.show(&Question::get("status"), status).await,
+            Self::Status(watched) => watched.show(&Question::get("status"), status).await,
+            Self::Listeners(watched) => watched.list("listeners", LISTENERS).await,
+            Self::Routes(watched) => watched.list("routes", ROUTES).await,
+            Self::Backends(watched) => watched.list("backends", BACKENDS).await,
             Self::Sessions(list) => list.run("sessions").await,
             Self::Flows(list) => list.run("flows").await,
             Self::Session { id, output } => {
@@ -253,7 +257,7 @@ impl Verb {
                 let question = Question { query: which.query(), ..Question::delete(path) };
                 output.show(&question, killed).await
             }
-            Self::Endpoints { output } => output.list("endpoints", ENDPOINTS).await,
+            Self::Endpoints(watched) => watched.list("endpoints", ENDPOINTS).await,
             Self::Closes { samples: true, output } if !output.json => {
                 output.show(&Question::get("closes"), closes_with_samples).await
             }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use config_sync::sync::overrides::Shown;
 use config_sync::table::routing::{
-    Backend, Balance, EndpointId, Listener, Protocol, Route, RouteBalance, Socket,
+    Backend, EndpointId, Listener, Protocol, Route, RouteBalance, Socket,
 };
 use serde::Serialize;
 
+use crate::control::shown::balance;
 use crate::control::why::asked::{Client, Running, can_reach, local_port};
 use crate::proxy::balance::Balancer;
 use crate::stats::records::CloseReason;
@@ -115,7 +116,7 @@ pub fn choose(
             backend: backend.name.to_string(),
             weight: share.weight,
             chance,
-            balance: word(&backend.balance),
+            balance: balance(&backend.balance),
             queue: backend.queue.as_ref().map(|queue| queue.most),
             if_none: if_none.word(),
             none: chances.is_empty(),
@@ -142,16 +143,6 @@ fn conclude(
             Ok(Choice::Exactly { backend: backend.backend.clone(), endpoint: to.endpoint.clone() })
         }
         (_, _, reason) => Ok(Choice::OneOf { refused: reason.map(|reason| (refused, reason)) }),
-    }
-}
-
-fn word(balance: &Balance) -> &'static str {
-    match balance {
-        Balance::RoundRobin => "round-robin",
-        Balance::LeastConnections => "least-connections",
-        Balance::Random => "random",
-        Balance::SourceHash(_) => "source-hash",
-        Balance::SourcePortHash(_) => "source-port-hash",
     }
 }
 

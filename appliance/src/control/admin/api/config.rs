@@ -6,7 +6,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use config_sync::gateway::tree::tree;
 
-use crate::control::admin::api::{Api, Fault};
+use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::diff::{OfEndpoint, Running, Sessions};
 
 pub fn routes() -> Router<Api> {
@@ -14,13 +14,7 @@ pub fn routes() -> Router<Api> {
 }
 
 async fn config(State(api): State<Api>) -> Result<Json<Running>, Fault> {
-    let found = api.caller.with_sync(|sync| {
-        let in_force = sync.in_force().cloned();
-        in_force.map(|in_force| (in_force, sync.table().clone(), sync.endpoints()))
-    });
-    let Some((in_force, table, endpoints)) = found.await? else {
-        return Err(Fault::bad("there is no configuration yet"));
-    };
+    let Parts { in_force, table, endpoints, .. } = api.parts().await?;
     let workers = api.board.workers();
     let listener = |listener: &config_sync::table::routing::Listener| {
         let live = workers.iter().map(|worker| worker.listener(listener.id).live()).sum();

@@ -1,9 +1,12 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
+mod backends;
 mod closes;
 mod config;
 mod endpoints;
+mod listeners;
 mod log_level;
+mod routes;
 mod sessions;
 mod status;
 mod top;
@@ -16,6 +19,10 @@ use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use config_sync::compile::names::Names;
+use config_sync::sync::InForce;
+use config_sync::sync::overrides::Shown;
+use config_sync::table::routing::RoutingTable;
 use serde::Serialize;
 
 use crate::control::admin::access::Access;
@@ -41,11 +48,43 @@ pub fn routes() -> Router<Api> {
         .merge(why::routes())
         .merge(config::routes())
         .merge(closes::routes())
-        .merge(log_level::routes());
+        .merge(log_level::routes())
+        .merge(listeners::routes())
+        .merge(routes::routes())
+        .merge(backends::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
 
+/// What is in force at one moment.
+struct Parts {
+    in_force: Arc<InForce>,
+    table: Arc<RoutingTable>,
+    endpoints: Vec<Shown>,
+    /// Only for a moment, because the next change copies all names that somebody keeps.
+    names: Arc<Names>,
+}
+
 impl Api {
+    async fn parts(&self) -> Result<Parts, Fault> {
+        let found = self.caller.with_sync(|sync| {
+            let in_force = Arc::clone(sync.in_force()?);
+            let (table, endpoints) = (Arc::clone(sync.table()), sync.endpoints());
+            Some(Parts { in_force, table, endpoints, names: sync.shared_names() })
+        });
+        found.await?.ok_or_else(|| Fault::bad("there is no configuration yet"))
+    }
+
+    /// Works on another thread, because a gateway may have thousands of endpoints on many workers,
+    /// and probes must not wait.
+    async fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, Fault> {
+        let api = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&api)).await;
+        done.map_err(|_| Fault::bad("the answer can't be made"))
+    }
+
     /// The token's file is read on another thread, because a disk may be slow.
     async fn may_change(&self, headers: &HeaderMap) -> Result<(), Fault> {
         let (access, headers) = (self.access.clone(), headers.clone());

@@ -74,9 +74,8 @@ struct Endpoint {
 
 async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
     let names = api.caller.with_sync(|sync| sync.shared_names()).await?;
-    // A gateway may have thousands of endpoints on many workers, and probes must not wait.
-    let made = tokio::task::spawn_blocking(move || Top {
-        clients: clients(&api),
+    let made = api.apart(move |api| Top {
+        clients: clients(api),
         listeners: names
             .listeners()
             .map(|(id, name)| {
@@ -109,9 +108,8 @@ async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
             })
             .filter(|of| of.opened > 0 || of.connect_failures > 0)
             .collect(),
-    })
-    .await;
-    made.map(Json).map_err(|_| Fault::bad("the list can't be made"))
+    });
+    made.await.map(Json)
 }
 
 fn clients(api: &Api) -> Clients {

@@ -9,7 +9,7 @@ use axum::{Json, Router};
 use config_sync::table::routing::{ListenerId, Protocol};
 use serde::{Deserialize, Serialize};
 
-use crate::control::admin::api::{Api, Fault};
+use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::protocol;
 use crate::control::why::asked::{Client, Running};
 use crate::control::why::{Answer, why};
@@ -61,20 +61,13 @@ async fn ask(
     let Query(words) = query?;
     let udp = words.udp;
     let client = client(words).map_err(Fault::bad)?;
-    let found = api.caller.with_sync(|sync| {
-        let in_force = sync.in_force().cloned();
-        in_force.map(|in_force| (in_force, sync.table().clone(), sync.endpoints()))
-    });
-    let Some((in_force, table, endpoints)) = found.await? else {
-        return Err(Fault::bad("there is no configuration yet"));
-    };
+    let Parts { in_force, table, endpoints, .. } = api.parts().await?;
     // Long tables take a while, and the control thread must not wait.
-    let answered = tokio::task::spawn_blocking(move || {
+    let answered = api.apart(move |_| {
         let (config, endpoints) = (&in_force.config, &endpoints[..]);
         why(&Running { table: &table, config, endpoints }, &client)
     });
-    let answer = answered.await.map_err(|_| Fault::bad("no answer was found"))?;
-    let answer = answer.map_err(Fault::bad)?;
+    let answer = answered.await?.map_err(Fault::bad)?;
     if udp && answer.protocol != protocol(Protocol::Udp) {
         let text = format!("listener {:?} is for {}", answer.listener, answer.protocol);
         return Err(Fault::bad(text + ", and not for UDP"));

@@ -1,0 +1,155 @@
+//! The lists of what a running gateway has: listeners, routes and backends.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Gateway, Launch, Server, binary, closed_without_a_byte, connect, echo, free_address,
+    udp_client, wait_until,
+};
+use serde_json::Value;
+
+/// A session that relays: a byte has gone both ways.
+fn session(address: std::net::SocketAddr) -> TcpStream {
+    let mut stream = connect(address);
+    stream.write_all(b"x").expect("sending");
+    stream.read_exact(&mut [0]).expect("the echo");
+    stream
+}
+
+/// The row of this name.
+fn row(gateway: &Gateway, list: &str, name: &str) -> Value {
+    let field = list.strip_suffix('s').expect("a plural");
+    let all = gateway.asks(&[list]);
+    let mut rows = all.as_array().expect("a list").iter();
+    rows.find(|row| row[field] == name).unwrap_or_else(|| panic!("no {name} in {all}")).clone()
+}
+
+fn names(gateway: &Gateway, list: &str) -> Vec<String> {
+    let field = list.strip_suffix('s').expect("a plural");
+    let all = gateway.asks(&[list]);
+    let name = |row: &Value| row[field].as_str().expect("a name").to_owned();
+    all.as_array().expect("a list").iter().map(name).collect()
+}
+
+#[test]
+fn listeners_routes_and_backends_are_listed_with_what_they_do() {
+    let (server, datagrams) = (Server::tcp(echo), Server::udp_echo());
+    let (web, dns, shut, dead) = (free_address(), free_address(), free_address(), free_address());
+    let check = "health_check = { interval = \"200ms\", fall = 1 }";
+    let config = listener("web", "TCP", web, "max_sessions = 100")
+        + &listener("dns", "UDP", dns, "")
+        + &listener("shut", "TCP", shut, "deny = [\"127.0.0.0/8\"]")
+        + &route("dns", "dns", &[("dns", 1)], "")
+        + &route("shut", "shut", &[("dead", 1)], "")
+        + &route("web", "web", &[("web", 3), ("dead", 1)], "on_unavailable = \"next\"")
+        + &backend("dns", [datagrams.address], "")
+        + &backend("web", [server.address, dead], check)
+        + &backend("dead", [dead], check);
+    let gateway = Launch::default().socket().start(&config);
+    wait_until("no worker has the dead endpoint", || {
+        let taking = |name| row(&gateway, "backends", name)["taking"].as_u64();
+        (taking("web"), taking("dead")) == (Some(1), Some(0))
+    });
+    let sessions: Vec<_> = (0..3).map(|_| session(web)).collect();
+    let client = udp_client(dns);
+    client.send(b"ping").expect("sending");
+    client.recv(&mut [0; 16]).expect("the echo");
+    assert!(closed_without_a_byte(&mut connect(shut)));
+
+    wait_until("the refusal is counted", || row(&gateway, "listeners", "shut")["refused"] == 1);
+    let of_web = row(&gateway, "listeners", "web");
+    let expected = serde_json::json!({
+        "listener": "web", "protocol": "TCP", "addresses": [web.to_string()], "hostnames": [],
+        "state": "listening", "routes": ["web"], "sessions": 3, "opened": 3, "refused": 0,
+        "bytes_up": 3, "bytes_down": 3, "max_sessions": 100,
+    });
+    assert_eq!(of_web, expected);
+    let of_dns = row(&gateway, "listeners", "dns");
+    assert_eq!((&of_dns["sessions"], &of_dns["bytes_up"]), (&1.into(), &4.into()), "{of_dns}");
+    assert_eq!(of_dns["dropped"], 0, "{of_dns}");
+
+    assert_eq!(names(&gateway, "routes"), ["shut", "dns", "web"], "what refuses comes first");
+    let shut = row(&gateway, "routes", "shut");
+    assert_eq!((&shut["refused"], &shut["backends"][0]["available"]), (&1.0.into(), &false.into()));
+    let of_web = row(&gateway, "routes", "web");
+    assert_eq!((&of_web["refused"], &of_web["on_unavailable"]), (&0.0.into(), &"next".into()));
+    let share = |at: usize| {
+        (of_web["backends"][at]["weight"].as_u64(), of_web["backends"][at]["share"].as_f64())
+    };
+    assert_eq!((share(0), share(1)), ((Some(3), Some(1.0)), (Some(1), Some(0.0))), "{of_web}");
+
+    assert_eq!(names(&gateway, "backends"), ["dead", "web", "dns"], "the worst comes first");
+    let none = row(&gateway, "backends", "dead");
+    assert_eq!((&none["state"], &none["taking"]), (&"no_endpoint".into(), &0.into()), "{none}");
+    let news = none["news"].as_str().expect("news");
+    assert!(news.starts_with(&format!("1 of 1 down: {dead}: ")), "{news}");
+    let of_web = row(&gateway, "backends", "web");
+    let counted = ["endpoints", "healthy", "taking", "sessions", "bytes_down"];
+    assert_eq!(counted.map(|field| of_web[field].as_u64()), [2, 1, 1, 3, 3].map(Some), "{of_web}");
+    assert_eq!((&of_web["state"], &of_web["checked"]), (&"degraded".into(), &true.into()));
+    let of_dns = row(&gateway, "backends", "dns");
+    assert_eq!((&of_dns["state"], &of_dns["sessions"]), (&"up".into(), &1.into()), "{of_dns}");
+    assert!(of_dns.get("news").is_none() && of_dns["routes"] == serde_json::json!(["dns"]));
+
+    let shown = gateway.verb(&["routes"]);
+    let shown = String::from_utf8(shown.stdout).expect("text");
+    assert!(shown.contains("web 100.0 %, dead 0.0 % (no endpoint)"), "{shown}");
+    let shown = gateway.verb(&["backends"]);
+    assert!(String::from_utf8(shown.stdout).expect("text").starts_with("BACKEND"));
+    drop(sessions);
+}
+
+#[test]
+fn what_has_left_the_configuration_is_listed_while_it_has_sessions() {
+    let (one, two) = (Server::tcp(echo), Server::tcp(echo));
+    let (first, second) = (free_address(), free_address());
+    let part = |name: &str, at, to| {
+        listener(name, "TCP", at, "")
+            + &route(name, name, &[(name, 1)], "")
+            + &backend(name, [to], "")
+    };
+    let (a, b) = (part("a", first, one.address), part("b", second, two.address));
+    let gateway = Launch::default().socket().start(&(a.clone() + &b));
+    let session = session(second);
+    gateway.reload(&a);
+    let gone = row(&gateway, "listeners", "b");
+    assert_eq!((&gone["state"], &gone["sessions"]), (&"draining".into(), &1.into()), "{gone}");
+    assert!(gone.get("protocol").is_none(), "{gone}");
+    let gone = row(&gateway, "backends", "b");
+    assert_eq!((&gone["state"], &gone["sessions"]), (&"removed".into(), &1.into()), "{gone}");
+    assert_eq!(names(&gateway, "routes"), ["a"]);
+    drop(session);
+    wait_until("nothing of it is left", || {
+        names(&gateway, "listeners") == ["a"] && names(&gateway, "backends") == ["a"]
+    });
+}
+
+#[test]
+fn a_watch_shows_a_list_again_and_ends_when_nobody_reads() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = listener("a", "TCP", address, "")
+        + &route("a", "a", &[("a", 1)], "")
+        + &backend("a", [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let mut watch = Command::new(binary())
+        .args(["listeners", "--watch", "--json", "--admin"])
+        .arg(gateway.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut lines = BufReader::new(watch.stdout.take().expect("a pipe")).lines();
+    let mut sessions = || {
+        let line = lines.next().expect("a line").expect("text");
+        let rows: Value = serde_json::from_str(&line).expect("JSON");
+        rows[0]["sessions"].as_u64().expect("a count")
+    };
+    assert_eq!(sessions(), 0);
+    let _session = session(address);
+    assert!((0..5).any(|_| sessions() == 1));
+    drop(lines);
+    wait_until("the command ends", || watch.try_wait().expect("its status").is_some());
+}
