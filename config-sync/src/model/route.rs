@@ -26,6 +26,28 @@ pub struct Route {
     pub backends: Vec<WeightedBackend>,
 }
 
+impl Route {
+    /// A route of a listener's own, for all clients that come to the listener.
+    pub(crate) fn of_listener(
+        name: At<String>,
+        listener: At<String>,
+        backends: Vec<WeightedBackend>,
+    ) -> Self {
+        Self {
+            name,
+            takes: Takes::Usual,
+            listeners: vec![listener],
+            hostnames: Vec::new(),
+            alpn: Vec::new(),
+            sources: Vec::new(),
+            admission: Admission { allow: None, deny: Vec::new() },
+            balance: RouteBalance::RoundRobin,
+            on_unavailable: None,
+            backends,
+        }
+    }
+}
+
 /// Which sessions of its listeners a route is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Takes {

@@ -1,11 +1,9 @@
 //! The keys of a TLS listener for clients that send no ClientHello, and the routes that follow from
 //! these keys.
 
-use crate::model::admission::Admission;
 use crate::model::listener::Listener;
 use crate::model::place::At;
 use crate::model::route::{Route, Takes, WeightedBackend};
-use crate::table::routing::RouteBalance;
 use crate::toml::reader::{Reader, Table};
 use crate::toml::route::name_of;
 
@@ -32,17 +30,8 @@ pub(crate) fn routes(listener: &Listener) -> impl Iterator<Item = Route> {
     fallbacks.into_iter().filter_map(|(takes, backend, key)| {
         let backend = backend.as_ref()?;
         let place = backend.place.clone();
-        Some(Route {
-            name: At { value: format!("{}/{key}", name.value), place },
-            takes,
-            listeners: vec![name.clone()],
-            hostnames: Vec::new(),
-            alpn: Vec::new(),
-            sources: Vec::new(),
-            admission: Admission { allow: None, deny: Vec::new() },
-            balance: RouteBalance::RoundRobin,
-            on_unavailable: None,
-            backends: vec![WeightedBackend { name: backend.clone(), weight: 1 }],
-        })
+        let own = At { value: format!("{}/{key}", name.value), place };
+        let backends = vec![WeightedBackend { name: backend.clone(), weight: 1 }];
+        Some(Route { takes, ..Route::of_listener(own, name.clone(), backends) })
     })
 }

@@ -1,11 +1,9 @@
 //! The short form of a listener that has a route and a backend of its own.
 
 use crate::machine::Machine;
-use crate::model::admission::Admission;
 use crate::model::backend::Backend;
 use crate::model::place::At;
-use crate::model::route::{Route, Takes, WeightedBackend};
-use crate::table::routing::RouteBalance;
+use crate::model::route::{Route, WeightedBackend};
 use crate::toml::backend::backend;
 use crate::toml::reader::{Reader, Table};
 use crate::toml::route::weighted_backends;
@@ -54,17 +52,6 @@ pub(crate) fn own<'t>(
         Some(backend) => vec![WeightedBackend { name: backend.name.clone(), weight: 1 }],
         None => weighted_backends(reader, table)?,
     };
-    let route = Route {
-        name: name?.clone(),
-        takes: Takes::Usual,
-        listeners: vec![name?.clone()],
-        hostnames: Vec::new(),
-        alpn: Vec::new(),
-        sources: Vec::new(),
-        admission: Admission { allow: None, deny: Vec::new() },
-        balance: RouteBalance::RoundRobin,
-        on_unavailable: None,
-        backends,
-    };
+    let route = Route::of_listener(name?.clone(), name?.clone(), backends);
     Some(Own { route, backend })
 }
