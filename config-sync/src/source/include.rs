@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::{self, read_text};
-use crate::model::place::{At, Place};
+use crate::model::place::{At, Place, Problem, Problems};
 use crate::toml::files::includes;
 
 /// The most files from the first file to an included file, without the first file.
@@ -45,19 +45,25 @@ struct Files {
     joined: String,
     /// Files by their real paths, and what names them.
     seen: BTreeMap<PathBuf, Option<Place>>,
+    /// Faults of files that no file includes.
     faults: Vec<String>,
+    problems: Vec<Problem>,
 }
 
 impl Files {
+    /// Faults come in the order of all other problems: file by file, and by line.
     fn joined(self) -> Result<String, String> {
-        if self.faults.is_empty() { Ok(self.joined) } else { Err(self.faults.join("\n")) }
+        let problems = Problems::new(self.problems).or(()).err();
+        let told = problems.map(|problems| problems.to_string());
+        let faults: Vec<String> = self.faults.into_iter().chain(told).collect();
+        if faults.is_empty() { Ok(self.joined) } else { Err(faults.join("\n")) }
     }
 
     fn refuse(&mut self, by: Option<&Place>, message: String) {
-        self.faults.push(match by {
-            Some(by) => by.problem(message).to_string(),
-            None => message,
-        });
+        match by {
+            Some(by) => self.problems.push(by.problem(message)),
+            None => self.faults.push(message),
+        }
     }
 
     /// Takes a file and the files that it includes. `by` is the place that names the file.
@@ -246,6 +252,16 @@ mod tests {
         assert!(first.contains("main.toml:1 includes it"), "{first}");
         assert!(second.starts_with("main.toml:2:1: include[1]: ./b.toml is read"), "{second}");
         assert!(second.contains(": line 1 includes it"), "{second}");
+
+        let files = [
+            ("main.toml", "include = [\"z.toml\", \"gone.toml\", \"a.toml\",\n\"late.toml\"]"),
+            ("z.toml", "include = [\"none.toml\"]"),
+            ("a.toml", "include = [\"none.toml\"]"),
+        ];
+        let said = read(&folder, &files).expect_err("four faults");
+        let places: Vec<_> = said.lines().map(|line| line.split(": ").next()).collect();
+        let expected = ["a.toml:1:12", "main.toml:1:22", "main.toml:2:1", "z.toml:1:12"];
+        assert_eq!(places, expected.map(Some), "by file and line: {said}");
 
         let chain = |n: usize| format!("include = [\"{}.toml\"]", n + 1);
         for n in 0..9 {
