@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -68,6 +70,43 @@ func TestOnlyTheOldVersionsAreServed(t *testing.T) {
 	eventually(t, "UDP served", func() error {
 		if len(askUDP(t, address, 1, time.Second)) == 0 {
 			return errors.New("no answer")
+		}
+		return nil
+	})
+}
+
+// The kind XBackend comes later, from the experimental channel. Without --external-names Ringway
+// refuses what leads to one, and the kind has room for the status that says so.
+func TestXBackendIsRefused(t *testing.T) {
+	c := withRingway(t)
+	const group = "gateway.networking.x-k8s.io"
+	namespace := newNamespace(t)
+	crds, err := c.crds("experimental")
+	must(t, err)
+	crds = slices.DeleteFunc(crds, func(object *unstructured.Unstructured) bool {
+		return object.GetName() != "xbackends."+group
+	})
+	must(t, c.install(t.Context(), crds))
+	gateway(t, namespace, "edge", listener("tcp", "TCP", 9000))
+	objects := route("TCPRoute", "edge", "edge", "tcp", "{group: "+group+", kind: XBackend, name: db}") +
+		"apiVersion: " + group + `/v1alpha1
+kind: XBackend
+metadata: {name: db}
+spec: {type: ExternalHostname, port: {port: 5432}, externalHostname: {hostname: db.example.com}}
+`
+	eventually(t, "XBackend applied", func() error { return applyTo(namespace, objects) })
+	eventually(t, "the route refused", func() error {
+		return routeHasNot(namespace, "edge", "InvalidKind")
+	})
+	eventually(t, "the XBackend not permitted", func() error {
+		backend := &unstructured.Unstructured{}
+		backend.SetGroupVersionKind(
+			schema.GroupVersionKind{Group: group, Version: "v1alpha1", Kind: "XBackend"})
+		if err := c.client.Get(t.Context(), key(namespace, "db"), backend); err != nil {
+			return err
+		}
+		if status := fmt.Sprint(backend.Object["status"]); !strings.Contains(status, "NotPermitted") {
+			return errors.New(status)
 		}
 		return nil
 	})

@@ -178,6 +178,7 @@ fn the_role_covers_what_the_controller_does() {
         (gateway, "tcproutes"),
         (gateway, "tlsroutes"),
         (gateway, "udproutes"),
+        ("gateway.networking.x-k8s.io", "xbackends"),
         ("ringway.dev", "l4policies"),
     ];
     let only_read = [

@@ -189,7 +189,8 @@ struct GatewayArgs {
     /// The zone of this node, for endpoints with topology hints (default: that of the Node).
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
-    /// ExternalName Services and EndpointSlices of type FQDN lead to the addresses of their names.
+    /// ExternalName Services, EndpointSlices of type FQDN and XBackends lead to the addresses of
+    /// their names.
     /// Without: such backends are refused, because whoever may write a Service could make the
     /// gateway connect to anything that the gateway can reach.
     #[arg(long)]

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::gateway::objects::{
-    CONTROLLER, GROUP, GatewayClass, GatewayClassSpec, Objects, policy, schema,
+    CONTROLLER, GROUP, GatewayClass, GatewayClassSpec, Objects, X_GROUP, policy, schema,
 };
 use crate::gateway::translate::found::LastGood;
 use crate::gateway::translate::settings::Settings;
@@ -232,6 +232,7 @@ impl ReadFiles {
             (GROUP, "HTTPRoute") => push(&mut self.objects.http_routes, value),
             (GROUP, "ReferenceGrant") => push(&mut self.objects.reference_grants, value),
             (GROUP, "BackendTLSPolicy") => push(&mut self.objects.backend_tls_policies, value),
+            (X_GROUP, "XBackend") => push(&mut self.objects.x_backends, value),
             ("", "Service") => push(&mut self.objects.services, value),
             ("discovery.k8s.io", "EndpointSlice") => push(&mut self.objects.endpoint_slices, value),
             ("", "Secret") => push(&mut self.objects.secrets, value),

@@ -121,6 +121,7 @@ fn the_order_of_objects_does_not_matter() {
         objects.endpoint_slices.reverse();
         objects.policies.reverse();
         objects.backend_tls_policies.reverse();
+        objects.x_backends.reverse();
         assert_eq!(before, printed(&translate(&objects, &settings), &outcome), "{directory:?}");
     }
 }
@@ -162,6 +163,7 @@ const REASONS: &[&str] = &[
     "NoValidCACertificate",
     "NotAllowed",
     "NotAllowedByListeners",
+    "NotPermitted",
     "OlderRoute",
     "Pending",
     "ParentNotAccepted",

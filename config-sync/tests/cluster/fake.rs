@@ -94,7 +94,12 @@ impl ApiServer {
 
     /// Installs a kind of the Gateway API.
     pub fn serve(&self, version: &str, kind: &str) {
-        self.world().serve(GROUP, version, kind, &plural(kind));
+        self.serve_of(GROUP, version, kind);
+    }
+
+    /// Installs a kind of any group.
+    pub fn serve_of(&self, group: &str, version: &str, kind: &str) {
+        self.world().serve(group, version, kind, &plural(kind));
     }
 
     /// Removes a kind of the Gateway API and all its objects.

@@ -7,6 +7,7 @@ mod leases;
 mod log;
 mod status;
 mod watch;
+mod x_backends;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -152,10 +152,9 @@ async fn a_kind_that_may_not_be_read_holds_up_the_rest_only_for_a_while() {
     server.fail(Method::GET, "/configmaps", 403, usize::MAX);
     let (watch, store) = follow(&server, &[]);
     until("all else is read", || {
-        watch
-            .progress()
-            .iter()
-            .all(|(kind, progress)| ["ConfigMap", "L4Policy"].contains(kind) || progress.listed)
+        watch.progress().iter().all(|(kind, progress)| {
+            ["ConfigMap", "L4Policy", "XBackend"].contains(kind) || progress.listed
+        })
     })
     .await;
     assert!(!watch.is_whole());

@@ -71,7 +71,7 @@ pub struct Options {
     pub node_name: Option<String>,
     /// `None`: the zone of the Node object.
     pub zone: Option<String>,
-    /// ExternalName Services and EndpointSlices of type FQDN lead to their names.
+    /// ExternalName Services, EndpointSlices of type FQDN and XBackends lead to their names.
     pub external_names: bool,
     /// The name of this replica among the replicas.
     pub identity: String,

@@ -12,7 +12,7 @@ use kube::api::ApiResource;
 use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 
-use crate::gateway::objects::{Bundle, GROUP, policy};
+use crate::gateway::objects::{Bundle, GROUP, X_GROUP, policy};
 
 /// A kind that is followed.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub static HTTP_ROUTE: Kind = kind("HTTPRoute", GROUP, &["v1", "v1beta1"]);
 pub static REFERENCE_GRANT: Kind = kind("ReferenceGrant", GROUP, &["v1", "v1beta1", "v1alpha2"]);
 pub static BACKEND_TLS_POLICY: Kind = kind("BackendTLSPolicy", GROUP, &["v1", "v1alpha3"]);
 pub static L4_POLICY: Kind = kind("L4Policy", policy::GROUP, &["v1alpha1"]);
+pub static X_BACKEND: Kind = kind("XBackend", X_GROUP, &["v1alpha1"]);
 pub static SERVICE: Kind = kind("Service", "", &["v1"]);
 pub static ENDPOINT_SLICE: Kind = kind("EndpointSlice", "discovery.k8s.io", &["v1"]);
 pub static SECRET: Kind =
@@ -48,7 +49,7 @@ pub static SECRET: Kind =
 pub static CONFIG_MAP: Kind = kind("ConfigMap", "", &["v1"]);
 pub static NAMESPACE: Kind = Kind { namespaced: false, ..kind("Namespace", "", &["v1"]) };
 
-pub static KINDS: [&Kind; 15] = [
+pub static KINDS: [&Kind; 16] = [
     &GATEWAY_CLASS,
     &GATEWAY,
     &LISTENER_SET,
@@ -59,6 +60,7 @@ pub static KINDS: [&Kind; 15] = [
     &REFERENCE_GRANT,
     &BACKEND_TLS_POLICY,
     &L4_POLICY,
+    &X_BACKEND,
     &SERVICE,
     &ENDPOINT_SLICE,
     &SECRET,
@@ -66,10 +68,13 @@ pub static KINDS: [&Kind; 15] = [
     &NAMESPACE,
 ];
 
+/// The groups whose kinds need an installed CRD.
+const CUSTOM: [&str; 3] = [GROUP, X_GROUP, policy::GROUP];
+
 impl Kind {
     /// Whether the kind needs an installed CRD.
     pub fn is_custom(&self) -> bool {
-        [GROUP, policy::GROUP].contains(&self.group)
+        CUSTOM.contains(&self.group)
     }
 }
 
@@ -85,7 +90,7 @@ pub async fn served(client: &Client) -> kube::Result<Served> {
     // The kinds and their names in URLs, by group and version.
     let mut lists = BTreeMap::new();
     for group in groups.groups {
-        if ![GROUP, policy::GROUP].contains(&group.name.as_str()) {
+        if !CUSTOM.contains(&group.name.as_str()) {
             continue;
         }
         for version in group.versions {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::gateway::objects::policy::L4Policy;
 use crate::gateway::objects::{
     BackendTlsPolicy, Bundle, Gateway, GatewayClass, ListenerSet, ObjectName, Objects,
-    ReferenceGrant, Route,
+    ReferenceGrant, Route, XBackend,
 };
 use crate::gateway::status;
 
@@ -58,6 +58,7 @@ pub struct Tables {
     pub reference_grants: Table<ReferenceGrant>,
     pub backend_tls_policies: Table<BackendTlsPolicy>,
     pub policies: Table<L4Policy>,
+    pub x_backends: Table<XBackend>,
     pub services: Table<Service>,
     pub endpoint_slices: Table<EndpointSlice>,
     pub secrets: Table<Secret>,
@@ -88,6 +89,7 @@ macro_rules! with_status {
                 with_status!($tables.backend_tls_policies, $table, $use)
             }
             status::Kind::L4Policy => with_status!($tables.policies, $table, $use),
+            status::Kind::XBackend => with_status!($tables.x_backends, $table, $use),
         }
     };
     ($tables:ident.$field:ident, $table:ident, $use:expr) => {{
@@ -128,6 +130,7 @@ impl Store {
             http_routes: all(&tables.http_routes),
             reference_grants: all(&tables.reference_grants),
             backend_tls_policies: all(&tables.backend_tls_policies),
+            x_backends: all(&tables.x_backends),
             services: all(&tables.services),
             endpoint_slices: all(&tables.endpoint_slices),
             secrets: all(&tables.secrets),

@@ -584,6 +584,7 @@ tables! {
     REFERENCE_GRANT => reference_grants,
     BACKEND_TLS_POLICY => backend_tls_policies,
     L4_POLICY => policies,
+    X_BACKEND => x_backends,
     SERVICE => services,
     ENDPOINT_SLICE => endpoint_slices,
     SECRET => secrets,

@@ -33,6 +33,9 @@ pub type ObjectName = (String, String);
 /// The group of the Gateway API's own kinds.
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
+/// The group of the Gateway API's experimental kinds.
+pub const X_GROUP: &str = "gateway.networking.x-k8s.io";
+
 /// All known objects, in any order. [`super::translate()`] sorts the objects where order matters.
 #[derive(Clone, Default)]
 pub struct Objects {
@@ -45,6 +48,7 @@ pub struct Objects {
     pub http_routes: Vec<Arc<Route>>,
     pub reference_grants: Vec<Arc<ReferenceGrant>>,
     pub backend_tls_policies: Vec<Arc<BackendTlsPolicy>>,
+    pub x_backends: Vec<Arc<XBackend>>,
     pub services: Vec<Arc<Service>>,
     pub endpoint_slices: Vec<Arc<EndpointSlice>>,
     /// Secrets of the type `kubernetes.io/tls`, and Secrets with a `ca.crt`.
@@ -72,6 +76,7 @@ pub type ListenerSet = Object<ListenerSetSpec, Value>;
 pub type Route = Object<RouteSpec, Value>;
 pub type ReferenceGrant = Object<ReferenceGrantSpec, NotUsed>;
 pub type BackendTlsPolicy = Object<BackendTlsPolicySpec, Value>;
+pub type XBackend = Object<XBackendSpec, Value>;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -366,6 +371,51 @@ pub struct SubjectAltName {
     pub hostname: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+}
+
+/// A backend outside the cluster (GEP-4894).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct XBackendSpec {
+    /// `ExternalHostname`.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    #[serde(default)]
+    pub port: XBackendPort,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_hostname: Option<ExternalHostname>,
+    /// `TCP`, `HTTP`, `HTTP2` and others, all of which run on TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<XBackendTls>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct XBackendPort {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Releases after v1.6 say `number`.
+    #[serde(default, alias = "number")]
+    pub port: i32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExternalHostname {
+    #[serde(default)]
+    pub hostname: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct XBackendTls {
+    /// `None`, `ServerOnly` or `ClientAndServer`.
+    #[serde(default)]
+    pub mode: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_ref: Option<ObjectRef>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
 }
 
 /// Shows only the number of objects of each kind, because Secrets must not be shown.

@@ -4,11 +4,11 @@
 use serde_ignored::Path;
 use serde_json::Value;
 
-use crate::gateway::objects::{GROUP, policy};
+use crate::gateway::objects::{GROUP, X_GROUP, policy};
 use crate::model::place::did_you_mean;
 
 /// The kinds that are read, with their groups, and with the versions that read alike.
-const KINDS: [(&str, &str, &[&str]); 15] = [
+const KINDS: [(&str, &str, &[&str]); 16] = [
     (GROUP, "GatewayClass", &["v1", "v1beta1"]),
     (GROUP, "Gateway", &["v1", "v1beta1"]),
     (GROUP, "ListenerSet", &["v1"]),
@@ -18,6 +18,7 @@ const KINDS: [(&str, &str, &[&str]); 15] = [
     (GROUP, "HTTPRoute", &["v1", "v1beta1"]),
     (GROUP, "ReferenceGrant", &["v1", "v1beta1"]),
     (GROUP, "BackendTLSPolicy", &["v1", "v1alpha3"]),
+    (X_GROUP, "XBackend", &["v1alpha1"]),
     ("", "Service", &["v1"]),
     ("discovery.k8s.io", "EndpointSlice", &["v1"]),
     ("", "Secret", &["v1"]),
@@ -25,6 +26,9 @@ const KINDS: [(&str, &str, &[&str]); 15] = [
     ("", "Namespace", &["v1"]),
     (policy::GROUP, "L4Policy", &["v1alpha1"]),
 ];
+
+/// The groups of the kinds that only a gateway has.
+const OURS: [&str; 3] = [GROUP, X_GROUP, policy::GROUP];
 
 /// Known fields, of the Gateway API and of Services, as suggestions for unknown fields.
 const FIELDS: &[&str] = &[
@@ -63,6 +67,7 @@ const FIELDS: &[&str] = &[
     "validation",
     "caCertificateRefs",
     "clientCertificateRef",
+    "externalHostname",
     "parentRef",
     "parentRefs",
     "useDefaultGateways",
@@ -114,8 +119,7 @@ pub(in crate::gateway) fn of_kind((group, version, kind): (&str, &str, &str)) ->
     }
     if let Some((other, ..)) = KINDS.iter().find(|(_, known, _)| *known == kind) {
         // Some foreign groups have kinds of equal names (Knative's Service).
-        let lost =
-            group.is_empty() || [GROUP, policy::GROUP].contains(other) && is_near(group, other);
+        let lost = group.is_empty() || OURS.contains(other) && is_near(group, other);
         return lost.then(|| {
             format!(
                 "apiVersion: it is skipped: a {kind} is of {}, not of {}",
@@ -173,7 +177,7 @@ pub(in crate::gateway) fn of_fields(object: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let version = object["apiVersion"].as_str().unwrap_or_default();
     let group = version.split_once('/').map_or("", |(group, _)| group);
-    if group != GROUP && group != policy::GROUP {
+    if !OURS.contains(&group) {
         return found;
     }
     let top = ["apiVersion", "kind", "metadata", "spec", "status"];

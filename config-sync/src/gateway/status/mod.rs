@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kube::Resource as _;
 use serde_json::{Map, Value};
 
-use crate::gateway::objects::GROUP;
+use crate::gateway::objects::{GROUP, X_GROUP};
 
 /// The condition of a TCPRoute or UDPRoute that is accepted and gets no traffic, because an older
 /// route has its listeners.
@@ -58,10 +58,11 @@ pub enum Kind {
     HttpRoute,
     BackendTlsPolicy,
     L4Policy,
+    XBackend,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::GatewayClass,
         Self::Gateway,
         Self::ListenerSet,
@@ -71,6 +72,7 @@ impl Kind {
         Self::HttpRoute,
         Self::BackendTlsPolicy,
         Self::L4Policy,
+        Self::XBackend,
     ];
 
     /// The word in `kind:` of an object.
@@ -85,12 +87,14 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::L4Policy => "L4Policy",
+            Self::XBackend => "XBackend",
         }
     }
 
     pub fn group(self) -> &'static str {
         match self {
             Self::L4Policy => crate::gateway::objects::policy::GROUP,
+            Self::XBackend => X_GROUP,
             _ => GROUP,
         }
     }
@@ -101,6 +105,7 @@ impl Kind {
             Self::L4Policy => {
                 crate::gateway::objects::policy::L4Policy::api_version(&()).into_owned()
             }
+            Self::XBackend => format!("{X_GROUP}/v1alpha1"),
             _ => format!("{GROUP}/v1"),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::gateway::objects::{BackendTlsPolicy, Objects, SubjectAltName, Validation};
-use crate::gateway::translate::backends::{self, Destination};
+use crate::gateway::translate::backends::{self, Destination, To};
 use crate::gateway::translate::certificates;
 use crate::gateway::translate::index::{Index, key, seniority};
 use crate::gateway::translate::verdict::{Fault, Verdict};
@@ -42,7 +42,8 @@ impl<'o> BackendTls<'o> {
         let mut policies = Self { all: Vec::new(), winners: BTreeMap::new() };
         for object in objects {
             let targets = services(object).map(|service| policies.target(service, index)).collect();
-            let (read, resolved) = read(object, index);
+            let (validation, namespace) = (&object.spec.validation, key(&object.metadata).0);
+            let (read, resolved) = read(validation, namespace, index);
             policies.all.push(Policy { object, read, resolved, targets });
         }
         policies
@@ -62,16 +63,27 @@ impl<'o> BackendTls<'o> {
         Target { service, accepted }
     }
 
-    /// The TLS settings for a Service's port. `None`: bytes go to the port unchanged. An error: the
-    /// port gets no sessions.
-    pub(super) fn of(&self, destination: &Destination<'_>) -> Option<Result<Origination, Fault>> {
-        Some(self.all[self.winner(destination)?].read.clone())
+    /// The TLS settings for a destination, without the Gateway's certificate. `None`: bytes go
+    /// there unchanged. An error: the destination gets no sessions.
+    pub(super) fn of(
+        &self,
+        destination: &Destination<'_>,
+        index: &Index<'_>,
+    ) -> Option<Result<Origination, Fault>> {
+        match destination.to {
+            To::Service(..) => Some(self.all[self.winner(destination)?].read.clone()),
+            To::XBackend => {
+                index.externals.get(&destination.object)?.as_ref().ok()?.tls.clone().map(Ok)
+            }
+        }
     }
 
-    /// The policy for a port's name, or else for the whole Service.
+    /// The policy for a port's name, or else for the whole Service. No policy may be for an
+    /// XBackend, which says itself how to speak TLS (GEP-4894).
     pub(super) fn winner(&self, destination: &Destination<'_>) -> Option<usize> {
-        let (namespace, name) = destination.service;
-        let port = destination.port.name.as_deref();
+        let To::Service(_, port) = destination.to else { return None };
+        let (namespace, name) = destination.object;
+        let port = port.name.as_deref();
         let named = port.and_then(|port| self.winners.get(&(namespace, name, Some(port))));
         named.or_else(|| self.winners.get(&(namespace, name, None))).copied()
     }
@@ -111,10 +123,12 @@ fn target_exists((namespace, name, section): Service<'_>, index: &Index<'_>) -> 
     Ok(())
 }
 
-/// The TLS settings of a policy, and whether its references resolve.
-fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Fault>, Verdict) {
-    let namespace = key(&object.metadata).0;
-    let validation = &object.spec.validation;
+/// The TLS settings of a policy or XBackend of `namespace`, and whether the references resolve.
+pub(super) fn read(
+    validation: &Validation,
+    namespace: &str,
+    index: &Index<'_>,
+) -> (Result<Origination, Fault>, Verdict) {
     let (mut authorities, mut resolved) = (Vec::new(), Ok(()));
     for reference in &validation.ca_certificate_refs {
         match certificates::authority(reference, namespace, index) {
@@ -122,10 +136,14 @@ fn read(object: &BackendTlsPolicy, index: &Index<'_>) -> (Result<Origination, Fa
             Err(why) => resolved = Err(why),
         }
     }
-    (origination(validation, &authorities), resolved)
+    (origination(validation, &authorities, index), resolved)
 }
 
-fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Origination, Fault> {
+fn origination(
+    validation: &Validation,
+    authorities: &[Pem],
+    index: &Index<'_>,
+) -> Result<Origination, Fault> {
     let server_name = validation.hostname.to_lowercase();
     if server_name.starts_with("*.") || crate::toml::values::read_hostname(&server_name).is_err() {
         let message = format!("validation.hostname: \"{server_name}\" is not the name of a host");
@@ -141,7 +159,7 @@ fn origination(validation: &Validation, authorities: &[Pem]) -> Result<Originati
                            System";
             return Err(Fault::new("Invalid", message));
         }
-        certificates::system().map_err(invalid)?;
+        certificates::system(index).map_err(invalid)?;
     }
     let names = validation.subject_alt_names.iter().enumerate();
     let names = names.map(|(at, name)| {

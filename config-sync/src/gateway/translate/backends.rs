@@ -1,4 +1,4 @@
-//! The destinations of routes: Services, their endpoints, and TLS to them.
+//! The destinations of routes: Services and XBackends, and their endpoints.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -6,19 +6,63 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use crate::gateway::objects::BackendRef;
-use crate::gateway::translate::index::{Index, ObjectKey, Party, Target};
+use crate::gateway::objects::{BackendRef, X_GROUP};
+use crate::gateway::translate::index::{Index, ObjectKey};
+use crate::gateway::translate::party::{Party, Target};
 use crate::gateway::translate::values::EndpointRule;
 use crate::gateway::translate::verdict::Fault;
 use crate::model::endpoint::{Address, DnsName};
 use crate::toml::values::dns_name;
 
-/// A port of a Service that a route leads to.
+/// A port that a route leads to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Destination<'o> {
-    pub(super) service: ObjectKey<'o>,
-    pub(super) object: &'o Service,
-    pub(super) port: &'o ServicePort,
+    pub(super) object: ObjectKey<'o>,
+    number: i32,
+    pub(super) to: To<'o>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum To<'o> {
+    Service(&'o Service, &'o ServicePort),
+    XBackend,
+}
+
+/// The kind, object, port and protocol of a destination.
+pub(super) type Way<'o> = (&'static str, ObjectKey<'o>, i32, &'o str);
+
+impl<'o> Destination<'o> {
+    pub(super) fn kind(&self) -> &'static str {
+        match self.to {
+            To::Service(..) => "Service",
+            To::XBackend => "XBackend",
+        }
+    }
+
+    pub(super) fn way(&self) -> Way<'o> {
+        let protocol = match self.to {
+            To::Service(_, port) => port.protocol.as_deref().unwrap_or_default(),
+            To::XBackend => "",
+        };
+        (self.kind(), self.object, self.number, protocol)
+    }
+
+    /// The name of a Service's port.
+    pub(super) fn port_name(&self) -> Option<&'o str> {
+        match self.to {
+            To::Service(_, port) => port.name.as_deref(),
+            To::XBackend => None,
+        }
+    }
+
+    /// The name in the configuration.
+    pub(super) fn name(&self) -> String {
+        let ((namespace, name), number) = (self.object, self.number);
+        match self.to {
+            To::Service(..) => format!("{namespace}/{name}:{number}"),
+            To::XBackend => format!("{namespace}/xbackend:{name}:{number}"),
+        }
+    }
 }
 
 /// The destination of a route's reference, or why there is none.
@@ -32,14 +76,29 @@ pub(super) fn find<'o>(
     let kind = reference.kind.as_deref().unwrap_or("Service");
     let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
     let name = reference.name.as_str();
-    if !is_service(group, kind) {
+    let is_external = is_x_backend(group, kind);
+    if !is_service(group, kind) && !is_external {
         let kind = if group.is_empty() { kind.to_owned() } else { format!("{kind} of {group}") };
         let message = format!("backendRefs: a {kind} can't be a backend; name a Service");
         return Err(Fault::new("InvalidKind", message));
     }
-    if !index.permits(party, Target { group: "", kind, namespace, name }) {
+    let group = if is_external { X_GROUP } else { "" };
+    if !index.permits(party, Target { group, kind, namespace, name }) {
         return Err(Fault::not_permitted(party, kind, namespace, name));
     }
+    if is_external {
+        return find_external(reference.port, (namespace, name), udp, index);
+    }
+    find_service(reference.port, (namespace, name), udp, index)
+}
+
+/// The destination in a Service.
+fn find_service<'o>(
+    number: Option<i32>,
+    (namespace, name): ObjectKey<'o>,
+    udp: bool,
+    index: &Index<'o>,
+) -> Result<Destination<'o>, Fault> {
     let missing = |message| Err(Fault::new("BackendNotFound", message));
     let Some(object) = index.services.get(&(namespace, name)).copied() else {
         let limits = index.limits(namespace);
@@ -53,7 +112,7 @@ pub(super) fn find<'o>(
         );
         return Err(Fault::new("InvalidKind", message));
     }
-    let Some(number) = reference.port else {
+    let Some(number) = number else {
         return missing(format!("backendRefs: port of Service {namespace}/{name} is missing"));
     };
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
@@ -68,7 +127,44 @@ pub(super) fn find<'o>(
         let message = format!("port {number} of Service {namespace}/{name} is not for {wanted}");
         return Err(Fault::new("UnsupportedProtocol", message));
     };
-    Ok(Destination { service: (namespace, name), object, port })
+    Ok(Destination { object: (namespace, name), number, to: To::Service(object, port) })
+}
+
+/// The destination of an XBackend. A reference need not repeat the XBackend's only port.
+fn find_external<'o>(
+    number: Option<i32>,
+    (namespace, name): ObjectKey<'o>,
+    udp: bool,
+    index: &Index<'o>,
+) -> Result<Destination<'o>, Fault> {
+    let title = format!("XBackend {namespace}/{name}");
+    let missing = |message| Err(Fault::new("BackendNotFound", message));
+    let Some(read) = index.externals.get(&(namespace, name)) else {
+        return missing(format!("there is no {title}{}", index.limits(namespace)));
+    };
+    if !index.external_names {
+        return Err(Fault::new("InvalidKind", format!("{title}: {EXTERNAL_NAMES_OFF}")));
+    }
+    let external =
+        read.as_ref().map_err(|why| Fault::new(why.reason, format!("{title}: {}", why.message)))?;
+    let own = i32::from(external.port);
+    if let Some(other) = number.filter(|number| *number != own) {
+        return missing(format!("{title} has no port {other}; its port is {own}"));
+    }
+    if udp && external.is_for_tcp {
+        let message = format!("{title} is not for UDP: it has a protocol or TLS, which need TCP");
+        return Err(Fault::new("UnsupportedProtocol", message));
+    }
+    Ok(Destination { object: (namespace, name), number: own, to: To::XBackend })
+}
+
+/// Why an XBackend does not lead to its name.
+pub(super) const EXTERNAL_NAMES_OFF: &str =
+    "Ringway resolves its name only if it is started with --external-names";
+
+/// Whether a reference is to an XBackend.
+pub(super) fn is_x_backend(group: &str, kind: &str) -> bool {
+    (group, kind) == (X_GROUP, "XBackend")
 }
 
 fn is_external(service: &Service) -> bool {
@@ -134,13 +230,14 @@ pub(super) fn endpoints<'o>(
     index: &Index<'o>,
 ) -> Vec<Found<'o>> {
     let names = names(destination, index);
+    let To::Service(object, wanted) = destination.to else { return names };
     if !names.is_empty() {
         return names;
     }
-    let slices = index.slices.get(&destination.service).map_or(&[][..], Vec::as_slice);
+    let slices = index.slices.get(&destination.object).map_or(&[][..], Vec::as_slice);
     let mut all: BTreeMap<bool, Vec<(&Endpoint, SocketAddr)>> = BTreeMap::new();
     for slice in slices {
-        let Some(port) = port(slice, destination.port) else { continue };
+        let Some(port) = port(slice, wanted) else { continue };
         for endpoint in &slice.endpoints {
             let address = endpoint.addresses.first().and_then(|address| address.parse().ok());
             let Some(address) = address.filter(|address| is_one_machine(*address)) else {
@@ -150,7 +247,7 @@ pub(super) fn endpoints<'o>(
             of_version.push((endpoint, SocketAddr::new(address, port)));
         }
     }
-    let spec = destination.object.spec.as_ref();
+    let spec = object.spec.as_ref();
     let families = spec.and_then(|spec| spec.ip_families.as_deref()).unwrap_or_default();
     let prefers_v6 = families.first().is_some_and(|family| family == "IPv6");
     let kinds: [fn(&Endpoint) -> bool; 2] = [is_ready, is_ending];
@@ -178,7 +275,8 @@ fn sorted<'o>(found: impl Iterator<Item = Found<'o>>) -> Vec<Found<'o>> {
     found
 }
 
-/// The names of an ExternalName Service, or of the EndpointSlices of type FQDN, sorted.
+/// The name of an XBackend or ExternalName Service, or the names of the EndpointSlices of type
+/// FQDN, sorted.
 fn names<'o>(destination: Destination<'o>, index: &Index<'o>) -> Vec<Found<'o>> {
     if !index.external_names {
         return Vec::new();
@@ -187,17 +285,22 @@ fn names<'o>(destination: Destination<'o>, index: &Index<'o>) -> Vec<Found<'o>> 
         let host = dns_name(name).ok()?.into();
         Some(Address::Name(DnsName::Host { host, port }))
     };
-    if is_external(destination.object) {
-        let spec = destination.object.spec.as_ref();
+    let found = |address| Found { address, is_far: false, pod: None, node: None, zone: None };
+    let To::Service(object, wanted) = destination.to else {
+        let external = index.externals.get(&destination.object);
+        let external = external.and_then(|external| external.as_ref().ok());
+        return external.map(|external| found(external.address.clone())).into_iter().collect();
+    };
+    if is_external(object) {
+        let spec = object.spec.as_ref();
         let name = spec.and_then(|spec| spec.external_name.as_deref()).unwrap_or_default();
-        let port = u16::try_from(destination.port.port).ok().filter(|port| *port > 0);
+        let port = u16::try_from(wanted.port).ok().filter(|port| *port > 0);
         let address = port.and_then(|port| address(name, port));
-        let found = |address| Found { address, is_far: false, pod: None, node: None, zone: None };
         return address.map(found).into_iter().collect();
     }
-    let slices = index.slices.get(&destination.service).map_or(&[][..], Vec::as_slice);
+    let slices = index.slices.get(&destination.object).map_or(&[][..], Vec::as_slice);
     let slices = slices.iter().filter(|slice| slice.address_type == "FQDN");
-    let with_port = slices.filter_map(|slice| Some((slice, port(slice, destination.port)?)));
+    let with_port = slices.filter_map(|slice| Some((slice, port(slice, wanted)?)));
     let names = with_port.flat_map(|(slice, port)| {
         let ready = slice.endpoints.iter().filter(|endpoint| is_ready(endpoint));
         ready.flat_map(move |endpoint| {
@@ -211,7 +314,7 @@ fn names<'o>(destination: Destination<'o>, index: &Index<'o>) -> Vec<Found<'o>> 
 /// Why destinations have no endpoint. Each destination is checked once, because many routes may
 /// lead to one Service.
 #[derive(Default)]
-pub(super) struct Empty<'o>(BTreeMap<(ObjectKey<'o>, i32, Option<&'o str>), Option<&'static str>>);
+pub(super) struct Empty<'o>(BTreeMap<Way<'o>, Option<&'static str>>);
 
 impl<'o> Empty<'o> {
     pub(super) fn why(
@@ -220,13 +323,11 @@ impl<'o> Empty<'o> {
         zone: Option<&str>,
         index: &Index<'o>,
     ) -> Option<&'static str> {
-        let Destination { service, port, .. } = destination;
-        let way = (service, port.port, port.protocol.as_deref());
-        *self.0.entry(way).or_insert_with(|| {
+        *self.0.entry(destination.way()).or_insert_with(|| {
             if !endpoints(destination, zone, index).is_empty() {
                 return None;
             }
-            let Some(slices) = index.slices.get(&service) else {
+            let Some(slices) = index.slices.get(&destination.object) else {
                 return Some(
                     "no EndpointSlice has the label kubernetes.io/service-name with its name",
                 );
@@ -244,12 +345,12 @@ impl<'o> Empty<'o> {
 
 /// The message for statuses and warnings. `passed_on`: other backends of the route get the share.
 pub(super) fn empty_message(destination: &Destination<'_>, why: &str, passed_on: bool) -> String {
-    let ((namespace, name), port) = (destination.service, destination.port.port);
+    let (kind, (namespace, name), port, _) = destination.way();
     let so = match passed_on {
         true => "so other backends of the route get its share",
         false => "so what goes there is refused",
     };
-    format!("Service {namespace}/{name}, port {port}, has no endpoint, {so}: {why}")
+    format!("{kind} {namespace}/{name}, port {port}, has no endpoint, {so}: {why}")
 }
 
 /// Matches ports of a slice and of a Service by name, because the number differs if `targetPort`

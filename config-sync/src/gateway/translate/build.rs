@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::check::reaches;
 use crate::gateway::translate::backend_tls::BackendTls;
-use crate::gateway::translate::backends::{self, Destination, Found};
-use crate::gateway::translate::index::{Index, ObjectKey, key};
+use crate::gateway::translate::backends::{self, Destination, Found, To, Way};
+use crate::gateway::translate::index::{Index, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::places::at;
 use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
@@ -242,22 +242,25 @@ impl<'o> Build<'_, 'o> {
                 let aims = self.backend_aims(route, destination, entry);
                 let values = self.policies.backend(&aims);
                 let passes = entry.protocol == Some(Protocol::Tls) && entry.tls.is_none();
-                let tls = match self.backend_tls.of(destination) {
-                    Some(Ok(tls)) if !udp && !passes => {
-                        let own = &self.listeners.gates[entry.gate].certificate;
-                        Some(Origination { certificate: own.clone(), ..tls })
-                    }
+                let tls = match self.backend_tls.of(destination, self.index) {
+                    Some(Ok(tls)) if !udp && !passes => match destination.to {
+                        To::Service(..) => {
+                            let own = &self.listeners.gates[entry.gate].certificate;
+                            Some(Origination { certificate: own.clone(), ..tls })
+                        }
+                        // An XBackend says itself which certificate it gets.
+                        To::XBackend => Some(tls),
+                    },
                     Some(Err(why)) if !udp && !passes => {
                         return pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp);
                     }
                     _ => None,
                 };
                 let endpoints = pool.endpoints(*destination, self);
-                let ((namespace, service), port) = (destination.service, destination.port.port);
-                let base = format!("{namespace}/{service}:{port}");
                 let check = values.health_check.as_ref();
                 let why = check.and_then(|check| unchecked(check, udp, tls.is_some()));
-                let name = pool.backend(&base, Contents { udp, values, tls, endpoints });
+                let name =
+                    pool.backend(&destination.name(), Contents { udp, values, tls, endpoints });
                 if let (Some(why), Some(policy)) = (why, self.policies.checking(&aims)) {
                     let backends = pool.unchecked.entry(policy).or_default();
                     backends.entry(why).or_default().insert(name.clone());
@@ -273,13 +276,13 @@ impl<'o> Build<'_, 'o> {
         destination: &Destination<'o>,
         entry: &Entry<'o>,
     ) -> Vec<PolicyTarget<'o>> {
-        let (namespace, name) = destination.service;
-        let service = PolicyTarget { kind: "Service", namespace, name, section: None };
+        let (namespace, name) = destination.object;
+        let backend = PolicyTarget { kind: destination.kind(), namespace, name, section: None };
         let (namespace, name) = key(&route.object.metadata);
         let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
-        let port = destination.port.name.as_deref();
-        let port = port.map(|port| PolicyTarget { section: Some(port), ..service });
-        port.into_iter().chain([service, own]).chain(self.aims(entry)).collect()
+        let port = destination.port_name();
+        let port = port.map(|port| PolicyTarget { section: Some(port), ..backend });
+        port.into_iter().chain([backend, own]).chain(self.aims(entry)).collect()
     }
 }
 
@@ -317,9 +320,8 @@ const MAX_WEIGHT: u32 = 1_000_000;
 /// The backends. Each is in the pool once.
 #[derive(Default)]
 struct Pool<'o> {
-    /// The endpoints of a Service's port, by number and protocol. Many routes may lead to one
-    /// Service.
-    endpoints: BTreeMap<(ObjectKey<'o>, i32, &'o str), Arc<[Found<'o>]>>,
+    /// Many routes may lead to one port of a Service.
+    endpoints: BTreeMap<Way<'o>, Arc<[Found<'o>]>>,
     backends: Vec<Backend>,
     known: BTreeMap<String, Vec<(Contents<'o>, String)>>,
     unchecked: Unchecked,
@@ -340,9 +342,7 @@ impl<'o> Pool<'o> {
         destination: Destination<'o>,
         build: &Build<'_, 'o>,
     ) -> Arc<[Found<'o>]> {
-        let port = destination.port;
-        let protocol = port.protocol.as_deref().unwrap_or_default();
-        let known = self.endpoints.entry((destination.service, port.port, protocol));
+        let known = self.endpoints.entry(destination.way());
         let read = || {
             let zone = build.settings.zone.as_deref();
             backends::endpoints(destination, zone, build.index).into()

@@ -8,7 +8,8 @@ use crate::compile::tls::load::{Loader, Owner, dns_names};
 use crate::compile::tls::tickets::Tickets;
 use crate::gateway::objects::{GROUP, Gateway, Listener, ObjectRef};
 use crate::gateway::translate::found::{KeyPair, SecretState};
-use crate::gateway::translate::index::{Index, ObjectKey, Party, Target, key};
+use crate::gateway::translate::index::{Index, ObjectKey, key};
+use crate::gateway::translate::party::{Party, Target};
 use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::place::Place;
 use crate::model::tls::{Certificate, Pem, Termination};
@@ -125,7 +126,15 @@ pub(super) fn own_certificate(
     let reference = backend.and_then(|backend| backend.client_certificate_ref.as_ref());
     let Some(reference) = reference else { return (None, Ok(())) };
     let namespace = key(&gateway.metadata).0;
-    let party = Party { group: GROUP, kind: "Gateway", namespace };
+    client_certificate(reference, Party { group: GROUP, kind: "Gateway", namespace }, index)
+}
+
+/// The certificate for backends that speak TLS, and the certificate's fault.
+pub(super) fn client_certificate(
+    reference: &ObjectRef,
+    party: Party<'_>,
+    index: &Index<'_>,
+) -> (Option<Certificate>, Verdict) {
     let (own, verdict) = certificate(reference, party, index);
     let verdict = verdict.map_err(|why| match why.reason {
         "InvalidCertificateRef" => Fault::new("InvalidClientCertificateRef", why.message),
@@ -197,8 +206,9 @@ fn tried<T>(load: impl FnOnce(&mut Loader<'_>, &Owner<'_>) -> Option<T>) -> Resu
 }
 
 /// Whether this machine trusts any certificate by itself.
-pub(super) fn system() -> Result<(), String> {
-    tried(|loader, owner| loader.system_roots(owner)).map(drop)
+pub(super) fn system(index: &Index<'_>) -> Result<(), String> {
+    let load = || tried(|loader, owner| loader.system_roots(owner)).map(drop);
+    index.system_trust.get_or_init(load).clone()
 }
 
 fn inline(secret: &Secret, (namespace, name): ObjectKey<'_>, field: &str) -> Option<Pem> {

@@ -12,10 +12,12 @@ use crate::gateway::objects::reference::ParentRef;
 use crate::gateway::objects::{GROUP, Gateway, ListenerSet, Objects, Route};
 use crate::gateway::status::{Kind, StatusOf};
 use crate::gateway::translate::backends::{self, Empty};
-use crate::gateway::translate::index::{Index, ObjectKey, Party, key};
+use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::listeners::{self, Claim};
+use crate::gateway::translate::party::Party;
 use crate::gateway::translate::policy::Policies;
 use crate::gateway::translate::settings::Settings;
+use crate::gateway::translate::x_backends;
 use crate::model::place::Hints;
 
 /// An object, by its group, kind, namespace and name, and the reason why it has no effect.
@@ -31,7 +33,9 @@ pub(crate) fn of(objects: &Objects, settings: &Settings, statuses: &[StatusOf]) 
         let namespace = of.namespace.as_deref().unwrap_or("default");
         ((of.kind, namespace, of.name.as_str()), &of.status)
     });
-    let index = Index::of(objects);
+    let mut index = Index::of(objects);
+    index.external_names = settings.external_names;
+    index.externals = x_backends::read_all(objects, &index);
     let policies = Policies::of(objects, settings);
     let mut asked = Asked {
         objects,

@@ -1,4 +1,4 @@
-//! The contents of Secrets, now and before.
+//! The contents of Secrets, now and before, and of XBackends.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,19 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 
 use crate::gateway::objects::ObjectName;
-use crate::model::tls::{Certificate, Pem};
+use crate::model::endpoint::Address;
+use crate::model::tls::{Certificate, Origination, Pem};
+
+/// Where an XBackend leads, and how.
+#[derive(Clone, Debug)]
+pub(super) struct External {
+    /// A name, and the port.
+    pub(super) address: Address,
+    pub(super) port: u16,
+    pub(super) tls: Option<Origination>,
+    /// The XBackend asks for TLS, or for a protocol that runs on TCP.
+    pub(super) is_for_tcp: bool,
+}
 
 /// The contents of a Secret.
 #[derive(Clone, Default)]

@@ -1,6 +1,6 @@
 //! Objects by name, and answers to questions about objects.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
 
 use crate::gateway::objects::{FromNamespaces, Gateway, Objects};
-use crate::gateway::translate::found::{LastGood, SecretState};
+use crate::gateway::translate::found::{External, LastGood, SecretState};
+use crate::gateway::translate::party::{Party, Target};
+use crate::gateway::translate::verdict::Fault;
 
 /// Namespace and name.
 pub(super) type ObjectKey<'o> = (&'o str, &'o str);
@@ -30,8 +32,12 @@ pub(super) struct Index<'o> {
     pub(super) last_good: LastGood,
     /// The only namespaces that are followed. Empty: all are.
     pub(super) namespaces: Arc<[String]>,
-    /// ExternalName Services and EndpointSlices of type FQDN lead to their names.
+    /// ExternalName Services, EndpointSlices of type FQDN and XBackends lead to their names.
     pub(super) external_names: bool,
+    /// The XBackends, whether or not they may lead to their names.
+    pub(super) externals: BTreeMap<ObjectKey<'o>, Result<External, Fault>>,
+    /// Why the machine's own CA certificates can't be used. It takes a while to find out.
+    pub(super) system_trust: OnceCell<Result<(), String>>,
     /// The time of day in seconds, if certificates are compared with the time.
     pub(super) now: Option<i64>,
     labels: BTreeMap<&'o str, &'o BTreeMap<String, String>>,
@@ -45,23 +51,6 @@ struct Grant<'o> {
     to_group: &'o str,
     to_kind: &'o str,
     to_name: Option<&'o str>,
-}
-
-/// The object that refers to another: its kind and namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Party<'o> {
-    pub(super) group: &'o str,
-    pub(super) kind: &'o str,
-    pub(super) namespace: &'o str,
-}
-
-/// The object that is referred to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Target<'o> {
-    pub(super) group: &'o str,
-    pub(super) kind: &'o str,
-    pub(super) namespace: &'o str,
-    pub(super) name: &'o str,
 }
 
 impl<'o> Index<'o> {

@@ -12,7 +12,8 @@ use crate::gateway::objects::{
 use crate::gateway::status::Kind;
 use crate::gateway::translate::address::{self, Assigned, Refused};
 use crate::gateway::translate::certificates;
-use crate::gateway::translate::index::{Index, ObjectKey, Party, key, seniority};
+use crate::gateway::translate::index::{Index, ObjectKey, key, seniority};
+use crate::gateway::translate::party::Party;
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::tls::{Certificate, ClientAuth, Termination};

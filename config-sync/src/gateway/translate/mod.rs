@@ -13,6 +13,7 @@ mod leads;
 mod listeners;
 pub mod notice;
 pub mod outline;
+mod party;
 mod places;
 mod policy;
 mod render;
@@ -23,6 +24,7 @@ mod tables;
 pub(super) mod unfit;
 mod values;
 mod verdict;
+mod x_backends;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +71,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     index.namespaces = Arc::clone(&settings.namespaces);
     index.now = settings.now;
     index.external_names = settings.external_names;
+    index.externals = x_backends::read_all(objects, &index);
     let policies = Policies::of(objects, settings);
     let backend_tls = BackendTls::of_all(objects, &index);
     let mut listeners = Listeners::of(objects, &index, settings);

@@ -11,12 +11,12 @@ use ipnet::IpNet;
 use kube::api::ObjectMeta;
 use toml::de::DeValue;
 
-use crate::gateway::objects::Objects;
 use crate::gateway::objects::policy::{
     AcceptProxy, AdmissionSettings, BackendSettings, EndpointSettings, L4Policy, L4PolicySpec,
     ListenerSettings, MAX_ANCESTORS, RouteSettings, SocketSettings,
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
+use crate::gateway::objects::{Objects, X_GROUP};
 use crate::gateway::translate::index::{key, seniority};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::tables;
@@ -252,7 +252,11 @@ fn is_route(kind: &str) -> bool {
 
 /// Checks the group of a target. A target of a foreign group is not supported, whatever its kind.
 fn right_group(target: &TargetRef) -> Verdict {
-    let group = if target.kind == "Service" { "" } else { crate::gateway::objects::GROUP };
+    let group = match target.kind.as_str() {
+        "Service" => "",
+        "XBackend" => X_GROUP,
+        _ => crate::gateway::objects::GROUP,
+    };
     if target.group == group {
         return Ok(());
     }

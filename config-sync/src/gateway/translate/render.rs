@@ -14,7 +14,7 @@ use crate::gateway::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
 use crate::gateway::status::{Kind, SUPERSEDED, StatusOf};
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Empty};
-use crate::gateway::translate::index::{Index, key};
+use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::leads::Leads;
 use crate::gateway::translate::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
 use crate::gateway::translate::policy::{Policies, PolicyStatus, PolicyTarget, Unchecked};
@@ -76,6 +76,7 @@ impl<'o> Known<'_, 'o> {
         reports.extend(self.routes.iter().map(|route| self.route(route)));
         reports.extend(self.backend_tls_policies());
         reports.extend(self.l4_policies());
+        reports.extend(self.x_backends());
         reports.sort_by(|a, b| {
             let by = |report: &ObjectReport| {
                 (report.of.kind, report.of.namespace.clone(), report.of.name.clone())
@@ -85,7 +86,7 @@ impl<'o> Known<'_, 'o> {
         reports
     }
 
-    fn report(&self, kind: Kind, metadata: &ObjectMeta) -> ObjectReport {
+    pub(super) fn report(&self, kind: Kind, metadata: &ObjectMeta) -> ObjectReport {
         let (namespace, name) = key(metadata);
         let of = StatusOf {
             kind,
@@ -409,7 +410,7 @@ impl<'o> Known<'_, 'o> {
         let mut everywhere = Ok(());
         for target in &policy.targets {
             let (namespace, name, _) = target.service;
-            let reached = self.gateways_of_service(namespace, name, |of| {
+            let reached = self.gateways_of_backend("Service", (namespace, name), |of| {
                 self.backend_tls.winner(of) == Some(at) || target.accepted.is_err()
             });
             if reached.is_empty() {
@@ -476,10 +477,15 @@ impl<'o> Known<'_, 'o> {
                 if section.is_some() && !names.any(|name| name == section) {
                     return Err(missing());
                 }
-                let all = self.gateways_of_service(namespace, name, |of| {
-                    section.is_none_or(|section| of.port.name.as_deref() == Some(section))
+                let all = self.gateways_of_backend(kind, wanted, |of| {
+                    section.is_none_or(|section| of.port_name() == Some(section))
                 });
                 Ok(all.into_iter().collect())
+            }
+            "XBackend" => {
+                let known = self.index.externals.contains_key(&wanted) && section.is_none();
+                let all = known.then(|| self.gateways_of_backend(kind, wanted, |_| true));
+                Ok(all.ok_or_else(missing)?.into_iter().collect())
             }
             kind => {
                 let route = self.leads.routes.get(&(kind, wanted)).map(|at| &self.routes[*at]);
@@ -508,23 +514,23 @@ impl<'o> Known<'_, 'o> {
         Some(Err(Fault::new("Invalid", message)))
     }
 
-    fn gateways_of_service(
+    fn gateways_of_backend(
         &self,
-        namespace: &str,
-        name: &str,
+        kind: &str,
+        key: ObjectKey<'_>,
         counts: impl Fn(&backends::Destination<'_>) -> bool,
     ) -> BTreeSet<(String, String)> {
         let leads_there = |route: &&Routed<'_>| {
             let found =
                 route.backends.iter().filter_map(|backend| backend.destination.as_ref().ok());
-            found.into_iter().any(|of| of.service == (namespace, name) && counts(of))
+            found.into_iter().any(|of| of.kind() == kind && of.object == key && counts(of))
         };
-        let routes = self.leads.to_services.get(&(namespace, name));
+        let routes = self.leads.to_backends.get(&(kind, key));
         let routes = routes.into_iter().flatten().map(|at| &self.routes[*at]);
         routes.filter(leads_there).flat_map(|route| self.gateways_of(route)).collect()
     }
 
-    fn gateways_of(&self, route: &Routed<'_>) -> BTreeSet<(String, String)> {
+    pub(super) fn gateways_of(&self, route: &Routed<'_>) -> BTreeSet<(String, String)> {
         let entries = route.parents.iter().flat_map(|parent| &parent.entries);
         entries.map(|at| self.gateway_name(self.listeners.entries[*at].gate)).collect()
     }

@@ -8,8 +8,9 @@ use crate::gateway::objects::reference::ParentRef;
 use crate::gateway::objects::{GROUP, Objects, Route};
 use crate::gateway::status::Kind;
 use crate::gateway::translate::backends::{self, Destination};
-use crate::gateway::translate::index::{Index, Party, key, seniority};
+use crate::gateway::translate::index::{Index, key, seniority};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
+use crate::gateway::translate::party::Party;
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Fault, Verdict};
 

@@ -31,8 +31,9 @@ pub struct Settings {
     pub node_addresses: Vec<IpAddr>,
     /// Endpoints with a hint for this zone come first.
     pub zone: Option<String>,
-    /// ExternalName Services and EndpointSlices of type FQDN lead to their names. Off by default:
-    /// whoever may write a Service could make the gateway connect to anything that it can reach.
+    /// ExternalName Services, EndpointSlices of type FQDN and XBackends lead to their names. Off by
+    /// default: whoever may write a Service could make the gateway connect to anything that it can
+    /// reach.
     pub external_names: bool,
     /// The keys that no object has: workers, admin API, access log, limits, drain. There are no
     /// listeners.

@@ -126,6 +126,7 @@ fn walk(objects: &mut Objects, visit: &mut impl Visit) {
     visit.visit("HTTPRoute", &mut objects.http_routes);
     visit.visit("BackendTLSPolicy", &mut objects.backend_tls_policies);
     visit.visit("L4Policy", &mut objects.policies);
+    visit.visit("XBackend", &mut objects.x_backends);
     visit.visit("Service", &mut objects.services);
     visit.visit("EndpointSlice", &mut objects.endpoint_slices);
     visit.visit("Secret", &mut objects.secrets);

@@ -1,6 +1,6 @@
 //! Verdicts: whether an object is valid, and if not, why.
 
-use crate::gateway::translate::index::Party;
+use crate::gateway::translate::party::Party;
 
 /// Why an object is not valid: the reason and message of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
