@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use nix::sys::socket::{
 };
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Pattern, Server, free_address, free_port, in_own_network, program, udp_client,
-    wait_until,
+    Gateway, Launch, Metrics, Pattern, Server, free_address, free_port, in_own_network, now,
+    program, udp_client, wait_until,
 };
 use socket2::SockRef;
 
@@ -221,6 +222,79 @@ fn hundred_thousand_flows() {
     assert!(after.0 <= before.0 + 4, "open files: {before:?}, {after:?}");
     assert_eq!(after.1, before.1, "sockets in the kernel");
     assert!(per_flow <= 1024, "{per_flow} bytes a flow");
+}
+
+/// The p99 of a worker's turn while 50,000 flows are listed in a loop, and without: a client asks
+/// all the while. Flows on shared sockets, because sessions would need 100,000 open files.
+#[test]
+#[ignore = "it measures, and asserts little"]
+fn fifty_thousand_flows_are_listed_in_a_loop() {
+    in_own_network(listed_in_a_loop);
+}
+
+fn listed_in_a_loop() {
+    const FLOWS: u32 = 50_000;
+    let server = Server::udp_echo();
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let config = sharing(address, [server.address], "127.16.0.0/12", "flow_timeout = \"1h\"")
+        + &format!("[limits]\nflows = {FLOWS}\n");
+    let gateway = Launch::default().one_worker().start(&config);
+    let clients = ManyClients::new(address);
+    let answered: u32 = (0..FLOWS).map(|client| clients.ask(client)).sum();
+    assert!(answered >= FLOWS - FLOWS / 1_000, "{answered} were answered");
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for client in (0..FLOWS).cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                clients.ask(client);
+            }
+        });
+        for lists in [false, true, false, true] {
+            measure_turns(&gateway, FLOWS, lists);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Prints how long the turns of 20 s are. With `lists`, all flows are listed again and again.
+fn measure_turns(gateway: &Gateway, flows: u32, lists: bool) {
+    const TURN: &str = "ringway_worker_turn_seconds";
+    let (before, began, mut listed) = (gateway.metrics(), now(), 0);
+    while began.elapsed() < Duration::from_secs(20) {
+        match lists {
+            true => {
+                let found = list(gateway);
+                assert_eq!(found.len(), flows as usize, "each flow once");
+                listed += 1;
+            }
+            false => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+    let after = gateway.metrics();
+    let micros = |share| after.quantile_since(&before, TURN, share) * 1e6;
+    let turns = |page: &Metrics| page.value("ringway_worker_turns_total", &[]);
+    println!(
+        "{flows} flows, listed {listed} times: {} turns, p99 {:.0} us, p99.9 {:.0} us",
+        turns(&after) - turns(&before),
+        micros(0.99),
+        micros(0.999),
+    );
+}
+
+/// The ids of all flows, page by page.
+fn list(gateway: &Gateway) -> BTreeSet<String> {
+    let (mut found, mut cursor) = (BTreeSet::new(), String::new());
+    loop {
+        let page = gateway.get(&format!("/api/v1/flows?limit=5000{cursor}")).expect("a page").1;
+        let page: serde_json::Value = serde_json::from_str(&page).expect("JSON");
+        let ids = page["flows"].as_array().expect("a list").iter();
+        found.extend(ids.map(|row| row["id"].as_str().expect("an id").to_owned()));
+        let Some(next) = page["next"].as_str() else { return found };
+        cursor = format!("&cursor={next}");
+    }
 }
 
 /// UDP sockets of this network namespace.
