@@ -4,9 +4,10 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
+use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, binary, closed_without_a_byte, connect, echo, free_address,
+    Folder, Gateway, Launch, Server, binary, closed_without_a_byte, connect, echo, free_address,
     udp_client, wait_until,
 };
 use serde_json::Value;
@@ -125,6 +126,82 @@ fn what_has_left_the_configuration_is_listed_while_it_has_sessions() {
     wait_until("nothing of it is left", || {
         names(&gateway, "listeners") == ["a"] && names(&gateway, "backends") == ["a"]
     });
+}
+
+/// The row of a limit, of the process or of what `of` begins with.
+fn limit(gateway: &Gateway, name: &str, of: &str) -> Value {
+    let all = gateway.asks(&["limits"]);
+    let is_of = |row: &&Value| row["of"].as_str().unwrap_or("").starts_with(of);
+    let mut rows = all.as_array().expect("a list").iter().filter(|row| row["limit"] == name);
+    rows.find(is_of).unwrap_or_else(|| panic!("no {name} of {of} in {all}")).clone()
+}
+
+#[test]
+fn limits_say_what_is_used_and_what_sets_them() {
+    let server = Server::tcp(echo);
+    let (at, full) = (free_address(), free_address());
+    let config = "[limits]\nsessions = 8\n".to_owned()
+        + &listener("a", "TCP", at, "limit_source = { sessions = 3 }")
+        + &listener("full", "TCP", full, "max_sessions = 1")
+        + &route("a", "a", &[("a", 1)], "")
+        + &route("full", "full", &[("a", 1)], "")
+        + &format!(
+            "[[backends]]\nname = \"a\"\nqueue = 5\nendpoints = \
+             [{{ address = \"{}\", max_sessions = 4 }}]\n",
+            server.address
+        );
+    let gateway = Launch::default().socket().one_worker().start(&config);
+    let _sessions = [session(at), session(at), session(full)];
+    assert!(closed_without_a_byte(&mut connect(full)));
+    let said = |name: &str, of: &str| {
+        let row = limit(&gateway, name, of);
+        let number = |field: &str| row[field].as_u64();
+        let set_by = row["set_by"].as_str().expect("a text").to_owned();
+        (number("used"), number("capacity"), number("reached"), set_by)
+    };
+    let row = |used, capacity, reached, by: &str| (Some(used), Some(capacity), reached, by.into());
+    wait_until("the refusal is counted", || said("max_sessions", "listener").2 == Some(1));
+    assert_eq!(said("sessions", "worker 0"), row(3, 8, Some(0), "limits.sessions"));
+    let (used, _, _, set_by) = said("flows", "worker 0");
+    assert_eq!((used, &*set_by), (Some(0), "limits.flows, automatic"));
+    let of_listener = row(1, 1, Some(1), "listeners.max_sessions");
+    assert_eq!(said("max_sessions", "listener full, worker 0"), of_listener);
+    let of_endpoint = row(3, 4, None, "backends.endpoints.max_sessions");
+    assert_eq!(said("max_sessions", "endpoint a/"), of_endpoint);
+    assert_eq!(said("queue", "backend a"), row(0, 5, None, "backends.queue"));
+    let sources = limit(&gateway, "sources", "");
+    assert_eq!((&sources["used"], &sources["capacity"]), (&1.into(), &(1 << 18).into()));
+    let files = limit(&gateway, "files", "");
+    assert!(
+        files["used"].as_u64() > Some(10) && files["capacity"].as_u64() > files["used"].as_u64()
+    );
+    let all = gateway.asks(&["limits"]);
+    let full = all.as_array().expect("a list").iter().map(|row| row["full"].as_f64());
+    assert!(full.is_sorted_by(|one, other| one >= other), "the fullest first: {all}");
+}
+
+#[test]
+fn certificates_are_listed_with_their_ends_and_sources() {
+    let (server, folder, pki) = (Server::tcp(echo), Folder::new(), Pki::new());
+    let issued = pki.issue_until(&["db.example.com", "*.db.example.com"], 2090);
+    let (cert, key) = (folder.write("a.pem", &issued.cert), folder.write("a.key", &issued.key));
+    let tls = format!(
+        "tls = {{ mode = \"Terminate\", certificates = [{{ cert = {cert:?}, key = {key:?} }}] }}"
+    );
+    let config = listener("db", "TLS", free_address(), &tls)
+        + &route("db", "db", &[("db", 1)], "")
+        + &backend("db", [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let all = gateway.asks(&["certificates"]);
+    let [row] = all.as_array().expect("a list").as_slice() else { panic!("one: {all}") };
+    assert_eq!((&row["listener"], &row["kind"]), (&"db".into(), &"certificate".into()), "{row}");
+    assert_eq!(row["names"], serde_json::json!(["db.example.com", "*.db.example.com"]), "{row}");
+    assert_eq!(row["source"], cert.display().to_string(), "{row}");
+    assert!(row["not_after"].as_str().is_some_and(|end| end.starts_with("2090-")), "{row}");
+    assert!(row["days_left"].as_i64() > Some(10_000) && row.get("warning").is_none(), "{row}");
+    let shown = gateway.verb(&["certificates"]);
+    let shown = String::from_utf8(shown.stdout).expect("text");
+    assert!(shown.starts_with("LISTENER") && shown.contains("*.db.example.com"), "{shown}");
 }
 
 #[test]

@@ -118,6 +118,9 @@ fn status_says_how_the_gateway_fares_and_why_a_configuration_was_refused() {
     gateway.write(&format!("{config}connect_timeout = \"4s\"\n"));
     wait_until("the file is taken", || status().get("refused").is_none());
     let later = status();
+    assert!(text(&later["last_refused"], "why").contains("color"), "{later}");
+    assert!(text(&later["last_refused"], "at") > text(&first, "since"), "{later}");
+    assert_eq!(later["workers_behind"], 0, "{later}");
     assert!(later["generation"].as_u64() > first["generation"].as_u64(), "{later}");
     assert_eq!(later["sessions"], 3, "{later}");
     drop(sessions);

@@ -270,7 +270,7 @@ fn start(
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
         socket_file: None,
-        board: Arc::new(Board::new(counters, limits, output::features(features))),
+        board: Arc::new(Board::new(counters, (limits, config.limits), output::features(features))),
         phase: Phase::Running,
         is_started,
         spare: SpareFiles::new(SPARE),

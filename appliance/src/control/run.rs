@@ -283,7 +283,11 @@ impl Control {
     fn post(&self) {
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
-        board.reloads_failed = self.sync.reloads_failed();
+        let (failed, why) = (self.sync.reloads_failed(), self.sync.last_error());
+        if let Some(why) = why.filter(|_| failed > board.reloads_failed) {
+            board.last_refused = Some((Timestamp::of(time_of_day()), why.to_owned()));
+        }
+        board.reloads_failed = failed;
         board.refused = self.sync.last_error().map(str::to_owned);
         board.source = if self.cluster.is_some() { Source::Cluster } else { Source::Files };
         board.timing = self.sync.timing();
@@ -341,6 +345,7 @@ impl Control {
             }
         }
         self.sync.flush();
+        self.board.newest.store(self.sync.generation(), Ordering::Relaxed);
         let applied = self.workers.iter().map(|worker| worker.applied).min().unwrap_or(0);
         self.follow(applied);
         if self.sync.resolve_names() {

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use crate::check::{self, alpn, hosts_on};
 use crate::compile::admission::Admitted;
 use crate::compile::names::{Names, too_many};
+use crate::compile::tls::expiry::OwnedBy;
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
 use crate::disk;
@@ -141,13 +142,15 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
     let mut tls = Tls::default();
     for listener in &config.listeners {
         let At { value: name, place } = &listener.name;
-        let made = loader.terminator(&Owner { name, place }, listener);
+        let made = loader.terminator(&Owner { name, kind: OwnedBy::Listener, place }, listener);
         tls.terminators.extend(made.map(|made| (name.clone(), made)));
     }
     for backend in &config.backends {
         let At { value: name, place } = &backend.name;
         let asked = backend.tls.as_ref();
-        let made = asked.and_then(|asked| loader.originator(&Owner { name, place }, asked));
+        let made = asked.and_then(|asked| {
+            loader.originator(&Owner { name, kind: OwnedBy::Backend, place }, asked)
+        });
         tls.originators.extend(made.map(|made| (name.clone(), made)));
     }
     let Loader { loaded, expiries, doubts, problems, .. } = loader;

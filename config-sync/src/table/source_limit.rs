@@ -239,6 +239,18 @@ impl SourceRecords {
         self.words[record.index()].fetch_sub(1, Relaxed);
     }
 
+    /// As many records there are.
+    pub fn room(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The records of sources that have sessions or flows. Every other record may be given to
+    /// another source.
+    pub fn in_use(&self) -> usize {
+        let words = self.words.iter().map(|word| word.load(Relaxed));
+        words.filter(|word| word & MOST_SESSIONS > 0).count()
+    }
+
     /// The sessions and flows of all sources.
     pub fn sessions(&self) -> u64 {
         self.words.iter().map(|word| word.load(Relaxed) & MOST_SESSIONS).sum()

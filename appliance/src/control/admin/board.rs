@@ -32,6 +32,8 @@ use crate::stats::counters::Counters;
 pub struct Board {
     workers: Vec<Arc<Counters>>,
     limits: Limits,
+    /// The limits that the configuration at the start asked for. 0: the amount is automatic.
+    pub asked: Limits,
     pub features: String,
     pub ready: AtomicBool,
     /// No session will begin after the grace, or none does now.
@@ -43,6 +45,8 @@ pub struct Board {
     latest: Mutex<Latest>,
     rates: Mutex<Rates>,
     started: Instant,
+    /// The generation of the newest table.
+    pub newest: AtomicU64,
     /// When the control thread last beat, in milliseconds since `started`.
     beat: AtomicU64,
     /// The clients with the most to do.
@@ -77,6 +81,9 @@ pub struct Latest {
     pub reloads_failed: u64,
     /// Why the latest configuration was refused. `None` if it was not.
     pub refused: Option<String>,
+    /// When the last configuration that was refused was refused, and why. It stays when a later
+    /// configuration is put in force.
+    pub last_refused: Option<(Timestamp, String)>,
     /// The generation of the table that the configuration in force came with, and when.
     pub generation: u64,
     pub since: Option<Timestamp>,
@@ -92,11 +99,17 @@ pub struct Latest {
 }
 
 impl Board {
-    /// `limits` are of one worker. `features` has the text of `ringway features`.
-    pub fn new(workers: Vec<Arc<Counters>>, limits: Limits, features: String) -> Self {
+    /// `limits` are of one worker: those in force, and those that were asked for. `features` has
+    /// the text of `ringway features`.
+    pub fn new(
+        workers: Vec<Arc<Counters>>,
+        (limits, asked): (Limits, Limits),
+        features: String,
+    ) -> Self {
         Self {
             workers,
             limits,
+            asked,
             features,
             ready: AtomicBool::default(),
             draining: AtomicBool::default(),
@@ -106,6 +119,7 @@ impl Board {
             source_ports: AtomicU64::default(),
             latest: Mutex::default(),
             started: Instant::now(),
+            newest: AtomicU64::default(),
             beat: AtomicU64::default(),
             clients: Mutex::new(Clients::new(Instant::now())),
             page: AsyncMutex::default(),

@@ -1,7 +1,7 @@
 //! The admin API, and the board of values that the API reads.
 
 pub mod access;
-mod api;
+pub mod api;
 pub mod board;
 pub mod calls;
 mod rates;

@@ -324,7 +324,7 @@ mod tests {
         let limits =
             Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
         let workers = vec![Arc::new(Counters::new())];
-        let board = Arc::new(Board::new(workers, limits, "list\n".into()));
+        let board = Arc::new(Board::new(workers, (limits, limits), "list\n".into()));
         let text = "lame_duck = \"1s\"\n";
         let config = parse("test.toml", text).expect("a configuration");
         board.latest().in_force = Some(Arc::new(InForce::new(config, text.into())));

@@ -79,6 +79,26 @@ pub const BACKENDS: Columns = &[
     ("NEWS", "news", As::Text),
 ];
 
+pub const LIMITS: Columns = &[
+    ("LIMIT", "limit", As::Text),
+    ("OF", "of", As::Text),
+    ("USED", "used", As::Text),
+    ("CAPACITY", "capacity", As::Text),
+    ("FULL", "full", As::Percent),
+    ("REACHED", "reached", As::Text),
+    ("SET BY", "set_by", As::Text),
+];
+
+pub const CERTIFICATES: Columns = &[
+    ("LISTENER", "listener", As::Text),
+    ("BACKEND", "backend", As::Text),
+    ("KIND", "kind", As::Text),
+    ("NAMES", "names", As::Text),
+    ("NOT AFTER", "not_after", As::Text),
+    ("DAYS LEFT", "days_left", As::Text),
+    ("SOURCE", "source", As::Text),
+];
+
 pub const OVERRIDES: Columns = &[
     ("BACKEND", "backend", As::Text),
     ("ENDPOINT", "endpoint", As::Text),
@@ -117,7 +137,6 @@ pub fn session(value: &Value) -> String {
     text
 }
 
-/// One object: a line for each field.
 /// How a gateway fares: what its on-call person asks first stands first.
 pub fn status(value: &Value) -> String {
     let get = |key: &str| value.get(key).unwrap_or(&Value::Null);
@@ -129,6 +148,10 @@ pub fn status(value: &Value) -> String {
     };
     let of = |now: &str, most: &str| format!("{} of {}", get(now), get(most));
     let rate = |key: &str| format!("{}/s", form(key, As::Bytes));
+    let behind = match get("workers_behind").as_u64() {
+        None | Some(0) => String::new(),
+        Some(count) => format!(", {count} of them without the newest table"),
+    };
     let mut lines = vec![
         ("state", state.to_owned()),
         ("version", form("version", As::Text)),
@@ -144,7 +167,7 @@ pub fn status(value: &Value) -> String {
         ),
         ("table", form("table", As::Text)),
         ("reloads", format!("{} done, {} refused", get("reloads_ok"), get("reloads_failed"))),
-        ("workers", form("workers", As::Text)),
+        ("workers", form("workers", As::Text) + &behind),
         ("sessions", of("sessions", "sessions_most")),
         ("flows", of("flows", "flows_most")),
         ("opened", format!("{}/s", get("opened_per_second"))),
@@ -157,10 +180,15 @@ pub fn status(value: &Value) -> String {
     // Each fault has a line of its own.
     let refused = get("refused").as_str().unwrap_or_default();
     lines.extend(refused.lines().map(|why| ("refused", cell(Some(&why.into()), As::Text))));
+    if let (Some(last), true) = (value.get("last_refused"), refused.is_empty()) {
+        let why = cell(last.get("why"), As::Text);
+        lines.push(("last refused", format!("{}: {why}", cell(last.get("at"), As::Text))));
+    }
     let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
     lines.iter().map(|(title, text)| format!("{title:<width$}  {text}\n")).collect()
 }
 
+/// One object: a line for each field.
 fn object(value: &Value) -> String {
     let fields = value.as_object().into_iter().flatten();
     let width = fields.clone().map(|(key, _)| key.len()).max().unwrap_or(0);

@@ -11,8 +11,8 @@ use crate::control::client::arguments::{Output, Watched, time};
 use crate::control::client::http::Question;
 use crate::control::client::save;
 use crate::control::client::show::{
-    BACKENDS, CLOSES, ENDPOINTS, LISTENERS, OVERRIDES, ROUTES, SESSIONS, closes_with_samples,
-    log_level, session, status, why,
+    BACKENDS, CERTIFICATES, CLOSES, ENDPOINTS, LIMITS, LISTENERS, OVERRIDES, ROUTES, SESSIONS,
+    closes_with_samples, log_level, session, status, why,
 };
 use crate::control::client::top::Top;
 
@@ -92,6 +92,10 @@ pub enum Verb {
     /// Clients are counted when their sessions end, in windows of 10 s. On a terminal the lists are
     /// drawn again until Ctrl-C.
     Top(Top),
+    /// List the limits of a running gateway, the fullest first: used, capacity, and what sets it.
+    Limits(Watched),
+    /// List the certificates of a running gateway, the first to end first.
+    Certificates(Watched),
     /// List what operators have said about endpoints of a running gateway.
     Overrides {
         /// Write those that have no end to this file, for `admin.overrides_file`.
@@ -257,6 +261,8 @@ impl Verb {
                 let question = Question { query: which.query(), ..Question::delete(path) };
                 output.show(&question, killed).await
             }
+            Self::Limits(watched) => watched.list("limits", LIMITS).await,
+            Self::Certificates(watched) => watched.list("certificates", CERTIFICATES).await,
             Self::Endpoints(watched) => watched.list("endpoints", ENDPOINTS).await,
             Self::Closes { samples: true, output } if !output.json => {
                 output.show(&Question::get("closes"), closes_with_samples).await

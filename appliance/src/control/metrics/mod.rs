@@ -2,5 +2,5 @@
 
 mod endpoints;
 mod exposition;
-mod process;
+pub mod process;
 pub mod samples;

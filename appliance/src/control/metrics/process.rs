@@ -12,6 +12,16 @@ pub(super) fn set(page: &Page) {
     let _ = values(page);
 }
 
+/// The files that this process has open, and the most that it may have. `None`: the kernel does not
+/// tell.
+pub fn files() -> Option<(u64, u64)> {
+    let process = Process::myself().ok()?;
+    let LimitValue::Value(most) = process.limits().ok()?.max_open_files.soft_limit else {
+        return None;
+    };
+    Some((process.fd_count().ok()? as u64, most))
+}
+
 fn values(page: &Page) -> ProcResult<()> {
     let process = Process::myself()?;
     let stat = process.stat()?;

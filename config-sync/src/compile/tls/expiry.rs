@@ -8,6 +8,9 @@ pub struct Expiry {
     pub of: Expiring,
     /// The listener or backend that uses the certificate or list.
     pub owner: String,
+    pub owned_by: OwnedBy,
+    /// The names in the certificate: the DNS names, or else the subject's common name.
+    pub names: Vec<String>,
     /// The file, or the name of another source.
     pub name: String,
     /// The place where the configuration names the file, or else the owner's place.
@@ -41,6 +44,12 @@ impl Expiry {
             }),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnedBy {
+    Listener,
+    Backend,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 use crate::compile::tls::cache::{Cache, Contents, Kept, Made, contents};
 use crate::compile::tls::endpoint_verifier::EndpointVerifier;
-use crate::compile::tls::expiry::{Expiring, Expiry};
+use crate::compile::tls::expiry::{Expiring, Expiry, OwnedBy};
 use crate::compile::tls::pem::read;
 use crate::compile::tls::tickets::{Admission, Tickets};
 use crate::model::listener::{Listener, nameless};
@@ -40,6 +40,7 @@ pub(crate) struct Loader<'l> {
 /// A listener or backend: its name and its place.
 pub(crate) struct Owner<'o> {
     pub(crate) name: &'o str,
+    pub(crate) kind: OwnedBy,
     pub(crate) place: &'o Place,
 }
 
@@ -288,6 +289,8 @@ impl<'l> Loader<'l> {
                     self.expiries.extend(ends.min().map(|not_after| Expiry {
                         of: Expiring::RevocationList,
                         owner: owner.name.to_owned(),
+                        owned_by: owner.kind,
+                        names: Vec::new(),
                         name: named(crl),
                         place: place(owner, crl).clone(),
                         not_after,
@@ -325,8 +328,12 @@ impl<'l> Loader<'l> {
         self.expiries.extend(chain.first().and_then(|der| {
             let not_after = crate::table::x509::not_after(der)?;
             let (name, place) = (named(cert), place(owner, cert).clone());
-            let (of, owner) = (Expiring::Certificate, owner.name.to_owned());
-            Some(Expiry { of, owner, name, place, not_after })
+            let (of, owned_by, owner) = (Expiring::Certificate, owner.kind, owner.name.to_owned());
+            let mut names = dns_names(der);
+            if names.is_empty() {
+                names.extend(crate::table::x509::common_name(der));
+            }
+            Some(Expiry { of, owner, owned_by, names, name, place, not_after })
         }));
         self.doubts.extend(
             self.unchained(&chain)
@@ -455,7 +462,7 @@ mod tests {
         let mut tickets = Tickets::default();
         let mut loader = Loader::new(&mut tickets, [0; 4]);
         let place = Place { file: "f".into(), line: 7, column: 1, field: "tls".to_owned() };
-        let owner = Owner { name: "l", place: &place };
+        let owner = Owner { name: "l", kind: OwnedBy::Listener, place: &place };
         let certificate = Certificate { cert: pem("c", &chain.concat()), key: pem("k", key) };
         _ = loader.certified(&owner, &certificate);
         let words = |problems: &[Problem]| problems.iter().map(ToString::to_string).collect();
@@ -495,6 +502,8 @@ mod tests {
         let mut of = Expiry {
             of: Expiring::Certificate,
             owner: "l".to_owned(),
+            owned_by: OwnedBy::Listener,
+            names: Vec::new(),
             name: "c.pem".to_owned(),
             place,
             not_after: 20 * day,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 
+use crate::compile::tls::expiry::OwnedBy;
 use crate::compile::tls::load::{Loader, Owner, dns_names};
 use crate::compile::tls::tickets::Tickets;
 use crate::gateway::objects::{GROUP, Gateway, Listener, ObjectRef};
@@ -200,7 +201,7 @@ fn tried<T>(load: impl FnOnce(&mut Loader<'_>, &Owner<'_>) -> Option<T>) -> Resu
     let place = Place { file: Arc::from(""), line: 0, column: 0, field: String::new() };
     let mut tickets = Tickets::default();
     let mut loader = Loader::new(&mut tickets, [0; 4]);
-    let loaded = load(&mut loader, &Owner { name: "", place: &place });
+    let loaded = load(&mut loader, &Owner { name: "", kind: OwnedBy::Listener, place: &place });
     let problem = loader.problems.into_iter().next();
     loaded.ok_or_else(|| problem.map_or_else(String::new, |problem| problem.message))
 }

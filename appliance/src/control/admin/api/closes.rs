@@ -29,7 +29,7 @@ async fn closes(State(Api { board, .. }): State<Api>) -> Json<Closes> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Which {
+pub(super) struct Which {
     /// Only lines with a higher number.
     #[serde(default)]
     after: u64,
@@ -42,10 +42,16 @@ struct Events {
 }
 
 async fn events(which: Result<Query<Which>, QueryRejection>) -> Result<Json<Events>, Fault> {
-    let Query(Which { after, limit }) = which?;
-    let limit = limit.unwrap_or(MOST);
-    if !(1..=MOST).contains(&limit) {
-        return Err(Fault::bad(format!("limit: 1 to {MOST}")));
+    let Query(which) = which?;
+    let limit = which.most()?;
+    Ok(Json(Events { events: EVENTS.after(which.after, limit) }))
+}
+
+impl Which {
+    pub(super) fn most(&self) -> Result<usize, Fault> {
+        match self.limit.unwrap_or(MOST) {
+            limit @ 1..=MOST => Ok(limit),
+            _ => Err(Fault::bad(format!("limit: 1 to {MOST}"))),
+        }
     }
-    Ok(Json(Events { events: EVENTS.after(after, limit) }))
 }

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use config_sync::sync::overrides::{Action, Kind, Override, Shown};
 use serde::{Deserialize, Serialize};
 
-use crate::control::admin::api::{Api, Fault};
+use crate::control::admin::api::{Api, Fault, lasts};
 
 pub fn routes() -> Router<Api> {
     Router::new()
@@ -58,7 +58,7 @@ struct Said {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Say {
+pub(super) struct Say {
     backend: Option<String>,
     endpoint: String,
     action: Word,
@@ -68,7 +68,7 @@ struct Say {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TakeBack {
+pub(super) struct TakeBack {
     backend: Option<String>,
     endpoint: String,
     /// Absent: all that is said about the endpoint.
@@ -131,25 +131,29 @@ async fn say(
     body: Result<Json<Say>, JsonRejection>,
 ) -> Result<Json<Done>, Fault> {
     api.may_change(&headers).await?;
-    let Json(Say { backend, endpoint, action, weight, for_seconds }) = body?;
-    let action = match (action, weight) {
-        (Word::Drain, None) => Action::Drain,
-        (Word::Disable, None) => Action::Disable,
-        (Word::Weight, Some(weight)) => Action::Weight(weight),
-        (Word::Weight, None) => return Err(Fault::bad("weight: say which")),
-        (Word::Drain | Word::Disable, Some(_)) => {
-            return Err(Fault::bad("weight: only with the action \"weight\""));
-        }
-    };
-    if for_seconds == Some(0) {
-        return Err(Fault::bad("for_seconds: at least 1"));
-    }
-    let lasts = for_seconds.map(Duration::from_secs);
+    let Json(said) = body?;
+    let (action, lasts) = said.action()?;
+    let Say { backend, endpoint, .. } = said;
     let work = move |sync: &mut config_sync::sync::ConfigSync| {
         sync.override_endpoint((backend.as_deref(), &endpoint), action, lasts)
     };
     let endpoint = api.caller.with_sync(work).await?.map_err(Fault::bad)?;
     Ok(Json(Done { endpoint }))
+}
+
+impl Say {
+    pub(super) fn action(&self) -> Result<(Action, Option<Duration>), Fault> {
+        let action = match (self.action, self.weight) {
+            (Word::Drain, None) => Action::Drain,
+            (Word::Disable, None) => Action::Disable,
+            (Word::Weight, Some(weight)) => Action::Weight(weight),
+            (Word::Weight, None) => return Err(Fault::bad("weight: say which")),
+            (Word::Drain | Word::Disable, Some(_)) => {
+                return Err(Fault::bad("weight: only with the action \"weight\""));
+            }
+        };
+        Ok((action, lasts(self.for_seconds)?))
+    }
 }
 
 async fn take_back(

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::control::admin::api::{Api, Fault};
+use crate::control::admin::api::{Api, Fault, lasts};
 use crate::control::own_log::{InForce, OwnLog, own_log};
 
 pub fn routes() -> Router<Api> {
@@ -19,9 +19,9 @@ pub fn routes() -> Router<Api> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Set {
-    level: String,
-    for_seconds: Option<u64>,
+pub(super) struct Set {
+    pub(super) level: String,
+    pub(super) for_seconds: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -62,10 +62,7 @@ async fn set(
 ) -> Result<Json<Told>, Fault> {
     api.may_change(&headers).await?;
     let Json(Set { level, for_seconds }) = body?;
-    if for_seconds == Some(0) {
-        return Err(Fault::bad("for_seconds: at least 1"));
-    }
-    let lasts = for_seconds.map(Duration::from_secs);
+    let lasts = lasts(for_seconds)?;
     let log = log()?;
     let in_force = log.set(&level, lasts, Instant::now()).map_err(Fault::bad)?;
     if let Some(lasts) = lasts {

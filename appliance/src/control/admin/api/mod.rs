@@ -1,9 +1,12 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
 mod backends;
+mod certificates;
 mod closes;
 mod config;
 mod endpoints;
+pub mod inputs;
+mod limits;
 mod listeners;
 mod log_level;
 mod routes;
@@ -13,6 +16,7 @@ mod top;
 mod why;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
@@ -51,6 +55,8 @@ pub fn routes() -> Router<Api> {
         .merge(log_level::routes())
         .merge(listeners::routes())
         .merge(routes::routes())
+        .merge(limits::routes())
+        .merge(certificates::routes())
         .merge(backends::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
@@ -91,6 +97,14 @@ impl Api {
         let checked = tokio::task::spawn_blocking(move || access.check(&headers)).await;
         let checked = checked.map_err(|_| Fault::bad("the token can't be checked"))?;
         checked.map_err(|why| Fault::new(StatusCode::FORBIDDEN, why))
+    }
+}
+
+/// How long something is to last.
+fn lasts(for_seconds: Option<u64>) -> Result<Option<Duration>, Fault> {
+    match for_seconds {
+        Some(0) => Err(Fault::bad("for_seconds: at least 1")),
+        seconds => Ok(seconds.map(Duration::from_secs)),
     }
 }
 

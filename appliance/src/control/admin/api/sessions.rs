@@ -1,5 +1,7 @@
 //! Lists sessions and flows, and closes them.
 
+use std::fmt;
+
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -100,9 +102,15 @@ struct Killed {
 
 /// A place in a list: the worker, and the slot there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
+pub(super) struct Cursor {
     worker: usize,
     slot: u32,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.worker, self.slot)
+    }
 }
 
 type Asks = Result<Query<Words>, QueryRejection>;
@@ -119,21 +127,8 @@ async fn flows(State(api): State<Api>, query: Asks) -> Result<Json<Page>, Fault>
 
 /// Asks one worker after the other, until the page is full.
 async fn list(api: &Api, of: Of, words: Words) -> Result<(Vec<Row>, Option<String>), Fault> {
-    let most = match words.limit {
-        None => PAGE,
-        Some(0) => return Err(Fault::bad("limit: at least 1")),
-        Some(limit) if limit > MOST => {
-            return Err(Fault::bad(format!("limit: {MOST} at the most")));
-        }
-        Some(limit) => limit,
-    };
     let workers = api.board.workers().len();
-    let mut at = match &words.cursor {
-        None => Cursor { worker: 0, slot: 0 },
-        Some(text) => cursor(text)
-            .filter(|cursor| cursor.worker < workers)
-            .ok_or_else(|| Fault::bad("cursor: not the `next` of a page of this gateway"))?,
-    };
+    let (most, mut at) = page(&words, workers)?;
     let mut rows = Vec::new();
     loop {
         let left = most - u32::try_from(rows.len()).unwrap_or(most);
@@ -149,9 +144,28 @@ async fn list(api: &Api, of: Of, words: Words) -> Result<(Vec<Row>, Option<Strin
             return Ok((rows, None));
         }
         if rows.len() >= most as usize {
-            return Ok((rows, Some(format!("{}.{}", at.worker, at.slot))));
+            return Ok((rows, Some(at.to_string())));
         }
     }
+}
+
+/// The entries of the page that is asked for, and its beginning.
+pub(super) fn page(words: &Words, workers: usize) -> Result<(u32, Cursor), Fault> {
+    let most = match words.limit {
+        None => PAGE,
+        Some(0) => return Err(Fault::bad("limit: at least 1")),
+        Some(limit) if limit > MOST => {
+            return Err(Fault::bad(format!("limit: {MOST} at the most")));
+        }
+        Some(limit) => limit,
+    };
+    let at = match &words.cursor {
+        None => Cursor { worker: 0, slot: 0 },
+        Some(text) => cursor(text)
+            .filter(|cursor| cursor.worker < workers)
+            .ok_or_else(|| Fault::bad("cursor: not the `next` of a page of this gateway"))?,
+    };
+    Ok((most, at))
 }
 
 async fn one(
@@ -217,14 +231,7 @@ async fn kill_all(
     words: Words,
 ) -> Result<Json<Killed>, Fault> {
     api.may_change(headers).await?;
-    if words.limit.is_some() || words.cursor.is_some() {
-        return Err(Fault::bad("limit and cursor are for lists; a kill is for all that match"));
-    }
-    if words == Words::default() {
-        return Err(Fault::bad(
-            "say which: listener, route, backend, endpoint, client or server_name",
-        ));
-    }
+    says_which(&words)?;
     let mut killed = 0;
     for worker in 0..api.board.workers().len() {
         let asked = Asked::KillAll { worker, of, words: words.clone() };
@@ -234,11 +241,24 @@ async fn kill_all(
     Ok(Json(Killed { killed }))
 }
 
+/// A kill of several has to name some.
+pub(super) fn says_which(words: &Words) -> Result<(), Fault> {
+    if words.limit.is_some() || words.cursor.is_some() {
+        return Err(Fault::bad("limit and cursor are for lists; a kill is for all that match"));
+    }
+    if *words == Words::default() {
+        return Err(Fault::bad(
+            "say which: listener, route, backend, endpoint, client or server_name",
+        ));
+    }
+    Ok(())
+}
+
 fn gone(id: Id) -> Fault {
     Fault::new(StatusCode::NOT_FOUND, format!("{id} has ended, or has never been"))
 }
 
-fn cursor(text: &str) -> Option<Cursor> {
+pub(super) fn cursor(text: &str) -> Option<Cursor> {
     let (worker, slot) = text.split_once('.')?;
     Some(Cursor { worker: worker.parse().ok()?, slot: slot.parse().ok()? })
 }

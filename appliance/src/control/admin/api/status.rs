@@ -31,11 +31,16 @@ struct Status {
     /// The table that all workers have. It is later than `generation` if health, names or operators
     /// have changed something since.
     table: u64,
+    /// Workers that have not applied the newest table yet.
+    workers_behind: usize,
     reloads_ok: u64,
     reloads_failed: u64,
     /// Why the latest configuration was refused. Absent: it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
+    /// The last configuration that was refused, though a later one may be in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_refused: Option<Refused>,
     workers: usize,
     sessions: u64,
     sessions_most: u64,
@@ -51,10 +56,17 @@ struct Status {
     certificates_ending: usize,
 }
 
+#[derive(Serialize)]
+struct Refused {
+    at: String,
+    why: String,
+}
+
 async fn status(State(Api { board, .. }): State<Api>) -> Json<Status> {
     let (limits, workers) = (board.limits(), board.workers());
     let sum = |pick: fn(&Counters) -> &Counter| workers.iter().map(|of| pick(of).get()).sum();
     let most = |each: u32| u64::from(each) * workers.len() as u64;
+    let newest = board.newest.load(Ordering::Relaxed);
     let rates = board.per_second();
     let latest = board.latest();
     let now = unix_seconds();
@@ -68,9 +80,14 @@ async fn status(State(Api { board, .. }): State<Api>) -> Json<Status> {
         generation: latest.generation,
         since: latest.since.map(|since| since.to_string()),
         table: workers.iter().map(|of| of.generation.get()).min().unwrap_or(0),
+        workers_behind: workers.iter().filter(|of| of.generation.get() < newest).count(),
         reloads_ok: latest.reloads_ok,
         reloads_failed: latest.reloads_failed,
         refused: latest.refused.clone(),
+        last_refused: latest
+            .last_refused
+            .as_ref()
+            .map(|(at, why)| Refused { at: at.to_string(), why: why.clone() }),
         workers: workers.len(),
         sessions: sum(|of| &of.sessions),
         sessions_most: most(limits.sessions),

@@ -20,7 +20,7 @@ pub fn routes() -> Router<Api> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Words {
+pub(super) struct Words {
     /// An address, with a port or without.
     client: String,
     listener: String,
@@ -75,7 +75,7 @@ async fn ask(
     Ok(Json(Told { limits: limits(&api, &answer), answer }))
 }
 
-fn client(words: Words) -> Result<Client, String> {
+pub(super) fn client(words: Words) -> Result<Client, String> {
     let text = words.client;
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(&text);
     let (address, port) = match (bare.parse::<IpAddr>(), text.parse::<SocketAddr>()) {

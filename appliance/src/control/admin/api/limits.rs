@@ -1,0 +1,249 @@
+//! Lists the limits, the fullest first: how much is used, how much there is, and what sets it.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use config_sync::compile::names::Names;
+use config_sync::table::load::NO_LIMIT;
+use config_sync::table::routing::{
+    Limits, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
+};
+use serde::Serialize;
+
+use crate::control::admin::api::{Api, Fault, Parts};
+use crate::control::metrics::process;
+use crate::stats::counters::Counters;
+use crate::stats::records::CloseReason;
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/limits", get(limits))
+}
+
+#[derive(Serialize)]
+struct Answer {
+    limits: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    limit: &'static str,
+    /// The worker, listener, backend or endpoint that has the limit, for people. Absent: the whole
+    /// process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of: Option<String>,
+    /// For a limit that each worker has, the worker. For a listener's limit, the fullest worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+    used: u64,
+    capacity: u64,
+    /// 0 to 1. More than 1: the limit was lowered meanwhile.
+    full: f64,
+    /// How often since the start something was refused or had to wait because of the limit. Absent:
+    /// nobody counts that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<u64>,
+    /// The key of the configuration, or what else decides.
+    set_by: String,
+}
+
+impl Row {
+    fn new(limit: &'static str, used: u64, capacity: u64, set_by: impl Into<String>) -> Self {
+        let full = if capacity == 0 { 1.0 } else { used as f64 / capacity as f64 };
+        Self {
+            limit,
+            of: None,
+            worker: None,
+            listener: None,
+            backend: None,
+            endpoint: None,
+            used,
+            capacity,
+            full,
+            reached: None,
+            set_by: set_by.into(),
+        }
+    }
+}
+
+async fn limits(State(api): State<Api>) -> Result<Json<Answer>, Fault> {
+    let parts = api.parts().await?;
+    Ok(Json(Answer { limits: api.apart(move |api| rows(api, &parts)).await? }))
+}
+
+fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
+    let workers: Vec<&Counters> = api.board.workers().iter().map(|worker| &**worker).collect();
+    let (limits, asked) = (api.board.limits(), api.board.asked);
+    let ids: BTreeMap<&str, ListenerId> = names.listeners().map(|(id, name)| (name, id)).collect();
+    let in_force = in_force.config.listeners.iter();
+    let listeners: Vec<_> =
+        in_force.filter_map(|of| Some((*ids.get(&*of.name.value)?, of))).collect();
+    let of = |is_udp: bool| {
+        let all = listeners.iter().filter(|(_, of)| (of.protocol == Protocol::Udp) == is_udp);
+        all.map(|(id, _)| *id).collect::<Vec<_>>()
+    };
+    let by_protocol = [of(false), of(true)];
+    let each = workers.iter().enumerate();
+    let mut rows: Vec<_> =
+        each.flat_map(|(at, of)| of_worker(at, of, (limits, asked), &by_protocol)).collect();
+    if let Some((open, most)) = process::files() {
+        let reached = workers.iter().map(|of| of.accept_pauses.get()).sum();
+        let set_by = "the limit of open files (LimitNOFILE= of the service, ulimit -n)";
+        rows.push(Row { reached: Some(reached), ..Row::new("files", open, most, set_by) });
+    }
+    for (id, listener) in listeners.iter().filter(|(_, of)| of.max_sessions > 0) {
+        rows.extend(of_listener(&listener.name.value, *id, listener.max_sessions, &workers));
+    }
+    rows.extend(of_backends(table));
+    rows.extend(of_sources(table, &workers, &by_protocol.concat()));
+    rows.extend(of_ids(names));
+    rows.sort_by(|one, other| other.full.total_cmp(&one.full));
+    rows
+}
+
+fn of_worker(
+    at: usize,
+    worker: &Counters,
+    (limits, asked): (Limits, Limits),
+    [listeners, udp]: &[Vec<ListenerId>; 2],
+) -> [Row; 4] {
+    let reason = CloseReason::SessionLimit as usize;
+    let refused = |of: &[ListenerId]| -> u64 {
+        of.iter().map(|id| worker.listener(*id).refused[reason].get()).sum()
+    };
+    let row = |limit, used: u64, capacity: u64, asked: u64, reached: Option<u64>| {
+        let how = if asked == 0 { ", automatic" } else { "" };
+        let row = Row::new(limit, used, capacity, format!("limits.{limit}{how}"));
+        Row { of: Some(format!("worker {at}")), worker: Some(at), reached, ..row }
+    };
+    let buffers = u64::from(limits.buffers);
+    let taken = buffers.saturating_sub(worker.buffers_free.get());
+    [
+        row(
+            "sessions",
+            worker.sessions.get(),
+            limits.sessions.into(),
+            asked.sessions.into(),
+            Some(refused(listeners) + worker.unmatched[reason].get()),
+        ),
+        row(
+            "flows",
+            worker.flows.get(),
+            limits.flows.into(),
+            asked.flows.into(),
+            Some(refused(udp)),
+        ),
+        row("buffers", taken, buffers, asked.buffers.into(), Some(worker.buffer_shortages.get())),
+        row(
+            "pipes",
+            worker.pipes_used.get(),
+            limits.pipes.into(),
+            asked.pipes.into(),
+            Some(worker.pipe_shortages.get()),
+        ),
+    ]
+}
+
+/// The limit holds on each worker, so the fullest worker is shown.
+fn of_listener(name: &str, id: ListenerId, most: u32, workers: &[&Counters]) -> Option<Row> {
+    let live = workers.iter().map(|worker| worker.listener(id).live());
+    let (worker, used) = live.enumerate().max_by_key(|(_, live)| *live)?;
+    let reason = CloseReason::ListenerLimit as usize;
+    let refused = workers.iter().map(|worker| worker.listener(id).refused[reason].get());
+    Some(Row {
+        of: Some(format!("listener {name}, worker {worker}")),
+        worker: Some(worker),
+        listener: Some(name.to_owned()),
+        reached: Some(refused.sum()),
+        ..Row::new("max_sessions", used, most.into(), "listeners.max_sessions")
+    })
+}
+
+/// Endpoints that may not be picked have no row.
+fn of_backends(table: &RoutingTable) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for backend in &table.backends {
+        let name = backend.name.to_string();
+        for (endpoint, load) in backend.endpoints.iter().zip(&backend.loads) {
+            let Some(load) = load.as_ref().filter(|load| load.most != NO_LIMIT) else { continue };
+            let (used, most) = (load.sessions.get().into(), load.most.into());
+            rows.push(Row {
+                of: Some(format!("endpoint {name}/{}", endpoint.address)),
+                backend: Some(name.clone()),
+                endpoint: Some(endpoint.address.to_string()),
+                ..Row::new("max_sessions", used, most, "backends.endpoints.max_sessions")
+            });
+        }
+        if let Some(queue) = &backend.queue {
+            let (used, most) = (queue.line.waiting().into(), queue.most.into());
+            rows.push(Row {
+                of: Some(format!("backend {name}")),
+                backend: Some(name.clone()),
+                ..Row::new("queue", used, most, "backends.queue")
+            });
+        }
+    }
+    rows
+}
+
+/// The table of the sources that `limit_source` counts.
+fn of_sources(
+    table: &RoutingTable,
+    workers: &[&Counters],
+    listeners: &[ListenerId],
+) -> Option<Row> {
+    let sources = table.sources.as_ref()?;
+    let refused = |worker: &&Counters| {
+        let reason = CloseReason::SourceLimit as usize;
+        listeners.iter().map(|id| worker.listener(*id).refused[reason].get()).sum::<u64>()
+    };
+    let (used, room) = (sources.in_use() as u64, sources.room() as u64);
+    let row = Row::new("sources", used, room, "fixed: sources of limit_source with sessions");
+    // The limits of sources are reached before the table is full, and have the same reason.
+    Some(Row { reached: Some(workers.iter().map(refused).sum()), ..row })
+}
+
+fn of_ids(names: &Names) -> [Row; 2] {
+    [
+        Row::new("listeners", names.listeners().count() as u64, MAX_LISTENERS as u64, "fixed"),
+        Row::new("endpoints", names.endpoints().count() as u64, MAX_ENDPOINTS as u64, "fixed"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_shows_what_it_uses_and_what_sets_the_limit() {
+        let (worker, asked) = (Counters::new(), Limits { sessions: 8, ..Limits::default() });
+        let limits = Limits { sessions: 8, flows: 4, buffers: 16, pipes: 2, ..asked };
+        worker.sessions.set(6);
+        worker.buffers_free.set(12);
+        worker.listener(ListenerId(3)).refused[CloseReason::SessionLimit as usize].add(5);
+        worker.unmatched[CloseReason::SessionLimit as usize].add(1);
+        let [sessions, flows, buffers, pipes] =
+            of_worker(1, &worker, (limits, asked), &[vec![ListenerId(3)], Vec::new()]);
+        assert_eq!((sessions.used, sessions.capacity, sessions.reached), (6, 8, Some(6)));
+        assert_eq!((sessions.full, &*sessions.set_by), (0.75, "limits.sessions"));
+        assert_eq!((flows.used, flows.capacity, &*flows.set_by), (0, 4, "limits.flows, automatic"));
+        assert_eq!((buffers.used, buffers.capacity), (4, 16));
+        assert_eq!((pipes.used, pipes.capacity, pipes.of.as_deref()), (0, 2, Some("worker 1")));
+    }
+
+    #[test]
+    fn a_listener_shows_its_fullest_worker() {
+        let (idle, busy) = (Counters::new(), Counters::new());
+        busy.listener(ListenerId(0)).opened.add(3);
+        busy.listener(ListenerId(0)).refused[CloseReason::ListenerLimit as usize].add(1);
+        let row = of_listener("web", ListenerId(0), 4, &[&idle, &busy]).expect("a worker");
+        assert_eq!((row.worker, row.used, row.capacity, row.reached), (Some(1), 2, 4, Some(1)));
+    }
+}
