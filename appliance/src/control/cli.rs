@@ -25,7 +25,7 @@ use crate::control::client::diff;
 use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
-use crate::control::own_log::{self, LogLevel};
+use crate::control::own_log::{self, LogFormat, LogLevel};
 use crate::control::process::{self, Origin};
 use crate::control::time_of_day::unix_seconds;
 use crate::control::{access_log, demo};
@@ -40,6 +40,10 @@ pub struct Cli {
     /// How much Ringway says about itself on stderr (the access log is apart from that).
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
+    /// How Ringway writes that: for people, one JSON object a line, or for the journal of systemd
+    /// [default: journal if stderr is the journal, else text].
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
 }
@@ -316,7 +320,8 @@ struct Without {
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let log = own_log::to_stderr(cli.log_level);
+    let log =
+        own_log::to_stderr(cli.log_level, cli.log_format.unwrap_or_else(LogFormat::of_stderr));
     let result = cli.run();
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };

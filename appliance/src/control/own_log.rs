@@ -8,9 +8,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
@@ -43,6 +47,56 @@ impl LogLevel {
 
     fn read(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.word() == word)
+    }
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people: time, level, text.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// For the journal of systemd, which has the time already: `<N>` in front of a line is its
+    /// priority, 3 (error) to 7 (debug), as sd-daemon(3) says.
+    Journal,
+}
+
+impl LogFormat {
+    /// The journal's where stderr is the journal. systemd names the device and the inode of that
+    /// stream in `JOURNAL_STREAM` (systemd.exec(5)); a child whose stderr is a file inherits the
+    /// variable too.
+    pub fn of_stderr() -> Self {
+        let named = std::env::var("JOURNAL_STREAM").ok();
+        let file = nix::sys::stat::fstat(io::stderr()).ok();
+        let is =
+            |named: String| file.is_some_and(|f| named == format!("{}:{}", f.st_dev, f.st_ino));
+        if named.is_some_and(is) { Self::Journal } else { Self::Text }
+    }
+}
+
+/// The text of a line, behind the priority that the journal reads.
+struct Journal(Format<Compact, ()>);
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
     }
 }
 
@@ -144,7 +198,7 @@ pub fn own_log() -> Option<&'static OwnLog> {
 
 /// Sends Ringway's own log to stderr. The log goes through a queue, like the access log: a blocked
 /// terminal must not stop a thread that logs.
-pub fn to_stderr(level: LogLevel) -> WorkerGuard {
+pub fn to_stderr(level: LogLevel, format: LogFormat) -> WorkerGuard {
     let levels = Levels { all: level, parts: Vec::new() };
     let (queue, guard) = NonBlockingBuilder::default()
         .lossy(true)
@@ -152,11 +206,21 @@ pub fn to_stderr(level: LogLevel) -> WorkerGuard {
         .thread_name("ringway-stderr")
         .finish(io::stderr());
     let (filter, handle) = reload::Layer::new(levels.filter());
-    let log = tracing_subscriber::fmt::layer()
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-        .with_target(false)
-        .with_writer(queue)
-        .with_filter(filter);
+    let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(queue);
+    let log = match format {
+        LogFormat::Text => {
+            plain.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).with_filter(filter).boxed()
+        }
+        LogFormat::Json => plain.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Journal => {
+            let text = Format::default().compact().without_time().with_level(false);
+            plain
+                .with_ansi(false)
+                .event_format(Journal(text.with_target(false)))
+                .with_filter(filter)
+                .boxed()
+        }
+    };
     tracing_subscriber::registry().with(log).with(Keep.with_filter(filter_fn(is_kept))).init();
     _ = OWN_LOG.set(OwnLog {
         apply: Box::new(move |filter| handle.reload(filter).is_ok()),

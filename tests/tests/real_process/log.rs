@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Gateway, Launch, LogLine, Server, client_hello, connect, echo, exchange, free_address,
-    udp_client, wait_for, was_reset,
+    udp_client, wait_for, wait_until, was_reset,
 };
 
 /// The log goes to a pipe that nobody reads: traffic does not stop, lines are dropped and counted,
@@ -123,4 +123,33 @@ fn complete_lines_by_reason(lines: &[LogLine]) -> BTreeMap<(String, String), u64
         assert!(line.text("client").is_some_and(|at| at.parse::<SocketAddr>().is_ok()));
     }
     counts
+}
+
+/// The lines of the gateway's own log, with `how` in front of the program in a shell.
+fn own_log(how: &str) -> String {
+    let gateway = Launch::default().under(&["sh", "-c", how]).start("");
+    wait_until("the gateway says so", || gateway.stderr().contains("ready: "));
+    gateway.stderr()
+}
+
+#[test]
+fn the_own_log_is_json_or_for_the_journal_where_that_is_asked_for() {
+    let json = own_log("exec \"$0\" --log-format json \"$@\"");
+    for line in json.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(["INFO", "WARN"].contains(&line["level"].as_str().expect("a level")), "{line}");
+        assert!(line["timestamp"].is_string() && line["message"].is_string(), "{line}");
+    }
+    assert!(json.lines().count() >= 2, "{json}");
+    // systemd names the stream; what it gave to another process is none of this one's.
+    let journal = own_log("JOURNAL_STREAM=$(stat -Lc %d:%i /dev/stderr) exec \"$0\" \"$@\"");
+    assert!(
+        journal.lines().all(|line| line.starts_with("<6>") || line.starts_with("<4>")),
+        "{journal}"
+    );
+    let other = own_log("JOURNAL_STREAM=1:2 exec \"$0\" \"$@\"");
+    assert!(
+        other.lines().all(|line| line.contains(" INFO ") || line.contains(" WARN ")),
+        "{other}"
+    );
 }
