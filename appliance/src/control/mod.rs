@@ -21,6 +21,7 @@ mod live;
 pub mod metrics;
 mod output;
 pub mod own_log;
+mod page;
 pub mod process;
 pub mod run;
 mod shown;

@@ -20,6 +20,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::control::access_log::Timestamp;
 use crate::control::admin::rates::{Rates, Totals};
+use crate::control::admin::viewers::Viewers;
 use crate::control::closes::{Closes, totals};
 use crate::control::metrics::samples::{Scrape, Series};
 use crate::control::top::Clients;
@@ -53,6 +54,7 @@ pub struct Board {
     pub clients: Mutex<Clients>,
     pub page: AsyncMutex<Option<MetricsPage>>,
     pub closes: Mutex<Closes>,
+    pub viewers: Viewers,
 }
 
 /// The text of /metrics, for all requests that came before the page was begun.
@@ -114,6 +116,7 @@ impl Board {
             ready: AtomicBool::default(),
             draining: AtomicBool::default(),
             rates: Mutex::default(),
+            viewers: Viewers::default(),
             lines_dropped: AtomicU64::default(),
             lines_failed: AtomicU64::default(),
             source_ports: AtomicU64::default(),

@@ -6,3 +6,4 @@ pub mod board;
 pub mod calls;
 mod rates;
 pub mod server;
+mod viewers;

@@ -34,9 +34,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::control::admin::access::Access;
-use crate::control::admin::api::{self, Api, MOST_BODY};
+use crate::control::admin::api::{self, Api, MOST_BODY, stream};
 use crate::control::admin::board::{Board, MetricsPage};
 use crate::control::admin::calls::Caller;
+use crate::control::admin::viewers::Seat;
+use crate::control::page;
 use crate::control::spare_files::SpareFiles;
 
 /// The most connections at a time. For one more, the oldest is closed.
@@ -71,6 +73,9 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
     // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
     let spare = Arc::new(SpareFiles::new(SPARE));
+    let reads = Access::Token(None);
+    let api = Api { board: Arc::clone(&board), caller: caller.clone(), access: reads };
+    runtime.spawn(stream::make(api));
     for door in doors {
         let (listener, access) = {
             let _inside = runtime.enter();
@@ -131,6 +136,7 @@ async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>) {
         .route("/config", get(config))
         .route("/features", get(features))
         .with_state(board)
+        .merge(page::routes())
         .merge(routes.with_state(api));
     let mut connections = Connections::default();
     loop {
@@ -149,6 +155,7 @@ struct Connection {
     serving: JoinHandle<()>,
     /// The head of the request has arrived.
     asked: Arc<AtomicBool>,
+    seat: Seat,
 }
 
 impl Connections {
@@ -165,12 +172,13 @@ impl Connections {
         router: &Router,
         spare: &Arc<SpareFiles>,
     ) {
-        let asked = Arc::new(AtomicBool::default());
+        let (asked, seat) = (Arc::new(AtomicBool::default()), Seat::default());
         let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(spare));
-        let has_asked = Arc::clone(&asked);
+        let (has_asked, viewer) = (Arc::clone(&asked), seat.clone());
         let serving = tokio::spawn(async move {
-            let service = service_fn(|request| {
+            let service = service_fn(|mut request| {
                 has_asked.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(viewer.clone());
                 service.call(request)
             });
             // Each connection takes one request, so that no client keeps a file for longer than
@@ -179,10 +187,13 @@ impl Connections {
             http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
             let serving = http.serve_connection(TokioIo::new(stream), service);
             // Errors of a connection concern only its client.
-            let _ = tokio::time::timeout(PATIENCE, serving).await;
+            tokio::select! {
+                _ = serving => {}
+                () = patience(&viewer) => {}
+            }
             spare.fill();
         });
-        self.0.push_back(Connection { serving, asked });
+        self.0.push_back(Connection { serving, asked, seat });
     }
 
     /// Closes a connection if there are too many. Connections that have not asked go first, because
@@ -212,14 +223,24 @@ impl Connections {
     }
 
     fn take_oldest(&mut self) -> Option<Connection> {
-        let oldest = self.0.iter().position(|connection| !connection.has_asked()).unwrap_or(0);
+        let idle = |connection: &Connection| !connection.asked.load(Ordering::Relaxed);
+        let oldest = self.0.iter().position(idle).unwrap_or(0);
         self.0.remove(oldest)
     }
 }
 
 impl Connection {
+    /// Waits for an answer that ends. A viewer's answer does not; viewers have places of their own.
     fn has_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed) && !self.seat.is_taken()
+    }
+}
+
+/// Ends when a connection has had its time. A viewer has all the time, while it reads.
+async fn patience(viewer: &Seat) {
+    tokio::time::sleep(PATIENCE).await;
+    while viewer.is_taken() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

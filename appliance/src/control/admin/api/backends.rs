@@ -24,7 +24,7 @@ struct Backends {
 }
 
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     backend: String,
     state: Condition,
     /// The worst that is known of the endpoints. Absent: nothing is wrong.
@@ -83,7 +83,7 @@ async fn backends(State(api): State<Api>) -> Result<Json<Backends>, Fault> {
     Ok(Json(Backends { backends: api.apart(move |api| rows(api, &parts)).await? }))
 }
 
-fn rows(api: &Api, parts: &Parts) -> Vec<Row> {
+pub fn rows(api: &Api, parts: &Parts) -> Vec<Row> {
     let Parts { in_force, table, endpoints, names } = parts;
     let mut shown: BTreeMap<&str, Vec<&Shown>> = BTreeMap::new();
     for endpoint in endpoints {

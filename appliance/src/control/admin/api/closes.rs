@@ -9,6 +9,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use crate::control::admin::api::{Api, Fault};
+use crate::control::admin::board::Board;
 use crate::control::closes::{OfReason, totals};
 use crate::control::events::{EVENTS, Entry, MOST};
 
@@ -22,9 +23,13 @@ struct Closes {
 }
 
 async fn closes(State(Api { board, .. }): State<Api>) -> Json<Closes> {
+    Json(Closes { closes: of_the_last_hour(&board) })
+}
+
+pub fn of_the_last_hour(board: &Board) -> Vec<OfReason> {
     let series = Arc::clone(&board.latest().series);
     let totals = totals(board.workers(), series.listeners());
-    Json(Closes { closes: board.closes.lock().by_reason(&totals) })
+    board.closes.lock().by_reason(&totals)
 }
 
 #[derive(Deserialize)]

@@ -25,7 +25,7 @@ struct Listeners {
 
 /// All numbers but `sessions` and `max_sessions` are totals since the start.
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     listener: String,
     /// Absent: the listener has left the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ async fn listeners(State(api): State<Api>) -> Result<Json<Listeners>, Fault> {
     Ok(Json(Listeners { listeners: api.apart(move |api| rows(api, &parts)).await? }))
 }
 
-fn rows(api: &Api, parts: &Parts) -> Vec<Row> {
+pub fn rows(api: &Api, parts: &Parts) -> Vec<Row> {
     let config = &parts.in_force.config;
     let mut leads: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for route in &config.routes {

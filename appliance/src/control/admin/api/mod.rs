@@ -12,6 +12,7 @@ mod log_level;
 mod routes;
 mod sessions;
 mod status;
+pub mod stream;
 mod top;
 mod why;
 
@@ -57,7 +58,8 @@ pub fn routes() -> Router<Api> {
         .merge(routes::routes())
         .merge(limits::routes())
         .merge(certificates::routes())
-        .merge(backends::routes());
+        .merge(backends::routes())
+        .merge(stream::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
 

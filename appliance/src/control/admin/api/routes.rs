@@ -23,7 +23,7 @@ struct Routes {
 
 /// Workers count nothing by route, so there are no numbers of sessions here.
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     route: String,
     listeners: Vec<String>,
     /// Empty: every name of the listeners.
@@ -59,7 +59,7 @@ async fn list(State(api): State<Api>) -> Result<Json<Routes>, Fault> {
 }
 
 /// The routes that refuse the greatest share of their sessions come first.
-fn rows(Parts { in_force, table, .. }: &Parts) -> Vec<Row> {
+pub fn rows(Parts { in_force, table, .. }: &Parts) -> Vec<Row> {
     let compiled: BTreeMap<&str, &Route> =
         table.routes.iter().map(|route| (&*route.name, route)).collect();
     let routes = in_force.config.routes.iter();

@@ -8,7 +8,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 
 use crate::control::admin::api::Api;
-use crate::control::admin::board::Source;
+use crate::control::admin::board::{Board, Source};
 use crate::control::time_of_day::unix_seconds;
 use crate::stats::counters::{Counter, Counters};
 
@@ -17,7 +17,7 @@ pub fn routes() -> Router<Api> {
 }
 
 #[derive(Serialize)]
-struct Status {
+pub struct Status {
     version: &'static str,
     uptime_ms: u64,
     ready: bool,
@@ -63,6 +63,10 @@ struct Refused {
 }
 
 async fn status(State(Api { board, .. }): State<Api>) -> Json<Status> {
+    Json(of(&board))
+}
+
+pub fn of(board: &Board) -> Status {
     let (limits, workers) = (board.limits(), board.workers());
     let sum = |pick: fn(&Counters) -> &Counter| workers.iter().map(|of| pick(of).get()).sum();
     let most = |each: u32| u64::from(each) * workers.len() as u64;
@@ -71,7 +75,7 @@ async fn status(State(Api { board, .. }): State<Api>) -> Json<Status> {
     let latest = board.latest();
     let now = unix_seconds();
     let ends = latest.series.expiries().iter().filter(|of| of.warning(now).is_some());
-    Json(Status {
+    Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_ms: board.millis(),
         ready: board.ready.load(Ordering::Relaxed),
@@ -99,5 +103,5 @@ async fn status(State(Api { board, .. }): State<Api>) -> Json<Status> {
         endpoints_down: latest.health.endpoints.iter().filter(|(_, _, up)| !up).count(),
         overrides: latest.overrides,
         certificates_ending: ends.count(),
-    })
+    }
 }

@@ -28,7 +28,7 @@ struct Top {
 
 /// Each list has the greatest count first.
 #[derive(Serialize)]
-struct Clients {
+pub struct Clients {
     /// The time in which was counted.
     window_ms: u64,
     /// Sessions and flows that ended after they had an endpoint.
@@ -75,7 +75,7 @@ struct Endpoint {
 async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
     let names = api.caller.with_sync(|sync| sync.shared_names()).await?;
     let made = api.apart(move |api| Top {
-        clients: clients(api),
+        clients: clients(api, MOST),
         listeners: names
             .listeners()
             .map(|(id, name)| {
@@ -112,8 +112,8 @@ async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
     made.await.map(Json)
 }
 
-fn clients(api: &Api) -> Clients {
-    let report = api.board.clients.lock().report(MOST, Instant::now());
+pub fn clients(api: &Api, most: usize) -> Clients {
+    let report = api.board.clients.lock().report(most, Instant::now());
     let list = |counts: Vec<Count>| {
         counts
             .into_iter()

@@ -1,0 +1,245 @@
+//! Sends the open pages a snapshot of the gateway each second, as server-sent events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json};
+use config_sync::sync::overrides::{self, Shown};
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::control::admin::api::{Api, Fault, Parts};
+use crate::control::admin::api::{backends, closes, listeners, routes as led, status, top};
+use crate::control::admin::viewers::{MOST, Seat};
+use crate::control::closes::OfReason;
+use crate::control::events::{EVENTS, Entry};
+use crate::control::time_of_day::unix_seconds;
+use crate::stats::counters::{BUCKETS, Counters, EndpointCounters};
+
+const EACH: Duration = Duration::from_secs(1);
+
+/// The endpoints of a snapshot. `/endpoints/live` has all.
+const ENDPOINTS: usize = 200;
+
+/// The newest lines of the log in a snapshot.
+const LINES: usize = 50;
+
+const CLIENTS: usize = 10;
+
+pub fn routes() -> Router<Api> {
+    Router::new().route("/stream", get(stream)).route("/endpoints/live", get(live))
+}
+
+#[derive(Serialize)]
+struct Snapshot {
+    status: status::Status,
+    listeners: Vec<listeners::Row>,
+    routes: Vec<led::Row>,
+    backends: Vec<backends::Row>,
+    endpoints: Endpoints,
+    connect: Latency,
+    /// Without samples.
+    closes: Vec<OfReason>,
+    clients: top::Clients,
+    events: Vec<Entry>,
+    certificates: Vec<Certificate>,
+    limits: Vec<Limit>,
+}
+
+#[derive(Serialize)]
+struct Endpoints {
+    /// How many there are, and how many of them are neither up nor in reserve.
+    all: usize,
+    unwell: usize,
+    /// The unwell ones first, then those with the most sessions.
+    first: Vec<Endpoint>,
+}
+
+/// All but `sessions` are totals since the start.
+#[derive(Serialize)]
+struct Endpoint {
+    backend: String,
+    endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    state: &'static str,
+    weight: f64,
+    sessions: u64,
+    opened: u64,
+    connect_failures: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+/// Times of connects to endpoints since the start.
+#[derive(Serialize)]
+struct Latency {
+    /// The upper bounds of all buckets but the last, in microseconds.
+    bounds: [u64; BUCKETS.len()],
+    /// Not cumulative.
+    counts: Vec<u64>,
+    failures: u64,
+}
+
+#[derive(Serialize)]
+struct Certificate {
+    owner: String,
+    name: String,
+    days_left: i64,
+    /// Why somebody must act. Absent: nobody must.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
+}
+
+/// Of the worker that is nearest to its limit.
+#[derive(Serialize)]
+struct Limit {
+    limit: &'static str,
+    used: u64,
+    most: u64,
+    worker: usize,
+}
+
+/// Makes one snapshot each second for all viewers, while there are any.
+pub async fn make(api: Api) {
+    let mut seconds = interval(EACH);
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        seconds.tick().await;
+        if api.board.viewers.is_empty() {
+            continue;
+        }
+        let Ok(parts) = api.parts().await else { continue };
+        let made = api.apart(move |api| text(&snapshot(api, &parts))).await;
+        if let Ok(Some(text)) = made {
+            api.board.viewers.send(&text);
+        }
+    }
+}
+
+fn text(snapshot: &Snapshot) -> Option<Bytes> {
+    let json = serde_json::to_string(snapshot).ok()?;
+    Some(format!("data: {json}\n\n").into())
+}
+
+async fn stream(State(api): State<Api>, seat: Option<Extension<Seat>>) -> Result<Response, Fault> {
+    let Extension(seat) = seat.unwrap_or_default();
+    let Some(snapshots) = api.board.viewers.add(seat) else {
+        let text = format!("{MOST} pages are open already; close one of them");
+        return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, text));
+    };
+    let headers = [
+        (CONTENT_TYPE, "text/event-stream"),
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    Ok((headers, Body::new(snapshots)).into_response())
+}
+
+async fn live(State(api): State<Api>) -> Result<Json<Endpoints>, Fault> {
+    let parts = api.parts().await?;
+    api.apart(move |api| endpoints(api, &parts.endpoints, usize::MAX)).await.map(Json)
+}
+
+fn snapshot(api: &Api, parts: &Parts) -> Snapshot {
+    let mut closes = closes::of_the_last_hour(&api.board);
+    closes.iter_mut().for_each(|of| of.samples.clear());
+    Snapshot {
+        status: status::of(&api.board),
+        listeners: listeners::rows(api, parts),
+        routes: led::rows(parts),
+        backends: backends::rows(api, parts),
+        endpoints: endpoints(api, &parts.endpoints, ENDPOINTS),
+        connect: latency(api, parts),
+        closes,
+        clients: top::clients(api, CLIENTS),
+        events: EVENTS.after(0, LINES),
+        certificates: certificates(api),
+        limits: limits(api),
+    }
+}
+
+fn is_unwell(of: &Shown) -> bool {
+    !matches!(of.state, overrides::State::Up | overrides::State::Backup)
+}
+
+fn endpoints(api: &Api, shown: &[Shown], most: usize) -> Endpoints {
+    let workers = api.board.workers();
+    let live = |of: &Shown| workers.iter().map(|worker| worker.endpoint(of.id).live()).sum::<u64>();
+    let mut ranked: Vec<_> = shown.iter().map(|of| (is_unwell(of), live(of), of)).collect();
+    // The order of endpoints that are alike does not change from snapshot to snapshot.
+    ranked.sort_by_key(|(unwell, live, _)| std::cmp::Reverse((*unwell, *live)));
+    let unwell = ranked.iter().filter(|of| of.0).count();
+    let first = ranked.into_iter().take(most).map(|(_, sessions, of)| {
+        let sum = |pick: fn(&EndpointCounters) -> u64| {
+            workers.iter().map(|worker| pick(worker.endpoint(of.id))).sum()
+        };
+        Endpoint {
+            backend: of.backend.to_string(),
+            endpoint: of.address.to_string(),
+            name: of.name.as_deref().map(str::to_owned),
+            state: of.state.word(),
+            weight: of.in_force,
+            sessions,
+            opened: sum(|of| of.opened.get()),
+            connect_failures: sum(|of| of.connect_failures.get()),
+            bytes_up: sum(|of| of.bytes_up.get()),
+            bytes_down: sum(|of| of.bytes_down.get()),
+            why: of.why.clone(),
+        }
+    });
+    Endpoints { all: shown.len(), unwell, first: first.collect() }
+}
+
+fn latency(api: &Api, parts: &Parts) -> Latency {
+    let (mut counts, mut failures) = (vec![0; BUCKETS.len() + 1], 0);
+    for (id, _, _) in parts.names.endpoints() {
+        for of in api.board.workers().iter().map(|worker| worker.endpoint(id)) {
+            failures += of.connect_failures.get();
+            for (sum, count) in counts.iter_mut().zip(&of.connect.buckets) {
+                *sum += count.get();
+            }
+        }
+    }
+    Latency { bounds: BUCKETS, counts, failures }
+}
+
+/// The certificates that end first come first. A certificate that several listeners use comes once
+/// for each.
+fn certificates(api: &Api) -> Vec<Certificate> {
+    let now = unix_seconds();
+    let latest = api.board.latest();
+    let all = latest.series.expiries().iter().map(|of| {
+        let certificate = Certificate {
+            owner: of.owner.clone(),
+            name: of.name.clone(),
+            days_left: (of.not_after - now).div_euclid(24 * 3_600),
+            warning: of.warning(now),
+        };
+        ((of.not_after, of.owner.clone(), of.name.clone()), certificate)
+    });
+    all.collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+fn limits(api: &Api) -> Vec<Limit> {
+    let of = api.board.limits();
+    let limit = |limit, most: u32, used: fn(&Counters) -> u64| {
+        let each = api.board.workers().iter().map(|worker| used(worker)).enumerate();
+        let (worker, used) = each.max_by_key(|(_, used)| *used).unwrap_or_default();
+        Limit { limit, used, most: u64::from(most), worker }
+    };
+    vec![
+        limit("sessions", of.sessions, |worker| worker.sessions.get()),
+        limit("flows", of.flows, |worker| worker.flows.get()),
+        limit("pipes", of.pipes, |worker| worker.pipes_used.get()),
+    ]
+}
