@@ -216,12 +216,41 @@ fn tls_servers_with_the_right_certificate_and_others() {
     };
     let (tls, http) = (check("type = \"tls\""), check("type = \"http\", path = \"/ready\""));
     let blind = check("type = \"tls\", verify = false");
+    let own = |keys: &str| check(&format!("type = \"tls\", {keys}"));
+    let stranger = folder.write("stranger.pem", &Pki::new().ca()).display().to_string();
     let beside =
         check(&format!("type = \"http\", path = \"/ready\", port = {}, tls = true", right.port()));
     judge(&[
         case(right, with("db.internal", &tls), None),
         case(wrong, with("db.internal", &tls), Some("only valid for DnsName(\"other.internal\")")),
         case(wrong, with("db.internal", &blind), None),
+        // The check names its own authority, or its own name, or both.
+        case(wrong, with("db.internal", &own("server_name = \"other.internal\"")), None),
+        case(
+            right,
+            with("db.internal", &own("server_name = \"other.internal\"")),
+            Some("only valid for DnsName(\"db.internal\")"),
+        ),
+        case(
+            right,
+            with("db.internal", &own(&format!("ca = \"{stranger}\""))),
+            Some("UnknownIssuer"),
+        ),
+        case(
+            right,
+            format!("tls = {{ server_name = \"db.internal\", ca = \"{stranger}\" }}\n")
+                + &own(&format!("ca = \"{ca}\"")),
+            None,
+        ),
+        case(right, own(&format!("ca = \"{ca}\", server_name = \"db.internal\"")), None),
+        case(
+            wrong,
+            check(&format!(
+                "type = \"http\", path = \"/ready\", tls = true, ca = \"{ca}\", \
+                 server_name = \"db.internal\""
+            )),
+            Some("only valid for DnsName(\"other.internal\")"),
+        ),
         case(right, blind.as_str(), None),
         case(right, with("db.internal", &http), None),
         case(wrong, beside.as_str().to_owned() + "\n" + &with("db.internal", ""), None),

@@ -84,7 +84,7 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
         log_opens: config.access_log.open,
     };
     let mut problems = compile.problems;
-    let mut whole = Whole { table, pools: Vec::new() };
+    let mut whole = Whole { table, checks: compile.tls.checks, pools: Vec::new() };
     problems.extend(whole.resolve(config.backends.iter(), resolved, names));
     Problems::new(problems).or(whole)
 }
@@ -134,6 +134,7 @@ struct Compile<'c> {
 struct Tls {
     terminators: BTreeMap<String, Arc<Terminator>>,
     originators: BTreeMap<String, Arc<Originator>>,
+    checks: BTreeMap<String, Arc<Originator>>,
 }
 
 fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
@@ -148,10 +149,17 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
     for backend in &config.backends {
         let At { value: name, place } = &backend.name;
         let asked = backend.tls.as_ref();
-        let made = asked.and_then(|asked| {
-            loader.originator(&Owner { name, kind: OwnedBy::Backend, place }, asked)
-        });
+        let owner = Owner { name, kind: OwnedBy::Backend, place };
+        let made = asked.and_then(|asked| loader.originator(&owner, asked));
+        let is_whole = asked.is_none() || made.is_some();
         tls.originators.extend(made.map(|made| (name.clone(), made)));
+        let check = backend.health_check.as_ref().filter(|_| is_whole);
+        if let Some(At { value: check, place }) = check
+            && let Some(asked) = check.own_tls(asked)
+        {
+            let made = loader.check_originator(&Owner { name, kind: OwnedBy::Backend, place }, &asked);
+            tls.checks.extend(made.map(|made| (name.clone(), made)));
+        }
     }
     let Loader { loaded, expiries, doubts, problems, .. } = loader;
     Problems::new(problems).or(())?;

@@ -14,6 +14,7 @@ use crate::table::address::EndpointAddress;
 use crate::table::load::{Load, NO_LIMIT};
 use crate::table::maglev;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
+use crate::table::terminator::Originator;
 use crate::table::turns::turns;
 
 /// The table with every endpoint that the configuration and the names' addresses give, whether it
@@ -21,6 +22,8 @@ use crate::table::turns::turns;
 #[derive(Clone, Debug)]
 pub struct Whole {
     pub table: RoutingTable,
+    /// The TLS of health checks that do not verify as sessions do, by backend.
+    pub(crate) checks: BTreeMap<String, Arc<Originator>>,
     /// In the order of the table's backends.
     pub(super) pools: Vec<Pool>,
 }

@@ -303,7 +303,8 @@ impl Print<'_> {
             self.line("transparent", "true");
         }
         if let Some(check) = &backend.health_check {
-            self.line("health_check", &print_check::table(&check.value));
+            let ca = check.value.ca.as_ref().and_then(|pem| self.pem(pem));
+            self.line("health_check", &print_check::table(&check.value, ca));
         }
         if let Some(asked) = &backend.eject {
             self.eject(asked.value);
@@ -539,6 +540,18 @@ fn sources(sources: Sources) -> String {
 mod tests {
     use super::*;
     use crate::check::parse;
+
+    #[test]
+    fn checks_are_printed_as_they_were_written() {
+        let text = include_str!("../../../tests/fuzz/seeds/config/checks.toml");
+        let config = parse("checks.toml", text).unwrap_or_else(|error| panic!("{error}"));
+        let printed = toml(&config, &mut |_| None);
+        let again = parse("checks.toml", &printed).unwrap_or_else(|error| panic!("{error}"));
+        for line in ["ca = \"ca.pem\", server_name = \"mail.internal\"", "verify = false"] {
+            assert!(printed.contains(line), "{printed}");
+        }
+        assert_eq!(printed, toml(&again, &mut |_| None));
+    }
 
     /// What is printed means the same.
     #[test]

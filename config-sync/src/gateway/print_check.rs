@@ -9,7 +9,8 @@ use crate::model::health_check::{
 use crate::toml::health_check::{PROXIES, ROLES, SILENCES, TRANSPORTS};
 
 /// The value of `health_check`.
-pub(super) fn table(check: &HealthCheck) -> String {
+/// `ca` is the value of the key.
+pub(super) fn table(check: &HealthCheck, ca: Option<String>) -> String {
     let mut keys = Vec::new();
     if check.kind != Kind::Tcp {
         keys.push(("type", quoted(check.word())));
@@ -31,6 +32,8 @@ pub(super) fn table(check: &HealthCheck) -> String {
     if !check.verify {
         keys.push(("verify", "false".to_owned()));
     }
+    keys.extend(ca.map(|ca| ("ca", ca)));
+    keys.extend(check.server_name.as_ref().map(|name| ("server_name", quoted(name))));
     keys.extend(check.host.as_ref().map(|host| ("host", quoted(host))));
     if check.send_proxy != CheckProxy::AsSessions {
         keys.push(("send_proxy", word(&PROXIES, check.send_proxy)));

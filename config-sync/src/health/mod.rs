@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::compile::whole::Whole;
 use crate::health::plan::Plan;
 use crate::health::queue::{Line, Pace, Queue};
 use crate::model::config::Config;
@@ -25,7 +26,7 @@ use crate::model::endpoint::Standing;
 use crate::model::health_check::HealthCheck;
 use crate::table::address::EndpointAddress;
 use crate::table::maglev;
-use crate::table::routing::{Backend, RoutingTable};
+use crate::table::routing::Backend;
 
 /// The most checks that may be under way at once in a process with this limit of open files. Each
 /// check has a file open, and sessions need most of the files.
@@ -169,15 +170,16 @@ impl Health {
     /// The health of another configuration's endpoints. Known endpoints keep their states, so a
     /// reload brings no endpoint back. `whole` is the compiled table with all endpoints.
     #[must_use]
-    pub fn following(&self, config: &Config, whole: &RoutingTable, now: Instant) -> Self {
+    pub fn following(&self, config: &Config, whole: &Whole, now: Instant) -> Self {
         let mut next = Self::new(self.places, self.seed);
         let compiled: BTreeMap<&str, &Backend> =
-            whole.backends.iter().map(|backend| (&*backend.name, backend)).collect();
+            whole.table.backends.iter().map(|backend| (&*backend.name, backend)).collect();
         for backend in &config.backends {
             let Some(check) = &backend.health_check else { continue };
             let name: Arc<str> = backend.name.value.as_str().into();
             let Some(compiled) = compiled.get(&*name) else { continue };
-            let originator = compiled.tls.as_deref();
+            let own = whole.checks.get(&*name);
+            let originator = own.or(compiled.tls.as_ref()).map(|of| &**of);
             let plan = Plan::new(backend, check.value.clone(), originator);
             let before = self.backends.get(&name);
             let changed = before.is_some_and(|before| before.plan.check != plan.check);

@@ -35,7 +35,8 @@ pub(super) struct Tls {
 }
 
 impl Plan {
-    /// `originator` is the backend's TLS as sessions speak it.
+    /// `originator` is the TLS of checks that verify a certificate: their own, or the backend's as
+    /// sessions speak it.
     pub(super) fn new(
         backend: &Backend,
         check: HealthCheck,
@@ -50,7 +51,7 @@ impl Plan {
         // Version 1 has no word for UDP. A check by UDP of a backend for TCP goes without.
         let send_proxy =
             send_proxy.filter(|version| *version == ProxyVersion::V2 || !check.speaks_udp());
-        let speaks_tls = check.speaks_tls(originator.is_some());
+        let speaks_tls = check.speaks_tls(backend.tls.is_some());
         let tls = if speaks_tls {
             Some(Tls::new(&check, originator))
         } else {
@@ -85,7 +86,9 @@ impl Tls {
             let host = check.host.as_deref()?;
             ServerName::try_from(host.to_owned()).ok()
         };
-        let name = originator.map(|originator| originator.server_name.clone()).or_else(host);
+        let own = check.server_name.clone().and_then(|name| ServerName::try_from(name).ok());
+        let sent = || originator.map(|originator| originator.server_name.clone());
+        let name = own.or_else(sent).or_else(host);
         Self { config: Arc::new(config), name }
     }
 }

@@ -91,7 +91,7 @@ impl World {
 
 /// The health of `config` after `before`.
 fn follow(before: &Health, config: &Config, now: Instant) -> Health {
-    before.following(config, &compiled(config).table, now)
+    before.following(config, &compiled(config), now)
 }
 
 fn compiled(config: &Config) -> Whole {

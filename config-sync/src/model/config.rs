@@ -106,8 +106,11 @@ impl Config {
     pub fn files(&self) -> BTreeSet<PathBuf> {
         let listeners = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let backends = self.backends.iter().filter_map(|backend| backend.tls.as_ref());
-        let pems =
-            listeners.flat_map(Termination::pems).chain(backends.flat_map(Origination::pems));
+        let checks = self.backends.iter().filter_map(|backend| backend.health_check.as_ref());
+        let pems = listeners
+            .flat_map(Termination::pems)
+            .chain(backends.flat_map(Origination::pems))
+            .chain(checks.filter_map(|check| check.value.ca.as_ref()));
         let file = |pem: &Pem| match pem {
             Pem::File(path) => Some(path.value.clone()),
             Pem::Inline { .. } => None,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::place::At;
+use crate::model::tls::{Origination, Pem};
 use crate::table::routing::ProxyVersion;
 
 /// How a backend's endpoints are checked. Intervals and times are in milliseconds.
@@ -34,6 +35,12 @@ pub struct HealthCheck {
     pub tls: Option<bool>,
     /// Whether the endpoint's certificate is verified.
     pub verify: bool,
+    /// The CA certificates that sign the endpoint's certificate, instead of the `ca` and the pins
+    /// of the backend's `tls`.
+    pub ca: Option<Pem>,
+    /// The server name to send, and the name that the endpoint's certificate must have, instead of
+    /// the names of the backend's `tls`.
+    pub server_name: Option<String>,
     /// The name that the check asks for, by TLS or by HTTP. `None`: the name in the backend's
     /// `tls`, or the endpoint's address.
     pub host: Option<String>,
@@ -250,6 +257,8 @@ impl HealthCheck {
             port: 0,
             tls: None,
             verify: true,
+            ca: None,
+            server_name: None,
             host: None,
             send_proxy: CheckProxy::AsSessions,
         }
@@ -268,6 +277,28 @@ impl HealthCheck {
             _ if self.speaks_udp() => false,
             _ => self.tls.unwrap_or_else(|| backend && !self.is_beside()),
         }
+    }
+
+    /// How the check speaks TLS, if not as sessions do. `backend` is the backend's `tls`.
+    pub(crate) fn own_tls(&self, backend: Option<&Origination>) -> Option<Origination> {
+        let is_own = self.verify && (self.ca.is_some() || self.server_name.is_some());
+        if !is_own || !self.speaks_tls(backend.is_some()) {
+            return None;
+        }
+        let mut own = match (backend, &self.server_name) {
+            (Some(backend), _) => backend.clone(),
+            (None, Some(name)) => Origination::new(name.clone()),
+            (None, None) => return None,
+        };
+        if let Some(ca) = &self.ca {
+            own.ca = Some(ca.clone());
+            own.pins.clear();
+        }
+        if let Some(name) = &self.server_name {
+            own.server_name.clone_from(name);
+            own.subject_alt_names.clear();
+        }
+        Some(own)
     }
 
     pub fn speaks_udp(&self) -> bool {
@@ -344,5 +375,43 @@ impl Default for Dns {
 impl Default for Sip {
     fn default() -> Self {
         Self { transport: Transport::Udp, status: vec![200..=299] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::parse;
+
+    #[test]
+    fn a_check_has_the_tls_of_its_backend_but_for_its_own_keys() {
+        let own = |check: &str, tls: &str| {
+            let backend = format!("[[backends]]\nname = \"b\"\nendpoints = []\n{tls}\n");
+            let text = format!("{backend}health_check = {{ {check} }}\n");
+            let config = parse("f", &text).unwrap_or_else(|problems| panic!("{problems}"));
+            let backend = &config.backends[0];
+            backend.health_check.as_ref()?.value.own_tls(backend.tls.as_ref())
+        };
+        let shown = |own: &Origination| {
+            let ca = own.ca.as_ref().map(|pem| format!("{pem:?}"));
+            let names: Vec<_> = own.subject_alt_names.iter().map(ToString::to_string).collect();
+            (own.server_name.clone(), ca, names, own.pins.len(), own.certificate.is_some())
+        };
+        let pin = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let tls = format!(
+            "tls = {{ server_name = \"a\", ca = \"a.pem\", subject_alt_names = [\"b\"], \
+             pin_sha256 = [\"{pin}\"], cert = \"c.pem\", key = \"c.key\" }}"
+        );
+        let file = |name: &str| Some(format!("File({name})"));
+        let names = || vec!["b".to_owned()];
+        let by_ca = own("type = \"tls\", ca = \"x.pem\"", &tls).expect("its own");
+        assert_eq!(shown(&by_ca), ("a".to_owned(), file("x.pem"), names(), 0, true));
+        let by_name = own("type = \"http\", server_name = \"x\"", &tls).expect("its own");
+        assert_eq!(shown(&by_name), ("x".to_owned(), file("a.pem"), Vec::new(), 1, true));
+        let alone = own("type = \"tls\", ca = \"x.pem\", server_name = \"x\"", "").expect("own");
+        assert_eq!(shown(&alone), ("x".to_owned(), file("x.pem"), Vec::new(), 0, false));
+        for check in ["type = \"tls\"", "type = \"tls\", verify = false, server_name = \"x\""] {
+            assert_eq!(own(check, &tls), None, "{check}");
+        }
     }
 }

@@ -99,6 +99,18 @@ impl Termination {
 }
 
 impl Origination {
+    /// TLS with endpoints whose certificate has this name, and is signed by whom the system trusts.
+    pub(crate) fn new(server_name: String) -> Self {
+        Self {
+            server_name,
+            ca: None,
+            certificate: None,
+            subject_alt_names: Vec::new(),
+            alpn: None,
+            pins: Vec::new(),
+        }
+    }
+
     pub(crate) fn pems(&self) -> impl Iterator<Item = &Pem> {
         self.certificate.iter().flat_map(Certificate::pems).chain(&self.ca)
     }

@@ -15,6 +15,7 @@ use crate::table::routing::ProxyVersion;
 use crate::toml::reader::{
     Read, Reader, Section, Table, any, boolean, integer, not, or, string, word,
 };
+use crate::toml::tls::{pem, server_name};
 use crate::toml::values::{duration, duration_from};
 
 pub(crate) static HEALTH_CHECK: Section = Section {
@@ -31,6 +32,8 @@ pub(crate) static HEALTH_CHECK: Section = Section {
         any("port"),
         any("tls"),
         any("verify"),
+        any("ca"),
+        any("server_name"),
         any("host"),
         any("send_proxy"),
         any("method"),
@@ -109,9 +112,11 @@ const VERIFYING: &[Type] = &[
 const WITH_LOGIN: &[Type] = &[Type::Mysql, Type::Postgres, Type::Redis];
 
 /// The types that have a key, for keys that not every type has.
-const OF: [(&str, &[Type]); 22] = [
+const OF: [(&str, &[Type]); 24] = [
     ("tls", OVER_TLS),
     ("verify", VERIFYING),
+    ("ca", VERIFYING),
+    ("server_name", VERIFYING),
     ("host", VERIFYING),
     ("method", &[Type::Http]),
     ("path", &[Type::Http]),
@@ -151,17 +156,15 @@ pub(crate) fn read<'t>(
     check.port = or(reader.get(given, "port", integer(0..=u16::MAX)), 0);
     check.tls = reader.get(given, "tls", boolean).map(|tls| tls.value);
     check.verify = or(reader.get(given, "verify", boolean), true);
+    check.ca = pem(reader, given, "ca");
+    check.server_name = reader.get(given, "server_name", server_name).map(|name| name.value);
     check.host = reader.get(given, "host", host).map(|host| host.value);
     let send_proxy = reader.get(given, "send_proxy", word(&PROXIES));
     check.send_proxy = or(send_proxy, CheckProxy::AsSessions);
     if reader.problems.len() == before {
         only_its_own(reader, given, of);
         fits(reader, given, &check);
-        if check.verify && !has_tls && check.speaks_tls(has_tls) {
-            let message = "speaks TLS, and the backend has no `tls` that says which certificates \
-                           are good; write `verify = false` to take any";
-            reader.refuse(&place, message);
-        }
+        fits_tls(reader, given, (&place, &check), has_tls);
     }
     Some(At { value: check, place })
 }
@@ -180,6 +183,32 @@ fn fits<'t>(reader: &mut Reader<'t>, given: &Table<'t>, check: &HealthCheck) {
         && (login.password_file.is_some() || login.role.is_some())
     {
         reader.miss(given, "user", "the server tells its role to a user who has logged in");
+    }
+}
+
+/// Whether the keys about certificates fit the rest of the check and the backend.
+fn fits_tls<'t>(
+    reader: &mut Reader<'t>,
+    given: &Table<'t>,
+    (place, check): (&Place, &HealthCheck),
+    has_tls: bool,
+) {
+    let mut refuse = |key: &str, message: &str| {
+        reader.get(given, key, |_| Err::<(), _>(message.to_owned()));
+    };
+    if !check.speaks_tls(has_tls) {
+        let message = "is for checks by TLS, and this check speaks none; write `tls = true`";
+        ["ca", "server_name"].into_iter().for_each(|key| refuse(key, message));
+    } else if !check.verify {
+        let message = "says which certificates are good, and with `verify = false` all are; leave \
+                       one of the two out";
+        refuse("ca", message);
+    } else if !has_tls && check.ca.is_some() {
+        reader.miss(given, "server_name", "the name that the endpoints' certificate has");
+    } else if !has_tls && check.server_name.is_none() {
+        let message = "speaks TLS, and the backend has no `tls` that says which certificates are \
+                       good; write `ca` and `server_name`, or `verify = false` to take any";
+        reader.refuse(place, message);
     }
 }
 

@@ -77,13 +77,7 @@ const VERSIONS: [(&str, MinVersion); 2] = [("1.2", MinVersion::Tls12), ("1.3", M
 pub(crate) fn origination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Origination> {
     let tls = &reader.table(table, "tls", &BACKEND_TLS)?;
     let what = "the name that the endpoints' certificate has";
-    let server_name = reader.need(tls, "server_name", what, |value| {
-        let name = string(value)?;
-        match rustls::pki_types::ServerName::try_from(name) {
-            Ok(_) => Ok(name.to_owned()),
-            Err(_) => Err(format!("\"{name}\" is no DNS name or IP address")),
-        }
-    });
+    let server_name = reader.need(tls, "server_name", what, server_name);
     let names = reader.list(tls, "subject_alt_names", |value| AltName::read(string(value)?));
     let given = tls.has("cert") || tls.has("key");
     let certificate = if given { certificate(reader, tls) } else { None };
@@ -105,6 +99,15 @@ pub(crate) fn origination<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Opt
         alpn,
         pins: pins.unwrap_or_default().into_iter().map(|at| at.value).collect(),
     })
+}
+
+/// The name that is sent to an endpoint, and that the endpoint's certificate must have.
+pub(crate) fn server_name(value: &DeValue<'_>) -> Result<String, String> {
+    let name = string(value)?;
+    match rustls::pki_types::ServerName::try_from(name) {
+        Ok(_) => Ok(name.to_owned()),
+        Err(_) => Err(format!("\"{name}\" is no DNS name or IP address")),
+    }
 }
 
 fn pin(text: &str) -> Result<Pin, String> {
@@ -151,7 +154,7 @@ fn certificate<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Certifi
     Some(Certificate { cert: cert?, key: key? })
 }
 
-fn pem<'t>(reader: &mut Reader<'t>, table: &Table<'t>, key: &str) -> Option<Pem> {
+pub(crate) fn pem<'t>(reader: &mut Reader<'t>, table: &Table<'t>, key: &str) -> Option<Pem> {
     let At { value, place } = reader.get(table, key, |value| match string(value)? {
         "" => Err("names no file".to_owned()),
         path => Ok(path),

@@ -21,6 +21,8 @@ pub(crate) struct Cache {
     /// A terminator is made of the listener's `tls`, `starttls` and `default_hostname`.
     pub(crate) terminators: Kept<(Termination, Option<Starttls>, Option<String>), Terminator>,
     pub(crate) originators: Kept<Origination, Originator>,
+    /// For health checks that verify otherwise than sessions.
+    pub(crate) checks: Kept<Origination, Originator>,
 }
 
 /// The key is the name of the listener or backend.
@@ -76,6 +78,6 @@ impl<A, T> Default for Kept<A, T> {
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (terminators, originators) = (self.terminators.0.keys(), self.originators.0.keys());
-        f.debug_list().entries(terminators.chain(originators)).finish()
+        f.debug_list().entries(terminators.chain(originators).chain(self.checks.0.keys())).finish()
     }
 }

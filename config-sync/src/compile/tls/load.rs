@@ -173,19 +173,39 @@ impl<'l> Loader<'l> {
         }))
     }
 
+    /// The TLS of a backend's sessions.
     pub(crate) fn originator(
         &mut self,
         owner: &Owner<'_>,
         asked: &Origination,
     ) -> Option<Arc<Originator>> {
+        self.kept_originator(|cache| &mut cache.originators, owner, asked)
+    }
+
+    /// The TLS of a backend's health checks. The backend itself tells what is to be told of the
+    /// certificate that Ringway shows to endpoints.
+    pub(crate) fn check_originator(
+        &mut self,
+        owner: &Owner<'_>,
+        asked: &Origination,
+    ) -> Option<Arc<Originator>> {
+        let told = (self.expiries.len(), self.doubts.len());
+        let made = self.kept_originator(|cache| &mut cache.checks, owner, asked);
+        self.expiries.truncate(told.0);
+        self.doubts.truncate(told.1);
+        made
+    }
+
+    fn kept_originator(
+        &mut self,
+        parts: fn(&mut Cache) -> &mut Kept<Origination, Originator>,
+        owner: &Owner<'_>,
+        asked: &Origination,
+    ) -> Option<Arc<Originator>> {
         let contents = contents(asked.pems());
-        self.kept(
-            |cache| &mut cache.originators,
-            owner,
-            asked.clone(),
-            contents,
-            |loader| loader.new_originator(owner, asked),
-        )
+        self.kept(parts, owner, asked.clone(), contents, |loader| {
+            loader.new_originator(owner, asked)
+        })
     }
 
     fn new_originator(
@@ -403,7 +423,7 @@ impl<'l> Loader<'l> {
             (!roots.is_empty()).then(|| Arc::clone(SYSTEM.get_or_init(|| Arc::new(roots))))
         });
         if roots.is_none() {
-            let message = "this system trusts no certificate; give tls.ca, or install a bundle \
+            let message = "this system trusts no certificate; give a `ca`, or install a bundle \
                            (package ca-certificates)";
             self.problems.push(owner.place.problem(message));
         }

@@ -5,10 +5,10 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::check::parse;
-use crate::compile::compile;
 use crate::compile::names::Names;
+use crate::compile::whole;
 use crate::health::Health;
-use crate::model::endpoint::{Address, Endpoint};
+use crate::model::endpoint::{Address, Endpoint, Resolved};
 use crate::model::place::At;
 
 /// A check of `address`. `options` are keys of the backend.
@@ -18,9 +18,9 @@ fn probe(address: SocketAddr, options: &str) -> Probe {
     let place = config.backends[0].name.place.clone();
     let address = At { value: Address::Fixed(address.into()), place };
     config.backends[0].endpoints.push(Endpoint::at(address));
-    let table = compile(&config, &mut Names::new(), 1).expect("its parts fit");
+    let whole = whole(&config, &Resolved::default(), &mut Names::new()).expect("its parts fit");
     let now = Instant::now().into_std();
-    let mut health = Health::new(1, 0).following(&config, &table, now);
+    let mut health = Health::new(1, 0).following(&config, &whole, now);
     health.due(0, now + Duration::from_secs(5)).expect("it is due")
 }
 
