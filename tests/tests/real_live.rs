@@ -36,6 +36,46 @@ fn client(stream: &TcpStream) -> String {
 }
 
 #[test]
+fn the_name_of_an_endpoint_is_in_lists_and_in_the_log() {
+    let servers = [Server::tcp(echo), Server::tcp(echo)];
+    let ways = [free_address(), free_address()];
+    let of = |second: &str| {
+        let named = |name: &str| format!("{{ address = \"{}\"{name} }}", servers[0].address);
+        let mut config = String::new();
+        for (name, way, endpoint) in
+            [("a", ways[0], named(second)), ("b", ways[1], format!("\"{}\"", servers[1].address))]
+        {
+            config += &listener(name, "TCP", way, "");
+            config += &route(name, name, &[(name, 1)], "");
+            config += &format!("[[backends]]\nname = \"{name}\"\nendpoints = [{endpoint}]\n");
+        }
+        config
+    };
+    let gateway = Launch::default().socket().start(&of(", name = \"pg-2\""));
+    let sessions = ways.map(session);
+    let names = || {
+        let all = gateway.asks(&["sessions"]);
+        let name = |row: &Value| row.get("endpoint_name").map(|name| name.to_string());
+        rows(&all).iter().map(|row| (text(row, "backend").to_owned(), name(row))).collect()
+    };
+    let named = |name: &str| -> BTreeSet<_> {
+        [("a".to_owned(), Some(format!("\"{name}\""))), ("b".to_owned(), None)].into()
+    };
+    let listed: BTreeSet<_> = names();
+    assert_eq!(listed, named("pg-2"));
+    // The session stays, and has the new name.
+    gateway.reload(&of(", name = \"pg-3\""));
+    let listed: BTreeSet<_> = names();
+    assert_eq!(listed, named("pg-3"));
+    drop(sessions);
+    for line in gateway.closes(2) {
+        let name = (line.text("backend") == Some("a")).then_some("pg-3");
+        assert_eq!((line.text("endpoint_name"), line.has("endpoint")), (name, true), "{line:?}");
+    }
+    gateway.stop();
+}
+
+#[test]
 fn sessions_are_listed_filtered_and_killed_one_by_one() {
     let (server, other) = (Server::tcp(echo), Server::tcp(echo));
     let (a, b) = (free_address(), free_address());

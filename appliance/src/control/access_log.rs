@@ -5,7 +5,6 @@
 //! and counted.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
@@ -13,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use config_sync::model::config::{LogFormat, LogTarget};
 use nix::errno::Errno;
@@ -23,6 +22,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 
 use crate::control::id::Id;
 use crate::control::shown::Shown;
+use crate::control::timestamp::{Timestamp, as_text};
 
 /// A batch of lines goes into the queue at this size at the latest.
 const BATCH_BYTES: usize = 16 * 1024;
@@ -271,6 +271,9 @@ pub struct Line<'a> {
     pub backend: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Shown<'a>>,
+    /// The name of the endpoint in its table of the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_name: Option<&'a str>,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub duration_ms: f64,
@@ -310,6 +313,7 @@ impl Line<'_> {
         name("server_name", self.server_name);
         name("route", self.route);
         name("backend", self.backend);
+        name("endpoint_name", self.endpoint_name);
         let _ = write!(out, " client={} local={}", self.client, self.local);
         if let Some(peer) = self.peer {
             let _ = write!(out, " peer={peer}");
@@ -342,111 +346,13 @@ fn is_zero(value: &u32) -> bool {
     *value == 0
 }
 
-pub fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    let text = time.text();
-    // The text has only digits and a few ASCII signs.
-    serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
-}
-
-/// Turns the workers' clock into time of day. The offset is taken once, so that lines keep their
-/// order when the system's clock is changed.
-#[derive(Clone, Copy, Debug)]
-pub struct WallClock {
-    /// Microseconds of Unix time at which the workers' clock stood at 0.
-    start: u64,
-}
-
-impl WallClock {
-    /// `micros` is the time of the workers' clock at `now`.
-    pub fn new(now: SystemTime, micros: u64) -> Self {
-        let unix = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        Self { start: u64::try_from(unix).unwrap_or(0).saturating_sub(micros) }
-    }
-
-    pub fn at(self, micros: u64) -> Timestamp {
-        Timestamp(self.start.saturating_add(micros))
-    }
-}
-
-/// Microseconds of Unix time, shown in UTC in the form of RFC 3339, with six digits of a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timestamp(u64);
-
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
-    }
-}
-
-impl Timestamp {
-    pub fn of(time: SystemTime) -> Self {
-        WallClock::new(time, 0).at(0)
-    }
-
-    /// Writes digit by digit, which is fast, because each line has a timestamp.
-    fn text(self) -> [u8; 27] {
-        let (seconds, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);
-        let (days, second) = (seconds / 86_400, seconds % 86_400);
-        let (year, month, day) = date(days);
-        let mut text = *b"0000-00-00T00:00:00.000000Z";
-        let fields = [
-            (0..4, year),
-            (5..7, month),
-            (8..10, day),
-            (11..13, second / 3_600),
-            (14..16, second / 60 % 60),
-            (17..19, second % 60),
-            (20..26, micros),
-        ];
-        for (place, mut value) in fields {
-            for digit in text[place].iter_mut().rev() {
-                *digit = b'0' + u8::try_from(value % 10).expect("a digit");
-                value /= 10;
-            }
-        }
-        text
-    }
-}
-
-/// Year, month and day of a number of days after 1970-01-01, in the Gregorian calendar.
-fn date(days: u64) -> (u64, u64, u64) {
-    const CYCLE: u64 = 146_097; // days in 400 years
-    const TO_1970: u64 = 719_468; // days from 0000-03-01
-    // Years that begin in March have the leap day last, so months have a regular pattern.
-    let days = days + TO_1970;
-    let in_cycle = days % CYCLE;
-    let leap_days = in_cycle / 1_460 + in_cycle / (CYCLE - 1) - in_cycle / 36_524;
-    let year = (in_cycle - leap_days) / 365;
-    let in_year = in_cycle - (365 * year + year / 4 - year / 100);
-    let month = (5 * in_year + 2) / 153;
-    let day = in_year - (153 * month + 2) / 5 + 1;
-    let after_new_year = u64::from(month >= 10);
-    (days / CYCLE * 400 + year + after_new_year, month + 3 - 12 * after_new_year, day)
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::UNIX_EPOCH;
 
     use super::*;
-
-    #[test]
-    fn timestamps_are_rfc_3339() {
-        let shown = |seconds: u64, micros: u64| Timestamp(seconds * 1_000_000 + micros).to_string();
-        assert_eq!(shown(0, 0), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(shown(951_782_400, 1), "2000-02-29T00:00:00.000001Z");
-        assert_eq!(shown(1_709_251_199, 999_999), "2024-02-29T23:59:59.999999Z");
-        assert_eq!(shown(1_735_689_599, 0), "2024-12-31T23:59:59.000000Z");
-        assert_eq!(shown(1_735_689_600, 0), "2025-01-01T00:00:00.000000Z");
-        assert_eq!(shown(4_107_542_400, 0), "2100-03-01T00:00:00.000000Z");
-    }
-
-    #[test]
-    fn wall_clock_follows_the_workers_clock() {
-        let clock = WallClock::new(UNIX_EPOCH + Duration::from_secs(100), 40_000_000);
-        assert_eq!(clock.at(40_000_000), Timestamp(100_000_000));
-        assert_eq!(clock.at(41_500_000), Timestamp(101_500_000));
-    }
+    use crate::control::timestamp::WallClock;
 
     #[test]
     fn json_line_has_the_agreed_keys() {
@@ -463,6 +369,15 @@ mod tests {
             })
         );
         assert!(!json.contains('\n'));
+    }
+
+    #[test]
+    fn an_endpoint_has_its_name_if_it_has_one() {
+        let line = Line { endpoint_name: Some("pg \"2\""), ..closed() };
+        let (json, text) = (shown(|out| line.json(out)), shown(|out| line.text(out)));
+        let named = r#""endpoint":"192.0.2.9:80","endpoint_name":"pg \"2\"","bytes_up""#;
+        assert!(json.contains(named), "{json}");
+        assert!(text.contains(r#" backend="pool" endpoint_name="pg \"2\"" client="#), "{text}");
     }
 
     #[test]
@@ -570,10 +485,14 @@ mod tests {
         String::from_utf8(out).expect("text")
     }
 
+    fn at_one_second() -> Timestamp {
+        WallClock::new(UNIX_EPOCH, 0).at(1_000_000)
+    }
+
     fn closed() -> Line<'static> {
         let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
         Line {
-            time: Timestamp(1_000_000),
+            time: at_one_second(),
             event: "close",
             id: None,
             protocol: "TLS",
@@ -586,6 +505,7 @@ mod tests {
             peer: None,
             unique_id: None,
             endpoint: Some(address("192.0.2.9:80").into()),
+            endpoint_name: None,
             bytes_up: 10,
             bytes_down: 20,
             duration_ms: 1.5,

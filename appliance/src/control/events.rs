@@ -11,8 +11,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::control::access_log::{Timestamp, as_text};
 use crate::control::time_of_day::time_of_day;
+use crate::control::timestamp::{Timestamp, as_text};
 
 /// As many lines are kept.
 pub const MOST: usize = 1_000;

@@ -7,9 +7,9 @@ use config_sync::sync::ConfigSync;
 use config_sync::table::request::{Filter, Request, What};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::access_log::WallClock;
 use crate::control::admin::calls::{Answer, Asked, CALLS, Call, Refusal, Words};
 use crate::control::id::Run;
+use crate::control::timestamp::WallClock;
 use crate::stats::records::Reply;
 
 /// The calls of the admin API that the control thread serves.

@@ -28,5 +28,6 @@ mod shown;
 mod spare_files;
 mod tcp;
 mod time_of_day;
+mod timestamp;
 mod top;
 pub mod why;

@@ -41,7 +41,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::control::access_log::{AccessLog, WallClock};
+use crate::control::access_log::AccessLog;
 use crate::control::admin::access::Access;
 use crate::control::admin::board::{Board, source_ports};
 use crate::control::admin::calls::{self, Call};
@@ -52,6 +52,7 @@ use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
 use crate::control::spare_files::SpareFiles;
+use crate::control::timestamp::WallClock;
 use crate::ring::listen::open::open_listeners;
 use crate::ring::listen::unix;
 use crate::ring::{Features, RingError};

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::control::access_log::{AccessLog, Line, Timestamp, WallClock};
+use crate::control::access_log::{AccessLog, Line};
 use crate::control::admin::board::{Board, Source};
 use crate::control::changes::say_changes;
 use crate::control::cluster::{Following, News};
@@ -33,6 +33,7 @@ use crate::control::output::{BadConfig, panic_message};
 use crate::control::shown::{Shown, protocol};
 use crate::control::spare_files::SpareFiles;
 use crate::control::time_of_day::{time_of_day, unix_seconds};
+use crate::control::timestamp::{Timestamp, WallClock};
 use crate::stats::detail::Detail;
 use crate::stats::records::{Record, SessionRecord};
 
@@ -536,6 +537,7 @@ fn line<'a>(
             .endpoint
             .and_then(|id| names.endpoint(id))
             .map(|(_, address)| Shown::Endpoint(address)),
+        endpoint_name: session.endpoint.and_then(|id| names.endpoint_name(id)),
         bytes_up: session.bytes_up,
         bytes_down: session.bytes_down,
         duration_ms: millis(session.closed.saturating_sub(session.opened)),

@@ -46,6 +46,8 @@ pub struct Names {
     pub(crate) endpoints: Ids<(BackendId, EndpointAddress)>,
     /// The sessions of endpoints, over all workers. Endpoints that nobody asked for are not there.
     sessions: BTreeMap<EndpointId, Arc<SharedCount>>,
+    /// The names that the configuration gives to endpoints. Few endpoints have one.
+    called: BTreeMap<EndpointId, Arc<str>>,
     lines: BTreeMap<BackendId, Arc<Line>>,
     /// `None`: no listener has limited its sources so far.
     sources: Option<Arc<SourceRecords>>,
@@ -88,6 +90,7 @@ impl Names {
             backends: Ids::below(u32::MAX as usize),
             endpoints: Ids::below(MAX_ENDPOINTS),
             sessions: BTreeMap::new(),
+            called: BTreeMap::new(),
             lines: BTreeMap::new(),
             sources: None,
             tickets: Tickets::default(),
@@ -117,6 +120,7 @@ impl Names {
         let endpoints: Vec<_> = endpoints.into_iter().map(EndpointId).collect();
         for id in &endpoints {
             self.sessions.remove(id);
+            self.called.remove(id);
         }
         let listeners =
             self.listeners.retire(in_use, now, |id, _| (in_use.listener)(ListenerId(id)));
@@ -186,6 +190,18 @@ impl Names {
     }
 
     /// Every listener that has an id, in a table or not.
+    /// The endpoint's own name, if the configuration that had it last gave it one.
+    pub fn endpoint_name(&self, id: EndpointId) -> Option<&str> {
+        self.called.get(&id).map(|name| &**name)
+    }
+
+    pub(crate) fn call(&mut self, id: EndpointId, name: Option<&Arc<str>>) {
+        match name {
+            Some(name) => _ = self.called.insert(id, Arc::clone(name)),
+            None => _ = self.called.remove(&id),
+        }
+    }
+
     pub fn listeners(&self) -> impl Iterator<Item = (ListenerId, &str)> {
         self.listeners.all().map(|(id, name)| (ListenerId(id), name.as_str()))
     }

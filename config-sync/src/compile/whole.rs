@@ -92,6 +92,7 @@ impl Whole {
                     };
                     let Candidate { address, weight, most, member } = target;
                     let id = EndpointId(id);
+                    names.call(id, member.name.as_ref());
                     backend.endpoints.push(routing::Endpoint { id, address, weight });
                     let compares = asked.balance == backend::Balance::LeastConnections;
                     if compares || most != NO_LIMIT {

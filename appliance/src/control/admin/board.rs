@@ -18,11 +18,11 @@ use config_sync::{health, resolve};
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::control::access_log::Timestamp;
 use crate::control::admin::rates::{Rates, Totals};
 use crate::control::admin::viewers::Viewers;
 use crate::control::closes::{Closes, totals};
 use crate::control::metrics::samples::{Scrape, Series};
+use crate::control::timestamp::Timestamp;
 use crate::control::top::Clients;
 use tokio::time::Instant;
 

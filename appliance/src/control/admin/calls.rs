@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::access_log::WallClock;
 use crate::control::id::Run;
+use crate::control::timestamp::WallClock;
 use crate::stats::records::Reply;
 
 /// The most calls that wait for the control thread. One more call waits in the API.

@@ -11,12 +11,12 @@ use config_sync::compile::names::Names;
 use config_sync::table::request::Of;
 use serde::Serialize;
 
-use crate::control::access_log::WallClock;
 use crate::control::admin::api::{Api, Fault};
 use crate::control::admin::calls::{Answer, Asked, Refusal, Words};
 use crate::control::id::{Id, Run};
 use crate::control::shown::{Shown, protocol};
 use crate::control::tcp::{Tcp, slow};
+use crate::control::timestamp::WallClock;
 use crate::stats::records::Entry;
 use crate::wire::tcp_info;
 
@@ -59,6 +59,8 @@ struct Row {
     backend: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint_name: Option<String>,
     client: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
@@ -279,6 +281,7 @@ fn row(entry: &Entry, worker: usize, run: Run, names: &Names, wall: WallClock) -
         route: owned(record.route.and_then(|id| names.route(id))),
         backend: owned(record.backend.and_then(|id| names.backend(id))),
         endpoint: endpoint.map(|(_, address)| address.to_string()),
+        endpoint_name: owned(record.endpoint.and_then(|id| names.endpoint_name(id))),
         client: Shown::from(record.client).to_string(),
         peer: record.peer.map(|peer| Shown::from(peer).to_string()),
         local: local.to_string(),
