@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -270,6 +272,43 @@ fn clients_of_a_dead_endpoint_are_told() {
     let log = gateway.stop();
     let removed = log.iter().filter(|line| line.text("reason") == Some("endpoint_removed"));
     assert_eq!(removed.count(), 1, "{log:?}");
+}
+
+/// An endpoint resets its sessions for some time. It is left out, and then begins slowly.
+#[test]
+fn an_endpoint_that_was_ejected_starts_slowly() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let second = tagged(anywhere, b'b');
+    let fails = Arc::new(AtomicBool::new(false));
+    let its = Arc::clone(&fails);
+    let first = Server::tcp(move |mut stream| {
+        if its.load(Ordering::SeqCst) {
+            _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        } else if stream.write_all(b"a").is_ok() {
+            echo(stream);
+        }
+    });
+    let address = free_address();
+    let keys = "slow_start = \"4s\"\neject = { failures = 3, window = \"10s\", base = \"2s\" }";
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [first.address, second.address], keys);
+    let gateway = Gateway::start(&config);
+    let ejected = || gateway.metrics().value("ringway_endpoints_ejected", &[("backend", "main")]);
+    let of_first = |count: u32| (0..count).filter(|_| session(address).0 == Some(b'a')).count();
+    assert!((80..=120).contains(&of_first(200)), "at the start all have their whole weights");
+    fails.store(true, Ordering::SeqCst);
+    wait_until("it is ejected", || {
+        seen(address);
+        ejected() == 1
+    });
+    fails.store(false, Ordering::SeqCst);
+    wait_until("it is in again", || ejected() == 0);
+    wait_until("it gets something again", || seen(address).contains(&Some(b'a')));
+    let early = of_first(100);
+    assert!((1..40).contains(&early), "{early} of 100 at once");
+    wait_until("it has its whole weight", || (90..=110).contains(&of_first(200)));
+    gateway.stop();
 }
 
 /// Sessions fail with one of two endpoints: without a health check it is left out, for a while.

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,6 +15,7 @@ use ringway_tests::real::{
     Daemon, Folder, Gateway, Server, connect, echo, free_address, in_own_network, program,
     udp_client, wait_until,
 };
+use socket2::SockRef;
 
 /// `nsd` with the zone `test`.
 struct Dns {
@@ -138,6 +140,46 @@ fn endpoints_follow_the_records_of_their_name() {
     let mut said = [0; 2];
     held.read_exact(&mut said).expect("both bytes");
     assert_eq!(said, [2, 9]);
+}
+
+/// One of a name's addresses resets its sessions. That address alone is left out, however often the
+/// name is resolved meanwhile.
+#[test]
+fn an_address_of_a_name_is_ejected() {
+    let ([_good, other], port) = endpoints::<2>();
+    drop(other);
+    let _bad = Server::tcp_at(SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), port)), |stream| {
+        _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    });
+    let mut dns = Dns::start("db 1 A 127.0.0.2\ndb 1 A 127.0.0.3");
+    let address = free_address();
+    let eject = "eject = { failures = 3, window = \"10s\", base = \"6s\" }\n";
+    let config = dns.config(address, &format!("\"db.test:{port}\""), "") + eject;
+    let gateway = Gateway::start(&config);
+    let of_main = |name| gateway.metrics().value(name, &[("backend", "main")]);
+    let lookups = || {
+        let labels = [("result", "ok")];
+        gateway.metrics().value("ringway_resolver_lookups_total", &labels)
+    };
+    assert_eq!(seen(address), BTreeSet::from([0, 2]), "it is in at first");
+    wait_until("it is ejected", || of_main("ringway_endpoints_ejected") == 1);
+    wait_until("all go to the good one", || seen(address) == BTreeSet::from([2]));
+    let before = lookups();
+    wait_until("the name is resolved anew", || lookups() > before);
+    assert_eq!(seen(address), BTreeSet::from([2]), "the ejection is the address's own");
+    assert_eq!(of_main("ringway_ejections_total"), 1);
+    wait_until("it is tried again", || seen(address).contains(&0));
+    // An address that is new is in at once.
+    dns.change("db 1 A 127.0.0.2\ndb 1 A 127.0.0.4");
+    let _new =
+        Server::tcp_at(SocketAddr::from((Ipv4Addr::new(127, 0, 0, 4), port)), |mut stream| {
+            if stream.write_all(&[4]).is_ok() {
+                echo(stream);
+            }
+        });
+    wait_until("the new address is used", || seen(address) == BTreeSet::from([2, 4]));
+    wait_until("no ejection is left", || of_main("ringway_endpoints_ejected") == 0);
+    gateway.stop();
 }
 
 #[test]

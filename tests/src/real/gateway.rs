@@ -20,6 +20,8 @@ pub struct Gateway {
     folder: Folder,
     pub admin: SocketAddr,
     head: String,
+    /// The name of the file in the folder.
+    file: &'static str,
 }
 
 /// How to start one.
@@ -31,6 +33,7 @@ pub struct Launch {
     /// The access log goes to a pipe that is never read.
     blocked_log: bool,
     socket: bool,
+    directory: bool,
     admin: String,
 }
 
@@ -49,6 +52,12 @@ impl Launch {
     /// The admin API listens on a Unix socket too.
     pub fn socket(mut self) -> Self {
         self.socket = true;
+        self
+    }
+
+    /// The configuration is a directory, with the file alone in it.
+    pub fn directory(mut self) -> Self {
+        self.directory = true;
         self
     }
 
@@ -78,7 +87,13 @@ impl Launch {
             let log = folder.file("access.log");
             writeln!(head, "access_log = {{ path = \"{}\" }}", log.display()).expect("a string");
         }
-        let file = folder.write("ringway.toml", &format!("{head}{config}"));
+        let directory = self.directory.then(|| folder.file("conf.d"));
+        if let Some(directory) = &directory {
+            std::fs::create_dir(directory).expect("a directory");
+        }
+        let name = if self.directory { "conf.d/ringway.toml" } else { "ringway.toml" };
+        let file = folder.write(name, &format!("{head}{config}"));
+        let file = directory.unwrap_or(file);
         // A copy that any user may run: the build folder may be closed to others.
         let program = if self.wrapper.is_empty() { binary() } else { copy_of_binary(&folder) };
         let words: Vec<_> =
@@ -93,7 +108,7 @@ impl Launch {
             .stderr(File::create(folder.file("stderr")).expect("a temporary file"))
             .spawn()
             .unwrap_or_else(|error| panic!("starting {words:?}: {error}"));
-        let mut gateway = Gateway { child, folder, admin, head };
+        let mut gateway = Gateway { child, folder, admin, head, file: name };
         wait_until("the gateway is ready", || {
             if let Some(status) = gateway.child.try_wait().expect("its status") {
                 panic!("the gateway ended at once: {status}");
@@ -134,7 +149,12 @@ impl Gateway {
 
     /// What stands for `config` in the file, without a word to the gateway.
     pub fn write(&self, config: &str) {
-        self.folder.write("ringway.toml", &format!("{}{config}", self.head));
+        self.folder.write(self.file, &format!("{}{config}", self.head));
+    }
+
+    /// A file beside the gateway's own.
+    pub fn beside(&self, name: &str, text: &str) -> PathBuf {
+        self.folder.write(&self.file.replace("ringway.toml", name), text)
     }
 
     /// A file beside the gateway's own, which differs only in `config`.
@@ -144,13 +164,13 @@ impl Gateway {
 
     /// The same without a rename, as some editors write.
     pub fn write_in_place(&self, config: &str) {
-        let path = self.folder.file("ringway.toml");
+        let path = self.folder.file(self.file);
         std::fs::write(path, format!("{}{config}", self.head)).expect("writing the file");
     }
 
     /// The file, emptied, for whoever writes it bit by bit.
     pub fn rewrite(&self) -> File {
-        let path = self.folder.file("ringway.toml");
+        let path = self.folder.file(self.file);
         let mut file = File::create(path).expect("emptying the file");
         std::io::Write::write_all(&mut file, self.head.as_bytes()).expect("writing the file");
         file
