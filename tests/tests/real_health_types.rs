@@ -234,7 +234,7 @@ fn tls_servers_with_the_right_certificate_and_others() {
         case(
             right,
             with("db.internal", &own(&format!("ca = \"{stranger}\""))),
-            Some("UnknownIssuer"),
+            Some("BadSignature"),
         ),
         case(
             right,

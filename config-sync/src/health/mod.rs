@@ -18,7 +18,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::compile::whole::Whole;
 use crate::health::plan::Plan;
 use crate::health::queue::{Line, Pace, Queue};
 use crate::model::config::Config;
@@ -26,7 +25,8 @@ use crate::model::endpoint::Standing;
 use crate::model::health_check::HealthCheck;
 use crate::table::address::EndpointAddress;
 use crate::table::maglev;
-use crate::table::routing::Backend;
+use crate::table::routing::{Backend, RoutingTable};
+use crate::table::terminator::Originator;
 
 /// The most checks that may be under way at once in a process with this limit of open files. Each
 /// check has a file open, and sessions need most of the files.
@@ -161,6 +161,9 @@ pub enum Finding {
     NotMade(String),
 }
 
+/// The TLS of health checks that do not verify as sessions do, by backend.
+pub type OwnTls = BTreeMap<String, Arc<Originator>>;
+
 impl Health {
     /// `places` is the most checks that are under way at once; `seed` is for random delays.
     pub fn new(places: usize, seed: u64) -> Self {
@@ -170,16 +173,20 @@ impl Health {
     /// The health of another configuration's endpoints. Known endpoints keep their states, so a
     /// reload brings no endpoint back. `whole` is the compiled table with all endpoints.
     #[must_use]
-    pub fn following(&self, config: &Config, whole: &Whole, now: Instant) -> Self {
+    pub fn following(
+        &self,
+        config: &Config,
+        (whole, own): (&RoutingTable, &OwnTls),
+        now: Instant,
+    ) -> Self {
         let mut next = Self::new(self.places, self.seed);
         let compiled: BTreeMap<&str, &Backend> =
-            whole.table.backends.iter().map(|backend| (&*backend.name, backend)).collect();
+            whole.backends.iter().map(|backend| (&*backend.name, backend)).collect();
         for backend in &config.backends {
             let Some(check) = &backend.health_check else { continue };
             let name: Arc<str> = backend.name.value.as_str().into();
             let Some(compiled) = compiled.get(&*name) else { continue };
-            let own = whole.checks.get(&*name);
-            let originator = own.or(compiled.tls.as_ref()).map(|of| &**of);
+            let originator = own.get(&*name).or(compiled.tls.as_ref()).map(|of| &**of);
             let plan = Plan::new(backend, check.value.clone(), originator);
             let before = self.backends.get(&name);
             let changed = before.is_some_and(|before| before.plan.check != plan.check);

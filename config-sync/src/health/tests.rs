@@ -91,7 +91,8 @@ impl World {
 
 /// The health of `config` after `before`.
 fn follow(before: &Health, config: &Config, now: Instant) -> Health {
-    before.following(config, &compiled(config), now)
+    let whole = compiled(config);
+    before.following(config, (&whole.table, &whole.checks), now)
 }
 
 fn compiled(config: &Config) -> Whole {

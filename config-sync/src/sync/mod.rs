@@ -309,7 +309,7 @@ impl ConfigSync {
         whole.after(&before, names);
         names.published(&whole.table, self.generation + 1, now);
         let Checks { health, ejections, warming, .. } = &mut self.checks;
-        *health = health.following(&in_force.config, &whole, now);
+        *health = health.following(&in_force.config, (&whole.table, &whole.checks), now);
         *ejections = ejections.following(&in_force.config, &whole.table);
         *warming = warming.following(&in_force.config, &whole.table);
         self.overrides.follow(&in_force.config, &whole);
@@ -509,7 +509,7 @@ impl ConfigSync {
             Some(before) => whole.after(before, &self.names),
             None => self.restore(config, &whole)?,
         }
-        let health = self.checks.health.following(config, &whole, compiled);
+        let health = self.checks.health.following(config, (&whole.table, &whole.checks), compiled);
         let ejections = self.checks.ejections.following(config, &whole.table);
         let mut warming = self.checks.warming.following(config, &whole.table);
         let known = (&health, &ejections, &self.overrides, &mut warming);

@@ -118,19 +118,19 @@ const CHECKS: &[(&str, &str)] = &[
     ),
     (
         "type = \"tls\", ca = \"/none\", server_name = \"a\"",
-        "12:36: backends[0].health_check.ca: /none can't be read: No such file",
+        "12:37: backends[0].health_check.ca: /none can't be read: No such file",
     ),
     (
         "type = \"tls\", server_name = \"a b\"",
-        "12:45: backends[0].health_check.server_name: \"a b\" is no DNS name or IP address",
+        "12:46: backends[0].health_check.server_name: \"a b\" is no DNS name or IP address",
     ),
     (
         "type = \"tls\", verify = false, ca = \"/none\"",
-        "12:52: backends[0].health_check.ca: says which certificates are good, and with",
+        "12:53: backends[0].health_check.ca: says which certificates are good, and with",
     ),
     (
         "type = \"http\", server_name = \"a\"",
-        "12:46: backends[0].health_check.server_name: is for checks by TLS, and this check",
+        "12:47: backends[0].health_check.server_name: is for checks by TLS, and this check",
     ),
     ("ca = \"/none\"", "12:23: backends[0].health_check.ca: is for type = \"tls\" or \"http\" or"),
 ];

@@ -20,7 +20,7 @@ fn probe(address: SocketAddr, options: &str) -> Probe {
     config.backends[0].endpoints.push(Endpoint::at(address));
     let whole = whole(&config, &Resolved::default(), &mut Names::new()).expect("its parts fit");
     let now = Instant::now().into_std();
-    let mut health = Health::new(1, 0).following(&config, &whole, now);
+    let mut health = Health::new(1, 0).following(&config, (&whole.table, &whole.checks), now);
     health.due(0, now + Duration::from_secs(5)).expect("it is due")
 }
 
