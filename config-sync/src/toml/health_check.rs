@@ -164,7 +164,10 @@ pub(crate) fn read<'t>(
     if reader.problems.len() == before {
         only_its_own(reader, given, of);
         fits(reader, given, &check);
-        fits_tls(reader, given, (&place, &check), has_tls);
+        // What is told of keys that the type has not was told already.
+        if VERIFYING.contains(&of) {
+            fits_tls(reader, given, (&place, &check), has_tls);
+        }
     }
     Some(At { value: check, place })
 }
