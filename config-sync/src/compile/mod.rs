@@ -157,7 +157,8 @@ fn tls(config: &Config, names: &mut Names) -> Result<Tls, Problems> {
         if let Some(At { value: check, place }) = check
             && let Some(asked) = check.own_tls(asked)
         {
-            let made = loader.check_originator(&Owner { name, kind: OwnedBy::Backend, place }, &asked);
+            let made =
+                loader.check_originator(&Owner { name, kind: OwnedBy::Backend, place }, &asked);
             tls.checks.extend(made.map(|made| (name.clone(), made)));
         }
     }

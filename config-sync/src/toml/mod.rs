@@ -7,7 +7,7 @@ pub(crate) mod bind;
 mod defaults;
 pub(crate) mod eject;
 pub(crate) mod endpoint;
-mod fallback;
+pub(crate) mod fallback;
 pub(crate) mod files;
 pub(crate) mod gone;
 pub(crate) mod health_check;

@@ -4,7 +4,7 @@ use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::gateway::objects::reference::{ParentRef, TargetRef};
+use crate::gateway::objects::reference::{BackendTarget, ParentRef, TargetRef};
 
 /// Of Ringway's own kinds.
 pub const GROUP: &str = "ringway.dev";
@@ -27,7 +27,8 @@ pub const GROUP: &str = "ringway.dev";
 #[serde(rename_all = "camelCase")]
 pub struct L4PolicySpec {
     /// What the policy is for: Gateways (all their listeners, or the one that sectionName names),
-    /// ListenerSets, TCPRoutes, UDPRoutes, TLSRoutes, HTTPRoutes or Services of its own namespace.
+    /// ListenerSets, TCPRoutes, UDPRoutes, TLSRoutes, HTTPRoutes, Services or XBackends of its own
+    /// namespace.
     #[schemars(length(min = 1, max = 16))]
     pub target_refs: Vec<TargetRef>,
     /// Of listeners. A policy for a route or a Service can't have it.
@@ -36,7 +37,8 @@ pub struct L4PolicySpec {
     /// Of routes. A policy can have it only if all its targets are routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<RouteSettings>,
-    /// Of backends: those of every route on the target's listeners, of the route, or the Service.
+    /// Of backends: those of every route on the target's listeners, of the route, or the Service or
+    /// XBackend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendSettings>,
 }
@@ -56,6 +58,14 @@ pub struct ListenerSettings {
     /// one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starttls: Option<String>,
+    /// TLS: the backend of clients whose first bytes are no ClientHello. The same for all listeners
+    /// of one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_tls: Option<BackendTarget>,
+    /// TLS: the backend of clients that have sent nothing within helloTimeout. The same for all
+    /// listeners of one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent: Option<BackendTarget>,
     /// TCP, TLS: without a byte either way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<String>,
@@ -105,6 +115,10 @@ pub struct RouteSettings {
     /// share to the route's other backends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unavailable: Option<String>,
+    /// TLSRoutes: only for clients that offer one of these protocols (ALPN).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub alpn: Option<Vec<String>>,
     #[serde(flatten)]
     pub admission: AdmissionSettings,
 }
@@ -211,7 +225,7 @@ pub struct BackendSettings {
     /// TCP: how long a session waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout: Option<String>,
-    /// Weights of endpoints, and which endpoints are backups. For each endpoint the first entry
+    /// Weights and limits of endpoints, and which endpoints are backups. For each endpoint the first entry
     /// counts that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
@@ -268,6 +282,10 @@ pub struct EndpointSettings {
     /// A backup gets sessions only while no other endpoint may be picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<bool>,
+    /// The same as endpointMaxSessions, for these endpoints. 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub max_sessions: Option<i64>,
 }
 
 /// The same as the table of the TOML file, without files of passwords.

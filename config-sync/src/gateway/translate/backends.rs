@@ -65,21 +65,28 @@ impl<'o> Destination<'o> {
     }
 }
 
-/// The destination of a route's reference, or why there is none.
+/// The object that a route of `namespace` names.
+pub(super) fn target<'o>(reference: &'o BackendRef, namespace: &'o str) -> Target<'o> {
+    Target {
+        group: reference.group.as_deref().unwrap_or_default(),
+        kind: reference.kind.as_deref().unwrap_or("Service"),
+        namespace: reference.namespace.as_deref().unwrap_or(namespace),
+        name: &reference.name,
+    }
+}
+
+/// The destination of a reference, or why there is none.
 pub(super) fn find<'o>(
-    reference: &'o BackendRef,
+    (target, number): (Target<'o>, Option<i32>),
     party: Party<'o>,
     udp: bool,
     index: &Index<'o>,
 ) -> Result<Destination<'o>, Fault> {
-    let group = reference.group.as_deref().unwrap_or_default();
-    let kind = reference.kind.as_deref().unwrap_or("Service");
-    let namespace = reference.namespace.as_deref().unwrap_or(party.namespace);
-    let name = reference.name.as_str();
+    let Target { group, kind, namespace, name } = target;
     let is_external = is_x_backend(group, kind);
     if !is_service(group, kind) && !is_external {
         let kind = if group.is_empty() { kind.to_owned() } else { format!("{kind} of {group}") };
-        let message = format!("backendRefs: a {kind} can't be a backend; name a Service");
+        let message = format!("a {kind} can't be a backend; name a Service");
         return Err(Fault::new("InvalidKind", message));
     }
     let group = if is_external { X_GROUP } else { "" };
@@ -87,9 +94,9 @@ pub(super) fn find<'o>(
         return Err(Fault::not_permitted(party, kind, namespace, name));
     }
     if is_external {
-        return find_external(reference.port, (namespace, name), udp, index);
+        return find_external(number, (namespace, name), udp, index);
     }
-    find_service(reference.port, (namespace, name), udp, index)
+    find_service(number, (namespace, name), udp, index)
 }
 
 /// The destination in a Service.
@@ -113,7 +120,7 @@ fn find_service<'o>(
         return Err(Fault::new("InvalidKind", message));
     }
     let Some(number) = number else {
-        return missing(format!("backendRefs: port of Service {namespace}/{name} is missing"));
+        return missing(format!("port of Service {namespace}/{name} is missing"));
     };
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let mut ports = ports.iter().filter(|port| port.port == number).peekable();

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use crate::check::reaches;
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Destination, Found, To, Way};
+use crate::gateway::translate::fallback::{self, Fallbacks};
 use crate::gateway::translate::index::{Index, key};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::places::at;
 use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
-use crate::gateway::translate::routes::{Routed, Served, Weighted, title};
+use crate::gateway::translate::routes::{Routed, Served, title};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::values::BackendValues;
+use crate::gateway::translate::values::{BackendValues, Fallback};
+use crate::gateway::translate::verdict::Fault;
 use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
@@ -26,6 +28,19 @@ use crate::model::tls::Origination;
 use crate::table::address;
 use crate::table::fnv::Fnv;
 use crate::table::routing::{self, ProxyVersion, RouteBalance, SendProxy, Timeouts};
+use crate::toml::fallback::routes as fallback_routes;
+
+/// What leads from a listener to a backend.
+#[derive(Clone, Copy)]
+struct Lead<'a, 'o> {
+    /// The route. `None`: the listener itself names the backend.
+    route: Option<PolicyTarget<'o>>,
+    /// The words for the reference in the name of a backend that leads nowhere.
+    words: &'a str,
+    destination: &'a Result<Destination<'o>, Fault>,
+    /// The bytes are the client's TLS, which passes through.
+    is_tls: bool,
+}
 
 /// The inputs from which the parts of a configuration are made.
 pub(super) struct Build<'a, 'o> {
@@ -35,18 +50,22 @@ pub(super) struct Build<'a, 'o> {
     pub(super) backend_tls: &'a BackendTls<'o>,
     pub(super) listeners: &'a mut Listeners<'o>,
     pub(super) unchecked: Unchecked,
+    pub(super) fallbacks: Fallbacks<'o>,
 }
 
 impl<'o> Build<'_, 'o> {
     pub(super) fn config(&mut self, routes: &[Routed<'o>], served: &Served) -> Config {
         let mut config = self.settings.base.clone();
-        config.listeners = self.listeners();
         let mut pool = Pool::default();
+        config.listeners = self.listeners(&mut pool);
+        let fallbacks = config.listeners.iter().flat_map(fallback_routes).map(placed);
+        config.routes.extend(fallbacks);
         for (at, route) in routes.iter().enumerate() {
             config.routes.extend(self.routes(at, route, served, &mut pool));
         }
         config.backends = pool.backends;
         self.unchecked = pool.unchecked;
+        self.fallbacks = pool.fallbacks;
         config.listeners.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config.routes.sort_by(|a, b| a.name.value.cmp(&b.name.value));
         config.backends.sort_by(|a, b| a.name.value.cmp(&b.name.value));
@@ -54,7 +73,7 @@ impl<'o> Build<'_, 'o> {
     }
 
     /// One listener for each address of each entry. HTTP listeners of one port are one listener.
-    fn listeners(&mut self) -> Vec<Listener> {
+    fn listeners(&mut self, pool: &mut Pool<'o>) -> Vec<Listener> {
         let mut listeners = Vec::new();
         // The first listener of an address sets the values that apply before a server name is
         // known.
@@ -74,12 +93,17 @@ impl<'o> Build<'_, 'o> {
             for (name, address) in &named {
                 let mut listener = self.listener(entry, name.clone(), *address);
                 if entry.protocol != Some(Protocol::Udp) {
-                    let first = first.entry(*address).or_insert_with(|| listener.clone());
+                    let first = first.entry(*address).or_insert_with(|| {
+                        self.fallbacks_of(entry, &mut listener, pool);
+                        listener.clone()
+                    });
                     listener.options = first.options;
                     listener.timeouts.hello = first.timeouts.hello;
                     listener.accept_proxy.clone_from(&first.accept_proxy);
                     listener.starttls = first.starttls;
                     listener.default_hostname.clone_from(&first.default_hostname);
+                    listener.not_tls.clone_from(&first.not_tls);
+                    listener.silent.clone_from(&first.silent);
                 }
                 listeners.push(listener);
             }
@@ -138,6 +162,29 @@ impl<'o> Build<'_, 'o> {
         }
     }
 
+    /// Sets the backends of clients of a TLS listener that do not speak TLS.
+    fn fallbacks_of(&self, entry: &Entry<'o>, listener: &mut Listener, pool: &mut Pool<'o>) {
+        if listener.protocol != routing::Protocol::Tls {
+            return;
+        }
+        let values = self.policies.listener(&self.aims(entry));
+        let silent = values.silent.filter(|_| listener.timeouts.hello > 0);
+        let of = listener.name.value.clone();
+        let mut name = |given: Fallback<'o>| {
+            let destination = fallback::destination(given, self.index);
+            if let Ok(to) = &destination {
+                let used = pool.fallbacks.entry((to.kind(), to.object)).or_default();
+                used.push((*to, entry.gate));
+            }
+            let words = fallback::words(given);
+            let lead =
+                Lead { route: None, words: &words, destination: &destination, is_tls: false };
+            at(self.backend(lead, entry, pool), &of)
+        };
+        listener.not_tls = values.not_tls.map(&mut name);
+        listener.silent = silent.map(&mut name);
+    }
+
     /// The targets by which a policy may mean a listener, the most specific first.
     fn aims(&self, entry: &Entry<'o>) -> Vec<PolicyTarget<'o>> {
         let (namespace, name) = key(&self.listeners.gates[entry.gate].object.metadata);
@@ -189,7 +236,7 @@ impl<'o> Build<'_, 'o> {
                 takes: Takes::Usual,
                 listeners: listeners.into_iter().map(|name| at(name, &own)).collect(),
                 hostnames: hostnames.into_iter().map(|name| at(name, &own)).collect(),
-                alpn: Vec::new(),
+                alpn: values.alpn.iter().flatten().map(|name| at(name.clone(), &own)).collect(),
                 sources: Vec::new(),
                 admission: values.admission.of(&own),
                 balance: values.balance.unwrap_or(RouteBalance::RoundRobin),
@@ -210,8 +257,16 @@ impl<'o> Build<'_, 'o> {
     ) -> Vec<(String, u32)> {
         let mut weighted: Vec<(String, u32)> = Vec::new();
         let mut known: BTreeMap<String, usize> = BTreeMap::new();
+        let (namespace, name) = key(&route.object.metadata);
+        let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         for backend in &route.backends {
-            let name = self.backend(route, backend, entry, pool);
+            let lead = Lead {
+                route: Some(own),
+                words: &backend.words,
+                destination: &backend.destination,
+                is_tls: entry.protocol == Some(Protocol::Tls) && entry.tls.is_none(),
+            };
+            let name = self.backend(lead, entry, pool);
             let at = *known.entry(name.clone()).or_insert(weighted.len());
             match weighted.get_mut(at) {
                 Some((_, weight)) => *weight += backend.weight,
@@ -228,22 +283,16 @@ impl<'o> Build<'_, 'o> {
         weighted
     }
 
-    fn backend(
-        &self,
-        route: &Routed<'o>,
-        backend: &Weighted<'o>,
-        entry: &Entry<'o>,
-        pool: &mut Pool<'o>,
-    ) -> String {
+    fn backend(&self, lead: Lead<'_, 'o>, entry: &Entry<'o>, pool: &mut Pool<'o>) -> String {
         let udp = entry.protocol == Some(Protocol::Udp);
-        match &backend.destination {
-            Err(why) => pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp),
+        let Lead { route, words, destination, is_tls } = lead;
+        match destination {
+            Err(why) => pool.nowhere(&format!("{words}/{}", why.reason), udp),
             Ok(destination) => {
                 let aims = self.backend_aims(route, destination, entry);
                 let values = self.policies.backend(&aims);
-                let passes = entry.protocol == Some(Protocol::Tls) && entry.tls.is_none();
                 let tls = match self.backend_tls.of(destination, self.index) {
-                    Some(Ok(tls)) if !udp && !passes => match destination.to {
+                    Some(Ok(tls)) if !udp && !is_tls => match destination.to {
                         To::Service(..) => {
                             let own = &self.listeners.gates[entry.gate].certificate;
                             Some(Origination { certificate: own.clone(), ..tls })
@@ -251,8 +300,8 @@ impl<'o> Build<'_, 'o> {
                         // An XBackend says itself which certificate it gets.
                         To::XBackend => Some(tls),
                     },
-                    Some(Err(why)) if !udp && !passes => {
-                        return pool.nowhere(&format!("{}/{}", backend.words, why.reason), udp);
+                    Some(Err(why)) if !udp && !is_tls => {
+                        return pool.nowhere(&format!("{words}/{}", why.reason), udp);
                     }
                     _ => None,
                 };
@@ -272,17 +321,27 @@ impl<'o> Build<'_, 'o> {
 
     fn backend_aims(
         &self,
-        route: &Routed<'o>,
+        route: Option<PolicyTarget<'o>>,
         destination: &Destination<'o>,
         entry: &Entry<'o>,
     ) -> Vec<PolicyTarget<'o>> {
         let (namespace, name) = destination.object;
         let backend = PolicyTarget { kind: destination.kind(), namespace, name, section: None };
-        let (namespace, name) = key(&route.object.metadata);
-        let own = PolicyTarget { kind: route.kind.name(), namespace, name, section: None };
         let port = destination.port_name();
         let port = port.map(|port| PolicyTarget { section: Some(port), ..backend });
-        port.into_iter().chain([backend, own]).chain(self.aims(entry)).collect()
+        port.into_iter().chain([backend]).chain(route).chain(self.aims(entry)).collect()
+    }
+}
+
+/// The same route with its own name in every place.
+fn placed(route: Route) -> Route {
+    let own = route.name.value.clone();
+    let backend = |of: WeightedBackend| WeightedBackend { name: at(of.name.value, &own), ..of };
+    Route {
+        name: at(own.clone(), &own),
+        listeners: route.listeners.into_iter().map(|name| at(name.value, &own)).collect(),
+        backends: route.backends.into_iter().map(backend).collect(),
+        ..route
     }
 }
 
@@ -325,6 +384,7 @@ struct Pool<'o> {
     backends: Vec<Backend>,
     known: BTreeMap<String, Vec<(Contents<'o>, String)>>,
     unchecked: Unchecked,
+    fallbacks: Fallbacks<'o>,
     shared: BTreeMap<SocketAddr, String>,
 }
 
@@ -481,10 +541,11 @@ fn limit_for(mut limit: SourceLimit, udp: bool) -> Option<SourceLimit> {
 fn endpoint(found: &Found<'_>, values: &BackendValues, of: &str) -> Endpoint {
     let rule = values.endpoints.iter().flatten().find(|rule| found.fits(rule));
     let (weight, backup) = rule.map_or((None, None), |rule| (rule.weight, rule.backup));
+    let most = rule.and_then(|rule| rule.max_sessions).or(values.endpoint_max_sessions);
     Endpoint {
         weight: weight.unwrap_or(1),
         backup: found.is_far || backup == Some(true),
-        max_sessions: values.endpoint_max_sessions,
+        max_sessions: most.filter(|most| *most > 0),
         ..Endpoint::at(at(found.address.clone(), of))
     }
 }

@@ -231,7 +231,8 @@ impl<'a> Asked<'a> {
         let party = Party { group: GROUP, kind: kind.name(), namespace: key(&route.metadata).0 };
         let (mut empty, mut serving) = (Vec::new(), false);
         for (at, reference) in rule.backend_refs.iter().enumerate() {
-            let found = backends::find(reference, party, kind == Kind::UdpRoute, &self.index);
+            let target = (backends::target(reference, party.namespace), reference.port);
+            let found = backends::find(target, party, kind == Kind::UdpRoute, &self.index);
             let Ok(destination) = found else { continue };
             let zone = self.settings.zone.as_deref();
             let why = self.empty.why(destination, zone, &self.index);

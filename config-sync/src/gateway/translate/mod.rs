@@ -7,6 +7,7 @@ mod build;
 mod certificates;
 mod conflicts;
 pub(crate) mod doubts;
+mod fallback;
 pub mod found;
 mod index;
 mod leads;
@@ -35,6 +36,7 @@ use crate::gateway::objects::{ObjectName, Objects};
 use crate::gateway::status::{Kind, Outcome, StatusOf};
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::build::Build;
+use crate::gateway::translate::fallback::Fallbacks;
 use crate::gateway::translate::found::LastGood;
 use crate::gateway::translate::index::{Index, key};
 use crate::gateway::translate::leads::Leads;
@@ -76,7 +78,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     let backend_tls = BackendTls::of_all(objects, &index);
     let mut listeners = Listeners::of(objects, &index, settings);
     let mut routes = routes::routes(objects, &index, &mut listeners, settings);
-    let served = routes::choose(&mut routes, &listeners);
+    let served = routes::choose(&mut routes, &listeners, &policies);
     let mut build = Build {
         settings,
         index: &index,
@@ -84,9 +86,10 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         backend_tls: &backend_tls,
         listeners: &mut listeners,
         unchecked: Unchecked::default(),
+        fallbacks: Fallbacks::new(),
     };
     let config = build.config(&routes, &served);
-    let unchecked = build.unchecked;
+    let (unchecked, fallbacks) = (build.unchecked, build.fallbacks);
     let infrastructure = infrastructure(&listeners);
     let given = listeners.gates.iter().filter_map(|gate| {
         let (namespace, name) = key(&gate.object.metadata);
@@ -104,6 +107,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         listeners: &listeners,
         routes: &routes,
         unchecked: &unchecked,
+        fallbacks: &fallbacks,
         empty: RefCell::default(),
         leads: Leads::of(&routes),
     };

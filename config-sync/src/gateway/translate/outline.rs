@@ -42,7 +42,8 @@ pub fn outline(config: &Config) -> Outline {
             route.backends.iter().map(|used| (&used.name.value, used.weight)).collect();
         let mut hash = Hash(Fnv::new());
         hash.add(&(&route.name.value, &listeners, hostnames, &backends));
-        hash.add(&(route.balance, route.on_unavailable));
+        let alpn: Vec<_> = route.alpn.iter().map(|at| &at.value).collect();
+        hash.add(&(route.balance, route.on_unavailable, alpn));
         hash.add(&admission(&route.admission));
         for (name, _) in backends {
             let at = encrypted.binary_search_by_key(&name, |backend| &backend.name.value);

@@ -17,11 +17,13 @@ use crate::gateway::objects::policy::{
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::objects::{Objects, X_GROUP};
-use crate::gateway::translate::index::{key, seniority};
+use crate::gateway::translate::fallback;
+use crate::gateway::translate::index::{Index, key, seniority};
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::tables;
 use crate::gateway::translate::values::{
-    AdmissionValues, BackendValues, EndpointRule, ListenerValues, RouteValues, SocketValues,
+    AdmissionValues, BackendValues, EndpointRule, Fallback, ListenerValues, RouteValues,
+    SocketValues,
 };
 use crate::gateway::translate::verdict::{Fault, Verdict};
 use crate::model::admission::read_range;
@@ -33,6 +35,7 @@ use crate::toml::backend::{BALANCES, LEAST_QUEUE_TIMEOUT, MOST_WAIT};
 use crate::toml::endpoint::MOST_SESSIONS;
 use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
+use crate::toml::tls::protocol;
 use crate::toml::values::{
     dns_name, duration, duration_from, exact_hostname, keepalive, range, source, user_timeout,
 };
@@ -47,14 +50,14 @@ pub(super) struct Policies<'o> {
 
 struct Policy<'o> {
     object: &'o L4Policy,
-    values: Values,
+    values: Values<'o>,
     /// The policy's fault. A faulty policy has no effect, except for the clients that it keeps out.
     fault: Option<Fault>,
 }
 
 #[derive(Default)]
-struct Values {
-    listener: ListenerValues,
+struct Values<'o> {
+    listener: ListenerValues<'o>,
     route: RouteValues,
     backend: BackendValues,
 }
@@ -66,6 +69,8 @@ pub(super) type Unchecked = BTreeMap<usize, BTreeMap<&'static str, BTreeSet<Stri
 pub(super) struct PolicyStatus<'o> {
     pub(super) object: &'o L4Policy,
     pub(super) ancestors: Vec<(ParentRef, Verdict)>,
+    /// Whether the policy's references resolve, if it has any.
+    pub(super) resolved: Option<Verdict>,
     /// The message of ancestors at which the policy has no fault.
     pub(super) in_force: String,
 }
@@ -103,7 +108,7 @@ impl<'o> Policies<'o> {
 
     /// The values for a listener. `aims` are the targets that mean the listener, most specific
     /// first.
-    pub(super) fn listener(&self, aims: &[PolicyTarget<'_>]) -> ListenerValues {
+    pub(super) fn listener(&self, aims: &[PolicyTarget<'_>]) -> ListenerValues<'o> {
         let mut values = ListenerValues::default();
         for at in self.at(aims) {
             values.fill(&at.listener);
@@ -118,6 +123,13 @@ impl<'o> Policies<'o> {
             values.fill(&at.route);
         }
         values
+    }
+
+    /// The protocols (ALPN) that a route asks for, or `None` for all others.
+    pub(super) fn protocols(&self, kind: &str, route: &ObjectMeta) -> Vec<Option<String>> {
+        let (namespace, name) = key(route);
+        let values = self.route(PolicyTarget { kind, namespace, name, section: None });
+        values.alpn.map_or_else(|| vec![None], |alpn| alpn.into_iter().map(Some).collect())
     }
 
     /// Whether a route gives the shares of backends without endpoints to its other backends.
@@ -142,7 +154,7 @@ impl<'o> Policies<'o> {
         policies.find(|at| self.all[*at].values.backend.health_check.is_some())
     }
 
-    fn at<'a>(&'a self, aims: &'a [PolicyTarget<'a>]) -> impl Iterator<Item = &'a Values> {
+    fn at<'a>(&'a self, aims: &'a [PolicyTarget<'a>]) -> impl Iterator<Item = &'a Values<'o>> {
         aims.iter().flat_map(|aim| self.of_target(*aim)).map(|at| &self.all[*at].values)
     }
 
@@ -157,7 +169,7 @@ impl<'o> Policies<'o> {
         &self,
         controller: &str,
         gateways: impl Fn(PolicyTarget<'_>) -> Result<Vec<(String, String)>, Fault>,
-        unchecked: &Unchecked,
+        (unchecked, index): (&Unchecked, &Index<'_>),
     ) -> Vec<PolicyStatus<'o>> {
         let mut statuses = Vec::new();
         for (at, policy) in self.all.iter().enumerate() {
@@ -191,7 +203,13 @@ impl<'o> Policies<'o> {
             ancestors.truncate(MAX_ANCESTORS);
             if !ancestors.is_empty() || policy.has_ours(controller) {
                 let in_force = in_force(unchecked.get(&at));
-                statuses.push(PolicyStatus { object: policy.object, ancestors, in_force });
+                let resolved = fallback::resolved(policy.object, index);
+                statuses.push(PolicyStatus {
+                    object: policy.object,
+                    ancestors,
+                    resolved,
+                    in_force,
+                });
             }
         }
         statuses
@@ -313,10 +331,16 @@ impl Policy<'_> {
     }
 }
 
-fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Fault> {
+fn read<'o>(object: &'o L4Policy, settings: &Settings) -> Result<Values<'o>, Fault> {
     let no_route = object.spec.target_refs.iter().find(|target| !is_route(&target.kind));
     if let (Some(target), Some(_)) = (no_route, &object.spec.route) {
         let message = format!("route: a {} is none; say it of a TCPRoute, say", target.kind);
+        return Err(Fault::new("Invalid", message));
+    }
+    let alpn = object.spec.route.as_ref().and_then(|route| route.alpn.as_ref());
+    let blind = object.spec.target_refs.iter().find(|target| target.kind != "TLSRoute");
+    if let (Some(target), Some(_)) = (blind, alpn) {
+        let message = format!("route.alpn: a {} can't see it; say it of a TLSRoute", target.kind);
         return Err(Fault::new("Invalid", message));
     }
     let other = object.spec.target_refs.iter().find(|target| !has_listeners(&target.kind));
@@ -325,7 +349,8 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Fault> {
         return Err(Fault::new("Invalid", message));
     }
     let listener = object.spec.listener.as_ref();
-    let listener = listener.map(|given| read_listener(given, settings)).transpose();
+    let namespace = key(&object.metadata).0;
+    let listener = listener.map(|given| read_listener(given, namespace, settings)).transpose();
     let route = object.spec.route.as_ref();
     let route = route.map(read_route).transpose();
     let backend = object.spec.backend.as_ref();
@@ -343,7 +368,7 @@ fn read(object: &L4Policy, settings: &Settings) -> Result<Values, Fault> {
 /// The clients that a faulty policy keeps out. A fault elsewhere in the policy lets nobody in, and
 /// if the ranges can't be read, all clients are kept out. The sources of PROXY headers are kept
 /// too, because the headers say who a client is.
-fn kept_out(spec: &L4PolicySpec) -> Values {
+fn kept_out(spec: &L4PolicySpec) -> Values<'_> {
     let nobody = || AdmissionValues { allow: Some(Vec::new()), deny: None };
     let read = |given: &AdmissionSettings| read_admission(given).unwrap_or_else(|_| nobody());
     let listener = spec.listener.as_ref().map(|given| {
@@ -366,12 +391,24 @@ fn kept_out(spec: &L4PolicySpec) -> Values {
     }
 }
 
-fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<ListenerValues, String> {
+fn read_listener<'o>(
+    given: &'o ListenerSettings,
+    namespace: &'o str,
+    settings: &Settings,
+) -> Result<ListenerValues<'o>, String> {
     let least = duration_from(Duration::from_millis(100));
+    let hello = text("helloTimeout", given.hello_timeout.as_ref(), duration)?;
+    if given.silent.is_some() && hello == Some(0) {
+        return Err("silent: needs helloTimeout, which is off here".to_owned());
+    }
+    let fallback =
+        |given: &'o Option<_>| given.as_ref().map(|reference| Fallback { namespace, reference });
     Ok(ListenerValues {
-        hello: text("helloTimeout", given.hello_timeout.as_ref(), duration)?,
+        hello,
         default_hostname: text("defaultHostname", given.default_hostname.as_ref(), exact_hostname)?,
         starttls: text("starttls", given.starttls.as_ref(), word(&STARTTLS))?,
+        not_tls: fallback(&given.not_tls),
+        silent: fallback(&given.silent),
         idle: text("idleTimeout", given.idle_timeout.as_ref(), duration)?,
         write_stall: text("writeStallTimeout", given.write_stall_timeout.as_ref(), duration)?,
         half_close: text("halfCloseTimeout", given.half_close_timeout.as_ref(), duration)?,
@@ -388,10 +425,21 @@ fn read_listener(given: &ListenerSettings, settings: &Settings) -> Result<Listen
 }
 
 fn read_route(given: &RouteSettings) -> Result<RouteValues, String> {
+    let alpn = given.alpn.as_ref();
+    if alpn.is_some_and(Vec::is_empty) {
+        return Err("alpn: names no protocol".to_owned());
+    }
+    for (nth, name) in alpn.into_iter().flatten().enumerate() {
+        text(&format!("alpn[{nth}]"), Some(name), protocol)?;
+        if given.alpn.iter().flatten().take(nth).any(|earlier| earlier == name) {
+            return Err(format!("alpn[{nth}]: names protocol \"{name}\" twice"));
+        }
+    }
     let on_unavailable = given.on_unavailable.as_ref();
     Ok(RouteValues {
         balance: text("balance", given.balance.as_ref(), word(&route::BALANCES))?,
         on_unavailable: text("onUnavailable", on_unavailable, word(&route::ON_UNAVAILABLE))?,
+        alpn: given.alpn.clone(),
         admission: read_admission(&given.admission)?,
     })
 }
@@ -454,17 +502,19 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
 fn read_endpoints(given: &[EndpointSettings]) -> Result<Vec<EndpointRule>, String> {
     let read = |(nth, given): (usize, &EndpointSettings)| {
         let field = |name: &str| format!("endpoints[{nth}].{name}");
-        let EndpointSettings { pod, node, zone, address, weight, backup } = given;
+        let EndpointSettings { pod, node, zone, address, weight, backup, max_sessions } = given;
         if [pod, node, zone, address].iter().all(|name| name.is_none()) {
             return Err(format!("endpoints[{nth}]: give pod, node, zone or address"));
         }
-        if weight.is_none() && backup.is_none() {
-            return Err(format!("endpoints[{nth}]: says nothing; give weight or backup"));
+        if weight.is_none() && backup.is_none() && max_sessions.is_none() {
+            let message = "says nothing; give weight, backup or maxSessions";
+            return Err(format!("endpoints[{nth}]: {message}"));
         }
         let (pod, node, zone) = (pod.clone(), node.clone(), zone.clone());
         let address = text(&field("address"), address.as_ref(), host)?;
         let weight = number(&field("weight"), *weight, 0..=MAX_WEIGHT)?;
-        Ok(EndpointRule { pod, node, zone, address, weight, backup: *backup })
+        let max_sessions = number(&field("maxSessions"), *max_sessions, 0..=MOST_SESSIONS)?;
+        Ok(EndpointRule { pod, node, zone, address, weight, backup: *backup, max_sessions })
     };
     given.iter().enumerate().map(read).collect()
 }

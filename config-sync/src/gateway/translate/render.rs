@@ -14,6 +14,7 @@ use crate::gateway::objects::{Bundle, GROUP, Gateway, GatewayClass, Objects};
 use crate::gateway::status::{Kind, SUPERSEDED, StatusOf};
 use crate::gateway::translate::backend_tls::BackendTls;
 use crate::gateway::translate::backends::{self, Empty};
+use crate::gateway::translate::fallback::Fallbacks;
 use crate::gateway::translate::index::{Index, ObjectKey, key};
 use crate::gateway::translate::leads::Leads;
 use crate::gateway::translate::listeners::{self, Claim, Entry, Gate, Listeners, Protocol, Set};
@@ -53,6 +54,7 @@ pub(super) struct Known<'a, 'o> {
     pub(super) listeners: &'a Listeners<'o>,
     pub(super) routes: &'a [Routed<'o>],
     pub(super) unchecked: &'a Unchecked,
+    pub(super) fallbacks: &'a Fallbacks<'o>,
     pub(super) leads: Leads<'o>,
     pub(super) empty: RefCell<Empty<'o>>,
 }
@@ -431,11 +433,16 @@ impl<'o> Known<'_, 'o> {
     fn l4_policies(&self) -> Vec<ObjectReport> {
         let controller = &self.settings.controller_name;
         let reached = |aim: PolicyTarget<'_>| self.reached(aim);
-        let statuses = self.policies.statuses(controller, reached, self.unchecked);
-        let report = |PolicyStatus { object, ancestors, in_force }: PolicyStatus<'_>| {
+        let statuses = self.policies.statuses(controller, reached, (self.unchecked, self.index));
+        let report = |status: PolicyStatus<'_>| {
+            let PolicyStatus { object, ancestors, resolved, in_force } = status;
             let mut report = self.report(Kind::L4Policy, &object.metadata);
             let part = |(ancestor, verdict): (ParentRef, Verdict)| {
-                let conditions = vec![condition("Accepted", verdict, "Accepted", &in_force)];
+                let mut conditions = vec![condition("Accepted", verdict, "Accepted", &in_force)];
+                conditions.extend(resolved.clone().map(|resolved| {
+                    let message = "every reference resolves";
+                    condition("ResolvedRefs", resolved, "ResolvedRefs", message)
+                }));
                 self.ancestor(json!(ancestor), &ancestor.name, conditions)
             };
             report.parts = Some(("ancestors", ancestors.into_iter().map(part).collect()));
@@ -527,7 +534,10 @@ impl<'o> Known<'_, 'o> {
         };
         let routes = self.leads.to_backends.get(&(kind, key));
         let routes = routes.into_iter().flatten().map(|at| &self.routes[*at]);
-        routes.filter(leads_there).flat_map(|route| self.gateways_of(route)).collect()
+        let by_routes = routes.filter(leads_there).flat_map(|route| self.gateways_of(route));
+        let used = self.fallbacks.get(&(kind, key)).into_iter().flatten();
+        let used = used.filter(|(of, _)| counts(of));
+        by_routes.chain(used.map(|(_, gate)| self.gateway_name(*gate))).collect()
     }
 
     pub(super) fn gateways_of(&self, route: &Routed<'_>) -> BTreeSet<(String, String)> {
@@ -535,7 +545,7 @@ impl<'o> Known<'_, 'o> {
         entries.map(|at| self.gateway_name(self.listeners.entries[*at].gate)).collect()
     }
 
-    fn gateway_name(&self, gate: usize) -> (String, String) {
+    pub(super) fn gateway_name(&self, gate: usize) -> (String, String) {
         let (namespace, name) = key(&self.listeners.gates[gate].object.metadata);
         (namespace.to_owned(), name.to_owned())
     }

@@ -11,6 +11,7 @@ use crate::gateway::translate::backends::{self, Destination};
 use crate::gateway::translate::index::{Index, key, seniority};
 use crate::gateway::translate::listeners::{Entry, Listeners, Protocol};
 use crate::gateway::translate::party::Party;
+use crate::gateway::translate::policy::Policies;
 use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::verdict::{Fault, Verdict};
 
@@ -139,7 +140,8 @@ fn routed<'o>(
     let (mut backends, mut resolved) = (Vec::new(), Ok(()));
     let party = Party { group: GROUP, kind: kind.name(), namespace };
     for reference in object.spec.rules.iter().take(1).flat_map(|rule| &rule.backend_refs) {
-        let destination = backends::find(reference, party, kind == Kind::UdpRoute, index);
+        let target = (backends::target(reference, namespace), reference.port);
+        let destination = backends::find(target, party, kind == Kind::UdpRoute, index);
         if let (Ok(()), Err(why)) = (&resolved, &destination) {
             resolved = Err(why.clone());
         }
@@ -348,26 +350,35 @@ fn supported<'e>(
     Ok(())
 }
 
-/// Chooses the route that is served: one route on a TCP or UDP listener, and one for each name on a
-/// TLS listener, always the oldest. Refusals are written into the route's parents.
-pub(super) fn choose(routes: &mut [Routed<'_>], listeners: &Listeners<'_>) -> Served {
+/// Chooses the route that is served: one route on a TCP or UDP listener, and one for each name and
+/// protocol (ALPN) on a TLS listener, always the oldest. Refusals are written into the route's
+/// parents.
+pub(super) fn choose(
+    routes: &mut [Routed<'_>],
+    listeners: &Listeners<'_>,
+    policies: &Policies<'_>,
+) -> Served {
     let mut served = Served::default();
     // Routes are in the order of age.
     for (at, route) in routes.iter_mut().enumerate() {
         let title = title(route.kind, route.object);
+        let protocols = policies.protocols(route.kind.name(), &route.object.metadata);
         for parent in &mut route.parents {
             for entry in &parent.entries {
                 let own = &listeners.entries[*entry];
                 let place = listeners.place(*entry);
                 let mut winner = None;
                 for name in hostnames(own, &route.object.spec.hostnames) {
-                    let first = served.winners.entry((place, name.clone()));
-                    let (first, first_title) = first.or_insert_with(|| (at, title.clone())).clone();
-                    if first == at {
-                        served.places.entry((at, place)).or_default().insert(name);
-                    } else {
-                        winner = Some(first_title);
+                    let keys = || protocols.iter().map(|of| (place, name.clone(), of.clone()));
+                    let older = keys()
+                        .find_map(|key| served.winners.get(&key).filter(|(first, _)| *first != at));
+                    // A route that shares one protocol with an older one is not served in part.
+                    if let Some((_, older)) = older {
+                        winner = Some(older.clone());
+                        continue;
                     }
+                    served.winners.extend(keys().map(|key| (key, (at, title.clone()))));
+                    served.places.entry((at, place)).or_default().insert(name);
                 }
                 let nothing = !served.places.contains_key(&(at, place));
                 if let Some(winner) = winner.filter(|_| nothing) {
@@ -379,10 +390,13 @@ pub(super) fn choose(routes: &mut [Routed<'_>], listeners: &Listeners<'_>) -> Se
     served
 }
 
-/// The names, with the route that serves each.
+/// The listener's place, and the server name and the protocol (ALPN) that a client asks for.
+type Asked = (usize, Option<String>, Option<String>);
+
+/// The names and protocols, with the route that serves each.
 #[derive(Default)]
 pub(super) struct Served {
-    winners: BTreeMap<(usize, Option<String>), (usize, String)>,
+    winners: BTreeMap<Asked, (usize, String)>,
     /// The names of each route at each place.
     pub(super) places: BTreeMap<(usize, usize), BTreeSet<Option<String>>>,
 }

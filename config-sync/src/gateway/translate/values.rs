@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
+use crate::gateway::objects::reference::BackendTarget;
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::Balance;
 use crate::model::eject::Eject;
@@ -16,10 +17,12 @@ use crate::table::routing::{
 
 /// A policy's values for a listener, in the units of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ListenerValues {
+pub(super) struct ListenerValues<'o> {
     pub(super) hello: Option<u32>,
     pub(super) default_hostname: Option<String>,
     pub(super) starttls: Option<Starttls>,
+    pub(super) not_tls: Option<Fallback<'o>>,
+    pub(super) silent: Option<Fallback<'o>>,
     pub(super) idle: Option<u32>,
     pub(super) write_stall: Option<u32>,
     pub(super) half_close: Option<u32>,
@@ -34,6 +37,13 @@ pub(super) struct ListenerValues {
     pub(super) admission: AdmissionValues,
 }
 
+/// A backend, as a policy of `namespace` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fallback<'o> {
+    pub(super) namespace: &'o str,
+    pub(super) reference: &'o BackendTarget,
+}
+
 /// A policy's values for the clients of a listener or route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AdmissionValues {
@@ -46,6 +56,7 @@ pub(super) struct AdmissionValues {
 pub(super) struct RouteValues {
     pub(super) balance: Option<RouteBalance>,
     pub(super) on_unavailable: Option<OnUnavailable>,
+    pub(super) alpn: Option<Vec<String>>,
     pub(super) admission: AdmissionValues,
 }
 
@@ -84,6 +95,8 @@ pub(super) struct EndpointRule {
     pub(super) address: Option<String>,
     pub(super) weight: Option<u32>,
     pub(super) backup: Option<bool>,
+    /// 0: no limit.
+    pub(super) max_sessions: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,12 +107,14 @@ pub(super) struct SocketValues {
     pub(super) congestion: Option<[u8; 16]>,
 }
 
-impl ListenerValues {
+impl ListenerValues<'_> {
     /// Takes values that are not set from `under`.
     pub(super) fn fill(&mut self, under: &Self) {
         fill(&mut self.hello, &under.hello);
         fill(&mut self.default_hostname, &under.default_hostname);
         fill(&mut self.starttls, &under.starttls);
+        fill(&mut self.not_tls, &under.not_tls);
+        fill(&mut self.silent, &under.silent);
         fill(&mut self.idle, &under.idle);
         fill(&mut self.write_stall, &under.write_stall);
         fill(&mut self.half_close, &under.half_close);
@@ -119,6 +134,7 @@ impl RouteValues {
     pub(super) fn fill(&mut self, under: &Self) {
         fill(&mut self.balance, &under.balance);
         fill(&mut self.on_unavailable, &under.on_unavailable);
+        fill(&mut self.alpn, &under.alpn);
         self.admission.fill(&under.admission);
     }
 }

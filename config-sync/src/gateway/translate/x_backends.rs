@@ -151,16 +151,18 @@ impl Known<'_, '_> {
             let party = Party { group: GROUP, kind: route.kind.name(), namespace: own };
             let references = route.object.spec.rules.iter().take(1);
             for reference in references.flat_map(|rule| &rule.backend_refs) {
-                let group = reference.group.as_deref().unwrap_or_default();
-                let kind = reference.kind.as_deref().unwrap_or_default();
-                let namespace = reference.namespace.as_deref().unwrap_or(own);
-                let name = reference.name.as_str();
-                if backends::is_x_backend(group, kind)
-                    && self.index.permits(party, Target { group, kind, namespace, name })
-                {
+                let target = backends::target(reference, own);
+                let Target { group, kind, namespace, name } = target;
+                if backends::is_x_backend(group, kind) && self.index.permits(party, target) {
                     let gateways = self.gateways_of(route);
                     reached.entry((namespace, name)).or_default().extend(gateways);
                 }
+            }
+        }
+        for ((kind, object), used) in self.fallbacks {
+            if *kind == "XBackend" {
+                let gateways = used.iter().map(|(_, gate)| self.gateway_name(*gate));
+                reached.entry(*object).or_default().extend(gateways);
             }
         }
         reached.retain(|_, gateways| !gateways.is_empty());

@@ -8,9 +8,9 @@ use axum::{Json, Router};
 use config_sync::compile::tls::expiry::{Expiring, Expiry, OwnedBy};
 use serde::Serialize;
 
-use crate::control::access_log::Timestamp;
 use crate::control::admin::api::Api;
 use crate::control::time_of_day::unix_seconds;
+use crate::control::timestamp::Timestamp;
 
 pub fn routes() -> Router<Api> {
     Router::new().route("/certificates", get(certificates))
