@@ -97,6 +97,14 @@ pub enum Op {
     /// anew in the meantime, the new socket takes the place of the old one, and `Stopped` comes
     /// instead.
     Unlisten,
+    /// Another process has this socket too, and goes on with it: stop accepting or receiving, and
+    /// leave what comes from now on to the other process.
+    ///
+    /// TCP: hand over the connections that wait at this moment (`Accepted`), close the descriptor,
+    /// and say `Unlistened`, the last event of this socket.
+    ///
+    /// UDP: say `Stopped`, and keep the socket for `SendDown` until `Unlisten`.
+    Release,
     /// Close an accepted connection (`Accepted{incoming}`) with a reset. The token is that of the
     /// listening socket. *Direct*, no event.
     Refuse { incoming: u32 },

@@ -123,7 +123,7 @@ pub struct Worker {
     ops: Vec<(Token, Op)>,
     /// The sockets that the latest tables hand over, and the ops that these tables ask of the ring.
     /// These ops are about listening sockets, so a session's ops never wait for them.
-    tables: TableQueue<OwnedFd>,
+    tables: TableQueue<Arc<OwnedFd>>,
     commands: Receiver<Command>,
     records: Sender<Record>,
     /// Records that found the channel full and must not be lost.
@@ -321,6 +321,7 @@ impl Worker {
                     most.set(most.get().max(took));
                 }
                 Command::Ask(request) => self.proxy.ask(now, request, &mut self.ops),
+                Command::Look => self.ring.look(&mut self.turn),
                 Command::Stop => self.proxy.stop(now, &mut self.ops),
             }
             self.carry_out();

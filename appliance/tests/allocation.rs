@@ -82,7 +82,7 @@ impl Bench {
         let (records, _) = bounded(1);
         let sockets = table.sockets.iter().map(|socket| {
             let file = open_listeners(socket, 1, false, false, 1).unwrap().remove(0);
-            (socket.id, socket.transport, file)
+            (socket.id, socket.transport, Arc::new(file))
         });
         let sockets = sockets.collect();
         send.send(Command::Table { table: Arc::new(table), sockets }).unwrap();

@@ -31,7 +31,7 @@ use nix::sched::{CloneFlags, unshare};
 
 /// How long a wait may last before it counts as a hang: `RINGWAY_PATIENCE` seconds, where all is
 /// slower than on a real machine, or a minute.
-fn deadline() -> Duration {
+pub fn deadline() -> Duration {
     let patience = std::env::var("RINGWAY_PATIENCE").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(patience.unwrap_or(60))
 }

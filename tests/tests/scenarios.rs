@@ -336,11 +336,11 @@ impl RealStage {
             sources: BTreeMap::new(),
             peers: BTreeMap::new(),
         };
-        stage.tell(table, vec![(SocketId(0), setup.transport(), listening)]);
+        stage.tell(table, vec![(SocketId(0), setup.transport(), Arc::new(listening))]);
         stage
     }
 
-    fn tell(&self, table: RoutingTable, sockets: Vec<(SocketId, Transport, OwnedFd)>) {
+    fn tell(&self, table: RoutingTable, sockets: Vec<(SocketId, Transport, Arc<OwnedFd>)>) {
         let command = Command::Table { table: Arc::new(table), sockets };
         self.commands.send(command).expect("the worker lives");
         nix::unistd::write(&self.wake, &1u64.to_ne_bytes()).expect("an eventfd");

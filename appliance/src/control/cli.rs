@@ -73,6 +73,10 @@ enum Command {
         /// Follow the Gateway API objects of a cluster.
         #[arg(long)]
         kubernetes: bool,
+        /// Take the listening sockets of the gateway over that runs with this configuration, which
+        /// then drains. If that fails, the other goes on. `ringway upgrade` does this by itself.
+        #[arg(long, conflicts_with = "kubernetes")]
+        take_over: bool,
         #[command(flatten)]
         gateways: GatewayArgs,
         #[command(flatten)]
@@ -356,7 +360,16 @@ impl Cli {
     fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Demo(options) => demo::run(&options),
-            Command::Run { config, file, kubernetes, gateways, cluster, files, without } => {
+            Command::Run {
+                config,
+                file,
+                kubernetes,
+                take_over,
+                gateways,
+                cluster,
+                files,
+                without,
+            } => {
                 let gateways = gateways.options();
                 let source = match config.or(file) {
                     Some(path) if kubernetes => Source::File(path),
@@ -370,7 +383,7 @@ impl Cli {
                     let FileArgs { no_watch, allow_empty } = files;
                     Origin::File { source, watch: !no_watch, allow_empty }
                 };
-                process::run(origin, &without.without)
+                process::run(origin, take_over, &without.without)
             }
             Command::Check { files, strict, json: true, gateways, .. } => {
                 let options = gateways.options();

@@ -54,6 +54,11 @@ impl Live {
         let (asked, answer) = match call {
             Call::Worker { asked, answer } => (asked, answer),
             Call::Sync(work) => return work(sync),
+            Call::Upgrade { answer, .. } => {
+                let why = Refusal::Busy("upgrades are not the workers' affair");
+                _ = answer.send(Err(why));
+                return;
+            }
         };
         match self.pass_on(asked, sync) {
             Ok(worker) => _ = self.waiting.insert(self.number, (worker, answer)),

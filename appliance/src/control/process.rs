@@ -24,8 +24,7 @@ use config_sync::machine::Machine;
 use config_sync::model::config;
 use config_sync::model::config::{Config, Cores};
 use config_sync::model::place::Problems;
-use config_sync::publish::socket_file::SocketFile;
-use config_sync::publish::{Link, Publisher};
+use config_sync::publish::{Link, OpenListeners, Publisher};
 use config_sync::source::Source;
 use config_sync::source::watch::watch;
 use config_sync::sync::ConfigSync;
@@ -36,7 +35,9 @@ use crossbeam_channel::Receiver;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
 use rustls::crypto::aws_lc_rs::default_provider;
+use socket2::Type;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -45,18 +46,23 @@ use crate::control::access_log::AccessLog;
 use crate::control::admin::access::Access;
 use crate::control::admin::board::{Board, source_ports};
 use crate::control::admin::calls::{self, Call};
-use crate::control::admin::server::{self, Door};
+use crate::control::admin::server::Door;
 use crate::control::cluster::Following;
 use crate::control::id::Run;
 use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
 use crate::control::spare_files::SpareFiles;
+use crate::control::systemd;
 use crate::control::timestamp::WallClock;
-use crate::ring::listen::open::open_listeners;
+use crate::control::upgrade::door;
+use crate::control::upgrade::state::Upgrade;
+use crate::control::upgrade::taking::{Given, Sockets, ask};
+use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
 use crate::ring::{Features, RingError};
 use crate::stats::counters::Counters;
+use crate::wire::hand_over::What;
 use crate::worker;
 use crate::worker::{Clock, Spawned, WorkerConfig};
 
@@ -83,27 +89,30 @@ pub enum Origin {
     Cluster { options: Box<cluster::Options>, base: Source },
 }
 
-/// Runs the gateway until a signal ends it. The features `without` are not used.
+/// Runs the gateway until a signal ends it. The features `without` are not used. `take_over`: this
+/// process takes the listening sockets of the one over that runs with this configuration.
 ///
 /// # Errors
 /// The configuration is bad, the machine lacks something, an address can't be bound, or a worker
 /// has died. The text is for the operator.
-pub fn run(origin: Origin, without: &[String]) -> anyhow::Result<()> {
+pub fn run(origin: Origin, take_over: bool, without: &[String]) -> anyhow::Result<()> {
     let without = without.to_vec();
     // The control thread is not the main thread, so that tools show CPU time under its own name.
     thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(control(origin, &without))
+            runtime.block_on(control(origin, take_over, &without))
         })
         .context("the control thread")?
         .join()
         .unwrap_or_else(|panic| bail!("the control thread died: {}", panic_message(&*panic)))
 }
 
-async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
+async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow::Result<()> {
     let signals = Signals::take().context("signals")?;
+    // Later another program may have this name.
+    let program = std::env::current_exe().context("the path of this program")?;
     let (source, options, is_watched, allow_empty) = match origin {
         Origin::File { source, watch, allow_empty } => (source, None, watch, allow_empty),
         Origin::Cluster { options, base } => (base, Some(options), false, false),
@@ -118,6 +127,10 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
             tracing::warn!("{doubt}");
         }
     }
+    let take_over = match take_over {
+        true => Some(door::path(config.admin_socket).map_err(|why| anyhow!("--take-over: {why}"))?),
+        false => None,
+    };
     let files = raise_file_limit();
     let features = probe(without)?;
     let mut watched = BTreeSet::new();
@@ -129,7 +142,6 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let doors = doors(&config).await?;
     let log = AccessLog::open(&config.access_log.target, config.access_log.format)
         .context("access_log.path")?;
     let early = match (&source, &options) {
@@ -140,7 +152,12 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
         (Source::File(_) | Source::Pipe(_) | Source::Text { .. }, None) => Vec::new(),
     };
     let (caller, calls) = calls::channel();
-    let mut control = start(source, &config, &features, (files, calls), log, early)?;
+    let running = spawn_all(&config, &features, files)?;
+    let given = match take_over {
+        Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
+        None => None,
+    };
+    let mut control = start(source, &config, (running, &given), (calls, program), log, early)?;
     control.watched = watched;
     match options {
         None => control.load()?,
@@ -148,21 +165,26 @@ async fn control(origin: Origin, without: &[String]) -> anyhow::Result<()> {
             control.cluster = Some(Following::new(Cluster::start(*options).await?));
         }
     }
-    if let Some(address) = config.admin {
-        tracing::info!("admin API: http://{address}");
-    }
-    if let Some(path) = config.admin_socket {
-        tracing::info!("admin API: {}", Address::Unix(path));
-        control.socket_file = SocketFile::at(path);
-    }
-    if !doors.is_empty() {
-        let board = control.board.clone();
-        server::start(doors, board, caller).context("the admin API's threads")?;
+    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
+    let doors = doors(&config, &sockets).await?;
+    say_admin(&config);
+    match given {
+        None => control.open_doors(doors, caller, None)?,
+        Some(given) => control.take_over(given, doors, caller),
     }
     if allow_empty {
         control.sync.allow_empty();
     }
     control.run(signals, changes).await
+}
+
+fn say_admin(config: &Config) {
+    if let Some(address) = config.admin {
+        tracing::info!("admin API: http://{address}");
+    }
+    if let Some(path) = config.admin_socket {
+        tracing::info!("admin API: {}", Address::Unix(path));
+    }
 }
 
 /// Parses and compiles the configuration, without running it.
@@ -188,14 +210,19 @@ pub fn probe(without: &[String]) -> anyhow::Result<Features> {
     Ok(features)
 }
 
-/// Opens the sockets of the admin API.
-async fn doors(config: &Config) -> anyhow::Result<Vec<Door>> {
+/// Opens the sockets of the admin API that the process before has not given.
+async fn doors(config: &Config, given: &Mutex<Sockets>) -> anyhow::Result<Vec<Door>> {
     let mut doors = Vec::new();
     if let Some(address) = config.admin {
         let file = config.admin_token_file.as_ref().map(|file| file.value.clone());
         let access = Access::with_token(file).map_err(anyhow::Error::msg)?;
-        let listener = TcpListener::bind(address).await.and_then(TcpListener::into_std);
-        let listener = listener.with_context(|| format!("admin.address: {address}"))?;
+        let listener = match take_admin(given, &address.to_string()) {
+            Some(socket) => socket.into(),
+            None => TcpListener::bind(address)
+                .await
+                .and_then(TcpListener::into_std)
+                .with_context(|| format!("admin.address: {address}"))?,
+        };
         doors.push(Door::Tcp(listener, access));
     }
     if let Some(path) = config.admin_socket {
@@ -204,23 +231,33 @@ async fn doors(config: &Config) -> anyhow::Result<Vec<Door>> {
             io::ErrorKind::NotFound => "; the directory must be there",
             _ => "",
         };
-        let socket = unix::open_private(path).map_err(|error| {
-            anyhow!("admin.socket: {}: {error}{}", Address::Unix(path), hint(&error))
-        })?;
+        let socket = match take_admin(given, &Address::Unix(path).to_string()) {
+            Some(socket) => socket,
+            None => unix::open_private(path, Type::STREAM).map_err(|error| {
+                anyhow!("admin.socket: {}: {error}{}", Address::Unix(path), hint(&error))
+            })?,
+        };
         doors.push(Door::Unix(socket.into()));
     }
     Ok(doors)
 }
 
+fn take_admin(given: &Mutex<Sockets>, address: &str) -> Option<OwnedFd> {
+    given.lock().take(What::Admin, address, 0).pop()
+}
+
+/// The workers, each with its ring.
+struct Workers {
+    links: Vec<Link>,
+    workers: Vec<Running>,
+    counters: Vec<Arc<Counters>>,
+    clock: Clock,
+    limits: Limits,
+    features: String,
+}
+
 /// Starts the workers, and waits until each has its ring.
-fn start(
-    source: Source,
-    config: &Config,
-    features: &Features,
-    (files, calls): (u64, mpsc::Receiver<Call>),
-    log: AccessLog,
-    early: Vec<IpNet>,
-) -> anyhow::Result<Control> {
+fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result<Workers> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
     let limits = limits(config, cores.len(), files, ports, features);
@@ -240,38 +277,44 @@ fn start(
     for (index, (worker, ready)) in workers.iter_mut().zip(starting).enumerate() {
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
-    let (start, steering, is_started) = (Instant::now(), seed()?, Arc::<AtomicBool>::default());
-    let later = Arc::clone(&is_started);
-    let open = move |socket: &Socket, workers: usize, rejoins: bool| {
-        // A standby binds the addresses of a pool before it has them.
-        let ip = socket.address.ip();
-        let early = ip.is_some_and(|at| early.iter().any(|pool| pool.contains(&at.ip())));
-        loop {
-            match open_listeners(socket, workers, rejoins, early, steering) {
-                Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                // A machine that boots does not have all of its addresses yet.
-                Err(error) if error.kind() == AddrNotAvailable && !later.load(Relaxed) => {
-                    tracing::warn!(
-                        "no interface has the address of {} yet: clients can connect once one has",
-                        socket.address
-                    );
-                    return open_listeners(socket, workers, rejoins, true, steering);
-                }
-                result => return result,
-            }
-        }
+    let features = output::features(features);
+    Ok(Workers { links, workers, counters, clock, limits, features })
+}
+
+/// Makes the control thread's state out of what runs, and what the process before has given.
+fn start(
+    source: Source,
+    config: &Config,
+    (running, given): (Workers, &Option<Given>),
+    (calls, program): (mpsc::Receiver<Call>, PathBuf),
+    log: AccessLog,
+    early: Vec<IpNet>,
+) -> anyhow::Result<Control> {
+    let Workers { links, workers, counters, clock, limits, features } = running;
+    let steering = match given {
+        Some(given) => given.seed,
+        None => seed()?,
     };
-    let (publisher, wall) = (Publisher::new(links, Box::new(open)), wall_clock(clock));
+    let is_started = Arc::<AtomicBool>::default();
+    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
+    let open = opener(sockets, early, steering, Arc::clone(&is_started));
+    let wall = wall_clock(clock);
+    let mut sync = ConfigSync::new(source, Publisher::new(links, open));
+    if given.is_some() {
+        sync.share_files();
+    }
+    let generation = given.as_ref().map_or(1, |given| given.generation + 1);
     Ok(Control {
-        sync: ConfigSync::new(source, publisher),
+        sync,
         workers,
         log,
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
+        admin_socket: config.admin_socket,
+        upgrade: Upgrade::new(steering, generation, program),
+        watchdog: systemd::watchdog(),
         socket_file: None,
-        board: Arc::new(Board::new(counters, (limits, config.limits), output::features(features))),
+        board: Arc::new(Board::new(counters, (limits, config.limits), features)),
         phase: Phase::Running,
         is_started,
         spare: SpareFiles::new(SPARE),
@@ -281,6 +324,41 @@ fn start(
         shown: Instant::now(),
         health_shown: Instant::now(),
         retired: Instant::now(),
+    })
+}
+
+/// Opens listening sockets, or takes those that the process before has given. A standby binds the
+/// addresses of the pools `early` before it has them.
+fn opener(
+    given: Arc<Mutex<Sockets>>,
+    early: Vec<IpNet>,
+    steering: u64,
+    is_started: Arc<AtomicBool>,
+) -> OpenListeners {
+    let start = Instant::now();
+    Box::new(move |socket: &Socket, workers: usize, rejoins: bool| {
+        let ip = socket.address.ip();
+        let early = ip.is_some_and(|at| early.iter().any(|pool| pool.contains(&at.ip())));
+        let found = given.lock().take_listening(socket);
+        if !found.is_empty() {
+            return join_listeners(socket, found, workers, early, steering);
+        }
+        loop {
+            match open_listeners(socket, workers, rejoins, early, steering) {
+                Err(error) if error.kind() == AddrInUse && start.elapsed() < RELEASE => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                // A machine that boots does not have all of its addresses yet.
+                Err(error) if error.kind() == AddrNotAvailable && !is_started.load(Relaxed) => {
+                    tracing::warn!(
+                        "no interface has the address of {} yet: clients can connect once one has",
+                        socket.address
+                    );
+                    return open_listeners(socket, workers, rejoins, true, steering);
+                }
+                result => return result,
+            }
+        }
     })
 }
 

@@ -1,7 +1,6 @@
 //! The control thread's work until all workers have ended: follows the configuration and signals,
 //! and collects the workers' records every 20 ms.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -11,30 +10,29 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use config_sync::compile::names::Names;
 use config_sync::publish::socket_file::SocketFile;
 use config_sync::source::watch::{Watch, watch};
 use config_sync::sync::reading::{Finished, Wish};
 use config_sync::sync::{ConfigSync, Outcome};
+use config_sync::table::address::UnixPath;
 use crossbeam_channel::Receiver;
-use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::control::access_log::{AccessLog, Line};
+use crate::control::access_log::AccessLog;
 use crate::control::admin::board::{Board, Source};
 use crate::control::changes::say_changes;
 use crate::control::cluster::{Following, News};
-use crate::control::id::{Id, Run};
+use crate::control::line_of::line;
 use crate::control::live::Live;
 use crate::control::output::{BadConfig, panic_message};
-use crate::control::shown::{Shown, protocol};
 use crate::control::spare_files::SpareFiles;
+use crate::control::systemd;
 use crate::control::time_of_day::{time_of_day, unix_seconds};
 use crate::control::timestamp::{Timestamp, WallClock};
-use crate::stats::detail::Detail;
+use crate::control::upgrade::state::{Upgrade, knocked};
 use crate::stats::records::{Record, SessionRecord};
 
 /// How often the control thread collects the workers' records. Workers do not wake the control
@@ -63,6 +61,11 @@ pub struct Control {
     pub log: AccessLog,
     /// What the admin API asks of the workers.
     pub live: Live,
+    /// The admin API's socket.
+    pub admin_socket: Option<UnixPath>,
+    pub upgrade: Upgrade,
+    /// How often systemd is told that this process lives.
+    pub watchdog: Option<Duration>,
     /// The file of the admin API's socket, which is removed at the end.
     pub socket_file: Option<SocketFile>,
     pub wall: WallClock,
@@ -109,6 +112,7 @@ pub struct Signals {
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
+    upgrade: Signal,
 }
 
 impl Signals {
@@ -117,6 +121,7 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            upgrade: signal(SignalKind::user_defined2())?,
         })
     }
 }
@@ -135,7 +140,7 @@ impl Control {
         let mut looking = Looking::default();
         let result = loop {
             tokio::select! {
-                _ = tick.tick() => match self.tick() {
+                _ = tick.tick() => match self.tick(&mut looking) {
                     Ok(false) if self.cluster.is_none() => self.look(&mut looking, Wish::Retry),
                     Ok(false) => {}
                     Ok(true) => break Ok(()),
@@ -153,7 +158,10 @@ impl Control {
                     }
                 }
                 _ = daily.tick() => self.warn_of_certificates(),
-                Some(call) = self.live.next() => self.live.serve(call, &mut self.sync),
+                Some(call) = self.live.next() => self.serve(call),
+                Some(()) = signals.upgrade.recv() => self.begin_upgrade(None, None),
+                connection = knocked(&mut self.upgrade.door) => self.on_knock(connection),
+                Some(step) = self.upgrade.steps.recv() => self.on_step(step),
                 () = tokio::time::sleep(SOON), if self.live.is_waiting() => self.collect_all(),
                 Some(()) = signals.interrupt.recv() => self.terminate(),
                 Some(()) = signals.terminate.recv() => self.terminate(),
@@ -164,7 +172,10 @@ impl Control {
             _ = leaving.await;
         }
         self.log.close();
-        result
+        match self.upgrade.failure.take() {
+            Some(why) => result.and(Err(anyhow!("--take-over: {why}"))),
+            None => result,
+        }
     }
 
     /// Loads the first table. Unlike in a reload, a failure is an error, because no earlier table
@@ -208,8 +219,9 @@ impl Control {
     /// Looks at the configuration's files, on a thread of its own. Parsing and compiling may take
     /// seconds, and signals and records must not wait.
     fn look(&mut self, looking: &mut Looking, wish: Wish) {
-        if looking.under_way.is_some() {
-            // The look that is under way would miss later changes, so another look follows.
+        if looking.under_way.is_some() || self.upgrade.is_under_way() {
+            // The look that is under way would miss later changes, so another look follows. During
+            // an upgrade two processes have the sockets, so the set of sockets must not change.
             looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
             return;
         }
@@ -302,9 +314,15 @@ impl Control {
         }
     }
 
-    fn terminate(&mut self) {
+    pub fn terminate(&mut self) {
+        if let Some(taking) = &mut self.upgrade.taking {
+            tracing::info!("this process ends once it is clear who has the sockets");
+            taking.must_end = true;
+            return;
+        }
         match self.phase {
             Phase::Running => {
+                systemd::tell("STOPPING=1");
                 self.board.ready.store(false, Ordering::Relaxed);
                 self.board.draining.store(true, Ordering::Relaxed);
                 self.leaving = self.cluster.as_ref().map(Following::leave);
@@ -333,8 +351,15 @@ impl Control {
     }
 
     /// True once all workers have ended.
-    fn tick(&mut self) -> anyhow::Result<bool> {
+    fn tick(&mut self, looking: &mut Looking) -> anyhow::Result<bool> {
         self.board.beat();
+        self.upgrade_tick();
+        if !self.upgrade.is_under_way()
+            && looking.under_way.is_none()
+            && let Some(wish) = looking.next.take()
+        {
+            self.look(looking, wish);
+        }
         let failed = self.sync.reloads_failed();
         for index in 0..self.workers.len() {
             // The order matters: if the worker has ended before its records are taken, no record is
@@ -368,6 +393,9 @@ impl Control {
             && self.workers.iter().all(|worker| worker.applied > 0);
         if ready && !self.board.ready.swap(true, Ordering::Relaxed) {
             tracing::info!("ready: {} workers", self.workers.len());
+            if self.upgrade.taking.is_none() {
+                systemd::tell("READY=1");
+            }
         }
         Ok(self.workers.iter().all(|worker| worker.thread.is_none()))
     }
@@ -508,93 +536,4 @@ async fn changed(watch: &mut Option<Watch>) {
         *watch = None;
     }
     std::future::pending().await
-}
-
-fn line<'a>(
-    event: &'static str,
-    worker: usize,
-    session: &'a SessionRecord,
-    names: &'a Names,
-    (wall, run): (WallClock, Run),
-) -> Line<'a> {
-    let opening = event == "open";
-    Line {
-        time: wall.at(if opening { session.opened } else { session.closed }),
-        event,
-        id: session.handle.map(|handle| Id { worker, handle, run }),
-        protocol: protocol(session.protocol),
-        listener: session.listener.and_then(|id| names.listener(id)),
-        client: session.client.into(),
-        peer: session.peer.map(Shown::from),
-        local: match Shown::from(session.local) {
-            Shown::Unix(_) => Shown::Unix(names.socket(session.socket).map(|at| &at.address)),
-            local => local,
-        },
-        server_name: session.server_name.as_deref(),
-        route: session.route.and_then(|id| names.route(id)),
-        backend: session.backend.and_then(|id| names.backend(id)),
-        endpoint: session
-            .endpoint
-            .and_then(|id| names.endpoint(id))
-            .map(|(_, address)| Shown::Endpoint(address)),
-        endpoint_name: session.endpoint.and_then(|id| names.endpoint_name(id)),
-        bytes_up: session.bytes_up,
-        bytes_down: session.bytes_down,
-        duration_ms: millis(session.closed.saturating_sub(session.opened)),
-        connect_ms: session.connect.map(|micros| millis(micros.into())),
-        unique_id: session.unique_id.map(|id| format!("{id:032x}")),
-        reason: session.reason.map(|reason| reason.word()),
-        detail: session.detail.as_ref().map(said),
-        worker,
-        suppressed: session.suppressed,
-    }
-}
-
-/// The name of an errno, or the detail's own text.
-fn said(detail: &Detail) -> Cow<'_, str> {
-    match detail {
-        Detail::Said(text) => Cow::Borrowed(text),
-        Detail::Errno(errno) => match Errno::from_raw(*errno) {
-            Errno::UnknownErrno => Cow::Owned(format!("errno {errno}")),
-            name => Cow::Owned(format!("{name:?}")),
-        },
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "exact for 285 years of microseconds")]
-fn millis(micros: u64) -> f64 {
-    micros as f64 / 1_000.0
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::SystemTime;
-
-    use config_sync::table::routing::{ListenerId, Protocol, SocketId};
-
-    use super::*;
-    use crate::stats::records::CloseReason;
-
-    #[test]
-    fn line_is_stamped_with_the_time_of_its_event() {
-        let names = Names::new();
-        let wall = WallClock::new(SystemTime::UNIX_EPOCH, 0);
-        let session = session();
-        let open = line("open", 0, &session, &names, (wall, Run(1)));
-        let close = line("close", 0, &session, &names, (wall, Run(1)));
-        assert_eq!(open.time, wall.at(1_000));
-        assert_eq!(close.time, wall.at(3_500));
-        assert!((close.duration_ms - 2.5).abs() < f64::EPSILON);
-        assert_eq!(close.reason, Some("connect_failed"));
-        assert_eq!(close.listener, None, "a name that nobody knows is left out");
-    }
-
-    fn session() -> SessionRecord {
-        let address = "127.0.0.1:1".parse().expect("an address");
-        SessionRecord {
-            listener: Some(ListenerId(9)),
-            reason: Some(CloseReason::ConnectFailed),
-            ..SessionRecord::new(Protocol::Tcp, SocketId(0), (address, address), 1_000, 3_500)
-        }
-    }
 }

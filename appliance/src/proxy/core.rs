@@ -156,7 +156,7 @@ impl Core {
     }
 
     pub fn start(&mut self, id: SocketId) {
-        if self.tables.is_closing(id) {
+        if self.tables.is_closing(id) || self.tables.is_released(id) {
             return;
         }
         if let Some(transport) = self.tables.transport(id) {
@@ -169,9 +169,14 @@ impl Core {
     }
 
     pub fn unlisten(&mut self, id: SocketId) {
+        self.give_up(id, Op::Unlisten);
+    }
+
+    /// Pushes `Unlisten` or `Release`.
+    pub fn give_up(&mut self, id: SocketId, op: Op) {
         // A pause must not start a socket that comes back under this id.
         self.paused.retain(|(paused, _)| *paused != id);
-        self.push(Token::socket(id), Op::Unlisten);
+        self.push(Token::socket(id), op);
     }
 
     pub fn unlistened(&mut self, id: SocketId) {

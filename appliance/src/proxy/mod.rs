@@ -109,7 +109,7 @@ impl Proxy {
         let changes = core.tables.apply(table);
         for (id, op) in changes.ops {
             match op {
-                Op::Unlisten => core.unlisten(id),
+                Op::Unlisten | Op::Release => core.give_up(id, op),
                 op => core.push(Token::socket(id), op),
             }
         }
@@ -263,6 +263,10 @@ impl Proxy {
     fn on_socket(&mut self, id: SocketId, event: Event, bytes: &[u8]) {
         match event {
             Event::Accepted { incoming, peer, local } => self.accept(id, incoming, peer, local),
+            Event::Stopped { .. } if self.core.tables.is_released(id) => {
+                self.core.tables.receives_no_more(id);
+                self.flows.release_sockets(&mut self.core);
+            }
             Event::Stopped { why } => self.core.rearm(id, why),
             Event::Unlistened => self.core.unlistened(id),
             Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event, bytes),

@@ -28,6 +28,8 @@ struct Leaving {
     position: usize,
     /// The ring was told to close the socket.
     closing: bool,
+    /// Another process goes on with the socket. `Some(true)`: this process still receives.
+    released: Option<bool>,
 }
 
 const ABSENT: u32 = u32::MAX;
@@ -97,6 +99,24 @@ impl Tables {
         self.place(id).is_some_and(|place| self.leaving[place].closing)
     }
 
+    /// Whether another process goes on with the socket, which is open here for sends.
+    pub fn is_released(&self, id: SocketId) -> bool {
+        let leaving = self.place(id).map(|place| &self.leaving[place]);
+        leaving.is_some_and(|leaving| leaving.released.is_some() && !leaving.closing)
+    }
+
+    /// Whether datagrams may still come through a socket with which another process goes on.
+    pub fn still_receives(&self, id: SocketId) -> bool {
+        self.place(id).is_some_and(|place| self.leaving[place].released == Some(true))
+    }
+
+    /// The ring receives nothing more on a socket with which another process goes on.
+    pub fn receives_no_more(&mut self, id: SocketId) {
+        if let Some(place) = self.place(id) {
+            self.leaving[place].released = Some(false);
+        }
+    }
+
     pub fn is_leaving(&self, id: SocketId) -> bool {
         self.place(id).is_some()
     }
@@ -156,15 +176,19 @@ impl Tables {
                 // A UDP socket stays until its flows are over, because they still send through the
                 // socket.
                 let closing = socket.transport == Transport::Tcp;
-                if closing {
+                let handed_over = self.current.handed_over.contains(&socket.id);
+                if handed_over {
+                    ops.push((socket.id, Op::Release));
+                } else if closing {
                     ops.push((socket.id, Op::Unlisten));
                 }
+                let released = handed_over.then_some(true);
                 let at = socket.id.index();
                 if self.places.len() <= at {
                     self.places.resize(at + 1, ABSENT);
                 }
                 self.places[at] = u32::try_from(self.leaving.len()).expect("ids are u32");
-                self.leaving.push(Leaving { id: socket.id, table, position, closing });
+                self.leaving.push(Leaving { id: socket.id, table, position, closing, released });
             }
         }
         Changes { ops, previous, retired }

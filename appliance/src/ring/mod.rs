@@ -77,8 +77,14 @@ impl Ring {
 
     /// Takes over a listening socket, before the table that names it is applied. The socket accepts
     /// or receives when an op says so.
-    pub fn listen(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
-        self.listeners.add(socket, transport, fd);
+    pub fn listen(&mut self, socket: SocketId, transport: Transport, fd: impl Into<Arc<OwnedFd>>) {
+        self.listeners.add(socket, transport, fd.into());
+    }
+
+    /// Accepts what waits on sockets that accept, though the kernel has told this ring of nothing.
+    /// The events are added to `turn`.
+    pub fn look(&mut self, turn: &mut Turn) {
+        self.listeners.look(turn);
     }
 
     /// Carries out `ops` in their order. Afterwards `ops` and the turn's output are empty. The
@@ -136,6 +142,7 @@ impl Ring {
                 udp.flush_sends(queue, turn);
                 listeners.unlisten(token.slot, queue, turn);
             }
+            Op::Release => listeners.release(token.slot, queue, turn),
             Op::Refuse { incoming } => listeners.refuse(incoming),
             Op::Adopt { incoming } => {
                 let fd = listeners.take(incoming).expect("incoming connections are answered once");

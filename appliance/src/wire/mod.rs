@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client_hello;
+pub mod hand_over;
 pub mod postgres;
 pub mod proxy_header;
 pub mod tcp_info;

@@ -2,6 +2,7 @@
 //! here.
 
 mod harness;
+mod release;
 mod stream;
 mod tcp;
 mod udp;

@@ -81,6 +81,7 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
         gone: Arc::default(),
         sources: compile.names.known_sources().cloned(),
         drain: None,
+        handed_over: Arc::default(),
         log_opens: config.access_log.open,
     };
     let mut problems = compile.problems;

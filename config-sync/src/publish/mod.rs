@@ -1,6 +1,8 @@
 //! Hands tables to workers. Each worker has a bounded channel and an eventfd. The latest table
 //! wins. Requests about sessions and flows go the same way.
 
+pub mod hand_over;
+mod open_sockets;
 pub mod socket_file;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, TrySendError};
 use nix::net::if_::if_indextoname;
 
+use crate::publish::open_sockets::OpenSockets;
 use crate::publish::socket_file::SocketFile;
 use crate::table::address::Address;
 use crate::table::request::Request;
@@ -21,9 +24,12 @@ use crate::table::routing::{Bound, RoutingTable, Socket, SocketId, Transport};
 pub enum Command {
     /// Apply this table. `sockets` are this worker's listening sockets that are new in the table.
     /// The worker must take them over first.
-    Table { table: Arc<RoutingTable>, sockets: Vec<(SocketId, Transport, OwnedFd)> },
+    Table { table: Arc<RoutingTable>, sockets: Vec<(SocketId, Transport, Arc<OwnedFd>)> },
     /// Answer this request about sessions and flows.
     Ask(Request),
+    /// Accept what waits on all sockets. Another process that had them too has gone, and the kernel
+    /// may have woken only that process.
+    Look,
     /// Close everything now.
     Stop,
 }
@@ -70,6 +76,10 @@ pub struct Publisher {
     prepared: BTreeMap<SocketId, Opened>,
     /// The files of the Unix sockets in `listening`.
     socket_files: BTreeMap<SocketId, SocketFile>,
+    /// Another process still has the Unix sockets, and their files are its files.
+    shares_files: bool,
+    /// The sockets that workers were given, one each, as long as the workers have them open.
+    open_sockets: OpenSockets,
 }
 
 impl Publisher {
@@ -82,6 +92,8 @@ impl Publisher {
             pending: None,
             prepared: BTreeMap::new(),
             socket_files: BTreeMap::new(),
+            shares_files: false,
+            open_sockets: OpenSockets::default(),
         }
     }
 
@@ -197,10 +209,13 @@ impl Publisher {
                 },
             ));
         }
+        self.open_sockets.forget_closed();
         for (id, transport, opened) in opened {
             self.socket_files.extend(opened.file.map(|file| (id, file)));
-            for (worker, file) in self.workers.iter_mut().zip(opened.sockets) {
-                worker.sockets.push((id, transport, file));
+            for (index, file) in opened.sockets.into_iter().enumerate().take(self.workers.len()) {
+                let file = Arc::new(file);
+                self.open_sockets.add(id, index, &file);
+                self.workers[index].sockets.push((id, transport, file));
             }
         }
         let wanted: BTreeMap<_, _> =
@@ -248,7 +263,8 @@ impl Publisher {
             && (self.closing.contains_key(&socket.id) || has_overlapping(&beside.leaves, &bound));
         let error = |error| PublishError { bound, error };
         let sockets = (self.open)(socket, self.workers.len(), rejoins).map_err(error)?;
-        Ok(Opened { sockets, file: SocketFile::of(&socket.address) })
+        let file = if self.shares_files { None } else { SocketFile::of(&socket.address) };
+        Ok(Opened { sockets, file })
     }
 
     fn deliver(&mut self) {
@@ -348,8 +364,9 @@ struct Outbox {
     link: Link,
     table: Option<Arc<RoutingTable>>,
     /// New sockets of this table, or of an earlier table that was never sent.
-    sockets: Vec<(SocketId, Transport, OwnedFd)>,
+    sockets: Vec<(SocketId, Transport, Arc<OwnedFd>)>,
     requests: VecDeque<Request>,
+    look: bool,
     stop: bool,
     /// The worker has hung up.
     gone: bool,
@@ -364,6 +381,7 @@ impl Outbox {
             table: None,
             sockets: Vec::new(),
             requests: VecDeque::new(),
+            look: false,
             stop: false,
             gone: false,
         }
@@ -392,7 +410,7 @@ impl Outbox {
                     self.sockets = sockets;
                     return Ok(());
                 }
-                Some(Command::Ask(_) | Command::Stop) | None => {}
+                Some(Command::Ask(_) | Command::Look | Command::Stop) | None => {}
             }
         }
         while let Some(request) = self.requests.pop_front() {
@@ -400,6 +418,9 @@ impl Outbox {
                 self.requests.push_front(request);
                 break;
             }
+        }
+        if self.look {
+            self.look = self.send(Command::Look)?.is_some();
         }
         if self.stop {
             self.stop = self.send(Command::Stop)?.is_some();

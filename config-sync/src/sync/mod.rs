@@ -1,6 +1,7 @@
 //! Follows one source: reads, compiles, publishes and reports its configuration.
 
 pub mod dry_run;
+pub mod hand_over;
 pub mod left_out;
 mod live;
 pub mod overrides;

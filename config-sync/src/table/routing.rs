@@ -4,6 +4,7 @@
 //! address) has one id in every table. So cursors, counts and counters that workers key by id
 //! survive a new table. Indices (`usize` into a table's own vectors) hold only within one table.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -69,6 +70,9 @@ pub struct RoutingTable {
     /// Set in the last table of a process. Workers accept nothing any more, and live sessions and
     /// flows have this long to end.
     pub drain: Option<Drain>,
+    /// Sockets of the table before that another process serves from now on. This process stops
+    /// accepting and receiving on them, and closes nothing that waits in their queues.
+    pub handed_over: Arc<BTreeSet<SocketId>>,
     pub log_opens: bool,
 }
 
@@ -481,6 +485,7 @@ impl RoutingTable {
             gone: Arc::default(),
             sources: None,
             drain: None,
+            handed_over: Arc::default(),
             log_opens: false,
         }
     }

@@ -276,7 +276,7 @@ fn measure_turns(gateway: &Gateway, flows: u32, lists: bool) {
     let after = gateway.metrics();
     let micros = |share| after.quantile_since(&before, TURN, share) * 1e6;
     let turns = |page: &Metrics| page.value("ringway_worker_turns_total", &[]);
-    println!(
+    eprintln!(
         "{flows} flows, listed {listed} times: {} turns, p99 {:.0} us, p99.9 {:.0} us",
         turns(&after) - turns(&before),
         micros(0.99),

@@ -21,6 +21,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::control::admin::rates::{Rates, Totals};
 use crate::control::admin::viewers::Viewers;
 use crate::control::closes::{Closes, totals};
+use crate::control::metrics::process::Upgrades;
 use crate::control::metrics::samples::{Scrape, Series};
 use crate::control::timestamp::Timestamp;
 use crate::control::top::Clients;
@@ -39,6 +40,9 @@ pub struct Board {
     pub ready: AtomicBool,
     /// No session will begin after the grace, or none does now.
     pub draining: AtomicBool,
+    /// Another process goes on with the sockets.
+    pub handed_over: AtomicBool,
+    pub upgrade: Mutex<Upgrades>,
     pub lines_dropped: AtomicU64,
     pub lines_failed: AtomicU64,
     /// The number that was last read. The file can't be read when no file is left to open.
@@ -115,6 +119,8 @@ impl Board {
             features,
             ready: AtomicBool::default(),
             draining: AtomicBool::default(),
+            handed_over: AtomicBool::default(),
+            upgrade: Mutex::default(),
             rates: Mutex::default(),
             viewers: Viewers::default(),
             lines_dropped: AtomicU64::default(),
@@ -205,6 +211,7 @@ impl Board {
             resolver: latest.resolver,
             ejections: &latest.ejections,
             overrides: latest.overrides,
+            upgrade: *self.upgrade.lock(),
         };
         scrape.render(&latest.series)
     }

@@ -1,13 +1,14 @@
 //! What the admin API asks of the control thread.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use config_sync::compile::names::Names;
 use config_sync::sync::ConfigSync;
 use config_sync::table::request::{Handle, Of};
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::id::Run;
@@ -21,6 +22,8 @@ pub const CALLS: usize = 32;
 pub enum Call {
     /// One question to a worker, and where the answer goes.
     Worker { asked: Asked, answer: oneshot::Sender<Result<Answer, Refusal>> },
+    /// Start the next process, which takes over. `None`: the program that runs.
+    Upgrade { binary: Option<PathBuf>, answer: oneshot::Sender<Result<Upgraded, Refusal>> },
     /// Work on the configuration in force. It sends its own answer, and takes milliseconds at most.
     Sync(Box<dyn FnOnce(&mut ConfigSync) + Send>),
 }
@@ -50,6 +53,19 @@ pub enum Refusal {
     Unknown(String),
     /// The gateway can't answer now.
     Busy(&'static str),
+    /// The gateway has tried, and says why that came to nothing.
+    Failed(String),
+}
+
+/// An upgrade that went well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Upgraded {
+    /// The number of the new process.
+    pub process: u32,
+    /// How many processes there have been, with the new one.
+    pub generation: u64,
+    /// The number of listening addresses that the new process has taken over.
+    pub listeners: usize,
 }
 
 /// What sessions or flows have to be like, in the words of the configuration.
@@ -110,6 +126,13 @@ impl Caller {
     pub async fn ask(&self, asked: Asked) -> Result<Answer, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.0.send(Call::Worker { asked, answer }).await.map_err(|_| GONE)?;
+        answered.await.unwrap_or(Err(GONE))
+    }
+
+    /// Starts the next process, and waits until it has taken over.
+    pub async fn upgrade(&self, binary: Option<PathBuf>) -> Result<Upgraded, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Call::Upgrade { binary, answer }).await.map_err(|_| GONE)?;
         answered.await.unwrap_or(Err(GONE))
     }
 

@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -21,7 +23,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-
+use config_sync::table::address::UNIX;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,6 +32,7 @@ use libc::{EMFILE, ENFILE};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -64,11 +67,46 @@ pub enum Door {
     Unix(std::os::unix::net::UnixListener),
 }
 
+impl Door {
+    /// The socket for another process, and its address as the configuration writes it.
+    ///
+    /// # Errors
+    /// No file is left.
+    pub fn shared(&self) -> io::Result<(String, Arc<OwnedFd>)> {
+        let (address, socket) = match self {
+            Self::Tcp(listener, _) => {
+                (listener.local_addr()?.to_string(), OwnedFd::from(listener.try_clone()?))
+            }
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().map(|path| path.display().to_string());
+                let name = || {
+                    let name = address.as_abstract_name().unwrap_or_default();
+                    format!("@{}", String::from_utf8_lossy(name))
+                };
+                let address = format!("{UNIX}{}", path.unwrap_or_else(name));
+                (address, OwnedFd::from(listener.try_clone()?))
+            }
+        };
+        Ok((address, Arc::new(socket)))
+    }
+}
+
+/// Ends the accepting. Without this, the API serves until the process ends.
+pub struct Closing(watch::Sender<bool>);
+
+impl Closing {
+    pub fn close(self) {
+        // The API's thread may have died.
+        _ = self.0.send(true);
+    }
+}
+
 /// Serves on a thread of its own until the process ends.
 ///
 /// # Errors
 /// The system refuses the thread or the resources of its event loop.
-pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<()> {
+pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<Closing> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
@@ -76,6 +114,7 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
     let reads = Access::Token(None);
     let api = Api { board: Arc::clone(&board), caller: caller.clone(), access: reads };
     runtime.spawn(stream::make(api));
+    let (closing, closed) = watch::channel(false);
     for door in doors {
         let (listener, access) = {
             let _inside = runtime.enter();
@@ -91,12 +130,20 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
         let api = Api { board: Arc::clone(&board), caller: caller.clone(), access };
         // Each socket has places of its own, so no client of an address keeps a client of the Unix
         // socket out.
-        runtime.spawn(serve(listener, api, Arc::clone(&spare)));
+        let mut closed = closed.clone();
+        let serving = serve(listener, api, Arc::clone(&spare));
+        runtime.spawn(async move {
+            tokio::select! {
+                () = serving => {}
+                // An answer that is under way is a task of its own.
+                Ok(_) = closed.wait_for(|closed| *closed) => {}
+            }
+        });
     }
     thread::Builder::new()
         .name("ringway-admin".into())
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-    Ok(())
+    Ok(Closing(closing))
 }
 
 enum Listener {

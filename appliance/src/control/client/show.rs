@@ -176,6 +176,7 @@ pub fn status(value: &Value) -> String {
         ("endpoints down", form("endpoints_down", As::Text)),
         ("overrides", form("overrides", As::Text)),
         ("certificates ending", form("certificates_ending", As::Text)),
+        ("process", process(get("upgrade"))),
     ];
     // Each fault has a line of its own.
     let refused = get("refused").as_str().unwrap_or_default();
@@ -186,6 +187,23 @@ pub fn status(value: &Value) -> String {
     }
     let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
     lines.iter().map(|(title, text)| format!("{title:<width$}  {text}\n")).collect()
+}
+
+/// The place of the process in its line, and what still lives in those before.
+fn process(upgrade: &Value) -> String {
+    let number = |key: &str| upgrade.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let mut text = format!("{} of its line", number("generation"));
+    if number("processes") > 0 {
+        let (sessions, flows) = (number("sessions"), number("flows"));
+        text += &format!(
+            "; {} before it drain: {sessions} sessions, {flows} flows",
+            number("processes")
+        );
+    }
+    if number("failures") > 0 {
+        text += &format!("; {} upgrades failed", number("failures"));
+    }
+    text
 }
 
 /// One object: a line for each field.

@@ -116,6 +116,18 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Start a new process of a running gateway, which takes the listening sockets over.
+    ///
+    /// No client is turned away meanwhile. Sessions and flows that live stay in the old process,
+    /// which ends with the last of them, or after drain_timeout. If the new process fails, the old
+    /// one goes on, and the exit code is 1. This needs admin.socket.
+    Upgrade {
+        /// The new program. Without: the one that runs, from where it was started.
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Give an endpoint no new sessions. Those that live stay.
     Drain {
         #[command(flatten)]
@@ -292,6 +304,12 @@ impl Verb {
                 };
                 output.show(&question, log_level).await
             }
+            Self::Upgrade { binary, output } => {
+                let binary = binary.map(std::path::absolute).transpose()?;
+                let body = Some(json!({ "binary": binary }));
+                let question = Question { method: Method::POST, body, ..Question::get("upgrade") };
+                output.show(&question, upgraded).await
+            }
             Self::Drain { at, lasts } => at.say(json!({ "action": "drain" }), lasts).await,
             Self::Disable { at, lasts } => at.say(json!({ "action": "disable" }), lasts).await,
             Self::Undrain { at } => at.take_back("drain").await,
@@ -343,6 +361,16 @@ fn done(answer: &Value) -> String {
 /// An id as one part of a path. What is in no id is left out, and the gateway says what an id is.
 fn part(id: &str) -> String {
     id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
+}
+
+fn upgraded(answer: &Value) -> String {
+    let number = |key: &str| answer.get(key).and_then(Value::as_u64).unwrap_or(0);
+    format!(
+        "process {} serves now, number {} of its line; it has taken {} listening addresses over\n",
+        number("process"),
+        number("generation"),
+        number("listeners")
+    )
 }
 
 fn killed(answer: &Value) -> String {

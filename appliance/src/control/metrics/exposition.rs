@@ -31,6 +31,28 @@ const METRICS: &[(&str, Type, &str)] = &[
     ("process_start_time_seconds", Type::Gauge, "Unix time at which the process began."),
     ("ringway_build_info", Type::Gauge, "Always 1; the version is in the label."),
     ("ringway_ready", Type::Gauge, "1 while /readyz says yes."),
+    (
+        "ringway_process_generation",
+        Type::Gauge,
+        "How many processes have served one after the other by upgrades, with this one.",
+    ),
+    (
+        "ringway_upgrade_listeners",
+        Type::Gauge,
+        "Listening addresses that this process has taken over from the one before.",
+    ),
+    (
+        "ringway_upgrade_draining_processes",
+        Type::Gauge,
+        "Earlier processes that still live, because sessions or flows of theirs do.",
+    ),
+    ("ringway_upgrade_draining_sessions", Type::Gauge, "Sessions in earlier processes."),
+    ("ringway_upgrade_draining_flows", Type::Gauge, "UDP flows in earlier processes."),
+    (
+        "ringway_upgrade_failures_total",
+        Type::Counter,
+        "Upgrades that came to nothing: this process went on.",
+    ),
     ("ringway_workers", Type::Gauge, "Worker threads, one per core."),
     (
         "ringway_source_ports",

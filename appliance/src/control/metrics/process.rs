@@ -4,10 +4,38 @@
 use procfs::process::{LimitValue, Process};
 use procfs::{CurrentSI as _, KernelStats, ProcResult, page_size, ticks_per_second};
 
+use serde::Serialize;
+
 use crate::control::metrics::exposition::Page;
 
+/// Figures of upgrades.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Upgrades {
+    /// 1: this process has taken nothing over.
+    pub generation: u64,
+    /// The number of listening addresses that came from the process before.
+    pub listeners: u64,
+    /// Earlier processes that still have sessions or flows, and how many.
+    pub processes: u64,
+    pub sessions: u64,
+    pub flows: u64,
+    /// Upgrades that came to nothing in this process.
+    pub failures: u64,
+}
+
 /// Sets the metrics of this process. A value that the kernel does not tell is left out.
-pub(super) fn set(page: &Page) {
+pub(super) fn set(page: &Page, upgrades: Upgrades) {
+    let Upgrades { generation, listeners, processes, sessions, flows, failures } = upgrades;
+    for (name, value) in [
+        ("ringway_process_generation", generation),
+        ("ringway_upgrade_listeners", listeners),
+        ("ringway_upgrade_draining_processes", processes),
+        ("ringway_upgrade_draining_sessions", sessions),
+        ("ringway_upgrade_draining_flows", flows),
+        ("ringway_upgrade_failures_total", failures),
+    ] {
+        page.set(name, &[], value);
+    }
     // Only a machine without /proc has no values.
     let _ = values(page);
 }

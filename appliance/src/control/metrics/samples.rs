@@ -48,13 +48,14 @@ pub struct Scrape<'a> {
     pub resolver: resolve::Figures,
     pub ejections: &'a [Figure],
     pub overrides: u64,
+    pub upgrade: process::Upgrades,
 }
 
 impl Scrape<'_> {
     /// The page, in the Prometheus text exposition format 0.0.4.
     pub fn render(&self, series: &Series) -> String {
         let page = Page::default();
-        process::set(&page);
+        process::set(&page, self.upgrade);
         self.process(&page);
         if let Some(figures) = self.kubernetes {
             kubernetes(&page, figures);
@@ -564,6 +565,7 @@ mod tests {
             resolver: resolve::Figures::default(),
             ejections: &[],
             overrides: 0,
+            upgrade: process::Upgrades::default(),
         }
     }
 

@@ -329,7 +329,9 @@ impl Flows {
         if let Some(slot) = found {
             return Ok(*slot);
         }
-        if core.tables.is_leaving(socket) {
+        // What the other process would have received, had this datagram come a moment later, gets a
+        // flow here.
+        if core.tables.is_leaving(socket) && !core.tables.still_receives(socket) {
             return Err(DropReason::Draining);
         }
         let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
@@ -533,7 +535,10 @@ impl Flows {
         self.rest(core, flow.upstream);
         let record = SessionRecord { handle, refused, detail, ..flow.record(core, Some(reason)) };
         core.log(record);
-        if self.by_socket[flow.socket.index()] == 0 && core.tables.close(flow.socket) {
+        if self.by_socket[flow.socket.index()] == 0
+            && !core.tables.still_receives(flow.socket)
+            && core.tables.close(flow.socket)
+        {
             core.unlisten(flow.socket);
         }
     }
@@ -544,6 +549,7 @@ impl Flows {
             .tables
             .leaving()
             .filter(|id| core.tables.transport(*id) == Some(Transport::Udp))
+            .filter(|id| !core.tables.still_receives(*id))
             .filter(|id| self.by_socket.get(id.index()).is_none_or(|flows| *flows == 0))
             .collect();
         for id in idle {

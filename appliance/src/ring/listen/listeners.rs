@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::routing::{SocketId, SocketOptions, Transport};
@@ -37,7 +38,8 @@ pub struct Listeners {
 }
 
 struct ListenSocket {
-    fd: OwnedFd,
+    /// The control thread can find the descriptor as long as the socket is open here.
+    fd: Arc<OwnedFd>,
     transport: Transport,
     /// The address that the socket is bound to. `None`: a Unix socket.
     local: Option<SocketAddr>,
@@ -50,7 +52,7 @@ struct ListenSocket {
     deaf: bool,
     /// UDP: the socket that was handed over anew. It takes this one's place when the receive is
     /// over.
-    successor: Option<OwnedFd>,
+    successor: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,9 @@ enum State {
     Open,
     /// TCP: for `LULL`, the socket turns new connections away.
     Lull,
+    /// Another process goes on with the socket. The multishot was cancelled. Then a TCP socket is
+    /// closed, and a UDP socket stays for sends.
+    Released,
     /// The multishot was cancelled. The rest of the queue is handed over, and then the socket is
     /// closed.
     Closing,
@@ -71,7 +76,7 @@ impl Listeners {
     /// Takes over a socket, which accepts or receives only when an op says so. If a UDP socket is
     /// still open under this id, the old socket is kept, because flows send through it. If the old
     /// socket is being closed, the new one follows it, and `Stopped` reports when.
-    pub fn add(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+    pub fn add(&mut self, socket: SocketId, transport: Transport, fd: Arc<OwnedFd>) {
         if self.sockets.len() <= socket.index() {
             self.sockets.resize_with(socket.index() + 1, || None);
         }
@@ -114,7 +119,7 @@ impl Listeners {
         }
     }
 
-    fn place(&mut self, socket: SocketId, transport: Transport, fd: OwnedFd) {
+    fn place(&mut self, socket: SocketId, transport: Transport, fd: Arc<OwnedFd>) {
         let local = local_address(&fd);
         self.generation = self.generation.wrapping_add(1) & Token::MAX_GENERATION;
         let (generation, state) = (self.generation, State::Open);
@@ -212,6 +217,52 @@ impl Listeners {
         }
     }
 
+    /// Accepts what waits on all sockets that accept, as far as there is room.
+    pub fn look(&mut self, turn: &mut Turn) {
+        for slot in 0..u32::try_from(self.sockets.len()).unwrap_or(u32::MAX) {
+            while !self.is_full()
+                && let Some(listener) = self.get(slot)
+                && listener.transport == Transport::Tcp
+                && listener.state == State::Open
+                && listener.armed
+            {
+                match calls::accept(listener.fd.as_fd()) {
+                    Ok(fd) => self.hand_over(slot, fd, turn),
+                    Err(error) if is_passing(&error) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// Stops accepting or receiving on a socket that another process has too.
+    pub fn release(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        listener.state = State::Released;
+        if listener.armed {
+            let what = match listener.transport {
+                Transport::Tcp => What::Accept,
+                Transport::Udp => What::ReceiveDown,
+            };
+            queue.cancel(UserData::new(what, slot, listener.generation));
+        } else {
+            self.released(slot, queue, turn);
+        }
+    }
+
+    /// Nothing more comes by itself through a socket that another process has too. For each new
+    /// connection the kernel wakes one of the two processes. It may have woken this one in vain, so
+    /// what waits now is accepted here.
+    fn released(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        match self.get(slot).map(|listener| listener.transport) {
+            Some(Transport::Tcp) => self.close(slot, queue, turn),
+            Some(Transport::Udp) => {
+                turn.push(Token::socket(SocketId(slot)), Event::Stopped { why: None });
+            }
+            None => {}
+        }
+    }
+
     /// The lull is over.
     pub fn lulled(&mut self, user_data: UserData, queue: &mut Queue, turn: &mut Turn) {
         let Some(listener) = self.get_live(user_data) else { return };
@@ -259,6 +310,7 @@ impl Listeners {
                 turn.push(Token::socket(SocketId(user_data.slot)), Event::Stopped { why });
             }
             State::Lull => {}
+            State::Released => self.released(user_data.slot, queue, turn),
             State::Closing => match listener.successor.take() {
                 Some(fd) => {
                     self.place(SocketId(user_data.slot), Transport::Udp, fd);

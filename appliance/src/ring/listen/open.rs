@@ -59,6 +59,45 @@ pub fn open_listeners(
     Ok(sockets)
 }
 
+/// Makes the listening sockets of another process complete: the first `workers` of its group, in
+/// their order. A Unix socket is one for all workers. Sockets that a group lacks join behind the
+/// others. No connection and no datagram reaches those before the group's program is attached
+/// anew, for so many sockets ([`steering::attach`]).
+///
+/// # Errors
+///
+/// The errors of [`open_listeners`].
+pub fn join_listeners(
+    socket: &SocketConfig,
+    mut sockets: Vec<OwnedFd>,
+    workers: usize,
+    early: bool,
+    seed: u64,
+) -> io::Result<Vec<OwnedFd>> {
+    sockets.truncate(workers);
+    let Some(address) = socket.address.ip() else {
+        while sockets.len() < workers {
+            let copy = sockets.first().ok_or(io::ErrorKind::NotFound)?.try_clone()?;
+            sockets.push(copy);
+        }
+        return Ok(sockets);
+    };
+    if let [only] = &sockets[..]
+        && workers > 1
+    {
+        // A group of one has no program yet, so the kernel would choose among all sockets.
+        steering::attach(only.as_fd(), address.is_ipv4(), 1, seed)?;
+    }
+    while sockets.len() < workers {
+        let joins = bind(socket, address, early)?;
+        if socket.transport == Transport::Tcp {
+            joins.listen(BACKLOG)?;
+        }
+        sockets.push(joins.into());
+    }
+    Ok(sockets)
+}
+
 fn bind(config: &SocketConfig, address: SocketAddr, early: bool) -> io::Result<Socket> {
     let socket = new_socket(config, address, early)?;
     socket.set_reuse_port(true)?;

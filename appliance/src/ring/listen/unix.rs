@@ -31,7 +31,7 @@ pub fn open(
     workers: usize,
     backlog: i32,
 ) -> io::Result<Vec<OwnedFd>> {
-    let socket = bind(path, config.bind.mode.unwrap_or(0o777))?;
+    let socket = bind(path, config.bind.mode.unwrap_or(0o777), Type::STREAM)?;
     if let Some(file) = path.file() {
         own(config, file).inspect_err(|_| _ = fs::remove_file(file))?;
     }
@@ -45,13 +45,14 @@ pub fn open(
     Ok(sockets)
 }
 
-/// Opens the listening socket of the admin API. Only the process's own user may connect.
+/// Opens a listening socket of the process itself: of the admin API, or for the next process. Only
+/// the process's own user may connect.
 ///
 /// # Errors
 ///
 /// The errors of [`open`].
-pub fn open_private(path: UnixPath) -> io::Result<OwnedFd> {
-    let socket = bind(path, 0o600)?;
+pub fn open_private(path: UnixPath, kind: Type) -> io::Result<OwnedFd> {
+    let socket = bind(path, 0o600, kind)?;
     if let Some(file) = path.file() {
         let mode = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
         mode.inspect_err(|_| _ = fs::remove_file(file))?;
@@ -60,10 +61,21 @@ pub fn open_private(path: UnixPath) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// Connects to a socket that [`open_private`] has opened.
+///
+/// # Errors
+///
+/// Errors of socket(2) and connect(2).
+pub fn connect(path: UnixPath, kind: Type) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::UNIX, kind, None)?;
+    socket.connect(&unix_address(path)?)?;
+    Ok(socket.into())
+}
+
 /// Binds a socket whose file has no more than this mode. A file that is stale is replaced.
-fn bind(path: UnixPath, mode: u32) -> io::Result<Socket> {
+fn bind(path: UnixPath, mode: u32, kind: Type) -> io::Result<Socket> {
     let address = unix_address(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    let socket = Socket::new(Domain::UNIX, kind.nonblocking(), None)?;
     let Some(file) = path.file() else {
         socket.bind(&address)?;
         return Ok(socket);
@@ -72,7 +84,7 @@ fn bind(path: UnixPath, mode: u32) -> io::Result<Socket> {
     fchmod(&socket, Mode::from_bits_truncate(mode))?;
     let bound = socket.bind(&address);
     if bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-        && is_stale(file, &address)
+        && is_stale(file, &address, kind)
     {
         fs::remove_file(file)?;
         socket.bind(&address)?;
@@ -83,10 +95,10 @@ fn bind(path: UnixPath, mode: u32) -> io::Result<Socket> {
 }
 
 /// Whether the file is a socket that nobody listens on, such as that of a process that was killed.
-fn is_stale(file: &Path, address: &SockAddr) -> bool {
+fn is_stale(file: &Path, address: &SockAddr, kind: Type) -> bool {
     let is_socket = fs::symlink_metadata(file).is_ok_and(|found| found.file_type().is_socket());
     let refused = || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        let socket = Socket::new(Domain::UNIX, kind.nonblocking(), None)?;
         socket.connect(address)
     };
     // EAGAIN would mean that the queue of a living listener is full.

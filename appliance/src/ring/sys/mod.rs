@@ -4,3 +4,4 @@ pub mod calls;
 pub mod errno;
 pub mod memory;
 pub mod options;
+pub mod pass;

@@ -26,7 +26,7 @@ impl Kernel {
 
     /// What has stopped by itself goes on: at once, or, where the machine lacked something, soon.
     pub fn check_armed(&self) {
-        for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending) {
+        for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending && !s.released) {
             let resting = self.now < socket.stopped + LONGEST_PAUSE;
             assert!(socket.armed || resting, "stopped for good: {id:?}");
         }

@@ -23,6 +23,7 @@ impl Kernel {
             address,
             armed: false,
             ending: false,
+            released: false,
             followed: false,
             handshakes: 0,
             backlog: VecDeque::new(),
@@ -41,7 +42,7 @@ impl Kernel {
         let now = self.now;
         let socket = self.listening_socket(token, Transport::Tcp);
         assert!(!socket.armed, "Accept while accepting");
-        assert!(!socket.ending, "Accept after Unlisten");
+        assert!(!socket.ending && !socket.released, "Accept after the end");
         assert!(now >= socket.pause_until, "Accept without a pause after files or memory ran out");
         socket.armed = true;
         self.soon(Pending::Accept(SocketId(token.slot)));
@@ -100,6 +101,33 @@ impl Kernel {
             return;
         }
         self.soon(Pending::Unlisten(id));
+    }
+
+    pub(super) fn release(&mut self, token: Token) {
+        let id = SocketId(token.slot);
+        let socket = self.listening.get_mut(&id).expect("Release of no listening socket");
+        assert!(!socket.ending && !socket.released, "Release after the end");
+        socket.released = true;
+        self.soon(Pending::Released(id));
+    }
+
+    /// Until now the socket has accepted or received. What is left is the other process's.
+    pub(super) fn released(&mut self, id: SocketId, turn: &mut Turn) {
+        // It may have stopped by itself, and have been closed, in the meantime.
+        let Some(socket) = self.listening.get_mut(&id).filter(|socket| !socket.ending) else {
+            return;
+        };
+        socket.armed = false;
+        let waiting = socket.backlog.len();
+        let event = match socket.transport {
+            Transport::Udp => Event::Stopped { why: None },
+            Transport::Tcp => {
+                (0..waiting).for_each(|_| self.hand_over(id, turn));
+                self.listening.remove(&id);
+                Event::Unlistened
+            }
+        };
+        self.event(Token::socket(id), event, turn);
     }
 
     pub(super) fn unlisten_on(&mut self, id: SocketId, turn: &mut Turn) {

@@ -44,6 +44,8 @@ pub(crate) struct Listening {
     pub(crate) armed: bool,
     /// `Unlisten` was asked for.
     pub(crate) ending: bool,
+    /// `Release` was asked for. UDP: the socket still sends.
+    pub(crate) released: bool,
     /// UDP: was handed over anew while it ends, and is followed by that.
     pub(crate) followed: bool,
     /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
@@ -62,6 +64,8 @@ pub(crate) enum Pending {
     Handshake(SocketId, ConnId),
     Accept(SocketId),
     Unlisten(SocketId),
+    /// The cancellation of what accepts or receives on a socket of another process too is through.
+    Released(SocketId),
     Ready(ConnId),
     Space(ConnId),
     /// A stream's receive has something to take.

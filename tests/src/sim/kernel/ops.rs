@@ -27,6 +27,7 @@ impl Kernel {
                 self.listening_socket(token, Transport::Tcp);
             }
             Op::Unlisten => self.unlisten(token),
+            Op::Release => self.release(token),
             Op::Refuse { incoming } => self.refuse(token, incoming),
             Op::Adopt { incoming } => self.adopt(token, incoming),
             Op::Mark { from, at_least } => self.mark(token, from, at_least),
@@ -84,6 +85,7 @@ impl Kernel {
             Pending::Handshake(socket, conn) => self.handshake_done(socket, conn),
             Pending::Accept(socket) => self.accept_one(socket, turn),
             Pending::Unlisten(socket) => self.unlisten_on(socket, turn),
+            Pending::Released(socket) => self.released(socket, turn),
             Pending::Ready(conn) => self.ready(conn, turn),
             Pending::Space(conn) => self.space(conn),
             Pending::Arrive(conn) => self.arrive(conn, turn),

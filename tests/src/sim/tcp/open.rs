@@ -50,7 +50,8 @@ impl Kernel {
     }
 
     pub(crate) fn handshake_done(&mut self, id: SocketId, conn: ConnId) {
-        let socket = self.listening.get_mut(&id).expect("open while handshakes are under way");
+        // After `Release`, another process accepts this connection.
+        let Some(socket) = self.listening.get_mut(&id) else { return };
         socket.handshakes -= 1;
         socket.backlog.push_back(conn);
         if socket.armed {

@@ -19,7 +19,7 @@ impl Kernel {
                     // Its successor says that it has stopped, and is told then.
                     return;
                 }
-                assert!(!socket.ending, "Receive after Unlisten");
+                assert!(!socket.ending && !socket.released, "Receive after the end");
                 assert!(now >= socket.pause_until, "Receive without a pause after an error");
                 socket.armed = true;
             }

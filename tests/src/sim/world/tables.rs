@@ -1,9 +1,10 @@
 //! The control thread: a configuration becomes a table, and sockets are taken over.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use config_sync::table::address::UNIX_CLIENT;
-use config_sync::table::routing::RoutingTable;
+use config_sync::table::routing::{RoutingTable, SocketId};
 
 use super::{Next, World};
 use crate::sim::coverage::Fault;
@@ -13,7 +14,11 @@ impl World {
     /// Compiles the configuration as it stands, takes sockets over, and applies the table.
     pub(super) fn apply_next(&mut self, next: Next) {
         let table = match next {
-            Next::Drain(drain) => self.model.drain(drain),
+            Next::Drain(drain) => {
+                let mut table = self.model.drain(drain);
+                table.handed_over = self.handed_over();
+                table
+            }
             Next::Model => {
                 // A TCP address that is being closed can't be bound yet; a UDP address can.
                 let leaving = self.leaving.clone();
@@ -33,6 +38,13 @@ impl World {
         self.in_force = ids;
         self.apply(Arc::new(table));
         self.tables.ask(&mut self.ops);
+    }
+
+    /// Sometimes another process goes on with some of the sockets.
+    fn handed_over(&mut self) -> Arc<BTreeSet<SocketId>> {
+        let share = if self.rng.per_mille(400) { 700 } else { 0 };
+        let ids = self.in_force.clone().into_iter();
+        Arc::new(ids.filter(|_| self.rng.per_mille(share)).collect())
     }
 
     fn apply(&mut self, table: Arc<RoutingTable>) {

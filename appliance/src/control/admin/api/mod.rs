@@ -14,6 +14,7 @@ mod sessions;
 mod status;
 pub mod stream;
 mod top;
+mod upgrade;
 mod why;
 
 use std::sync::Arc;
@@ -59,7 +60,8 @@ pub fn routes() -> Router<Api> {
         .merge(limits::routes())
         .merge(certificates::routes())
         .merge(backends::routes())
-        .merge(stream::routes());
+        .merge(stream::routes())
+        .merge(upgrade::routes());
     Router::new().nest("/api/v1", all.fallback(unknown))
 }
 
@@ -147,6 +149,7 @@ impl From<Refusal> for Fault {
         match refusal {
             Refusal::Bad(text) => Self::bad(text),
             Refusal::Unknown(text) => Self::new(StatusCode::NOT_FOUND, text),
+            Refusal::Failed(text) => Self::new(StatusCode::CONFLICT, text),
             Refusal::Busy(text) => Self::new(StatusCode::SERVICE_UNAVAILABLE, text),
         }
     }

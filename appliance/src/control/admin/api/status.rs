@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::control::admin::api::Api;
 use crate::control::admin::board::{Board, Source};
+use crate::control::metrics::process::Upgrades;
 use crate::control::time_of_day::unix_seconds;
 use crate::stats::counters::{Counter, Counters};
 
@@ -54,6 +55,7 @@ pub struct Status {
     overrides: u64,
     /// Certificates that have ended or end within days, and revocation lists that have ended.
     certificates_ending: usize,
+    upgrade: Upgrades,
 }
 
 #[derive(Serialize)]
@@ -103,5 +105,6 @@ pub fn of(board: &Board) -> Status {
         endpoints_down: latest.health.endpoints.iter().filter(|(_, _, up)| !up).count(),
         overrides: latest.overrides,
         certificates_ending: ends.count(),
+        upgrade: *board.upgrade.lock(),
     }
 }

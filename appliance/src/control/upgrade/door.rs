@@ -1,0 +1,147 @@
+//! The socket on which the next process comes, and the messages that go through it.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use config_sync::table::address::{Address, UNIX, UnixPath};
+use nix::unistd::geteuid;
+use socket2::Type;
+
+use crate::ring::listen::unix;
+use crate::ring::sys::pass;
+use crate::wire::hand_over::{MOST_BYTES, Message, read, write};
+
+/// How long either process waits for a message of the other. A large configuration takes seconds to
+/// be in force.
+pub const PATIENCE: Duration = Duration::from_secs(25);
+
+/// The name of the socket: that of the admin API's socket, with `.upgrade` behind.
+///
+/// # Errors
+/// The configuration has no `admin.socket`, or its name is too long.
+pub fn path(admin_socket: Option<UnixPath>) -> Result<UnixPath, String> {
+    let Some(admin) = admin_socket else {
+        return Err(
+            "an upgrade needs `admin.socket` in the configuration: the processes meet on a \
+                    socket beside it"
+                .to_owned(),
+        );
+    };
+    let admin = Address::Unix(admin).to_string();
+    let name = format!("{}.upgrade", admin.strip_prefix(UNIX).unwrap_or(&admin));
+    UnixPath::new(&name).map_err(|why| format!("the socket for upgrades, unix:{name}: {why}"))
+}
+
+/// Opens the socket.
+///
+/// # Errors
+/// Errors of bind(2).
+pub fn open(path: UnixPath) -> io::Result<OwnedFd> {
+    unix::open_private(path, Type::SEQPACKET)
+}
+
+/// A connection between the old process and the new one.
+pub struct Link {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Link {
+    /// Connects to the process that serves now.
+    ///
+    /// # Errors
+    /// The text is for the operator.
+    pub fn connect(path: UnixPath) -> Result<Self, String> {
+        let shown = Address::Unix(path);
+        let socket = unix::connect(path, Type::SEQPACKET);
+        let socket = socket
+            .map_err(|error| format!("{shown}: no gateway can be taken over there: {error}"))?;
+        Self::new(socket)
+    }
+
+    /// # Errors
+    /// The peer is of another user.
+    pub fn new(socket: OwnedFd) -> Result<Self, String> {
+        let peer = pass::peer(socket.as_fd()).and_then(|(user, _)| {
+            pass::set_patience(socket.as_fd(), PATIENCE)?;
+            Ok(user)
+        });
+        let user = peer.map_err(|error| format!("the connection of an upgrade: {error}"))?;
+        if user != geteuid().as_raw() && user != 0 {
+            return Err(format!("user {user} may not take this gateway's sockets over"));
+        }
+        Ok(Self { socket, buffer: vec![0; MOST_BYTES] })
+    }
+
+    /// The number of the process at the other end.
+    pub fn peer(&self) -> u32 {
+        pass::peer(self.socket.as_fd()).map_or(0, |(_, process)| process)
+    }
+
+    /// # Errors
+    /// The other process has ended, or does not read.
+    pub fn send(&self, message: &Message, beside: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let sent = pass::send(self.socket.as_fd(), &write(message), beside);
+        sent.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => "the other process has ended".to_owned(),
+            _ => format!("sending to the other process: {error}"),
+        })
+    }
+
+    /// # Errors
+    /// The other process has ended, has refused, says nothing, or says something else than a
+    /// message.
+    pub fn receive(&mut self) -> Result<(Message, Vec<OwnedFd>), String> {
+        let received = pass::receive(self.socket.as_fd(), &mut self.buffer);
+        let (len, beside) = received.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                format!("the other process has said nothing for {} s", PATIENCE.as_secs())
+            }
+            _ => format!("receiving from the other process: {error}"),
+        })?;
+        if len == 0 {
+            return Err("the other process has ended, or has hung up".to_owned());
+        }
+        match read(&self.buffer[..len]).map_err(|fault| fault.to_string())? {
+            Message::Refused { why } => Err(format!("the other process refuses: {why}")),
+            message => Ok((message, beside)),
+        }
+    }
+
+    /// Tells the other process why there is no upgrade.
+    pub fn refuse(&self, why: &str) {
+        // If the other process has gone, nobody need be told.
+        let why = why.chars().take(1_000).collect();
+        let _ = self.send(&Message::Refused { why }, &[]);
+    }
+}
+
+/// The other process has sent a message out of order.
+pub fn out_of_order(message: &Message) -> String {
+    let word = format!("{message:?}");
+    let word = word.split([' ', '(', '{']).next().unwrap_or_default();
+    format!("the other process says {word} out of order")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_is_beside_that_of_the_admin_api() {
+        let path = |name: &str| path(Some(UnixPath::new(name).expect("a name")));
+        let named = |name: &str| Address::Unix(path(name).expect("a name")).to_string();
+        assert_eq!(named("/run/a.sock"), "unix:/run/a.sock.upgrade");
+        assert_eq!(named("@a"), "unix:@a.upgrade");
+        assert!(path(&format!("/{}", "a".repeat(100))).is_err(), "it would be too long");
+        assert!(super::path(None).is_err_and(|why| why.contains("admin.socket")));
+    }
+
+    #[test]
+    fn a_message_out_of_order_is_named_without_its_contents() {
+        let message = Message::Hello { program: "x".into(), workers: 1 };
+        assert_eq!(out_of_order(&message), "the other process says Hello out of order");
+        assert_eq!(out_of_order(&Message::Mine), "the other process says Mine out of order");
+    }
+}

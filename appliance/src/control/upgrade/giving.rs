@@ -1,0 +1,101 @@
+//! The old process's side of the conversation, on a thread of its own.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::admin::board::Board;
+use crate::control::upgrade::door::{Link, out_of_order};
+use crate::control::upgrade::state::Step;
+use crate::wire::hand_over::{MOST_SOCKETS, Message};
+
+/// How often the new process is told what still lives here.
+const REPORT: Duration = Duration::from_millis(250);
+
+/// What the conversation asks the control thread.
+pub struct Asks {
+    /// Which attempt this is. The control thread may have given it up.
+    pub attempt: u64,
+    pub steps: mpsc::Sender<Step>,
+    pub board: Arc<Board>,
+}
+
+/// Speaks with the new process until one of the two ends.
+pub fn give(mut link: Link, asks: &Asks) {
+    match converse(&mut link, asks) {
+        Ok(()) => report(&link, &asks.board),
+        Err(why) => {
+            link.refuse(&why);
+            let _ = asks.steps.blocking_send(Step::Broken { attempt: asks.attempt, why });
+        }
+    }
+}
+
+fn converse(link: &mut Link, asks: &Asks) -> Result<(), String> {
+    let workers = match link.receive()?.0 {
+        Message::Hello { workers, .. } if workers > 0 => workers as usize,
+        other => return Err(out_of_order(&other)),
+    };
+    let attempt = asks.attempt;
+    let offer = asks.ask(|answer| Step::Wanted { attempt, workers, answer })?;
+    link.send(&offer.message, &[])?;
+    for some in offer.sockets.chunks(MOST_SOCKETS) {
+        let names = some.iter().map(|(name, _)| name.clone()).collect();
+        let beside: Vec<_> = some.iter().map(|(_, socket)| socket.as_fd()).collect();
+        link.send(&Message::Sockets(names), &beside)?;
+    }
+    let mut taken = BTreeSet::new();
+    loop {
+        match link.receive()?.0 {
+            Message::Taken(numbers) => taken.extend(numbers),
+            Message::Ready => break,
+            other => return Err(out_of_order(&other)),
+        }
+    }
+    let count = u32::try_from(offer.sockets.len()).unwrap_or(u32::MAX);
+    if taken.last().is_some_and(|last| *last >= count) {
+        return Err("the other process takes a socket that it was not given".to_owned());
+    }
+    drop(offer);
+    asks.ask(|answer| Step::Ready { attempt, taken, answer })?;
+    link.send(&Message::Yours, &[])?;
+    match link.receive()?.0 {
+        Message::Mine => asks.ask(|answer| Step::Mine { attempt, answer }),
+        other => Err(out_of_order(&other)),
+    }
+}
+
+impl Asks {
+    fn ask<T>(
+        &self,
+        step: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Step,
+    ) -> Result<T, String> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "the gateway has given this upgrade up".to_owned();
+        self.steps.blocking_send(step(answer)).map_err(|_| gone())?;
+        answered.blocking_recv().unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// Tells the new process what still lives here, until one of the two ends.
+fn report(link: &Link, board: &Board) {
+    loop {
+        let before = *board.upgrade.lock();
+        let sum = |count: fn(&crate::stats::counters::Counters) -> u64| {
+            board.workers().iter().map(|worker| count(worker)).sum::<u64>()
+        };
+        let draining = Message::Draining {
+            processes: before.processes + 1,
+            sessions: before.sessions + sum(|worker| worker.sessions.get()),
+            flows: before.flows + sum(|worker| worker.flows.get()),
+        };
+        if link.send(&draining, &[]).is_err() {
+            return;
+        }
+        thread::sleep(REPORT);
+    }
+}

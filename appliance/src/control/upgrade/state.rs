@@ -1,0 +1,153 @@
+//! What the control thread knows of upgrades: as the old process, and as the new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use config_sync::publish::socket_file::SocketFile;
+use config_sync::table::routing::SocketId;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::control::admin::calls::{Caller, Refusal, Upgraded};
+use crate::control::admin::server::{Closing, Door};
+use crate::control::upgrade::door::Link;
+use crate::wire::hand_over::{Message, Name};
+
+/// A step of an upgrade, for the control thread.
+pub enum Step {
+    // ---- in the old process ----
+    /// The new process, with so many workers, asks for the sockets.
+    Wanted { attempt: u64, workers: usize, answer: Answer<Offer> },
+    /// The new process serves. It has taken the sockets of these numbers.
+    Ready { attempt: u64, taken: BTreeSet<u32>, answer: Answer<()> },
+    /// The new process knows that it may go on alone.
+    Mine { attempt: u64, answer: Answer<()> },
+    /// The conversation has ended early.
+    Broken { attempt: u64, why: String },
+    /// The process that this one has started has ended.
+    Ended { attempt: u64, status: io::Result<ExitStatus> },
+    // ---- in the new process ----
+    /// The old process is about to stop.
+    Yours,
+    /// The old process goes on alone.
+    NotOurs { why: String },
+    /// What lives in earlier processes.
+    Draining { processes: u64, sessions: u64, flows: u64 },
+}
+
+/// The sockets for the new process.
+#[derive(Debug)]
+pub struct Offer {
+    /// The message that comes first.
+    pub message: Message,
+    pub sockets: Vec<(Name, Arc<OwnedFd>)>,
+}
+
+pub type Answer<T> = oneshot::Sender<Result<T, String>>;
+
+pub struct Upgrade {
+    /// The socket on which the next process comes. Its type is SOCK_SEQPACKET. `None`: nobody can
+    /// come.
+    pub door: Option<UnixListener>,
+    /// Why there is no door.
+    pub no_door: String,
+    /// The file of `door`.
+    pub door_file: Option<SocketFile>,
+    /// The admin API's listening sockets, for the next process.
+    pub admin: Vec<(String, Arc<OwnedFd>)>,
+    pub admin_closing: Option<Closing>,
+    /// Steers sources to workers.
+    pub seed: u64,
+    /// 1 for a process that has taken nothing over.
+    pub generation: u64,
+    pub program: PathBuf,
+    pub arguments: Vec<OsString>,
+    pub sender: mpsc::Sender<Step>,
+    pub steps: mpsc::Receiver<Step>,
+    pub attempts: u64,
+    pub giving: Option<Giving>,
+    pub taking: Option<Taking>,
+    /// Why this process ends with an error although it drains.
+    pub failure: Option<String>,
+    /// When systemd was last told that this process lives.
+    pub fed: Instant,
+}
+
+/// In the old process: an upgrade that is under way.
+pub struct Giving {
+    pub attempt: u64,
+    pub began: Instant,
+    /// The process that this one has started, until it has ended.
+    pub child: Option<u32>,
+    /// The new process.
+    pub peer: Option<u32>,
+    /// Who asked for the upgrade.
+    pub caller: Option<oneshot::Sender<Result<Upgraded, Refusal>>>,
+    /// The new process's workers, and who waits for the sockets.
+    pub wanted: Option<(usize, Answer<Offer>)>,
+    pub workers: usize,
+    /// By the number of an offered socket.
+    pub ids: Vec<Option<SocketId>>,
+    /// A socket of each SO_REUSEPORT group, and the group's address.
+    pub groups: BTreeMap<SocketId, (Arc<OwnedFd>, SocketAddr)>,
+    pub taken: BTreeSet<SocketId>,
+    /// The groups steer to the workers of the new process.
+    pub steered: bool,
+}
+
+/// In the new process: the old one still serves.
+pub struct Taking {
+    /// `None`: the old process was told that this one serves.
+    pub link: Option<Link>,
+    pub taken: Vec<u32>,
+    /// What becomes of the admin API and of the next upgrade when this process is alone.
+    pub doors: Vec<Door>,
+    pub caller: Caller,
+    pub door: Option<OwnedFd>,
+    /// SIGTERM has come.
+    pub must_end: bool,
+}
+
+impl Upgrade {
+    pub fn new(seed: u64, generation: u64, program: PathBuf) -> Self {
+        let (sender, steps) = mpsc::channel(8);
+        Self {
+            door: None,
+            no_door: "this gateway is not ready yet".to_owned(),
+            door_file: None,
+            admin: Vec::new(),
+            admin_closing: None,
+            seed,
+            generation,
+            program,
+            arguments: std::env::args_os().skip(1).collect(),
+            sender,
+            steps,
+            attempts: 0,
+            giving: None,
+            taking: None,
+            failure: None,
+            fed: Instant::now(),
+        }
+    }
+
+    /// Whether two processes serve. The set of sockets must not change then.
+    pub fn is_under_way(&self) -> bool {
+        self.taking.is_some() || self.giving.as_ref().is_some_and(|giving| giving.workers > 0)
+    }
+}
+
+/// Waits until a process comes to take over, and lets it in.
+pub async fn knocked(door: &mut Option<UnixListener>) -> io::Result<OwnedFd> {
+    match door {
+        Some(door) => Ok(door.accept().await?.0.into_std()?.into()),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,142 @@
+//! The new process's side of the conversation.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use config_sync::table::address::UnixPath;
+use config_sync::table::routing::{Socket, Transport};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::control::upgrade::door::{Link, out_of_order};
+use crate::control::upgrade::state::Step;
+use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, What};
+
+/// What the old process has given.
+pub struct Given {
+    pub link: Link,
+    /// How many processes have handed their sockets on, with the old one.
+    pub generation: u64,
+    /// The seed that steers sources to workers in the sockets' groups.
+    pub seed: u64,
+    pub sockets: Arc<Mutex<Sockets>>,
+}
+
+/// The old process's sockets, until somebody in this process takes them.
+#[derive(Default)]
+pub struct Sockets {
+    /// In the order of the workers, with the number of each.
+    unused: BTreeMap<(What, String, u32), Vec<(u32, OwnedFd)>>,
+    taken: Vec<u32>,
+    /// The number of listening addresses among them.
+    pub listeners: u64,
+}
+
+/// Asks the process that serves now for its sockets.
+///
+/// # Errors
+/// There is no such process, or it refuses. The text is for the operator.
+pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
+    let mut link = Link::connect(path)?;
+    let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+    let program = env!("CARGO_PKG_VERSION").to_owned();
+    link.send(&Message::Hello { program, workers }, &[])?;
+    let (generation, seed, count) = match link.receive()?.0 {
+        Message::Offer { generation, seed, sockets, .. } => (generation, seed, sockets),
+        other => return Err(out_of_order(&other)),
+    };
+    let mut sockets = Sockets::default();
+    let mut number = 0;
+    while number < count {
+        let (names, beside) = match link.receive()? {
+            (Message::Sockets(names), beside) => (names, beside),
+            (other, _) => return Err(out_of_order(&other)),
+        };
+        if names.len() != beside.len() || names.is_empty() {
+            return Err(format!("{} names came with {} sockets", names.len(), beside.len()));
+        }
+        for (name, socket) in names.into_iter().zip(beside) {
+            sockets.add(number, name, socket);
+            number += 1;
+        }
+    }
+    Ok(Given { link, generation, seed, sockets: Arc::new(Mutex::new(sockets)) })
+}
+
+impl Sockets {
+    fn add(&mut self, number: u32, name: Name, socket: OwnedFd) {
+        let Name { what, address, interface, .. } = name;
+        self.unused.entry((what, address, interface)).or_default().push((number, socket));
+    }
+
+    /// Takes the sockets of this address, in the order of the workers. None: the old process has
+    /// not listened there.
+    pub fn take(&mut self, what: What, address: &str, interface: u32) -> Vec<OwnedFd> {
+        let found = self.unused.remove(&(what, address.to_owned(), interface));
+        let found = found.unwrap_or_default().into_iter();
+        let sockets = found.map(|(number, socket)| {
+            self.taken.push(number);
+            socket
+        });
+        sockets.collect()
+    }
+
+    /// Takes the listening sockets of a table's socket.
+    pub fn take_listening(&mut self, socket: &Socket) -> Vec<OwnedFd> {
+        let what = match socket.transport {
+            Transport::Tcp => What::Tcp,
+            Transport::Udp => What::Udp,
+        };
+        let interface = socket.bind.interface_index();
+        let found = self.take(what, &socket.address.to_string(), interface);
+        self.listeners += u64::from(!found.is_empty());
+        found
+    }
+
+    /// Closes what nobody has taken, and returns the numbers of the rest.
+    pub fn close_unused(&mut self) -> Vec<u32> {
+        self.unused.clear();
+        self.taken.clone()
+    }
+}
+
+/// Tells the old process that this one serves, on a thread of its own. Afterwards this thread hears
+/// what still lives in the old one.
+///
+/// # Errors
+/// There is no thread.
+pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Result<()> {
+    let work = move || {
+        let mut link = link;
+        let step = match claim(&mut link, &taken) {
+            Ok(()) => Step::Yours,
+            Err(why) => Step::NotOurs { why },
+        };
+        let is_ours = matches!(step, Step::Yours);
+        if steps.blocking_send(step).is_err() || !is_ours {
+            return;
+        }
+        while let Ok((Message::Draining { processes, sessions, flows }, _)) = link.receive() {
+            if steps.blocking_send(Step::Draining { processes, sessions, flows }).is_err() {
+                return;
+            }
+        }
+        let over = Step::Draining { processes: 0, sessions: 0, flows: 0 };
+        let _ = steps.blocking_send(over);
+    };
+    thread::Builder::new().name("upgrade".into()).spawn(work).map(drop)
+}
+
+fn claim(link: &mut Link, taken: &[u32]) -> Result<(), String> {
+    for some in taken.chunks(MOST_NUMBERS) {
+        link.send(&Message::Taken(some.to_vec()), &[])?;
+    }
+    link.send(&Message::Ready, &[])?;
+    match link.receive()?.0 {
+        Message::Yours => link.send(&Message::Mine, &[]),
+        other => Err(out_of_order(&other)),
+    }
+}

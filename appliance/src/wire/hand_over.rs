@@ -1,0 +1,223 @@
+//! What two processes say to each other when one takes the listening sockets of the other over.
+//!
+//! Each message is one packet of a Unix socket (SOCK_SEQPACKET, unix(7)): a head, and JSON behind
+//! it. Descriptors come beside the packet.
+//!
+//! ```text
+//! "RWUP"  version: u16  length of the JSON: u32  JSON      numbers in network order
+//!
+//! new process                      old process
+//! Hello                     ->
+//!                           <-     Offer, Sockets...       (or Refused, at any time)
+//! Taken..., Ready           ->     everything serves by now; so far both accept
+//!                           <-     Yours                   nothing speaks against the end
+//! Mine                      ->     only now the old process stops to accept
+//!                           <-     Draining...             until the old process ends
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+/// A process refuses to speak with one of another version.
+pub const VERSION: u16 = 1;
+
+/// The most bytes of a message.
+pub const MOST_BYTES: usize = 32_768;
+
+/// The most sockets of a `Sockets` message. The kernel passes 253 descriptors at most beside a
+/// packet (SCM_MAX_FD).
+pub const MOST_SOCKETS: usize = 64;
+
+/// The most numbers of a `Taken` message.
+pub const MOST_NUMBERS: usize = 2_048;
+
+const MAGIC: [u8; 4] = *b"RWUP";
+const HEAD: usize = 10;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Message {
+    /// The new process has checked its configuration, and its workers have their rings.
+    Hello {
+        program: String,
+        workers: u32,
+    },
+    Offer {
+        program: String,
+        /// How many processes have handed their sockets on so far.
+        generation: u64,
+        workers: u32,
+        /// Keys the choice of the worker (`ring::listen::steering`).
+        seed: u64,
+        /// The number of sockets that follow.
+        sockets: u32,
+    },
+    /// The descriptors beside the message are these sockets, in this order.
+    Sockets(Vec<Name>),
+    /// The sender goes no further. Whoever served before goes on.
+    Refused {
+        why: String,
+    },
+    /// Numbers of sockets, in the order of the `Sockets` messages, that the new process uses.
+    Taken(Vec<u32>),
+    Ready,
+    Yours,
+    Mine,
+    /// What still lives in the old process, and in processes before it.
+    Draining {
+        processes: u64,
+        sessions: u64,
+        flows: u64,
+    },
+}
+
+/// Which socket a descriptor is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Name {
+    pub what: What,
+    /// As in the configuration.
+    pub address: String,
+    /// The number of the network interface. 0: all.
+    pub interface: u32,
+    /// The worker that has the socket. 0 for sockets of the process.
+    pub worker: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    Tcp,
+    Udp,
+    /// A listening socket of the admin API.
+    Admin,
+    /// The socket on which the next process comes to take over.
+    Door,
+}
+
+/// Why bytes are no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("{0} bytes are no message of another Ringway")]
+    Head(usize),
+    #[error(
+        "the other process speaks version {0} of the hand-over, and this one version {VERSION}"
+    )]
+    Version(u16),
+    #[error("a message says that it has {said} bytes, and has {has}")]
+    Length { said: usize, has: usize },
+    #[error("a message can't be read: {0}")]
+    Json(String),
+    #[error("a message has {0} entries, which is too many")]
+    Entries(usize),
+}
+
+/// Writes a message.
+pub fn write(message: &Message) -> Vec<u8> {
+    let json = serde_json::to_vec(message).unwrap_or_default();
+    let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(HEAD + json.len());
+    bytes.extend(MAGIC);
+    bytes.extend(VERSION.to_be_bytes());
+    bytes.extend(length.to_be_bytes());
+    bytes.extend(json);
+    bytes
+}
+
+/// Reads a packet, which is one message.
+///
+/// # Errors
+/// The bytes are no message of this version.
+pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
+    let head = |has| Fault::Head(has);
+    let (magic, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| head(bytes.len()))?;
+    let (version, rest) = rest.split_first_chunk::<2>().ok_or_else(|| head(bytes.len()))?;
+    if *magic != MAGIC {
+        return Err(head(bytes.len()));
+    }
+    let version = u16::from_be_bytes(*version);
+    if version != VERSION {
+        return Err(Fault::Version(version));
+    }
+    let (length, json) = rest.split_first_chunk::<4>().ok_or_else(|| head(bytes.len()))?;
+    let (said, has) = (u32::from_be_bytes(*length) as usize, json.len());
+    if said != has || bytes.len() > MOST_BYTES {
+        return Err(Fault::Length { said, has });
+    }
+    let message = serde_json::from_slice(json).map_err(|error| Fault::Json(error.to_string()))?;
+    match &message {
+        Message::Sockets(names) if names.len() > MOST_SOCKETS => Err(Fault::Entries(names.len())),
+        Message::Taken(numbers) if numbers.len() > MOST_NUMBERS => {
+            Err(Fault::Entries(numbers.len()))
+        }
+        _ => Ok(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> Name {
+        Name { what: What::Udp, address: "[::1]:53".into(), interface: 2, worker: 7 }
+    }
+
+    fn all() -> Vec<Message> {
+        let program = || "0.1.0".to_owned();
+        vec![
+            Message::Hello { program: program(), workers: 4 },
+            Message::Offer {
+                program: program(),
+                generation: 3,
+                workers: 2,
+                seed: u64::MAX,
+                sockets: 5,
+            },
+            Message::Sockets(vec![name(); MOST_SOCKETS]),
+            Message::Refused { why: "\"no\"".into() },
+            Message::Taken((0..u32::try_from(MOST_NUMBERS).expect("few")).collect()),
+            Message::Ready,
+            Message::Yours,
+            Message::Mine,
+            Message::Draining { processes: 1, sessions: 2, flows: 3 },
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for message in all() {
+            let bytes = write(&message);
+            assert!(bytes.len() <= MOST_BYTES, "{message:?}");
+            assert_eq!(read(&bytes), Ok(message));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_longer_is_refused() {
+        let bytes = write(&Message::Ready);
+        for len in 0..bytes.len() {
+            let fault = read(&bytes[..len]).expect_err("a part is no message");
+            assert!(matches!(fault, Fault::Head(_) | Fault::Length { .. }), "{fault}");
+        }
+        let longer = [&bytes[..], b" "].concat();
+        assert_eq!(read(&longer), Err(Fault::Length { said: 7, has: 8 }));
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = write(&Message::Ready);
+        bytes[5] = 9;
+        assert_eq!(read(&bytes), Err(Fault::Version(9)));
+        bytes[0] = b'x';
+        assert_eq!(read(&bytes), Err(Fault::Head(bytes.len())));
+    }
+
+    #[test]
+    fn too_many_entries_and_unknown_words_are_refused() {
+        let many = write(&Message::Sockets(vec![name(); MOST_SOCKETS + 1]));
+        assert_eq!(read(&many), Err(Fault::Entries(MOST_SOCKETS + 1)));
+        let json = b"{\"hello\":{\"program\":\"\",\"workers\":1,\"more\":1}}";
+        let length = u32::try_from(json.len()).expect("short").to_be_bytes();
+        let unknown = [&MAGIC[..], &VERSION.to_be_bytes(), &length, json].concat();
+        assert!(matches!(read(&unknown), Err(Fault::Json(_))));
+    }
+}

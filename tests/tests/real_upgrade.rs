@@ -1,0 +1,484 @@
+//! One process takes the listening sockets of another over, under traffic: no client is turned
+//! away, and whatever goes wrong, the old process goes on.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use config_sync::table::address::UnixPath;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ringway::ring::listen::unix;
+use ringway::ring::sys::pass;
+use ringway::wire::hand_over::{MOST_BYTES, Message, read, write};
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Folder, Gateway, Launch, Server, SetWhenDropped, binary, connect as connect_to, echo, exchange,
+    free_address, now, udp_client, wait_for, wait_until,
+};
+use socket2::Type;
+
+/// Only a test that hangs takes so long.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A TCP and a UDP listener.
+struct Setup {
+    gateway: Gateway,
+    tcp: SocketAddr,
+    udp: SocketAddr,
+    config: String,
+    _servers: [Server; 2],
+}
+
+impl Setup {
+    fn new(launch: Launch, keys: &str) -> Self {
+        let servers = [Server::tcp(echo), Server::udp_echo()];
+        let (tcp, udp) = (free_address(), free_address());
+        let config = format!("{keys}\n")
+            + &listener("tcp", "TCP", tcp, "")
+            + &route("tcp", "tcp", &[("tcp", 1)], "")
+            + &backend("tcp", [servers[0].address], "")
+            + &listener("udp", "UDP", udp, "")
+            + &route("udp", "udp", &[("udp", 1)], "")
+            + &backend("udp", [servers[1].address], "");
+        let gateway = launch.socket().start(&config);
+        Self { gateway, tcp, udp, config, _servers: servers }
+    }
+
+    fn knows_of_a_session_before(&self) {
+        wait_until("the new process knows of a session in the old one", || {
+            let status = self.gateway.asks(&["status"]);
+            status["upgrade"]["sessions"].as_u64() >= Some(1)
+        });
+    }
+
+    fn serves(&self) {
+        assert_eq!(exchange(self.tcp, b"word").expect("it serves"), b"word");
+    }
+
+    /// Upgrades, and returns the number of the new process.
+    fn upgrade(&self) -> u32 {
+        let answer = self.gateway.asks(&["upgrade"]);
+        let process = answer["process"].as_u64().expect("a number");
+        u32::try_from(process).expect("a process id")
+    }
+}
+
+impl Drop for Setup {
+    /// The last process of the line is nobody's child here.
+    fn drop(&mut self) {
+        if let Some(process) = self.serving()
+            && process != self.gateway.pid()
+        {
+            let _ = kill(pid(process), Signal::SIGKILL);
+        }
+    }
+}
+
+impl Setup {
+    /// The process that has taken over last.
+    fn serving(&self) -> Option<u32> {
+        let said = self.gateway.stderr();
+        let words = " has taken ";
+        let line = said.lines().rfind(|line| line.contains(words))?;
+        let (_, rest) = line.split_once("process ")?;
+        rest.split(' ').next()?.parse().ok()
+    }
+}
+
+fn pid(process: u32) -> Pid {
+    Pid::from_raw(i32::try_from(process).expect("a process id"))
+}
+
+fn lives(process: u32) -> bool {
+    Path::new(&format!("/proc/{process}/exe")).exists()
+        && std::fs::read_link(format!("/proc/{process}/exe")).is_ok()
+}
+
+/// Six upgrades in a row. Clients that connect without pause are all served, over TCP and over the
+/// admin API's address; a session from before the first upgrade lives on in its process; each
+/// datagram of UDP clients is answered, and none gets another's answer.
+#[test]
+fn nobody_is_turned_away_through_six_upgrades() {
+    let setup = Setup::new(Launch::default(), "drain_timeout = \"300s\"");
+    let mut idle = connect_to(setup.tcp);
+    idle.write_all(b"before").expect("it is sent");
+    idle.read_exact(&mut [0; 6]).expect("it comes back");
+    let over = AtomicBool::new(false);
+    let counts = [const { AtomicU64::new(0) }; 3];
+    std::thread::scope(|scope| {
+        let _over = SetWhenDropped(&over);
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    let word = exchange(setup.tcp, b"short").expect("a client was turned away");
+                    assert_eq!(word, b"short");
+                    counts[0].fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                let (status, _) = setup.gateway.get("/healthz").expect("the admin API answers");
+                assert_eq!(status, 200);
+                counts[1].fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        for client in 0..2 {
+            let (over, counts) = (&over, &counts);
+            let udp = setup.udp;
+            scope.spawn(move || {
+                let socket = udp_client(udp);
+                let mut number = 0u64;
+                while !over.load(Ordering::SeqCst) {
+                    number += 1;
+                    ask_over_udp(&socket, &format!("{client} {number}"));
+                    counts[2].fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        for generation in 2..8 {
+            let answer = setup.gateway.asks(&["upgrade"]);
+            assert_eq!(answer["generation"], generation, "{answer}");
+            assert_eq!(answer["listeners"], 2, "{answer}");
+            if generation == 2 {
+                setup.knows_of_a_session_before();
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let counts = counts.map(AtomicU64::into_inner);
+    eprintln!("sessions, questions and datagrams over six upgrades: {counts:?}");
+    assert!(counts.iter().all(|count| *count > 6), "{counts:?}");
+    idle.write_all(b"after").expect("the session lives");
+    let mut word = [0; 5];
+    idle.read_exact(&mut word).expect("the session lives");
+    assert_eq!(&word, b"after");
+    let metrics = setup.gateway.metrics();
+    assert_eq!(metrics.value("ringway_process_generation", &[]), 7);
+    assert_eq!(metrics.value("ringway_upgrade_listeners", &[]), 2);
+    assert!(lives(setup.gateway.pid()), "the first process has the idle session");
+    drop(idle);
+    wait_until("the first process ends with its last session", || !lives(setup.gateway.pid()));
+    wait_until("the process before ends", || {
+        setup.gateway.metrics().value("ringway_upgrade_draining_processes", &[]) == 0
+    });
+    setup.serves();
+    let refused =
+        setup.gateway.log().into_iter().filter(|line| line.text("event") == Some("reject"));
+    assert_eq!(refused.count(), 0, "a session was refused");
+}
+
+/// The gateway answers the question. A datagram may be lost, as everywhere, but not without end.
+fn ask_over_udp(socket: &UdpSocket, question: &str) {
+    socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    socket.send(question.as_bytes()).expect("it is sent");
+    let mut answer = [0; 64];
+    let len = socket.recv(&mut answer).expect("a datagram was lost");
+    assert_eq!(&answer[..len], question.as_bytes());
+}
+
+/// With another number of workers nobody is turned away either: up, down, and up again.
+#[test]
+fn the_number_of_workers_may_change() {
+    let setup = Setup::new(Launch::default(), "drain_timeout = \"300s\"");
+    let over = AtomicBool::new(false);
+    let count = AtomicU64::new(0);
+    let file = setup.gateway.candidate("");
+    let file = file.parent().expect("a folder").join("ringway.toml");
+    std::thread::scope(|scope| {
+        let _over = SetWhenDropped(&over);
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    let word = exchange(setup.tcp, b"short").expect("a client was turned away");
+                    assert_eq!(word, b"short");
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        for cores in ["[0]", "[0, 1]", "[1]", "[0, 1]"] {
+            let text = std::fs::read_to_string(&file).expect("the configuration");
+            let start = text.find("cores = ").expect("cores");
+            let end = start + text[start..].find(']').expect("a list") + 1;
+            let text = format!("{}cores = {cores}{}", &text[..start], &text[end..]);
+            std::fs::write(&file, text).expect("the configuration is written");
+            setup.upgrade();
+            let workers = cores.matches(|c: char| c.is_ascii_digit()).count() as u64;
+            assert_eq!(setup.gateway.metrics().value("ringway_workers", &[]), workers);
+            // Each worker accepts: the kernel steers to all of them, and to none that is gone.
+            for _ in 0..50 {
+                setup.serves();
+            }
+        }
+    });
+    assert!(count.into_inner() > 10);
+}
+
+/// A new process that fails, whatever it does, leaves the old one as it was; and the next succeeds.
+#[test]
+fn a_new_process_that_fails_changes_nothing() {
+    let setup = Setup::new(Launch::default(), "");
+    let file = setup.gateway.candidate("").with_file_name("ringway.toml");
+    let good = std::fs::read_to_string(&file).expect("the configuration");
+    let fails = |words: &[&str], why: &str| {
+        let output = setup.gateway.verb(words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(why), "{words:?}: {said}");
+        setup.serves();
+    };
+    fails(&["upgrade", "--binary", "/bin/false"], "exit status: 1");
+    fails(&["upgrade", "--binary", "/no/such/file"], "No such file");
+    std::fs::write(&file, format!("{good}\nnonsense = 1\n")).expect("it is written");
+    fails(&["upgrade"], "before it asked to take over");
+    let taken = Server::tcp(echo);
+    let more = listener("more", "TCP", taken.address, "endpoints = [\"127.0.0.1:9\"]\n");
+    std::fs::write(&file, format!("{good}{more}")).expect("it is written");
+    fails(&["upgrade"], "the other process has ended");
+    std::fs::write(&file, good).expect("it is written");
+    // A second process that nobody has sent, of another configuration file of the same sockets.
+    assert_eq!(setup.gateway.metrics().value("ringway_upgrade_failures_total", &[]), 3);
+    setup.upgrade();
+    setup.serves();
+}
+
+/// SIGUSR2 does what the verb does, and a process that is started with `--take-over` as well.
+#[test]
+fn a_signal_and_a_second_process_upgrade_too() {
+    let mut setup = Setup::new(Launch::default(), "");
+    setup.gateway.signal(Signal::SIGUSR2);
+    let generation =
+        |setup: &Setup| setup.gateway.asks(&["status"])["upgrade"]["generation"].clone();
+    wait_until("the second process serves", || generation(&setup) == 2);
+    let status = wait_for("the end of the first process", || setup.gateway.ended());
+    assert!(status.success(), "{status}");
+    let file = setup.gateway.candidate("").with_file_name("ringway.toml");
+    let mut third = Command::new(binary())
+        .args(["run", "--take-over", "--config"])
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    wait_until("the third process serves", || generation(&setup) == 3);
+    setup.serves();
+    kill(pid(third.id()), Signal::SIGTERM).expect("it lives");
+    assert!(third.wait().expect("its status").success());
+    assert!(!setup.gateway.socket().exists(), "the last process removes the socket's file");
+    // Nobody is left to take over from.
+    let output =
+        Command::new(binary()).args(["run", "--take-over", "--config"]).arg(&file).output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("no gateway can be taken over"), "{said}");
+}
+
+/// A new process as a test writes it: it says what it likes, and hangs up where it likes.
+struct Imposter(OwnedFd);
+
+impl Imposter {
+    fn connect(setup: &Setup) -> Self {
+        let path = format!("{}.upgrade", setup.gateway.socket().display());
+        let path = UnixPath::new(&path).expect("a path");
+        let socket = unix::connect(path, Type::SEQPACKET).expect("the door is open");
+        pass::set_patience(socket.as_fd(), DEADLINE).expect("a timeout");
+        Self(socket)
+    }
+
+    fn say(&self, message: &Message) {
+        pass::send(self.0.as_fd(), &write(message), &[]).expect("it is sent");
+    }
+
+    /// `None`: the gateway has hung up.
+    fn hears(&self) -> Option<(Message, Vec<OwnedFd>)> {
+        let mut bytes = vec![0; MOST_BYTES];
+        let (len, sockets) = pass::receive(self.0.as_fd(), &mut bytes).expect("a packet");
+        (len > 0).then(|| (read(&bytes[..len]).expect("a message"), sockets))
+    }
+
+    /// Says hello, and hears the offer and the sockets.
+    fn is_offered(&self) -> Vec<OwnedFd> {
+        self.say(&Message::Hello { program: "test".into(), workers: 2 });
+        let Some((Message::Offer { sockets: count, .. }, _)) = self.hears() else {
+            panic!("no offer");
+        };
+        let mut sockets = Vec::new();
+        while sockets.len() < count as usize {
+            let Some((Message::Sockets(names), some)) = self.hears() else { panic!("no sockets") };
+            assert_eq!(names.len(), some.len());
+            sockets.extend(some);
+        }
+        sockets
+    }
+}
+
+/// The new process dies after each message in turn; or says nonsense. The old one goes on, no
+/// client notices, and the next upgrade succeeds.
+#[test]
+fn the_old_process_survives_the_new_one_at_every_message() {
+    let setup = Setup::new(Launch::default(), "");
+    let mut idle = connect_to(setup.tcp);
+    idle.write_all(b"x").expect("it is sent");
+    let failures = || setup.gateway.metrics().value("ringway_upgrade_failures_total", &[]);
+    type Act = fn(&Imposter);
+    let acts: &[Act] = &[
+        |_| {},
+        |new| new.say(&Message::Hello { program: "test".into(), workers: 2 }),
+        |new| drop(new.is_offered()),
+        |new| {
+            let _sockets = new.is_offered();
+            new.say(&Message::Taken(vec![0, 1]));
+        },
+        |new| {
+            let _sockets = new.is_offered();
+            new.say(&Message::Taken(vec![0, 1, 2, 3]));
+            new.say(&Message::Ready);
+        },
+        |new| {
+            let _sockets = new.is_offered();
+            new.say(&Message::Taken(vec![0, 1, 2, 3]));
+            new.say(&Message::Ready);
+            assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+        },
+        |new| {
+            // With fewer workers, the groups are steered anew, and back.
+            new.say(&Message::Hello { program: "test".into(), workers: 1 });
+            let Some((Message::Offer { .. }, _)) = new.hears() else { panic!("no offer") };
+            let Some((Message::Sockets(names), _sockets)) = new.hears() else { panic!("none") };
+            new.say(&Message::Taken((0..u32::try_from(names.len()).expect("few")).collect()));
+            new.say(&Message::Ready);
+            assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+        },
+        |new| {
+            let _sockets = new.is_offered();
+            new.say(&Message::Taken(vec![99]));
+            new.say(&Message::Ready);
+            let heard = new.hears().map(|heard| heard.0);
+            assert!(matches!(heard, Some(Message::Refused { .. })), "{heard:?}");
+        },
+        |new| {
+            let mut another = write(&Message::Ready);
+            another[5] = 9;
+            pass::send(new.0.as_fd(), &another, &[]).expect("it is sent");
+            let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+            assert!(why.contains("version 9"), "{why}");
+        },
+        |new| {
+            new.say(&Message::Mine);
+            let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+            assert!(why.contains("out of order"), "{why}");
+        },
+    ];
+    for (number, act) in (1..).zip(acts) {
+        let new = Imposter::connect(&setup);
+        act(&new);
+        drop(new);
+        wait_until("the upgrade has failed", || failures() == number);
+        for _ in 0..20 {
+            setup.serves();
+        }
+    }
+    idle.read_exact(&mut [0]).expect("the session lives");
+    setup.upgrade();
+    setup.serves();
+}
+
+/// While an upgrade is under way, another is refused; SIGTERM ends the old process, and the new one
+/// is told.
+#[test]
+fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
+    let setup = Setup::new(Launch::default(), "drain_timeout = \"300s\"");
+    let mut idle = connect_to(setup.tcp);
+    idle.write_all(b"x").expect("it is sent");
+    idle.read_exact(&mut [0]).expect("it comes back");
+    let new = Imposter::connect(&setup);
+    let _sockets = new.is_offered();
+    let second = Imposter::connect(&setup);
+    second.say(&Message::Hello { program: "test".into(), workers: 2 });
+    let Some((Message::Refused { why }, _)) = second.hears() else { panic!("no refusal") };
+    assert!(why.contains("another upgrade is under way"), "{why}");
+    let output = setup.gateway.verb(&["upgrade"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("another upgrade is under way"), "{said}");
+    setup.gateway.signal(Signal::SIGTERM);
+    wait_until("the drain begins", || {
+        setup.gateway.get("/readyz").is_some_and(|(status, _)| status == 503)
+    });
+    new.say(&Message::Taken(vec![0]));
+    new.say(&Message::Ready);
+    let Some((Message::Refused { why }, _)) = new.hears() else { panic!("no refusal") };
+    assert!(why.contains("the gateway is ending"), "{why}");
+    let third = Imposter::connect(&setup);
+    let Some((Message::Refused { why }, _)) = third.hears() else { panic!("no refusal") };
+    assert!(why.contains("the gateway is ending"), "{why}");
+}
+
+/// A reload that comes during an upgrade waits for its end, and is not lost if it fails.
+#[test]
+fn a_reload_waits_for_the_end_of_an_upgrade() {
+    let setup = Setup::new(Launch::default(), "");
+    let new = Imposter::connect(&setup);
+    let _sockets = new.is_offered();
+    let late = free_address();
+    let server = Server::tcp(echo);
+    let more = listener("late", "TCP", late, &format!("endpoints = [\"{}\"]\n", server.address));
+    setup.gateway.write(&format!("{}{more}", setup.config));
+    setup.gateway.signal(Signal::SIGHUP);
+    let began = now();
+    while began.elapsed() < Duration::from_millis(500) {
+        assert!(TcpStream::connect(late).is_err(), "the set of sockets changes meanwhile");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(new);
+    wait_until("the reload comes", || TcpStream::connect(late).is_ok());
+}
+
+/// systemd is told who the main process is, and when it is ready. The Unix socket of a listener
+/// stays, and its file goes with the last process.
+#[test]
+fn systemd_and_unix_sockets_follow() {
+    let folder = Folder::new();
+    let (notify, path) = (folder.file("notify"), folder.file("x.sock"));
+    let systemd = UnixDatagram::bind(&notify).expect("a socket");
+    systemd.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let said = || {
+        let mut bytes = [0; 256];
+        let len = systemd.recv(&mut bytes).expect("a word");
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let server = Server::tcp(echo);
+    let config = format!(
+        "[[listeners]]\nname = \"x\"\nprotocol = \"TCP\"\naddress = \"unix:{}\"\n\
+         endpoints = [\"{}\"]\n",
+        path.display(),
+        server.address
+    );
+    let variable = format!("NOTIFY_SOCKET={}", notify.display());
+    let launch = Launch::default().under(&["env", &variable]);
+    let setup = Setup::new(launch, &config);
+    assert_eq!(said(), "READY=1");
+    let asks = || {
+        let mut client = UnixStream::connect(&path).expect("the listener's socket is there");
+        client.write_all(b"word").expect("it is sent");
+        client.shutdown(std::net::Shutdown::Write).expect("open");
+        let mut word = Vec::new();
+        client.read_to_end(&mut word).expect("it comes back");
+        assert_eq!(word, b"word");
+    };
+    asks();
+    let process = setup.upgrade();
+    let (one, other) = (said(), said());
+    let main = format!("MAINPID={process}");
+    assert!([&one, &other].contains(&&main), "{one} {other}");
+    assert!([one.as_str(), other.as_str()].contains(&"READY=1"), "{one} {other}");
+    asks();
+    kill(pid(process), Signal::SIGTERM).expect("it lives");
+    assert_eq!(said(), "STOPPING=1");
+    wait_until("the last process has ended", || !lives(process));
+    assert!(!path.exists(), "the last process removes the socket's file");
+}
