@@ -3,7 +3,7 @@
 import * as graphs from "./graphs.js";
 import * as picture from "./picture.js";
 import * as sessions from "./sessions.js";
-import { $, bytes, bytesPerSecond, count, keep, lines, make, perSecond, span, write } from "./show.js";
+import { $, bytes, bytesPerSecond, count, keep, lines, make, many, perSecond, span, write } from "./show.js";
 
 // Without a snapshot for this long, the gateway counts as gone.
 const SILENCE = 4000;
@@ -38,9 +38,8 @@ function head({ status }) {
   const [state, name] = status.draining ? ["draining", "warn"]
     : status.ready ? ["ready", "ok"] : ["not ready", "bad"];
   write($("state"), state, `pill ${name}`);
-  const workers = status.workers === 1 ? "1 worker" : `${status.workers} workers`;
-  write($("about"), `${status.version}, up ${span(status.uptime_ms)}, ${workers}, ` +
-    `table ${status.table}`);
+  write($("about"), `${status.version}, up ${span(status.uptime_ms)}, ` +
+    `${many(status.workers, "worker")}, table ${status.table}`);
   alert(status.refused ? `The latest configuration was refused: ${status.refused}` : "");
 }
 

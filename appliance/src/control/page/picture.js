@@ -1,6 +1,6 @@
 // What flows where: listeners, routes, backends and endpoints, with rates and health.
 
-import { $, ask, bytesPerSecond, count, keep, make, perSecond, write } from "./show.js";
+import { $, ask, bytesPerSecond, count, keep, make, many, perSecond, write } from "./show.js";
 
 // The endpoints of each backend, unless all are asked for.
 const FEW = 5;
@@ -82,7 +82,7 @@ export function update(now, before) {
     second: row.news ?? `${count(row.sessions)} live, ${flow(ofBackend, row)}`,
   }));
   const { first, unwell } = now.endpoints;
-  write($("count"), `${now.endpoints.all} endpoints, ${unwell} of them not well`);
+  write($("count"), `${many(now.endpoints.all, "endpoint")}, ${unwell} of them not well`);
   if (showsAll && Date.now() - asked > AGAIN) refresh();
   endpoints(showsAll && all ? all : first, now.backends);
   links = [

@@ -1,6 +1,6 @@
 // The table of sessions and flows.
 
-import { $, ask, bytes, keep, make, span, write } from "./show.js";
+import { $, ask, bytes, keep, make, many, span, write } from "./show.js";
 
 const MOST = 200;
 const EACH = 2000;
@@ -44,7 +44,7 @@ async function refresh() {
     const found = page[kind.value].length;
     const more = page.next ? `The first ${found} ${kind.value}; filter to see others.` : "";
     const none = `No ${kind.value} now. Connect a client, or widen the filter.`;
-    write($("found"), found === 0 ? none : more || `${found} ${kind.value}`, "quiet");
+    write($("found"), found === 0 ? none : more || many(found, kind.value.slice(0, -1)), "quiet");
   } catch (error) {
     write($("found"), error.message, "bad");
   }

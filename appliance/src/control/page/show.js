@@ -52,6 +52,9 @@ function scaled(value, base, units) {
   return `${value.toFixed(digits)}${units[at]}`;
 }
 
+// "1 session", "2 sessions".
+export const many = (value, noun) => `${value} ${value === 1 ? noun : `${noun}s`}`;
+
 export const count = (value) => scaled(value, 1000, ["", "k", "M", "G"]);
 export const bytes = (value) => scaled(value, 1000, [" B", " kB", " MB", " GB", " TB"]);
 export const bytesPerSecond = (value) => `${bytes(Math.round(value))}/s`;
