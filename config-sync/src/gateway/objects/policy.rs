@@ -225,8 +225,8 @@ pub struct BackendSettings {
     /// TCP: how long a session waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout: Option<String>,
-    /// Weights and limits of endpoints, and which endpoints are backups. For each endpoint the first entry
-    /// counts that fits.
+    /// Weights and limits of endpoints, and which endpoints are backups. For each endpoint the
+    /// first entry counts that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub endpoints: Option<Vec<EndpointSettings>>,
