@@ -115,6 +115,18 @@ impl Link {
         let why = why.chars().take(1_000).collect();
         let _ = self.send(&Message::Refused { why }, &[]);
     }
+
+    /// Waits until the other process hangs up, or says nothing for [`PATIENCE`]. The kernel resets
+    /// a connection that is closed with messages unread, and then nobody reads the refusal.
+    pub fn see_off(mut self) {
+        // An upgrade has fewer messages.
+        for _ in 0..16 {
+            let received = pass::receive(self.socket.as_fd(), &mut self.buffer);
+            if received.map_or(true, |(len, _)| len == 0) {
+                return;
+            }
+        }
+    }
 }
 
 /// The other process has sent a message out of order.

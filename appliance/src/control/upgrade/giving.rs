@@ -31,6 +31,7 @@ pub fn give(mut link: Link, asks: &Asks) {
         Err(why) => {
             link.refuse(&why);
             let _ = asks.steps.blocking_send(Step::Broken { attempt: asks.attempt, why });
+            link.see_off();
         }
     }
 }

@@ -132,7 +132,13 @@ impl Control {
             None => {
                 if let Some(why) = self.no_upgrade() {
                     tracing::warn!("process {peer} may not take over: {why}");
-                    return link.refuse(&why);
+                    let refuse = move || {
+                        link.refuse(&why);
+                        link.see_off();
+                    };
+                    // Without a thread the connection ends, which refuses too.
+                    _ = thread::Builder::new().name("refusal".into()).spawn(refuse);
+                    return;
                 }
                 tracing::info!("an upgrade begins: process {peer} asks to take over");
                 let attempt = self.begin_attempt();
