@@ -8,6 +8,7 @@ mod backends;
 mod rules;
 
 use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::shown::{Shown as Word, protocol};
@@ -20,7 +21,7 @@ use crate::stats::records::CloseReason;
 use crate::wire::client_hello::Protocols;
 
 /// Where the client would go, and why.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Answer {
     pub client: String,
     pub listener: String,
@@ -56,7 +57,7 @@ pub struct Answer {
     pub listener_id: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// This endpoint.

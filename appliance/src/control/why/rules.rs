@@ -9,19 +9,21 @@ use config_sync::model::route::{self, Takes};
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{Hosts, Listener, Socket};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::why::asked::Client;
 
 /// A question that was asked of the client, and its answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Rule {
     pub passed: bool,
     pub said: String,
 }
 
 /// A route of the listener.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "WhyRoute")]
 pub struct RouteRow {
     pub route: String,
     pub matched: bool,

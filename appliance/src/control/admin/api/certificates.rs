@@ -2,26 +2,37 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::compile::tls::expiry::{Expiring, Expiry, OwnedBy};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::admin::api::Api;
+use crate::control::admin::api::document::Operation;
 use crate::control::time_of_day::unix_seconds;
 use crate::control::timestamp::Timestamp;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/certificates", get(certificates))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/certificates",
+            certificates,
+            "Lists the certificates and revocation lists in use, the first to end first",
+        )
+        .answers::<Certificates>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Certificates {
     certificates: Vec<Row>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Certificate")]
 struct Row {
     /// The listener or backend that uses the certificate.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,31 +2,38 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::compile::names::Names;
 use config_sync::table::load::NO_LIMIT;
 use config_sync::table::routing::{
     Limits, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::metrics::process;
 use crate::stats::counters::Counters;
 use crate::stats::records::CloseReason;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/limits", get(limits))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/limits", limits, "Lists the limits, the fullest first")
+            .answers::<Answer>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Limits")]
 struct Answer {
     limits: Vec<Row>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Limit")]
 struct Row {
     limit: &'static str,
     /// The worker, listener, backend or endpoint that has the limit, for people. Absent: the whole

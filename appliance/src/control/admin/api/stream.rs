@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Extension, Json};
 use config_sync::sync::overrides::{self, Shown};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::admin::api::{backends, closes, listeners, routes as led, status, top};
 use crate::control::admin::viewers::{MOST, Seat};
@@ -33,11 +33,26 @@ const LINES: usize = 50;
 
 const CLIENTS: usize = 10;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/stream", get(stream)).route("/endpoints/live", get(live))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/stream",
+            stream,
+            "Sends a snapshot each second; for the live page, and any version may change it",
+        )
+        .sends::<Snapshot>(),
+        Operation::new(
+            Method::GET,
+            "/endpoints/live",
+            live,
+            "Lists the endpoints with their counts, the unwell first",
+        )
+        .answers::<Endpoints>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Snapshot {
     status: status::Status,
     listeners: Vec<listeners::Row>,
@@ -53,7 +68,8 @@ struct Snapshot {
     limits: Vec<Limit>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LiveEndpoints")]
 struct Endpoints {
     /// How many there are, and how many of them are neither up nor in reserve.
     all: usize,
@@ -63,7 +79,8 @@ struct Endpoints {
 }
 
 /// All but `sessions` are totals since the start.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LiveEndpoint")]
 struct Endpoint {
     backend: String,
     endpoint: String,
@@ -81,7 +98,7 @@ struct Endpoint {
 }
 
 /// Times of connects to endpoints since the start.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Latency {
     /// The upper bounds of all buckets but the last, in microseconds.
     bounds: [u64; BUCKETS.len()],
@@ -90,7 +107,8 @@ struct Latency {
     failures: u64,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LiveCertificate")]
 struct Certificate {
     owner: String,
     name: String,
@@ -101,7 +119,8 @@ struct Certificate {
 }
 
 /// Of the worker that is nearest to its limit.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LiveLimit")]
 struct Limit {
     limit: &'static str,
     used: u64,

@@ -2,23 +2,30 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::table::routing::{ListenerId, Protocol};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::protocol;
 use crate::control::why::asked::{Client, Running};
 use crate::control::why::{Answer, why};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/why", get(ask))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/why", ask, "Says where a client would go, and why")
+            .query::<Words>()
+            .answers::<Told>(),
+    ]
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "WhyAsked")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Words {
     /// An address, with a port or without.
@@ -35,7 +42,8 @@ pub(super) struct Words {
 }
 
 /// The answer, and the limits that a worker checks on the way.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Why")]
 struct Told {
     #[serde(flatten)]
     answer: Answer,
@@ -43,7 +51,8 @@ struct Told {
 }
 
 /// A limit of one worker. Which worker a client comes to is the kernel's choice.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "WhyLimit")]
 struct Limit {
     limit: &'static str,
     worker: usize,
