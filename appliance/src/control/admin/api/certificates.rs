@@ -33,7 +33,7 @@ struct Certificates {
 
 #[derive(Debug, JsonSchema, Serialize)]
 #[schemars(rename = "Certificate")]
-struct Row {
+pub struct Row {
     /// The listener or backend that uses the certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     listener: Option<String>,
@@ -54,14 +54,19 @@ struct Row {
 }
 
 async fn certificates(State(api): State<Api>) -> Json<Certificates> {
-    let (series, now) = (api.board.latest().series.clone(), unix_seconds());
-    Json(Certificates { certificates: rows(series.expiries(), now) })
+    Json(Certificates { certificates: first(&api, usize::MAX) })
 }
 
-fn rows(expiries: &[Expiry], now: i64) -> Vec<Row> {
+/// Of those that end first as many as `most`.
+pub fn first(api: &Api, most: usize) -> Vec<Row> {
+    let series = api.board.latest().series.clone();
+    rows(series.expiries(), unix_seconds(), most)
+}
+
+fn rows(expiries: &[Expiry], now: i64, most: usize) -> Vec<Row> {
     let mut all: Vec<_> = expiries.iter().collect();
     all.sort_by_key(|of| of.not_after);
-    all.into_iter().map(|of| row(of, now)).collect()
+    all.into_iter().take(most).map(|of| row(of, now)).collect()
 }
 
 fn row(of: &Expiry, now: i64) -> Row {
@@ -101,7 +106,7 @@ mod tests {
             not_after: days * 86_400,
         };
         let all = [of(OwnedBy::Backend, 400), of(OwnedBy::Listener, 99)];
-        let rows = rows(&all, 100 * 86_400);
+        let rows = rows(&all, 100 * 86_400, 2);
         let said = |row: &Row| (row.listener.is_some(), row.days_left, row.warning.is_some());
         assert_eq!(
             rows.iter().map(said).collect::<Vec<_>>(),

@@ -1,6 +1,6 @@
 //! Lists the limits, the fullest first: how much is used, how much there is, and what sets it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
@@ -34,7 +34,7 @@ struct Answer {
 
 #[derive(Debug, JsonSchema, Serialize)]
 #[schemars(rename = "Limit")]
-struct Row {
+pub struct Row {
     limit: &'static str,
     /// The worker, listener, backend or endpoint that has the limit, for people. Absent: the whole
     /// process.
@@ -83,6 +83,13 @@ impl Row {
 async fn limits(State(api): State<Api>) -> Result<Json<Answer>, Fault> {
     let parts = api.parts().await?;
     Ok(Json(Answer { limits: api.apart(move |api| rows(api, &parts)).await? }))
+}
+
+/// The fullest row of each limit, the fullest first.
+pub fn fullest(api: &Api, parts: &Parts) -> Vec<Row> {
+    let (mut rows, mut seen) = (rows(api, parts), BTreeSet::new());
+    rows.retain(|row| seen.insert(row.limit));
+    rows
 }
 
 fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {

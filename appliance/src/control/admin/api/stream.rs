@@ -1,6 +1,5 @@
 //! Sends the open pages a snapshot of the gateway each second, as server-sent events.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -16,12 +15,13 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
-use crate::control::admin::api::{backends, closes, listeners, routes as led, status, top};
+use crate::control::admin::api::{
+    backends, certificates, closes, limits, listeners, routes as led, status, top,
+};
 use crate::control::admin::viewers::{MOST, Seat};
 use crate::control::closes::OfReason;
 use crate::control::events::{EVENTS, Entry};
-use crate::control::time_of_day::unix_seconds;
-use crate::stats::counters::{BUCKETS, Counters, EndpointCounters};
+use crate::stats::counters::{BUCKETS, EndpointCounters};
 
 const EACH: Duration = Duration::from_secs(1);
 
@@ -32,6 +32,8 @@ const ENDPOINTS: usize = 200;
 const LINES: usize = 50;
 
 const CLIENTS: usize = 10;
+
+const CERTIFICATES: usize = 50;
 
 pub fn operations() -> Vec<Operation> {
     vec![
@@ -64,8 +66,10 @@ struct Snapshot {
     closes: Vec<OfReason>,
     clients: top::Clients,
     events: Vec<Entry>,
-    certificates: Vec<Certificate>,
-    limits: Vec<Limit>,
+    /// Those that end first.
+    certificates: Vec<certificates::Row>,
+    /// The fullest row of each limit.
+    limits: Vec<limits::Row>,
 }
 
 #[derive(JsonSchema, Serialize)]
@@ -105,27 +109,6 @@ struct Latency {
     /// Not cumulative.
     counts: Vec<u64>,
     failures: u64,
-}
-
-#[derive(JsonSchema, Serialize)]
-#[schemars(rename = "LiveCertificate")]
-struct Certificate {
-    owner: String,
-    name: String,
-    days_left: i64,
-    /// Why somebody must act. Absent: nobody must.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warning: Option<String>,
-}
-
-/// Of the worker that is nearest to its limit.
-#[derive(JsonSchema, Serialize)]
-#[schemars(rename = "LiveLimit")]
-struct Limit {
-    limit: &'static str,
-    used: u64,
-    most: u64,
-    worker: usize,
 }
 
 /// Makes one snapshot each second for all viewers, while there are any.
@@ -182,8 +165,8 @@ fn snapshot(api: &Api, parts: &Parts) -> Snapshot {
         closes,
         clients: top::clients(api, CLIENTS),
         events: EVENTS.after(0, LINES),
-        certificates: certificates(api),
-        limits: limits(api),
+        certificates: certificates::first(api, CERTIFICATES),
+        limits: limits::fullest(api, parts),
     }
 }
 
@@ -230,35 +213,4 @@ fn latency(api: &Api, parts: &Parts) -> Latency {
         }
     }
     Latency { bounds: BUCKETS, counts, failures }
-}
-
-/// The certificates that end first come first. A certificate that several listeners use comes once
-/// for each.
-fn certificates(api: &Api) -> Vec<Certificate> {
-    let now = unix_seconds();
-    let latest = api.board.latest();
-    let all = latest.series.expiries().iter().map(|of| {
-        let certificate = Certificate {
-            owner: of.owner.clone(),
-            name: of.name.clone(),
-            days_left: (of.not_after - now).div_euclid(24 * 3_600),
-            warning: of.warning(now),
-        };
-        ((of.not_after, of.owner.clone(), of.name.clone()), certificate)
-    });
-    all.collect::<BTreeMap<_, _>>().into_values().collect()
-}
-
-fn limits(api: &Api) -> Vec<Limit> {
-    let of = api.board.limits();
-    let limit = |limit, most: u32, used: fn(&Counters) -> u64| {
-        let each = api.board.workers().iter().map(|worker| used(worker)).enumerate();
-        let (worker, used) = each.max_by_key(|(_, used)| *used).unwrap_or_default();
-        Limit { limit, used, most: u64::from(most), worker }
-    };
-    vec![
-        limit("sessions", of.sessions, |worker| worker.sessions.get()),
-        limit("flows", of.flows, |worker| worker.flows.get()),
-        limit("pipes", of.pipes, |worker| worker.pipes_used.get()),
-    ]
 }
