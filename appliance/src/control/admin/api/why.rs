@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::protocol;
-use crate::control::why::asked::{Client, Running};
+use crate::control::time_of_day::unix_micros;
+use crate::control::why::asked::{Client, Running, Speaks};
 use crate::control::why::{Answer, why};
 
 pub fn operations() -> Vec<Operation> {
@@ -36,6 +37,9 @@ pub(super) struct Words {
     server_name: Option<String>,
     /// Protocols with commas between them, best first.
     alpn: Option<String>,
+    /// What the client sends first, if the listener is for TLS.
+    #[serde(default)]
+    speaks: Speaks,
     /// The listener has to be one for UDP.
     #[serde(default)]
     udp: bool,
@@ -74,7 +78,7 @@ async fn ask(
     // Long tables take a while, and the control thread must not wait.
     let answered = api.apart(move |_| {
         let (config, endpoints) = (&in_force.config, &endpoints[..]);
-        why(&Running { table: &table, config, endpoints }, &client)
+        why(&Running { table: &table, config, endpoints, now: unix_micros() }, &client)
     });
     let answer = answered.await?.map_err(Fault::bad)?;
     if udp && answer.protocol != protocol(Protocol::Udp) {
@@ -107,6 +111,7 @@ pub(super) fn client(words: Words) -> Result<Client, String> {
             .server_name
             .map(|name| name.strip_suffix('.').unwrap_or(&name).to_ascii_lowercase()),
         alpn: alpn.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        speaks: words.speaks,
     })
 }
 
@@ -141,6 +146,7 @@ mod tests {
             local: None,
             server_name: Some("DB.Example.com.".to_owned()),
             alpn: Some("h2,,http/1.1".to_owned()),
+            speaks: Speaks::Tls,
             udp: false,
         })
     }
