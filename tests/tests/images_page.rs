@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use ringway_tests::real::config::forward;
+use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{Folder, Launch, Server, connect_from, echo, free_address, wait_until};
 
 /// The folder with the script, and with Playwright beside it.
@@ -13,7 +13,7 @@ fn script() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
     let built = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page");
     std::fs::create_dir_all(&built).expect("a folder");
-    for file in ["package.json", "package-lock.json", "page.mjs"] {
+    for file in ["package.json", "package-lock.json", "page.mjs", "many.mjs"] {
         std::fs::copy(folder.join(file), built.join(file)).expect(file);
     }
     let installed = Command::new("npm")
@@ -72,4 +72,35 @@ fn the_page_shows_what_happens_and_comes_back_with_the_gateway() {
         let size = pictures.file(&format!("{name}.png")).metadata().expect(name).len();
         assert!(size > 10_000, "{name}.png has {size} bytes");
     }
+}
+
+/// A gateway with 1,000 endpoints, some of which are down: the page shows them, and stays quick.
+#[test]
+fn the_page_shows_many_endpoints() {
+    const BACKENDS: usize = 20;
+    let script = script();
+    let dead = free_address();
+    let mut config = listener("main", "TCP", free_address(), "");
+    let names: Vec<_> = (0..BACKENDS).map(|number| format!("backend-{number}")).collect();
+    let shares: Vec<_> = names.iter().map(|name| (&**name, 1)).collect();
+    config += &route("main", "main", &shares, "");
+    for (number, name) in names.iter().enumerate() {
+        // Addresses of this machine, without a server; those of some backends are checked.
+        let endpoints = (1..=1_000 / BACKENDS).map(|host| {
+            let ip = format!("127.1.{number}.{host}").parse().expect("an address");
+            std::net::SocketAddr::new(ip, dead.port())
+        });
+        let check = "health_check = { type = \"tcp\", interval = \"5s\", fall = 1 }";
+        config += &backend(name, endpoints, if number < 3 { check } else { "" });
+    }
+    let gateway = Launch::default().socket().start(&config);
+    let pictures = Folder::new();
+    let browser = Command::new("node")
+        .arg("many.mjs")
+        .arg(format!("http://{}/", gateway.admin))
+        .arg(pictures.file(""))
+        .current_dir(&script)
+        .status()
+        .expect("node");
+    assert!(browser.success(), "{browser}");
 }

@@ -13,13 +13,16 @@ use config_sync::model::config::Config;
 use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, Transport};
 use ringway::contract::{BufferId, Event, Kind, Op, Side, Token};
-use ringway::control::why::asked::{Client, Running};
+use ringway::control::why::asked::{Client, Running, Speaks};
 use ringway::control::why::{Answer, Outcome, why};
 use ringway::proxy::Proxy;
 use ringway::stats::counters::Counters;
 use ringway::stats::records::Record;
 use ringway_tests::hello::offering;
 use ringway_tests::sim::rng::Rng;
+
+/// Microseconds. `hello_timeout` is 5 s, and its timer a little late.
+const IS_SILENT: u64 = 6_000_000;
 
 const NAMES: [&str; 6] = ["a.test", "b.test", "x.a.test", "y.x.a.test", "test", "other.example"];
 const PATTERNS: [&str; 5] = ["a.test", "b.test", "x.a.test", "*.test", "*.a.test"];
@@ -52,6 +55,8 @@ fn admission(rng: &mut Rng) -> String {
 
 fn listeners(rng: &mut Rng) -> String {
     let mut text = String::new();
+    // The records of sources are some megabytes, so few configurations have them.
+    let limits = one_in(rng, 16);
     for (name, protocol, port, count) in
         [("tls", "TLS", 443, 1 + rng.below(3)), ("tcp", "TCP", 80, 1), ("udp", "UDP", 53, 1)]
     {
@@ -65,6 +70,13 @@ fn listeners(rng: &mut Rng) -> String {
             }
             if protocol == "TLS" && count == 1 && one_in(rng, 3) {
                 text += "default_hostname = \"a.test\"\n";
+            }
+            if protocol == "TLS" && number == 0 && one_in(rng, 2) {
+                let silent = if one_in(rng, 2) { "silent = \"t1\"\n" } else { "" };
+                text += &format!("not_tls = \"t0\"\n{silent}");
+            }
+            if limits && one_in(rng, 2) {
+                text += "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
             }
             if protocol != "TLS" && one_in(rng, 8) {
                 text += "accept_proxy = { from = [\"10.8.0.0/16\"], only = true }\n";
@@ -163,7 +175,26 @@ fn client(rng: &mut Rng, table: &RoutingTable) -> Option<Client> {
         local: None,
         server_name: (tls && !one_in(rng, 5)).then(|| rng.pick(&NAMES).to_owned()),
         alpn,
+        speaks: match tls {
+            true => rng.pick(&[Speaks::Tls, Speaks::Tls, Speaks::NotTls, Speaks::Silent]),
+            false => Speaks::Tls,
+        },
     })
+}
+
+/// Other sessions of the client's source, at the same time.
+fn earlier_sessions(rng: &mut Rng, table: &RoutingTable, client: &Client, now: u64) {
+    let listener = table.listeners.iter().find(|of| *of.name == *client.listener);
+    let limit = listener.and_then(|of| of.limit_source.as_ref());
+    let Some(limit) = limit.filter(|_| one_in(rng, 2)) else { return };
+    for _ in 0..=rng.below(2) {
+        // Some go on, and others have ended.
+        if let Ok(Some(record)) = limit.enter(client.address.ip(), now)
+            && one_in(rng, 2)
+        {
+            limit.records.leave(record);
+        }
+    }
 }
 
 /// What the proxy does with a client.
@@ -224,10 +255,10 @@ impl Worker {
         if let Some((reason, route)) = refused {
             return (Done::Refuses(reason), route);
         }
-        self.proxy.stop(2, &mut self.ops);
+        self.proxy.stop(IS_SILENT + 1, &mut self.ops);
         // Flows end by and by.
         let mut ends = (0..100).map(|at| {
-            self.proxy.expire(at * 10_000, &mut self.ops);
+            self.proxy.expire(IS_SILENT + 1 + at * 10_000, &mut self.ops);
             self.record()
         });
         let ended = ends.find_map(|ended| ended).expect("a session or flow that was stopped");
@@ -240,10 +271,19 @@ impl Worker {
         let of_session = |(token, _): &(Token, Op)| token.kind == Kind::Session;
         let Some((token, _)) = self.ops.iter().copied().find(of_session) else { return };
         let (side, ending, failed) = (Side::Client, false, false);
-        let ready = Event::Ready { side, readable: true, writable: true, ending, failed };
+        let readable = client.speaks != Speaks::Silent;
+        let ready = Event::Ready { side, readable, writable: true, ending, failed };
         self.event(token, ready, &[]);
+        if !readable {
+            return self.proxy.expire(IS_SILENT, &mut self.ops);
+        }
         let alpn: Vec<&str> = client.alpn.iter().map(String::as_str).collect();
-        let hello = offering(&alpn, client.server_name.as_deref(), 0, 16_384);
+        let hello = match client.speaks {
+            Speaks::NotTls => b"SSH-2.0-client\r\n".to_vec(),
+            Speaks::Tls | Speaks::Silent => {
+                offering(&alpn, client.server_name.as_deref(), 0, 16_384)
+            }
+        };
         while let Some(at) = self.ops.iter().position(|(_, op)| matches!(op, Op::Peek { .. })) {
             let (token, Op::Peek { at_least }) = self.ops.remove(at) else { unreachable!() };
             let all = u32::try_from(hello.len()).expect("a hello is short");
@@ -293,8 +333,11 @@ fn agree(answer: &Answer, done: &Done) -> bool {
         (Outcome::OneOf, Done::Connects(to)) => able.any(|of| of.endpoint == *to),
         (Outcome::OneOf, Done::Refuses(reason)) => none.contains(reason),
         (Outcome::OneOf, Done::Waits) => none.contains(&"queue_timeout"),
-        (Outcome::Refused, Done::Refuses(reason)) => answer.reason == Some(reason),
-        (Outcome::Refused, Done::Waits) => answer.reason == Some("queue_timeout"),
+        // If no backend has a place, each may have a reason of its own.
+        (Outcome::Refused, Done::Refuses(reason)) => {
+            answer.reason == Some(reason) || none.contains(reason)
+        }
+        (Outcome::Refused, Done::Waits) => none.contains(&"queue_timeout"),
         (Outcome::Endpoint, _) | (Outcome::Refused, Done::Connects(_)) => false,
     }
 }
@@ -315,7 +358,12 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
         used += 1;
         for _ in 0..4 {
             let Some(client) = client(&mut rng, &table) else { continue };
-            let running = Running { table: &table, config: &config, endpoints: &[] };
+            let now = match client.speaks {
+                Speaks::Silent => IS_SILENT,
+                Speaks::Tls | Speaks::NotTls => 1,
+            };
+            earlier_sessions(&mut rng, &table, &client, now);
+            let running = Running { table: &table, config: &config, endpoints: &[], now };
             let answer = why(&running, &client).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
             let waits_for_header = answer
                 .rules
@@ -351,6 +399,9 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
         "one of",
         "waits",
         "source_denied",
+        "source_limit",
+        "hello_invalid",
+        "hello_timeout",
         "unknown_server_name",
         "no_route",
         "no_backend",

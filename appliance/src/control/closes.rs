@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config_sync::table::routing::ListenerId;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -42,7 +43,8 @@ struct Samples {
 }
 
 /// The closes with one reason.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, JsonSchema, Serialize)]
+#[schemars(rename = "Reason")]
 pub struct OfReason {
     pub reason: &'static str,
     /// Within the last hour.

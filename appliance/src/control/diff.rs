@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The configuration in force, as the admin API gives it.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, JsonSchema, Deserialize, Serialize)]
+#[schemars(rename = "Config")]
 pub struct Running {
     pub generation: u64,
     /// The long form, as [`config_sync::gateway::tree`] makes it.
@@ -15,7 +17,7 @@ pub struct Running {
 }
 
 /// The sessions and flows that live.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, JsonSchema, Deserialize, Serialize)]
 pub struct Sessions {
     /// By the name of the listener.
     pub listeners: BTreeMap<String, u64>,
@@ -23,7 +25,8 @@ pub struct Sessions {
 }
 
 /// The sessions and flows of one address of an endpoint.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, JsonSchema, Deserialize, Serialize)]
+#[schemars(rename = "ConfigEndpoint")]
 pub struct OfEndpoint {
     pub backend: String,
     pub endpoint: String,

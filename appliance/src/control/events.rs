@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -21,11 +22,13 @@ pub const MOST: usize = 1_000;
 const MOST_BYTES: usize = 1_000;
 
 /// A line of the log.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Event")]
 pub struct Entry {
     /// Counts from 1. A follower asks for the lines after the last number that it has.
     pub number: u64,
     #[serde(rename = "ts", serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub time: Timestamp,
     pub level: &'static str,
     pub text: String,

@@ -1,11 +1,12 @@
 //! How the two connections of a session fare, for people.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::wire::tcp_info::TcpInfo;
 
 /// One connection.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Tcp {
     rtt_ms: f64,
     rttvar_ms: f64,

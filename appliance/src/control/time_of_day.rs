@@ -12,3 +12,9 @@ pub fn unix_seconds() -> i64 {
     let now = time_of_day().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     i64::try_from(now).unwrap_or(i64::MAX)
 }
+
+/// Microseconds of Unix time.
+pub fn unix_micros() -> u64 {
+    let now = time_of_day().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    u64::try_from(now).unwrap_or(u64::MAX)
+}

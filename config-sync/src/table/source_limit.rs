@@ -53,12 +53,14 @@ impl Rate {
     /// time until which everything taken so far is paid for (the generic cell rate algorithm, ITU-T
     /// I.371, annex A). Times are in nanoseconds.
     fn take(self, paid: &AtomicU64, n: u32, now: u64) -> bool {
+        paid.fetch_update(Relaxed, Relaxed, |paid| self.after(paid, n, now)).is_ok()
+    }
+
+    /// `paid` after `n` more. `None`: they come too early.
+    fn after(self, paid: u64, n: u32, now: u64) -> Option<u64> {
         let price = (u64::from(n) * self.interval).min(self.burst);
-        let after = |paid: u64| {
-            let next = paid.max(now) + price;
-            (next - now <= self.burst).then_some(next)
-        };
-        paid.fetch_update(Relaxed, Relaxed, after).is_ok()
+        let next = paid.max(now) + price;
+        (next - now <= self.burst).then_some(next)
     }
 }
 
@@ -98,6 +100,27 @@ impl SourceRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverLimit;
 
+/// What a source has at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceStanding {
+    pub source: IpAddr,
+    /// The source has as many equal bits.
+    pub prefix: u8,
+    pub sessions: u64,
+    /// Why the source may not open one more session. `None`: the source may.
+    pub bar: Option<Bar>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// It has as many as it may have.
+    Sessions,
+    /// It opens them too fast.
+    Opening,
+    /// Every record that could be the source's is of a source with sessions.
+    Room,
+}
+
 /// As many sources are known at once. A record without sessions goes to another source when its
 /// group is full: first one whose rates are paid for, then the one that is paid for soonest. So new
 /// sources, however many, do not push out those that take too much.
@@ -108,6 +131,11 @@ const WAYS: usize = 16;
 /// The lower bits of a word count sessions; the upper bits are the hash.
 const SESSIONS: u32 = 20;
 const MOST_SESSIONS: u64 = (1 << SESSIONS) - 1;
+
+/// The count at which a source has all its sessions. [`NO_LIMIT`]: as many as can be counted.
+fn most_sessions(limit: u32) -> u64 {
+    u64::from(limit).min(MOST_SESSIONS)
+}
 
 impl SourceLimit {
     /// Limits nothing, and has each address for a source.
@@ -131,13 +159,9 @@ impl SourceLimit {
     /// The source has as many sessions as it may have, or opens them too fast; or every record that
     /// could be the source's is of a source with sessions.
     pub fn enter(&self, client: IpAddr, now: u64) -> Result<Option<SourceRecord>, OverLimit> {
-        let client = client.to_canonical();
-        if client.is_unspecified() || self.except.iter().any(|range| range.contains(&client)) {
-            return Ok(None);
-        }
-        let hash = self.records.hasher.hash_one((self.key, self.source(client)));
+        let Some((hash, ..)) = self.limited(client) else { return Ok(None) };
         let now = now * 1_000;
-        let record = self.records.count(hash, u64::from(self.sessions), now)?;
+        let record = self.records.count(hash, most_sessions(self.sessions), now)?;
         let opening = &self.records.opening[record.index()];
         if self.opening.is_some_and(|rate| !rate.take(opening, 1, now)) {
             self.records.leave(record);
@@ -146,18 +170,42 @@ impl SourceLimit {
         Ok(Some(record))
     }
 
-    /// Whether a source, which has a flow, may send `n` more datagrams.
-    pub fn may_send(&self, record: SourceRecord, n: u32, now: u64) -> bool {
-        let datagrams = &self.records.datagrams[record.index()];
-        self.datagrams.is_none_or(|rate| rate.take(datagrams, n, now * 1_000))
+    /// What `enter` would find, without counting anything. `None`: the client has no limit.
+    pub fn standing(&self, client: IpAddr, now: u64) -> Option<SourceStanding> {
+        let (hash, source, prefix) = self.limited(client)?;
+        let (first, tag) = self.records.group(hash);
+        let found = self.records.find(first, tag);
+        let sessions = found.map_or(0, |at| self.records.sessions_at(at));
+        let paid = found.map_or(0, |at| self.records.opening[at].load(Relaxed));
+        let full = |at: usize| self.records.sessions_at(at) > 0;
+        let too_fast = |rate: Rate| rate.after(paid, 1, now * 1_000).is_none();
+        let bar = match () {
+            () if found.is_none() && (first..first + WAYS).all(full) => Some(Bar::Room),
+            () if sessions >= most_sessions(self.sessions) => Some(Bar::Sessions),
+            () if self.opening.is_some_and(too_fast) => Some(Bar::Opening),
+            () => None,
+        };
+        Some(SourceStanding { source, prefix, sessions, bar })
     }
 
-    fn source(&self, client: IpAddr) -> IpAddr {
+    /// The hash of a client's source, the source and the bits that count.
+    fn limited(&self, client: IpAddr) -> Option<(u64, IpAddr, u8)> {
+        let client = client.to_canonical();
+        if client.is_unspecified() || self.except.iter().any(|range| range.contains(&client)) {
+            return None;
+        }
         let prefix = match client {
             IpAddr::V4(_) => self.prefix_v4,
             IpAddr::V6(_) => self.prefix_v6,
         };
-        IpNet::new(client, prefix).map_or(client, |range| range.network())
+        let source = IpNet::new(client, prefix).map_or(client, |range| range.network());
+        Some((self.records.hasher.hash_one((self.key, source)), source, prefix))
+    }
+
+    /// Whether a source, which has a flow, may send `n` more datagrams.
+    pub fn may_send(&self, record: SourceRecord, n: u32, now: u64) -> bool {
+        let datagrams = &self.records.datagrams[record.index()];
+        self.datagrams.is_none_or(|rate| rate.take(datagrams, n, now * 1_000))
     }
 }
 
@@ -172,13 +220,7 @@ impl SourceRecords {
 
     /// Counts a session in the record of a hash.
     fn count(&self, hash: u64, most: u64, now: u64) -> Result<SourceRecord, OverLimit> {
-        let most =
-            if most == u64::from(NO_LIMIT) { MOST_SESSIONS } else { most.min(MOST_SESSIONS) };
-        // 0 is an empty record.
-        let tag = (hash >> SESSIONS).max(1);
-        let groups = (self.words.len() / WAYS) as u64;
-        #[expect(clippy::cast_possible_truncation, reason = "it is below the number of groups")]
-        let first = (hash % groups) as usize * WAYS;
+        let (first, tag) = self.group(hash);
         loop {
             let at = self.find(first, tag).or_else(|| self.take_over(first, tag, now));
             let at = at.ok_or(OverLimit)?;
@@ -193,6 +235,20 @@ impl SourceRecords {
                 Err(_) => {}
             }
         }
+    }
+
+    /// The first record of the hash's group, and the upper bits of a word of the source.
+    fn group(&self, hash: u64) -> (usize, u64) {
+        // 0 is an empty record.
+        let tag = (hash >> SESSIONS).max(1);
+        let groups = (self.words.len() / WAYS) as u64;
+        #[expect(clippy::cast_possible_truncation, reason = "it is below the number of groups")]
+        let first = (hash % groups) as usize * WAYS;
+        (first, tag)
+    }
+
+    fn sessions_at(&self, at: usize) -> u64 {
+        self.words[at].load(Relaxed) & MOST_SESSIONS
     }
 
     fn find(&self, first: usize, tag: u64) -> Option<usize> {
@@ -438,6 +494,33 @@ mod tests {
             }
             let all: usize = held.values().map(Vec::len).sum();
             prop_assert_eq!(records.sessions(), all as u64);
+        }
+
+        /// Sources, sessions and rates at their limits, and more sources than there is room for.
+        #[test]
+        fn standing_says_what_enter_will_find(
+            steps in proptest::collection::vec((0u8..100, any::<bool>(), 0u64..300_000), 0..300),
+        ) {
+            let records = small();
+            let opening = Some(Rate::new(2, 2));
+            let limit = SourceLimit { sessions: 3, opening, ..limit(&records) };
+            let mut held: BTreeMap<u8, Vec<SourceRecord>> = BTreeMap::new();
+            let mut now = 0;
+            for (source, ends, pause) in steps {
+                now += pause;
+                // A few sources come often.
+                let source = if source < 80 { source } else { source % 3 };
+                let held = held.entry(source).or_default();
+                if ends {
+                    held.pop().into_iter().for_each(|place| records.leave(place));
+                }
+                let client = IpAddr::from([10, 0, 0, source]);
+                let standing = limit.standing(client, now).expect("a limit");
+                prop_assert_eq!(standing.sessions, held.len() as u64);
+                let entered = limit.enter(client, now);
+                prop_assert_eq!(entered.is_ok(), standing.bar.is_none(), "{:?}", standing);
+                held.extend(entered.ok().flatten());
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use parking_lot::{Mutex, MutexGuard};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use config_sync::gateway::follow::cluster::Figures;
@@ -68,7 +69,7 @@ pub struct MetricsPage {
 }
 
 /// Where the configuration comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     #[default]

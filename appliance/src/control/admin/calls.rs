@@ -8,6 +8,7 @@ use config_sync::compile::names::Names;
 use config_sync::sync::ConfigSync;
 use config_sync::table::request::{Handle, Of};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,7 +59,7 @@ pub enum Refusal {
 }
 
 /// An upgrade that went well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize)]
 pub struct Upgraded {
     /// The number of the new process.
     pub process: u32,
@@ -69,7 +70,8 @@ pub struct Upgraded {
 }
 
 /// What sessions or flows have to be like, in the words of the configuration.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema, Deserialize)]
+#[schemars(rename = "SessionFilter")]
 #[serde(deny_unknown_fields)]
 pub struct Words {
     pub listener: Option<String>,
@@ -78,6 +80,7 @@ pub struct Words {
     /// The endpoint's address as in the access log, alone or behind its backend and a slash.
     pub endpoint: Option<String>,
     #[serde(default, deserialize_with = "prefix")]
+    #[schemars(with = "Option<String>")]
     pub client: Option<IpNet>,
     pub server_name: Option<String>,
     /// Only for lists: the most entries of a page, and where the page begins.

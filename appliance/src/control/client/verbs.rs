@@ -185,8 +185,11 @@ pub struct WhyClient {
     /// A protocol that the client offers (ALPN), best first; may be repeated.
     #[arg(long, value_name = "PROTOCOL")]
     alpn: Vec<String>,
+    /// What the client of a TLS listener sends first: a ClientHello, something else, or nothing.
+    #[arg(long, value_name = "WHAT", value_parser = ["tls", "not_tls", "silent"])]
+    speaks: Option<String>,
     /// The client speaks UDP. It is an error if the listener does not.
-    #[arg(long, conflicts_with_all = ["sni", "alpn"])]
+    #[arg(long, conflicts_with_all = ["sni", "alpn", "speaks"])]
     udp: bool,
 }
 
@@ -330,6 +333,7 @@ impl WhyClient {
         if !self.alpn.is_empty() {
             query.push(("alpn", self.alpn.join(",")));
         }
+        query.extend(self.speaks.map(|what| ("speaks", what)));
         if self.udp {
             query.push(("udp", "true".to_owned()));
         }

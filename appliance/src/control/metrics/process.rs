@@ -4,12 +4,13 @@
 use procfs::process::{LimitValue, Process};
 use procfs::{CurrentSI as _, KernelStats, ProcResult, page_size, ticks_per_second};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::metrics::exposition::Page;
 
 /// Figures of upgrades.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, JsonSchema, Serialize)]
 pub struct Upgrades {
     /// 1: this process has taken nothing over.
     pub generation: u64,

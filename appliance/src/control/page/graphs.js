@@ -3,7 +3,6 @@
 import { $, ask, bytesPerSecond, count, keep, lines, make, micros, perSecond, write } from "./show.js";
 
 const KEPT = 300;
-const WIDTH = 400;
 const HEIGHT = 130;
 const LEFT = 62;
 const TOP = 8;
@@ -35,7 +34,7 @@ function plot(parent, kind) {
     caption.append(value);
     return value;
   });
-  const graph = svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+  const graph = svg("svg", { class: "plot", role: "img" });
   graph.setAttribute("aria-label", `${kind.title}, last five minutes`);
   figure.append(caption, graph);
   parent.append(figure);
@@ -46,19 +45,23 @@ export function start() {
   KINDS.forEach((kind) => figures.push(plot($("graphs"), kind)));
 }
 
+// Draws the axes as wide as the card is, and returns the width. A unit of the graph is a pixel.
 function frame(graph, most, from, to) {
+  const width = Math.max(graph.clientWidth, 2 * LEFT);
+  graph.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   const texts = [[most, TOP + 4], ["0", HEIGHT - BOTTOM]];
   const parts = texts.flatMap(([text, y]) => {
     const label = svg("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" });
     label.textContent = text;
-    return [svg("line", { class: "grid", x1: LEFT, x2: WIDTH, y1: y, y2: y }), label];
+    return [svg("line", { class: "grid", x1: LEFT, x2: width, y1: y, y2: y }), label];
   });
-  [[from, LEFT, "start"], [to, WIDTH, "end"]].forEach(([text, x, anchor]) => {
+  [[from, LEFT, "start"], [to, width, "end"]].forEach(([text, x, anchor]) => {
     const label = svg("text", { x, y: HEIGHT - 2, "text-anchor": anchor });
     label.textContent = text;
     parts.push(label);
   });
   graph.replaceChildren(...parts);
+  return width;
 }
 
 // The next number of 1, 2, 5, 10, ... so that the scale rests.
@@ -70,11 +73,11 @@ function above(value) {
 function draw({ kind, values, graph }, at, marks) {
   const series = [0, 1].map((which) => points.map((point) => point.values[at][which]));
   const most = above(Math.max(0, ...series.flat().filter((value) => value !== null)));
-  frame(graph, kind.unit(most), "5 min ago", "now");
+  const width = frame(graph, kind.unit(most), "5 min ago", "now");
   const now = points.at(-1).at;
-  const x = (time) => WIDTH - ((now - time) / (KEPT * 1000)) * (WIDTH - LEFT);
+  const x = (time) => width - ((now - time) / (KEPT * 1000)) * (width - LEFT);
   const y = (value) => HEIGHT - BOTTOM - (value / most) * (HEIGHT - BOTTOM - TOP - 4);
-  marks.map(x).filter((place) => place >= LEFT && place <= WIDTH).forEach((place) => {
+  marks.map(x).filter((place) => place >= LEFT && place <= width).forEach((place) => {
     graph.append(svg("line", { class: "mark", x1: place, x2: place, y1: TOP, y2: HEIGHT - BOTTOM }));
   });
   series.forEach((line, which) => {
@@ -129,15 +132,15 @@ function closes(all) {
   if (!all.length) return $("closes").replaceChildren();
   let graph = $("closes").firstChild;
   if (!graph) {
-    graph = svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+    graph = svg("svg", { class: "plot", role: "img" });
     graph.setAttribute("aria-label", "Closes by minute, last hour");
     $("closes").append(graph);
   }
   const minutes = all[0].minutes.length;
   const totals = Array.from({ length: minutes }, (_, at) => sum(all.map((of) => of.minutes), at));
   const most = above(Math.max(...totals));
-  frame(graph, `${count(most)}/min`, "60 min ago", "now");
-  const wide = (WIDTH - LEFT) / 60;
+  const width = frame(graph, `${count(most)}/min`, "60 min ago", "now");
+  const wide = (width - LEFT) / 60;
   const shown = all.slice(0, REASONS);
   for (let at = 0; at < minutes; at += 1) {
     let y = HEIGHT - BOTTOM;
@@ -145,7 +148,7 @@ function closes(all) {
     [...shown.map((of) => of.minutes[at]), rest].forEach((value, which) => {
       const height = (value / most) * (HEIGHT - BOTTOM - TOP - 4);
       y -= height;
-      const x = WIDTH - (minutes - at) * wide;
+      const x = width - (minutes - at) * wide;
       const bar = svg("rect", { class: COLOURS[which], x, y, width: wide - 1, height });
       graph.append(bar);
     });

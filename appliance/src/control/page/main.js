@@ -22,7 +22,7 @@ function tiles({ status, endpoints, backends }) {
     ["Up", bytesPerSecond(status.bytes_up_per_second)],
     ["Down", bytesPerSecond(status.bytes_down_per_second)],
     ["Endpoints not well", `${unwell} of ${endpoints.all}`, unwell ? "warn" : "ok"],
-    ["Backends without endpoint", `${backends.filter((of) => of.state === "no_endpoint").length}`,
+    ["Backends down", `${backends.filter((of) => of.state === "no_endpoint").length}`,
       backends.some((of) => of.state === "no_endpoint") ? "bad" : "ok"],
     ["Certificates ending", `${status.certificates_ending}`,
       status.certificates_ending ? "warn" : "ok"],
@@ -60,8 +60,9 @@ function rest({ events, clients, certificates, limits }) {
   lines($("clients"), rows, (of) => `${of.kind} ${of.client}`,
     (of) => [["grow", of.client], ["quiet", of.kind], ["", of.text]],
     "No session has ended just now. Live ones are in the table below.");
-  lines($("certificates"), certificates, (of) => `${of.owner} ${of.name}`, (of) => [
-    ["grow", `${of.owner}: ${of.name}`],
+  const owner = (of) => of.listener ?? of.backend;
+  lines($("certificates"), certificates, (of) => JSON.stringify([owner(of), of.source, of.names]), (of) => [
+    ["grow", `${owner(of)}: ${of.names.join(", ") || of.source}${of.kind === "crl" ? " (revoked ones)" : ""}`],
     [of.warning ? (of.days_left < 0 ? "bad" : "warn") : "ok",
       of.days_left < 0 ? "expired" : `${of.days_left} days left`],
   ], "No listener or backend has a certificate. TLS passes through undecrypted, or is not used.");
@@ -72,11 +73,13 @@ function rest({ events, clients, certificates, limits }) {
     child.append(make("span", "grow"), make("span"), meter);
     return child;
   }, (child, of) => {
-    write(child.children[0], of.limit);
-    write(child.children[1], `${count(of.used)} of ${count(of.most)}, worker ${of.worker}`);
+    write(child.children[0], of.of ? `${of.limit}: ${of.of}` : of.limit);
+    const reached = of.reached ? `, reached ${count(of.reached)} times` : "";
+    write(child.children[1], `${count(of.used)} of ${count(of.capacity)}${reached}`);
+    child.title = `set by ${of.set_by}`;
     const meter = child.children[2];
-    meter.max = of.most;
-    [meter.low, meter.high, meter.optimum] = [of.most * 0.7, of.most * 0.9, 0];
+    meter.max = of.capacity;
+    [meter.low, meter.high, meter.optimum] = [of.capacity * 0.7, of.capacity * 0.9, 0];
     meter.value = of.used;
     meter.setAttribute("aria-label", of.limit);
   });

@@ -108,7 +108,10 @@ async function refresh() {
 
 function endpoints(rows, backends) {
   const groups = new Map();
-  rows.forEach((row) => groups.set(row.backend, [...(groups.get(row.backend) ?? []), row]));
+  rows.forEach((row) => {
+    if (!groups.has(row.backend)) groups.set(row.backend, []);
+    groups.get(row.backend).push(row);
+  });
   const shown = backends.filter((of) => groups.has(of.backend));
   const some = showsAll ? shown : shown.slice(0, BOXES);
   keep($("endpoints"), some, (of) => of.backend, () => {
@@ -127,7 +130,8 @@ function endpoints(rows, backends) {
       write(line.children[0], row.name ? `${row.endpoint} (${row.name})` : row.endpoint);
       write(line.children[1], `${count(row.sessions)} live`);
       write(line.children[2], row.state, STATES[row.state] ?? "warn");
-      write(line.children[3], row.why ?? "");
+      // The address stands in the line already.
+      write(line.children[3], (row.why ?? "").replace(`connecting to ${row.endpoint}: `, ""));
     });
     const more = of.endpoints - few.length;
     write(child.children[2], more > 0 ? `and ${more} more` : "");

@@ -6,6 +6,21 @@ use config_sync::model::config::Config;
 use config_sync::sync::overrides::Shown;
 use config_sync::table::address::{Address, UNIX_CLIENT};
 use config_sync::table::routing::{Protocol, RoutingTable, Socket};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// What a client of a TLS listener sends first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Speaks {
+    /// A ClientHello.
+    #[default]
+    Tls,
+    /// Something else.
+    NotTls,
+    /// Nothing until `hello_timeout`.
+    Silent,
+}
 
 /// A client, as an operator describes it.
 #[derive(Clone, Debug)]
@@ -21,6 +36,7 @@ pub struct Client {
     /// In lower case.
     pub server_name: Option<String>,
     pub alpn: Vec<String>,
+    pub speaks: Speaks,
 }
 
 /// What runs.
@@ -28,6 +44,8 @@ pub struct Running<'a> {
     pub table: &'a RoutingTable,
     pub config: &'a Config,
     pub endpoints: &'a [Shown],
+    /// Microseconds since 1970.
+    pub now: u64,
 }
 
 /// The port that the client comes to, for endpoints that are relative to it.

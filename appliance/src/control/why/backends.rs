@@ -6,6 +6,7 @@ use config_sync::sync::overrides::Shown;
 use config_sync::table::routing::{
     Backend, EndpointId, Listener, Protocol, Route, RouteBalance, Socket,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::shown::balance;
@@ -26,7 +27,8 @@ pub enum Choice {
 }
 
 /// A backend of the route.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "WhyBackend")]
 pub struct BackendRow {
     pub backend: String,
     pub weight: u32,
@@ -43,7 +45,8 @@ pub struct BackendRow {
     pub endpoints: Vec<EndpointRow>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "WhyEndpoint")]
 pub struct EndpointRow {
     pub endpoint: String,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,10 +8,11 @@ mod backends;
 mod rules;
 
 use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::shown::{Shown as Word, protocol};
-use crate::control::why::asked::{Client, Running};
+use crate::control::why::asked::{Client, Running, Speaks};
 use crate::control::why::backends::{BackendRow, Choice};
 use crate::control::why::rules::{RouteRow, Rule};
 use crate::proxy::tcp::choose::{By, admits};
@@ -20,7 +21,7 @@ use crate::stats::records::CloseReason;
 use crate::wire::client_hello::Protocols;
 
 /// Where the client would go, and why.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Answer {
     pub client: String,
     pub listener: String,
@@ -56,7 +57,7 @@ pub struct Answer {
     pub listener_id: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// This endpoint.
@@ -73,14 +74,7 @@ pub enum Outcome {
 pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
     let table = running.table;
     let (asked, socket) = find(table, client)?;
-    let is_tls = asked.protocol == Protocol::Tls;
-    if !is_tls && (client.server_name.is_some() || !client.alpn.is_empty()) {
-        let protocol = protocol(asked.protocol);
-        return Err(format!(
-            "listener {:?} is for {protocol}, which has no server name and no ALPN; leave both out",
-            client.listener
-        ));
-    }
+    fits(asked, client)?;
     let mut answer = Answer {
         client: shown(client),
         listener: asked.name.to_string(),
@@ -103,7 +97,12 @@ pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
     };
     let protocols = Protocols::new(client.alpn.iter().map(String::as_bytes))
         .ok_or("alpn: a protocol is empty, or there are too many")?;
-    let by = if socket.reads_hello { By::Hello(&protocols) } else { By::Socket };
+    let by = match (client.speaks, socket.reads_hello) {
+        (Speaks::NotTls, true) => socket.not_tls.map(By::Fallback),
+        (Speaks::Silent, true) => socket.silent.map(By::Fallback),
+        (_, true) => Some(By::Hello(&protocols)),
+        (_, false) => Some(By::Socket),
+    };
     let walk = Walk { running, client, socket, name: name(client, socket), by };
     match walk.walk(&mut answer) {
         Ok(Choice::Exactly { backend, endpoint }) => {
@@ -131,6 +130,26 @@ pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
         }
     }
     Ok(answer)
+}
+
+/// Whether a listener of this protocol can have such a client.
+fn fits(asked: &Listener, client: &Client) -> Result<(), String> {
+    let is_tls = asked.protocol == Protocol::Tls;
+    if !is_tls && (client.server_name.is_some() || !client.alpn.is_empty()) {
+        let protocol = protocol(asked.protocol);
+        return Err(format!(
+            "listener {:?} is for {protocol}, which has no server name and no ALPN; leave both out",
+            client.listener
+        ));
+    }
+    if !is_tls && client.speaks != Speaks::Tls {
+        let protocol = protocol(asked.protocol);
+        return Err(format!(
+            "listener {:?} is for {protocol}, and waits for no ClientHello; leave `speaks` out",
+            client.listener
+        ));
+    }
+    Ok(())
 }
 
 pub fn percent(part: f64) -> String {
@@ -184,13 +203,14 @@ struct Walk<'a> {
     socket: &'a Socket,
     /// The server name that counts.
     name: Option<&'a str>,
-    by: By<'a>,
+    /// `None`: clients that speak so are closed.
+    by: Option<By<'a>>,
 }
 
 impl<'a> Walk<'a> {
     /// The questions of a worker, in its order.
     fn walk(&self, answer: &mut Answer) -> Result<Choice, CloseReason> {
-        let Self { running: Running { table, config, .. }, client, socket, .. } = self;
+        let Self { running: Running { table, config, now, .. }, client, socket, .. } = self;
         let ip = client.address.ip();
         answer.rules.extend(rules::proxy_header(socket, ip));
         if !socket.accept_proxy.admits(ip) {
@@ -202,7 +222,12 @@ impl<'a> Walk<'a> {
             answer.rules.push(rules::denied("listener", &client.listener, lists, ip));
             return Err(reason);
         }
-        let listener = self.listener(answer)?;
+        let by = self.by.as_ref().ok_or_else(|| {
+            let (rule, reason) = rules::no_fallback(client.speaks);
+            answer.rules.push(rule);
+            reason
+        })?;
+        let listener = self.listener(by, answer)?;
         let asked = config.listeners.iter().find(|of| *of.name.value == *listener.name);
         if listener.access.is_some() {
             let lists = asked.map(|of| &of.admission);
@@ -214,7 +239,15 @@ impl<'a> Walk<'a> {
             admitted?;
         }
         answer.max_sessions = (listener.max_sessions > 0).then_some(listener.max_sessions);
-        let found = self.route(listener);
+        if let Some(limit) = &listener.limit_source
+            && let Some(standing) = limit.standing(ip, *now)
+        {
+            answer.rules.push(rules::source(limit, standing));
+            if standing.bar.is_some() {
+                return Err(CloseReason::SourceLimit);
+            }
+        }
+        let found = self.route(by, listener);
         let chosen = found.as_ref().ok().map(|route| &*route.name);
         answer.routes = rules::routes(config, listener, chosen, (client, self.name));
         answer.rules.push(rules::found_route(chosen, &answer.routes));
@@ -236,7 +269,7 @@ impl<'a> Walk<'a> {
             let said = "no backend of the route has a weight above 0";
             answer.rules.push(Rule::new(false, said));
         }
-        let terminates = listener.tls.as_ref().filter(|_| matches!(self.by, By::Hello(_)));
+        let terminates = listener.tls.as_ref().filter(|_| matches!(by, By::Hello(_)));
         let lacks = terminates.is_some_and(|tls| !tls.certificates.has(self.name));
         // A worker looks for the certificate between backend and endpoint.
         if lacks && !matches!(choice, Err(CloseReason::NoBackend)) {
@@ -247,20 +280,24 @@ impl<'a> Walk<'a> {
         choice
     }
 
-    fn listener(&self, answer: &mut Answer) -> Result<&'a Listener, CloseReason> {
+    fn listener(&self, by: &By<'_>, answer: &mut Answer) -> Result<&'a Listener, CloseReason> {
         let table = self.running.table;
-        let Some(index) = self.by.find(&self.socket.listeners, self.name) else {
+        let (found, leads) = match by {
+            By::Fallback(fallback) => (Some(fallback.listener), "what the client sends leads"),
+            by => (by.find(&self.socket.listeners, self.name), "the server name leads"),
+        };
+        let Some(index) = found else {
             let said = match self.name {
                 Some(name) => format!("no listener of {} is for {name:?}", answer.address),
                 None => format!("no listener of {} is for no server name", answer.address),
             };
             answer.rules.push(Rule::new(false, said));
-            return Err(self.by.unknown());
+            return Err(by.unknown());
         };
         let listener = &table.listeners[index];
         if *listener.name != *answer.listener {
             let said = format!(
-                "the server name leads to listener {:?}, and not to {:?}",
+                "{leads} to listener {:?}, and not to {:?}",
                 &*listener.name, answer.listener
             );
             answer.rules.push(Rule::new(true, said));
@@ -270,14 +307,14 @@ impl<'a> Walk<'a> {
         Ok(listener)
     }
 
-    fn route(&self, listener: &'a Listener) -> Result<&'a Route, CloseReason> {
+    fn route(&self, by: &By<'_>, listener: &'a Listener) -> Result<&'a Route, CloseReason> {
         let table = self.running.table;
         match listener.protocol {
             Protocol::Udp => {
                 udp::route(table, listener, self.client.address).map_err(|refusal| refusal.reason)
             }
             Protocol::Tcp | Protocol::Tls => {
-                let route = self.by.route(listener, self.name, self.client.address.ip())?;
+                let route = by.route(listener, self.name, self.client.address.ip())?;
                 Ok(&table.routes[route])
             }
         }

@@ -6,22 +6,27 @@ use config_sync::model::admission::{Admission, Ranges};
 use config_sync::model::config::Config;
 use config_sync::model::place::At;
 use config_sync::model::route::{self, Takes};
+use config_sync::table::load::NO_LIMIT;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{Hosts, Listener, Socket};
+use config_sync::table::source_limit::{Bar, SourceLimit, SourceStanding};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::control::why::asked::Client;
+use crate::control::why::asked::{Client, Speaks};
+use crate::stats::records::CloseReason;
 
 /// A question that was asked of the client, and its answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Rule {
     pub passed: bool,
     pub said: String,
 }
 
 /// A route of the listener.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "WhyRoute")]
 pub struct RouteRow {
     pub route: String,
     pub matched: bool,
@@ -88,6 +93,39 @@ fn decides(lists: &Admission, client: IpAddr) -> Option<(&'static str, IpNet)> {
     found.max_by_key(|(_, prefix)| prefix.prefix_len())
 }
 
+/// The rule and the reason for a client without a ClientHello, if the listener has no backend for
+/// it.
+pub fn no_fallback(speaks: Speaks) -> (Rule, CloseReason) {
+    let (said, reason) = match speaks {
+        Speaks::Silent => (
+            "no listener here has `silent`: a client is closed that sends nothing within \
+             hello_timeout",
+            CloseReason::HelloTimeout,
+        ),
+        Speaks::NotTls | Speaks::Tls => (
+            "no listener here has `not_tls`: a client must send a ClientHello",
+            CloseReason::HelloInvalid,
+        ),
+    };
+    (Rule::new(false, said), reason)
+}
+
+/// What the client's source has of its limit now.
+pub fn source(limit: &SourceLimit, standing: SourceStanding) -> Rule {
+    let SourceStanding { source, prefix, sessions, bar } = standing;
+    let most = match limit.sessions {
+        NO_LIMIT => String::new(),
+        most => format!(" of {most}"),
+    };
+    let has = format!("limit_source: {source}/{prefix} has {sessions}{most} sessions");
+    let said = match bar {
+        None | Some(Bar::Sessions) => has,
+        Some(Bar::Opening) => has + ", and opens them faster than new_per_second now",
+        Some(Bar::Room) => has + ", and there is no room to count one more source with sessions",
+    };
+    Rule::new(bar.is_none(), said)
+}
+
 pub fn found_route(chosen: Option<&str>, routes: &[RouteRow]) -> Rule {
     match chosen {
         Some(name) => Rule::new(true, format!("route {name:?} matches")),
@@ -96,17 +134,21 @@ pub fn found_route(chosen: Option<&str>, routes: &[RouteRow]) -> Rule {
     }
 }
 
-/// Every route of the listener for clients that speak as they should, with the reason why the route
-/// is the client's or not.
+/// Every route of the listener for clients that speak as this one does, with the reason why it is
+/// the client's or not.
 pub fn routes(
     config: &Config,
     listener: &Listener,
     chosen: Option<&str>,
     of: (&Client, Option<&str>),
 ) -> Vec<RouteRow> {
+    let takes = match of.0.speaks {
+        Speaks::Tls => Takes::Usual,
+        Speaks::NotTls => Takes::NotTls,
+        Speaks::Silent => Takes::Silent,
+    };
     let is_of = |route: &&route::Route| {
-        route.takes == Takes::Usual
-            && route.listeners.iter().any(|name| *name.value == *listener.name)
+        route.takes == takes && route.listeners.iter().any(|name| *name.value == *listener.name)
     };
     let row = |route: &route::Route| {
         let matched = chosen == Some(route.name.value.as_str());

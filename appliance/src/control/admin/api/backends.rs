@@ -3,27 +3,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::model::backend::Backend;
 use config_sync::sync::overrides::{self, Shown};
 use config_sync::table::routing;
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::balance;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/backends", get(backends))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/backends", backends, "Lists the backends, the worst first")
+            .answers::<Backends>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Backends {
     backends: Vec<Row>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Backend")]
 pub struct Row {
     backend: String,
     state: Condition,
@@ -53,7 +59,7 @@ pub struct Row {
 
 /// Sums over the endpoints. All but `sessions` are totals since the start, of endpoints that have
 /// left within the last ten minutes too.
-#[derive(Clone, Copy, Default, Serialize)]
+#[derive(Clone, Copy, Default, JsonSchema, Serialize)]
 struct Counted {
     /// Live sessions or flows.
     sessions: u64,
@@ -66,7 +72,8 @@ struct Counted {
 }
 
 /// The worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
+#[schemars(rename = "BackendState")]
 #[serde(rename_all = "snake_case")]
 enum Condition {
     /// No endpoint takes new sessions.

@@ -2,27 +2,38 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::compile::tls::expiry::{Expiring, Expiry, OwnedBy};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::admin::api::Api;
+use crate::control::admin::api::document::Operation;
 use crate::control::time_of_day::unix_seconds;
 use crate::control::timestamp::Timestamp;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/certificates", get(certificates))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/certificates",
+            certificates,
+            "Lists the certificates and revocation lists in use, the first to end first",
+        )
+        .answers::<Certificates>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Certificates {
     certificates: Vec<Row>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Certificate")]
+pub struct Row {
     /// The listener or backend that uses the certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     listener: Option<String>,
@@ -43,14 +54,19 @@ struct Row {
 }
 
 async fn certificates(State(api): State<Api>) -> Json<Certificates> {
-    let (series, now) = (api.board.latest().series.clone(), unix_seconds());
-    Json(Certificates { certificates: rows(series.expiries(), now) })
+    Json(Certificates { certificates: first(&api, usize::MAX) })
 }
 
-fn rows(expiries: &[Expiry], now: i64) -> Vec<Row> {
+/// Of those that end first as many as `most`.
+pub fn first(api: &Api, most: usize) -> Vec<Row> {
+    let series = api.board.latest().series.clone();
+    rows(series.expiries(), unix_seconds(), most)
+}
+
+fn rows(expiries: &[Expiry], now: i64, most: usize) -> Vec<Row> {
     let mut all: Vec<_> = expiries.iter().collect();
     all.sort_by_key(|of| of.not_after);
-    all.into_iter().map(|of| row(of, now)).collect()
+    all.into_iter().take(most).map(|of| row(of, now)).collect()
 }
 
 fn row(of: &Expiry, now: i64) -> Row {
@@ -90,7 +106,7 @@ mod tests {
             not_after: days * 86_400,
         };
         let all = [of(OwnedBy::Backend, 400), of(OwnedBy::Listener, 99)];
-        let rows = rows(&all, 100 * 86_400);
+        let rows = rows(&all, 100 * 86_400, 2);
         let said = |row: &Row| (row.listener.is_some(), row.days_left, row.warning.is_some());
         assert_eq!(
             rows.iter().map(said).collect::<Vec<_>>(),

@@ -2,22 +2,40 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault};
 use crate::control::admin::board::Board;
 use crate::control::closes::{OfReason, totals};
 use crate::control::events::{EVENTS, Entry, MOST};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/closes", get(closes)).route("/events", get(events))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/closes",
+            closes,
+            "Lists the reasons for which sessions and flows ended within the last hour",
+        )
+        .answers::<Closes>(),
+        Operation::new(
+            Method::GET,
+            "/events",
+            events,
+            "Lists lines of the own log, the newest last",
+        )
+        .query::<Which>()
+        .answers::<Events>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Closes {
     closes: Vec<OfReason>,
 }
@@ -32,7 +50,8 @@ pub fn of_the_last_hour(board: &Board) -> Vec<OfReason> {
     board.closes.lock().by_reason(&totals)
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "EventsAsked")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {
     /// Only lines with a higher number.
@@ -41,7 +60,7 @@ pub(super) struct Which {
     limit: Option<usize>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Events {
     events: Vec<Entry>,
 }

@@ -1,16 +1,24 @@
 //! Gives the configuration in force in its long form, with what lives on its parts.
 
+use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::{Method, StatusCode};
 use config_sync::gateway::tree::tree;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::diff::{OfEndpoint, Running, Sessions};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/config", get(config))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/config",
+            config,
+            "Gives the configuration in force, and what lives on its parts",
+        )
+        .answers::<Running>(),
+    ]
 }
 
 async fn config(State(api): State<Api>) -> Result<Json<Running>, Fault> {

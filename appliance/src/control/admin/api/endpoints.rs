@@ -2,28 +2,54 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
-use axum::http::HeaderMap;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::{HeaderMap, Method};
 use config_sync::sync::overrides::{Action, Kind, Override, Shown};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, lasts};
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/endpoints", get(endpoints))
-        .route("/overrides", get(overrides).post(say).delete(take_back))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/endpoints", endpoints, "Lists the endpoints")
+            .answers::<Endpoints>(),
+        Operation::new(
+            Method::GET,
+            "/overrides",
+            overrides,
+            "Lists what operators have said about endpoints",
+        )
+        .answers::<Overrides>(),
+        Operation::new(
+            Method::POST,
+            "/overrides",
+            say,
+            "Drains or disables an endpoint, or sets its weight",
+        )
+        .body::<Say>()
+        .answers::<Done>(),
+        Operation::new(
+            Method::DELETE,
+            "/overrides",
+            take_back,
+            "Takes back what was said about an endpoint",
+        )
+        .query::<TakeBack>()
+        .answers::<Done>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Endpoints {
     endpoints: Vec<Row>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Endpoint")]
 struct Row {
     backend: String,
     endpoint: String,
@@ -39,12 +65,13 @@ struct Row {
     why: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Overrides {
     overrides: Vec<Said>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Override")]
 struct Said {
     backend: String,
     endpoint: String,
@@ -56,7 +83,8 @@ struct Said {
     left_ms: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "OverrideAsked")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Say {
     backend: Option<String>,
@@ -66,7 +94,7 @@ pub(super) struct Say {
     for_seconds: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TakeBack {
     backend: Option<String>,
@@ -75,7 +103,8 @@ pub(super) struct TakeBack {
     action: Option<Word>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, JsonSchema, Deserialize)]
+#[schemars(rename = "OverrideAction")]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Drain,
@@ -84,7 +113,8 @@ enum Word {
 }
 
 /// The endpoint that was meant, behind its backend and a slash.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "OverrideDone")]
 struct Done {
     endpoint: String,
 }

@@ -1,33 +1,40 @@
 //! Lists the limits, the fullest first: how much is used, how much there is, and what sets it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::compile::names::Names;
 use config_sync::table::load::NO_LIMIT;
 use config_sync::table::routing::{
     Limits, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::metrics::process;
 use crate::stats::counters::Counters;
 use crate::stats::records::CloseReason;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/limits", get(limits))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/limits", limits, "Lists the limits, the fullest first")
+            .answers::<Answer>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Limits")]
 struct Answer {
     limits: Vec<Row>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Limit")]
+pub struct Row {
     limit: &'static str,
     /// The worker, listener, backend or endpoint that has the limit, for people. Absent: the whole
     /// process.
@@ -76,6 +83,13 @@ impl Row {
 async fn limits(State(api): State<Api>) -> Result<Json<Answer>, Fault> {
     let parts = api.parts().await?;
     Ok(Json(Answer { limits: api.apart(move |api| rows(api, &parts)).await? }))
+}
+
+/// The fullest row of each limit, the fullest first.
+pub fn fullest(api: &Api, parts: &Parts) -> Vec<Row> {
+    let (mut rows, mut seen) = (rows(api, parts), BTreeSet::new());
+    rows.retain(|row| seen.insert(row.limit));
+    rows
 }
 
 fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {

@@ -3,28 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::model::listener::Listener;
 use config_sync::table::routing::{ListenerId, Protocol};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::protocol;
 use crate::stats::counters::{Counter, ListenerCounters};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/listeners", get(listeners))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/listeners", listeners, "Lists the listeners")
+            .answers::<Listeners>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Listeners {
     listeners: Vec<Row>,
 }
 
 /// All numbers but `sessions` and `max_sessions` are totals since the start.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Listener")]
 pub struct Row {
     listener: String,
     /// Absent: the listener has left the configuration.
@@ -53,7 +59,8 @@ pub struct Row {
     max_sessions: Option<u32>,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, JsonSchema, Serialize)]
+#[schemars(rename = "ListenerState")]
 #[serde(rename_all = "lowercase")]
 enum Phase {
     Listening,

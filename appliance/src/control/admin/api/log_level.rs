@@ -2,29 +2,38 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::HeaderMap;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::{HeaderMap, Method};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, lasts};
 use crate::control::own_log::{InForce, OwnLog, own_log};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/log-level", get(show).put(set))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/log-level", show, "Says the level of the own log")
+            .answers::<Told>(),
+        Operation::new(Method::PUT, "/log-level", set, "Sets the level of the own log")
+            .body::<Set>()
+            .answers::<Told>(),
+    ]
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "LogLevelAsked")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Set {
     pub(super) level: String,
     pub(super) for_seconds: Option<u64>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LogLevel")]
 struct Told {
     level: String,
     /// Absent: until somebody changes it, or a restart.

@@ -4,6 +4,7 @@ mod backends;
 mod certificates;
 mod closes;
 mod config;
+mod document;
 mod endpoints;
 pub mod inputs;
 mod limits;
@@ -23,13 +24,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::any;
 use config_sync::compile::names::Names;
 use config_sync::sync::InForce;
 use config_sync::sync::overrides::Shown;
 use config_sync::table::routing::RoutingTable;
+use document::{Operation, document};
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::control::admin::access::Access;
 use crate::control::admin::board::Board;
@@ -46,23 +51,39 @@ pub struct Api {
 /// The most bytes of a request's body.
 pub const MOST_BODY: usize = 4_096;
 
+/// Where all paths of the API begin.
+const PREFIX: &str = "/api/v1";
+
 pub fn routes() -> Router<Api> {
-    let all = sessions::routes()
-        .merge(endpoints::routes())
-        .merge(top::routes())
-        .merge(status::routes())
-        .merge(why::routes())
-        .merge(config::routes())
-        .merge(closes::routes())
-        .merge(log_level::routes())
-        .merge(listeners::routes())
-        .merge(routes::routes())
-        .merge(limits::routes())
-        .merge(certificates::routes())
-        .merge(backends::routes())
-        .merge(stream::routes())
-        .merge(upgrade::routes());
-    Router::new().nest("/api/v1", all.fallback(unknown))
+    let all = document::router(operations());
+    let all = all.fallback(unknown).method_not_allowed_fallback(not_allowed);
+    // `nest` leaves the bare prefix with a slash to others.
+    Router::new().nest(PREFIX, all).route(&format!("{PREFIX}/"), any(unknown))
+}
+
+fn operations() -> Vec<Operation> {
+    let about = "Gives this document";
+    let mut all = vec![Operation::new(Method::GET, "/openapi.json", described, about)];
+    all.extend(sessions::operations());
+    all.extend(endpoints::operations());
+    all.extend(top::operations());
+    all.extend(status::operations());
+    all.extend(why::operations());
+    all.extend(config::operations());
+    all.extend(closes::operations());
+    all.extend(log_level::operations());
+    all.extend(listeners::operations());
+    all.extend(routes::operations());
+    all.extend(limits::operations());
+    all.extend(certificates::operations());
+    all.extend(backends::operations());
+    all.extend(stream::operations());
+    all.extend(upgrade::operations());
+    all
+}
+
+async fn described() -> Json<Value> {
+    Json(document(&operations(), PREFIX))
 }
 
 /// What is in force at one moment.
@@ -113,7 +134,12 @@ fn lasts(for_seconds: Option<u64>) -> Result<Option<Duration>, Fault> {
 }
 
 async fn unknown() -> Fault {
-    Fault::new(StatusCode::NOT_FOUND, "the API has no such path; images/OPERATING.md lists them")
+    Fault::new(StatusCode::NOT_FOUND, "the API has no such path; /api/v1/openapi.json lists all")
+}
+
+async fn not_allowed() -> Fault {
+    let text = "the path has no such method; openapi.json beside it lists all";
+    Fault::new(StatusCode::METHOD_NOT_ALLOWED, text)
 }
 
 /// An error that the caller is told.
@@ -123,7 +149,8 @@ pub struct Fault {
     text: String,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Error")]
 struct Told<'a> {
     error: &'a str,
 }

@@ -2,27 +2,38 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::model::route::{self, Takes};
 use config_sync::table::routing::{OnUnavailable, Route, RoutingTable};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::{on_unavailable, route_balance};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/routes", get(list))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/routes",
+            list,
+            "Lists the routes, first those that refuse the most",
+        )
+        .answers::<Routes>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Routes {
     routes: Vec<Row>,
 }
 
 /// Workers count nothing by route, so there are no numbers of sessions here.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Route")]
 pub struct Row {
     route: String,
     listeners: Vec<String>,
@@ -42,7 +53,8 @@ pub struct Row {
     refused: f64,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "RouteShare")]
 struct Share {
     backend: String,
     /// As configured.

@@ -2,15 +2,16 @@
 
 use std::fmt;
 
+use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::{HeaderMap, Method, StatusCode};
 use config_sync::compile::names::Names;
 use config_sync::table::request::Of;
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault};
 use crate::control::admin::calls::{Answer, Asked, Refusal, Words};
 use crate::control::id::{Id, Run};
@@ -24,18 +25,47 @@ use crate::wire::tcp_info;
 const PAGE: u32 = 1_000;
 const MOST: u32 = 5_000;
 
-pub fn routes() -> Router<Api> {
-    Router::new()
-        .route("/sessions", get(sessions).delete(kill_sessions))
-        .route("/flows", get(flows).delete(kill_flows))
-        .route("/session/{id}", get(one).delete(kill))
-        .route("/sessions/{id}", get(one).delete(kill))
-        .route("/flows/{id}", get(one).delete(kill))
+pub fn operations() -> Vec<Operation> {
+    let mut all = vec![
+        Operation::new(Method::GET, "/sessions", sessions, "Lists sessions")
+            .query::<Words>()
+            .answers::<Page>(),
+        Operation::new(
+            Method::DELETE,
+            "/sessions",
+            kill_sessions,
+            "Closes all sessions that match; one filter is needed",
+        )
+        .query::<Words>()
+        .answers::<Killed>(),
+        Operation::new(Method::GET, "/flows", flows, "Lists flows")
+            .query::<Words>()
+            .answers::<Page>(),
+        Operation::new(
+            Method::DELETE,
+            "/flows",
+            kill_flows,
+            "Closes all flows that match; one filter is needed",
+        )
+        .query::<Words>()
+        .answers::<Killed>(),
+    ];
+    for path in ["/session/{id}", "/sessions/{id}", "/flows/{id}"] {
+        all.push(
+            Operation::new(Method::GET, path, one, "Gives one session or flow").answers::<One>(),
+        );
+        all.push(
+            Operation::new(Method::DELETE, path, kill, "Closes one session or flow")
+                .answers::<Killed>(),
+        );
+    }
+    all
 }
 
 /// One page of a list. A list visits each session once: none that lives all the while is missing,
 /// and none comes twice.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "SessionPage")]
 struct Page {
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions: Option<Vec<Row>>,
@@ -47,8 +77,10 @@ struct Page {
 }
 
 /// A session or flow. The names are those of the access log.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Session")]
 struct Row {
+    #[schemars(with = "String")]
     id: Id,
     protocol: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +113,8 @@ struct Row {
 }
 
 /// A session or flow, and how its connections fare.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "SessionDetail")]
 struct One {
     #[serde(flatten)]
     row: Row,
@@ -97,7 +130,7 @@ struct One {
 }
 
 /// What a kill has done.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Killed {
     killed: u64,
 }

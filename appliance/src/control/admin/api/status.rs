@@ -2,22 +2,27 @@
 
 use std::sync::atomic::Ordering;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::admin::api::Api;
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::board::{Board, Source};
 use crate::control::metrics::process::Upgrades;
 use crate::control::time_of_day::unix_seconds;
 use crate::stats::counters::{Counter, Counters};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/status", get(status))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/status", status, "Says how the gateway fares")
+            .answers::<Status>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub struct Status {
     version: &'static str,
     uptime_ms: u64,
@@ -58,7 +63,7 @@ pub struct Status {
     upgrade: Upgrades,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Refused {
     at: String,
     why: String,

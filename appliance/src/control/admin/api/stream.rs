@@ -1,27 +1,27 @@
 //! Sends the open pages a snapshot of the gateway each second, as server-sent events.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Extension, Json};
 use config_sync::sync::overrides::{self, Shown};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
-use crate::control::admin::api::{backends, closes, listeners, routes as led, status, top};
+use crate::control::admin::api::{
+    backends, certificates, closes, limits, listeners, routes as led, status, top,
+};
 use crate::control::admin::viewers::{MOST, Seat};
 use crate::control::closes::OfReason;
 use crate::control::events::{EVENTS, Entry};
-use crate::control::time_of_day::unix_seconds;
-use crate::stats::counters::{BUCKETS, Counters, EndpointCounters};
+use crate::stats::counters::{BUCKETS, EndpointCounters};
 
 const EACH: Duration = Duration::from_secs(1);
 
@@ -33,11 +33,28 @@ const LINES: usize = 50;
 
 const CLIENTS: usize = 10;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/stream", get(stream)).route("/endpoints/live", get(live))
+const CERTIFICATES: usize = 50;
+
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/stream",
+            stream,
+            "Sends a snapshot each second; for the live page, and any version may change it",
+        )
+        .sends::<Snapshot>(),
+        Operation::new(
+            Method::GET,
+            "/endpoints/live",
+            live,
+            "Lists the endpoints with their counts, the unwell first",
+        )
+        .answers::<Endpoints>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Snapshot {
     status: status::Status,
     listeners: Vec<listeners::Row>,
@@ -49,11 +66,14 @@ struct Snapshot {
     closes: Vec<OfReason>,
     clients: top::Clients,
     events: Vec<Entry>,
-    certificates: Vec<Certificate>,
-    limits: Vec<Limit>,
+    /// Those that end first.
+    certificates: Vec<certificates::Row>,
+    /// The fullest row of each limit.
+    limits: Vec<limits::Row>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LiveEndpoints")]
 struct Endpoints {
     /// How many there are, and how many of them are neither up nor in reserve.
     all: usize,
@@ -63,7 +83,8 @@ struct Endpoints {
 }
 
 /// All but `sessions` are totals since the start.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "LiveEndpoint")]
 struct Endpoint {
     backend: String,
     endpoint: String,
@@ -81,32 +102,13 @@ struct Endpoint {
 }
 
 /// Times of connects to endpoints since the start.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Latency {
     /// The upper bounds of all buckets but the last, in microseconds.
     bounds: [u64; BUCKETS.len()],
     /// Not cumulative.
     counts: Vec<u64>,
     failures: u64,
-}
-
-#[derive(Serialize)]
-struct Certificate {
-    owner: String,
-    name: String,
-    days_left: i64,
-    /// Why somebody must act. Absent: nobody must.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warning: Option<String>,
-}
-
-/// Of the worker that is nearest to its limit.
-#[derive(Serialize)]
-struct Limit {
-    limit: &'static str,
-    used: u64,
-    most: u64,
-    worker: usize,
 }
 
 /// Makes one snapshot each second for all viewers, while there are any.
@@ -163,8 +165,8 @@ fn snapshot(api: &Api, parts: &Parts) -> Snapshot {
         closes,
         clients: top::clients(api, CLIENTS),
         events: EVENTS.after(0, LINES),
-        certificates: certificates(api),
-        limits: limits(api),
+        certificates: certificates::first(api, CERTIFICATES),
+        limits: limits::fullest(api, parts),
     }
 }
 
@@ -211,35 +213,4 @@ fn latency(api: &Api, parts: &Parts) -> Latency {
         }
     }
     Latency { bounds: BUCKETS, counts, failures }
-}
-
-/// The certificates that end first come first. A certificate that several listeners use comes once
-/// for each.
-fn certificates(api: &Api) -> Vec<Certificate> {
-    let now = unix_seconds();
-    let latest = api.board.latest();
-    let all = latest.series.expiries().iter().map(|of| {
-        let certificate = Certificate {
-            owner: of.owner.clone(),
-            name: of.name.clone(),
-            days_left: (of.not_after - now).div_euclid(24 * 3_600),
-            warning: of.warning(now),
-        };
-        ((of.not_after, of.owner.clone(), of.name.clone()), certificate)
-    });
-    all.collect::<BTreeMap<_, _>>().into_values().collect()
-}
-
-fn limits(api: &Api) -> Vec<Limit> {
-    let of = api.board.limits();
-    let limit = |limit, most: u32, used: fn(&Counters) -> u64| {
-        let each = api.board.workers().iter().map(|worker| used(worker)).enumerate();
-        let (worker, used) = each.max_by_key(|(_, used)| *used).unwrap_or_default();
-        Limit { limit, used, most: u64::from(most), worker }
-    };
-    vec![
-        limit("sessions", of.sessions, |worker| worker.sessions.get()),
-        limit("flows", of.flows, |worker| worker.flows.get()),
-        limit("pipes", of.pipes, |worker| worker.pipes_used.get()),
-    ]
 }

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault};
 use crate::control::top::Count;
 use crate::stats::counters::Counter;
@@ -15,11 +17,19 @@ use crate::stats::counters::Counter;
 /// The clients of each list.
 const MOST: usize = 100;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/top", get(top))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::GET,
+            "/top",
+            top,
+            "Says which clients, listeners and endpoints have the most to do",
+        )
+        .answers::<Top>(),
+    ]
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Top {
     clients: Clients,
     listeners: Vec<Listener>,
@@ -27,7 +37,8 @@ struct Top {
 }
 
 /// Each list has the greatest count first.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "TopClients")]
 pub struct Clients {
     /// The time in which was counted.
     window_ms: u64,
@@ -40,7 +51,8 @@ pub struct Clients {
     refused_unseen: u64,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "TopClient")]
 struct Client {
     client: IpAddr,
     count: u64,
@@ -49,7 +61,8 @@ struct Client {
 }
 
 /// All but `sessions` are totals since the start.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "TopListener")]
 struct Listener {
     listener: String,
     sessions: u64,
@@ -61,7 +74,8 @@ struct Listener {
 
 /// All but `sessions` are totals since the start. An endpoint that has had nothing to do is left
 /// out.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "TopEndpoint")]
 struct Endpoint {
     backend: String,
     endpoint: String,

@@ -2,22 +2,33 @@
 
 use std::path::PathBuf;
 
+use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
-use axum::routing::post;
-use axum::{Json, Router};
+use axum::http::{Method, StatusCode};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::control::admin::access::Access;
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault};
 use crate::control::admin::calls::Upgraded;
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/upgrade", post(upgrade))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(
+            Method::POST,
+            "/upgrade",
+            upgrade,
+            "Starts the next process; over the Unix socket only",
+        )
+        .body::<Asked>()
+        .answers::<Upgraded>(),
+    ]
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "UpgradeAsked")]
 #[serde(deny_unknown_fields)]
 struct Asked {
     /// Absent: the program that runs, from where it was started.

@@ -2,23 +2,31 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::http::Method;
 use config_sync::table::routing::{ListenerId, Protocol};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::protocol;
-use crate::control::why::asked::{Client, Running};
+use crate::control::time_of_day::unix_micros;
+use crate::control::why::asked::{Client, Running, Speaks};
 use crate::control::why::{Answer, why};
 
-pub fn routes() -> Router<Api> {
-    Router::new().route("/why", get(ask))
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(Method::GET, "/why", ask, "Says where a client would go, and why")
+            .query::<Words>()
+            .answers::<Told>(),
+    ]
 }
 
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
+#[schemars(rename = "WhyAsked")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Words {
     /// An address, with a port or without.
@@ -29,13 +37,17 @@ pub(super) struct Words {
     server_name: Option<String>,
     /// Protocols with commas between them, best first.
     alpn: Option<String>,
+    /// What the client sends first, if the listener is for TLS.
+    #[serde(default)]
+    speaks: Speaks,
     /// The listener has to be one for UDP.
     #[serde(default)]
     udp: bool,
 }
 
 /// The answer, and the limits that a worker checks on the way.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Why")]
 struct Told {
     #[serde(flatten)]
     answer: Answer,
@@ -43,7 +55,8 @@ struct Told {
 }
 
 /// A limit of one worker. Which worker a client comes to is the kernel's choice.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "WhyLimit")]
 struct Limit {
     limit: &'static str,
     worker: usize,
@@ -65,7 +78,7 @@ async fn ask(
     // Long tables take a while, and the control thread must not wait.
     let answered = api.apart(move |_| {
         let (config, endpoints) = (&in_force.config, &endpoints[..]);
-        why(&Running { table: &table, config, endpoints }, &client)
+        why(&Running { table: &table, config, endpoints, now: unix_micros() }, &client)
     });
     let answer = answered.await?.map_err(Fault::bad)?;
     if udp && answer.protocol != protocol(Protocol::Udp) {
@@ -98,6 +111,7 @@ pub(super) fn client(words: Words) -> Result<Client, String> {
             .server_name
             .map(|name| name.strip_suffix('.').unwrap_or(&name).to_ascii_lowercase()),
         alpn: alpn.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        speaks: words.speaks,
     })
 }
 
@@ -132,6 +146,7 @@ mod tests {
             local: None,
             server_name: Some("DB.Example.com.".to_owned()),
             alpn: Some("h2,,http/1.1".to_owned()),
+            speaks: Speaks::Tls,
             udp: false,
         })
     }
