@@ -102,8 +102,10 @@ impl Session {
             Hello::NotTls(why) if self.ask != Ask::AsAsked => {
                 self.without_tls(core, invalid(bytes, why));
             }
-            Hello::NotTls(why) | Hello::Invalid(why) => {
-                self.finish(core, invalid(bytes, why), true);
+            Hello::NotTls(why) => self.finish(core, invalid(bytes, why), true),
+            Hello::Invalid { why, at } => {
+                let cause = CloseReason::HelloInvalid.because(Detail::malformed(why, at));
+                self.finish(core, cause, true);
             }
             Hello::TooLarge => self.finish(core, CloseReason::HelloTooLarge, true),
         }
