@@ -65,7 +65,8 @@ pub struct SessionRecord {
     /// `None` in `Record::Opened`.
     pub reason: Option<CloseReason>,
     pub detail: Option<Detail>,
-    /// Rejections of this worker that were counted but not logged since its last rejection line.
+    /// Rejections of this worker for this reason that were counted but not logged since the last
+    /// line of such a rejection.
     pub suppressed: u32,
 }
 
