@@ -13,8 +13,8 @@ mod postgres;
 mod servers;
 
 pub use clients::{
-    Lines, Pattern, client_hello, closed_without_a_byte, connect, connect_from, exchange, limited,
-    program, udp_client, udp_from, was_reset,
+    Lines, Pattern, alert, client_hello, closed_without_a_byte, connect, connect_from, exchange,
+    limited, program, udp_client, udp_from, was_reset,
 };
 pub use gateway::{Gateway, Launch, LogLine, Metrics, run_verb};
 pub use mariadb::MariaDb;

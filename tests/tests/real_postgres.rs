@@ -99,11 +99,13 @@ impl World {
     }
 
     /// What psql says where it can't get in: its exit code is 2.
-    fn refused(&self, address: SocketAddr, host: &str, more: &str) {
+    /// What psql says when it is refused.
+    fn refused(&self, address: SocketAddr, host: &str, more: &str) -> String {
         let login = self.login(address, host, more);
         let output = limited("psql").args(["-AtX", "-c", "select 1", &login]).output();
         let output = output.expect("psql");
         assert_eq!(output.status.code(), Some(2), "{login}: {output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// psql with a query that takes long, once the server has begun with it.
@@ -140,8 +142,10 @@ fn psql_reaches_each_server_by_name_in_every_mode() {
         // Without a name: the default. It is not for names that nobody has.
         let said = world.ask(address, "a.db.test", "sslmode=require sslsni=0", query);
         assert_eq!(said, format!("b|{encrypted}"));
-        world.refused(address, "c.db.test", "sslmode=require");
-        world.refused(address, "a.db.test", "sslmode=disable");
+        let said = world.refused(address, "c.db.test", "sslmode=require");
+        assert!(said.contains("unrecognized name"), "{said}");
+        let said = world.refused(address, "a.db.test", "sslmode=disable");
+        assert!(said.contains("FATAL") && said.contains("sslmode=require"), "{said}");
         let lines = gateway.closes(7);
         let of = |field: &str, value: &str| {
             lines.iter().filter(|line| line.text(field) == Some(value)).count()
@@ -349,11 +353,10 @@ fn what_breaks_the_order_is_closed() {
     let (server, address) = (asked(b"S"), free_address());
     let gateway = gateway_to(&server, address);
     let hello = client_hello(Some("a.db.test"));
-    let cases: [(&[&[u8]], &str); 6] = [
+    let cases: [(&[&[u8]], &str); 5] = [
         (&[&SSL_REQUEST, &hello], "starttls_early"),
         (&[&SSL_REQUEST, b"Q"], "starttls_early"),
         (&[&GSS_REQUEST, &SSL_REQUEST], "starttls_early"),
-        (&[b"\0\0\0\x13\0\x03\0\0user\0alice\0\0"], "starttls_missing"),
         (&[b"GET / HTTP/1.1\r\n\r\n"], "hello_invalid"),
         (&[b"\0\0\0\x08\x04\xd2\x16\x31"], "hello_invalid"),
     ];
@@ -361,6 +364,28 @@ fn what_breaks_the_order_is_closed() {
         let mut stream = connect(address);
         stream.write_all(&pieces.concat()).expect("sent");
         assert!(closed_without_a_byte(&mut stream), "{reason}");
+        assert_eq!(gateway.closes(nth + 1)[nth].text("reason"), Some(reason));
+    }
+    assert_eq!(server.served(), 0);
+}
+
+/// In the words of its protocol, before and behind the choice of an endpoint.
+#[test]
+fn a_client_without_tls_is_told_why_it_is_refused() {
+    let (server, address, open) = (asked(b"S"), free_address(), free_address());
+    let config = forward("TLS", address, [server.address], "starttls = \"postgres\"")
+        + &listener("open", "TLS", open, "starttls = \"postgres\"\nnot_tls = \"down\"")
+        + &route("open", "open", &[("down", 1)], "")
+        + &backend("down", [free_address()], "");
+    let gateway = Gateway::start(&config);
+    let cases = [(address, "C28000", "starttls_missing"), (open, "C57P03", "connect_failed")];
+    for (nth, (address, code, reason)) in cases.into_iter().enumerate() {
+        let mut stream = connect(address);
+        stream.write_all(b"\0\0\0\x13\0\x03\0\0user\0alice\0\0").expect("sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer and a FIN");
+        let said = String::from_utf8_lossy(&answer).into_owned();
+        assert!(said.starts_with('E') && said.contains(code) && said.contains(reason), "{said:?}");
         assert_eq!(gateway.closes(nth + 1)[nth].text("reason"), Some(reason));
     }
     assert_eq!(server.served(), 0);

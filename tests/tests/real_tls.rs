@@ -11,8 +11,8 @@ use ringway_tests::hello;
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, LogLine, Server, client_hello, closed_without_a_byte, connect, echo,
-    free_address, program,
+    Daemon, Folder, Gateway, LogLine, Server, alert, client_hello, closed_without_a_byte, connect,
+    echo, free_address, program,
 };
 
 /// `openssl s_server` that serves the file `who`, in which its own name stands.
@@ -65,10 +65,19 @@ fn tagged(tag: &'static str) -> Server {
 fn answer(address: SocketAddr, server_name: Option<&str>) -> String {
     let mut stream = connect(address);
     stream.write_all(&client_hello(server_name)).expect("sent");
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    answer
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    match answer[..] {
+        [21, 3, 3, 0, 2, 2, alert] => format!("alert {alert}"),
+        _ => String::from_utf8(answer).expect("text"),
+    }
 }
+
+/// Numbers of alerts (RFC 8446, section 6; RFC 6066, section 9).
+const DECODE_ERROR: u8 = 50;
+const MISSING_EXTENSION: u8 = 109;
+const UNRECOGNIZED_NAME: u8 = 112;
+const NO_APPLICATION_PROTOCOL: u8 = 120;
 
 /// The default is for clients without a name, and not for those with one that nobody has.
 #[test]
@@ -82,13 +91,9 @@ fn clients_without_a_name_have_a_default() {
     let gateway = Gateway::start(&config);
     let mut answers = Vec::new();
     for name in [Some("a.test"), Some("b.test"), None, Some("c.test")] {
-        let mut stream = connect(address);
-        stream.write_all(&client_hello(name)).expect("sent");
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer);
-        answers.push(answer);
+        answers.push(answer(address, name));
     }
-    assert_eq!(answers, ["a", "b", "b", ""]);
+    assert_eq!(answers, ["a", "b", "b", "alert 112"]);
     let unknown = |line: &LogLine| line.text("reason") == Some("unknown_server_name");
     assert_eq!(gateway.closes(4).iter().filter(|line| unknown(line)).count(), 1);
 }
@@ -120,12 +125,45 @@ fn openssl_and_curl_reach_the_backend_of_their_name() {
     }
 }
 
-/// FIN or RST, and not an alert, which would claim that the gateway speaks TLS.
+/// The alert that RFC 6066 or RFC 8446 names, and a FIN, which OpenSSL's client shows to people.
 #[test]
-fn unknown_and_missing_names_are_closed_without_an_alert() {
+fn unknown_and_missing_names_are_told() {
+    let (server, address) = (tagged("never"), free_address());
+    let hostnames = "hostnames = [\"a.example.com\"]\nalpn = [\"h2\"]";
+    let config = listener("tls", "TLS", address, "")
+        + &route("a", "tls", &[("a", 1)], hostnames)
+        + &backend("a", [server.address], "");
+    let gateway = Gateway::start(&config);
+    for (name, expected) in [
+        (Some("unknown.example.com"), UNRECOGNIZED_NAME),
+        (Some("example.com"), UNRECOGNIZED_NAME),
+        (None, MISSING_EXTENSION),
+    ] {
+        let mut stream = connect(address);
+        stream.write_all(&client_hello(name)).expect("sent");
+        assert_eq!(alert(&mut stream), Some(expected), "{name:?}");
+    }
+    for (option, number) in [
+        ("-servername other.example.com", UNRECOGNIZED_NAME),
+        ("-noservername", MISSING_EXTENSION),
+        ("-servername a.example.com -alpn http/1.1", NO_APPLICATION_PROTOCOL),
+    ] {
+        let attempt = format!("openssl s_client -connect {address} {option} </dev/null 2>&1 || :");
+        let printed = program("sh", &["-c", &attempt]);
+        assert!(printed.contains(&format!("SSL alert number {number}")), "{printed}");
+    }
+    let lines = gateway.closes(6);
+    let unknown = lines.iter().filter(|line| line.text("reason") == Some("unknown_server_name"));
+    assert_eq!(unknown.count(), 5);
+    assert_eq!(server.served(), 0);
+}
+
+/// A port that does not show that it speaks TLS.
+#[test]
+fn unknown_and_missing_names_are_closed_without_an_alert_if_that_is_asked() {
     let server = tagged("never");
     let address = free_address();
-    let config = listener("tls", "TLS", address, "")
+    let config = listener("tls", "TLS", address, "on_refusal = \"reset\"")
         + &route("a", "tls", &[("a", 1)], "hostnames = [\"a.example.com\"]")
         + &backend("a", [server.address], "");
     let gateway = Gateway::start(&config);
@@ -197,8 +235,8 @@ fn listeners_with_different_hostnames_share_a_port() {
     let gateway = Gateway::start(&config);
     assert_eq!(answer(address, Some("web.example.com")), "wide");
     assert_eq!(answer(address, Some("db.example.com")), "narrow");
-    assert_eq!(answer(address, Some("db.example.org")), "");
-    assert_eq!(answer(address, None), "");
+    assert_eq!(answer(address, Some("db.example.org")), "alert 112");
+    assert_eq!(answer(address, None), "alert 109");
     let lines = gateway.closes(4);
     let mut listeners: Vec<_> = lines.iter().map(|line| line.text("listener")).collect();
     listeners.sort_unstable();
@@ -236,8 +274,9 @@ fn hellos_in_pieces_arrive_unchanged() {
 
     let too_large = hello::client_hello(Some("a.example.com"), u16::MAX - 40, 1 << 14);
     let mut stream = connect(address);
-    _ = stream.write_all(&too_large);
-    assert!(closed_without_a_byte(&mut stream));
+    // The answer comes as soon as the length is known, and the rest meets a closed connection.
+    stream.write_all(&too_large[..1_000]).expect("sent");
+    assert_eq!(alert(&mut stream), Some(DECODE_ERROR));
     assert_eq!(gateway.closes(4)[3].text("reason"), Some("hello_too_large"));
 }
 
@@ -334,7 +373,7 @@ fn clients_that_do_not_speak_tls_have_backends_of_their_own() {
     assert!(closed_without_a_byte(&mut stalls));
     let mut broken = connect(address);
     broken.write_all(&[22, 3, 1, 0, 0, 1]).expect("sent");
-    assert!(closed_without_a_byte(&mut broken));
+    assert_eq!(alert(&mut broken), Some(DECODE_ERROR));
     drop((waits, speaks));
 
     let expected =

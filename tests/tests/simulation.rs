@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use config_sync::table::address::Bind;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
-    Limits, ListenerId, OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable,
-    Socket, SocketId, Sources, Transport, WeightedBackend,
+    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, Route, RouteBalance, RouteId,
+    RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use ringway_tests::sim::coverage::Coverage;
@@ -506,6 +506,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
             hello_timeout: 0,
             access: None,
             starttls: None,
+            on_refusal: OnRefusal::default(),
             default_hostname: None,
             not_tls: None,
             silent: None,

@@ -23,6 +23,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use crate::control::id::Id;
 use crate::control::shown::Shown;
 use crate::control::timestamp::{Timestamp, as_text};
+use crate::control::tls_fields::TlsFields;
 
 /// A batch of lines goes into the queue at this size at the latest.
 const BATCH_BYTES: usize = 16 * 1024;
@@ -265,6 +266,8 @@ pub struct Line<'a> {
     pub local: Shown<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<&'a str>,
+    #[serde(flatten)]
+    pub tls: Option<TlsFields<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -315,6 +318,9 @@ impl Line<'_> {
         name("backend", self.backend);
         name("endpoint_name", self.endpoint_name);
         let _ = write!(out, " client={} local={}", self.client, self.local);
+        if let Some(tls) = &self.tls {
+            tls.text(out);
+        }
         if let Some(peer) = self.peer {
             let _ = write!(out, " peer={peer}");
         }
@@ -500,6 +506,7 @@ mod tests {
             client: address("192.0.2.1:1000").into(),
             local: address("[::1]:443").into(),
             server_name: Some("a\"b"),
+            tls: None,
             route: Some("web"),
             backend: Some("pool"),
             peer: None,

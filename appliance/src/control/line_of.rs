@@ -9,6 +9,7 @@ use crate::control::access_log::Line;
 use crate::control::id::{Id, Run};
 use crate::control::shown::{Shown, protocol};
 use crate::control::timestamp::WallClock;
+use crate::control::tls_fields::TlsFields;
 use crate::stats::detail::Detail;
 use crate::stats::records::SessionRecord;
 
@@ -33,6 +34,7 @@ pub fn line<'a>(
             local => local,
         },
         server_name: session.server_name.as_deref(),
+        tls: session.tls.as_deref().map(TlsFields::of),
         route: session.route.and_then(|id| names.route(id)),
         backend: session.backend.and_then(|id| names.backend(id)),
         endpoint: session

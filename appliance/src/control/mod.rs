@@ -31,6 +31,7 @@ mod systemd;
 mod tcp;
 mod time_of_day;
 mod timestamp;
+mod tls_fields;
 mod top;
 mod upgrade;
 pub mod why;

@@ -374,10 +374,10 @@ fn limits(config: &Config, workers: usize, files: u64, ports: u64, features: &Fe
 const FEW_SESSIONS: u32 = 4_096;
 
 fn say_capacity(config: &Config, limits: Limits, workers: usize, files: u64) {
-    let (sessions, flows) = (limits.sessions, limits.flows);
+    let Limits { sessions, flows, buffers, pipes, .. } = limits;
     tracing::info!(
-        "capacity of each of {workers} workers: sessions {sessions}, UDP flows {flows}; of all: \
-         open files {files}"
+        "capacity of each of {workers} workers: sessions {sessions}, UDP flows {flows}, receive \
+         buffers {buffers}, pipes {pipes}; of all: open files {files}"
     );
     if config.limits.sessions == 0 && sessions < FEW_SESSIONS {
         tracing::warn!(

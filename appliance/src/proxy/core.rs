@@ -16,7 +16,7 @@ use crate::proxy::tcp::bulk_marks::Marks;
 use crate::proxy::timer::Wheel;
 use crate::proxy::waiting::Waiting;
 use crate::stats::counters::Counters;
-use crate::stats::records::{Record, SessionRecord};
+use crate::stats::records::{CloseReason, Record, SessionRecord};
 
 /// The state that the sessions and flows of one core share.
 #[derive(Debug)]
@@ -53,7 +53,8 @@ pub struct Core {
     pub sources: Option<Arc<SourceRecords>>,
     /// Listening sockets that rest after an error, and until when.
     pub paused: Vec<(SocketId, u64)>,
-    pub rejections: LogLimit,
+    /// By reason, so that a flood for one reason hides no other.
+    pub rejections: [LogLimit; CloseReason::COUNT],
     /// The ids that tell connections apart, for endpoints that are told an id.
     pub ids: Ids,
     pub turn_bytes: u32,
@@ -108,7 +109,7 @@ impl Core {
             ending: Vec::new(),
             sources: None,
             paused: Vec::new(),
-            rejections: LogLimit::default(),
+            rejections: std::array::from_fn(|_| LogLimit::default()),
             ids: Ids::new(seed),
             turn_bytes: limits.turn_bytes,
             bulk_bytes: limits.bulk_bytes,
@@ -186,10 +187,11 @@ impl Core {
         }
     }
 
-    /// Queues an access-log line. Of rejections, only as many lines as people can read are queued.
+    /// Queues an access-log line. Of rejections for one reason, only as many lines as people can
+    /// read are queued.
     pub fn log(&mut self, mut record: SessionRecord) {
-        if record.refused {
-            match self.rejections.admit(self.now) {
+        if let Some(reason) = record.reason.filter(|_| record.refused) {
+            match self.rejections[reason as usize].admit(self.now) {
                 Some(suppressed) => record.suppressed = suppressed,
                 None => return,
             }

@@ -87,6 +87,11 @@ impl Detail {
         .into()
     }
 
+    /// Describes bytes that are not what they must be. `at`: how many bytes were right.
+    pub fn malformed(why: &'static str, at: usize) -> Self {
+        Self::of(format_args!("malformed at byte {at}: {why}"))
+    }
+
     fn of(text: fmt::Arguments<'_>) -> Self {
         let mut bounded = Bounded(String::new());
         // `write_fmt` fails where the text is full. The dots then show that text is missing.

@@ -5,3 +5,4 @@
 pub mod counters;
 pub mod detail;
 pub mod records;
+pub mod tls_facts;

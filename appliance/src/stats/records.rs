@@ -10,6 +10,7 @@ use config_sync::table::routing::{
 };
 
 use crate::stats::detail::Detail;
+use crate::stats::tls_facts::TlsFacts;
 
 #[derive(Debug)]
 pub enum Record {
@@ -50,6 +51,8 @@ pub struct SessionRecord {
     pub unique_id: Option<u128>,
     pub local: SocketAddr,
     pub server_name: Option<Box<str>>,
+    /// Of a client's TLS that ends here.
+    pub tls: Option<Box<TlsFacts>>,
     /// Bytes from the client that the endpoint's socket took, and bytes the other way.
     pub bytes_up: u64,
     pub bytes_down: u64,
@@ -62,7 +65,8 @@ pub struct SessionRecord {
     /// `None` in `Record::Opened`.
     pub reason: Option<CloseReason>,
     pub detail: Option<Detail>,
-    /// Rejections of this worker that were counted but not logged since its last rejection line.
+    /// Rejections of this worker for this reason that were counted but not logged since the last
+    /// line of such a rejection.
     pub suppressed: u32,
 }
 
@@ -88,6 +92,7 @@ impl SessionRecord {
             unique_id: None,
             local,
             server_name: None,
+            tls: None,
             bytes_up: 0,
             bytes_down: 0,
             opened,

@@ -47,8 +47,12 @@ pub enum Hello {
     Known(ClientHello),
     /// The first bytes are not those of a TLS record with a ClientHello. The text is for the log.
     NotTls(&'static str),
-    /// Begins like a ClientHello and is none, whatever bytes may follow. The text is for the log.
-    Invalid(&'static str),
+    /// Begins like a ClientHello and is none, whatever bytes may follow. For the log: what is
+    /// wrong, and the number of bytes of the message before that place, without record headers.
+    Invalid {
+        why: &'static str,
+        at: usize,
+    },
     /// No answer within [`MAX_HELLO`] bytes.
     TooLarge,
 }
@@ -66,12 +70,15 @@ pub struct ClientHello {
 /// them.
 pub fn read(bytes: &[u8], end: bool) -> Hello {
     let within = &bytes[..bytes.len().min(MAX_HELLO)];
-    match client_hello(within) {
+    let mut input = Input { bytes: within, at: 0, record: 0, taken: 0, wanted: 0 };
+    match client_hello(&mut input) {
         Ok(hello) => Hello::Known(hello),
         Err(Halt::NotTls(why)) => Hello::NotTls(why),
-        Err(Halt::Invalid(why)) => Hello::Invalid(why),
+        Err(Halt::Invalid(why)) => Hello::Invalid { why, at: input.taken },
         Err(Halt::TooLarge) => Hello::TooLarge,
-        Err(Halt::Missing { .. }) if end => Hello::Invalid("the client ended within its hello"),
+        Err(Halt::Missing { .. }) if end => {
+            Hello::Invalid { why: "the client ended within its hello", at: input.taken }
+        }
         // The first byte already tells TLS from other protocols, so this answer asks for that byte
         // alone.
         Err(Halt::Missing { .. }) if bytes.is_empty() => Hello::NeedMore { at_least: 1 },
@@ -172,8 +179,7 @@ enum Halt {
 
 type Outcome<T> = Result<T, Halt>;
 
-fn client_hello(bytes: &[u8]) -> Outcome<ClientHello> {
-    let mut input = Input { bytes, at: 0, record: 0, taken: 0, wanted: 0 };
+fn client_hello(input: &mut Input<'_>) -> Outcome<ClientHello> {
     let mut message = input.message()?;
     // Version and random. TLS 1.3 fixes the version. In older versions of TLS the endpoint judges
     // the version.

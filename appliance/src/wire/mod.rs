@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alert;
 pub mod client_hello;
 pub mod hand_over;
 pub mod postgres;

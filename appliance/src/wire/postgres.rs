@@ -41,6 +41,23 @@ pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 pub const GRANTED: u8 = b'S';
 pub const REFUSED: u8 = b'N';
 
+/// Appends an ErrorResponse, the last message of a connection that is refused. `code` is one of the
+/// five characters of PostgreSQL's appendix A. The texts must have no NUL byte.
+pub fn write_error(code: &str, message: &str, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(b"E\0\0\0\0");
+    // Severity comes twice: in the server's language, and in English.
+    for (field, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', code), (b'M', message)] {
+        out.push(field);
+        out.extend_from_slice(text.as_bytes());
+        out.push(0);
+    }
+    out.push(0);
+    // The length counts itself, and not the first byte.
+    let len = u32::try_from(out.len() - start - 1).unwrap_or(u32::MAX);
+    out[start + 1..start + 5].copy_from_slice(&len.to_be_bytes());
+}
+
 /// Reads the start of a connection. `end`: the client sends no more.
 pub fn read(bytes: &[u8], end: bool) -> Request {
     match bytes {
@@ -110,6 +127,13 @@ mod tests {
             assert_eq!(read(bytes, true), whole);
             assert_eq!(read(&[bytes, &[0x16]].concat(), false), more);
         }
+    }
+
+    #[test]
+    fn errors_have_the_form_of_postgresql() {
+        let mut out = vec![1];
+        write_error("28000", "no", &mut out);
+        assert_eq!(out, b"\x01E\0\0\0\x1eSFATAL\0VFATAL\0C28000\0Mno\0\0");
     }
 
     #[test]

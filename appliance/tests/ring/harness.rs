@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use config_sync::table::address::Bind;
 use config_sync::table::routing::{
-    AcceptProxy, Hosts, Limits, Socket, SocketId, SocketOptions, Transport,
+    AcceptProxy, Hosts, Limits, OnRefusal, Socket, SocketId, SocketOptions, Transport,
 };
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -261,6 +261,7 @@ pub(crate) fn try_open(
         hello_timeout: 0,
         access: None,
         starttls: None,
+        on_refusal: OnRefusal::default(),
         default_hostname: None,
         not_tls: None,
         silent: None,

@@ -232,6 +232,7 @@ impl<'c> Check<'c> {
                 ("congestion", listener.options.congestion != first.options.congestion),
                 ("hello_timeout", listener.timeouts.hello != first.timeouts.hello),
                 ("starttls", listener.starttls != first.starttls),
+                ("on_refusal", listener.on_refusal != first.on_refusal),
                 ("default_hostname", nameless(listener) != nameless(first)),
                 ("accept_proxy", believed(listener) != believed(first)),
                 ("mode", listener.mode != first.mode),

@@ -196,6 +196,7 @@ impl Compile<'_> {
                     hello_timeout: listener.timeouts.hello,
                     access: None,
                     starttls: listener.starttls,
+                    on_refusal: listener.on_refusal,
                     default_hostname: nameless(listener).map(Box::from),
                     accept_proxy: accept_proxy(listener),
                     not_tls: None,

@@ -23,11 +23,11 @@ use crate::model::route::{Route, Takes};
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
 use crate::table::address::{Address, UNIX_CLIENT};
 use crate::table::routing::{
-    Limits, OnTruncation, Protocol, RouteBalance, SendProxy, SocketOptions, Sources,
+    Limits, OnRefusal, OnTruncation, Protocol, RouteBalance, SendProxy, SocketOptions, Sources,
 };
 use crate::toml::backend::BALANCES;
 use crate::toml::bind::MOST_PORTS;
-use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
+use crate::toml::listener::{ON_REFUSAL, ON_TRUNCATION, STARTTLS};
 use crate::toml::{gone, proxy, route, tls};
 
 /// The listeners, routes and backends of a configuration as TOML. `place` gives the file of a
@@ -175,13 +175,15 @@ impl Print<'_> {
             self.line("default_hostname", &quoted(&name.value));
         }
         if let Some(starttls) = listener.starttls {
-            let word = STARTTLS.iter().find(|(_, known)| *known == starttls);
-            self.line("starttls", &quoted(word.map_or("", |(word, _)| word)));
+            self.word("starttls", &STARTTLS, starttls);
         }
         for (key, backend) in [("not_tls", &listener.not_tls), ("silent", &listener.silent)] {
             if let Some(backend) = backend {
                 self.line(key, &quoted(&backend.value));
             }
+        }
+        if listener.on_refusal != OnRefusal::default() {
+            self.word("on_refusal", &ON_REFUSAL, listener.on_refusal);
         }
         if let Some(tls) = &listener.tls {
             self.termination(tls);
@@ -194,8 +196,7 @@ impl Print<'_> {
         self.duration("half_close_timeout", !udp, timeouts.half_close, TIMEOUTS.half_close);
         self.duration("max_lifetime", !udp, timeouts.lifetime, TIMEOUTS.lifetime);
         if listener.on_truncation != OnTruncation::default() {
-            let word = ON_TRUNCATION.iter().find(|(_, known)| *known == listener.on_truncation);
-            self.line("on_truncation", &quoted(word.map_or("", |(word, _)| word)));
+            self.word("on_truncation", &ON_TRUNCATION, listener.on_truncation);
         }
         self.duration("flow_timeout", udp, listener.flow_timeout, FLOW_TIMEOUT);
         if udp && listener.responses != 0 {
@@ -221,6 +222,12 @@ impl Print<'_> {
             self.options(&listener.options, &OPTIONS);
         }
         self.admission(&listener.admission);
+    }
+
+    /// A value that has a word of its own in the file.
+    fn word<T: PartialEq>(&mut self, key: &str, words: &[(&str, T)], value: T) {
+        let word = words.iter().find(|(_, known)| *known == value);
+        self.line(key, &quoted(word.map_or("", |(word, _)| word)));
     }
 
     fn binding(&mut self, listener: &Listener) {

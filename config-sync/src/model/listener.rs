@@ -9,7 +9,7 @@ use crate::model::time::{HOUR, MINUTE, SECOND};
 use crate::model::tls::Termination;
 use crate::table::address::{Address, Interface, Owner};
 use crate::table::routing::{
-    Bound, OnTruncation, Protocol, SocketOptions, Starttls, Timeouts, Transport,
+    Bound, OnRefusal, OnTruncation, Protocol, SocketOptions, Starttls, Timeouts, Transport,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,8 @@ pub struct Listener {
     /// TLS only. The backend of clients that have sent nothing within `hello_timeout`. `None`: such
     /// clients are closed.
     pub silent: Option<At<String>>,
+    /// TLS only. What a client sees that is refused.
+    pub on_refusal: OnRefusal,
     /// TLS only. `None`: TLS passes through unchanged.
     pub tls: Option<Termination>,
     pub timeouts: Timeouts,

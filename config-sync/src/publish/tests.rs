@@ -8,7 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::*;
 use crate::table::address::Bind;
 use crate::table::request::{Filter, Of, What};
-use crate::table::routing::{AcceptProxy, Hosts, SocketOptions};
+use crate::table::routing::{AcceptProxy, Hosts, OnRefusal, SocketOptions};
 
 /// Two workers with channels of one command, and the sockets that were opened, by port.
 struct World {
@@ -84,6 +84,7 @@ fn table(generation: u64, ports: &[u16]) -> RoutingTable {
         hello_timeout: 0,
         access: None,
         starttls: None,
+        on_refusal: OnRefusal::default(),
         default_hostname: None,
         not_tls: None,
         silent: None,

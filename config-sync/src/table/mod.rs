@@ -13,7 +13,8 @@
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
 //! | `fnv` | a hash that is equal on every machine |
-//! | [`x509`] | fields of a certificate that rustls does not give: its end, its subject |
+//! | [`x509`] | fields of a certificate that rustls does not give: its end, its common name |
+//! | [`subject`] | whom a certificate is of, for the log: its subject, its fingerprint |
 
 pub mod address;
 pub mod alpn;
@@ -25,6 +26,7 @@ pub mod ranges;
 pub mod request;
 pub mod routing;
 pub mod source_limit;
+pub mod subject;
 pub mod terminator;
 pub mod turns;
 pub mod x509;

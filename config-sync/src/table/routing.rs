@@ -129,6 +129,7 @@ pub struct Socket {
     pub access: Option<Arc<Access>>,
     /// The protocol that clients may speak before the ClientHello.
     pub starttls: Option<Starttls>,
+    pub on_refusal: OnRefusal,
     /// The name for clients that send no name, in lower case.
     pub default_hostname: Option<Box<str>>,
     pub accept_proxy: AcceptProxy,
@@ -265,6 +266,18 @@ pub enum OnTruncation {
     Reset,
     /// End cleanly, unless the end came in the middle of a record.
     Fin,
+}
+
+/// What a client sees that is refused before TLS is set up, or before an endpoint is connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRefusal {
+    /// The client is told why in the words of its protocol, and then gets a FIN. A client that is
+    /// told takes the refusal for what it is. A client that gets a reset takes it for a fault of
+    /// the network, and tries again and again.
+    #[default]
+    Tell,
+    /// A reset, which does not show that anything here speaks TLS.
+    Reset,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

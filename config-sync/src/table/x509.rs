@@ -111,12 +111,12 @@ pub fn common_name(certificate: &[u8]) -> Option<String> {
 
 /// id-at-commonName, 2.5.4.3
 const COMMON_NAME: &[u8] = &[0x55, 4, 3];
-const UTF8_STRING: u8 = 0x0c;
-const PRINTABLE_STRING: u8 = 0x13;
-const IA5_STRING: u8 = 0x16;
+pub(super) const UTF8_STRING: u8 = 0x0c;
+pub(super) const PRINTABLE_STRING: u8 = 0x13;
+pub(super) const IA5_STRING: u8 = 0x16;
 
 /// The fields of a certificate from its validity on.
-fn from_validity(certificate: &[u8]) -> Option<&[u8]> {
+pub(super) fn from_validity(certificate: &[u8]) -> Option<&[u8]> {
     let (_, _, rest) = element(from_issuer(certificate)?)?;
     Some(rest)
 }
@@ -141,7 +141,7 @@ fn from_issuer(certificate: &[u8]) -> Option<&[u8]> {
 }
 
 /// The first element: its tag, its content, and the bytes after the element (X.690, section 8.1).
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(super) fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = bytes.split_first()?;
     let (first, rest) = rest.split_first()?;
     let (len, rest) = match usize::from(*first) {

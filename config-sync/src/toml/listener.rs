@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::model::config::MAX_SESSIONS;
 use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
-use crate::table::routing::{OnTruncation, Protocol, Starttls, Timeouts};
+use crate::table::routing::{OnRefusal, OnTruncation, Protocol, Starttls, Timeouts};
 use crate::toml::bind::{Binding, bind_address, binding};
 use crate::toml::fallback::fallbacks;
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
@@ -34,6 +34,7 @@ pub(crate) static LISTENER: Section = Section {
         key("starttls", On::Tls),
         key("not_tls", On::Tls),
         key("silent", On::Tls),
+        key("on_refusal", On::Tls),
         key("tls", On::Tls),
         key("hello_timeout", On::Stream),
         key("idle_timeout", On::Stream),
@@ -74,12 +75,6 @@ pub(crate) fn listener<'t>(
         binding(reader, table, addresses, asked);
     if let Some(protocol) = &protocol {
         refuse_keys_of_other_protocols(reader, table, protocol.value);
-        let waits = protocol.value != Protocol::Tcp || table.has("accept_proxy");
-        if !waits && table.has_own("hello_timeout") {
-            let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy; no \
-                           other listener waits for a client's first bytes";
-            reader.get(table, "hello_timeout", |_| Err::<(), _>(nothing.to_owned()));
-        }
     }
     let tls = tls::termination(reader, table);
     let accept_proxy = proxy::accept(reader, table);
@@ -95,6 +90,7 @@ pub(crate) fn listener<'t>(
     let default_hostname = reader.get(table, "default_hostname", exact_hostname);
     let [not_tls, silent] = fallbacks(reader, table, timeouts.hello);
     let starttls = reader.get(table, "starttls", word(&STARTTLS)).map(|given| given.value);
+    let on_refusal = or(reader.get(table, "on_refusal", word(&ON_REFUSAL)), OnRefusal::default());
     let on_truncation = reader.get(table, "on_truncation", word(&ON_TRUNCATION));
     let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
     let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
@@ -115,6 +111,7 @@ pub(crate) fn listener<'t>(
         starttls,
         not_tls,
         silent,
+        on_refusal,
         tls,
         timeouts,
         on_truncation: on_truncation.map_or_else(OnTruncation::default, |given| given.value),
@@ -175,6 +172,8 @@ pub(crate) fn protocol(value: &DeValue<'_>) -> Result<Protocol, String> {
 pub(crate) const STARTTLS: [(&str, Starttls); 1] = [("postgres", Starttls::Postgres)];
 pub(crate) const ON_TRUNCATION: [(&str, OnTruncation); 2] =
     [("reset", OnTruncation::Reset), ("fin", OnTruncation::Fin)];
+pub(crate) const ON_REFUSAL: [(&str, OnRefusal); 2] =
+    [("tell", OnRefusal::Tell), ("reset", OnRefusal::Reset)];
 
 fn refuse_keys_of_other_protocols<'t>(
     reader: &mut Reader<'t>,
@@ -189,5 +188,11 @@ fn refuse_keys_of_other_protocols<'t>(
             On::Any | On::Stream => "TCP and TLS listeners",
         };
         reader.refuse(&place, format!("is for {whose} only"));
+    }
+    let waits = protocol != Protocol::Tcp || table.has("accept_proxy");
+    if !waits && table.has_own("hello_timeout") {
+        let nothing = "is for TLS listeners, and for TCP listeners with accept_proxy; no other \
+                       listener waits for a client's first bytes";
+        reader.get(table, "hello_timeout", |_| Err::<(), _>(nothing.to_owned()));
     }
 }

@@ -48,7 +48,7 @@ fn prefixes_agree(bytes: &[u8]) {
             }
         }
     }
-    assert!(matches!(read(bytes, true), Hello::Invalid(_)));
+    assert!(matches!(read(bytes, true), Hello::Invalid { .. }));
 }
 
 /// Where rustls accepts there is an answer, and the same name and protocols. It shows no IP

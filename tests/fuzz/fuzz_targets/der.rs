@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use config_sync::table::subject::{MOST_SUBJECT, subject};
 use config_sync::table::x509::{common_name, not_after, not_before, public_key};
 use libfuzzer_sys::fuzz_target;
 use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
@@ -28,6 +29,7 @@ fuzz_target!(|input: &[u8]| {
     // its bytes, or cut it off.
     let mut certificate = CERTIFICATE.clone();
     assert_eq!(common_name(&certificate).as_deref(), Some(NAME));
+    assert_eq!(subject(&certificate).as_deref(), Some("CN=a client"));
     assert_eq!(not_after(&certificate), Some(END));
     assert!(not_before(&certificate).is_some_and(|start| start < END));
     assert!(public_key(&certificate).is_some());
@@ -45,6 +47,10 @@ fuzz_target!(|input: &[u8]| {
 fn check(certificate: &[u8]) {
     if let Some(name) = common_name(certificate) {
         assert!((1..=256).contains(&name.len()) && !name.contains(char::is_control));
+    }
+    if let Some(subject) = subject(certificate) {
+        assert!((1..=MOST_SUBJECT).contains(&subject.len()));
+        assert!(!subject.contains(char::is_control));
     }
     not_after(certificate);
     not_before(certificate);

@@ -87,6 +87,17 @@ pub fn closed_without_a_byte(stream: &mut TcpStream) -> bool {
     stream.read_exact(&mut [0]).is_err_and(|error| closed.contains(&error.kind()))
 }
 
+/// The number of the TLS alert that comes, if the connection then ends with a FIN and nothing else
+/// has come.
+pub fn alert(stream: &mut TcpStream) -> Option<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).ok()?;
+    match bytes[..] {
+        [21, 3, 3, 0, 2, 2, alert] => Some(alert),
+        _ => None,
+    }
+}
+
 /// A program without input that is ended after three minutes, and then exits with 124 or 137.
 pub fn limited(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");

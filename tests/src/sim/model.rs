@@ -8,9 +8,9 @@ use config_sync::table::load::{Load, NO_LIMIT};
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Fallback,
-    GoneEndpoint, Hosts, Limits, Listener, ListenerId, OnTruncation, OnUnavailable, Protocol,
-    ProxyVersion, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
-    SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
+    GoneEndpoint, Hosts, Limits, Listener, ListenerId, OnRefusal, OnTruncation, OnUnavailable,
+    Protocol, ProxyVersion, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket,
+    SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 use config_sync::table::turns::turns;
@@ -249,6 +249,7 @@ impl Model {
                 hello_timeout: socket.listeners.iter().map(|l| l.timeouts.hello).max().unwrap_or(0),
                 access: None,
                 starttls: None,
+                on_refusal: OnRefusal::default(),
                 default_hostname: None,
                 not_tls,
                 silent,

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::backend;
-use ringway_tests::real::{Gateway, free_address, wait_until};
+use ringway_tests::real::{Gateway, LogLine, free_address, program, wait_until};
 
 use crate::{Files, tagged, terminate};
 
@@ -49,6 +49,22 @@ fn client_certificates_missing_wrong_right_and_revoked_by_absence_of_trust() {
     // The stranger's authority has the same name, and another key.
     let wrong = [Some("certificate: its signature is not its issuer's"); 4];
     assert_eq!(details, [&wrong[..], &[Some("no certificate was sent"); 2]].concat());
+    let pem = files.path("me.pem");
+    let said = program("openssl", &["x509", "-in", &pem, "-noout", "-fingerprint", "-sha256"]);
+    let fingerprint = said.rsplit('=').next().expect("a value").trim().replace(':', "");
+    let of = |who: Option<&str>, version: &str| {
+        let is_its = |line: &&LogLine| {
+            line.text("fingerprint").map(str::to_ascii_uppercase).as_deref() == who
+                && line.text("client_subject") == who.map(|_| "CN=rcgen self signed cert")
+                && line.text("tls_version") == Some(version)
+                && line.text("tls_cipher").is_some_and(|cipher| cipher.contains("AES"))
+                && line.text("reason") != Some("client_tls_failed")
+        };
+        lines.iter().filter(is_its).count()
+    };
+    for version in ["TLSv1.2", "TLSv1.3"] {
+        assert_eq!((of(Some(&fingerprint), version), of(None, version)), (2, 1), "{lines:?}");
+    }
     assert_eq!(server.served(), 6, "no endpoint hears of a client that may not come in");
 }
 

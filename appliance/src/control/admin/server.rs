@@ -19,8 +19,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use config_sync::table::address::UNIX;
@@ -41,6 +41,7 @@ use crate::control::admin::api::{self, Api, MOST_BODY, stream};
 use crate::control::admin::board::{Board, MetricsPage};
 use crate::control::admin::calls::Caller;
 use crate::control::admin::viewers::Seat;
+use crate::control::metrics::open_metrics;
 use crate::control::page;
 use crate::control::spare_files::SpareFiles;
 
@@ -327,7 +328,7 @@ fn out_of_files(error: &io::Error) -> bool {
 /// The page is made on another thread, because a page of 10,000 endpoints takes a moment. Pages are
 /// made one at a time. A request that came before a page was begun gets that page, so frequent
 /// requests cost other clients nothing.
-async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
+async fn metrics(State(board): State<Arc<Board>>, headers: HeaderMap) -> impl IntoResponse {
     let asked = Instant::now();
     let mut page = board.page.lock().await;
     let text = match &*page {
@@ -343,7 +344,13 @@ async fn metrics(State(board): State<Arc<Board>>) -> impl IntoResponse {
             text
         }
     };
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    drop(page);
+    if !open_metrics::is_preferred(&headers) {
+        return ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+            .into_response();
+    }
+    let open = open_metrics::from_text(&String::from_utf8_lossy(&text));
+    ([(CONTENT_TYPE, open_metrics::OPEN_METRICS)], open).into_response()
 }
 
 async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {

@@ -500,6 +500,14 @@ impl Display for Seconds {
 mod tests {
     use super::*;
 
+    /// As OpenMetrics demands.
+    #[test]
+    fn counters_and_only_counters_end_in_total() {
+        for (name, kind, _) in METRICS {
+            assert_eq!(name.ends_with("_total"), matches!(kind, Type::Counter), "{name}");
+        }
+    }
+
     #[test]
     fn seconds_are_exact() {
         let shown = [0, 1, 100, 2_500_000, 3_600_000_000].map(|micros| Seconds(micros).to_string());

@@ -2,5 +2,6 @@
 
 mod endpoints;
 mod exposition;
+pub mod open_metrics;
 pub mod process;
 pub mod samples;

@@ -14,6 +14,7 @@ use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, Stat
 use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
+use crate::wire::alert::Alert;
 use crate::wire::client_hello::{self, Hello, Protocols};
 
 /// A client may come back faster than an endpoint closes, so this many ending sessions are allowed
@@ -102,10 +103,15 @@ impl Session {
             Hello::NotTls(why) if self.ask != Ask::AsAsked => {
                 self.without_tls(core, invalid(bytes, why));
             }
-            Hello::NotTls(why) | Hello::Invalid(why) => {
-                self.finish(core, invalid(bytes, why), true);
+            Hello::NotTls(why) => self.finish(core, invalid(bytes, why), true),
+            Hello::Invalid { why, at } => {
+                let cause = CloseReason::HelloInvalid.because(Detail::malformed(why, at));
+                self.finish(core, cause.telling(Alert::DecodeError), true);
             }
-            Hello::TooLarge => self.finish(core, CloseReason::HelloTooLarge, true),
+            Hello::TooLarge => {
+                let cause = Cause::from(CloseReason::HelloTooLarge);
+                self.finish(core, cause.telling(Alert::DecodeError), true);
+            }
         }
     }
 
@@ -150,6 +156,7 @@ impl Session {
     /// Chooses listener, route, backend and endpoint, and then connects.
     pub fn choose(&mut self, core: &mut Core, by: &By<'_>) {
         if let Err(cause) = self.try_choose(core, by) {
+            let cause = self.with_alert(core, by, cause);
             self.finish(core, cause, true);
         }
     }

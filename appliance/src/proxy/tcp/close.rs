@@ -137,8 +137,10 @@ impl Session {
         (ending.next < u64::MAX).then_some(ending.next)
     }
 
-    /// Counts and logs the session, and has the ring close it.
+    /// Counts and logs the session, and has the ring close it. A client that is refused may be told
+    /// why. In that case there is no reset.
     pub fn finish(&mut self, core: &mut Core, cause: impl Into<Cause>, reset: bool) {
+        let cause = cause.into();
         let state = std::mem::replace(&mut self.state, State::Closing);
         let mut relay = match state {
             State::Closing => return,
@@ -167,6 +169,7 @@ impl Session {
         // A FIN says that all bytes were delivered.
         let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
         let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
+        let reset = reset && !(relay.is_none() && self.tell(core, &cause));
         for side in [Side::Client, Side::Endpoint] {
             if let (Some(relay), Some(tls)) = (&mut relay, &mut self.tls) {
                 let sent = u64::from(tls.unreported(side));
@@ -187,7 +190,7 @@ impl Session {
             }
         }
         core.push(self.token, Op::Close { reset });
-        self.account(core, cause.into(), relay.as_ref());
+        self.account(core, cause, relay.as_ref());
     }
 }
 

@@ -8,6 +8,7 @@ mod connect;
 mod direction;
 mod proxy_header;
 pub mod queue;
+mod refuse;
 mod relay;
 pub mod session;
 mod starttls;

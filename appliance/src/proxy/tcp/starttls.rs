@@ -102,6 +102,7 @@ impl Session {
                 return self.arm(core);
             }
             Request::Startup => {
+                self.startup = true;
                 return self.without_tls(core, CloseReason::StarttlsMissing.into());
             }
             Request::Early => return self.finish(core, CloseReason::StarttlsEarly, true),

@@ -38,6 +38,9 @@ pub struct Session {
     /// Whether the endpoint counts this session as one of its own.
     pub counted: bool,
     pub ask: Ask,
+    /// The client has sent PostgreSQL's StartupMessage without TLS, so it understands an
+    /// ErrorResponse.
+    pub startup: bool,
     /// Whether the configuration leaves congestion control to the kernel: of client and endpoint.
     pub free: (bool, bool),
     pub client: SocketAddr,
@@ -195,6 +198,7 @@ impl Session {
             endpoint: None,
             counted: false,
             ask: Ask::No,
+            startup: false,
             free: (false, false),
             client,
             local,

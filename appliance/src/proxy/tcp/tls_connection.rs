@@ -7,6 +7,9 @@
 //!
 //! rustls allocates once for each record that it decrypts, and once for each that it encrypts.
 
+use std::sync::Arc;
+
+use config_sync::table::subject::{fingerprint, subject};
 use config_sync::table::terminator::{Originator, Terminator};
 use config_sync::table::x509::{common_name, not_after};
 use rustls::client::UnbufferedClientConnection;
@@ -16,6 +19,7 @@ use rustls::unbuffered::{
 };
 use rustls::{CipherSuite, HandshakeKind, InvalidMessage, ProtocolVersion};
 
+use crate::stats::tls_facts::{CertificateFacts, TlsFacts};
 use crate::wire::proxy_header::write::{ClientCertificate, ClientTls};
 
 /// The maximum length of `incoming` in bytes.
@@ -26,6 +30,8 @@ pub struct Conn {
     peer: Peer,
     /// When the lists of revoked clients' certificates end, in seconds of Unix time.
     lists_end: Option<u64>,
+    /// Of a client that has shown a certificate and may come in.
+    certificate: Option<Arc<CertificateFacts>>,
     /// Bytes that could not be processed yet. Memory is allocated only while there are such bytes.
     incoming: Vec<u8>,
     /// close_notify has come: the peer has ended cleanly.
@@ -86,7 +92,14 @@ impl Conn {
     }
 
     fn new(peer: Peer, lists_end: Option<u64>) -> Self {
-        Self { peer, lists_end, incoming: Vec::new(), received_end: false, sent_end: false }
+        Self {
+            peer,
+            lists_end,
+            certificate: None,
+            incoming: Vec::new(),
+            received_end: false,
+            sent_end: false,
+        }
     }
 
     pub fn is_handshaking(&self) -> bool {
@@ -106,18 +119,49 @@ impl Conn {
 
     /// The facts about a client that a server behind is told. `None` before the handshake is over.
     pub fn client_tls(&self) -> Option<ClientTls> {
+        let (version, cipher) = self.agreed()?;
         let Peer::Client(conn) = &self.peer else { return None };
-        let version = match conn.protocol_version()? {
+        let resumed = conn.handshake_kind() == Some(HandshakeKind::Resumed);
+        let certificate = self
+            .shown()
+            .map(|shown| ClientCertificate { resumed, common_name: common_name(shown) });
+        Some(ClientTls { version, cipher, certificate })
+    }
+
+    /// Version and cipher, in OpenSSL's words. `None` before they were agreed on.
+    fn agreed(&self) -> Option<(&'static str, &'static str)> {
+        let (version, suite) = match &self.peer {
+            Peer::Client(conn) => (conn.protocol_version(), conn.negotiated_cipher_suite()),
+            Peer::Endpoint(conn) => (conn.protocol_version(), conn.negotiated_cipher_suite()),
+        };
+        let version = match version? {
             ProtocolVersion::TLSv1_2 => "TLSv1.2",
             ProtocolVersion::TLSv1_3 => "TLSv1.3",
             _ => return None,
         };
-        let cipher = cipher_name(conn.negotiated_cipher_suite()?.suite())?;
-        let resumed = conn.handshake_kind() == Some(HandshakeKind::Resumed);
-        let shown = conn.peer_certificates().and_then(<[_]>::first);
-        let certificate = shown
-            .map(|shown| ClientCertificate { resumed, common_name: common_name(shown.as_ref()) });
-        Some(ClientTls { version, cipher, certificate })
+        Some((version, cipher_name(suite?.suite())?))
+    }
+
+    /// What the log says of the connection, as far as the handshake came. Takes no time that
+    /// matters, because lists of sessions ask again and again.
+    pub fn facts(&self) -> Option<TlsFacts> {
+        let (version, cipher) = self.agreed()?;
+        let certificate = self.certificate.clone();
+        Some(TlsFacts { version, cipher, alpn: self.alpn().map(Box::from), certificate })
+    }
+
+    /// The handshake is over: notes for [`Self::facts`] whose certificate a client has shown.
+    pub fn keep_certificate(&mut self) {
+        self.certificate = self.shown().map(|shown| {
+            let subject = subject(shown).map(String::into_boxed_str);
+            Arc::new(CertificateFacts { subject, fingerprint: fingerprint(shown) })
+        });
+    }
+
+    /// The certificate that a client has shown, in DER.
+    fn shown(&self) -> Option<&[u8]> {
+        let Peer::Client(conn) = &self.peer else { return None };
+        conn.peer_certificates()?.first().map(AsRef::as_ref)
     }
 
     /// Whether a client has resumed a session that must not go on: a certificate of the session has

@@ -63,6 +63,11 @@ impl Port {
     }
 }
 
+/// Details for a handshake that the peer leaves, and for a resumed session that comes too late.
+pub const CUT_SHORT: &str = "the connection ended within the handshake";
+pub const STALE: &str =
+    "the certificate of the session that it resumes, or a revocation list, has ended";
+
 /// The cause when a side breaks TLS.
 pub fn broken(side: Side, error: &rustls::Error) -> Cause {
     reasons(side).0.because(Detail::tls(error))

@@ -25,9 +25,10 @@ use crate::contract::{Op, Side, Stop, Token, size};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, Postponed};
 use crate::proxy::tcp::tls_connection::Conn;
-use crate::proxy::tcp::tls_port::{End, Moving, Port, broken, reasons};
+use crate::proxy::tcp::tls_port::{CUT_SHORT, End, Moving, Port, STALE, broken, reasons};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
+use crate::stats::tls_facts::TlsFacts;
 use crate::wire::proxy_header::write::ClientTls;
 
 /// Bytes of one `Take`, with the beginning of an earlier record: two full records.
@@ -114,6 +115,11 @@ impl TlsRelay {
     /// The facts of a client's TLS connection, after its handshake.
     pub fn client_tls(&self) -> Option<ClientTls> {
         self.client.conn.as_ref()?.client_tls()
+    }
+
+    /// As [`Conn::facts`], of the client.
+    pub fn client_facts(&self) -> Option<TlsFacts> {
+        self.client.conn.as_ref()?.facts()
     }
 
     /// The protocol that was agreed on with a client.
@@ -500,6 +506,7 @@ impl TlsRelay {
         let result = conn.receive(bytes, into, &mut answer, &mut core.scratch);
         if greeting && !conn.is_handshaking() {
             port.early.extend_from_slice(&plain);
+            conn.keep_certificate();
         }
         // A side that got the end gets no more bytes.
         if !answer.is_empty() && self.port(from.other()).end.is_none() {
@@ -591,8 +598,3 @@ impl TlsRelay {
         }
     }
 }
-
-/// Details for a handshake that the peer leaves, and for a resumed session that comes too late.
-const CUT_SHORT: &str = "the connection ended within the handshake";
-const STALE: &str =
-    "the certificate of the session that it resumes, or a revocation list, has ended";

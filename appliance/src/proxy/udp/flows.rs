@@ -511,7 +511,7 @@ impl Flows {
     }
 
     pub fn end(&mut self, core: &mut Core, slot: u32, cause: impl Into<Cause>) {
-        let Cause { reason, detail } = cause.into();
+        let Cause { reason, detail, .. } = cause.into();
         let handle = self.handle(slot);
         let Some(flow) = self.flows.remove(slot) else { return };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));

@@ -97,7 +97,7 @@ fn name_of(bytes: &[u8]) -> Option<String> {
 }
 
 fn assert_invalid(bytes: &[u8]) {
-    assert!(matches!(read(bytes, false), Hello::Invalid(_)), "{:?}", read(bytes, false));
+    assert!(matches!(read(bytes, false), Hello::Invalid { .. }), "{:?}", read(bytes, false));
 }
 
 /// Checks that each prefix either has the answer of the whole, or asks for more bytes and names no
@@ -113,7 +113,7 @@ fn assert_prefixes_agree(bytes: &[u8]) -> usize {
                 assert!(decided.is_none(), "an answer was taken back at {len}");
                 assert!(at_least > len && at_least >= bound, "{at_least} at {len}");
                 assert!(at_least <= MAX_HELLO);
-                assert!(matches!(read(&bytes[..len], true), Hello::Invalid(_)));
+                assert!(matches!(read(&bytes[..len], true), Hello::Invalid { .. }));
                 bound = at_least;
             }
             answer => {
@@ -207,7 +207,7 @@ fn what_is_no_client_hello_is_refused_at_its_first_wrong_byte() {
     two[25] = 21;
     assert_invalid(&two);
     assert_eq!(read(b"", false), Hello::NeedMore { at_least: 1 });
-    assert!(matches!(read(b"", true), Hello::Invalid(_)));
+    assert!(matches!(read(b"", true), Hello::Invalid { .. }));
 }
 
 #[test]

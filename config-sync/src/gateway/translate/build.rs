@@ -101,6 +101,7 @@ impl<'o> Build<'_, 'o> {
                     listener.timeouts.hello = first.timeouts.hello;
                     listener.accept_proxy.clone_from(&first.accept_proxy);
                     listener.starttls = first.starttls;
+                    listener.on_refusal = first.on_refusal;
                     listener.default_hostname.clone_from(&first.default_hostname);
                     listener.not_tls.clone_from(&first.not_tls);
                     listener.silent.clone_from(&first.silent);
@@ -142,6 +143,7 @@ impl<'o> Build<'_, 'o> {
             starttls: values.starttls.filter(|_| tls),
             not_tls: None,
             silent: None,
+            on_refusal: values.on_refusal.filter(|_| tls).unwrap_or_default(),
             tls: entry.tls.clone(),
             timeouts: Timeouts {
                 hello: values.hello.filter(|_| tls || proxied).unwrap_or(TIMEOUTS.hello),

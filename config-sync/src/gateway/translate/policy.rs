@@ -33,7 +33,7 @@ use crate::model::endpoint::MAX_WEIGHT;
 use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
 use crate::toml::backend::{BALANCES, LEAST_QUEUE_TIMEOUT, MOST_WAIT};
 use crate::toml::endpoint::MOST_SESSIONS;
-use crate::toml::listener::{ON_TRUNCATION, STARTTLS};
+use crate::toml::listener::{ON_REFUSAL, ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
 use crate::toml::tls::protocol;
 use crate::toml::values::{
@@ -409,6 +409,7 @@ fn read_listener<'o>(
         starttls: text("starttls", given.starttls.as_ref(), word(&STARTTLS))?,
         not_tls: fallback(&given.not_tls),
         silent: fallback(&given.silent),
+        on_refusal: text("onRefusal", given.on_refusal.as_ref(), word(&ON_REFUSAL))?,
         idle: text("idleTimeout", given.idle_timeout.as_ref(), duration)?,
         write_stall: text("writeStallTimeout", given.write_stall_timeout.as_ref(), duration)?,
         half_close: text("halfCloseTimeout", given.half_close_timeout.as_ref(), duration)?,

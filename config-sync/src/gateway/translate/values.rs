@@ -12,7 +12,8 @@ use crate::model::gone::OnGone;
 use crate::model::health_check::HealthCheck;
 use crate::model::source_limit::SourceLimit;
 use crate::table::routing::{
-    OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions, Sources, Starttls,
+    OnRefusal, OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions, Sources,
+    Starttls,
 };
 
 /// A policy's values for a listener, in the units of the configuration.
@@ -23,6 +24,7 @@ pub(super) struct ListenerValues<'o> {
     pub(super) starttls: Option<Starttls>,
     pub(super) not_tls: Option<Fallback<'o>>,
     pub(super) silent: Option<Fallback<'o>>,
+    pub(super) on_refusal: Option<OnRefusal>,
     pub(super) idle: Option<u32>,
     pub(super) write_stall: Option<u32>,
     pub(super) half_close: Option<u32>,
@@ -115,6 +117,7 @@ impl ListenerValues<'_> {
         fill(&mut self.starttls, &under.starttls);
         fill(&mut self.not_tls, &under.not_tls);
         fill(&mut self.silent, &under.silent);
+        fill(&mut self.on_refusal, &under.on_refusal);
         fill(&mut self.idle, &under.idle);
         fill(&mut self.write_stall, &under.write_stall);
         fill(&mut self.half_close, &under.half_close);

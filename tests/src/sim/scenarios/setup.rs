@@ -7,9 +7,9 @@ use config_sync::table::address::Bind;
 use config_sync::table::alpn::{AlpnChoice, ByAlpn};
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
-    AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnUnavailable,
-    Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources, Timeouts,
-    Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnRefusal,
+    OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources,
+    Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 
@@ -103,6 +103,7 @@ impl Setup {
                 hello_timeout: self.timeouts.hello,
                 access: access.clone().filter(|_| self.protocol == Protocol::Tls),
                 starttls: None,
+                on_refusal: OnRefusal::Reset,
                 default_hostname: None,
                 not_tls: fallback,
                 silent: fallback,

@@ -34,6 +34,10 @@ impl Life {
             let given = if side == Side::Client { record.bytes_up } else { record.bytes_down };
             assert!(case.passes_through() || given == said as u64, "{case:?}: bytes in the log");
         }
+        if case.client && record.connect.is_some() {
+            let facts = record.tls.as_ref().expect("the client's handshake is over");
+            assert_eq!(facts.version, if case.old { "TLSv1.2" } else { "TLSv1.3" });
+        }
         let failures = [
             CloseReason::ClientTlsFailed,
             CloseReason::EndpointTlsFailed,

@@ -18,6 +18,7 @@ use crate::control::id::{Id, Run};
 use crate::control::shown::{Shown, protocol};
 use crate::control::tcp::{Tcp, slow};
 use crate::control::timestamp::WallClock;
+use crate::control::tls_fields::TlsFields;
 use crate::stats::records::Entry;
 use crate::wire::tcp_info;
 
@@ -99,6 +100,8 @@ struct Row {
     local: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     server_name: Option<String>,
+    #[serde(flatten)]
+    tls: Option<TlsFields<'static>>,
     state: &'static str,
     opened: String,
     age_ms: u64,
@@ -319,6 +322,7 @@ fn row(entry: &Entry, worker: usize, run: Run, names: &Names, wall: WallClock) -
         peer: record.peer.map(|peer| Shown::from(peer).to_string()),
         local: local.to_string(),
         server_name: owned(record.server_name.as_deref()),
+        tls: record.tls.as_deref().map(|tls| TlsFields::of(tls).into_owned()),
         state,
         opened: wall.at(record.opened).to_string(),
         age_ms: since(record.opened),

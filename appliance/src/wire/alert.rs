@@ -1,0 +1,26 @@
+//! Alerts of TLS before any key is agreed on (RFC 8446, sections 5.1 and 6).
+
+#![forbid(unsafe_code)]
+
+/// A fatal alert, with its number on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alert {
+    /// A message could not be read (RFC 8446, section 6.2).
+    DecodeError = 50,
+    /// A server name is needed, and none was sent (RFC 8446, section 9.2).
+    MissingExtension = 109,
+    /// Nobody has the server name that was sent (RFC 6066, section 3).
+    UnrecognizedName = 112,
+    /// None of the protocols that were offered is there (RFC 7301, section 3.2).
+    NoApplicationProtocol = 120,
+}
+
+impl Alert {
+    /// The alert as a record that is not encrypted.
+    pub fn record(self) -> [u8; 7] {
+        const ALERT: u8 = 21;
+        const FATAL: u8 = 2;
+        [ALERT, 3, 3, 0, 2, FATAL, self as u8]
+    }
+}
