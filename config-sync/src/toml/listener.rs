@@ -54,6 +54,7 @@ pub(crate) static LISTENER: Section = Section {
         any("deny"),
         any("endpoints"),
         any("backends"),
+        any("on_unavailable"),
     ],
 };
 
