@@ -111,6 +111,20 @@ fn backends_of_a_listener_are_a_route() {
     }
 }
 
+/// Several backends have one balance, so these keys are the route's.
+#[test]
+fn keys_of_a_route_stand_beside_backends() {
+    let pools = backend("a", "") + &backend("b", "balance = \"random\"");
+    for keys in [
+        "balance = \"source-hash\"\n",
+        "on_unavailable = \"next\"\n",
+        "balance = \"round-robin\"\non_unavailable = \"refuse\"\n",
+    ] {
+        let long = format!("{LISTENER}{}{keys}{pools}", route("[\"a\", \"b\"]"));
+        same(&format!("{LISTENER}backends = [\"a\", \"b\"]\n{keys}{pools}"), &long);
+    }
+}
+
 /// Other routes stand beside the listener's own, and may lead to its endpoints.
 #[test]
 fn a_listeners_own_route_is_for_all_others() {

@@ -8,6 +8,7 @@
 
 use config_sync::table::routing::{
     Backend, BackendId, Balance, Endpoint, EndpointId, Route, RouteBalance, RoutingTable,
+    WeightedBackend,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -74,8 +75,31 @@ impl Balancer {
     pub fn backend(&mut self, route: &Route, client: SocketAddr) -> Option<usize> {
         match route.balance {
             RouteBalance::RoundRobin => self.next_backend(route),
-            RouteBalance::SourceHash => backend_of(route, client),
+            RouteBalance::SourceHash => backend_of(route, client, |_| true),
         }
+    }
+
+    /// The index of the backend for a session whose backend failed: one that `may_serve`. It takes
+    /// nobody's turn, so a drawn number stands for the turn.
+    pub fn other_backend(
+        &mut self,
+        route: &Route,
+        client: SocketAddr,
+        may_serve: impl Fn(&WeightedBackend) -> bool,
+    ) -> Option<usize> {
+        if route.balance == RouteBalance::SourceHash {
+            return backend_of(route, client, may_serve);
+        }
+        let shares = || route.backends.iter().filter(|share| may_serve(share));
+        let total: u64 = shares().map(|share| u64::from(share.weight)).sum();
+        let mut drawn = u64::from(self.random.next_u32()).checked_rem(total)?;
+        for share in shares() {
+            match drawn.checked_sub(u64::from(share.weight)) {
+                Some(rest) => drawn = rest,
+                None => return Some(share.backend),
+            }
+        }
+        unreachable!("it is less than the sum of the weights")
     }
 
     /// Smooth weighted round robin: in n times the sum of the weights picks, each backend has

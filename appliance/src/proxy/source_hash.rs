@@ -10,11 +10,16 @@ use config_sync::table::routing::{Route, WeightedBackend};
 /// Weighted rendezvous hashing (Schindelhauer and Schomaker, SPAA 2005): each backend has a
 /// distance from the client, which its weight divides, and the nearest backend is the client's. A
 /// backend that gets a larger share takes clients from the others, and no client moves between two
-/// backends whose weights keep their proportion.
-pub fn backend_of(route: &Route, client: SocketAddr) -> Option<usize> {
+/// backends whose weights keep their proportion. Backends that may not serve the client are passed
+/// over.
+pub fn backend_of(
+    route: &Route,
+    client: SocketAddr,
+    may_serve: impl Fn(&WeightedBackend) -> bool,
+) -> Option<usize> {
     let source = source_hash(client, false);
     let mut nearest: Option<(u64, &WeightedBackend)> = None;
-    for share in route.backends.iter().filter(|share| share.weight > 0) {
+    for share in route.backends.iter().filter(|share| share.weight > 0 && may_serve(share)) {
         let far = distance(mix(source ^ share.key));
         // The quotients are compared without a division: a / x < b / y if a * y < b * x. A distance
         // has 39 bits and a weight 20.
@@ -97,7 +102,7 @@ mod tests {
         let route = route(weights);
         let clients = (0..10_000u32).map(|client| {
             let address = Ipv4Addr::from_bits(0x0a00_0000 + client * 7);
-            let position = backend_of(&route, (address, client as u16).into()).unwrap();
+            let position = backend_of(&route, (address, client as u16).into(), |_| true).unwrap();
             route.backends[position].id.0
         });
         clients.collect()

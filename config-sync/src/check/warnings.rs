@@ -114,7 +114,7 @@ pub(crate) fn hints(config: &Config) -> Vec<Problem> {
     let hint = |route: &Route| {
         beside(&route.name.place, "backends").problem(
             "if no endpoint of one of these backends is up, the share of that backend is refused; \
-             `on_unavailable = \"next\"` in a route gives the share to the other backends, and \
+             `on_unavailable = \"next\"` beside them gives the share to the others, and \
              `on_unavailable = \"refuse\"` says that this is meant",
         )
     };

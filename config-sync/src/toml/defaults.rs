@@ -16,8 +16,16 @@ pub(crate) static DEFAULTS: Section =
     Section { name: "defaults", keys: &[any("listener"), any("backend")] };
 
 /// Keys that every listener or backend gives itself.
-const OWN: [&str; 7] =
-    ["name", "address", "addresses", "hostname", "hostnames", "endpoints", "backends"];
+const OWN: [&str; 8] = [
+    "name",
+    "address",
+    "addresses",
+    "hostname",
+    "hostnames",
+    "endpoints",
+    "backends",
+    "on_unavailable",
+];
 
 /// Reads `defaults`. A table with a fault gives no defaults: each listener would repeat the fault.
 pub(crate) fn defaults<'t>(

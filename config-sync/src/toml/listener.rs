@@ -55,6 +55,7 @@ pub(crate) static LISTENER: Section = Section {
         any("deny"),
         any("endpoints"),
         any("backends"),
+        any("on_unavailable"),
     ],
 };
 

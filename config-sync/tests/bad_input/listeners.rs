@@ -226,7 +226,25 @@ fn endpoints_and_backends_of_a_listeners_own() {
         (own("backends = [\"b\"]"), &["5:13: listeners[0].backends[0]: there is no backend \"b\""]),
         (
             own("balance = \"random\"\nbackends = [\"b\"]") + backend,
+            &[
+                "5:11: listeners[0].balance: must be \"round-robin\" or \"source-hash\", not \"random\"",
+            ],
+        ),
+        (
+            own("balance = \"random\""),
             &["5:1: listeners[0].balance: is about endpoints, and this listener has no"],
+        ),
+        (
+            own(&format!("{endpoints}\non_unavailable = \"next\"")),
+            &[
+                "6:18: listeners[0].on_unavailable: is about a choice of backends, and this listener",
+            ],
+        ),
+        (
+            own("backends = []\non_unavailable = \"fallback\""),
+            &[
+                "6:18: listeners[0].on_unavailable: must be \"refuse\" or \"next\", not \"fallback\"",
+            ],
         ),
         (
             own("connect_timeout = \"1s\""),

@@ -304,7 +304,10 @@ fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
             0 => RouteBalance::RoundRobin,
             _ => RouteBalance::SourceHash,
         },
-        on_unavailable: OnUnavailable::Refuse,
+        on_unavailable: match id.0 / 2 % 2 {
+            0 => OnUnavailable::Refuse,
+            _ => OnUnavailable::Next,
+        },
         backends: weights.iter().enumerate().map(share).collect(),
     }
 }

@@ -34,6 +34,31 @@ fn client_is_reset_when_all_endpoints_are_dead() {
     assert_eq!(metrics.value("ringway_sessions_refused_total", &[("reason", "connect_failed")]), 1);
 }
 
+/// Of three backends two are dead, and every client is served by the third.
+#[test]
+fn another_backend_of_the_route_is_tried_when_connecting_fails() {
+    let server = Server::tcp(echo);
+    for keys in ["", "balance = \"source-hash\""] {
+        let address = free_address();
+        let keys = format!("on_unavailable = \"next\"\n{keys}");
+        let shares = [("first", 60), ("well", 10), ("second", 30)];
+        let config = listener("main", "TCP", address, "")
+            + &route("main", "main", &shares, &keys)
+            + &backend("first", [free_address(), free_address()], "")
+            + &backend("second", [free_address()], "connect_attempts = 1")
+            + &backend("well", [server.address], "");
+        let gateway = Gateway::start(&config);
+        for _ in 0..30 {
+            assert_eq!(exchange(address, b"anyone").expect("an echo"), b"anyone");
+        }
+        for line in gateway.closes(30) {
+            assert_eq!(line.text("backend"), Some("well"));
+        }
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.value("ringway_sessions_refused_total", &[]), 0);
+    }
+}
+
 /// A backend without endpoints keeps its share and rejects it.
 #[test]
 fn backend_without_endpoints_rejects_its_share() {

@@ -1,6 +1,6 @@
 //! TLS to endpoints.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ringway_tests::real::config::{backend, listener, route};
@@ -93,6 +93,42 @@ fn an_endpoint_with_a_wrong_certificate_costs_nobody_a_session() {
     }
     let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
     assert_eq!(failures, 1);
+}
+
+/// Each backend of the route speaks its own way with its endpoints, also to a session that comes
+/// from another backend. The client's bytes are still unread then.
+#[test]
+fn a_session_goes_on_to_a_backend_with_other_tls() {
+    let (files, dead) = (Files::new(), free_address());
+    let (wrong, _wrong) = secure_server(&files, "other.internal", &[]);
+    let (right, _right) = secure_server(&files, "db.internal", &[]);
+    files.folder.write("who", "who");
+    let plain = Server::tcp(|mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nwho");
+    });
+    let ca = files.path("ca.pem");
+    let tls = format!("tls = {{ server_name = \"db.internal\", ca = \"{ca}\" }}");
+    let next = "on_unavailable = \"next\"";
+    for (first, second) in
+        [(("a", wrong, &*tls), ("b", plain.address, "")), (("a", dead, ""), ("b", right, &*tls))]
+    {
+        let address = free_address();
+        let of = |(name, endpoint, keys): (&str, SocketAddr, &str)| backend(name, [endpoint], keys);
+        let config = listener("main", "TCP", address, "")
+            + &route("main", "main", &[("a", 1), ("b", 1)], next)
+            + &of(first)
+            + &of(second);
+        let gateway = Launch::default().one_worker().start(&config);
+        let url = format!("http://{address}/who");
+        for _ in 0..6 {
+            let said = program("curl", &["-sS", "--http1.0", "--noproxy", "*", &url]);
+            assert_eq!(said, "who");
+        }
+        for line in gateway.closes(6) {
+            assert_eq!(line.text("backend"), Some("b"));
+        }
+    }
 }
 
 /// An endpoint that accepts and then closes, or speaks no TLS, is a failed attempt, as if it could

@@ -100,6 +100,31 @@ fn no_weight_is_no_backend() {
 }
 
 #[test]
+fn other_backends_get_sessions_by_their_weights_and_take_no_turn() {
+    for balance in [RouteBalance::RoundRobin, RouteBalance::SourceHash] {
+        let shares = Route { balance, ..route(&[(0, 50), (1, 30), (2, 10), (3, 0), (4, 10)]) };
+        let (mut balancer, table) = balancer(vec![shares], vec![]);
+        let route = &table.routes[0];
+        let mut counts = [0u32; 5];
+        for address in 0..10_000 {
+            let client = (std::net::Ipv4Addr::from_bits(0x0a00_0000 + address), 1).into();
+            let other = balancer.other_backend(route, client, |share| share.id.0 % 4 > 0);
+            counts[other.unwrap()] += 1;
+        }
+        assert_eq!((counts[0], counts[3], counts[4]), (0, 0, 0), "{balance:?}");
+        assert!(counts[1].abs_diff(7_500) < 200, "{balance:?}: {counts:?}");
+        assert_eq!(balancer.other_backend(route, client(1), |share| share.id.0 == 3), None);
+    }
+    let (mut balancer, table) = balancer(vec![route(&[(0, 1), (1, 1)])], vec![]);
+    let mut picks = Vec::new();
+    for _ in 0..4 {
+        picks.push(balancer.backend(&table.routes[0], client(1)).unwrap());
+        balancer.other_backend(&table.routes[0], client(1), |share| share.id.0 == 1).unwrap();
+    }
+    assert_eq!(picks, [0, 1, 0, 1]);
+}
+
+#[test]
 fn round_robin_takes_turns_and_passes_over_the_tried() {
     let (mut balancer, table) = balancer(vec![], vec![backend(Balance::RoundRobin, 3)]);
     let mut counts = [0; 3];

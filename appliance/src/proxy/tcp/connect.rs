@@ -1,6 +1,7 @@
 //! Connects to an endpoint: attempts, until one is connected and ready for the client's bytes.
 
 use config_sync::table::address::Address;
+use config_sync::table::routing::{OnUnavailable, WeightedBackend};
 
 use crate::contract::{Op, Origin, Side, Why};
 use crate::proxy::cause::Cause;
@@ -11,9 +12,55 @@ use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 impl Session {
+    /// Connects to an endpoint of the backend, or else to one of the route's other backends.
+    pub fn connect(&mut self, core: &mut Core, state: Connecting) -> Result<(), Cause> {
+        self.connect_within(core, state).or_else(|cause| self.pass_on(core, cause))
+    }
+
+    /// Goes on to the route's other backends, if the route asks for that. Each backend has one
+    /// turn at the most. `cause`: why the session's backend has no endpoint for it.
+    pub fn pass_on(&mut self, core: &mut Core, mut cause: Cause) -> Result<(), Cause> {
+        // A full backend is not unavailable. What the machine has not, no other backend has.
+        while !matches!(cause.reason, CloseReason::EndpointsFull | CloseReason::LocalLimit)
+            && let Some(state) = self.next_backend(core)
+        {
+            match self.connect_within(core, state) {
+                Ok(()) => return Ok(()),
+                Err(next) => cause = next,
+            }
+        }
+        Err(cause)
+    }
+
+    /// Gives the session to another backend of its route. The route of the table in force decides,
+    /// as for a client that comes now.
+    fn next_backend(&mut self, core: &mut Core) -> Option<Connecting> {
+        let route = core.tables.route(self.route?)?;
+        if route.on_unavailable != OnUnavailable::Next {
+            return None;
+        }
+        self.failed_backends.extend(self.backend);
+        let table = core.tables.current();
+        let may_serve = |share: &WeightedBackend| {
+            let has_endpoint = !table.backends[share.backend].turns.is_empty();
+            has_endpoint && !self.failed_backends.contains(&share.id)
+        };
+        let next = core.balancer.other_backend(route, self.client, may_serve)?;
+        let backend = &table.backends[next];
+        let (id, attempts) = (backend.id, backend.connect_attempts);
+        // An endpoint whose port does not exist counts the session, and has no attempt.
+        if let Some(endpoint) = self.endpoint.take()
+            && std::mem::take(&mut self.counted)
+        {
+            core.leaves(endpoint);
+        }
+        self.backend = Some(id);
+        Some(Connecting::new(attempts))
+    }
+
     /// Connects to an endpoint of the backend. If every endpoint is full, or other sessions wait
     /// already, the session waits in the backend's queue.
-    pub fn connect(&mut self, core: &mut Core, state: Connecting) -> Result<(), Cause> {
+    fn connect_within(&mut self, core: &mut Core, state: Connecting) -> Result<(), Cause> {
         // A session that tries another endpoint had its turn.
         if state.tried_count == 0 && self.is_behind(core) {
             return self.wait(core, state);
@@ -40,10 +87,14 @@ impl Session {
         self.counted = true;
         let address = endpoint.address.for_client_of(self.local.port());
         let address = address.ok_or(CloseReason::NoEndpoint)?;
-        if let Some(originator) = &backend.tls {
-            let plain = || Box::new(TlsRelay::plain(self.on_truncation));
-            let tls = self.tls.get_or_insert_with(plain);
-            tls.originate(core, originator)?;
+        match &backend.tls {
+            Some(originator) => {
+                let plain = || Box::new(TlsRelay::plain(self.on_truncation));
+                let tls = self.tls.get_or_insert_with(plain);
+                tls.originate(core, originator)?;
+            }
+            // The endpoints of a backend before may have spoken TLS.
+            None => self.tls = self.tls.take().and_then(TlsRelay::with_plain_endpoint),
         }
         let source = match address {
             Address::Ip(to) => core.balancer.origin(backend, to, self.client),
@@ -86,15 +137,18 @@ impl Session {
                 next.tried_count += 1;
             }
         }
-        if next.attempts_left == 0 || reason == CloseReason::LocalLimit {
-            return self.finish(core, reason.because(detail), true);
-        }
-        match self.connect(core, next) {
+        let cause = reason.because(detail);
+        let result = match next.attempts_left {
+            0 => Err(cause),
+            _ if reason == CloseReason::LocalLimit => Err(cause),
+            // If no endpoint is left to try, the reason of the last one stands.
+            _ => self.connect_within(core, next).map_err(|none| match none.reason {
+                CloseReason::ConnectFailed => cause,
+                _ => none,
+            }),
+        };
+        match result.or_else(|cause| self.pass_on(core, cause)) {
             Ok(()) => self.arm(core),
-            // No endpoint is left to try, so the reason of the last one stands.
-            Err(Cause { reason: CloseReason::ConnectFailed, .. }) => {
-                self.finish(core, reason.because(detail), true);
-            }
             Err(cause) => self.finish(core, cause, true),
         }
     }

@@ -55,7 +55,7 @@ impl Session {
     }
 
     /// The session is the first of its line. Returns whether it has left the line: connected to an
-    /// endpoint with a free place, or at its end because no endpoint is left.
+    /// endpoint with a free place, or gone elsewhere because no endpoint is left.
     pub fn takes_place(&mut self, core: &mut Core) -> bool {
         let State::Waiting(InLine { connecting, ticket, .. }) = self.state else {
             unreachable!("only sessions that wait are in a line")
@@ -71,7 +71,13 @@ impl Session {
             }
             Err(Cause { reason: CloseReason::EndpointsFull, .. }) => false,
             Err(cause) => {
-                self.finish(core, cause, true);
+                // Another backend has another line.
+                self.leave_line(core, ticket);
+                self.state = State::Connecting(connecting);
+                match self.pass_on(core, cause) {
+                    Ok(()) => self.arm(core),
+                    Err(cause) => self.finish(core, cause, true),
+                }
                 true
             }
         }

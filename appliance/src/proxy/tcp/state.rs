@@ -33,6 +33,8 @@ pub struct Session {
     pub source: Option<SourceRecord>,
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
+    /// Backends of the route that had no endpoint for this session.
+    pub failed_backends: Vec<BackendId>,
     /// The last endpoint tried.
     pub endpoint: Option<EndpointId>,
     /// Whether the endpoint counts this session as one of its own.
@@ -195,6 +197,7 @@ impl Session {
             source: None,
             route: None,
             backend: None,
+            failed_backends: Vec::new(),
             endpoint: None,
             counted: false,
             ask: Ask::No,

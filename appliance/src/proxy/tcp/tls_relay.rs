@@ -112,6 +112,13 @@ impl TlsRelay {
         Ok(())
     }
 
+    /// The next endpoint does not speak TLS. `None`: the client does not either, so no relay is
+    /// needed.
+    pub fn with_plain_endpoint(mut self: Box<Self>) -> Option<Box<Self>> {
+        self.endpoint = Port::default();
+        self.client.conn.is_some().then_some(self)
+    }
+
     /// The facts of a client's TLS connection, after its handshake.
     pub fn client_tls(&self) -> Option<ClientTls> {
         self.client.conn.as_ref()?.client_tls()

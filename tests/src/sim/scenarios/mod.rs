@@ -153,6 +153,26 @@ const SCENARIOS: &[Scenario] = &[
         ],
     },
     Scenario {
+        name: "no endpoint of the first backend connects, the route's second backend serves",
+        setup: Setup { endpoints: &[Serves::Refuses, Serves::Accepts], passes_on: true, ..TCP },
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Sends(C, 10),
+            Gets(S, 10),
+            Fin(C),
+            Ends(S),
+            Fin(S),
+            Ends(C),
+            Logs(R::ClientFin),
+        ],
+    },
+    Scenario {
+        name: "no endpoint of any backend of the route connects",
+        setup: Setup { endpoints: &[Serves::Refuses, Serves::Refuses], passes_on: true, ..TCP },
+        steps: &[Connect(0, Plain), Ends(C), Logs(R::ConnectFailed)],
+    },
+    Scenario {
         name: "a backend without endpoints refuses",
         setup: Setup { endpoints: &[], ..TCP },
         steps: &[Connect(0, Plain), Ends(C), Logs(R::NoEndpoint)],

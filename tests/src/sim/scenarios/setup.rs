@@ -37,6 +37,8 @@ pub struct Setup {
     pub falls_back: bool,
     /// TLS: the protocol of a route whose backend has no endpoint.
     pub alpn: Option<&'static str>,
+    /// Whether the route goes on to a second backend, which has all endpoints but the first.
+    pub passes_on: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,8 @@ impl Setup {
             by_alpn: self.alpn.map(by_alpn),
             ..model::plain_listener(self.protocol, any())
         };
+        let all = model::plain_endpoints(endpoints);
+        let (own, others) = all.split_at(if self.passes_on { 1 } else { all.len() });
         let fallback = self.falls_back.then_some(Fallback { listener: 0, route: 0 });
         RoutingTable {
             generation: 1,
@@ -112,14 +116,14 @@ impl Setup {
                 listeners: by_name,
             }],
             listeners: (0..names.len()).map(listener).collect(),
-            routes: vec![route(0), route(1)],
+            routes: vec![if self.passes_on { passing_route() } else { route(0) }, route(1)],
             backends: vec![
                 Backend {
                     source: self.source.into_iter().collect(),
                     shared_sockets: self.source.is_some(),
-                    ..model::plain_backend(BackendId(0), model::plain_endpoints(endpoints))
+                    ..model::plain_backend(BackendId(0), own.to_vec())
                 },
-                model::plain_backend(BackendId(1), Vec::new()),
+                model::plain_backend(BackendId(1), others.to_vec()),
             ],
             sources: Some(sources),
             ..RoutingTable::empty()
@@ -135,7 +139,13 @@ fn by_alpn(protocol: &str) -> Box<ByAlpn> {
     Box::new(ByAlpn { hosts, choices: vec![AlpnChoice { by_protocol, otherwise: Some(0) }] })
 }
 
-/// The second route's backend has no endpoint.
+/// Leads to the second backend too.
+fn passing_route() -> Route {
+    let backends = [route(0), route(1)].into_iter().flat_map(|route| route.backends).collect();
+    Route { on_unavailable: OnUnavailable::Next, backends, ..route(0) }
+}
+
+/// The second route's backend has no endpoint, unless the first route goes on to it.
 fn route(nth: u32) -> Route {
     Route {
         id: RouteId(nth),
@@ -178,6 +188,7 @@ pub(super) const TCP: Setup = Setup {
     denied: false,
     falls_back: false,
     alpn: None,
+    passes_on: false,
 };
 pub(super) const TLS: Setup = Setup { protocol: Protocol::Tls, ..TCP };
 pub const UDP: Setup = Setup { protocol: Protocol::Udp, flow_timeout: 60_000, ..TCP };
