@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::io::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::stats::tls_facts::TlsFacts;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct TlsFields<'a> {
     tls_version: &'static str,
     tls_cipher: &'static str,
