@@ -17,8 +17,8 @@ pub(crate) struct Own {
 }
 
 /// Reads the keys `endpoints` and `backends` of the listener `name`, keys of a backend that stand
-/// beside `endpoints`, and keys of a route that stand beside `backends`. `name` is missing if the listener's name is bad. `None`: only other
-/// routes lead from the listener to backends.
+/// beside `endpoints`, and keys of a route that stand beside `backends`. `name` is missing if the
+/// listener's name is bad. `None`: only other routes lead from the listener to backends.
 pub(crate) fn own<'t>(
     reader: &mut Reader<'t>,
     table: &Table<'t>,

@@ -213,6 +213,33 @@ fn faults_of_backends_for_clients_without_tls() {
 }
 
 #[test]
+fn keys_of_a_route_beside_a_listeners_own_backends() {
+    let own = |more: &str| listener("l", "TCP", "0.0.0.0:80", more);
+    let backend = "[[backends]]\nname = \"b\"\nendpoints = []\n";
+    let endpoints = "endpoints = [\"10.0.0.1:80\"]";
+    for (text, expected) in [
+        (
+            own("balance = \"random\"\nbackends = [\"b\"]") + backend,
+            "5:11: listeners[0].balance: must be \"round-robin\" or \"source-hash\", not",
+        ),
+        (
+            own("balance = \"random\""),
+            "5:1: listeners[0].balance: is about endpoints, and this listener has no",
+        ),
+        (
+            own(&format!("{endpoints}\non_unavailable = \"next\"")),
+            "6:18: listeners[0].on_unavailable: is about a choice of backends, and this",
+        ),
+        (
+            own("backends = []\non_unavailable = \"fallback\""),
+            "6:18: listeners[0].on_unavailable: must be \"refuse\" or \"next\", not \"fallback\"",
+        ),
+    ] {
+        refused(&text, &[expected]);
+    }
+}
+
+#[test]
 fn endpoints_and_backends_of_a_listeners_own() {
     let own = |more: &str| listener("l", "TCP", "0.0.0.0:80", more);
     let endpoints = "endpoints = [\"10.0.0.1:80\"]";
@@ -224,28 +251,6 @@ fn endpoints_and_backends_of_a_listeners_own() {
             &["6:12: listeners[0].backends: stands beside `endpoints`; put the endpoints into"][..],
         ),
         (own("backends = [\"b\"]"), &["5:13: listeners[0].backends[0]: there is no backend \"b\""]),
-        (
-            own("balance = \"random\"\nbackends = [\"b\"]") + backend,
-            &[
-                "5:11: listeners[0].balance: must be \"round-robin\" or \"source-hash\", not \"random\"",
-            ],
-        ),
-        (
-            own("balance = \"random\""),
-            &["5:1: listeners[0].balance: is about endpoints, and this listener has no"],
-        ),
-        (
-            own(&format!("{endpoints}\non_unavailable = \"next\"")),
-            &[
-                "6:18: listeners[0].on_unavailable: is about a choice of backends, and this listener",
-            ],
-        ),
-        (
-            own("backends = []\non_unavailable = \"fallback\""),
-            &[
-                "6:18: listeners[0].on_unavailable: must be \"refuse\" or \"next\", not \"fallback\"",
-            ],
-        ),
         (
             own("connect_timeout = \"1s\""),
             &["5:1: listeners[0].connect_timeout: is about endpoints, and this listener has no"],

@@ -71,7 +71,7 @@ impl Session {
                 Some(_) => self.server_name.take(),
                 None => self.server_name.clone(),
             },
-            tls: self.tls.as_ref().and_then(|tls| tls.client_facts()).map(Box::new),
+            tls: self.tls.as_ref().and_then(|tls| tls.client_conn()?.facts()).map(Box::new),
             connect: self.connect_micros,
             refused: reason.is_some() && self.connect_micros.is_none(),
             reason,

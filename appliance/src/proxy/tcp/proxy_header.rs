@@ -122,7 +122,7 @@ impl Session {
             let proxied = self.proxied.get_or_insert_default();
             *proxied.unique_id.get_or_insert_with(|| core.ids.next())
         });
-        let tls = self.tls.as_ref().and_then(|tls| tls.client_tls());
+        let tls = self.tls.as_ref().and_then(|tls| tls.client_conn()?.client_tls());
         let unix = core.tables.of(self.socket).filter(|_| self.client == UNIX_CLIENT);
         let unix = unix.and_then(|(_, socket)| Some(socket.address.unix()?.to_bytes()));
         let header = Outgoing {
@@ -133,7 +133,7 @@ impl Session {
             },
             unix: unix.as_deref(),
             authority: self.server_name.as_deref(),
-            alpn: self.tls.as_ref().and_then(|tls| tls.client_alpn()),
+            alpn: self.tls.as_ref().and_then(|tls| tls.client_conn()?.alpn()),
             tls: tls.as_ref(),
             unique_id,
             crc32c: how.crc32c,

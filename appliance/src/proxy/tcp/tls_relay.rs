@@ -28,8 +28,6 @@ use crate::proxy::tcp::tls_connection::Conn;
 use crate::proxy::tcp::tls_port::{CUT_SHORT, End, Moving, Port, STALE, broken, reasons};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
-use crate::stats::tls_facts::TlsFacts;
-use crate::wire::proxy_header::write::ClientTls;
 
 /// Bytes of one `Take`, with the beginning of an earlier record: two full records.
 const TAKE: u32 = 33 * 1024;
@@ -106,7 +104,7 @@ impl TlsRelay {
     /// As [`Self::client`].
     pub fn originate(&mut self, core: &Core, with: &Originator) -> Result<(), Cause> {
         core.tell_time();
-        let conn = Conn::originate(with, self.client_alpn());
+        let conn = Conn::originate(with, self.client_conn().and_then(Conn::alpn));
         let conn = conn.map_err(|error| broken(Side::Endpoint, &error))?;
         self.endpoint = Port { conn: Some(conn), ..Port::default() };
         Ok(())
@@ -119,19 +117,9 @@ impl TlsRelay {
         self.client.conn.is_some().then_some(self)
     }
 
-    /// The facts of a client's TLS connection, after its handshake.
-    pub fn client_tls(&self) -> Option<ClientTls> {
-        self.client.conn.as_ref()?.client_tls()
-    }
-
-    /// As [`Conn::facts`], of the client.
-    pub fn client_facts(&self) -> Option<TlsFacts> {
-        self.client.conn.as_ref()?.facts()
-    }
-
-    /// The protocol that was agreed on with a client.
-    pub fn client_alpn(&self) -> Option<&[u8]> {
-        self.client.conn.as_ref()?.alpn()
+    /// The client's TLS connection, if there is one.
+    pub fn client_conn(&self) -> Option<&Conn> {
+        self.client.conn.as_ref()
     }
 
     /// Whether this side has a handshake to do.
