@@ -70,24 +70,11 @@ impl Setup {
 }
 
 impl Drop for Setup {
-    /// The last process of the line is nobody's child here.
+    /// Those that drain would go on, and the last process of the line is nobody's child here.
     fn drop(&mut self) {
-        if let Some(process) = self.serving()
-            && process != self.gateway.pid()
-        {
+        for process in self.gateway.line() {
             let _ = kill(pid(process), Signal::SIGKILL);
         }
-    }
-}
-
-impl Setup {
-    /// The process that has taken over last.
-    fn serving(&self) -> Option<u32> {
-        let said = self.gateway.stderr();
-        let words = " has taken ";
-        let line = said.lines().rfind(|line| line.contains(words))?;
-        let (_, rest) = line.split_once("process ")?;
-        rest.split(' ').next()?.parse().ok()
     }
 }
 

@@ -118,18 +118,22 @@ pub struct EndpointCounters {
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    #[inline]
     pub fn add(&self, n: u64) {
         self.set(self.get().wrapping_add(n));
     }
 
+    #[inline]
     pub fn sub(&self, n: u64) {
         self.set(self.get().wrapping_sub(n));
     }
 
+    #[inline]
     pub fn set(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);
     }
 
+    #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -182,6 +186,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
+    #[inline]
     pub fn record(&self, micros: u64) {
         self.buckets[BUCKETS.partition_point(|bound| *bound < micros)].add(1);
         self.sum.add(micros);
@@ -227,10 +232,12 @@ impl Counters {
         }
     }
 
+    #[inline]
     pub fn listener(&self, id: ListenerId) -> &ListenerCounters {
         self.listeners.get(id.index())
     }
 
+    #[inline]
     pub fn endpoint(&self, id: EndpointId) -> &EndpointCounters {
         self.endpoints.get(id.index())
     }

@@ -23,21 +23,25 @@ pub const NO_LIMIT: u32 = u32::MAX;
 pub struct SharedCount(AtomicU32);
 
 impl SharedCount {
+    #[inline]
     pub fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 
     /// Adds 1, unless the count has reached `most`. So the count is never above `most`, whatever
     /// other workers do at this moment.
+    #[inline]
     pub fn try_add(&self, most: u32) -> bool {
         let one_more = |count| (count < most).then_some(count + 1);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
+    #[inline]
     pub fn add(&self, n: u32) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    #[inline]
     pub fn sub(&self, n: u32) {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }

@@ -32,6 +32,7 @@ macro_rules! id {
         pub struct $name(pub u32);
 
         impl $name {
+            #[inline]
             pub fn index(self) -> usize {
                 self.0 as usize
             }
@@ -178,10 +179,12 @@ pub struct AcceptProxy {
 
 impl AcceptProxy {
     /// Whether what the sender sends begins with a PROXY header.
+    #[inline]
     pub fn expects_header(&self, sender: IpAddr) -> bool {
         self.from.iter().any(|range| range.contains(&sender))
     }
 
+    #[inline]
     pub fn admits(&self, sender: IpAddr) -> bool {
         !self.only || self.expects_header(sender)
     }
