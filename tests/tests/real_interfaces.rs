@@ -1,7 +1,7 @@
 //! Listeners of one interface, on addresses that the machine does not have yet, and on link-local
 //! addresses. Needs root.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use ringway_tests::real::config::{backend, route};
 use ringway_tests::real::{
@@ -90,7 +90,10 @@ fn with_freebind_a_listener_waits_for_its_address() {
         program("ip", &["address", "add", "10.77.0.1/32", "dev", "lo"]);
         program("ip", &["address", "add", "fd77::1/128", "dev", "lo", "nodad"]);
         assert_eq!(tcp(&format!("10.77.0.1:{port}")), b"here");
-        assert_eq!(tcp(&format!("[fd77::1]:{port}")), b"here");
+        // The kernel adds the route of an IPv6 address later than the address.
+        let v6 = format!("[fd77::1]:{port}");
+        wait_until("the address is reached", || TcpStream::connect(&v6).is_ok());
+        assert_eq!(tcp(&v6), b"here");
     });
 }
 
