@@ -66,8 +66,8 @@ pub struct ListenerSettings {
     /// listeners of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent: Option<BackendTarget>,
-    /// TLS: what clients see that are refused: tell or reset. The same for all listeners of one
-    /// address.
+    /// TLS: what clients see that are refused: tell, or reset (default). The same for all listeners
+    /// of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_refusal: Option<String>,
     /// TCP, TLS: without a byte either way.

@@ -27,7 +27,7 @@ use crate::model::source_limit::SourceLimit;
 use crate::model::tls::Origination;
 use crate::table::address;
 use crate::table::fnv::Fnv;
-use crate::table::routing::{self, ProxyVersion, RouteBalance, SendProxy, Timeouts};
+use crate::table::routing::{self, OnRefusal, ProxyVersion, RouteBalance, SendProxy, Timeouts};
 use crate::toml::fallback::routes as fallback_routes;
 
 /// What leads from a listener to a backend.
@@ -143,7 +143,11 @@ impl<'o> Build<'_, 'o> {
             starttls: values.starttls.filter(|_| tls),
             not_tls: None,
             silent: None,
-            on_refusal: values.on_refusal.filter(|_| tls).unwrap_or_default(),
+            // The conformance suite takes a reset or an end for a refusal, and no alert.
+            on_refusal: match tls {
+                true => values.on_refusal.unwrap_or(OnRefusal::Reset),
+                false => OnRefusal::default(),
+            },
             tls: entry.tls.clone(),
             timeouts: Timeouts {
                 hello: values.hello.filter(|_| tls || proxied).unwrap_or(TIMEOUTS.hello),
