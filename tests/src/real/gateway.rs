@@ -143,8 +143,8 @@ impl Gateway {
         Launch::default().start(config)
     }
 
-    /// The processes whose command line names a file of this gateway's, such as those that have taken
-    /// its sockets over.
+    /// The processes whose command line names a file of this gateway's, such as those that have
+    /// taken its sockets over.
     pub fn line(&self) -> Vec<u32> {
         let folder = self.folder.file("").display().to_string();
         let processes = std::fs::read_dir("/proc").expect("it is mounted").filter_map(Result::ok);
