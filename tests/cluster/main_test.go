@@ -49,7 +49,8 @@ var startedRingway = sync.OnceValue(func() error {
 	return the.startRingway(context.Background())
 })
 
-// withRingway returns the cluster with Ringway running in it.
+// withRingway returns the cluster with Ringway running in it. A test that fails shows what Ringway
+// has logged since.
 func withRingway(t *testing.T) *Cluster {
 	t.Helper()
 	if the.ringway == "" {
@@ -58,5 +59,16 @@ func withRingway(t *testing.T) *Cluster {
 	if err := startedRingway(); err != nil {
 		t.Fatal(err)
 	}
+	log := the.ringways[0].process.log
+	before, err := os.Stat(log)
+	must(t, err)
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		text, err := os.ReadFile(log)
+		must(t, err)
+		t.Logf("Ringway has logged since:\n%s", text[before.Size():])
+	})
 	return the
 }

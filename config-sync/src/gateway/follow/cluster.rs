@@ -16,12 +16,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tower::timeout::TimeoutLayer;
 
 use crate::backoff::Pauses;
 use crate::gateway::follow::causes::Causes;
@@ -53,6 +55,14 @@ const LEASE_KEPT: Duration = Duration::from_secs(3_600);
 
 /// The pauses between attempts to read this node's Node.
 const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(30));
+
+/// An answer of the API server begins within this time, or the request has failed: one request that
+/// is never answered must not hold up all that wait for it. The API server itself ends requests
+/// after 60 s.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// If there is no first translation after this time, the log says what it waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often the addresses of replicas are compared.
 const ADDRESSES: Duration = Duration::from_secs(1);
@@ -118,6 +128,9 @@ pub struct Cluster {
     rest: Instant,
     addresses_seen: Instant,
     following: bool,
+    /// When the log is to say what the first translation waits for. `None`: it has been made, or the
+    /// log has said so.
+    patience: Option<Instant>,
 }
 
 /// The known facts of this node.
@@ -228,6 +241,7 @@ impl Cluster {
             rest: now,
             addresses_seen: now,
             following: false,
+            patience: Some(now + PATIENCE),
         }
     }
 
@@ -237,6 +251,7 @@ impl Cluster {
     pub fn translated(&mut self) -> Option<Arc<Translation>> {
         if self.translating.is_none() && self.is_due() {
             self.settings.now = Some(Timestamp::now().as_second());
+            self.patience = None;
             let (objects, settings) = (self.store.take(), self.settings.clone());
             let known = self.unfit.clone();
             let (done, translating) = oneshot::channel();
@@ -277,8 +292,12 @@ impl Cluster {
                 Some(translation)
             }
             Err(TryRecvError::Empty) => None,
-            // The runtime is ending.
-            Err(TryRecvError::Closed) => None,
+            // The translation has panicked, which the log has said, or the runtime is ending. A
+            // later change of the objects is translated again.
+            Err(TryRecvError::Closed) => {
+                self.translating = None;
+                None
+            }
         }
     }
 
@@ -347,6 +366,13 @@ impl Cluster {
             return;
         }
         self.addresses_seen = now;
+        if self.patience.take_if(|until| now >= *until).is_some() {
+            let mut missing = self.watch.missing();
+            if self.own.is_none() {
+                missing.push("the own Node".to_owned());
+            }
+            tracing::warn!("the first configuration waits for: {}", missing.join(", "));
+        }
         self.compare_addresses();
         if self.next_end.take_if(|end| Timestamp::now().as_second() >= *end).is_some() {
             self.store.touch();
@@ -415,7 +441,9 @@ async fn client(kubeconfig: Option<&PathBuf>) -> Result<Client, ClusterError> {
     // The server ends a quiet watch before this timeout. The timeout ends a dead watch.
     config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 10));
     let server = config.cluster_url.clone();
-    Client::try_from(config).map_err(|error| ClusterError(format!("{server}: {error}")))
+    let builder = ClientBuilder::try_from(config);
+    let builder = builder.map_err(|error| ClusterError(format!("{server}: {error}")))?;
+    Ok(builder.with_layer(&TimeoutLayer::new(ANSWER)).build())
 }
 
 /// Sends this node's addresses and zone. Values of the options are sent after the first failure,

@@ -152,6 +152,19 @@ impl Watch {
         state.discovered && state.kinds.values().all(settled)
     }
 
+    /// What the store still lacks, for the log.
+    pub fn missing(&self) -> Vec<String> {
+        let state = self.follower.state.lock();
+        if !state.discovered {
+            return vec!["the list of kinds that the cluster serves".to_owned()];
+        }
+        let lists = state.kinds.iter().flat_map(|(kind, following)| {
+            following.lists.iter().map(move |(namespace, list)| (kind, namespace, list))
+        });
+        let missing = lists.filter(|(.., list)| !list.is_settled());
+        missing.map(|(kind, namespace, _)| format!("{kind} {namespace}").trim().into()).collect()
+    }
+
     /// Whether the store is whole, and every watcher is up to date as far as the watcher knows.
     pub fn is_following(&self) -> bool {
         let state = self.follower.state.lock();
