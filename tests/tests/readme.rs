@@ -6,9 +6,10 @@ use std::path::Path;
 use ringway::stats::records::{CloseReason, DropReason};
 
 /// Every page that has links.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "appliance/README.md",
     "bench/README.md",
     "config-sync/README.md",

@@ -165,7 +165,7 @@ fn limits_say_what_is_used_and_what_sets_them() {
     let (used, _, _, set_by) = said("flows", "worker 0");
     assert_eq!((used, &*set_by), (Some(0), "limits.flows, automatic"));
     let of_listener = row(1, 1, Some(1), "listeners.max_sessions");
-    assert_eq!(said("max_sessions", "listener full, worker 0"), of_listener);
+    assert_eq!(said("max_sessions", "listener full"), of_listener);
     let of_endpoint = row(3, 4, None, "backends.endpoints.max_sessions");
     assert_eq!(said("max_sessions", "endpoint a/"), of_endpoint);
     assert_eq!(said("queue", "backend a"), row(0, 5, None, "backends.queue"));

@@ -11,8 +11,8 @@ use ringway_tests::hello;
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, LogLine, Server, alert, client_hello, closed_without_a_byte, connect,
-    echo, free_address, program,
+    Daemon, Folder, Gateway, Launch, LogLine, Server, alert, client_hello, closed_without_a_byte,
+    connect, echo, free_address, program,
 };
 
 /// `openssl s_server` that serves the file `who`, in which its own name stands.
@@ -437,6 +437,27 @@ fn clients_that_do_not_speak_tls_pass_where_tls_ends_here() {
     assert!(said.iter().any(|line| line == "a client_tls_failed"), "{said:?}");
     let others = said.iter().filter(|line| line.contains("/not_tls ")).count();
     assert_eq!(others, 2, "{said:?}");
+}
+
+/// Ten times as many silent clients as there are places.
+#[test]
+fn clients_that_send_no_hello_keep_nobody_out() {
+    let server = tagged("a");
+    let address = free_address();
+    let config = listener("tls", "TLS", address, "hello_timeout = \"1h\"")
+        + &route("a", "tls", &[("a", 1)], "")
+        + &backend("a", [server.address], "")
+        + "[limits]\nsessions = 32\n";
+    let gateway = Launch::default().one_worker().start(&config);
+    let mut silent = Vec::new();
+    for round in 0..10 {
+        silent.extend((0..32).map(|_| connect(address)));
+        assert_eq!(answer(address, Some("a.example.com")), "a", "in round {round}");
+    }
+    let crowded_out = [("reason", "crowded_out")];
+    let crowded_out = gateway.metrics().value("ringway_sessions_refused_total", &crowded_out);
+    assert!((280..=320).contains(&crowded_out), "{crowded_out} have made room");
+    assert_eq!(gateway.metrics().value("ringway_sessions_refused_total", &[]), crowded_out);
 }
 
 #[test]

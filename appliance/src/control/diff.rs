@@ -119,8 +119,9 @@ impl How {
 const PLACE: [&str; 4] = ["address", "addresses", "protocol", "interface"];
 
 /// Keys that a reload does not change.
-const FIXED: [&str; 6] = [
+const FIXED: [&str; 7] = [
     "workers",
+    "user",
     "limits",
     "admin.address",
     "admin.socket",

@@ -23,6 +23,7 @@ pub mod metrics;
 mod output;
 pub mod own_log;
 mod page;
+mod privileges;
 pub mod process;
 pub mod run;
 mod shown;

@@ -51,6 +51,7 @@ use crate::control::cluster::Following;
 use crate::control::id::Run;
 use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
+use crate::control::privileges;
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
@@ -132,6 +133,10 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         false => None,
     };
     let files = raise_file_limit();
+    if privileges::give_up(&config)? {
+        // What only root could read would fail in the first reload.
+        check_and_name(&source).context("as that user")?;
+    }
     let features = probe(without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {

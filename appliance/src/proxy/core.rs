@@ -11,6 +11,7 @@ use crate::contract::{Op, Side, Token, Why};
 use crate::proxy::balance::Balancer;
 use crate::proxy::gone::Gone;
 use crate::proxy::log_limit::LogLimit;
+use crate::proxy::places::Places;
 use crate::proxy::tables::Tables;
 use crate::proxy::tcp::bulk_marks::Marks;
 use crate::proxy::timer::Wheel;
@@ -45,10 +46,7 @@ pub struct Core {
     pub resumable: VecDeque<(Token, Side)>,
     /// Steps of sessions that wait for room in memory.
     pub postponed: VecDeque<(Token, Side, Postponed)>,
-    /// By `ListenerId`: this worker's sessions or flows.
-    pub active: Vec<u32>,
-    /// By `ListenerId`: sessions with one side that has ended. `active` does not count them.
-    pub ending: Vec<u32>,
+    pub places: Places,
     /// The records of clients' sources. `None`: no table had a limit for them so far.
     pub sources: Option<Arc<SourceRecords>>,
     /// Listening sockets that rest after an error, and until when.
@@ -105,8 +103,7 @@ impl Core {
             records: Vec::new(),
             resumable: VecDeque::with_capacity(2 * limits.sessions as usize),
             postponed: VecDeque::with_capacity(4 * limits.sessions as usize),
-            active: Vec::new(),
-            ending: Vec::new(),
+            places: Places::default(),
             sources: None,
             paused: Vec::new(),
             rejections: std::array::from_fn(|_| LogLimit::default()),

@@ -14,6 +14,7 @@ mod drain;
 mod gone;
 mod log_limit;
 mod of_endpoint;
+mod places;
 mod requests;
 mod slab;
 mod source_hash;
@@ -22,6 +23,7 @@ mod tables;
 pub(crate) mod tcp;
 mod timer;
 pub(crate) mod udp;
+mod undecided;
 mod waiting;
 
 use std::net::SocketAddr;
@@ -38,6 +40,7 @@ use crate::proxy::requests::{Held, Requests};
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::{First, Session};
 use crate::proxy::udp::state::Flows;
+use crate::proxy::undecided::Undecided;
 use crate::stats::counters::Counters;
 use crate::stats::records::{CloseReason, Record, SessionRecord};
 
@@ -49,6 +52,7 @@ pub struct Proxy {
     drain: Option<Draining>,
     closing: Closing,
     requests: Requests,
+    undecided: Undecided,
 }
 
 const NO_TIMEOUTS: Timeouts =
@@ -64,6 +68,7 @@ impl Proxy {
             drain: None,
             closing: Closing::new(),
             requests: Requests::default(),
+            undecided: Undecided::default(),
         }
     }
 
@@ -91,11 +96,7 @@ impl Proxy {
         self.enter(now, ops);
         let core = &mut self.core;
         core.balancer.prepare(&table);
-        let listeners = table.listeners.iter().map(|listener| listener.id.index() + 1).max();
-        if listeners.unwrap_or(0) > core.active.len() {
-            core.active.resize(listeners.unwrap_or(0), 0);
-            core.ending.resize(listeners.unwrap_or(0), 0);
-        }
+        core.places.prepare(&table);
         if let Some(sources) = &table.sources {
             core.sources = Some(Arc::clone(sources));
         }
@@ -296,6 +297,7 @@ impl Proxy {
     fn accept(&mut self, id: SocketId, incoming: u32, client: SocketAddr, local: SocketAddr) {
         let core = &mut self.core;
         core.counters.accepted.add(1);
+        self.undecided.make_room(core, &mut self.sessions);
         let Some((table, socket)) = core.tables.of(id) else {
             return core.push(Token::socket(id), Op::Refuse { incoming });
         };
@@ -331,6 +333,9 @@ impl Proxy {
         core.push(token, Op::Adopt { incoming });
         if let Some(session) = self.sessions.at_mut(slot) {
             session.begin(core, token, first, listener);
+            if session.is_undecided() {
+                self.undecided.add(&mut self.sessions, token);
+            }
         }
     }
 }

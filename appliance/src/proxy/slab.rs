@@ -107,6 +107,10 @@ impl<T> Slab<T> {
         self.len == self.limit
     }
 
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
     /// How many more values fit.
     pub fn room(&self) -> u32 {
         self.limit - self.len

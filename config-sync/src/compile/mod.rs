@@ -244,6 +244,7 @@ impl Compile<'_> {
                 flow_timeout: listener.flow_timeout,
                 responses: listener.responses,
                 max_sessions: listener.max_sessions,
+                taken: (listener.max_sessions > 0).then(|| self.names.taken(id)),
                 limit_source: self.limit_source(id, listener),
                 access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),

@@ -25,7 +25,7 @@ use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
-use crate::table::load::{Line, SharedCount};
+use crate::table::load::{Line, SharedCount, Taken};
 use crate::table::routing::{
     BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
     RoutingTable, SocketId,
@@ -49,6 +49,8 @@ pub struct Names {
     /// The names that the configuration gives to endpoints. Few endpoints have one.
     called: BTreeMap<EndpointId, Arc<str>>,
     lines: BTreeMap<BackendId, Arc<Line>>,
+    /// The sessions of listeners that have a limit.
+    taken: BTreeMap<ListenerId, Arc<Taken>>,
     /// `None`: no listener has limited its sources so far.
     sources: Option<Arc<SourceRecords>>,
     pub(crate) tickets: Tickets,
@@ -92,6 +94,7 @@ impl Names {
             sessions: BTreeMap::new(),
             called: BTreeMap::new(),
             lines: BTreeMap::new(),
+            taken: BTreeMap::new(),
             sources: None,
             tickets: Tickets::default(),
             loaded: Cache::default(),
@@ -124,6 +127,9 @@ impl Names {
         }
         let listeners =
             self.listeners.retire(in_use, now, |id, _| (in_use.listener)(ListenerId(id)));
+        for id in &listeners {
+            self.taken.remove(&ListenerId(*id));
+        }
         self.tickets.retain(|listener| self.listeners.ids.contains_key(listener));
         self.sockets.retire(in_use, now, |id, _| (in_use.closing)(SocketId(id)));
         let named: BTreeSet<u32> =
@@ -137,6 +143,12 @@ impl Names {
     /// The count of the endpoint's sessions. The count is the same while the endpoint has its id.
     pub(crate) fn sessions(&mut self, id: EndpointId) -> Arc<SharedCount> {
         Arc::clone(self.sessions.entry(id).or_default())
+    }
+
+    /// The places of the listener that are taken. The count is the same while the listener has its
+    /// id.
+    pub(crate) fn taken(&mut self, id: ListenerId) -> Arc<Taken> {
+        Arc::clone(self.taken.entry(id).or_default())
     }
 
     /// The line of the backend's waiting sessions. The line is the same while the backend has its

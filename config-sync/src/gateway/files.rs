@@ -280,20 +280,9 @@ fn push<T: DeserializeOwned>(
     value: Value,
 ) -> Result<Vec<String>, (String, String)> {
     let is_secret = value["kind"] == "Secret";
-    let (mut track, mut ignored) = (serde_path_to_error::Track::new(), Vec::new());
-    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    match serde_ignored::deserialize(tracked, |path| ignored.extend(schema::ignored(&path))) {
-        Ok(object) => {
-            list.push(Arc::new(object));
-            Ok(ignored)
-        }
-        Err(error) => {
-            let message: String = serde_json::Error::to_string(&error);
-            // The message could quote the value that could not be read.
-            let message = if is_secret { "is not what a Secret has there".into() } else { message };
-            Err((track.path().to_string(), message))
-        }
-    }
+    let (object, ignored) = schema::read(value, is_secret)?;
+    list.push(Arc::new(object));
+    Ok(ignored)
 }
 
 /// Checks the object that was read last. In a cluster, two listeners of one Gateway or ListenerSet

@@ -94,6 +94,9 @@ impl Print<'_> {
         if !admin.is_empty() {
             self.line("admin", &inline(admin));
         }
+        if let Some(user) = &config.user {
+            self.line("user", &quoted(&user.value));
+        }
         let AccessLog { target, format, open } = &config.access_log;
         let path = match target {
             LogTarget::Stdout => None,

@@ -69,7 +69,7 @@ impl Backend {
         self.source.is_empty() || self.source.iter().any(is_same)
     }
 
-    pub(crate) fn is_transparent(&self) -> bool {
+    pub fn is_transparent(&self) -> bool {
         self.transparent.as_ref().is_some_and(|transparent| transparent.value)
     }
 }

@@ -32,6 +32,8 @@ pub struct Config {
     pub admin_token_file: Option<At<PathBuf>>,
     /// The file with the overrides that hold from the start. Read once, with the first table.
     pub admin_overrides_file: Option<At<PathBuf>>,
+    /// The name or number of the user that a process of root becomes. A reload does not change this.
+    pub user: Option<At<String>>,
     /// How long sessions may live after SIGTERM before they are closed.
     pub drain_timeout: u32,
     /// How long readiness fails before the drain begins, so that load balancers notice in time.

@@ -49,7 +49,7 @@ pub struct Listener {
     /// UDP: a flow ends after this number of replies per client datagram. 0: only `flow_timeout`
     /// ends a flow.
     pub responses: u32,
-    /// The most sessions on one worker. 0: only the worker's own limit counts.
+    /// The most sessions or flows over all workers. 0: only the workers' own limits count.
     pub max_sessions: u32,
     /// What each source may have and do. `None`: as much as all.
     pub limit_source: Option<SourceLimit>,

@@ -579,6 +579,7 @@ fn micros(time: Duration) -> u64 {
 fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
     let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
     let path = |file: &Option<At<PathBuf>>| file.as_ref().map(|file| file.value.clone());
+    let user = |config: &Config| config.user.as_ref().map(|user| user.value.clone());
     let changes = [
         ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
         ("admin.address", runs.admin != asked.admin),
@@ -588,6 +589,7 @@ fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
             "admin.overrides_file",
             path(&runs.admin_overrides_file) != path(&asked.admin_overrides_file),
         ),
+        ("user", user(runs) != user(asked)),
         ("limits", runs.limits != asked.limits),
         ("access_log", target(runs) != target(asked)),
     ];

@@ -47,6 +47,14 @@ impl SharedCount {
     }
 }
 
+/// The sessions and flows of a listener, over all workers.
+#[derive(Debug, Default)]
+pub struct Taken {
+    pub full: SharedCount,
+    /// Sessions with one side that has ended. `full` does not count them.
+    pub ending: SharedCount,
+}
+
 /// The sessions that wait for a place at the endpoints of a backend, over all workers.
 ///
 /// Each worker keeps a line of its own sessions. The tickets say who came first over all workers.

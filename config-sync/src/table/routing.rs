@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::address::{Address, Bind, EndpointAddress};
 use super::alpn::ByAlpn;
-use super::load::{Line, Load};
+use super::load::{Line, Load, Taken};
 use super::ranges::{Access, ByPrefix};
 use super::source_limit::{SourceLimit, SourceRecords};
 use super::terminator::{Originator, Terminator};
@@ -225,9 +225,11 @@ pub struct Listener {
     /// A UDP flow ends at once after this number of replies per client datagram. 0: only
     /// `flow_timeout` ends a flow.
     pub responses: u32,
-    /// The most sessions or flows of this listener on one worker. 0: only the worker's own limit
-    /// counts.
+    /// The most sessions or flows of this listener, over all workers. 0: only the workers' own
+    /// limits count.
     pub max_sessions: u32,
+    /// `None`: no limit.
+    pub taken: Option<Arc<Taken>>,
     /// What each source of clients may have and do. `None`: as much as all.
     pub limit_source: Option<Box<SourceLimit>>,
     /// Which clients may come in. `None`: all clients.

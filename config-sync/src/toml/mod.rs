@@ -41,7 +41,7 @@ use crate::toml::files::{merge, shifted};
 use crate::toml::health_check::{HEALTH_CHECK, STEP};
 use crate::toml::listener::{LISTENER, listener, protocol};
 use crate::toml::process::{
-    ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores,
+    ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores, user,
 };
 use crate::toml::proxy::ACCEPT_PROXY;
 use crate::toml::reader::{Defaults, Reader, Section, Table, any, flawless, or, string};
@@ -146,6 +146,7 @@ static ROOT: Section = Section {
         any("include"),
         any("workers"),
         any("admin"),
+        any("user"),
         any("drain_timeout"),
         any("drain_grace"),
         any("lame_duck"),
@@ -229,6 +230,7 @@ fn config<'t>(
         admin_socket: admin.socket,
         admin_token_file: admin.token_file,
         admin_overrides_file: admin.overrides_file,
+        user: reader.get(root, "user", user),
         drain_timeout: or(reader.get(root, "drain_timeout", duration), DRAIN_TIMEOUT),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
         lame_duck: or(reader.get(root, "lame_duck", duration), LAME_DUCK),

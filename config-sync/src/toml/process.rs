@@ -11,7 +11,7 @@ use crate::model::config::{
 use crate::model::place::{At, Problem};
 use crate::table::address::UnixPath;
 use crate::table::routing::Limits;
-use crate::toml::reader::{Reader, Section, Table, any, boolean, integer, or, string, word};
+use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, integer, or, string, word};
 use crate::toml::values::listen_address;
 
 pub(crate) static WORKERS: Section = Section { name: "workers", keys: &[any("cores")] };
@@ -35,6 +35,17 @@ pub(crate) static LIMITS: Section = Section {
         any("bulk_bytes"),
     ],
 };
+
+/// The name of a user as useradd(8) has them, or a number.
+pub(crate) fn user(value: &DeValue<'_>) -> Read<String> {
+    let text = string(value)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.is_empty() || text.len() > 32 || text.starts_with('-') || !text.chars().all(plain) {
+        let message = "must be the name or number of a user, such as \"ringway\"";
+        return Err(message.to_owned());
+    }
+    Ok(text.to_owned())
+}
 
 pub(crate) fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Cores {
     let Some(workers) = reader.table(root, "workers", &WORKERS) else { return Cores::Auto };

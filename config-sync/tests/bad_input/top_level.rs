@@ -6,6 +6,9 @@ use super::{GOOD, listener, load, refused};
 const TOP_LEVEL: &[(&str, &str)] = &[
     ("drain_timeot = \"5s\"", "1:1: drain_timeot: unknown key (did you mean \"drain_timeout\"?)"),
     ("colour = 1", "1:1: colour: unknown key; allowed here: include, workers, admin"),
+    ("user = 1000", "1:8: user: must be a string, not a whole number"),
+    ("user = \"\"", "1:8: user: must be the name or number of a user, such as \"ringway\""),
+    ("user = \"a b\"", "1:8: user: must be the name or number of a user"),
     ("drain_timeout = 5", "1:17: drain_timeout: must be a string, not a whole number; a duration"),
     ("drain_timeout = \"5\"", "1:17: drain_timeout: \"5\" is no duration"),
     ("drain_grace = \"5 s\"", "1:15: drain_grace: \"5 s\" is no duration"),

@@ -21,6 +21,25 @@ fn sessions_above_a_listeners_limit_are_refused_and_counted() {
     refuses_above(10, &config, address, "listener_limit");
 }
 
+/// The kernel spreads clients over the workers as it likes, and all have one count.
+#[test]
+fn a_listeners_limit_holds_over_all_workers() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = forward("TCP", address, [server.address], "max_sessions = 2");
+    let gateway = Launch::default().start(&config);
+    let workers = gateway.metrics().value("ringway_workers", &[]);
+    assert!(workers > 1, "with {workers} worker the test shows nothing");
+    let mut clients: Vec<_> = (0..24).map(|_| connect(address)).collect();
+    let mut served = |client: &mut TcpStream| {
+        client.write_all(b"x").and_then(|()| client.read_exact(&mut [0])).is_ok()
+    };
+    let count = clients.iter_mut().filter_map(|client| served(client).then_some(())).count();
+    let counted = [("reason", "listener_limit")];
+    let refused = gateway.metrics().value("ringway_sessions_refused_total", &counted);
+    assert_eq!((count, refused), (2, 22));
+}
+
 /// The endpoint is told only then that the client has ended, and takes its time.
 #[test]
 fn a_client_that_closes_and_comes_back_has_its_place() {

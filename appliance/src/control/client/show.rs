@@ -247,9 +247,12 @@ pub fn why(answer: &Value) -> String {
     for limit in rows(answer, "limits") {
         if limit.get("refuses").is_some() {
             let word = |field: &str| cell(limit.get(field), As::Text);
+            let who = match limit.get("worker").filter(|worker| !worker.is_null()) {
+                Some(worker) => format!("worker {worker}"),
+                None => "all workers".to_owned(),
+            };
             text += &format!(
-                "  - worker {}: {} is reached ({} of {}): {}\n",
-                word("worker"),
+                "  - {who}: {} is reached ({} of {}): {}\n",
                 word("limit"),
                 word("used"),
                 word("most"),

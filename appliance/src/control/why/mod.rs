@@ -50,11 +50,12 @@ pub struct Answer {
     pub rules: Vec<Rule>,
     pub routes: Vec<RouteRow>,
     pub backends: Vec<BackendRow>,
-    /// The most sessions or flows of the listener on one worker. Absent: no limit of its own.
+    /// The most sessions or flows of the listener, over all workers. Absent: no limit of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<u32>,
+    /// As many of them are there.
     #[serde(skip)]
-    pub listener_id: Option<u32>,
+    pub taken: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize)]
@@ -93,7 +94,7 @@ pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
         routes: Vec::new(),
         backends: Vec::new(),
         max_sessions: None,
-        listener_id: None,
+        taken: 0,
     };
     let protocols = Protocols::new(client.alpn.iter().map(String::as_bytes))
         .ok_or("alpn: a protocol is empty, or there are too many")?;
@@ -239,6 +240,7 @@ impl<'a> Walk<'a> {
             admitted?;
         }
         answer.max_sessions = (listener.max_sessions > 0).then_some(listener.max_sessions);
+        answer.taken = listener.taken.as_ref().map_or(0, |taken| taken.full.get());
         if let Some(limit) = &listener.limit_source
             && let Some(standing) = limit.standing(ip, *now)
         {
@@ -303,7 +305,6 @@ impl<'a> Walk<'a> {
             answer.rules.push(Rule::new(true, said));
             answer.listener = listener.name.to_string();
         }
-        answer.listener_id = Some(listener.id.0);
         Ok(listener)
     }
 

@@ -33,8 +33,8 @@ impl Session {
         };
         match self.entry {
             Entry::None => {}
-            Entry::Full => core.active[listener.index()] -= 1,
-            Entry::Ending => core.ending[listener.index()] -= 1,
+            Entry::Full => core.places.leave(listener),
+            Entry::Ending => core.places.leave_ending(listener),
         }
         let counters = core.counters.listener(listener);
         if relay.is_some() {
@@ -92,8 +92,7 @@ impl Session {
 pub fn make_room(core: &mut Core, listener: Option<ListenerId>, entry: &mut Entry) {
     if let (Some(listener), Entry::Full) = (listener, *entry) {
         *entry = Entry::Ending;
-        core.active[listener.index()] -= 1;
-        core.ending[listener.index()] += 1;
+        core.places.begins_to_end(listener);
     }
 }
 

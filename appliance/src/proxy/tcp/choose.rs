@@ -17,10 +17,6 @@ use crate::stats::records::CloseReason;
 use crate::wire::alert::Alert;
 use crate::wire::client_hello::{self, Hello, Protocols};
 
-/// A client may come back faster than an endpoint closes, so this many ending sessions are allowed
-/// at least.
-pub const ENDING: u32 = 64;
-
 /// What tells where a session goes, beside the listening socket.
 pub enum By<'h> {
     /// A ClientHello with these protocols.
@@ -132,6 +128,17 @@ impl Session {
         core.tables.of(self.socket).map(|(_, socket)| socket)
     }
 
+    /// Whether the client has to send something before it has a destination.
+    pub fn is_undecided(&self) -> bool {
+        matches!(
+            self.state,
+            State::AwaitingProxyHeader(_)
+                | State::Opening { .. }
+                | State::Requesting(_)
+                | State::Greeting
+        )
+    }
+
     /// Whether the client has sent no byte, or none behind its PROXY header.
     pub fn is_silent(&self) -> bool {
         let nothing_came = match &self.state {
@@ -181,15 +188,12 @@ impl Session {
         self.timeouts = listener.timeouts;
         self.on_truncation = listener.on_truncation;
         give_to(&mut self.listener, listener.id, &core.counters);
-        self.entry = Entry::Full;
-        core.active[listener.id.index()] += 1;
         let client = self.client.ip();
         admits(listener.access.as_deref(), client)?;
-        let (most, full) = (listener.max_sessions, core.active[listener.id.index()]);
-        let all = full + core.ending[listener.id.index()];
-        if most > 0 && (full > most || all > most.saturating_add(most.max(ENDING))) {
+        if !core.places.enter(listener) {
             return Err(CloseReason::ListenerLimit.into());
         }
+        self.entry = Entry::Full;
         if let Some(limit) = &listener.limit_source {
             let entered = limit.enter(client, core.unix_micros());
             self.source = entered.map_err(|OverLimit| CloseReason::SourceLimit)?;

@@ -84,7 +84,7 @@ pub enum Entry {
     Full,
     /// One side has ended, so a client that comes back has a place. A client could otherwise gain
     /// any number of places by closing only half of each session. So at most `max_sessions`
-    /// sessions may be `Ending`, or `choose::ENDING` if that is more.
+    /// sessions may be `Ending`, or `places::ENDING` if that is more.
     Ending,
 }
 

@@ -167,8 +167,7 @@ impl Flow {
 
     pub fn has_crowded_listener(&self, core: &Core) -> bool {
         let Some((_, listener)) = listener_of(&core.tables, self.socket) else { return false };
-        let (most, active) = (listener.max_sessions, core.active[listener.id.index()]);
-        most > 0 && active > most - most.div_ceil(4)
+        core.places.is_crowded(listener)
     }
 
     pub fn record(&self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {

@@ -376,7 +376,7 @@ impl Flows {
 
     /// Chooses an endpoint for a new flow, and gives the flow an upstream socket.
     pub fn begin(&mut self, core: &mut Core, flow: &mut Flow) -> Result<(), Refusal> {
-        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
+        let Some((_, listener)) = listener_of(&core.tables, flow.socket) else {
             return Err(NO_ROUTE);
         };
         let bars = |(_, socket): (_, &Socket)| !socket.accept_proxy.admits(flow.peer.ip());
@@ -387,9 +387,21 @@ impl Flows {
         if self.flows.is_full() {
             return Err(FLOW_LIMIT);
         }
-        if listener.max_sessions > 0 && core.active[listener.id.index()] >= listener.max_sessions {
+        if !core.places.enter(listener) {
             return Err(LISTENER_LIMIT);
         }
+        let found = self.find_way(core, flow);
+        if found.is_err() {
+            core.places.leave(flow.listener);
+        }
+        found
+    }
+
+    /// Chooses an endpoint for a flow that has a place with its listener.
+    fn find_way(&mut self, core: &mut Core, flow: &mut Flow) -> Result<(), Refusal> {
+        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
+            return Err(NO_ROUTE);
+        };
         if let Some(limit) = &listener.limit_source {
             let entered = limit.enter(flow.client().ip(), core.unix_micros());
             flow.source = entered.map_err(|OverLimit| SOURCE_LIMIT)?;
@@ -407,7 +419,6 @@ impl Flows {
     pub fn insert(&mut self, core: &mut Core, flow: Flow, hash: u64) -> u32 {
         core.counters.listener(flow.listener).opened.add(1);
         core.counters.endpoint(flow.endpoint).opened.add(1);
-        core.active[flow.listener.index()] += 1;
         self.by_socket[flow.socket.index()] += 1;
         let record = core.tables.current().log_opens.then(|| flow.record(core, None));
         let (slot, generation) = self.flows.insert(flow).expect("begin() saw a free slot");
@@ -519,7 +530,7 @@ impl Flows {
             entry.remove();
         }
         core.counters.flows.set(u64::from(self.flows.len()));
-        core.active[flow.listener.index()] -= 1;
+        core.places.leave(flow.listener);
         core.leaves(flow.endpoint);
         core.leave_source(flow.source);
         core.counters.endpoint(flow.endpoint).closed.add(1);

@@ -21,10 +21,10 @@ use tokio::time::Instant;
 
 use crate::backoff::Pauses;
 use crate::gateway::follow::causes::Causes;
-use crate::gateway::follow::discovery::{self, CONFIG_MAP, KINDS, Kind, Served};
+use crate::gateway::follow::discovery::{self, CONFIG_MAP, KINDS, Kind, SECRET, Served};
 use crate::gateway::follow::store::{Store, Table, Tables, Version};
 use crate::gateway::follow::tasks::keep;
-use crate::gateway::objects::ObjectName;
+use crate::gateway::objects::{ObjectName, schema};
 
 /// How often the cluster is asked for its kinds: while kinds are missing, and otherwise.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -495,12 +495,13 @@ fn read<T: DeserializeOwned>(
     if kind.name == CONFIG_MAP.name {
         keep_certificates(&mut object.data);
     }
-    let value = serde_json::to_value(object).and_then(serde_json::from_value::<T>);
-    match value {
-        Ok(object) => Some((key, (version, Arc::new(object)))),
-        Err(error) => {
+    let value = serde_json::to_value(object).map_err(|error| (String::new(), error.to_string()));
+    let is_secret = kind.name == SECRET.name;
+    match value.and_then(|value| schema::read(value, is_secret)) {
+        Ok((object, _)) => Some((key, (version, Arc::new(object)))),
+        Err((field, why)) => {
             let (namespace, name) = &key;
-            tracing::warn!("{} {namespace}/{name} is left out: {error}", kind.name);
+            tracing::warn!("{} {namespace}/{name} is left out: {field}: {why}", kind.name);
             None
         }
     }

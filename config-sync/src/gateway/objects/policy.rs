@@ -92,7 +92,7 @@ pub struct ListenerSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 65_535))]
     pub responses: Option<i64>,
-    /// Sessions or flows of this listener, per worker. 0: only the worker's limit.
+    /// Sessions or flows of this listener, over all workers of a gateway. 0: only their own limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_048_576))]
     pub max_sessions: Option<i64>,

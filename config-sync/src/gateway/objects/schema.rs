@@ -1,6 +1,7 @@
 //! Finds the parts of an object in a file that have no effect: unknown kinds, versions and fields,
 //! and values beyond their bounds. In a cluster, the API server refuses or removes such parts.
 
+use serde::de::DeserializeOwned;
 use serde_ignored::Path;
 use serde_json::Value;
 
@@ -140,8 +141,30 @@ fn is_near(group: &str, other: &str) -> bool {
     !did_you_mean(group, std::iter::once(other)).is_empty()
 }
 
+/// Reads an object into its type, and says which fields have no effect. Objects of files and of a
+/// cluster are read by this one way, because the code for each type and way is large.
+///
+/// # Errors
+/// The field that can't be read, and why.
+pub(in crate::gateway) fn read<T: DeserializeOwned>(
+    value: Value,
+    is_secret: bool,
+) -> Result<(T, Vec<String>), (String, String)> {
+    let (mut track, mut unread) = (serde_path_to_error::Track::new(), Vec::new());
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    match serde_ignored::deserialize(tracked, |path| unread.extend(ignored(&path))) {
+        Ok(object) => Ok((object, unread)),
+        Err(error) => {
+            let message: String = serde_json::Error::to_string(&error);
+            // The message could quote the value that could not be read.
+            let message = if is_secret { "is not what a Secret has there".into() } else { message };
+            Err((track.path().to_string(), message))
+        }
+    }
+}
+
 /// A message about a field that was not read: `FIELD: MESSAGE`.
-pub(in crate::gateway) fn ignored(path: &Path<'_>) -> Option<String> {
+fn ignored(path: &Path<'_>) -> Option<String> {
     let field = field(path);
     // These fields are for people, or for objects of other controllers.
     if ["spec.description", "spec.parametersRef.namespace"].contains(&field.as_str()) {

@@ -85,6 +85,7 @@ impl Setup {
             id: ListenerId(id as u32),
             timeouts: self.timeouts,
             max_sessions: self.max_sessions,
+            taken: (self.max_sessions > 0).then(Arc::default),
             limit_source: limit_source.clone(),
             access: access.clone(),
             flow_timeout: self.flow_timeout,

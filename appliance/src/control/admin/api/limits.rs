@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
 use config_sync::compile::names::Names;
-use config_sync::table::load::NO_LIMIT;
+use config_sync::table::load::{NO_LIMIT, Taken};
 use config_sync::table::routing::{
-    Limits, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
+    Limits, Listener, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -112,8 +112,9 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
         let set_by = "the limit of open files (LimitNOFILE= of the service, ulimit -n)";
         rows.push(Row { reached: Some(reached), ..Row::new("files", open, most, set_by) });
     }
-    for (id, listener) in listeners.iter().filter(|(_, of)| of.max_sessions > 0) {
-        rows.extend(of_listener(&listener.name.value, *id, listener.max_sessions, &workers));
+    for listener in &table.listeners {
+        let taken = listener.taken.as_ref();
+        rows.extend(taken.map(|taken| of_listener(listener, taken, &workers)));
     }
     rows.extend(of_backends(table));
     rows.extend(of_sources(table, &workers, &by_protocol.concat()));
@@ -165,19 +166,16 @@ fn of_worker(
     ]
 }
 
-/// The limit holds on each worker, so the fullest worker is shown.
-fn of_listener(name: &str, id: ListenerId, most: u32, workers: &[&Counters]) -> Option<Row> {
-    let live = workers.iter().map(|worker| worker.listener(id).live());
-    let (worker, used) = live.enumerate().max_by_key(|(_, live)| *live)?;
+fn of_listener(listener: &Listener, taken: &Taken, workers: &[&Counters]) -> Row {
+    let (name, most) = (&listener.name, listener.max_sessions);
     let reason = CloseReason::ListenerLimit as usize;
-    let refused = workers.iter().map(|worker| worker.listener(id).refused[reason].get());
-    Some(Row {
-        of: Some(format!("listener {name}, worker {worker}")),
-        worker: Some(worker),
-        listener: Some(name.to_owned()),
+    let refused = workers.iter().map(|worker| worker.listener(listener.id).refused[reason].get());
+    Row {
+        of: Some(format!("listener {name}")),
+        listener: Some(name.to_string()),
         reached: Some(refused.sum()),
-        ..Row::new("max_sessions", used, most.into(), "listeners.max_sessions")
-    })
+        ..Row::new("max_sessions", taken.full.get().into(), most.into(), "listeners.max_sessions")
+    }
 }
 
 /// Endpoints that may not be picked have no row.
@@ -250,14 +248,5 @@ mod tests {
         assert_eq!((flows.used, flows.capacity, &*flows.set_by), (0, 4, "limits.flows, automatic"));
         assert_eq!((buffers.used, buffers.capacity), (4, 16));
         assert_eq!((pipes.used, pipes.capacity, pipes.of.as_deref()), (0, 2, Some("worker 1")));
-    }
-
-    #[test]
-    fn a_listener_shows_its_fullest_worker() {
-        let (idle, busy) = (Counters::new(), Counters::new());
-        busy.listener(ListenerId(0)).opened.add(3);
-        busy.listener(ListenerId(0)).refused[CloseReason::ListenerLimit as usize].add(1);
-        let row = of_listener("web", ListenerId(0), 4, &[&idle, &busy]).expect("a worker");
-        assert_eq!((row.worker, row.used, row.capacity, row.reached), (Some(1), 2, 4, Some(1)));
     }
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::Method;
-use config_sync::table::routing::{ListenerId, Protocol};
+use config_sync::table::routing::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -59,10 +59,11 @@ struct Told {
 #[schemars(rename = "WhyLimit")]
 struct Limit {
     limit: &'static str,
-    worker: usize,
+    /// `null`: of all workers together.
+    worker: Option<usize>,
     used: u64,
     most: u32,
-    /// The reason of a new session or flow on this worker, if the limit is reached now.
+    /// The reason of a new session or flow, if the limit is reached now.
     #[serde(skip_serializing_if = "Option::is_none")]
     refuses: Option<&'static str>,
 }
@@ -126,11 +127,10 @@ fn limits(api: &Api, answer: &Answer) -> Vec<Limit> {
     };
     for (at, worker) in api.board.workers().iter().enumerate() {
         let used = if is_udp { worker.flows.get() } else { worker.sessions.get() };
-        limit(slots, at, used, most, "session_limit");
-        if let (Some(most), Some(id)) = (answer.max_sessions, answer.listener_id) {
-            let live = worker.listener(ListenerId(id)).live();
-            limit("max_sessions", at, live, most, "listener_limit");
-        }
+        limit(slots, Some(at), used, most, "session_limit");
+    }
+    if let Some(most) = answer.max_sessions {
+        limit("max_sessions", None, answer.taken.into(), most, "listener_limit");
     }
     found
 }

@@ -1,0 +1,109 @@
+//! A gateway that is started as root and goes on as another user.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use ringway_tests::pki::Pki;
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Folder, Gateway, Launch, Server, binary, connect, echo, exchange, free_address, wait_until,
+};
+
+/// Lets any user write the access log and read the configuration.
+const OPENED: &[&str] = &["sh", "-c", r#"chmod 777 "$(dirname "$3")"; exec "$0" "$@""#];
+
+fn forward(name: &str, address: SocketAddr, server: &Server) -> String {
+    listener(name, "TCP", address, "")
+        + &route(name, name, &[("main", 1)], "")
+        + &if name == "first" { backend("main", [server.address], "") } else { String::new() }
+}
+
+/// A line of `/proc/PID/task/TID/status` of each thread.
+fn of_threads(gateway: &Gateway, key: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).expect("its threads");
+    let mut values: Vec<_> = tasks
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
+        .map(|status| {
+            let line = status.lines().find(|line| line.starts_with(key)).expect(key);
+            line[key.len()..].trim().to_owned()
+        })
+        .collect();
+    values.sort();
+    values.dedup();
+    values
+}
+
+#[test]
+fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
+    let server = Server::tcp(echo);
+    // Below 1024, and of a network that no other test uses.
+    let low = |port| SocketAddr::from(([127, 83, 0, 1], port));
+    let user = "user = \"nobody\"\n".to_owned();
+    let first = user + &forward("first", low(81), &server);
+    let gateway = Launch::default().socket().under(OPENED).start(&first);
+    assert_eq!(exchange(connect(low(81)), b"as nobody"), b"as nobody");
+
+    let nobody = "65534\t65534\t65534\t65534";
+    assert_eq!(of_threads(&gateway, "Uid:"), [nobody]);
+    assert_eq!(of_threads(&gateway, "Gid:"), [nobody]);
+    assert_eq!(of_threads(&gateway, "Groups:"), ["65534"]);
+    assert_eq!(of_threads(&gateway, "NoNewPrivs:"), ["1"]);
+    // CAP_NET_BIND_SERVICE is bit 10. The main thread, which only waits, has none.
+    let only = "0000000000000400".to_owned();
+    for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"] {
+        let sets = of_threads(&gateway, set);
+        assert!(sets.contains(&only), "{set} {sets:?}");
+        assert!(
+            sets.iter().all(|set| *set == only || set.trim_matches('0').is_empty()),
+            "{sets:?}"
+        );
+    }
+    let bounding = of_threads(&gateway, "CapBnd:");
+    assert!(bounding.contains(&only), "{bounding:?}");
+
+    // A reload may bring another low port, and the verbs work.
+    let second = first.clone() + &forward("second", low(82), &server);
+    gateway.reload(&second);
+    assert_eq!(exchange(connect(low(82)), b"again"), b"again");
+    assert_eq!(gateway.asks(&["status"])["pid"], gateway.pid());
+    assert!(gateway.metrics().value("process_open_fds", &[]) > 0);
+}
+
+#[test]
+fn a_key_that_only_root_can_read_is_refused_at_the_start() {
+    let (folder, pki) = (Folder::new(), Pki::new());
+    let issued = pki.issue(&["a.test"]);
+    let key = folder.write("key.pem", &issued.key);
+    let certificate = folder.write("cert.pem", &issued.cert);
+    fs::set_permissions(folder.file(""), fs::Permissions::from_mode(0o755)).expect("its mode");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("its mode");
+    let options = format!(
+        "tls = {{ mode = \"Terminate\", certificates = [{{ cert = \"{}\", key = \"{}\" }}] }}",
+        certificate.display(),
+        key.display()
+    );
+    let config = "user = \"nobody\"\nadmin = { address = \"\" }\n".to_owned()
+        + &listener("tls", "TLS", free_address(), &options)
+        + &route("tls", "tls", &[("main", 1)], "")
+        + &backend("main", [free_address()], "");
+    let output = run(&folder, &config);
+    assert!(output.contains("as that user"), "{output}");
+    assert!(output.contains("key.pem") && output.contains("ermission denied"), "{output}");
+}
+
+#[test]
+fn a_user_that_is_not_there_is_refused_with_its_place() {
+    let folder = Folder::new();
+    let output = run(&folder, "user = \"no-such-user\"\n");
+    assert!(output.contains("1:8: user: this machine has no such user"), "{output}");
+}
+
+/// What the program says that does not start.
+fn run(folder: &Folder, config: &str) -> String {
+    let file = folder.write("ringway.toml", config);
+    let output = Command::new(binary()).arg("run").arg(&file).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).expect("text")
+}
