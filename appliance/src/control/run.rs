@@ -406,9 +406,11 @@ impl Control {
         let workers = self.board.workers();
         let listener = |id| workers.iter().any(|worker| worker.listener(id).live() > 0);
         let endpoint = |id| workers.iter().any(|worker| worker.endpoint(id).live() > 0);
-        let retired = self.sync.retire(applied, &listener, &endpoint);
+        let route = |id| workers.iter().any(|worker| worker.route(id).live() > 0);
+        let retired = self.sync.retire(applied, &listener, &route, &endpoint);
         for worker in workers {
             retired.listeners.iter().for_each(|id| worker.forget_listener(*id));
+            retired.routes.iter().for_each(|id| worker.forget_route(*id));
             retired.endpoints.iter().for_each(|id| worker.forget_endpoint(*id));
         }
         Arc::make_mut(&mut self.board.latest().series).forget(&retired);

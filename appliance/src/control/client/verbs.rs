@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use crate::control::client::arguments::{Output, Watched, time};
 use crate::control::client::http::Question;
+use crate::control::client::list::{List, Which};
 use crate::control::client::save;
 use crate::control::client::show::{
-    BACKENDS, CERTIFICATES, CLOSES, ENDPOINTS, LIMITS, LISTENERS, OVERRIDES, ROUTES, SESSIONS,
+    BACKENDS, CERTIFICATES, CLOSES, ENDPOINTS, LIMITS, LISTENERS, OVERRIDES, ROUTES,
     closes_with_samples, log_level, session, status, why,
 };
 use crate::control::client::top::Top;
@@ -42,10 +43,7 @@ pub enum Verb {
     /// A session's client and endpoint get a reset. A flow's next datagram begins a new flow.
     Kill {
         /// Its id, as in lists and in the access log.
-        #[arg(required_unless_present_any =
-            ["listener", "route", "backend", "endpoint", "client", "server_name"],
-            conflicts_with_all =
-            ["listener", "route", "backend", "endpoint", "client", "server_name", "flows"])]
+        #[arg(required_unless_present = "Which", conflicts_with_all = ["Which", "flows"])]
         id: Option<String>,
         /// Close flows that match, and not sessions.
         #[arg(long)]
@@ -212,44 +210,6 @@ pub struct For {
     lasts: Option<Duration>,
 }
 
-/// What a list shows.
-#[derive(Debug, Args)]
-pub struct List {
-    #[command(flatten)]
-    which: Which,
-    /// Stop after this many.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-    #[command(flatten)]
-    output: Output,
-}
-
-/// All that are given must match.
-#[derive(Debug, Args)]
-pub struct Which {
-    /// Of the listener of this name.
-    #[arg(long, value_name = "NAME")]
-    listener: Option<String>,
-    /// Of the route of this name.
-    #[arg(long, value_name = "NAME")]
-    route: Option<String>,
-    /// Of the backend of this name.
-    #[arg(long, value_name = "NAME")]
-    backend: Option<String>,
-    /// Of the endpoint with this address.
-    #[arg(long, value_name = "[BACKEND/]ADDRESS")]
-    endpoint: Option<String>,
-    /// Of clients with this address, or with an address of this prefix.
-    #[arg(long, value_name = "IP|PREFIX")]
-    client: Option<String>,
-    /// Of clients that sent this server name.
-    #[arg(long, value_name = "NAME")]
-    server_name: Option<String>,
-}
-
-/// The rows of a page. A page takes some milliseconds.
-const PAGE: usize = 1_000;
-
 impl Verb {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -380,41 +340,4 @@ fn upgraded(answer: &Value) -> String {
 fn killed(answer: &Value) -> String {
     let killed = answer.get("killed").and_then(Value::as_u64).unwrap_or(0);
     format!("{killed} closed\n")
-}
-
-impl Which {
-    fn query(&self) -> Vec<(&'static str, String)> {
-        let words = [
-            ("listener", &self.listener),
-            ("route", &self.route),
-            ("backend", &self.backend),
-            ("endpoint", &self.endpoint),
-            ("client", &self.client),
-            ("server_name", &self.server_name),
-        ];
-        words.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
-    }
-}
-
-impl List {
-    /// Reads page after page.
-    async fn run(&self, path: &'static str) -> anyhow::Result<()> {
-        let most = self.limit.unwrap_or(usize::MAX);
-        let (mut rows, mut cursor) = (Vec::new(), None::<String>);
-        while rows.len() < most {
-            let mut query = self.which.query();
-            query.push(("limit", PAGE.min(most - rows.len()).to_string()));
-            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-            let mut page =
-                self.output.reach.ask(&Question { query, ..Question::get(path) }).await?;
-            if let Some(Value::Array(found)) = page.get_mut(path) {
-                rows.append(found);
-            }
-            cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
-            if cursor.is_none() {
-                break;
-            }
-        }
-        self.output.rows(path, rows, SESSIONS)
-    }
 }
