@@ -293,7 +293,10 @@ impl Control {
     }
 
     /// Tells the admin API the values in force.
-    fn post(&self) {
+    fn post(&mut self) {
+        if let Some(in_force) = self.sync.in_force() {
+            self.log.sample(&in_force.config.access_log.sample);
+        }
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
         let (failed, why) = (self.sync.reloads_failed(), self.sync.last_error());
@@ -483,8 +486,8 @@ impl Control {
 
     fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord, now: Instant) {
         let stamp = (self.wall, self.live.run());
-        let line = line(event, worker, session, self.sync.names(), stamp);
-        self.log.write(&line);
+        let mut line = line(event, worker, session, self.sync.names(), stamp);
+        self.log.write(&mut line);
         if let Some(reason) = session.reason {
             self.board.closes.lock().sample(reason, &line, now);
         }

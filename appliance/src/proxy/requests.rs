@@ -58,8 +58,9 @@ pub struct Held<'a> {
 }
 
 impl Requests {
-    /// Takes a request. The kill of one session or flow is carried out at once, and so is a question
-    /// about endpoints. The caller limits the number of requests that wait, and of the endpoints.
+    /// Takes a request. The kill of one session or flow is carried out at once, and a question
+    /// about endpoints is answered at once. The caller limits both the number of requests that wait
+    /// and the number of endpoints.
     pub fn ask(&mut self, held: &mut Held<'_>, request: Request) {
         if let What::Kill(handle) = request.what {
             let killed = u32::from(held.kill(handle));
@@ -69,11 +70,8 @@ impl Requests {
         if let What::Resting(endpoints) = &request.what {
             let (balancer, now) = (&held.core.balancer, held.core.now);
             let resting = endpoints.iter().filter_map(|id| Some((*id, balancer.rests(*id, now)?)));
-            let reply = Reply {
-                number: request.number,
-                resting: resting.collect(),
-                ..Reply::default()
-            };
+            let reply =
+                Reply { number: request.number, resting: resting.collect(), ..Reply::default() };
             return held.core.records.push(Record::Reply(reply));
         }
         if let What::Inspect(handle) = request.what {
@@ -137,7 +135,9 @@ impl Requests {
         let (of, filter, from, most) = match &request.what {
             What::List { of, filter, from, most } => (*of, filter, *from, Some(*most)),
             What::KillAll { of, filter } => (*of, filter, 0, None),
-            What::Inspect(_) | What::Kill(_) | What::Resting(_) => unreachable!("`ask` has carried it out"),
+            What::Inspect(_) | What::Kill(_) | What::Resting(_) => {
+                unreachable!("`ask` has carried it out")
+            }
         };
         let is_full =
             |reply: &Reply| most.is_some_and(|most| reply.entries.len() as u64 >= most.into());

@@ -114,6 +114,14 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Have a running gateway open the file of its access log again, as SIGHUP does.
+    ///
+    /// For log rotation: rename the file first. The next line goes to the new file. Unlike SIGHUP,
+    /// this does not read the configuration again.
+    LogReopen {
+        #[command(flatten)]
+        output: Output,
+    },
     /// Start a new process of a running gateway, which takes the listening sockets over.
     ///
     /// No client is turned away meanwhile. Sessions and flows that live stay in the old process,
@@ -256,16 +264,12 @@ impl Verb {
                 output.show(&Question::get("log-level"), log_level).await
             }
             Self::LogLevel { level: Some(level), lasts, output } => {
-                let mut body = json!({ "level": level });
-                if let Some(lasts) = lasts {
-                    body["for_seconds"] = lasts.as_secs().into();
-                }
-                let question = Question {
-                    method: Method::PUT,
-                    body: Some(body),
-                    ..Question::get("log-level")
-                };
-                output.show(&question, log_level).await
+                output.show(&set_level(level, lasts), log_level).await
+            }
+            Self::LogReopen { output } => {
+                let question =
+                    Question { method: Method::POST, ..Question::get("access-log/reopen") };
+                output.show(&question, |_| "the next line goes to the new file\n".to_owned()).await
             }
             Self::Upgrade { binary, output } => {
                 let binary = binary.map(std::path::absolute).transpose()?;
@@ -316,6 +320,14 @@ impl At {
         let query = vec![("endpoint", self.endpoint), ("action", action.to_owned())];
         self.output.show(&Question { query, ..Question::delete("overrides") }, done).await
     }
+}
+
+fn set_level(level: String, lasts: Option<Duration>) -> Question {
+    let mut body = json!({ "level": level });
+    if let Some(lasts) = lasts {
+        body["for_seconds"] = lasts.as_secs().into();
+    }
+    Question { method: Method::PUT, body: Some(body), ..Question::get("log-level") }
 }
 
 fn done(answer: &Value) -> String {

@@ -96,6 +96,7 @@ impl Session {
             Hello::Known(hello) => {
                 self.server_name = hello.server_name.map(|name| name.as_str().into());
                 self.client_readable = true;
+                self.greeted = true;
                 self.choose(core, &By::Hello(&hello.alpn));
                 self.arm(core);
             }

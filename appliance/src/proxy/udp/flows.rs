@@ -336,6 +336,10 @@ impl Flows {
         if core.tables.is_leaving(socket) && !core.tables.still_receives(socket) {
             return Err(DropReason::Draining);
         }
+        // Resting sockets are closed before their time now, and a new flow might get such a port.
+        if self.ending.is_some() {
+            return Err(DropReason::Draining);
+        }
         let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
         let Sender { peer, local, said } = *sender;
         let mut flow = Flow {

@@ -1,5 +1,6 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
+mod access_log;
 mod backends;
 mod certificates;
 mod closes;
@@ -81,6 +82,7 @@ fn operations() -> Vec<Operation> {
     all.extend(backends::operations());
     all.extend(stream::operations());
     all.extend(upgrade::operations());
+    all.extend(access_log::operations());
     all
 }
 
