@@ -53,6 +53,7 @@ await page.locator("#filter [name=client]").fill("nonsense");
 await page.locator("#filter button").click();
 await becomes("found", "nonsense");
 await page.locator("#filter [name=client]").fill("");
+await page.locator("#filter [name=sort]").selectOption("bytes");
 await page.locator("#filter [name=follow]").check();
 await becomes("found", "4 sessions");
 await page.locator("#reasons button").first().click();

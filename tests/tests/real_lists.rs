@@ -82,6 +82,11 @@ fn listeners_routes_and_backends_are_listed_with_what_they_do() {
     };
     assert_eq!((share(0), share(1)), ((Some(3), Some(1.0)), (Some(1), Some(0.0))), "{of_web}");
 
+    let counted = |route: &Value| ["sessions", "opened"].map(|field| route[field].as_u64());
+    assert_eq!(counted(&of_web), [Some(3); 2], "{of_web}");
+    let of_dns = row(&gateway, "routes", "dns");
+    assert_eq!(counted(&of_dns), [Some(1); 2], "{of_dns}");
+
     assert_eq!(names(&gateway, "backends"), ["dead", "web", "dns"], "the worst comes first");
     let none = row(&gateway, "backends", "dead");
     assert_eq!((&none["state"], &none["taking"]), (&"no_endpoint".into(), &0.into()), "{none}");
@@ -101,6 +106,56 @@ fn listeners_routes_and_backends_are_listed_with_what_they_do() {
     let shown = gateway.verb(&["backends"]);
     assert!(String::from_utf8(shown.stdout).expect("text").starts_with("BACKEND"));
     drop(sessions);
+    wait_until("the route's sessions have ended", || {
+        let of_web = row(&gateway, "routes", "web");
+        of_web["sessions"] == 0 && of_web["bytes_up"] == 3 && of_web["bytes_down"] == 3
+    });
+}
+
+/// A session that has carried this many bytes each way.
+fn carries(address: std::net::SocketAddr, bytes: usize) -> TcpStream {
+    let mut stream = connect(address);
+    stream.write_all(&vec![7; bytes]).expect("sending");
+    stream.read_exact(&mut vec![0; bytes]).expect("the echo");
+    stream
+}
+
+#[test]
+fn sessions_are_sorted_and_filtered_by_what_they_did() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = listener("web", "TCP", address, "")
+        + &route("web", "web", &[("web", 1)], "")
+        + &backend("web", [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let _sessions: Vec<_> = [3_000, 1, 9_000, 700].map(|bytes| carries(address, bytes)).into();
+    let bytes = |words: &[&str]| -> Vec<u64> {
+        let all = gateway.asks(&[&["sessions"], words].concat());
+        let rows = all.as_array().expect("a list").iter();
+        rows.map(|row| row["bytes_up"].as_u64().expect("a number")).collect()
+    };
+    wait_until("all bytes are counted", || bytes(&["--min-bytes", "2"]).len() == 4);
+    assert_eq!(bytes(&["--sort", "bytes"]), [9_000, 3_000, 700, 1]);
+    assert_eq!(bytes(&["--sort", "up", "--limit", "2"]), [9_000, 3_000]);
+    assert_eq!(bytes(&["--sort", "down", "--reverse", "--limit", "3"]), [1, 700, 3_000]);
+    assert_eq!(bytes(&["--sort", "age"]), [3_000, 1, 9_000, 700], "the oldest first");
+    assert_eq!(bytes(&["--sort", "up", "--min-bytes", "2K"]), [9_000, 3_000]);
+    assert_eq!(bytes(&["--sort", "up", "--max-bytes", "1400"]), [700, 1]);
+    assert_eq!(bytes(&["--sort", "up", "--state", "relaying", "--max-age", "1h"]).len(), 4);
+    assert!(bytes(&["--state", "half_closed"]).is_empty());
+    assert!(bytes(&["--min-age", "1h"]).is_empty() && bytes(&["--min-idle", "1h"]).is_empty());
+    for column in ["id", "client", "state", "server-name", "connect", "worker", "route"] {
+        assert_eq!(bytes(&["--sort", column]).len(), 4, "{column}");
+    }
+    let (_, page) = gateway.get("/api/v1/sessions?sort=bytes&limit=1").expect("an answer");
+    let page: Value = serde_json::from_str(&page).expect("JSON");
+    assert_eq!((&page["matched"], page.get("next")), (&4.into(), None), "{page}");
+    for wrong in ["sort=color", "sort=bytes&cursor=0.0", "reverse=true", "state=gone"] {
+        let (status, said) = gateway.get(&format!("/api/v1/sessions?{wrong}")).expect("an answer");
+        assert_eq!(status, 400, "{wrong}: {said}");
+    }
+    assert_eq!(gateway.asks(&["kill", "--max-bytes", "1400"])["killed"], 2);
+    wait_until("two are left", || bytes(&["--sort", "bytes"]) == [9_000, 3_000]);
 }
 
 #[test]

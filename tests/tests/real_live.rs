@@ -521,6 +521,39 @@ fn why_says_where_a_session_goes_and_the_session_goes_there() {
     assert!(String::from_utf8_lossy(&udp.stderr).contains("not for UDP"), "{udp:?}");
 }
 
+/// A backend without endpoints.
+const NOBODY: [std::net::SocketAddr; 0] = [];
+
+#[test]
+fn why_says_which_endpoint_comes_last_and_each_backends_reason() {
+    let (server, dead) = (tagged(b'a'), free_address());
+    let (address, shut) = (free_address(), free_address());
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [server.address, dead], "")
+        + &listener("shut", "TCP", shut, "")
+        + &route("shut", "shut", &[("none", 1), ("void", 1)], "")
+        + &backend("none", NOBODY, "")
+        + &backend("void", NOBODY, "");
+    let gateway = Launch::default().one_worker().socket().start(&config);
+    let rests = || {
+        let (answer, said) = why(&gateway, "127.0.0.1", &["--listener", "main"]);
+        let rows = answer["backends"][0]["endpoints"].as_array().expect("a list").clone();
+        let row = rows.into_iter().find(|row| row["endpoint"] == dead.to_string());
+        (row.expect("it is configured")["rests"].clone(), said)
+    };
+    assert_eq!(rests().0, Value::Null, "nobody has tried it");
+    assert_eq!(tags(address, 2), [b'a'; 2], "one of them was tried there first");
+    let (found, said) = rests();
+    assert_eq!((&found["on"], &found["of"]), (&1.into(), &1.into()), "{said}");
+    assert!(found["left_ms"].as_u64().is_some_and(|left| left <= 10_000), "{found}");
+    assert!(said.contains("comes last on 1 of 1 workers for "), "{said}");
+    let (answer, said) = why(&gateway, "127.0.0.1", &["--listener", "shut"]);
+    assert_eq!(answer["refusals"].as_array().map(Vec::len), Some(2), "{answer}");
+    let each = "is refused: no_endpoint by \"none\", no_endpoint by \"void\"";
+    assert!(said.contains(each), "{said}");
+}
+
 #[test]
 fn why_gives_the_reason_for_which_a_client_is_then_refused() {
     let server = Server::tcp(echo);

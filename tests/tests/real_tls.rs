@@ -75,6 +75,7 @@ fn answer(address: SocketAddr, server_name: Option<&str>) -> String {
 
 /// Numbers of alerts (RFC 8446, section 6; RFC 6066, section 9).
 const DECODE_ERROR: u8 = 50;
+const INTERNAL_ERROR: u8 = 80;
 const MISSING_EXTENSION: u8 = 109;
 const UNRECOGNIZED_NAME: u8 = 112;
 const NO_APPLICATION_PROTOCOL: u8 = 120;
@@ -156,6 +157,30 @@ fn unknown_and_missing_names_are_told() {
     let unknown = lines.iter().filter(|line| line.text("reason") == Some("unknown_server_name"));
     assert_eq!(unknown.count(), 5);
     assert_eq!(server.served(), 0);
+}
+
+/// A backend without endpoints.
+const NOBODY: [std::net::SocketAddr; 0] = [];
+
+/// TLS passes through, and nobody is there: an alert that says that it is not the client's fault.
+#[test]
+fn a_client_without_an_endpoint_is_told() {
+    let (dead, none) = (free_address(), free_address());
+    let config = listener("dead", "TLS", dead, "")
+        + &listener("none", "TLS", none, "")
+        + &route("dead", "dead", &[("dead", 1)], "")
+        + &route("none", "none", &[("none", 1)], "")
+        + &backend("dead", [free_address()], "")
+        + &backend("none", NOBODY, "");
+    let gateway = Gateway::start(&config);
+    for address in [dead, none] {
+        let mut stream = connect(address);
+        stream.write_all(&client_hello(Some("a.example.com"))).expect("sent");
+        assert_eq!(alert(&mut stream), Some(INTERNAL_ERROR));
+    }
+    for reason in ["connect_failed", "no_endpoint"] {
+        gateway.closed_for(reason);
+    }
 }
 
 /// A port that does not show that it speaks TLS.

@@ -4,7 +4,7 @@
 //! reads stops neither the control thread nor a worker. Lines that find the queue full are dropped
 //! and counted.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
@@ -17,13 +17,11 @@ use std::time::Duration;
 use config_sync::model::config::{LogFormat, LogTarget};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-use crate::control::id::Id;
-use crate::control::shown::Shown;
-use crate::control::timestamp::{Timestamp, as_text};
-use crate::control::tls_fields::TlsFields;
+use crate::control::log_line::Line;
+use crate::control::sample::Sample;
+use crate::control::syslog::{Lines, Syslog};
 
 /// A batch of lines goes into the queue at this size at the latest.
 const BATCH_BYTES: usize = 16 * 1024;
@@ -36,24 +34,45 @@ pub struct AccessLog {
     /// Lines that are not in the queue yet.
     batch: Vec<u8>,
     lines: u64,
+    /// Reasons of which not each line is written.
+    samples: BTreeMap<&'static str, Sample>,
 }
 
 impl AccessLog {
     pub fn open(target: &LogTarget, format: LogFormat) -> io::Result<Self> {
         let sink = Sink::open(target)?;
-        Ok(Self { format, sink, batch: Vec::new(), lines: 0 })
+        Ok(Self { format, sink, batch: Vec::new(), lines: 0, samples: BTreeMap::new() })
     }
 
-    /// Opens the file again before the next line, for log rotation by rename.
+    /// Whoever sets this has the file opened again before the next line, for log rotation by
+    /// rename. `None`: lines do not go to a file or a syslog daemon.
+    pub fn reopener(&self) -> Option<Arc<AtomicBool>> {
+        let sink = self.sink.as_ref().filter(|sink| sink.reopens)?;
+        Some(Arc::clone(&sink.reopen))
+    }
+
     pub fn reopen(&self) {
-        if let Some(sink) = &self.sink {
-            sink.reopen.store(true, Ordering::Release);
+        if let Some(reopen) = self.reopener() {
+            reopen.store(true, Ordering::Release);
+        }
+    }
+
+    /// Writes only some of the lines with these reasons from now on.
+    pub fn sample(&mut self, asked: &BTreeMap<&'static str, u32>) {
+        self.samples.retain(|reason, _| asked.contains_key(reason));
+        for (reason, each) in asked {
+            self.samples.entry(reason).or_default().each = *each;
         }
     }
 
     /// Writes a line, and never waits. The next `flush` sends the line at the latest.
-    pub fn write(&mut self, line: &Line<'_>) {
+    pub fn write(&mut self, line: &mut Line<'_>) {
         if self.sink.is_none() {
+            return;
+        }
+        if let Some(sample) = line.reason.and_then(|reason| self.samples.get_mut(reason))
+            && !sample.admits(line)
+        {
             return;
         }
         match self.format {
@@ -106,20 +125,32 @@ struct Sink {
     dropped: u64,
     guard: WorkerGuard,
     reopen: Arc<AtomicBool>,
+    /// The target can be opened again.
+    reopens: bool,
     failed: Arc<AtomicU64>,
 }
 
 impl Sink {
     fn open(target: &LogTarget) -> io::Result<Option<Self>> {
+        let (reopen, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (file, path) = match target {
             LogTarget::Off => return Ok(None),
+            LogTarget::Syslog(path) => {
+                let lines = Lines {
+                    syslog: Syslog::open(path)?,
+                    reopen: Arc::clone(&reopen),
+                    failed: Arc::clone(&failed),
+                    is_failing: false,
+                };
+                return Ok(Some(Self::new(lines, (reopen, true), failed)));
+            }
             // `io::stdout` would hold its lock while the terminal is blocked, so the file
             // descriptor is copied.
             LogTarget::Stdout => (File::from(io::stdout().as_fd().try_clone_to_owned()?), None),
             LogTarget::Stderr => (File::from(io::stderr().as_fd().try_clone_to_owned()?), None),
             LogTarget::File(path) => (append(path)?, Some(path.clone())),
         };
-        let (reopen, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let reopens = path.is_some();
         let writer = Writer {
             file: BufWriter::new(file),
             path,
@@ -127,12 +158,21 @@ impl Sink {
             failed: failed.clone(),
             is_failing: false,
         };
+        Ok(Some(Self::new(writer, (reopen, reopens), failed)))
+    }
+
+    /// Starts the thread that writes.
+    fn new(
+        writer: impl Write + Send + 'static,
+        (reopen, reopens): (Arc<AtomicBool>, bool),
+        failed: Arc<AtomicU64>,
+    ) -> Self {
         let (queue, guard) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(QUEUE)
             .thread_name("ringway-log")
             .finish(writer);
-        Ok(Some(Self { full: queue.error_counter(), dropped: 0, queue, guard, reopen, failed }))
+        Self { full: queue.error_counter(), dropped: 0, queue, guard, reopen, reopens, failed }
     }
 
     fn put(&mut self, batch: &[u8], lines: u64) {
@@ -247,161 +287,10 @@ impl Write for Writer {
     }
 }
 
-/// One line. Absent fields are left out of JSON objects.
-#[derive(Debug, Serialize)]
-pub struct Line<'a> {
-    #[serde(rename = "ts", serialize_with = "as_text")]
-    pub time: Timestamp,
-    pub event: &'static str,
-    /// The id that lists have, and `ringway kill` takes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<Id>,
-    /// TCP, UDP or TLS.
-    pub protocol: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listener: Option<&'a str>,
-    pub client: Shown<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<Shown<'a>>,
-    pub local: Shown<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_name: Option<&'a str>,
-    #[serde(flatten)]
-    pub tls: Option<TlsFields<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub route: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub backend: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<Shown<'a>>,
-    /// The name of the endpoint in its table of the configuration.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint_name: Option<&'a str>,
-    pub bytes_up: u64,
-    pub bytes_down: u64,
-    pub duration_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub connect_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unique_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub detail: Option<Cow<'a, str>>,
-    pub worker: usize,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub suppressed: u32,
-}
-
-impl Line<'_> {
-    fn json(&self, out: &mut Vec<u8>) {
-        // Strings and numbers always serialize, and a Vec takes all bytes.
-        let _ = serde_json::to_writer(out, self);
-    }
-
-    /// Writes time, event and protocol, then `key=value` for each field with a value. Names are
-    /// quoted, because the client chooses the server name.
-    fn text(&self, out: &mut Vec<u8>) {
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "{} {} {}", self.time, self.event, self.protocol);
-        if let Some(id) = self.id {
-            let _ = write!(out, " id={id}");
-        }
-        let mut name = |key: &str, value: Option<&str>| {
-            if let Some(value) = value {
-                let _ = write!(out, " {key}={value:?}");
-            }
-        };
-        name("listener", self.listener);
-        name("server_name", self.server_name);
-        name("route", self.route);
-        name("backend", self.backend);
-        name("endpoint_name", self.endpoint_name);
-        let _ = write!(out, " client={} local={}", self.client, self.local);
-        if let Some(tls) = &self.tls {
-            tls.text(out);
-        }
-        if let Some(peer) = self.peer {
-            let _ = write!(out, " peer={peer}");
-        }
-        if let Some(endpoint) = self.endpoint {
-            let _ = write!(out, " endpoint={endpoint}");
-        }
-        let _ = write!(out, " bytes_up={} bytes_down={}", self.bytes_up, self.bytes_down);
-        let _ = write!(out, " duration_ms={}", self.duration_ms);
-        if let Some(connect) = self.connect_ms {
-            let _ = write!(out, " connect_ms={connect}");
-        }
-        if let Some(id) = &self.unique_id {
-            let _ = write!(out, " unique_id={id}");
-        }
-        if let Some(reason) = self.reason {
-            let _ = write!(out, " reason={reason}");
-        }
-        if let Some(detail) = &self.detail {
-            let _ = write!(out, " detail={detail:?}");
-        }
-        let _ = write!(out, " worker={}", self.worker);
-        if self.suppressed > 0 {
-            let _ = write!(out, " suppressed={}", self.suppressed);
-        }
-    }
-}
-
-fn is_zero(value: &u32) -> bool {
-    *value == 0
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-    use std::time::UNIX_EPOCH;
-
     use super::*;
-    use crate::control::timestamp::WallClock;
-
-    #[test]
-    fn json_line_has_the_agreed_keys() {
-        let json = shown(|out| closed().json(out));
-        let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-        assert_eq!(
-            value,
-            serde_json::json!({
-                "ts": "1970-01-01T00:00:01.000000Z", "event": "close", "protocol": "TLS",
-                "listener": "tls", "client": "192.0.2.1:1000", "local": "[::1]:443",
-                "server_name": "a\"b", "route": "web", "backend": "pool",
-                "endpoint": "192.0.2.9:80", "bytes_up": 10, "bytes_down": 20,
-                "duration_ms": 1.5, "connect_ms": 0.25, "reason": "client_fin", "worker": 1,
-            })
-        );
-        assert!(!json.contains('\n'));
-    }
-
-    #[test]
-    fn an_endpoint_has_its_name_if_it_has_one() {
-        let line = Line { endpoint_name: Some("pg \"2\""), ..closed() };
-        let (json, text) = (shown(|out| line.json(out)), shown(|out| line.text(out)));
-        let named = r#""endpoint":"192.0.2.9:80","endpoint_name":"pg \"2\"","bytes_up""#;
-        assert!(json.contains(named), "{json}");
-        assert!(text.contains(r#" backend="pool" endpoint_name="pg \"2\"" client="#), "{text}");
-    }
-
-    #[test]
-    fn absent_fields_are_left_out() {
-        let detail = Some(Cow::Borrowed("not \"TLS\"\n\u{1b}[2J"));
-        let line = Line { endpoint: None, connect_ms: None, suppressed: 7, detail, ..closed() };
-        let (json, text) = (shown(|out| line.json(out)), shown(|out| line.text(out)));
-        assert!(!json.contains("endpoint") && !json.contains("connect_ms"), "{json}");
-        assert!(json.contains("\"suppressed\":7"), "{json}");
-        assert!(json.contains(r#""detail":"not \"TLS\"\n\u001b[2J""#), "{json}");
-        assert_eq!(
-            text,
-            "1970-01-01T00:00:01.000000Z close TLS listener=\"tls\" server_name=\"a\\\"b\" \
-             route=\"web\" backend=\"pool\" client=192.0.2.1:1000 local=[::1]:443 bytes_up=10 \
-             bytes_down=20 duration_ms=1.5 reason=client_fin \
-             detail=\"not \\\"TLS\\\"\\n\\u{1b}[2J\" worker=1 suppressed=7"
-        );
-    }
+    use crate::control::log_line::closed;
 
     #[test]
     fn file_is_appended_to_and_reopened() {
@@ -412,13 +301,13 @@ mod tests {
         let target = LogTarget::File(path.clone());
 
         let mut log = AccessLog::open(&target, LogFormat::Text).expect("the file opens");
-        log.write(&closed());
+        log.write(&mut closed());
         log.close();
         std::fs::rename(&path, &rotated).expect("a rename");
         let mut log = AccessLog::open(&target, LogFormat::Json).expect("the file opens");
         std::fs::remove_file(&path).expect("it was created");
         log.reopen();
-        log.write(&closed());
+        log.write(&mut closed());
         assert_eq!(log.dropped(), 0);
         log.close();
 
@@ -442,7 +331,7 @@ mod tests {
         let mut lines = 0;
         let mut write_until = |done: &dyn Fn(&AccessLog) -> bool| {
             while !done(&log) {
-                log.write(&closed());
+                log.write(&mut closed());
                 log.flush();
                 lines += 1;
             }
@@ -475,52 +364,13 @@ mod tests {
         let mut log = AccessLog::open(&target, LogFormat::Json).expect("it opens");
         std::fs::remove_file(&path).expect("own file");
         for _ in 0..2 * QUEUE {
-            log.write(&closed());
-            log.write(&closed());
+            log.write(&mut closed());
+            log.write(&mut closed());
             log.flush();
         }
         let dropped = log.dropped();
         assert!(dropped > 0 && dropped.is_multiple_of(2), "{dropped} lines of batches of two");
         log.close();
         drop(held);
-    }
-
-    fn shown(write: impl Fn(&mut Vec<u8>)) -> String {
-        let mut out = Vec::new();
-        write(&mut out);
-        String::from_utf8(out).expect("text")
-    }
-
-    fn at_one_second() -> Timestamp {
-        WallClock::new(UNIX_EPOCH, 0).at(1_000_000)
-    }
-
-    fn closed() -> Line<'static> {
-        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
-        Line {
-            time: at_one_second(),
-            event: "close",
-            id: None,
-            protocol: "TLS",
-            listener: Some("tls"),
-            client: address("192.0.2.1:1000").into(),
-            local: address("[::1]:443").into(),
-            server_name: Some("a\"b"),
-            tls: None,
-            route: Some("web"),
-            backend: Some("pool"),
-            peer: None,
-            unique_id: None,
-            endpoint: Some(address("192.0.2.9:80").into()),
-            endpoint_name: None,
-            bytes_up: 10,
-            bytes_down: 20,
-            duration_ms: 1.5,
-            connect_ms: Some(0.25),
-            reason: Some("client_fin"),
-            detail: None,
-            worker: 1,
-            suppressed: 0,
-        }
     }
 }

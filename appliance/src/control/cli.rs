@@ -25,7 +25,7 @@ use crate::control::client::diff;
 use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
-use crate::control::own_log::{self, LogFormat, LogLevel};
+use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
 use crate::control::process::{self, Origin};
 use crate::control::time_of_day::unix_seconds;
 use crate::control::{access_log, demo};
@@ -44,6 +44,10 @@ pub struct Cli {
     /// [default: journal if stderr is the journal, else text].
     #[arg(long, global = true, value_enum, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// Where Ringway writes that: stderr, syslog (the daemon at /dev/log), or syslog:/PATH for
+    /// another Unix socket. Messages to syslog have the form of RFC 5424.
+    #[arg(long, global = true, value_name = "WHERE", default_value = "stderr")]
+    log_to: LogTo,
     #[command(subcommand)]
     command: Command,
 }
@@ -324,8 +328,14 @@ struct Without {
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let log =
-        own_log::to_stderr(cli.log_level, cli.log_format.unwrap_or_else(LogFormat::of_stderr));
+    let format = cli.log_format.unwrap_or_else(LogFormat::of_stderr);
+    let log = match own_log::start(cli.log_level, format, &cli.log_to) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "ringway: --log-to: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = cli.run();
     access_log::flush(log);
     let Err(error) = result else { return ExitCode::SUCCESS };

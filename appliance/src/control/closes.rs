@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::control::access_log::Line;
+use crate::control::log_line::Line;
 use crate::stats::counters::Counters;
 use crate::stats::records::CloseReason;
 

@@ -167,7 +167,10 @@ fn settings(old: &Value, new: &Value) -> Vec<Change> {
     let is_fixed = |key: &str| {
         let begins = |fixed: &&str| key == *fixed || key.starts_with(&format!("{fixed}."));
         // A reload changes only `open` of the access log.
-        FIXED.iter().any(begins) || key.starts_with("access_log.") && key != "access_log.open"
+        FIXED.iter().any(begins)
+            || key.starts_with("access_log.")
+                && key != "access_log.open"
+                && !key.starts_with("access_log.sample")
     };
     let change = |field: Field| Change {
         kind: Kind::Setting,

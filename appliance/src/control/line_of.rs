@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use config_sync::compile::names::Names;
 use nix::errno::Errno;
 
-use crate::control::access_log::Line;
 use crate::control::id::{Id, Run};
+use crate::control::log_line::Line;
 use crate::control::shown::{Shown, protocol};
 use crate::control::timestamp::WallClock;
 use crate::control::tls_fields::TlsFields;
@@ -51,6 +51,7 @@ pub fn line<'a>(
         detail: session.detail.as_ref().map(said),
         worker,
         suppressed: session.suppressed,
+        sampled: None,
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use config_sync::compile::names::Names;
 use config_sync::sync::ConfigSync;
-use config_sync::table::request::{Filter, Request, What};
+use config_sync::table::request::{Filter, Request, Span, What};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::admin::calls::{Answer, Asked, CALLS, Call, Refusal, Words};
 use crate::control::id::Run;
 use crate::control::timestamp::WallClock;
-use crate::stats::records::Reply;
+use crate::stats::records::{FLOW_STATES, Reply, SESSION_STATES};
 
 /// The calls of the admin API that the control thread serves.
 pub struct Live {
@@ -97,6 +97,7 @@ fn request(asked: Asked, run: Run, names: &Names) -> Result<(usize, What), Refus
         Asked::KillAll { worker, of, words } => {
             (worker, What::KillAll { of, filter: filter(&words, names)? })
         }
+        Asked::Resting { worker, endpoints } => (worker, What::Resting(endpoints)),
         Asked::Kill { run: of, .. } | Asked::Inspect { run: of, .. } if of != run => {
             return Err(Refusal::Unknown("the id is of an earlier run of the gateway".to_owned()));
         }
@@ -132,6 +133,14 @@ fn filter(words: &Words, names: &Names) -> Result<Filter, Refusal> {
     if let (Some([]), Some(asked)) = (endpoints.as_deref(), &words.endpoint) {
         return Err(unknown("endpoint", asked));
     }
+    let states = [SESSION_STATES, FLOW_STATES].concat();
+    find("state", &words.state, &|state| states.contains(&state))?;
+    let micros = |millis: u64| millis.saturating_mul(1_000);
+    let time = |least: Option<u64>, most: Option<u64>| {
+        // Lists show whole milliseconds.
+        let most = most.map(|most| micros(most).saturating_add(999));
+        Span { least: least.map_or(0, micros), most: most.unwrap_or(u64::MAX) }
+    };
     Ok(Filter {
         listener: words.listener.as_deref().and_then(listener),
         route: words.route.as_deref().and_then(route),
@@ -139,5 +148,12 @@ fn filter(words: &Words, names: &Names) -> Result<Filter, Refusal> {
         endpoints,
         client: words.client,
         server_name: words.server_name.as_deref().map(|name| name.to_ascii_lowercase().into()),
+        state: words.state.as_deref().map(Into::into),
+        age: time(words.min_age_ms, words.max_age_ms),
+        idle: time(words.min_idle_ms, words.max_idle_ms),
+        bytes: Span {
+            least: words.min_bytes.unwrap_or(0),
+            most: words.max_bytes.unwrap_or(u64::MAX),
+        },
     })
 }

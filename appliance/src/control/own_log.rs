@@ -1,17 +1,21 @@
-//! Ringway's own log on stderr, and its level, which may change while the process runs.
+//! Ringway's own log, on stderr or at a syslog daemon, and its level, which may change while the
+//! process runs.
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use config_sync::model::config::SYSLOG;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
@@ -19,6 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::control::events::{Keep, is_kept};
+use crate::control::syslog::{OwnLines, Syslog};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
@@ -75,13 +80,35 @@ impl LogFormat {
     }
 }
 
-/// The text of a line, behind the priority that the journal reads.
-struct Journal(Format<Compact, ()>);
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    Stderr,
+    /// The Unix socket of a syslog daemon.
+    Syslog(PathBuf),
+}
 
-impl<S, N> FormatEvent<S, N> for Journal
+impl FromStr for LogTo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "stderr" => Ok(Self::Stderr),
+            None if text == "syslog" => Ok(Self::Syslog(SYSLOG.into())),
+            Some(("syslog", path)) if path.starts_with('/') => Ok(Self::Syslog(path.into())),
+            _ => Err(format!("{text:?} is none of stderr, syslog, syslog:/PATH")),
+        }
+    }
+}
+
+/// A line behind its priority, which the journal and syslog read.
+struct Journal<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Journal<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
 {
     fn format_event(
         &self,
@@ -191,28 +218,37 @@ pub struct InForce {
 
 static OWN_LOG: OnceLock<OwnLog> = OnceLock::new();
 
-/// The log of this process. `None` before [`to_stderr`].
+/// The log of this process. `None` before [`start`].
 pub fn own_log() -> Option<&'static OwnLog> {
     OWN_LOG.get()
 }
 
-/// Sends Ringway's own log to stderr. The log goes through a queue, like the access log: a blocked
-/// terminal must not stop a thread that logs.
-pub fn to_stderr(level: LogLevel, format: LogFormat) -> WorkerGuard {
+/// Starts Ringway's own log. The log goes through a queue, like the access log: a blocked terminal
+/// must not stop a thread that logs.
+///
+/// # Errors
+/// No syslog daemon is there.
+pub fn start(level: LogLevel, format: LogFormat, to: &LogTo) -> io::Result<WorkerGuard> {
     let levels = Levels { all: level, parts: Vec::new() };
-    let (queue, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(8_192)
-        .thread_name("ringway-stderr")
-        .finish(io::stderr());
+    let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(8_192);
+    let (queue, guard) = match to {
+        LogTo::Stderr => queue.thread_name("ringway-stderr").finish(io::stderr()),
+        LogTo::Syslog(path) => {
+            queue.thread_name("ringway-syslog").finish(OwnLines(Syslog::open(path)?))
+        }
+    };
     let (filter, handle) = reload::Layer::new(levels.filter());
     let plain = tracing_subscriber::fmt::layer().with_target(false).with_writer(queue);
     let log = match format {
-        LogFormat::Text => {
+        LogFormat::Json if *to != LogTo::Stderr => {
+            let json = Format::default().json().flatten_event(true).with_target(false);
+            plain.json().event_format(Journal(json)).with_filter(filter).boxed()
+        }
+        LogFormat::Text if *to == LogTo::Stderr => {
             plain.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).with_filter(filter).boxed()
         }
         LogFormat::Json => plain.json().flatten_event(true).with_filter(filter).boxed(),
-        LogFormat::Journal => {
+        LogFormat::Journal | LogFormat::Text => {
             let text = Format::default().compact().without_time().with_level(false);
             plain
                 .with_ansi(false)
@@ -226,7 +262,7 @@ pub fn to_stderr(level: LogLevel, format: LogFormat) -> WorkerGuard {
         apply: Box::new(move |filter| handle.reload(filter).is_ok()),
         state: Mutex::new(State { lasting: levels, passing: None }),
     });
-    guard
+    Ok(guard)
 }
 
 impl OwnLog {
@@ -294,6 +330,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn the_log_goes_to_stderr_or_to_a_syslog_daemon() {
+        let syslog = |path: &str| Ok(LogTo::Syslog(path.into()));
+        assert_eq!("stderr".parse(), Ok(LogTo::Stderr));
+        assert_eq!("syslog".parse::<LogTo>(), syslog("/dev/log"));
+        assert_eq!("syslog:/run/log".parse::<LogTo>(), syslog("/run/log"));
+        for wrong in ["", "stdout", "syslog:", "syslog:log", "/dev/log"] {
+            assert!(wrong.parse::<LogTo>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn levels_are_for_everything_or_for_parts() {

@@ -308,10 +308,13 @@ fn start(
     if given.is_some() {
         sync.share_files();
     }
+    let mut board = Board::new(counters, (limits, config.limits), features);
+    board.reopen_log = log.reopener();
     let generation = given.as_ref().map_or(1, |given| given.generation + 1);
     Ok(Control {
         sync,
         workers,
+        board: Arc::new(board),
         log,
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
@@ -319,7 +322,6 @@ fn start(
         upgrade: Upgrade::new(steering, generation, program),
         watchdog: systemd::watchdog(),
         socket_file: None,
-        board: Arc::new(Board::new(counters, (limits, config.limits), features)),
         phase: Phase::Running,
         is_started,
         spare: SpareFiles::new(SPARE),

@@ -293,7 +293,10 @@ impl Control {
     }
 
     /// Tells the admin API the values in force.
-    fn post(&self) {
+    fn post(&mut self) {
+        if let Some(in_force) = self.sync.in_force() {
+            self.log.sample(&in_force.config.access_log.sample);
+        }
         let mut board = self.board.latest();
         board.reloads_ok = self.sync.reloads_ok();
         let (failed, why) = (self.sync.reloads_failed(), self.sync.last_error());
@@ -406,9 +409,11 @@ impl Control {
         let workers = self.board.workers();
         let listener = |id| workers.iter().any(|worker| worker.listener(id).live() > 0);
         let endpoint = |id| workers.iter().any(|worker| worker.endpoint(id).live() > 0);
-        let retired = self.sync.retire(applied, &listener, &endpoint);
+        let route = |id| workers.iter().any(|worker| worker.route(id).live() > 0);
+        let retired = self.sync.retire(applied, &listener, &route, &endpoint);
         for worker in workers {
             retired.listeners.iter().for_each(|id| worker.forget_listener(*id));
+            retired.routes.iter().for_each(|id| worker.forget_route(*id));
             retired.endpoints.iter().for_each(|id| worker.forget_endpoint(*id));
         }
         Arc::make_mut(&mut self.board.latest().series).forget(&retired);
@@ -481,8 +486,8 @@ impl Control {
 
     fn write(&mut self, event: &'static str, worker: usize, session: &SessionRecord, now: Instant) {
         let stamp = (self.wall, self.live.run());
-        let line = line(event, worker, session, self.sync.names(), stamp);
-        self.log.write(&line);
+        let mut line = line(event, worker, session, self.sync.names(), stamp);
+        self.log.write(&mut line);
         if let Some(reason) = session.reason {
             self.board.closes.lock().sample(reason, &line, now);
         }

@@ -188,6 +188,13 @@ impl Balancer {
         self.endpoints[endpoint.index()].rest = 0;
     }
 
+    /// Microseconds for which the endpoint comes last, because a session could not be given to it.
+    /// `None`: the endpoint takes its turns.
+    pub fn rests(&self, endpoint: EndpointId, now: u64) -> Option<u64> {
+        let rest = self.endpoints.get(endpoint.index())?.rest;
+        rest.checked_sub(now).filter(|left| *left > 0)
+    }
+
     /// The endpoints that a session or flow of this client may get now, by their indices, each with
     /// its part of the chance. The parts add up to 1, unless the list is empty. If the client's
     /// address decides, there is one endpoint. `port`: whether the client's port is known. Nobody

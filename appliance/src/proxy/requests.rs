@@ -58,12 +58,20 @@ pub struct Held<'a> {
 }
 
 impl Requests {
-    /// Takes a request. The kill of one session or flow is carried out at once. The caller limits
-    /// the number of requests that wait.
+    /// Takes a request. The kill of one session or flow is carried out at once, and a question
+    /// about endpoints is answered at once. The caller limits both the number of requests that wait
+    /// and the number of endpoints.
     pub fn ask(&mut self, held: &mut Held<'_>, request: Request) {
         if let What::Kill(handle) = request.what {
             let killed = u32::from(held.kill(handle));
             let reply = Reply { number: request.number, killed, ..Reply::default() };
+            return held.core.records.push(Record::Reply(reply));
+        }
+        if let What::Resting(endpoints) = &request.what {
+            let (balancer, now) = (&held.core.balancer, held.core.now);
+            let resting = endpoints.iter().filter_map(|id| Some((*id, balancer.rests(*id, now)?)));
+            let reply =
+                Reply { number: request.number, resting: resting.collect(), ..Reply::default() };
             return held.core.records.push(Record::Reply(reply));
         }
         if let What::Inspect(handle) = request.what {
@@ -127,7 +135,9 @@ impl Requests {
         let (of, filter, from, most) = match &request.what {
             What::List { of, filter, from, most } => (*of, filter, *from, Some(*most)),
             What::KillAll { of, filter } => (*of, filter, 0, None),
-            What::Inspect(_) | What::Kill(_) => unreachable!("`ask` has carried it out"),
+            What::Inspect(_) | What::Kill(_) | What::Resting(_) => {
+                unreachable!("`ask` has carried it out")
+            }
         };
         let is_full =
             |reply: &Reply| most.is_some_and(|most| reply.entries.len() as u64 >= most.into());
@@ -176,9 +186,12 @@ impl Held<'_> {
                 if matches!(session.state, State::Closing) {
                     return None;
                 }
-                (session.handle(), session_facts(session))
+                (session.handle(), session_facts(session, self.core.now))
             }
-            Of::Flows => (self.flows.handle(slot)?, flow_facts(self.flows.flows.at(slot)?)),
+            Of::Flows => {
+                let facts = flow_facts(self.flows.flows.at(slot)?, self.core.now);
+                (self.flows.handle(slot)?, facts)
+            }
         };
         filter.admits(&facts).then_some(handle)
     }
@@ -233,7 +246,11 @@ fn has_endpoint(state: &State) -> bool {
     }
 }
 
-fn session_facts(session: &Session) -> Facts<'_> {
+fn session_facts(session: &Session, now: u64) -> Facts<'_> {
+    let bytes = match &session.state {
+        State::Relaying(relay) => relay.up.bytes + relay.down.bytes,
+        _ => 0,
+    };
     Facts {
         listener: session.listener,
         route: session.route,
@@ -241,6 +258,10 @@ fn session_facts(session: &Session) -> Facts<'_> {
         endpoint: session.endpoint,
         client: session.client.ip(),
         server_name: session.server_name.as_deref(),
+        state: state(&session.state),
+        age: now - session.opened,
+        idle: now - session.last_byte(),
+        bytes,
     }
 }
 
@@ -271,7 +292,11 @@ fn state(state: &State) -> &'static str {
     }
 }
 
-fn flow_facts(flow: &Flow) -> Facts<'_> {
+fn flow_state(flow: &Flow) -> &'static str {
+    if flow.replies == 0 { "unanswered" } else { "answered" }
+}
+
+fn flow_facts(flow: &Flow, now: u64) -> Facts<'_> {
     let record = |id: u32| (id != u32::MAX).then_some(id);
     Facts {
         listener: Some(flow.listener),
@@ -280,12 +305,15 @@ fn flow_facts(flow: &Flow) -> Facts<'_> {
         endpoint: record(flow.endpoint.0).map(|_| flow.endpoint),
         client: flow.client().ip(),
         server_name: None,
+        state: flow_state(flow),
+        age: now - flow.opened,
+        idle: now - flow.last,
+        bytes: flow.bytes_up + flow.bytes_down,
     }
 }
 
 fn flow_entry(core: &Core, flow: &Flow, handle: Handle) -> Entry {
     let mut record = flow.record(core, None);
     record.handle = Some(handle);
-    let state = if flow.replies == 0 { "unanswered" } else { "answered" };
-    Entry { handle, record, state, last: flow.last }
+    Entry { handle, record, state: flow_state(flow), last: flow.last }
 }

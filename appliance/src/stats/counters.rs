@@ -5,7 +5,9 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use config_sync::table::routing::{EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS};
+use config_sync::table::routing::{
+    EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_ROUTES, RouteId,
+};
 
 use crate::stats::records::{CloseReason, DropReason};
 
@@ -67,6 +69,7 @@ pub struct Counters {
     pub table_micros: Counter,
     pub table_micros_most: Counter,
     listeners: Chunked<ListenerCounters>,
+    routes: Chunked<RouteCounters>,
     endpoints: Chunked<EndpointCounters>,
 }
 
@@ -91,6 +94,20 @@ pub struct ListenerCounters {
     pub fragmented: Counter,
     /// Lifetimes of the sessions or flows that had an endpoint.
     pub duration: Histogram,
+}
+
+/// A route counts a session or flow from the moment at which it is chosen.
+#[derive(Debug, Default)]
+pub struct RouteCounters {
+    pub opened: Counter,
+    /// Sessions or flows that ended without an endpoint.
+    pub refused: Counter,
+    /// Sessions or flows that ended after they had an endpoint.
+    pub closed: Counter,
+    /// Bytes of sessions and flows that have ended. Bytes are counted by listener and endpoint
+    /// while they move, and a third count would cost time for each of them.
+    pub bytes_up: Counter,
+    pub bytes_down: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -228,6 +245,7 @@ impl Counters {
             table_micros: Counter::default(),
             table_micros_most: Counter::default(),
             listeners: Chunked::new(MAX_LISTENERS),
+            routes: Chunked::new(MAX_ROUTES),
             endpoints: Chunked::new(MAX_ENDPOINTS),
         }
     }
@@ -235,6 +253,11 @@ impl Counters {
     #[inline]
     pub fn listener(&self, id: ListenerId) -> &ListenerCounters {
         self.listeners.get(id.index())
+    }
+
+    #[inline]
+    pub fn route(&self, id: RouteId) -> &RouteCounters {
+        self.routes.get(id.index())
     }
 
     #[inline]
@@ -266,6 +289,13 @@ impl Counters {
         all.chain(duration.all()).for_each(|counter| counter.set(0));
     }
 
+    /// Sets a route's counters to 0, under the rule of `forget_listener`.
+    pub fn forget_route(&self, id: RouteId) {
+        let RouteCounters { opened, refused, closed, bytes_up, bytes_down } = self.route(id);
+        let all = [opened, refused, closed, bytes_up, bytes_down];
+        all.into_iter().for_each(|counter| counter.set(0));
+    }
+
     /// Sets an endpoint's counters to 0, under the rule of `forget_listener`.
     pub fn forget_endpoint(&self, id: EndpointId) {
         let EndpointCounters {
@@ -293,6 +323,21 @@ impl ListenerCounters {
         let ended = |reasons: &[Counter]| reasons.iter().map(Counter::get).sum::<u64>();
         let ended = ended(&*self.closed) + ended(&*self.refused);
         self.opened.get().saturating_sub(ended)
+    }
+}
+
+impl RouteCounters {
+    /// As [`ListenerCounters::live`].
+    pub fn live(&self) -> u64 {
+        let ended = self.closed.get() + self.refused.get();
+        self.opened.get().saturating_sub(ended)
+    }
+
+    /// Counts the end of a session or flow that has carried these bytes.
+    pub fn ended(&self, refused: bool, (up, down): (u64, u64)) {
+        if refused { &self.refused } else { &self.closed }.add(1);
+        self.bytes_up.add(up);
+        self.bytes_down.add(down);
     }
 }
 

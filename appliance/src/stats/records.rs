@@ -123,6 +123,8 @@ pub struct Reply {
     pub sides: [Option<Box<[u8]>>; 2],
     /// The number of sessions or flows that were closed.
     pub killed: u32,
+    /// Endpoints that come last, each with the microseconds for which it does.
+    pub resting: Vec<(EndpointId, u64)>,
     /// The slot from which the list goes on. `None`: the list is at its end.
     pub next: Option<u32>,
 }
@@ -137,6 +139,23 @@ pub struct Entry {
     /// When a byte or datagram last went either way, in microseconds of the worker's clock.
     pub last: u64,
 }
+
+/// The words of all states of [`Entry`]: of sessions, and of flows.
+pub const SESSION_STATES: &[&str] = &[
+    "awaiting_proxy_header",
+    "awaiting_hello",
+    "awaiting_starttls",
+    "tls_handshake",
+    "queued",
+    "connecting",
+    "sending_proxy_header",
+    "asking_starttls",
+    "endpoint_tls_handshake",
+    "relaying",
+    "half_closed",
+    "ending",
+];
+pub const FLOW_STATES: &[&str] = &["unanswered", "answered"];
 
 /// Declares each reason once: the variant, the one word for the reason everywhere, the meaning.
 macro_rules! words {

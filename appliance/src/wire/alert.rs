@@ -8,6 +8,8 @@
 pub enum Alert {
     /// A message could not be read (RFC 8446, section 6.2).
     DecodeError = 50,
+    /// The server has a fault that has nothing to do with the client (RFC 8446, section 6.2).
+    InternalError = 80,
     /// A server name is needed, and none was sent (RFC 8446, section 9.2).
     MissingExtension = 109,
     /// Nobody has the server name that was sent (RFC 6066, section 3).

@@ -11,8 +11,7 @@
 //!    other rules do not cover: upstream sockets at rest, connections in the making, log lines on
 //!    their way.
 //!
-//! Backends have to wait for their endpoints. Ids of routes are not reused: workers count nothing
-//! by route, so nobody knows when the last session of a route has ended. There are 2^32 such ids.
+//! Backends have to wait for their endpoints.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -27,8 +26,8 @@ use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
 use crate::table::load::{Line, SharedCount, Taken};
 use crate::table::routing::{
-    BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_SOCKETS, RouteId,
-    RoutingTable, SocketId,
+    BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_ROUTES,
+    MAX_SOCKETS, RouteId, RoutingTable, SocketId,
 };
 use crate::table::source_limit::{MOST_SOURCES, SourceRecords};
 
@@ -71,8 +70,9 @@ pub struct InUse<'a> {
     pub kept: &'a BTreeSet<(u64, u64)>,
     /// Whether some worker has not yet closed this listening socket.
     pub closing: &'a dyn Fn(SocketId) -> bool,
-    /// Whether the listener or endpoint has sessions or flows.
+    /// Whether the listener, route or endpoint has sessions or flows.
     pub listener: &'a dyn Fn(ListenerId) -> bool,
+    pub route: &'a dyn Fn(RouteId) -> bool,
     pub endpoint: &'a dyn Fn(EndpointId) -> bool,
 }
 
@@ -80,6 +80,7 @@ pub struct InUse<'a> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Retired {
     pub listeners: Vec<ListenerId>,
+    pub routes: Vec<RouteId>,
     pub endpoints: Vec<EndpointId>,
 }
 
@@ -88,7 +89,7 @@ impl Names {
         Self {
             sockets: Ids::below(MAX_SOCKETS),
             listeners: Ids::below(MAX_LISTENERS),
-            routes: Ids::below(u32::MAX as usize),
+            routes: Ids::below(MAX_ROUTES),
             backends: Ids::below(u32::MAX as usize),
             endpoints: Ids::below(MAX_ENDPOINTS),
             sessions: BTreeMap::new(),
@@ -111,6 +112,7 @@ impl Names {
         let at = (generation, now);
         self.sockets.published(at, table.sockets.iter().map(|socket| socket.id.0));
         self.listeners.published(at, table.listeners.iter().map(|listener| listener.id.0));
+        self.routes.published(at, table.routes.iter().map(|route| route.id.0));
         self.backends.published(at, table.backends.iter().map(|backend| backend.id.0));
         let endpoints = table.backends.iter().flat_map(|backend| &backend.endpoints);
         self.endpoints.published(at, endpoints.map(|endpoint| endpoint.id.0));
@@ -137,7 +139,12 @@ impl Names {
         for id in self.backends.retire(in_use, now, |id, _| named.contains(&id)) {
             self.lines.remove(&BackendId(id));
         }
-        Retired { listeners: listeners.into_iter().map(ListenerId).collect(), endpoints }
+        let routes = self.routes.retire(in_use, now, |id, _| (in_use.route)(RouteId(id)));
+        Retired {
+            listeners: listeners.into_iter().map(ListenerId).collect(),
+            routes: routes.into_iter().map(RouteId).collect(),
+            endpoints,
+        }
     }
 
     /// The count of the endpoint's sessions. The count is the same while the endpoint has its id.
@@ -382,6 +389,7 @@ mod tests {
                 kept: &kept.iter().copied().collect(),
                 closing: &|_| false,
                 listener: &|_| false,
+                route: &|_| false,
                 endpoint: &|_| false,
             };
             let now = self.start + Duration::from_secs(seconds);
@@ -421,6 +429,29 @@ mod tests {
     }
 
     #[test]
+    fn a_route_keeps_its_id_while_it_has_sessions() {
+        let mut names = Names::new();
+        #[expect(clippy::disallowed_methods, reason = "any time will do")]
+        let start = Instant::now();
+        let id = names.routes.id("web".into()).map(RouteId).expect("the first");
+        names.published(&RoutingTable::empty(), 1, start);
+        let mut retire = |lives: bool| {
+            let in_use = InUse {
+                applied: 1,
+                kept: &BTreeSet::new(),
+                closing: &|_| false,
+                listener: &|_| false,
+                route: &|of| of == id && lives,
+                endpoint: &|_| false,
+            };
+            names.retire(&in_use, start + REST).routes
+        };
+        assert_eq!(retire(true), []);
+        assert_eq!(retire(false), [id]);
+        assert_eq!(names.route(id), None);
+    }
+
+    #[test]
     fn a_cluster_may_churn_for_ever() {
         let mut names = Names::new();
         #[expect(clippy::disallowed_methods, reason = "any time will do")]
@@ -440,6 +471,7 @@ mod tests {
                 kept: &BTreeSet::new(),
                 closing: &|_| false,
                 listener: &|_| false,
+                route: &|_| false,
                 endpoint: &|_| false,
             };
             let before = names.retire(&in_use, now).endpoints.len();

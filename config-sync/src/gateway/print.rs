@@ -97,12 +97,13 @@ impl Print<'_> {
         if let Some(user) = &config.user {
             self.line("user", &quoted(&user.value));
         }
-        let AccessLog { target, format, open } = &config.access_log;
+        let AccessLog { target, format, open, sample } = &config.access_log;
         let path = match target {
             LogTarget::Stdout => None,
             LogTarget::Off => Some("off".to_owned()),
             LogTarget::Stderr => Some("stderr".to_owned()),
             LogTarget::File(path) => Some(path.display().to_string()),
+            LogTarget::Syslog(path) => Some(format!("syslog:{}", path.display())),
         };
         let mut log: Vec<_> = path.map(|path| ("path", quoted(&path))).into_iter().collect();
         if *format == LogFormat::Text {
@@ -110,6 +111,10 @@ impl Print<'_> {
         }
         if *open {
             log.push(("open", "true".to_owned()));
+        }
+        if !sample.is_empty() {
+            let sample = sample.iter().map(|(reason, each)| (*reason, each.to_string()));
+            log.push(("sample", inline(sample.collect())));
         }
         if !log.is_empty() {
             self.line("access_log", &inline(log));

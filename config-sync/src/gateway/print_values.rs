@@ -21,6 +21,9 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
     if let Some(file) = &config.admin_overrides_file {
         keys.push(("overrides_file", quoted(&file.value.display().to_string())));
     }
+    if !config.endpoint_labels {
+        keys.push(("endpoint_labels", "false".to_owned()));
+    }
     keys
 }
 

@@ -1,6 +1,6 @@
 //! A configuration: what was asked for, by a TOML file or by Kubernetes objects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -34,13 +34,15 @@ pub struct Config {
     pub admin_overrides_file: Option<At<PathBuf>>,
     /// The name or number of the user that a process of root becomes. A reload does not change this.
     pub user: Option<At<String>>,
+    /// Whether metrics of endpoints have the endpoint's address, or are sums of a backend.
+    pub endpoint_labels: bool,
     /// How long sessions may live after SIGTERM before they are closed.
     pub drain_timeout: u32,
     /// How long readiness fails before the drain begins, so that load balancers notice in time.
     pub drain_grace: u32,
     /// How long a UDP flow stays with an endpoint that has left the table.
     pub lame_duck: u32,
-    /// A reload changes only `open`.
+    /// A reload changes only `open` and `sample`.
     pub access_log: AccessLog,
     /// The limits that were asked for. 0: [`limits`] chooses. A reload does not change this.
     pub limits: Limits,
@@ -87,7 +89,66 @@ pub struct AccessLog {
     pub format: LogFormat,
     /// The log has the beginning of sessions and flows too, not only the end.
     pub open: bool,
+    /// By the word of a close reason: of this many lines with the reason one is written. 0: none. A
+    /// reason that is not here has all its lines.
+    pub sample: BTreeMap<&'static str, u32>,
 }
+
+/// The words of all close reasons.
+pub const CLOSE_REASONS: &[&str] = &[
+    "client_fin",
+    "endpoint_fin",
+    "client_reset",
+    "endpoint_reset",
+    "client_timed_out",
+    "endpoint_timed_out",
+    "client_error",
+    "endpoint_error",
+    "idle_timeout",
+    "half_close_timeout",
+    "client_stalled",
+    "endpoint_stalled",
+    "max_lifetime",
+    "proxy_timeout",
+    "proxy_invalid",
+    "proxy_missing",
+    "hello_timeout",
+    "hello_invalid",
+    "hello_too_large",
+    "starttls_missing",
+    "starttls_cancel",
+    "starttls_early",
+    "handshake_timeout",
+    "client_tls_failed",
+    "endpoint_tls_failed",
+    "endpoint_starttls_failed",
+    "client_truncated",
+    "endpoint_truncated",
+    "tls_keys_exhausted",
+    "no_certificate",
+    "source_denied",
+    "client_gone",
+    "unknown_server_name",
+    "no_route",
+    "no_backend",
+    "no_endpoint",
+    "endpoints_full",
+    "queue_timeout",
+    "connect_failed",
+    "connect_timeout",
+    "session_limit",
+    "listener_limit",
+    "source_limit",
+    "local_limit",
+    "drained",
+    "stopped",
+    "killed",
+    "flow_timeout",
+    "flow_answered",
+    "flow_unanswered",
+    "endpoint_down",
+    "endpoint_removed",
+];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
@@ -95,7 +156,12 @@ pub enum LogTarget {
     Stdout,
     Stderr,
     File(PathBuf),
+    /// The Unix socket of a syslog daemon.
+    Syslog(PathBuf),
 }
+
+/// Where syslog daemons listen.
+pub const SYSLOG: &str = "/dev/log";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

@@ -29,7 +29,7 @@ use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::overrides::Overrides;
 use crate::sync::pickable::pickable;
 use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
-use crate::table::routing::{EndpointId, ListenerId, RoutingTable, SocketId};
+use crate::table::routing::{EndpointId, ListenerId, RouteId, RoutingTable, SocketId};
 use crate::{compile, gateway};
 
 /// Follows one source: reads, compiles, publishes and reports its configuration.
@@ -338,13 +338,13 @@ impl ConfigSync {
     }
 
     /// Frees ids that nothing can refer to any more. The caller calls this repeatedly. `applied` is
-    /// the generation that every worker has reached; the other arguments say which ids have
-    /// sessions or flows.
+    /// the generation that every worker has reached; the others say which ids have sessions.
     #[expect(clippy::disallowed_methods, reason = "ids rest for some time before they are free")]
     pub fn retire(
         &mut self,
         applied: u64,
         listener: &dyn Fn(ListenerId) -> bool,
+        route: &dyn Fn(RouteId) -> bool,
         endpoint: &dyn Fn(EndpointId) -> bool,
     ) -> Retired {
         if self.is_reading {
@@ -364,7 +364,7 @@ impl ConfigSync {
         // Many sockets that leave with one table have one range.
         let kept: BTreeSet<_> = self.kept.values().copied().collect();
         let closing = |id| closing.contains(&id);
-        let in_use = InUse { applied, kept: &kept, closing: &closing, listener, endpoint };
+        let in_use = InUse { applied, kept: &kept, closing: &closing, listener, route, endpoint };
         Arc::make_mut(&mut self.names).retire(&in_use, Instant::now())
     }
 

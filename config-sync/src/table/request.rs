@@ -21,6 +21,8 @@ pub enum What {
     Inspect(Handle),
     /// Close this session or flow.
     Kill(Handle),
+    /// Say which of these endpoints come last, because a session could not be given to them.
+    Resting(Box<[EndpointId]>),
     /// Close all that match.
     KillAll { of: Of, filter: Filter },
 }
@@ -51,6 +53,32 @@ pub struct Filter {
     pub client: Option<IpNet>,
     /// In lower case, as sessions have the name.
     pub server_name: Option<Box<str>>,
+    /// The state's word.
+    pub state: Option<Box<str>>,
+    /// Microseconds since the beginning, and since the last byte or datagram.
+    pub age: Span,
+    pub idle: Span,
+    /// The bytes of both directions.
+    pub bytes: Span,
+}
+
+/// The numbers from `least` to `most`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub least: u64,
+    pub most: u64,
+}
+
+impl Span {
+    fn has(self, number: u64) -> bool {
+        (self.least..=self.most).contains(&number)
+    }
+}
+
+impl Default for Span {
+    fn default() -> Self {
+        Self { least: 0, most: u64::MAX }
+    }
 }
 
 /// The facts that a filter looks at.
@@ -62,6 +90,10 @@ pub struct Facts<'a> {
     pub endpoint: Option<EndpointId>,
     pub client: IpAddr,
     pub server_name: Option<&'a str>,
+    pub state: &'a str,
+    pub age: u64,
+    pub idle: u64,
+    pub bytes: u64,
 }
 
 impl Filter {
@@ -73,6 +105,10 @@ impl Filter {
             && same(self.route, facts.route)
             && same(self.backend, facts.backend)
             && same(self.server_name.as_deref(), facts.server_name)
+            && same(self.state.as_deref(), Some(facts.state))
+            && self.age.has(facts.age)
+            && self.idle.has(facts.idle)
+            && self.bytes.has(facts.bytes)
             && self
                 .endpoints
                 .as_ref()
@@ -97,6 +133,10 @@ mod tests {
         endpoint: Some(EndpointId(4)),
         client: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)),
         server_name: Some("db.example.com"),
+        state: "relaying",
+        age: 9_000_000,
+        idle: 2_000_000,
+        bytes: 100,
     };
 
     #[test]
@@ -108,6 +148,8 @@ mod tests {
             Filter { endpoints: Some(vec![EndpointId(9), EndpointId(4)]), ..Filter::default() },
             Filter { client: net("10.1.0.0/16"), route: Some(RouteId(2)), ..Filter::default() },
             Filter { server_name: Some("db.example.com".into()), ..Filter::default() },
+            Filter { state: Some("relaying".into()), ..Filter::default() },
+            Filter { age: Span { least: 9_000_000, most: 9_000_000 }, ..Filter::default() },
         ];
         let left_out = [
             Filter { listener: Some(ListenerId(2)), ..Filter::default() },
@@ -115,6 +157,10 @@ mod tests {
             Filter { endpoints: Some(Vec::new()), ..Filter::default() },
             Filter { client: net("10.2.0.0/16"), route: Some(RouteId(2)), ..Filter::default() },
             Filter { server_name: Some("example.com".into()), ..Filter::default() },
+            Filter { state: Some("half_closed".into()), ..Filter::default() },
+            Filter { age: Span { least: 9_000_001, ..Span::default() }, ..Filter::default() },
+            Filter { idle: Span { most: 1_999_999, ..Span::default() }, ..Filter::default() },
+            Filter { bytes: Span { least: 101, most: 200 }, ..Filter::default() },
         ];
         assert!(admitted.iter().all(|filter| filter.admits(&FACTS)));
         assert!(!left_out.iter().any(|filter| filter.admits(&FACTS)));

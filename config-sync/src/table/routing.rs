@@ -23,6 +23,7 @@ pub use super::hosts::Hosts;
 /// start. The compiler refuses a configuration that would exceed the limits.
 pub const MAX_SOCKETS: usize = 4096;
 pub const MAX_LISTENERS: usize = 4096;
+pub const MAX_ROUTES: usize = 65_536;
 pub const MAX_ENDPOINTS: usize = 65_536;
 
 macro_rules! id {

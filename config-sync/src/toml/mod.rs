@@ -231,6 +231,7 @@ fn config<'t>(
         admin_token_file: admin.token_file,
         admin_overrides_file: admin.overrides_file,
         user: reader.get(root, "user", user),
+        endpoint_labels: admin.endpoint_labels,
         drain_timeout: or(reader.get(root, "drain_timeout", duration), DRAIN_TIMEOUT),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
         lame_duck: or(reader.get(root, "lame_duck", duration), LAME_DUCK),

@@ -1,14 +1,16 @@
 //! The keys of the process: `workers`, `admin`, `access_log`, `limits`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use toml::de::DeValue;
 
 use crate::model::config::{
-    ADMIN_ADDRESS, AccessLog, Cores, LogFormat, LogTarget, MAX_BUFFERS, MAX_SESSIONS,
+    ADMIN_ADDRESS, AccessLog, CLOSE_REASONS, Cores, LogFormat, LogTarget, MAX_BUFFERS,
+    MAX_SESSIONS, SYSLOG,
 };
-use crate::model::place::{At, Problem};
+use crate::model::place::{At, Problem, did_you_mean};
 use crate::table::address::UnixPath;
 use crate::table::routing::Limits;
 use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, integer, or, string, word};
@@ -18,11 +20,17 @@ pub(crate) static WORKERS: Section = Section { name: "workers", keys: &[any("cor
 
 pub(crate) static ADMIN: Section = Section {
     name: "admin",
-    keys: &[any("address"), any("socket"), any("token_file"), any("overrides_file")],
+    keys: &[
+        any("address"),
+        any("socket"),
+        any("token_file"),
+        any("overrides_file"),
+        any("endpoint_labels"),
+    ],
 };
 
 pub(crate) static ACCESS_LOG: Section =
-    Section { name: "access_log", keys: &[any("path"), any("format"), any("open")] };
+    Section { name: "access_log", keys: &[any("path"), any("format"), any("open"), any("sample")] };
 
 pub(crate) static LIMITS: Section = Section {
     name: "limits",
@@ -76,6 +84,19 @@ pub(crate) struct Admin {
     pub(crate) socket: Option<UnixPath>,
     pub(crate) token_file: Option<At<PathBuf>>,
     pub(crate) overrides_file: Option<At<PathBuf>>,
+    pub(crate) endpoint_labels: bool,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            address: ADMIN_ADDRESS,
+            socket: None,
+            token_file: None,
+            overrides_file: None,
+            endpoint_labels: true,
+        }
+    }
 }
 
 pub(crate) fn admin<'t>(
@@ -84,9 +105,7 @@ pub(crate) fn admin<'t>(
     doubts: &mut Vec<Problem>,
 ) -> Admin {
     let default = ADMIN_ADDRESS;
-    let Some(admin) = reader.table(root, "admin", &ADMIN) else {
-        return Admin { address: default, socket: None, token_file: None, overrides_file: None };
-    };
+    let Some(admin) = reader.table(root, "admin", &ADMIN) else { return Admin::default() };
     let address = reader.get(&admin, "address", |value| match value {
         DeValue::String(text) if text.is_empty() => Ok(None),
         value => listen_address(value).map(Some),
@@ -119,7 +138,8 @@ pub(crate) fn admin<'t>(
     });
     let overrides_file =
         overrides_file.map(|At { value, place }| At { value: place.path(value), place });
-    Admin { address, socket: or(socket, None), token_file, overrides_file }
+    let endpoint_labels = or(reader.get(&admin, "endpoint_labels", boolean), true);
+    Admin { address, socket: or(socket, None), token_file, overrides_file, endpoint_labels }
 }
 
 /// Whether the address is the wildcard address, or an address that the Internet routes (RFC 6890).
@@ -134,13 +154,23 @@ fn is_public(address: IpAddr) -> bool {
 }
 
 pub(crate) fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AccessLog {
-    let mut log = AccessLog { target: LogTarget::Stdout, format: LogFormat::Json, open: false };
+    let mut log = AccessLog {
+        target: LogTarget::Stdout,
+        format: LogFormat::Json,
+        open: false,
+        sample: BTreeMap::new(),
+    };
     if let Some(table) = &reader.table(root, "access_log", &ACCESS_LOG) {
         let target = reader.get(table, "path", |value| {
             Ok(match string(value)? {
                 "off" => LogTarget::Off,
                 "stdout" => LogTarget::Stdout,
                 "stderr" => LogTarget::Stderr,
+                "syslog" => LogTarget::Syslog(SYSLOG.into()),
+                path if path.starts_with("syslog:") => match &path["syslog:".len()..] {
+                    path if path.starts_with('/') => LogTarget::Syslog(path.into()),
+                    _ => return Err("must have an absolute path behind \"syslog:\"".to_owned()),
+                },
                 path => LogTarget::File(path.into()),
             })
         });
@@ -148,8 +178,27 @@ pub(crate) fn access_log<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Acces
         log.target = or(target, log.target);
         log.format = or(reader.get(table, "format", word(&formats)), log.format);
         log.open = or(reader.get(table, "open", boolean), log.open);
+        log.sample = or(reader.get(table, "sample", sample), log.sample);
     }
     log
+}
+
+/// How many lines of a reason one stands for.
+fn sample(value: &DeValue<'_>) -> Result<BTreeMap<&'static str, u32>, String> {
+    let DeValue::Table(table) = value else {
+        return Err("must be a table, such as { client_fin = 100 }".to_owned());
+    };
+    let mut sample = BTreeMap::new();
+    for (key, value) in table {
+        let word: &str = key.get_ref();
+        let Some(reason) = CLOSE_REASONS.iter().find(|reason| **reason == word) else {
+            let near = did_you_mean(word, CLOSE_REASONS.iter().copied());
+            return Err(format!("{word:?} is no close reason{near}"));
+        };
+        let number = integer(0..=1_000_000)(value.get_ref());
+        sample.insert(*reason, number.map_err(|fault| format!("{word} {fault}"))?);
+    }
+    Ok(sample)
 }
 
 pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {

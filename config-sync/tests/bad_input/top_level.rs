@@ -24,6 +24,19 @@ const TOP_LEVEL: &[(&str, &str)] = &[
         "1:16: admin.socket: must be an absolute path, such as \"/run/ringway/admin.sock\"",
     ),
     ("admin.socket = \"/run/ringway/\"", "1:16: admin.socket: \"unix:/run/ringway/\" names no"),
+    (
+        "access_log.path = \"syslog:log\"",
+        "1:19: access_log.path: must have an absolute path behind \"syslog:\"",
+    ),
+    (
+        "access_log.sample = { client_fine = 1 }",
+        "1:21: access_log.sample: \"client_fine\" is no close reason (did you mean \"client_fin\"?)",
+    ),
+    (
+        "access_log.sample = { client_fin = -1 }",
+        "1:21: access_log.sample: client_fin must be a whole number",
+    ),
+    ("admin.endpoint_labels = 1", "1:25: admin.endpoint_labels: must be true or false"),
     ("admin.overrides_file = \"\"", "1:24: admin.overrides_file: names no file"),
     ("admin.overrides_file = 1", "1:24: admin.overrides_file: must be"),
     ("admin.token_file = \"\"", "1:20: admin.token_file: names no file"),

@@ -93,6 +93,21 @@ fn an_empty_file_is_a_configuration_of_defaults() {
 }
 
 #[test]
+fn the_log_may_go_to_syslog_and_be_sampled() {
+    let text = "admin = { endpoint_labels = false }\naccess_log = { path = \"syslog\", \
+                sample = { flow_timeout = 0, client_fin = 100 } }\n";
+    let config = parse_for("f", text, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
+    assert!(!config.endpoint_labels);
+    assert_eq!(config.access_log.target, LogTarget::Syslog("/dev/log".into()));
+    let sample: Vec<_> = config.access_log.sample.iter().collect();
+    assert_eq!(sample, [(&"client_fin", &100), (&"flow_timeout", &0)]);
+    let printed = config_sync::gateway::print::toml(&config, &mut |_| None);
+    let again = parse_for("f", &printed, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(again.access_log, config.access_log, "{printed}");
+    assert!(!again.endpoint_labels, "{printed}");
+}
+
+#[test]
 fn keys_at_the_top_are_read() {
     let config = parse_for("f", ALL, &machine()).unwrap_or_else(|problems| panic!("{problems}"));
     let Cores::List(cores) = &config.cores else { panic!("{:?}", config.cores) };

@@ -7,12 +7,15 @@ mod start;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Server, binary, connect, echo, exchange, free_address, limited, udp_client,
-    wait_until,
+    Folder, Gateway, Server, SetWhenDropped, binary, connect, echo, exchange, free_address,
+    limited, now, udp_client, wait_until,
 };
 
 /// As container runtimes do it: a seccomp filter in front of io_uring_setup(2); its number is the
@@ -120,6 +123,53 @@ fn hostile_connections_to_the_admin_api_keep_no_probe_out() {
     // Of themselves, while they are still held by their client.
     wait_until("all are closed", || files() <= before);
     drop(held);
+}
+
+/// Probes beside 1,000 connections that say nothing or half of something, and beside large answers
+/// about 10,000 endpoints.
+#[test]
+fn probes_answer_within_100_ms_whatever_else_is_asked() {
+    const BACKENDS: u8 = 10;
+    let mut config = String::new();
+    for at in 0..BACKENDS {
+        let name = format!("b{at}");
+        let hosts = (0..4u8).flat_map(|high| (0..250u8).map(move |low| (high, low)));
+        let addresses = hosts.map(|(high, low)| SocketAddr::from(([127, 1 + at, high, low], 9)));
+        config += &listener(&name, "TCP", free_address(), "");
+        config += &route(&name, &name, &[(&name, 1)], "");
+        config += &backend(&name, addresses, "");
+    }
+    let gateway = Gateway::start(&config);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ends = SetWhenDropped(&over);
+        for path in ["/metrics", "/api/v1/endpoints", "/api/v1/backends"] {
+            let (gateway, over) = (&gateway, &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    _ = gateway.get(path);
+                }
+            });
+        }
+        let said = ["", "GET /metr", "GET /api/v1/endpoints HTTP/1.1\r\nHost: x\r\n\r\n"];
+        let mut held = Vec::new();
+        let mut took = Vec::new();
+        for n in 0..1_000 {
+            let mut stream = connect(gateway.admin);
+            _ = stream.write_all(said[n % said.len()].as_bytes());
+            held.push(stream);
+            if n % 20 == 0 {
+                let began = now();
+                let path = ["/healthz", "/readyz"][n / 20 % 2];
+                assert_eq!(gateway.get(path).map(|(status, _)| status), Some(200), "after {n}");
+                took.push(began.elapsed());
+            }
+        }
+        took.sort_unstable();
+        eprintln!("probes: median {:?}, longest {:?}", took[took.len() / 2], took[took.len() - 1]);
+        // The machine of the test has other work too, so one in ten may be late.
+        assert!(took[took.len() * 9 / 10] < Duration::from_millis(100), "{took:?}");
+    });
 }
 
 #[test]

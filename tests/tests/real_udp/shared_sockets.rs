@@ -232,6 +232,46 @@ fn fifty_thousand_flows_are_listed_in_a_loop() {
     in_own_network(listed_in_a_loop);
 }
 
+#[test]
+fn lists_of_sixty_thousand_flows_take_little_memory() {
+    in_own_network(listed_in_little_memory);
+}
+
+fn listed_in_little_memory() {
+    const FLOWS: u32 = 60_000;
+    let server = Server::udp_echo();
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let config = sharing(address, [server.address], "127.16.0.0/12", "flow_timeout = \"1h\"")
+        + &format!("[limits]\nflows = {FLOWS}\n");
+    let gateway = Launch::default().one_worker().start(&config);
+    let clients = ManyClients::new(address);
+    let answered: u32 = (0..FLOWS).map(|client| clients.ask(client)).sum();
+    assert!(answered >= FLOWS - FLOWS / 1_000, "{answered} were answered");
+    let page = |words: &str| -> serde_json::Value {
+        let path = format!("/api/v1/flows?limit=5000&{words}");
+        serde_json::from_str(&gateway.get(&path).expect("a page").1).expect("JSON")
+    };
+    page("sort=client");
+    let before = memory(gateway.pid());
+    for words in ["sort=client", "sort=bytes&reverse=true", "sort=age_ms", "sort=idle_ms"] {
+        let sorted = page(words);
+        assert_eq!(sorted["matched"], FLOWS, "{words}");
+        assert_eq!(sorted["flows"].as_array().map(Vec::len), Some(5_000), "{words}");
+    }
+    let clients = page("sort=client");
+    let clients = clients["flows"].as_array().expect("a list").iter();
+    let clients = clients.map(|row| row["client"].as_str().and_then(|at| at.parse().ok()));
+    let clients: Vec<SocketAddr> = clients.map(|at| at.expect("an address")).collect();
+    assert!(clients.is_sorted(), "from the first address on");
+    assert_eq!(clients[0].ip(), Ipv4Addr::new(127, 100, 0, 0));
+    for _ in 0..3 {
+        assert_eq!(list(&gateway).len(), FLOWS as usize, "each flow once");
+    }
+    let grown = memory(gateway.pid()).saturating_sub(before);
+    eprintln!("{FLOWS} flows, listed: {grown} KiB more");
+    assert!(grown < 48 << 10, "{grown} KiB");
+}
+
 fn listed_in_a_loop() {
     const FLOWS: u32 = 50_000;
     let server = Server::udp_echo();

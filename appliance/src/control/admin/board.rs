@@ -60,6 +60,8 @@ pub struct Board {
     pub page: AsyncMutex<Option<MetricsPage>>,
     pub closes: Mutex<Closes>,
     pub viewers: Viewers,
+    /// Whoever sets it has the access log's file opened again. `None`: there is no such file.
+    pub reopen_log: Option<Arc<AtomicBool>>,
 }
 
 /// The text of /metrics, for all requests that came before the page was begun.
@@ -124,6 +126,7 @@ impl Board {
             upgrade: Mutex::default(),
             rates: Mutex::default(),
             viewers: Viewers::default(),
+            reopen_log: None,
             lines_dropped: AtomicU64::default(),
             lines_failed: AtomicU64::default(),
             source_ports: AtomicU64::default(),
@@ -213,6 +216,7 @@ impl Board {
             ejections: &latest.ejections,
             overrides: latest.overrides,
             upgrade: *self.upgrade.lock(),
+            endpoint_labels: latest.in_force.as_ref().is_none_or(|of| of.config.endpoint_labels),
         };
         scrape.render(&latest.series)
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use config_sync::compile::names::Names;
 use config_sync::sync::ConfigSync;
 use config_sync::table::request::{Handle, Of};
+use config_sync::table::routing::EndpointId;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -35,6 +36,7 @@ pub enum Asked {
     Inspect { worker: usize, handle: Handle, run: Run },
     Kill { worker: usize, handle: Handle, run: Run },
     KillAll { worker: usize, of: Of, words: Words },
+    Resting { worker: usize, endpoints: Box<[EndpointId]> },
 }
 
 /// A worker's answer, and what makes ids and times readable.
@@ -83,9 +85,50 @@ pub struct Words {
     #[schemars(with = "Option<String>")]
     pub client: Option<IpNet>,
     pub server_name: Option<String>,
+    /// The state, as lists show it.
+    pub state: Option<String>,
+    pub min_age_ms: Option<u64>,
+    pub max_age_ms: Option<u64>,
+    pub min_idle_ms: Option<u64>,
+    pub max_idle_ms: Option<u64>,
+    /// The bytes of both directions.
+    pub min_bytes: Option<u64>,
+    pub max_bytes: Option<u64>,
     /// Only for lists: the most entries of a page, and where the page begins.
     pub limit: Option<u32>,
     pub cursor: Option<String>,
+    /// Only for lists: the answer is one page, with the first entries in this order. Of numbers the
+    /// greatest come first, of all else the first of the alphabet.
+    pub sort: Option<Column>,
+    /// Turns the order of `sort` round.
+    pub reverse: Option<bool>,
+}
+
+/// What a list can be sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Deserialize)]
+#[schemars(rename = "SessionColumn")]
+#[serde(rename_all = "snake_case")]
+pub enum Column {
+    Id,
+    Protocol,
+    Listener,
+    Route,
+    Backend,
+    Endpoint,
+    EndpointName,
+    Client,
+    Peer,
+    Local,
+    ServerName,
+    State,
+    AgeMs,
+    IdleMs,
+    BytesUp,
+    BytesDown,
+    /// The bytes of both directions.
+    Bytes,
+    ConnectMs,
+    Worker,
 }
 
 impl Words {
@@ -98,9 +141,21 @@ impl Words {
             ("endpoint", self.endpoint.clone()),
             ("client", self.client.map(|client| client.to_string())),
             ("server_name", self.server_name.clone()),
+            ("state", self.state.clone()),
+        ];
+        let numbers = [
+            ("min_age_ms", self.min_age_ms),
+            ("max_age_ms", self.max_age_ms),
+            ("min_idle_ms", self.min_idle_ms),
+            ("max_idle_ms", self.max_idle_ms),
+            ("min_bytes", self.min_bytes),
+            ("max_bytes", self.max_bytes),
         ];
         let words = words.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
-        words.map(|(key, value)| format!("{key} {value:?}")).collect::<Vec<_>>().join(", ")
+        let words = words.map(|(key, value)| format!("{key} {value:?}"));
+        let numbers = numbers.iter().filter_map(|(key, value)| Some((key, (*value)?)));
+        let numbers = numbers.map(|(key, value)| format!("{key} {value}"));
+        words.chain(numbers).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod diff;
 mod http;
+mod list;
 mod save;
 mod screen;
 mod show;

@@ -61,7 +61,12 @@ pub const ROUTES: Columns = &[
     ("HOSTNAMES", "hostnames", As::Text),
     ("SOURCES", "sources", As::Text),
     ("BACKENDS", "backends", As::Shares),
-    ("REFUSED", "refused", As::Percent),
+    ("NO ENDPOINT", "refused", As::Percent),
+    ("SESSIONS", "sessions", As::Text),
+    ("OPENED", "opened", As::Text),
+    ("REFUSED", "refused_sessions", As::Text),
+    ("UP", "bytes_up", As::Bytes),
+    ("DOWN", "bytes_down", As::Bytes),
 ];
 
 pub const BACKENDS: Columns = &[

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 
 use crate::control::client::arguments::{Output, Watched, time};
 use crate::control::client::http::Question;
+use crate::control::client::list::{List, Which};
 use crate::control::client::save;
 use crate::control::client::show::{
-    BACKENDS, CERTIFICATES, CLOSES, ENDPOINTS, LIMITS, LISTENERS, OVERRIDES, ROUTES, SESSIONS,
+    BACKENDS, CERTIFICATES, CLOSES, ENDPOINTS, LIMITS, LISTENERS, OVERRIDES, ROUTES,
     closes_with_samples, log_level, session, status, why,
 };
 use crate::control::client::top::Top;
@@ -42,10 +43,7 @@ pub enum Verb {
     /// A session's client and endpoint get a reset. A flow's next datagram begins a new flow.
     Kill {
         /// Its id, as in lists and in the access log.
-        #[arg(required_unless_present_any =
-            ["listener", "route", "backend", "endpoint", "client", "server_name"],
-            conflicts_with_all =
-            ["listener", "route", "backend", "endpoint", "client", "server_name", "flows"])]
+        #[arg(required_unless_present = "Which", conflicts_with_all = ["Which", "flows"])]
         id: Option<String>,
         /// Close flows that match, and not sessions.
         #[arg(long)]
@@ -113,6 +111,14 @@ pub enum Verb {
         /// Go back to the level of before after this time, such as 90s, 10m or 2h.
         #[arg(long = "for", value_name = "TIME", value_parser = time, requires = "level")]
         lasts: Option<Duration>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have a running gateway open the file of its access log again, as SIGHUP does.
+    ///
+    /// For log rotation: rename the file first. The next line goes to the new file. Unlike SIGHUP,
+    /// this does not read the configuration again.
+    LogReopen {
         #[command(flatten)]
         output: Output,
     },
@@ -212,44 +218,6 @@ pub struct For {
     lasts: Option<Duration>,
 }
 
-/// What a list shows.
-#[derive(Debug, Args)]
-pub struct List {
-    #[command(flatten)]
-    which: Which,
-    /// Stop after this many.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-    #[command(flatten)]
-    output: Output,
-}
-
-/// All that are given must match.
-#[derive(Debug, Args)]
-pub struct Which {
-    /// Of the listener of this name.
-    #[arg(long, value_name = "NAME")]
-    listener: Option<String>,
-    /// Of the route of this name.
-    #[arg(long, value_name = "NAME")]
-    route: Option<String>,
-    /// Of the backend of this name.
-    #[arg(long, value_name = "NAME")]
-    backend: Option<String>,
-    /// Of the endpoint with this address.
-    #[arg(long, value_name = "[BACKEND/]ADDRESS")]
-    endpoint: Option<String>,
-    /// Of clients with this address, or with an address of this prefix.
-    #[arg(long, value_name = "IP|PREFIX")]
-    client: Option<String>,
-    /// Of clients that sent this server name.
-    #[arg(long, value_name = "NAME")]
-    server_name: Option<String>,
-}
-
-/// The rows of a page. A page takes some milliseconds.
-const PAGE: usize = 1_000;
-
 impl Verb {
     pub fn run(self) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -296,16 +264,12 @@ impl Verb {
                 output.show(&Question::get("log-level"), log_level).await
             }
             Self::LogLevel { level: Some(level), lasts, output } => {
-                let mut body = json!({ "level": level });
-                if let Some(lasts) = lasts {
-                    body["for_seconds"] = lasts.as_secs().into();
-                }
-                let question = Question {
-                    method: Method::PUT,
-                    body: Some(body),
-                    ..Question::get("log-level")
-                };
-                output.show(&question, log_level).await
+                output.show(&set_level(level, lasts), log_level).await
+            }
+            Self::LogReopen { output } => {
+                let question =
+                    Question { method: Method::POST, ..Question::get("access-log/reopen") };
+                output.show(&question, |_| "the next line goes to the new file\n".to_owned()).await
             }
             Self::Upgrade { binary, output } => {
                 let binary = binary.map(std::path::absolute).transpose()?;
@@ -358,6 +322,14 @@ impl At {
     }
 }
 
+fn set_level(level: String, lasts: Option<Duration>) -> Question {
+    let mut body = json!({ "level": level });
+    if let Some(lasts) = lasts {
+        body["for_seconds"] = lasts.as_secs().into();
+    }
+    Question { method: Method::PUT, body: Some(body), ..Question::get("log-level") }
+}
+
 fn done(answer: &Value) -> String {
     format!("{}: done\n", answer.get("endpoint").and_then(Value::as_str).unwrap_or("endpoint"))
 }
@@ -380,41 +352,4 @@ fn upgraded(answer: &Value) -> String {
 fn killed(answer: &Value) -> String {
     let killed = answer.get("killed").and_then(Value::as_u64).unwrap_or(0);
     format!("{killed} closed\n")
-}
-
-impl Which {
-    fn query(&self) -> Vec<(&'static str, String)> {
-        let words = [
-            ("listener", &self.listener),
-            ("route", &self.route),
-            ("backend", &self.backend),
-            ("endpoint", &self.endpoint),
-            ("client", &self.client),
-            ("server_name", &self.server_name),
-        ];
-        words.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
-    }
-}
-
-impl List {
-    /// Reads page after page.
-    async fn run(&self, path: &'static str) -> anyhow::Result<()> {
-        let most = self.limit.unwrap_or(usize::MAX);
-        let (mut rows, mut cursor) = (Vec::new(), None::<String>);
-        while rows.len() < most {
-            let mut query = self.which.query();
-            query.push(("limit", PAGE.min(most - rows.len()).to_string()));
-            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-            let mut page =
-                self.output.reach.ask(&Question { query, ..Question::get(path) }).await?;
-            if let Some(Value::Array(found)) = page.get_mut(path) {
-                rows.append(found);
-            }
-            cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
-            if cursor.is_none() {
-                break;
-            }
-        }
-        self.output.rows(path, rows, SESSIONS)
-    }
 }

@@ -16,9 +16,10 @@ use config_sync::resolve;
 use config_sync::table::load::Line;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
+use crate::control::metrics::endpoints::{self, Group};
 use crate::control::metrics::exposition::{Merged, Page};
-use crate::control::metrics::{endpoints, process};
-use crate::stats::counters::{Counter, Counters, EndpointCounters, Histogram};
+use crate::control::metrics::process;
+use crate::stats::counters::{Counter, Counters, Histogram};
 use crate::stats::records::{CloseReason, DropReason};
 
 /// All values of a page besides [`Series`].
@@ -49,6 +50,8 @@ pub struct Scrape<'a> {
     pub ejections: &'a [Figure],
     pub overrides: u64,
     pub upgrade: process::Upgrades,
+    /// False: metrics of endpoints are sums of a backend (`admin.endpoint_labels`).
+    pub endpoint_labels: bool,
 }
 
 impl Scrape<'_> {
@@ -65,11 +68,9 @@ impl Scrape<'_> {
             self.listener(&page, *id, listener);
         }
         self.unmatched(&page);
-        for (id, endpoint) in &series.endpoints {
-            self.endpoint(&page, *id, endpoint);
-        }
+        endpoints::sessions(&page, self.workers, &series.groups(self.endpoint_labels));
         endpoints::queues(&page, &series.lines);
-        endpoints::health(&page, self.health);
+        endpoints::health(&page, self.health, self.endpoint_labels);
         endpoints::ejections(&page, self.ejections);
         page.set("ringway_overrides", &[], self.overrides);
         endpoints::resolver(&page, self.resolver);
@@ -221,33 +222,6 @@ impl Scrape<'_> {
         }
     }
 
-    fn endpoint(&self, page: &Page, id: EndpointId, endpoint: &EndpointSeries) {
-        let closed = self.sum(|worker| &worker.endpoint(id).closed);
-        let opened = self.sum(|worker| &worker.endpoint(id).opened);
-        let active = opened.saturating_sub(closed);
-        if !endpoint.in_force && active == 0 {
-            return;
-        }
-        let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
-        let total = |name, pick: fn(&EndpointCounters) -> &Counter| {
-            page.set(name, &labels, self.sum(|worker| pick(worker.endpoint(id))));
-        };
-        page.set("ringway_endpoint_sessions_opened_total", &labels, opened);
-        page.set("ringway_endpoint_sessions_active", &labels, active);
-        total("ringway_endpoint_connect_failures_total", |endpoint| &endpoint.connect_failures);
-        total("ringway_endpoint_refusals_total", |endpoint| &endpoint.refusals);
-        total("ringway_endpoint_late_replies_total", |endpoint| &endpoint.late_replies);
-        total("ringway_endpoint_resets_total", |endpoint| &endpoint.resets);
-        let [backend, address] = labels;
-        for (side, bytes) in [
-            ("client", self.sum(|worker| &worker.endpoint(id).bytes_up)),
-            ("endpoint", self.sum(|worker| &worker.endpoint(id).bytes_down)),
-        ] {
-            let labels = [backend, address, ("side", side)];
-            page.set("ringway_endpoint_relayed_bytes_total", &labels, bytes);
-        }
-    }
-
     fn histograms(&self, page: &Page, series: &Series) {
         for (name, udp) in
             [("ringway_session_duration_seconds", false), ("ringway_flow_duration_seconds", true)]
@@ -265,15 +239,7 @@ impl Scrape<'_> {
             let labels = &[("worker", &*index.to_string())];
             page.histogram("ringway_worker_turn_seconds", labels, &turns);
         }
-        for (id, endpoint) in &series.endpoints {
-            let merged = self.merge(|worker| &worker.endpoint(*id).connect);
-            // With thousands of endpoints, empty histograms would be most of the page, so they are
-            // left out.
-            if endpoint.in_force && merged.count() > 0 {
-                let labels = [("backend", &*endpoint.backend), ("endpoint", &*endpoint.address)];
-                page.histogram("ringway_endpoint_connect_duration_seconds", &labels, &merged);
-            }
-        }
+        endpoints::connects(page, self.workers, &series.groups(self.endpoint_labels));
     }
 
     fn sum<'a>(&'a self, pick: impl Fn(&'a Counters) -> &'a Counter) -> u64 {
@@ -368,6 +334,24 @@ impl Series {
 
     pub fn listeners(&self) -> impl Iterator<Item = ListenerId> {
         self.listeners.keys().copied()
+    }
+
+    /// The endpoints whose counts stand together: each alone, or all of a backend.
+    fn groups(&self, by_endpoint: bool) -> Vec<Group<'_>> {
+        let one = |(id, of): (&EndpointId, &'_ EndpointSeries)| (*id, of.in_force);
+        if by_endpoint {
+            let group = |(id, of)| {
+                let EndpointSeries { backend, address, .. }: &EndpointSeries = of;
+                Group { backend, address: Some(address), endpoints: vec![one((id, of))] }
+            };
+            return self.endpoints.iter().map(group).collect();
+        }
+        let mut backends: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for (id, of) in &self.endpoints {
+            backends.entry(&of.backend).or_default().push(one((id, of)));
+        }
+        let group = |(backend, endpoints)| Group { backend, address: None, endpoints };
+        backends.into_iter().map(group).collect()
     }
 
     pub fn expiries(&self) -> &[Expiry] {
@@ -564,6 +548,7 @@ mod tests {
             health,
             resolver: resolve::Figures::default(),
             ejections: &[],
+            endpoint_labels: true,
             overrides: 0,
             upgrade: process::Upgrades::default(),
         }

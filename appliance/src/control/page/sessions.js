@@ -33,16 +33,16 @@ export function update(now) {
 async function refresh() {
   if (asking) return;
   asking = true;
-  const { kind, listener, client, endpoint } = $("filter").elements;
+  const { kind, listener, client, endpoint, sort } = $("filter").elements;
   const words = new URLSearchParams({ limit: MOST });
-  [listener, client, endpoint].forEach((of) => {
+  [listener, client, endpoint, sort].forEach((of) => {
     if (of.value.trim()) words.set(of.name, of.value.trim());
   });
   try {
     const page = await ask(`${kind.value}?${words}`);
     show(page[kind.value]);
     const found = page[kind.value].length;
-    const more = page.next ? `The first ${found} ${kind.value}; filter to see others.` : "";
+    const more = page.next || page.matched > found ? `The first ${found} ${kind.value}; filter to see others.` : "";
     const none = `No ${kind.value} now. Connect a client, or widen the filter.`;
     write($("found"), found === 0 ? none : more || many(found, kind.value.slice(0, -1)), "quiet");
   } catch (error) {

@@ -16,14 +16,26 @@ use crate::stats::records::CloseReason;
 
 /// What becomes of the client behind its route.
 pub enum Choice {
-    Exactly {
-        backend: String,
-        endpoint: String,
-    },
-    /// `refused`: the chance that nobody takes the client, and the reason then.
-    OneOf {
-        refused: Option<(f64, CloseReason)>,
-    },
+    Exactly { backend: String, endpoint: String },
+    OneOf,
+}
+
+/// A backend that would refuse the client, if it were the client's.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize)]
+#[schemars(rename = "WhyRefusal")]
+pub struct Refusal {
+    pub backend: String,
+    /// 0 to 1: the chance that the client comes to this backend, and is refused.
+    pub chance: f64,
+    /// The close reason.
+    pub reason: &'static str,
+}
+
+/// What was found out about the backends of a route.
+pub struct Found {
+    pub rows: Vec<BackendRow>,
+    pub refusals: Vec<Refusal>,
+    pub choice: Result<Choice, CloseReason>,
 }
 
 /// A backend of the route.
@@ -49,6 +61,8 @@ pub struct BackendRow {
 #[schemars(rename = "WhyEndpoint")]
 pub struct EndpointRow {
     pub endpoint: String,
+    #[serde(skip)]
+    pub id: EndpointId,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     pub state: &'static str,
@@ -61,8 +75,24 @@ pub struct EndpointRow {
     pub max_sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<u32>,
+    /// Where the endpoint comes last for some seconds. Absent: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rests: Option<Rests>,
     /// 0 to 1: of this client's next session or flow.
     pub chance: f64,
+}
+
+/// After a session could not be given to an endpoint, a worker gives sessions to other endpoints of
+/// the backend for some seconds, as long as there are others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize)]
+#[schemars(rename = "WhyRests")]
+pub struct Rests {
+    /// The number of workers that do so.
+    pub on: usize,
+    /// The number of all workers.
+    pub of: usize,
+    /// Until the last of them gives the endpoint a session again.
+    pub left_ms: u64,
 }
 
 /// Chooses as a worker does whose last sessions all reached their endpoints.
@@ -70,7 +100,7 @@ pub fn choose(
     running: &Running<'_>,
     (route, listener): (&Route, &Listener),
     (client, socket): (&Client, &Socket),
-) -> (Vec<BackendRow>, Result<Choice, CloseReason>) {
+) -> Found {
     let mut found = Vec::new();
     let table = running.table;
     let mut balancer = Balancer::new(0);
@@ -84,7 +114,7 @@ pub fn choose(
         RouteBalance::RoundRobin => None,
         RouteBalance::SourceHash => balancer.backend(route, client.address),
     };
-    let (mut refused, mut reason) = (0.0, None);
+    let mut refused = Vec::new();
     for share in &route.backends {
         let backend = &table.backends[share.backend];
         let chance = match exactly {
@@ -111,8 +141,7 @@ pub fn choose(
             }
         }
         if chance > 0.0 && none > 1e-9 {
-            refused += none;
-            reason.get_or_insert(if_none);
+            refused.push((backend.name.to_string(), none, if_none));
         }
         let shown = shown.get(&*backend.name).map_or(&[][..], Vec::as_slice);
         found.push(BackendRow {
@@ -126,13 +155,19 @@ pub fn choose(
             endpoints: rows(backend, shown, &chances),
         });
     }
-    let choice = conclude(total, (refused, reason), &found);
-    (found, choice)
+    let first = refused.first().map(|(_, _, reason)| *reason);
+    let choice = conclude(total, first, &found);
+    let refusal = |(backend, chance, reason): (_, _, CloseReason)| Refusal {
+        backend,
+        chance,
+        reason: reason.word(),
+    };
+    Found { rows: found, refusals: refused.into_iter().map(refusal).collect(), choice }
 }
 
 fn conclude(
     total: u64,
-    (refused, reason): (f64, Option<CloseReason>),
+    reason: Option<CloseReason>,
     backends: &[BackendRow],
 ) -> Result<Choice, CloseReason> {
     if total == 0 {
@@ -145,7 +180,7 @@ fn conclude(
         (Some((backend, to)), None, None) => {
             Ok(Choice::Exactly { backend: backend.backend.clone(), endpoint: to.endpoint.clone() })
         }
-        (_, _, reason) => Ok(Choice::OneOf { refused: reason.map(|reason| (refused, reason)) }),
+        _ => Ok(Choice::OneOf),
     }
 }
 
@@ -163,6 +198,7 @@ fn rows(
         .collect();
     let row = |id: EndpointId, endpoint: String, weight: u32| EndpointRow {
         endpoint,
+        id,
         name: None,
         state: "up",
         why: None,
@@ -170,6 +206,7 @@ fn rows(
         weight_in_force: weight.into(),
         max_sessions: loads.get(&id).map(|load| load.most).filter(|most| *most != u32::MAX),
         sessions: loads.get(&id).map(|load| load.sessions.get()),
+        rests: None,
         chance: chances.get(&id).copied().unwrap_or(0.0),
     };
     let known = shown.iter().map(|of| EndpointRow {

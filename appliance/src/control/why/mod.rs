@@ -4,7 +4,7 @@
 //! `proxy::udp::choose` and `proxy::balance`. Only the reasons beside each rule are made here.
 
 pub mod asked;
-mod backends;
+pub mod backends;
 mod rules;
 
 use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::control::shown::{Shown as Word, protocol};
 use crate::control::why::asked::{Client, Running, Speaks};
-use crate::control::why::backends::{BackendRow, Choice};
+use crate::control::why::backends::{BackendRow, Choice, Refusal};
 use crate::control::why::rules::{RouteRow, Rule};
 use crate::proxy::tcp::choose::{By, admits};
 use crate::proxy::udp::choose as udp;
@@ -35,7 +35,8 @@ pub struct Answer {
     /// The generation of the table that was asked.
     pub generation: u64,
     pub outcome: Outcome,
-    /// The reason to close the session, if the client is refused, as in the access log.
+    /// The reason to close the session, if the client is refused, as in the access log. If several
+    /// backends would refuse the client, the reason of the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     /// The outcome as a sentence.
@@ -50,6 +51,9 @@ pub struct Answer {
     pub rules: Vec<Rule>,
     pub routes: Vec<RouteRow>,
     pub backends: Vec<BackendRow>,
+    /// The backends that would refuse the client.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
     /// The most sessions or flows of the listener, over all workers. Absent: no limit of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<u32>,
@@ -93,6 +97,7 @@ pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
         rules: Vec::new(),
         routes: Vec::new(),
         backends: Vec::new(),
+        refusals: Vec::new(),
         max_sessions: None,
         taken: 0,
     };
@@ -111,23 +116,28 @@ pub fn why(running: &Running<'_>, client: &Client) -> Result<Answer, String> {
             answer.said = format!("goes to {endpoint} of backend {backend:?}");
             (answer.backend, answer.endpoint) = (Some(backend), Some(endpoint));
         }
-        Ok(Choice::OneOf { refused }) => {
+        Ok(Choice::OneOf) => {
             answer.outcome = Outcome::OneOf;
-            answer.said = match refused {
-                None => "goes to one of the endpoints below, by their chances".to_owned(),
-                Some((chance, reason)) => format!(
-                    "goes to one of the endpoints below, by their chances; with a chance of {} it \
-                     is refused: {}",
+            "goes to one of the endpoints below, by their chances".clone_into(&mut answer.said);
+            let chance: f64 = answer.refusals.iter().map(|of| of.chance).sum();
+            if chance > 0.0 {
+                answer.said += &format!(
+                    "; with a chance of {} it is refused: {}",
                     percent(chance),
-                    reason.word()
-                ),
-            };
+                    reasons(&answer.refusals)
+                );
+            }
         }
         Err(reason) => {
             answer.reason = Some(reason.word());
             let because = answer.rules.iter().rev().find(|rule| !rule.passed);
-            let because = because.map_or("no endpoint may be picked", |rule| &rule.said);
-            answer.said = format!("is refused: {} ({because})", reason.word());
+            answer.said = match (because, &answer.refusals[..]) {
+                (Some(rule), _) => format!("is refused: {} ({})", reason.word(), rule.said),
+                (None, [] | [_]) => {
+                    format!("is refused: {} (no endpoint may be picked)", reason.word())
+                }
+                (None, several) => format!("is refused: {}", reasons(several)),
+            };
         }
     }
     Ok(answer)
@@ -151,6 +161,12 @@ fn fits(asked: &Listener, client: &Client) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// The reason of each backend, such as `no_endpoint by "a", endpoints_full by "b"`.
+fn reasons(refusals: &[Refusal]) -> String {
+    let said = refusals.iter().map(|of| format!("{} by {:?}", of.reason, of.backend));
+    said.collect::<Vec<_>>().join(", ")
 }
 
 pub fn percent(part: f64) -> String {
@@ -211,7 +227,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// The questions of a worker, in its order.
     fn walk(&self, answer: &mut Answer) -> Result<Choice, CloseReason> {
-        let Self { running: Running { table, config, now, .. }, client, socket, .. } = self;
+        let Self { running: Running { config, now, .. }, client, socket, .. } = self;
         let ip = client.address.ip();
         answer.rules.extend(rules::proxy_header(socket, ip));
         if !socket.accept_proxy.admits(ip) {
@@ -265,8 +281,9 @@ impl<'a> Walk<'a> {
             });
             admitted?;
         }
-        let (rows, choice) = backends::choose(self.running, (route, listener), (client, socket));
-        answer.backends = rows;
+        let found = backends::choose(self.running, (route, listener), (client, socket));
+        let choice = found.choice;
+        (answer.backends, answer.refusals) = (found.rows, found.refusals);
         if matches!(choice, Err(CloseReason::NoBackend)) {
             let said = "no backend of the route has a weight above 0";
             answer.rules.push(Rule::new(false, said));
@@ -278,7 +295,6 @@ impl<'a> Walk<'a> {
             answer.rules.push(Rule::new(false, "no certificate is for the server name"));
             return Err(CloseReason::NoCertificate);
         }
-        debug_assert_eq!(table.generation, answer.generation, "one table was asked");
         choice
     }
 

@@ -1,7 +1,7 @@
 //! Counts a session and reports it: the bytes, the place with the listener, the record.
 
 use config_sync::table::request::{Handle, Of};
-use config_sync::table::routing::{EndpointId, ListenerId};
+use config_sync::table::routing::{EndpointId, ListenerId, RouteId};
 
 use crate::contract::{Side, Token};
 use crate::proxy::cause::Cause;
@@ -25,6 +25,10 @@ impl Session {
                     counters.failures.add(u64::from(relay.down.bytes == 0));
                 }
             }
+        }
+        if let Some(route) = self.route {
+            let bytes = relay.map_or((0, 0), |relay| (relay.up.bytes, relay.down.bytes));
+            core.counters.route(route).ended(relay.is_none(), bytes);
         }
         core.leave_source(self.source.take());
         let Some(listener) = self.listener else {
@@ -105,6 +109,17 @@ pub fn give_to(of: &mut Option<ListenerId>, listener: ListenerId, counters: &Cou
             counters.listener(before).opened.sub(1);
         }
         counters.listener(listener).opened.add(1);
+    }
+}
+
+/// Counts the session for this route until the session ends.
+pub fn lead_by(of: &mut Option<RouteId>, route: RouteId, counters: &Counters) {
+    let before = of.replace(route);
+    if before != Some(route) {
+        if let Some(before) = before {
+            counters.route(before).opened.sub(1);
+        }
+        counters.route(route).opened.add(1);
     }
 }
 

@@ -9,7 +9,7 @@ use config_sync::table::source_limit::OverLimit;
 
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
-use crate::proxy::tcp::accounting::give_to;
+use crate::proxy::tcp::accounting::{give_to, lead_by};
 use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, State, Step};
 use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
@@ -92,6 +92,7 @@ impl Session {
             Hello::Known(hello) => {
                 self.server_name = hello.server_name.map(|name| name.as_str().into());
                 self.client_readable = true;
+                self.greeted = true;
                 self.choose(core, &By::Hello(&hello.alpn));
                 self.arm(core);
             }
@@ -200,7 +201,7 @@ impl Session {
         }
         let route = by.route(listener, name, client)?;
         let route = &table.routes[route];
-        self.route = Some(route.id);
+        lead_by(&mut self.route, route.id, &core.counters);
         admits(route.access.as_deref(), client)?;
         let backend = core.balancer.backend(route, self.client).ok_or(CloseReason::NoBackend)?;
         let backend = &table.backends[backend];

@@ -22,7 +22,7 @@ impl Session {
     /// True: the end of the connection must follow as a FIN.
     pub fn tell(&self, core: &mut Core, cause: &Cause) -> bool {
         let start = core.output.len();
-        match cause.alert {
+        match cause.alert.or_else(|| self.no_place(cause.reason)) {
             Some(alert) => core.output.extend_from_slice(&alert.record()),
             None if self.startup => {
                 let Some((code, why)) = postgres_error(cause.reason) else { return false };
@@ -41,6 +41,25 @@ impl Session {
         core.push(self.token, Op::Give { to: Side::Client, start: size(start), len });
         core.push(self.token, Op::Shutdown { side: Side::Client });
         true
+    }
+
+    /// The alert for a client whose TLS passes through, and for which no endpoint can be had. Where
+    /// limits turn clients away, a reset stays: floods must cost little.
+    fn no_place(&self, reason: CloseReason) -> Option<Alert> {
+        use CloseReason as R;
+        let has_no_place = matches!(
+            reason,
+            R::NoBackend
+                | R::NoEndpoint
+                | R::EndpointsFull
+                | R::QueueTimeout
+                | R::ConnectFailed
+                | R::ConnectTimeout
+                | R::LocalLimit
+        );
+        // Where TLS ends here, client and gateway have agreed on keys by now.
+        let passes = self.greeted && self.tls.is_none();
+        (has_no_place && passes).then_some(Alert::InternalError)
     }
 
     /// Adds the alert to the cause of a session that got no place.

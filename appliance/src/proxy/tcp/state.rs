@@ -43,6 +43,8 @@ pub struct Session {
     /// The client has sent PostgreSQL's StartupMessage without TLS, so it understands an
     /// ErrorResponse.
     pub startup: bool,
+    /// The client has sent a ClientHello, so it understands alerts of TLS.
+    pub greeted: bool,
     /// Whether the configuration leaves congestion control to the kernel: of client and endpoint.
     pub free: (bool, bool),
     pub client: SocketAddr,
@@ -202,6 +204,7 @@ impl Session {
             counted: false,
             ask: Ask::No,
             startup: false,
+            greeted: false,
             free: (false, false),
             client,
             local,

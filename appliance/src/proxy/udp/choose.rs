@@ -24,15 +24,14 @@ pub struct Choice {
     pub send_proxy: Option<SendProxy>,
 }
 
-/// Chooses for a client that sends to `port`. The endpoint counts the flow.
+/// Chooses for a client of the route that sends to `port`. The endpoint counts the flow.
 pub fn choose(
     table: &RoutingTable,
-    listener: &Listener,
+    route: &Route,
     balancer: &mut Balancer,
     (client, port): (SocketAddr, u16),
     ports: (&Ports, u64),
 ) -> Result<Choice, Refusal> {
-    let route = route(table, listener, client)?;
     admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]);

@@ -22,7 +22,7 @@ use crate::proxy::core::{Core, RECEIVE_PAUSE, micros};
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::choose::{
     Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits,
-    choose,
+    choose, route,
 };
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
 use crate::proxy::udp::forward::dropped;
@@ -33,6 +33,8 @@ use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
 use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
 
+/// The route of a flow that has none yet.
+const NOT_CHOSEN: RouteId = RouteId(u32::MAX);
 /// Microseconds. After an endpoint refused a datagram, a flow that leaves another closed port does
 /// not move to that endpoint for this long.
 pub const CLOSED: u64 = 5_000_000;
@@ -334,6 +336,10 @@ impl Flows {
         if core.tables.is_leaving(socket) && !core.tables.still_receives(socket) {
             return Err(DropReason::Draining);
         }
+        // Resting sockets are closed before their time now, and a new flow might get such a port.
+        if self.ending.is_some() {
+            return Err(DropReason::Draining);
+        }
         let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
         let Sender { peer, local, said } = *sender;
         let mut flow = Flow {
@@ -341,7 +347,7 @@ impl Flows {
             local,
             socket,
             listener: listener.id,
-            route: RouteId(u32::MAX),
+            route: NOT_CHOSEN,
             backend: BackendId(u32::MAX),
             endpoint: EndpointId(u32::MAX),
             upstream: NONE,
@@ -362,6 +368,11 @@ impl Flows {
             let counters = core.counters.listener(flow.listener);
             counters.opened.add(1);
             counters.refused[refusal.reason as usize].add(1);
+            if flow.route != NOT_CHOSEN {
+                let counters = core.counters.route(flow.route);
+                counters.opened.add(1);
+                counters.ended(true, (0, 0));
+            }
             let record = flow.record(core, Some(refusal.reason));
             core.log(SessionRecord { refused: true, ..record });
             return Err(refusal.drop);
@@ -408,8 +419,10 @@ impl Flows {
         }
         let ports = (&self.ports, core.now);
         let client = (flow.client(), flow.bound(core).port());
-        let choice = choose(table, listener, &mut core.balancer, client, ports)?;
-        (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
+        let route = route(table, listener, flow.client())?;
+        flow.route = route.id;
+        let choice = choose(table, route, &mut core.balancer, client, ports)?;
+        (flow.backend, flow.endpoint) = (choice.backend, choice.endpoint);
         let upstream = self.upstream_for(core, &choice);
         flow.upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
         flow.introduce(core, choice.send_proxy);
@@ -418,6 +431,7 @@ impl Flows {
 
     pub fn insert(&mut self, core: &mut Core, flow: Flow, hash: u64) -> u32 {
         core.counters.listener(flow.listener).opened.add(1);
+        core.counters.route(flow.route).opened.add(1);
         core.counters.endpoint(flow.endpoint).opened.add(1);
         self.by_socket[flow.socket.index()] += 1;
         let record = core.tables.current().log_opens.then(|| flow.record(core, None));
@@ -456,7 +470,8 @@ impl Flows {
         };
         let ports = (&self.ports, core.now);
         let client = (flow.client(), flow.bound(core).port());
-        let choice = choose(table, listener, &mut core.balancer, client, ports);
+        let choice = route(table, listener, client.0)
+            .and_then(|route| choose(table, route, &mut core.balancer, client, ports));
         let upstream = choice.and_then(|choice| {
             let upstream = self.upstream_for(core, &choice);
             let upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
@@ -506,6 +521,10 @@ impl Flows {
         core.leaves(flow.endpoint);
         core.counters.endpoint(flow.endpoint).closed.add(1);
         core.counters.endpoint(choice.endpoint).opened.add(1);
+        if flow.route != choice.route {
+            core.counters.route(flow.route).opened.sub(1);
+            core.counters.route(choice.route).opened.add(1);
+        }
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.introduce(core, choice.send_proxy);
         let old = std::mem::replace(&mut flow.upstream, upstream);
@@ -542,6 +561,7 @@ impl Flows {
         if !refused {
             counters.duration.record(core.now - flow.opened);
         }
+        core.counters.route(flow.route).ended(refused, (flow.bytes_up, flow.bytes_down));
         self.by_socket[flow.socket.index()] -= 1;
         self.rest(core, flow.upstream);
         let record = SessionRecord { handle, refused, detail, ..flow.record(core, Some(reason)) };

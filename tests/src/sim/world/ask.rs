@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use config_sync::table::request::{Of, What};
+use config_sync::table::routing::EndpointId;
 
 use super::World;
 use crate::sim::coverage::Fault;
@@ -20,6 +21,7 @@ impl World {
         let what = match rng.below(8) {
             0 => What::KillAll { of, filter: some_filter(rng) },
             1 | 2 if !asked.named.is_empty() => What::Kill(rng.pick(&asked.named)),
+            4 if of == Of::Sessions => What::Resting((0..4).map(EndpointId).collect()),
             3 if !asked.named.is_empty() => What::Inspect(rng.pick(&asked.named)),
             _ if asked.list.is_none() => {
                 let filter = some_filter(rng);

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use config_sync::table::request::{Facts, Filter, Handle, Of, Request, What};
+use config_sync::table::request::{Facts, Filter, Handle, Of, Request, Span, What};
 use ringway::stats::records::{CloseReason, SessionRecord};
-use ringway::stats::records::{Entry, Reply};
+use ringway::stats::records::{Entry, FLOW_STATES, Reply, SESSION_STATES};
 
 use crate::sim::rng::Rng;
 use crate::sim::tcp::close::INSPECTED;
@@ -40,15 +40,22 @@ pub struct List {
 /// The most requests without an answer, and the most lists that are remembered.
 pub const MOST: usize = 4;
 
+/// The microseconds for which an endpoint comes last after a session could not be given to it.
+const REST: u64 = 10_000_000;
+
 pub fn some_filter(rng: &mut Rng) -> Filter {
-    use config_sync::table::routing::{BackendId, EndpointId, ListenerId};
+    use config_sync::table::routing::{BackendId, EndpointId, ListenerId, RouteId};
     let id = rng.below(4) as u32;
     let open = Filter::default();
-    match rng.below(8) {
+    match rng.below(16) {
         0 => Filter { listener: Some(ListenerId(id)), ..open },
         1 => Filter { backend: Some(BackendId(id)), ..open },
         2 => Filter { endpoints: Some(vec![EndpointId(id), EndpointId(id + 1)]), ..open },
         3 => Filter { client: "10.0.0.0/9".parse().ok(), ..open },
+        4 => Filter { route: Some(RouteId(id)), ..open },
+        5 => Filter { state: Some("relaying".into()), ..open },
+        6 => Filter { idle: Span { least: 1_000_000, most: u64::MAX }, ..open },
+        7 => Filter { bytes: Span { least: 1, most: 10_000 }, ..open },
         _ => open,
     }
 }
@@ -72,7 +79,6 @@ impl Asked {
         self.killed += u64::from(reason == CloseReason::Killed);
         let before = self.ended.insert(handle, reason);
         assert_eq!(before, None, "{handle:?} ended twice: {record:?}");
-        let facts = facts(record);
         for list in &self.lists {
             let lived = record.opened < list.began && record.closed > list.ended;
             if lived && list.of == handle.of && list.filter.is_open() {
@@ -80,7 +86,7 @@ impl Asked {
             }
             assert!(
                 !list.seen.contains(&handle) || list.of == handle.of,
-                "a list of another kind has {facts:?}"
+                "a list of another kind has {record:?}"
             );
         }
     }
@@ -97,6 +103,11 @@ impl Asked {
                     assert!(said, "{handle:?} ended by {reason:?}");
                 }
                 assert!(reason.is_some() || !all_logged, "{handle:?} lives on after {reply:?}");
+                None
+            }
+            What::Resting(endpoints) => {
+                assert!(reply.resting.iter().all(|(id, _)| endpoints.contains(id)), "{reply:?}");
+                assert!(reply.resting.iter().all(|(_, left)| (1..=REST).contains(left)));
                 None
             }
             What::Inspect(handle) => {
@@ -160,11 +171,17 @@ fn check_entry(entry: &Entry, of: Of, filter: &Filter, (since, now): (u64, u64))
     assert_eq!(record.handle, Some(entry.handle), "{entry:?}");
     assert!((since..=now).contains(&record.closed), "looked at in between: {entry:?}");
     assert!(record.opened <= entry.last && entry.last <= record.closed, "{entry:?}");
-    assert!(filter.admits(&facts(record)), "not asked for by {filter:?}: {entry:?}");
+    assert!(filter.admits(&facts(entry)), "not asked for by {filter:?}: {entry:?}");
+    let states = match of {
+        Of::Sessions => SESSION_STATES,
+        Of::Flows => FLOW_STATES,
+    };
+    assert!(states.contains(&entry.state), "a state without a word: {entry:?}");
     assert!(record.reason.is_none() && entry.state != "closing", "it has ended: {entry:?}");
 }
 
-fn facts(record: &SessionRecord) -> Facts<'_> {
+fn facts(entry: &Entry) -> Facts<'_> {
+    let Entry { record, state, last, .. } = entry;
     Facts {
         listener: record.listener,
         route: record.route,
@@ -172,5 +189,9 @@ fn facts(record: &SessionRecord) -> Facts<'_> {
         endpoint: record.endpoint,
         client: record.client.ip(),
         server_name: record.server_name.as_deref(),
+        state,
+        age: record.closed - record.opened,
+        idle: record.closed - last,
+        bytes: record.bytes_up + record.bytes_down,
     }
 }

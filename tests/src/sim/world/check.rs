@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::AddAssign as _;
 use std::sync::Arc;
 
 use config_sync::table::request::Of;
 use config_sync::table::routing::{
-    Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol,
+    Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RouteId,
     RoutingTable, SocketId, Transport,
 };
 use ringway::contract::{Event, Why};
@@ -39,6 +40,7 @@ pub struct Check {
     /// Sessions that are checked once everything is over.
     ended: Vec<(CloseReason, ConnId, ConnId)>,
     sums: BTreeMap<ListenerId, Sums>,
+    by_route: BTreeMap<RouteId, OfRoute>,
     endpoints: BTreeSet<EndpointId>,
     unmatched: BTreeMap<CloseReason, u64>,
     refused_lines: u64,
@@ -53,6 +55,14 @@ pub struct Check {
 struct Sums {
     closed: BTreeMap<CloseReason, u64>,
     refused: BTreeMap<CloseReason, u64>,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct OfRoute {
+    closed: u64,
+    refused: u64,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -74,6 +84,7 @@ impl Check {
             logged: BTreeMap::new(),
             ended: Vec::new(),
             sums: BTreeMap::new(),
+            by_route: BTreeMap::new(),
             endpoints: BTreeSet::new(),
             unmatched: BTreeMap::new(),
             refused_lines: 0,
@@ -185,6 +196,12 @@ impl Check {
         }
         self.check_gone(record, reason);
         self.check_source(record, reason);
+        if let Some(route) = record.route {
+            let sums = self.by_route.entry(route).or_default();
+            if record.refused { &mut sums.refused } else { &mut sums.closed }.add_assign(1);
+            sums.bytes_up += record.bytes_up;
+            sums.bytes_down += record.bytes_down;
+        }
         let Some(listener) = record.listener else {
             *self.unmatched.entry(reason).or_default() += 1;
             return;
@@ -389,6 +406,7 @@ impl Check {
             let said = (listener.bytes_up.get(), listener.bytes_down.get());
             assert_eq!(said, (sums.bytes_up, sums.bytes_down), "{id:?}: bytes, and logged");
         }
+        self.check_routes(counters);
         for reason in CloseReason::ALL {
             let logged = self.unmatched.get(reason).copied().unwrap_or(0);
             refusal(counters.unmatched[*reason as usize].get(), logged, reason.word());
@@ -397,6 +415,29 @@ impl Check {
             assert_eq!(unlogged, 0, "rejections were neither logged nor suppressed");
         }
         assert!(self.refused_lines >= ALL_LOGGED || self.suppressed == 0);
+    }
+}
+
+impl Check {
+    /// What routes count is what is logged of them.
+    fn check_routes(&self, counters: &Counters) {
+        let ids = self.tables.iter().flat_map(|t| &t.routes).map(|route| route.id);
+        let mut of_routes = 0;
+        for id in ids.collect::<BTreeSet<_>>() {
+            let route = counters.route(id);
+            let (closed, refused) = (route.closed.get(), route.refused.get());
+            let sums = self.by_route.get(&id).copied().unwrap_or_default();
+            assert_eq!(route.opened.get(), closed + refused, "{id:?}: opened, and ended");
+            assert_eq!(closed, sums.closed, "{id:?}: closed, and logged");
+            let said = (route.bytes_up.get(), route.bytes_down.get());
+            assert_eq!(said, (sums.bytes_up, sums.bytes_down), "{id:?}: bytes, and logged");
+            let all_logged = self.refused_lines < ALL_LOGGED;
+            assert!(refused == sums.refused || refused > sums.refused && !all_logged, "{id:?}");
+            of_routes += closed;
+        }
+        // Whatever had an endpoint had a route.
+        let of_listeners: u64 = self.sums.values().flat_map(|sums| sums.closed.values()).sum();
+        assert_eq!(of_routes, of_listeners, "closed by routes, and by listeners");
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
+use axum::response::Response;
 use config_sync::model::backend::Backend;
 use config_sync::sync::overrides::{self, Shown};
 use config_sync::table::routing;
@@ -85,9 +85,9 @@ enum Condition {
     Removed,
 }
 
-async fn backends(State(api): State<Api>) -> Result<Json<Backends>, Fault> {
+async fn backends(State(api): State<Api>) -> Result<Response, Fault> {
     let parts = api.parts().await?;
-    Ok(Json(Backends { backends: api.apart(move |api| rows(api, &parts)).await? }))
+    api.answer(move |api| Backends { backends: rows(api, &parts) }).await
 }
 
 pub fn rows(api: &Api, parts: &Parts) -> Vec<Row> {

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
+use axum::response::Response;
 use config_sync::compile::tls::expiry::{Expiring, Expiry, OwnedBy};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::control::admin::api::Api;
 use crate::control::admin::api::document::Operation;
+use crate::control::admin::api::{Api, Fault};
 use crate::control::time_of_day::unix_seconds;
 use crate::control::timestamp::Timestamp;
 
@@ -53,8 +53,8 @@ pub struct Row {
     warning: Option<String>,
 }
 
-async fn certificates(State(api): State<Api>) -> Json<Certificates> {
-    Json(Certificates { certificates: first(&api, usize::MAX) })
+async fn certificates(State(api): State<Api>) -> Result<Response, Fault> {
+    api.answer(|api| Certificates { certificates: first(api, usize::MAX) }).await
 }
 
 /// Of those that end first as many as `most`.

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::Method;
+use axum::response::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +41,8 @@ struct Closes {
     closes: Vec<OfReason>,
 }
 
-async fn closes(State(Api { board, .. }): State<Api>) -> Json<Closes> {
-    Json(Closes { closes: of_the_last_hour(&board) })
+async fn closes(State(api): State<Api>) -> Result<Response, Fault> {
+    api.answer(|api| Closes { closes: of_the_last_hour(&api.board) }).await
 }
 
 pub fn of_the_last_hour(board: &Board) -> Vec<OfReason> {

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method};
+use axum::response::Response;
 use config_sync::sync::overrides::{Action, Kind, Override, Shown};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -119,9 +120,10 @@ struct Done {
     endpoint: String,
 }
 
-async fn endpoints(State(api): State<Api>) -> Result<Json<Endpoints>, Fault> {
+async fn endpoints(State(api): State<Api>) -> Result<Response, Fault> {
     let all = api.caller.with_sync(|sync| sync.endpoints()).await?;
-    Ok(Json(Endpoints { endpoints: all.into_iter().map(|of| row(of, &api)).collect() }))
+    let rows = |api: &Api| all.into_iter().map(|of| row(of, api)).collect();
+    api.answer(move |api| Endpoints { endpoints: rows(api) }).await
 }
 
 fn row(of: Shown, api: &Api) -> Row {

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
+use axum::response::Response;
 use config_sync::compile::names::Names;
 use config_sync::table::load::{NO_LIMIT, Taken};
 use config_sync::table::routing::{
@@ -80,9 +80,9 @@ impl Row {
     }
 }
 
-async fn limits(State(api): State<Api>) -> Result<Json<Answer>, Fault> {
+async fn limits(State(api): State<Api>) -> Result<Response, Fault> {
     let parts = api.parts().await?;
-    Ok(Json(Answer { limits: api.apart(move |api| rows(api, &parts)).await? }))
+    api.answer(move |api| Answer { limits: rows(api, &parts) }).await
 }
 
 /// The fullest row of each limit, the fullest first.

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
+use axum::response::Response;
 use config_sync::model::listener::Listener;
 use config_sync::table::routing::{ListenerId, Protocol};
 use schemars::JsonSchema;
@@ -68,9 +68,9 @@ enum Phase {
     Draining,
 }
 
-async fn listeners(State(api): State<Api>) -> Result<Json<Listeners>, Fault> {
+async fn listeners(State(api): State<Api>) -> Result<Response, Fault> {
     let parts = api.parts().await?;
-    Ok(Json(Listeners { listeners: api.apart(move |api| rows(api, &parts)).await? }))
+    api.answer(move |api| Listeners { listeners: rows(api, &parts) }).await
 }
 
 pub fn rows(api: &Api, parts: &Parts) -> Vec<Row> {

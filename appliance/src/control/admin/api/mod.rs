@@ -1,5 +1,6 @@
 //! The API under /api/v1: JSON about what runs, and changes to it.
 
+mod access_log;
 mod backends;
 mod certificates;
 mod closes;
@@ -10,6 +11,7 @@ pub mod inputs;
 mod limits;
 mod listeners;
 mod log_level;
+mod order;
 mod routes;
 mod sessions;
 mod status;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -79,6 +82,7 @@ fn operations() -> Vec<Operation> {
     all.extend(backends::operations());
     all.extend(stream::operations());
     all.extend(upgrade::operations());
+    all.extend(access_log::operations());
     all
 }
 
@@ -114,6 +118,17 @@ impl Api {
         let api = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&api)).await;
         done.map_err(|_| Fault::bad("the answer can't be made"))
+    }
+
+    /// Makes an answer and writes it as JSON, both on another thread: an answer may have thousands
+    /// of rows.
+    async fn answer<T: Serialize>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<Response, Fault> {
+        let text = self.apart(move |api| serde_json::to_vec(&work(api))).await?;
+        let text = text.map_err(|_| Fault::bad("the answer can't be written"))?;
+        Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
     }
 
     /// The token's file is read on another thread, because a disk may be slow.

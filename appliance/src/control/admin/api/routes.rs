@@ -1,18 +1,20 @@
 //! Lists the routes: whom they are for, and what share of their sessions each backend gets.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
+use axum::response::Response;
 use config_sync::model::route::{self, Takes};
-use config_sync::table::routing::{OnUnavailable, Route, RoutingTable};
+use config_sync::table::routing::{OnUnavailable, Route, RouteId, RoutingTable};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
 use crate::control::shown::{on_unavailable, route_balance};
+use crate::stats::counters::Counters;
 
 pub fn operations() -> Vec<Operation> {
     vec![
@@ -31,7 +33,6 @@ struct Routes {
     routes: Vec<Row>,
 }
 
-/// Workers count nothing by route, so there are no numbers of sessions here.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "Route")]
 pub struct Row {
@@ -51,6 +52,35 @@ pub struct Row {
     backends: Vec<Share>,
     /// 0 to 1: the share of new sessions that is refused because there is no endpoint for them.
     refused: f64,
+    #[serde(flatten)]
+    counted: Counted,
+}
+
+/// What the workers have counted since the route came into the configuration.
+#[derive(Clone, Copy, Default, JsonSchema, Serialize)]
+struct Counted {
+    /// Live sessions or flows.
+    sessions: u64,
+    opened: u64,
+    /// Sessions and flows of the route that got no endpoint.
+    refused_sessions: u64,
+    /// Bytes of the sessions and flows that have ended.
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+impl Counted {
+    fn of(workers: &[Arc<Counters>], id: RouteId) -> Self {
+        let mut sums = Self::default();
+        for of in workers.iter().map(|worker| worker.route(id)) {
+            sums.sessions += of.live();
+            sums.opened += of.opened.get();
+            sums.refused_sessions += of.refused.get();
+            sums.bytes_up += of.bytes_up.get();
+            sums.bytes_down += of.bytes_down.get();
+        }
+        sums
+    }
 }
 
 #[derive(JsonSchema, Serialize)]
@@ -65,18 +95,22 @@ struct Share {
     available: bool,
 }
 
-async fn list(State(api): State<Api>) -> Result<Json<Routes>, Fault> {
+async fn list(State(api): State<Api>) -> Result<Response, Fault> {
     let parts = api.parts().await?;
-    Ok(Json(Routes { routes: api.apart(move |_| rows(&parts)).await? }))
+    api.answer(move |api| Routes { routes: rows(api, &parts) }).await
 }
 
 /// The routes that refuse the greatest share of their sessions come first.
-pub fn rows(Parts { in_force, table, .. }: &Parts) -> Vec<Row> {
+pub fn rows(api: &Api, Parts { in_force, table, .. }: &Parts) -> Vec<Row> {
     let compiled: BTreeMap<&str, &Route> =
         table.routes.iter().map(|route| (&*route.name, route)).collect();
     let routes = in_force.config.routes.iter();
-    let mut rows: Vec<_> =
-        routes.map(|asked| row(asked, compiled.get(&*asked.name.value).copied(), table)).collect();
+    let row = |asked: &route::Route| {
+        let compiled = compiled.get(&*asked.name.value).copied();
+        let counted = compiled.map(|route| Counted::of(api.board.workers(), route.id));
+        Row { counted: counted.unwrap_or_default(), ..row(asked, compiled, table) }
+    };
+    let mut rows: Vec<_> = routes.map(row).collect();
     rows.sort_by(|one, other| other.refused.total_cmp(&one.refused));
     rows
 }
@@ -113,5 +147,6 @@ fn row(asked: &route::Route, compiled: Option<&Route>, table: &RoutingTable) -> 
         // Sums of shares miss 1 by a little.
         refused: if served > 1.0 - 1e-9 { 0.0 } else { 1.0 - served },
         backends,
+        counted: Counted::default(),
     }
 }

@@ -1,19 +1,22 @@
 //! Lists sessions and flows, and closes them.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::Response;
 use config_sync::compile::names::Names;
 use config_sync::table::request::Of;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::admin::api::document::Operation;
+use crate::control::admin::api::order::{First, Key};
 use crate::control::admin::api::{Api, Fault};
-use crate::control::admin::calls::{Answer, Asked, Refusal, Words};
+use crate::control::admin::calls::{Answer, Asked, Column, Refusal, Words};
 use crate::control::id::{Id, Run};
 use crate::control::shown::{Shown, protocol};
 use crate::control::tcp::{Tcp, slow};
@@ -64,17 +67,20 @@ pub fn operations() -> Vec<Operation> {
 }
 
 /// One page of a list. A list visits each session once: none that lives all the while is missing,
-/// and none comes twice.
-#[derive(JsonSchema, Serialize)]
+/// and none comes twice. A sorted list compares what each session had when it was visited.
+#[derive(Default, JsonSchema, Serialize)]
 #[schemars(rename = "SessionPage")]
 struct Page {
     #[serde(skip_serializing_if = "Option::is_none")]
     sessions: Option<Vec<Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     flows: Option<Vec<Row>>,
-    /// The `cursor` of the next page. Absent: the list is at its end.
+    /// The `cursor` of the next page. Absent: the list is at its end, or it is sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
+    /// Of a sorted list: how many match. The page has the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matched: Option<u64>,
 }
 
 /// A session or flow. The names are those of the access log.
@@ -153,20 +159,58 @@ impl fmt::Display for Cursor {
 
 type Asks = Result<Query<Words>, QueryRejection>;
 
-async fn sessions(State(api): State<Api>, query: Asks) -> Result<Json<Page>, Fault> {
-    let (rows, next) = list(&api, Of::Sessions, query?.0).await?;
-    Ok(Json(Page { sessions: Some(rows), flows: None, next }))
+async fn sessions(State(api): State<Api>, query: Asks) -> Result<Response, Fault> {
+    let (rows, rest) = list(&api, Of::Sessions, query?.0).await?;
+    api.answer(move |_| Page { sessions: Some(rows), ..rest }).await
 }
 
-async fn flows(State(api): State<Api>, query: Asks) -> Result<Json<Page>, Fault> {
-    let (rows, next) = list(&api, Of::Flows, query?.0).await?;
-    Ok(Json(Page { sessions: None, flows: Some(rows), next }))
+async fn flows(State(api): State<Api>, query: Asks) -> Result<Response, Fault> {
+    let (rows, rest) = list(&api, Of::Flows, query?.0).await?;
+    api.answer(move |_| Page { flows: Some(rows), ..rest }).await
+}
+
+/// The rows of a page, and the rest of the page.
+async fn list(api: &Api, of: Of, words: Words) -> Result<(Vec<Row>, Page), Fault> {
+    let (most, at) = page(&words, api.board.workers().len())?;
+    if let Some(column) = words.sort {
+        let (rows, matched) = sorted(api, (of, words), column, most).await?;
+        return Ok((rows, Page { matched: Some(matched), ..Page::default() }));
+    }
+    let (rows, next) = in_order_of_slots(api, (of, words), most, at).await?;
+    Ok((rows, Page { next, ..Page::default() }))
+}
+
+/// Asks one worker after the other for all that match, and keeps the first rows of the order.
+async fn sorted(
+    api: &Api,
+    (of, words): (Of, Words),
+    column: Column,
+    most: u32,
+) -> Result<(Vec<Row>, u64), Fault> {
+    let mut first = First::new(most as usize, words.reverse == Some(true));
+    for worker in 0..api.board.workers().len() {
+        let mut from = Some(0);
+        while let Some(slot) = from {
+            let asked = Asked::List { worker, of, words: words.clone(), from: slot, most: PAGE };
+            let Answer { reply, names, wall, run } = api.caller.ask(asked).await?;
+            from = reply.next;
+            for entry in &reply.entries {
+                let key = key(entry, worker, &names, column);
+                first.show(key, || row(entry, worker, run, &names, wall));
+            }
+        }
+    }
+    Ok(first.end())
 }
 
 /// Asks one worker after the other, until the page is full.
-async fn list(api: &Api, of: Of, words: Words) -> Result<(Vec<Row>, Option<String>), Fault> {
+async fn in_order_of_slots(
+    api: &Api,
+    (of, words): (Of, Words),
+    most: u32,
+    mut at: Cursor,
+) -> Result<(Vec<Row>, Option<String>), Fault> {
     let workers = api.board.workers().len();
-    let (most, mut at) = page(&words, workers)?;
     let mut rows = Vec::new();
     loop {
         let left = most - u32::try_from(rows.len()).unwrap_or(most);
@@ -197,6 +241,12 @@ pub(super) fn page(words: &Words, workers: usize) -> Result<(u32, Cursor), Fault
         }
         Some(limit) => limit,
     };
+    if words.sort.is_some() && words.cursor.is_some() {
+        return Err(Fault::bad("cursor: a sorted list is one page; limit says how long it is"));
+    }
+    if words.sort.is_none() && words.reverse.is_some() {
+        return Err(Fault::bad("reverse: only with sort"));
+    }
     let at = match &words.cursor {
         None => Cursor { worker: 0, slot: 0 },
         Some(text) => cursor(text)
@@ -281,12 +331,16 @@ async fn kill_all(
 
 /// A kill of several has to name some.
 pub(super) fn says_which(words: &Words) -> Result<(), Fault> {
-    if words.limit.is_some() || words.cursor.is_some() {
-        return Err(Fault::bad("limit and cursor are for lists; a kill is for all that match"));
+    let Words { limit, cursor, sort, reverse, .. } = words;
+    if limit.is_some() || cursor.is_some() || sort.is_some() || reverse.is_some() {
+        return Err(Fault::bad(
+            "limit, cursor, sort and reverse are for lists; a kill is for all that match",
+        ));
     }
     if *words == Words::default() {
         return Err(Fault::bad(
-            "say which: listener, route, backend, endpoint, client or server_name",
+            "say which: listener, route, backend, endpoint, client, server_name, state, or the \
+             least or most age, idle time or bytes",
         ));
     }
     Ok(())
@@ -299,6 +353,40 @@ fn gone(id: Id) -> Fault {
 pub(super) fn cursor(text: &str) -> Option<Cursor> {
     let (worker, slot) = text.split_once('.')?;
     Some(Cursor { worker: worker.parse().ok()?, slot: slot.parse().ok()? })
+}
+
+/// What an entry is sorted by. `None`: the entry has no such field.
+fn key(entry: &Entry, worker: usize, names: &Names, column: Column) -> Option<Key> {
+    let Entry { handle, record, state, last } = entry;
+    let since = |then: u64| Key::Number(record.closed.saturating_sub(then));
+    let address = |of: SocketAddr| Key::Address(of.ip(), of.port());
+    match column {
+        // The order of the list that is not sorted.
+        Column::Id => Some(Key::Slot(worker, handle.slot)),
+        Column::Protocol => Some(Key::text(protocol(record.protocol))),
+        Column::Listener => record.listener.and_then(|id| names.listener(id)).map(Key::text),
+        Column::Route => record.route.and_then(|id| names.route(id)).map(Key::text),
+        Column::Backend => record.backend.and_then(|id| names.backend(id)).map(Key::text),
+        Column::Endpoint => {
+            let endpoint = record.endpoint.and_then(|id| names.endpoint(id));
+            endpoint.map(|(_, at)| at.socket_address().map_or_else(|| Key::text(at), address))
+        }
+        Column::EndpointName => {
+            record.endpoint.and_then(|id| names.endpoint_name(id)).map(Key::text)
+        }
+        Column::Client => Some(address(record.client)),
+        Column::Peer => record.peer.map(address),
+        Column::Local => Some(address(record.local)),
+        Column::ServerName => record.server_name.as_deref().map(Key::text),
+        Column::State => Some(Key::text(state)),
+        Column::AgeMs => Some(since(record.opened)),
+        Column::IdleMs => Some(since(*last)),
+        Column::BytesUp => Some(Key::Number(record.bytes_up)),
+        Column::BytesDown => Some(Key::Number(record.bytes_down)),
+        Column::Bytes => Some(Key::Number(record.bytes_up + record.bytes_down)),
+        Column::ConnectMs => record.connect.map(|micros| Key::Number(micros.into())),
+        Column::Worker => Some(Key::Number(worker as u64)),
+    }
 }
 
 fn row(entry: &Entry, worker: usize, run: Run, names: &Names, wall: WallClock) -> Row {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use config_sync::sync::overrides::{self, Shown};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -147,9 +147,9 @@ async fn stream(State(api): State<Api>, seat: Option<Extension<Seat>>) -> Result
     Ok((headers, Body::new(snapshots)).into_response())
 }
 
-async fn live(State(api): State<Api>) -> Result<Json<Endpoints>, Fault> {
+async fn live(State(api): State<Api>) -> Result<Response, Fault> {
     let parts = api.parts().await?;
-    api.apart(move |api| endpoints(api, &parts.endpoints, usize::MAX)).await.map(Json)
+    api.answer(move |api| endpoints(api, &parts.endpoints, usize::MAX)).await
 }
 
 fn snapshot(api: &Api, parts: &Parts) -> Snapshot {
@@ -158,7 +158,7 @@ fn snapshot(api: &Api, parts: &Parts) -> Snapshot {
     Snapshot {
         status: status::of(&api.board),
         listeners: listeners::rows(api, parts),
-        routes: led::rows(parts),
+        routes: led::rows(api, parts),
         backends: backends::rows(api, parts),
         endpoints: endpoints(api, &parts.endpoints, ENDPOINTS),
         connect: latency(api, parts),

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::Method;
+use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -86,9 +86,9 @@ struct Endpoint {
     bytes_down: u64,
 }
 
-async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
+async fn top(State(api): State<Api>) -> Result<Response, Fault> {
     let names = api.caller.with_sync(|sync| sync.shared_names()).await?;
-    let made = api.apart(move |api| Top {
+    let made = api.answer(move |api| Top {
         clients: clients(api, MOST),
         listeners: names
             .listeners()
@@ -123,7 +123,7 @@ async fn top(State(api): State<Api>) -> Result<Json<Top>, Fault> {
             .filter(|of| of.opened > 0 || of.connect_failures > 0)
             .collect(),
     });
-    made.await.map(Json)
+    made.await
 }
 
 pub fn clients(api: &Api, most: usize) -> Clients {

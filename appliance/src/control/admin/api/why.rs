@@ -1,20 +1,23 @@
 //! Says where a client would go.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::Method;
-use config_sync::table::routing::Protocol;
+use config_sync::table::routing::{EndpointId, Protocol};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
+use crate::control::admin::calls::Asked;
 use crate::control::shown::protocol;
 use crate::control::time_of_day::unix_micros;
 use crate::control::why::asked::{Client, Running, Speaks};
+use crate::control::why::backends::{EndpointRow, Rests};
 use crate::control::why::{Answer, why};
 
 pub fn operations() -> Vec<Operation> {
@@ -81,12 +84,45 @@ async fn ask(
         let (config, endpoints) = (&in_force.config, &endpoints[..]);
         why(&Running { table: &table, config, endpoints, now: unix_micros() }, &client)
     });
-    let answer = answered.await?.map_err(Fault::bad)?;
+    let mut answer = answered.await?.map_err(Fault::bad)?;
     if udp && answer.protocol != protocol(Protocol::Udp) {
         let text = format!("listener {:?} is for {}", answer.listener, answer.protocol);
         return Err(Fault::bad(text + ", and not for UDP"));
     }
+    find_resting(&api, &mut answer).await?;
     Ok(Json(Told { limits: limits(&api, &answer), answer }))
+}
+
+/// The most endpoints that workers are asked about, because a worker answers in one turn.
+const MOST_ASKED: usize = 1_024;
+
+/// Asks the workers which endpoints come last, because a session could not be given to them.
+async fn find_resting(api: &Api, answer: &mut Answer) -> Result<(), Fault> {
+    let rows = answer.backends.iter_mut().flat_map(|of| &mut of.endpoints).take(MOST_ASKED);
+    let mut rows: BTreeMap<EndpointId, &mut EndpointRow> = rows.map(|row| (row.id, row)).collect();
+    let endpoints: Box<[_]> = rows.keys().copied().collect();
+    let of = api.board.workers().len();
+    for worker in 0..of {
+        let asked = Asked::Resting { worker, endpoints: endpoints.clone() };
+        for (id, left) in api.caller.ask(asked).await?.reply.resting {
+            let Some(row) = rows.get_mut(&id) else { continue };
+            let rests = row.rests.get_or_insert(Rests { on: 0, of, left_ms: 0 });
+            rests.on += 1;
+            rests.left_ms = rests.left_ms.max(left.div_ceil(1_000));
+        }
+    }
+    for row in rows.into_values() {
+        let Some(Rests { on, of, left_ms }) = row.rests else { continue };
+        let said = format!(
+            "comes last on {on} of {of} workers for {} s more, because a connect to it failed",
+            left_ms.div_ceil(1_000)
+        );
+        row.why = Some(match row.why.take() {
+            Some(why) => format!("{why}; {said}"),
+            None => said,
+        });
+    }
+    Ok(())
 }
 
 pub(super) fn client(words: Words) -> Result<Client, String> {
