@@ -471,6 +471,7 @@ impl<'o> Pool<'o> {
             connect_attempts: values.connect_attempts.filter(|_| !udp).unwrap_or(CONNECT_ATTEMPTS),
             source: source.into_iter().map(|source| at(source, &name)).collect(),
             tls,
+            interface: None,
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),

@@ -156,6 +156,9 @@ impl Attempt<'_> {
             return Err(Finding::NotMade("a Unix socket takes no datagrams of a check".to_owned()));
         };
         let socket = UdpSocket::bind(self.local(address)).await.map_err(own)?;
+        if let Some(interface) = self.interface() {
+            socket.bind_device(Some(interface)).map_err(own)?;
+        }
         self.connected(socket.connect(address).await)?;
         let facts = self.facts(None, socket.local_addr())?;
         let (mut talk, said) = Talk::new(&plan.check, &facts);
@@ -224,6 +227,9 @@ impl Attempt<'_> {
                 let is_v4 = address.is_ipv4();
                 let socket = if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
                 let socket = socket.map_err(own)?;
+                if let Some(interface) = self.interface() {
+                    socket.bind_device(Some(interface)).map_err(own)?;
+                }
                 if self.probe.source.is_some() {
                     socket.bind(self.local(address)).map_err(own)?;
                 }
@@ -242,6 +248,11 @@ impl Attempt<'_> {
             true => Finding::NotMade(error.to_string()),
             false => self.bad("connecting to", &error),
         })
+    }
+
+    /// The interface through which sessions go too.
+    fn interface(&self) -> Option<&[u8]> {
+        self.probe.plan.interface.as_deref().map(str::as_bytes)
     }
 
     /// The address to bind before connecting to `remote`.
