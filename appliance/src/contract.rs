@@ -119,7 +119,10 @@ pub enum Op {
     Peek { at_least: u32 },
     /// Connect the endpoint side, and watch that side: `Connected` or `ConnectFailed`, then
     /// `Ready`.
-    Connect { address: Address, source: Origin, options: SocketOptions },
+    ///
+    /// `interface`: the number of the network interface to go through. 0: the machine's routes
+    /// decide. A Unix socket has none.
+    Connect { address: Address, source: Origin, interface: u32, options: SocketOptions },
     /// Give up a `Connect` that is under way. `ConnectFailed` follows, even if the connection came
     /// about.
     Abandon,
@@ -180,7 +183,7 @@ pub enum Op {
     Receive,
     /// Open an upstream socket and connect the socket. `Receive` starts receiving. *Direct*: no
     /// event, or `OpenFailed` if the socket could not be opened. The token is then free at once.
-    Open { address: SocketAddr, source: Origin },
+    Open { address: SocketAddr, source: Origin, interface: u32 },
     /// Open an upstream socket for all endpoints of an IP version, on a port of its own and all
     /// local addresses. Otherwise like `Open`.
     OpenShared { ipv4: bool },

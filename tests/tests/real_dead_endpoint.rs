@@ -32,20 +32,36 @@ fn bytes_that_a_dead_endpoint_never_acknowledges_end_the_session() {
             + &route("main", "main", &[("main", 1)], "")
             + &backend("main", [server.address], keys);
         let gateway = Gateway::start(&config);
-        let (mut client, mut answer) = (connect(address), [0; 5]);
-        client.write_all(b"alive").expect("the gateway takes it");
-        client.read_exact(&mut answer).expect("the endpoint answers");
+        for (nth, [vanishes, returns]) in WAYS.into_iter().enumerate() {
+            let (mut client, mut answer) = (connect(address), [0; 5]);
+            client.write_all(b"alive").expect("the gateway takes it");
+            client.read_exact(&mut answer).expect("the endpoint answers");
 
-        servers.run(|| program("ip", &["link", "set", "eth0", "down"]));
-        let began = Instant::now();
-        client.write_all(b"alive").expect("the gateway takes it");
-        client.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
-        assert!(client.read_exact(&mut answer).is_err(), "nobody answers");
-        let took = began.elapsed().as_secs();
-        assert!(within.contains(&took), "{took} s");
-        wait_until("the session's end is logged", || {
-            gateway.log().iter().any(|line| line.text("reason") == Some("endpoint_timed_out"))
-        });
-        eprintln!("the session ended after {:?}", began.elapsed());
+            servers.run(move || program("sh", &["-c", vanishes]));
+            let began = Instant::now();
+            client.write_all(b"alive").expect("the gateway takes it");
+            client.set_read_timeout(Some(Duration::from_secs(90))).expect("a timeout");
+            assert!(client.read_exact(&mut answer).is_err(), "nobody answers");
+            let took = began.elapsed().as_secs();
+            assert!(within.contains(&took), "{vanishes}: {took} s");
+            wait_until("the session's end is logged", || {
+                let log = gateway.log();
+                let reasons = log.iter().filter_map(|line| line.text("reason"));
+                reasons.filter(|reason| *reason == "endpoint_timed_out").count() == nth + 1
+            });
+            eprintln!("{vanishes}: the session ended after {:?}", began.elapsed());
+            servers.run(move || program("sh", &["-c", returns]));
+        }
     });
 }
+
+/// How the machine of the endpoint falls silent, and speaks again: its packets are dropped, or its
+/// interface is down.
+const WAYS: [[&str; 2]; 2] = [
+    [
+        "nft 'add table inet t; add chain inet t in { type filter hook input priority 0; policy \
+         drop; }'",
+        "nft 'delete table inet t'",
+    ],
+    ["ip link set eth0 down", "true"],
+];

@@ -1,7 +1,9 @@
 //! Listeners of one interface, on addresses that the machine does not have yet, and on link-local
-//! addresses. Needs root.
+//! addresses; and backends of one interface. Needs root.
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use ringway_tests::real::config::{backend, route};
 use ringway_tests::real::{
@@ -129,5 +131,63 @@ fn link_local_addresses_have_their_interface() {
         let status = gateway.metrics();
         let labels = [("backend", "main"), ("endpoint", &*endpoint)];
         assert_eq!(status.value("ringway_endpoint_sessions_opened_total", &labels), 1);
+    });
+}
+
+/// Two machines have the same address, each behind an interface of its own. The machine's routes
+/// lead to the first.
+#[test]
+fn a_backend_with_an_interface_is_reached_through_it() {
+    in_own_network(|| {
+        let port = free_port();
+        let shared: SocketAddr = format!("10.99.0.1:{port}").parse().expect("an address");
+        let machine = |interface: &'static str, v4: &'static str, v6: &'static str, metric| {
+            let other = Namespace::new();
+            other.join(interface, v4, v6);
+            let via = format!("{v4}.2");
+            let to = ["route", "add", "10.99.0.1/32", "via", &via, "dev", interface, "metric"];
+            program("ip", &[&to[..], &[metric]].concat());
+            let servers = other.run(move || {
+                program("ip", &["address", "add", "10.99.0.1/32", "dev", "lo"]);
+                let tcp = Server::tcp_at(shared, move |mut stream| {
+                    let _ = stream.write_all(interface.as_bytes());
+                });
+                let udp = Server::udp_at(shared, move |socket, _, peer| {
+                    let _ = socket.send_to(interface.as_bytes(), peer);
+                });
+                (tcp, udp)
+            });
+            (other, servers)
+        };
+        let _first = machine("eth1", "10.9.1", "fd09:1", "10");
+        let (_second, second) = machine("eth2", "10.9.2", "fd09:2", "20");
+        let check = "health_check = { interval = \"100ms\", rise = 1, fall = 1 }\n";
+        let (mut config, mut at) = (String::new(), Vec::new());
+        for (name, interface) in [("any", None), ("one", Some("eth1")), ("two", Some("eth2"))] {
+            let key = interface.map(|name| format!("interface = \"{name}\"\n"));
+            let key = key.unwrap_or_default();
+            let (tcp, udp) = (format!("127.0.0.1:{}", free_port()), format!("{name}-udp"));
+            config += &(forward(name, "TCP", &tcp, shared, "") + &key + check);
+            config += &forward(&udp, "UDP", &tcp, shared, "responses = 1");
+            config += &(key + "upstream_rest = \"100ms\"\n");
+            at.push(tcp);
+        }
+        let gateway = Gateway::start(&config);
+        for (address, tag) in at.iter().zip([b"eth1", b"eth1", b"eth2"]) {
+            assert_eq!((tcp(address), udp(address)), (tag.to_vec(), tag.to_vec()), "{address}");
+        }
+        // A check goes the way of sessions.
+        drop(second.0);
+        let endpoint = shared.to_string();
+        let healthy = |backend: &str| {
+            let labels = [("backend", backend), ("endpoint", endpoint.as_str())];
+            gateway.metrics().value("ringway_endpoint_healthy", &labels)
+        };
+        wait_until("the second machine's endpoint is down", || healthy("two") == 0);
+        assert_eq!((healthy("any"), healthy("one")), (1, 1));
+        // The next flow goes the other way, though a socket has rested that goes the first.
+        gateway.reload(&config.replace("\"eth1\"", "\"eth2\""));
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(udp(&at[1]), b"eth2");
     });
 }

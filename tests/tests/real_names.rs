@@ -1,18 +1,20 @@
 //! Names of endpoints: a real gateway, a real DNS server, and endpoints on addresses of loopback.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringway_tests::real::config::{listener, route};
+use ringway_tests::pki::Pki;
+use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Server, connect, echo, free_address, in_own_network, program,
+    Daemon, Folder, Gateway, Launch, Server, connect, echo, free_address, in_own_network, program,
     udp_client, wait_until,
 };
 use socket2::SockRef;
@@ -287,4 +289,201 @@ fn udp(tag: &'static str, ip: [u8; 4], port: u16) -> Server {
     Server::udp_at(SocketAddr::from((ip, port)), move |socket, _, from| {
         _ = socket.send_to(tag.as_bytes(), from);
     })
+}
+
+/// A server of our own for the names in `test`: each has one address, and the answer is what `say`
+/// makes of the question, the count of answers so far, and whether TCP asks.
+struct Liar {
+    address: SocketAddr,
+    asked: Arc<Mutex<BTreeMap<String, u32>>>,
+    _servers: [Server; 2],
+}
+
+impl Liar {
+    fn start(say: fn(&Question, u32, bool) -> Vec<u8>) -> Self {
+        let asked: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
+        let counts = Arc::clone(&asked);
+        let answer = move |query: &[u8], tcp: bool| {
+            let question = Question::read(query);
+            let mut counts = counts.lock().expect("no panic");
+            let count = counts.entry(question.name.clone()).or_default();
+            *count += 1;
+            say(&question, *count, tcp)
+        };
+        let address = free_address();
+        let udp = answer.clone();
+        let udp = Server::udp_at(address, move |socket, query, peer| {
+            _ = socket.send_to(&udp(query, false), peer);
+        });
+        let tcp = Server::tcp_at(address, move |mut stream| {
+            let mut query = vec![0; 512];
+            while let Ok(len @ 3..) = stream.read(&mut query) {
+                // An answer over TCP says its length itself.
+                if stream.write_all(&answer(&query[2..len], true)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { address, asked, _servers: [udp, tcp] }
+    }
+
+    fn asked(&self, name: &str) -> u32 {
+        self.asked.lock().expect("no panic").get(name).copied().unwrap_or(0)
+    }
+}
+
+struct Question {
+    /// The first label.
+    name: String,
+    id: [u8; 2],
+    /// As it stands in the query.
+    bytes: Vec<u8>,
+    is_v4: bool,
+}
+
+impl Question {
+    fn read(query: &[u8]) -> Self {
+        let end = query[12..].iter().position(|byte| *byte == 0).expect("a name") + 12;
+        let name = &query[13..13 + usize::from(query[12])];
+        Self {
+            name: String::from_utf8_lossy(name).into_owned(),
+            id: [query[0], query[1]],
+            bytes: query[12..end + 5].to_vec(),
+            is_v4: query[end + 2] == 1,
+        }
+    }
+
+    /// A message with so many answers announced, and these bytes behind the question.
+    fn message(&self, flags: u16, announced: u16, answers: &[u8]) -> Vec<u8> {
+        let (flags, announced) = (flags.to_be_bytes(), announced.to_be_bytes());
+        let head = [&self.id[..], &flags, &[0, 1], &announced, &[0; 4]].concat();
+        [&head[..], &self.bytes, answers].concat()
+    }
+
+    /// The A record of the question's name.
+    fn record(ttl: u32, announced: u16, address: &[u8]) -> Vec<u8> {
+        let (ttl, announced) = (ttl.to_be_bytes(), announced.to_be_bytes());
+        [&[0xc0, 12, 0, 1, 0, 1][..], &ttl, &announced, address].concat()
+    }
+
+    fn good(&self, ttl: u32) -> Vec<u8> {
+        match self.is_v4 {
+            true => self.message(0x8180, 1, &Self::record(ttl, 4, &[127, 0, 0, 2])),
+            false => self.message(0x8180, 0, &[]),
+        }
+    }
+
+    /// Answers in which a number says more or less than there is. `nth` chooses one.
+    fn bad(&self, nth: u32, tcp: bool) -> Vec<u8> {
+        let whole = Self::record(1, 4, &[127, 0, 0, 9]);
+        let to_itself = 12 + self.bytes.len();
+        let to_itself = [0xc0, u8::try_from(to_itself).expect("a short question")];
+        let message = match nth % 8 {
+            0 => self.message(0x8180, 1, &Self::record(1, u16::MAX, &[127, 0, 0, 9])),
+            1 => self.message(0x8180, u16::MAX, &whole),
+            2 => self.message(0x8180, 1, &[&to_itself[..], &whole[2..]].concat()),
+            3 => self.message(0x8180, 1, &Self::record(1, 3, &[127, 0, 0])),
+            4 => self.message(0x8180, 1, &[&[63][..], &whole].concat()),
+            5 => self.message(0x8180, 1, &whole)[..11].to_vec(),
+            // TC: the rest is to be had over TCP.
+            6 if !tcp => self.message(0x8380, 0, &[]),
+            _ => Vec::new(),
+        };
+        let announced = if nth % 2 == 0 { u16::MAX } else { 1 };
+        if tcp { [&announced.to_be_bytes()[..], &message].concat() } else { message }
+    }
+}
+
+/// A server whose messages say wrong sizes takes no address away, and holds up no other name.
+#[test]
+fn answers_of_wrong_sizes_harm_nothing() {
+    let dns = Liar::start(|question, count, tcp| match question.name.as_str() {
+        "bad" if count > 2 || tcp => question.bad(count, tcp),
+        _ => question.good(1),
+    });
+    let (_servers, port) = endpoints::<1>();
+    let address = free_address();
+    let resolver = format!("[resolver]\nservers = [\"{}\"]\nmin_ttl = \"1s\"\n", dns.address);
+    let config = resolver
+        + &listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &format!("[[backends]]\nname = \"main\"\nendpoints = [\"bad.test:{port}\"]\n")
+        + &format!("[[backends]]\nname = \"other\"\nendpoints = [\"good.test:{port}\"]\n");
+    let gateway = Gateway::start(&config);
+    assert_eq!(seen(address), BTreeSet::from([2]));
+    wait_until("the name can't be resolved", || names(&gateway, "kept") == 1);
+    let before = dns.asked("good");
+    wait_until("every kind of answer has come", || dns.asked("bad") >= 40);
+    assert_eq!(seen(address), BTreeSet::from([2]), "the last good address stays");
+    assert_eq!(names(&gateway, "resolved"), 1);
+    assert!(dns.asked("good") > before + 4, "the other name is resolved again and again");
+    gateway.stop();
+}
+
+/// A TTL of 0 makes nobody ask all the time, and one of a day is waited for, up to `max_ttl`.
+#[test]
+fn short_and_long_times_to_live_are_bounded() {
+    let dns = Liar::start(|question, _, _| match question.name.as_str() {
+        "zero" => question.good(0),
+        _ => question.good(86_400),
+    });
+    let config = |max_ttl: &str| {
+        let resolver = format!("[resolver]\nservers = [\"{}\"]\nmin_ttl = \"1s\"\n", dns.address);
+        resolver
+            + max_ttl
+            + &listener("main", "TCP", free_address(), "")
+            + &route("main", "main", &[("main", 1)], "")
+            + "[[backends]]\nname = \"main\"\nendpoints = [\"zero.test:1\", \"day.test:1\"]\n"
+    };
+    let gateway = Gateway::start(&config(""));
+    wait_until("both are resolved", || names(&gateway, "resolved") == 2);
+    let (zero, day) = (dns.asked("zero"), dns.asked("day"));
+    std::thread::sleep(Duration::from_millis(4_500));
+    // Each look-up asks for A and AAAA.
+    let asked = dns.asked("zero") - zero;
+    assert!((4..=10).contains(&asked), "{asked} questions in 4.5 s");
+    assert_eq!(dns.asked("day"), day);
+    gateway.reload(&config("max_ttl = \"1s\"\n"));
+    wait_until("it is asked for again after `max_ttl`", || dns.asked("day") > day);
+    gateway.stop();
+}
+
+/// DNS over TLS: the server's certificate must have the name, and an authority of the system.
+#[test]
+fn a_server_is_asked_over_tls() {
+    let (_servers, port) = endpoints::<1>();
+    let dns = Dns::start("db 1 A 127.0.0.2");
+    let (pki, files) = (Pki::new(), Folder::new());
+    let issued = pki.issue(&["dns.example"]);
+    let path = |name: &str, text: &str| files.write(name, text).display().to_string();
+    let (cert, key) = (path("cert.pem", &issued.cert), path("key.pem", &issued.key));
+    let (ca, none) = (path("ca.pem", &pki.ca()), path("other.pem", &Pki::new().ca()));
+    let at = free_address();
+    let pair = format!("{{ cert = \"{cert}\", key = \"{key}\" }}");
+    let tls = format!("tls = {{ mode = \"Terminate\", certificates = [{pair}] }}");
+    let front = listener("dot", "TLS", at, &tls)
+        + &route("dot", "dot", &[("dot", 1)], "")
+        + &backend("dot", [dns.address], "");
+    let front = Gateway::start(&front);
+    let asks = |name: &str, authorities: &str| {
+        let address = free_address();
+        let server = format!("servers = [\"tls:{at}#{name}\"]");
+        let config = format!("[resolver]\n{server}\nmin_ttl = \"1s\"\n")
+            + &listener("main", "TCP", address, "")
+            + &route("main", "main", &[("main", 1)], "")
+            + &format!("[[backends]]\nname = \"main\"\nendpoints = [\"db.test:{port}\"]\n");
+        let trust = format!("SSL_CERT_FILE={authorities}");
+        (Launch::default().under(&["env", &trust]).start(&config), address)
+    };
+    let (good, address) = asks("dns.example", &ca);
+    assert_eq!(seen(address), BTreeSet::from([2]));
+    assert_eq!(names(&good, "resolved"), 1);
+    for (name, authorities) in [("other.example", &ca), ("dns.example", &none)] {
+        let (bad, address) = asks(name, authorities);
+        wait_until("it is not resolved", || names(&bad, "unresolved") == 1);
+        assert_eq!(seen(address), BTreeSet::from([0]), "{name}");
+        bad.stop();
+    }
+    good.stop();
+    front.stop();
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, listener as tcp_listener, route};
 use ringway_tests::real::{
     Folder, Gateway, Launch, LogLine, Server, client_hello, connect as connect_tcp, echo, exchange,
-    free_address, wait_for, wait_until,
+    free_address, is_root, wait_for, wait_until,
 };
 
 /// One listener on this address, with its route.
@@ -47,10 +47,14 @@ fn say(mut stream: UnixStream, bytes: &[u8]) -> Vec<u8> {
 fn clients_of_a_unix_socket_are_served_by_every_worker() {
     let (folder, server) = (Folder::new(), Server::tcp(echo));
     let path = folder.file("x.sock");
-    let gateway = Gateway::start(&forward(&path, server.address, "mode = \"0600\""));
+    // Only root gives files away.
+    let owner = if is_root() { "owner = \"12:34\"" } else { "" };
+    let options = format!("mode = \"0600\"\n{owner}");
+    let gateway = Gateway::start(&forward(&path, server.address, &options));
     let found = fs::symlink_metadata(&path).expect("a file");
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    assert!(!is_root() || (found.uid(), found.gid()) == (12, 34), "{found:?}");
     let streams: Vec<_> = (0..200).map(|_| connect(&path)).collect();
     for stream in streams {
         assert_eq!(say(stream, b"to and fro"), b"to and fro");

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use config_sync::publish::Command;
-use config_sync::table::routing::{Drain, RoutingTable, SocketId, Transport};
+use config_sync::table::routing::{Drain, EndpointId, RoutingTable, SocketId, Transport};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ringway::ring::Features;
 use ringway::ring::listen::open::open_listeners;
@@ -82,6 +82,8 @@ struct FakeStage {
     asked: u32,
     /// Datagrams that the server has: of which client, through which upstream socket.
     heard: VecDeque<Datagram>,
+    /// Where nobody listens.
+    closed_ports: Vec<SocketAddr>,
     ports: BTreeMap<u8, (Path, Datagram)>,
     answers: VecDeque<Datagram>,
     records: VecDeque<SessionRecord>,
@@ -100,12 +102,15 @@ impl FakeStage {
             fake.kernel.set_endpoint(*address, mode);
         }
         fake.apply(setup.table(SocketAddr::new(HOME, 6_000), &endpoints));
+        let all = endpoints.into_iter().zip(setup.endpoints);
+        let closed = all.filter(|(_, serves)| **serves == Serves::Refuses);
         Self {
             fake,
             conns: BTreeMap::new(),
             outbox: BTreeMap::new(),
             asked: 0,
             heard: VecDeque::new(),
+            closed_ports: closed.map(|(address, _)| address).collect(),
             ports: BTreeMap::new(),
             answers: VecDeque::new(),
             records: VecDeque::new(),
@@ -127,7 +132,11 @@ impl FakeStage {
         }
         let until = self.fake.kernel.now + 60_000_000;
         assert!(self.fake.step(until) || wrote > 0, "nothing happens any more");
-        for (path, datagram) in self.fake.kernel.sent_up.drain(..) {
+        for (path, datagram) in std::mem::take(&mut self.fake.kernel.sent_up) {
+            if self.closed_ports.contains(&path.endpoint) {
+                self.fake.kernel.endpoint_refuses(path);
+                continue;
+            }
             self.ports.insert(client_of(datagram.exchange.client), (path, datagram));
             self.heard.push_back(datagram);
         }
@@ -241,6 +250,12 @@ impl Stage for FakeStage {
     fn answers(&mut self, client: u8, bytes: u32) {
         let (port, datagram) = self.ports[&client];
         self.fake.kernel.endpoint_sends(port, Datagram { bytes, ..datagram });
+    }
+
+    fn is_refused(&mut self, endpoint: u32, times: u64) {
+        let counters = Arc::clone(&self.fake.counters);
+        let refusals = || counters.endpoint(EndpointId(endpoint)).refusals.get();
+        self.take(|_| (refusals() >= times).then_some(()));
     }
 }
 
@@ -530,6 +545,12 @@ impl Stage for RealStage {
         let server = self.server.as_ref().expect("a UDP scenario");
         server.send_to(&vec![client; bytes as usize], self.sources[&client]).expect("sent");
     }
+
+    fn is_refused(&mut self, endpoint: u32, times: u64) {
+        let counters = Arc::clone(&self.counters);
+        let refusals = || counters.endpoint(EndpointId(endpoint)).refusals.get();
+        self.wait("a refusal", |_| (refusals() >= times).then_some(()));
+    }
 }
 
 /// An endpoint's address, with what listens there.
@@ -543,7 +564,9 @@ fn serve(
         let socket = UdpSocket::bind((HOME, 0)).expect("loopback");
         socket.set_nonblocking(true).expect("a socket");
         let address = socket.local_addr().expect("bound");
-        *server = Some(socket);
+        if serves == Serves::Accepts {
+            *server = Some(socket);
+        }
         return address;
     }
     let listener = TcpListener::bind((HOME, 0)).expect("loopback");

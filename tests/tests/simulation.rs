@@ -115,8 +115,8 @@ fn weights_hold_while_tables_come_and_go() {
         while fake.kernel.connects.is_empty() {
             assert!(fake.step(u64::MAX), "nothing connects");
         }
-        for address in fake.kernel.connects.drain(..) {
-            counts[usize::from(address.port()) - 1] += 1;
+        for attempted in fake.kernel.connects.drain(..) {
+            counts[usize::from(attempted.address.port()) - 1] += 1;
         }
         fake.kernel.peer_reset(conn);
     }
@@ -148,7 +148,8 @@ fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
                     assert!(fake.step(fake.kernel.now + 10_000_000), "nothing connects");
                 }
                 served += fake.kernel.established.drain(..).count();
-                tried += fake.kernel.connects.drain(..).filter(|to| *to == bad).count();
+                let attempts = fake.kernel.connects.drain(..);
+                tried += attempts.filter(|attempted| attempted.address == bad).count();
                 while fake.step(fake.kernel.now + 1_000) {}
                 fake.kernel.peer_reset(conn);
                 while fake.step(fake.kernel.now + 1_000) {}

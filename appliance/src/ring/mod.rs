@@ -151,8 +151,8 @@ impl Ring {
             Op::Peek { at_least } => tcp.peek(token, at_least, turn),
             Op::Mark { from, at_least } => tcp.mark(token, from, at_least),
             Op::Unpace { side } => tcp.unpace(token, side, counters),
-            Op::Connect { address, source, options } => {
-                tcp.connect(token, &address, source, &options, queue, turn);
+            Op::Connect { address, source, interface, options } => {
+                tcp.connect(token, &address, (source, interface), &options, queue, turn);
             }
             Op::Abandon => tcp.abandon(token, queue, turn),
             Op::Move { from, mode, budget, to_eof } => {
@@ -170,7 +170,9 @@ impl Ring {
             Op::Shutdown { side } => tcp.shutdown(token, side),
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
             Op::Receive => udp.receive(token),
-            Op::Open { address, source } => udp.open(token, &address, source, queue, turn),
+            Op::Open { address, source, interface } => {
+                udp.open(token, &address, (source, interface), queue, turn);
+            }
             Op::OpenShared { ipv4 } => udp.open_shared(token, ipv4, queue, turn),
             Op::SendUp { buffer, part } => udp.send_up(token, buffer, part, turn),
             Op::SendDown { buffer, from, peer, local } => {

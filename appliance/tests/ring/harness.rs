@@ -184,7 +184,12 @@ impl Driver {
         let address = endpoint.local_addr().unwrap();
         self.act(
             token,
-            Op::Connect { address: address.into(), source: Origin::Any, options: OPTIONS },
+            Op::Connect {
+                address: address.into(),
+                source: Origin::Any,
+                interface: 0,
+                options: OPTIONS,
+            },
         );
         self.event(token, Event::Connected);
         let (accepted, _) = endpoint.accept().unwrap();

@@ -306,13 +306,19 @@ fn a_refused_endpoint_can_be_followed_by_another() {
     let mut driver = Driver::new(LIMITS);
     let (token, _client) = client_only(&mut driver);
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    driver.act(token, Op::Connect { address: gone.into(), source: Origin::Any, options: OPTIONS });
+    driver.act(
+        token,
+        Op::Connect { address: gone.into(), source: Origin::Any, interface: 0, options: OPTIONS },
+    );
     driver.event(token, Event::ConnectFailed { why: Why::Refused });
     let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = endpoint.local_addr().unwrap();
     let own = [127, 0, 0, 5].into();
     let source = Origin::Local(own);
-    driver.act(token, Op::Connect { address: address.into(), source, options: OPTIONS });
+    driver.act(
+        token,
+        Op::Connect { address: address.into(), source, interface: 0, options: OPTIONS },
+    );
     driver.event(token, Event::Connected);
     assert_eq!(endpoint.accept().unwrap().1.ip(), own);
     driver.close(token, false);
@@ -324,8 +330,26 @@ fn an_impossible_source_fails_directly() {
     let (token, _client) = client_only(&mut driver);
     let address = SocketAddr::from(([127, 0, 0, 1], 9)).into();
     let source = Origin::Local("192.0.2.1".parse().unwrap());
-    driver.act(token, Op::Connect { address, source, options: OPTIONS });
+    driver.act(token, Op::Connect { address, source, interface: 0, options: OPTIONS });
     let failed = (token, Event::ConnectFailed { why: Why::NoPorts });
+    assert_eq!(driver.seen.back(), Some(&failed));
+}
+
+#[test]
+fn an_interface_is_the_only_way_to_an_endpoint() {
+    let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = endpoint.local_addr().unwrap().into();
+    let connect = |interface| {
+        let mut driver = Driver::new(LIMITS);
+        let (token, _client) = client_only(&mut driver);
+        driver
+            .act(token, Op::Connect { address, source: Origin::Any, interface, options: OPTIONS });
+        (driver, token)
+    };
+    let (mut driver, token) = connect(nix::net::if_::if_nametoindex("lo").unwrap());
+    driver.event(token, Event::Connected);
+    let (driver, token) = connect(u32::MAX >> 1);
+    let failed = (token, Event::ConnectFailed { why: Why::Other(libc::ENODEV) });
     assert_eq!(driver.seen.back(), Some(&failed));
 }
 
@@ -339,7 +363,12 @@ fn an_attempt_can_be_abandoned_or_closed_while_under_way() {
     full.listen(0).unwrap();
     let address = full.local_addr().unwrap().as_socket().unwrap();
     let _filler = TcpStream::connect(address).unwrap();
-    let connect = Op::Connect { address: address.into(), source: Origin::Any, options: OPTIONS };
+    let connect = Op::Connect {
+        address: address.into(),
+        source: Origin::Any,
+        interface: 0,
+        options: OPTIONS,
+    };
     driver.act(token, connect);
     driver.act(token, Op::Abandon);
     driver.event(token, Event::ConnectFailed { why: Why::Abandoned });
@@ -448,7 +477,12 @@ fn sessions_leave_nothing_behind() {
         let address = endpoint.local_addr().unwrap();
         driver.act(
             token,
-            Op::Connect { address: address.into(), source: Origin::Any, options: OPTIONS },
+            Op::Connect {
+                address: address.into(),
+                source: Origin::Any,
+                interface: 0,
+                options: OPTIONS,
+            },
         );
         driver.event(token, Event::Connected);
         let (mut accepted, _) = endpoint.accept().unwrap();

@@ -59,7 +59,7 @@ impl Driver {
     fn opened(&mut self, slot: u32, server: &UdpSocket) -> Token {
         let token = upstream(slot, 1);
         let address = server.local_addr().unwrap();
-        self.act(token, Op::Open { address, source: Origin::Any });
+        self.act(token, Op::Open { address, source: Origin::Any, interface: 0 });
         self.act(token, Op::Receive);
         token
     }
@@ -291,7 +291,7 @@ fn an_earlier_refusal_does_not_cost_the_next_datagram() {
     let (_, listener) = driver.receiving("127.0.0.1:0");
     let address = socket("127.0.0.1:0").local_addr().unwrap();
     let flow = upstream(0, 1);
-    driver.act(flow, Op::Open { address, source: Origin::Any });
+    driver.act(flow, Op::Open { address, source: Origin::Any, interface: 0 });
     let buffers = received(&mut driver, listener, &[10, 20, 30, 40]);
     let [first, second, third, fourth] = buffers[..] else { panic!() };
     driver.act(flow, Op::SendUp { buffer: first, part: Part::default() });
@@ -357,7 +357,10 @@ fn upstream_sockets_cost_no_descriptor_and_leave_nothing_behind() {
     for generation in 1..4 {
         for slot in 0..LIMITS.flows {
             let (token, address) = (upstream(slot, generation), server.local_addr().unwrap());
-            driver.act(token, Op::Open { address, source: Origin::Local([127, 0, 0, 3].into()) });
+            driver.act(
+                token,
+                Op::Open { address, source: Origin::Local([127, 0, 0, 3].into()), interface: 0 },
+            );
             driver.act(token, Op::Receive);
         }
         driver.poll();
@@ -397,9 +400,9 @@ fn an_impossible_source_fails_directly_and_costs_no_slot() {
     let mut driver = Driver::new(Limits { flows: 1, ..LIMITS });
     let token = upstream(0, 1);
     let (address, source) = ("127.0.0.1:9".parse().unwrap(), "192.0.2.1".parse().unwrap());
-    driver.act(token, Op::Open { address, source: Origin::Local(source) });
+    driver.act(token, Op::Open { address, source: Origin::Local(source), interface: 0 });
     assert_eq!(driver.seen.pop_front(), Some((token, Event::OpenFailed { why: Why::NoPorts })));
-    driver.act(token, Op::Open { address, source: Origin::Any });
+    driver.act(token, Op::Open { address, source: Origin::Any, interface: 0 });
     assert!(driver.seen.is_empty());
 }
 

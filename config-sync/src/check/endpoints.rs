@@ -1,6 +1,7 @@
 //! Checks whether endpoints fit with each other, and with what uses them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use crate::model::backend::Backend;
 use crate::model::endpoint::Endpoint;
@@ -43,10 +44,24 @@ pub(super) fn unix(backend: &Backend, has_udp: bool) -> Vec<Problem> {
         "a UDP listener uses this backend, and a Unix socket takes no datagrams"
     } else if backend.is_transparent() {
         "with `transparent`, connections come from clients' IP addresses"
+    } else if backend.interface.is_some() {
+        "the backend has an `interface`, and no interface leads to a Unix socket"
     } else {
         return Vec::new();
     };
     backend.endpoints.iter().filter(is_unix).map(|of| of.address.problem(why)).collect()
+}
+
+/// The address of an endpoint names no other interface than the backend's.
+pub(super) fn scopes(backend: &Backend) -> Vec<Problem> {
+    let Some(interface) = &backend.interface else { return Vec::new() };
+    let is_elsewhere = |of: &&Endpoint| match of.socket_address() {
+        Some(SocketAddr::V6(address)) => ![0, interface.value.index].contains(&address.scope_id()),
+        _ => false,
+    };
+    let message = format!("the backend's `interface` is \"{}\"", interface.value.name);
+    let elsewhere = backend.endpoints.iter().filter(is_elsewhere);
+    elsewhere.map(|of| of.address.problem(message.as_str())).collect()
 }
 
 /// An endpoint whose port depends on the client's needs a port of the client, and no port above

@@ -80,6 +80,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
         check.transparent(backend);
         check.keys_in_use(backend, users);
         check.problems.extend(endpoints::unix(backend, users.udp));
+        check.problems.extend(endpoints::scopes(backend));
         check.problems.extend(endpoints::shifted(backend, users.unix, users.highest));
         check.encrypted_once(backend, users);
     }
@@ -422,6 +423,11 @@ impl<'c> Check<'c> {
                 let message = "\"shared\" needs `source`: each flow of an endpoint needs a local \
                                address of its own";
                 self.refuse(key, message.to_owned());
+            }
+            if let Some(interface) = &backend.interface {
+                let message = "can't be with `upstream_sockets = \"shared\"`: the sockets are \
+                               those of every backend that shares sockets";
+                self.refuse(interface, message.to_owned());
             }
             for endpoint in &backend.endpoints {
                 let at = &endpoint.address;

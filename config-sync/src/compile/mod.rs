@@ -392,6 +392,7 @@ impl Compile<'_> {
                 send_proxy: backend.send_proxy.as_ref().map(|asked| asked.value),
                 tls: self.tls.originators.remove(&backend.name.value),
                 source: backend.source.iter().map(|at| at.value).collect(),
+                interface: backend.interface.as_ref().map_or(0, |at| at.value.index),
                 shared_sockets: backend.has_shared_sockets(),
                 upstream_rest: backend.upstream_rest.as_ref().map_or(UPSTREAM_REST, |at| at.value),
                 transparent: backend.is_transparent(),

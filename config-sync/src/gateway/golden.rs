@@ -15,7 +15,7 @@ use crate::gateway::translate::settings::Settings;
 use crate::gateway::translate::{Translation, translate};
 use crate::gateway::{files, print};
 use crate::model::tls::Pem;
-use crate::model::{backend, config, listener, route};
+use crate::model::{backend, config, health_check, listener, route};
 
 #[test]
 fn every_directory_is_as_it_was_accepted() {
@@ -62,7 +62,11 @@ fn the_printed_toml_runs_as_the_objects_do() {
         // These parts of a backend are in no table.
         let beside = |config: &config::Config| -> Vec<_> {
             let of = |backend: &backend::Backend| {
-                let check = backend.health_check.as_ref().map(|check| check.value.clone());
+                let check = backend.health_check.as_ref().map(|check| {
+                    // The one is in an object, the other in a file.
+                    let has_ca = check.value.ca.is_some();
+                    (health_check::HealthCheck { ca: None, ..check.value.clone() }, has_ca)
+                });
                 let eject = backend.eject.as_ref().map(|eject| eject.value);
                 let gone = &backend.when_gone;
                 let gone = (gone.on_down.as_ref(), gone.on_removed.as_ref());

@@ -305,6 +305,9 @@ impl Print<'_> {
             let source = backend.source.iter().map(|source| quoted(&sources(source.value)));
             self.line("source", &list(source));
         }
+        if let Some(interface) = &backend.interface {
+            self.line("interface", &quoted(&interface.value.name));
+        }
         if backend.shared_sockets.as_ref().is_some_and(|shared| shared.value) {
             self.line("upstream_sockets", &quoted("shared"));
         }
@@ -585,6 +588,12 @@ mod tests {
             all.collect::<Vec<_>>()
         };
         assert_eq!(values(&config), values(&again), "{printed}");
+        let interfaces = |config: &Config| {
+            let all = config.backends.iter().map(|backend| backend.interface.as_ref());
+            all.map(|interface| interface.map(|at| at.value.clone())).collect::<Vec<_>>()
+        };
+        assert!(interfaces(&config)[1].is_some());
+        assert_eq!(interfaces(&config), interfaces(&again), "{printed}");
         let endpoints = |config: &Config| {
             let all = config.backends.iter().flat_map(|backend| &backend.endpoints);
             all.map(|endpoint| endpoint.address.value.clone()).collect::<Vec<_>>()

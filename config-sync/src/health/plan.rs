@@ -20,6 +20,8 @@ pub(super) struct Plan {
     pub(super) check: HealthCheck,
     /// Local addresses to connect from, as for sessions: one of each IP version, if any are given.
     pub(super) sources: Vec<IpAddr>,
+    /// The name of the interface through which checks reach the endpoints.
+    pub(super) interface: Option<Arc<str>>,
     pub(super) send_proxy: Option<ProxyVersion>,
     /// Whether the check is to speak TLS.
     pub(super) speaks_tls: bool,
@@ -60,7 +62,8 @@ impl Plan {
                 .accepts_tls()
                 .then(|| Tls::new(&HealthCheck { verify: false, ..check.clone() }, None))
         };
-        Self { sources: sources(backend), send_proxy, speaks_tls, tls, check }
+        let interface = backend.interface.as_ref().map(|at| Arc::clone(&at.value.name));
+        Self { sources: sources(backend), interface, send_proxy, speaks_tls, tls, check }
     }
 }
 

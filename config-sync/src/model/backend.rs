@@ -10,7 +10,7 @@ use crate::model::listener;
 use crate::model::place::{At, Place};
 use crate::model::time::{MINUTE, SECOND};
 use crate::model::tls::Origination;
-use crate::table::address::EndpointAddress;
+use crate::table::address::{EndpointAddress, Interface};
 use crate::table::routing::{SendProxy, SocketOptions, Sources};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Backend {
     pub connect_attempts: u8,
     /// Local addresses to connect from, used in turn. If the list is empty, the kernel chooses.
     pub source: Vec<At<Sources>>,
+    /// Connections and datagrams to endpoints leave through this interface only.
+    pub interface: Option<At<Interface>>,
     /// For TCP and TLS listeners only. `None`: bytes that the client sends, or that a listener has
     /// decrypted, go to the endpoint unchanged.
     pub tls: Option<Origination>,

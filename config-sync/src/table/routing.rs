@@ -379,6 +379,9 @@ pub struct Backend {
     pub tls: Option<Arc<Originator>>,
     /// Local addresses to connect from, used in turn. If the list is empty, the kernel chooses.
     pub source: Vec<Sources>,
+    /// The number of the network interface through which sockets reach the endpoints. 0: the
+    /// machine's routes decide.
+    pub interface: u32,
     /// UDP: all flows share a few sockets, and differ by endpoint and local address. Then `source`
     /// has addresses of each IP version that the endpoints have.
     pub shared_sockets: bool,

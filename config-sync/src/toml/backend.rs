@@ -8,7 +8,7 @@ use crate::model::backend::{
 };
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
-use crate::toml::values::{duration, duration_from, name, source};
+use crate::toml::values::{duration, duration_from, interface, name, source};
 use crate::toml::{eject, endpoint, gone, health_check, proxy, tls};
 
 pub(crate) static BACKEND: Section = Section {
@@ -22,6 +22,7 @@ pub(crate) static BACKEND: Section = Section {
         key("queue", On::Stream),
         key("queue_timeout", On::Stream),
         any("source"),
+        any("interface"),
         key("upstream_sockets", On::Udp),
         key("upstream_rest", On::Udp),
         any("transparent"),
@@ -57,6 +58,7 @@ pub(crate) fn backend<'t>(
     let queue = reader.get(table, "queue", integer(0..=MOST_WAIT));
     let queue_timeout = reader.get(table, "queue_timeout", duration_from(LEAST_QUEUE_TIMEOUT));
     let source = reader.list(table, "source", source).unwrap_or_default();
+    let interface = reader.get(table, "interface", interface);
     let sockets = [("connected", false), ("shared", true)];
     let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
     let upstream_rest = reader.get(table, "upstream_rest", duration_from(LEAST_UPSTREAM_REST));
@@ -79,6 +81,7 @@ pub(crate) fn backend<'t>(
         queue,
         queue_timeout,
         source,
+        interface,
         tls,
         shared_sockets,
         upstream_rest,

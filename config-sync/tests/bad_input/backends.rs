@@ -22,6 +22,21 @@ fn faults_of_endpoints_on_unix_sockets_and_on_the_clients_port() {
     refused(&udp, &[&at("a UDP listener uses this backend, and a Unix socket takes no")]);
     let transparent = to("unix:/run/x") + "transparent = true\n";
     refused(&transparent, &[&at("with `transparent`, connections come from clients' IP")]);
+    let bound = to("unix:/run/x") + "interface = \"lo\"\n";
+    refused(&bound, &[&at("the backend has an `interface`, and no interface leads to a Unix")]);
+}
+
+#[test]
+fn the_interface_of_a_backend_is_there_and_leads_to_its_endpoints() {
+    let with = |keys: &str| format!("{GOOD}{keys}\n");
+    let unknown = "12:13: backends[0].interface: this machine has no interface \"nowhere\"; it has";
+    refused(&with("interface = \"nowhere\""), &[unknown]);
+    let udp = with("interface = \"lo\"\nupstream_sockets = \"shared\"\nsource = [\"127.0.0.0/8\"]");
+    let udp = udp.replace("\"TCP\"", "\"UDP\"");
+    refused(&udp, &["12:13: backends[0].interface: can't be with `upstream_sockets = \"shared\"`"]);
+    let (_, table) = load(&with("interface = \"lo\"")).expect("no fault");
+    let index = nix::net::if_::if_nametoindex("lo").expect("every machine has it");
+    assert_eq!(table.backends[0].interface, index);
 }
 
 /// Faults that another line in the backend of `GOOD` makes (line 12).
@@ -32,6 +47,7 @@ const BACKEND: &[(&str, &str)] = &[
     ("connect_attempts = 9", "must be a whole number, 1 to 8, not 9"),
     ("source = \"10.0.0.2\"", "must be a list, not a string"),
     ("transparent = 1", "must be true or false, not a whole number"),
+    ("interface = 1", "must be a string, not a whole number"),
     ("upstream_rest = \"99ms\"", "must be at least \"100ms\"; it can't be off"),
     ("upstream_sockets = \"one\"", "must be \"connected\" or \"shared\", not \"one\""),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),

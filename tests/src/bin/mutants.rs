@@ -91,7 +91,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "closed-port-is-fed-on",
-        file: "udp/flows.rs",
+        file: "udp/moving.rs",
         find: "        if std::mem::take(&mut flow.refused) {",
         replace: "        if std::mem::take(&mut flow.refused) && slot == u32::MAX {",
     },
@@ -147,6 +147,42 @@ const MUTANTS: &[Mutant] = &[
         file: "table_queue.rs",
         find: "        self.steps.push_back(Step::Listen(id, transport, socket));",
         replace: "        self.steps.push_front(Step::Listen(id, transport, socket));",
+    },
+    Mutant {
+        name: "backend-tried-again",
+        file: "tcp/connect.rs",
+        find: "has_endpoint && !self.failed_backends.contains(&share.id)",
+        replace: "has_endpoint && self.backend != Some(share.id)",
+    },
+    Mutant {
+        name: "flow-stays-with-a-closed-backend",
+        file: "udp/moving.rs",
+        find: "route.id != flow.route || route.on_unavailable != OnUnavailable::Next",
+        replace: "route.id != flow.route || route.on_unavailable == OnUnavailable::Next",
+    },
+    Mutant {
+        name: "shifts-the-clients-own-port",
+        file: "tcp/connect.rs",
+        find: "endpoint.address.for_client_of(self.local.port())",
+        replace: "endpoint.address.for_client_of(self.client.port())",
+    },
+    Mutant {
+        name: "other-clients-get-the-route-of-a-protocol",
+        file: "tcp/choose.rs",
+        find: "by_alpn.values(name, offered.iter())",
+        replace: "by_alpn.values(name, [&b\"acme-tls/1\"[..]].into_iter())",
+    },
+    Mutant {
+        name: "unix-clients-are-named",
+        file: "tcp/proxy_header.rs",
+        find: "(self.client == UNIX_CLIENT).then(",
+        replace: "(self.client != UNIX_CLIENT).then(",
+    },
+    Mutant {
+        name: "sockets-of-another-interface-go-on",
+        file: "udp/resting.rs",
+        find: "upstream.role = Role::Own;",
+        replace: "upstream.role = Role::Socket;",
     },
     Mutant {
         name: "table-swap-while-connecting",

@@ -2,9 +2,11 @@
 
 pub mod bytes;
 pub mod coverage;
+pub mod endpoints;
 pub mod fake;
 pub mod kernel;
 pub mod model;
+pub mod protocols;
 pub mod proxied;
 pub mod rng;
 pub mod scenarios;

@@ -3,19 +3,23 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use config_sync::table::address::Bind;
+use config_sync::table::address::{Address, Bind, UNIX_CLIENT, UnixPath};
+use config_sync::table::alpn::ByAlpn;
 use config_sync::table::load::{Load, NO_LIMIT};
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Fallback,
     GoneEndpoint, Hosts, Limits, Listener, ListenerId, OnRefusal, OnTruncation, OnUnavailable,
-    Protocol, ProxyVersion, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket,
-    SocketId, SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
+    Protocol, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
+    SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 use config_sync::table::turns::turns;
 use ipnet::IpNet;
 
+use crate::sim::endpoints::{FIRST_ID, POOL, some_endpoints};
+use crate::sim::protocols::{by_alpn, some_by_alpn};
+use crate::sim::proxied::some_send_proxy;
 use crate::sim::rng::Rng;
 use crate::sim::source_limit::{RECORDS, some_limit};
 
@@ -32,13 +36,11 @@ pub struct Model {
     generation: u64,
 }
 
-/// Backends that routes use have ids from here on.
-const FIRST_ID: u32 = 4;
-
 #[derive(Debug)]
 pub struct ModelSocket {
     pub id: SocketId,
     pub protocol: Protocol,
+    /// `UNIX_CLIENT`: a Unix socket.
     pub address: SocketAddr,
     pub present: bool,
     /// From where connections begin with a PROXY header. It stays as it is: clients know it.
@@ -64,6 +66,8 @@ pub struct ModelListener {
     denied: Option<&'static str>,
     /// Clients of 198.18.0.0/26 have another route.
     by_source: bool,
+    /// TLS: clients that offer `PROTOCOL` have another route; whether all others have a route.
+    by_alpn: Option<bool>,
 }
 
 /// Ranges of clients that a listener may deny: a part of the first few, of later ones, or all.
@@ -71,10 +75,13 @@ const DENIED: [Option<&str>; 5] =
     [None, None, Some("198.18.0.16/28"), Some("198.18.0.64/26"), Some("198.18.0.0/16")];
 
 /// Routes for some clients have ids from here on.
-const FIRST_SPECIAL: u32 = 100;
+pub const FIRST_SPECIAL: u32 = 100;
 
 /// Routes for clients without a ClientHello have ids from here on.
 pub const FIRST_FALLBACK: u32 = 200;
+
+/// Routes for clients that offer `PROTOCOL` have ids from here on.
+pub const FIRST_ALPN: u32 = 300;
 
 #[derive(Debug)]
 pub struct ModelBackend {
@@ -90,6 +97,7 @@ pub struct ModelBackend {
     connect_attempts: u8,
     send_proxy: Option<SendProxy>,
     shared_sockets: bool,
+    interface: u32,
     /// Milliseconds. It stays as it is: endpoints know how late they may answer.
     pub upstream_rest: u32,
     /// What becomes of sessions and flows of an endpoint that is not present, and after how long.
@@ -97,9 +105,6 @@ pub struct ModelBackend {
     /// Only of backends with shared sockets: simulated sockets have no source address.
     source: Sources,
 }
-
-/// Endpoints that a backend may have.
-const POOL: u32 = 4;
 
 impl Model {
     pub fn random(rng: &mut Rng) -> Self {
@@ -170,6 +175,7 @@ impl Model {
                 8 => {
                     let at = rng.below(self.backends.len() as u64) as usize;
                     self.backends[at].source = sources(rng, at as u32);
+                    self.backends[at].interface = rng.pick(&[0, 3, 4]);
                 }
                 5 => {
                     let at = rng.below(self.sockets.len() as u64) as usize;
@@ -184,6 +190,7 @@ impl Model {
                         listener.limit_source = some_limit(rng, listener.id.0, &self.sources);
                         listener.denied = rng.pick(&DENIED);
                         listener.by_source ^= rng.per_mille(300);
+                        listener.by_alpn = listener.host.and_then(|_| some_by_alpn(rng));
                     }
                 }
             }
@@ -219,7 +226,8 @@ impl Model {
                 if listener.has_route {
                     routes.insert(None, if listener.by_source { 0 } else { first });
                 }
-                let ids = [0, FIRST_SPECIAL, FIRST_FALLBACK].map(|first| first + listener.id.0);
+                let ids = [0, FIRST_SPECIAL, FIRST_FALLBACK, FIRST_ALPN];
+                let ids = ids.map(|first| first + listener.id.0);
                 let weights = &self.weights[listener.id.index()];
                 table.routes.extend(ids.map(|id| route(RouteId(id), weights, unused)));
                 table.listeners.push(Listener {
@@ -237,13 +245,13 @@ impl Model {
                     access: listener.access(),
                     routes,
                     by_source: listener.by_source(first),
-                    by_alpn: None,
+                    by_alpn: listener.by_alpn(first),
                 });
             }
             table.sockets.push(Socket {
                 id: socket.id,
                 transport: socket.transport(),
-                address: socket.address.into(),
+                address: socket.bound(),
                 bind: Bind::default(),
                 options: SocketOptions { keepalive: socket.keepalive, ..options() },
                 reads_hello: socket.protocol == Protocol::Tls,
@@ -286,6 +294,24 @@ impl Model {
     pub fn endpoints(&self) -> impl Iterator<Item = (bool, Endpoint)> + '_ {
         self.backends.iter().flat_map(|backend| backend.endpoints.iter().copied())
     }
+
+    pub fn endpoint(&self, id: EndpointId) -> Endpoint {
+        self.backends[(id.0 / POOL) as usize].endpoints[(id.0 % POOL) as usize].1
+    }
+
+    pub fn connect_attempts(&self, backend: BackendId) -> u8 {
+        self.backends[(backend.0 - FIRST_ID) as usize].connect_attempts
+    }
+
+    /// The ports of all sockets.
+    pub fn ports(&self) -> Vec<u16> {
+        self.sockets.iter().map(|socket| socket.address.port()).collect()
+    }
+
+    pub fn port(&self, socket: SocketId) -> u16 {
+        let found = self.sockets.iter().find(|of| of.id == socket);
+        found.expect("a socket of this world").address.port()
+    }
 }
 
 /// A route to the backends from position `first`.
@@ -313,11 +339,6 @@ fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
     }
 }
 
-/// The address of a simulated endpoint.
-pub fn address_of(endpoint: &Endpoint) -> SocketAddr {
-    endpoint.address.socket_address().expect("simulated endpoints have IP addresses")
-}
-
 impl ModelSocket {
     fn random(rng: &mut Rng, id: u32, protocol: Protocol, listeners: &mut u32) -> Self {
         let hosts: &[Option<&str>] = match protocol {
@@ -326,7 +347,9 @@ impl ModelSocket {
         };
         let wildcard = protocol == Protocol::Udp && rng.per_mille(500);
         let ip = if wildcard { [0, 0, 0, 0] } else { [192, 0, 2, 1] };
-        let ranges = some_ranges(rng).iter();
+        let unix = protocol == Protocol::Tcp && rng.per_mille(300);
+        let ranges = if unix { rng.pick(&[&[][..], UNIX_SENDER]) } else { some_ranges(rng) };
+        let ranges = ranges.iter();
         let from: Box<[IpNet]> = ranges.map(|range| range.parse().expect("a range")).collect();
         let only = !from.is_empty() && rng.per_mille(500);
         let accept_proxy = AcceptProxy { from, only };
@@ -343,18 +366,26 @@ impl ModelSocket {
                 limit_source: None,
                 denied: if rng.per_mille(300) { rng.pick(&DENIED) } else { None },
                 by_source: rng.per_mille(300),
+                by_alpn: host.and_then(|_| some_by_alpn(rng)),
             }
         };
         Self {
             id: SocketId(id),
             protocol,
-            address: SocketAddr::from((ip, 5_000 + id as u16)),
+            address: if unix { UNIX_CLIENT } else { (ip, 5_000 + id as u16).into() },
             present: true,
             accept_proxy,
             listeners: hosts.iter().map(&mut listener).collect(),
             falls_back: [protocol == Protocol::Tls && rng.per_mille(500); 2],
             keepalive: 60,
         }
+    }
+
+    fn bound(&self) -> Address {
+        if self.address != UNIX_CLIENT {
+            return self.address.into();
+        }
+        UnixPath::new(&format!("/sim/listener-{}", self.id.0)).expect("a path").into()
     }
 
     pub fn transport(&self) -> Transport {
@@ -375,25 +406,22 @@ impl ModelListener {
     fn by_source(&self, first: usize) -> Vec<ByPrefix> {
         let special = ("198.18.0.0/26".parse().expect("a prefix"), first as u32 + 1);
         let routes = || ByPrefix::new([special].into_iter(), first as u32);
-        if self.by_source { vec![routes()] } else { Vec::new() }
+        let alpn = || ByPrefix::new([].into_iter(), first as u32 + 3);
+        if self.by_source { vec![routes(), alpn()] } else { Vec::new() }
     }
-}
 
-/// Endpoint ids are given out in pools, one per backend.
-pub fn backend_of(endpoint: EndpointId) -> BackendId {
-    BackendId(FIRST_ID + endpoint.0 / POOL)
+    fn by_alpn(&self, first: usize) -> Option<Box<ByAlpn>> {
+        let has_otherwise = self.by_alpn.filter(|_| self.has_route)?;
+        let (of_protocol, otherwise) = if self.by_source { (1, 0) } else { (first + 3, first) };
+        Some(by_alpn(of_protocol, has_otherwise.then_some(otherwise)))
+    }
 }
 
 impl ModelBackend {
     fn random(rng: &mut Rng, id: u32) -> Self {
-        let endpoint = |n: u32| Endpoint {
-            id: EndpointId(id * POOL + n),
-            address: SocketAddr::from(([10, 0, id as u8, n as u8 + 1], 80)).into(),
-            weight: 1 + n % 3,
-        };
         let count = rng.below(u64::from(POOL) + 1) as u32;
         Self {
-            endpoints: (0..POOL).map(|n| (n < count, endpoint(n))).collect(),
+            endpoints: (0..).map(|n| n < count).zip(some_endpoints(rng, id)).collect(),
             loads: (0..POOL).map(|_| some_load(rng)).collect(),
             limited: rng.per_mille(300),
             queue: rng.per_mille(500).then(|| some_queue(rng)),
@@ -402,6 +430,7 @@ impl ModelBackend {
             connect_attempts: rng.between(1, 8) as u8,
             send_proxy: some_send_proxy(rng),
             shared_sockets: rng.per_mille(400),
+            interface: rng.pick(&[0, 0, 3]),
             upstream_rest: rng.scale(100, 2_500) as u32,
             gone: some_gone(rng),
             source: sources(rng, id),
@@ -437,6 +466,10 @@ impl ModelBackend {
             ..load.clone()
         };
         let loads = present.map(|(_, of)| Some(load(of)));
+        // The compiler refuses others: two of them may be one.
+        let mut all = self.endpoints.iter();
+        let shared_sockets =
+            self.shared_sockets && all.all(|(_, of)| of.address.socket_address().is_some());
         // Maglev's promise needs a real table (the compiler has one); its shape is enough here.
         let lookup = || (0..13).map(|n| n % endpoints.len().max(1) as u16).collect();
         Backend {
@@ -456,8 +489,9 @@ impl ModelBackend {
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
             options: options(),
-            source: if self.shared_sockets { vec![self.source] } else { Vec::new() },
-            shared_sockets: self.shared_sockets,
+            interface: if shared_sockets { 0 } else { self.interface },
+            source: if shared_sockets { vec![self.source] } else { Vec::new() },
+            shared_sockets,
             upstream_rest: self.upstream_rest,
             send_proxy: self.send_proxy,
             transparent: false,
@@ -479,6 +513,9 @@ fn some_gone(rng: &mut Rng) -> Option<(Absence, u32)> {
     let absence = rng.pick(&[None, Some(Absence::Down), Some(Absence::Removed)])?;
     Some((absence, rng.scale(1, 2_000) as u32 - 1))
 }
+
+/// Clients that come over a Unix socket.
+const UNIX_SENDER: &[&str] = &["0.0.0.0/32"];
 
 /// Nobody, or all clients, or half of them.
 fn some_ranges(rng: &mut Rng) -> &'static [&'static str] {
@@ -519,6 +556,7 @@ pub fn plain_backend(id: BackendId, endpoints: Vec<Endpoint>) -> Backend {
         connect_attempts: 3,
         options: options(),
         source: Vec::new(),
+        interface: 0,
         shared_sockets: false,
         upstream_rest: 2_000,
         send_proxy: None,
@@ -556,11 +594,4 @@ fn timeouts(rng: &mut Rng) -> Timeouts {
         half_close: rng.scale(20, 5_000) as u32,
         lifetime: if rng.per_mille(800) { 0 } else { rng.scale(100, 10_000) as u32 },
     }
-}
-
-/// What a backend's endpoints are told.
-fn some_send_proxy(rng: &mut Rng) -> Option<SendProxy> {
-    let version = rng.pick(&[ProxyVersion::V1, ProxyVersion::V2]);
-    let (unique_id, crc32c) = (rng.per_mille(500), rng.per_mille(500));
-    rng.per_mille(400).then_some(SendProxy { version, unique_id, crc32c })
 }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use config_sync::table::routing::{ProxyVersion, Transport};
+use config_sync::table::routing::{ProxyVersion, SendProxy, Transport};
 use ringway::wire::proxy_header::Addresses;
 use ringway::wire::proxy_header::read::{Header, read};
 use ringway::wire::proxy_header::write::{Outgoing, write};
@@ -31,12 +31,12 @@ impl Proxied {
         self.own.len() as u64
     }
 
-    /// Who the client is by the header that the gateway sent.
-    pub fn introduced(&self) -> Option<SocketAddr> {
+    /// Who the client is by the header that the gateway sent. A client of a Unix socket is nobody.
+    pub fn introduced(&self) -> Option<Option<SocketAddr>> {
         match read(&self.own) {
             _ if self.own.is_empty() => None,
-            Header::Known { len, addresses: Some(addresses) } if len == self.own.len() => {
-                Some(addresses.source)
+            Header::Known { len, addresses } if len == self.own.len() => {
+                Some(addresses.map(|addresses| addresses.source))
             }
             other => panic!("an endpoint was told {other:?}"),
         }
@@ -75,6 +75,13 @@ pub fn some_header(rng: &mut Rng, source: SocketAddr) -> (Vec<u8>, Proxied) {
         proxied.header = bytes.len() as u64;
     }
     (bytes, proxied)
+}
+
+/// What a backend's endpoints are told.
+pub fn some_send_proxy(rng: &mut Rng) -> Option<SendProxy> {
+    let version = rng.pick(&[ProxyVersion::V1, ProxyVersion::V2]);
+    let (unique_id, crc32c) = (rng.per_mille(500), rng.per_mille(500));
+    rng.per_mille(400).then_some(SendProxy { version, unique_id, crc32c })
 }
 
 /// The stream of bytes that are the gateway's own.

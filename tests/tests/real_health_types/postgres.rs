@@ -1,5 +1,7 @@
 //! PostgreSQL.
 
+use std::time::Duration;
+
 use ringway_tests::pki::Pki;
 use ringway_tests::real::{Folder, Postgres, program};
 
@@ -64,6 +66,21 @@ fn postgres_by_its_role_and_its_password() {
         for trace in ["could not", "incomplete", "unexpected", "protocol"] {
             assert!(logs.iter().all(|log| !log.contains(trace)), "{logs:?}");
         }
+    });
+}
+
+/// Every check is given up before the server answers, as on a busy machine.
+#[test]
+fn postgres_that_answers_late_logs_no_broken_connection() {
+    let server = Postgres::start(&["post_auth_delay=1"]);
+    let late = Some("no answer within 500 ms");
+    let login = check("type = \"postgres\", user = \"postgres\"");
+    let role = check("type = \"postgres\", user = \"postgres\", role = \"primary\"");
+    judge_and(&[case(server.address, login, late), case(server.address, role, late)], || {
+        // The servers of the latest checks write after their delay.
+        std::thread::sleep(Duration::from_millis(1_500));
+        let log = server.log();
+        assert!(!log.contains("could not") && !log.contains("connection to client lost"), "{log}");
     });
 }
 

@@ -49,6 +49,7 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
             congestion: [0; 16],
         },
         source: Vec::new(),
+        interface: 0,
         shared_sockets: false,
         upstream_rest: 2_000,
         send_proxy: None,

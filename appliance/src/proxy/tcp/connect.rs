@@ -107,7 +107,8 @@ impl Session {
         state.started = core.now;
         state.attempts_left -= 1;
         self.state = State::Connecting(state);
-        core.push(self.token, Op::Connect { address, source, options });
+        let interface = backend.interface;
+        core.push(self.token, Op::Connect { address, source, interface, options });
         Ok(())
     }
 

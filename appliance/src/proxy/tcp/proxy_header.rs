@@ -4,7 +4,7 @@
 //! The session peeks at a header until it is whole, and then takes only the header. So all bytes
 //! behind the header are relayed like any others.
 
-use config_sync::table::address::UNIX_CLIENT;
+use config_sync::table::address::{UNIX_CLIENT, UnixPath};
 use config_sync::table::routing::{SendProxy, Transport};
 
 use crate::contract::{Event, Op, Side, Stop, Why, size};
@@ -123,8 +123,9 @@ impl Session {
             *proxied.unique_id.get_or_insert_with(|| core.ids.next())
         });
         let tls = self.tls.as_ref().and_then(|tls| tls.client_conn()?.client_tls());
-        let unix = core.tables.of(self.socket).filter(|_| self.client == UNIX_CLIENT);
-        let unix = unix.and_then(|(_, socket)| Some(socket.address.unix()?.to_bytes()));
+        // The listening socket may have closed meanwhile, and its path with it.
+        let path = || core.tables.of(self.socket)?.1.address.unix().map(UnixPath::to_bytes);
+        let unix = (self.client == UNIX_CLIENT).then(|| path().unwrap_or_default());
         let header = Outgoing {
             transport: Transport::Tcp,
             addresses: Addresses {

@@ -20,6 +20,7 @@ pub struct Choice {
     pub endpoint: EndpointId,
     pub address: SocketAddr,
     pub source: Origin,
+    pub interface: u32,
     pub role: Role,
     pub send_proxy: Option<SendProxy>,
 }
@@ -74,6 +75,7 @@ impl Choice {
                 true => Origin::Any,
                 false => some_origin(backend, address, balancer, client, ports),
             },
+            interface: backend.interface,
             role: match backend {
                 Backend { shared_sockets: true, .. } => Role::Pair,
                 // Each client has a socket of its own address or port.

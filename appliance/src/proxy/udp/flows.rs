@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::{
-    BackendId, Endpoint, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
+    BackendId, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
 };
 use config_sync::table::source_limit::OverLimit;
 use hashbrown::HashTable;
@@ -21,25 +21,20 @@ use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, RECEIVE_PAUSE, micros};
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::choose::{
-    Choice, FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits,
-    choose, route,
+    FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits, choose,
+    route,
 };
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
 use crate::proxy::udp::forward::dropped;
 use crate::proxy::udp::ports::Ports;
 use crate::proxy::udp::shared_sockets::Pairs;
-use crate::proxy::udp::state::{ABSENT, Flows, Role, Sweep};
+use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, MOST_CLOSED, Role, Sweep};
 use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
 use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
 
 /// The route of a flow that has none yet.
 const NOT_CHOSEN: RouteId = RouteId(u32::MAX);
-/// Microseconds. After an endpoint refused a datagram, a flow that leaves another closed port does
-/// not move to that endpoint for this long.
-pub const CLOSED: u64 = 5_000_000;
-/// The maximum number of such endpoints that a moving flow passes over.
-pub const MOST_CLOSED: usize = 16;
 
 impl Flows {
     pub fn new(limit: u32, seed: u64) -> Self {
@@ -73,6 +68,7 @@ impl Flows {
     pub fn table_applied(&mut self, core: &mut Core) {
         let now = core.now;
         let table = core.tables.current();
+        let mut left = Vec::new();
         for endpoint in &mut self.endpoints {
             endpoint.gone_since.get_or_insert(now);
         }
@@ -82,10 +78,15 @@ impl Flows {
                 if self.endpoints.len() <= at {
                     self.endpoints.resize(at + 1, ABSENT);
                 }
-                self.endpoints[at].rest = micros(backend.upstream_rest);
-                self.endpoints[at].gone_since = None;
+                let state = &mut self.endpoints[at];
+                state.rest = micros(backend.upstream_rest);
+                state.gone_since = None;
+                if std::mem::replace(&mut state.interface, backend.interface) != backend.interface {
+                    left.push(endpoint.id);
+                }
             }
         }
+        self.leave_interfaces(&left);
         self.pairs.table_applied(table);
         let sockets = table.sockets.iter().map(|socket| socket.id.index() + 1).max();
         if sockets.unwrap_or(0) > self.by_socket.len() {
@@ -447,91 +448,6 @@ impl Flows {
         });
         core.counters.flows.set(u64::from(self.flows.len()));
         slot
-    }
-
-    /// Moves a flow if its endpoint left the table `lame_duck` ago. Otherwise a client that only
-    /// sends would feed a dead address for ever. Moves the flow also if its endpoint's port is
-    /// closed.
-    pub fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
-        let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
-        if std::mem::take(&mut flow.refused) {
-            self.leave_closed_port(core, slot);
-        }
-        let Some(flow) = self.flows.at(slot) else { return Ok(()) };
-        let gone = self.endpoints[flow.endpoint.index()].gone_since;
-        let lame_duck = micros(core.tables.current().lame_duck);
-        if gone.is_none_or(|gone| core.now < gone + lame_duck)
-            || core.tables.is_leaving(flow.socket)
-        {
-            return Ok(());
-        }
-        let Some((table, listener)) = listener_of(&core.tables, flow.socket) else {
-            return Ok(());
-        };
-        let ports = (&self.ports, core.now);
-        let client = (flow.client(), flow.bound(core).port());
-        let choice = route(table, listener, client.0)
-            .and_then(|route| choose(table, route, &mut core.balancer, client, ports));
-        let upstream = choice.and_then(|choice| {
-            let upstream = self.upstream_for(core, &choice);
-            let upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
-            Ok((choice, upstream))
-        });
-        let (choice, upstream) = match upstream {
-            Ok(found) => found,
-            Err(refusal) => {
-                self.end(core, slot, CloseReason::EndpointRemoved);
-                return Err(refusal.drop);
-            }
-        };
-        self.moves(core, slot, &choice, upstream);
-        Ok(())
-    }
-
-    /// Moves a flow to another endpoint of the backend, if one has no closed port and a socket can
-    /// be had. Otherwise the flow stays where it is.
-    pub fn leave_closed_port(&mut self, core: &mut Core, slot: u32) {
-        let Some(flow) = self.flows.at(slot) else { return };
-        let Some(backend) = core.tables.backend(flow.socket, flow.backend) else { return };
-        let others = backend.endpoints.iter().map(|endpoint| endpoint.id).filter(|id| {
-            *id != flow.endpoint && self.endpoints[id.index()].closed_until > core.now
-        });
-        self.closed_ports.push(flow.endpoint);
-        self.closed_ports.extend(others.take(MOST_CLOSED - 1));
-        let found = core.balancer.endpoint(backend, flow.client(), &self.closed_ports);
-        self.closed_ports.clear();
-        let open = |other: &Endpoint| self.endpoints[other.id.index()].closed_until <= core.now;
-        let Some(endpoint) = found else { return };
-        if !open(&endpoint) {
-            return core.balancer.closed(endpoint.id);
-        }
-        let client = (flow.client(), flow.bound(core).port());
-        let ports = (&self.ports, core.now);
-        let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
-        let Ok(choice) = choice else { return };
-        match self.upstream_for(core, &choice) {
-            Ok(upstream) => self.moves(core, slot, &choice, upstream),
-            Err(_) => core.balancer.closed(choice.endpoint),
-        }
-    }
-
-    /// Gives a flow another endpoint, which counts the flow already. The flow's old socket rests.
-    pub fn moves(&mut self, core: &mut Core, slot: u32, choice: &Choice, upstream: u32) {
-        let flow = self.flows.at_mut(slot).expect("the caller found it");
-        core.leaves(flow.endpoint);
-        core.counters.endpoint(flow.endpoint).closed.add(1);
-        core.counters.endpoint(choice.endpoint).opened.add(1);
-        if flow.route != choice.route {
-            core.counters.route(flow.route).opened.sub(1);
-            core.counters.route(choice.route).opened.add(1);
-        }
-        (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
-        flow.introduce(core, choice.send_proxy);
-        let old = std::mem::replace(&mut flow.upstream, upstream);
-        if let Some(upstream) = self.upstreams.at_mut(upstream) {
-            upstream.flow = slot;
-        }
-        self.rest(core, old);
     }
 
     /// What tells the flow in this slot from others.

@@ -4,6 +4,7 @@ pub mod choose;
 pub mod flow;
 pub mod flows;
 mod forward;
+mod moving;
 mod ports;
 mod resting;
 mod shared_sockets;

@@ -1,5 +1,7 @@
 //! Lets upstream sockets rest between two flows, so that no late reply reaches the wrong client.
 
+use config_sync::table::routing::EndpointId;
+
 use crate::proxy::core::Core;
 use crate::proxy::slab::NONE;
 use crate::proxy::udp::choose::Choice;
@@ -77,6 +79,22 @@ impl Flows {
             }
             Some(Role::Own) => false,
             role => role == Some(choice.role),
+        }
+    }
+
+    /// These endpoints are reached through another interface from now on. The sockets that there
+    /// are stay with their flows, and serve no other flow.
+    pub fn leave_interfaces(&mut self, endpoints: &[EndpointId]) {
+        if endpoints.is_empty() {
+            return;
+        }
+        for slot in 0..self.upstreams.high_water() {
+            if let Some(upstream) = self.upstreams.at_mut(slot)
+                && upstream.role == Role::Socket
+                && endpoints.contains(&upstream.endpoint)
+            {
+                upstream.role = Role::Own;
+            }
         }
     }
 

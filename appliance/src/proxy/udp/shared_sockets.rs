@@ -298,6 +298,7 @@ mod tests {
                 congestion: [0; 16],
             },
             source: sources.iter().copied().collect(),
+            interface: 0,
             shared_sockets: sources.is_some(),
             upstream_rest: 2_000,
             send_proxy: None,

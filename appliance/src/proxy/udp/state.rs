@@ -12,6 +12,12 @@ use crate::proxy::udp::ports::{From, Ports};
 use crate::proxy::udp::shared_sockets::Pairs;
 use crate::stats::records::CloseReason;
 
+/// Microseconds. After an endpoint refused a datagram, a flow that leaves another closed port does
+/// not move to that endpoint for this long.
+pub const CLOSED: u64 = 5_000_000;
+/// The maximum number of such endpoints that a moving flow passes over.
+pub const MOST_CLOSED: usize = 16;
+
 #[derive(Debug)]
 pub struct Flows {
     /// Flow slots by the sender that identifies a flow.
@@ -68,7 +74,8 @@ pub struct Upstream {
 pub enum Role {
     /// A connected socket.
     Socket,
-    /// A connected socket at the address of its flow's client, of no use to any other flow.
+    /// A connected socket of no use to any other flow: at the address of its flow's client, or
+    /// through an interface that the endpoint was reached through before.
     Own,
     /// An endpoint and a local address, on a shared socket.
     Pair,
@@ -95,10 +102,18 @@ pub struct EndpointState {
     pub closed_until: u64,
     /// When the endpoint left the table. `None`: the endpoint is in the table.
     pub gone_since: Option<u64>,
+    /// The number of the interface through which new sockets reach the endpoint.
+    pub interface: u32,
 }
 
-pub const ABSENT: EndpointState =
-    EndpointState { first: NONE, last: NONE, rest: 0, closed_until: 0, gone_since: Some(0) };
+pub const ABSENT: EndpointState = EndpointState {
+    first: NONE,
+    last: NONE,
+    rest: 0,
+    closed_until: 0,
+    gone_since: Some(0),
+    interface: 0,
+};
 
 /// Looks at each flow and at each endpoint's resting sockets within `period`, some in each step.
 #[derive(Debug)]

@@ -48,7 +48,8 @@ impl Flows {
         };
         self.count_upstreams(core);
         let token = Token { kind: Kind::Upstream, slot, generation };
-        core.push(token, Op::Open { address: choice.address, source: choice.source });
+        let Choice { address, source, interface, .. } = *choice;
+        core.push(token, Op::Open { address, source, interface });
         core.push(token, Op::Receive);
         Ok(slot)
     }

@@ -9,7 +9,9 @@ use config_sync::table::routing::SocketOptions;
 use crate::contract::{Origin, Why, size};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::why_unopened;
-use crate::ring::sys::options::{bind_source, pending_error, set_new_tcp_options, unix_address};
+use crate::ring::sys::options::{
+    bind_interface, bind_source, pending_error, set_new_tcp_options, unix_address,
+};
 
 #[derive(Default)]
 pub struct Connection {
@@ -97,11 +99,12 @@ impl Connection {
     }
 }
 
-/// Opens a socket that is connecting to `address`. A Unix socket is connected at once, or not at
+/// Opens a socket that is connecting to `address`, through the interface of this number unless the
+/// number is 0. A Unix socket is connected at once, or not at
 /// all.
 pub fn begin_connect(
     address: &Address,
-    source: Origin,
+    (source, interface): (Origin, u32),
     options: &SocketOptions,
 ) -> io::Result<OwnedFd> {
     let address = match address {
@@ -114,6 +117,9 @@ pub fn begin_connect(
     };
     let fd = calls::socket(address, libc::SOCK_STREAM)?;
     set_new_tcp_options(fd.as_fd(), options);
+    if interface > 0 {
+        bind_interface(fd.as_fd(), interface)?;
+    }
     bind_source(fd.as_fd(), source, true)?;
     match calls::connect(fd.as_fd(), &(*address).into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),

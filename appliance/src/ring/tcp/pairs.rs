@@ -84,14 +84,14 @@ impl Tcp {
         &mut self,
         token: Token,
         address: &Address,
-        source: Origin,
+        from: (Origin, u32),
         options: &SocketOptions,
         queue: &mut Queue,
         turn: &mut Turn,
     ) {
         let Some(pair) = self.live(token) else { return };
         assert_eq!(pair.endpoint.phase, Phase::Absent, "one endpoint at a time");
-        match begin_connect(address, source, options) {
+        match begin_connect(address, from, options) {
             Ok(fd) => {
                 pair.endpoint.open(fd, Phase::Connecting);
                 pair.watch(token.slot, Side::Endpoint, queue);

@@ -17,7 +17,7 @@ use crate::ring::listen::listeners::Listeners;
 use crate::ring::queue::{Completion, DATAGRAMS, Queue};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::{why, why_unopened};
-use crate::ring::sys::options::{bind_source, set_datagram_options};
+use crate::ring::sys::options::{bind_interface, bind_source, set_datagram_options};
 use crate::ring::turn::Turn;
 use crate::ring::udp::batch::{Down, Sends};
 use crate::ring::udp::control::{NAME, PKTINFO, control_room, parse_address, read_control};
@@ -39,7 +39,7 @@ pub struct Udp {
     arming: Vec<(Kind, u32)>,
     /// Source addresses that had no free port in this round. Another search at once would find none
     /// either.
-    out_of_ports: Vec<(bool, Origin)>,
+    out_of_ports: Vec<(bool, Origin, u32)>,
     sends: Sends,
     down: Box<Shape>,
     up: Box<Shape>,
@@ -95,15 +95,16 @@ impl Udp {
         &mut self,
         token: Token,
         address: &SocketAddr,
-        source: Origin,
+        (source, interface): (Origin, u32),
         queue: &Queue,
         turn: &mut Turn,
     ) {
-        let from = (address.is_ipv4(), source);
+        let from = (address.is_ipv4(), source, interface);
         if self.out_of_ports.contains(&from) {
             return turn.push(token, Event::OpenFailed { why: Why::NoPorts });
         }
-        let why = self.place(token, Some(address), || open_connected(address, source), queue, turn);
+        let open = || open_connected(address, source, interface);
+        let why = self.place(token, Some(address), open, queue, turn);
         if why == Some(Why::NoPorts) && self.out_of_ports.len() < MOST_OUT_OF_PORTS {
             self.out_of_ports.push(from);
         }
@@ -315,9 +316,12 @@ impl Udp {
 /// The maximum number of addresses that are remembered within a round.
 const MOST_OUT_OF_PORTS: usize = 16;
 
-fn open_connected(address: &SocketAddr, source: Origin) -> io::Result<OwnedFd> {
+fn open_connected(address: &SocketAddr, source: Origin, interface: u32) -> io::Result<OwnedFd> {
     let fd = calls::socket(address, libc::SOCK_DGRAM)?;
     calls::set_option(fd.as_fd(), libc::SOL_UDP, libc::UDP_GRO, &1_i32)?;
+    if interface > 0 {
+        bind_interface(fd.as_fd(), interface)?;
+    }
     bind_source(fd.as_fd(), source, false)?;
     calls::connect(fd.as_fd(), &(*address).into())?;
     Ok(fd)

@@ -4,7 +4,7 @@ use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::gateway::objects::reference::{BackendTarget, ParentRef, TargetRef};
+use crate::gateway::objects::reference::{AuthorityRef, BackendTarget, ParentRef, TargetRef};
 
 /// Of Ringway's own kinds.
 pub const GROUP: &str = "ringway.dev";
@@ -330,10 +330,19 @@ pub struct HealthCheckSettings {
     /// http, exchange, mysql, postgres, redis, agent, sip by TCP: whether the check speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<bool>,
-    /// Checks by TLS: whether the certificate must be one that the Service's BackendTLSPolicy
-    /// allows. False: any certificate is good.
+    /// Checks by TLS: whether the certificate is verified, by the Service's BackendTLSPolicy or by
+    /// caCertificateRefs and serverName. False: any certificate is good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
+    /// Checks by TLS: the CA certificates that sign the endpoints' certificates, instead of those
+    /// of the Service's BackendTLSPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    pub ca_certificate_refs: Option<Vec<AuthorityRef>>,
+    /// Checks by TLS: the name to send, and the name that the certificate must have, instead of
+    /// those of the Service's BackendTLSPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
     /// Checks by TLS, http, sip: the name to ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,

@@ -39,6 +39,17 @@ pub struct BackendTarget {
     pub port: Option<i32>,
 }
 
+/// A ConfigMap or Secret with CA certificates under ca.crt, in the namespace of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuthorityRef {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Without it ConfigMap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    pub name: String,
+}
+
 /// The target of a BackendTLSPolicy or L4Policy, in the namespace of the policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -14,13 +14,12 @@ use crate::gateway::translate::places::at;
 use crate::gateway::translate::policy::{Policies, PolicyTarget, Unchecked};
 use crate::gateway::translate::routes::{Routed, Served, title};
 use crate::gateway::translate::settings::Settings;
-use crate::gateway::translate::values::{BackendValues, Fallback};
+use crate::gateway::translate::values::{BackendValues, Check, Fallback};
 use crate::gateway::translate::verdict::Fault;
 use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT};
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
-use crate::model::health_check::HealthCheck;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::model::source_limit::SourceLimit;
@@ -472,6 +471,7 @@ impl<'o> Pool<'o> {
             connect_attempts: values.connect_attempts.filter(|_| !udp).unwrap_or(CONNECT_ATTEMPTS),
             source: source.into_iter().map(|source| at(source, &name)).collect(),
             tls,
+            interface: None,
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
@@ -479,7 +479,7 @@ impl<'o> Pool<'o> {
             health_check: values
                 .health_check
                 .filter(|check| unchecked(check, udp, has_tls).is_none())
-                .map(|check| at(check, &name)),
+                .map(|check| at(check.asked, &name)),
             when_gone: WhenGone {
                 on_down: values.on_down.map(|asked| at(asked, &name)),
                 on_removed: values.on_removed.map(|asked| at(asked, &name)),
@@ -557,14 +557,23 @@ fn endpoint(found: &Found<'_>, values: &BackendValues, of: &str) -> Endpoint {
 }
 
 /// Why a policy's health check can't check a backend. The policy may be for many backends.
-fn unchecked(check: &HealthCheck, udp: bool, has_tls: bool) -> Option<&'static str> {
+fn unchecked(check: &Check, udp: bool, has_tls: bool) -> Option<&'static str> {
+    let Check { asked: check, lacks_ca } = check;
     if udp && check.port == 0 && !check.speaks_udp() {
         return Some("a check by TCP of a UDP port needs the field port");
     }
-    let unverified = check.verify && !has_tls && check.speaks_tls(has_tls);
-    unverified.then_some(
+    if !check.verify || !check.speaks_tls(has_tls) {
+        let message = "caCertificateRefs and serverName are for checks by TLS, and the check \
+                       speaks none; write tls: true";
+        let has_names = check.ca.is_some() || *lacks_ca || check.server_name.is_some();
+        return (check.verify && has_names).then_some(message);
+    }
+    if *lacks_ca {
+        return Some("none of the caCertificateRefs can be used");
+    }
+    (!has_tls && check.server_name.is_none()).then_some(
         "the check speaks TLS, and no BackendTLSPolicy applies that says which certificates are \
-         good; write verify: false to take any",
+         good; write caCertificateRefs and serverName, or verify: false to take any",
     )
 }
 

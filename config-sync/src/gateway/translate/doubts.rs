@@ -36,7 +36,7 @@ pub(crate) fn of(objects: &Objects, settings: &Settings, statuses: &[StatusOf]) 
     let mut index = Index::of(objects);
     index.external_names = settings.external_names;
     index.externals = x_backends::read_all(objects, &index);
-    let policies = Policies::of(objects, settings);
+    let policies = Policies::of(objects, settings, &index);
     let mut asked = Asked {
         objects,
         settings,

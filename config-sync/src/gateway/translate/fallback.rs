@@ -40,10 +40,10 @@ pub(super) fn words(fallback: Fallback<'_>) -> String {
     format!("{namespace}/{name}{port}")
 }
 
-/// Whether the references of a policy resolve. `None`: the policy has none.
-pub(super) fn resolved(object: &L4Policy, index: &Index<'_>) -> Option<Verdict> {
+/// Whether each of these backends of a policy is there.
+pub(super) fn resolved(object: &L4Policy, index: &Index<'_>) -> Vec<Verdict> {
     let namespace = key(object.meta()).0;
-    let listener = object.spec.listener.as_ref()?;
+    let Some(listener) = &object.spec.listener else { return Vec::new() };
     let given = [("notTls", &listener.not_tls), ("silent", &listener.silent)];
     let given = given.into_iter().filter_map(|(field, given)| Some((field, given.as_ref()?)));
     let verdicts = given.map(|(field, reference)| {
@@ -52,6 +52,5 @@ pub(super) fn resolved(object: &L4Policy, index: &Index<'_>) -> Option<Verdict> 
             .map(drop)
             .map_err(|why| Fault::new(why.reason, format!("listener.{field}: {}", why.message)))
     });
-    let verdicts: Vec<Verdict> = verdicts.collect();
-    (!verdicts.is_empty()).then(|| verdicts.into_iter().collect())
+    verdicts.collect()
 }

@@ -5,6 +5,7 @@ mod backend_tls;
 mod backends;
 mod build;
 mod certificates;
+mod checks;
 mod conflicts;
 pub(crate) mod doubts;
 mod fallback;
@@ -74,7 +75,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     index.now = settings.now;
     index.external_names = settings.external_names;
     index.externals = x_backends::read_all(objects, &index);
-    let policies = Policies::of(objects, settings);
+    let policies = Policies::of(objects, settings, &index);
     let backend_tls = BackendTls::of_all(objects, &index);
     let mut listeners = Listeners::of(objects, &index, settings);
     let mut routes = routes::routes(objects, &index, &mut listeners, settings);

@@ -17,6 +17,7 @@ use crate::gateway::objects::policy::{
 };
 use crate::gateway::objects::reference::{ParentRef, TargetRef};
 use crate::gateway::objects::{Objects, X_GROUP};
+use crate::gateway::translate::checks;
 use crate::gateway::translate::fallback;
 use crate::gateway::translate::index::{Index, key, seniority};
 use crate::gateway::translate::settings::Settings;
@@ -85,10 +86,10 @@ pub(super) struct PolicyTarget<'a> {
 }
 
 impl<'o> Policies<'o> {
-    pub(super) fn of(objects: &'o Objects, settings: &Settings) -> Self {
+    pub(super) fn of(objects: &'o Objects, settings: &Settings, index: &Index<'_>) -> Self {
         let mut all: Vec<_> = objects.policies.iter().map(Arc::as_ref).collect();
         all.sort_by(|a, b| seniority(&a.metadata).cmp(&seniority(&b.metadata)));
-        let policy = |object: &'o L4Policy| match read(object, settings) {
+        let policy = |object: &'o L4Policy| match read(object, settings, index) {
             Ok(values) => Policy { object, values, fault: None },
             Err(why) => Policy { object, values: kept_out(&object.spec), fault: Some(why) },
         };
@@ -203,7 +204,9 @@ impl<'o> Policies<'o> {
             ancestors.truncate(MAX_ANCESTORS);
             if !ancestors.is_empty() || policy.has_ours(controller) {
                 let in_force = in_force(unchecked.get(&at));
-                let resolved = fallback::resolved(policy.object, index);
+                let mut resolved = fallback::resolved(policy.object, index);
+                resolved.extend(checks::resolved(policy.object, index));
+                let resolved = (!resolved.is_empty()).then(|| resolved.into_iter().collect());
                 statuses.push(PolicyStatus {
                     object: policy.object,
                     ancestors,
@@ -331,7 +334,11 @@ impl Policy<'_> {
     }
 }
 
-fn read<'o>(object: &'o L4Policy, settings: &Settings) -> Result<Values<'o>, Fault> {
+fn read<'o>(
+    object: &'o L4Policy,
+    settings: &Settings,
+    index: &Index<'_>,
+) -> Result<Values<'o>, Fault> {
     let no_route = object.spec.target_refs.iter().find(|target| !is_route(&target.kind));
     if let (Some(target), Some(_)) = (no_route, &object.spec.route) {
         let message = format!("route: a {} is none; say it of a TCPRoute, say", target.kind);
@@ -354,7 +361,8 @@ fn read<'o>(object: &'o L4Policy, settings: &Settings) -> Result<Values<'o>, Fau
     let route = object.spec.route.as_ref();
     let route = route.map(read_route).transpose();
     let backend = object.spec.backend.as_ref();
-    let backend = backend.map(|given| read_backend(given, settings)).transpose();
+    let backend =
+        backend.map(|given| read_backend(given, settings, (namespace, index))).transpose();
     let invalid = |part: &'static str| {
         move |message: String| Fault::new("Invalid", format!("{part}.{message}"))
     };
@@ -462,10 +470,15 @@ fn text_range(field: &str, text: &str) -> Result<IpNet, String> {
     read_range(text).map_err(|message| format!("{field}: {message}"))
 }
 
-fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendValues, String> {
+fn read_backend(
+    given: &BackendSettings,
+    settings: &Settings,
+    (namespace, index): (&str, &Index<'_>),
+) -> Result<BackendValues, String> {
     let sockets = word(&[("connected", false), ("shared", true)]);
     let rest = duration_from(LEAST_UPSTREAM_REST);
     let queue_timeout = duration_from(LEAST_QUEUE_TIMEOUT);
+    let check = given.health_check.as_ref();
     let mut values = BackendValues {
         balance: text("balance", given.balance.as_ref(), word(&BALANCES))?,
         connect_timeout: text("connectTimeout", given.connect_timeout.as_ref(), duration)?,
@@ -483,7 +496,7 @@ fn read_backend(given: &BackendSettings, settings: &Settings) -> Result<BackendV
         queue: number("queue", given.queue, 0..=MOST_WAIT)?,
         queue_timeout: text("queueTimeout", given.queue_timeout.as_ref(), queue_timeout)?,
         endpoints: given.endpoints.as_deref().map(read_endpoints).transpose()?,
-        health_check: given.health_check.as_ref().map(tables::read_health_check).transpose()?,
+        health_check: check.map(|check| checks::read(check, namespace, index)).transpose()?,
         eject: given.eject.as_ref().map(tables::read_eject).transpose()?,
         on_down: text("onDown", given.on_down.as_ref(), word(&gone::WORDS))?,
         on_removed: text("onRemoved", given.on_removed.as_ref(), word(&gone::WORDS))?,

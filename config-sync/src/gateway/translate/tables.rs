@@ -19,9 +19,26 @@ static TABLES: Section =
     Section { name: "", keys: &[any("health_check"), any("eject"), any("limit_source")] };
 
 /// The backends are not known here, so whether they have TLS that verifies certificates is not
-/// looked at.
+/// looked at. The CA certificates that are named are not read, and the check names no file.
 pub(super) fn read_health_check(given: &HealthCheckSettings) -> Result<HealthCheck, String> {
-    read("health_check", given, |reader, table| health_check::read(reader, table, true))
+    let names_ca = given.ca_certificate_refs.as_ref().is_some_and(|refs| !refs.is_empty());
+    let given = HealthCheckSettings { ca_certificate_refs: None, ..given.clone() };
+    let given = OfFile { given, ca: names_ca.then_some(AUTHORITIES) };
+    let read =
+        read("health_check", &given, |reader, table| health_check::read(reader, table, true))?;
+    Ok(HealthCheck { ca: None, ..read })
+}
+
+/// The key of the file that stands for the field `AUTHORITIES`.
+const CA: &str = "ca";
+const AUTHORITIES: &str = "caCertificateRefs";
+
+#[derive(Serialize)]
+struct OfFile<'a> {
+    #[serde(flatten)]
+    given: HealthCheckSettings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<&'a str>,
 }
 
 pub(super) fn read_eject(given: &EjectSettings) -> Result<Eject, String> {
@@ -83,9 +100,14 @@ fn of_policy(message: &str) -> String {
     let (field, said) = message.split_once(": ").unwrap_or(("", message));
     let parts = said.split('`').enumerate().map(|(nth, part)| match nth % 2 {
         0 => part.to_owned(),
+        _ if part == CA => format!("`{AUTHORITIES}`"),
         _ => format!("`{}`", camel(part).replace(" = ", ": ")),
     });
-    format!("{}: {}", camel(field), parts.collect::<String>())
+    let field = match camel(field) {
+        field if field == "healthCheck.ca" => format!("healthCheck.{AUTHORITIES}"),
+        field => field,
+    };
+    format!("{field}: {}", parts.collect::<String>())
 }
 
 fn camel(keys: &str) -> String {
@@ -140,6 +162,20 @@ mod tests {
                              `sendHex`",
             ),
             ("{type: dns, query: a..b}", "healthCheck.query: \"a..b\" is no name"),
+            (
+                "{type: tls, verify: false, caCertificateRefs: [{name: ca}]}",
+                "healthCheck.caCertificateRefs: says which certificates are good, and with \
+                 `verify: false` all are",
+            ),
+            (
+                "{type: http, tls: false, caCertificateRefs: [{name: ca}]}",
+                "healthCheck.caCertificateRefs: is for checks by TLS",
+            ),
+            ("{type: redis, tls: true, serverName: a..b}", "healthCheck.serverName: "),
+            (
+                "{type: tcp, caCertificateRefs: [{name: ca}]}",
+                "healthCheck.caCertificateRefs: is for",
+            ),
             ("{interval: 1s, timeout: 2s, fall: 0}", "1000 ms; healthCheck.fall: must be"),
         ] {
             let said = check(yaml).expect_err(yaml);

@@ -77,7 +77,7 @@ pub(super) struct BackendValues {
     pub(super) queue: Option<u32>,
     pub(super) queue_timeout: Option<u32>,
     pub(super) endpoints: Option<Vec<EndpointRule>>,
-    pub(super) health_check: Option<HealthCheck>,
+    pub(super) health_check: Option<Check>,
     pub(super) eject: Option<Eject>,
     pub(super) on_down: Option<OnGone>,
     pub(super) on_removed: Option<OnGone>,
@@ -85,6 +85,13 @@ pub(super) struct BackendValues {
     pub(super) failback: Option<bool>,
     pub(super) slow_start: Option<u32>,
     pub(super) socket: SocketValues,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Check {
+    pub(super) asked: HealthCheck,
+    /// The policy names CA certificates, and none of them can be used.
+    pub(super) lacks_ca: bool,
 }
 
 /// Values for the endpoints that fit: those that have everything that the rule names.

@@ -75,6 +75,25 @@ impl Spoken {
     }
 }
 
+/// How the check's connection is closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Close {
+    /// A reset leaves no TIME_WAIT on either side, where each check would hold a port for a minute.
+    /// Everything was said, so nothing is lost.
+    Reset,
+    /// The endpoint has not ended yet, perhaps because the machine is busy. The endpoint may still
+    /// write, and would log that a reset came in the way.
+    End,
+}
+
+impl Close {
+    fn carry_out(self, stream: &TcpStream) {
+        if self == Self::Reset {
+            _ = stream.set_zero_linger();
+        }
+    }
+}
+
 /// A finding that ends the check early is the error.
 type Made = Result<Finding, Finding>;
 
@@ -95,12 +114,9 @@ impl Attempt<'_> {
         let (mut talk, mut said) = Talk::new(&plan.check, &facts);
         if plan.tls.is_none() || talk.begins_in_clear() {
             match self.speak(&mut stream, &mut talk, said).await {
-                Ok(Spoken::Secure(then)) => said = then,
-                found => {
-                    // A reset closes the connection. A reset leaves no TIME_WAIT on either side,
-                    // where each check would hold a port for a minute. Everything was said, so
-                    // nothing is lost.
-                    _ = stream.set_zero_linger();
+                (Ok(Spoken::Secure(then)), _) => said = then,
+                (found, close) => {
+                    close.carry_out(&stream);
                     return found?.finding();
                 }
             }
@@ -112,23 +128,24 @@ impl Attempt<'_> {
             Err(_) if facts.channel == Channel::Plain => return Ok(Finding::Good),
             secured => secured?,
         };
-        let mut found = match self.speak(&mut stream, &mut talk, said).await {
-            Ok(spoken) => spoken.finding(),
-            Err(bad) => Err(bad),
-        };
+        let (spoken, mut close) = self.speak(&mut stream, &mut talk, said).await;
+        let mut found = spoken.and_then(Spoken::finding);
         if plan.check.kind == Kind::Tls || plan.check.accepts_tls() {
             // With TLS 1.3 an endpoint refuses a certificate, or the lack of one, only after the
             // handshake has ended for Ringway.
             stream::say_goodbye(&mut stream);
             _ = stream.flush().await;
             let ended = timeout_at(self.soon(), stream::end_of(&mut stream)).await;
+            if ended.is_err() && plan.check.accepts_tls() {
+                close = Close::End;
+            }
             if let Ok(Err(error)) = ended
                 && facts.channel != Channel::Plain
             {
                 found = Err(self.bad("TLS with", &error));
             }
         }
-        _ = stream.get_ref().0.set_zero_linger();
+        close.carry_out(stream.get_ref().0);
         found
     }
 
@@ -139,6 +156,9 @@ impl Attempt<'_> {
             return Err(Finding::NotMade("a Unix socket takes no datagrams of a check".to_owned()));
         };
         let socket = UdpSocket::bind(self.local(address)).await.map_err(own)?;
+        if let Some(interface) = self.interface() {
+            socket.bind_device(Some(interface)).map_err(own)?;
+        }
         self.connected(socket.connect(address).await)?;
         let facts = self.facts(None, socket.local_addr())?;
         let (mut talk, said) = Talk::new(&plan.check, &facts);
@@ -207,6 +227,9 @@ impl Attempt<'_> {
                 let is_v4 = address.is_ipv4();
                 let socket = if is_v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
                 let socket = socket.map_err(own)?;
+                if let Some(interface) = self.interface() {
+                    socket.bind_device(Some(interface)).map_err(own)?;
+                }
                 if self.probe.source.is_some() {
                     socket.bind(self.local(address)).map_err(own)?;
                 }
@@ -227,6 +250,11 @@ impl Attempt<'_> {
         })
     }
 
+    /// The interface through which sessions go too.
+    fn interface(&self) -> Option<&[u8]> {
+        self.probe.plan.interface.as_deref().map(str::as_bytes)
+    }
+
     /// The address to bind before connecting to `remote`.
     fn local(&self, remote: SocketAddr) -> SocketAddr {
         let any = || match remote {
@@ -242,19 +270,25 @@ impl Attempt<'_> {
         stream: &mut S,
         talk: &mut Talk<'_>,
         said: Vec<u8>,
-    ) -> Result<Spoken, Finding> {
+    ) -> (Result<Spoken, Finding>, Close) {
         let spoken = self.until_the_verdict(stream, talk, said).await;
         let doing = talk.doing();
-        match (talk.farewell(), &spoken) {
+        let unended = match (talk.farewell(), &spoken) {
             (_, Ok(Spoken::Secure(_))) | (Farewell::Reset, _) | (Farewell::Wait, Err(_)) => {
-                return spoken;
+                return (spoken, Close::Reset);
             }
-            (Farewell::Wait, _) => {}
-            (Farewell::Say(bytes), _) => _ = self.say(doing, stream, bytes).await,
-            (Farewell::End, _) => _ = self.step(doing, stream.shutdown()).await,
-        }
-        _ = timeout_at(self.soon(), stream::end_of(stream)).await;
-        spoken
+            (Farewell::Wait, _) => Close::Reset,
+            (Farewell::Say(bytes), _) => {
+                _ = self.say(doing, stream, bytes).await;
+                Close::End
+            }
+            (Farewell::End, _) => {
+                _ = self.step(doing, stream.shutdown()).await;
+                Close::End
+            }
+        };
+        let ended = timeout_at(self.soon(), stream::end_of(stream)).await;
+        (spoken, if ended.is_ok() { Close::Reset } else { unended })
     }
 
     async fn until_the_verdict<S: AsyncRead + AsyncWrite + Unpin>(

@@ -105,6 +105,22 @@ async fn the_timeout_is_for_the_whole_check() {
     assert_eq!(late, format!("HTTP with {slow}: no answer within 100 ms"));
 }
 
+/// A server that a busy machine holds up writes its answer after the check was given up. A reset
+/// would make PostgreSQL log "could not send data to client".
+#[tokio::test]
+async fn a_check_that_is_given_up_does_not_reset_a_server_that_still_writes() {
+    let (listener, address) = listen().await;
+    let check = "health_check = { type = \"postgres\", user = \"me\", timeout = \"100ms\" }";
+    let made = tokio::spawn(async move { probe(address, check).make().await });
+    let (mut stream, _) = listener.accept().await.expect("it connects");
+    let mut asked = [0; 1_024];
+    assert!(stream.read(&mut asked).await.expect("a startup message") > 0);
+    let late = why(made.await.expect("a finding"));
+    assert!(late.ends_with("no answer within 100 ms"), "{late}");
+    stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.expect("no reset came");
+    assert_eq!(stream.read(&mut asked).await.expect("an end without a reset"), 0);
+}
+
 #[tokio::test]
 async fn an_answer_without_end_is_cut_off() {
     let line = "x".repeat(1_000);

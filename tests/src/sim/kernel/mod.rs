@@ -15,7 +15,7 @@ mod listen;
 mod ops;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
 use ringway::contract::{Event, Kind, SHARED_SOCKETS, Side, Token, Why};
@@ -58,6 +58,16 @@ pub(crate) struct Listening {
     pub(crate) received: VecDeque<(Datagram, Option<Pair>)>,
 }
 
+/// A session's attempt to connect to an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempted {
+    pub token: Token,
+    pub address: SocketAddr,
+    pub interface: u32,
+    /// The port that the session's client came to.
+    pub port: u16,
+}
+
 /// What will happen by itself.
 #[derive(Debug)]
 pub(crate) enum Pending {
@@ -94,8 +104,8 @@ pub struct Kernel {
     pub established: Vec<ConnId>,
     /// What the `Give`s that are to be carried out refer to.
     pub output: Vec<u8>,
-    /// Where connections were attempted to since this was last drained.
-    pub connects: Vec<SocketAddr>,
+    /// Attempts to connect since this was last drained.
+    pub connects: Vec<Attempted>,
     /// Datagrams that endpoints were sent, and how.
     pub sent_up: Vec<(Path, Datagram)>,
     /// Datagrams that clients were sent.
@@ -112,6 +122,8 @@ pub struct Kernel {
     pub(crate) incoming: BTreeMap<u32, (SocketId, ConnId)>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) sessions: BTreeMap<u32, Session>,
+    /// The client of every session so far, by the session's slot and generation.
+    pub adopted: BTreeMap<(u32, u32), ConnId>,
     /// The last generation that each slot had.
     pub(crate) generations: BTreeMap<(Kind, u32), u32>,
     pub(crate) endpoints: BTreeMap<SocketAddr, EndpointMode>,
@@ -123,7 +135,7 @@ pub struct Kernel {
     /// turn that was.
     pub(crate) no_ports: (u64, u64),
     /// How long each endpoint's sockets rest between two flows, microseconds.
-    pub rests: BTreeMap<SocketAddr, u64>,
+    pub rests: BTreeMap<IpAddr, u64>,
     /// The client of the last datagram from each source port to each endpoint, of sockets that are
     /// not shared.
     pub(crate) used: BTreeMap<(u32, SocketAddr), Use>,
@@ -134,7 +146,14 @@ pub struct Kernel {
     /// When each endpoint last refused something, microseconds.
     pub closed_ports: BTreeMap<SocketAddr, u64>,
     /// Endpoints that were sent more of a flow that they had refused.
-    pub fed: Vec<SocketAddr>,
+    pub fed: Vec<(SocketAddr, Exchange)>,
+    /// Endpoints of sockets that other flows were given since this was last drained, and the
+    /// interfaces of these sockets.
+    pub given: Vec<(SocketAddr, u32)>,
+    /// Flows that went on from one endpoint to another since this was last drained.
+    pub moves: Vec<(Exchange, SocketAddr, SocketAddr)>,
+    /// The endpoints of flows that are not known to be over.
+    pub(crate) homes: BTreeMap<Exchange, SocketAddr>,
     /// Upstream tokens with an `Open` that failed in this turn: ops pushed with it are void.
     pub(crate) open_failed: Vec<Token>,
     pub(crate) buffers: BTreeMap<u16, HeldBuffer>,
@@ -169,6 +188,7 @@ impl Kernel {
             incoming: BTreeMap::new(),
             conns: Vec::new(),
             sessions: BTreeMap::new(),
+            adopted: BTreeMap::new(),
             generations: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             pipes_used: 0,
@@ -181,6 +201,9 @@ impl Kernel {
             refused: BTreeMap::new(),
             closed_ports: BTreeMap::new(),
             fed: Vec::new(),
+            given: Vec::new(),
+            moves: Vec::new(),
+            homes: BTreeMap::new(),
             open_failed: Vec::new(),
             buffers: BTreeMap::new(),
             trains: Vec::new(),

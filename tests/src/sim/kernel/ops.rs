@@ -1,9 +1,10 @@
 //! What the kernel is asked for and what happens by itself, each given to the room that does it.
 
 use config_sync::table::routing::Transport;
-use ringway::contract::{Event, Kind, Op, Side, Stop, Token, Why};
+use ringway::contract::{Event, Kind, Op, Origin, Side, Stop, Token, Why};
 
 use crate::sim::coverage::Fault;
+use crate::sim::endpoints::place;
 use crate::sim::kernel::{Kernel, Pending, Turn, short};
 use crate::sim::tcp::session::Session;
 use crate::sim::udp::upstream::Upstream;
@@ -33,9 +34,10 @@ impl Kernel {
             Op::Mark { from, at_least } => self.mark(token, from, at_least),
             Op::Unpace { .. } => {}
             Op::Peek { at_least } => self.peek(token, at_least, turn),
-            Op::Connect { address, .. } => {
-                let address = address.ip().expect("simulated endpoints have IP addresses");
-                self.connect(token, address, turn);
+            Op::Connect { address, source, interface, .. } => {
+                let any = source == Origin::Any;
+                assert!(any || address.ip().is_some(), "a Unix socket, from {source:?}");
+                self.connect(token, (place(address), interface), turn);
             }
             Op::Abandon => self.abandon(token),
             Op::Move { from, mode, budget, to_eof } => {
@@ -50,7 +52,9 @@ impl Kernel {
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),
-            Op::Open { address, .. } => self.open(token, Some(address), turn),
+            Op::Open { address, interface, .. } => {
+                self.open(token, Some((address, interface)), turn);
+            }
             Op::OpenShared { ipv4 } => {
                 assert!(ipv4, "there are no IPv6 endpoints here");
                 self.open(token, None, turn);

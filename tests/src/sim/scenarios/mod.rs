@@ -10,8 +10,8 @@ use ringway::stats::records::CloseReason as R;
 
 use self::play::Begins::Plain;
 use self::play::Step::{
-    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, Hears, Logs, LogsReason, Reset, Sends,
-    Served, Unlisten,
+    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, Hears, IsRefused, Logs, LogsReason, Reset,
+    Sends, Served, Unlisten,
 };
 use self::play::{Peer, Scenario};
 use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
@@ -526,5 +526,45 @@ const SCENARIOS: &[Scenario] = &[
         name: "a datagram for a backend without endpoints",
         setup: Setup { endpoints: &[], ..UDP },
         steps: &[Asks(0, 10), Logs(R::NoEndpoint)],
+    },
+    Scenario {
+        name: "the first backend's port is closed, the route's second backend hears the flow",
+        setup: Setup {
+            endpoints: &[Serves::Refuses, Serves::Accepts],
+            passes_on: true,
+            flow_timeout: 1_000,
+            ..UDP
+        },
+        steps: &[
+            Asks(0, 10),
+            IsRefused(0, 1),
+            Asks(0, 20),
+            Hears(S, 20),
+            Answers(0, 30),
+            Hears(C, 30),
+            Asks(0, 40),
+            Hears(S, 40),
+            Answers(0, 50),
+            Hears(C, 50),
+            Logs(R::FlowTimeout),
+        ],
+    },
+    Scenario {
+        name: "the ports of all backends of the route are closed",
+        setup: Setup {
+            endpoints: &[Serves::Refuses, Serves::Refuses],
+            passes_on: true,
+            flow_timeout: 1_000,
+            ..UDP
+        },
+        steps: &[
+            Asks(0, 10),
+            IsRefused(0, 1),
+            Asks(0, 20),
+            IsRefused(1, 1),
+            Asks(0, 30),
+            IsRefused(1, 2),
+            Logs(R::FlowTimeout),
+        ],
     },
 ];

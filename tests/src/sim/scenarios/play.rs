@@ -8,8 +8,8 @@ use crate::hello::{client_hello, offering};
 use crate::sim::scenarios::setup::Setup;
 
 use self::Step::{
-    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, GetsHello, Hears, Logs, LogsReason, Reset,
-    Sends, SendsHello, Served, Unlisten,
+    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, GetsHello, Hears, IsRefused, Logs,
+    LogsReason, Reset, Sends, SendsHello, Served, Unlisten,
 };
 
 pub struct Scenario {
@@ -66,6 +66,8 @@ pub enum Step {
     Asks(u8, u32),
     Hears(Peer, u32),
     Answers(u8, u32),
+    /// The gateway knows of so many refusals of this endpoint, by its place in the setup.
+    IsRefused(u32, u64),
 }
 
 /// Bytes of one message of an exchange.
@@ -88,6 +90,7 @@ pub trait Stage {
     /// The size of the next datagram.
     fn hears(&mut self, peer: Peer) -> u32;
     fn answers(&mut self, client: u8, bytes: u32);
+    fn is_refused(&mut self, endpoint: u32, times: u64);
 }
 
 /// Plays a scenario; returns what was seen, a line each.
@@ -145,6 +148,7 @@ pub fn play(scenario: &Scenario, stage: &mut impl Stage) -> String {
                 see(&mut trace, peer, u64::from(heard), "bytes in a datagram");
             }
             Answers(client, bytes) => stage.answers(client, bytes),
+            IsRefused(endpoint, times) => stage.is_refused(endpoint, times),
         }
     }
     trace

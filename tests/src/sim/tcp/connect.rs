@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use ringway::contract::{Event, Side, Token, Why};
 
 use crate::sim::coverage::{Fault, State};
-use crate::sim::kernel::{Kernel, Pending, Turn};
+use crate::sim::kernel::{Attempted, Kernel, Pending, Turn};
 use crate::sim::tcp::conn::EndpointMode;
 use crate::sim::tcp::session::Attempt;
 
@@ -13,7 +13,12 @@ use crate::sim::tcp::session::Attempt;
 const SYN_GIVEN_UP: u64 = 127_000_000;
 
 impl Kernel {
-    pub(crate) fn connect(&mut self, token: Token, address: SocketAddr, turn: &mut Turn) {
+    pub(crate) fn connect(
+        &mut self,
+        token: Token,
+        (address, interface): (SocketAddr, u32),
+        turn: &mut Turn,
+    ) {
         self.attempts += 1;
         let (number, now) = (self.attempts, self.now);
         let session = self.live(token);
@@ -22,7 +27,9 @@ impl Kernel {
         assert!(!session.abandoning, "Connect before the ConnectFailed of an Abandon");
         session.connecting = Some(Attempt { number, began: now, address, established: None });
         session.answered = None;
-        self.connects.push(address);
+        let client = session.client;
+        let port = self.conns[client.0].local.port();
+        self.connects.push(Attempted { token, address, interface, port });
         if self.rng.per_mille(self.faults.no_local) {
             let (why, fault) = self.rng.pick(&[
                 (Why::NoPorts, Fault::NoPorts),

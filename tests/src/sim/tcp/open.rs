@@ -84,6 +84,7 @@ impl Kernel {
                 closing: false,
             },
         );
+        self.adopted.insert((token.slot, token.generation), client);
         self.conns[client.0].owner = Some(token);
         self.arm(client);
     }

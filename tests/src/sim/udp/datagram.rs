@@ -31,7 +31,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn source(&self) -> SocketAddr {
+    pub fn source(&self) -> SocketAddr {
         self.says.unwrap_or(self.client)
     }
 }

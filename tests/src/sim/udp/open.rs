@@ -11,7 +11,8 @@ use crate::sim::udp::upstream::Upstream;
 
 impl Kernel {
     /// Without an address: a shared socket.
-    pub(crate) fn open(&mut self, token: Token, address: Option<SocketAddr>, turn: &mut Turn) {
+    pub(crate) fn open(&mut self, token: Token, to: Option<(SocketAddr, u32)>, turn: &mut Turn) {
+        let (address, interface) = (to.map(|to| to.0), to.map_or(0, |to| to.1));
         assert_eq!(token.kind, Kind::Upstream);
         assert!(!self.upstreams.contains_key(&token.slot), "Open into a slot that is in use");
         assert!(token.slot < self.limits.flows + SHARED_SOCKETS, "a slot beyond the limit");
@@ -35,6 +36,7 @@ impl Kernel {
             return;
         }
         self.use_slot(token);
+        self.given.extend(to);
         self.open_failed.retain(|failed| *failed != token);
         let port = self.rng.pick(&free);
         self.upstreams.insert(
@@ -43,6 +45,8 @@ impl Kernel {
                 token,
                 port,
                 address,
+                interface,
+                used: false,
                 serves: None,
                 pairs: BTreeMap::new(),
                 armed: false,

@@ -57,6 +57,9 @@ impl Kernel {
 
     /// The flow of this exchange is over: its upstream socket rests from now on.
     pub fn flow_is_over(&mut self, client: SocketAddr) {
+        // The next flow of the client may begin anywhere.
+        self.homes.retain(|exchange, _| exchange.source() != client);
+        self.moves.retain(|(exchange, ..)| exchange.source() != client);
         for upstream in self.upstreams.values_mut() {
             if upstream.serves.is_some_and(|e| e.source() == client) {
                 upstream.serves = None;

@@ -22,11 +22,17 @@ impl Kernel {
         }
         let upstream = self.upstream(token);
         let exchange = datagram.exchange;
-        upstream.serves = Some(exchange);
+        let before = upstream.serves.replace(exchange);
         let endpoint = upstream.address.expect("SendUp on a shared socket");
-        let path = Path { port: upstream.port, endpoint, local: None };
+        let (port, interface) = (upstream.port, upstream.interface);
+        let is_new = !std::mem::replace(&mut upstream.used, true);
+        // A new socket's first datagram may be late: its client may have sent too many before.
+        if before != Some(exchange) && !is_new {
+            self.given.push((endpoint, interface));
+        }
+        let path = Path { port, endpoint, local: None };
         if self.refused.remove(&token).is_some_and(|turn| turn < self.turn) {
-            self.fed.push(endpoint);
+            self.fed.push((endpoint, exchange));
         }
         let used = Use { slot: token.slot, exchange, ended: None };
         if let Some(before) = self.used.insert((path.port, endpoint), used) {
@@ -63,7 +69,7 @@ impl Kernel {
     }
 
     fn rest_of(&self, endpoint: SocketAddr) -> u64 {
-        self.rests.get(&endpoint).copied().unwrap_or(0)
+        self.rests.get(&endpoint.ip()).copied().unwrap_or(0)
     }
 
     /// What is sent to an endpoint of a buffer, which is given back with its last part.
@@ -130,6 +136,10 @@ impl Kernel {
             && used.exchange == datagram.exchange
         {
             used.ended.get_or_insert(self.now);
+        }
+        let before = self.homes.insert(datagram.exchange, path.endpoint);
+        if let Some(before) = before.filter(|before| *before != path.endpoint) {
+            self.moves.push((datagram.exchange, before, path.endpoint));
         }
         let carried = Some(datagram.exchange);
         for left in self.upstreams.values_mut() {

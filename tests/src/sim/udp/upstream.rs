@@ -15,6 +15,9 @@ pub struct Upstream {
     pub port: u32,
     /// `None`: shared, for all endpoints of its IP version.
     pub(super) address: Option<SocketAddr>,
+    pub(super) interface: u32,
+    /// It has carried a datagram.
+    pub(super) used: bool,
     /// The client of its last datagram; `None` until the first, and after that flow's end.
     pub(super) serves: Option<Exchange>,
     /// The same of a shared one.

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use config_sync::table::load::NO_LIMIT;
-use config_sync::table::routing::{Backend, Protocol, SocketId, Transport};
+use config_sync::table::address::UNIX_CLIENT;
+use config_sync::table::routing::{Endpoint, Protocol, SocketId, Transport};
 
 use super::peer::Peer;
 use super::{Action, Next, World};
-use crate::hello::client_hello;
-use crate::sim::model::address_of;
+use crate::hello::offering;
+use crate::sim::endpoints::{endpoint_at, places};
+use crate::sim::protocols::PROTOCOL;
 use crate::sim::proxied::{Proxied, some_header};
 use crate::sim::tcp::conn::EndpointMode;
 use crate::sim::udp::datagram::{Datagram, Exchange, Path};
@@ -16,6 +17,9 @@ use crate::sim::udp::datagram::{Datagram, Exchange, Path};
 /// Replies come so much earlier than a socket that rests from now on serves another flow,
 /// microseconds: more than the kernel's own delays.
 const EARLIER: u64 = 50_000;
+
+/// What clients offer that do not want the route of `PROTOCOL`, and what those that do.
+const OFFERS: [&[&str]; 3] = [&["x"], &[PROTOCOL], &["x", PROTOCOL, "y"]];
 
 impl World {
     pub(super) fn act(&mut self) {
@@ -83,7 +87,7 @@ impl World {
             Action::ChangeEndpoint => {
                 let all: Vec<_> = self.model.endpoints().collect();
                 let (_, endpoint) = self.rng.pick(&all);
-                self.change_endpoint(address_of(&endpoint));
+                self.change_endpoint(&endpoint);
                 let delay = self.rng.scale(100, 1_000_000);
                 self.after(delay, Action::ChangeEndpoint);
             }
@@ -96,7 +100,7 @@ impl World {
         self.after(delay, Action::Peer(self.peers.len() - 1));
     }
 
-    pub(super) fn change_endpoint(&mut self, address: SocketAddr) {
+    pub(super) fn change_endpoint(&mut self, endpoint: &Endpoint) {
         let mode = match self.rng.below(10) {
             0..6 => EndpointMode::Accepts,
             6 => EndpointMode::AcceptsAfter(self.rng.scale(1_000, 3_000_000)),
@@ -104,7 +108,9 @@ impl World {
             8 => EndpointMode::Silent,
             _ => EndpointMode::Unreachable,
         };
-        self.kernel.set_endpoint(address, mode);
+        for place in places(endpoint, &self.model.ports()) {
+            self.kernel.set_endpoint(place, mode);
+        }
     }
 
     /// A socket of this transport, listening or leaving or gone.
@@ -121,26 +127,30 @@ impl World {
     }
 
     fn new_client(&mut self) {
-        let (socket, protocol, _) = self.some_socket(Transport::Tcp);
-        let address = self.next_client();
+        let (socket, protocol, ip) = self.some_socket(Transport::Tcp);
+        let client = self.next_client();
+        let address = if ip == UNIX_CLIENT.ip() { UNIX_CLIENT } else { client };
         let mut prefix = Vec::new();
         let mut proxied = Proxied::default();
         if self.model.believes(socket, address.ip()) {
             // Clients of a proxy in front have other addresses than all that come by themselves.
-            let IpAddr::V4(ip) = address.ip() else { unreachable!("clients have IPv4 addresses") };
+            let IpAddr::V4(ip) = client.ip() else { unreachable!("clients have IPv4 addresses") };
             let [_, _, high, low] = ip.octets();
-            let source = SocketAddr::from(([100, 64, high, low], address.port()));
+            let source = SocketAddr::from(([100, 64, high, low], client.port()));
             (prefix, proxied) = some_header(&mut self.rng, source);
         }
         let silent = protocol == Protocol::Tls && self.rng.per_mille(100);
+        let mut offers = false;
         if protocol == Protocol::Tls && !silent {
-            prefix.extend(self.some_hello());
+            let (hello, names_it) = self.some_hello();
+            prefix.extend(hello);
+            offers = names_it;
         }
         let window = self.rng.scale(4_096, 4 << 20);
         let len = prefix.len() as u64;
         let conn = self.kernel.peer_connect(socket, address, prefix, window);
         self.kernel.conn_mut(conn).proxied = proxied;
-        self.check.client_connects(address, conn);
+        self.check.client_connects(address, conn, offers);
         let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, len);
         if silent {
             peer.says_nothing(len);
@@ -151,18 +161,23 @@ impl World {
         self.join(peer);
     }
 
-    fn some_hello(&mut self) -> Vec<u8> {
+    /// A hello, and whether it offers `PROTOCOL`.
+    fn some_hello(&mut self) -> (Vec<u8>, bool) {
         let names = [Some("a.test"), Some("x.b.test"), Some("y.x.b.test"), Some("none.test"), None];
         let name = self.rng.pick(&names);
         let padding = self.rng.scale(1, 2_000) as u16;
         let fragment = self.rng.scale(16, 4_096) as usize;
-        let mut hello = client_hello(name, padding, fragment);
-        match self.rng.below(20) {
+        let fault = self.rng.below(20);
+        // What follows a hello that is cut off is read as a part of it.
+        let offers = fault > 1 && self.rng.per_mille(400);
+        let offered = if offers { self.rng.pick(&OFFERS[1..]) } else { OFFERS[0] };
+        let mut hello = offering(offered, name, padding, fragment);
+        match fault {
             0 => hello[0] = b'G',
             1 => hello.truncate(self.rng.below(hello.len() as u64) as usize),
             _ => {}
         }
-        hello
+        (hello, offers)
     }
 
     fn new_exchange(&mut self) {
@@ -187,7 +202,9 @@ impl World {
 
     pub(super) fn endpoint_hears(&mut self, path: Path, datagram: Datagram) {
         let address = path.endpoint;
-        let present = self.present.get(&address).copied().unwrap_or(0);
+        let id = endpoint_at(address);
+        self.check_place(id, address, self.model.port(datagram.exchange.socket));
+        let present = self.present.get(&id).copied().unwrap_or(0);
         let lame_duck = u64::from(self.model.lame_duck) * 1_000;
         // Leaving sockets keep their flows where they are; one may have come back in this turn.
         let socket = datagram.exchange.socket;
@@ -229,34 +246,8 @@ impl World {
         self.after(delay, Action::Reply(path, datagram));
     }
 
-    /// A flow goes on at an endpoint that has refused it: there is no other to go to.
-    pub(super) fn check_fed(&self, endpoint: SocketAddr) {
-        let gauges = self.counters.upstreams.get() + self.counters.pairs.get();
-        // Without a socket for it, it can't go.
-        let room = gauges + 8 < u64::from(self.model.limits.flows)
-            && self.kernel.now >= self.kernel.no_ports.0 + 100_000;
-        let Some(table) = self.settled.as_ref().filter(|_| room) else { return };
-        let has =
-            |backend: &&Backend| backend.endpoints.iter().any(|of| address_of(of) == endpoint);
-        // Nor can it where addresses of its own may be short.
-        let backend = table.backends.iter().find(has).filter(|backend| !backend.shared_sockets);
-        let Some(backend) = backend else { return };
-        // Nor can it while the others have all the sessions that they take.
-        if backend.loads.iter().flatten().any(|load| load.most != NO_LIMIT) {
-            return;
-        }
-        let recent = |address: &SocketAddr| {
-            let closed = self.kernel.closed_ports.get(address);
-            closed.is_some_and(|at| self.kernel.now < at + 5_000_000)
-        };
-        for other in backend.endpoints.iter().map(address_of) {
-            let is_open = other != endpoint && !recent(&other);
-            assert!(!is_open, "a flow stays at {endpoint}, whose port is closed; {other}'s is not");
-        }
-    }
-
     /// How late an endpoint answers at the most, microseconds.
     fn lateness(&self, endpoint: SocketAddr) -> u64 {
-        self.kernel.rests[&endpoint] - EARLIER
+        self.kernel.rests[&endpoint.ip()] - EARLIER
     }
 }

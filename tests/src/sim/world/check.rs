@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::AddAssign as _;
 use std::sync::Arc;
 
+use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::request::Of;
 use config_sync::table::routing::{
     Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RouteId,
@@ -17,8 +18,10 @@ use ringway::stats::records::{Entry, Reply};
 use ringway::wire::proxy_header::read::{Header, read};
 
 use crate::sim::coverage::Fault;
+use crate::sim::endpoints::backend_of;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::{FIRST_FALLBACK, backend_of};
+use crate::sim::model::{FIRST_ALPN, FIRST_FALLBACK};
+use crate::sim::protocols::value_for;
 use crate::sim::tcp::conn::{Conn, ConnId};
 use crate::sim::world::asked::Asked;
 
@@ -35,8 +38,10 @@ pub struct Check {
     tables: Vec<Arc<RoutingTable>>,
     applied: usize,
     clients: BTreeMap<SocketAddr, ConnId>,
-    /// When their sessions ended.
-    logged: BTreeMap<SocketAddr, u64>,
+    /// Clients that offer `PROTOCOL`.
+    offers: BTreeSet<ConnId>,
+    /// When clients' sessions ended.
+    logged: BTreeMap<ConnId, u64>,
     /// Sessions that are checked once everything is over.
     ended: Vec<(CloseReason, ConnId, ConnId)>,
     sums: BTreeMap<ListenerId, Sums>,
@@ -81,6 +86,7 @@ impl Check {
             tables: vec![],
             applied: 0,
             clients: BTreeMap::new(),
+            offers: BTreeSet::new(),
             logged: BTreeMap::new(),
             ended: Vec::new(),
             sums: BTreeMap::new(),
@@ -94,8 +100,24 @@ impl Check {
         }
     }
 
-    pub fn client_connects(&mut self, address: SocketAddr, conn: ConnId) {
-        self.clients.insert(address, conn);
+    pub fn client_connects(&mut self, address: SocketAddr, conn: ConnId, offers: bool) {
+        if address != UNIX_CLIENT {
+            self.clients.insert(address, conn);
+        }
+        if offers {
+            self.offers.insert(conn);
+        }
+    }
+
+    /// The client of a session. Clients of Unix sockets have no addresses, so their sessions'
+    /// handles tell them apart. `None`: such a client was turned away before it had a session.
+    fn client_of(&self, record: &SessionRecord, kernel: &Kernel) -> Option<ConnId> {
+        let peer = record.peer.unwrap_or(record.client);
+        if peer != UNIX_CLIENT {
+            return Some(*self.clients.get(&peer).expect("a client that connected"));
+        }
+        let handle = record.handle?;
+        Some(*kernel.adopted.get(&(handle.slot, handle.generation)).expect("an adopted client"))
     }
 
     pub fn table_applied(&mut self, table: &Arc<RoutingTable>) {
@@ -141,7 +163,7 @@ impl Check {
                     self.unlistened.push(id);
                 }
                 Record::Reply(reply) => {
-                    self.check_listed(&reply);
+                    self.check_listed(&reply, kernel);
                     let all_logged = self.refused_lines < ALL_LOGGED;
                     self.page = self.asked.replied(&reply, kernel.now, all_logged);
                 }
@@ -151,12 +173,11 @@ impl Check {
 
     /// Every session that is listed has a client that connected, and that had no end in the log
     /// when the worker looked.
-    fn check_listed(&self, reply: &Reply) {
+    fn check_listed(&self, reply: &Reply, kernel: &Kernel) {
         let sessions = reply.entries.iter().filter(|entry| entry.handle.of == Of::Sessions);
         for Entry { record, .. } in sessions {
-            let peer = record.peer.unwrap_or(record.client);
-            assert!(self.clients.contains_key(&peer), "nobody's session: {record:?}");
-            let ended = self.logged.get(&peer);
+            let client = self.client_of(record, kernel).expect("a session has a handle");
+            let ended = self.logged.get(&client);
             assert!(ended.is_none_or(|ended| record.closed <= *ended), "it had ended: {record:?}");
         }
     }
@@ -195,7 +216,7 @@ impl Check {
             self.session_closed(record, reason, kernel);
         }
         self.check_gone(record, reason);
-        self.check_source(record, reason);
+        self.check_source(record, reason, kernel);
         if let Some(route) = record.route {
             let sums = self.by_route.entry(route).or_default();
             if record.refused { &mut sums.refused } else { &mut sums.closed }.add_assign(1);
@@ -244,7 +265,7 @@ impl Check {
     }
 
     /// Whom a listener denies does not come in, and who comes in has the route of its source.
-    fn check_source(&self, record: &SessionRecord, reason: CloseReason) {
+    fn check_source(&self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
         let client = record.client.ip();
         let listeners = || {
             let all = self.tables.iter().flat_map(|t| t.listeners.iter().map(move |l| (t, l)));
@@ -260,14 +281,17 @@ impl Check {
         }
         self.check_proxies(record, reason);
         if let Some(route) = record.route {
+            let offers = record.protocol == Protocol::Tls
+                && self.client_of(record, kernel).is_some_and(|of| self.offers.contains(&of));
             let is_its = |(table, listener): (&Arc<RoutingTable>, &Listener)| {
-                let found = listener.routes.any().and_then(|found| listener.route(found, client));
+                let found = value_for(listener, offers);
+                let found = found.and_then(|found| listener.route(found, client));
                 found.is_some_and(|at| table.routes[at].id == route)
             };
-            let falls_back = route.0 >= FIRST_FALLBACK;
+            let falls_back = (FIRST_FALLBACK..FIRST_ALPN).contains(&route.0);
             assert!(
                 if falls_back { self.falls_back(record) } else { listeners().any(is_its) },
-                "not the route of its source: {record:?}"
+                "not the route of its source and protocols: {record:?}"
             );
             let admits = |(_, listener): (_, &Listener)| admits(listener);
             assert!(listeners().any(admits), "a client that was always denied: {record:?}");
@@ -301,9 +325,11 @@ impl Check {
 
     fn session_closed(&mut self, record: &SessionRecord, reason: CloseReason, kernel: &Kernel) {
         let peer = record.peer.unwrap_or(record.client);
-        let before = self.logged.insert(peer, record.closed);
+        let Some(id) = self.client_of(record, kernel) else {
+            return assert!(record.refused, "a session without a handle: {record:?}");
+        };
+        let before = self.logged.insert(id, record.closed);
         assert!(before.is_none(), "a session is logged twice: {record:?}");
-        let id = *self.clients.get(&peer).expect("a client that connected");
         let client = kernel.conn(id);
         check_client(client, peer, record, reason);
         if reason == CloseReason::SessionLimit {
@@ -322,7 +348,8 @@ impl Check {
         let endpoint = kernel.conn(partner);
         // What streams carried in the turn in which it was closed may not be in the log.
         if let Some(introduced) = endpoint.proxied.introduced() {
-            assert_eq!(introduced, record.client, "an endpoint was told of another client");
+            let named = Some(record.client).filter(|client| *client != UNIX_CLIENT);
+            assert_eq!(introduced, named, "an endpoint was told of another client");
         }
         for (logged, conn) in [(record.bytes_up, endpoint), (record.bytes_down, client)] {
             let took = conn.outbound.written - conn.proxied.told();

@@ -6,27 +6,31 @@ mod ask;
 mod asked;
 mod check;
 mod peer;
+mod reached;
 mod tables;
+mod tried;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::routing::{Drain, RoutingTable, SocketId};
+use config_sync::table::routing::{Drain, EndpointId, RoutingTable, SocketId};
 use ringway::contract::{Op, Token};
 use ringway::proxy::Proxy;
 use ringway::proxy::table_queue::TableQueue;
 use ringway::stats::counters::Counters;
 
 use crate::sim::coverage::{Coverage, Fault};
+use crate::sim::endpoints::endpoint_at;
 use crate::sim::kernel::faults::Faults;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::{Model, ModelBackend, address_of};
+use crate::sim::model::{Model, ModelBackend};
 use crate::sim::rng::Rng;
 use crate::sim::udp::datagram::{Datagram, Path};
 use crate::sim::world::check::Check;
 use crate::sim::world::peer::Peer;
+use crate::sim::world::tried::Tried;
 
 /// What a run has seen.
 #[derive(Debug)]
@@ -79,7 +83,8 @@ struct World {
     /// What the tables hand over and ask for.
     tables: TableQueue<SocketAddr>,
     /// When an endpoint was last in a table; `u64::MAX`: it is in the one in force.
-    present: BTreeMap<SocketAddr, u64>,
+    present: BTreeMap<EndpointId, u64>,
+    tried: Tried,
     habits: Habits,
     turn: Turn,
     ops: Vec<(Token, Op)>,
@@ -159,6 +164,7 @@ impl World {
             next_table: None,
             tables: TableQueue::default(),
             present: BTreeMap::new(),
+            tried: Tried::default(),
             habits,
             turn: Turn::default(),
             ops: Vec::new(),
@@ -167,12 +173,12 @@ impl World {
             quiet: false,
         };
         for (_, endpoint) in world.model.endpoints().collect::<Vec<_>>() {
-            world.change_endpoint(address_of(&endpoint));
+            world.change_endpoint(&endpoint);
         }
         for backend in &world.model.backends {
             let rest = 1_000 * u64::from(backend.upstream_rest);
-            let endpoints = backend.endpoints.iter().map(|(_, endpoint)| address_of(endpoint));
-            world.kernel.rests.extend(endpoints.map(|address| (address, rest)));
+            let endpoints = backend.endpoints.iter().filter_map(|(_, of)| of.address.ip());
+            world.kernel.rests.extend(endpoints.map(|ip| (ip, rest)));
         }
         if world.rng.per_mille(300) {
             world.kernel.ports = world.rng.scale(2, u64::from(world.kernel.ports)) as u32;
@@ -313,15 +319,17 @@ impl World {
 
     /// What the kernel has for the peers.
     fn after_turn(&mut self) {
-        for address in std::mem::take(&mut self.kernel.connects) {
+        for attempted in std::mem::take(&mut self.kernel.connects) {
+            let address = attempted.address;
             // A table applied in this turn came after the attempts of its events; what is still
             // accepted after the last table is routed by the one before.
-            let last = self.present.get(&address).copied().unwrap_or(0);
+            let last = self.present.get(&endpoint_at(address)).copied().unwrap_or(0);
             assert!(
                 self.quiet || last >= self.kernel.now,
                 "connects to {address}, which left the table {} us ago",
                 self.kernel.now - last
             );
+            self.check_attempt(&attempted);
         }
         for conn in std::mem::take(&mut self.kernel.established) {
             let mut peer = Peer::random(&mut self.rng, conn, self.kernel.now, 0);
@@ -336,8 +344,14 @@ impl World {
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
             self.endpoint_hears(path, datagram);
         }
-        for endpoint in std::mem::take(&mut self.kernel.fed) {
-            self.check_fed(endpoint);
+        for (endpoint, exchange) in std::mem::take(&mut self.kernel.fed) {
+            self.check_fed(endpoint, exchange);
+        }
+        for (endpoint, interface) in std::mem::take(&mut self.kernel.given) {
+            self.check_interface(endpoint_at(endpoint), interface);
+        }
+        for (exchange, from, to) in std::mem::take(&mut self.kernel.moves) {
+            self.check_move(exchange, from, to);
         }
         self.check.replies += self.kernel.sent_down.drain(..).count() as u64;
     }

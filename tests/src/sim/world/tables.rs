@@ -8,7 +8,6 @@ use config_sync::table::routing::{RoutingTable, SocketId};
 
 use super::{Next, World};
 use crate::sim::coverage::Fault;
-use crate::sim::model::address_of;
 
 impl World {
     /// Compiles the configuration as it stands, takes sockets over, and applies the table.
@@ -55,7 +54,7 @@ impl World {
             *last = now;
         }
         for endpoint in table.backends.iter().flat_map(|backend| &backend.endpoints) {
-            self.present.insert(address_of(endpoint), u64::MAX);
+            self.present.insert(endpoint.id, u64::MAX);
         }
         // A copy: at the end it is checked that nobody holds a table any more.
         self.latest = Some(Arc::new((*table).clone()));
