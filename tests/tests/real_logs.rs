@@ -36,6 +36,30 @@ fn a_renamed_log_is_opened_again_by_command() {
 }
 
 #[test]
+fn reload_says_what_became_of_the_configuration() {
+    let server = Server::tcp(echo);
+    let (first, second) = (free_address(), free_address());
+    let config = |address| {
+        listener("web", "TCP", address, "")
+            + &route("web", "web", &[("web", 1)], "")
+            + &backend("web", [server.address], "")
+    };
+    let gateway = Launch::default().socket().start(&config(first));
+    let before = gateway.asks(&["reload"])["generation"].as_u64().expect("a number");
+    gateway.write(&config(second));
+    let after = gateway.asks(&["reload"])["generation"].as_u64().expect("a number");
+    assert!(after >= before, "{before}, then {after}");
+    exchange(second, b"after the reload").expect("an echo");
+
+    gateway.write(&(config(first) + "colour = 1\n"));
+    let refused = gateway.verb(&["reload"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("colour: unknown key"), "{said}");
+    exchange(second, b"the one before stays").expect("an echo");
+}
+
+#[test]
 fn the_access_log_goes_to_syslog_and_is_sampled() {
     let folder = Folder::new();
     let daemon = UnixDatagram::bind(folder.file("log")).expect("a socket");

@@ -389,7 +389,7 @@ impl Question {
             6 if !tcp => self.message(0x8380, 0, &[]),
             _ => Vec::new(),
         };
-        let announced = if nth % 2 == 0 { u16::MAX } else { 1 };
+        let announced = if nth.is_multiple_of(2) { u16::MAX } else { 1 };
         if tcp { [&announced.to_be_bytes()[..], &message].concat() } else { message }
     }
 }

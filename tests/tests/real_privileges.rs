@@ -7,9 +7,7 @@ use std::process::Command;
 
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, binary, connect, echo, exchange, free_address, wait_until,
-};
+use ringway_tests::real::{Folder, Gateway, Launch, Server, binary, echo, exchange, free_address};
 
 /// Lets any user write the access log and read the configuration.
 const OPENED: &[&str] = &["sh", "-c", r#"chmod 777 "$(dirname "$3")"; exec "$0" "$@""#];
@@ -43,7 +41,7 @@ fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
     let user = "user = \"nobody\"\n".to_owned();
     let first = user + &forward("first", low(81), &server);
     let gateway = Launch::default().socket().under(OPENED).start(&first);
-    assert_eq!(exchange(connect(low(81)), b"as nobody"), b"as nobody");
+    assert_eq!(exchange(low(81), b"as nobody").expect("an echo"), b"as nobody");
 
     let nobody = "65534\t65534\t65534\t65534";
     assert_eq!(of_threads(&gateway, "Uid:"), [nobody]);
@@ -66,7 +64,7 @@ fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
     // A reload may bring another low port, and the verbs work.
     let second = first.clone() + &forward("second", low(82), &server);
     gateway.reload(&second);
-    assert_eq!(exchange(connect(low(82)), b"again"), b"again");
+    assert_eq!(exchange(low(82), b"again").expect("an echo"), b"again");
     assert_eq!(gateway.asks(&["status"])["pid"], gateway.pid());
     assert!(gateway.metrics().value("process_open_fds", &[]) > 0);
 }

@@ -160,7 +160,7 @@ fn unknown_and_missing_names_are_told() {
 }
 
 /// A backend without endpoints.
-const NOBODY: [std::net::SocketAddr; 0] = [];
+const NOBODY: [SocketAddr; 0] = [];
 
 /// TLS passes through, and nobody is there: an alert that says that it is not the client's fault.
 #[test]

@@ -59,8 +59,12 @@ impl Live {
                 _ = answer.send(Err(why));
                 return;
             }
+            Call::Reload { answer } => {
+                _ = answer.send(Err(Refusal::Busy("reloads are not the workers' affair")));
+                return;
+            }
         };
-        match self.pass_on(asked, sync) {
+        match self.pass_on(*asked, sync) {
             Ok(worker) => _ = self.waiting.insert(self.number, (worker, answer)),
             // The caller may have gone in the meantime.
             Err(refusal) => _ = answer.send(Err(refusal)),

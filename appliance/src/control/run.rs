@@ -23,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::control::access_log::AccessLog;
 use crate::control::admin::board::{Board, Source};
+use crate::control::admin::calls::{Call, Refusal, Reloaded};
 use crate::control::changes::say_changes;
 use crate::control::cluster::{Following, News};
 use crate::control::line_of::line;
@@ -150,15 +151,17 @@ impl Control {
                 found = looking.found() => self.found(found, &mut looking, &mut changes),
                 Some(()) = signals.hangup.recv() => {
                     self.log.reopen();
-                    if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
-                        tracing::info!("a file is being written: Ringway reads the file once the \
-                                        writer has closed it");
-                    } else if self.cluster.is_none() {
-                        self.look(&mut looking, Wish::Reload);
+                    if let Err(Refusal::Busy(why)) = self.reload(&mut looking, &changes, None) {
+                        tracing::info!("{why}");
                     }
                 }
                 _ = daily.tick() => self.warn_of_certificates(),
-                Some(call) = self.live.next() => self.serve(call),
+                Some(call) = self.live.next() => match call {
+                    Call::Reload { answer } => {
+                        _ = self.reload(&mut looking, &changes, Some(answer));
+                    }
+                    call => self.serve(call),
+                },
                 Some(()) = signals.upgrade.recv() => self.begin_upgrade(None, None),
                 connection = knocked(&mut self.upgrade.door) => self.on_knock(connection),
                 Some(step) = self.upgrade.steps.recv() => self.on_step(step),
@@ -216,6 +219,35 @@ impl Control {
         self.post();
     }
 
+    /// Reads the files again. `answer` is told what became of that, at the end or at once.
+    fn reload(
+        &mut self,
+        looking: &mut Looking,
+        changes: &Option<Watch>,
+        answer: Option<Answer>,
+    ) -> Result<(), Refusal> {
+        let refusal = if self.cluster.is_some() {
+            Some(Refusal::Bad("the configuration comes from a cluster, and is followed".into()))
+        } else if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
+            let why =
+                "a file is being written: Ringway reads the file once the writer has closed it";
+            Some(Refusal::Busy(why))
+        } else if !matches!(self.phase, Phase::Running) {
+            Some(Refusal::Busy("the gateway is ending"))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            if let Some(answer) = answer {
+                _ = answer.send(Err(refusal.clone()));
+            }
+            return Err(refusal);
+        }
+        looking.asked.extend(answer);
+        self.look(looking, Wish::Reload);
+        Ok(())
+    }
+
     /// Looks at the configuration's files, on a thread of its own. Parsing and compiling may take
     /// seconds, and signals and records must not wait.
     fn look(&mut self, looking: &mut Looking, wish: Wish) {
@@ -232,9 +264,14 @@ impl Control {
         let (say, found) = oneshot::channel();
         let read = move || _ = say.send(reading.run());
         match std::thread::Builder::new().name("reading".into()).spawn(read) {
-            Ok(_) => looking.under_way = Some(found),
+            Ok(_) => {
+                looking.under_way = Some(found);
+                looking.answers.append(&mut looking.asked);
+            }
             Err(error) => {
                 let outcome = self.sync.abandon(format!("no thread for a reload: {error}"));
+                looking.answers.append(&mut looking.asked);
+                self.tell_askers(looking, &outcome);
                 self.reloaded(outcome);
             }
         }
@@ -255,6 +292,7 @@ impl Control {
             None => self.sync.abandon("the configuration's reader has panicked".to_owned()),
         };
         self.spare.fill();
+        self.tell_askers(looking, &outcome);
         self.reloaded(outcome);
         if self.watch(changes) {
             // The watch does not report changes from before it began, so the files are looked at
@@ -263,6 +301,17 @@ impl Control {
         }
         if let Some(wish) = looking.next.take() {
             self.look(looking, wish);
+        }
+    }
+
+    fn tell_askers(&self, looking: &mut Looking, outcome: &Outcome) {
+        for answer in looking.answers.drain(..) {
+            // The asker may have gone.
+            _ = answer.send(match outcome {
+                Outcome::Published { generation } => Ok(Reloaded { generation: *generation }),
+                Outcome::Unchanged => Ok(Reloaded { generation: self.sync.generation() }),
+                Outcome::Rejected(problems) => Err(Refusal::Failed(problems.clone())),
+            });
         }
     }
 
@@ -513,7 +562,12 @@ impl Control {
 struct Looking {
     under_way: Option<oneshot::Receiver<Finished>>,
     next: Option<Wish>,
+    /// Who is told what becomes of the look that is under way, and of the next one.
+    answers: Vec<Answer>,
+    asked: Vec<Answer>,
 }
+
+type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
 
 impl Looking {
     /// Waits for the end of the look. Never returns if no look is under way.

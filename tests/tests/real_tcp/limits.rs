@@ -31,7 +31,7 @@ fn a_listeners_limit_holds_over_all_workers() {
     let workers = gateway.metrics().value("ringway_workers", &[]);
     assert!(workers > 1, "with {workers} worker the test shows nothing");
     let mut clients: Vec<_> = (0..24).map(|_| connect(address)).collect();
-    let mut served = |client: &mut TcpStream| {
+    let served = |client: &mut TcpStream| {
         client.write_all(b"x").and_then(|()| client.read_exact(&mut [0])).is_ok()
     };
     let count = clients.iter_mut().filter_map(|client| served(client).then_some(())).count();

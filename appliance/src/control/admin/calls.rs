@@ -23,9 +23,11 @@ pub const CALLS: usize = 32;
 /// A question for the control thread.
 pub enum Call {
     /// One question to a worker, and where the answer goes.
-    Worker { asked: Asked, answer: oneshot::Sender<Result<Answer, Refusal>> },
+    Worker { asked: Box<Asked>, answer: oneshot::Sender<Result<Answer, Refusal>> },
     /// Start the next process, which takes over. `None`: the program that runs.
     Upgrade { binary: Option<PathBuf>, answer: oneshot::Sender<Result<Upgraded, Refusal>> },
+    /// Read the configuration's files again.
+    Reload { answer: oneshot::Sender<Result<Reloaded, Refusal>> },
     /// Work on the configuration in force. It sends its own answer, and takes milliseconds at most.
     Sync(Box<dyn FnOnce(&mut ConfigSync) + Send>),
 }
@@ -48,7 +50,7 @@ pub struct Answer {
 }
 
 /// Why there is no answer. The text is for the caller.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The caller's fault.
     Bad(String),
@@ -69,6 +71,13 @@ pub struct Upgraded {
     pub generation: u64,
     /// The number of listening addresses that the new process has taken over.
     pub listeners: usize,
+}
+
+/// A reading of the configuration's files that went well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize)]
+pub struct Reloaded {
+    /// The generation of the configuration that is in force.
+    pub generation: u64,
 }
 
 /// What sessions or flows have to be like, in the words of the configuration.
@@ -183,7 +192,14 @@ impl Caller {
     /// Asks, and waits for the answer.
     pub async fn ask(&self, asked: Asked) -> Result<Answer, Refusal> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(Call::Worker { asked, answer }).await.map_err(|_| GONE)?;
+        self.0.send(Call::Worker { asked: Box::new(asked), answer }).await.map_err(|_| GONE)?;
+        answered.await.unwrap_or(Err(GONE))
+    }
+
+    /// Has the configuration's files read again, and waits until they are in force or refused.
+    pub async fn reload(&self) -> Result<Reloaded, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Call::Reload { answer }).await.map_err(|_| GONE)?;
         answered.await.unwrap_or(Err(GONE))
     }
 

@@ -122,6 +122,14 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Have a running gateway read its configuration again, and say what became of it.
+    ///
+    /// As SIGHUP, but it waits. The exit code is 1 if the configuration is refused; then the one in
+    /// force stays, and the faults are printed.
+    Reload {
+        #[command(flatten)]
+        output: Output,
+    },
     /// Start a new process of a running gateway, which takes the listening sockets over.
     ///
     /// No client is turned away meanwhile. Sessions and flows that live stay in the old process,
@@ -271,6 +279,10 @@ impl Verb {
                     Question { method: Method::POST, ..Question::get("access-log/reopen") };
                 output.show(&question, |_| "the next line goes to the new file\n".to_owned()).await
             }
+            Self::Reload { output } => {
+                let question = Question { method: Method::POST, ..Question::get("reload") };
+                output.show(&question, reloaded).await
+            }
             Self::Upgrade { binary, output } => {
                 let binary = binary.map(std::path::absolute).transpose()?;
                 let body = Some(json!({ "binary": binary }));
@@ -337,6 +349,11 @@ fn done(answer: &Value) -> String {
 /// An id as one part of a path. What is in no id is left out, and the gateway says what an id is.
 fn part(id: &str) -> String {
     id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
+}
+
+fn reloaded(answer: &Value) -> String {
+    let generation = answer.get("generation").and_then(Value::as_u64).unwrap_or(0);
+    format!("configuration {generation} is in force\n")
 }
 
 fn upgraded(answer: &Value) -> String {

@@ -96,7 +96,7 @@ pub trait Stage {
 /// Plays a scenario; returns what was seen, a line each.
 pub fn play(scenario: &Scenario, stage: &mut impl Stage) -> String {
     let mut trace = String::new();
-    let mut hellos = [0; 16];
+    let mut hellos = [0; 8];
     for step in scenario.steps {
         match *step {
             Connect(client, begins) => {

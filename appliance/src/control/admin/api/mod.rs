@@ -12,6 +12,7 @@ mod limits;
 mod listeners;
 mod log_level;
 mod order;
+mod reload;
 mod routes;
 mod sessions;
 mod status;
@@ -83,6 +84,7 @@ fn operations() -> Vec<Operation> {
     all.extend(stream::operations());
     all.extend(upgrade::operations());
     all.extend(access_log::operations());
+    all.extend(reload::operations());
     all
 }
 
