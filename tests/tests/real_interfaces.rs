@@ -176,13 +176,15 @@ fn a_backend_with_an_interface_is_reached_through_it() {
         for (address, tag) in at.iter().zip([b"eth1", b"eth1", b"eth2"]) {
             assert_eq!((tcp(address), udp(address)), (tag.to_vec(), tag.to_vec()), "{address}");
         }
-        // A check goes the way of sessions.
-        drop(second.0);
         let endpoint = shared.to_string();
         let healthy = |backend: &str| {
             let labels = [("backend", backend), ("endpoint", endpoint.as_str())];
             gateway.metrics().value("ringway_endpoint_healthy", &labels)
         };
+        let all = || ["any", "one", "two"].map(healthy);
+        wait_until("each endpoint has been checked", || all() == [1; 3]);
+        // A check goes the way of sessions.
+        drop(second.0);
         wait_until("the second machine's endpoint is down", || healthy("two") == 0);
         assert_eq!((healthy("any"), healthy("one")), (1, 1));
         // The next flow goes the other way, though a socket has rested that goes the first.

@@ -155,7 +155,7 @@ const MUTANTS: &[Mutant] = &[
         replace: "has_endpoint && self.backend != Some(share.id)",
     },
     Mutant {
-        name: "flow-stays-with-a-closed-backend",
+        name: "flows-go-on-though-the-route-refuses",
         file: "udp/moving.rs",
         find: "route.id != flow.route || route.on_unavailable != OnUnavailable::Next",
         replace: "route.id != flow.route || route.on_unavailable == OnUnavailable::Next",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{Gateway, Server, free_address, wait_until};
 
-use crate::{case, check, judge, silent, tag};
+use crate::{case, check, closing, judge, silent, tag};
 
 #[test]
 fn an_exchange_of_steps() {
@@ -28,6 +28,7 @@ fn an_exchange_of_steps() {
     let hex = ", { send_hex = \"0d 0a\", expect_hex = \"48454c50\" }, { send = \"QUIT\\r\\n\" }";
     let never = ", { send = \"EHLO me\\r\\n\", expect = \"354\" }";
     let busy = Server::tcp(|mut stream| _ = stream.write_all(b"421 too busy\r\n"));
+    let (stalls, closes) = (silent(), closing());
     let endless = Server::tcp(|mut stream| while stream.write_all(&[b'x'; 4_096]).is_ok() {});
     judge(&[
         case(mail.address, steps(hello), None),
@@ -35,6 +36,8 @@ fn an_exchange_of_steps() {
         case(mail.address, steps(never), Some("no answer within 500 ms")),
         case(busy.address, steps(""), Some("but is \"421 too busy\\r\\n\"")),
         case(endless.address, steps(""), Some("the answer of step 1 does not have a match")),
+        case(stalls.address, steps(""), Some("no answer within 500 ms")),
+        case(closes.address, steps(""), Some("the exchange with ")),
     ]);
 }
 
@@ -64,9 +67,19 @@ fn an_agent_says_what_its_endpoint_gets() {
     assert!(gateway.stderr().contains("asks for 0 % of its weight"), "{}", gateway.stderr());
     gateway.stop();
     let down = Server::tcp_tag("stopped # disk full\n");
-    let stalls = silent();
+    let (stalls, closes) = (silent(), closing());
+    let lies = Server::tcp_tag("HTTP/1.1 400 Bad Request\r\n\r\n");
+    let pieces = Server::tcp(|mut stream| {
+        for piece in ["do", "wn # dis", "k full\n"] {
+            _ = stream.write_all(piece.as_bytes());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
     judge(&[
         case(down.address, check("type = \"agent\""), Some("it says stopped: \"disk full\"")),
         case(stalls.address, check("type = \"agent\""), Some("no answer within 500 ms")),
+        case(closes.address, check("type = \"agent\""), Some("the agent at ")),
+        case(lies.address, check("type = \"agent\""), Some("HTTP/1.1")),
+        case(pieces.address, check("type = \"agent\""), Some("it says down: \"disk full\"")),
     ]);
 }

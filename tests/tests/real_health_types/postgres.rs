@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringway_tests::pki::Pki;
 use ringway_tests::real::{Folder, Postgres, program};
 
-use crate::{answering, case, check, closing, judge, judge_and, silent};
+use crate::{answering, case, check, closing, judge, judge_and, patient_check, silent};
 
 /// A server with the users that [`Postgres::with_tls`] knows, whose password is "secret".
 fn postgres(pki: &Pki) -> Postgres {
@@ -27,7 +27,7 @@ fn postgres_by_its_role_and_its_password() {
     let (replica, cold) = (server.replica(&["ssl=off"]), server.replica(&["hot_standby=off"]));
     let password = folder.write("password", "secret\n").display().to_string();
     let wrong = folder.write("wrong", "guess").display().to_string();
-    let asks = |keys: &str| check(&format!("type = \"postgres\"{keys}"));
+    let asks = |keys: &str| patient_check(&format!("type = \"postgres\"{keys}"));
     let by = |user: &str| {
         asks(&format!(", user = \"{user}\", password_file = \"{password}\", role = \"primary\""))
     };

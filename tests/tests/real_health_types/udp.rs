@@ -6,7 +6,7 @@ use std::process::Command;
 
 use ringway_tests::real::{Daemon, Folder, Server, free_address};
 
-use crate::{case, check, judge};
+use crate::{case, check, closing, judge, silent};
 
 /// An address where nothing listens for UDP.
 fn nothing() -> SocketAddr {
@@ -43,6 +43,7 @@ fn udp_servers_that_answer_or_say_nothing() {
         case(sip.address, check("type = \"sip\", status = 503"), Some("its status is 200 OK")),
         case(pong.address, options.as_str(), Some("SIP at ")),
         case(gone, options.as_str(), Some("Connection refused")),
+        case(mute.address, options.as_str(), Some("no answer within 500 ms")),
     ]);
 }
 
@@ -66,6 +67,9 @@ fn dns_servers_that_know_the_name_and_others() {
     let _nsd = Daemon::start(address, Command::new("nsd").args(["-d", "-c", &conf]));
     let dns = |keys: &str| check(&format!("type = \"dns\", {keys}"));
     let lies = Server::udp_tag("this is no DNS, but long enough");
+    let mute = Server::udp(|_, _, _| {});
+    let (closes, stalls) = (closing(), silent());
+    let by_tcp = dns("query = \"example.org\", transport = \"tcp\"");
     judge(&[
         case(address, dns("query = \"db.example.com\""), None),
         case(address, dns("query = \"Example.COM.\", record = \"SOA\", transport = \"tcp\""), None),
@@ -74,5 +78,8 @@ fn dns_servers_that_know_the_name_and_others() {
         case(address, dns("query = \"example.org\""), Some("its code is REFUSED")),
         case(lies.address, dns("query = \"example.org\""), Some("to another question")),
         case(nothing(), dns("query = \"example.org\""), Some("Connection refused")),
+        case(mute.address, dns("query = \"example.org\""), Some("no answer within 500 ms")),
+        case(closes.address, by_tcp.as_str(), Some("DNS ")),
+        case(stalls.address, by_tcp.as_str(), Some("no answer within 500 ms")),
     ]);
 }

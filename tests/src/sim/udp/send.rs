@@ -22,14 +22,10 @@ impl Kernel {
         }
         let upstream = self.upstream(token);
         let exchange = datagram.exchange;
-        let before = upstream.serves.replace(exchange);
+        upstream.serves = Some(exchange);
         let endpoint = upstream.address.expect("SendUp on a shared socket");
         let (port, interface) = (upstream.port, upstream.interface);
         let is_new = !std::mem::replace(&mut upstream.used, true);
-        // A new socket's first datagram may be late: its client may have sent too many before.
-        if before != Some(exchange) && !is_new {
-            self.given.push((endpoint, interface));
-        }
         let path = Path { port, endpoint, local: None };
         if self.refused.remove(&token).is_some_and(|turn| turn < self.turn) {
             self.fed.push((endpoint, exchange));
@@ -38,6 +34,10 @@ impl Kernel {
         if let Some(before) = self.used.insert((path.port, endpoint), used) {
             let gives_way = before.gives_way(exchange, self.now, self.rest_of(endpoint));
             assert!(gives_way, "{path:?} carries {exchange:?} too soon after {before:?}");
+            // A new socket's first datagram may be late: its client may have sent too many before.
+            if before.exchange != exchange && !is_new {
+                self.given.push((endpoint, interface));
+            }
         }
         self.send_on(token, path, datagram);
     }
