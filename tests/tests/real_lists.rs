@@ -71,7 +71,6 @@ fn listeners_routes_and_backends_are_listed_with_what_they_do() {
     let of_dns = row(&gateway, "listeners", "dns");
     assert_eq!((&of_dns["sessions"], &of_dns["bytes_up"]), (&1.into(), &4.into()), "{of_dns}");
     assert_eq!(of_dns["dropped"], 0, "{of_dns}");
-
     assert_eq!(names(&gateway, "routes"), ["shut", "dns", "web"], "what refuses comes first");
     let shut = row(&gateway, "routes", "shut");
     assert_eq!((&shut["refused"], &shut["backends"][0]["available"]), (&1.0.into(), &false.into()));
@@ -100,16 +99,19 @@ fn listeners_routes_and_backends_are_listed_with_what_they_do() {
     assert_eq!((&of_dns["state"], &of_dns["sessions"]), (&"up".into(), &1.into()), "{of_dns}");
     assert!(of_dns.get("news").is_none() && of_dns["routes"] == serde_json::json!(["dns"]));
 
-    let shown = gateway.verb(&["routes"]);
-    let shown = String::from_utf8(shown.stdout).expect("text");
-    assert!(shown.contains("web 100.0 %, dead 0.0 % (no endpoint)"), "{shown}");
-    let shown = gateway.verb(&["backends"]);
-    assert!(String::from_utf8(shown.stdout).expect("text").starts_with("BACKEND"));
+    shows_tables(&gateway);
     drop(sessions);
     wait_until("the route's sessions have ended", || {
         let of_web = row(&gateway, "routes", "web");
         of_web["sessions"] == 0 && of_web["bytes_up"] == 3 && of_web["bytes_down"] == 3
     });
+}
+
+fn shows_tables(gateway: &Gateway) {
+    let shown = |verb| String::from_utf8(gateway.verb(&[verb]).stdout).expect("text");
+    let routes = shown("routes");
+    assert!(routes.contains("web 100.0 %, dead 0.0 % (no endpoint)"), "{routes}");
+    assert!(shown("backends").starts_with("BACKEND"));
 }
 
 /// A session that has carried this many bytes each way.

@@ -19,6 +19,7 @@ use config_sync::table::routing::{
     RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
+use ringway_tests::hello::client_hello;
 use ringway_tests::sim::coverage::Coverage;
 use ringway_tests::sim::fake::Fake;
 use ringway_tests::sim::kernel::faults::Faults;
@@ -167,8 +168,8 @@ fn a_dead_endpoint_costs_one_client_in_a_while_its_time() {
     }
 }
 
-/// While the table is nearly full, the client that has waited longest for its ClientHello makes room.
-/// Whoever has a destination stays.
+/// While the table is nearly full, the client that has waited longest for its ClientHello makes
+/// room. Whoever has a destination stays.
 #[test]
 fn clients_that_send_no_hello_keep_nobody_out() {
     let address = |port| SocketAddr::new(setup::HOME, port);

@@ -133,10 +133,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         false => None,
     };
     let files = raise_file_limit();
-    if privileges::give_up(&config)? {
-        // What only root could read would fail in the first reload.
-        check_and_name(&source).context("as that user")?;
-    }
+    go_on_as_user(&config, &source)?;
     let features = probe(without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {
@@ -149,13 +146,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
     };
     let log = AccessLog::open(&config.access_log.target, config.access_log.format)
         .context("access_log.path")?;
-    let early = match (&source, &options) {
-        // A Gateway may ask for an address of another node, because every replica serves the
-        // Gateway.
-        (_, Some(_)) => vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
-        (Source::Objects { options, .. }, None) => options.address_pool.clone(),
-        (Source::File(_) | Source::Pipe(_) | Source::Text { .. }, None) => Vec::new(),
-    };
+    let early = early(&source, options.is_some());
     let (caller, calls) = calls::channel();
     let running = spawn_all(&config, &features, files)?;
     let given = match take_over {
@@ -181,6 +172,25 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         control.sync.allow_empty();
     }
     control.run(signals, changes).await
+}
+
+/// What only root can read would fail in the first reload, so it fails now.
+fn go_on_as_user(config: &Config, source: &Source) -> anyhow::Result<()> {
+    if privileges::give_up(config)? && source.path().is_some() {
+        check_and_name(source).context("as that user")?;
+    }
+    Ok(())
+}
+
+/// The addresses that are bound although this machine may lack them.
+fn early(source: &Source, is_cluster: bool) -> Vec<IpNet> {
+    match source {
+        // A Gateway may ask for an address of another node, because every replica serves the
+        // Gateway.
+        _ if is_cluster => vec![Ipv4Net::default().into(), Ipv6Net::default().into()],
+        Source::Objects { options, .. } => options.address_pool.clone(),
+        Source::File(_) | Source::Pipe(_) | Source::Text { .. } => Vec::new(),
+    }
 }
 
 fn say_admin(config: &Config) {

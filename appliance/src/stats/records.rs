@@ -268,8 +268,8 @@ words! {
         SessionLimit = "session_limit": "The worker's session or flow table is full.",
         ListenerLimit = "listener_limit": "The listener has reached `max_sessions`.",
         CrowdedOut = "crowded_out":
-            "The worker's session table was nearly full, and of the clients that had not said where \
-             to go (ClientHello, PROXY header, handshake) this one had waited longest.",
+            "The worker's session table was nearly full, and of the clients that had not said \
+             where to go (ClientHello, PROXY header, handshake) this one had waited longest.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
              (`limit_source`).",

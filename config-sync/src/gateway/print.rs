@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
-use crate::gateway::print_values::{admin, duration, escaped, inline, list, quoted};
+use crate::gateway::print_values::{admin, duration, endpoint, escaped, inline, list, quoted};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{
@@ -14,7 +14,6 @@ use crate::model::backend::{
 };
 use crate::model::config::{AccessLog, Config, DRAIN_TIMEOUT, LAME_DUCK, LogFormat, LogTarget};
 use crate::model::eject::Eject;
-use crate::model::endpoint::Endpoint;
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
@@ -496,25 +495,6 @@ impl Print<'_> {
     fn put(&mut self, text: &str) {
         self.text.push_str(text);
     }
-}
-
-/// The address alone, if the endpoint has no other key.
-fn endpoint(endpoint: &Endpoint) -> String {
-    let address = quoted(&endpoint.address.value.to_string());
-    let mut keys = String::new();
-    if let Some(name) = &endpoint.name {
-        keys += &format!(", name = {}", quoted(&name.value));
-    }
-    if endpoint.weight != 1 {
-        keys += &format!(", weight = {}", endpoint.weight);
-    }
-    if endpoint.backup {
-        keys += ", backup = true";
-    }
-    if let Some(most) = endpoint.max_sessions {
-        keys += &format!(", max_sessions = {most}");
-    }
-    if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }
 
 /// The addresses in their TOML form. Consecutive ports of one address become ranges.

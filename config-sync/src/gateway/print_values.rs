@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::model::config::{ADMIN_ADDRESS, Config};
+use crate::model::endpoint::Endpoint;
 use crate::table::address::UnixPath;
 
 /// The keys of `admin` that are not as by default.
@@ -63,4 +64,23 @@ pub(super) fn list(items: impl Iterator<Item = String>) -> String {
 pub(super) fn inline(keys: Vec<(&str, String)>) -> String {
     let keys: Vec<_> = keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
     format!("{{ {} }}", keys.join(", "))
+}
+
+/// The address alone, if the endpoint has no other key.
+pub(super) fn endpoint(endpoint: &Endpoint) -> String {
+    let address = quoted(&endpoint.address.value.to_string());
+    let mut keys = String::new();
+    if let Some(name) = &endpoint.name {
+        keys += &format!(", name = {}", quoted(&name.value));
+    }
+    if endpoint.weight != 1 {
+        keys += &format!(", weight = {}", endpoint.weight);
+    }
+    if endpoint.backup {
+        keys += ", backup = true";
+    }
+    if let Some(most) = endpoint.max_sessions {
+        keys += &format!(", max_sessions = {most}");
+    }
+    if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
 }

@@ -32,7 +32,8 @@ pub struct Config {
     pub admin_token_file: Option<At<PathBuf>>,
     /// The file with the overrides that hold from the start. Read once, with the first table.
     pub admin_overrides_file: Option<At<PathBuf>>,
-    /// The name or number of the user that a process of root becomes. A reload does not change this.
+    /// The name or number of the user that a process of root becomes. A reload does not change
+    /// this.
     pub user: Option<At<String>>,
     /// Whether metrics of endpoints have the endpoint's address, or are sums of a backend.
     pub endpoint_labels: bool,

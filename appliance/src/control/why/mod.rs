@@ -224,6 +224,13 @@ struct Walk<'a> {
     by: Option<By<'a>>,
 }
 
+impl Answer {
+    fn limit(&mut self, listener: &Listener) {
+        self.max_sessions = (listener.max_sessions > 0).then_some(listener.max_sessions);
+        self.taken = listener.taken.as_ref().map_or(0, |taken| taken.full.get());
+    }
+}
+
 impl<'a> Walk<'a> {
     /// The questions of a worker, in its order.
     fn walk(&self, answer: &mut Answer) -> Result<Choice, CloseReason> {
@@ -255,8 +262,7 @@ impl<'a> Walk<'a> {
             });
             admitted?;
         }
-        answer.max_sessions = (listener.max_sessions > 0).then_some(listener.max_sessions);
-        answer.taken = listener.taken.as_ref().map_or(0, |taken| taken.full.get());
+        answer.limit(listener);
         if let Some(limit) = &listener.limit_source
             && let Some(standing) = limit.standing(ip, *now)
         {

@@ -128,8 +128,8 @@ pub struct Cluster {
     rest: Instant,
     addresses_seen: Instant,
     following: bool,
-    /// When the log is to say what the first translation waits for. `None`: it has been made, or the
-    /// log has said so.
+    /// When the log is to say what the first translation waits for. `None`: it has been made, or
+    /// the log has said so.
     patience: Option<Instant>,
 }
 
@@ -192,9 +192,8 @@ impl Cluster {
         let manager = format!("ringway@{}", lease.namespace);
         let followed = options.namespaces.clone();
         let store = Arc::new(Store::default());
-        let follow = (Arc::clone(&store), Arc::clone(&causes));
-        let follow =
-            Arc::new(Watch::start(client.clone(), &options.namespaces, follow.0, follow.1));
+        let (stored, said) = (Arc::clone(&store), Arc::clone(&causes));
+        let follow = Arc::new(Watch::start(client.clone(), &options.namespaces, stored, said));
         let leases = Arc::new(Leases::start(client.clone(), lease, Arc::clone(&causes)));
         let (reports, latest) = watch::channel(None);
         let reporter = Arc::new(Reporter::new(

@@ -8,6 +8,7 @@ pub mod discovery;
 mod events;
 mod infrastructure;
 pub mod lease;
+mod object;
 mod report;
 pub mod store;
 mod tasks;

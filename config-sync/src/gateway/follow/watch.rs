@@ -21,10 +21,11 @@ use tokio::time::Instant;
 
 use crate::backoff::Pauses;
 use crate::gateway::follow::causes::Causes;
-use crate::gateway::follow::discovery::{self, CONFIG_MAP, KINDS, Kind, SECRET, Served};
+use crate::gateway::follow::discovery::{self, KINDS, Kind, Served};
+use crate::gateway::follow::object::{key, read};
 use crate::gateway::follow::store::{Store, Table, Tables, Version};
 use crate::gateway::follow::tasks::keep;
-use crate::gateway::objects::{ObjectName, schema};
+use crate::gateway::objects::ObjectName;
 
 /// How often the cluster is asked for its kinds: while kinds are missing, and otherwise.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -111,6 +112,12 @@ struct List {
     refused: Option<Instant>,
 }
 
+impl Following {
+    fn is_settled(&self) -> bool {
+        self.lists.values().all(List::is_settled)
+    }
+}
+
 impl List {
     fn goes_well(&mut self) {
         self.following = self.listed;
@@ -148,8 +155,7 @@ impl Watch {
     /// Whether every kind that is served has been read, so that the store is whole.
     pub fn is_whole(&self) -> bool {
         let state = self.follower.state.lock();
-        let settled = |following: &Following| following.lists.values().all(List::is_settled);
-        state.discovered && state.kinds.values().all(settled)
+        state.discovered && state.kinds.values().all(Following::is_settled)
     }
 
     /// What the store still lacks, for the log.
@@ -158,11 +164,8 @@ impl Watch {
         if !state.discovered {
             return vec!["the list of kinds that the cluster serves".to_owned()];
         }
-        let lists = state.kinds.iter().flat_map(|(kind, following)| {
-            following.lists.iter().map(move |(namespace, list)| (kind, namespace, list))
-        });
-        let missing = lists.filter(|(.., list)| !list.is_settled());
-        missing.map(|(kind, namespace, _)| format!("{kind} {namespace}").trim().into()).collect()
+        let missing = state.kinds.iter().filter(|(_, following)| !following.is_settled());
+        missing.map(|(kind, _)| (*kind).to_owned()).collect()
     }
 
     /// Whether the store is whole, and every watcher is up to date as far as the watcher knows.
@@ -275,7 +278,8 @@ impl Follower {
             following.missed = None;
             return;
         }
-        if resource.is_none() && following.missed.get_or_insert_with(now).elapsed() < GONE {
+        if resource.is_none() && following.missed.get_or_insert_with(Instant::now).elapsed() < GONE
+        {
             return;
         }
         following.missed = None;
@@ -363,7 +367,7 @@ impl Follower {
                 Ok(Event::Init) => fresh.clear(),
                 Ok(event) => {
                     pauses.restart();
-                    self.state.lock().heard = Some(now());
+                    self.state.lock().heard = Some(Instant::now());
                     self.take_event(kind, &scope, event, &mut fresh, table);
                 }
                 Err(error) => {
@@ -463,7 +467,8 @@ impl Follower {
         let refused = is(error, 403);
         self.list(kind, scope, |list| {
             list.following = false;
-            list.refused = if refused { list.refused.or_else(|| Some(now())) } else { None };
+            list.refused =
+                if refused { list.refused.or_else(|| Some(Instant::now())) } else { None };
         });
         if refused {
             self.store.touch();
@@ -476,44 +481,6 @@ impl Follower {
             self.look.notify_one();
         }
     }
-}
-
-/// Reads an object into its type, or takes the known object of this version. An object that does
-/// not fit is left out and logged, because it must not hide the others of its kind.
-fn read<T: DeserializeOwned>(
-    kind: &Kind,
-    mut object: DynamicObject,
-    current: &Table<T>,
-) -> Option<(ObjectName, (Version, Arc<T>))> {
-    let (key, version) = (key(&object), Version::of(&object.metadata));
-    if let Some((same, object)) = current.get(&key).filter(|(known, _)| *known == version) {
-        return Some((key, (same.clone(), Arc::clone(object))));
-    }
-    // These fields are far larger than the others, and Ringway does not use them.
-    object.metadata.managed_fields = None;
-    object.metadata.annotations = None;
-    if kind.name == CONFIG_MAP.name {
-        keep_certificates(&mut object.data);
-    }
-    let value = serde_json::to_value(object).map_err(|error| (String::new(), error.to_string()));
-    let is_secret = kind.name == SECRET.name;
-    match value.and_then(|value| schema::read(value, is_secret)) {
-        Ok((object, _)) => Some((key, (version, Arc::new(object)))),
-        Err((field, why)) => {
-            let (namespace, name) = &key;
-            tracing::warn!("{} {namespace}/{name} is left out: {field}: {why}", kind.name);
-            None
-        }
-    }
-}
-
-/// Keeps only CA certificates of a ConfigMap, because some ConfigMaps are very large.
-fn keep_certificates(map: &mut serde_json::Value) {
-    let certificates = map.pointer_mut("/data/ca.crt").map(serde_json::Value::take);
-    *map = match certificates {
-        Some(pem) => serde_json::json!({"data": {"ca.crt": pem}}),
-        None => serde_json::json!({}),
-    };
 }
 
 /// Replaces the old list by a new one. False if the lists are equal.
@@ -532,11 +499,6 @@ fn replace<T>(kind: &Kind, scope: &str, current: &mut Table<T>, fresh: Table<T>)
     true
 }
 
-fn key(object: &DynamicObject) -> ObjectName {
-    let metadata = &object.metadata;
-    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
-}
-
 /// Whether the API server has answered with this status.
 fn is(error: &watcher::Error, code: u16) -> bool {
     match error {
@@ -544,10 +506,6 @@ fn is(error: &watcher::Error, code: u16) -> bool {
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == code,
         _ => false,
     }
-}
-
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Calls a function with the table of each kind.
