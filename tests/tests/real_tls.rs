@@ -160,7 +160,7 @@ fn unknown_and_missing_names_are_told() {
 }
 
 /// A backend without endpoints.
-const NOBODY: [std::net::SocketAddr; 0] = [];
+const NOBODY: [SocketAddr; 0] = [];
 
 /// TLS passes through, and nobody is there: an alert that says that it is not the client's fault.
 #[test]
@@ -178,9 +178,9 @@ fn a_client_without_an_endpoint_is_told() {
         stream.write_all(&client_hello(Some("a.example.com"))).expect("sent");
         assert_eq!(alert(&mut stream), Some(INTERNAL_ERROR));
     }
-    for reason in ["connect_failed", "no_endpoint"] {
-        gateway.closed_for(reason);
-    }
+    let lines = gateway.closes(2);
+    let reasons: Vec<_> = lines.iter().filter_map(|line| line.text("reason")).collect();
+    assert_eq!(reasons, ["connect_failed", "no_endpoint"]);
 }
 
 /// A port that does not show that it speaks TLS.

@@ -60,7 +60,7 @@ impl Live {
                 return;
             }
         };
-        match self.pass_on(asked, sync) {
+        match self.pass_on(*asked, sync) {
             Ok(worker) => _ = self.waiting.insert(self.number, (worker, answer)),
             // The caller may have gone in the meantime.
             Err(refusal) => _ = answer.send(Err(refusal)),

@@ -72,7 +72,7 @@ fn nothing_leaks() {
             session.write_all(&vec![1; 200_000]).expect("sent");
             if at % 2 == 0 {
                 // Leaves with bytes under way in both directions.
-                let reset = Some(std::time::Duration::ZERO);
+                let reset = Some(Duration::ZERO);
                 socket2::SockRef::from(&session).set_linger(reset).expect("SO_LINGER");
             }
             drop(session);

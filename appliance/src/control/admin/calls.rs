@@ -23,7 +23,7 @@ pub const CALLS: usize = 32;
 /// A question for the control thread.
 pub enum Call {
     /// One question to a worker, and where the answer goes.
-    Worker { asked: Asked, answer: oneshot::Sender<Result<Answer, Refusal>> },
+    Worker { asked: Box<Asked>, answer: oneshot::Sender<Result<Answer, Refusal>> },
     /// Start the next process, which takes over. `None`: the program that runs.
     Upgrade { binary: Option<PathBuf>, answer: oneshot::Sender<Result<Upgraded, Refusal>> },
     /// Work on the configuration in force. It sends its own answer, and takes milliseconds at most.
@@ -183,6 +183,7 @@ impl Caller {
     /// Asks, and waits for the answer.
     pub async fn ask(&self, asked: Asked) -> Result<Answer, Refusal> {
         let (answer, answered) = oneshot::channel();
+        let asked = Box::new(asked);
         self.0.send(Call::Worker { asked, answer }).await.map_err(|_| GONE)?;
         answered.await.unwrap_or(Err(GONE))
     }
