@@ -231,6 +231,10 @@ fn lists(api: &mut Api) {
         let lists = answer.as_object().expect("an object").values().filter_map(Value::as_array);
         assert!(lists.into_iter().all(|list| !list.is_empty()), "{path} has an example: {answer}");
     }
+    let sorted = "/sessions?sort=bytes&reverse=true&state=relaying&min_age_ms=0";
+    let page = api.ask("GET", ("/sessions", sorted), None);
+    assert!(page["matched"].is_u64(), "{page}");
+    api.ask("POST", ("/access-log/reopen", "/access-log/reopen"), None);
 }
 
 /// One event of the stream.

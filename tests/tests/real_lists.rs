@@ -35,6 +35,22 @@ fn names(gateway: &Gateway, list: &str) -> Vec<String> {
     all.as_array().expect("a list").iter().map(name).collect()
 }
 
+/// Live sessions of `web` and flows of `dns`.
+fn routes_count(gateway: &Gateway) {
+    for (name, count) in [("web", 3), ("dns", 1), ("shut", 0)] {
+        let route = row(gateway, "routes", name);
+        let counted = ["sessions", "opened"].map(|field| route[field].as_u64());
+        assert_eq!(counted, [Some(count); 2], "{route}");
+    }
+}
+
+fn routes_have_counted(gateway: &Gateway) {
+    wait_until("the route's sessions have ended", || {
+        let of_web = row(gateway, "routes", "web");
+        of_web["sessions"] == 0 && of_web["bytes_up"] == 3 && of_web["bytes_down"] == 3
+    });
+}
+
 #[test]
 fn listeners_routes_and_backends_are_listed_with_what_they_do() {
     let (server, datagrams) = (Server::tcp(echo), Server::udp_echo());
@@ -81,10 +97,7 @@ fn listeners_routes_and_backends_are_listed_with_what_they_do() {
     };
     assert_eq!((share(0), share(1)), ((Some(3), Some(1.0)), (Some(1), Some(0.0))), "{of_web}");
 
-    let counted = |route: &Value| ["sessions", "opened"].map(|field| route[field].as_u64());
-    assert_eq!(counted(&of_web), [Some(3); 2], "{of_web}");
-    let of_dns = row(&gateway, "routes", "dns");
-    assert_eq!(counted(&of_dns), [Some(1); 2], "{of_dns}");
+    routes_count(&gateway);
 
     assert_eq!(names(&gateway, "backends"), ["dead", "web", "dns"], "the worst comes first");
     let none = row(&gateway, "backends", "dead");
@@ -101,10 +114,7 @@ fn listeners_routes_and_backends_are_listed_with_what_they_do() {
 
     shows_tables(&gateway);
     drop(sessions);
-    wait_until("the route's sessions have ended", || {
-        let of_web = row(&gateway, "routes", "web");
-        of_web["sessions"] == 0 && of_web["bytes_up"] == 3 && of_web["bytes_down"] == 3
-    });
+    routes_have_counted(&gateway);
 }
 
 fn shows_tables(gateway: &Gateway) {

@@ -30,7 +30,7 @@ const TOP_LEVEL: &[(&str, &str)] = &[
     ),
     (
         "access_log.sample = { client_fine = 1 }",
-        "1:21: access_log.sample: \"client_fine\" is no close reason (did you mean \"client_fin\"",
+        "1:21: access_log.sample: \"client_fine\" is no close reason (did you mean \"client_fin",
     ),
     (
         "access_log.sample = { client_fin = -1 }",

@@ -101,7 +101,7 @@ fn the_log_may_go_to_syslog_and_be_sampled() {
     assert_eq!(config.access_log.target, LogTarget::Syslog("/dev/log".into()));
     let sample: Vec<_> = config.access_log.sample.iter().collect();
     assert_eq!(sample, [(&"client_fin", &100), (&"flow_timeout", &0)]);
-    let printed = config_sync::gateway::print::toml(&config, &mut |_| None);
+    let printed = config_sync::gateway::print::long(&config);
     let again = parse_for("f", &printed, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(again.access_log, config.access_log, "{printed}");
     assert!(!again.endpoint_labels, "{printed}");

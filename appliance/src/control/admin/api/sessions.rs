@@ -358,7 +358,9 @@ pub(super) fn cursor(text: &str) -> Option<Cursor> {
 /// What an entry is sorted by. `None`: the entry has no such field.
 fn key(entry: &Entry, worker: usize, names: &Names, column: Column) -> Option<Key> {
     let Entry { handle, record, state, last } = entry;
-    let since = |then: u64| Key::Number(record.closed.saturating_sub(then));
+    // Workers are looked at one after the other, so points in time are compared, and not the times
+    // that have passed since. The earliest point is the longest time.
+    let since = |then: u64| Key::Number(u64::MAX - then);
     let address = |of: SocketAddr| Key::Address(of.ip(), of.port());
     match column {
         // The order of the list that is not sorted.
