@@ -139,6 +139,7 @@ pub const CLOSE_REASONS: &[&str] = &[
     "connect_timeout",
     "session_limit",
     "listener_limit",
+    "crowded_out",
     "source_limit",
     "local_limit",
     "drained",

@@ -91,7 +91,8 @@ impl World {
             .map(|s| (s.address.ip().expect("an IP address"), Token::socket(s.id)))
             .collect();
         let counters = Arc::new(Counters::new());
-        let limits = Limits { sessions: cases.len() as u32, ..LIMITS };
+        // Not so few that handshakes are crowded out.
+        let limits = Limits { sessions: 2 * cases.len() as u32 + 2, ..LIMITS };
         let mut proxy = Proxy::new(limits, rng.below(256), Arc::clone(&counters));
         proxy.set_epoch(1_900_000_000_000_000);
         let mut ops = Vec::new();
