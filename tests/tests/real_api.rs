@@ -235,6 +235,7 @@ fn lists(api: &mut Api) {
     let page = api.ask("GET", ("/sessions", sorted), None);
     assert!(page["matched"].is_u64(), "{page}");
     api.ask("POST", ("/access-log/reopen", "/access-log/reopen"), None);
+    api.ask("POST", ("/reload", "/reload"), None);
 }
 
 /// One event of the stream.

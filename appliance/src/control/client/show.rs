@@ -252,7 +252,7 @@ pub fn why(answer: &Value) -> String {
     for limit in rows(answer, "limits") {
         if limit.get("refuses").is_some() {
             let word = |field: &str| cell(limit.get(field), As::Text);
-            let who = match limit.get("worker").filter(|worker| !worker.is_null()) {
+            let who = match limit.get("worker") {
                 Some(worker) => format!("worker {worker}"),
                 None => "all workers".to_owned(),
             };

@@ -62,7 +62,8 @@ struct Told {
 #[schemars(rename = "WhyLimit")]
 struct Limit {
     limit: &'static str,
-    /// `null`: of all workers together.
+    /// Absent: of all workers together.
+    #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<usize>,
     used: u64,
     most: u32,
