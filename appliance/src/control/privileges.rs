@@ -8,7 +8,7 @@ use caps::securebits::set_keepcaps;
 use caps::{CapSet, Capability, CapsHashSet};
 use config_sync::model::config::Config;
 use config_sync::model::place::At;
-use nix::sys::prctl::set_no_new_privs;
+use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::unistd::{Uid, User, getgrouplist, getuid, setgroups, setresgid, setresuid};
 
@@ -21,10 +21,11 @@ use nix::unistd::{Uid, User, getgrouplist, getuid, setgroups, setresgid, setresu
 /// # Errors
 /// There is no such user, the process is neither that user nor root, or the system refuses. The
 /// text is for the operator.
-pub fn give_up(config: &Config) -> anyhow::Result<bool> {
+pub fn give_up(config: &Config, is_cluster: bool) -> anyhow::Result<bool> {
     let Some(asked) = &config.user else { return Ok(false) };
     let user = find(asked)?;
     if getuid() == user.uid {
+        keep_memory_private()?;
         return Ok(false);
     }
     if !getuid().is_root() {
@@ -35,7 +36,8 @@ pub fn give_up(config: &Config) -> anyhow::Result<bool> {
             getuid()
         )));
     }
-    become_user(&user, &needed(config)).with_context(|| format!("becoming user {}", user.name))?;
+    become_user(&user, &needed(config, is_cluster)?)
+        .with_context(|| format!("becoming user {}", user.name))?;
     tracing::info!("goes on as user {} ({})", user.name, user.uid);
     Ok(true)
 }
@@ -51,13 +53,20 @@ fn find(asked: &At<String>) -> anyhow::Result<User> {
 
 /// A reload may bring a port below 1024. Endpoints see clients' own addresses only with
 /// `CAP_NET_ADMIN` (ip(7), `IP_TRANSPARENT`), for which a reload that brings the first such backend
-/// is too late.
-fn needed(config: &Config) -> CapsHashSet {
+/// is too late. In a cluster nobody knows yet whether there will be one.
+fn needed(config: &Config, is_cluster: bool) -> anyhow::Result<CapsHashSet> {
     let mut needed = CapsHashSet::from([Capability::CAP_NET_BIND_SERVICE]);
-    if config.backends.iter().any(|backend| backend.is_transparent()) {
+    let may_come = is_cluster && caps::has_cap(None, CapSet::Permitted, Capability::CAP_NET_ADMIN)?;
+    if may_come || config.backends.iter().any(|backend| backend.is_transparent()) {
         needed.insert(Capability::CAP_NET_ADMIN);
     }
-    needed
+    Ok(needed)
+}
+
+/// No core dump has keys in it, and no other process of the user reads them (prctl(2),
+/// `PR_SET_DUMPABLE`).
+fn keep_memory_private() -> anyhow::Result<()> {
+    set_dumpable(false).context("no core dumps")
 }
 
 /// The order matters: each step takes a right that a later step does not need (capabilities(7)).
@@ -85,5 +94,5 @@ fn become_user(user: &User, needed: &CapsHashSet) -> anyhow::Result<()> {
     caps::set(None, CapSet::Inheritable, needed)?;
     caps::set(None, CapSet::Ambient, needed)?;
     set_no_new_privs()?;
-    Ok(())
+    keep_memory_private()
 }

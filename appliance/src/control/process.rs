@@ -133,7 +133,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         false => None,
     };
     let files = raise_file_limit();
-    go_on_as_user(&config, &source)?;
+    go_on_as_user(&config, &source, options.is_some())?;
     let features = probe(without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {
@@ -175,8 +175,8 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
 }
 
 /// What only root can read would fail in the first reload, so it fails now.
-fn go_on_as_user(config: &Config, source: &Source) -> anyhow::Result<()> {
-    if privileges::give_up(config)? && source.path().is_some() {
+fn go_on_as_user(config: &Config, source: &Source, is_cluster: bool) -> anyhow::Result<()> {
+    if privileges::give_up(config, is_cluster)? && source.path().is_some() {
         check_and_name(source).context("as that user")?;
     }
     Ok(())

@@ -232,8 +232,8 @@ impl Control {
             let why =
                 "a file is being written: Ringway reads the file once the writer has closed it";
             Some(Refusal::Busy(why))
-        } else if !matches!(self.phase, Phase::Running) {
-            Some(Refusal::Busy("the gateway is ending"))
+        } else if matches!(self.phase, Phase::Draining | Phase::Stopping) {
+            Some(ENDING)
         } else {
             None
         };
@@ -257,7 +257,13 @@ impl Control {
             looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
             return;
         }
-        let Some(reading) = self.sync.begin(wish) else { return self.spare.fill() };
+        let wish = looking.next.take().map_or(wish, |next| next.max(wish));
+        let Some(reading) = self.sync.begin(wish) else {
+            if wish > Wish::Retry {
+                looking.asked.drain(..).for_each(|answer| _ = answer.send(Err(ENDING)));
+            }
+            return self.spare.fill();
+        };
         // One file is for the file that is read, and one for the folder or pipe that the read
         // needs.
         self.spare.give_up(2);
@@ -269,9 +275,10 @@ impl Control {
                 looking.answers.append(&mut looking.asked);
             }
             Err(error) => {
-                let outcome = self.sync.abandon(format!("no thread for a reload: {error}"));
+                let why = format!("no thread for a reload: {error}");
                 looking.answers.append(&mut looking.asked);
-                self.tell_askers(looking, &outcome);
+                self.tell_askers(looking, &Outcome::Rejected(why.clone()));
+                let outcome = self.sync.abandon(why);
                 self.reloaded(outcome);
             }
         }
@@ -288,11 +295,18 @@ impl Control {
         // could take them first.
         self.spare.give_up(SPARE);
         let outcome = match found {
-            Some(found) => self.sync.finish(found),
-            None => self.sync.abandon("the configuration's reader has panicked".to_owned()),
+            Some(found) => {
+                let outcome = self.sync.finish(found);
+                self.tell_askers(looking, &outcome);
+                outcome
+            }
+            None => {
+                let why = "the configuration's reader has panicked".to_owned();
+                self.tell_askers(looking, &Outcome::Rejected(why.clone()));
+                self.sync.abandon(why)
+            }
         };
         self.spare.fill();
-        self.tell_askers(looking, &outcome);
         self.reloaded(outcome);
         if self.watch(changes) {
             // The watch does not report changes from before it began, so the files are looked at
@@ -308,6 +322,7 @@ impl Control {
         for answer in looking.answers.drain(..) {
             // The asker may have gone.
             _ = answer.send(match outcome {
+                _ if matches!(self.phase, Phase::Draining | Phase::Stopping) => Err(ENDING),
                 Outcome::Published { generation } => Ok(Reloaded { generation: *generation }),
                 Outcome::Unchanged => Ok(Reloaded { generation: self.sync.generation() }),
                 Outcome::Rejected(problems) => Err(Refusal::Failed(problems.clone())),
@@ -568,6 +583,8 @@ struct Looking {
 }
 
 type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
+
+const ENDING: Refusal = Refusal::Busy("the gateway is ending");
 
 impl Looking {
     /// Waits for the end of the look. Never returns if no look is under way.

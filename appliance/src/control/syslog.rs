@@ -2,6 +2,7 @@
 
 use std::fs::read_to_string;
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nix::errno::Errno;
+use socket2::{Domain, SockAddr, Type};
 
 use crate::control::time_of_day::unix_micros;
 use crate::control::timestamp::WallClock;
@@ -104,9 +106,11 @@ fn connect(path: &Path) -> io::Result<Socket> {
         }
         // The socket is one for streams.
         Err(error) if error.raw_os_error() == Some(Errno::EPROTOTYPE as i32) => {
-            let socket = UnixStream::connect(path)?;
+            // The time limit holds for connecting, too: a daemon that is stopped accepts nobody.
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
             socket.set_write_timeout(Some(PATIENCE))?;
-            Ok(Socket::Stream(socket))
+            socket.connect(&SockAddr::unix(path)?)?;
+            Ok(Socket::Stream(UnixStream::from(OwnedFd::from(socket))))
         }
         Err(error) => Err(error),
     }

@@ -10,9 +10,13 @@ use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::Session;
 use crate::stats::records::CloseReason;
 
-/// While as much of the session table or less is free, each client that comes takes the place of
-/// one that waits. The part that is free lets a client in while the ring closes another.
+/// While no more than this part of the session table is free, a client that comes may take the place
+/// of one that waits. The part that is free lets a client in while the ring closes another.
 const RESERVE: u32 = 16;
+
+/// Microseconds that a client may wait when the free part has just become scarce. The less is left
+/// of it, the shorter: an eighth of the time for half, none for nothing.
+const PATIENCE: u64 = 5_000_000;
 
 /// The oldest first. Sessions that wait no more are left out later.
 #[derive(Debug, Default)]
@@ -27,19 +31,48 @@ impl Undecided {
         self.0.push_back(token);
     }
 
-    /// Closes the session that has waited longest, if the table is nearly full.
+    /// Closes the session that has waited longest, if the table is nearly full and the session has
+    /// waited for longer than there is room for.
     pub fn make_room(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
-        if sessions.room() > (sessions.limit() / RESERVE).max(1) {
-            return;
-        }
-        while let Some(token) = self.0.pop_front() {
+        let reserve = (sessions.limit() / RESERVE).max(1);
+        let Some(patience) = patience(sessions.room(), reserve) else { return };
+        while let Some(token) = self.0.front().copied() {
             if let Some(session) = waits(sessions, token) {
-                return session.finish(core, CloseReason::CrowdedOut, true);
+                if core.now - session.opened < patience {
+                    return;
+                }
+                session.finish(core, CloseReason::CrowdedOut, true);
+                self.0.pop_front();
+                return;
             }
+            self.0.pop_front();
         }
     }
 }
 
+/// How long a client may wait, in microseconds. `None`: there is room.
+fn patience(room: u32, reserve: u32) -> Option<u64> {
+    if room > reserve {
+        return None;
+    }
+    let left = u64::from(room) * 1_000 / u64::from(reserve);
+    Some(PATIENCE * left.pow(3) / 1_000_000_000)
+}
+
 fn waits(sessions: &mut Slab<Session>, token: Token) -> Option<&mut Session> {
     sessions.get_mut(token.slot, token.generation).filter(|session| session.is_undecided())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_shrinks_with_the_room() {
+        assert_eq!(patience(257, 256), None);
+        let millis = |room| patience(room, 256).map(|micros| micros / 1_000);
+        assert_eq!([256, 128, 64, 32].map(millis), [5_000, 625, 78, 9].map(Some));
+        assert_eq!(patience(0, 256), Some(0));
+        assert_eq!(patience(65_536, 65_536), Some(PATIENCE));
+    }
 }

@@ -53,9 +53,10 @@ pub(crate) fn warn(config: &Config) {
 const STRANGER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const STRANGER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
-/// CAP_NET_ADMIN: bit 12 of the effective set (capabilities(7), proc_pid_status(5)).
+/// CAP_NET_ADMIN: bit 12 of the effective set (capabilities(7), proc_pid_status(5)). The thread's
+/// own: after a change of user, the main thread has none.
 fn is_permitted() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let set = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok());
     set.is_some_and(|set| set & (1 << 12) != 0)

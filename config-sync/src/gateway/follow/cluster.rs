@@ -58,8 +58,8 @@ const PAUSES: Pauses = Pauses::new(Duration::from_secs(1), Duration::from_secs(3
 
 /// An answer of the API server begins within this time, or the request has failed: one request that
 /// is never answered must not hold up all that wait for it. The API server itself ends requests
-/// after 60 s.
-const ANSWER: Duration = Duration::from_secs(20);
+/// after 60 s. Less than `SETTLED` of the watch, after which a silent watch counts as following.
+const ANSWER: Duration = Duration::from_secs(11);
 
 /// If there is no first translation after this time, the log says what it waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
