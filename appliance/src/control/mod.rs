@@ -20,6 +20,7 @@ mod id;
 mod line_of;
 mod live;
 mod log_line;
+mod looking;
 pub mod metrics;
 mod output;
 pub mod own_log;

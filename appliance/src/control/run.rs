@@ -28,6 +28,7 @@ use crate::control::changes::say_changes;
 use crate::control::cluster::{Following, News};
 use crate::control::line_of::line;
 use crate::control::live::Live;
+use crate::control::looking::{Answer, ENDING, Looking};
 use crate::control::output::{BadConfig, panic_message};
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
@@ -569,30 +570,6 @@ impl Control {
             Err(panic) => Err(anyhow!("{}", panic_message(&*panic))),
         }
         .with_context(|| format!("worker {index} died"))
-    }
-}
-
-/// The look at the configuration's files that is under way, and the wish for the next look.
-#[derive(Default)]
-struct Looking {
-    under_way: Option<oneshot::Receiver<Finished>>,
-    next: Option<Wish>,
-    /// Who is told what becomes of the look that is under way, and of the next one.
-    answers: Vec<Answer>,
-    asked: Vec<Answer>,
-}
-
-type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;
-
-const ENDING: Refusal = Refusal::Busy("the gateway is ending");
-
-impl Looking {
-    /// Waits for the end of the look. Never returns if no look is under way.
-    async fn found(&mut self) -> Option<Finished> {
-        let Some(under_way) = &mut self.under_way else { return std::future::pending().await };
-        let found = under_way.await;
-        self.under_way = None;
-        found.ok()
     }
 }
 

@@ -10,8 +10,8 @@ use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::Session;
 use crate::stats::records::CloseReason;
 
-/// While no more than this part of the session table is free, a client that comes may take the place
-/// of one that waits. The part that is free lets a client in while the ring closes another.
+/// While no more than this part of the session table is free, a client that comes may take the
+/// place of one that waits. The part that is free lets a client in while the ring closes another.
 const RESERVE: u32 = 16;
 
 /// Microseconds that a client may wait when the free part has just become scarce. The less is left
