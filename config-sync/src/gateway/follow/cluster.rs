@@ -370,7 +370,9 @@ impl Cluster {
             if self.own.is_none() {
                 missing.push("the own Node".to_owned());
             }
-            tracing::warn!("the first configuration waits for: {}", missing.join(", "));
+            if !missing.is_empty() {
+                tracing::warn!("the first configuration waits for: {}", missing.join(", "));
+            }
         }
         self.compare_addresses();
         if self.next_end.take_if(|end| Timestamp::now().as_second() >= *end).is_some() {
