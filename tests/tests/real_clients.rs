@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, Postgres, free_address, program, seconds, wait_for,
+    Daemon, Folder, Gateway, Postgres, free_address, program, seconds, udp_from, wait_for,
 };
 
 /// TCP and UDP listeners of one port number, forwarded to one port number.
@@ -198,7 +198,8 @@ struct Dns {
 }
 
 impl Dns {
-    fn start() -> Self {
+    /// `options`: further keys of the UDP listener.
+    fn start(options: &str) -> Self {
         let (folder, endpoint, address) = (Folder::new(), free_address(), free_address());
         let here = folder.file("").display().to_string();
         folder.write("zone", ZONE);
@@ -215,7 +216,8 @@ impl Dns {
         let config = folder.write("nsd.conf", &config);
         let daemon = Daemon::start(endpoint, Command::new("nsd").arg("-d").arg("-c").arg(config));
         // A socket for each query that is asked within this time.
-        let config = both(address, endpoint, "responses = 1") + "upstream_rest = \"250ms\"\n";
+        let options = format!("responses = 1\n{options}");
+        let config = both(address, endpoint, &options) + "upstream_rest = \"250ms\"\n";
         let gateway = Gateway::start(&config);
         Self { address, gateway, folder, _daemon: daemon }
     }
@@ -228,7 +230,7 @@ const ZONE: &str = "$ORIGIN example.test.\n$TTL 60\n\
 
 #[test]
 fn dig_over_udp_and_tcp() {
-    let dns = Dns::start();
+    let dns = Dns::start("");
     let port = dns.address.port().to_string();
     for transport in ["+notcp", "+tcp"] {
         let base = ["@127.0.0.1", "-p", &port, "+short", "+tries=3", transport];
@@ -245,9 +247,72 @@ fn dig_over_udp_and_tcp() {
     assert_eq!((count("flow_answered"), count("_fin")), (3, 3));
 }
 
+/// A query for `www.example.test`, type A.
+const QUERY: &[u8] = b"\xab\xcd\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\
+    \x03www\x07example\x04test\x00\x00\x01\x00\x01";
+
+#[test]
+fn only_queries_pass_a_guard() {
+    let dns = Dns::start("dns_guard = {}");
+    let port = dns.address.port().to_string();
+    let base = ["@127.0.0.1", "-p", &port, "+short", "+notcp", "+tries=3", "+time=1"];
+    let dig = |words: &[&str]| program("dig", &[&base[..], words].concat());
+    assert_eq!(dig(&["www.example.test", "A"]).trim(), "192.0.2.80");
+    assert_eq!(dig(&["+noedns", "www.example.test", "AAAA"]).trim(), "2001:db8::80");
+    let client = udp_from("127.0.0.1", dns.address);
+    let response = [&QUERY[..2], b"\x81\x80", &QUERY[4..]].concat();
+    let any = [&QUERY[..QUERY.len() - 4], b"\x00\xff\x00\x01"].concat();
+    let dropped = [&response, &any, b"", b"garbage", &QUERY[..QUERY.len() - 1]];
+    for message in dropped {
+        client.send(message).expect("sending");
+    }
+    assert!(client.recv(&mut [0; 512]).is_err(), "one was answered");
+    client.send(QUERY).expect("sending");
+    let mut answer = [0; 512];
+    client.recv(&mut answer).expect("an answer");
+    assert_eq!((&answer[..2], answer[2] & 0x82), (&QUERY[..2], 0x80));
+    let count = |reason| {
+        let of = [("listener", "udp"), ("reason", reason)];
+        dns.gateway.metrics().value("ringway_datagrams_dropped_total", &of)
+    };
+    assert_eq!([count("dns_any"), count("dns_invalid")], [1, 4]);
+}
+
+/// A client over its limit is sent to TCP, and one that can't come over TCP is no victim: what it
+/// is sent is no larger than what was sent in its name.
+#[test]
+fn honest_clients_over_their_limit_come_over_tcp() {
+    let limit = "limit_source = { datagrams_per_second = 1, prefix_v4 = 24 }";
+    let dns = Dns::start(&format!("dns_guard = {{ slip = 1 }}\n{limit}"));
+    let port = dns.address.port().to_string();
+    let dig = || program("dig", &["@127.0.0.1", "-p", &port, "www.example.test", "A"]);
+    let printed = wait_for("one is sent to TCP", || {
+        let printed = dig();
+        assert!(printed.contains("192.0.2.80"), "{printed}");
+        printed.contains("retrying in TCP mode").then_some(printed)
+    });
+    assert!(printed.contains("(TCP)"), "{printed}");
+    // Another address of the same network, with the same limit.
+    let other = udp_from("127.0.0.9", dns.address);
+    let mut truncated = 0;
+    for _ in 0..20 {
+        other.send(QUERY).expect("sending");
+        let mut answer = [0; 512];
+        let len = other.recv(&mut answer).expect("each has an answer");
+        if answer[2] & 2 != 0 {
+            truncated += 1;
+            assert_eq!((len, answer[3], &answer[4..len]), (QUERY.len(), 0, &QUERY[4..]));
+        }
+    }
+    assert!(truncated >= 10, "{truncated} of 20 were sent to TCP");
+    let of = [("listener", "udp"), ("reason", "dns_truncated")];
+    let counted = dns.gateway.metrics().value("ringway_datagrams_dropped_total", &of);
+    assert!(counted > truncated, "{counted} counted");
+}
+
 #[test]
 fn dnsperf_loses_nothing() {
-    let dns = Dns::start();
+    let dns = Dns::start("");
     let queries = "www.example.test A\nwww.example.test AAAA\nlong.example.test TXT\n\
                    missing.example.test A\n";
     let queries = dns.folder.write("queries", queries).display().to_string();
@@ -270,7 +335,7 @@ fn dnsperf_loses_nothing() {
 /// A resolver sends A and AAAA from one socket, one behind the other.
 #[test]
 fn both_of_two_pipelined_queries_are_answered() {
-    let dns = Dns::start();
+    let dns = Dns::start("");
     for round in 0..200_u16 {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("binding");
         socket.connect(dns.address).expect("connecting");

@@ -175,8 +175,7 @@ impl Ring {
             }
             Op::OpenShared { ipv4 } => udp.open_shared(token, ipv4, queue, turn),
             Op::SendUp { buffer, part } => udp.send_up(token, buffer, part, turn),
-            Op::SendDown { buffer, from, peer, local } => {
-                let part = Part::default();
+            Op::SendDown { buffer, part, from, peer, local } => {
                 udp.send_down(token, Down { buffer, part, from, peer, local }, listeners, turn);
             }
             Op::SendVia { buffer, part, via, peer, local } => {

@@ -315,6 +315,12 @@ words! {
             "What a source in `accept_proxy` sent does not begin with a valid PROXY header.",
         ProxyMissing = "proxy_missing":
             "With `accept_proxy.only`: the datagram came from no source in `accept_proxy`.",
+        DnsInvalid = "dns_invalid":
+            "With `dns_guard`: the datagram is a response, or is no whole query of DNS.",
+        DnsAny = "dns_any": "With `dns_guard`: a question for all types of records (ANY).",
+        DnsTruncated = "dns_truncated":
+            "With `dns_guard`: the client's source is over its `limit_source`, and was answered \
+             that it should come over TCP.",
         Truncated = "truncated": "The kernel cut the datagram or train.",
         EndpointRefused = "endpoint_refused":
             "The endpoint's port is closed (ICMP port unreachable).",

@@ -4,6 +4,7 @@
 
 pub mod alert;
 pub mod client_hello;
+pub mod dns;
 pub mod hand_over;
 pub mod postgres;
 pub mod proxy_header;

@@ -84,7 +84,8 @@ fn a_datagram_goes_there_and_back() {
         let back = driver.datagrams();
         assert_eq!((back.token, back.peer), (flow, None));
         let peer = got.peer.unwrap();
-        let down = Op::SendDown { buffer: back.buffer, from: 0, peer, local: None };
+        let down =
+            Op::SendDown { buffer: back.buffer, part: Part::default(), from: 0, peer, local: None };
         driver.act(listener, down);
         assert_eq!(read(&client), b"answer");
         driver.poll();
@@ -117,8 +118,38 @@ fn a_train_passes_whole_both_ways() {
     let back = driver.datagrams();
     assert_eq!(back.count, 16);
     let peer = client.local_addr().unwrap();
-    driver.act(listener, Op::SendDown { buffer: back.buffer, from: 5, peer, local: None });
+    driver.act(
+        listener,
+        Op::SendDown { buffer: back.buffer, part: Part::default(), from: 5, peer, local: None },
+    );
     assert_eq!(read(&client), train);
+}
+
+/// This is what happens when a query of DNS is over a limit.
+#[test]
+fn a_client_is_answered_in_place_of_its_datagram() {
+    let mut driver = Driver::new(LIMITS);
+    let (listener, address) = driver.receiving("127.0.0.1:0");
+    let (client, server) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
+    let flow = driver.opened(0, &server);
+    setsockopt(&client, UdpGsoSegment, &5).unwrap();
+    client.send_to(b"first2.and3rd", address).unwrap();
+    let Got { buffer, count, peer, local, .. } = driver.datagrams();
+    assert_eq!(count, 3);
+    driver.turn.output.extend_from_slice(b"no");
+    let part = |first, more| Part { first, count: 1, more, ..Part::default() };
+    let answer = Part { strip: 5, head: (0, 2), ..part(1, true) };
+    let (peer, from) = (peer.unwrap(), u32::MAX);
+    driver.act_all(vec![
+        (flow, Op::SendUp { buffer, part: part(0, true) }),
+        (listener, Op::SendDown { buffer, part: answer, from, peer, local }),
+        (flow, Op::SendUp { buffer, part: part(2, false) }),
+    ]);
+    assert_eq!([read(&server), read(&server)], [&b"first"[..], b"3rd"]);
+    assert_eq!(read(&client), b"no");
+    driver.poll();
+    assert_eq!(driver.counters.buffers_free.get(), u64::from(LIMITS.buffers));
+    assert!(driver.seen.is_empty(), "{:?}", driver.seen);
 }
 
 /// This is what happens when a PROXY header is taken off each datagram of a train and another is
@@ -341,7 +372,13 @@ fn replies_leave_from_the_address_the_client_spoke_to() {
             let got = driver.datagrams();
             assert_eq!(got.local, Some(ip));
             let (buffer, peer) = (got.buffer, got.peer.unwrap());
-            let down = Op::SendDown { buffer, from: u32::MAX, peer, local: got.local };
+            let down = Op::SendDown {
+                buffer,
+                part: Part::default(),
+                from: u32::MAX,
+                peer,
+                local: got.local,
+            };
             driver.act(listener, down);
             assert_eq!(read(&client), b"echo");
         }
@@ -415,7 +452,10 @@ fn a_listening_socket_is_free_once_unlistened() {
     let got = driver.datagrams();
     let peer = got.peer.unwrap();
     driver.act_all(vec![
-        (listener, Op::SendDown { buffer: got.buffer, from: 0, peer, local: None }),
+        (
+            listener,
+            Op::SendDown { buffer: got.buffer, part: Part::default(), from: 0, peer, local: None },
+        ),
         (listener, Op::Unlisten),
     ]);
     driver.event(listener, Event::Unlistened);

@@ -243,6 +243,7 @@ impl Compile<'_> {
                 on_truncation: listener.on_truncation,
                 flow_timeout: listener.flow_timeout,
                 responses: listener.responses,
+                dns_guard: listener.dns_guard,
                 max_sessions: listener.max_sessions,
                 taken: (listener.max_sessions > 0).then(|| self.names.taken(id)),
                 limit_source: self.limit_source(id, listener),

@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
-use crate::gateway::print_values::{admin, duration, endpoint, escaped, inline, list, quoted};
+use crate::gateway::print_values::{
+    admin, dns_guard, duration, endpoint, escaped, inline, list, quoted,
+};
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
 use crate::model::backend::{
@@ -208,6 +210,9 @@ impl Print<'_> {
         self.duration("flow_timeout", udp, listener.flow_timeout, FLOW_TIMEOUT);
         if udp && listener.responses != 0 {
             self.line("responses", &listener.responses.to_string());
+        }
+        if let Some(guard) = &listener.dns_guard {
+            self.line("dns_guard", &inline(dns_guard(*guard)));
         }
         if listener.max_sessions != 0 {
             self.line("max_sessions", &listener.max_sessions.to_string());

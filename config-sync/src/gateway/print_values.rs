@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use crate::model::config::{ADMIN_ADDRESS, Config};
 use crate::model::endpoint::Endpoint;
 use crate::table::address::UnixPath;
+use crate::table::routing::DnsGuard;
+use crate::toml::dns_guard::SLIP;
 
 /// The keys of `admin` that are not as by default.
 pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
@@ -26,6 +28,13 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
         keys.push(("endpoint_labels", "false".to_owned()));
     }
     keys
+}
+
+/// The keys of `dns_guard` that are not as by default.
+pub(super) fn dns_guard(guard: DnsGuard) -> Vec<(&'static str, String)> {
+    let DnsGuard { drops_any, slip } = guard;
+    let any = (!drops_any).then(|| ("any", quoted("pass")));
+    any.into_iter().chain((slip != SLIP).then(|| ("slip", slip.to_string()))).collect()
 }
 
 pub(super) fn duration(millis: u32) -> String {

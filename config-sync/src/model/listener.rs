@@ -9,7 +9,8 @@ use crate::model::time::{HOUR, MINUTE, SECOND};
 use crate::model::tls::Termination;
 use crate::table::address::{Address, Interface, Owner};
 use crate::table::routing::{
-    Bound, OnRefusal, OnTruncation, Protocol, SocketOptions, Starttls, Timeouts, Transport,
+    Bound, DnsGuard, OnRefusal, OnTruncation, Protocol, SocketOptions, Starttls, Timeouts,
+    Transport,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +50,8 @@ pub struct Listener {
     /// UDP: a flow ends after this number of replies per client datagram. 0: only `flow_timeout`
     /// ends a flow.
     pub responses: u32,
+    /// UDP only. `None`: every datagram is forwarded.
+    pub dns_guard: Option<DnsGuard>,
     /// The most sessions or flows over all workers. 0: only the workers' own limits count.
     pub max_sessions: u32,
     /// What each source may have and do. `None`: as much as all.

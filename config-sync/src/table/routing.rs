@@ -226,6 +226,8 @@ pub struct Listener {
     /// A UDP flow ends at once after this number of replies per client datagram. 0: only
     /// `flow_timeout` ends a flow.
     pub responses: u32,
+    /// UDP. `None`: every datagram is forwarded.
+    pub dns_guard: Option<DnsGuard>,
     /// The most sessions or flows of this listener, over all workers. 0: only the workers' own
     /// limits count.
     pub max_sessions: u32,
@@ -272,6 +274,16 @@ pub enum OnTruncation {
     Reset,
     /// End cleanly, unless the end came in the middle of a record.
     Fin,
+}
+
+/// What is dropped in front of DNS servers, beside all that is no query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsGuard {
+    /// Questions for all types of records.
+    pub drops_any: bool,
+    /// Of so many queries over the limit of their source, one is answered by "come over TCP". 0:
+    /// none.
+    pub slip: u32,
 }
 
 /// What a client sees that is refused before TLS is set up, or before an endpoint is connected.

@@ -5,6 +5,7 @@ mod admission;
 pub(crate) mod backend;
 pub(crate) mod bind;
 mod defaults;
+pub(crate) mod dns_guard;
 pub(crate) mod eject;
 pub(crate) mod endpoint;
 pub(crate) mod fallback;
@@ -35,6 +36,7 @@ use crate::model::listener::Listener;
 use crate::model::place::{At, Problem, Problems};
 use crate::toml::backend::{BACKEND, backend};
 use crate::toml::defaults::{DEFAULTS, defaults, drop_checks_of_udp, protocols};
+use crate::toml::dns_guard::DNS_GUARD;
 use crate::toml::eject::EJECT;
 use crate::toml::endpoint::ENDPOINT;
 use crate::toml::files::{merge, shifted};
@@ -127,6 +129,7 @@ pub const SCHEMA: &[&Section] = &[
     &LISTENER,
     &ACCEPT_PROXY,
     &LIMIT_SOURCE,
+    &DNS_GUARD,
     &TLS,
     &TLS_CERTIFICATE,
     &TLS_DEFAULT,

@@ -24,6 +24,7 @@ use crate::proxy::udp::choose::{
     FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits, choose,
     route,
 };
+use crate::proxy::udp::dns_guard::datagram;
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
 use crate::proxy::udp::forward::dropped;
 use crate::proxy::udp::ports::Ports;
@@ -54,6 +55,7 @@ impl Flows {
             ports: Ports::new(),
             pairs_shortage_until: 0,
             seen: 0,
+            slipped: 0,
             paused: VecDeque::new(),
             ending: None,
             closed_ports: Vec::with_capacity(MOST_CLOSED),
@@ -126,7 +128,7 @@ impl Flows {
         } else if is_proxy {
             self.on_proxy(core, socket, &sender, (batch, size), payload);
         } else {
-            self.take_in(core, socket, &sender, batch);
+            self.take_in(core, socket, &sender, (batch, size), payload);
         }
     }
 
@@ -140,10 +142,7 @@ impl Flows {
         (whole, size): (Batch, u32),
         payload: &[u8],
     ) {
-        let datagram = |number: u32| {
-            let start = (number * size) as usize;
-            &payload[start.min(payload.len())..(start + size as usize).min(payload.len())]
-        };
+        let datagram = |number| datagram(payload, size, number);
         let mut first = 0;
         while first < whole.count {
             let read = read_datagram(datagram(first));
@@ -168,25 +167,50 @@ impl Flows {
             let bytes = u32::try_from(bytes).expect("a buffer has 64 KiB");
             let batch = Batch { buffer: whole.buffer, bytes, count, part };
             match read {
-                Ok((_, said)) => self.take_in(core, socket, &Sender { said, ..*sender }, batch),
+                Ok((_, said)) => {
+                    let sender = Sender { said, ..*sender };
+                    self.take_in(core, socket, &sender, (batch, size), payload);
+                }
                 Err(_) => dropped(core, socket, batch, DropReason::ProxyInvalid),
             }
             first += count;
         }
     }
 
-    pub fn take_in(&mut self, core: &mut Core, socket: SocketId, sender: &Sender, batch: Batch) {
-        let slot = self.flow_of(core, socket, sender).and_then(|slot| {
-            if !self.flows.at(slot).is_none_or(|flow| flow.may_send(core, batch.count)) {
-                return Err(DropReason::SourceLimit);
-            }
-            self.route_again(core, slot)?;
-            Ok(slot)
-        });
-        match slot {
+    /// Forwards datagrams of a client, or drops them. `payload` holds the bytes of the buffer, in
+    /// which every datagram but the last has `bytes` bytes.
+    pub fn take_in(
+        &mut self,
+        core: &mut Core,
+        socket: SocketId,
+        sender: &Sender,
+        (batch, bytes): (Batch, u32),
+        payload: &[u8],
+    ) {
+        let guard = listener_of(&core.tables, socket).and_then(|(_, listener)| listener.dns_guard);
+        if let Some(guard) = guard {
+            return self.take_in_queries(core, (socket, guard), sender, batch, (bytes, payload));
+        }
+        match self.admit(core, socket, sender, batch.count) {
             Ok(slot) => self.forward(core, slot, batch),
             Err(reason) => dropped(core, socket, batch, reason),
         }
+    }
+
+    /// The slot of the flow of a client that may send as many datagrams.
+    pub fn admit(
+        &mut self,
+        core: &mut Core,
+        socket: SocketId,
+        sender: &Sender,
+        count: u32,
+    ) -> Result<u32, DropReason> {
+        let slot = self.flow_of(core, socket, sender)?;
+        if !self.flows.at(slot).is_none_or(|flow| flow.may_send(core, count)) {
+            return Err(DropReason::SourceLimit);
+        }
+        self.route_again(core, slot)?;
+        Ok(slot)
     }
 
     pub fn on_upstream(&mut self, core: &mut Core, token: Token, event: Event) {

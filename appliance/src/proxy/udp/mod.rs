@@ -1,6 +1,7 @@
 //! Serves UDP flows. A flow is one client's exchange with one endpoint.
 
 pub mod choose;
+mod dns_guard;
 pub mod flow;
 pub mod flows;
 mod forward;

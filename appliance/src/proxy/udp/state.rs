@@ -45,6 +45,8 @@ pub struct Flows {
     /// counts up to this time, not up to now: after a worker had no core for a while, a new
     /// client's datagram may stand before a late reply in one batch of events.
     pub seen: u64,
+    /// Datagrams over limits since the last that was answered (`dns_guard.rs`).
+    pub slipped: u32,
     /// Sockets that receive again at a time, the earliest first.
     pub paused: VecDeque<(u64, Token)>,
     /// Set if all flows must end, for this reason.

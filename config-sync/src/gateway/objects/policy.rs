@@ -92,6 +92,9 @@ pub struct ListenerSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 65_535))]
     pub responses: Option<i64>,
+    /// UDP: only queries of DNS are forwarded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_guard: Option<DnsGuardSettings>,
     /// Sessions or flows of this listener, over all workers of a gateway. 0: only their own limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_048_576))]
@@ -427,6 +430,19 @@ pub struct CheckStep {
     /// The same as a regular expression.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_regex: Option<String>,
+}
+
+/// What is dropped in front of DNS servers, beside all that is no query.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsGuardSettings {
+    /// Questions for all types of records: drop (default) or pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub any: Option<String>,
+    /// Of so many queries over limitSource, one is answered by "come over TCP"; 0: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000))]
+    pub slip: Option<i64>,
 }
 
 /// When an endpoint is left out because sessions and flows fail with it.

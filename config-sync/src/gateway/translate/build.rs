@@ -158,6 +158,7 @@ impl<'o> Build<'_, 'o> {
             on_truncation: values.on_truncation.filter(|_| !udp).unwrap_or_default(),
             flow_timeout: values.flow_timeout.filter(|_| udp).unwrap_or(FLOW_TIMEOUT),
             responses: values.responses.filter(|_| udp).unwrap_or(0),
+            dns_guard: values.dns_guard.filter(|_| udp),
             max_sessions: values.max_sessions.unwrap_or(0),
             limit_source: values.limit_source.and_then(|limit| limit_for(limit, udp)),
             accept_proxy: accept_proxy.map(|from| at(AcceptProxy { from, only: false }, &of)),

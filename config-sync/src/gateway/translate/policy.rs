@@ -425,6 +425,7 @@ fn read_listener<'o>(
         on_truncation: text("onTruncation", given.on_truncation.as_ref(), word(&ON_TRUNCATION))?,
         flow_timeout: text("flowTimeout", given.flow_timeout.as_ref(), least)?,
         responses: number("responses", given.responses, 0..=65_535)?,
+        dns_guard: given.dns_guard.as_ref().map(tables::read_dns_guard).transpose()?,
         max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
         limit_source: given.limit_source.as_ref().map(tables::read_limit_source).transpose()?,
         accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,

@@ -6,17 +6,23 @@ use std::ops::Range;
 use serde::Serialize;
 use toml::de::DeTable;
 
-use crate::gateway::objects::policy::{EjectSettings, HealthCheckSettings, SourceLimitSettings};
+use crate::gateway::objects::policy::{
+    DnsGuardSettings, EjectSettings, HealthCheckSettings, SourceLimitSettings,
+};
 use crate::model::eject::Eject;
 use crate::model::health_check::HealthCheck;
 use crate::model::place::At;
 use crate::model::source_limit::SourceLimit;
+use crate::table::routing::DnsGuard;
+use crate::toml::dns_guard::dns_guard;
 use crate::toml::reader::{Reader, Section, Table, any};
 use crate::toml::source_limit::limit_source;
 use crate::toml::{eject, health_check};
 
-static TABLES: Section =
-    Section { name: "", keys: &[any("health_check"), any("eject"), any("limit_source")] };
+static TABLES: Section = Section {
+    name: "",
+    keys: &[any("health_check"), any("eject"), any("limit_source"), any("dns_guard")],
+};
 
 /// The backends are not known here, so whether they have TLS that verifies certificates is not
 /// looked at. The CA certificates that are named are not read, and the check names no file.
@@ -50,6 +56,13 @@ pub(super) fn read_eject(given: &EjectSettings) -> Result<Eject, String> {
 pub(super) fn read_limit_source(given: &SourceLimitSettings) -> Result<SourceLimit, String> {
     read("limit_source", given, |reader, table| {
         let value = limit_source(reader, table, None)?;
+        Some(At { value, place: table.place.clone() })
+    })
+}
+
+pub(super) fn read_dns_guard(given: &DnsGuardSettings) -> Result<DnsGuard, String> {
+    read("dns_guard", given, |reader, table| {
+        let value = dns_guard(reader, table)?;
         Some(At { value, place: table.place.clone() })
     })
 }
@@ -142,6 +155,15 @@ mod tests {
         let base = Some("1s".to_owned());
         let read = read_eject(&EjectSettings { base, ..EjectSettings::default() });
         assert_eq!(read.map(|eject| (eject.base, eject.failures)), Ok((1_000, 5)));
+    }
+
+    #[test]
+    fn a_guard_without_keys_has_their_defaults() {
+        let guard = |yaml| read_dns_guard(&serde_saphyr::from_str(yaml).expect("settings"));
+        assert_eq!(guard("{}"), Ok(DnsGuard { drops_any: true, slip: 2 }));
+        assert_eq!(guard("{any: pass, slip: 0}"), Ok(DnsGuard { drops_any: false, slip: 0 }));
+        let fault = guard("{any: refuse}").expect_err("a word that there is not");
+        assert!(fault.starts_with("dnsGuard.any: must be \"drop\" or \"pass\""), "{fault}");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::model::gone::OnGone;
 use crate::model::health_check::HealthCheck;
 use crate::model::source_limit::SourceLimit;
 use crate::table::routing::{
-    OnRefusal, OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions, Sources,
-    Starttls,
+    DnsGuard, OnRefusal, OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions,
+    Sources, Starttls,
 };
 
 /// A policy's values for a listener, in the units of the configuration.
@@ -32,6 +32,7 @@ pub(super) struct ListenerValues<'o> {
     pub(super) on_truncation: Option<OnTruncation>,
     pub(super) flow_timeout: Option<u32>,
     pub(super) responses: Option<u32>,
+    pub(super) dns_guard: Option<DnsGuard>,
     pub(super) max_sessions: Option<u32>,
     pub(super) limit_source: Option<SourceLimit>,
     pub(super) accept_proxy: Option<Vec<IpNet>>,
@@ -132,6 +133,7 @@ impl ListenerValues<'_> {
         fill(&mut self.on_truncation, &under.on_truncation);
         fill(&mut self.flow_timeout, &under.flow_timeout);
         fill(&mut self.responses, &under.responses);
+        fill(&mut self.dns_guard, &under.dns_guard);
         fill(&mut self.max_sessions, &under.max_sessions);
         fill(&mut self.limit_source, &under.limit_source);
         fill(&mut self.accept_proxy, &under.accept_proxy);
