@@ -262,7 +262,7 @@ fn only_queries_pass_a_guard() {
     let client = udp_from("127.0.0.1", dns.address);
     let response = [&QUERY[..2], b"\x81\x80", &QUERY[4..]].concat();
     let any = [&QUERY[..QUERY.len() - 4], b"\x00\xff\x00\x01"].concat();
-    let dropped = [&response, &any, b"", b"garbage", &QUERY[..QUERY.len() - 1]];
+    let dropped = [&response[..], &any, b"", b"garbage", &QUERY[..QUERY.len() - 1]];
     for message in dropped {
         client.send(message).expect("sending");
     }

@@ -76,7 +76,7 @@ pub struct Keep;
 
 /// Whether a line is kept: Ringway's own lines, for operators.
 pub fn is_kept(metadata: &tracing::Metadata<'_>) -> bool {
-    let own = ["ringway", "config_sync"];
+    let own = ["ringway", "config_sync", "data_plane"];
     let of = metadata.target().split("::").next().unwrap_or_default();
     metadata.is_event() && *metadata.level() <= Level::INFO && own.contains(&of)
 }

@@ -20,9 +20,9 @@ mod slab;
 mod source_hash;
 pub mod table_queue;
 mod tables;
-pub(crate) mod tcp;
+pub mod tcp;
 mod timer;
-pub(crate) mod udp;
+pub mod udp;
 mod undecided;
 mod waiting;
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
 
-use crate::contract::{BufferId, Op, Part, Token};
+use crate::contract::{BufferId, Op, Token};
 use crate::stats::counters::Counters;
 
 pub use self::error::RingError;

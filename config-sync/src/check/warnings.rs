@@ -10,7 +10,7 @@ use crate::model::gone::OnGone;
 use crate::model::listener::{bound_to, transport};
 use crate::model::place::{At, Place, Problem, Problems};
 use crate::model::route::{Route, Takes};
-use crate::table::routing::Transport;
+use crate::table::routing::{Protocol, Transport};
 
 /// All warnings about a configuration that compiles. `file` is the file's name. `local` has the
 /// machine's own addresses, without loopback.
@@ -23,6 +23,7 @@ pub(crate) fn of(config: &Config, file: &str, local: &[IpAddr]) -> Vec<Problem> 
     unused(config, &mut found);
     refusing(config, &mut found);
     unchecked(config, &mut found);
+    sent_nowhere(config, &mut found);
     found.extend(circles(config, local));
     Problems::new(found).0
 }
@@ -49,6 +50,25 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
                     "no route names this backend; remove the backend, or name it in a route",
                 ),
             );
+        }
+    }
+}
+
+/// Listeners of DNS whose clients are sent to TCP, where nobody listens.
+fn sent_nowhere(config: &Config, found: &mut Vec<Problem>) {
+    for listener in &config.listeners {
+        let sends = listener.dns_guard.is_some_and(|guard| guard.slip > 0);
+        let streams = config.listeners.iter().filter(|of| of.protocol != Protocol::Udp);
+        let by_stream: Vec<_> = streams.flat_map(|of| &of.addresses).map(|of| of.value).collect();
+        let alone = listener.addresses.iter().find(|of| !by_stream.contains(&of.value));
+        if sends
+            && listener.limit_source.is_some()
+            && let Some(address) = alone
+        {
+            found.push(address.problem(
+                "clients over `limit_source` are told to come over TCP, and no TCP listener has \
+                 this address; add one, or set `slip = 0` in `dns_guard`",
+            ));
         }
     }
 }
@@ -283,6 +303,19 @@ mod tests {
         warned(&idle.replace("\"10.0.0.1:80\"", full), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
+    }
+
+    #[test]
+    fn clients_that_are_sent_to_tcp_find_somebody_there() {
+        let dns = GOOD.replace("\"TCP\"", "\"UDP\"").replace(
+            "[[routes]]",
+            "dns_guard = {}\nlimit_source = { datagrams_per_second = 9 }\n[[routes]]",
+        );
+        warned(&dns, &["4:11: listeners[0].address: clients over `limit_source` are told"]);
+        warned(&dns.replace("guard = {}", "guard = { slip = 0 }"), &[]);
+        let tcp = "[[listeners]]\nname = \"t\"\nprotocol = \"TCP\"\naddress = \"0.0.0.0:80\"\n\
+            endpoints = [\"10.0.0.1:80\"]\n";
+        warned(&format!("{dns}{tcp}"), &[]);
     }
 
     #[test]

@@ -211,15 +211,11 @@ impl Print<'_> {
         if udp && listener.responses != 0 {
             self.line("responses", &listener.responses.to_string());
         }
-        if let Some(guard) = &listener.dns_guard {
-            self.line("dns_guard", &inline(dns_guard(*guard)));
-        }
+        self.if_given("dns_guard", listener.dns_guard.map(|guard| inline(dns_guard(guard))));
         if listener.max_sessions != 0 {
             self.line("max_sessions", &listener.max_sessions.to_string());
         }
-        if let Some(limit) = &listener.limit_source {
-            self.line("limit_source", &limit.to_string());
-        }
+        self.if_given("limit_source", listener.limit_source.as_ref().map(ToString::to_string));
         if let Some(At { value: AcceptProxy { from, only }, .. }) = &listener.accept_proxy {
             let sender = |range: &IpNet| match range {
                 range if *range == IpNet::from(UNIX_CLIENT.ip()) => quoted(proxy::UNIX_SENDER),
@@ -476,6 +472,12 @@ impl Print<'_> {
     fn table(&mut self, name: &str) {
         let gap = if self.text.is_empty() { "" } else { "\n" };
         self.put(&format!("{gap}[[{name}]]\n"));
+    }
+
+    fn if_given(&mut self, key: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.line(key, &value);
+        }
     }
 
     fn line(&mut self, key: &str, value: &str) {

@@ -10,7 +10,7 @@ use crate::model::listener::{FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS};
 use crate::model::place::At;
 use crate::table::routing::{OnRefusal, OnTruncation, Protocol, Starttls, Timeouts};
 use crate::toml::bind::{Binding, bind_address, binding};
-use crate::toml::dns_guard::{SLIP, dns_guard};
+use crate::toml::dns_guard::dns_guard;
 use crate::toml::fallback::fallbacks;
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
@@ -98,12 +98,8 @@ pub(crate) fn listener<'t>(
     let flow_timeout = or(reader.get(table, "flow_timeout", duration_from(least)), FLOW_TIMEOUT);
     let responses = or(reader.get(table, "responses", integer(0..=65_535)), 0);
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
-    let limit_source = limit_source(reader, table, asked);
     let dns_guard = dns_guard(reader, table);
-    if dns_guard.is_some_and(|guard| guard.slip != SLIP) && limit_source.is_none() {
-        let message = "`slip` has no effect without `limit_source`";
-        reader.get(table, "dns_guard", |_| Err::<(), _>(message.to_owned()));
-    }
+    let limit_source = limit_source(reader, table, asked);
     let options = options(reader, table, machine, OPTIONS);
     let admission = admission::admission(reader, table);
     Some(Listener {

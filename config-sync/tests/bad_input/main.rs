@@ -147,6 +147,9 @@ fn wrong_types_are_refused_for_every_key_so_none_is_ignored() {
                 "listeners.limit_source" => {
                     ("[[listeners]]\nlimit_source.", "listeners[0].limit_source.".to_owned())
                 }
+                "listeners.dns_guard" => {
+                    ("[[listeners]]\ndns_guard.", "listeners[0].dns_guard.".to_owned())
+                }
                 "backends.eject" => ("[[backends]]\neject.", "backends[0].eject.".to_owned()),
                 "backends.health_check" => {
                     ("[[backends]]\nhealth_check.", "backends[0].health_check.".to_owned())

@@ -14,8 +14,8 @@ fuzz_target!(|input: &[u8]| {
     amplifies_nothing(&[&START[..], input].concat());
 });
 
-/// What is answered is answered by no more bytes, and by no query: two gateways that sit in front of
-/// each other do not go on for ever.
+/// What is answered is answered by no more bytes, and by no query: two gateways that sit in front
+/// of each other do not go on for ever.
 fn amplifies_nothing(message: &[u8]) {
     let Ok(query) = read_query(message) else { return };
     assert!(query.question_end <= message.len());

@@ -293,12 +293,20 @@ fn lay_out(root: &Path, copy: &Path) {
     leave_out(&copy.join("tests/src/sim/mod.rs"), &["tls"]);
     copy_files(root, copy, "tests/tests/simulation.rs");
     copy_files(root, copy, "Cargo.lock");
-    let modules = PURE.map(|part| format!("pub mod {};\n", part.trim_end_matches(".rs")));
-    write(&copy.join("appliance/src/lib.rs"), &modules.concat());
+    let modules = PURE.map(|part| part.trim_end_matches(".rs"));
+    let declared = modules.map(|module| format!("pub mod {module};\n"));
+    write(&copy.join("appliance/src/data_plane.rs"), &declared.concat());
+    let again = format!("pub use data_plane::{{{}}};\n", modules.join(", "));
+    write(&copy.join("appliance/src/lib.rs"), &again);
     write(&copy.join("config-sync/src/lib.rs"), "pub mod table;\n");
-    for part in ["appliance", "config-sync", "tests"] {
+    for (part, sources) in [
+        ("appliance", "appliance"),
+        ("appliance/src", "appliance/src"),
+        ("config-sync", "config-sync"),
+        ("tests", "tests"),
+    ] {
         let manifest = fs::read_to_string(root.join(part).join("Cargo.toml")).expect("a manifest");
-        write(&copy.join(part).join("Cargo.toml"), &lean(&manifest, &copy.join(part)));
+        write(&copy.join(part).join("Cargo.toml"), &lean(&manifest, &copy.join(sources)));
     }
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("the manifest");
     write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench", "bench/instructions"]"#, "]"));

@@ -232,21 +232,16 @@ impl Model {
                 table.routes.extend(ids.map(|id| route(RouteId(id), weights, unused)));
                 table.listeners.push(Listener {
                     id: listener.id,
-                    name: "listener".into(),
-                    protocol: socket.protocol,
                     timeouts: listener.timeouts,
-                    on_truncation: OnTruncation::Reset,
                     flow_timeout: listener.flow_timeout,
-                    tls: None,
                     responses: listener.responses,
-                    dns_guard: None,
                     max_sessions: listener.max_sessions,
                     taken: (listener.max_sessions > 0).then(Arc::default),
                     limit_source: listener.limit_source.clone(),
                     access: listener.access(),
-                    routes,
                     by_source: listener.by_source(first),
                     by_alpn: listener.by_alpn(first),
+                    ..plain_listener(socket.protocol, routes)
                 });
             }
             table.sockets.push(Socket {

@@ -55,7 +55,7 @@ impl Session {
         }
         if first.request {
             self.ask = Ask::ToEncrypt;
-            self.state = State::Requesting(Requesting::new());
+            self.state = State::Requesting(Requesting::default());
         } else {
             self.state = State::Opening { asked: 1 };
         }

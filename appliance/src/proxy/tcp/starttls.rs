@@ -149,7 +149,8 @@ impl Session {
             self.ask = Ask::AsAsked;
             self.state = State::Opening { asked: 1 };
         } else {
-            self.state = State::Requesting(Requesting { gss_refused: true, ..Requesting::new() });
+            self.state =
+                State::Requesting(Requesting { gss_refused: true, ..Requesting::default() });
         }
         self.peek(core);
     }

@@ -352,11 +352,13 @@ pub enum Ask {
     AsAsked,
 }
 
-impl Requesting {
-    pub fn new() -> Self {
+impl Default for Requesting {
+    fn default() -> Self {
         Self { asked: 1, step: Step::Awaited, gss_refused: false }
     }
+}
 
+impl Requesting {
     /// How many bytes to peek at, if any.
     pub fn peeks(&self) -> Option<u32> {
         matches!(self.step, Step::Awaited).then_some(self.asked)

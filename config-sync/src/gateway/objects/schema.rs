@@ -150,14 +150,35 @@ pub(in crate::gateway) fn read<T: DeserializeOwned>(
     value: Value,
     is_secret: bool,
 ) -> Result<(T, Vec<String>), (String, String)> {
+    let mut object = None;
+    let unread = track(value, is_secret, &mut |deserializer| {
+        object = Some(erased_serde::deserialize(deserializer)?);
+        Ok(())
+    })?;
+    Ok((object.expect("it was read"), unread))
+}
+
+type ReadInto<'a> =
+    &'a mut dyn FnMut(&mut dyn erased_serde::Deserializer<'_>) -> Result<(), erased_serde::Error>;
+
+/// Keeps track of what is read. It does not know the type, so there is one such function for all
+/// types, and one for each of the many below it.
+fn track(
+    value: Value,
+    is_secret: bool,
+    read: ReadInto<'_>,
+) -> Result<Vec<String>, (String, String)> {
     let (mut track, mut unread) = (serde_path_to_error::Track::new(), Vec::new());
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    match serde_ignored::deserialize(tracked, |path| unread.extend(ignored(&path))) {
-        Ok(object) => Ok((object, unread)),
+    let mut note = |path: Path<'_>| unread.extend(ignored(&path));
+    let noted = serde_ignored::Deserializer::new(tracked, &mut note);
+    let result = read(&mut <dyn erased_serde::Deserializer<'_>>::erase(noted));
+    match result {
+        Ok(()) => Ok(unread),
         Err(error) => {
-            let message: String = serde_json::Error::to_string(&error);
             // The message could quote the value that could not be read.
-            let message = if is_secret { "is not what a Secret has there".into() } else { message };
+            let message =
+                if is_secret { "is not what a Secret has there".into() } else { error.to_string() };
             Err((track.path().to_string(), message))
         }
     }
