@@ -236,8 +236,14 @@ fn clean_root(folder: &Folder) -> PathBuf {
     if !archive.exists() {
         let part = archive.with_extension("part.tar");
         let include = "--include=passwd,systemd-standalone-sysusers,systemd-standalone-tmpfiles";
-        let suite = program("sh", &["-c", ". /etc/os-release && echo $VERSION_CODENAME"]);
-        program("mmdebstrap", &["--variant=essential", include, suite.trim(), &text(&part)]);
+        // Ubuntu has these tools in another part of its archive.
+        let part_of_archive = "--components=main,universe";
+        let suite = ". /etc/os-release && [ $ID = ubuntu ] || set --; mmdebstrap \"$@\" \
+                     --quiet --variant=essential \"$include\" $VERSION_CODENAME \"$archive\"";
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", suite, "sh", part_of_archive]);
+        let made = shell.env("include", include).env("archive", &part).status();
+        assert!(made.expect("a shell").success(), "mmdebstrap");
         fs::rename(part, &archive).expect("renaming it");
     }
     let root = folder.file("root");
@@ -253,7 +259,7 @@ fn made() -> &'static Path {
 }
 
 fn make(out: &Path) -> PathBuf {
-    let status = limited(concat!(env!("CARGO_MANIFEST_DIR"), "/../images/release"))
+    let status = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../images/release"))
         .args(["--out", &text(out)])
         .env("SOURCE_DATE_EPOCH", "1700000000")
         .env("RINGWAY_BIN", binary())
