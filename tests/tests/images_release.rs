@@ -13,6 +13,8 @@ use ringway_tests::real::{
 };
 use serde_json::Value;
 
+const RELEASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/release");
+
 #[test]
 fn artefacts_can_be_made_again() {
     let folder = Folder::new();
@@ -48,6 +50,27 @@ fn artefacts_can_be_made_again() {
         assert!(names.contains(&name), "{name} of {names:?}");
     }
     assert!(!names.contains(&"proptest"), "what only tests have is in no release");
+}
+
+/// CHANGELOG.md and Cargo.toml must agree on the version.
+#[test]
+fn a_version_that_is_not_agreed_on_is_refused() {
+    let folder = Folder::new();
+    fs::create_dir(folder.file("images")).expect("a directory");
+    let script = folder.file("images/release");
+    fs::copy(RELEASE, &script).expect("copying it");
+    let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    fs::copy(repository, folder.file("Cargo.toml")).expect("copying it");
+    let version = env!("CARGO_PKG_VERSION");
+    for (changes, reason) in [
+        ("## 0.0.1 - 2026-01-01".into(), "the first heading must be"),
+        (format!("## Unreleased\n\n## [{version}] - 2026-01-01"), "raise the version"),
+    ] {
+        folder.write("CHANGELOG.md", &changes);
+        let output = limited(&script).env("RINGWAY_BIN", binary()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(reason), "{changes}: {said}");
+    }
 }
 
 /// As images/README.md says.
@@ -259,7 +282,7 @@ fn made() -> &'static Path {
 }
 
 fn make(out: &Path) -> PathBuf {
-    let status = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../images/release"))
+    let status = Command::new(RELEASE)
         .args(["--out", &text(out)])
         .env("SOURCE_DATE_EPOCH", "1700000000")
         .env("RINGWAY_BIN", binary())
