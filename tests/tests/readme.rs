@@ -1,7 +1,8 @@
 //! What the pages say of the code is so.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ringway::stats::records::{CloseReason, DropReason};
 
@@ -30,8 +31,9 @@ fn each_reason_is_explained() {
 
 #[test]
 fn links_lead_somewhere() {
-    for file in PAGES {
-        let path = root().join(file);
+    let pages = PAGES.map(|file| root().join(file)).into_iter().chain(docs());
+    for path in pages {
+        let file = path.display();
         let text = fs::read_to_string(&path).unwrap();
         let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         let local: Vec<_> = links.filter(|link| !link.contains("://")).collect();
@@ -41,6 +43,43 @@ fn links_lead_somewhere() {
             let to = if to.is_empty() { path.clone() } else { path.parent().unwrap().join(to) };
             assert!(to.exists(), "{file}: {link}");
             assert!(heading.is_empty() || has_heading(&to, heading), "{file}: {link}");
+        }
+    }
+}
+
+/// The pages of `ringway docs`.
+fn docs() -> Vec<PathBuf> {
+    let files = fs::read_dir(root().join("images/docs")).unwrap();
+    files.map(|file| file.unwrap().path()).collect()
+}
+
+/// What a page shows is what the file has, and each file is shown.
+#[test]
+fn pages_show_the_examples() {
+    let folder = root().join("images/examples");
+    let mut shown = BTreeSet::new();
+    for page in docs() {
+        let text = fs::read_to_string(&page).unwrap();
+        for rest in text.split("<!-- example: ").skip(1) {
+            let (name, block) = rest.split_once(" -->\n```").unwrap();
+            let (_, block) = block.split_once('\n').unwrap();
+            let (block, _) = block.split_once("```").unwrap();
+            let file = folder.join(name);
+            let file = if file.is_file() { file } else { folder.join(format!("{name}.toml")) };
+            let example = fs::read_to_string(&file).unwrap();
+            assert_eq!(block, example, "{} shows {name}", page.display());
+            shown.insert(file);
+        }
+    }
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                assert!(shown.contains(&path), "no page shows {}", path.display());
+            }
         }
     }
 }

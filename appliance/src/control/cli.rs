@@ -28,7 +28,7 @@ use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
 use crate::control::process::{self, Origin};
 use crate::control::time_of_day::unix_seconds;
-use crate::control::{access_log, demo};
+use crate::control::{access_log, demo, docs};
 
 /// A Layer-4 gateway for Linux: TCP, UDP and TLS-by-SNI, one io_uring per core.
 ///
@@ -178,6 +178,13 @@ enum Command {
         /// The directory for the pages. It must be there.
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+    },
+    /// Print a page of the documentation: a protocol, operating, troubleshooting.
+    ///
+    /// Without a topic: lists the pages. They are Markdown; links lead to the project's files.
+    Docs {
+        /// Such as postgresql, kafka, dns, troubleshooting.
+        topic: Option<String>,
     },
     /// List the kernel features that the gateway uses, and whether this kernel has them.
     Features {
@@ -431,6 +438,7 @@ impl Cli {
             }
             Command::Man { directory } => clap_mangen::generate_to(Self::command(), &directory)
                 .with_context(|| directory.display().to_string()),
+            Command::Docs { topic } => print(&docs::text(topic.as_deref())?),
             Command::Features { without } => print(&features(&process::probe(&without.without)?)),
         }
     }

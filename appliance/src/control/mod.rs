@@ -14,6 +14,7 @@ mod closes;
 pub mod cluster;
 pub mod demo;
 mod diff;
+mod docs;
 mod doctor;
 mod events;
 mod id;

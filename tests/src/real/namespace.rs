@@ -36,6 +36,18 @@ impl Namespace {
         result.recv().expect("the job did not panic")
     }
 
+    /// Gives this namespace an interface with an address, plugged into a bridge of the caller's.
+    /// `name` is that of the bridge's side.
+    pub fn plug(&self, bridge: &str, name: &str, interface: &'static str, address: &'static str) {
+        let peer = ["peer", "name", interface, "netns", &self.tid];
+        program("ip", &[&["link", "add", name, "type", "veth"][..], &peer].concat());
+        program("ip", &["link", "set", name, "master", bridge, "up"]);
+        self.run(move || {
+            program("ip", &["address", "add", address, "dev", interface]);
+            program("ip", &["link", "set", interface, "up"]);
+        });
+    }
+
     /// Joins this namespace to the caller's, which gets the addresses that end in 1; this one gets
     /// those that end in 2, and the caller's as its gateway.
     pub fn join(&self, name: &'static str, v4: &'static str, v6: &'static str) {

@@ -162,13 +162,7 @@ pub struct Daemon(Child);
 impl Daemon {
     /// Starts it and waits until something listens on TCP at `address`.
     pub fn start(address: SocketAddr, command: &mut Command) -> Self {
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut daemon = Self(child);
+        let mut daemon = Self::spawn(command);
         wait_until(&format!("{command:?} listens"), || {
             if let Some(status) = daemon.0.try_wait().expect("its status") {
                 panic!("{command:?} ended at once: {status}");
@@ -176,6 +170,17 @@ impl Daemon {
             TcpStream::connect(address).is_ok()
         });
         daemon
+    }
+
+    /// Starts it, without waiting for anything.
+    pub fn spawn(command: &mut Command) -> Self {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self(child)
     }
 
     pub fn pid(&self) -> u32 {

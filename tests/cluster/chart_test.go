@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+)
+
+// every is what a cluster may want of the chart in the node's network.
+var every = []string{
+	"namespace.create=true", "nodeProfile.create=true", "priorityClass.create=true",
+	"priorityClass.name=gateways", "serviceMonitor.create=true", "prometheusRule.create=true",
+	"dashboard.create=true", "addressPool={192.0.2.0/24,2001:db8::/64}",
+	"namespaces={shop}", "externalNames=true", "controllerName=example.com/edge",
+	"imagePullSecrets[0].name=registry", "podLabels.team=edge", "podAnnotations.a=b",
+}
+
+// behind is what it may want of a Deployment behind a Service.
+var behind = []string{
+	"kind=Deployment", "autoscaling.create=true", "service.create=true",
+	"service.ports[0].name=postgres", "service.ports[0].port=5432",
+	"service.ports[0].protocol=TCP", "service.ports[1].name=dns", "service.ports[1].port=53",
+	"service.ports[1].targetPort=5353", "service.ports[1].protocol=UDP",
+	"networkPolicy.create=true",
+	"networkPolicy.adminFrom[0].namespaceSelector.matchLabels.name=monitoring",
+}
+
+// The chart without values is what kustomize makes, so whoever installs one may change to the other.
+func TestChartIsTheKustomization(t *testing.T) {
+	rendered := objectsOf(t, "ringway-system", "namespace.create=true", "nodeProfile.create=true",
+		"image.repository=ringway")
+	wanted, err := the.kustomization()
+	must(t, err)
+	profile, err := os.ReadFile(filepath.Join(the.manifests, "node-profile", "daemonset.yaml"))
+	must(t, err)
+	more, err := parse(profile)
+	must(t, err)
+	// The kustomization of the profile gives it the namespace.
+	more[0].SetNamespace("ringway-system")
+	wanted = append(wanted, more...)
+
+	for _, want := range wanted {
+		at := slices.IndexFunc(rendered, func(object *unstructured.Unstructured) bool {
+			return object.GetKind() == want.GetKind() && object.GetName() == want.GetName()
+		})
+		if at < 0 {
+			t.Errorf("the chart has no %s %s", want.GetKind(), want.GetName())
+			continue
+		}
+		got, expected := plain(t, rendered[at]), plain(t, want)
+		if got != expected {
+			t.Errorf("%s %s: the chart has\n%s\nand the kustomization\n%s",
+				want.GetKind(), want.GetName(), got, expected)
+		}
+		rendered = slices.Delete(rendered, at, at+1)
+	}
+	for _, object := range rendered {
+		// Kustomize generates this one of a file.
+		if object.GetKind() != "ConfigMap" || object.GetName() != "ringway-seccomp" {
+			t.Errorf("only the chart has %s %s", object.GetKind(), object.GetName())
+			continue
+		}
+		file, err := os.ReadFile(filepath.Join(the.manifests, "node-profile", "ringway.json"))
+		must(t, err)
+		got, _, err := unstructured.NestedString(object.Object, "data", "ringway.json")
+		must(t, err)
+		if strings.TrimSpace(got) != strings.TrimSpace(string(file)) {
+			t.Error("the profiles differ")
+		}
+	}
+}
+
+// The API server takes every object: each field is one of its kind, and each value is allowed.
+func TestChartIsAccepted(t *testing.T) {
+	namespace := newNamespace(t)
+	for name, values := range map[string][]string{
+		"default": nil, "every": every, "behind": behind,
+		"host": {"kind=Deployment", "hostNetwork=true", "service.create=false"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			kinds := map[string]bool{}
+			for _, object := range objectsOf(t, namespace, values...) {
+				kinds[object.GetKind()] = true
+				// The Prometheus operator's kinds are not installed.
+				if strings.HasPrefix(object.GetAPIVersion(), "monitoring.coreos.com/") {
+					continue
+				}
+				sent := client.ApplyConfigurationFromUnstructured(object)
+				err := the.client.Apply(t.Context(), sent, client.FieldOwner("helm"),
+					client.ForceOwnership, client.DryRunAll)
+				if err != nil {
+					t.Errorf("%s %s: %v", object.GetKind(), object.GetName(), err)
+				}
+			}
+			wanted := map[string][]string{
+				"every": {"DaemonSet", "PriorityClass", "ServiceMonitor", "PrometheusRule"},
+				"behind": {"Deployment", "HorizontalPodAutoscaler", "NetworkPolicy",
+					"PodDisruptionBudget"},
+			}
+			for _, kind := range wanted[name] {
+				if !kinds[kind] {
+					t.Errorf("no %s in %v", kind, kinds)
+				}
+			}
+		})
+	}
+}
+
+func TestChartIsValid(t *testing.T) {
+	if _, said, err := helm(t, "lint", "--strict", chart()); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	// What would be applied and not work is refused, with the value's name.
+	for values, reason := range map[string]string{
+		"kinds=DaemonSet":               "kinds",
+		"kind=StatefulSet":              "kind",
+		"image.tagg=1":                  "tagg",
+		"addressPool={192.0.2.1}":       "addressPool",
+		"networkPolicy.create=true":     "networkPolicy.create",
+		"autoscaling.create=true":       "autoscaling.create",
+		"service.create=true":           "service.create",
+		"serviceMonitor.interval=never": "interval",
+	} {
+		_, said, err := helm(t, "template", "ringway", chart(), "--set", values)
+		if err == nil || !strings.Contains(said, reason) {
+			t.Errorf("%s: %v\n%s", values, err, said)
+		}
+	}
+}
+
+func TestChartHasTheVersion(t *testing.T) {
+	workspace, err := os.ReadFile(filepath.Join(the.manifests, "../../Cargo.toml"))
+	must(t, err)
+	version := regexp.MustCompile(`(?m)^version = "(.*)"$`).FindSubmatch(workspace)
+	file, err := os.ReadFile(filepath.Join(chart(), "Chart.yaml"))
+	must(t, err)
+	var read struct{ Version, AppVersion string }
+	must(t, yaml.Unmarshal(file, &read))
+	if read.Version != string(version[1]) || read.AppVersion != read.Version {
+		t.Fatalf("Chart.yaml has %+v, and Cargo.toml %s", read, version[1])
+	}
+}
+
+func chart() string { return filepath.Join(the.manifests, "../helm") }
+
+// objectsOf renders the chart.
+func objectsOf(t *testing.T, namespace string, values ...string) []*unstructured.Unstructured {
+	t.Helper()
+	words := []string{"template", "ringway", chart(), "--namespace", namespace}
+	for _, value := range values {
+		words = append(words, "--set", value)
+	}
+	text, said, err := helm(t, words...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	objects, err := parse(text)
+	must(t, err)
+	return objects
+}
+
+// helm runs Helm with nothing of this user's, and returns what it printed and all that it said.
+func helm(t *testing.T, words ...string) ([]byte, string, error) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), filepath.Join(the.bin, "helm"), words...)
+	home := t.TempDir()
+	command.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
+	var out, errs bytes.Buffer
+	command.Stdout, command.Stderr = &out, &errs
+	err := command.Run()
+	if errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("tests/run cluster builds Helm: %v", err)
+	}
+	return out.Bytes(), out.String() + errs.String(), err
+}
+
+// plain writes an object without what Helm's conventions and the chart add: labels, annotations,
+// and the version in the image.
+func plain(t *testing.T, object *unstructured.Unstructured) string {
+	t.Helper()
+	text, err := json.MarshalIndent(without(object.Object), "", " ")
+	must(t, err)
+	image := regexp.MustCompile(`("image": "ringway):[^"]*`)
+	return image.ReplaceAllString(string(text), "$1")
+}
+
+func without(value any) any {
+	switch value := value.(type) {
+	case map[string]any:
+		kept := map[string]any{}
+		for key, inner := range value {
+			if slices.Contains(added, key) {
+				continue
+			}
+			inner = without(inner)
+			// Labels and annotations of which nothing is left.
+			if fields, is := inner.(map[string]any); is && len(fields) == 0 &&
+				(key == "labels" || key == "annotations") {
+				continue
+			}
+			kept[key] = inner
+		}
+		return kept
+	case []any:
+		var kept []any
+		for _, inner := range value {
+			kept = append(kept, without(inner))
+		}
+		return kept
+	case string:
+		return strings.TrimSpace(value)
+	default:
+		return value
+	}
+}
+
+var added = []string{
+	"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/version",
+	"app.kubernetes.io/managed-by", "helm.sh/chart", "helm.sh/resource-policy",
+	"ringway.dev/config", "ringway.dev/profile",
+}
