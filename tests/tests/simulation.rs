@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use config_sync::table::address::Bind;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
-    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, Route, RouteBalance, RouteId,
-    RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
+    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Route, RouteBalance,
+    RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Transport, WeightedBackend,
 };
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use ringway_tests::hello::client_hello;
 use ringway_tests::sim::coverage::Coverage;
 use ringway_tests::sim::fake::Fake;
+use ringway_tests::sim::kernel::Kernel;
 use ringway_tests::sim::kernel::faults::Faults;
 use ringway_tests::sim::rng::Rng;
 use ringway_tests::sim::scenarios::setup::{self, Setup};
@@ -343,6 +344,92 @@ fn failures_of_endpoints_are_counted_for_ejection() {
     fake.kernel.peer_reset(client);
     while fake.step(fake.kernel.now + 1_000) {}
     assert_eq!(failures(), 2, "the client's own reset");
+}
+
+/// An endpoint that takes its PROXY header and closes or resets has refused the session: another
+/// endpoint serves it, and the client hears nothing of the first. As soon as a byte went either
+/// way, or if the endpoint waited for longer than a connect may take, or is the only one, the end
+/// is passed on.
+#[test]
+fn a_refused_header_is_an_attempt_that_failed() {
+    let ends: [fn(&mut Kernel, ConnId); 2] = [Kernel::peer_close, Kernel::peer_reset];
+    for end in ends {
+        assert!(is_tried_elsewhere(2, end, |_, _, _| ()), "nothing went either way");
+        assert!(!is_tried_elsewhere(1, end, |_, _, _| ()), "there is no other");
+        let client_speaks = |fake: &mut Fake, client, _| _ = fake.kernel.peer_write(client, 1);
+        assert!(!is_tried_elsewhere(2, end, client_speaks), "the endpoint has a client's byte");
+        let endpoint_speaks = |fake: &mut Fake, _, endpoint| {
+            fake.kernel.peer_write(endpoint, 1);
+        };
+        assert!(!is_tried_elsewhere(2, end, endpoint_speaks), "the client has a byte");
+        let client_ends = |fake: &mut Fake, client, _| fake.kernel.peer_fin(client);
+        assert!(!is_tried_elsewhere(2, end, client_ends), "the endpoint has the client's end");
+        let waits = |fake: &mut Fake, _, _| fake.kernel.now += 3_000_000;
+        assert!(!is_tried_elsewhere(2, end, waits), "it gave up waiting");
+    }
+}
+
+/// A session to one of so many endpoints, all of which are sent headers. Then `before` happens, and
+/// then the endpoint's end. Returns whether another endpoint has the session.
+fn is_tried_elsewhere(
+    endpoints: u16,
+    end: fn(&mut Kernel, ConnId),
+    before: impl Fn(&mut Fake, ConnId, ConnId),
+) -> bool {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let places: Vec<_> = (54..54 + endpoints).map(address).collect();
+    let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+    let mut table = setup.table(address(53), &places);
+    let (version, unique_id, crc32c) = (ProxyVersion::V2, false, false);
+    table.backends[0].send_proxy = Some(SendProxy { version, unique_id, crc32c });
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(table);
+    for place in &places {
+        fake.kernel.set_endpoint(*place, EndpointMode::Accepts);
+    }
+    let wait = |fake: &mut Fake| while fake.step(fake.kernel.now + 10_000) {};
+    let client = SocketAddr::from(([198, 18, 0, 1], 1_000));
+    let client = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+    wait(&mut fake);
+    let first = fake.kernel.established.pop().expect("it is connected");
+    before(&mut fake, client, first);
+    wait(&mut fake);
+    fake.kernel.peer_read(first, u64::MAX);
+    end(&mut fake.kernel, first);
+    wait(&mut fake);
+    let id = |conn: ConnId, fake: &Fake| {
+        let at = places.iter().position(|place| *place == fake.kernel.conn(conn).peer);
+        EndpointId(at.expect("an endpoint") as u32)
+    };
+    let refused = fake.counters.endpoint(id(first, &fake));
+    let heard = fake.kernel.conn(client);
+    let is_told = heard.reset_seen || heard.outbound.fin;
+    let Some(second) = fake.kernel.established.pop() else {
+        assert!(is_told, "the client learns of the end");
+        assert_eq!(refused.connect_failures.get(), 0);
+        return false;
+    };
+    assert!(!is_told, "the client hears of the refusal");
+    assert_ne!(id(first, &fake), id(second, &fake));
+    assert_eq!((refused.connect_failures.get(), refused.failures.get()), (1, 1));
+    assert_eq!((refused.opened.get(), refused.closed.get()), (1, 1));
+    // The session is like any other now.
+    fake.kernel.peer_write(second, 9);
+    fake.kernel.peer_write(client, 5);
+    wait(&mut fake);
+    assert_eq!(fake.kernel.peer_read(client, u64::MAX), 9);
+    let header = fake.kernel.conn(second).proxied.told();
+    assert_eq!(fake.kernel.peer_read(second, u64::MAX), header + 5);
+    fake.kernel.peer_fin(client);
+    fake.kernel.peer_fin(second);
+    wait(&mut fake);
+    let closed = fake.records.iter().filter_map(|record| match record {
+        Record::Closed(record) => Some(record),
+        _ => None,
+    });
+    let closed: Vec<_> = closed.map(|record| (record.endpoint, record.refused)).collect();
+    assert_eq!(closed, [(Some(id(second, &fake)), false)]);
+    true
 }
 
 /// A flow leaves an endpoint that is gone although its client is silent.
