@@ -28,7 +28,7 @@ use ringway_tests::sim::rng::Rng;
 use ringway_tests::sim::scenarios::setup::{self, Setup};
 use ringway_tests::sim::tcp::conn::{ConnId, EndpointMode};
 use ringway_tests::sim::udp::datagram::{Datagram, Exchange};
-use ringway_tests::sim::{model, world};
+use ringway_tests::sim::{backend, model, world};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
@@ -601,7 +601,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
     let mut count = || rng.below(4) as u32 + 1;
     let backend = |id: u32, count: u32| Backend {
         connect_attempts: 1,
-        ..model::plain_backend(BackendId(id), (0..count).map(|n| endpoint(id, n)).collect())
+        ..backend::plain_backend(BackendId(id), (0..count).map(|n| endpoint(id, n)).collect())
     };
     let backends: Vec<_> = (0..weights.len() as u32).map(|id| backend(id, count())).collect();
     let share = |id: &u32| WeightedBackend {
@@ -624,7 +624,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
             id: SocketId(0),
             transport: Transport::Tcp,
             address: SocketAddr::from(([192, 0, 2, 1], 80)).into(),
-            options: model::options(),
+            options: backend::options(),
             reads_hello: false,
             hello_timeout: 0,
             access: None,
