@@ -4,6 +4,7 @@
 //! there were, `SEED=n` replays one with a trace.
 #![allow(clippy::cast_possible_truncation, reason = "what is counted here is small")]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,11 +14,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use config_sync::table::address::Bind;
+use config_sync::table::load::Load;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
-    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Route, RouteBalance,
-    RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Transport, WeightedBackend,
+    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Queue, Route,
+    RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Transport,
+    WeightedBackend,
 };
+use config_sync::table::turns::turns;
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use ringway_tests::hello::client_hello;
 use ringway_tests::sim::coverage::Coverage;
@@ -344,6 +348,55 @@ fn failures_of_endpoints_are_counted_for_ejection() {
     fake.kernel.peer_reset(client);
     while fake.step(fake.kernel.now + 1_000) {}
     assert_eq!(failures(), 2, "the client's own reset");
+}
+
+/// Sessions that wait for the last endpoint are served by a backup, once that endpoint is gone:
+/// haproxy/haproxy issue 6 (nobody served them). A client that has left the queue before holds up
+/// nobody.
+#[test]
+fn those_who_wait_are_served_by_the_backup() {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+    let line: Arc<_> = Arc::default();
+    let loads: Vec<Load> = (0..2).map(|_| Load { sessions: Arc::default(), most: 2 }).collect();
+    let table = |generation, endpoint: usize| {
+        let mut table = setup.table(address(53), &[address(54), address(55)]);
+        let backend = &mut table.backends[0];
+        backend.endpoints = vec![backend.endpoints[endpoint]];
+        backend.turns = turns(&[1]);
+        backend.loads = vec![Some(loads[endpoint].clone())];
+        backend.queue = Some(Queue { line: Arc::clone(&line), most: 10, timeout: 60_000 });
+        RoutingTable { generation, ..table }
+    };
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(table(1, 0));
+    for port in [54, 55] {
+        fake.kernel.set_endpoint(address(port), EndpointMode::Accepts);
+    }
+    let wait = |fake: &mut Fake| {
+        let until = fake.kernel.now + 100_000;
+        while fake.step(until) {}
+    };
+    let clients: Vec<_> = (1..=5)
+        .map(|port| {
+            let client = SocketAddr::from(([198, 18, 0, 1], port));
+            let conn = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+            wait(&mut fake);
+            conn
+        })
+        .collect();
+    assert_eq!(fake.kernel.established.drain(..).count(), 2, "the endpoint takes two");
+    fake.kernel.peer_reset(clients[2]);
+    wait(&mut fake);
+    assert_eq!(line.waiting(), 2, "who has left does not wait");
+    fake.apply(table(2, 1));
+    wait(&mut fake);
+    let served: Vec<_> = fake.kernel.established.drain(..).collect();
+    let partner = |conn: &ConnId| fake.kernel.conn(*conn).partner;
+    let partners: BTreeSet<_> = served.iter().filter_map(partner).collect();
+    assert_eq!(partners, BTreeSet::from([clients[3], clients[4]]));
+    assert!(served.iter().all(|conn| fake.kernel.conn(*conn).peer == address(55)));
+    assert_eq!(line.waiting(), 0);
 }
 
 /// An endpoint that takes its PROXY header and closes or resets has refused the session: another
