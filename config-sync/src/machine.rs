@@ -65,8 +65,12 @@ pub(crate) fn interface(text: &str) -> Option<(String, u32)> {
         let name = if_indextoname(index).ok()?;
         return Some((name.to_string_lossy().into_owned(), index));
     }
-    let index = if_nametoindex(text).ok()?;
-    Some((text.to_owned(), index))
+    Some((text.to_owned(), interface_number(text)?))
+}
+
+/// The number of the network interface that has this name now.
+pub(crate) fn interface_number(name: &str) -> Option<u32> {
+    if_nametoindex(name).ok()
 }
 
 /// Reads the kernel's form of a set of cores, such as `0-3,8` (proc(5), `Cpus_allowed_list`).

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ringway_tests::real::config::{backend, route};
 use ringway_tests::real::{
-    Gateway, Namespace, Server, exchange, free_port, in_own_network, program, udp_client,
-    wait_until,
+    Gateway, Namespace, Server, exchange, free_address, free_port, in_own_network, program,
+    udp_client, wait_until,
 };
 
 /// A listener, route and backend of this name.
@@ -191,5 +191,65 @@ fn a_backend_with_an_interface_is_reached_through_it() {
         gateway.reload(&config.replace("\"eth1\"", "\"eth2\""));
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(udp(&at[1]), b"eth2");
+    });
+}
+
+/// An interface is deleted and made anew: it has another number then. Sessions and flows to the
+/// backend, and clients of the listener, find it again by themselves.
+#[test]
+fn an_interface_that_is_made_anew_is_used_again() {
+    in_own_network(|| {
+        let port = free_port();
+        let at: SocketAddr = format!("10.9.3.2:{port}").parse().expect("an address");
+        let machine = move || {
+            let other = Namespace::new();
+            other.join("eth1", "10.9.3", "fd09:3");
+            let servers = other.run(move || {
+                let tcp = Server::tcp_at(at, |mut stream| {
+                    let _ = stream.write_all(b"far");
+                });
+                let udp = Server::udp_at(at, |socket, _, peer| {
+                    let _ = socket.send_to(b"far", peer);
+                });
+                (tcp, udp)
+            });
+            (other, servers)
+        };
+        let number = || nix::net::if_::if_nametoindex("eth1").expect("the interface");
+        let (first, before) = (machine(), number());
+        let near = Server::tcp_tag("near");
+        let (tcp_at, udp_at) = (free_address().to_string(), free_address().to_string());
+        let keys = "interface = \"eth1\"\n";
+        let open = free_port();
+        let only = format!("0.0.0.0:{open}");
+        let config = forward("main", "TCP", &tcp_at, at, "")
+            + keys
+            + "connect_timeout = \"500ms\"\n"
+            + "health_check = { interval = \"200ms\", rise = 1, fall = 1 }\n"
+            + &forward("udp", "UDP", &udp_at, at, "responses = 1")
+            + keys
+            + &forward("only", "TCP", &only, near.address, "interface = \"eth1\"");
+        let gateway = Gateway::start(&config);
+        assert_eq!((tcp(&tcp_at), udp(&udp_at)), (b"far".to_vec(), b"far".to_vec()));
+        let far: SocketAddr = format!("10.9.3.1:{open}").parse().expect("an address");
+        assert_eq!(first.0.run(move || exchange(far, b"").ok()), Some(b"near".to_vec()));
+
+        // The namespace goes with the last that is in it.
+        drop(first);
+        program("sh", &["-c", "ip link delete eth1 2>/dev/null || true"]);
+        let second = machine();
+        assert_ne!(number(), before);
+        let address = tcp_at.parse().expect("an address");
+        wait_until("sessions reach the endpoint", || {
+            exchange(address, b"").is_ok_and(|heard| heard == b"far")
+        });
+        assert_eq!(udp(&udp_at), b"far");
+        let other = second.0;
+        wait_until("the listener has clients", || {
+            other.run(move || exchange(far, b"").ok()) == Some(b"near".to_vec())
+        });
+        let said = gateway.stderr();
+        assert!(said.contains("interface eth1 is a new one"), "{said}");
+        assert_eq!(gateway.metrics().value("ringway_reloads_total", &[]), 1);
     });
 }

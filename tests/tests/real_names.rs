@@ -213,6 +213,9 @@ fn services_have_weights_and_priorities() {
     assert_eq!(seen(address), BTreeSet::from([2, 3]), "the third is a backup");
     dns.change(&(hosts.to_owned() + &srv(9, 1, "c")));
     wait_until("the backup is all there is", || seen(address) == BTreeSet::from([4]));
+    // Records without weights share alike: haproxy/haproxy issue 195.
+    dns.change(&(hosts.to_owned() + &srv(1, 0, "a") + &srv(1, 0, "b")));
+    wait_until("weight 0 is a weight", || seen(address) == BTreeSet::from([2, 3]));
 }
 
 /// The answer does not fit into a datagram: the server truncates it, and is asked over TCP.

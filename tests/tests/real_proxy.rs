@@ -1,7 +1,7 @@
 //! The PROXY protocol through the release binary: in every fragmentation, malformed, and spoken
 //! with HAProxy and nginx on both sides.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Write as _, sink};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
@@ -12,8 +12,8 @@ use ringway::wire::proxy_header::read::{Header, read};
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Daemon, Folder, Gateway, LogLine, Pattern, Server, client_hello, connect, free_address,
-    free_port, wait_for, wait_until, was_reset,
+    Daemon, Folder, Gateway, Launch, LogLine, Pattern, Server, client_hello, connect, echo,
+    free_address, free_port, wait_for, wait_until, was_reset,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
@@ -536,4 +536,48 @@ fn a_header_to_an_endpoint_comes_before_tls_to_it() {
         assert_eq!(line_with(&gateway, "client", own).text("reason"), Some("client_fin"));
     }
     wait_until("every session of the last gateway is over", || server.served() >= 2);
+}
+
+/// Two of three endpoints take the header and want nothing of this gateway: one closes, one resets.
+/// A client that waits for the server's first words gets those of the third.
+#[test]
+fn an_endpoint_that_refuses_its_header_costs_nobody_a_session() {
+    let header = V1.len() as u64;
+    let closes =
+        Server::tcp(move |stream| _ = std::io::copy(&mut stream.take(header), &mut sink()));
+    // What is not read makes the close a reset.
+    let resets = Server::tcp(|stream| {
+        _ = stream.peek(&mut [0]);
+    });
+    let greets = Server::tcp(|mut stream| {
+        _ = stream.write_all(b"220 ");
+        echo(stream);
+    });
+    let address = free_address();
+    let endpoints = [closes.address, resets.address, greets.address];
+    let config = listener("main", "TCP", address, FROM_HERE)
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", endpoints, "send_proxy = \"v1\"");
+    let gateway = Launch::default().one_worker().start(&config);
+    for _ in 0..6 {
+        let mut client = connect(address);
+        client.write_all(V1).expect("sent");
+        let mut greeting = [0; 4];
+        client.read_exact(&mut greeting).expect("a greeting");
+        client.write_all(b"HELO").expect("sent");
+        client.shutdown(Shutdown::Write).expect("shut down");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).expect("a clean end");
+        assert_eq!((&greeting, &heard[..]), (b"220 ", &[V1, b"HELO"].concat()[..]));
+    }
+    assert!(gateway.closes(6).iter().all(|line| line.text("reason") == Some("client_fin")));
+    for server in [&closes, &resets] {
+        let endpoint = server.address.to_string();
+        let labels = [("backend", "main"), ("endpoint", &*endpoint)];
+        let metrics = gateway.metrics();
+        // Each comes last for 10 s then.
+        assert_eq!(metrics.value("ringway_endpoint_connect_failures_total", &labels), 1);
+        assert_eq!(metrics.value("ringway_endpoint_sessions_opened_total", &labels), 1);
+        assert_eq!(server.served(), 1);
+    }
 }

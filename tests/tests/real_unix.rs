@@ -1,8 +1,9 @@
 //! Listeners on Unix sockets: the file, every worker, and what goes through.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -12,9 +13,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use ringway_tests::real::config::{backend, listener as tcp_listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, LogLine, Server, client_hello, connect as connect_tcp, echo, exchange,
-    free_address, is_root, wait_for, wait_until,
+    Folder, Gateway, Launch, LogLine, Pattern, Server, client_hello, connect as connect_tcp, echo,
+    exchange, free_address, is_root, wait_for, wait_until,
 };
+use socket2::SockRef;
 
 /// One listener on this address, with its route.
 fn listener(protocol: &str, address: &str, options: &str) -> String {
@@ -302,4 +304,53 @@ fn from_unix_socket_to_unix_socket() {
         assert_eq!(say(connect(&front), b"payload"), b"PROXY UNKNOWN\r\npayload");
     }
     assert!(gateway.closes(20).iter().all(|line| line.text("reason") == Some("client_fin")));
+}
+
+/// Bulk goes by splice(2) where either side, or both, is a Unix socket; and it arrives whole.
+#[test]
+fn bulk_over_unix_sockets_is_spliced() {
+    const BYTES: usize = 64 << 20;
+    let (folder, tcp) = (Folder::new(), Server::tcp(echo));
+    let back = folder.file("back.sock");
+    unix_echo(&back);
+    let back = format!("unix:{}", back.display());
+    let (front, address) = (folder.file("front.sock"), free_address());
+    let from_unix = listener("TCP", &front.display().to_string(), "");
+    let from_tcp =
+        tcp_listener("main", "TCP", address, "") + &route("main", "main", &[("main", 1)], "");
+    let to_unix = endpoints(&[&back], "");
+    let to_tcp = backend("main", [tcp.address], "");
+    let gateway = Gateway::start(&(from_unix.clone() + &to_unix));
+    let spliced = || gateway.metrics().value("ringway_spliced_bytes_total", &[]);
+    for (client, config) in [
+        (None, from_unix.clone() + &to_unix),
+        (None, from_unix + &to_tcp),
+        (Some(address), from_tcp + &to_unix),
+    ] {
+        gateway.reload(&config);
+        let before = spliced();
+        let bulk = Pattern::new(7).take(BYTES);
+        let heard = match client {
+            None => said_and_heard(connect(&front), bulk.clone()),
+            Some(address) => said_and_heard(connect_tcp(address), bulk.clone()),
+        };
+        assert!(heard == bulk, "{} bytes of {BYTES}", heard.len());
+        // Of each direction the first messages are copied.
+        let moved = spliced() - before;
+        assert!(moved > BYTES as u64, "{moved} bytes were spliced of {BYTES} each way");
+    }
+}
+
+/// What comes back to the end while all of `bytes` is sent.
+fn said_and_heard(stream: impl Into<OwnedFd>, bytes: Vec<u8>) -> Vec<u8> {
+    let stream: OwnedFd = stream.into();
+    let mut sender = File::from(stream.try_clone().expect("a copy"));
+    let sending = std::thread::spawn(move || {
+        sender.write_all(&bytes).expect("sent");
+        SockRef::from(&sender).shutdown(Shutdown::Write).expect("shut down");
+    });
+    let mut heard = Vec::new();
+    File::from(stream).read_to_end(&mut heard).expect("a clean end");
+    sending.join().expect("sent");
+    heard
 }

@@ -4,6 +4,7 @@
 //! there were, `SEED=n` replays one with a trace.
 #![allow(clippy::cast_possible_truncation, reason = "what is counted here is small")]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,21 +14,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use config_sync::table::address::Bind;
+use config_sync::table::load::Load;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
-    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, Route, RouteBalance, RouteId,
-    RoutingTable, Socket, SocketId, Sources, Transport, WeightedBackend,
+    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Queue, Route,
+    RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Transport,
+    WeightedBackend,
 };
+use config_sync::table::turns::turns;
 use ringway::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use ringway_tests::hello::client_hello;
 use ringway_tests::sim::coverage::Coverage;
 use ringway_tests::sim::fake::Fake;
+use ringway_tests::sim::kernel::Kernel;
 use ringway_tests::sim::kernel::faults::Faults;
 use ringway_tests::sim::rng::Rng;
 use ringway_tests::sim::scenarios::setup::{self, Setup};
 use ringway_tests::sim::tcp::conn::{ConnId, EndpointMode};
 use ringway_tests::sim::udp::datagram::{Datagram, Exchange};
-use ringway_tests::sim::{model, world};
+use ringway_tests::sim::{backend, model, world};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: {text}")))
@@ -345,6 +350,141 @@ fn failures_of_endpoints_are_counted_for_ejection() {
     assert_eq!(failures(), 2, "the client's own reset");
 }
 
+/// Sessions that wait for the last endpoint are served by a backup, once that endpoint is gone:
+/// haproxy/haproxy issue 6 (nobody served them). A client that has left the queue before holds up
+/// nobody.
+#[test]
+fn those_who_wait_are_served_by_the_backup() {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+    let line: Arc<_> = Arc::default();
+    let loads: Vec<Load> = (0..2).map(|_| Load { sessions: Arc::default(), most: 2 }).collect();
+    let table = |generation, endpoint: usize| {
+        let mut table = setup.table(address(53), &[address(54), address(55)]);
+        let backend = &mut table.backends[0];
+        backend.endpoints = vec![backend.endpoints[endpoint]];
+        backend.turns = turns(&[1]);
+        backend.loads = vec![Some(loads[endpoint].clone())];
+        backend.queue = Some(Queue { line: Arc::clone(&line), most: 10, timeout: 60_000 });
+        RoutingTable { generation, ..table }
+    };
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(table(1, 0));
+    for port in [54, 55] {
+        fake.kernel.set_endpoint(address(port), EndpointMode::Accepts);
+    }
+    let wait = |fake: &mut Fake| {
+        let until = fake.kernel.now + 100_000;
+        while fake.step(until) {}
+    };
+    let clients: Vec<_> = (1..=5)
+        .map(|port| {
+            let client = SocketAddr::from(([198, 18, 0, 1], port));
+            let conn = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+            wait(&mut fake);
+            conn
+        })
+        .collect();
+    assert_eq!(fake.kernel.established.drain(..).count(), 2, "the endpoint takes two");
+    fake.kernel.peer_reset(clients[2]);
+    wait(&mut fake);
+    assert_eq!(line.waiting(), 2, "who has left does not wait");
+    fake.apply(table(2, 1));
+    wait(&mut fake);
+    let served: Vec<_> = fake.kernel.established.drain(..).collect();
+    let partner = |conn: &ConnId| fake.kernel.conn(*conn).partner;
+    let partners: BTreeSet<_> = served.iter().filter_map(partner).collect();
+    assert_eq!(partners, BTreeSet::from([clients[3], clients[4]]));
+    assert!(served.iter().all(|conn| fake.kernel.conn(*conn).peer == address(55)));
+    assert_eq!(line.waiting(), 0);
+}
+
+/// An endpoint that takes its PROXY header and closes or resets has refused the session: another
+/// endpoint serves it, and the client hears nothing of the first. As soon as a byte went either
+/// way, or if the endpoint waited for longer than a connect may take, or is the only one, the end
+/// is passed on.
+#[test]
+fn a_refused_header_is_an_attempt_that_failed() {
+    let ends: [fn(&mut Kernel, ConnId); 2] = [Kernel::peer_close, Kernel::peer_reset];
+    for end in ends {
+        assert!(is_tried_elsewhere(2, end, |_, _, _| ()), "nothing went either way");
+        assert!(!is_tried_elsewhere(1, end, |_, _, _| ()), "there is no other");
+        let client_speaks = |fake: &mut Fake, client, _| _ = fake.kernel.peer_write(client, 1);
+        assert!(!is_tried_elsewhere(2, end, client_speaks), "the endpoint has a client's byte");
+        let endpoint_speaks = |fake: &mut Fake, _, endpoint| {
+            fake.kernel.peer_write(endpoint, 1);
+        };
+        assert!(!is_tried_elsewhere(2, end, endpoint_speaks), "the client has a byte");
+        let client_ends = |fake: &mut Fake, client, _| fake.kernel.peer_fin(client);
+        assert!(!is_tried_elsewhere(2, end, client_ends), "the endpoint has the client's end");
+        let waits = |fake: &mut Fake, _, _| fake.kernel.now += 3_000_000;
+        assert!(!is_tried_elsewhere(2, end, waits), "it gave up waiting");
+    }
+}
+
+/// A session to one of so many endpoints, all of which are sent headers. Then `before` happens, and
+/// then the endpoint's end. Returns whether another endpoint has the session.
+fn is_tried_elsewhere(
+    endpoints: u16,
+    end: fn(&mut Kernel, ConnId),
+    before: impl Fn(&mut Fake, ConnId, ConnId),
+) -> bool {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let places: Vec<_> = (54..54 + endpoints).map(address).collect();
+    let setup = Setup { protocol: Protocol::Tcp, ..setup::UDP };
+    let mut table = setup.table(address(53), &places);
+    let (version, unique_id, crc32c) = (ProxyVersion::V2, false, false);
+    table.backends[0].send_proxy = Some(SendProxy { version, unique_id, crc32c });
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(table);
+    for place in &places {
+        fake.kernel.set_endpoint(*place, EndpointMode::Accepts);
+    }
+    let wait = |fake: &mut Fake| while fake.step(fake.kernel.now + 10_000) {};
+    let client = SocketAddr::from(([198, 18, 0, 1], 1_000));
+    let client = fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096);
+    wait(&mut fake);
+    let first = fake.kernel.established.pop().expect("it is connected");
+    before(&mut fake, client, first);
+    wait(&mut fake);
+    fake.kernel.peer_read(first, u64::MAX);
+    end(&mut fake.kernel, first);
+    wait(&mut fake);
+    let id = |conn: ConnId, fake: &Fake| {
+        let at = places.iter().position(|place| *place == fake.kernel.conn(conn).peer);
+        EndpointId(at.expect("an endpoint") as u32)
+    };
+    let refused = fake.counters.endpoint(id(first, &fake));
+    let heard = fake.kernel.conn(client);
+    let is_told = heard.reset_seen || heard.outbound.fin;
+    let Some(second) = fake.kernel.established.pop() else {
+        assert!(is_told, "the client learns of the end");
+        assert_eq!(refused.connect_failures.get(), 0);
+        return false;
+    };
+    assert!(!is_told, "the client hears of the refusal");
+    assert_ne!(id(first, &fake), id(second, &fake));
+    assert_eq!((refused.connect_failures.get(), refused.failures.get()), (1, 1));
+    assert_eq!((refused.opened.get(), refused.closed.get()), (1, 1));
+    // The session is like any other now.
+    fake.kernel.peer_write(second, 9);
+    fake.kernel.peer_write(client, 5);
+    wait(&mut fake);
+    assert_eq!(fake.kernel.peer_read(client, u64::MAX), 9);
+    let header = fake.kernel.conn(second).proxied.told();
+    assert_eq!(fake.kernel.peer_read(second, u64::MAX), header + 5);
+    fake.kernel.peer_fin(client);
+    fake.kernel.peer_fin(second);
+    wait(&mut fake);
+    let closed = fake.records.iter().filter_map(|record| match record {
+        Record::Closed(record) => Some(record),
+        _ => None,
+    });
+    let closed: Vec<_> = closed.map(|record| (record.endpoint, record.refused)).collect();
+    assert_eq!(closed, [(Some(id(second, &fake)), false)]);
+    true
+}
+
 /// A flow leaves an endpoint that is gone although its client is silent.
 #[test]
 fn flows_of_a_gone_endpoint_end() {
@@ -514,7 +654,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
     let mut count = || rng.below(4) as u32 + 1;
     let backend = |id: u32, count: u32| Backend {
         connect_attempts: 1,
-        ..model::plain_backend(BackendId(id), (0..count).map(|n| endpoint(id, n)).collect())
+        ..backend::plain_backend(BackendId(id), (0..count).map(|n| endpoint(id, n)).collect())
     };
     let backends: Vec<_> = (0..weights.len() as u32).map(|id| backend(id, count())).collect();
     let share = |id: &u32| WeightedBackend {
@@ -537,7 +677,7 @@ fn weighted_table(generation: u64, weights: &[u64], rng: &mut Rng) -> RoutingTab
             id: SocketId(0),
             transport: Transport::Tcp,
             address: SocketAddr::from(([192, 0, 2, 1], 80)).into(),
-            options: model::options(),
+            options: backend::options(),
             reads_hello: false,
             hello_timeout: 0,
             access: None,

@@ -505,11 +505,16 @@ impl Control {
         let workers = self.board.workers();
         let failures =
             |id| workers.iter().map(|worker| worker.endpoint(id).failures.get()).sum::<u64>();
-        let published = self.sync.check_endpoints(&failures);
+        let is_due = self.health_shown.elapsed() >= SHOW;
+        let mut published = self.sync.check_endpoints(&failures);
+        if is_due && self.sync.follow_interfaces() {
+            published = true;
+            self.post();
+        }
         if published {
             tracing::debug!("table {} goes to the workers", self.sync.generation());
         }
-        if published || self.health_shown.elapsed() >= SHOW {
+        if published || is_due {
             self.health_shown = Instant::now();
             let mut latest = self.board.latest();
             (latest.health, latest.ejections) = self.sync.figures();

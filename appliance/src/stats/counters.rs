@@ -36,6 +36,8 @@ pub struct Counters {
     /// Directions that wanted a pipe when all pipes were in use, and went on without one.
     pub pipe_shortages: Counter,
     pub pipes_used: Counter,
+    /// Bytes that splice(2) took from their source.
+    pub spliced: Counter,
     /// Times that a direction became bulk. A bulk direction wakes less often, for more bytes each
     /// time.
     pub bulk_runs: Counter,
@@ -231,6 +233,7 @@ impl Counters {
             cq_overflows: Counter::default(),
             pipe_shortages: Counter::default(),
             pipes_used: Counter::default(),
+            spliced: Counter::default(),
             turns: Counter::default(),
             turn: Histogram::default(),
             records_dropped: Counter::default(),

@@ -204,12 +204,8 @@ impl Pool {
             (routing::Endpoint { weight, ..*of }, member.tier, standing)
         });
         let up: Vec<_> = all.filter(|(_, _, standing)| standing.may_be_picked()).collect();
-        let takers = || up.iter().filter(|(of, _, _)| of.weight > 0);
-        let had: BTreeSet<_> = had.iter().filter(|of| of.weight > 0).map(|of| of.id).collect();
-        let kept = takers().filter(|(of, _, _)| had.contains(&of.id));
-        let kept = kept.map(|(_, tier, _)| *tier).min();
-        let lowest = || takers().map(|(_, tier, _)| *tier).min();
-        let tier = kept.or_else(lowest);
+        let takers = up.iter().filter(|(of, _, _)| of.weight > 0);
+        let tier = tier_in_use(takers.map(|(of, tier, _)| (of.id, *tier)), had);
         let chosen = up.iter().filter(|(of, its, _)| of.weight == 0 || Some(*its) == tier);
         let is_whole = up.iter().all(|(_, _, standing)| standing.share == 100);
         let weight = |weight: u32, standing: &Standing| match is_whole {
@@ -257,6 +253,17 @@ impl Pool {
             (Some(Asked::SourcePortHash), _) => Balance::SourcePortHash(slots()),
         }
     }
+}
+
+/// The tier whose endpoints get sessions. `takers`: the endpoints that may be picked, with their
+/// tiers. `had`: the endpoints of the table before, if their tier keeps what it got.
+pub fn tier_in_use(
+    takers: impl Iterator<Item = (EndpointId, u32)> + Clone,
+    had: &[routing::Endpoint],
+) -> Option<u32> {
+    let had: BTreeSet<_> = had.iter().filter(|of| of.weight > 0).map(|of| of.id).collect();
+    let kept = takers.clone().filter(|(id, _)| had.contains(id)).map(|(_, tier)| tier).min();
+    kept.or_else(|| takers.map(|(_, tier)| tier).min())
 }
 
 /// An address that an endpoint stands for.

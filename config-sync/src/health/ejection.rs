@@ -28,6 +28,8 @@ struct Pool {
 #[derive(Clone, Debug)]
 struct Watched {
     id: EndpointId,
+    /// The configured weight.
+    weight: u32,
     /// The failures in all, at the latest look. `None` before the first look: what was before does
     /// not count.
     seen: Option<u64>,
@@ -66,7 +68,8 @@ impl Ejections {
             let endpoints = backend.endpoints.iter().map(|endpoint| {
                 let known = before.and_then(|before| before.endpoints.get(&endpoint.address));
                 let known = known.filter(|known| known.id == endpoint.id).cloned();
-                (endpoint.address, known.unwrap_or_else(|| Watched::new(endpoint.id)))
+                let watched = known.unwrap_or_else(|| Watched::new(endpoint.id));
+                (endpoint.address, Watched { weight: endpoint.weight, ..watched })
             });
             let pool = Pool {
                 asked,
@@ -87,18 +90,19 @@ impl Ejections {
         changed
     }
 
-    /// Whether the endpoint is left out. If no endpoint would be left that is in and healthy, all
-    /// are in: a doubtful endpoint is better than none.
+    /// Whether the endpoint is left out. If no endpoint would be left that is in and takes
+    /// sessions, all are in: a doubtful endpoint is better than none. `takes` is given an
+    /// endpoint's address and its configured weight.
     pub fn is_out(
         &self,
         backend: &str,
         endpoint: EndpointAddress,
-        is_healthy: &dyn Fn(EndpointAddress) -> bool,
+        takes: &dyn Fn(EndpointAddress, u32) -> bool,
     ) -> bool {
         let Some(pool) = self.0.get(backend) else { return false };
         let is_out = |watched: &Watched| watched.out_until.is_some();
         pool.endpoints.get(&endpoint).is_some_and(is_out)
-            && pool.endpoints.iter().any(|(at, watched)| !is_out(watched) && is_healthy(*at))
+            && pool.endpoints.iter().any(|(at, of)| !is_out(of) && takes(*at, of.weight))
     }
 
     /// The standing of the endpoint, if nobody is ejected, and down if the endpoint is.
@@ -108,7 +112,8 @@ impl Ejections {
         backend: &str,
         endpoint: EndpointAddress,
     ) -> Standing {
-        match self.is_out(backend, endpoint, &|other| others(backend, other).takes()) {
+        let takes = |other, weight| others(backend, other).takes(weight);
+        match self.is_out(backend, endpoint, &takes) {
             true => Standing::DOWN,
             false => others(backend, endpoint),
         }
@@ -160,7 +165,15 @@ impl Pool {
 
 impl Watched {
     fn new(id: EndpointId) -> Self {
-        Self { id, seen: None, recent: VecDeque::new(), out_until: None, times: 0, forgets: None }
+        Self {
+            id,
+            weight: 1,
+            seen: None,
+            recent: VecDeque::new(),
+            out_until: None,
+            times: 0,
+            forgets: None,
+        }
     }
 
     /// Ends the ejection, if its time is over.
@@ -239,7 +252,7 @@ mod tests {
         fn out(&mut self, millis: u64, sick: &[u16]) -> Vec<u16> {
             self.at(millis);
             let port = |of: EndpointAddress| of.socket_address().map_or(0, |at| at.port());
-            let is_healthy = |at: EndpointAddress| !sick.contains(&port(at));
+            let is_healthy = |at: EndpointAddress, _| !sick.contains(&port(at));
             let all = self.ejections.0["b"].endpoints.keys();
             let out = all.filter(|at| self.ejections.is_out("b", **at, &is_healthy));
             out.copied().map(port).collect()
@@ -330,7 +343,52 @@ mod tests {
         assert!(!world.ejections.is_out(
             "b",
             std::net::SocketAddr::from(([10, 0, 0, 1], 1)).into(),
-            &|_| true
+            &|_, _| true
         ));
+    }
+    /// The share is the most that is out, also of few endpoints, where a share is no whole number
+    /// of them: envoyproxy/envoy issues 3263 (one was always ejected), 26877 and 27066 (one more
+    /// than the share was).
+    #[test]
+    fn no_more_than_the_share_is_out_of_few_endpoints() {
+        for (count, share, most) in
+            [(2, 10, 0), (3, 10, 0), (3, 33, 0), (3, 34, 1), (3, 50, 1), (3, 67, 2), (3, 99, 2)]
+        {
+            let keys = KEYS.replace("failures", &format!("max_share = {share}, failures"));
+            let mut world = World::new(count, &keys);
+            (1..=count).for_each(|port| world.fail(port, 9));
+            let out = world.out(100, &[]);
+            assert_eq!(out.len(), most, "{share} % of {count}: {out:?}");
+        }
+    }
+
+    /// An endpoint that gets no sessions anyway is nobody's stand-in: nginx-proxy/nginx-proxy issue
+    /// 1495 (beside a server that is marked down, the only other one was taken out).
+    #[test]
+    fn the_only_endpoint_with_a_weight_stays_in() {
+        let text = |weight: u32| {
+            format!(
+                "[[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:1\", {{ address = \
+                 \"10.0.0.1:2\", weight = {weight} }}]\n{KEYS}\n"
+            )
+        };
+        let at = |port: u16| std::net::SocketAddr::from(([10, 0, 0, 1], port)).into();
+        for (configured, asked, is_up) in
+            [(0, None, true), (1, Some(0), true), (1, None, false), (0, Some(1), false)]
+        {
+            let config = parse("test", &text(configured)).expect("a configuration");
+            let whole = whole(&config, &Resolved::default(), &mut Names::new()).expect("it fits");
+            let mut world = World::new(2, KEYS);
+            world.ejections = Ejections::default().following(&config, &whole.table);
+            world.at(0);
+            world.fail(1, 3);
+            world.at(100);
+            let others = |_: &str, of: EndpointAddress| Standing {
+                weight: asked.filter(|_| of == at(2)),
+                ..Standing::UP
+            };
+            let standing = world.ejections.standing(&others, "b", at(1));
+            assert_eq!(standing.is_up, is_up, "weight {configured}, {asked:?} is asked for");
+        }
     }
 }

@@ -259,4 +259,24 @@ mod tests {
         assert!((9..=18).contains(&tables), "{tables}");
         assert!(!warming.is_due(start + Duration::from_secs(60)), "all are warm");
     }
+    /// An endpoint that warms up goes on as it was when another one is added: envoyproxy/envoy
+    /// issue 29008 (the window of the first was over at once).
+    #[test]
+    fn an_endpoint_that_is_added_ends_nobody_elses_slow_start() {
+        let start = start();
+        let second = |count: u64| start + Duration::from_secs(count);
+        let mut warming = follow(&Warming::default(), 1, "9s");
+        look(&mut warming, &[], start);
+        warming = follow(&warming, 2, "9s");
+        look(&mut warming, &[], second(0));
+        look(&mut warming, &[], second(3));
+        assert_eq!(shares(&warming, second(3)), [100, 40]);
+        warming = follow(&warming, 3, "9s");
+        look(&mut warming, &[], second(3));
+        assert_eq!(shares(&warming, second(3)), [100, 40]);
+        let third = warming.standing("b", at(3), Standing::UP, second(3)).share;
+        assert_eq!(third, 10);
+        look(&mut warming, &[], second(5));
+        assert_eq!(shares(&warming, second(5)), [100, 60]);
+    }
 }

@@ -111,8 +111,8 @@ impl Standing {
         self.is_up && self.share > 0
     }
 
-    /// Whether the endpoint gets new sessions, if its configured weight lets it.
-    pub(crate) fn takes(self) -> bool {
-        self.may_be_picked() && self.weight != Some(0)
+    /// Whether an endpoint with this configured weight gets new sessions.
+    pub(crate) fn takes(self, configured: u32) -> bool {
+        self.may_be_picked() && self.weight.unwrap_or(configured) > 0
     }
 }

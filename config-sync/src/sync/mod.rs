@@ -1,12 +1,15 @@
 //! Follows one source: reads, compiles, publishes and reports its configuration.
 
 pub mod dry_run;
+mod fixed_keys;
 pub mod hand_over;
+mod interfaces;
 pub mod left_out;
 mod live;
 pub mod overrides;
 mod pickable;
 pub mod reading;
+mod renumber;
 pub mod saved;
 mod transparent;
 
@@ -21,10 +24,12 @@ use crate::compile::whole::Whole;
 use crate::health::checks::Checks;
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
-use crate::model::place::{At, Problems, Warning};
+use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
+use crate::sync::fixed_keys::warn_of_fixed_keys;
+use crate::sync::interfaces::Interfaces;
 use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::overrides::Overrides;
 use crate::sync::pickable::pickable;
@@ -64,6 +69,7 @@ pub struct ConfigSync {
     last_error: Option<String>,
     timing: Timing,
     left_out: LeftOut,
+    interfaces: Interfaces,
     /// Sockets that drain. For each socket, workers may keep tables between these two generations.
     kept: BTreeMap<SocketId, (u64, u64)>,
     /// The generation that every worker had reached when names were last retired.
@@ -123,6 +129,7 @@ impl ConfigSync {
             last_error: None,
             timing: Timing::default(),
             left_out: LeftOut::default(),
+            interfaces: Interfaces::default(),
             kept: BTreeMap::new(),
             applied: 0,
         }
@@ -571,29 +578,4 @@ impl InForce {
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Warns of keys that a reload does not change. Workers, memory and the admin API are set up once;
-/// the rest of the file is in force at once. `runs` is the configuration that the process was
-/// started with.
-fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
-    let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
-    let path = |file: &Option<At<PathBuf>>| file.as_ref().map(|file| file.value.clone());
-    let user = |config: &Config| config.user.as_ref().map(|user| user.value.clone());
-    let changes = [
-        ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
-        ("admin.address", runs.admin != asked.admin),
-        ("admin.socket", runs.admin_socket != asked.admin_socket),
-        ("admin.token_file", path(&runs.admin_token_file) != path(&asked.admin_token_file)),
-        (
-            "admin.overrides_file",
-            path(&runs.admin_overrides_file) != path(&asked.admin_overrides_file),
-        ),
-        ("user", user(runs) != user(asked)),
-        ("limits", runs.limits != asked.limits),
-        ("access_log", target(runs) != target(asked)),
-    ];
-    for (key, _) in changes.iter().filter(|(_, changed)| *changed) {
-        tracing::warn!("{key} is not what runs: the change takes effect after a restart");
-    }
 }

@@ -6,7 +6,7 @@ use config_sync::check::parse_for;
 use config_sync::compile::names::Names;
 use config_sync::compile::whole;
 use config_sync::compile::whole::Whole;
-use config_sync::model::endpoint::{Resolved, Standing};
+use config_sync::model::endpoint::{DnsName, Resolved, Standing, Target};
 use config_sync::table::address::EndpointAddress;
 use config_sync::table::load::Load;
 use config_sync::table::routing::{Absence, Backend, Balance};
@@ -219,4 +219,55 @@ fn backups_take_over_from_endpoints_with_weight_0() {
     };
     let table = whole.pickable(1, &drained, None);
     assert_eq!(ports(&table.backends[0]), [(1, 0), (2, 1)]);
+}
+
+/// Weights are as before when an endpoint is back, and an endpoint with weight 0 gets nothing
+/// before, meanwhile or afterwards: traefik/traefik issues 2986 (equal shares after a recovery) and
+/// 3842 (servers with weight 0 got sessions after their checks).
+#[test]
+fn weights_are_as_before_when_an_endpoint_is_back() {
+    let endpoints = "{ address = \"10.0.0.1:1\", weight = 3 }, \"10.0.0.1:2\", \
+                     { address = \"10.0.0.1:3\", weight = 0 }";
+    for balance in ["round-robin", "least-connections", "random", "source-hash"] {
+        let (whole, _) = pool(endpoints, balance);
+        let mut table = None;
+        let mut turns_without = |down: &[u16]| {
+            let standing = |_: &str, at: EndpointAddress| {
+                if down.contains(&port(at)) { Standing::DOWN } else { Standing::UP }
+            };
+            let next = whole.pickable(1, &standing, table.as_ref());
+            let turns = next.backends[0].turns.to_vec();
+            let ports = turns.iter().map(|turn| ports(&next.backends[0])[usize::from(*turn)].0);
+            let ports: Vec<_> = ports.collect();
+            table = Some(next);
+            ports
+        };
+        let before = turns_without(&[]);
+        assert_eq!(before, [1, 1, 2, 1], "{balance}");
+        assert_eq!(turns_without(&[1]), [2]);
+        assert!(turns_without(&[1, 2]).is_empty());
+        assert!(turns_without(&[1, 2, 3]).is_empty());
+        assert_eq!(turns_without(&[1, 2]), [0; 0], "the endpoint with weight 0 is back");
+        assert_eq!(turns_without(&[3]), before);
+        assert_eq!(turns_without(&[]), before, "{balance}");
+    }
+}
+
+/// Two records that lead to one address are one endpoint: haproxy/haproxy issue 1333 (a backend
+/// filled up with copies of one address).
+#[test]
+fn an_address_that_several_records_give_is_one_endpoint() {
+    let text = "[[backends]]\nname = \"b\"\n\
+                endpoints = [\"srv:_b._tcp.test\", \"b.test:1\", \"10.0.0.1:1\"]\n";
+    let config = parse_for("f", text, &machine()).expect("a configuration");
+    let target = |rank, port, weight| Target { rank, ip: [10, 0, 0, 1].into(), port, weight };
+    let host = DnsName::Host { host: "b.test".into(), port: 1 };
+    let service = DnsName::Service("_b._tcp.test".into());
+    let services = vec![target(0, 1, 5), target(0, 2, 5), target(1, 1, 7)];
+    let resolved = Resolved([(host, vec![target(0, 1, 1)]), (service, services)].into());
+    let mut names = Names::new();
+    for _ in 0..3 {
+        let whole = whole(&config, &resolved, &mut names).expect("its parts fit");
+        assert_eq!(ports(&whole.table.backends[0]), [(1, 5), (2, 5)]);
+    }
 }

@@ -52,6 +52,12 @@ const MUTANTS: &[Mutant] = &[
         replace: "self.broken || self.ending.is_some()",
     },
     Mutant {
+        name: "retry-with-a-clients-bytes",
+        file: "tcp/retry.rs",
+        find: "up.is_untouched() && down.has_brought_nothing()",
+        replace: "down.has_brought_nothing()",
+    },
+    Mutant {
         name: "leak-on-cancel",
         file: "tcp/close.rs",
         find: "        core.push(self.token, Op::Close { reset });",

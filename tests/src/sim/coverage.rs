@@ -41,6 +41,8 @@ pub enum Fault {
     ConnectRefused,
     ConnectSilent,
     ConnectLate,
+    /// An endpoint took its header and ended, and the session goes on to another.
+    HeaderRefused,
     NoPorts,
     NoFiles,
     NoMemory,
@@ -121,6 +123,7 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::ConnectRefused, &[Connecting]),
         (F::ConnectSilent, &[Connecting]),
         (F::ConnectLate, &[Connecting]),
+        (F::HeaderRefused, &[Relaying]),
         (F::NoPorts, &[Connecting]),
         (F::NoFiles, &[Connecting]),
         (F::NoMemory, &[Connecting]),

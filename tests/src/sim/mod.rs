@@ -1,5 +1,6 @@
 //! A simulated kernel, and what runs on it. A seed makes a run.
 
+pub mod backend;
 pub mod bytes;
 pub mod coverage;
 pub mod endpoints;

@@ -5,21 +5,19 @@ use std::sync::Arc;
 
 use config_sync::table::address::{Address, Bind, UNIX_CLIENT, UnixPath};
 use config_sync::table::alpn::ByAlpn;
-use config_sync::table::load::{Load, NO_LIMIT};
 use config_sync::table::ranges::{Access, ByPrefix};
 use config_sync::table::routing::{
-    Absence, AcceptProxy, Backend, BackendId, Balance, Drain, Endpoint, EndpointId, Fallback,
-    GoneEndpoint, Hosts, Limits, Listener, ListenerId, OnRefusal, OnTruncation, OnUnavailable,
-    Protocol, Queue, Route, RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId,
-    SocketOptions, Sources, Timeouts, Transport, WeightedBackend,
+    AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, Fallback, Hosts, Limits,
+    Listener, ListenerId, OnRefusal, OnTruncation, OnUnavailable, Protocol, Route, RouteBalance,
+    RouteId, RoutingTable, Socket, SocketId, SocketOptions, Timeouts, Transport, WeightedBackend,
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 use config_sync::table::turns::turns;
 use ipnet::IpNet;
 
-use crate::sim::endpoints::{FIRST_ID, POOL, some_endpoints};
+use crate::sim::backend::{ModelBackend, options, plain_backend, some_gone, sources};
+use crate::sim::endpoints::{FIRST_ID, POOL};
 use crate::sim::protocols::{by_alpn, some_by_alpn};
-use crate::sim::proxied::some_send_proxy;
 use crate::sim::rng::Rng;
 use crate::sim::source_limit::{RECORDS, some_limit};
 
@@ -82,29 +80,6 @@ pub const FIRST_FALLBACK: u32 = 200;
 
 /// Routes for clients that offer `PROTOCOL` have ids from here on.
 pub const FIRST_ALPN: u32 = 300;
-
-#[derive(Debug)]
-pub struct ModelBackend {
-    /// Present, and all that it may have.
-    pub endpoints: Vec<(bool, Endpoint)>,
-    /// Of the endpoints that it may have: their sessions, over all workers.
-    pub loads: Vec<Load>,
-    /// Whether endpoints take only so many sessions as their loads say.
-    limited: bool,
-    pub queue: Option<Queue>,
-    balance: u64,
-    connect_timeout: u32,
-    connect_attempts: u8,
-    send_proxy: Option<SendProxy>,
-    shared_sockets: bool,
-    interface: u32,
-    /// Milliseconds. It stays as it is: endpoints know how late they may answer.
-    pub upstream_rest: u32,
-    /// What becomes of sessions and flows of an endpoint that is not present, and after how long.
-    gone: Option<(Absence, u32)>,
-    /// Only of backends with shared sockets: simulated sockets have no source address.
-    source: Sources,
-}
 
 impl Model {
     pub fn random(rng: &mut Rng) -> Self {
@@ -211,7 +186,7 @@ impl Model {
         let unused = self.generation as usize % FIRST_ID as usize;
         let empty = |id| Backend { turns: turns(&[]), ..plain_backend(BackendId(id), Vec::new()) };
         table.backends = (0..unused as u32).map(empty).collect();
-        table.backends.extend((FIRST_ID..).zip(&self.backends).map(|(id, b)| b.compile(id)));
+        table.backends.extend((FIRST_ID..).zip(&mut self.backends).map(|(id, b)| b.compile(id)));
         table.gone = self.backends.iter().flat_map(ModelBackend::gone).collect();
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
         for socket in present {
@@ -293,6 +268,10 @@ impl Model {
 
     pub fn endpoint(&self, id: EndpointId) -> Endpoint {
         self.backends[(id.0 / POOL) as usize].endpoints[(id.0 % POOL) as usize].1
+    }
+
+    pub fn is_backup(&self, id: EndpointId) -> bool {
+        self.backends[(id.0 / POOL) as usize].is_backup(id)
     }
 
     pub fn connect_attempts(&self, backend: BackendId) -> u8 {
@@ -413,152 +392,12 @@ impl ModelListener {
     }
 }
 
-impl ModelBackend {
-    fn random(rng: &mut Rng, id: u32) -> Self {
-        let count = rng.below(u64::from(POOL) + 1) as u32;
-        Self {
-            endpoints: (0..).map(|n| n < count).zip(some_endpoints(rng, id)).collect(),
-            loads: (0..POOL).map(|_| some_load(rng)).collect(),
-            limited: rng.per_mille(300),
-            queue: rng.per_mille(500).then(|| some_queue(rng)),
-            balance: rng.below(5),
-            connect_timeout: rng.scale(5, 2_000) as u32,
-            connect_attempts: rng.between(1, 8) as u8,
-            send_proxy: some_send_proxy(rng),
-            shared_sockets: rng.per_mille(400),
-            interface: rng.pick(&[0, 0, 3]),
-            upstream_rest: rng.scale(100, 2_500) as u32,
-            gone: some_gone(rng),
-            source: sources(rng, id),
-        }
-    }
-
-    /// No endpoint has more than it takes, and no queue.
-    pub fn check_loads(&self) {
-        if let Some(queue) = &self.queue {
-            assert!(queue.line.waiting() <= queue.most, "{} wait", queue.line.waiting());
-        }
-        for load in self.loads.iter().filter(|_| self.limited) {
-            let sessions = load.sessions.get();
-            assert!(sessions <= load.most, "{sessions} of {} sessions", load.most);
-        }
-    }
-
-    /// The endpoints that sessions must leave.
-    fn gone(&self) -> impl Iterator<Item = GoneEndpoint> + '_ {
-        let absent = self.endpoints.iter().filter(|(present, _)| !present);
-        absent.filter_map(|(_, endpoint)| {
-            let (absence, close_after) = self.gone?;
-            Some(GoneEndpoint { id: endpoint.id, absence, close_after })
-        })
-    }
-
-    fn compile(&self, id: u32) -> Backend {
-        let endpoints: Vec<_> =
-            self.endpoints.iter().filter(|(present, _)| *present).map(|(_, e)| *e).collect();
-        let present = self.endpoints.iter().zip(&self.loads).filter(|((present, _), _)| *present);
-        let load = |load: &Load| Load {
-            most: if self.limited { load.most } else { NO_LIMIT },
-            ..load.clone()
-        };
-        let loads = present.map(|(_, of)| Some(load(of)));
-        // The compiler refuses others: two of them may be one.
-        let mut all = self.endpoints.iter();
-        let shared_sockets =
-            self.shared_sockets && all.all(|(_, of)| of.address.socket_address().is_some());
-        // Maglev's promise needs a real table (the compiler has one); its shape is enough here.
-        let lookup = || (0..13).map(|n| n % endpoints.len().max(1) as u16).collect();
-        Backend {
-            id: BackendId(id),
-            name: "backend".into(),
-            balance: match self.balance {
-                0 => Balance::RoundRobin,
-                1 => Balance::LeastConnections,
-                2 => Balance::Random,
-                3 => Balance::SourceHash(lookup()),
-                _ => Balance::SourcePortHash(lookup()),
-            },
-            turns: turns(&endpoints.iter().map(|of| of.weight).collect::<Vec<_>>()),
-            loads: if self.balance == 1 || self.limited { loads.collect() } else { Vec::new() },
-            endpoints,
-            queue: self.queue.clone(),
-            connect_timeout: self.connect_timeout,
-            connect_attempts: self.connect_attempts,
-            options: options(),
-            interface: if shared_sockets { 0 } else { self.interface },
-            source: if shared_sockets { vec![self.source] } else { Vec::new() },
-            shared_sockets,
-            upstream_rest: self.upstream_rest,
-            send_proxy: self.send_proxy,
-            transparent: false,
-            tls: None,
-        }
-    }
-}
-
-fn some_load(rng: &mut Rng) -> Load {
-    Load { sessions: Arc::default(), most: rng.scale(1, 30) as u32 }
-}
-
-fn some_queue(rng: &mut Rng) -> Queue {
-    let (most, timeout) = (rng.scale(1, 20) as u32, rng.scale(10, 5_000) as u32);
-    Queue { line: Arc::default(), most, timeout }
-}
-
-fn some_gone(rng: &mut Rng) -> Option<(Absence, u32)> {
-    let absence = rng.pick(&[None, Some(Absence::Down), Some(Absence::Removed)])?;
-    Some((absence, rng.scale(1, 2_000) as u32 - 1))
-}
-
 /// Clients that come over a Unix socket.
 const UNIX_SENDER: &[&str] = &["0.0.0.0/32"];
 
 /// Nobody, or all clients, or half of them.
 fn some_ranges(rng: &mut Rng) -> &'static [&'static str] {
     rng.pick(&[&[][..], &[], &["198.18.0.0/15"], &["198.18.0.0/25", "198.18.1.0/25"]])
-}
-
-/// Few, so that they run out, or enough; and such that two of a backend overlap.
-fn sources(rng: &mut Rng, backend: u32) -> Sources {
-    let first = [10, 9, backend as u8, rng.below(3) as u8].into();
-    Sources { first, count: rng.scale(1, 200) as u32 }
-}
-
-pub fn options() -> SocketOptions {
-    SocketOptions { nodelay: true, keepalive: 60, user_timeout: 0, congestion: [0; 16] }
-}
-
-/// Endpoints 0, 1, 2 and so on, with equal weights.
-pub fn plain_endpoints(addresses: &[SocketAddr]) -> Vec<Endpoint> {
-    let endpoint = |(id, address): (u32, &SocketAddr)| Endpoint {
-        id: EndpointId(id),
-        address: (*address).into(),
-        weight: 1,
-    };
-    (0..).zip(addresses).map(endpoint).collect()
-}
-
-/// A backend without limits, whose endpoints take turns.
-pub fn plain_backend(id: BackendId, endpoints: Vec<Endpoint>) -> Backend {
-    Backend {
-        id,
-        name: "backend".into(),
-        balance: Balance::RoundRobin,
-        turns: turns(&vec![1; endpoints.len()]),
-        loads: Vec::new(),
-        queue: None,
-        endpoints,
-        connect_timeout: 2_000,
-        connect_attempts: 3,
-        options: options(),
-        source: Vec::new(),
-        interface: 0,
-        shared_sockets: false,
-        upstream_rest: 2_000,
-        send_proxy: None,
-        transparent: false,
-        tls: None,
-    }
 }
 
 /// A listener without limits or timeouts.

@@ -6,16 +6,17 @@ mod http;
 mod mysql;
 mod postgres;
 mod redis;
+mod sip;
 mod tls;
 mod udp;
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Server, connect, free_address, wait_until};
+use ringway_tests::real::{Gateway, Server, accept_full, connect, free_address, wait_until};
 
 /// One backend of one endpoint, and what its checks come to: `None` if the endpoint is well, or a
 /// part of the reason in the log.
@@ -99,6 +100,28 @@ fn closing() -> Server {
     Server::tcp(drop)
 }
 
+/// Passes everything on to a server, and its answers in pieces of a few bytes.
+fn in_pieces(server: SocketAddr) -> Server {
+    Server::tcp(move |mut stream| {
+        let Ok(mut answers) = TcpStream::connect(server) else { return };
+        let copies = (stream.try_clone(), answers.try_clone());
+        let (Ok(mut asks), Ok(mut to)) = copies else { return };
+        std::thread::spawn(move || {
+            _ = std::io::copy(&mut asks, &mut to);
+            _ = to.shutdown(Shutdown::Write);
+        });
+        let mut piece = [0; 90];
+        while let Ok(len @ 1..) = answers.read(&mut piece) {
+            if stream.write_all(&piece[..len]).is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        _ = stream.shutdown(Shutdown::Both);
+        _ = answers.shutdown(Shutdown::Both);
+    })
+}
+
 fn tag(address: SocketAddr) -> Option<u8> {
     let (mut stream, mut tag): (TcpStream, _) = (connect(address), [0]);
     stream.read_exact(&mut tag).ok().map(|()| tag[0])
@@ -132,5 +155,18 @@ fn endpoints_with_ipv6_addresses() {
         case(pong.address, udp.as_str(), None),
         case(refuses, check("type = \"tcp\""), Some("Connection refused")),
         case(closed, udp.as_str(), Some("Connection refused")),
+    ]);
+}
+
+/// A check that sends no byte asks for none: only who does not take the connection is down.
+#[test]
+fn tcp_servers_that_say_nothing_or_close_and_one_that_is_full() {
+    let (stalls, closes) = (silent(), closing());
+    let (full, _sockets) = accept_full();
+    let tcp = check("type = \"tcp\"");
+    judge(&[
+        case(stalls.address, tcp.as_str(), None),
+        case(closes.address, tcp.as_str(), None),
+        case(full, tcp.as_str(), Some("connecting to ")),
     ]);
 }

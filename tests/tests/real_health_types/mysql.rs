@@ -79,8 +79,16 @@ fn mysql_servers_that_lie_stall_or_close() {
     const GREETING: &[u8] =
         b"\x4a\0\0\0\x0a8.0.36\0\x07\0\0\0abcdefgh\0\xff\xff\x2d\x02\0\xff\xff\x15\
         \0\0\0\0\0\0\0\0\0\0abcdefghijkl\0caching_sha2_password\0";
+    const DENIAL: &[u8] = b"\x09\0\0\x02\xff\x15\x04#28000";
     let pieces = speaking(&[&[0x4a, 0], &[0], &[0, 0x0a], b"8.0.36\0"]);
-    let denies = speaking(&[GREETING, b"\x09\0\0\x02\xff\x15\x04#28000", b""]);
+    let whole = Server::tcp(|mut stream| {
+        for piece in [GREETING, DENIAL].concat().chunks(7) {
+            _ = stream.write_all(piece);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let denies = speaking(&[GREETING, DENIAL, b""]);
     let many = speaking(&[b"\x17\0\0\0\xff\x10\x04Too many connections"]);
     let full = speaking(&[GREETING, b"\x02\0\0\x02\x01\x04", b"\x03\0\0\x04\xff\x15\x04"]);
     let early = Server::tcp(|mut stream| {
@@ -92,6 +100,7 @@ fn mysql_servers_that_lie_stall_or_close() {
     let user = bare(", user = \"me\"");
     judge(&[
         case(denies.address, bare(""), None),
+        case(whole.address, bare(""), None),
         case(pieces.address, bare(""), Some("no answer within 500 ms")),
         case(many.address, bare(""), Some("\"Too many connections\" (1040)")),
         case(full.address, user.as_str(), Some("it asks for the password in clear text")),

@@ -6,7 +6,7 @@ use std::process::Command;
 use ringway_tests::pki::Pki;
 use ringway_tests::real::{Daemon, Folder, free_address};
 
-use crate::{answering, case, check, judge, silent};
+use crate::{answering, case, check, closing, in_pieces, judge, silent};
 
 /// `openssl s_server`, which serves the files of its folder by HTTP.
 fn openssl(folder: &Folder, pki: &Pki, name: &str, more: &[&str]) -> (SocketAddr, Daemon) {
@@ -31,6 +31,9 @@ fn tls_servers_with_the_right_certificate_and_others() {
     let strict = ["-Verify", "1", "-verify_return_error", "-CAfile", "ca.pem"];
     let (strict, _strict) = openssl(&folder, &pki, "strict.internal", &strict);
     let (stalls, lies) = (silent(), answering(&["HTTP/1.1 400 Bad Request\r\n\r\n"]));
+    let (closes, pieces) = (closing(), in_pieces(right));
+    // A record begins, and the connection ends.
+    let cut = answering(&["\x16\x03\x03\0\x40\x02"]);
     let ca = folder.file("ca.pem").display().to_string();
     let with = |name: &str, check: &str| {
         format!("tls = {{ server_name = \"{name}\", ca = \"{ca}\" }}\n{check}")
@@ -84,5 +87,9 @@ fn tls_servers_with_the_right_certificate_and_others() {
         case(strict, with("strict.internal", &tls), Some("CertificateRequired")),
         case(stalls.address, with("db.internal", &tls), Some("no answer within 500 ms")),
         case(lies.address, with("db.internal", &tls), Some("TLS with ")),
+        case(closes.address, with("db.internal", &tls), Some("TLS with ")),
+        case(cut.address, with("db.internal", &tls), Some("TLS with ")),
+        case(pieces.address, with("db.internal", &tls), None),
+        case(pieces.address, with("db.internal", &http), None),
     ]);
 }

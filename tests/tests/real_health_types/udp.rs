@@ -1,4 +1,4 @@
-//! UDP, SIP and DNS.
+//! UDP and DNS.
 
 use std::net::SocketAddr;
 use std::net::UdpSocket;
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use ringway_tests::real::{Daemon, Folder, Server, free_address};
 
-use crate::{case, check, closing, judge, silent};
+use crate::{case, check, closing, in_pieces, judge, silent};
 
 /// An address where nothing listens for UDP.
-fn nothing() -> SocketAddr {
+pub fn nothing() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
     socket.local_addr().expect("its address")
 }
@@ -20,17 +20,6 @@ fn udp_servers_that_answer_or_say_nothing() {
     let mute = Server::udp(|_, _, _| {});
     let gone = nothing();
     let udp = |keys: &str| check(&format!("type = \"udp\", send = \"ping\"{keys}"));
-    let sip = Server::udp(|socket, asked, peer| {
-        let asked = String::from_utf8_lossy(asked);
-        let same: String = asked
-            .lines()
-            .filter(|line| {
-                ["Via", "From", "To", "Call", "CSeq"].iter().any(|w| line.starts_with(w))
-            })
-            .fold(String::new(), |text, line| text + line + "\r\n");
-        _ = socket.send_to(format!("SIP/2.0 200 OK\r\n{same}\r\n").as_bytes(), peer);
-    });
-    let options = check("type = \"sip\"");
     judge(&[
         case(pong.address, udp(""), None),
         case(pong.address, udp(", expect = \"pong\""), None),
@@ -39,11 +28,6 @@ fn udp_servers_that_answer_or_say_nothing() {
         case(mute.address, udp(", silence = \"down\""), Some("no answer within 500 ms")),
         case(mute.address, udp(", expect = \"pong\""), Some("no answer within 500 ms")),
         case(gone, udp(""), Some("Connection refused")),
-        case(sip.address, options.as_str(), None),
-        case(sip.address, check("type = \"sip\", status = 503"), Some("its status is 200 OK")),
-        case(pong.address, options.as_str(), Some("SIP at ")),
-        case(gone, options.as_str(), Some("Connection refused")),
-        case(mute.address, options.as_str(), Some("no answer within 500 ms")),
     ]);
 }
 
@@ -68,7 +52,9 @@ fn dns_servers_that_know_the_name_and_others() {
     let dns = |keys: &str| check(&format!("type = \"dns\", {keys}"));
     let lies = Server::udp_tag("this is no DNS, but long enough");
     let mute = Server::udp(|_, _, _| {});
-    let (closes, stalls) = (closing(), silent());
+    let (closes, stalls, pieces) = (closing(), silent(), in_pieces(address));
+    let lies_by_tcp = Server::tcp_tag("\0\x20this is no DNS, but long enough..");
+    let cut = Server::tcp_tag("\0\x20cut");
     let by_tcp = dns("query = \"example.org\", transport = \"tcp\"");
     judge(&[
         case(address, dns("query = \"db.example.com\""), None),
@@ -81,5 +67,12 @@ fn dns_servers_that_know_the_name_and_others() {
         case(mute.address, dns("query = \"example.org\""), Some("no answer within 500 ms")),
         case(closes.address, by_tcp.as_str(), Some("DNS ")),
         case(stalls.address, by_tcp.as_str(), Some("no answer within 500 ms")),
+        case(lies_by_tcp.address, by_tcp.as_str(), Some("DNS ")),
+        case(cut.address, by_tcp.as_str(), Some("DNS ")),
+        case(
+            pieces.address,
+            dns("query = \"example.com\", record = \"SOA\", transport = \"tcp\""),
+            None,
+        ),
     ]);
 }

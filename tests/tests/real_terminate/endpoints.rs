@@ -4,8 +4,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Gateway, Launch, Server, free_address, limited, program};
+use ringway_tests::real::{Gateway, Launch, Server, connect, free_address, limited, program};
+use rustls::StreamOwned;
 
+use crate::ends::server_connection;
 use crate::{Files, secure_server, terminate};
 
 #[test]
@@ -156,4 +158,33 @@ fn endpoints_that_close_or_speak_no_tls_cost_nobody_a_session() {
     }
     let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
     assert_eq!(failures, 2, "each once; then it comes last");
+}
+
+/// With TLS 1.3 an endpoint that wants a certificate says so only behind the handshake. A client
+/// that waits for the server's first words gets those of the other endpoint.
+#[test]
+fn an_endpoint_that_refuses_behind_its_handshake_costs_nobody_a_session() {
+    let (files, address) = (Files::new(), free_address());
+    let ask = ["-tls1_3", "-Verify", "1", "-verify_return_error", "-CAfile", "ca.pem"];
+    let (strict, _strict) = secure_server(&files, "db.internal", &ask);
+    let issued = files.pki.issue(&["db.internal"]);
+    let greets = Server::tcp(move |stream| {
+        let mut tls = StreamOwned::new(server_connection(&issued), stream);
+        let _ = tls.write_all(b"220 ");
+        let _ = tls.flush();
+        let _ = std::io::copy(&mut tls, &mut std::io::sink());
+    });
+    let ca = files.path("ca.pem");
+    let tls = format!("tls = {{ server_name = \"db.internal\", ca = \"{ca}\" }}");
+    let config = listener("main", "TCP", address, "")
+        + &route("main", "main", &[("main", 1)], "")
+        + &backend("main", [strict, greets.address], &tls);
+    let gateway = Launch::default().one_worker().start(&config);
+    for _ in 0..6 {
+        let (mut client, mut greeting) = (connect(address), [0; 4]);
+        client.read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(&greeting, b"220 ");
+    }
+    let failures = gateway.metrics().value("ringway_endpoint_connect_failures_total", &[]);
+    assert_eq!(failures, 1, "then it comes last");
 }

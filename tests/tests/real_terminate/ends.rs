@@ -136,7 +136,7 @@ fn read_late(stream: &mut TcpStream) -> (Vec<u8>, Result<(), ErrorKind>) {
     (bytes, end)
 }
 
-fn server_connection(issued: &Issued) -> ServerConnection {
+pub fn server_connection(issued: &Issued) -> ServerConnection {
     let cert = CertificateDer::from_pem_slice(issued.cert.as_bytes()).expect("PEM");
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("PEM");
     let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))

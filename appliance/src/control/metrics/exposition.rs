@@ -99,6 +99,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Times that receiving on a UDP socket paused, because memory ran out or the like.",
     ),
     (
+        "ringway_spliced_bytes_total",
+        Type::Counter,
+        "Bytes of bulk traffic that were moved between sockets by splice(2), without a copy.",
+    ),
+    (
         "ringway_bulk_runs_total",
         Type::Counter,
         "Times that one direction of a session became bulk: fewer and larger wake-ups.",

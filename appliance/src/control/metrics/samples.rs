@@ -117,6 +117,7 @@ impl Scrape<'_> {
         total("ringway_source_port_shortages_total", |worker| &worker.port_shortages);
         total("ringway_upstream_strangers_total", |worker| &worker.strangers);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
+        total("ringway_spliced_bytes_total", |worker| &worker.spliced);
         total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);
         total("ringway_unpaced_total", |worker| &worker.unpaced);
         total("ringway_streams_total", |worker| &worker.streams);

@@ -6,7 +6,7 @@ use config_sync::table::routing::{OnUnavailable, WeightedBackend};
 use crate::contract::{Op, Origin, Side, Why};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
-use crate::proxy::tcp::state::{Asking, Connecting, SendingProxyHeader, Session, State};
+use crate::proxy::tcp::state::{Asking, Connecting, Relay, SendingProxyHeader, Session, State};
 use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
@@ -185,13 +185,14 @@ impl Session {
         self.relay(core, connecting);
     }
 
-    /// The endpoint is connected, but no relay can begin. The endpoint got no byte of the client,
-    /// so the session gives the connection up like an attempt, and tries another endpoint.
+    /// The endpoint is connected, but no relay can begin or go on. The endpoint got no byte of the
+    /// client, so the session gives the connection up like an attempt, and tries another endpoint.
     pub fn endpoint_failed(&mut self, core: &mut Core, cause: Cause) {
         let mut connecting = match &self.state {
             State::SendingProxyHeader(SendingProxyHeader { connecting, .. })
             | State::Asking(Asking { connecting, .. })
             | State::Securing(connecting) => *connecting,
+            State::Relaying(Relay { attempts_left, .. }) => Connecting::new(*attempts_left),
             _ => return,
         };
         connecting.given_up = Some(cause.reason);

@@ -10,6 +10,7 @@ mod proxy_header;
 pub mod queue;
 mod refuse;
 mod relay;
+mod retry;
 pub mod session;
 mod starttls;
 pub mod state;

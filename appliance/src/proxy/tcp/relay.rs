@@ -1,8 +1,9 @@
 //! Relays bytes between client and endpoint: each direction by itself, until both have ended.
 
-use crate::contract::{Mode, Op, Side, Stop, Token};
+use crate::contract::{Event, Mode, Op, Side, Stop, Token, Why};
 use crate::proxy::core::Core;
 use crate::proxy::tcp::accounting::{count_bytes, make_room};
+use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::direction::{Half, Next};
 use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
 use crate::stats::records::{CloseReason, Record};
@@ -38,12 +39,41 @@ impl Session {
             paced: self.free,
             ending: None,
             broken: false,
+            attempts_left: self.refusals_left(connecting),
         });
         if core.tables.current().log_opens {
             let record = self.record(core, None);
             core.records.push(Record::Opened(record));
         }
         self.arm(core);
+        self.pump(core);
+    }
+
+    /// Handles news of a side.
+    pub fn relay_ready(&mut self, core: &mut Core, event: Event) {
+        let Event::Ready { side, readable, writable, ending, failed } = event else { return };
+        let ends = ending || failed;
+        // The end may be a refusal, after which the session goes on.
+        let may_go_on = ends && side == Side::Endpoint && self.is_revocable(core);
+        let State::Relaying(relay) = &mut self.state else { return };
+        relay.broken |= failed;
+        if readable || ends {
+            relay.half(side).source_ready(ends);
+        }
+        if ends && !may_go_on {
+            make_room(core, self.listener, &mut self.entry);
+        }
+        if writable {
+            relay.half(side.other()).destination_ready();
+            if let Some(tls) = &mut self.tls {
+                tls.writable(core, self.token, side);
+            }
+        }
+        // No read would report the failure: the end of this side was delivered, or the side is not
+        // being read.
+        if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
+            self.end(core, failure(side, Why::Reset), Some(side));
+        }
         self.pump(core);
     }
 
@@ -84,6 +114,9 @@ impl Session {
     }
 
     pub fn moved(&mut self, core: &mut Core, from: Side, bytes: (u32, u32, u32), stop: Stop) {
+        if let Some(cause) = self.refusal(core, from, bytes, stop) {
+            return self.revoke(core, cause);
+        }
         let State::Relaying(relay) = &mut self.state else { return };
         let (read, sent, held) = bytes;
         if read > 0 || sent > 0 {
@@ -112,8 +145,7 @@ impl Session {
             }
         }
         match next {
-            Next::Wait => {}
-            Next::Again => {}
+            Next::Wait | Next::Again => {}
             // The ring can't read TLS.
             Next::Stream if self.tls.is_some() => {}
             Next::Stream => {
@@ -257,6 +289,7 @@ mod tests {
             paced: (false, true),
             ending: None,
             broken: false,
+            attempts_left: 0,
         };
         let mut looked = 0;
         let mut wake = |core: &mut Core, bytes| {

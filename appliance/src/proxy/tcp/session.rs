@@ -8,11 +8,10 @@
 
 use config_sync::table::routing::ListenerId;
 
-use crate::contract::{Event, Op, Side, Token, Why};
+use crate::contract::{Event, Op, Side, Token};
 use crate::proxy::core::{Core, Postponed, micros};
-use crate::proxy::tcp::accounting::{give_to, make_room};
+use crate::proxy::tcp::accounting::give_to;
 use crate::proxy::tcp::choose::{By, admits};
-use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::direction::Half;
 use crate::proxy::tcp::state::{
     Ask, Asking, AwaitingProxyHeader, First, Relay, Requesting, SendingProxyHeader, Session, State,
@@ -72,27 +71,7 @@ impl Session {
         match (&mut self.state, event) {
             (State::Closing, _) => {}
             (State::AwaitingProxyHeader(_), _) => self.heading_event(core, event, bytes),
-            (State::Relaying(relay), Event::Ready { side, readable, writable, ending, failed }) => {
-                relay.broken |= failed;
-                if readable || ending || failed {
-                    relay.half(side).source_ready(ending || failed);
-                }
-                if ending || failed {
-                    make_room(core, self.listener, &mut self.entry);
-                }
-                if writable {
-                    relay.half(side.other()).destination_ready();
-                    if let Some(tls) = &mut self.tls {
-                        tls.writable(core, self.token, side);
-                    }
-                }
-                // No read would report the failure: the end of this side was delivered, or the side
-                // is not being read.
-                if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
-                    self.end(core, failure(side, Why::Reset), Some(side));
-                }
-                self.pump(core);
-            }
+            (State::Relaying(_), Event::Ready { .. }) => self.relay_ready(core, event),
             (State::Relaying(_), Event::Moved { from, read, sent, held, stop }) => {
                 self.moved(core, from, (read, sent, held), stop);
             }

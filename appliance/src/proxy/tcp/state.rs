@@ -153,6 +153,9 @@ pub struct Relay {
     pub ending: Option<Box<Ending>>,
     /// `Ready` has reported that a side failed, so no end may look clean any more.
     pub broken: bool,
+    /// Attempts that are left if the endpoint refuses the session. 0: it has nothing to refuse, or
+    /// it was the last.
+    pub attempts_left: u8,
 }
 
 /// A session that will be reset when each side has received all bytes that the other side sent in

@@ -83,6 +83,9 @@ impl Session {
     }
 
     pub fn tls_outcome(&mut self, core: &mut Core, outcome: Outcome) {
+        if let Some(cause) = self.tls_refusal(core, &outcome) {
+            return self.revoke(core, cause);
+        }
         match (&self.state, outcome) {
             (_, Outcome::Nothing) => {}
             (_, Outcome::Greeted) => self.greeted(core),

@@ -127,6 +127,11 @@ impl TlsRelay {
         self.port(side).conn.as_ref().is_some_and(Conn::is_handshaking)
     }
 
+    /// Whether this side speaks TLS.
+    pub fn speaks_with(&self, side: Side) -> bool {
+        self.port(side).conn.is_some()
+    }
+
     /// The endpoint is given up, so its postponed steps are dropped.
     pub fn give_up(&mut self, core: &mut Core, token: Token) {
         if std::mem::take(&mut self.endpoint.postponed) > 0 {

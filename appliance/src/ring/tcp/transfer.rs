@@ -151,6 +151,7 @@ impl Transfer<'_> {
                 Ok(len) => {
                     tally.read += len;
                     self.half.held = size(len);
+                    self.counters.spliced.add(len as u64);
                 }
                 Err(error) if is_blocked(&error) && calls::is_at_mark(self.source) => {
                     return self.copy(wanted, tally);

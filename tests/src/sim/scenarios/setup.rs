@@ -13,6 +13,7 @@ use config_sync::table::routing::{
 };
 use config_sync::table::source_limit::{SourceLimit, SourceRecords};
 
+use crate::sim::backend;
 use crate::sim::model;
 use crate::sim::source_limit::RECORDS;
 
@@ -94,7 +95,7 @@ impl Setup {
             by_alpn: self.alpn.map(by_alpn),
             ..model::plain_listener(self.protocol, any())
         };
-        let all = model::plain_endpoints(endpoints);
+        let all = backend::plain_endpoints(endpoints);
         let (own, others) = all.split_at(if self.passes_on { 1 } else { all.len() });
         let fallback = self.falls_back.then_some(Fallback { listener: 0, route: 0 });
         RoutingTable {
@@ -103,7 +104,7 @@ impl Setup {
                 id: SocketId(0),
                 transport: self.transport(),
                 address: address.into(),
-                options: model::options(),
+                options: backend::options(),
                 reads_hello: self.protocol == Protocol::Tls,
                 hello_timeout: self.timeouts.hello,
                 access: access.clone().filter(|_| self.protocol == Protocol::Tls),
@@ -122,9 +123,9 @@ impl Setup {
                 Backend {
                     source: self.source.into_iter().collect(),
                     shared_sockets: self.source.is_some(),
-                    ..model::plain_backend(BackendId(0), own.to_vec())
+                    ..backend::plain_backend(BackendId(0), own.to_vec())
                 },
-                model::plain_backend(BackendId(1), others.to_vec()),
+                backend::plain_backend(BackendId(1), others.to_vec()),
             ],
             sources: Some(sources),
             ..RoutingTable::empty()

@@ -129,6 +129,9 @@ impl Kernel {
                     self.coverage.hit(State::Connecting, Fault::ConnectLate);
                 }
                 let conn = &self.conns[id.0];
+                if conn.inbound.fin_seen {
+                    self.coverage.hit(State::Relaying, Fault::HeaderRefused);
+                }
                 let told = conn.proxied.told();
                 assert_eq!(conn.outbound.written, told, "an endpoint that has a client's bytes");
                 self.close_conn(id, false);

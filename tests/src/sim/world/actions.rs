@@ -155,6 +155,9 @@ impl World {
         if silent {
             peer.says_nothing(len);
         }
+        if len == 0 && self.rng.per_mille(150) {
+            peer.listens();
+        }
         if self.quiet {
             peer.quiet();
         }

@@ -21,11 +21,12 @@ use ringway::proxy::Proxy;
 use ringway::proxy::table_queue::TableQueue;
 use ringway::stats::counters::Counters;
 
+use crate::sim::backend::ModelBackend;
 use crate::sim::coverage::{Coverage, Fault};
 use crate::sim::endpoints::endpoint_at;
 use crate::sim::kernel::faults::Faults;
 use crate::sim::kernel::{Kernel, Turn};
-use crate::sim::model::{Model, ModelBackend};
+use crate::sim::model::Model;
 use crate::sim::rng::Rng;
 use crate::sim::udp::datagram::{Datagram, Path};
 use crate::sim::world::check::Check;

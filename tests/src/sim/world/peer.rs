@@ -15,6 +15,8 @@ pub struct Peer {
     idle: u64,
     /// Reads nothing before this, microseconds.
     deaf_until: u64,
+    /// Sends nothing before the other end has sent something, or has ended.
+    listens: bool,
     leaves: Leaves,
     pub done: bool,
 }
@@ -60,6 +62,7 @@ impl Peer {
             pause: rng.scale(10, 20_000),
             idle: 0,
             deaf_until: now + deaf,
+            listens: false,
             leaves,
             done: false,
         }
@@ -69,6 +72,11 @@ impl Peer {
     pub fn says_nothing(&mut self, header: u64) {
         self.left = header;
         self.leaves = Leaves::FinSecond;
+    }
+
+    /// Waits for the other end's first words.
+    pub fn listens(&mut self) {
+        self.listens = true;
     }
 
     /// One step; returns when the next is due, microseconds.
@@ -81,7 +89,10 @@ impl Peer {
         if kernel.now >= self.deaf_until {
             moved += kernel.peer_read(self.conn, self.read);
         }
-        let written = kernel.peer_write(self.conn, self.left.min(self.write));
+        let heard = &kernel.conn(self.conn).outbound;
+        let waits = self.listens && heard.taken == 0 && !heard.fin_seen;
+        let most = if waits { 0 } else { self.left.min(self.write) };
+        let written = kernel.peer_write(self.conn, most);
         self.left -= written;
         moved += written;
         self.idle = if moved > 0 { 0 } else { (2 * self.idle).clamp(10, 50_000) };
@@ -128,6 +139,7 @@ impl Peer {
         self.read = u64::MAX;
         self.pause = 1_000;
         self.deaf_until = 0;
+        self.listens = false;
     }
 
     /// It never leaves by itself.

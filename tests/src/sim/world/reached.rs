@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::address::EndpointAddress;
 use config_sync::table::load::NO_LIMIT;
-use config_sync::table::routing::{Backend, EndpointId, OnUnavailable, Route, RoutingTable};
+use config_sync::table::routing::{
+    Backend, Endpoint, EndpointId, OnUnavailable, Route, RoutingTable,
+};
 
 use super::World;
 use crate::sim::endpoints::{backend_of, endpoint_at, place};
@@ -39,6 +41,17 @@ impl World {
         let Some(table) = &self.settled else { return };
         let Some(backend) = backend_with(table, id) else { return };
         assert_eq!(interface, backend.interface, "{id:?} is reached through another interface");
+        self.check_backup(id, backend);
+    }
+
+    /// A backup is given out only if no other endpoint of its backend may be picked.
+    fn check_backup(&self, id: EndpointId, backend: &Backend) {
+        let is_other = |of: &Endpoint| of.weight > 0 && !self.model.is_backup(of.id);
+        let has_other = backend.endpoints.iter().any(is_other);
+        assert!(
+            !has_other || !self.model.is_backup(id),
+            "{id:?} is a backup, and others are there"
+        );
     }
 
     /// A flow leaves an endpoint that is in the table only for one whose port is not known to be
