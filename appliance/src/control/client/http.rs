@@ -59,6 +59,11 @@ impl Question {
         Self { method: Method::GET, path: path.into(), query: Vec::new(), body: None }
     }
 
+/// The gateway has answered, and says that the question or the change can't be granted.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Told(pub String);
+
     pub fn delete(path: impl Into<String>) -> Self {
         Self { method: Method::DELETE, ..Self::get(path) }
     }
@@ -109,9 +114,10 @@ impl Reach {
         let said = value.get("error").and_then(Value::as_str).unwrap_or("no reason was given");
         match status {
             StatusCode::FORBIDDEN => {
-                bail!("{shown}: {said} (--admin {SOCKET}, or --token-file FILE)")
+                let hint = format!("--admin {SOCKET}, --token-file FILE, or --admin-cert FILE");
+                Err(Told(format!("{shown}: {said} ({hint})")).into())
             }
-            _ => bail!("{said}"),
+            _ => Err(Told(said.to_owned()).into()),
         }
     }
 

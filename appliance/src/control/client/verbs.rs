@@ -87,8 +87,9 @@ pub enum Verb {
     },
     /// Show which listeners, endpoints and clients of a running gateway have the most to do.
     ///
-    /// Clients are counted when their sessions end, in windows of 10 s. On a terminal the lists are
-    /// drawn again until Ctrl-C.
+    /// On a terminal this is a screen with panes: overview, listeners, backends, sessions, clients
+    /// and events. `?` shows the keys, and `q` ends. Clients are counted when their sessions end, in
+    /// windows of 10 s.
     Top(Top),
     /// List the limits of a running gateway, the fullest first: used, capacity, and what sets it.
     Limits(Watched),
