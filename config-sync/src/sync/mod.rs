@@ -1,6 +1,8 @@
 //! Follows one source: reads, compiles, publishes and reports its configuration.
 
+mod drained;
 pub mod dry_run;
+mod fixed_keys;
 pub mod hand_over;
 pub mod left_out;
 mod live;
@@ -10,6 +12,7 @@ pub mod reading;
 pub mod saved;
 mod transparent;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -21,7 +24,7 @@ use crate::compile::whole::Whole;
 use crate::health::checks::Checks;
 use crate::model::config::Config;
 use crate::model::listener::bound_to;
-use crate::model::place::{At, Problems, Warning};
+use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
@@ -284,7 +287,7 @@ impl ConfigSync {
             return false;
         }
         let changed = self.checks.tick(failures, now);
-        (self.overrides.expire(now) || changed) && self.publish_pickable(now)
+        (self.expire_overrides(now) || changed) && self.publish_pickable(now)
     }
 
     /// Looks up the names of endpoints that are due. The caller calls this repeatedly, on a tokio
@@ -428,10 +431,13 @@ impl ConfigSync {
     fn put_in_force(&mut self, compiled: Compiled) -> Result<u64, Refused> {
         let Compiled { config, shown, warnings, names, whole, answers, took } = compiled;
         let generation = self.generation + 1;
-        self.open(&config, &whole.table).map_err(Refused::passing)?;
+        self.restore(&config, &whole).map_err(Refused::passing)?;
+        let drained = self.overrides.drained_listeners();
+        let table = drained::without(Cow::Borrowed(&whole.table), &drained);
+        self.open(&config, &table).map_err(Refused::passing)?;
         self.names = names;
         self.give_out(&config, whole, answers, took).map_err(Refused::passing)?;
-        warn_of_fixed_keys(self.started_with.get_or_insert_with(|| config.clone()), &config);
+        fixed_keys::warn(self.started_with.get_or_insert_with(|| config.clone()), &config);
         transparent::warn(&config);
         self.generation = generation;
         self.in_force = Some(Arc::new(InForce::new(config, shown)));
@@ -471,7 +477,10 @@ impl ConfigSync {
         let is_lost = self.left_out.is_lost;
         self.left_out.forget(asked);
         let (mut config, mut whole) = self.fitting(asked, now)?;
-        let errors = self.publisher.prepare(&whole.table);
+        self.restore(&config, &whole)?;
+        let drained = self.overrides.drained_listeners();
+        let table = drained::without(Cow::Borrowed(&whole.table), &drained);
+        let errors = self.publisher.prepare(&table);
         self.left_out.tried(&whole.table, &errors, now);
         if !errors.is_empty() {
             for error in errors {
@@ -506,9 +515,8 @@ impl ConfigSync {
     ) -> Result<(), String> {
         let compiled = Instant::now();
         let generation = self.generation + 1;
-        match &self.whole {
-            Some(before) => whole.after(before, &self.names),
-            None => self.restore(config, &whole)?,
+        if let Some(before) = &self.whole {
+            whole.after(before, &self.names);
         }
         let health = self.checks.health.following(config, (&whole.table, &whole.checks), compiled);
         let ejections = self.checks.ejections.following(config, &whole.table);
@@ -571,29 +579,4 @@ impl InForce {
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Warns of keys that a reload does not change. Workers, memory and the admin API are set up once;
-/// the rest of the file is in force at once. `runs` is the configuration that the process was
-/// started with.
-fn warn_of_fixed_keys(runs: &Config, asked: &Config) {
-    let target = |config: &Config| (config.access_log.target.clone(), config.access_log.format);
-    let path = |file: &Option<At<PathBuf>>| file.as_ref().map(|file| file.value.clone());
-    let user = |config: &Config| config.user.as_ref().map(|user| user.value.clone());
-    let changes = [
-        ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
-        ("admin.address", runs.admin != asked.admin),
-        ("admin.socket", runs.admin_socket != asked.admin_socket),
-        ("admin.token_file", path(&runs.admin_token_file) != path(&asked.admin_token_file)),
-        (
-            "admin.overrides_file",
-            path(&runs.admin_overrides_file) != path(&asked.admin_overrides_file),
-        ),
-        ("user", user(runs) != user(asked)),
-        ("limits", runs.limits != asked.limits),
-        ("access_log", target(runs) != target(asked)),
-    ];
-    for (key, _) in changes.iter().filter(|(_, changed)| *changed) {
-        tracing::warn!("{key} is not what runs: the change takes effect after a restart");
-    }
 }

@@ -105,6 +105,7 @@ pub const CERTIFICATES: Columns = &[
 ];
 
 pub const OVERRIDES: Columns = &[
+    ("LISTENER", "listener", As::Text),
     ("BACKEND", "backend", As::Text),
     ("ENDPOINT", "endpoint", As::Text),
     ("ACTION", "action", As::Text),
@@ -123,7 +124,6 @@ pub fn table(rows: &[Value], columns: Columns) -> String {
 
 /// A session or flow: a line for each field, and a table of its two connections.
 pub fn session(value: &Value) -> String {
-    let mut row = value.clone();
     let (mut text, tcp, slow) = sides(value);
     if !tcp.is_empty() {
         text += &format!("\n{tcp}");
@@ -136,6 +136,7 @@ pub fn session(value: &Value) -> String {
 
 /// The fields of a session, a table of its two connections, and which of them is slow.
 pub fn sides(value: &Value) -> (String, String, Option<String>) {
+    let mut row = value.clone();
     let mut take = |key: &str| row.as_object_mut().and_then(|row| row.remove(key));
     let sides = ["client_tcp", "endpoint_tcp"].map(&mut take);
     let slow = take("slow").map(|slow| cell(Some(&slow), As::Text));

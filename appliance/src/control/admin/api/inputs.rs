@@ -24,7 +24,7 @@ pub struct Read {
     pub why: bool,
     pub events: bool,
     pub take_back: bool,
-    /// The body says something about an endpoint.
+    /// The body says something about an endpoint, a backend or a listener.
     pub say: bool,
     /// The body sets the level of the log.
     pub level: bool,
@@ -54,8 +54,8 @@ pub fn read(target: &str, body: &[u8]) -> Read {
     }
     read.why = query(&uri).is_some_and(|words| why::client(words).is_ok());
     read.events = query::<Which>(&uri).is_some_and(|which| which.most().is_ok());
-    read.take_back = query::<TakeBack>(&uri).is_some();
-    read.say = json::<Say>(body).is_some_and(|say| say.action().is_ok());
+    read.take_back = query::<TakeBack>(&uri).is_some_and(|back| back.asked().is_ok());
+    read.say = json::<Say>(body).is_some_and(|say| say.action().is_ok() && say.asked().is_ok());
     read.level = json::<Set>(body).is_some_and(|Set { level, for_seconds }| {
         lasts(for_seconds).is_ok() && Levels::read(&level, LogLevel::Info).is_ok()
     });
@@ -96,4 +96,8 @@ mod tests {
         assert!(all("/api/v1/log-level", r#"{"level": "info,config_sync=debug"}"#).level);
         assert!(!all("/api/v1/log-level", r#"{"level": "info", "for_seconds": 0}"#).level);
     }
+        assert!(all("/api/v1/overrides?listener=web", "").take_back);
+        assert!(!all("/api/v1/overrides?listener=web&backend=web", "").take_back);
+        assert!(all("/api/v1/overrides", r#"{"backend": "web", "action": "drain"}"#).say);
+        assert!(!all("/api/v1/overrides", r#"{"action": "drain"}"#).say);
 }
