@@ -130,7 +130,7 @@ fn a_session_shows_its_connections_and_which_side_is_slow() {
             b'f' => while stream.write_all(&[0; 65_536]).is_ok() {},
             _ => {
                 _ = stream.write_all(b"x");
-                std::thread::sleep(std::time::Duration::from_secs(60));
+                std::thread::sleep(Duration::from_secs(60));
             }
         }
     });
@@ -168,7 +168,7 @@ fn a_session_shows_its_connections_and_which_side_is_slow() {
     assert!(said.contains("TCP") && said.contains("rtt_ms") && said.contains("is slow"), "{said}");
 
     full.write_all(b"s").expect("sending");
-    full.set_write_timeout(Some(std::time::Duration::from_millis(300))).expect("a timeout");
+    full.set_write_timeout(Some(Duration::from_millis(300))).expect("a timeout");
     while full.write_all(&[0; 65_536]).is_ok() {}
     let id = id_of(&full);
     wait_until("the endpoint is named as slow", || {
@@ -226,7 +226,7 @@ fn a_drained_listener_takes_no_new_sessions_and_its_live_ones_go_on() {
         + &listener("datagrams", "UDP", udp, &format!("endpoints = [\"{}\"]", udp_server.address));
     let gateway = Launch::default().socket().start(&config);
     let mut live = connect(address);
-    let mut echoes = |stream: &mut TcpStream| {
+    let echoes = |stream: &mut TcpStream| {
         stream.write_all(b"x").expect("sent");
         stream.read_exact(&mut [0]).expect("an echo");
     };

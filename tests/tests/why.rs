@@ -81,7 +81,7 @@ fn listeners(rng: &mut Rng) -> String {
                 let silent = if one_in(rng, 2) { "silent = \"t1\"\n" } else { "" };
                 text += &format!("not_tls = \"t0\"\n{silent}");
             }
-            if protocol == "TLS" && one_in(rng, 4) {
+            if protocol == "TLS" && one_in(rng, 6) {
                 text += &certificates(rng);
             }
             if limits && one_in(rng, 2) {
@@ -140,7 +140,7 @@ fn certificates(rng: &mut Rng) -> String {
         true => format!(", default_certificate = {pair}"),
         false => String::new(),
     };
-    format!("tls = {{ certificates = [{pair}]{default} }}\n")
+    format!("tls = {{ mode = \"Terminate\", certificates = [{pair}]{default} }}\n")
 }
 
 /// Endpoints are told apart by their last byte and their port: that of their backend.

@@ -43,8 +43,8 @@ const TOP_LEVEL: &[(&str, &str)] = &[
     ("admin.key = \"a.key\"", "1:13: admin.key: needs admin.cert beside it"),
     ("admin.client_ca = \"ca.pem\"", "1:19: admin.client_ca: needs admin.cert beside it"),
     (
-        "admin = { address = \"\", cert = \"a.pem\", key = \"a.key\" }",
-        "1:32: admin.cert: is for admin.address, which is off",
+        "admin = { address = \"\", client_ca = \"ca.pem\" }",
+        "1:37: admin.client_ca: is for admin.address, which is off",
     ),
     ("admin.token_file = \"\"", "1:20: admin.token_file: names no file"),
     (

@@ -89,8 +89,8 @@ pub enum Verb {
     /// Show which listeners, endpoints and clients of a running gateway have the most to do.
     ///
     /// On a terminal this is a screen with panes: overview, listeners, backends, sessions, clients
-    /// and events. `?` shows the keys, and `q` ends. Clients are counted when their sessions end, in
-    /// windows of 10 s.
+    /// and events. `?` shows the keys, and `q` ends. Clients are counted when their sessions end,
+    /// in windows of 10 s.
     Top(Top),
     /// List the limits of a running gateway, the fullest first: used, capacity, and what sets it.
     Limits(Watched),
@@ -230,7 +230,11 @@ pub struct At {
 pub struct What {
     /// An endpoint by its address or its `name`, alone or behind its backend and a slash; or
     /// `backend` or `listener`, and a name.
-    #[arg(value_name = "ENDPOINT | backend NAME | listener NAME", num_args = 1..=2, required = true)]
+    #[arg(
+        value_name = "ENDPOINT | backend NAME | listener NAME",
+        num_args = 1..=2,
+        required = true
+    )]
     words: Vec<String>,
     #[command(flatten)]
     output: Output,
@@ -308,14 +312,8 @@ impl Verb {
                 let question = Question { method: Method::POST, body, ..Question::get("upgrade") };
                 output.show(&question, upgraded).await
             }
-            Self::Drain { what, lasts } => {
-                let (key, name) = what.named()?;
-                say(key, name, json!({ "action": "drain" }), lasts, &what.output).await
-            }
-            Self::Undrain { what } => {
-                let (key, name) = what.named()?;
-                take_back(key, name, "drain", &what.output).await
-            }
+            Self::Drain { what, lasts } => what.drain(lasts).await,
+            Self::Undrain { what } => what.undrain().await,
             Self::Disable { at, lasts } => at.say(json!({ "action": "disable" }), lasts).await,
             Self::Enable { at } => at.take_back("disable").await,
             Self::Weight { at, weight: Some(weight), lasts, .. } => {
@@ -353,6 +351,16 @@ impl At {
 }
 
 impl What {
+    async fn drain(&self, lasts: For) -> anyhow::Result<()> {
+        let (key, name) = self.named()?;
+        say(key, name, json!({ "action": "drain" }), lasts, &self.output).await
+    }
+
+    async fn undrain(&self) -> anyhow::Result<()> {
+        let (key, name) = self.named()?;
+        take_back(key, name, "drain", &self.output).await
+    }
+
     /// The API's word for what is named, and the name.
     fn named(&self) -> anyhow::Result<(&'static str, &str)> {
         match &self.words[..] {

@@ -2,7 +2,7 @@
 
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style};
+use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table, Wrap};
 use serde_json::Value;
@@ -13,17 +13,13 @@ use crate::control::client::top::keys::HELP;
 use crate::control::client::top::model::{Mode, Model, View};
 use crate::control::client::top::overview;
 use crate::control::client::top::panes::{Column, Pane, cells};
+use crate::control::client::top::style::{BAD, GOOD, MARKED, TITLE, WARNING};
 
 /// Between columns.
 const GAP: u16 = 1;
 
 /// The lines below a list that show a text of the selected row whole.
 const SAID: u16 = 3;
-
-const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
-pub const BAD: Style = Style::new().fg(Color::Red);
-const WARNING: Style = Style::new().fg(Color::Yellow);
-const MARKED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
 pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     let line = Constraint::Length(1);
@@ -53,7 +49,7 @@ fn header(model: &Model) -> Line<'static> {
     let word = |field: &str, form| cell(status.get(field), form);
     let (state, style) = match (status["draining"] == true, status["ready"] == true) {
         (true, _) => ("draining", WARNING),
-        (false, true) => ("ready", Style::new().fg(Color::Green)),
+        (false, true) => ("ready", GOOD),
         (false, false) => ("not ready", BAD),
     };
     let flows = match status["flows"].as_u64() {

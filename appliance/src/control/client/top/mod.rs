@@ -12,6 +12,7 @@ mod once;
 mod overview;
 mod panes;
 mod rates;
+mod style;
 #[cfg(test)]
 mod tests;
 

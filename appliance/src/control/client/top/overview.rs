@@ -4,20 +4,17 @@ use std::collections::VecDeque;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Paragraph, RenderDirection, Sparkline, Wrap};
 use serde_json::Value;
 
 use crate::control::client::show::{As, cell, sides};
-use crate::control::client::top::frame::BAD;
 use crate::control::client::top::model::{Followed, Model};
 use crate::control::client::top::panes::Pane;
+use crate::control::client::top::style::{BAD, BARS, TITLE, WARNING};
 
 /// A screen with fewer columns has one column of lists.
 const WIDE: u16 = 72;
-
-const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
 
 /// The rows of a list that may be shown. The area cuts the rest.
 const ROWS: usize = 50;
@@ -77,7 +74,7 @@ fn graph(
     let bars_of = Sparkline::default()
         .data(seen.collect::<Vec<_>>())
         .direction(RenderDirection::RightToLeft)
-        .style(Style::new().fg(Color::Cyan));
+        .style(BARS);
     frame.render_widget(bars_of, bars);
 }
 
@@ -88,13 +85,13 @@ fn wrong(model: &Model) -> Vec<Line<'static>> {
     let refused = status["refused"].as_str().and_then(|why| why.lines().next());
     said.extend(refused.map(|why| format!("configuration refused: {why}")));
     for (field, what) in [
-        ("endpoints_down", "endpoints are down"),
-        ("workers_behind", "workers have no newest table"),
-        ("certificates_ending", "certificates or revocation lists end"),
+        ("endpoints_down", "endpoints down"),
+        ("workers_behind", "workers without the newest table"),
+        ("certificates_ending", "certificates ending"),
         ("overrides", "overrides by operators"),
     ] {
         let count = status[field].as_u64().filter(|count| *count > 0);
-        said.extend(count.map(|count| format!("{count} {what}")));
+        said.extend(count.map(|count| format!("{what}: {count}")));
     }
     for backend in &model.views[Pane::Backends as usize].rows {
         let Some(news) = backend["news"].as_str() else { continue };
@@ -141,7 +138,7 @@ pub fn followed(frame: &mut Frame<'_>, area: Rect, followed: &Followed) {
         graph(frame, area, (title, As::Bytes, "/s"), rates);
     }
     let (fields, tcp, slow) = sides(&followed.value);
-    let slow = slow.map(|slow| Line::styled(slow, Style::new().fg(Color::Yellow)));
+    let slow = slow.map(|slow| Line::styled(slow, WARNING));
     let lines = |text: &str| text.lines().map(|line| Line::raw(line.to_owned())).collect();
     let (fields, tcp): (Vec<_>, Vec<_>) = (lines(&fields), lines(&tcp));
     let shown = |lines: Vec<Line<'static>>| {

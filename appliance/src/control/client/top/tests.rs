@@ -107,7 +107,7 @@ fn the_overview_says_what_is_wrong_beside_rates_and_closes() {
     let lines = screen.lines();
     assert!(lines[0].starts_with("ready  sessions 12 of 64  new 7/s"), "{}", lines[0]);
     assert_eq!(lines[1].split_whitespace().nth(1), Some("Overview"));
-    for part in ["new: 7/s  (most 7/s)", "down: 4.0 KiB/s", "1 endpoints are down"] {
+    for part in ["new: 7/s  (most 7/s)", "down: 4.0 KiB/s", "endpoints down: 1"] {
         assert!(screen.shows(part), "{part}");
     }
     assert!(screen.shows("web: 1 of 2 down") && screen.shows("limit sessions of web: 90 % full"));
