@@ -81,7 +81,7 @@ fn listeners(rng: &mut Rng) -> String {
                 let silent = if one_in(rng, 2) { "silent = \"t1\"\n" } else { "" };
                 text += &format!("not_tls = \"t0\"\n{silent}");
             }
-            if protocol == "TLS" && one_in(rng, 6) {
+            if protocol == "TLS" && one_in(rng, 3) {
                 text += &certificates(rng);
             }
             if limits && one_in(rng, 2) {
@@ -513,13 +513,9 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
             let by_name = table.routes.iter().find(|of| Some(&*of.name) == answer.route.as_deref());
             assert_eq!(by_name.map(|of| of.id.0.to_string()), route, "{client:?}\n{text}");
             rules_fit(&answer, &text);
-            let word = match &done {
-                Done::Connects(_) if answer.outcome == Outcome::Endpoint => "exactly",
-                Done::Connects(_) => "one of",
-                Done::Refuses(reason) => reason,
-                Done::Waits => "waits",
-            };
-            *seen.entry(word.to_owned()).or_default() += 1;
+            for word in words(&table, &client, &answer, &done) {
+                *seen.entry(word.to_owned()).or_default() += 1;
+            }
         }
     }
     eprintln!("{used} of {tried} configurations: {seen:?}");
@@ -534,12 +530,27 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
         "unknown_server_name",
         "no_route",
         "no_certificate",
+        "connects behind a handshake",
         "no_backend",
         "no_endpoint",
         "endpoints_full",
     ] {
         assert!(seen.get(word).is_some_and(|count| *count >= 5), "{word} is rare: {seen:?}");
     }
+}
+
+/// What the case is an example of.
+fn words(table: &RoutingTable, client: &Client, answer: &Answer, done: &Done) -> Vec<&'static str> {
+    let word = match done {
+        Done::Connects(_) if answer.outcome == Outcome::Endpoint => "exactly",
+        Done::Connects(_) => "one of",
+        Done::Refuses(reason) => reason,
+        Done::Waits => "waits",
+    };
+    let listener = table.listeners.iter().find(|of| *of.name == *answer.listener);
+    let shakes_hands = listener.is_some_and(|of| of.tls.is_some()) && client.speaks == Speaks::Tls;
+    let connects = shakes_hands && matches!(done, Done::Connects(_));
+    std::iter::once(word).chain(connects.then_some("connects behind a handshake")).collect()
 }
 
 /// The reasons beside the rules fit the outcome.
