@@ -35,12 +35,14 @@ for (const [id, name] of [["listeners", "main"], ["routes", "main"], ["backends"
   await becomes(id, name);
 }
 await becomes("tiles", /Sessions\s*3/);
+await becomes("routes", /3 live, .* new, .* refused/);
 await becomes("reasons", "killed");
 assert.ok(await fits(), "the page scrolls sideways");
 say("loaded");
 
 await next();
 await becomes("tiles", /Sessions\s*4/);
+await becomes("routes", "4 live");
 say("live");
 
 await page.locator("#filter [name=client]").fill("127.0.0.2");

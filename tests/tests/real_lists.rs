@@ -297,3 +297,31 @@ fn a_watch_shows_a_list_again_and_ends_when_nobody_reads() {
     drop(lines);
     wait_until("the command ends", || watch.try_wait().expect("its status").is_some());
 }
+
+#[test]
+fn metrics_of_endpoints_can_be_sums_of_a_backend() {
+    let servers = [Server::tcp(echo), Server::tcp(echo)];
+    let (address, dead) = (free_address(), free_address());
+    let check = "health_check = { interval = \"200ms\", fall = 1 }";
+    let endpoints = servers.iter().map(|server| server.address).chain([dead]);
+    let config = listener("web", "TCP", address, "")
+        + &route("web", "web", &[("web", 1)], "")
+        + &backend("web", endpoints, check);
+    let gateway = Launch::default().socket().admin("endpoint_labels = false").start(&config);
+    wait_until("the dead endpoint is down", || {
+        gateway.metrics().value("ringway_endpoint_healthy", &[("backend", "web")]) == 2
+    });
+    let live: Vec<_> = (0..4).map(|_| session(address)).collect();
+    let opened = |labels: &[(&str, &str)]| {
+        gateway.metrics().value("ringway_endpoint_sessions_opened_total", labels)
+    };
+    assert_eq!(opened(&[("backend", "web")]), 4);
+    let (_, text) = gateway.get("/metrics").expect("metrics");
+    let of_endpoints = text.lines().filter(|line| line.starts_with("ringway_endpoint_"));
+    for line in of_endpoints {
+        assert!(!line.contains("endpoint=\""), "{line}");
+    }
+    drop(live);
+    // The API still tells endpoints apart.
+    assert_eq!(gateway.asks(&["endpoints"]).as_array().map(Vec::len), Some(3));
+}

@@ -1,11 +1,13 @@
 //! What an operator asks of a running gateway before and while things change.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, connect, echo, free_address, run_verb, wait_until,
+    Gateway, Launch, Server, connect, echo, free_address, run_verb, udp_client, wait_until,
+    was_reset,
 };
 use serde_json::Value;
 
@@ -128,7 +130,7 @@ fn a_session_shows_its_connections_and_which_side_is_slow() {
             b'f' => while stream.write_all(&[0; 65_536]).is_ok() {},
             _ => {
                 _ = stream.write_all(b"x");
-                std::thread::sleep(std::time::Duration::from_secs(60));
+                std::thread::sleep(Duration::from_secs(60));
             }
         }
     });
@@ -166,7 +168,7 @@ fn a_session_shows_its_connections_and_which_side_is_slow() {
     assert!(said.contains("TCP") && said.contains("rtt_ms") && said.contains("is slow"), "{said}");
 
     full.write_all(b"s").expect("sending");
-    full.set_write_timeout(Some(std::time::Duration::from_millis(300))).expect("a timeout");
+    full.set_write_timeout(Some(Duration::from_millis(300))).expect("a timeout");
     while full.write_all(&[0; 65_536]).is_ok() {}
     let id = id_of(&full);
     wait_until("the endpoint is named as slow", || {
@@ -181,15 +183,18 @@ fn saved_overrides_hold_after_a_restart() {
     let folder = ringway_tests::real::Folder::new();
     let file = folder.file("overrides.toml").display().to_string();
     let address = free_address();
-    let config = forward("TCP", address, [server.address, other.address], "");
+    let spare = free_address();
+    let config = forward("TCP", address, [server.address, other.address], "")
+        + &listener("spare", "TCP", spare, "backends = [\"main\"]");
     let keys = format!("overrides_file = {file:?}");
     let gateway = Launch::default().socket().admin(&keys).start(&config);
     assert_eq!(gateway.asks(&["overrides"]), Value::Array(Vec::new()), "there is no file yet");
     gateway.asks(&["drain", &server.address.to_string()]);
     gateway.asks(&["weight", &other.address.to_string(), "9"]);
     gateway.asks(&["disable", &other.address.to_string(), "--for", "1h"]);
+    gateway.asks(&["drain", "listener", "spare"]);
     let saved = gateway.asks(&["overrides", "--save", &file]);
-    assert_eq!((saved["saved"].as_u64(), saved["passing"].as_u64()), (Some(2), Some(1)));
+    assert_eq!((saved["saved"].as_u64(), saved["passing"].as_u64()), (Some(3), Some(1)));
     gateway.stop();
 
     let gateway = Launch::default().socket().admin(&keys).start(&config);
@@ -197,7 +202,8 @@ fn saved_overrides_hold_after_a_restart() {
     let mut all: Vec<_> =
         all.as_array().into_iter().flatten().filter_map(|of| of["action"].as_str()).collect();
     all.sort_unstable();
-    assert_eq!(all, ["drain", "weight"]);
+    assert_eq!(all, ["drain", "drain", "weight"]);
+    assert!(TcpStream::connect(spare).is_err(), "the first table has no such socket");
     for _ in 0..6 {
         session(address);
     }
@@ -210,4 +216,112 @@ fn saved_overrides_hold_after_a_restart() {
     let opened = gateway.metrics().series("ringway_endpoint_sessions_opened_total");
     let used = opened.iter().filter(|count| **count > 0).count();
     assert_eq!(used, 1, "the first table had the override already: {opened:?}");
+}
+
+#[test]
+fn a_drained_listener_takes_no_new_sessions_and_its_live_ones_go_on() {
+    let (server, udp_server) = (Server::tcp(echo), Server::udp_echo());
+    let (address, udp) = (free_address(), free_address());
+    let config = forward("TCP", address, [server.address], "")
+        + &listener("datagrams", "UDP", udp, &format!("endpoints = [\"{}\"]", udp_server.address));
+    let gateway = Launch::default().socket().start(&config);
+    let mut live = connect(address);
+    let echoes = |stream: &mut TcpStream| {
+        stream.write_all(b"x").expect("sent");
+        stream.read_exact(&mut [0]).expect("an echo");
+    };
+    echoes(&mut live);
+    let state = |name: &str| {
+        let all = gateway.asks(&["listeners"]);
+        let row = all.as_array().into_iter().flatten().find(|row| row["listener"] == *name);
+        row.map(|row| row["state"].clone())
+    };
+    let done = gateway.asks(&["drain", "listener", "main"]);
+    assert_eq!(done["listener"], "main");
+    wait_until("connections are refused", || TcpStream::connect(address).is_err());
+    assert_eq!(state("main"), Some("drained".into()));
+    assert_eq!(state("datagrams"), Some("listening".into()));
+    assert_eq!(gateway.asks(&["status"])["overrides"], 1);
+    echoes(&mut live);
+    let said = gateway.verb(&["why", "192.0.2.1", "--listener", "main"]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("an operator drains the listener"), "{said}");
+    // A reload keeps the drain.
+    gateway.reload(&format!("drain_timeout = \"7s\"\n{config}"));
+    assert!(TcpStream::connect(address).is_err());
+    echoes(&mut live);
+    gateway.asks(&["undrain", "listener", "main"]);
+    wait_until("connections are taken", || TcpStream::connect(address).is_ok());
+    echoes(&mut connect(address));
+    echoes(&mut live);
+
+    let client = udp_client(udp);
+    let echoed = |client: &UdpSocket| {
+        client.send(b"x").expect("sent");
+        client.recv(&mut [0; 8]).is_ok()
+    };
+    assert!(echoed(&client));
+    gateway.asks(&["drain", "listener", "datagrams", "--for", "3s"]);
+    let other = udp_client(udp);
+    other.set_read_timeout(Some(Duration::from_millis(300))).expect("a socket");
+    wait_until("new clients get nothing", || !echoed(&other));
+    assert!(echoed(&client), "the flow goes on");
+    wait_until("the drain has ended", || echoed(&other));
+    assert_eq!(gateway.asks(&["overrides"]), Value::Array(Vec::new()));
+}
+
+#[test]
+fn an_address_that_somebody_has_taken_keeps_its_listener_drained() {
+    let (server, address) = (Server::tcp(echo), free_address());
+    let config = forward("TCP", address, [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    gateway.asks(&["drain", "listener", "main"]);
+    let mut taken = None;
+    wait_until("the address is free", || {
+        taken = TcpListener::bind(address).ok();
+        taken.is_some()
+    });
+    // The control thread hears from the workers a moment after they have closed their sockets.
+    std::thread::sleep(Duration::from_millis(500));
+    let refused = gateway.verb(&["undrain", "listener", "main"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("main stays drained: cannot listen"),
+        "{said}"
+    );
+    assert_eq!(gateway.asks(&["overrides"])[0]["listener"], "main");
+    drop(taken);
+    gateway.asks(&["undrain", "listener", "main"]);
+    wait_until("connections are taken", || TcpStream::connect(address).is_ok());
+}
+
+#[test]
+fn a_drained_backend_gets_no_new_sessions() {
+    let (server, other) = (Server::tcp(echo), Server::tcp(echo));
+    let address = free_address();
+    let config = forward("TCP", address, [server.address, other.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let mut live = connect(address);
+    live.write_all(b"x").expect("sent");
+    live.read_exact(&mut [0]).expect("an echo");
+    let done = gateway.verb(&["drain", "backend", "main"]);
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "backend main: done\n");
+    let states = || {
+        let all = gateway.asks(&["endpoints"]);
+        let states = all.as_array().into_iter().flatten().map(|of| of["state"].clone());
+        states.collect::<Vec<_>>()
+    };
+    assert_eq!(states(), ["drained", "drained"]);
+    wait_until("a refusal", || {
+        let mut refused = connect(address);
+        was_reset(&mut refused)
+    });
+    assert_eq!(gateway.closes(1)[0].text("reason"), Some("no_endpoint"));
+    live.write_all(b"x").expect("sent");
+    live.read_exact(&mut [0]).expect("an echo");
+    let wrong = gateway.verb(&["drain", "backend", "none"]);
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(said.contains("no backend is called \"none\"; there are: main"), "{said}");
+    gateway.asks(&["undrain", "backend", "main"]);
+    wait_until("both are back", || states() == ["up", "up"]);
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use config_sync::check::parse_for;
 use config_sync::compile::names::Names;
@@ -12,14 +12,20 @@ use config_sync::machine::Machine;
 use config_sync::model::config::Config;
 use config_sync::model::endpoint::{Resolved, Standing};
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, Transport};
-use ringway::contract::{BufferId, Event, Kind, Op, Side, Token};
+use ringway::contract::{BufferId, Event, Kind, Op, Side, Stop, Token};
 use ringway::control::why::asked::{Client, Running, Speaks};
 use ringway::control::why::{Answer, Outcome, why};
 use ringway::proxy::Proxy;
 use ringway::stats::counters::Counters;
 use ringway::stats::records::Record;
 use ringway_tests::hello::offering;
+use ringway_tests::pki::Pki;
+use ringway_tests::real::Folder;
 use ringway_tests::sim::rng::Rng;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
 
 /// Microseconds. `hello_timeout` is 5 s, and its timer a little late.
 const IS_SILENT: u64 = 6_000_000;
@@ -75,6 +81,9 @@ fn listeners(rng: &mut Rng) -> String {
                 let silent = if one_in(rng, 2) { "silent = \"t1\"\n" } else { "" };
                 text += &format!("not_tls = \"t0\"\n{silent}");
             }
+            if protocol == "TLS" && one_in(rng, 3) {
+                text += &certificates(rng);
+            }
             if limits && one_in(rng, 2) {
                 text += "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
             }
@@ -114,6 +123,24 @@ fn listeners(rng: &mut Rng) -> String {
         }
     }
     text
+}
+
+/// TLS ends at the listener. The files are made once.
+fn certificates(rng: &mut Rng) -> String {
+    static FILES: OnceLock<Folder> = OnceLock::new();
+    let folder = FILES.get_or_init(|| {
+        let (folder, issued) = (Folder::new(), Pki::shared().issue(&["a.test", "*.a.test"]));
+        folder.write("cert.pem", &issued.cert);
+        folder.write("key.pem", &issued.key);
+        folder
+    });
+    let file = |name| folder.file(name).display().to_string();
+    let pair = format!("{{ cert = {:?}, key = {:?} }}", file("cert.pem"), file("key.pem"));
+    let default = match one_in(rng, 3) {
+        true => format!(", default_certificate = {pair}"),
+        false => String::new(),
+    };
+    format!("tls = {{ mode = \"Terminate\", certificates = [{pair}]{default} }}\n")
 }
 
 /// Endpoints are told apart by their last byte and their port: that of their backend.
@@ -241,7 +268,12 @@ impl Worker {
         let (token, local) = (Token::socket(socket.id), socket.address.ip().expect("an address"));
         match socket.transport {
             Transport::Udp => self.event(token, datagram(client.address), &[0]),
-            Transport::Tcp => self.connection(token, client, local),
+            Transport::Tcp => {
+                // The name that the client sends may lead to another listener of the socket.
+                let mut listeners = socket.listeners.values();
+                let terminates = listeners.any(|at| table.listeners[at].tls.is_some());
+                self.connection((token, local), client, terminates);
+            }
         }
         let mut done = Done::Waits;
         for (_, op) in self.ops.drain(..) {
@@ -265,7 +297,12 @@ impl Worker {
         (done, ended.1)
     }
 
-    fn connection(&mut self, socket: Token, client: &Client, local: SocketAddr) {
+    fn connection(
+        &mut self,
+        (socket, local): (Token, SocketAddr),
+        client: &Client,
+        terminates: bool,
+    ) {
         let accepted = Event::Accepted { incoming: 0, peer: client.address, local };
         self.event(socket, accepted, &[]);
         let of_session = |(token, _): &(Token, Op)| token.kind == Kind::Session;
@@ -278,11 +315,11 @@ impl Worker {
             return self.proxy.expire(IS_SILENT, &mut self.ops);
         }
         let alpn: Vec<&str> = client.alpn.iter().map(String::as_str).collect();
-        let hello = match client.speaks {
-            Speaks::NotTls => b"SSH-2.0-client\r\n".to_vec(),
-            Speaks::Tls | Speaks::Silent => {
-                offering(&alpn, client.server_name.as_deref(), 0, 16_384)
-            }
+        let mut tls = terminates.then(|| tls_client(client));
+        let hello = match (client.speaks, &mut tls) {
+            (Speaks::NotTls, _) => b"SSH-2.0-client\r\n".to_vec(),
+            (_, Some(tls)) => flight(tls),
+            (_, None) => offering(&alpn, client.server_name.as_deref(), 0, 16_384),
         };
         while let Some(at) = self.ops.iter().position(|(_, op)| matches!(op, Op::Peek { .. })) {
             let (token, Op::Peek { at_least }) = self.ops.remove(at) else { unreachable!() };
@@ -291,6 +328,44 @@ impl Worker {
             let peeked = Event::Peeked { start: 0, len, end: false };
             self.event(token, peeked, &hello[..len as usize]);
             self.event(token, ready, &[]);
+        }
+        if let Some(tls) = tls.filter(|_| client.speaks == Speaks::Tls) {
+            self.shake_hands(tls, hello, ready);
+        }
+    }
+
+    /// Carries the handshake of a client on whose TLS ends at the gateway.
+    fn shake_hands(&mut self, mut tls: ClientConnection, hello: Vec<u8>, ready: Event) {
+        let mut unread = hello;
+        let of_client = |(_, op): &(Token, Op)| {
+            matches!(op, Op::Take { from: Side::Client, .. } | Op::Give { to: Side::Client, .. })
+        };
+        while let Some(at) = self.ops.iter().position(of_client) {
+            let (token, op) = self.ops.remove(at);
+            match op {
+                Op::Take { at_most, .. } => {
+                    let count = unread.len().min(at_most as usize);
+                    let bytes: Vec<u8> = unread.drain(..count).collect();
+                    let len = u32::try_from(count).expect("a handshake is short");
+                    let stop = Stop::Drained;
+                    let taken = Event::Taken { from: Side::Client, start: 0, len, stop };
+                    self.event(token, taken, &bytes);
+                }
+                Op::Give { start, len, .. } => {
+                    let given = &self.proxy.output()[start as usize..][..len as usize];
+                    tls.read_tls(&mut &*given).expect("bytes in memory");
+                    // A client that is refused gets an alert.
+                    let goes_on = tls.process_new_packets().is_ok();
+                    let stop = Stop::Drained;
+                    let to = Side::Client;
+                    self.event(token, Event::Given { to, sent: len, start: 0, len: 0, stop }, &[]);
+                    if goes_on && tls.wants_write() {
+                        unread.extend(flight(&mut tls));
+                        self.event(token, ready, &[]);
+                    }
+                }
+                _ => unreachable!("only these are looked for"),
+            }
         }
     }
 
@@ -304,6 +379,68 @@ impl Worker {
             }
             _ => None,
         })
+    }
+}
+
+/// The bytes that a TLS client sends next.
+fn flight(tls: &mut ClientConnection) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut bytes).expect("memory");
+    }
+    bytes
+}
+
+fn tls_client(client: &Client) -> ClientConnection {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = Arc::new(Anyone(Arc::clone(&provider)));
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().expect("versions");
+    let config = config.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = config.with_no_client_auth();
+    config.alpn_protocols = client.alpn.iter().map(|name| name.clone().into_bytes()).collect();
+    config.enable_sni = client.server_name.is_some();
+    let name = client.server_name.clone().unwrap_or_else(|| "nobody.test".to_owned());
+    let name = ServerName::try_from(name).expect("a name");
+    ClientConnection::new(Arc::new(config), name).expect("a client")
+}
+
+/// Takes every certificate, because which one is shown is not the question here.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -376,13 +513,9 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
             let by_name = table.routes.iter().find(|of| Some(&*of.name) == answer.route.as_deref());
             assert_eq!(by_name.map(|of| of.id.0.to_string()), route, "{client:?}\n{text}");
             rules_fit(&answer, &text);
-            let word = match &done {
-                Done::Connects(_) if answer.outcome == Outcome::Endpoint => "exactly",
-                Done::Connects(_) => "one of",
-                Done::Refuses(reason) => reason,
-                Done::Waits => "waits",
-            };
-            *seen.entry(word.to_owned()).or_default() += 1;
+            for word in words(&table, &client, &answer, &done) {
+                *seen.entry(word.to_owned()).or_default() += 1;
+            }
         }
     }
     eprintln!("{used} of {tried} configurations: {seen:?}");
@@ -396,12 +529,28 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
         "hello_timeout",
         "unknown_server_name",
         "no_route",
+        "no_certificate",
+        "connects behind a handshake",
         "no_backend",
         "no_endpoint",
         "endpoints_full",
     ] {
         assert!(seen.get(word).is_some_and(|count| *count >= 5), "{word} is rare: {seen:?}");
     }
+}
+
+/// What the case is an example of.
+fn words(table: &RoutingTable, client: &Client, answer: &Answer, done: &Done) -> Vec<&'static str> {
+    let word = match done {
+        Done::Connects(_) if answer.outcome == Outcome::Endpoint => "exactly",
+        Done::Connects(_) => "one of",
+        Done::Refuses(reason) => reason,
+        Done::Waits => "waits",
+    };
+    let listener = table.listeners.iter().find(|of| *of.name == *answer.listener);
+    let shakes_hands = listener.is_some_and(|of| of.tls.is_some()) && client.speaks == Speaks::Tls;
+    let connects = shakes_hands && matches!(done, Done::Connects(_));
+    std::iter::once(word).chain(connects.then_some("connects behind a handshake")).collect()
 }
 
 /// The reasons beside the rules fit the outcome.

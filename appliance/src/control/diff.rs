@@ -119,13 +119,16 @@ impl How {
 const PLACE: [&str; 4] = ["address", "addresses", "protocol", "interface"];
 
 /// Keys that a reload does not change.
-const FIXED: [&str; 7] = [
+const FIXED: [&str; 10] = [
     "workers",
     "user",
     "limits",
     "admin.address",
     "admin.socket",
     "admin.token_file",
+    "admin.cert",
+    "admin.key",
+    "admin.client_ca",
     "admin.overrides_file",
 ];
 

@@ -47,6 +47,7 @@ use crate::control::admin::access::Access;
 use crate::control::admin::board::{Board, source_ports};
 use crate::control::admin::calls::{self, Call};
 use crate::control::admin::server::Door;
+use crate::control::admin::tls::Tls;
 use crate::control::cluster::Following;
 use crate::control::id::Run;
 use crate::control::live::Live;
@@ -195,7 +196,8 @@ fn early(source: &Source, is_cluster: bool) -> Vec<IpNet> {
 
 fn say_admin(config: &Config) {
     if let Some(address) = config.admin {
-        tracing::info!("admin API: http://{address}");
+        let scheme = if config.admin_tls.is_some() { "https" } else { "http" };
+        tracing::info!("admin API: {scheme}://{address}");
     }
     if let Some(path) = config.admin_socket {
         tracing::info!("admin API: {}", Address::Unix(path));
@@ -230,7 +232,10 @@ async fn doors(config: &Config, given: &Mutex<Sockets>) -> anyhow::Result<Vec<Do
     let mut doors = Vec::new();
     if let Some(address) = config.admin {
         let file = config.admin_token_file.as_ref().map(|file| file.value.clone());
-        let access = Access::with_token(file).map_err(anyhow::Error::msg)?;
+        let tls = config.admin_tls.as_ref().map(Tls::read).transpose();
+        let tls = tls.map_err(anyhow::Error::msg)?;
+        let certificates = tls.as_ref().is_some_and(Tls::asks);
+        let access = Access::with_token(file, certificates).map_err(anyhow::Error::msg)?;
         let listener = match take_admin(given, &address.to_string()) {
             Some(socket) => socket.into(),
             None => TcpListener::bind(address)
@@ -238,7 +243,7 @@ async fn doors(config: &Config, given: &Mutex<Sockets>) -> anyhow::Result<Vec<Do
                 .and_then(TcpListener::into_std)
                 .with_context(|| format!("admin.address: {address}"))?,
         };
-        doors.push(Door::Tcp(listener, access));
+        doors.push(Door::Tcp(listener, access, tls));
     }
     if let Some(path) = config.admin_socket {
         let hint = |error: &io::Error| match error.kind() {

@@ -21,6 +21,12 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
     if let Some(file) = &config.admin_token_file {
         keys.push(("token_file", quoted(&file.value.display().to_string())));
     }
+    if let Some(tls) = &config.admin_tls {
+        let files = [("cert", Some(&tls.cert)), ("key", Some(&tls.key))];
+        for (key, file) in files.into_iter().chain([("client_ca", tls.client_ca.as_ref())]) {
+            keys.extend(file.map(|file| (key, quoted(&file.value.display().to_string()))));
+        }
+    }
     if let Some(file) = &config.admin_overrides_file {
         keys.push(("overrides_file", quoted(&file.value.display().to_string())));
     }

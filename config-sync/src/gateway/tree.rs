@@ -16,8 +16,10 @@ pub fn tree(config: &Config) -> Result<Value, String> {
     let text = print::long(config);
     let mut tree: Value = toml::from_str(&text).map_err(|error| error.to_string())?;
     let mut files = config.files();
-    let named = [&config.admin_token_file, &config.admin_overrides_file];
-    files.extend(named.into_iter().flatten().map(|file| file.value.clone()));
+    let named = [&config.admin_token_file, &config.admin_overrides_file].into_iter().flatten();
+    let tls = config.admin_tls.iter();
+    let tls = tls.flat_map(|tls| [&tls.cert, &tls.key].into_iter().chain(&tls.client_ca));
+    files.extend(named.chain(tls).map(|file| file.value.clone()));
     let whole = |text: &str| match files.contains(Path::new(text)) {
         true => Some(std::path::absolute(text).ok()?.display().to_string()),
         false => None,

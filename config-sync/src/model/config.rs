@@ -15,6 +15,16 @@ use crate::model::tls::{Origination, Pem, Termination};
 use crate::table::address::UnixPath;
 use crate::table::routing::Limits;
 
+/// The TLS of the admin API's address. The files are PEM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdminTls {
+    pub cert: At<PathBuf>,
+    pub key: At<PathBuf>,
+    /// Who has signed the certificates of clients that may change things. `None`: clients are not
+    /// asked for certificates.
+    pub client_ca: Option<At<PathBuf>>,
+}
+
 /// A configuration. Every value has the right form and is within its range. `compile` finds out
 /// whether the parts fit together. Durations are in milliseconds unless a field says otherwise; 0
 /// is off.
@@ -30,6 +40,9 @@ pub struct Config {
     /// The file with the token that lets clients of `admin` change things. A reload does not change
     /// this.
     pub admin_token_file: Option<At<PathBuf>>,
+    /// How clients of `admin` speak TLS. `None`: they speak plain HTTP. A reload does not change
+    /// this.
+    pub admin_tls: Option<AdminTls>,
     /// The file with the overrides that hold from the start. Read once, with the first table.
     pub admin_overrides_file: Option<At<PathBuf>>,
     /// The name or number of the user that a process of root becomes. A reload does not change

@@ -1,5 +1,7 @@
 //! What an operator asks of what runs.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,12 +11,14 @@ use crate::health;
 use crate::health::checks::Checks;
 use crate::health::ejection::Figure;
 use crate::model::config::Config;
-use crate::model::endpoint::MAX_WEIGHT;
 use crate::resolve::Figures;
 use crate::sync::ConfigSync;
-use crate::sync::overrides::{self, Action, Kind, Of, Override, Shown, said};
-use crate::sync::saved;
+use crate::sync::overrides::{self, Action, Asked, Kind, Of, Override, Shown, said, told};
+use crate::sync::{drained, saved};
 use crate::table::request::Request;
+
+/// For this long a listener stays drained whose address can't be bound again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl ConfigSync {
     /// The health of the endpoints that are checked, and the ejections of each backend.
@@ -38,25 +42,21 @@ impl ConfigSync {
         Arc::clone(&self.names)
     }
 
-    /// Does what an operator says about an endpoint, for some time or until it is taken back.
-    /// Returns the endpoint's full name.
+    /// Does what an operator says, for some time or until it is taken back. Returns the full name
+    /// of what was meant.
     ///
     /// # Errors
-    /// No endpoint, or more than one, is meant; or the weight is too large. The text is for the
+    /// Nothing, or more than one thing, is meant; or the action does not fit. The text is for the
     /// operator.
     #[expect(clippy::disallowed_methods, reason = "overrides end by the clock")]
-    pub fn override_endpoint(
+    pub fn set_override(
         &mut self,
-        (backend, endpoint): (Option<&str>, &str),
+        asked: Asked<'_>,
         action: Action,
         lasts: Option<Duration>,
     ) -> Result<String, String> {
-        if let Action::Weight(weight) = action
-            && weight > MAX_WEIGHT
-        {
-            return Err(format!("weight: {weight} is too large: 0 to {MAX_WEIGHT}"));
-        }
-        let of = self.meant(backend, endpoint)?;
+        asked.check(action)?;
+        let of = self.meant(asked)?;
         let now = Instant::now();
         let until = match lasts {
             Some(lasts) => Some(now.checked_add(lasts).ok_or("for_seconds: too long")?),
@@ -64,32 +64,70 @@ impl ConfigSync {
         };
         let name = said(&of);
         let lasts = lasts.map(|lasts| format!(" for {} s", lasts.as_secs())).unwrap_or_default();
-        tracing::info!("override of endpoint {name} by an operator{lasts}: {action}");
+        tracing::info!("override of {} by an operator{lasts}: {action}", told(&of));
         self.overrides.set(of, action, until);
         self.publish_pickable(now);
         Ok(name)
     }
 
-    /// Takes back what an operator has said. Without a kind: all about the endpoint.
+    /// Takes back what an operator has said. Without a kind: all about what is meant.
     ///
     /// # Errors
-    /// No endpoint, or more than one, is meant; or nothing was said about it.
+    /// Nothing, or more than one thing, is meant; nothing was said about it; or an address of a
+    /// listener can't be bound again, and the listener stays drained.
     #[expect(clippy::disallowed_methods, reason = "overrides end by the clock")]
-    pub fn take_back(
-        &mut self,
-        (backend, endpoint): (Option<&str>, &str),
-        kind: Option<Kind>,
-    ) -> Result<String, String> {
-        let of = self.meant(backend, endpoint)?;
+    pub fn take_back(&mut self, asked: Asked<'_>, kind: Option<Kind>) -> Result<String, String> {
+        let of = self.meant(asked)?;
         let name = said(&of);
+        let before = self.overrides.clone();
         if !self.overrides.remove(&of, kind) {
             let what =
                 kind.map_or_else(|| "override".to_owned(), |kind| format!("{kind} override"));
-            return Err(format!("endpoint {name} has no {what}; `ringway overrides` lists them"));
+            let of = told(&of);
+            return Err(format!("{of} has no {what}; `ringway overrides` lists them"));
         }
-        tracing::info!("override of endpoint {name} is taken back by an operator");
+        if let Err(error) = self.open_again() {
+            self.overrides = before;
+            return Err(format!("{} stays drained: {error}", told(&of)));
+        }
+        tracing::info!("override of {} is taken back by an operator", told(&of));
         self.publish_pickable(Instant::now());
         Ok(name)
+    }
+
+    /// Opens the sockets of listeners that are not drained any more.
+    fn open_again(&mut self) -> Result<(), String> {
+        let Some(whole) = &self.whole else { return Ok(()) };
+        let drained = self.overrides.drained_listeners();
+        let table = drained::without(Cow::Borrowed(&whole.table), &drained);
+        let errors = self.publisher.prepare(&table);
+        match errors.first() {
+            None => Ok(()),
+            Some(error) => {
+                self.publisher.discard();
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Ends the overrides whose time is over. A listener with an address that can't be bound again
+    /// stays drained for some seconds more. True if there were some.
+    pub(super) fn expire_overrides(&mut self, now: Instant) -> bool {
+        let (some, listeners) = self.overrides.expire(now);
+        if !listeners.is_empty()
+            && let Err(error) = self.open_again()
+        {
+            for of in listeners {
+                tracing::error!("{} stays drained for {AGAIN:?} more: {error}", told(&of));
+                self.overrides.set(of, Action::Drain, Some(now + AGAIN));
+            }
+        }
+        some
+    }
+
+    /// The listeners that an operator drains.
+    pub fn drained_listeners(&self) -> BTreeSet<Arc<str>> {
+        self.overrides.drained_listeners()
     }
 
     #[expect(clippy::disallowed_methods, reason = "overrides end by the clock")]
@@ -106,36 +144,37 @@ impl ConfigSync {
         overrides::shown((whole, &self.table), known, Instant::now())
     }
 
-    /// Takes up the overrides that were saved. The first table has them already. One of an endpoint
+    /// Takes up the overrides that were saved. The first table has them already. One of something
     /// that is not there any more is left out.
     ///
     /// # Errors
     /// The file can't be read, or is wrong.
     pub(super) fn restore(&mut self, config: &Config, whole: &Whole) -> Result<(), String> {
-        let Some(file) = &config.admin_overrides_file else { return Ok(()) };
+        let Some(file) = config.admin_overrides_file.as_ref().filter(|_| self.whole.is_none())
+        else {
+            return Ok(());
+        };
         let all = saved::read(&file.value);
         for of in all.map_err(|fault| file.problem(fault).to_string())? {
             let action = of.action()?;
-            match overrides::meant((config, whole), Some(&of.backend), &of.endpoint) {
+            match overrides::meant((config, whole), of.asked()?) {
                 Ok(at) => {
-                    tracing::info!("override of endpoint {} is back: {action}", said(&at));
+                    tracing::info!("override of {} is back: {action}", told(&at));
                     self.overrides.set(at, action, None);
                 }
-                Err(why) => {
-                    tracing::warn!("override of {} is not back: {why}: {action}", of.endpoint);
-                }
+                Err(why) => tracing::warn!("an override is not back: {why}: {action}"),
             }
         }
         Ok(())
     }
 
-    fn meant(&self, backend: Option<&str>, asked: &str) -> Result<Of, String> {
+    fn meant(&self, asked: Asked<'_>) -> Result<Of, String> {
         if self.draining {
             return Err("the gateway is ending".to_owned());
         }
         let (Some(whole), Some(config)) = (&self.whole, self.config()) else {
             return Err("there is no configuration yet".to_owned());
         };
-        overrides::meant((config, whole), backend, asked)
+        overrides::meant((config, whole), asked)
     }
 }

@@ -1,5 +1,6 @@
 //! Follows one source: reads, compiles, publishes and reports its configuration.
 
+mod drained;
 pub mod dry_run;
 mod fixed_keys;
 pub mod hand_over;
@@ -13,6 +14,7 @@ mod renumber;
 pub mod saved;
 mod transparent;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -28,7 +30,6 @@ use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
-use crate::sync::fixed_keys::warn_of_fixed_keys;
 use crate::sync::interfaces::Interfaces;
 use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::overrides::Overrides;
@@ -291,7 +292,7 @@ impl ConfigSync {
             return false;
         }
         let changed = self.checks.tick(failures, now);
-        (self.overrides.expire(now) || changed) && self.publish_pickable(now)
+        (self.expire_overrides(now) || changed) && self.publish_pickable(now)
     }
 
     /// Looks up the names of endpoints that are due. The caller calls this repeatedly, on a tokio
@@ -435,10 +436,13 @@ impl ConfigSync {
     fn put_in_force(&mut self, compiled: Compiled) -> Result<u64, Refused> {
         let Compiled { config, shown, warnings, names, whole, answers, took } = compiled;
         let generation = self.generation + 1;
-        self.open(&config, &whole.table).map_err(Refused::passing)?;
+        self.restore(&config, &whole).map_err(Refused::passing)?;
+        let drained = self.overrides.drained_listeners();
+        let table = drained::without(Cow::Borrowed(&whole.table), &drained);
+        self.open(&config, &table).map_err(Refused::passing)?;
         self.names = names;
         self.give_out(&config, whole, answers, took).map_err(Refused::passing)?;
-        warn_of_fixed_keys(self.started_with.get_or_insert_with(|| config.clone()), &config);
+        fixed_keys::warn(self.started_with.get_or_insert_with(|| config.clone()), &config);
         transparent::warn(&config);
         self.generation = generation;
         self.in_force = Some(Arc::new(InForce::new(config, shown)));
@@ -478,7 +482,10 @@ impl ConfigSync {
         let is_lost = self.left_out.is_lost;
         self.left_out.forget(asked);
         let (mut config, mut whole) = self.fitting(asked, now)?;
-        let errors = self.publisher.prepare(&whole.table);
+        self.restore(&config, &whole)?;
+        let drained = self.overrides.drained_listeners();
+        let table = drained::without(Cow::Borrowed(&whole.table), &drained);
+        let errors = self.publisher.prepare(&table);
         self.left_out.tried(&whole.table, &errors, now);
         if !errors.is_empty() {
             for error in errors {
@@ -513,9 +520,8 @@ impl ConfigSync {
     ) -> Result<(), String> {
         let compiled = Instant::now();
         let generation = self.generation + 1;
-        match &self.whole {
-            Some(before) => whole.after(before, &self.names),
-            None => self.restore(config, &whole)?,
+        if let Some(before) = &self.whole {
+            whole.after(before, &self.names);
         }
         let health = self.checks.health.following(config, (&whole.table, &whole.checks), compiled);
         let ejections = self.checks.ejections.following(config, &whole.table);

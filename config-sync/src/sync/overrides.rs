@@ -1,5 +1,6 @@
-//! What operators say about endpoints while the gateway runs: an input to each table beside health
-//! and ejections. Reloads keep it, and a restart forgets it, unless it was saved.
+//! What operators say about endpoints, backends and listeners while the gateway runs: an input to
+//! each table beside health and ejections. Reloads keep it, and a restart forgets it, unless it was
+//! saved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,11 +12,11 @@ use crate::health::Health;
 use crate::health::ejection::Ejections;
 use crate::health::warming::Warming;
 use crate::model::config::Config;
-use crate::model::endpoint::Standing;
+use crate::model::endpoint::{MAX_WEIGHT, Standing};
 use crate::table::address::EndpointAddress;
 use crate::table::routing::{EndpointId, RoutingTable};
 
-/// What an operator says about an endpoint.
+/// What an operator says. Of a backend and of a listener, [`Action::Drain`] can be said only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// No new sessions. Those that live stay.
@@ -26,7 +27,7 @@ pub enum Action {
     Weight(u32),
 }
 
-/// An [`Action`] without its value. An endpoint has at most one override of each kind.
+/// An [`Action`] without its value. What is overridden has at most one override of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Drain,
@@ -48,10 +49,26 @@ struct Entry {
     until: Option<Instant>,
 }
 
-/// An endpoint, in its backend.
-pub(crate) type Of = (Arc<str>, Key);
+/// What an override is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Of {
+    Endpoint(Arc<str>, Key),
+    /// All endpoints of a backend.
+    Backend(Arc<str>),
+    Listener(Arc<str>),
+}
 
-#[derive(Debug, Default)]
+/// What an operator names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// An endpoint by its address or its name, alone or behind its backend and a slash. The backend
+    /// may also stand apart.
+    Endpoint(Option<&'a str>, &'a str),
+    Backend(&'a str),
+    Listener(&'a str),
+}
+
+#[derive(Clone, Debug, Default)]
 pub struct Overrides(BTreeMap<(Of, Kind), Entry>);
 
 /// The overrides of the addresses that the endpoints have now.
@@ -60,9 +77,10 @@ pub(crate) struct Overridden(BTreeMap<Arc<str>, BTreeMap<EndpointAddress, Vec<Ac
 /// An override in force.
 #[derive(Clone, Debug)]
 pub struct Override {
-    pub backend: Arc<str>,
+    pub listener: Option<Arc<str>>,
+    pub backend: Option<Arc<str>>,
     /// The endpoint's address, or its name.
-    pub endpoint: String,
+    pub endpoint: Option<String>,
     pub action: Action,
     /// Time left. `None`: until somebody takes it back, or the process ends.
     pub left: Option<Duration>,
@@ -124,6 +142,25 @@ impl Action {
     }
 }
 
+impl Asked<'_> {
+    /// Whether the action can be said about this.
+    ///
+    /// # Errors
+    /// It can't, or the weight is too large. The text is for the operator.
+    pub fn check(self, action: Action) -> Result<(), String> {
+        match (self, action) {
+            (_, Action::Weight(weight)) if weight > MAX_WEIGHT => {
+                Err(format!("weight: {weight} is too large: 0 to {MAX_WEIGHT}"))
+            }
+            (Self::Endpoint(..), _) | (_, Action::Drain) => Ok(()),
+            (Self::Backend(_) | Self::Listener(_), Action::Disable | Action::Weight(_)) => {
+                let kind = action.kind();
+                Err(format!("{kind}: only endpoints have this; backends and listeners drain"))
+            }
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -173,39 +210,55 @@ impl Overrides {
     }
 
     pub(crate) fn list(&self, now: Instant) -> Vec<Override> {
-        let all = self.0.iter().map(|(((backend, key), _), entry)| Override {
-            backend: Arc::clone(backend),
-            endpoint: key.to_string(),
-            action: entry.action,
-            left: entry.until.map(|until| until.saturating_duration_since(now)),
+        let all = self.0.iter().map(|((of, _), entry)| {
+            let (listener, backend, endpoint) = match of {
+                Of::Listener(listener) => (Some(Arc::clone(listener)), None, None),
+                Of::Backend(backend) => (None, Some(Arc::clone(backend)), None),
+                Of::Endpoint(backend, key) => {
+                    (None, Some(Arc::clone(backend)), Some(key.to_string()))
+                }
+            };
+            let left = entry.until.map(|until| until.saturating_duration_since(now));
+            Override { listener, backend, endpoint, action: entry.action, left }
         });
         all.collect()
     }
 
-    /// Ends the overrides whose time is over. True if there were some.
-    pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        let before = self.0.len();
+    /// The listeners that get no new sessions.
+    pub(crate) fn drained_listeners(&self) -> BTreeSet<Arc<str>> {
+        let listener = |of: &Of| match of {
+            Of::Listener(listener) => Some(Arc::clone(listener)),
+            Of::Backend(_) | Of::Endpoint(..) => None,
+        };
+        self.0.keys().filter_map(|(of, _)| listener(of)).collect()
+    }
+
+    /// Ends the overrides whose time is over. Says whether there were some, and which listeners are
+    /// not drained any more.
+    pub(crate) fn expire(&mut self, now: Instant) -> (bool, Vec<Of>) {
+        let (before, mut listeners) = (self.0.len(), Vec::new());
         self.0.retain(|(of, kind), entry| {
             let stays = entry.until.is_none_or(|until| now < until);
             if !stays {
-                tracing::info!("override of endpoint {} has ended: {kind}", said(of));
+                tracing::info!("override of {} has ended: {kind}", told(of));
+                listeners.extend(matches!(of, Of::Listener(_)).then(|| of.clone()));
             }
             stays
         });
-        self.0.len() < before
+        (self.0.len() < before, listeners)
     }
 
-    /// Forgets the overrides of endpoints that have left the configuration.
+    /// Forgets the overrides of what has left the configuration.
     pub(crate) fn follow(&mut self, config: &Config, whole: &Whole) {
         if self.0.is_empty() {
             return;
         }
-        let known: BTreeSet<Of> = endpoints(config, whole).into_iter().map(|(of, _)| of).collect();
+        let known: BTreeSet<Of> = all(config, whole).into_iter().map(|(of, _)| of).collect();
         self.0.retain(|(of, kind), _| {
             let stays = known.contains(of);
             if !stays {
-                let of = said(of);
-                tracing::warn!("override is gone, because endpoint {of} is gone: {kind}");
+                let of = told(of);
+                tracing::warn!("override is gone, because {of} is gone: {kind}");
             }
             stays
         });
@@ -217,10 +270,12 @@ impl Overrides {
             return Overridden(found);
         }
         for (backend, endpoint, member) in whole.members() {
-            let name = member.name.clone().map(Key::Name);
+            let endpoint_of = |key| Of::Endpoint(Arc::clone(backend), key);
+            let address = endpoint_of(Key::Address(endpoint.address));
+            let name = member.name.clone().map(|name| endpoint_of(Key::Name(name)));
+            let whole_backend = Of::Backend(Arc::clone(backend));
             // What is said about an address counts more than what is said about its name.
-            for key in [Some(Key::Address(endpoint.address)), name].into_iter().flatten() {
-                let of = (Arc::clone(backend), key);
+            for of in [Some(address), name, Some(whole_backend)].into_iter().flatten() {
                 let all = [Kind::Drain, Kind::Disable, Kind::Weight];
                 let all = all.into_iter().filter_map(|kind| self.0.get(&(of.clone(), kind)));
                 for entry in all {
@@ -311,60 +366,92 @@ pub(crate) fn shown(
     all.collect()
 }
 
-/// The endpoint that an operator means: by its address or its name, alone or behind its backend and
-/// a slash.
-pub(crate) fn meant(
-    (config, whole): (&Config, &Whole),
-    backend: Option<&str>,
-    asked: &str,
-) -> Result<Of, String> {
-    let all = endpoints(config, whole);
-    let of_backend = |of: &Of| backend.is_none_or(|backend| *of.0 == *backend);
-    let is_meant = |of: &Of, word: &str| {
-        let behind = |rest: &str| rest.strip_prefix('/') == Some(word);
-        of_backend(of) && (asked == word || asked.strip_prefix(&*of.0).is_some_and(behind))
+/// What an operator means.
+///
+/// # Errors
+/// There is none, or there is more than one. The text names the candidates.
+pub(crate) fn meant((config, whole): (&Config, &Whole), asked: Asked<'_>) -> Result<Of, String> {
+    let all = all(config, whole);
+    let is_candidate = |of: &Of| match (asked, of) {
+        (Asked::Endpoint(None, _), Of::Endpoint(..)) => true,
+        (Asked::Endpoint(Some(backend), _), Of::Endpoint(owner, _)) => **owner == *backend,
+        (Asked::Backend(_), Of::Backend(_)) | (Asked::Listener(_), Of::Listener(_)) => true,
+        _ => false,
     };
-    let meant = all.iter().filter(|(of, word)| is_meant(of, word)).map(|(of, _)| of);
-    let meant: Vec<_> = meant.collect::<BTreeSet<_>>().into_iter().collect();
-    match meant.as_slice() {
-        [one] => Ok((*one).clone()),
-        [] => {
-            let others = all.iter().map(|(of, _)| of).filter(|of| of_backend(of));
-            let others = candidates(others.collect::<BTreeSet<_>>().into_iter());
-            Err(format!("no endpoint is called {asked:?}; there are: {others}"))
+    let is_meant = |of: &Of, word: &str| match (asked, of) {
+        (Asked::Endpoint(_, asked), Of::Endpoint(owner, _)) => {
+            let behind = |rest: &str| rest.strip_prefix('/') == Some(word);
+            asked == word || asked.strip_prefix(&**owner).is_some_and(behind)
         }
-        more => Err(format!(
-            "{asked:?} can mean more than one endpoint; say which: {}",
-            candidates(more.iter().copied())
+        (Asked::Backend(asked) | Asked::Listener(asked), _) => asked == word,
+        (Asked::Endpoint(..), _) => false,
+    };
+    let candidates: Vec<_> = all.iter().filter(|(of, _)| is_candidate(of)).collect();
+    let meant: BTreeSet<_> =
+        candidates.iter().filter(|(of, word)| is_meant(of, word)).map(|(of, _)| of).collect();
+    let (what, name) = match asked {
+        Asked::Endpoint(_, asked) => ("endpoint", asked),
+        Asked::Backend(asked) => ("backend", asked),
+        Asked::Listener(asked) => ("listener", asked),
+    };
+    match meant.iter().collect::<Vec<_>>().as_slice() {
+        [one] => Ok((**one).clone()),
+        [] => {
+            let others: BTreeSet<_> = candidates.iter().map(|(of, _)| of).collect();
+            let others = listed(others.into_iter());
+            Err(format!("no {what} is called {name:?}; there are: {others}"))
+        }
+        _ => Err(format!(
+            "{name:?} can mean more than one {what}; say which: {}",
+            listed(meant.into_iter())
         )),
     }
 }
 
-/// Every endpoint with each word that it is called by in its backend.
-fn endpoints(config: &Config, whole: &Whole) -> Vec<(Of, String)> {
+/// All that can be overridden, with each word that it is called by; an endpoint, in its backend.
+fn all(config: &Config, whole: &Whole) -> Vec<(Of, String)> {
     let mut found = Vec::new();
     for (backend, endpoint, _) in whole.members() {
         let key = Key::Address(endpoint.address);
-        found.push(((Arc::clone(backend), key), endpoint.address.to_string()));
+        found.push((Of::Endpoint(Arc::clone(backend), key), endpoint.address.to_string()));
     }
     for backend in &config.backends {
         let owner: Arc<str> = backend.name.value.as_str().into();
+        found.push((Of::Backend(Arc::clone(&owner)), backend.name.value.clone()));
         for endpoint in &backend.endpoints {
             let Some(name) = &endpoint.name else { continue };
             let named = || Key::Name(name.value.as_str().into());
             let key = endpoint.fixed().map_or_else(named, Key::Address);
-            found.push(((Arc::clone(&owner), key), name.value.clone()));
+            found.push((Of::Endpoint(Arc::clone(&owner), key), name.value.clone()));
         }
+    }
+    for listener in &config.listeners {
+        let name = &listener.name.value;
+        found.push((Of::Listener(name.as_str().into()), name.clone()));
     }
     found
 }
 
-pub(crate) fn said((backend, key): &Of) -> String {
-    format!("{backend}/{key}")
+/// The full name: of an endpoint, behind its backend and a slash.
+pub(crate) fn said(of: &Of) -> String {
+    match of {
+        Of::Endpoint(backend, key) => format!("{backend}/{key}"),
+        Of::Backend(name) | Of::Listener(name) => name.to_string(),
+    }
+}
+
+/// The full name, and what it is the name of.
+pub(crate) fn told(of: &Of) -> String {
+    let what = match of {
+        Of::Endpoint(..) => "endpoint",
+        Of::Backend(_) => "backend",
+        Of::Listener(_) => "listener",
+    };
+    format!("{what} {}", said(of))
 }
 
 /// The names that an error lists, at most [`MOST`].
-fn candidates<'o>(all: impl Iterator<Item = &'o Of>) -> String {
+fn listed<'o>(all: impl Iterator<Item = &'o Of>) -> String {
     const MOST: usize = 10;
     let all: Vec<_> = all.map(said).collect();
     match all.len() {
@@ -375,136 +462,4 @@ fn candidates<'o>(all: impl Iterator<Item = &'o Of>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use super::*;
-    use crate::check::parse_for;
-    use crate::compile::names::Names;
-    use crate::compile::whole;
-    use crate::machine::Machine;
-    use crate::model::endpoint::{Address, Resolved, Target};
-
-    /// Two backends. An endpoint of `web` is a name of two addresses, and an endpoint's name is in
-    /// both backends.
-    fn world() -> (Config, Whole) {
-        let text = "[[backends]]\nname = \"web\"\nendpoints = [\n\
-                    { address = \"db.internal:80\", name = \"db\" },\n\
-                    { address = \"10.0.0.3:80\", name = \"one\", weight = 7 }]\n\
-                    [[backends]]\nname = \"other\"\nendpoints = [\n\
-                    { address = \"10.0.0.3:81\", name = \"one\" }]\n";
-        let machine = Machine { cores: vec![0], congestion: Vec::new() };
-        let config = parse_for("f", text, &machine).unwrap_or_else(|fault| panic!("{fault}"));
-        let Address::Name(name) = &config.backends[0].endpoints[0].address.value else {
-            panic!("a name");
-        };
-        let target =
-            |ip: &str| Target { rank: 0, ip: ip.parse().expect("an address"), port: 80, weight: 1 };
-        let targets = vec![target("10.0.0.1"), target("10.0.0.2")];
-        let resolved = Resolved([(name.clone(), targets)].into());
-        let whole = whole(&config, &resolved, &mut Names::new()).expect("its parts fit");
-        (config, whole)
-    }
-
-    fn address(text: &str) -> EndpointAddress {
-        text.parse::<SocketAddr>().expect("an address").into()
-    }
-
-    /// What is said about `endpoint` of `web`.
-    fn said_of(
-        overrides: &Overrides,
-        whole: &Whole,
-        endpoint: &str,
-        known: Standing,
-    ) -> (bool, u8, Option<u32>) {
-        let Standing { is_up, share, weight } =
-            overrides.over(whole).over("web", address(endpoint), known);
-        (is_up, share, weight)
-    }
-
-    #[test]
-    fn an_endpoint_is_meant_by_address_or_name_and_the_candidates_are_named() {
-        let (config, whole) = world();
-        let meant = |backend, asked| meant((&config, &whole), backend, asked).map(|of| said(&of));
-        for (backend, asked, expected) in [
-            (None, "10.0.0.1:80", "web/10.0.0.1:80"),
-            (None, "web/10.0.0.3:80", "web/10.0.0.3:80"),
-            (None, "web/one", "web/10.0.0.3:80"),
-            (Some("other"), "one", "other/10.0.0.3:81"),
-            (None, "db", "web/db"),
-        ] {
-            assert_eq!(meant(backend, asked).as_deref(), Ok(expected), "{asked}");
-        }
-        let unclear = meant(None, "one").expect_err("two have the name");
-        assert!(unclear.contains("web/10.0.0.3:80") && unclear.contains("other/10.0.0.3:81"));
-        let unknown = meant(Some("other"), "10.0.0.1:80").expect_err("it is of another backend");
-        assert!(
-            unknown.contains("no endpoint is called") && !unknown.contains("web/"),
-            "{unknown}"
-        );
-    }
-
-    #[test]
-    fn the_name_stands_for_all_addresses_and_an_address_counts_more() {
-        let (config, whole) = world();
-        let of = |asked| meant((&config, &whole), None, asked).expect("an endpoint");
-        let mut overrides = Overrides::default();
-        overrides.set(of("db"), Action::Weight(5), None);
-        overrides.set(of("10.0.0.2:80"), Action::Weight(9), None);
-        let said = |overrides: &Overrides, at: &str| said_of(overrides, &whole, at, Standing::UP);
-        assert_eq!(said(&overrides, "10.0.0.1:80"), (true, 100, Some(5)));
-        assert_eq!(said(&overrides, "10.0.0.2:80"), (true, 100, Some(9)));
-        assert_eq!(said(&overrides, "10.0.0.3:80"), (true, 100, None));
-        overrides.set(of("db"), Action::Drain, None);
-        assert_eq!(said(&overrides, "10.0.0.2:80"), (true, 100, Some(0)), "a drain beats weights");
-        overrides.set(of("10.0.0.1:80"), Action::Disable, None);
-        assert_eq!(said(&overrides, "10.0.0.1:80"), (false, 100, Some(0)));
-        assert!(overrides.remove(&of("db"), Some(Kind::Drain)));
-        assert!(!overrides.remove(&of("db"), Some(Kind::Drain)), "it is gone");
-        assert_eq!(said(&overrides, "10.0.0.1:80"), (false, 100, Some(5)));
-        assert!(overrides.remove(&of("db"), None));
-        assert_eq!(said(&overrides, "10.0.0.2:80"), (true, 100, Some(9)));
-        assert_eq!(overrides.len(), 2);
-    }
-
-    #[test]
-    fn what_is_known_of_an_endpoint_stays_below_an_override() {
-        let (config, whole) = world();
-        let of = |asked| meant((&config, &whole), None, asked).expect("an endpoint");
-        let mut overrides = Overrides::default();
-        overrides.set(of("web/one"), Action::Weight(4), None);
-        let at = "10.0.0.3:80";
-        let draining = Standing { share: 0, ..Standing::UP };
-        assert_eq!(said_of(&overrides, &whole, at, draining), (true, 0, Some(4)));
-        assert_eq!(said_of(&overrides, &whole, at, Standing::DOWN), (false, 100, Some(4)));
-        overrides.set(of("web/one"), Action::Drain, None);
-        assert_eq!(said_of(&overrides, &whole, at, Standing::DOWN), (false, 100, Some(0)));
-    }
-
-    #[test]
-    fn overrides_end_by_time_and_with_their_endpoints() {
-        let (config, whole) = world();
-        let of = |asked| meant((&config, &whole), None, asked).expect("an endpoint");
-        #[expect(clippy::disallowed_methods, reason = "any time will do")]
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut overrides = Overrides::default();
-        overrides.set(of("db"), Action::Drain, Some(at(60)));
-        overrides.set(of("10.0.0.2:80"), Action::Disable, None);
-        let left: Vec<_> = overrides.list(at(20)).iter().map(|of| of.left).collect();
-        assert_eq!(left, [None, Some(Duration::from_secs(40))]);
-        assert!(!overrides.expire(at(59)) && overrides.len() == 2);
-        assert!(overrides.expire(at(60)) && overrides.len() == 1);
-        // The name gives another address now.
-        let mut names = Names::new();
-        let gone = compile_without_names(&config, &mut names);
-        overrides.set(of("db"), Action::Drain, None);
-        overrides.follow(&config, &gone);
-        let kept: Vec<_> = overrides.list(start).into_iter().map(|of| of.endpoint).collect();
-        assert_eq!(kept, ["db"], "the name is still there, and the address is not");
-    }
-
-    fn compile_without_names(config: &Config, names: &mut Names) -> Whole {
-        whole(config, &Resolved::default(), names).expect("its parts fit")
-    }
-}
+mod tests;

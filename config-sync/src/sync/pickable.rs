@@ -1,5 +1,6 @@
 //! What is known of the endpoints becomes a table.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,6 +8,7 @@ use crate::compile::whole::Whole;
 use crate::health::Health;
 use crate::health::ejection::Ejections;
 use crate::health::warming::Warming;
+use crate::sync::drained;
 use crate::sync::overrides::Overrides;
 use crate::table::routing::RoutingTable;
 
@@ -25,5 +27,7 @@ pub(super) fn pickable(
     let standing = |backend: &str, endpoint| {
         warming.standing(backend, endpoint, standing(backend, endpoint), now)
     };
-    Arc::new(whole.pickable(generation, &standing, Some(before)))
+    let table = whole.pickable(generation, &standing, Some(before));
+    let table = drained::without(Cow::Owned(table), &overrides.drained_listeners());
+    Arc::new(table.into_owned())
 }

@@ -7,15 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::model::endpoint::MAX_WEIGHT;
-use crate::sync::overrides::{Action, Kind};
+use crate::sync::overrides::{Action, Asked, Kind};
 
 /// An override that has no end.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
-    pub backend: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<String>,
     /// The endpoint's address, or its name.
-    pub endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
     action: Word,
     /// Only of the action `weight`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,6 +42,24 @@ struct File {
 }
 
 impl Saved {
+    /// What the override is about.
+    ///
+    /// # Errors
+    /// Nothing, or more than one thing, is named.
+    pub fn asked(&self) -> Result<Asked<'_>, String> {
+        match (self.listener.as_deref(), self.backend.as_deref(), self.endpoint.as_deref()) {
+            (Some(listener), None, None) => Ok(Asked::Listener(listener)),
+            (None, Some(backend), None) => Ok(Asked::Backend(backend)),
+            (None, Some(backend), Some(endpoint)) => Ok(Asked::Endpoint(Some(backend), endpoint)),
+            _ => Err("name a backend, a backend and its endpoint, or a listener".to_owned()),
+        }
+    }
+
+    fn said(&self) -> String {
+        let names = [&self.listener, &self.backend, &self.endpoint];
+        names.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join("/")
+    }
+
     /// # Errors
     /// The weight is missing, too large, or of another action.
     pub fn action(&self) -> Result<Action, String> {
@@ -82,8 +104,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Saved>, String> {
 fn parse(text: &str) -> Result<Vec<Saved>, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     for of in &file.overrides {
-        let place = || format!("override of {}/{}", of.backend, of.endpoint);
-        of.action().map_err(|fault| format!("{}: {fault}", place()))?;
+        let checked = of.asked().and_then(|asked| asked.check(of.action()?));
+        checked.map_err(|fault| format!("override of {}: {fault}", of.said()))?;
     }
     Ok(file.overrides)
 }
@@ -95,8 +117,9 @@ mod tests {
     #[test]
     fn a_file_is_read_as_it_was_written_and_faults_are_named() {
         let of = |endpoint: &str, action, weight| Saved {
-            backend: "web".to_owned(),
-            endpoint: endpoint.to_owned(),
+            listener: None,
+            backend: Some("web".to_owned()),
+            endpoint: Some(endpoint.to_owned()),
             action,
             weight,
         };
@@ -104,11 +127,30 @@ mod tests {
             of("10.0.0.1:80", Word::Drain, None),
             of("db \"x\"", Word::Disable, None),
             of("[::1]:80", Word::Weight, Some(256)),
+            Saved { endpoint: None, ..of("", Word::Drain, None) },
+            Saved {
+                listener: Some("in".to_owned()),
+                backend: None,
+                endpoint: None,
+                ..of("", Word::Drain, None)
+            },
         ];
         let text = write(all.clone()).expect("a text");
         assert_eq!(parse(&text), Ok(all.clone()));
         let actions: Vec<_> = all.iter().map(|of| of.action().expect("an action")).collect();
-        assert_eq!(actions, [Action::Drain, Action::Disable, Action::Weight(256)]);
+        let drain = Action::Drain;
+        assert_eq!(actions, [drain, Action::Disable, Action::Weight(256), drain, drain]);
+        let [.., backend, listener] = &all[..] else { panic!("five") };
+        assert_eq!(backend.asked(), Ok(Asked::Backend("web")));
+        assert_eq!(listener.asked(), Ok(Asked::Listener("in")));
+        for (text, said) in [
+            ("action = \"drain\"", "name a backend"),
+            ("listener = \"a\"\nbackend = \"b\"\naction = \"drain\"", "name a backend"),
+            ("listener = \"a\"\naction = \"disable\"", "only endpoints"),
+        ] {
+            let fault = parse(&format!("[[overrides]]\n{text}\n")).expect_err(text);
+            assert!(fault.contains(said), "{text}: {fault}");
+        }
         assert_eq!(parse(""), Ok(Vec::new()));
         let entry = "[[overrides]]\nbackend = \"b\"\nendpoint = \"e\"\n";
         for (rest, said) in [

@@ -232,6 +232,7 @@ fn config<'t>(
         admin: admin.address,
         admin_socket: admin.socket,
         admin_token_file: admin.token_file,
+        admin_tls: admin.tls,
         admin_overrides_file: admin.overrides_file,
         user: reader.get(root, "user", user),
         endpoint_labels: admin.endpoint_labels,

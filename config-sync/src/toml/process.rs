@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use crate::model::config::{
-    ADMIN_ADDRESS, AccessLog, CLOSE_REASONS, Cores, LogFormat, LogTarget, MAX_BUFFERS,
+    ADMIN_ADDRESS, AccessLog, AdminTls, CLOSE_REASONS, Cores, LogFormat, LogTarget, MAX_BUFFERS,
     MAX_SESSIONS, SYSLOG,
 };
 use crate::model::place::{At, Problem, did_you_mean};
@@ -24,6 +24,9 @@ pub(crate) static ADMIN: Section = Section {
         any("address"),
         any("socket"),
         any("token_file"),
+        any("cert"),
+        any("key"),
+        any("client_ca"),
         any("overrides_file"),
         any("endpoint_labels"),
     ],
@@ -83,6 +86,7 @@ pub(crate) struct Admin {
     pub(crate) address: Option<SocketAddr>,
     pub(crate) socket: Option<UnixPath>,
     pub(crate) token_file: Option<At<PathBuf>>,
+    pub(crate) tls: Option<AdminTls>,
     pub(crate) overrides_file: Option<At<PathBuf>>,
     pub(crate) endpoint_labels: bool,
 }
@@ -93,6 +97,7 @@ impl Default for Admin {
             address: ADMIN_ADDRESS,
             socket: None,
             token_file: None,
+            tls: None,
             overrides_file: None,
             endpoint_labels: true,
         }
@@ -126,12 +131,17 @@ pub(crate) fn admin<'t>(
         path if path.starts_with('/') => UnixPath::new(path).map(Some),
         _ => Err("must be an absolute path, such as \"/run/ringway/admin.sock\"".to_owned()),
     });
-    let token_file = reader.get(&admin, "token_file", |value| match string(value)? {
-        "" => Err("names no file".to_owned()),
-        _ if address.is_none() => Err("is for admin.address, which is off".to_owned()),
-        path => Ok(path),
-    });
-    let token_file = token_file.map(|At { value, place }| At { value: place.path(value), place });
+    let mut file = |key| {
+        let file = reader.get(&admin, key, |value| match string(value)? {
+            "" => Err("names no file".to_owned()),
+            _ if address.is_none() => Err("is for admin.address, which is off".to_owned()),
+            path => Ok(path),
+        });
+        file.map(|At { value, place }| At { value: place.path(value), place })
+    };
+    let token_file = file("token_file");
+    let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(&mut file);
+    let tls = tls(reader, cert, key, client_ca);
     let overrides_file = reader.get(&admin, "overrides_file", |value| match string(value)? {
         "" => Err("names no file".to_owned()),
         path => Ok(path),
@@ -139,7 +149,27 @@ pub(crate) fn admin<'t>(
     let overrides_file =
         overrides_file.map(|At { value, place }| At { value: place.path(value), place });
     let endpoint_labels = or(reader.get(&admin, "endpoint_labels", boolean), true);
-    Admin { address, socket: or(socket, None), token_file, overrides_file, endpoint_labels }
+    Admin { address, socket: or(socket, None), token_file, tls, overrides_file, endpoint_labels }
+}
+
+/// Certificate and key belong together, and nothing else is of use without them.
+fn tls(
+    reader: &mut Reader<'_>,
+    cert: Option<At<PathBuf>>,
+    key: Option<At<PathBuf>>,
+    client_ca: Option<At<PathBuf>>,
+) -> Option<AdminTls> {
+    match (cert, key, client_ca) {
+        (Some(cert), Some(key), client_ca) => Some(AdminTls { cert, key, client_ca }),
+        (None, None, None) => None,
+        (cert, key, client_ca) => {
+            let missing = if cert.is_none() { "admin.cert" } else { "admin.key" };
+            if let Some(given) = cert.or(key).or(client_ca) {
+                reader.refuse(&given.place, format!("needs {missing} beside it"));
+            }
+            None
+        }
+    }
 }
 
 /// Whether the address is the wildcard address, or an address that the Internet routes (RFC 6890).

@@ -39,6 +39,13 @@ const TOP_LEVEL: &[(&str, &str)] = &[
     ("admin.endpoint_labels = 1", "1:25: admin.endpoint_labels: must be true or false"),
     ("admin.overrides_file = \"\"", "1:24: admin.overrides_file: names no file"),
     ("admin.overrides_file = 1", "1:24: admin.overrides_file: must be"),
+    ("admin.cert = \"a.pem\"", "1:14: admin.cert: needs admin.key beside it"),
+    ("admin.key = \"a.key\"", "1:13: admin.key: needs admin.cert beside it"),
+    ("admin.client_ca = \"ca.pem\"", "1:19: admin.client_ca: needs admin.cert beside it"),
+    (
+        "admin = { address = \"\", client_ca = \"ca.pem\" }",
+        "1:37: admin.client_ca: is for admin.address, which is off",
+    ),
     ("admin.token_file = \"\"", "1:20: admin.token_file: names no file"),
     (
         "admin = { address = \"\", token_file = \"token\" }",

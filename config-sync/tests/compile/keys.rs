@@ -121,6 +121,11 @@ fn keys_at_the_top_are_read() {
     assert_eq!(socket, Some(Path::new("/run/ringway/admin.sock")));
     let token = config.admin_token_file.as_ref().map(|file| file.value.as_path());
     assert_eq!(token, Some(Path::new("token")));
+    let tls = config.admin_tls.as_ref().expect("TLS");
+    let client_ca = tls.client_ca.as_ref().map(|file| file.value.as_path());
+    let files = (tls.cert.value.as_path(), tls.key.value.as_path(), client_ca);
+    let expected = (Path::new("admin.pem"), Path::new("admin.key"), Some(Path::new("ca.pem")));
+    assert_eq!(files, expected);
     let overrides = config.admin_overrides_file.as_ref().map(|file| file.value.as_path());
     assert_eq!(overrides, Some(Path::new("overrides.toml")));
     assert_eq!(

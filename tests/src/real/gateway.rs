@@ -35,6 +35,8 @@ pub struct Launch {
     socket: bool,
     directory: bool,
     admin: String,
+    /// The admin address speaks TLS, so the Unix socket says whether the gateway is ready.
+    tls: bool,
 }
 
 impl Launch {
@@ -53,6 +55,11 @@ impl Launch {
     pub fn socket(mut self) -> Self {
         self.socket = true;
         self
+    }
+
+    /// The admin address speaks TLS. `keys` are those of `admin` that say how.
+    pub fn tls(self, keys: &str) -> Self {
+        Self { tls: true, ..self.socket().admin(keys) }
     }
 
     /// The configuration is a directory, with the file alone in it.
@@ -113,7 +120,10 @@ impl Launch {
             if let Some(status) = gateway.child.try_wait().expect("its status") {
                 panic!("the gateway ended at once: {status}");
             }
-            gateway.get("/readyz").is_some_and(|(status, _)| status == 200)
+            match self.tls {
+                true => gateway.verb(&["status"]).stdout.starts_with(b"state                ready"),
+                false => gateway.get("/readyz").is_some_and(|(status, _)| status == 200),
+            }
         });
         gateway
     }

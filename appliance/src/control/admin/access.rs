@@ -16,18 +16,19 @@ const SHORTEST: usize = 16;
 pub enum Access {
     /// Every client of the Unix socket, because the file's mode says who is one.
     All,
-    /// A client with the token in this file. `None`: nobody.
-    Token(Option<Arc<Path>>),
+    /// A client with the token in this file, or nobody. `certificates`: also clients with a
+    /// certificate, whose connections have [`Self::All`].
+    Token { file: Option<Arc<Path>>, certificates: bool },
 }
 
 impl Access {
     /// # Errors
     /// The file has no token.
-    pub fn with_token(file: Option<PathBuf>) -> Result<Self, String> {
+    pub fn with_token(file: Option<PathBuf>, certificates: bool) -> Result<Self, String> {
         if let Some(file) = &file {
             token(file)?;
         }
-        Ok(Self::Token(file.map(Arc::from)))
+        Ok(Self::Token { file: file.map(Arc::from), certificates })
     }
 
     /// Whether a client with these headers may change things. The file is read each time, so that a
@@ -35,13 +36,20 @@ impl Access {
     pub fn check(&self, headers: &HeaderMap) -> Result<(), String> {
         let file = match self {
             Self::All => return Ok(()),
-            Self::Token(None) => {
+            Self::Token { file: None, certificates: true } => {
+                return Err(
+                    "a change needs a certificate that admin.client_ca has signed, or the \
+                            Unix socket (admin.socket)"
+                        .to_owned(),
+                );
+            }
+            Self::Token { file: None, certificates: false } => {
                 return Err("this address is for reading only: use the Unix socket \
                             (admin.socket), or configure admin.token_file and send \
                             `Authorization: Bearer TOKEN`"
                     .to_owned());
             }
-            Self::Token(Some(file)) => file,
+            Self::Token { file: Some(file), .. } => file,
         };
         let given = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
         let Some(given) = given.and_then(|value| value.strip_prefix(b"Bearer ")) else {
@@ -85,7 +93,7 @@ mod tests {
     fn only_the_token_of_the_file_lets_change() {
         let file = std::env::temp_dir().join(format!("ringway-token-{}", std::process::id()));
         fs::write(&file, "0123456789abcdef\n").expect("a temporary file");
-        let access = Access::with_token(Some(file.clone())).expect("a token");
+        let access = Access::with_token(Some(file.clone()), false).expect("a token");
         let says = |value: &'static str| {
             let value = HeaderValue::from_static(value);
             access.check(&HeaderMap::from_iter([(AUTHORIZATION, value)])).is_ok()
@@ -98,15 +106,19 @@ mod tests {
         fs::write(&file, "fedcba9876543210").expect("a temporary file");
         assert!(says("Bearer fedcba9876543210") && !says("Bearer 0123456789abcdef"));
         fs::write(&file, "short").expect("a temporary file");
-        assert!(!says("Bearer short") && Access::with_token(Some(file.clone())).is_err());
+        assert!(!says("Bearer short") && Access::with_token(Some(file.clone()), false).is_err());
         fs::remove_file(&file).expect("a temporary file");
-        assert!(Access::with_token(Some(file)).is_err());
+        assert!(Access::with_token(Some(file), false).is_err());
     }
 
     #[test]
     fn nobody_may_change_things_without_a_token_file() {
-        let said = Access::Token(None).check(&HeaderMap::new()).expect_err("refused");
+        let nobody = Access::Token { file: None, certificates: false };
+        let said = nobody.check(&HeaderMap::new()).expect_err("refused");
         assert!(said.contains("admin.socket") && said.contains("admin.token_file"), "{said}");
+        let others = Access::Token { file: None, certificates: true };
+        let said = others.check(&HeaderMap::new()).expect_err("refused");
+        assert!(said.contains("admin.client_ca"), "{said}");
         assert_eq!(Access::All.check(&HeaderMap::new()), Ok(()));
     }
 }

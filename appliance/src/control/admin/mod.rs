@@ -6,4 +6,5 @@ pub mod board;
 pub mod calls;
 mod rates;
 pub mod server;
+pub mod tls;
 mod viewers;

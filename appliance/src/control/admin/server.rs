@@ -34,12 +34,14 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use crate::control::admin::access::Access;
 use crate::control::admin::api::{self, Api, MOST_BODY, stream};
 use crate::control::admin::board::{Board, MetricsPage};
 use crate::control::admin::calls::Caller;
+use crate::control::admin::tls::Tls;
 use crate::control::admin::viewers::Seat;
 use crate::control::metrics::open_metrics;
 use crate::control::page;
@@ -63,7 +65,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// A listening socket of the API.
 pub enum Door {
-    Tcp(std::net::TcpListener, Access),
+    /// Without TLS, clients speak plain HTTP.
+    Tcp(std::net::TcpListener, Access, Option<Tls>),
     /// Every client may change things.
     Unix(std::os::unix::net::UnixListener),
 }
@@ -75,7 +78,7 @@ impl Door {
     /// No file is left.
     pub fn shared(&self) -> io::Result<(String, Arc<OwnedFd>)> {
         let (address, socket) = match self {
-            Self::Tcp(listener, _) => {
+            Self::Tcp(listener, ..) => {
                 (listener.local_addr()?.to_string(), OwnedFd::from(listener.try_clone()?))
             }
             Self::Unix(listener) => {
@@ -112,7 +115,7 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
     // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
     let spare = Arc::new(SpareFiles::new(SPARE));
-    let reads = Access::Token(None);
+    let reads = Access::Token { file: None, certificates: false };
     let api = Api { board: Arc::clone(&board), caller: caller.clone(), access: reads };
     runtime.spawn(stream::make(api));
     let (closing, closed) = watch::channel(false);
@@ -120,14 +123,17 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
         let (listener, access) = {
             let _inside = runtime.enter();
             match door {
-                Door::Tcp(listener, access) => {
-                    (Listener::Tcp(TcpListener::from_std(listener)?), access)
+                Door::Tcp(listener, access, tls) => {
+                    (Listener::Tcp(TcpListener::from_std(listener)?, tls), access)
                 }
                 Door::Unix(listener) => {
                     (Listener::Unix(UnixListener::from_std(listener)?), Access::All)
                 }
             }
         };
+        if let Listener::Tcp(_, Some(tls)) = &listener {
+            runtime.spawn(tls.clone().follow());
+        }
         let api = Api { board: Arc::clone(&board), caller: caller.clone(), access };
         // Each socket has places of its own, so no client of an address keeps a client of the Unix
         // socket out.
@@ -148,21 +154,21 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
 }
 
 enum Listener {
-    Tcp(TcpListener),
+    Tcp(TcpListener, Option<Tls>),
     Unix(UnixListener),
 }
 
 enum Stream {
-    Tcp(TcpStream),
+    Tcp(TcpStream, Option<TlsAcceptor>),
     Unix(UnixStream),
 }
 
 impl Listener {
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
-            Self::Tcp(listener) => {
-                listener.poll_accept(context).map_ok(|(stream, _)| Stream::Tcp(stream))
-            }
+            Self::Tcp(listener, tls) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, _)| Stream::Tcp(stream, tls.as_ref().map(Tls::acceptor))),
             Self::Unix(listener) => {
                 listener.poll_accept(context).map_ok(|(stream, _)| Stream::Unix(stream))
             }
@@ -175,24 +181,37 @@ impl Listener {
 const SPARE: usize = 16;
 
 async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>) {
-    let routes = api::routes().layer(DefaultBodyLimit::max(MOST_BODY));
-    let board = Arc::clone(&api.board);
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(health))
-        .route("/readyz", get(ready))
-        .route("/config", get(config))
-        .route("/features", get(features))
-        .with_state(board)
-        .merge(page::routes())
-        .merge(routes.with_state(api));
+    let routers = Routers {
+        trusted: router(Api { access: Access::All, ..api.clone() }),
+        others: router(api),
+    };
     let mut connections = Connections::default();
     loop {
         spare.fill();
         let stream = accept(&listener, &spare, &mut connections).await;
         connections.make_room();
-        connections.serve(stream, &router, &spare);
+        connections.serve(stream, &routers, &spare);
     }
+}
+
+/// What a connection is served with.
+struct Routers {
+    /// The client has a certificate that `admin.client_ca` has signed.
+    trusted: Router,
+    others: Router,
+}
+
+fn router(api: Api) -> Router {
+    let routes = api::routes().layer(DefaultBodyLimit::max(MOST_BODY));
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/config", get(config))
+        .route("/features", get(features))
+        .with_state(Arc::clone(&api.board))
+        .merge(page::routes())
+        .merge(routes.with_state(api))
 }
 
 /// The open connections, the oldest first.
@@ -207,37 +226,25 @@ struct Connection {
 }
 
 impl Connections {
-    fn serve(&mut self, stream: Stream, router: &Router, spare: &Arc<SpareFiles>) {
-        match stream {
-            Stream::Tcp(stream) => self.serve_on(stream, router, spare),
-            Stream::Unix(stream) => self.serve_on(stream, router, spare),
-        }
-    }
-
-    fn serve_on(
-        &mut self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        router: &Router,
-        spare: &Arc<SpareFiles>,
-    ) {
+    fn serve(&mut self, stream: Stream, routers: &Routers, spare: &Arc<SpareFiles>) {
         let (asked, seat) = (Arc::new(AtomicBool::default()), Seat::default());
-        let (service, spare) = (TowerToHyperService::new(router.clone()), Arc::clone(spare));
-        let (has_asked, viewer) = (Arc::clone(&asked), seat.clone());
+        let spare = Arc::clone(spare);
+        let client = Client { asked: Arc::clone(&asked), seat: seat.clone() };
+        let [trusted, others] = [&routers.trusted, &routers.others].map(Router::clone);
         let serving = tokio::spawn(async move {
-            let service = service_fn(|mut request| {
-                has_asked.store(true, Ordering::Relaxed);
-                request.extensions_mut().insert(viewer.clone());
-                service.call(request)
-            });
-            // Each connection takes one request, so that no client keeps a file for longer than
-            // needed.
-            let mut http = http1::Builder::new();
-            http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
-            let serving = http.serve_connection(TokioIo::new(stream), service);
-            // Errors of a connection concern only its client.
-            tokio::select! {
-                _ = serving => {}
-                () = patience(&viewer) => {}
+            match stream {
+                Stream::Unix(stream) => client.serve_on(stream, others).await,
+                Stream::Tcp(stream, None) => client.serve_on(stream, others).await,
+                Stream::Tcp(stream, Some(acceptor)) => {
+                    // A client that stalls in the handshake has not asked, so it makes room for
+                    // others as those do that stall in the head of their request.
+                    let shaken = timeout(HEAD_PATIENCE, acceptor.accept(stream)).await;
+                    if let Ok(Ok(stream)) = shaken {
+                        let has_certificate = stream.get_ref().1.peer_certificates().is_some();
+                        let router = if has_certificate { trusted } else { others };
+                        client.serve_on(stream, router).await;
+                    }
+                }
             }
             spare.fill();
         });
@@ -281,6 +288,36 @@ impl Connection {
     /// Waits for an answer that ends. A viewer's answer does not; viewers have places of their own.
     fn has_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed) && !self.seat.is_taken()
+    }
+}
+
+/// A client, from the first byte of its request on.
+struct Client {
+    asked: Arc<AtomicBool>,
+    seat: Seat,
+}
+
+impl Client {
+    async fn serve_on(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        router: Router,
+    ) {
+        let service = TowerToHyperService::new(router);
+        let service = service_fn(|mut request| {
+            self.asked.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(self.seat.clone());
+            service.call(request)
+        });
+        // Each connection takes one request, so that no client keeps a file for longer than needed.
+        let mut http = http1::Builder::new();
+        http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+        let serving = http.serve_connection(TokioIo::new(stream), service);
+        // Errors of a connection concern only its client.
+        tokio::select! {
+            _ = serving => {}
+            () = patience(&self.seat) => {}
+        }
     }
 }
 
@@ -408,10 +445,10 @@ mod tests {
         let api = Api {
             board: board.clone(),
             caller: channel().0,
-            access: Access::with_token(None).expect("no file"),
+            access: Access::with_token(None, false).expect("no file"),
         };
         let spare = Arc::new(SpareFiles::new(0));
-        let server = tokio::spawn(serve(Listener::Tcp(listener), api, spare));
+        let server = tokio::spawn(serve(Listener::Tcp(listener, None), api, spare));
         let method = async |method: &str, path: &str| {
             let path = format!("{method} {path}");
             let mut stream = TcpStream::connect(address).await.expect("a server");

@@ -28,7 +28,7 @@ pub struct Watched {
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
-    output: Output,
+    pub output: Output,
 }
 
 /// How often new lines of the log are asked for.
@@ -39,8 +39,21 @@ const LOOK: Duration = Duration::from_secs(2);
 
 impl Watched {
     pub async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
-        let text = |answer: &Value| self.output.text_of_list(answer, path, columns);
-        self.look(&Question::get(path), &text).await
+        let ask = async || {
+            let answer = self.output.reach.ask(&Question::get(path)).await?;
+            anyhow::Ok(self.output.text_of_list(&answer, path, columns))
+        };
+        self.look(ask).await
+    }
+
+    /// As [`Self::list`], of rows that need more than one question.
+    pub async fn rows(
+        &self,
+        path: &'static str,
+        rows: impl AsyncFn() -> anyhow::Result<Vec<Value>>,
+        columns: Columns,
+    ) -> anyhow::Result<()> {
+        self.look(async || Ok(self.output.text_of_rows(path, rows().await?, columns))).await
     }
 
     pub async fn show(
@@ -48,15 +61,12 @@ impl Watched {
         question: &Question,
         text: fn(&Value) -> String,
     ) -> anyhow::Result<()> {
-        self.look(question, &|answer| self.output.text_of(answer, text)).await
+        let ask =
+            async || anyhow::Ok(self.output.text_of(&self.output.reach.ask(question).await?, text));
+        self.look(ask).await
     }
 
-    async fn look(
-        &self,
-        question: &Question,
-        text: &dyn Fn(&Value) -> String,
-    ) -> anyhow::Result<()> {
-        let ask = async || Ok::<_, anyhow::Error>(text(&self.output.reach.ask(question).await?));
+    async fn look(&self, ask: impl AsyncFn() -> anyhow::Result<String>) -> anyhow::Result<()> {
         if !self.watch {
             return print(&ask().await?);
         }
@@ -83,10 +93,6 @@ impl Output {
     pub async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
         let answer = self.reach.ask(&Question::get(path)).await?;
         print(&self.text_of_list(&answer, path, columns))
-    }
-
-    pub fn rows(&self, path: &str, rows: Vec<Value>, columns: Columns) -> anyhow::Result<()> {
-        print(&self.text_of_rows(path, rows, columns))
     }
 
     pub async fn show(

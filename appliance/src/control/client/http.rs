@@ -17,6 +17,8 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::control::client::tls::Tls;
+
 /// Where the packaged service has its socket, and where the API listens by default.
 const SOCKET: &str = "/run/ringway/admin.sock";
 const ADDRESS: &str = "127.0.0.1:9900";
@@ -30,19 +32,22 @@ const MOST_ANSWER: usize = 64 << 20;
 #[derive(Debug, Args)]
 pub struct Reach {
     /// The gateway's admin API: its Unix socket, which may change things, or an address that
-    /// mostly may not. Default: /run/ringway/admin.sock if it is there, else
-    /// http://127.0.0.1:9900.
+    /// mostly may not, such as http://10.0.0.1:9900 or https://gateway.internal:9900. Default:
+    /// /run/ringway/admin.sock if it is there, else http://127.0.0.1:9900.
     #[arg(long, value_name = "PATH|URL")]
     admin: Option<String>,
     /// The file with the token that `admin.token_file` of the gateway names. It is sent to an
     /// address only.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: Tls,
 }
 
 enum Target {
     Unix(PathBuf),
-    Tcp(String),
+    Http(String),
+    Https(String),
 }
 
 /// A question to the API.
@@ -53,6 +58,11 @@ pub struct Question {
     pub query: Vec<(&'static str, String)>,
     pub body: Option<Value>,
 }
+
+/// The gateway has answered, and says that the question or the change can't be granted.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Told(pub String);
 
 impl Question {
     pub fn get(path: impl Into<String>) -> Self {
@@ -69,7 +79,7 @@ impl Reach {
         let Some(given) = self.admin.as_deref() else {
             return Ok(match Path::new(SOCKET).exists() {
                 true => Target::Unix(SOCKET.into()),
-                false => Target::Tcp(ADDRESS.to_owned()),
+                false => Target::Http(ADDRESS.to_owned()),
             });
         };
         if let Some(path) = given.strip_prefix("unix:") {
@@ -78,16 +88,17 @@ impl Reach {
         if given.starts_with(['/', '.']) {
             return Ok(Target::Unix(given.into()));
         }
-        if given.starts_with("https:") {
-            bail!("--admin {given}: the admin API has no TLS; write http://ADDRESS:PORT");
-        }
-        let address = given.strip_prefix("http://").unwrap_or(given).trim_end_matches('/');
+        let secure = given.strip_prefix("https://");
+        let address = secure.or_else(|| given.strip_prefix("http://")).unwrap_or(given);
+        let address = address.trim_end_matches('/');
         let uri = format!("http://{address}/").parse::<Uri>();
         match uri.ok().filter(|uri| uri.port().is_some() && uri.path() == "/") {
-            Some(_) => Ok(Target::Tcp(address.to_owned())),
-            None => {
-                bail!("--admin {given}: neither a path such as {SOCKET} nor http://ADDRESS:PORT")
-            }
+            Some(_) if secure.is_some() => Ok(Target::Https(address.to_owned())),
+            Some(_) => Ok(Target::Http(address.to_owned())),
+            None => bail!(
+                "--admin {given}: neither a path such as {SOCKET} nor http://ADDRESS:PORT nor \
+                 https://NAME:PORT"
+            ),
         }
     }
 
@@ -109,9 +120,10 @@ impl Reach {
         let said = value.get("error").and_then(Value::as_str).unwrap_or("no reason was given");
         match status {
             StatusCode::FORBIDDEN => {
-                bail!("{shown}: {said} (--admin {SOCKET}, or --token-file FILE)")
+                let hint = format!("--admin {SOCKET}, --token-file FILE, or --admin-cert FILE");
+                Err(Told(format!("{shown}: {said} ({hint})")).into())
             }
-            _ => bail!("{said}"),
+            _ => Err(Told(said.to_owned()).into()),
         }
     }
 
@@ -125,8 +137,12 @@ impl Reach {
                 let stream = UnixStream::connect(path).await?;
                 self.exchange_over(stream, "ringway", question).await
             }
-            Target::Tcp(address) => {
+            Target::Http(address) => {
                 let stream = TcpStream::connect(address).await?;
+                self.exchange_over(stream, address, question).await
+            }
+            Target::Https(address) => {
+                let stream = self.tls.connect(address).await?;
                 self.exchange_over(stream, address, question).await
             }
         }
@@ -170,7 +186,8 @@ impl Target {
     fn shown(&self) -> String {
         match self {
             Self::Unix(path) => path.display().to_string(),
-            Self::Tcp(address) => format!("http://{address}"),
+            Self::Http(address) => format!("http://{address}"),
+            Self::Https(address) => format!("https://{address}"),
         }
     }
 
@@ -188,7 +205,7 @@ impl Target {
             Self::Unix(_) => format!(
                 "{shown}: can't be reached; only the gateway's own user and root may connect"
             ),
-            Self::Tcp(_) => format!(
+            Self::Http(_) | Self::Https(_) => format!(
                 "{shown}: no gateway answers there; `admin.address` of its configuration says \
                  where, and --admin URL names it"
             ),

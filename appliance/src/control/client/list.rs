@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 use serde_json::Value;
 
-use crate::control::client::arguments::{Output, time};
+use crate::control::client::arguments::{Watched, time};
 use crate::control::client::http::Question;
 use crate::control::client::show::SESSIONS;
 
@@ -28,7 +28,7 @@ pub struct List {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]
-    output: Output,
+    watched: Watched,
 }
 
 /// All that are given must match.
@@ -146,11 +146,11 @@ impl Which {
 
 impl List {
     pub async fn run(&self, path: &'static str) -> anyhow::Result<()> {
-        let rows = match &self.sort {
-            Some(column) => self.sorted(path, column).await?,
-            None => self.pages(path).await?,
+        let rows = async || match &self.sort {
+            Some(column) => self.sorted(path, column).await,
+            None => self.pages(path).await,
         };
-        self.output.rows(path, rows, SESSIONS)
+        self.watched.rows(path, rows, SESSIONS).await
     }
 
     /// A sorted list is one page.
@@ -189,7 +189,7 @@ impl List {
         query: Vec<(&'static str, String)>,
     ) -> anyhow::Result<(Vec<Value>, Option<String>)> {
         let question = Question { query, ..Question::get(path) };
-        let mut page = self.output.reach.ask(&question).await?;
+        let mut page = self.watched.output.reach.ask(&question).await?;
         let rows = match page.get_mut(path) {
             Some(Value::Array(rows)) => std::mem::take(rows),
             _ => Vec::new(),

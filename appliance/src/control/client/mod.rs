@@ -8,5 +8,6 @@ mod save;
 mod screen;
 mod show;
 mod table;
+mod tls;
 mod top;
 pub mod verbs;

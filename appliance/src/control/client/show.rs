@@ -105,6 +105,7 @@ pub const CERTIFICATES: Columns = &[
 ];
 
 pub const OVERRIDES: Columns = &[
+    ("LISTENER", "listener", As::Text),
     ("BACKEND", "backend", As::Text),
     ("ENDPOINT", "endpoint", As::Text),
     ("ACTION", "action", As::Text),
@@ -123,23 +124,32 @@ pub fn table(rows: &[Value], columns: Columns) -> String {
 
 /// A session or flow: a line for each field, and a table of its two connections.
 pub fn session(value: &Value) -> String {
+    let (mut text, tcp, slow) = sides(value);
+    if !tcp.is_empty() {
+        text += &format!("\n{tcp}");
+    }
+    if let Some(slow) = slow {
+        text += &format!("\n{slow}\n");
+    }
+    text
+}
+
+/// The fields of a session, a table of its two connections, and which of them is slow.
+pub fn sides(value: &Value) -> (String, String, Option<String>) {
     let mut row = value.clone();
     let mut take = |key: &str| row.as_object_mut().and_then(|row| row.remove(key));
     let sides = ["client_tcp", "endpoint_tcp"].map(&mut take);
-    let slow = take("slow");
-    let mut text = object(&row);
+    let slow = take("slow").map(|slow| cell(Some(&slow), As::Text));
+    let mut tcp = String::new();
     if let [Some(Value::Object(client)), endpoint] = &sides {
         let mut table = Table::new(&["TCP", "CLIENT", "ENDPOINT"]);
         for (key, value) in client {
             let other = endpoint.as_ref().and_then(|side| side.get(key));
             table.row(vec![key.clone(), cell(Some(value), As::Text), cell(other, As::Text)]);
         }
-        text += &format!("\n{}", table.text());
+        tcp = table.text();
     }
-    if let Some(slow) = slow {
-        text += &format!("\n{}\n", cell(Some(&slow), As::Text));
-    }
-    text
+    (object(&row), tcp, slow)
 }
 
 /// How a gateway fares: what its on-call person asks first stands first.
@@ -331,7 +341,7 @@ pub fn log_level(answer: &Value) -> String {
     }
 }
 
-fn cell(value: Option<&Value>, form: As) -> String {
+pub fn cell(value: Option<&Value>, form: As) -> String {
     match (value, form) {
         (None | Some(Value::Null), _) => "-".to_owned(),
         (Some(Value::String(text)), _) => text.replace(|c: char| c.is_control(), "\u{fffd}"),

@@ -32,26 +32,8 @@ impl Table {
     }
 
     fn fit(&self, most: usize) -> String {
-        let len = |text: &str| text.chars().count();
-        let mut widths: Vec<usize> = (0..self.titles.len())
-            .map(|column| {
-                let cells = self.rows.iter().map(|row| len(&row[column]));
-                cells.chain([len(self.titles[column])]).max().unwrap_or(0)
-            })
-            .collect();
-        while widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1) > most {
-            let Some(widest) = widths.iter_mut().max().filter(|width| **width > NARROWEST) else {
-                break;
-            };
-            *widest -= 1;
-        }
-        let is_number = |column: usize| {
-            let cells = self.rows.iter().map(|row| &row[column]);
-            let mut cells = cells.filter(|cell| *cell != "-").peekable();
-            cells.peek().is_some()
-                && cells.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit()) && len(cell) < 9)
-        };
-        let right: Vec<bool> = (0..widths.len()).map(is_number).collect();
+        let widths = widths(&self.titles, &self.rows, (2, most));
+        let right: Vec<bool> = (0..widths.len()).map(|at| is_number(&self.rows, at)).collect();
         let mut text = String::new();
         let titles: Vec<String> = self.titles.iter().map(|title| (*title).to_owned()).collect();
         for row in std::iter::once(&titles).chain(&self.rows) {
@@ -70,8 +52,37 @@ impl Table {
     }
 }
 
-fn cut(cell: &str, width: usize) -> String {
-    if cell.chars().count() <= width {
+/// The width of each column of a table that is at most as wide as `most`. `gap` is between columns.
+/// The widest columns are made narrower first.
+pub fn widths(titles: &[&str], rows: &[Vec<String>], (gap, most): (usize, usize)) -> Vec<usize> {
+    let mut widths: Vec<usize> = (0..titles.len())
+        .map(|column| {
+            let cells = rows.iter().map(|row| len(&row[column]));
+            cells.chain([len(titles[column])]).max().unwrap_or(0)
+        })
+        .collect();
+    while widths.iter().sum::<usize>() + gap * widths.len().saturating_sub(1) > most {
+        let Some(widest) = widths.iter_mut().max().filter(|width| **width > NARROWEST) else {
+            break;
+        };
+        *widest -= 1;
+    }
+    widths
+}
+
+/// Whether all cells of the column are numbers.
+pub fn is_number(rows: &[Vec<String>], column: usize) -> bool {
+    let mut cells = rows.iter().map(|row| &row[column]).filter(|cell| *cell != "-").peekable();
+    cells.peek().is_some()
+        && cells.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit()) && len(cell) < 9)
+}
+
+fn len(text: &str) -> usize {
+    text.chars().count()
+}
+
+pub fn cut(cell: &str, width: usize) -> String {
+    if len(cell) <= width {
         return cell.to_owned();
     }
     let kept: String = cell.chars().take(width.saturating_sub(1)).collect();

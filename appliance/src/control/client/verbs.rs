@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
 use axum::http::Method;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -87,14 +88,15 @@ pub enum Verb {
     },
     /// Show which listeners, endpoints and clients of a running gateway have the most to do.
     ///
-    /// Clients are counted when their sessions end, in windows of 10 s. On a terminal the lists are
-    /// drawn again until Ctrl-C.
+    /// On a terminal this is a screen with panes: overview, listeners, backends, sessions, clients
+    /// and events. `?` shows the keys, and `q` ends. Clients are counted when their sessions end,
+    /// in windows of 10 s.
     Top(Top),
     /// List the limits of a running gateway, the fullest first: used, capacity, and what sets it.
     Limits(Watched),
     /// List the certificates of a running gateway, the first to end first.
     Certificates(Watched),
-    /// List what operators have said about endpoints of a running gateway.
+    /// List what operators have said about endpoints, backends and listeners of a running gateway.
     Overrides {
         /// Write those that have no end to this file, for `admin.overrides_file`.
         #[arg(long, value_name = "FILE")]
@@ -142,17 +144,23 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
-    /// Give an endpoint no new sessions. Those that live stay.
+    /// Give an endpoint, a backend or a listener no new sessions. Those that live stay.
+    ///
+    /// `drain ENDPOINT`: other endpoints of its backend get the sessions. `drain backend NAME`: no
+    /// endpoint of it gets any, and its routes refuse sessions or go to their next backend, as
+    /// `on_unavailable` says. `drain listener NAME`: its sockets close, so connections are refused
+    /// and load balancers in front notice; on a socket that it shares with other listeners, its
+    /// clients are refused with the reason `no_route`.
     Drain {
         #[command(flatten)]
-        at: At,
+        what: What,
         #[command(flatten)]
         lasts: For,
     },
     /// Take a drain back.
     Undrain {
         #[command(flatten)]
-        at: At,
+        what: What,
     },
     /// Treat an endpoint as down. `on_down` of its backend says what becomes of its sessions.
     Disable {
@@ -213,6 +221,21 @@ pub struct At {
     /// Its address or its `name`, alone or behind its backend and a slash.
     #[arg(value_name = "[BACKEND/]ENDPOINT")]
     endpoint: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What is drained, as an operator names it.
+#[derive(Debug, Args)]
+pub struct What {
+    /// An endpoint by its address or its `name`, alone or behind its backend and a slash; or
+    /// `backend` or `listener`, and a name.
+    #[arg(
+        value_name = "ENDPOINT | backend NAME | listener NAME",
+        num_args = 1..=2,
+        required = true
+    )]
+    words: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -289,9 +312,9 @@ impl Verb {
                 let question = Question { method: Method::POST, body, ..Question::get("upgrade") };
                 output.show(&question, upgraded).await
             }
-            Self::Drain { at, lasts } => at.say(json!({ "action": "drain" }), lasts).await,
+            Self::Drain { what, lasts } => what.drain(lasts).await,
+            Self::Undrain { what } => what.undrain().await,
             Self::Disable { at, lasts } => at.say(json!({ "action": "disable" }), lasts).await,
-            Self::Undrain { at } => at.take_back("drain").await,
             Self::Enable { at } => at.take_back("disable").await,
             Self::Weight { at, weight: Some(weight), lasts, .. } => {
                 at.say(json!({ "action": "weight", "weight": weight }), lasts).await
@@ -318,20 +341,61 @@ impl WhyClient {
 }
 
 impl At {
-    async fn say(self, mut body: Value, For { lasts }: For) -> anyhow::Result<()> {
-        body["endpoint"] = self.endpoint.into();
-        if let Some(lasts) = lasts {
-            body["for_seconds"] = lasts.as_secs().into();
-        }
-        let question =
-            Question { method: Method::POST, body: Some(body), ..Question::get("overrides") };
-        self.output.show(&question, done).await
+    async fn say(self, body: Value, lasts: For) -> anyhow::Result<()> {
+        say("endpoint", &self.endpoint, body, lasts, &self.output).await
     }
 
     async fn take_back(self, action: &str) -> anyhow::Result<()> {
-        let query = vec![("endpoint", self.endpoint), ("action", action.to_owned())];
-        self.output.show(&Question { query, ..Question::delete("overrides") }, done).await
+        take_back("endpoint", &self.endpoint, action, &self.output).await
     }
+}
+
+impl What {
+    async fn drain(&self, lasts: For) -> anyhow::Result<()> {
+        let (key, name) = self.named()?;
+        say(key, name, json!({ "action": "drain" }), lasts, &self.output).await
+    }
+
+    async fn undrain(&self) -> anyhow::Result<()> {
+        let (key, name) = self.named()?;
+        take_back(key, name, "drain", &self.output).await
+    }
+
+    /// The API's word for what is named, and the name.
+    fn named(&self) -> anyhow::Result<(&'static str, &str)> {
+        match &self.words[..] {
+            [endpoint] => Ok(("endpoint", endpoint)),
+            [what, name] if what == "backend" => Ok(("backend", name)),
+            [what, name] if what == "listener" => Ok(("listener", name)),
+            _ => bail!("write ENDPOINT, or `backend NAME`, or `listener NAME`"),
+        }
+    }
+}
+
+async fn say(
+    key: &'static str,
+    name: &str,
+    mut body: Value,
+    For { lasts }: For,
+    output: &Output,
+) -> anyhow::Result<()> {
+    body[key] = name.into();
+    if let Some(lasts) = lasts {
+        body["for_seconds"] = lasts.as_secs().into();
+    }
+    let question =
+        Question { method: Method::POST, body: Some(body), ..Question::get("overrides") };
+    output.show(&question, done).await
+}
+
+async fn take_back(
+    key: &'static str,
+    name: &str,
+    action: &str,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let query = vec![(key, name.to_owned()), ("action", action.to_owned())];
+    output.show(&Question { query, ..Question::delete("overrides") }, done).await
 }
 
 fn set_level(level: String, lasts: Option<Duration>) -> Question {
@@ -343,7 +407,12 @@ fn set_level(level: String, lasts: Option<Duration>) -> Question {
 }
 
 fn done(answer: &Value) -> String {
-    format!("{}: done\n", answer.get("endpoint").and_then(Value::as_str).unwrap_or("endpoint"))
+    let names = ["endpoint", "backend", "listener"].map(|key| (key, answer[key].as_str()));
+    match names.into_iter().find_map(|(key, name)| Some((key, name?))) {
+        Some(("endpoint", name)) => format!("{name}: done\n"),
+        Some((what, name)) => format!("{what} {name}: done\n"),
+        None => "done\n".to_owned(),
+    }
 }
 
 /// An id as one part of a path. What is in no id is left out, and the gateway says what an id is.

@@ -67,11 +67,15 @@ export function update(now, before) {
     second: `${count(row.sessions)} live, ${flow(ofListener, row)}`,
     leads: row.routes.length ? `to ${row.routes.join(", ")}` : "to no route",
   }));
+  const ofRoute = rates(now.routes, before?.routes, (row) => row.route);
+  const noEndpoint = (row) =>
+    row.refused > 0 ? `, ${Math.round(row.refused * 100)} % refused: no endpoint` : "";
   box($("routes"), now.routes, (row) => row.route, (row) => ({
     state: row.refused > 0.999 ? "bad" : row.refused > 0 ? "warn" : "ok",
     title: row.route,
     first: row.hostnames.join(", ") || "every client",
-    second: row.refused > 0 ? `${Math.round(row.refused * 100)} % refused: no endpoint` : "",
+    second: `${count(row.sessions)} live, ${perSecond(ofRoute(row, "opened"))} new, ` +
+      `${perSecond(ofRoute(row, "refused_sessions"))} refused${noEndpoint(row)}`,
     leads: `to ${row.backends.map((of) => `${of.backend} ${Math.round(of.share * 100)} %`).join(", ")}`,
   }));
   const ofBackend = rates(now.backends, before?.backends, (row) => row.backend);

@@ -208,7 +208,9 @@ fn find<'t>(
     };
     let socket = found.ok_or_else(|| match client.local {
         Some(local) => format!("listener {:?} has no address {local}", client.listener),
-        None => format!("listener {:?} has no socket", client.listener),
+        None => {
+            format!("listener {:?} has no socket: an operator drains the listener", client.listener)
+        }
     })?;
     Ok((&table.listeners[index], socket))
 }

@@ -55,9 +55,11 @@ impl Session {
                 | R::QueueTimeout
                 | R::ConnectFailed
                 | R::ConnectTimeout
+                | R::EndpointStarttlsFailed
                 | R::LocalLimit
         );
-        // Where TLS ends here, client and gateway have agreed on keys by now.
+        // Where TLS ends here, client and gateway have agreed on keys by now, and rustls sends no
+        // alert that is not its own.
         let passes = self.greeted && self.tls.is_none();
         (has_no_place && passes).then_some(Alert::InternalError)
     }

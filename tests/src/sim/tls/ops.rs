@@ -19,6 +19,10 @@ impl Life {
                     "it has a client's bytes"
                 );
                 self.connected = false;
+                // Nobody reads what was on its way to an endpoint that is given up.
+                self.wires[1].outbound.clear();
+                // What the client has said since then waited for the endpoint, not for a turn.
+                self.told = None;
                 if let Some(spare) = self.spare.take() {
                     let capacity = turn.rng.scale(1_024, 1 << 18) as usize;
                     self.wires[1] = Wire { capacity, ..Wire::default() };

@@ -91,7 +91,7 @@ async fn backends(State(api): State<Api>) -> Result<Response, Fault> {
 }
 
 pub fn rows(api: &Api, parts: &Parts) -> Vec<Row> {
-    let Parts { in_force, table, endpoints, names } = parts;
+    let Parts { in_force, table, endpoints, names, .. } = parts;
     let mut shown: BTreeMap<&str, Vec<&Shown>> = BTreeMap::new();
     for endpoint in endpoints {
         shown.entry(&endpoint.backend).or_default().push(endpoint);

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::Method;
@@ -66,10 +65,13 @@ struct Events {
     events: Vec<Entry>,
 }
 
-async fn events(which: Result<Query<Which>, QueryRejection>) -> Result<Json<Events>, Fault> {
+async fn events(
+    State(api): State<Api>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Response, Fault> {
     let Query(which) = which?;
     let limit = which.most()?;
-    Ok(Json(Events { events: EVENTS.after(which.after, limit) }))
+    api.answer(move |_| Events { events: EVENTS.after(which.after, limit) }).await
 }
 
 impl Which {

@@ -7,7 +7,8 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
-use config_sync::sync::overrides::{Action, Kind, Override, Shown};
+use config_sync::sync::ConfigSync;
+use config_sync::sync::overrides::{Action, Asked, Kind, Override, Shown};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,29 +19,19 @@ pub fn operations() -> Vec<Operation> {
     vec![
         Operation::new(Method::GET, "/endpoints", endpoints, "Lists the endpoints")
             .answers::<Endpoints>(),
-        Operation::new(
-            Method::GET,
-            "/overrides",
-            overrides,
-            "Lists what operators have said about endpoints",
-        )
-        .answers::<Overrides>(),
+        Operation::new(Method::GET, "/overrides", overrides, "Lists what operators have said")
+            .answers::<Overrides>(),
         Operation::new(
             Method::POST,
             "/overrides",
             say,
-            "Drains or disables an endpoint, or sets its weight",
+            "Drains an endpoint, a backend or a listener, disables an endpoint, or sets its weight",
         )
         .body::<Say>()
         .answers::<Done>(),
-        Operation::new(
-            Method::DELETE,
-            "/overrides",
-            take_back,
-            "Takes back what was said about an endpoint",
-        )
-        .query::<TakeBack>()
-        .answers::<Done>(),
+        Operation::new(Method::DELETE, "/overrides", take_back, "Takes back what was said")
+            .query::<TakeBack>()
+            .answers::<Done>(),
     ]
 }
 
@@ -74,8 +65,13 @@ struct Overrides {
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "Override")]
 struct Said {
-    backend: String,
-    endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<String>,
+    /// Absent: the listener, or the backend with all its endpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
     action: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u32>,
@@ -88,8 +84,10 @@ struct Said {
 #[schemars(rename = "OverrideAsked")]
 #[serde(deny_unknown_fields)]
 pub(super) struct Say {
+    listener: Option<String>,
+    /// With `endpoint`: the endpoint's backend. Without: the backend with all its endpoints.
     backend: Option<String>,
-    endpoint: String,
+    endpoint: Option<String>,
     action: Word,
     weight: Option<u32>,
     for_seconds: Option<u64>,
@@ -98,9 +96,10 @@ pub(super) struct Say {
 #[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TakeBack {
+    listener: Option<String>,
     backend: Option<String>,
-    endpoint: String,
-    /// Absent: all that is said about the endpoint.
+    endpoint: Option<String>,
+    /// Absent: all that is said.
     action: Option<Word>,
 }
 
@@ -113,11 +112,41 @@ enum Word {
     Weight,
 }
 
-/// The endpoint that was meant, behind its backend and a slash.
-#[derive(JsonSchema, Serialize)]
+/// What was meant; an endpoint, behind its backend and a slash.
+#[derive(Default, JsonSchema, Serialize)]
 #[schemars(rename = "OverrideDone")]
 struct Done {
-    endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+}
+
+impl Done {
+    fn of(asked: Asked<'_>, name: String) -> Self {
+        let name = Some(name);
+        match asked {
+            Asked::Listener(_) => Self { listener: name, ..Self::default() },
+            Asked::Backend(_) => Self { backend: name, ..Self::default() },
+            Asked::Endpoint(..) => Self { endpoint: name, ..Self::default() },
+        }
+    }
+}
+
+/// What a request is about.
+fn asked<'a>(
+    listener: Option<&'a str>,
+    backend: Option<&'a str>,
+    endpoint: Option<&'a str>,
+) -> Result<Asked<'a>, Fault> {
+    match (listener, backend, endpoint) {
+        (Some(listener), None, None) => Ok(Asked::Listener(listener)),
+        (None, Some(backend), None) => Ok(Asked::Backend(backend)),
+        (None, backend, Some(endpoint)) => Ok(Asked::Endpoint(backend, endpoint)),
+        _ => Err(Fault::bad("say which: endpoint, backend or listener")),
+    }
 }
 
 async fn endpoints(State(api): State<Api>) -> Result<Response, Fault> {
@@ -139,14 +168,15 @@ fn row(of: Shown, api: &Api) -> Row {
     }
 }
 
-async fn overrides(State(api): State<Api>) -> Result<Json<Overrides>, Fault> {
+async fn overrides(State(api): State<Api>) -> Result<Response, Fault> {
     let all = api.caller.with_sync(|sync| sync.overrides()).await?;
-    Ok(Json(Overrides { overrides: all.into_iter().map(said).collect() }))
+    api.answer(move |_| Overrides { overrides: all.into_iter().map(said).collect() }).await
 }
 
 fn said(of: Override) -> Said {
     Said {
-        backend: of.backend.to_string(),
+        listener: of.listener.map(|name| name.to_string()),
+        backend: of.backend.map(|name| name.to_string()),
         endpoint: of.endpoint,
         action: of.action.kind().to_string(),
         weight: match of.action {
@@ -165,15 +195,19 @@ async fn say(
     api.may_change(&headers).await?;
     let Json(said) = body?;
     let (action, lasts) = said.action()?;
-    let Say { backend, endpoint, .. } = said;
-    let work = move |sync: &mut config_sync::sync::ConfigSync| {
-        sync.override_endpoint((backend.as_deref(), &endpoint), action, lasts)
+    let work = move |sync: &mut ConfigSync| {
+        let asked = said.asked()?;
+        let name = sync.set_override(asked, action, lasts).map_err(Fault::bad)?;
+        Ok(Json(Done::of(asked, name)))
     };
-    let endpoint = api.caller.with_sync(work).await?.map_err(Fault::bad)?;
-    Ok(Json(Done { endpoint }))
+    api.caller.with_sync(work).await?
 }
 
 impl Say {
+    pub(super) fn asked(&self) -> Result<Asked<'_>, Fault> {
+        asked(self.listener.as_deref(), self.backend.as_deref(), self.endpoint.as_deref())
+    }
+
     pub(super) fn action(&self) -> Result<(Action, Option<Duration>), Fault> {
         let action = match (self.action, self.weight) {
             (Word::Drain, None) => Action::Drain,
@@ -194,15 +228,22 @@ async fn take_back(
     query: Result<Query<TakeBack>, QueryRejection>,
 ) -> Result<Json<Done>, Fault> {
     api.may_change(&headers).await?;
-    let Query(TakeBack { backend, endpoint, action }) = query?;
-    let kind = action.map(|word| match word {
+    let Query(back) = query?;
+    let kind = back.action.map(|word| match word {
         Word::Drain => Kind::Drain,
         Word::Disable => Kind::Disable,
         Word::Weight => Kind::Weight,
     });
-    let work = move |sync: &mut config_sync::sync::ConfigSync| {
-        sync.take_back((backend.as_deref(), &endpoint), kind)
+    let work = move |sync: &mut ConfigSync| {
+        let asked = back.asked()?;
+        let name = sync.take_back(asked, kind).map_err(Fault::bad)?;
+        Ok(Json(Done::of(asked, name)))
     };
-    let endpoint = api.caller.with_sync(work).await?.map_err(Fault::bad)?;
-    Ok(Json(Done { endpoint }))
+    api.caller.with_sync(work).await?
+}
+
+impl TakeBack {
+    pub(super) fn asked(&self) -> Result<Asked<'_>, Fault> {
+        asked(self.listener.as_deref(), self.backend.as_deref(), self.endpoint.as_deref())
+    }
 }

@@ -24,7 +24,7 @@ pub struct Read {
     pub why: bool,
     pub events: bool,
     pub take_back: bool,
-    /// The body says something about an endpoint.
+    /// The body says something about an endpoint, a backend or a listener.
     pub say: bool,
     /// The body sets the level of the log.
     pub level: bool,
@@ -54,8 +54,8 @@ pub fn read(target: &str, body: &[u8]) -> Read {
     }
     read.why = query(&uri).is_some_and(|words| why::client(words).is_ok());
     read.events = query::<Which>(&uri).is_some_and(|which| which.most().is_ok());
-    read.take_back = query::<TakeBack>(&uri).is_some();
-    read.say = json::<Say>(body).is_some_and(|say| say.action().is_ok());
+    read.take_back = query::<TakeBack>(&uri).is_some_and(|back| back.asked().is_ok());
+    read.say = json::<Say>(body).is_some_and(|say| say.action().is_ok() && say.asked().is_ok());
     read.level = json::<Set>(body).is_some_and(|Set { level, for_seconds }| {
         lasts(for_seconds).is_ok() && Levels::read(&level, LogLevel::Info).is_ok()
     });
@@ -86,10 +86,20 @@ mod tests {
         assert_eq!(all("/api/v1/flows?limit=7", ""), page);
         assert!(all("/api/v1/flows?limit=7&cursor=3.70000", "").page);
         assert!(!all("/api/v1/flows?limit=0", "").page);
+        let sorted = all("/api/v1/sessions?sort=age_ms&reverse=true&limit=20&listener=web", "");
+        assert!(sorted.page && !sorted.kill);
+        let bounds =
+            "min_age_ms=1&max_age_ms=6&min_idle_ms=5&max_idle_ms=9&min_bytes=6&max_bytes=7";
+        assert_eq!(all(&format!("/api/v1/flows?{bounds}&state=relaying"), ""), list);
+        assert!(!all("/api/v1/sessions?sort=colour", "").page);
         assert!(all("/api/v1/session/s0-1f-2-9ac1e07b", "").id);
         assert!(all("/api/v1/why?client=[::1]:9&listener=web&udp=true", "").why);
         assert!(all("/api/v1/events?after=9", "").events);
         assert!(all("/api/v1/overrides?endpoint=web/a&action=drain", "").take_back);
+        assert!(all("/api/v1/overrides?listener=web", "").take_back);
+        assert!(!all("/api/v1/overrides?listener=web&backend=web", "").take_back);
+        assert!(all("/api/v1/overrides", r#"{"backend": "web", "action": "drain"}"#).say);
+        assert!(!all("/api/v1/overrides", r#"{"action": "drain"}"#).say);
         let say = r#"{"endpoint": "web/a", "action": "weight", "weight": 3, "for_seconds": 9}"#;
         assert!(all("/api/v1/overrides", say).say);
         assert!(!all("/api/v1/overrides", r#"{"endpoint": "a", "action": "weight"}"#).say);

@@ -64,6 +64,8 @@ pub struct Row {
 #[serde(rename_all = "lowercase")]
 enum Phase {
     Listening,
+    /// By an operator: no new sessions.
+    Drained,
     /// The gateway ends, or the listener has left the configuration and still has sessions.
     Draining,
 }
@@ -89,7 +91,11 @@ pub fn rows(api: &Api, parts: &Parts) -> Vec<Row> {
         let row = counted(api, name, ids.get(name).copied());
         Row {
             routes: leads.remove(name).unwrap_or_default(),
-            state: if is_draining { Phase::Draining } else { Phase::Listening },
+            state: match (is_draining, parts.drained.contains(name)) {
+                (true, _) => Phase::Draining,
+                (false, true) => Phase::Drained,
+                (false, false) => Phase::Listening,
+            },
             ..configured(listener, row)
         }
     });

@@ -21,6 +21,7 @@ mod top;
 mod upgrade;
 mod why;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +100,8 @@ struct Parts {
     endpoints: Vec<Shown>,
     /// Only for a moment, because the next change copies all names that somebody keeps.
     names: Arc<Names>,
+    /// Listeners that an operator drains.
+    drained: BTreeSet<Arc<str>>,
 }
 
 impl Api {
@@ -106,7 +109,8 @@ impl Api {
         let found = self.caller.with_sync(|sync| {
             let in_force = Arc::clone(sync.in_force()?);
             let (table, endpoints) = (Arc::clone(sync.table()), sync.endpoints());
-            Some(Parts { in_force, table, endpoints, names: sync.shared_names() })
+            let (names, drained) = (sync.shared_names(), sync.drained_listeners());
+            Some(Parts { in_force, table, endpoints, names, drained })
         });
         found.await?.ok_or_else(|| Fault::bad("there is no configuration yet"))
     }

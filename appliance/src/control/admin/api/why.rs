@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::Method;
+use axum::response::Response;
 use config_sync::table::routing::{EndpointId, Protocol};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ struct Limit {
 async fn ask(
     State(api): State<Api>,
     query: Result<Query<Words>, QueryRejection>,
-) -> Result<Json<Told>, Fault> {
+) -> Result<Response, Fault> {
     let Query(words) = query?;
     let udp = words.udp;
     let client = client(words).map_err(Fault::bad)?;
@@ -91,7 +91,7 @@ async fn ask(
         return Err(Fault::bad(text + ", and not for UDP"));
     }
     find_resting(&api, &mut answer).await?;
-    Ok(Json(Told { limits: limits(&api, &answer), answer }))
+    api.answer(move |api| Told { limits: limits(api, &answer), answer }).await
 }
 
 /// The most endpoints that workers are asked about, because a worker answers in one turn.
