@@ -86,9 +86,9 @@ impl Session {
                         tls.writable(core, self.token, side);
                     }
                 }
-                // No read would report the failure: the end of this side was delivered, or the side
-                // is not being read.
-                if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
+                // No read would report the failure: this side has ended, or is not being read.
+                let is_unread = relay.half(side).is_over() || relay.half(side).blocked();
+                if failed && is_unread && !relay.is_shared() {
                     self.end(core, failure(side, Why::Reset), Some(side));
                 }
                 self.pump(core);
@@ -189,6 +189,9 @@ impl Session {
 
     /// Acts on a deadline of this session that may be due.
     pub fn expire(&mut self, core: &mut Core) {
+        if self.is_shared() {
+            return self.postpone(core);
+        }
         if self.next_look().is_some_and(|at| at <= core.now) {
             self.look(core);
         }
