@@ -113,6 +113,10 @@ pub enum Op {
     /// Take an accepted connection as this session's client side, and watch that side: `Ready` from
     /// now on.
     Adopt { incoming: u32 },
+    /// Take both connections of a session that another process has too, and watch both sides:
+    /// `Ready` from now on. As long as this process only watches, the other one can go on. What
+    /// arrived and is not attached in the same turn is closed here, without a word to the peers.
+    Attach { incoming: u32 },
     /// Look at the client's bytes without taking them, at `at_least` bytes if so many have come.
     /// *Direct*: `Peeked`. Afterwards fewer than `at_least` bytes cause no `Ready`, until the first
     /// `Move` from the client.

@@ -11,26 +11,29 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use config_sync::publish::Command;
+use config_sync::table::moving::Moving;
+use config_sync::table::request::Handle;
 use config_sync::table::routing::Limits;
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustls::pki_types::UnixTime;
 
-use crate::contract::{Event, Op, Token};
+use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::Proxy;
 use crate::proxy::table_queue::{Step, TableQueue};
 use crate::ring::{Features, Ring, RingError, Turn};
 use crate::stats::counters::Counters;
-use crate::stats::records::Record;
+use crate::stats::records::{Offered, Record};
 
-/// Microseconds since the process began. All workers and the control thread begin with this clock.
+/// Microseconds since `BEFORE` the process began. All workers and the control thread begin with it.
 /// A worker then leaves the time out for which it was stopped within a turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
 impl Clock {
     pub fn start() -> Self {
-        Self(Instant::now())
+        let now = Instant::now();
+        Self(now.checked_sub(BEFORE).unwrap_or(now))
     }
 
     pub fn micros(self) -> u64 {
@@ -55,6 +58,14 @@ impl Clock {
     }
 }
 
+/// How much of the time before the process the clock has, because sessions come from earlier
+/// processes.
+const BEFORE: Duration = Duration::from_secs(400 * 86_400);
+
+/// Copies of the connections of a session that is offered to another process, with the client and
+/// with the endpoint. They come before the record that has the session.
+pub type Copies = (Handle, [OwnedFd; 2]);
+
 /// The settings and channels of a worker.
 pub struct WorkerConfig {
     /// The core to run on. `None`: the scheduler chooses the core.
@@ -68,6 +79,7 @@ pub struct WorkerConfig {
     /// An eventfd, written after each command.
     pub wake: OwnedFd,
     pub records: Sender<Record>,
+    pub copies: Sender<Copies>,
     pub clock: Clock,
     /// The time until which source ports are short, in microseconds of the clock. All workers read
     /// and write this value, so that no worker keeps idle sockets whose ports another worker wants.
@@ -126,6 +138,7 @@ pub struct Worker {
     tables: TableQueue<Arc<OwnedFd>>,
     commands: Receiver<Command>,
     records: Sender<Record>,
+    copies: Sender<Copies>,
     /// Records that found the channel full and must not be lost.
     kept: VecDeque<Record>,
     counters: Arc<Counters>,
@@ -175,6 +188,7 @@ impl Worker {
             tables: TableQueue::default(),
             commands: config.commands,
             records: config.records,
+            copies: config.copies,
             kept: VecDeque::new(),
             counters,
             clock: config.clock,
@@ -321,12 +335,26 @@ impl Worker {
                     most.set(most.get().max(took));
                 }
                 Command::Ask(request) => self.proxy.ask(now, request, &mut self.ops),
+                Command::Adopt { number, sessions, sockets } => {
+                    self.adopt(now, number, sessions, sockets);
+                }
                 Command::Look => self.ring.look(&mut self.turn),
                 Command::Stop => self.proxy.stop(now, &mut self.ops),
             }
             self.carry_out();
             self.settle(now);
         }
+    }
+
+    fn adopt(&mut self, now: u64, number: u64, sessions: Vec<Moving>, sockets: Vec<[OwnedFd; 2]>) {
+        let arrivals = sessions.into_iter().zip(sockets).map(|(mut moving, sockets)| {
+            shift_back(&mut moving, self.left_out);
+            (moving, self.ring.arrive(sockets))
+        });
+        let arrivals = arrivals.collect();
+        self.proxy.adopt(now, number, arrivals, &mut self.ops);
+        self.carry_out();
+        self.ring.clear_arrivals();
     }
 
     /// Carries out some steps of the tables, and leaves the rest for the next turns. New sockets
@@ -361,6 +389,16 @@ impl Worker {
                         entry.record.shift(self.left_out);
                         entry.last += self.left_out;
                     }
+                    for Offered { handle, moving } in &mut reply.offered {
+                        moving.opened += self.left_out;
+                        moving.last_byte += self.left_out;
+                        let Handle { slot, generation, .. } = *handle;
+                        let token = Token { kind: Kind::Session, slot, generation };
+                        if let Some(copies) = self.ring.copies(token) {
+                            // Without its copies the session stays here.
+                            let _ = self.copies.try_send((*handle, copies));
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -385,6 +423,12 @@ impl Worker {
     pub fn is_done(&self) -> bool {
         self.proxy.is_done() && self.kept.is_empty() && self.tables.is_empty()
     }
+}
+
+/// The worker's clock has left out so many microseconds.
+fn shift_back(moving: &mut Moving, left_out: u64) {
+    moving.opened = moving.opened.saturating_sub(left_out);
+    moving.last_byte = moving.last_byte.saturating_sub(left_out);
 }
 
 fn keep(kept: &mut VecDeque<Record>, record: Record, counters: &Counters) {

@@ -103,6 +103,7 @@ impl Bench {
             commands,
             wake: wake.as_fd().try_clone_to_owned().unwrap(),
             records,
+            copies: bounded(1).0,
             clock: Clock::start(),
             ports_short: Arc::default(),
             seed: 1,

@@ -328,6 +328,7 @@ impl RealStage {
             commands: to_worker,
             wake: wake.as_fd().try_clone_to_owned().expect("a descriptor"),
             records: from_worker,
+            copies: bounded(1).0,
             clock,
             ports_short: Arc::clone(&ports_short),
             seed: 1,

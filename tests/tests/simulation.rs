@@ -51,7 +51,7 @@ fn every_seed_keeps_every_promise() {
     let next = AtomicU64::new(0);
     let done = AtomicU64::new(0);
     let coverage = Mutex::new(Coverage::default());
-    let totals = [const { AtomicU64::new(0) }; 3];
+    let totals = [const { AtomicU64::new(0) }; 4];
     let failed = Mutex::new(Vec::new());
     let threads = thread::available_parallelism().map_or(2, usize::from);
     thread::scope(|scope| {
@@ -71,7 +71,8 @@ fn every_seed_keeps_every_promise() {
                         Ok(outcome) => {
                             done.fetch_add(1, Ordering::Relaxed);
                             mine.merge(&outcome.coverage);
-                            let seen = [outcome.events, outcome.sessions, outcome.flows];
+                            let seen =
+                                [outcome.events, outcome.sessions, outcome.flows, outcome.moved];
                             for (total, n) in totals.iter().zip(seen) {
                                 total.fetch_add(n, Ordering::Relaxed);
                             }
@@ -91,11 +92,14 @@ fn every_seed_keeps_every_promise() {
          ringway-tests --test simulation every_seed -- --nocapture",
         failed[0]
     );
-    let [events, sessions, flows] = totals.map(AtomicU64::into_inner);
+    let [events, sessions, flows, moved] = totals.map(AtomicU64::into_inner);
     let coverage = coverage.into_inner().expect("no panic while held");
     // Past the harness, which would show it only if the test failed.
     let seeds = done.into_inner();
-    let total = format!("{seeds} seeds, {events} events, {sessions} sessions, {flows} flows");
+    let total = format!(
+        "{seeds} seeds, {events} events, {sessions} sessions ({moved} moved), {flows} flows"
+    );
+    assert!(moved > 0 || seeds < 100, "no session went to another process");
     writeln!(std::io::stderr(), "{total}\n{coverage}").expect("stderr");
     // A rare pair needs many seeds; a short run is for finding bugs.
     if seeds >= 10_000 {

@@ -64,7 +64,7 @@ use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
 use crate::ring::{Features, RingError};
 use crate::stats::counters::Counters;
-use crate::wire::hand_over::What;
+use crate::wire::hand_over::{MOST_SESSIONS, What};
 use crate::worker;
 use crate::worker::{Clock, Spawned, WorkerConfig};
 
@@ -454,6 +454,7 @@ fn spawn(
     let wake = OwnedFd::from(wake);
     let (commands, receiver) = crossbeam_channel::bounded(1);
     let (sender, records) = crossbeam_channel::bounded(RECORDS);
+    let (copier, copies) = crossbeam_channel::bounded(MOST_SESSIONS);
     let Spawned { thread, ready } = worker::spawn(WorkerConfig {
         core: core.map(|id| CoreId { id }),
         index,
@@ -463,12 +464,13 @@ fn spawn(
         commands: receiver,
         wake: wake.try_clone()?,
         records: sender,
+        copies: copier,
         clock,
         ports_short: Arc::clone(ports_short),
         seed: seed()?,
     })?;
     let link = Link { commands, wake: Arc::new(wake) };
-    Ok((link, Running { thread: Some(thread), records, applied: 0 }, ready))
+    Ok((link, Running { thread: Some(thread), records, copies, applied: 0 }, ready))
 }
 
 impl Running {

@@ -35,15 +35,17 @@ use crate::control::systemd;
 use crate::control::time_of_day::{time_of_day, unix_seconds};
 use crate::control::timestamp::{Timestamp, WallClock};
 use crate::control::upgrade::state::{Upgrade, knocked};
+use crate::control::upgrade::under_way::FIRST_NUMBER;
 use crate::stats::records::{Record, SessionRecord};
+use crate::worker::Copies;
 
 /// How often the control thread collects the workers' records. Workers do not wake the control
 /// thread, because that would cost them a system call for each record. Their channels hold the
 /// records of one tick.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How soon the control thread looks for the answer to a request of the admin API.
-const SOON: Duration = Duration::from_millis(2);
+/// How soon the control thread looks for a worker's answer to a request.
+const SOON: Duration = Duration::from_millis(1);
 
 /// Files that are kept for a reload. A reload can open this many new sockets when sessions have
 /// taken all other files. A reload that needs more is tried again.
@@ -93,6 +95,7 @@ pub struct Running {
     /// `None` once it has been joined.
     pub thread: Option<JoinHandle<io::Result<()>>>,
     pub records: Receiver<Record>,
+    pub copies: Receiver<Copies>,
     /// The generation of the worker's table.
     pub applied: u64,
 }
@@ -166,7 +169,7 @@ impl Control {
                 Some(()) = signals.upgrade.recv() => self.begin_upgrade(None, None),
                 connection = knocked(&mut self.upgrade.door) => self.on_knock(connection),
                 Some(step) = self.upgrade.steps.recv() => self.on_step(step),
-                () = tokio::time::sleep(SOON), if self.live.is_waiting() => self.collect_all(),
+                () = tokio::time::sleep(SOON), if self.is_waiting() => self.collect_all(),
                 Some(()) = signals.interrupt.recv() => self.terminate(),
                 Some(()) = signals.terminate.recv() => self.terminate(),
             }
@@ -548,7 +551,10 @@ impl Control {
                 }
                 Record::Retired(table) => drop(table),
                 Record::Unlistened(socket) => self.sync.unlistened(index, socket),
-                Record::Reply(reply) => self.live.replied(reply, &self.sync),
+                Record::Reply(reply) if reply.number < FIRST_NUMBER => {
+                    self.live.replied(reply, &self.sync);
+                }
+                Record::Reply(reply) => self.moved(index, reply),
             }
         }
         self.log.flush();
@@ -567,6 +573,7 @@ impl Control {
     fn join(&mut self, index: usize) -> anyhow::Result<()> {
         let Some(thread) = self.workers[index].thread.take() else { return Ok(()) };
         self.live.ended(index);
+        self.moves_ended(index);
         let ending = matches!(self.phase, Phase::Draining | Phase::Stopping);
         match thread.join() {
             Ok(Ok(())) if ending => Ok(()),

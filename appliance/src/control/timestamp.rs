@@ -18,6 +18,16 @@ impl WallClock {
         Self { start: u64::try_from(unix).unwrap_or(0).saturating_sub(micros) }
     }
 
+    /// The microseconds of Unix time at this time of the workers' clock.
+    pub fn unix(self, micros: u64) -> u64 {
+        self.start.saturating_add(micros)
+    }
+
+    /// The time of the workers' clock at these microseconds of Unix time.
+    pub fn micros(self, unix: u64) -> u64 {
+        unix.saturating_sub(self.start)
+    }
+
     pub fn at(self, micros: u64) -> Timestamp {
         Timestamp(self.start.saturating_add(micros))
     }

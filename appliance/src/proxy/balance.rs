@@ -331,6 +331,15 @@ impl Balancer {
         self.endpoints[endpoint.index()].opened()
     }
 
+    /// Counts a session that another process has given to this endpoint, however many there are.
+    pub fn arrived(&mut self, endpoint: EndpointId) {
+        let index = endpoint.index();
+        if self.endpoints.len() <= index {
+            self.endpoints.resize(index + 1, OfEndpoint::default());
+        }
+        self.endpoints[index].arrived();
+    }
+
     pub fn closed(&mut self, endpoint: EndpointId) {
         self.endpoints[endpoint.index()].closed();
     }

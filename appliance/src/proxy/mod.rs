@@ -14,6 +14,7 @@ mod drain;
 mod gone;
 mod log_limit;
 mod of_endpoint;
+pub mod parting;
 mod places;
 mod requests;
 mod slab;
@@ -29,20 +30,22 @@ mod waiting;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::request::Request;
+use config_sync::table::moving::Moving;
+use config_sync::table::request::{Request, What};
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::closing::Closing;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::drain::Draining;
+use crate::proxy::parting::Parting;
 use crate::proxy::requests::{Held, Requests};
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::{First, Session};
 use crate::proxy::udp::state::Flows;
 use crate::proxy::undecided::Undecided;
 use crate::stats::counters::Counters;
-use crate::stats::records::{CloseReason, Record, SessionRecord};
+use crate::stats::records::{CloseReason, Record, Reply, SessionRecord};
 
 #[derive(Debug)]
 pub struct Proxy {
@@ -52,6 +55,7 @@ pub struct Proxy {
     drain: Option<Draining>,
     closing: Closing,
     requests: Requests,
+    parting: Parting,
     undecided: Undecided,
 }
 
@@ -68,6 +72,7 @@ impl Proxy {
             drain: None,
             closing: Closing::new(),
             requests: Requests::default(),
+            parting: Parting::default(),
             undecided: Undecided::default(),
         }
     }
@@ -126,8 +131,32 @@ impl Proxy {
     /// calls of `expire`.
     pub fn ask(&mut self, now: u64, request: Request, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
-        let Self { core, sessions, flows, requests, .. } = self;
-        requests.ask(&mut Held { core, sessions, flows }, request);
+        let Self { core, sessions, flows, requests, parting, .. } = self;
+        match request.what {
+            What::Part { from, most } => parting.ask(core, request.number, from, most),
+            What::Forget(handles) => parting::decide(core, sessions, &handles, false),
+            What::GoOn(handles) => parting::decide(core, sessions, &handles, true),
+            what => {
+                let request = Request { what, number: request.number };
+                requests.ask(&mut Held { core, sessions, flows }, request);
+            }
+        }
+        self.leave(ops);
+    }
+
+    /// Adopts sessions of another process, as many as there are slots for, and keeps them still.
+    /// The answer is a record.
+    pub fn adopt(
+        &mut self,
+        now: u64,
+        number: u64,
+        arrivals: Vec<(Moving, u32)>,
+        ops: &mut Vec<(Token, Op)>,
+    ) {
+        self.enter(now, ops);
+        let adopted = parting::adopt(&mut self.core, &mut self.sessions, arrivals);
+        let reply = Reply { number, adopted, ..Reply::default() };
+        self.core.records.push(Record::Reply(reply));
         self.leave(ops);
     }
 
@@ -151,6 +180,7 @@ impl Proxy {
             drain.step(&mut self.core, &mut self.sessions, &mut self.flows);
         }
         self.closing.step(&mut self.core, &mut self.sessions);
+        self.parting.step(&mut self.core, &mut self.sessions);
         let Self { core, sessions, flows, requests, .. } = self;
         requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
@@ -218,7 +248,8 @@ impl Proxy {
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
         let marks = self.core.marks.next();
         let sweep = self.flows.next_sweep();
-        let steps = [self.closing.next, self.requests.next, self.core.waiting.next];
+        let steps =
+            [self.closing.next, self.requests.next, self.parting.next, self.core.waiting.next];
         [timers, marks, paused, drain, sweep].into_iter().chain(steps).flatten().min()
     }
 
@@ -226,6 +257,7 @@ impl Proxy {
     /// answered.
     pub fn is_done(&self) -> bool {
         self.requests.next.is_none()
+            && self.parting.next.is_none()
             && self.drain.is_some()
             && self.core.tables.open_sockets() == 0
             && self.is_idle()

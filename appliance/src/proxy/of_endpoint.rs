@@ -26,6 +26,14 @@ impl OfEndpoint {
         true
     }
 
+    /// Counts a session that has its place already.
+    pub fn arrived(&mut self) {
+        self.active += 1;
+        if let Some(load) = &self.shared {
+            load.sessions.add(1);
+        }
+    }
+
     pub fn closed(&mut self) {
         self.active -= 1;
         if let Some(load) = &self.shared {

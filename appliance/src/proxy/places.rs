@@ -72,6 +72,20 @@ impl Places {
         has_room
     }
 
+    /// Counts a session that had its place in another process.
+    pub fn arrive(&mut self, id: ListenerId, ending: bool) {
+        if self.0.len() <= id.index() {
+            self.0.resize_with(id.index() + 1, Place::default);
+        }
+        let place = &mut self.0[id.index()];
+        let counts = place.all.as_ref().map(|all| if ending { &all.ending } else { &all.full });
+        counts.into_iter().for_each(|count| count.add(1));
+        match ending {
+            true => place.ending += 1,
+            false => place.full += 1,
+        }
+    }
+
     /// One side has ended: a client that comes back has a place.
     pub fn begins_to_end(&mut self, id: ListenerId) {
         let place = &mut self.0[id.index()];

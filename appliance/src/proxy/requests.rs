@@ -135,8 +135,13 @@ impl Requests {
         let (of, filter, from, most) = match &request.what {
             What::List { of, filter, from, most } => (*of, filter, *from, Some(*most)),
             What::KillAll { of, filter } => (*of, filter, 0, None),
-            What::Inspect(_) | What::Kill(_) | What::Resting(_) => {
-                unreachable!("`ask` has carried it out")
+            What::Inspect(_)
+            | What::Kill(_)
+            | What::Resting(_)
+            | What::Part { .. }
+            | What::Forget(_)
+            | What::GoOn(_) => {
+                unreachable!("`ask` has carried it out, or is not asked")
             }
         };
         let is_full =
@@ -183,7 +188,7 @@ impl Held<'_> {
         let (handle, facts) = match of {
             Of::Sessions => {
                 let session = self.sessions.at(slot)?;
-                if matches!(session.state, State::Closing) {
+                if matches!(session.state, State::Closing) || session.is_shared() {
                     return None;
                 }
                 (session.handle(), session_facts(session, self.core.now))
@@ -214,7 +219,8 @@ impl Held<'_> {
         match of {
             Of::Sessions => {
                 let session = self.sessions.get_mut(slot, generation);
-                let live = session.filter(|session| !matches!(session.state, State::Closing));
+                let live =
+                    session.filter(|of| !matches!(of.state, State::Closing) && !of.is_shared());
                 let Some(session) = live else { return false };
                 session.finish(self.core, CloseReason::Killed, true);
             }

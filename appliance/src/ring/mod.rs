@@ -81,6 +81,23 @@ impl Ring {
         self.listeners.add(socket, transport, fd.into());
     }
 
+    /// Keeps both connections of a session of another process, and returns the number by which
+    /// `Op::Attach` names them.
+    pub fn arrive(&mut self, sockets: [OwnedFd; 2]) -> u32 {
+        self.tcp.arrive(sockets)
+    }
+
+    /// Closes what has arrived and was not attached.
+    pub fn clear_arrivals(&mut self) {
+        self.tcp.clear_arrivals();
+    }
+
+    /// Copies of a session's connections, with the client and with the endpoint. `None`: no file is
+    /// left, or a connection is not there.
+    pub fn copies(&mut self, token: Token) -> Option<[OwnedFd; 2]> {
+        self.tcp.copies(token)
+    }
+
     /// Accepts what waits on sockets that accept, though the kernel has told this ring of nothing.
     /// The events are added to `turn`.
     pub fn look(&mut self, turn: &mut Turn) {
@@ -148,6 +165,7 @@ impl Ring {
                 let fd = listeners.take(incoming).expect("incoming connections are answered once");
                 tcp.adopt(token, fd, queue);
             }
+            Op::Attach { incoming } => tcp.attach(token, incoming, queue),
             Op::Peek { at_least } => tcp.peek(token, at_least, turn),
             Op::Mark { from, at_least } => tcp.mark(token, from, at_least),
             Op::Unpace { side } => tcp.unpace(token, side, counters),

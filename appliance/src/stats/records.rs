@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use config_sync::table::moving::Moving;
 use config_sync::table::request::Handle;
 use config_sync::table::routing::{
     BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
@@ -127,6 +128,19 @@ pub struct Reply {
     pub resting: Vec<(EndpointId, u64)>,
     /// The slot from which the list goes on. `None`: the list is at its end.
     pub next: Option<u32>,
+    /// Still sessions, for another process.
+    pub offered: Vec<Offered>,
+    /// The number of sessions that pause, and will be still or go on.
+    pub pausing: u32,
+    /// Sessions of another process that were adopted.
+    pub adopted: Vec<Handle>,
+}
+
+/// A still session, which another process may go on with.
+#[derive(Debug)]
+pub struct Offered {
+    pub handle: Handle,
+    pub moving: Moving,
 }
 
 /// A session or flow that lived when the worker looked at its slot.

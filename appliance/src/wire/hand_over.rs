@@ -12,13 +12,18 @@
 //! Taken..., Ready           ->     everything serves by now; so far both accept
 //!                           <-     Yours                   nothing speaks against the end
 //! Mine                      ->     only now the old process stops to accept
-//!                           <-     Draining...             until the old process ends
+//!                           <-     Sessions                sessions that neither process reads
+//! Adopted                   ->     those of them that are the new process's from now on
+//!                           <-     Draining                this and the above, until the old
+//!                                                          process ends
 //! ```
+
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 /// A process refuses to speak with one of another version.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The most bytes of a message.
 pub const MOST_BYTES: usize = 32_768;
@@ -29,6 +34,9 @@ pub const MOST_SOCKETS: usize = 64;
 
 /// The most numbers of a `Taken` message.
 pub const MOST_NUMBERS: usize = 2_048;
+
+/// The most sessions of a `Sessions` message. Each has two sockets.
+pub const MOST_SESSIONS: usize = 16;
 
 const MAGIC: [u8; 4] = *b"RWUP";
 const HEAD: usize = 10;
@@ -62,6 +70,13 @@ pub enum Message {
     Ready,
     Yours,
     Mine,
+    /// Plain TCP sessions of which no byte is in the gateway. The descriptors beside the message
+    /// are the connections of each with the client and with the endpoint. The old process does not
+    /// read from them until it has the answer.
+    Sessions(Vec<Session>),
+    /// Whether each of the sessions is the new process's. The sender begins to read once this is on
+    /// its way, so the old process lets these go, and goes on with the others.
+    Adopted(Vec<bool>),
     /// What still lives in the old process, and in processes before it.
     Draining {
         processes: u64,
@@ -94,6 +109,56 @@ pub enum What {
     Door,
 }
 
+/// A session that relays. What ids stand for in one process, names stand for here. Times are
+/// microseconds of Unix time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Session {
+    /// The listening socket: its address, and the number of its network interface.
+    pub address: String,
+    pub interface: u32,
+    /// The client began with a ClientHello, which passed through.
+    pub tls: bool,
+    pub listener: String,
+    pub route: Option<String>,
+    pub backend: String,
+    pub endpoint: String,
+    pub client: SocketAddr,
+    pub local: SocketAddr,
+    /// The sender of the client's PROXY header, and the destination that it names.
+    pub peer: Option<SocketAddr>,
+    pub destination: Option<SocketAddr>,
+    /// The id that the endpoint was told, in two halves.
+    pub unique_id: Option<[u64; 2]>,
+    pub server_name: Option<String>,
+    /// Milliseconds: hello, idle, write stall, half close, lifetime.
+    pub timeouts: [u32; 5],
+    pub opened: u64,
+    pub last_byte: u64,
+    /// Microseconds that the connection to the endpoint took.
+    pub connect: Option<u32>,
+    /// Bytes from the client, and from the endpoint.
+    pub bytes: [u64; 2],
+    /// Whether the client has ended, and the endpoint.
+    pub ended: [bool; 2],
+    /// Whether the client ended first.
+    pub client_first: Option<bool>,
+    /// `max_sessions` counts the session as one that has begun to end.
+    pub ending: bool,
+    /// Whether the pacing of each connection may still be changed.
+    pub paced: [bool; 2],
+}
+
+impl Session {
+    /// Whether a session can be so. The bound of the bytes lets sums of them be sums.
+    fn is_sound(&self) -> bool {
+        let has_ended = self.ended != [false; 2];
+        self.bytes.iter().all(|bytes| *bytes <= u64::MAX >> 2)
+            && self.ended != [true; 2]
+            && has_ended == self.client_first.is_some()
+    }
+}
+
 /// Why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -109,6 +174,8 @@ pub enum Fault {
     Json(String),
     #[error("a message has {0} entries, which is too many")]
     Entries(usize),
+    #[error("a session of a message contradicts itself")]
+    Session,
 }
 
 /// Writes a message.
@@ -149,6 +216,15 @@ pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
         Message::Taken(numbers) if numbers.len() > MOST_NUMBERS => {
             Err(Fault::Entries(numbers.len()))
         }
+        Message::Sessions(sessions) if sessions.len() > MOST_SESSIONS => {
+            Err(Fault::Entries(sessions.len()))
+        }
+        Message::Adopted(adopted) if adopted.len() > MOST_SESSIONS => {
+            Err(Fault::Entries(adopted.len()))
+        }
+        Message::Sessions(sessions) if !sessions.iter().all(Session::is_sound) => {
+            Err(Fault::Session)
+        }
         _ => Ok(message),
     }
 }
@@ -159,6 +235,47 @@ mod tests {
 
     fn name() -> Name {
         Name { what: What::Udp, address: "[::1]:53".into(), interface: 2, worker: 7 }
+    }
+
+    fn session() -> Session {
+        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        Session {
+            address: "[::]:443".into(),
+            interface: 3,
+            tls: true,
+            listener: "web".into(),
+            route: Some("web".into()),
+            backend: "blue".into(),
+            endpoint: "unix:/run/app.sock".into(),
+            client: at(1),
+            local: at(2),
+            peer: Some(at(3)),
+            destination: Some(at(4)),
+            unique_id: Some([u64::MAX, 1]),
+            server_name: Some("a.example".into()),
+            timeouts: [1, 2, 3, 4, u32::MAX],
+            opened: 5,
+            last_byte: 6,
+            connect: Some(7),
+            bytes: [u64::MAX >> 2, 8],
+            ended: [true, false],
+            client_first: Some(true),
+            ending: true,
+            paced: [false, true],
+        }
+    }
+
+    #[test]
+    fn a_session_that_contradicts_itself_is_refused() {
+        let unsound = [
+            Session { bytes: [0, u64::MAX], ..session() },
+            Session { ended: [true; 2], ..session() },
+            Session { client_first: None, ..session() },
+            Session { ended: [false; 2], ..session() },
+        ];
+        for session in unsound {
+            assert_eq!(read(&write(&Message::Sessions(vec![session]))), Err(Fault::Session));
+        }
     }
 
     fn all() -> Vec<Message> {
@@ -178,6 +295,8 @@ mod tests {
             Message::Ready,
             Message::Yours,
             Message::Mine,
+            Message::Sessions(vec![session(); MOST_SESSIONS]),
+            Message::Adopted(vec![true; MOST_SESSIONS]),
             Message::Draining { processes: 1, sessions: 2, flows: 3 },
         ]
     }
@@ -215,6 +334,10 @@ mod tests {
     fn too_many_entries_and_unknown_words_are_refused() {
         let many = write(&Message::Sockets(vec![name(); MOST_SOCKETS + 1]));
         assert_eq!(read(&many), Err(Fault::Entries(MOST_SOCKETS + 1)));
+        let many = write(&Message::Adopted(vec![true; MOST_SESSIONS + 1]));
+        assert_eq!(read(&many), Err(Fault::Entries(MOST_SESSIONS + 1)));
+        let many = write(&Message::Sessions(vec![session(); MOST_SESSIONS + 1]));
+        assert_eq!(read(&many), Err(Fault::Entries(MOST_SESSIONS + 1)));
         let json = b"{\"hello\":{\"program\":\"\",\"workers\":1,\"more\":1}}";
         let length = u32::try_from(json.len()).expect("short").to_be_bytes();
         let unknown = [&MAGIC[..], &VERSION.to_be_bytes(), &length, json].concat();

@@ -300,6 +300,11 @@ impl<K: Ord + Clone> Ids<K> {
         Some(id)
     }
 
+    /// The id of `name`, if it has one.
+    pub(crate) fn known(&self, name: &K) -> Option<u32> {
+        self.ids.get(name).copied()
+    }
+
     pub(crate) fn name(&self, id: u32) -> Option<&K> {
         self.names.get(id as usize)?.as_ref().map(|named| &named.name)
     }

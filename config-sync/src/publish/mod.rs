@@ -16,6 +16,7 @@ use nix::net::if_::if_indextoname;
 use crate::publish::open_sockets::OpenSockets;
 use crate::publish::socket_file::SocketFile;
 use crate::table::address::Address;
+use crate::table::moving::Moving;
 use crate::table::request::Request;
 use crate::table::routing::{Bound, RoutingTable, Socket, SocketId, Transport};
 
@@ -27,6 +28,10 @@ pub enum Command {
     Table { table: Arc<RoutingTable>, sockets: Vec<(SocketId, Transport, Arc<OwnedFd>)> },
     /// Answer this request about sessions and flows.
     Ask(Request),
+    /// Adopt these sessions of another process, as many as there is room for, and keep them still.
+    /// The answer has this number, and the handles of those that were adopted: the first ones.
+    /// `sockets`: the connections of each, with the client and with the endpoint.
+    Adopt { number: u64, sessions: Vec<Moving>, sockets: Vec<[OwnedFd; 2]> },
     /// Accept what waits on all sockets. Another process that had them too has gone, and the kernel
     /// may have woken only that process.
     Look,
@@ -176,10 +181,16 @@ impl Publisher {
 
     /// Passes a request on to a worker. False: the worker has ended, or there is no such worker.
     pub fn ask(&mut self, worker: usize, request: Request) -> bool {
+        self.tell(worker, Command::Ask(request))
+    }
+
+    /// Passes a command about sessions on to a worker. False: the worker has ended, or there is no
+    /// such worker.
+    pub(crate) fn tell(&mut self, worker: usize, command: Command) -> bool {
         let Some(outbox) = self.workers.get_mut(worker).filter(|outbox| !outbox.gone) else {
             return false;
         };
-        outbox.requests.push_back(request);
+        outbox.requests.push_back(command);
         self.deliver();
         !self.workers[worker].gone
     }
@@ -271,6 +282,7 @@ impl Publisher {
         for index in 0..self.workers.len() {
             if self.workers[index].deliver().is_err() {
                 self.workers[index].gone = true;
+                self.workers[index].requests.clear();
                 self.closing.retain(|_, closing| {
                     closing.users.remove(&index);
                     !closing.users.is_empty()
@@ -365,7 +377,7 @@ struct Outbox {
     table: Option<Arc<RoutingTable>>,
     /// New sockets of this table, or of an earlier table that was never sent.
     sockets: Vec<(SocketId, Transport, Arc<OwnedFd>)>,
-    requests: VecDeque<Request>,
+    requests: VecDeque<Command>,
     look: bool,
     stop: bool,
     /// The worker has hung up.
@@ -404,18 +416,16 @@ impl Outbox {
         }
         if let Some(table) = self.table.take() {
             let sockets = std::mem::take(&mut self.sockets);
-            match self.send(Command::Table { table, sockets })? {
-                Some(Command::Table { table, sockets }) => {
-                    self.table = Some(table);
-                    self.sockets = sockets;
-                    return Ok(());
-                }
-                Some(Command::Ask(_) | Command::Look | Command::Stop) | None => {}
+            let unsent = self.send(Command::Table { table, sockets })?;
+            if let Some(Command::Table { table, sockets }) = unsent {
+                self.table = Some(table);
+                self.sockets = sockets;
+                return Ok(());
             }
         }
-        while let Some(request) = self.requests.pop_front() {
-            if let Some(Command::Ask(request)) = self.send(Command::Ask(request))? {
-                self.requests.push_front(request);
+        while let Some(command) = self.requests.pop_front() {
+            if let Some(command) = self.send(command)? {
+                self.requests.push_front(command);
                 break;
             }
         }

@@ -1,12 +1,40 @@
 //! The end of a process with whose sockets another process goes on.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::ConfigSync;
 use crate::compile;
 use crate::health::checks::Checks;
+use crate::publish::Command;
 use crate::publish::hand_over::SharedSocket;
-use crate::table::routing::SocketId;
+use crate::table::address::EndpointAddress;
+use crate::table::moving::Moving;
+use crate::table::routing::{BackendId, Bound, EndpointId, ListenerId, RouteId, SocketId};
+
+/// Milliseconds that sessions have at the least to go to the other process.
+const LEAST_DRAIN: u32 = 5_000;
+
+/// Where a session belongs, by names that another process understands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub bound: Bound,
+    pub listener: String,
+    pub route: Option<String>,
+    pub backend: String,
+    pub endpoint: EndpointAddress,
+}
+
+/// The same by the ids of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlaceIds {
+    pub socket: SocketId,
+    pub listener: ListenerId,
+    pub route: Option<RouteId>,
+    pub backend: BackendId,
+    pub endpoint: EndpointId,
+}
 
 impl ConfigSync {
     /// Another process serves on the sockets too, until [`Self::own_files`].
@@ -36,7 +64,68 @@ impl ConfigSync {
         self.draining = true;
         self.checks = Checks::new();
         self.generation += 1;
-        let table = compile::drained(self.config(), self.generation);
+        let mut table = compile::drained(self.config(), self.generation);
+        if let Some(drain) = &mut table.drain {
+            drain.timeout = drain.timeout.max(LEAST_DRAIN);
+        }
         self.publisher.hand_over(table, taken, workers);
+    }
+
+    /// The ids of a session's place. What the configuration does not have gets an id, and drains as
+    /// if a reload had removed it. `None`: no id is left, or a reading is under way, which would
+    /// not know a new id.
+    pub fn ids(&mut self, place: &Place) -> Option<PlaceIds> {
+        if self.is_reading && !self.knows(place) {
+            return None;
+        }
+        let names = Arc::make_mut(&mut self.names);
+        let backend = BackendId(names.backends.id(place.backend.clone())?);
+        let route = match &place.route {
+            Some(name) => Some(RouteId(names.routes.id(name.clone())?)),
+            None => None,
+        };
+        Some(PlaceIds {
+            socket: SocketId(names.sockets.id(place.bound.clone())?),
+            listener: ListenerId(names.listeners.id(place.listener.clone())?),
+            route,
+            backend,
+            endpoint: EndpointId(names.endpoints.id((backend, place.endpoint))?),
+        })
+    }
+
+    /// Whether every name of a place has an id.
+    fn knows(&self, place: &Place) -> bool {
+        let names = self.names();
+        let Some(backend) = names.backends.known(&place.backend) else { return false };
+        let route = place.route.as_ref();
+        names.sockets.known(&place.bound).is_some()
+            && names.listeners.known(&place.listener).is_some()
+            && route.is_none_or(|route| names.routes.known(route).is_some())
+            && names.endpoints.known(&(BackendId(backend), place.endpoint)).is_some()
+    }
+
+    /// The names of a session's place. `None`: one of the ids has no name.
+    pub fn place(&self, session: &Moving) -> Option<Place> {
+        let names = self.names();
+        let (backend, endpoint) = names.endpoint(session.endpoint)?;
+        Some(Place {
+            bound: names.socket(session.socket)?.clone(),
+            listener: names.listener(session.listener)?.to_owned(),
+            route: session.route.and_then(|id| names.route(id)).map(str::to_owned),
+            backend: backend.to_owned(),
+            endpoint,
+        })
+    }
+
+    /// Gives a worker sessions of another process, and says in which request. False: the worker has
+    /// ended.
+    pub fn adopt(
+        &mut self,
+        worker: usize,
+        number: u64,
+        sessions: Vec<Moving>,
+        sockets: Vec<[OwnedFd; 2]>,
+    ) -> bool {
+        self.publisher.tell(worker, Command::Adopt { number, sessions, sockets })
     }
 }

@@ -7,6 +7,7 @@
 //! | [`address`] | addresses of sockets: IP addresses and Unix sockets |
 //! | [`hosts`], [`alpn`] | look-up by server name, and by the protocols that a client offers |
 //! | [`load`] | counts that all workers share |
+//! | [`moving`] | a session that goes from one process to another |
 //! | [`request`] | requests to a worker about its sessions and flows |
 //! | [`source_limit`] | what each source of sessions has and does, over all workers |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
@@ -22,6 +23,7 @@ pub(crate) mod fnv;
 pub mod hosts;
 pub mod load;
 pub(crate) mod maglev;
+pub mod moving;
 pub mod ranges;
 pub mod request;
 pub mod routing;

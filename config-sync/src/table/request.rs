@@ -25,6 +25,14 @@ pub enum What {
     Resting(Box<[EndpointId]>),
     /// Close all that match.
     KillAll { of: Of, filter: Filter },
+    /// Bring plain TCP sessions to a moment at which no byte of theirs is in the gateway, from the
+    /// slot `from` on, and say which are there: `most` at most. The worker keeps these still until
+    /// it is told what becomes of each: `Forget` or `GoOn`.
+    Part { from: u32, most: u32 },
+    /// Another process goes on with these still sessions. They end here without a word to anyone.
+    Forget(Box<[Handle]>),
+    /// This process goes on with these still sessions.
+    GoOn(Box<[Handle]>),
 }
 
 /// The two kinds of things that a worker has in slots.

@@ -133,8 +133,22 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "moves-while-it-streams",
         file: "tcp/direction.rs",
-        find: "        let waits = self.queued || self.streaming || self.blocked;",
-        replace: "        let waits = self.queued || self.blocked;",
+        find: "        let waits = self.queued || self.streaming || self.blocked;
+        if waits || self.ended",
+        replace: "        let waits = self.queued || self.blocked;
+        if waits || self.ended",
+    },
+    Mutant {
+        name: "leaves-with-held-bytes",
+        file: "tcp/direction.rs",
+        find: "!self.queued && !self.streaming && self.held == 0 && !self.dead",
+        replace: "!self.queued && !self.streaming && !self.dead",
+    },
+    Mutant {
+        name: "reads-what-it-offers",
+        file: "tcp/moving.rs",
+        find: "        relay.pause = Pause::Offered;",
+        replace: "        relay.pause = Pause::No;",
     },
     Mutant {
         name: "mark-without-a-deadline",

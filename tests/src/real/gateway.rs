@@ -361,6 +361,11 @@ impl LogLine {
         value.unwrap_or_else(|| panic!("no number {field} in {}", self.0))
     }
 
+    pub fn fraction(&self, field: &str) -> f64 {
+        let value = self.0.get(field).and_then(serde_json::Value::as_f64);
+        value.unwrap_or_else(|| panic!("no number {field} in {}", self.0))
+    }
+
     pub fn has(&self, field: &str) -> bool {
         self.0.get(field).is_some()
     }

@@ -208,6 +208,9 @@ pub fn status(value: &Value) -> String {
 fn process(upgrade: &Value) -> String {
     let number = |key: &str| upgrade.get(key).and_then(Value::as_u64).unwrap_or(0);
     let mut text = format!("{} of its line", number("generation"));
+    if number("taken_over") > 0 {
+        text += &format!("; {} sessions came from the one before", number("taken_over"));
+    }
     if number("processes") > 0 {
         let (sessions, flows) = (number("sessions"), number("flows"));
         text += &format!(

@@ -42,6 +42,11 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Listening addresses that this process has taken over from the one before.",
     ),
     (
+        "ringway_upgrade_sessions_taken_over_total",
+        Type::Counter,
+        "TCP sessions that came from the process before and went on here.",
+    ),
+    (
         "ringway_upgrade_draining_processes",
         Type::Gauge,
         "Earlier processes that still live, because sessions or flows of theirs do.",

@@ -1,7 +1,7 @@
 //! The socket on which the next process comes, and the messages that go through it.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use config_sync::table::address::{Address, UNIX, UnixPath};
@@ -10,11 +10,14 @@ use socket2::Type;
 
 use crate::ring::listen::unix;
 use crate::ring::sys::pass;
-use crate::wire::hand_over::{MOST_BYTES, Message, read, write};
+use crate::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
 
 /// How long either process waits for a message of the other. A large configuration takes seconds to
 /// be in force.
 pub const PATIENCE: Duration = Duration::from_secs(25);
+
+/// How long sessions wait for the new process's answer. They move no bytes meanwhile.
+const SESSION_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The name of the socket: that of the admin API's socket, with `.upgrade` behind.
 ///
@@ -45,6 +48,7 @@ pub fn open(path: UnixPath) -> io::Result<OwnedFd> {
 pub struct Link {
     socket: OwnedFd,
     buffer: Vec<u8>,
+    is_over: bool,
 }
 
 impl Link {
@@ -71,7 +75,7 @@ impl Link {
         if user != geteuid().as_raw() && user != 0 {
             return Err(format!("user {user} may not take this gateway's sockets over"));
         }
-        Ok(Self { socket, buffer: vec![0; MOST_BYTES] })
+        Ok(Self { socket, buffer: vec![0; MOST_BYTES], is_over: false })
     }
 
     /// The number of the process at the other end.
@@ -107,6 +111,43 @@ impl Link {
             Message::Refused { why } => Err(format!("the other process refuses: {why}")),
             message => Ok((message, beside)),
         }
+    }
+
+    /// Offers sessions to the new process. Returns which of them it has adopted. Without an answer
+    /// in time this connection is over: an answer that comes later reaches nobody, and its sender
+    /// knows.
+    pub fn offer(&mut self, sessions: &[Session], sockets: &[[OwnedFd; 2]]) -> Vec<bool> {
+        let beside: Vec<_> = sockets.as_flattened().iter().map(AsFd::as_fd).collect();
+        let socket = self.socket.as_fd();
+        let sent = pass::set_patience(socket, SESSION_PATIENCE)
+            .map_err(|error| error.to_string())
+            .and_then(|()| self.send(&Message::Sessions(sessions.to_vec()), &beside));
+        let answer = match sent {
+            Ok(()) => self.receive(),
+            Err(why) => Err(why),
+        };
+        match answer {
+            Ok((Message::Adopted(adopted), _)) if adopted.len() == sessions.len() => adopted,
+            _ => self.last_word(sessions.len()),
+        }
+    }
+
+    /// Hears no more, and returns what had been said before.
+    fn last_word(&mut self, count: usize) -> Vec<bool> {
+        self.is_over = true;
+        let none = vec![false; count];
+        if pass::stop_receiving(self.socket.as_fd()).is_err() {
+            return none;
+        }
+        match self.receive() {
+            Ok((Message::Adopted(adopted), _)) if adopted.len() == count => adopted,
+            _ => none,
+        }
+    }
+
+    /// Whether the other process could not be understood about sessions.
+    pub fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Tells the other process why there is no upgrade.

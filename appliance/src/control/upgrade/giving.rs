@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::control::admin::board::Board;
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::state::Step;
+use crate::control::upgrade::under_way::Batch;
 use crate::wire::hand_over::{MOST_SOCKETS, Message};
 
 /// How often the new process is told what still lives here.
@@ -27,7 +28,7 @@ pub struct Asks {
 /// Speaks with the new process until one of the two ends.
 pub fn give(mut link: Link, asks: &Asks) {
     match converse(&mut link, asks) {
-        Ok(()) => report(&link, &asks.board),
+        Ok(()) => part(&mut link, asks),
         Err(why) => {
             link.refuse(&why);
             let _ = asks.steps.blocking_send(Step::Broken { attempt: asks.attempt, why });
@@ -82,21 +83,38 @@ impl Asks {
     }
 }
 
-/// Tells the new process what still lives here, until one of the two ends.
-fn report(link: &Link, board: &Board) {
-    loop {
-        let before = *board.upgrade.lock();
-        let sum = |count: fn(&crate::stats::counters::Counters) -> u64| {
-            board.workers().iter().map(|worker| count(worker)).sum::<u64>()
-        };
-        let draining = Message::Draining {
-            processes: before.processes + 1,
-            sessions: before.sessions + sum(|worker| worker.sessions.get()),
-            flows: before.flows + sum(|worker| worker.flows.get()),
-        };
-        if link.send(&draining, &[]).is_err() {
-            return;
-        }
+/// Gives sessions away and tells the new process what still lives here, until one of the two ends.
+fn part(link: &mut Link, asks: &Asks) {
+    while give_sessions(link, asks).is_ok() && report(link, &asks.board).is_ok() {
         thread::sleep(REPORT);
     }
+}
+
+/// Gives away all sessions that can go now, a few at a time.
+fn give_sessions(link: &mut Link, asks: &Asks) -> Result<(), String> {
+    while let Some(Batch { sessions, sockets }) = asks.ask(|answer| Step::Part { answer })? {
+        let adopted = link.offer(&sessions, &sockets);
+        // The worker closes its own copies only after these are closed, so that the last one to
+        // close is the new process.
+        drop(sockets);
+        let parted = asks.steps.blocking_send(Step::Parted { adopted });
+        parted.map_err(|_| "the gateway has ended".to_owned())?;
+        if link.is_over() {
+            return Err("the new process does not answer".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn report(link: &Link, board: &Board) -> Result<(), String> {
+    let before = *board.upgrade.lock();
+    let sum = |count: fn(&crate::stats::counters::Counters) -> u64| {
+        board.workers().iter().map(|worker| count(worker)).sum::<u64>()
+    };
+    let draining = Message::Draining {
+        processes: before.processes + 1,
+        sessions: before.sessions + sum(|worker| worker.sessions.get()),
+        flows: before.flows + sum(|worker| worker.flows.get()),
+    };
+    link.send(&draining, &[])
 }

@@ -7,6 +7,9 @@
 
 pub mod door;
 mod giving;
+mod moves;
+mod named;
 pub mod state;
 mod steps;
 pub mod taking;
+pub mod under_way;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::control::admin::calls::{Caller, Refusal, Upgraded};
 use crate::control::admin::server::{Closing, Door};
 use crate::control::upgrade::door::Link;
+use crate::control::upgrade::under_way::{Answer, Batch, Moves};
 use crate::wire::hand_over::{Message, Name};
 
 /// A step of an upgrade, for the control thread.
@@ -33,7 +34,15 @@ pub enum Step {
     Broken { attempt: u64, why: String },
     /// The process that this one has started has ended.
     Ended { attempt: u64, status: io::Result<ExitStatus> },
+    /// Sessions are wanted for the new process. `None`: none can go at the moment.
+    Part { answer: Answer<Option<Batch>> },
+    /// The sessions of the last answer, in their order: whether the new process has adopted each.
+    Parted { adopted: Vec<bool> },
     // ---- in the new process ----
+    /// Sessions of the old process have arrived. The answer is whether each can be adopted.
+    Arrived { batch: Batch, answer: oneshot::Sender<Vec<bool>> },
+    /// Whether the old process was told so. Only then the sessions are this process's.
+    Told { is_told: bool },
     /// The old process is about to stop.
     Yours,
     /// The old process goes on alone.
@@ -49,8 +58,6 @@ pub struct Offer {
     pub message: Message,
     pub sockets: Vec<(Name, Arc<OwnedFd>)>,
 }
-
-pub type Answer<T> = oneshot::Sender<Result<T, String>>;
 
 pub struct Upgrade {
     /// The socket on which the next process comes. Its type is SOCK_SEQPACKET. `None`: nobody can
@@ -74,6 +81,7 @@ pub struct Upgrade {
     pub attempts: u64,
     pub giving: Option<Giving>,
     pub taking: Option<Taking>,
+    pub moves: Moves,
     /// Why this process ends with an error although it drains.
     pub failure: Option<String>,
     /// When systemd was last told that this process lives.
@@ -133,6 +141,7 @@ impl Upgrade {
             attempts: 0,
             giving: None,
             taking: None,
+            moves: Moves::default(),
             failure: None,
             fed: Instant::now(),
         }

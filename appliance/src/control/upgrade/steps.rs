@@ -182,6 +182,10 @@ impl Control {
                 }
             }
             Step::Ended { attempt, status } => self.child_ended(attempt, status),
+            Step::Part { answer } => self.part(answer),
+            Step::Parted { adopted } => self.parted(&adopted),
+            Step::Arrived { batch, answer } => self.arrived(batch, answer),
+            Step::Told { is_told } => self.told(is_told),
             Step::Yours => self.is_alone(),
             Step::NotOurs { why } => self.leave_it_to_the_old_one(why),
             Step::Draining { processes, sessions, flows } => {

@@ -9,11 +9,12 @@ use std::thread;
 use config_sync::table::address::UnixPath;
 use config_sync::table::routing::{Socket, Transport};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::state::Step;
-use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, What};
+use crate::control::upgrade::under_way::Batch;
+use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, Session, What};
 
 /// What the old process has given.
 pub struct Given {
@@ -119,8 +120,17 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
         if steps.blocking_send(step).is_err() || !is_ours {
             return;
         }
-        while let Ok((Message::Draining { processes, sessions, flows }, _)) = link.receive() {
-            if steps.blocking_send(Step::Draining { processes, sessions, flows }).is_err() {
+        loop {
+            let heard = match link.receive() {
+                Ok((Message::Draining { processes, sessions, flows }, _)) => {
+                    steps.blocking_send(Step::Draining { processes, sessions, flows }).is_ok()
+                }
+                Ok((Message::Sessions(sessions), beside)) => {
+                    adopt(&link, sessions, beside, &steps).is_some()
+                }
+                _ => break,
+            };
+            if !heard {
                 return;
             }
         }
@@ -139,4 +149,28 @@ fn claim(link: &mut Link, taken: &[u32]) -> Result<(), String> {
         Message::Yours => link.send(&Message::Mine, &[]),
         other => Err(out_of_order(&other)),
     }
+}
+
+/// Adopts sessions of the old process. `None`: the gateway has ended.
+fn adopt(
+    link: &Link,
+    sessions: Vec<Session>,
+    beside: Vec<OwnedFd>,
+    steps: &mpsc::Sender<Step>,
+) -> Option<()> {
+    let count = sessions.len();
+    let mut beside = beside.into_iter();
+    let pairs = std::iter::from_fn(|| Some([beside.next()?, beside.next()?]));
+    let sockets: Vec<_> = pairs.collect();
+    let adopted = if sockets.len() == count {
+        let (answer, answered) = oneshot::channel();
+        let batch = Batch { sessions, sockets };
+        steps.blocking_send(Step::Arrived { batch, answer }).ok()?;
+        answered.blocking_recv().ok()?
+    } else {
+        vec![false; count]
+    };
+    // If the old process does not hear it, the sessions are still its own.
+    let is_told = link.send(&Message::Adopted(adopted), &[]).is_ok();
+    steps.blocking_send(Step::Told { is_told }).ok()
 }

@@ -5,7 +5,7 @@ use crate::contract::{Op, Side, Why};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::proxy::tcp::accounting::{count_bytes, make_room};
-use crate::proxy::tcp::state::{Ending, Relay, Session, State};
+use crate::proxy::tcp::state::{Ending, Pause, Relay, Session, State};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
@@ -20,6 +20,13 @@ impl Session {
     /// Closes at once. Both sides get clean ends only if no byte went either way for a while.
     /// Otherwise a peer that reads to the end would take a part for the whole.
     pub fn close(&mut self, core: &mut Core, reason: CloseReason) {
+        if self.is_shared() {
+            // Another process may be about to go on with the session. A process that stops leaves
+            // the session to it.
+            return if reason == CloseReason::Stopped {
+                self.forget(core)
+            };
+        }
         let reset = match &self.state {
             State::Relaying(relay) => {
                 let silent = core.now - self.last_byte >= MOVING;
@@ -34,6 +41,9 @@ impl Session {
     /// has not begun to relay, or only the client still gets bytes.
     pub fn is_of_gone(&self, core: &Core) -> Option<CloseReason> {
         let State::Relaying(relay) = &self.state else { return None };
+        if relay.is_shared() {
+            return None;
+        }
         let is_over = |ending: &Ending| ending.gone[Side::Endpoint as usize];
         if relay.ending.as_ref().is_some_and(|ending| is_over(ending)) {
             return None;
@@ -66,6 +76,7 @@ impl Session {
     /// side that takes no more bytes. The first cause counts.
     pub fn end(&mut self, core: &mut Core, cause: Cause, gone: Option<Side>) {
         let State::Relaying(relay) = &mut self.state else { return };
+        relay.pause = Pause::No;
         let now = core.now;
         make_room(core, self.listener, &mut self.entry);
         let ending = relay.ending.get_or_insert_with(|| Box::new(Ending::new(cause, now)));

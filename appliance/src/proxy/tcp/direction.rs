@@ -106,8 +106,41 @@ impl Half {
         }
     }
 
+    /// A direction that another process has carried so far.
+    pub fn taken_over(from: Side, bytes: u64, ended: bool) -> Self {
+        Self { bytes, run_from: bytes, ended, ..Self::new(from) }
+    }
+
     pub fn ended(&self) -> bool {
         self.ended
+    }
+
+    /// The source has said that it ends.
+    pub fn is_ending(&self) -> bool {
+        self.ending || self.ended
+    }
+
+    /// Nothing is under way, and no byte is in the gateway. What the source has is still there.
+    pub fn is_still(&self) -> bool {
+        !self.queued && !self.streaming && self.held == 0 && !self.dead && self.mark == 0
+    }
+
+    /// A `Move` that waits for its turn is not to come.
+    pub fn put_off(&mut self) {
+        if std::mem::take(&mut self.queued) {
+            self.news = true;
+        }
+    }
+
+    /// Returns the `Move` that only delivers what is held, if nothing is under way and the
+    /// destination takes bytes.
+    pub fn deliver_held(&mut self) -> Option<Op> {
+        let waits = self.queued || self.streaming || self.blocked;
+        if waits || self.held == 0 || self.is_over() {
+            return None;
+        }
+        self.queued = true;
+        Some(Op::Move { from: self.from, mode: self.mode, budget: 0, to_eof: self.ending })
     }
 
     /// Bytes taken from the source that the destination has not taken yet.

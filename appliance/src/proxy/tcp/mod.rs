@@ -6,6 +6,7 @@ pub mod choose;
 mod close;
 mod connect;
 mod direction;
+mod moving;
 mod proxy_header;
 pub mod queue;
 mod refuse;

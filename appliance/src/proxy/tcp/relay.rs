@@ -5,7 +5,7 @@ use crate::proxy::core::Core;
 use crate::proxy::tcp::accounting::{count_bytes, make_room};
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::direction::{Half, Next};
-use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
+use crate::proxy::tcp::state::{Connecting, Pause, Relay, Session, State};
 use crate::stats::records::{CloseReason, Record};
 
 impl Session {
@@ -32,15 +32,9 @@ impl Session {
         if self.client_ending {
             make_room(core, self.listener, &mut self.entry);
         }
-        self.state = State::Relaying(Relay {
-            up,
-            down,
-            first_end: None,
-            paced: self.free,
-            ending: None,
-            broken: false,
-            attempts_left: self.refusals_left(connecting),
-        });
+        let attempts_left = self.refusals_left(connecting);
+        self.state =
+            State::Relaying(Relay { paced: self.free, attempts_left, ..Relay::new(up, down) });
         if core.tables.current().log_opens {
             let record = self.record(core, None);
             core.records.push(Record::Opened(record));
@@ -71,7 +65,8 @@ impl Session {
         }
         // No read would report the failure: the end of this side was delivered, or the side is not
         // being read.
-        if failed && (relay.half(side).is_over() || relay.half(side).blocked()) {
+        let is_unread = relay.half(side).is_over() || relay.half(side).blocked();
+        if failed && is_unread && !relay.is_shared() {
             self.end(core, failure(side, Why::Reset), Some(side));
         }
         self.pump(core);
@@ -82,6 +77,13 @@ impl Session {
         let State::Relaying(relay) = &mut self.state else { return };
         if self.tls.is_some() {
             return self.tls_pump(core);
+        }
+        if relay.pause != Pause::No {
+            for half in [&mut relay.up, &mut relay.down] {
+                let op = half.deliver_held();
+                core.ops.extend(op.map(|op| (self.token, op)));
+            }
+            return;
         }
         for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
             match half.start(core.turn_bytes) {
@@ -98,9 +100,12 @@ impl Session {
 
     /// A direction's turn has come again after its budget ran out.
     pub fn resume(&mut self, core: &mut Core, from: Side) {
-        if let State::Relaying(relay) = &mut self.state
-            && let Some(op) = relay.half(from).resume(core.turn_bytes)
-        {
+        let State::Relaying(relay) = &mut self.state else { return };
+        if relay.pause != Pause::No {
+            relay.half(from).put_off();
+            return self.pump(core);
+        }
+        if let Some(op) = relay.half(from).resume(core.turn_bytes) {
             self.move_bytes(core, op);
         }
     }
@@ -126,7 +131,7 @@ impl Session {
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
         let next = relay.half(from).moved(core.now, read, sent, held, stop);
         relay.unpace(core, self.token, from);
-        if self.tls.is_none() {
+        if self.tls.is_none() && relay.pause == Pause::No {
             relay.mark(core, self.token, from, stop);
         }
         if let Stop::Failed { side, why } = stop {
@@ -146,8 +151,8 @@ impl Session {
         }
         match next {
             Next::Wait | Next::Again => {}
-            // The ring can't read TLS.
-            Next::Stream if self.tls.is_some() => {}
+            // The ring can't read TLS. A session that pauses receives nothing.
+            Next::Stream if self.tls.is_some() || relay.pause != Pause::No => {}
             Next::Stream => {
                 // A blocked direction waits for the poll, and a stream does without the poll. A
                 // `Move` that is under way may become blocked.
@@ -161,6 +166,7 @@ impl Session {
                 let op = relay.half(from).unstream();
                 core.push(self.token, op);
             }
+            Next::Later if relay.pause != Pause::No => relay.half(from).put_off(),
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
                 make_room(core, self.listener, &mut self.entry);
@@ -282,15 +288,8 @@ mod tests {
         let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
         let core = &mut proxy.core;
         let token = Token { kind: Kind::Session, slot: 0, generation: 0 };
-        let mut relay = Relay {
-            up: Half::new(Side::Client),
-            down: Half::new(Side::Endpoint),
-            first_end: None,
-            paced: (false, true),
-            ending: None,
-            broken: false,
-            attempts_left: 0,
-        };
+        let (up, down) = (Half::new(Side::Client), Half::new(Side::Endpoint));
+        let mut relay = Relay { paced: (false, true), ..Relay::new(up, down) };
         let mut looked = 0;
         let mut wake = |core: &mut Core, bytes| {
             relay.up.source_ready(false);

@@ -168,6 +168,9 @@ impl Session {
 
     /// Acts on a deadline of this session that may be due.
     pub fn expire(&mut self, core: &mut Core) {
+        if self.is_shared() {
+            return self.postpone(core);
+        }
         if self.next_look().is_some_and(|at| at <= core.now) {
             self.look(core);
         }

@@ -156,6 +156,23 @@ pub struct Relay {
     /// Attempts that are left if the endpoint refuses the session. 0: it has nothing to refuse, or
     /// it was the last.
     pub attempts_left: u8,
+    pub pause: Pause,
+}
+
+/// Whether a session moves no bytes because it goes from one process to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    No,
+    /// Nothing new is received, and what is held goes out.
+    Begun,
+    /// No byte is in the gateway. Two processes have the connections, and neither receives: this
+    /// one may give them away.
+    Offered,
+    /// The same, and the session is another process's until that one has let go. It counts nowhere
+    /// yet. `ending`: it has begun to end.
+    Arrived {
+        ending: bool,
+    },
 }
 
 /// A session that will be reset when each side has received all bytes that the other side sent in
@@ -222,6 +239,32 @@ impl Session {
             proxied: None,
             detail: None,
         }
+    }
+}
+
+impl Relay {
+    pub fn new(up: Half, down: Half) -> Self {
+        Self {
+            up,
+            down,
+            first_end: None,
+            paced: (false, false),
+            ending: None,
+            broken: false,
+            attempts_left: 0,
+            pause: Pause::No,
+        }
+    }
+
+    /// Two processes have the connections, and it is not clear yet whose they are.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.pause, Pause::Offered | Pause::Arrived { .. })
+    }
+}
+
+impl Session {
+    pub fn is_shared(&self) -> bool {
+        matches!(&self.state, State::Relaying(relay) if relay.is_shared())
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg, sendmsg,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, UnixCredentials, getsockopt, recvmsg,
+    sendmsg, shutdown, sockopt,
 };
 use socket2::SockRef;
 
@@ -74,6 +74,14 @@ pub fn set_patience(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<()
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(patience))?;
     socket.set_write_timeout(Some(patience))
+}
+
+/// Receives no more, except what has come already. From then on the peer's sends fail.
+///
+/// # Errors
+/// Errors of shutdown(2).
+pub fn stop_receiving(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(shutdown(socket.as_raw_fd(), Shutdown::Read)?)
 }
 
 /// The process at the other end: its user, and its number.

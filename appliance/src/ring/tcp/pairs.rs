@@ -32,6 +32,8 @@ pub struct Tcp {
     pipes: Pipes,
     streams: Streams,
     scratch: Box<[u8]>,
+    /// Both connections of sessions of another process, until they are attached.
+    arrivals: Vec<Option<[OwnedFd; 2]>>,
 }
 
 /// One session's slot. An idle session costs this much memory.
@@ -64,6 +66,7 @@ impl Tcp {
             pipes: Pipes::new(pipes),
             streams,
             scratch: vec![0; SCRATCH].into(),
+            arrivals: Vec::new(),
         }
     }
 
@@ -78,6 +81,38 @@ impl Tcp {
         pair.generation = token.generation;
         pair.client.open(fd, Phase::Open);
         pair.watch(token.slot, Side::Client, queue);
+    }
+
+    /// Keeps the connections of a session of another process, and returns their number.
+    pub fn arrive(&mut self, sockets: [OwnedFd; 2]) -> u32 {
+        self.arrivals.push(Some(sockets));
+        size(self.arrivals.len() - 1)
+    }
+
+    /// Closes what has arrived and was not attached.
+    pub fn clear_arrivals(&mut self) {
+        self.arrivals.clear();
+    }
+
+    pub fn attach(&mut self, token: Token, incoming: u32, queue: &mut Queue) {
+        let arrival = self.arrivals.get_mut(incoming as usize).and_then(Option::take);
+        let [client, endpoint] = arrival.expect("connections that arrived are attached once");
+        self.adopt(token, client, queue);
+        let pair = &mut self.pairs[token.slot as usize];
+        pair.endpoint.open(endpoint, Phase::Open);
+        pair.watch(token.slot, Side::Endpoint, queue);
+        for side in [Side::Client, Side::Endpoint] {
+            // Both processes share the mark, and the other one may have raised it.
+            pair.side(side).set_mark(1);
+        }
+    }
+
+    /// Copies of a session's connections, with the client and with the endpoint. `None`: no file is
+    /// left, or a connection is not there.
+    pub fn copies(&mut self, token: Token) -> Option<[OwnedFd; 2]> {
+        let pair = self.live(token)?;
+        let copy = |of: &Connection| of.fd.as_ref()?.try_clone().ok();
+        Some([copy(&pair.client)?, copy(&pair.endpoint)?])
     }
 
     pub fn connect(
@@ -149,7 +184,7 @@ impl Tcp {
         (queue, turn): (&mut Queue, &mut Turn),
         counters: &Counters,
     ) {
-        let Self { pairs, pipes, streams, scratch } = self;
+        let Self { pairs, pipes, streams, scratch, .. } = self;
         let Some(pair) = find_live(pairs, token) else { return };
         if from == Side::Client && pair.client.raised {
             pair.client.clear_mark();

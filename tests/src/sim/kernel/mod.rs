@@ -14,7 +14,7 @@ pub mod faults;
 mod listen;
 mod ops;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
@@ -120,6 +120,10 @@ pub struct Kernel {
     pub(crate) turn: u64,
     pub(crate) listening: BTreeMap<SocketId, Listening>,
     pub(crate) incoming: BTreeMap<u32, (SocketId, ConnId)>,
+    /// Sessions that are offered to another process, or were adopted and are not its own yet.
+    pub(crate) frozen: BTreeSet<Token>,
+    /// Sessions whose connections another process has got, by the number of that.
+    pub(crate) arrivals: Vec<Token>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) sessions: BTreeMap<u32, Session>,
     /// The client of every session so far, by the session's slot and generation.
@@ -186,6 +190,8 @@ impl Kernel {
             turn: 0,
             listening: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            frozen: BTreeSet::new(),
+            arrivals: Vec::new(),
             conns: Vec::new(),
             sessions: BTreeMap::new(),
             adopted: BTreeMap::new(),

@@ -31,6 +31,7 @@ impl Kernel {
             Op::Release => self.release(token),
             Op::Refuse { incoming } => self.refuse(token, incoming),
             Op::Adopt { incoming } => self.adopt(token, incoming),
+            Op::Attach { incoming } => self.attach(token, incoming),
             Op::Mark { from, at_least } => self.mark(token, from, at_least),
             Op::Unpace { .. } => {}
             Op::Peek { at_least } => self.peek(token, at_least, turn),

@@ -31,6 +31,9 @@ impl Kernel {
         }
         for session in self.sessions.values().filter(|s| !s.closing) {
             let client = &self.conns[session.client.0];
+            if client.owner != Some(session.token) {
+                continue;
+            }
             let Some(endpoint) = session.endpoint.filter(|_| !session.introducing) else {
                 assert!(
                     session.connecting.as_ref().is_none_or(|a| self.now < a.began + GIVEN_UP),

@@ -65,6 +65,10 @@ impl Kernel {
         }
         for id in sides.into_iter().flatten() {
             let conn = &mut self.conns[id.0];
+            if conn.owner != Some(token) {
+                assert!(!reset, "a session that went to another process is reset: {token:?}");
+                continue;
+            }
             conn.cut = false;
             let (then, bytes) = conn.streamed;
             conn.untold = if then == turn { bytes } else { 0 };
@@ -81,8 +85,12 @@ impl Kernel {
     /// The last completion is in: descriptors are closed, pipes emptied.
     pub(crate) fn closing_done(&mut self, token: Token, reset: bool, turn: &mut Turn) {
         let session = self.sessions.remove(&token.slot).expect("closing");
+        self.frozen.remove(&token);
         for id in [Some(session.client), session.endpoint].into_iter().flatten() {
-            self.close_conn(id, reset);
+            // Another process has the connection, so nothing becomes of it.
+            if self.conns[id.0].owner == Some(token) {
+                self.close_conn(id, reset);
+            }
         }
         self.pipes_used -= session.pipes.iter().filter(|p| **p).count() as u32;
         self.event(token, Event::Closed, turn);

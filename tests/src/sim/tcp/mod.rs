@@ -8,6 +8,7 @@ mod checks;
 pub mod close;
 pub mod conn;
 mod connect;
+mod moving;
 mod open;
 mod peer;
 mod poll;

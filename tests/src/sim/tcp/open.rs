@@ -8,7 +8,7 @@ use ringway::contract::{Kind, Side, Token};
 use crate::sim::kernel::{Kernel, Pending};
 use crate::sim::proxied::Proxied;
 use crate::sim::tcp::conn::{Conn, ConnId, Half, News};
-use crate::sim::tcp::session::{Session, Stream};
+use crate::sim::tcp::session::Session;
 
 impl Kernel {
     pub(super) fn new_conn(
@@ -65,25 +65,7 @@ impl Kernel {
         assert!(!self.sessions.contains_key(&token.slot), "Adopt into a slot that is in use");
         assert!(token.slot < self.limits.sessions, "a slot beyond the limit");
         self.use_slot(token);
-        self.sessions.insert(
-            token.slot,
-            Session {
-                token,
-                client,
-                endpoint: None,
-                connecting: None,
-                abandoning: false,
-                answered: None,
-                held: Default::default(),
-                blocked: [false; 2],
-                streams: [Stream::Off; 2],
-                pipes: [false; 2],
-                shut: [false; 2],
-                introducing: false,
-                delivering: false,
-                closing: false,
-            },
-        );
+        self.sessions.insert(token.slot, Session::new(token, client));
         self.adopted.insert((token.slot, token.generation), client);
         self.conns[client.0].owner = Some(token);
         self.arm(client);

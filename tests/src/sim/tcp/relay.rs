@@ -16,6 +16,7 @@ impl Kernel {
         to_eof: bool,
         turn: &mut Turn,
     ) {
+        self.check_may_move(token);
         let session = self.live(token);
         let way = from as usize;
         let (Some(source), Some(sink)) = (session.conn(from), session.conn(from.other())) else {

@@ -35,6 +35,26 @@ pub struct Session {
 }
 
 impl Session {
+    /// A session without an endpoint.
+    pub(super) fn new(token: Token, client: ConnId) -> Self {
+        Self {
+            token,
+            client,
+            endpoint: None,
+            connecting: None,
+            abandoning: false,
+            answered: None,
+            held: Default::default(),
+            blocked: [false; 2],
+            streams: [Stream::Off; 2],
+            pipes: [false; 2],
+            shut: [false; 2],
+            introducing: false,
+            delivering: false,
+            closing: false,
+        }
+    }
+
     pub fn state(&self) -> State {
         if self.closing {
             State::Closing

@@ -16,6 +16,7 @@ const BUFFER: u64 = 8_256;
 impl Kernel {
     pub(crate) fn stream(&mut self, token: Token, from: Side, turn: &mut Turn) {
         let way = from as usize;
+        self.check_may_move(token);
         let session = self.live(token);
         let source = session.conn(from).expect("Stream from a side that is not there");
         assert!(session.conn(from.other()).is_some(), "Stream without both sides");

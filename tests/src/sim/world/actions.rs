@@ -84,6 +84,11 @@ impl World {
                 let delay = self.asks.scale(100, 1_000_000);
                 self.after(delay, Action::Ask);
             }
+            Action::Part => {
+                self.part();
+                let delay = self.asks.scale(100, 300_000);
+                self.after(delay, Action::Part);
+            }
             Action::ChangeEndpoint => {
                 let all: Vec<_> = self.model.endpoints().collect();
                 let (_, endpoint) = self.rng.pick(&all);

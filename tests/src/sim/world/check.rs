@@ -24,6 +24,7 @@ use crate::sim::model::{FIRST_ALPN, FIRST_FALLBACK};
 use crate::sim::protocols::value_for;
 use crate::sim::tcp::conn::{Conn, ConnId};
 use crate::sim::world::asked::Asked;
+use crate::sim::world::under_way::{FIRST_NUMBER, Moves};
 
 #[derive(Debug)]
 pub struct Check {
@@ -32,6 +33,7 @@ pub struct Check {
     /// Datagram batches that clients got.
     pub replies: u64,
     pub asked: Asked,
+    pub moves: Moves,
     /// The slot from which the list that was asked for goes on.
     pub page: Option<u32>,
     limits: Limits,
@@ -81,6 +83,7 @@ impl Check {
             unlistened: Vec::new(),
             replies: 0,
             asked: Asked::default(),
+            moves: Moves::default(),
             page: None,
             limits,
             tables: vec![],
@@ -161,6 +164,9 @@ impl Check {
                 Record::Unlistened(id) => {
                     assert!(!kernel.is_listening(id), "Unlistened, but still open");
                     self.unlistened.push(id);
+                }
+                Record::Reply(reply) if reply.number >= FIRST_NUMBER => {
+                    self.moves.replies.push(reply);
                 }
                 Record::Reply(reply) => {
                     self.check_listed(&reply, kernel);

@@ -5,10 +5,12 @@ mod actions;
 mod ask;
 mod asked;
 mod check;
+mod moves;
 mod peer;
 mod reached;
 mod tables;
 mod tried;
+mod under_way;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +42,8 @@ pub struct Outcome {
     pub events: u64,
     pub sessions: u64,
     pub flows: u64,
+    /// Sessions that another process has adopted.
+    pub moved: u64,
 }
 
 /// Runs a seed; panics with the invariant that was broken.
@@ -118,12 +122,18 @@ enum Next {
 enum Action {
     Arrive,
     Peer(usize),
-    Send { left: u32, datagram: Datagram, pause: u64 },
+    Send {
+        left: u32,
+        datagram: Datagram,
+        pause: u64,
+    },
     Reply(Path, Datagram),
     Unreachable(Path),
     SwapTable,
     ChangeEndpoint,
     Ask,
+    /// Sessions go to another process.
+    Part,
 }
 
 impl World {
@@ -191,6 +201,9 @@ impl World {
         if world.asks.per_mille(500) {
             world.after(2_000, Action::Ask);
         }
+        if world.asks.per_mille(500) {
+            world.after(3_000, Action::Part);
+        }
         world
     }
 
@@ -222,7 +235,9 @@ impl World {
         let slack = 1_500_000 + 4 * self.kernel.faults.lag;
         let deadline = began + 1000 * u64::from(timeout + spread) + slack;
         let mut stopped = false;
-        let is_asked = |world: &Self| world.next_table.is_some() || world.check.asked.is_open();
+        let is_asked = |world: &Self| {
+            world.next_table.is_some() || world.check.asked.is_open() || world.check.moves.is_open()
+        };
         while is_asked(self) || !self.tables.is_empty() || !self.proxy.is_done() {
             assert!(
                 self.kernel.now <= deadline,
@@ -232,7 +247,8 @@ impl World {
                 self.counters.upstreams.get(),
             );
             self.step();
-            if !stopped && stop_at.is_some_and(|at| self.kernel.now >= at) {
+            let stops = stop_at.is_some_and(|at| self.kernel.now >= at);
+            if !stopped && stops && !self.check.moves.is_open() {
                 stopped = true;
                 self.kernel.hit_all(Fault::Stop);
                 self.proxy.stop(self.kernel.now, &mut self.ops);
@@ -256,6 +272,7 @@ impl World {
             events: self.kernel.events,
             sessions: self.kernel.accepted,
             flows: self.exchanges,
+            moved: self.check.moves.adopted,
         }
     }
 
@@ -275,6 +292,7 @@ impl World {
         let next = [
             self.kernel.next_time(),
             deadline,
+            self.check.moves.next(),
             self.actions.first_key_value().map(|((at, _), _)| *at),
         ];
         let mut next = next.into_iter().flatten().min().unwrap_or(self.kernel.now);
@@ -293,7 +311,9 @@ impl World {
         let due = |at: Option<u64>| at.is_some_and(|at| at <= self.kernel.now);
         let asked = self.next_table.is_some()
             || !self.tables.is_empty()
-            || !self.check.asked.next.is_empty();
+            || !self.check.asked.next.is_empty()
+            || due(self.check.moves.next())
+            || !self.check.moves.replies.is_empty();
         if due(self.kernel.next_time()) || due(deadline) || asked {
             self.worker_turn(most);
         }
@@ -339,7 +359,8 @@ impl World {
             }
             self.join(peer);
         }
-        self.model.backends.iter().for_each(ModelBackend::check_loads);
+        let moved = u32::try_from(self.check.moves.adopted).expect("few");
+        self.model.backends.iter().for_each(|backend| backend.check_loads(moved));
         let live = self.counters.sessions.get() + self.counters.flows.get();
         assert!(self.model.sources.sessions() <= live, "sources have more than there is");
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {

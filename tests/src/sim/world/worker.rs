@@ -21,6 +21,7 @@ impl World {
             self.settle(self.turn.events.len());
         }
         self.hand_requests_over();
+        self.carry_on_with_moves();
         self.settle(self.turn.events.len());
         self.carry_on_with_tables();
         self.proxy.expire(now, &mut self.ops);
@@ -80,7 +81,7 @@ impl World {
 
     /// Gives the proxy the events from `from` on, carries out what it asks for, and hands direct
     /// events back, until there are none.
-    fn settle(&mut self, from: usize) {
+    pub(super) fn settle(&mut self, from: usize) {
         let mut handled = self.handle_from(from);
         for round in 0.. {
             assert!(round < 1_000, "livelock: a turn does not end");
@@ -97,7 +98,9 @@ impl World {
         self.kernel.end_turn();
         let queues = self.model.backends.iter().flat_map(|backend| &backend.queue);
         let queued = queues.into_iter().any(|queue| queue.line.waiting() > 0);
-        self.kernel.check_stalls(self.proxy.next_deadline() == Some(0), queued);
+        if !self.check.moves.may_pause(self.kernel.now) {
+            self.kernel.check_stalls(self.proxy.next_deadline() == Some(0), queued);
+        }
         self.check.gauges(&self.kernel, &self.counters);
         self.read_records();
         if self.tables.is_empty() {

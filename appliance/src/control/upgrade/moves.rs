@@ -1,0 +1,199 @@
+//! The control thread's part in handing sessions over: it passes on between the conversation with
+//! the other process and the workers of this one.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use config_sync::table::moving::Moving;
+use config_sync::table::request::{Handle, Request, What};
+use tokio::sync::oneshot;
+
+use crate::control::run::Control;
+use crate::control::upgrade::named::{by_ids, named, place};
+use crate::control::upgrade::under_way::{Answer, Arriving, Batch};
+use crate::stats::records::Reply;
+use crate::wire::hand_over::MOST_SESSIONS;
+
+impl Control {
+    /// Whether a worker will answer a request soon.
+    pub fn is_waiting(&self) -> bool {
+        self.live.is_waiting() || self.upgrade.moves.is_waiting()
+    }
+
+    /// A worker has answered a request about sessions that move.
+    pub fn moved(&mut self, worker: usize, reply: Reply) {
+        let leaving = &mut self.upgrade.moves.leaving;
+        if let Some((_, answer)) = leaving.asked.take_if(|(number, _)| *number == reply.number) {
+            return self.offered(worker, reply, answer);
+        }
+        let Some(arriving) = &mut self.upgrade.moves.arriving else { return };
+        let Some((_, positions)) = arriving.asked.remove(&reply.number) else { return };
+        for position in positions.into_iter().take(reply.adopted.len()) {
+            arriving.adopted[position] = true;
+        }
+        arriving.handles.entry(worker).or_default().extend(reply.adopted);
+        self.answer_arrivals();
+    }
+
+    /// A worker has ended, so it answers no more.
+    pub fn moves_ended(&mut self, worker: usize) {
+        let leaving = &mut self.upgrade.moves.leaving;
+        if leaving.worker == worker
+            && let Some((_, answer)) = leaving.asked.take()
+        {
+            leaving.next_worker();
+            self.part(answer);
+        }
+        if let Some(arriving) = &mut self.upgrade.moves.arriving {
+            arriving.asked.retain(|_, (of, _)| *of != worker);
+            self.answer_arrivals();
+        }
+    }
+
+    // ---- in the old process ----
+
+    /// Sessions are wanted: a worker is asked for some.
+    pub fn part(&mut self, answer: Answer<Option<Batch>>) {
+        while self.upgrade.moves.leaving.worker < self.workers.len() {
+            let number = self.upgrade.moves.number();
+            let leaving = &mut self.upgrade.moves.leaving;
+            let most = u32::try_from(MOST_SESSIONS).unwrap_or(u32::MAX);
+            let what = What::Part { from: leaving.from, most };
+            let lives = self.workers[leaving.worker].thread.is_some();
+            if lives && self.sync.ask(leaving.worker, Request { number, what }) {
+                leaving.asked = Some((number, answer));
+                return;
+            }
+            leaving.next_worker();
+        }
+        let leaving = std::mem::take(&mut self.upgrade.moves.leaving);
+        if leaving.gone > 0 {
+            tracing::info!("{} sessions have gone to the next process", leaving.gone);
+        }
+        // If nobody waits any more, the conversation has ended.
+        _ = answer.send(Ok(None));
+    }
+
+    /// A worker has still sessions, or none at the moment.
+    fn offered(&mut self, worker: usize, reply: Reply, answer: Answer<Option<Batch>>) {
+        let leaving = &mut self.upgrade.moves.leaving;
+        match reply.next {
+            Some(next) => leaving.from = next,
+            // No slot is left to look at.
+            None if reply.pausing > 0 => leaving.from = u32::MAX,
+            None => leaving.next_worker(),
+        }
+        let mut batch = Batch { sessions: Vec::new(), sockets: Vec::new() };
+        let (mut offered, mut stay) = (Vec::new(), Vec::new());
+        let copies = self.workers[worker].copies.try_iter();
+        let mut copies: BTreeMap<Handle, [OwnedFd; 2]> = copies.collect();
+        for of in reply.offered {
+            match (self.sync.place(&of.moving), copies.remove(&of.handle)) {
+                (Some(place), Some(sockets)) => {
+                    batch.sessions.push(named(of.moving, place, self.wall));
+                    batch.sockets.push(sockets);
+                    offered.push(of.handle);
+                }
+                _ => stay.push(of.handle),
+            }
+        }
+        self.decide(worker, stay, true);
+        if offered.is_empty() {
+            return self.part(answer);
+        }
+        let leaving = &mut self.upgrade.moves.leaving;
+        (leaving.offered, leaving.of) = (offered, worker);
+        if answer.send(Ok(Some(batch))).is_err() {
+            self.parted(&[]);
+        }
+    }
+
+    /// The new process has adopted some of the sessions, or none. The others go on here.
+    pub fn parted(&mut self, adopted: &[bool]) {
+        let leaving = &mut self.upgrade.moves.leaving;
+        let (worker, offered) = (leaving.of, std::mem::take(&mut leaving.offered));
+        let mut answers = adopted.iter().copied().chain(std::iter::repeat(false));
+        let (gone, stay): (Vec<_>, Vec<_>) =
+            offered.into_iter().partition(|_| answers.next().unwrap_or(false));
+        leaving.gone += gone.len();
+        self.decide(worker, gone, false);
+        self.decide(worker, stay, true);
+    }
+
+    fn decide(&mut self, worker: usize, handles: Vec<Handle>, is_ours: bool) {
+        if handles.is_empty() {
+            return;
+        }
+        let handles = handles.into();
+        let what = if is_ours { What::GoOn(handles) } else { What::Forget(handles) };
+        let number = self.upgrade.moves.number();
+        // A worker that has ended has no session.
+        _ = self.sync.ask(worker, Request { number, what });
+    }
+
+    // ---- in the new process ----
+
+    /// Sessions of the old process have arrived. Each goes to the worker with the fewest.
+    pub fn arrived(&mut self, batch: Batch, answer: oneshot::Sender<Vec<bool>>) {
+        let adopted = vec![false; batch.sessions.len()];
+        let sessions = self.board.workers().iter().map(|worker| worker.sessions.get());
+        let mut loads: Vec<u64> = sessions.collect();
+        let mut shares: BTreeMap<usize, Share> = BTreeMap::new();
+        let pairs = batch.sessions.into_iter().zip(batch.sockets);
+        for (position, (session, sockets)) in pairs.enumerate() {
+            let Some(ids) = place(&session).and_then(|place| self.sync.ids(&place)) else {
+                continue;
+            };
+            let lives = |worker: &usize| self.workers[*worker].thread.is_some();
+            let workers = (0..self.workers.len()).filter(lives);
+            let Some(worker) = workers.min_by_key(|worker| loads[*worker]) else { break };
+            loads[worker] += 1;
+            let share = shares.entry(worker).or_default();
+            share.positions.push(position);
+            share.sessions.push(by_ids(session, ids, self.wall));
+            share.sockets.push(sockets);
+        }
+        let mut asked = BTreeMap::new();
+        for (worker, Share { positions, sessions, sockets }) in shares {
+            let number = self.upgrade.moves.number();
+            if self.sync.adopt(worker, number, sessions, sockets) {
+                asked.insert(number, (worker, positions));
+            }
+        }
+        let (answer, handles) = (Some(answer), BTreeMap::new());
+        self.upgrade.moves.arriving = Some(Arriving { answer, asked, adopted, handles });
+        self.answer_arrivals();
+    }
+
+    /// Answers once all workers have.
+    fn answer_arrivals(&mut self) {
+        let Some(arriving) = &mut self.upgrade.moves.arriving else { return };
+        if !arriving.asked.is_empty() {
+            return;
+        }
+        let adopted = arriving.adopted.clone();
+        let answer = arriving.answer.take();
+        if answer.is_some_and(|answer| answer.send(adopted).is_err()) {
+            self.told(false);
+        }
+    }
+
+    /// The adopted sessions are this process's, or still the old one's.
+    pub fn told(&mut self, is_told: bool) {
+        let Some(arriving) = self.upgrade.moves.arriving.take() else { return };
+        for (worker, handles) in arriving.handles {
+            if is_told {
+                self.board.upgrade.lock().taken_over += handles.len() as u64;
+            }
+            self.decide(worker, handles, is_told);
+        }
+    }
+}
+
+/// What one worker is to adopt.
+#[derive(Default)]
+struct Share {
+    positions: Vec<usize>,
+    sessions: Vec<Moving>,
+    sockets: Vec<[OwnedFd; 2]>,
+}

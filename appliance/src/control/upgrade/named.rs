@@ -1,0 +1,183 @@
+//! Sessions by names, as they go from process to process, and by this process's ids.
+
+use std::net::SocketAddr;
+
+use config_sync::sync::hand_over::{Place, PlaceIds};
+use config_sync::table::address::{Address, EndpointAddress, UNIX, UnixPath};
+use config_sync::table::moving::Moving;
+use config_sync::table::routing::{Bound, Protocol, Timeouts, Transport};
+
+use crate::control::timestamp::WallClock;
+use crate::wire::hand_over::Session;
+
+/// The session by names.
+pub fn named(moving: Moving, place: Place, wall: WallClock) -> Session {
+    let Timeouts { hello, idle, write_stall, half_close, lifetime } = moving.timeouts;
+    let half = |id: u128| u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0);
+    let halves = |id: u128| [half(id >> 64), half(id)];
+    Session {
+        address: text(place.bound.address),
+        interface: place.bound.interface,
+        tls: moving.protocol == Protocol::Tls,
+        listener: place.listener,
+        route: place.route,
+        backend: place.backend,
+        endpoint: match place.endpoint {
+            EndpointAddress::At(address) => text(address),
+            shifted @ EndpointAddress::Shifted { .. } => shifted.to_string(),
+        },
+        client: moving.client,
+        local: moving.local,
+        peer: moving.peer,
+        destination: moving.destination,
+        unique_id: moving.unique_id.map(halves),
+        server_name: moving.server_name.map(Into::into),
+        timeouts: [hello, idle, write_stall, half_close, lifetime],
+        opened: wall.unix(moving.opened),
+        last_byte: wall.unix(moving.last_byte),
+        connect: moving.connect,
+        bytes: moving.bytes,
+        ended: moving.ended,
+        client_first: moving.client_first,
+        ending: moving.ending,
+        paced: moving.paced,
+    }
+}
+
+/// Where the session belongs. `None`: one of the addresses is none.
+pub fn place(session: &Session) -> Option<Place> {
+    Some(Place {
+        bound: Bound {
+            transport: Transport::Tcp,
+            address: address(&session.address)?,
+            interface: session.interface,
+        },
+        listener: session.listener.clone(),
+        route: session.route.clone(),
+        backend: session.backend.clone(),
+        endpoint: match session.endpoint.rsplit_once(":+") {
+            Some((ip, shift)) => EndpointAddress::Shifted {
+                ip: ip.trim_start_matches('[').trim_end_matches(']').parse().ok()?,
+                shift: shift.parse().ok()?,
+            },
+            None => EndpointAddress::At(address(&session.endpoint)?),
+        },
+    })
+}
+
+/// The session by ids.
+pub fn by_ids(session: Session, ids: PlaceIds, wall: WallClock) -> Moving {
+    let [hello, idle, write_stall, half_close, lifetime] = session.timeouts;
+    Moving {
+        socket: ids.socket,
+        protocol: if session.tls { Protocol::Tls } else { Protocol::Tcp },
+        listener: ids.listener,
+        route: ids.route,
+        backend: Some(ids.backend),
+        endpoint: ids.endpoint,
+        client: session.client,
+        local: session.local,
+        peer: session.peer,
+        destination: session.destination,
+        unique_id: session.unique_id.map(|[high, low]| u128::from(high) << 64 | u128::from(low)),
+        server_name: session.server_name.map(Into::into),
+        timeouts: Timeouts { hello, idle, write_stall, half_close, lifetime },
+        opened: wall.micros(session.opened),
+        last_byte: wall.micros(session.last_byte),
+        connect: session.connect,
+        bytes: session.bytes,
+        ended: session.ended,
+        client_first: session.client_first,
+        ending: session.ending,
+        paced: session.paced,
+    }
+}
+
+/// An address whose scope is a number, which can be read back.
+fn text(address: Address) -> String {
+    match address {
+        Address::Ip(address) => address.to_string(),
+        Address::Unix(_) => address.to_string(),
+    }
+}
+
+fn address(text: &str) -> Option<Address> {
+    match text.strip_prefix(UNIX) {
+        Some(name) => UnixPath::new(name).ok().map(Address::Unix),
+        None => text.parse::<SocketAddr>().ok().map(Address::Ip),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv6Addr};
+    use std::time::{Duration, SystemTime};
+
+    use config_sync::table::routing::{BackendId, EndpointId, ListenerId, RouteId, SocketId};
+
+    use super::*;
+
+    #[test]
+    fn a_session_is_the_same_after_its_way_through_names() {
+        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let wall = WallClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(9), 5);
+        let endpoints = [
+            EndpointAddress::At(Address::Ip("[fe80::1%3]:80".parse().expect("an address"))),
+            EndpointAddress::At(Address::Unix(UnixPath::new("@app").expect("a name"))),
+            EndpointAddress::Shifted { ip: IpAddr::V6(Ipv6Addr::LOCALHOST), shift: 0 },
+            EndpointAddress::Shifted { ip: at(0).ip(), shift: 9 },
+        ];
+        for endpoint in endpoints {
+            let before = Place {
+                bound: Bound {
+                    transport: Transport::Tcp,
+                    address: Address::Ip(at(443)),
+                    interface: 2,
+                },
+                listener: "l".into(),
+                route: Some("r".into()),
+                backend: "b".into(),
+                endpoint,
+            };
+            let moving = Moving {
+                socket: SocketId(1),
+                protocol: Protocol::Tls,
+                listener: ListenerId(2),
+                route: Some(RouteId(3)),
+                backend: Some(BackendId(4)),
+                endpoint: EndpointId(5),
+                client: at(1),
+                local: at(2),
+                peer: Some(at(3)),
+                destination: None,
+                unique_id: Some(u128::MAX - 5),
+                server_name: Some("a.example".into()),
+                timeouts: Timeouts {
+                    hello: 1,
+                    idle: 2,
+                    write_stall: 3,
+                    half_close: 4,
+                    lifetime: 5,
+                },
+                opened: 6,
+                last_byte: 7,
+                connect: Some(8),
+                bytes: [9, 10],
+                ended: [false, true],
+                client_first: Some(false),
+                ending: true,
+                paced: [true, false],
+            };
+            let session = named(moving.clone(), before.clone(), wall);
+            assert_eq!(place(&session), Some(before));
+            let ids = PlaceIds {
+                socket: SocketId(1),
+                listener: ListenerId(2),
+                route: Some(RouteId(3)),
+                backend: BackendId(4),
+                endpoint: EndpointId(5),
+            };
+            assert_eq!(by_ids(session, ids, wall), moving);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Gives a session to another process, or takes one over.
+//!
+//! A session that is to leave pauses: it receives nothing new, and what is held goes out. When no
+//! byte is in the gateway it is still, and is offered to the other process. From then on both have
+//! its connections, and neither receives, until it is clear whose the session is.
+
+use config_sync::table::moving::Moving;
+use config_sync::table::routing::{EndpointId, ListenerId};
+use config_sync::table::source_limit::SourceRecord;
+
+use crate::contract::{Op, Side, Why};
+use crate::proxy::core::Core;
+use crate::proxy::tcp::accounting::{give_to, lead_by};
+use crate::proxy::tcp::close::failure;
+use crate::proxy::tcp::direction::Half;
+use crate::proxy::tcp::state::{Entry, HeaderFacts, Pause, Relay, Session, State};
+
+/// Milliseconds after which the timer of a session looks again that nobody has decided about.
+const UNDECIDED: u64 = 100;
+
+impl Session {
+    /// Whether the session could go to another process. Where TLS ends here, its keys are here.
+    pub fn may_leave(&self) -> bool {
+        let State::Relaying(relay) = &self.state else { return false };
+        let is_whole = relay.ending.is_none() && !relay.broken && relay.pause == Pause::No;
+        is_whole && self.tls.is_none() && self.listener.is_some() && self.endpoint.is_some()
+    }
+
+    /// Receives nothing more.
+    pub fn pause(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        relay.pause = Pause::Begun;
+        for from in [Side::Client, Side::Endpoint] {
+            relay.unmark(core, self.token, from);
+            if relay.half(from).streaming() {
+                let op = relay.half(from).unstream();
+                core.push(self.token, op);
+            }
+        }
+        self.pump(core);
+    }
+
+    /// Whether no byte of a session that pauses is in the gateway. `None`: it does not pause any
+    /// more, because it has ended or is about to.
+    pub fn is_still(&self) -> Option<bool> {
+        match &self.state {
+            State::Relaying(relay) if relay.pause == Pause::Begun => {
+                Some(relay.up.is_still() && relay.down.is_still())
+            }
+            _ => None,
+        }
+    }
+
+    /// Offers a still session to another process.
+    pub fn offer(&mut self) -> Option<Moving> {
+        let (listener, endpoint) = (self.listener?, self.endpoint?);
+        let State::Relaying(relay) = &mut self.state else { return None };
+        relay.pause = Pause::Offered;
+        let proxied = self.proxied.as_deref();
+        Some(Moving {
+            socket: self.socket,
+            protocol: self.protocol,
+            listener,
+            route: self.route,
+            backend: self.backend,
+            endpoint,
+            client: self.client,
+            local: self.local,
+            peer: proxied.and_then(|facts| facts.peer),
+            destination: proxied.and_then(|facts| facts.destination),
+            unique_id: proxied.and_then(|facts| facts.unique_id),
+            server_name: self.server_name.clone(),
+            timeouts: self.timeouts,
+            opened: self.opened,
+            last_byte: self.last_byte,
+            connect: self.connect_micros,
+            bytes: [relay.up.bytes, relay.down.bytes],
+            ended: [relay.up.ended(), relay.down.ended()],
+            client_first: relay.first_end.map(|side| side == Side::Client),
+            ending: self.entry == Entry::Ending,
+            paced: [relay.paced.0, relay.paced.1],
+        })
+    }
+
+    /// A session that was another process's so far, and is not this one's yet.
+    pub fn arrived(moving: Moving) -> Self {
+        let [up, down] = moving.bytes;
+        let [up_ended, down_ended] = moving.ended;
+        let halves = (
+            Half::taken_over(Side::Client, up, up_ended),
+            Half::taken_over(Side::Endpoint, down, down_ended),
+        );
+        let first_end = moving.client_first.map(|first| match first {
+            true => Side::Client,
+            false => Side::Endpoint,
+        });
+        let relay = Relay {
+            first_end,
+            paced: (moving.paced[0], moving.paced[1]),
+            pause: Pause::Arrived { ending: moving.ending },
+            ..Relay::new(halves.0, halves.1)
+        };
+        let facts = HeaderFacts {
+            peer: moving.peer,
+            destination: moving.destination,
+            unique_id: moving.unique_id,
+        };
+        let is_proxied = facts.peer.is_some() || facts.unique_id.is_some();
+        let place = (moving.socket, moving.protocol);
+        Self {
+            state: State::Relaying(relay),
+            listener: Some(moving.listener),
+            route: moving.route,
+            backend: moving.backend,
+            endpoint: Some(moving.endpoint),
+            server_name: moving.server_name,
+            last_byte: moving.last_byte,
+            connect_micros: moving.connect,
+            proxied: is_proxied.then(|| Box::new(facts)),
+            ..Self::new(place, moving.client, moving.local, moving.opened, moving.timeouts)
+        }
+    }
+
+    /// The session is this process's, and moves bytes again.
+    pub fn go_on(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        let before = std::mem::replace(&mut relay.pause, Pause::No);
+        // A failure of a side from which nothing more is read is not reported again.
+        let is_unread = |relay: &mut Relay, side: Side| {
+            relay.half(side).is_over() && !relay.half(side.other()).has_work()
+        };
+        let failed = [Side::Client, Side::Endpoint]
+            .into_iter()
+            .find(|side| relay.broken && is_unread(relay, *side));
+        if let Pause::Arrived { ending } = before {
+            let ending = ending || relay.up.is_ending() || relay.down.is_ending();
+            self.entry = if ending { Entry::Ending } else { Entry::Full };
+            self.count_in(core);
+        }
+        if let Some(side) = failed {
+            self.end(core, failure(side, Why::Reset), Some(side));
+        }
+        self.arm(core);
+        self.pump(core);
+    }
+
+    fn count_in(&mut self, core: &mut Core) {
+        if let Some(listener) = self.listener.take() {
+            give_to(&mut self.listener, listener, &core.counters);
+            core.places.arrive(listener, self.entry == Entry::Ending);
+            self.source = source(core, listener, self);
+        }
+        if let Some(route) = self.route.take() {
+            lead_by(&mut self.route, route, &core.counters);
+        }
+        if let Some(endpoint) = self.endpoint {
+            core.balancer.arrived(endpoint);
+            core.counters.endpoint(endpoint).opened.add(1);
+            self.counted = true;
+        }
+    }
+
+    /// Another process goes on with the session. Nobody is told here, and no line is logged: the
+    /// last line is the other process's.
+    pub fn forget(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &self.state else { return };
+        let is_ours = relay.pause == Pause::Offered;
+        self.state = State::Closing;
+        core.timers.cancel(self.token.slot);
+        core.push(self.token, Op::Close { reset: false });
+        if !is_ours {
+            return;
+        }
+        core.leave_source(self.source.take());
+        if let Some(endpoint) = self.endpoint {
+            self.leave_endpoint(core, endpoint);
+        }
+        if let Some(route) = self.route {
+            core.counters.route(route).opened.sub(1);
+        }
+        let Some(listener) = self.listener else { return };
+        core.counters.listener(listener).opened.sub(1);
+        match self.entry {
+            Entry::None => {}
+            Entry::Full => core.places.leave(listener),
+            Entry::Ending => core.places.leave_ending(listener),
+        }
+    }
+
+    fn leave_endpoint(&mut self, core: &mut Core, endpoint: EndpointId) {
+        if std::mem::take(&mut self.counted) {
+            core.leaves(endpoint);
+            core.counters.endpoint(endpoint).opened.sub(1);
+        }
+    }
+
+    /// A deadline of a session that two processes have waits until it is clear whose the session
+    /// is.
+    pub fn postpone(&self, core: &mut Core) {
+        core.timers.set(self.token.slot, core.now / 1_000 + UNDECIDED);
+    }
+}
+
+/// The record of the client's source. A client whose source is full keeps its session.
+fn source(core: &Core, id: ListenerId, session: &Session) -> Option<SourceRecord> {
+    let listeners = &core.tables.current().listeners;
+    let limit = listeners.iter().find(|of| of.id == id)?.limit_source.as_ref()?;
+    limit.enter(session.client.ip(), core.unix_micros()).ok()?
+}

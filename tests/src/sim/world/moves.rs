@@ -1,0 +1,108 @@
+//! Hands sessions from one process to another, as an upgrade does. The world has one proxy, which
+//! gives its sessions to itself: a session goes from one slot to another, and each step of that
+//! comes late, fails, or comes before the other one's.
+
+use config_sync::table::request::{Handle, Request, What};
+use ringway::contract::{Kind, Token};
+use ringway::proxy::parting::LONGEST_PAUSE;
+use ringway::stats::records::Reply;
+
+use super::World;
+use crate::sim::world::under_way::Task;
+
+fn token(handle: Handle) -> Token {
+    Token { kind: Kind::Session, slot: handle.slot, generation: handle.generation }
+}
+
+impl World {
+    /// Wants sessions for another process.
+    pub(super) fn part(&mut self) {
+        let moves = &mut self.check.moves;
+        if moves.asked.is_some() {
+            return;
+        }
+        let number = moves.number();
+        moves.asked = Some(number);
+        moves.pausing = self.kernel.now + 2 * LONGEST_PAUSE;
+        let most = self.asks.between(1, 16) as u32;
+        let what = What::Part { from: self.asks.below(4) as u32, most };
+        self.proxy.ask(self.kernel.now, Request { number, what }, &mut self.ops);
+    }
+
+    pub(super) fn carry_on_with_moves(&mut self) {
+        for reply in std::mem::take(&mut self.check.moves.replies) {
+            self.moves_replied(reply);
+        }
+        let now = self.kernel.now;
+        let due = self.check.moves.due.extract_if(.., |(at, _)| *at <= now);
+        let mut due: Vec<_> = due.map(|(_, task)| task).collect();
+        while let Some(task) = due.pop() {
+            self.move_on(task);
+            self.settle(self.turn.events.len());
+        }
+    }
+
+    fn moves_replied(&mut self, reply: Reply) {
+        let now = self.kernel.now;
+        let moves = &mut self.check.moves;
+        if moves.asked.take_if(|number| *number == reply.number).is_some() {
+            moves.pausing = now + 2 * LONGEST_PAUSE;
+            for offered in reply.offered {
+                self.kernel.freeze(token(offered.handle));
+                self.check.asked.moved.insert(offered.handle);
+                let task = Task::Offered(offered.handle, Box::new(offered.moving));
+                self.later(task);
+            }
+            return;
+        }
+        let old = moves.adopting.remove(&reply.number).expect("an answer to an adoption");
+        match reply.adopted.first() {
+            Some(new) => {
+                moves.adopted += 1;
+                self.check.asked.moved.insert(*new);
+                self.later(Task::Adopted { old, new: *new });
+            }
+            None => self.later(Task::GoOn(old)),
+        }
+    }
+
+    fn later(&mut self, task: Task) {
+        let at = self.kernel.now + self.asks.scale(1, 20_000);
+        self.check.moves.due.push((at, task));
+    }
+
+    fn move_on(&mut self, task: Task) {
+        let now = self.kernel.now;
+        let (handle, is_ours) = match task {
+            Task::Offered(old, _) if self.asks.per_mille(250) => {
+                return self.later(Task::GoOn(old));
+            }
+            Task::Offered(old, moving) => {
+                let number = self.check.moves.number();
+                self.check.moves.adopting.insert(number, old);
+                let incoming = self.kernel.lend(token(old));
+                self.proxy.adopt(now, number, vec![(*moving, incoming)], &mut self.ops);
+                return;
+            }
+            Task::Adopted { old, new } if self.asks.per_mille(750) => {
+                // Neither process knows when the other one does its part.
+                self.later(Task::Forget(old));
+                return self.later(Task::GoOn(new));
+            }
+            Task::Adopted { old, new } => {
+                self.kernel.give_back(token(old));
+                self.later(Task::GoOn(old));
+                return self.later(Task::Forget(new));
+            }
+            Task::GoOn(handle) => {
+                self.kernel.thaw(token(handle));
+                (handle, true)
+            }
+            Task::Forget(handle) => (handle, false),
+        };
+        let handles = Box::new([handle]);
+        let what = if is_ours { What::GoOn(handles) } else { What::Forget(handles) };
+        let number = self.check.moves.number();
+        self.proxy.ask(now, Request { number, what }, &mut self.ops);
+    }
+}

@@ -1,0 +1,59 @@
+//! What is under way of sessions that go from one process to another.
+
+use std::collections::BTreeMap;
+
+use config_sync::table::moving::Moving;
+use config_sync::table::request::Handle;
+use ringway::stats::records::Reply;
+
+/// Requests about sessions that move have numbers from here on.
+pub const FIRST_NUMBER: u64 = 1 << 63;
+
+#[derive(Debug, Default)]
+pub struct Moves {
+    number: u64,
+    /// The request for sessions that has no answer yet.
+    pub asked: Option<u64>,
+    /// Sessions that wait for the answer to their adoption.
+    pub adopting: BTreeMap<u64, Handle>,
+    /// What happens when, microseconds.
+    pub due: Vec<(u64, Task)>,
+    /// Until when sessions may pause that nobody offers.
+    pub pausing: u64,
+    pub replies: Vec<Reply>,
+    /// Sessions that were adopted.
+    pub adopted: u64,
+}
+
+#[derive(Debug)]
+pub enum Task {
+    /// The other process takes the session, or does not.
+    Offered(Handle, Box<Moving>),
+    /// It has the session, and says so, or nobody hears it.
+    Adopted {
+        old: Handle,
+        new: Handle,
+    },
+    GoOn(Handle),
+    Forget(Handle),
+}
+
+impl Moves {
+    pub fn next(&self) -> Option<u64> {
+        self.due.iter().map(|(at, _)| *at).min()
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.asked.is_some() || !self.adopting.is_empty() || !self.due.is_empty()
+    }
+
+    /// Whether sessions may stand still for the sake of a move.
+    pub fn may_pause(&self, now: u64) -> bool {
+        self.is_open() || now <= self.pausing
+    }
+
+    pub fn number(&mut self) -> u64 {
+        self.number += 1;
+        FIRST_NUMBER + self.number
+    }
+}
