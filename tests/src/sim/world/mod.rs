@@ -23,7 +23,6 @@ use ringway::proxy::Proxy;
 use ringway::proxy::table_queue::TableQueue;
 use ringway::stats::counters::Counters;
 
-use crate::sim::backend::ModelBackend;
 use crate::sim::coverage::{Coverage, Fault};
 use crate::sim::endpoints::endpoint_at;
 use crate::sim::kernel::faults::Faults;
