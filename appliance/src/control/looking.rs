@@ -27,4 +27,12 @@ impl Looking {
         self.under_way = None;
         found.ok()
     }
+
+    /// Tells those who wait what became of the look.
+    pub fn tell(&mut self, outcome: &Result<Reloaded, Refusal>) {
+        for answer in self.answers.drain(..) {
+            // The asker may have gone.
+            _ = answer.send(outcome.clone());
+        }
+    }
 }

@@ -323,15 +323,12 @@ impl Control {
     }
 
     fn tell_askers(&self, looking: &mut Looking, outcome: &Outcome) {
-        for answer in looking.answers.drain(..) {
-            // The asker may have gone.
-            _ = answer.send(match outcome {
-                _ if matches!(self.phase, Phase::Draining | Phase::Stopping) => Err(ENDING),
-                Outcome::Published { generation } => Ok(Reloaded { generation: *generation }),
-                Outcome::Unchanged => Ok(Reloaded { generation: self.sync.generation() }),
-                Outcome::Rejected(problems) => Err(Refusal::Failed(problems.clone())),
-            });
-        }
+        looking.tell(&match outcome {
+            _ if matches!(self.phase, Phase::Draining | Phase::Stopping) => Err(ENDING),
+            Outcome::Published { generation } => Ok(Reloaded { generation: *generation }),
+            Outcome::Unchanged => Ok(Reloaded { generation: self.sync.generation() }),
+            Outcome::Rejected(problems) => Err(Refusal::Failed(problems.clone())),
+        });
     }
 
     /// Watches the files that the configuration now names. True if a new watch has begun.
@@ -433,8 +430,7 @@ impl Control {
         }
         let failed = self.sync.reloads_failed();
         for index in 0..self.workers.len() {
-            // The order matters: if the worker has ended before its records are taken, no record is
-            // missed.
+            // In this order no record of a worker that has ended is missed.
             let ended = self.workers[index].ended();
             self.collect(index);
             if ended {

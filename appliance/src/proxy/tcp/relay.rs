@@ -169,18 +169,8 @@ impl Session {
             Next::Later if relay.pause != Pause::No => relay.half(from).put_off(),
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
-                make_room(core, self.listener, &mut self.entry);
-                // The gateway's own FIN is sent now, so `half_close_timeout` counts from here.
-                self.last_byte = core.now;
-                relay.first_end.get_or_insert(from);
-                core.push(self.token, Op::Shutdown { side: from.other() });
-                if relay.up.ended() && relay.down.ended() {
-                    let fin = match relay.first_end {
-                        Some(Side::Client) => CloseReason::ClientFin,
-                        _ => CloseReason::EndpointFin,
-                    };
-                    let truncated = self.tls.as_ref().and_then(|tls| tls.truncated());
-                    return self.finish(core, truncated.unwrap_or(fin), false);
+                if let Some(reason) = self.direction_ended(core, from) {
+                    return self.finish(core, reason, false);
                 }
             }
         }
@@ -188,6 +178,22 @@ impl Session {
             self.arm(core);
         }
         self.pump(core);
+    }
+
+    /// Passes the end of a direction on. Returns the reason if both directions have ended.
+    fn direction_ended(&mut self, core: &mut Core, from: Side) -> Option<CloseReason> {
+        let State::Relaying(relay) = &mut self.state else { return None };
+        make_room(core, self.listener, &mut self.entry);
+        // The gateway's own FIN is sent now, so `half_close_timeout` counts from here.
+        self.last_byte = core.now;
+        relay.first_end.get_or_insert(from);
+        core.push(self.token, Op::Shutdown { side: from.other() });
+        let fin = match relay.first_end {
+            Some(Side::Client) => CloseReason::ClientFin,
+            _ => CloseReason::EndpointFin,
+        };
+        let truncated = self.tls.as_ref().and_then(|tls| tls.truncated());
+        (relay.up.ended() && relay.down.ended()).then(|| truncated.unwrap_or(fin))
     }
 
     /// Has the ring carry out a `Move`, or carries it out here if a side speaks TLS.
