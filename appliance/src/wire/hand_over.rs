@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u16 = 2;
 
 /// The most bytes of a message.
-pub const MOST_BYTES: usize = 32_768;
+pub const MOST_BYTES: usize = 131_072;
 
 /// The most sockets of a `Sockets` message. The kernel passes 253 descriptors at most beside a
 /// packet (SCM_MAX_FD).

@@ -3,12 +3,14 @@
 //! A new interface has a new number, even under its old name. Workers bind sockets to the number,
 //! because the number costs no look-up for each session. So the number of the table must follow.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::compile;
 use crate::model::config::Config;
 use crate::resolve::lookups::Answers;
+use crate::sync::drained;
 use crate::sync::interfaces::{Interfaces, changed, renumber};
 use crate::sync::{ConfigSync, InForce};
 
@@ -68,7 +70,9 @@ impl ConfigSync {
         let resolved = self.lookups.resolve.resolved();
         let whole = compile::whole(&config, &resolved, Arc::make_mut(&mut self.names));
         let whole = whole.map_err(|problems| problems.to_string())?;
-        self.open(&config, &whole.table)?;
+        let drained = self.overrides.drained_listeners();
+        let table = drained::without(Cow::Borrowed(&whole.table), &drained);
+        self.open(&config, &table)?;
         self.give_out(&config, whole, Answers::new(), Duration::ZERO)?;
         self.generation += 1;
         self.in_force = Some(Arc::new(InForce::new(config, text)));

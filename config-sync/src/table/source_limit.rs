@@ -170,6 +170,14 @@ impl SourceLimit {
         Ok(Some(record))
     }
 
+    /// Counts a session that another process has begun. It may be one too many, and takes nothing
+    /// of the rate. `None`: the client has no limit, or every record that could be the source's is
+    /// of a source with sessions.
+    pub fn arrive(&self, client: IpAddr, now: u64) -> Option<SourceRecord> {
+        let (hash, ..) = self.limited(client)?;
+        self.records.count(hash, MOST_SESSIONS, now * 1_000).ok()
+    }
+
     /// What `enter` would find, without counting anything. `None`: the client has no limit.
     pub fn standing(&self, client: IpAddr, now: u64) -> Option<SourceStanding> {
         let (hash, source, prefix) = self.limited(client)?;

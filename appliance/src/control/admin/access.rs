@@ -16,8 +16,11 @@ const SHORTEST: usize = 16;
 pub enum Access {
     /// Every client of the Unix socket, because the file's mode says who is one.
     All,
+    /// This client, who has a certificate that `admin.client_ca` has signed. A browser shows it for
+    /// the pages of others too.
+    Certificate,
     /// A client with the token in this file, or nobody. `certificates`: also clients with a
-    /// certificate, whose connections have [`Self::All`].
+    /// certificate, whose connections have [`Self::Certificate`].
     Token { file: Option<Arc<Path>>, certificates: bool },
 }
 
@@ -36,6 +39,7 @@ impl Access {
     pub fn check(&self, headers: &HeaderMap) -> Result<(), String> {
         let file = match self {
             Self::All => return Ok(()),
+            Self::Certificate => return of_no_other_page(headers),
             Self::Token { file: None, certificates: true } => {
                 return Err(
                     "a change needs a certificate that admin.client_ca has signed, or the \
@@ -83,6 +87,14 @@ fn token(file: &Path) -> Result<String, String> {
     Ok(token.to_owned())
 }
 
+/// Browsers say where a request comes from (Fetch Metadata, section 2.4). Other clients do not.
+fn of_no_other_page(headers: &HeaderMap) -> Result<(), String> {
+    match headers.get("sec-fetch-site").map(|site| site.as_bytes()) {
+        None | Some(b"same-origin" | b"none") => Ok(()),
+        Some(_) => Err("a change is asked for by a page of another site".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
@@ -120,5 +132,11 @@ mod tests {
         let said = others.check(&HeaderMap::new()).expect_err("refused");
         assert!(said.contains("admin.client_ca"), "{said}");
         assert_eq!(Access::All.check(&HeaderMap::new()), Ok(()));
+        assert_eq!(Access::Certificate.check(&HeaderMap::new()), Ok(()));
+        let from = |site| HeaderMap::from_iter([("sec-fetch-site".parse().expect("a name"), site)]);
+        let check =
+            |site: &'static str| Access::Certificate.check(&from(site.parse().expect("text")));
+        assert!(check("same-origin").is_ok() && check("none").is_ok());
+        assert!(check("cross-site").is_err() && check("same-site").is_err());
     }
 }

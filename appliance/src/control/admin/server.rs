@@ -182,7 +182,7 @@ const SPARE: usize = 16;
 
 async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>) {
     let routers = Routers {
-        trusted: router(Api { access: Access::All, ..api.clone() }),
+        trusted: router(Api { access: Access::Certificate, ..api.clone() }),
         others: router(api),
     };
     let mut connections = Connections::default();

@@ -15,13 +15,21 @@ pub async fn on_other_screen(
 ) -> anyhow::Result<()> {
     let mut ends = Ends::take()?;
     print("\x1b[?1049h\x1b[?25l")?;
-    let result = tokio::select! {
+    let _back = Back;
+    tokio::select! {
         result = drawing => result,
         result = ends.wait() => result,
-    };
-    // After SIGHUP the terminal may be gone.
-    let restored = print("\x1b[?25h\x1b[?1049l");
-    result.and(restored)
+    }
+}
+
+/// Goes back to the first screen, after a panic too.
+struct Back;
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        // After SIGHUP the terminal may be gone.
+        _ = print("\x1b[?25h\x1b[?1049l");
+    }
 }
 
 /// Draws `text` from the top of the screen. Lines that do not fit are left out; the last line of

@@ -16,8 +16,9 @@ use crate::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
 /// be in force.
 pub const PATIENCE: Duration = Duration::from_secs(25);
 
-/// How long sessions wait for the new process's answer. They move no bytes meanwhile.
-const SESSION_PATIENCE: Duration = Duration::from_secs(1);
+/// How long sessions wait for the new process's answer. They move no bytes meanwhile, but without an
+/// answer no other session can go.
+const SESSION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The name of the socket: that of the admin API's socket, with `.upgrade` behind.
 ///
@@ -128,7 +129,11 @@ impl Link {
         };
         match answer {
             Ok((Message::Adopted(adopted), _)) if adopted.len() == sessions.len() => adopted,
-            _ => self.last_word(sessions.len()),
+            other => {
+                let why = other.map_or_else(|why| why, |(message, _)| out_of_order(&message));
+                tracing::warn!("the sessions that are left drain here: {why}");
+                self.last_word(sessions.len())
+            }
         }
     }
 

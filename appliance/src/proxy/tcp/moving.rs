@@ -201,9 +201,9 @@ impl Session {
     }
 }
 
-/// The record of the client's source. A client whose source is full keeps its session.
+/// The record of the client's source, which may have a session too many now.
 fn source(core: &Core, id: ListenerId, session: &Session) -> Option<SourceRecord> {
     let listeners = &core.tables.current().listeners;
     let limit = listeners.iter().find(|of| of.id == id)?.limit_source.as_ref()?;
-    limit.enter(session.client.ip(), core.unix_micros()).ok()?
+    limit.arrive(session.client.ip(), core.unix_micros())
 }
