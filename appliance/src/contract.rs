@@ -196,9 +196,11 @@ pub enum Op {
     /// datagrams.
     SendUp { buffer: BufferId, part: Part },
     /// Like `SendUp`, but on a listening socket, to a client, from `local` where that address is
-    /// known. `from` is the upstream slot that received the datagrams. If the client's own datagram
-    /// is answered, there is no such slot, and `part` has the answer in place of the datagram.
-    SendDown { buffer: BufferId, part: Part, from: u32, peer: SocketAddr, local: Option<IpAddr> },
+    /// known. `from` is the upstream slot that received the datagrams.
+    SendDown { buffer: BufferId, from: u32, peer: SocketAddr, local: Option<IpAddr> },
+    /// Answer a client's own datagram: send what `part` has in its place to the client, from `local`
+    /// where that address is known. The token is that of the listening socket.
+    Answer { buffer: BufferId, part: Part, peer: SocketAddr, local: Option<IpAddr> },
     /// Like `SendUp`, but through the shared upstream socket in slot `via`, to an endpoint, from
     /// `local`. The token is that of the flow, in a slot that no socket has.
     SendVia { buffer: BufferId, part: Part, via: u32, peer: SocketAddr, local: IpAddr },

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
 
-use crate::contract::{BufferId, Op, Token};
+use crate::contract::{BufferId, Op, Part, Token};
 use crate::stats::counters::Counters;
 
 pub use self::error::RingError;
@@ -193,8 +193,12 @@ impl Ring {
             }
             Op::OpenShared { ipv4 } => udp.open_shared(token, ipv4, queue, turn),
             Op::SendUp { buffer, part } => udp.send_up(token, buffer, part, turn),
-            Op::SendDown { buffer, part, from, peer, local } => {
+            Op::SendDown { buffer, from, peer, local } => {
+                let part = Part::default();
                 udp.send_down(token, Down { buffer, part, from, peer, local }, listeners, turn);
+            }
+            Op::Answer { buffer, part, peer, local } => {
+                udp.send_down(token, Down::answer((buffer, part), peer, local), listeners, turn);
             }
             Op::SendVia { buffer, part, via, peer, local } => {
                 let down = Down { buffer, part, from: token.slot, peer, local: Some(local) };

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use config_sync::table::routing::{SocketId, Transport};
-use ringway::contract::{Event, Op, Part, Token};
+use ringway::contract::{Event, Op, Token};
 
 use crate::harness::{Driver, LIMITS, local_address, open};
 
@@ -64,7 +64,7 @@ fn a_released_udp_socket_sends_and_receives_no_more() {
     driver.act(token, Op::Release);
     driver.event(token, Event::Stopped { why: None });
     let peer = client.local_addr().unwrap();
-    driver.act(token, Op::SendDown { buffer, part: Part::default(), from: 0, peer, local: None });
+    driver.act(token, Op::SendDown { buffer, from: 0, peer, local: None });
     let mut bytes = [0; 16];
     assert_eq!(client.recv(&mut bytes).unwrap(), 5, "the socket still sends");
     client.send_to(b"second", address).unwrap();

@@ -84,8 +84,7 @@ fn a_datagram_goes_there_and_back() {
         let back = driver.datagrams();
         assert_eq!((back.token, back.peer), (flow, None));
         let peer = got.peer.unwrap();
-        let down =
-            Op::SendDown { buffer: back.buffer, part: Part::default(), from: 0, peer, local: None };
+        let down = Op::SendDown { buffer: back.buffer, from: 0, peer, local: None };
         driver.act(listener, down);
         assert_eq!(read(&client), b"answer");
         driver.poll();
@@ -118,10 +117,7 @@ fn a_train_passes_whole_both_ways() {
     let back = driver.datagrams();
     assert_eq!(back.count, 16);
     let peer = client.local_addr().unwrap();
-    driver.act(
-        listener,
-        Op::SendDown { buffer: back.buffer, part: Part::default(), from: 5, peer, local: None },
-    );
+    driver.act(listener, Op::SendDown { buffer: back.buffer, from: 5, peer, local: None });
     assert_eq!(read(&client), train);
 }
 
@@ -139,10 +135,10 @@ fn a_client_is_answered_in_place_of_its_datagram() {
     driver.turn.output.extend_from_slice(b"no");
     let part = |first, more| Part { first, count: 1, more, ..Part::default() };
     let answer = Part { strip: 5, head: (0, 2), ..part(1, true) };
-    let (peer, from) = (peer.unwrap(), u32::MAX);
+    let peer = peer.unwrap();
     driver.act_all(vec![
         (flow, Op::SendUp { buffer, part: part(0, true) }),
-        (listener, Op::SendDown { buffer, part: answer, from, peer, local }),
+        (listener, Op::Answer { buffer, part: answer, peer, local }),
         (flow, Op::SendUp { buffer, part: part(2, false) }),
     ]);
     assert_eq!([read(&server), read(&server)], [&b"first"[..], b"3rd"]);
@@ -372,13 +368,7 @@ fn replies_leave_from_the_address_the_client_spoke_to() {
             let got = driver.datagrams();
             assert_eq!(got.local, Some(ip));
             let (buffer, peer) = (got.buffer, got.peer.unwrap());
-            let down = Op::SendDown {
-                buffer,
-                part: Part::default(),
-                from: u32::MAX,
-                peer,
-                local: got.local,
-            };
+            let down = Op::SendDown { buffer, from: u32::MAX, peer, local: got.local };
             driver.act(listener, down);
             assert_eq!(read(&client), b"echo");
         }
@@ -452,10 +442,7 @@ fn a_listening_socket_is_free_once_unlistened() {
     let got = driver.datagrams();
     let peer = got.peer.unwrap();
     driver.act_all(vec![
-        (
-            listener,
-            Op::SendDown { buffer: got.buffer, part: Part::default(), from: 0, peer, local: None },
-        ),
+        (listener, Op::SendDown { buffer: got.buffer, from: 0, peer, local: None }),
         (listener, Op::Unlisten),
     ]);
     driver.event(listener, Event::Unlistened);

@@ -15,6 +15,7 @@ use crate::table::load::{Load, NO_LIMIT};
 use crate::table::maglev;
 use crate::table::routing::{self, Absence, Balance, EndpointId, GoneEndpoint, RoutingTable};
 use crate::table::terminator::Originator;
+use crate::table::tier::tier_in_use;
 use crate::table::turns::turns;
 
 /// The table with every endpoint that the configuration and the names' addresses give, whether it
@@ -253,17 +254,6 @@ impl Pool {
             (Some(Asked::SourcePortHash), _) => Balance::SourcePortHash(slots()),
         }
     }
-}
-
-/// The tier whose endpoints get sessions. `takers`: the endpoints that may be picked, with their
-/// tiers. `had`: the endpoints of the table before, if their tier keeps what it got.
-pub fn tier_in_use(
-    takers: impl Iterator<Item = (EndpointId, u32)> + Clone,
-    had: &[routing::Endpoint],
-) -> Option<u32> {
-    let had: BTreeSet<_> = had.iter().filter(|of| of.weight > 0).map(|of| of.id).collect();
-    let kept = takers.clone().filter(|(id, _)| had.contains(id)).map(|(_, tier)| tier).min();
-    kept.or_else(|| takers.map(|(_, tier)| tier).min())
 }
 
 /// An address that an endpoint stands for.

@@ -11,6 +11,7 @@
 //! | [`request`] | requests to a worker about its sessions and flows |
 //! | [`source_limit`] | what each source of sessions has and does, over all workers |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
+//! | [`tier`] | which of a backend's endpoints get sessions: those in front, or the backups |
 //! | [`terminator`] | TLS: certificates, and settings for rustls |
 //! | `maglev` | hash tables of backends |
 //! | `fnv` | a hash that is equal on every machine |
@@ -30,5 +31,6 @@ pub mod routing;
 pub mod source_limit;
 pub mod subject;
 pub mod terminator;
+pub mod tier;
 pub mod turns;
 pub mod x509;

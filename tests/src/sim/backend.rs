@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::compile::whole::tier_in_use;
 use config_sync::table::load::{Load, NO_LIMIT};
 use config_sync::table::routing::{
     Absence, Backend, BackendId, Balance, Endpoint, EndpointId, GoneEndpoint, Queue, SendProxy,
     SocketOptions, Sources,
 };
+use config_sync::table::tier::tier_in_use;
 use config_sync::table::turns::turns;
 
 use crate::sim::endpoints::{POOL, some_endpoints};

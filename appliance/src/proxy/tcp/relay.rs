@@ -119,7 +119,8 @@ impl Session {
     }
 
     pub fn moved(&mut self, core: &mut Core, from: Side, bytes: (u32, u32, u32), stop: Stop) {
-        if let Some(cause) = self.refusal(core, from, bytes, stop) {
+        let ends = matches!(stop, Stop::Eof | Stop::Failed { .. });
+        if ends && let Some(cause) = self.refusal(core, from, bytes, stop) {
             return self.revoke(core, cause);
         }
         let State::Relaying(relay) = &mut self.state else { return };

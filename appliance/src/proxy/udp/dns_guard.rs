@@ -76,12 +76,8 @@ fn send_to_tcp(
     let small = |bytes: u32| u16::try_from(bytes).expect("a datagram has 64 KiB at the most");
     let part = Part { strip: small(bytes), head: (start, small(len)), ..one.part };
     let Sender { peer, local, .. } = *sender;
-    let op = Op::SendDown { buffer: one.buffer, part, from: NO_UPSTREAM, peer, local };
-    core.push(Token::socket(socket), op);
+    core.push(Token::socket(socket), Op::Answer { buffer: one.buffer, part, peer, local });
 }
-
-/// Stands for the upstream slot of an answer that no endpoint gave.
-const NO_UPSTREAM: u32 = u32::MAX;
 
 /// A datagram of a buffer, in which every datagram but the last has `bytes` bytes.
 pub fn datagram(payload: &[u8], bytes: u32, number: u32) -> &[u8] {

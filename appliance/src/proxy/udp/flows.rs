@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::{
-    BackendId, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
+    BackendId, DnsGuard, EndpointId, Listener, Protocol, RouteId, Socket, SocketId, Transport,
 };
 use config_sync::table::source_limit::OverLimit;
 use hashbrown::HashTable;
@@ -115,20 +115,23 @@ impl Flows {
         };
         let sender = Sender { peer, local, said: None };
         let batch = Batch { buffer, bytes, count, part: Part::default() };
-        let mut is_proxy = false;
+        let (mut is_proxy, mut guard) = (false, None);
         if let Some((table, bound)) = core.tables.of(socket) {
             is_proxy = bound.accept_proxy.expects_header(peer.ip());
             if let Some(listener) = bound.listeners.any() {
-                let counters = core.counters.listener(table.listeners[listener].id);
-                counters.from_clients.add(u64::from(count));
+                let listener = &table.listeners[listener];
+                guard = listener.dns_guard;
+                core.counters.listener(listener.id).from_clients.add(u64::from(count));
             }
         }
         if truncated {
             dropped(core, socket, batch, DropReason::Truncated);
         } else if is_proxy {
-            self.on_proxy(core, socket, &sender, (batch, size), payload);
+            self.on_proxy(core, (socket, guard), &sender, (batch, size), payload);
+        } else if let Some(guard) = guard {
+            self.take_in_queries(core, (socket, guard), &sender, batch, (size, payload));
         } else {
-            self.take_in(core, socket, &sender, (batch, size), payload);
+            self.take_in(core, socket, &sender, batch);
         }
     }
 
@@ -137,7 +140,7 @@ impl Flows {
     pub fn on_proxy(
         &mut self,
         core: &mut Core,
-        socket: SocketId,
+        (socket, guard): (SocketId, Option<DnsGuard>),
         sender: &Sender,
         (whole, size): (Batch, u32),
         payload: &[u8],
@@ -169,7 +172,13 @@ impl Flows {
             match read {
                 Ok((_, said)) => {
                     let sender = Sender { said, ..*sender };
-                    self.take_in(core, socket, &sender, (batch, size), payload);
+                    match guard {
+                        None => self.take_in(core, socket, &sender, batch),
+                        Some(guard) => {
+                            let (at, bytes) = ((socket, guard), (size, payload));
+                            self.take_in_queries(core, at, &sender, batch, bytes);
+                        }
+                    }
                 }
                 Err(_) => dropped(core, socket, batch, DropReason::ProxyInvalid),
             }
@@ -177,20 +186,7 @@ impl Flows {
         }
     }
 
-    /// Forwards datagrams of a client, or drops them. `payload` holds the bytes of the buffer, in
-    /// which every datagram but the last has `bytes` bytes.
-    pub fn take_in(
-        &mut self,
-        core: &mut Core,
-        socket: SocketId,
-        sender: &Sender,
-        (batch, bytes): (Batch, u32),
-        payload: &[u8],
-    ) {
-        let guard = listener_of(&core.tables, socket).and_then(|(_, listener)| listener.dns_guard);
-        if let Some(guard) = guard {
-            return self.take_in_queries(core, (socket, guard), sender, batch, (bytes, payload));
-        }
+    pub fn take_in(&mut self, core: &mut Core, socket: SocketId, sender: &Sender, batch: Batch) {
         match self.admit(core, socket, sender, batch.count) {
             Ok(slot) => self.forward(core, slot, batch),
             Err(reason) => dropped(core, socket, batch, reason),

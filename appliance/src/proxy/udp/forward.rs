@@ -64,8 +64,8 @@ impl Flows {
         listener.to_clients.add(u64::from(batch.count));
         listener.bytes_down.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_down.add(u64::from(batch.bytes));
-        let Batch { buffer, part, .. } = batch;
-        let op = Op::SendDown { buffer, part, from: slot, peer: flow.peer, local: flow.local };
+        let op =
+            Op::SendDown { buffer: batch.buffer, from: slot, peer: flow.peer, local: flow.local };
         core.push(Token::socket(flow.socket), op);
         // A client with two queries under way on one socket gets both answers, because the flow
         // ends only when there are `responses` for each datagram.

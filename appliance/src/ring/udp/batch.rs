@@ -17,13 +17,25 @@ use crate::ring::user_data::{UserData, What};
 /// Bytes of the largest datagram over IPv4. A larger datagram is not sent at all.
 const MAX_DATAGRAM: u32 = 65_507;
 
-/// The fields of `SendDown`, and of `SendVia`, which has them for the other direction.
+/// The fields of `SendDown`, of `Answer`, whose slot is [`NONE`], and of `SendVia`, which has them
+/// for the other direction.
 pub struct Down {
     pub buffer: BufferId,
     pub part: Part,
     pub from: u32,
     pub peer: SocketAddr,
     pub local: Option<IpAddr>,
+}
+
+impl Down {
+    /// Bytes that no upstream slot received.
+    pub fn answer(
+        (buffer, part): (BufferId, Part),
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+    ) -> Self {
+        Self { buffer, part, from: NONE, peer, local }
+    }
 }
 
 pub struct Sends {
