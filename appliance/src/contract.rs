@@ -198,8 +198,8 @@ pub enum Op {
     /// Like `SendUp`, but on a listening socket, to a client, from `local` where that address is
     /// known. `from` is the upstream slot that received the datagrams.
     SendDown { buffer: BufferId, from: u32, peer: SocketAddr, local: Option<IpAddr> },
-    /// Answer a client's own datagram: send what `part` has in its place to the client, from `local`
-    /// where that address is known. The token is that of the listening socket.
+    /// Answer a client's own datagram: send what `part` has in its place to the client, from
+    /// `local` where that address is known. The token is that of the listening socket.
     Answer { buffer: BufferId, part: Part, peer: SocketAddr, local: Option<IpAddr> },
     /// Like `SendUp`, but through the shared upstream socket in slot `via`, to an endpoint, from
     /// `local`. The token is that of the flow, in a slot that no socket has.

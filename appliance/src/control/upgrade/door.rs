@@ -16,8 +16,8 @@ use crate::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
 /// be in force.
 pub const PATIENCE: Duration = Duration::from_secs(25);
 
-/// How long sessions wait for the new process's answer. They move no bytes meanwhile, but without an
-/// answer no other session can go.
+/// How long sessions wait for the new process's answer. They move no bytes meanwhile, but without
+/// an answer no other session can go.
 const SESSION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The name of the socket: that of the admin API's socket, with `.upgrade` behind.
