@@ -372,7 +372,8 @@ fn a_session_survives_a_new_process_that_fails() {
         }),
         ("answers too late", |new| {
             let (sessions, _sockets) = new.is_offered();
-            std::thread::sleep(Duration::from_secs(2));
+            // Longer than the old one waits.
+            std::thread::sleep(Duration::from_secs(4));
             let late = write(&Message::Adopted(vec![true; sessions.len()]));
             assert!(pass::send(new.0.as_fd(), &late, &[]).is_err(), "it must know");
         }),
