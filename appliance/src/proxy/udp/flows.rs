@@ -194,6 +194,7 @@ impl Flows {
     }
 
     /// The slot of the flow of a client that may send as many datagrams.
+    #[inline(always)]
     pub fn admit(
         &mut self,
         core: &mut Core,
