@@ -289,7 +289,7 @@ fn an_endpoint_that_was_ejected_starts_slowly() {
         }
     });
     let address = free_address();
-    let keys = "slow_start = \"4s\"\neject = { failures = 3, window = \"10s\", base = \"2s\" }";
+    let keys = "slow_start = \"8s\"\neject = { failures = 3, window = \"10s\", base = \"2s\" }";
     let config = listener("main", "TCP", address, "")
         + &route("main", "main", &[("main", 1)], "")
         + &backend("main", [first.address, second.address], keys);
