@@ -110,12 +110,25 @@ fn is_in_proportion(counts: &Counts) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The data plane is built as in a release. All other code is that of the tests, because it would take
+/// minutes to build it again: what the data plane takes of it is generic or `#[inline]`, and so
+/// compiled with the data plane.
+const PROFILE: [&str; 6] = [
+    "profile.test.package.data-plane.codegen-units=1",
+    "profile.test.package.data-plane.opt-level=3",
+    "profile.test.package.data-plane.debug-assertions=false",
+    "profile.test.package.data-plane.overflow-checks=false",
+    "profile.test.package.instructions.opt-level=3",
+    "profile.test.package.instructions.debug-assertions=false",
+];
+
 /// Runs the benchmarks.
 fn count() -> anyhow::Result<Counts> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
-        .args(["bench", "--quiet", "-p", "instructions", "--bench", "instructions", "--"])
-        .arg("--output-format=json")
+        .args(["bench", "--quiet", "--workspace", "--bench", "instructions", "--profile", "test"])
+        .args(PROFILE.iter().flat_map(|setting| ["--config", setting]))
+        .args(["--", "--output-format=json"])
         .current_dir(WORKSPACE)
         .stderr(Stdio::inherit())
         .output()

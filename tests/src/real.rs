@@ -1,4 +1,4 @@
-//! The release binary and what stands around it: servers, clients, real programs, an own network.
+//! The binary and what stands around it: servers, clients, real programs, an own network.
 //!
 //! A test here starts `ringway run` with a file, talks to it as anyone would, and reads what it
 //! says: bytes, the access log, `/metrics`, its exit code. Nothing is asserted on time; waits end
@@ -77,7 +77,7 @@ pub fn seconds(default: u64) -> u64 {
 /// The binary under test.
 pub fn binary() -> PathBuf {
     std::env::var_os("RINGWAY_BIN").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/ringway")),
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debug/ringway")),
         PathBuf::from,
     )
 }

@@ -1,4 +1,4 @@
-//! Real programs at both ends of the release binary: iperf3, Redis, PostgreSQL, a DNS server.
+//! Real programs at both ends of the binary: iperf3, Redis, PostgreSQL, a DNS server.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;

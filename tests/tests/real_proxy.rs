@@ -1,4 +1,4 @@
-//! The PROXY protocol through the release binary: in every fragmentation, malformed, and spoken
+//! The PROXY protocol through the binary: in every fragmentation, malformed, and spoken
 //! with HAProxy and nginx on both sides.
 
 use std::io::{Read as _, Write as _, sink};

@@ -1,4 +1,4 @@
-//! The PROXY protocol in datagrams, through the release binary: taken off, put on, and both.
+//! The PROXY protocol in datagrams, through the binary: taken off, put on, and both.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! What each source of clients may have, through the release binary, over two workers.
+//! What each source of clients may have, through the binary, over two workers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

@@ -1,4 +1,4 @@
-//! Clients by their addresses through the release binary: who may come in, which route it has, and
+//! Clients by their addresses through the binary: who may come in, which route it has, and
 //! what new ranges change.
 
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! TLS by server name through the release binary: OpenSSL's servers and clients, and curl.
+//! TLS by server name through the binary: OpenSSL's servers and clients, and curl.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

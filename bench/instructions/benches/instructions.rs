@@ -20,13 +20,13 @@ use config_sync::compile::compile;
 use config_sync::compile::names::Names;
 use config_sync::model::config;
 use config_sync::table::routing::{Hosts, RoutingTable, Socket, Transport};
+use data_plane::contract::{BufferId, Event, Op, Side, Stop, Token};
+use data_plane::proxy::Proxy;
+use data_plane::proxy::balance::Balancer;
+use data_plane::stats::counters::Counters;
+use data_plane::wire::client_hello;
+use data_plane::wire::client_hello::Hello;
 use gungraun::prelude::*;
-use ringway::contract::{BufferId, Event, Op, Side, Stop, Token};
-use ringway::proxy::Proxy;
-use ringway::proxy::balance::Balancer;
-use ringway::stats::counters::Counters;
-use ringway::wire::client_hello;
-use ringway::wire::client_hello::Hello;
 
 main!(library_benchmark_groups = [proxy, control]);
 

@@ -1,4 +1,4 @@
-//! TCP through the release binary: ends of all kinds, timeouts, limits, failing endpoints.
+//! TCP through the binary: ends of all kinds, timeouts, limits, failing endpoints.
 
 mod bulk;
 mod endpoints;

@@ -1,4 +1,4 @@
-//! TLS that ends at the gateway, and TLS to backends, through the release binary: OpenSSL's clients
+//! TLS that ends at the gateway, and TLS to backends, through the binary: OpenSSL's clients
 //! in all moods, curl, and rustls where a client must stop in the middle.
 
 mod certificates;

@@ -1,4 +1,4 @@
-//! UDP through the release binary: addresses of replies, ends of flows, failing endpoints, and
+//! UDP through the binary: addresses of replies, ends of flows, failing endpoints, and
 //! fifty thousand flows that must not hear each other.
 
 mod datagrams;
