@@ -12,6 +12,7 @@ struct Page {
 
 const PAGES: &[Page] = &[
     page("quick-start", include_str!("../../../images/docs/quick-start.md")),
+    page("moving-here", include_str!("../../../images/docs/moving-here.md")),
     page("postgresql", include_str!("../../../images/docs/postgresql.md")),
     page("mysql", include_str!("../../../images/docs/mysql.md")),
     page("redis", include_str!("../../../images/docs/redis.md")),
