@@ -29,6 +29,7 @@ const PAGES: &[Page] = &[
     page("quic", include_str!("../../../images/docs/quic.md")),
     page("several-machines", include_str!("../../../images/docs/several-machines.md")),
     page("operating", include_str!("../../../images/docs/operating.md")),
+    page("metrics", include_str!("../../../images/docs/metrics.md")),
     page("troubleshooting", include_str!("../../../images/docs/troubleshooting.md")),
     page("comparison", include_str!("../../../images/docs/comparison.md")),
 ];
