@@ -1,5 +1,7 @@
 //! Addresses as HAProxy writes them (its manual: `bind`, `server`).
 
+use std::net::IpAddr;
+
 /// What a server's address comes to, as Ringway's file has it.
 pub fn server(text: &str) -> Result<String, String> {
     if let Some(path) = unix(text)? {
@@ -10,6 +12,10 @@ pub fn server(text: &str) -> Result<String, String> {
     let host = bracketed(host);
     if host.is_empty() || host == "*" || host == "0.0.0.0" {
         return Err(format!("{text:?} is not the address of one machine"));
+    }
+    let is_ip = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    if !is_ip && port.is_none_or(|port| port.starts_with('+')) {
+        return Err(format!("{text:?} has no port, and only an address can have the client's"));
     }
     match port {
         // Without a port, and with a sign, the client's port counts.
@@ -45,7 +51,7 @@ pub fn bind(text: &str, v6only: bool) -> Result<Vec<String>, String> {
             }
             host => {
                 let host = bracketed(host);
-                let is_ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+                let is_ip = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
                 if !is_ip {
                     return Err(format!("{host:?} is a name: write its address"));
                 }
@@ -119,7 +125,9 @@ mod tests {
         ] {
             assert_eq!(server(text).as_deref(), Ok(expected), "{text}");
         }
-        for text in ["", "*:80", "10.0.0.1:x", "10.0.0.1:-1", "fd@3", "unix@x"] {
+        for text in
+            ["", "*:80", "db.example.com", "db:+1", "10.0.0.1:x", "10.0.0.1:-1", "fd@3", "unix@x"]
+        {
             assert!(server(text).is_err(), "{text}");
         }
         let two = ["0.0.0.0:80", "[::]:80"].map(str::to_owned).to_vec();
