@@ -35,7 +35,7 @@ use crate::control::{access_log, demo, docs, migrate};
 /// To see it work at once: `ringway demo`. To use it: write a TOML file with listeners, routes and
 /// backends, try it with `ringway check FILE`, and start it with `ringway run --config FILE`.
 #[derive(Debug, Parser)]
-#[command(name = "ringway", version, arg_required_else_help = true)]
+#[command(name = "ringway", version = env!("RINGWAY_VERSION"), arg_required_else_help = true)]
 pub struct Cli {
     /// How much Ringway says about itself on stderr (the access log is apart from that).
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
