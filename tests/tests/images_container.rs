@@ -251,7 +251,7 @@ fn dockerfile() -> Value {
     }
     // Only the script can ask the binary.
     let version = program(&binary().display().to_string(), &["--version"]);
-    let version = version.split_whitespace().last().expect("a version");
+    let version = version.split_whitespace().nth(1).expect("a version");
     config["Labels"]["org.opencontainers.image.version"] = json!(version);
     config
 }

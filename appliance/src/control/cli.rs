@@ -1,5 +1,5 @@
 //! Reads the arguments and gives the exit code: 0 on success, 1 after an error, 2 for wrong
-//! arguments. `diff` has codes of its own.
+//! arguments. `diff` and `migrate` have codes of their own.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -28,14 +28,14 @@ use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
 use crate::control::process::{self, Origin};
 use crate::control::time_of_day::unix_seconds;
-use crate::control::{access_log, demo, docs};
+use crate::control::{access_log, demo, docs, migrate};
 
 /// A Layer-4 gateway for Linux: TCP, UDP and TLS-by-SNI, one io_uring per core.
 ///
 /// To see it work at once: `ringway demo`. To use it: write a TOML file with listeners, routes and
 /// backends, try it with `ringway check FILE`, and start it with `ringway run --config FILE`.
 #[derive(Debug, Parser)]
-#[command(name = "ringway", version, arg_required_else_help = true)]
+#[command(name = "ringway", version = env!("RINGWAY_VERSION"), arg_required_else_help = true)]
 pub struct Cli {
     /// How much Ringway says about itself on stderr (the access log is apart from that).
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
@@ -131,6 +131,13 @@ enum Command {
         #[command(flatten)]
         gateways: GatewayArgs,
     },
+    /// Print what another program's configuration comes to, as TOML: of HAProxy, nginx,
+    /// ingress-nginx or Traefik.
+    ///
+    /// What could not be carried over goes to stderr, with file, line and reason; what is only
+    /// different, as a note. The exit code is 0 if all was carried over, 2 if something was not,
+    /// and 1 if a file can't be read. `ringway docs moving-here` says more.
+    Migrate(migrate::Options),
     /// Print the CustomResourceDefinition of L4Policy, as YAML.
     Crd,
     /// Say whether this machine is fit for a gateway, and what to change.
@@ -426,6 +433,7 @@ impl Cli {
                 let source = config.map(|path| given(path, gateways.options())).transpose()?;
                 doctor(source.as_ref(), json, strict)
             }
+            Command::Migrate(options) => migrate::run(&options),
             Command::Crd => print(&gateway::objects::policy::crd()),
             Command::Diff { file, output, gateways } => {
                 diff::run(&given(file, gateways.options())?, &output)

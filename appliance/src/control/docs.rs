@@ -12,6 +12,7 @@ struct Page {
 
 const PAGES: &[Page] = &[
     page("quick-start", include_str!("../../../images/docs/quick-start.md")),
+    page("moving-here", include_str!("../../../images/docs/moving-here.md")),
     page("postgresql", include_str!("../../../images/docs/postgresql.md")),
     page("mysql", include_str!("../../../images/docs/mysql.md")),
     page("redis", include_str!("../../../images/docs/redis.md")),
@@ -28,6 +29,7 @@ const PAGES: &[Page] = &[
     page("quic", include_str!("../../../images/docs/quic.md")),
     page("several-machines", include_str!("../../../images/docs/several-machines.md")),
     page("operating", include_str!("../../../images/docs/operating.md")),
+    page("metrics", include_str!("../../../images/docs/metrics.md")),
     page("troubleshooting", include_str!("../../../images/docs/troubleshooting.md")),
     page("comparison", include_str!("../../../images/docs/comparison.md")),
 ];

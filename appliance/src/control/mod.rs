@@ -23,6 +23,7 @@ mod live;
 mod log_line;
 mod looking;
 pub mod metrics;
+pub mod migrate;
 mod output;
 pub mod own_log;
 mod page;

@@ -13,8 +13,11 @@ pub fn find(binary: &Path) -> anyhow::Result<Found> {
         bail!("no {}", binary.display());
     }
     let program = Program::new([binary]);
-    let version =
-        program.version("--version", |line| Some(line.replacen("ringway", "Ringway", 1)))?;
+    // A commit may stand behind the number.
+    let version = program.version("--version", |line| {
+        let number = line.split_once(" (").map_or(line, |(number, _)| number);
+        Some(number.replacen("ringway", "Ringway", 1))
+    })?;
     Ok(Found { version, program })
 }
 

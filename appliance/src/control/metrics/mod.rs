@@ -1,5 +1,6 @@
 //! The metrics for Prometheus.
 
+mod descriptions;
 mod endpoints;
 mod exposition;
 pub mod open_metrics;
