@@ -62,10 +62,14 @@ pub(crate) fn interfaces() -> Vec<String> {
 /// The name and the number of the network interface that has this name, or this number.
 pub(crate) fn interface(text: &str) -> Option<(String, u32)> {
     if let Ok(index) = text.parse::<u32>() {
-        let name = if_indextoname(index).ok()?;
-        return Some((name.to_string_lossy().into_owned(), index));
+        return Some((interface_name(index)?, index));
     }
     Some((text.to_owned(), interface_number(text)?))
+}
+
+/// The name of the network interface that has this number now.
+pub(crate) fn interface_name(index: u32) -> Option<String> {
+    Some(if_indextoname(index).ok()?.to_string_lossy().into_owned())
 }
 
 /// The number of the network interface that has this name now.

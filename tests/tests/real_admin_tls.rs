@@ -93,8 +93,37 @@ fn everybody_reads_and_a_certificate_that_client_ca_has_signed_changes_things() 
     let none = run_verb(&["status"], &https);
     let said = String::from_utf8_lossy(&none.stderr).into_owned();
     assert!(said.contains("https needs --admin-ca FILE"), "{said}");
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(said.contains("do not agree on TLS") && said.contains("--admin-ca FILE"), "{said}");
     let plain = run_verb(&["status"], &format!("http://{}", gateway.admin));
-    assert!(!plain.status.success());
+    let said = String::from_utf8_lossy(&plain.stderr).into_owned();
+    assert!(!plain.status.success() && said.contains(&format!("--admin {https}")), "{said}");
+    // And the other way round.
+    let bare = Gateway::start(&config.replace(&address.to_string(), &free_address().to_string()));
+    let (done, said) = files.ask(&bare, &["status"], None);
+    assert!(!done && said.contains(&format!("--admin http://{}", bare.admin)), "{said}");
+}
+
+/// The certificate is told of like those of listeners.
+#[test]
+fn the_end_of_the_certificate_is_told() {
+    let files = Files::new();
+    files.keep("gateway", &files.pki.issue_until(&["127.0.0.1"], 2024));
+    let server = Server::tcp(echo);
+    let config = forward("TCP", free_address(), [server.address], "");
+    let gateway = files.start(&config, "");
+    let rows = gateway.asks(&["certificates"]);
+    let (row, file) = (&rows[0], files.path("gateway.pem"));
+    assert_eq!((&row["of"], &row["source"]), (&"admin API".into(), &file.clone().into()), "{row}");
+    assert!(row["warning"].as_str().is_some_and(|said| said.contains("expired")), "{row}");
+    assert_eq!(gateway.asks(&["status"])["certificates_ending"], 1);
+    let said = gateway.stderr();
+    assert!(said.contains("of the admin API has expired"), "{said}");
+    // The file is read again.
+    files.keep("gateway", &files.pki.issue(&["127.0.0.1"]));
+    wait_until("it is renewed", || gateway.asks(&["status"])["certificates_ending"] == 0);
+    let (done, _) = files.ask(&gateway, &["status"], None);
+    assert!(done);
 }
 
 #[test]

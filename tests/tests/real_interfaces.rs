@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringway_tests::real::config::{backend, route};
 use ringway_tests::real::{
-    Gateway, Namespace, Server, exchange, free_address, free_port, in_own_network, program,
+    Gateway, Launch, Namespace, Server, exchange, free_address, free_port, in_own_network, program,
     udp_client, wait_until,
 };
 
@@ -250,6 +250,53 @@ fn an_interface_that_is_made_anew_is_used_again() {
         });
         let said = gateway.stderr();
         assert!(said.contains("interface eth1 is a new one"), "{said}");
+        assert_eq!(gateway.metrics().value("ringway_reloads_total", &[]), 1);
+    });
+}
+
+/// The interface of link-local addresses is deleted and made anew.
+#[test]
+fn link_local_addresses_follow_their_interface() {
+    in_own_network(|| {
+        let port = free_port();
+        let machine = move || {
+            let other = Namespace::new();
+            other.join("eth1", "10.9.4", "fd09:4");
+            program("ip", &["address", "add", "fe80::1/64", "dev", "eth1", "nodad"]);
+            let (server, scope) = other.run(move || {
+                program("ip", &["address", "add", "fe80::2/64", "dev", "eth0", "nodad"]);
+                let scope = nix::net::if_::if_nametoindex("eth0").expect("the interface");
+                let address = format!("[fe80::2%{scope}]:{port}").parse().expect("an address");
+                (Server::tcp_at(address, ringway_tests::real::echo), scope)
+            });
+            (other, server, scope)
+        };
+        let hears = |other: &Namespace, scope: u32| {
+            other.run(move || {
+                let address = format!("[fe80::1%{scope}]:{port}");
+                let address: SocketAddr = address.parse().expect("an address");
+                // Refused until the listener has found its interface.
+                TcpStream::connect(address).is_ok()
+                    && exchange(address, b"to and fro").is_ok_and(|heard| heard == b"to and fro")
+            })
+        };
+        let number = || nix::net::if_::if_nametoindex("eth1").expect("the interface");
+        let ((other, server, scope), before) = (machine(), number());
+        let config = format!(
+            "[[listeners]]\nname = \"main\"\nprotocol = \"TCP\"\n\
+             address = \"[fe80::1%eth1]:{port}\"\n\
+             endpoints = [\"[fe80::2%eth1]:{port}\"]\nconnect_timeout = \"500ms\"\n"
+        );
+        let gateway = Launch::default().socket().start(&config);
+        assert!(hears(&other, scope));
+
+        drop((other, server));
+        program("sh", &["-c", "ip link delete eth1 2>/dev/null || true"]);
+        let (other, _server, scope) = machine();
+        assert_ne!(number(), before);
+        wait_until("the client is served", || hears(&other, scope));
+        let endpoint = gateway.asks(&["endpoints"])[0]["endpoint"].clone();
+        assert_eq!(endpoint, format!("[fe80::2%eth1]:{port}"));
         assert_eq!(gateway.metrics().value("ringway_reloads_total", &[]), 1);
     });
 }

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
-use ringway_tests::real::{Folder, Gateway, Launch, Server, binary, echo, exchange, free_address};
+use ringway_tests::real::{
+    Folder, Gateway, Launch, Server, binary, echo, exchange, free_address, run_verb, wait_until,
+};
 
 /// Lets any user write the access log and read the configuration.
 const OPENED: &[&str] = &["sh", "-c", r#"chmod 777 "$(dirname "$3")"; exec "$0" "$@""#];
@@ -90,6 +92,31 @@ fn a_key_that_only_root_can_read_is_refused_at_the_start() {
     let output = run(&folder, &config);
     assert!(output.contains("as that user"), "{output}");
     assert!(output.contains("key.pem") && output.contains("ermission denied"), "{output}");
+}
+
+/// Root's key of the admin API is read before the rights are given up. The user can't read it
+/// later, and what was read before stays.
+#[test]
+fn the_key_of_the_admin_api_may_be_roots() {
+    let (files, pki, server) = (Folder::new(), Pki::new(), Server::tcp(echo));
+    let issued = pki.issue(&["127.0.0.1"]);
+    let path = |name: &str, text: &str| files.write(name, text).display().to_string();
+    let (ca, cert) = (path("ca.pem", &pki.ca()), path("cert.pem", &issued.cert));
+    let key = path("key.pem", &issued.key);
+    fs::set_permissions(files.file(""), fs::Permissions::from_mode(0o755)).expect("its mode");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("its mode");
+    let address = free_address();
+    let config = "user = \"nobody\"\n".to_owned() + &forward("first", address, &server);
+    let keys = format!("cert = {cert:?}, key = {key:?}");
+    let gateway = Launch::default().tls(&keys).under(OPENED).start(&config);
+    assert_eq!(of_threads(&gateway, "Uid:"), ["65534\t65534\t65534\t65534"]);
+    let https = format!("https://{}", gateway.admin);
+    let asks = || run_verb(&["status", "--admin-ca", &ca], &https).status.success();
+    assert!(asks());
+    wait_until("the files are read again", || gateway.stderr().contains("ermission denied"));
+    assert!(gateway.stderr().contains("the certificate that was read before stays") && asks());
+    gateway.write(&config.replace("\"nobody\"\n", "\"nobody\"\nlame_duck = \"1s\"\n"));
+    assert!(gateway.verb(&["reload"]).status.success() && asks(), "a reload needs no key");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use ringway_tests::sim::tls::world;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::server::{Acceptor, ResolvesServerCert as _};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore};
 
 /// `SEED=n` runs that one; `SEEDS=n` so many.
 #[test]
@@ -254,9 +254,13 @@ name = "b"
 endpoints = [B]
 "#;
 
-/// `Connect` or `Close` of a session whose table changes during the handshake. `before`, `after`:
-/// the endpoints of both backends.
-fn changes_meanwhile(route: &str, before: [&str; 2], after: [&str; 2]) -> Op {
+/// `Connect` or `Close` of a session whose table changes during the handshake, and what the client
+/// was told. `before`, `after`: the endpoints of both backends.
+fn changes_meanwhile(
+    route: &str,
+    before: [&str; 2],
+    after: [&str; 2],
+) -> (Op, Option<rustls::Error>) {
     let pki = Pki::shared();
     let issued = pki.issue(&["a.test"]);
     let mut names = Names::new();
@@ -287,7 +291,7 @@ fn changes_meanwhile(route: &str, before: [&str; 2], after: [&str; 2]) -> Op {
     let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).expect("PEM");
     roots.add(ca).expect("an authority");
     let mut client = client("a.test", roots);
-    let mut said = Vec::new();
+    let (mut said, mut told) = (Vec::new(), None);
     client.write_tls(&mut said).expect("memory");
     proxy.handle(3, token, ready, &[], &mut ops);
     for now in 4..100 {
@@ -305,7 +309,7 @@ fn changes_meanwhile(route: &str, before: [&str; 2], after: [&str; 2]) -> Op {
                 }
                 Op::Give { start, len, .. } => {
                     let mut bytes = &output[start as usize..][..len as usize];
-                    hear(&mut client, &mut bytes, &mut said);
+                    told = hear(&mut client, &mut bytes, &mut said).err().or(told);
                     let stop = Stop::Drained;
                     let event = Event::Given { to: side, sent: len, start: 0, len: 0, stop };
                     proxy.handle(now, token, event, &[], &mut ops);
@@ -315,7 +319,7 @@ fn changes_meanwhile(route: &str, before: [&str; 2], after: [&str; 2]) -> Op {
                     }
                     proxy.handle(now, token, ready, &[], &mut ops);
                 }
-                Op::Connect { .. } | Op::Close { .. } => return op,
+                Op::Connect { .. } | Op::Close { .. } => return (op, told),
                 _ => {}
             }
         }
@@ -323,14 +327,19 @@ fn changes_meanwhile(route: &str, before: [&str; 2], after: [&str; 2]) -> Op {
     unreachable!("no handshake takes so long")
 }
 
-fn hear(client: &mut ClientConnection, bytes: &mut &[u8], answer: &mut Vec<u8>) {
+fn hear(
+    client: &mut ClientConnection,
+    bytes: &mut &[u8],
+    answer: &mut Vec<u8>,
+) -> Result<(), rustls::Error> {
     while !bytes.is_empty() {
         client.read_tls(bytes).expect("memory");
-        client.process_new_packets().expect("TLS");
+        client.process_new_packets()?;
     }
     while client.wants_write() {
         client.write_tls(answer).expect("memory");
     }
+    Ok(())
 }
 
 #[test]
@@ -344,9 +353,11 @@ fn a_backend_that_empties_during_the_handshake_is_chosen_again() {
         _ => None,
     };
     let moved = changes_meanwhile(next, [A, "[]"], ["[]", B]);
-    assert_eq!(to(moved).as_deref(), Some("10.0.1.2:80"));
+    assert_eq!(to(moved.0).as_deref(), Some("10.0.1.2:80"));
     let stayed = changes_meanwhile(next, [A, "[]"], [A, B]);
-    assert_eq!(to(stayed).as_deref(), Some("10.0.1.1:80"), "an endpoint is left");
+    assert_eq!(to(stayed.0).as_deref(), Some("10.0.1.1:80"), "an endpoint is left");
     let refused = changes_meanwhile(all_to_a, [A, B], ["[]", B]);
-    assert_eq!(refused, Op::Close { reset: true }, "the whole share is of the empty backend");
+    let alert = rustls::Error::AlertReceived(AlertDescription::InternalError);
+    let told = (Op::Close { reset: false }, Some(alert));
+    assert_eq!(refused, told, "the whole share is of the empty backend");
 }

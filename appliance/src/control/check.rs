@@ -1,8 +1,14 @@
-//! `ringway check --json`: what is wrong with configurations, for machines.
+//! `ringway check`: what is wrong with configurations. With `--json` for machines.
 
+use config_sync::model::config::Config;
+use config_sync::model::place::{At, Problem, Problems, Warning};
 use config_sync::source::Source;
 use config_sync::sync::dry_run::{self, Checked};
+use config_sync::table::address::UnixPath;
 use serde::Serialize;
+
+use crate::control::admin::access::Access;
+use crate::control::admin::tls::Tls;
 
 /// What was found in one source.
 #[derive(Debug, Serialize)]
@@ -36,10 +42,53 @@ pub enum Severity {
     Hint,
 }
 
+/// Reads and compiles a source, and reads the files of the admin API, which are no part of a table.
 /// `now`, in seconds of Unix time, is for the ends of certificates.
+///
+/// # Errors
+/// For the operator: every fault, one per line, as `FILE:LINE:COLUMN: FIELD: MESSAGE`.
+pub fn checked(source: &Source, now: i64) -> Result<Checked, String> {
+    let mut checked = dry_run::check(source, now)?;
+    let Config { admin_tls, admin_token_file, admin_socket, .. } = &checked.config;
+    let mut faults = Vec::new();
+    match admin_tls.as_ref().map(Tls::read) {
+        Some(Err(fault)) => faults.push(fault),
+        Some(Ok(tls)) => checked.warnings.extend(tls.expiry().and_then(|of| {
+            let warning = of.warning(now)?;
+            Some(Warning::from(of.place.problem(warning)))
+        })),
+        None => {}
+    }
+    if let Some(file) = admin_token_file
+        && let Err(fault) = Access::with_token(Some(file.value.clone()), false)
+    {
+        let told = fault.strip_prefix("admin.token_file: ").unwrap_or(&fault);
+        faults.push(file.problem(told));
+    }
+    if let Some(hint) = admin_socket.as_ref().and_then(homeless) {
+        checked.hints.push(hint.into());
+    }
+    match faults.is_empty() {
+        true => Ok(checked),
+        false => Err(Problems::new(faults).to_string()),
+    }
+}
+
+/// Another machine may have the directory.
+fn homeless(socket: &At<UnixPath>) -> Option<Problem> {
+    let directory = socket.value.file()?.parent().filter(|directory| !directory.is_dir())?;
+    let directory = directory.display();
+    Some(socket.problem(format!(
+        "{directory} is not there on this machine, and `ringway run` does not make it: \
+         `install -d -o USER {directory}` does, for the user that Ringway runs as; under systemd \
+         RuntimeDirectory= does"
+    )))
+}
+
+/// `now` is as for [`checked`].
 pub fn report(source: &Source, now: i64) -> Report {
     let name = source.name();
-    match dry_run::check(source, now) {
+    match checked(source, now) {
         Ok(Checked { warnings, hints, .. }) => {
             let all = warnings.iter().map(|of| (Severity::Warning, of));
             let all = all.chain(hints.iter().map(|of| (Severity::Hint, of)));

@@ -474,7 +474,7 @@ fn check_json(sources: &[Source], strict: bool) -> anyhow::Result<()> {
 }
 
 fn check(source: &Source, explain: bool, strict: bool) -> anyhow::Result<()> {
-    let checked = config_sync::sync::dry_run::check(source, unix_seconds()).map_err(BadConfig)?;
+    let checked = check::checked(source, unix_seconds()).map_err(BadConfig)?;
     let Checked { summary, warnings, hints, config } = checked;
     let hints = hints.iter().map(Warning::as_hint);
     for line in warnings.iter().map(Warning::marked).chain(hints) {

@@ -130,10 +130,14 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         }
     }
     let take_over = match take_over {
-        true => Some(door::path(config.admin_socket).map_err(|why| anyhow!("--take-over: {why}"))?),
+        true => {
+            Some(door::path(config.admin_socket()).map_err(|why| anyhow!("--take-over: {why}"))?)
+        }
         false => None,
     };
     let files = raise_file_limit();
+    let tls = config.admin_tls.as_ref().map(Tls::read).transpose();
+    let tls = tls.map_err(|problem| BadConfig(problem.to_string()))?;
     go_on_as_user(&config, &source, options.is_some())?;
     let features = probe(without)?;
     let mut watched = BTreeSet::new();
@@ -154,7 +158,8 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
         None => None,
     };
-    let mut control = start(source, &config, (running, &given), (calls, program), log, early)?;
+    let own = (calls, program, tls.clone());
+    let mut control = start(source, &config, (running, &given), own, log, early)?;
     control.watched = watched;
     match options {
         None => control.load()?,
@@ -163,7 +168,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         }
     }
     let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
-    let doors = doors(&config, &sockets).await?;
+    let doors = doors(&config, tls, &sockets).await?;
     say_admin(&config);
     match given {
         None => control.open_doors(doors, caller, None)?,
@@ -199,7 +204,7 @@ fn say_admin(config: &Config) {
         let scheme = if config.admin_tls.is_some() { "https" } else { "http" };
         tracing::info!("admin API: {scheme}://{address}");
     }
-    if let Some(path) = config.admin_socket {
+    if let Some(path) = config.admin_socket() {
         tracing::info!("admin API: {}", Address::Unix(path));
     }
 }
@@ -228,12 +233,14 @@ pub fn probe(without: &[String]) -> anyhow::Result<Features> {
 }
 
 /// Opens the sockets of the admin API that the process before has not given.
-async fn doors(config: &Config, given: &Mutex<Sockets>) -> anyhow::Result<Vec<Door>> {
+async fn doors(
+    config: &Config,
+    tls: Option<Tls>,
+    given: &Mutex<Sockets>,
+) -> anyhow::Result<Vec<Door>> {
     let mut doors = Vec::new();
     if let Some(address) = config.admin {
         let file = config.admin_token_file.as_ref().map(|file| file.value.clone());
-        let tls = config.admin_tls.as_ref().map(Tls::read).transpose();
-        let tls = tls.map_err(anyhow::Error::msg)?;
         let certificates = tls.as_ref().is_some_and(Tls::asks);
         let access = Access::with_token(file, certificates).map_err(anyhow::Error::msg)?;
         let listener = match take_admin(given, &address.to_string()) {
@@ -245,10 +252,16 @@ async fn doors(config: &Config, given: &Mutex<Sockets>) -> anyhow::Result<Vec<Do
         };
         doors.push(Door::Tcp(listener, access, tls));
     }
-    if let Some(path) = config.admin_socket {
+    if let Some(path) = config.admin_socket() {
         let hint = |error: &io::Error| match error.kind() {
             AddrInUse => "; another process listens there, or the file is no socket",
-            io::ErrorKind::NotFound => "; the directory must be there",
+            io::ErrorKind::NotFound => {
+                "; make its directory for the gateway's user first (install -d -o USER DIRECTORY; \
+                 under systemd: RuntimeDirectory=)"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "; the gateway's user must be able to write to its directory"
+            }
             _ => "",
         };
         let socket = match take_admin(given, &Address::Unix(path).to_string()) {
@@ -306,7 +319,7 @@ fn start(
     source: Source,
     config: &Config,
     (running, given): (Workers, &Option<Given>),
-    (calls, program): (mpsc::Receiver<Call>, PathBuf),
+    (calls, program, tls): (mpsc::Receiver<Call>, PathBuf, Option<Tls>),
     log: AccessLog,
     early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
@@ -325,6 +338,7 @@ fn start(
     }
     let mut board = Board::new(counters, (limits, config.limits), features);
     board.reopen_log = log.reopener();
+    board.tls = tls;
     let generation = given.as_ref().map_or(1, |given| given.generation + 1);
     Ok(Control {
         sync,
@@ -333,7 +347,7 @@ fn start(
         log,
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
-        admin_socket: config.admin_socket,
+        admin_socket: config.admin_socket(),
         upgrade: Upgrade::new(steering, generation, program),
         watchdog: systemd::watchdog(),
         socket_file: None,

@@ -351,9 +351,9 @@ impl Control {
     }
 
     fn warn_of_certificates(&self) {
-        let now = unix_seconds();
-        for warning in self.sync.names().expiries().iter().filter_map(|of| of.warning(now)) {
-            tracing::warn!("{warning}");
+        let (now, own) = (unix_seconds(), self.board.admin_certificate());
+        for of in self.sync.names().expiries().iter().chain(&own) {
+            of.warning(now).into_iter().for_each(|warning| tracing::warn!("{warning}"));
         }
     }
 

@@ -195,6 +195,16 @@ impl Balancer {
         rest.checked_sub(now).filter(|left| *left > 0)
     }
 
+    /// Whether the backend has an endpoint, other than those in `tried`, that is not full, and that
+    /// does not come last because a session could not be given to it.
+    pub fn has_free(&self, backend: &Backend, tried: &[EndpointId], now: u64) -> bool {
+        let mut others = backend.endpoints.iter().filter(|of| of.weight > 0);
+        others.any(|of| {
+            let known = &self.endpoints[of.id.index()];
+            !tried.contains(&of.id) && known.rest <= now && !known.is_full()
+        })
+    }
+
     /// The endpoints that a session or flow of this client may get now, by their indices, each with
     /// its part of the chance. The parts add up to 1, unless the list is empty. If the client's
     /// address decides, there is one endpoint. `port`: whether the client's port is known. Nobody

@@ -1,4 +1,4 @@
-//! Alerts of TLS before any key is agreed on (RFC 8446, sections 5.1 and 6).
+//! Alerts of TLS (RFC 8446, section 6).
 
 #![forbid(unsafe_code)]
 
@@ -19,10 +19,17 @@ pub enum Alert {
 }
 
 impl Alert {
-    /// The alert as a record that is not encrypted.
+    /// The alert as a record that is not encrypted: before any key is agreed on (RFC 8446, section
+    /// 5.1).
     pub fn record(self) -> [u8; 7] {
         const ALERT: u8 = 21;
+        let [level, description] = self.message();
+        [ALERT, 3, 3, 0, 2, level, description]
+    }
+
+    /// The alert without a record.
+    pub fn message(self) -> [u8; 2] {
         const FATAL: u8 = 2;
-        [ALERT, 3, 3, 0, 2, FATAL, self as u8]
+        [FATAL, self as u8]
     }
 }

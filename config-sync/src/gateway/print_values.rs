@@ -15,7 +15,7 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
         let address = config.admin.map_or_else(String::new, |address| address.to_string());
         keys.push(("address", quoted(&address)));
     }
-    if let Some(file) = config.admin_socket.and_then(UnixPath::file) {
+    if let Some(file) = config.admin_socket().and_then(UnixPath::file) {
         keys.push(("socket", quoted(&file.display().to_string())));
     }
     if let Some(file) = &config.admin_token_file {

@@ -36,7 +36,7 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Where else the admin API listens: a Unix socket, whose clients may change things. A reload
     /// does not change this.
-    pub admin_socket: Option<UnixPath>,
+    pub admin_socket: Option<At<UnixPath>>,
     /// The file with the token that lets clients of `admin` change things. A reload does not change
     /// this.
     pub admin_token_file: Option<At<PathBuf>>,
@@ -185,6 +185,11 @@ pub enum LogFormat {
 }
 
 impl Config {
+    /// The address of `admin.socket`.
+    pub fn admin_socket(&self) -> Option<UnixPath> {
+        self.admin_socket.as_ref().map(|at| at.value)
+    }
+
     /// Files that the configuration names and the compiler reads: certificates, keys, lists.
     pub fn files(&self) -> BTreeSet<PathBuf> {
         let listeners = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());

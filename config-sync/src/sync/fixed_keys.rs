@@ -19,7 +19,7 @@ pub(super) fn warn(runs: &Config, asked: &Config) {
     let changes = [
         ("workers.cores", runs.cores.numbers() != asked.cores.numbers()),
         ("admin.address", runs.admin != asked.admin),
-        ("admin.socket", runs.admin_socket != asked.admin_socket),
+        ("admin.socket", runs.admin_socket() != asked.admin_socket()),
         ("admin.token_file", path(&runs.admin_token_file) != path(&asked.admin_token_file)),
         ("admin.cert, key, client_ca", tls(runs) != tls(asked)),
         (

@@ -535,6 +535,7 @@ impl ConfigSync {
         self.overrides.follow(config, &whole);
         self.whole = Some(Arc::new(whole));
         self.lookups.follow(config, answers, compiled);
+        self.interfaces.learn(config);
         self.checks.health = health;
         self.checks.ejections = ejections;
         self.checks.warming = warming;

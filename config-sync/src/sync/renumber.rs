@@ -1,7 +1,8 @@
 //! Follows network interfaces that were deleted and made anew.
 //!
 //! A new interface has a new number, even under its old name. Workers bind sockets to the number,
-//! because the number costs no look-up for each session. So the number of the table must follow.
+//! because the number costs no look-up for each session. Link-local addresses have the number as
+//! their scope. So the numbers of the table must follow.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use crate::compile;
 use crate::model::config::Config;
 use crate::resolve::lookups::Answers;
 use crate::sync::drained;
-use crate::sync::interfaces::{Interfaces, changed, renumber};
 use crate::sync::{ConfigSync, InForce};
 
 impl ConfigSync {
@@ -26,20 +26,32 @@ impl ConfigSync {
             return false;
         }
         let Some(in_force) = self.in_force.clone() else { return false };
-        let numbers = changed(&in_force.config);
-        if numbers.is_empty() {
+        let changed = self.interfaces.changed(&in_force.config);
+        if changed.by_name.is_empty() {
             return false;
         }
-        for (name, number) in &numbers {
+        for (name, number) in &changed.by_name {
             tracing::info!("interface {name} is a new one, with the number {number}");
         }
         let mut config = in_force.config.clone();
-        let backends = config.backends.iter_mut().filter_map(|backend| backend.interface.as_mut());
-        backends.for_each(|at| renumber(&mut at.value, &numbers));
+        for backend in &mut config.backends {
+            if let Some(interface) = &mut backend.interface {
+                changed.renumber(&mut interface.value);
+            }
+            for endpoint in &mut backend.endpoints {
+                changed.readdress_endpoint(&mut endpoint.address.value);
+            }
+        }
         // An address may come to its interface later. Backends must not wait for it.
         let mut all = config.clone();
-        let listeners = all.listeners.iter_mut().filter_map(|listener| listener.interface.as_mut());
-        listeners.for_each(|interface| renumber(interface, &numbers));
+        for listener in &mut all.listeners {
+            if let Some(interface) = &mut listener.interface {
+                changed.renumber(interface);
+            }
+            for address in &mut listener.addresses {
+                changed.readdress(&mut address.value);
+            }
+        }
         let text = in_force.text().to_owned();
         let mut published = config != in_force.config && self.put_numbers(config, text.clone());
         if all.listeners != in_force.config.listeners {
@@ -52,7 +64,7 @@ impl ConfigSync {
     fn put_numbers(&mut self, config: Config, text: String) -> bool {
         match self.try_numbers(config, text) {
             Ok(()) => {
-                self.interfaces = Interfaces::default();
+                self.interfaces.succeeded();
                 true
             }
             Err(why) => {

@@ -84,7 +84,7 @@ pub(crate) fn cores<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Cores {
 /// Where the admin API listens, and who may change things there.
 pub(crate) struct Admin {
     pub(crate) address: Option<SocketAddr>,
-    pub(crate) socket: Option<UnixPath>,
+    pub(crate) socket: Option<At<UnixPath>>,
     pub(crate) token_file: Option<At<PathBuf>>,
     pub(crate) tls: Option<AdminTls>,
     pub(crate) overrides_file: Option<At<PathBuf>>,
@@ -149,7 +149,8 @@ pub(crate) fn admin<'t>(
     let overrides_file =
         overrides_file.map(|At { value, place }| At { value: place.path(value), place });
     let endpoint_labels = or(reader.get(&admin, "endpoint_labels", boolean), true);
-    Admin { address, socket: or(socket, None), token_file, tls, overrides_file, endpoint_labels }
+    let socket = socket.and_then(|At { value, place }| Some(At { value: value?, place }));
+    Admin { address, socket, token_file, tls, overrides_file, endpoint_labels }
 }
 
 /// Certificate and key belong together, and nothing else is of use without them.

@@ -117,7 +117,7 @@ fn keys_at_the_top_are_read() {
     let unusable = config.cores.unusable(&other);
     assert!(unusable[0].to_string().contains("core 1 is not usable"), "{unusable:?}");
     assert_eq!(config.admin, Some("127.0.0.1:9900".parse().expect("address")));
-    let socket = config.admin_socket.and_then(UnixPath::file);
+    let socket = config.admin_socket().and_then(UnixPath::file);
     assert_eq!(socket, Some(Path::new("/run/ringway/admin.sock")));
     let token = config.admin_token_file.as_ref().map(|file| file.value.as_path());
     assert_eq!(token, Some(Path::new("token")));

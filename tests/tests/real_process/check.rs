@@ -1,10 +1,54 @@
 //! What `check` and `doctor` say of files and of the machine.
 
+use ringway_tests::pki::Pki;
 use ringway_tests::real::config::forward;
 use ringway_tests::real::{Folder, Server, binary, echo, free_address, limited, program};
 use serde_json::Value;
 
 use super::{EPERM, WITHOUT_IO_URING, ringway, text};
+
+/// The admin API's files, which are no part of a table, are read too.
+#[test]
+fn check_reads_the_files_of_the_admin_api() {
+    let (folder, pki) = (Folder::new(), Pki::new());
+    let (own, other) = (pki.issue(&["127.0.0.1"]), pki.issue(&["127.0.0.1"]));
+    let path = |name: &str| folder.file(name).display().to_string();
+    folder.write("cert.pem", &own.cert);
+    folder.write("key.pem", &own.key);
+    folder.write("other.pem", &other.cert);
+    folder.write("old.pem", &pki.issue_until(&["127.0.0.1"], 2024).cert);
+    folder.write("short", "secret");
+    let keys = |cert: &str, key: &str| format!("cert = {:?}, key = {:?}", path(cert), path(key));
+    let good = keys("cert.pem", "key.pem");
+    let check = |keys: &str| {
+        let config = forward("TCP", free_address(), [free_address()], "");
+        let file = folder.write("ringway.toml", &format!("admin = {{ {keys} }}\n{config}"));
+        let output = ringway(&["check", &file.display().to_string()]);
+        let said = text(&output.stderr);
+        let said = said.strip_prefix(&format!("{}:1:", file.display())).unwrap_or(&said).to_owned();
+        (output.status.success(), said)
+    };
+    assert_eq!(check(&good), (true, String::new()));
+    for (keys, fault) in [
+        (keys("none.pem", "key.pem"), "admin.cert: ".to_owned() + &path("none.pem")),
+        (keys("key.pem", "key.pem"), "no certificate is in it".to_owned()),
+        (keys("cert.pem", "cert.pem"), "admin.key: ".to_owned() + &path("cert.pem")),
+        (keys("other.pem", "key.pem"), "is not the key of ".to_owned() + &path("other.pem")),
+        (format!("{good}, client_ca = {:?}", path("key.pem")), "admin.client_ca: ".to_owned()),
+        (format!("token_file = {:?}", path("short")), "admin.token_file: ".to_owned()),
+    ] {
+        let (is_good, said) = check(&keys);
+        assert!(!is_good && said.contains(&fault), "{keys}: {said}");
+    }
+    // Warnings and hints are no faults.
+    folder.write("cert.pem", &pki.issue_until(&["127.0.0.1"], 2024).cert);
+    let (is_good, said) = check(&format!("socket = {:?}", path("none/admin.sock")));
+    let hint = format!("hint: admin.socket: {} is not there", path("none"));
+    assert!(is_good && said.contains(&hint) && said.contains("install -d"), "{said}");
+    let output = ringway(&["run", &path("ringway.toml")]);
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("make its directory"), "{said}");
+}
 
 #[test]
 fn check_says_every_error_at_once() {

@@ -75,6 +75,48 @@ fn curl_reaches_plain_and_encrypted_backends_and_none_that_is_not_what_it_should
     assert_eq!(said("certificate: of another name"), 2, "{details:?}");
 }
 
+/// The handshake is over when Ringway finds that no endpoint can be had. The alert comes in the
+/// connection's own keys: `internal_error` (RFC 8446, section 6.2). PostgreSQL's clients are told
+/// in their own words.
+#[test]
+fn a_client_is_told_that_no_endpoint_can_be_had() {
+    let files = Files::new();
+    let (down, none, quiet, postgres) =
+        (free_address(), free_address(), free_address(), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let tls = format!("tls = {{ mode = \"Terminate\", certificates = [{a}] }}\n");
+    let own = |name: &str, address, to: &str, more: &str| {
+        listener(name, "TLS", address, &format!("{tls}{more}endpoints = [{to}]"))
+    };
+    let closed = format!("\"{}\"", free_address());
+    let config = own("down", down, &closed, "")
+        + &own("none", none, "", "")
+        + &own("quiet", quiet, &closed, "on_refusal = \"reset\"\n")
+        + &own("postgres", postgres, &closed, "starttls = \"postgres\"\n");
+    let gateway = Launch::default().one_worker().start(&config);
+    for address in [down, none] {
+        for version in ["-tls1_3", "-tls1_2"] {
+            let said = files.openssl(address, &format!("{version} -servername a.example.com"));
+            assert!(said.contains("alert internal error"), "{version}: {said}");
+        }
+    }
+    let lines = gateway.closes(4);
+    let said = lines.iter().map(|line| (line.text("reason"), line.text("tls_version")));
+    let both = ["connect_failed", "no_endpoint"].map(Some).into_iter();
+    let both = both.flat_map(|of| ["TLSv1.3", "TLSv1.2"].map(|version| (of, Some(version))));
+    assert_eq!(said.collect::<Vec<_>>(), both.collect::<Vec<_>>());
+    let said = files.openssl(quiet, "-servername a.example.com");
+    assert!(!said.contains("alert internal error"), "{said}");
+
+    let mut client = files.client(postgres, "a.example.com");
+    let mut said = Vec::new();
+    // After the message there is close_notify.
+    client.0.read_to_end(&mut said).expect("a clean end");
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.starts_with('E') && said.contains("C57P03"), "{said:?}");
+    assert!(said.contains("connect_failed"), "{said:?}");
+}
+
 /// Nothing of the client's was sent to it, so the other endpoint serves; and it is tried once.
 #[test]
 fn an_endpoint_with_a_wrong_certificate_costs_nobody_a_session() {

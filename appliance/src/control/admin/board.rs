@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use config_sync::compile::tls::expiry::Expiry;
 use config_sync::gateway::follow::cluster::Figures;
 use config_sync::health::ejection::Figure;
 use config_sync::sync::{InForce, Timing};
@@ -20,6 +21,7 @@ use config_sync::{health, resolve};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::control::admin::rates::{Rates, Totals};
+use crate::control::admin::tls::Tls;
 use crate::control::admin::viewers::Viewers;
 use crate::control::closes::{Closes, totals};
 use crate::control::metrics::process::Upgrades;
@@ -62,6 +64,8 @@ pub struct Board {
     pub viewers: Viewers,
     /// Whoever sets it has the access log's file opened again. `None`: there is no such file.
     pub reopen_log: Option<Arc<AtomicBool>>,
+    /// How clients of `admin.address` speak TLS. `None`: they speak plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// The text of /metrics, for all requests that came before the page was begun.
@@ -127,6 +131,7 @@ impl Board {
             rates: Mutex::default(),
             viewers: Viewers::default(),
             reopen_log: None,
+            tls: None,
             lines_dropped: AtomicU64::default(),
             lines_failed: AtomicU64::default(),
             source_ports: AtomicU64::default(),
@@ -167,6 +172,17 @@ impl Board {
     /// Of one worker.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The end of the admin API's certificate.
+    pub fn admin_certificate(&self) -> Option<Expiry> {
+        self.tls.as_ref().and_then(Tls::expiry)
+    }
+
+    /// The ends of all certificates and revocation lists in use.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        let series = Arc::clone(&self.latest().series);
+        series.expiries().iter().cloned().chain(self.admin_certificate()).collect()
     }
 
     /// Notes what the counters say now, for rates and for the closes of each minute.
@@ -216,6 +232,7 @@ impl Board {
             ejections: &latest.ejections,
             overrides: latest.overrides,
             upgrade: *self.upgrade.lock(),
+            admin_certificate: self.admin_certificate(),
             endpoint_labels: latest.in_force.as_ref().is_none_or(|of| of.config.endpoint_labels),
         };
         scrape.render(&latest.series)

@@ -13,6 +13,7 @@ use clap::Args;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use nix::unistd::{AccessFlags, access};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -33,7 +34,8 @@ const MOST_ANSWER: usize = 64 << 20;
 pub struct Reach {
     /// The gateway's admin API: its Unix socket, which may change things, or an address that
     /// mostly may not, such as http://10.0.0.1:9900 or https://gateway.internal:9900. Default:
-    /// /run/ringway/admin.sock if it is there, else http://127.0.0.1:9900.
+    /// /run/ringway/admin.sock if it is there and this user may use it, else
+    /// http://127.0.0.1:9900.
     #[arg(long, value_name = "PATH|URL")]
     admin: Option<String>,
     /// The file with the token that `admin.token_file` of the gateway names. It is sent to an
@@ -77,9 +79,10 @@ impl Question {
 impl Reach {
     fn target(&self) -> anyhow::Result<Target> {
         let Some(given) = self.admin.as_deref() else {
-            return Ok(match Path::new(SOCKET).exists() {
-                true => Target::Unix(SOCKET.into()),
-                false => Target::Http(ADDRESS.to_owned()),
+            // Another user may not connect to the socket, and may read through the address.
+            return Ok(match access(SOCKET, AccessFlags::W_OK) {
+                Ok(()) => Target::Unix(SOCKET.into()),
+                Err(_) => Target::Http(ADDRESS.to_owned()),
             });
         };
         if let Some(path) = given.strip_prefix("unix:") {
@@ -110,7 +113,10 @@ impl Reach {
         let Ok(answer) = answer else {
             bail!("{shown}: no answer within {} s", PATIENCE.as_secs());
         };
-        let (status, text) = answer.with_context(|| target.advice())?;
+        let (status, text) = answer.map_err(|error| {
+            let advice = target.advice(&error);
+            error.context(advice)
+        })?;
         let value: Value = serde_json::from_slice(&text).map_err(|_| {
             anyhow!("{shown}: the answer ({status}) is not that of Ringway's admin API")
         })?;
@@ -191,24 +197,56 @@ impl Target {
         }
     }
 
-    /// What to do if nobody answers there.
-    fn advice(&self) -> String {
+    /// What to do about this error.
+    fn advice(&self, error: &anyhow::Error) -> String {
         let shown = self.shown();
-        let readable = |path: &Path| {
+        let is_missing = |path: &Path| {
             fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         };
         match self {
-            Self::Unix(path) if readable(path) => format!(
+            Self::Unix(path) if is_missing(path) => format!(
                 "{shown}: no gateway has its socket there; `admin.socket` of its configuration \
                  says where, and --admin PATH names it"
             ),
             Self::Unix(_) => format!(
                 "{shown}: can't be reached; only the gateway's own user and root may connect"
             ),
+            Self::Http(address) if is_no_http(error) => format!(
+                "{shown}: what answers there does not speak plain HTTP; a gateway with \
+                 `admin.cert` speaks HTTPS: --admin https://{address} --admin-ca FILE"
+            ),
+            Self::Https(address) if is_no_tls(error) => format!(
+                "{shown}: what answers there does not speak HTTPS; a gateway without `admin.cert` \
+                 speaks plain HTTP: --admin http://{address}"
+            ),
+            Self::Https(_) if tls_error(error).is_some() => format!(
+                "{shown}: the gateway and this verb do not agree on TLS; --admin-ca FILE has those \
+                 who sign the gateway's certificate"
+            ),
+            // The verb has not got as far as the gateway, or the answer was cut off.
+            Self::Http(_) | Self::Https(_) if !is_about_the_connection(error) => shown,
             Self::Http(_) | Self::Https(_) => format!(
                 "{shown}: no gateway answers there; `admin.address` of its configuration says \
                  where, and --admin URL names it"
             ),
         }
     }
+}
+
+fn is_about_the_connection(error: &anyhow::Error) -> bool {
+    error.is::<io::Error>() || error.is::<hyper::Error>()
+}
+
+/// Whether the answer to a request is none of HTTP.
+fn is_no_http(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(hyper::Error::is_parse)
+}
+
+fn tls_error(error: &anyhow::Error) -> Option<&rustls::Error> {
+    error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
+}
+
+/// Whether the answer to a ClientHello is none of TLS.
+fn is_no_tls(error: &anyhow::Error) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }

@@ -97,6 +97,7 @@ pub const LIMITS: Columns = &[
 pub const CERTIFICATES: Columns = &[
     ("LISTENER", "listener", As::Text),
     ("BACKEND", "backend", As::Text),
+    ("OF", "of", As::Text),
     ("KIND", "kind", As::Text),
     ("NAMES", "names", As::Text),
     ("NOT AFTER", "not_after", As::Text),

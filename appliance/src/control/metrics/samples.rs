@@ -50,6 +50,7 @@ pub struct Scrape<'a> {
     pub ejections: &'a [Figure],
     pub overrides: u64,
     pub upgrade: process::Upgrades,
+    pub admin_certificate: Option<Expiry>,
     /// False: metrics of endpoints are sums of a backend (`admin.endpoint_labels`).
     pub endpoint_labels: bool,
 }
@@ -74,7 +75,7 @@ impl Scrape<'_> {
         endpoints::ejections(&page, self.ejections);
         page.set("ringway_overrides", &[], self.overrides);
         endpoints::resolver(&page, self.resolver);
-        for expiry in &series.expiries {
+        for expiry in series.expiries.iter().chain(&self.admin_certificate) {
             Self::certificate(&page, expiry);
         }
         self.histograms(&page, series);
@@ -552,6 +553,7 @@ mod tests {
             endpoint_labels: true,
             overrides: 0,
             upgrade: process::Upgrades::default(),
+            admin_certificate: None,
         }
     }
 

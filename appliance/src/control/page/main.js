@@ -60,7 +60,7 @@ function rest({ events, clients, certificates, limits }) {
   lines($("clients"), rows, (of) => `${of.kind} ${of.client}`,
     (of) => [["grow", of.client], ["quiet", of.kind], ["", of.text]],
     "No session has ended just now. Live ones are in the table below.");
-  const owner = (of) => of.listener ?? of.backend;
+  const owner = (of) => of.listener ?? of.backend ?? of.of;
   lines($("certificates"), certificates, (of) => JSON.stringify([owner(of), of.source, of.names]), (of) => [
     ["grow", `${owner(of)}: ${of.names.join(", ") || of.source}${of.kind === "crl" ? " (revoked ones)" : ""}`],
     [of.warning ? (of.days_left < 0 ? "bad" : "warn") : "ok",

@@ -180,7 +180,7 @@ impl Session {
         // A FIN says that all bytes were delivered.
         let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
         let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
-        let reset = reset && !(relay.is_none() && self.tell(core, &cause));
+        let told = if reset && relay.is_none() { self.words(core, &cause) } else { None };
         for side in [Side::Client, Side::Endpoint] {
             if let (Some(relay), Some(tls)) = (&mut relay, &mut self.tls) {
                 let sent = u64::from(tls.unreported(side));
@@ -200,8 +200,10 @@ impl Session {
                 }
             }
         }
-        core.push(self.token, Op::Close { reset });
+        // The log has facts about the client's TLS, which the last words end.
         self.account(core, cause, relay.as_ref());
+        let reset = reset && !told.is_some_and(|words| self.tell(core, words));
+        core.push(self.token, Op::Close { reset });
     }
 }
 

@@ -39,7 +39,8 @@ impl Session {
         if route.on_unavailable != OnUnavailable::Next {
             return None;
         }
-        self.failed_backends.extend(self.backend);
+        let failed = std::mem::take(&mut self.failed_backends).into_iter();
+        self.failed_backends = failed.chain(self.backend).collect();
         let table = core.tables.current();
         let may_serve = |share: &WeightedBackend| {
             let has_endpoint = !table.backends[share.backend].turns.is_empty();
@@ -192,7 +193,7 @@ impl Session {
             State::SendingProxyHeader(SendingProxyHeader { connecting, .. })
             | State::Asking(Asking { connecting, .. })
             | State::Securing(connecting) => *connecting,
-            State::Relaying(Relay { attempts_left, .. }) => Connecting::new(*attempts_left),
+            State::Relaying(Relay { retry: Some(retry), .. }) => **retry,
             _ => return,
         };
         connecting.given_up = Some(cause.reason);

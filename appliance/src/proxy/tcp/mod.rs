@@ -16,6 +16,7 @@ pub mod session;
 mod starttls;
 pub mod state;
 mod tls;
+mod tls_alert;
 mod tls_connection;
 mod tls_port;
 mod tls_relay;

@@ -8,7 +8,9 @@ use crate::contract::{Op, Side, size};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::proxy::tcp::choose::By;
-use crate::proxy::tcp::state::Session;
+use crate::proxy::tcp::state::{Ask, Session};
+use crate::proxy::tcp::tls_connection::Conn;
+use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::records::CloseReason;
 use crate::wire::alert::Alert;
 use crate::wire::postgres::write_error;
@@ -17,51 +19,83 @@ use crate::wire::postgres::write_error;
 /// peeked, and the kernel resets a connection that is closed with unread bytes.
 const TAKEN: u32 = 64 * 1024 + 1;
 
+/// The last words to a client that is refused.
+#[derive(Clone, Copy, Debug)]
+pub enum Words {
+    Alert(Alert),
+    /// PostgreSQL's ErrorResponse: its code and text.
+    Error {
+        code: &'static str,
+        why: &'static str,
+        reason: CloseReason,
+    },
+}
+
 impl Session {
-    /// Tells the client why it is refused, if its listener wants that and the client can read it.
-    /// True: the end of the connection must follow as a FIN.
-    pub fn tell(&self, core: &mut Core, cause: &Cause) -> bool {
-        let start = core.output.len();
-        match cause.alert.or_else(|| self.no_place(cause.reason)) {
-            Some(alert) => core.output.extend_from_slice(&alert.record()),
-            None if self.startup => {
-                let Some((code, why)) = postgres_error(cause.reason) else { return false };
-                let message = format!("{why} ({})", cause.reason.word());
-                write_error(code, &message, &mut core.output);
-            }
-            None => return false,
+    /// What the client is told, if its listener wants that and the client can read it.
+    pub fn words(&self, core: &Core, cause: &Cause) -> Option<Words> {
+        let reason = cause.reason;
+        self.socket(core).filter(|socket| socket.on_refusal == OnRefusal::Tell)?;
+        let ends_here = |tls: &TlsRelay| tls.speaks_with(Side::Client);
+        let is_greeting = |tls: &TlsRelay| tls.greets(Side::Client);
+        let tls = self.tls.as_deref();
+        // The faults of a handshake have alerts of their own.
+        if tls.is_some_and(is_greeting) {
+            return None;
         }
-        if self.socket(core).is_none_or(|socket| socket.on_refusal != OnRefusal::Tell) {
+        // A client of such a listener speaks PostgreSQL once it has TLS.
+        let speaks_postgres = self.ask != Ask::No && tls.is_some_and(ends_here);
+        match cause.alert {
+            Some(alert) => Some(Words::Alert(alert)),
+            None if self.startup || speaks_postgres => {
+                let (code, why) = postgres_error(reason)?;
+                Some(Words::Error { code, why, reason })
+            }
+            None => (self.greeted && has_no_place(reason)).then_some(Words::Alert(INTERNAL)),
+        }
+    }
+
+    /// Tells the client why it is refused. True: the end of the connection must follow as a FIN.
+    pub fn tell(&mut self, core: &mut Core, words: Words) -> bool {
+        let start = core.output.len();
+        // Bytes of the handshake may be on their way. A client has one `Give` at a time.
+        let ends = |op: &Op| match op {
+            Op::Give { to: Side::Client, start: at, len } => at + len == size(start),
+            _ => false,
+        };
+        let before = match &self.tls {
+            Some(tls) if tls.is_giving(Side::Client) => {
+                core.ops.iter().rposition(|(of, op)| *of == self.token && ends(op))
+            }
+            _ => None,
+        };
+        let is_said = match &mut self.tls {
+            Some(tls) if tls.speaks_with(Side::Client) => {
+                let conn = tls.last_words(before.is_some());
+                conn.is_some_and(|conn| say_encrypted(conn, words, &mut core.output))
+            }
+            _ => {
+                say(words, &mut core.output);
+                true
+            }
+        };
+        if !is_said {
             core.output.truncate(start);
             return false;
         }
         core.takes += 1;
         core.push(self.token, Op::Take { from: Side::Client, at_most: TAKEN, to_eof: false });
-        let len = size(core.output.len() - start);
-        core.push(self.token, Op::Give { to: Side::Client, start: size(start), len });
+        let added = size(core.output.len() - start);
+        if let Some(at) = before
+            && let Op::Give { len, .. } = &mut core.ops[at].1
+        {
+            *len += added;
+        } else {
+            let start = size(start);
+            core.push(self.token, Op::Give { to: Side::Client, start, len: added });
+        }
         core.push(self.token, Op::Shutdown { side: Side::Client });
         true
-    }
-
-    /// The alert for a client whose TLS passes through, and for which no endpoint can be had. Where
-    /// limits turn clients away, a reset stays: floods must cost little.
-    fn no_place(&self, reason: CloseReason) -> Option<Alert> {
-        use CloseReason as R;
-        let has_no_place = matches!(
-            reason,
-            R::NoBackend
-                | R::NoEndpoint
-                | R::EndpointsFull
-                | R::QueueTimeout
-                | R::ConnectFailed
-                | R::ConnectTimeout
-                | R::EndpointStarttlsFailed
-                | R::LocalLimit
-        );
-        // Where TLS ends here, client and gateway have agreed on keys by now, and rustls sends no
-        // alert that is not its own.
-        let passes = self.greeted && self.tls.is_none();
-        (has_no_place && passes).then_some(Alert::InternalError)
     }
 
     /// Adds the alert to the cause of a session that got no place.
@@ -84,6 +118,51 @@ impl Session {
         let mut listeners = table.listeners.iter();
         listeners.any(|of| Some(of.id) == self.listener && of.by_alpn.is_some())
     }
+}
+
+/// The server has a fault that is not the client's.
+const INTERNAL: Alert = Alert::InternalError;
+
+/// Whether no endpoint can be had. Where limits turn clients away, a reset stays: floods must cost
+/// little.
+fn has_no_place(reason: CloseReason) -> bool {
+    use CloseReason as R;
+    matches!(
+        reason,
+        R::NoBackend
+            | R::NoEndpoint
+            | R::EndpointsFull
+            | R::QueueTimeout
+            | R::ConnectFailed
+            | R::ConnectTimeout
+            | R::EndpointStarttlsFailed
+            | R::EndpointTlsFailed
+            | R::EndpointReset
+            | R::EndpointTimedOut
+            | R::EndpointError
+            | R::LocalLimit
+    )
+}
+
+fn say(words: Words, out: &mut Vec<u8>) {
+    match words {
+        Words::Alert(alert) => out.extend_from_slice(&alert.record()),
+        Words::Error { code, why, reason } => {
+            write_error(code, &format!("{why} ({})", reason.word()), out);
+        }
+    }
+}
+
+/// False: nothing can be said.
+fn say_encrypted(mut conn: Conn, words: Words, out: &mut Vec<u8>) -> bool {
+    if let Words::Alert(alert) = words {
+        return conn.refuse(alert, out);
+    }
+    let mut plain = Vec::new();
+    say(words, &mut plain);
+    let is_said = conn.send(&plain, out).is_ok();
+    conn.end(out);
+    is_said
 }
 
 /// The code (PostgreSQL documentation, appendix A) and the words for a client that has sent a

@@ -32,10 +32,10 @@ impl Session {
         if self.client_ending {
             make_room(core, self.listener, &mut self.entry);
         }
-        let attempts_left = self.refusals_left(connecting);
-        self.state =
-            State::Relaying(Relay { paced: self.free, attempts_left, ..Relay::new(up, down) });
-        if core.tables.current().log_opens {
+        let retry = self.may_be_refused().then(|| Box::new(connecting));
+        self.state = State::Relaying(Relay { paced: self.free, retry, ..Relay::new(up, down) });
+        // A session that goes on to another endpoint has begun already.
+        if core.tables.current().log_opens && !std::mem::replace(&mut self.log_has_open, true) {
             let record = self.record(core, None);
             core.records.push(Record::Opened(record));
         }

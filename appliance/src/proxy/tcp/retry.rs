@@ -5,25 +5,25 @@
 //! of the client was taken and none of the endpoint came, the client can't tell one endpoint from
 //! another.
 
-use config_sync::table::routing::Endpoint;
+use config_sync::table::routing::{EndpointId, OnUnavailable, Route};
 
 use crate::contract::{Side, Stop};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::session::SILENCE;
-use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
-use crate::proxy::tcp::tls_relay::Outcome;
+use crate::proxy::tcp::state::{Connecting, MAX_TRIED, Relay, Session, State};
+use crate::proxy::tcp::tls_port::Outcome;
+use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
 impl Session {
-    /// Attempts that are left if the endpoint refuses the session. An endpoint that gets the
-    /// client's bytes alone has nothing to refuse.
-    pub fn refusals_left(&self, connecting: Connecting) -> u8 {
-        let refusable = self.send_proxy.is_some()
-            || self.tls.as_ref().is_some_and(|tls| tls.speaks_with(Side::Endpoint));
-        if refusable { connecting.attempts_left } else { 0 }
+    /// Whether the endpoint can refuse the session once the relay has begun. An endpoint that gets
+    /// the client's bytes alone has nothing to refuse.
+    pub fn may_be_refused(&self) -> bool {
+        let speaks_tls = |tls: &TlsRelay| tls.speaks_with(Side::Endpoint);
+        self.send_proxy.is_some() || self.tls.as_deref().is_some_and(speaks_tls)
     }
 
     /// Why the `Moved` of a side is a refusal of the session. `None`: it is none, or nobody else
@@ -64,15 +64,16 @@ impl Session {
 
     /// Whether another endpoint can have the session, and no peer would notice.
     pub fn is_revocable(&self, core: &Core) -> bool {
-        let State::Relaying(Relay { attempts_left: 1.., up, down, ending: None, .. }) = &self.state
+        let State::Relaying(Relay { retry: Some(retry), up, down, ending: None, .. }) = &self.state
         else {
             return false;
         };
-        up.is_untouched() && down.has_brought_nothing() && self.has_alternative(core)
+        up.is_untouched() && down.has_brought_nothing() && self.has_alternative(core, retry)
     }
 
-    /// Whether the backend has another endpoint for the session, which has not just failed.
-    fn has_alternative(&self, core: &Core) -> bool {
+    /// Whether another endpoint would have the session: one of its backend, or else of the route's
+    /// other backends.
+    fn has_alternative(&self, core: &Core, retry: &Connecting) -> bool {
         let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
         let Some(backend) = backend else { return false };
         let timeout = match backend.connect_timeout {
@@ -82,12 +83,40 @@ impl Session {
         // No byte has gone since the relay began. An endpoint that ends later has given up waiting
         // for the client, which is no refusal.
         let began = self.last_byte - u64::from(self.connect_micros.unwrap_or(0));
-        let may_take = |of: &Endpoint| {
-            Some(of.id) != self.endpoint
-                && of.weight > 0
-                && core.balancer.rests(of.id, core.now).is_none()
-        };
-        core.now <= began + micros(timeout) && backend.endpoints.iter().any(may_take)
+        if core.now > began + micros(timeout) {
+            return false;
+        }
+        let tried = self.tried_with_this(retry);
+        let tried = &tried[..=usize::from(retry.tried_count)];
+        match retry.attempts_left {
+            1.. if core.balancer.has_free(backend, tried, core.now) => true,
+            // A full backend is not unavailable, so the route would not go on.
+            1.. if core.balancer.were_full(backend, tried) => false,
+            _ => self.has_other_backend(core),
+        }
+    }
+
+    /// The endpoints that failed for this session, with its own.
+    fn tried_with_this(&self, retry: &Connecting) -> [EndpointId; MAX_TRIED + 1] {
+        let none = EndpointId(u32::MAX);
+        let mut tried = [none; MAX_TRIED + 1];
+        tried[..MAX_TRIED].copy_from_slice(&retry.tried);
+        tried[usize::from(retry.tried_count)] = self.endpoint.unwrap_or(none);
+        tried
+    }
+
+    /// Whether the route goes on to another backend that has an endpoint for the session.
+    fn has_other_backend(&self, core: &Core) -> bool {
+        let route = self.route.and_then(|id| core.tables.route(id));
+        let passes_on = |route: &&Route| route.on_unavailable == OnUnavailable::Next;
+        let Some(route) = route.filter(passes_on) else { return false };
+        let table = core.tables.current();
+        let mut shares = route.backends.iter().filter(|share| {
+            let is_tried =
+                Some(share.id) == self.backend || self.failed_backends.contains(&share.id);
+            share.weight > 0 && !is_tried
+        });
+        shares.any(|share| core.balancer.has_free(&table.backends[share.backend], &[], core.now))
     }
 
     /// Gives the relay and its endpoint up.

@@ -34,7 +34,7 @@ pub struct Session {
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
     /// Backends of the route that had no endpoint for this session.
-    pub failed_backends: Vec<BackendId>,
+    pub failed_backends: Box<[BackendId]>,
     /// The last endpoint tried.
     pub endpoint: Option<EndpointId>,
     /// Whether the endpoint counts this session as one of its own.
@@ -53,6 +53,8 @@ pub struct Session {
     pub timeouts: Timeouts,
     pub on_truncation: OnTruncation,
     pub opened: u64,
+    /// The log has the line of the session's beginning.
+    pub log_has_open: bool,
     /// When a byte last went either way.
     pub last_byte: u64,
     pub connect_micros: Option<u32>,
@@ -153,9 +155,8 @@ pub struct Relay {
     pub ending: Option<Box<Ending>>,
     /// `Ready` has reported that a side failed, so no end may look clean any more.
     pub broken: bool,
-    /// Attempts that are left if the endpoint refuses the session. 0: it has nothing to refuse, or
-    /// it was the last.
-    pub attempts_left: u8,
+    /// How the session goes on if the endpoint refuses it. `None`: it has nothing to refuse.
+    pub retry: Option<Box<Connecting>>,
     pub pause: Pause,
 }
 
@@ -219,7 +220,7 @@ impl Session {
             source: None,
             route: None,
             backend: None,
-            failed_backends: Vec::new(),
+            failed_backends: Box::default(),
             endpoint: None,
             counted: false,
             ask: Ask::No,
@@ -232,6 +233,7 @@ impl Session {
             timeouts,
             on_truncation: OnTruncation::Reset,
             opened: now,
+            log_has_open: false,
             last_byte: now,
             connect_micros: None,
             tls: None,
@@ -251,7 +253,7 @@ impl Relay {
             paced: (false, false),
             ending: None,
             broken: false,
-            attempts_left: 0,
+            retry: None,
             pause: Pause::No,
         }
     }

@@ -6,7 +6,8 @@ use crate::proxy::core::Core;
 use crate::proxy::tcp::accounting::count_bytes;
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
-use crate::proxy::tcp::tls_relay::{Outcome, TlsRelay};
+use crate::proxy::tcp::tls_port::Outcome;
+use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 

@@ -19,7 +19,9 @@ use rustls::unbuffered::{
 };
 use rustls::{CipherSuite, HandshakeKind, InvalidMessage, ProtocolVersion};
 
+use crate::proxy::tcp::tls_alert::seal;
 use crate::stats::tls_facts::{CertificateFacts, TlsFacts};
+use crate::wire::alert::Alert;
 use crate::wire::proxy_header::write::{ClientCertificate, ClientTls};
 
 /// The maximum length of `incoming` in bytes.
@@ -258,6 +260,17 @@ impl Conn {
             // This fails only where close_notify can't be sent any more.
             _ = self.write(&Task::End, out);
         }
+    }
+
+    /// Ends a client's connection with a fatal alert, which is added to `out`. rustls sends only
+    /// alerts of its own, so this asks rustls for the keys and the number of the next record.
+    /// False: rustls gives no keys, for example within a handshake.
+    pub fn refuse(self, alert: Alert, out: &mut Vec<u8>) -> bool {
+        let Peer::Client(conn) = self.peer else { return false };
+        let Ok((secrets, conn)) = conn.dangerous_into_kernel_connection() else { return false };
+        let record = seal(conn.negotiated_cipher_suite(), secrets.tx, alert);
+        out.extend(record.iter().flatten());
+        record.is_some()
     }
 
     fn write(&mut self, task: &Task<'_>, out: &mut Vec<u8>) -> Result<(), rustls::Error> {

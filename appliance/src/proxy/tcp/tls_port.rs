@@ -47,6 +47,37 @@ pub enum End {
     Lost(Why),
 }
 
+/// The result that the session must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Nothing,
+    /// The handshake that was under way is over.
+    Greeted,
+    /// As `Event::Moved`. Bytes given are counted unencrypted.
+    Moved {
+        from: Side,
+        read: u32,
+        sent: u32,
+        held: u32,
+        stop: Stop,
+    },
+    /// The `Move` and the session are over, and all bytes that came before were given. After
+    /// `Truncated` the other direction can still be moved. After `Broken` nothing can.
+    Truncated {
+        from: Side,
+        read: u32,
+        sent: u32,
+    },
+    Broken {
+        from: Side,
+        read: u32,
+        sent: u32,
+        cause: Cause,
+    },
+    /// A handshake has failed.
+    Failed(Cause),
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Moving {
     pub left: u32,

@@ -25,7 +25,7 @@ use crate::contract::{Op, Side, Stop, Token, size};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, Postponed};
 use crate::proxy::tcp::tls_connection::Conn;
-use crate::proxy::tcp::tls_port::{CUT_SHORT, End, Moving, Port, STALE, broken, reasons};
+use crate::proxy::tcp::tls_port::{CUT_SHORT, End, Moving, Outcome, Port, STALE, broken, reasons};
 use crate::stats::detail::Detail;
 use crate::stats::records::CloseReason;
 
@@ -45,37 +45,6 @@ pub struct TlsRelay {
     truncated: Option<Side>,
     /// Why the first side broke that did.
     broken: Option<Cause>,
-}
-
-/// The result that the session must know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Nothing,
-    /// The handshake that was under way is over.
-    Greeted,
-    /// As `Event::Moved`. Bytes given are counted unencrypted.
-    Moved {
-        from: Side,
-        read: u32,
-        sent: u32,
-        held: u32,
-        stop: Stop,
-    },
-    /// The `Move` and the session are over, and all bytes that came before were given. After
-    /// `Truncated` the other direction can still be moved. After `Broken` nothing can.
-    Truncated {
-        from: Side,
-        read: u32,
-        sent: u32,
-    },
-    Broken {
-        from: Side,
-        read: u32,
-        sent: u32,
-        cause: Cause,
-    },
-    /// A handshake has failed.
-    Failed(Cause),
 }
 
 impl TlsRelay {
@@ -120,6 +89,14 @@ impl TlsRelay {
     /// The client's TLS connection, if there is one.
     pub fn client_conn(&self) -> Option<&Conn> {
         self.client.conn.as_ref()
+    }
+
+    /// The client's TLS connection, so that it ends with the client's last words. `follows`: the
+    /// words can follow a `Give` that is under way. `None`: the words would overtake other bytes.
+    pub fn last_words(&mut self, follows: bool) -> Option<Conn> {
+        let port = &mut self.client;
+        let waits = port.taking || !port.held.is_empty() || port.giving && !follows;
+        if waits { None } else { port.conn.take() }
     }
 
     /// Whether this side has a handshake to do.

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 use crate::compile::tls::cache::{Cache, Contents, Kept, Made, contents};
 use crate::compile::tls::endpoint_verifier::EndpointVerifier;
-use crate::compile::tls::expiry::{Expiring, Expiry, OwnedBy};
+use crate::compile::tls::expiry::{Expiring, Expiry, OwnedBy, dns_names};
 use crate::compile::tls::pem::read;
 use crate::compile::tls::tickets::{Admission, Tickets};
 use crate::model::listener::{Listener, nameless};
@@ -281,6 +281,8 @@ impl<'l> Loader<'l> {
         // Tickets only: a session can then be resumed on any worker, without a lock that workers
         // share.
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        // For the alert to a client for which no endpoint can be had: rustls sends no such alert.
+        config.enable_secret_extraction = true;
         config
     }
 
@@ -345,16 +347,10 @@ impl<'l> Loader<'l> {
             let message = "has no private key (PEM of PKCS#8, PKCS#1 or SEC 1, unencrypted)";
             return self.refuse(owner, key, message);
         };
-        self.expiries.extend(chain.first().and_then(|der| {
-            let not_after = crate::table::x509::not_after(der)?;
-            let (name, place) = (named(cert), place(owner, cert).clone());
-            let (of, owned_by, owner) = (Expiring::Certificate, owner.kind, owner.name.to_owned());
-            let mut names = dns_names(der);
-            if names.is_empty() {
-                names.extend(crate::table::x509::common_name(der));
-            }
-            Some(Expiry { of, owner, owned_by, names, name, place, not_after })
-        }));
+        let found = (named(cert), place(owner, cert).clone());
+        let end = chain.first().map(|der| (der, found));
+        let owned = (owner.kind, owner.name);
+        self.expiries.extend(end.and_then(|(der, of)| Expiry::of_certificate(der, owned, of)));
         self.doubts.extend(
             self.unchained(&chain)
                 .map(|message| place(owner, cert).problem(format!("{} {message}", named(cert)))),
@@ -457,11 +453,6 @@ fn named(pem: &Pem) -> String {
         Pem::File(path) => path.value.display().to_string(),
         Pem::Inline { name, .. } => name.clone(),
     }
-}
-
-pub(crate) fn dns_names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let parsed = webpki::EndEntityCert::try_from(certificate);
-    parsed.map_or_else(|_| Vec::new(), |cert| cert.valid_dns_names().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

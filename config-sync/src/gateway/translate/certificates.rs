@@ -5,7 +5,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Secret;
 
 use crate::compile::tls::expiry::OwnedBy;
-use crate::compile::tls::load::{Loader, Owner, dns_names};
+use crate::compile::tls::expiry::dns_names;
+use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::tls::tickets::Tickets;
 use crate::gateway::objects::{GROUP, Gateway, Listener, ObjectRef};
 use crate::gateway::translate::found::{KeyPair, SecretState};

@@ -6,7 +6,7 @@ use std::ops::AddAssign as _;
 use std::sync::Arc;
 
 use config_sync::table::address::UNIX_CLIENT;
-use config_sync::table::request::Of;
+use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::{
     Absence, EndpointId, Fallback, GoneEndpoint, Limits, Listener, ListenerId, Protocol, RouteId,
     RoutingTable, SocketId, Transport,
@@ -42,6 +42,8 @@ pub struct Check {
     clients: BTreeMap<SocketAddr, ConnId>,
     /// Clients that offer `PROTOCOL`.
     offers: BTreeSet<ConnId>,
+    /// Sessions and flows whose beginning was logged.
+    begun: BTreeSet<Handle>,
     /// When clients' sessions ended.
     logged: BTreeMap<ConnId, u64>,
     /// Sessions that are checked once everything is over.
@@ -90,6 +92,7 @@ impl Check {
             applied: 0,
             clients: BTreeMap::new(),
             offers: BTreeSet::new(),
+            begun: BTreeSet::new(),
             logged: BTreeMap::new(),
             ended: Vec::new(),
             sums: BTreeMap::new(),
@@ -149,6 +152,8 @@ impl Check {
             match record {
                 Record::Opened(record) => {
                     assert_eq!(record.reason, None, "an opening has no reason");
+                    let handle = record.handle.expect("it is a session or flow");
+                    assert!(self.begun.insert(handle), "it begins again: {record:?}");
                 }
                 Record::Closed(record) => self.closed(&record, kernel),
                 Record::Applied { generation, previous } => {

@@ -39,6 +39,9 @@ pub struct Row {
     listener: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backend: Option<String>,
+    /// Who else uses the certificate: `admin API`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of: Option<String>,
     /// `crl`: a list of revoked certificates.
     kind: &'static str,
     /// The DNS names, or else the subject's common name.
@@ -59,8 +62,7 @@ async fn certificates(State(api): State<Api>) -> Result<Response, Fault> {
 
 /// Of those that end first as many as `most`.
 pub fn first(api: &Api, most: usize) -> Vec<Row> {
-    let series = api.board.latest().series.clone();
-    rows(series.expiries(), unix_seconds(), most)
+    rows(&api.board.expiries(), unix_seconds(), most)
 }
 
 fn rows(expiries: &[Expiry], now: i64, most: usize) -> Vec<Row> {
@@ -75,6 +77,7 @@ fn row(of: &Expiry, now: i64) -> Row {
     Row {
         listener: owner(OwnedBy::Listener),
         backend: owner(OwnedBy::Backend),
+        of: owner(OwnedBy::Admin),
         kind: match of.of {
             Expiring::Certificate => "certificate",
             Expiring::RevocationList => "crl",

@@ -79,9 +79,9 @@ pub fn of(board: &Board) -> Status {
     let most = |each: u32| u64::from(each) * workers.len() as u64;
     let newest = board.newest.load(Ordering::Relaxed);
     let rates = board.per_second();
+    let (expiries, now) = (board.expiries(), unix_seconds());
+    let ends = expiries.iter().filter(|of| of.warning(now).is_some());
     let latest = board.latest();
-    let now = unix_seconds();
-    let ends = latest.series.expiries().iter().filter(|of| of.warning(now).is_some());
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_ms: board.millis(),
