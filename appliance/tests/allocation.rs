@@ -90,6 +90,7 @@ impl Bench {
         let worker = Worker::new(WorkerConfig {
             core: None,
             index: 0,
+            confined: false,
             limits: Limits {
                 sessions: 64,
                 flows: 64,

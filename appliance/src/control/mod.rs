@@ -30,6 +30,7 @@ mod privileges;
 pub mod process;
 pub mod run;
 mod sample;
+mod sandbox;
 mod shown;
 mod spare_files;
 mod syslog;

@@ -54,10 +54,12 @@ use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::privileges;
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
+use crate::control::sandbox::Sandbox;
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
 use crate::control::timestamp::WallClock;
 use crate::control::upgrade::door;
+use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::state::Upgrade;
 use crate::control::upgrade::taking::{Given, Sockets, ask};
 use crate::ring::listen::open::{join_listeners, open_listeners};
@@ -135,6 +137,9 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
     };
     let files = raise_file_limit();
     go_on_as_user(&config, &source, options.is_some())?;
+    let starter = Starter::new(program).context("the thread that starts programs")?;
+    let sandbox = Sandbox::new(&config, options.is_some());
+    sandbox.enter()?;
     let features = probe(without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {
@@ -149,12 +154,14 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         .context("access_log.path")?;
     let early = early(&source, options.is_some());
     let (caller, calls) = calls::channel();
-    let running = spawn_all(&config, &features, files)?;
+    sandbox.hold_files();
+    let running = spawn_all(&config, &features, files, sandbox.is_on())?;
+    sandbox.no_more_rings();
     let given = match take_over {
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
         None => None,
     };
-    let mut control = start(source, &config, (running, &given), (calls, program), log, early)?;
+    let mut control = start(source, &config, (running, &given), (calls, starter), log, early)?;
     control.watched = watched;
     match options {
         None => control.load()?,
@@ -277,7 +284,12 @@ struct Workers {
 }
 
 /// Starts the workers, and waits until each has its ring.
-fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result<Workers> {
+fn spawn_all(
+    config: &Config,
+    features: &Features,
+    files: u64,
+    confined: bool,
+) -> anyhow::Result<Workers> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
     let limits = limits(config, cores.len(), files, ports, features);
@@ -288,7 +300,8 @@ fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result
     for (index, core) in cores.into_iter().enumerate() {
         let own = Arc::new(Counters::new());
         counters.push(Arc::clone(&own));
-        let (link, running, ready) = spawn(index, core, limits, features, own, clock, &ports_short)
+        let seat = (index, core, confined);
+        let (link, running, ready) = spawn(seat, limits, features, own, clock, &ports_short)
             .with_context(|| format!("worker {index}"))?;
         links.push(link);
         workers.push(running);
@@ -306,7 +319,7 @@ fn start(
     source: Source,
     config: &Config,
     (running, given): (Workers, &Option<Given>),
-    (calls, program): (mpsc::Receiver<Call>, PathBuf),
+    (calls, starter): (mpsc::Receiver<Call>, Starter),
     log: AccessLog,
     early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
@@ -334,7 +347,7 @@ fn start(
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
         admin_socket: config.admin_socket,
-        upgrade: Upgrade::new(steering, generation, program),
+        upgrade: Upgrade::new(steering, generation, starter),
         watchdog: systemd::watchdog(),
         socket_file: None,
         phase: Phase::Running,
@@ -441,8 +454,7 @@ fn seats(asked: &Cores) -> anyhow::Result<Vec<Option<usize>>> {
 type Ready = Receiver<Result<(), RingError>>;
 
 fn spawn(
-    index: usize,
-    core: Option<usize>,
+    (index, core, confined): (usize, Option<usize>, bool),
     limits: Limits,
     features: &Features,
     counters: Arc<Counters>,
@@ -458,6 +470,7 @@ fn spawn(
     let Spawned { thread, ready } = worker::spawn(WorkerConfig {
         core: core.map(|id| CoreId { id }),
         index,
+        confined,
         limits,
         features: features.clone(),
         counters,

@@ -68,7 +68,7 @@ impl Control {
         if let Some(why) = self.no_upgrade() {
             return refuse(caller, why);
         }
-        let program = binary.unwrap_or_else(|| self.upgrade.program.clone());
+        let program = binary.unwrap_or_else(|| self.upgrade.starter.own.clone());
         let attempt = self.begin_attempt();
         match self.start_process(&program, attempt) {
             Ok(child) => {
@@ -90,7 +90,8 @@ impl Control {
         if !self.upgrade.arguments.iter().any(|word| word == "--take-over") {
             command.arg("--take-over");
         }
-        let mut child = command.env_remove("WATCHDOG_PID").spawn()?;
+        command.env_remove("WATCHDOG_PID");
+        let mut child = self.upgrade.starter.start(command)?;
         let (number, steps) = (child.id(), self.upgrade.sender.clone());
         let wait = move || _ = steps.blocking_send(Step::Ended { attempt, status: child.wait() });
         thread::Builder::new().name("upgrade-child".into()).spawn(wait)?;
