@@ -101,7 +101,8 @@ fn the_process_holds_itself_and_so_does_the_next_one() {
     for upgrades in 0..3 {
         if upgrades > 0 {
             let answer = gateway.asks(&["upgrade"]);
-            process = answer["process"].as_u64().and_then(|number| number.try_into().ok()).expect("one");
+            process =
+                answer["process"].as_u64().and_then(|number| number.try_into().ok()).expect("one");
         }
         assert_eq!(exchange(address, b"held").expect("an echo"), b"held");
         let (filters, held) =

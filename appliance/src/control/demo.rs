@@ -46,7 +46,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     servers.start()?;
     print(&what_to_try(options))?;
     let source = Source::Text { name: "demo.toml", text };
-    process::run(Origin::File { source, watch: false, allow_empty: false }, false, &[])
+    let origin = Origin::File { source, watch: false, allow_empty: false };
+    process::run(origin, Start::default())
 }
 
 impl Options {

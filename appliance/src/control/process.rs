@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -49,9 +49,12 @@ use crate::control::admin::calls::{self, Call};
 use crate::control::admin::server::Door;
 use crate::control::admin::tls::Tls;
 use crate::control::cluster::Following;
+use crate::control::fd_store::FdStore;
 use crate::control::id::Run;
 use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
+use crate::control::passed;
+use crate::control::pid_file::PidFile;
 use crate::control::privileges;
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
 use crate::control::sandbox::Sandbox;
@@ -62,6 +65,7 @@ use crate::control::upgrade::door;
 use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::state::Upgrade;
 use crate::control::upgrade::taking::{Given, Sockets, ask};
+use crate::ring::listen::given::complete;
 use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
 use crate::ring::{Features, RingError};
@@ -93,28 +97,38 @@ pub enum Origin {
     Cluster { options: Box<cluster::Options>, base: Source },
 }
 
-/// Runs the gateway until a signal ends it. The features `without` are not used. `take_over`: this
-/// process takes the listening sockets of the one over that runs with this configuration.
+/// How the process starts.
+#[derive(Default)]
+pub struct Start {
+    /// This process takes the listening sockets of the one over that runs with this configuration.
+    pub take_over: bool,
+    /// The file for this process's number.
+    pub pid_file: Option<PathBuf>,
+    /// Features that are not used.
+    pub without: Vec<String>,
+}
+
+/// Runs the gateway until a signal ends it.
 ///
 /// # Errors
 /// The configuration is bad, the machine lacks something, an address can't be bound, or a worker
 /// has died. The text is for the operator.
-pub fn run(origin: Origin, take_over: bool, without: &[String]) -> anyhow::Result<()> {
-    let without = without.to_vec();
+pub fn run(origin: Origin, start: Start) -> anyhow::Result<()> {
     // The control thread is not the main thread, so that tools show CPU time under its own name.
     thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(control(origin, take_over, &without))
+            runtime.block_on(control(origin, start))
         })
         .context("the control thread")?
         .join()
         .unwrap_or_else(|panic| bail!("the control thread died: {}", panic_message(&*panic)))
 }
 
-async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow::Result<()> {
+async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
     let signals = Signals::take().context("signals")?;
+    let passed = passed::take();
     // Later another program may have this name.
     let program = std::env::current_exe().context("the path of this program")?;
     let (source, options, is_watched, allow_empty) = match origin {
@@ -131,7 +145,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
             tracing::warn!("{doubt}");
         }
     }
-    let take_over = match take_over {
+    let take_over = match start.take_over {
         true => Some(door::path(config.admin_socket).map_err(|why| anyhow!("--take-over: {why}"))?),
         false => None,
     };
@@ -140,7 +154,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
     let starter = Starter::new(program).context("the thread that starts programs")?;
     let sandbox = Sandbox::new(&config, options.is_some());
     sandbox.enter()?;
-    let features = probe(without)?;
+    let features = probe(&start.without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {
         Some(path) if is_watched => {
@@ -154,6 +168,7 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         .context("access_log.path")?;
     let early = early(&source, options.is_some());
     let (caller, calls) = calls::channel();
+    let pid_file = start.pid_file.as_deref().map(open_pid_file).transpose()?;
     sandbox.hold_files();
     let running = spawn_all(&config, &features, files, sandbox.is_on())?;
     sandbox.no_more_rings();
@@ -161,25 +176,42 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
         None => None,
     };
-    let mut control = start(source, &config, (running, &given), (calls, starter), log, early)?;
-    control.watched = watched;
+    let sockets = match &given {
+        Some(given) => Arc::clone(&given.sockets),
+        None => Arc::default(),
+    };
+    if given.is_none() {
+        passed::sort(passed, &config, &mut sockets.lock());
+    }
+    let running = (running, Arc::clone(&sockets));
+    let mut control = make(source, &config, running, (&given, starter), (calls, log, early))?;
+    (control.watched, control.pid_file) = (watched, pid_file);
     match options {
         None => control.load()?,
         Some(options) => {
             control.cluster = Some(Following::new(Cluster::start(*options).await?));
         }
     }
-    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
     let doors = doors(&config, &sockets).await?;
     say_admin(&config);
     match given {
-        None => control.open_doors(doors, caller, None)?,
+        None => {
+            control.open_doors(doors, caller, None)?;
+            control.claim_pid_file();
+            for address in sockets.lock().left() {
+                tracing::warn!("no listener takes the socket on {address} that systemd passes");
+            }
+        }
         Some(given) => control.take_over(given, doors, caller),
     }
     if allow_empty {
         control.sync.allow_empty();
     }
     control.run(signals, changes).await
+}
+
+fn open_pid_file(path: &Path) -> anyhow::Result<PidFile> {
+    PidFile::open(path).with_context(|| format!("--pid-file {}", path.display()))
 }
 
 /// What only root can read would fail in the first reload, so it fails now.
@@ -315,13 +347,12 @@ fn spawn_all(
 }
 
 /// Makes the control thread's state out of what runs, and what the process before has given.
-fn start(
+fn make(
     source: Source,
     config: &Config,
-    (running, given): (Workers, &Option<Given>),
-    (calls, starter): (mpsc::Receiver<Call>, Starter),
-    log: AccessLog,
-    early: Vec<IpNet>,
+    (running, sockets): (Workers, Arc<Mutex<Sockets>>),
+    (given, starter): (&Option<Given>, Starter),
+    (calls, log, early): (mpsc::Receiver<Call>, AccessLog, Vec<IpNet>),
 ) -> anyhow::Result<Control> {
     let Workers { links, workers, counters, clock, limits, features } = running;
     let steering = match given {
@@ -329,7 +360,6 @@ fn start(
         None => seed()?,
     };
     let is_started = Arc::<AtomicBool>::default();
-    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
     let open = opener(sockets, early, steering, Arc::clone(&is_started));
     let wall = wall_clock(clock);
     let mut sync = ConfigSync::new(source, Publisher::new(links, open));
@@ -347,6 +377,8 @@ fn start(
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
         admin_socket: config.admin_socket,
+        fd_store: FdStore::new(),
+        pid_file: None,
         upgrade: Upgrade::new(steering, generation, starter),
         watchdog: systemd::watchdog(),
         socket_file: None,
@@ -362,7 +394,7 @@ fn start(
     })
 }
 
-/// Opens listening sockets, or takes those that the process before has given. A standby binds the
+/// Opens listening sockets, or takes those that the process before, or systemd, has given. A standby binds the
 /// addresses of the pools `early` before it has them.
 fn opener(
     given: Arc<Mutex<Sockets>>,
@@ -374,9 +406,13 @@ fn opener(
     Box::new(move |socket: &Socket, workers: usize, rejoins: bool| {
         let ip = socket.address.ip();
         let early = ip.is_some_and(|at| early.iter().any(|pool| pool.contains(&at.ip())));
-        let found = given.lock().take_listening(socket);
+        let (found, passed) = {
+            let mut given = given.lock();
+            (given.take_listening(socket), given.passed)
+        };
         if !found.is_empty() {
-            return join_listeners(socket, found, workers, early, steering);
+            let whole = if passed { complete } else { join_listeners };
+            return whole(socket, found, workers, early, steering);
         }
         loop {
             match open_listeners(socket, workers, rejoins, early, steering) {

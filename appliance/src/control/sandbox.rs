@@ -139,8 +139,7 @@ impl Sandbox {
 /// A reload may name files anywhere, so all may be read. A reload may bring a Unix listener
 /// anywhere, so sockets may be made, and the file of one that is gone may be removed.
 fn read_only() -> anyhow::Result<RulesetStatus> {
-    let kept =
-        AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile;
+    let kept = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile;
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))?
         .create()?

@@ -46,9 +46,7 @@ use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores, user,
 };
 use crate::toml::proxy::ACCEPT_PROXY;
-use crate::toml::reader::{
-    Defaults, Reader, Section, Table, any, boolean, flawless, or, string,
-};
+use crate::toml::reader::{Defaults, Reader, Section, Table, any, boolean, flawless, or, string};
 use crate::toml::resolver::{RESOLVER, resolver};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::short::{Own, own};

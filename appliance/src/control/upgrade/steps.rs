@@ -17,12 +17,14 @@ use config_sync::table::address::Address;
 use config_sync::table::routing::{SocketId, Transport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::SockRef;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::control::admin::calls::{self, Call, Refusal, Upgraded};
 use crate::control::admin::server;
+use crate::control::pid_file::PidFile;
 use crate::control::run::{Control, Phase};
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
@@ -34,6 +36,9 @@ use crate::wire::hand_over::{Message, Name, What};
 
 /// How long the new process's request waits for a reload that is under way.
 const RELOADING: Duration = Duration::from_secs(10);
+
+/// How soon systemd surely knows which process is the main one.
+const SETTLED: Duration = Duration::from_secs(1);
 
 type Caller = oneshot::Sender<Result<Upgraded, Refusal>>;
 
@@ -90,7 +95,9 @@ impl Control {
         if !self.upgrade.arguments.iter().any(|word| word == "--take-over") {
             command.arg("--take-over");
         }
-        command.env_remove("WATCHDOG_PID");
+        for name in ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            command.env_remove(name);
+        }
         let mut child = self.upgrade.starter.start(command)?;
         let (number, steps) = (child.id(), self.upgrade.sender.clone());
         let wait = move || _ = steps.blocking_send(Step::Ended { attempt, status: child.wait() });
@@ -317,6 +324,7 @@ impl Control {
         for file in [self.socket_file.take(), self.upgrade.door_file.take()] {
             file.into_iter().for_each(SocketFile::leave);
         }
+        self.pid_file.take().into_iter().for_each(PidFile::leave);
         self.board.ready.store(false, Ordering::Relaxed);
         self.board.draining.store(true, Ordering::Relaxed);
         self.board.handed_over.store(true, Ordering::Relaxed);
@@ -390,9 +398,15 @@ impl Control {
             self.upgrade.generation
         );
         systemd::tell("READY=1");
+        self.fd_store.not_before = Instant::now() + SETTLED;
+        self.claim_pid_file();
         if taking.must_end {
             self.terminate();
         }
+    }
+
+    pub fn claim_pid_file(&mut self) {
+        self.pid_file.iter_mut().for_each(PidFile::claim);
     }
 
     /// The take-over has failed. This process serves what it has accepted, and ends with an error.
@@ -459,6 +473,10 @@ impl Control {
 fn steer(giving: &Giving, workers: usize, seed: u64) -> io::Result<()> {
     for id in &giving.taken {
         let Some((socket, address)) = giving.groups.get(id) else { continue };
+        // systemd has opened a socket that is one for all workers.
+        if !SockRef::from(socket).reuse_port()? {
+            continue;
+        }
         steering::attach(socket.as_fd(), address.is_ipv4(), workers, seed)?;
     }
     Ok(())

@@ -26,12 +26,14 @@ pub struct Given {
     pub sockets: Arc<Mutex<Sockets>>,
 }
 
-/// The old process's sockets, until somebody in this process takes them.
+/// The old process's sockets, or systemd's, until somebody in this process takes them.
 #[derive(Default)]
 pub struct Sockets {
     /// In the order of the workers, with the number of each.
     unused: BTreeMap<(What, String, u32), Vec<(u32, OwnedFd)>>,
     taken: Vec<u32>,
+    /// systemd has opened them, and not a process of Ringway's.
+    pub passed: bool,
     /// The number of listening addresses among them.
     pub listeners: u64,
 }
@@ -68,7 +70,7 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
 }
 
 impl Sockets {
-    fn add(&mut self, number: u32, name: Name, socket: OwnedFd) {
+    pub fn add(&mut self, number: u32, name: Name, socket: OwnedFd) {
         let Name { what, address, interface, .. } = name;
         self.unused.entry((what, address, interface)).or_default().push((number, socket));
     }
@@ -95,6 +97,11 @@ impl Sockets {
         let found = self.take(what, &socket.address.to_string(), interface);
         self.listeners += u64::from(!found.is_empty());
         found
+    }
+
+    /// Closes what systemd has passed and nobody has taken, and returns the addresses.
+    pub fn left(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unused).into_keys().map(|(_, address, _)| address).collect()
     }
 
     /// Closes what nobody has taken, and returns the numbers of the rest.
