@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use ringway::ring::sys::pass;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, echo, exchange, free_address, udp_client, wait_for, wait_until,
+    Folder, Launch, Server, echo, exchange, free_address, udp_client, wait_for, wait_until,
 };
 
 /// The receiving end of `NOTIFY_SOCKET`.
@@ -139,7 +139,6 @@ fn sockets_of_a_socket_unit_are_used_and_others_are_warned_of() {
     gateway.asks(&["upgrade"]);
     wait_until("the next process serves", || exchange(tcp, b"next").is_ok());
     assert_eq!(ask_udp(udp), b"word");
-    end(&gateway);
 }
 
 #[test]
@@ -179,7 +178,6 @@ fn connections_wait_in_stored_sockets_while_the_gateway_is_down() {
     systemd.expect("STOPPING=1");
     systemd.expect("FDSTOREREMOVE=1");
     systemd.expect("FDSTOREREMOVE=1");
-    end(&next);
 }
 
 #[test]
@@ -222,12 +220,4 @@ fn the_pid_file_names_the_process_that_serves() {
     let process = process.expect("a number");
     kill(Pid::from_raw(process.try_into().expect("a number")), Signal::SIGTERM).expect("it lives");
     wait_until("the last process has ended", || !file.exists());
-    end(&gateway);
-}
-
-/// Ends all processes of the gateway's line.
-fn end(gateway: &Gateway) {
-    for process in gateway.line() {
-        _ = kill(Pid::from_raw(process.try_into().expect("a process id")), Signal::SIGKILL);
-    }
 }

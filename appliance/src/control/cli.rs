@@ -26,7 +26,7 @@ use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
-use crate::control::process::{self, Origin};
+use crate::control::process::{self, Origin, Start};
 use crate::control::time_of_day::unix_seconds;
 use crate::control::{access_log, demo, docs};
 

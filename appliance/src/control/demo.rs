@@ -13,8 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
 use crate::control::output::print;
-use crate::control::process;
-use crate::control::process::Origin;
+use crate::control::process::{self, Origin, Start};
 
 /// The ports that it listens on, all on 127.0.0.1.
 #[derive(Clone, Debug, Args)]

@@ -70,6 +70,9 @@ impl FdStore {
 
     /// Nobody is to connect any more.
     pub fn clear(&mut self) {
+        if self.kept.is_empty() {
+            return self.flush();
+        }
         self.unsent.clear();
         self.update(Vec::new());
     }

@@ -48,6 +48,13 @@ pub fn sort(passed: Vec<(String, OwnedFd)>, config: &Config, sockets: &mut Socke
     }
 }
 
+/// Closes what no listener has taken.
+pub fn warn_of_rest(sockets: &mut Sockets) {
+    for address in sockets.left() {
+        tracing::warn!("no listener takes the socket on {address} that systemd passes");
+    }
+}
+
 fn fitting(name: &str, socket: &OwnedFd, config: &Config) -> Result<(What, Place), String> {
     let place = place(socket.as_fd())?;
     let shown = match place.transport {

@@ -135,25 +135,16 @@ async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
         Origin::File { source, watch, allow_empty } => (source, None, watch, allow_empty),
         Origin::Cluster { options, base } => (base, Some(options), false, false),
     };
-    let (config, sources) = check_and_name(&source)?;
-    if options.is_some() && !(config.listeners.is_empty() && config.backends.is_empty()) {
-        let name = source.name();
-        bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
-    }
-    if options.is_some() && source.path().is_some() {
-        for doubt in &config.doubts {
-            tracing::warn!("{doubt}");
-        }
-    }
+    let (config, sources) = configured(&source, options.is_some())?;
     let take_over = match start.take_over {
         true => Some(door::path(config.admin_socket).map_err(|why| anyhow!("--take-over: {why}"))?),
         false => None,
     };
     let files = raise_file_limit();
     go_on_as_user(&config, &source, options.is_some())?;
+    let sandbox = Sandbox::begin(&config, options.is_some())?;
     let starter = Starter::new(program).context("the thread that starts programs")?;
-    let sandbox = Sandbox::new(&config, options.is_some());
-    sandbox.enter()?;
+    sandbox.enter();
     let features = probe(&start.without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {
@@ -176,10 +167,7 @@ async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
         None => None,
     };
-    let sockets = match &given {
-        Some(given) => Arc::clone(&given.sockets),
-        None => Arc::default(),
-    };
+    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
     if given.is_none() {
         passed::sort(passed, &config, &mut sockets.lock());
     }
@@ -198,9 +186,7 @@ async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
         None => {
             control.open_doors(doors, caller, None)?;
             control.claim_pid_file();
-            for address in sockets.lock().left() {
-                tracing::warn!("no listener takes the socket on {address} that systemd passes");
-            }
+            passed::warn_of_rest(&mut sockets.lock());
         }
         Some(given) => control.take_over(given, doors, caller),
     }
@@ -208,6 +194,21 @@ async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
         control.sync.allow_empty();
     }
     control.run(signals, changes).await
+}
+
+/// Reads the configuration, for what it says of the process.
+fn configured(source: &Source, is_cluster: bool) -> anyhow::Result<(Config, BTreeSet<PathBuf>)> {
+    let (config, sources) = check_and_name(source)?;
+    if is_cluster && !(config.listeners.is_empty() && config.backends.is_empty()) {
+        let name = source.name();
+        bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
+    }
+    if is_cluster && source.path().is_some() {
+        for doubt in &config.doubts {
+            tracing::warn!("{doubt}");
+        }
+    }
+    Ok((config, sources))
 }
 
 fn open_pid_file(path: &Path) -> anyhow::Result<PidFile> {
@@ -363,8 +364,9 @@ fn make(
     let open = opener(sockets, early, steering, Arc::clone(&is_started));
     let wall = wall_clock(clock);
     let mut sync = ConfigSync::new(source, Publisher::new(links, open));
-    if given.is_some() {
+    if let Some(given) = given {
         sync.share_files();
+        sync.inherit(given.overrides.clone());
     }
     let mut board = Board::new(counters, (limits, config.limits), features);
     board.reopen_log = log.reopener();
@@ -394,8 +396,8 @@ fn make(
     })
 }
 
-/// Opens listening sockets, or takes those that the process before, or systemd, has given. A standby binds the
-/// addresses of the pools `early` before it has them.
+/// Opens listening sockets, or takes those that the process before, or systemd, has given. A
+/// standby binds the addresses of the pools `early` before it has them.
 fn opener(
     given: Arc<Mutex<Sockets>>,
     early: Vec<IpNet>,

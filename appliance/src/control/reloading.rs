@@ -1,5 +1,5 @@
-//! The control thread's part in reloads: it looks at the configuration's files, and says what became
-//! of that.
+//! The control thread's part in reloads: it looks at the configuration's files, and says what
+//! became of that.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

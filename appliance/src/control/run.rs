@@ -11,24 +11,23 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::publish::socket_file::SocketFile;
-use config_sync::source::watch::{Watch, watch};
-use config_sync::sync::reading::{Finished, Wish};
+use config_sync::source::watch::Watch;
+use config_sync::sync::reading::Wish;
 use config_sync::sync::{ConfigSync, Outcome};
 use config_sync::table::address::UnixPath;
 use crossbeam_channel::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::control::access_log::AccessLog;
 use crate::control::admin::board::{Board, Source};
-use crate::control::admin::calls::{Call, Refusal, Reloaded};
+use crate::control::admin::calls::{Call, Refusal};
 use crate::control::cluster::{Following, News};
 use crate::control::fd_store::FdStore;
 use crate::control::line_of::line;
 use crate::control::live::Live;
-use crate::control::looking::{Answer, ENDING, Looking};
+use crate::control::looking::Looking;
 use crate::control::output::{BadConfig, panic_message};
 use crate::control::pid_file::PidFile;
 use crate::control::spare_files::SpareFiles;
@@ -357,6 +356,7 @@ impl Control {
             |id| workers.iter().map(|worker| worker.endpoint(id).failures.get()).sum::<u64>();
         let is_due = self.health_shown.elapsed() >= SHOW;
         let mut published = self.sync.check_endpoints(&failures);
+        published |= self.sync.publish_more_gone();
         if is_due && self.sync.follow_interfaces() {
             published = true;
             self.post();

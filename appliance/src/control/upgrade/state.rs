@@ -19,7 +19,7 @@ use crate::control::admin::server::{Closing, Door};
 use crate::control::upgrade::door::Link;
 use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::under_way::{Answer, Batch, Moves};
-use crate::wire::hand_over::{Message, Name};
+use crate::wire::hand_over::{Message, Name, Override};
 
 /// A step of an upgrade, for the control thread.
 pub enum Step {
@@ -57,6 +57,7 @@ pub struct Offer {
     /// The message that comes first.
     pub message: Message,
     pub sockets: Vec<(Name, Arc<OwnedFd>)>,
+    pub overrides: Vec<Override>,
 }
 
 pub struct Upgrade {

@@ -29,6 +29,7 @@ use crate::control::run::{Control, Phase};
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
 use crate::control::upgrade::giving::{Asks, give};
+use crate::control::upgrade::named::said;
 use crate::control::upgrade::state::{Giving, Offer, Step, Taking};
 use crate::control::upgrade::taking::{self, Given};
 use crate::ring::listen::steering;
@@ -277,14 +278,17 @@ impl Control {
                 if let Some(door) = door.and_then(|door| door.as_fd().try_clone_to_owned().ok()) {
                     sockets.push((name(What::Door, String::new()), Arc::new(door)));
                 }
+                self.sync.freeze_overrides(true);
+                let overrides: Vec<_> = self.sync.overrides().into_iter().map(said).collect();
                 let message = Message::Offer {
                     program: env!("CARGO_PKG_VERSION").to_owned(),
                     generation: self.upgrade.generation,
                     workers: u32::try_from(own).unwrap_or(u32::MAX),
                     seed: self.upgrade.seed,
                     sockets: u32::try_from(sockets.len()).unwrap_or(u32::MAX),
+                    overrides: u32::try_from(overrides.len()).unwrap_or(u32::MAX),
                 };
-                _ = answer.send(Ok(Offer { message, sockets }));
+                _ = answer.send(Ok(Offer { message, sockets, overrides }));
             }
             None if !running => _ = answer.send(Err("the gateway is ending".to_owned())),
             None if giving.began.elapsed() > RELOADING => {
@@ -356,6 +360,7 @@ impl Control {
             // The process has not been waited for, so the number is still its number.
             _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
+        self.sync.freeze_overrides(false);
         self.sync.look();
         tracing::error!("the upgrade has failed: {why}; this process goes on serving");
         self.board.upgrade.lock().failures += 1;

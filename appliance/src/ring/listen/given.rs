@@ -116,10 +116,7 @@ fn prepare(config: &SocketConfig, fd: &OwnedFd) -> io::Result<()> {
             set_tcp_options(fd.as_fd(), &config.options)?;
             socket.listen(BACKLOG)
         }
-        (Some(address), Transport::Udp) => {
-            socket.set_reuse_port(true)?;
-            set_datagram_options(&socket, &address)
-        }
+        (Some(address), Transport::Udp) => set_datagram_options(&socket, &address),
         (None, _) => Ok(()),
     }
 }
@@ -136,7 +133,7 @@ mod tests {
         let address = Address::Ip(tcp.local_addr().expect("its address"));
         let found = place(tcp.as_fd());
         assert_eq!(found, Ok(Place { transport: Transport::Tcp, address, interface: 0 }));
-        let udp = UdpSocket::bind("[::1]:0").expect("a socket");
+        let udp = UdpSocket::bind("[::]:0").expect("a socket");
         assert!(place(udp.as_fd()).is_err_and(|why| why.contains("ipv6-only")));
         let udp = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         assert!(place(udp.as_fd()).is_ok_and(|at| at.transport == Transport::Udp));

@@ -61,8 +61,9 @@ pub fn open_listeners(
 
 /// Makes the listening sockets of another process complete: the first `workers` of its group, in
 /// their order. A Unix socket is one for all workers, and so is a TCP socket in no group, which
-/// systemd has opened. Sockets that a group lacks join behind the others. No connection and no datagram reaches those before the group's program is attached
-/// anew, for so many sockets ([`steering::attach`]).
+/// systemd has opened. Sockets that a group lacks join behind the others. No connection and no
+/// datagram reaches those before the group's program is attached anew, for so many sockets
+/// ([`steering::attach`]).
 ///
 /// # Errors
 ///
