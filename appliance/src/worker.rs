@@ -21,6 +21,7 @@ use rustls::pki_types::UnixTime;
 use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::Proxy;
 use crate::proxy::table_queue::{Step, TableQueue};
+use crate::ring::sys::confine::confine_worker;
 use crate::ring::{Features, Ring, RingError, Turn};
 use crate::stats::counters::Counters;
 use crate::stats::records::{Offered, Record};
@@ -72,6 +73,8 @@ pub struct WorkerConfig {
     pub core: Option<CoreId>,
     /// The worker's number, from 0.
     pub index: usize,
+    /// Whether the thread gives up the system calls that a worker never makes.
+    pub confined: bool,
     pub limits: Limits,
     pub features: Features,
     pub counters: Arc<Counters>,
@@ -109,6 +112,7 @@ pub fn spawn(config: WorkerConfig) -> io::Result<Spawned> {
         {
             tracing::warn!("worker {} could not be pinned to core {}", config.index, core.id);
         }
+        let confined = config.confined;
         let mut worker = match Worker::new(config) {
             Ok(worker) => worker,
             Err(error) => {
@@ -118,6 +122,9 @@ pub fn spawn(config: WorkerConfig) -> io::Result<Spawned> {
                 return Ok(());
             }
         };
+        if confined && let Err(error) = confine_worker() {
+            tracing::warn!("sandbox: the calls of a worker can't be filtered: {error}");
+        }
         let _ = tell.send(Ok(()));
         while !worker.is_done() {
             worker.turn()?;

@@ -84,12 +84,12 @@ impl Bench {
             let file = open_listeners(socket, 1, false, false, 1).unwrap().remove(0);
             (socket.id, socket.transport, Arc::new(file))
         });
-        let sockets = sockets.collect();
-        send.send(Command::Table { table: Arc::new(table), sockets }).unwrap();
+        send.send(Command::Table { sockets: sockets.collect(), table: Arc::new(table) }).unwrap();
         wake.write(1).unwrap();
         let worker = Worker::new(WorkerConfig {
             core: None,
             index: 0,
+            confined: false,
             limits: Limits {
                 sessions: 64,
                 flows: 64,

@@ -1,14 +1,19 @@
 //! A gateway that is started as root and goes on as another user.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
+
+use nix::sys::signal::Signal;
 
 use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Gateway, Launch, Server, binary, echo, exchange, free_address, run_verb, wait_until,
+    Folder, Gateway, Launch, Server, binary, echo, exchange, free_address, run_verb, wait_for,
+    wait_until,
 };
 
 /// Lets any user write the access log and read the configuration.
@@ -70,6 +75,67 @@ fn root_becomes_another_user_that_may_bind_low_ports_and_nothing_more() {
     assert_eq!(exchange(low(82), b"again").expect("an echo"), b"again");
     assert_eq!(gateway.asks(&["status"])["ready"], true);
     assert!(gateway.metrics().value("process_open_fds", &[]) > 0);
+}
+
+/// The values of a line of `/proc/PID/task/TID/status`, by the thread's name.
+fn by_thread(process: u32, key: &str) -> BTreeMap<String, u32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let values = tasks.filter_map(|task| {
+        let task = task.ok()?.path();
+        let name = fs::read_to_string(task.join("comm")).ok()?.trim().to_owned();
+        let status = fs::read_to_string(task.join("status")).ok()?;
+        let value = status.lines().find_map(|line| line.strip_prefix(key)).expect(key);
+        Some((name, value.trim().parse().expect("a number")))
+    });
+    values.collect()
+}
+
+#[test]
+fn the_process_holds_itself_and_so_does_the_next_one() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let gateway = Launch::default().socket().start(&forward("first", address, &server));
+    let mut process = gateway.pid();
+    // What the test itself was started under is not the gateway's.
+    let given = by_thread(std::process::id(), "Seccomp_filters:").into_values().max().unwrap_or(0);
+    for upgrades in 0..3 {
+        if upgrades > 0 {
+            let answer = gateway.asks(&["upgrade"]);
+            process =
+                answer["process"].as_u64().and_then(|number| number.try_into().ok()).expect("one");
+        }
+        assert_eq!(exchange(address, b"held").expect("an echo"), b"held");
+        let (filters, held) =
+            (by_thread(process, "Seccomp_filters:"), by_thread(process, "NoNewPrivs:"));
+        for name in ["ringway-0", "ringway-1", "ringway-control"] {
+            assert_eq!(filters[name], given + 2, "{name} after {upgrades} upgrades: {filters:?}");
+        }
+        assert_eq!(filters["ringway-start"], given, "the next program begins anew");
+        for name in ["ringway-0", "ringway-1", "ringway-control", "ringway-start"] {
+            assert_eq!(held[name], 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_crash_leaves_no_core_dump() {
+    let server = Server::tcp(echo);
+    let config = forward("first", free_address(), &server);
+    let mut gateway = Launch::default().under(&["prlimit", "--core=unlimited"]).start(&config);
+    gateway.signal(Signal::SIGABRT);
+    let status = wait_for("the end", || gateway.ended());
+    assert!(status.signal().is_some() && !status.core_dumped(), "{status}");
+}
+
+#[test]
+fn what_holds_the_process_can_be_switched_off() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = "sandbox = false\n".to_owned() + &forward("first", address, &server);
+    let gateway = Gateway::start(&config);
+    assert_eq!(exchange(address, b"free").expect("an echo"), b"free");
+    let given = by_thread(std::process::id(), "Seccomp_filters:").into_values().max();
+    assert_eq!(by_thread(gateway.pid(), "Seccomp_filters:").into_values().max(), given);
 }
 
 #[test]

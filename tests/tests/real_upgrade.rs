@@ -62,15 +62,6 @@ impl Setup {
     }
 }
 
-impl Drop for Setup {
-    /// Those that drain would go on, and the last process of the line is nobody's child here.
-    fn drop(&mut self) {
-        for process in self.gateway.line() {
-            let _ = kill(pid(process), Signal::SIGKILL);
-        }
-    }
-}
-
 fn pid(process: u32) -> Pid {
     Pid::from_raw(i32::try_from(process).expect("a process id"))
 }
@@ -392,6 +383,39 @@ fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
     let third = Imposter::connect(&setup);
     let Some((Message::Refused { why }, _)) = third.hears() else { panic!("no refusal") };
     assert!(why.contains("the gateway is ending"), "{why}");
+}
+
+/// What operators have said holds in the next process, and can't be changed while it is handed on.
+#[test]
+fn overrides_go_along() {
+    let setup = Setup::new(Launch::default(), "");
+    let drains = |words: &[&str]| {
+        let output = setup.gateway.verb(words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    assert!(drains(&["drain", "backend", "tcp", "--for", "10m"]).0);
+    wait_until("the backend is drained", || !answers(setup.tcp));
+    let new = Imposter::connect(&setup);
+    let _sockets = new.is_offered();
+    let Some((Message::Overrides(all), _)) = new.hears() else { panic!("no overrides") };
+    assert_eq!(all.len(), 1, "{all:?}");
+    let (done, said) = drains(&["undrain", "backend", "tcp"]);
+    assert!(!done && said.contains("an upgrade is under way"), "{said}");
+    drop(new);
+    wait_until("the upgrade has failed", || drains(&["drain", "backend", "tcp", "--for", "9m"]).0);
+
+    setup.upgrade();
+    let all = setup.gateway.asks(&["overrides"]);
+    let text = all.to_string();
+    assert!(text.contains("\"drain\"") && text.contains("left_ms"), "{text}");
+    assert!(!answers(setup.tcp), "the backend is drained from the first table on");
+    assert!(drains(&["undrain", "backend", "tcp"]).0);
+    wait_until("it serves again", || answers(setup.tcp));
+}
+
+fn answers(address: SocketAddr) -> bool {
+    exchange(address, b"word").is_ok_and(|answer| answer == b"word")
 }
 
 /// A reload that comes during an upgrade waits for its end, and is not lost if it fails.

@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use config_sync::table::address::UnixPath;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use ringway::ring::listen::unix;
 use ringway::ring::sys::pass;
 use ringway::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
@@ -57,16 +56,6 @@ impl Setup {
     fn move_all(&self) {
         self.upgrade();
         wait_until("all sessions have gone", || self.gateway.line().len() == 1);
-    }
-}
-
-impl Drop for Setup {
-    /// Those that drain would go on, and the last process of the line is nobody's child here.
-    fn drop(&mut self) {
-        for process in self.gateway.line() {
-            let process = i32::try_from(process).expect("a process id");
-            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
-        }
     }
 }
 
@@ -429,4 +418,57 @@ fn an_adopted_session_is_the_new_processs_alone() {
     client.read_exact(&mut word[..6]).expect("open");
     assert_eq!(&word[..6], b"answer");
     assert!(setup.gateway.log().iter().all(|line| line.text("event") != Some("close")));
+}
+
+/// The old process is stopped by force while sessions are on their way. No peer sees a clean end in
+/// the middle of an exchange: a session goes on in the new process, or is reset.
+#[test]
+fn a_forced_stop_while_sessions_move_looks_to_nobody_like_an_end() {
+    let server = Server::tcp(echo);
+    let mut setup = Setup::new(server.address, "");
+    let clients: Vec<_> = (0..400).map(|_| connect(setup.tcp)).collect();
+    clients.iter().for_each(|client| ask(client, b"before"));
+    setup.upgrade();
+    setup.gateway.signal(Signal::SIGTERM);
+    // Until it is waited for, a process counts as one that lives.
+    ringway_tests::real::wait_for("the old process ends", || setup.gateway.ended());
+    let mut lived = 0;
+    for mut client in &clients {
+        let mut word = [0; 5];
+        match client.write_all(b"after").and_then(|()| client.read(&mut word)) {
+            Ok(0) => panic!("a session has ended as if it were whole"),
+            Ok(_) => lived += 1,
+            Err(_) => {}
+        }
+    }
+    assert!(lived > 0, "no session has gone to the new process");
+}
+
+/// `on_removed = "close"` of the process before holds for sessions that have gone, too.
+#[test]
+fn sessions_leave_an_endpoint_that_the_next_configuration_has_not() {
+    let servers = [Server::tcp(echo), Server::tcp(echo)];
+    let tcp = free_address();
+    let options = "on_removed = \"close\"\nclose_after = \"2s\"\n";
+    let config = |endpoint: SocketAddr| {
+        listener("tcp", "TCP", tcp, "")
+            + &route("tcp", "tcp", &[("tcp", 1)], "")
+            + &backend("tcp", [endpoint], options)
+    };
+    let before = config(servers[0].address);
+    let gateway = Launch::default().socket().start(&before);
+    let setup = Setup { gateway, tcp, config: before };
+    let mut client = connect(tcp);
+    ask(&client, b"before");
+    setup.gateway.write(&config(servers[1].address));
+    setup.upgrade();
+    ask(&connect(tcp), b"the other endpoint");
+    // Until it is closed, the session goes on.
+    ask(&client, b"after");
+    assert!(client.read(&mut [0]).is_ok_and(|len| len == 0) || client.write_all(b"x").is_err());
+    let closes = setup.gateway.closes(2);
+    assert!(
+        closes.iter().any(|line| line.text("reason") == Some("endpoint_removed")),
+        "{closes:?}"
+    );
 }

@@ -322,6 +322,7 @@ impl RealStage {
         let spawned = worker::spawn(WorkerConfig {
             core: None,
             index: 0,
+            confined: true,
             limits: LIMITS,
             features: Features::probe().expect("io_uring"),
             counters: Arc::clone(&counters),

@@ -26,7 +26,7 @@ use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
 use crate::control::output::{BadConfig, Exit, features, print};
 use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
-use crate::control::process::{self, Origin};
+use crate::control::process::{self, Origin, Start};
 use crate::control::time_of_day::unix_seconds;
 use crate::control::{access_log, demo, docs, migrate};
 
@@ -81,6 +81,10 @@ enum Command {
         /// then drains. If that fails, the other goes on. `ringway upgrade` does this by itself.
         #[arg(long, conflicts_with = "kubernetes")]
         take_over: bool,
+        /// Write the number of the process that serves into this file. An upgrade writes that of
+        /// the new process; the last one removes the file.
+        #[arg(long, value_name = "FILE")]
+        pid_file: Option<PathBuf>,
         #[command(flatten)]
         gateways: GatewayArgs,
         #[command(flatten)]
@@ -389,6 +393,7 @@ impl Cli {
                 file,
                 kubernetes,
                 take_over,
+                pid_file,
                 gateways,
                 cluster,
                 files,
@@ -407,7 +412,8 @@ impl Cli {
                     let FileArgs { no_watch, allow_empty } = files;
                     Origin::File { source, watch: !no_watch, allow_empty }
                 };
-                process::run(origin, take_over, &without.without)
+                let without = without.without;
+                process::run(origin, Start { take_over, pid_file, without })
             }
             Command::Check { files, strict, json: true, gateways, .. } => {
                 let options = gateways.options();

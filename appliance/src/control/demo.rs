@@ -13,8 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
 use crate::control::output::print;
-use crate::control::process;
-use crate::control::process::Origin;
+use crate::control::process::{self, Origin, Start};
 
 /// The ports that it listens on, all on 127.0.0.1.
 #[derive(Clone, Debug, Args)]
@@ -46,7 +45,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     servers.start()?;
     print(&what_to_try(options))?;
     let source = Source::Text { name: "demo.toml", text };
-    process::run(Origin::File { source, watch: false, allow_empty: false }, false, &[])
+    let origin = Origin::File { source, watch: false, allow_empty: false };
+    process::run(origin, Start::default())
 }
 
 impl Options {

@@ -119,9 +119,10 @@ impl How {
 const PLACE: [&str; 4] = ["address", "addresses", "protocol", "interface"];
 
 /// Keys that a reload does not change.
-const FIXED: [&str; 10] = [
+const FIXED: [&str; 11] = [
     "workers",
     "user",
+    "sandbox",
     "limits",
     "admin.address",
     "admin.socket",

@@ -13,6 +13,8 @@ pub struct Looking {
     /// Who is told what becomes of the look that is under way, and of the next one.
     pub answers: Vec<Answer>,
     pub asked: Vec<Answer>,
+    /// systemd knows of a reload, and waits for its end.
+    pub systemd_waits: bool,
 }
 
 pub type Answer = oneshot::Sender<Result<Reloaded, Refusal>>;

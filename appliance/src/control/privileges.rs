@@ -65,7 +65,7 @@ fn needed(config: &Config, is_cluster: bool) -> anyhow::Result<CapsHashSet> {
 
 /// No core dump has keys in it, and no other process of the user reads them (prctl(2),
 /// `PR_SET_DUMPABLE`).
-fn keep_memory_private() -> anyhow::Result<()> {
+pub fn keep_memory_private() -> anyhow::Result<()> {
     set_dumpable(false).context("no core dumps")
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::io::ErrorKind::{AddrInUse, AddrNotAvailable};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -49,17 +49,23 @@ use crate::control::admin::calls::{self, Call};
 use crate::control::admin::server::Door;
 use crate::control::admin::tls::Tls;
 use crate::control::cluster::Following;
+use crate::control::fd_store::FdStore;
 use crate::control::id::Run;
 use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
+use crate::control::passed;
+use crate::control::pid_file::PidFile;
 use crate::control::privileges;
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
+use crate::control::sandbox::Sandbox;
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
 use crate::control::timestamp::WallClock;
 use crate::control::upgrade::door;
+use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::state::Upgrade;
 use crate::control::upgrade::taking::{Given, Sockets, ask};
+use crate::ring::listen::given::complete;
 use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
 use crate::ring::{Features, RingError};
@@ -91,55 +97,55 @@ pub enum Origin {
     Cluster { options: Box<cluster::Options>, base: Source },
 }
 
-/// Runs the gateway until a signal ends it. The features `without` are not used. `take_over`: this
-/// process takes the listening sockets of the one over that runs with this configuration.
+/// How the process starts.
+#[derive(Default)]
+pub struct Start {
+    /// This process takes the listening sockets of the one over that runs with this configuration.
+    pub take_over: bool,
+    /// The file for this process's number.
+    pub pid_file: Option<PathBuf>,
+    /// Features that are not used.
+    pub without: Vec<String>,
+}
+
+/// Runs the gateway until a signal ends it.
 ///
 /// # Errors
 /// The configuration is bad, the machine lacks something, an address can't be bound, or a worker
 /// has died. The text is for the operator.
-pub fn run(origin: Origin, take_over: bool, without: &[String]) -> anyhow::Result<()> {
-    let without = without.to_vec();
+pub fn run(origin: Origin, start: Start) -> anyhow::Result<()> {
     // The control thread is not the main thread, so that tools show CPU time under its own name.
     thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(control(origin, take_over, &without))
+            runtime.block_on(control(origin, start))
         })
         .context("the control thread")?
         .join()
         .unwrap_or_else(|panic| bail!("the control thread died: {}", panic_message(&*panic)))
 }
 
-async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow::Result<()> {
+async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
     let signals = Signals::take().context("signals")?;
+    let passed = passed::take();
     // Later another program may have this name.
     let program = std::env::current_exe().context("the path of this program")?;
     let (source, options, is_watched, allow_empty) = match origin {
         Origin::File { source, watch, allow_empty } => (source, None, watch, allow_empty),
         Origin::Cluster { options, base } => (base, Some(options), false, false),
     };
-    let (config, sources) = check_and_name(&source)?;
-    if options.is_some() && !(config.listeners.is_empty() && config.backends.is_empty()) {
-        let name = source.name();
-        bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
-    }
-    if options.is_some() && source.path().is_some() {
-        for doubt in &config.doubts {
-            tracing::warn!("{doubt}");
-        }
-    }
-    let take_over = match take_over {
-        true => {
-            Some(door::path(config.admin_socket()).map_err(|why| anyhow!("--take-over: {why}"))?)
-        }
-        false => None,
-    };
+    let (config, sources) = configured(&source, options.is_some())?;
+    let take_over = start.take_over.then(|| door::path(config.admin_socket())).transpose();
+    let take_over = take_over.map_err(|why| anyhow!("--take-over: {why}"))?;
     let files = raise_file_limit();
     let tls = config.admin_tls.as_ref().map(Tls::read).transpose();
     let tls = tls.map_err(|problem| BadConfig(problem.to_string()))?;
     go_on_as_user(&config, &source, options.is_some())?;
-    let features = probe(without)?;
+    let sandbox = Sandbox::begin(&config, options.is_some())?;
+    let starter = Starter::new(program).context("the thread that starts programs")?;
+    sandbox.enter();
+    let features = probe(&start.without)?;
     let mut watched = BTreeSet::new();
     let changes = match source.path() {
         Some(path) if is_watched => {
@@ -153,31 +159,61 @@ async fn control(origin: Origin, take_over: bool, without: &[String]) -> anyhow:
         .context("access_log.path")?;
     let early = early(&source, options.is_some());
     let (caller, calls) = calls::channel();
-    let running = spawn_all(&config, &features, files)?;
+    let pid_file = start.pid_file.as_deref().map(open_pid_file).transpose()?;
+    sandbox.hold_files();
+    let running = spawn_all(&config, &features, files, sandbox.is_on())?;
+    sandbox.no_more_rings();
     let given = match take_over {
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
         None => None,
     };
-    let own = (calls, program, tls.clone());
-    let mut control = start(source, &config, (running, &given), own, log, early)?;
-    control.watched = watched;
+    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
+    if given.is_none() {
+        passed::sort(passed, &config, &mut sockets.lock());
+    }
+    let running = (running, Arc::clone(&sockets));
+    let from = (&given, starter);
+    let mut control = make(source, &config, running, from, (calls, log, early), tls.clone())?;
+    (control.watched, control.pid_file) = (watched, pid_file);
     match options {
         None => control.load()?,
         Some(options) => {
             control.cluster = Some(Following::new(Cluster::start(*options).await?));
         }
     }
-    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
     let doors = doors(&config, tls, &sockets).await?;
     say_admin(&config);
     match given {
-        None => control.open_doors(doors, caller, None)?,
+        None => {
+            control.open_doors(doors, caller, None)?;
+            control.claim_pid_file();
+            passed::warn_of_rest(&mut sockets.lock());
+        }
         Some(given) => control.take_over(given, doors, caller),
     }
     if allow_empty {
         control.sync.allow_empty();
     }
     control.run(signals, changes).await
+}
+
+/// Reads the configuration, for what it says of the process.
+fn configured(source: &Source, is_cluster: bool) -> anyhow::Result<(Config, BTreeSet<PathBuf>)> {
+    let (config, sources) = check_and_name(source)?;
+    if is_cluster && !(config.listeners.is_empty() && config.backends.is_empty()) {
+        let name = source.name();
+        bail!("{name}: listeners, routes and backends come from the cluster with --kubernetes");
+    }
+    if is_cluster && source.path().is_some() {
+        for doubt in &config.doubts {
+            tracing::warn!("{doubt}");
+        }
+    }
+    Ok((config, sources))
+}
+
+fn open_pid_file(path: &Path) -> anyhow::Result<PidFile> {
+    PidFile::open(path).with_context(|| format!("--pid-file {}", path.display()))
 }
 
 /// What only root can read would fail in the first reload, so it fails now.
@@ -290,7 +326,12 @@ struct Workers {
 }
 
 /// Starts the workers, and waits until each has its ring.
-fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result<Workers> {
+fn spawn_all(
+    config: &Config,
+    features: &Features,
+    files: u64,
+    confined: bool,
+) -> anyhow::Result<Workers> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
     let limits = limits(config, cores.len(), files, ports, features);
@@ -301,7 +342,8 @@ fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result
     for (index, core) in cores.into_iter().enumerate() {
         let own = Arc::new(Counters::new());
         counters.push(Arc::clone(&own));
-        let (link, running, ready) = spawn(index, core, limits, features, own, clock, &ports_short)
+        let seat = (index, core, confined);
+        let (link, running, ready) = spawn(seat, limits, features, own, clock, &ports_short)
             .with_context(|| format!("worker {index}"))?;
         links.push(link);
         workers.push(running);
@@ -315,13 +357,13 @@ fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result
 }
 
 /// Makes the control thread's state out of what runs, and what the process before has given.
-fn start(
+fn make(
     source: Source,
     config: &Config,
-    (running, given): (Workers, &Option<Given>),
-    (calls, program, tls): (mpsc::Receiver<Call>, PathBuf, Option<Tls>),
-    log: AccessLog,
-    early: Vec<IpNet>,
+    (running, sockets): (Workers, Arc<Mutex<Sockets>>),
+    (given, starter): (&Option<Given>, Starter),
+    (calls, log, early): (mpsc::Receiver<Call>, AccessLog, Vec<IpNet>),
+    tls: Option<Tls>,
 ) -> anyhow::Result<Control> {
     let Workers { links, workers, counters, clock, limits, features } = running;
     let steering = match given {
@@ -329,12 +371,12 @@ fn start(
         None => seed()?,
     };
     let is_started = Arc::<AtomicBool>::default();
-    let sockets = given.as_ref().map(|given| Arc::clone(&given.sockets)).unwrap_or_default();
     let open = opener(sockets, early, steering, Arc::clone(&is_started));
     let wall = wall_clock(clock);
     let mut sync = ConfigSync::new(source, Publisher::new(links, open));
-    if given.is_some() {
+    if let Some(given) = given {
         sync.share_files();
+        sync.inherit(given.overrides.clone());
     }
     let mut board = Board::new(counters, (limits, config.limits), features);
     board.reopen_log = log.reopener();
@@ -348,7 +390,9 @@ fn start(
         wall,
         live: Live::new(calls, Run(u32::try_from(seed()? >> 32)?), wall),
         admin_socket: config.admin_socket(),
-        upgrade: Upgrade::new(steering, generation, program),
+        fd_store: FdStore::new(),
+        pid_file: None,
+        upgrade: Upgrade::new(steering, generation, starter),
         watchdog: systemd::watchdog(),
         socket_file: None,
         phase: Phase::Running,
@@ -363,8 +407,8 @@ fn start(
     })
 }
 
-/// Opens listening sockets, or takes those that the process before has given. A standby binds the
-/// addresses of the pools `early` before it has them.
+/// Opens listening sockets, or takes those that the process before, or systemd, has given. A
+/// standby binds the addresses of the pools `early` before it has them.
 fn opener(
     given: Arc<Mutex<Sockets>>,
     early: Vec<IpNet>,
@@ -375,9 +419,13 @@ fn opener(
     Box::new(move |socket: &Socket, workers: usize, rejoins: bool| {
         let ip = socket.address.ip();
         let early = ip.is_some_and(|at| early.iter().any(|pool| pool.contains(&at.ip())));
-        let found = given.lock().take_listening(socket);
+        let (found, passed) = {
+            let mut given = given.lock();
+            (given.take_listening(socket), given.passed)
+        };
         if !found.is_empty() {
-            return join_listeners(socket, found, workers, early, steering);
+            let whole = if passed { complete } else { join_listeners };
+            return whole(socket, found, workers, early, steering);
         }
         loop {
             match open_listeners(socket, workers, rejoins, early, steering) {
@@ -455,8 +503,7 @@ fn seats(asked: &Cores) -> anyhow::Result<Vec<Option<usize>>> {
 type Ready = Receiver<Result<(), RingError>>;
 
 fn spawn(
-    index: usize,
-    core: Option<usize>,
+    (index, core, confined): (usize, Option<usize>, bool),
     limits: Limits,
     features: &Features,
     counters: Arc<Counters>,
@@ -472,6 +519,7 @@ fn spawn(
     let Spawned { thread, ready } = worker::spawn(WorkerConfig {
         core: core.map(|id| CoreId { id }),
         index,
+        confined,
         limits,
         features: features.clone(),
         counters,

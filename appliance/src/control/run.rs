@@ -11,25 +11,25 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use config_sync::publish::socket_file::SocketFile;
-use config_sync::source::watch::{Watch, watch};
-use config_sync::sync::reading::{Finished, Wish};
+use config_sync::source::watch::Watch;
+use config_sync::sync::reading::Wish;
 use config_sync::sync::{ConfigSync, Outcome};
 use config_sync::table::address::UnixPath;
 use crossbeam_channel::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::control::access_log::AccessLog;
 use crate::control::admin::board::{Board, Source};
-use crate::control::admin::calls::{Call, Refusal, Reloaded};
-use crate::control::changes::say_changes;
+use crate::control::admin::calls::{Call, Refusal};
 use crate::control::cluster::{Following, News};
+use crate::control::fd_store::FdStore;
 use crate::control::line_of::line;
 use crate::control::live::Live;
-use crate::control::looking::{Answer, ENDING, Looking};
+use crate::control::looking::Looking;
 use crate::control::output::{BadConfig, panic_message};
+use crate::control::pid_file::PidFile;
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
 use crate::control::time_of_day::{time_of_day, unix_seconds};
@@ -68,6 +68,8 @@ pub struct Control {
     /// The admin API's socket.
     pub admin_socket: Option<UnixPath>,
     pub upgrade: Upgrade,
+    pub fd_store: FdStore,
+    pub pid_file: Option<PidFile>,
     /// How often systemd is told that this process lives.
     pub watchdog: Option<Duration>,
     /// The file of the admin API's socket, which is removed at the end.
@@ -197,160 +199,7 @@ impl Control {
         Ok(())
     }
 
-    fn reloaded(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Published { generation } => {
-                tracing::info!("configuration {generation} is in force");
-                let before = self.board.latest().in_force.clone();
-                if let (Some(before), Some(now)) = (before, self.sync.in_force().cloned()) {
-                    // A long configuration takes a while to compare.
-                    tokio::task::spawn_blocking(move || {
-                        say_changes(generation, &before.config, &now.config);
-                    });
-                }
-                self.warn_of_certificates();
-            }
-            Outcome::Unchanged => return,
-            Outcome::Rejected(problems) => {
-                for problem in problems.lines() {
-                    tracing::error!("{problem}");
-                }
-                tracing::error!(
-                    "the new configuration is refused; the previous one stays in force"
-                );
-            }
-        }
-        self.post();
-    }
-
-    /// Reads the files again. `answer` is told what became of that, at the end or at once.
-    fn reload(
-        &mut self,
-        looking: &mut Looking,
-        changes: &Option<Watch>,
-        answer: Option<Answer>,
-    ) -> Result<(), Refusal> {
-        let refusal = if self.cluster.is_some() {
-            Some(Refusal::Bad("the configuration comes from a cluster, and is followed".into()))
-        } else if changes.as_ref().is_some_and(|watch| watch.writing.load(Ordering::Relaxed)) {
-            let why =
-                "a file is being written: Ringway reads the file once the writer has closed it";
-            Some(Refusal::Busy(why))
-        } else if matches!(self.phase, Phase::Draining | Phase::Stopping) {
-            Some(ENDING)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            if let Some(answer) = answer {
-                _ = answer.send(Err(refusal.clone()));
-            }
-            return Err(refusal);
-        }
-        looking.asked.extend(answer);
-        self.look(looking, Wish::Reload);
-        Ok(())
-    }
-
-    /// Looks at the configuration's files, on a thread of its own. Parsing and compiling may take
-    /// seconds, and signals and records must not wait.
-    fn look(&mut self, looking: &mut Looking, wish: Wish) {
-        if looking.under_way.is_some() || self.upgrade.is_under_way() {
-            // The look that is under way would miss later changes, so another look follows. During
-            // an upgrade two processes have the sockets, so the set of sockets must not change.
-            looking.next = looking.next.max(Some(wish)).filter(|next| *next > Wish::Retry);
-            return;
-        }
-        let wish = looking.next.take().map_or(wish, |next| next.max(wish));
-        let Some(reading) = self.sync.begin(wish) else {
-            if wish > Wish::Retry {
-                looking.asked.drain(..).for_each(|answer| _ = answer.send(Err(ENDING)));
-            }
-            return self.spare.fill();
-        };
-        // One file is for the file that is read, and one for the folder or pipe that the read
-        // needs.
-        self.spare.give_up(2);
-        let (say, found) = oneshot::channel();
-        let read = move || _ = say.send(reading.run());
-        match std::thread::Builder::new().name("reading".into()).spawn(read) {
-            Ok(_) => {
-                looking.under_way = Some(found);
-                looking.answers.append(&mut looking.asked);
-            }
-            Err(error) => {
-                let why = format!("no thread for a reload: {error}");
-                looking.answers.append(&mut looking.asked);
-                self.tell_askers(looking, &Outcome::Rejected(why.clone()));
-                let outcome = self.sync.abandon(why);
-                self.reloaded(outcome);
-            }
-        }
-    }
-
-    /// Ends one look, and begins the next if one was asked for. `None`: the thread has panicked.
-    fn found(
-        &mut self,
-        found: Option<Finished>,
-        looking: &mut Looking,
-        changes: &mut Option<Watch>,
-    ) {
-        // The other spare files are for new sockets. They are given up only now, because a session
-        // could take them first.
-        self.spare.give_up(SPARE);
-        let outcome = match found {
-            Some(found) => {
-                let outcome = self.sync.finish(found);
-                self.tell_askers(looking, &outcome);
-                outcome
-            }
-            None => {
-                let why = "the configuration's reader has panicked".to_owned();
-                self.tell_askers(looking, &Outcome::Rejected(why.clone()));
-                self.sync.abandon(why)
-            }
-        };
-        self.spare.fill();
-        self.reloaded(outcome);
-        if self.watch(changes) {
-            // The watch does not report changes from before it began, so the files are looked at
-            // again.
-            looking.next = looking.next.max(Some(Wish::Refresh));
-        }
-        if let Some(wish) = looking.next.take() {
-            self.look(looking, wish);
-        }
-    }
-
-    fn tell_askers(&self, looking: &mut Looking, outcome: &Outcome) {
-        looking.tell(&match outcome {
-            _ if matches!(self.phase, Phase::Draining | Phase::Stopping) => Err(ENDING),
-            Outcome::Published { generation } => Ok(Reloaded { generation: *generation }),
-            Outcome::Unchanged => Ok(Reloaded { generation: self.sync.generation() }),
-            Outcome::Rejected(problems) => Err(Refusal::Failed(problems.clone())),
-        });
-    }
-
-    /// Watches the files that the configuration now names. True if a new watch has begun.
-    fn watch(&mut self, changes: &mut Option<Watch>) -> bool {
-        let files = self.sync.files();
-        if changes.is_none() || files.is_empty() || files == self.watched {
-            return false;
-        }
-        match watch(&files) {
-            Ok(watch) => {
-                *changes = Some(watch);
-                self.watched = files;
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "new files can't be watched; SIGHUP reloads them");
-                false
-            }
-        }
-    }
-
-    fn warn_of_certificates(&self) {
+    pub fn warn_of_certificates(&self) {
         let (now, own) = (unix_seconds(), self.board.admin_certificate());
         for of in self.sync.names().expiries().iter().chain(&own) {
             of.warning(now).into_iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -358,7 +207,7 @@ impl Control {
     }
 
     /// Tells the admin API the values in force.
-    fn post(&mut self) {
+    pub fn post(&mut self) {
         if let Some(in_force) = self.sync.in_force() {
             self.log.sample(&in_force.config.access_log.sample);
         }
@@ -464,6 +313,7 @@ impl Control {
                 systemd::tell("READY=1");
             }
         }
+        self.tell_systemd(looking);
         Ok(self.workers.iter().all(|worker| worker.thread.is_none()))
     }
 
@@ -506,6 +356,7 @@ impl Control {
             |id| workers.iter().map(|worker| worker.endpoint(id).failures.get()).sum::<u64>();
         let is_due = self.health_shown.elapsed() >= SHOW;
         let mut published = self.sync.check_endpoints(&failures);
+        published |= self.sync.publish_more_gone();
         if is_due && self.sync.follow_interfaces() {
             published = true;
             self.post();

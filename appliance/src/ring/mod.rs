@@ -70,6 +70,7 @@ impl Ring {
         let udp = Udp::new(limits, features, &queue)?;
         let streams = Streams::new(limits.buffers, features, &queue)?;
         let tcp = Tcp::new(limits.sessions, limits.pipes, streams);
+        queue.enable()?;
         let mut ring = Self { queue, listeners: Listeners::new(), tcp, udp, wake, counters };
         ring.watch_wake();
         Ok(ring)

@@ -8,7 +8,7 @@
 //!
 //! new process                      old process
 //! Hello                     ->
-//!                           <-     Offer, Sockets...       (or Refused, at any time)
+//!                           <-     Offer, Sockets..., Overrides...    (or Refused, at any time)
 //! Taken..., Ready           ->     everything serves by now; so far both accept
 //!                           <-     Yours                   nothing speaks against the end
 //! Mine                      ->     only now the old process stops to accept
@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 /// A process refuses to speak with one of another version.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The most bytes of a message.
 pub const MOST_BYTES: usize = 131_072;
@@ -34,6 +34,9 @@ pub const MOST_SOCKETS: usize = 64;
 
 /// The most numbers of a `Taken` message.
 pub const MOST_NUMBERS: usize = 2_048;
+
+/// The most entries of an `Overrides` message.
+pub const MOST_OVERRIDES: usize = 64;
 
 /// The most sessions of a `Sessions` message. Each has two sockets.
 pub const MOST_SESSIONS: usize = 16;
@@ -58,9 +61,13 @@ pub enum Message {
         seed: u64,
         /// The number of sockets that follow.
         sockets: u32,
+        /// The number of overrides behind them.
+        overrides: u32,
     },
     /// The descriptors beside the message are these sockets, in this order.
     Sockets(Vec<Name>),
+    /// What operators have said of endpoints, backends and listeners. It does not change any more.
+    Overrides(Vec<Override>),
     /// The sender goes no further. Whoever served before goes on.
     Refused {
         why: String,
@@ -83,6 +90,26 @@ pub enum Message {
         sessions: u64,
         flows: u64,
     },
+}
+
+/// What an operator has said of an endpoint of a backend, of a backend, or of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    pub listener: Option<String>,
+    pub backend: Option<String>,
+    pub endpoint: Option<String>,
+    pub action: Action,
+    /// Milliseconds. `None`: until somebody takes it back.
+    pub left: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Drain,
+    Disable,
+    Weight(u32),
 }
 
 /// Which socket a descriptor is.
@@ -123,6 +150,9 @@ pub struct Session {
     pub route: Option<String>,
     pub backend: String,
     pub endpoint: String,
+    /// Milliseconds until the session ends, from when the configuration no longer has the endpoint.
+    /// `None`: the session stays.
+    pub close_after: Option<u32>,
     pub client: SocketAddr,
     pub local: SocketAddr,
     /// The sender of the client's PROXY header, and the destination that it names.
@@ -216,6 +246,7 @@ pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
         Message::Taken(numbers) if numbers.len() > MOST_NUMBERS => {
             Err(Fault::Entries(numbers.len()))
         }
+        Message::Overrides(all) if all.len() > MOST_OVERRIDES => Err(Fault::Entries(all.len())),
         Message::Sessions(sessions) if sessions.len() > MOST_SESSIONS => {
             Err(Fault::Entries(sessions.len()))
         }
@@ -237,6 +268,16 @@ mod tests {
         Name { what: What::Udp, address: "[::1]:53".into(), interface: 2, worker: 7 }
     }
 
+    fn an_override() -> Override {
+        Override {
+            listener: None,
+            backend: Some("b".repeat(253)),
+            endpoint: Some("e".repeat(253)),
+            action: Action::Weight(256),
+            left: Some(u64::MAX),
+        }
+    }
+
     fn session() -> Session {
         let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
         Session {
@@ -247,6 +288,7 @@ mod tests {
             route: Some("web".into()),
             backend: "blue".into(),
             endpoint: "unix:/run/app.sock".into(),
+            close_after: Some(10_000),
             client: at(1),
             local: at(2),
             peer: Some(at(3)),
@@ -288,7 +330,9 @@ mod tests {
                 workers: 2,
                 seed: u64::MAX,
                 sockets: 5,
+                overrides: 1,
             },
+            Message::Overrides(vec![an_override(); MOST_OVERRIDES]),
             Message::Sockets(vec![name(); MOST_SOCKETS]),
             Message::Refused { why: "\"no\"".into() },
             Message::Taken((0..u32::try_from(MOST_NUMBERS).expect("few")).collect()),

@@ -136,6 +136,29 @@ impl Whole {
         self.table.gone = gone.collect();
     }
 
+    /// Whether this configuration has the endpoint, or knows that sessions must leave it.
+    pub(crate) fn knows_of(&self, id: EndpointId) -> bool {
+        self.table.gone.iter().any(|gone| gone.id == id)
+            || self.table.backends.iter().any(|of| of.endpoints.iter().any(|of| of.id == id))
+    }
+
+    /// Sessions of another process have an endpoint that this configuration has not, and leave it.
+    pub(crate) fn removed_before(&mut self, id: EndpointId, close_after: u32) {
+        let gone = GoneEndpoint { id, absence: Absence::Removed, close_after };
+        self.table.gone = self.table.gone.iter().copied().chain([gone]).collect();
+    }
+
+    /// Milliseconds from the removal of an endpoint until its sessions end. `None`: they stay.
+    pub(crate) fn close_after(&self, id: EndpointId) -> Option<u32> {
+        let removed = |gone: &&GoneEndpoint| gone.id == id && gone.absence == Absence::Removed;
+        if let Some(gone) = self.table.gone.iter().find(removed) {
+            return Some(gone.close_after);
+        }
+        let mut backends = self.table.backends.iter().zip(&self.pools);
+        let (_, pool) = backends.find(|(of, _)| of.endpoints.iter().any(|of| of.id == id))?;
+        pool.when_gone.closes_removed().then_some(pool.when_gone.close_after)
+    }
+
     /// The table of this generation for workers. `standing` is given the backend's name and the
     /// endpoint's address. `before` is the table that is in force: its hash tables may still be
     /// right, and backups that are in it stay where `failback` is false.

@@ -98,6 +98,9 @@ impl Print<'_> {
         if let Some(user) = &config.user {
             self.line("user", &quoted(&user.value));
         }
+        if !config.sandbox {
+            self.line("sandbox", "false");
+        }
         let AccessLog { target, format, open, sample } = &config.access_log;
         let path = match target {
             LogTarget::Stdout => None,

@@ -48,6 +48,8 @@ pub struct Config {
     /// The name or number of the user that a process of root becomes. A reload does not change
     /// this.
     pub user: Option<At<String>>,
+    /// Whether the process takes from itself what it does not need. A reload does not change this.
+    pub sandbox: bool,
     /// Whether metrics of endpoints have the endpoint's address, or are sums of a backend.
     pub endpoint_labels: bool,
     /// How long sessions may live after SIGTERM before they are closed.

@@ -27,6 +27,7 @@ pub(super) fn warn(runs: &Config, asked: &Config) {
             path(&runs.admin_overrides_file) != path(&asked.admin_overrides_file),
         ),
         ("user", user(runs) != user(asked)),
+        ("sandbox", runs.sandbox != asked.sandbox),
         ("limits", runs.limits != asked.limits),
         ("access_log", target(runs) != target(asked)),
     ];

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::ConfigSync;
 use crate::compile;
@@ -24,6 +25,9 @@ pub struct Place {
     pub route: Option<String>,
     pub backend: String,
     pub endpoint: EndpointAddress,
+    /// Milliseconds until the session ends, from when the configuration no longer has the endpoint
+    /// (`on_removed`). `None`: the session stays.
+    pub close_after: Option<u32>,
 }
 
 /// The same by the ids of this process.
@@ -84,13 +88,32 @@ impl ConfigSync {
             Some(name) => Some(RouteId(names.routes.id(name.clone())?)),
             None => None,
         };
-        Some(PlaceIds {
+        let endpoint = EndpointId(names.endpoints.id((backend, place.endpoint))?);
+        let ids = PlaceIds {
             socket: SocketId(names.sockets.id(place.bound.clone())?),
             listener: ListenerId(names.listeners.id(place.listener.clone())?),
             route,
             backend,
-            endpoint: EndpointId(names.endpoints.id((backend, place.endpoint))?),
-        })
+            endpoint,
+        };
+        if let (Some(close_after), Some(whole)) = (place.close_after, &mut self.whole)
+            && !whole.knows_of(endpoint)
+        {
+            Arc::make_mut(whole).removed_before(endpoint, close_after);
+            self.has_more_gone = true;
+        }
+        Some(ids)
+    }
+
+    /// Tells the workers of endpoints that only sessions of another process had. True if there were
+    /// some.
+    #[expect(clippy::disallowed_methods, reason = "each table says when it was made")]
+    pub fn publish_more_gone(&mut self) -> bool {
+        let may_publish = !self.is_reading && !self.draining;
+        if !may_publish || !std::mem::take(&mut self.has_more_gone) {
+            return false;
+        }
+        self.publish_pickable(Instant::now())
     }
 
     /// Whether every name of a place has an id.
@@ -111,6 +134,7 @@ impl ConfigSync {
         Some(Place {
             bound: names.socket(session.socket)?.clone(),
             listener: names.listener(session.listener)?.to_owned(),
+            close_after: self.whole.as_ref().and_then(|of| of.close_after(session.endpoint)),
             route: session.route.and_then(|id| names.route(id)).map(str::to_owned),
             backend: backend.to_owned(),
             endpoint,

@@ -150,6 +150,10 @@ impl ConfigSync {
     /// # Errors
     /// The file can't be read, or is wrong.
     pub(super) fn restore(&mut self, config: &Config, whole: &Whole) -> Result<(), String> {
+        if let Some(all) = self.inherited.take() {
+            self.take_up(all, config, whole);
+            return Ok(());
+        }
         let Some(file) = config.admin_overrides_file.as_ref().filter(|_| self.whole.is_none())
         else {
             return Ok(());
@@ -168,9 +172,45 @@ impl ConfigSync {
         Ok(())
     }
 
+    /// The overrides of the process before hold in this one, in place of the saved ones.
+    pub fn inherit(&mut self, all: Vec<Override>) {
+        self.inherited = Some(all);
+    }
+
+    /// From now on nobody changes the overrides, or somebody may again.
+    pub fn freeze_overrides(&mut self, frozen: bool) {
+        self.frozen = frozen;
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "overrides end by the clock")]
+    fn take_up(&mut self, all: Vec<Override>, config: &Config, whole: &Whole) {
+        for Override { listener, backend, endpoint, action, left } in all {
+            let asked = match (&listener, &backend, &endpoint) {
+                (Some(listener), _, _) => Asked::Listener(listener),
+                (None, Some(backend), None) => Asked::Backend(backend),
+                (None, backend, Some(endpoint)) => Asked::Endpoint(backend.as_deref(), endpoint),
+                (None, None, None) => continue,
+            };
+            let found = asked.check(action).and_then(|()| overrides::meant((config, whole), asked));
+            match found {
+                Ok(of) => {
+                    let until = left.and_then(|left| Instant::now().checked_add(left));
+                    self.overrides.set(of, action, until);
+                }
+                Err(why) => tracing::warn!("an override has not come along: {why}: {action}"),
+            }
+        }
+        if !self.overrides.is_empty() {
+            tracing::info!("overrides of the process before: {}", self.overrides.len());
+        }
+    }
+
     fn meant(&self, asked: Asked<'_>) -> Result<Of, String> {
         if self.draining {
             return Err("the gateway is ending".to_owned());
+        }
+        if self.frozen {
+            return Err("an upgrade is under way; try again in a moment".to_owned());
         }
         let (Some(whole), Some(config)) = (&self.whole, self.config()) else {
             return Err("there is no configuration yet".to_owned());

@@ -32,7 +32,7 @@ use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
 use crate::sync::interfaces::Interfaces;
 use crate::sync::left_out::{LeftOut, Put};
-use crate::sync::overrides::Overrides;
+use crate::sync::overrides::{Override, Overrides};
 use crate::sync::pickable::pickable;
 use crate::sync::reading::{Compiled, Finished, Looked, Reading, Refused, Wish};
 use crate::table::routing::{EndpointId, ListenerId, RouteId, RoutingTable, SocketId};
@@ -58,6 +58,12 @@ pub struct ConfigSync {
     lookups: Lookups,
     checks: Checks,
     overrides: Overrides,
+    /// Those of the process before, until the first table has them.
+    inherited: Option<Vec<Override>>,
+    /// Another process has been told of the overrides.
+    frozen: bool,
+    /// `whole` has endpoints that sessions must leave, of which the workers do not know yet.
+    has_more_gone: bool,
     /// The files that were looked at last, in force or refused.
     last: Looked,
     /// A reading is under way.
@@ -121,6 +127,9 @@ impl ConfigSync {
             lookups: Lookups::default(),
             checks: Checks::new(),
             overrides: Overrides::default(),
+            inherited: None,
+            frozen: false,
+            has_more_gone: false,
             last: Looked::default(),
             is_reading: false,
             generation: 0,

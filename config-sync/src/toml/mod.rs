@@ -46,7 +46,7 @@ use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores, user,
 };
 use crate::toml::proxy::ACCEPT_PROXY;
-use crate::toml::reader::{Defaults, Reader, Section, Table, any, flawless, or, string};
+use crate::toml::reader::{Defaults, Reader, Section, Table, any, boolean, flawless, or, string};
 use crate::toml::resolver::{RESOLVER, resolver};
 use crate::toml::route::{ROUTE, ROUTE_BACKEND, route};
 use crate::toml::short::{Own, own};
@@ -150,6 +150,7 @@ static ROOT: Section = Section {
         any("workers"),
         any("admin"),
         any("user"),
+        any("sandbox"),
         any("drain_timeout"),
         any("drain_grace"),
         any("lame_duck"),
@@ -235,6 +236,7 @@ fn config<'t>(
         admin_tls: admin.tls,
         admin_overrides_file: admin.overrides_file,
         user: reader.get(root, "user", user),
+        sandbox: or(reader.get(root, "sandbox", boolean), true),
         endpoint_labels: admin.endpoint_labels,
         drain_timeout: or(reader.get(root, "drain_timeout", duration), DRAIN_TIMEOUT),
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),

@@ -37,6 +37,7 @@ const TOP_LEVEL: &[(&str, &str)] = &[
         "1:21: access_log.sample: client_fin must be a whole number",
     ),
     ("admin.endpoint_labels = 1", "1:25: admin.endpoint_labels: must be true or false"),
+    ("sandbox = 1", "1:11: sandbox: must be true or false"),
     ("admin.overrides_file = \"\"", "1:24: admin.overrides_file: names no file"),
     ("admin.overrides_file = 1", "1:24: admin.overrides_file: must be"),
     ("admin.cert = \"a.pem\"", "1:14: admin.cert: needs admin.key beside it"),

@@ -89,13 +89,13 @@ fn an_empty_file_is_a_configuration_of_defaults() {
     assert_eq!(config.cores, Cores::Auto);
     assert_eq!(config.admin, Some("127.0.0.1:9900".parse().expect("address")));
     assert_eq!(config.access_log.target, LogTarget::Stdout);
-    assert!(!config.access_log.open);
+    assert!(!config.access_log.open && config.sandbox);
 }
 
 #[test]
 fn the_log_may_go_to_syslog_and_be_sampled() {
-    let text = "admin = { endpoint_labels = false }\naccess_log = { path = \"syslog\", \
-                sample = { flow_timeout = 0, client_fin = 100 } }\n";
+    let text = "sandbox = false\nadmin = { endpoint_labels = false }\naccess_log = { path = \
+                \"syslog\", sample = { flow_timeout = 0, client_fin = 100 } }\n";
     let config = parse_for("f", text, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
     assert!(!config.endpoint_labels);
     assert_eq!(config.access_log.target, LogTarget::Syslog("/dev/log".into()));
@@ -104,7 +104,7 @@ fn the_log_may_go_to_syslog_and_be_sampled() {
     let printed = config_sync::gateway::print::long(&config);
     let again = parse_for("f", &printed, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(again.access_log, config.access_log, "{printed}");
-    assert!(!again.endpoint_labels, "{printed}");
+    assert!(!again.endpoint_labels && !again.sandbox, "{printed}");
 }
 
 #[test]

@@ -167,6 +167,20 @@ impl Gateway {
             .collect()
     }
 
+    /// Ends the processes of the line. One that is just being started comes a moment later.
+    fn end_line(&self) {
+        for _ in 0..100 {
+            let line = self.line();
+            if line.is_empty() {
+                return;
+            }
+            for process in line.into_iter().filter_map(|process| i32::try_from(process).ok()) {
+                _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -329,6 +343,7 @@ impl Drop for Gateway {
         let metrics = std::thread::panicking().then(|| self.get("/metrics"));
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.end_line();
         let Some(metrics) = metrics else { return };
         let stderr = self.stderr();
         let tail: Vec<_> = stderr.lines().rev().take(30).collect();

@@ -12,7 +12,7 @@ use crate::control::admin::board::Board;
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::state::Step;
 use crate::control::upgrade::under_way::Batch;
-use crate::wire::hand_over::{MOST_SOCKETS, Message};
+use crate::wire::hand_over::{MOST_OVERRIDES, MOST_SOCKETS, Message};
 
 /// How often the new process is told what still lives here.
 const REPORT: Duration = Duration::from_millis(250);
@@ -49,6 +49,9 @@ fn converse(link: &mut Link, asks: &Asks) -> Result<(), String> {
         let names = some.iter().map(|(name, _)| name.clone()).collect();
         let beside: Vec<_> = some.iter().map(|(_, socket)| socket.as_fd()).collect();
         link.send(&Message::Sockets(names), &beside)?;
+    }
+    for some in offer.overrides.chunks(MOST_OVERRIDES) {
+        link.send(&Message::Overrides(some.to_vec()), &[])?;
     }
     let mut taken = BTreeSet::new();
     loop {

@@ -9,6 +9,7 @@ pub mod door;
 mod giving;
 mod moves;
 mod named;
+pub mod starter;
 pub mod state;
 mod steps;
 pub mod taking;

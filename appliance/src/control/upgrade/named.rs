@@ -1,14 +1,47 @@
 //! Sessions by names, as they go from process to process, and by this process's ids.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use config_sync::sync::hand_over::{Place, PlaceIds};
+use config_sync::sync::overrides::{Action, Override};
 use config_sync::table::address::{Address, EndpointAddress, UNIX, UnixPath};
 use config_sync::table::moving::Moving;
 use config_sync::table::routing::{Bound, Protocol, Timeouts, Transport};
 
 use crate::control::timestamp::WallClock;
-use crate::wire::hand_over::Session;
+use crate::wire::hand_over::{self, Session};
+
+/// What an operator has said, as it goes from process to process.
+pub fn said(of: Override) -> hand_over::Override {
+    let millis = |left: Duration| u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    hand_over::Override {
+        listener: of.listener.as_deref().map(str::to_owned),
+        backend: of.backend.as_deref().map(str::to_owned),
+        endpoint: of.endpoint,
+        action: match of.action {
+            Action::Drain => hand_over::Action::Drain,
+            Action::Disable => hand_over::Action::Disable,
+            Action::Weight(weight) => hand_over::Action::Weight(weight),
+        },
+        left: of.left.map(millis),
+    }
+}
+
+/// What an operator has said to the process before.
+pub fn heard(of: hand_over::Override) -> Override {
+    Override {
+        listener: of.listener.map(Into::into),
+        backend: of.backend.map(Into::into),
+        endpoint: of.endpoint,
+        action: match of.action {
+            hand_over::Action::Drain => Action::Drain,
+            hand_over::Action::Disable => Action::Disable,
+            hand_over::Action::Weight(weight) => Action::Weight(weight),
+        },
+        left: of.left.map(Duration::from_millis),
+    }
+}
 
 /// The session by names.
 pub fn named(moving: Moving, place: Place, wall: WallClock) -> Session {
@@ -26,6 +59,7 @@ pub fn named(moving: Moving, place: Place, wall: WallClock) -> Session {
             EndpointAddress::At(address) => text(address),
             shifted @ EndpointAddress::Shifted { .. } => shifted.to_string(),
         },
+        close_after: place.close_after,
         client: moving.client,
         local: moving.local,
         peer: moving.peer,
@@ -62,6 +96,7 @@ pub fn place(session: &Session) -> Option<Place> {
             },
             None => EndpointAddress::At(address(&session.endpoint)?),
         },
+        close_after: session.close_after,
     })
 }
 
@@ -138,6 +173,7 @@ mod tests {
                 route: Some("r".into()),
                 backend: "b".into(),
                 endpoint,
+                close_after: Some(3),
             };
             let moving = Moving {
                 socket: SocketId(1),

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -18,8 +17,9 @@ use tokio::time::Instant;
 use crate::control::admin::calls::{Caller, Refusal, Upgraded};
 use crate::control::admin::server::{Closing, Door};
 use crate::control::upgrade::door::Link;
+use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::under_way::{Answer, Batch, Moves};
-use crate::wire::hand_over::{Message, Name};
+use crate::wire::hand_over::{Message, Name, Override};
 
 /// A step of an upgrade, for the control thread.
 pub enum Step {
@@ -57,6 +57,7 @@ pub struct Offer {
     /// The message that comes first.
     pub message: Message,
     pub sockets: Vec<(Name, Arc<OwnedFd>)>,
+    pub overrides: Vec<Override>,
 }
 
 pub struct Upgrade {
@@ -74,7 +75,7 @@ pub struct Upgrade {
     pub seed: u64,
     /// 1 for a process that has taken nothing over.
     pub generation: u64,
-    pub program: PathBuf,
+    pub starter: Starter,
     pub arguments: Vec<OsString>,
     pub sender: mpsc::Sender<Step>,
     pub steps: mpsc::Receiver<Step>,
@@ -124,7 +125,7 @@ pub struct Taking {
 }
 
 impl Upgrade {
-    pub fn new(seed: u64, generation: u64, program: PathBuf) -> Self {
+    pub fn new(seed: u64, generation: u64, starter: Starter) -> Self {
         let (sender, steps) = mpsc::channel(8);
         Self {
             door: None,
@@ -134,7 +135,7 @@ impl Upgrade {
             admin_closing: None,
             seed,
             generation,
-            program,
+            starter,
             arguments: std::env::args_os().skip(1).collect(),
             sender,
             steps,

@@ -17,16 +17,19 @@ use config_sync::table::address::Address;
 use config_sync::table::routing::{SocketId, Transport};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::SockRef;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::control::admin::calls::{self, Call, Refusal, Upgraded};
 use crate::control::admin::server;
+use crate::control::pid_file::PidFile;
 use crate::control::run::{Control, Phase};
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
 use crate::control::upgrade::giving::{Asks, give};
+use crate::control::upgrade::named::said;
 use crate::control::upgrade::state::{Giving, Offer, Step, Taking};
 use crate::control::upgrade::taking::{self, Given};
 use crate::ring::listen::steering;
@@ -34,6 +37,9 @@ use crate::wire::hand_over::{Message, Name, What};
 
 /// How long the new process's request waits for a reload that is under way.
 const RELOADING: Duration = Duration::from_secs(10);
+
+/// How soon systemd surely knows which process is the main one.
+const SETTLED: Duration = Duration::from_secs(1);
 
 type Caller = oneshot::Sender<Result<Upgraded, Refusal>>;
 
@@ -68,7 +74,7 @@ impl Control {
         if let Some(why) = self.no_upgrade() {
             return refuse(caller, why);
         }
-        let program = binary.unwrap_or_else(|| self.upgrade.program.clone());
+        let program = binary.unwrap_or_else(|| self.upgrade.starter.own.clone());
         let attempt = self.begin_attempt();
         match self.start_process(&program, attempt) {
             Ok(child) => {
@@ -90,7 +96,10 @@ impl Control {
         if !self.upgrade.arguments.iter().any(|word| word == "--take-over") {
             command.arg("--take-over");
         }
-        let mut child = command.env_remove("WATCHDOG_PID").spawn()?;
+        for name in ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            command.env_remove(name);
+        }
+        let mut child = self.upgrade.starter.start(command)?;
         let (number, steps) = (child.id(), self.upgrade.sender.clone());
         let wait = move || _ = steps.blocking_send(Step::Ended { attempt, status: child.wait() });
         thread::Builder::new().name("upgrade-child".into()).spawn(wait)?;
@@ -269,14 +278,17 @@ impl Control {
                 if let Some(door) = door.and_then(|door| door.as_fd().try_clone_to_owned().ok()) {
                     sockets.push((name(What::Door, String::new()), Arc::new(door)));
                 }
+                self.sync.freeze_overrides(true);
+                let overrides: Vec<_> = self.sync.overrides().into_iter().map(said).collect();
                 let message = Message::Offer {
                     program: env!("CARGO_PKG_VERSION").to_owned(),
                     generation: self.upgrade.generation,
                     workers: u32::try_from(own).unwrap_or(u32::MAX),
                     seed: self.upgrade.seed,
                     sockets: u32::try_from(sockets.len()).unwrap_or(u32::MAX),
+                    overrides: u32::try_from(overrides.len()).unwrap_or(u32::MAX),
                 };
-                _ = answer.send(Ok(Offer { message, sockets }));
+                _ = answer.send(Ok(Offer { message, sockets, overrides }));
             }
             None if !running => _ = answer.send(Err("the gateway is ending".to_owned())),
             None if giving.began.elapsed() > RELOADING => {
@@ -316,6 +328,7 @@ impl Control {
         for file in [self.socket_file.take(), self.upgrade.door_file.take()] {
             file.into_iter().for_each(SocketFile::leave);
         }
+        self.pid_file.take().into_iter().for_each(PidFile::leave);
         self.board.ready.store(false, Ordering::Relaxed);
         self.board.draining.store(true, Ordering::Relaxed);
         self.board.handed_over.store(true, Ordering::Relaxed);
@@ -347,6 +360,7 @@ impl Control {
             // The process has not been waited for, so the number is still its number.
             _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
+        self.sync.freeze_overrides(false);
         self.sync.look();
         tracing::error!("the upgrade has failed: {why}; this process goes on serving");
         self.board.upgrade.lock().failures += 1;
@@ -389,9 +403,15 @@ impl Control {
             self.upgrade.generation
         );
         systemd::tell("READY=1");
+        self.fd_store.not_before = Instant::now() + SETTLED;
+        self.claim_pid_file();
         if taking.must_end {
             self.terminate();
         }
+    }
+
+    pub fn claim_pid_file(&mut self) {
+        self.pid_file.iter_mut().for_each(PidFile::claim);
     }
 
     /// The take-over has failed. This process serves what it has accepted, and ends with an error.
@@ -458,6 +478,10 @@ impl Control {
 fn steer(giving: &Giving, workers: usize, seed: u64) -> io::Result<()> {
     for id in &giving.taken {
         let Some((socket, address)) = giving.groups.get(id) else { continue };
+        // systemd has opened a socket that is one for all workers.
+        if !SockRef::from(socket).reuse_port()? {
+            continue;
+        }
         steering::attach(socket.as_fd(), address.is_ipv4(), workers, seed)?;
     }
     Ok(())

@@ -5,16 +5,26 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
+use config_sync::sync::overrides::Override;
 use config_sync::table::address::UnixPath;
 use config_sync::table::routing::{Socket, Transport};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::upgrade::door::{Link, out_of_order};
+use crate::control::upgrade::named::heard;
 use crate::control::upgrade::state::Step;
 use crate::control::upgrade::under_way::Batch;
 use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, Session, What};
+
+/// How long a process that has been stopped may take to end, and how often this is looked at.
+const END: Duration = Duration::from_secs(2);
+const LOOKS: u32 = 100;
 
 /// What the old process has given.
 pub struct Given {
@@ -24,14 +34,18 @@ pub struct Given {
     /// The seed that steers sources to workers in the sockets' groups.
     pub seed: u64,
     pub sockets: Arc<Mutex<Sockets>>,
+    /// What operators have said to the old process.
+    pub overrides: Vec<Override>,
 }
 
-/// The old process's sockets, until somebody in this process takes them.
+/// The old process's sockets, or systemd's, until somebody in this process takes them.
 #[derive(Default)]
 pub struct Sockets {
     /// In the order of the workers, with the number of each.
     unused: BTreeMap<(What, String, u32), Vec<(u32, OwnedFd)>>,
     taken: Vec<u32>,
+    /// systemd has opened them, and not a process of Ringway's.
+    pub passed: bool,
     /// The number of listening addresses among them.
     pub listeners: u64,
 }
@@ -45,8 +59,10 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
     let workers = u32::try_from(workers).unwrap_or(u32::MAX);
     let program = env!("CARGO_PKG_VERSION").to_owned();
     link.send(&Message::Hello { program, workers }, &[])?;
-    let (generation, seed, count) = match link.receive()?.0 {
-        Message::Offer { generation, seed, sockets, .. } => (generation, seed, sockets),
+    let (generation, seed, count, most) = match link.receive()?.0 {
+        Message::Offer { generation, seed, sockets, overrides, .. } => {
+            (generation, seed, sockets, overrides as usize)
+        }
         other => return Err(out_of_order(&other)),
     };
     let mut sockets = Sockets::default();
@@ -64,11 +80,20 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
             number += 1;
         }
     }
-    Ok(Given { link, generation, seed, sockets: Arc::new(Mutex::new(sockets)) })
+    let mut overrides = Vec::new();
+    while overrides.len() < most {
+        match link.receive()?.0 {
+            Message::Overrides(some) if !some.is_empty() => {
+                overrides.extend(some.into_iter().map(heard));
+            }
+            other => return Err(out_of_order(&other)),
+        }
+    }
+    Ok(Given { link, generation, seed, sockets: Arc::new(Mutex::new(sockets)), overrides })
 }
 
 impl Sockets {
-    fn add(&mut self, number: u32, name: Name, socket: OwnedFd) {
+    pub fn add(&mut self, number: u32, name: Name, socket: OwnedFd) {
         let Name { what, address, interface, .. } = name;
         self.unused.entry((what, address, interface)).or_default().push((number, socket));
     }
@@ -95,6 +120,11 @@ impl Sockets {
         let found = self.take(what, &socket.address.to_string(), interface);
         self.listeners += u64::from(!found.is_empty());
         found
+    }
+
+    /// Closes what systemd has passed and nobody has taken, and returns the addresses.
+    pub fn left(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unused).into_keys().map(|(_, address, _)| address).collect()
     }
 
     /// Closes what nobody has taken, and returns the numbers of the rest.
@@ -151,6 +181,20 @@ fn claim(link: &mut Link, taken: &[u32]) -> Result<(), String> {
     }
 }
 
+/// Whether a process that hears nothing any more is ending. A process that nobody has waited for
+/// yet counts as one that lives.
+fn ends_soon(process: u32) -> bool {
+    let Ok(process) = i32::try_from(process) else { return false };
+    let has_ended = || kill(Pid::from_raw(process), None) == Err(Errno::ESRCH);
+    for _ in 0..LOOKS {
+        if has_ended() {
+            return true;
+        }
+        thread::sleep(END / LOOKS);
+    }
+    false
+}
+
 /// Adopts sessions of the old process. `None`: the gateway has ended.
 fn adopt(
     link: &Link,
@@ -170,7 +214,8 @@ fn adopt(
     } else {
         vec![false; count]
     };
-    // If the old process does not hear it, the sessions are still its own.
-    let is_told = link.send(&Message::Adopted(adopted), &[]).is_ok();
+    // If the old process does not hear it, the sessions are still its own, unless it has been
+    // stopped: then nobody else has them, and a close would look to the peers like a clean end.
+    let is_told = link.send(&Message::Adopted(adopted), &[]).is_ok() || ends_soon(link.peer());
     steps.blocking_send(Step::Told { is_told }).ok()
 }

@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use config_sync::table::address::Address;
 use config_sync::table::routing::{Socket as SocketConfig, Transport};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::ring::listen::{steering, unix};
 use crate::ring::sys::options::{bind_interface, set_datagram_options, set_tcp_options};
 
 /// Connections that may wait to be accepted. The kernel cuts this to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// Opens one listening socket per worker, in worker order, as one SO_REUSEPORT group. In the group,
 /// a source address and port always reaches the same worker. All workers share one Unix socket.
@@ -60,9 +60,10 @@ pub fn open_listeners(
 }
 
 /// Makes the listening sockets of another process complete: the first `workers` of its group, in
-/// their order. A Unix socket is one for all workers. Sockets that a group lacks join behind the
-/// others. No connection and no datagram reaches those before the group's program is attached
-/// anew, for so many sockets ([`steering::attach`]).
+/// their order. A Unix socket is one for all workers, and so is a TCP socket in no group, which
+/// systemd has opened. Sockets that a group lacks join behind the others. No connection and no
+/// datagram reaches those before the group's program is attached anew, for so many sockets
+/// ([`steering::attach`]).
 ///
 /// # Errors
 ///
@@ -75,12 +76,10 @@ pub fn join_listeners(
     seed: u64,
 ) -> io::Result<Vec<OwnedFd>> {
     sockets.truncate(workers);
-    let Some(address) = socket.address.ip() else {
-        while sockets.len() < workers {
-            let copy = sockets.first().ok_or(io::ErrorKind::NotFound)?.try_clone()?;
-            sockets.push(copy);
-        }
-        return Ok(sockets);
+    let first = sockets.first().ok_or(io::ErrorKind::NotFound)?;
+    let is_alone = socket.transport == Transport::Tcp && !SockRef::from(first).reuse_port()?;
+    let Some(address) = socket.address.ip().filter(|_| !is_alone) else {
+        return shared(sockets, workers);
     };
     if let [only] = &sockets[..]
         && workers > 1
@@ -94,6 +93,16 @@ pub fn join_listeners(
             joins.listen(BACKLOG)?;
         }
         sockets.push(joins.into());
+    }
+    Ok(sockets)
+}
+
+/// Copies of sockets, until there are so many.
+pub fn shared(mut sockets: Vec<OwnedFd>, count: usize) -> io::Result<Vec<OwnedFd>> {
+    sockets.truncate(count);
+    while sockets.len() < count {
+        let copy = sockets.first().ok_or(io::ErrorKind::NotFound)?.try_clone()?;
+        sockets.push(copy);
     }
     Ok(sockets)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::cmsg_space;
@@ -63,6 +64,23 @@ pub fn receive(from: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, Vec<
         return Err(io::Error::other("a packet is longer than any message"));
     }
     Ok((message.bytes, beside))
+}
+
+/// Takes the descriptors that were passed to this program when it was started: 3 and those behind,
+/// as many as the environment says (sd_listen_fds(3)). `None`: this one is not open. Only the first
+/// call finds any.
+pub fn inherited(count: usize) -> Vec<Option<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let count = if TAKEN.swap(true, Ordering::Relaxed) { 0 } else { count };
+    let take = |fd: RawFd| {
+        // Programs that this one starts do not get the descriptor.
+        // SAFETY: the call takes no memory.
+        let is_open = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        // SAFETY: the descriptor is open. Whoever started this program has passed it for this use,
+        // and this function runs once.
+        is_open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    (3..).take(count).map(take).collect()
 }
 
 /// Sets how long a send or a receive waits.

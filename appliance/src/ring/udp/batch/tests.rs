@@ -20,6 +20,7 @@ use crate::ring::udp::train::Train;
 fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
     let mut queue = Queue::new(&Features::probe().expect("io_uring")).expect("a ring");
     let mut buffers = Buffers::new(DATAGRAMS, 2, &queue).expect("buffers");
+    queue.enable().expect("it begins");
     let mut sends = Sends::new(2, 1);
     let mut turn = Turn::default();
     let server = UdpSocket::bind("127.0.0.1:0").expect("a port");

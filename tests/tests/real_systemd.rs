@@ -1,0 +1,223 @@
+//! What systemd says to a service and hears of it: passed sockets, stored sockets, reloads.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ringway::ring::sys::pass;
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Folder, Launch, Server, echo, exchange, free_address, udp_client, wait_for, wait_until,
+};
+
+/// The receiving end of `NOTIFY_SOCKET`.
+struct Systemd {
+    folder: Folder,
+    socket: UnixDatagram,
+}
+
+/// What the service says, and the descriptors beside it.
+type Said = (String, Vec<OwnedFd>);
+
+impl Systemd {
+    fn new() -> Self {
+        let folder = Folder::new();
+        let socket = UnixDatagram::bind(folder.file("notify")).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        Self { folder, socket }
+    }
+
+    fn hear(&self) -> Said {
+        let mut bytes = [0; 1_024];
+        let (len, beside) = pass::receive(self.socket.as_fd(), &mut bytes).expect("a word");
+        (String::from_utf8_lossy(&bytes[..len]).into_owned(), beside)
+    }
+
+    fn expect(&self, start: &str) -> Said {
+        loop {
+            let said = self.hear();
+            if said.0.starts_with(start) {
+                return said;
+            }
+        }
+    }
+
+    /// A launch that passes `sockets` as systemd does: from number 3 on, with the number of the
+    /// process that gets them.
+    fn launch(&self, names: &str, sockets: &[OwnedFd]) -> Launch {
+        let mut script = String::new();
+        // First to numbers that are free, because 3 may be one of the sockets.
+        for (number, socket) in (3..).zip(sockets) {
+            fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
+            script += &format!("exec {}<&{}\n", 100 + number, socket.as_raw_fd());
+        }
+        for socket in sockets {
+            script += &format!("exec {}<&-\n", socket.as_raw_fd());
+        }
+        for number in (3..).take(sockets.len()) {
+            script += &format!("exec {number}<&{0} {0}<&-\n", 100 + number);
+        }
+        script += &format!(
+            "export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={names} FDSTORE=100 \
+             NOTIFY_SOCKET={}\nexec \"$0\" \"$@\"",
+            sockets.len(),
+            self.folder.file("notify").display(),
+        );
+        Launch::default().socket().under(&["bash", "-c", &script])
+    }
+}
+
+fn config(tcp: SocketAddr, udp: SocketAddr, servers: &[Server; 2]) -> String {
+    listener("tcp", "TCP", tcp, "")
+        + &route("tcp", "tcp", &[("tcp", 1)], "")
+        + &backend("tcp", [servers[0].address], "")
+        + &listener("udp", "UDP", udp, "")
+        + &route("udp", "udp", &[("udp", 1)], "")
+        + &backend("udp", [servers[1].address], "")
+}
+
+fn servers() -> [Server; 2] {
+    [Server::tcp(echo), Server::udp_echo()]
+}
+
+/// What a datagram's sender hears back.
+fn ask_udp(address: SocketAddr) -> Vec<u8> {
+    let client = udp_client(address);
+    client.send(b"word").expect("it is sent");
+    let mut bytes = [0; 16];
+    let len = client.recv(&mut bytes).expect("an answer");
+    bytes[..len].to_vec()
+}
+
+/// systemd opens a TCP socket once, and a UDP socket for each worker.
+fn of_a_socket_unit() -> (SocketAddr, SocketAddr, Vec<OwnedFd>) {
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let udp = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+        socket.set_reuse_port(true)?;
+        std::io::Result::Ok(socket)
+    };
+    let first = udp().expect("a socket");
+    first.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bound");
+    let address = first.local_addr().expect("bound").as_socket().expect("IPv4");
+    let second = udp().expect("a socket");
+    second.bind(&address.into()).expect("it joins");
+    let at = tcp.local_addr().expect("bound");
+    (at, address, vec![tcp.into(), first.into(), second.into()])
+}
+
+#[test]
+fn sockets_of_a_socket_unit_are_used_and_others_are_warned_of() {
+    let (systemd, servers) = (Systemd::new(), servers());
+    let (tcp, udp, mut sockets) = of_a_socket_unit();
+    let other = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let elsewhere = other.local_addr().expect("bound");
+    sockets.push(other.into());
+    // This client waits in the queue of the socket since before the gateway.
+    let mut early = TcpStream::connect(tcp).expect("the socket listens");
+    let gateway = systemd.launch("tcp:udp:udp:tcp", &sockets).start(&config(tcp, udp, &servers));
+    drop(sockets);
+    systemd.expect("READY=1");
+    early.write_all(b"early").expect("it is sent");
+    let mut bytes = [0; 5];
+    early.read_exact(&mut bytes).expect("it comes back");
+    assert_eq!(&bytes, b"early");
+    for _ in 0..20 {
+        assert_eq!(exchange(tcp, b"word").expect("it serves"), b"word");
+        assert_eq!(ask_udp(udp), b"word");
+    }
+    let said = gateway.stderr();
+    let warning = format!("the listener of this name does not listen on {elsewhere} (TCP)");
+    assert!(said.contains(&warning), "{said}");
+    assert!(TcpStream::connect(elsewhere).is_err(), "it is closed");
+    // An upgrade takes sockets of systemd's along too.
+    gateway.asks(&["upgrade"]);
+    wait_until("the next process serves", || exchange(tcp, b"next").is_ok());
+    assert_eq!(ask_udp(udp), b"word");
+}
+
+#[test]
+fn connections_wait_in_stored_sockets_while_the_gateway_is_down() {
+    let (systemd, servers) = (Systemd::new(), servers());
+    let (tcp, udp) = (free_address(), free_address());
+    let text = config(tcp, udp, &servers);
+    let mut gateway = systemd.launch("", &[]).start(&text);
+    let (mut names, mut stored) = (Vec::new(), Vec::new());
+    // One message for each listener, with a socket for each of two workers.
+    for _ in 0..2 {
+        let (said, sockets) = systemd.expect("FDSTORE=1\nFDPOLL=0\nFDNAME=stored_");
+        assert_eq!(sockets.len(), 2, "{said}");
+        let name = said.rsplit('=').next().expect("a name").to_owned();
+        names.extend(vec![name; sockets.len()]);
+        stored.extend(sockets);
+    }
+    gateway.signal(Signal::SIGKILL);
+    wait_for("the end", || gateway.ended());
+    let mut waits = TcpStream::connect(tcp).expect("the stored socket listens");
+    waits.write_all(b"waits").expect("it is sent");
+
+    let next = systemd.launch(&names.join(":"), &stored).start(&text);
+    drop(stored);
+    let mut bytes = [0; 5];
+    waits.read_exact(&mut bytes).expect("the next gateway serves it");
+    assert_eq!(&bytes, b"waits");
+    for _ in 0..20 {
+        assert_eq!(exchange(tcp, b"word").expect("it serves"), b"word");
+        assert_eq!(ask_udp(udp), b"word");
+    }
+    // A listener that is gone is not stored any more, and at the end none is.
+    next.reload(&text.replace(&tcp.to_string(), &free_address().to_string()));
+    let name = names.iter().find(|name| name.contains("tcp")).expect("stored");
+    systemd.expect(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    next.signal(Signal::SIGTERM);
+    systemd.expect("STOPPING=1");
+    systemd.expect("FDSTOREREMOVE=1");
+    systemd.expect("FDSTOREREMOVE=1");
+}
+
+#[test]
+fn a_reload_is_told_from_its_start_to_its_end() {
+    let (systemd, servers) = (Systemd::new(), servers());
+    let (tcp, udp) = (free_address(), free_address());
+    let text = config(tcp, udp, &servers);
+    let gateway = systemd.launch("", &[]).start(&text);
+    systemd.expect("READY=1");
+    let began = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
+    for (written, status) in [
+        (text.replace("\"udp\"", "\"udq\""), "configuration "),
+        ("listeners = 1\n".to_owned(), "the new configuration is refused: "),
+    ] {
+        gateway.write(&written);
+        gateway.signal(Signal::SIGHUP);
+        let (said, _) = systemd.expect("RELOADING=1\nMONOTONIC_USEC=");
+        let micros: i64 = said.rsplit('=').next().expect("a time").parse().expect("a number");
+        assert!(micros >= began.tv_sec() * 1_000_000, "{said}");
+        let (said, _) = systemd.expect("READY=1\nSTATUS=");
+        assert!(said.contains(status), "{said}");
+    }
+}
+
+#[test]
+fn the_pid_file_names_the_process_that_serves() {
+    let (folder, server) = (Folder::new(), Server::tcp(echo));
+    let (file, address) = (folder.file("ringway.pid"), free_address());
+    let config = listener("a", "TCP", address, &format!("endpoints = [\"{}\"]", server.address));
+    let script = format!("exec \"$0\" \"$@\" --pid-file {}", file.display());
+    let gateway = Launch::default().socket().under(&["sh", "-c", &script]).start(&config);
+    let number = || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        text.trim().parse::<u32>().ok()
+    };
+    wait_until("the number is there", || number() == Some(gateway.pid()));
+    let answer = gateway.asks(&["upgrade"]);
+    let process = answer["process"].as_u64().and_then(|number| number.try_into().ok());
+    wait_until("the new number is there", || number() == process);
+    let process = process.expect("a number");
+    kill(Pid::from_raw(process.try_into().expect("a number")), Signal::SIGTERM).expect("it lives");
+    wait_until("the last process has ended", || !file.exists());
+}
