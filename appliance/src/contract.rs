@@ -359,6 +359,18 @@ pub enum Event {
     },
 }
 
+/// How much of a flow the kernel has forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Datagrams to the endpoint.
+    pub up: u64,
+    /// Payload bytes to the endpoint.
+    pub bytes_up: u64,
+    /// Datagrams to the client.
+    pub down: u64,
+    pub bytes_down: u64,
+}
+
 /// Why a `Move` stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {

@@ -5,6 +5,7 @@
 //! bytes. Connections that are busy with small messages receive by multishots into provided
 //! buffers. Datagrams come by multishot receives into provided buffers, and leave as batches.
 
+pub mod bpf;
 mod buffers;
 pub mod error;
 pub mod features;
