@@ -28,6 +28,7 @@ use config_sync::publish::{Link, OpenListeners, Publisher};
 use config_sync::source::Source;
 use config_sync::source::watch::watch;
 use config_sync::sync::ConfigSync;
+use config_sync::sync::fast_path::OpenFastPath;
 use config_sync::table::address::Address;
 use config_sync::table::routing::{Limits, Socket};
 use core_affinity::CoreId;
@@ -60,9 +61,10 @@ use crate::control::timestamp::WallClock;
 use crate::control::upgrade::door;
 use crate::control::upgrade::state::Upgrade;
 use crate::control::upgrade::taking::{Given, Sockets, ask};
+use crate::ring::bpf::FastPath;
 use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
-use crate::ring::{Features, RingError};
+use crate::ring::{Features, RingError, SharedPath};
 use crate::stats::counters::Counters;
 use crate::wire::hand_over::{MOST_SESSIONS, What};
 use crate::worker;
@@ -274,6 +276,7 @@ struct Workers {
     clock: Clock,
     limits: Limits,
     features: String,
+    fast_path: SharedPath,
 }
 
 /// Starts the workers, and waits until each has its ring.
@@ -283,12 +286,14 @@ fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result
     let limits = limits(config, cores.len(), files, ports, features);
     let clock = Clock::start();
     let ports_short = Arc::new(AtomicU64::new(0));
+    let fast_path = SharedPath::default();
+    let shared = (&ports_short, &fast_path);
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     let (mut counters, mut starting) = (Vec::new(), Vec::new());
     for (index, core) in cores.into_iter().enumerate() {
         let own = Arc::new(Counters::new());
         counters.push(Arc::clone(&own));
-        let (link, running, ready) = spawn(index, core, limits, features, own, clock, &ports_short)
+        let (link, running, ready) = spawn(index, core, limits, features, own, clock, shared)
             .with_context(|| format!("worker {index}"))?;
         links.push(link);
         workers.push(running);
@@ -298,7 +303,7 @@ fn spawn_all(config: &Config, features: &Features, files: u64) -> anyhow::Result
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
     let features = output::features(features);
-    Ok(Workers { links, workers, counters, clock, limits, features })
+    Ok(Workers { links, workers, counters, clock, limits, features, fast_path })
 }
 
 /// Makes the control thread's state out of what runs, and what the process before has given.
@@ -310,7 +315,7 @@ fn start(
     log: AccessLog,
     early: Vec<IpNet>,
 ) -> anyhow::Result<Control> {
-    let Workers { links, workers, counters, clock, limits, features } = running;
+    let Workers { links, workers, counters, clock, limits, features, fast_path } = running;
     let steering = match given {
         Some(given) => given.seed,
         None => seed()?,
@@ -320,6 +325,7 @@ fn start(
     let open = opener(sockets, early, steering, Arc::clone(&is_started));
     let wall = wall_clock(clock);
     let mut sync = ConfigSync::new(source, Publisher::new(links, open));
+    sync.set_fast_path(fast_path_opener(fast_path, limits.flows, workers.len()));
     if given.is_some() {
         sync.share_files();
     }
@@ -381,6 +387,19 @@ fn opener(
                 result => return result,
             }
         }
+    })
+}
+
+/// Opens the kernel's path for UDP flows, with room for the flows of all workers. If the path is
+/// open, new interfaces get the program.
+fn fast_path_opener(shared: SharedPath, flows: u32, workers: usize) -> OpenFastPath {
+    let flows = flows.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX));
+    Box::new(move || {
+        let result = match shared.get() {
+            Some(path) => path.attach(),
+            None => FastPath::open(flows).map(|path| _ = shared.set(path)),
+        };
+        result.map_err(|error| error.to_string())
     })
 }
 
@@ -447,7 +466,7 @@ fn spawn(
     features: &Features,
     counters: Arc<Counters>,
     clock: Clock,
-    ports_short: &Arc<AtomicU64>,
+    (ports_short, fast_path): (&Arc<AtomicU64>, &SharedPath),
 ) -> anyhow::Result<(Link, Running, Ready)> {
     // Non-blocking: if a wake-up waits to be read, a second one is not needed.
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -467,6 +486,7 @@ fn spawn(
         copies: copier,
         clock,
         ports_short: Arc::clone(ports_short),
+        fast_path: Arc::clone(fast_path),
         seed: seed()?,
     })?;
     let link = Link { commands, wake: Arc::new(wake) };

@@ -2,6 +2,7 @@
 
 mod drained;
 pub mod dry_run;
+pub mod fast_path;
 mod fixed_keys;
 pub mod hand_over;
 mod interfaces;
@@ -30,6 +31,7 @@ use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
+use crate::sync::fast_path::OpenFastPath;
 use crate::sync::interfaces::Interfaces;
 use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::overrides::Overrides;
@@ -42,6 +44,7 @@ use crate::{compile, gateway};
 pub struct ConfigSync {
     source: Source,
     publisher: Publisher,
+    open_fast_path: Option<OpenFastPath>,
     /// Shared with readings on other threads, which may add names to their own copies.
     names: Arc<Names>,
     in_force: Option<Arc<InForce>>,
@@ -111,6 +114,7 @@ impl ConfigSync {
         Self {
             source: source.into(),
             publisher,
+            open_fast_path: None,
             names: Arc::default(),
             in_force: None,
             started_with: None,
@@ -140,6 +144,11 @@ impl ConfigSync {
     /// file may have been cut off.
     pub fn allow_empty(&mut self) {
         self.allow_empty = true;
+    }
+
+    /// Sets what opens the kernel's path for UDP flows. Without it no flow takes that path.
+    pub fn set_fast_path(&mut self, open: OpenFastPath) {
+        self.open_fast_path = Some(open);
     }
 
     /// Begins a reading, which may run on any thread. [`Self::finish`] takes the result. `None`:
@@ -437,6 +446,7 @@ impl ConfigSync {
         let Compiled { config, shown, warnings, names, whole, answers, took } = compiled;
         let generation = self.generation + 1;
         self.restore(&config, &whole).map_err(Refused::passing)?;
+        fast_path::open(self.open_fast_path.as_mut(), &config).map_err(Refused::passing)?;
         let drained = self.overrides.drained_listeners();
         let table = drained::without(Cow::Borrowed(&whole.table), &drained);
         self.open(&config, &table).map_err(Refused::passing)?;

@@ -251,6 +251,26 @@ const METRICS: &[(&str, Type, &str)] = &[
         "Datagrams on shared upstream sockets that came from no flow's endpoint, or to an address \
          that it has no flow from: dropped.",
     ),
+    (
+        "ringway_fast_path_flows",
+        Type::Gauge,
+        "UDP flows that the kernel forwards now (`fast_path`).",
+    ),
+    (
+        "ringway_fast_path_promotions_total",
+        Type::Counter,
+        "Times that the kernel began to forward a UDP flow.",
+    ),
+    (
+        "ringway_fast_path_failures_total",
+        Type::Counter,
+        "Times that the kernel could not begin to forward a UDP flow: the worker forwards it.",
+    ),
+    (
+        "ringway_fast_path_datagrams_total",
+        Type::Counter,
+        "Datagrams that the kernel forwarded, both ways, of those that the listener counts too.",
+    ),
     ("ringway_receive_buffers_free", Type::Gauge, "Receive buffers that the kernel can fill."),
     ("ringway_receive_buffers", Type::Gauge, "Receive buffers of the worker."),
     ("ringway_pipes_used", Type::Gauge, "Pipes that carry bulk traffic now."),
