@@ -207,6 +207,14 @@ pub enum Op {
     /// Give a buffer back unsent. The token is the one that received the buffer. *Direct*, no
     /// event.
     Recycle { buffer: BufferId },
+    /// Forward the flow of this connected socket in the kernel from now on: datagrams between
+    /// `client` and `listener`, which is the address that the client sends to. Datagrams that the
+    /// kernel can't forward still come as `Datagrams`. *Direct*: `Promoted`.
+    Promote { client: SocketAddr, listener: SocketAddr },
+    /// Ask how much the kernel has forwarded since `Promote`. *Direct*: `Carried`.
+    Tally,
+    /// Forward the flow in the kernel no longer. *Direct*: `Demoted`.
+    Demote,
     /// Close an upstream socket. `Closed` comes when nothing is in flight, and is the last event of
     /// this token.
     CloseUpstream,
@@ -352,11 +360,31 @@ pub enum Event {
         why: Why,
         count: u32,
     },
+    /// The answer to `Promote`. `done`: the kernel forwards the flow.
+    Promoted {
+        done: bool,
+    },
+    /// The answer to `Tally`.
+    Carried(Carried),
+    /// The answer to `Demote`: all that the kernel has forwarded since `Promote`.
+    Demoted(Carried),
     /// `count` datagrams to an endpoint go in fragments because of the head in front of each
     /// (`Part`). Without the head, each datagram would have fitted the path whole.
     Fragmented {
         count: u32,
     },
+}
+
+/// How much of a flow the kernel has forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Datagrams to the endpoint.
+    pub up: u64,
+    /// Payload bytes to the endpoint.
+    pub bytes_up: u64,
+    /// Datagrams to the client.
+    pub down: u64,
+    pub bytes_down: u64,
 }
 
 /// Why a `Move` stopped.

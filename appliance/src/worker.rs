@@ -22,7 +22,7 @@ use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::Proxy;
 use crate::proxy::table_queue::{Step, TableQueue};
 use crate::ring::sys::confine::confine_worker;
-use crate::ring::{Features, Ring, RingError, Turn};
+use crate::ring::{Features, Ring, RingError, SharedPath, Turn};
 use crate::stats::counters::Counters;
 use crate::stats::records::{Offered, Record};
 
@@ -87,6 +87,8 @@ pub struct WorkerConfig {
     /// The time until which source ports are short, in microseconds of the clock. All workers read
     /// and write this value, so that no worker keeps idle sockets whose ports another worker wants.
     pub ports_short: Arc<AtomicU64>,
+    /// The kernel's path for UDP flows, which the control thread opens when a table asks for it.
+    pub fast_path: SharedPath,
     /// The seed of the worker's random choices.
     pub seed: u64,
 }
@@ -187,8 +189,11 @@ impl Worker {
     /// The kernel refuses the ring, or the memory or files for the ring.
     pub fn new(config: WorkerConfig) -> Result<Self, RingError> {
         let counters = config.counters;
+        let wake = config.wake;
+        let mut ring = Ring::new(config.limits, &config.features, wake, Arc::clone(&counters))?;
+        ring.use_path(config.fast_path);
         Ok(Self {
-            ring: Ring::new(config.limits, &config.features, config.wake, Arc::clone(&counters))?,
+            ring,
             proxy: Proxy::new(config.limits, config.seed, Arc::clone(&counters)),
             turn: Turn { events: Vec::with_capacity(MOST), ..Turn::default() },
             ops: Vec::with_capacity(MOST),

@@ -78,8 +78,7 @@ impl Bench {
         let certificate = terminate(&mut config);
         let table = compile(&config, &mut Names::new(), 1).unwrap();
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
-        let (send, commands) = bounded(1);
-        let (records, _) = bounded(1);
+        let ((send, commands), (records, _)) = (bounded(1), bounded(1));
         let sockets = table.sockets.iter().map(|socket| {
             let file = open_listeners(socket, 1, false, false, 1).unwrap().remove(0);
             (socket.id, socket.transport, Arc::new(file))
@@ -106,6 +105,7 @@ impl Bench {
             copies: bounded(1).0,
             clock: Clock::start(),
             ports_short: Arc::default(),
+            fast_path: Arc::default(),
             seed: 1,
         });
         Self { worker: worker.unwrap(), tcp, udp, tls, certificate, wake }

@@ -332,6 +332,7 @@ impl RealStage {
             copies: bounded(1).0,
             clock,
             ports_short: Arc::clone(&ports_short),
+            fast_path: Arc::default(),
             seed: 1,
         });
         let spawned = spawned.expect("a thread");

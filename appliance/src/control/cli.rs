@@ -24,7 +24,7 @@ use crate::control::client::arguments::Output;
 use crate::control::client::diff;
 use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
-use crate::control::output::{BadConfig, Exit, features, print};
+use crate::control::output::{BadConfig, Exit, fast_path, features, print};
 use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
 use crate::control::process::{self, Origin, Start};
 use crate::control::time_of_day::unix_seconds;
@@ -453,7 +453,9 @@ impl Cli {
             Command::Man { directory } => clap_mangen::generate_to(Self::command(), &directory)
                 .with_context(|| directory.display().to_string()),
             Command::Docs { topic } => print(&docs::text(topic.as_deref())?),
-            Command::Features { without } => print(&features(&process::probe(&without.without)?)),
+            Command::Features { without } => {
+                print(&(features(&process::probe(&without.without)?) + &fast_path()))
+            }
         }
     }
 }

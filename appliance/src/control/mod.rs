@@ -17,6 +17,7 @@ mod diff;
 mod docs;
 mod doctor;
 mod events;
+mod fast_path;
 mod fd_store;
 mod id;
 mod line_of;

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use anyhow::{Context as _, anyhow};
 
 use crate::ring::Features;
+use crate::ring::bpf::{FastPath, SINCE};
 
 /// One line per feature, in columns.
 pub fn features(features: &Features) -> String {
@@ -20,6 +21,15 @@ pub fn features(features: &Features) -> String {
         text.push_str(&format!("{name:<20} {since:<6} {state:<8} {used_for}\n"));
     }
     text
+}
+
+/// The line of the kernel's path for UDP flows, under the features of io_uring.
+pub fn fast_path() -> String {
+    let state = match FastPath::probe() {
+        Ok(()) => "there".to_owned(),
+        Err(error) => format!("absent: {error}"),
+    };
+    format!("\nfast_path, for UDP flows in the kernel (Linux {SINCE}): {state}\n")
 }
 
 /// Prints to stdout. A reader that stops reading is no error (`ringway features | head -1`).

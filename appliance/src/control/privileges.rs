@@ -6,6 +6,7 @@ use std::ffi::CString;
 use anyhow::{Context as _, anyhow, bail};
 use caps::securebits::set_keepcaps;
 use caps::{CapSet, Capability, CapsHashSet};
+use config_sync::model::backend::{Backend, FastPath};
 use config_sync::model::config::Config;
 use config_sync::model::place::At;
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
@@ -59,6 +60,14 @@ fn needed(config: &Config, is_cluster: bool) -> anyhow::Result<CapsHashSet> {
     let may_come = is_cluster && caps::has_cap(None, CapSet::Permitted, Capability::CAP_NET_ADMIN)?;
     if may_come || config.backends.iter().any(|backend| backend.is_transparent()) {
         needed.insert(Capability::CAP_NET_ADMIN);
+    }
+    // The kernel's path for UDP flows. Only `"required"` insists on these two.
+    let paths = || config.backends.iter().map(Backend::fast_path);
+    for capability in [Capability::CAP_BPF, Capability::CAP_NET_ADMIN] {
+        let is_there = caps::has_cap(None, CapSet::Permitted, capability)?;
+        if paths().any(|of| of == FastPath::Required || (of == FastPath::Auto && is_there)) {
+            needed.insert(capability);
+        }
     }
     Ok(needed)
 }

@@ -49,6 +49,7 @@ use crate::control::admin::calls::{self, Call};
 use crate::control::admin::server::Door;
 use crate::control::admin::tls::Tls;
 use crate::control::cluster::Following;
+use crate::control::fast_path;
 use crate::control::fd_store::FdStore;
 use crate::control::id::Run;
 use crate::control::live::Live;
@@ -68,7 +69,7 @@ use crate::control::upgrade::taking::{Given, Sockets, ask};
 use crate::ring::listen::given::complete;
 use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
-use crate::ring::{Features, RingError};
+use crate::ring::{Features, RingError, SharedPath};
 use crate::stats::counters::Counters;
 use crate::wire::hand_over::{MOST_SESSIONS, What};
 use crate::worker;
@@ -161,7 +162,7 @@ async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
     let (caller, calls) = calls::channel();
     let pid_file = start.pid_file.as_deref().map(open_pid_file).transpose()?;
     sandbox.hold_files();
-    let running = spawn_all(&config, &features, files, sandbox.is_on())?;
+    let running = spawn_all(&config, &features, files, &sandbox)?;
     sandbox.no_more_rings();
     let given = match take_over {
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
@@ -323,6 +324,8 @@ struct Workers {
     clock: Clock,
     limits: Limits,
     features: String,
+    /// `None`: the sandbox keeps the kernel's path for UDP flows out.
+    fast_path: Option<SharedPath>,
 }
 
 /// Starts the workers, and waits until each has its ring.
@@ -330,20 +333,22 @@ fn spawn_all(
     config: &Config,
     features: &Features,
     files: u64,
-    confined: bool,
+    sandbox: &Sandbox,
 ) -> anyhow::Result<Workers> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
     let limits = limits(config, cores.len(), files, ports, features);
     let clock = Clock::start();
     let ports_short = Arc::new(AtomicU64::new(0));
+    let fast_path = SharedPath::default();
+    let shared = (&ports_short, &fast_path);
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     let (mut counters, mut starting) = (Vec::new(), Vec::new());
     for (index, core) in cores.into_iter().enumerate() {
         let own = Arc::new(Counters::new());
         counters.push(Arc::clone(&own));
-        let seat = (index, core, confined);
-        let (link, running, ready) = spawn(seat, limits, features, own, clock, &ports_short)
+        let seat = (index, core, sandbox.is_on());
+        let (link, running, ready) = spawn(seat, limits, features, own, clock, shared)
             .with_context(|| format!("worker {index}"))?;
         links.push(link);
         workers.push(running);
@@ -353,7 +358,8 @@ fn spawn_all(
         worker.wait_for(&ready).with_context(|| format!("worker {index}"))?;
     }
     let features = output::features(features);
-    Ok(Workers { links, workers, counters, clock, limits, features })
+    let fast_path = (!sandbox.keeps_out_fast_path()).then_some(fast_path);
+    Ok(Workers { links, workers, counters, clock, limits, features, fast_path })
 }
 
 /// Makes the control thread's state out of what runs, and what the process before has given.
@@ -365,7 +371,7 @@ fn make(
     (calls, log, early): (mpsc::Receiver<Call>, AccessLog, Vec<IpNet>),
     tls: Option<Tls>,
 ) -> anyhow::Result<Control> {
-    let Workers { links, workers, counters, clock, limits, features } = running;
+    let Workers { links, workers, counters, clock, limits, features, fast_path } = running;
     let steering = match given {
         Some(given) => given.seed,
         None => seed()?,
@@ -374,6 +380,7 @@ fn make(
     let open = opener(sockets, early, steering, Arc::clone(&is_started));
     let wall = wall_clock(clock);
     let mut sync = ConfigSync::new(source, Publisher::new(links, open));
+    sync.set_fast_path(fast_path::opener(fast_path, limits.flows, workers.len()));
     if let Some(given) = given {
         sync.share_files();
         sync.inherit(given.overrides.clone());
@@ -508,7 +515,7 @@ fn spawn(
     features: &Features,
     counters: Arc<Counters>,
     clock: Clock,
-    ports_short: &Arc<AtomicU64>,
+    (ports_short, fast_path): (&Arc<AtomicU64>, &SharedPath),
 ) -> anyhow::Result<(Link, Running, Ready)> {
     // Non-blocking: if a wake-up waits to be read, a second one is not needed.
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -529,6 +536,7 @@ fn spawn(
         copies: copier,
         clock,
         ports_short: Arc::clone(ports_short),
+        fast_path: Arc::clone(fast_path),
         seed: seed()?,
     })?;
     let link = Link { commands, wake: Arc::new(wake) };

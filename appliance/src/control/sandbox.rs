@@ -8,6 +8,7 @@
 use std::ffi::c_long;
 
 use anyhow::Context as _;
+use config_sync::model::backend::FastPath;
 use config_sync::model::config::Config;
 use landlock::{
     ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
@@ -25,7 +26,6 @@ const NEVER: &[c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
     libc::SYS_adjtimex,
-    libc::SYS_bpf,
     libc::SYS_chroot,
     libc::SYS_clock_adjtime,
     libc::SYS_clock_settime,
@@ -69,11 +69,16 @@ const NEVER: &[c_long] = &[
 
 const PROGRAMS: &[c_long] = &[libc::SYS_execve, libc::SYS_execveat];
 
+/// What loads programs into the kernel, for `fast_path`.
+const KERNEL_PROGRAMS: &[c_long] = &[libc::SYS_bpf];
+
 /// The steps come in the order of the functions.
 pub struct Sandbox {
     is_on: bool,
     /// A kubeconfig may name a program that logs in, and that program writes files of its own.
     starts_programs: bool,
+    /// A backend has `fast_path`.
+    has_fast_path: bool,
 }
 
 impl Sandbox {
@@ -82,12 +87,19 @@ impl Sandbox {
     /// # Errors
     /// The kernel refuses what every kernel has.
     pub fn begin(config: &Config, is_cluster: bool) -> anyhow::Result<Self> {
-        let sandbox = Self { is_on: config.sandbox, starts_programs: is_cluster };
+        let has_fast_path =
+            config.backends.iter().any(|backend| backend.fast_path() != FastPath::Off);
+        let sandbox = Self { is_on: config.sandbox, starts_programs: is_cluster, has_fast_path };
         if sandbox.is_on {
             set_no_new_privs().context("sandbox: no_new_privs")?;
             keep_memory_private()?;
         }
         Ok(sandbox)
+    }
+
+    /// Whether later configurations may not have a `fast_path` either.
+    pub fn keeps_out_fast_path(&self) -> bool {
+        self.is_on && !self.has_fast_path
     }
 
     /// For workers.
@@ -100,8 +112,9 @@ impl Sandbox {
         if !self.is_on {
             return;
         }
-        let programs = if self.starts_programs { &PROGRAMS[..0] } else { PROGRAMS };
-        if let Err(error) = forbid(&[NEVER, programs].concat()) {
+        let programs = if self.starts_programs { &[] } else { PROGRAMS };
+        let kernel_programs = if self.has_fast_path { &[] } else { KERNEL_PROGRAMS };
+        if let Err(error) = forbid(&[NEVER, programs, kernel_programs].concat()) {
             tracing::warn!("sandbox: system calls can't be filtered here: {error}");
         }
     }
@@ -167,7 +180,7 @@ mod tests {
     /// On a thread of its own, because nothing of this can be taken back.
     fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = thread::spawn(move || {
-            let sandbox = Sandbox { is_on: true, starts_programs: false };
+            let sandbox = Sandbox { is_on: true, starts_programs: false, has_fast_path: false };
             set_no_new_privs().expect("every kernel has this");
             sandbox.enter();
             sandbox.hold_files();

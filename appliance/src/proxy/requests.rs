@@ -225,7 +225,8 @@ impl Held<'_> {
                 session.finish(self.core, CloseReason::Killed, true);
             }
             Of::Flows => {
-                if self.flows.flows.get_mut(slot, generation).is_none() {
+                let found = self.flows.flows.get_mut(slot, generation).is_some();
+                if !found || self.flows.is_ending(slot) {
                     return false;
                 }
                 self.flows.end(self.core, slot, CloseReason::Killed);

@@ -5,6 +5,7 @@
 //! bytes. Connections that are busy with small messages receive by multishots into provided
 //! buffers. Datagrams come by multishot receives into provided buffers, and leave as batches.
 
+pub mod bpf;
 mod buffers;
 pub mod error;
 pub mod features;
@@ -29,6 +30,7 @@ use crate::stats::counters::Counters;
 pub use self::error::RingError;
 pub use self::features::{Feature, Features};
 pub use self::turn::Turn;
+pub use self::udp::promoted::SharedPath;
 
 use crate::ring::listen::listeners::Listeners;
 use crate::ring::queue::{Completion, Queue};
@@ -74,6 +76,11 @@ impl Ring {
         let mut ring = Self { queue, listeners: Listeners::new(), tcp, udp, wake, counters };
         ring.watch_wake();
         Ok(ring)
+    }
+
+    /// Promoted flows go this way, once it is there.
+    pub fn use_path(&mut self, path: SharedPath) {
+        self.udp.use_path(path);
     }
 
     /// Takes over a listening socket, before the table that names it is applied. The socket accepts
@@ -206,6 +213,11 @@ impl Ring {
                 udp.send_via(token, via, &down, turn);
             }
             Op::Recycle { buffer } => udp.recycle(buffer),
+            Op::Promote { client, listener } => {
+                udp.promoted().promote(token, (client, listener), turn);
+            }
+            Op::Tally => udp.promoted().tally(token, turn),
+            Op::Demote => udp.promoted().demote(token, turn),
             Op::CloseUpstream => udp.close(token, queue, turn),
         }
     }

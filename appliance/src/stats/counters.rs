@@ -64,6 +64,14 @@ pub struct Counters {
     pub port_shortages: Counter,
     /// Datagrams on shared upstream sockets from senders that are not the endpoint of a flow.
     pub strangers: Counter,
+    /// Flows that the kernel forwards now.
+    pub promoted: Counter,
+    /// Times that the kernel began to forward a flow.
+    pub promotions: Counter,
+    /// Times that the kernel could not begin to forward a flow.
+    pub promotions_failed: Counter,
+    /// Datagrams that the kernel has forwarded, both ways. Flows are asked once a second.
+    pub carried: Counter,
     /// The generation of the table in force.
     pub generation: Counter,
     /// Microseconds for taking over a table, with the rest of the work that the table caused in
@@ -244,6 +252,10 @@ impl Counters {
             pairs: Counter::default(),
             strangers: Counter::default(),
             port_shortages: Counter::default(),
+            promoted: Counter::default(),
+            promotions: Counter::default(),
+            promotions_failed: Counter::default(),
+            carried: Counter::default(),
             generation: Counter::default(),
             table_micros: Counter::default(),
             table_micros_most: Counter::default(),

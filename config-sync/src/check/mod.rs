@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use crate::check::users::Users;
 use crate::machine::Machine;
-use crate::model::backend::Backend;
+use crate::model::backend::{Backend, FastPath};
 use crate::model::config::{Broken, Config};
 use crate::model::listener::{AcceptProxy, Listener, bound_to, nameless};
 use crate::model::place::{At, Hints, Place, Problem, Problems};
@@ -78,6 +78,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
         let users = users.get(backend.name.value.as_str()).copied().unwrap_or_default();
         check.problems.extend(endpoints::distinct(backend));
         check.transparent(backend);
+        check.fast_path(backend);
         check.keys_in_use(backend, users);
         check.problems.extend(endpoints::unix(backend, users.udp));
         check.problems.extend(endpoints::scopes(backend));
@@ -347,6 +348,22 @@ impl<'c> Check<'c> {
         self.refuse(key, message);
     }
 
+    /// The kernel forwards flows between addresses, and changes nothing else.
+    fn fast_path(&mut self, backend: &Backend) {
+        if backend.fast_path() == FastPath::Off {
+            return;
+        }
+        let Some(key) = &backend.fast_path else { return };
+        let other = match backend {
+            _ if backend.has_shared_sockets() => "`upstream_sockets = \"shared\"`",
+            _ if backend.is_transparent() => "`transparent`",
+            Backend { interface: Some(_), .. } => "`interface`",
+            Backend { send_proxy: Some(_), .. } => "`send_proxy`",
+            _ => return,
+        };
+        self.refuse(key, format!("can't be with {other}: no flow would go through the kernel"));
+    }
+
     /// The users of each backend, by the backend's name. The map is made once, because a search of
     /// all routes for each backend would take seconds where there are many of both.
     fn users(&self, routes: &'c [Route]) -> BTreeMap<&'c str, Users<'c>> {
@@ -391,8 +408,9 @@ impl<'c> Check<'c> {
             self.refuse(check, message.to_owned());
         }
         let sockets = backend.shared_sockets.as_ref().map(|key| &key.place);
-        let udp_keys =
-            sockets.into_iter().chain(backend.upstream_rest.as_ref().map(|key| &key.place));
+        let rest = backend.upstream_rest.as_ref().map(|key| &key.place);
+        let path = backend.fast_path.as_ref().map(|key| &key.place);
+        let udp_keys = [sockets, rest, path].into_iter().flatten();
         let only_tcp = users.tcp && !users.udp && !users.unknown;
         for place in udp_keys.filter(|_| only_tcp) {
             let message = "is for UDP, and only TCP listeners use this backend";

@@ -19,7 +19,7 @@ use crate::compile::tls::expiry::OwnedBy;
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
 use crate::disk;
-use crate::model::backend::{QUEUE_TIMEOUT, UPSTREAM_REST};
+use crate::model::backend::{FastPath, QUEUE_TIMEOUT, UPSTREAM_REST};
 use crate::model::config::{Broken, Config};
 use crate::model::endpoint::{Resolved, Standing};
 use crate::model::health_check::MOST_OF_PASSWORD;
@@ -396,6 +396,7 @@ impl Compile<'_> {
                 interface: backend.interface.as_ref().map_or(0, |at| at.value.index),
                 shared_sockets: backend.has_shared_sockets(),
                 upstream_rest: backend.upstream_rest.as_ref().map_or(UPSTREAM_REST, |at| at.value),
+                fast_path: backend.fast_path() != FastPath::Off,
                 transparent: backend.is_transparent(),
             });
         }

@@ -26,7 +26,7 @@ use crate::table::address::{Address, UNIX_CLIENT};
 use crate::table::routing::{
     Limits, OnRefusal, OnTruncation, Protocol, RouteBalance, SendProxy, SocketOptions, Sources,
 };
-use crate::toml::backend::BALANCES;
+use crate::toml::backend::{BALANCES, FAST_PATHS};
 use crate::toml::bind::MOST_PORTS;
 use crate::toml::listener::{ON_REFUSAL, ON_TRUNCATION, STARTTLS};
 use crate::toml::{gone, proxy, route, tls};
@@ -316,6 +316,9 @@ impl Print<'_> {
         }
         if let Some(rest) = &backend.upstream_rest {
             self.duration("upstream_rest", true, rest.value, UPSTREAM_REST);
+        }
+        if let Some(asked) = &backend.fast_path {
+            self.word("fast_path", &FAST_PATHS, asked.value);
         }
         if let Some(asked) = &backend.send_proxy {
             self.send_proxy(asked.value);

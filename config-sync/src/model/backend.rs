@@ -37,6 +37,8 @@ pub struct Backend {
     /// The PROXY header that an endpoint receives first, or, for UDP, in every datagram. `None`: no
     /// header.
     pub send_proxy: Option<At<SendProxy>>,
+    /// UDP: whether the kernel forwards long-lived flows. `None`: [`FastPath::Off`].
+    pub fast_path: Option<At<FastPath>>,
     /// Ringway connects to endpoints from the client's own address.
     pub transparent: Option<At<bool>>,
     /// `None`: all endpoints are used, healthy or not.
@@ -71,6 +73,11 @@ impl Backend {
         self.source.is_empty() || self.source.iter().any(is_same)
     }
 
+    /// Whether the kernel forwards flows of this backend.
+    pub fn fast_path(&self) -> FastPath {
+        self.fast_path.as_ref().map_or(FastPath::Off, |asked| asked.value)
+    }
+
     pub fn is_transparent(&self) -> bool {
         self.transparent.as_ref().is_some_and(|transparent| transparent.value)
     }
@@ -84,6 +91,16 @@ pub enum Balance {
     SourceHash,
     SourcePortHash,
 }
+/// Whether the kernel forwards a backend's UDP flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastPath {
+    Off,
+    /// If the kernel and the process's rights allow that. Otherwise workers forward all flows.
+    Auto,
+    /// Without the kernel's help the configuration is refused.
+    Required,
+}
+
 /// Longer than a live endpoint and the path to the endpoint take to answer.
 pub(crate) const UPSTREAM_REST: u32 = 2 * SECOND;
 pub(crate) const LEAST_UPSTREAM_REST: Duration = Duration::from_millis(100);

@@ -149,6 +149,7 @@ fn empty(backend: &Backend) -> Backend {
         source: Vec::new(),
         tls: None,
         shared_sockets: None,
+        fast_path: None,
         upstream_rest: None,
         health_check: None,
         stream_keys: Vec::new(),

@@ -2,17 +2,21 @@
 
 mod drained;
 pub mod dry_run;
+pub mod fast_path;
 mod fixed_keys;
 pub mod hand_over;
 mod interfaces;
 pub mod left_out;
 mod live;
+mod outcome;
 pub mod overrides;
 mod pickable;
 pub mod reading;
 mod renumber;
 pub mod saved;
 mod transparent;
+
+pub use self::outcome::{Outcome, Timing};
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +34,7 @@ use crate::model::place::{Problems, Warning};
 use crate::publish::{PublishError, Publisher};
 use crate::resolve::lookups::{Answers, Lookups};
 use crate::source::Source;
+use crate::sync::fast_path::OpenFastPath;
 use crate::sync::interfaces::Interfaces;
 use crate::sync::left_out::{LeftOut, Put};
 use crate::sync::overrides::{Override, Overrides};
@@ -42,6 +47,7 @@ use crate::{compile, gateway};
 pub struct ConfigSync {
     source: Source,
     publisher: Publisher,
+    open_fast_path: Option<OpenFastPath>,
     /// Shared with readings on other threads, which may add names to their own copies.
     names: Arc<Names>,
     in_force: Option<Arc<InForce>>,
@@ -90,33 +96,13 @@ pub struct InForce {
     text: OnceLock<String>,
 }
 
-/// The time that the latest table took, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timing {
-    /// Parsing, checking and compiling.
-    pub compile_micros: u64,
-    /// Opening the table's new sockets, and handing the table out.
-    pub publish_micros: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Published {
-        generation: u64,
-    },
-    /// The text of the file is the text that was looked at last, or the process is draining.
-    Unchanged,
-    /// The configuration in force stays. The text is for the operator, and has every fault, one per
-    /// line.
-    Rejected(String),
-}
-
 impl ConfigSync {
     /// Nothing is read before the first [`Self::reload`].
     pub fn new(source: impl Into<Source>, publisher: Publisher) -> Self {
         Self {
             source: source.into(),
             publisher,
+            open_fast_path: None,
             names: Arc::default(),
             in_force: None,
             started_with: None,
@@ -149,6 +135,11 @@ impl ConfigSync {
     /// file may have been cut off.
     pub fn allow_empty(&mut self) {
         self.allow_empty = true;
+    }
+
+    /// Sets what opens the kernel's path for UDP flows. Without it no flow takes that path.
+    pub fn set_fast_path(&mut self, open: OpenFastPath) {
+        self.open_fast_path = Some(open);
     }
 
     /// Begins a reading, which may run on any thread. [`Self::finish`] takes the result. `None`:
@@ -446,6 +437,7 @@ impl ConfigSync {
         let Compiled { config, shown, warnings, names, whole, answers, took } = compiled;
         let generation = self.generation + 1;
         self.restore(&config, &whole).map_err(Refused::passing)?;
+        fast_path::open(self.open_fast_path.as_mut(), &config).map_err(Refused::passing)?;
         let drained = self.overrides.drained_listeners();
         let table = drained::without(Cow::Borrowed(&whole.table), &drained);
         self.open(&config, &table).map_err(Refused::passing)?;

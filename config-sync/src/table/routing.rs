@@ -401,6 +401,9 @@ pub struct Backend {
     /// local address on a shared socket. The pause keeps a late reply from the second flow's
     /// client.
     pub upstream_rest: u32,
+    /// UDP: the kernel forwards long-lived flows, where it can. Then there is no `interface`, no
+    /// `send_proxy` and no `transparent`, and sockets are not shared.
+    pub fast_path: bool,
     /// Workers connect to endpoints from the client's own address. Then there is no `source`, and
     /// sockets are not shared.
     pub transparent: bool,

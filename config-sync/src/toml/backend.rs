@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::machine::Machine;
 use crate::model::backend::{
-    Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, LEAST_UPSTREAM_REST, OPTIONS,
+    Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, FastPath, LEAST_UPSTREAM_REST, OPTIONS,
 };
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
@@ -25,6 +25,7 @@ pub(crate) static BACKEND: Section = Section {
         any("interface"),
         key("upstream_sockets", On::Udp),
         key("upstream_rest", On::Udp),
+        key("fast_path", On::Udp),
         any("transparent"),
         any("health_check"),
         any("failback"),
@@ -62,6 +63,7 @@ pub(crate) fn backend<'t>(
     let sockets = [("connected", false), ("shared", true)];
     let shared_sockets = reader.get(table, "upstream_sockets", word(&sockets));
     let upstream_rest = reader.get(table, "upstream_rest", duration_from(LEAST_UPSTREAM_REST));
+    let fast_path = reader.get(table, "fast_path", word(&FAST_PATHS));
     let transparent = reader.get(table, "transparent", boolean);
     let tls = tls::origination(reader, table);
     let send_proxy = proxy::send(reader, table);
@@ -85,6 +87,7 @@ pub(crate) fn backend<'t>(
         tls,
         shared_sockets,
         upstream_rest,
+        fast_path,
         send_proxy,
         transparent,
         health_check,
@@ -110,3 +113,6 @@ pub(crate) const BALANCES: [(&str, Balance); 5] = [
     ("source-port-hash", Balance::SourcePortHash),
     ("random", Balance::Random),
 ];
+
+pub(crate) const FAST_PATHS: [(&str, FastPath); 3] =
+    [("off", FastPath::Off), ("auto", FastPath::Auto), ("required", FastPath::Required)];

@@ -50,6 +50,8 @@ const BACKEND: &[(&str, &str)] = &[
     ("interface = 1", "must be a string, not a whole number"),
     ("upstream_rest = \"99ms\"", "must be at least \"100ms\"; it can't be off"),
     ("upstream_sockets = \"one\"", "must be \"connected\" or \"shared\", not \"one\""),
+    ("fast_path = true", "must be a string, not true or false"),
+    ("fast_path = \"on\"", "must be \"off\" or \"auto\" or \"required\", not \"on\""),
     ("congestion = \"nope\"", "this kernel has no \"nope\" loaded; it has reno, cubic"),
     ("send_proxy = \"v3\"", "must be \"v1\" or \"v2\", not \"v3\""),
     ("proxy_tlvs = [\"crc32c\"]", "needs send_proxy = \"v2\": version 1 has no room for them"),
@@ -165,6 +167,25 @@ fn a_transparent_backend_has_no_addresses_of_its_own() {
     );
     refused(&format!("{udp}{shared}"), &["12:15: backends[0].transparent: can't be with"]);
     assert!(load(&format!("{udp}{shared}").replace("true", "false")).is_ok());
+}
+
+#[test]
+fn the_kernel_forwards_plain_flows_only() {
+    let udp = format!("{}fast_path = \"auto\"\n", GOOD.replace("\"TCP\"", "\"UDP\""));
+    assert!(load(&udp).is_ok());
+    for (line, other) in [
+        ("transparent = true", "`transparent`"),
+        ("interface = \"lo\"", "`interface`"),
+        ("send_proxy = \"v2\"", "`send_proxy`"),
+    ] {
+        let expected = format!("12:13: backends[0].fast_path: can't be with {other}");
+        refused(&format!("{udp}{line}\n"), &[&expected]);
+        assert!(load(&format!("{udp}{line}\n").replace("auto", "off")).is_ok());
+    }
+    refused(
+        &format!("{GOOD}fast_path = \"auto\""),
+        &["12:13: backends[0].fast_path: is for UDP, and only TCP listeners use this backend"],
+    );
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub struct ModelBackend {
     pub connect_attempts: u8,
     pub send_proxy: Option<SendProxy>,
     pub shared_sockets: bool,
+    pub fast_path: bool,
     pub interface: u32,
     /// Milliseconds. It stays as it is: endpoints know how late they may answer.
     pub upstream_rest: u32,
@@ -60,6 +61,7 @@ impl ModelBackend {
             connect_attempts: rng.between(1, 8) as u8,
             send_proxy: some_send_proxy(rng),
             shared_sockets: rng.per_mille(400),
+            fast_path: rng.per_mille(400),
             interface: rng.pick(&[0, 0, 3]),
             upstream_rest: rng.scale(100, 2_500) as u32,
             gone: some_gone(rng),
@@ -126,8 +128,9 @@ impl ModelBackend {
         let loads: Vec<_> = loads.collect();
         // The compiler refuses others: two of them may be one.
         let mut all = self.endpoints.iter();
-        let shared_sockets =
-            self.shared_sockets && all.all(|(_, of)| of.address.socket_address().is_some());
+        let shared_sockets = !self.fast_path
+            && self.shared_sockets
+            && all.all(|(_, of)| of.address.socket_address().is_some());
         // Maglev's promise needs a real table (the compiler has one); its shape is enough here.
         let lookup = || (0..13).map(|n| n % endpoints.len().max(1) as u16).collect();
         Backend {
@@ -147,11 +150,12 @@ impl ModelBackend {
             connect_timeout: self.connect_timeout,
             connect_attempts: self.connect_attempts,
             options: options(),
-            interface: if shared_sockets { 0 } else { self.interface },
+            interface: if shared_sockets || self.fast_path { 0 } else { self.interface },
             source: if shared_sockets { vec![self.source] } else { Vec::new() },
             shared_sockets,
             upstream_rest: self.upstream_rest,
-            send_proxy: self.send_proxy,
+            send_proxy: self.send_proxy.filter(|_| !self.fast_path),
+            fast_path: self.fast_path,
             transparent: false,
             tls: None,
         }
@@ -216,6 +220,7 @@ pub fn plain_backend(id: BackendId, endpoints: Vec<Endpoint>) -> Backend {
         shared_sockets: false,
         upstream_rest: 2_000,
         send_proxy: None,
+        fast_path: false,
         transparent: false,
         tls: None,
     }

@@ -65,6 +65,10 @@ pub enum Fault {
     SendFailed,
     OpenFailed,
     LateReply,
+    /// The kernel began to forward a flow, could not begin, or ended it.
+    Promoted,
+    NotPromoted,
+    Demoted,
 }
 
 impl State {
@@ -144,6 +148,9 @@ const REACHABLE: &[(Fault, &[State])] = {
         (F::SendFailed, &[Live]),
         (F::OpenFailed, &[Live]),
         (F::LateReply, &[Resting, Ending]),
+        (F::Promoted, &[Live]),
+        (F::NotPromoted, &[Live]),
+        (F::Demoted, &[Live]),
     ]
 };
 

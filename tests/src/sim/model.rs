@@ -145,6 +145,7 @@ impl Model {
                 7 => {
                     let at = rng.below(self.backends.len() as u64) as usize;
                     self.backends[at].shared_sockets ^= true;
+                    self.backends[at].fast_path ^= rng.per_mille(300);
                     self.backends[at].gone = some_gone(rng);
                 }
                 8 => {

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use config_sync::model::backend::FastPath;
 use config_sync::model::config::{self, Config, Cores};
 use config_sync::table::address::Address;
 
@@ -27,6 +28,7 @@ pub fn machine(facts: &Facts, config: Option<&Config>) -> Vec<Finding> {
     all.extend(clock(facts));
     all.extend(facts.cards.iter().flat_map(|card| queues(card, workers(facts, config))));
     all.extend(conntrack(facts));
+    all.push(fast_path(facts, config));
     all
 }
 
@@ -223,6 +225,21 @@ fn conntrack(facts: &Facts) -> Option<Finding> {
     ))
 }
 
+fn fast_path(facts: &Facts, config: Option<&Config>) -> Finding {
+    let check = "fast path";
+    let Err(error) = &facts.fast_path else {
+        return Finding::new(State::Ok, check, "the kernel can forward UDP flows (`fast_path`)");
+    };
+    let backends = || config.into_iter().flat_map(|config| &config.backends);
+    let asks = |path| backends().any(|backend| backend.fast_path() == path);
+    let state = match () {
+        () if asks(FastPath::Required) => State::Fault,
+        () if asks(FastPath::Auto) => State::Warning,
+        () => State::Note,
+    };
+    Finding::new(state, check, format!("the kernel forwards no UDP flows here: {error}"))
+}
+
 /// Checks of a machine against the listeners of a configuration.
 pub fn listeners(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut all = Vec::new();
@@ -278,6 +295,7 @@ mod tests {
         Facts {
             kernel: "6.12.1".into(),
             steering: Ok(()),
+            fast_path: Ok(()),
             cores: 4,
             quota: 4,
             files: 1 << 20,
@@ -338,6 +356,23 @@ mod tests {
         facts.capabilities = CAP_NET_ADMIN | CAP_IPC_LOCK;
         assert_eq!(worst(&facts, "net.core.rmem_max").0, State::Ok);
         assert_eq!(worst(&facts, "locked memory").0, State::Ok);
+    }
+
+    #[test]
+    fn the_fast_path_is_a_fault_only_where_it_is_required() {
+        let facts = Facts { fast_path: Err("no CAP_BPF".into()), ..fit() };
+        assert_eq!(worst(&facts, "fast path").0, State::Note);
+        for (word, state) in [("auto", State::Warning), ("required", State::Fault)] {
+            let text = format!(
+                "[[listeners]]\nname = \"a\"\nprotocol = \"UDP\"\naddress = \"10.0.0.1:1\"\n\
+                 [[routes]]\nname = \"a\"\nlisteners = [\"a\"]\nbackends = [{{ name = \"a\" }}]\n\
+                 [[backends]]\nname = \"a\"\nendpoints = [\"10.0.0.2:1\"]\nfast_path = \"{word}\"\n"
+            );
+            let config = config_sync::check::parse("a.toml", &text).expect("valid");
+            let all = machine(&facts, Some(&config));
+            let found = all.iter().find(|finding| finding.check == "fast path");
+            assert_eq!(found.map(|finding| finding.state), Some(state), "{all:?}");
+        }
     }
 
     #[test]

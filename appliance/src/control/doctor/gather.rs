@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::ring::Features;
+use crate::ring::bpf::FastPath;
 use crate::ring::listen::steering;
 
 /// The facts of a machine. A fact that can't be read is absent, and its check is left out.
@@ -22,6 +23,8 @@ pub struct Facts {
     pub features: Result<Features, String>,
     /// Whether listening sockets can spread clients over workers, or the error.
     pub steering: Result<(), String>,
+    /// Whether the kernel can forward UDP flows for this process, or the error.
+    pub fast_path: Result<(), String>,
     /// Cores that this process may use.
     pub cores: usize,
     /// As many cores as the CPU quota of the cgroup allows, if that is fewer.
@@ -83,6 +86,7 @@ impl Facts {
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
             features: Features::probe().map_err(|error| error.to_string()),
             steering: steering().map_err(|error| error.to_string()),
+            fast_path: FastPath::probe().map_err(|error| error.to_string()),
             cores: Machine::this().cores.len().max(1),
             quota: std::thread::available_parallelism().map_or(usize::MAX, usize::from),
             files: hard(Resource::RLIMIT_NOFILE),

@@ -336,6 +336,30 @@ pub(super) const METRICS: &[Metric] = &[
          that it has no flow from: dropped.",
     ),
     metric(
+        "ringway_fast_path_flows",
+        Gauge,
+        WORKER,
+        "UDP flows that the kernel forwards now (`fast_path`).",
+    ),
+    metric(
+        "ringway_fast_path_promotions_total",
+        Counter,
+        &[],
+        "Times that the kernel began to forward a UDP flow.",
+    ),
+    metric(
+        "ringway_fast_path_failures_total",
+        Counter,
+        &[],
+        "Times that the kernel could not begin to forward a UDP flow: the worker forwards it.",
+    ),
+    metric(
+        "ringway_fast_path_datagrams_total",
+        Counter,
+        &[],
+        "Datagrams that the kernel forwarded, both ways, of those that the listener counts too.",
+    ),
+    metric(
         "ringway_receive_buffers_free",
         Gauge,
         WORKER,

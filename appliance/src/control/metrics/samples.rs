@@ -117,6 +117,9 @@ impl Scrape<'_> {
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
         total("ringway_source_port_shortages_total", |worker| &worker.port_shortages);
         total("ringway_upstream_strangers_total", |worker| &worker.strangers);
+        total("ringway_fast_path_promotions_total", |worker| &worker.promotions);
+        total("ringway_fast_path_failures_total", |worker| &worker.promotions_failed);
+        total("ringway_fast_path_datagrams_total", |worker| &worker.carried);
         total("ringway_pipe_shortages_total", |worker| &worker.pipe_shortages);
         total("ringway_spliced_bytes_total", |worker| &worker.spliced);
         total("ringway_bulk_runs_total", |worker| &worker.bulk_runs);
@@ -136,6 +139,7 @@ impl Scrape<'_> {
                 ("ringway_session_slots", u64::from(self.limits.sessions)),
                 ("ringway_flow_slots_used", worker.flows.get()),
                 ("ringway_flow_slots", u64::from(self.limits.flows)),
+                ("ringway_fast_path_flows", worker.promoted.get()),
                 ("ringway_upstream_sockets_open", worker.upstreams.get()),
                 ("ringway_upstream_sockets_resting", worker.upstreams_resting.get()),
                 ("ringway_upstream_pairs", worker.pairs.get()),

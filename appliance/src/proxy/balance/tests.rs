@@ -53,6 +53,7 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
         shared_sockets: false,
         upstream_rest: 2_000,
         send_proxy: None,
+        fast_path: false,
         transparent: false,
         tls: None,
     }

@@ -23,6 +23,8 @@ pub struct Choice {
     pub interface: u32,
     pub role: Role,
     pub send_proxy: Option<SendProxy>,
+    /// The backend asks for the kernel's path.
+    pub fast_path: bool,
 }
 
 /// Chooses for a client of the route that sends to `port`. The endpoint counts the flow.
@@ -84,6 +86,7 @@ impl Choice {
                 _ => Role::Socket,
             },
             send_proxy: backend.send_proxy,
+            fast_path: backend.fast_path,
         })
     }
 }

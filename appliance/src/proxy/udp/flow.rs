@@ -37,6 +37,7 @@ pub struct Flow {
     pub last: u64,
     /// ICMP has said since the client's last datagram that the endpoint's port is closed.
     pub refused: bool,
+    pub promotion: Promotion,
     pub proxied: Option<Box<FlowHeader>>,
     /// The record of the client's source, if the listener limits sources.
     pub source: Option<SourceRecord>,
@@ -75,6 +76,27 @@ pub struct Batch {
 /// `flow_timeout`.
 pub const UNANSWERED: u64 = 2_000_000;
 
+/// Datagrams each way after which a flow is promoted. A promotion costs about as much as one
+/// datagram on the user path, so flows with few datagrams stay there.
+pub const PROMOTE_AFTER: u32 = 16;
+
+/// How a flow's datagrams are forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promotion {
+    /// By the worker, until the flow ends or gets another endpoint.
+    Never,
+    /// By the worker, until the client has sent so many datagrams.
+    After(u32),
+    /// By the kernel. The place among the promoted flows.
+    Kernel(u32),
+}
+
+impl Promotion {
+    pub fn is_due(self, sent: u32, replies: u32) -> bool {
+        matches!(self, Self::After(due) if sent >= due && replies >= PROMOTE_AFTER)
+    }
+}
+
 impl Sender {
     pub fn client(&self) -> SocketAddr {
         self.said.as_ref().map_or(self.peer, |said| said.source)
@@ -95,6 +117,11 @@ impl Flow {
         self.peer == sender.peer
             && self.local == sender.local
             && self.said().map(|said| said.source) == sender.said.as_ref().map(|said| said.source)
+    }
+
+    /// Whether the kernel forwards the flow's datagrams, or was asked to.
+    pub fn is_promoted(&self) -> bool {
+        matches!(self.promotion, Promotion::Kernel(_))
     }
 
     pub fn said(&self) -> Option<&Addresses> {

@@ -25,11 +25,11 @@ use crate::proxy::udp::choose::{
     route,
 };
 use crate::proxy::udp::dns_guard::datagram;
-use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Sender, listener_of};
+use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Promotion, Sender, listener_of};
 use crate::proxy::udp::forward::dropped;
 use crate::proxy::udp::ports::Ports;
 use crate::proxy::udp::shared_sockets::Pairs;
-use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, MOST_CLOSED, Role, Sweep};
+use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, MOST_CLOSED, Promoted, Role, Sweep};
 use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
 use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
@@ -46,6 +46,7 @@ impl Flows {
             flows: Slab::new(limit),
             upstreams: Slab::new(limit.saturating_add(SHARED_SOCKETS)),
             pairs: Pairs::new(limit.saturating_add(SHARED_SOCKETS), seed),
+            promoted: Promoted::default(),
             endpoints: Vec::new(),
             by_socket: Vec::new(),
             sweep: Sweep { next: 0, period: LONGEST_SWEEP, flow: 0, endpoint: 0 },
@@ -90,6 +91,7 @@ impl Flows {
         }
         self.leave_interfaces(&left);
         self.pairs.table_applied(table);
+        self.prepare_promotions(table);
         let sockets = table.sockets.iter().map(|socket| socket.id.index() + 1).max();
         if sockets.unwrap_or(0) > self.by_socket.len() {
             self.by_socket.resize(sockets.unwrap_or(0), 0);
@@ -102,6 +104,7 @@ impl Flows {
             .map_or(LONGEST_SWEEP, |timeout| micros(timeout) / 4)
             .clamp(SWEEP_STEP, LONGEST_SWEEP);
         self.sweep.next = self.sweep.next.min(now + SWEEP_STEP);
+        self.look_at_promoted(core);
         self.release_sockets(core);
     }
 
@@ -249,6 +252,9 @@ impl Flows {
                 self.unopened(core, token.slot, why);
             }
             Event::Closed => self.upstream_gone(core, token.slot),
+            Event::Promoted { .. } | Event::Carried(_) | Event::Demoted(_) => {
+                self.on_kernel(core, token, event);
+            }
             _ => {}
         }
     }
@@ -305,14 +311,16 @@ impl Flows {
 
     /// ICMP has told this socket that the endpoint's port is closed. The next datagram moves the
     /// flow to another endpoint.
-    pub fn refused(&mut self, core: &Core, slot: u32) {
+    pub fn refused(&mut self, core: &mut Core, slot: u32) {
         let Some(upstream) = self.upstreams.at(slot) else { return };
         let counters = core.counters.endpoint(upstream.endpoint);
         counters.refusals.add(1);
         counters.failures.add(1);
         self.endpoints[upstream.endpoint.index()].closed_until = core.now + CLOSED;
-        if let Some(flow) = self.flows.at_mut(upstream.flow) {
+        let slot = upstream.flow;
+        if let Some(flow) = self.flows.at_mut(slot) {
             flow.refused = true;
+            self.demote(core, slot);
         }
     }
 
@@ -382,6 +390,7 @@ impl Flows {
             opened: core.now,
             last: core.now,
             refused: false,
+            promotion: Promotion::Never,
             proxied: said.map(|_| Box::new(FlowHeader { said, ..FlowHeader::default() })),
             source: None,
         };
@@ -448,6 +457,9 @@ impl Flows {
         let upstream = self.upstream_for(core, &choice);
         flow.upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
         flow.introduce(core, choice.send_proxy);
+        if choice.fast_path {
+            flow.promotion = self.promotion_of(core, flow);
+        }
         Ok(())
     }
 
@@ -478,7 +490,11 @@ impl Flows {
     }
 
     pub fn end(&mut self, core: &mut Core, slot: u32, cause: impl Into<Cause>) {
-        let Cause { reason, detail, .. } = cause.into();
+        let cause = cause.into();
+        if self.ends_later(core, slot, &cause) {
+            return;
+        }
+        let Cause { reason, detail, .. } = cause;
         let handle = self.handle(slot);
         let Some(flow) = self.flows.remove(slot) else { return };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));

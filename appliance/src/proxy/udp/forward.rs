@@ -19,6 +19,7 @@ impl Flows {
         listener.to_endpoints.add(u64::from(batch.count));
         listener.bytes_up.add(u64::from(batch.bytes));
         core.counters.endpoint(flow.endpoint).bytes_up.add(u64::from(batch.bytes));
+        let is_due = flow.promotion.is_due(flow.sent, flow.replies);
         let (upstream, buffer, mut part) = (flow.upstream, batch.buffer, batch.part);
         if let Some(proxied) = &flow.proxied {
             part.head = proxied.say(&mut core.output);
@@ -33,6 +34,9 @@ impl Flows {
             }
         }
         core.push(self.upstream_token(upstream), op);
+        if is_due {
+            self.promote(core, slot);
+        }
     }
 
     /// `token`: the socket that received the reply. `slot`: the slot of that socket, or of the pair

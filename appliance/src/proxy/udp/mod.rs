@@ -7,6 +7,7 @@ pub mod flows;
 mod forward;
 mod moving;
 mod ports;
+mod promotion;
 mod resting;
 mod shared_sockets;
 pub mod state;

@@ -7,7 +7,7 @@ use crate::proxy::balance::Balancer;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::tables::Tables;
 use crate::proxy::udp::choose::{Choice, choose, route};
-use crate::proxy::udp::flow::{Flow, listener_of};
+use crate::proxy::udp::flow::{Flow, Promotion, listener_of};
 use crate::proxy::udp::state::{Flows, MOST_CLOSED};
 use crate::stats::records::{CloseReason, DropReason};
 
@@ -17,6 +17,10 @@ impl Flows {
     /// closed.
     pub fn route_again(&mut self, core: &mut Core, slot: u32) -> Result<(), DropReason> {
         let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
+        // A flow moves once it has been demoted, which is soon if it has to move.
+        if flow.is_promoted() {
+            return Ok(());
+        }
         if std::mem::take(&mut flow.refused) {
             self.leave_closed_port(core, slot);
         }
@@ -138,5 +142,10 @@ impl Flows {
             upstream.flow = slot;
         }
         self.rest(core, old);
+        let promotion = match self.flows.at(slot) {
+            Some(flow) if choice.fast_path => self.promotion_of(core, flow),
+            _ => Promotion::Never,
+        };
+        self.set_promotion(slot, promotion);
     }
 }

@@ -302,6 +302,7 @@ mod tests {
             shared_sockets: sources.is_some(),
             upstream_rest: 2_000,
             send_proxy: None,
+            fast_path: false,
             transparent: false,
             tls: None,
         };

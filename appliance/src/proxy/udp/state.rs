@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use config_sync::table::routing::EndpointId;
 use hashbrown::HashTable;
 
-use crate::contract::Token;
+use crate::contract::{Carried, Token};
+use crate::proxy::cause::Cause;
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::flow::Flow;
 use crate::proxy::udp::ports::{From, Ports};
@@ -26,6 +27,7 @@ pub struct Flows {
     pub flows: Slab<Flow>,
     pub upstreams: Slab<Upstream>,
     pub pairs: Pairs,
+    pub promoted: Promoted,
     /// By `EndpointId`.
     pub endpoints: Vec<EndpointState>,
     /// By `SocketId`: the number of flows.
@@ -124,4 +126,26 @@ pub struct Sweep {
     pub period: u64,
     pub flow: u32,
     pub endpoint: u32,
+}
+
+/// The promoted flows.
+#[derive(Debug, Default)]
+pub struct Promoted {
+    pub list: Vec<One>,
+    /// The place of the next flow to ask about.
+    pub next: usize,
+    /// A new table may have changed what the promoted flows need.
+    pub is_table_new: bool,
+}
+
+#[derive(Debug)]
+pub struct One {
+    /// The flow's slot.
+    pub slot: u32,
+    /// What was counted already.
+    pub seen: Carried,
+    /// The kernel was told to forward the flow no longer.
+    pub leaves: bool,
+    /// The flow ends when it is demoted, for this cause.
+    pub end: Option<Cause>,
 }

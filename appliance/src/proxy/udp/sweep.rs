@@ -53,7 +53,8 @@ impl Flows {
         for _ in 0..share(self.flows.high_water(), period) {
             let slot = self.sweep.flow;
             self.sweep.flow = (slot + 1) % self.flows.high_water();
-            if let Some(reason) = self.flows.at(slot).and_then(|flow| flow.over(core, crowded)) {
+            let flow = self.flows.at(slot).filter(|flow| !flow.is_promoted());
+            if let Some(reason) = flow.and_then(|flow| flow.over(core, crowded)) {
                 self.end(core, slot, reason);
             }
         }
@@ -69,6 +70,7 @@ impl Flows {
                 self.close_first(core, endpoint);
             }
         }
+        self.look_at_promoted(core);
         self.sweep.next = core.now + SWEEP_STEP;
     }
 

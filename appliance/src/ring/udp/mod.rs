@@ -5,5 +5,6 @@ mod control;
 mod files;
 mod message;
 mod path;
+pub mod promoted;
 mod train;
 pub mod upstreams;

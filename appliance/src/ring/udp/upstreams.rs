@@ -23,6 +23,7 @@ use crate::ring::udp::batch::{Down, Sends};
 use crate::ring::udp::control::{NAME, PKTINFO, control_room, parse_address, read_control};
 use crate::ring::udp::files::Files;
 use crate::ring::udp::path::{path_room, room_to};
+use crate::ring::udp::promoted::{Promoted, SharedPath};
 use crate::ring::udp::train::Train;
 use crate::ring::user_data::{UserData, What};
 use crate::stats::counters::Counters;
@@ -41,6 +42,7 @@ pub struct Udp {
     /// either.
     out_of_ports: Vec<(bool, Origin, u32)>,
     sends: Sends,
+    promoted: Promoted,
     down: Box<Shape>,
     up: Box<Shape>,
 }
@@ -77,9 +79,19 @@ impl Udp {
             arming: Vec::with_capacity(1024),
             out_of_ports: Vec::with_capacity(MOST_OUT_OF_PORTS),
             sends: Sends::new(limits.buffers, upstreams),
+            promoted: Promoted::default(),
             down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
             up: Shape::new(0, control_room(&[size_of::<i32>()])),
         })
+    }
+
+    pub fn use_path(&mut self, path: SharedPath) {
+        self.promoted.use_path(path);
+    }
+
+    /// `Promote`, `Tally` and `Demote` go there.
+    pub fn promoted(&mut self) -> &mut Promoted {
+        &mut self.promoted
     }
 
     pub fn buffers_free(&self) -> u64 {
@@ -124,15 +136,19 @@ impl Udp {
         queue: &Queue,
         turn: &mut Turn,
     ) -> Option<Why> {
+        let most = self.upstreams.len();
         let slot = &mut self.upstreams[token.slot as usize];
         assert_eq!(slot.life, Life::Free, "an upstream's slot is free before it is used again");
         if self.files.is_full() {
             turn.push(token, Event::OpenFailed { why: Why::NoFiles });
             return Some(Why::NoFiles);
         }
-        let files = &mut self.files;
+        let (files, promoted) = (&mut self.files, &mut self.promoted);
         let put = |fd: OwnedFd| {
-            let room = peer.map(|peer| path_room(fd.as_fd(), peer));
+            let room = peer.map(|peer| {
+                promoted.opened(token, fd.as_fd(), peer, most);
+                path_room(fd.as_fd(), peer)
+            });
             Ok((files.put(fd, queue)?, room))
         };
         match open().and_then(put) {

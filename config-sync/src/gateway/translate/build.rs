@@ -475,6 +475,7 @@ impl<'o> Pool<'o> {
             interface: None,
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
+            fast_path: None,
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
             health_check: values

@@ -40,6 +40,7 @@ impl Kernel {
     pub fn check_empty(&self) {
         assert!(self.sessions.is_empty(), "sessions never closed: {:?}", self.sessions);
         assert!(self.upstreams.is_empty(), "upstream sockets never closed: {:?}", self.upstreams);
+        assert!(self.promoted.is_empty(), "flows never demoted: {:?}", self.promoted);
         assert!(self.listening.is_empty(), "listening sockets never closed: {:?}", self.listening);
         assert!(self.buffers.is_empty(), "buffers never given back: {:?}", self.buffers);
         assert_eq!(self.pipes_used, 0, "pipes never given back");

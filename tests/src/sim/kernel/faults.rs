@@ -25,6 +25,7 @@ pub struct Faults {
     pub truncate: u32,
     pub send_fails: u32,
     pub open_fails: u32,
+    pub promote_fails: u32,
     /// Events of a slot's earlier generation.
     pub dead: u32,
 }
@@ -49,6 +50,7 @@ impl Faults {
             send_fails: some(50),
             open_fails: some(50),
             dead: some(300),
+            promote_fails: some(300),
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::sim::tcp::conn::{Conn, ConnId, EndpointMode};
 use crate::sim::tcp::session::Session;
 use crate::sim::udp::datagram::{Datagram, Exchange, HeldBuffer, Pair, Path};
 use crate::sim::udp::train::Train;
-use crate::sim::udp::upstream::{Upstream, Use};
+use crate::sim::udp::upstream::{Promoted, Upstream, Use};
 
 /// The events of one turn of the worker's loop, and the bytes that `Peeked` refers to.
 #[derive(Debug, Default)]
@@ -133,6 +133,10 @@ pub struct Kernel {
     pub(crate) endpoints: BTreeMap<SocketAddr, EndpointMode>,
     pub(crate) pipes_used: u32,
     pub(crate) upstreams: BTreeMap<u32, Upstream>,
+    /// Flows that the kernel forwards, by upstream slot.
+    pub(crate) promoted: BTreeMap<u32, Promoted>,
+    /// Datagrams that it has forwarded so.
+    pub carried: u64,
     /// Source ports that upstream sockets may have.
     pub ports: u32,
     /// When a source port may be asked for again after none was free, microseconds, and in which
@@ -199,6 +203,8 @@ impl Kernel {
             endpoints: BTreeMap::new(),
             pipes_used: 0,
             upstreams: BTreeMap::new(),
+            promoted: BTreeMap::new(),
+            carried: 0,
             ports: limits.flows + SHARED_SOCKETS,
             no_ports: (0, 0),
             rests: BTreeMap::new(),

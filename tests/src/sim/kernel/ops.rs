@@ -69,6 +69,9 @@ impl Kernel {
                 self.send_via(token, (buffer, part), via, (peer, local), turn);
             }
             Op::Recycle { buffer } => self.recycle(token, buffer),
+            Op::Promote { client, listener } => self.promote(token, (client, listener), turn),
+            Op::Tally => self.tally(token, turn),
+            Op::Demote => self.demote(token, turn),
             Op::CloseUpstream => self.close_upstream(token),
         }
     }

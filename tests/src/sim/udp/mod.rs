@@ -3,6 +3,7 @@
 pub mod datagram;
 mod open;
 mod peer;
+mod promoted;
 mod receive;
 mod send;
 pub mod train;

@@ -71,6 +71,7 @@ impl Kernel {
         if self.open_failed.contains(&token) {
             return;
         }
+        assert!(!self.promoted.contains_key(&token.slot), "CloseUpstream of a promoted flow");
         let upstream = self.upstream(token);
         upstream.closing = true;
         if token.generation > 0 && self.rng.per_mille(self.faults.dead) {

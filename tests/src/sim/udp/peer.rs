@@ -18,6 +18,9 @@ impl Kernel {
     /// A client sends; a socket that is not there, or is being closed, hears nothing.
     pub fn client_sends(&mut self, datagram: Datagram) {
         let id = datagram.exchange.socket;
+        if self.carries_up(datagram) {
+            return;
+        }
         let Some(socket) = self.listening.get_mut(&id).filter(|s| !s.ending) else { return };
         assert_eq!(socket.transport, Transport::Udp);
         if socket.received.len() < QUEUE {
@@ -28,6 +31,9 @@ impl Kernel {
 
     /// An endpoint answers whatever holds that source port now.
     pub fn endpoint_sends(&mut self, path: Path, datagram: Datagram) {
+        if self.carries_down(path, datagram) {
+            return;
+        }
         let upstream = self.upstream_at(path);
         let Some(upstream) = upstream else { return };
         let pair = path.local.map(|local| (path.endpoint, local));
@@ -57,6 +63,7 @@ impl Kernel {
 
     /// The flow of this exchange is over: its upstream socket rests from now on.
     pub fn flow_is_over(&mut self, client: SocketAddr) {
+        self.forwards_no_more(client);
         // The next flow of the client may begin anywhere.
         self.homes.retain(|exchange, _| exchange.source() != client);
         self.moves.retain(|(exchange, ..)| exchange.source() != client);

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use ringway::contract::Token;
+use ringway::contract::{Carried, Token};
 
 use crate::sim::coverage::State;
-use crate::sim::udp::datagram::{Datagram, Exchange, Pair};
+use crate::sim::udp::datagram::{Datagram, Exchange, Pair, Path};
 
 /// What the ring has of an upstream socket.
 #[derive(Debug)]
@@ -76,4 +76,12 @@ impl Use {
     pub(super) fn gives_way(&self, to: Exchange, now: u64, rest: u64) -> bool {
         self.exchange == to || self.ended.is_some_and(|ended| now >= ended + rest)
     }
+}
+
+/// A flow that the kernel forwards, by its upstream socket.
+#[derive(Debug)]
+pub(crate) struct Promoted {
+    pub(super) exchange: Exchange,
+    pub(super) path: Path,
+    pub(super) carried: Carried,
 }

@@ -203,7 +203,9 @@ impl World {
         if self.model.believes(socket, client.ip()) {
             datagram = self.kernel.proxied(exchange);
         }
-        let left = self.rng.scale(1, 30) as u32;
+        // Only flows with many datagrams are promoted.
+        let most = self.rng.pick(&[30, 30, 30, 200]);
+        let left = self.rng.scale(1, most) as u32;
         let pause = self.rng.scale(10, 500_000);
         self.carry_on(Action::Send { left, datagram, pause });
     }

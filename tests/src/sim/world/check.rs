@@ -388,10 +388,12 @@ impl Check {
             ("upstreams", &counters.upstreams),
             ("upstreams_resting", &counters.upstreams_resting),
             ("pairs", &counters.pairs),
+            ("promoted", &counters.promoted),
         ];
         for (name, gauge) in gauges {
             assert_eq!(gauge.get(), 0, "{name} after the end");
         }
+        assert_eq!(counters.carried.get(), kernel.carried, "what the kernel has forwarded");
         self.asked.at_the_end();
         self.check_sums(counters);
         self.check_datagrams(counters, kernel);

@@ -1,0 +1,23 @@
+//! Has the ring open the kernel's path for UDP flows when a configuration asks for the path.
+
+use config_sync::sync::fast_path::OpenFastPath;
+
+use crate::ring::SharedPath;
+use crate::ring::bpf::FastPath;
+
+const FORBIDDEN: &str = "this process began without a `fast_path` and has given up the right to \
+                         load programs into the kernel; start it again, or set `sandbox = false`";
+
+/// Opens the path with room for the flows of all workers. If the path is open, new interfaces get
+/// the program. `None`: the sandbox keeps the path out.
+pub fn opener(shared: Option<SharedPath>, flows: u32, workers: usize) -> OpenFastPath {
+    let flows = flows.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX));
+    Box::new(move || {
+        let Some(shared) = &shared else { return Err(FORBIDDEN.to_owned()) };
+        let result = match shared.get() {
+            Some(path) => path.attach(),
+            None => FastPath::open(flows).map(|path| _ = shared.set(path)),
+        };
+        result.map_err(|error| error.to_string())
+    })
+}

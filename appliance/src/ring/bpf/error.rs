@@ -1,0 +1,62 @@
+//! Explains why flows can't be forwarded in the kernel.
+
+use std::io;
+
+use crate::ring::bpf::assembler::Instruction;
+use crate::ring::bpf::calls;
+use crate::ring::bpf::program::LICENSE;
+
+/// The first kernel with links that attach a program to an interface.
+pub const SINCE: &str = "6.6";
+
+/// Why flows can't be forwarded in the kernel. The text tells the operator what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    #[error("this process may not load BPF programs ({0}): give it CAP_BPF and CAP_NET_ADMIN")]
+    Forbidden(&'static str),
+    #[error("Linux {SINCE} or newer is needed: this kernel attaches no program by a link (tcx)")]
+    TooOld,
+    #[error(
+        "the kernel looks up no routes for the program: run `sysctl net.ipv4.conf.lo.forwarding=1` \
+         or `sysctl net.ipv6.conf.lo.forwarding=1`, whichever IP version the flows have"
+    )]
+    NoRoutes,
+    #[error("the kernel's checker refuses the program: {0}")]
+    Refused(String),
+    #[error("{what}: {source}")]
+    Failed {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl BpfError {
+    pub fn failed(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Forbidden(what),
+            _ => Self::Failed { what, source },
+        }
+    }
+}
+
+/// Explains a failed load: loads again, and adds the end of what the kernel's checker says.
+pub fn failed_load(error: io::Error, code: &[Instruction]) -> BpfError {
+    if matches!(error.raw_os_error(), Some(libc::EPERM)) {
+        return BpfError::Forbidden("loading");
+    }
+    let mut log = vec![0; LOG];
+    // The maps' descriptors in the code are open, so this load fails as the first did.
+    _ = calls::program_load("ringway", code, LICENSE, &mut log);
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.trim_end_matches('\0').lines().rev().take(LINES).collect();
+    if lines.is_empty() {
+        return BpfError::Failed { what: "loading the program", source: error };
+    }
+    BpfError::Refused(lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
+}
+
+/// Bytes of the checker's log. A longer log fails the load too, and its end is missing.
+const LOG: usize = 1 << 20;
+/// Lines of it that an error shows.
+const LINES: usize = 6;

@@ -1,0 +1,268 @@
+//! UDP flows that the kernel forwards: a client, the gateway and servers, each in a network
+//! namespace of its own. Needs root, Linux 6.6, and rights to BPF.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Folder, Gateway, Launch, Metrics, Namespace, Server, binary, free_port, in_own_network,
+    program, wait_until,
+};
+
+const FORWARDING: &str =
+    "for v in ipv4 ipv6; do echo 1 > /proc/sys/net/$v/conf/lo/forwarding; done";
+
+/// The client's and the servers' namespaces, joined to the gateway's.
+struct World {
+    clients: Namespace,
+    servers: Namespace,
+}
+
+impl World {
+    fn new() -> Self {
+        let (clients, servers) = (Namespace::new(), Namespace::new());
+        clients.join("clients", "10.1.0", "fd01");
+        servers.join("servers", "10.2.0", "fd02");
+        program("sh", &["-c", FORWARDING]);
+        Self { clients, servers }
+    }
+
+    /// A server that puts its mark in front of what it sends back.
+    fn server(&self, address: &str, mark: u8) -> Server {
+        let at: SocketAddr = address.parse().expect("an address");
+        self.servers.run(move || {
+            Server::udp_at(at, move |socket, bytes, peer| {
+                let _ = socket.send_to(&[&[mark], bytes].concat(), peer);
+            })
+        })
+    }
+
+    fn player(&self, gateway: SocketAddr) -> Player {
+        let socket = self.clients.run(move || {
+            let any = if gateway.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).expect("a socket");
+            socket.connect(gateway).expect("connecting");
+            socket
+        });
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        Player { socket, number: 0, up: 0, down: 0 }
+    }
+}
+
+/// A client that plays a game: each move has an answer, which must have its bytes.
+struct Player {
+    socket: UdpSocket,
+    number: usize,
+    up: u64,
+    down: u64,
+}
+
+impl Player {
+    /// Makes so many moves. Returns the marks of the servers that answered, each once in a row.
+    fn play(&mut self, moves: usize) -> Vec<u8> {
+        let mut marks = Vec::new();
+        for _ in 0..moves {
+            self.number += 1;
+            // Some do not fit a packet, and the sockets put their fragments together.
+            let len = match self.number % 50 {
+                49 => 3_000,
+                _ => self.number * 37 % 1_300,
+            };
+            let sent: Vec<u8> =
+                (0..len).map(|at| (at * 7 + self.number).to_le_bytes()[0]).collect();
+            let mut bytes = [0; 4_096];
+            let got = self.ask(&sent, &mut bytes);
+            let got = got.unwrap_or_else(|| panic!("no answer to move {}", self.number));
+            assert_eq!(bytes[1..got], sent, "move {}", self.number);
+            marks.push(bytes[0]);
+        }
+        marks.dedup();
+        marks
+    }
+
+    fn ask(&mut self, sent: &[u8], bytes: &mut [u8]) -> Option<usize> {
+        self.socket.send(sent).ok()?;
+        self.up += sent.len() as u64;
+        let got = self.socket.recv(bytes).ok()?;
+        self.down += got as u64;
+        Some(got)
+    }
+}
+
+fn config(name: &str, gateway: SocketAddr, endpoint: &str, word: &str) -> String {
+    let endpoint = endpoint.parse().expect("an address");
+    listener(name, "UDP", gateway, "")
+        + &route(name, name, &[(name, 1)], "")
+        + &backend(name, [endpoint], &format!("fast_path = \"{word}\""))
+}
+
+fn promotions(metrics: &Metrics) -> u64 {
+    metrics.value("ringway_fast_path_promotions_total", &[])
+}
+
+fn carried(gateway: &Gateway) -> u64 {
+    gateway.metrics().value("ringway_fast_path_datagrams_total", &[])
+}
+
+fn flows(gateway: &Gateway) -> u64 {
+    gateway.metrics().series("ringway_fast_path_flows").iter().sum()
+}
+
+/// The addresses of the gateway, and of two servers, for each IP version.
+fn places() -> [(SocketAddr, [&'static str; 2]); 2] {
+    let port = free_port();
+    let at = |ip: &str| SocketAddr::new(ip.parse().expect("an address"), port);
+    [
+        (at("10.1.0.1"), ["10.2.0.2:9000", "10.2.0.2:9001"]),
+        (at("fd01::1"), ["[fd02::2]:9000", "[fd02::2]:9001"]),
+    ]
+}
+
+/// Both IP versions: what the kernel forwards is whole, counted, in the log, and follows a reload.
+#[test]
+fn long_lived_flows_are_forwarded_in_the_kernel() {
+    in_own_network(|| {
+        let world = World::new();
+        let places = places();
+        let config = |endpoint: usize| -> String {
+            let of = |(name, (at, servers)): (&&str, &(SocketAddr, [&str; 2]))| {
+                config(name, *at, servers[endpoint], "required")
+            };
+            let both: String = ["four", "six"].iter().zip(&places).map(of).collect();
+            format!("lame_duck = \"1s\"\n{both}")
+        };
+        let servers: Vec<_> = places
+            .iter()
+            .flat_map(|(_, at)| [world.server(at[0], 0), world.server(at[1], 1)])
+            .collect();
+        let gateway = Gateway::start(&config(0));
+        let mut players: Vec<_> = places.iter().map(|(at, _)| world.player(*at)).collect();
+        for player in &mut players {
+            assert_eq!(player.play(100), [0]);
+        }
+        assert_eq!(promotions(&gateway.metrics()), 2);
+        assert_eq!(flows(&gateway), 2);
+        let served: Vec<_> = servers.iter().map(Server::served).collect();
+        for player in &mut players {
+            assert_eq!(player.play(1_000), [0]);
+        }
+        // All but the fragments, which are one of 50 moves, both ways.
+        wait_until("the kernel's datagrams were counted", || carried(&gateway) >= 3_900);
+        assert_eq!(servers[0].served(), served[0] + 1_000);
+        // Counters are right while the flows live.
+        let label = |side| [("listener", "four"), ("side", side)];
+        let bytes = |side| gateway.metrics().value("ringway_relayed_bytes_total", &label(side));
+        let (up, down) = (players[0].up, players[0].down);
+        wait_until("bytes", || (bytes("client"), bytes("endpoint")) == (up, down));
+        // The endpoints leave: the flows move, on the user path, and are promoted again.
+        gateway.reload(&config(1));
+        std::thread::sleep(Duration::from_millis(1_100));
+        for player in &mut players {
+            assert_eq!(player.play(200), [1]);
+        }
+        wait_until("both are promoted again", || promotions(&gateway.metrics()) == 4);
+        let lines = gateway.stop();
+        let lines: Vec<_> = lines.iter().filter(|line| line.text("reason").is_some()).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        for (name, player) in ["four", "six"].iter().zip(&players) {
+            let line = lines.iter().find(|line| line.text("listener") == Some(name));
+            let line = line.expect("the flow's line");
+            let logged = (line.number("bytes_up"), line.number("bytes_down"));
+            assert_eq!(logged, (player.up, player.down), "{name}");
+        }
+    });
+}
+
+/// A flow whose datagrams the kernel forwards is not silent, and ends when it is.
+#[test]
+fn a_promoted_flow_ends_when_it_is_silent() {
+    in_own_network(|| {
+        let world = World::new();
+        let (at, servers) = places()[0];
+        let _server = world.server(servers[0], 0);
+        let config = config("main", at, servers[0], "auto");
+        let timeout = "protocol = \"UDP\"\nflow_timeout = \"2s\"";
+        let gateway = Gateway::start(&config.replace("protocol = \"UDP\"", timeout));
+        let mut player = world.player(at);
+        for _ in 0..50 {
+            player.play(4);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(flows(&gateway), 1);
+        let line = gateway.closed_for("flow_timeout");
+        assert_eq!((line.number("bytes_up"), line.number("bytes_down")), (player.up, player.down));
+        wait_until("the kernel has forgotten the flow", || flows(&gateway) == 0);
+        assert_eq!(player.play(50), [0], "as another flow");
+    });
+}
+
+/// A gateway that is killed leaves nothing in the kernel that forwards, and the next one starts.
+#[test]
+fn a_killed_gateway_leaves_no_program() {
+    in_own_network(|| {
+        let world = World::new();
+        let (at, servers) = places()[0];
+        let server = world.server(servers[0], 0);
+        let config = config("main", at, servers[0], "required");
+        let mut gateway = Gateway::start(&config);
+        let mut player = world.player(at);
+        player.play(200);
+        assert_eq!(flows(&gateway), 1);
+        gateway.signal(Signal::SIGKILL);
+        wait_until("its end", || gateway.ended().is_some());
+        let served = server.served();
+        player.socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+        for _ in 0..10 {
+            assert_eq!(player.ask(b"anybody?", &mut [0; 64]), None);
+        }
+        assert_eq!(server.served(), served, "nothing is forwarded");
+        let gateway = Gateway::start(&config);
+        let mut player = world.player(at);
+        assert_eq!(player.play(200), [0]);
+        assert_eq!((promotions(&gateway.metrics()), flows(&gateway)), (1, 1));
+    });
+}
+
+/// Root without the right to BPF, which is a part of CAP_SYS_ADMIN too.
+const NO_BPF: [&str; 2] = ["setpriv", "--bounding-set=-cap_39,-sys_admin"];
+
+#[test]
+fn without_the_right_to_it_it_says_so() {
+    in_own_network(|| {
+        let world = World::new();
+        let (at, servers) = places()[0];
+        let _server = world.server(servers[0], 0);
+        let text = |word| config("main", at, servers[0], word);
+        let folder = Folder::new();
+        let file = folder.write("ringway.toml", &text("required"));
+        let started = |wrapper: &[&str]| {
+            let output = Command::new(wrapper[0])
+                .args(&wrapper[1..])
+                .arg(binary())
+                .args(["run", "--config"])
+                .arg(&file)
+                .stdin(Stdio::null())
+                .output()
+                .expect("starting");
+            assert_eq!(output.status.code(), Some(1));
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        let said = started(&NO_BPF);
+        assert!(said.contains("fast_path: \"required\" can't be had"), "{said}");
+        assert!(said.contains("give it CAP_BPF and CAP_NET_ADMIN"), "{said}");
+        program("sh", &["-c", &FORWARDING.replace('1', "0")]);
+        let said = started(&["env"]);
+        assert!(said.contains("sysctl net.ipv4.conf.lo.forwarding=1"), "{said}");
+        program("sh", &["-c", FORWARDING]);
+        // Where it is not required, workers forward.
+        let gateway = Launch::default().under(&NO_BPF).start(&text("auto"));
+        assert!(gateway.stderr().contains("workers forward all UDP flows"), "{}", gateway.stderr());
+        assert_eq!(world.player(at).play(100), [0]);
+        let metrics = gateway.metrics();
+        assert_eq!(promotions(&metrics), 0);
+        assert_eq!(metrics.value("ringway_datagrams_received_total", &[("side", "client")]), 100);
+    });
+}
