@@ -110,9 +110,9 @@ fn is_in_proportion(counts: &Counts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The data plane is built as in a release. All other code is that of the tests, because it would take
-/// minutes to build it again: what the data plane takes of it is generic or `#[inline]`, and so
-/// compiled with the data plane.
+/// The data plane is built as in a release. All other code is that of the tests, because it would
+/// take minutes to build it again: what the data plane takes of it is generic or `#[inline]`, and
+/// so compiled with the data plane.
 const PROFILE: [&str; 6] = [
     "profile.test.package.data-plane.codegen-units=1",
     "profile.test.package.data-plane.opt-level=3",

@@ -24,7 +24,7 @@ use crate::control::client::arguments::Output;
 use crate::control::client::diff;
 use crate::control::client::verbs::Verb;
 use crate::control::doctor::{self, State};
-use crate::control::output::{BadConfig, Exit, fast_path, features, print};
+use crate::control::output::{BadConfig, Exit, completions, fast_path, features, print};
 use crate::control::own_log::{self, LogFormat, LogLevel, LogTo};
 use crate::control::process::{self, Origin, Start};
 use crate::control::time_of_day::unix_seconds;
@@ -445,11 +445,7 @@ impl Cli {
                 diff::run(&given(file, gateways.options())?, &output)
             }
             Command::Live(verb) => verb.run(),
-            Command::Completions { shell } => {
-                let mut text = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "ringway", &mut text);
-                print(&String::from_utf8(text)?)
-            }
+            Command::Completions { shell } => print(&completions(shell, Self::command())?),
             Command::Man { directory } => clap_mangen::generate_to(Self::command(), &directory)
                 .with_context(|| directory.display().to_string()),
             Command::Docs { topic } => print(&docs::text(topic.as_deref())?),

@@ -14,10 +14,16 @@ pub fn opener(shared: Option<SharedPath>, flows: u32, workers: usize) -> OpenFas
     let flows = flows.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX));
     Box::new(move || {
         let Some(shared) = &shared else { return Err(FORBIDDEN.to_owned()) };
-        let result = match shared.get() {
-            Some(path) => path.attach(),
-            None => FastPath::open(flows).map(|path| _ = shared.set(path)),
+        let Some(path) = shared.get() else {
+            let opened = FastPath::open(flows).map_err(|error| error.to_string())?;
+            _ = shared.set(opened);
+            return Ok(());
         };
-        result.map_err(|error| error.to_string())
+        // The path works, so a new interface that refuses the program is no reason to refuse a
+        // configuration.
+        if let Err(error) = path.attach() {
+            tracing::warn!("new interfaces have no `fast_path`: {error}");
+        }
+        Ok(())
     })
 }

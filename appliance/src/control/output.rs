@@ -4,6 +4,8 @@ use std::any::Any;
 use std::io::{self, Write as _};
 
 use anyhow::{Context as _, anyhow};
+use clap::Command;
+use clap_complete::Shell;
 
 use crate::ring::Features;
 use crate::ring::bpf::{FastPath, SINCE};
@@ -21,6 +23,13 @@ pub fn features(features: &Features) -> String {
         text.push_str(&format!("{name:<20} {since:<6} {state:<8} {used_for}\n"));
     }
     text
+}
+
+/// The program that completes `command`'s words in a shell.
+pub fn completions(shell: Shell, mut command: Command) -> anyhow::Result<String> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command, "ringway", &mut text);
+    Ok(String::from_utf8(text)?)
 }
 
 /// The line of the kernel's path for UDP flows, under the features of io_uring.

@@ -18,9 +18,12 @@ use crate::wire::hand_over::{Name, What};
 /// More than any socket unit has. The variable of the environment may say anything.
 const MOST: usize = 65_536;
 
+/// The sockets, each with its name.
+pub type Passed = Vec<(String, OwnedFd)>;
+
 /// Takes the sockets, each with its name (`FileDescriptorName=`). Nobody else may have opened a
 /// file by these numbers, so this comes early, and once.
-pub fn take() -> Vec<(String, OwnedFd)> {
+pub fn take() -> Passed {
     let number = |name| env::var(name).ok()?.parse::<usize>().ok();
     let is_ours = number("LISTEN_PID") == usize::try_from(std::process::id()).ok();
     let count = number("LISTEN_FDS").filter(|count| is_ours && *count <= MOST).unwrap_or(0);
@@ -32,7 +35,7 @@ pub fn take() -> Vec<(String, OwnedFd)> {
 
 /// Gives those that fit an address of `config` to whoever opens the address. The log says which do
 /// not fit, and they are closed.
-pub fn sort(passed: Vec<(String, OwnedFd)>, config: &Config, sockets: &mut Sockets) {
+pub fn sort(passed: Passed, config: &Config, sockets: &mut Sockets) {
     sockets.passed = !passed.is_empty();
     for (number, (name, socket)) in (0..).zip(passed) {
         match fitting(&name, &socket, config) {

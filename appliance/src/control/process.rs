@@ -54,7 +54,7 @@ use crate::control::fd_store::FdStore;
 use crate::control::id::Run;
 use crate::control::live::Live;
 use crate::control::output::{self, BadConfig, panic_message};
-use crate::control::passed;
+use crate::control::passed::{self, Passed};
 use crate::control::pid_file::PidFile;
 use crate::control::privileges;
 use crate::control::run::{Control, Phase, Running, SPARE, Signals};
@@ -119,17 +119,18 @@ pub fn run(origin: Origin, start: Start) -> anyhow::Result<()> {
     thread::Builder::new()
         .name("ringway-control".into())
         .spawn(move || {
+            // Before anything opens a file.
+            let passed = passed::take();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(control(origin, start))
+            runtime.block_on(control(origin, start, passed))
         })
         .context("the control thread")?
         .join()
         .unwrap_or_else(|panic| bail!("the control thread died: {}", panic_message(&*panic)))
 }
 
-async fn control(origin: Origin, start: Start) -> anyhow::Result<()> {
+async fn control(origin: Origin, start: Start, passed: Passed) -> anyhow::Result<()> {
     let signals = Signals::take().context("signals")?;
-    let passed = passed::take();
     // Later another program may have this name.
     let program = std::env::current_exe().context("the path of this program")?;
     let (source, options, is_watched, allow_empty) = match origin {

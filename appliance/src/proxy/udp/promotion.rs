@@ -21,13 +21,17 @@ const PROMOTE_AGAIN: u32 = 1_024;
 /// Microseconds within which the proxy asks about each promoted flow.
 const ROUND: u64 = 1_000_000;
 
+/// Counts in a row after which a flow is demoted whose one side is not heard: somewhere the
+/// datagrams may get addresses that the kernel's path does not know, by NAT.
+const MOST_ONE_SIDED: u8 = 3;
+
 /// The maximum number of promoted flows that one step looks at.
 const MOST_LOOKS: usize = 8_192;
 
 impl Flows {
     /// Makes room for promoted flows if the table asks for them. Without that, no memory is used.
     pub fn prepare_promotions(&mut self, table: &RoutingTable) {
-        self.promoted.is_table_new = true;
+        self.promoted.unchecked = self.promoted.list.len();
         if table.backends.iter().any(|backend| backend.fast_path) {
             let most = (self.flows.len() + self.flows.room()) as usize;
             self.promoted.list.reserve_exact(most - self.promoted.list.len());
@@ -69,7 +73,9 @@ impl Flows {
         let (client, listener) = (flow.peer, flow.bound(core));
         let token = self.upstream_token(flow.upstream);
         let place = u32::try_from(self.promoted.list.len()).expect("no more than flows");
-        let one = One { slot, seen: Carried::default(), leaves: false, end: None };
+        let ways = (flow.sent, flow.replies);
+        let seen = Carried::default();
+        let one = One { slot, seen, ways, one_sided: 0, leaves: false, end: None };
         self.promoted.list.push(one);
         self.set_promotion(slot, Promotion::Kernel(place));
         core.counters.promoted.set(self.promoted.list.len() as u64);
@@ -127,6 +133,8 @@ impl Flows {
                 let over = self.flows.at(slot).and_then(|flow| flow.over(core, false));
                 if let Some(reason) = over {
                     self.end(core, slot, reason);
+                } else if self.promoted.list[place as usize].one_sided >= MOST_ONE_SIDED {
+                    self.demote(core, slot);
                 }
             }
             Event::Demoted(carried) => {
@@ -153,6 +161,11 @@ impl Flows {
         let small = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         flow.sent = flow.sent.saturating_add(small(up));
         flow.replies = flow.replies.saturating_add(small(down));
+        let ways = std::mem::replace(&mut one.ways, (flow.sent, flow.replies));
+        one.one_sided = match (flow.sent - ways.0, flow.replies - ways.1) {
+            (PROMOTE_AFTER.., 0) | (0, PROMOTE_AFTER..) => one.one_sided.saturating_add(1),
+            _ => 0,
+        };
         flow.bytes_up += bytes_up;
         flow.bytes_down += bytes_down;
         if up + down > 0 {
@@ -180,7 +193,8 @@ impl Flows {
         }
         core.counters.promoted.set(self.promoted.list.len() as u64);
         let flow = self.flows.at(slot)?;
-        let again = match self.may_promote(core, flow) {
+        let may_again = one.one_sided < MOST_ONE_SIDED && self.may_promote(core, flow);
+        let again = match may_again {
             true => Promotion::After(flow.sent.saturating_add(PROMOTE_AGAIN)),
             false => Promotion::Never,
         };
@@ -200,10 +214,14 @@ impl Flows {
     pub fn look_at_promoted(&mut self, core: &mut Core) {
         let all = self.promoted.list.len();
         let steps = usize::try_from(ROUND / SWEEP_STEP).unwrap_or(1);
-        let is_table_new = self.promoted.is_table_new;
-        let share = if is_table_new { all } else { all.div_ceil(steps) };
-        self.promoted.is_table_new &= share > MOST_LOOKS;
-        for _ in 0..share.min(MOST_LOOKS) {
+        let is_table_new = self.promoted.unchecked > 0;
+        let share = if is_table_new { self.promoted.unchecked } else { all.div_ceil(steps) };
+        let share = share.min(all).min(MOST_LOOKS);
+        self.promoted.unchecked = match self.promoted.unchecked.min(all) {
+            unchecked if unchecked > share => unchecked - share,
+            _ => 0,
+        };
+        for _ in 0..share {
             let place = self.promoted.next % all;
             self.promoted.next = place + 1;
             let One { slot, leaves, .. } = self.promoted.list[place];

@@ -134,8 +134,9 @@ pub struct Promoted {
     pub list: Vec<One>,
     /// The place of the next flow to ask about.
     pub next: usize,
-    /// A new table may have changed what the promoted flows need.
-    pub is_table_new: bool,
+    /// How many flows have not been looked at since the last table, which may have changed what
+    /// they need.
+    pub unchecked: usize,
 }
 
 #[derive(Debug)]
@@ -144,6 +145,10 @@ pub struct One {
     pub slot: u32,
     /// What was counted already.
     pub seen: Carried,
+    /// The flow's datagrams at the last count: of the client, and of the endpoint.
+    pub ways: (u32, u32),
+    /// Counts in a row that found datagrams of one side alone.
+    pub one_sided: u8,
     /// The kernel was told to forward the flow no longer.
     pub leaves: bool,
     /// The flow ends when it is demoted, for this cause.

@@ -253,6 +253,8 @@ pub fn test_run(
         flags: u32,
         cpu: u32,
         batch: u32,
+        /// In place of padding, which need not be zero: the kernel takes other bytes for a wish.
+        unused: u32,
     }
     // `struct __sk_buff`, with its fields `ifindex` and `gso_size`.
     let mut context = [0_u8; 192];
@@ -276,6 +278,7 @@ pub fn test_run(
         flags: if checks_sum { 4 } else { 0 },
         cpu: 0,
         batch: 0,
+        unused: 0,
     };
     // SAFETY: all pointers are valid for the sizes beside them. The kernel writes its results into
     // the structure, which is why the pointer comes from a mutable place.

@@ -111,7 +111,10 @@ impl Map {
     fn read(&self, entry: &Entry, call: Call) -> Count {
         let mut value = [0; MOST_VALUE];
         let key = &entry.from[..self.version.key()];
-        if call(self.fd.as_fd(), key, &mut value[..self.version.value()]).is_err() {
+        if let Err(error) = call(self.fd.as_fd(), key, &mut value[..self.version.value()]) {
+            if error.raw_os_error() != Some(libc::ENOENT) {
+                tracing::error!("the kernel's path for UDP flows: an entry can't be read: {error}");
+            }
             return Count::default();
         }
         let start = usize::from(self.version.counters().unsigned_abs());

@@ -36,6 +36,8 @@ pub struct FastPath {
     ipv4: Map,
     ipv6: Map,
     program: OwnedFd,
+    /// Whether the kernel looks up routes for the program: IPv4, IPv6.
+    routes: [bool; 2],
     /// By the number of the interface. Dropping a link takes the program off the interface.
     links: Mutex<BTreeMap<u32, OwnedFd>>,
 }
@@ -71,10 +73,11 @@ impl FastPath {
         let code = program(ipv4.as_raw_fd(), ipv6.as_raw_fd());
         let program = calls::program_load("ringway", &code, LICENSE, &mut []);
         let program = program.map_err(|error| failed_load(error, &code))?;
-        if !["ipv4", "ipv6"].into_iter().any(looks_up_routes) {
+        let routes = ["ipv4", "ipv6"].map(looks_up_routes);
+        if routes == [false, false] {
             return Err(BpfError::NoRoutes);
         }
-        Ok(Self { ipv4, ipv6, program, links: Mutex::default() })
+        Ok(Self { ipv4, ipv6, program, routes, links: Mutex::default() })
     }
 
     /// Attaches the program to interfaces that have come since the last call. Interfaces that have
@@ -113,8 +116,12 @@ impl FastPath {
     ///
     /// # Errors
     ///
-    /// The addresses are not of one IP version, a map is full, or another flow has the addresses.
+    /// The addresses are not of one IP version, the kernel looks up no routes of that version, a
+    /// map is full, or another flow has the addresses.
     pub fn promote(&self, ways: &Ways) -> io::Result<()> {
+        if !self.routes[usize::from(ways.endpoint.is_ipv6())] {
+            return Err(io::ErrorKind::NetworkUnreachable.into());
+        }
         let (map, up, down) = self.entries(ways)?;
         map.insert(&up)?;
         map.insert(&down).inspect_err(|_| _ = map.take(&up))

@@ -13,6 +13,7 @@ use crate::ring::bpf::calls::{self, Ran};
 use crate::ring::bpf::entry::Ways;
 use crate::ring::bpf::program::REDIRECT;
 use crate::ring::bpf::{BpfError, FastPath};
+use crate::ring::sys::confine::confine_worker;
 
 const CASES: u32 = 100_000;
 
@@ -357,6 +358,19 @@ fn can_check_sum(path: &FastPath, interface: u32) -> bool {
 }
 
 #[test]
+fn a_confined_worker_promotes_asks_and_demotes() {
+    in_network(|path| {
+        confine_worker().expect("this kernel has filters");
+        let flow = flows()[0];
+        for _ in 0..2 {
+            path.promote(&flow).expect("the addresses are free");
+            assert_eq!(path.carried(&flow), Carried::default());
+            path.demote(&flow);
+        }
+    });
+}
+
+#[test]
 fn packets_are_forwarded_as_the_model_says() {
     in_network(|path| {
         let flows = flows();
@@ -378,7 +392,9 @@ fn packets_are_forwarded_as_the_model_says() {
             let gso_size = u32::try_from(packet.gso_size).expect("small");
             let ran =
                 calls::test_run(path.program.as_fd(), (interface, gso_size), &bytes, checks_sum);
-            let ran = ran.unwrap_or_else(|error| panic!("case {case}: {packet:?}: {error}"));
+            let ran = ran.unwrap_or_else(|error| {
+                panic!("case {case}, {} bytes: {packet:?}: {error}", bytes.len())
+            });
             let model = model(&packet, flow, up);
             check(&ran, &packet, model.as_ref(), case);
             if model.is_some() {
