@@ -128,8 +128,8 @@ fn client_hello(key_share: usize, fragment: usize) -> Vec<u8> {
 // ---- Configurations ----
 
 #[library_benchmark]
+#[bench::of_100(configuration(100))]
 #[bench::of_400(configuration(400))]
-#[bench::of_4000(configuration(4_000))]
 fn configure(text: String) -> String {
     let config = check::parse("instructions", &text).expect("a good configuration");
     compile(&config, &mut Names::new(), 1).expect("its parts fit");
