@@ -153,8 +153,8 @@ impl Gateway {
         Launch::default().start(config)
     }
 
-    /// The processes whose command line names a file of this gateway's, such as those that have
-    /// taken its sockets over.
+    /// The gateways whose command line names a file of this one, such as those that have taken its
+    /// sockets over. A verb that speaks to it is none.
     pub fn line(&self) -> Vec<u32> {
         let folder = self.folder.file("").display().to_string();
         let processes = std::fs::read_dir("/proc").expect("it is mounted").filter_map(Result::ok);
@@ -162,7 +162,8 @@ impl Gateway {
             .filter_map(|process| process.file_name().to_str()?.parse().ok())
             .filter(|process: &u32| {
                 let words = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&words).contains(&folder)
+                let words = String::from_utf8_lossy(&words);
+                words.contains(&folder) && words.split('\0').any(|word| word == "run")
             })
             .collect()
     }
