@@ -283,13 +283,16 @@ fn an_endpoint_that_was_ejected_starts_slowly() {
     let its = Arc::clone(&fails);
     let first = Server::tcp(move |mut stream| {
         if its.load(Ordering::SeqCst) {
+            // Once the gateway has seen the connection: after a failed connect, workers would let
+            // the endpoint rest for 10 s, which is longer than the ejection.
+            std::thread::sleep(Duration::from_millis(100));
             _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         } else if stream.write_all(b"a").is_ok() {
             echo(stream);
         }
     });
     let address = free_address();
-    let keys = "slow_start = \"8s\"\neject = { failures = 3, window = \"10s\", base = \"2s\" }";
+    let keys = "slow_start = \"4s\"\neject = { failures = 3, window = \"10s\", base = \"2s\" }";
     let config = listener("main", "TCP", address, "")
         + &route("main", "main", &[("main", 1)], "")
         + &backend("main", [first.address, second.address], keys);
