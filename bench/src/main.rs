@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod compare;
+mod contention;
 mod cpu;
 mod fairness;
 mod gateway;
@@ -37,6 +38,8 @@ enum Command {
     Compare(compare::Options),
     /// The report of one comparison or several, made anew from their results.json.
     Report(report::Options),
+    /// What workers of one process wait for each other for: descriptors, counts, memory.
+    Contention(contention::Options),
     /// Latency of a 64-byte ping beside 8 bulk streams on one worker, with the turn budget
     /// (`limits.turn_bytes`) and without.
     Fairness(fairness::Options),
@@ -56,6 +59,7 @@ fn main() -> anyhow::Result<()> {
     match arguments.command {
         Command::Compare(options) => compare::run(&arguments.ringway, &options),
         Command::Report(options) => report::run(&options),
+        Command::Contention(options) => contention::run(&options),
         Command::Fairness(options) => fairness::run(&arguments.ringway, &options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Baseline(options) => peers::run_baseline(&options),

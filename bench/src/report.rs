@@ -8,9 +8,11 @@ use clap::Args;
 
 use crate::results::Results;
 
+mod added;
 mod chart;
 pub mod claims;
 mod markdown;
+mod numbers;
 mod palette;
 mod plots;
 
