@@ -137,7 +137,7 @@ fn patroni(at: &str, own: &str, programs: &str) -> String {
          restapi: {{listen: '{at}:8008', connect_address: '{at}:8008'}}\n\
          etcd3: {{host: '10.0.0.21:2379'}}\n\
          bootstrap:\n  \
-           dcs: {{ttl: 20, loop_wait: 1, retry_timeout: 3}}\n  \
+           dcs: {{ttl: 30, loop_wait: 1, retry_timeout: 10}}\n  \
            initdb: [{{encoding: UTF8}}, {{auth: trust}}, no-sync]\n  \
            pg_hba: [host all all 0.0.0.0/0 trust, host replication all 0.0.0.0/0 trust]\n\
          postgresql:\n  \
@@ -145,7 +145,7 @@ fn patroni(at: &str, own: &str, programs: &str) -> String {
            data_dir: {own}{at}\n  bin_dir: {programs}\n  pgpass: {own}{at}.pgpass\n  \
            authentication:\n    superuser: {{username: postgres, password: none}}\n    \
              replication: {{username: follower, password: none}}\n  \
-           parameters: {{unix_socket_directories: {own}, fsync: 'off'}}\n"
+           parameters: {{unix_socket_directories: '', fsync: 'off'}}\n"
     )
 }
 
