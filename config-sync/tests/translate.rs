@@ -432,7 +432,7 @@ spec:
   listener: {idleTimout: 8h, acceptProxy: {form: [10.1.0.0/16], from: [10.0.0.0/8]}}
 ";
     let said = faults(&folder, &format!("{GOOD}{policy}"));
-    let at = "a.yaml:26: document 5: L4Policy default/p: spec.listener.";
+    let at = "a.yaml:27: document 5: L4Policy default/p: spec.listener.";
     assert_eq!(
         said.lines().collect::<Vec<_>>(),
         [

@@ -1,6 +1,6 @@
 //! Any YAML is Kubernetes objects or faults with their places, both by the strict way of files and
-//! by the tolerant way of what a cluster has. Whatever the objects say, they come to a configuration
-//! that fits together, and the TOML that is printed of it means the same.
+//! by the tolerant way of what a cluster has. Whatever the objects say, they come to a
+//! configuration that fits together, and the TOML that is printed of it means the same.
 #![no_main]
 
 use std::sync::OnceLock;
