@@ -14,6 +14,7 @@ mod fairness;
 mod gateway;
 mod instructions;
 mod load;
+mod moves;
 mod net;
 mod outcome;
 mod peers;
@@ -43,6 +44,9 @@ enum Command {
     /// Latency of a 64-byte ping beside 8 bulk streams on one worker, with the turn budget
     /// (`limits.turn_bytes`) and without.
     Fairness(fairness::Options),
+    /// The share of clients that get another endpoint when an endpoint or a gateway comes or goes:
+    /// tables and plots. Nothing is timed.
+    Moves(moves::Options),
     /// Instructions of the proxy's hot paths (`cargo bench`), compared with what is committed in
     /// `bench/instructions.toml`.
     Instructions(instructions::Options),
@@ -61,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         Command::Report(options) => report::run(&options),
         Command::Contention(options) => contention::run(&options),
         Command::Fairness(options) => fairness::run(&arguments.ringway, &options),
+        Command::Moves(options) => moves::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Baseline(options) => peers::run_baseline(&options),
         Command::Load(options) => load::run(&options),
