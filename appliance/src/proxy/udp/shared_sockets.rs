@@ -291,6 +291,7 @@ mod tests {
             queue: None,
             connect_timeout: 1,
             connect_attempts: 1,
+            rest: 10_000,
             options: SocketOptions {
                 nodelay: true,
                 keepalive: 0,
