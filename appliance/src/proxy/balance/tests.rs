@@ -20,6 +20,7 @@ fn route(weights: &[(u32, u32)]) -> Route {
         id: RouteId(0),
         name: "r".into(),
         access: None,
+        limit: None,
         balance: RouteBalance::RoundRobin,
         on_unavailable: OnUnavailable::Refuse,
         backends,
@@ -40,6 +41,7 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
         turns: turns(&vec![1; endpoints as usize]),
         loads: (0..endpoints).map(|_| Some(load(NO_LIMIT))).collect(),
         queue: None,
+        limit: None,
         connect_timeout: 1,
         connect_attempts: 3,
         options: SocketOptions {
