@@ -104,7 +104,7 @@ impl Site {
         let folder = Folder::new();
         let [plain, refusing, resetting, secure, ending, datagrams, deaf, empty] =
             std::array::from_fn(|_| free_address());
-        let config = forward("TCP", plain, [tcp.address], "")
+        let config = forward("TCP", plain, [tcp.address], "limit = { sessions = 10_000 }")
             + &listener("refusing", "TCP", refusing, "")
             + &route("refusing", "refusing", &[("nobody", 1)], "")
             + &backend("nobody", [nobody], "queue = 5")

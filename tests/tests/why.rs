@@ -11,6 +11,7 @@ use config_sync::compile::whole;
 use config_sync::machine::Machine;
 use config_sync::model::config::Config;
 use config_sync::model::endpoint::{Resolved, Standing};
+use config_sync::table::limit::Place;
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, Transport};
 use ringway::contract::{BufferId, Event, Kind, Op, Side, Stop, Token};
 use ringway::control::why::asked::{Client, Running, Speaks};
@@ -59,6 +60,11 @@ fn admission(rng: &mut Rng) -> String {
     }
 }
 
+fn top(rng: &mut Rng) -> String {
+    let total = if one_in(rng, 16) { "limits.total_sessions = 1\n" } else { "" };
+    format!("{total}[[shared_limits]]\nname = \"all\"\nsessions = 1\n")
+}
+
 fn listeners(rng: &mut Rng) -> String {
     let mut text = String::new();
     // The records of sources are some megabytes, so few configurations have them.
@@ -87,6 +93,7 @@ fn listeners(rng: &mut Rng) -> String {
             if limits && one_in(rng, 2) {
                 text += "limit_source = { sessions = 2, new_per_second = 1, burst = 2 }\n";
             }
+            text += if one_in(rng, 16) { "limit = \"all\"\n" } else { "" };
             if protocol != "TLS" && one_in(rng, 8) {
                 text += "accept_proxy = { from = [\"10.8.0.0/16\"], only = true }\n";
             }
@@ -120,6 +127,9 @@ fn listeners(rng: &mut Rng) -> String {
                 format!("{{ name = \"{kind}{backend}\", weight = {weight} }}")
             });
             text += &format!("backends = [{}]\n", shares.collect::<Vec<_>>().join(", "));
+            if one_in(rng, 16) {
+                text += "limit = { sessions = 1, new_per_second = 1 }\n";
+            }
         }
     }
     text
@@ -163,6 +173,9 @@ fn backends(rng: &mut Rng) -> String {
             ));
         }
         text += &format!("endpoints = [{}]\n", endpoints.join(", "));
+        if one_in(rng, 16) {
+            text += rng.pick(&["limit = \"all\"\n", "limit = { sessions = 1 }\n"]);
+        }
     }
     text
 }
@@ -210,10 +223,16 @@ fn client(rng: &mut Rng, table: &RoutingTable) -> Option<Client> {
 }
 
 /// Other sessions of the client's source, at the same time.
-fn earlier_sessions(rng: &mut Rng, table: &RoutingTable, client: &Client, now: u64) {
+fn earlier_sessions(rng: &mut Rng, table: &RoutingTable, client: &Client, now: u64) -> Vec<Place> {
+    let listeners = table.listeners.iter().filter_map(|of| of.limit.as_ref());
+    let routes = table.routes.iter().filter_map(|of| of.limit.as_ref());
+    let backends = table.backends.iter().filter_map(|of| of.limit.as_ref());
+    let limits = table.total.iter().chain(listeners).chain(routes).chain(backends);
+    let limits: Vec<_> = limits.filter(|_| one_in(rng, 3)).collect();
+    let places: Vec<_> = limits.iter().filter_map(|limit| limit.enter(now).ok()).collect();
     let listener = table.listeners.iter().find(|of| *of.name == *client.listener);
     let limit = listener.and_then(|of| of.limit_source.as_ref());
-    let Some(limit) = limit.filter(|_| one_in(rng, 2)) else { return };
+    let Some(limit) = limit.filter(|_| one_in(rng, 2)) else { return places };
     for _ in 0..=rng.below(2) {
         // Some go on, and others have ended.
         if let Ok(Some(record)) = limit.enter(client.address.ip(), now)
@@ -222,6 +241,7 @@ fn earlier_sessions(rng: &mut Rng, table: &RoutingTable, client: &Client, now: u
             limit.records.leave(record);
         }
     }
+    places
 }
 
 /// What the proxy does with a client.
@@ -484,7 +504,7 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
     while used < CONFIGURATIONS {
         tried += 1;
         assert!(tried < 4 * CONFIGURATIONS, "most configurations have faults: {used} of {tried}");
-        let text = listeners(&mut rng) + &backends(&mut rng);
+        let text = top(&mut rng) + &listeners(&mut rng) + &backends(&mut rng);
         let Ok(config) = parse_for("f", &text, &machine) else { continue };
         let Some(table) = table(&mut rng, &config) else { continue };
         used += 1;
@@ -494,7 +514,7 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
                 Speaks::Silent => IS_SILENT,
                 Speaks::Tls | Speaks::NotTls => 1,
             };
-            earlier_sessions(&mut rng, &table, &client, now);
+            let _places = earlier_sessions(&mut rng, &table, &client, now);
             let running = Running { table: &table, config: &config, endpoints: &[], now };
             let answer = why(&running, &client).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
             let waits_for_header = answer
@@ -525,6 +545,7 @@ fn why_says_what_the_proxy_does_in_1000_random_configurations() {
         "waits",
         "source_denied",
         "source_limit",
+        "limit",
         "hello_invalid",
         "hello_timeout",
         "unknown_server_name",

@@ -133,6 +133,10 @@ const FIXED: [&str; 11] = [
     "admin.overrides_file",
 ];
 
+/// Keys of those tables that a reload changes.
+const REREAD: [&str; 3] =
+    ["limits.total_sessions", "limits.memory_percent", "limits.memory_readiness"];
+
 pub fn diff(running: &Running, candidate: &Value) -> Diff {
     let (old, new) = (&running.config, candidate);
     let mut changes = settings(old, new);
@@ -171,7 +175,7 @@ fn settings(old: &Value, new: &Value) -> Vec<Change> {
     let is_fixed = |key: &str| {
         let begins = |fixed: &&str| key == *fixed || key.starts_with(&format!("{fixed}."));
         // A reload changes only `open` of the access log.
-        FIXED.iter().any(begins)
+        FIXED.iter().any(begins) && !REREAD.contains(&key)
             || key.starts_with("access_log.")
                 && key != "access_log.open"
                 && !key.starts_with("access_log.sample")

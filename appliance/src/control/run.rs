@@ -28,6 +28,7 @@ use crate::control::fd_store::FdStore;
 use crate::control::line_of::line;
 use crate::control::live::Live;
 use crate::control::looking::Looking;
+use crate::control::memory::Memory;
 use crate::control::output::{BadConfig, panic_message};
 use crate::control::pid_file::PidFile;
 use crate::control::spare_files::SpareFiles;
@@ -90,6 +91,9 @@ pub struct Control {
     pub health_shown: Instant,
     /// When unused ids were last looked for.
     pub retired: Instant,
+    pub memory: Memory,
+    /// When the memory was last looked at.
+    pub memory_seen: Instant,
 }
 
 /// A worker, as the control thread sees the worker.
@@ -270,6 +274,7 @@ impl Control {
     /// True once all workers have ended.
     fn tick(&mut self, looking: &mut Looking) -> anyhow::Result<bool> {
         self.board.beat();
+        self.look_at_memory();
         self.upgrade_tick();
         if !self.upgrade.is_under_way()
             && looking.under_way.is_none()

@@ -12,6 +12,7 @@ mod closing;
 mod core;
 mod drain;
 mod gone;
+mod held;
 mod log_limit;
 mod of_endpoint;
 pub mod parting;
@@ -35,9 +36,11 @@ use config_sync::table::request::{Request, What};
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};
+use crate::proxy::cause::Cause;
 use crate::proxy::closing::Closing;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::drain::Draining;
+use crate::proxy::held::Scope;
 use crate::proxy::parting::Parting;
 use crate::proxy::requests::{Held, Requests};
 use crate::proxy::slab::Slab;
@@ -343,23 +346,21 @@ impl Proxy {
         let timeouts = Timeouts { hello: socket.hello_timeout, ..NO_TIMEOUTS };
         let protocol = if first.hello { Protocol::Tls } else { Protocol::Tcp };
         let listener = tables::sole_listener(table, socket);
-        let session = Session::new((id, protocol), client, local, core.now, timeouts);
-        let Some((slot, generation)) = self.sessions.insert(session) else {
-            core.push(Token::socket(id), Op::Refuse { incoming });
-            let reason = CloseReason::SessionLimit as usize;
-            match listener.map(|listener| core.counters.listener(listener)) {
-                Some(counters) => {
-                    counters.opened.add(1);
-                    counters.refused[reason].add(1);
-                }
-                None => core.counters.unmatched[reason].add(1),
+        let mut session = Session::new((id, protocol), client, local, core.now, timeouts);
+        let total = session.held.enter(Scope::Process, table.total.as_deref(), core.unix_micros());
+        let place = match total {
+            _ if core.counters.overloaded.get() > 0 => Err(CloseReason::Overload.into()),
+            Ok(()) => self.sessions.insert(session).ok_or_else(|| CloseReason::SessionLimit.into()),
+            Err(over) => Err(Scope::Process.refusal(over)),
+        };
+        let (slot, generation) = match place {
+            Ok(place) => place,
+            Err(Cause { reason, detail, .. }) => {
+                core.push(Token::socket(id), Op::Refuse { incoming });
+                let record = SessionRecord::new(protocol, id, (client, local), core.now, core.now);
+                let reason = Some(reason);
+                return turn_away(core, SessionRecord { listener, reason, detail, ..record });
             }
-            return core.log(SessionRecord {
-                listener,
-                refused: true,
-                reason: Some(CloseReason::SessionLimit),
-                ..SessionRecord::new(protocol, id, (client, local), core.now, core.now)
-            });
         };
         let token = Token { kind: Kind::Session, slot, generation };
         core.push(token, Op::Adopt { incoming });
@@ -370,4 +371,18 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Counts and logs a client for whom there is no session.
+fn turn_away(core: &mut Core, record: SessionRecord) {
+    if let Some(reason) = record.reason {
+        match record.listener.map(|listener| core.counters.listener(listener)) {
+            Some(counters) => {
+                counters.opened.add(1);
+                counters.refused[reason as usize].add(1);
+            }
+            None => core.counters.unmatched[reason as usize].add(1),
+        }
+    }
+    core.log(SessionRecord { refused: true, ..record });
 }

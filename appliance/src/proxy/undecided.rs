@@ -1,6 +1,7 @@
 //! Sessions whose clients have not said where they want to go: a PROXY header, a request for TLS, a
-//! ClientHello or a handshake is to come. When the session table is nearly full, the one that has
-//! waited longest makes room, so that clients who are slow on purpose keep nobody out.
+//! ClientHello or a handshake is to come. When the session table is nearly full, or the process has
+//! nearly `limits.total_sessions`, the one that has waited longest makes room, so that clients who
+//! are slow on purpose keep nobody out.
 
 use std::collections::VecDeque;
 
@@ -31,11 +32,14 @@ impl Undecided {
         self.0.push_back(token);
     }
 
-    /// Closes the session that has waited longest, if the table is nearly full and the session has
-    /// waited for longer than there is room for.
+    /// Closes the session that has waited longest, if there is hardly room for more and the session
+    /// has waited for longer than there is room for.
     pub fn make_room(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
-        let reserve = (sessions.limit() / RESERVE).max(1);
-        let Some(patience) = patience(sessions.room(), reserve) else { return };
+        let (mut most, mut room) = (sessions.limit(), sessions.room());
+        if let Some(total) = &core.tables.current().total {
+            (most, room) = (most.min(total.sessions), room.min(total.room()));
+        }
+        let Some(patience) = patience(room, (most / RESERVE).max(1)) else { return };
         while let Some(token) = self.0.front().copied() {
             if let Some(session) = waits(sessions, token) {
                 if core.now - session.opened < patience {

@@ -29,6 +29,11 @@ pub struct Counters {
     pub rearms: Counter,
     /// Receives that ended because no buffer was free.
     pub buffer_shortages: Counter,
+    /// Times that a direction of a TCP session had to wait for bytes that a limit allows.
+    pub byte_delays: Counter,
+    /// The control thread's word: 1 while nothing new may begin, because the memory is nearly used
+    /// up.
+    pub overloaded: Counter,
     /// Receive buffers for datagrams that the kernel holds now.
     pub buffers_free: Counter,
     /// Completions that did not fit the completion queue. The kernel keeps them, which costs time.
@@ -237,6 +242,8 @@ impl Counters {
             unpaced: Counter::default(),
             streams: Counter::default(),
             buffer_shortages: Counter::default(),
+            byte_delays: Counter::default(),
+            overloaded: Counter::default(),
             buffers_free: Counter::default(),
             cq_overflows: Counter::default(),
             pipe_shortages: Counter::default(),

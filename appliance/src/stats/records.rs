@@ -281,9 +281,15 @@ words! {
             "The last connection attempt took longer than `connect_timeout`.",
         SessionLimit = "session_limit": "The worker's session or flow table is full.",
         ListenerLimit = "listener_limit": "The listener has reached `max_sessions`.",
+        Limit = "limit":
+            "The listener, route or backend has as many sessions as its `limit` allows, or gets \
+             them too fast; or the process has `limits.total_sessions`. The detail says which.",
+        Overload = "overload":
+            "The memory that the process may use is nearly used up (`limits.memory_percent`).",
         CrowdedOut = "crowded_out":
-            "The worker's session table was nearly full, and of the clients that had not said \
-             where to go (ClientHello, PROXY header, handshake) this one had waited longest.",
+            "The worker's session table was nearly full, or the process had nearly \
+             `limits.total_sessions`, and of the clients that had not said where to go \
+             (ClientHello, PROXY header, handshake) this one had waited longest.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
              (`limit_source`).",
@@ -317,10 +323,16 @@ words! {
         EndpointsFull = "endpoints_full":
             "Every endpoint of the backend that could be picked has its `max_sessions`.",
         SourceLimit = "source_limit":
-            "The client's source has as many flows as it may have, or opens them or sends too fast \
-             (`limit_source`).",
+            "The client's source has as many flows as it may have, or opens them, sends or is sent \
+             too fast (`limit_source`).",
         FlowLimit = "flow_limit":
             "The worker's flow table or the listener's `max_sessions` is full.",
+        Limit = "limit":
+            "The listener, route or backend has as many flows as its `limit` allows, or gets them \
+             or bytes too fast; or the process has `limits.total_sessions`.",
+        Overload = "overload":
+            "The memory that the process may use is nearly used up (`limits.memory_percent`), and \
+             the datagram would have begun a flow.",
         NoSocket = "no_socket":
             "No upstream socket: source ports, files or resting sockets ran out.",
         NoSource = "no_source":

@@ -3,6 +3,7 @@
 pub(crate) mod alpn;
 mod endpoints;
 mod fallback;
+mod limits;
 mod users;
 pub(crate) mod warnings;
 
@@ -63,6 +64,7 @@ pub(crate) fn check(config: &Config, broken: &Broken) -> Vec<Problem> {
     check.distinct("listener", &listeners);
     check.distinct("route", &routes);
     check.distinct("backend", &backends);
+    check.shared_limits(config, broken);
     check.sockets(&config.listeners);
     let (listeners, backends) = (set(&listeners), set(&backends));
     for route in &config.routes {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::check::limits;
 use crate::model::backend::Backend;
 use crate::model::config::Config;
 use crate::model::endpoint::Endpoint;
@@ -50,6 +51,14 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
                     "no route names this backend; remove the backend, or name it in a route",
                 ),
             );
+        }
+    }
+    let used = names(limits::named(config));
+    for limit in &config.shared_limits {
+        if !used.contains(limit.name.value.as_str()) {
+            let message = "nothing has this limit; remove it, or write `limit` with its name into \
+                           a listener, route or backend";
+            found.push(limit.name.problem(message));
         }
     }
 }

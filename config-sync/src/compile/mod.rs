@@ -2,6 +2,7 @@
 //! always gives the same table.
 
 pub mod admission;
+mod limits;
 pub mod names;
 pub mod tls;
 pub mod whole;
@@ -14,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::check::{self, alpn, hosts_on};
 use crate::compile::admission::Admitted;
-use crate::compile::names::{Names, too_many};
+use crate::compile::names::{LimitKey, Names, too_many};
 use crate::compile::tls::expiry::OwnedBy;
 use crate::compile::tls::load::{Loader, Owner};
 use crate::compile::whole::Whole;
@@ -31,11 +32,12 @@ use crate::table::alpn::{AlpnChoice, ByAlpn};
 use crate::table::fnv::Fnv;
 use crate::table::load::NO_LIMIT;
 use crate::table::ranges::{Access, ByPrefix};
+use crate::table::rate::Rate;
 use crate::table::routing::{
     self, AcceptProxy, BackendId, Balance, Bound, Drain, Fallback, Hosts, ListenerId, NO_ROUTE,
     OnUnavailable, Protocol, RouteId, RoutingTable, SocketId,
 };
-use crate::table::source_limit::{self, Rate};
+use crate::table::source_limit;
 use crate::table::terminator::{Originator, Terminator};
 
 /// Compiles the table of this generation as if every endpoint were up and no name were resolved.
@@ -80,6 +82,7 @@ pub fn whole(config: &Config, resolved: &Resolved, names: &mut Names) -> Result<
         lame_duck: config.lame_duck,
         gone: Arc::default(),
         sources: compile.names.known_sources().cloned(),
+        total: compile.total(),
         drain: None,
         handed_over: Arc::default(),
         log_opens: config.access_log.open,
@@ -247,6 +250,7 @@ impl Compile<'_> {
                 max_sessions: listener.max_sessions,
                 taken: (listener.max_sessions > 0).then(|| self.names.taken(id)),
                 limit_source: self.limit_source(id, listener),
+                limit: self.limit(listener.limit.as_ref(), LimitKey::Listener, &listener.name),
                 access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),
                 by_source: Vec::new(),
@@ -265,16 +269,22 @@ impl Compile<'_> {
         let asked = listener.limit_source.as_ref()?;
         let opening = asked.new_per_second.map(|rate| (rate, asked.burst.unwrap_or(rate)));
         let datagrams = asked.datagrams_per_second.map(|rate| (rate, rate));
-        let rate = |(per_second, burst)| Rate::new(per_second, burst);
+        let rate = |(per_second, burst): (u32, u32)| Rate::new(per_second.into(), burst.into());
+        let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
+        let records = self.names.sources();
+        if bytes.is_some() {
+            records.count_bytes();
+        }
         Some(Box::new(source_limit::SourceLimit {
             key: id.0,
             sessions: asked.sessions.unwrap_or(NO_LIMIT),
             opening: opening.map(rate),
             datagrams: datagrams.map(rate),
+            bytes,
             prefix_v4: asked.prefix_v4,
             prefix_v6: asked.prefix_v6,
             except: asked.except.as_slice().into(),
-            records: self.names.sources(),
+            records,
         }))
     }
 
@@ -360,6 +370,7 @@ impl Compile<'_> {
                 id: RouteId(self.given(id, &route.name, "routes")),
                 name: route.name.value.as_str().into(),
                 access: self.admitted.routes.get(&route.name.value).cloned(),
+                limit: self.limit(route.limit.as_ref(), LimitKey::Route, &route.name),
                 balance: route.balance,
                 on_unavailable: route.on_unavailable.unwrap_or(OnUnavailable::Refuse),
                 backends: shares.collect(),
@@ -386,6 +397,7 @@ impl Compile<'_> {
                     most,
                     timeout: backend.queue_timeout.as_ref().map_or(QUEUE_TIMEOUT, |at| at.value),
                 }),
+                limit: self.limit(backend.limit.as_ref(), LimitKey::Backend, &backend.name),
                 balance: Balance::RoundRobin,
                 connect_timeout: backend.connect_timeout,
                 connect_attempts: backend.connect_attempts,

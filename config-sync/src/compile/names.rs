@@ -14,7 +14,7 @@
 //! Backends have to wait for their endpoints.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
@@ -24,6 +24,7 @@ use crate::compile::tls::expiry::Expiry;
 use crate::compile::tls::tickets::Tickets;
 use crate::model::place::Problem;
 use crate::table::address::EndpointAddress;
+use crate::table::limit::Usage;
 use crate::table::load::{Line, SharedCount, Taken};
 use crate::table::routing::{
     BackendId, Bound, EndpointId, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, MAX_ROUTES,
@@ -50,6 +51,8 @@ pub struct Names {
     lines: BTreeMap<BackendId, Arc<Line>>,
     /// The sessions of listeners that have a limit.
     taken: BTreeMap<ListenerId, Arc<Taken>>,
+    /// What is in use of the limits of parts, for as long as a table or session has it.
+    usages: BTreeMap<LimitKey, Weak<Usage>>,
     /// `None`: no listener has limited its sources so far.
     sources: Option<Arc<SourceRecords>>,
     pub(crate) tickets: Tickets,
@@ -59,6 +62,16 @@ pub struct Names {
     pub(crate) latest: Vec<Expiry>,
     expiries: Vec<Expiry>,
     pub(crate) doubts: Vec<Problem>,
+}
+
+/// Whose limit it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LimitKey {
+    Process,
+    Listener(String),
+    Route(String),
+    Backend(String),
+    Shared(String),
 }
 
 /// Says who may still refer to ids that have left the tables.
@@ -96,6 +109,7 @@ impl Names {
             called: BTreeMap::new(),
             lines: BTreeMap::new(),
             taken: BTreeMap::new(),
+            usages: BTreeMap::new(),
             sources: None,
             tickets: Tickets::default(),
             loaded: Cache::default(),
@@ -139,6 +153,7 @@ impl Names {
         for id in self.backends.retire(in_use, now, |id, _| named.contains(&id)) {
             self.lines.remove(&BackendId(id));
         }
+        self.usages.retain(|_, usage| usage.strong_count() > 0);
         let routes = self.routes.retire(in_use, now, |id, _| (in_use.route)(RouteId(id)));
         Retired {
             listeners: listeners.into_iter().map(ListenerId).collect(),
@@ -156,6 +171,16 @@ impl Names {
     /// id.
     pub(crate) fn taken(&mut self, id: ListenerId) -> Arc<Taken> {
         Arc::clone(self.taken.entry(id).or_default())
+    }
+
+    /// What is in use of a limit. It is the same while anybody has it.
+    pub(crate) fn usage(&mut self, key: LimitKey) -> Arc<Usage> {
+        let known = self.usages.entry(key).or_default();
+        known.upgrade().unwrap_or_else(|| {
+            let usage = Arc::default();
+            *known = Arc::downgrade(&usage);
+            usage
+        })
     }
 
     /// The line of the backend's waiting sessions. The line is the same while the backend has its

@@ -47,11 +47,12 @@ impl Options {
         let machine = Machine::this();
         let (file, text) = base;
         let base = check::parse_for(file, text, &machine).map_err(|error| error.to_string())?;
-        let Config { listeners, routes, backends, .. } = &base;
-        if !listeners.is_empty() || !routes.is_empty() || !backends.is_empty() {
+        let Config { listeners, routes, backends, shared_limits, .. } = &base;
+        let has_parts = !listeners.is_empty() || !routes.is_empty() || !backends.is_empty();
+        if has_parts || !shared_limits.is_empty() {
             return Err(format!(
-                "{file}: listeners, routes and backends come from the YAML files beside it; a TOML \
-                 file among them has the other keys only"
+                "{file}: listeners, routes and backends come from the YAML files beside it, and \
+                 have no shared_limits; a TOML file among them has the other keys only"
             ));
         }
         let given = self.node_addresses.clone();

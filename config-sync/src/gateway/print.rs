@@ -1,13 +1,12 @@
 //! Writes a configuration as TOML with the same meaning, and statuses as YAML.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde_json::json;
 
 use crate::gateway::print_check;
 use crate::gateway::print_values::{
-    admin, dns_guard, duration, endpoint, escaped, inline, list, quoted,
+    addresses_of, admin, dns_guard, duration, endpoint, escaped, inline, limit, list, memory,
+    quoted, shared_limit, sources,
 };
 use crate::gateway::status::{StatusOf, merge};
 use crate::model::admission::{Admission, Ranges};
@@ -22,12 +21,11 @@ use crate::model::place::At;
 use crate::model::resolver::{DnsTransport, NameServer, Resolver};
 use crate::model::route::{Route, Takes};
 use crate::model::tls::{Certificate, ClientAuth, MinVersion, Origination, Pem, Termination};
-use crate::table::address::{Address, UNIX_CLIENT};
+use crate::table::address::UNIX_CLIENT;
 use crate::table::routing::{
-    Limits, OnRefusal, OnTruncation, Protocol, RouteBalance, SendProxy, SocketOptions, Sources,
+    Limits, OnRefusal, OnTruncation, Protocol, RouteBalance, SendProxy, SocketOptions,
 };
 use crate::toml::backend::{BALANCES, FAST_PATHS};
-use crate::toml::bind::MOST_PORTS;
 use crate::toml::listener::{ON_REFUSAL, ON_TRUNCATION, STARTTLS};
 use crate::toml::{gone, proxy, route, tls};
 
@@ -44,6 +42,10 @@ pub fn toml(config: &Config, place: &mut dyn FnMut(&Pem) -> Option<String>) -> S
     }
     for backend in &config.backends {
         print.backend(backend);
+    }
+    for limit in &config.shared_limits {
+        print.table("shared_limits");
+        print.put(&shared_limit(limit));
     }
     print.text
 }
@@ -125,6 +127,7 @@ impl Print<'_> {
         }
         let Limits { sessions, flows, buffers, pipes, turn_bytes, bulk_bytes } = config.limits;
         let limits = [
+            ("total_sessions", config.total_sessions),
             ("sessions", sessions),
             ("flows", flows),
             ("buffers", buffers.into()),
@@ -133,7 +136,8 @@ impl Print<'_> {
             ("bulk_bytes", bulk_bytes),
         ];
         let asked = limits.iter().filter(|(_, limit)| *limit != 0);
-        let asked: Vec<_> = asked.map(|(key, limit)| (*key, limit.to_string())).collect();
+        let mut asked: Vec<_> = asked.map(|(key, limit)| (*key, limit.to_string())).collect();
+        asked.extend(memory(config));
         if !asked.is_empty() {
             self.line("limits", &inline(asked));
         }
@@ -219,6 +223,7 @@ impl Print<'_> {
             self.line("max_sessions", &listener.max_sessions.to_string());
         }
         self.if_given("limit_source", listener.limit_source.as_ref().map(ToString::to_string));
+        self.if_given("limit", listener.limit.as_ref().map(limit));
         if let Some(At { value: AcceptProxy { from, only }, .. }) = &listener.accept_proxy {
             let sender = |range: &IpNet| match range {
                 range if *range == IpNet::from(UNIX_CLIENT.ip()) => quoted(proxy::UNIX_SENDER),
@@ -272,6 +277,7 @@ impl Print<'_> {
             self.line("sources", &list(sources));
         }
         self.admission(&route.admission);
+        self.if_given("limit", route.limit.as_ref().map(limit));
         if route.balance != RouteBalance::RoundRobin {
             let word = route::BALANCES.iter().find(|(_, known)| *known == route.balance);
             self.line("balance", &quoted(word.map_or("", |(word, _)| word)));
@@ -304,6 +310,7 @@ impl Print<'_> {
         if let Some(timeout) = &backend.queue_timeout {
             self.duration("queue_timeout", true, timeout.value, QUEUE_TIMEOUT);
         }
+        self.if_given("limit", backend.limit.as_ref().map(limit));
         if !backend.source.is_empty() {
             let source = backend.source.iter().map(|source| quoted(&sources(source.value)));
             self.line("source", &list(source));
@@ -509,43 +516,6 @@ impl Print<'_> {
     fn put(&mut self, text: &str) {
         self.text.push_str(text);
     }
-}
-
-/// The addresses in their TOML form. Consecutive ports of one address become ranges.
-fn addresses_of<'a>(addresses: impl Iterator<Item = &'a Address>) -> Vec<String> {
-    let mut ranges: Vec<(&Address, u16)> = Vec::new();
-    for address in addresses {
-        if let (Some(of), Some((first, more))) = (address.ip(), ranges.last_mut())
-            && let Some(mut next) = first.ip()
-            && let Some(port) = next.port().checked_add(*more + 1)
-            && *more + 1 < MOST_PORTS
-        {
-            next.set_port(port);
-            if next == of {
-                *more += 1;
-                continue;
-            }
-        }
-        ranges.push((address, 0));
-    }
-    let text = |(first, more): (&Address, u16)| match first.ip() {
-        Some(at) if more > 0 => format!("{first}-{}", at.port() + more),
-        _ => first.to_string(),
-    };
-    ranges.into_iter().map(text).collect()
-}
-
-/// One address, or the prefix of several. Their number is a power of two, because they were read
-/// from a prefix.
-fn sources(sources: Sources) -> String {
-    if sources.count <= 1 {
-        return sources.first.to_string();
-    }
-    let length = match sources.first {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    };
-    format!("{}/{}", sources.first, length - sources.count.ilog2())
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! Single values as TOML.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use crate::model::config::{ADMIN_ADDRESS, Config};
+use crate::model::config::{ADMIN_ADDRESS, Config, MEMORY_PERCENT};
 use crate::model::endpoint::Endpoint;
-use crate::table::address::UnixPath;
-use crate::table::routing::DnsGuard;
+use crate::model::limit::{LimitOf, SharedLimit};
+use crate::table::address::{Address, UnixPath};
+use crate::table::routing::{DnsGuard, Sources};
+use crate::toml::bind::MOST_PORTS;
 use crate::toml::dns_guard::SLIP;
 
 /// The keys of `admin` that are not as by default.
@@ -34,6 +37,14 @@ pub(super) fn admin(config: &Config) -> Vec<(&'static str, String)> {
         keys.push(("endpoint_labels", "false".to_owned()));
     }
     keys
+}
+
+/// The keys of `limits` about memory that are not as by default.
+pub(super) fn memory(config: &Config) -> Vec<(&'static str, String)> {
+    let percent = (config.memory_percent != MEMORY_PERCENT)
+        .then(|| ("memory_percent", config.memory_percent.to_string()));
+    let readiness = config.memory_readiness.then(|| ("memory_readiness", "true".to_owned()));
+    percent.into_iter().chain(readiness).collect()
 }
 
 /// The keys of `dns_guard` that are not as by default.
@@ -98,4 +109,55 @@ pub(super) fn endpoint(endpoint: &Endpoint) -> String {
         keys += &format!(", max_sessions = {most}");
     }
     if keys.is_empty() { address } else { format!("{{ address = {address}{keys} }}") }
+}
+
+/// The addresses in their TOML form. Consecutive ports of one address become ranges.
+pub(super) fn addresses_of<'a>(addresses: impl Iterator<Item = &'a Address>) -> Vec<String> {
+    let mut ranges: Vec<(&Address, u16)> = Vec::new();
+    for address in addresses {
+        if let (Some(of), Some((first, more))) = (address.ip(), ranges.last_mut())
+            && let Some(mut next) = first.ip()
+            && let Some(port) = next.port().checked_add(*more + 1)
+            && *more + 1 < MOST_PORTS
+        {
+            next.set_port(port);
+            if next == of {
+                *more += 1;
+                continue;
+            }
+        }
+        ranges.push((address, 0));
+    }
+    let text = |(first, more): (&Address, u16)| match first.ip() {
+        Some(at) if more > 0 => format!("{first}-{}", at.port() + more),
+        _ => first.to_string(),
+    };
+    ranges.into_iter().map(text).collect()
+}
+
+/// One address, or the prefix of several. Their number is a power of two, because they were read
+/// from a prefix.
+pub(super) fn sources(sources: Sources) -> String {
+    if sources.count <= 1 {
+        return sources.first.to_string();
+    }
+    let length = match sources.first {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    };
+    format!("{}/{}", sources.first, length - sources.count.ilog2())
+}
+
+/// The limit of a part: its keys, or the name of a limit that others have too.
+pub(super) fn limit(limit: &LimitOf) -> String {
+    match limit {
+        LimitOf::Own(limit) => limit.to_string(),
+        LimitOf::Shared(name) => quoted(&name.value),
+    }
+}
+
+/// The lines of a limit with a name.
+pub(super) fn shared_limit(SharedLimit { name, limit }: &SharedLimit) -> String {
+    let keys = limit.keys().map(|(key, value)| format!("{key} = {value}\n"));
+    format!("name = {}\n{}", quoted(&name.value), keys.collect::<String>())
 }

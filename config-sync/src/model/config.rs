@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::machine::Machine;
 use crate::model::backend::Backend;
+use crate::model::limit::SharedLimit;
 use crate::model::listener::{Listener, bound_to};
 use crate::model::place::{At, Problem};
 use crate::model::resolver::Resolver;
@@ -62,10 +63,18 @@ pub struct Config {
     pub access_log: AccessLog,
     /// The limits that were asked for. 0: [`limits`] chooses. A reload does not change this.
     pub limits: Limits,
+    /// The most sessions and flows of all workers together. 0: no such limit.
+    pub total_sessions: u32,
+    /// When so many per cent of the memory that the process may use are in use, nothing new begins.
+    /// 0: whatever is in use.
+    pub memory_percent: u8,
+    /// The process is not ready meanwhile.
+    pub memory_readiness: bool,
     pub resolver: Resolver,
     pub listeners: Vec<Listener>,
     pub routes: Vec<Route>,
     pub backends: Vec<Backend>,
+    pub shared_limits: Vec<SharedLimit>,
     /// Problems of the keys above `listeners`: values that can be put in force but are hardly
     /// meant.
     pub doubts: Vec<Problem>,
@@ -109,6 +118,10 @@ pub struct AccessLog {
     /// reason that is not here has all its lines.
     pub sample: BTreeMap<&'static str, u32>,
 }
+
+/// The `memory_percent` of a configuration that gives none. Below it there is room for what live
+/// sessions may still need.
+pub(crate) const MEMORY_PERCENT: u8 = 95;
 
 /// The words of all close reasons.
 pub const CLOSE_REASONS: &[&str] = &[
@@ -154,6 +167,8 @@ pub const CLOSE_REASONS: &[&str] = &[
     "connect_timeout",
     "session_limit",
     "listener_limit",
+    "limit",
+    "overload",
     "crowded_out",
     "source_limit",
     "local_limit",
@@ -277,4 +292,5 @@ pub(crate) struct Broken {
     pub(crate) listeners: Vec<At<String>>,
     pub(crate) routes: Vec<At<String>>,
     pub(crate) backends: Vec<At<String>>,
+    pub(crate) shared_limits: Vec<At<String>>,
 }

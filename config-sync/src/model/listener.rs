@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::model::admission::Admission;
+use crate::model::limit::LimitOf;
 use crate::model::place::At;
 use crate::model::source_limit::SourceLimit;
 use crate::model::time::{HOUR, MINUTE, SECOND};
@@ -56,6 +57,8 @@ pub struct Listener {
     pub max_sessions: u32,
     /// What each source may have and do. `None`: as much as all.
     pub limit_source: Option<SourceLimit>,
+    /// What all sessions or flows of the listener may have together.
+    pub limit: Option<LimitOf>,
     /// `None`: no PROXY header is accepted.
     pub accept_proxy: Option<At<AcceptProxy>>,
     /// Options of accepted connections.

@@ -9,6 +9,7 @@ pub mod eject;
 pub mod endpoint;
 pub mod gone;
 pub mod health_check;
+pub mod limit;
 pub mod listener;
 pub mod place;
 pub mod resolver;

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use crate::model::admission::Admission;
+use crate::model::limit::LimitOf;
 use crate::model::place::At;
 use crate::table::routing::{OnUnavailable, RouteBalance};
 
@@ -20,6 +21,8 @@ pub struct Route {
     /// route of the same listener and name is for.
     pub sources: Vec<At<IpNet>>,
     pub admission: Admission,
+    /// What all sessions or flows of the route may have together.
+    pub limit: Option<LimitOf>,
     pub balance: RouteBalance,
     /// `None`: nothing is said, which means `Refuse`.
     pub on_unavailable: Option<OnUnavailable>,
@@ -41,6 +44,7 @@ impl Route {
             alpn: Vec::new(),
             sources: Vec::new(),
             admission: Admission { allow: None, deny: Vec::new() },
+            limit: None,
             balance: RouteBalance::RoundRobin,
             on_unavailable: None,
             backends,

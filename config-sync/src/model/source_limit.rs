@@ -15,6 +15,8 @@ pub struct SourceLimit {
     pub burst: Option<u32>,
     /// UDP only. Datagrams in a second, and at once.
     pub datagrams_per_second: Option<u32>,
+    /// Bytes in a second each way, and at once.
+    pub bytes_per_second: Option<u64>,
     /// Addresses that begin with as many equal bits are one source.
     pub prefix_v4: u8,
     pub prefix_v6: u8,
@@ -24,20 +26,23 @@ pub struct SourceLimit {
 
 impl SourceLimit {
     pub(crate) fn limits_something(&self) -> bool {
-        [self.sessions, self.new_per_second, self.datagrams_per_second].iter().any(Option::is_some)
+        let numbers = [self.sessions, self.new_per_second, self.datagrams_per_second];
+        self.bytes_per_second.is_some() || numbers.iter().any(Option::is_some)
     }
 }
 
 /// Writes the limit in its TOML form.
 impl fmt::Display for SourceLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = |given: u8, default: u8| (given != default).then_some(u64::from(given));
         let numbers = [
-            ("sessions", self.sessions),
-            ("new_per_second", self.new_per_second),
-            ("burst", self.burst),
-            ("datagrams_per_second", self.datagrams_per_second),
-            ("prefix_v4", Some(self.prefix_v4.into()).filter(|v4| *v4 != u32::from(PREFIX_V4))),
-            ("prefix_v6", Some(self.prefix_v6.into()).filter(|v6| *v6 != u32::from(PREFIX_V6))),
+            ("sessions", self.sessions.map(u64::from)),
+            ("new_per_second", self.new_per_second.map(u64::from)),
+            ("burst", self.burst.map(u64::from)),
+            ("datagrams_per_second", self.datagrams_per_second.map(u64::from)),
+            ("bytes_per_second", self.bytes_per_second),
+            ("prefix_v4", prefix(self.prefix_v4, PREFIX_V4)),
+            ("prefix_v6", prefix(self.prefix_v6, PREFIX_V6)),
         ];
         let given =
             numbers.iter().filter_map(|(key, value)| Some(format!("{key} = {}", (*value)?)));

@@ -6,6 +6,7 @@
 //! | [`routing`] | the immutable routing table |
 //! | [`address`] | addresses of sockets: IP addresses and Unix sockets |
 //! | [`hosts`], [`alpn`] | look-up by server name, and by the protocols that a client offers |
+//! | [`limit`], [`rate`] | what the sessions of a part have together, over all workers |
 //! | [`load`] | counts that all workers share |
 //! | [`moving`] | a session that goes from one process to another |
 //! | [`request`] | requests to a worker about its sessions and flows |
@@ -22,10 +23,12 @@ pub mod address;
 pub mod alpn;
 pub(crate) mod fnv;
 pub mod hosts;
+pub mod limit;
 pub mod load;
 pub(crate) mod maglev;
 pub mod moving;
 pub mod ranges;
+pub mod rate;
 pub mod request;
 pub mod routing;
 pub mod source_limit;

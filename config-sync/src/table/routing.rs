@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::address::{Address, Bind, EndpointAddress};
 use super::alpn::ByAlpn;
+use super::limit::Limit;
 use super::load::{Line, Load, Taken};
 use super::ranges::{Access, ByPrefix};
 use super::source_limit::{SourceLimit, SourceRecords};
@@ -69,6 +70,8 @@ pub struct RoutingTable {
     pub gone: Arc<[GoneEndpoint]>,
     /// The records of the listeners' sources. `None`: no listener has limited them so far.
     pub sources: Option<Arc<SourceRecords>>,
+    /// What all sessions and flows of the process may have together.
+    pub total: Option<Box<Limit>>,
     /// Set in the last table of a process. Workers accept nothing any more, and live sessions and
     /// flows have this long to end.
     pub drain: Option<Drain>,
@@ -235,6 +238,8 @@ pub struct Listener {
     pub taken: Option<Arc<Taken>>,
     /// What each source of clients may have and do. `None`: as much as all.
     pub limit_source: Option<Box<SourceLimit>>,
+    /// What all sessions or flows of the listener may have together.
+    pub limit: Option<Box<Limit>>,
     /// Which clients may come in. `None`: all clients.
     pub access: Option<Arc<Access>>,
     /// Indices into `by_source` if `by_source` has entries, else into [`RoutingTable::routes`]. TCP
@@ -326,6 +331,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Which clients may use the route. `None`: all clients.
     pub access: Option<Arc<Access>>,
+    /// What all sessions or flows of the route may have together.
+    pub limit: Option<Box<Limit>>,
     pub balance: RouteBalance,
     pub on_unavailable: OnUnavailable,
     /// In the order of the configuration; weights are 0 to 1,000,000. If all weights are 0, or
@@ -379,6 +386,8 @@ pub struct Backend {
     pub loads: Vec<Option<Load>>,
     /// Where sessions wait if every endpoint is full. `None`: they are refused.
     pub queue: Option<Queue>,
+    /// What all sessions or flows of the backend may have together.
+    pub limit: Option<Box<Limit>>,
     /// Milliseconds for one connection attempt.
     pub connect_timeout: u32,
     /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.
@@ -524,6 +533,7 @@ impl RoutingTable {
             lame_duck: 5_000,
             gone: Arc::default(),
             sources: None,
+            total: None,
             drain: None,
             handed_over: Arc::default(),
             log_opens: false,

@@ -6,13 +6,14 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 
 use super::load::NO_LIMIT;
+use super::rate::Rate;
 
 /// What each source of a listener may have and do.
 #[derive(Clone, Debug)]
@@ -25,43 +26,14 @@ pub struct SourceLimit {
     pub opening: Option<Rate>,
     /// UDP: datagrams from a source.
     pub datagrams: Option<Rate>,
+    /// Bytes each way: from a source, and to it.
+    pub bytes: Option<Rate>,
     /// Addresses that begin with as many equal bits are one source.
     pub prefix_v4: u8,
     pub prefix_v6: u8,
     /// These addresses have no limit.
     pub except: Box<[IpNet]>,
     pub records: Arc<SourceRecords>,
-}
-
-/// So many a second, and so many at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Nanoseconds.
-    interval: u64,
-    /// Nanoseconds in which a source that was silent before gets its burst back.
-    burst: u64,
-}
-
-impl Rate {
-    /// `per_second`: 1 to 1,000,000. `burst`: 1 to 1,000,000.
-    pub fn new(per_second: u32, burst: u32) -> Self {
-        let interval = 1_000_000_000 / u64::from(per_second);
-        Self { interval, burst: interval * u64::from(burst) }
-    }
-
-    /// Takes `n` at once, or nothing; more than the burst cost as much as the burst. `paid` is the
-    /// time until which everything taken so far is paid for (the generic cell rate algorithm, ITU-T
-    /// I.371, annex A). Times are in nanoseconds.
-    fn take(self, paid: &AtomicU64, n: u32, now: u64) -> bool {
-        paid.fetch_update(Relaxed, Relaxed, |paid| self.after(paid, n, now)).is_ok()
-    }
-
-    /// `paid` after `n` more. `None`: they come too early.
-    fn after(self, paid: u64, n: u32, now: u64) -> Option<u64> {
-        let price = (u64::from(n) * self.interval).min(self.burst);
-        let next = paid.max(now) + price;
-        (next - now <= self.burst).then_some(next)
-    }
 }
 
 /// The records of all sources of all limits.
@@ -79,6 +51,8 @@ pub struct SourceRecords {
     /// Nanoseconds since 1970, up to which new sessions are paid for.
     opening: Box<[AtomicU64]>,
     datagrams: Box<[AtomicU64]>,
+    /// From sources, and to them. Made when the first limit asks for bytes.
+    bytes: OnceLock<Box<[[AtomicU64; 2]]>>,
 }
 
 /// The place of a record, plus 1, so that none takes no more memory in a session than one.
@@ -145,6 +119,7 @@ impl SourceLimit {
             sessions: NO_LIMIT,
             opening: None,
             datagrams: None,
+            bytes: None,
             prefix_v4: 32,
             prefix_v6: 128,
             except: Box::default(),
@@ -210,10 +185,38 @@ impl SourceLimit {
         Some((self.records.hasher.hash_one((self.key, source)), source, prefix))
     }
 
-    /// Whether a source, which has a flow, may send `n` more datagrams.
-    pub fn may_send(&self, record: SourceRecord, n: u32, now: u64) -> bool {
+    /// Whether a source, which has a flow, may send `n` more datagrams with so many bytes.
+    pub fn may_send(&self, record: SourceRecord, (n, bytes): (u32, u32), now: u64) -> bool {
         let datagrams = &self.records.datagrams[record.index()];
-        self.datagrams.is_none_or(|rate| rate.take(datagrams, n, now * 1_000))
+        if !self.datagrams.is_none_or(|rate| rate.take(datagrams, n, now * 1_000)) {
+            return false;
+        }
+        let may = self.moves(record, false, bytes, now);
+        if let Some(rate) = self.datagrams.filter(|_| !may) {
+            rate.give_back(datagrams, n);
+        }
+        may
+    }
+
+    /// What `may_send` has allowed is not sent.
+    pub fn has_not_sent(&self, record: SourceRecord, (n, bytes): (u32, u32)) {
+        if let Some(rate) = self.datagrams {
+            rate.give_back(&self.records.datagrams[record.index()], n);
+        }
+        if let (Some(rate), Some(paid)) = (self.bytes, self.records.bytes(record, false)) {
+            rate.give_back(paid, bytes);
+        }
+    }
+
+    /// Whether a source, which has a flow, may be sent so many bytes.
+    pub fn may_get(&self, record: SourceRecord, bytes: u32, now: u64) -> bool {
+        self.moves(record, true, bytes, now)
+    }
+
+    fn moves(&self, record: SourceRecord, from_endpoint: bool, bytes: u32, now: u64) -> bool {
+        let Some(rate) = self.bytes else { return true };
+        let paid = self.records.bytes(record, from_endpoint);
+        paid.is_none_or(|paid| rate.take(paid, bytes, now * 1_000))
     }
 }
 
@@ -223,7 +226,18 @@ impl SourceRecords {
     pub fn new(room: usize, seed: u64) -> Self {
         let zeros = || (0..room / WAYS * WAYS).map(|_| AtomicU64::new(0)).collect();
         let hasher = ahash::RandomState::with_seeds(seed, !seed, seed.rotate_left(32), 0);
-        Self { hasher, words: zeros(), opening: zeros(), datagrams: zeros() }
+        let (words, opening, datagrams) = (zeros(), zeros(), zeros());
+        Self { hasher, words, opening, datagrams, bytes: OnceLock::new() }
+    }
+
+    /// Makes room for what is paid of bytes. Only workers that get a table after that look there.
+    pub fn count_bytes(&self) {
+        self.bytes.get_or_init(|| (0..self.room()).map(|_| [0.into(), 0.into()]).collect());
+    }
+
+    /// What is paid of the bytes of a source. `None`: no limit has asked for bytes.
+    pub fn bytes(&self, record: SourceRecord, from_endpoint: bool) -> Option<&AtomicU64> {
+        Some(&self.bytes.get()?[record.index()][usize::from(from_endpoint)])
     }
 
     /// Counts a session in the record of a hash.
@@ -267,8 +281,10 @@ impl SourceRecords {
     /// has sessions.
     fn take_over(&self, first: usize, tag: u64, now: u64) -> Option<usize> {
         loop {
+            let bytes = |at: usize| self.bytes.get().map(|bytes| &bytes[at]).into_iter().flatten();
             let paid = |at: usize| {
-                self.opening[at].load(Relaxed).max(self.datagrams[at].load(Relaxed)).max(now)
+                let counts = [&self.opening[at], &self.datagrams[at]].into_iter().chain(bytes(at));
+                counts.map(|paid| paid.load(Relaxed)).fold(now, u64::max)
             };
             let free = (first..first + WAYS)
                 .map(|at| (at, self.words[at].load(Relaxed)))
@@ -290,6 +306,7 @@ impl SourceRecords {
             {
                 self.opening[at].store(0, Relaxed);
                 self.datagrams[at].store(0, Relaxed);
+                bytes(at).for_each(|paid| paid.store(0, Relaxed));
                 return Some(at);
             }
             if other.is_some() {
@@ -397,10 +414,25 @@ mod tests {
         let records = small();
         let limit = SourceLimit { datagrams: Some(Rate::new(1_000, 1_000)), ..limit(&records) };
         let place = limit.enter(ip("192.0.2.1"), 0).expect("no limit").expect("it is counted");
-        assert!(limit.may_send(place, 999, 1));
-        assert!(!limit.may_send(place, 2, 1));
-        assert!(limit.may_send(place, 1, 1));
-        assert!(limit.may_send(place, 2, 2_001));
+        assert!(limit.may_send(place, (999, 0), 1));
+        assert!(!limit.may_send(place, (2, 0), 1));
+        assert!(limit.may_send(place, (1, 0), 1));
+        assert!(limit.may_send(place, (2, 0), 2_001));
+    }
+
+    #[test]
+    fn bytes_have_a_rate_each_way() {
+        let records = small();
+        records.count_bytes();
+        let bytes = Some(Rate::new(1_000, 1_000));
+        let datagrams = Some(Rate::new(10, 2));
+        let limit = SourceLimit { bytes, datagrams, ..limit(&records) };
+        let place = limit.enter(ip("192.0.2.1"), 1).expect("no limit").expect("it is counted");
+        assert!(limit.may_send(place, (1, 600), 1));
+        assert!(!limit.may_send(place, (1, 600), 1));
+        assert!(limit.may_send(place, (1, 400), 1), "a datagram that was refused costs nothing");
+        assert!(limit.may_get(place, 1_000, 1) && !limit.may_get(place, 1, 1));
+        assert!(limit.may_get(place, 100, 100_001));
     }
 
     #[test]

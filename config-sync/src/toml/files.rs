@@ -8,7 +8,7 @@ use crate::toml::reader::{Reader, string};
 use crate::toml::variables;
 
 /// The top-level lists that may stand in several files.
-const LISTS: [&str; 4] = ["include", "listeners", "routes", "backends"];
+const LISTS: [&str; 5] = ["include", "listeners", "routes", "backends", "shared_limits"];
 
 /// The value of `include`. `None`: the file has no such key, or a fault that [`super::read`] tells.
 pub(crate) fn includes(file: &str, text: &str) -> Option<Vec<At<String>>> {

@@ -12,6 +12,7 @@ use crate::table::routing::{OnRefusal, OnTruncation, Protocol, Starttls, Timeout
 use crate::toml::bind::{Binding, bind_address, binding};
 use crate::toml::dns_guard::dns_guard;
 use crate::toml::fallback::fallbacks;
+use crate::toml::limit::limit;
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::source_limit::limit_source;
@@ -48,6 +49,7 @@ pub(crate) static LISTENER: Section = Section {
         key("dns_guard", On::Udp),
         any("max_sessions"),
         any("limit_source"),
+        any("limit"),
         key("nodelay", On::Stream),
         key("keepalive", On::Stream),
         key("user_timeout", On::Stream),
@@ -100,6 +102,7 @@ pub(crate) fn listener<'t>(
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
     let dns_guard = dns_guard(reader, table);
     let limit_source = limit_source(reader, table, asked);
+    let limit = limit(reader, table);
     let options = options(reader, table, machine, OPTIONS);
     let admission = admission::admission(reader, table);
     Some(Listener {
@@ -124,6 +127,7 @@ pub(crate) fn listener<'t>(
         dns_guard,
         max_sessions,
         limit_source,
+        limit,
         accept_proxy,
         options,
         admission,

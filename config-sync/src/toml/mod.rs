@@ -12,6 +12,7 @@ pub(crate) mod fallback;
 pub(crate) mod files;
 pub(crate) mod gone;
 pub(crate) mod health_check;
+pub(crate) mod limit;
 mod lines;
 pub(crate) mod listener;
 mod process;
@@ -41,6 +42,7 @@ use crate::toml::eject::EJECT;
 use crate::toml::endpoint::ENDPOINT;
 use crate::toml::files::{merge, shifted};
 use crate::toml::health_check::{HEALTH_CHECK, STEP};
+use crate::toml::limit::{LIMIT, SHARED_LIMIT, shared_limit};
 use crate::toml::listener::{LISTENER, listener, protocol};
 use crate::toml::process::{
     ACCESS_LOG, ADMIN, LIMITS, WORKERS, access_log, admin, asked_limits, cores, user,
@@ -129,6 +131,7 @@ pub const SCHEMA: &[&Section] = &[
     &LISTENER,
     &ACCEPT_PROXY,
     &LIMIT_SOURCE,
+    &LIMIT,
     &DNS_GUARD,
     &TLS,
     &TLS_CERTIFICATE,
@@ -141,6 +144,7 @@ pub const SCHEMA: &[&Section] = &[
     &HEALTH_CHECK,
     &EJECT,
     &STEP,
+    &SHARED_LIMIT,
 ];
 
 static ROOT: Section = Section {
@@ -161,6 +165,7 @@ static ROOT: Section = Section {
         any("listeners"),
         any("routes"),
         any("backends"),
+        any("shared_limits"),
     ],
 };
 
@@ -228,6 +233,9 @@ fn config<'t>(
         flawless(r, |r| backend(r, &table, machine))
     }));
     drop_checks_of_udp(&mut backends, &protocols);
+    let limits = asked_limits(reader, root);
+    let shared = &mut broken.shared_limits;
+    let shared_limits = whole(reader, root, &SHARED_LIMIT, shared, |r, t| shared_limit(r, &t));
     Config {
         cores: cores(reader, root),
         admin: admin.address,
@@ -242,11 +250,15 @@ fn config<'t>(
         drain_grace: or(reader.get(root, "drain_grace", duration), 0),
         lame_duck: or(reader.get(root, "lame_duck", duration), LAME_DUCK),
         access_log: access_log(reader, root),
-        limits: asked_limits(reader, root),
+        limits: limits.limits,
+        total_sessions: limits.total_sessions,
+        memory_percent: limits.memory_percent,
+        memory_readiness: limits.memory_readiness,
         resolver: resolver(reader, root),
         listeners,
         routes,
         backends,
+        shared_limits,
         doubts,
     }
 }

@@ -8,11 +8,12 @@ use toml::de::DeValue;
 
 use crate::model::config::{
     ADMIN_ADDRESS, AccessLog, AdminTls, CLOSE_REASONS, Cores, LogFormat, LogTarget, MAX_BUFFERS,
-    MAX_SESSIONS, SYSLOG,
+    MAX_SESSIONS, MEMORY_PERCENT, SYSLOG,
 };
 use crate::model::place::{At, Problem, did_you_mean};
 use crate::table::address::UnixPath;
 use crate::table::routing::Limits;
+use crate::toml::endpoint::MOST_SESSIONS;
 use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, integer, or, string, word};
 use crate::toml::values::listen_address;
 
@@ -38,6 +39,9 @@ pub(crate) static ACCESS_LOG: Section =
 pub(crate) static LIMITS: Section = Section {
     name: "limits",
     keys: &[
+        any("total_sessions"),
+        any("memory_percent"),
+        any("memory_readiness"),
         any("sessions"),
         any("flows"),
         any("buffers"),
@@ -232,8 +236,18 @@ fn sample(value: &DeValue<'_>) -> Result<BTreeMap<&'static str, u32>, String> {
     Ok(sample)
 }
 
-pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Limits {
-    let mut asked = Limits::default();
+/// What `limits` says.
+pub(crate) struct AskedLimits {
+    /// Of each worker.
+    pub(crate) limits: Limits,
+    pub(crate) total_sessions: u32,
+    pub(crate) memory_percent: u8,
+    pub(crate) memory_readiness: bool,
+}
+
+pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> AskedLimits {
+    let (mut asked, mut total) = (Limits::default(), 0);
+    let (mut percent, mut readiness) = (MEMORY_PERCENT, false);
     if let Some(table) = &reader.table(root, "limits", &LIMITS) {
         asked.sessions = or(reader.get(table, "sessions", integer(0..=MAX_SESSIONS)), 0);
         asked.flows = or(reader.get(table, "flows", integer(0..=MAX_SESSIONS)), 0);
@@ -241,6 +255,14 @@ pub(crate) fn asked_limits<'t>(reader: &mut Reader<'t>, root: &Table<'t>) -> Lim
         asked.pipes = or(reader.get(table, "pipes", integer(0..=65_536)), 0);
         asked.turn_bytes = or(reader.get(table, "turn_bytes", integer(0..=1 << 30)), 0);
         asked.bulk_bytes = or(reader.get(table, "bulk_bytes", integer(0..=u32::MAX)), 0);
+        total = or(reader.get(table, "total_sessions", integer(0..=MOST_SESSIONS)), 0);
+        percent = or(reader.get(table, "memory_percent", integer(0..=100)), MEMORY_PERCENT);
+        readiness = or(reader.get(table, "memory_readiness", boolean), false);
     }
-    asked
+    AskedLimits {
+        limits: asked,
+        total_sessions: total,
+        memory_percent: percent,
+        memory_readiness: readiness,
+    }
 }

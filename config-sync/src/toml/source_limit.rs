@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use crate::model::limit::BYTES;
 use crate::model::source_limit::{MOST, MOST_EXCEPTIONS, PREFIX_V4, PREFIX_V6, SourceLimit};
 use crate::table::routing::Protocol;
 use crate::toml::reader::{Reader, Section, Table, any, integer, or};
@@ -14,6 +15,7 @@ pub(crate) static LIMIT_SOURCE: Section = Section {
         any("new_per_second"),
         any("burst"),
         any("datagrams_per_second"),
+        any("bytes_per_second"),
         any("prefix_v4"),
         any("prefix_v6"),
         any("except"),
@@ -30,6 +32,8 @@ pub(crate) fn limit_source<'t>(
     let mut number = |key| reader.get(given, key, integer(1..=MOST)).map(|given| given.value);
     let [sessions, new_per_second, burst, datagrams_per_second] =
         ["sessions", "new_per_second", "burst", "datagrams_per_second"].map(&mut number);
+    let bytes_per_second = reader.get(given, "bytes_per_second", integer(BYTES));
+    let bytes_per_second = bytes_per_second.map(|given| given.value);
     let mut refuse = |key, message: &str| {
         reader.get(given, key, |_| Err::<(), _>(message.to_owned()));
     };
@@ -39,9 +43,10 @@ pub(crate) fn limit_source<'t>(
     if given.has("datagrams_per_second") && protocol.is_some_and(|of| of != Protocol::Udp) {
         refuse("datagrams_per_second", "is for UDP listeners; a stream has no datagrams");
     }
-    if !["sessions", "new_per_second", "datagrams_per_second"].iter().any(|key| given.has(key)) {
-        let message = "limits nothing; give `sessions`, `new_per_second` or, for UDP, \
-                       `datagrams_per_second`";
+    let limits = ["sessions", "new_per_second", "datagrams_per_second", "bytes_per_second"];
+    if !limits.iter().any(|key| given.has(key)) {
+        let message = "limits nothing; give `sessions`, `new_per_second`, `bytes_per_second` or, \
+                       for UDP, `datagrams_per_second`";
         reader.get(table, "limit_source", |_| Err::<(), _>(message.to_owned()));
     }
     let prefix_v4 = or(reader.get(given, "prefix_v4", integer(1..=32)), PREFIX_V4);
@@ -57,6 +62,7 @@ pub(crate) fn limit_source<'t>(
         new_per_second,
         burst,
         datagrams_per_second,
+        bytes_per_second,
         prefix_v4,
         prefix_v6,
         except,

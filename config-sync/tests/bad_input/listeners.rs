@@ -12,6 +12,9 @@ const TCP_LISTENER: &[(&str, &str)] = &[
     ("max_sessions = 1048577", "must be a whole number, 0 to 1048576"),
     ("limit_source = 5", "must be a table"),
     ("limit_source = {}", "limits nothing; give `sessions`"),
+    ("limit = 5", "must be a table such as { sessions = 100 }, or the name of a shared limit"),
+    ("limit = {}", "limits nothing; give `sessions`, `new_per_second` or"),
+    ("limit = \"all\"", "there is no shared limit \"all\""),
     ("nodelay = 1", "must be true or false, not a whole number"),
     ("keepalive = \"1500ms\"", "must be whole seconds, \"0s\" (off) to \"32767s\""),
     ("user_timeout = \"1000h\"", "must be at most \"596h\""),
@@ -93,6 +96,11 @@ fn faults_of_limits_for_sources() {
         ("sessions = 1, prefix_v6 = 0", "prefix_v6", "must be a whole number, 1 to 128"),
         ("sessions = 1, except = [\"10.0.0.1/8\"]", "except[0]", "\"10.0.0.1/8\" has bits behind"),
         ("sessions = 1, session = 1", "session", "unknown key (did you mean \"sessions\"?)"),
+        (
+            "bytes_per_second = 999",
+            "bytes_per_second",
+            "must be a whole number, 1000 to 10000000000",
+        ),
         ("datagrams_per_second = 9", "datagrams_per_second", "is for UDP listeners; a stream has"),
     ];
     for (keys, field, message) in faults {
@@ -102,6 +110,35 @@ fn faults_of_limits_for_sources() {
         assert_eq!(problem.field, format!("listeners[0].limit_source.{field}"));
         assert!(problem.message.starts_with(message), "{problem}");
     }
+}
+
+#[test]
+fn faults_of_limits() {
+    let faults = [
+        ("sessions = 0", "sessions", "must be a whole number, 1 to 1000000"),
+        ("new_per_second = 1, burst = 0", "burst", "must be a whole number, 1 to 1000000"),
+        ("sessions = 1, burst = 2", "burst", "has no effect without `new_per_second`"),
+        ("bytes_per_second = 0", "bytes_per_second", "must be a whole number, 1000 to 10000000000"),
+        ("sessions = 1, session = 1", "session", "unknown key (did you mean \"sessions\"?)"),
+    ];
+    for (keys, field, message) in faults {
+        let text = GOOD.replace("[[routes]]", &format!("limit = {{ {keys} }}\n[[routes]]"));
+        let problems = load(&text).expect_err(&text);
+        let [problem] = &*problems.0 else { panic!("{text}{problems}") };
+        assert_eq!(problem.field, format!("listeners[0].limit.{field}"));
+        assert!(problem.message.starts_with(message), "{problem}");
+    }
+    let shared = "[[shared_limits]]\nname = \"all\"\n";
+    let of_route = GOOD.replace("backends = [", "limit = \"al\"\nbackends = [");
+    refused(
+        &format!("{of_route}{shared}sessions = 5\n{shared}burst = 5\n"),
+        &[
+            "8:9: routes[0].limit: there is no shared limit \"al\" (did you mean \"all\"?)",
+            "16:1: shared_limits[1]: limits nothing; give `sessions`, `new_per_second`",
+            "17:8: shared_limits[1].name: line 14 has a shared limit named \"all\" already",
+            "18:9: shared_limits[1].burst: has no effect without `new_per_second`",
+        ],
+    );
 }
 
 #[test]

@@ -60,6 +60,15 @@ const TOP_LEVEL: &[(&str, &str)] = &[
     ),
     ("access_log.open = \"yes\"", "1:19: access_log.open: must be true or false, not a string"),
     ("access_log.path = 1", "1:19: access_log.path: must be a string, not a whole number"),
+    (
+        "limits.total_sessions = -1",
+        "1:25: limits.total_sessions: must be a whole number, 0 to 1000000",
+    ),
+    (
+        "limits.memory_percent = 101",
+        "1:25: limits.memory_percent: must be a whole number, 0 to 100",
+    ),
+    ("limits.memory_readiness = 1", "1:27: limits.memory_readiness: must be true or false"),
     ("limits.sessions = -1", "1:19: limits.sessions: must be a whole number, 0 to 1048576, not -1"),
     (
         "limits.flows = 1e6",

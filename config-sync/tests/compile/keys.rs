@@ -2,15 +2,18 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use config_sync::check::parse_for;
-use config_sync::compile::drained;
 use config_sync::compile::names::Names;
+use config_sync::compile::{compile, drained};
 use config_sync::machine::Machine;
 use config_sync::model::config::{Cores, LogTarget, limits};
 use config_sync::table::address::UnixPath;
+use config_sync::table::load::NO_LIMIT;
+use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
-    Balance, Drain, Limits, Protocol, ProxyVersion, SendProxy, Sources, Transport,
+    Balance, Drain, Limits, Protocol, ProxyVersion, RoutingTable, SendProxy, Sources, Transport,
 };
 use proptest::prelude::*;
 
@@ -44,6 +47,7 @@ fn every_key_reaches_the_table() {
     let dns = &table.listeners[0];
     assert_eq!((dns.protocol, dns.flow_timeout, dns.responses), (Protocol::Udp, 5_000, 1));
     assert_eq!((dns.max_sessions, dns.routes.any()), (100, Some(0)));
+    limits_reach_the_table(&table);
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
     let access = dns.access.as_ref().expect("ranges");
     assert!(access.admits(address("10.1.1.1")) && !access.admits(address("10.9.1.1")));
@@ -123,9 +127,53 @@ fn the_log_may_go_to_syslog_and_be_sampled() {
     assert!(!again.endpoint_labels && !again.sandbox, "{printed}");
 }
 
+fn limits_reach_the_table(table: &RoutingTable) {
+    let total = table.total.as_ref().map(|limit| limit.sessions);
+    let route = table.routes[0].limit.as_ref().map(|limit| limit.sessions);
+    assert_eq!((total, route), (Some(5_000), Some(50)));
+    let own = table.listeners[1].limit.as_deref().expect("a limit");
+    assert_eq!((own.sessions, own.opening), (500, Some(Rate::new(50, 100))));
+    assert_eq!(own.bytes, Some(Rate::new(1_000_000, 1_000_000)));
+    let source = table.listeners[0].limit_source.as_ref().and_then(|limit| limit.bytes);
+    assert_eq!(source, Some(Rate::new(10_000, 10_000)));
+    let of_listener = table.listeners[0].limit.as_deref().expect("a limit");
+    let mut backends = table.backends.iter().filter_map(|of| of.limit.as_deref());
+    let of_backend = backends.next().expect("one has a limit");
+    assert!(Arc::ptr_eq(&of_listener.usage, &of_backend.usage), "they share it");
+    assert_eq!(of_backend.shared.as_deref(), Some("site"));
+    assert_eq!((of_backend.sessions, of_backend.opening), (NO_LIMIT, Some(Rate::new(20, 20))));
+}
+
+/// What is in use of a limit outlives a table without the limit, as long as a session has a place.
+#[test]
+fn a_limit_that_comes_back_counts_what_is_there() {
+    let mut names = Names::new();
+    let mut table = |keys: &str| {
+        let text = format!(
+            "[[listeners]]\nname = \"l\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:80\"\n\
+             endpoints = [\"10.0.0.1:80\"]\n{keys}\n"
+        );
+        let config = parse_for("f", &text, &machine()).unwrap_or_else(|why| panic!("{why}"));
+        compile(&config, &mut names, 1).unwrap_or_else(|why| panic!("{why}"))
+    };
+    let used = |table: &RoutingTable| {
+        let limit = table.listeners[0].limit.as_ref().expect("a limit");
+        limit.usage.sessions.get()
+    };
+    let first = table("limit = { sessions = 5 }");
+    let place = first.listeners[0].limit.as_ref().expect("a limit").enter(0);
+    drop(first);
+    assert!(table("").listeners[0].limit.is_none());
+    assert_eq!(used(&table("limit = { sessions = 2 }")), 1);
+    drop(place);
+    assert_eq!(used(&table("limit = { sessions = 2 }")), 0);
+}
+
 #[test]
 fn keys_at_the_top_are_read() {
     let config = parse_for("f", ALL, &machine()).unwrap_or_else(|problems| panic!("{problems}"));
+    let memory = (config.memory_percent, config.memory_readiness);
+    assert_eq!((config.total_sessions, memory), (5_000, (80, true)));
     let Cores::List(cores) = &config.cores else { panic!("{:?}", config.cores) };
     assert_eq!(cores.iter().map(|core| core.value).collect::<Vec<_>>(), [0, 1]);
     let other = Machine { cores: vec![0], congestion: Vec::new() };

@@ -6,6 +6,7 @@ pub mod coverage;
 pub mod endpoints;
 pub mod fake;
 pub mod kernel;
+pub mod limit;
 pub mod model;
 pub mod protocols;
 pub mod proxied;

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 
 use crate::sim::backend::{ModelBackend, options, plain_backend, some_gone, sources};
 use crate::sim::endpoints::{FIRST_ID, POOL};
+use crate::sim::limit::SharedLimits;
 use crate::sim::protocols::{by_alpn, some_by_alpn};
 use crate::sim::rng::Rng;
 use crate::sim::source_limit::{RECORDS, some_limit};
@@ -30,6 +31,8 @@ pub struct Model {
     pub lame_duck: u32,
     /// The sources of all listeners' clients.
     pub sources: Arc<SourceRecords>,
+    /// What the sessions of parts have together.
+    pub shared: SharedLimits,
     pub limits: Limits,
     generation: u64,
 }
@@ -113,6 +116,7 @@ impl Model {
             sockets,
             backends,
             sources,
+            shared: SharedLimits::random(rng),
             lame_duck: rng.scale(10, 5_000) as u32,
             limits,
             generation: 0,
@@ -159,6 +163,7 @@ impl Model {
                     self.sockets[at].falls_back = [rng.per_mille(500), rng.per_mille(500)];
                 }
                 _ => {
+                    self.shared.change(rng);
                     let at = rng.below(self.sockets.len() as u64) as usize;
                     for listener in &mut self.sockets[at].listeners {
                         listener.timeouts = timeouts(rng);
@@ -181,13 +186,17 @@ impl Model {
             lame_duck: self.lame_duck,
             log_opens: self.generation.is_multiple_of(2),
             sources: Some(Arc::clone(&self.sources)),
+            total: self.shared.of(0),
             ..RoutingTable::empty()
         };
         // Positions mean something only within a table: some that nobody uses come first.
         let unused = self.generation as usize % FIRST_ID as usize;
         let empty = |id| Backend { turns: turns(&[]), ..plain_backend(BackendId(id), Vec::new()) };
         table.backends = (0..unused as u32).map(empty).collect();
-        table.backends.extend((FIRST_ID..).zip(&mut self.backends).map(|(id, b)| b.compile(id)));
+        let backends = (FIRST_ID..).zip(&mut self.backends);
+        table.backends.extend(
+            backends.map(|(id, of)| Backend { limit: self.shared.of(id), ..of.compile(id) }),
+        );
         table.gone = self.backends.iter().flat_map(ModelBackend::gone).collect();
         let present = self.sockets.iter().filter(|s| s.present && bindable(s.id));
         for socket in present {
@@ -204,8 +213,7 @@ impl Model {
                 }
                 let ids = [0, FIRST_SPECIAL, FIRST_FALLBACK, FIRST_ALPN];
                 let ids = ids.map(|first| first + listener.id.0);
-                let weights = &self.weights[listener.id.index()];
-                table.routes.extend(ids.map(|id| route(RouteId(id), weights, unused)));
+                table.routes.extend(ids.map(|id| self.route(id, listener.id, unused)));
                 table.listeners.push(Listener {
                     id: listener.id,
                     timeouts: listener.timeouts,
@@ -214,6 +222,7 @@ impl Model {
                     max_sessions: listener.max_sessions,
                     taken: (listener.max_sessions > 0).then(Arc::default),
                     limit_source: listener.limit_source.clone(),
+                    limit: self.shared.of(listener.id.0 + 1),
                     access: listener.access(),
                     by_source: listener.by_source(first),
                     by_alpn: listener.by_alpn(first),
@@ -239,6 +248,12 @@ impl Model {
             });
         }
         table
+    }
+
+    /// A route of a listener, with its limit. `unused`: the position of the first backend.
+    fn route(&self, id: u32, listener: ListenerId, unused: usize) -> Route {
+        let weights = &self.weights[listener.index()];
+        Route { limit: self.shared.of(id + 2), ..route(RouteId(id), weights, unused) }
     }
 
     /// The last table.
@@ -302,6 +317,7 @@ fn route(id: RouteId, weights: &[u32], first: usize) -> Route {
         id,
         name: "route".into(),
         access: None,
+        limit: None,
         // By the ids, so that some routes of every run have each.
         balance: match id.0 % 2 {
             0 => RouteBalance::RoundRobin,
@@ -416,6 +432,7 @@ pub fn plain_listener(protocol: Protocol, routes: Hosts<usize>) -> Listener {
         max_sessions: 0,
         taken: None,
         limit_source: None,
+        limit: None,
         access: None,
         routes,
         by_source: Vec::new(),

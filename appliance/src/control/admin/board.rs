@@ -24,6 +24,7 @@ use crate::control::admin::rates::{Rates, Totals};
 use crate::control::admin::tls::Tls;
 use crate::control::admin::viewers::Viewers;
 use crate::control::closes::{Closes, totals};
+use crate::control::memory::Reading;
 use crate::control::metrics::process::Upgrades;
 use crate::control::metrics::samples::{Scrape, Series};
 use crate::control::timestamp::Timestamp;
@@ -41,6 +42,12 @@ pub struct Board {
     pub asked: Limits,
     pub features: String,
     pub ready: AtomicBool,
+    /// New sessions and flows are refused, because the memory is nearly used up.
+    pub overloaded: AtomicBool,
+    /// The process is overloaded, and is not ready meanwhile.
+    pub hides: AtomicBool,
+    /// What was read last. `None`: the memory has no limit.
+    pub memory: Mutex<Option<Reading>>,
     /// No session will begin after the grace, or none does now.
     pub draining: AtomicBool,
     /// Another process goes on with the sockets.
@@ -127,6 +134,9 @@ impl Board {
             asked,
             features,
             ready: AtomicBool::default(),
+            overloaded: AtomicBool::default(),
+            hides: AtomicBool::default(),
+            memory: Mutex::default(),
             draining: AtomicBool::default(),
             handed_over: AtomicBool::default(),
             upgrade: Mutex::default(),
@@ -162,6 +172,11 @@ impl Board {
     pub fn silence(&self) -> Duration {
         let beat = self.beat.load(Ordering::Relaxed);
         Duration::from_millis(self.millis().saturating_sub(beat))
+    }
+
+    /// What /readyz says.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && !self.hides.load(Ordering::Relaxed)
     }
 
     pub fn latest(&self) -> MutexGuard<'_, Latest> {
@@ -220,7 +235,7 @@ impl Board {
         let scrape = Scrape {
             workers: &self.workers,
             limits: self.limits,
-            ready: self.ready.load(Ordering::Relaxed),
+            ready: self.is_ready(),
             reloads_ok: latest.reloads_ok,
             reloads_failed: latest.reloads_failed,
             refused: latest.refused.is_some(),
@@ -236,6 +251,8 @@ impl Board {
             ejections: &latest.ejections,
             overrides: latest.overrides,
             upgrade: *self.upgrade.lock(),
+            overloaded: self.overloaded.load(Ordering::Relaxed),
+            memory: *self.memory.lock(),
             admin_certificate: self.admin_certificate(),
             endpoint_labels: latest.in_force.as_ref().is_none_or(|of| of.config.endpoint_labels),
         };

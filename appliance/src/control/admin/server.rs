@@ -428,7 +428,7 @@ async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
 }
 
 async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
-    if board.ready.load(Ordering::Relaxed) {
+    if board.is_ready() {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")

@@ -49,6 +49,7 @@ const LISTENER: &[&str] = &["listener"];
 const LISTENER_REASON: &[&str] = &["listener", "reason"];
 const LISTENER_SIDE: &[&str] = &["listener", "side"];
 const BACKEND: &[&str] = &["backend"];
+const LIMIT: &[&str] = &["kind", "name"];
 const ENDPOINT: &[&str] = &["backend", "endpoint"];
 
 pub(super) const METRICS: &[Metric] = &[
@@ -66,6 +67,21 @@ pub(super) const METRICS: &[Metric] = &[
     metric("process_start_time_seconds", Gauge, &[], "Unix time at which the process began."),
     metric("ringway_build_info", Gauge, &["version"], "Always 1; the version is in the label."),
     metric("ringway_ready", Gauge, &[], "1 while /readyz says yes."),
+    metric(
+        "ringway_overloaded",
+        Gauge,
+        &[],
+        "1 while new sessions and flows are refused, because limits.memory_percent of the memory \
+         are in use.",
+    ),
+    metric(
+        "ringway_memory_used_bytes",
+        Gauge,
+        &[],
+        "Memory in use of the cgroup that is nearest its limit, without what the kernel can take \
+         back. Absent: no cgroup of the process has a limit.",
+    ),
+    metric("ringway_memory_limit_bytes", Gauge, &[], "The limit of that cgroup."),
     metric(
         "ringway_process_generation",
         Gauge,
@@ -462,6 +478,27 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         BACKEND,
         "Sessions that joined the backend's queue.",
+    ),
+    metric(
+        "ringway_byte_delays_total",
+        Counter,
+        &[],
+        "Times that a direction of a TCP session had to wait, because a limit has \
+         bytes_per_second.",
+    ),
+    metric(
+        "ringway_limit_sessions",
+        Gauge,
+        LIMIT,
+        "Sessions and flows that count in a limit. The kind says whose it is: process \
+         (limits.total_sessions), listener, route, backend, or shared.",
+    ),
+    metric("ringway_limit_sessions_max", Gauge, LIMIT, "The most of them; absent: any number."),
+    metric(
+        "ringway_limit_refused_total",
+        Counter,
+        LIMIT,
+        "Sessions and flows that were refused because of the limit.",
     ),
     metric(
         "ringway_endpoint_connect_failures_total",

@@ -1,4 +1,5 @@
-//! The samples of what the control thread knows of endpoints: their health, ejections and names.
+//! The samples of what the control thread knows of endpoints, their health, ejections and names,
+//! and of the limits of parts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,9 +7,10 @@ use std::sync::Arc;
 use config_sync::health::ejection::Figure;
 use config_sync::health::{self, Tally};
 use config_sync::resolve;
-use config_sync::table::load::Line;
+use config_sync::table::load::{Line, NO_LIMIT};
 use config_sync::table::routing::EndpointId;
 
+use crate::control::limited::Named;
 use crate::control::metrics::exposition::{Merged, Page};
 use crate::stats::counters::{Counter, Counters, EndpointCounters};
 
@@ -122,6 +124,17 @@ pub(super) fn resolver(page: &Page, figures: resolve::Figures) {
     let resolved = names - kept - unresolved;
     for (state, count) in [("resolved", resolved), ("kept", kept), ("unresolved", unresolved)] {
         page.set("ringway_resolver_names", &[("state", state)], count as u64);
+    }
+}
+
+pub(super) fn limits(page: &Page, limits: &[Named]) {
+    for Named { kind, name, limit } in limits {
+        let labels: &[_] = &[("kind", *kind), ("name", &**name)];
+        page.set("ringway_limit_sessions", labels, limit.usage.sessions.get().into());
+        if limit.sessions != NO_LIMIT {
+            page.set("ringway_limit_sessions_max", labels, limit.sessions.into());
+        }
+        page.set("ringway_limit_refused_total", labels, limit.usage.refused());
     }
 }
 

@@ -3,6 +3,7 @@
 mod descriptions;
 mod endpoints;
 mod exposition;
+mod kubernetes;
 pub mod open_metrics;
 pub mod process;
 pub mod samples;

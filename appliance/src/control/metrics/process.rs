@@ -7,6 +7,7 @@ use procfs::{CurrentSI as _, KernelStats, ProcResult, page_size, ticks_per_secon
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::control::memory::Reading;
 use crate::control::metrics::exposition::Page;
 
 /// Figures of upgrades.
@@ -43,6 +44,15 @@ pub(super) fn set(page: &Page, upgrades: Upgrades) {
     }
     // Only a machine without /proc has no values.
     let _ = values(page);
+}
+
+/// Sets the metrics of the memory that the process may use.
+pub(super) fn memory(page: &Page, reading: Option<Reading>, overloaded: bool) {
+    page.set("ringway_overloaded", &[], u64::from(overloaded));
+    if let Some(Reading { used, most }) = reading {
+        page.set("ringway_memory_used_bytes", &[], used);
+        page.set("ringway_memory_limit_bytes", &[], most);
+    }
 }
 
 /// The files that this process has open, and the most that it may have. `None`: the kernel does not

@@ -16,9 +16,11 @@ use config_sync::resolve;
 use config_sync::table::load::Line;
 use config_sync::table::routing::{EndpointId, Limits, ListenerId, Protocol, RoutingTable};
 
+use crate::control::limited::Named;
+use crate::control::memory::Reading;
 use crate::control::metrics::endpoints::{self, Group};
 use crate::control::metrics::exposition::{Merged, Page};
-use crate::control::metrics::process;
+use crate::control::metrics::{kubernetes, process};
 use crate::stats::counters::{Counter, Counters, Histogram};
 use crate::stats::records::{CloseReason, DropReason};
 
@@ -51,6 +53,9 @@ pub struct Scrape<'a> {
     pub ejections: &'a [Figure],
     pub overrides: u64,
     pub upgrade: process::Upgrades,
+    /// New sessions and flows are refused, because of the memory.
+    pub overloaded: bool,
+    pub memory: Option<Reading>,
     pub admin_certificate: Option<Expiry>,
     /// False: metrics of endpoints are sums of a backend (`admin.endpoint_labels`).
     pub endpoint_labels: bool,
@@ -61,9 +66,10 @@ impl Scrape<'_> {
     pub fn render(&self, series: &Series) -> String {
         let page = Page::default();
         process::set(&page, self.upgrade);
+        process::memory(&page, self.memory, self.overloaded);
         self.process(&page);
         if let Some(figures) = self.kubernetes {
-            kubernetes(&page, figures);
+            kubernetes::set(&page, figures);
         }
         self.per_worker(&page);
         for (id, listener) in &series.listeners {
@@ -72,6 +78,7 @@ impl Scrape<'_> {
         self.unmatched(&page);
         endpoints::sessions(&page, self.workers, &series.groups(self.endpoint_labels));
         endpoints::queues(&page, &series.lines);
+        endpoints::limits(&page, &series.limits);
         endpoints::health(&page, self.health, self.endpoint_labels);
         endpoints::ejections(&page, self.ejections);
         page.set("ringway_overrides", &[], self.overrides);
@@ -117,6 +124,7 @@ impl Scrape<'_> {
         total("ringway_receive_pauses_total", |worker| &worker.receive_pauses);
         total("ringway_rearms_total", |worker| &worker.rearms);
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);
+        total("ringway_byte_delays_total", |worker| &worker.byte_delays);
         total("ringway_source_port_shortages_total", |worker| &worker.port_shortages);
         total("ringway_upstream_strangers_total", |worker| &worker.strangers);
         total("ringway_fast_path_promotions_total", |worker| &worker.promotions);
@@ -261,35 +269,14 @@ impl Scrape<'_> {
     }
 }
 
-fn kubernetes(page: &Page, figures: &Figures) {
-    for (kind, progress) in &figures.kinds {
-        let labels: &[_] = &[("kind", *kind)];
-        let served = u64::from(progress.version.is_some());
-        page.set("ringway_kubernetes_kind_served", labels, served);
-        page.set("ringway_kubernetes_kind_followed", labels, u64::from(progress.following));
-        page.set("ringway_kubernetes_objects", labels, progress.objects as u64);
-    }
-    page.set("ringway_kubernetes_connected", &[], u64::from(figures.connected));
-    page.set("ringway_kubernetes_leader", &[], u64::from(figures.leads));
-    page.set("ringway_kubernetes_replicas", &[], figures.replicas as u64);
-    page.set("ringway_kubernetes_replicas_behind", &[], u64::from(figures.behind));
-    page.set("ringway_kubernetes_watch_errors_total", &[], figures.watch_errors);
-    page.set("ringway_kubernetes_status_writes_total", &[], figures.status_writes);
-    page.set("ringway_kubernetes_status_conflicts_total", &[], figures.status_conflicts);
-    page.set("ringway_kubernetes_write_errors_total", &[], figures.errors);
-    let translated = figures.translate_micros;
-    page.seconds("ringway_kubernetes_translate_seconds", &[], translated);
-    if let Some(millis) = figures.heard_millis {
-        page.seconds("ringway_kubernetes_last_heard_seconds", &[], millis.saturating_mul(1_000));
-    }
-}
-
 /// The names of the ids in the counters. A listener that left the table may still have sessions, so
 /// its name stays until its id is retired. The page shows only ids that are in force or active.
 #[derive(Clone, Default)]
 pub struct Series {
     listeners: BTreeMap<ListenerId, ListenerSeries>,
     endpoints: BTreeMap<EndpointId, EndpointSeries>,
+    /// The limits in force.
+    limits: Vec<Named>,
     /// The queues of backends in force.
     lines: Vec<(Arc<str>, Arc<Line>)>,
     expiries: Vec<Expiry>,
@@ -319,6 +306,7 @@ impl Series {
         let queues = whole.backends.iter().filter_map(|of| Some((of, of.queue.as_ref()?)));
         let lines = queues.map(|(of, queue)| (Arc::clone(&of.name), Arc::clone(&queue.line)));
         self.lines = lines.collect();
+        self.limits = Named::all(whole);
         let listeners = config.listeners.iter();
         let listeners: BTreeMap<_, _> =
             listeners.map(|listener| (listener.name.value.as_str(), listener.protocol)).collect();
@@ -560,6 +548,8 @@ mod tests {
             endpoint_labels: true,
             overrides: 0,
             upgrade: process::Upgrades::default(),
+            overloaded: false,
+            memory: None,
             admin_certificate: None,
         }
     }

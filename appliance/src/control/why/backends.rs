@@ -123,9 +123,14 @@ pub fn choose(
             None if total == 0 => 0.0,
             None => f64::from(share.weight) / total as f64,
         };
-        let candidates = balancer.candidates(backend, client.address, client.port);
+        let mut candidates = balancer.candidates(backend, client.address, client.port);
+        // A flow has an endpoint before it is asked whether it is one too many.
+        let may_ask = listener.protocol != Protocol::Udp || !candidates.is_empty();
+        let is_over = may_ask && is_over(backend, running.now);
+        candidates.retain(|_| !is_over);
         let full = balancer.were_full(backend, &[]);
         let if_none = match (full, listener.protocol, &backend.queue) {
+            _ if is_over => CloseReason::Limit,
             (true, Protocol::Tcp | Protocol::Tls, Some(_)) => CloseReason::QueueTimeout,
             (true, ..) => CloseReason::EndpointsFull,
             (false, ..) => CloseReason::NoEndpoint,
@@ -157,12 +162,16 @@ pub fn choose(
     }
     let first = refused.first().map(|(_, _, reason)| *reason);
     let choice = conclude(total, first, &found);
-    let refusal = |(backend, chance, reason): (_, _, CloseReason)| Refusal {
-        backend,
-        chance,
-        reason: reason.word(),
-    };
     Found { rows: found, refusals: refused.into_iter().map(refusal).collect(), choice }
+}
+
+fn refusal((backend, chance, reason): (String, f64, CloseReason)) -> Refusal {
+    Refusal { backend, chance, reason: reason.word() }
+}
+
+/// Whether the backend has no place within its limit.
+fn is_over(backend: &Backend, now: u64) -> bool {
+    backend.limit.as_ref().is_some_and(|limit| limit.over(now).is_some())
 }
 
 fn conclude(

@@ -7,7 +7,8 @@ pub mod asked;
 pub mod backends;
 mod rules;
 
-use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket};
+use config_sync::table::limit::Limit;
+use config_sync::table::routing::{Listener, Protocol, Route, RoutingTable, Socket, Transport};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -233,11 +234,28 @@ impl Answer {
     }
 }
 
+/// Whether there is a place within the limit of a part.
+fn within(
+    answer: &mut Answer,
+    kind: &str,
+    name: &str,
+    (limit, now): (&Option<Box<Limit>>, u64),
+) -> Result<(), CloseReason> {
+    let Some(limit) = limit else { return Ok(()) };
+    let over = limit.over(now);
+    answer.rules.push(rules::limit(kind, name, limit, over));
+    over.map_or(Ok(()), |_| Err(CloseReason::Limit))
+}
+
 impl<'a> Walk<'a> {
     /// The questions of a worker, in its order.
     fn walk(&self, answer: &mut Answer) -> Result<Choice, CloseReason> {
-        let Self { running: Running { config, now, .. }, client, socket, .. } = self;
+        let Self { running: Running { table, config, now, .. }, client, socket, .. } = self;
         let ip = client.address.ip();
+        let is_udp = socket.transport == Transport::Udp;
+        if !is_udp {
+            within(answer, "process", "", (&table.total, *now))?;
+        }
         answer.rules.extend(rules::proxy_header(socket, ip));
         if !socket.accept_proxy.admits(ip) {
             return Err(CloseReason::ProxyMissing);
@@ -254,6 +272,45 @@ impl<'a> Walk<'a> {
             reason
         })?;
         let listener = self.listener(by, answer)?;
+        self.lets_in(listener, answer)?;
+        let found = self.route(by, listener);
+        let chosen = found.as_ref().ok().map(|route| &*route.name);
+        answer.routes = rules::routes(config, listener, chosen, (client, self.name));
+        answer.rules.push(rules::found_route(chosen, &answer.routes));
+        let route = found?;
+        answer.route = Some(route.name.to_string());
+        if route.access.is_some() {
+            let asked = config.routes.iter().find(|of| *of.name.value == *route.name);
+            let lists = asked.map(|of| &of.admission);
+            let admitted = admits(route.access.as_deref(), ip);
+            answer.rules.push(match admitted {
+                Ok(()) => rules::admitted("route", &route.name, lists, ip),
+                Err(_) => rules::denied("route", &route.name, lists, ip),
+            });
+            admitted?;
+        }
+        within(answer, "route", &route.name, (&route.limit, *now))?;
+        let found = backends::choose(self.running, (route, listener), (client, socket));
+        let choice = found.choice;
+        (answer.backends, answer.refusals) = (found.rows, found.refusals);
+        if matches!(choice, Err(CloseReason::NoBackend)) {
+            let said = "no backend of the route has a weight above 0";
+            answer.rules.push(Rule::new(false, said));
+        }
+        let terminates = listener.tls.as_ref().filter(|_| matches!(by, By::Hello(_)));
+        let lacks = terminates.is_some_and(|tls| !tls.certificates.has(self.name));
+        // A worker looks for the certificate between backend and endpoint.
+        if lacks && !matches!(choice, Err(CloseReason::NoBackend)) {
+            answer.rules.push(Rule::new(false, "no certificate is for the server name"));
+            return Err(CloseReason::NoCertificate);
+        }
+        choice
+    }
+
+    /// Whether the listener lets the client in: its lists and its limits.
+    fn lets_in(&self, listener: &Listener, answer: &mut Answer) -> Result<(), CloseReason> {
+        let Self { running: Running { table, config, now, .. }, client, socket, .. } = self;
+        let ip = client.address.ip();
         let asked = config.listeners.iter().find(|of| *of.name.value == *listener.name);
         if listener.access.is_some() {
             let lists = asked.map(|of| &of.admission);
@@ -273,37 +330,10 @@ impl<'a> Walk<'a> {
                 return Err(CloseReason::SourceLimit);
             }
         }
-        let found = self.route(by, listener);
-        let chosen = found.as_ref().ok().map(|route| &*route.name);
-        answer.routes = rules::routes(config, listener, chosen, (client, self.name));
-        answer.rules.push(rules::found_route(chosen, &answer.routes));
-        let route = found?;
-        answer.route = Some(route.name.to_string());
-        if route.access.is_some() {
-            let asked = config.routes.iter().find(|of| *of.name.value == *route.name);
-            let lists = asked.map(|of| &of.admission);
-            let admitted = admits(route.access.as_deref(), ip);
-            answer.rules.push(match admitted {
-                Ok(()) => rules::admitted("route", &route.name, lists, ip),
-                Err(_) => rules::denied("route", &route.name, lists, ip),
-            });
-            admitted?;
+        if socket.transport == Transport::Udp {
+            within(answer, "process", "", (&table.total, *now))?;
         }
-        let found = backends::choose(self.running, (route, listener), (client, socket));
-        let choice = found.choice;
-        (answer.backends, answer.refusals) = (found.rows, found.refusals);
-        if matches!(choice, Err(CloseReason::NoBackend)) {
-            let said = "no backend of the route has a weight above 0";
-            answer.rules.push(Rule::new(false, said));
-        }
-        let terminates = listener.tls.as_ref().filter(|_| matches!(by, By::Hello(_)));
-        let lacks = terminates.is_some_and(|tls| !tls.certificates.has(self.name));
-        // A worker looks for the certificate between backend and endpoint.
-        if lacks && !matches!(choice, Err(CloseReason::NoBackend)) {
-            answer.rules.push(Rule::new(false, "no certificate is for the server name"));
-            return Err(CloseReason::NoCertificate);
-        }
-        choice
+        within(answer, "listener", &listener.name, (&listener.limit, *now))
     }
 
     fn listener(&self, by: &By<'_>, answer: &mut Answer) -> Result<&'a Listener, CloseReason> {

@@ -6,6 +6,7 @@ use config_sync::model::admission::{Admission, Ranges};
 use config_sync::model::config::Config;
 use config_sync::model::place::At;
 use config_sync::model::route::{self, Takes};
+use config_sync::table::limit::{Limit, Over};
 use config_sync::table::load::NO_LIMIT;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{Hosts, Listener, Socket};
@@ -50,6 +51,27 @@ pub fn proxy_header(socket: &Socket, peer: IpAddr) -> Option<Rule> {
                     for the address that the header names";
         Rule::new(true, said)
     })
+}
+
+/// What the sessions of a part have of its limit.
+pub fn limit(kind: &str, name: &str, limit: &Limit, over: Option<Over>) -> Rule {
+    let mut whose = match kind {
+        "process" => "limits.total_sessions".to_owned(),
+        kind => format!("limit of {kind} {name:?}"),
+    };
+    if let Some(shared) = &limit.shared {
+        whose += &format!(" (shared limit {:?})", &**shared);
+    }
+    let sessions = limit.usage.sessions.get();
+    let most = match limit.sessions {
+        NO_LIMIT => String::new(),
+        most => format!(" of {most}"),
+    };
+    let fast = match over {
+        Some(Over::Opening) => ", and new ones come too fast",
+        _ => "",
+    };
+    Rule::new(over.is_none(), format!("{whose}: {sessions}{most} sessions{fast}"))
 }
 
 pub fn admitted(kind: &str, name: &str, lists: Option<&Admission>, client: IpAddr) -> Rule {

@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 
 use config_sync::table::address::UNIX_CLIENT;
+use config_sync::table::limit::Limit;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{Fallback, Hosts, Listener, Protocol, Socket};
 use config_sync::table::source_limit::OverLimit;
 
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
+use crate::proxy::held::{Held, Scope};
 use crate::proxy::tcp::accounting::{give_to, lead_by};
 use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, State, Step};
 use crate::proxy::tcp::tls_relay::TlsRelay;
@@ -198,11 +200,17 @@ impl Session {
         if let Some(limit) = &listener.limit_source {
             let entered = limit.enter(client, core.unix_micros());
             self.source = entered.map_err(|OverLimit| CloseReason::SourceLimit)?;
+            if let Some(record) = self.source {
+                self.held.count_source(record, limit.bytes);
+            }
         }
+        let now = core.unix_micros();
+        enter(&mut self.held, Scope::Listener, listener.limit.as_deref(), now)?;
         let route = by.route(listener, name, client)?;
         let route = &table.routes[route];
         lead_by(&mut self.route, route.id, &core.counters);
         admits(route.access.as_deref(), client)?;
+        enter(&mut self.held, Scope::Route, route.limit.as_deref(), now)?;
         let backend = core.balancer.backend(route, self.client).ok_or(CloseReason::NoBackend)?;
         let backend = &table.backends[backend];
         self.backend = Some(backend.id);
@@ -216,6 +224,7 @@ impl Session {
             if !terminator.certificates.has(name) {
                 return Err(CloseReason::NoCertificate.into());
             }
+            enter(&mut self.held, Scope::Backend, backend.limit.as_deref(), now)?;
             let tls = TlsRelay::client(core, terminator, self.on_truncation)?;
             self.greet(core, tls);
             return Ok(());
@@ -236,6 +245,11 @@ impl Session {
             self.backend = Some(core.tables.current().backends[backend].id);
         }
     }
+}
+
+/// Takes a place for a session within a limit.
+pub fn enter(held: &mut Held, scope: Scope, limit: Option<&Limit>, now: u64) -> Result<(), Cause> {
+    held.enter(scope, limit, now).map_err(|over| scope.refusal(over))
 }
 
 /// The cause for a client that sends no ClientHello.

@@ -6,6 +6,8 @@ use config_sync::table::routing::{OnUnavailable, WeightedBackend};
 use crate::contract::{Op, Origin, Side, Why};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
+use crate::proxy::held::Scope;
+use crate::proxy::tcp::choose::enter;
 use crate::proxy::tcp::state::{Asking, Connecting, Relay, SendingProxyHeader, Session, State};
 use crate::proxy::tcp::tls_relay::TlsRelay;
 use crate::stats::detail::Detail;
@@ -20,8 +22,9 @@ impl Session {
     /// Goes on to the route's other backends, if the route asks for that. Each backend has one
     /// turn at the most. `cause`: why the session's backend has no endpoint for it.
     pub fn pass_on(&mut self, core: &mut Core, mut cause: Cause) -> Result<(), Cause> {
+        use CloseReason as R;
         // A full backend is not unavailable. What the machine has not, no other backend has.
-        while !matches!(cause.reason, CloseReason::EndpointsFull | CloseReason::LocalLimit)
+        while !matches!(cause.reason, R::EndpointsFull | R::Limit | R::LocalLimit)
             && let Some(state) = self.next_backend(core)
         {
             match self.connect_within(core, state) {
@@ -62,6 +65,9 @@ impl Session {
     /// Connects to an endpoint of the backend. If every endpoint is full, or other sessions wait
     /// already, the session waits in the backend's queue.
     fn connect_within(&mut self, core: &mut Core, state: Connecting) -> Result<(), Cause> {
+        let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        let limit = backend.and_then(|backend| backend.limit.as_deref());
+        enter(&mut self.held, Scope::Backend, limit, core.unix_micros())?;
         // A session that tries another endpoint had its turn.
         if state.tried_count == 0 && self.is_behind(core) {
             return self.wait(core, state);

@@ -6,10 +6,10 @@
 
 use config_sync::table::moving::Moving;
 use config_sync::table::routing::{EndpointId, ListenerId};
-use config_sync::table::source_limit::SourceRecord;
 
 use crate::contract::{Op, Side, Why};
 use crate::proxy::core::Core;
+use crate::proxy::held::Scope;
 use crate::proxy::tcp::accounting::{give_to, lead_by};
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::direction::Half;
@@ -145,10 +145,11 @@ impl Session {
     }
 
     fn count_in(&mut self, core: &mut Core) {
+        self.arrive(core);
         if let Some(listener) = self.listener.take() {
             give_to(&mut self.listener, listener, &core.counters);
             core.places.arrive(listener, self.entry == Entry::Ending);
-            self.source = source(core, listener, self);
+            self.count_source(core, listener);
         }
         if let Some(route) = self.route.take() {
             lead_by(&mut self.route, route, &core.counters);
@@ -158,6 +159,30 @@ impl Session {
             core.counters.endpoint(endpoint).opened.add(1);
             self.counted = true;
         }
+    }
+
+    /// Counts the session for its client's source, which may have one too many now.
+    fn count_source(&mut self, core: &Core, id: ListenerId) {
+        let mut listeners = core.tables.current().listeners.iter();
+        let limit = listeners.find(|of| of.id == id).and_then(|of| of.limit_source.as_ref());
+        let Some(limit) = limit else { return };
+        self.source = limit.arrive(self.client.ip(), core.unix_micros());
+        if let Some(record) = self.source {
+            self.held.count_source(record, limit.bytes);
+        }
+    }
+
+    /// Takes places within the limits of the table in force, however many sessions there are.
+    fn arrive(&mut self, core: &Core) {
+        let table = core.tables.current();
+        let listener = table.listeners.iter().find(|of| Some(of.id) == self.listener);
+        let route = self.route.and_then(|id| core.tables.route(id));
+        let backend = self.backend.and_then(|id| core.tables.backend(self.socket, id));
+        let held = &mut self.held;
+        held.arrive(Scope::Process, table.total.as_deref());
+        held.arrive(Scope::Listener, listener.and_then(|of| of.limit.as_deref()));
+        held.arrive(Scope::Route, route.and_then(|of| of.limit.as_deref()));
+        held.arrive(Scope::Backend, backend.and_then(|of| of.limit.as_deref()));
     }
 
     /// Another process goes on with the session. Nobody is told here, and no line is logged: the
@@ -172,6 +197,7 @@ impl Session {
             return;
         }
         core.leave_source(self.source.take());
+        self.held.clear();
         if let Some(endpoint) = self.endpoint {
             self.leave_endpoint(core, endpoint);
         }
@@ -199,11 +225,4 @@ impl Session {
     pub fn postpone(&self, core: &mut Core) {
         core.timers.set(self.token.slot, core.now / 1_000 + UNDECIDED);
     }
-}
-
-/// The record of the client's source, which may have a session too many now.
-fn source(core: &Core, id: ListenerId, session: &Session) -> Option<SourceRecord> {
-    let listeners = &core.tables.current().listeners;
-    let limit = listeners.iter().find(|of| of.id == id)?.limit_source.as_ref()?;
-    limit.arrive(session.client.ip(), core.unix_micros())
 }

@@ -176,9 +176,12 @@ fn postgres_error(reason: CloseReason) -> Option<(&'static str, &'static str)> {
             ("28000", "this address takes only connections with TLS, such as sslmode=require")
         }
         R::SourceDenied => ("28000", "this address does not admit the client"),
-        R::ListenerLimit | R::SourceLimit | R::EndpointsFull | R::QueueTimeout | R::LocalLimit => {
-            ("53300", "too many connections")
-        }
+        R::ListenerLimit
+        | R::Limit
+        | R::SourceLimit
+        | R::EndpointsFull
+        | R::QueueTimeout
+        | R::LocalLimit => ("53300", "too many connections"),
         R::Drained | R::Stopped | R::Killed => ("57P01", "the connection was ended on purpose"),
         _ => ("57P03", "no server can be reached now"),
     })

@@ -2,6 +2,7 @@
 
 use crate::contract::{Event, Mode, Op, Side, Stop, Token, Why};
 use crate::proxy::core::Core;
+use crate::proxy::held::Held;
 use crate::proxy::tcp::accounting::{count_bytes, make_room};
 use crate::proxy::tcp::close::failure;
 use crate::proxy::tcp::direction::{Half, Next};
@@ -93,9 +94,13 @@ impl Session {
                 Some(Op::Move { mode: Mode::Splice, .. }) => {
                     core.resumable.push_back((self.token, from));
                 }
-                Some(op) => core.push(self.token, op),
+                Some(op) => {
+                    let op = within_limits(core, &mut self.held, half, op);
+                    core.ops.extend(op.map(|op| (self.token, op)));
+                }
             }
         }
+        self.arm_for_limits(core);
     }
 
     /// A direction's turn has come again after its budget ran out.
@@ -105,8 +110,18 @@ impl Session {
             relay.half(from).put_off();
             return self.pump(core);
         }
-        if let Some(op) = relay.half(from).resume(core.turn_bytes) {
-            self.move_bytes(core, op);
+        let half = relay.half(from);
+        let op = half.resume(core.turn_bytes);
+        match op.and_then(|op| within_limits(core, &mut self.held, half, op)) {
+            Some(op) => self.move_bytes(core, op),
+            None => self.arm_for_limits(core),
+        }
+    }
+
+    /// Makes sure that the timer fires once a direction may move bytes that waits for a limit.
+    pub fn arm_for_limits(&self, core: &mut Core) {
+        if self.held.next().is_some() {
+            self.arm(core);
         }
     }
 
@@ -125,6 +140,8 @@ impl Session {
         }
         let State::Relaying(relay) = &mut self.state else { return };
         let (read, sent, held) = bytes;
+        self.held.settle(core, from, read);
+        let is_limited = self.held.limits_bytes();
         if read > 0 || sent > 0 {
             self.last_byte = core.now;
             relay.unmark(core, self.token, from.other());
@@ -132,7 +149,7 @@ impl Session {
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
         let next = relay.half(from).moved(core.now, read, sent, held, stop);
         relay.unpace(core, self.token, from);
-        if self.tls.is_none() && relay.pause == Pause::No {
+        if self.tls.is_none() && !is_limited && relay.pause == Pause::No {
             relay.mark(core, self.token, from, stop);
         }
         if let Stop::Failed { side, why } = stop {
@@ -152,8 +169,8 @@ impl Session {
         }
         match next {
             Next::Wait | Next::Again => {}
-            // The ring can't read TLS. A session that pauses receives nothing.
-            Next::Stream if self.tls.is_some() || relay.pause != Pause::No => {}
+            // The ring can't read TLS, and knows no limits. A session that pauses receives nothing.
+            Next::Stream if self.tls.is_some() || is_limited || relay.pause != Pause::No => {}
             Next::Stream => {
                 // A blocked direction waits for the poll, and a stream does without the poll. A
                 // `Move` that is under way may become blocked.
@@ -204,6 +221,16 @@ impl Session {
         let outcome = tls.begin(core, self.token, from, (budget, to_eof));
         self.tls_outcome(core, outcome);
     }
+}
+
+/// The `Move` with as many bytes as limits allow now. `None`: the direction has to wait.
+pub fn within_limits(core: &Core, held: &mut Held, half: &mut Half, op: Op) -> Option<Op> {
+    let Op::Move { from, mode, budget, to_eof } = op else { return Some(op) };
+    let budget = held.reserve(core, from, budget);
+    if budget.is_none() {
+        half.put_off();
+    }
+    Some(Op::Move { from, mode, budget: budget?, to_eof })
 }
 
 impl Relay {
@@ -325,6 +352,6 @@ mod tests {
     /// promised to be under 512 bytes.
     #[test]
     fn a_session_is_small() {
-        assert!(size_of::<Session>() <= 368, "{} bytes", size_of::<Session>());
+        assert!(size_of::<Session>() <= 376, "{} bytes", size_of::<Session>());
     }
 }

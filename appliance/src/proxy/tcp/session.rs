@@ -174,6 +174,9 @@ impl Session {
         if self.next_look().is_some_and(|at| at <= core.now) {
             self.look(core);
         }
+        if self.held.wakes(core.now) {
+            self.pump(core);
+        }
         let Some((due, reason)) = self.deadline() else { return self.arm(core) };
         if due > core.now {
             return self.arm(core);
@@ -189,6 +192,10 @@ impl Session {
             (State::Relaying(relay), CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout)
                 if relay.has_work() =>
             {
+                if self.held.next().is_some() {
+                    // Otherwise the timer would fire again and again until a limit allows more.
+                    self.last_byte = core.now;
+                }
                 self.arm(core)
             }
             (State::Connecting(connecting), CloseReason::ConnectTimeout) => {
@@ -288,7 +295,8 @@ impl Session {
     /// byte.
     pub fn arm(&self, core: &mut Core) {
         let deadline = self.deadline().map(|(due, _)| due);
-        if let Some(due) = [deadline, self.next_look()].into_iter().flatten().min() {
+        let next = [deadline, self.next_look(), self.held.next()];
+        if let Some(due) = next.into_iter().flatten().min() {
             let due = due.div_ceil(1_000);
             if due < core.timers.when(self.token.slot) {
                 core.timers.set(self.token.slot, due);

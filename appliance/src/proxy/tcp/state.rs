@@ -10,6 +10,7 @@ use config_sync::table::source_limit::SourceRecord;
 
 use crate::contract::{Kind, Side, Token};
 use crate::proxy::cause::Cause;
+use crate::proxy::held::Held;
 use crate::proxy::slab::NONE;
 use crate::proxy::tcp::direction::Half;
 use crate::proxy::tcp::tls_relay::TlsRelay;
@@ -31,6 +32,8 @@ pub struct Session {
     pub entry: Entry,
     /// The record of the client's source, if the listener limits sources.
     pub source: Option<SourceRecord>,
+    /// The places within the limits of process, listener, route and backend.
+    pub held: Held,
     pub route: Option<RouteId>,
     pub backend: Option<BackendId>,
     /// Backends of the route that had no endpoint for this session.
@@ -218,6 +221,7 @@ impl Session {
             listener: None,
             entry: Entry::None,
             source: None,
+            held: Held::default(),
             route: None,
             backend: None,
             failed_backends: Box::default(),

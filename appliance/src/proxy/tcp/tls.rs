@@ -5,6 +5,7 @@ use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
 use crate::proxy::tcp::accounting::count_bytes;
 use crate::proxy::tcp::close::failure;
+use crate::proxy::tcp::relay::within_limits;
 use crate::proxy::tcp::state::{Connecting, Relay, Session, State};
 use crate::proxy::tcp::tls_port::Outcome;
 use crate::proxy::tcp::tls_relay::TlsRelay;
@@ -131,9 +132,12 @@ impl Session {
     pub fn tls_pump(&mut self, core: &mut Core) {
         for side in [Side::Client, Side::Endpoint] {
             let State::Relaying(relay) = &mut self.state else { return };
-            if let Some(op) = relay.half(side).start(core.turn_bytes) {
+            let half = relay.half(side);
+            let op = half.start(core.turn_bytes);
+            if let Some(op) = op.and_then(|op| within_limits(core, &mut self.held, half, op)) {
                 self.move_bytes(core, op);
             }
         }
+        self.arm_for_limits(core);
     }
 }

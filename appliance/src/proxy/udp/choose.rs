@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use config_sync::table::address::EndpointAddress;
+use config_sync::table::limit::Limit;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
     Backend, BackendId, Endpoint, EndpointId, Listener, Route, RouteId, RoutingTable, SendProxy,
@@ -10,6 +11,7 @@ use config_sync::table::routing::{
 
 use crate::contract::Origin;
 use crate::proxy::balance::Balancer;
+use crate::proxy::held::{Held, Scope};
 use crate::proxy::udp::ports::{From, Ports};
 use crate::proxy::udp::state::Role;
 use crate::stats::records::{CloseReason, DropReason};
@@ -27,7 +29,8 @@ pub struct Choice {
     pub fast_path: bool,
 }
 
-/// Chooses for a client of the route that sends to `port`. The endpoint counts the flow.
+/// Chooses for a client that the route admits, and that sends to `port`. The endpoint counts the
+/// flow.
 pub fn choose(
     table: &RoutingTable,
     route: &Route,
@@ -35,7 +38,6 @@ pub fn choose(
     (client, port): (SocketAddr, u16),
     ports: (&Ports, u64),
 ) -> Result<Choice, Refusal> {
-    admits(route.access.as_deref(), client)?;
     let backend = &table.backends[balancer.backend(route, client).ok_or(NO_BACKEND)?];
     let endpoint = balancer.endpoint(backend, client, &[]);
     let endpoint = endpoint.ok_or_else(|| match balancer.were_full(backend, &[]) {
@@ -143,6 +145,20 @@ pub const FLOW_LIMIT: Refusal =
 
 pub const LISTENER_LIMIT: Refusal =
     Refusal { reason: CloseReason::ListenerLimit, drop: DropReason::FlowLimit };
+
+pub const LIMIT: Refusal = Refusal { reason: CloseReason::Limit, drop: DropReason::Limit };
+
+/// Takes a place for a flow within the limit of a part.
+pub fn enter(
+    held: &mut Held,
+    scope: Scope,
+    limit: Option<&Limit>,
+    now: u64,
+) -> Result<(), Refusal> {
+    held.enter(scope, limit, now).map_err(|_| LIMIT)
+}
+
+pub const OVERLOAD: Refusal = Refusal { reason: CloseReason::Overload, drop: DropReason::Overload };
 
 pub const SOURCE_LIMIT: Refusal =
     Refusal { reason: CloseReason::SourceLimit, drop: DropReason::SourceLimit };

@@ -34,7 +34,7 @@ impl Flows {
                 Ok(Query { is_any: true, .. }) if guard.drops_any => Err(DropReason::DnsAny),
                 read => read.map_err(|_| DropReason::DnsInvalid),
             };
-            match query.map(|query| (self.admit(core, socket, sender, 1), query)) {
+            match query.map(|query| (self.admit(core, socket, sender, (1, one.bytes)), query)) {
                 Ok((Ok(slot), _)) => self.forward(core, slot, one),
                 Ok((Err(DropReason::SourceLimit), query)) if self.slips(guard) => {
                     let said = (message, query);

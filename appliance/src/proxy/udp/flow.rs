@@ -6,12 +6,13 @@ use config_sync::table::routing::{
     BackendId, EndpointId, Listener, ListenerId, Protocol, RouteId, RoutingTable, SendProxy,
     SocketId, Transport,
 };
-use config_sync::table::source_limit::SourceRecord;
+use config_sync::table::source_limit::{SourceLimit, SourceRecord};
 
-use crate::contract::{BufferId, Part, size};
+use crate::contract::{self, BufferId, Side, size};
 use crate::proxy::core::{Core, micros};
+use crate::proxy::held::Held;
 use crate::proxy::tables::Tables;
-use crate::stats::records::{CloseReason, SessionRecord};
+use crate::stats::records::{CloseReason, DropReason, SessionRecord};
 use crate::wire::proxy_header::Addresses;
 use crate::wire::proxy_header::write::{Outgoing, write};
 
@@ -41,6 +42,8 @@ pub struct Flow {
     pub proxied: Option<Box<FlowHeader>>,
     /// The record of the client's source, if the listener limits sources.
     pub source: Option<SourceRecord>,
+    /// The places within the limits of process, listener, route and backend.
+    pub held: Held,
 }
 
 /// The facts of a flow that are about PROXY headers. Few flows have such facts.
@@ -68,7 +71,7 @@ pub struct Batch {
     pub buffer: BufferId,
     pub bytes: u32,
     pub count: u32,
-    pub part: Part,
+    pub part: contract::Part,
 }
 
 /// Microseconds. Where flows are nearly used up, a flow that was never answered ends after this
@@ -157,12 +160,40 @@ impl Flow {
         write(version, &header, &mut proxied.header);
     }
 
-    /// Whether the flow's source may send as many datagrams more.
-    pub fn may_send(&self, core: &Core, count: u32) -> bool {
-        let Some(source) = self.source else { return true };
-        let limit = listener_of(&core.tables, self.socket)
-            .and_then(|(_, listener)| listener.limit_source.as_ref());
-        limit.is_none_or(|limit| limit.may_send(source, count, core.unix_micros()))
+    /// Whether limits allow so many datagrams and bytes from the client.
+    pub fn may_send(&self, core: &Core, (count, bytes): (u32, u32)) -> Result<(), DropReason> {
+        let now = core.unix_micros();
+        let source = self.source_limit(core);
+        if source.is_some_and(|(limit, of)| !limit.may_send(of, (count, bytes), now)) {
+            return Err(DropReason::SourceLimit);
+        }
+        if self.held.take(core, Side::Client, bytes) {
+            return Ok(());
+        }
+        if let Some((limit, of)) = source {
+            limit.has_not_sent(of, (count, bytes));
+        }
+        Err(DropReason::Limit)
+    }
+
+    /// Whether limits allow so many bytes to the client.
+    pub fn may_get(&self, core: &Core, bytes: u32) -> Result<(), DropReason> {
+        if !self.held.take(core, Side::Endpoint, bytes) {
+            return Err(DropReason::Limit);
+        }
+        match self.source_limit(core) {
+            Some((limit, of)) if !limit.may_get(of, bytes, core.unix_micros()) => {
+                self.held.give_back(core, Side::Endpoint, bytes);
+                Err(DropReason::SourceLimit)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The limit of the flow's source in the table in force.
+    fn source_limit<'c>(&self, core: &'c Core) -> Option<(&'c SourceLimit, SourceRecord)> {
+        let (_, listener) = listener_of(&core.tables, self.socket)?;
+        Some((listener.limit_source.as_deref()?, self.source?))
     }
 
     /// The address that the flow's client, or the proxy in front, has sent to.
@@ -193,8 +224,9 @@ impl Flow {
     }
 
     pub fn has_crowded_listener(&self, core: &Core) -> bool {
-        let Some((_, listener)) = listener_of(&core.tables, self.socket) else { return false };
-        core.places.is_crowded(listener)
+        let Some((table, listener)) = listener_of(&core.tables, self.socket) else { return false };
+        let mut limits = [&table.total, &listener.limit].into_iter().flatten();
+        core.places.is_crowded(listener) || limits.any(|limit| limit.is_crowded())
     }
 
     pub fn record(&self, core: &Core, reason: Option<CloseReason>) -> SessionRecord {

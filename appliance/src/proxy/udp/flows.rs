@@ -19,10 +19,11 @@ use hashbrown::HashTable;
 use crate::contract::{Event, Op, Part, SHARED_SOCKETS, Token, Why};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::{Core, RECEIVE_PAUSE, micros};
+use crate::proxy::held::{Held, Scope};
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::choose::{
-    FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits, choose,
-    route,
+    FLOW_LIMIT, LISTENER_LIMIT, NO_ROUTE, OVERLOAD, PROXY_MISSING, Refusal, SOURCE_LIMIT, admits,
+    choose, enter, route,
 };
 use crate::proxy::udp::dns_guard::datagram;
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Promotion, Sender, listener_of};
@@ -190,24 +191,24 @@ impl Flows {
     }
 
     pub fn take_in(&mut self, core: &mut Core, socket: SocketId, sender: &Sender, batch: Batch) {
-        match self.admit(core, socket, sender, batch.count) {
+        match self.admit(core, socket, sender, (batch.count, batch.bytes)) {
             Ok(slot) => self.forward(core, slot, batch),
             Err(reason) => dropped(core, socket, batch, reason),
         }
     }
 
-    /// The slot of the flow of a client that may send as many datagrams.
+    /// The slot of the flow of a client that may send so many datagrams and bytes.
     #[inline(always)]
     pub fn admit(
         &mut self,
         core: &mut Core,
         socket: SocketId,
         sender: &Sender,
-        count: u32,
+        sent: (u32, u32),
     ) -> Result<u32, DropReason> {
         let slot = self.flow_of(core, socket, sender)?;
-        if !self.flows.at(slot).is_none_or(|flow| flow.may_send(core, count)) {
-            return Err(DropReason::SourceLimit);
+        if let Some(flow) = self.flows.at(slot) {
+            flow.may_send(core, sent)?;
         }
         self.route_again(core, slot)?;
         Ok(slot)
@@ -393,6 +394,7 @@ impl Flows {
             promotion: Promotion::Never,
             proxied: said.map(|_| Box::new(FlowHeader { said, ..FlowHeader::default() })),
             source: None,
+            held: Held::default(),
         };
         if let Err(refusal) = self.begin(core, &mut flow) {
             core.leave_source(flow.source);
@@ -426,6 +428,9 @@ impl Flows {
             return Err(PROXY_MISSING);
         }
         admits(listener.access.as_deref(), flow.client())?;
+        if core.counters.overloaded.get() > 0 {
+            return Err(OVERLOAD);
+        }
         if self.flows.is_full() {
             return Err(FLOW_LIMIT);
         }
@@ -448,12 +453,21 @@ impl Flows {
             let entered = limit.enter(flow.client().ip(), core.unix_micros());
             flow.source = entered.map_err(|OverLimit| SOURCE_LIMIT)?;
         }
+        let now = core.unix_micros();
+        enter(&mut flow.held, Scope::Process, table.total.as_deref(), now)?;
+        enter(&mut flow.held, Scope::Listener, listener.limit.as_deref(), now)?;
         let ports = (&self.ports, core.now);
         let client = (flow.client(), flow.bound(core).port());
         let route = route(table, listener, flow.client())?;
         flow.route = route.id;
+        admits(route.access.as_deref(), flow.client())?;
+        enter(&mut flow.held, Scope::Route, route.limit.as_deref(), now)?;
         let choice = choose(table, route, &mut core.balancer, client, ports)?;
         (flow.backend, flow.endpoint) = (choice.backend, choice.endpoint);
+        let limit = core.tables.backend(flow.socket, choice.backend);
+        let limit = limit.and_then(|backend| backend.limit.as_deref());
+        let entered = enter(&mut flow.held, Scope::Backend, limit, now);
+        entered.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
         let upstream = self.upstream_for(core, &choice);
         flow.upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
         flow.introduce(core, choice.send_proxy);

@@ -64,13 +64,20 @@ impl Flows {
         }
         flow.last = core.now;
         flow.replies = flow.replies.saturating_add(batch.count);
-        flow.bytes_down += u64::from(batch.bytes);
-        listener.to_clients.add(u64::from(batch.count));
-        listener.bytes_down.add(u64::from(batch.bytes));
-        core.counters.endpoint(flow.endpoint).bytes_down.add(u64::from(batch.bytes));
-        let op =
-            Op::SendDown { buffer: batch.buffer, from: slot, peer: flow.peer, local: flow.local };
-        core.push(Token::socket(flow.socket), op);
+        let (to, peer, local) = (Token::socket(flow.socket), flow.peer, flow.local);
+        match flow.may_get(core, batch.bytes) {
+            Ok(()) => {
+                flow.bytes_down += u64::from(batch.bytes);
+                listener.to_clients.add(u64::from(batch.count));
+                listener.bytes_down.add(u64::from(batch.bytes));
+                core.counters.endpoint(flow.endpoint).bytes_down.add(u64::from(batch.bytes));
+                core.push(to, Op::SendDown { buffer: batch.buffer, from: slot, peer, local });
+            }
+            Err(reason) => {
+                listener.dropped[reason as usize].add(u64::from(batch.count));
+                core.push(token, Op::Recycle { buffer: batch.buffer });
+            }
+        }
         // A client with two queries under way on one socket gets both answers, because the flow
         // ends only when there are `responses` for each datagram.
         if flow.responses > 0 && flow.replies >= flow.sent.saturating_mul(flow.responses) {

@@ -5,8 +5,9 @@ use config_sync::table::routing::{Backend, EndpointId, OnUnavailable, WeightedBa
 
 use crate::proxy::balance::Balancer;
 use crate::proxy::core::{Core, micros};
+use crate::proxy::held::Scope;
 use crate::proxy::tables::Tables;
-use crate::proxy::udp::choose::{Choice, choose, route};
+use crate::proxy::udp::choose::{Choice, Refusal, admits, choose, enter, route};
 use crate::proxy::udp::flow::{Flow, Promotion, listener_of};
 use crate::proxy::udp::state::{Flows, MOST_CLOSED};
 use crate::stats::records::{CloseReason, DropReason};
@@ -37,9 +38,12 @@ impl Flows {
         };
         let ports = (&self.ports, core.now);
         let client = (flow.client(), flow.bound(core).port());
-        let choice = route(table, listener, client.0)
-            .and_then(|route| choose(table, route, &mut core.balancer, client, ports));
+        let choice = route(table, listener, client.0).and_then(|route| {
+            admits(route.access.as_deref(), client.0)?;
+            choose(table, route, &mut core.balancer, client, ports)
+        });
         let upstream = choice.and_then(|choice| {
+            self.enter(core, slot, &choice)?;
             let upstream = self.upstream_for(core, &choice);
             let upstream = upstream.inspect_err(|_| core.balancer.closed(choice.endpoint))?;
             Ok((choice, upstream))
@@ -53,6 +57,19 @@ impl Flows {
         };
         self.moves(core, slot, &choice, upstream);
         Ok(())
+    }
+
+    /// Takes places within the limits of a moving flow's new route and backend. Without them, the
+    /// endpoint of the choice does not count the flow any more.
+    fn enter(&mut self, core: &mut Core, slot: u32, choice: &Choice) -> Result<(), Refusal> {
+        let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
+        let (now, tables) = (core.unix_micros(), &core.tables);
+        let route = tables.route(choice.route).and_then(|of| of.limit.as_deref());
+        let backend = tables.backend(flow.socket, choice.backend);
+        let backend = backend.and_then(|of| of.limit.as_deref());
+        let entered = enter(&mut flow.held, Scope::Route, route, now);
+        let entered = entered.and_then(|()| enter(&mut flow.held, Scope::Backend, backend, now));
+        entered.inspect_err(|_| core.balancer.closed(choice.endpoint))
     }
 
     /// Moves a flow to an endpoint whose port is not closed: to one of its backend, or else to one
@@ -83,6 +100,9 @@ impl Flows {
         let ports = (&self.ports, now);
         let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
         let Ok(choice) = choice else { return };
+        if self.enter(core, slot, &choice).is_err() {
+            return;
+        }
         match self.upstream_for(core, &choice) {
             Ok(upstream) => self.moves(core, slot, &choice, upstream),
             Err(_) => core.balancer.closed(choice.endpoint),

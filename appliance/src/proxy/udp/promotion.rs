@@ -6,6 +6,7 @@
 //! proxy asks the kernel about each promoted flow once a second.
 
 use config_sync::table::routing::{Listener, RoutingTable};
+use config_sync::table::source_limit::SourceLimit;
 
 use crate::contract::{Carried, Event, Op, Token};
 use crate::proxy::cause::Cause;
@@ -59,6 +60,7 @@ impl Flows {
             self.upstreams.at(flow.upstream).is_some_and(|of| of.role == Role::Socket);
         is_connected
             && is_plain(listener)
+            && !flow.held.limits_bytes()
             && flow.responses == 0
             && flow.proxied.is_none()
             && backend.send_proxy.is_none()
@@ -235,5 +237,6 @@ impl Flows {
 /// Whether the listener asks nothing of each datagram.
 fn is_plain(listener: &Listener) -> bool {
     let limit = listener.limit_source.as_ref();
-    listener.dns_guard.is_none() && limit.is_none_or(|limit| limit.datagrams.is_none())
+    let is_silent = |limit: &SourceLimit| limit.datagrams.is_none() && limit.bytes.is_none();
+    listener.dns_guard.is_none() && limit.is_none_or(|limit| is_silent(limit))
 }

@@ -289,6 +289,7 @@ mod tests {
             turns: turns(&[1]),
             loads: Vec::new(),
             queue: None,
+            limit: None,
             connect_timeout: 1,
             connect_attempts: 1,
             rest: 10_000,

@@ -102,6 +102,10 @@ pub struct ListenerSettings {
     /// What each source of clients may have and do, over all workers of a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_source: Option<SourceLimitSettings>,
+    /// What all sessions or flows of this listener may have together, over all workers of a
+    /// gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitSettings>,
     /// The sources that must send PROXY headers. TLS: the same for all listeners of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_proxy: Option<AcceptProxy>,
@@ -126,6 +130,9 @@ pub struct RouteSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub alpn: Option<Vec<String>>,
+    /// What all sessions or flows of the route may have together, over all workers of a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitSettings>,
     #[serde(flatten)]
     pub admission: AdmissionSettings,
 }
@@ -144,7 +151,7 @@ pub struct AdmissionSettings {
     pub deny: Option<Vec<String>>,
 }
 
-/// The same as the table of the TOML file. It gives sessions, newPerSecond or datagramsPerSecond.
+/// The same as the table of the TOML file. It gives one of the four limits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceLimitSettings {
@@ -164,6 +171,10 @@ pub struct SourceLimitSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub datagrams_per_second: Option<i64>,
+    /// Bytes from a source and to it in a second, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1_000, max = 10_000_000_000_i64))]
+    pub bytes_per_second: Option<i64>,
     /// IPv4 addresses that begin with so many equal bits are one source.
     #[serde(default, rename = "prefixV4", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 32))]
@@ -176,6 +187,28 @@ pub struct SourceLimitSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub except: Option<Vec<String>>,
+}
+
+/// The same as the table of the TOML file. It gives sessions, newPerSecond or bytesPerSecond.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitSettings {
+    /// Sessions or flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub sessions: Option<i64>,
+    /// New sessions or flows in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub new_per_second: Option<i64>,
+    /// New sessions or flows at once, after a time without any. Without it newPerSecond.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<i64>,
+    /// Bytes in a second, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1_000, max = 10_000_000_000_i64))]
+    pub bytes_per_second: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -232,6 +265,9 @@ pub struct BackendSettings {
     /// TCP: how long a session waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout: Option<String>,
+    /// What all sessions or flows of the backend may have together, over all workers of a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitSettings>,
     /// Weights and limits of endpoints, and which endpoints are backups. For each endpoint the
     /// first entry counts that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -20,6 +20,7 @@ use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TI
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
+use crate::model::limit::LimitOf;
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::model::source_limit::SourceLimit;
@@ -161,6 +162,7 @@ impl<'o> Build<'_, 'o> {
             dns_guard: values.dns_guard.filter(|_| udp),
             max_sessions: values.max_sessions.unwrap_or(0),
             limit_source: values.limit_source.and_then(|limit| limit_for(limit, udp)),
+            limit: values.limit.map(LimitOf::Own),
             accept_proxy: accept_proxy.map(|from| at(AcceptProxy { from, only: false }, &of)),
             options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
             admission: values.admission.of(&of),
@@ -245,6 +247,7 @@ impl<'o> Build<'_, 'o> {
                 alpn: values.alpn.iter().flatten().map(|name| at(name.clone(), &own)).collect(),
                 sources: Vec::new(),
                 admission: values.admission.of(&own),
+                limit: values.limit.clone().map(LimitOf::Own),
                 balance: values.balance.unwrap_or(RouteBalance::RoundRobin),
                 on_unavailable: values.on_unavailable,
                 backends: backends.into_iter().map(backend).collect(),
@@ -476,6 +479,7 @@ impl<'o> Pool<'o> {
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
             fast_path: None,
+            limit: values.limit.clone().map(LimitOf::Own),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),
             health_check: values

@@ -428,6 +428,7 @@ fn read_listener<'o>(
         dns_guard: given.dns_guard.as_ref().map(tables::read_dns_guard).transpose()?,
         max_sessions: number("maxSessions", given.max_sessions, 0..=MAX_SESSIONS)?,
         limit_source: given.limit_source.as_ref().map(tables::read_limit_source).transpose()?,
+        limit: given.limit.as_ref().map(tables::read_limit).transpose()?,
         accept_proxy: given.accept_proxy.as_ref().map(read_accept_proxy).transpose()?,
         socket: read_socket(&given.socket, settings)?,
         admission: read_admission(&given.admission)?,
@@ -450,6 +451,7 @@ fn read_route(given: &RouteSettings) -> Result<RouteValues, String> {
         balance: text("balance", given.balance.as_ref(), word(&route::BALANCES))?,
         on_unavailable: text("onUnavailable", on_unavailable, word(&route::ON_UNAVAILABLE))?,
         alpn: given.alpn.clone(),
+        limit: given.limit.as_ref().map(tables::read_limit).transpose()?,
         admission: read_admission(&given.admission)?,
     })
 }
@@ -496,6 +498,7 @@ fn read_backend(
         )?,
         queue: number("queue", given.queue, 0..=MOST_WAIT)?,
         queue_timeout: text("queueTimeout", given.queue_timeout.as_ref(), queue_timeout)?,
+        limit: given.limit.as_ref().map(tables::read_limit).transpose()?,
         endpoints: given.endpoints.as_deref().map(read_endpoints).transpose()?,
         health_check: check.map(|check| checks::read(check, namespace, index)).transpose()?,
         eject: given.eject.as_ref().map(tables::read_eject).transpose()?,

@@ -7,21 +7,23 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 use crate::gateway::objects::policy::{
-    DnsGuardSettings, EjectSettings, HealthCheckSettings, SourceLimitSettings,
+    DnsGuardSettings, EjectSettings, HealthCheckSettings, LimitSettings, SourceLimitSettings,
 };
 use crate::model::eject::Eject;
 use crate::model::health_check::HealthCheck;
+use crate::model::limit::{Limit, LimitOf};
 use crate::model::place::At;
 use crate::model::source_limit::SourceLimit;
 use crate::table::routing::DnsGuard;
 use crate::toml::dns_guard::dns_guard;
+use crate::toml::limit::limit;
 use crate::toml::reader::{Reader, Section, Table, any};
 use crate::toml::source_limit::limit_source;
 use crate::toml::{eject, health_check};
 
 static TABLES: Section = Section {
     name: "",
-    keys: &[any("health_check"), any("eject"), any("limit_source"), any("dns_guard")],
+    keys: &[any("health_check"), any("eject"), any("limit_source"), any("limit"), any("dns_guard")],
 };
 
 /// The backends are not known here, so whether they have TLS that verifies certificates is not
@@ -57,6 +59,13 @@ pub(super) fn read_limit_source(given: &SourceLimitSettings) -> Result<SourceLim
     read("limit_source", given, |reader, table| {
         let value = limit_source(reader, table, None)?;
         Some(At { value, place: table.place.clone() })
+    })
+}
+
+pub(super) fn read_limit(given: &LimitSettings) -> Result<Limit, String> {
+    read("limit", given, |reader, table| match limit(reader, table)? {
+        LimitOf::Own(value) => Some(At { value, place: table.place.clone() }),
+        LimitOf::Shared(_) => None,
     })
 }
 

@@ -10,6 +10,7 @@ use crate::model::backend::Balance;
 use crate::model::eject::Eject;
 use crate::model::gone::OnGone;
 use crate::model::health_check::HealthCheck;
+use crate::model::limit::Limit;
 use crate::model::source_limit::SourceLimit;
 use crate::table::routing::{
     DnsGuard, OnRefusal, OnTruncation, OnUnavailable, RouteBalance, SendProxy, SocketOptions,
@@ -35,6 +36,7 @@ pub(super) struct ListenerValues<'o> {
     pub(super) dns_guard: Option<DnsGuard>,
     pub(super) max_sessions: Option<u32>,
     pub(super) limit_source: Option<SourceLimit>,
+    pub(super) limit: Option<Limit>,
     pub(super) accept_proxy: Option<Vec<IpNet>>,
     pub(super) socket: SocketValues,
     pub(super) admission: AdmissionValues,
@@ -60,6 +62,7 @@ pub(super) struct RouteValues {
     pub(super) balance: Option<RouteBalance>,
     pub(super) on_unavailable: Option<OnUnavailable>,
     pub(super) alpn: Option<Vec<String>>,
+    pub(super) limit: Option<Limit>,
     pub(super) admission: AdmissionValues,
 }
 
@@ -77,6 +80,7 @@ pub(super) struct BackendValues {
     pub(super) endpoint_max_sessions: Option<u32>,
     pub(super) queue: Option<u32>,
     pub(super) queue_timeout: Option<u32>,
+    pub(super) limit: Option<Limit>,
     pub(super) endpoints: Option<Vec<EndpointRule>>,
     pub(super) health_check: Option<Check>,
     pub(super) eject: Option<Eject>,
@@ -136,6 +140,7 @@ impl ListenerValues<'_> {
         fill(&mut self.dns_guard, &under.dns_guard);
         fill(&mut self.max_sessions, &under.max_sessions);
         fill(&mut self.limit_source, &under.limit_source);
+        fill(&mut self.limit, &under.limit);
         fill(&mut self.accept_proxy, &under.accept_proxy);
         self.socket.fill(&under.socket);
         self.admission.fill(&under.admission);
@@ -147,6 +152,7 @@ impl RouteValues {
         fill(&mut self.balance, &under.balance);
         fill(&mut self.on_unavailable, &under.on_unavailable);
         fill(&mut self.alpn, &under.alpn);
+        fill(&mut self.limit, &under.limit);
         self.admission.fill(&under.admission);
     }
 }
@@ -190,6 +196,7 @@ impl BackendValues {
         fill(&mut self.endpoint_max_sessions, &under.endpoint_max_sessions);
         fill(&mut self.queue, &under.queue);
         fill(&mut self.queue_timeout, &under.queue_timeout);
+        fill(&mut self.limit, &under.limit);
         fill(&mut self.endpoints, &under.endpoints);
         fill(&mut self.health_check, &under.health_check);
         fill(&mut self.eject, &under.eject);

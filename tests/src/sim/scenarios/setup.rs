@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use config_sync::table::address::Bind;
 use config_sync::table::alpn::{AlpnChoice, ByAlpn};
+use config_sync::table::limit::Limit;
 use config_sync::table::ranges::Access;
 use config_sync::table::routing::{
     AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnRefusal,
@@ -27,6 +28,8 @@ pub struct Setup {
     pub max_sessions: u32,
     /// The most sessions or flows of a source. 0: no limit.
     pub source_sessions: u32,
+    /// The most sessions or flows of a backend. 0: any number.
+    pub backend_sessions: u32,
     /// UDP.
     pub flow_timeout: u32,
     pub responses: u32,
@@ -82,6 +85,8 @@ impl Setup {
         let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
         let sources = Arc::new(SourceRecords::new(RECORDS, 1));
         let limit_source = self.limit_source(&sources);
+        let limit = |usage| Limit { sessions: self.backend_sessions, ..Limit::nothing(usage) };
+        let limit = (self.backend_sessions > 0).then(|| Box::new(limit(Arc::default())));
         let listener = |id: usize| Listener {
             id: ListenerId(id as u32),
             timeouts: self.timeouts,
@@ -123,6 +128,7 @@ impl Setup {
                 Backend {
                     source: self.source.into_iter().collect(),
                     shared_sockets: self.source.is_some(),
+                    limit,
                     ..backend::plain_backend(BackendId(0), own.to_vec())
                 },
                 backend::plain_backend(BackendId(1), others.to_vec()),
@@ -153,6 +159,7 @@ fn route(nth: u32) -> Route {
         id: RouteId(nth),
         name: "route".into(),
         access: None,
+        limit: None,
         balance: RouteBalance::RoundRobin,
         on_unavailable: OnUnavailable::Refuse,
         backends: vec![WeightedBackend {
@@ -184,6 +191,7 @@ pub(super) const TCP: Setup = Setup {
     timeouts: NONE,
     max_sessions: 0,
     source_sessions: 0,
+    backend_sessions: 0,
     flow_timeout: 0,
     responses: 0,
     source: None,

@@ -25,7 +25,10 @@ impl Kernel {
     ///
     /// `queued`: sessions wait for a place at an endpoint, and what their clients sent is not
     /// looked at. The kernel does not know which sessions these are.
-    pub fn check_stalls(&self, resumable: bool, queued: bool) {
+    ///
+    /// `delayed`: some session has had to wait for a limit of bytes. The kernel does not know which
+    /// one. That each goes on, its end shows.
+    pub fn check_stalls(&self, resumable: bool, queued: bool, delayed: bool) {
         if resumable {
             return;
         }
@@ -73,7 +76,7 @@ impl Kernel {
                     continue;
                 }
                 assert!(
-                    !(work && open && !sink.nospace),
+                    delayed || !(work && open && !sink.nospace),
                     "stalled: bytes or an end wait, there is space, and nothing is to come: {:?} \
                      from {:?}",
                     session.token,

@@ -35,7 +35,10 @@ pub fn play(mut rng: Rng) -> Vec<CloseReason> {
         (kind, kinds[kind].varied(&mut rng))
     });
     let cases = cases.collect();
-    World::new(rng, &kinds, cases, "").live()
+    // All sessions of a backend together, which some of them exceed.
+    let limits = ["", "", "", "limit = { bytes_per_second = 100_000 }"];
+    let limit = rng.pick(&limits);
+    World::new(rng, &kinds, cases, limit).live()
 }
 
 /// So many clients say hello within one turn.

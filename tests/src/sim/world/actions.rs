@@ -74,6 +74,8 @@ impl World {
                 // Bursts coalesce while the worker has no time.
                 if self.next_table.is_none() {
                     self.model.change(&mut self.rng);
+                    let overloaded = self.rng.per_mille(50);
+                    self.counters.overloaded.set(u64::from(overloaded));
                     self.next_table = Some(Next::Model);
                 }
                 let delay = self.rng.between(1, self.habits.table_swaps);

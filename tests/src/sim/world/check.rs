@@ -203,6 +203,7 @@ impl Check {
         if reason == CloseReason::SessionLimit {
             kernel.hit_all(Fault::SlabFull);
         }
+        assert!(record.refused || reason != CloseReason::Overload, "it lived: {record:?}");
         self.check_socket(record);
         self.asked.ended(record, reason);
         let has_cause = [
@@ -330,7 +331,8 @@ impl Check {
         let bars =
             sockets.any(|socket| socket.id == record.socket && !socket.accept_proxy.admits(sender));
         assert!(bars || reason != CloseReason::ProxyMissing, "nobody bars this client: {record:?}");
-        let full = reason == CloseReason::SessionLimit;
+        let full = [CloseReason::SessionLimit, CloseReason::Limit, CloseReason::Overload];
+        let full = full.contains(&reason);
         assert!(!bars || full || reason == CloseReason::ProxyMissing, "barred: {record:?}");
     }
 

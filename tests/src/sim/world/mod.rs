@@ -263,6 +263,7 @@ impl World {
             assert_eq!(load.sessions.get(), 0, "sessions of an endpoint after the end");
         }
         assert_eq!(self.model.sources.sessions(), 0, "sessions of sources after the end");
+        self.model.shared.check_empty();
         for queue in self.model.backends.iter().flat_map(|backend| &backend.queue) {
             assert_eq!(queue.line.waiting(), 0, "sessions that wait after the end");
         }
@@ -362,6 +363,7 @@ impl World {
         self.model.backends.iter().for_each(|backend| backend.check_loads(moved));
         let live = self.counters.sessions.get() + self.counters.flows.get();
         assert!(self.model.sources.sessions() <= live, "sources have more than there is");
+        self.model.shared.check(live, moved);
         for (path, datagram) in std::mem::take(&mut self.kernel.sent_up) {
             self.endpoint_hears(path, datagram);
         }

@@ -99,7 +99,9 @@ impl World {
         let queues = self.model.backends.iter().flat_map(|backend| &backend.queue);
         let queued = queues.into_iter().any(|queue| queue.line.waiting() > 0);
         if !self.check.moves.may_pause(self.kernel.now) {
-            self.kernel.check_stalls(self.proxy.next_deadline() == Some(0), queued);
+            let delayed = self.counters.byte_delays.get() > 0;
+            let resumable = self.proxy.next_deadline() == Some(0);
+            self.kernel.check_stalls(resumable, queued, delayed);
         }
         self.check.gauges(&self.kernel, &self.counters);
         self.read_records();

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::Method;
 use axum::response::Response;
 use config_sync::compile::names::Names;
+use config_sync::table::limit::Limit;
 use config_sync::table::load::{NO_LIMIT, Taken};
 use config_sync::table::routing::{
     Limits, Listener, ListenerId, MAX_ENDPOINTS, MAX_LISTENERS, Protocol, RoutingTable,
@@ -15,6 +16,8 @@ use serde::Serialize;
 
 use crate::control::admin::api::document::Operation;
 use crate::control::admin::api::{Api, Fault, Parts};
+use crate::control::limited::{Whose, limited};
+use crate::control::memory::Reading;
 use crate::control::metrics::process;
 use crate::stats::counters::Counters;
 use crate::stats::records::CloseReason;
@@ -112,11 +115,17 @@ fn rows(api: &Api, Parts { in_force, table, names, .. }: &Parts) -> Vec<Row> {
         let set_by = "the limit of open files (LimitNOFILE= of the service, ulimit -n)";
         rows.push(Row { reached: Some(reached), ..Row::new("files", open, most, set_by) });
     }
+    if let Some(Reading { used, most }) = *api.board.memory.lock() {
+        let set_by = "the cgroup's memory.max or memory.high";
+        let reached = Some(refused_for(CloseReason::Overload, &workers, &by_protocol.concat()));
+        rows.push(Row { reached, ..Row::new("memory", used, most, set_by) });
+    }
     for listener in &table.listeners {
         let taken = listener.taken.as_ref();
         rows.extend(taken.map(|taken| of_listener(listener, taken, &workers)));
     }
     rows.extend(of_backends(table));
+    rows.extend(limited(table).filter_map(|(whose, limit)| of_limit(&whose, limit)));
     rows.extend(of_sources(table, &workers, &by_protocol.concat()));
     rows.extend(of_ids(names));
     rows.sort_by(|one, other| other.full.total_cmp(&one.full));
@@ -178,6 +187,29 @@ fn of_listener(listener: &Listener, taken: &Taken, workers: &[&Counters]) -> Row
     }
 }
 
+/// The limit of the process, or of parts that share it. The rate of new sessions has no row.
+fn of_limit(whose: &Whose<'_>, limit: &Limit) -> Option<Row> {
+    let most = Some(limit.sessions).filter(|most| *most != NO_LIMIT)?;
+    let name = || Some(whose.name.to_owned());
+    let (limit_is, set_by) = match whose.kind {
+        "process" => ("total_sessions", "limits.total_sessions".to_owned()),
+        "shared" => ("limit", "shared_limits.sessions".to_owned()),
+        kind => ("limit", format!("{kind}s.limit.sessions")),
+    };
+    let row = Row::new(limit_is, limit.usage.sessions.get().into(), most.into(), set_by);
+    Some(Row {
+        of: match whose.kind {
+            "process" => None,
+            "shared" => Some(format!("shared limit {}", whose.name)),
+            kind => Some(format!("{kind} {}", whose.name)),
+        },
+        listener: name().filter(|_| whose.kind == "listener"),
+        backend: name().filter(|_| whose.kind == "backend"),
+        reached: Some(limit.usage.refused()),
+        ..row
+    })
+}
+
 /// Endpoints that may not be picked have no row.
 fn of_backends(table: &RoutingTable) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -212,14 +244,21 @@ fn of_sources(
     listeners: &[ListenerId],
 ) -> Option<Row> {
     let sources = table.sources.as_ref()?;
-    let refused = |worker: &&Counters| {
-        let reason = CloseReason::SourceLimit as usize;
-        listeners.iter().map(|id| worker.listener(*id).refused[reason].get()).sum::<u64>()
-    };
     let (used, room) = (sources.in_use() as u64, sources.room() as u64);
     let row = Row::new("sources", used, room, "fixed: sources of limit_source with sessions");
     // The limits of sources are reached before the table is full, and have the same reason.
-    Some(Row { reached: Some(workers.iter().map(refused).sum()), ..row })
+    Some(Row { reached: Some(refused_for(CloseReason::SourceLimit, workers, listeners)), ..row })
+}
+
+/// How many sessions and flows of these listeners were refused for this reason, also before they
+/// had a listener.
+fn refused_for(reason: CloseReason, workers: &[&Counters], listeners: &[ListenerId]) -> u64 {
+    let of = |worker: &&Counters| {
+        let refused =
+            listeners.iter().map(|id| worker.listener(*id).refused[reason as usize].get());
+        refused.sum::<u64>() + worker.unmatched[reason as usize].get()
+    };
+    workers.iter().map(of).sum()
 }
 
 fn of_ids(names: &Names) -> [Row; 2] {

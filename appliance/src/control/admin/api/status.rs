@@ -27,6 +27,8 @@ pub struct Status {
     version: &'static str,
     uptime_ms: u64,
     ready: bool,
+    /// New sessions and flows are refused, because the memory is nearly used up.
+    overloaded: bool,
     draining: bool,
     source: Source,
     /// Of the table that the configuration in force came with.
@@ -85,7 +87,8 @@ pub fn of(board: &Board) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_ms: board.millis(),
-        ready: board.ready.load(Ordering::Relaxed),
+        ready: board.is_ready(),
+        overloaded: board.overloaded.load(Ordering::Relaxed),
         draining: board.draining.load(Ordering::Relaxed),
         source: latest.source,
         generation: latest.generation,

@@ -1,0 +1,185 @@
+//! What all sessions and flows of a part have together, over all workers. A part is a listener, a
+//! route, a backend, or the whole process. Parts may share one limit.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::load::{NO_LIMIT, SharedCount};
+use super::rate::Rate;
+
+/// What all sessions and flows together may have.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    /// The name of a limit that several parts may share. `None`: the limit is one part's own.
+    pub shared: Option<Arc<str>>,
+    /// The most sessions and flows; [`NO_LIMIT`].
+    pub sessions: u32,
+    /// New sessions and flows.
+    pub opening: Option<Rate>,
+    /// Bytes each way: from clients, and from endpoints.
+    pub bytes: Option<Rate>,
+    pub usage: Arc<Usage>,
+}
+
+/// How much of a limit is in use. It stays the same for as long as anybody has it: tables of this
+/// limit, and sessions.
+#[derive(Debug, Default)]
+pub struct Usage {
+    pub sessions: SharedCount,
+    /// Nanoseconds since 1970, up to which new sessions and flows are paid for.
+    opening: AtomicU64,
+    /// The same for bytes from clients, and from endpoints.
+    bytes: [AtomicU64; 2],
+    /// Sessions and flows that were refused because of this limit.
+    refused: AtomicU64,
+}
+
+/// A place that a session or flow has within a limit. The place is free once it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    usage: Arc<Usage>,
+    bytes: Option<Rate>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.usage.sessions.sub(1);
+    }
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// There are as many sessions and flows as there may be.
+    Sessions,
+    /// They come too fast.
+    Opening,
+}
+
+impl Limit {
+    /// Limits nothing, and counts.
+    pub fn nothing(usage: Arc<Usage>) -> Self {
+        Self { shared: None, sessions: NO_LIMIT, opening: None, bytes: None, usage }
+    }
+
+    /// A place for a session or flow. `now`: microseconds since 1970.
+    ///
+    /// # Errors
+    /// There is none. The refusal is counted, and costs nothing of the rate.
+    pub fn enter(&self, now: u64) -> Result<Place, Over> {
+        let usage = &self.usage;
+        if !usage.sessions.try_add(self.sessions) {
+            usage.refused.fetch_add(1, Relaxed);
+            return Err(Over::Sessions);
+        }
+        let place = Place { usage: Arc::clone(usage), bytes: self.bytes };
+        if self.opening.is_some_and(|rate| !rate.take(&usage.opening, 1, now * 1_000)) {
+            usage.refused.fetch_add(1, Relaxed);
+            return Err(Over::Opening);
+        }
+        Ok(place)
+    }
+
+    /// A place for a session that lives already. It may be one too many, and takes nothing of the
+    /// rate.
+    pub fn arrive(&self) -> Place {
+        self.usage.sessions.add(1);
+        Place { usage: Arc::clone(&self.usage), bytes: self.bytes }
+    }
+
+    /// Why `enter` would give no place, without counting anything.
+    pub fn over(&self, now: u64) -> Option<Over> {
+        let paid = self.usage.opening.load(Relaxed);
+        let too_fast = |rate: Rate| rate.after(paid, 1, now * 1_000).is_none();
+        match () {
+            () if self.usage.sessions.get() >= self.sessions => Some(Over::Sessions),
+            () if self.opening.is_some_and(too_fast) => Some(Over::Opening),
+            () => None,
+        }
+    }
+
+    /// How many more sessions and flows there may be.
+    pub fn room(&self) -> u32 {
+        self.sessions.saturating_sub(self.usage.sessions.get())
+    }
+
+    /// Whether more than three quarters of the sessions are there that there may be.
+    pub fn is_crowded(&self) -> bool {
+        let most = self.sessions;
+        most != NO_LIMIT && self.usage.sessions.get() > most - most.div_ceil(4)
+    }
+}
+
+impl Usage {
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+}
+
+impl Place {
+    /// Whether the place is within this limit.
+    pub fn is_of(&self, limit: &Limit) -> bool {
+        Arc::ptr_eq(&self.usage, &limit.usage)
+    }
+
+    /// What bounds the bytes from clients, and from endpoints: the rate, and what is paid of it.
+    pub fn bytes(&self, from_endpoint: bool) -> Option<(Rate, &AtomicU64)> {
+        Some((self.bytes?, &self.usage.bytes[usize::from(from_endpoint)]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_free_when_they_are_dropped() {
+        let limit = Limit { sessions: 2, ..Limit::nothing(Arc::default()) };
+        let (one, _two) = (limit.enter(0).expect("a place"), limit.enter(0).expect("a place"));
+        assert_eq!(limit.enter(0).err(), Some(Over::Sessions));
+        assert_eq!(limit.over(0), Some(Over::Sessions));
+        let guest = limit.arrive();
+        drop(one);
+        assert_eq!(limit.enter(0).err(), Some(Over::Sessions), "the guest is one too many");
+        drop(guest);
+        assert_eq!(limit.over(0), None);
+        assert!(limit.enter(0).is_ok());
+        assert_eq!((limit.usage.refused(), limit.usage.sessions.get()), (2, 1));
+    }
+
+    #[test]
+    fn a_refusal_for_the_rate_takes_no_place() {
+        let limit = Limit { opening: Some(Rate::new(2, 1)), ..Limit::nothing(Arc::default()) };
+        let _one = limit.enter(1_000_000).expect("the burst");
+        assert_eq!(limit.over(1_400_000), Some(Over::Opening));
+        assert_eq!(limit.enter(1_400_000).err(), Some(Over::Opening));
+        assert_eq!(limit.usage.sessions.get(), 1);
+        assert!(limit.enter(1_500_000).is_ok(), "refusals cost nothing");
+    }
+
+    #[test]
+    fn threads_at_once_never_exceed_a_limit() {
+        let limit = Limit {
+            sessions: 5,
+            opening: Some(Rate::new(1_000, 1_000)),
+            ..Limit::nothing(Arc::default())
+        };
+        let opened: u64 = std::thread::scope(|scope| {
+            let run = || {
+                let mut opened = 0;
+                for now in 0..100_000 {
+                    let place = limit.enter(now).ok();
+                    assert!(limit.usage.sessions.get() <= 5);
+                    opened += u64::from(place.is_some());
+                }
+                opened
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+        });
+        // A burst, and a tenth of a second.
+        assert!(opened <= 1_101, "{opened}");
+        assert_eq!(limit.usage.sessions.get(), 0);
+    }
+}

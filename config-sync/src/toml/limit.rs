@@ -1,0 +1,86 @@
+//! The keys of a limit for all sessions of a listener, route or backend together.
+
+use toml::de::DeValue;
+
+use crate::model::limit::{BYTES, Limit, LimitOf, MOST, SharedLimit};
+use crate::model::place::At;
+use crate::toml::reader::{Read, Reader, Section, Table, any, flawless, integer, not, string};
+use crate::toml::values::name;
+
+/// Of a listener, a route or a backend.
+pub(crate) static LIMIT: Section = Section {
+    name: "limit",
+    keys: &[any("sessions"), any("new_per_second"), any("burst"), any("bytes_per_second")],
+};
+
+pub(crate) static SHARED_LIMIT: Section = Section {
+    name: "shared_limits",
+    keys: &[
+        any("name"),
+        any("sessions"),
+        any("new_per_second"),
+        any("burst"),
+        any("bytes_per_second"),
+    ],
+};
+
+/// The limit of a listener, route or backend. `None`: there is no limit.
+pub(crate) fn limit<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<LimitOf> {
+    let At { value: is_name, place } = reader.get(table, "limit", is_name)?;
+    if is_name {
+        let value = reader.get(table, "limit", string)?.value.to_owned();
+        return Some(LimitOf::Shared(At { value, place }));
+    }
+    let given = reader.table(table, "limit", &LIMIT)?;
+    let limit = keys(reader, &given);
+    if limit.is_none() {
+        reader.refuse(&place, NOTHING);
+    }
+    limit.map(LimitOf::Own)
+}
+
+/// One of `[[shared_limits]]`.
+pub(crate) fn shared_limit<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<SharedLimit> {
+    let name = reader.need(table, "name", "parts have this limit by its name", name);
+    let limit = flawless(reader, |reader| {
+        let limit = keys(reader, table);
+        if limit.is_none() {
+            reader.refuse(&table.place, NOTHING);
+        }
+        limit
+    });
+    Some(SharedLimit { name: name?, limit: limit? })
+}
+
+const NOTHING: &str = "limits nothing; give `sessions`, `new_per_second` or `bytes_per_second`";
+
+/// `None`: no key limits anything.
+fn keys<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Limit> {
+    let mut number = |key| reader.get(given, key, integer(1..=MOST)).map(|given| given.value);
+    let limit = Limit {
+        sessions: number("sessions"),
+        new_per_second: number("new_per_second"),
+        burst: number("burst"),
+        bytes_per_second: reader
+            .get(given, "bytes_per_second", integer(BYTES))
+            .map(|given| given.value),
+    };
+    if given.has("burst") && !given.has("new_per_second") {
+        let message = "has no effect without `new_per_second`";
+        reader.get(given, "burst", |_| Err::<(), _>(message.to_owned()));
+    }
+    ["sessions", "new_per_second", "bytes_per_second"]
+        .iter()
+        .any(|key| given.has(key))
+        .then_some(limit)
+}
+
+fn is_name(value: &DeValue<'_>) -> Read<bool> {
+    match value {
+        DeValue::String(_) => Ok(true),
+        DeValue::Table(_) => Ok(false),
+        other => {
+            Err(not("a table such as { sessions = 100 }, or the name of a shared limit", other))
+        }
+    }
+}

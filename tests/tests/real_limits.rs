@@ -1,0 +1,352 @@
+//! What all sessions of a part may have together, through the binary, over two workers.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+
+use ringway_tests::real::config::{backend, forward, listener, route};
+use ringway_tests::real::{
+    Gateway, Launch, Server, connect, echo, free_address, now, udp_from, wait_until,
+};
+
+/// The connection, if the gateway lets it in.
+fn served(to: SocketAddr) -> Option<TcpStream> {
+    let mut stream = connect(to);
+    let served = stream.write_all(b"ping");
+    served.and_then(|()| stream.read_exact(&mut [0; 4])).is_ok().then_some(stream)
+}
+
+fn served_of(to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    (0..count).filter_map(|_| served(to)).collect()
+}
+
+fn has_answer(socket: &UdpSocket) -> bool {
+    (0..3).any(|_| {
+        socket.send(b"ping").expect("sending");
+        socket.recv(&mut [0; 64]).is_ok()
+    })
+}
+
+fn refused(gateway: &Gateway, of: &str) -> u64 {
+    let reason = [("reason", "limit"), ("listener", of)];
+    gateway.metrics().value("ringway_sessions_refused_total", &reason)
+}
+
+/// Two listeners, whose routes have one backend, `b`. `of_listener`, `of_route` and `of_backend`
+/// are further lines of each.
+fn two(
+    (one, other): (SocketAddr, SocketAddr),
+    server: SocketAddr,
+    [top, of_listener, of_route, of_backend]: [&str; 4],
+) -> String {
+    format!("{top}\n")
+        + &listener("one", "TCP", one, of_listener)
+        + &listener("other", "TCP", other, of_listener)
+        + &route("r1", "one", &[("b", 1)], of_route)
+        + &route("r2", "other", &[("b", 1)], of_route)
+        + &backend("b", [server], of_backend)
+}
+
+#[test]
+fn parts_have_so_many_sessions_over_all_workers() {
+    let server = Server::tcp(echo);
+    let at = (free_address(), free_address());
+    let limit = "limit = { sessions = 3 }";
+    for (keys, each, all, detail) in [
+        (["", limit, "", ""], 3, 6, "the listener's limit.sessions"),
+        (["", "", limit, ""], 3, 6, "the route's limit.sessions"),
+        (["", "", "", limit], 3, 3, "the backend's limit.sessions"),
+        (["limits.total_sessions = 3", "", "", ""], 3, 3, "the process has limits.total_sessions"),
+    ] {
+        let gateway = Gateway::start(&two(at, server.address, keys));
+        let mut held = served_of(at.0, 20);
+        assert_eq!(held.len(), each, "{keys:?}");
+        held.extend(served_of(at.1, 20));
+        assert_eq!(held.len(), all, "{keys:?}");
+        let refusals = refused(&gateway, "one") + refused(&gateway, "other");
+        assert_eq!(refusals, 40 - all as u64, "{keys:?}");
+        wait_until("the log says which limit", || {
+            gateway.log().iter().any(|line| line.text("detail") == Some(detail))
+        });
+        drop(held.pop());
+        wait_until("the place of an ended session is free", || served(at.1).is_some());
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_reload_changes_a_limit_and_ends_no_session() {
+    let server = Server::tcp(echo);
+    let at = (free_address(), free_address());
+    let config = |top: &str, of_backend: &str| two(at, server.address, [top, "", "", of_backend]);
+    let gateway = Gateway::start(&config("limits.total_sessions = 4", ""));
+    let mut held = served_of(at.0, 10);
+    assert_eq!(held.len(), 4);
+    gateway.reload(&config("limits.total_sessions = 6", ""));
+    held.extend(served_of(at.1, 10));
+    assert_eq!(held.len(), 6, "those before count");
+    gateway.reload(&config("limits.total_sessions = 2", ""));
+    assert!(served(at.0).is_none());
+    // Sessions from before this limit do not count in it.
+    gateway.reload(&config("", "limit = { sessions = 1 }"));
+    held.extend(served_of(at.0, 5));
+    assert_eq!(held.len(), 7);
+    for stream in &mut held {
+        stream.write_all(b"ping").and_then(|()| stream.read_exact(&mut [0; 4])).expect("it lives");
+    }
+    assert!(!gateway.stderr().contains("after a restart"), "{}", gateway.stderr());
+}
+
+#[test]
+fn parts_get_so_many_sessions_in_a_second() {
+    let server = Server::tcp(echo);
+    let at = (free_address(), free_address());
+    let keys = ["", "", "", "limit = { new_per_second = 2, burst = 5 }"];
+    let gateway = Gateway::start(&two(at, server.address, keys));
+    let start = now();
+    let came_in = (served_of(at.0, 20).len() + served_of(at.1, 20).len()) as u64;
+    let more = 2 * start.elapsed().as_secs() + 2;
+    assert!((5..=5 + more).contains(&came_in), "{came_in} of 40");
+    assert_eq!(refused(&gateway, "one") + refused(&gateway, "other"), 40 - came_in);
+    wait_until("there is a place a second later", || served(at.0).is_some());
+}
+
+#[test]
+fn tcp_and_udp_share_a_limit() {
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let (one, other) = (free_address(), free_address());
+    let keys = "limit = \"all\"\n";
+    let config = listener("t", "TCP", one, keys)
+        + &listener("u", "UDP", other, "flow_timeout = \"60s\"\nlimit = \"all\"")
+        + &route("t", "t", &[("t", 1)], "")
+        + &route("u", "u", &[("u", 1)], "")
+        // The route's limit is the listener's too, and counts a session once.
+        + &backend("t", [tcp.address], keys)
+        + &backend("u", [udp.address], "")
+        + "[[shared_limits]]\nname = \"all\"\nsessions = 4\n";
+    let gateway = Launch::default().socket().start(&config);
+    let held = served_of(one, 3);
+    let clients: Vec<_> = (0..3).map(|_| udp_from("127.0.0.1", other)).collect();
+    assert_eq!(clients.iter().filter(|client| has_answer(client)).count(), 1);
+    assert_eq!((held.len(), served_of(one, 2).len()), (3, 0));
+    let metrics = gateway.metrics();
+    let labels = [("kind", "shared"), ("name", "all")];
+    assert_eq!(metrics.value("ringway_limit_sessions", &labels), 4);
+    assert_eq!(metrics.value("ringway_limit_sessions_max", &labels), 4);
+    let dropped = metrics.value("ringway_datagrams_dropped_total", &[("reason", "limit")]);
+    let refused = metrics.value("ringway_flows_refused_total", &[("reason", "limit")]);
+    assert_eq!((dropped, refused), (6, 6), "each datagram asks again");
+    assert_eq!(metrics.value("ringway_limit_refused_total", &labels), 8);
+    let limits = gateway.asks(&["limits"]);
+    let mut rows = limits.as_array().expect("a list").iter();
+    let row = rows.find(|row| row["limit"] == "limit").expect("a row");
+    assert_eq!((&row["of"], &row["used"]), (&"shared limit all".into(), &4.into()));
+    assert_eq!((&row["capacity"], &row["reached"]), (&4.into(), &8.into()));
+    let why = gateway.asks(&["why", "127.0.0.1", "--listener", "t"]);
+    assert_eq!(why["reason"], "limit", "{why}");
+    drop(held);
+    wait_until("the flow has a place", || has_answer(&clients[2]));
+}
+
+#[test]
+fn a_full_process_lets_no_slow_client_keep_others_out() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let keys = "accept_proxy = { from = [\"127.0.0.1\"] }\nhello_timeout = \"60s\"";
+    let config =
+        format!("limits.total_sessions = 20\n{}", forward("TCP", address, [server.address], keys));
+    let gateway = Gateway::start(&config);
+    // They send no header.
+    let slow: Vec<_> = (0..40).map(|_| connect(address)).collect();
+    let header = b"PROXY TCP4 192.0.2.1 192.0.2.9 4000 80\r\nping";
+    wait_until("a client that says where to go is let in", || {
+        let mut stream = connect(address);
+        let sent = stream.write_all(header);
+        sent.and_then(|()| stream.read_exact(&mut [0; 4])).is_ok()
+    });
+    let crowded = [("reason", "crowded_out")];
+    assert!(gateway.metrics().value("ringway_sessions_refused_total", &crowded) > 0);
+    drop(slow);
+}
+
+/// Sends so many bytes at once, and returns the seconds until the last has come back.
+fn echoed(stream: TcpStream, bytes: usize) -> f64 {
+    let start = now();
+    let mut to = stream.try_clone().expect("another handle");
+    let sending = std::thread::spawn(move || {
+        let piece = vec![7; 1 << 16];
+        let mut left = bytes;
+        while left > 0 {
+            let n = left.min(piece.len());
+            to.write_all(&piece[..n]).expect("sending");
+            left -= n;
+        }
+    });
+    let mut from = stream;
+    let (mut piece, mut left) = (vec![0; 1 << 16], bytes);
+    while left > 0 {
+        let n = from.read(&mut piece).expect("receiving");
+        assert!(n > 0, "{left} bytes are missing");
+        left -= n;
+    }
+    sending.join().expect("all is sent");
+    start.elapsed().as_secs_f64()
+}
+
+/// Two sessions of one limit at once, over two workers: the burst, and then the rate. Nothing is
+/// lost, and large pieces are spliced as without a limit.
+#[test]
+fn bytes_of_sessions_wait_for_their_limit() {
+    const RATE: usize = 4_000_000;
+    let server = Server::tcp(echo);
+    let at = (free_address(), free_address());
+    let bytes = format!("bytes_per_second = {RATE} }}");
+    let (own, source) = (format!("limit = {{ {bytes}"), format!("limit_source = {{ {bytes}"));
+    let shared = format!("[[shared_limits]]\nname = \"all\"\nbytes_per_second = {RATE}\n");
+    for (keys, tail, detail) in [
+        (["", "", "", own.as_str()], "", "a backend's limit"),
+        (["", "limit = \"all\"", "", ""], shared.as_str(), "a limit of two listeners"),
+        (["", source.as_str(), "", ""], "", "a limit of sources for each listener"),
+    ] {
+        let gateway = Gateway::start(&(two(at, server.address, keys) + tail));
+        let streams = [at.0, at.1].map(|to| served(to).expect("it is let in"));
+        let streams = streams.map(|stream| std::thread::spawn(|| echoed(stream, 2 * RATE)));
+        let took = streams.map(|thread| thread.join().expect("no panic"));
+        let took = took.into_iter().fold(0.0, f64::max);
+        let shares = if detail.contains("each") { 1.0 } else { 3.0 };
+        // All that is more than the burst, at the rate.
+        assert!(took >= shares * 0.95 && took <= shares + 1.5, "{detail}: {took} s");
+        let metrics = gateway.metrics();
+        assert!(metrics.value("ringway_byte_delays_total", &[]) > 10, "{detail}");
+        let spliced = metrics.value("ringway_spliced_bytes_total", &[]);
+        assert!(spliced > 4 * RATE as u64, "{detail}: {spliced} of {} bytes", 8 * RATE);
+        gateway.stop();
+    }
+}
+
+#[test]
+fn datagrams_above_a_limit_of_bytes_are_dropped() {
+    let server = Server::udp_echo();
+    let address = free_address();
+    for (key, reason) in [("limit", "limit"), ("limit_source", "source_limit")] {
+        let keys = format!("{key} = {{ bytes_per_second = 20_000 }}");
+        let config = forward("UDP", address, [server.address], &keys);
+        let gateway = Launch::default().one_worker().start(&config);
+        let (client, start) = (udp_from("127.0.0.1", address), now());
+        for _ in 0..100 {
+            client.send(&[7; 1_000]).expect("sending");
+        }
+        let mut answers = 0;
+        while client.recv(&mut [0; 2_000]).is_ok() {
+            answers += 1;
+        }
+        let more = 20 * (start.elapsed().as_secs() + 1);
+        assert!((10..=20 + more).contains(&answers), "{key}: {answers} answers");
+        let dropped =
+            gateway.metrics().value("ringway_datagrams_dropped_total", &[("reason", reason)]);
+        assert!(dropped >= 80 - more && dropped <= 90, "{key}: {dropped} dropped");
+        wait_until("the client may send again", || has_answer(&client));
+        gateway.stop();
+    }
+}
+
+/// A cgroup of memory for the gateway alone.
+struct Cgroup {
+    dir: PathBuf,
+    limit: PathBuf,
+    used: PathBuf,
+}
+
+impl Cgroup {
+    /// `None`: none can be made here.
+    fn new() -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let of = |line: &str, key: &str| line.split_once(key).map(|(_, own)| own.to_owned());
+        let v1 = own.lines().find_map(|line| of(line, ":memory:"));
+        let (root, own, limit, used) = match v1 {
+            Some(own) => {
+                ("/sys/fs/cgroup/memory", own, "memory.limit_in_bytes", "memory.usage_in_bytes")
+            }
+            None => {
+                let own = own.lines().find_map(|line| of(line, "0::"))?;
+                ("/sys/fs/cgroup", own, "memory.max", "memory.current")
+            }
+        };
+        let name = format!("ringway-test-{}", std::process::id());
+        let dir = PathBuf::from(format!("{root}{own}")).join(name);
+        fs::create_dir(&dir).ok()?;
+        let cgroup = Self { limit: dir.join(limit), used: dir.join(used), dir };
+        cgroup.set("1000000000").then_some(cgroup)
+    }
+
+    /// Whether the kernel takes the limit.
+    fn set(&self, bytes: &str) -> bool {
+        fs::write(&self.limit, bytes).is_ok()
+    }
+
+    fn used(&self) -> u64 {
+        let used = fs::read_to_string(&self.used).expect("what is in use");
+        used.trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // The kernel may not have noticed yet that the gateway has ended.
+        wait_until("the cgroup is gone", || {
+            !self.dir.exists() || fs::remove_dir(&self.dir).is_ok()
+        });
+    }
+}
+
+/// Near the limit of memory nothing new begins, and all that lives goes on. That ends by itself.
+#[test]
+fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
+    let Some(cgroup) = Cgroup::new() else {
+        return eprintln!("skipped: no cgroup of memory can be made here");
+    };
+    let (tcp, udp) = (Server::tcp(echo), Server::udp_echo());
+    let (one, other) = (free_address(), free_address());
+    let config = "limits = { memory_percent = 70, memory_readiness = true }\n".to_owned()
+        + &listener("t", "TCP", one, "")
+        + &listener("u", "UDP", other, "flow_timeout = \"60s\"")
+        + &route("t", "t", &[("t", 1)], "")
+        + &route("u", "u", &[("u", 1)], "")
+        + &backend("t", [tcp.address], "")
+        + &backend("u", [udp.address], "");
+    let join = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", cgroup.dir.display());
+    let gateway = Launch::default().under(&["sh", "-c", &join]).socket().start(&config);
+    let is_ready = || gateway.get("/readyz").is_some_and(|(status, _)| status == 200);
+    let mut live = served(one).expect("there is memory");
+    let client = udp_from("127.0.0.1", other);
+    assert!(has_answer(&client) && is_ready());
+    let overloaded = |gateway: &Gateway| gateway.metrics().value("ringway_overloaded", &[]);
+    assert_eq!(overloaded(&gateway), 0);
+    // Four fifths of the memory are in use now.
+    assert!(cgroup.set(&(cgroup.used() * 5 / 4).to_string()));
+    wait_until("the gateway is overloaded", || overloaded(&gateway) == 1);
+    assert!(served(one).is_none() && !has_answer(&udp_from("127.0.0.1", other)));
+    assert!(!is_ready(), "by memory_readiness");
+    live.write_all(b"ping").and_then(|()| live.read_exact(&mut [0; 4])).expect("it lives");
+    assert!(has_answer(&client), "its flow lives");
+    wait_until("the log says why", || {
+        gateway.log().iter().any(|line| line.text("reason") == Some("overload"))
+    });
+    let metrics = gateway.metrics();
+    let of = |name: &str| metrics.value(name, &[("reason", "overload")]);
+    assert!(of("ringway_sessions_refused_total") >= 1);
+    assert!(of("ringway_datagrams_dropped_total") >= 3);
+    let limit = metrics.value("ringway_memory_limit_bytes", &[]);
+    assert!(metrics.value("ringway_memory_used_bytes", &[]) * 10 > limit * 6);
+    let limits = gateway.asks(&["limits"]);
+    let mut rows = limits.as_array().expect("a list").iter();
+    let row = rows.find(|row| row["limit"] == "memory").expect("a row");
+    assert_eq!(row["capacity"].as_u64(), Some(limit));
+    assert!(cgroup.set("1000000000"));
+    wait_until("a new session is served again", || served(one).is_some());
+    assert!(has_answer(&udp_from("127.0.0.1", other)) && is_ready());
+    let said = gateway.stderr();
+    assert!(said.contains("overload: ") && said.contains("the overload is over"), "{said}");
+    gateway.stop();
+}
