@@ -149,7 +149,9 @@ fn say_of(of: &Directive, findings: &mut Findings) {
                 "return" => "Ringway answers nothing itself",
                 "include" => "is not followed: put the text of that file here",
                 "proxy_requests" => "a flow ends by flow_timeout, or by its responses",
-                "proxy_upload_rate" | "proxy_download_rate" => "Ringway limits no rates of bytes",
+                "proxy_upload_rate" | "proxy_download_rate" => {
+                    "Ringway limits the bytes of a client (limit_source), not of a connection"
+                }
                 "proxy_half_close" => "Ringway always passes the end of one direction on",
                 _ => "has no counterpart in Ringway",
             };
