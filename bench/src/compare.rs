@@ -282,7 +282,7 @@ impl Comparison {
         }
         let contenders: Vec<usize> = (0..self.contenders.len())
             .filter(|index| self.contenders[*index].0.speaks(workload.transport))
-            .filter(|index| self.network.is_some() || self.contenders[*index].0 != Peer::Dnat)
+            .filter(|index| self.network.is_some() || !self.contenders[*index].0.forwards())
             // It answers nothing that is no DNS.
             .filter(|index| !workload.udp.shared || self.contenders[*index].0 == Peer::Ringway)
             .filter(|index| {
@@ -349,6 +349,7 @@ impl Comparison {
             state,
             outcome: measured.outcome,
             cpu: measured.cpu,
+            machine: measured.machine,
             counted_by: measured.counted_by.to_owned(),
             before: measured.before,
             after: measured.after,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 /// Counts the CPU time of processes and their descendants. Takes its cgroup away when dropped.
@@ -94,6 +95,26 @@ impl Drop for Meter {
     fn drop(&mut self) {
         self.leave();
     }
+}
+
+/// Seconds that the cores of the machine have worked since some moment before the first call: the time
+/// that is neither idle nor waiting for a disk, in proc(5)'s /proc/stat, in steps of 10 ms for each
+/// core. It has what no process is charged with, such as packets that the kernel forwards.
+pub fn of_machine() -> io::Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let cores = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
+    let rested = cores.clone().map(idle).sum::<Option<f64>>();
+    let rested = rested.ok_or_else(|| io::Error::other("/proc/stat without idle times"))?;
+    let now = ClockId::CLOCK_MONOTONIC.now().map_err(io::Error::from)?;
+    Ok(Duration::from(now).as_secs_f64() * cores.count() as f64 - rested)
+}
+
+/// The seconds in which a core was idle or waited for a disk. The unit is USER_HZ, which is 1/100 s
+/// wherever Ringway runs.
+fn idle(line: &str) -> Option<f64> {
+    let mut fields = line.split(' ').skip(4);
+    let mut next = || fields.next()?.parse::<f64>().ok();
+    Some((next()? + next()?) / 100.0)
 }
 
 /// Of all processes together, in bytes; `files` are open descriptors.
@@ -204,6 +225,18 @@ mod tests {
         assert!(idle_used < busy_used, "{idle_used} and {busy_used}");
         assert!(memory.rss >= memory.anonymous && memory.anonymous > 0, "{memory:?}");
         assert!(memory.files >= 3, "{memory:?}");
+    }
+
+    #[test]
+    fn the_machine_works_no_more_than_its_cores_can() {
+        let (began, before) = (std::time::Instant::now(), of_machine().expect("readable"));
+        while began.elapsed() < Duration::from_millis(300) {
+            std::hint::black_box(began);
+        }
+        let worked = of_machine().expect("readable") - before;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        assert!(worked > 0.1 && worked < cores * began.elapsed().as_secs_f64() + 0.1, "{worked}");
+        assert_eq!(idle("cpu1 10 20 30 400 50 6 7 8 9 0"), Some(4.5));
     }
 
     #[test]

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod compare;
+mod contention;
 mod cpu;
 mod fairness;
 mod gateway;
 mod instructions;
 mod load;
+mod moves;
 mod net;
 mod outcome;
 mod peers;
@@ -37,9 +39,14 @@ enum Command {
     Compare(compare::Options),
     /// The report of one comparison or several, made anew from their results.json.
     Report(report::Options),
+    /// What workers of one process wait for each other for: descriptors, counts, memory.
+    Contention(contention::Options),
     /// Latency of a 64-byte ping beside 8 bulk streams on one worker, with the turn budget
     /// (`limits.turn_bytes`) and without.
     Fairness(fairness::Options),
+    /// The share of clients that get another endpoint when an endpoint or a gateway comes or goes:
+    /// tables and plots. Nothing is timed.
+    Moves(moves::Options),
     /// Instructions of the proxy's hot paths (`cargo bench`), compared with what is committed in
     /// `bench/instructions.toml`.
     Instructions(instructions::Options),
@@ -56,7 +63,9 @@ fn main() -> anyhow::Result<()> {
     match arguments.command {
         Command::Compare(options) => compare::run(&arguments.ringway, &options),
         Command::Report(options) => report::run(&options),
+        Command::Contention(options) => contention::run(&options),
         Command::Fairness(options) => fairness::run(&arguments.ringway, &options),
+        Command::Moves(options) => moves::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Baseline(options) => peers::run_baseline(&options),
         Command::Load(options) => load::run(&options),

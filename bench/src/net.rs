@@ -126,7 +126,10 @@ mod tests {
         for (transport, served, load) in ways {
             let to = SocketAddr::new(BACKEND, 9_000);
             let mut backend = Backend::start(&network, &bench, served, to);
-            for peer in [Peer::Dnat, Peer::Ringway, Peer::Nginx] {
+            for peer in [Peer::Dnat, Peer::Ringway, Peer::RingwayFastPath, Peer::Nginx] {
+                if !peer.speaks(transport) {
+                    continue;
+                }
                 let Ok(found) = peer.find(&places) else { continue };
                 let setup = Setup {
                     transport,

@@ -28,6 +28,8 @@ use process::Program;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub enum Peer {
     Ringway,
+    /// UDP only: the kernel forwards each flow for Ringway as soon as the flow has lasted a while.
+    RingwayFastPath,
     /// `option splice-request` and `splice-response`: every byte through pipes.
     HaproxySplice,
     /// As most people run it.
@@ -140,7 +142,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peer, why } = self;
         let how = match peer {
-            Peer::Ringway => "cargo build --release",
+            Peer::Ringway | Peer::RingwayFastPath => "cargo build --release",
             _ => "bench/install-peers",
         };
         write!(f, "{peer} is not there ({why}): install it with `{how}`")
@@ -159,17 +161,27 @@ impl Peer {
         match self {
             Self::HaproxyCopy => transport != Transport::Udp,
             Self::HaproxySplice | Self::EpollSplice | Self::Monoio => transport == Transport::Tcp,
-            Self::Dnsdist => transport == Transport::Udp,
+            Self::RingwayFastPath | Self::Dnsdist => transport == Transport::Udp,
             Self::Ringway | Self::Envoy => true,
             Self::Nginx | Self::Sozu | Self::Dnat | Self::Direct => transport != Transport::Tls,
         }
+    }
+
+    /// Whether it needs a network in which the kernel forwards.
+    pub fn forwards(self) -> bool {
+        matches!(self, Self::RingwayFastPath | Self::Dnat)
     }
 
     /// Whether it is somebody else's: what ratios are taken to.
     pub fn is_rival(self) -> bool {
         !matches!(
             self,
-            Self::Ringway | Self::EpollSplice | Self::Monoio | Self::Dnat | Self::Direct
+            Self::Ringway
+                | Self::RingwayFastPath
+                | Self::EpollSplice
+                | Self::Monoio
+                | Self::Dnat
+                | Self::Direct
         )
     }
 
@@ -178,7 +190,7 @@ impl Peer {
     pub fn find(self, places: &Places) -> Result<Found, Missing> {
         let debian = Debian::new(&places.peers);
         let found = match self {
-            Self::Ringway => ringway::find(&places.ringway),
+            Self::Ringway | Self::RingwayFastPath => ringway::find(&places.ringway),
             Self::HaproxySplice | Self::HaproxyCopy => haproxy::find(&debian),
             Self::Nginx => nginx::find(&debian),
             Self::Dnsdist => dnsdist::find(&debian),
@@ -198,7 +210,8 @@ impl Peer {
     pub fn start(self, found: &Found, setup: &Setup) -> anyhow::Result<Running> {
         std::fs::create_dir_all(&setup.dir)?;
         match self {
-            Self::Ringway => ringway::start(found, setup),
+            Self::Ringway => ringway::start(found, setup, false),
+            Self::RingwayFastPath => ringway::start(found, setup, true),
             Self::HaproxySplice => haproxy::start(found, setup, true),
             Self::HaproxyCopy => haproxy::start(found, setup, false),
             Self::Nginx => nginx::start(found, setup),
@@ -240,7 +253,7 @@ mod tests {
         for (index, transport) in [Transport::Tcp, Transport::Udp].into_iter().enumerate() {
             for peer in Peer::value_variants().iter().filter(|peer| peer.speaks(transport)) {
                 let mut found = match peer.find(&places) {
-                    Ok(_) if *peer == Peer::Dnat => continue,
+                    Ok(_) if peer.forwards() => continue,
                     Ok(found) => found,
                     Err(missing) => {
                         eprintln!("{missing}");

@@ -8,11 +8,15 @@ use clap::Args;
 
 use crate::results::Results;
 
-mod chart;
+mod added;
+pub mod chart;
 pub mod claims;
 mod markdown;
+mod numbers;
 mod palette;
 mod plots;
+
+pub use plots::draw;
 
 #[derive(Args)]
 pub struct Options {
@@ -40,7 +44,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Writes report.md, plots/*.svg and plots/*.png.
 pub fn write(results: &Results, directory: &Path) -> anyhow::Result<()> {
-    let drawn = plots::draw(results, &directory.join("plots"))?;
+    let charts = chart::charts(results);
+    draw(&charts, &directory.join("plots"))?;
+    let drawn: Vec<_> = charts.into_iter().map(|(plot, _)| plot).collect();
     fs::write(directory.join("report.md"), markdown::render(results, &drawn))?;
     Ok(())
 }

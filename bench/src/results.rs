@@ -64,7 +64,11 @@ pub struct Run {
     /// Seconds of CPU of the proxy's processes within the measured interval; `None` if it has no
     /// process.
     pub cpu: Option<f64>,
-    /// How that was counted.
+    /// Seconds that all cores worked within that interval, whoever is charged with them. What was
+    /// measured before this was counted has none.
+    #[serde(default)]
+    pub machine: Option<f64>,
+    /// How `cpu` was counted.
     pub counted_by: String,
     /// Before the load began, and at the end of the measured interval.
     pub before: Usage,
@@ -172,6 +176,7 @@ pub fn sample(workload: &str, rounds: usize, peers: &[(&str, f64)]) -> Results {
                     ..Outcome::default()
                 },
                 cpu: Some(cpu * noise),
+                machine: Some(cpu * noise + 1.0),
                 counted_by: "cgroup cpu.stat".to_owned(),
                 before: Usage { rss: 2_000_000, pss: 2_000_000, anonymous: 1_000_000, files: 10 },
                 after: Usage { rss: 3_000_000, pss: 3_000_000, anonymous: 2_000_000, files: 12 },

@@ -147,48 +147,129 @@ const ROUTE: &str = "a.yaml:8: document 2: TCPRoute default/r: ";
 const SERVICE: &str = "a.yaml:15: document 3: Service default/s: ";
 const SLICE: &str = "a.yaml:20: document 4: EndpointSlice default/s-1: ";
 
-/// What is warned of where something else stands in the place of a part of `GOOD`.
-const ODD: &[(&str, &str, &str, &str)] = &[
+/// The faults where something else stands in the place of a part of `GOOD`.
+const FAULTS: &[(&str, &str, &str, &str)] = &[
     (
         "backendRefs",
         "backendRef",
         ROUTE,
-        "spec.rules[0].backendRef: is no field that Ringway knows, and has no effect (did you mean \
-         \"backendRefs\"?)",
+        "spec.rules[0].backendRef: TCPRoute has no such field here (did you mean \"backendRefs\"?)",
     ),
-    ("backendRefs", "backendRef", ROUTE, "spec.rules[0].backendRefs: names no backend"),
+    ("backendRefs", "backendRef", ROUTE, "spec.rules[0].backendRefs: missing"),
     (
         "weight: 3",
         "wieght: 3",
         ROUTE,
-        "spec.rules[0].backendRefs[0].wieght: is no field that Ringway knows, and has no effect \
-         (did you mean \"weight\"?)",
+        "spec.rules[0].backendRefs[0].wieght: TCPRoute has no such field here (did you mean \
+         \"weight\"?)",
     ),
     (
         "weight: 3",
         "weight: -1",
         ROUTE,
-        "spec.rules[0].backendRefs[0].weight: must be 0 to 1000000; -1 counts as 0",
+        "spec.rules[0].backendRefs[0].weight: must be 0 to 1000000, and is -1",
     ),
-    ("weight: 3", "weight: 0", ROUTE, "spec.rules[0].backendRefs: all weights are 0"),
+    ("port: 7000", "port: 70000", GATEWAY, "spec.listeners[0].port: must be 1 to 65535"),
+    ("port: 7000", "port: \"7000\"", GATEWAY, "spec.listeners[0].port: must be an integer"),
+    (", port: 7000", "", GATEWAY, "spec.listeners[0].port: missing"),
+    ("name: a, protocol", "name: 1, protocol", GATEWAY, "spec.listeners[0].name: must be a string"),
+    (
+        "name: a, protocol: TCP",
+        "name: a_b, protocol: TCP",
+        GATEWAY,
+        "spec.listeners[0].name: \"a_b\" does not fit the pattern ",
+    ),
+    (
+        "protocol: TCP, port: 7000",
+        "protocol: TLS, port: 7000, tls: {mode: passthrough}",
+        GATEWAY,
+        "spec.listeners[0].tls.mode: \"passthrough\" is none of the allowed words: \"Terminate\", \
+         \"Passthrough\" (did you mean \"Passthrough\"?)",
+    ),
+    (
+        "gatewayClassName: ringway",
+        "gatewayClassName: ringway\n  addresses: [{value: here}]",
+        GATEWAY,
+        "spec.addresses[0].value: \"here\" is no IP address",
+    ),
+    ("kind: Gateway\n", "kind: Gateway\nspecs: {}\n", GATEWAY, "specs: Gateway has no such field"),
+    (
+        "metadata: {name: r}",
+        "metadata: {name: r, lables: {}}",
+        ROUTE,
+        "metadata.lables: TCPRoute has no such field here (did you mean \"labels\"?)",
+    ),
+    (
+        "metadata: {name: r}",
+        "metadata: {name: R}",
+        "a.yaml:8: document 2: TCPRoute default/R: ",
+        "metadata.name: \"R\" is no name: ",
+    ),
+    (
+        "metadata: {name: r}",
+        "metadata: {name: r, namespace: a.b}",
+        "a.yaml:8: document 2: TCPRoute a.b/r: ",
+        "metadata.namespace: \"a.b\" is no name: ",
+    ),
     (
         "kind: TCPRoute",
         "kind: TCPRout",
         "a.yaml:8: document 2: TCPRout default/r: ",
-        "kind: TCPRout is none that Ringway serves, and is skipped (did you mean \"TCPRoute\"?)",
+        "kind: gateway.networking.k8s.io/v1 has no kind TCPRout (did you mean \"TCPRoute\"?)",
     ),
-    ("kind: TCPRoute", "kind: TCPRout", GATEWAY, "spec.listeners[0]: no route is for listener a"),
     (
         "k8s.io/v1\nkind: TCPRoute",
         "k8s.io/v9\nkind: TCPRoute",
         ROUTE,
-        "apiVersion: v9 is not known, and is read as v1; known are v1, v1alpha2",
+        "apiVersion: TCPRoute has no version gateway.networking.k8s.io/v9; write \
+         gateway.networking.k8s.io/v1 or gateway.networking.k8s.io/v1alpha2",
     ),
     (
         "gateway.networking.k8s.io/v1\nkind: TCPRoute",
         "v1\nkind: TCPRoute",
         ROUTE,
-        "apiVersion: it is skipped: a TCPRoute is of gateway.networking.k8s.io",
+        "apiVersion: v1 has no kind TCPRoute; write gateway.networking.k8s.io/v1",
+    ),
+    (
+        "gateway.networking.k8s.io/v1\nkind: TCPRoute",
+        "gateway.network.k8s.io/v1\nkind: TCPRoute",
+        ROUTE,
+        "apiVersion: gateway.network.k8s.io/v1 has no kind TCPRoute; write gateway.networking",
+    ),
+    (
+        "kind: Service\n",
+        "kind: Sevice\n",
+        "a.yaml:15: document 3: Sevice default/s: ",
+        "kind: v1 has no kind Sevice (did you mean \"Service\"?)",
+    ),
+    (
+        "spec: {ports",
+        "spec: {prots: [], ports",
+        SERVICE,
+        "spec.prots: Service has no such field here (did you mean \"ports\"?)",
+    ),
+    ("[{port: 80}]}", "[{name: pg}]}", SERVICE, "spec.ports[0].port: missing"),
+    ("[{port: 80}]}", "[{port: 0}]}", SERVICE, "spec.ports[0].port: must be 1 to 65535, and is 0"),
+    ("addressType: IPv4\n", "", SLICE, "addressType: missing"),
+    ("addressType: IPv4", "addressType: IPV4", SLICE, "addressType: \"IPV4\" is none of the"),
+    ("[10.0.0.1]", "[]", SLICE, "endpoints[0].addresses: must have at least 1 items, and has 0"),
+];
+
+/// What is warned of where something else stands in the place of a part of `GOOD`.
+const ODD: &[(&str, &str, &str, &str)] = &[
+    ("weight: 3", "weight: 0", ROUTE, "spec.rules[0].backendRefs: all weights are 0"),
+    ("kind: TCPRoute", "kind: GRPCRoute", GATEWAY, "spec.listeners[0]: no route is for listener a"),
+    (
+        "kind: TCPRoute",
+        "kind: GRPCRoute",
+        "a.yaml:8: document 2: GRPCRoute default/r: ",
+        "kind: Ringway does not serve this kind, and skips it",
+    ),
+    (
+        "discovery.k8s.io/v1\nkind: EndpointSlice",
+        "v1\nkind: Endpoints",
+        "a.yaml:20: document 4: Endpoints default/s-1: ",
+        "kind: it is skipped; write an EndpointSlice in its place",
     ),
     (
         "gatewayClassName: ringway",
@@ -203,7 +284,12 @@ const ODD: &[(&str, &str, &str, &str)] = &[
         ROUTE,
         "spec.parentRefs[0]: there is no Gateway default/egde (did you mean \"default/edge\"?)",
     ),
-    ("  parentRefs: [{name: edge}]\n", "", ROUTE, "spec.parentRefs: missing; without a Gateway"),
+    (
+        "  parentRefs: [{name: edge}]\n",
+        "",
+        ROUTE,
+        "spec.parentRefs: missing; without a Gateway the route is for nothing, so name one: ",
+    ),
     (
         "service-name: s",
         "service-name: t",
@@ -222,13 +308,15 @@ const ODD: &[(&str, &str, &str, &str)] = &[
         ROUTE,
         "spec.rules[0].backendRefs[0]: Service default/s, port 80, has no endpoint",
     ),
-    ("port: 80, weight", "port: 81, weight", "", "Service default/s has no port 81"),
     (
-        "spec: {ports",
-        "spec: {prots: [], ports",
-        SERVICE,
-        "spec.prots: is no field that Ringway knows, and has no effect (did you mean \"ports\"?)",
+        "spec: {ports: [{port: 80}]}",
+        "spec: {ports: [{name: pg, port: 80}]}",
+        ROUTE,
+        "spec.rules[0].backendRefs[0]: Service default/s, port 80, has no endpoint, so what goes \
+         there is refused: the Service's port is TCP \"pg\", and the ports of its EndpointSlices \
+         are TCP without a name; give both one name and protocol",
     ),
+    ("port: 80, weight", "port: 81, weight", "", "Service default/s has no port 81"),
 ];
 
 /// What is warned of, by `check` and `translate` alike.
@@ -257,6 +345,51 @@ fn what_objects_in_files_do_not_do_is_warned_of_with_place_field_and_fix() {
     }
 }
 
+/// What `check` and `translate` find that can't be in force.
+fn faults(folder: &Folder, text: &str) -> String {
+    let path = folder.file("a.yaml", text);
+    let faults = check(&Source::at(path.clone(), Options::default()), 0).expect_err(text);
+    let translated = translate(std::slice::from_ref(&path), None, &Options::default());
+    assert_eq!(translated.map(|translated| translated.toml), Err(faults.clone()));
+    faults.replace(&format!("{}/", folder.0.display()), "")
+}
+
+#[test]
+fn what_an_api_server_would_refuse_or_drop_is_a_fault_with_place_and_field() {
+    let folder = Folder::new("faults");
+    for (part, instead, place, expected) in FAULTS {
+        let text = GOOD.replacen(part, instead, 1);
+        assert_ne!(text, GOOD, "{part}");
+        let said = faults(&folder, &text);
+        let found = said.lines().any(|said| said.starts_with(&format!("{place}{expected}")));
+        assert!(found, "{place}{expected}\n{said}");
+    }
+    // All faults of all objects are told at once.
+    let text = GOOD.replace("weight: 3", "weight: -1").replace("port: 7000", "port: 0");
+    assert_eq!(faults(&folder, &text).lines().count(), 2);
+}
+
+/// The page shows objects that a gateway serves without a word.
+#[test]
+fn the_example_of_the_page_is_in_order() {
+    let folder = Folder::new("page");
+    let page = include_str!("../README.md");
+    let example = page.split("```yaml\n").nth(1).and_then(|after| after.split("```").next());
+    let example = example.expect("an example in YAML");
+    assert!(example.contains("kind: TCPRoute"), "{example}");
+    assert_eq!(warned(&folder, example), Vec::<String>::new());
+}
+
+/// Objects of groups that have nothing to do with a gateway may lie among the others.
+#[test]
+fn what_is_for_others_is_passed_over() {
+    let folder = Folder::new("others");
+    let others = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {any: 1}\n\
+                  ---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: a}\n---\n\
+                  apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: k}\n";
+    assert_eq!(warned(&folder, &format!("{GOOD}{others}")), Vec::<String>::new());
+}
+
 #[test]
 fn what_another_controller_has_is_not_served_here() {
     let folder = Folder::new("foreign");
@@ -266,7 +399,10 @@ fn what_another_controller_has_is_not_served_here() {
     let text = format!("{class}{}", GOOD.replace("Name: ringway", "Name: nginx"));
     let said = warned(&folder, &text);
     assert_eq!(said.len(), 2, "{said:#?}");
-    assert!(said[0].contains("spec.gatewayClassName: GatewayClass nginx is another controller's"));
+    assert!(said[0].contains(
+        "spec.gatewayClassName: GatewayClass nginx is another controller's; Ringway's classes are \
+         those with the controllerName ringway.dev/gateway-controller: none"
+    ));
     assert!(said[1].contains("spec.parentRefs: none is a Gateway or ListenerSet that is served"));
 }
 
@@ -295,11 +431,17 @@ spec:
   targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]
   listener: {idleTimout: 8h, acceptProxy: {form: [10.1.0.0/16], from: [10.0.0.0/8]}}
 ";
-    let path = folder.file("a.yaml", &format!("{GOOD}{policy}"));
-    let Checked { warnings, .. } = check(&Source::at(path, Options::default()), 0).expect("valid");
-    let said: Vec<_> = warnings.iter().map(|warning| warning.message.as_str()).collect();
-    let field = "L4Policy default/p: spec.listener.idleTimout: is no field of an L4Policy, and has \
-                 no effect (did you mean \"idleTimeout\"?)";
-    assert!(said.contains(&field), "{said:#?}");
-    assert_eq!(said.len(), 2, "{said:#?}");
+    let said = faults(&folder, &format!("{GOOD}{policy}"));
+    let at = "a.yaml:27: document 5: L4Policy default/p: spec.listener.";
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        [
+            format!(
+                "{at}acceptProxy.form: L4Policy has no such field here (did you mean \"from\"?)"
+            ),
+            format!(
+                "{at}idleTimout: L4Policy has no such field here (did you mean \"idleTimeout\"?)"
+            ),
+        ]
+    );
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -118,8 +120,10 @@ func TestChartIsAccepted(t *testing.T) {
 }
 
 func TestChartIsValid(t *testing.T) {
-	if _, said, err := helm(t, "lint", "--strict", chart()); err != nil {
-		t.Fatalf("%v\n%s", err, said)
+	for _, chart := range []string{chart(), packed(t)} {
+		if _, said, err := helm(t, "lint", "--strict", chart); err != nil {
+			t.Fatalf("%s: %v\n%s", chart, err, said)
+		}
 	}
 	// What would be applied and not work is refused, with the value's name.
 	for values, reason := range map[string]string{
@@ -139,6 +143,70 @@ func TestChartIsValid(t *testing.T) {
 	}
 }
 
+// A release of an older chart becomes one of the chart that images/release makes, without an object
+// that has to be made anew. There is no older release yet, so the older chart differs by its version
+// and its values.
+func TestChartIsUpgraded(t *testing.T) {
+	older := t.TempDir()
+	_, said, err := helm(t, "package", "--version", "0.0.1", "--app-version", "0.0.1",
+		"--destination", older, chart())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	for kind, values := range map[string][]string{
+		"DaemonSet":  {"nodeProfile.create=true", "priorityClass.create=true"},
+		"Deployment": behind,
+	} {
+		t.Run(kind, func(t *testing.T) {
+			namespace, name := newNamespace(t), "upgraded-"+strings.ToLower(kind)
+			release := func(chart string, more ...string) {
+				t.Helper()
+				words := []string{"upgrade", "--install", name, chart, "--namespace", namespace,
+					// Another test may have applied the definition of L4Policy.
+					"--take-ownership"}
+				more = append(more, "gatewayClass.name="+name, "priorityClass.name="+name,
+					"controllerName=example.com/"+name)
+				for _, value := range append(more, values...) {
+					words = append(words, "--set", value)
+				}
+				if _, said, err := helm(t, words...); err != nil {
+					t.Fatalf("%v\n%s", err, said)
+				}
+			}
+			workload := &unstructured.Unstructured{}
+			workload.SetAPIVersion("apps/v1")
+			workload.SetKind(kind)
+			read := func() (uid, image string) {
+				t.Helper()
+				must(t, the.client.Get(t.Context(), key(namespace, name), workload))
+				fields := []string{"spec", "template", "spec", "containers"}
+				containers, _, err := unstructured.NestedSlice(workload.Object, fields...)
+				must(t, err)
+				return string(workload.GetUID()), containers[0].(map[string]any)["image"].(string)
+			}
+			release(filepath.Join(older, "ringway-0.0.1.tgz"))
+			before, image := read()
+			if !strings.HasSuffix(image, ":0.0.1") {
+				t.Fatalf("installed with the image %s", image)
+			}
+			release(packed(t), "terminationGracePeriodSeconds=90", "podLabels.team=edge")
+			after, image := read()
+			if strings.HasSuffix(image, ":0.0.1") || before != after {
+				t.Fatalf("upgraded with the image %s, as %s in place of %s", image, after, before)
+			}
+			if _, said, err := helm(t, "uninstall", name, "--namespace", namespace); err != nil {
+				t.Fatalf("%v\n%s", err, said)
+			}
+			err := the.client.Get(t.Context(), key(namespace, name), workload)
+			if !apierrors.IsNotFound(err) && workload.GetDeletionTimestamp() == nil {
+				t.Errorf("after the end of the release: %v", err)
+			}
+			definition := &apiextensionsv1.CustomResourceDefinition{}
+			must(t, the.client.Get(t.Context(), key("", "l4policies.ringway.dev"), definition))
+		})
+	}
+}
+
 func TestChartHasTheVersion(t *testing.T) {
 	workspace, err := os.ReadFile(filepath.Join(the.manifests, "../../Cargo.toml"))
 	must(t, err)
@@ -153,6 +221,20 @@ func TestChartHasTheVersion(t *testing.T) {
 }
 
 func chart() string { return filepath.Join(the.manifests, "../helm") }
+
+// packed is the chart as images/release makes it.
+func packed(t *testing.T) string {
+	t.Helper()
+	release := filepath.Join(the.manifests, "../release")
+	command := exec.CommandContext(t.Context(), release, "--chart", "--out", t.TempDir())
+	var errs bytes.Buffer
+	command.Stderr = &errs
+	file, err := command.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, errs.String())
+	}
+	return strings.TrimSpace(string(file))
+}
 
 // objectsOf renders the chart.
 func objectsOf(t *testing.T, namespace string, values ...string) []*unstructured.Unstructured {
@@ -175,7 +257,8 @@ func helm(t *testing.T, words ...string) ([]byte, string, error) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), filepath.Join(the.bin, "helm"), words...)
 	home := t.TempDir()
-	command.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
+	command.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"),
+		"KUBECONFIG=" + the.kubeconfig}
 	var out, errs bytes.Buffer
 	command.Stdout, command.Stderr = &out, &errs
 	err := command.Run()

@@ -263,6 +263,8 @@ func (p *pod) program(image string) (path string, env []string, err error) {
 		return filepath.Join(p.bin, "echo-basic"), nil, nil
 	case strings.Contains(image, "coredns"):
 		return "/proc/self/exe", []string{standIn + "=dns"}, nil
+	case image == "broker":
+		return "/proc/self/exe", []string{standIn + "=broker"}, nil
 	default:
 		return "", nil, fmt.Errorf("the runner has no program for image %s", image)
 	}

@@ -1,9 +1,19 @@
 package main
 
 import (
+	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -18,6 +28,8 @@ func runStandIn() {
 		return
 	case "dns":
 		fmt.Fprintln(os.Stderr, serveDNS())
+	case "broker":
+		fmt.Fprintln(os.Stderr, serveBroker(os.Getenv("POD_NAME")))
 	default:
 		fmt.Fprintf(os.Stderr, "no stand-in %q\n", name)
 	}
@@ -38,4 +50,47 @@ func serveDNS() error {
 	}
 	server := &dns.Server{Addr: ":53", Net: "udp", Handler: dns.HandlerFunc(answer)}
 	return server.ListenAndServe()
+}
+
+// serveBroker speaks TLS on the port of Kafka's brokers, with a certificate that has the Pod's name.
+// It takes the commands of the suite's echo server.
+func serveBroker(pod string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: pod},
+		NotBefore:    time.Now().Add(-time.Minute),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	own := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	listener, err := tls.Listen("tcp", ":9094", &tls.Config{Certificates: []tls.Certificate{own}})
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer conn.Close()
+			lines := bufio.NewScanner(conn)
+			for lines.Scan() {
+				answer := "PONG"
+				if strings.TrimSpace(lines.Text()) == "TEST" {
+					answer = fmt.Sprintf("hello\n{\"pod\": %q}", pod)
+				}
+				if _, err := fmt.Fprintln(conn, answer); err != nil {
+					return
+				}
+			}
+		}()
+	}
 }

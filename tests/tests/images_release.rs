@@ -14,6 +14,7 @@ use ringway_tests::real::{
 use serde_json::Value;
 
 const RELEASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/release");
+const OCI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/oci");
 
 #[test]
 fn artefacts_can_be_made_again() {
@@ -52,6 +53,60 @@ fn artefacts_can_be_made_again() {
     assert!(!names.contains(&"proptest"), "what only tests have is in no release");
 }
 
+/// The archive has the image that the test of the container runs, and the tool that the page names
+/// reads it. The bill of materials names it, and what is in it beside the binary.
+#[test]
+fn the_image_is_read_from_its_archive() {
+    let folder = Folder::new();
+    let archive = only(made(), ".oci.tar");
+    let name = archive.file_name().and_then(|name| name.to_str()).expect("a name");
+    let tag = name.strip_prefix("ringway-").and_then(|name| name.split("-x86_64.").next());
+    let tag = tag.expect("a version").replace('~', "-");
+    let unpacked = folder.file("unpacked");
+    fs::create_dir(&unpacked).expect("a directory");
+    program("tar", &["-C", &text(&unpacked), "-xf", &text(&archive)]);
+    let layout = folder.file("layout");
+    let again = ["layout", &text(&binary()), &text(&layout), "--tag", &tag];
+    program("env", &[&["SOURCE_DATE_EPOCH=1700000000", OCI][..], &again].concat());
+    program("diff", &["-r", &text(&layout), &text(&unpacked)]);
+
+    let (from, to) = (format!("oci-archive:{}", text(&archive)), folder.file("copied"));
+    let copied = format!("oci:{}:{tag}", text(&to));
+    program("skopeo", &["--insecure-policy", "copy", "--quiet", &from, &copied]);
+    let about = program("skopeo", &["--insecure-policy", "inspect", &copied]);
+    let about: Value = serde_json::from_str(&about).expect("JSON");
+    assert_eq!(about["Labels"]["org.opencontainers.image.title"], "ringway");
+
+    let bill = fs::read_to_string(only(made(), ".cdx.json")).expect("the bill of materials");
+    let bill: Value = serde_json::from_str(&bill).expect("JSON");
+    let parts = bill["components"].as_array().expect("a list");
+    let image = parts.iter().find(|part| part["type"] == "container").expect("the image");
+    assert_eq!(image["version"], tag.as_str());
+    assert_eq!(about["Digest"], image["bom-ref"]);
+    let within = image["components"].as_array().expect("a list");
+    let names: Vec<_> = within.iter().filter_map(|part| part["name"].as_str()).collect();
+    for name in ["ca-certificates", "libc6"] {
+        assert!(names.contains(&name), "{name} of {names:?}");
+    }
+}
+
+/// tests/cluster/chart_test.go has Helm read one.
+#[test]
+fn the_chart_is_packed_with_the_version() {
+    let folder = Folder::new();
+    let chart = only(made(), ".tgz");
+    let name = chart.file_stem().and_then(|name| name.to_str()).expect("a name");
+    let version = name.strip_prefix("ringway-").expect("the name of the chart").to_owned();
+    program("tar", &["-C", &text(&folder.file("")), "-xf", &text(&chart)]);
+    let about = fs::read_to_string(folder.file("ringway/Chart.yaml")).expect("it is there");
+    for key in ["version", "appVersion"] {
+        assert!(about.contains(&format!("\n{key}: {version}\n")), "{about}");
+    }
+    let source = Path::new(RELEASE).with_file_name("helm");
+    let all = ["-r", "--exclude=Chart.yaml", &text(&source), &text(&folder.file("ringway"))];
+    program("diff", &all);
+}
+
 /// CHANGELOG.md and Cargo.toml must agree on the version.
 #[test]
 fn a_version_that_is_not_agreed_on_is_refused() {
@@ -61,16 +116,30 @@ fn a_version_that_is_not_agreed_on_is_refused() {
     fs::copy(RELEASE, &script).expect("copying it");
     let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     fs::copy(repository, folder.file("Cargo.toml")).expect("copying it");
+    fs::create_dir(folder.file("images/helm")).expect("a directory");
     let version = env!("CARGO_PKG_VERSION");
+    let chart = |version: &str| {
+        folder.write(
+            "images/helm/Chart.yaml",
+            &format!("name: x\nversion: {version}\nappVersion: {version}\n"),
+        );
+    };
+    let refused = |reason: &str| {
+        let output = limited(&script).env("RINGWAY_BIN", binary()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(reason), "{reason}: {said}");
+    };
+    chart(version);
     for (changes, reason) in [
         ("## 0.0.1 - 2026-01-01".into(), "the first heading must be"),
         (format!("## Unreleased\n\n## [{version}] - 2026-01-01"), "raise the version"),
     ] {
         folder.write("CHANGELOG.md", &changes);
-        let output = limited(&script).env("RINGWAY_BIN", binary()).output().expect("it runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains(reason), "{changes}: {said}");
+        refused(reason);
     }
+    folder.write("CHANGELOG.md", "## Unreleased");
+    chart("0.0.1");
+    refused("Chart.yaml has another version");
 }
 
 /// As images/README.md says.

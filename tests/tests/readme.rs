@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ringway::stats::records::{CloseReason, DropReason};
 
 /// Every page that has links.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
@@ -18,6 +18,7 @@ const PAGES: [&str; 11] = [
     "images/OPERATING.md",
     "images/README.md",
     "tests/README.md",
+    "tests/conformance/README.md",
     "tuning/README.md",
 ];
 
@@ -51,6 +52,55 @@ fn links_lead_somewhere() {
 fn docs() -> Vec<PathBuf> {
     let files = fs::read_dir(root().join("images/docs")).unwrap();
     files.map(|file| file.unwrap().path()).collect()
+}
+
+/// The rules of the Gateway API's conformance/reports/README.md, for what is to be sent there: the
+/// files and their names, the fields, the results, and a row for each file on the page.
+#[test]
+fn reports_can_be_sent() {
+    let folder = root().join("tests/conformance/reports");
+    let page = fs::read_to_string(folder.join("README.md")).unwrap();
+    for part in ["# Ringway\n", "\n## Table of contents\n", "\n## Reproduce\n"] {
+        assert!(page.contains(part), "{part}");
+    }
+    // Upstream the page stands elsewhere, with nothing but the reports beside it.
+    let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    for link in links.filter(|link| !link.starts_with("https://")) {
+        assert!(link.starts_with("./") && folder.join(link).exists(), "{link}");
+    }
+    let suite = fs::read_to_string(root().join("tests/go.mod")).unwrap();
+    for channel in ["standard", "experimental"] {
+        let version = env!("CARGO_PKG_VERSION");
+        let name = format!("{channel}-{version}-default-report.yaml");
+        let text = fs::read_to_string(folder.join(&name)).unwrap();
+        let report: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(report["kind"], "ConformanceReport", "{name}");
+        assert_eq!(report["gatewayAPIChannel"], channel, "{name}");
+        assert_eq!(report["mode"], "default", "{name}");
+        let of = report["gatewayAPIVersion"].as_str().unwrap();
+        let module = format!("sigs.k8s.io/gateway-api/conformance {of}\n");
+        assert!(
+            suite.contains(&module),
+            "{name} is of {of}: tests/run --report binary conformance"
+        );
+        let by = &report["implementation"];
+        assert_eq!(by["version"], version, "{name}");
+        assert!(by["url"].as_str().unwrap().starts_with("https://"), "{name}");
+        for key in ["organization", "project"] {
+            assert!(!by[key].as_str().unwrap().is_empty(), "{name}: {key}");
+        }
+        assert!(!by["contact"].as_array().unwrap().is_empty(), "{name}");
+        let profiles = report["profiles"].as_array().unwrap();
+        assert_eq!(profiles.len(), 3, "{name}");
+        for profile in profiles {
+            for part in ["core", "extended"] {
+                assert_eq!(profile[part]["result"], "success", "{name}: {}", profile["name"]);
+            }
+        }
+        let row = format!("| {channel} | [{version}](https://");
+        let row = page.lines().find(|line| line.starts_with(&row)).unwrap();
+        assert!(row.ends_with(&format!("| default | [{version} report](./{name}) |")), "{row}");
+    }
 }
 
 /// What a page shows is what the file has, and each file is shown.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,7 +12,7 @@ use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
     Folder, Gateway, Launch, Server, client_hello, connect, deadline, echo, exchange, free_address,
-    udp_client, wait_until,
+    run_verb, udp_client, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -313,4 +314,43 @@ fn a_wrong_document_is_found_out() {
     assert!(!fits(|of| _ = of["properties"].as_object_mut().expect("fields").remove("opened")));
     assert!(!fits(|of| of["properties"]["opened"] = json!({ "type": "string" })));
     assert!(!fits(|of| of["required"].as_array_mut().expect("a list").push("colour".into())));
+}
+
+/// An address has a limit. Probes, metrics and the Unix socket have none.
+#[test]
+fn an_address_that_asks_too_often_is_told_to_wait() {
+    let server = Server::tcp(echo);
+    let config = forward("TCP", free_address(), [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let status = |path: &str| gateway.get(path).map(|(status, _)| status);
+    // The head may be refused before all of it was read, which resets the connection.
+    let long = format!("/healthz HTTP/1.0\r\nX-Long: {}\r\nX-Rest:", "x".repeat(100_000));
+    assert_ne!(status(&long), Some(200), "a head of 100 kB");
+    let refused = (0..10_000).any(|_| status("/api/v1/openapi.json") == Some(429));
+    assert!(refused, "nobody is told to wait");
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(status(path), Some(200), "{path}");
+    }
+    let counted = gateway.metrics().value("ringway_admin_requests_refused_total", &[]);
+    assert!(counted >= 1, "{counted}");
+    for _ in 0..300 {
+        assert_eq!(send(&gateway, "GET", "/api/v1/openapi.json", None).0, 200);
+    }
+}
+
+#[test]
+fn a_verb_that_is_told_to_wait_asks_again() {
+    let asked = AtomicU32::new(0);
+    let api = Server::tcp(move |mut stream| {
+        let (status, body) = match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => ("429 Too Many Requests", "{\"error\":\"too many requests\"}"),
+            _ => ("200 OK", "{\"closes\":[]}"),
+        };
+        _ = stream.read(&mut [0; 4_096]);
+        let length = body.len();
+        _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
+    });
+    let output = run_verb(&["closes"], &format!("http://{}", api.address));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "no closes\n", "{output:?}");
+    assert_eq!(api.served(), 2);
 }

@@ -296,6 +296,25 @@ fn a_watch_shows_a_list_again_and_ends_when_nobody_reads() {
     assert!((0..5).any(|_| sessions() == 1));
     drop(lines);
     wait_until("the command ends", || watch.try_wait().expect("its status").is_some());
+    // Of one session, each look has its age.
+    let rows = gateway.asks(&["sessions"]);
+    let id = rows[0]["id"].as_str().expect("an id");
+    let mut watch = Command::new(binary())
+        .args(["session", id, "--watch", "--json", "--admin"])
+        .arg(gateway.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut lines = BufReader::new(watch.stdout.take().expect("a pipe")).lines();
+    let mut age = || {
+        let line = lines.next().expect("a line").expect("text");
+        let session: Value = serde_json::from_str(&line).expect("JSON");
+        session["age_ms"].as_u64().expect("an age")
+    };
+    let first = age();
+    assert!(age() > first);
+    drop(lines);
+    wait_until("the command ends", || watch.try_wait().expect("its status").is_some());
 }
 
 #[test]

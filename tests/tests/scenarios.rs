@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use config_sync::publish::Command;
 use config_sync::table::routing::{Drain, EndpointId, RoutingTable, SocketId, Transport};
+use config_sync::table::turns::turns;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ringway::ring::Features;
 use ringway::ring::listen::open::open_listeners;
@@ -69,6 +70,15 @@ fn last_table() -> RoutingTable {
     RoutingTable { generation: 9, drain: Some(DRAIN), ..RoutingTable::empty() }
 }
 
+/// The table without this endpoint of its first backend.
+fn without(table: &RoutingTable, endpoint: u32) -> RoutingTable {
+    let mut table = table.clone();
+    let backend = &mut table.backends[0];
+    backend.endpoints.retain(|of| of.id != EndpointId(endpoint));
+    backend.turns = turns(&vec![1; backend.endpoints.len()]);
+    table
+}
+
 fn empty_table() -> RoutingTable {
     RoutingTable { generation: 2, ..RoutingTable::empty() }
 }
@@ -77,6 +87,7 @@ fn empty_table() -> RoutingTable {
 
 struct FakeStage {
     fake: Fake,
+    table: RoutingTable,
     conns: BTreeMap<Peer, ConnId>,
     outbox: BTreeMap<Peer, (u64, bool)>,
     asked: u32,
@@ -101,11 +112,13 @@ impl FakeStage {
             };
             fake.kernel.set_endpoint(*address, mode);
         }
-        fake.apply(setup.table(SocketAddr::new(HOME, 6_000), &endpoints));
+        let table = setup.table(SocketAddr::new(HOME, 6_000), &endpoints);
+        fake.apply(table.clone());
         let all = endpoints.into_iter().zip(setup.endpoints);
         let closed = all.filter(|(_, serves)| **serves == Serves::Refuses);
         Self {
             fake,
+            table,
             conns: BTreeMap::new(),
             outbox: BTreeMap::new(),
             asked: 0,
@@ -257,6 +270,19 @@ impl Stage for FakeStage {
         let refusals = || counters.endpoint(EndpointId(endpoint)).refusals.get();
         self.take(|_| (refusals() >= times).then_some(()));
     }
+
+    fn has_failed(&mut self, endpoint: u32, times: u64) {
+        let counters = Arc::clone(&self.fake.counters);
+        let failures = || counters.endpoint(EndpointId(endpoint)).connect_failures.get();
+        self.take(|_| (failures() >= times).then_some(()));
+        assert_eq!(failures(), times);
+    }
+
+    fn returns(&mut self, endpoint: u32) {
+        for table in [without(&self.table, endpoint), self.table.clone()] {
+            self.fake.apply(table);
+        }
+    }
 }
 
 impl FakeStage {
@@ -273,6 +299,7 @@ impl FakeStage {
 // ---- The real kernel ----
 
 struct RealStage {
+    table: RoutingTable,
     worker: JoinHandle<std::io::Result<()>>,
     commands: Sender<Command>,
     wake: OwnedFd,
@@ -338,6 +365,7 @@ impl RealStage {
         let spawned = spawned.expect("a thread");
         spawned.ready.recv().expect("its word").expect("a ring");
         let stage = Self {
+            table: table.clone(),
             worker: spawned.thread,
             commands,
             wake,
@@ -553,6 +581,19 @@ impl Stage for RealStage {
         let counters = Arc::clone(&self.counters);
         let refusals = || counters.endpoint(EndpointId(endpoint)).refusals.get();
         self.wait("a refusal", |_| (refusals() >= times).then_some(()));
+    }
+
+    fn has_failed(&mut self, endpoint: u32, times: u64) {
+        let counters = Arc::clone(&self.counters);
+        let failures = || counters.endpoint(EndpointId(endpoint)).connect_failures.get();
+        self.wait("a failure", |_| (failures() >= times).then_some(()));
+        assert_eq!(failures(), times);
+    }
+
+    fn returns(&mut self, endpoint: u32) {
+        for table in [without(&self.table, endpoint), self.table.clone()] {
+            self.tell(table, Vec::new());
+        }
     }
 }
 

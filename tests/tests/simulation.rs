@@ -88,8 +88,8 @@ fn every_seed_keeps_every_promise() {
     let failed = failed.into_inner().expect("no panic while held");
     assert!(
         failed.is_empty(),
-        "seed {failed:?} broke a promise; replay with a trace:\n  SEED={} cargo test -p \
-         ringway-tests --test simulation every_seed -- --nocapture",
+        "seed {failed:?} broke a promise; replay with a trace:\n  SEED={} cargo test \
+         --workspace --test simulation every_seed -- --nocapture",
         failed[0]
     );
     let [events, sessions, flows, moved] = totals.map(AtomicU64::into_inner);

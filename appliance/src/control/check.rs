@@ -27,6 +27,12 @@ pub struct Finding {
     pub line: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<u32>,
+    /// The number of the YAML document in the file, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document: Option<u32>,
+    /// The object of the document, as `KIND NAMESPACE/NAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// What is wrong, and what is allowed there or what to do.
@@ -106,27 +112,57 @@ pub fn report(source: &Source, now: i64) -> Report {
 }
 
 impl Finding {
-    /// Reads `FILE:LINE:COLUMN: FIELD: MESSAGE`, the form of all problems of files. Place and field
-    /// may be missing.
+    /// Reads `FILE:LINE:COLUMN: FIELD: MESSAGE`, the form of all problems of TOML, or `FILE:LINE:
+    /// document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`, that of objects. Place and field may be
+    /// missing.
     fn read(severity: Severity, text: &str) -> Self {
-        let (place, rest) = match place(text) {
-            Some((file, line, column, rest)) => (Some((file, line, column)), rest),
-            None => (None, text),
+        let mut found = Self {
+            severity,
+            file: None,
+            line: None,
+            column: None,
+            document: None,
+            object: None,
+            field: None,
+            message: text.to_owned(),
         };
+        let mut rest = text;
+        if let Some((file, line, number, after)) = document(text) {
+            (found.file, found.line) = (Some(file.to_owned()), Some(line));
+            found.document = Some(number);
+            let object = after.split_once(": ").filter(|(object, _)| is_object(object));
+            found.object = object.map(|(object, _)| object.to_owned());
+            rest = object.map_or(after, |(_, rest)| rest);
+        } else if let Some((file, line, column, after)) = place(text) {
+            (found.file, found.line) = (Some(file.to_owned()), Some(line));
+            found.column = Some(column);
+            rest = after;
+        }
         let is_field = |field: &str| {
             let is_of_one = |c: char| c.is_ascii_alphanumeric() || "._-[]\"".contains(c);
             !field.is_empty() && field.chars().all(is_of_one)
         };
-        let field = rest.split_once(": ").filter(|(field, _)| place.is_some() && is_field(field));
-        Self {
-            severity,
-            file: place.map(|(file, ..)| file.to_owned()),
-            line: place.map(|(_, line, _)| line),
-            column: place.map(|(.., column)| column),
-            field: field.map(|(field, _)| field.to_owned()),
-            message: field.map_or(rest, |(_, message)| message).to_owned(),
-        }
+        let has_place = found.file.is_some();
+        let field = rest.split_once(": ").filter(|(field, _)| has_place && is_field(field));
+        found.field = field.map(|(field, _)| field.to_owned());
+        found.message = field.map_or(rest, |(_, message)| message).to_owned();
+        found
     }
+}
+
+/// The first `FILE:LINE: document N: `, and what follows.
+fn document(text: &str) -> Option<(&str, u32, u32, &str)> {
+    let (head, rest) = text.split_once(": document ")?;
+    let (file, line) = head.rsplit_once(':')?;
+    let (number, rest) = rest.split_once(": ")?;
+    Some((file, line.parse().ok()?, number.parse().ok()?, rest))
+}
+
+/// Whether this is `KIND NAMESPACE/NAME`.
+fn is_object(text: &str) -> bool {
+    text.split_once(' ').is_some_and(|(kind, name)| {
+        kind.chars().all(|c| c.is_ascii_alphanumeric()) && name.contains('/') && !name.contains(' ')
+    })
 }
 
 /// The first `FILE:LINE:COLUMN: `, and what follows. A file's name may have colons.
@@ -173,5 +209,29 @@ mod tests {
         let unplaced = "x.toml: No such file or directory (os error 2)";
         assert_eq!(read(unplaced), (None, None, None, None, unplaced.into()));
         assert_eq!(read(""), (None, None, None, None, String::new()));
+    }
+
+    #[test]
+    fn findings_in_objects_are_taken_apart() {
+        let read = |text: &str| {
+            let found = Finding::read(Severity::Fault, text);
+            assert_eq!(found.column, None);
+            (found.line, found.document, found.object, found.field, found.message)
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            read("/x/a.yaml:7: document 2: Gateway n/g: spec.listeners[0].port: must be: 1"),
+            (
+                Some(7),
+                Some(2),
+                some("Gateway n/g"),
+                some("spec.listeners[0].port"),
+                "must be: 1".into()
+            )
+        );
+        assert_eq!(
+            read("a.yaml:1: document 1: not YAML: a colon"),
+            (Some(1), Some(1), None, None, "not YAML: a colon".into())
+        );
     }
 }

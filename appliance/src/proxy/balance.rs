@@ -27,12 +27,10 @@ pub struct Balancer {
     random: Random,
     /// The position of the next local address.
     sources: u64,
+    /// The number of tables so far.
+    tables: u64,
 }
 
-/// Microseconds for which an endpoint comes last after a session could not be given to it: as long
-/// as nginx's `fail_timeout`. The time is short enough for an endpoint that was only restarted, and
-/// clients seldom meet a dead one.
-const REST: u64 = 10_000_000;
 /// The maximum number of draws for an endpoint that does not rest.
 const DRAWS: usize = 8;
 
@@ -44,11 +42,13 @@ impl Balancer {
             endpoints: Vec::new(),
             random: Random::new(seed),
             sources: 0,
+            tables: 0,
         }
     }
 
     /// Makes room for the ids of a new table.
     pub fn prepare(&mut self, table: &RoutingTable) {
+        self.tables += 1;
         let routes = table.routes.iter().map(|route| route.id.index() + 1).max().unwrap_or(0);
         if routes > self.credits.len() {
             self.credits.resize_with(routes, Vec::new);
@@ -66,6 +66,7 @@ impl Balancer {
                 }
                 let load = backend.loads.get(at).and_then(Option::as_ref);
                 self.endpoints[index].count_in(load);
+                self.endpoints[index].listed(self.tables, backend.rest);
             }
         }
     }
@@ -180,7 +181,7 @@ impl Balancer {
 
     /// A session could not be given to this endpoint.
     pub fn failed(&mut self, endpoint: EndpointId, now: u64) {
-        self.endpoints[endpoint.index()].rest = now + REST;
+        self.endpoints[endpoint.index()].failed(now);
     }
 
     /// A session was given to this endpoint.

@@ -12,11 +12,31 @@ pub struct OfEndpoint {
     /// The sessions and flows of all workers, if somebody has to know them, and the most of them.
     shared: Option<Load>,
     /// Until this time, in microseconds, sessions try this endpoint last. 0: the last session could
-    /// be given to the endpoint.
+    /// be given to the endpoint, or the endpoint has returned to the table since.
     pub rest: u64,
+    /// The milliseconds from a failure until then.
+    rests_for: u32,
+    /// The number of the latest table that has the endpoint.
+    listed: u64,
 }
 
 impl OfEndpoint {
+    /// The endpoint is in the table of this number. Numbers grow by one. An endpoint that was not
+    /// in the table before has been found well since, by a health check or after an ejection, so
+    /// the endpoint does not rest.
+    pub fn listed(&mut self, number: u64, rests_for: u32) {
+        if self.listed + 1 < number {
+            self.rest = 0;
+        }
+        self.listed = number;
+        self.rests_for = rests_for;
+    }
+
+    /// A session could not be given to the endpoint.
+    pub fn failed(&mut self, now: u64) {
+        self.rest = now + 1_000 * u64::from(self.rests_for);
+    }
+
     /// Counts a session, unless the endpoint is full.
     pub fn opened(&mut self) -> bool {
         if self.shared.as_ref().is_some_and(|load| !load.sessions.try_add(load.most)) {

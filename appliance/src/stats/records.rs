@@ -229,11 +229,11 @@ words! {
         ProxyMissing = "proxy_missing":
             "With `accept_proxy.only`: the connection came from no source in `accept_proxy`.",
         HelloTimeout = "hello_timeout":
-            "No whole ClientHello within `hello_timeout`, and the listener has no `silent`, or a \
-             ClientHello had begun.",
+            "No whole ClientHello came within `hello_timeout`. A listener with `silent` gives this \
+             reason only if a ClientHello had begun.",
         HelloInvalid = "hello_invalid":
-            "What the client sent is no TLS ClientHello, and the listener has no `not_tls`, or the \
-             beginning was one.",
+            "The client sent no TLS ClientHello. A listener with `not_tls` gives this reason only if \
+             the first bytes were those of one.",
         HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
         StarttlsMissing = "starttls_missing":
             "With `starttls` and without `not_tls`: the client went on without TLS.",

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::cpu::{Meter, Usage};
+use crate::cpu::{self, Meter, Usage};
 use crate::load::tls;
 use crate::net::{self, Network, Place};
 use crate::outcome::Outcome;
@@ -78,9 +78,29 @@ struct Contender {
 pub struct Measured {
     pub outcome: Outcome,
     pub cpu: Option<f64>,
+    /// Of all cores, within the same interval.
+    pub machine: Option<f64>,
     pub counted_by: &'static str,
     pub before: Usage,
     pub after: Usage,
+}
+
+/// Seconds of CPU: since some moment before, or of an interval.
+#[derive(Clone, Copy)]
+struct Window {
+    cpu: f64,
+    machine: f64,
+}
+
+impl Window {
+    fn open(contender: &Contender) -> anyhow::Result<Self> {
+        Ok(Self { cpu: contender.meter.seconds()?, machine: cpu::of_machine()? })
+    }
+
+    fn close(self, contender: &Contender) -> anyhow::Result<Self> {
+        let last = Self::open(contender)?;
+        Ok(Self { cpu: last.cpu - self.cpu, machine: last.machine - self.machine })
+    }
 }
 
 impl<'a> Bed<'a> {
@@ -184,13 +204,13 @@ impl<'a> Bed<'a> {
     fn load(&self, contender: &Contender) -> anyhow::Result<Measured> {
         let before = contender.meter.usage();
         let to = contender.running.listen;
-        let (outcome, cpu, after) = match &self.workload.load {
+        let (outcome, window, after) = match &self.workload.load {
             Load::Ours { load, arguments, .. } => {
                 let mut child = self.start_load(load, to, self.layout.seconds, arguments)?;
                 child.expect("begin", READY)?;
                 let begin = Instant::now() + Duration::from_secs_f64(self.layout.warmup());
-                let window = self.window(contender, begin)?;
-                (outcome(&mut child)?, window.0, window.1)
+                let (window, after) = self.window(contender, begin)?;
+                (outcome(&mut child)?, Some(window), after)
             }
             Load::Held { load, arguments, processes, seconds, .. } => {
                 let children =
@@ -208,17 +228,17 @@ impl<'a> Bed<'a> {
                 (all, None, after)
             }
             tool => {
-                let first = contender.meter.seconds()?;
+                let first = Window::open(contender)?;
                 let spot = self.layout.spot(self.network, Place::Client);
                 let outcome = tools::load(tool, to, &self.directory, self.layout.seconds, &spot)?;
-                let cpu = contender.meter.seconds()? - first;
-                (outcome, Some(cpu), contender.meter.usage())
+                (outcome, Some(first.close(contender)?), contender.meter.usage())
             }
         };
         // What has no process has no CPU of its own.
-        let cpu = cpu.filter(|_| !contender.running.pids.is_empty());
+        let cpu = window.map(|of| of.cpu).filter(|_| !contender.running.pids.is_empty());
+        let machine = window.map(|of| of.machine);
         let counted_by = contender.meter.method();
-        Ok(Measured { outcome, cpu, counted_by, before, after })
+        Ok(Measured { outcome, cpu, machine, counted_by, before, after })
     }
 
     /// What is used when all connections or flows stand.
@@ -241,16 +261,11 @@ impl<'a> Bed<'a> {
     }
 
     /// The CPU of the interval that begins then, and what is used at its end.
-    fn window(
-        &self,
-        contender: &Contender,
-        begin: Instant,
-    ) -> anyhow::Result<(Option<f64>, Usage)> {
+    fn window(&self, contender: &Contender, begin: Instant) -> anyhow::Result<(Window, Usage)> {
         interrupt::sleep_until(begin)?;
-        let first = contender.meter.seconds()?;
+        let first = Window::open(contender)?;
         interrupt::sleep_until(begin + Duration::from_secs_f64(self.layout.seconds))?;
-        let last = contender.meter.seconds()?;
-        Ok((Some(last - first), contender.meter.usage()))
+        Ok((first.close(contender)?, contender.meter.usage()))
     }
 
     fn start_load(

@@ -207,6 +207,14 @@ fn udp() -> Vec<Workload> {
             ..udp_requests(format!("udp-64-{flows}"), &arguments)
         });
     }
+    for flows in [1, 100, 10_000] {
+        let flow_count = flows.to_string();
+        let arguments = ["--flows", &flow_count, "--window", "100", "--size", "1200"];
+        all.push(Workload {
+            fresh: flows >= 10_000,
+            ..udp_requests(format!("udp-1200-{flows}"), &arguments)
+        });
+    }
     let train = ["--flows", "100", "--size", "1400", "--train", "16"];
     let mut trains = udp_requests("udp-train-16x100".to_owned(), &train);
     trains.quick = true;

@@ -21,15 +21,17 @@ pub fn find(binary: &Path) -> anyhow::Result<Found> {
     Ok(Found { version, program })
 }
 
-pub fn start(found: &Found, setup: &Setup) -> anyhow::Result<Running> {
-    let text = configuration(setup);
+/// # Errors
+/// It ends at once, or does not listen in time; the kernel is to forward (`fast_path`), and can't.
+pub fn start(found: &Found, setup: &Setup, fast_path: bool) -> anyhow::Result<Running> {
+    let text = configuration(setup, fast_path);
     let file = write(&setup.dir, "ringway.toml", &text)?;
     let file = file.display().to_string();
     let arguments = ["--log-level", "warn", "run", "--config", &file];
     Running::start(&found.program, &arguments, text, setup)
 }
 
-fn configuration(setup: &Setup) -> String {
+fn configuration(setup: &Setup, fast_path: bool) -> String {
     let Setup { listen, dir, udp, .. } = setup;
     let cores: Vec<_> = match setup.cores.as_slice() {
         [] => (0..setup.workers).map(|core| core.to_string()).collect(),
@@ -66,6 +68,9 @@ fn configuration(setup: &Setup) -> String {
         let _ = writeln!(backend, "source = {sources}");
         // By itself it allows no more flows than one address has ports.
         limits.push_str("flows = 30000\n");
+    }
+    if fast_path {
+        backend.push_str("fast_path = \"required\"\n");
     }
     if udp.shared {
         // One local address for each flow.

@@ -6,8 +6,10 @@ use std::fmt::Write as _;
 use crate::results::{Metric, Results, Run, Session, Setting};
 use crate::stats::{Interval, median};
 
+use super::added;
 use super::chart::Plot;
 use super::claims::{self, Judgement, OURSELVES, Pairs, Target, Verdict};
+use super::numbers::{figure, interval};
 use super::palette;
 
 /// `plots` are those that were drawn.
@@ -16,6 +18,7 @@ pub fn render(results: &Results, plots: &[Plot]) -> String {
     let mut text = "# Ringway beside others\n\n".to_owned();
     text.push_str(&machines(&results.sessions));
     text.push_str(&claims_table(results, &judgements));
+    text.push_str(&added::render(results));
     for (setting, runs) in results.by_setting() {
         text.push_str(&workload(&setting, &runs));
     }
@@ -243,21 +246,6 @@ fn title(metric: Metric) -> &'static str {
     }
 }
 
-fn interval(of: Interval) -> String {
-    format!("{} ({} to {})", figure(of.mean), figure(of.low), figure(of.high))
-}
-
-/// Three digits that count, or all before the point.
-pub fn figure(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,11 +286,5 @@ mod tests {
         results.sessions[0].quick = true;
         let text = render(&results, &[]);
         assert!(text.contains("Quick: no verdicts.") && !text.contains("**met** |"), "{text}");
-    }
-
-    #[test]
-    fn figures_have_three_digits() {
-        let all = [1234.5, 12.34, 1.234, 0.1234, 0.0].map(figure);
-        assert_eq!(all, ["1234", "12.3", "1.23", "0.123", "0"]);
     }
 }

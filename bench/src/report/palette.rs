@@ -5,8 +5,9 @@ use plotters::style::RGBColor;
 use crate::results::Run;
 
 /// Colours that any colour vision tells apart, by Okabe and Ito. Greys are for what is no product.
-const PEERS: [(&str, RGBColor); 11] = [
+const PEERS: [(&str, RGBColor); 12] = [
     ("ringway", RGBColor(213, 94, 0)),
+    ("ringway-fast-path", RGBColor(140, 50, 0)),
     ("haproxy-splice", RGBColor(0, 114, 178)),
     ("haproxy-copy", RGBColor(86, 180, 233)),
     ("nginx", RGBColor(0, 158, 115)),
@@ -19,6 +20,16 @@ const PEERS: [(&str, RGBColor); 11] = [
     ("direct", RGBColor(205, 205, 205)),
 ];
 
+/// The lines of plots that are no comparison of peers.
+const LINES: [(&str, RGBColor); 6] = [
+    ("source-hash", RGBColor(213, 94, 0)),
+    ("one goes", RGBColor(213, 94, 0)),
+    ("one comes", RGBColor(0, 114, 178)),
+    ("round-robin", RGBColor(0, 114, 178)),
+    ("its own clients", RGBColor(130, 130, 130)),
+    ("plain hash", RGBColor(0, 158, 115)),
+];
+
 /// The peers that have runs, in the order of the table; those it does not know come last.
 pub fn peers(runs: &[&Run]) -> Vec<String> {
     let mut names: Vec<&str> = runs.iter().map(|run| run.peer.as_str()).collect();
@@ -28,7 +39,9 @@ pub fn peers(runs: &[&Run]) -> Vec<String> {
 }
 
 pub fn color(peer: &str) -> RGBColor {
-    place(peer).map_or(RGBColor(0, 0, 0), |place| PEERS[place].1)
+    let all = PEERS.iter().chain(&LINES);
+    let own = all.into_iter().find(|(name, _)| *name == peer);
+    own.map_or(RGBColor(0, 0, 0), |(_, color)| *color)
 }
 
 fn place(peer: &str) -> Option<usize> {

@@ -11,24 +11,21 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use crate::results::Results;
-
-use super::chart::{Bars, Chart, Curves, Plot, charts};
+use super::chart::{Bars, Chart, Curves, Plot};
 use super::palette::color;
 
-pub fn draw(results: &Results, directory: &Path) -> anyhow::Result<Vec<Plot>> {
+pub fn draw(charts: &[(Plot, Chart)], directory: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(directory)?;
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| anyhow!("DejaVu Sans does not parse"))?;
-    let charts = charts(results);
-    for (plot, chart) in &charts {
+    for (plot, chart) in charts {
         let path = |ending: &str| directory.join(format!("{}.{ending}", plot.file));
         let (svg, png) = (path("svg"), path("png"));
         on(SVGBackend::new(&svg, SIZE), plot, chart).with_context(|| svg.display().to_string())?;
         on(BitMapBackend::new(&png, SIZE), plot, chart)
             .with_context(|| png.display().to_string())?;
     }
-    Ok(charts.into_iter().map(|(plot, _)| plot).collect())
+    Ok(())
 }
 
 const SIZE: (u32, u32) = (1000, 520);
@@ -166,6 +163,7 @@ fn draw_curves<B: DrawingBackend>(area: &DrawingArea<B, Shift>, curves: &Curves)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::chart::charts;
     use crate::results::sample;
 
     #[test]
@@ -174,9 +172,10 @@ mod tests {
         let peers = [("ringway", 0.5), ("nginx", 1.0), ("direct", 0.1)];
         let mut results = sample("tcp-request-64x1", 3, &peers);
         results.add(sample("tcp-request-64x64", 3, &peers));
-        let drawn = draw(&results, &directory).expect("it can be drawn");
-        assert!(drawn.len() >= 4, "{drawn:?}");
-        for plot in &drawn {
+        let charts = charts(&results);
+        draw(&charts, &directory).expect("it can be drawn");
+        assert!(charts.len() >= 4, "{}", charts.len());
+        for (plot, _) in &charts {
             let svg = fs::read_to_string(directory.join(format!("{}.svg", plot.file)));
             assert!(svg.expect("there").contains("ringway"), "{plot:?}");
             let png = fs::read(directory.join(format!("{}.png", plot.file))).expect("there");

@@ -401,6 +401,7 @@ impl Compile<'_> {
                 balance: Balance::RoundRobin,
                 connect_timeout: backend.connect_timeout,
                 connect_attempts: backend.connect_attempts,
+                rest: backend.rest(),
                 options: backend.options,
                 send_proxy: backend.send_proxy.as_ref().map(|asked| asked.value),
                 tls: self.tls.originators.remove(&backend.name.value),

@@ -12,8 +12,11 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::gateway::objects::inspector::Inspector;
+use crate::gateway::objects::schema::Kind;
 use crate::gateway::objects::{
-    CONTROLLER, GROUP, GatewayClass, GatewayClassSpec, Objects, X_GROUP, policy, schema,
+    CONTROLLER, GROUP, GatewayClass, GatewayClassSpec, Objects, X_GROUP, definitions, policy,
+    schema,
 };
 use crate::gateway::translate::found::LastGood;
 use crate::gateway::translate::settings::Settings;
@@ -86,31 +89,23 @@ type Places = BTreeMap<[String; 4], String>;
 /// use are skipped. If no file has a GatewayClass, there is one named `ringway`.
 ///
 /// # Errors
-/// Every fault, one per line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`.
+/// Every fault, one per line, as `FILE:LINE: document N: KIND NAMESPACE/NAME: FIELD: MESSAGE`. No
+/// API server has checked the objects, so what an API server would refuse is a fault, and so is
+/// every field that it would drop.
 pub fn read<'t>(files: impl Iterator<Item = (&'t str, &'t str)>) -> Result<ReadFiles, String> {
-    let mut found = ReadFiles::default();
-    let mut faults = Vec::new();
-    for (file, text) in files {
-        for document in documents(text) {
-            let place = format!("{file}:{}: document {}", document.line, document.number);
-            match serde_saphyr::from_str_with_options::<Value>(document.text, options()) {
-                Ok(value) => faults.extend(found.add(value, &place)),
-                Err(error) => {
-                    let line = error.location().map_or(0, |at| at.line().saturating_sub(1));
-                    let line = document.line + usize::try_from(line).unwrap_or(0);
-                    let number = document.number;
-                    let what = error.without_snippet().to_string();
-                    let what = what.lines().next().unwrap_or_default();
-                    faults.push(format!("{file}:{line}: document {number}: not YAML: {what}"));
-                }
-            }
-        }
-    }
-    let objects = &mut found.objects;
-    if objects.gateway_classes.is_empty() {
-        objects.gateway_classes.push(Arc::new(own_class()));
-    }
-    if faults.is_empty() { Ok(found) } else { Err(faults.join("\n")) }
+    let inspector = Some(Inspector::default());
+    Reader { inspector, ..Reader::default() }.read(files)
+}
+
+/// Reads files that stand for what a cluster has. An API server has checked such objects, perhaps
+/// by definitions of another release, so unknown and invalid fields are no faults.
+///
+/// # Errors
+/// The form is that of [`read`]'s errors.
+pub fn read_of_cluster<'t>(
+    files: impl Iterator<Item = (&'t str, &'t str)>,
+) -> Result<ReadFiles, String> {
+    Reader::default().read(files)
 }
 
 /// The file name for a certificate or key. Names of objects have neither `_` nor a blank, so no two
@@ -194,7 +189,42 @@ fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-impl ReadFiles {
+#[derive(Default)]
+struct Reader {
+    found: ReadFiles,
+    /// `None`: an API server has checked the objects.
+    inspector: Option<Inspector>,
+}
+
+impl Reader {
+    fn read<'t>(
+        mut self,
+        files: impl Iterator<Item = (&'t str, &'t str)>,
+    ) -> Result<ReadFiles, String> {
+        let mut faults = Vec::new();
+        for (file, text) in files {
+            for document in documents(text) {
+                let place = format!("{file}:{}: document {}", document.line, document.number);
+                match serde_saphyr::from_str_with_options::<Value>(document.text, options()) {
+                    Ok(value) => faults.extend(self.add(value, &place)),
+                    Err(error) => {
+                        let line = error.location().map_or(0, |at| at.line().saturating_sub(1));
+                        let line = document.line + usize::try_from(line).unwrap_or(0);
+                        let number = document.number;
+                        let what = error.without_snippet().to_string();
+                        let what = what.lines().next().unwrap_or_default();
+                        faults.push(format!("{file}:{line}: document {number}: not YAML: {what}"));
+                    }
+                }
+            }
+        }
+        let objects = &mut self.found.objects;
+        if objects.gateway_classes.is_empty() {
+            objects.gateway_classes.push(Arc::new(own_class()));
+        }
+        if faults.is_empty() { Ok(self.found) } else { Err(faults.join("\n")) }
+    }
+
     /// Adds an object, or each object of a list. Returns the faults.
     fn add(&mut self, value: Value, at: &str) -> Vec<String> {
         let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
@@ -219,53 +249,87 @@ impl ReadFiles {
         let namespace = metadata["namespace"].as_str().unwrap_or("default");
         let title = format!("{kind} {namespace}/{name}");
         let id = [&group, &kind, namespace, name].map(str::to_owned);
-        let warn = |message: String| Warning { place: at.to_owned(), message };
-        let kind_of = (group.as_str(), version.as_str(), kind.as_str());
-        self.warnings.extend(schema::of_kind(kind_of).map(|why| warn(format!("{title}: {why}"))));
-        let unread = schema::of_fields(&value);
-        let added = match (group.as_str(), kind.as_str()) {
-            (GROUP, "GatewayClass") => push(&mut self.objects.gateway_classes, value),
-            (GROUP, "Gateway") => push(&mut self.objects.gateways, value),
-            (GROUP, "ListenerSet") => push(&mut self.objects.listener_sets, value),
-            (GROUP, "TCPRoute") => push(&mut self.objects.tcp_routes, value),
-            (GROUP, "UDPRoute") => push(&mut self.objects.udp_routes, value),
-            (GROUP, "TLSRoute") => push(&mut self.objects.tls_routes, value),
-            (GROUP, "HTTPRoute") => push(&mut self.objects.http_routes, value),
-            (GROUP, "ReferenceGrant") => push(&mut self.objects.reference_grants, value),
-            (GROUP, "BackendTLSPolicy") => push(&mut self.objects.backend_tls_policies, value),
-            (X_GROUP, "XBackend") => push(&mut self.objects.x_backends, value),
-            ("", "Service") => push(&mut self.objects.services, value),
-            ("discovery.k8s.io", "EndpointSlice") => push(&mut self.objects.endpoint_slices, value),
-            ("", "Secret") => push(&mut self.objects.secrets, value),
-            ("", "ConfigMap") => push(&mut self.objects.config_maps, value),
-            ("", "Namespace") => push(&mut self.objects.namespaces, value),
-            (policy::GROUP, "L4Policy") => push(&mut self.objects.policies, value),
-            (policy::GROUP, _) => {
-                Err(("kind".to_owned(), "Ringway's only kind is L4Policy".into()))
+        match self.add_one((&group, &version, &kind), value, (at, &title)) {
+            Ok(true) => {}
+            Ok(false) => return Vec::new(),
+            Err(faults) => {
+                return faults.into_iter().map(|why| format!("{at}: {title}: {why}")).collect();
             }
-            _ => return Vec::new(),
-        };
-        let read = added.and_then(|ignored| match group.as_str() {
-            GROUP => names_differ(&kind, &self.objects).map(|()| ignored),
-            // The policy's own definition lists its fields.
-            policy::GROUP => Ok(Vec::new()),
-            _ => Ok(ignored),
-        });
-        match read {
-            Err((field, message)) => return vec![format!("{at}: {title}: {field}: {message}")],
-            Ok(ignored) => self.warnings.extend(
-                ignored.into_iter().chain(unread).map(|why| warn(format!("{title}: {why}"))),
-            ),
         }
         // In a cluster, a name has one object. In files, nobody could say which of two objects is
         // meant.
-        let first = self.places.insert(id, at.to_owned());
+        let first = self.found.places.insert(id, at.to_owned());
         let twice = |first| {
             format!("{at}: {title}: metadata.name: this object is there already, at {first}")
         };
         first.map(twice).into_iter().collect()
     }
 
+    /// Adds an object. `false`: the object is for others.
+    fn add_one(
+        &mut self,
+        (group, version, kind): (&str, &str, &str),
+        value: Value,
+        (at, title): (&str, &str),
+    ) -> Result<bool, Vec<String>> {
+        let mut is_whole = true;
+        if let Some(inspector) = &mut self.inspector {
+            match schema::kind((group, version, kind)).map_err(|fault| vec![fault])? {
+                Kind::Read(definition) => {
+                    let mut faults = inspector.faults(kind, definition, &value);
+                    faults.extend(names(&value["metadata"]));
+                    if !faults.is_empty() {
+                        return Err(faults);
+                    }
+                    is_whole = definitions::is_whole(definition);
+                }
+                Kind::Skipped(None) => return Ok(false),
+                Kind::Skipped(Some(why)) => {
+                    let message = format!("{title}: {why}");
+                    self.found.warnings.push(Warning { place: at.to_owned(), message });
+                    return Ok(false);
+                }
+            }
+        }
+        let objects = &mut self.found.objects;
+        let read = match (group, kind) {
+            (GROUP, "GatewayClass") => push(&mut objects.gateway_classes, value),
+            (GROUP, "Gateway") => push(&mut objects.gateways, value),
+            (GROUP, "ListenerSet") => push(&mut objects.listener_sets, value),
+            (GROUP, "TCPRoute") => push(&mut objects.tcp_routes, value),
+            (GROUP, "UDPRoute") => push(&mut objects.udp_routes, value),
+            (GROUP, "TLSRoute") => push(&mut objects.tls_routes, value),
+            (GROUP, "HTTPRoute") => push(&mut objects.http_routes, value),
+            (GROUP, "ReferenceGrant") => push(&mut objects.reference_grants, value),
+            (GROUP, "BackendTLSPolicy") => push(&mut objects.backend_tls_policies, value),
+            (X_GROUP, "XBackend") => push(&mut objects.x_backends, value),
+            ("", "Service") => push(&mut objects.services, value),
+            ("discovery.k8s.io", "EndpointSlice") => push(&mut objects.endpoint_slices, value),
+            ("", "Secret") => push(&mut objects.secrets, value),
+            ("", "ConfigMap") => push(&mut objects.config_maps, value),
+            ("", "Namespace") => push(&mut objects.namespaces, value),
+            (policy::GROUP, "L4Policy") => push(&mut objects.policies, value),
+            _ => return Ok(false),
+        };
+        let told = |(field, message)| vec![format!("{field}: {message}")];
+        let mut unread = read.map_err(told)?;
+        // Ringway's types of a kind with a whole definition have only the fields that Ringway uses.
+        unread.retain(|field| !is_whole || field.starts_with("metadata."));
+        if self.inspector.is_some() && !unread.is_empty() {
+            let told = |field: String| {
+                let near = schema::suggestion(&field);
+                format!("{field}: {kind} has no such field here{near}")
+            };
+            return Err(unread.into_iter().map(told).collect());
+        }
+        if group == GROUP {
+            names_differ(kind, &self.found.objects).map_err(told)?;
+        }
+        Ok(true)
+    }
+}
+
+impl ReadFiles {
     /// The place of an object. Empty if the object is in no file.
     pub fn place(&self, group: &str, kind: &str, namespace: &str, name: &str) -> String {
         self.places
@@ -275,7 +339,32 @@ impl ReadFiles {
     }
 }
 
-/// Adds an object. Returns the fields that have no effect, because they are not known.
+/// Faults of the names in the metadata of an object, which no definition describes (RFC 1123).
+fn names(metadata: &Value) -> Vec<String> {
+    let is_label = |label: &str| {
+        let is_of_one = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        let ends = [label.bytes().next(), label.bytes().next_back()];
+        label.bytes().all(is_of_one) && ends.iter().all(|end| end.is_some_and(|end| end != b'-'))
+    };
+    let mut faults = Vec::new();
+    let name = metadata["name"].as_str().unwrap_or_default();
+    if name.len() > 253 || !name.split('.').all(is_label) {
+        faults.push(format!(
+            "metadata.name: {name:?} is no name: at most 253 of a-z, 0-9, \"-\" and \".\", and \
+             a-z or 0-9 at both ends of each part"
+        ));
+    }
+    let namespace = metadata["namespace"].as_str();
+    if let Some(namespace) = namespace.filter(|of| of.len() > 63 || !is_label(of)) {
+        faults.push(format!(
+            "metadata.namespace: {namespace:?} is no name: at most 63 of a-z, 0-9 and \"-\", and \
+             a-z or 0-9 at both ends"
+        ));
+    }
+    faults
+}
+
+/// Adds an object. Returns the fields that its type does not have.
 fn push<T: DeserializeOwned>(
     list: &mut Vec<Arc<T>>,
     value: Value,

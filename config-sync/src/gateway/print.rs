@@ -375,13 +375,14 @@ impl Print<'_> {
     }
 
     fn eject(&mut self, asked: Eject) {
-        let Eject { failures, window, base, max, max_share } = asked;
+        let Eject { failures, window, base, max, max_share, fail_open } = asked;
         let keys = vec![
             ("failures", failures.to_string()),
             ("window", quoted(&duration(window))),
             ("base", quoted(&duration(base))),
             ("max", quoted(&duration(max))),
             ("max_share", max_share.to_string()),
+            ("fail_open", fail_open.to_string()),
         ];
         self.line("eject", &inline(keys));
     }

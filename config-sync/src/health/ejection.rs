@@ -91,8 +91,8 @@ impl Ejections {
     }
 
     /// Whether the endpoint is left out. If no endpoint would be left that is in and takes
-    /// sessions, all are in: a doubtful endpoint is better than none. `takes` is given an
-    /// endpoint's address and its configured weight.
+    /// sessions, all are in: a doubtful endpoint is better than none. Without `fail_open` those
+    /// that are out stay out. `takes` is given an endpoint's address and its configured weight.
     pub fn is_out(
         &self,
         backend: &str,
@@ -101,8 +101,19 @@ impl Ejections {
     ) -> bool {
         let Some(pool) = self.0.get(backend) else { return false };
         let is_out = |watched: &Watched| watched.out_until.is_some();
-        pool.endpoints.get(&endpoint).is_some_and(is_out)
-            && pool.endpoints.iter().any(|(at, of)| !is_out(of) && takes(*at, of.weight))
+        let is_left = || pool.endpoints.iter().any(|(at, of)| !is_out(of) && takes(*at, of.weight));
+        pool.endpoints.get(&endpoint).is_some_and(is_out) && (!pool.asked.fail_open || is_left())
+    }
+
+    /// The time until the endpoint's ejection ends. `None`: the endpoint is not ejected.
+    pub(crate) fn left(
+        &self,
+        backend: &str,
+        endpoint: EndpointAddress,
+        now: Instant,
+    ) -> Option<Duration> {
+        let until = self.0.get(backend)?.endpoints.get(&endpoint)?.out_until?;
+        Some(until.saturating_duration_since(now))
     }
 
     /// The standing of the endpoint, if nobody is ejected, and down if the endpoint is.
@@ -328,6 +339,20 @@ mod tests {
         let mut alone = World::new(1, KEYS);
         alone.fail(1, 100);
         assert_eq!(alone.out(100, &[]), NOBODY);
+    }
+
+    #[test]
+    fn without_fail_open_none_may_be_left() {
+        let keys = KEYS.replace("failures", "fail_open = false, max_share = 100, failures");
+        let mut world = World::new(2, &keys);
+        world.fail(1, 3);
+        assert_eq!(world.out(100, &[2]), [1], "the other is down");
+        world.fail(2, 3);
+        assert_eq!(world.out(200, &[]), [1, 2]);
+        assert_eq!(world.out(10_150, &[]), [2], "each returns after its own time");
+        let mut half = World::new(2, &keys.replace("100", "50"));
+        (1..=2).for_each(|port| half.fail(port, 3));
+        assert_eq!(half.out(100, &[]), [1], "the share still holds");
     }
 
     #[test]

@@ -94,6 +94,13 @@ impl Warming {
         self.next.is_some_and(|at| now >= at)
     }
 
+    /// The time until an endpoint that warms up has its whole weight. `None`: it has.
+    pub fn left(&self, backend: &str, endpoint: EndpointAddress, now: Instant) -> Option<Duration> {
+        let pool = self.backends.get(backend)?;
+        let State::Warming(since) = pool.endpoints.get(&endpoint)? else { return None };
+        Some((*since + pool.lasts).saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
     /// What remains of the standing of an endpoint while it warms up.
     pub fn standing(
         &self,

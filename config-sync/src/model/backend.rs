@@ -81,6 +81,15 @@ impl Backend {
         self.fast_path.as_ref().map_or(FastPath::Off, |asked| asked.value)
     }
 
+    /// Milliseconds for which a worker tries an endpoint last after a session could not be given to
+    /// the endpoint. If the backend has checks, a check that began later has ended by then, so the
+    /// table says how the endpoint is. No rest is longer than an ejection.
+    pub(crate) fn rest(&self) -> u32 {
+        let checked = self.health_check.as_ref().map(|asked| asked.value.ends_within());
+        let ejected = self.eject.as_ref().map(|asked| asked.value.base);
+        [checked, ejected].into_iter().flatten().fold(REST, u32::min)
+    }
+
     pub fn is_transparent(&self) -> bool {
         self.transparent.as_ref().is_some_and(|transparent| transparent.value)
     }
@@ -112,6 +121,10 @@ pub(crate) const LEAST_UPSTREAM_REST: Duration = Duration::from_millis(100);
 /// minute is dead; without a user timeout, the kernel takes a quarter of an hour to say so.
 pub(crate) const OPTIONS: SocketOptions =
     SocketOptions { user_timeout: MINUTE, ..listener::OPTIONS };
+
+/// The longest time for which an endpoint comes last: as long as nginx's `fail_timeout`. The time
+/// is short enough for an endpoint that was only restarted, and clients seldom meet a dead one.
+const REST: u32 = 10 * SECOND;
 
 /// The default of a session's time in the queue.
 pub(crate) const QUEUE_TIMEOUT: u32 = 10 * SECOND;

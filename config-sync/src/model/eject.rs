@@ -15,10 +15,18 @@ pub struct Eject {
     pub max: u32,
     /// Per cent of the backend's endpoints that may be out at once.
     pub max_share: u8,
+    /// If no endpoint would be left, all are in.
+    pub fail_open: bool,
 }
 
-pub(crate) const DEFAULT: Eject =
-    Eject { failures: 5, window: 10 * SECOND, base: 30 * SECOND, max: 300 * SECOND, max_share: 50 };
+pub(crate) const DEFAULT: Eject = Eject {
+    failures: 5,
+    window: 10 * SECOND,
+    base: 30 * SECOND,
+    max: 300 * SECOND,
+    max_share: 50,
+    fail_open: true,
+};
 
 pub(crate) const FAILURES: RangeInclusive<u32> = 1..=10_000;
 pub(crate) const MAX_SHARE: RangeInclusive<u8> = 1..=100;

@@ -264,6 +264,11 @@ impl HealthCheck {
         }
     }
 
+    /// Milliseconds after which a check has ended that begins later than now. The endpoint is up.
+    pub(crate) fn ends_within(&self) -> u32 {
+        self.interval.saturating_add(self.jitter).saturating_add(self.timeout)
+    }
+
     /// Whether the check goes to something that sessions do not use.
     pub fn is_beside(&self) -> bool {
         self.port != 0

@@ -97,7 +97,8 @@ pub struct Shown {
     /// 0: no new sessions.
     pub in_force: f64,
     pub state: State,
-    /// What the latest failed check has found.
+    /// What the latest failed check has found, or why the weight in force is another than the
+    /// configured one.
     pub why: Option<String>,
 }
 
@@ -352,6 +353,10 @@ pub(crate) fn shown(
             () if member.is_backup() && !takes => State::Backup,
             () => State::Up,
         };
+        let down = health.why_down(backend, of.address).map(str::to_owned);
+        // The state says that the endpoint is drained.
+        let weight = standing.weight.filter(|_| !said(Kind::Drain));
+        let (standing, known) = (Standing { weight, ..standing }, (own, ejections, warming));
         Shown {
             id: of.id,
             backend: Arc::clone(backend),
@@ -360,10 +365,36 @@ pub(crate) fn shown(
             configured: of.weight,
             in_force,
             state,
-            why: health.why_down(backend, of.address).map(str::to_owned),
+            why: down.or_else(|| reasons((backend, of.address), standing, known, now)),
         }
     });
     all.collect()
+}
+
+/// Why an endpoint that is not down has not its configured weight. `standing` is its standing in
+/// all, `own` by its health check. `None`: the state says why, or the weight is as configured.
+fn reasons(
+    (backend, at): (&str, EndpointAddress),
+    standing: Standing,
+    (own, ejections, warming): (Standing, &Ejections, &Warming),
+    now: Instant,
+) -> Option<String> {
+    let seconds = |left: Duration| left.as_secs_f64().ceil();
+    let ejected = ejections.left(backend, at, now).map(|left| match standing.is_up {
+        true => "ejected, but no other endpoint is left".to_owned(),
+        false => format!("in again in {} s", seconds(left)),
+    });
+    if !standing.is_up {
+        return ejected;
+    }
+    let by_operator = standing.weight.map(|weight| format!("weight {weight} by an operator"));
+    let by_itself = (own.share < 100).then(|| format!("asks for {} % of its weight", own.share));
+    let slow_start = warming.left(backend, at, now).map(|left| {
+        let share = warming.standing(backend, at, Standing::UP, now).share;
+        format!("slow start: {share} % of its weight, all of it in {} s", seconds(left))
+    });
+    let all = [ejected, by_operator, by_itself, slow_start].into_iter().flatten();
+    Some(all.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())
 }
 
 /// What an operator means.

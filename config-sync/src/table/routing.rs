@@ -392,6 +392,9 @@ pub struct Backend {
     pub connect_timeout: u32,
     /// The number of endpoints that a worker tries before the worker refuses the client: 1 to 8.
     pub connect_attempts: u8,
+    /// Milliseconds for which an endpoint comes last after a session could not be given to it. The
+    /// rest ends sooner if the endpoint leaves the table and returns.
+    pub rest: u32,
     pub options: SocketOptions,
     /// The PROXY header at the beginning of every connection. `None`: no header.
     pub send_proxy: Option<SendProxy>,

@@ -6,12 +6,19 @@ use toml::de::DeValue;
 
 use crate::model::eject::{DEFAULT, Eject, FAILURES, MAX_SHARE};
 use crate::model::place::At;
-use crate::toml::reader::{Read, Reader, Section, Table, any, integer, or};
+use crate::toml::reader::{Read, Reader, Section, Table, any, boolean, integer, or};
 use crate::toml::values::duration_from;
 
 pub(crate) static EJECT: Section = Section {
     name: "backends.eject",
-    keys: &[any("failures"), any("window"), any("base"), any("max"), any("max_share")],
+    keys: &[
+        any("failures"),
+        any("window"),
+        any("base"),
+        any("max"),
+        any("max_share"),
+        any("fail_open"),
+    ],
 };
 
 /// Reads `eject`. `None`: failures leave no endpoint out.
@@ -25,6 +32,7 @@ pub(crate) fn read<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<At<
         base,
         max: or(reader.get(given, "max", at_least(base)), DEFAULT.max.max(base)),
         max_share: or(reader.get(given, "max_share", integer(MAX_SHARE)), DEFAULT.max_share),
+        fail_open: or(reader.get(given, "fail_open", boolean), DEFAULT.fail_open),
     };
     Some(At { value, place })
 }

@@ -145,6 +145,7 @@ fn faults_of_ejection() {
         ),
         ("max = \"1s\"", "12:17: backends[0].eject.max: must be at least the base, which is 30000"),
         ("max_share = 101", "12:23: backends[0].eject.max_share: must be a whole number, 1 to 100"),
+        ("fail_open = 1", "12:23: backends[0].eject.fail_open: must be true or false"),
         ("rate = 1", "12:11: backends[0].eject.rate: unknown key (did you mean"),
     ] {
         refused(&format!("{GOOD}eject = {{ {keys} }}"), &[expected]);

@@ -87,6 +87,22 @@ fn every_key_reaches_the_table() {
 }
 
 #[test]
+fn a_failed_endpoint_rests_no_longer_than_a_check_or_an_ejection_takes() {
+    for (keys, rest) in [
+        ("", 10_000),
+        ("health_check = {}", 7_000),
+        ("health_check = { interval = \"1s\", jitter = \"500ms\", timeout = \"300ms\" }", 1_800),
+        ("health_check = { interval = \"1m\" }", 10_000),
+        ("eject = {}", 10_000),
+        ("eject = { base = \"2s\" }", 2_000),
+        ("eject = { base = \"9s\" }\nhealth_check = { interval = \"2s\" }", 4_000),
+    ] {
+        let text = format!("[[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:1\"]\n{keys}\n");
+        assert_eq!(table(&text).backends[0].rest, rest, "{keys}");
+    }
+}
+
+#[test]
 fn an_empty_file_is_a_configuration_of_defaults() {
     let config = parse_for("f", "", &machine()).expect("defaults");
     assert_eq!((config.drain_timeout, config.drain_grace, config.lame_duck), (30_000, 0, 5_000));

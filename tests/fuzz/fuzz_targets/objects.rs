@@ -1,5 +1,6 @@
-//! Any YAML is Kubernetes objects or faults with their places; whatever the objects say, they come
-//! to a configuration that fits together, and the TOML that is printed of it means the same.
+//! Any YAML is Kubernetes objects or faults with their places, both by the strict way of files and
+//! by the tolerant way of what a cluster has. Whatever the objects say, they come to a
+//! configuration that fits together, and the TOML that is printed of it means the same.
 #![no_main]
 
 use std::sync::OnceLock;
@@ -7,7 +8,7 @@ use std::sync::OnceLock;
 use config_sync::check::parse_for;
 use config_sync::compile::compile;
 use config_sync::compile::names::Names;
-use config_sync::gateway::files::{Options, read};
+use config_sync::gateway::files::{Options, read, read_of_cluster};
 use config_sync::gateway::print;
 use config_sync::gateway::status::Outcome;
 use config_sync::gateway::translate::settings::Settings;
@@ -18,10 +19,15 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &str| {
     static SETTINGS: OnceLock<[Settings; 2]> = OnceLock::new();
     let [shared, pool] = SETTINGS.get_or_init(|| [settings(&[]), settings(&["10.9.0.0/28"])]);
-    let objects = match read([("f", text)].into_iter()) {
+    let strict = read([("f", text)].into_iter());
+    let objects = match read_of_cluster([("f", text)].into_iter()) {
         Ok(found) => found.objects,
-        Err(faults) => return assert!(faults.starts_with("f:")),
+        Err(faults) => {
+            assert!(strict.is_err(), "{faults}");
+            return assert!(faults.starts_with("f:"));
+        }
     };
+    assert!(strict.err().is_none_or(|faults| faults.starts_with("f:")));
     for settings in [shared, pool] {
         let translation = translate(&objects, settings);
         let _ = translation.statuses(&Outcome::Applied);

@@ -73,9 +73,9 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "dead-endpoint-forgotten",
-        file: "balance.rs",
-        find: "self.endpoints[endpoint.index()].rest = now + REST;",
-        replace: "self.endpoints[endpoint.index()].rest = now;",
+        file: "of_endpoint.rs",
+        find: "self.rest = now + 1_000 * u64::from(self.rests_for);",
+        replace: "self.rest = now;",
     },
     Mutant {
         name: "quarantine-skipped",

@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 use super::{Daemon, Folder, free_address, program};
 use crate::pki::Issued;
 
-/// A MariaDB of our own in a temporary folder. Users `me`, with the password "secret", and `open`,
-/// without one, come from anywhere.
+/// A MariaDB of our own in a temporary folder. Users `me` and `ringway`, with the password
+/// "secret", and `open`, without one, come from anywhere.
 pub struct MariaDb {
     pub address: SocketAddr,
     daemon: Daemon,
@@ -19,7 +19,18 @@ pub struct MariaDb {
 impl MariaDb {
     /// `settings`: such as `--read-only=1`.
     pub fn start(issued: &Issued, settings: &[&str]) -> Self {
-        let (folder, address) = (Folder::new(), free_address());
+        let everywhere = format!("--bind-address={}", Ipv4Addr::UNSPECIFIED);
+        Self::start_with(free_address(), issued, &[&[everywhere.as_str()][..], settings].concat())
+    }
+
+    /// One that listens at this address alone.
+    pub fn start_at(address: SocketAddr, issued: &Issued, settings: &[&str]) -> Self {
+        let here = format!("--bind-address={}", address.ip());
+        Self::start_with(address, issued, &[&[here.as_str()][..], settings].concat())
+    }
+
+    fn start_with(address: SocketAddr, issued: &Issued, settings: &[&str]) -> Self {
+        let folder = Folder::new();
         let at = |name: &str| folder.file(name).display().to_string();
         let (cert, key) = (at("server.pem"), at("server.key"));
         folder.write("server.pem", &issued.cert);
@@ -32,7 +43,8 @@ impl MariaDb {
         let words = [&install[..], &[&data, &user], &quick].concat();
         program("mariadb-install-db", &words);
         // A statement of this file has one line.
-        let users = "create user me identified by 'secret';\ncreate user open;\n";
+        let users = "create user me identified by 'secret';\ncreate user open;\n\
+                     create user ringway identified by 'secret';\n";
         let init = folder.write("init.sql", users).display().to_string();
         let mut command = Command::new("mariadbd");
         command.args(["--no-defaults", &data, &user]).args(quick).args([
@@ -40,7 +52,6 @@ impl MariaDb {
             format!("--pid-file={}", at("pid")),
             format!("--log-error={}", at("log")),
             format!("--init-file={init}"),
-            format!("--bind-address={}", Ipv4Addr::UNSPECIFIED),
             format!("--port={}", address.port()),
             format!("--ssl-cert={cert}"),
             format!("--ssl-key={key}"),

@@ -161,6 +161,42 @@ fn check_tells_machines_each_finding_with_its_place() {
 }
 
 #[test]
+fn check_refuses_objects_that_an_api_server_would_refuse_and_warns_of_those_without_effect() {
+    let folder = Folder::new();
+    let good = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\n\
+                spec:\n  gatewayClassName: ringway\n  \
+                listeners: [{name: a, protocol: TCP, port: 7000}]\n";
+    let idle = folder.write("idle.yaml", good).display().to_string();
+    let bad = folder.write("bad.yaml", &good.replace("port", "prot")).display().to_string();
+
+    let output = ringway(&["check", &idle]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let warning =
+        "idle.yaml:1: document 1: warning: Gateway default/g: spec.listeners[0]: no route";
+    assert!(said.contains(warning), "{said}");
+    assert_eq!(ringway(&["check", "--strict", &idle]).status.code(), Some(1));
+
+    let output = ringway(&["check", &bad]);
+    assert_eq!(output.status.code(), Some(1));
+    let place = format!("{bad}:1: document 1: Gateway default/g: spec.listeners[0].");
+    let said = text(&output.stderr);
+    for fault in ["port: missing", "prot: Gateway has no such field here (did you mean \"port\"?)"]
+    {
+        assert!(said.contains(&format!("{place}{fault}")), "{fault}: {said}");
+    }
+    let output = ringway(&["check", "--json", &bad]);
+    let reports: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let first = &reports[0]["findings"][0];
+    assert_eq!((first["line"].as_u64(), first["document"].as_u64()), (Some(1), Some(1)), "{first}");
+    assert_eq!(first["object"], "Gateway default/g", "{first}");
+    assert_eq!(
+        (&first["field"], &first["message"]),
+        (&"spec.listeners[0].port".into(), &"missing".into())
+    );
+}
+
+#[test]
 fn doctor_judges_the_machine_and_the_timeouts_of_a_file() {
     let output = ringway(&["doctor", "--json"]);
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -55,6 +55,8 @@ pub struct Board {
     pub upgrade: Mutex<Upgrades>,
     pub lines_dropped: AtomicU64,
     pub lines_failed: AtomicU64,
+    /// Requests to the admin API beyond the rate of an address.
+    pub requests_refused: AtomicU64,
     /// The number that was last read. The file can't be read when no file is left to open.
     source_ports: AtomicU64,
     latest: Mutex<Latest>,
@@ -144,6 +146,7 @@ impl Board {
             tls: None,
             lines_dropped: AtomicU64::default(),
             lines_failed: AtomicU64::default(),
+            requests_refused: AtomicU64::default(),
             source_ports: AtomicU64::default(),
             latest: Mutex::default(),
             started: Instant::now(),
@@ -240,6 +243,7 @@ impl Board {
             publish_micros: latest.timing.publish_micros,
             lines_dropped: self.lines_dropped.load(Ordering::Relaxed),
             lines_failed: self.lines_failed.load(Ordering::Relaxed),
+            requests_refused: self.requests_refused.load(Ordering::Relaxed),
             source_ports: self.source_ports.load(Ordering::Relaxed),
             kubernetes: latest.kubernetes.as_ref(),
             health: &latest.health,

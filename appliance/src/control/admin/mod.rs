@@ -5,6 +5,7 @@ pub mod api;
 pub mod board;
 pub mod calls;
 mod rates;
+mod request_rate;
 pub mod server;
 pub mod tls;
 mod viewers;

@@ -21,6 +21,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use config_sync::table::address::UNIX;
@@ -41,6 +42,7 @@ use crate::control::admin::access::Access;
 use crate::control::admin::api::{self, Api, MOST_BODY, stream};
 use crate::control::admin::board::{Board, MetricsPage};
 use crate::control::admin::calls::Caller;
+use crate::control::admin::request_rate::{Peer, RequestRate, limit};
 use crate::control::admin::tls::Tls;
 use crate::control::admin::viewers::Seat;
 use crate::control::metrics::open_metrics;
@@ -52,6 +54,10 @@ const PLACES: usize = 128;
 
 /// The most connections that have asked and do not read their answer to its end. Each holds a page.
 const ANSWERS: usize = 16;
+
+/// hyper reads at most so much at once, and no more of a head that is this long and not whole. So a
+/// head has at most twice as many bytes.
+const BUFFER: usize = 32 << 10;
 
 /// The time for the head of a request. Probes and scrapers send the head at once.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
@@ -115,6 +121,7 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
     // Pages are made one at a time. The second thread is for the page of a client that has gone.
     let runtime = runtime.enable_all().max_blocking_threads(2).build()?;
     let spare = Arc::new(SpareFiles::new(SPARE));
+    let rate = Arc::<RequestRate>::default();
     let reads = Access::Token { file: None, certificates: false };
     let api = Api { board: Arc::clone(&board), caller: caller.clone(), access: reads };
     runtime.spawn(stream::make(api));
@@ -138,7 +145,7 @@ pub fn start(doors: Vec<Door>, board: Arc<Board>, caller: Caller) -> io::Result<
         // Each socket has places of its own, so no client of an address keeps a client of the Unix
         // socket out.
         let mut closed = closed.clone();
-        let serving = serve(listener, api, Arc::clone(&spare));
+        let serving = serve(listener, api, Arc::clone(&spare), Arc::clone(&rate));
         runtime.spawn(async move {
             tokio::select! {
                 () = serving => {}
@@ -163,6 +170,16 @@ enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    fn peer(&self) -> Peer {
+        Peer(match self {
+            // A client that has gone already gets no answer.
+            Self::Tcp(stream, _) => stream.peer_addr().ok().map(|peer| peer.ip()),
+            Self::Unix(_) => None,
+        })
+    }
+}
+
 impl Listener {
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
@@ -180,10 +197,10 @@ impl Listener {
 /// refused must get an answer then, too.
 const SPARE: usize = 16;
 
-async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>) {
+async fn serve(listener: Listener, api: Api, spare: Arc<SpareFiles>, rate: Arc<RequestRate>) {
     let routers = Routers {
-        trusted: router(Api { access: Access::Certificate, ..api.clone() }),
-        others: router(api),
+        trusted: router(Api { access: Access::Certificate, ..api.clone() }, Arc::clone(&rate)),
+        others: router(api, rate),
     };
     let mut connections = Connections::default();
     loop {
@@ -201,17 +218,22 @@ struct Routers {
     others: Router,
 }
 
-fn router(api: Api) -> Router {
+fn router(api: Api, rate: Arc<RequestRate>) -> Router {
+    let board = Arc::clone(&api.board);
     let routes = api::routes().layer(DefaultBodyLimit::max(MOST_BODY));
+    let limited = Router::new()
+        .route("/config", get(config))
+        .with_state(Arc::clone(&board))
+        .merge(routes.with_state(api))
+        .layer(from_fn_with_state((rate, Arc::clone(&board)), limit));
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
-        .route("/config", get(config))
         .route("/features", get(features))
-        .with_state(Arc::clone(&api.board))
+        .with_state(board)
         .merge(page::routes())
-        .merge(routes.with_state(api))
+        .merge(limited)
 }
 
 /// The open connections, the oldest first.
@@ -229,7 +251,8 @@ impl Connections {
     fn serve(&mut self, stream: Stream, routers: &Routers, spare: &Arc<SpareFiles>) {
         let (asked, seat) = (Arc::new(AtomicBool::default()), Seat::default());
         let spare = Arc::clone(spare);
-        let client = Client { asked: Arc::clone(&asked), seat: seat.clone() };
+        let peer = stream.peer();
+        let client = Client { asked: Arc::clone(&asked), seat: seat.clone(), peer };
         let [trusted, others] = [&routers.trusted, &routers.others].map(Router::clone);
         let serving = tokio::spawn(async move {
             match stream {
@@ -295,6 +318,7 @@ impl Connection {
 struct Client {
     asked: Arc<AtomicBool>,
     seat: Seat,
+    peer: Peer,
 }
 
 impl Client {
@@ -307,11 +331,13 @@ impl Client {
         let service = service_fn(|mut request| {
             self.asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(self.seat.clone());
+            request.extensions_mut().insert(self.peer);
             service.call(request)
         });
         // Each connection takes one request, so that no client keeps a file for longer than needed.
         let mut http = http1::Builder::new();
-        http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+        http.keep_alive(false).max_buf_size(BUFFER);
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
         let serving = http.serve_connection(TokioIo::new(stream), service);
         // Errors of a connection concern only its client.
         tokio::select! {
@@ -448,7 +474,8 @@ mod tests {
             access: Access::with_token(None, false).expect("no file"),
         };
         let spare = Arc::new(SpareFiles::new(0));
-        let server = tokio::spawn(serve(Listener::Tcp(listener, None), api, spare));
+        let serving = serve(Listener::Tcp(listener, None), api, spare, Arc::default());
+        let server = tokio::spawn(serving);
         let method = async |method: &str, path: &str| {
             let path = format!("{method} {path}");
             let mut stream = TcpStream::connect(address).await.expect("a server");
@@ -481,6 +508,19 @@ mod tests {
         assert!(read_only.contains("admin.socket"), "{read_only}");
         let busy = ask("/api/v1/flows").await;
         assert!(busy.starts_with("HTTP/1.1 503"), "nobody answers the calls: {busy}");
+        let mut refused = String::new();
+        for _ in 0..10_000 {
+            refused = ask("/api/v1/nothing").await;
+            if refused.starts_with("HTTP/1.1 429") {
+                break;
+            }
+        }
+        assert!(refused.contains("retry-after: 1") && refused.contains("100 per second"));
+        for unlimited in ["/healthz", "/readyz", "/metrics", "/features", "/"] {
+            assert!(ask(unlimited).await.starts_with("HTTP/1.1 200"), "{unlimited}");
+        }
+        let metrics = ask("/metrics").await;
+        assert!(metrics.contains("ringway_admin_requests_refused_total 1"), "{metrics}");
         server.abort();
     }
 }

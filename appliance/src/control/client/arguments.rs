@@ -90,11 +90,6 @@ impl Watched {
 }
 
 impl Output {
-    pub async fn list(&self, path: &'static str, columns: Columns) -> anyhow::Result<()> {
-        let answer = self.reach.ask(&Question::get(path)).await?;
-        print(&self.text_of_list(&answer, path, columns))
-    }
-
     pub async fn show(
         &self,
         question: &Question,

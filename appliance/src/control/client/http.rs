@@ -26,6 +26,10 @@ const ADDRESS: &str = "127.0.0.1:9900";
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The gateway limits how often an address may ask. A list of many pages then waits.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSES: usize = 10;
+
 /// The most bytes of an answer: more than a page of the longest rows has.
 const MOST_ANSWER: usize = 64 << 20;
 
@@ -108,15 +112,15 @@ impl Reach {
     /// Asks, and returns the JSON of the answer.
     pub async fn ask(&self, question: &Question) -> anyhow::Result<Value> {
         let target = self.target()?;
-        let answer = tokio::time::timeout(PATIENCE, self.exchange(&target, question)).await;
         let shown = target.shown();
-        let Ok(answer) = answer else {
-            bail!("{shown}: no answer within {} s", PATIENCE.as_secs());
-        };
-        let (status, text) = answer.map_err(|error| {
-            let advice = target.advice(&error);
-            error.context(advice)
-        })?;
+        let (mut status, mut text) = self.exchange_within(&target, question).await?;
+        for _ in 0..PAUSES {
+            if status != StatusCode::TOO_MANY_REQUESTS {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+            (status, text) = self.exchange_within(&target, question).await?;
+        }
         let value: Value = serde_json::from_slice(&text).map_err(|_| {
             anyhow!("{shown}: the answer ({status}) is not that of Ringway's admin API")
         })?;
@@ -130,6 +134,20 @@ impl Reach {
                 Err(Told(format!("{shown}: {said} ({hint})")).into())
             }
             _ => Err(Told(said.to_owned()).into()),
+        }
+    }
+
+    async fn exchange_within(
+        &self,
+        target: &Target,
+        question: &Question,
+    ) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+        match tokio::time::timeout(PATIENCE, self.exchange(target, question)).await {
+            Ok(answer) => answer.map_err(|error| {
+                let advice = target.advice(&error);
+                error.context(advice)
+            }),
+            Err(_) => bail!("{}: no answer within {} s", target.shown(), PATIENCE.as_secs()),
         }
     }
 

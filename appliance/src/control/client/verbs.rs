@@ -37,7 +37,7 @@ pub enum Verb {
         /// Its id, as in lists and in the access log.
         id: String,
         #[command(flatten)]
-        output: Output,
+        watched: Watched,
     },
     /// Close a session or flow of a running gateway, or all that match.
     ///
@@ -62,7 +62,7 @@ pub enum Verb {
         #[arg(long)]
         samples: bool,
         #[command(flatten)]
-        output: Output,
+        watched: Watched,
     },
     /// Show the newest lines of a running gateway's own log: what it noticed and did.
     Events {
@@ -84,7 +84,7 @@ pub enum Verb {
         #[command(flatten)]
         client: WhyClient,
         #[command(flatten)]
-        output: Output,
+        watched: Watched,
     },
     /// Show which listeners, endpoints and clients of a running gateway have the most to do.
     ///
@@ -99,10 +99,10 @@ pub enum Verb {
     /// List what operators have said about endpoints, backends and listeners of a running gateway.
     Overrides {
         /// Write those that have no end to this file, for `admin.overrides_file`.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "watch")]
         save: Option<PathBuf>,
         #[command(flatten)]
-        output: Output,
+        watched: Watched,
     },
     /// Show or set how much a running gateway says about itself.
     LogLevel {
@@ -265,8 +265,8 @@ impl Verb {
             Self::Backends(watched) => watched.list("backends", BACKENDS).await,
             Self::Sessions(list) => list.run("sessions").await,
             Self::Flows(list) => list.run("flows").await,
-            Self::Session { id, output } => {
-                output.show(&Question::get(format!("session/{}", part(&id))), session).await
+            Self::Session { id, watched } => {
+                watched.show(&Question::get(format!("session/{}", part(&id))), session).await
             }
             Self::Kill { id: Some(id), output, .. } => {
                 output.show(&Question::delete(format!("session/{}", part(&id))), killed).await
@@ -279,17 +279,17 @@ impl Verb {
             Self::Limits(watched) => watched.list("limits", LIMITS).await,
             Self::Certificates(watched) => watched.list("certificates", CERTIFICATES).await,
             Self::Endpoints(watched) => watched.list("endpoints", ENDPOINTS).await,
-            Self::Closes { samples: true, output } if !output.json => {
-                output.show(&Question::get("closes"), closes_with_samples).await
+            Self::Closes { samples: true, watched } if !watched.output.json => {
+                watched.show(&Question::get("closes"), closes_with_samples).await
             }
-            Self::Closes { output, .. } => output.list("closes", CLOSES).await,
+            Self::Closes { watched, .. } => watched.list("closes", CLOSES).await,
             Self::Events { limit, watch, output } => output.events(limit, watch).await,
-            Self::Why { client, output } => {
+            Self::Why { client, watched } => {
                 let question = Question { query: client.query(), ..Question::get("why") };
-                output.show(&question, why).await
+                watched.show(&question, why).await
             }
-            Self::Overrides { save: None, output } => output.list("overrides", OVERRIDES).await,
-            Self::Overrides { save: Some(file), output } => {
+            Self::Overrides { save: None, watched } => watched.list("overrides", OVERRIDES).await,
+            Self::Overrides { save: Some(file), watched: Watched { output, .. } } => {
                 save::run(&file, &output.reach, output.json).await
             }
             Self::LogLevel { level: None, output, .. } => {

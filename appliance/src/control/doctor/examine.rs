@@ -21,6 +21,7 @@ const FEW_FILES: u64 = 65_536;
 
 pub fn machine(facts: &Facts, config: Option<&Config>) -> Vec<Finding> {
     let mut all = vec![ring(facts), steering(facts), cores(facts)];
+    all.extend(seccomp(facts));
     all.push(files(facts, config));
     all.push(locked_memory(facts, config));
     all.extend(recommended().filter_map(|(name, wanted)| setting(facts, name, wanted)));
@@ -66,6 +67,24 @@ fn steering(facts: &Facts) -> Finding {
                 .fix("allow setsockopt with SO_ATTACH_REUSEPORT_CBPF (seccomp), or run one worker")
         }
     }
+}
+
+/// Profiles of container runtimes often refuse io_uring, and programs in front may add filters.
+fn seccomp(facts: &Facts) -> Option<Finding> {
+    let check = "seccomp";
+    let filters = facts.filters?;
+    if filters == 0 {
+        return Some(Finding::new(State::Ok, check, "no filter refuses system calls"));
+    }
+    if facts.features.is_ok() && facts.steering.is_ok() {
+        let found = format!("filters: {filters}; they allow io_uring and the steering of clients");
+        return Some(Finding::new(State::Ok, check, found));
+    }
+    let found = format!("filters: {filters}; they may cause the faults above");
+    Some(Finding::new(State::Warning, check, found).fix(
+        "images/seccomp.json is a profile that allows what Ringway calls (images/README.md); for a \
+         service, see SystemCallFilter= in images/ringway.service",
+    ))
 }
 
 fn cores(facts: &Facts) -> Finding {
@@ -301,6 +320,7 @@ mod tests {
             files: 1 << 20,
             locked: u64::MAX,
             capabilities: 0,
+            filters: Some(0),
             sysctls: recommended().map(|(name, value)| (name.into(), value.into())).collect(),
             clock: Some("tsc".into()),
             cards: Vec::new(),
@@ -353,6 +373,12 @@ mod tests {
             let (found, text) = worst(&facts, check);
             assert!(found == state && text.contains(word), "{check}: {found:?}: {text}");
         }
+        assert_eq!(worst(&facts, "seccomp").0, State::Ok, "without a filter, none refuses");
+        facts.filters = Some(1);
+        let (found, text) = worst(&facts, "seccomp");
+        assert!(found == State::Warning && text.contains("filters: 1"), "{text}");
+        let filtered = Facts { filters: Some(1), ..fit() };
+        assert_eq!(worst(&filtered, "seccomp").0, State::Ok);
         facts.capabilities = CAP_NET_ADMIN | CAP_IPC_LOCK;
         assert_eq!(worst(&facts, "net.core.rmem_max").0, State::Ok);
         assert_eq!(worst(&facts, "locked memory").0, State::Ok);

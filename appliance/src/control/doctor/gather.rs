@@ -35,6 +35,8 @@ pub struct Facts {
     pub locked: u64,
     /// The effective capabilities (capabilities(7)).
     pub capabilities: u64,
+    /// The number of seccomp filters that this process is under.
+    pub filters: Option<u64>,
     /// The values of `/proc/sys`, by their names in sysctl.d.
     pub sysctls: BTreeMap<String, String>,
     pub clock: Option<String>,
@@ -76,6 +78,8 @@ impl Facts {
         let status = read("/proc/self/status").unwrap_or_default();
         let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
         let capabilities = capabilities.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+        let filters = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
+        let filters = filters.and_then(|count| count.trim().parse().ok());
         let hard = |resource| getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard);
         let wanted = recommended().map(|(name, _)| name);
         let sysctl = |name: &str| {
@@ -92,6 +96,7 @@ impl Facts {
             files: hard(Resource::RLIMIT_NOFILE),
             locked: hard(Resource::RLIMIT_MEMLOCK),
             capabilities: capabilities.unwrap_or(0),
+            filters,
             sysctls: wanted.chain(SYSCTLS).filter_map(sysctl).collect(),
             clock: read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             cards: cards(),

@@ -567,6 +567,12 @@ pub(super) const METRICS: &[Metric] = &[
         "Endpoints of the backend that are left out so now.",
     ),
     metric(
+        "ringway_admin_requests_refused_total",
+        Counter,
+        &[],
+        "Requests to the admin API that an address made beyond its rate.",
+    ),
+    metric(
         "ringway_overrides",
         Gauge,
         &[],

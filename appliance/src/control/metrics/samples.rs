@@ -42,6 +42,7 @@ pub struct Scrape<'a> {
     pub lines_dropped: u64,
     /// Access-log lines that could not be written.
     pub lines_failed: u64,
+    pub requests_refused: u64,
     /// The number of local ports that the kernel gives to connections that name none
     /// (`net.ipv4.ip_local_port_range`).
     pub source_ports: u64,
@@ -113,6 +114,7 @@ impl Scrape<'_> {
         let dropped = "ringway_log_lines_dropped_total";
         page.set(dropped, &[("reason", "writer_slow")], self.lines_dropped);
         page.set(dropped, &[("reason", "write_failed")], self.lines_failed);
+        page.set("ringway_admin_requests_refused_total", &[], self.requests_refused);
         let records = self.sum(|worker| &worker.records_dropped);
         page.set(dropped, &[("reason", "channel_full")], records);
         let total = |name, pick: fn(&Counters) -> &Counter| page.set(name, &[], self.sum(pick));
@@ -537,6 +539,7 @@ mod tests {
             publish_micros: 250,
             lines_dropped: 0,
             lines_failed: 0,
+            requests_refused: 0,
             source_ports: 28_232,
             kubernetes: None,
             health,

@@ -44,6 +44,7 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
         limit: None,
         connect_timeout: 1,
         connect_attempts: 3,
+        rest: 10_000,
         options: SocketOptions {
             nodelay: true,
             keepalive: 0,
@@ -60,6 +61,9 @@ fn backend(balance: Balance, endpoints: u32) -> Backend {
         tls: None,
     }
 }
+
+/// Microseconds: the rest of [`backend`].
+const REST: u64 = 10_000_000;
 
 fn load(most: u32) -> Load {
     Load { sessions: Arc::default(), most }
@@ -207,6 +211,30 @@ fn one_that_has_failed_comes_last_and_is_tried_by_one_session_at_a_time() {
         let flow = balancer.endpoint(backend, client(1), &others);
         assert_eq!(flow.map(|endpoint| endpoint.id), Some(EndpointId(1)));
     }
+}
+
+/// The rest of an endpoint that is in the table all the time is as long as its backend says; an
+/// endpoint that was out, and is in again, does not rest.
+#[test]
+fn an_endpoint_that_returns_to_the_table_does_not_rest() {
+    let (mut balancer, mut table) = balancer(vec![], vec![backend(Balance::RoundRobin, 2)]);
+    table.backends[0].rest = 2_000;
+    balancer.prepare(&table);
+    balancer.failed(EndpointId(1), 5);
+    balancer.prepare(&table);
+    assert_eq!(balancer.rests(EndpointId(1), 5), Some(2_000_000));
+    assert_eq!(balancer.rests(EndpointId(1), 2_000_004), Some(1));
+    assert_eq!(balancer.rests(EndpointId(1), 2_000_005), None);
+    balancer.failed(EndpointId(1), 5);
+    balancer.failed(EndpointId(0), 5);
+    let mut without = table.clone();
+    let out = without.backends[0].endpoints.remove(1);
+    without.backends[0].turns = turns(&[1]);
+    balancer.prepare(&without);
+    assert_eq!(balancer.rests(out.id, 5), Some(2_000_000));
+    balancer.prepare(&table);
+    assert_eq!(balancer.rests(out.id, 5), None);
+    assert_eq!(balancer.rests(EndpointId(0), 5), Some(2_000_000), "which was in all the time");
 }
 
 #[test]

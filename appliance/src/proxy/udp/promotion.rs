@@ -219,10 +219,7 @@ impl Flows {
         let is_table_new = self.promoted.unchecked > 0;
         let share = if is_table_new { self.promoted.unchecked } else { all.div_ceil(steps) };
         let share = share.min(all).min(MOST_LOOKS);
-        self.promoted.unchecked = match self.promoted.unchecked.min(all) {
-            unchecked if unchecked > share => unchecked - share,
-            _ => 0,
-        };
+        self.promoted.unchecked = self.promoted.unchecked.min(all).saturating_sub(share);
         for _ in 0..share {
             let place = self.promoted.next % all;
             self.promoted.next = place + 1;

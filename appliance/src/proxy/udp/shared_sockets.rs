@@ -292,6 +292,7 @@ mod tests {
             limit: None,
             connect_timeout: 1,
             connect_attempts: 1,
+            rest: 10_000,
             options: SocketOptions {
                 nodelay: true,
                 keepalive: 0,

@@ -6,6 +6,8 @@
 //! cluster sends. Statuses are read as plain JSON, because the parts of other controllers must stay
 //! as they are.
 
+pub(super) mod definitions;
+pub(super) mod inspector;
 pub mod policy;
 pub mod reference;
 pub(super) mod schema;

@@ -502,6 +502,9 @@ pub struct EjectSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub max_share: Option<i64>,
+    /// Whether all endpoints are in when none would be left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail_open: Option<bool>,
 }
 
 /// Of TCP connections, to clients or to endpoints.

@@ -1,7 +1,8 @@
 //! The destinations of routes: Services and XBackends, and their endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
@@ -321,7 +322,7 @@ fn names<'o>(destination: Destination<'o>, index: &Index<'o>) -> Vec<Found<'o>> 
 /// Why destinations have no endpoint. Each destination is checked once, because many routes may
 /// lead to one Service.
 #[derive(Default)]
-pub(super) struct Empty<'o>(BTreeMap<Way<'o>, Option<&'static str>>);
+pub(super) struct Empty<'o>(BTreeMap<Way<'o>, Option<Rc<str>>>);
 
 impl<'o> Empty<'o> {
     pub(super) fn why(
@@ -329,25 +330,50 @@ impl<'o> Empty<'o> {
         destination: Destination<'o>,
         zone: Option<&str>,
         index: &Index<'o>,
-    ) -> Option<&'static str> {
-        *self.0.entry(destination.way()).or_insert_with(|| {
-            if !endpoints(destination, zone, index).is_empty() {
-                return None;
-            }
-            let Some(slices) = index.slices.get(&destination.object) else {
-                return Some(
-                    "no EndpointSlice has the label kubernetes.io/service-name with its name",
-                );
-            };
-            if slices.iter().all(|slice| slice.address_type == "FQDN") {
-                return Some(
-                    "its EndpointSlices have names (FQDN), which are resolved only with \
-                     --external-names",
-                );
-            }
-            Some("no EndpointSlice of it has a ready endpoint for that port")
-        })
+    ) -> Option<Rc<str>> {
+        let found = self.0.entry(destination.way()).or_insert_with(|| {
+            let is_empty = endpoints(destination, zone, index).is_empty();
+            is_empty.then(|| why_empty(&destination, index).into())
+        });
+        found.clone()
     }
+}
+
+fn why_empty(destination: &Destination<'_>, index: &Index<'_>) -> String {
+    let Some(slices) = index.slices.get(&destination.object) else {
+        return "no EndpointSlice has the label kubernetes.io/service-name with its name".into();
+    };
+    if slices.iter().all(|slice| slice.address_type == "FQDN") {
+        return "its EndpointSlices have names (FQDN), which are resolved only with \
+                --external-names"
+            .into();
+    }
+    let ports: BTreeSet<(&str, &str)> = slices
+        .iter()
+        .flat_map(|slice| slice.ports.iter().flatten())
+        .map(|of| (of.name.as_deref().unwrap_or_default(), protocol(of.protocol.as_deref())))
+        .collect();
+    let wanted = match destination.to {
+        To::Service(_, port) => {
+            Some((port.name.as_deref().unwrap_or_default(), protocol(port.protocol.as_deref())))
+        }
+        To::XBackend => None,
+    };
+    let differs = |wanted: &(&str, &str)| !ports.is_empty() && !ports.contains(wanted);
+    if let Some(wanted) = wanted.filter(differs) {
+        let told = |(name, protocol): (&str, &str)| match name {
+            "" => format!("{protocol} without a name"),
+            name => format!("{protocol} {name:?}"),
+        };
+        let theirs: Vec<_> = ports.into_iter().map(told).collect();
+        return format!(
+            "the Service's port is {}, and the ports of its EndpointSlices are {}; give both one \
+             name and protocol",
+            told(wanted),
+            theirs.join(", ")
+        );
+    }
+    "no EndpointSlice of it has a ready endpoint for that port".into()
 }
 
 /// The message for statuses and warnings. `passed_on`: other backends of the route get the share.

@@ -321,7 +321,7 @@ mod tests {
                        listeners:\n  - {name: l, protocol: TLS, port: 443, tls: {mode: Terminate, \
                        certificateRefs: [{name: s}]}}\n";
         let text = format!("{gateway}{}", secret.unwrap_or_default());
-        let objects = files::read([("in.yaml", text.as_str())].into_iter());
+        let objects = files::read_of_cluster([("in.yaml", text.as_str())].into_iter());
         let objects = objects.unwrap_or_else(|error| panic!("{error}")).objects;
         let mut settings = settings();
         settings.last_good = last_good.clone();

@@ -115,11 +115,15 @@ impl<'a> Asked<'a> {
                 let near = self.hints.did_you_mean(class, classes());
                 format!("there is no GatewayClass {class}{near}")
             }
-            Claim::Theirs => format!(
-                "GatewayClass {class} is another controller's: {} has the controllerName {}",
-                classes().next().unwrap_or("none of these"),
-                self.settings.controller_name
-            ),
+            Claim::Theirs => {
+                let own: Vec<_> = classes().collect();
+                let own = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
+                format!(
+                    "GatewayClass {class} is another controller's; Ringway's classes are those \
+                     with the controllerName {}: {own}",
+                    self.settings.controller_name
+                )
+            }
         };
         let message = format!("spec.gatewayClassName: {why}; nothing of the Gateway is served");
         self.doubt(Kind::Gateway, &gateway.metadata, message);
@@ -165,7 +169,8 @@ impl<'a> Asked<'a> {
         let spec = &route.spec;
         let by_default = spec.use_default_gateways.as_deref() == Some("All");
         if spec.parent_refs.is_empty() && !by_default {
-            let message = "spec.parentRefs: missing; without a Gateway the route is for nothing";
+            let message = "spec.parentRefs: missing; without a Gateway the route is for nothing, \
+                           so name one: parentRefs: [{name: GATEWAY}]";
             self.doubt(kind, &route.metadata, message.to_owned());
         }
         let mut missing = false;
@@ -244,7 +249,7 @@ impl<'a> Asked<'a> {
         }
         let passed_on = serving && self.policies.passes_shares_on(kind.name(), &route.metadata);
         for (at, destination, why) in empty {
-            let message = backends::empty_message(&destination, why, passed_on);
+            let message = backends::empty_message(&destination, &why, passed_on);
             let message = format!("spec.rules[0].backendRefs[{at}]: {message}");
             self.doubt(kind, &route.metadata, message);
         }

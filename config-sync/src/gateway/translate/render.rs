@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use kube::api::ObjectMeta;
@@ -322,7 +323,9 @@ impl<'o> Known<'_, 'o> {
         }
         let passed_on =
             serving && self.policies.passes_shares_on(route.kind.name(), &route.object.metadata);
-        let message = |(destination, why)| backends::empty_message(destination, why, passed_on);
+        let message = |(destination, why): (_, Rc<str>)| {
+            backends::empty_message(destination, &why, passed_on)
+        };
         let messages: BTreeSet<String> = empty.into_iter().map(message).collect();
         let message = messages.into_iter().collect::<Vec<_>>().join("; ");
         (!message.is_empty()).then_some(("NoEndpoints", message))

@@ -92,6 +92,50 @@ fn the_name_stands_for_all_addresses_and_an_address_counts_more() {
     assert_eq!(overrides.len(), 2);
 }
 
+/// What is shown of both endpoints of a backend: the state, the weight in force, and why.
+#[test]
+fn it_is_shown_why_a_weight_is_not_the_configured_one() {
+    let text = "[[backends]]\nname = \"b\"\nslow_start = \"9s\"\n\
+                eject = { failures = 1, base = \"30s\", max_share = 100 }\n\
+                endpoints = [\"10.0.0.1:1\", \"10.0.0.1:2\"]\n";
+    let config = crate::check::parse("f", text).unwrap_or_else(|fault| panic!("{fault}"));
+    let whole = whole(&config, &Resolved::default(), &mut Names::new()).expect("its parts fit");
+    #[expect(clippy::disallowed_methods, reason = "any time will do")]
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    let [one, two] = ["10.0.0.1:1", "10.0.0.1:2"].map(address);
+    let ids = whole.members().map(|(_, of, _)| of.id).collect::<Vec<_>>();
+    let mut warming = Warming::default().following(&config, &whole.table);
+    let second_is_down = |_: &str, at| if at == two { Standing::DOWN } else { Standing::UP };
+    warming.look(&second_is_down, at(0));
+    warming.look(&|_, _| Standing::UP, at(1_000));
+    let mut ejections = Ejections::default().following(&config, &whole.table);
+    ejections.look(&|_| 0, at(0));
+    let (health, mut overrides) = (Health::default(), Overrides::default());
+    let table = whole.pickable(1, &|_, _| Standing::UP, None);
+    let shown = |overrides: &Overrides, ejections: &Ejections, now| {
+        let known = (&health, ejections, overrides, &warming);
+        let shown = shown((&whole, &table), known, now).into_iter();
+        shown.map(|of| (of.state.word(), of.in_force, of.why.unwrap_or_default())).collect()
+    };
+    let as_they_are: Vec<_> = shown(&overrides, &ejections, at(3_500));
+    let slow = "slow start: 30 % of its weight, all of it in 7 s";
+    assert_eq!(as_they_are, [("up", 1.0, String::new()), ("up", 0.3, slow.to_owned())]);
+    overrides.set(Of::Endpoint("b".into(), Key::Address(two)), Action::Weight(5), None);
+    overrides.set(Of::Endpoint("b".into(), Key::Address(one)), Action::Drain, None);
+    let said: Vec<_> = shown(&overrides, &ejections, at(3_500));
+    assert_eq!((said[0].0, said[0].1), ("drained", 0.0));
+    assert_eq!((said[1].1, &*said[1].2), (1.5, &*format!("weight 5 by an operator; {slow}")));
+    let overrides = Overrides::default();
+    let failed = ids[0];
+    ejections.look(&|id| u64::from(id == failed), at(3_500));
+    let said: Vec<_> = shown(&overrides, &ejections, at(4_000));
+    assert_eq!((said[0].0, &*said[0].2), ("ejected", "in again in 30 s"));
+    ejections.look(&|_| 1, at(4_000));
+    let said: Vec<_> = shown(&overrides, &ejections, at(4_000));
+    assert_eq!((said[0].0, &*said[0].2), ("up", "ejected, but no other endpoint is left"));
+}
+
 #[test]
 fn what_is_known_of_an_endpoint_stays_below_an_override() {
     let (config, whole) = world();

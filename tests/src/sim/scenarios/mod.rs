@@ -10,8 +10,8 @@ use ringway::stats::records::CloseReason as R;
 
 use self::play::Begins::Plain;
 use self::play::Step::{
-    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, Hears, IsRefused, Logs, LogsReason, Reset,
-    Sends, Served, Unlisten,
+    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, HasFailed, Hears, IsRefused, Logs,
+    LogsReason, Reset, Returns, Sends, Served, Unlisten,
 };
 use self::play::{Peer, Scenario};
 use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
@@ -150,6 +150,28 @@ const SCENARIOS: &[Scenario] = &[
             Fin(Peer::Client(1)),
             Ends(Peer::Server(1)),
             Logs(R::EndpointFin),
+        ],
+    },
+    Scenario {
+        name: "an endpoint that failed is not tried again, unless it returns to the table",
+        setup: Setup { endpoints: &[Serves::Refuses, Serves::Accepts], ..TCP },
+        steps: &[
+            // One of two sessions tries the first endpoint; then none does, while it rests.
+            Connect(0, Plain),
+            Served(0),
+            Connect(1, Plain),
+            Served(1),
+            Connect(2, Plain),
+            Served(2),
+            Connect(3, Plain),
+            Served(3),
+            HasFailed(0, 1),
+            Returns(0),
+            Connect(4, Plain),
+            Served(4),
+            Connect(5, Plain),
+            Served(5),
+            HasFailed(0, 2),
         ],
     },
     Scenario {

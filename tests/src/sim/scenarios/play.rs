@@ -8,8 +8,8 @@ use crate::hello::{client_hello, offering};
 use crate::sim::scenarios::setup::Setup;
 
 use self::Step::{
-    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, GetsHello, Hears, IsRefused, Logs,
-    LogsReason, Reset, Sends, SendsHello, Served, Unlisten,
+    Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, GetsHello, HasFailed, Hears, IsRefused,
+    Logs, LogsReason, Reset, Returns, Sends, SendsHello, Served, Unlisten,
 };
 
 pub struct Scenario {
@@ -68,6 +68,10 @@ pub enum Step {
     Answers(u8, u32),
     /// The gateway knows of so many refusals of this endpoint, by its place in the setup.
     IsRefused(u32, u64),
+    /// So many connects to this endpoint of the first backend have failed.
+    HasFailed(u32, u64),
+    /// This endpoint of the first backend leaves the table, and is in the table after that.
+    Returns(u32),
 }
 
 /// Bytes of one message of an exchange.
@@ -91,6 +95,8 @@ pub trait Stage {
     fn hears(&mut self, peer: Peer) -> u32;
     fn answers(&mut self, client: u8, bytes: u32);
     fn is_refused(&mut self, endpoint: u32, times: u64);
+    fn has_failed(&mut self, endpoint: u32, times: u64);
+    fn returns(&mut self, endpoint: u32);
 }
 
 /// Plays a scenario; returns what was seen, a line each.
@@ -149,6 +155,8 @@ pub fn play(scenario: &Scenario, stage: &mut impl Stage) -> String {
             }
             Answers(client, bytes) => stage.answers(client, bytes),
             IsRefused(endpoint, times) => stage.is_refused(endpoint, times),
+            HasFailed(endpoint, times) => stage.has_failed(endpoint, times),
+            Returns(endpoint) => stage.returns(endpoint),
         }
     }
     trace

@@ -1,6 +1,6 @@
 //! `frontend`, and the clients of `listen`, as listeners and routes of Ringway.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::control::migrate::admission::{self, Step, Who};
 use crate::control::migrate::findings::{At, Findings};
@@ -27,7 +27,8 @@ pub fn add(
     if binds.is_empty() {
         findings.loss(proxy.at, format!("{} listens nowhere", origin(proxy)));
     }
-    let requests = Requests::of(proxy, findings);
+    let mut requests = Requests::of(proxy, &proxy.tcp_request.iter().collect::<Vec<_>>(), findings);
+    requests.add_backends(proxy, backends, findings);
     let default = proxy.default_backend.as_ref();
     let default = default.and_then(|(at, name)| named(backends, name, *at, findings));
     let default = match proxy.kind.as_str() {
@@ -232,9 +233,9 @@ struct Requests {
 }
 
 impl Requests {
-    fn of(proxy: &Proxy, findings: &mut Findings) -> Self {
+    fn of(proxy: &Proxy, lines: &[&Line], findings: &mut Findings) -> Self {
         let mut requests = Self::default();
-        for line in &proxy.tcp_request {
+        for line in lines {
             let words: Vec<_> = line.words.iter().map(String::as_str).collect();
             match words[1..] {
                 ["inspect-delay", delay] => match time(delay) {
@@ -262,6 +263,35 @@ impl Requests {
             }
         }
         requests
+    }
+
+    /// HAProxy asks the backend's rules after those of the frontend. A listener has one order, so
+    /// this can be said where the frontend has no rules and leads to that backend alone.
+    fn add_backends(&mut self, proxy: &Proxy, backends: &Backends<'_>, findings: &mut Findings) {
+        let default = proxy.default_backend.iter().map(|(_, name)| name);
+        let named = proxy.use_backend.iter().filter_map(|line| line.words.get(1));
+        let names: BTreeSet<_> = default.chain(named).collect();
+        let serves = proxy.default_backend.is_none() && backends.contains_key(&proxy.name);
+        let is_only = names.len() == 1 && !(proxy.kind == "listen" && serves);
+        let behind = names.into_iter().filter_map(|name| backends.get(name));
+        for (backend, _) in behind.filter(|(backend, _)| backend.at != proxy.at) {
+            // What both have of their `defaults` is there already.
+            let is_own = |line: &&Line| proxy.tcp_request.iter().all(|other| other.at != line.at);
+            let lines: Vec<_> = backend.tcp_request.iter().filter(is_own).collect();
+            if is_only && self.admission.is_empty() {
+                let theirs = Self::of(backend, &lines, &mut Findings::default());
+                if theirs.inspect_delay.is_none() && !theirs.only_tls {
+                    self.admission = Self::of(backend, &lines, findings).admission;
+                    continue;
+                }
+            }
+            for line in lines {
+                let text = "leads to other backends too, or has rules of its own; a listener lets \
+                            clients in before it chooses a backend";
+                let (words, origin) = (line.words.join(" "), origin(proxy));
+                findings.loss(line.at, format!("{words}: is left out: {origin} {text}"));
+            }
+        }
     }
 
     /// Any of `alternatives` accepts, or rejects.

@@ -220,7 +220,11 @@ impl Server {
         }
     }
 
-    fn finish(&mut self, asked: Asked) {
+    fn finish(&mut self, mut asked: Asked) {
+        // Ringway verifies certificates, but for those of checks that are not to.
+        if asked.tls.no_verify && !asked.ssl && asked.check_keys.get("tls").is_some() {
+            asked.check_keys.set("verify", false);
+        }
         self.tls = asked.ssl.then_some(asked.tls);
         self.check = match (asked.check, asked.agent) {
             (true, _) => Some(Check { agent: false, inter: asked.inter, keys: asked.check_keys }),

@@ -126,6 +126,10 @@ impl<'n> Services<'n> {
             }
             let of_tls = transport.and_then(|of| of.get("tls"));
             if with_tls > 0 {
+                if with_tls < balancer.get("servers").map_or(0, |servers| servers.items().len()) {
+                    let text = "Ringway speaks to all endpoints of a backend in the same way";
+                    findings.loss(node.at, format!("{name}: tls of some servers only: {text}"));
+                }
                 table.set("tls", tls(node.at, name, of_tls, findings));
             }
         }
