@@ -232,8 +232,8 @@ words! {
             "No whole ClientHello came within `hello_timeout`. A listener with `silent` gives this \
              reason only if a ClientHello had begun.",
         HelloInvalid = "hello_invalid":
-            "The client sent no TLS ClientHello. A listener with `not_tls` gives this reason only if \
-             the first bytes were those of one.",
+            "The client sent no TLS ClientHello. A listener with `not_tls` gives this reason only \
+             if the first bytes were those of one.",
         HelloTooLarge = "hello_too_large": "The ClientHello is larger than 64 KiB.",
         StarttlsMissing = "starttls_missing":
             "With `starttls` and without `not_tls`: the client went on without TLS.",

@@ -71,8 +71,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_overloaded",
         Gauge,
         &[],
-        "1 while new sessions and flows are refused, because limits.memory_percent of the memory \
-         are in use.",
+        "1 while new sessions and flows are refused, by limits.memory_percent.",
     ),
     metric(
         "ringway_memory_used_bytes",
@@ -483,8 +482,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_byte_delays_total",
         Counter,
         &[],
-        "Times that a direction of a TCP session had to wait, because a limit has \
-         bytes_per_second.",
+        "Times that a direction of a TCP session waited for bytes_per_second of a limit.",
     ),
     metric(
         "ringway_limit_sessions",
