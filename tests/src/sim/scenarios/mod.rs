@@ -13,7 +13,7 @@ use self::play::Step::{
     Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, HasFailed, Hears, IsRefused, Logs,
     LogsReason, Reset, Returns, Sends, Served, Unlisten,
 };
-use self::play::{Peer, Scenario};
+use self::play::{Peer, Scenario, Step};
 use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
 
 const C: Peer = Peer::Client(0);
@@ -376,52 +376,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "one session more than a backend may have, and one more after an end",
         setup: Setup { backend_sessions: 1, ..TCP },
-        steps: &[
-            Connect(0, Plain),
-            Served(0),
-            Connect(1, Plain),
-            Ends(Peer::Client(1)),
-            Logs(R::Limit),
-            Fin(C),
-            Ends(S),
-            Fin(S),
-            Ends(C),
-            Logs(R::ClientFin),
-            Connect(2, Plain),
-            Served(2),
-            Sends(Peer::Client(2), 3),
-            Gets(Peer::Server(2), 3),
-            Fin(Peer::Client(2)),
-            Ends(Peer::Server(2)),
-            Fin(Peer::Server(2)),
-            Ends(Peer::Client(2)),
-            Logs(R::ClientFin),
-        ],
+        steps: &place_for_one(R::Limit),
     },
     Scenario {
         name: "one session more than a source may have, and one more after an end",
         setup: Setup { source_sessions: 1, ..TCP },
-        steps: &[
-            Connect(0, Plain),
-            Served(0),
-            Connect(1, Plain),
-            Ends(Peer::Client(1)),
-            Logs(R::SourceLimit),
-            Fin(C),
-            Ends(S),
-            Fin(S),
-            Ends(C),
-            Logs(R::ClientFin),
-            Connect(2, Plain),
-            Served(2),
-            Sends(Peer::Client(2), 3),
-            Gets(Peer::Server(2), 3),
-            Fin(Peer::Client(2)),
-            Ends(Peer::Server(2)),
-            Fin(Peer::Server(2)),
-            Ends(Peer::Client(2)),
-            Logs(R::ClientFin),
-        ],
+        steps: &place_for_one(R::SourceLimit),
     },
     Scenario {
         name: "a client that the listener denies",
@@ -615,3 +575,26 @@ const SCENARIOS: &[Scenario] = &[
         ],
     },
 ];
+
+/// A second session is refused for this reason, and a third has the place of the first.
+const fn place_for_one(reason: R) -> [Step; 17] {
+    [
+        Connect(0, Plain),
+        Served(0),
+        Connect(1, Plain),
+        Ends(Peer::Client(1)),
+        Logs(reason),
+        Fin(C),
+        Ends(S),
+        Fin(S),
+        Ends(C),
+        Logs(R::ClientFin),
+        Connect(2, Plain),
+        Served(2),
+        Fin(Peer::Client(2)),
+        Ends(Peer::Server(2)),
+        Fin(Peer::Server(2)),
+        Ends(Peer::Client(2)),
+        Logs(R::ClientFin),
+    ]
+}
