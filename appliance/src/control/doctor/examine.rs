@@ -1,10 +1,13 @@
 //! Judges the facts of a machine. Each check gives one finding, or none if its fact is unknown.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use config_sync::model::backend::FastPath;
 use config_sync::model::config::{self, Config, Cores};
+use config_sync::model::listener::Listener;
 use config_sync::table::address::Address;
+use config_sync::table::routing::Protocol;
 
 use super::gather::{Card, Facts, recommended};
 use super::{Finding, State};
@@ -28,7 +31,9 @@ pub fn machine(facts: &Facts, config: Option<&Config>) -> Vec<Finding> {
     all.extend(congestion(facts));
     all.extend(clock(facts));
     all.extend(facts.cards.iter().flat_map(|card| queues(card, workers(facts, config))));
+    all.extend(synchronised(facts));
     all.extend(conntrack(facts));
+    all.extend(config.and_then(|config| tracked(facts, config)));
     all.push(fast_path(facts, config));
     all
 }
@@ -193,6 +198,17 @@ fn clock(facts: &Facts) -> Option<Finding> {
     ))
 }
 
+/// The log says when, and certificates end.
+fn synchronised(facts: &Facts) -> Option<Finding> {
+    let check = "time";
+    if facts.synchronised? {
+        return Some(Finding::new(State::Ok, check, "a time service keeps the clock"));
+    }
+    let found = "no time service keeps the clock: times in the log may be wrong, and certificates may \
+                 seem to have ended";
+    Some(Finding::new(State::Note, check, found).fix("start chrony or systemd-timesyncd"))
+}
+
 fn queues(card: &Card, workers: usize) -> Vec<Finding> {
     let Card { name, receive_queues, has_rps, interrupts } = card;
     let check = "network card";
@@ -244,6 +260,31 @@ fn conntrack(facts: &Facts) -> Option<Finding> {
     ))
 }
 
+/// Whether the kernel tracks what goes to the gateway's own ports.
+fn tracked(facts: &Facts, config: &Config) -> Option<Finding> {
+    let ports: BTreeSet<_> = config.listeners.iter().flat_map(places).collect();
+    let ports = ports.into_iter().filter_map(|place| Some((place, *facts.tracked.get(&place)?)));
+    let found: Vec<_> =
+        ports.map(|((transport, port), count)| format!("{transport} {port}: {count}")).collect();
+    if found.is_empty() {
+        return None;
+    }
+    let found = format!("of the gateway's ports the kernel tracks {}", found.join(", "));
+    Some(Finding::new(State::Note, "connection tracking", found).fix(
+        "each packet costs a look-up that the gateway does not need: leave these ports out (nft: \
+         `notrack` in hooks prerouting and output at priority raw)",
+    ))
+}
+
+/// The transport and port of each address of a listener.
+fn places(listener: &Listener) -> impl Iterator<Item = (&'static str, u16)> {
+    let transport = if listener.protocol == Protocol::Udp { "UDP" } else { "TCP" };
+    listener.addresses.iter().filter_map(move |at| match at.value {
+        Address::Ip(address) => Some((transport, address.port())),
+        Address::Unix(_) => None,
+    })
+}
+
 fn fast_path(facts: &Facts, config: Option<&Config>) -> Finding {
     let check = "fast path";
     let Err(error) = &facts.fast_path else {
@@ -266,10 +307,7 @@ pub fn listeners(facts: &Facts, config: &Config) -> Vec<Finding> {
     let reserved = facts.sysctls.get("net.ipv4.ip_local_reserved_ports");
     let reserved = reserved.map(|text| ranges(text)).unwrap_or_default();
     for listener in &config.listeners {
-        let ports = listener.addresses.iter().filter_map(|at| match at.value {
-            Address::Ip(address) => Some(address.port()),
-            Address::Unix(_) => None,
-        });
+        let ports = places(listener).map(|(_, port)| port);
         let open = |port: &u16| {
             range.contains(port) && !reserved.iter().any(|reserved| reserved.contains(port))
         };
@@ -306,6 +344,8 @@ fn ranges(text: &str) -> Vec<RangeInclusive<u16>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::control::doctor::gather::Conntrack;
 
@@ -324,7 +364,9 @@ mod tests {
             sysctls: recommended().map(|(name, value)| (name.into(), value.into())).collect(),
             clock: Some("tsc".into()),
             cards: Vec::new(),
+            synchronised: Some(true),
             conntrack: None,
+            tracked: BTreeMap::new(),
             ..Facts::of_this_machine()
         }
     }
@@ -356,6 +398,7 @@ mod tests {
         facts.sysctls.insert("net.ipv4.ip_local_port_range".into(), "32768\t60999".into());
         facts.sysctls.insert("net.ipv4.tcp_congestion_control".into(), "bbr".into());
         facts.conntrack = Some(Conntrack { count: 90, max: 100 });
+        facts.synchronised = Some(false);
         facts.quota = 2;
         for (check, state, word) in [
             ("kernel", State::Fault, "no io_uring"),
@@ -363,6 +406,7 @@ mod tests {
             ("open files", State::Warning, "1024 at the most"),
             ("locked memory", State::Fault, "64 KiB, and 2 workers take up to 1024 KiB"),
             ("clock", State::Warning, "hpet"),
+            ("time", State::Note, "no time service"),
             ("net.core.somaxconn", State::Warning, "128 (for a gateway: 4096)"),
             ("net.core.rmem_max", State::Warning, "212992"),
             ("net.ipv4.ip_local_port_range", State::Note, "32768\t60999"),
@@ -399,6 +443,19 @@ mod tests {
             let found = all.iter().find(|finding| finding.check == "fast path");
             assert_eq!(found.map(|finding| finding.state), Some(state), "{all:?}");
         }
+    }
+
+    #[test]
+    fn tracked_connections_of_the_gateways_ports_are_named() {
+        let text = "[[listeners]]\nname = \"a\"\nprotocol = \"UDP\"\naddress = \"0.0.0.0:53\"\n\
+                    endpoints = [\"10.0.0.1:53\"]\n";
+        let config = config_sync::check::parse("a.toml", text).expect("valid");
+        let mut facts = fit();
+        facts.tracked = [(("TCP", 53), 7)].into();
+        assert_eq!(tracked(&facts, &config), None, "another transport");
+        facts.tracked.insert(("UDP", 53), 12);
+        let found = tracked(&facts, &config).expect("a finding").found;
+        assert!(found.ends_with("tracks UDP 53: 12"), "{found}");
     }
 
     #[test]

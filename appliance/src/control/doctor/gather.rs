@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -13,6 +14,7 @@ use socket2::{Domain, Socket, Type};
 use crate::ring::Features;
 use crate::ring::bpf::FastPath;
 use crate::ring::listen::steering;
+use crate::ring::sys::clock;
 
 /// The facts of a machine. A fact that can't be read is absent, and its check is left out.
 #[derive(Clone, Debug)]
@@ -40,8 +42,12 @@ pub struct Facts {
     /// The values of `/proc/sys`, by their names in sysctl.d.
     pub sysctls: BTreeMap<String, String>,
     pub clock: Option<String>,
+    /// Whether a time service keeps the clock.
+    pub synchronised: Option<bool>,
     pub cards: Vec<Card>,
     pub conntrack: Option<Conntrack>,
+    /// How many connections the kernel tracks towards each port of `TCP` and `UDP`.
+    pub tracked: BTreeMap<(&'static str, u16), u64>,
 }
 
 /// A network card.
@@ -100,7 +106,10 @@ impl Facts {
             sysctls: wanted.chain(SYSCTLS).filter_map(sysctl).collect(),
             clock: read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             cards: cards(),
+            synchronised: clock::is_synchronised().ok(),
             conntrack: conntrack(),
+            tracked: read_at_most("/proc/net/nf_conntrack", TRACKED)
+                .map_or_else(BTreeMap::new, |text| tracked(&text)),
         }
     }
 }
@@ -159,8 +168,54 @@ fn cards() -> Vec<Card> {
     .collect()
 }
 
+/// The bytes of the list of tracked connections that are looked at: some 100,000 connections.
+const TRACKED: u64 = 16 << 20;
+
+/// The beginning of a file. Only root may read the list of tracked connections, and not every kernel
+/// has it.
+fn read_at_most(path: &str, most: u64) -> Option<String> {
+    let mut text = Vec::new();
+    fs::File::open(path).ok()?.take(most).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Counts the lines of `/proc/net/nf_conntrack` by where the client connected to, which is the first
+/// destination of a line.
+fn tracked(text: &str) -> BTreeMap<(&'static str, u16), u64> {
+    let mut tracked = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let transport = match words.nth(2) {
+            Some("tcp") => "TCP",
+            Some("udp") => "UDP",
+            _ => continue,
+        };
+        let port = words.find_map(|word| word.strip_prefix("dport="));
+        if let Some(port) = port.and_then(|port| port.parse().ok()) {
+            *tracked.entry((transport, port)).or_default() += 1;
+        }
+    }
+    tracked
+}
+
 fn conntrack() -> Option<Conntrack> {
     let count = number("/proc/sys/net/netfilter/nf_conntrack_count")?;
     let max = number("/proc/sys/net/netfilter/nf_conntrack_max")?;
     Some(Conntrack { count, max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tracked_connections_count_by_where_the_client_went() {
+        let text = "ipv4     2 tcp      6 431999 ESTABLISHED src=192.0.2.7 dst=10.0.0.1 sport=5000 \
+                    dport=5432 src=10.0.0.1 dst=192.0.2.7 sport=5432 dport=5000 [ASSURED] use=2\n\
+                    ipv6     10 udp      17 29 src=::1 dst=::1 sport=1 dport=53 [UNREPLIED] src=::1 \
+                    dst=::1 sport=53 dport=1 use=2\n\
+                    ipv4     2 icmp     1 29 src=192.0.2.7 dst=10.0.0.1 type=8 code=0 id=1\n";
+        let expected = [(("TCP", 5432), 1), (("UDP", 53), 1)];
+        assert_eq!(tracked(text), BTreeMap::from(expected));
+    }
 }
