@@ -1,5 +1,5 @@
-//! What workers of one process would wait for each other for: threads that do nothing but that, with
-//! a thing that all share and with one of their own. With more threads than cores it shows what is
+//! What workers of one process would wait for each other for: threads that do nothing but that,
+//! with a thing that all share and with one of their own. With more threads than cores it shows what is
 //! lost when the holder of a lock is not running, and not what many cores would lose.
 
 use std::hint::black_box;
@@ -35,7 +35,8 @@ enum Act {
     Socket,
     /// A count of all workers, as of `max_sessions` and of a source's sessions.
     Count,
-    /// 4 KiB of the allocator's, there and back. Sessions and flows have their memory from the start.
+    /// 4 KiB of the allocator's, there and back. Sessions and flows have their memory from the
+    /// start.
     Allocate,
 }
 

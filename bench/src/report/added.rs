@@ -1,5 +1,5 @@
-//! What forwarding adds to routing: the CPU of the whole machine for a datagram, less that of the same
-//! load through the same namespaces without a proxy. Pure.
+//! What forwarding adds to routing: the CPU of the whole machine for a datagram, less that of the
+//! same load through the same namespaces without a proxy. Pure.
 
 use std::fmt::Write as _;
 
@@ -40,7 +40,8 @@ fn has_added(setting: &Setting, runs: &[&Run]) -> bool {
 
 fn table(setting: &Setting, runs: &[&Run]) -> String {
     let mut text = format!(
-        "### {}\n\n| peer | total | added | lost | ratio (95 %) | pairs |\n|---|---|---|---|---|---|\n",
+        "### {}\n\n| peer | total | added | lost | ratio (95 %) | pairs |\n\
+         |---|---|---|---|---|---|\n",
         setting.workload
     );
     for peer in palette::peers(runs) {

@@ -204,8 +204,8 @@ fn synchronised(facts: &Facts) -> Option<Finding> {
     if facts.synchronised? {
         return Some(Finding::new(State::Ok, check, "a time service keeps the clock"));
     }
-    let found = "no time service keeps the clock: times in the log may be wrong, and certificates may \
-                 seem to have ended";
+    let found = "no time service keeps the clock: times in the log may be wrong, and \
+                 certificates may seem to have ended";
     Some(Finding::new(State::Note, check, found).fix("start chrony or systemd-timesyncd"))
 }
 

@@ -171,16 +171,16 @@ fn cards() -> Vec<Card> {
 /// The bytes of the list of tracked connections that are looked at: some 100,000 connections.
 const TRACKED: u64 = 16 << 20;
 
-/// The beginning of a file. Only root may read the list of tracked connections, and not every kernel
-/// has it.
+/// The beginning of a file. Only root may read the list of tracked connections, and not every
+/// kernel has it.
 fn read_at_most(path: &str, most: u64) -> Option<String> {
     let mut text = Vec::new();
     fs::File::open(path).ok()?.take(most).read_to_end(&mut text).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Counts the lines of `/proc/net/nf_conntrack` by where the client connected to, which is the first
-/// destination of a line.
+/// Counts the lines of `/proc/net/nf_conntrack` by where the client connected to, which is the
+/// first destination of a line.
 fn tracked(text: &str) -> BTreeMap<(&'static str, u16), u64> {
     let mut tracked = BTreeMap::new();
     for line in text.lines() {
@@ -212,8 +212,8 @@ mod tests {
     fn tracked_connections_count_by_where_the_client_went() {
         let text = "ipv4     2 tcp      6 431999 ESTABLISHED src=192.0.2.7 dst=10.0.0.1 sport=5000 \
                     dport=5432 src=10.0.0.1 dst=192.0.2.7 sport=5432 dport=5000 [ASSURED] use=2\n\
-                    ipv6     10 udp      17 29 src=::1 dst=::1 sport=1 dport=53 [UNREPLIED] src=::1 \
-                    dst=::1 sport=53 dport=1 use=2\n\
+                    ipv6     10 udp      17 29 src=::1 dst=::1 sport=1 dport=53 [UNREPLIED] \
+                    src=::1 dst=::1 sport=53 dport=1 use=2\n\
                     ipv4     2 icmp     1 29 src=192.0.2.7 dst=10.0.0.1 type=8 code=0 id=1\n";
         let expected = [(("TCP", 5432), 1), (("UDP", 53), 1)];
         assert_eq!(tracked(text), BTreeMap::from(expected));

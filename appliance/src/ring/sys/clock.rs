@@ -9,8 +9,8 @@ use std::mem::MaybeUninit;
 /// The kernel refuses the question (seccomp).
 pub fn is_synchronised() -> io::Result<bool> {
     let mut state = MaybeUninit::<libc::timex>::zeroed();
-    // SAFETY: `state` is a `timex` that this function owns. All its fields are numbers, so zeros are
-    // a value of it; `modes` is 0, so the kernel only writes to it, and changes nothing.
+    // SAFETY: `state` is a `timex` that this function owns. All its fields are numbers, so zeros
+    // are a value of it; `modes` is 0, so the kernel only writes to it, and changes nothing.
     match unsafe { libc::adjtimex(state.as_mut_ptr()) } {
         -1 => Err(io::Error::last_os_error()),
         state => Ok(state != libc::TIME_ERROR),

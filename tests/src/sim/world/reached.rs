@@ -99,7 +99,8 @@ impl World {
         let shares = route.backends.iter().filter(|of| of.weight > 0 && of.id != own.id);
         let others = shares.map(|share| &table.backends[share.backend]);
         let others: Vec<_> = others.filter(|backend| is_open(backend)).collect();
-        let may_stay = others.iter().any(|backend| !takes_all(backend, port));
+        let full = |backend: &Backend| backend.limit.is_some() || !takes_all(backend, port);
+        let may_stay = others.iter().any(|backend| full(backend));
         assert!(
             others.is_empty() || may_stay,
             "a flow stays at {endpoint}, whose backend's ports are closed"
