@@ -98,8 +98,8 @@ impl Drop for Meter {
 }
 
 /// Seconds that the cores of the machine have worked since some moment before the first call: the
-/// time that is neither idle nor waiting for a disk, in proc(5)'s /proc/stat, in steps of 10 ms for each
-/// core. It has what no process is charged with, such as packets that the kernel forwards.
+/// time that is neither idle nor waiting for a disk, in proc(5)'s /proc/stat, in steps of 10 ms for
+/// each core. It has what no process is charged with, such as packets that the kernel forwards.
 pub fn of_machine() -> io::Result<f64> {
     let text = fs::read_to_string("/proc/stat")?;
     let cores = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
