@@ -63,12 +63,27 @@ impl Held {
     ///
     /// # Errors
     /// There is no place. The earlier one stays.
+    #[inline]
     pub fn enter(&mut self, scope: Scope, limit: Option<&Limit>, now: u64) -> Result<(), Over> {
+        if self.is_empty() && limit.is_none() {
+            return Ok(());
+        }
+        self.take_place(scope, limit, now)
+    }
+
+    #[inline(never)]
+    fn take_place(&mut self, scope: Scope, limit: Option<&Limit>, now: u64) -> Result<(), Over> {
         if !self.has(scope, limit) {
             let place = limit.map(|limit| limit.enter(now)).transpose()?;
             self.put(scope, place);
         }
         Ok(())
+    }
+
+    /// Whether no limit counts the session or flow.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 
     /// As `enter`, for a session that lives already, however many there are.
@@ -91,11 +106,9 @@ impl Held {
     }
 
     /// Whether there is a limit for bytes.
+    #[inline]
     pub fn limits_bytes(&self) -> bool {
-        self.0.as_ref().is_some_and(|held| {
-            let mut places = held.places.iter().flatten();
-            held.source.is_some() || places.any(|place| place.bytes(false).is_some())
-        })
+        self.0.as_ref().is_some_and(|held| held.limits_bytes())
     }
 
     /// Takes bytes for a `Move` from a side, `most` at the most. `None`: the side has to wait until
@@ -136,15 +149,10 @@ impl Held {
     }
 
     /// A `Move` from a side has read so many bytes. What it left of its bytes is given back.
+    #[inline]
     pub fn settle(&mut self, core: &Core, from: Side, read: u32) {
-        let Some(held) = &mut self.0 else { return };
-        let reserved = std::mem::take(&mut held.reserved[from as usize]);
-        let now = core.unix_micros() * 1_000;
-        for (rate, paid) in held.rates(core, from) {
-            match reserved.checked_sub(read) {
-                Some(left) => rate.give_back(paid, left),
-                None => rate.charge(paid, read - reserved, now),
-            }
+        if let Some(held) = &mut self.0 {
+            held.settle(core, from, read);
         }
     }
 
@@ -160,25 +168,15 @@ impl Held {
     }
 
     /// When the next side may be read that waits, in microseconds.
+    #[inline]
     pub fn next(&self) -> Option<u64> {
-        let waits = self.0.as_ref().map(|held| held.until);
-        waits.into_iter().flatten().filter(|until| *until > 0).min()
+        self.0.as_ref()?.until.into_iter().filter(|until| *until > 0).min()
     }
 
     /// Takes so many bytes of a datagram that a side has sent, or nothing. For flows, whose source
     /// is counted elsewhere.
     pub fn take(&self, core: &Core, from: Side, bytes: u32) -> bool {
-        let Some(held) = &self.0 else { return true };
-        let now = core.unix_micros() * 1_000;
-        let mut rates = held.rates(core, from).enumerate();
-        let Some((refused, _)) = rates.find(|(_, (rate, paid))| !rate.take(paid, bytes, now))
-        else {
-            return true;
-        };
-        for (rate, paid) in held.rates(core, from).take(refused) {
-            rate.give_back(paid, bytes);
-        }
-        false
+        self.0.as_ref().is_none_or(|held| held.take(core, from, bytes))
     }
 
     /// The bytes that were taken just now are not moved.
@@ -207,6 +205,36 @@ impl Held {
 }
 
 impl Places {
+    fn limits_bytes(&self) -> bool {
+        let mut places = self.places.iter().flatten();
+        self.source.is_some() || places.any(|place| place.bytes(false).is_some())
+    }
+
+    #[inline(never)]
+    fn settle(&mut self, core: &Core, from: Side, read: u32) {
+        let reserved = std::mem::take(&mut self.reserved[from as usize]);
+        let now = core.unix_micros() * 1_000;
+        for (rate, paid) in self.rates(core, from) {
+            match reserved.checked_sub(read) {
+                Some(left) => rate.give_back(paid, left),
+                None => rate.charge(paid, read - reserved, now),
+            }
+        }
+    }
+
+    fn take(&self, core: &Core, from: Side, bytes: u32) -> bool {
+        let now = core.unix_micros() * 1_000;
+        let mut rates = self.rates(core, from).enumerate();
+        let Some((refused, _)) = rates.find(|(_, (rate, paid))| !rate.take(paid, bytes, now))
+        else {
+            return true;
+        };
+        for (rate, paid) in self.rates(core, from).take(refused) {
+            rate.give_back(paid, bytes);
+        }
+        false
+    }
+
     /// The rates of bytes from a side, each with what is paid of it.
     fn rates<'a>(
         &'a self,

@@ -329,7 +329,9 @@ fn lay_out(root: &Path, copy: &Path) {
         write(&copy.join(part).join("Cargo.toml"), &lean(&manifest, &copy.join(sources)));
     }
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("the manifest");
-    write(&copy.join("Cargo.toml"), &manifest.replace(r#", "bench", "bench/instructions"]"#, "]"));
+    let others = r#", "tests/fuzz", "bench", "bench/instructions"]"#;
+    assert!(manifest.contains(others), "the members of the workspace have changed");
+    write(&copy.join("Cargo.toml"), &manifest.replace(others, "]"));
 }
 
 /// Modules that the simulation of plain sessions and flows does without: what drives real sockets,

@@ -94,6 +94,7 @@ impl Session {
                 Some(Op::Move { mode: Mode::Splice, .. }) => {
                     core.resumable.push_back((self.token, from));
                 }
+                Some(op) if !self.held.limits_bytes() => core.push(self.token, op),
                 Some(op) => {
                     let op = within_limits(core, &mut self.held, half, op);
                     core.ops.extend(op.map(|op| (self.token, op)));
@@ -119,6 +120,7 @@ impl Session {
     }
 
     /// Makes sure that the timer fires once a direction may move bytes that waits for a limit.
+    #[inline]
     pub fn arm_for_limits(&self, core: &mut Core) {
         if self.held.next().is_some() {
             self.arm(core);
@@ -224,7 +226,11 @@ impl Session {
 }
 
 /// The `Move` with as many bytes as limits allow now. `None`: the direction has to wait.
+#[inline]
 pub fn within_limits(core: &Core, held: &mut Held, half: &mut Half, op: Op) -> Option<Op> {
+    if !held.limits_bytes() {
+        return Some(op);
+    }
     let Op::Move { from, mode, budget, to_eof } = op else { return Some(op) };
     let budget = held.reserve(core, from, budget);
     if budget.is_none() {

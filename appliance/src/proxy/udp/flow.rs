@@ -161,7 +161,13 @@ impl Flow {
     }
 
     /// Whether limits allow so many datagrams and bytes from the client.
-    pub fn may_send(&self, core: &Core, (count, bytes): (u32, u32)) -> Result<(), DropReason> {
+    #[inline]
+    pub fn may_send(&self, core: &Core, sent: (u32, u32)) -> Result<(), DropReason> {
+        if self.is_unlimited() { Ok(()) } else { self.take_sent(core, sent) }
+    }
+
+    #[inline(never)]
+    fn take_sent(&self, core: &Core, (count, bytes): (u32, u32)) -> Result<(), DropReason> {
         let now = core.unix_micros();
         let source = self.source_limit(core);
         if source.is_some_and(|(limit, of)| !limit.may_send(of, (count, bytes), now)) {
@@ -177,7 +183,19 @@ impl Flow {
     }
 
     /// Whether limits allow so many bytes to the client.
+    #[inline]
     pub fn may_get(&self, core: &Core, bytes: u32) -> Result<(), DropReason> {
+        if self.is_unlimited() { Ok(()) } else { self.take_reply(core, bytes) }
+    }
+
+    /// Whether no limit counts the flow.
+    #[inline]
+    fn is_unlimited(&self) -> bool {
+        self.source.is_none() && self.held.is_empty()
+    }
+
+    #[inline(never)]
+    fn take_reply(&self, core: &Core, bytes: u32) -> Result<(), DropReason> {
         if !self.held.take(core, Side::Endpoint, bytes) {
             return Err(DropReason::Limit);
         }
@@ -192,8 +210,9 @@ impl Flow {
 
     /// The limit of the flow's source in the table in force.
     fn source_limit<'c>(&self, core: &'c Core) -> Option<(&'c SourceLimit, SourceRecord)> {
+        let source = self.source?;
         let (_, listener) = listener_of(&core.tables, self.socket)?;
-        Some((listener.limit_source.as_deref()?, self.source?))
+        Some((listener.limit_source.as_deref()?, source))
     }
 
     /// The address that the flow's client, or the proxy in front, has sent to.
