@@ -16,11 +16,11 @@ use config_sync::table::request::Handle;
 use config_sync::table::routing::Limits;
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use rustls::pki_types::UnixTime;
 
 use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::Proxy;
 use crate::proxy::table_queue::{Step, TableQueue};
+use crate::ring::sys::clock::unix_micros;
 use crate::ring::sys::confine::confine_worker;
 use crate::ring::{Features, Ring, RingError, SharedPath, Turn};
 use crate::stats::counters::Counters;
@@ -42,9 +42,9 @@ impl Clock {
     }
 
     /// The Unix time in microseconds at which the clock stood at 0, computed from the present time
-    /// of day, to a second.
+    /// of day. Rates over all workers need the workers' times to agree.
     pub fn epoch(self) -> u64 {
-        (UnixTime::now().as_secs() * 1_000_000).saturating_sub(self.micros())
+        unix_micros().saturating_sub(self.micros())
     }
 
     /// Leaves the time since `began` out if that is long: from then on the clock shows less.

@@ -1,6 +1,6 @@
 //! What workers of one process would wait for each other for: threads that do nothing but that,
-//! with a thing that all share and with one of their own. With more threads than cores it shows what
-//! is lost when the holder of a lock is not running, and not what many cores would lose.
+//! with a thing that all share and with one of their own. With more threads than cores it shows
+//! what is lost when the holder of a lock is not running, and not what many cores would lose.
 
 use std::hint::black_box;
 use std::sync::Barrier;

@@ -100,8 +100,11 @@ impl Held {
         }
     }
 
-    /// Gives all places back.
-    pub fn clear(&mut self) {
+    /// Gives all places back, and the bytes that were taken for a `Move` that is under way.
+    pub fn clear(&mut self, core: &Core) {
+        for side in [Side::Client, Side::Endpoint] {
+            self.settle(core, side, 0);
+        }
         self.0 = None;
     }
 
@@ -140,7 +143,8 @@ impl Held {
             rate.give_back(paid, taken.saturating_sub(least));
         }
         if let Some(wait) = wait {
-            held.until[at] = core.now + wait.max(1);
+            // No longer than a second: the limit may be another one by then.
+            held.until[at] = core.now + wait.clamp(1, 1_000_000);
             core.counters.byte_delays.add(1);
             return None;
         }
@@ -191,8 +195,12 @@ impl Held {
         let (Some(held), Some(limit)) = (&mut self.0, limit) else { return false };
         let is_of = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.is_of(limit));
         let Some(found) = held.places.iter().position(is_of) else { return false };
-        if found != scope as usize {
-            held.places[scope as usize] = None;
+        // The part that the session keeps for longer has the place: it may get another backend.
+        let own = scope as usize;
+        if found > own {
+            held.places[own] = held.places[found].take();
+        } else if found < own {
+            held.places[own] = None;
         }
         true
     }
@@ -277,7 +285,7 @@ mod tests {
         assert_eq!(held.enter(Scope::Backend, Some(&one), 0), Ok(()));
         assert_eq!((taken(&one), taken(&other)), (1, 0));
         assert_eq!(Held::default().enter(Scope::Backend, Some(&one), 0), Err(Over::Sessions));
-        held.clear();
+        drop(held);
         assert_eq!(taken(&one), 0);
     }
 

@@ -14,6 +14,9 @@ pub struct Rate {
     burst: u64,
 }
 
+/// How far apart the times of two workers may be, in nanoseconds.
+const SKEW: u64 = 50_000_000;
+
 impl Rate {
     /// `per_second`: 1 to 10,000,000,000. `burst`: 1 to as many, but no more than 1,000,000 of
     /// what comes less often than 1,000 times a second.
@@ -29,6 +32,7 @@ impl Rate {
 
     /// Takes `n` at once, or nothing; more than the burst cost as much as the burst.
     pub fn take(self, paid: &AtomicU64, n: u32, now: u64) -> bool {
+        self.forgive(paid, now);
         paid.fetch_update(Relaxed, Relaxed, |paid| self.after(paid, n, now)).is_ok()
     }
 
@@ -44,11 +48,12 @@ impl Rate {
     /// # Errors
     /// The nanoseconds until there are enough.
     pub fn take_some(self, paid: &AtomicU64, most: u32, now: u64) -> Result<u32, u64> {
+        self.forgive(paid, now);
         let mut taken = Err(0);
         let some = |paid: u64| {
             let owed = paid.saturating_sub(now);
             taken = match (owed + self.worth_it()).saturating_sub(self.burst) {
-                0 => Ok(self.count(self.burst - owed).clamp(1, most.max(1))),
+                0 => Ok(self.count(self.burst.saturating_sub(owed)).clamp(1, most.max(1))),
                 wait => Err(wait),
             };
             taken.ok().map(|n| paid.max(now) + self.price(n.into()))
@@ -59,13 +64,24 @@ impl Rate {
 
     /// Gives back `n` that were taken and not used.
     pub fn give_back(self, paid: &AtomicU64, n: u32) {
-        paid.fetch_sub(self.price(n.into()).min(self.burst), Relaxed);
+        let price = self.price(n.into()).min(self.burst);
+        // The word may begin anew at 0 in the meantime.
+        _ = paid.fetch_update(Relaxed, Relaxed, |paid| Some(paid.saturating_sub(price)));
     }
 
     /// Takes `n`, also if they come too early.
     pub fn charge(self, paid: &AtomicU64, n: u32, now: u64) {
         let next = |paid: u64| Some(paid.max(now) + self.price(n.into()));
         _ = paid.fetch_update(Relaxed, Relaxed, next);
+    }
+
+    /// Nobody waits for longer than the burst takes, also after a limit was raised, after the time
+    /// of day was set back, and after somebody was charged for more.
+    pub fn forgive(self, paid: &AtomicU64, now: u64) {
+        let (seen, most) = (paid.load(Relaxed), now + self.burst);
+        if seen > most + SKEW {
+            _ = paid.compare_exchange(seen, most, Relaxed, Relaxed);
+        }
     }
 
     /// Nanoseconds of what is worth waking for: 20 ms, or 4,096, or the whole burst.
@@ -116,6 +132,29 @@ mod tests {
         assert_eq!(rate.take_some(&paid, 2_000, SECOND), Ok(1_000));
         rate.charge(&paid, 500, SECOND);
         assert_eq!(rate.take_some(&paid, 1, SECOND), Err(SECOND * 3 / 2));
+    }
+
+    #[test]
+    fn nobody_waits_for_what_another_limit_or_another_clock_would_have_made_long() {
+        let slow = Rate::new(10, 6_000);
+        let paid = AtomicU64::new(0);
+        assert!(slow.take(&paid, 6_000, SECOND));
+        let fast = Rate::new(1_000, 1_000);
+        assert!(!fast.take(&paid, 1, SECOND));
+        assert!(fast.take(&paid, 1, 2 * SECOND), "a second later there are a thousand");
+        let paid = AtomicU64::new(3_600 * SECOND);
+        assert!(fast.take_some(&paid, 1, SECOND).is_err());
+        assert_eq!(fast.take_some(&paid, 500, 2 * SECOND), Ok(500));
+        let paid = AtomicU64::new(0);
+        fast.charge(&paid, 1_000_000, SECOND);
+        assert!(!fast.take(&paid, 1, SECOND) && fast.take(&paid, 1, 2 * SECOND));
+    }
+
+    #[test]
+    fn what_is_given_back_to_a_word_that_began_anew_is_lost() {
+        let (rate, paid) = (Rate::new(1_000, 1_000), AtomicU64::new(0));
+        rate.give_back(&paid, 600);
+        assert!(rate.take(&paid, 1, SECOND));
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Session {
             core.counters.route(route).ended(relay.is_none(), bytes);
         }
         core.leave_source(self.source.take());
-        self.held.clear();
+        self.held.clear(core);
         let Some(listener) = self.listener else {
             core.counters.unmatched[reason as usize].add(1);
             return self.log(core, cause, None);

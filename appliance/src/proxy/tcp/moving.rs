@@ -197,7 +197,7 @@ impl Session {
             return;
         }
         core.leave_source(self.source.take());
-        self.held.clear();
+        self.held.clear(core);
         if let Some(endpoint) = self.endpoint {
             self.leave_endpoint(core, endpoint);
         }

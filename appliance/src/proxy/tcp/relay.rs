@@ -113,10 +113,10 @@ impl Session {
         }
         let half = relay.half(from);
         let op = half.resume(core.turn_bytes);
-        match op.and_then(|op| within_limits(core, &mut self.held, half, op)) {
-            Some(op) => self.move_bytes(core, op),
-            None => self.arm_for_limits(core),
+        if let Some(op) = op.and_then(|op| within_limits(core, &mut self.held, half, op)) {
+            self.move_bytes(core, op);
         }
+        self.arm_for_limits(core);
     }
 
     /// Makes sure that the timer fires once a direction may move bytes that waits for a limit.
@@ -136,13 +136,13 @@ impl Session {
     }
 
     pub fn moved(&mut self, core: &mut Core, from: Side, bytes: (u32, u32, u32), stop: Stop) {
+        self.held.settle(core, from, bytes.0);
         let ends = matches!(stop, Stop::Eof | Stop::Failed { .. });
         if ends && let Some(cause) = self.refusal(core, from, bytes, stop) {
             return self.revoke(core, cause);
         }
         let State::Relaying(relay) = &mut self.state else { return };
         let (read, sent, held) = bytes;
-        self.held.settle(core, from, read);
         let is_limited = self.held.limits_bytes();
         if read > 0 || sent > 0 {
             self.last_byte = core.now;
@@ -232,11 +232,12 @@ pub fn within_limits(core: &Core, held: &mut Held, half: &mut Half, op: Op) -> O
         return Some(op);
     }
     let Op::Move { from, mode, budget, to_eof } = op else { return Some(op) };
-    let budget = held.reserve(core, from, budget);
-    if budget.is_none() {
+    let Some(budget) = held.reserve(core, from, budget) else {
         half.put_off();
-    }
-    Some(Op::Move { from, mode, budget: budget?, to_eof })
+        // What is held was taken of the limits when it was read.
+        return half.deliver_held();
+    };
+    Some(Op::Move { from, mode, budget, to_eof })
 }
 
 impl Relay {

@@ -59,16 +59,21 @@ impl Flows {
         Ok(())
     }
 
-    /// Takes places within the limits of a moving flow's new route and backend. Without them, the
-    /// endpoint of the choice does not count the flow any more.
+    /// Takes places within the limits of a moving flow's route and backend, where these are others
+    /// than before. Without them, the endpoint of the choice does not count the flow any more.
     fn enter(&mut self, core: &mut Core, slot: u32, choice: &Choice) -> Result<(), Refusal> {
         let Some(flow) = self.flows.at_mut(slot) else { return Ok(()) };
         let (now, tables) = (core.unix_micros(), &core.tables);
-        let route = tables.route(choice.route).and_then(|of| of.limit.as_deref());
-        let backend = tables.backend(flow.socket, choice.backend);
-        let backend = backend.and_then(|of| of.limit.as_deref());
-        let entered = enter(&mut flow.held, Scope::Route, route, now);
-        let entered = entered.and_then(|()| enter(&mut flow.held, Scope::Backend, backend, now));
+        let mut entered = Ok(());
+        if choice.route != flow.route {
+            let limit = tables.route(choice.route).and_then(|of| of.limit.as_deref());
+            entered = enter(&mut flow.held, Scope::Route, limit, now);
+        }
+        if entered.is_ok() && choice.backend != flow.backend {
+            let backend = tables.backend(flow.socket, choice.backend);
+            let limit = backend.and_then(|of| of.limit.as_deref());
+            entered = enter(&mut flow.held, Scope::Backend, limit, now);
+        }
         entered.inspect_err(|_| core.balancer.closed(choice.endpoint))
     }
 
