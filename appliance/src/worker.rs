@@ -16,11 +16,11 @@ use config_sync::table::request::Handle;
 use config_sync::table::routing::Limits;
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use nix::time::ClockId;
 
 use crate::contract::{Event, Kind, Op, Token};
 use crate::proxy::Proxy;
 use crate::proxy::table_queue::{Step, TableQueue};
-use crate::ring::sys::clock::unix_micros;
 use crate::ring::sys::confine::confine_worker;
 use crate::ring::{Features, Ring, RingError, SharedPath, Turn};
 use crate::stats::counters::Counters;
@@ -44,7 +44,8 @@ impl Clock {
     /// The Unix time in microseconds at which the clock stood at 0, computed from the present time
     /// of day. Rates over all workers need the workers' times to agree.
     pub fn epoch(self) -> u64 {
-        unix_micros().saturating_sub(self.micros())
+        let day = ClockId::CLOCK_REALTIME.now().map_or(Duration::ZERO, Duration::from);
+        u64::try_from(day.as_micros()).unwrap_or(u64::MAX).saturating_sub(self.micros())
     }
 
     /// Leaves the time since `began` out if that is long: from then on the clock shows less.
