@@ -14,8 +14,8 @@ pub struct Rate {
     burst: u64,
 }
 
-/// How far apart the times of two workers may be, in nanoseconds.
-const SKEW: u64 = 50_000_000;
+/// How far apart the times of two workers may be, at the very most, in nanoseconds.
+const SKEW: u64 = 1_000_000_000;
 
 impl Rate {
     /// `per_second`: 1 to 10,000,000,000. `burst`: 1 to as many, but no more than 1,000,000 of

@@ -22,7 +22,7 @@ impl Session {
     /// Whether the session could go to another process. Where TLS ends here, its keys are here.
     pub fn may_leave(&self) -> bool {
         let State::Relaying(relay) = &self.state else { return false };
-        let is_whole = relay.ending.is_none() && !relay.broken && relay.pause == Pause::No;
+        let is_whole = relay.ending.is_none() && !relay.has_failed() && relay.pause == Pause::No;
         is_whole && self.tls.is_none() && self.listener.is_some() && self.endpoint.is_some()
     }
 
@@ -126,12 +126,9 @@ impl Session {
         let State::Relaying(relay) = &mut self.state else { return };
         let before = std::mem::replace(&mut relay.pause, Pause::No);
         // A failure of a side from which nothing more is read is not reported again.
-        let is_unread = |relay: &mut Relay, side: Side| {
-            relay.half(side).is_over() && !relay.half(side.other()).has_work()
-        };
         let failed = [Side::Client, Side::Endpoint]
             .into_iter()
-            .find(|side| relay.broken && is_unread(relay, *side));
+            .find(|side| relay.failed[*side as usize] && relay.half(*side).is_over());
         if let Pause::Arrived { ending } = before {
             let ending = ending || relay.up.is_ending() || relay.down.is_ending();
             self.entry = if ending { Entry::Ending } else { Entry::Full };

@@ -51,7 +51,7 @@ impl Session {
         // The end may be a refusal, after which the session goes on.
         let may_go_on = ends && side == Side::Endpoint && self.is_revocable(core);
         let State::Relaying(relay) = &mut self.state else { return };
-        relay.broken |= failed;
+        relay.failed[side as usize] |= failed;
         if readable || ends {
             relay.half(side).source_ready(ends);
         }
@@ -292,9 +292,14 @@ impl Relay {
         }
     }
 
+    /// One of the connections has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed != [false; 2]
+    }
+
     /// Bytes are held that nobody will get, or a side has failed.
     pub fn is_cut(&self) -> bool {
-        self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0
+        self.has_failed() || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0
     }
 
     /// Bytes wait for their turn.

@@ -156,8 +156,8 @@ pub struct Relay {
     pub paced: (bool, bool),
     /// Set if the session is over and the earlier bytes are still being delivered.
     pub ending: Option<Box<Ending>>,
-    /// `Ready` has reported that a side failed, so no end may look clean any more.
-    pub broken: bool,
+    /// By side: `Ready` has reported that it failed, so no end may look clean any more.
+    pub failed: [bool; 2],
     /// How the session goes on if the endpoint refuses it. `None`: it has nothing to refuse.
     pub retry: Option<Box<Connecting>>,
     pub pause: Pause,
@@ -256,7 +256,7 @@ impl Relay {
             first_end: None,
             paced: (false, false),
             ending: None,
-            broken: false,
+            failed: [false; 2],
             retry: None,
             pause: Pause::No,
         }
