@@ -95,13 +95,12 @@ impl Session {
                     core.resumable.push_back((self.token, from));
                 }
                 Some(op) if !self.held.limits_bytes() => core.push(self.token, op),
-                Some(op) => {
-                    let op = within_limits(core, &mut self.held, half, op);
-                    core.ops.extend(op.map(|op| (self.token, op)));
-                }
+                Some(op) => push_within_limits(core, self.token, &mut self.held, half, op),
             }
         }
-        self.arm_for_limits(core);
+        if !self.held.is_empty() {
+            self.arm_for_limits(core);
+        }
     }
 
     /// A direction's turn has come again after its budget ran out.
@@ -116,11 +115,14 @@ impl Session {
         if let Some(op) = op.and_then(|op| within_limits(core, &mut self.held, half, op)) {
             self.move_bytes(core, op);
         }
-        self.arm_for_limits(core);
+        if !self.held.is_empty() {
+            self.arm_for_limits(core);
+        }
     }
 
     /// Makes sure that the timer fires once a direction may move bytes that waits for a limit.
-    #[inline]
+    #[cold]
+    #[inline(never)]
     pub fn arm_for_limits(&self, core: &mut Core) {
         if self.held.next().is_some() {
             self.arm(core);
@@ -222,6 +224,15 @@ impl Session {
         let Op::Move { from, budget, to_eof, .. } = op else { return };
         let outcome = tls.begin(core, self.token, from, (budget, to_eof));
         self.tls_outcome(core, outcome);
+    }
+}
+
+/// Out of the way of sessions without limits.
+#[cold]
+#[inline(never)]
+fn push_within_limits(core: &mut Core, token: Token, held: &mut Held, half: &mut Half, op: Op) {
+    if let Some(op) = within_limits(core, held, half, op) {
+        core.push(token, op);
     }
 }
 
