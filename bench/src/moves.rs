@@ -126,7 +126,7 @@ fn of_endpoints(count: u8) -> anyhow::Result<OfEndpoints> {
     })
 }
 
-/// The number of clients whose endpoint has no client in `others`.
+/// The number of clients at endpoints that have no client in `others`.
 fn missing(clients: &[EndpointAddress], others: &[EndpointAddress]) -> usize {
     let others: BTreeSet<_> = others.iter().collect();
     clients.iter().filter(|of| !others.contains(of)).count()

@@ -38,9 +38,9 @@ var keep = []string{
 }
 
 // leave are the keywords that Ringway does not check. oneOf says only that an address of the type
-// IPAddress is an IP address, and Ringway has that check in its code. So do list-map-keys of
-// listeners, whose names must differ. The rules of x-kubernetes-validations are in a language of
-// their own (CEL).
+// IPAddress is an IP address, and Ringway has that check in its code. Ringway's code also checks that
+// the listeners of an object have different names, and no other list-map-keys. The rules of
+// x-kubernetes-validations are in a language of their own (CEL).
 var leave = []string{
 	"default", "description", "oneOf", "x-kubernetes-list-map-keys", "x-kubernetes-list-type",
 	"x-kubernetes-map-type", "x-kubernetes-validations",

@@ -33,8 +33,8 @@ fn refused(gateway: &Gateway, of: &str) -> u64 {
     gateway.metrics().value("ringway_sessions_refused_total", &reason)
 }
 
-/// Two listeners, whose routes have one backend, `b`. `of_listener`, `of_route` and `of_backend`
-/// are further lines of each.
+/// Two listeners. The routes of both lead to one backend, `b`. `of_listener`, `of_route` and
+/// `of_backend` are further lines of each.
 fn two(
     (one, other): (SocketAddr, SocketAddr),
     server: SocketAddr,

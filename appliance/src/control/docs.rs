@@ -37,7 +37,7 @@ const PAGES: &[Page] = &[
     page("manual", MANUAL),
 ];
 
-/// The whole of which `operating` is the short form.
+/// The whole page on operating. `operating` is its short form.
 const MANUAL: &str = include_str!("../../../images/OPERATING.md");
 
 const fn page(topic: &'static str, text: &'static str) -> Page {

@@ -35,7 +35,7 @@ pub fn limited(table: &RoutingTable) -> impl Iterator<Item = (Whose<'_>, &Limit)
     })
 }
 
-/// A limit with the words for whose it is.
+/// A limit, and the words that name its owner.
 #[derive(Clone, Debug)]
 pub struct Named {
     pub kind: &'static str,

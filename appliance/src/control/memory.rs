@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::str;
 
-/// The cgroups of the process, from its own up to the root, each of which may have a limit.
+/// The cgroups of the process, from its own up to the root. Each may have a limit.
 #[derive(Debug, Default)]
 pub struct Memory {
     groups: Vec<Group>,

@@ -177,8 +177,8 @@ impl Held {
         self.0.as_ref()?.until.into_iter().filter(|until| *until > 0).min()
     }
 
-    /// Takes so many bytes of a datagram that a side has sent, or nothing. For flows, whose source
-    /// is counted elsewhere.
+    /// Takes so many bytes of a datagram that a side has sent, or nothing. For flows: the limit of
+    /// a flow's source is asked in `Flow::may_send`.
     pub fn take(&self, core: &Core, from: Side, bytes: u32) -> bool {
         self.0.as_ref().is_none_or(|held| held.take(core, from, bytes))
     }
@@ -281,12 +281,22 @@ mod tests {
         assert_eq!(held.enter(Scope::Backend, Some(&one), 0), Ok(()));
         assert_eq!(held.enter(Scope::Backend, Some(&other), 0), Ok(()));
         assert_eq!((taken(&one), taken(&other)), (1, 1));
-        // Another backend, whose limit the listener has too.
+        // Another backend, with the listener's limit.
         assert_eq!(held.enter(Scope::Backend, Some(&one), 0), Ok(()));
         assert_eq!((taken(&one), taken(&other)), (1, 0));
         assert_eq!(Held::default().enter(Scope::Backend, Some(&one), 0), Err(Over::Sessions));
         drop(held);
         assert_eq!(taken(&one), 0);
+    }
+
+    #[test]
+    fn a_route_keeps_the_place_that_it_shared_with_an_earlier_backend() {
+        let (shared, other) = (limit(), limit());
+        let mut held = Held::default();
+        assert_eq!(held.enter(Scope::Backend, Some(&shared), 0), Ok(()));
+        assert_eq!(held.enter(Scope::Route, Some(&shared), 0), Ok(()));
+        assert_eq!(held.enter(Scope::Backend, Some(&other), 0), Ok(()));
+        assert_eq!([taken(&shared), taken(&other)], [1, 1]);
     }
 
     #[test]
