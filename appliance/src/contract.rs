@@ -185,6 +185,12 @@ pub enum Op {
     // ---- Kind::Socket (UDP) and Kind::Upstream ----
     /// Receive until further notice: `Datagrams`. `Stopped` comes when receiving ends by itself.
     Receive,
+    /// Receive nothing more, until the next `Receive`. `Stopped` comes when all that was received
+    /// has come, at once if nothing is being received.
+    Halt,
+    /// Take the connected upstream socket of a flow that another process has too. Nothing is
+    /// received until `Receive`. What arrived and is not attached in the same turn is closed here.
+    AttachUpstream { incoming: u32 },
     /// Open an upstream socket and connect the socket. `Receive` starts receiving. *Direct*: no
     /// event, or `OpenFailed` if the socket could not be opened. The token is then free at once.
     Open { address: SocketAddr, source: Origin, interface: u32 },

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use config_sync::publish::Command;
-use config_sync::table::moving::Moving;
+use config_sync::table::moving::{Moving, MovingFlow};
 use config_sync::table::request::Handle;
 use config_sync::table::routing::Limits;
 use core_affinity::CoreId;
@@ -24,7 +24,7 @@ use crate::proxy::table_queue::{Step, TableQueue};
 use crate::ring::sys::confine::confine_worker;
 use crate::ring::{Features, Ring, RingError, SharedPath, Turn};
 use crate::stats::counters::Counters;
-use crate::stats::records::{Offered, Record};
+use crate::stats::records::{Offered, OfferedFlow, Record};
 
 /// Microseconds since `BEFORE` the process began. All workers and the control thread begin with it.
 /// A worker then leaves the time out for which it was stopped within a turn.
@@ -64,9 +64,17 @@ impl Clock {
 /// processes.
 const BEFORE: Duration = Duration::from_secs(400 * 86_400);
 
-/// Copies of the connections of a session that is offered to another process, with the client and
-/// with the endpoint. They come before the record that has the session.
-pub type Copies = (Handle, [OwnedFd; 2]);
+/// Copies of the sockets of a session or flow that is offered to another process. They come before
+/// the record that has the session or flow.
+pub type Copies = (Handle, Sockets);
+
+#[derive(Debug)]
+pub enum Sockets {
+    /// The connections with the client and with the endpoint.
+    Session([OwnedFd; 2]),
+    /// The socket towards the endpoint.
+    Flow(OwnedFd),
+}
 
 /// The settings and channels of a worker.
 pub struct WorkerConfig {
@@ -74,6 +82,10 @@ pub struct WorkerConfig {
     pub core: Option<CoreId>,
     /// The worker's number, from 0.
     pub index: usize,
+    /// Whether no datagram of a client is received before [`What::Hear`].
+    ///
+    /// [`What::Hear`]: config_sync::table::request::What::Hear
+    pub waits: bool,
     /// Whether the thread gives up the system calls that a worker never makes.
     pub confined: bool,
     pub limits: Limits,
@@ -193,9 +205,13 @@ impl Worker {
         let wake = config.wake;
         let mut ring = Ring::new(config.limits, &config.features, wake, Arc::clone(&counters))?;
         ring.use_path(config.fast_path);
+        let mut proxy = Proxy::new(config.limits, config.seed, Arc::clone(&counters));
+        if config.waits {
+            proxy.wait_for_flows();
+        }
         Ok(Self {
             ring,
-            proxy: Proxy::new(config.limits, config.seed, Arc::clone(&counters)),
+            proxy,
             turn: Turn { events: Vec::with_capacity(MOST), ..Turn::default() },
             ops: Vec::with_capacity(MOST),
             tables: TableQueue::default(),
@@ -351,6 +367,9 @@ impl Worker {
                 Command::Adopt { number, sessions, sockets } => {
                     self.adopt(now, number, sessions, sockets);
                 }
+                Command::AdoptFlows { number, flows, sockets } => {
+                    self.adopt_flows(now, number, flows, sockets);
+                }
                 Command::Look => self.ring.look(&mut self.turn),
                 Command::Stop => self.proxy.stop(now, &mut self.ops),
             }
@@ -366,6 +385,25 @@ impl Worker {
         });
         let arrivals = arrivals.collect();
         self.proxy.adopt(now, number, arrivals, &mut self.ops);
+        self.carry_out();
+        self.ring.clear_arrivals();
+    }
+
+    fn adopt_flows(
+        &mut self,
+        now: u64,
+        number: u64,
+        flows: Vec<MovingFlow>,
+        sockets: Vec<OwnedFd>,
+    ) {
+        let left_out = self.left_out;
+        let arrivals = flows.into_iter().zip(sockets).map(|(mut moving, socket)| {
+            moving.opened = moving.opened.saturating_sub(left_out);
+            moving.last = moving.last.saturating_sub(left_out);
+            (moving, self.ring.arrive_upstream(socket))
+        });
+        let arrivals = arrivals.collect();
+        self.proxy.adopt_flows(now, number, arrivals, &mut self.ops);
         self.carry_out();
         self.ring.clear_arrivals();
     }
@@ -409,7 +447,14 @@ impl Worker {
                         let token = Token { kind: Kind::Session, slot, generation };
                         if let Some(copies) = self.ring.copies(token) {
                             // Without its copies the session stays here.
-                            let _ = self.copies.try_send((*handle, copies));
+                            let _ = self.copies.try_send((*handle, Sockets::Session(copies)));
+                        }
+                    }
+                    for OfferedFlow { handle, moving, upstream } in &mut reply.flows {
+                        moving.opened += self.left_out;
+                        moving.last += self.left_out;
+                        if let Some(copy) = self.ring.copy_upstream(*upstream) {
+                            let _ = self.copies.try_send((*handle, Sockets::Flow(copy)));
                         }
                     }
                 }

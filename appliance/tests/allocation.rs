@@ -88,15 +88,9 @@ impl Bench {
         let worker = Worker::new(WorkerConfig {
             core: None,
             index: 0,
+            waits: false,
             confined: false,
-            limits: Limits {
-                sessions: 64,
-                flows: 64,
-                buffers: 64,
-                pipes: 8,
-                turn_bytes: 1 << 20,
-                bulk_bytes: 8 << 20,
-            },
+            limits: LIMITS,
             features: Features::probe().unwrap(),
             counters: Arc::new(Counters::new()),
             commands,
@@ -126,6 +120,15 @@ impl Bench {
 }
 
 const NAME: &str = "a.test";
+
+const LIMITS: Limits = Limits {
+    sessions: 64,
+    flows: 64,
+    buffers: 64,
+    pipes: 8,
+    turn_bytes: 1 << 20,
+    bulk_bytes: 8 << 20,
+};
 
 #[test]
 fn a_tcp_relay_does_not_allocate() {

@@ -349,6 +349,7 @@ impl RealStage {
         let spawned = worker::spawn(WorkerConfig {
             core: None,
             index: 0,
+            waits: false,
             confined: true,
             limits: LIMITS,
             features: Features::probe().expect("io_uring"),

@@ -51,7 +51,7 @@ fn every_seed_keeps_every_promise() {
     let next = AtomicU64::new(0);
     let done = AtomicU64::new(0);
     let coverage = Mutex::new(Coverage::default());
-    let totals = [const { AtomicU64::new(0) }; 4];
+    let totals = [const { AtomicU64::new(0) }; 5];
     let failed = Mutex::new(Vec::new());
     let threads = thread::available_parallelism().map_or(2, usize::from);
     thread::scope(|scope| {
@@ -71,12 +71,14 @@ fn every_seed_keeps_every_promise() {
                         Ok(outcome) => {
                             done.fetch_add(1, Ordering::Relaxed);
                             mine.merge(&outcome.coverage);
-                            let seen =
-                                [outcome.events, outcome.sessions, outcome.flows, outcome.moved];
+                            let world::Outcome {
+                                events, sessions, flows, moved, moved_flows, ..
+                            } = outcome;
+                            let seen = [events, sessions, flows, moved - moved_flows, moved_flows];
                             for (total, n) in totals.iter().zip(seen) {
                                 total.fetch_add(n, Ordering::Relaxed);
                             }
-                            assert!(outcome.events >= 2_000 && seen[1] + seen[2] >= 20);
+                            assert!(events >= 2_000 && seen[1] + seen[2] >= 20);
                         }
                         Err(_) => failed.lock().expect("no panic while held").push(seed),
                     }
@@ -92,14 +94,16 @@ fn every_seed_keeps_every_promise() {
          --workspace --test simulation every_seed -- --nocapture",
         failed[0]
     );
-    let [events, sessions, flows, moved] = totals.map(AtomicU64::into_inner);
+    let [events, sessions, flows, moved, moved_flows] = totals.map(AtomicU64::into_inner);
     let coverage = coverage.into_inner().expect("no panic while held");
     // Past the harness, which would show it only if the test failed.
     let seeds = done.into_inner();
     let total = format!(
-        "{seeds} seeds, {events} events, {sessions} sessions ({moved} moved), {flows} flows"
+        "{seeds} seeds, {events} events, {sessions} sessions ({moved} moved), {flows} flows \
+         ({moved_flows} moved)"
     );
     assert!(moved > 0 || seeds < 100, "no session went to another process");
+    assert!(moved_flows > 0 || seeds < 100, "no flow went to another process");
     writeln!(std::io::stderr(), "{total}\n{coverage}").expect("stderr");
     // A rare pair needs many seeds; a short run is for finding bugs.
     if seeds >= 10_000 {

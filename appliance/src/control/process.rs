@@ -72,7 +72,7 @@ use crate::ring::listen::open::{join_listeners, open_listeners};
 use crate::ring::listen::unix;
 use crate::ring::{Features, RingError, SharedPath};
 use crate::stats::counters::Counters;
-use crate::wire::hand_over::{MOST_SESSIONS, What};
+use crate::wire::hand_over::{MOST_FLOWS, What};
 use crate::worker;
 use crate::worker::{Clock, Spawned, WorkerConfig};
 
@@ -164,7 +164,7 @@ async fn control(origin: Origin, start: Start, passed: Passed) -> anyhow::Result
     let (caller, calls) = calls::channel();
     let pid_file = start.pid_file.as_deref().map(open_pid_file).transpose()?;
     sandbox.hold_files();
-    let running = spawn_all(&config, &features, files, &sandbox)?;
+    let running = spawn_all(&config, &features, files, (&sandbox, take_over.is_some()))?;
     sandbox.no_more_rings();
     let given = match take_over {
         Some(path) => Some(ask(path, running.workers.len()).map_err(|why| anyhow!("{why}"))?),
@@ -335,7 +335,7 @@ fn spawn_all(
     config: &Config,
     features: &Features,
     files: u64,
-    sandbox: &Sandbox,
+    (sandbox, waits): (&Sandbox, bool),
 ) -> anyhow::Result<Workers> {
     let cores = seats(&config.cores)?;
     let ports = source_ports().unwrap_or(0);
@@ -349,7 +349,7 @@ fn spawn_all(
     for (index, core) in cores.into_iter().enumerate() {
         let own = Arc::new(Counters::new());
         counters.push(Arc::clone(&own));
-        let seat = (index, core, sandbox.is_on());
+        let seat = (index, core, sandbox.is_on(), waits);
         let (link, running, ready) = spawn(seat, limits, features, own, clock, shared)
             .with_context(|| format!("worker {index}"))?;
         links.push(link);
@@ -514,7 +514,7 @@ fn seats(asked: &Cores) -> anyhow::Result<Vec<Option<usize>>> {
 type Ready = Receiver<Result<(), RingError>>;
 
 fn spawn(
-    (index, core, confined): (usize, Option<usize>, bool),
+    (index, core, confined, waits): (usize, Option<usize>, bool, bool),
     limits: Limits,
     features: &Features,
     counters: Arc<Counters>,
@@ -526,10 +526,11 @@ fn spawn(
     let wake = OwnedFd::from(wake);
     let (commands, receiver) = crossbeam_channel::bounded(1);
     let (sender, records) = crossbeam_channel::bounded(RECORDS);
-    let (copier, copies) = crossbeam_channel::bounded(MOST_SESSIONS);
+    let (copier, copies) = crossbeam_channel::bounded(MOST_FLOWS);
     let Spawned { thread, ready } = worker::spawn(WorkerConfig {
         core: core.map(|id| CoreId { id }),
         index,
+        waits,
         confined,
         limits,
         features: features.clone(),

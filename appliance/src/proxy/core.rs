@@ -10,6 +10,7 @@ use config_sync::table::terminator::WorkerTime;
 use crate::contract::{Op, Side, Token, Why};
 use crate::proxy::balance::Balancer;
 use crate::proxy::gone::Gone;
+use crate::proxy::hearing::Hearing;
 use crate::proxy::log_limit::LogLimit;
 use crate::proxy::places::Places;
 use crate::proxy::tables::Tables;
@@ -17,7 +18,7 @@ use crate::proxy::tcp::bulk_marks::Marks;
 use crate::proxy::timer::Wheel;
 use crate::proxy::waiting::Waiting;
 use crate::stats::counters::Counters;
-use crate::stats::records::{CloseReason, Record, SessionRecord};
+use crate::stats::records::{CloseReason, Record, Reply, SessionRecord};
 
 /// The state that the sessions and flows of one core share.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub struct Core {
     pub tables: Tables,
     pub balancer: Balancer,
     pub gone: Gone,
+    pub hearing: Hearing,
     pub waiting: Waiting,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
@@ -96,6 +98,7 @@ impl Core {
             tables: Tables::new(),
             balancer: Balancer::new(seed),
             gone: Gone::default(),
+            hearing: Hearing::default(),
             waiting: Waiting::default(),
             counters,
             timers: Wheel::new(limits.sessions),
@@ -154,7 +157,8 @@ impl Core {
     }
 
     pub fn start(&mut self, id: SocketId) {
-        if self.tables.is_closing(id) || self.tables.is_released(id) {
+        let is_over = self.tables.is_closing(id) || self.tables.is_released(id);
+        if is_over || self.hearing.is_deaf(id) {
             return;
         }
         if let Some(transport) = self.tables.transport(id) {
@@ -177,7 +181,57 @@ impl Core {
         self.push(Token::socket(id), op);
     }
 
+    /// Leaves the datagrams of clients in these sockets.
+    pub fn deafen(&mut self, number: u64, ids: &[SocketId]) {
+        let Self { hearing, tables, ops, .. } = self;
+        let hears = |id: &SocketId| {
+            let is_udp = tables.transport(*id) == Some(Transport::Udp);
+            is_udp && !tables.is_closing(*id) && !tables.is_released(*id)
+        };
+        let ids = ids.iter().copied().filter(hears);
+        hearing.deafen(number, ids.inspect(|id| ops.push((Token::socket(*id), Op::Halt))));
+        self.answer_deaf();
+    }
+
+    /// A socket has stopped receiving, because it was told to or by itself. Returns false if the
+    /// socket is not deaf.
+    pub fn falls_quiet(&mut self, id: SocketId, why: Option<Why>) -> bool {
+        let is_deaf = self.hearing.is_deaf(id) && self.tables.transport(id) == Some(Transport::Udp);
+        if is_deaf {
+            self.hearing.stopped(id);
+            self.answer_deaf();
+            if why.is_some_and(|why| !why.is_of_peer()) {
+                // If the socket hears again before the pause is over, it goes on after the pause.
+                self.paused.push((id, self.now + RECEIVE_PAUSE));
+            }
+        }
+        is_deaf
+    }
+
+    /// Receives the datagrams of clients on all sockets again.
+    pub fn hear(&mut self) {
+        let ids = self.hearing.hear().unwrap_or_else(|| {
+            let current = self.tables.current().sockets.iter().map(|socket| socket.id);
+            let udp = |id: &SocketId| self.tables.transport(*id) == Some(Transport::Udp);
+            current.chain(self.tables.leaving()).filter(udp).collect()
+        });
+        for id in ids {
+            if self.paused.iter().all(|(paused, _)| *paused != id) {
+                self.start(id);
+            }
+        }
+        self.answer_deaf();
+    }
+
+    fn answer_deaf(&mut self) {
+        if let Some(number) = self.hearing.answered() {
+            self.records.push(Record::Reply(Reply { number, ..Reply::default() }));
+        }
+    }
+
     pub fn unlistened(&mut self, id: SocketId) {
+        self.hearing.stopped(id);
+        self.answer_deaf();
         if let Some(table) = self.tables.unlistened(id) {
             self.records.push(Record::Unlistened(id));
             self.records.push(Record::Retired(table));

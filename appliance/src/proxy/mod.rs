@@ -12,6 +12,7 @@ mod closing;
 mod core;
 mod drain;
 mod gone;
+mod hearing;
 mod held;
 mod log_limit;
 mod of_endpoint;
@@ -31,8 +32,8 @@ mod waiting;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::moving::Moving;
-use config_sync::table::request::{Request, What};
+use config_sync::table::moving::{Moving, MovingFlow};
+use config_sync::table::request::{Of, Request, What};
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};
@@ -45,6 +46,7 @@ use crate::proxy::parting::Parting;
 use crate::proxy::requests::{Held, Requests};
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::{First, Session};
+use crate::proxy::udp::parting::{MOST_MISPLACED, Parting as FlowParting};
 use crate::proxy::udp::state::Flows;
 use crate::proxy::undecided::Undecided;
 use crate::stats::counters::Counters;
@@ -59,6 +61,7 @@ pub struct Proxy {
     closing: Closing,
     requests: Requests,
     parting: Parting,
+    flow_parting: FlowParting,
     undecided: Undecided,
 }
 
@@ -76,6 +79,7 @@ impl Proxy {
             closing: Closing::new(),
             requests: Requests::default(),
             parting: Parting::default(),
+            flow_parting: FlowParting::default(),
             undecided: Undecided::default(),
         }
     }
@@ -119,6 +123,7 @@ impl Proxy {
         for (id, op) in changes.ops {
             match op {
                 Op::Unlisten | Op::Release => core.give_up(id, op),
+                Op::Receive if core.hearing.is_deaf(id) => {}
                 op => core.push(Token::socket(id), op),
             }
         }
@@ -134,11 +139,27 @@ impl Proxy {
     /// calls of `expire`.
     pub fn ask(&mut self, now: u64, request: Request, ops: &mut Vec<(Token, Op)>) {
         self.enter(now, ops);
-        let Self { core, sessions, flows, requests, parting, .. } = self;
+        let Self { core, sessions, flows, requests, parting, flow_parting, .. } = self;
         match request.what {
-            What::Part { from, most } => parting.ask(core, request.number, from, most),
-            What::Forget(handles) => parting::decide(core, sessions, &handles, false),
-            What::GoOn(handles) => parting::decide(core, sessions, &handles, true),
+            What::Part { of: Of::Sessions, from, most } => {
+                parting.ask(core, request.number, from, most);
+            }
+            What::Part { of: Of::Flows, from, most } => {
+                flow_parting.ask(core, request.number, from, most);
+            }
+            What::Forget(handles) => {
+                parting::decide(core, sessions, &handles, false);
+                flows.decide(core, &handles, false);
+            }
+            What::GoOn(handles) => {
+                parting::decide(core, sessions, &handles, true);
+                flows.decide(core, &handles, true);
+            }
+            What::Deafen(ids) => core.deafen(request.number, &ids),
+            What::Hear { only } => {
+                flows.only = only.map(|share| (share, core.now + MOST_MISPLACED));
+                core.hear();
+            }
             what => {
                 let request = Request { what, number: request.number };
                 requests.ask(&mut Held { core, sessions, flows }, request);
@@ -158,9 +179,34 @@ impl Proxy {
     ) {
         self.enter(now, ops);
         let adopted = parting::adopt(&mut self.core, &mut self.sessions, arrivals);
+        let adopted = adopted.into_iter().map(Some).collect();
         let reply = Reply { number, adopted, ..Reply::default() };
         self.core.records.push(Record::Reply(reply));
         self.leave(ops);
+    }
+
+    /// Adopts flows of another process, and keeps them still. Each comes with the number under
+    /// which the ring has its socket, if the ring could have it. The answer is a record.
+    pub fn adopt_flows(
+        &mut self,
+        now: u64,
+        number: u64,
+        arrivals: Vec<(MovingFlow, Option<u32>)>,
+        ops: &mut Vec<(Token, Op)>,
+    ) {
+        self.enter(now, ops);
+        let Self { core, flows, .. } = self;
+        let adopt = |(moving, incoming)| flows.adopt(core, moving, incoming?);
+        let adopted = arrivals.into_iter().map(adopt).collect();
+        let reply = Reply { number, adopted, ..Reply::default() };
+        self.core.records.push(Record::Reply(reply));
+        self.leave(ops);
+    }
+
+    /// Leaves the datagrams of clients where they are, until [`What::Hear`], because flows of the
+    /// process before come first.
+    pub fn wait_for_flows(&mut self) {
+        self.core.hearing.wait();
     }
 
     /// Acts on each deadline that is due.
@@ -184,6 +230,7 @@ impl Proxy {
         }
         self.closing.step(&mut self.core, &mut self.sessions);
         self.parting.step(&mut self.core, &mut self.sessions);
+        self.flow_parting.step(&mut self.core, &mut self.flows);
         let Self { core, sessions, flows, requests, .. } = self;
         requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
@@ -251,8 +298,9 @@ impl Proxy {
         let drain = self.drain.as_ref().filter(|_| !self.is_idle()).map(|drain| drain.next);
         let marks = self.core.marks.next();
         let sweep = self.flows.next_sweep();
-        let steps =
-            [self.closing.next, self.requests.next, self.parting.next, self.core.waiting.next];
+        let parting = [self.parting.next, self.flow_parting.next];
+        let steps = [self.closing.next, self.requests.next, self.core.waiting.next];
+        let steps = steps.into_iter().chain(parting);
         [timers, marks, paused, drain, sweep].into_iter().chain(steps).flatten().min()
     }
 
@@ -261,6 +309,7 @@ impl Proxy {
     pub fn is_done(&self) -> bool {
         self.requests.next.is_none()
             && self.parting.next.is_none()
+            && self.flow_parting.next.is_none()
             && self.drain.is_some()
             && self.core.tables.open_sockets() == 0
             && self.is_idle()
@@ -299,11 +348,15 @@ impl Proxy {
     fn on_socket(&mut self, id: SocketId, event: Event, bytes: &[u8]) {
         match event {
             Event::Accepted { incoming, peer, local } => self.accept(id, incoming, peer, local),
-            Event::Stopped { .. } if self.core.tables.is_released(id) => {
-                self.core.tables.receives_no_more(id);
-                self.flows.release_sockets(&mut self.core);
+            Event::Stopped { why } => {
+                let is_deaf = self.core.falls_quiet(id, why);
+                if self.core.tables.is_released(id) {
+                    self.core.tables.receives_no_more(id);
+                    self.flows.release_sockets(&mut self.core);
+                } else if !is_deaf {
+                    self.core.rearm(id, why);
+                }
             }
-            Event::Stopped { why } => self.core.rearm(id, why),
             Event::Unlistened => self.core.unlistened(id),
             Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event, bytes),
             Event::SendFailed { why, count } => {

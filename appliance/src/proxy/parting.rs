@@ -150,7 +150,7 @@ pub fn adopt(
 
 /// Decides about still sessions: they are this process's, or another's.
 pub fn decide(core: &mut Core, sessions: &mut Slab<Session>, handles: &[Handle], is_ours: bool) {
-    for handle in handles {
+    for handle in handles.iter().filter(|handle| handle.of == Of::Sessions) {
         let session = sessions.get_mut(handle.slot, handle.generation);
         let Some(session) = session.filter(|session| session.is_shared()) else { continue };
         match is_ours {

@@ -140,7 +140,9 @@ impl Requests {
             | What::Resting(_)
             | What::Part { .. }
             | What::Forget(_)
-            | What::GoOn(_) => {
+            | What::GoOn(_)
+            | What::Deafen(_)
+            | What::Hear { .. } => {
                 unreachable!("`ask` has carried it out, or is not asked")
             }
         };
@@ -194,8 +196,8 @@ impl Held<'_> {
                 (session.handle(), session_facts(session, self.core.now))
             }
             Of::Flows => {
-                let facts = flow_facts(self.flows.flows.at(slot)?, self.core.now);
-                (self.flows.handle(slot)?, facts)
+                let flow = self.flows.flows.at(slot).filter(|flow| !flow.is_shared())?;
+                (self.flows.handle(slot)?, flow_facts(flow, self.core.now))
             }
         };
         filter.admits(&facts).then_some(handle)
@@ -229,7 +231,8 @@ impl Held<'_> {
                 session.finish(self.core, CloseReason::Killed, true);
             }
             Of::Flows => {
-                let found = self.flows.flows.get_mut(slot, generation).is_some();
+                let flow = self.flows.flows.get_mut(slot, generation);
+                let found = flow.is_some_and(|flow| !flow.is_shared());
                 if !found || self.flows.is_ending(slot) {
                     return false;
                 }

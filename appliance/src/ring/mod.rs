@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use config_sync::table::routing::{Limits, SocketId, Transport};
 
-use crate::contract::{BufferId, Op, Part, Token};
+use crate::contract::{BufferId, Kind, Op, Part, Token};
 use crate::stats::counters::Counters;
 
 pub use self::error::RingError;
@@ -95,9 +95,21 @@ impl Ring {
         self.tcp.arrive(sockets)
     }
 
+    /// Keeps the socket of a flow of another process, and returns the number by which
+    /// `Op::AttachUpstream` names it. `None`: there is no room, or the socket is not connected.
+    pub fn arrive_upstream(&mut self, socket: OwnedFd) -> Option<u32> {
+        self.udp.arrive(socket, &self.queue)
+    }
+
     /// Closes what has arrived and was not attached.
     pub fn clear_arrivals(&mut self) {
         self.tcp.clear_arrivals();
+        self.udp.clear_arrivals(&self.queue);
+    }
+
+    /// A copy of an upstream socket. `None`: no file is left.
+    pub fn copy_upstream(&mut self, token: Token) -> Option<OwnedFd> {
+        self.udp.copy(token, &mut self.queue)
     }
 
     /// Copies of a session's connections, with the client and with the endpoint. `None`: no file is
@@ -195,7 +207,9 @@ impl Ring {
             Op::Inspect { side } => tcp.inspect(token, side, turn),
             Op::Shutdown { side } => tcp.shutdown(token, side),
             Op::Close { reset } => tcp.close(token, reset, queue, turn),
-            Op::Receive => udp.receive(token),
+            Op::Receive => receive(token, listeners, udp),
+            Op::Halt => halt(token, (listeners, udp), queue, turn),
+            Op::AttachUpstream { incoming } => udp.attach(token, incoming),
             Op::Open { address, source, interface } => {
                 udp.open(token, &address, (source, interface), queue, turn);
             }
@@ -233,7 +247,7 @@ impl Ring {
             What::ReceiveDown => udp.received_down(completion, queue, listeners, turn, counters),
             What::ReceiveUp => udp.received_up(completion, queue, turn, counters),
             // Failed sends are looked for right after their submission.
-            What::Send | What::Ignored => {}
+            What::Send | What::Install | What::Ignored => {}
         }
         false
     }
@@ -249,5 +263,24 @@ impl Ring {
 
     fn watch_wake(&mut self) {
         self.queue.poll(self.wake.as_fd(), libc::EPOLLIN, UserData::new(What::Wake, 0, 0));
+    }
+}
+
+fn receive(token: Token, listeners: &mut Listeners, udp: &mut Udp) {
+    if token.kind == Kind::Socket {
+        listeners.hear(token.slot);
+    }
+    udp.receive(token);
+}
+
+fn halt(
+    token: Token,
+    (listeners, udp): (&mut Listeners, &mut Udp),
+    queue: &mut Queue,
+    turn: &mut Turn,
+) {
+    match token.kind {
+        Kind::Socket => listeners.halt(token.slot, queue, turn),
+        Kind::Session | Kind::Upstream => udp.halt(token, queue, turn),
     }
 }

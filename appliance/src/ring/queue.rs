@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::register::Restriction;
@@ -10,7 +10,7 @@ use io_uring::types::{Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::ring::error::RingError;
-use crate::ring::features::{Features, builder};
+use crate::ring::features::{FILE_RELEASE, Features, builder};
 use crate::ring::user_data::{UserData, What};
 
 const SUBMISSIONS: u32 = 1024;
@@ -29,6 +29,9 @@ const OPERATIONS: [u8; 7] = [
     opcode::SendMsg::CODE,
     opcode::Timeout::CODE,
 ];
+/// An operation of a ring with registered files. Kernels without it know no such restriction.
+const INSTALL: u8 = opcode::FixedFdInstall::CODE;
+
 /// `IORING_REGISTER_FILES_UPDATE`: the one registration that a worker makes later.
 const FILES_UPDATE: u8 = 6;
 
@@ -51,6 +54,9 @@ pub struct Queue {
     kept: VecDeque<Completion>,
     /// Failed sends of the last submission.
     failed_sends: Vec<Completion>,
+    /// The result of the last `install`.
+    installed: Option<i32>,
+    may_install: bool,
     wait_flags: EnterFlags,
     /// An error of an `enter` that had no way to report it.
     broken: Option<io::Error>,
@@ -98,6 +104,8 @@ impl Queue {
             backlog: VecDeque::new(),
             kept: VecDeque::with_capacity(COMPLETIONS as usize),
             failed_sends: Vec::with_capacity(SUBMISSIONS as usize),
+            installed: None,
+            may_install: features.has(FILE_RELEASE),
             wait_flags,
             broken: None,
         })
@@ -112,6 +120,7 @@ impl Queue {
             Restriction::sqe_flags_allowed(squeue::Flags::all().bits()),
         ];
         permitted.extend(OPERATIONS.map(Restriction::sqe_op));
+        permitted.extend(self.may_install.then(|| Restriction::sqe_op(INSTALL)));
         let submitter = self.submitter();
         submitter
             .register_restrictions(&mut permitted)
@@ -209,6 +218,22 @@ impl Queue {
         let entry = entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(user_data.encode());
         // SAFETY: the caller keeps the message alive.
         unsafe { self.push(entry) };
+    }
+
+    /// Opens a descriptor of a registered file (`IORING_OP_FIXED_FD_INSTALL`, Linux 6.8). Submits
+    /// all entries. `None`: no descriptor is left, or this ring has no registered files.
+    pub fn install(&mut self, slot: u32) -> Option<OwnedFd> {
+        if !self.may_install {
+            return None;
+        }
+        let user_data = UserData::new(What::Install, slot, 0);
+        let entry = opcode::FixedFdInstall::new(Fixed(slot), 0).build();
+        // SAFETY: the entry holds no pointer.
+        unsafe { self.push(entry.user_data(user_data.encode())) };
+        self.submit();
+        let fd = self.installed.take().filter(|result| *result >= 0)?;
+        // SAFETY: the kernel has just opened this descriptor, and nobody else has it.
+        Some(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// # Safety
@@ -311,6 +336,7 @@ impl Queue {
             let completion = read(&entry);
             match completion.user_data.what {
                 What::Send => self.failed_sends.push(completion),
+                What::Install => self.installed = Some(completion.result),
                 _ => self.kept.push_back(completion),
             }
         }

@@ -32,6 +32,8 @@ pub enum What {
     Send = 7,
     /// Multishot receive on one side of a session.
     Stream = 8,
+    /// A descriptor for a registered file.
+    Install = 9,
 }
 
 impl UserData {
@@ -66,6 +68,7 @@ impl UserData {
             6 => What::ReceiveUp,
             7 => What::Send,
             8 => What::Stream,
+            9 => What::Install,
             _ => What::Ignored,
         };
         let side = if data >> 4 & 1 == 0 { Side::Client } else { Side::Endpoint };

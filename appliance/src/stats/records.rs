@@ -4,12 +4,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::moving::Moving;
+use config_sync::table::moving::{Moving, MovingFlow};
 use config_sync::table::request::Handle;
 use config_sync::table::routing::{
     BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
 };
 
+use crate::contract::Token;
 use crate::stats::detail::Detail;
 use crate::stats::tls_facts::TlsFacts;
 
@@ -132,8 +133,10 @@ pub struct Reply {
     pub offered: Vec<Offered>,
     /// The number of sessions that pause, and will be still or go on.
     pub pausing: u32,
-    /// Sessions of another process that were adopted.
-    pub adopted: Vec<Handle>,
+    /// Still flows, for another process.
+    pub flows: Vec<OfferedFlow>,
+    /// Sessions or flows of another process, in their order: those that were adopted.
+    pub adopted: Vec<Option<Handle>>,
 }
 
 /// A still session, which another process may go on with.
@@ -141,6 +144,15 @@ pub struct Reply {
 pub struct Offered {
     pub handle: Handle,
     pub moving: Moving,
+}
+
+/// The same of a flow.
+#[derive(Debug)]
+pub struct OfferedFlow {
+    pub handle: Handle,
+    pub moving: MovingFlow,
+    /// The flow's socket.
+    pub upstream: Token,
 }
 
 /// A session or flow that lived when the worker looked at its slot.

@@ -10,6 +10,8 @@
 //! Hello                     ->
 //!                           <-     Offer, Sockets..., Overrides...    (or Refused, at any time)
 //! Taken..., Ready           ->     everything serves by now; so far both accept
+//!                           <-     Flows                   UDP flows, whose datagrams wait
+//! Adopted                   ->     those that the new process can have; the above repeats
 //!                           <-     Yours                   nothing speaks against the end
 //! Mine                      ->     only now the old process stops to accept
 //!                           <-     Sessions                sessions that neither process reads
@@ -18,12 +20,12 @@
 //!                                                          process ends
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 /// A process refuses to speak with one of another version.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The most bytes of a message.
 pub const MOST_BYTES: usize = 131_072;
@@ -40,6 +42,12 @@ pub const MOST_OVERRIDES: usize = 64;
 
 /// The most sessions of a `Sessions` message. Each has two sockets.
 pub const MOST_SESSIONS: usize = 16;
+
+/// The most flows of a `Flows` message. Each has one socket.
+pub const MOST_FLOWS: usize = 200;
+
+/// The most bytes in front of a flow's datagrams.
+pub const MOST_HEADER: usize = 256;
 
 const MAGIC: [u8; 4] = *b"RWUP";
 const HEAD: usize = 10;
@@ -81,8 +89,14 @@ pub enum Message {
     /// are the connections of each with the client and with the endpoint. The old process does not
     /// read from them until it has the answer.
     Sessions(Vec<Session>),
+    /// UDP flows. The descriptors beside the message are their sockets towards their endpoints. No
+    /// process receives a flow's datagrams from here on, neither the client's nor the endpoint's.
+    /// With `Mine` the flows that were adopted are the new process's, and without it all are the
+    /// old one's.
+    Flows(Vec<Flow>),
     /// Whether each of the sessions is the new process's. The sender begins to read once this is on
-    /// its way, so the old process lets these go, and goes on with the others.
+    /// its way, so the old process lets these go, and goes on with the others. Of flows: whether
+    /// each can be the new process's.
     Adopted(Vec<bool>),
     /// What still lives in the old process, and in processes before it.
     Draining {
@@ -189,6 +203,78 @@ impl Session {
     }
 }
 
+/// A UDP flow. Times are microseconds of Unix time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flow {
+    /// The listening socket: its address, and the number of its network interface.
+    pub address: String,
+    pub interface: u32,
+    pub listener: String,
+    pub route: String,
+    pub backend: String,
+    pub endpoint: String,
+    /// As of a session.
+    pub close_after: Option<u32>,
+    /// The worker of the new process whose socket gets the client's datagrams.
+    pub worker: u32,
+    /// The sender of the client's datagrams.
+    pub peer: SocketAddr,
+    /// The address that the client spoke to, where the socket is bound to a wildcard.
+    pub local: Option<IpAddr>,
+    /// The source and the destination in the header of the client's first datagram.
+    pub said: Option<[SocketAddr; 2]>,
+    /// The bytes in front of each datagram to the endpoint, in hexadecimal digits.
+    pub header: String,
+    /// The id that the endpoint was told, in two halves.
+    pub unique_id: Option<[u64; 2]>,
+    /// Milliseconds.
+    pub timeout: u32,
+    pub responses: u32,
+    /// Datagrams from the client, and from the endpoint.
+    pub datagrams: [u32; 2],
+    /// Bytes from the client, and from the endpoint.
+    pub bytes: [u64; 2],
+    pub opened: u64,
+    pub last: u64,
+    /// The endpoint's port is closed.
+    pub refused: bool,
+    /// The socket is of no use to any other flow.
+    pub own: bool,
+    /// The number of the network interface through which the socket reaches the endpoint.
+    pub through: u32,
+}
+
+impl Flow {
+    /// Whether a flow can be so.
+    fn is_sound(&self) -> bool {
+        self.bytes.iter().all(|bytes| *bytes <= u64::MAX >> 2)
+            && self.header.len() <= 2 * MOST_HEADER
+            && self.header().is_some()
+    }
+
+    /// The bytes in front of each datagram to the endpoint.
+    pub fn header(&self) -> Option<Vec<u8>> {
+        let digits = self.header.as_bytes();
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|of| u8::try_from(of).ok());
+        let pairs = digits.chunks(2).map(|pair| match *pair {
+            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            _ => None,
+        });
+        pairs.collect()
+    }
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string can't fail.
+        _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// Why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -206,6 +292,8 @@ pub enum Fault {
     Entries(usize),
     #[error("a session of a message contradicts itself")]
     Session,
+    #[error("a flow of a message can't be as it is")]
+    Flow,
 }
 
 /// Writes a message.
@@ -250,9 +338,11 @@ pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
         Message::Sessions(sessions) if sessions.len() > MOST_SESSIONS => {
             Err(Fault::Entries(sessions.len()))
         }
-        Message::Adopted(adopted) if adopted.len() > MOST_SESSIONS => {
+        Message::Flows(flows) if flows.len() > MOST_FLOWS => Err(Fault::Entries(flows.len())),
+        Message::Adopted(adopted) if adopted.len() > MOST_FLOWS => {
             Err(Fault::Entries(adopted.len()))
         }
+        Message::Flows(flows) if !flows.iter().all(Flow::is_sound) => Err(Fault::Flow),
         Message::Sessions(sessions) if !sessions.iter().all(Session::is_sound) => {
             Err(Fault::Session)
         }
@@ -320,6 +410,49 @@ mod tests {
         }
     }
 
+    fn flow() -> Flow {
+        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        Flow {
+            address: "[::]:53".into(),
+            interface: 3,
+            listener: "dns".into(),
+            route: "dns".into(),
+            backend: "blue".into(),
+            endpoint: "192.0.2.9:+1".into(),
+            close_after: Some(10_000),
+            worker: 63,
+            peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().expect("an address"),
+            local: Some(at(0).ip()),
+            said: Some([at(1), at(2)]),
+            header: hexadecimal(&[0x0d, 0xff, 0]),
+            unique_id: Some([u64::MAX, 1]),
+            timeout: u32::MAX,
+            responses: 1,
+            datagrams: [u32::MAX; 2],
+            bytes: [u64::MAX >> 2; 2],
+            opened: u64::MAX,
+            last: u64::MAX,
+            refused: true,
+            own: true,
+            through: 7,
+        }
+    }
+
+    #[test]
+    fn a_flow_that_cannot_be_is_refused() {
+        assert_eq!(flow().header(), Some(vec![0x0d, 0xff, 0]));
+        let unsound = [
+            Flow { bytes: [0, u64::MAX], ..flow() },
+            Flow { header: "0".into(), ..flow() },
+            Flow { header: "0g".into(), ..flow() },
+            Flow { header: "é".into(), ..flow() },
+            Flow { header: "00".repeat(MOST_HEADER + 1), ..flow() },
+        ];
+        for flow in unsound {
+            assert_eq!(read(&write(&Message::Flows(vec![flow]))), Err(Fault::Flow));
+        }
+    }
+
     fn all() -> Vec<Message> {
         let program = || "0.1.0".to_owned();
         vec![
@@ -340,7 +473,8 @@ mod tests {
             Message::Yours,
             Message::Mine,
             Message::Sessions(vec![session(); MOST_SESSIONS]),
-            Message::Adopted(vec![true; MOST_SESSIONS]),
+            Message::Flows(vec![flow(); MOST_FLOWS]),
+            Message::Adopted(vec![true; MOST_FLOWS]),
             Message::Draining { processes: 1, sessions: 2, flows: 3 },
         ]
     }
@@ -378,8 +512,10 @@ mod tests {
     fn too_many_entries_and_unknown_words_are_refused() {
         let many = write(&Message::Sockets(vec![name(); MOST_SOCKETS + 1]));
         assert_eq!(read(&many), Err(Fault::Entries(MOST_SOCKETS + 1)));
-        let many = write(&Message::Adopted(vec![true; MOST_SESSIONS + 1]));
-        assert_eq!(read(&many), Err(Fault::Entries(MOST_SESSIONS + 1)));
+        let many = write(&Message::Adopted(vec![true; MOST_FLOWS + 1]));
+        assert_eq!(read(&many), Err(Fault::Entries(MOST_FLOWS + 1)));
+        let many = write(&Message::Flows(vec![flow(); MOST_FLOWS + 1]));
+        assert_eq!(read(&many), Err(Fault::Entries(MOST_FLOWS + 1)));
         let many = write(&Message::Sessions(vec![session(); MOST_SESSIONS + 1]));
         assert_eq!(read(&many), Err(Fault::Entries(MOST_SESSIONS + 1)));
         let json = b"{\"hello\":{\"program\":\"\",\"workers\":1,\"more\":1}}";

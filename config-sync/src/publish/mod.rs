@@ -16,7 +16,7 @@ use nix::net::if_::if_indextoname;
 use crate::publish::open_sockets::OpenSockets;
 use crate::publish::socket_file::SocketFile;
 use crate::table::address::Address;
-use crate::table::moving::Moving;
+use crate::table::moving::{Moving, MovingFlow};
 use crate::table::request::Request;
 use crate::table::routing::{Bound, RoutingTable, Socket, SocketId, Transport};
 
@@ -32,6 +32,10 @@ pub enum Command {
     /// The answer has this number, and the handles of those that were adopted: the first ones.
     /// `sockets`: the connections of each, with the client and with the endpoint.
     Adopt { number: u64, sessions: Vec<Moving>, sockets: Vec<[OwnedFd; 2]> },
+    /// Adopt these flows of another process, as many as there is room for, and keep them still. The
+    /// answer has this number, and says of each whether it was adopted. `sockets`: the socket of
+    /// each towards its endpoint.
+    AdoptFlows { number: u64, flows: Vec<MovingFlow>, sockets: Vec<OwnedFd> },
     /// Accept what waits on all sockets. Another process that had them too has gone, and the kernel
     /// may have woken only that process.
     Look,
@@ -193,6 +197,11 @@ impl Publisher {
         outbox.requests.push_back(command);
         self.deliver();
         !self.workers[worker].gone
+    }
+
+    /// Whether a worker has not been sent a request yet, because it has not taken the one before.
+    pub fn has_requests(&self) -> bool {
+        self.workers.iter().any(|worker| !worker.gone && !worker.requests.is_empty())
     }
 
     /// Tells every worker to close everything now.

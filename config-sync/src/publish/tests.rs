@@ -54,7 +54,11 @@ impl World {
             Command::Table { table, sockets } => {
                 Some((table.generation, sockets.iter().map(|(id, _, _)| id.0).collect()))
             }
-            Command::Ask(_) | Command::Adopt { .. } | Command::Look | Command::Stop => None,
+            Command::Ask(_)
+            | Command::Adopt { .. }
+            | Command::AdoptFlows { .. }
+            | Command::Look
+            | Command::Stop => None,
         }
     }
 

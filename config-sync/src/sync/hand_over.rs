@@ -11,14 +11,14 @@ use crate::health::checks::Checks;
 use crate::publish::Command;
 use crate::publish::hand_over::SharedSocket;
 use crate::table::address::EndpointAddress;
-use crate::table::moving::Moving;
+use crate::table::moving::{Moving, MovingFlow};
 use crate::table::routing::{BackendId, Bound, EndpointId, ListenerId, RouteId, SocketId};
 
 /// Milliseconds that sessions have at the least to go to the other process.
 const LEAST_DRAIN: u32 = 5_000;
 
-/// Where a session belongs, by names that another process understands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a session or flow belongs, by names that another process understands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub bound: Bound,
     pub listener: String,
@@ -129,16 +129,47 @@ impl ConfigSync {
 
     /// The names of a session's place. `None`: one of the ids has no name.
     pub fn place(&self, session: &Moving) -> Option<Place> {
+        let of = (session.socket, session.listener, session.route);
+        self.named(of, session.endpoint)
+    }
+
+    /// The same of a flow.
+    pub fn place_of_flow(&self, flow: &MovingFlow) -> Option<Place> {
+        self.named((flow.socket, flow.listener, Some(flow.route)), flow.endpoint)
+    }
+
+    fn named(
+        &self,
+        (socket, listener, route): (SocketId, ListenerId, Option<RouteId>),
+        endpoint: EndpointId,
+    ) -> Option<Place> {
         let names = self.names();
-        let (backend, endpoint) = names.endpoint(session.endpoint)?;
+        let (backend, address) = names.endpoint(endpoint)?;
         Some(Place {
-            bound: names.socket(session.socket)?.clone(),
-            listener: names.listener(session.listener)?.to_owned(),
-            close_after: self.whole.as_ref().and_then(|of| of.close_after(session.endpoint)),
-            route: session.route.and_then(|id| names.route(id)).map(str::to_owned),
+            bound: names.socket(socket)?.clone(),
+            listener: names.listener(listener)?.to_owned(),
+            close_after: self.whole.as_ref().and_then(|of| of.close_after(endpoint)),
+            route: route.and_then(|id| names.route(id)).map(str::to_owned),
             backend: backend.to_owned(),
-            endpoint,
+            endpoint: address,
         })
+    }
+
+    /// Whether clients may come through this socket by the table in force.
+    pub fn listens(&self, socket: SocketId) -> bool {
+        self.table().sockets.iter().any(|of| of.id == socket)
+    }
+
+    /// Gives a worker flows of another process, and says in which request. False: the worker has
+    /// ended.
+    pub fn adopt_flows(
+        &mut self,
+        worker: usize,
+        number: u64,
+        flows: Vec<MovingFlow>,
+        sockets: Vec<OwnedFd>,
+    ) -> bool {
+        self.publisher.tell(worker, Command::AdoptFlows { number, flows, sockets })
     }
 
     /// Gives a worker sessions of another process, and says in which request. False: the worker has

@@ -36,6 +36,11 @@ impl ConfigSync {
         self.publisher.ask(worker, request)
     }
 
+    /// Whether a worker has not been sent a request yet, because it has not taken the one before.
+    pub fn has_requests(&self) -> bool {
+        self.publisher.has_requests()
+    }
+
     /// The names of ids, for another thread. The thread keeps them for a moment only, because the
     /// next change copies all names that somebody keeps.
     pub fn shared_names(&self) -> Arc<Names> {

@@ -8,7 +8,8 @@
 //! | [`hosts`], [`alpn`] | look-up by server name, and by the protocols that a client offers |
 //! | [`limit`], [`rate`] | what the sessions of a part have together, over all workers |
 //! | [`load`] | counts that all workers share |
-//! | [`moving`] | a session that goes from one process to another |
+//! | [`moving`] | a session or flow that goes from one process to another |
+//! | [`steering`] | which worker hears a client |
 //! | [`request`] | requests to a worker about its sessions and flows |
 //! | [`source_limit`] | what each source of sessions has and does, over all workers |
 //! | [`ranges`] | ranges of clients' addresses, as flat tables |
@@ -32,6 +33,7 @@ pub mod rate;
 pub mod request;
 pub mod routing;
 pub mod source_limit;
+pub mod steering;
 pub mod subject;
 pub mod terminator;
 pub mod tier;

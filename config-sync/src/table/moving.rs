@@ -1,6 +1,6 @@
-//! A session that goes from one process to another, as a worker knows it.
+//! A session or flow that goes from one process to another, as a worker knows it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::routing::{BackendId, EndpointId, ListenerId, Protocol, RouteId, SocketId, Timeouts};
 
@@ -37,4 +37,38 @@ pub struct Moving {
     pub ending: bool,
     /// Whether the pacing of the client's and of the endpoint's connection may still be changed.
     pub paced: [bool; 2],
+}
+
+/// A UDP flow of which no datagram is in the gateway. Its client's datagrams wait in the listening
+/// socket, and its endpoint's in the flow's own socket. Times are microseconds of the worker's
+/// clock.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MovingFlow {
+    pub socket: SocketId,
+    pub listener: ListenerId,
+    pub route: RouteId,
+    pub backend: BackendId,
+    pub endpoint: EndpointId,
+    /// The sender of the client's datagrams.
+    pub peer: SocketAddr,
+    /// The address that the client spoke to, where the socket is bound to a wildcard.
+    pub local: Option<IpAddr>,
+    /// The source and the destination in the header of the client's first datagram.
+    pub said: Option<[SocketAddr; 2]>,
+    /// The bytes in front of each datagram to the endpoint.
+    pub header: Vec<u8>,
+    pub unique_id: Option<u128>,
+    pub timeout: u32,
+    pub responses: u32,
+    /// Datagrams from the client, and from the endpoint.
+    pub datagrams: [u32; 2],
+    pub bytes: [u64; 2],
+    pub opened: u64,
+    pub last: u64,
+    /// The endpoint's port is closed, as ICMP has said since the client's last datagram.
+    pub refused: bool,
+    /// The socket is of no use to any other flow.
+    pub own: bool,
+    /// The number of the interface through which the socket reaches the endpoint.
+    pub interface: u32,
 }

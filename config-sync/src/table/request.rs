@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::routing::{BackendId, EndpointId, ListenerId, RouteId};
+use super::routing::{BackendId, EndpointId, ListenerId, RouteId, SocketId};
+use super::steering::Share;
 
 /// A request to one worker. The worker answers each request once, with the number of the request.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,14 +26,21 @@ pub enum What {
     Resting(Box<[EndpointId]>),
     /// Close all that match.
     KillAll { of: Of, filter: Filter },
-    /// Bring plain TCP sessions to a moment at which no byte of theirs is in the gateway, from the
-    /// slot `from` on, and say which are there: `most` at most. The worker keeps these still until
-    /// it is told what becomes of each: `Forget` or `GoOn`.
-    Part { from: u32, most: u32 },
-    /// Another process goes on with these still sessions. They end here without a word to anyone.
+    /// Bring plain TCP sessions, or UDP flows of deaf sockets, to a moment at which no byte of
+    /// theirs is in the gateway, from the slot `from` on, and say which are there: `most` at most.
+    /// The worker keeps these still until it is told what becomes of each: `Forget` or `GoOn`.
+    Part { of: Of, from: u32, most: u32 },
+    /// Another process goes on with these still sessions or flows. They end here without a word to
+    /// anyone.
     Forget(Box<[Handle]>),
-    /// This process goes on with these still sessions.
+    /// This process goes on with these still sessions or flows.
     GoOn(Box<[Handle]>),
+    /// Leave the datagrams of clients in these sockets, until `Hear`. The answer comes when all
+    /// that had come out of them is done.
+    Deafen(Box<[SocketId]>),
+    /// Receive the datagrams of clients on all sockets. `only`: the sockets may hold datagrams of
+    /// clients that another worker hears from now on; those begin no flow. Without an answer.
+    Hear { only: Option<Share> },
 }
 
 /// The two kinds of things that a worker has in slots.

@@ -209,8 +209,9 @@ pub fn status(value: &Value) -> String {
 fn process(upgrade: &Value) -> String {
     let number = |key: &str| upgrade.get(key).and_then(Value::as_u64).unwrap_or(0);
     let mut text = format!("{} of its line", number("generation"));
-    if number("taken_over") > 0 {
-        text += &format!("; {} sessions came from the one before", number("taken_over"));
+    let (sessions, flows) = (number("taken_over"), number("flows_taken_over"));
+    if sessions + flows > 0 {
+        text += &format!("; {sessions} sessions and {flows} flows came from the one before");
     }
     if number("processes") > 0 {
         let (sessions, flows) = (number("sessions"), number("flows"));

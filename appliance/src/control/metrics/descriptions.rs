@@ -100,6 +100,12 @@ pub(super) const METRICS: &[Metric] = &[
         "TCP sessions that came from the process before and went on here.",
     ),
     metric(
+        "ringway_upgrade_flows_taken_over_total",
+        Counter,
+        &[],
+        "UDP flows that came from the process before and went on here.",
+    ),
+    metric(
         "ringway_upgrade_draining_processes",
         Gauge,
         &[],
@@ -299,12 +305,7 @@ pub(super) const METRICS: &[Metric] = &[
         WORKER,
         "Seconds for which the worker did nothing else when it took over the latest table.",
     ),
-    metric(
-        "ringway_table_apply_seconds_max",
-        Gauge,
-        WORKER,
-        "The longest of these since the start.",
-    ),
+    metric("ringway_table_apply_seconds_max", Gauge, WORKER, "The longest since the start."),
     metric("ringway_table_generation", Gauge, WORKER, "Generation of the routing table in force."),
     metric(
         "ringway_certificate_expiry_timestamp_seconds",
@@ -374,12 +375,7 @@ pub(super) const METRICS: &[Metric] = &[
         &[],
         "Datagrams that the kernel forwarded, both ways, of those that the listener counts too.",
     ),
-    metric(
-        "ringway_receive_buffers_free",
-        Gauge,
-        WORKER,
-        "Receive buffers that the kernel can fill.",
-    ),
+    metric("ringway_receive_buffers_free", Gauge, WORKER, "Receive buffers that can be filled."),
     metric("ringway_receive_buffers", Gauge, WORKER, "Receive buffers of the worker."),
     metric("ringway_pipes_used", Gauge, WORKER, "Pipes that carry bulk traffic now."),
     metric("ringway_pipes", Gauge, WORKER, "Pipes that the worker may use."),

@@ -19,6 +19,8 @@ pub struct Upgrades {
     pub listeners: u64,
     /// Sessions that came from the process before and go on here.
     pub taken_over: u64,
+    /// UDP flows that came from the process before and go on here.
+    pub flows_taken_over: u64,
     /// Earlier processes that still have sessions or flows, and how many.
     pub processes: u64,
     pub sessions: u64,
@@ -29,12 +31,13 @@ pub struct Upgrades {
 
 /// Sets the metrics of this process. A value that the kernel does not tell is left out.
 pub(super) fn set(page: &Page, upgrades: Upgrades) {
-    let Upgrades { generation, listeners, taken_over, processes, sessions, flows, failures } =
-        upgrades;
+    let Upgrades { generation, listeners, taken_over, flows_taken_over, .. } = upgrades;
+    let Upgrades { processes, sessions, flows, failures, .. } = upgrades;
     for (name, value) in [
         ("ringway_process_generation", generation),
         ("ringway_upgrade_listeners", listeners),
         ("ringway_upgrade_sessions_taken_over_total", taken_over),
+        ("ringway_upgrade_flows_taken_over_total", flows_taken_over),
         ("ringway_upgrade_draining_processes", processes),
         ("ringway_upgrade_draining_sessions", sessions),
         ("ringway_upgrade_draining_flows", flows),

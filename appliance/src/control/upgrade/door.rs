@@ -8,6 +8,7 @@ use config_sync::table::address::{Address, UNIX, UnixPath};
 use nix::unistd::geteuid;
 use socket2::Type;
 
+use crate::control::upgrade::under_way::FlowBatch;
 use crate::ring::listen::unix;
 use crate::ring::sys::pass;
 use crate::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
@@ -135,6 +136,39 @@ impl Link {
                 self.last_word(sessions.len())
             }
         }
+    }
+
+    /// Offers flows to the new process. Returns which of them it can have. The datagrams of clients
+    /// wait meanwhile, so the answer must come soon.
+    ///
+    /// # Errors
+    /// There is no answer in time, or none that can be understood.
+    pub fn offer_flows(&mut self, batch: FlowBatch) -> Result<Vec<bool>, String> {
+        let FlowBatch { mut flows, mut sockets } = batch;
+        let count = flows.len();
+        let message = Message::Flows(flows);
+        if count > 1 && write(&message).len() > MOST_BYTES {
+            let Message::Flows(whole) = message else { return Ok(Vec::new()) };
+            flows = whole;
+            let rest = (flows.split_off(count / 2), sockets.split_off(count / 2));
+            let mut adopted = self.offer_flows(FlowBatch { flows, sockets })?;
+            let (flows, sockets) = rest;
+            adopted.extend(self.offer_flows(FlowBatch { flows, sockets })?);
+            return Ok(adopted);
+        }
+        let beside: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        self.wait_for(SESSION_PATIENCE)?;
+        self.send(&message, &beside)?;
+        let answer = self.receive()?.0;
+        self.wait_for(PATIENCE)?;
+        match answer {
+            Message::Adopted(adopted) if adopted.len() == count => Ok(adopted),
+            other => Err(out_of_order(&other)),
+        }
+    }
+
+    fn wait_for(&self, patience: Duration) -> Result<(), String> {
+        pass::set_patience(self.socket.as_fd(), patience).map_err(|error| error.to_string())
     }
 
     /// Hears no more, and returns what had been said before.

@@ -67,11 +67,23 @@ fn converse(link: &mut Link, asks: &Asks) -> Result<(), String> {
     }
     drop(offer);
     asks.ask(|answer| Step::Ready { attempt, taken, answer })?;
+    give_flows(link, asks)?;
     link.send(&Message::Yours, &[])?;
     match link.receive()?.0 {
         Message::Mine => asks.ask(|answer| Step::Mine { attempt, answer }),
         other => Err(out_of_order(&other)),
     }
+}
+
+/// Gives away all flows that can go. From the first one on, the datagrams of clients wait.
+fn give_flows(link: &mut Link, asks: &Asks) -> Result<(), String> {
+    let attempt = asks.attempt;
+    while let Some(batch) = asks.ask(|answer| Step::PartFlows { attempt, answer })? {
+        let adopted = link.offer_flows(batch)?;
+        let parted = asks.steps.blocking_send(Step::FlowsParted { attempt, adopted });
+        parted.map_err(|_| "the gateway has ended".to_owned())?;
+    }
+    Ok(())
 }
 
 impl Asks {

@@ -6,6 +6,7 @@
 //! word. Whatever fails before, the old one goes on.
 
 pub mod door;
+mod flows;
 mod giving;
 mod moves;
 mod named;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use config_sync::table::moving::Moving;
-use config_sync::table::request::{Handle, Request, What};
+use config_sync::table::request::{Handle, Of, Request, What};
 use tokio::sync::oneshot;
 
 use crate::control::run::Control;
@@ -13,30 +13,37 @@ use crate::control::upgrade::named::{by_ids, named, place};
 use crate::control::upgrade::under_way::{Answer, Arriving, Batch};
 use crate::stats::records::Reply;
 use crate::wire::hand_over::MOST_SESSIONS;
+use crate::worker::Sockets;
 
 impl Control {
-    /// Whether a worker will answer a request soon.
+    /// Whether a worker will answer a request soon, or will take one.
     pub fn is_waiting(&self) -> bool {
-        self.live.is_waiting() || self.upgrade.moves.is_waiting()
+        self.live.is_waiting()
+            || self.upgrade.moves.is_waiting()
+            || self.upgrade.flows.is_waiting()
+            || self.sync.has_requests()
     }
 
-    /// A worker has answered a request about sessions that move.
+    /// A worker has answered a request about sessions or flows that move.
     pub fn moved(&mut self, worker: usize, reply: Reply) {
+        let Some(reply) = self.moved_flows(worker, reply) else { return };
         let leaving = &mut self.upgrade.moves.leaving;
         if let Some((_, answer)) = leaving.asked.take_if(|(number, _)| *number == reply.number) {
             return self.offered(worker, reply, answer);
         }
         let Some(arriving) = &mut self.upgrade.moves.arriving else { return };
         let Some((_, positions)) = arriving.asked.remove(&reply.number) else { return };
-        for position in positions.into_iter().take(reply.adopted.len()) {
-            arriving.adopted[position] = true;
+        for (position, handle) in positions.into_iter().zip(&reply.adopted) {
+            arriving.adopted[position] = handle.is_some();
         }
-        arriving.handles.entry(worker).or_default().extend(reply.adopted);
+        let adopted = reply.adopted.into_iter().flatten();
+        arriving.handles.entry(worker).or_default().extend(adopted);
         self.answer_arrivals();
     }
 
     /// A worker has ended, so it answers no more.
     pub fn moves_ended(&mut self, worker: usize) {
+        self.flow_moves_ended(worker);
         let leaving = &mut self.upgrade.moves.leaving;
         if leaving.worker == worker
             && let Some((_, answer)) = leaving.asked.take()
@@ -58,7 +65,7 @@ impl Control {
             let number = self.upgrade.moves.number();
             let leaving = &mut self.upgrade.moves.leaving;
             let most = u32::try_from(MOST_SESSIONS).unwrap_or(u32::MAX);
-            let what = What::Part { from: leaving.from, most };
+            let what = What::Part { of: Of::Sessions, from: leaving.from, most };
             let lives = self.workers[leaving.worker].thread.is_some();
             if lives && self.sync.ask(leaving.worker, Request { number, what }) {
                 leaving.asked = Some((number, answer));
@@ -86,10 +93,10 @@ impl Control {
         let mut batch = Batch { sessions: Vec::new(), sockets: Vec::new() };
         let (mut offered, mut stay) = (Vec::new(), Vec::new());
         let copies = self.workers[worker].copies.try_iter();
-        let mut copies: BTreeMap<Handle, [OwnedFd; 2]> = copies.collect();
+        let mut copies: BTreeMap<Handle, Sockets> = copies.collect();
         for of in reply.offered {
             match (self.sync.place(&of.moving), copies.remove(&of.handle)) {
-                (Some(place), Some(sockets)) => {
+                (Some(place), Some(Sockets::Session(sockets))) => {
                     batch.sessions.push(named(of.moving, place, self.wall));
                     batch.sockets.push(sockets);
                     offered.push(of.handle);
@@ -120,7 +127,7 @@ impl Control {
         self.decide(worker, stay, true);
     }
 
-    fn decide(&mut self, worker: usize, handles: Vec<Handle>, is_ours: bool) {
+    pub fn decide(&mut self, worker: usize, handles: Vec<Handle>, is_ours: bool) {
         if handles.is_empty() {
             return;
         }

@@ -1,4 +1,4 @@
-//! Sessions by names, as they go from process to process, and by this process's ids.
+//! Sessions and flows by names, as they go from process to process, and by this process's ids.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use config_sync::sync::hand_over::{Place, PlaceIds};
 use config_sync::sync::overrides::{Action, Override};
 use config_sync::table::address::{Address, EndpointAddress, UNIX, UnixPath};
-use config_sync::table::moving::Moving;
+use config_sync::table::moving::{Moving, MovingFlow};
 use config_sync::table::routing::{Bound, Protocol, Timeouts, Transport};
 
 use crate::control::timestamp::WallClock;
-use crate::wire::hand_over::{self, Session};
+use crate::wire::hand_over::{self, Flow, Session, hexadecimal};
 
 /// What an operator has said, as it goes from process to process.
 pub fn said(of: Override) -> hand_over::Override {
@@ -46,8 +46,6 @@ pub fn heard(of: hand_over::Override) -> Override {
 /// The session by names.
 pub fn named(moving: Moving, place: Place, wall: WallClock) -> Session {
     let Timeouts { hello, idle, write_stall, half_close, lifetime } = moving.timeouts;
-    let half = |id: u128| u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0);
-    let halves = |id: u128| [half(id >> 64), half(id)];
     Session {
         address: text(place.bound.address),
         interface: place.bound.interface,
@@ -55,10 +53,7 @@ pub fn named(moving: Moving, place: Place, wall: WallClock) -> Session {
         listener: place.listener,
         route: place.route,
         backend: place.backend,
-        endpoint: match place.endpoint {
-            EndpointAddress::At(address) => text(address),
-            shifted @ EndpointAddress::Shifted { .. } => shifted.to_string(),
-        },
+        endpoint: endpoint_text(place.endpoint),
         close_after: place.close_after,
         client: moving.client,
         local: moving.local,
@@ -78,6 +73,85 @@ pub fn named(moving: Moving, place: Place, wall: WallClock) -> Session {
     }
 }
 
+/// The flow by names. `worker`: the one of the new process that gets the client's datagrams.
+pub fn named_flow(moving: MovingFlow, place: Place, worker: usize, wall: WallClock) -> Flow {
+    Flow {
+        address: text(place.bound.address),
+        interface: place.bound.interface,
+        listener: place.listener,
+        route: place.route.unwrap_or_default(),
+        backend: place.backend,
+        endpoint: endpoint_text(place.endpoint),
+        close_after: place.close_after,
+        worker: u32::try_from(worker).unwrap_or(u32::MAX),
+        peer: moving.peer,
+        local: moving.local,
+        said: moving.said,
+        header: hexadecimal(&moving.header),
+        unique_id: moving.unique_id.map(halves),
+        timeout: moving.timeout,
+        responses: moving.responses,
+        datagrams: moving.datagrams,
+        bytes: moving.bytes,
+        opened: wall.unix(moving.opened),
+        last: wall.unix(moving.last),
+        refused: moving.refused,
+        own: moving.own,
+        through: moving.interface,
+    }
+}
+
+/// Where the flow belongs. `None`: one of the addresses is none.
+pub fn place_of_flow(flow: &Flow) -> Option<Place> {
+    Some(Place {
+        bound: Bound {
+            transport: Transport::Udp,
+            address: address(&flow.address)?,
+            interface: flow.interface,
+        },
+        listener: flow.listener.clone(),
+        route: Some(flow.route.clone()),
+        backend: flow.backend.clone(),
+        endpoint: endpoint(&flow.endpoint)?,
+        close_after: flow.close_after,
+    })
+}
+
+/// The flow by ids. `None`: it is on no route.
+pub fn flow_by_ids(flow: Flow, ids: PlaceIds, wall: WallClock) -> Option<MovingFlow> {
+    Some(MovingFlow {
+        socket: ids.socket,
+        listener: ids.listener,
+        route: ids.route?,
+        backend: ids.backend,
+        endpoint: ids.endpoint,
+        header: flow.header()?,
+        peer: flow.peer,
+        local: flow.local,
+        said: flow.said,
+        unique_id: flow.unique_id.map(whole),
+        timeout: flow.timeout,
+        responses: flow.responses,
+        datagrams: flow.datagrams,
+        bytes: flow.bytes,
+        opened: wall.micros(flow.opened),
+        last: wall.micros(flow.last),
+        refused: flow.refused,
+        own: flow.own,
+        interface: flow.through,
+    })
+}
+
+/// An id in two halves.
+fn halves(id: u128) -> [u64; 2] {
+    let half = |id: u128| u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0);
+    [half(id >> 64), half(id)]
+}
+
+fn whole([high, low]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
+}
+
 /// Where the session belongs. `None`: one of the addresses is none.
 pub fn place(session: &Session) -> Option<Place> {
     Some(Place {
@@ -89,15 +163,26 @@ pub fn place(session: &Session) -> Option<Place> {
         listener: session.listener.clone(),
         route: session.route.clone(),
         backend: session.backend.clone(),
-        endpoint: match session.endpoint.rsplit_once(":+") {
-            Some((ip, shift)) => EndpointAddress::Shifted {
-                ip: ip.trim_start_matches('[').trim_end_matches(']').parse().ok()?,
-                shift: shift.parse().ok()?,
-            },
-            None => EndpointAddress::At(address(&session.endpoint)?),
-        },
+        endpoint: endpoint(&session.endpoint)?,
         close_after: session.close_after,
     })
+}
+
+fn endpoint(text: &str) -> Option<EndpointAddress> {
+    Some(match text.rsplit_once(":+") {
+        Some((ip, shift)) => EndpointAddress::Shifted {
+            ip: ip.trim_start_matches('[').trim_end_matches(']').parse().ok()?,
+            shift: shift.parse().ok()?,
+        },
+        None => EndpointAddress::At(address(text)?),
+    })
+}
+
+fn endpoint_text(endpoint: EndpointAddress) -> String {
+    match endpoint {
+        EndpointAddress::At(address) => text(address),
+        shifted @ EndpointAddress::Shifted { .. } => shifted.to_string(),
+    }
 }
 
 /// The session by ids.
@@ -114,7 +199,7 @@ pub fn by_ids(session: Session, ids: PlaceIds, wall: WallClock) -> Moving {
         local: session.local,
         peer: session.peer,
         destination: session.destination,
-        unique_id: session.unique_id.map(|[high, low]| u128::from(high) << 64 | u128::from(low)),
+        unique_id: session.unique_id.map(whole),
         server_name: session.server_name.map(Into::into),
         timeouts: Timeouts { hello, idle, write_stall, half_close, lifetime },
         opened: wall.micros(session.opened),

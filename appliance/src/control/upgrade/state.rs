@@ -9,7 +9,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use config_sync::publish::socket_file::SocketFile;
-use config_sync::table::routing::SocketId;
+use config_sync::table::routing::{SocketId, Transport};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::control::admin::calls::{Caller, Refusal, Upgraded};
 use crate::control::admin::server::{Closing, Door};
 use crate::control::upgrade::door::Link;
 use crate::control::upgrade::starter::Starter;
-use crate::control::upgrade::under_way::{Answer, Batch, Moves};
+use crate::control::upgrade::under_way::{Answer, Batch, FlowBatch, FlowMoves, Moves};
 use crate::wire::hand_over::{Message, Name, Override};
 
 /// A step of an upgrade, for the control thread.
@@ -28,6 +28,10 @@ pub enum Step {
     Wanted { attempt: u64, workers: usize, answer: Answer<Offer> },
     /// The new process serves. It has taken the sockets of these numbers.
     Ready { attempt: u64, taken: BTreeSet<u32>, answer: Answer<()> },
+    /// Flows are wanted for the new process. `None`: no more can go.
+    PartFlows { attempt: u64, answer: Answer<Option<FlowBatch>> },
+    /// The flows of the last answer, in their order: whether the new process has adopted each.
+    FlowsParted { attempt: u64, adopted: Vec<bool> },
     /// The new process knows that it may go on alone.
     Mine { attempt: u64, answer: Answer<()> },
     /// The conversation has ended early.
@@ -41,6 +45,8 @@ pub enum Step {
     // ---- in the new process ----
     /// Sessions of the old process have arrived. The answer is whether each can be adopted.
     Arrived { batch: Batch, answer: oneshot::Sender<Vec<bool>> },
+    /// Flows of the old process have arrived. The answer is whether each can be adopted.
+    FlowsArrived { batch: FlowBatch, answer: oneshot::Sender<Vec<bool>> },
     /// Whether the old process was told so. Only then the sessions are this process's.
     Told { is_told: bool },
     /// The old process is about to stop.
@@ -83,6 +89,7 @@ pub struct Upgrade {
     pub giving: Option<Giving>,
     pub taking: Option<Taking>,
     pub moves: Moves,
+    pub flows: FlowMoves,
     /// Why this process ends with an error although it drains.
     pub failure: Option<String>,
     /// When systemd was last told that this process lives.
@@ -105,7 +112,7 @@ pub struct Giving {
     /// By the number of an offered socket.
     pub ids: Vec<Option<SocketId>>,
     /// A socket of each SO_REUSEPORT group, and the group's address.
-    pub groups: BTreeMap<SocketId, (Arc<OwnedFd>, SocketAddr)>,
+    pub groups: BTreeMap<SocketId, (Arc<OwnedFd>, SocketAddr, Transport)>,
     pub taken: BTreeSet<SocketId>,
     /// The groups steer to the workers of the new process.
     pub steered: bool,
@@ -115,6 +122,8 @@ pub struct Giving {
 pub struct Taking {
     /// `None`: the old process was told that this one serves.
     pub link: Option<Link>,
+    /// The workers of the old process.
+    pub workers: usize,
     pub taken: Vec<u32>,
     /// What becomes of the admin API and of the next upgrade when this process is alone.
     pub doors: Vec<Door>,
@@ -143,6 +152,7 @@ impl Upgrade {
             giving: None,
             taking: None,
             moves: Moves::default(),
+            flows: FlowMoves::default(),
             failure: None,
             fed: Instant::now(),
         }

@@ -179,6 +179,16 @@ impl Control {
                     _ = answer.send(ready);
                 }
             }
+            Step::PartFlows { attempt, answer } => {
+                if self.giving(attempt).is_some() {
+                    self.part_flows(answer);
+                }
+            }
+            Step::FlowsParted { attempt, adopted } => {
+                if self.giving(attempt).is_some() {
+                    self.flows_parted(&adopted);
+                }
+            }
             Step::Mine { attempt, answer } => {
                 if self.giving(attempt).is_some() {
                     self.hand_over();
@@ -194,6 +204,7 @@ impl Control {
             Step::Part { answer } => self.part(answer),
             Step::Parted { adopted } => self.parted(&adopted),
             Step::Arrived { batch, answer } => self.arrived(batch, answer),
+            Step::FlowsArrived { batch, answer } => self.flows_arrived(batch, answer),
             Step::Told { is_told } => self.told(is_told),
             Step::Yours => self.is_alone(),
             Step::NotOurs { why } => self.leave_it_to_the_old_one(why),
@@ -256,7 +267,8 @@ impl Control {
                 let mut sockets = Vec::new();
                 for SharedSocket { id, bound, sockets: group } in shared {
                     if let (Some(address), Some(first)) = (bound.address.ip(), group.first()) {
-                        giving.groups.insert(id, (Arc::clone(first), address));
+                        let group = (Arc::clone(first), address, bound.transport);
+                        giving.groups.insert(id, group);
                     }
                     let one = bound.address.unix().is_some();
                     let count = if one { 1 } else { workers };
@@ -310,10 +322,19 @@ impl Control {
         giving.taken = ids.collect();
         if giving.workers != own {
             giving.steered = true;
-            steer(giving, giving.workers, seed)
+            steer(giving, Transport::Tcp, giving.workers, seed)
                 .map_err(|error| format!("steering to other workers: {error}"))?;
         }
         Ok(())
+    }
+
+    /// No datagram of a client is received any more. Where the new process has another number of
+    /// workers, the groups of UDP sockets must steer to so many from now on.
+    pub fn steer_datagrams(&self) -> Result<(), String> {
+        let giving = self.upgrade.giving.as_ref().filter(|giving| giving.steered);
+        let Some(giving) = giving else { return Ok(()) };
+        steer(giving, Transport::Udp, giving.workers, self.upgrade.seed)
+            .map_err(|error| format!("steering datagrams to other workers: {error}"))
     }
 
     /// The new process goes on alone. All that it has taken stops here without being closed.
@@ -333,6 +354,7 @@ impl Control {
         self.board.draining.store(true, Ordering::Relaxed);
         self.board.handed_over.store(true, Ordering::Relaxed);
         self.sync.hand_over(&giving.taken, giving.workers);
+        self.flows_go();
         self.phase = Phase::Draining;
         let process = giving.peer.unwrap_or(0);
         systemd::tell(&format!("MAINPID={process}"));
@@ -351,11 +373,15 @@ impl Control {
     /// The upgrade has failed, and this process goes on.
     fn give_up(&mut self, why: &str) {
         let Some(giving) = self.upgrade.giving.take() else { return };
-        if giving.steered
-            && let Err(error) = steer(&giving, self.workers.len(), self.upgrade.seed)
-        {
-            tracing::error!("sources can't be steered as before the upgrade: {error}");
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let (own, seed) = (self.workers.len(), self.upgrade.seed);
+            if giving.steered
+                && let Err(error) = steer(&giving, transport, own, seed)
+            {
+                tracing::error!("sources can't be steered as before the upgrade: {error}");
+            }
         }
+        self.flows_stay(giving.steered);
         if let Some(child) = giving.child.and_then(|child| i32::try_from(child).ok()) {
             // The process has not been waited for, so the number is still its number.
             _ = kill(Pid::from_raw(child), Signal::SIGKILL);
@@ -376,8 +402,8 @@ impl Control {
         let taken = sockets.close_unused();
         self.board.upgrade.lock().listeners = sockets.listeners;
         drop(sockets);
-        let (link, must_end) = (Some(given.link), false);
-        self.upgrade.taking = Some(Taking { link, taken, doors, caller, door, must_end });
+        let (link, workers, must_end) = (Some(given.link), given.workers, false);
+        self.upgrade.taking = Some(Taking { link, workers, taken, doors, caller, door, must_end });
     }
 
     /// Tells the old process that this one serves, once all workers have their table.
@@ -394,6 +420,7 @@ impl Control {
     /// The old process stops, and this one goes on alone.
     fn is_alone(&mut self) {
         let Some(taking) = self.upgrade.taking.take() else { return };
+        self.own_flows(true, taking.workers);
         self.sync.own_files();
         if let Err(error) = self.open_doors(taking.doors, taking.caller, taking.door) {
             tracing::error!("{error:#}");
@@ -416,13 +443,12 @@ impl Control {
 
     /// The take-over has failed. This process serves what it has accepted, and ends with an error.
     fn leave_it_to_the_old_one(&mut self, why: String) {
-        if self.upgrade.taking.take().is_none() {
-            return;
-        }
+        let Some(taking) = self.upgrade.taking.take() else { return };
         tracing::error!("no take-over: {why}");
         self.upgrade.failure = Some(why);
         self.board.ready.store(false, Ordering::Relaxed);
         self.board.draining.store(true, Ordering::Relaxed);
+        self.own_flows(false, taking.workers);
         let all: BTreeSet<SocketId> =
             self.sync.table().sockets.iter().map(|socket| socket.id).collect();
         self.sync.hand_over(&all, usize::MAX);
@@ -475,9 +501,12 @@ impl Control {
     }
 }
 
-fn steer(giving: &Giving, workers: usize, seed: u64) -> io::Result<()> {
+fn steer(giving: &Giving, of: Transport, workers: usize, seed: u64) -> io::Result<()> {
     for id in &giving.taken {
-        let Some((socket, address)) = giving.groups.get(id) else { continue };
+        let Some((socket, address, transport)) = giving.groups.get(id) else { continue };
+        if *transport != of {
+            continue;
+        }
         // systemd has opened a socket that is one for all workers.
         if !SockRef::from(socket).reuse_port()? {
             continue;

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::named::heard;
 use crate::control::upgrade::state::Step;
-use crate::control::upgrade::under_way::Batch;
+use crate::control::upgrade::under_way::{Batch, FlowBatch};
 use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, Session, What};
 
 /// How long a process that has been stopped may take to end, and how often this is looked at.
@@ -31,8 +31,9 @@ pub struct Given {
     pub link: Link,
     /// How many processes have handed their sockets on, with the old one.
     pub generation: u64,
-    /// The seed that steers sources to workers in the sockets' groups.
+    /// The seed that steers sources to workers in the sockets' groups, and the number of those.
     pub seed: u64,
+    pub workers: usize,
     pub sockets: Arc<Mutex<Sockets>>,
     /// What operators have said to the old process.
     pub overrides: Vec<Override>,
@@ -59,9 +60,9 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
     let workers = u32::try_from(workers).unwrap_or(u32::MAX);
     let program = env!("CARGO_PKG_VERSION").to_owned();
     link.send(&Message::Hello { program, workers }, &[])?;
-    let (generation, seed, count, most) = match link.receive()?.0 {
-        Message::Offer { generation, seed, sockets, overrides, .. } => {
-            (generation, seed, sockets, overrides as usize)
+    let (generation, seed, before, count, most) = match link.receive()?.0 {
+        Message::Offer { generation, seed, workers, sockets, overrides, .. } => {
+            (generation, seed, workers as usize, sockets, overrides as usize)
         }
         other => return Err(out_of_order(&other)),
     };
@@ -89,7 +90,8 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
             other => return Err(out_of_order(&other)),
         }
     }
-    Ok(Given { link, generation, seed, sockets: Arc::new(Mutex::new(sockets)), overrides })
+    let sockets = Arc::new(Mutex::new(sockets));
+    Ok(Given { link, generation, seed, workers: before, sockets, overrides })
 }
 
 impl Sockets {
@@ -142,7 +144,7 @@ impl Sockets {
 pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Result<()> {
     let work = move || {
         let mut link = link;
-        let step = match claim(&mut link, &taken) {
+        let step = match claim(&mut link, &taken, &steps) {
             Ok(()) => Step::Yours,
             Err(why) => Step::NotOurs { why },
         };
@@ -170,15 +172,33 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
     thread::Builder::new().name("upgrade".into()).spawn(work).map(drop)
 }
 
-fn claim(link: &mut Link, taken: &[u32]) -> Result<(), String> {
+fn claim(link: &mut Link, taken: &[u32], steps: &mpsc::Sender<Step>) -> Result<(), String> {
     for some in taken.chunks(MOST_NUMBERS) {
         link.send(&Message::Taken(some.to_vec()), &[])?;
     }
     link.send(&Message::Ready, &[])?;
-    match link.receive()?.0 {
-        Message::Yours => link.send(&Message::Mine, &[]),
-        other => Err(out_of_order(&other)),
+    loop {
+        match link.receive()? {
+            (Message::Flows(flows), sockets) => {
+                let adopted = adopt_flows(FlowBatch { flows, sockets }, steps)?;
+                link.send(&Message::Adopted(adopted), &[])?;
+            }
+            (Message::Yours, _) => return link.send(&Message::Mine, &[]),
+            (other, _) => return Err(out_of_order(&other)),
+        }
     }
+}
+
+/// Which flows of the old process this one can have.
+fn adopt_flows(batch: FlowBatch, steps: &mpsc::Sender<Step>) -> Result<Vec<bool>, String> {
+    if batch.flows.len() != batch.sockets.len() {
+        let (flows, sockets) = (batch.flows.len(), batch.sockets.len());
+        return Err(format!("{flows} flows came with {sockets} sockets"));
+    }
+    let (answer, answered) = oneshot::channel();
+    let gone = || "this process is ending".to_owned();
+    steps.blocking_send(Step::FlowsArrived { batch, answer }).map_err(|_| gone())?;
+    answered.blocking_recv().map_err(|_| gone())
 }
 
 /// Whether a process that hears nothing any more is ending. A process that nobody has waited for

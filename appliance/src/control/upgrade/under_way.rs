@@ -1,12 +1,13 @@
-//! The sessions that are on their way from one process to the next.
+//! The sessions and flows that are on their way from one process to the next.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use config_sync::table::request::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::wire::hand_over::Session;
+use crate::wire::hand_over::{Flow, Session};
 
 pub type Answer<T> = oneshot::Sender<Result<T, String>>;
 
@@ -70,5 +71,61 @@ impl Moves {
 impl Leaving {
     pub fn next_worker(&mut self) {
         (self.worker, self.from) = (self.worker + 1, 0);
+    }
+}
+
+// ---- flows ----
+
+/// Flows, and the socket of each towards its endpoint.
+#[derive(Debug, Default)]
+pub struct FlowBatch {
+    pub flows: Vec<Flow>,
+    pub sockets: Vec<OwnedFd>,
+}
+
+/// What is under way of flows.
+#[derive(Default)]
+pub struct FlowMoves {
+    /// `None`: no datagram of a client waits for the sake of an upgrade.
+    pub leaving: Option<FlowsLeaving>,
+    pub arriving: Option<FlowsArriving>,
+    /// In the new process: the flows of each worker that were adopted, until it is clear whose they
+    /// are.
+    pub arrived: BTreeMap<usize, Vec<Handle>>,
+}
+
+/// In the old process: one pass over all workers, in their order.
+pub struct FlowsLeaving {
+    pub began: Instant,
+    /// Workers whose sockets are not deaf yet, by request.
+    pub deafening: BTreeMap<u64, usize>,
+    /// Who waits for flows.
+    pub answer: Option<Answer<Option<FlowBatch>>>,
+    /// The request that the worker has not answered.
+    pub asked: Option<u64>,
+    pub worker: usize,
+    /// The slot from which the worker goes on.
+    pub from: u32,
+    /// The flows that the new process is being offered, and their worker.
+    pub offered: Vec<Handle>,
+    pub of: usize,
+    /// The flows of each worker that the new process has adopted.
+    pub adopted: BTreeMap<usize, Vec<Handle>>,
+}
+
+/// In the new process: flows that workers are adopting.
+pub struct FlowsArriving {
+    pub answer: Option<oneshot::Sender<Vec<bool>>>,
+    /// By request: the worker, and the positions of the flows in their batch.
+    pub asked: BTreeMap<u64, (usize, Vec<usize>)>,
+    pub adopted: Vec<bool>,
+}
+
+impl FlowMoves {
+    /// Whether a worker will answer soon.
+    pub fn is_waiting(&self) -> bool {
+        let arrives = |arriving: &FlowsArriving| !arriving.asked.is_empty();
+        let leaves = |of: &FlowsLeaving| of.asked.is_some() || !of.deafening.is_empty();
+        self.leaving.as_ref().is_some_and(leaves) || self.arriving.as_ref().is_some_and(arrives)
     }
 }

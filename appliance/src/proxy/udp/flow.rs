@@ -38,6 +38,7 @@ pub struct Flow {
     pub last: u64,
     /// ICMP has said since the client's last datagram that the endpoint's port is closed.
     pub refused: bool,
+    pub whose: Whose,
     pub promotion: Promotion,
     pub proxied: Option<Box<FlowHeader>>,
     /// The record of the client's source, if the listener limits sources.
@@ -94,6 +95,20 @@ pub enum Promotion {
     Kernel(u32),
 }
 
+/// Whose a flow is. It may be on its way from process to process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// This process's.
+    Ours,
+    /// This process's. The flow's socket is about to receive nothing more, and then the flow is
+    /// offered to another process.
+    Stopping,
+    /// Offered to another process. It may be both processes' until it is decided.
+    Offered,
+    /// Another process's so far.
+    Theirs,
+}
+
 impl Promotion {
     pub fn is_due(self, sent: u32, replies: u32) -> bool {
         matches!(self, Self::After(due) if sent >= due && replies >= PROMOTE_AFTER)
@@ -125,6 +140,11 @@ impl Flow {
     /// Whether the kernel forwards the flow's datagrams, or was asked to.
     pub fn is_promoted(&self) -> bool {
         matches!(self.promotion, Promotion::Kernel(_))
+    }
+
+    /// Whether another process may have the flow too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.whose, Whose::Offered | Whose::Theirs)
     }
 
     pub fn said(&self) -> Option<&Addresses> {

@@ -26,11 +26,11 @@ use crate::proxy::udp::choose::{
     choose, enter, route,
 };
 use crate::proxy::udp::dns_guard::datagram;
-use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Promotion, Sender, listener_of};
+use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Promotion, Sender, Whose, listener_of};
 use crate::proxy::udp::forward::dropped;
 use crate::proxy::udp::ports::Ports;
 use crate::proxy::udp::shared_sockets::Pairs;
-use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, MOST_CLOSED, Promoted, Role, Sweep};
+use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, Halt, MOST_CLOSED, Promoted, Role, Sweep};
 use crate::proxy::udp::sweep::{LONGEST_SWEEP, SWEEP_STEP};
 use crate::stats::records::{CloseReason, DropReason, Record, SessionRecord};
 use crate::wire::proxy_header::read::read_datagram;
@@ -59,6 +59,7 @@ impl Flows {
             seen: 0,
             slipped: 0,
             paused: VecDeque::new(),
+            only: None,
             ending: None,
             closed_ports: Vec::with_capacity(MOST_CLOSED),
         }
@@ -208,6 +209,7 @@ impl Flows {
     ) -> Result<u32, DropReason> {
         let slot = self.flow_of(core, socket, sender)?;
         if let Some(flow) = self.flows.at(slot) {
+            debug_assert!(!flow.is_shared(), "no client is heard while flows are on their way");
             flow.may_send(core, sent)?;
         }
         self.route_again(core, slot)?;
@@ -237,7 +239,7 @@ impl Flows {
                 if why == Some(Why::Refused) {
                     self.refused(core, token.slot);
                 }
-                if !closing {
+                if !closing && !self.has_halted(core, token, why) {
                     self.rearm(core, token, why);
                 }
             }
@@ -334,7 +336,7 @@ impl Flows {
             if upstream.role == Role::Shared {
                 self.pairs.resumed(token.slot);
             }
-            if !upstream.closing {
+            if !upstream.closing && upstream.halt == Halt::No {
                 upstream.rests_since = core.now;
                 core.push(token, Op::Receive);
             }
@@ -355,12 +357,8 @@ impl Flows {
         sender: &Sender,
     ) -> Result<u32, DropReason> {
         let hash = self.hasher.hash_one((socket, sender.client(), sender.local));
-        let flows = &self.flows;
-        let found = self.index.find(hash, |slot| {
-            flows.at(*slot).is_some_and(|flow| flow.socket == socket && flow.is_of(sender))
-        });
-        if let Some(slot) = found {
-            return Ok(*slot);
+        if let Some(slot) = self.found(socket, sender, hash) {
+            return Ok(slot);
         }
         // What the other process would have received, had this datagram come a moment later, gets a
         // flow here.
@@ -368,7 +366,7 @@ impl Flows {
             return Err(DropReason::Draining);
         }
         // Resting sockets are closed before their time now, and a new flow might get such a port.
-        if self.ending.is_some() {
+        if self.ending.is_some() || self.is_misplaced(core, sender) {
             return Err(DropReason::Draining);
         }
         let (_, listener) = listener_of(&core.tables, socket).ok_or(DropReason::NoRoute)?;
@@ -391,6 +389,7 @@ impl Flows {
             opened: core.now,
             last: core.now,
             refused: false,
+            whose: Whose::Ours,
             promotion: Promotion::Never,
             proxied: said.map(|_| Box::new(FlowHeader { said, ..FlowHeader::default() })),
             source: None,
@@ -416,6 +415,16 @@ impl Flows {
             upstream.flow = slot;
         }
         Ok(slot)
+    }
+
+    /// The slot of a sender's flow.
+    #[inline]
+    pub fn found(&self, socket: SocketId, sender: &Sender, hash: u64) -> Option<u32> {
+        let flows = &self.flows;
+        let found = self.index.find(hash, |slot| {
+            flows.at(*slot).is_some_and(|flow| flow.socket == socket && flow.is_of(sender))
+        });
+        found.copied()
     }
 
     /// Chooses an endpoint for a new flow, and gives the flow an upstream socket.
@@ -488,13 +497,27 @@ impl Flows {
             record.handle = Some(Handle { of: Of::Flows, slot, generation });
             core.records.push(Record::Opened(record));
         }
+        self.add_to_index(slot, hash);
+        core.counters.flows.set(u64::from(self.flows.len()));
+        slot
+    }
+
+    pub fn add_to_index(&mut self, slot: u32, hash: u64) {
         let (flows, hasher) = (&self.flows, &self.hasher);
         self.index.insert_unique(hash, slot, |slot| match flows.at(*slot) {
             Some(flow) => hasher.hash_one((flow.socket, flow.client(), flow.local)),
             None => 0,
         });
-        core.counters.flows.set(u64::from(self.flows.len()));
-        slot
+    }
+
+    pub fn hash(&self, flow: &Flow) -> u64 {
+        self.hasher.hash_one((flow.socket, flow.client(), flow.local))
+    }
+
+    pub fn remove_from_index(&mut self, slot: u32, hash: u64) {
+        if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
+            entry.remove();
+        }
     }
 
     /// What tells the flow in this slot from others.
@@ -511,10 +534,7 @@ impl Flows {
         let Cause { reason, detail, .. } = cause;
         let handle = self.handle(slot);
         let Some(flow) = self.flows.remove(slot) else { return };
-        let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
-        if let Ok(entry) = self.index.find_entry(hash, |other| *other == slot) {
-            entry.remove();
-        }
+        self.remove_from_index(slot, self.hash(&flow));
         core.counters.flows.set(u64::from(self.flows.len()));
         core.places.leave(flow.listener);
         core.leaves(flow.endpoint);
@@ -533,11 +553,16 @@ impl Flows {
         self.rest(core, flow.upstream);
         let record = SessionRecord { handle, refused, detail, ..flow.record(core, Some(reason)) };
         core.log(record);
-        if self.by_socket[flow.socket.index()] == 0
-            && !core.tables.still_receives(flow.socket)
-            && core.tables.close(flow.socket)
+        self.leave_socket(core, flow.socket);
+    }
+
+    /// A leaving socket closes after its last flow.
+    pub fn leave_socket(&self, core: &mut Core, socket: SocketId) {
+        if self.by_socket[socket.index()] == 0
+            && !core.tables.still_receives(socket)
+            && core.tables.close(socket)
         {
-            core.unlisten(flow.socket);
+            core.unlisten(socket);
         }
     }
 

@@ -6,6 +6,7 @@ pub mod flow;
 pub mod flows;
 mod forward;
 mod moving;
+pub mod parting;
 mod ports;
 mod promotion;
 mod resting;

@@ -8,7 +8,7 @@ use crate::proxy::core::{Core, micros};
 use crate::proxy::held::Scope;
 use crate::proxy::tables::Tables;
 use crate::proxy::udp::choose::{Choice, Refusal, admits, choose, enter, route};
-use crate::proxy::udp::flow::{Flow, Promotion, listener_of};
+use crate::proxy::udp::flow::{Flow, Promotion, Whose, listener_of};
 use crate::proxy::udp::state::{Flows, MOST_CLOSED};
 use crate::stats::records::{CloseReason, DropReason};
 
@@ -162,6 +162,8 @@ impl Flows {
         }
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.introduce(core, choice.send_proxy);
+        // It was to be offered with its old socket.
+        flow.whose = Whose::Ours;
         let old = std::mem::replace(&mut flow.upstream, upstream);
         if let Some(upstream) = self.upstreams.at_mut(upstream) {
             upstream.flow = slot;

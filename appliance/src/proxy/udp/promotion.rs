@@ -11,7 +11,7 @@ use config_sync::table::source_limit::SourceLimit;
 use crate::contract::{Carried, Event, Op, Token};
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
-use crate::proxy::udp::flow::{Flow, PROMOTE_AFTER, Promotion, listener_of};
+use crate::proxy::udp::flow::{Flow, PROMOTE_AFTER, Promotion, Whose, listener_of};
 use crate::proxy::udp::state::{Flows, One, Role};
 use crate::proxy::udp::sweep::SWEEP_STEP;
 
@@ -71,7 +71,9 @@ impl Flows {
     }
 
     pub fn promote(&mut self, core: &mut Core, slot: u32) {
-        let Some(flow) = self.flows.at(slot) else { return };
+        let Some(flow) = self.flows.at(slot).filter(|flow| flow.whose == Whose::Ours) else {
+            return;
+        };
         let (client, listener) = (flow.peer, flow.bound(core));
         let token = self.upstream_token(flow.upstream);
         let place = u32::try_from(self.promoted.list.len()).expect("no more than flows");

@@ -32,6 +32,8 @@ impl Flows {
         if self.upstreams.at(slot).is_some_and(|upstream| upstream.role != Role::Pair) {
             core.counters.upstreams_resting.add(1);
         }
+        // Late replies must be read, or the next client would get them.
+        self.unhalt(core, slot);
     }
 
     /// Takes the longest resting socket or pair off the endpoint's list.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use config_sync::table::routing::EndpointId;
+use config_sync::table::steering::Share;
 use hashbrown::HashTable;
 
 use crate::contract::{Carried, Token};
@@ -51,6 +52,8 @@ pub struct Flows {
     pub slipped: u32,
     /// Sockets that receive again at a time, the earliest first.
     pub paused: VecDeque<(u64, Token)>,
+    /// Until a time, only these sources begin flows here: the sockets may hold datagrams of others.
+    pub only: Option<(Share, u64)>,
     /// Set if all flows must end, for this reason.
     pub ending: Option<CloseReason>,
     /// Endpoints that a moving flow passes over. Empty between moves.
@@ -67,11 +70,23 @@ pub struct Upstream {
     /// The source address of this socket's port.
     pub from: From,
     pub closing: bool,
+    pub halt: Halt,
     /// Datagrams that were sent for the flow.
     pub sent: u32,
     pub rests_since: u64,
     /// The next socket or pair of this endpoint that came to rest.
     pub next: u32,
+}
+
+/// Whether a socket receives nothing for now, because its flow goes to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    No,
+    /// The ring was told. What it had received still comes.
+    Asked,
+    Done,
+    /// The ring was told in vain: when the socket has stopped, it goes on.
+    Revoked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +104,8 @@ pub enum Role {
 
 impl Upstream {
     pub fn new(endpoint: EndpointId, role: Role, from: From) -> Self {
-        let (flow, next) = (NONE, NONE);
-        Self { endpoint, flow, role, from, closing: false, sent: 0, rests_since: 0, next }
+        let (flow, next, halt) = (NONE, NONE, Halt::No);
+        Self { endpoint, flow, role, from, closing: false, halt, sent: 0, rests_since: 0, next }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::proxy::core::Core;
 use crate::proxy::slab::NONE;
+use crate::proxy::udp::flow::Flow;
 use crate::proxy::udp::state::{Flows, Role};
 use crate::stats::records::CloseReason;
 
@@ -53,7 +54,8 @@ impl Flows {
         for _ in 0..share(self.flows.high_water(), period) {
             let slot = self.sweep.flow;
             self.sweep.flow = (slot + 1) % self.flows.high_water();
-            let flow = self.flows.at(slot).filter(|flow| !flow.is_promoted());
+            let is_free = |flow: &&Flow| !flow.is_promoted() && !flow.is_shared();
+            let flow = self.flows.at(slot).filter(is_free);
             if let Some(reason) = flow.and_then(|flow| flow.over(core, crowded)) {
                 self.end(core, slot, reason);
             }
@@ -91,7 +93,8 @@ impl Flows {
         for _ in 0..self.flows.high_water().min(MOST_LOOKS) {
             let slot = self.sweep.flow;
             self.sweep.flow = (slot + 1) % self.flows.high_water();
-            if self.flows.at(slot).is_some() {
+            // What another process may have ends when it is decided whose it is.
+            if self.flows.at(slot).is_some_and(|flow| !flow.is_shared()) {
                 self.end(core, slot, reason);
                 ends += 1;
                 if ends == MOST_CLOSES {

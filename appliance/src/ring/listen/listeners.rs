@@ -46,6 +46,8 @@ struct ListenSocket {
     generation: u32,
     /// A multishot is in flight.
     armed: bool,
+    /// UDP: no receive may begin until `Receive`.
+    halted: bool,
     state: State,
     /// UDP: a socket for all addresses receives the datagrams for this address. This socket only
     /// sends.
@@ -129,6 +131,7 @@ impl Listeners {
             local,
             generation,
             armed: false,
+            halted: false,
             state,
             deaf: false,
             successor: None,
@@ -175,12 +178,33 @@ impl Listeners {
     /// The socket of a UDP listener that must receive now, and the user data for the receive.
     pub fn arm_receive(&mut self, slot: u32) -> Option<(Target, UserData)> {
         let listener = self.get_mut(slot)?;
-        if listener.armed || listener.state != State::Open {
+        if listener.armed || listener.halted || listener.state != State::Open {
             return None;
         }
         listener.armed = true;
         let user_data = UserData::new(What::ReceiveDown, slot, listener.generation);
         Some((Target::Plain(listener.fd.as_raw_fd()), user_data))
+    }
+
+    /// `Halt` of a UDP listener.
+    pub fn halt(&mut self, slot: u32, queue: &mut Queue, turn: &mut Turn) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        if listener.state != State::Open {
+            return;
+        }
+        listener.halted = true;
+        if listener.armed {
+            queue.cancel(UserData::new(What::ReceiveDown, slot, listener.generation));
+        } else {
+            turn.push(Token::socket(SocketId(slot)), Event::Stopped { why: None });
+        }
+    }
+
+    /// `Receive` of a UDP listener.
+    pub fn hear(&mut self, slot: u32) {
+        if let Some(listener) = self.get_mut(slot) {
+            listener.halted = false;
+        }
     }
 
     /// The socket to send replies from.

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use ahash::RandomState;
+use config_sync::table::steering::{SPREAD, Secrets, secrets};
 use libc::{
     BPF_A, BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD,
     BPF_LDX, BPF_LSH, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX,
@@ -53,19 +53,6 @@ pub fn refuse_new_connections(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// `SKF_NET_OFF`, -0x100000. Offsets from here on count from the network header. The program's own
 /// data begins only behind the transport header.
 const NETWORK: u32 = 0xfff0_0000;
-
-/// Odd constants with well-spread bits (the golden ratio; the finaliser of MurmurHash3).
-const SPREAD: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
-
-/// The secrets that are mixed in: before the address is spread, behind the port, and between the
-/// last steps.
-type Secrets = [u32; 3];
-
-fn secrets(seed: u64) -> Secrets {
-    let state = RandomState::with_seeds(seed, 4, 5, 6);
-    let low = |number: u64| u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
-    [0, 1, 2].map(|number: u32| low(state.hash_one(number)))
-}
 
 fn steer_ipv4(sockets: u32, secrets: Secrets) -> Vec<sock_filter> {
     const SOURCE: u32 = 12;
@@ -154,4 +141,53 @@ fn set_program(fd: BorrowedFd<'_>, option: i32, program: &[sock_filter]) -> io::
         filter: program.as_ptr().cast_mut(),
     };
     set_option(fd, libc::SOL_SOCKET, option, &program)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::AsFd as _;
+    use std::time::Duration;
+
+    use config_sync::table::steering::worker_of;
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_steers_as_it_is_computed() {
+        const SEED: u64 = 0x1234_5678_9abc_def0;
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let mut address: SocketAddr = address.parse().expect("an address");
+            let group: Vec<UdpSocket> = (0..3)
+                .map(|number| {
+                    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None);
+                    let socket = socket.expect("a socket");
+                    socket.set_reuse_port(true).expect("an option");
+                    socket.bind(&address.into()).expect("an address");
+                    if number == 0 {
+                        attach(socket.as_fd(), address.is_ipv4(), 3, SEED).expect("a program");
+                        let bound = socket.local_addr().expect("bound").as_socket();
+                        address = bound.expect("an IP address");
+                    }
+                    UdpSocket::from(socket)
+                })
+                .collect();
+            for socket in &group {
+                socket.set_nonblocking(false).expect("a flag");
+                socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            }
+            let mut got = [0; 3];
+            for _ in 0..30 {
+                let client = UdpSocket::bind((address.ip(), 0)).expect("a client");
+                client.send_to(b"x", address).expect("it is sent");
+                let source = client.local_addr().expect("bound");
+                let worker = worker_of(source, 3, SEED);
+                let (_, from) = group[worker].recv_from(&mut [0; 8]).expect("it comes there");
+                assert_eq!(from, source);
+                got[worker] += 1;
+            }
+            assert!(got.iter().all(|got| *got > 0), "all sockets are used: {got:?}");
+        }
+    }
 }

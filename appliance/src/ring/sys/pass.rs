@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use socket2::SockRef;
 
 /// The most descriptors beside one packet.
-pub const MOST: usize = 64;
+pub const MOST: usize = 200;
 
 /// Sends a packet, with copies of the descriptors beside it. A packet goes whole or not at all.
 ///

@@ -77,6 +77,14 @@ impl Files {
         }
     }
 
+    /// A descriptor of the file of a place. `None`: the process may have no more.
+    pub fn copy(&self, place: u32, queue: &mut Queue) -> Option<OwnedFd> {
+        match &self.kept {
+            Kept::Registered => queue.install(place),
+            Kept::Plain(files) => files[place as usize].as_ref()?.try_clone().ok(),
+        }
+    }
+
     /// Closes the file of a place. No request for the file may be in flight, or about to be
     /// submitted.
     pub fn close(&mut self, place: u32, queue: &Queue) {

@@ -39,18 +39,32 @@ impl Promoted {
     /// A socket was opened in a slot. Only sockets that open while there is a path can carry a
     /// promoted flow, because later nobody can ask a registered file for its address.
     pub fn opened(&mut self, token: Token, fd: BorrowedFd<'_>, endpoint: &SocketAddr, most: usize) {
+        let own = self.own_address(fd);
+        self.arrived(token, own, endpoint, most);
+    }
+
+    /// The address that a connected socket sends from, if there is a path.
+    pub fn own_address(&self, fd: BorrowedFd<'_>) -> Option<SocketAddr> {
+        self.path.get()?;
+        own_address(fd)
+    }
+
+    /// As `opened`, for a socket that sends from `own`.
+    pub fn arrived(
+        &mut self,
+        token: Token,
+        own: Option<SocketAddr>,
+        endpoint: &SocketAddr,
+        most: usize,
+    ) {
         if self.path.get().is_none() {
             return;
         }
         if self.slots.is_empty() {
             self.slots.resize(most, None);
         }
-        let known = own_address(fd).map(|own| Known {
-            generation: token.generation,
-            own,
-            endpoint: *endpoint,
-            ways: None,
-        });
+        let (generation, endpoint) = (token.generation, *endpoint);
+        let known = own.map(|own| Known { generation, own, endpoint, ways: None });
         self.slots[token.slot as usize] = known;
     }
 

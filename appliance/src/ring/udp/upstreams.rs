@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use config_sync::table::routing::{Limits, SocketId};
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
-use crate::contract::{BufferId, Event, Kind, Origin, Part, SHARED_SOCKETS, Token, Why};
+use crate::contract::{BufferId, Event, Kind, Origin, Part, SHARED_SOCKETS, Token, Why, size};
 use crate::ring::buffers::{Buffers, Shape, check_count};
 use crate::ring::error::RingError;
 use crate::ring::features::Features;
@@ -41,6 +41,8 @@ pub struct Udp {
     /// Source addresses that had no free port in this round. Another search at once would find none
     /// either.
     out_of_ports: Vec<(bool, Origin, u32)>,
+    /// Sockets of another process's flows, until they are attached.
+    arrivals: Vec<Option<Arrival>>,
     sends: Sends,
     promoted: Promoted,
     down: Box<Shape>,
@@ -57,6 +59,18 @@ struct Upstream {
     shared: bool,
     /// A receive is in flight or about to be.
     armed: bool,
+    /// No receive may begin until `Receive`.
+    halted: bool,
+}
+
+/// A connected socket that another process has too.
+struct Arrival {
+    /// The place of the socket in `files`.
+    file: u32,
+    peer: SocketAddr,
+    /// Payload bytes that the path takes whole.
+    room: u16,
+    own: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +92,7 @@ impl Udp {
             files: Files::new(upstreams, features, queue)?,
             arming: Vec::with_capacity(1024),
             out_of_ports: Vec::with_capacity(MOST_OUT_OF_PORTS),
+            arrivals: Vec::new(),
             sends: Sends::new(limits.buffers, upstreams),
             promoted: Promoted::default(),
             down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
@@ -100,7 +115,60 @@ impl Udp {
 
     /// `Receive`: begins when this turn's buffers are back.
     pub fn receive(&mut self, token: Token) {
+        if token.kind == Kind::Upstream
+            && let Some(upstream) = self.live(token.slot, token.generation)
+        {
+            upstream.halted = false;
+        }
         self.arming.push((token.kind, token.slot));
+    }
+
+    /// `Halt` of an upstream socket.
+    pub fn halt(&mut self, token: Token, queue: &mut Queue, turn: &mut Turn) {
+        let Some(upstream) = self.live(token.slot, token.generation) else { return };
+        upstream.halted = true;
+        if upstream.armed {
+            queue.cancel(UserData::new(What::ReceiveUp, token.slot, token.generation));
+        } else {
+            turn.push(token, Event::Stopped { why: None });
+        }
+    }
+
+    /// Keeps a socket of another process's flow, and returns the number by which
+    /// `Op::AttachUpstream` names it. `None`: there is no room, or the socket is not connected.
+    pub fn arrive(&mut self, fd: OwnedFd, queue: &Queue) -> Option<u32> {
+        let peer = SockRef::from(&fd).peer_addr().ok()?.as_socket()?;
+        let (room, own) = (path_room(fd.as_fd(), &peer), self.promoted.own_address(fd.as_fd()));
+        let file = self.files.put(fd, queue).ok()?;
+        self.arrivals.push(Some(Arrival { file, peer, room, own }));
+        Some(size(self.arrivals.len() - 1))
+    }
+
+    /// Closes what has arrived and was not attached.
+    pub fn clear_arrivals(&mut self, queue: &Queue) {
+        for Arrival { file, .. } in self.arrivals.drain(..).flatten() {
+            self.files.close(file, queue);
+        }
+    }
+
+    pub fn attach(&mut self, token: Token, incoming: u32) {
+        let arrival = self.arrivals.get_mut(incoming as usize).and_then(Option::take);
+        let Arrival { file, peer, room, own } =
+            arrival.expect("a socket that arrived is attached once");
+        let most = self.upstreams.len();
+        let slot = &mut self.upstreams[token.slot as usize];
+        assert_eq!(slot.life, Life::Free, "an upstream's slot is free before it is used again");
+        let generation = token.generation;
+        *slot =
+            Upstream { generation, file, life: Life::Open, halted: true, ..Upstream::default() };
+        self.sends.path(token).takes(room);
+        self.promoted.arrived(token, own, &peer, most);
+    }
+
+    /// A copy of an upstream socket, for another process. `None`: no file is left.
+    pub fn copy(&mut self, token: Token, queue: &mut Queue) -> Option<OwnedFd> {
+        let file = self.live(token.slot, token.generation)?.file;
+        self.files.copy(file, queue)
     }
 
     pub fn open(
@@ -157,7 +225,8 @@ impl Udp {
                     self.sends.path(token).takes(room);
                 }
                 let (generation, shared) = (token.generation, peer.is_none());
-                *slot = Upstream { generation, file, life: Life::Open, shared, armed: false };
+                let (life, fresh) = (Life::Open, Upstream::default());
+                *slot = Upstream { generation, file, life, shared, ..fresh };
                 None
             }
             Err(error) => {
@@ -238,7 +307,7 @@ impl Udp {
             return;
         }
         let upstream = &mut self.upstreams[slot as usize];
-        if upstream.life == Life::Open && !upstream.armed {
+        if upstream.life == Life::Open && !upstream.armed && !upstream.halted {
             upstream.armed = true;
             let user_data = UserData::new(What::ReceiveUp, slot, upstream.generation);
             let target = self.files.target(upstream.file);
@@ -368,13 +437,14 @@ fn filled_buffer(completion: &Completion) -> Option<(u16, usize)> {
     Some((completion.buffer()?, usize::try_from(completion.result).ok()?))
 }
 
-/// Why a receive has ended. A lack of buffers and an empty datagram are no errors.
+/// Why a receive has ended. A lack of buffers, an empty datagram and `Halt` are no errors.
 fn ending(completion: &Completion, counters: &Counters) -> Option<Why> {
     match -completion.result {
         libc::ENOBUFS => {
             counters.buffer_shortages.add(1);
             None
         }
+        libc::ECANCELED => None,
         errno if errno > 0 => Some(why(errno)),
         _ => None,
     }

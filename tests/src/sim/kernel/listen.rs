@@ -24,6 +24,7 @@ impl Kernel {
             armed: false,
             ending: false,
             released: false,
+            halted: false,
             followed: false,
             handshakes: 0,
             backlog: VecDeque::new(),

@@ -46,6 +46,8 @@ pub(crate) struct Listening {
     pub(crate) ending: bool,
     /// `Release` was asked for. UDP: the socket still sends.
     pub(crate) released: bool,
+    /// UDP: `Halt` was asked for: it receives only after `Receive`.
+    pub(crate) halted: bool,
     /// UDP: was handed over anew while it ends, and is followed by that.
     pub(crate) followed: bool,
     /// Handshakes that have begun: they end in the backlog even after `Unlisten`.
@@ -89,6 +91,8 @@ pub(crate) enum Pending {
     Abandoned(Token),
     Close(Token, bool),
     Receive(Token),
+    /// The cancellation of a receive is through.
+    Halted(Token),
     SendFailed(Token, Why, u32),
     Closed(Token),
     Dead(Token),
@@ -124,6 +128,10 @@ pub struct Kernel {
     pub(crate) frozen: BTreeSet<Token>,
     /// Sessions whose connections another process has got, by the number of that.
     pub(crate) arrivals: Vec<Token>,
+    /// Upstream sockets that another process has got, by the number of that.
+    pub(crate) lent: Vec<Token>,
+    /// What another process calls an upstream socket that it has got.
+    pub(crate) borrowed: BTreeMap<Token, Token>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) sessions: BTreeMap<u32, Session>,
     /// The client of every session so far, by the session's slot and generation.
@@ -196,6 +204,8 @@ impl Kernel {
             incoming: BTreeMap::new(),
             frozen: BTreeSet::new(),
             arrivals: Vec::new(),
+            lent: Vec::new(),
+            borrowed: BTreeMap::new(),
             conns: Vec::new(),
             sessions: BTreeMap::new(),
             adopted: BTreeMap::new(),

@@ -53,6 +53,8 @@ impl Kernel {
             Op::Shutdown { side } => self.shutdown(token, side),
             Op::Close { reset } => self.close(token, reset),
             Op::Receive => self.receive(token),
+            Op::Halt => self.halt(token, turn),
+            Op::AttachUpstream { incoming } => self.attach_upstream(token, incoming),
             Op::Open { address, interface, .. } => {
                 self.open(token, Some((address, interface)), turn);
             }
@@ -108,6 +110,7 @@ impl Kernel {
             Pending::Abandoned(token) => self.abandoned(token, turn),
             Pending::Close(token, reset) => self.closing_done(token, reset, turn),
             Pending::Receive(token) => self.receive_all(token, turn),
+            Pending::Halted(token) => self.has_halted(token, turn),
             Pending::SendFailed(token, why, count) => self.send_failed(token, why, count, turn),
             Pending::Closed(token) => self.upstream_closed(token, turn),
             Pending::Dead(token) => self.dead_event(token, turn),

@@ -52,6 +52,8 @@ impl Kernel {
                 armed: false,
                 told: false,
                 closing: false,
+                halted: false,
+                away: false,
                 stopped: 0,
                 pause_until: 0,
                 refused: false,

@@ -101,6 +101,6 @@ impl Kernel {
             Some(address) => path.local.is_none() && address == path.endpoint,
             None => path.local.is_some(),
         };
-        self.upstreams.values_mut().find(|u| u.port == path.port && takes(u))
+        self.upstreams.values_mut().find(|u| u.port == path.port && !u.away && takes(u))
     }
 }

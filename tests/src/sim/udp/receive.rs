@@ -21,7 +21,7 @@ impl Kernel {
                 }
                 assert!(!socket.ending && !socket.released, "Receive after the end");
                 assert!(now >= socket.pause_until, "Receive without a pause after an error");
-                socket.armed = true;
+                (socket.armed, socket.halted) = (true, false);
             }
             // Asked for together with an Open that failed.
             Kind::Upstream if self.open_failed.contains(&token) => return,
@@ -29,7 +29,8 @@ impl Kernel {
                 let upstream = self.upstream(token);
                 assert!(!upstream.armed, "Receive while receiving");
                 assert!(now >= upstream.pause_until, "Receive without a pause after an error");
-                upstream.armed = true;
+                assert!(!upstream.away, "Receive on a socket that is another process's");
+                (upstream.armed, upstream.halted) = (true, false);
                 upstream.told = true;
             }
             Kind::Session => panic!("Receive on a session"),

@@ -22,6 +22,7 @@ impl Kernel {
         }
         let upstream = self.upstream(token);
         let exchange = datagram.exchange;
+        assert!(!upstream.away, "SendUp on a socket that is another process's");
         upstream.serves = Some(exchange);
         let endpoint = upstream.address.expect("SendUp on a shared socket");
         let (port, interface) = (upstream.port, upstream.interface);

@@ -26,6 +26,10 @@ pub struct Upstream {
     /// `Receive` was asked for since the last turn.
     pub(super) told: bool,
     pub(super) closing: bool,
+    /// `Halt` was asked for, or it was attached: it receives only after `Receive`.
+    pub(crate) halted: bool,
+    /// Another process has it too, and gets what comes.
+    pub(super) away: bool,
     /// When it last stopped for an error of the machine's, and when receiving may be asked for
     /// again, microseconds.
     pub(crate) stopped: u64,

@@ -122,7 +122,11 @@ impl Asked {
                 assert!(!reply.entries.is_empty() || ends, "{handle:?} was not found");
                 None
             }
-            What::Part { .. } | What::Forget(_) | What::GoOn(_) => {
+            What::Part { .. }
+            | What::Forget(_)
+            | What::GoOn(_)
+            | What::Deafen(_)
+            | What::Hear { .. } => {
                 unreachable!("`moves` asks these")
             }
             What::KillAll { .. } => {

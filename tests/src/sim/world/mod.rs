@@ -41,8 +41,10 @@ pub struct Outcome {
     pub events: u64,
     pub sessions: u64,
     pub flows: u64,
-    /// Sessions that another process has adopted.
+    /// Sessions and flows that another process has adopted.
     pub moved: u64,
+    /// Flows among them.
+    pub moved_flows: u64,
 }
 
 /// Runs a seed; panics with the invariant that was broken.
@@ -131,7 +133,7 @@ enum Action {
     SwapTable,
     ChangeEndpoint,
     Ask,
-    /// Sessions go to another process.
+    /// Sessions or flows go to another process.
     Part,
 }
 
@@ -273,6 +275,7 @@ impl World {
             sessions: self.kernel.accepted,
             flows: self.exchanges,
             moved: self.check.moves.adopted,
+            moved_flows: self.check.moves.flows,
         }
     }
 

@@ -1,9 +1,10 @@
-//! What is under way of sessions that go from one process to another.
+//! What is under way of sessions and flows that go from one process to another.
 
 use std::collections::BTreeMap;
 
-use config_sync::table::moving::Moving;
+use config_sync::table::moving::{Moving, MovingFlow};
 use config_sync::table::request::Handle;
+use ringway::contract::Token;
 use ringway::stats::records::Reply;
 
 /// Requests about sessions that move have numbers from here on.
@@ -21,14 +22,30 @@ pub struct Moves {
     /// Until when sessions may pause that nobody offers.
     pub pausing: u64,
     pub replies: Vec<Reply>,
-    /// Sessions that were adopted.
+    /// Sessions and flows that were adopted.
     pub adopted: u64,
+    /// Flows that were adopted.
+    pub flows: u64,
+    pub hearing: Hearing,
+    /// The sockets of flows that were offered.
+    pub upstreams: BTreeMap<Handle, Token>,
+}
+
+/// Whether the proxy receives the datagrams of clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hearing {
+    #[default]
+    Hears,
+    /// The request to leave them has no answer yet.
+    Stops(u64),
+    Deaf,
 }
 
 #[derive(Debug)]
 pub enum Task {
     /// The other process takes the session, or does not.
     Offered(Handle, Box<Moving>),
+    OfferedFlow(Handle, Box<MovingFlow>),
     /// It has the session, and says so, or nobody hears it.
     Adopted {
         old: Handle,
@@ -44,6 +61,10 @@ impl Moves {
     }
 
     pub fn is_open(&self) -> bool {
+        self.is_moving() || self.hearing != Hearing::Hears
+    }
+
+    pub fn is_moving(&self) -> bool {
         self.asked.is_some() || !self.adopting.is_empty() || !self.due.is_empty()
     }
 

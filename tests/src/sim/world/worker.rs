@@ -4,6 +4,7 @@ use ringway::contract::Event;
 use ringway::proxy::table_queue::Step;
 
 use super::World;
+use crate::sim::world::under_way::Hearing;
 
 impl World {
     pub(super) fn worker_turn(&mut self, most: usize) {
@@ -106,7 +107,9 @@ impl World {
         self.check.gauges(&self.kernel, &self.counters);
         self.read_records();
         if self.tables.is_empty() {
-            self.kernel.check_armed();
+            let moves = &self.check.moves;
+            let is_deaf = moves.hearing != Hearing::Hears;
+            self.kernel.check_armed(is_deaf, moves.may_pause(self.kernel.now));
             self.kernel.check_listening(&self.in_force, &self.leaving);
         }
     }

@@ -1,0 +1,400 @@
+//! UDP flows go on in the next process of an upgrade: each keeps its endpoint and its source port
+//! there, no datagram comes to a wrong client, and if the next process fails, the flow goes on
+//! where it was.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use config_sync::table::address::UnixPath;
+use ringway::ring::listen::unix;
+use ringway::ring::sys::pass;
+use ringway::wire::hand_over::{Flow, MOST_BYTES, Message, read, write};
+use ringway_tests::real::config::{backend, listener, route};
+use ringway_tests::real::{
+    Gateway, Launch, Server, SetWhenDropped, free_address, now, udp_client, wait_until,
+};
+use socket2::Type;
+
+/// Only a test that hangs takes so long.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Answers with the port that the datagram came from, the endpoint's name, and the datagram.
+fn witness(name: &'static str) -> Server {
+    Server::udp(move |socket, bytes, peer| {
+        let heard = format!("{} {name} {}", peer.port(), String::from_utf8_lossy(bytes));
+        let _ = socket.send_to(heard.as_bytes(), peer);
+    })
+}
+
+/// A gateway with one UDP listener and two endpoints.
+struct Setup {
+    gateway: Gateway,
+    udp: SocketAddr,
+    _servers: [Server; 2],
+}
+
+impl Setup {
+    fn new(listener_keys: &str, backend_keys: &str) -> Self {
+        let servers = [witness("a"), witness("b")];
+        let udp = free_address();
+        let config = "drain_timeout = \"300s\"\n".to_owned()
+            + &listener("udp", "UDP", udp, listener_keys)
+            + &route("udp", "udp", &[("udp", 1)], "")
+            + &backend("udp", servers.iter().map(|server| server.address), backend_keys);
+        let gateway = Launch::default().socket().start(&config);
+        Self { gateway, udp, _servers: servers }
+    }
+
+    fn upgrade(&self) {
+        self.gateway.asks(&["upgrade"]);
+    }
+
+    /// Upgrades, and waits until the process before has ended, because all its flows have gone.
+    fn move_all(&self) {
+        self.upgrade();
+        wait_until("all flows have gone", || self.gateway.line().len() == 1);
+    }
+
+    fn flows_taken_over(&self) -> u64 {
+        let status = self.gateway.asks(&["status"]);
+        status["upgrade"]["flows_taken_over"].as_u64().expect("a number")
+    }
+}
+
+/// Port and endpoint of a client's flow, as the endpoint sees them.
+fn way(client: &UdpSocket, word: &str) -> String {
+    client.set_nonblocking(false).expect("a flag");
+    client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    client.send(word.as_bytes()).expect("it is sent");
+    let mut answer = [0; 128];
+    let len = client.recv(&mut answer).expect("the flow lives");
+    let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
+    let (way, heard) = answer.rsplit_once(' ').expect("three words");
+    assert_eq!(heard, word, "an answer to another datagram");
+    way.to_owned()
+}
+
+/// The client of a game: each of its flows sends some times a second, and hears the same back.
+struct Player {
+    socket: UdpSocket,
+    number: usize,
+    sent: u64,
+    heard: u64,
+    /// Bytes that the client has heard.
+    bytes: u64,
+    way: Option<String>,
+}
+
+impl Player {
+    fn new(address: SocketAddr, number: usize) -> Self {
+        let socket = udp_client(address);
+        socket.set_nonblocking(true).expect("a flag");
+        Self { socket, number, sent: 0, heard: 0, bytes: 0, way: None }
+    }
+
+    fn word(&self, number: u64) -> String {
+        format!("{:05}:{number:08}", self.number)
+    }
+
+    fn send(&mut self) {
+        self.sent += 1;
+        self.socket.send(self.word(self.sent).as_bytes()).expect("it is sent");
+    }
+
+    fn hear(&mut self) {
+        let mut answer = [0; 128];
+        loop {
+            let len = match self.socket.recv(&mut answer) {
+                Ok(len) => len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("{error}"),
+            };
+            let text = String::from_utf8_lossy(&answer[..len]).into_owned();
+            let (way, word) = text.rsplit_once(' ').expect("three words");
+            assert!(word.starts_with(&self.word(0)[..6]), "of another client: {text}");
+            let before = self.way.get_or_insert_with(|| way.to_owned());
+            assert_eq!(before, way, "the flow has another port or endpoint");
+            self.heard += 1;
+            self.bytes += len as u64;
+        }
+    }
+}
+
+fn play(over: &AtomicBool, address: SocketAddr, numbers: std::ops::Range<usize>) -> Vec<Player> {
+    let mut players: Vec<_> = numbers.map(|number| Player::new(address, number)).collect();
+    while !over.load(Ordering::SeqCst) {
+        for some in players.chunks_mut(50) {
+            some.iter_mut().for_each(Player::send);
+            std::thread::sleep(Duration::from_millis(2));
+            some.iter_mut().for_each(Player::hear);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for _ in 0..100 {
+        players.iter_mut().for_each(Player::hear);
+        if players.iter().all(|player| player.heard == player.sent) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    players
+}
+
+fn flows_go_on(count: usize, upgrades: usize) {
+    let setup = Setup::new("flow_timeout = \"3s\"\n", "");
+    let over = AtomicBool::new(false);
+    let players: Vec<Player> = std::thread::scope(|scope| {
+        let set = SetWhenDropped(&over);
+        let (over, udp) = (&over, setup.udp);
+        let half = count / 2;
+        let threads = [0..half, half..count].map(|of| scope.spawn(move || play(over, udp, of)));
+        let active = || setup.gateway.metrics().value("ringway_flows_active", &[]);
+        wait_until("all flows are there", || active() == count as u64);
+        for round in 0..upgrades {
+            setup.move_all();
+            assert_eq!(setup.flows_taken_over(), count as u64, "round {round}");
+            assert_eq!(active(), count as u64, "round {round}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        drop(set);
+        threads.into_iter().flat_map(|thread| thread.join().expect("it ends well")).collect()
+    });
+    let (sent, heard): (u64, u64) = (
+        players.iter().map(|player| player.sent).sum(),
+        players.iter().map(|player| player.heard).sum(),
+    );
+    let waits = setup.gateway.stderr();
+    let waits = waits.lines().filter_map(|line| line.split_once("datagrams waited "));
+    let waits: Vec<_> = waits.map(|(_, wait)| wait).collect();
+    eprintln!("{count} flows: {sent} sent, {heard} heard; datagrams waited {waits:?}");
+    assert_eq!(sent, heard, "datagrams were lost");
+    let by_client: BTreeMap<_, _> = players
+        .iter()
+        .map(|player| (player.socket.local_addr().expect("bound").to_string(), player))
+        .collect();
+    let closes = setup.gateway.closes(count);
+    assert_eq!(closes.len(), count, "one line for each flow");
+    for line in closes {
+        let player = by_client[line.text("client").expect("a client")];
+        assert_eq!(line.text("reason"), Some("flow_timeout"), "{line:?}");
+        assert_eq!(line.number("bytes_up"), player.sent * 14, "{line:?}");
+        assert_eq!(line.number("bytes_down"), player.bytes, "{line:?}");
+    }
+    assert_eq!(setup.gateway.metrics().value("ringway_flows_active", &[]), 0);
+}
+
+#[test]
+fn two_hundred_flows_go_on_through_five_upgrades() {
+    flows_go_on(200, 5);
+}
+
+/// `tests/run --long` runs it.
+#[test]
+#[ignore = "it takes a minute"]
+fn two_thousand_flows_go_on_through_twenty_upgrades() {
+    flows_go_on(2_000, 20);
+}
+
+/// Each flow comes to the worker that hears its client, also if there are more workers or fewer.
+#[test]
+fn the_number_of_workers_may_change() {
+    let setup = Setup::new("", "");
+    let clients: Vec<_> = (0..50).map(|_| udp_client(setup.udp)).collect();
+    let ways: Vec<_> = clients.iter().map(|client| way(client, "before")).collect();
+    let file = setup.gateway.candidate("").with_file_name("ringway.toml");
+    for cores in ["[0]", "[0, 1]", "[1]", "[0, 1]"] {
+        let text = std::fs::read_to_string(&file).expect("the configuration");
+        let start = text.find("cores = ").expect("cores");
+        let end = start + text[start..].find(']').expect("a list") + 1;
+        let text = format!("{}cores = {cores}{}", &text[..start], &text[end..]);
+        std::fs::write(&file, text).expect("the configuration is written");
+        setup.move_all();
+        assert_eq!(setup.flows_taken_over(), 50, "{cores}");
+        for (client, before) in clients.iter().zip(&ways) {
+            assert_eq!(way(client, "after"), *before, "{cores}");
+        }
+    }
+    assert_eq!(setup.gateway.metrics().value("ringway_flows_active", &[]), 50);
+}
+
+/// `max_sessions` holds for flows that came from the process before.
+#[test]
+fn flows_that_came_count_in_limits() {
+    let setup = Setup::new("max_sessions = 2\n", "");
+    let clients = [udp_client(setup.udp), udp_client(setup.udp)];
+    let ways = clients.each_ref().map(|client| way(client, "before"));
+    setup.move_all();
+    let third = udp_client(setup.udp);
+    third.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+    third.send(b"third").expect("it is sent");
+    assert!(third.recv(&mut [0; 64]).is_err(), "there is no place for a third");
+    assert_eq!(clients.each_ref().map(|client| way(client, "after")), ways);
+}
+
+/// The header of a proxy goes along: the endpoint hears it in front of each datagram, as before.
+#[test]
+fn the_endpoint_hears_of_one_client() {
+    let setup = Setup::new("", "send_proxy = \"v2\"\nproxy_tlvs = [\"unique-id\"]\n");
+    let client = udp_client(setup.udp);
+    client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let mut heard = Vec::new();
+    for _ in 0..3 {
+        client.send(b"word").expect("it is sent");
+        let mut answer = [0; 512];
+        let len = client.recv(&mut answer).expect("the flow lives");
+        heard.push(answer[..len].to_vec());
+        setup.move_all();
+    }
+    assert!(heard.iter().all(|answer| *answer == heard[0]), "{heard:?}");
+}
+
+/// Flows of shared sockets stay, and their clients get new flows.
+#[test]
+fn flows_of_shared_sockets_begin_anew() {
+    let keys = "upstream_sockets = \"shared\"\nsource = [\"127.1.0.0/28\"]\n";
+    let setup = Setup::new("", keys);
+    let client = udp_client(setup.udp);
+    way(&client, "before");
+    setup.upgrade();
+    way(&client, "after");
+    assert_eq!(setup.flows_taken_over(), 0);
+}
+
+/// A new process as a test writes it.
+struct Imposter(OwnedFd);
+
+impl Imposter {
+    /// Asks for all listening sockets, and says that it serves.
+    fn is_ready(setup: &Setup) -> (Self, Vec<OwnedFd>) {
+        let path = format!("{}.upgrade", setup.gateway.socket().display());
+        let path = UnixPath::new(&path).expect("a path");
+        let socket = unix::connect(path, Type::SEQPACKET).expect("the door is open");
+        pass::set_patience(socket.as_fd(), DEADLINE).expect("a timeout");
+        let new = Self(socket);
+        new.say(&Message::Hello { program: "test".into(), workers: 2 });
+        let (Message::Offer { sockets: count, .. }, _) = new.hears() else { panic!("no offer") };
+        let mut sockets = Vec::new();
+        while sockets.len() < count as usize {
+            let (Message::Sockets(_), some) = new.hears() else { panic!("no sockets") };
+            sockets.extend(some);
+        }
+        new.say(&Message::Taken((0..count).collect()));
+        new.say(&Message::Ready);
+        (new, sockets)
+    }
+
+    fn say(&self, message: &Message) {
+        pass::send(self.0.as_fd(), &write(message), &[]).expect("it is sent");
+    }
+
+    fn hears(&self) -> (Message, Vec<OwnedFd>) {
+        let mut bytes = vec![0; MOST_BYTES];
+        let (len, sockets) = pass::receive(self.0.as_fd(), &mut bytes).expect("a packet");
+        (read(&bytes[..len]).expect("a message"), sockets)
+    }
+
+    fn is_offered(&self) -> (Vec<Flow>, Vec<OwnedFd>) {
+        match self.hears() {
+            (Message::Flows(flows), sockets) => (flows, sockets),
+            (other, _) => panic!("no flows: {other:?}"),
+        }
+    }
+}
+
+impl Imposter {
+    /// Adopts all flows, until nothing is missing but its last word.
+    fn adopts_all(&self) -> Vec<(Flow, OwnedFd)> {
+        let mut offered = Vec::new();
+        loop {
+            match self.hears() {
+                (Message::Flows(flows), sockets) => {
+                    self.say(&Message::Adopted(vec![true; flows.len()]));
+                    offered.extend(flows.into_iter().zip(sockets));
+                }
+                (Message::Yours, _) => return offered,
+                (other, _) => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// Whatever the new process does before its last word, or in place of it, the flow goes on in the
+/// old one, from the same port, and no datagram is lost that came meanwhile.
+#[test]
+fn a_flow_survives_a_new_process_that_fails() {
+    type Act = fn(&Imposter);
+    let acts: &[(&str, Act)] = &[
+        ("hangs up before", |_| {}),
+        ("hangs up", |new| drop(new.is_offered())),
+        ("says too little", |new| {
+            let _sockets = new.is_offered();
+            new.say(&Message::Adopted(Vec::new()));
+            assert!(matches!(new.hears().0, Message::Refused { .. }));
+        }),
+        ("says nonsense", |new| {
+            let _sockets = new.is_offered();
+            pass::send(new.0.as_fd(), b"nonsense", &[]).expect("it is sent");
+            assert!(matches!(new.hears().0, Message::Refused { .. }));
+        }),
+        ("says nothing", |new| {
+            let _sockets = new.is_offered();
+            assert!(matches!(new.hears().0, Message::Refused { .. }));
+        }),
+        ("dies before its last word", |new| drop(new.adopts_all())),
+    ];
+    let setup = Setup::new("", "");
+    let clients: Vec<_> = (0..20).map(|_| udp_client(setup.udp)).collect();
+    let ways: Vec<_> = clients.iter().map(|client| way(client, "before")).collect();
+    let failures = || setup.gateway.metrics().value("ringway_upgrade_failures_total", &[]);
+    for (number, (what, act)) in (1..).zip(acts) {
+        let (new, _listening) = Imposter::is_ready(&setup);
+        let began = now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                act(&new);
+                drop(new);
+            });
+            for (client, before) in clients.iter().zip(&ways) {
+                assert_eq!(way(client, "meanwhile"), *before, "the new process {what}");
+            }
+        });
+        wait_until("the upgrade has failed", || failures() == number);
+        assert!(began.elapsed() < Duration::from_secs(20), "the new process {what}");
+        for (client, before) in clients.iter().zip(&ways) {
+            assert_eq!(way(client, "after"), *before, "the new process {what}");
+        }
+    }
+    setup.move_all();
+    assert_eq!(setup.flows_taken_over(), 20);
+    for (client, before) in clients.iter().zip(&ways) {
+        assert_eq!(way(client, "after"), *before);
+    }
+}
+
+/// With its last word the flows are the new process's alone: the old one ends without a word.
+#[test]
+fn adopted_flows_are_the_new_processs_alone() {
+    let mut setup = Setup::new("", "");
+    let clients = [udp_client(setup.udp), udp_client(setup.udp)];
+    let mut before = clients.each_ref().map(|client| way(client, "before"));
+    let (new, _listening) = Imposter::is_ready(&setup);
+    let offered = new.adopts_all();
+    assert_eq!(offered.len(), 2, "{offered:?}");
+    for (flow, _) in &offered {
+        assert_eq!((flow.listener.as_str(), flow.backend.as_str()), ("udp", "udp"));
+        assert_eq!((flow.datagrams, flow.bytes[0]), ([1, 1], 6), "{flow:?}");
+    }
+    new.say(&Message::Mine);
+    let status = ringway_tests::real::wait_for("the old process ends", || setup.gateway.ended());
+    assert!(status.success(), "{status}");
+    assert!(setup.gateway.log().iter().all(|line| line.text("event") != Some("close")));
+    let mut after: Vec<_> =
+        offered.into_iter().map(|(_, socket)| way(&UdpSocket::from(socket), "by_hand")).collect();
+    before.sort();
+    after.sort();
+    assert_eq!(before[..], after[..], "the sockets towards the endpoints");
+}
