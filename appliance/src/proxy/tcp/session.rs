@@ -174,7 +174,8 @@ impl Session {
         if self.next_look().is_some_and(|at| at <= core.now) {
             self.look(core);
         }
-        if self.held.wakes(core.now) {
+        // What this turn would still move would be missing in the log of a session that ends in it.
+        if self.held.wakes(core.now) && !self.ends_now(core.now) {
             self.pump(core);
         }
         let Some((due, reason)) = self.deadline() else { return self.arm(core) };
@@ -221,6 +222,13 @@ impl Session {
             (_, CloseReason::MaxLifetime) => self.close(core, reason),
             _ => self.finish(core, reason, true),
         }
+    }
+
+    /// Whether a deadline is over that holds whether or not bytes wait.
+    fn ends_now(&self, now: u64) -> bool {
+        use CloseReason::{HalfCloseTimeout, IdleTimeout};
+        let due = self.deadline().filter(|(due, _)| *due <= now);
+        due.is_some_and(|(_, reason)| !matches!(reason, IdleTimeout | HalfCloseTimeout))
     }
 
     pub fn last_byte(&self) -> u64 {
