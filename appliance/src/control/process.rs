@@ -386,6 +386,7 @@ fn make(
     if let Some(given) = given {
         sync.share_files();
         sync.inherit(given.overrides.clone());
+        sync.inherit_tickets(given.tickets.clone());
     }
     let mut board = Board::new(counters, (limits, config.limits), features);
     board.reopen_log = log.reopener();

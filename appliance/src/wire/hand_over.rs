@@ -8,7 +8,8 @@
 //!
 //! new process                      old process
 //! Hello                     ->
-//!                           <-     Offer, Sockets..., Overrides...    (or Refused, at any time)
+//!                           <-     Offer, Sockets..., Overrides..., Tickets...
+//!                                                          (or Refused, at any time)
 //! Taken..., Ready           ->     everything serves by now; so far both accept
 //!                           <-     Flows                   UDP flows, whose datagrams wait
 //! Adopted                   ->     those that the new process can have; the above repeats
@@ -20,6 +21,11 @@
 //!                                                          process ends
 //! ```
 
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::hint::black_box;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +42,9 @@ pub const MOST_SOCKETS: usize = 64;
 
 /// The most numbers of a `Taken` message.
 pub const MOST_NUMBERS: usize = 2_048;
+
+/// The most entries of a `Tickets` message.
+pub const MOST_TICKETS: usize = 64;
 
 /// The most entries of an `Overrides` message.
 pub const MOST_OVERRIDES: usize = 64;
@@ -69,13 +78,16 @@ pub enum Message {
         seed: u64,
         /// The number of sockets that follow.
         sockets: u32,
-        /// The number of overrides behind them.
+        /// The number of overrides behind them, and of listeners with tickets.
         overrides: u32,
+        tickets: u32,
     },
     /// The descriptors beside the message are these sockets, in this order.
     Sockets(Vec<Name>),
     /// What operators have said of endpoints, backends and listeners. It does not change any more.
     Overrides(Vec<Override>),
+    /// The keys of session tickets, so that tickets of the old process are good in the new one.
+    Tickets(Vec<Tickets>),
     /// The sender goes no further. Whoever served before goes on.
     Refused {
         why: String,
@@ -116,6 +128,53 @@ pub struct Override {
     pub action: Action,
     /// Milliseconds. `None`: until somebody takes it back.
     pub left: Option<u64>,
+}
+
+/// The keys of a listener's session tickets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tickets {
+    pub listener: String,
+    /// A hash of which clients may come in, in hexadecimal digits.
+    pub admission: String,
+    pub current: Secret,
+    pub previous: Option<Secret>,
+    /// When the next key makes tickets, in seconds of Unix time.
+    pub next: u64,
+}
+
+/// Name and bytes of a key, in hexadecimal digits. They are overwritten when they are dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(hexadecimal(bytes))
+    }
+
+    /// `None`: these are no digits.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        binary(&self.0)
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        forget(std::mem::take(&mut self.0).into_bytes());
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Overwrites bytes that may have keys.
+pub fn forget(mut bytes: Vec<u8>) {
+    bytes.fill(0);
+    // Otherwise the compiler may leave out what nobody reads.
+    black_box(&bytes);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,14 +314,19 @@ impl Flow {
 
     /// The bytes in front of each datagram to the endpoint.
     pub fn header(&self) -> Option<Vec<u8>> {
-        let digits = self.header.as_bytes();
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|of| u8::try_from(of).ok());
-        let pairs = digits.chunks(2).map(|pair| match *pair {
-            [high, low] => Some(digit(high)? << 4 | digit(low)?),
-            _ => None,
-        });
-        pairs.collect()
+        binary(&self.header)
     }
+}
+
+/// The bytes of hexadecimal digits.
+pub fn binary(digits: &str) -> Option<Vec<u8>> {
+    let digits = digits.as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|of| u8::try_from(of).ok());
+    let pairs = digits.chunks(2).map(|pair| match *pair {
+        [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    });
+    pairs.collect()
 }
 
 /// Bytes as hexadecimal digits.
@@ -335,6 +399,7 @@ pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
             Err(Fault::Entries(numbers.len()))
         }
         Message::Overrides(all) if all.len() > MOST_OVERRIDES => Err(Fault::Entries(all.len())),
+        Message::Tickets(all) if all.len() > MOST_TICKETS => Err(Fault::Entries(all.len())),
         Message::Sessions(sessions) if sessions.len() > MOST_SESSIONS => {
             Err(Fault::Entries(sessions.len()))
         }
@@ -347,180 +412,5 @@ pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
             Err(Fault::Session)
         }
         _ => Ok(message),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name() -> Name {
-        Name { what: What::Udp, address: "[::1]:53".into(), interface: 2, worker: 7 }
-    }
-
-    fn an_override() -> Override {
-        Override {
-            listener: None,
-            backend: Some("b".repeat(253)),
-            endpoint: Some("e".repeat(253)),
-            action: Action::Weight(256),
-            left: Some(u64::MAX),
-        }
-    }
-
-    fn session() -> Session {
-        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
-        Session {
-            address: "[::]:443".into(),
-            interface: 3,
-            tls: true,
-            listener: "web".into(),
-            route: Some("web".into()),
-            backend: "blue".into(),
-            endpoint: "unix:/run/app.sock".into(),
-            close_after: Some(10_000),
-            client: at(1),
-            local: at(2),
-            peer: Some(at(3)),
-            destination: Some(at(4)),
-            unique_id: Some([u64::MAX, 1]),
-            server_name: Some("a.example".into()),
-            timeouts: [1, 2, 3, 4, u32::MAX],
-            opened: 5,
-            last_byte: 6,
-            connect: Some(7),
-            bytes: [u64::MAX >> 2, 8],
-            ended: [true, false],
-            client_first: Some(true),
-            ending: true,
-            paced: [false, true],
-        }
-    }
-
-    #[test]
-    fn a_session_that_contradicts_itself_is_refused() {
-        let unsound = [
-            Session { bytes: [0, u64::MAX], ..session() },
-            Session { ended: [true; 2], ..session() },
-            Session { client_first: None, ..session() },
-            Session { ended: [false; 2], ..session() },
-        ];
-        for session in unsound {
-            assert_eq!(read(&write(&Message::Sessions(vec![session]))), Err(Fault::Session));
-        }
-    }
-
-    fn flow() -> Flow {
-        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
-        Flow {
-            address: "[::]:53".into(),
-            interface: 3,
-            listener: "dns".into(),
-            route: "dns".into(),
-            backend: "blue".into(),
-            endpoint: "192.0.2.9:+1".into(),
-            close_after: Some(10_000),
-            worker: 63,
-            peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().expect("an address"),
-            local: Some(at(0).ip()),
-            said: Some([at(1), at(2)]),
-            header: hexadecimal(&[0x0d, 0xff, 0]),
-            unique_id: Some([u64::MAX, 1]),
-            timeout: u32::MAX,
-            responses: 1,
-            datagrams: [u32::MAX; 2],
-            bytes: [u64::MAX >> 2; 2],
-            opened: u64::MAX,
-            last: u64::MAX,
-            refused: true,
-            own: true,
-            through: 7,
-        }
-    }
-
-    #[test]
-    fn a_flow_that_cannot_be_is_refused() {
-        assert_eq!(flow().header(), Some(vec![0x0d, 0xff, 0]));
-        let unsound = [
-            Flow { bytes: [0, u64::MAX], ..flow() },
-            Flow { header: "0".into(), ..flow() },
-            Flow { header: "0g".into(), ..flow() },
-            Flow { header: "é".into(), ..flow() },
-            Flow { header: "00".repeat(MOST_HEADER + 1), ..flow() },
-        ];
-        for flow in unsound {
-            assert_eq!(read(&write(&Message::Flows(vec![flow]))), Err(Fault::Flow));
-        }
-    }
-
-    fn all() -> Vec<Message> {
-        let program = || "0.1.0".to_owned();
-        vec![
-            Message::Hello { program: program(), workers: 4 },
-            Message::Offer {
-                program: program(),
-                generation: 3,
-                workers: 2,
-                seed: u64::MAX,
-                sockets: 5,
-                overrides: 1,
-            },
-            Message::Overrides(vec![an_override(); MOST_OVERRIDES]),
-            Message::Sockets(vec![name(); MOST_SOCKETS]),
-            Message::Refused { why: "\"no\"".into() },
-            Message::Taken((0..u32::try_from(MOST_NUMBERS).expect("few")).collect()),
-            Message::Ready,
-            Message::Yours,
-            Message::Mine,
-            Message::Sessions(vec![session(); MOST_SESSIONS]),
-            Message::Flows(vec![flow(); MOST_FLOWS]),
-            Message::Adopted(vec![true; MOST_FLOWS]),
-            Message::Draining { processes: 1, sessions: 2, flows: 3 },
-        ]
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        for message in all() {
-            let bytes = write(&message);
-            assert!(bytes.len() <= MOST_BYTES, "{message:?}");
-            assert_eq!(read(&bytes), Ok(message));
-        }
-    }
-
-    #[test]
-    fn what_is_cut_or_longer_is_refused() {
-        let bytes = write(&Message::Ready);
-        for len in 0..bytes.len() {
-            let fault = read(&bytes[..len]).expect_err("a part is no message");
-            assert!(matches!(fault, Fault::Head(_) | Fault::Length { .. }), "{fault}");
-        }
-        let longer = [&bytes[..], b" "].concat();
-        assert_eq!(read(&longer), Err(Fault::Length { said: 7, has: 8 }));
-    }
-
-    #[test]
-    fn another_version_is_named() {
-        let mut bytes = write(&Message::Ready);
-        bytes[5] = 9;
-        assert_eq!(read(&bytes), Err(Fault::Version(9)));
-        bytes[0] = b'x';
-        assert_eq!(read(&bytes), Err(Fault::Head(bytes.len())));
-    }
-
-    #[test]
-    fn too_many_entries_and_unknown_words_are_refused() {
-        let many = write(&Message::Sockets(vec![name(); MOST_SOCKETS + 1]));
-        assert_eq!(read(&many), Err(Fault::Entries(MOST_SOCKETS + 1)));
-        let many = write(&Message::Adopted(vec![true; MOST_FLOWS + 1]));
-        assert_eq!(read(&many), Err(Fault::Entries(MOST_FLOWS + 1)));
-        let many = write(&Message::Flows(vec![flow(); MOST_FLOWS + 1]));
-        assert_eq!(read(&many), Err(Fault::Entries(MOST_FLOWS + 1)));
-        let many = write(&Message::Sessions(vec![session(); MOST_SESSIONS + 1]));
-        assert_eq!(read(&many), Err(Fault::Entries(MOST_SESSIONS + 1)));
-        let json = b"{\"hello\":{\"program\":\"\",\"workers\":1,\"more\":1}}";
-        let length = u32::try_from(json.len()).expect("short").to_be_bytes();
-        let unknown = [&MAGIC[..], &VERSION.to_be_bytes(), &length, json].concat();
-        assert!(matches!(read(&unknown), Err(Fault::Json(_))));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::ConfigSync;
 use crate::compile;
+use crate::compile::tls::tickets::SavedTickets;
 use crate::health::checks::Checks;
 use crate::publish::Command;
 use crate::publish::hand_over::SharedSocket;
@@ -153,6 +154,16 @@ impl ConfigSync {
             backend: backend.to_owned(),
             endpoint: address,
         })
+    }
+
+    /// The keys of session tickets, for another process.
+    pub fn tickets(&self) -> Vec<SavedTickets> {
+        self.names.tickets.saved()
+    }
+
+    /// Tickets of the process before are good in this one. To be called before the first table.
+    pub fn inherit_tickets(&mut self, all: Vec<SavedTickets>) {
+        Arc::make_mut(&mut self.names).tickets.inherit(all);
     }
 
     /// Whether clients may come through this socket by the table in force.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use ringway_tests::real::config::backend;
-use ringway_tests::real::{Gateway, SetWhenDropped, free_address, wait_until};
+use ringway_tests::real::{Gateway, Launch, SetWhenDropped, free_address, wait_until};
 
 use crate::{Files, parrot, tagged, terminate};
 
@@ -43,6 +43,30 @@ fn sessions_are_resumed_on_every_worker_and_across_a_renewed_certificate() {
         gateway.reload(&format!("{config}\n# {version}"));
         let said = files.openssl(address, &format!("{options} -sess_in {session}"));
         assert!(said.contains("Reused, TLSv1"), "{said}");
+    }
+}
+
+/// The keys of tickets go along in an upgrade.
+#[test]
+fn sessions_are_resumed_after_upgrades() {
+    let (files, server, address) = (Files::new(), tagged("served"), free_address());
+    let a = files.issue("a", &["a.example.com"]);
+    let config = terminate(address, &format!("certificates = [{a}]"))
+        + &backend("main", [server.address], "");
+    let gateway = Launch::default().socket().start(&config);
+    let session = files.path("session");
+    for version in ["-tls1_2", "-tls1_3"] {
+        let options = format!("{version} -servername a.example.com");
+        let said = files.openssl(address, &format!("{options} -sess_out {session}"));
+        assert!(said.contains("New, TLSv1"), "{said}");
+        for _ in 0..2 {
+            gateway.asks(&["upgrade"]);
+            wait_until("the old process ends", || gateway.line().len() == 1);
+            for _ in 0..4 {
+                let said = files.openssl(address, &format!("{options} -sess_in {session}"));
+                assert!(said.contains("Reused, TLSv1") && said.contains("served"), "{said}");
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use socket2::Type;
 use crate::control::upgrade::under_way::FlowBatch;
 use crate::ring::listen::unix;
 use crate::ring::sys::pass;
-use crate::wire::hand_over::{MOST_BYTES, Message, Session, read, write};
+use crate::wire::hand_over::{MOST_BYTES, Message, Session, forget, read, write};
 
 /// How long either process waits for a message of the other. A large configuration takes seconds to
 /// be in force.
@@ -88,7 +88,11 @@ impl Link {
     /// # Errors
     /// The other process has ended, or does not read.
     pub fn send(&self, message: &Message, beside: &[BorrowedFd<'_>]) -> Result<(), String> {
-        let sent = pass::send(self.socket.as_fd(), &write(message), beside);
+        let bytes = write(message);
+        let sent = pass::send(self.socket.as_fd(), &bytes, beside);
+        if matches!(message, Message::Tickets(_)) {
+            forget(bytes);
+        }
         sent.map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => "the other process has ended".to_owned(),
             _ => format!("sending to the other process: {error}"),
@@ -109,7 +113,11 @@ impl Link {
         if len == 0 {
             return Err("the other process has ended, or has hung up".to_owned());
         }
-        match read(&self.buffer[..len]).map_err(|fault| fault.to_string())? {
+        let message = read(&self.buffer[..len]);
+        if matches!(message, Ok(Message::Tickets(_))) {
+            forget(std::mem::replace(&mut self.buffer, vec![0; MOST_BYTES]));
+        }
+        match message.map_err(|fault| fault.to_string())? {
             Message::Refused { why } => Err(format!("the other process refuses: {why}")),
             message => Ok((message, beside)),
         }

@@ -12,7 +12,7 @@ use crate::control::admin::board::Board;
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::state::Step;
 use crate::control::upgrade::under_way::Batch;
-use crate::wire::hand_over::{MOST_OVERRIDES, MOST_SOCKETS, Message};
+use crate::wire::hand_over::{MOST_OVERRIDES, MOST_SOCKETS, MOST_TICKETS, Message};
 
 /// How often the new process is told what still lives here.
 const REPORT: Duration = Duration::from_millis(250);
@@ -52,6 +52,9 @@ fn converse(link: &mut Link, asks: &Asks) -> Result<(), String> {
     }
     for some in offer.overrides.chunks(MOST_OVERRIDES) {
         link.send(&Message::Overrides(some.to_vec()), &[])?;
+    }
+    for some in offer.tickets.chunks(MOST_TICKETS) {
+        link.send(&Message::Tickets(some.to_vec()), &[])?;
     }
     let mut taken = BTreeSet::new();
     loop {

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use config_sync::compile::tls::ticketer::{NAME, SavedKeys, Secret};
+use config_sync::compile::tls::tickets::SavedTickets;
 use config_sync::sync::hand_over::{Place, PlaceIds};
 use config_sync::sync::overrides::{Action, Override};
 use config_sync::table::address::{Address, EndpointAddress, UNIX, UnixPath};
@@ -10,7 +12,7 @@ use config_sync::table::moving::{Moving, MovingFlow};
 use config_sync::table::routing::{Bound, Protocol, Timeouts, Transport};
 
 use crate::control::timestamp::WallClock;
-use crate::wire::hand_over::{self, Flow, Session, hexadecimal};
+use crate::wire::hand_over::{self, Flow, Session, Tickets, binary, hexadecimal};
 
 /// What an operator has said, as it goes from process to process.
 pub fn said(of: Override) -> hand_over::Override {
@@ -41,6 +43,43 @@ pub fn heard(of: hand_over::Override) -> Override {
         },
         left: of.left.map(Duration::from_millis),
     }
+}
+
+/// The keys of a listener's tickets, as they go from process to process.
+pub fn shown(of: &SavedTickets) -> Tickets {
+    let secret = |of: &Secret| {
+        let mut bytes = [&of.name[..], &of.bytes].concat();
+        let secret = hand_over::Secret::new(&bytes);
+        hand_over::forget(std::mem::take(&mut bytes));
+        secret
+    };
+    Tickets {
+        listener: of.listener.clone(),
+        admission: hexadecimal(&of.admission),
+        current: secret(&of.keys.current),
+        previous: of.keys.previous.as_ref().map(secret),
+        next: of.keys.next,
+    }
+}
+
+/// The keys of a listener's tickets in the process before. `None`: they are none.
+pub fn taken(of: &Tickets) -> Option<SavedTickets> {
+    let secret = |of: &hand_over::Secret| {
+        let bytes = of.bytes()?;
+        let (name, rest) = bytes.split_first_chunk::<NAME>()?;
+        let secret = Secret { name: *name, bytes: rest.try_into().ok()? };
+        hand_over::forget(bytes);
+        Some(secret)
+    };
+    let previous = match &of.previous {
+        Some(previous) => Some(secret(previous)?),
+        None => None,
+    };
+    Some(SavedTickets {
+        listener: of.listener.clone(),
+        admission: binary(&of.admission)?.try_into().ok()?,
+        keys: SavedKeys { current: secret(&of.current)?, previous, next: of.next },
+    })
 }
 
 /// The session by names.
@@ -236,6 +275,19 @@ mod tests {
     use config_sync::table::routing::{BackendId, EndpointId, ListenerId, RouteId, SocketId};
 
     use super::*;
+
+    #[test]
+    fn keys_are_the_same_after_their_way() {
+        let secret = |of| Secret { name: [of; NAME], bytes: [of + 1; 32] };
+        let before = SavedTickets {
+            listener: "l".into(),
+            admission: [9; 32],
+            keys: SavedKeys { current: secret(1), previous: Some(secret(3)), next: 5 },
+        };
+        assert_eq!(taken(&shown(&before)), Some(before.clone()));
+        let short = Tickets { current: hand_over::Secret::new(&[1; 47]), ..shown(&before) };
+        assert_eq!(taken(&short), None);
+    }
 
     #[test]
     fn a_session_is_the_same_after_its_way_through_names() {

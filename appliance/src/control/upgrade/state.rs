@@ -19,7 +19,7 @@ use crate::control::admin::server::{Closing, Door};
 use crate::control::upgrade::door::Link;
 use crate::control::upgrade::starter::Starter;
 use crate::control::upgrade::under_way::{Answer, Batch, FlowBatch, FlowMoves, Moves};
-use crate::wire::hand_over::{Message, Name, Override};
+use crate::wire::hand_over::{Message, Name, Override, Tickets};
 
 /// A step of an upgrade, for the control thread.
 pub enum Step {
@@ -64,6 +64,7 @@ pub struct Offer {
     pub message: Message,
     pub sockets: Vec<(Name, Arc<OwnedFd>)>,
     pub overrides: Vec<Override>,
+    pub tickets: Vec<Tickets>,
 }
 
 pub struct Upgrade {

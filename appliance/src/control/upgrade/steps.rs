@@ -29,7 +29,7 @@ use crate::control::run::{Control, Phase};
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
 use crate::control::upgrade::giving::{Asks, give};
-use crate::control::upgrade::named::said;
+use crate::control::upgrade::named::{said, shown};
 use crate::control::upgrade::state::{Giving, Offer, Step, Taking};
 use crate::control::upgrade::taking::{self, Given};
 use crate::ring::listen::steering;
@@ -292,6 +292,7 @@ impl Control {
                 }
                 self.sync.freeze_overrides(true);
                 let overrides: Vec<_> = self.sync.overrides().into_iter().map(said).collect();
+                let tickets: Vec<_> = self.sync.tickets().iter().map(shown).collect();
                 let message = Message::Offer {
                     program: env!("CARGO_PKG_VERSION").to_owned(),
                     generation: self.upgrade.generation,
@@ -299,8 +300,9 @@ impl Control {
                     seed: self.upgrade.seed,
                     sockets: u32::try_from(sockets.len()).unwrap_or(u32::MAX),
                     overrides: u32::try_from(overrides.len()).unwrap_or(u32::MAX),
+                    tickets: u32::try_from(tickets.len()).unwrap_or(u32::MAX),
                 };
-                _ = answer.send(Ok(Offer { message, sockets, overrides }));
+                _ = answer.send(Ok(Offer { message, sockets, overrides, tickets }));
             }
             None if !running => _ = answer.send(Err("the gateway is ending".to_owned())),
             None if giving.began.elapsed() > RELOADING => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use config_sync::compile::tls::tickets::SavedTickets;
 use config_sync::sync::overrides::Override;
 use config_sync::table::address::UnixPath;
 use config_sync::table::routing::{Socket, Transport};
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::upgrade::door::{Link, out_of_order};
-use crate::control::upgrade::named::heard;
+use crate::control::upgrade::named::{heard, taken};
 use crate::control::upgrade::state::Step;
 use crate::control::upgrade::under_way::{Batch, FlowBatch};
 use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, Session, What};
@@ -37,6 +38,8 @@ pub struct Given {
     pub sockets: Arc<Mutex<Sockets>>,
     /// What operators have said to the old process.
     pub overrides: Vec<Override>,
+    /// The keys of its session tickets.
+    pub tickets: Vec<SavedTickets>,
 }
 
 /// The old process's sockets, or systemd's, until somebody in this process takes them.
@@ -60,11 +63,12 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
     let workers = u32::try_from(workers).unwrap_or(u32::MAX);
     let program = env!("CARGO_PKG_VERSION").to_owned();
     link.send(&Message::Hello { program, workers }, &[])?;
-    let (generation, seed, before, count, most) = match link.receive()?.0 {
-        Message::Offer { generation, seed, workers, sockets, overrides, .. } => {
-            (generation, seed, workers as usize, sockets, overrides as usize)
-        }
-        other => return Err(out_of_order(&other)),
+    let offer = link.receive()?.0;
+    let Message::Offer { generation, seed, workers: before, sockets: count, .. } = offer else {
+        return Err(out_of_order(&offer));
+    };
+    let Message::Offer { overrides: most, tickets: most_tickets, .. } = offer else {
+        return Err(out_of_order(&offer));
     };
     let mut sockets = Sockets::default();
     let mut number = 0;
@@ -82,7 +86,7 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
         }
     }
     let mut overrides = Vec::new();
-    while overrides.len() < most {
+    while overrides.len() < most as usize {
         match link.receive()?.0 {
             Message::Overrides(some) if !some.is_empty() => {
                 overrides.extend(some.into_iter().map(heard));
@@ -90,8 +94,18 @@ pub fn ask(path: UnixPath, workers: usize) -> Result<Given, String> {
             other => return Err(out_of_order(&other)),
         }
     }
-    let sockets = Arc::new(Mutex::new(sockets));
-    Ok(Given { link, generation, seed, workers: before, sockets, overrides })
+    let (mut tickets, mut count) = (Vec::new(), 0);
+    while count < most_tickets as usize {
+        match link.receive()?.0 {
+            Message::Tickets(some) if !some.is_empty() => {
+                count += some.len();
+                tickets.extend(some.iter().filter_map(taken));
+            }
+            other => return Err(out_of_order(&other)),
+        }
+    }
+    let (workers, sockets) = (before as usize, Arc::new(Mutex::new(sockets)));
+    Ok(Given { link, generation, seed, workers, sockets, overrides, tickets })
 }
 
 impl Sockets {

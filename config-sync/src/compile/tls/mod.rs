@@ -5,4 +5,5 @@ pub(crate) mod endpoint_verifier;
 pub mod expiry;
 pub(crate) mod load;
 pub(crate) mod pem;
-pub(crate) mod tickets;
+pub mod ticketer;
+pub mod tickets;
