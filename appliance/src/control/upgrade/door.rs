@@ -89,10 +89,15 @@ impl Link {
     /// The other process has ended, or does not read.
     pub fn send(&self, message: &Message, beside: &[BorrowedFd<'_>]) -> Result<(), String> {
         let bytes = write(message);
-        let sent = pass::send(self.socket.as_fd(), &bytes, beside);
+        let sent = self.send_bytes(&bytes, beside);
         if matches!(message, Message::Tickets(_)) {
             forget(bytes);
         }
+        sent
+    }
+
+    fn send_bytes(&self, bytes: &[u8], beside: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let sent = pass::send(self.socket.as_fd(), bytes, beside);
         sent.map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => "the other process has ended".to_owned(),
             _ => format!("sending to the other process: {error}"),
@@ -155,7 +160,8 @@ impl Link {
         let FlowBatch { mut flows, mut sockets } = batch;
         let count = flows.len();
         let message = Message::Flows(flows);
-        if count > 1 && write(&message).len() > MOST_BYTES {
+        let bytes = write(&message);
+        if count > 1 && bytes.len() > MOST_BYTES {
             let Message::Flows(whole) = message else { return Ok(Vec::new()) };
             flows = whole;
             let rest = (flows.split_off(count / 2), sockets.split_off(count / 2));
@@ -166,7 +172,7 @@ impl Link {
         }
         let beside: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
         self.wait_for(SESSION_PATIENCE)?;
-        self.send(&message, &beside)?;
+        self.send_bytes(&bytes, &beside)?;
         let answer = self.receive()?.0;
         self.wait_for(PATIENCE)?;
         match answer {
