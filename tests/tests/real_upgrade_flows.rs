@@ -125,6 +125,8 @@ impl Player {
 }
 
 fn play(over: &AtomicBool, address: SocketAddr, numbers: std::ops::Range<usize>) -> Vec<Player> {
+    // All together send some thousand datagrams a second.
+    let pause = Duration::from_micros(200) * u32::try_from(numbers.len()).expect("few");
     let mut players: Vec<_> = numbers.map(|number| Player::new(address, number)).collect();
     while !over.load(Ordering::SeqCst) {
         for some in players.chunks_mut(50) {
@@ -132,7 +134,7 @@ fn play(over: &AtomicBool, address: SocketAddr, numbers: std::ops::Range<usize>)
             std::thread::sleep(Duration::from_millis(2));
             some.iter_mut().for_each(Player::hear);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
     for _ in 0..100 {
         players.iter_mut().for_each(Player::hear);
