@@ -214,6 +214,14 @@ mod tests {
         assert!(count > 100, "{count}");
     }
 
+    fn listener(name: &str, port: u16, protocol: &str) -> Value {
+        json!({"name": name, "port": port, "protocol": protocol})
+    }
+
+    fn gateway(listeners: &[Value]) -> Value {
+        json!({"spec": {"gatewayClassName": "c", "listeners": listeners}})
+    }
+
     #[test]
     fn a_broken_rule_is_told_with_its_field() {
         let all = definitions::all();
@@ -222,8 +230,6 @@ mod tests {
             &all[&key]["v1"]
         };
         let mut rules = Rules::default();
-        let listener = |name: &str, port: u16, protocol: &str| json!({"name": name, "port": port, "protocol": protocol});
-        let gateway = |listeners: &[Value]| json!({"spec": {"gatewayClassName": "c", "listeners": listeners}});
         let mut named = listener("a", 53, "UDP");
         named["hostname"] = "a.example.com".into();
         for (listeners, expected) in [
