@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
@@ -225,6 +226,46 @@ fn bytes_of_sessions_wait_for_their_limit() {
         assert!(spliced > 4 * RATE as u64, "{detail}: {spliced} of {} bytes", 8 * RATE);
         gateway.stop();
     }
+}
+
+/// The bytes that come back in three seconds, after two, to a client that always has more to send.
+fn share(stream: TcpStream, start: Instant) -> u64 {
+    let mut to = stream.try_clone().expect("another handle");
+    let sending = std::thread::spawn(move || while to.write_all(&[7; 1 << 16]).is_ok() {});
+    let (mut from, mut piece, mut bytes) = (&stream, vec![0; 1 << 16], 0);
+    while start.elapsed() < Duration::from_secs(5) {
+        let n = from.read(&mut piece).expect("receiving");
+        if start.elapsed() >= Duration::from_secs(2) {
+            bytes += n as u64;
+        }
+    }
+    stream.shutdown(Shutdown::Both).expect("it is open");
+    sending.join().expect("no panic");
+    bytes
+}
+
+/// Twenty sessions of one limit at once, over two workers. Who has waited longest is served first,
+/// so all have about the same.
+#[test]
+fn sessions_that_wait_for_one_limit_of_bytes_share_it() {
+    const RATE: u64 = 4_000_000;
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let keys = format!("limit = {{ bytes_per_second = {RATE} }}");
+    let gateway = Gateway::start(&forward("TCP", address, [server.address], &keys));
+    let streams: Vec<_> = (0..20).map(|_| served(address).expect("it is let in")).collect();
+    let delays = || gateway.metrics().value("ringway_byte_delays_total", &[]);
+    let (start, before) = (now(), delays());
+    let share = |stream| std::thread::spawn(move || share(stream, start));
+    let threads: Vec<_> = streams.into_iter().map(share).collect();
+    let shares: Vec<u64> = threads.into_iter().map(|of| of.join().expect("no panic")).collect();
+    let (all, woken) = (shares.iter().sum::<u64>(), delays() - before);
+    assert!((RATE * 5 / 2..=RATE * 7 / 2).contains(&all), "{all}: {shares:?}");
+    let (least, most) = (shares.iter().min().expect("20"), shares.iter().max().expect("20"));
+    assert!(*least * 10 >= *most * 6, "{shares:?}");
+    // Each way some 180 in a second.
+    assert!(woken <= 5 * 2 * 250, "{woken} delays");
+    gateway.stop();
 }
 
 #[test]
