@@ -75,11 +75,27 @@ impl Held {
 
     #[inline(never)]
     fn take_place(&mut self, scope: Scope, limit: Option<&Limit>, now: u64) -> Result<(), Over> {
-        if !self.has(scope, limit) {
-            let place = limit.map(|limit| limit.enter(now)).transpose()?;
-            self.put(scope, place);
-        }
+        let place = self.claim(limit, now)?;
+        self.keep(scope, limit, place);
         Ok(())
+    }
+
+    /// Takes a place within a limit, which [`Self::keep`] puts in place of an earlier one. Whoever
+    /// drops the place in the meantime gives it back. `None`: no further place is needed.
+    ///
+    /// # Errors
+    /// As for [`Self::enter`].
+    pub fn claim(&self, limit: Option<&Limit>, now: u64) -> Result<Option<Place>, Over> {
+        let mut places = self.0.iter().flat_map(|held| held.places.iter().flatten());
+        let limit = limit.filter(|limit| !places.any(|place| place.is_of(limit)));
+        limit.map(|limit| limit.enter(now)).transpose()
+    }
+
+    /// Keeps the place within the limit of a part that was claimed just before.
+    pub fn keep(&mut self, scope: Scope, limit: Option<&Limit>, claimed: Option<Place>) {
+        if !self.has(scope, limit) {
+            self.put(scope, claimed);
+        }
     }
 
     /// Whether no limit counts the session or flow.
