@@ -198,6 +198,14 @@ impl Session {
                 }
                 self.arm(core)
             }
+            // The last bytes wait for a limit, so nobody has stalled.
+            (
+                State::Relaying(Relay { ending: Some(ending), .. }),
+                CloseReason::ClientStalled | CloseReason::EndpointStalled,
+            ) if self.held.next().is_some() => {
+                ending.progress = core.now;
+                self.arm(core);
+            }
             (State::Connecting(connecting), CloseReason::ConnectTimeout) => {
                 connecting.given_up = Some(reason);
                 core.push(self.token, Op::Abandon);
