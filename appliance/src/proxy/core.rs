@@ -9,6 +9,7 @@ use config_sync::table::terminator::WorkerTime;
 
 use crate::contract::{Op, Side, Token, Why};
 use crate::proxy::balance::Balancer;
+use crate::proxy::delays::{Delays, LOOK};
 use crate::proxy::gone::Gone;
 use crate::proxy::log_limit::LogLimit;
 use crate::proxy::places::Places;
@@ -38,6 +39,7 @@ pub struct Core {
     pub balancer: Balancer,
     pub gone: Gone,
     pub waiting: Waiting,
+    pub delays: Delays,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
     pub marks: Marks,
@@ -97,6 +99,7 @@ impl Core {
             balancer: Balancer::new(seed),
             gone: Gone::default(),
             waiting: Waiting::default(),
+            delays: Delays::default(),
             counters,
             timers: Wheel::new(limits.sessions),
             marks: Marks::new(),
@@ -153,17 +156,32 @@ impl Core {
         }
     }
 
+    pub fn is_paused(&self, id: SocketId) -> bool {
+        self.paused.iter().any(|(paused, _)| *paused == id)
+    }
+
     pub fn start(&mut self, id: SocketId) {
         if self.tables.is_closing(id) || self.tables.is_released(id) {
             return;
         }
-        if let Some(transport) = self.tables.transport(id) {
-            let op = match transport {
-                Transport::Tcp => Op::Accept,
-                Transport::Udp => Op::Receive,
-            };
-            self.push(Token::socket(id), op);
-        }
+        let op = match self.tables.transport(id) {
+            Some(Transport::Udp) => Op::Receive,
+            Some(Transport::Tcp) => match self.tables.delays(id) {
+                None => Op::Accept,
+                Some(limit) => {
+                    let line = self.delays.has_line(id).then_some(LOOK);
+                    if let Some(wait) = line.or_else(|| limit.wait(self.unix_micros())) {
+                        let has_accepted = self.delays.rest(id, self.now, wait);
+                        self.counters.accept_delays.add(u64::from(has_accepted));
+                        return;
+                    }
+                    Op::AcceptOne
+                }
+            },
+            None => return,
+        };
+        self.delays.rest_no_more(id);
+        self.push(Token::socket(id), op);
     }
 
     pub fn unlisten(&mut self, id: SocketId) {
@@ -174,6 +192,7 @@ impl Core {
     pub fn give_up(&mut self, id: SocketId, op: Op) {
         // A pause must not start a socket that comes back under this id.
         self.paused.retain(|(paused, _)| *paused != id);
+        self.delays.rest_no_more(id);
         self.push(Token::socket(id), op);
     }
 

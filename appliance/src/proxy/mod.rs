@@ -10,6 +10,7 @@ pub mod balance;
 pub mod cause;
 mod closing;
 mod core;
+mod delays;
 mod drain;
 mod gone;
 mod held;
@@ -119,12 +120,15 @@ impl Proxy {
         for (id, op) in changes.ops {
             match op {
                 Op::Unlisten | Op::Release => core.give_up(id, op),
+                // The socket accepts again after its pause.
+                Op::AcceptOne if core.is_paused(id) => {}
                 op => core.push(Token::socket(id), op),
             }
         }
         self.flows.table_applied(core);
         self.closing.table_applied(core);
         core.waiting.place_freed();
+        core.delays.place_freed();
         core.records.push(Record::Applied { generation, previous: changes.previous });
         core.records.extend(changes.retired.into_iter().map(Record::Retired));
         self.leave(ops);
@@ -188,6 +192,7 @@ impl Proxy {
         requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
         tcp::queue::look(&mut self.core, &mut self.sessions);
+        tcp::delay::look(&mut self.core, &mut self.sessions);
         self.leave(ops);
     }
 
@@ -253,6 +258,7 @@ impl Proxy {
         let sweep = self.flows.next_sweep();
         let steps =
             [self.closing.next, self.requests.next, self.parting.next, self.core.waiting.next];
+        let steps = steps.into_iter().chain([self.core.delays.next]);
         [timers, marks, paused, drain, sweep].into_iter().chain(steps).flatten().min()
     }
 
@@ -304,6 +310,7 @@ impl Proxy {
                 self.flows.release_sockets(&mut self.core);
             }
             Event::Stopped { why } => self.core.rearm(id, why),
+            Event::Unlistened if self.core.delays.keeps(id) => {}
             Event::Unlistened => self.core.unlistened(id),
             Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event, bytes),
             Event::SendFailed { why, count } => {

@@ -160,6 +160,7 @@ pub const SESSION_STATES: &[&str] = &[
     "awaiting_hello",
     "awaiting_starttls",
     "tls_handshake",
+    "delayed",
     "queued",
     "connecting",
     "sending_proxy_header",

@@ -63,6 +63,12 @@ impl Rate {
         (next - now <= self.burst).then_some(next)
     }
 
+    /// Nanoseconds until `after` has an answer.
+    pub fn until(self, paid: u64, n: u32, now: u64) -> u64 {
+        let price = self.price(n.into()).min(self.burst);
+        (paid.max(now) + price).saturating_sub(now + self.burst)
+    }
+
     /// Takes as many as there are, or books a share ahead: who asks first has its share first, and
     /// all who wait get shares of about one size. `enough`: as many are wanted at once. `most`: no
     /// more may be booked.

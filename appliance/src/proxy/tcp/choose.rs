@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::limit::Limit;
 use config_sync::table::ranges::Access;
-use config_sync::table::routing::{Fallback, Hosts, Listener, Protocol, Socket};
+use config_sync::table::routing::{Fallback, Hosts, Listener, Protocol, Socket, SocketId};
 use config_sync::table::source_limit::OverLimit;
 
+use crate::contract::Token;
 use crate::proxy::cause::Cause;
 use crate::proxy::core::Core;
+use crate::proxy::delays::Delays;
 use crate::proxy::held::{Held, Scope};
 use crate::proxy::tcp::accounting::{give_to, lead_by};
 use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, State, Step};
@@ -193,19 +195,23 @@ impl Session {
         give_to(&mut self.listener, listener.id, &core.counters);
         let client = self.client.ip();
         admits(listener.access.as_deref(), client)?;
+        let (now, limit) = (core.unix_micros(), listener.limit.as_deref());
+        let waits = (&mut self.held, &mut self.state, self.socket, self.token);
+        if is_delayed(waits, limit, &mut core.delays, (core.now, now)) {
+            return Ok(());
+        }
         if !core.places.enter(listener) {
             return Err(CloseReason::ListenerLimit.into());
         }
         self.entry = Entry::Full;
         if let Some(limit) = &listener.limit_source {
-            let entered = limit.enter(client, core.unix_micros());
+            let entered = limit.enter(client, now);
             self.source = entered.map_err(|OverLimit| CloseReason::SourceLimit)?;
             if let Some(record) = self.source {
                 self.held.count_source(record, limit.bytes);
             }
         }
-        let now = core.unix_micros();
-        enter(&mut self.held, Scope::Listener, listener.limit.as_deref(), now)?;
+        enter(&mut self.held, Scope::Listener, limit, now)?;
         let route = by.route(listener, name, client)?;
         let route = &table.routes[route];
         lead_by(&mut self.route, route.id, &core.counters);
@@ -245,6 +251,25 @@ impl Session {
             self.backend = Some(core.tables.current().backends[backend].id);
         }
     }
+}
+
+/// Whether a session waits for a place within the limit of its listener, which delays. Otherwise
+/// the session has its place. `now`: microseconds of this worker, and since 1970.
+fn is_delayed(
+    (held, state, socket, token): (&mut Held, &mut State, SocketId, Token),
+    limit: Option<&Limit>,
+    delays: &mut Delays,
+    (now, unix): (u64, u64),
+) -> bool {
+    let Some(limit) = limit.filter(|limit| limit.delays) else { return false };
+    let is_new = !matches!(state, State::Delayed);
+    let is_behind = is_new && delays.has_line(socket);
+    let waits = is_behind || held.enter(Scope::Listener, Some(limit), unix).is_err();
+    if waits && is_new {
+        delays.join(socket, token, now);
+        *state = State::Delayed;
+    }
+    waits
 }
 
 /// Takes a place for a session within a limit.

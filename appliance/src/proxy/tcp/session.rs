@@ -107,7 +107,9 @@ impl Session {
                 let start = start as usize;
                 self.hello(core, &bytes[start..start + len as usize], end);
             }
-            (State::Waiting(_), Event::Peeked { len: 0, end: true, .. }) => self.gives_up(core),
+            (State::Waiting(_) | State::Delayed, Event::Peeked { len: 0, end: true, .. }) => {
+                self.gives_up(core);
+            }
             (State::Connecting(_), Event::Connected) => self.connected(core),
             (State::Connecting(_), Event::ConnectFailed { why }) => self.connect_failed(core, why),
             // News of the endpoint before `Connected`, or of an attempt that is over.
@@ -139,7 +141,9 @@ impl Session {
             State::Opening { asked } => Some(*asked),
             State::Requesting(requesting) => requesting.peeks(),
             // A client that has left has no unread byte. With TLS the relay reads the bytes.
-            State::Waiting(_) if self.client_ending && self.tls.is_none() => Some(1),
+            State::Waiting(_) | State::Delayed if self.client_ending && self.tls.is_none() => {
+                Some(1)
+            }
             _ => None,
         }
     }
@@ -251,6 +255,8 @@ impl Session {
             }
             State::Greeting => after(self.opened, timeouts.hello, CloseReason::HandshakeTimeout),
             State::Waiting(line) => after(line.since, line.timeout, CloseReason::QueueTimeout),
+            // As long as in the accept queue.
+            State::Delayed => None,
             State::Connecting(connecting) if connecting.given_up.is_some() => None,
             State::Connecting(connecting) => {
                 after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)

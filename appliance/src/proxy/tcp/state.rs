@@ -107,6 +107,8 @@ pub enum State {
     Requesting(Requesting),
     /// The TLS handshake with the client is under way.
     Greeting,
+    /// The listener's limit delays, and the session waits for a place.
+    Delayed,
     /// Every endpoint is full, and the session waits for a place.
     Waiting(InLine),
     Connecting(Connecting),

@@ -25,10 +25,11 @@ impl Kernel {
     }
 
     /// What has stopped by itself goes on: at once, or, where the machine lacked something, soon.
+    /// What accepts one connection at a time goes on when a limit has a place.
     pub fn check_armed(&self) {
         for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending && !s.released) {
             let resting = self.now < socket.stopped + LONGEST_PAUSE;
-            assert!(socket.armed || resting, "stopped for good: {id:?}");
+            assert!(socket.armed || socket.one || resting, "stopped for good: {id:?}");
         }
         for upstream in self.upstreams.values() {
             let resting = self.now < upstream.stopped + LONGEST_PAUSE;

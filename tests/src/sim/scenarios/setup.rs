@@ -6,6 +6,7 @@ use std::sync::Arc;
 use config_sync::table::address::Bind;
 use config_sync::table::alpn::{AlpnChoice, ByAlpn};
 use config_sync::table::limit::Limit;
+use config_sync::table::load::NO_LIMIT;
 use config_sync::table::ranges::Access;
 use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
@@ -33,6 +34,8 @@ pub struct Setup {
     pub backend_sessions: u32,
     /// The bytes a second of each listener. 0: any number.
     pub bytes: u64,
+    /// The most sessions of each listener. All others wait. 0: any number.
+    pub delays_above: u32,
     /// UDP.
     pub flow_timeout: u32,
     pub responses: u32,
@@ -78,8 +81,10 @@ impl Setup {
     /// The limit of each listener, or none.
     fn limit(&self) -> Option<Box<Limit>> {
         let bytes = (self.bytes > 0).then(|| Rate::new(self.bytes, self.bytes));
-        let limit = || Limit { bytes, ..Limit::nothing(Arc::default()) };
-        bytes.map(|_| Box::new(limit()))
+        let delays = self.delays_above > 0;
+        let sessions = if delays { self.delays_above } else { NO_LIMIT };
+        let limit = || Limit { sessions, bytes, delays, ..Limit::nothing(Arc::default()) };
+        (delays || bytes.is_some()).then(|| Box::new(limit()))
     }
 
     pub fn table(&self, address: SocketAddr, endpoints: &[SocketAddr]) -> RoutingTable {
@@ -208,6 +213,7 @@ pub(super) const TCP: Setup = Setup {
     source_sessions: 0,
     backend_sessions: 0,
     bytes: 0,
+    delays_above: 0,
     flow_timeout: 0,
     responses: 0,
     source: None,
