@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use config_sync::table::routing::{EndpointId, Limits, SocketId, Transport};
+use config_sync::table::routing::{EndpointId, Limits, ListenerId, SocketId, Transport};
 use config_sync::table::source_limit::{SourceRecord, SourceRecords};
 use config_sync::table::terminator::WorkerTime;
 
@@ -40,6 +40,9 @@ pub struct Core {
     pub gone: Gone,
     pub waiting: Waiting,
     pub delays: Delays,
+    /// TLS handshakes that have begun in this turn. `None`: a client that said its ClientHello has
+    /// found no place at the listener, and looks again.
+    pub handshakes: Vec<(ListenerId, Option<Token>)>,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
     pub marks: Marks,
@@ -100,6 +103,7 @@ impl Core {
             gone: Gone::default(),
             waiting: Waiting::default(),
             delays: Delays::default(),
+            handshakes: Vec::new(),
             counters,
             timers: Wheel::new(limits.sessions),
             marks: Marks::new(),

@@ -191,6 +191,9 @@ impl Proxy {
         let Self { core, sessions, flows, requests, .. } = self;
         requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
+        if !self.core.handshakes.is_empty() {
+            self.undecided.make_room_at_listeners(&mut self.core, &mut self.sessions);
+        }
         tcp::queue::look(&mut self.core, &mut self.sessions);
         tcp::delay::look(&mut self.core, &mut self.sessions);
         self.leave(ops);
@@ -375,6 +378,10 @@ impl Proxy {
             session.begin(core, token, first, listener);
             if session.is_undecided() {
                 self.undecided.add(&mut self.sessions, token);
+                if core.sources.is_some() && !first.header {
+                    let of = (id, client, token);
+                    self.undecided.add_of_source(core, &mut self.sessions, of);
+                }
             }
         }
     }

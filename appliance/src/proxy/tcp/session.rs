@@ -56,7 +56,7 @@ impl Session {
             self.ask = Ask::ToEncrypt;
             self.state = State::Requesting(Requesting::default());
         } else {
-            self.state = State::Opening { asked: 1 };
+            self.state = State::OPENING;
         }
         let access = self.socket(core).and_then(|socket| socket.access.as_deref());
         if let Err(reason) = admits(access, self.client.ip()) {
@@ -138,7 +138,7 @@ impl Session {
     pub fn peeks(&self) -> Option<u32> {
         match &self.state {
             State::AwaitingProxyHeader(heading) => heading.peeks(),
-            State::Opening { asked } => Some(*asked),
+            State::Opening { asked, .. } => Some(*asked),
             State::Requesting(requesting) => requesting.peeks(),
             // A client that has left has no unread byte. With TLS the relay reads the bytes.
             State::Waiting(_) | State::Delayed if self.client_ending && self.tls.is_none() => {
