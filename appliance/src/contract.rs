@@ -87,6 +87,9 @@ pub enum Op {
     /// Accept until further notice. `Accepted` comes for each connection. `Stopped` comes when
     /// accepting ends by itself; the ring then accepts nothing until the next `Accept`.
     Accept,
+    /// Accept one connection: `Accepted`, and then `Stopped`. A socket that accepts until further
+    /// notice stops: `Stopped` comes as soon as that is over.
+    AcceptOne,
     /// Set options that connections accepted later inherit.
     Configure(SocketOptions),
     /// TCP: turn new connections away without a reset of a connection whose handshake has begun.
@@ -101,7 +104,8 @@ pub enum Op {
     /// leave what comes from now on to the other process.
     ///
     /// TCP: hand over the connections that wait at this moment (`Accepted`), close the descriptor,
-    /// and say `Unlistened`, the last event of this socket.
+    /// and say `Unlistened`, the last event of this socket. A socket that has stopped after
+    /// `AcceptOne` hands over nothing.
     ///
     /// UDP: say `Stopped`, and keep the socket for `SendDown` until `Unlisten`.
     Release,

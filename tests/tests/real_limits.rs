@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
@@ -112,6 +115,66 @@ fn parts_get_so_many_sessions_in_a_second() {
     assert!((5..=5 + more).contains(&came_in), "{came_in} of 40");
     assert_eq!(refused(&gateway, "one") + refused(&gateway, "other"), 40 - came_in);
     wait_until("there is a place a second later", || served(at.0).is_some());
+}
+
+/// A client that says when it was let in.
+fn waits(to: SocketAddr, let_in: &Sender<TcpStream>) -> JoinHandle<()> {
+    let let_in = let_in.clone();
+    std::thread::spawn(move || {
+        let stream = served(to).expect("nobody is refused");
+        let_in.send(stream).expect("the test is there");
+    })
+}
+
+/// Over two workers, each with an accept queue.
+#[test]
+fn clients_over_a_limit_that_delays_wait_for_their_turn() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let config = |keys: &str| forward("TCP", address, [server.address], keys);
+    let gateway = Gateway::start(&config("limit = { sessions = 2 }"));
+    gateway.reload(&config("limit = { sessions = 2, over = \"delay\" }"));
+    let (sender, let_in) = channel();
+    let mut clients: Vec<_> = (0..6).map(|_| waits(address, &sender)).collect();
+    let (long, short) = (Duration::from_secs(20), Duration::from_millis(300));
+    let next = || let_in.recv_timeout(long).expect("a place is free");
+    let mut held: Vec<_> = (0..2).map(|_| next()).collect();
+    for _ in 0..2 {
+        assert!(let_in.recv_timeout(short).is_err(), "two have places");
+        drop(held.pop());
+        held.push(next());
+    }
+    // Two wait, and four more come. A reload lets all of them in.
+    clients.extend((0..4).map(|_| waits(address, &sender)));
+    assert!(let_in.recv_timeout(short).is_err(), "two have places");
+    let delays = gateway.metrics().value("ringway_accept_delays_total", &[]);
+    gateway.reload(&config(""));
+    held.extend((0..6).map(|_| next()));
+    clients.into_iter().for_each(|client| client.join().expect("it was served"));
+    assert!(delays >= 2, "{delays}");
+    let reason = [("reason", "limit")];
+    assert_eq!(gateway.metrics().value("ringway_sessions_refused_total", &reason), 0);
+    drop(held);
+    gateway.stop();
+}
+
+#[test]
+fn clients_who_come_too_fast_are_let_in_one_after_the_other() {
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let keys = "limit = { new_per_second = 20, burst = 5, over = \"delay\" }";
+    let gateway = Gateway::start(&forward("TCP", address, [server.address], keys));
+    let (sender, let_in) = channel();
+    let start = now();
+    let clients: Vec<_> = (0..45).map(|_| waits(address, &sender)).collect();
+    clients.into_iter().for_each(|client| client.join().expect("it was served"));
+    let took = start.elapsed().as_secs_f64();
+    assert_eq!(let_in.try_iter().count(), 45);
+    // All that is more than the burst, at the rate.
+    assert!((1.9..=3.5).contains(&took), "{took} s");
+    let reason = [("reason", "limit")];
+    assert_eq!(gateway.metrics().value("ringway_sessions_refused_total", &reason), 0);
+    gateway.stop();
 }
 
 #[test]
@@ -225,6 +288,46 @@ fn bytes_of_sessions_wait_for_their_limit() {
         assert!(spliced > 4 * RATE as u64, "{detail}: {spliced} of {} bytes", 8 * RATE);
         gateway.stop();
     }
+}
+
+/// The bytes that come back in three seconds, after two, to a client that always has more to send.
+fn share(stream: TcpStream, start: Instant) -> u64 {
+    let mut to = stream.try_clone().expect("another handle");
+    let sending = std::thread::spawn(move || while to.write_all(&[7; 1 << 16]).is_ok() {});
+    let (mut from, mut piece, mut bytes) = (&stream, vec![0; 1 << 16], 0);
+    while start.elapsed() < Duration::from_secs(5) {
+        let n = from.read(&mut piece).expect("receiving");
+        if start.elapsed() >= Duration::from_secs(2) {
+            bytes += n as u64;
+        }
+    }
+    stream.shutdown(Shutdown::Both).expect("it is open");
+    sending.join().expect("no panic");
+    bytes
+}
+
+/// Twenty sessions of one limit at once, over two workers. Who has waited longest is served first,
+/// so all have about the same.
+#[test]
+fn sessions_that_wait_for_one_limit_of_bytes_share_it() {
+    const RATE: u64 = 4_000_000;
+    let server = Server::tcp(echo);
+    let address = free_address();
+    let keys = format!("limit = {{ bytes_per_second = {RATE} }}");
+    let gateway = Gateway::start(&forward("TCP", address, [server.address], &keys));
+    let streams: Vec<_> = (0..20).map(|_| served(address).expect("it is let in")).collect();
+    let delays = || gateway.metrics().value("ringway_byte_delays_total", &[]);
+    let (start, before) = (now(), delays());
+    let share = |stream| std::thread::spawn(move || share(stream, start));
+    let threads: Vec<_> = streams.into_iter().map(share).collect();
+    let shares: Vec<u64> = threads.into_iter().map(|of| of.join().expect("no panic")).collect();
+    let (all, woken) = (shares.iter().sum::<u64>(), delays() - before);
+    assert!((RATE * 5 / 2..=RATE * 7 / 2).contains(&all), "{all}: {shares:?}");
+    let (least, most) = (shares.iter().min().expect("20"), shares.iter().max().expect("20"));
+    assert!(*least * 10 >= *most * 6, "{shares:?}");
+    // Each way some 180 in a second.
+    assert!(woken <= 5 * 2 * 250, "{woken} delays");
+    gateway.stop();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use ringway_tests::pki::Pki;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Daemon, Folder, Gateway, Launch, LogLine, Server, alert, client_hello, closed_without_a_byte,
-    connect, echo, free_address, program,
+    connect, connect_from, echo, free_address, program, wait_until,
 };
 
 /// `openssl s_server` that serves the file `who`, in which its own name stands.
@@ -486,6 +486,26 @@ fn clients_that_send_no_hello_keep_nobody_out() {
     let crowded_out = [("reason", "crowded_out")];
     let crowded_out = gateway.metrics().value("ringway_sessions_refused_total", &crowded_out);
     assert!(crowded_out > 500, "{crowded_out} have made room");
+}
+
+/// Of a source, no more clients may be silent than it may have sessions. The oldest go first.
+#[test]
+fn a_source_has_no_more_silent_clients_than_sessions() {
+    let server = tagged("a");
+    let address = free_address();
+    let keys = "hello_timeout = \"1h\"\nlimit_source = { sessions = 4 }";
+    let config = listener("tls", "TLS", address, keys)
+        + &route("a", "tls", &[("a", 1)], "")
+        + &backend("a", [server.address], "");
+    let gateway = Launch::default().one_worker().start(&config);
+    let mut silent: Vec<_> = (0..20).map(|_| connect_from("127.0.0.2", address)).collect();
+    let reason = [("reason", "crowded_out")];
+    let crowded_out = || gateway.metrics().value("ringway_sessions_refused_total", &reason);
+    wait_until("sixteen have made room", || crowded_out() == 16);
+    assert!(silent[..16].iter_mut().all(closed_without_a_byte));
+    assert_eq!(answer(address, Some("a.example.com")), "a");
+    assert_eq!(crowded_out(), 16, "another source has its own");
+    wait_until("four are left", || gateway.metrics().value("ringway_session_slots_used", &[]) == 4);
 }
 
 #[test]

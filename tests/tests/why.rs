@@ -341,6 +341,18 @@ impl Worker {
             (_, Some(tls)) => flight(tls),
             (_, None) => offering(&alpn, client.server_name.as_deref(), 0, 16_384),
         };
+        // A client that has found its listener full looks again in the next turn.
+        for _ in 0..2 {
+            self.proxy.resume(1, &mut self.ops);
+            self.peeks(&hello, ready);
+        }
+        if let Some(tls) = tls.filter(|_| client.speaks == Speaks::Tls) {
+            self.shake_hands(tls, hello, ready);
+        }
+    }
+
+    /// Shows the client's first bytes, as many as are asked for.
+    fn peeks(&mut self, hello: &[u8], ready: Event) {
         while let Some(at) = self.ops.iter().position(|(_, op)| matches!(op, Op::Peek { .. })) {
             let (token, Op::Peek { at_least }) = self.ops.remove(at) else { unreachable!() };
             let all = u32::try_from(hello.len()).expect("a hello is short");
@@ -348,9 +360,6 @@ impl Worker {
             let peeked = Event::Peeked { start: 0, len, end: false };
             self.event(token, peeked, &hello[..len as usize]);
             self.event(token, ready, &[]);
-        }
-        if let Some(tls) = tls.filter(|_| client.speaks == Speaks::Tls) {
-            self.shake_hands(tls, hello, ready);
         }
     }
 

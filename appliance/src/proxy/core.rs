@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use config_sync::table::routing::{EndpointId, Limits, SocketId, Transport};
+use config_sync::table::routing::{EndpointId, Limits, ListenerId, SocketId, Transport};
 use config_sync::table::source_limit::{SourceRecord, SourceRecords};
 use config_sync::table::terminator::WorkerTime;
 
 use crate::contract::{Op, Side, Token, Why};
 use crate::proxy::balance::Balancer;
+use crate::proxy::delays::{Delays, LOOK};
 use crate::proxy::gone::Gone;
 use crate::proxy::hearing::Hearing;
 use crate::proxy::log_limit::LogLimit;
@@ -40,6 +41,10 @@ pub struct Core {
     pub gone: Gone,
     pub hearing: Hearing,
     pub waiting: Waiting,
+    pub delays: Delays,
+    /// TLS handshakes that have begun in this turn. `None`: a client that said its ClientHello has
+    /// found no place at the listener, and looks again.
+    pub handshakes: Vec<(ListenerId, Option<Token>)>,
     pub counters: Arc<Counters>,
     pub timers: Wheel,
     pub marks: Marks,
@@ -100,6 +105,8 @@ impl Core {
             gone: Gone::default(),
             hearing: Hearing::default(),
             waiting: Waiting::default(),
+            delays: Delays::default(),
+            handshakes: Vec::new(),
             counters,
             timers: Wheel::new(limits.sessions),
             marks: Marks::new(),
@@ -156,18 +163,33 @@ impl Core {
         }
     }
 
+    pub fn is_paused(&self, id: SocketId) -> bool {
+        self.paused.iter().any(|(paused, _)| *paused == id)
+    }
+
     pub fn start(&mut self, id: SocketId) {
         let is_over = self.tables.is_closing(id) || self.tables.is_released(id);
         if is_over || self.hearing.is_deaf(id) {
             return;
         }
-        if let Some(transport) = self.tables.transport(id) {
-            let op = match transport {
-                Transport::Tcp => Op::Accept,
-                Transport::Udp => Op::Receive,
-            };
-            self.push(Token::socket(id), op);
-        }
+        let op = match self.tables.transport(id) {
+            Some(Transport::Udp) => Op::Receive,
+            Some(Transport::Tcp) => match self.tables.delays(id) {
+                None => Op::Accept,
+                Some(limit) => {
+                    let line = self.delays.has_line(id).then_some(LOOK);
+                    if let Some(wait) = line.or_else(|| limit.wait(self.unix_micros())) {
+                        let has_accepted = self.delays.rest(id, self.now, wait);
+                        self.counters.accept_delays.add(u64::from(has_accepted));
+                        return;
+                    }
+                    Op::AcceptOne
+                }
+            },
+            None => return,
+        };
+        self.delays.rest_no_more(id);
+        self.push(Token::socket(id), op);
     }
 
     pub fn unlisten(&mut self, id: SocketId) {
@@ -178,6 +200,7 @@ impl Core {
     pub fn give_up(&mut self, id: SocketId, op: Op) {
         // A pause must not start a socket that comes back under this id.
         self.paused.retain(|(paused, _)| *paused != id);
+        self.delays.rest_no_more(id);
         self.push(Token::socket(id), op);
     }
 

@@ -26,6 +26,8 @@ struct Places {
     /// By the side that they come from: bytes that are taken of the limits, for a `Move` that is
     /// under way.
     reserved: [u32; 2],
+    /// By side: bytes that are taken of the limits too, for the next `Move`s.
+    booked: [u32; 2],
     /// By side: when the side may be read again, in microseconds. 0: now.
     until: [u64; 2],
 }
@@ -73,11 +75,27 @@ impl Held {
 
     #[inline(never)]
     fn take_place(&mut self, scope: Scope, limit: Option<&Limit>, now: u64) -> Result<(), Over> {
-        if !self.has(scope, limit) {
-            let place = limit.map(|limit| limit.enter(now)).transpose()?;
-            self.put(scope, place);
-        }
+        let place = self.claim(limit, now)?;
+        self.keep(scope, limit, place);
         Ok(())
+    }
+
+    /// Takes a place within a limit, which [`Self::keep`] puts in place of an earlier one. Whoever
+    /// drops the place in the meantime gives it back. `None`: no further place is needed.
+    ///
+    /// # Errors
+    /// As for [`Self::enter`].
+    pub fn claim(&self, limit: Option<&Limit>, now: u64) -> Result<Option<Place>, Over> {
+        let mut places = self.0.iter().flat_map(|held| held.places.iter().flatten());
+        let limit = limit.filter(|limit| !places.any(|place| place.is_of(limit)));
+        limit.map(|limit| limit.enter(now)).transpose()
+    }
+
+    /// Keeps the place within the limit of a part that was claimed just before.
+    pub fn keep(&mut self, scope: Scope, limit: Option<&Limit>, claimed: Option<Place>) {
+        if !self.has(scope, limit) {
+            self.put(scope, claimed);
+        }
     }
 
     /// Whether no limit counts the session or flow.
@@ -103,7 +121,7 @@ impl Held {
     /// Gives all places back, and the bytes that were taken for a `Move` that is under way.
     pub fn clear(&mut self, core: &Core) {
         for side in [Side::Client, Side::Endpoint] {
-            self.settle(core, side, 0);
+            self.settle(core, side, 0, false);
         }
         self.0 = None;
     }
@@ -120,43 +138,15 @@ impl Held {
         if !self.limits_bytes() {
             return Some(most);
         }
-        let held = self.0.as_mut()?;
-        let at = from as usize;
-        if held.until[at] > core.now {
-            return None;
-        }
-        held.until[at] = 0;
-        let now = core.unix_micros() * 1_000;
-        let mut least = most;
-        let mut taken: [u32; Scope::COUNT + 1] = [0; Scope::COUNT + 1];
-        let mut wait = None;
-        for ((rate, paid), taken) in held.rates(core, from).zip(&mut taken) {
-            match rate.take_some(paid, least, now) {
-                Ok(n) => (*taken, least) = (n, n),
-                Err(nanos) => {
-                    (wait, least) = (Some(nanos.div_ceil(1_000)), 0);
-                    break;
-                }
-            }
-        }
-        for ((rate, paid), taken) in held.rates(core, from).zip(taken) {
-            rate.give_back(paid, taken.saturating_sub(least));
-        }
-        if let Some(wait) = wait {
-            // No longer than a second: the limit may be another one by then.
-            held.until[at] = core.now + wait.clamp(1, 1_000_000);
-            core.counters.byte_delays.add(1);
-            return None;
-        }
-        held.reserved[at] = least;
-        Some(least)
+        self.0.as_mut()?.reserve(core, from, most)
     }
 
-    /// A `Move` from a side has read so many bytes. What it left of its bytes is given back.
+    /// A `Move` from a side has read so many bytes. `more`: it stopped only because it might read
+    /// no more. Otherwise what is left of its bytes is given back, and what is booked for the next.
     #[inline]
-    pub fn settle(&mut self, core: &Core, from: Side, read: u32) {
+    pub fn settle(&mut self, core: &Core, from: Side, read: u32, more: bool) {
         if let Some(held) = &mut self.0 {
-            held.settle(core, from, read);
+            held.settle(core, from, read, more);
         }
     }
 
@@ -219,13 +209,57 @@ impl Places {
     }
 
     #[inline(never)]
-    fn settle(&mut self, core: &Core, from: Side, read: u32) {
-        let reserved = std::mem::take(&mut self.reserved[from as usize]);
+    fn reserve(&mut self, core: &Core, from: Side, most: u32) -> Option<u32> {
+        let at = from as usize;
+        if self.until[at] > core.now {
+            return None;
+        }
+        self.until[at] = 0;
+        if self.booked[at] == 0 {
+            let wait = self.book(core, from, most);
+            if wait > 0 {
+                self.until[at] = core.now + wait.div_ceil(1_000);
+                core.counters.byte_delays.add(1);
+                return None;
+            }
+        }
+        let taken = self.booked[at].min(most);
+        self.booked[at] -= taken;
+        self.reserved[at] = taken;
+        Some(taken)
+    }
+
+    /// Books bytes of all limits, as many as the one gives that gives least. Returns the
+    /// nanoseconds until all are there.
+    fn book(&mut self, core: &Core, from: Side, enough: u32) -> u64 {
         let now = core.unix_micros() * 1_000;
+        let (mut least, mut wait) = (u32::MAX, 0);
+        let mut taken: [u32; Scope::COUNT + 1] = [0; Scope::COUNT + 1];
+        for ((rate, paid), taken) in self.rates(core, from).zip(&mut taken) {
+            let booked = rate.book(paid, enough, least, now);
+            (*taken, least) = (booked.count, booked.count);
+            wait = wait.max(booked.wait);
+            if least == 0 {
+                break;
+            }
+        }
+        for ((rate, paid), taken) in self.rates(core, from).zip(taken) {
+            rate.give_back(paid, taken.saturating_sub(least));
+        }
+        self.booked[from as usize] = least;
+        wait
+    }
+
+    #[inline(never)]
+    fn settle(&mut self, core: &Core, from: Side, read: u32, more: bool) {
+        let at = from as usize;
+        let reserved = std::mem::take(&mut self.reserved[at]);
+        let now = core.unix_micros() * 1_000;
+        let booked = if more { 0 } else { std::mem::take(&mut self.booked[at]) };
         for (rate, paid) in self.rates(core, from) {
-            match reserved.checked_sub(read) {
+            match (reserved + booked).checked_sub(read) {
                 Some(left) => rate.give_back(paid, left),
-                None => rate.charge(paid, read - reserved, now),
+                None => rate.charge(paid, read - reserved - booked, now),
             }
         }
     }
@@ -233,7 +267,7 @@ impl Places {
     fn take(&self, core: &Core, from: Side, bytes: u32) -> bool {
         let now = core.unix_micros() * 1_000;
         let mut rates = self.rates(core, from).enumerate();
-        let Some((refused, _)) = rates.find(|(_, (rate, paid))| !rate.take(paid, bytes, now))
+        let Some((refused, _)) = rates.find(|(_, (rate, paid))| !rate.take_first(paid, bytes, now))
         else {
             return true;
         };
@@ -261,9 +295,26 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use config_sync::table::routing::Limits;
 
     use super::*;
+    use crate::stats::counters::Counters;
+
+    fn core() -> Core {
+        let limits =
+            Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
+        let mut core = Core::new(limits, 1, Arc::new(Counters::new()));
+        core.epoch = 1_700_000_000_000_000;
+        core
+    }
+
+    fn of_bytes(rate: u64) -> Limit {
+        Limit { bytes: Some(Rate::new(rate, rate)), ..Limit::nothing(Arc::default()) }
+    }
 
     fn limit() -> Limit {
         Limit { sessions: 1, ..Limit::nothing(Arc::default()) }
@@ -312,5 +363,74 @@ mod tests {
         assert_eq!(held.enter(Scope::Backend, None, 0), Ok(()));
         drop(guest);
         assert_eq!([taken(&full), taken(&free)], [0, 0]);
+    }
+
+    /// Sessions that share a limit of bytes and always have more to move. Each wakes at its time,
+    /// in whole milliseconds, the one with the lowest number first. Returns the bytes of each in 20
+    /// seconds, and the wake-ups in a second.
+    fn shares(sessions: usize, rate: u64) -> (Vec<u64>, u64) {
+        let (mut core, limit) = (core(), of_bytes(rate));
+        let mut all: Vec<Held> = (0..sessions).map(|_| Held::default()).collect();
+        all.iter_mut().for_each(|held| held.arrive(Scope::Listener, Some(&limit)));
+        let mut due: BTreeSet<(u64, usize)> = (0..sessions).map(|number| (0, number)).collect();
+        let (mut moved, mut wakes) = (vec![0; sessions], 0);
+        while let Some((now, number)) = due.pop_first()
+            && now < 25_000_000
+        {
+            core.now = now;
+            let counts = u64::from(now >= 5_000_000);
+            wakes += counts;
+            let held = &mut all[number];
+            held.wakes(now);
+            while let Some(bytes) = held.reserve(&core, Side::Client, 1 << 18) {
+                held.settle(&core, Side::Client, bytes, true);
+                moved[number] += u64::from(bytes) * counts;
+            }
+            let until = held.next().expect("it waits");
+            due.insert((until.next_multiple_of(1_000), number));
+        }
+        all.iter_mut().for_each(|held| held.clear(&core));
+        (moved, wakes / 20)
+    }
+
+    #[test]
+    fn sessions_that_wait_for_one_limit_share_it_and_wake_seldom() {
+        for (sessions, most_wakes) in [(1, 50), (2, 70), (10, 120), (100, 700), (1_000, 6_400)] {
+            for rate in [100_000, 1_000_000, 100_000_000, 5_000_000_000] {
+                let (moved, wakes) = shares(sessions, rate);
+                let (least, most) = (moved.iter().min().unwrap(), moved.iter().max().unwrap());
+                let all: u64 = moved.iter().sum();
+                let said = format!("{sessions} of {rate}: {least} to {most}, {wakes} wake-ups");
+                assert!(most - least <= least / 5, "{said}");
+                assert!(all.abs_diff(20 * rate) <= rate / 5, "{said}: {all}");
+                assert!(wakes <= most_wakes, "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_that_does_not_use_its_share_gives_it_back() {
+        let (mut core, limit) = (core(), of_bytes(1_000_000));
+        let (mut one, mut other) = (Held::default(), Held::default());
+        one.arrive(Scope::Backend, Some(&limit));
+        other.arrive(Scope::Backend, Some(&limit));
+        let take = |held: &mut Held, core: &Core, read| {
+            let given = held.reserve(core, Side::Client, 1_000_000);
+            given.inspect(|given| held.settle(core, Side::Client, read, read == *given))
+        };
+        assert_eq!(take(&mut one, &core, 1_000_000), Some(1_000_000));
+        assert_eq!(take(&mut one, &core, 0), None);
+        assert_eq!(take(&mut other, &core, 0), None);
+        assert_eq!([&one, &other].map(|held| held.next()), [Some(20_000), Some(37_500)]);
+        core.now = 20_000;
+        // Of 20,000 bytes.
+        assert_eq!(take(&mut one, &core, 100), Some(20_000));
+        assert_eq!(take(&mut one, &core, 0), None);
+        core.now = 37_500;
+        assert_eq!(take(&mut other, &core, 17_500), Some(17_500));
+        one.clear(&core);
+        let place = limit.arrive();
+        let paid = place.bytes(false).map(|(_, paid)| paid.load(Relaxed));
+        assert_eq!(paid, Some((core.epoch + 1_017_600) * 1_000), "as much as was moved");
     }
 }

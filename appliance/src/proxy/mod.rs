@@ -10,6 +10,7 @@ pub mod balance;
 pub mod cause;
 mod closing;
 mod core;
+mod delays;
 mod drain;
 mod gone;
 mod hearing;
@@ -124,12 +125,15 @@ impl Proxy {
             match op {
                 Op::Unlisten | Op::Release => core.give_up(id, op),
                 Op::Receive if core.hearing.is_deaf(id) => {}
+                // The socket accepts again after its pause.
+                Op::AcceptOne if core.is_paused(id) => {}
                 op => core.push(Token::socket(id), op),
             }
         }
         self.flows.table_applied(core);
         self.closing.table_applied(core);
         core.waiting.place_freed();
+        core.delays.place_freed();
         core.records.push(Record::Applied { generation, previous: changes.previous });
         core.records.extend(changes.retired.into_iter().map(Record::Retired));
         self.leave(ops);
@@ -234,7 +238,11 @@ impl Proxy {
         let Self { core, sessions, flows, requests, .. } = self;
         requests.step(&mut Held { core, sessions, flows });
         self.flows.expire(&mut self.core);
+        if !self.core.handshakes.is_empty() {
+            self.undecided.make_room_at_listeners(&mut self.core, &mut self.sessions);
+        }
         tcp::queue::look(&mut self.core, &mut self.sessions);
+        tcp::delay::look(&mut self.core, &mut self.sessions);
         self.leave(ops);
     }
 
@@ -300,7 +308,7 @@ impl Proxy {
         let sweep = self.flows.next_sweep();
         let parting = [self.parting.next, self.flow_parting.next];
         let steps = [self.closing.next, self.requests.next, self.core.waiting.next];
-        let steps = steps.into_iter().chain(parting);
+        let steps = steps.into_iter().chain(parting).chain([self.core.delays.next]);
         [timers, marks, paused, drain, sweep].into_iter().chain(steps).flatten().min()
     }
 
@@ -357,6 +365,7 @@ impl Proxy {
                     self.core.rearm(id, why);
                 }
             }
+            Event::Unlistened if self.core.delays.keeps(id) => {}
             Event::Unlistened => self.core.unlistened(id),
             Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event, bytes),
             Event::SendFailed { why, count } => {
@@ -421,6 +430,10 @@ impl Proxy {
             session.begin(core, token, first, listener);
             if session.is_undecided() {
                 self.undecided.add(&mut self.sessions, token);
+                if core.sources.is_some() && !first.header {
+                    let of = (id, client, token);
+                    self.undecided.add_of_source(core, &mut self.sessions, of);
+                }
             }
         }
     }

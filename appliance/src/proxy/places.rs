@@ -115,11 +115,28 @@ impl Places {
         }
     }
 
+    /// How many more sessions there may be, if the listener has `max_sessions`.
+    pub fn room(&self, listener: &Listener) -> u32 {
+        listener.max_sessions.saturating_sub(self.taken(listener))
+    }
+
+    /// Whether the listener has as many sessions as it may have, by `max_sessions` or by its limit.
+    pub fn is_full(&self, listener: &Listener) -> bool {
+        let limit = listener.limit.as_ref();
+        (listener.max_sessions > 0 && self.room(listener) == 0)
+            || limit.is_some_and(|limit| limit.room() == 0)
+    }
+
+    /// Sessions that count for `max_sessions`.
+    fn taken(&self, listener: &Listener) -> u32 {
+        let place = &self.0[listener.id.index()];
+        place.all.as_ref().map_or(place.full, |all| all.full.get())
+    }
+
     /// Whether more than three quarters of `max_sessions` are taken.
     pub fn is_crowded(&self, listener: &Listener) -> bool {
-        let (most, place) = (listener.max_sessions, &self.0[listener.id.index()]);
-        let full = place.all.as_ref().map_or(place.full, |all| all.full.get());
-        most > 0 && full > most - most.div_ceil(4)
+        let most = listener.max_sessions;
+        most > 0 && self.taken(listener) > most - most.div_ceil(4)
     }
 }
 

@@ -254,6 +254,7 @@ fn has_endpoint(state: &State) -> bool {
         | State::Opening { .. }
         | State::Requesting(_)
         | State::Greeting
+        | State::Delayed
         | State::Waiting(_)
         | State::Connecting(_)
         | State::Closing => false,
@@ -294,6 +295,7 @@ fn state(state: &State) -> &'static str {
         State::Opening { .. } => "awaiting_hello",
         State::Requesting(_) => "awaiting_starttls",
         State::Greeting => "tls_handshake",
+        State::Delayed => "delayed",
         State::Waiting(_) => "queued",
         State::Connecting(_) => "connecting",
         State::SendingProxyHeader(_) => "sending_proxy_header",

@@ -94,7 +94,7 @@ impl<S> TableQueue<S> {
 }
 
 fn starts_or_ends(op: &Op) -> bool {
-    matches!(op, Op::Accept | Op::Receive | Op::Halt | Op::Release | Op::Unlisten)
+    matches!(op, Op::Accept | Op::AcceptOne | Op::Receive | Op::Halt | Op::Release | Op::Unlisten)
 }
 
 fn is_about_listening(token: Token, op: &Op) -> bool {

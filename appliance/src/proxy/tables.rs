@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use config_sync::table::limit::Limit;
 use config_sync::table::routing::{
     Backend, BackendId, ListenerId, Route, RouteId, RoutingTable, Socket, SocketId, Transport,
 };
@@ -39,6 +40,12 @@ const ABSENT: u32 = u32::MAX;
 pub fn sole_listener(table: &RoutingTable, socket: &Socket) -> Option<ListenerId> {
     let position = socket.listeners.any().filter(|_| !socket.reads_hello);
     position.map(|position| table.listeners[position].id)
+}
+
+/// The limit of a socket's listener, if it delays new sessions.
+fn delaying<'t>(table: &'t RoutingTable, socket: &Socket) -> Option<&'t Limit> {
+    let position = socket.listeners.any().filter(|_| !socket.reads_hello)?;
+    table.listeners[position].limit.as_deref().filter(|limit| limit.delays)
 }
 
 /// The ops that a new table asks of the ring, and the table that the new one replaces.
@@ -92,6 +99,11 @@ impl Tables {
     /// The transport of the socket, if the socket should be listening.
     pub fn transport(&self, id: SocketId) -> Option<Transport> {
         self.of(id).map(|(_, socket)| socket.transport)
+    }
+
+    /// The limit of the socket's listener, if it delays new sessions.
+    pub fn delays(&self, id: SocketId) -> Option<&Limit> {
+        self.of(id).and_then(|(table, socket)| delaying(table, socket))
     }
 
     /// Whether the ring was told to close the socket.
@@ -148,16 +160,20 @@ impl Tables {
         let mut retired = Vec::new();
         for socket in &self.current.sockets {
             let before = old.get(socket.id.index()).filter(|position| **position != ABSENT);
+            let delays = delaying(&self.current, socket).is_some();
             match before {
                 Some(before) => {
                     let before = &previous.sockets[*before as usize];
                     if before.options != socket.options && socket.transport == Transport::Tcp {
                         ops.push((socket.id, Op::Configure(socket.options)));
                     }
+                    if delays && delaying(&previous, before).is_none() {
+                        ops.push((socket.id, Op::AcceptOne));
+                    }
                 }
                 None if socket.transport == Transport::Tcp => {
-                    let id = socket.id;
-                    ops.extend([(id, Op::Configure(socket.options)), (id, Op::Accept)]);
+                    let accept = if delays { Op::AcceptOne } else { Op::Accept };
+                    ops.extend([Op::Configure(socket.options), accept].map(|op| (socket.id, op)));
                 }
                 None => {
                     let back = take_back(&mut self.leaving, &mut self.places, socket.id);

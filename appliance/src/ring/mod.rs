@@ -173,6 +173,7 @@ impl Ring {
         let Self { queue, listeners, tcp, udp, counters, .. } = self;
         match op {
             Op::Accept => listeners.accept(token.slot, queue),
+            Op::AcceptOne => listeners.accept_one(token.slot, queue),
             Op::Configure(options) => listeners.configure(token.slot, &options),
             Op::Unlisten => {
                 // Replies of this turn still name the descriptor.

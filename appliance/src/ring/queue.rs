@@ -148,6 +148,15 @@ impl Queue {
         unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
+    /// Begins an accept of one connection. `fd` must stay open until the completion.
+    pub fn accept_one(&mut self, fd: BorrowedFd<'_>, user_data: UserData) {
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let none = std::ptr::null_mut();
+        let entry = opcode::Accept::new(Fd(fd.as_raw_fd()), none, none.cast()).flags(flags);
+        // SAFETY: the entry's pointers are null, which says that no address is wanted.
+        unsafe { self.push(entry.build().user_data(user_data.encode())) };
+    }
+
     /// Cancels the request that was pushed with `user_data`. The request's final completion
     /// follows. POLL_REMOVE is never used: if a wake-up of the poll is pending, POLL_REMOVE fails
     /// and leaks the socket.

@@ -23,6 +23,8 @@ pub struct Counters {
     pub unmatched: [Counter; CloseReason::COUNT],
     /// Times that accepting paused because files or memory ran out.
     pub accept_pauses: Counter,
+    /// Times that accepting stopped until the listener's limit had a place.
+    pub accept_delays: Counter,
     /// Times that receiving on a UDP socket paused because of an error of this machine.
     pub receive_pauses: Counter,
     /// Multishot accepts, polls and receives that ended by themselves and were armed again.
@@ -236,6 +238,7 @@ impl Counters {
             aborted: Counter::default(),
             unmatched: std::array::from_fn(|_| Counter::default()),
             accept_pauses: Counter::default(),
+            accept_delays: Counter::default(),
             receive_pauses: Counter::default(),
             rearms: Counter::default(),
             bulk_runs: Counter::default(),

@@ -172,6 +172,7 @@ pub const SESSION_STATES: &[&str] = &[
     "awaiting_hello",
     "awaiting_starttls",
     "tls_handshake",
+    "delayed",
     "queued",
     "connecting",
     "sending_proxy_header",
@@ -301,7 +302,9 @@ words! {
         CrowdedOut = "crowded_out":
             "The worker's session table was nearly full, or the process had nearly \
              `limits.total_sessions`, and of the clients that had not said where to go \
-             (ClientHello, PROXY header, handshake) this one had waited longest.",
+             (ClientHello, PROXY header, handshake) this one had waited longest. Or the listener \
+             had nearly all its sessions, and this handshake had taken longest; or the client's \
+             source had more such clients than it may have sessions.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
              (`limit_source`).",

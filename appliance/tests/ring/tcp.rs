@@ -226,6 +226,34 @@ fn refused_clients_see_a_reset() {
 }
 
 #[test]
+fn one_connection_is_accepted_at_a_time() {
+    let mut driver = Driver::new(LIMITS);
+    let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
+    driver.act(socket, Op::Accept);
+    driver.act(socket, Op::AcceptOne);
+    driver.event(socket, Event::Stopped { why: None });
+    let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
+    for _ in &clients {
+        driver.act(socket, Op::AcceptOne);
+        let incoming = driver.accepted();
+        driver.act(socket, Op::Refuse { incoming });
+        driver.event(socket, Event::Stopped { why: None });
+    }
+    assert_eq!(driver.counters.rearms.get(), 0, "a stop that was asked for");
+    // The next one waits for an accept until further notice.
+    driver.act(socket, Op::AcceptOne);
+    driver.act(socket, Op::AcceptOne);
+    let _client = TcpStream::connect(address).unwrap();
+    driver.accepted();
+    driver.event(socket, Event::Stopped { why: None });
+    driver.act(socket, Op::Accept);
+    let _clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+    for _ in 0..2 {
+        driver.accepted();
+    }
+}
+
+#[test]
 fn accepting_stops_when_files_run_out_and_loses_no_client() {
     let mut driver = Driver::with(LIMITS, alone());
     let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");

@@ -31,8 +31,8 @@ impl Compile<'_> {
         let opening = opening.map(|(rate, burst)| Rate::new(rate.into(), burst.into()));
         let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
         let sessions = asked.sessions.unwrap_or(NO_LIMIT);
-        let usage = self.names.usage(key);
-        Some(Box::new(Limit { shared, sessions, opening, bytes, usage }))
+        let (delays, usage) = (asked.delays, self.names.usage(key));
+        Some(Box::new(Limit { shared, sessions, opening, bytes, delays, usage }))
     }
 
     /// The limit of the process.

@@ -16,6 +16,8 @@ pub struct Limit {
     pub burst: Option<u32>,
     /// Bytes in a second each way, and at once.
     pub bytes_per_second: Option<u64>,
+    /// TCP listeners: new sessions over the limit wait, and are not refused.
+    pub delays: bool,
 }
 
 /// The limit that a part has.
@@ -43,14 +45,15 @@ impl fmt::Display for Limit {
 
 impl Limit {
     /// The keys that are given.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&'static str, String)> {
         let keys = [
             ("sessions", self.sessions.map(u64::from)),
             ("new_per_second", self.new_per_second.map(u64::from)),
             ("burst", self.burst.map(u64::from)),
             ("bytes_per_second", self.bytes_per_second),
         ];
-        keys.into_iter().filter_map(|(key, value)| Some((key, value?)))
+        let numbers = keys.into_iter().filter_map(|(key, value)| Some((key, value?.to_string())));
+        numbers.chain(self.delays.then(|| ("over", "\"delay\"".to_owned())))
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Limit {
     pub opening: Option<Rate>,
     /// Bytes each way: from clients, and from endpoints.
     pub bytes: Option<Rate>,
+    /// New sessions wait for a place, and are not refused. Only listeners for TCP have such limits.
+    pub delays: bool,
     pub usage: Arc<Usage>,
 }
 
@@ -60,22 +62,29 @@ pub enum Over {
 impl Limit {
     /// Limits nothing, and counts.
     pub fn nothing(usage: Arc<Usage>) -> Self {
-        Self { shared: None, sessions: NO_LIMIT, opening: None, bytes: None, usage }
+        Self { shared: None, sessions: NO_LIMIT, opening: None, bytes: None, delays: false, usage }
     }
 
     /// A place for a session or flow. `now`: microseconds since 1970.
     ///
     /// # Errors
-    /// There is none. The refusal is counted, and costs nothing of the rate.
+    /// There is none. The refusal is counted, unless the limit delays, and costs nothing of the
+    /// rate.
     pub fn enter(&self, now: u64) -> Result<Place, Over> {
+        self.place(now).inspect_err(|_| {
+            if !self.delays {
+                self.usage.refused.fetch_add(1, Relaxed);
+            }
+        })
+    }
+
+    fn place(&self, now: u64) -> Result<Place, Over> {
         let usage = &self.usage;
         if !usage.sessions.try_add(self.sessions) {
-            usage.refused.fetch_add(1, Relaxed);
             return Err(Over::Sessions);
         }
         let place = Place { usage: Arc::clone(usage), bytes: self.bytes };
         if self.opening.is_some_and(|rate| !rate.take(&usage.opening, 1, now * 1_000)) {
-            usage.refused.fetch_add(1, Relaxed);
             return Err(Over::Opening);
         }
         Ok(place)
@@ -96,6 +105,17 @@ impl Limit {
             () if self.usage.sessions.get() >= self.sessions => Some(Over::Sessions),
             () if self.opening.is_some_and(too_fast) => Some(Over::Opening),
             () => None,
+        }
+    }
+
+    /// Microseconds until `enter` may give a place. `None`: it may do so now. `u64::MAX`: when a
+    /// session ends.
+    pub fn wait(&self, now: u64) -> Option<u64> {
+        let paid = self.usage.opening.load(Relaxed);
+        let until = |rate: Rate| rate.until(paid, 1, now * 1_000).div_ceil(1_000);
+        match self.over(now)? {
+            Over::Sessions => Some(u64::MAX),
+            Over::Opening => self.opening.map(until),
         }
     }
 
@@ -155,7 +175,20 @@ mod tests {
         assert_eq!(limit.over(1_400_000), Some(Over::Opening));
         assert_eq!(limit.enter(1_400_000).err(), Some(Over::Opening));
         assert_eq!(limit.usage.sessions.get(), 1);
+        assert_eq!(limit.wait(1_400_000), Some(100_000));
+        assert_eq!(limit.wait(1_500_000), None);
         assert!(limit.enter(1_500_000).is_ok(), "refusals cost nothing");
+    }
+
+    #[test]
+    fn a_limit_that_delays_refuses_nobody() {
+        let nothing = Limit::nothing(Arc::default());
+        let limit = Limit { sessions: 1, delays: true, ..nothing };
+        let place = limit.enter(0).expect("the first");
+        assert_eq!(limit.enter(0).err(), Some(Over::Sessions));
+        assert_eq!((limit.wait(0), limit.usage.refused()), (Some(u64::MAX), 0));
+        drop(place);
+        assert_eq!(limit.wait(0), None);
     }
 
     #[test]

@@ -14,8 +14,28 @@ pub struct Rate {
     burst: u64,
 }
 
-/// How far apart the times of two workers may be, at the very most, in nanoseconds.
+/// What was taken of a rate, and the nanoseconds until it is there. A count of 0: nothing was
+/// taken, because too many wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Booked {
+    pub count: u32,
+    pub wait: u64,
+}
+
+/// How far apart the times of two workers may be, at the very most, and how far ahead the line is
+/// booked; in nanoseconds.
 const SKEW: u64 = 1_000_000_000;
+
+/// Nobody joins a line that is longer, in nanoseconds. It is shorter than `SKEW`, so a line is
+/// never forgiven.
+const LONGEST_LINE: u64 = 900_000_000;
+
+/// The shares shrink as the line grows, so that the line is never much longer than as many first
+/// shares. Of n that wait, each has about `SHARES / (SHARES + n)` of the first share.
+const SHARES: u64 = 8;
+
+/// The smallest share is such a part of the first.
+const SMALLEST: u64 = 128;
 
 impl Rate {
     /// `per_second`: 1 to 10,000,000,000. `burst`: 1 to as many, but no more than 1,000,000 of
@@ -43,23 +63,56 @@ impl Rate {
         (next - now <= self.burst).then_some(next)
     }
 
-    /// Takes as many as there are, `most` at the most, once there are enough to be worth it.
-    ///
-    /// # Errors
-    /// The nanoseconds until there are enough.
-    pub fn take_some(self, paid: &AtomicU64, most: u32, now: u64) -> Result<u32, u64> {
+    /// Nanoseconds until `after` has an answer.
+    pub fn until(self, paid: u64, n: u32, now: u64) -> u64 {
+        let price = self.price(n.into()).min(self.burst);
+        (paid.max(now) + price).saturating_sub(now + self.burst)
+    }
+
+    /// Takes as many as there are, or books a share ahead: who asks first has its share first, and
+    /// all who wait get shares of about one size. `enough`: as many are wanted at once. `most`: no
+    /// more may be booked.
+    pub fn book(self, paid: &AtomicU64, enough: u32, most: u32, now: u64) -> Booked {
         self.forgive(paid, now);
-        let mut taken = Err(0);
-        let some = |paid: u64| {
-            let owed = paid.saturating_sub(now);
-            taken = match (owed + self.worth_it()).saturating_sub(self.burst) {
-                0 => Ok(self.count(self.burst.saturating_sub(owed)).clamp(1, most.max(1))),
-                wait => Err(wait),
-            };
-            taken.ok().map(|n| paid.max(now) + self.price(n.into()))
+        let mut booked = Booked::default();
+        let book = |paid: u64| {
+            booked = self.next_share(paid.saturating_sub(now), enough, most);
+            (booked.count > 0).then(|| paid.max(now) + self.price(booked.count.into()))
         };
-        _ = paid.fetch_update(Relaxed, Relaxed, some);
-        taken
+        _ = paid.fetch_update(Relaxed, Relaxed, book);
+        booked
+    }
+
+    /// What the next one gets who asks. `owed`: nanoseconds until all is paid for.
+    fn next_share(self, owed: u64, enough: u32, most: u32) -> Booked {
+        let (room, first) = (self.burst.saturating_sub(owed), self.first_share());
+        let least = self.count(first).max(1);
+        if room >= first {
+            return Booked { count: self.count(room).min(enough.max(least)).min(most), wait: 0 };
+        }
+        let line = owed.saturating_sub(self.burst);
+        if line >= LONGEST_LINE {
+            return Booked { count: 0, wait: LONGEST_LINE / 2 };
+        }
+        let share = first.saturating_sub(line / SHARES).max(first / SMALLEST);
+        let count = self.count(share).max(1).min(most);
+        Booked { count, wait: (owed + self.price(count.into())).saturating_sub(self.burst) }
+    }
+
+    /// As `take`, for what can't wait. It goes before those who wait, as long as the line is not
+    /// long.
+    pub fn take_first(self, paid: &AtomicU64, n: u32, now: u64) -> bool {
+        self.forgive(paid, now);
+        let price = self.price(n.into()).min(self.burst);
+        let take = |paid: u64| {
+            let line = match paid > now + self.burst {
+                true => (SHARES - 1) * self.first_share(),
+                false => 0,
+            };
+            let next = paid.max(now) + price;
+            (next - now <= self.burst + line).then_some(next)
+        };
+        paid.fetch_update(Relaxed, Relaxed, take).is_ok()
     }
 
     /// Gives back `n` that were taken and not used.
@@ -84,9 +137,9 @@ impl Rate {
         }
     }
 
-    /// Nanoseconds of what is worth waking for: 20 ms, or 4,096, or the whole burst.
-    fn worth_it(self) -> u64 {
-        self.price(4_096).max(20_000_000).min(self.burst)
+    /// Nanoseconds of the share of one that waits alone: 20 ms, or 4,096, or a tenth of the burst.
+    fn first_share(self) -> u64 {
+        self.price(4_096).max(20_000_000).min(self.burst / 10)
     }
 
     /// How many so many nanoseconds pay for.
@@ -104,34 +157,69 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn bytes_come_in_pieces_that_are_worth_it() {
+    fn bytes_come_in_shares() {
         for per_second in [1_000, 100_000, 7_000_000_000, 10_000_000_000] {
             let (rate, paid) = (Rate::new(per_second, per_second), AtomicU64::new(0));
             let (mut now, mut taken) = (SECOND, 0u64);
             while now <= 11 * SECOND {
-                match rate.take_some(&paid, 1 << 20, now) {
-                    Ok(n) => taken += u64::from(n),
-                    Err(wait) => now += wait,
-                }
-                // A direction of a session can't take more in a moment.
-                now += if per_second > 1_000_000 { 100_000 } else { 0 };
+                let Booked { count, wait } = rate.book(&paid, 1 << 20, u32::MAX, now);
+                taken += u64::from(count);
+                now += wait;
             }
-            // The burst, and ten seconds; or a MiB in each moment.
-            let most = (11 * per_second).min((1 << 20) * 100_000);
-            let part = taken as f64 / most as f64;
-            assert!((0.97..=1.01).contains(&part), "{per_second}: {taken} of {most}");
+            // The burst, and ten seconds.
+            let part = taken as f64 / (11 * per_second) as f64;
+            assert!((0.99..=1.02).contains(&part), "{per_second}: {taken}");
         }
+    }
+
+    #[test]
+    fn shares_shrink_as_the_line_grows_and_the_line_has_an_end() {
+        let (rate, paid) = (Rate::new(1_000_000, 1_000_000), AtomicU64::new(0));
+        assert!(rate.take(&paid, 1_000_000, SECOND));
+        let mut line = Vec::new();
+        loop {
+            let Booked { count, wait } = rate.book(&paid, 1, u32::MAX, SECOND);
+            if count == 0 {
+                assert_eq!(wait, LONGEST_LINE / 2);
+                break;
+            }
+            line.push((wait, count));
+        }
+        assert_eq!(line[0], (20_000_000, 20_000));
+        assert!(line.is_sorted_by(|a, b| a.0 < b.0 && a.1 >= b.1));
+        assert_eq!(line.last().expect("a line").1, 20_000 / 128);
+        assert!(line.len() > 4_000, "{}", line.len());
+        let last = line.last().expect("a line").0;
+        assert!((LONGEST_LINE..LONGEST_LINE + 1_000_000).contains(&last), "{last}");
+        // Each share is there at its time, and the line is not forgiven.
+        let booked: u64 = line.iter().map(|(_, count)| u64::from(*count)).sum();
+        assert_eq!(last, rate.price(booked));
+        assert!(!rate.take(&paid, 1, SECOND + last) && rate.take(&paid, 1, SECOND + last + 1_000));
+    }
+
+    #[test]
+    fn what_cannot_wait_goes_before_a_line_that_is_not_long() {
+        let (rate, paid) = (Rate::new(1_000_000, 1_000_000), AtomicU64::new(0));
+        assert!(rate.take_first(&paid, 1_000_000, SECOND));
+        assert!(!rate.take_first(&paid, 1, SECOND), "nobody waits");
+        assert!(rate.book(&paid, 1, u32::MAX, SECOND).wait > 0);
+        assert!(rate.take_first(&paid, 120_000, SECOND), "seven shares");
+        assert!(!rate.take_first(&paid, 1, SECOND));
+        // A share for who waits is left all the same.
+        assert_eq!(rate.book(&paid, 1, u32::MAX, SECOND).count, 2_500);
     }
 
     #[test]
     fn what_is_given_back_may_be_taken_again() {
         let (rate, paid) = (Rate::new(1_000, 1_000), AtomicU64::new(0));
-        assert_eq!(rate.take_some(&paid, 600, SECOND), Ok(600));
-        assert_eq!(rate.take_some(&paid, 600, SECOND), Err(SECOND * 6 / 10));
-        rate.give_back(&paid, 600);
-        assert_eq!(rate.take_some(&paid, 2_000, SECOND), Ok(1_000));
+        let book = |enough, now| rate.book(&paid, enough, u32::MAX, now);
+        assert_eq!(book(950, SECOND), Booked { count: 950, wait: 0 });
+        assert_eq!(book(600, SECOND), Booked { count: 100, wait: SECOND / 20 });
+        rate.give_back(&paid, 950);
+        rate.give_back(&paid, 100);
+        assert_eq!(book(2_000, SECOND), Booked { count: 1_000, wait: 0 });
         rate.charge(&paid, 500, SECOND);
-        assert_eq!(rate.take_some(&paid, 1, SECOND), Err(SECOND * 3 / 2));
+        assert_eq!(book(1, SECOND), Booked { count: 37, wait: SECOND / 2 + 37_000_000 });
     }
 
     #[test]
@@ -143,8 +231,9 @@ mod tests {
         assert!(!fast.take(&paid, 1, SECOND));
         assert!(fast.take(&paid, 1, 2 * SECOND), "a second later there are a thousand");
         let paid = AtomicU64::new(3_600 * SECOND);
-        assert!(fast.take_some(&paid, 1, SECOND).is_err());
-        assert_eq!(fast.take_some(&paid, 500, 2 * SECOND), Ok(500));
+        assert!(fast.book(&paid, 1, u32::MAX, SECOND).wait > 0);
+        let booked = fast.book(&paid, 500, u32::MAX, 2 * SECOND + SECOND / 10);
+        assert_eq!(booked, Booked { count: 500, wait: 0 });
         let paid = AtomicU64::new(0);
         fast.charge(&paid, 1_000_000, SECOND);
         assert!(!fast.take(&paid, 1, SECOND) && fast.take(&paid, 1, 2 * SECOND));
@@ -164,8 +253,9 @@ mod tests {
             let run = || {
                 let mut taken = 0;
                 for now in 0..100_000u64 {
-                    let n = rate.take_some(&paid, 3_000, SECOND + now * 1_000).unwrap_or(0);
-                    rate.give_back(&paid, n / 2);
+                    let booked = rate.book(&paid, 3_000, 3_000, SECOND + now * 1_000);
+                    let n = if booked.wait == 0 { booked.count } else { 0 };
+                    rate.give_back(&paid, booked.count - n + n / 2);
                     taken += u64::from(n - n / 2);
                 }
                 taken

@@ -171,6 +171,11 @@ impl SourceLimit {
         Some(SourceStanding { source, prefix, sessions, bar })
     }
 
+    /// The source of a client. `None`: the client has no limit.
+    pub fn source(&self, client: IpAddr) -> Option<IpAddr> {
+        self.limited(client).map(|(_, source, _)| source)
+    }
+
     /// The hash of a client's source, the source and the bits that count.
     fn limited(&self, client: IpAddr) -> Option<(u64, IpAddr, u8)> {
         let client = client.to_canonical();

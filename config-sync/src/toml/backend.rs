@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::model::backend::{
     Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, FastPath, LEAST_UPSTREAM_REST, OPTIONS,
 };
-use crate::toml::limit::limit;
+use crate::toml::limit::{Owner, limit};
 use crate::toml::reader::{On, Reader, Section, Table, any, boolean, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::values::{duration, duration_from, interface, name, source};
@@ -60,7 +60,7 @@ pub(crate) fn backend<'t>(
         or(reader.get(table, "connect_attempts", integer(1..=8)), CONNECT_ATTEMPTS);
     let queue = reader.get(table, "queue", integer(0..=MOST_WAIT));
     let queue_timeout = reader.get(table, "queue_timeout", duration_from(LEAST_QUEUE_TIMEOUT));
-    let limit = limit(reader, table);
+    let limit = limit(reader, table, Owner::Other);
     let source = reader.list(table, "source", source).unwrap_or_default();
     let interface = reader.get(table, "interface", interface);
     let sockets = [("connected", false), ("shared", true)];

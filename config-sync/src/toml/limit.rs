@@ -4,13 +4,22 @@ use toml::de::DeValue;
 
 use crate::model::limit::{BYTES, Limit, LimitOf, MOST, SharedLimit};
 use crate::model::place::At;
-use crate::toml::reader::{Read, Reader, Section, Table, any, flawless, integer, not, string};
+use crate::table::routing::Protocol;
+use crate::toml::reader::{
+    Read, Reader, Section, Table, any, flawless, integer, not, or, string, word,
+};
 use crate::toml::values::name;
 
 /// Of a listener, a route or a backend.
 pub(crate) static LIMIT: Section = Section {
     name: "limit",
-    keys: &[any("sessions"), any("new_per_second"), any("burst"), any("bytes_per_second")],
+    keys: &[
+        any("sessions"),
+        any("new_per_second"),
+        any("burst"),
+        any("bytes_per_second"),
+        any("over"),
+    ],
 };
 
 pub(crate) static SHARED_LIMIT: Section = Section {
@@ -24,8 +33,44 @@ pub(crate) static SHARED_LIMIT: Section = Section {
     ],
 };
 
+/// Who has a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// `None`: the protocol is not known.
+    Listener(Option<Protocol>),
+    /// A route or a backend.
+    Other,
+}
+
+impl Owner {
+    /// Why new sessions can't wait for a place. `None`: they can.
+    fn refuses_delay(self) -> Option<&'static str> {
+        match self {
+            Self::Listener(None | Some(Protocol::Tcp)) => None,
+            Self::Listener(Some(Protocol::Udp)) => {
+                Some("is for TCP listeners; a datagram can't wait")
+            }
+            Self::Listener(Some(Protocol::Tls)) => Some(
+                "is for TCP listeners; which TLS listener a client wants is known only once its \
+                 connection was accepted",
+            ),
+            Self::Other => Some(
+                "is for TCP listeners; which route and backend a client gets is known only once \
+                 its connection was accepted",
+            ),
+        }
+    }
+}
+
+/// What becomes of new sessions over a limit: whether they wait.
+pub(crate) const OVER: [(&str, bool); 2] = [("refuse", false), ("delay", true)];
+
 /// The limit of a listener, route or backend. `None`: there is no limit.
-pub(crate) fn limit<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<LimitOf> {
+pub(crate) fn limit<'t>(
+    reader: &mut Reader<'t>,
+    table: &Table<'t>,
+    owner: Owner,
+) -> Option<LimitOf> {
     let At { value: is_name, place } = reader.get(table, "limit", is_name)?;
     if is_name {
         let value = reader.get(table, "limit", string)?.value.to_owned();
@@ -36,7 +81,16 @@ pub(crate) fn limit<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Li
     if limit.is_none() {
         reader.refuse(&place, NOTHING);
     }
-    limit.map(LimitOf::Own)
+    let delays = or(reader.get(&given, "over", word(&OVER)), false);
+    let counts = given.has("sessions") || given.has("new_per_second");
+    let why_not = match owner.refuses_delay() {
+        None if !counts => Some("has no effect without `sessions` or `new_per_second`"),
+        why_not => why_not,
+    };
+    if let Some(message) = why_not.filter(|_| delays) {
+        reader.get(&given, "over", |_| Err::<(), _>(message.to_owned()));
+    }
+    limit.map(|limit| LimitOf::Own(Limit { delays, ..limit }))
 }
 
 /// One of `[[shared_limits]]`.
@@ -64,6 +118,7 @@ fn keys<'t>(reader: &mut Reader<'t>, given: &Table<'t>) -> Option<Limit> {
         bytes_per_second: reader
             .get(given, "bytes_per_second", integer(BYTES))
             .map(|given| given.value),
+        delays: false,
     };
     if given.has("burst") && !given.has("new_per_second") {
         let message = "has no effect without `new_per_second`";

@@ -12,7 +12,7 @@ use crate::table::routing::{OnRefusal, OnTruncation, Protocol, Starttls, Timeout
 use crate::toml::bind::{Binding, bind_address, binding};
 use crate::toml::dns_guard::dns_guard;
 use crate::toml::fallback::fallbacks;
-use crate::toml::limit::limit;
+use crate::toml::limit::{Owner, limit};
 use crate::toml::reader::{On, Read, Reader, Section, Table, any, integer, key, or, word};
 use crate::toml::socket_options::options;
 use crate::toml::source_limit::limit_source;
@@ -102,7 +102,7 @@ pub(crate) fn listener<'t>(
     let max_sessions = or(reader.get(table, "max_sessions", integer(0..=MAX_SESSIONS)), 0);
     let dns_guard = dns_guard(reader, table);
     let limit_source = limit_source(reader, table, asked);
-    let limit = limit(reader, table);
+    let limit = limit(reader, table, Owner::Listener(asked));
     let options = options(reader, table, machine, OPTIONS);
     let admission = admission::admission(reader, table);
     Some(Listener {

@@ -6,7 +6,7 @@ use crate::model::place::At;
 use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::table::routing::{OnUnavailable, RouteBalance};
 use crate::toml::admission;
-use crate::toml::limit::limit;
+use crate::toml::limit::{Owner, limit};
 use crate::toml::reader::{
     Read, Reader, Section, Table, any, flawless, integer, not, or, string, word,
 };
@@ -53,7 +53,7 @@ pub(crate) fn route<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Option<Ro
     });
     reader.miss(table, "backends", "such as [{ name = \"pg-a\", weight = 90 }], or []");
     let backends = weighted_backends(reader, table).unwrap_or_default();
-    let limit = limit(reader, table);
+    let limit = limit(reader, table, Owner::Other);
     let balance = or(reader.get(table, "balance", word(&BALANCES)), RouteBalance::RoundRobin);
     let on_unavailable =
         reader.get(table, "on_unavailable", word(&ON_UNAVAILABLE)).map(|at| at.value);

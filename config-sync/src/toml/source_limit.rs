@@ -5,7 +5,8 @@ use ipnet::IpNet;
 use crate::model::limit::BYTES;
 use crate::model::source_limit::{MOST, MOST_EXCEPTIONS, PREFIX_V4, PREFIX_V6, SourceLimit};
 use crate::table::routing::Protocol;
-use crate::toml::reader::{Reader, Section, Table, any, integer, or};
+use crate::toml::limit::OVER;
+use crate::toml::reader::{Reader, Section, Table, any, integer, or, word};
 use crate::toml::values::range;
 
 pub(crate) static LIMIT_SOURCE: Section = Section {
@@ -19,6 +20,7 @@ pub(crate) static LIMIT_SOURCE: Section = Section {
         any("prefix_v4"),
         any("prefix_v6"),
         any("except"),
+        any("over"),
     ],
 };
 
@@ -42,6 +44,11 @@ pub(crate) fn limit_source<'t>(
     }
     if given.has("datagrams_per_second") && protocol.is_some_and(|of| of != Protocol::Udp) {
         refuse("datagrams_per_second", "is for UDP listeners; a stream has no datagrams");
+    }
+    if reader.get(given, "over", word(&OVER)).is_some_and(|given| given.value) {
+        let message = "can't be \"delay\" here: a connection has to be accepted before its source \
+                       is known, so it can't wait in the accept queue; `limit` can delay";
+        reader.get(given, "over", |_| Err::<(), _>(message.to_owned()));
     }
     let limits = ["sessions", "new_per_second", "datagrams_per_second", "bytes_per_second"];
     if !limits.iter().any(|key| given.has(key)) {

@@ -102,6 +102,7 @@ fn faults_of_limits_for_sources() {
             "must be a whole number, 1000 to 10000000000",
         ),
         ("datagrams_per_second = 9", "datagrams_per_second", "is for UDP listeners; a stream has"),
+        ("sessions = 1, over = \"delay\"", "over", "can't be \"delay\" here: a connection has"),
     ];
     for (keys, field, message) in faults {
         let text = GOOD.replace("[[routes]]", &format!("limit_source = {{ {keys} }}\n[[routes]]"));
@@ -120,6 +121,12 @@ fn faults_of_limits() {
         ("sessions = 1, burst = 2", "burst", "has no effect without `new_per_second`"),
         ("bytes_per_second = 0", "bytes_per_second", "must be a whole number, 1000 to 10000000000"),
         ("sessions = 1, session = 1", "session", "unknown key (did you mean \"sessions\"?)"),
+        ("sessions = 1, over = \"wait\"", "over", "must be \"refuse\" or \"delay\", not \"wait\""),
+        (
+            "bytes_per_second = 1000, over = \"delay\"",
+            "over",
+            "has no effect without `sessions` or `new_per_second`",
+        ),
     ];
     for (keys, field, message) in faults {
         let text = GOOD.replace("[[routes]]", &format!("limit = {{ {keys} }}\n[[routes]]"));
@@ -139,6 +146,26 @@ fn faults_of_limits() {
             "18:9: shared_limits[1].burst: has no effect without `new_per_second`",
         ],
     );
+}
+
+#[test]
+fn only_listeners_for_tcp_delay() {
+    let delays = "limit = { sessions = 1, over = \"delay\" }\n";
+    let of_listener = GOOD.replace("[[routes]]", &format!("{delays}[[routes]]"));
+    load(&of_listener).unwrap_or_else(|problems| panic!("{problems}"));
+    refused(
+        &GOOD.replace("backends = [", &format!("{delays}backends = [")),
+        &["8:32: routes[0].limit.over: is for TCP listeners; which route and backend a client"],
+    );
+    for (protocol, message) in
+        [("UDP", "a datagram can't wait"), ("TLS", "which TLS listener a client wants is known")]
+    {
+        let text = of_listener.replace("\"TCP\"", &format!("\"{protocol}\""));
+        let said = format!("5:32: listeners[0].limit.over: is for TCP listeners; {message}");
+        refused(&text, &[&said]);
+        let refuses = text.replace("\"delay\"", "\"refuse\"");
+        load(&refuses).unwrap_or_else(|problems| panic!("{problems}"));
+    }
 }
 
 #[test]

@@ -144,6 +144,18 @@ fn limits_reach_the_table(table: &RoutingTable) {
     assert_eq!((of_backend.sessions, of_backend.opening), (NO_LIMIT, Some(Rate::new(20, 20))));
 }
 
+#[test]
+fn a_listener_for_tcp_may_delay() {
+    let text = "[[listeners]]\nname = \"l\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:80\"\n\
+                endpoints = [\"10.0.0.1:80\"]\nlimit = { sessions = 5, over = \"delay\" }\n";
+    let delays = |table: &RoutingTable| table.listeners[0].limit.as_ref().map(|of| of.delays);
+    assert_eq!(delays(&table(text)), Some(true));
+    let config = parse_for("f", text, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
+    let printed = config_sync::gateway::print::long(&config);
+    assert_eq!(delays(&table(&printed)), Some(true), "{printed}");
+    assert_eq!(delays(&table(&text.replace("delay", "refuse"))), Some(false));
+}
+
 /// What is in use of a limit outlives a table without the limit, as long as a session has a place.
 #[test]
 fn a_limit_that_comes_back_counts_what_is_there() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use config_sync::table::limit::{Limit, Usage};
 use config_sync::table::load::NO_LIMIT;
 use config_sync::table::rate::Rate;
+use config_sync::table::routing::Protocol;
 
 use crate::sim::rng::Rng;
 
@@ -22,13 +23,15 @@ pub struct SharedLimits(Vec<One>);
 struct One {
     usage: Arc<Usage>,
     limit: Option<Box<Limit>>,
+    /// Whether a listener for TCP with this limit delays.
+    delays: bool,
     /// The most sessions that the limit has allowed so far.
     most: u32,
 }
 
 impl SharedLimits {
     pub fn random(rng: &mut Rng) -> Self {
-        let one = |_| One { usage: Arc::default(), limit: None, most: 0 };
+        let one = |_| One { usage: Arc::default(), limit: None, delays: false, most: 0 };
         let mut limits = Self((0..6).map(one).collect());
         if rng.per_mille(500) {
             limits.change(rng);
@@ -46,6 +49,7 @@ impl SharedLimits {
             let bytes = some_bytes(rng);
             let nothing = Limit::nothing(Arc::clone(&one.usage));
             let limit = Limit { sessions, opening, bytes, ..nothing };
+            one.delays = rng.per_mille(300);
             one.limit = rng.per_mille(200).then(|| Box::new(limit));
             one.most = one.most.max(sessions);
         }
@@ -54,6 +58,12 @@ impl SharedLimits {
     /// The limit of a part, or none. Parts whose numbers differ by 6 share it.
     pub fn of(&self, part: u32) -> Option<Box<Limit>> {
         self.0[part as usize % self.0.len()].limit.clone()
+    }
+
+    /// The limit of a listener, or none.
+    pub fn of_listener(&self, part: u32, protocol: Protocol) -> Option<Box<Limit>> {
+        let delays = self.0[part as usize % self.0.len()].delays && protocol == Protocol::Tcp;
+        self.of(part).map(|limit| Box::new(Limit { delays, ..*limit }))
     }
 
     /// No limit counts more sessions than there are, or than it allows. `moved`: sessions that came

@@ -222,7 +222,7 @@ impl Model {
                     max_sessions: listener.max_sessions,
                     taken: (listener.max_sessions > 0).then(Arc::default),
                     limit_source: listener.limit_source.clone(),
-                    limit: self.shared.of(listener.id.0 + 1),
+                    limit: self.shared.of_listener(listener.id.0 + 1, socket.protocol),
                     access: listener.access(),
                     by_source: listener.by_source(first),
                     by_alpn: listener.by_alpn(first),

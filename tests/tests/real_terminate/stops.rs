@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringway_tests::real::config::{backend, forward, listener, route};
-use ringway_tests::real::{Gateway, Server, connect, free_address, wait_until};
+use ringway_tests::real::{Gateway, Launch, Server, connect, free_address, wait_until};
 
-use crate::{Client, Files, parrot, terminate};
+use crate::{Client, Files, parrot, tagged, terminate};
 
 /// Says something, and hears it again.
 fn talk(mut client: Client) {
@@ -185,4 +185,43 @@ fn handshakes_with_endpoints_that_stop_leave_nothing_behind() {
         let reasons = lines.iter().filter_map(|line| line.text("reason"));
         reasons.filter(|reason| *reason == "endpoint_tls_failed").count() >= 12
     });
+}
+
+/// Clients that stop after their ClientHello have places of the listener for a short time only.
+#[test]
+fn handshakes_that_stop_keep_nobody_out() {
+    let (files, server) = (Files::new(), tagged("served"));
+    let certificate = files.issue("a", &["a.example.com"]);
+    for limit in ["max_sessions = 32", "limit = { sessions = 32 }"] {
+        let address = free_address();
+        let tls = format!("tls = {{ mode = \"Terminate\", certificates = [{certificate}] }}");
+        let keys = format!("{tls}\nhello_timeout = \"1h\"\n{limit}");
+        let config = listener("main", "TLS", address, &keys)
+            + &route("main", "main", &[("main", 1)], "")
+            + &backend("main", [server.address], "");
+        let gateway = Launch::default().one_worker().start(&config);
+        let mut stopped = Vec::new();
+        for round in 0..8 {
+            for _ in 0..16 {
+                let mut client = files.client(address, "a.example.com");
+                let hello = client.flight();
+                client.0.sock.write_all(&hello).expect("sent");
+                stopped.push(client);
+            }
+            let mut honest = files.client(address, "a.example.com");
+            let sent = honest.0.write_all(b"hello");
+            assert!(sent.is_ok(), "{limit}: {sent:?} in round {round}");
+            honest.end();
+            assert_eq!(honest.rest(), b"served", "{limit}, in round {round}");
+        }
+        let refused = |reason: &str| {
+            let reason = [("reason", reason)];
+            gateway.metrics().value("ringway_sessions_refused_total", &reason)
+        };
+        let made_room = refused("crowded_out");
+        assert!(made_room >= 90, "{limit}: {made_room} have made room");
+        // The drain would wait for them.
+        drop(stopped);
+        gateway.stop();
+    }
 }

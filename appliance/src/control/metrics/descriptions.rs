@@ -77,8 +77,7 @@ pub(super) const METRICS: &[Metric] = &[
         "ringway_memory_used_bytes",
         Gauge,
         &[],
-        "Memory in use of the cgroup that is nearest its limit, without what the kernel can take \
-         back. Absent: no cgroup of the process has a limit.",
+        "Memory in use, without caches, of the cgroup nearest its limit. Absent: it has none.",
     ),
     metric("ringway_memory_limit_bytes", Gauge, &[], "The limit of that cgroup."),
     metric(
@@ -474,6 +473,7 @@ pub(super) const METRICS: &[Metric] = &[
         BACKEND,
         "Sessions that joined the backend's queue.",
     ),
+    metric("ringway_accept_delays_total", Counter, &[], "Times that a limit put accepting off."),
     metric(
         "ringway_byte_delays_total",
         Counter,

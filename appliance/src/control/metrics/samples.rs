@@ -121,6 +121,7 @@ impl Scrape<'_> {
         total("ringway_connections_accepted_total", |worker| &worker.accepted);
         total("ringway_connections_aborted_total", |worker| &worker.aborted);
         total("ringway_accept_pauses_total", |worker| &worker.accept_pauses);
+        total("ringway_accept_delays_total", |worker| &worker.accept_delays);
         total("ringway_receive_pauses_total", |worker| &worker.receive_pauses);
         total("ringway_rearms_total", |worker| &worker.rearms);
         total("ringway_buffer_shortages_total", |worker| &worker.buffer_shortages);

@@ -244,7 +244,7 @@ fn within(
     let Some(limit) = limit else { return Ok(()) };
     let over = limit.over(now);
     answer.rules.push(rules::limit(kind, name, limit, over));
-    over.map_or(Ok(()), |_| Err(CloseReason::Limit))
+    over.filter(|_| !limit.delays).map_or(Ok(()), |_| Err(CloseReason::Limit))
 }
 
 impl<'a> Walk<'a> {

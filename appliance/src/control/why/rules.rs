@@ -71,7 +71,12 @@ pub fn limit(kind: &str, name: &str, limit: &Limit, over: Option<Over>) -> Rule 
         Some(Over::Opening) => ", and new ones come too fast",
         _ => "",
     };
-    Rule::new(over.is_none(), format!("{whose}: {sessions}{most} sessions{fast}"))
+    let waits = match over {
+        Some(_) if limit.delays => ", so the client waits for its turn",
+        _ => "",
+    };
+    let lets_in = over.is_none() || limit.delays;
+    Rule::new(lets_in, format!("{whose}: {sessions}{most} sessions{fast}{waits}"))
 }
 
 pub fn admitted(kind: &str, name: &str, lists: Option<&Admission>, client: IpAddr) -> Rule {

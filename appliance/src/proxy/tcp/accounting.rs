@@ -31,7 +31,10 @@ impl Session {
             core.counters.route(route).ended(relay.is_none(), bytes);
         }
         core.leave_source(self.source.take());
-        self.held.clear(core);
+        if !self.held.is_empty() {
+            self.held.clear(core);
+            core.delays.place_freed();
+        }
         let Some(listener) = self.listener else {
             core.counters.unmatched[reason as usize].add(1);
             return self.log(core, cause, None);

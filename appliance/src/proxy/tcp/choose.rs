@@ -1,15 +1,19 @@
 //! Chooses where a session goes: listener by server name, route, and backend.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use config_sync::table::address::UNIX_CLIENT;
 use config_sync::table::limit::Limit;
 use config_sync::table::ranges::Access;
-use config_sync::table::routing::{Fallback, Hosts, Listener, Protocol, Socket};
+use config_sync::table::routing::{
+    Fallback, Hosts, Listener, ListenerId, Protocol, Socket, SocketId,
+};
 use config_sync::table::source_limit::OverLimit;
 
+use crate::contract::{Side, Token};
 use crate::proxy::cause::Cause;
-use crate::proxy::core::Core;
+use crate::proxy::core::{Core, Postponed};
+use crate::proxy::delays::Delays;
 use crate::proxy::held::{Held, Scope};
 use crate::proxy::tcp::accounting::{give_to, lead_by};
 use crate::proxy::tcp::state::{Ask, Connecting, Entry, Requesting, Session, State, Step};
@@ -82,7 +86,7 @@ impl Session {
         }
         match client_hello::read(bytes, end) {
             Hello::NeedMore { at_least } => {
-                let State::Opening { asked } = &mut self.state else { return };
+                let State::Opening { asked, .. } = &mut self.state else { return };
                 let at_least = u32::try_from(at_least).unwrap_or(u32::MAX);
                 // The client sent fewer bytes than were asked for. The ring has set a mark, so a
                 // `Ready` will come.
@@ -145,7 +149,7 @@ impl Session {
     /// Whether the client has sent no byte, or none behind its PROXY header.
     pub fn is_silent(&self) -> bool {
         let nothing_came = match &self.state {
-            State::Opening { asked } => *asked == 1 && self.ask != Ask::AsAsked,
+            State::Opening { asked, .. } => *asked == 1 && self.ask != Ask::AsAsked,
             State::Requesting(Requesting { asked, step: Step::Awaited, gss_refused }) => {
                 *asked == 1 && !gss_refused
             }
@@ -174,12 +178,7 @@ impl Session {
     pub fn try_choose(&mut self, core: &mut Core, by: &By<'_>) -> Result<(), Cause> {
         // If the hello took its time, the socket may be gone by now, and the id may be another
         // socket's.
-        let here = |socket: &Socket| {
-            let (bound, local) = (socket.address.ip().unwrap_or(UNIX_CLIENT), self.local);
-            bound.port() == local.port()
-                && (bound.ip().is_unspecified() || bound.ip() == local.ip())
-        };
-        let of = core.tables.of(self.socket).filter(|(_, socket)| here(socket));
+        let of = core.tables.of(self.socket).filter(|(_, socket)| is_here(socket, self.local));
         let (table, socket) = of.ok_or(CloseReason::NoRoute)?;
         self.free.0 = socket.options.congestion == [0; 16];
         let name = self.server_name.as_deref().or(socket.default_hostname.as_deref());
@@ -193,19 +192,28 @@ impl Session {
         give_to(&mut self.listener, listener.id, &core.counters);
         let client = self.client.ip();
         admits(listener.access.as_deref(), client)?;
+        let terminator = listener.tls.as_ref().filter(|_| matches!(by, By::Hello(_)));
+        let has_looked = matches!(self.state, State::Opening { again: true, .. });
+        if terminator.is_some() && !has_looked && core.places.is_full(listener) {
+            return self.look_again(listener.id, core);
+        }
+        let (now, limit) = (core.unix_micros(), listener.limit.as_deref());
+        let waits = (&mut self.held, &mut self.state, self.socket, self.token);
+        if is_delayed(waits, limit, &mut core.delays, (core.now, now)) {
+            return Ok(());
+        }
         if !core.places.enter(listener) {
             return Err(CloseReason::ListenerLimit.into());
         }
         self.entry = Entry::Full;
         if let Some(limit) = &listener.limit_source {
-            let entered = limit.enter(client, core.unix_micros());
+            let entered = limit.enter(client, now);
             self.source = entered.map_err(|OverLimit| CloseReason::SourceLimit)?;
             if let Some(record) = self.source {
                 self.held.count_source(record, limit.bytes);
             }
         }
-        let now = core.unix_micros();
-        enter(&mut self.held, Scope::Listener, listener.limit.as_deref(), now)?;
+        enter(&mut self.held, Scope::Listener, limit, now)?;
         let route = by.route(listener, name, client)?;
         let route = &table.routes[route];
         lead_by(&mut self.route, route.id, &core.counters);
@@ -219,17 +227,29 @@ impl Session {
         if cancels && listener.tls.as_ref().is_some_and(|tls| tls.client_auth) {
             return Err(CloseReason::StarttlsCancel.into());
         }
-        let is_tls = matches!(by, By::Hello(_));
-        if let Some(terminator) = listener.tls.as_ref().filter(|_| is_tls) {
+        if let Some(terminator) = terminator {
             if !terminator.certificates.has(name) {
                 return Err(CloseReason::NoCertificate.into());
             }
             enter(&mut self.held, Scope::Backend, backend.limit.as_deref(), now)?;
             let tls = TlsRelay::client(core, terminator, self.on_truncation)?;
+            core.handshakes.push((listener.id, Some(self.token)));
             self.greet(core, tls);
             return Ok(());
         }
         self.connect(core, Connecting::new(attempts_left))
+    }
+
+    /// Reads the ClientHello once more in the next turn: a handshake that has waited for longer
+    /// makes room at the listener.
+    fn look_again(&mut self, listener: ListenerId, core: &mut Core) -> Result<(), Cause> {
+        core.handshakes.push((listener, None));
+        core.postponed.push_back((self.token, Side::Client, Postponed::Peek));
+        if let State::Opening { again, .. } = &mut self.state {
+            *again = true;
+        }
+        self.peeking = true;
+        Ok(())
     }
 
     /// Chooses the backend again if no endpoint of it may be picked any more. The route of the
@@ -245,6 +265,31 @@ impl Session {
             self.backend = Some(core.tables.current().backends[backend].id);
         }
     }
+}
+
+/// Whether a client that came to this local address came to this socket.
+fn is_here(socket: &Socket, local: SocketAddr) -> bool {
+    let bound = socket.address.ip().unwrap_or(UNIX_CLIENT);
+    bound.port() == local.port() && (bound.ip().is_unspecified() || bound.ip() == local.ip())
+}
+
+/// Whether a session waits for a place within the limit of its listener, which delays. Otherwise
+/// the session has its place. `now`: microseconds of this worker, and since 1970.
+fn is_delayed(
+    (held, state, socket, token): (&mut Held, &mut State, SocketId, Token),
+    limit: Option<&Limit>,
+    delays: &mut Delays,
+    (now, unix): (u64, u64),
+) -> bool {
+    let Some(limit) = limit.filter(|limit| limit.delays) else { return false };
+    let is_new = !matches!(state, State::Delayed);
+    let is_behind = is_new && delays.has_line(socket);
+    let waits = is_behind || held.enter(Scope::Listener, Some(limit), unix).is_err();
+    if waits && is_new {
+        delays.join(socket, token, now);
+        *state = State::Delayed;
+    }
+    waits
 }
 
 /// Takes a place for a session within a limit.

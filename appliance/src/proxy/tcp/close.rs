@@ -160,6 +160,10 @@ impl Session {
                 self.leave_line(core, line.ticket);
                 None
             }
+            State::Delayed => {
+                core.delays.leave(self.socket, self.token);
+                None
+            }
             State::AwaitingProxyHeader(_)
             | State::Opening { .. }
             | State::Requesting(_)

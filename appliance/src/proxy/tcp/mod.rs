@@ -5,6 +5,7 @@ pub mod bulk_marks;
 pub mod choose;
 mod close;
 mod connect;
+pub mod delay;
 mod direction;
 mod moving;
 mod proxy_header;

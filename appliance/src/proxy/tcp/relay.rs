@@ -138,7 +138,7 @@ impl Session {
     }
 
     pub fn moved(&mut self, core: &mut Core, from: Side, bytes: (u32, u32, u32), stop: Stop) {
-        self.held.settle(core, from, bytes.0);
+        self.held.settle(core, from, bytes.0, stop == Stop::Budget);
         let ends = matches!(stop, Stop::Eof | Stop::Failed { .. });
         if ends && let Some(cause) = self.refusal(core, from, bytes, stop) {
             return self.revoke(core, cause);

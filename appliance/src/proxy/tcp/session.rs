@@ -56,7 +56,7 @@ impl Session {
             self.ask = Ask::ToEncrypt;
             self.state = State::Requesting(Requesting::default());
         } else {
-            self.state = State::Opening { asked: 1 };
+            self.state = State::OPENING;
         }
         let access = self.socket(core).and_then(|socket| socket.access.as_deref());
         if let Err(reason) = admits(access, self.client.ip()) {
@@ -107,7 +107,9 @@ impl Session {
                 let start = start as usize;
                 self.hello(core, &bytes[start..start + len as usize], end);
             }
-            (State::Waiting(_), Event::Peeked { len: 0, end: true, .. }) => self.gives_up(core),
+            (State::Waiting(_) | State::Delayed, Event::Peeked { len: 0, end: true, .. }) => {
+                self.gives_up(core);
+            }
             (State::Connecting(_), Event::Connected) => self.connected(core),
             (State::Connecting(_), Event::ConnectFailed { why }) => self.connect_failed(core, why),
             // News of the endpoint before `Connected`, or of an attempt that is over.
@@ -136,10 +138,12 @@ impl Session {
     pub fn peeks(&self) -> Option<u32> {
         match &self.state {
             State::AwaitingProxyHeader(heading) => heading.peeks(),
-            State::Opening { asked } => Some(*asked),
+            State::Opening { asked, .. } => Some(*asked),
             State::Requesting(requesting) => requesting.peeks(),
             // A client that has left has no unread byte. With TLS the relay reads the bytes.
-            State::Waiting(_) if self.client_ending && self.tls.is_none() => Some(1),
+            State::Waiting(_) | State::Delayed if self.client_ending && self.tls.is_none() => {
+                Some(1)
+            }
             _ => None,
         }
     }
@@ -199,6 +203,14 @@ impl Session {
                 }
                 self.arm(core)
             }
+            // The last bytes wait for a limit, so nobody has stalled.
+            (
+                State::Relaying(Relay { ending: Some(ending), .. }),
+                CloseReason::ClientStalled | CloseReason::EndpointStalled,
+            ) if self.held.next().is_some() => {
+                ending.progress = core.now;
+                self.arm(core);
+            }
             (State::Connecting(connecting), CloseReason::ConnectTimeout) => {
                 connecting.given_up = Some(reason);
                 core.push(self.token, Op::Abandon);
@@ -251,6 +263,8 @@ impl Session {
             }
             State::Greeting => after(self.opened, timeouts.hello, CloseReason::HandshakeTimeout),
             State::Waiting(line) => after(line.since, line.timeout, CloseReason::QueueTimeout),
+            // As long as in the accept queue.
+            State::Delayed => None,
             State::Connecting(connecting) if connecting.given_up.is_some() => None,
             State::Connecting(connecting) => {
                 after(connecting.started, connecting.timeout, CloseReason::ConnectTimeout)

@@ -91,7 +91,7 @@ impl Session {
                 return;
             }
             Request::Tls => {
-                self.state = State::Opening { asked: 1 };
+                self.state = State::OPENING;
                 return self.hello(core, bytes, end);
             }
             Request::Encrypt => GRANTED,
@@ -147,7 +147,7 @@ impl Session {
         let Step::Answering { answer, .. } = requesting.step else { return };
         if answer == GRANTED {
             self.ask = Ask::AsAsked;
-            self.state = State::Opening { asked: 1 };
+            self.state = State::OPENING;
         } else {
             self.state =
                 State::Requesting(Requesting { gss_refused: true, ..Requesting::default() });

@@ -99,14 +99,19 @@ pub enum Entry {
 pub enum State {
     /// The session waits for the PROXY header.
     AwaitingProxyHeader(AwaitingProxyHeader),
-    /// The session waits for the ClientHello, and has asked for this many bytes.
+    /// The session waits for the ClientHello.
     Opening {
+        /// The session has asked for this many bytes.
         asked: u32,
+        /// The client has found the listener full, and waits for a handshake to make room.
+        again: bool,
     },
     /// The session waits for the client's request for TLS, or answers the request.
     Requesting(Requesting),
     /// The TLS handshake with the client is under way.
     Greeting,
+    /// The listener's limit delays, and the session waits for a place.
+    Delayed,
     /// Every endpoint is full, and the session waits for a place.
     Waiting(InLine),
     Connecting(Connecting),
@@ -119,6 +124,10 @@ pub enum State {
     Relaying(Relay),
     /// The session has told the ring to close, waits for `Closed`, and ignores all else.
     Closing,
+}
+
+impl State {
+    pub const OPENING: Self = Self::Opening { asked: 1, again: false };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -212,7 +221,7 @@ impl Session {
         Self {
             // The token is known when the session has a slot: see `begin`.
             token: Token { kind: Kind::Session, slot: NONE, generation: 0 },
-            state: State::Opening { asked: 1 },
+            state: State::OPENING,
             client_readable: false,
             client_ending: false,
             peeking: false,

@@ -1,16 +1,28 @@
 //! Moves flows to other endpoints: away from an endpoint that left the table, and away from a
 //! closed port.
 
+use config_sync::table::limit::{Limit, Place};
 use config_sync::table::routing::{Backend, EndpointId, OnUnavailable, WeightedBackend};
 
 use crate::proxy::balance::Balancer;
 use crate::proxy::core::{Core, micros};
 use crate::proxy::held::Scope;
 use crate::proxy::tables::Tables;
-use crate::proxy::udp::choose::{Choice, Refusal, admits, choose, enter, route};
+use crate::proxy::udp::choose::{Choice, LIMIT, Refusal, admits, choose, enter, route};
 use crate::proxy::udp::flow::{Flow, Promotion, Whose, listener_of};
 use crate::proxy::udp::state::{Flows, MOST_CLOSED};
 use crate::stats::records::{CloseReason, DropReason};
+
+/// The limit of the chosen backend. `None`: the flow has this backend already.
+fn limit_of_another<'t>(
+    tables: &'t Tables,
+    flow: &Flow,
+    choice: &Choice,
+) -> Option<Option<&'t Limit>> {
+    let backend = tables.backend(flow.socket, choice.backend);
+    let limit = backend.and_then(|of| of.limit.as_deref());
+    (choice.backend != flow.backend).then_some(limit)
+}
 
 impl Flows {
     /// Moves a flow if its endpoint left the table `lame_duck` ago. Otherwise a client that only
@@ -69,9 +81,9 @@ impl Flows {
             let limit = tables.route(choice.route).and_then(|of| of.limit.as_deref());
             entered = enter(&mut flow.held, Scope::Route, limit, now);
         }
-        if entered.is_ok() && choice.backend != flow.backend {
-            let backend = tables.backend(flow.socket, choice.backend);
-            let limit = backend.and_then(|of| of.limit.as_deref());
+        if entered.is_ok()
+            && let Some(limit) = limit_of_another(tables, flow, choice)
+        {
             entered = enter(&mut flow.held, Scope::Backend, limit, now);
         }
         entered.inspect_err(|_| core.balancer.closed(choice.endpoint))
@@ -105,13 +117,26 @@ impl Flows {
         let ports = (&self.ports, now);
         let choice = Choice::new(flow.route, backend, endpoint, &mut core.balancer, client, ports);
         let Ok(choice) = choice else { return };
-        if self.enter(core, slot, &choice).is_err() {
-            return;
+        // The flow keeps its place with its backend until there is a socket.
+        let upstream = match self.claim(core, slot, &choice) {
+            Ok(place) => self.upstream_for(core, &choice).map(|upstream| (upstream, place)),
+            Err(refusal) => Err(refusal),
+        };
+        let Ok((upstream, place)) = upstream else { return core.balancer.closed(choice.endpoint) };
+        if let Some(flow) = self.flows.at_mut(slot)
+            && let Some(limit) = limit_of_another(&core.tables, flow, &choice)
+        {
+            flow.held.keep(Scope::Backend, limit, place);
         }
-        match self.upstream_for(core, &choice) {
-            Ok(upstream) => self.moves(core, slot, &choice, upstream),
-            Err(_) => core.balancer.closed(choice.endpoint),
-        }
+        self.moves(core, slot, &choice, upstream);
+    }
+
+    /// A place for a moving flow within the limit of the chosen backend, if it is another than
+    /// before.
+    fn claim(&self, core: &Core, slot: u32, choice: &Choice) -> Result<Option<Place>, Refusal> {
+        let Some(flow) = self.flows.at(slot) else { return Ok(None) };
+        let limit = limit_of_another(&core.tables, flow, choice).flatten();
+        flow.held.claim(limit, core.unix_micros()).map_err(|_| LIMIT)
     }
 
     /// Another backend of the flow's route, if the route asks for that. A backend has a turn only
@@ -174,5 +199,94 @@ impl Flows {
             _ => Promotion::Never,
         };
         self.set_promotion(slot, promotion);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use config_sync::check::parse_for;
+    use config_sync::compile::compile;
+    use config_sync::compile::names::Names;
+    use config_sync::machine::Machine;
+    use config_sync::table::routing::{Limits, RoutingTable};
+
+    use crate::contract::{BufferId, Event, Op, Token, Why};
+    use crate::proxy::Proxy;
+    use crate::stats::counters::Counters;
+
+    const TWO_BACKENDS: &str = "
+        [[listeners]]
+        name = \"l\"
+        protocol = \"UDP\"
+        address = \"127.0.0.1:53\"
+        [[routes]]
+        name = \"r\"
+        listeners = [\"l\"]
+        backends = [{ name = \"a\" }, { name = \"b\" }]
+        on_unavailable = \"next\"
+        [[backends]]
+        name = \"a\"
+        endpoints = [\"10.0.0.1:53\"]
+        limit = { sessions = 5 }
+        [[backends]]
+        name = \"b\"
+        endpoints = [\"10.0.0.2:53\"]
+        limit = { sessions = 5 }
+    ";
+
+    fn table() -> Arc<RoutingTable> {
+        let machine = Machine { cores: vec![0], congestion: Vec::new() };
+        let config = parse_for("f", TWO_BACKENDS, &machine).unwrap_or_else(|why| panic!("{why}"));
+        Arc::new(compile(&config, &mut Names::new(), 1).unwrap_or_else(|why| panic!("{why}")))
+    }
+
+    /// A datagram of the client with this port. Returns the sockets that are opened for it.
+    fn asks(proxy: &mut Proxy, now: u64, table: &RoutingTable, port: u16) -> Vec<Token> {
+        let peer = SocketAddr::from(([10, 9, 9, 9], port));
+        let event = Event::Datagrams {
+            buffer: BufferId(0),
+            peer: Some(peer),
+            local: None,
+            bytes: 9,
+            size: 9,
+            count: 1,
+            truncated: false,
+        };
+        let mut ops = Vec::new();
+        proxy.handle(now, Token::socket(table.sockets[0].id), event, &[0; 9], &mut ops);
+        let opened = ops.iter().filter(|(_, op)| matches!(op, Op::Open { .. }));
+        opened.map(|(token, _)| *token).collect()
+    }
+
+    #[test]
+    fn a_flow_that_gets_no_socket_elsewhere_keeps_its_place() {
+        let limits =
+            Limits { sessions: 1, flows: 9, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
+        let (table, mut ops) = (table(), Vec::new());
+        let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
+        proxy.apply(0, Arc::clone(&table), &mut ops);
+        let taken = || {
+            let limits = table.backends.iter().map(|backend| backend.limit.as_ref());
+            limits.map(|limit| limit.expect("a limit").usage.sessions.get()).collect::<Vec<_>>()
+        };
+        let first = asks(&mut proxy, 1, &table, 1)[0];
+        let with_first = taken();
+        assert_eq!(with_first.iter().sum::<u32>(), 1);
+        // The other backend's flow, for which no port is free.
+        let other = asks(&mut proxy, 1, &table, 2)[0];
+        assert_eq!(taken(), [1, 1]);
+        proxy.handle(1, other, Event::OpenFailed { why: Why::NoPorts }, &[], &mut ops);
+        assert_eq!(taken(), with_first);
+        let refused = Event::SendFailed { why: Why::Refused, count: 1 };
+        proxy.handle(2, first, refused, &[], &mut ops);
+        assert_eq!(asks(&mut proxy, 3, &table, 1), [], "there is no port yet");
+        assert_eq!(taken(), with_first, "the flow is where it was");
+        proxy.handle(2_000_000, first, refused, &[], &mut ops);
+        assert_eq!(asks(&mut proxy, 2_000_001, &table, 1).len(), 1);
+        let moved: Vec<u32> = with_first.iter().map(|of| 1 - of).collect();
+        assert_eq!(taken(), moved, "the flow has moved, and its place with it");
     }
 }

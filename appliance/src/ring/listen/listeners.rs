@@ -44,10 +44,12 @@ struct ListenSocket {
     /// The address that the socket is bound to. `None`: a Unix socket.
     local: Option<SocketAddr>,
     generation: u32,
-    /// A multishot is in flight.
+    /// An accept or a receive is in flight: a multishot, unless `one`.
     armed: bool,
     /// UDP: no receive may begin until `Receive`.
     halted: bool,
+    /// The accept in flight is for one connection, or was cancelled so that the next one is.
+    one: bool,
     state: State,
     /// UDP: a socket for all addresses receives the datagrams for this address. This socket only
     /// sends.
@@ -132,6 +134,7 @@ impl Listeners {
             generation,
             armed: false,
             halted: false,
+            one: false,
             state,
             deaf: false,
             successor: None,
@@ -167,11 +170,25 @@ impl Listeners {
     pub fn accept(&mut self, slot: u32, queue: &mut Queue) {
         let Some(listener) = self.get_mut(slot) else { return };
         if !listener.armed && listener.state == State::Open {
-            listener.armed = true;
+            (listener.armed, listener.one) = (true, false);
             queue.accept(
                 listener.fd.as_fd(),
                 UserData::new(What::Accept, slot, listener.generation),
             );
+        }
+    }
+
+    /// Accepts one connection. A multishot in flight is cancelled.
+    pub fn accept_one(&mut self, slot: u32, queue: &mut Queue) {
+        let Some(listener) = self.get_mut(slot) else { return };
+        if listener.state != State::Open || listener.one && listener.armed {
+            return;
+        }
+        let user_data = UserData::new(What::Accept, slot, listener.generation);
+        listener.one = true;
+        match std::mem::replace(&mut listener.armed, true) {
+            true => queue.cancel(user_data),
+            false => queue.accept_one(listener.fd.as_fd(), user_data),
         }
     }
 
@@ -249,6 +266,7 @@ impl Listeners {
                 && listener.transport == Transport::Tcp
                 && listener.state == State::Open
                 && listener.armed
+                && !listener.one
             {
                 match calls::accept(listener.fd.as_fd()) {
                     Ok(fd) => self.hand_over(slot, fd, turn),
@@ -269,6 +287,10 @@ impl Listeners {
                 Transport::Udp => What::ReceiveDown,
             };
             queue.cancel(UserData::new(what, slot, listener.generation));
+        } else if listener.one {
+            // It rests, and leaves what waits to the other process.
+            self.sockets[slot as usize] = None;
+            turn.push(Token::socket(SocketId(slot)), Event::Unlistened);
         } else {
             self.released(slot, queue, turn);
         }
@@ -330,7 +352,7 @@ impl Listeners {
         listener.armed = false;
         match listener.state {
             State::Open => {
-                counters.rearms.add(1);
+                counters.rearms.add(u64::from(!listener.one));
                 turn.push(Token::socket(SocketId(user_data.slot)), Event::Stopped { why });
             }
             State::Lull => {}

@@ -102,10 +102,9 @@ pub struct ListenerSettings {
     /// What each source of clients may have and do, over all workers of a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_source: Option<SourceLimitSettings>,
-    /// What all sessions or flows of this listener may have together, over all workers of a
-    /// gateway.
+    /// What all sessions or flows of this listener may have together, over all workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<LimitSettings>,
+    pub limit: Option<ListenerLimitSettings>,
     /// The sources that must send PROXY headers. TLS: the same for all listeners of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_proxy: Option<AcceptProxy>,
@@ -209,6 +208,16 @@ pub struct LimitSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1_000, max = 10_000_000_000_i64))]
     pub bytes_per_second: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerLimitSettings {
+    #[serde(flatten)]
+    pub limit: LimitSettings,
+    /// TCP: refuse, or delay, by which clients over the limit wait in the accept queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -20,7 +20,7 @@ use crate::model::backend::{self, Backend, Balance, CONNECT_ATTEMPTS, CONNECT_TI
 use crate::model::config::Config;
 use crate::model::endpoint::{Address, Endpoint};
 use crate::model::gone::{CLOSE_AFTER, WhenGone};
-use crate::model::limit::LimitOf;
+use crate::model::limit::{Limit, LimitOf};
 use crate::model::listener::{AcceptProxy, FLOW_TIMEOUT, Listener, OPTIONS, TIMEOUTS, nameless};
 use crate::model::route::{Route, Takes, WeightedBackend};
 use crate::model::source_limit::SourceLimit;
@@ -162,7 +162,10 @@ impl<'o> Build<'_, 'o> {
             dns_guard: values.dns_guard.filter(|_| udp),
             max_sessions: values.max_sessions.unwrap_or(0),
             limit_source: values.limit_source.and_then(|limit| limit_for(limit, udp)),
-            limit: values.limit.map(LimitOf::Own),
+            limit: values.limit.map(|limit| {
+                let delays = limit.delays && protocol == routing::Protocol::Tcp;
+                LimitOf::Own(Limit { delays, ..limit })
+            }),
             accept_proxy: accept_proxy.map(|from| at(AcceptProxy { from, only: false }, &of)),
             options: if udp { OPTIONS } else { values.socket.over(OPTIONS) },
             admission: values.admission.of(&of),

@@ -7,7 +7,8 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 use crate::gateway::objects::policy::{
-    DnsGuardSettings, EjectSettings, HealthCheckSettings, LimitSettings, SourceLimitSettings,
+    DnsGuardSettings, EjectSettings, HealthCheckSettings, LimitSettings, ListenerLimitSettings,
+    SourceLimitSettings,
 };
 use crate::model::eject::Eject;
 use crate::model::health_check::HealthCheck;
@@ -16,7 +17,7 @@ use crate::model::place::At;
 use crate::model::source_limit::SourceLimit;
 use crate::table::routing::DnsGuard;
 use crate::toml::dns_guard::dns_guard;
-use crate::toml::limit::limit;
+use crate::toml::limit::{Owner, limit};
 use crate::toml::reader::{Reader, Section, Table, any};
 use crate::toml::source_limit::limit_source;
 use crate::toml::{eject, health_check};
@@ -62,8 +63,17 @@ pub(super) fn read_limit_source(given: &SourceLimitSettings) -> Result<SourceLim
     })
 }
 
+/// A policy may be for listeners of several protocols, so that a delay is read whatever they are.
+pub(super) fn read_listener_limit(given: &ListenerLimitSettings) -> Result<Limit, String> {
+    read_limit_of(given, Owner::Listener(None))
+}
+
 pub(super) fn read_limit(given: &LimitSettings) -> Result<Limit, String> {
-    read("limit", given, |reader, table| match limit(reader, table)? {
+    read_limit_of(given, Owner::Other)
+}
+
+fn read_limit_of(given: &impl Serialize, owner: Owner) -> Result<Limit, String> {
+    read("limit", given, |reader, table| match limit(reader, table, owner)? {
         LimitOf::Own(value) => Some(At { value, place: table.place.clone() }),
         LimitOf::Shared(_) => None,
     })

@@ -25,12 +25,14 @@ impl Kernel {
     }
 
     /// What has stopped by itself goes on: at once, or, where the machine lacked something, soon.
-    /// `is_deaf`, `may_halt`: flows are on their way to another process, so clients are not heard,
-    /// and sockets of flows may wait.
+    /// What accepts one connection at a time goes on when a limit has a place. `is_deaf`,
+    /// `may_halt`: flows are on their way to another process, so clients are not heard, and sockets
+    /// of flows may wait.
     pub fn check_armed(&self, is_deaf: bool, may_halt: bool) {
         for (id, socket) in self.listening.iter().filter(|(_, s)| !s.ending && !s.released) {
             let resting = self.now < socket.stopped + LONGEST_PAUSE;
-            assert!(socket.armed || resting || is_deaf, "stopped for good: {id:?}");
+            let waits = socket.one || is_deaf;
+            assert!(socket.armed || waits || resting, "stopped for good: {id:?}");
         }
         for upstream in self.upstreams.values() {
             let resting = self.now < upstream.stopped + LONGEST_PAUSE;

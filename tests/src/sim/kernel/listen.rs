@@ -22,6 +22,8 @@ impl Kernel {
             transport,
             address,
             armed: false,
+            one: false,
+            stopping: false,
             ending: false,
             released: false,
             halted: false,
@@ -45,14 +47,34 @@ impl Kernel {
         assert!(!socket.armed, "Accept while accepting");
         assert!(!socket.ending && !socket.released, "Accept after the end");
         assert!(now >= socket.pause_until, "Accept without a pause after files or memory ran out");
-        socket.armed = true;
+        (socket.armed, socket.one) = (true, false);
         self.soon(Pending::Accept(SocketId(token.slot)));
     }
 
-    pub(super) fn accept_one(&mut self, id: SocketId, turn: &mut Turn) {
+    pub(super) fn accept_one(&mut self, token: Token) {
+        let now = self.now;
+        let socket = self.listening_socket(token, Transport::Tcp);
+        assert!(!socket.ending && !socket.released, "AcceptOne after the end");
+        if socket.armed {
+            socket.stopping |= !std::mem::replace(&mut socket.one, true);
+        } else {
+            // A table that changes how the socket accepts may come within a pause.
+            let pauses = socket.one && now < socket.pause_until;
+            assert!(!pauses, "AcceptOne without a pause after files or memory ran out");
+            (socket.armed, socket.one) = (true, true);
+        }
+        self.soon(Pending::Accept(SocketId(token.slot)));
+    }
+
+    /// A connection may be accepted now.
+    pub(super) fn accept_now(&mut self, id: SocketId, turn: &mut Turn) {
         let Some(socket) = self.listening.get_mut(&id).filter(|s| s.armed && !s.ending) else {
             return;
         };
+        if std::mem::take(&mut socket.stopping) {
+            socket.armed = false;
+            return self.event(Token::socket(id), Event::Stopped { why: None }, turn);
+        }
         if socket.backlog.is_empty() {
             return;
         }
@@ -70,8 +92,14 @@ impl Kernel {
             self.event(token, Event::Stopped { why }, turn);
             return;
         }
+        let one = socket.one;
+        socket.armed = !one;
         self.hand_over(id, turn);
-        self.soon(Pending::Accept(id));
+        if one {
+            self.event(token, Event::Stopped { why: None }, turn);
+        } else {
+            self.soon(Pending::Accept(id));
+        }
     }
 
     fn hand_over(&mut self, id: SocketId, turn: &mut Turn) {
@@ -118,8 +146,9 @@ impl Kernel {
         let Some(socket) = self.listening.get_mut(&id).filter(|socket| !socket.ending) else {
             return;
         };
-        socket.armed = false;
-        let waiting = socket.backlog.len();
+        // The other process accepts what waits on a socket that rests.
+        let rests = !std::mem::take(&mut socket.armed) && socket.one;
+        let waiting = if rests { 0 } else { socket.backlog.len() };
         let event = match socket.transport {
             Transport::Udp => Event::Stopped { why: None },
             Transport::Tcp => {

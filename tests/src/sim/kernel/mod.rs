@@ -42,6 +42,10 @@ pub(crate) struct Listening {
     pub(crate) transport: Transport,
     pub(crate) address: SocketAddr,
     pub(crate) armed: bool,
+    /// It was last asked to accept one connection.
+    pub(crate) one: bool,
+    /// It accepts until further notice, and is to stop.
+    pub(crate) stopping: bool,
     /// `Unlisten` was asked for.
     pub(crate) ending: bool,
     /// `Release` was asked for. UDP: the socket still sends.

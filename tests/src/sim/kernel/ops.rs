@@ -24,6 +24,7 @@ impl Kernel {
     fn carry_out_one(&mut self, token: Token, op: Op, turn: &mut Turn) {
         match op {
             Op::Accept => self.accept(token),
+            Op::AcceptOne => self.accept_one(token),
             Op::Configure(_) => {
                 self.listening_socket(token, Transport::Tcp);
             }
@@ -94,7 +95,7 @@ impl Kernel {
     fn complete(&mut self, pending: Pending, turn: &mut Turn) {
         match pending {
             Pending::Handshake(socket, conn) => self.handshake_done(socket, conn),
-            Pending::Accept(socket) => self.accept_one(socket, turn),
+            Pending::Accept(socket) => self.accept_now(socket, turn),
             Pending::Unlisten(socket) => self.unlisten_on(socket, turn),
             Pending::Released(socket) => self.released(socket, turn),
             Pending::Ready(conn) => self.ready(conn, turn),

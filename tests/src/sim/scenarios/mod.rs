@@ -1,6 +1,7 @@
 //! Scenarios as data: what peers do, step by step, and what they see. The same steps run on the
 //! simulated kernel and on the real one, and must give the same trace.
 
+mod limits;
 pub mod play;
 pub mod setup;
 pub mod tls;
@@ -13,7 +14,7 @@ use self::play::Step::{
     Answers, Asks, Connect, Ends, Exchanges, Fin, Gets, HasFailed, Hears, IsRefused, Logs,
     LogsReason, Reset, Returns, Sends, Served, Unlisten,
 };
-use self::play::{Peer, Scenario, Step};
+use self::play::{Peer, Scenario};
 use self::setup::{NONE, SHARED, Serves, Setup, TCP, TLS, UDP};
 
 const C: Peer = Peer::Client(0);
@@ -21,7 +22,7 @@ const S: Peer = Peer::Server(0);
 
 /// Every scenario.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    SCENARIOS.iter().chain(tls::SCENARIOS)
+    SCENARIOS.iter().chain(tls::SCENARIOS).chain(limits::SCENARIOS)
 }
 
 const SCENARIOS: &[Scenario] = &[
@@ -374,16 +375,6 @@ const SCENARIOS: &[Scenario] = &[
         ],
     },
     Scenario {
-        name: "one session more than a backend may have, and one more after an end",
-        setup: Setup { backend_sessions: 1, ..TCP },
-        steps: &place_for_one(R::Limit),
-    },
-    Scenario {
-        name: "one session more than a source may have, and one more after an end",
-        setup: Setup { source_sessions: 1, ..TCP },
-        steps: &place_for_one(R::SourceLimit),
-    },
-    Scenario {
         name: "a client that the listener denies",
         setup: Setup { denied: true, ..TCP },
         steps: &[Connect(0, Plain), Ends(C), Logs(R::SourceDenied)],
@@ -575,26 +566,3 @@ const SCENARIOS: &[Scenario] = &[
         ],
     },
 ];
-
-/// A second session is refused for this reason, and a third has the place of the first.
-const fn place_for_one(reason: R) -> [Step; 17] {
-    [
-        Connect(0, Plain),
-        Served(0),
-        Connect(1, Plain),
-        Ends(Peer::Client(1)),
-        Logs(reason),
-        Fin(C),
-        Ends(S),
-        Fin(S),
-        Ends(C),
-        Logs(R::ClientFin),
-        Connect(2, Plain),
-        Served(2),
-        Fin(Peer::Client(2)),
-        Ends(Peer::Server(2)),
-        Fin(Peer::Server(2)),
-        Ends(Peer::Client(2)),
-        Logs(R::ClientFin),
-    ]
-}

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use config_sync::table::address::Bind;
 use config_sync::table::alpn::{AlpnChoice, ByAlpn};
 use config_sync::table::limit::Limit;
+use config_sync::table::load::NO_LIMIT;
 use config_sync::table::ranges::Access;
+use config_sync::table::rate::Rate;
 use config_sync::table::routing::{
     AcceptProxy, Backend, BackendId, Fallback, Hosts, Limits, Listener, ListenerId, OnRefusal,
     OnUnavailable, Protocol, Route, RouteBalance, RouteId, RoutingTable, Socket, SocketId, Sources,
@@ -30,6 +32,10 @@ pub struct Setup {
     pub source_sessions: u32,
     /// The most sessions or flows of a backend. 0: any number.
     pub backend_sessions: u32,
+    /// The bytes a second of each listener. 0: any number.
+    pub bytes: u64,
+    /// The most sessions of each listener. All others wait. 0: any number.
+    pub delays_above: u32,
     /// UDP.
     pub flow_timeout: u32,
     pub responses: u32,
@@ -67,6 +73,20 @@ impl Setup {
         (self.source_sessions > 0).then(|| Box::new(limit()))
     }
 
+    fn limit_of_backend(&self) -> Option<Box<Limit>> {
+        let limit = |usage| Limit { sessions: self.backend_sessions, ..Limit::nothing(usage) };
+        (self.backend_sessions > 0).then(|| Box::new(limit(Arc::default())))
+    }
+
+    /// The limit of each listener, or none.
+    fn limit(&self) -> Option<Box<Limit>> {
+        let bytes = (self.bytes > 0).then(|| Rate::new(self.bytes, self.bytes));
+        let delays = self.delays_above > 0;
+        let sessions = if delays { self.delays_above } else { NO_LIMIT };
+        let limit = || Limit { sessions, bytes, delays, ..Limit::nothing(Arc::default()) };
+        (delays || bytes.is_some()).then(|| Box::new(limit()))
+    }
+
     pub fn table(&self, address: SocketAddr, endpoints: &[SocketAddr]) -> RoutingTable {
         let names: &[_] = match self.protocol {
             Protocol::Tls => &[Some("a.test"), Some("*.b.test")],
@@ -85,14 +105,14 @@ impl Setup {
         let access = self.denied.then(|| Arc::new(Access::new(None, &[home()])));
         let sources = Arc::new(SourceRecords::new(RECORDS, 1));
         let limit_source = self.limit_source(&sources);
-        let limit = |usage| Limit { sessions: self.backend_sessions, ..Limit::nothing(usage) };
-        let limit = (self.backend_sessions > 0).then(|| Box::new(limit(Arc::default())));
+        let (limit, limit_of_listener) = (self.limit_of_backend(), self.limit());
         let listener = |id: usize| Listener {
             id: ListenerId(id as u32),
             timeouts: self.timeouts,
             max_sessions: self.max_sessions,
             taken: (self.max_sessions > 0).then(Arc::default),
             limit_source: limit_source.clone(),
+            limit: limit_of_listener.clone(),
             access: access.clone(),
             flow_timeout: self.flow_timeout,
             tls: None,
@@ -192,6 +212,8 @@ pub(super) const TCP: Setup = Setup {
     max_sessions: 0,
     source_sessions: 0,
     backend_sessions: 0,
+    bytes: 0,
+    delays_above: 0,
     flow_timeout: 0,
     responses: 0,
     source: None,

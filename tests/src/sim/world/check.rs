@@ -54,6 +54,8 @@ pub struct Check {
     unmatched: BTreeMap<CloseReason, u64>,
     refused_lines: u64,
     suppressed: u64,
+    /// A listener of some table had a limit that delays.
+    pub may_delay: bool,
     /// Sessions when the turn began, and connections accepted in it.
     sessions_before: u32,
     accepted: u32,
@@ -101,6 +103,7 @@ impl Check {
             unmatched: BTreeMap::new(),
             refused_lines: 0,
             suppressed: 0,
+            may_delay: false,
             sessions_before: 0,
             accepted: 0,
         }
@@ -127,6 +130,8 @@ impl Check {
     }
 
     pub fn table_applied(&mut self, table: &Arc<RoutingTable>) {
+        let mut limits = table.listeners.iter().filter_map(|listener| listener.limit.as_ref());
+        self.may_delay |= limits.any(|limit| limit.delays);
         self.tables.push(Arc::clone(table));
     }
 

@@ -99,6 +99,8 @@ impl World {
         self.kernel.end_turn();
         let queues = self.model.backends.iter().flat_map(|backend| &backend.queue);
         let queued = queues.into_iter().any(|queue| queue.line.waiting() > 0);
+        // Sessions that wait for a place within a limit are not looked at either.
+        let queued = queued || self.check.may_delay;
         if !self.check.moves.may_pause(self.kernel.now) {
             let delayed = self.counters.byte_delays.get() > 0;
             let resumable = self.proxy.next_deadline() == Some(0);

@@ -1,0 +1,40 @@
+//! Waits for a place within the limit of the listener, where the limit delays.
+
+use crate::proxy::core::Core;
+use crate::proxy::slab::Slab;
+use crate::proxy::tcp::choose::By;
+use crate::proxy::tcp::state::{Session, State};
+
+/// Gives places to the sessions that are first in their lines, as long as there are places. Then
+/// sockets that rest accept again.
+pub fn look(core: &mut Core, sessions: &mut Slab<Session>) {
+    if core.delays.next.is_none_or(|next| core.now < next) {
+        return;
+    }
+    core.delays.looks(core.now);
+    for id in core.delays.lines() {
+        while let Some(token) = core.delays.first(id)
+            && let Some(session) = sessions.get_mut(token.slot, token.generation)
+            && session.comes_in(core)
+        {}
+        if core.delays.forget(id) {
+            core.unlistened(id);
+        }
+    }
+    for id in core.delays.resting() {
+        core.start(id);
+    }
+}
+
+impl Session {
+    /// The session is the first of its line. Returns whether it has left the line.
+    fn comes_in(&mut self, core: &mut Core) -> bool {
+        self.choose(core, &By::Socket);
+        if let State::Delayed = self.state {
+            return false;
+        }
+        core.delays.leave(self.socket, self.token);
+        self.arm(core);
+        true
+    }
+}
