@@ -178,7 +178,8 @@ pub enum Op {
     Inspect { side: Side },
     /// Shut down the sending half towards `side` (a FIN after the bytes sent). *Direct*, no event.
     Shutdown { side: Side },
-    /// Close all connections and pipes of the session, with a reset on each side if `reset`.
+    /// Close all connections and pipes of the session: with a reset on each side if `reset`, and
+    /// otherwise with a FIN to each side that has had none.
     /// `Closed` comes when nothing is in flight, and is the last event of this token.
     Close { reset: bool },
 

@@ -18,6 +18,7 @@ mod moves;
 mod net;
 mod outcome;
 mod peers;
+mod promotion;
 mod report;
 mod results;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     /// The share of clients that get another endpoint when an endpoint or a gateway comes or goes:
     /// tables and plots. Nothing is timed.
     Moves(moves::Options),
+    /// CPU of the steps by which the kernel takes a UDP flow over from a worker (`fast_path`).
+    Promotion(promotion::Options),
     /// Instructions of the proxy's hot paths (`cargo bench`), compared with what is committed in
     /// `bench/instructions.toml`.
     Instructions(instructions::Options),
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Contention(options) => contention::run(&options),
         Command::Fairness(options) => fairness::run(&arguments.ringway, &options),
         Command::Moves(options) => moves::run(&options),
+        Command::Promotion(options) => promotion::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Baseline(options) => peers::run_baseline(&options),
         Command::Load(options) => load::run(&options),

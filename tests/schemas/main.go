@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"sigs.k8s.io/yaml"
@@ -31,20 +32,25 @@ var kinds = []string{
 	"TCPRoute", "TLSRoute", "UDPRoute", "XBackend",
 }
 
-// keep are the keywords that Ringway checks.
+// keep are the keywords that Ringway checks, and the defaults that rules see.
 var keep = []string{
-	"enum", "format", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
+	"default", "enum", "format", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
 	"minProperties", "minimum", "pattern", "type",
 }
 
 // leave are the keywords that Ringway does not check. oneOf says only that an address of the type
-// IPAddress is an IP address, and Ringway has that check in its code. Ringway's code also checks that
-// the listeners of an object have different names, and no other list-map-keys. The rules of
-// x-kubernetes-validations are in a language of their own (CEL).
+// IPAddress is an IP address, and Ringway has that check in its code. Of list-map-keys Ringway checks
+// those for which there is a rule, too.
 var leave = []string{
-	"default", "description", "oneOf", "x-kubernetes-list-map-keys", "x-kubernetes-list-type",
-	"x-kubernetes-map-type", "x-kubernetes-validations",
+	"description", "oneOf", "x-kubernetes-list-map-keys", "x-kubernetes-list-type",
+	"x-kubernetes-map-type",
 }
+
+// rules is the keyword of rules in the Common Expression Language. Ringway keeps the rules but for
+// those that ask what the object was before, or ask a function that Ringway has not.
+const rules = "x-kubernetes-validations"
+
+var unasked = []string{"oldSelf", "format.", "duration("}
 
 func main() {
 	if err := run(); err != nil {
@@ -73,7 +79,7 @@ func run() error {
 		{"source", fmt.Sprintf("%s %s, %s", module, of.Version, channel)},
 		{"licence", "Apache-2.0, Copyright The Kubernetes Authors"},
 		{"made by", made},
-		{"left out", fmt.Sprintf("metadata, status, and the keywords %v", leave)},
+		{"left out", fmt.Sprintf("metadata, status, the keywords %v, and rules with %v", leave, unasked)},
 	}
 	for at, line := range head {
 		before := ","
@@ -180,11 +186,29 @@ func strip(schema map[string]any) (map[string]any, error) {
 			}
 		case slices.Contains(keep, key):
 			kept[key] = value
+		case key == rules:
+			if asked := ask(value.([]any)); len(asked) > 0 {
+				kept[key] = asked
+			}
 		case !slices.Contains(leave, key):
 			return nil, fmt.Errorf("the keyword %s is new", key)
 		}
 	}
 	return kept, nil
+}
+
+// ask keeps the text and the message of the rules that Ringway asks.
+func ask(given []any) []any {
+	var asked []any
+	for _, rule := range given {
+		rule := rule.(map[string]any)
+		text := rule["rule"].(string)
+		isOut := func(word string) bool { return strings.Contains(text, word) }
+		if !slices.ContainsFunc(unasked, isOut) {
+			asked = append(asked, map[string]any{"rule": text, "message": rule["message"]})
+		}
+	}
+	return asked
 }
 
 // withoutDefaults leaves out the properties that need not be given, because they have defaults.

@@ -31,6 +31,15 @@ fn each_reason_is_explained() {
 }
 
 #[test]
+fn each_reason_has_its_usual_cause() {
+    let page = fs::read_to_string(root().join("images/docs/troubleshooting.md")).unwrap();
+    let close = CloseReason::ALL.iter().map(|reason| reason.word());
+    let words = close.chain(DropReason::ALL.iter().map(|reason| reason.word()));
+    let missing: Vec<_> = words.filter(|word| !page.contains(&format!("`{word}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn links_lead_somewhere() {
     let pages = PAGES.map(|file| root().join(file)).into_iter().chain(docs());
     for path in pages {

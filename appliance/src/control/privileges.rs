@@ -57,19 +57,35 @@ fn find(asked: &At<String>) -> anyhow::Result<User> {
 /// is too late. In a cluster nobody knows yet whether there will be one.
 fn needed(config: &Config, is_cluster: bool) -> anyhow::Result<CapsHashSet> {
     let mut needed = CapsHashSet::from([Capability::CAP_NET_BIND_SERVICE]);
-    let may_come = is_cluster && caps::has_cap(None, CapSet::Permitted, Capability::CAP_NET_ADMIN)?;
+    let has = |capability| caps::has_cap(None, CapSet::Permitted, capability);
+    let may_come = is_cluster && has(Capability::CAP_NET_ADMIN)?;
     if may_come || config.backends.iter().any(|backend| backend.is_transparent()) {
         needed.insert(Capability::CAP_NET_ADMIN);
     }
-    // The kernel's path for UDP flows. Only `"required"` insists on these two.
+    // Only `"required"` insists on these two.
     let paths = || config.backends.iter().map(Backend::fast_path);
-    for capability in [Capability::CAP_BPF, Capability::CAP_NET_ADMIN] {
-        let is_there = caps::has_cap(None, CapSet::Permitted, capability)?;
-        if paths().any(|of| of == FastPath::Required || (of == FastPath::Auto && is_there)) {
+    let may_come = fast_path_may_come(is_cluster)?;
+    for capability in FAST_PATH {
+        let is_there = has(capability)?;
+        let asks = |of| of == FastPath::Required || (of == FastPath::Auto && is_there);
+        if may_come || paths().any(asks) {
             needed.insert(capability);
         }
     }
     Ok(needed)
+}
+
+/// What the kernel's path for UDP flows needs.
+const FAST_PATH: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+
+/// Whether an L4Policy may have `fastPath`. In a cluster nobody knows yet whether one will, so who
+/// gives the process these capabilities decides.
+///
+/// # Errors
+/// The kernel does not tell the process its capabilities.
+pub fn fast_path_may_come(is_cluster: bool) -> anyhow::Result<bool> {
+    let has = |capability| caps::has_cap(None, CapSet::Permitted, capability);
+    Ok(is_cluster && has(FAST_PATH[0])? && has(FAST_PATH[1])?)
 }
 
 /// No core dump has keys in it, and no other process of the user reads them (prctl(2),

@@ -16,7 +16,7 @@ use landlock::{
 };
 use nix::sys::prctl::set_no_new_privs;
 
-use crate::control::privileges::keep_memory_private;
+use crate::control::privileges::{fast_path_may_come, keep_memory_private};
 use crate::ring::sys::confine::forbid;
 
 /// What no version of Ringway calls: other processes' memory, mounts and namespaces, the kernel's
@@ -77,7 +77,7 @@ pub struct Sandbox {
     is_on: bool,
     /// A kubeconfig may name a program that logs in, and that program writes files of its own.
     starts_programs: bool,
-    /// A backend has `fast_path`.
+    /// A backend has `fast_path`, or in a cluster an L4Policy may bring it.
     has_fast_path: bool,
 }
 
@@ -87,8 +87,8 @@ impl Sandbox {
     /// # Errors
     /// The kernel refuses what every kernel has.
     pub fn begin(config: &Config, is_cluster: bool) -> anyhow::Result<Self> {
-        let has_fast_path =
-            config.backends.iter().any(|backend| backend.fast_path() != FastPath::Off);
+        let has_fast_path = fast_path_may_come(is_cluster)?
+            || config.backends.iter().any(|backend| backend.fast_path() != FastPath::Off);
         let sandbox = Self { is_on: config.sandbox, starts_programs: is_cluster, has_fast_path };
         if sandbox.is_on {
             set_no_new_privs().context("sandbox: no_new_privs")?;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::register::Restriction;
@@ -23,9 +23,10 @@ const MOST_PUT_OFF: usize = 4_096;
 const RETRY: Duration = Duration::from_millis(1);
 
 /// What a worker asks of its ring. The kernel refuses all else, such as to open a file.
-const OPERATIONS: [u8; 7] = [
+const OPERATIONS: [u8; 8] = [
     opcode::AcceptMulti::CODE,
     opcode::AsyncCancel::CODE,
+    opcode::Close::CODE,
     opcode::PollAdd::CODE,
     opcode::RecvMsgMulti::CODE,
     opcode::RecvMulti::CODE,
@@ -154,6 +155,18 @@ impl Queue {
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(ignored.encode());
         // SAFETY: the entry holds no pointer.
+        unsafe { self.push(entry) };
+    }
+
+    /// Closes a descriptor. Entries are executed in their order, so a request that was cancelled
+    /// before holds the descriptor's socket no longer.
+    pub fn close(&mut self, fd: OwnedFd) {
+        let ignored = UserData::new(What::Ignored, 0, 0);
+        let entry = opcode::Close::new(Fd(fd.into_raw_fd()))
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(ignored.encode());
+        // SAFETY: the entry holds no pointer, and nobody else owns the descriptor.
         unsafe { self.push(entry) };
     }
 

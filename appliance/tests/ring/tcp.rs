@@ -171,6 +171,27 @@ fn half_close_lets_the_answer_through() {
 }
 
 #[test]
+fn a_close_is_a_fin_or_a_reset_to_both() {
+    for streams in [false, true] {
+        for reset in [false, true] {
+            let mut driver = Driver::with(LIMITS, alone());
+            let (token, client, endpoint) = driver.session(3, 7);
+            if streams {
+                driver.act(token, Op::Stream { from: CLIENT });
+            }
+            let open = open_sockets();
+            driver.close(token, reset);
+            assert_eq!(open_sockets() + 2, open);
+            for mut stream in [client, endpoint] {
+                let end = stream.read(&mut [0; 1]).map_err(|error| error.kind());
+                let expected = if reset { Err(ErrorKind::ConnectionReset) } else { Ok(0) };
+                assert_eq!(end, expected, "streams: {streams}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_reset_is_passed_on_as_a_reset() {
     for from in [CLIENT, ENDPOINT] {
         let mut driver = Driver::new(LIMITS);
@@ -529,8 +550,8 @@ fn sessions_leave_nothing_behind() {
         driver.seen.clear();
     }
     assert_eq!(open_sockets(), before);
-    // If a descriptor is closed while a poll holds its socket, the connection stays established in
-    // the kernel, and the process cannot see that.
+    // While a poll holds its socket, the connection stays established in the kernel, and the
+    // process cannot see that.
     let ports = [address.port(), endpoint.local_addr().unwrap().port()];
     for _ in 0..10_000 {
         if connections(ports) == 0 {

@@ -106,7 +106,7 @@ fn unreadable_passwords(config: &Config) -> Vec<Problem> {
 
 /// The last table of a process. The table is empty, so all sessions and flows drain. `asked` is the
 /// configuration in force.
-pub fn drained(asked: Option<&Config>, generation: u64) -> RoutingTable {
+pub fn last_table(asked: Option<&Config>, generation: u64) -> RoutingTable {
     let mut table = RoutingTable { generation, ..RoutingTable::empty() };
     let timeout = asked.map_or(0, |config| config.drain_timeout);
     table.drain = Some(Drain { timeout, spread: (timeout / 10).min(MAX_SPREAD) });

@@ -68,7 +68,7 @@ impl ConfigSync {
         self.draining = true;
         self.checks = Checks::new();
         self.generation += 1;
-        let mut table = compile::drained(self.config(), self.generation);
+        let mut table = compile::last_table(self.config(), self.generation);
         if let Some(drain) = &mut table.drain {
             drain.timeout = drain.timeout.max(LEAST_DRAIN);
         }

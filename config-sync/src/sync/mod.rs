@@ -256,7 +256,7 @@ impl ConfigSync {
         self.draining = true;
         self.checks = Checks::new();
         self.generation += 1;
-        let table = compile::drained(self.config(), self.generation);
+        let table = compile::last_table(self.config(), self.generation);
         let published = self.publisher.publish(table);
         self.note(published);
     }

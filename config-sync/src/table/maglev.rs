@@ -9,15 +9,16 @@ use super::address::{Address, EndpointAddress};
 use super::fnv::Fnv;
 use super::turns::scaled;
 
-/// Table sizes, which are primes. The smallest size with 100 entries for each endpoint, and for
-/// each part of a larger weight, is taken, so that shares differ by at most 1 %. For more than 655
-/// endpoints the largest size is taken, and shares differ by more.
-const SIZES: [u16; 2] = [251, 5_003];
-const LARGEST: u32 = 65_537;
+/// The two sizes of a table, which are primes. The larger one is taken where the smaller one has
+/// fewer than 100 entries for an endpoint, or for a part of a larger weight, so that shares differ
+/// by at most 1 %. For more than 655 endpoints shares differ by more. No smaller size is for two
+/// endpoints, because a change of size moves clients besides those that must move.
+const SMALL: u32 = 5_003;
+const LARGE: u32 = 65_537;
 
 /// The look-up table: indices into `endpoints`, which has at most 65,536 entries of an address and
 /// its weight. An endpoint's share is its weight, divided by the sum of the weights. The table is
-/// empty if no endpoint has a weight above 0.
+/// empty if no endpoint has a weight above 0, and has one entry if one endpoint has.
 ///
 /// The table depends only on the set of entries, not on their order, the process or the machine. So
 /// all gateways with one configuration send a client to one endpoint.
@@ -30,8 +31,10 @@ pub(crate) fn table(endpoints: &[(EndpointAddress, u32)]) -> Arc<[u16]> {
     let mut order: Vec<u16> = (0..=u16::MAX).take(endpoints.len()).collect();
     order.sort_by_key(|i| endpoints[usize::from(*i)].0);
     let sum: u64 = weights.iter().sum();
-    let fits = |size: &&u16| u64::from(**size) >= 100 * sum;
-    let size = SIZES.iter().find(fits).map_or(LARGEST, |size| u32::from(*size));
+    if sum == most {
+        return order.into_iter().filter(|i| weights[usize::from(*i)] > 0).collect();
+    }
+    let size = if u64::from(SMALL) >= 100 * sum { SMALL } else { LARGE };
     let walk = |i: &u16| Walk::new(endpoints[usize::from(*i)].0, size);
     let mut walks: Vec<_> = order.iter().map(|i| (*i, weights[usize::from(*i)], walk(i))).collect();
     let mut slots: Vec<Option<u16>> = vec![None; size as usize];
@@ -193,8 +196,11 @@ mod tests {
 
     #[test]
     fn lengths_are_prime_and_at_least_a_hundred_times_the_endpoints() {
-        for (n, len) in [(0, 0), (1, 251), (2, 251), (3, 5_003), (50, 5_003), (51, 65_537)] {
+        for (n, len) in [(0, 0), (1, 1), (2, 5_003), (50, 5_003), (51, 65_537)] {
             assert_eq!(table(&endpoints(n)).len(), len, "{n}");
         }
+        let mut two = endpoints(2);
+        two[0].1 = 0;
+        assert_eq!(table(&two)[..], [1], "one endpoint with a weight");
     }
 }

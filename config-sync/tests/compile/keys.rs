@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use config_sync::check::parse_for;
 use config_sync::compile::names::Names;
-use config_sync::compile::{compile, drained};
+use config_sync::compile::{compile, last_table};
 use config_sync::machine::Machine;
 use config_sync::model::config::{Cores, LogTarget, limits};
 use config_sync::table::address::UnixPath;
@@ -70,7 +70,7 @@ fn every_key_reaches_the_table() {
 
     let [dns, web, none, _named] = &table.backends[..] else { panic!("four backends") };
     let Balance::SourcePortHash(slots) = &dns.balance else { panic!("{:?}", dns.balance) };
-    assert_eq!(slots.len(), 251);
+    assert_eq!(slots.len(), 5_003);
     assert!(matches!(web.balance, Balance::LeastConnections));
     assert_eq!((web.connect_timeout, web.connect_attempts), (300, 8));
     let told = SendProxy { version: ProxyVersion::V2, unique_id: true, crc32c: true };
@@ -208,10 +208,10 @@ fn keys_at_the_top_are_read() {
 #[test]
 fn the_last_table_has_nothing_and_says_how_long_to_drain() {
     let config = parse_for("f", "drain_timeout = \"10s\"\nlame_duck = \"1s\"", &machine());
-    let table = drained(config.as_ref().ok(), 7);
+    let table = last_table(config.as_ref().ok(), 7);
     assert_eq!((table.generation, table.lame_duck, table.sockets.len()), (7, 1_000, 0));
     assert_eq!(table.drain, Some(Drain { timeout: 10_000, spread: 1_000 }));
-    assert_eq!(drained(None, 1).drain, Some(Drain { timeout: 0, spread: 0 }));
+    assert_eq!(last_table(None, 1).drain, Some(Drain { timeout: 0, spread: 0 }));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What goes by UDP, and what of it goes by TCP too.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use ringway_tests::real::{
     Daemon, Namespace, Server, echo, exchange, program, udp_client, wait_until,
@@ -60,9 +61,7 @@ fn sip_to_kamailio() {
         let heard = on.client.run(|| {
             let media: SocketAddr = format!("{GATEWAY}:20000").parse().expect("an address");
             let socket = udp_client(media);
-            socket
-                .set_read_timeout(Some(std::time::Duration::from_millis(200)))
-                .expect("a timeout");
+            socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
             // A packet of RTP with 20 ms of silence.
             let packet = [&[0x80, 0, 0, 1, 0, 0, 0, 160, 1, 2, 3, 4][..], &[0xff; 160]].concat();
             let mut bytes = [0; 1_024];
@@ -143,8 +142,64 @@ fn quic_and_https_to_servers_of_their_own() {
     });
 }
 
+/// Debian has no server that is asked by A2S, so Teeworlds' own question stands in its place.
+#[test]
+fn games_of_teeworlds() {
+    with_machines(|mut on| {
+        for (name, address) in [("arena-1", "10.0.0.11"), ("arena-2", "10.0.0.12")] {
+            let settings = format!("sv_name {name};sv_port 27015;bindaddr {address};sv_register 0");
+            on.serve(&[], &["/usr/games/teeworlds-server", &settings]);
+        }
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let asks = format!(
+            "send_hex = \"{}\"\nexpect_hex = \"{}\"",
+            hex(&teeworlds_token_request()),
+            hex(&TEEWORLDS_TOKEN)
+        );
+        let a2s = "send_hex = \"ff ff ff ff 54 53 6f 75 72 63 65 20 45 6e 67 69 6e 65 20 51 75 65 \
+                   72 79 00\"\nexpect_hex = \"ff ff ff ff\"";
+        on.ringway_as("games.toml", a2s, &asks);
+        let visit = || on.client.run(teeworlds_server_name);
+        let arena = visit();
+        assert!(arena.starts_with("arena-"), "{arena}");
+        assert_eq!(visit(), arena, "a player who comes back finds the same server");
+        on.checked(&[("game", 4)]);
+    });
+}
+
+const TEEWORLDS_OWN: [u8; 4] = [1, 2, 3, 4];
+/// How the answer to [`teeworlds_token_request`] begins; the server's token follows.
+const TEEWORLDS_TOKEN: [u8; 8] = [4, 0, 0, 1, 2, 3, 4, 5];
+
+/// Teeworlds 0.7: a control message that asks for a token and gives one. It is as long as an answer
+/// could be, so that nobody is flooded through the server.
+fn teeworlds_token_request() -> Vec<u8> {
+    let mut request = [&[4, 0, 0, 0xff, 0xff, 0xff, 0xff, 5][..], &TEEWORLDS_OWN].concat();
+    request.resize(8 + 512, 0);
+    request
+}
+
+/// Asks the server behind the gateway for its name, as the list of servers in the game does.
+fn teeworlds_server_name() -> String {
+    let socket = udp_client(format!("{GATEWAY}:27015").parse().expect("an address"));
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    let mut bytes = [0; 1_500];
+    wait_until("the server gives a token", || {
+        socket.send(&teeworlds_token_request()).expect("sent");
+        socket.recv(&mut bytes).is_ok_and(|len| len == 12 && bytes[..8] == TEEWORLDS_TOKEN)
+    });
+    let question = [&[0x21][..], &bytes[8..12], &TEEWORLDS_OWN, b"\xff\xff\xff\xffgie3\x07"];
+    socket.send(&question.concat()).expect("sent");
+    let len = socket.recv(&mut bytes).expect("what the server is");
+    let answer = bytes[..len].strip_prefix(&[0x21]).expect("a message without a connection");
+    let told = answer[8..].strip_prefix(b"\xff\xff\xff\xffinf3\x07").expect("what was asked");
+    let name = told.split(|byte| *byte == 0).nth(1).expect("a name behind the version");
+    String::from_utf8_lossy(name).into_owned()
+}
+
 /// WireGuard's own program, which needs no module of the kernel. Each server is a machine of its
-/// own, because it listens on all addresses.
+/// own, because it listens on all addresses. The first one goes, and the peer's tunnel goes on
+/// with the second one, by itself.
 #[test]
 fn wireguard_tunnels() {
     with_machines(|mut on| {
@@ -154,22 +209,40 @@ fn wireguard_tunnels() {
             let public = program("sh", &["-c", "wg pubkey < \"$0\"", &secret]);
             (secret, public.trim().to_owned())
         });
-        // The first server, on a machine of its own. The other one is down: no SSH answers there.
-        let machine = Namespace::new();
         on.servers.run(|| drop(program("ip", &["address", "flush", "dev", "eth0"])));
-        machine.plug("br0", "wireguard", "eth0", "10.0.0.11/24");
-        let _ssh = machine.run(|| Server::tcp_at(([10, 0, 0, 11], 22).into(), echo));
-        let here = ["10.9.0.1/24", "listen-port", "51820"];
-        let _server = tunnel(&machine, "ringway-s", &server.0, here, &[&peer.1, "10.9.0.2/32"]);
+        let within: SocketAddr = ([10, 9, 0, 1], 7).into();
+        let machines = [("ringway-1", "10.0.0.11/24"), ("ringway-2", "10.0.0.12/24")];
+        let servers = machines.map(|(name, address)| {
+            let machine = Namespace::new();
+            machine.plug("br0", name, "eth0", address);
+            let here = ["10.9.0.1/24", "listen-port", "51820"];
+            let tunnel = tunnel(&machine, name, &server.0, here, &[&peer.1, "10.9.0.2/32"]);
+            let echoes = machine.run(move || {
+                let ssh = address.replace("/24", ":22").parse().expect("an address");
+                [ssh, within].map(|at| Server::tcp_at(at, echo))
+            });
+            (machine, tunnel, echoes)
+        });
         on.ringway("wireguard.toml");
         let to = ["10.9.0.1/32", "endpoint", "10.0.0.2:51820"];
         let here = ["10.9.0.2/24", "listen-port", "0"];
         let to = [&[server.1.as_str()][..], &to].concat();
         let _client = tunnel(&on.client, "ringway-c", &peer.0, here, &to);
-        let to: SocketAddr = ([10, 9, 0, 1], 7).into();
-        let _echo = machine.run(move || Server::tcp_at(to, echo));
-        let answer = on.client.run(move || exchange(to, b"through the tunnel").expect("an echo"));
-        assert_eq!(answer, b"through the tunnel");
+        let through = || {
+            let answer = on.client.run(move || exchange(within, b"through the tunnel"));
+            assert_eq!(answer.expect("an echo"), b"through the tunnel");
+        };
+        through();
+        let [(first, _, [_, of_first]), (.., [_, of_second])] = &servers;
+        assert_eq!((of_first.served(), of_second.served()), (1, 0));
+        first.run(|| drop(program("ip", &["link", "set", "eth0", "down"])));
+        // Ringway notices within some seconds, and the peer shakes hands again after 15 s.
+        let within_a_second =
+            move || TcpStream::connect_timeout(&within, Duration::from_secs(1)).is_ok();
+        wait_until("the second server answers", || on.client.run(within_a_second));
+        through();
+        assert_eq!(of_first.served(), 1);
+        assert!(of_second.served() >= 2);
     });
 }
 

@@ -1,8 +1,7 @@
 //! The examples of the pages by protocol, tried: Ringway runs each file as it is, between real
 //! servers and their own clients, on machines that have the addresses of the file. Needs root.
 //!
-//! Two examples are for programs that Debian has not: of Kafka only the names are tried, and game
-//! servers are not tried at all.
+//! Debian has no Kafka, so of its example only the names are tried.
 
 mod databases;
 mod datagrams;

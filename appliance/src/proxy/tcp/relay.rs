@@ -202,20 +202,23 @@ impl Session {
         self.pump(core);
     }
 
-    /// Passes the end of a direction on. Returns the reason if both directions have ended.
+    /// Passes the end of a direction on. Returns the reason if both directions have ended: then the
+    /// close passes the last end on.
     fn direction_ended(&mut self, core: &mut Core, from: Side) -> Option<CloseReason> {
         let State::Relaying(relay) = &mut self.state else { return None };
         make_room(core, self.listener, &mut self.entry);
         // The gateway's own FIN is sent now, so `half_close_timeout` counts from here.
         self.last_byte = core.now;
         relay.first_end.get_or_insert(from);
-        core.push(self.token, Op::Shutdown { side: from.other() });
+        if !(relay.up.ended() && relay.down.ended()) {
+            core.push(self.token, Op::Shutdown { side: from.other() });
+            return None;
+        }
         let fin = match relay.first_end {
             Some(Side::Client) => CloseReason::ClientFin,
             _ => CloseReason::EndpointFin,
         };
-        let truncated = self.tls.as_ref().and_then(|tls| tls.truncated());
-        (relay.up.ended() && relay.down.ended()).then(|| truncated.unwrap_or(fin))
+        Some(self.tls.as_ref().and_then(|tls| tls.truncated()).unwrap_or(fin))
     }
 
     /// Has the ring carry out a `Move`, or carries it out here if a side speaks TLS.

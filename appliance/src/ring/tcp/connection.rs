@@ -7,6 +7,7 @@ use config_sync::table::address::Address;
 use config_sync::table::routing::SocketOptions;
 
 use crate::contract::{Origin, Why, size};
+use crate::ring::queue::Queue;
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::why_unopened;
 use crate::ring::sys::options::{
@@ -64,6 +65,16 @@ impl Connection {
 
     pub fn in_flight(&self) -> bool {
         self.polling || self.stream != Stream::Off
+    }
+
+    /// Closes a connection whose poll was just cancelled, in the same submission. So a FIN or reset
+    /// leaves at once, and no system call is needed for it.
+    pub fn close_polled(&mut self, reset: bool, queue: &mut Queue) {
+        let Some(fd) = self.fd.take_if(|_| self.polling) else { return };
+        if reset {
+            calls::reset_on_close(fd.as_fd());
+        }
+        queue.close(fd);
     }
 
     /// Peeks at the waiting bytes. Returns how many were put into `arena`, and whether no more will

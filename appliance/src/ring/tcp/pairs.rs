@@ -338,6 +338,11 @@ impl Tcp {
             }
             pair.end_stream(token, side, queue);
         }
+        // A stream may still bring bytes, which would make a reset of the close.
+        if [pair.client.stream, pair.endpoint.stream] == [Stream::Off; 2] {
+            pair.client.close_polled(reset, queue);
+            pair.endpoint.close_polled(reset, queue);
+        }
         self.finish_close(token, turn);
     }
 

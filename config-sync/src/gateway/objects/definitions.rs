@@ -2,8 +2,8 @@
 //! Ringway, and those parts of Kubernetes' own kinds that a gateway uses.
 //!
 //! `gateway-api.json` is made of the CRDs of the Go module `sigs.k8s.io/gateway-api` (Apache-2.0),
-//! in the version of the conformance suite. The file names its source, and says which keywords are
-//! left out: rules in CEL (`x-kubernetes-validations`) are the largest part of these. The crate
+//! in the version of the conformance suite. The file names its source, and says which keywords and
+//! rules are left out. The crate
 //! `gateway-api` is not used, because it is a release behind the suite, and because its types have
 //! neither patterns nor bounds. `tests/run cluster` compares the file with the module.
 

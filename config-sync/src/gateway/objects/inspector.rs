@@ -1,5 +1,5 @@
 //! Compares objects with the definitions of their kinds, as an API server would: unknown and
-//! missing fields, types, words, patterns, bounds and lengths.
+//! missing fields, types, words, patterns, bounds and lengths, and then rules.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,12 +8,14 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::gateway::objects::definitions;
+use crate::gateway::objects::rules::Rules;
 use crate::model::place::did_you_mean;
 
 /// Keeps the patterns, because many objects have fields of one pattern.
 #[derive(Default)]
 pub(in crate::gateway) struct Inspector {
     patterns: BTreeMap<String, Option<Regex>>,
+    rules: Rules,
     faults: Vec<String>,
 }
 
@@ -28,6 +30,9 @@ impl Inspector {
         self.value(kind, definition, object, "");
         if kind == "Gateway" {
             self.addresses(&object["spec"]["addresses"]);
+        }
+        if self.faults.is_empty() {
+            return self.rules.broken(definition, object);
         }
         std::mem::take(&mut self.faults)
     }
@@ -219,6 +224,7 @@ mod tests {
             "properties",
             "required",
             "type",
+            "x-kubernetes-validations",
             // They do not say what is valid.
             "default",
             "description",

@@ -10,6 +10,7 @@ pub(super) mod definitions;
 pub(super) mod inspector;
 pub mod policy;
 pub mod reference;
+mod rules;
 pub(super) mod schema;
 
 use std::collections::BTreeMap;

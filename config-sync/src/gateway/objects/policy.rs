@@ -244,6 +244,10 @@ pub struct BackendSettings {
     /// UDP: between two flows of a socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream_rest: Option<String>,
+    /// UDP: off (default), or auto: the kernel forwards long-lived flows where it can. Without
+    /// effect beside sendProxy, transparent, or shared upstreamSockets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_path: Option<String>,
     /// The PROXY header that endpoints are sent: v1 or v2. UDP: v2, in every datagram.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_proxy: Option<String>,

@@ -478,7 +478,10 @@ impl<'o> Pool<'o> {
             interface: None,
             shared_sockets: shared.then(|| at(true, &name)),
             upstream_rest: values.upstream_rest.filter(|_| udp).map(|rest| at(rest, &name)),
-            fast_path: None,
+            fast_path: values
+                .fast_path
+                .filter(|_| udp && !shared && !transparent && values.send_proxy.is_none())
+                .map(|asked| at(asked, &name)),
             limit: values.limit.clone().map(LimitOf::Own),
             send_proxy: values.send_proxy.map(|asked| at(spoken(asked, udp), &name)),
             transparent: transparent.then(|| at(true, &name)),

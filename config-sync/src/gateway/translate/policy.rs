@@ -32,7 +32,7 @@ use crate::model::backend::LEAST_UPSTREAM_REST;
 use crate::model::config::MAX_SESSIONS;
 use crate::model::endpoint::MAX_WEIGHT;
 use crate::table::routing::{OnUnavailable, ProxyVersion, SendProxy};
-use crate::toml::backend::{BALANCES, LEAST_QUEUE_TIMEOUT, MOST_WAIT};
+use crate::toml::backend::{BALANCES, FAST_PATHS, LEAST_QUEUE_TIMEOUT, MOST_WAIT};
 use crate::toml::endpoint::MOST_SESSIONS;
 use crate::toml::listener::{ON_REFUSAL, ON_TRUNCATION, STARTTLS};
 use crate::toml::reader::word;
@@ -489,6 +489,7 @@ fn read_backend(
         source: None,
         shared_sockets: text("upstreamSockets", given.upstream_sockets.as_ref(), sockets)?,
         upstream_rest: text("upstreamRest", given.upstream_rest.as_ref(), rest)?,
+        fast_path: text("fastPath", given.fast_path.as_ref(), word(&FAST_PATHS[..2]))?,
         send_proxy: read_send_proxy(given)?,
         transparent: given.transparent,
         endpoint_max_sessions: number(

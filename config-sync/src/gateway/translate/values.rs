@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::gateway::objects::reference::BackendTarget;
 use crate::model::admission::{Admission, Ranges};
-use crate::model::backend::Balance;
+use crate::model::backend::{Balance, FastPath};
 use crate::model::eject::Eject;
 use crate::model::gone::OnGone;
 use crate::model::health_check::HealthCheck;
@@ -75,6 +75,7 @@ pub(super) struct BackendValues {
     pub(super) source: Option<Vec<Sources>>,
     pub(super) shared_sockets: Option<bool>,
     pub(super) upstream_rest: Option<u32>,
+    pub(super) fast_path: Option<FastPath>,
     pub(super) send_proxy: Option<SendProxy>,
     pub(super) transparent: Option<bool>,
     pub(super) endpoint_max_sessions: Option<u32>,
@@ -191,6 +192,7 @@ impl BackendValues {
         fill(&mut self.source, &under.source);
         fill(&mut self.shared_sockets, &under.shared_sockets);
         fill(&mut self.upstream_rest, &under.upstream_rest);
+        fill(&mut self.fast_path, &under.fast_path);
         fill(&mut self.send_proxy, &under.send_proxy);
         fill(&mut self.transparent, &under.transparent);
         fill(&mut self.endpoint_max_sessions, &under.endpoint_max_sessions);

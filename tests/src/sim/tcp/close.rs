@@ -59,7 +59,9 @@ impl Kernel {
         assert!(reset || !cut, "bytes were cut off by a clean end: {token:?}");
         let sides = [Some(session.client), session.endpoint];
         let relaying = session.endpoint.is_some();
-        session.streams = [Stream::Off; 2];
+        let streams = std::mem::replace(&mut session.streams, [Stream::Off; 2]);
+        // The ring closes such connections together with their polls.
+        let ends_at_once = relaying && !reset && streams == [Stream::Off; 2];
         if let Some(id) = session.connecting.take().and_then(|a| a.established) {
             self.close_conn(id, true);
         }
@@ -72,6 +74,7 @@ impl Kernel {
             conn.cut = false;
             let (then, bytes) = conn.streamed;
             conn.untold = if then == turn { bytes } else { 0 };
+            conn.outbound.fin |= ends_at_once && conn.error.is_none();
             let told = conn.error_told.is_some_and(|then| then < turn);
             assert!(
                 reset || !relaying || !told,
