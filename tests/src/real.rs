@@ -4,6 +4,7 @@
 //! says: bytes, the access log, `/metrics`, its exit code. Nothing is asserted on time; waits end
 //! with the event that they wait for, and a deadline only turns a hang into a failure.
 
+mod cgroup;
 mod clients;
 pub mod config;
 mod gateway;
@@ -12,6 +13,7 @@ mod namespace;
 mod postgres;
 mod servers;
 
+pub use cgroup::Cgroup;
 pub use clients::{
     Lines, Pattern, alert, client_hello, closed_without_a_byte, connect, connect_from, exchange,
     limited, program, udp_client, udp_from, was_reset,
@@ -72,6 +74,27 @@ pub fn now() -> Instant {
 /// Seconds that a long test runs: `RINGWAY_SECONDS`, or `default`.
 pub fn seconds(default: u64) -> u64 {
     std::env::var("RINGWAY_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// How much a test does that can do any amount: as much as an environment variable says, or `long`
+/// in `tests/run --long`, or `short`.
+pub fn amount(variable: &str, short: u64, long: u64) -> u64 {
+    let said = std::env::var(variable).ok().and_then(|text| text.parse().ok());
+    let usual = if std::env::var_os("RINGWAY_LONG").is_some() { long } else { short };
+    said.unwrap_or(usual)
+}
+
+/// The seed that an environment variable says, or another one each time. It is printed, so that a
+/// run can be repeated.
+pub fn seed(variable: &str) -> u64 {
+    let said = std::env::var(variable).ok().and_then(|text| text.parse().ok());
+    let seed = said.unwrap_or_else(|| {
+        let random = std::fs::read("/proc/sys/kernel/random/uuid").expect("it is mounted");
+        random.iter().fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(*byte))
+            % 1_000_000
+    });
+    eprintln!("{variable}={seed}");
+    seed
 }
 
 /// The binary under test.

@@ -1,16 +1,14 @@
 //! What all sessions of a part may have together, through the binary, over two workers.
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringway_tests::real::config::{backend, forward, listener, route};
 use ringway_tests::real::{
-    Gateway, Launch, Server, connect, echo, free_address, now, udp_from, wait_until,
+    Cgroup, Gateway, Launch, Server, connect, echo, free_address, now, udp_from, wait_until,
 };
 
 /// The connection, if the gateway lets it in.
@@ -356,55 +354,6 @@ fn datagrams_above_a_limit_of_bytes_are_dropped() {
     }
 }
 
-/// A cgroup of memory for the gateway alone.
-struct Cgroup {
-    dir: PathBuf,
-    limit: PathBuf,
-    used: PathBuf,
-}
-
-impl Cgroup {
-    /// `None`: none can be made here.
-    fn new() -> Option<Self> {
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let of = |line: &str, key: &str| line.split_once(key).map(|(_, own)| own.to_owned());
-        let v1 = own.lines().find_map(|line| of(line, ":memory:"));
-        let (root, own, limit, used) = match v1 {
-            Some(own) => {
-                ("/sys/fs/cgroup/memory", own, "memory.limit_in_bytes", "memory.usage_in_bytes")
-            }
-            None => {
-                let own = own.lines().find_map(|line| of(line, "0::"))?;
-                ("/sys/fs/cgroup", own, "memory.max", "memory.current")
-            }
-        };
-        let name = format!("ringway-test-{}", std::process::id());
-        let dir = PathBuf::from(format!("{root}{own}")).join(name);
-        fs::create_dir(&dir).ok()?;
-        let cgroup = Self { limit: dir.join(limit), used: dir.join(used), dir };
-        cgroup.set("1000000000").then_some(cgroup)
-    }
-
-    /// Whether the kernel takes the limit.
-    fn set(&self, bytes: &str) -> bool {
-        fs::write(&self.limit, bytes).is_ok()
-    }
-
-    fn used(&self) -> u64 {
-        let used = fs::read_to_string(&self.used).expect("what is in use");
-        used.trim().parse().expect("a number")
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // The kernel may not have noticed yet that the gateway has ended.
-        wait_until("the cgroup is gone", || {
-            !self.dir.exists() || fs::remove_dir(&self.dir).is_ok()
-        });
-    }
-}
-
 /// Near the limit of memory nothing new begins, and all that lives goes on. That ends by itself.
 #[test]
 fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
@@ -420,7 +369,7 @@ fn new_work_is_refused_while_the_memory_is_nearly_used_up() {
         + &route("u", "u", &[("u", 1)], "")
         + &backend("t", [tcp.address], "")
         + &backend("u", [udp.address], "");
-    let join = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", cgroup.dir.display());
+    let join = cgroup.join();
     let gateway = Launch::default().under(&["sh", "-c", &join]).socket().start(&config);
     let is_ready = || gateway.get("/readyz").is_some_and(|(status, _)| status == 200);
     let mut live = served(one).expect("there is memory");

@@ -19,8 +19,9 @@ use crate::proxy::tcp::state::Session;
 use crate::stats::records::CloseReason;
 
 /// While no more than this part of the session table is free, a client that comes may take the
-/// place of one that waits. The part that is free lets a client in while the ring closes another.
-const RESERVE: u32 = 16;
+/// place of one that waits. The part that is free lets clients in while the ring closes others: in
+/// a flood, hundreds come while a worker waits for its processor.
+const RESERVE: u32 = 8;
 
 /// Microseconds that a client may wait when the free part has just become scarce. The less is left
 /// of it, the shorter: an eighth of the time for half, none for nothing.

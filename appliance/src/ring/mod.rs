@@ -42,6 +42,10 @@ use crate::ring::udp::batch::Down;
 use crate::ring::udp::upstreams::Udp;
 use crate::ring::user_data::{UserData, What};
 
+/// New connections that a turn takes. More of them wait for the next turn, so that in a flood the
+/// sessions that live have their turn soon, and those that make room are gone.
+const ACCEPTS: u32 = 64;
+
 /// One io_uring with the sockets, pipes and buffers of a worker. All memory is allocated when the
 /// ring is made, as the limits say. A ring belongs to the thread that made it.
 pub struct Ring {
@@ -147,15 +151,23 @@ impl Ring {
         if self.queue.wait(timeout)? {
             self.counters.cq_overflows.add(1);
         }
-        let mut woken = false;
+        let (mut woken, mut accepts) = (false, 0);
         // Completions beyond the room for incoming connections wait for the next turn.
         for _ in 0..self.queue.waiting() {
             if self.listeners.is_full() {
                 break;
             }
             let Some(completion) = self.queue.next() else { break };
-            woken |= self.complete(completion, turn);
+            if completion.user_data.what != What::Accept {
+                woken |= self.complete(completion, turn);
+            } else if accepts < ACCEPTS {
+                accepts += 1;
+                self.complete(completion, turn);
+            } else if let Some(oldest) = self.queue.put_off(completion) {
+                self.complete(oldest, turn);
+            }
         }
+        self.queue.put_back();
         self.counters.turns.add(1);
         self.counters.aborted.set(self.listeners.aborted());
         self.counters.buffers_free.set(self.udp.buffers_free());

@@ -16,6 +16,9 @@ use crate::ring::user_data::{UserData, What};
 const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 16_384;
 
+/// Completions that may be put off: an accept queue, as long as the kernel usually makes it.
+const MOST_PUT_OFF: usize = 4_096;
+
 /// How long to wait until the kernel has memory again, or room for completions.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -53,6 +56,8 @@ pub struct Queue {
     backlog: VecDeque<squeue::Entry>,
     /// Completions that were seen while the queue looked for the completions of sends.
     kept: VecDeque<Completion>,
+    /// Completions that this turn leaves to the next.
+    put_off: VecDeque<Completion>,
     /// Failed sends of the last submission.
     failed_sends: Vec<Completion>,
     /// The result of the last `install`.
@@ -103,7 +108,8 @@ impl Queue {
         Ok(Self {
             ring,
             backlog: VecDeque::new(),
-            kept: VecDeque::with_capacity(COMPLETIONS as usize),
+            kept: VecDeque::with_capacity(COMPLETIONS as usize + MOST_PUT_OFF),
+            put_off: VecDeque::with_capacity(MOST_PUT_OFF + 1),
             failed_sends: Vec::with_capacity(SUBMISSIONS as usize),
             installed: None,
             may_install: features.has(FILE_RELEASE),
@@ -351,6 +357,20 @@ impl Queue {
     /// The number of completions that wait now.
     pub fn waiting(&mut self) -> usize {
         self.kept.len() + self.ring.completion().len()
+    }
+
+    /// Keeps a completion for the next turn. Returns the oldest that was put off, if there are too
+    /// many: each of them is an open file.
+    pub fn put_off(&mut self, completion: Completion) -> Option<Completion> {
+        self.put_off.push_back(completion);
+        if self.put_off.len() > MOST_PUT_OFF { self.put_off.pop_front() } else { None }
+    }
+
+    /// Ends the turn: what was put off is first in the next one.
+    pub fn put_back(&mut self) {
+        while let Some(completion) = self.put_off.pop_back() {
+            self.kept.push_front(completion);
+        }
     }
 
     fn keep(&mut self) {

@@ -510,6 +510,36 @@ fn no_client_is_reset_when_a_listener_goes() {
     assert!(TcpStream::connect(address).is_err(), "closed");
 }
 
+/// A turn takes only so many of the connections that wait, and each event of another kind.
+#[test]
+fn a_session_has_its_turn_beside_a_burst_of_connections() {
+    let mut driver = Driver::new(LIMITS);
+    let (token, mut client, _endpoint) = driver.session(0, 1);
+    let (socket, address) = driver.listen(Transport::Tcp, "127.0.0.1:0");
+    driver.act(socket, Op::Accept);
+    driver.poll();
+    driver.seen.clear();
+    let burst: Vec<_> = (0..300).map(|_| TcpStream::connect(address).unwrap()).collect();
+    client.write_all(b"word").unwrap();
+    let (mut taken, mut taken_before) = (0, None);
+    while taken < burst.len() {
+        assert!(driver.turn(), "the rest of the burst does not come");
+        let before = taken;
+        for (at, event) in std::mem::take(&mut driver.seen) {
+            match event {
+                Event::Accepted { incoming, .. } => {
+                    driver.act(socket, Op::Refuse { incoming });
+                    taken += 1;
+                }
+                Event::Ready { .. } if at == token => _ = taken_before.get_or_insert(before),
+                _ => {}
+            }
+        }
+        assert!(taken - before <= 64, "{} in one turn", taken - before);
+    }
+    assert_eq!(taken_before, Some(0), "the session waited for others");
+}
+
 #[test]
 fn sessions_leave_nothing_behind() {
     let mut driver = Driver::with(LIMITS, alone());

@@ -28,6 +28,11 @@ impl Namespace {
         Self { tid: is_ready.recv().expect("a namespace"), work }
     }
 
+    /// The name that `ip link ... netns` knows the namespace by.
+    pub fn tid(&self) -> &str {
+        &self.tid
+    }
+
     /// What `job` returns, done in there. What it starts is in there too.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = channel();

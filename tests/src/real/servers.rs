@@ -172,6 +172,20 @@ impl Daemon {
         daemon
     }
 
+    /// Starts iperf3's server, for one transfer, and waits until it listens. It turns away whoever
+    /// comes while it has another client, so nobody tries to connect.
+    pub fn iperf3(address: SocketAddr) -> Self {
+        let port = address.port().to_string();
+        let mut command = Command::new("iperf3");
+        let daemon = Self::spawn(command.args(["-s", "-1", "-B", "127.0.0.1", "-p", &port]));
+        // proc_net_tcp(5): the address in the order of its bytes, and the state TCP_LISTEN.
+        let line = format!(": 0100007F:{:04X} 00000000:0000 0A ", address.port());
+        wait_until("iperf3 listens", || {
+            std::fs::read_to_string("/proc/net/tcp").is_ok_and(|sockets| sockets.contains(&line))
+        });
+        daemon
+    }
+
     /// Starts it, without waiting for anything.
     pub fn spawn(command: &mut Command) -> Self {
         let child = command
