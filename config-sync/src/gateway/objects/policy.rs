@@ -54,20 +54,16 @@ pub struct ListenerSettings {
     /// listeners of one address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_hostname: Option<String>,
-    /// TLS: what clients may say before the ClientHello: postgres. The same for all listeners of
-    /// one address.
+    /// TLS: what clients may say before the ClientHello: postgres. One value for each address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starttls: Option<String>,
-    /// TLS: the backend of clients whose first bytes are no ClientHello. The same for all listeners
-    /// of one address.
+    /// TLS: the backend of clients whose first bytes are no ClientHello. One for each address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_tls: Option<BackendTarget>,
-    /// TLS: the backend of clients that have sent nothing within helloTimeout. The same for all
-    /// listeners of one address.
+    /// TLS: the backend of clients that are silent for helloTimeout. One for each address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent: Option<BackendTarget>,
-    /// TLS: what clients see that are refused: tell, or reset (default). The same for all listeners
-    /// of one address.
+    /// TLS: what refused clients see: tell, or reset (default). One value for each address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_refusal: Option<String>,
     /// TCP, TLS: without a byte either way.
