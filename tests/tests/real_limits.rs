@@ -156,6 +156,30 @@ fn clients_over_a_limit_that_delays_wait_for_their_turn() {
     gateway.stop();
 }
 
+/// Nobody could say when there would be a place, and a table with the address could not come back.
+#[test]
+fn a_listener_that_goes_refuses_who_waits() {
+    let server = Server::tcp(echo);
+    let (address, other) = (free_address(), free_address());
+    let config = |at, keys: &str| forward("TCP", at, [server.address], keys);
+    let delays = "limit = { sessions = 2, over = \"delay\" }";
+    let gateway = Gateway::start(&config(address, delays));
+    let clients: Vec<_> = (0..6).map(|_| std::thread::spawn(move || served(address))).collect();
+    let sessions = || gateway.metrics().value("ringway_sessions_active", &[]);
+    wait_until("two have places", || sessions() >= 2);
+    gateway.reload(&config(other, ""));
+    let served: Vec<_> =
+        clients.into_iter().filter_map(|client| client.join().expect("an answer")).collect();
+    assert_eq!(served.len(), 2);
+    wait_until("they have a reason", || {
+        gateway.metrics().value("ringway_sessions_refused_total", &[("reason", "limit")]) == 4
+    });
+    gateway.reload(&config(address, ""));
+    assert_eq!(served_of(address, 3).len(), 3);
+    drop(served);
+    gateway.stop();
+}
+
 #[test]
 fn clients_who_come_too_fast_are_let_in_one_after_the_other() {
     let server = Server::tcp(echo);

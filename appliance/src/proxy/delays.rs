@@ -3,7 +3,8 @@
 //! A listening socket of such a listener accepts one connection at a time, and none while there is
 //! no place: whoever comes stays in the kernel's accept queue. A connection that was accepted and
 //! finds no place waits in line. Few do: another worker had the place, or a PROXY header took its
-//! time, or the socket has left the table.
+//! time. When the socket closes, those who are left in its queue and in line are refused, because
+//! nobody can say when there would be places.
 //!
 //! Another worker may free a place, and nobody tells this worker. So a worker that waits for a
 //! place looks again every 10 ms, and at once when a place of its own becomes free.
@@ -21,18 +22,10 @@ pub const LOOK: u64 = 10_000;
 pub struct Delays {
     /// Sockets that accept nothing now.
     resting: BTreeSet<SocketId>,
-    lines: BTreeMap<SocketId, Line>,
+    /// The sessions of each socket that wait, first in, first out.
+    lines: BTreeMap<SocketId, VecDeque<Token>>,
     /// When the next look is due, in microseconds. `None`: nobody waits.
     pub next: Option<u64>,
-}
-
-/// The sessions of one socket that wait, first in, first out.
-#[derive(Debug, Default)]
-struct Line {
-    sessions: VecDeque<Token>,
-    /// The socket is closed. The table by which its sessions are routed stays until the last of
-    /// them has a place.
-    is_closed: bool,
 }
 
 impl Delays {
@@ -49,18 +42,18 @@ impl Delays {
     }
 
     pub fn has_line(&self, id: SocketId) -> bool {
-        self.lines.get(&id).is_some_and(|line| !line.sessions.is_empty())
+        self.lines.get(&id).is_some_and(|line| !line.is_empty())
     }
 
     /// Adds a session to the end of its socket's line.
     pub fn join(&mut self, id: SocketId, of: Token, now: u64) {
-        self.lines.entry(id).or_default().sessions.push_back(of);
+        self.lines.entry(id).or_default().push_back(of);
         self.look_at(now + LOOK);
     }
 
     pub fn leave(&mut self, id: SocketId, of: Token) {
         if let Some(line) = self.lines.get_mut(&id) {
-            line.sessions.retain(|token| *token != of);
+            line.retain(|token| *token != of);
         }
         self.place_freed();
     }
@@ -72,12 +65,6 @@ impl Delays {
         }
     }
 
-    /// The socket is closed. Returns whether sessions wait for which its table is still needed.
-    pub fn keeps(&mut self, id: SocketId) -> bool {
-        let line = self.lines.get_mut(&id);
-        line.map(|line| line.is_closed = true).is_some()
-    }
-
     /// The sockets with a line.
     pub fn lines(&self) -> Vec<SocketId> {
         self.lines.keys().copied().collect()
@@ -85,12 +72,14 @@ impl Delays {
 
     /// The first session of a line.
     pub fn first(&self, id: SocketId) -> Option<Token> {
-        self.lines.get(&id)?.sessions.front().copied()
+        self.lines.get(&id)?.front().copied()
     }
 
-    /// Forgets a line without sessions. Returns whether its socket was closed meanwhile.
-    pub fn forget(&mut self, id: SocketId) -> bool {
-        !self.has_line(id) && self.lines.remove(&id).is_some_and(|line| line.is_closed)
+    /// Forgets a line if nobody is in it.
+    pub fn forget(&mut self, id: SocketId) {
+        if !self.has_line(id) {
+            self.lines.remove(&id);
+        }
     }
 
     pub fn resting(&self) -> Vec<SocketId> {

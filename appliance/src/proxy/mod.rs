@@ -149,7 +149,7 @@ impl Proxy {
                 parting.ask(core, request.number, from, most);
             }
             What::Part { of: Of::Flows, from, most } => {
-                flow_parting.ask(core, request.number, from, most);
+                flow_parting.ask(core, flows, (request.number, from, most));
             }
             What::Forget(handles) => {
                 parting::decide(core, sessions, &handles, false);
@@ -365,8 +365,10 @@ impl Proxy {
                     self.core.rearm(id, why);
                 }
             }
-            Event::Unlistened if self.core.delays.keeps(id) => {}
-            Event::Unlistened => self.core.unlistened(id),
+            Event::Unlistened => {
+                tcp::delay::serve(&mut self.core, &mut self.sessions, id);
+                self.core.unlistened(id);
+            }
             Event::Datagrams { .. } => self.flows.on_client(&mut self.core, id, event, bytes),
             Event::SendFailed { why, count } => {
                 self.flows.reply_failed(&self.core, id, why, count);

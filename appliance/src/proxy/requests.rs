@@ -224,10 +224,6 @@ impl Held<'_> {
                 let live =
                     session.filter(|of| !matches!(of.state, State::Closing) && !of.is_shared());
                 let Some(session) = live else { return false };
-                // What this turn would still move would be missing in the log.
-                let token = session.token;
-                let stays = |of: &Token, op: &Op| *of != token || !matches!(op, Op::Move { .. });
-                self.core.ops.retain(|(of, op)| stays(of, op));
                 session.finish(self.core, CloseReason::Killed, true);
             }
             Of::Flows => {

@@ -302,7 +302,8 @@ words! {
         CrowdedOut = "crowded_out":
             "The worker's session table was nearly full, or the process had nearly \
              `limits.total_sessions`, and of the clients that had not said where to go \
-             (ClientHello, PROXY header, handshake) this one had waited longest. Or the listener \
+             (ClientHello, PROXY header, handshake), or waited for their listener's limit, this \
+             one had waited longest. Or the listener \
              had nearly all its sessions, and this handshake had taken longest; or the client's \
              source had more such clients than it may have sessions.",
         SourceLimit = "source_limit":

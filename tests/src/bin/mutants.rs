@@ -48,8 +48,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "lost-held-bytes",
         file: "tcp/relay.rs",
-        find: "self.broken || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0",
-        replace: "self.broken || self.ending.is_some()",
+        find: "self.has_failed() || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0",
+        replace: "self.has_failed() || self.ending.is_some()",
+    },
+    Mutant {
+        name: "offered-while-it-receives",
+        file: "udp/parting.rs",
+        find: "upstream.is_some_and(|of| of.halt == Halt::Done) && !flow.is_promoted();",
+        replace: "upstream.is_some() && !flow.is_promoted();",
     },
     Mutant {
         name: "retry-with-a-clients-bytes",
@@ -225,6 +231,13 @@ fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned();
     let copy = root.join("target/mutants");
     lay_out(&root, &copy);
+    // All of them, because a sample would meet such a bug in few runs.
+    for mutant in MUTANTS {
+        if subject(&copy, mutant).1.matches(mutant.find).count() != 1 {
+            eprintln!("{}: what is to be replaced does not stand there once", mutant.name);
+            return ExitCode::from(2);
+        }
+    }
     eprintln!("without a bug ...");
     if let Some(message) = found(&copy) {
         eprintln!("the simulation fails without any bug:\n{message}");
@@ -232,12 +245,7 @@ fn main() -> ExitCode {
     }
     let mut survivors = 0;
     for mutant in chosen(&wanted) {
-        let path = copy.join("appliance/src/proxy").join(mutant.file);
-        let original = fs::read_to_string(&path).expect("a file of the proxy");
-        if original.matches(mutant.find).count() != 1 {
-            eprintln!("{}: what is to be replaced does not stand there once", mutant.name);
-            return ExitCode::from(2);
-        }
+        let (path, original) = subject(&copy, mutant);
         write(&path, &original.replacen(mutant.find, mutant.replace, 1));
         let message = found(&copy);
         write(&path, &original);
@@ -245,6 +253,13 @@ fn main() -> ExitCode {
         eprintln!("{:<28} {}", mutant.name, message.as_deref().unwrap_or("SURVIVED"));
     }
     ExitCode::from(u8::from(survivors > 0))
+}
+
+/// The file that a bug is planted in, and its text.
+fn subject(copy: &Path, mutant: &Mutant) -> (PathBuf, String) {
+    let path = copy.join("appliance/src/proxy").join(mutant.file);
+    let original = fs::read_to_string(&path).expect("a file of the proxy");
+    (path, original)
 }
 
 /// The bugs of these names; of no name, all bugs or a sample of them.

@@ -181,6 +181,23 @@ impl Link {
         }
     }
 
+    /// The answer to `Yours`. Clients are not heard meanwhile, so it must come soon. What came
+    /// before this process stops waiting counts. What comes later reaches nobody, and its sender
+    /// knows.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub fn last_answer(&mut self) -> Result<Message, String> {
+        self.wait_for(SESSION_PATIENCE)?;
+        let answer = self.receive().or_else(|why| {
+            let stopped = pass::stop_receiving(self.socket.as_fd());
+            stopped.map_err(|error| error.to_string())?;
+            self.receive().map_err(|_| why)
+        });
+        self.wait_for(PATIENCE)?;
+        answer.map(|(message, _)| message)
+    }
+
     fn wait_for(&self, patience: Duration) -> Result<(), String> {
         pass::set_patience(self.socket.as_fd(), patience).map_err(|error| error.to_string())
     }

@@ -29,6 +29,9 @@ use crate::worker::Sockets;
 /// in the old process.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a worker may take for an answer, behind that.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3);
+
 impl Control {
     // ---- in the old process ----
 
@@ -84,6 +87,17 @@ impl Control {
         _ = answer.map(|answer| answer.send(Err(why)));
     }
 
+    /// A worker that does not answer keeps clients unheard on all of them, so the upgrade fails.
+    pub fn flows_tick(&mut self) {
+        let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
+        let waits = !leaving.deafening.is_empty() || leaving.asked.is_some();
+        if waits && leaving.began.elapsed() > LONGEST_SILENCE {
+            let answer = leaving.answer.take();
+            let why = "a worker has not answered for too long".to_owned();
+            _ = answer.map(|answer| answer.send(Err(why)));
+        }
+    }
+
     fn ask_for_flows(&mut self) {
         loop {
             let number = self.upgrade.moves.number();
@@ -129,6 +143,7 @@ impl Control {
                 return Some(reply);
             }
             // The upgrade has failed in the meantime.
+            self.workers[worker].copies.try_iter().for_each(drop);
             let handles = reply.flows.into_iter().map(|of| of.handle).collect();
             self.decide(worker, handles, true);
             return None;

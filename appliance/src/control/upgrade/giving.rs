@@ -72,7 +72,7 @@ fn converse(link: &mut Link, asks: &Asks) -> Result<(), String> {
     asks.ask(|answer| Step::Ready { attempt, taken, answer })?;
     give_flows(link, asks)?;
     link.send(&Message::Yours, &[])?;
-    match link.receive()?.0 {
+    match link.last_answer()? {
         Message::Mine => asks.ask(|answer| Step::Mine { attempt, answer }),
         other => Err(out_of_order(&other)),
     }

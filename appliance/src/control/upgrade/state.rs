@@ -115,6 +115,8 @@ pub struct Giving {
     /// A socket of each SO_REUSEPORT group, and the group's address.
     pub groups: BTreeMap<SocketId, (Arc<OwnedFd>, SocketAddr, Transport)>,
     pub taken: BTreeSet<SocketId>,
+    /// The new process has all that it has asked for, but for the last word.
+    pub is_ready: bool,
     /// The groups steer to the workers of the new process.
     pub steered: bool,
 }

@@ -119,6 +119,7 @@ impl Control {
             ids: Vec::new(),
             groups: BTreeMap::new(),
             taken: BTreeSet::new(),
+            is_ready: false,
             steered: false,
         });
         self.upgrade.attempts
@@ -239,8 +240,12 @@ impl Control {
     /// What is due now.
     pub fn upgrade_tick(&mut self) {
         self.offer();
+        self.flows_tick();
         let giving = self.upgrade.giving.as_ref();
-        if giving.is_some_and(|giving| giving.began.elapsed() > PATIENCE) {
+        // From the moment on in which the new process may say that all is its own, the conversation
+        // has bounds of its own: this process must not go on beside it.
+        let is_late = giving.is_some_and(|of| !of.is_ready && of.began.elapsed() > PATIENCE);
+        if is_late {
             self.give_up(&format!("the new process was not ready within {} s", PATIENCE.as_secs()));
         }
         self.tell_the_old_one();
@@ -322,6 +327,7 @@ impl Control {
         let Some(giving) = &mut self.upgrade.giving else { return Ok(()) };
         let ids = taken.iter().filter_map(|number| *giving.ids.get(*number as usize)?);
         giving.taken = ids.collect();
+        giving.is_ready = true;
         if giving.workers != own {
             giving.steered = true;
             steer(giving, Transport::Tcp, giving.workers, seed)

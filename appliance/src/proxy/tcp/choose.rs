@@ -77,6 +77,14 @@ impl By<'_> {
         })?;
         listener.route(found, client).ok_or(CloseReason::NoRoute)
     }
+
+    /// Whether a client that came to this local address came to this socket, and in this way.
+    fn suits(&self, socket: &Socket, local: SocketAddr) -> bool {
+        let bound = socket.address.ip().unwrap_or(UNIX_CLIENT);
+        let is_here = bound.ip().is_unspecified() || bound.ip() == local.ip();
+        let needs_hello = socket.reads_hello && matches!(self, Self::Socket);
+        bound.port() == local.port() && is_here && !needs_hello
+    }
 }
 
 impl Session {
@@ -135,7 +143,8 @@ impl Session {
         core.tables.of(self.socket).map(|(_, socket)| socket)
     }
 
-    /// Whether the client has to send something before it has a destination.
+    /// Whether the client has no destination yet: it has to send something before, or waits for a
+    /// place at its listener.
     pub fn is_undecided(&self) -> bool {
         matches!(
             self.state,
@@ -143,6 +152,7 @@ impl Session {
                 | State::Opening { .. }
                 | State::Requesting(_)
                 | State::Greeting
+                | State::Delayed
         )
     }
 
@@ -177,8 +187,8 @@ impl Session {
 
     pub fn try_choose(&mut self, core: &mut Core, by: &By<'_>) -> Result<(), Cause> {
         // If the hello took its time, the socket may be gone by now, and the id may be another
-        // socket's.
-        let of = core.tables.of(self.socket).filter(|(_, socket)| is_here(socket, self.local));
+        // socket's. Or a reload has brought TLS while the client waited for a place.
+        let of = core.tables.of(self.socket).filter(|(_, socket)| by.suits(socket, self.local));
         let (table, socket) = of.ok_or(CloseReason::NoRoute)?;
         self.free.0 = socket.options.congestion == [0; 16];
         let name = self.server_name.as_deref().or(socket.default_hostname.as_deref());
@@ -198,8 +208,9 @@ impl Session {
             return self.look_again(listener.id, core);
         }
         let (now, limit) = (core.unix_micros(), listener.limit.as_deref());
+        let delaying = limit.filter(|_| !core.tables.is_closing(self.socket));
         let waits = (&mut self.held, &mut self.state, self.socket, self.token);
-        if is_delayed(waits, limit, &mut core.delays, (core.now, now)) {
+        if is_delayed(waits, delaying, &mut core.delays, (core.now, now)) {
             return Ok(());
         }
         if !core.places.enter(listener) {
@@ -267,14 +278,9 @@ impl Session {
     }
 }
 
-/// Whether a client that came to this local address came to this socket.
-fn is_here(socket: &Socket, local: SocketAddr) -> bool {
-    let bound = socket.address.ip().unwrap_or(UNIX_CLIENT);
-    bound.port() == local.port() && (bound.ip().is_unspecified() || bound.ip() == local.ip())
-}
-
 /// Whether a session waits for a place within the limit of its listener, which delays. Otherwise
-/// the session has its place. `now`: microseconds of this worker, and since 1970.
+/// the session has its place. `limit`: none if the socket closes, because then nobody waits, and
+/// who finds no place is refused. `now`: microseconds of this worker, and since 1970.
 fn is_delayed(
     (held, state, socket, token): (&mut Held, &mut State, SocketId, Token),
     limit: Option<&Limit>,

@@ -184,6 +184,11 @@ impl Session {
         // A FIN says that all bytes were delivered.
         let cut = || self.tls.as_ref().is_some_and(|tls| tls.is_cut());
         let reset = reset || relay.as_ref().is_some_and(|relay| relay.is_cut() || cut());
+        if reset && relay.as_ref().is_some_and(|of| of.up.queued() || of.down.queued()) {
+            // What this turn would still move would be missing in the log.
+            let token = self.token;
+            core.ops.retain(|(of, op)| *of != token || !matches!(op, Op::Move { .. }));
+        }
         let told = if reset && relay.is_none() { self.words(core, &cause) } else { None };
         for side in [Side::Client, Side::Endpoint] {
             if let (Some(relay), Some(tls)) = (&mut relay, &mut self.tls) {

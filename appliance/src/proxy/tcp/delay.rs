@@ -1,5 +1,7 @@
 //! Waits for a place within the limit of the listener, where the limit delays.
 
+use config_sync::table::routing::SocketId;
+
 use crate::proxy::core::Core;
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::choose::By;
@@ -13,17 +15,21 @@ pub fn look(core: &mut Core, sessions: &mut Slab<Session>) {
     }
     core.delays.looks(core.now);
     for id in core.delays.lines() {
-        while let Some(token) = core.delays.first(id)
-            && let Some(session) = sessions.get_mut(token.slot, token.generation)
-            && session.comes_in(core)
-        {}
-        if core.delays.forget(id) {
-            core.unlistened(id);
-        }
+        serve(core, sessions, id);
     }
     for id in core.delays.resting() {
         core.start(id);
     }
+}
+
+/// Lets in those who are first in the line of a socket. If the socket closes, the line ends: who
+/// finds no place is refused.
+pub fn serve(core: &mut Core, sessions: &mut Slab<Session>, id: SocketId) {
+    while let Some(token) = core.delays.first(id)
+        && let Some(session) = sessions.get_mut(token.slot, token.generation)
+        && session.comes_in(core)
+    {}
+    core.delays.forget(id);
 }
 
 impl Session {

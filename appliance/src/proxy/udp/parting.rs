@@ -54,8 +54,19 @@ struct Asked {
 
 impl Parting {
     /// Takes a request. The answer to an earlier one, if there is one, goes as it is.
-    pub fn ask(&mut self, core: &mut Core, number: u64, from: u32, most: u32) {
+    pub fn ask(
+        &mut self,
+        core: &mut Core,
+        flows: &mut Flows,
+        (number, from, most): (u64, u32, u32),
+    ) {
         if let Some(before) = self.asked.take() {
+            for (slot, generation) in before.stopping {
+                let flow = flows.flows.get_mut(slot, generation);
+                if flow.is_some_and(|flow| flow.whose == Whose::Stopping) {
+                    flows.go_on(core, slot);
+                }
+            }
             core.records.push(Record::Reply(before.reply));
         }
         let (most, due) = (most as usize, core.now + WAIT);
@@ -243,6 +254,10 @@ impl Flows {
         let at = moving.endpoint.index();
         if self.endpoints.len() <= at {
             self.endpoints.resize(at + 1, ABSENT);
+        }
+        // An endpoint that no table of this process had is gone from now on, and not since ever.
+        if self.endpoints[at].gone_since == ABSENT.gone_since {
+            self.endpoints[at].gone_since = Some(core.now);
         }
         // Through another interface than the endpoint's now, it may serve no other flow.
         let own = moving.own || self.endpoints[at].interface != moving.interface;

@@ -266,10 +266,16 @@ impl Listeners {
                 && listener.transport == Transport::Tcp
                 && listener.state == State::Open
                 && listener.armed
-                && !listener.one
             {
+                let one = listener.one;
                 match calls::accept(listener.fd.as_fd()) {
-                    Ok(fd) => self.hand_over(slot, fd, turn),
+                    Ok(fd) => {
+                        self.hand_over(slot, fd, turn);
+                        // The proxy asks for the next one, if there is a place.
+                        if one {
+                            break;
+                        }
+                    }
                     Err(error) if is_passing(&error) => {}
                     Err(_) => break,
                 }
