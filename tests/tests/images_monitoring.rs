@@ -35,8 +35,7 @@ fn every_query_of_the_dashboard_has_data() {
     });
 }
 
-/// Each metric that the gateways have is on the dashboard or in an alert, but for the few
-/// that others already tell.
+/// Each metric that the gateways have is on the dashboard or in an alert.
 #[test]
 fn no_metric_is_left_out() {
     in_own_network(|| {
