@@ -102,7 +102,7 @@ impl Queue {
         if features.has("no_sqarray") {
             builder.setup_no_sqarray();
         }
-        let ring = builder.build(SUBMISSIONS).map_err(RingError::setup)?;
+        let ring = patiently(|| builder.build(SUBMISSIONS)).map_err(RingError::setup)?;
         let wait_flags =
             if features.has("no_iowait") { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
         Ok(Self {
@@ -440,6 +440,22 @@ fn read(entry: &cqueue::Entry) -> Completion {
         result: entry.result(),
         flags: entry.flags(),
     }
+}
+
+/// Tries again for a second if there is no memory. The kernel takes a ring's pages at once or not at
+/// all (Linux 6.14), and may have too few that are free while its caches have plenty. It then makes
+/// room.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    const TRIES: u32 = 20;
+    for _ in 1..TRIES {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            done => return done,
+        }
+    }
+    attempt()
 }
 
 fn transient(result: &io::Result<usize>) -> bool {
