@@ -48,7 +48,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "lost-held-bytes",
         file: "tcp/relay.rs",
-        find: "self.has_failed() || self.ending.is_some() || self.up.held() > 0 || self.down.held() > 0",
+        find: "self.has_failed() || self.ending.is_some() || self.up.held() > 0 || \
+               self.down.held() > 0",
         replace: "self.has_failed() || self.ending.is_some()",
     },
     Mutant {
