@@ -442,9 +442,9 @@ fn read(entry: &cqueue::Entry) -> Completion {
     }
 }
 
-/// Tries again for a second if there is no memory. The kernel takes a ring's pages at once or not at
-/// all (Linux 6.14), and may have too few that are free while its caches have plenty. It then makes
-/// room.
+/// Tries again for a second if there is no memory. The kernel takes a ring's pages at once or not
+/// at all (Linux 6.14), and may have too few that are free while its caches have plenty. It then
+/// makes room.
 fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     const TRIES: u32 = 20;
     for _ in 1..TRIES {
