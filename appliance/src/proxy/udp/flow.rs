@@ -89,7 +89,8 @@ pub const PROMOTE_AFTER: u32 = 16;
 pub enum Promotion {
     /// By the worker, until the flow ends or gets another endpoint.
     Never,
-    /// By the worker, until the client has sent so many datagrams.
+    /// By the worker, until so many replies have come. The replies of another endpoint do not
+    /// count, so the socket of a flow that has moved is open by then.
     After(u32),
     /// By the kernel. The place among the promoted flows.
     Kernel(u32),
@@ -111,7 +112,7 @@ pub enum Whose {
 
 impl Promotion {
     pub fn is_due(self, sent: u32, replies: u32) -> bool {
-        matches!(self, Self::After(due) if sent >= due && replies >= PROMOTE_AFTER)
+        matches!(self, Self::After(due) if replies >= due && sent >= PROMOTE_AFTER)
     }
 }
 

@@ -42,7 +42,7 @@ impl Flows {
     /// How a flow begins that has just got its endpoint.
     pub fn promotion_of(&self, core: &Core, flow: &Flow) -> Promotion {
         match self.may_promote(core, flow) {
-            true => Promotion::After(flow.sent.saturating_add(PROMOTE_AFTER)),
+            true => Promotion::After(flow.replies.saturating_add(PROMOTE_AFTER)),
             false => Promotion::Never,
         }
     }
@@ -199,7 +199,7 @@ impl Flows {
         let flow = self.flows.at(slot)?;
         let may_again = one.one_sided < MOST_ONE_SIDED && self.may_promote(core, flow);
         let again = match may_again {
-            true => Promotion::After(flow.sent.saturating_add(PROMOTE_AGAIN)),
+            true => Promotion::After(flow.replies.saturating_add(PROMOTE_AGAIN)),
             false => Promotion::Never,
         };
         self.set_promotion(slot, again);
