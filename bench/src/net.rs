@@ -156,6 +156,12 @@ mod tests {
                     .unwrap_or_else(|e| panic!("{peer} {transport:?}: {e}: {output:?}"));
                 assert!(outcome["operations"].as_u64() > Some(0), "{peer}: {outcome}");
                 assert_eq!(outcome["errors"].as_u64(), Some(0), "{peer}: {outcome}");
+                drop(running);
+                let rules = inside(&network, Place::Gateway, Path::new("nft"))
+                    .args(["list", "ruleset"])
+                    .output()
+                    .expect("nft(8)");
+                assert!(rules.status.success() && rules.stdout.is_empty(), "{peer}: {rules:?}");
             }
             backend.stop();
         }
