@@ -376,7 +376,7 @@ fn push<T: DeserializeOwned>(
 }
 
 /// Checks the object that was read last. In a cluster, two listeners of one Gateway or ListenerSet
-/// can't have one name.
+/// can't have one name. The definitions have a rule for that, but it names neither of the two.
 fn names_differ(kind: &str, objects: &Objects) -> Result<(), (String, String)> {
     let listeners = match kind {
         "Gateway" => objects.gateways.last().map(|gateway| &gateway.spec.listeners),
@@ -428,6 +428,27 @@ mod tests {
         assert_eq!(fault, twice);
         let other = service.replace("n}", "m}");
         read([("a.yaml", service), ("b.yaml", &other)].into_iter()).expect("two objects");
+    }
+
+    #[test]
+    fn listeners_of_one_name_are_both_named() {
+        let listener = |port| format!("  - {{name: a, protocol: TCP, port: {port}}}\n");
+        let object = |kind: &str, spec: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: g}}\n\
+                 spec:\n  {spec}\n  listeners:\n{}{}",
+                listener(1),
+                listener(2)
+            )
+        };
+        let told = "default/g: spec.listeners[1].name: \"a\" is the name of listeners[0] already; \
+                    give each its own";
+        for (kind, spec) in
+            [("Gateway", "gatewayClassName: ringway"), ("ListenerSet", "parentRef: {name: g}")]
+        {
+            let fault = faults(&object(kind, spec));
+            assert_eq!(fault, format!("a.yaml:1: document 1: {kind} {told}"));
+        }
     }
 
     #[test]

@@ -234,10 +234,8 @@ mod tests {
         named["hostname"] = "a.example.com".into();
         for (listeners, expected) in [
             (vec![listener("a", 53, "UDP"), listener("b", 53, "TCP")], &[][..]),
-            (
-                vec![listener("a", 53, "UDP"), listener("a", 54, "UDP")],
-                &["spec.listeners: Listener name must be unique within the Gateway"],
-            ),
+            // `files` has a better fault for this.
+            (vec![listener("a", 53, "UDP"), listener("a", 54, "UDP")], &[]),
             (
                 vec![listener("a", 53, "UDP"), listener("b", 53, "UDP")],
                 &["spec.listeners: Combination of port, protocol and hostname must be unique for \
