@@ -26,6 +26,7 @@ var every = []string{
 	"dashboard.create=true", "addressPool={192.0.2.0/24,2001:db8::/64}",
 	"namespaces={shop}", "externalNames=true", "controllerName=example.com/edge",
 	"imagePullSecrets[0].name=registry", "podLabels.team=edge", "podAnnotations.a=b",
+	"adminSocket.create=true",
 }
 
 // behind is what it may want of a Deployment behind a Service.
@@ -127,14 +128,15 @@ func TestChartIsValid(t *testing.T) {
 	}
 	// What would be applied and not work is refused, with the value's name.
 	for values, reason := range map[string]string{
-		"kinds=DaemonSet":               "kinds",
-		"kind=StatefulSet":              "kind",
-		"image.tagg=1":                  "tagg",
-		"addressPool={192.0.2.1}":       "addressPool",
-		"networkPolicy.create=true":     "networkPolicy.create",
-		"autoscaling.create=true":       "autoscaling.create",
-		"service.create=true":           "service.create",
-		"serviceMonitor.interval=never": "interval",
+		"kinds=DaemonSet":                                "kinds",
+		"kind=StatefulSet":                               "kind",
+		"image.tagg=1":                                   "tagg",
+		"addressPool={192.0.2.1}":                        "addressPool",
+		"networkPolicy.create=true":                      "networkPolicy.create",
+		"autoscaling.create=true":                        "autoscaling.create",
+		"service.create=true":                            "service.create",
+		"serviceMonitor.interval=never":                  "interval",
+		"adminSocket.create=true,config=drain_timeout=1": "adminSocket.create",
 	} {
 		_, said, err := helm(t, "template", "ringway", chart(), "--set", values)
 		if err == nil || !strings.Contains(said, reason) {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -10,7 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ringway_tests::real::config::forward;
 use ringway_tests::real::{
-    Folder, Launch, Server, binary, echo, exchange, in_own_network, program, wait_for,
+    Folder, Launch, Server, binary, echo, exchange, free_address, in_own_network, program,
+    run_verb, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -140,6 +143,33 @@ fn the_profile_refuses_what_a_container_has_no_use_for() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said.trim(), "-1 1", "{name} is to fail with EPERM: {errors}");
     }
+}
+
+/// A pod with a volume for it may have an admin socket: made for the gateway's user alone, made
+/// again where a process left the file of one, and removed at the end.
+#[test]
+fn the_profile_permits_an_admin_socket() {
+    let folder = Folder::new();
+    let path = folder.file("admin.sock");
+    drop(UnixListener::bind(&path).expect("a file that nobody listens on"));
+    let (server, address) = (Server::tcp(echo), free_address());
+    let (script, profile) = (script("seccomp"), images().join("seccomp.json"));
+    let wrapper = [&*script, "run", profile.to_str().expect("a name")];
+    let launch = Launch::default().admin(&format!("socket = {path:?}")).under(&wrapper);
+    let gateway = launch.start(&forward("TCP", address, [server.address], ""));
+    let mode = fs::symlink_metadata(&path).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let path_text = path.display().to_string();
+    let output = run_verb(&["drain", &server.address.to_string()], &path_text);
+    assert!(output.status.success(), "{output:?}");
+    // What `kubectl exec` runs has the profile too.
+    for admin in [path_text, format!("http://{}", gateway.admin)] {
+        let ringway = binary().display().to_string();
+        let output = under_profile(&[&ringway, "top", "--once", "--admin", &admin]);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+    }
+    gateway.stop();
+    assert!(!path.exists(), "the file is left");
 }
 
 /// The unit has filters of its own, made of systemd's sets. None of them may take away what the

@@ -20,8 +20,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/* The table `admin` is the last of the file. */}}
 {{- define "ringway.config" -}}
-{{- if .Values.config }}{{ .Values.config }}{{ else }}{{ index (.Files.Get "files/configmap.yaml" | fromYaml).data "ringway.toml" }}{{ end }}
+{{- if .Values.config }}{{ .Values.config }}{{ else }}{{ index (.Files.Get "files/configmap.yaml" | fromYaml).data "ringway.toml" }}
+{{- if .Values.adminSocket.create }}
+socket = "/run/ringway/admin.sock"
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* The rules of a kind of role, from the same file that kustomize has. */}}
@@ -71,6 +76,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.service.create }}
 {{- fail "service.create: clients reach the nodes of a DaemonSet; set kind: Deployment" }}
 {{- end }}
+{{- end }}
+{{- if and .Values.adminSocket.create .Values.config (not (contains "/run/ringway/admin.sock" .Values.config)) }}
+{{- fail "adminSocket.create: write `socket = \"/run/ringway/admin.sock\"` into the table `admin` of `config`" }}
 {{- end }}
 {{- if and .Values.service.create (not .Values.service.ports) }}
 {{- fail "service.ports: name the ports of the Gateways' listeners" }}

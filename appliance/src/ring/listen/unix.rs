@@ -53,10 +53,6 @@ pub fn open(
 /// The errors of [`open`].
 pub fn open_private(path: UnixPath, kind: Type) -> io::Result<OwnedFd> {
     let socket = bind(path, 0o600, kind)?;
-    if let Some(file) = path.file() {
-        let mode = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
-        mode.inspect_err(|_| _ = fs::remove_file(file))?;
-    }
     socket.listen(PRIVATE_BACKLOG)?;
     Ok(socket.into())
 }
