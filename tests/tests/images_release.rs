@@ -142,17 +142,17 @@ fn a_version_that_is_not_agreed_on_is_refused() {
     refused("Chart.yaml has another version");
 }
 
-/// As images/README.md says.
 #[test]
 fn the_tarball_is_installed_by_unpacking_it() {
     let folder = Folder::new();
     let root = clean_root(&folder);
-    fs::copy(only(made(), ".tar.gz"), root.join("ringway.tar.gz")).expect("copying it");
-    inside(&root, "tar -C /usr/local --strip-components=1 -xf /ringway.tar.gz");
-    inside(
-        &root,
-        "install -D -m 644 /usr/local/share/doc/ringway/ringway.toml /etc/ringway/ringway.toml",
-    );
+    let page = instructions("Tarball");
+    bring(".tar.gz", &root);
+    // What comes after these needs systemd.
+    for command in &page[..2] {
+        inside(&root, command);
+    }
+    assert!(page[2].starts_with("systemctl "), "{page:?}");
     assert!(inside(&root, "ringway --version").starts_with("ringway 0."));
     inside(&root, "ringway check /etc/ringway/ringway.toml");
     for path in [
@@ -182,9 +182,12 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     let root = clean_root(&folder);
     let before = listing(&root);
     let package = only(made(), ".deb");
-    fs::copy(&package, root.join("old.deb")).expect("copying it");
     newer(&folder, &package, &root.join("new.deb"));
-    inside(&root, "dpkg --install /old.deb");
+    // The root has no apt, and the package needs nothing that the root lacks.
+    let install = instructions("Package").remove(0).replace("apt install", "dpkg --install");
+    bring(".deb", &root);
+    inside(&root, &install);
+    fs::remove_dir_all(root.join("target")).expect("it was brought");
     assert!(inside(&root, "ringway --version").starts_with("ringway 0."));
     inside(&root, "ringway check /etc/ringway/ringway.toml");
     assert_eq!(inside(&root, "stat -c '%U %a' /run/ringway"), "ringway 750\n");
@@ -224,6 +227,23 @@ fn the_package_is_installed_upgraded_removed_and_purged() {
     let new: Vec<_> = left.iter().filter(|line| !there.contains(&line.as_str())).collect();
     assert!(new.is_empty(), "{new:?}");
     assert_eq!(inside(&root, "getent passwd ringway || echo none"), "none\n");
+}
+
+/// The commands below a heading of images/README.md, as they are.
+fn instructions(heading: &str) -> Vec<String> {
+    let page = fs::read_to_string(Path::new(RELEASE).with_file_name("README.md")).expect("it");
+    let (_, rest) = page.split_once(&format!("**{heading}.** As root:\n\n```sh\n")).expect(heading);
+    let (commands, _) = rest.split_once("```").expect("an end");
+    let lines = commands.lines().map(|line| line.split("  #").next().unwrap_or_default());
+    lines.map(|line| line.trim_end().to_owned()).collect()
+}
+
+/// Puts an artefact into the root where the page has it.
+fn bring(end: &str, root: &Path) {
+    let to = root.join("target/release-artefacts");
+    fs::create_dir_all(&to).expect("a directory");
+    let artefact = only(made(), end);
+    fs::copy(&artefact, to.join(artefact.file_name().expect("a name"))).expect("copying it");
 }
 
 /// systemd-analyze of this machine looks at the unit as it is in the root.
