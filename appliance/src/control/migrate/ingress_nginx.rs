@@ -11,6 +11,8 @@ struct Controller {
     responses: u64,
     /// Who may send PROXY headers.
     from: Vec<String>,
+    /// Whether a PROXY header says who the client is.
+    real_ip: bool,
 }
 
 /// Reads files. A ConfigMap with `udp` in its name has services of UDP.
@@ -35,6 +37,7 @@ pub fn migrate(texts: &[&str], findings: &mut Findings) -> Result<Plan, (At, Str
         timeout: 600_000,
         responses: 1,
         from: vec!["0.0.0.0/0".into(), "::/0".into()],
+        real_ip: false,
     };
     for map in maps.iter().filter(|map| !services(name_of(map))) {
         controller.read(map, findings);
@@ -69,6 +72,7 @@ impl Controller {
                     Ok(time) => self.timeout = time,
                     Err(why) => findings.loss(node.at, format!("{key}: {why}")),
                 },
+                "enable-real-ip" => self.real_ip = text == "true",
                 "proxy-stream-responses" => self.responses = text.parse().unwrap_or(1),
                 "proxy-real-ip-cidr" => {
                     self.from = text.split(',').map(|of| of.trim().to_owned()).collect();
@@ -83,6 +87,18 @@ impl Controller {
                 _ => {}
             }
         }
+    }
+
+    /// `accept_proxy` of a listener.
+    fn senders(&self, at: At, outgoing: bool, findings: &mut Findings) -> Table {
+        let text = "name your load balancers in accept_proxy, unless proxy-real-ip-cidr did";
+        findings.note(at, format!("PROXY: {text}"));
+        if outgoing && !self.real_ip {
+            let text = "the header that goes out names the client; without enable-real-ip, that \
+                        of ingress-nginx names the sender of the header that came in";
+            findings.note(at, format!("PROXY:PROXY: {text}"));
+        }
+        Table::of([("from", self.from.clone().into())])
     }
 }
 
@@ -142,10 +158,7 @@ fn add(
         table.set("write_stall_timeout", time);
     }
     if incoming {
-        let from = Table::of([("from", controller.from.clone().into())]);
-        table.set("accept_proxy", from);
-        let text = "name your load balancers in accept_proxy, unless proxy-real-ip-cidr did";
-        findings.note(at, format!("PROXY: {text}"));
+        table.set("accept_proxy", controller.senders(at, outgoing, findings));
     }
     table.set("backends", vec![backend]);
     plan.listeners.push(Part { at, origin, table });
