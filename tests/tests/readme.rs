@@ -77,7 +77,7 @@ fn reports_can_be_sent() {
     for link in links.filter(|link| !link.starts_with("https://")) {
         assert!(link.starts_with("./") && folder.join(link).exists(), "{link}");
     }
-    let suite = fs::read_to_string(root().join("tests/go.mod")).unwrap();
+    let suite = fs::read_to_string(root().join("tests/conformance/newest/go.mod")).unwrap();
     for channel in ["standard", "experimental"] {
         let version = env!("CARGO_PKG_VERSION");
         let name = format!("{channel}-{version}-default-report.yaml");
