@@ -38,8 +38,10 @@ pub struct SavedTickets {
 }
 
 impl Tickets {
-    /// Forgets the keys of listeners that no longer exist.
+    /// Forgets the keys of listeners that no longer exist, and those of the process before that no
+    /// listener of the first table has taken.
     pub(crate) fn retain(&mut self, is_listener: impl Fn(&str) -> bool) {
+        self.inherited.clear();
         self.keys.retain(|listener, _| is_listener(listener));
     }
 
@@ -120,5 +122,19 @@ mod tests {
         let off = Admission { client_auth: ClientAuth::Off, ..admission(b"ca", b"") };
         assert!(!reads("l", off));
         assert!(!reads("other", admission(b"ca", b"")));
+    }
+
+    #[test]
+    fn keys_that_no_listener_takes_are_forgotten() {
+        let mut before = Tickets::default();
+        let ticket = before.of("l", admission(b"ca", b"")).encrypt(b"state").expect("a ticket");
+        before.of("gone", admission(b"ca", b""));
+        let mut after = Tickets::default();
+        after.inherit(before.saved());
+        after.of("l", admission(b"ca", b""));
+        after.retain(|listener| listener == "l");
+        assert!(after.inherited.is_empty());
+        let kept = after.of("l", admission(b"ca", b""));
+        assert!(kept.decrypt(&ticket).is_some(), "the listener has taken its keys");
     }
 }
