@@ -157,6 +157,59 @@ fn sessions_go_on_through_five_upgrades() {
     assert_eq!(setup.gateway.metrics().value("ringway_sessions_active", &[]), 0);
 }
 
+/// A client takes no bytes, and sends. Its session can't move, and what it sends goes on meanwhile.
+#[test]
+fn one_direction_goes_on_while_the_other_one_stands_still() {
+    let longest = Arc::new(AtomicU64::new(0));
+    let gap = Arc::clone(&longest);
+    // Sends as much as is taken, and looks how long it waits for each byte.
+    let server = Server::tcp(move |stream| {
+        let mut floods = stream.try_clone().expect("a copy");
+        std::thread::spawn(move || while floods.write_all(&[0; 65_536]).is_ok() {});
+        let (mut stream, mut last) = (stream, now());
+        while stream.read(&mut [0; 64]).is_ok_and(|len| len > 0) {
+            let waited = u64::try_from(last.elapsed().as_millis()).expect("short");
+            gap.fetch_max(waited, Ordering::SeqCst);
+            last = now();
+        }
+    });
+    let setup = Setup::new(server.address, "");
+    let client = connect(setup.tcp);
+    let over = AtomicBool::new(false);
+    let reads = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = SetWhenDropped(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                (&client).write_all(b"x").expect("the session lives");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        scope.spawn(|| {
+            let mut bytes = vec![0; 65_536];
+            while !over.load(Ordering::SeqCst) {
+                if !reads.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                let len = (&client).read(&mut bytes).expect("the session lives");
+                assert!(len > 0, "the session lives");
+            }
+        });
+        std::thread::sleep(Duration::from_millis(400));
+        longest.store(0, Ordering::SeqCst);
+        setup.upgrade();
+        std::thread::sleep(Duration::from_millis(1_600));
+        assert_eq!(setup.gateway.line().len(), 2, "the session can't move");
+        let longest = longest.load(Ordering::SeqCst);
+        eprintln!("the longest wait while the other direction stood still: {longest} ms");
+        assert!(longest < 400, "{longest} ms");
+        reads.store(true, Ordering::SeqCst);
+        wait_until("the session has gone", || setup.gateway.line().len() == 1);
+    });
+    assert_eq!(setup.figure("taken_over"), 1);
+}
+
 /// A session of which one side has ended goes on the other way, and each line has the whole
 /// session's time.
 #[test]

@@ -9,6 +9,7 @@ use config_sync::table::request::{Handle, Of};
 use crate::contract::{Kind, Op, Token};
 use crate::proxy::core::Core;
 use crate::proxy::slab::Slab;
+use crate::proxy::tcp::moving::Stillness;
 use crate::proxy::tcp::state::Session;
 use crate::stats::records::{Offered, Record, Reply};
 
@@ -23,9 +24,12 @@ const MOST_PAUSING: usize = 64;
 /// the next answer.
 const WAIT: u64 = 2_000;
 
-/// Microseconds that a session pauses at the most while bytes are held that its destination does
-/// not take.
-pub const LONGEST_PAUSE: u64 = 500_000;
+/// Microseconds that a session pauses at the most before it is still.
+const LONGEST_PAUSE: u64 = 15_000;
+
+/// Microseconds that one direction of a session pauses at the most while bytes are held that its
+/// destination does not take.
+pub const LONGEST_EMPTYING: u64 = 500_000;
 
 /// The request under way, and the sessions that pause.
 #[derive(Debug, Default)]
@@ -93,7 +97,7 @@ impl Parting {
             {
                 session.pause(core);
                 asked.paused += 1;
-                self.pausing.push((session.token, core.now + LONGEST_PAUSE));
+                self.pausing.push((session.token, until(core, session)));
             }
             asked.slot += 1;
         }
@@ -101,13 +105,21 @@ impl Parting {
 
     fn offer_some(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
         let asked = &mut self.asked;
-        self.pausing.retain(|(token, until)| {
+        self.pausing.retain_mut(|(token, last)| {
             let session = sessions.get_mut(token.slot, token.generation);
-            let Some((session, is_still)) = session.and_then(|of| of.is_still().map(|is| (of, is)))
+            let Some((session, stillness)) =
+                session.and_then(|of| of.stillness().map(|stillness| (of, stillness)))
             else {
                 return false;
             };
-            if is_still
+            if stillness == Stillness::Emptied && core.now < *last {
+                session.pause(core);
+                if !session.is_emptying() {
+                    *last = core.now + LONGEST_PAUSE;
+                }
+                return true;
+            }
+            if stillness == Stillness::Still
                 && let Some(asked) = asked
                 && asked.reply.offered.len() < asked.most
                 && let Some(moving) = session.offer()
@@ -116,13 +128,18 @@ impl Parting {
                 asked.reply.offered.push(Offered { handle, moving });
                 return false;
             }
-            if core.now >= *until {
+            if core.now >= *last {
                 session.go_on(core);
                 return false;
             }
             true
         });
     }
+}
+
+/// Until when a session that has just been told to pause may do so.
+fn until(core: &Core, session: &Session) -> u64 {
+    core.now + if session.is_emptying() { LONGEST_EMPTYING } else { LONGEST_PAUSE }
 }
 
 /// Adopts sessions of another process, the first ones, as long as there are slots. Each comes with

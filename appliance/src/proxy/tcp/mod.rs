@@ -7,7 +7,7 @@ mod close;
 mod connect;
 pub mod delay;
 mod direction;
-mod moving;
+pub mod moving;
 mod proxy_header;
 pub mod queue;
 mod refuse;

@@ -3,6 +3,9 @@
 //! A session that is to leave pauses: it receives nothing new, and what is held goes out. When no
 //! byte is in the gateway it is still, and is offered to the other process. From then on both have
 //! its connections, and neither receives, until it is clear whose the session is.
+//!
+//! Where a side does not take what is held for it, that takes long. Until it has taken all, only
+//! the direction towards it pauses, which stands still anyway.
 
 use config_sync::table::moving::Moving;
 use config_sync::table::routing::{EndpointId, ListenerId};
@@ -18,6 +21,16 @@ use crate::proxy::tcp::state::{Entry, HeaderFacts, Pause, Relay, Session, State}
 /// Milliseconds after which the timer of a session looks again that nobody has decided about.
 const UNDECIDED: u64 = 100;
 
+/// How far a session that pauses is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stillness {
+    /// No byte is in the gateway.
+    Still,
+    /// Of sides from which nothing is received no byte is held any more, so the others may pause.
+    Emptied,
+    Pausing,
+}
+
 impl Session {
     /// Whether the session could go to another process. Where TLS ends here, its keys are here.
     pub fn may_leave(&self) -> bool {
@@ -26,11 +39,15 @@ impl Session {
         is_whole && self.tls.is_none() && self.listener.is_some() && self.endpoint.is_some()
     }
 
-    /// Receives nothing more.
+    /// Receives nothing more, or nothing more from sides of which bytes are held.
     pub fn pause(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
-        relay.pause = Pause::Begun;
+        let holds = [relay.up.held() > 0, relay.down.held() > 0];
+        relay.pause = if holds == [false; 2] { Pause::Begun } else { Pause::Emptying(holds) };
         for from in [Side::Client, Side::Endpoint] {
+            if !relay.is_paused(from) {
+                continue;
+            }
             relay.unmark(core, self.token, from);
             if relay.half(from).streaming() {
                 let op = relay.half(from).unstream();
@@ -40,15 +57,27 @@ impl Session {
         self.pump(core);
     }
 
-    /// Whether no byte of a session that pauses is in the gateway. `None`: it does not pause any
-    /// more, because it has ended or is about to.
-    pub fn is_still(&self) -> Option<bool> {
-        match &self.state {
-            State::Relaying(relay) if relay.pause == Pause::Begun => {
-                Some(relay.up.is_still() && relay.down.is_still())
+    /// Whether only one direction pauses so far.
+    pub fn is_emptying(&self) -> bool {
+        matches!(&self.state, State::Relaying(Relay { pause: Pause::Emptying(_), .. }))
+    }
+
+    /// How far a session that pauses is. `None`: it does not pause any more, because it has ended
+    /// or is about to.
+    pub fn stillness(&self) -> Option<Stillness> {
+        let State::Relaying(relay) = &self.state else { return None };
+        let is_empty = |half: &Half| half.held() == 0 && !half.queued();
+        Some(match relay.pause {
+            Pause::Begun if relay.up.is_still() && relay.down.is_still() => Stillness::Still,
+            Pause::Begun => Stillness::Pausing,
+            Pause::Emptying([up, down])
+                if (!up || is_empty(&relay.up)) && (!down || is_empty(&relay.down)) =>
+            {
+                Stillness::Emptied
             }
-            _ => None,
-        }
+            Pause::Emptying(_) => Stillness::Pausing,
+            Pause::No | Pause::Offered | Pause::Arrived { .. } => return None,
+        })
     }
 
     /// Offers a still session to another process.

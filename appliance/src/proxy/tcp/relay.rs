@@ -79,14 +79,13 @@ impl Session {
         if self.tls.is_some() {
             return self.tls_pump(core);
         }
-        if relay.pause != Pause::No {
-            for half in [&mut relay.up, &mut relay.down] {
+        let paused = [Side::Client, Side::Endpoint].map(|from| relay.is_paused(from));
+        for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
+            if paused[from as usize] {
                 let op = half.deliver_held();
                 core.ops.extend(op.map(|op| (self.token, op)));
+                continue;
             }
-            return;
-        }
-        for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
             match half.start(core.turn_bytes) {
                 None => {}
                 // A splice goes behind all small moves, because it takes the longest and a delay
@@ -106,7 +105,7 @@ impl Session {
     /// A direction's turn has come again after its budget ran out.
     pub fn resume(&mut self, core: &mut Core, from: Side) {
         let State::Relaying(relay) = &mut self.state else { return };
-        if relay.pause != Pause::No {
+        if relay.is_paused(from) {
             relay.half(from).put_off();
             return self.pump(core);
         }
@@ -188,7 +187,7 @@ impl Session {
                 let op = relay.half(from).unstream();
                 core.push(self.token, op);
             }
-            Next::Later if relay.pause != Pause::No => relay.half(from).put_off(),
+            Next::Later if relay.is_paused(from) => relay.half(from).put_off(),
             Next::Later => core.resumable.push_back((self.token, from)),
             Next::Ended => {
                 if let Some(reason) = self.direction_ended(core, from) {

@@ -176,6 +176,9 @@ pub struct Relay {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
     No,
+    /// By side: nothing new is received from it, because the other side does not take what is held.
+    /// The other direction goes on.
+    Emptying([bool; 2]),
     /// Nothing new is received, and what is held goes out.
     Begun,
     /// No byte is in the gateway. Two processes have the connections, and neither receives: this
@@ -268,6 +271,15 @@ impl Relay {
             failed: [false; 2],
             retry: None,
             pause: Pause::No,
+        }
+    }
+
+    /// Whether nothing new is received from a side.
+    pub fn is_paused(&self, from: Side) -> bool {
+        match self.pause {
+            Pause::No => false,
+            Pause::Emptying(sides) => sides[from as usize],
+            Pause::Begun | Pause::Offered | Pause::Arrived { .. } => true,
         }
     }
 

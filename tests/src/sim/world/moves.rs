@@ -4,7 +4,7 @@
 
 use config_sync::table::request::{Handle, Of, Request, What};
 use ringway::contract::{Kind, Token};
-use ringway::proxy::parting::LONGEST_PAUSE;
+use ringway::proxy::parting::LONGEST_EMPTYING;
 use ringway::stats::records::Reply;
 
 use super::World;
@@ -21,7 +21,7 @@ impl World {
         if moves.asked.is_some() || moves.hearing != Hearing::Hears {
             return;
         }
-        moves.pausing = self.kernel.now + 2 * LONGEST_PAUSE;
+        moves.pausing = self.kernel.now + 2 * LONGEST_EMPTYING;
         if self.asks.per_mille(500) {
             let number = moves.number();
             moves.hearing = Hearing::Stops(number);
@@ -70,7 +70,7 @@ impl World {
             return self.part_some(Of::Flows, 64);
         }
         if moves.asked.take_if(|number| *number == reply.number).is_some() {
-            moves.pausing = now + 2 * LONGEST_PAUSE;
+            moves.pausing = now + 2 * LONGEST_EMPTYING;
             for offered in reply.offered {
                 self.kernel.freeze(token(offered.handle));
                 self.check.asked.moved.insert(offered.handle);
