@@ -1,5 +1,6 @@
 //! What systemd says to a service and hears of it: passed sockets, stored sockets, reloads.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 use ringway::ring::sys::pass;
 use ringway_tests::real::config::{backend, listener, route};
@@ -47,9 +49,22 @@ impl Systemd {
         }
     }
 
+    /// The next socket that is stored, and its name.
+    fn stores(&self) -> (String, OwnedFd) {
+        let (said, mut sockets) = self.expect("FDSTORE=1\nFDPOLL=0\nFDNAME=stored_");
+        assert_eq!(sockets.len(), 1, "{said}");
+        let name = said.rsplit('=').next().expect("a name").to_owned();
+        (name, sockets.remove(0))
+    }
+
     /// A launch that passes `sockets` as systemd does: from number 3 on, with the number of the
     /// process that gets them.
     fn launch(&self, names: &str, sockets: &[OwnedFd]) -> Launch {
+        self.launch_with("", names, sockets)
+    }
+
+    /// The same with further words on the command line.
+    fn launch_with(&self, words: &str, names: &str, sockets: &[OwnedFd]) -> Launch {
         let mut script = String::new();
         // First to numbers that are free, because 3 may be one of the sockets.
         for (number, socket) in (3..).zip(sockets) {
@@ -64,7 +79,7 @@ impl Systemd {
         }
         script += &format!(
             "export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={names} FDSTORE=100 \
-             NOTIFY_SOCKET={}\nexec \"$0\" \"$@\"",
+             NOTIFY_SOCKET={}\nexec \"$0\" \"$@\" {words}",
             sockets.len(),
             self.folder.file("notify").display(),
         );
@@ -147,15 +162,12 @@ fn connections_wait_in_stored_sockets_while_the_gateway_is_down() {
     let (tcp, udp) = (free_address(), free_address());
     let text = config(tcp, udp, &servers);
     let mut gateway = systemd.launch("", &[]).start(&text);
-    let (mut names, mut stored) = (Vec::new(), Vec::new());
-    // One message for each listener, with a socket for each of two workers.
-    for _ in 0..2 {
-        let (said, sockets) = systemd.expect("FDSTORE=1\nFDPOLL=0\nFDNAME=stored_");
-        assert_eq!(sockets.len(), 2, "{said}");
-        let name = said.rsplit('=').next().expect("a name").to_owned();
-        names.extend(vec![name; sockets.len()]);
-        stored.extend(sockets);
-    }
+    // One message for each listener and each of two workers.
+    let mut all: Vec<_> = (0..4).map(|_| systemd.stores()).collect();
+    // systemd may give them back in any order.
+    all.reverse();
+    let before = by_inode(&all);
+    let (names, stored): (Vec<_>, Vec<_>) = all.into_iter().unzip();
     gateway.signal(Signal::SIGKILL);
     wait_for("the end", || gateway.ended());
     let mut waits = TcpStream::connect(tcp).expect("the stored socket listens");
@@ -163,6 +175,9 @@ fn connections_wait_in_stored_sockets_while_the_gateway_is_down() {
 
     let next = systemd.launch(&names.join(":"), &stored).start(&text);
     drop(stored);
+    let again: Vec<_> = (0..4).map(|_| systemd.stores()).collect();
+    assert_eq!(by_inode(&again), before, "each worker has its own socket again");
+    drop(again);
     let mut bytes = [0; 5];
     waits.read_exact(&mut bytes).expect("the next gateway serves it");
     assert_eq!(&bytes, b"waits");
@@ -172,12 +187,48 @@ fn connections_wait_in_stored_sockets_while_the_gateway_is_down() {
     }
     // A listener that is gone is not stored any more, and at the end none is.
     next.reload(&text.replace(&tcp.to_string(), &free_address().to_string()));
-    let name = names.iter().find(|name| name.contains("tcp")).expect("stored");
-    systemd.expect(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    for worker in 0..2 {
+        systemd.expect(&removal(&names, "tcp", worker));
+    }
     next.signal(Signal::SIGTERM);
     systemd.expect("STOPPING=1");
-    systemd.expect("FDSTOREREMOVE=1");
-    systemd.expect("FDSTOREREMOVE=1");
+    for _ in 0..4 {
+        systemd.expect("FDSTOREREMOVE=1");
+    }
+}
+
+/// In an upgrade the configuration loses an address: nobody accepts there any more, so systemd must
+/// not keep the sockets of the process before. What the next process has more is stored.
+#[test]
+fn sockets_that_only_the_process_before_has_had_are_stored_no_longer() {
+    let (systemd, servers) = (Systemd::new(), servers());
+    let (tcp, udp, other) = (free_address(), free_address(), free_address());
+    let text = config(tcp, udp, &servers);
+    let gateway = systemd.launch_with("--no-watch", "", &[]).start(&text);
+    let names: Vec<_> = (0..4).map(|_| systemd.stores().0).collect();
+    gateway.write_in_place(&text.replace(&tcp.to_string(), &other.to_string()));
+    gateway.asks(&["upgrade"]);
+    for worker in 0..2 {
+        systemd.expect(&removal(&names, "tcp", worker));
+    }
+    let port = other.port().to_string();
+    let name = std::iter::from_fn(|| Some(systemd.stores().0)).find(|name| name.contains(&port));
+    assert!(name.is_some_and(|name| name.contains("tcp")));
+    assert_eq!(exchange(other, b"word").expect("it serves"), b"word");
+    assert_eq!(ask_udp(udp), b"word");
+}
+
+/// The word with which systemd is to drop the socket of a worker.
+fn removal(names: &[String], of: &str, worker: usize) -> String {
+    let is_it = |name: &&String| name.contains(of) && name.ends_with(&format!("_{worker}"));
+    let name = names.iter().find(is_it).expect("stored");
+    format!("FDSTOREREMOVE=1\nFDNAME={name}")
+}
+
+/// The names of sockets, each with the number by which the kernel knows the socket.
+fn by_inode(all: &[(String, OwnedFd)]) -> BTreeMap<String, u64> {
+    let inode = |socket: &OwnedFd| fstat(socket).expect("it is open").st_ino;
+    all.iter().map(|(name, socket)| (name.clone(), inode(socket))).collect()
 }
 
 #[test]

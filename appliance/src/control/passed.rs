@@ -35,8 +35,10 @@ pub fn take() -> Passed {
 
 /// Gives those that fit an address of `config` to whoever opens the address. The log says which do
 /// not fit, and they are closed.
-pub fn sort(passed: Passed, config: &Config, sockets: &mut Sockets) {
+pub fn sort(mut passed: Passed, config: &Config, sockets: &mut Sockets) {
     sockets.passed = !passed.is_empty();
+    // Those of a socket unit come in the order of the unit, and stay so.
+    passed.sort_by_key(|(name, _)| fd_store::worker_of(name));
     for (number, (name, socket)) in (0..).zip(passed) {
         match fitting(&name, &socket, config) {
             Ok((what, Place { address, interface, .. })) => {

@@ -59,6 +59,9 @@ pub enum Step {
 
 /// The sockets for the new process.
 #[derive(Debug)]
+/// A listening address, and the number of its interface.
+pub type ListeningAt = (Transport, String, u32);
+
 pub struct Offer {
     /// The message that comes first.
     pub message: Message,
@@ -132,6 +135,8 @@ pub struct Taking {
     pub doors: Vec<Door>,
     pub caller: Caller,
     pub door: Option<OwnedFd>,
+    /// The listening addresses that only the old process has.
+    pub closed: Vec<ListeningAt>,
     /// SIGTERM has come.
     pub must_end: bool,
 }

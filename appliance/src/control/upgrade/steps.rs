@@ -25,12 +25,13 @@ use tokio::time::Instant;
 use crate::control::admin::calls::{self, Call, Refusal, Upgraded};
 use crate::control::admin::server;
 use crate::control::pid_file::PidFile;
+use crate::control::fd_store;
 use crate::control::run::{Control, Phase};
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
 use crate::control::upgrade::giving::{Asks, give};
 use crate::control::upgrade::named::{said, shown};
-use crate::control::upgrade::state::{Giving, Offer, Step, Taking};
+use crate::control::upgrade::state::{Giving, ListeningAt, Offer, Step, Taking};
 use crate::control::upgrade::taking::{self, Given};
 use crate::ring::listen::steering;
 use crate::wire::hand_over::{Message, Name, What};
@@ -407,11 +408,12 @@ impl Control {
     pub fn take_over(&mut self, given: Given, doors: Vec<server::Door>, caller: calls::Caller) {
         let mut sockets = given.sockets.lock();
         let door = sockets.take(What::Door, "", 0).pop();
-        let taken = sockets.close_unused();
+        let (taken, closed) = sockets.close_unused();
         self.board.upgrade.lock().listeners = sockets.listeners;
         drop(sockets);
         let (link, workers, must_end) = (Some(given.link), given.workers, false);
-        self.upgrade.taking = Some(Taking { link, workers, taken, doors, caller, door, must_end });
+        self.upgrade.taking =
+            Some(Taking { link, workers, taken, closed, doors, caller, door, must_end });
     }
 
     /// Tells the old process that this one serves, once all workers have their table.
@@ -471,6 +473,7 @@ impl Control {
         caller: calls::Caller,
         door: Option<OwnedFd>,
     ) -> anyhow::Result<()> {
+        self.drop_stored(taking.closed, taking.workers);
         self.board.upgrade.lock().generation = self.upgrade.generation;
         self.socket_file = self.admin_socket.and_then(SocketFile::at);
         let admin = doors.iter().map(server::Door::shared).collect::<io::Result<Vec<_>>>();
@@ -478,6 +481,20 @@ impl Control {
         if !doors.is_empty() {
             let closing = server::start(doors, Arc::clone(&self.board), caller);
             self.upgrade.admin_closing = Some(closing.context("the admin API's threads")?);
+    /// systemd has sockets that the process before has stored, which had so many workers, and that
+    /// nobody has any more: clients would wait in them for ever.
+    fn drop_stored(&mut self, closed: Vec<ListeningAt>, workers: usize) {
+        for (transport, address, interface) in closed {
+            let group = fd_store::group(transport, &address, interface);
+            self.fd_store.drop_sockets(&group, 0..workers);
+        }
+        let own = self.workers.len();
+        for SharedSocket { bound, .. } in self.sync.shared_sockets().unwrap_or_default() {
+            let group = fd_store::group(bound.transport, &bound.address, bound.interface);
+            self.fd_store.drop_sockets(&group, own..workers);
+        }
+    }
+
         }
         if self.cluster.is_some() {
             self.upgrade.no_door = "replicas of a cluster are replaced, not upgraded".to_owned();

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::named::{heard, taken};
-use crate::control::upgrade::state::Step;
+use crate::control::upgrade::state::{ListeningAt, Step};
 use crate::control::upgrade::under_way::{Batch, FlowBatch};
 use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, Session, What};
 
@@ -143,10 +143,19 @@ impl Sockets {
         std::mem::take(&mut self.unused).into_keys().map(|(_, address, _)| address).collect()
     }
 
-    /// Closes what nobody has taken, and returns the numbers of the rest.
-    pub fn close_unused(&mut self) -> Vec<u32> {
-        self.unused.clear();
-        self.taken.clone()
+    /// Closes what nobody has taken. Returns the numbers of the rest, and the listening addresses
+    /// of what is closed.
+    pub fn close_unused(&mut self) -> (Vec<u32>, Vec<ListeningAt>) {
+        let unused = std::mem::take(&mut self.unused).into_keys();
+        let listening = unused.filter_map(|(what, address, interface)| {
+            let transport = match what {
+                What::Tcp => Transport::Tcp,
+                What::Udp => Transport::Udp,
+                What::Admin | What::Door => return None,
+            };
+            Some((transport, address, interface))
+        });
+        (self.taken.clone(), listening.collect())
     }
 }
 
