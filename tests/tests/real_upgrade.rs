@@ -2,7 +2,7 @@
 //! away, and whatever goes wrong, the old process goes on.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
@@ -21,7 +21,7 @@ use ringway_tests::real::{
     Folder, Gateway, Launch, Server, SetWhenDropped, binary, connect as connect_to, echo, exchange,
     free_address, now, udp_client, wait_for, wait_until,
 };
-use socket2::Type;
+use socket2::{SockRef, Type};
 
 /// Only a test that hangs takes so long.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -250,8 +250,11 @@ struct Imposter(OwnedFd);
 
 impl Imposter {
     fn connect(setup: &Setup) -> Self {
-        let path = format!("{}.upgrade", setup.gateway.socket().display());
-        let path = UnixPath::new(&path).expect("a path");
+        Self::at(&format!("{}.upgrade", setup.gateway.socket().display()))
+    }
+
+    fn at(path: &str) -> Self {
+        let path = UnixPath::new(path).expect("a path");
         let socket = unix::connect(path, Type::SEQPACKET).expect("the door is open");
         pass::set_patience(socket.as_fd(), DEADLINE).expect("a timeout");
         Self(socket)
@@ -383,6 +386,92 @@ fn a_second_upgrade_and_a_sigterm_are_refused_clearly() {
     let third = Imposter::connect(&setup);
     let Some((Message::Refused { why }, _)) = third.hears() else { panic!("no refusal") };
     assert!(why.contains("the gateway is ending"), "{why}");
+}
+
+/// SIGTERM comes when only the new process's last word is missing, and then that process dies: the
+/// old one ends as if there had been no upgrade.
+#[test]
+fn a_sigterm_before_the_last_word_ends_the_gateway() {
+    let mut setup = Setup::new(Launch::default(), "");
+    let new = Imposter::connect(&setup);
+    let _sockets = new.is_offered();
+    new.say(&Message::Taken(vec![0, 1, 2, 3]));
+    new.say(&Message::Ready);
+    assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+    setup.gateway.signal(Signal::SIGTERM);
+    wait_until("the signal has come", || setup.gateway.stderr().contains(PUT_OFF));
+    setup.serves();
+    drop(new);
+    let status = wait_for("the end", || setup.gateway.ended());
+    assert!(status.success(), "{status}");
+    assert!(!setup.gateway.stderr().contains(PASSED_ON));
+}
+
+const PUT_OFF: &str = "ends once it is clear which process has the sockets";
+const PASSED_ON: &str = "SIGTERM goes on to process";
+
+/// SIGTERM comes then, and the new process says its last word all the same: it has the sockets,
+/// which accept as before, and hears the signal.
+#[test]
+fn a_sigterm_before_the_last_word_goes_on_to_the_new_process() {
+    let mut setup = Setup::new(Launch::default(), "");
+    let folder = Folder::new();
+    // A program that is started so hears no SIGTERM, and can be asked what it has.
+    let mut new = Command::new("bash")
+        .args(["-c", "trap '' TERM; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--ignored", "--exact", "a_new_process_of_a_test"])
+        .env("RINGWAY_TEST_DOOR", format!("{}.upgrade", setup.gateway.socket().display()))
+        .env("RINGWAY_TEST_FOLDER", folder.file(""))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    wait_until("only the last word is missing", || folder.file("yours").exists());
+    setup.gateway.signal(Signal::SIGTERM);
+    wait_until("the signal has come", || setup.gateway.stderr().contains(PUT_OFF));
+    std::fs::write(folder.file("mine"), "").expect("it is written");
+    let status = wait_for("the old process ends", || setup.gateway.ended());
+    assert!(status.success(), "{status}");
+    let told = format!("{PASSED_ON} {}", new.id());
+    assert!(setup.gateway.stderr().contains(&told), "{}", setup.gateway.stderr());
+    for _ in 0..20 {
+        assert_eq!(exchange(setup.tcp, b"new").expect("it accepts"), b"new");
+    }
+    std::fs::write(folder.file("end"), "").expect("it is written");
+    assert!(new.wait().expect("its status").success());
+}
+
+/// Takes the sockets over and serves on them, step by step, as files of a folder say.
+#[test]
+#[ignore = "another test starts it as a process"]
+fn a_new_process_of_a_test() {
+    let words = ["RINGWAY_TEST_DOOR", "RINGWAY_TEST_FOLDER"].map(std::env::var);
+    let [Ok(door), Ok(folder)] = words else { return };
+    let folder = Path::new(&folder);
+    let new = Imposter::at(&door);
+    let sockets = new.is_offered();
+    new.say(&Message::Taken((0..4).collect()));
+    new.say(&Message::Ready);
+    assert_eq!(new.hears().map(|heard| heard.0), Some(Message::Yours));
+    std::fs::write(folder.join("yours"), "").expect("it is written");
+    wait_until("it may go on", || folder.join("mine").exists());
+    new.say(&Message::Mine);
+    for socket in sockets {
+        if !SockRef::from(&socket).is_listener().expect("it can be asked") {
+            continue;
+        }
+        let listener = TcpListener::from(socket);
+        // It does not block, and must not: the old process may still look into its queue.
+        std::thread::spawn(move || {
+            loop {
+                match listener.accept() {
+                    Ok((client, _)) => echo(client),
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+    }
+    wait_until("it may end", || folder.join("end").exists());
 }
 
 /// What operators have said holds in the next process, and can't be changed while it is handed on.

@@ -250,6 +250,9 @@ impl Control {
                 let grace = self.sync.in_force().map_or(0, |in_force| in_force.config.drain_grace);
                 let until = Instant::now() + Duration::from_millis(grace.into());
                 tracing::info!("draining: a second SIGTERM or Ctrl-C closes all sessions at once");
+        if self.puts_off_the_end() {
+            return;
+        }
                 self.phase = Phase::Grace { until };
                 self.drain_after_grace();
             }

@@ -124,6 +124,8 @@ pub struct Giving {
     pub steered: bool,
 }
 
+    /// SIGTERM has come since `is_ready`.
+    pub must_end: bool,
 /// In the new process: the old one still serves.
 pub struct Taking {
     /// `None`: the old process was told that this one serves.

@@ -15,6 +15,7 @@ use config_sync::publish::hand_over::SharedSocket;
 use config_sync::publish::socket_file::SocketFile;
 use config_sync::table::address::Address;
 use config_sync::table::routing::{SocketId, Transport};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::SockRef;
@@ -122,6 +123,7 @@ impl Control {
             taken: BTreeSet::new(),
             is_ready: false,
             steered: false,
+            must_end: false,
         });
         self.upgrade.attempts
     }
@@ -366,6 +368,9 @@ impl Control {
         self.flows_go();
         self.phase = Phase::Draining;
         let process = giving.peer.unwrap_or(0);
+        if giving.must_end {
+            self.pass_signal_on(process);
+        }
         systemd::tell(&format!("MAINPID={process}"));
         tracing::info!(
             "process {process} has taken {} listening sockets over; what lives here drains",
@@ -400,6 +405,34 @@ impl Control {
         tracing::error!("the upgrade has failed: {why}; this process goes on serving");
         self.board.upgrade.lock().failures += 1;
         refuse(giving.caller, why.to_owned());
+        if giving.must_end {
+            self.terminate();
+        }
+    }
+
+    /// Whether SIGTERM waits until it is clear who has the sockets. Until then this process must
+    /// not close them, because the new one may have them alone by the time.
+    pub fn puts_off_the_end(&mut self) -> bool {
+        let is_running = matches!(self.phase, Phase::Running);
+        let ready = self.upgrade.giving.as_mut().filter(|of| is_running && of.is_ready);
+        let Some(giving) = ready else { return false };
+        if !std::mem::replace(&mut giving.must_end, true) {
+            tracing::info!("the gateway ends once it is clear which process has the sockets");
+        }
+        true
+    }
+
+    pub fn must_end(&self) -> bool {
+        self.upgrade.giving.as_ref().is_some_and(|giving| giving.must_end)
+    }
+
+    /// Whoever has told this process to end meant the gateway, which is the new process now.
+    fn pass_signal_on(&self, process: u32) {
+        let told = i32::try_from(process).map_err(|_| Errno::ESRCH);
+        match told.and_then(|process| kill(Pid::from_raw(process), Signal::SIGTERM)) {
+            Ok(()) => tracing::info!("SIGTERM goes on to process {process}"),
+            Err(error) => tracing::error!("process {process} can't be told to end: {error}"),
+        }
     }
 
     // ---- in the new process ----
