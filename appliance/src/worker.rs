@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use config_sync::publish::Command;
 use config_sync::table::moving::{Moving, MovingFlow};
-use config_sync::table::request::Handle;
+use config_sync::table::request::{Handle, Request, What};
 use config_sync::table::routing::Limits;
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -96,6 +96,9 @@ pub struct WorkerConfig {
     pub wake: OwnedFd,
     pub records: Sender<Record>,
     pub copies: Sender<Copies>,
+    /// The end of a pipe, written when answers to requests are among the records: sessions stand
+    /// still while some requests are answered. Other records wait until the control thread looks.
+    pub bell: Arc<OwnedFd>,
     pub clock: Clock,
     /// The time until which source ports are short, in microseconds of the clock. All workers read
     /// and write this value, so that no worker keeps idle sockets whose ports another worker wants.
@@ -161,6 +164,7 @@ pub struct Worker {
     commands: Receiver<Command>,
     records: Sender<Record>,
     copies: Sender<Copies>,
+    bell: Arc<OwnedFd>,
     /// Records that found the channel full and must not be lost.
     kept: VecDeque<Record>,
     counters: Arc<Counters>,
@@ -218,6 +222,7 @@ impl Worker {
             commands: config.commands,
             records: config.records,
             copies: config.copies,
+            bell: config.bell,
             kept: VecDeque::new(),
             counters,
             clock: config.clock,
@@ -363,7 +368,7 @@ impl Worker {
                     let most = &self.counters.table_micros_most;
                     most.set(most.get().max(took));
                 }
-                Command::Ask(request) => self.proxy.ask(now, request, &mut self.ops),
+                Command::Ask(request) => self.ask(now, request),
                 Command::Adopt { number, sessions, sockets } => {
                     self.adopt(now, number, sessions, sockets);
                 }
@@ -376,6 +381,15 @@ impl Worker {
             self.carry_out();
             self.settle(now);
         }
+    }
+
+    fn ask(&mut self, now: u64, mut request: Request) {
+        if let What::Own(flows) = &mut request.what {
+            for (_, figures) in flows {
+                figures.last = figures.last.saturating_sub(self.left_out);
+            }
+        }
+        self.proxy.ask(now, request, &mut self.ops);
     }
 
     fn adopt(&mut self, now: u64, number: u64, sessions: Vec<Moving>, sockets: Vec<[OwnedFd; 2]>) {
@@ -431,11 +445,13 @@ impl Worker {
     /// Passes records on without ever waiting. If the channel is full, the worker drops lines of
     /// the access log, and keeps all other records for the next turn.
     fn report(&mut self) {
+        let mut has_answered = false;
         for mut record in self.proxy.records().drain(..) {
             // The access log has the time of day, which no clock leaves out.
             match &mut record {
                 Record::Opened(session) | Record::Closed(session) => session.shift(self.left_out),
                 Record::Reply(reply) => {
+                    has_answered = true;
                     for entry in &mut reply.entries {
                         entry.record.shift(self.left_out);
                         entry.last += self.left_out;
@@ -457,6 +473,9 @@ impl Worker {
                             let _ = self.copies.try_send((*handle, Sockets::Flow(copy)));
                         }
                     }
+                    for (_, figures) in &mut reply.settled {
+                        figures.last += self.left_out;
+                    }
                 }
                 _ => {}
             }
@@ -472,8 +491,12 @@ impl Worker {
         while let Some(record) = self.kept.pop_front() {
             if let Err(TrySendError::Full(record)) = self.records.try_send(record) {
                 self.kept.push_front(record);
-                return;
+                break;
             }
+        }
+        if has_answered {
+            // The write fails if the pipe is full, and then it has been rung already.
+            _ = nix::unistd::write(&self.bell, &[1]);
         }
     }
 

@@ -97,6 +97,7 @@ impl Bench {
             wake: wake.as_fd().try_clone_to_owned().unwrap(),
             records,
             copies: bounded(1).0,
+            bell: Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into()),
             clock: Clock::start(),
             ports_short: Arc::default(),
             fast_path: Arc::default(),

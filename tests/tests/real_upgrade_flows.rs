@@ -12,7 +12,7 @@ use std::time::Duration;
 use config_sync::table::address::UnixPath;
 use ringway::ring::listen::unix;
 use ringway::ring::sys::pass;
-use ringway::wire::hand_over::{Flow, MOST_BYTES, Message, read, write};
+use ringway::wire::hand_over::{Figures, Flow, MOST_BYTES, Message, read, write};
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
     Gateway, Launch, Server, SetWhenDropped, free_address, now, udp_client, wait_until,
@@ -194,6 +194,43 @@ fn two_hundred_flows_go_on_through_five_upgrades() {
     flows_go_on(200, 5);
 }
 
+/// Flows that begin while others go to the next process go there too.
+#[test]
+fn flows_that_begin_during_an_upgrade_go_along() {
+    let setup = Setup::new("", "");
+    let _crowd: Vec<_> = (0..300)
+        .map(|_| {
+            let client = udp_client(setup.udp);
+            way(&client, "crowd");
+            client
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let (begun, flows) = std::thread::scope(|scope| {
+        let set = SetWhenDropped(&over);
+        let (over, udp) = (&over, setup.udp);
+        let begins = scope.spawn(move || {
+            let mut begun = Vec::new();
+            while !over.load(Ordering::SeqCst) {
+                let client = udp_client(udp);
+                let way = way(&client, "first");
+                begun.push((client, way));
+            }
+            begun
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        let answer = setup.gateway.asks(&["upgrade"]);
+        wait_until("all flows have gone", || setup.gateway.line().len() == 1);
+        drop(set);
+        (begins.join().expect("all are answered"), answer["flows"].as_u64().expect("a number"))
+    });
+    assert_eq!(setup.flows_taken_over(), flows);
+    assert!(flows > 310, "{flows}");
+    for (client, before) in &begun {
+        assert_eq!(way(client, "again"), *before);
+    }
+}
+
 /// `tests/run --long` runs it.
 #[test]
 #[ignore = "it takes a minute"]
@@ -308,19 +345,34 @@ impl Imposter {
 }
 
 impl Imposter {
-    /// Adopts all flows, until nothing is missing but its last word.
+    /// Adopts all flows, until nothing is missing but its last word. Returns them with the bytes
+    /// and datagrams that they have carried in the end.
     fn adopts_all(&self) -> Vec<(Flow, OwnedFd)> {
-        let mut offered = Vec::new();
+        self.adopts_rest(Vec::new())
+    }
+
+    /// `offered`: those that it has adopted already.
+    fn adopts_rest(&self, mut offered: Vec<(Flow, OwnedFd)>) -> Vec<(Flow, OwnedFd)> {
+        let mut settled = 0;
         loop {
             match self.hears() {
                 (Message::Flows(flows), sockets) => {
                     self.say(&Message::Adopted(vec![true; flows.len()]));
                     offered.extend(flows.into_iter().zip(sockets));
                 }
-                (Message::Yours, _) => return offered,
+                (Message::Figures(all), _) => {
+                    settled += all.len();
+                    for Figures { flow, datagrams, bytes, .. } in all {
+                        let (flow, _): &mut (Flow, _) = &mut offered[flow as usize];
+                        (flow.datagrams, flow.bytes) = (datagrams, bytes);
+                    }
+                }
+                (Message::Yours, _) => break,
                 (other, _) => panic!("{other:?}"),
             }
         }
+        assert_eq!(settled, offered.len(), "each flow settles");
+        offered
     }
 }
 
@@ -375,6 +427,30 @@ fn a_flow_survives_a_new_process_that_fails() {
     for (client, before) in clients.iter().zip(&ways) {
         assert_eq!(way(client, "after"), *before);
     }
+}
+
+/// A flow goes on while the new process gets to know it, and what it carries meanwhile counts.
+#[test]
+fn flows_go_on_while_they_are_announced() {
+    let setup = Setup::new("", "");
+    let clients = [udp_client(setup.udp), udp_client(setup.udp)];
+    let ways = clients.each_ref().map(|client| way(client, "before"));
+    let (new, _listening) = Imposter::is_ready(&setup);
+    let (announced, sockets) = new.is_offered();
+    for _ in 0..50 {
+        assert_eq!(clients.each_ref().map(|client| way(client, "meanwhile")), ways);
+    }
+    // A client that comes now goes along too.
+    let late = udp_client(setup.udp);
+    let its_way = way(&late, "late");
+    new.say(&Message::Adopted(vec![true; announced.len()]));
+    let all = new.adopts_rest(announced.into_iter().zip(sockets).collect());
+    assert_eq!(all.len(), 3, "{all:?}");
+    let carried: u32 = all.iter().map(|(flow, _)| flow.datagrams[0]).sum();
+    assert_eq!(carried, 2 * 51 + 1, "{all:?}");
+    drop((new, all));
+    assert_eq!(clients.each_ref().map(|client| way(client, "after")), ways);
+    assert_eq!(way(&late, "after"), its_way);
 }
 
 /// With its last word the flows are the new process's alone: the old one ends without a word.

@@ -358,6 +358,7 @@ impl RealStage {
             wake: wake.as_fd().try_clone_to_owned().expect("a descriptor"),
             records: from_worker,
             copies: bounded(1).0,
+            bell: Arc::new(eventfd().as_fd().try_clone_to_owned().expect("a descriptor")),
             clock,
             ports_short: Arc::clone(&ports_short),
             fast_path: Arc::default(),

@@ -24,7 +24,7 @@ use config_sync::machine::Machine;
 use config_sync::model::config;
 use config_sync::model::config::{Config, Cores};
 use config_sync::model::place::Problems;
-use config_sync::publish::{Link, OpenListeners, Publisher};
+use config_sync::publish::{COMMANDS, Link, OpenListeners, Publisher};
 use config_sync::source::Source;
 use config_sync::source::watch::watch;
 use config_sync::sync::ConfigSync;
@@ -58,7 +58,7 @@ use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::passed::{self, Passed};
 use crate::control::pid_file::PidFile;
 use crate::control::privileges;
-use crate::control::run::{Control, Phase, Running, SPARE, Signals};
+use crate::control::run::{Control, Phase, Running, SPARE, Signals, bell};
 use crate::control::sandbox::Sandbox;
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
@@ -73,8 +73,7 @@ use crate::ring::listen::unix;
 use crate::ring::{Features, RingError, SharedPath};
 use crate::stats::counters::Counters;
 use crate::wire::hand_over::{MOST_FLOWS, What};
-use crate::worker;
-use crate::worker::{Clock, Spawned, WorkerConfig};
+use crate::worker::{self, Clock, Spawned, WorkerConfig};
 
 /// The most records of one worker that wait to be collected: 20 ms at 400,000 sessions a second.
 const RECORDS: usize = 8_192;
@@ -328,6 +327,7 @@ struct Workers {
     features: String,
     /// `None`: the sandbox keeps the kernel's path for UDP flows out.
     fast_path: Option<SharedPath>,
+    answered: OwnedFd,
 }
 
 /// Starts the workers, and waits until each has its ring.
@@ -343,7 +343,8 @@ fn spawn_all(
     let clock = Clock::start();
     let ports_short = Arc::new(AtomicU64::new(0));
     let fast_path = SharedPath::default();
-    let shared = (&ports_short, &fast_path);
+    let (answered, bell) = bell()?;
+    let shared = (&ports_short, &fast_path, &bell);
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     let (mut counters, mut starting) = (Vec::new(), Vec::new());
     for (index, core) in cores.into_iter().enumerate() {
@@ -361,7 +362,7 @@ fn spawn_all(
     }
     let features = output::features(features);
     let fast_path = (!sandbox.keeps_out_fast_path()).then_some(fast_path);
-    Ok(Workers { links, workers, counters, clock, limits, features, fast_path })
+    Ok(Workers { links, workers, counters, clock, limits, features, fast_path, answered })
 }
 
 /// Makes the control thread's state out of what runs, and what the process before has given.
@@ -373,7 +374,8 @@ fn make(
     (calls, log, early): (mpsc::Receiver<Call>, AccessLog, Vec<IpNet>),
     tls: Option<Tls>,
 ) -> anyhow::Result<Control> {
-    let Workers { links, workers, counters, clock, limits, features, fast_path } = running;
+    let Workers { links, workers, counters, clock, limits, features, fast_path, answered } =
+        running;
     let steering = match given {
         Some(given) => given.seed,
         None => seed()?,
@@ -395,6 +397,7 @@ fn make(
     Ok(Control {
         sync,
         workers,
+        answered,
         board: Arc::new(board),
         log,
         wall,
@@ -520,12 +523,12 @@ fn spawn(
     features: &Features,
     counters: Arc<Counters>,
     clock: Clock,
-    (ports_short, fast_path): (&Arc<AtomicU64>, &SharedPath),
+    (ports_short, fast_path, bell): (&Arc<AtomicU64>, &SharedPath, &Arc<OwnedFd>),
 ) -> anyhow::Result<(Link, Running, Ready)> {
     // Non-blocking: if a wake-up waits to be read, a second one is not needed.
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let wake = OwnedFd::from(wake);
-    let (commands, receiver) = crossbeam_channel::bounded(1);
+    let (commands, receiver) = crossbeam_channel::bounded(COMMANDS);
     let (sender, records) = crossbeam_channel::bounded(RECORDS);
     let (copier, copies) = crossbeam_channel::bounded(MOST_FLOWS);
     let Spawned { thread, ready } = worker::spawn(WorkerConfig {
@@ -540,6 +543,7 @@ fn spawn(
         wake: wake.try_clone()?,
         records: sender,
         copies: copier,
+        bell: Arc::clone(bell),
         clock,
         ports_short: Arc::clone(ports_short),
         fast_path: Arc::clone(fast_path),

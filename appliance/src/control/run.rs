@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,9 @@ use config_sync::sync::reading::Wish;
 use config_sync::sync::{ConfigSync, Outcome};
 use config_sync::table::address::UnixPath;
 use crossbeam_channel::Receiver;
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle as JoinTask;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -42,10 +46,11 @@ use crate::worker::Copies;
 
 /// How often the control thread collects the workers' records. Workers do not wake the control
 /// thread, because that would cost them a system call for each record. Their channels hold the
-/// records of one tick.
+/// records of one tick. For answers to requests they ring.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How soon the control thread looks for a worker's answer to a request.
+/// How soon the control thread looks again whether a worker takes a request, or has answered one
+/// while its channel was full.
 const SOON: Duration = Duration::from_millis(1);
 
 /// Files that are kept for a reload. A reload can open this many new sockets when sessions have
@@ -63,6 +68,8 @@ const SHOW: Duration = Duration::from_millis(500);
 pub struct Control {
     pub sync: ConfigSync,
     pub workers: Vec<Running>,
+    /// The end of a pipe: a worker has answered a request.
+    pub answered: OwnedFd,
     pub log: AccessLog,
     /// What the admin API asks of the workers.
     pub live: Live,
@@ -149,6 +156,7 @@ impl Control {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut daily = tokio::time::interval_at(Instant::now() + DAY, DAY);
         let mut looking = Looking::default();
+        let bell = pipe::Receiver::from_owned_fd(self.answered.try_clone()?)?;
         let result = loop {
             tokio::select! {
                 _ = tick.tick() => match self.tick(&mut looking) {
@@ -175,6 +183,7 @@ impl Control {
                 Some(()) = signals.upgrade.recv() => self.begin_upgrade(None, None),
                 connection = knocked(&mut self.upgrade.door) => self.on_knock(connection),
                 Some(step) = self.upgrade.steps.recv() => self.on_step(step),
+                () = rung(&bell) => self.collect_all(),
                 () = tokio::time::sleep(SOON), if self.is_waiting() => self.collect_all(),
                 Some(()) = signals.interrupt.recv() => self.terminate(),
                 Some(()) = signals.terminate.recv() => self.terminate(),
@@ -241,6 +250,9 @@ impl Control {
             taking.must_end = true;
             return;
         }
+        if self.puts_off_the_end() {
+            return;
+        }
         match self.phase {
             Phase::Running => {
                 systemd::tell("STOPPING=1");
@@ -250,9 +262,6 @@ impl Control {
                 let grace = self.sync.in_force().map_or(0, |in_force| in_force.config.drain_grace);
                 let until = Instant::now() + Duration::from_millis(grace.into());
                 tracing::info!("draining: a second SIGTERM or Ctrl-C closes all sessions at once");
-        if self.puts_off_the_end() {
-            return;
-        }
                 self.phase = Phase::Grace { until };
                 self.drain_after_grace();
             }
@@ -443,6 +452,25 @@ impl Control {
 impl Running {
     fn ended(&self) -> bool {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+}
+
+/// What workers ring when they have answered a request: the end that the control thread reads, and
+/// theirs.
+pub fn bell() -> nix::Result<(OwnedFd, Arc<OwnedFd>)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    Ok((read, Arc::new(write)))
+}
+
+/// Waits until a worker has answered a request.
+async fn rung(bell: &pipe::Receiver) {
+    if bell.readable().await.is_err() {
+        return std::future::pending().await;
+    }
+    // However often it has rung: all answers are collected. Once all workers have ended, the pipe has
+    // an end, at which there is always something to read.
+    if bell.try_read(&mut [0; 512]).is_ok_and(|len| len == 0) {
+        std::future::pending().await
     }
 }
 

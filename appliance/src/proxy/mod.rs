@@ -34,7 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use config_sync::table::moving::{Moving, MovingFlow};
-use config_sync::table::request::{Of, Request, What};
+use config_sync::table::request::{Request, What};
 use config_sync::table::routing::{Limits, Protocol, RoutingTable, SocketId, Timeouts};
 
 use crate::contract::{Event, Kind, Op, Token};
@@ -47,7 +47,7 @@ use crate::proxy::parting::Parting;
 use crate::proxy::requests::{Held, Requests};
 use crate::proxy::slab::Slab;
 use crate::proxy::tcp::state::{First, Session};
-use crate::proxy::udp::parting::{MOST_MISPLACED, Parting as FlowParting};
+use crate::proxy::udp::parting::{Ask, MOST_MISPLACED, Parting as FlowParting};
 use crate::proxy::udp::state::Flows;
 use crate::proxy::undecided::Undecided;
 use crate::stats::counters::Counters;
@@ -145,12 +145,12 @@ impl Proxy {
         self.enter(now, ops);
         let Self { core, sessions, flows, requests, parting, flow_parting, .. } = self;
         match request.what {
-            What::Part { of: Of::Sessions, from, most } => {
-                parting.ask(core, request.number, from, most);
+            What::Part { from, most } => parting.ask(core, request.number, from, most),
+            What::Announce { from, most } => {
+                flow_parting.ask(core, flows, request.number, Ask::Announce { from, most });
             }
-            What::Part { of: Of::Flows, from, most } => {
-                flow_parting.ask(core, flows, (request.number, from, most));
-            }
+            What::Settle => flow_parting.ask(core, flows, request.number, Ask::Settle),
+            What::Own(all) => flows.own(core, &all),
             What::Forget(handles) => {
                 parting::decide(core, sessions, &handles, false);
                 flows.decide(core, &handles, false);
@@ -161,6 +161,7 @@ impl Proxy {
             }
             What::Deafen(ids) => core.deafen(request.number, &ids),
             What::Hear { only } => {
+                flow_parting.end(core, flows);
                 flows.only = only.map(|share| (share, core.now + MOST_MISPLACED));
                 core.hear();
             }

@@ -139,8 +139,11 @@ impl Requests {
             | What::Kill(_)
             | What::Resting(_)
             | What::Part { .. }
+            | What::Announce { .. }
+            | What::Settle
             | What::Forget(_)
             | What::GoOn(_)
+            | What::Own(_)
             | What::Deafen(_)
             | What::Hear { .. } => {
                 unreachable!("`ask` has carried it out, or is not asked")

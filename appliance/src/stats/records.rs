@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use config_sync::table::moving::{Moving, MovingFlow};
+use config_sync::table::moving::{FlowFigures, Moving, MovingFlow};
 use config_sync::table::request::Handle;
 use config_sync::table::routing::{
     BackendId, EndpointId, ListenerId, Protocol, RouteId, RoutingTable, SocketId,
@@ -133,8 +133,10 @@ pub struct Reply {
     pub offered: Vec<Offered>,
     /// The number of sessions that pause, and will be still or go on.
     pub pausing: u32,
-    /// Still flows, for another process.
+    /// Flows, for another process.
     pub flows: Vec<OfferedFlow>,
+    /// Still flows, and what they have carried.
+    pub settled: Vec<(Handle, FlowFigures)>,
     /// Sessions or flows of another process, in their order: those that were adopted.
     pub adopted: Vec<Option<Handle>>,
 }
@@ -146,7 +148,7 @@ pub struct Offered {
     pub moving: Moving,
 }
 
-/// The same of a flow.
+/// A flow that another process may go on with.
 #[derive(Debug)]
 pub struct OfferedFlow {
     pub handle: Handle,

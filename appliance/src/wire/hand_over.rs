@@ -11,8 +11,9 @@
 //!                           <-     Offer, Sockets..., Overrides..., Tickets...
 //!                                                          (or Refused, at any time)
 //! Taken..., Ready           ->     everything serves by now; so far both accept
-//!                           <-     Flows                   UDP flows, whose datagrams wait
+//!                           <-     Flows                   UDP flows, which go on for now
 //! Adopted                   ->     those that the new process can have; the above repeats
+//!                           <-     Figures...              flows whose datagrams wait
 //!                           <-     Yours                   nothing speaks against the end
 //! Mine                      ->     only now the old process stops to accept
 //!                           <-     Sessions                sessions that neither process reads
@@ -31,7 +32,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// A process refuses to speak with one of another version.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The most bytes of a message.
 pub const MOST_BYTES: usize = 131_072;
@@ -54,6 +55,9 @@ pub const MOST_SESSIONS: usize = 16;
 
 /// The most flows of a `Flows` message. Each has one socket.
 pub const MOST_FLOWS: usize = 200;
+
+/// The most entries of a `Figures` message.
+pub const MOST_FIGURES: usize = 1_000;
 
 /// The most bytes in front of a flow's datagrams.
 pub const MOST_HEADER: usize = 256;
@@ -101,11 +105,13 @@ pub enum Message {
     /// are the connections of each with the client and with the endpoint. The old process does not
     /// read from them until it has the answer.
     Sessions(Vec<Session>),
-    /// UDP flows. The descriptors beside the message are their sockets towards their endpoints. No
-    /// process receives a flow's datagrams from here on, neither the client's nor the endpoint's.
-    /// With `Mine` the flows that were adopted are the new process's, and without it all are the
-    /// old one's.
+    /// UDP flows. The descriptors beside the message are their sockets towards their endpoints. The
+    /// old process goes on with them, and the new one receives nothing from the sockets.
     Flows(Vec<Flow>),
+    /// What flows that were adopted have carried. No process receives their datagrams from here on,
+    /// neither the client's nor the endpoint's. With `Mine` these flows are the new process's, and
+    /// without it they are the old one's. Flows without figures are the old one's anyway.
+    Figures(Vec<Figures>),
     /// Whether each of the sessions is the new process's. The sender begins to read once this is on
     /// its way, so the old process lets these go, and goes on with the others. Of flows: whether
     /// each can be the new process's.
@@ -253,12 +259,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Whether a session can be so. The bound of the bytes lets sums of them be sums.
+    /// Whether a session can be so.
     fn is_sound(&self) -> bool {
         let has_ended = self.ended != [false; 2];
-        self.bytes.iter().all(|bytes| *bytes <= u64::MAX >> 2)
-            && self.ended != [true; 2]
-            && has_ended == self.client_first.is_some()
+        are_sound(self.bytes) && self.ended != [true; 2] && has_ended == self.client_first.is_some()
     }
 }
 
@@ -307,15 +311,46 @@ pub struct Flow {
 impl Flow {
     /// Whether a flow can be so.
     fn is_sound(&self) -> bool {
-        self.bytes.iter().all(|bytes| *bytes <= u64::MAX >> 2)
-            && self.header.len() <= 2 * MOST_HEADER
-            && self.header().is_some()
+        are_sound(self.bytes) && self.header.len() <= 2 * MOST_HEADER && self.header().is_some()
     }
 
     /// The bytes in front of each datagram to the endpoint.
     pub fn header(&self) -> Option<Vec<u8>> {
         binary(&self.header)
     }
+}
+
+/// What a flow has carried in the end. In a message it is a list of five, because many must come
+/// while datagrams wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Row", into = "Row")]
+pub struct Figures {
+    /// Which flow: the number of flows that were adopted before it.
+    pub flow: u32,
+    /// As those of [`Flow`].
+    pub datagrams: [u32; 2],
+    pub bytes: [u64; 2],
+    pub last: u64,
+    pub refused: bool,
+}
+
+type Row = (u32, [u32; 2], [u64; 2], u64, bool);
+
+impl From<Row> for Figures {
+    fn from((flow, datagrams, bytes, last, refused): Row) -> Self {
+        Self { flow, datagrams, bytes, last, refused }
+    }
+}
+
+impl From<Figures> for Row {
+    fn from(Figures { flow, datagrams, bytes, last, refused }: Figures) -> Self {
+        (flow, datagrams, bytes, last, refused)
+    }
+}
+
+/// Whether so many bytes can have been carried each way. The bound lets sums of them be sums.
+fn are_sound(bytes: [u64; 2]) -> bool {
+    bytes.iter().all(|bytes| *bytes <= u64::MAX >> 2)
 }
 
 /// The bytes of hexadecimal digits.
@@ -405,10 +440,12 @@ pub fn read(bytes: &[u8]) -> Result<Message, Fault> {
             Err(Fault::Entries(sessions.len()))
         }
         Message::Flows(flows) if flows.len() > MOST_FLOWS => Err(Fault::Entries(flows.len())),
+        Message::Figures(all) if all.len() > MOST_FIGURES => Err(Fault::Entries(all.len())),
         Message::Adopted(adopted) if adopted.len() > MOST_FLOWS => {
             Err(Fault::Entries(adopted.len()))
         }
         Message::Flows(flows) if !flows.iter().all(Flow::is_sound) => Err(Fault::Flow),
+        Message::Figures(all) if !all.iter().all(|of| are_sound(of.bytes)) => Err(Fault::Flow),
         Message::Sessions(sessions) if !sessions.iter().all(Session::is_sound) => {
             Err(Fault::Session)
         }

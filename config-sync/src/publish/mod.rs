@@ -43,10 +43,14 @@ pub enum Command {
     Stop,
 }
 
+/// The commands that a worker's channel holds. One would be enough, but in an upgrade flows are
+/// given to a worker and then it hears clients, and clients wait meanwhile.
+pub const COMMANDS: usize = 4;
+
 /// The connection to one worker.
 #[derive(Debug)]
 pub struct Link {
-    /// A bounded channel. Room for one command is enough.
+    /// A bounded channel.
     pub commands: Sender<Command>,
     /// The eventfd that the worker waits for. The publisher writes to the eventfd after each
     /// command.

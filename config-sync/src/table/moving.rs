@@ -39,9 +39,7 @@ pub struct Moving {
     pub paced: [bool; 2],
 }
 
-/// A UDP flow of which no datagram is in the gateway. Its client's datagrams wait in the listening
-/// socket, and its endpoint's in the flow's own socket. Times are microseconds of the worker's
-/// clock.
+/// A UDP flow, for another process. Times are microseconds of the worker's clock.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MovingFlow {
     pub socket: SocketId,
@@ -71,4 +69,16 @@ pub struct MovingFlow {
     pub own: bool,
     /// The number of the interface through which the socket reaches the endpoint.
     pub interface: u32,
+}
+
+/// What a flow has carried when no datagram of it is in the gateway any more. Its client's
+/// datagrams wait in the listening socket, and its endpoint's in the flow's own socket. Only these
+/// values can have changed since the flow was announced to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowFigures {
+    /// As those of [`MovingFlow`].
+    pub datagrams: [u32; 2],
+    pub bytes: [u64; 2],
+    pub last: u64,
+    pub refused: bool,
 }

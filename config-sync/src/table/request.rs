@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::moving::FlowFigures;
 use super::routing::{BackendId, EndpointId, ListenerId, RouteId, SocketId};
 use super::steering::Share;
 
@@ -26,15 +27,25 @@ pub enum What {
     Resting(Box<[EndpointId]>),
     /// Close all that match.
     KillAll { of: Of, filter: Filter },
-    /// Bring plain TCP sessions, or UDP flows of deaf sockets, to a moment at which no byte of
-    /// theirs is in the gateway, from the slot `from` on, and say which are there: `most` at most.
-    /// The worker keeps these still until it is told what becomes of each: `Forget` or `GoOn`.
-    Part { of: Of, from: u32, most: u32 },
+    /// Bring plain TCP sessions to a moment at which no byte of theirs is in the gateway, from the
+    /// slot `from` on, and say which are there: `most` at most. The worker keeps these still until
+    /// it is told what becomes of each: `Forget` or `GoOn`.
+    Part { from: u32, most: u32 },
+    /// Say which UDP flows could go to another process, from the slot `from` on, without those that
+    /// were said before: `most` at most. The flows go on.
+    Announce { from: u32, most: u32 },
+    /// Bring the announced flows of deaf sockets to a moment at which no datagram of theirs is in
+    /// the gateway, and say what they have carried. The worker keeps these still as in `Part`. The
+    /// answer's `next`: a slot from which on there are flows that were not announced.
+    Settle,
     /// Another process goes on with these still sessions or flows. They end here without a word to
     /// anyone.
     Forget(Box<[Handle]>),
-    /// This process goes on with these still sessions or flows.
+    /// This process goes on with these still sessions or flows, and flows that were announced are
+    /// its own alone.
     GoOn(Box<[Handle]>),
+    /// These flows of another process are this one's from now on. They have carried so much.
+    Own(Box<[(Handle, FlowFigures)]>),
     /// Leave the datagrams of clients in these sockets, until `Hear`. The answer comes when all
     /// that had come out of them is done.
     Deafen(Box<[SocketId]>),

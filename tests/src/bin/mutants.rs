@@ -158,6 +158,12 @@ const MUTANTS: &[Mutant] = &[
         replace: "        relay.pause = Pause::No;",
     },
     Mutant {
+        name: "a-flow-forgets-what-it-carried-since-it-was-announced",
+        file: "udp/parting.rs",
+        find: "            [flow.bytes_up, flow.bytes_down] = figures.bytes;",
+        replace: "",
+    },
+    Mutant {
         name: "mark-without-a-deadline",
         file: "tcp/bulk_marks.rs",
         find: "        let due = now + PATIENCE;",

@@ -71,6 +71,9 @@ pub struct Upgraded {
     pub generation: u64,
     /// The number of listening addresses that the new process has taken over.
     pub listeners: usize,
+    /// The number of UDP flows that have gone to the new process. TCP sessions go to it from now
+    /// on: the new process's status says how many have.
+    pub flows: usize,
 }
 
 /// A reading of the configuration's files that went well.

@@ -429,10 +429,12 @@ fn reloaded(answer: &Value) -> String {
 fn upgraded(answer: &Value) -> String {
     let number = |key: &str| answer.get(key).and_then(Value::as_u64).unwrap_or(0);
     format!(
-        "process {} serves now, number {} of its line; it has taken {} listening addresses over\n",
+        "process {} serves now, number {} of its line; it has taken {} listening addresses and {} \
+         UDP flows over, and TCP sessions go to it from now on\n",
         number("process"),
         number("generation"),
-        number("listeners")
+        number("listeners"),
+        number("flows")
     )
 }
 

@@ -9,9 +9,12 @@ use nix::unistd::geteuid;
 use socket2::Type;
 
 use crate::control::upgrade::under_way::FlowBatch;
+use crate::control::upgrade::voice::Voice;
 use crate::ring::listen::unix;
 use crate::ring::sys::pass;
-use crate::wire::hand_over::{MOST_BYTES, Message, Session, forget, read, write};
+use crate::wire::hand_over::{
+    Figures, MOST_BYTES, MOST_FIGURES, Message, Session, forget, read, write,
+};
 
 /// How long either process waits for a message of the other. A large configuration takes seconds to
 /// be in force.
@@ -151,7 +154,7 @@ impl Link {
         }
     }
 
-    /// Offers flows to the new process. Returns which of them it can have. The datagrams of clients
+    /// Offers flows to the new process. Returns which of them it can have. Datagrams of clients may
     /// wait meanwhile, so the answer must come soon.
     ///
     /// # Errors
@@ -179,6 +182,15 @@ impl Link {
             Message::Adopted(adopted) if adopted.len() == count => Ok(adopted),
             other => Err(out_of_order(&other)),
         }
+    }
+
+    /// Says what flows have carried that have settled.
+    ///
+    /// # Errors
+    /// As those of [`Self::send`].
+    pub fn send_figures(&self, all: &[Figures]) -> Result<(), String> {
+        all.chunks(MOST_FIGURES)
+            .try_for_each(|some| self.send(&Message::Figures(some.to_vec()), &[]))
     }
 
     /// The answer to `Yours`. Clients are not heard meanwhile, so it must come soon. What came
@@ -213,6 +225,14 @@ impl Link {
             Ok((Message::Adopted(adopted), _)) if adopted.len() == count => adopted,
             _ => none,
         }
+    }
+
+    /// Another way to say things in this conversation.
+    ///
+    /// # Errors
+    /// The process may have no more files.
+    pub fn voice(&self) -> io::Result<Voice> {
+        self.socket.try_clone().map(Voice::new)
     }
 
     /// Whether the other process could not be understood about sessions.

@@ -1,9 +1,14 @@
 //! The control thread's part in handing UDP flows over, before the old process stops.
 //!
-//! First the old process's workers leave the datagrams of clients in the listening sockets. Then
-//! one worker after the other offers its flows. The new process's workers adopt them, and receive
-//! nothing yet. With the last word of the conversation all flows that were adopted are the new
-//! process's. Without it they are the old one's, and the datagrams that wait are the old one's too.
+//! First all flows that could go are announced to the new process, a batch at a time, and go on in
+//! the old one. The new process's workers adopt them, and receive nothing yet. Then the old
+//! process's workers leave the datagrams of clients in the listening sockets, all flows settle, and
+//! the new process is told what each has carried. With the last word of the conversation the flows
+//! that have settled are the new process's. Without it they are the old one's, and the datagrams
+//! that wait are the old one's too.
+//!
+//! So datagrams wait while sockets are told to stop and to receive again, and not while names,
+//! addresses and sockets go from process to process.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -11,7 +16,7 @@ use std::time::Duration;
 
 use config_sync::sync::hand_over::Place;
 use config_sync::table::moving::MovingFlow;
-use config_sync::table::request::{Handle, Of, Request, What};
+use config_sync::table::request::{Handle, Request, What};
 use config_sync::table::routing::{SocketId, Transport};
 use config_sync::table::steering::{Share as Sources, worker_of};
 use socket2::{SockRef, Type};
@@ -19,140 +24,189 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::control::run::{Control, Phase};
-use crate::control::upgrade::named::{flow_by_ids, named_flow, place_of_flow};
-use crate::control::upgrade::under_way::{Answer, FlowBatch, FlowsArriving, FlowsLeaving};
+use crate::control::upgrade::named::{
+    figures_here, figures_there, flow_by_ids, named_flow, place_of_flow,
+};
+use crate::control::upgrade::under_way::{
+    Answer, Departure, FlowBatch, FlowsArriving, FlowsLeaving, Stage,
+};
 use crate::stats::records::Reply;
-use crate::wire::hand_over::{Flow, MOST_FLOWS};
+use crate::wire::hand_over::{Figures, Flow, MOST_FLOWS};
 use crate::worker::Sockets;
 
-/// How long the datagrams of clients may wait for flows to be offered. The flows that are left stay
-/// in the old process.
+/// How long flows may be offered that have begun so late that they are first announced while the
+/// datagrams of clients wait. The flows that are left stay in the old process.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a worker may take for an answer, behind that.
+/// How long a worker may take for an answer.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3);
+
+/// How often all slots are looked through for flows to announce, before the datagrams of clients
+/// wait. Flows begin meanwhile.
+const MOST_PASSES: u32 = 4;
+
+/// Fewer flows than these are announced while the datagrams of clients wait.
+const FEW: u32 = 16;
 
 impl Control {
     // ---- in the old process ----
 
-    /// Flows are wanted: a worker is asked for some. At first all are told to hear no client.
-    pub fn part_flows(&mut self, answer: Answer<Option<FlowBatch>>) {
-        if !matches!(self.phase, Phase::Running) {
+    /// Flows are wanted: a worker is asked for some.
+    pub fn part_flows(&mut self, answer: Answer<Option<Departure>>) {
+        if !matches!(self.phase, Phase::Running) || self.must_end() {
             _ = answer.send(Err("the gateway is ending".to_owned()));
             return;
         }
+        if self.upgrade.flows.leaving.is_none() {
+            if self.taken_of_udp().is_empty() {
+                _ = answer.send(Ok(None));
+                return;
+            }
+            self.upgrade.flows.leaving = Some(FlowsLeaving::new(self.workers.len()));
+        }
         if let Some(leaving) = &mut self.upgrade.flows.leaving {
             leaving.answer = Some(answer);
-            return self.ask_for_flows();
         }
-        let Some(giving) = &self.upgrade.giving else { return };
+        self.ask_for_flows();
+    }
+
+    /// The UDP sockets that the new process has taken.
+    fn taken_of_udp(&self) -> Box<[SocketId]> {
+        let Some(giving) = &self.upgrade.giving else { return Box::default() };
         let is_udp = |id: &&SocketId| {
             giving.groups.get(id).is_some_and(|(.., transport)| *transport == Transport::Udp)
         };
-        let deaf: Box<[SocketId]> = giving.taken.iter().filter(is_udp).copied().collect();
-        if deaf.is_empty() {
-            _ = answer.send(Ok(None));
-            return;
-        }
-        let mut deafening = BTreeMap::new();
-        for worker in 0..self.workers.len() {
-            let number = self.upgrade.moves.number();
-            let request = Request { number, what: What::Deafen(deaf.clone()) };
-            if self.workers[worker].thread.is_some() && self.sync.ask(worker, request) {
-                deafening.insert(number, worker);
-            }
-        }
-        self.upgrade.flows.leaving = Some(FlowsLeaving {
-            began: Instant::now(),
-            deafening,
-            answer: Some(answer),
-            asked: None,
-            worker: 0,
-            from: 0,
-            offered: Vec::new(),
-            of: 0,
-            adopted: BTreeMap::new(),
-        });
-        self.are_deaf();
+        giving.taken.iter().filter(is_udp).copied().collect()
     }
 
-    /// Goes on once no worker hears a client.
-    fn are_deaf(&mut self) {
-        let leaving = self.upgrade.flows.leaving.as_ref();
-        if leaving.is_none_or(|of| !of.deafening.is_empty()) {
-            return;
-        }
-        let Err(why) = self.steer_datagrams() else { return self.ask_for_flows() };
-        let answer = self.upgrade.flows.leaving.as_mut().and_then(|of| of.answer.take());
-        _ = answer.map(|answer| answer.send(Err(why)));
-    }
-
-    /// A worker that does not answer keeps clients unheard on all of them, so the upgrade fails.
+    /// A worker that does not answer may keep clients unheard on all of them, so the upgrade fails.
     pub fn flows_tick(&mut self) {
         let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
-        let waits = !leaving.deafening.is_empty() || leaving.asked.is_some();
-        if waits && leaving.began.elapsed() > LONGEST_SILENCE {
-            let answer = leaving.answer.take();
-            let why = "a worker has not answered for too long".to_owned();
-            _ = answer.map(|answer| answer.send(Err(why)));
+        if !leaving.asked.is_empty() && leaving.asked_at.elapsed() > LONGEST_SILENCE {
+            leaving.fail("a worker has not answered for too long".to_owned());
         }
     }
 
+    /// Goes on with the stage: asks a worker, or all, or answers who waits.
     fn ask_for_flows(&mut self) {
         loop {
-            let number = self.upgrade.moves.number();
             let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
-            let is_over =
-                leaving.worker >= self.workers.len() || leaving.began.elapsed() > LONGEST_WAIT;
-            if is_over {
-                if let Some(answer) = leaving.answer.take() {
-                    // If nobody waits any more, `Broken` follows.
-                    _ = answer.send(Ok(None));
+            if leaving.answer.is_none() || !leaving.asked.is_empty() {
+                return;
+            }
+            match leaving.stage {
+                Stage::Announcing | Stage::Rest => {
+                    let is_late = leaving.deaf_since.is_some_and(|at| at.elapsed() > LONGEST_WAIT);
+                    match leaving.next_worker().filter(|_| !is_late) {
+                        Some((worker, from)) => self.ask_to_announce(worker, from),
+                        None => self.all_are_announced(),
+                    }
                 }
-                return;
+                Stage::Deafening => {
+                    leaving.stage = Stage::Settling;
+                    match self.steer_datagrams() {
+                        Ok(()) => self.ask_to_settle(|_| true),
+                        Err(why) => return self.flows_fail(why),
+                    }
+                }
+                Stage::Settling => leaving.stage = Stage::Rest,
+                Stage::SettlingRest => {
+                    leaving.stage = Stage::Over;
+                    let figures = std::mem::take(&mut leaving.figures);
+                    if !figures.is_empty() {
+                        // If nobody waits any more, `Broken` follows.
+                        return leaving.tell(Some(Departure::Figures(figures)));
+                    }
+                }
+                Stage::Over => return leaving.tell(None),
             }
-            let most = u32::try_from(MOST_FLOWS).unwrap_or(u32::MAX);
-            let what = What::Part { of: Of::Flows, from: leaving.from, most };
-            let lives = self.workers[leaving.worker].thread.is_some();
-            if lives && self.sync.ask(leaving.worker, Request { number, what }) {
-                leaving.asked = Some(number);
-                return;
-            }
-            (leaving.worker, leaving.from) = (leaving.worker + 1, 0);
+        }
+    }
+
+    fn flows_fail(&mut self, why: String) {
+        if let Some(leaving) = &mut self.upgrade.flows.leaving {
+            leaving.fail(why);
+        }
+    }
+
+    fn ask_to_announce(&mut self, worker: usize, from: u32) {
+        let most = u32::try_from(MOST_FLOWS).unwrap_or(u32::MAX);
+        if !self.ask_about_flows(worker, What::Announce { from, most })
+            && let Some(leaving) = &mut self.upgrade.flows.leaving
+        {
+            leaving.has_no_more(worker);
+        }
+    }
+
+    fn ask_to_settle(&mut self, of: impl Fn(usize) -> bool) {
+        for worker in (0..self.workers.len()).filter(|worker| of(*worker)) {
+            self.ask_about_flows(worker, What::Settle);
+        }
+    }
+
+    /// False: the worker has ended.
+    fn ask_about_flows(&mut self, worker: usize, what: What) -> bool {
+        let number = self.upgrade.moves.number();
+        let lives = self.workers[worker].thread.is_some();
+        let is_asked = lives && self.sync.ask(worker, Request { number, what });
+        if is_asked && let Some(leaving) = &mut self.upgrade.flows.leaving {
+            leaving.asked.insert(number, worker);
+            leaving.asked_at = Instant::now();
+        }
+        is_asked
+    }
+
+    /// A pass over all workers is over.
+    fn all_are_announced(&mut self) {
+        let deaf = self.taken_of_udp();
+        let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
+        if leaving.stage == Stage::Rest {
+            leaving.stage = Stage::SettlingRest;
+            let late = std::mem::take(&mut leaving.late);
+            return self.ask_to_settle(|worker| late.contains(&worker));
+        }
+        leaving.passes += 1;
+        if leaving.found > FEW && leaving.passes < MOST_PASSES {
+            return leaving.pass_again();
+        }
+        leaving.stage = Stage::Deafening;
+        leaving.deaf_since = Some(Instant::now());
+        for worker in 0..self.workers.len() {
+            self.ask_about_flows(worker, What::Deafen(deaf.clone()));
         }
     }
 
     /// Takes an answer of a worker in, if it is about flows.
     pub fn moved_flows(&mut self, worker: usize, reply: Reply) -> Option<Reply> {
-        if let Some(leaving) = &mut self.upgrade.flows.leaving {
-            if leaving.deafening.remove(&reply.number).is_some() {
-                self.are_deaf();
-                return None;
+        if let Some(leaving) = &mut self.upgrade.flows.leaving
+            && leaving.asked.remove(&reply.number).is_some()
+        {
+            match leaving.stage {
+                Stage::Announcing | Stage::Rest => self.flows_announced(worker, reply),
+                Stage::Settling | Stage::SettlingRest => self.flows_settled(worker, reply),
+                Stage::Deafening | Stage::Over => {}
             }
-            if leaving.asked.take_if(|number| *number == reply.number).is_some() {
-                self.flows_offered(worker, reply);
-                return None;
-            }
+            self.ask_for_flows();
+            return None;
         }
         let arriving = self.upgrade.flows.arriving.as_mut();
         let Some((arriving, (_, positions))) = arriving.and_then(|arriving| {
             let asked = arriving.asked.remove(&reply.number)?;
             Some((arriving, asked))
         }) else {
-            if reply.flows.is_empty() {
+            if reply.flows.is_empty() && reply.settled.is_empty() {
                 return Some(reply);
             }
             // The upgrade has failed in the meantime.
             self.workers[worker].copies.try_iter().for_each(drop);
-            let handles = reply.flows.into_iter().map(|of| of.handle).collect();
-            self.decide(worker, handles, true);
+            let announced = reply.flows.into_iter().map(|of| of.handle);
+            let settled = reply.settled.into_iter().map(|(handle, _)| handle);
+            self.decide(worker, announced.chain(settled).collect(), true);
             return None;
         };
-        for (position, handle) in positions.into_iter().zip(&reply.adopted) {
-            arriving.adopted[position] = handle.is_some();
+        for (position, handle) in positions.into_iter().zip(reply.adopted) {
+            arriving.adopted[position] = handle.map(|handle| (worker, handle));
         }
-        let adopted = reply.adopted.into_iter().flatten();
-        self.upgrade.flows.arrived.entry(worker).or_default().extend(adopted);
         self.answer_flow_arrivals();
         None
     }
@@ -160,12 +214,10 @@ impl Control {
     /// A worker has ended, so it answers no more.
     pub fn flow_moves_ended(&mut self, worker: usize) {
         if let Some(leaving) = &mut self.upgrade.flows.leaving {
-            let before = leaving.deafening.len();
-            leaving.deafening.retain(|_, of| *of != worker);
-            if leaving.deafening.len() < before {
-                self.are_deaf();
-            } else if leaving.worker == worker && leaving.asked.take().is_some() {
-                (leaving.worker, leaving.from) = (worker + 1, 0);
+            leaving.has_no_more(worker);
+            let before = leaving.asked.len();
+            leaving.asked.retain(|_, of| *of != worker);
+            if leaving.asked.len() < before {
                 self.ask_for_flows();
             }
         }
@@ -175,17 +227,20 @@ impl Control {
         }
     }
 
-    fn flows_offered(&mut self, worker: usize, reply: Reply) {
+    fn flows_announced(&mut self, worker: usize, reply: Reply) {
         let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
         match reply.next {
-            Some(next) => leaving.from = next,
-            None => (leaving.worker, leaving.from) = (worker + 1, 0),
+            Some(next) => leaving.from[worker] = Some(next),
+            None => leaving.has_no_more(worker),
         }
         let (mut batch, mut offered, mut stay) = (FlowBatch::default(), Vec::new(), Vec::new());
         let copies = self.workers[worker].copies.try_iter();
         let mut copies: BTreeMap<Handle, Sockets> = copies.collect();
+        let taken = self.taken_of_udp();
         for of in reply.flows {
-            match (self.sync.place_of_flow(&of.moving), copies.remove(&of.handle)) {
+            let place = self.sync.place_of_flow(&of.moving);
+            let place = place.filter(|_| taken.contains(&of.moving.socket));
+            match (place, copies.remove(&of.handle)) {
                 (Some(place), Some(Sockets::Flow(socket))) => {
                     let next = self.next_worker_of(worker, &of.moving);
                     batch.flows.push(named_flow(of.moving, place, next, self.wall));
@@ -196,14 +251,11 @@ impl Control {
             }
         }
         self.decide(worker, stay, true);
-        if offered.is_empty() {
-            return self.ask_for_flows();
-        }
         let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
-        (leaving.offered, leaving.of) = (offered, worker);
-        let answer = leaving.answer.take();
-        // If nobody waits any more, `Broken` follows.
-        _ = answer.map(|answer| answer.send(Ok(Some(batch))));
+        if !offered.is_empty() {
+            (leaving.offered, leaving.of) = (offered, worker);
+            leaving.tell(Some(Departure::Flows(batch)));
+        }
     }
 
     /// The worker of the new process whose socket gets the client's datagrams.
@@ -223,23 +275,48 @@ impl Control {
         let mut answers = adopted.iter().copied().chain(std::iter::repeat(false));
         let (gone, stay): (Vec<_>, Vec<_>) =
             offered.into_iter().partition(|_| answers.next().unwrap_or(false));
-        leaving.adopted.entry(worker).or_default().extend(gone);
+        for handle in gone {
+            leaving.numbers.insert((worker, handle), leaving.count);
+            (leaving.count, leaving.found) = (leaving.count + 1, leaving.found + 1);
+        }
         self.decide(worker, stay, true);
     }
 
-    /// The flows that were adopted are the new process's.
-    pub fn flows_go(&mut self) {
-        let Some(leaving) = self.upgrade.flows.leaving.take() else { return };
-        let (gone, waited) = (leaving.adopted.values().map(Vec::len).sum::<usize>(), leaving.began);
+    /// Flows of a worker stand still.
+    fn flows_settled(&mut self, worker: usize, reply: Reply) {
+        let wall = self.wall;
+        let Some(leaving) = &mut self.upgrade.flows.leaving else { return };
+        leaving.from[worker] = reply.next.filter(|_| leaving.stage == Stage::Settling);
+        leaving.late.extend(leaving.from[worker].map(|_| worker));
+        let mut stay = Vec::new();
+        for (handle, figures) in reply.settled {
+            match leaving.numbers.get(&(worker, handle)) {
+                Some(number) => {
+                    leaving.figures.push(figures_there(*number, figures, wall));
+                    leaving.settled.entry(worker).or_default().push(handle);
+                }
+                None => stay.push(handle),
+            }
+        }
+        self.decide(worker, stay, true);
+    }
+
+    /// The flows that have settled are the new process's. Returns how many.
+    pub fn flows_go(&mut self) -> usize {
+        let Some(leaving) = self.upgrade.flows.leaving.take() else { return 0 };
+        let gone = leaving.settled.values().map(Vec::len).sum::<usize>();
         self.decide(leaving.of, leaving.offered, true);
-        for (worker, handles) in leaving.adopted {
+        for (worker, handles) in leaving.settled {
             self.decide(worker, handles, false);
         }
         self.hear(false);
+        let waited = leaving.deaf_since.map_or(0, |since| since.elapsed().as_micros());
         tracing::info!(
-            "{gone} UDP flows have gone to the next process; datagrams waited {} ms",
-            waited.elapsed().as_millis()
+            "{gone} UDP flows have gone to the next process; datagrams waited {}.{:03} ms",
+            waited / 1_000,
+            waited % 1_000
         );
+        gone
     }
 
     /// The upgrade has failed: all flows go on here. `resteered`: datagrams may have come to the
@@ -247,7 +324,11 @@ impl Control {
     pub fn flows_stay(&mut self, resteered: bool) {
         let Some(leaving) = self.upgrade.flows.leaving.take() else { return };
         self.decide(leaving.of, leaving.offered, true);
-        for (worker, handles) in leaving.adopted {
+        let mut by_worker: BTreeMap<usize, Vec<Handle>> = BTreeMap::new();
+        for (worker, handle) in leaving.numbers.into_keys() {
+            by_worker.entry(worker).or_default().push(handle);
+        }
+        for (worker, handles) in by_worker {
             self.decide(worker, handles, true);
         }
         self.hear(resteered);
@@ -268,7 +349,7 @@ impl Control {
     /// Flows of the old process have arrived. Each goes to the worker whose socket gets its
     /// client's datagrams.
     pub fn flows_arrived(&mut self, batch: FlowBatch, answer: oneshot::Sender<Vec<bool>>) {
-        let adopted = vec![false; batch.flows.len()];
+        let adopted = vec![None; batch.flows.len()];
         let mut shares: BTreeMap<usize, Share> = BTreeMap::new();
         let pairs = batch.flows.into_iter().zip(batch.sockets);
         for (position, (flow, socket)) in pairs.enumerate() {
@@ -307,21 +388,41 @@ impl Control {
     fn answer_flow_arrivals(&mut self) {
         let done = self.upgrade.flows.arriving.take_if(|of| of.asked.is_empty());
         let Some(FlowsArriving { answer: Some(answer), adopted, .. }) = done else { return };
+        self.upgrade.flows.arrived.extend(adopted.iter().flatten());
         // If nobody waits any more, `NotOurs` follows.
-        _ = answer.send(adopted);
+        _ = answer.send(adopted.iter().map(Option::is_some).collect());
     }
 
-    /// The flows that were adopted are this process's, or still the old one's, which has so many
-    /// workers.
-    pub fn own_flows(&mut self, are_ours: bool, workers: usize) {
+    /// The flows with figures are this process's: they have settled in the old one, which has so
+    /// many workers. `None`: all flows are still the old process's.
+    pub fn own_flows(&mut self, figures: Option<Vec<Figures>>, workers: usize) {
         let arrived = std::mem::take(&mut self.upgrade.flows.arrived);
-        let count: usize = arrived.values().map(Vec::len).sum();
-        for (worker, handles) in arrived {
-            self.decide(worker, handles, are_ours);
+        let mut left: Vec<_> = arrived.into_iter().map(Some).collect();
+        let are_ours = figures.is_some();
+        let mut owned: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        for figures in figures.into_iter().flatten() {
+            let flow = left.get_mut(figures.flow as usize).and_then(Option::take);
+            if let Some((worker, handle)) = flow {
+                let own = (handle, figures_here(&figures, self.wall));
+                owned.entry(worker).or_default().push(own);
+            }
+        }
+        let count: usize = owned.values().map(Vec::len).sum();
+        for (worker, flows) in owned {
+            let number = self.upgrade.moves.number();
+            // A worker that has ended has no flow.
+            _ = self.sync.ask(worker, Request { number, what: What::Own(flows.into()) });
         }
         if are_ours {
             self.board.upgrade.lock().flows_taken_over += count as u64;
             self.hear(workers != self.workers.len());
+        }
+        let mut by_worker: BTreeMap<usize, Vec<Handle>> = BTreeMap::new();
+        for (worker, handle) in left.into_iter().flatten() {
+            by_worker.entry(worker).or_default().push(handle);
+        }
+        for (worker, handles) in by_worker {
+            self.decide(worker, handles, false);
         }
     }
 }

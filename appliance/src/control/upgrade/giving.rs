@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::control::admin::board::Board;
 use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::state::Step;
-use crate::control::upgrade::under_way::Batch;
+use crate::control::upgrade::under_way::{Batch, Departure};
 use crate::wire::hand_over::{MOST_OVERRIDES, MOST_SOCKETS, MOST_TICKETS, Message};
 
 /// How often the new process is told what still lives here.
@@ -78,13 +78,18 @@ fn converse(link: &mut Link, asks: &Asks) -> Result<(), String> {
     }
 }
 
-/// Gives away all flows that can go. From the first one on, the datagrams of clients wait.
+/// Announces all flows that can go, and says what they have carried in the end.
 fn give_flows(link: &mut Link, asks: &Asks) -> Result<(), String> {
     let attempt = asks.attempt;
-    while let Some(batch) = asks.ask(|answer| Step::PartFlows { attempt, answer })? {
-        let adopted = link.offer_flows(batch)?;
-        let parted = asks.steps.blocking_send(Step::FlowsParted { attempt, adopted });
-        parted.map_err(|_| "the gateway has ended".to_owned())?;
+    while let Some(departure) = asks.ask(|answer| Step::PartFlows { attempt, answer })? {
+        match departure {
+            Departure::Flows(batch) => {
+                let adopted = link.offer_flows(batch)?;
+                let parted = asks.steps.blocking_send(Step::FlowsParted { attempt, adopted });
+                parted.map_err(|_| "the gateway has ended".to_owned())?;
+            }
+            Departure::Figures(all) => link.send_figures(&all)?,
+        }
     }
     Ok(())
 }

@@ -15,3 +15,4 @@ pub mod state;
 mod steps;
 pub mod taking;
 pub mod under_way;
+mod voice;

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use config_sync::table::moving::Moving;
-use config_sync::table::request::{Handle, Of, Request, What};
+use config_sync::table::request::{Handle, Request, What};
 use tokio::sync::oneshot;
 
 use crate::control::run::Control;
 use crate::control::upgrade::named::{by_ids, named, place};
 use crate::control::upgrade::under_way::{Answer, Arriving, Batch};
+use crate::control::upgrade::voice::Voice;
 use crate::stats::records::Reply;
 use crate::wire::hand_over::MOST_SESSIONS;
 use crate::worker::Sockets;
@@ -65,7 +67,7 @@ impl Control {
             let number = self.upgrade.moves.number();
             let leaving = &mut self.upgrade.moves.leaving;
             let most = u32::try_from(MOST_SESSIONS).unwrap_or(u32::MAX);
-            let what = What::Part { of: Of::Sessions, from: leaving.from, most };
+            let what = What::Part { from: leaving.from, most };
             let lives = self.workers[leaving.worker].thread.is_some();
             if lives && self.sync.ask(leaving.worker, Request { number, what }) {
                 leaving.asked = Some((number, answer));
@@ -141,7 +143,7 @@ impl Control {
     // ---- in the new process ----
 
     /// Sessions of the old process have arrived. Each goes to the worker with the fewest.
-    pub fn arrived(&mut self, batch: Batch, answer: oneshot::Sender<Vec<bool>>) {
+    pub fn arrived(&mut self, batch: Batch, voice: Arc<Voice>, answer: oneshot::Sender<bool>) {
         let adopted = vec![false; batch.sessions.len()];
         let sessions = self.board.workers().iter().map(|worker| worker.sessions.get());
         let mut loads: Vec<u64> = sessions.collect();
@@ -168,31 +170,35 @@ impl Control {
             }
         }
         let (answer, handles) = (Some(answer), BTreeMap::new());
-        self.upgrade.moves.arriving = Some(Arriving { answer, asked, adopted, handles });
+        self.upgrade.moves.arriving = Some(Arriving { voice, answer, asked, adopted, handles });
         self.answer_arrivals();
     }
 
-    /// Answers once all workers have.
+    /// Tells the old process once all workers have answered. The sessions stand still, so this
+    /// thread does so itself.
     fn answer_arrivals(&mut self) {
         let Some(arriving) = &mut self.upgrade.moves.arriving else { return };
         if !arriving.asked.is_empty() {
             return;
         }
-        let adopted = arriving.adopted.clone();
-        let answer = arriving.answer.take();
-        if answer.is_some_and(|answer| answer.send(adopted).is_err()) {
-            self.told(false);
+        let Some(answer) = arriving.answer.take() else { return };
+        let is_told = arriving.voice.says_adopted(std::mem::take(&mut arriving.adopted));
+        if is_told {
+            self.own_sessions(true);
+        }
+        if answer.send(is_told).is_err() && !is_told {
+            self.own_sessions(false);
         }
     }
 
     /// The adopted sessions are this process's, or still the old one's.
-    pub fn told(&mut self, is_told: bool) {
+    pub fn own_sessions(&mut self, are_ours: bool) {
         let Some(arriving) = self.upgrade.moves.arriving.take() else { return };
         for (worker, handles) in arriving.handles {
-            if is_told {
+            if are_ours {
                 self.board.upgrade.lock().taken_over += handles.len() as u64;
             }
-            self.decide(worker, handles, is_told);
+            self.decide(worker, handles, are_ours);
         }
     }
 }

@@ -8,11 +8,11 @@ use config_sync::compile::tls::tickets::SavedTickets;
 use config_sync::sync::hand_over::{Place, PlaceIds};
 use config_sync::sync::overrides::{Action, Override};
 use config_sync::table::address::{Address, EndpointAddress, UNIX, UnixPath};
-use config_sync::table::moving::{Moving, MovingFlow};
+use config_sync::table::moving::{FlowFigures, Moving, MovingFlow};
 use config_sync::table::routing::{Bound, Protocol, Timeouts, Transport};
 
 use crate::control::timestamp::WallClock;
-use crate::wire::hand_over::{self, Flow, Session, Tickets, binary, hexadecimal};
+use crate::wire::hand_over::{self, Figures, Flow, Session, Tickets, binary, hexadecimal};
 
 /// What an operator has said, as it goes from process to process.
 pub fn said(of: Override) -> hand_over::Override {
@@ -181,6 +181,18 @@ pub fn flow_by_ids(flow: Flow, ids: PlaceIds, wall: WallClock) -> Option<MovingF
     })
 }
 
+/// What a flow has carried, for the other process. `number`: which flow.
+pub fn figures_there(number: u32, of: FlowFigures, wall: WallClock) -> Figures {
+    let FlowFigures { datagrams, bytes, last, refused } = of;
+    Figures { flow: number, datagrams, bytes, last: wall.unix(last), refused }
+}
+
+/// The same in this process.
+pub fn figures_here(of: &Figures, wall: WallClock) -> FlowFigures {
+    let Figures { datagrams, bytes, last, refused, .. } = *of;
+    FlowFigures { datagrams, bytes, last: wall.micros(last), refused }
+}
+
 /// An id in two halves.
 fn halves(id: u128) -> [u64; 2] {
     let half = |id: u128| u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0);
@@ -287,6 +299,16 @@ mod tests {
         assert_eq!(taken(&shown(&before)), Some(before.clone()));
         let short = Tickets { current: hand_over::Secret::new(&[1; 47]), ..shown(&before) };
         assert_eq!(taken(&short), None);
+    }
+
+    #[test]
+    fn figures_are_the_same_after_their_way() {
+        let wall = WallClock::new(SystemTime::UNIX_EPOCH + Duration::from_secs(9), 5);
+        let figures =
+            FlowFigures { datagrams: [1, 2], bytes: [3, 4], last: 5_000_000, refused: true };
+        let there = figures_there(7, figures, wall);
+        assert_eq!((there.flow, there.last), (7, 13_999_995));
+        assert_eq!(figures_here(&there, wall), figures);
     }
 
     #[test]

@@ -18,8 +18,9 @@ use crate::control::admin::calls::{Caller, Refusal, Upgraded};
 use crate::control::admin::server::{Closing, Door};
 use crate::control::upgrade::door::Link;
 use crate::control::upgrade::starter::Starter;
-use crate::control::upgrade::under_way::{Answer, Batch, FlowBatch, FlowMoves, Moves};
-use crate::wire::hand_over::{Message, Name, Override, Tickets};
+use crate::control::upgrade::under_way::{Answer, Batch, Departure, FlowBatch, FlowMoves, Moves};
+use crate::control::upgrade::voice::Voice;
+use crate::wire::hand_over::{Figures, Message, Name, Override, Tickets};
 
 /// A step of an upgrade, for the control thread.
 pub enum Step {
@@ -29,7 +30,7 @@ pub enum Step {
     /// The new process serves. It has taken the sockets of these numbers.
     Ready { attempt: u64, taken: BTreeSet<u32>, answer: Answer<()> },
     /// Flows are wanted for the new process. `None`: no more can go.
-    PartFlows { attempt: u64, answer: Answer<Option<FlowBatch>> },
+    PartFlows { attempt: u64, answer: Answer<Option<Departure>> },
     /// The flows of the last answer, in their order: whether the new process has adopted each.
     FlowsParted { attempt: u64, adopted: Vec<bool> },
     /// The new process knows that it may go on alone.
@@ -43,25 +44,26 @@ pub enum Step {
     /// The sessions of the last answer, in their order: whether the new process has adopted each.
     Parted { adopted: Vec<bool> },
     // ---- in the new process ----
-    /// Sessions of the old process have arrived. The answer is whether each can be adopted.
-    Arrived { batch: Batch, answer: oneshot::Sender<Vec<bool>> },
+    /// Sessions of the old process have arrived. It must be told which are adopted. The answer is
+    /// whether it was.
+    Arrived { batch: Batch, voice: Arc<Voice>, answer: oneshot::Sender<bool> },
     /// Flows of the old process have arrived. The answer is whether each can be adopted.
     FlowsArrived { batch: FlowBatch, answer: oneshot::Sender<Vec<bool>> },
-    /// Whether the old process was told so. Only then the sessions are this process's.
-    Told { is_told: bool },
-    /// The old process is about to stop.
-    Yours,
+    /// The old process could not be told so. Whether the sessions are this process's all the same.
+    NotTold { are_ours: bool },
+    /// The old process is about to stop. These flows of it have settled.
+    Yours { figures: Vec<Figures> },
     /// The old process goes on alone.
     NotOurs { why: String },
     /// What lives in earlier processes.
     Draining { processes: u64, sessions: u64, flows: u64 },
 }
 
-/// The sockets for the new process.
-#[derive(Debug)]
 /// A listening address, and the number of its interface.
 pub type ListeningAt = (Transport, String, u32);
 
+/// The sockets for the new process.
+#[derive(Debug)]
 pub struct Offer {
     /// The message that comes first.
     pub message: Message,
@@ -122,10 +124,10 @@ pub struct Giving {
     pub is_ready: bool,
     /// The groups steer to the workers of the new process.
     pub steered: bool,
-}
-
     /// SIGTERM has come since `is_ready`.
     pub must_end: bool,
+}
+
 /// In the new process: the old one still serves.
 pub struct Taking {
     /// `None`: the old process was told that this one serves.
@@ -133,12 +135,12 @@ pub struct Taking {
     /// The workers of the old process.
     pub workers: usize,
     pub taken: Vec<u32>,
+    /// The listening addresses that only the old process has.
+    pub closed: Vec<ListeningAt>,
     /// What becomes of the admin API and of the next upgrade when this process is alone.
     pub doors: Vec<Door>,
     pub caller: Caller,
     pub door: Option<OwnedFd>,
-    /// The listening addresses that only the old process has.
-    pub closed: Vec<ListeningAt>,
     /// SIGTERM has come.
     pub must_end: bool,
 }

@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use crate::control::admin::calls::{self, Call, Refusal, Upgraded};
 use crate::control::admin::server;
-use crate::control::pid_file::PidFile;
 use crate::control::fd_store;
+use crate::control::pid_file::PidFile;
 use crate::control::run::{Control, Phase};
 use crate::control::systemd;
 use crate::control::upgrade::door::{self, Link, PATIENCE};
@@ -35,7 +35,7 @@ use crate::control::upgrade::named::{said, shown};
 use crate::control::upgrade::state::{Giving, ListeningAt, Offer, Step, Taking};
 use crate::control::upgrade::taking::{self, Given};
 use crate::ring::listen::steering;
-use crate::wire::hand_over::{Message, Name, What};
+use crate::wire::hand_over::{Figures, Message, Name, What};
 
 /// How long the new process's request waits for a reload that is under way.
 const RELOADING: Duration = Duration::from_secs(10);
@@ -207,10 +207,10 @@ impl Control {
             Step::Ended { attempt, status } => self.child_ended(attempt, status),
             Step::Part { answer } => self.part(answer),
             Step::Parted { adopted } => self.parted(&adopted),
-            Step::Arrived { batch, answer } => self.arrived(batch, answer),
+            Step::Arrived { batch, voice, answer } => self.arrived(batch, voice, answer),
             Step::FlowsArrived { batch, answer } => self.flows_arrived(batch, answer),
-            Step::Told { is_told } => self.told(is_told),
-            Step::Yours => self.is_alone(),
+            Step::NotTold { are_ours } => self.own_sessions(are_ours),
+            Step::Yours { figures } => self.is_alone(figures),
             Step::NotOurs { why } => self.leave_it_to_the_old_one(why),
             Step::Draining { processes, sessions, flows } => {
                 let mut figures = self.board.upgrade.lock();
@@ -365,7 +365,7 @@ impl Control {
         self.board.draining.store(true, Ordering::Relaxed);
         self.board.handed_over.store(true, Ordering::Relaxed);
         self.sync.hand_over(&giving.taken, giving.workers);
-        self.flows_go();
+        let flows = self.flows_go();
         self.phase = Phase::Draining;
         let process = giving.peer.unwrap_or(0);
         if giving.must_end {
@@ -378,7 +378,7 @@ impl Control {
         );
         if let Some(caller) = giving.caller {
             let (listeners, generation) = (giving.taken.len(), self.upgrade.generation + 1);
-            _ = caller.send(Ok(Upgraded { process, generation, listeners }));
+            _ = caller.send(Ok(Upgraded { process, generation, listeners, flows }));
             // The answer is on its way through the admin API's thread, which ends with the process.
             self.leaving = Some(tokio::spawn(tokio::time::sleep(Duration::from_millis(300))));
         }
@@ -461,9 +461,9 @@ impl Control {
     }
 
     /// The old process stops, and this one goes on alone.
-    fn is_alone(&mut self) {
+    fn is_alone(&mut self, figures: Vec<Figures>) {
         let Some(taking) = self.upgrade.taking.take() else { return };
-        self.own_flows(true, taking.workers);
+        self.own_flows(Some(figures), taking.workers);
         self.sync.own_files();
         if let Err(error) = self.open_doors(taking.doors, taking.caller, taking.door) {
             tracing::error!("{error:#}");
@@ -473,6 +473,7 @@ impl Control {
             self.upgrade.generation
         );
         systemd::tell("READY=1");
+        self.drop_stored(taking.closed, taking.workers);
         self.fd_store.not_before = Instant::now() + SETTLED;
         self.claim_pid_file();
         if taking.must_end {
@@ -480,40 +481,6 @@ impl Control {
         }
     }
 
-    pub fn claim_pid_file(&mut self) {
-        self.pid_file.iter_mut().for_each(PidFile::claim);
-    }
-
-    /// The take-over has failed. This process serves what it has accepted, and ends with an error.
-    fn leave_it_to_the_old_one(&mut self, why: String) {
-        let Some(taking) = self.upgrade.taking.take() else { return };
-        tracing::error!("no take-over: {why}");
-        self.upgrade.failure = Some(why);
-        self.board.ready.store(false, Ordering::Relaxed);
-        self.board.draining.store(true, Ordering::Relaxed);
-        self.own_flows(false, taking.workers);
-        let all: BTreeSet<SocketId> =
-            self.sync.table().sockets.iter().map(|socket| socket.id).collect();
-        self.sync.hand_over(&all, usize::MAX);
-        self.phase = Phase::Draining;
-    }
-
-    /// Opens the admin API, and the door for the next process. `door`: the socket that the process
-    /// before has had.
-    pub fn open_doors(
-        &mut self,
-        doors: Vec<server::Door>,
-        caller: calls::Caller,
-        door: Option<OwnedFd>,
-    ) -> anyhow::Result<()> {
-        self.drop_stored(taking.closed, taking.workers);
-        self.board.upgrade.lock().generation = self.upgrade.generation;
-        self.socket_file = self.admin_socket.and_then(SocketFile::at);
-        let admin = doors.iter().map(server::Door::shared).collect::<io::Result<Vec<_>>>();
-        self.upgrade.admin = admin.context("the admin API's sockets")?;
-        if !doors.is_empty() {
-            let closing = server::start(doors, Arc::clone(&self.board), caller);
-            self.upgrade.admin_closing = Some(closing.context("the admin API's threads")?);
     /// systemd has sockets that the process before has stored, which had so many workers, and that
     /// nobody has any more: clients would wait in them for ever.
     fn drop_stored(&mut self, closed: Vec<ListeningAt>, workers: usize) {
@@ -528,6 +495,39 @@ impl Control {
         }
     }
 
+    pub fn claim_pid_file(&mut self) {
+        self.pid_file.iter_mut().for_each(PidFile::claim);
+    }
+
+    /// The take-over has failed. This process serves what it has accepted, and ends with an error.
+    fn leave_it_to_the_old_one(&mut self, why: String) {
+        let Some(taking) = self.upgrade.taking.take() else { return };
+        tracing::error!("no take-over: {why}");
+        self.upgrade.failure = Some(why);
+        self.board.ready.store(false, Ordering::Relaxed);
+        self.board.draining.store(true, Ordering::Relaxed);
+        self.own_flows(None, taking.workers);
+        let all: BTreeSet<SocketId> =
+            self.sync.table().sockets.iter().map(|socket| socket.id).collect();
+        self.sync.hand_over(&all, usize::MAX);
+        self.phase = Phase::Draining;
+    }
+
+    /// Opens the admin API, and the door for the next process. `door`: the socket that the process
+    /// before has had.
+    pub fn open_doors(
+        &mut self,
+        doors: Vec<server::Door>,
+        caller: calls::Caller,
+        door: Option<OwnedFd>,
+    ) -> anyhow::Result<()> {
+        self.board.upgrade.lock().generation = self.upgrade.generation;
+        self.socket_file = self.admin_socket.and_then(SocketFile::at);
+        let admin = doors.iter().map(server::Door::shared).collect::<io::Result<Vec<_>>>();
+        self.upgrade.admin = admin.context("the admin API's sockets")?;
+        if !doors.is_empty() {
+            let closing = server::start(doors, Arc::clone(&self.board), caller);
+            self.upgrade.admin_closing = Some(closing.context("the admin API's threads")?);
         }
         if self.cluster.is_some() {
             self.upgrade.no_door = "replicas of a cluster are replaced, not upgraded".to_owned();

@@ -21,7 +21,8 @@ use crate::control::upgrade::door::{Link, out_of_order};
 use crate::control::upgrade::named::{heard, taken};
 use crate::control::upgrade::state::{ListeningAt, Step};
 use crate::control::upgrade::under_way::{Batch, FlowBatch};
-use crate::wire::hand_over::{MOST_NUMBERS, Message, Name, Session, What};
+use crate::control::upgrade::voice::Voice;
+use crate::wire::hand_over::{Figures, MOST_NUMBERS, Message, Name, Session, What};
 
 /// How long a process that has been stopped may take to end, and how often this is looked at.
 const END: Duration = Duration::from_secs(2);
@@ -168,20 +169,22 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
     let work = move || {
         let mut link = link;
         let step = match claim(&mut link, &taken, &steps) {
-            Ok(()) => Step::Yours,
+            Ok(figures) => Step::Yours { figures },
             Err(why) => Step::NotOurs { why },
         };
-        let is_ours = matches!(step, Step::Yours);
+        let is_ours = matches!(step, Step::Yours { .. });
         if steps.blocking_send(step).is_err() || !is_ours {
             return;
         }
+        // Without a file for it, nothing is adopted.
+        let voice = link.voice().map(Arc::new).ok();
         loop {
             let heard = match link.receive() {
                 Ok((Message::Draining { processes, sessions, flows }, _)) => {
                     steps.blocking_send(Step::Draining { processes, sessions, flows }).is_ok()
                 }
                 Ok((Message::Sessions(sessions), beside)) => {
-                    adopt(&link, sessions, beside, &steps).is_some()
+                    adopt((&link, voice.as_ref()), sessions, beside, &steps).is_some()
                 }
                 _ => break,
             };
@@ -195,18 +198,32 @@ pub fn finish(link: Link, taken: Vec<u32>, steps: mpsc::Sender<Step>) -> io::Res
     thread::Builder::new().name("upgrade".into()).spawn(work).map(drop)
 }
 
-fn claim(link: &mut Link, taken: &[u32], steps: &mpsc::Sender<Step>) -> Result<(), String> {
+/// Says that this process serves, and adopts flows. Returns what those have carried that have
+/// settled.
+fn claim(
+    link: &mut Link,
+    taken: &[u32],
+    steps: &mpsc::Sender<Step>,
+) -> Result<Vec<Figures>, String> {
     for some in taken.chunks(MOST_NUMBERS) {
         link.send(&Message::Taken(some.to_vec()), &[])?;
     }
     link.send(&Message::Ready, &[])?;
+    let (mut count, mut figures) = (0, Vec::new());
     loop {
         match link.receive()? {
             (Message::Flows(flows), sockets) => {
                 let adopted = adopt_flows(FlowBatch { flows, sockets }, steps)?;
+                count += adopted.iter().filter(|adopted| **adopted).count();
                 link.send(&Message::Adopted(adopted), &[])?;
             }
-            (Message::Yours, _) => return link.send(&Message::Mine, &[]),
+            (Message::Figures(some), _) if figures.len() + some.len() <= count => {
+                figures.extend(some);
+            }
+            (Message::Yours, _) => {
+                link.send(&Message::Mine, &[])?;
+                return Ok(figures);
+            }
             (other, _) => return Err(out_of_order(&other)),
         }
     }
@@ -240,7 +257,7 @@ fn ends_soon(process: u32) -> bool {
 
 /// Adopts sessions of the old process. `None`: the gateway has ended.
 fn adopt(
-    link: &Link,
+    (link, voice): (&Link, Option<&Arc<Voice>>),
     sessions: Vec<Session>,
     beside: Vec<OwnedFd>,
     steps: &mpsc::Sender<Step>,
@@ -249,16 +266,17 @@ fn adopt(
     let mut beside = beside.into_iter();
     let pairs = std::iter::from_fn(|| Some([beside.next()?, beside.next()?]));
     let sockets: Vec<_> = pairs.collect();
-    let adopted = if sockets.len() == count {
-        let (answer, answered) = oneshot::channel();
-        let batch = Batch { sessions, sockets };
-        steps.blocking_send(Step::Arrived { batch, answer }).ok()?;
-        answered.blocking_recv().ok()?
-    } else {
-        vec![false; count]
+    let Some(voice) = voice.filter(|_| sockets.len() == count) else {
+        return link.send(&Message::Adopted(vec![false; count]), &[]).ok();
     };
+    let (answer, answered) = oneshot::channel();
+    let (batch, voice) = (Batch { sessions, sockets }, Arc::clone(voice));
+    steps.blocking_send(Step::Arrived { batch, voice, answer }).ok()?;
+    if answered.blocking_recv().ok()? {
+        return Some(());
+    }
     // If the old process does not hear it, the sessions are still its own, unless it has been
     // stopped: then nobody else has them, and a close would look to the peers like a clean end.
-    let is_told = link.send(&Message::Adopted(adopted), &[]).is_ok() || ends_soon(link.peer());
-    steps.blocking_send(Step::Told { is_told }).ok()
+    let are_ours = ends_soon(link.peer());
+    steps.blocking_send(Step::NotTold { are_ours }).ok()
 }

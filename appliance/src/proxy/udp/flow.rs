@@ -101,11 +101,12 @@ pub enum Promotion {
 pub enum Whose {
     /// This process's.
     Ours,
-    /// This process's. The flow's socket is about to receive nothing more, and then the flow is
-    /// offered to another process.
+    /// This process's. Another process knows of it and has its socket, but receives nothing.
+    Announced,
+    /// This process's. The flow's socket is about to receive nothing more.
     Stopping,
-    /// Offered to another process. It may be both processes' until it is decided.
-    Offered,
+    /// Still. It may be both processes' until it is decided.
+    Settled,
     /// Another process's so far.
     Theirs,
 }
@@ -145,7 +146,7 @@ impl Flow {
 
     /// Whether another process may have the flow too.
     pub fn is_shared(&self) -> bool {
-        matches!(self.whose, Whose::Offered | Whose::Theirs)
+        matches!(self.whose, Whose::Settled | Whose::Theirs)
     }
 
     pub fn said(&self) -> Option<&Addresses> {

@@ -187,7 +187,7 @@ impl Flows {
         }
         (flow.route, flow.backend, flow.endpoint) = (choice.route, choice.backend, choice.endpoint);
         flow.introduce(core, choice.send_proxy);
-        // It was to be offered with its old socket.
+        // Another process knows the old socket.
         flow.whose = Whose::Ours;
         let old = std::mem::replace(&mut flow.upstream, upstream);
         if let Some(upstream) = self.upstreams.at_mut(upstream) {

@@ -1,11 +1,13 @@
 //! Gives flows to another process, or takes them over.
 //!
-//! The listening socket of a flow that is to leave is deaf already (`hearing.rs`): its client's
-//! datagrams wait there. The flow's own socket stops receiving, so its endpoint's wait too. Then no
-//! datagram of the flow is in the gateway, and the flow is offered. From then on both processes
-//! have the socket, and neither receives, until it is clear whose the flow is.
+//! First a flow that could leave is announced: the other process gets to know it, and gets its
+//! socket, while the flow goes on here. Then the listening socket falls deaf (`hearing.rs`): the
+//! client's datagrams wait there. The flow's own socket stops receiving, so its endpoint's wait
+//! too. Then no datagram of the flow is in the gateway: the flow has settled. All that the other
+//! process lacks are a few figures. From then on both processes have the flow, and neither
+//! receives, until it is clear whose the flow is.
 
-use config_sync::table::moving::MovingFlow;
+use config_sync::table::moving::{FlowFigures, MovingFlow};
 use config_sync::table::request::{Handle, Of};
 use config_sync::table::routing::Transport;
 use config_sync::table::steering::Share;
@@ -23,8 +25,10 @@ use crate::wire::proxy_header::Addresses;
 /// Microseconds between two steps.
 const STEP: u64 = 50;
 
-/// The most slots that one step looks at.
+/// The most slots that one step looks at, and the most sockets that one step stops. Sessions wait
+/// meanwhile.
 const MOST_LOOKS: u32 = 4_096;
+const MOST_STOPS: usize = 512;
 
 /// Microseconds that an answer waits for sockets that have not stopped. Their flows stay.
 const WAIT: u64 = 20_000;
@@ -36,43 +40,73 @@ pub const MOST_MISPLACED: u64 = 1_000_000;
 #[derive(Debug, Default)]
 pub struct Parting {
     asked: Option<Asked>,
+    /// Flows have settled since clients were last heard.
+    settled: bool,
     /// When the next step is due, in microseconds. `None`: nothing is to be done.
     pub next: Option<u64>,
 }
 
+/// What is asked about flows that are to leave.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    /// At most so many flows are announced, from a slot on.
+    Announce {
+        from: u32,
+        most: u32,
+    },
+    Settle,
+}
+
 #[derive(Debug)]
 struct Asked {
+    ask: Ask,
     /// The next slot to look at.
     slot: u32,
-    most: usize,
     /// Flows whose sockets are about to stop, by slot and generation.
     stopping: Vec<(u32, u32)>,
-    /// When the answer goes at the latest.
+    /// Until when sockets may stop.
     due: u64,
     reply: Reply,
 }
 
 impl Parting {
     /// Takes a request. The answer to an earlier one, if there is one, goes as it is.
-    pub fn ask(
-        &mut self,
-        core: &mut Core,
-        flows: &mut Flows,
-        (number, from, most): (u64, u32, u32),
-    ) {
-        if let Some(before) = self.asked.take() {
-            for (slot, generation) in before.stopping {
-                let flow = flows.flows.get_mut(slot, generation);
-                if flow.is_some_and(|flow| flow.whose == Whose::Stopping) {
+    pub fn ask(&mut self, core: &mut Core, flows: &mut Flows, number: u64, ask: Ask) {
+        self.give_up(core, flows);
+        let slot = match ask {
+            Ask::Announce { from, .. } => from,
+            Ask::Settle => 0,
+        };
+        let (stopping, due) = (Vec::new(), core.now + WAIT);
+        let reply = Reply { number, ..Reply::default() };
+        self.asked = Some(Asked { ask, slot, stopping, due, reply });
+        self.next = Some(core.now);
+    }
+
+    fn give_up(&mut self, core: &mut Core, flows: &mut Flows) {
+        let Some(before) = self.asked.take() else { return };
+        self.settled |= !before.reply.settled.is_empty();
+        for (slot, generation) in before.stopping {
+            let flow = flows.flows.get_mut(slot, generation);
+            if flow.is_some_and(|flow| flow.whose == Whose::Stopping) {
+                flows.go_on(core, slot);
+            }
+        }
+        core.records.push(Record::Reply(before.reply));
+    }
+
+    /// Clients are about to be heard again, so flows go on that have settled and about which
+    /// nothing was said.
+    pub fn end(&mut self, core: &mut Core, flows: &mut Flows) {
+        self.give_up(core, flows);
+        self.next = None;
+        if std::mem::take(&mut self.settled) {
+            for slot in 0..flows.flows.high_water() {
+                if flows.flows.at(slot).is_some_and(|flow| flow.whose == Whose::Settled) {
                     flows.go_on(core, slot);
                 }
             }
-            core.records.push(Record::Reply(before.reply));
         }
-        let (most, due) = (most as usize, core.now + WAIT);
-        let (stopping, reply) = (Vec::new(), Reply { number, ..Reply::default() });
-        self.asked = Some(Asked { slot: from, most, stopping, due, reply });
-        self.next = Some(core.now);
     }
 
     /// Makes one step, if one is due.
@@ -82,63 +116,120 @@ impl Parting {
         }
         self.next = None;
         let Some(asked) = &mut self.asked else { return };
-        let end = flows.flows.high_water();
-        let last = asked.slot.saturating_add(MOST_LOOKS).min(end);
-        while asked.slot < last && asked.stopping.len() + asked.reply.flows.len() < asked.most {
-            if flows.may_leave(core, asked.slot) {
-                asked.stopping.push((asked.slot, flows.flows.generation(asked.slot)));
-                flows.stop(core, asked.slot);
-            }
-            asked.slot += 1;
-        }
-        let is_late = core.now >= asked.due;
-        let offered = &mut asked.reply.flows;
-        asked.stopping.retain(|of| match flows.offer(*of) {
-            Offer::Made(of) => {
-                offered.push(*of);
-                false
-            }
-            Offer::None => false,
-            Offer::Later if is_late => {
-                flows.go_on(core, of.0);
-                false
-            }
-            Offer::Later => true,
-        });
-        let is_over = asked.slot >= end || offered.len() >= asked.most || is_late;
-        if asked.stopping.is_empty() && is_over {
-            asked.reply.next = (asked.slot < end).then_some(asked.slot);
-            let reply = std::mem::take(&mut asked.reply);
-            core.records.push(Record::Reply(reply));
+        let is_over = match asked.ask {
+            Ask::Announce { most, .. } => asked.announce_some(flows, most as usize),
+            Ask::Settle => asked.settle_some(core, flows),
+        };
+        if is_over {
+            self.settled |= !asked.reply.settled.is_empty();
+            core.records.push(Record::Reply(std::mem::take(&mut asked.reply)));
             self.asked = None;
-            return;
+        } else {
+            self.next = Some(core.now + STEP);
         }
-        self.next = Some(core.now + STEP);
     }
 }
 
-/// Whether a flow can be offered.
-enum Offer {
-    Made(Box<OfferedFlow>),
+impl Asked {
+    /// True if no more can be announced, or there are as many as were asked for.
+    fn announce_some(&mut self, flows: &mut Flows, most: usize) -> bool {
+        let end = flows.flows.high_water();
+        let last = self.slot.saturating_add(MOST_LOOKS).min(end);
+        while self.slot < last && self.reply.flows.len() < most {
+            self.reply.flows.extend(flows.announce(self.slot));
+            self.slot += 1;
+        }
+        self.reply.next = (self.slot < end).then_some(self.slot);
+        self.slot >= end || self.reply.flows.len() >= most
+    }
+
+    /// True if each announced flow has settled, or stays.
+    fn settle_some(&mut self, core: &mut Core, flows: &mut Flows) -> bool {
+        let end = flows.flows.high_water();
+        let last = self.slot.saturating_add(MOST_LOOKS).min(end);
+        let before = self.stopping.len();
+        while self.slot < last && self.stopping.len() < before + MOST_STOPS {
+            let slot = self.slot;
+            self.slot += 1;
+            let is_announced = flows.flows.at(slot).map(|flow| flow.whose == Whose::Announced);
+            match is_announced {
+                Some(_) if !flows.may_leave(slot) || !flows.is_unheard(core, slot) => {
+                    flows.renounce(slot);
+                }
+                Some(true) => {
+                    self.stopping.push((slot, flows.flows.generation(slot)));
+                    flows.stop(core, slot);
+                }
+                Some(false) => _ = self.reply.next.get_or_insert(slot),
+                None => {}
+            }
+        }
+        if self.stopping.len() > before {
+            self.due = core.now + WAIT;
+        }
+        let (is_late, settled) = (core.now >= self.due, &mut self.reply.settled);
+        self.stopping.retain(|of| match flows.settle(*of) {
+            Settling::Done(figures) => {
+                let handle = Handle { of: Of::Flows, slot: of.0, generation: of.1 };
+                settled.push((handle, figures));
+                false
+            }
+            Settling::Gone => false,
+            Settling::Later if is_late => {
+                flows.go_on(core, of.0);
+                false
+            }
+            Settling::Later => true,
+        });
+        self.slot >= end && self.stopping.is_empty()
+    }
+}
+
+/// Whether a flow has settled.
+enum Settling {
+    Done(FlowFigures),
     /// Its socket has not stopped yet.
     Later,
     /// It has ended, or has another socket now.
-    None,
+    Gone,
 }
 
 impl Flows {
     /// Whether the flow could go to another process. Flows of a shared socket stay: others need the
     /// socket.
-    fn may_leave(&self, core: &Core, slot: u32) -> bool {
+    fn may_leave(&self, slot: u32) -> bool {
         let Some(flow) = self.flows.at(slot) else { return false };
         let is_own = |of: &Upstream| {
             matches!(of.role, Role::Socket | Role::Own) && !of.closing && of.halt == Halt::No
         };
-        flow.whose == Whose::Ours
-            && core.hearing.is_quiet(flow.socket)
+        matches!(flow.whose, Whose::Ours | Whose::Announced)
             && self.ending.is_none()
             && !self.is_ending(slot)
             && self.upstreams.at(flow.upstream).is_some_and(is_own)
+    }
+
+    /// Whether no datagram of the flow's client is received.
+    fn is_unheard(&self, core: &Core, slot: u32) -> bool {
+        self.flows.at(slot).is_some_and(|flow| core.hearing.is_quiet(flow.socket))
+    }
+
+    /// The flow is this process's alone.
+    fn renounce(&mut self, slot: u32) {
+        if let Some(flow) = self.flows.at_mut(slot).filter(|of| of.whose == Whose::Announced) {
+            flow.whose = Whose::Ours;
+        }
+    }
+
+    /// Announces the flow to another process, if it could go there and was not announced before.
+    fn announce(&mut self, slot: u32) -> Option<OfferedFlow> {
+        let handle = self.handle(slot).filter(|_| self.may_leave(slot))?;
+        let flow = self.flows.at_mut(slot).filter(|flow| flow.whose == Whose::Ours)?;
+        flow.whose = Whose::Announced;
+        let (socket, at) = (flow.upstream, flow.endpoint.index());
+        let own = self.upstreams.at(socket).is_some_and(|of| of.role == Role::Own);
+        let interface = self.endpoints[at].interface;
+        let moving = MovingFlow { own, interface, ..moving(self.flows.at(slot)?) };
+        Some(OfferedFlow { handle, moving, upstream: self.upstream_token(socket) })
     }
 
     /// Has the flow's socket receive nothing more, and the kernel forward nothing more.
@@ -195,49 +286,32 @@ impl Flows {
         self.paused.iter().any(|(_, paused)| *paused == token)
     }
 
-    fn offer(&mut self, (slot, generation): (u32, u32)) -> Offer {
+    fn settle(&mut self, (slot, generation): (u32, u32)) -> Settling {
         let flow = self.flows.get_mut(slot, generation);
         let Some(flow) = flow.filter(|flow| flow.whose == Whose::Stopping) else {
-            return Offer::None;
+            return Settling::Gone;
         };
-        let upstream = self.upstreams.at(flow.upstream);
-        let is_still = upstream.is_some_and(|of| of.halt == Halt::Done) && !flow.is_promoted();
-        let Some(upstream) = upstream.filter(|_| is_still) else { return Offer::Later };
-        flow.whose = Whose::Offered;
-        let (own, at) = (upstream.role == Role::Own, flow.endpoint.index());
-        let slot_of_socket = flow.upstream;
-        let proxied = flow.proxied.as_deref();
-        let moving = MovingFlow {
-            socket: flow.socket,
-            listener: flow.listener,
-            route: flow.route,
-            backend: flow.backend,
-            endpoint: flow.endpoint,
-            peer: flow.peer,
-            local: flow.local,
-            said: flow.said().map(|said| [said.source, said.destination]),
-            header: proxied.map(|proxied| proxied.header.clone()).unwrap_or_default(),
-            unique_id: proxied.and_then(|proxied| proxied.unique_id),
-            timeout: flow.timeout,
-            responses: flow.responses,
+        let has_stopped = self.upstreams.at(flow.upstream).is_some_and(|of| of.halt == Halt::Done);
+        if !has_stopped || flow.is_promoted() {
+            return Settling::Later;
+        }
+        flow.whose = Whose::Settled;
+        let figures = FlowFigures {
             datagrams: [flow.sent, flow.replies],
             bytes: [flow.bytes_up, flow.bytes_down],
-            opened: flow.opened,
             last: flow.last,
             refused: flow.refused,
-            own,
-            interface: self.endpoints[at].interface,
         };
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         // Nobody hears the client, so nobody misses the flow here.
         self.remove_from_index(slot, hash);
-        let handle = Handle { of: Of::Flows, slot, generation };
-        let upstream = self.upstream_token(slot_of_socket);
-        Offer::Made(Box::new(OfferedFlow { handle, moving, upstream }))
+        Settling::Done(figures)
     }
 
-    /// Adopts a flow of another process, and keeps it still. `None`: there is no room, the flow's
-    /// listening socket is not this worker's, or the client has a flow here.
+    /// Adopts a flow that another process has announced, and keeps it still. Its client's datagrams
+    /// do not come to it yet, so a client whose flow has ended there may have several here, of
+    /// which one goes on. `None`: there is no room, or the flow's listening socket is not this
+    /// worker's.
     pub fn adopt(&mut self, core: &mut Core, moving: MovingFlow, incoming: u32) -> Option<Handle> {
         let socket = moving.socket;
         let listens = core.tables.transport(socket) == Some(Transport::Udp);
@@ -246,11 +320,6 @@ impl Flows {
             return None;
         }
         let said = moving.said.map(|[source, destination]| Addresses { source, destination });
-        let sender = Sender { peer: moving.peer, local: moving.local, said };
-        let hash = self.hasher.hash_one((socket, sender.client(), sender.local));
-        if self.found(socket, &sender, hash).is_some() {
-            return None;
-        }
         let at = moving.endpoint.index();
         if self.endpoints.len() <= at {
             self.endpoints.resize(at + 1, ABSENT);
@@ -272,24 +341,41 @@ impl Flows {
         let (slot, generation) = self.flows.insert(arrived(core, moving, (said, upstream)))?;
         self.upstreams.at_mut(upstream)?.flow = slot;
         self.by_socket[socket.index()] += 1;
-        self.add_to_index(slot, hash);
         core.counters.flows.set(u64::from(self.flows.len()));
         self.count_upstreams(core);
         core.push(self.upstream_token(upstream), Op::AttachUpstream { incoming });
         Some(Handle { of: Of::Flows, slot, generation })
     }
 
-    /// Decides about still flows: they are this process's, or another's.
+    /// Decides about flows that were announced or have settled: they are this process's, or
+    /// another's. A flow that has not settled is this process's.
     pub fn decide(&mut self, core: &mut Core, handles: &[Handle], is_ours: bool) {
         for handle in handles.iter().filter(|handle| handle.of == Of::Flows) {
             let flow = self.flows.get_mut(handle.slot, handle.generation);
-            if flow.is_none_or(|flow| !flow.is_shared()) {
-                continue;
+            match flow.map(|flow| flow.whose) {
+                Some(Whose::Announced) => self.renounce(handle.slot),
+                Some(Whose::Settled) if is_ours => self.go_on(core, handle.slot),
+                Some(Whose::Settled | Whose::Theirs) => self.forget(core, handle.slot),
+                Some(Whose::Ours | Whose::Stopping) | None => {}
             }
-            match is_ours {
-                true => self.go_on(core, handle.slot),
-                false => self.forget(core, handle.slot),
+        }
+    }
+
+    /// Goes on with flows of another process, which have carried so much.
+    pub fn own(&mut self, core: &mut Core, all: &[(Handle, FlowFigures)]) {
+        for (Handle { slot, generation, .. }, figures) in all {
+            let flow = self.flows.get_mut(*slot, *generation);
+            let Some(flow) = flow.filter(|flow| flow.whose == Whose::Theirs) else { continue };
+            [flow.sent, flow.replies] = figures.datagrams;
+            [flow.bytes_up, flow.bytes_down] = figures.bytes;
+            // Another process's clock may be ahead.
+            flow.last = figures.last.clamp(flow.opened, core.now);
+            flow.refused = figures.refused;
+            let upstream = flow.upstream;
+            if let Some(upstream) = self.upstreams.at_mut(upstream) {
+                upstream.sent = figures.datagrams[0];
             }
+            self.go_on(core, *slot);
         }
     }
 
@@ -305,14 +391,13 @@ impl Flows {
         let Some(flow) = self.flows.at_mut(slot) else { return };
         let before = std::mem::replace(&mut flow.whose, Whose::Ours);
         let upstream = flow.upstream;
+        let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         match before {
-            Whose::Ours | Whose::Stopping => {}
-            Whose::Offered => {
-                let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
-                self.add_to_index(slot, hash);
-            }
+            Whose::Ours | Whose::Announced | Whose::Stopping => {}
+            Whose::Settled => self.add_to_index(slot, hash),
             Whose::Theirs => {
                 count_in(core, flow);
+                self.add_to_index(slot, hash);
                 let promotion = self.flows.at(slot).map(|flow| self.promotion_of(core, flow));
                 self.set_promotion(slot, promotion.unwrap_or(Promotion::Never));
             }
@@ -324,9 +409,7 @@ impl Flows {
     /// process's. The socket does not rest, because the other process has it.
     fn forget(&mut self, core: &mut Core, slot: u32) {
         let Some(flow) = self.flows.remove(slot) else { return };
-        if flow.whose == Whose::Theirs {
-            self.remove_from_index(slot, self.hash(&flow));
-        } else {
+        if flow.whose == Whose::Settled {
             core.places.leave(flow.listener);
             core.leaves(flow.endpoint);
             core.leave_source(flow.source);
@@ -341,6 +424,32 @@ impl Flows {
         self.close_socket(core, flow.upstream);
         self.by_socket[flow.socket.index()] -= 1;
         self.leave_socket(core, flow.socket);
+    }
+}
+
+/// What another process is told of a flow. The caller knows its socket.
+fn moving(flow: &Flow) -> MovingFlow {
+    let proxied = flow.proxied.as_deref();
+    MovingFlow {
+        socket: flow.socket,
+        listener: flow.listener,
+        route: flow.route,
+        backend: flow.backend,
+        endpoint: flow.endpoint,
+        peer: flow.peer,
+        local: flow.local,
+        said: flow.said().map(|said| [said.source, said.destination]),
+        header: proxied.map(|proxied| proxied.header.clone()).unwrap_or_default(),
+        unique_id: proxied.and_then(|proxied| proxied.unique_id),
+        timeout: flow.timeout,
+        responses: flow.responses,
+        datagrams: [flow.sent, flow.replies],
+        bytes: [flow.bytes_up, flow.bytes_down],
+        opened: flow.opened,
+        last: flow.last,
+        refused: flow.refused,
+        own: false,
+        interface: 0,
     }
 }
 

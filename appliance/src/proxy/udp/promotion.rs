@@ -71,9 +71,8 @@ impl Flows {
     }
 
     pub fn promote(&mut self, core: &mut Core, slot: u32) {
-        let Some(flow) = self.flows.at(slot).filter(|flow| flow.whose == Whose::Ours) else {
-            return;
-        };
+        let is_ours = |flow: &&Flow| matches!(flow.whose, Whose::Ours | Whose::Announced);
+        let Some(flow) = self.flows.at(slot).filter(is_ours) else { return };
         let (client, listener) = (flow.peer, flow.bound(core));
         let token = self.upstream_token(flow.upstream);
         let place = u32::try_from(self.promoted.list.len()).expect("no more than flows");

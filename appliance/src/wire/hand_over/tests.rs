@@ -116,6 +116,27 @@ fn a_flow_that_cannot_be_is_refused() {
     }
 }
 
+fn figures() -> Figures {
+    Figures {
+        flow: u32::MAX,
+        datagrams: [u32::MAX; 2],
+        bytes: [u64::MAX >> 2; 2],
+        last: u64::MAX,
+        refused: false,
+    }
+}
+
+#[test]
+fn figures_are_short_and_sound() {
+    let few = Figures { flow: 1, datagrams: [2, 3], bytes: [4, 5], last: 6, refused: true };
+    let bytes = write(&Message::Figures(vec![few]));
+    assert_eq!(&bytes[HEAD..], b"{\"figures\":[[1,[2,3],[4,5],6,true]]}");
+    let unsound = Figures { bytes: [u64::MAX, 0], ..few };
+    assert_eq!(read(&write(&Message::Figures(vec![unsound]))), Err(Fault::Flow));
+    let many = write(&Message::Figures(vec![few; MOST_FIGURES + 1]));
+    assert_eq!(read(&many), Err(Fault::Entries(MOST_FIGURES + 1)));
+}
+
 fn all() -> Vec<Message> {
     let program = || "0.1.0".to_owned();
     vec![
@@ -139,6 +160,7 @@ fn all() -> Vec<Message> {
         Message::Mine,
         Message::Sessions(vec![session(); MOST_SESSIONS]),
         Message::Flows(vec![flow(); MOST_FLOWS]),
+        Message::Figures(vec![figures(); MOST_FIGURES]),
         Message::Adopted(vec![true; MOST_FLOWS]),
         Message::Draining { processes: 1, sessions: 2, flows: 3 },
     ]

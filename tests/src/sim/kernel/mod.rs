@@ -134,8 +134,6 @@ pub struct Kernel {
     pub(crate) arrivals: Vec<Token>,
     /// Upstream sockets that another process has got, by the number of that.
     pub(crate) lent: Vec<Token>,
-    /// What another process calls an upstream socket that it has got.
-    pub(crate) borrowed: BTreeMap<Token, Token>,
     pub(crate) conns: Vec<Conn>,
     pub(crate) sessions: BTreeMap<u32, Session>,
     /// The client of every session so far, by the session's slot and generation.
@@ -209,7 +207,6 @@ impl Kernel {
             frozen: BTreeSet::new(),
             arrivals: Vec::new(),
             lent: Vec::new(),
-            borrowed: BTreeMap::new(),
             conns: Vec::new(),
             sessions: BTreeMap::new(),
             adopted: BTreeMap::new(),

@@ -1,8 +1,9 @@
 //! Sockets that receive nothing for now, and upstream sockets that go from one process to another.
-//! Both processes are one process here, so an upstream socket goes from one slot to another; the
-//! kernel sees to it that only one of the two receives.
+//! Both processes are one process here, so an upstream socket is in two slots for a while. What it
+//! receives is with one of them, which has the socket; the other is `away`, until it receives or
+//! the one that has the socket is closed. The kernel sees to it that only one of the two receives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use config_sync::table::routing::{SocketId, Transport};
 use ringway::contract::{Event, Kind, Token};
@@ -54,55 +55,82 @@ impl Kernel {
         }
     }
 
-    /// The other process has got this upstream socket. Returns its number.
-    pub fn lend_upstream(&mut self, of: Token) -> u32 {
+    /// The other process has got this upstream socket. Returns its number. `None`: the socket was
+    /// closed in the meantime.
+    pub fn lend_upstream(&mut self, of: Token) -> Option<u32> {
+        self.upstreams.get(&of.slot).filter(|upstream| upstream.token == of)?;
         self.lent.push(of);
-        self.lent.len() as u32 - 1
+        Some(self.lent.len() as u32 - 1)
     }
 
+    /// The other process receives nothing before it is told to, so the one that lends the socket
+    /// still has it.
     pub(crate) fn attach_upstream(&mut self, token: Token, incoming: u32) {
         let of = self.lent[incoming as usize];
         assert!(!self.upstreams.contains_key(&token.slot), "Attach into a slot that is in use");
         self.use_slot(token);
-        let old = self.upstream(of);
-        assert!(old.halted && !old.armed && !old.away, "offered while it receives: {old:?}");
-        old.away = true;
+        let old = self.upstreams.get(&of.slot).filter(|old| old.token == of);
+        let old = old.expect("it was there when it was lent, just now");
         let new = Upstream {
             token,
             port: old.port,
             address: old.address,
             interface: old.interface,
             used: old.used,
-            serves: old.serves,
+            serves: None,
             pairs: BTreeMap::new(),
             armed: false,
             told: false,
             closing: false,
             halted: true,
-            away: false,
+            away: true,
             stopped: 0,
             pause_until: 0,
-            refused: std::mem::take(&mut old.refused),
-            received: std::mem::take(&mut old.received),
+            refused: false,
+            received: VecDeque::new(),
         };
         self.upstreams.insert(token.slot, new);
-        if let Some(turn) = self.refused.remove(&of) {
-            self.refused.insert(token, turn);
-        }
-        self.borrowed.insert(of, token);
     }
 
-    /// The other process does not take the flow of this socket.
-    pub fn give_back_upstream(&mut self, of: Token) {
-        let Some(token) = self.borrowed.remove(&of) else { return };
-        let new = self.upstream(token);
-        new.away = true;
+    /// A copy of a socket that another slot may have so far has it from now on, with all that it
+    /// has received.
+    pub(super) fn fetch(&mut self, token: Token) {
+        let upstream = self.upstream(token);
+        if !std::mem::take(&mut upstream.away) {
+            return;
+        }
+        let port = upstream.port;
+        let mut others = self.upstreams.values_mut();
+        let before = others.find(|of| of.port == port && of.token != token && !of.away);
+        let before = before.expect("somebody has the socket");
+        assert!(before.halted && !before.armed, "two receive from one socket: {before:?}");
+        before.away = true;
+        let before = before.token;
+        self.move_socket(before, token);
+    }
+
+    /// The slot that has a socket is about to be empty. A copy in another slot has it then.
+    pub(super) fn leave_to_others(&mut self, token: Token) {
+        let Some(old) = self.upstreams.get(&token.slot).filter(|of| !of.away) else { return };
+        let port = old.port;
+        let mut others = self.upstreams.values_mut();
+        if let Some(next) = others.find(|of| of.port == port && of.token != token) {
+            next.away = false;
+            let next = next.token;
+            self.move_socket(token, next);
+        }
+    }
+
+    fn move_socket(&mut self, from: Token, to: Token) {
+        let Some(old) = self.upstreams.get_mut(&from.slot) else { return };
         let (refused, received) =
-            (std::mem::take(&mut new.refused), std::mem::take(&mut new.received));
-        let old = self.upstream(of);
-        (old.away, old.refused, old.received) = (false, refused, received);
-        if let Some(turn) = self.refused.remove(&token) {
-            self.refused.insert(of, turn);
+            (std::mem::take(&mut old.refused), std::mem::take(&mut old.received));
+        let (serves, used) = (old.serves, old.used);
+        if let Some(new) = self.upstreams.get_mut(&to.slot) {
+            (new.refused, new.received, new.serves, new.used) = (refused, received, serves, used);
+        }
+        if let Some(turn) = self.refused.remove(&from) {
+            self.refused.insert(to, turn);
         }
     }
 }

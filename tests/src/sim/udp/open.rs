@@ -86,6 +86,7 @@ impl Kernel {
     }
 
     pub(crate) fn upstream_closed(&mut self, token: Token, turn: &mut Turn) {
+        self.leave_to_others(token);
         self.upstreams.remove(&token.slot);
         self.event(token, Event::Closed, turn);
         self.haunt(token);

@@ -28,7 +28,7 @@ pub struct Upstream {
     pub(super) closing: bool,
     /// `Halt` was asked for, or it was attached: it receives only after `Receive`.
     pub(crate) halted: bool,
-    /// Another process has it too, and gets what comes.
+    /// Another slot has it too, and gets what comes.
     pub(super) away: bool,
     /// When it last stopped for an error of the machine's, and when receiving may be asked for
     /// again, microseconds.

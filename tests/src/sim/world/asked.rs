@@ -123,8 +123,11 @@ impl Asked {
                 None
             }
             What::Part { .. }
+            | What::Announce { .. }
+            | What::Settle
             | What::Forget(_)
             | What::GoOn(_)
+            | What::Own(_)
             | What::Deafen(_)
             | What::Hear { .. } => {
                 unreachable!("`moves` asks these")

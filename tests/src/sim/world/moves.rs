@@ -1,6 +1,7 @@
 //! Hands sessions and flows from one process to another, as an upgrade does. The world has one
 //! proxy, which gives them to itself: each goes from one slot to another, and each step of that
-//! comes late, fails, or comes before the other one's. While flows go, the proxy hears no client.
+//! comes late, fails, or comes before the other one's. Flows go on after they were announced, until
+//! the proxy hears no client any more.
 
 use config_sync::table::request::{Handle, Of, Request, What};
 use ringway::contract::{Kind, Token};
@@ -22,30 +23,51 @@ impl World {
             return;
         }
         moves.pausing = self.kernel.now + 2 * LONGEST_EMPTYING;
-        if self.asks.per_mille(500) {
-            let number = moves.number();
-            moves.hearing = Hearing::Stops(number);
-            let what = What::Deafen(self.in_force.clone().into());
-            return self.proxy.ask(self.kernel.now, Request { number, what }, &mut self.ops);
-        }
-        self.part_some(Of::Sessions, 16);
+        let number = moves.number();
+        moves.asked = Some(number);
+        let from = self.asks.below(4) as u32;
+        let what = match self.asks.per_mille(500) {
+            true => What::Announce { from, most: self.asks.between(1, 64) as u32 },
+            false => What::Part { from, most: self.asks.between(1, 16) as u32 },
+        };
+        self.request(number, what);
     }
 
-    fn part_some(&mut self, of: Of, most: u64) {
-        let number = self.check.moves.number();
-        self.check.moves.asked = Some(number);
-        let most = self.asks.between(1, most) as u32;
-        let what = What::Part { of, from: self.asks.below(4) as u32, most };
+    fn request(&mut self, number: u64, what: What) {
         self.proxy.ask(self.kernel.now, Request { number, what }, &mut self.ops);
     }
 
     pub(super) fn carry_on_with_moves(&mut self) {
         self.carry_on_with_tasks();
         let moves = &mut self.check.moves;
-        if moves.hearing == Hearing::Deaf && !moves.is_moving() {
-            moves.hearing = Hearing::Hears;
-            let request = Request { number: moves.number(), what: What::Hear { only: None } };
-            self.proxy.ask(self.kernel.now, request, &mut self.ops);
+        if moves.is_moving() {
+            return;
+        }
+        match moves.hearing {
+            Hearing::Hears if !moves.announced.is_empty() => {
+                let number = moves.number();
+                match self.asks.below(8) {
+                    0 => return self.give_announced_up(),
+                    1..=3 => return self.later(Task::Wait),
+                    _ => {}
+                }
+                moves.hearing = Hearing::Stops(number);
+                self.request(number, What::Deafen(self.in_force.clone().into()));
+            }
+            Hearing::Hears | Hearing::Stops(_) => {}
+            Hearing::Deaf => {
+                moves.hearing = Hearing::Hears;
+                let number = moves.number();
+                self.request(number, What::Hear { only: None });
+            }
+        }
+    }
+
+    /// The other process fails before anything stands still.
+    fn give_announced_up(&mut self) {
+        for (old, new) in std::mem::take(&mut self.check.moves.announced) {
+            self.later(Task::GoOn(old));
+            self.later(Task::Forget(new));
         }
     }
 
@@ -67,7 +89,12 @@ impl World {
         let moves = &mut self.check.moves;
         if moves.hearing == Hearing::Stops(reply.number) {
             moves.hearing = Hearing::Deaf;
-            return self.part_some(Of::Flows, 64);
+            let number = moves.number();
+            moves.settling = Some(number);
+            return self.request(number, What::Settle);
+        }
+        if moves.settling.take_if(|number| *number == reply.number).is_some() {
+            return self.have_settled(reply);
         }
         if moves.asked.take_if(|number| *number == reply.number).is_some() {
             moves.pausing = now + 2 * LONGEST_EMPTYING;
@@ -80,7 +107,7 @@ impl World {
             for offered in reply.flows {
                 self.check.asked.moved.insert(offered.handle);
                 self.check.moves.upstreams.insert(offered.handle, offered.upstream);
-                let task = Task::OfferedFlow(offered.handle, Box::new(offered.moving));
+                let task = Task::AnnouncedFlow(offered.handle, Box::new(offered.moving));
                 self.later(task);
             }
             return;
@@ -91,9 +118,29 @@ impl World {
                 moves.adopted += 1;
                 moves.flows += u64::from(new.of == Of::Flows);
                 self.check.asked.moved.insert(*new);
+                if new.of == Of::Flows {
+                    // The flow was given another socket, and is announced again.
+                    if let Some(before) = self.check.moves.announced.insert(old, *new) {
+                        self.later(Task::Forget(before));
+                    }
+                    return;
+                }
                 self.later(Task::Adopted { old, new: *new });
             }
             None => self.later(Task::GoOn(old)),
+        }
+    }
+
+    /// Flows stand still. Those that do not, although they were announced, have ended, have another
+    /// socket, or stay.
+    fn have_settled(&mut self, reply: Reply) {
+        let mut announced = std::mem::take(&mut self.check.moves.announced);
+        for (old, figures) in reply.settled {
+            let new = announced.remove(&old).expect("a flow settles that nobody knows");
+            self.later(Task::Settled { old, new, figures });
+        }
+        for new in announced.into_values() {
+            self.later(Task::Forget(new));
         }
     }
 
@@ -115,16 +162,16 @@ impl World {
                 self.proxy.adopt(now, number, vec![(*moving, incoming)], &mut self.ops);
                 return;
             }
-            Task::OfferedFlow(old, _) if self.asks.per_mille(250) => {
+            Task::AnnouncedFlow(old, _) if self.asks.per_mille(250) => {
                 return self.later(Task::GoOn(old));
             }
-            Task::OfferedFlow(old, moving) => {
+            Task::AnnouncedFlow(old, moving) => {
                 let number = self.check.moves.number();
                 self.check.moves.adopting.insert(number, old);
                 let socket = self.check.moves.upstreams[&old];
                 // Sometimes no file is left for the socket.
                 let has_room = !self.asks.per_mille(100);
-                let incoming = has_room.then(|| self.kernel.lend_upstream(socket));
+                let incoming = has_room.then(|| self.kernel.lend_upstream(socket)).flatten();
                 let arrivals = vec![(*moving, incoming)];
                 self.proxy.adopt_flows(now, number, arrivals, &mut self.ops);
                 return;
@@ -135,14 +182,22 @@ impl World {
                 return self.later(Task::GoOn(new));
             }
             Task::Adopted { old, new } => {
-                match old.of {
-                    Of::Sessions => self.kernel.give_back(token(old)),
-                    Of::Flows => {
-                        self.kernel.give_back_upstream(self.check.moves.upstreams[&old]);
-                    }
-                }
+                self.kernel.give_back(token(old));
                 self.later(Task::GoOn(old));
                 return self.later(Task::Forget(new));
+            }
+            Task::Settled { old, new, figures } if self.asks.per_mille(750) => {
+                self.later(Task::Forget(old));
+                return self.later(Task::Own(new, figures));
+            }
+            Task::Settled { old, new, .. } => {
+                self.later(Task::GoOn(old));
+                return self.later(Task::Forget(new));
+            }
+            Task::Wait => return,
+            Task::Own(new, figures) => {
+                let number = self.check.moves.number();
+                return self.request(number, What::Own(Box::new([(new, figures)])));
             }
             Task::GoOn(handle) => {
                 if handle.of == Of::Sessions {

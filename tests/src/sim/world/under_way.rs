@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use config_sync::table::moving::{Moving, MovingFlow};
+use config_sync::table::moving::{FlowFigures, Moving, MovingFlow};
 use config_sync::table::request::Handle;
 use ringway::contract::Token;
 use ringway::stats::records::Reply;
@@ -27,8 +27,12 @@ pub struct Moves {
     /// Flows that were adopted.
     pub flows: u64,
     pub hearing: Hearing,
-    /// The sockets of flows that were offered.
+    /// The sockets of flows that were announced.
     pub upstreams: BTreeMap<Handle, Token>,
+    /// Flows that were adopted, each with the one that was announced.
+    pub announced: BTreeMap<Handle, Handle>,
+    /// The request that brings them to a halt.
+    pub settling: Option<u64>,
 }
 
 /// Whether the proxy receives the datagrams of clients.
@@ -45,7 +49,17 @@ pub enum Hearing {
 pub enum Task {
     /// The other process takes the session, or does not.
     Offered(Handle, Box<Moving>),
-    OfferedFlow(Handle, Box<MovingFlow>),
+    AnnouncedFlow(Handle, Box<MovingFlow>),
+    /// Flows go on although the other process knows them.
+    Wait,
+    /// The flow stands still in both processes.
+    Settled {
+        old: Handle,
+        new: Handle,
+        figures: FlowFigures,
+    },
+    /// The flow is this process's, and has carried so much.
+    Own(Handle, FlowFigures),
     /// It has the session, and says so, or nobody hears it.
     Adopted {
         old: Handle,
@@ -61,11 +75,12 @@ impl Moves {
     }
 
     pub fn is_open(&self) -> bool {
-        self.is_moving() || self.hearing != Hearing::Hears
+        self.is_moving() || self.hearing != Hearing::Hears || !self.announced.is_empty()
     }
 
     pub fn is_moving(&self) -> bool {
-        self.asked.is_some() || !self.adopting.is_empty() || !self.due.is_empty()
+        let asks = self.asked.is_some() || self.settling.is_some();
+        asks || !self.adopting.is_empty() || !self.due.is_empty()
     }
 
     /// Whether sessions may stand still for the sake of a move.
