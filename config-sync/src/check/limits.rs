@@ -22,8 +22,6 @@ pub(super) fn named(config: &Config) -> impl Iterator<Item = &At<String>> {
     let listeners = config.listeners.iter().map(|of| &of.limit);
     let routes = config.routes.iter().map(|of| &of.limit);
     let backends = config.backends.iter().map(|of| &of.limit);
-    listeners.chain(routes).chain(backends).filter_map(|limit| match limit {
-        Some(LimitOf::Shared(name)) => Some(name),
-        _ => None,
-    })
+    let limits = listeners.chain(routes).chain(backends).flatten();
+    limits.filter_map(LimitOf::shared)
 }

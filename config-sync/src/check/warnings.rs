@@ -54,10 +54,17 @@ fn unused(config: &Config, found: &mut Vec<Problem>) {
         }
     }
     let used = names(limits::named(config));
+    let of_tcp = config.listeners.iter().filter(|of| of.protocol == Protocol::Tcp);
+    let delaying = names(of_tcp.filter_map(|of| of.limit.as_ref()?.shared()));
     for limit in &config.shared_limits {
         if !used.contains(limit.name.value.as_str()) {
             let message = "nothing has this limit; remove it, or write `limit` with its name into \
                            a listener, route or backend";
+            found.push(limit.name.problem(message));
+        }
+        if limit.limit.delays && !delaying.contains(limit.name.value.as_str()) {
+            let message = "only clients of TCP listeners wait, and no TCP listener has this limit; \
+                           remove `over`, or give the limit to a TCP listener";
             found.push(limit.name.problem(message));
         }
     }
@@ -312,6 +319,18 @@ mod tests {
         warned(&idle.replace("\"10.0.0.1:80\"", full), &[]);
         let empty = GOOD.replace("\"10.0.0.1:80\"", "");
         warned(&empty, &["10:8: backends[0].endpoints: names no endpoint, so all sessions"]);
+    }
+
+    #[test]
+    fn a_shared_limit_that_delays_has_a_listener_that_can() {
+        let shared = "[[shared_limits]]\nname = \"all\"\nsessions = 5\nover = \"delay\"\n";
+        let udp = GOOD.replace("\"TCP\"", "\"UDP\"");
+        let with = |text: &str| text.replace("[[routes]]", "limit = \"all\"\n[[routes]]") + shared;
+        warned(&with(GOOD), &[]);
+        let line = with(&udp).lines().count() - 2;
+        let said = format!("{line}:8: shared_limits[0].name: only clients of TCP listeners wait");
+        warned(&with(&udp), &[&said]);
+        warned(&with(&udp).replace("delay", "refuse"), &[]);
     }
 
     #[test]

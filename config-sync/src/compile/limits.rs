@@ -4,35 +4,47 @@ use std::sync::Arc;
 
 use crate::compile::Compile;
 use crate::compile::names::LimitKey;
-use crate::model::limit::LimitOf;
+use crate::model::config::Config;
+use crate::model::limit::{self, LimitOf};
+use crate::model::listener::Listener;
 use crate::model::place::At;
 use crate::table::limit::Limit;
 use crate::table::load::NO_LIMIT;
 use crate::table::rate::Rate;
+use crate::table::routing::Protocol;
 
 impl Compile<'_> {
-    /// The limit of a part.
+    /// The limit of a listener. Only a listener for TCP can let its clients wait: all others that
+    /// share a limit refuse them.
+    pub(super) fn limit_of_listener(&mut self, listener: &Listener) -> Option<Box<Limit>> {
+        let asked = keys_of(self.config, listener.limit.as_ref()?)?;
+        let delays = asked.delays && listener.protocol == Protocol::Tcp;
+        let limit = self.limit(listener.limit.as_ref(), LimitKey::Listener, &listener.name)?;
+        Some(Box::new(Limit { delays, ..*limit }))
+    }
+
+    /// The limit of a part, which refuses.
     pub(super) fn limit(
         &mut self,
         asked: Option<&LimitOf>,
         key: impl Fn(String) -> LimitKey,
         name: &At<String>,
     ) -> Option<Box<Limit>> {
-        let (asked, key, shared) = match asked? {
-            LimitOf::Own(limit) => (limit, key(name.value.clone()), None),
+        let of = asked?;
+        let asked = keys_of(self.config, of)?;
+        let (key, shared) = match of {
+            LimitOf::Own(_) => (key(name.value.clone()), None),
             LimitOf::Shared(name) => {
-                let mut known = self.config.shared_limits.iter();
-                let found = known.find(|of| of.name.value == name.value)?;
                 let shared = Arc::from(name.value.as_str());
-                (&found.limit, LimitKey::Shared(name.value.clone()), Some(shared))
+                (LimitKey::Shared(name.value.clone()), Some(shared))
             }
         };
         let opening = asked.new_per_second.map(|rate| (rate, asked.burst.unwrap_or(rate)));
         let opening = opening.map(|(rate, burst)| Rate::new(rate.into(), burst.into()));
         let bytes = asked.bytes_per_second.map(|rate| Rate::new(rate, rate));
         let sessions = asked.sessions.unwrap_or(NO_LIMIT);
-        let (delays, usage) = (asked.delays, self.names.usage(key));
-        Some(Box::new(Limit { shared, sessions, opening, bytes, delays, usage }))
+        let usage = self.names.usage(key);
+        Some(Box::new(Limit { shared, sessions, opening, bytes, delays: false, usage }))
     }
 
     /// The limit of the process.
@@ -40,5 +52,16 @@ impl Compile<'_> {
         let most = Some(self.config.total_sessions).filter(|most| *most > 0)?;
         let usage = self.names.usage(LimitKey::Process);
         Some(Box::new(Limit { sessions: most, ..Limit::nothing(usage) }))
+    }
+}
+
+/// The keys of a part's own limit, or of the limit that it shares.
+fn keys_of<'c>(config: &'c Config, of: &'c LimitOf) -> Option<&'c limit::Limit> {
+    match of {
+        LimitOf::Own(limit) => Some(limit),
+        LimitOf::Shared(name) => {
+            let found = config.shared_limits.iter().find(|of| of.name.value == name.value);
+            found.map(|found| &found.limit)
+        }
     }
 }

@@ -250,7 +250,7 @@ impl Compile<'_> {
                 max_sessions: listener.max_sessions,
                 taken: (listener.max_sessions > 0).then(|| self.names.taken(id)),
                 limit_source: self.limit_source(id, listener),
-                limit: self.limit(listener.limit.as_ref(), LimitKey::Listener, &listener.name),
+                limit: self.limit_of_listener(listener),
                 access: self.admitted.listeners.get(&listener.name.value).cloned(),
                 routes: Hosts::new(HOST_SEEDS),
                 by_source: Vec::new(),

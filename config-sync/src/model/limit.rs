@@ -16,7 +16,8 @@ pub struct Limit {
     pub burst: Option<u32>,
     /// Bytes in a second each way, and at once.
     pub bytes_per_second: Option<u64>,
-    /// TCP listeners: new sessions over the limit wait, and are not refused.
+    /// TCP listeners: new sessions over the limit wait, and are not refused. Other parts that share
+    /// the limit refuse.
     pub delays: bool,
 }
 
@@ -26,6 +27,16 @@ pub enum LimitOf {
     Own(Limit),
     /// The limit of this name, which other parts may have too.
     Shared(At<String>),
+}
+
+impl LimitOf {
+    /// The name of a limit that other parts may have too.
+    pub(crate) fn shared(&self) -> Option<&At<String>> {
+        match self {
+            Self::Own(_) => None,
+            Self::Shared(name) => Some(name),
+        }
+    }
 }
 
 /// A limit with a name.

@@ -30,6 +30,7 @@ pub(crate) static SHARED_LIMIT: Section = Section {
         any("new_per_second"),
         any("burst"),
         any("bytes_per_second"),
+        any("over"),
     ],
 };
 
@@ -38,6 +39,8 @@ pub(crate) static SHARED_LIMIT: Section = Section {
 pub(crate) enum Owner {
     /// `None`: the protocol is not known.
     Listener(Option<Protocol>),
+    /// Parts that share it. Those that can let new sessions wait do so, and the others refuse them.
+    Shared,
     /// A route or a backend.
     Other,
 }
@@ -46,7 +49,7 @@ impl Owner {
     /// Why new sessions can't wait for a place. `None`: they can.
     fn refuses_delay(self) -> Option<&'static str> {
         match self {
-            Self::Listener(None | Some(Protocol::Tcp)) => None,
+            Self::Listener(None | Some(Protocol::Tcp)) | Self::Shared => None,
             Self::Listener(Some(Protocol::Udp)) => {
                 Some("is for TCP listeners; a datagram can't wait")
             }
@@ -81,16 +84,22 @@ pub(crate) fn limit<'t>(
     if limit.is_none() {
         reader.refuse(&place, NOTHING);
     }
-    let delays = or(reader.get(&given, "over", word(&OVER)), false);
+    let delays = delays(reader, &given, owner);
+    limit.map(|limit| LimitOf::Own(Limit { delays, ..limit }))
+}
+
+/// Whether new sessions over the limit wait.
+fn delays<'t>(reader: &mut Reader<'t>, given: &Table<'t>, owner: Owner) -> bool {
+    let delays = or(reader.get(given, "over", word(&OVER)), false);
     let counts = given.has("sessions") || given.has("new_per_second");
     let why_not = match owner.refuses_delay() {
         None if !counts => Some("has no effect without `sessions` or `new_per_second`"),
         why_not => why_not,
     };
     if let Some(message) = why_not.filter(|_| delays) {
-        reader.get(&given, "over", |_| Err::<(), _>(message.to_owned()));
+        reader.get(given, "over", |_| Err::<(), _>(message.to_owned()));
     }
-    limit.map(|limit| LimitOf::Own(Limit { delays, ..limit }))
+    delays
 }
 
 /// One of `[[shared_limits]]`.
@@ -101,7 +110,8 @@ pub(crate) fn shared_limit<'t>(reader: &mut Reader<'t>, table: &Table<'t>) -> Op
         if limit.is_none() {
             reader.refuse(&table.place, NOTHING);
         }
-        limit
+        let delays = delays(reader, table, Owner::Shared);
+        limit.map(|limit| Limit { delays, ..limit })
     });
     Some(SharedLimit { name: name?, limit: limit? })
 }

@@ -156,6 +156,29 @@ fn a_listener_for_tcp_may_delay() {
     assert_eq!(delays(&table(&text.replace("delay", "refuse"))), Some(false));
 }
 
+/// Who shares a limit that delays, and can't let clients wait, refuses them.
+#[test]
+fn of_those_who_share_a_limit_listeners_for_tcp_may_delay() {
+    let text = "[[listeners]]\nname = \"t\"\nprotocol = \"TCP\"\naddress = \"127.0.0.1:80\"\n\
+                backends = [\"b\"]\nlimit = \"all\"\n\
+                [[listeners]]\nname = \"u\"\nprotocol = \"UDP\"\naddress = \"127.0.0.1:80\"\n\
+                backends = [\"b\"]\nlimit = \"all\"\n\
+                [[listeners]]\nname = \"s\"\nprotocol = \"TLS\"\naddress = \"127.0.0.1:443\"\n\
+                backends = [\"b\"]\nlimit = \"all\"\n\
+                [[backends]]\nname = \"b\"\nendpoints = [\"10.0.0.1:80\"]\nlimit = \"all\"\n\
+                [[shared_limits]]\nname = \"all\"\nsessions = 5\nover = \"delay\"\n";
+    let config = parse_for("f", text, &machine()).unwrap_or_else(|faults| panic!("{faults}"));
+    for text in [text, &config_sync::gateway::print::long(&config)] {
+        let table = table(text);
+        let listeners = table.listeners.iter().filter_map(|of| of.limit.as_deref());
+        let limits = listeners.chain(table.backends.iter().filter_map(|of| of.limit.as_deref()));
+        let limits: Vec<_> = limits.collect();
+        let delays: Vec<_> = limits.iter().map(|limit| limit.delays).collect();
+        assert_eq!(delays, [true, false, false, false], "{text}");
+        assert!(limits.iter().all(|limit| Arc::ptr_eq(&limit.usage, &limits[0].usage)));
+    }
+}
+
 /// What is in use of a limit outlives a table without the limit, as long as a session has a place.
 #[test]
 fn a_limit_that_comes_back_counts_what_is_there() {
