@@ -185,6 +185,11 @@ const MOST: usize = 16_384;
 /// not make sessions wait for milliseconds.
 const TABLE_STEPS: usize = 64;
 
+/// The maximum number of UDP flows with a new socket that begin in one turn: what the kernel does
+/// for 16 sockets takes about a millisecond, for which sessions have to wait. With few buffers for
+/// datagrams there are fewer.
+const NEW_FLOWS: u32 = 16;
+
 /// One turn in this many is timed. Otherwise the worker reads the clock once a turn.
 pub const SAMPLED: u64 = 8;
 
@@ -213,6 +218,8 @@ impl Worker {
         if config.waits {
             proxy.wait_for_flows();
         }
+        let buffers = config.limits.buffers;
+        proxy.bound_new_flows((u32::from(buffers) / 16).clamp(1, NEW_FLOWS), buffers);
         Ok(Self {
             ring,
             proxy,
@@ -256,6 +263,7 @@ impl Worker {
             self.apply_commands(now);
         }
         self.carry_on_with_tables(now);
+        self.let_newcomers_in(now);
         self.share_shortage();
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
@@ -345,6 +353,27 @@ impl Worker {
         }
         self.turn.events.clear();
         self.turn.trim();
+    }
+
+    /// Lets new clients in that have waited for their turn, behind the work for those who were
+    /// there. Before `expire`, as the flows that begin with an event do.
+    fn let_newcomers_in(&mut self, now: u64) {
+        let mut has_let_in = false;
+        while let Some((token, event)) = self.proxy.newcomer() {
+            if self.tables.is_stale(token, event) {
+                continue;
+            }
+            has_let_in = true;
+            let bytes = match event {
+                Event::Datagrams { buffer, .. } => self.ring.payload(buffer),
+                _ => &[],
+            };
+            self.proxy.let_in(now, (token, event), bytes, &mut self.ops);
+        }
+        if has_let_in {
+            self.carry_out();
+            self.settle(now);
+        }
     }
 
     fn carry_out(&mut self) {

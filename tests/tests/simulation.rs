@@ -17,8 +17,8 @@ use config_sync::table::address::Bind;
 use config_sync::table::load::Load;
 use config_sync::table::routing::{
     Absence, AcceptProxy, Backend, BackendId, Drain, Endpoint, EndpointId, GoneEndpoint, Hosts,
-    Limits, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Queue, Route,
-    RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Transport,
+    Limits, Listener, ListenerId, OnRefusal, OnUnavailable, Protocol, ProxyVersion, Queue, Route,
+    RouteBalance, RouteId, RoutingTable, SendProxy, Socket, SocketId, Sources, Timeouts, Transport,
     WeightedBackend,
 };
 use config_sync::table::turns::turns;
@@ -658,13 +658,16 @@ fn flows_without_their_shared_socket_are_refused_and_served_later() {
 
 /// A client of the tests below sends a datagram, and the worker does what follows from it.
 fn ask(fake: &mut Fake, port: u16) {
+    fake.kernel.client_sends(datagram(port));
+    while fake.step(fake.kernel.now + 1_000) {}
+}
+
+/// A datagram of the client with this port.
+fn datagram(port: u16) -> Datagram {
     let client = SocketAddr::from(([198, 18, 0, 1], port));
     let exchange =
         Exchange { socket: SocketId(0), client, says: None, local: [192, 0, 2, 1].into() };
-    let datagram =
-        Datagram { exchange, number: 0, bytes: 9, count: 1, truncated: false, train: None };
-    fake.kernel.client_sends(datagram);
-    while fake.step(fake.kernel.now + 1_000) {}
+    Datagram { exchange, number: 0, bytes: 9, count: 1, truncated: false, train: None }
 }
 
 /// A worker that comes late has the removal of a listener and its return before it in one turn. Of
@@ -714,6 +717,241 @@ fn a_flood_that_nobody_answers_makes_room() {
     assert_eq!(counters.flows.get(), 2, "and the one that was answered is there");
     let closed = &counters.listener(ListenerId(0)).closed;
     assert_eq!(closed[CloseReason::FlowUnanswered as usize].get(), u64::from(LIMITS.flows) - 1);
+}
+
+/// To open a socket takes long, so few are opened in a turn, after the work for those who have a
+/// flow. Nobody is lost.
+#[test]
+fn new_clients_wait_for_their_turn_behind_those_who_have_flows() {
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    fake.apply(setup::UDP.table(address(53), &[address(54)]));
+    ask(&mut fake, 1);
+    fake.kernel.sent_up.clear();
+    for port in [2, 3, 4, 5, 1] {
+        fake.kernel.client_sends(datagram(port));
+    }
+    let mut turns = Vec::new();
+    while fake.step(fake.kernel.now + 1_000) {
+        let sent = fake.kernel.sent_up.drain(..);
+        turns.push(sent.map(|(_, sent)| sent.exchange.client.port()).collect::<Vec<_>>());
+    }
+    turns.retain(|sent| !sent.is_empty());
+    assert_eq!(turns, [vec![1, 2], vec![3], vec![4], vec![5]]);
+    assert_eq!(fake.counters.flows.get(), 5);
+}
+
+/// In a flood that lasts longer than a burst, who has a flow is still served at once, and newcomers
+/// who are too many are dropped.
+#[test]
+fn a_flood_of_new_clients_takes_nothing_from_flows() {
+    const ROUNDS: u16 = 300;
+    let limits = Limits { flows: 2_000, buffers: 64, ..LIMITS };
+    let mut fake = Fake::new(1, limits, Faults::default());
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    fake.apply(setup::UDP.table(address(53), &[address(54)]));
+    ask(&mut fake, 1);
+    let counters = Arc::clone(&fake.counters);
+    let listener = counters.listener(ListenerId(0));
+    let dropped = || listener.dropped[DropReason::NewFlows as usize].get();
+    let mut begins = None;
+    for round in 0..ROUNDS {
+        fake.kernel.sent_up.clear();
+        for port in (0..4).map(|nth| 1_000 + 4 * round + nth).chain([1]) {
+            fake.kernel.client_sends(datagram(port));
+        }
+        // The worker's turns take their time, so what comes meanwhile is there in the next.
+        fake.kernel.now += 60;
+        let now = fake.kernel.now;
+        fake.step(now);
+        begins = begins.or_else(|| (dropped() > 0).then_some(round));
+        // By then, the kernel's queue of the burst is empty.
+        let is_served = fake.kernel.sent_up.iter().any(|(_, of)| of.exchange.client.port() == 1);
+        assert!(is_served || round < 200, "a datagram of a flow waits in round {round}");
+    }
+    assert!(begins.is_some_and(|round| (63..80).contains(&round)), "{begins:?}");
+    while fake.step(fake.kernel.now + 1_000) {}
+    let (came, went) = (listener.from_clients.get(), listener.to_endpoints.get());
+    assert_eq!((came, went + dropped()), (1 + 5 * u64::from(ROUNDS), came));
+    assert!(counters.flows.get() >= u64::from(ROUNDS), "one begins in each turn");
+}
+
+/// What has come is looked at before anybody is taken for idle, however late the worker is.
+#[test]
+fn who_has_spoken_while_the_worker_had_no_time_is_not_idle() {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let timeouts = Timeouts { hello: 0, idle: 1_000, write_stall: 0, half_close: 0, lifetime: 0 };
+    let setup = Setup { protocol: Protocol::Tcp, timeouts, ..setup::UDP };
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(setup.table(address(53), &[address(54)]));
+    fake.kernel.set_endpoint(address(54), EndpointMode::Accepts);
+    let [client, other] = [1, 2].map(|port| {
+        let client = SocketAddr::from(([198, 18, 0, 1], port));
+        fake.kernel.peer_connect(SocketId(0), client, Vec::new(), 4096)
+    });
+    let until = fake.kernel.now + 100_000;
+    while fake.step(until) {}
+    fake.kernel.peer_write(client, 9);
+    fake.kernel.now += 5_000_000;
+    let now = fake.kernel.now;
+    while fake.step(now + 100) {}
+    let closed: Vec<_> = closed(&fake).map(|of| (of.client.port(), of.reason)).collect();
+    assert_eq!(closed, [(2, Some(CloseReason::IdleTimeout))], "{other:?} said nothing");
+
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(Setup { flow_timeout: 1_000, ..setup::UDP }.table(address(53), &[address(54)]));
+    ask(&mut fake, 1);
+    ask(&mut fake, 2);
+    fake.kernel.client_sends(datagram(1));
+    fake.kernel.now += 5_000_000;
+    let now = fake.kernel.now;
+    while fake.step(now + 400_000) {}
+    let closed: Vec<_> = closed_ports(&fake, CloseReason::FlowTimeout);
+    assert_eq!(closed, [2]);
+}
+
+/// A client that sends too much keeps its flow, and so its place at an endpoint.
+#[test]
+fn datagrams_that_a_limit_drops_are_no_silence() {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    // One datagram a second, whatever its size.
+    let setup = Setup { bytes: 1, flow_timeout: 500, ..setup::UDP };
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(setup.table(address(53), &[address(54)]));
+    let began = fake.kernel.now;
+    for nth in 0..4 {
+        let until = began + 300_000 * nth;
+        while fake.step(until) {}
+        ask(&mut fake, 1);
+    }
+    let listener = fake.counters.listener(ListenerId(0));
+    let dropped = listener.dropped[DropReason::Limit as usize].get();
+    assert_eq!((fake.kernel.sent_up.len(), dropped, fake.counters.flows.get()), (1, 3, 1));
+    assert_eq!(listener.opened.get(), 1, "it is one flow");
+    let until = fake.kernel.now + 1_000_000;
+    while fake.step(until) {}
+    assert_eq!(closed_ports(&fake, CloseReason::FlowTimeout), [1], "now it is silent");
+}
+
+/// Two TCP listeners whose clients come through a proxy. The first has one place, for which others
+/// wait.
+fn delaying_table() -> RoutingTable {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let setup = Setup { protocol: Protocol::Tcp, delays_above: 1, ..setup::UDP };
+    let mut table = setup.table(address(53), &[address(54)]);
+    let from = ["198.18.0.0/15".parse().expect("a range")].into();
+    table.sockets[0].accept_proxy = AcceptProxy { from, only: false };
+    let mut listeners = Hosts::new([1, 2, 3, 4]);
+    listeners.insert(None, 1);
+    let (id, of) = (SocketId(1), table.sockets[0].clone());
+    table.sockets.push(Socket { id, address: address(63).into(), listeners, ..of });
+    let (id, of) = (ListenerId(1), table.listeners[0].clone());
+    table.listeners.push(Listener { id, limit: None, ..of });
+    table
+}
+
+/// A client comes. If it speaks, it says by a PROXY header who it is.
+fn come(fake: &mut Fake, socket: u32, port: u16, speaks: bool) -> ConnId {
+    let client = SocketAddr::from(([198, 18, 0, 1], port));
+    let says = SocketAddr::from(([203, 0, 113, 1], port));
+    let header = format!("PROXY TCP4 203.0.113.1 192.0.2.9 {port} 80\r\n").into_bytes();
+    let len = header.len() as u64;
+    let conn = fake.kernel.peer_connect(SocketId(socket), client, header, 4096);
+    let proxied = &mut fake.kernel.conn_mut(conn).proxied;
+    (proxied.header, proxied.says, proxied.must) = (len, Some(says), true);
+    if speaks {
+        fake.kernel.peer_write(conn, len);
+    }
+    while fake.step(fake.kernel.now + 1_000) {}
+    conn
+}
+
+fn closed(fake: &Fake) -> impl Iterator<Item = &SessionRecord> {
+    fake.records.iter().filter_map(|record| match record {
+        Record::Closed(record) => Some(record),
+        _ => None,
+    })
+}
+
+/// The ports of those who were closed for this reason, in the order of their ends.
+fn closed_ports(fake: &Fake, reason: CloseReason) -> Vec<u16> {
+    let of_reason = closed(fake).filter(|record| record.reason == Some(reason));
+    of_reason.map(|record| record.peer.unwrap_or(record.client).port()).collect()
+}
+
+/// Where the session table is full, silent clients make room, those first who have waited longest.
+/// When there are none, the last one makes room of those who wait for a place at their listener.
+#[test]
+fn silent_clients_make_room_before_those_who_wait_for_a_limit() {
+    let limits = Limits { sessions: 8, ..LIMITS };
+    let mut fake = Fake::new(1, limits, Faults::default());
+    fake.apply(delaying_table());
+    fake.kernel.set_endpoint(SocketAddr::new(setup::HOME, 54), EndpointMode::Accepts);
+    let clients: Vec<_> = (1..=4).map(|port| come(&mut fake, 0, port, false)).collect();
+    // The first has the place, and the others wait for it.
+    for client in &clients {
+        fake.kernel.peer_write(*client, fake.kernel.conn(*client).proxied.header);
+        while fake.step(fake.kernel.now + 1_000) {}
+    }
+    assert_eq!(fake.kernel.established.drain(..).count(), 1);
+    let silent = 11..=14;
+    for port in silent {
+        come(&mut fake, 1, port, false);
+    }
+    assert_eq!((fake.counters.sessions.get(), closed(&fake).count()), (8, 0), "it is full");
+    // Of two who come, the first makes the room that the second finds.
+    for port in 21..=30 {
+        come(&mut fake, 1, port, true);
+    }
+    let crowded = closed_ports(&fake, CloseReason::CrowdedOut);
+    assert_eq!(crowded, [11, 12, 13, 14, 4]);
+    assert_eq!(closed_ports(&fake, CloseReason::SessionLimit), [21, 23, 25, 27, 29]);
+    assert_eq!(fake.kernel.established.drain(..).count(), 5);
+    // Those who are left have their turn.
+    for client in &clients[..2] {
+        fake.kernel.peer_reset(*client);
+        let until = fake.kernel.now + 20_000;
+        while fake.step(until) {}
+    }
+    let served: Vec<_> = fake.kernel.established.drain(..).collect();
+    let partners = served.iter().map(|conn| fake.kernel.conn(*conn).partner);
+    assert_eq!(partners.collect::<Vec<_>>(), [Some(clients[1]), Some(clients[2])]);
+}
+
+/// A source that is silent with all sessions that it may have, and more, keeps no other out, nor
+/// itself.
+#[test]
+fn silent_clients_of_one_source_make_room_for_each_other() {
+    let address = |port| SocketAddr::new(setup::HOME, port);
+    let setup = Setup { protocol: Protocol::Tls, source_sessions: 3, ..setup::UDP };
+    let mut table = setup.table(address(53), &[address(54)]);
+    let mut listeners = Hosts::new([1, 2, 3, 4]);
+    listeners.insert(None, 0);
+    table.sockets[0].listeners = listeners;
+    let mut fake = Fake::new(1, LIMITS, Faults::default());
+    fake.apply(table);
+    fake.kernel.set_endpoint(address(54), EndpointMode::Accepts);
+    let come = |fake: &mut Fake, host: u8, port: u16, speaks: bool| {
+        let client = SocketAddr::from(([198, 18, 0, host], port));
+        let hello = client_hello(Some("a.test"), 300, 128);
+        let len = hello.len() as u64;
+        let conn = fake.kernel.peer_connect(SocketId(0), client, hello, 4096);
+        if speaks {
+            fake.kernel.peer_write(conn, len);
+        }
+        while fake.step(fake.kernel.now + 1_000) {}
+    };
+    come(&mut fake, 2, 9, false);
+    for port in 1..=5 {
+        come(&mut fake, 1, port, false);
+    }
+    assert_eq!(closed_ports(&fake, CloseReason::CrowdedOut), [1, 2]);
+    come(&mut fake, 1, 6, true);
+    assert_eq!(closed_ports(&fake, CloseReason::CrowdedOut), [1, 2, 3]);
+    assert_eq!(fake.kernel.established.drain(..).count(), 1, "who speaks is served");
+    come(&mut fake, 1, 7, false);
+    come(&mut fake, 1, 8, false);
+    assert_eq!(closed_ports(&fake, CloseReason::CrowdedOut), [1, 2, 3, 4], "the served one stays");
 }
 
 /// At the end of a drain flows end by and by: sessions of the same worker live on meanwhile.

@@ -14,7 +14,7 @@ use config_sync::table::routing::{Limits, RoutingTable};
 use ringway::contract::{Event, Op, Side, Stop, Token};
 use ringway::proxy::Proxy;
 use ringway::stats::counters::Counters;
-use ringway::stats::records::CloseReason;
+use ringway::stats::records::{CloseReason, Record};
 use ringway_tests::pki::{Pki, inline};
 use ringway_tests::sim::rng::Rng;
 use ringway_tests::sim::tls::case::{Case, Fault};
@@ -325,6 +325,154 @@ fn changes_meanwhile(
         }
     }
     unreachable!("no handshake takes so long")
+}
+
+/// Clients of one listener at which TLS ends. Some of them stall after their ClientHello.
+struct Crowd {
+    proxy: Proxy,
+    socket: Token,
+    now: u64,
+    ops: Vec<(Token, Op)>,
+    clients: Vec<Shaking>,
+}
+
+struct Shaking {
+    tls: ClientConnection,
+    said: Vec<u8>,
+    stalls: bool,
+    token: Option<Token>,
+    /// The handshake is over, and the endpoint is connected to.
+    is_through: bool,
+}
+
+const READABLE: Event = Event::Ready {
+    side: Side::Client,
+    readable: true,
+    writable: false,
+    ending: false,
+    failed: false,
+};
+
+impl Crowd {
+    fn new(max_sessions: u32) -> Self {
+        let keys = format!("max_sessions = {max_sessions}\n[[routes]]");
+        let text = TEXT.replace("10.0.0.1:443", "127.0.0.1:5000").replace("[[routes]]", &keys);
+        let mut config = check::parse("test", &text).expect("a configuration");
+        let certificates = vec![Pki::shared().issue(&["a.test"]).configured()];
+        config.listeners[0].tls = Some(Termination { certificates, ..Termination::default() });
+        let table = compile(&config, &mut Names::new(), 1).expect("a table");
+        let socket = Token::socket(table.sockets[0].id);
+        let (flows, buffers, pipes, bulk_bytes) = (1, 1, 1, 0);
+        let limits =
+            Limits { sessions: 64, flows, buffers, pipes, turn_bytes: 1 << 18, bulk_bytes };
+        let mut proxy = Proxy::new(limits, 1, Arc::new(Counters::new()));
+        proxy.set_epoch(1_900_000_000_000_000);
+        let mut ops = Vec::new();
+        proxy.apply(1, Arc::new(table), &mut ops);
+        ops.clear();
+        Self { proxy, socket, now: 1, ops, clients: Vec::new() }
+    }
+
+    /// A client says hello, and the worker does all that follows.
+    fn come(&mut self, stalls: bool) {
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::from_pem_slice(Pki::shared().ca().as_bytes()).expect("PEM");
+        roots.add(ca).expect("an authority");
+        let (mut tls, mut said) = (client("a.test", roots), Vec::new());
+        tls.write_tls(&mut said).expect("memory");
+        let incoming = u32::try_from(self.clients.len()).expect("few");
+        self.clients.push(Shaking { tls, said, stalls, token: None, is_through: false });
+        let peer = ([127, 0, 0, 1], 4_000 + u16::try_from(incoming).expect("few")).into();
+        let local = ([127, 0, 0, 1], 5_000).into();
+        let accepted = Event::Accepted { incoming, peer, local };
+        self.proxy.handle(self.now, self.socket, accepted, &[], &mut self.ops);
+        for _ in 0..3 {
+            self.settle();
+            self.proxy.expire(self.now, &mut self.ops);
+            self.proxy.resume(self.now, &mut self.ops);
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        while !self.ops.is_empty() {
+            let output = std::mem::take(self.proxy.output());
+            for (token, op) in std::mem::take(&mut self.ops) {
+                self.carry_out(token, op, &output);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, token: Token, op: Op, output: &[u8]) {
+        let Self { proxy, now, ops, clients, .. } = self;
+        if let Op::Adopt { incoming } = op {
+            clients[incoming as usize].token = Some(token);
+            return proxy.handle(*now, token, READABLE, &[], ops);
+        }
+        let Some(client) = clients.iter_mut().find(|of| of.token == Some(token)) else { return };
+        let len = u32::try_from(client.said.len()).expect("a few bytes");
+        let side = Side::Client;
+        match op {
+            Op::Peek { .. } => {
+                let event = Event::Peeked { start: 0, len, end: false };
+                proxy.handle(*now, token, event, &client.said, ops);
+            }
+            Op::Take { from: Side::Client, .. } => {
+                let event = Event::Taken { from: side, start: 0, len, stop: Stop::Drained };
+                proxy.handle(*now, token, event, &std::mem::take(&mut client.said), ops);
+            }
+            Op::Give { to: Side::Client, start, len } => {
+                let mut bytes = &output[start as usize..][..len as usize];
+                if !client.stalls {
+                    hear(&mut client.tls, &mut bytes, &mut client.said).expect("good TLS");
+                }
+                let stop = Stop::Drained;
+                let event = Event::Given { to: side, sent: len, start: 0, len: 0, stop };
+                proxy.handle(*now, token, event, &[], ops);
+                proxy.handle(*now, token, READABLE, &[], ops);
+            }
+            Op::Connect { .. } => client.is_through = true,
+            Op::Close { .. } => proxy.handle(*now, token, Event::Closed, &[], ops),
+            _ => {}
+        }
+    }
+
+    /// Those who have made room since the last call, by their numbers.
+    fn crowded_out(&mut self) -> Vec<u16> {
+        let closed = self.proxy.records().drain(..).filter_map(|record| match record {
+            Record::Closed(record) => Some(record),
+            _ => None,
+        });
+        let closed = closed.map(|record| {
+            assert_eq!(record.reason, Some(CloseReason::CrowdedOut), "{record:?}");
+            record.client.port() - 4_000
+        });
+        closed.collect()
+    }
+}
+
+/// The handshake that has taken longest makes room at a full listener, and at one that is nearly
+/// full if it has taken too long. A session that is through its handshake stays.
+#[test]
+fn handshakes_that_stall_make_room_at_their_listener() {
+    let mut crowd = Crowd::new(8);
+    crowd.come(false);
+    assert!(crowd.clients[0].is_through);
+    for _ in 1..8 {
+        crowd.now += 1_000;
+        crowd.come(true);
+    }
+    assert!(crowd.crowded_out().is_empty(), "each has a place");
+    crowd.come(false);
+    assert!(crowd.clients[8].is_through, "whoever comes has a place");
+    assert_eq!(crowd.crowded_out(), [1]);
+    // Now it is full of six who stall, and two who don't. Those who stall have taken 0.25 s.
+    crowd.now += 300_000;
+    crowd.come(false);
+    assert!(crowd.clients[9].is_through);
+    let made_room = crowd.crowded_out();
+    let are_slow = made_room.iter().all(|of| (2..8).contains(of));
+    assert!(made_room.starts_with(&[2]) && are_slow, "{made_room:?}");
 }
 
 fn hear(

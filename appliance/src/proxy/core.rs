@@ -261,6 +261,19 @@ impl Core {
         }
     }
 
+    /// Queues the line of a flow or session that was refused, as [`Self::log`] does. A flood of
+    /// refusals makes few records.
+    pub fn log_refusal(
+        &mut self,
+        reason: CloseReason,
+        record: impl FnOnce(&Self) -> SessionRecord,
+    ) {
+        if let Some(suppressed) = self.rejections[reason as usize].admit(self.now) {
+            let record = SessionRecord { refused: true, suppressed, ..record(self) };
+            self.records.push(Record::Closed(record));
+        }
+    }
+
     /// Queues an access-log line. Of rejections for one reason, only as many lines as people can
     /// read are queued.
     pub fn log(&mut self, mut record: SessionRecord) {

@@ -75,6 +75,12 @@ impl Delays {
         self.lines.get(&id)?.front().copied()
     }
 
+    /// The last session of the longest line.
+    pub fn last_of_longest(&self) -> Option<Token> {
+        let line = self.lines.values().max_by_key(|line| line.len());
+        line?.back().copied()
+    }
+
     /// Forgets a line if nobody is in it.
     pub fn forget(&mut self, id: SocketId) {
         if !self.has_line(id) {

@@ -97,10 +97,41 @@ impl Proxy {
     ) {
         self.enter(now, ops);
         match token.kind {
+            Kind::Socket if self.flows.puts_off(&mut self.core, token, event, bytes) => {}
             Kind::Socket => self.on_socket(SocketId(token.slot), event, bytes),
             Kind::Session => self.on_session(token, event, bytes),
             Kind::Upstream => self.flows.on_upstream(&mut self.core, token, event),
         }
+        self.leave(ops);
+    }
+
+    /// Lets at most so many UDP flows that need a new socket begin in a turn. The caller then ends
+    /// each turn with [`Self::newcomer`].
+    pub fn bound_new_flows(&mut self, most: u32, buffers: u16) {
+        self.flows.newcomers.bound(most, usize::from(buffers));
+    }
+
+    /// The next event that waited for its turn. [`Self::let_in`] handles it. `None`: no other comes
+    /// in this turn.
+    pub fn newcomer(&mut self) -> Option<(Token, Event)> {
+        self.flows.newcomers.next()
+    }
+
+    /// How many buffers wait for their turn.
+    pub fn waiting_buffers(&self) -> usize {
+        self.flows.newcomers.buffers()
+    }
+
+    /// As [`Self::handle`], for an event that has waited.
+    pub fn let_in(
+        &mut self,
+        now: u64,
+        (token, event): (Token, Event),
+        bytes: &[u8],
+        ops: &mut Vec<(Token, Op)>,
+    ) {
+        self.enter(now, ops);
+        self.on_socket(SocketId(token.slot), event, bytes);
         self.leave(ops);
     }
 
@@ -292,9 +323,10 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// When `expire` or `resume` has work next, in microseconds. 0: at once.
+    /// When `expire`, `resume` or `newcomer` has work next, in microseconds. 0: at once.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.core.resumable.is_empty() || !self.core.postponed.is_empty() {
+        let waits = !self.core.postponed.is_empty() || !self.flows.newcomers.is_empty();
+        if waits || !self.core.resumable.is_empty() {
             return Some(0);
         }
         self.next_due()

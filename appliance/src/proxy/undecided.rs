@@ -5,6 +5,10 @@
 //! - when the session table is nearly full, or the process has nearly `limits.total_sessions`;
 //! - among the handshakes of a listener, when it has nearly `max_sessions` or `limit.sessions`;
 //! - among those of a source, when they are more than the sessions that the source may have.
+//!
+//! A client that waits for a place at its listener has said all that it had to say, so it makes
+//! room only where nobody else can. Then the one goes that came last: those before it keep their
+//! turn.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -54,14 +58,19 @@ impl Undecided {
     }
 
     /// Closes the session that has waited longest, if there is hardly room for more and the session
-    /// has waited for longer than there is room for.
+    /// has waited for longer than there is room for. If no client is silent, closes the last of
+    /// those who wait for their listener's limit, on the same condition.
     pub fn make_room(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
         let (mut most, mut room) = (sessions.limit(), sessions.room());
         if let Some(total) = &core.tables.current().total {
             (most, room) = (most.min(total.sessions), room.min(total.room()));
         }
         if let Some(patience) = patience(room, (most / RESERVE).max(1), PATIENCE) {
-            self.all.close_first(core, sessions, patience);
+            let has_closed = self.all.close_first(core, sessions, patience);
+            // If any client is silent, it makes room soon.
+            if !has_closed && self.all.0.is_empty() {
+                close_last_delayed(core, sessions, patience);
+            }
         }
     }
 
@@ -148,6 +157,17 @@ impl Line {
             self.0.pop_front();
         }
         false
+    }
+}
+
+/// Closes the last session of the longest line at a listener that delays, if it has waited for so
+/// many microseconds.
+fn close_last_delayed(core: &mut Core, sessions: &mut Slab<Session>, patience: u64) {
+    if let Some(token) = core.delays.last_of_longest()
+        && let Some(session) = sessions.get_mut(token.slot, token.generation)
+        && core.now - session.opened >= patience
+    {
+        session.finish(core, CloseReason::CrowdedOut, true);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Holds receive buffers: memory that the kernel fills from a provided-buffer ring.
+//! Holds receive buffers: memory that the kernel fills from provided-buffer rings.
 
 use std::io;
 use std::ptr::NonNull;
@@ -43,39 +43,42 @@ pub struct Received<'a> {
     pub truncated: bool,
 }
 
+/// The buffers of one group or of several, all of one size. Each group has as many as the others,
+/// in the order of their numbers.
 pub struct Buffers {
-    group: Group,
+    /// Bytes of a buffer.
+    size: u32,
     memory: Memory,
-    entries: Memory,
-    /// `publish` writes this value to the ring's shared tail.
-    tail: u16,
-    count: u16,
+    rings: Box<[Entries]>,
+    /// The buffers of a ring: two to this power.
+    shift: u32,
     /// By buffer: whether the buffer was received and not given back.
     taken: Box<[bool]>,
-    outside: u16,
+    outside: usize,
+}
+
+/// The buffers of one group that the kernel has.
+struct Entries {
+    memory: Memory,
+    /// `publish` writes this value to the ring's shared tail.
+    tail: u16,
 }
 
 impl Buffers {
-    /// Gives `count` buffers (a power of two, at most 32,768) to the ring. The kernel allocates a
-    /// page only when bytes are received into it.
-    pub fn new(group: Group, count: u16, queue: &Queue) -> Result<Self, RingError> {
+    /// Gives `each` buffers (a power of two) to each group; at most 65,536 in all. The kernel
+    /// allocates a page only when bytes are received into it.
+    pub fn new(groups: &[Group], each: u16, queue: &Queue) -> Result<Self, RingError> {
         let failed = |source| RingError::Failed { what: "cannot map receive buffers", source };
-        let memory = Memory::new(usize::from(count) * group.size as usize).map_err(failed)?;
-        let entries =
-            Memory::new(usize::from(count) * size_of::<BufRingEntry>()).map_err(failed)?;
-        let address = entries.at(0).as_ptr() as u64;
-        // SAFETY: `entries` has room for `count` entries, and is unmapped only after the ring was
-        // closed (field order of `Ring`).
-        let registered =
-            unsafe { queue.submitter().register_buf_ring_with_flags(address, count, group.id, 0) };
-        registered.map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOMEM) => RingError::NoMemory,
-            _ => RingError::Failed { what: "cannot register receive buffers", source },
-        })?;
-        let taken = vec![false; usize::from(count)].into();
-        let mut buffers = Self { group, memory, entries, tail: 0, count, taken, outside: 0 };
+        let (count, size) = (groups.len() * usize::from(each), groups[0].size);
+        assert!(groups.iter().all(|group| group.size == size), "one size");
+        let memory = Memory::new(count * size as usize).map_err(failed)?;
+        let rings = groups.iter().map(|group| Entries::new(*group, each, queue));
+        let rings = rings.collect::<Result<_, _>>()?;
+        let taken = vec![false; count].into();
+        let mut buffers =
+            Self { size, memory, rings, shift: each.trailing_zeros(), taken, outside: 0 };
         for id in 0..count {
-            buffers.provide(id);
+            buffers.provide(u16::try_from(id).expect("at most 65,536 buffers"));
         }
         buffers.publish();
         Ok(buffers)
@@ -83,7 +86,7 @@ impl Buffers {
 
     /// The number of buffers that the kernel has.
     pub fn free(&self) -> u64 {
-        u64::from(self.count - self.outside)
+        (self.taken.len() - self.outside) as u64
     }
 
     /// Notes that the kernel has filled `filled` bytes of a buffer, and returns the buffer's parts.
@@ -103,7 +106,7 @@ impl Buffers {
     /// The bytes from `start` to `end` that the kernel has put into a taken buffer.
     pub fn bytes(&self, id: u16, start: usize, end: usize) -> &[u8] {
         assert!(self.taken[usize::from(id)], "the kernel may write into any other");
-        let end = end.min(self.group.size as usize);
+        let end = end.min(self.size as usize);
         // SAFETY: these bytes are inside the buffer, which is anonymous memory and so initialised.
         // The kernel does not touch the buffer before it is provided again.
         let bytes = unsafe { std::slice::from_raw_parts(self.at(id, 0).as_ptr(), end) };
@@ -112,7 +115,7 @@ impl Buffers {
 
     /// The address of a byte of a buffer.
     pub fn at(&self, id: u16, offset: u32) -> NonNull<u8> {
-        self.memory.at(usize::from(id) * self.group.size as usize + offset as usize)
+        self.memory.at(usize::from(id) * self.size as usize + offset as usize)
     }
 
     /// Takes a buffer back. The kernel sees the buffer after the next `publish`.
@@ -126,7 +129,34 @@ impl Buffers {
 
     /// Lets the kernel see all buffers that were given back.
     pub fn publish(&self) {
-        let base = self.entries.at(0).cast::<BufRingEntry>();
+        self.rings.iter().for_each(Entries::publish);
+    }
+
+    fn provide(&mut self, id: u16) {
+        let address = self.at(id, 0).as_ptr() as u64;
+        let ring = &mut self.rings[usize::from(id) >> self.shift];
+        ring.provide(id, (address, self.size), (1 << self.shift) - 1);
+    }
+}
+
+impl Entries {
+    fn new(group: Group, count: u16, queue: &Queue) -> Result<Self, RingError> {
+        let failed = |source| RingError::Failed { what: "cannot map receive buffers", source };
+        let memory = Memory::new(usize::from(count) * size_of::<BufRingEntry>()).map_err(failed)?;
+        let address = memory.at(0).as_ptr() as u64;
+        // SAFETY: `memory` has room for `count` entries, and is unmapped only after the ring was
+        // closed (field order of `Ring`).
+        let registered =
+            unsafe { queue.submitter().register_buf_ring_with_flags(address, count, group.id, 0) };
+        registered.map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOMEM) => RingError::NoMemory,
+            _ => RingError::Failed { what: "cannot register receive buffers", source },
+        })?;
+        Ok(Self { memory, tail: 0 })
+    }
+
+    fn publish(&self) {
+        let base = self.memory.at(0).cast::<BufRingEntry>();
         // SAFETY: `base` is the registered ring.
         let tail = unsafe { BufRingEntry::tail(base.as_ptr()) };
         // SAFETY: the tail is a u16 within the mapping, aligned, and shared with the kernel, which
@@ -135,16 +165,16 @@ impl Buffers {
         tail.store(self.tail, Ordering::Release);
     }
 
-    fn provide(&mut self, id: u16) {
-        let address = self.at(id, 0).as_ptr() as u64;
-        let index = usize::from(self.tail & (self.count - 1));
-        let entry = self.entries.at(index * size_of::<BufRingEntry>()).cast::<BufRingEntry>();
+    /// `mask`: one less than the number of entries.
+    fn provide(&mut self, id: u16, (address, len): (u64, u32), mask: usize) {
+        let index = usize::from(self.tail) & mask;
+        let entry = self.memory.at(index * size_of::<BufRingEntry>()).cast::<BufRingEntry>();
         // SAFETY: the entry is inside the mapping and aligned, and all zero is a valid entry. The
         // kernel does not read the entry before the tail has passed it. The tail lies in the
         // padding of the first entry, which the setters leave alone.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(address);
-        entry.set_len(self.group.size);
+        entry.set_len(len);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
     }

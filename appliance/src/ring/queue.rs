@@ -48,7 +48,12 @@ pub struct Group {
 
 /// A buffer has room for a datagram or train of the greatest size, and for the header of recvmsg in
 /// front. A shorter buffer would cut a whole train.
-pub const DATAGRAMS: Group = Group { id: 0, size: 65_536 + 256 };
+const DATAGRAM: u32 = 65_536 + 256;
+
+/// The datagrams of clients. However many come, endpoints have buffers of their own for replies.
+pub const OF_CLIENTS: Group = Group { id: 0, size: DATAGRAM };
+/// The datagrams of endpoints.
+pub const OF_ENDPOINTS: Group = Group { id: 2, size: DATAGRAM };
 
 pub struct Queue {
     ring: IoUring,
@@ -203,7 +208,7 @@ impl Queue {
         unsafe { self.push(entry.build().user_data(user_data.encode())) };
     }
 
-    /// Begins a multishot recvmsg into the buffers for datagrams.
+    /// Begins a multishot recvmsg into the buffers of a group.
     ///
     /// # Safety
     ///
@@ -211,13 +216,13 @@ impl Queue {
     pub unsafe fn receive(
         &mut self,
         target: Target,
-        shape: *const libc::msghdr,
+        (shape, group): (*const libc::msghdr, Group),
         user_data: UserData,
     ) {
         let entry = match target {
-            Target::Plain(fd) => opcode::RecvMsgMulti::new(Fd(fd), shape, DATAGRAMS.id).build(),
+            Target::Plain(fd) => opcode::RecvMsgMulti::new(Fd(fd), shape, group.id).build(),
             Target::Registered(slot) => {
-                opcode::RecvMsgMulti::new(Fixed(slot), shape, DATAGRAMS.id).build()
+                opcode::RecvMsgMulti::new(Fixed(slot), shape, group.id).build()
             }
         };
         // SAFETY: the caller keeps `shape` alive.

@@ -304,10 +304,10 @@ words! {
         CrowdedOut = "crowded_out":
             "The worker's session table was nearly full, or the process had nearly \
              `limits.total_sessions`, and of the clients that had not said where to go \
-             (ClientHello, PROXY header, handshake), or waited for their listener's limit, this \
-             one had waited longest. Or the listener \
-             had nearly all its sessions, and this handshake had taken longest; or the client's \
-             source had more such clients than it may have sessions.",
+             (ClientHello, PROXY header, handshake), this one had waited longest; or there were \
+             none, and of those who waited for their listener's limit, this one came last. Or the \
+             listener had nearly all its sessions, and this handshake had taken longest; or the \
+             client's source had more such clients than it may have sessions.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
              (`limit_source`).",
@@ -351,6 +351,9 @@ words! {
         Overload = "overload":
             "The memory that the process may use is nearly used up (`limits.memory_percent`), and \
              the datagram would have begun a flow.",
+        NewFlows = "new_flows":
+            "More flows were to begin than the worker can begin beside its work for those that \
+             live, in a flood that lasts.",
         NoSocket = "no_socket":
             "No upstream socket: source ports, files or resting sockets ran out.",
         NoSource = "no_source":

@@ -262,7 +262,7 @@ pub fn limits(
     let flows = or(asked.flows, most.min((ports / workers).max(4_096)).clamp(1, 65_536));
     let taken = if descriptors { flows.saturating_mul(workers) } else { 0 };
     let sessions = left.saturating_sub(taken) / 2 / workers;
-    let buffers = or(asked.buffers.into(), 256).next_power_of_two().min(MAX_BUFFERS.into());
+    let buffers = or(asked.buffers.into(), 256).next_power_of_two().clamp(2, MAX_BUFFERS.into());
     Limits {
         sessions: or(asked.sessions, sessions.clamp(1, 65_536)),
         flows,

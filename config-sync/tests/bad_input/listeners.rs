@@ -168,7 +168,10 @@ fn only_listeners_for_tcp_delay() {
     }
     let shared = |keys: &str| format!("{GOOD}[[shared_limits]]\nname = \"all\"\n{keys}\n");
     let waits = shared("sessions = 1\nover = \"delay\"").replace("\"delay\"", "\"wait\"");
-    refused(&waits, &["15:8: shared_limits[0].over: must be \"refuse\" or \"delay\", not \"wait\""]);
+    refused(
+        &waits,
+        &["15:8: shared_limits[0].over: must be \"refuse\" or \"delay\", not \"wait\""],
+    );
     refused(
         &shared("bytes_per_second = 1000\nover = \"delay\""),
         &["15:8: shared_limits[0].over: has no effect without `sessions` or `new_per_second`"],

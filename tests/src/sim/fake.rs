@@ -30,9 +30,11 @@ pub struct Fake {
 impl Fake {
     pub fn new(seed: u64, limits: Limits, faults: Faults) -> Self {
         let counters = Arc::new(Counters::new());
+        let mut proxy = Proxy::new(limits, seed, Arc::clone(&counters));
+        proxy.bound_new_flows(1, limits.buffers);
         Self {
             kernel: Kernel::new(seed, limits, faults),
-            proxy: Proxy::new(limits, seed, Arc::clone(&counters)),
+            proxy,
             counters,
             records: Vec::new(),
             turn: Turn::default(),
@@ -87,10 +89,27 @@ impl Fake {
         self.turn.bytes.clear();
         self.kernel.reap(usize::MAX, &mut self.turn);
         self.settle();
+        self.let_newcomers_in();
         self.proxy.expire(next, &mut self.ops);
         self.proxy.resume(next, &mut self.ops);
         self.settle();
         true
+    }
+
+    fn let_newcomers_in(&mut self) {
+        let mut has_let_in = false;
+        while let Some((token, event)) = self.proxy.newcomer() {
+            if self.tables.is_stale(token, event) {
+                continue;
+            }
+            has_let_in = true;
+            let mut payload = Vec::new();
+            let bytes = self.kernel.payload(event, &self.turn, &mut payload);
+            self.proxy.let_in(self.kernel.now, (token, event), bytes, &mut self.ops);
+        }
+        if has_let_in {
+            self.settle();
+        }
     }
 
     fn settle(&mut self) {
@@ -114,7 +133,7 @@ impl Fake {
             }
         }
         self.turn.events.clear();
-        self.kernel.end_turn();
+        self.kernel.end_turn(self.proxy.waiting_buffers());
         for record in self.proxy.records().drain(..) {
             if let Record::Closed(flow) = &record
                 && flow.protocol == Protocol::Udp

@@ -11,7 +11,7 @@ mod floods;
 mod honest;
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -264,6 +264,12 @@ impl World {
     }
 
     fn datagrams(&self) {
+        // What the flood itself costs on this machine, without the gateway's part.
+        let nobody = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
+        let addresses = nobody.each_ref().map(|of| of.local_addr().expect("its address"));
+        self.measure("the same datagrams to nobody", |over| {
+            datagrams(over, &addresses, SOURCES, b"garbage")
+        });
         self.measure("datagrams of new sources", |over| {
             datagrams(over, &[self.udp, self.asked.dns], SOURCES, b"garbage")
         });

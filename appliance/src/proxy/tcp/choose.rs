@@ -143,8 +143,7 @@ impl Session {
         core.tables.of(self.socket).map(|(_, socket)| socket)
     }
 
-    /// Whether the client has no destination yet: it has to send something before, or waits for a
-    /// place at its listener.
+    /// Whether the client has to send something before it has a destination.
     pub fn is_undecided(&self) -> bool {
         matches!(
             self.state,
@@ -152,7 +151,6 @@ impl Session {
                 | State::Opening { .. }
                 | State::Requesting(_)
                 | State::Greeting
-                | State::Delayed
         )
     }
 

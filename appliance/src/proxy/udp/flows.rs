@@ -28,6 +28,7 @@ use crate::proxy::udp::choose::{
 use crate::proxy::udp::dns_guard::datagram;
 use crate::proxy::udp::flow::{Batch, Flow, FlowHeader, Promotion, Sender, Whose, listener_of};
 use crate::proxy::udp::forward::dropped;
+use crate::proxy::udp::newcomers::Newcomers;
 use crate::proxy::udp::ports::Ports;
 use crate::proxy::udp::shared_sockets::Pairs;
 use crate::proxy::udp::state::{ABSENT, CLOSED, Flows, Halt, MOST_CLOSED, Promoted, Role, Sweep};
@@ -57,6 +58,7 @@ impl Flows {
             ports: Ports::new(),
             pairs_shortage_until: 0,
             seen: 0,
+            newcomers: Newcomers::unbounded(),
             slipped: 0,
             paused: VecDeque::new(),
             only: None,
@@ -208,9 +210,10 @@ impl Flows {
         sent: (u32, u32),
     ) -> Result<u32, DropReason> {
         let slot = self.flow_of(core, socket, sender)?;
-        if let Some(flow) = self.flows.at(slot) {
+        if let Some(flow) = self.flows.at_mut(slot) {
             debug_assert!(!flow.is_shared(), "no client is heard while flows are on their way");
-            flow.may_send(core, sent)?;
+            // A client whose datagrams a limit drops is not silent.
+            flow.may_send(core, sent).inspect_err(|_| flow.last = core.now)?;
         }
         self.route_again(core, slot)?;
         Ok(slot)
@@ -405,8 +408,7 @@ impl Flows {
                 counters.opened.add(1);
                 counters.ended(true, (0, 0));
             }
-            let record = flow.record(core, Some(refusal.reason));
-            core.log(SessionRecord { refused: true, ..record });
+            core.log_refusal(refusal.reason, |core| flow.record(core, Some(refusal.reason)));
             return Err(refusal.drop);
         }
         let upstream = flow.upstream;

@@ -10,6 +10,7 @@ use crate::contract::{Carried, Token};
 use crate::proxy::cause::Cause;
 use crate::proxy::slab::{NONE, Slab};
 use crate::proxy::udp::flow::Flow;
+use crate::proxy::udp::newcomers::Newcomers;
 use crate::proxy::udp::ports::{From, Ports};
 use crate::proxy::udp::shared_sockets::Pairs;
 use crate::stats::records::CloseReason;
@@ -48,6 +49,8 @@ pub struct Flows {
     /// counts up to this time, not up to now: after a worker had no core for a while, a new
     /// client's datagram may stand before a late reply in one batch of events.
     pub seen: u64,
+    /// Clients whose flows begin in later turns.
+    pub newcomers: Newcomers,
     /// Datagrams over limits since the last that was answered (`dns_guard.rs`).
     pub slipped: u32,
     /// Sockets that receive again at a time, the earliest first.

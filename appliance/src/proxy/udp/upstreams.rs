@@ -46,6 +46,7 @@ impl Flows {
             self.shortage_until = core.now + SHORTAGE;
             return Err(NO_SOCKET);
         };
+        self.newcomers.has_opened();
         self.count_upstreams(core);
         let token = Token { kind: Kind::Upstream, slot, generation };
         let Choice { address, source, interface, .. } = *choice;

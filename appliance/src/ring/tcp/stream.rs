@@ -46,7 +46,7 @@ pub struct Waiting {
 impl Streams {
     pub fn new(count: u16, features: &Features, queue: &Queue) -> Result<Self, RingError> {
         let usable = features.has("multishot_recv");
-        let buffers = usable.then(|| Buffers::new(SMALL, count, queue)).transpose()?;
+        let buffers = usable.then(|| Buffers::new(&[SMALL], count, queue)).transpose()?;
         Ok(Self { buffers, chunks: vec![Chunk::default(); usize::from(count)].into() })
     }
 

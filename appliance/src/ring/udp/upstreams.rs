@@ -14,7 +14,7 @@ use crate::ring::buffers::{Buffers, Shape, check_count};
 use crate::ring::error::RingError;
 use crate::ring::features::Features;
 use crate::ring::listen::listeners::Listeners;
-use crate::ring::queue::{Completion, DATAGRAMS, Queue};
+use crate::ring::queue::{Completion, OF_CLIENTS, OF_ENDPOINTS, Queue};
 use crate::ring::sys::calls;
 use crate::ring::sys::errno::{why, why_unopened};
 use crate::ring::sys::options::{bind_interface, bind_source, set_datagram_options};
@@ -85,15 +85,16 @@ impl Udp {
     pub fn new(limits: Limits, features: &Features, queue: &Queue) -> Result<Self, RingError> {
         check_count(limits.buffers)?;
         let upstreams = limits.flows.saturating_add(SHARED_SOCKETS);
+        let each = (limits.buffers / 2).max(1);
         Ok(Self {
-            buffers: Buffers::new(DATAGRAMS, limits.buffers, queue)?,
-            trains: vec![Train::default(); usize::from(limits.buffers)].into(),
+            buffers: Buffers::new(&[OF_CLIENTS, OF_ENDPOINTS], each, queue)?,
+            trains: vec![Train::default(); 2 * usize::from(each)].into(),
             upstreams: vec![Upstream::default(); upstreams as usize].into(),
             files: Files::new(upstreams, features, queue)?,
             arming: Vec::with_capacity(1024),
             out_of_ports: Vec::with_capacity(MOST_OUT_OF_PORTS),
             arrivals: Vec::new(),
-            sends: Sends::new(limits.buffers, upstreams),
+            sends: Sends::new(2 * each, upstreams),
             promoted: Promoted::default(),
             down: Shape::new(NAME, control_room(&[size_of::<i32>(), PKTINFO])),
             up: Shape::new(0, control_room(&[size_of::<i32>()])),
@@ -302,7 +303,7 @@ impl Udp {
             if let Some((target, user_data)) = listeners.arm_receive(slot) {
                 // SAFETY: the shape lives as long as the ring, and the listener's descriptor is
                 // closed only after the final completion.
-                unsafe { queue.receive(target, self.down.as_ptr(), user_data) };
+                unsafe { queue.receive(target, (self.down.as_ptr(), OF_CLIENTS), user_data) };
             }
             return;
         }
@@ -313,7 +314,7 @@ impl Udp {
             let target = self.files.target(upstream.file);
             let shape = if upstream.shared { &self.down } else { &self.up };
             // SAFETY: as above. The file is given up after the final completion.
-            unsafe { queue.receive(target, shape.as_ptr(), user_data) };
+            unsafe { queue.receive(target, (shape.as_ptr(), OF_ENDPOINTS), user_data) };
         }
     }
 

@@ -4,7 +4,7 @@ use config_sync::table::routing::Timeouts;
 use ringway::stats::records::CloseReason as R;
 
 use super::play::Begins::Plain;
-use super::play::Step::{Connect, Ends, Fin, Gets, Logs, Sends, Served};
+use super::play::Step::{Connect, Ends, Fin, Gets, Logs, Reset, Sends, Served};
 use super::play::{Peer, Scenario, Step};
 use super::setup::{NONE, Setup, TCP};
 
@@ -41,6 +41,19 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             Ends(S),
             Ends(C),
             Logs(R::ClientFin),
+        ],
+    },
+    Scenario {
+        name: "nobody has stalled while the last bytes wait for a limit",
+        setup: Setup { timeouts: Timeouts { write_stall: 40, ..NONE }, ..SLOW },
+        steps: &[
+            Connect(0, Plain),
+            Served(0),
+            Sends(S, 13_000),
+            Gets(C, 10_000),
+            Reset(S),
+            Ends(C),
+            Logs(R::EndpointReset),
         ],
     },
     Scenario {

@@ -154,7 +154,9 @@ impl World {
         };
         let mut kernel = Kernel::new(rng.number(), model.limits, faults);
         kernel.trace = trace;
-        let proxy = Proxy::new(model.limits, rng.number(), Arc::clone(&counters));
+        let mut proxy = Proxy::new(model.limits, rng.number(), Arc::clone(&counters));
+        // Not of `rng`: the rest of a seed's world does not depend on it.
+        proxy.bound_new_flows(1 + (seed % 4) as u32, model.limits.buffers);
         let mut world = Self {
             check: Check::new(model.limits),
             asks: Rng::new(seed ^ 0x61736b),
@@ -195,17 +197,21 @@ impl World {
         if world.rng.per_mille(300) {
             world.kernel.ports = world.rng.scale(2, u64::from(world.kernel.ports)) as u32;
         }
-        world.next_table = Some(Next::Model);
-        world.after(0, Action::Arrive);
-        world.after(100, Action::SwapTable);
-        world.after(1_000, Action::ChangeEndpoint);
-        if world.asks.per_mille(500) {
-            world.after(2_000, Action::Ask);
-        }
-        if world.asks.per_mille(500) {
-            world.after(3_000, Action::Part);
-        }
+        world.begin();
         world
+    }
+
+    fn begin(&mut self) {
+        self.next_table = Some(Next::Model);
+        self.after(0, Action::Arrive);
+        self.after(100, Action::SwapTable);
+        self.after(1_000, Action::ChangeEndpoint);
+        if self.asks.per_mille(500) {
+            self.after(2_000, Action::Ask);
+        }
+        if self.asks.per_mille(500) {
+            self.after(3_000, Action::Part);
+        }
     }
 
     fn live(&mut self) {

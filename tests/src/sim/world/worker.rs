@@ -25,6 +25,7 @@ impl World {
         self.carry_on_with_moves();
         self.settle(self.turn.events.len());
         self.carry_on_with_tables();
+        let has_let_in = self.let_newcomers_in();
         self.proxy.expire(now, &mut self.ops);
         self.proxy.resume(now, &mut self.ops);
         self.end_turn();
@@ -35,7 +36,8 @@ impl World {
             self.kernel.now
         );
         let moved = self.turn.events.iter().any(|(_, e)| matches!(e, Event::Moved { .. }));
-        self.idle_resumes = if deadline == Some(0) && !moved { self.idle_resumes + 1 } else { 0 };
+        let is_idle = deadline == Some(0) && !moved && !has_let_in;
+        self.idle_resumes = if is_idle { self.idle_resumes + 1 } else { 0 };
         assert!(self.idle_resumes < 3, "livelock: resumes that move nothing");
     }
 
@@ -52,6 +54,26 @@ impl World {
             }
         }
         self.settle(from);
+    }
+
+    /// Lets clients in whose flows wait for their turn. Returns whether there were any.
+    fn let_newcomers_in(&mut self) -> bool {
+        let from = self.turn.events.len();
+        let mut has_let_in = false;
+        while let Some((token, event)) = self.proxy.newcomer() {
+            if self.tables.is_stale(token, event) {
+                continue;
+            }
+            has_let_in = true;
+            let mut payload = Vec::new();
+            let bytes = self.kernel.payload(event, &self.turn, &mut payload);
+            self.proxy.let_in(self.kernel.now, (token, event), bytes, &mut self.ops);
+            if self.habits.eager {
+                self.carry_out();
+            }
+        }
+        self.settle(from);
+        has_let_in
     }
 
     fn carry_out(&mut self) {
@@ -96,7 +118,8 @@ impl World {
 
     pub(super) fn end_turn(&mut self) {
         self.settle(self.turn.events.len());
-        self.kernel.end_turn();
+        let waiting = self.proxy.waiting_buffers();
+        self.kernel.end_turn(waiting);
         let queues = self.model.backends.iter().flat_map(|backend| &backend.queue);
         let queued = queues.into_iter().any(|queue| queue.line.waiting() > 0);
         // Sessions that wait for a place within a limit are not looked at either.

@@ -7,8 +7,7 @@ use super::*;
 use crate::ring::buffers::Buffers;
 use crate::ring::buffers::Shape;
 use crate::ring::features::Features;
-use crate::ring::queue::DATAGRAMS;
-use crate::ring::queue::{Queue, Target};
+use crate::ring::queue::{OF_CLIENTS, Queue, Target};
 use crate::ring::sys::calls;
 use crate::ring::turn::Turn;
 use crate::ring::udp::batch::Sends;
@@ -19,7 +18,7 @@ use crate::ring::udp::train::Train;
 #[test]
 fn a_train_that_the_kernel_does_not_cut_is_sent_singly() {
     let mut queue = Queue::new(&Features::probe().expect("io_uring")).expect("a ring");
-    let mut buffers = Buffers::new(DATAGRAMS, 2, &queue).expect("buffers");
+    let mut buffers = Buffers::new(&[OF_CLIENTS], 2, &queue).expect("buffers");
     queue.enable().expect("it begins");
     let mut sends = Sends::new(2, 1);
     let mut turn = Turn::default();
