@@ -185,9 +185,9 @@ const MOST: usize = 16_384;
 /// not make sessions wait for milliseconds.
 const TABLE_STEPS: usize = 64;
 
-/// The maximum number of UDP flows with a new socket that begin in one turn: what the kernel does
-/// for 16 sockets takes about a millisecond, for which sessions have to wait. With few buffers for
-/// datagrams there are fewer.
+/// The number of UDP flows with a new socket that begin in one turn, as long as others can wait:
+/// what the kernel does for 16 sockets takes about a millisecond, for which sessions have to wait.
+/// With few buffers for datagrams there are fewer.
 const NEW_FLOWS: u32 = 16;
 
 /// One turn in this many is timed. Otherwise the worker reads the clock once a turn.

@@ -105,7 +105,8 @@ impl Proxy {
         self.leave(ops);
     }
 
-    /// Lets at most so many UDP flows that need a new socket begin in a turn. The caller then ends
+    /// Lets so many UDP flows that need a new socket begin in a turn, and others wait as long as
+    /// there is room. `buffers`: the receive buffers for datagrams. The caller then ends
     /// each turn with [`Self::newcomer`].
     pub fn bound_new_flows(&mut self, most: u32, buffers: u16) {
         self.flows.newcomers.bound(most, usize::from(buffers));

@@ -18,7 +18,7 @@ pub struct Newcomers {
     has_served: bool,
     /// For how many turns some have waited.
     turns: u32,
-    /// With so many waiting after a burst, newcomers are dropped of a listener that has a quarter.
+    /// So many may wait. A listener that has a quarter of them after a burst is flooded.
     enough: usize,
     /// The oldest first. That a socket has stopped, which another process waits for, comes after
     /// the socket's datagrams.
@@ -65,10 +65,15 @@ impl Newcomers {
         next
     }
 
-    /// Whether another newcomer of this listening socket is one too many.
-    pub fn are_enough(&self, of: Token) -> bool {
+    /// Whether as many wait as may: all others need buffers too.
+    pub fn are_enough(&self) -> bool {
+        self.waiting.len() >= self.enough
+    }
+
+    /// Whether this listening socket is flooded, and not only in a burst.
+    pub fn is_flood(&self, of: Token) -> bool {
         let own = || self.waiting.iter().filter(|(token, _)| *token == of).count();
-        self.turns >= BURST && self.waiting.len() >= self.enough && own() > self.enough / 4
+        self.turns >= BURST && own() > self.enough / 4
     }
 
     /// Whether somebody new comes in only after the others' work: one socket is kept for that.
@@ -161,12 +166,12 @@ mod tests {
         newcomers.waiting.push_back(datagram(2, 0));
         newcomers.waiting.extend((0..200).map(|buffer| datagram(1, buffer)));
         for _ in 0..BURST {
-            assert!(!newcomers.are_enough(A), "a burst waits");
+            assert!(newcomers.are_enough() && !newcomers.is_flood(A), "it may be a burst");
             turn(&mut newcomers);
         }
         newcomers.waiting.push_back(datagram(2, 0));
-        assert!(newcomers.are_enough(A) && !newcomers.are_enough(other));
+        assert!(newcomers.is_flood(A) && !newcomers.is_flood(other));
         newcomers.waiting.truncate(7);
-        assert!(!newcomers.are_enough(A), "few wait");
+        assert!(!newcomers.are_enough(), "few wait");
     }
 }

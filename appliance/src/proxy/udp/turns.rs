@@ -3,13 +3,13 @@
 //! sockets of a turn.
 //!
 //! The datagrams of clients without a flow stay in their buffers, in their order, until it is their
-//! turn. Meanwhile the kernel has fewer buffers for clients, and leaves what comes in the listening
-//! sockets. Nothing waits that opens no socket: datagrams of flows go on, and what is refused for
-//! the listener's sake is refused at once.
+//! turn. Nothing waits that opens no socket: datagrams of flows go on, and what is refused for the
+//! listener's sake is refused at once.
 //!
-//! A flood that lasts would fill the listening sockets, and the kernel would drop what comes, also
-//! of those who have a flow. So after a while the newcomers of a listener that has many waiting are
-//! dropped here.
+//! Half of the buffers for clients are enough for those who wait. Without buffers the kernel would
+//! drop datagrams of other listeners and of flows. So in a burst, who finds no room to wait comes
+//! in at once. A flood that lasts would make every turn long, so after a while the newcomers of a
+//! listener that has many waiting are dropped.
 
 use config_sync::table::routing::{DnsGuard, Listener, SocketId};
 
@@ -56,10 +56,12 @@ impl Flows {
         if !self.may_open(core, SocketId(token.slot), event, payload) {
             return false;
         }
-        if self.newcomers.are_enough(token) {
+        if !self.newcomers.are_enough() {
+            self.newcomers.put_off(token, event);
+        } else if self.newcomers.is_flood(token) {
             drop_newcomer(core, token, event, DropReason::NewFlows);
         } else {
-            self.newcomers.put_off(token, event);
+            return false;
         }
         true
     }
