@@ -187,7 +187,8 @@ const TABLE_STEPS: usize = 64;
 
 /// The number of UDP flows with a new socket that begin in one turn, as long as others can wait:
 /// what the kernel does for 16 sockets takes about a millisecond, for which sessions have to wait.
-/// With few buffers for datagrams there are fewer.
+/// Behind a turn of more than four milliseconds there are more. With few buffers for datagrams
+/// there are fewer.
 const NEW_FLOWS: u32 = 16;
 
 /// One turn in this many is timed. Otherwise the worker reads the clock once a turn.
@@ -359,7 +360,7 @@ impl Worker {
     /// there. Before `expire`, as the flows that begin with an event do.
     fn let_newcomers_in(&mut self, now: u64) {
         let mut has_let_in = false;
-        while let Some((token, event)) = self.proxy.newcomer() {
+        while let Some((token, event)) = self.proxy.newcomer(now) {
             if self.tables.is_stale(token, event) {
                 continue;
             }

@@ -75,10 +75,10 @@ impl Delays {
         self.lines.get(&id)?.front().copied()
     }
 
-    /// The last session of the longest line.
-    pub fn last_of_longest(&self) -> Option<Token> {
-        let line = self.lines.values().max_by_key(|line| line.len());
-        line?.back().copied()
+    /// The first and the last session of the longest line.
+    pub fn longest(&self) -> Option<(Token, Token)> {
+        let line = self.lines.values().max_by_key(|line| line.len())?;
+        Some((*line.front()?, *line.back()?))
     }
 
     /// Forgets a line if nobody is in it.

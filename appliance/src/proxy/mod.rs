@@ -113,9 +113,9 @@ impl Proxy {
     }
 
     /// The next event that waited for its turn. [`Self::let_in`] handles it. `None`: no other comes
-    /// in this turn.
-    pub fn newcomer(&mut self) -> Option<(Token, Event)> {
-        self.flows.newcomers.next()
+    /// in this turn, which began at `now`, in microseconds.
+    pub fn newcomer(&mut self, now: u64) -> Option<(Token, Event)> {
+        self.flows.newcomers.next(now)
     }
 
     /// How many buffers wait for their turn.

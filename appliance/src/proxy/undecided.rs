@@ -58,8 +58,8 @@ impl Undecided {
     }
 
     /// Closes the session that has waited longest, if there is hardly room for more and the session
-    /// has waited for longer than there is room for. If no client is silent, closes the last of
-    /// those who wait for their listener's limit, on the same condition.
+    /// has waited for longer than there is room for. If no client has been silent for so long, but
+    /// one has waited so long for a listener's limit, the last of the longest line there is closed.
     pub fn make_room(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
         let (mut most, mut room) = (sessions.limit(), sessions.room());
         if let Some(total) = &core.tables.current().total {
@@ -67,8 +67,7 @@ impl Undecided {
         }
         if let Some(patience) = patience(room, (most / RESERVE).max(1), PATIENCE) {
             let has_closed = self.all.close_first(core, sessions, patience);
-            // If any client is silent, it makes room soon.
-            if !has_closed && self.all.0.is_empty() {
+            if !has_closed {
                 close_last_delayed(core, sessions, patience);
             }
         }
@@ -160,12 +159,13 @@ impl Line {
     }
 }
 
-/// Closes the last session of the longest line at a listener that delays, if it has waited for so
-/// many microseconds.
+/// Closes the last session of the longest line at a listener that delays, if the first has waited
+/// for so many microseconds.
 fn close_last_delayed(core: &mut Core, sessions: &mut Slab<Session>, patience: u64) {
-    if let Some(token) = core.delays.last_of_longest()
-        && let Some(session) = sessions.get_mut(token.slot, token.generation)
-        && core.now - session.opened >= patience
+    if let Some((first, last)) = core.delays.longest()
+        && let Some(opened) = sessions.get_mut(first.slot, first.generation).map(|of| of.opened)
+        && core.now - opened >= patience
+        && let Some(session) = sessions.get_mut(last.slot, last.generation)
     {
         session.finish(core, CloseReason::CrowdedOut, true);
     }

@@ -54,7 +54,6 @@ pub struct Buffers {
     shift: u32,
     /// By buffer: whether the buffer was received and not given back.
     taken: Box<[bool]>,
-    outside: usize,
 }
 
 /// The buffers of one group that the kernel has.
@@ -62,6 +61,8 @@ struct Entries {
     memory: Memory,
     /// `publish` writes this value to the ring's shared tail.
     tail: u16,
+    /// Buffers of this group that were received and not given back.
+    outside: u16,
 }
 
 impl Buffers {
@@ -75,8 +76,7 @@ impl Buffers {
         let rings = groups.iter().map(|group| Entries::new(*group, each, queue));
         let rings = rings.collect::<Result<_, _>>()?;
         let taken = vec![false; count].into();
-        let mut buffers =
-            Self { size, memory, rings, shift: each.trailing_zeros(), taken, outside: 0 };
+        let mut buffers = Self { size, memory, rings, shift: each.trailing_zeros(), taken };
         for id in 0..count {
             buffers.provide(u16::try_from(id).expect("at most 65,536 buffers"));
         }
@@ -84,9 +84,11 @@ impl Buffers {
         Ok(buffers)
     }
 
-    /// The number of buffers that the kernel has.
+    /// The number of buffers that the kernel has, if each group had as few as the group with the
+    /// fewest: a group that has none receives nothing, however many others have.
     pub fn free(&self) -> u64 {
-        (self.taken.len() - self.outside) as u64
+        let most = self.rings.iter().map(|ring| ring.outside).max().unwrap_or(0);
+        (self.taken.len() - self.rings.len() * usize::from(most)) as u64
     }
 
     /// Notes that the kernel has filled `filled` bytes of a buffer, and returns the buffer's parts.
@@ -99,7 +101,7 @@ impl Buffers {
         let taken = &mut self.taken[usize::from(id)];
         assert!(!*taken, "the kernel fills only buffers that it has");
         *taken = true;
-        self.outside += 1;
+        self.ring_of(id).outside += 1;
         self.bytes(id, 0, filled)
     }
 
@@ -123,7 +125,7 @@ impl Buffers {
         let taken = &mut self.taken[usize::from(id.0)];
         assert!(*taken, "each buffer is answered once");
         *taken = false;
-        self.outside -= 1;
+        self.ring_of(id.0).outside -= 1;
         self.provide(id.0);
     }
 
@@ -134,8 +136,12 @@ impl Buffers {
 
     fn provide(&mut self, id: u16) {
         let address = self.at(id, 0).as_ptr() as u64;
-        let ring = &mut self.rings[usize::from(id) >> self.shift];
-        ring.provide(id, (address, self.size), (1 << self.shift) - 1);
+        let (size, mask) = (self.size, (1 << self.shift) - 1);
+        self.ring_of(id).provide(id, (address, size), mask);
+    }
+
+    fn ring_of(&mut self, id: u16) -> &mut Entries {
+        &mut self.rings[usize::from(id) >> self.shift]
     }
 }
 
@@ -152,7 +158,7 @@ impl Entries {
             Some(libc::ENOMEM) => RingError::NoMemory,
             _ => RingError::Failed { what: "cannot register receive buffers", source },
         })?;
-        Ok(Self { memory, tail: 0 })
+        Ok(Self { memory, tail: 0, outside: 0 })
     }
 
     fn publish(&self) {

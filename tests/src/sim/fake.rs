@@ -98,7 +98,7 @@ impl Fake {
 
     fn let_newcomers_in(&mut self) {
         let mut has_let_in = false;
-        while let Some((token, event)) = self.proxy.newcomer() {
+        while let Some((token, event)) = self.proxy.newcomer(self.kernel.now) {
             if self.tables.is_stale(token, event) {
                 continue;
             }

@@ -2,14 +2,15 @@
 //! datagrams, so in a flood of new clients those who have a session or flow would wait for all
 //! sockets of a turn.
 //!
-//! The datagrams of clients without a flow stay in their buffers, in their order, until it is their
-//! turn. Nothing waits that opens no socket: datagrams of flows go on, and what is refused for the
-//! listener's sake is refused at once.
+//! The datagrams of clients without a flow stay in their buffers until it is their turn. Then all
+//! that a client has sent comes in, in its order. Datagrams of flows do not wait, nor what the
+//! listener has no place for. Behind PROXY headers nobody waits: only the headers say who has a
+//! flow.
 //!
 //! Half of the buffers for clients are enough for those who wait. Without buffers the kernel would
 //! drop datagrams of other listeners and of flows. So in a burst, who finds no room to wait comes
 //! in at once. A flood that lasts would make every turn long, so after a while the newcomers of a
-//! listener that has many waiting are dropped.
+//! listening socket that has many waiting are dropped.
 
 use config_sync::table::routing::{DnsGuard, Listener, SocketId};
 
@@ -56,7 +57,8 @@ impl Flows {
         if !self.may_open(core, SocketId(token.slot), event, payload) {
             return false;
         }
-        if !self.newcomers.are_enough() {
+        // Behind what the client has sent before.
+        if !self.newcomers.are_enough() || self.newcomers.has_of_client(token, event) {
             self.newcomers.put_off(token, event);
         } else if self.newcomers.is_flood(token) {
             drop_newcomer(core, token, event, DropReason::NewFlows);
@@ -77,9 +79,8 @@ impl Flows {
         let Some(listener) = bound.listeners.any().map(|at| &table.listeners[at]) else {
             return false;
         };
-        // Only the headers say who the clients are.
         if bound.accept_proxy.expects_header(peer.ip()) {
-            return true;
+            return false;
         }
         let is_query = |_: DnsGuard| {
             (0..count).any(|number| read_query(datagram(payload, size, number)).is_ok())

@@ -60,7 +60,7 @@ impl World {
     fn let_newcomers_in(&mut self) -> bool {
         let from = self.turn.events.len();
         let mut has_let_in = false;
-        while let Some((token, event)) = self.proxy.newcomer() {
+        while let Some((token, event)) = self.proxy.newcomer(self.kernel.now) {
             if self.tables.is_stale(token, event) {
                 continue;
             }
