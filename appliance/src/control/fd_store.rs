@@ -28,6 +28,8 @@ pub struct FdStore {
     pub generation: u64,
     /// systemd hears only the main process, and learns from the one before which it is.
     pub not_before: Instant,
+    /// Names and sizes of groups that the process before has stored, until the first `update`.
+    pub before: Vec<(String, usize)>,
 }
 
 impl FdStore {
@@ -40,6 +42,7 @@ impl FdStore {
             unsent: VecDeque::new(),
             generation: 0,
             not_before: Instant::now(),
+            before: Vec::new(),
         }
     }
 
@@ -53,6 +56,7 @@ impl FdStore {
     /// gives sockets back in any order, and by its place in its group the kernel knows a socket.
     pub fn update(&mut self, shared: Vec<SharedSocket>) {
         let mut kept = BTreeMap::new();
+        self.before.clear();
         for SharedSocket { id, bound, sockets } in shared {
             let name = group(bound.transport, &bound.address, bound.interface);
             let count = sockets.len();
@@ -85,10 +89,13 @@ impl FdStore {
 
     /// Nobody is to connect any more.
     pub fn clear(&mut self) {
-        if self.kept.is_empty() {
+        if self.kept.is_empty() && self.before.is_empty() {
             return self.flush();
         }
         self.unsent.clear();
+        for (group, count) in std::mem::take(&mut self.before) {
+            self.drop_sockets(&group, 0..count);
+        }
         self.update(Vec::new());
     }
 

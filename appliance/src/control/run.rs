@@ -250,7 +250,7 @@ impl Control {
             taking.must_end = true;
             return;
         }
-        if self.puts_off_the_end() {
+        if self.puts_off_the_end() || self.is_meant_for_both() {
             return;
         }
         match self.phase {
@@ -467,8 +467,8 @@ async fn rung(bell: &pipe::Receiver) {
     if bell.readable().await.is_err() {
         return std::future::pending().await;
     }
-    // However often it has rung: all answers are collected. Once all workers have ended, the pipe has
-    // an end, at which there is always something to read.
+    // However often it has rung: all answers are collected. Once all workers have ended, the pipe
+    // has an end, at which there is always something to read.
     if bell.try_read(&mut [0; 512]).is_ok_and(|len| len == 0) {
         std::future::pending().await
     }

@@ -178,8 +178,9 @@ impl Proxy {
         let Self { core, sessions, flows, requests, parting, flow_parting, .. } = self;
         match request.what {
             What::Part { from, most } => parting.ask(core, request.number, from, most),
-            What::Announce { from, most } => {
-                flow_parting.ask(core, flows, request.number, Ask::Announce { from, most });
+            What::Announce { from, most, again } => {
+                let ask = Ask::Announce { from, most, again };
+                flow_parting.ask(core, flows, request.number, ask);
             }
             What::Settle => flow_parting.ask(core, flows, request.number, Ask::Settle),
             What::Own(all) => flows.own(core, &all),

@@ -16,9 +16,11 @@ use crate::stats::records::{Offered, Record, Reply};
 /// Microseconds between two steps.
 const STEP: u64 = 250;
 
-/// The most slots that one step looks at, and the most sessions that pause at a time.
+/// The most slots that one step looks at, the most sessions that pause at a time, and the most with
+/// those of which one direction pauses until its destination takes bytes.
 const MOST_LOOKS: u32 = 1_024;
 const MOST_PAUSING: usize = 64;
+const MOST_EMPTYING: usize = 1_024;
 
 /// Microseconds that an answer waits for sessions that are not still yet. They may be offered in
 /// the next answer.
@@ -91,11 +93,21 @@ impl Parting {
     fn pause_some(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
         let Some(asked) = &mut self.asked else { return };
         let last = asked.slot.saturating_add(MOST_LOOKS).min(sessions.high_water());
-        while asked.slot < last && asked.paused < asked.most && self.pausing.len() < MOST_PAUSING {
+        let is_empty = |(token, _): &&(Token, u64)| {
+            let session = sessions.get_mut(token.slot, token.generation);
+            session.is_some_and(|session| !session.is_emptying())
+        };
+        let mut whole = self.pausing.iter().filter(is_empty).count();
+        while asked.slot < last
+            && asked.paused < asked.most
+            && whole < MOST_PAUSING
+            && self.pausing.len() < MOST_EMPTYING
+        {
             if let Some(session) = sessions.at_mut(asked.slot)
                 && session.may_leave()
             {
                 session.pause(core);
+                whole += usize::from(!session.is_emptying());
                 asked.paused += 1;
                 self.pausing.push((session.token, until(core, session)));
             }

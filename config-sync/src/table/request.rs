@@ -32,8 +32,9 @@ pub enum What {
     /// it is told what becomes of each: `Forget` or `GoOn`.
     Part { from: u32, most: u32 },
     /// Say which UDP flows could go to another process, from the slot `from` on, without those that
-    /// were said before: `most` at most. The flows go on.
-    Announce { from: u32, most: u32 },
+    /// were said before: `most` at most. The flows go on. `again`: without those, too, that the
+    /// other process has refused since all slots were looked at first.
+    Announce { from: u32, most: u32, again: bool },
     /// Bring the announced flows of deaf sockets to a moment at which no datagram of theirs is in
     /// the gateway, and say what they have carried. The worker keeps these still as in `Part`. The
     /// answer's `next`: a slot from which on there are flows that were not announced.

@@ -210,6 +210,14 @@ impl Link {
         answer.map(|(message, _)| message)
     }
 
+    /// Nobody hears the clients any more until [`Self::last_answer`], so nothing may take long.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn hurry(&self) -> Result<(), String> {
+        self.wait_for(SESSION_PATIENCE)
+    }
+
     fn wait_for(&self, patience: Duration) -> Result<(), String> {
         pass::set_patience(self.socket.as_fd(), patience).map_err(|error| error.to_string())
     }

@@ -131,7 +131,9 @@ impl Control {
 
     fn ask_to_announce(&mut self, worker: usize, from: u32) {
         let most = u32::try_from(MOST_FLOWS).unwrap_or(u32::MAX);
-        if !self.ask_about_flows(worker, What::Announce { from, most })
+        let leaving = self.upgrade.flows.leaving.as_ref();
+        let again = leaving.is_some_and(|of| of.passes > 0 || of.stage == Stage::Rest);
+        if !self.ask_about_flows(worker, What::Announce { from, most, again })
             && let Some(leaving) = &mut self.upgrade.flows.leaving
         {
             leaving.has_no_more(worker);
@@ -413,16 +415,17 @@ impl Control {
             // A worker that has ended has no flow.
             _ = self.sync.ask(worker, Request { number, what: What::Own(flows.into()) });
         }
-        if are_ours {
-            self.board.upgrade.lock().flows_taken_over += count as u64;
-            self.hear(workers != self.workers.len());
-        }
         let mut by_worker: BTreeMap<usize, Vec<Handle>> = BTreeMap::new();
         for (worker, handle) in left.into_iter().flatten() {
             by_worker.entry(worker).or_default().push(handle);
         }
         for (worker, handles) in by_worker {
             self.decide(worker, handles, false);
+        }
+        // Now that flows that have not come leave their places to those who wait.
+        if are_ours {
+            self.board.upgrade.lock().flows_taken_over += count as u64;
+            self.hear(workers != self.workers.len());
         }
     }
 }

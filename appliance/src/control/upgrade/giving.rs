@@ -88,7 +88,10 @@ fn give_flows(link: &mut Link, asks: &Asks) -> Result<(), String> {
                 let parted = asks.steps.blocking_send(Step::FlowsParted { attempt, adopted });
                 parted.map_err(|_| "the gateway has ended".to_owned())?;
             }
-            Departure::Figures(all) => link.send_figures(&all)?,
+            Departure::Figures(all) => {
+                link.hurry()?;
+                link.send_figures(&all)?;
+            }
         }
     }
     Ok(())

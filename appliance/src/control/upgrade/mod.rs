@@ -10,6 +10,7 @@ mod flows;
 mod giving;
 mod moves;
 mod named;
+mod signals;
 pub mod starter;
 pub mod state;
 mod steps;

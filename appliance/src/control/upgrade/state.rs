@@ -96,6 +96,9 @@ pub struct Upgrade {
     pub taking: Option<Taking>,
     pub moves: Moves,
     pub flows: FlowMoves,
+    /// Since when the other process may not know yet which of the two a SIGTERM is for. In the old
+    /// process, with the number of the new one.
+    pub passed_on: Option<(Instant, Option<u32>)>,
     /// Why this process ends with an error although it drains.
     pub failure: Option<String>,
     /// When systemd was last told that this process lives.
@@ -167,6 +170,7 @@ impl Upgrade {
             flows: FlowMoves::default(),
             failure: None,
             fed: Instant::now(),
+            passed_on: None,
         }
     }
 

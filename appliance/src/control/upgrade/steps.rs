@@ -15,7 +15,6 @@ use config_sync::publish::hand_over::SharedSocket;
 use config_sync::publish::socket_file::SocketFile;
 use config_sync::table::address::Address;
 use config_sync::table::routing::{SocketId, Transport};
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::SockRef;
@@ -135,6 +134,10 @@ impl Control {
             Err(why) => return tracing::error!("an upgrade is refused: {why}"),
         };
         let peer = link.peer();
+        if peer == 0 {
+            // Signals would go to this process's own group.
+            return tracing::error!("an upgrade is refused: who asks is of another PID namespace");
+        }
         // The process that this one has started comes, and nobody else may.
         let awaited = self.upgrade.giving.as_mut().filter(|giving| giving.peer.is_none());
         let attempt = match awaited.filter(|giving| giving.child == Some(peer)) {
@@ -368,8 +371,9 @@ impl Control {
         let flows = self.flows_go();
         self.phase = Phase::Draining;
         let process = giving.peer.unwrap_or(0);
-        if giving.must_end {
-            self.pass_signal_on(process);
+        match giving.must_end {
+            true => self.pass_signal_on(process),
+            false => self.upgrade.passed_on = Some((Instant::now(), Some(process))),
         }
         systemd::tell(&format!("MAINPID={process}"));
         tracing::info!(
@@ -407,31 +411,6 @@ impl Control {
         refuse(giving.caller, why.to_owned());
         if giving.must_end {
             self.terminate();
-        }
-    }
-
-    /// Whether SIGTERM waits until it is clear who has the sockets. Until then this process must
-    /// not close them, because the new one may have them alone by the time.
-    pub fn puts_off_the_end(&mut self) -> bool {
-        let is_running = matches!(self.phase, Phase::Running);
-        let ready = self.upgrade.giving.as_mut().filter(|of| is_running && of.is_ready);
-        let Some(giving) = ready else { return false };
-        if !std::mem::replace(&mut giving.must_end, true) {
-            tracing::info!("the gateway ends once it is clear which process has the sockets");
-        }
-        true
-    }
-
-    pub fn must_end(&self) -> bool {
-        self.upgrade.giving.as_ref().is_some_and(|giving| giving.must_end)
-    }
-
-    /// Whoever has told this process to end meant the gateway, which is the new process now.
-    fn pass_signal_on(&self, process: u32) {
-        let told = i32::try_from(process).map_err(|_| Errno::ESRCH);
-        match told.and_then(|process| kill(Pid::from_raw(process), Signal::SIGTERM)) {
-            Ok(()) => tracing::info!("SIGTERM goes on to process {process}"),
-            Err(error) => tracing::error!("process {process} can't be told to end: {error}"),
         }
     }
 
@@ -478,6 +457,7 @@ impl Control {
         self.claim_pid_file();
         if taking.must_end {
             self.terminate();
+            self.upgrade.passed_on = Some((Instant::now(), None));
         }
     }
 
@@ -492,6 +472,7 @@ impl Control {
         for SharedSocket { bound, .. } in self.sync.shared_sockets().unwrap_or_default() {
             let group = fd_store::group(bound.transport, &bound.address, bound.interface);
             self.fd_store.drop_sockets(&group, own..workers);
+            self.fd_store.before.push((group, own));
         }
     }
 

@@ -152,7 +152,7 @@ impl Session {
         count_bytes(core, self.listener, self.endpoint, from, u64::from(sent));
         let next = relay.half(from).moved(core.now, read, sent, held, stop);
         relay.unpace(core, self.token, from);
-        if self.tls.is_none() && !is_limited && relay.pause == Pause::No {
+        if self.tls.is_none() && !is_limited && !relay.is_paused(from) {
             relay.mark(core, self.token, from, stop);
         }
         if let Stop::Failed { side, why } = stop {

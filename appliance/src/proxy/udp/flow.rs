@@ -103,6 +103,8 @@ pub enum Whose {
     Ours,
     /// This process's. Another process knows of it and has its socket, but receives nothing.
     Announced,
+    /// This process's, because the other process has refused the flow.
+    Refused,
     /// This process's. The flow's socket is about to receive nothing more.
     Stopping,
     /// Still. It may be both processes' until it is decided.

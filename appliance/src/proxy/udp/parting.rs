@@ -49,10 +49,12 @@ pub struct Parting {
 /// What is asked about flows that are to leave.
 #[derive(Clone, Copy, Debug)]
 pub enum Ask {
-    /// At most so many flows are announced, from a slot on.
+    /// At most so many flows are announced, from a slot on. `again`: those that were refused are
+    /// not.
     Announce {
         from: u32,
         most: u32,
+        again: bool,
     },
     Settle,
 }
@@ -117,7 +119,7 @@ impl Parting {
         self.next = None;
         let Some(asked) = &mut self.asked else { return };
         let is_over = match asked.ask {
-            Ask::Announce { most, .. } => asked.announce_some(flows, most as usize),
+            Ask::Announce { most, again, .. } => asked.announce_some(flows, most as usize, again),
             Ask::Settle => asked.settle_some(core, flows),
         };
         if is_over {
@@ -132,11 +134,11 @@ impl Parting {
 
 impl Asked {
     /// True if no more can be announced, or there are as many as were asked for.
-    fn announce_some(&mut self, flows: &mut Flows, most: usize) -> bool {
+    fn announce_some(&mut self, flows: &mut Flows, most: usize, again: bool) -> bool {
         let end = flows.flows.high_water();
         let last = self.slot.saturating_add(MOST_LOOKS).min(end);
         while self.slot < last && self.reply.flows.len() < most {
-            self.reply.flows.extend(flows.announce(self.slot));
+            self.reply.flows.extend(flows.announce(self.slot, again));
             self.slot += 1;
         }
         self.reply.next = (self.slot < end).then_some(self.slot);
@@ -151,17 +153,16 @@ impl Asked {
         while self.slot < last && self.stopping.len() < before + MOST_STOPS {
             let slot = self.slot;
             self.slot += 1;
-            let is_announced = flows.flows.at(slot).map(|flow| flow.whose == Whose::Announced);
-            match is_announced {
+            match flows.flows.at(slot).map(|flow| flow.whose) {
+                Some(Whose::Refused) | None => {}
                 Some(_) if !flows.may_leave(slot) || !flows.is_unheard(core, slot) => {
                     flows.renounce(slot);
                 }
-                Some(true) => {
+                Some(Whose::Announced) => {
                     self.stopping.push((slot, flows.flows.generation(slot)));
                     flows.stop(core, slot);
                 }
-                Some(false) => _ = self.reply.next.get_or_insert(slot),
-                None => {}
+                Some(_) => _ = self.reply.next.get_or_insert(slot),
             }
         }
         if self.stopping.len() > before {
@@ -202,7 +203,7 @@ impl Flows {
         let is_own = |of: &Upstream| {
             matches!(of.role, Role::Socket | Role::Own) && !of.closing && of.halt == Halt::No
         };
-        matches!(flow.whose, Whose::Ours | Whose::Announced)
+        matches!(flow.whose, Whose::Ours | Whose::Announced | Whose::Refused)
             && self.ending.is_none()
             && !self.is_ending(slot)
             && self.upstreams.at(flow.upstream).is_some_and(is_own)
@@ -220,10 +221,20 @@ impl Flows {
         }
     }
 
+    /// The other process does not take an announced flow.
+    fn not_taken(&mut self, slot: u32) {
+        if let Some(flow) = self.flows.at_mut(slot) {
+            flow.whose = Whose::Refused;
+        }
+    }
+
     /// Announces the flow to another process, if it could go there and was not announced before.
-    fn announce(&mut self, slot: u32) -> Option<OfferedFlow> {
+    fn announce(&mut self, slot: u32, again: bool) -> Option<OfferedFlow> {
         let handle = self.handle(slot).filter(|_| self.may_leave(slot))?;
-        let flow = self.flows.at_mut(slot).filter(|flow| flow.whose == Whose::Ours)?;
+        let flow = self.flows.at_mut(slot)?;
+        if flow.whose != Whose::Ours && (again || flow.whose != Whose::Refused) {
+            return None;
+        }
         flow.whose = Whose::Announced;
         let (socket, at) = (flow.upstream, flow.endpoint.index());
         let own = self.upstreams.at(socket).is_some_and(|of| of.role == Role::Own);
@@ -353,10 +364,11 @@ impl Flows {
         for handle in handles.iter().filter(|handle| handle.of == Of::Flows) {
             let flow = self.flows.get_mut(handle.slot, handle.generation);
             match flow.map(|flow| flow.whose) {
+                Some(Whose::Announced) if is_ours => self.not_taken(handle.slot),
                 Some(Whose::Announced) => self.renounce(handle.slot),
                 Some(Whose::Settled) if is_ours => self.go_on(core, handle.slot),
                 Some(Whose::Settled | Whose::Theirs) => self.forget(core, handle.slot),
-                Some(Whose::Ours | Whose::Stopping) | None => {}
+                Some(Whose::Ours | Whose::Refused | Whose::Stopping) | None => {}
             }
         }
     }
@@ -393,7 +405,7 @@ impl Flows {
         let upstream = flow.upstream;
         let hash = self.hasher.hash_one((flow.socket, flow.client(), flow.local));
         match before {
-            Whose::Ours | Whose::Announced | Whose::Stopping => {}
+            Whose::Ours | Whose::Announced | Whose::Refused | Whose::Stopping => {}
             Whose::Settled => self.add_to_index(slot, hash),
             Whose::Theirs => {
                 count_in(core, flow);

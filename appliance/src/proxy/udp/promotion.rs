@@ -71,7 +71,8 @@ impl Flows {
     }
 
     pub fn promote(&mut self, core: &mut Core, slot: u32) {
-        let is_ours = |flow: &&Flow| matches!(flow.whose, Whose::Ours | Whose::Announced);
+        let ours = [Whose::Ours, Whose::Announced, Whose::Refused];
+        let is_ours = |flow: &&Flow| ours.contains(&flow.whose);
         let Some(flow) = self.flows.at(slot).filter(is_ours) else { return };
         let (client, listener) = (flow.peer, flow.bound(core));
         let token = self.upstream_token(flow.upstream);

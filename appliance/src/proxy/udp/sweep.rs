@@ -31,8 +31,10 @@ impl Flows {
             return;
         }
         if core.tables.are_over() && self.flows.is_empty() {
-            // No client can ask any more, so no socket has to rest.
-            self.close_some(core);
+            // No client can ask here any more, so no socket has to rest. But another process that
+            // goes on with the clients may get the port of one that is closed.
+            let has_heir = !core.tables.current().handed_over.is_empty();
+            self.close_some(core, has_heir);
         }
         if core.now < self.sweep.next {
             return;
@@ -104,12 +106,13 @@ impl Flows {
         }
         self.sweep.next = core.now + ENDING_STEP;
         if self.flows.is_empty() {
-            self.close_some(core);
+            self.close_some(core, false);
         }
     }
 
-    /// Closes some resting sockets and pairs, even if they have not rested long enough.
-    pub fn close_some(&mut self, core: &mut Core) {
+    /// Closes some resting sockets and pairs: only `rested` ones, or also those that have not
+    /// rested long enough.
+    pub fn close_some(&mut self, core: &mut Core, rested: bool) {
         let mut left = MOST_CLOSES;
         let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
         for _ in 0..endpoints {
@@ -118,6 +121,10 @@ impl Flows {
                 if left == 0 {
                     self.sweep.next = core.now + ENDING_STEP;
                     return;
+                }
+                if rested && !self.has_rested(self.endpoints[endpoint].first) {
+                    self.sweep.next = self.sweep.next.min(core.now + SWEEP_STEP);
+                    break;
                 }
                 left -= 1;
                 self.close_first(core, endpoint);

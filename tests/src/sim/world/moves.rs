@@ -27,7 +27,10 @@ impl World {
         moves.asked = Some(number);
         let from = self.asks.below(4) as u32;
         let what = match self.asks.per_mille(500) {
-            true => What::Announce { from, most: self.asks.between(1, 64) as u32 },
+            true => {
+                let (most, again) = (self.asks.between(1, 64) as u32, self.asks.per_mille(300));
+                What::Announce { from, most, again }
+            }
             false => What::Part { from, most: self.asks.between(1, 16) as u32 },
         };
         self.request(number, what);
