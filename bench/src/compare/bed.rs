@@ -183,8 +183,8 @@ impl<'a> Bed<'a> {
     pub fn measure(&mut self, index: usize) -> anyhow::Result<Measured> {
         let contender = self.running[index].as_ref().context("a contender that was started")?;
         let measured = self.load(contender);
-        // One that failed may be in no state for another round. And rules of the kernel hold for the
-        // others too: while there are some, conntrack looks at every packet.
+        // One that failed may be in no state for another round. And rules of the kernel hold for
+        // the others too: while there are some, conntrack looks at every packet.
         if self.workload.fresh || measured.is_err() || contender.peer == Peer::Dnat {
             self.running[index] = None;
         }
