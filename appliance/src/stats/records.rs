@@ -302,12 +302,13 @@ words! {
         Overload = "overload":
             "The memory that the process may use is nearly used up (`limits.memory_percent`).",
         CrowdedOut = "crowded_out":
-            "The worker's session table was nearly full, or the process had nearly \
-             `limits.total_sessions`, and of the clients that had not said where to go \
-             (ClientHello, PROXY header, handshake), this one had waited longest; or there were \
-             none, and of those who waited for their listener's limit, this one came last. Or the \
-             listener had nearly all its sessions, and this handshake had taken longest; or the \
-             client's source had more such clients than it may have sessions.",
+            "The client had not said where to go (ClientHello, PROXY header, handshake), and made \
+             room for a new one. (1) The worker's session table, or `limits.total_sessions`, was \
+             nearly full, and this client had waited longest. (2) The listener had nearly all its \
+             sessions, and this handshake had taken longest. (3) The client's source had more such \
+             clients than it may have sessions. With `over = \"delay\"`: (4) as (1), but nobody had \
+             been silent for long, and this client came last of those who waited for their \
+             listener's limit.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
              (`limit_source`).",
@@ -376,6 +377,8 @@ words! {
         BadSource = "bad_source":
             "The address to send it from is not one of this machine's, or has no route.",
         SendFailed = "send_failed": "Another send error.",
-        Draining = "draining": "A new client of a listener that has left the table.",
+        Draining = "draining":
+            "A new client of a listener that has left the table; in an upgrade to another number of \
+             workers, also a datagram that waited.",
     }
 }
