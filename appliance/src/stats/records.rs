@@ -306,8 +306,8 @@ words! {
              room for a new one. (1) The worker's session table, or `limits.total_sessions`, was \
              nearly full, and this client had waited longest. (2) The listener had nearly all its \
              sessions, and this handshake had taken longest. (3) The client's source had more such \
-             clients than it may have sessions. With `over = \"delay\"`: (4) as (1), but nobody had \
-             been silent for long, and this client came last of those who waited for their \
+             clients than it may have sessions. With `over = \"delay\"`: (4) as (1), but nobody \
+             had been silent for long, and this client came last of those who waited for their \
              listener's limit.",
         SourceLimit = "source_limit":
             "The client's source has as many sessions as it may have, or opens them too fast \
@@ -378,7 +378,7 @@ words! {
             "The address to send it from is not one of this machine's, or has no route.",
         SendFailed = "send_failed": "Another send error.",
         Draining = "draining":
-            "A new client of a listener that has left the table; in an upgrade to another number of \
-             workers, also a datagram that waited.",
+            "A new client of a listener that has left the table; in an upgrade to another number \
+             of workers, also a datagram that waited.",
     }
 }
