@@ -413,8 +413,8 @@ fn two_listeners_of_one_name_are_refused_where_they_stand() {
     let path = folder.file("a.yaml", &GOOD.replace("port: 7000}]", more));
     let error = check(&Source::at(path.clone(), Options::default()), 0).expect_err("one name");
     let expected = format!(
-        "{}:1: document 1: Gateway default/edge: spec.listeners: Listener name must be unique \
-         within the Gateway",
+        "{}:1: document 1: Gateway default/edge: spec.listeners[1].name: \"a\" is the name of \
+         listeners[0] already; give each its own",
         path.display()
     );
     assert_eq!(error, expected);

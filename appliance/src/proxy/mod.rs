@@ -97,7 +97,9 @@ impl Proxy {
     ) {
         self.enter(now, ops);
         match token.kind {
-            Kind::Socket if self.flows.puts_off(&mut self.core, token, event, bytes) => {}
+            Kind::Socket
+                if self.flows.newcomers.must_wait()
+                    && self.flows.puts_off(&mut self.core, token, event, bytes) => {}
             Kind::Socket => self.on_socket(SocketId(token.slot), event, bytes),
             Kind::Session => self.on_session(token, event, bytes),
             Kind::Upstream => self.flows.on_upstream(&mut self.core, token, event),

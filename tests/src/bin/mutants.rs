@@ -55,8 +55,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "offered-while-it-receives",
         file: "udp/parting.rs",
-        find: "upstream.is_some_and(|of| of.halt == Halt::Done) && !flow.is_promoted();",
-        replace: "upstream.is_some() && !flow.is_promoted();",
+        find: "self.upstreams.at(flow.upstream).is_some_and(|of| of.halt == Halt::Done);",
+        replace: "self.upstreams.at(flow.upstream).is_some();",
     },
     Mutant {
         name: "retry-with-a-clients-bytes",

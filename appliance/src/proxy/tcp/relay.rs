@@ -79,13 +79,10 @@ impl Session {
         if self.tls.is_some() {
             return self.tls_pump(core);
         }
-        let paused = [Side::Client, Side::Endpoint].map(|from| relay.is_paused(from));
+        if relay.pause != Pause::No {
+            return self.pump_the_other(core);
+        }
         for (half, from) in [(&mut relay.up, Side::Client), (&mut relay.down, Side::Endpoint)] {
-            if paused[from as usize] {
-                let op = half.deliver_held();
-                core.ops.extend(op.map(|op| (self.token, op)));
-                continue;
-            }
             match half.start(core.turn_bytes) {
                 None => {}
                 // A splice goes behind all small moves, because it takes the longest and a delay
@@ -94,6 +91,32 @@ impl Session {
                     core.resumable.push_back((self.token, from));
                 }
                 Some(op) if !self.held.limits_bytes() => core.push(self.token, op),
+                Some(op) => push_within_limits(core, self.token, &mut self.held, half, op),
+            }
+        }
+        if !self.held.is_empty() {
+            self.arm_for_limits(core);
+        }
+    }
+
+    /// As `pump`, while a direction pauses or both do. Of those only what is held is delivered.
+    #[cold]
+    #[inline(never)]
+    fn pump_the_other(&mut self, core: &mut Core) {
+        let State::Relaying(relay) = &mut self.state else { return };
+        for from in [Side::Client, Side::Endpoint] {
+            let is_paused = relay.is_paused(from);
+            let half = relay.half(from);
+            if is_paused {
+                let op = half.deliver_held();
+                core.ops.extend(op.map(|op| (self.token, op)));
+                continue;
+            }
+            match half.start(core.turn_bytes) {
+                None => {}
+                Some(Op::Move { mode: Mode::Splice, .. }) => {
+                    core.resumable.push_back((self.token, from));
+                }
                 Some(op) => push_within_limits(core, self.token, &mut self.held, half, op),
             }
         }

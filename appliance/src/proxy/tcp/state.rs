@@ -275,6 +275,7 @@ impl Relay {
     }
 
     /// Whether nothing new is received from a side.
+    #[inline]
     pub fn is_paused(&self, from: Side) -> bool {
         match self.pause {
             Pause::No => false,

@@ -136,6 +136,7 @@ impl Newcomers {
     }
 
     /// Whether somebody new comes in only after the others' work: one socket is kept for that.
+    #[inline]
     pub fn must_wait(&self) -> bool {
         self.opened + 1 >= self.most || !self.waiting.is_empty()
     }

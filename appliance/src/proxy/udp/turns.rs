@@ -25,13 +25,13 @@ use crate::stats::records::DropReason;
 use crate::wire::dns::read_query;
 
 impl Flows {
-    /// Keeps an event of a listening socket for later, if it has to wait for its turn.
-    #[inline]
+    /// Keeps an event of a listening socket for later, if it has to wait for its turn. Of no use
+    /// while nobody must wait: see [`crate::proxy::udp::newcomers::Newcomers::must_wait`].
+    #[cold]
+    #[inline(never)]
     pub fn puts_off(&mut self, core: &mut Core, token: Token, event: Event, bytes: &[u8]) -> bool {
         match event {
-            Event::Datagrams { .. } => {
-                self.newcomers.must_wait() && self.puts_datagrams_off(core, token, event, bytes)
-            }
+            Event::Datagrams { .. } => self.puts_datagrams_off(core, token, event, bytes),
             Event::Stopped { .. } if self.newcomers.has(token) && is_left_alone(core, token) => {
                 if !self.newcomers.has_stopped(token) {
                     self.newcomers.put_off(token, event);
