@@ -16,8 +16,9 @@ use crate::stats::records::{Offered, Record, Reply};
 /// Microseconds between two steps.
 const STEP: u64 = 250;
 
-/// The most slots that one step looks at, the most sessions that pause at a time, and the most with
-/// those of which one direction pauses until its destination takes bytes.
+/// The most slots that one step looks at, the most sessions that pause at a time in both
+/// directions, and the most that pause at all: a session pauses in one direction until its
+/// destination takes the bytes that are held.
 const MOST_LOOKS: u32 = 1_024;
 const MOST_PAUSING: usize = 64;
 const MOST_EMPTYING: usize = 1_024;

@@ -39,7 +39,7 @@ impl Session {
         is_whole && self.tls.is_none() && self.listener.is_some() && self.endpoint.is_some()
     }
 
-    /// Receives nothing more, or nothing more from sides of which bytes are held.
+    /// Receives nothing more. While bytes of a side are held, only that side stops.
     pub fn pause(&mut self, core: &mut Core) {
         let State::Relaying(relay) = &mut self.state else { return };
         let holds = [relay.up.held() > 0, relay.down.held() > 0];

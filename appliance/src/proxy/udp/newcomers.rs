@@ -60,7 +60,7 @@ impl Newcomers {
         }
     }
 
-    /// `buffers`: those of the worker, of which half are for clients.
+    /// `buffers`: the worker's. Half of them are for clients.
     pub fn bound(&mut self, most: u32, buffers: usize) {
         (self.least, self.most) = (most, most);
         self.enough = (buffers / 4).max(1);

@@ -49,7 +49,7 @@ pub struct Flows {
     /// counts up to this time, not up to now: after a worker had no core for a while, a new
     /// client's datagram may stand before a late reply in one batch of events.
     pub seen: u64,
-    /// Clients whose flows begin in later turns.
+    /// Clients without a flow. Their flows begin in later turns.
     pub newcomers: Newcomers,
     /// Datagrams over limits since the last that was answered (`dns_guard.rs`).
     pub slipped: u32,
