@@ -252,7 +252,7 @@ type Line = (String, Vec<(f64, Interval)>);
 fn line<R>(name: &str, rows: &[R], of: impl Fn(&R) -> (u8, f64)) -> Line {
     let points = rows.iter().map(|row| {
         let (count, share) = of(row);
-        (f64::from(count), Interval { low: share, mean: share, high: share, count: 1 })
+        (f64::from(count), Interval { low: share, middle: share, high: share, count: 1 })
     });
     (name.to_owned(), points.collect())
 }

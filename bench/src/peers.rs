@@ -24,12 +24,15 @@ pub use process::Running;
 
 use debian::Debian;
 use process::Program;
+use ringway::Variant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub enum Peer {
     Ringway,
     /// UDP only: the kernel forwards each flow for Ringway as soon as the flow has lasted a while.
     RingwayFastPath,
+    /// Without its access log, as the others are run.
+    RingwayWithoutLog,
     /// `option splice-request` and `splice-response`: every byte through pipes.
     HaproxySplice,
     /// As most people run it.
@@ -142,7 +145,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peer, why } = self;
         let how = match peer {
-            Peer::Ringway | Peer::RingwayFastPath => "cargo build --release",
+            Peer::Ringway | Peer::RingwayFastPath | Peer::RingwayWithoutLog => "cargo build --release",
             _ => "bench/install-peers",
         };
         write!(f, "{peer} is not there ({why}): install it with `{how}`")
@@ -162,7 +165,7 @@ impl Peer {
             Self::HaproxyCopy => transport != Transport::Udp,
             Self::HaproxySplice | Self::EpollSplice | Self::Monoio => transport == Transport::Tcp,
             Self::RingwayFastPath | Self::Dnsdist => transport == Transport::Udp,
-            Self::Ringway | Self::Envoy => true,
+            Self::Ringway | Self::RingwayWithoutLog | Self::Envoy => true,
             Self::Nginx | Self::Sozu | Self::Dnat | Self::Direct => transport != Transport::Tls,
         }
     }
@@ -178,6 +181,7 @@ impl Peer {
             self,
             Self::Ringway
                 | Self::RingwayFastPath
+                | Self::RingwayWithoutLog
                 | Self::EpollSplice
                 | Self::Monoio
                 | Self::Dnat
@@ -190,7 +194,7 @@ impl Peer {
     pub fn find(self, places: &Places) -> Result<Found, Missing> {
         let debian = Debian::new(&places.peers);
         let found = match self {
-            Self::Ringway | Self::RingwayFastPath => ringway::find(&places.ringway),
+            Self::Ringway | Self::RingwayFastPath | Self::RingwayWithoutLog => ringway::find(&places.ringway),
             Self::HaproxySplice | Self::HaproxyCopy => haproxy::find(&debian),
             Self::Nginx => nginx::find(&debian),
             Self::Dnsdist => dnsdist::find(&debian),
@@ -210,8 +214,9 @@ impl Peer {
     pub fn start(self, found: &Found, setup: &Setup) -> anyhow::Result<Running> {
         std::fs::create_dir_all(&setup.dir)?;
         match self {
-            Self::Ringway => ringway::start(found, setup, false),
-            Self::RingwayFastPath => ringway::start(found, setup, true),
+            Self::Ringway => ringway::start(found, setup, Variant::Default),
+            Self::RingwayFastPath => ringway::start(found, setup, Variant::FastPath),
+            Self::RingwayWithoutLog => ringway::start(found, setup, Variant::WithoutLog),
             Self::HaproxySplice => haproxy::start(found, setup, true),
             Self::HaproxyCopy => haproxy::start(found, setup, false),
             Self::Nginx => nginx::start(found, setup),

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A mean and the interval that holds the true one in 95 of 100 such measurements.
+/// A mean or median, and the interval that holds the true one in 95 of 100 such measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     pub low: f64,
-    pub mean: f64,
+    pub middle: f64,
     pub high: f64,
     /// How many values (or pairs) it comes from.
     pub count: usize,
@@ -21,7 +21,7 @@ impl Interval {
         }
         let logarithms: Vec<f64> = ratios.iter().map(|ratio| ratio.ln()).collect();
         let of = Self::of_values(&logarithms)?;
-        Some(Self { low: of.low.exp(), mean: of.mean.exp(), high: of.high.exp(), ..of })
+        Some(Self { low: of.low.exp(), middle: of.middle.exp(), high: of.high.exp(), ..of })
     }
 
     /// Of the arithmetic mean, from Student's t. `None` with fewer than two values.
@@ -34,7 +34,26 @@ impl Interval {
         let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
         let error = (square / (count - 1.0) / count).sqrt();
         let half = t_95(values.len() - 1) * error;
-        Some(Self { low: mean - half, mean, high: mean + half, count: values.len() })
+        Some(Self { low: mean - half, middle: mean, high: mean + half, count: values.len() })
+    }
+
+    /// Of the median, from the ranks of the values alone, so that single values that are far off
+    /// change nothing. `None` with fewer than six values, whose range is no such interval.
+    pub fn of_median(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let count = sorted.len();
+        // Each value is below the true median with a chance of 1/2. `outside` is the chance that at
+        // most `rank` of them are.
+        let mut chance = 0.5_f64.powi(i32::try_from(count).ok()?);
+        let (mut outside, mut rank) = (chance, 0);
+        while outside <= 0.025 {
+            chance *= (count - rank) as f64 / (rank + 1) as f64;
+            outside += chance;
+            rank += 1;
+        }
+        let low = rank.checked_sub(1)?;
+        Some(Self { low: sorted[low], middle: median(&sorted)?, high: sorted[count - 1 - low], count })
     }
 }
 
@@ -78,22 +97,22 @@ mod tests {
     #[test]
     fn equal_values_leave_no_doubt() {
         let of = Interval::of_values(&[3.0; 5]).expect("five");
-        assert_eq!((of.low, of.mean, of.high, of.count), (3.0, 3.0, 3.0, 5));
+        assert_eq!((of.low, of.middle, of.high, of.count), (3.0, 3.0, 3.0, 5));
     }
 
     #[test]
     fn the_interval_of_a_textbook_sample() {
         // 1, 2, 3, 4, 5: mean 3, s = sqrt(2.5), t(4) = 2.7764.
         let of = Interval::of_values(&[1.0, 2.0, 3.0, 4.0, 5.0]).expect("five");
-        near(of.mean, 3.0);
-        near(of.high - of.mean, 2.7764 * (2.5_f64 / 5.0).sqrt());
-        near(of.mean - of.low, of.high - of.mean);
+        near(of.middle, 3.0);
+        near(of.high - of.middle, 2.7764 * (2.5_f64 / 5.0).sqrt());
+        near(of.middle - of.low, of.high - of.middle);
     }
 
     #[test]
     fn a_ratio_and_its_inverse_cancel() {
         let of = Interval::of_ratios(&[2.0, 0.5, 2.0, 0.5]).expect("four");
-        near(of.mean, 1.0);
+        near(of.middle, 1.0);
         near(of.low * of.high, 1.0);
         assert!(of.low < 1.0 && of.high > 1.0);
     }
@@ -104,6 +123,20 @@ mod tests {
         assert_eq!(Interval::of_ratios(&[1.0, 0.0]), None);
         assert_eq!(Interval::of_ratios(&[1.0, f64::NAN]), None);
         assert_eq!(Interval::of_ratios(&[1.0, f64::INFINITY]), None);
+    }
+
+    #[test]
+    fn the_interval_of_a_median_comes_from_ranks() {
+        let values = |count: u32| (1..=count).map(f64::from).collect::<Vec<_>>();
+        // The tables of the sign test: ranks 1 and 6 of 6, 3 and 12 of 14.
+        for (count, low, high) in [(6, 1.0, 6.0), (14, 3.0, 12.0)] {
+            let of = Interval::of_median(&values(count)).expect("enough");
+            assert_eq!((of.low, of.high), (low, high), "{count} values");
+        }
+        assert_eq!(Interval::of_median(&values(5)), None);
+        assert_eq!(Interval::of_median(&[]), None);
+        let far_off = [&values(13)[..], &[1e9]].concat();
+        assert_eq!(Interval::of_median(&far_off).map(|of| (of.middle, of.high)), Some((7.5, 12.0)));
     }
 
     #[test]

@@ -449,7 +449,7 @@ fn client_hello(name: &str) -> Vec<u8> {
 }
 
 fn interval(of: Interval) -> String {
-    format!("{:.3} ({:.3} to {:.3})", of.mean, of.low, of.high)
+    format!("{:.3} ({:.3} to {:.3})", of.middle, of.low, of.high)
 }
 
 #[cfg(test)]

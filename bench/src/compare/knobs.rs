@@ -183,7 +183,7 @@ impl Pairs {
             let of = Interval::of_ratios(ratios)?;
             Some(Figure {
                 name: format!("{}: {workload}, {what} with / without", knob.name),
-                value: format!("{:.3} ({:.3} to {:.3})", of.mean, of.low, of.high),
+                value: format!("{:.3} ({:.3} to {:.3})", of.middle, of.low, of.high),
                 target: String::new(),
             })
         };

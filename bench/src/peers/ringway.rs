@@ -8,6 +8,14 @@ use anyhow::bail;
 use super::process::{Program, Running, write};
 use super::{Found, Setup, Transport};
 
+/// What differs from the configuration of the comparison.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    Default,
+    FastPath,
+    WithoutLog,
+}
+
 pub fn find(binary: &Path) -> anyhow::Result<Found> {
     if !binary.exists() {
         bail!("no {}", binary.display());
@@ -23,15 +31,15 @@ pub fn find(binary: &Path) -> anyhow::Result<Found> {
 
 /// # Errors
 /// It ends at once, or does not listen in time; the kernel is to forward (`fast_path`), and can't.
-pub fn start(found: &Found, setup: &Setup, fast_path: bool) -> anyhow::Result<Running> {
-    let text = configuration(setup, fast_path);
+pub fn start(found: &Found, setup: &Setup, variant: Variant) -> anyhow::Result<Running> {
+    let text = configuration(setup, variant);
     let file = write(&setup.dir, "ringway.toml", &text)?;
     let file = file.display().to_string();
     let arguments = ["--log-level", "warn", "run", "--config", &file];
     Running::start(&found.program, &arguments, text, setup)
 }
 
-fn configuration(setup: &Setup, fast_path: bool) -> String {
+fn configuration(setup: &Setup, variant: Variant) -> String {
     let Setup { listen, dir, udp, .. } = setup;
     let cores: Vec<_> = match setup.cores.as_slice() {
         [] => (0..setup.workers).map(|core| core.to_string()).collect(),
@@ -69,7 +77,7 @@ fn configuration(setup: &Setup, fast_path: bool) -> String {
         // By itself it allows no more flows than one address has ports.
         limits.push_str("flows = 30000\n");
     }
-    if fast_path {
+    if variant == Variant::FastPath {
         backend.push_str("fast_path = \"required\"\n");
     }
     if udp.shared {
@@ -77,19 +85,22 @@ fn configuration(setup: &Setup, fast_path: bool) -> String {
         backend.push_str("upstream_sockets = \"shared\"\nsource = [\"127.64.0.0/14\"]\n");
         limits.push_str("flows = 100000\n");
     }
+    let log = match variant {
+        Variant::WithoutLog => "off".to_owned(),
+        Variant::Default | Variant::FastPath => dir.join("access.log").display().to_string(),
+    };
     if !limits.is_empty() {
         limits = format!("[limits]\n{limits}\n");
     }
     format!(
         "[workers]\ncores = [{}]\n\n[admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
-         [access_log]\npath = \"{}\"\n\n{limits}\
+         [access_log]\npath = \"{log}\"\n\n{limits}\
          [[listeners]]\nname = \"main\"\nprotocol = \"{protocol}\"\n\
          address = \"{listen}\"\n{options}{}\n\
          [[routes]]\nname = \"main\"\nlisteners = [\"main\"]\n\
          backends = [{{ name = \"main\" }}]\n\n\
          [[backends]]\nname = \"main\"\nendpoints = {endpoints}\n{backend}",
         cores.join(", "),
-        dir.join("access.log").display(),
         setup.more.listener,
     )
 }

@@ -12,7 +12,6 @@ use super::palette;
 /// Nobody between load and backend.
 const ROUTED: &str = "direct";
 
-/// Whose costs are held against those of all others.
 const FAST_PATH: &str = "ringway-fast-path";
 
 /// A table for each setting that has datagrams through a network and through each peer.
@@ -28,9 +27,9 @@ pub fn render(results: &Results) -> String {
 
 const HEAD: &str = "## What forwarding adds to routing\n\n\
     CPU of the whole machine, in seconds for a million datagrams, there and back counted apart. \
-    `added` is that less what `direct` takes, which is the same load routed through the same \
-    namespaces. The ratio is what `ringway-fast-path` adds to what the peer adds, over pairs of \
-    one round in the same state of the machine: geometric mean and 95 % interval.\n\n";
+    `added` is that less what `direct` takes in the same round, which is the same load routed \
+    through the same namespaces: the median over all rounds, and its 95 % interval from the ranks \
+    of the differences.\n\n";
 
 fn has_added(setting: &Setting, runs: &[&Run]) -> bool {
     let round_trips = runs.iter().all(|run| run.unit == Unit::RoundTrip);
@@ -40,35 +39,24 @@ fn has_added(setting: &Setting, runs: &[&Run]) -> bool {
 
 fn table(setting: &Setting, runs: &[&Run]) -> String {
     let mut text = format!(
-        "### {}\n\n| peer | total | added | lost | ratio (95 %) | pairs |\n\
-         |---|---|---|---|---|---|\n",
+        "### {}\n\n| peer | total | added (95 %) | rounds | lost |\n|---|---|---|---|---|\n",
         setting.workload
     );
     for peer in palette::peers(runs) {
         let own: Vec<&Run> = runs.iter().copied().filter(|run| run.peer == peer).collect();
-        let middle = |values: Vec<f64>| median(&values).map_or_else(|| "-".to_owned(), figure);
-        let total = middle(own.iter().filter_map(|run| total(run)).collect());
-        let added = middle(own.iter().filter_map(|run| added(runs, run)).collect());
-        let lost = own.iter().map(|run| run.outcome.lost + run.outcome.errors).sum::<u64>();
-        let ratios = ratios(runs, &own);
-        let ratio = match peer.as_str() {
-            ROUTED | FAST_PATH => String::new(),
-            _ => Interval::of_ratios(&ratios).map_or_else(|| "-".to_owned(), interval),
+        let totals: Vec<f64> = own.iter().filter_map(|run| total(run)).collect();
+        let total = median(&totals).map_or_else(|| "-".to_owned(), figure);
+        let differences: Vec<f64> = own.iter().filter_map(|run| added(runs, run)).collect();
+        let added = match peer.as_str() {
+            ROUTED => "0".to_owned(),
+            _ => Interval::of_median(&differences).map_or_else(|| "-".to_owned(), interval),
         };
-        let pairs = if ratio.is_empty() { String::new() } else { ratios.len().to_string() };
-        let _ = writeln!(text, "| {peer} | {total} | {added} | {lost} | {ratio} | {pairs} |");
+        let lost = own.iter().map(|run| run.outcome.lost + run.outcome.errors).sum::<u64>();
+        let rounds = differences.len();
+        let _ = writeln!(text, "| {peer} | {total} | {added} | {rounds} | {lost} |");
     }
     text.push('\n');
     text
-}
-
-/// Of the fast path's runs to those of a peer, where the same round has both and the routed one.
-fn ratios(runs: &[&Run], own: &[&Run]) -> Vec<f64> {
-    let of = |run: &&&Run| {
-        let fast = beside(runs, run, FAST_PATH)?;
-        Some(added(runs, fast)? / added(runs, run)?)
-    };
-    own.iter().filter_map(|run| of(&run)).collect()
 }
 
 /// Seconds for a million datagrams. A round trip has two.
@@ -77,18 +65,13 @@ fn total(run: &Run) -> Option<f64> {
     (datagrams > 0).then_some(run.machine? / datagrams as f64 * 1e6)
 }
 
+/// Less the routed load of the same round. The state of the machine may have changed within the
+/// round: with as many rounds in each order, that moves the median of the differences neither way.
 fn added(runs: &[&Run], run: &Run) -> Option<f64> {
-    Some(total(run)? - total(beside(runs, run, ROUTED)?)?)
-}
-
-/// The peer's run in the same round and state of the machine.
-fn beside<'a>(runs: &[&'a Run], run: &Run, peer: &str) -> Option<&'a Run> {
-    let same = |other: &&&Run| {
-        (other.session, other.round) == (run.session, run.round)
-            && other.peer == peer
-            && other.state.same(&run.state)
-    };
-    runs.iter().find(same).copied()
+    let routed = runs.iter().find(|other| {
+        (other.session, other.round) == (run.session, run.round) && other.peer == ROUTED
+    });
+    Some(total(run)? - total(routed?)?)
 }
 
 #[cfg(test)]
@@ -97,7 +80,7 @@ mod tests {
     use crate::results::sample;
 
     fn through_veth(peers: &[(&str, f64)]) -> Results {
-        let mut results = sample("udp-64-100", 3, peers);
+        let mut results = sample("udp-64-100", 6, peers);
         for run in &mut results.runs {
             let cost = peers.iter().find(|(peer, _)| *peer == run.peer).expect("it is there").1;
             run.network = "veth".to_owned();
@@ -114,10 +97,10 @@ mod tests {
         let text = render(&through_veth(&all));
         for expected in [
             "### udp-64-100",
-            "| ringway-fast-path | 6.50 | 0.500 | 0 |  |  |",
-            "| nginx | 16.0 | 10.0 | 0 | 0.050 (0.050 to 0.050) | 3 |",
-            "| dnat | 7.00 | 1.00 | 0 | 0.500 (0.500 to 0.500) | 3 |",
-            "| direct | 6.00 | 0 | 0 |  |  |",
+            "| ringway-fast-path | 6.50 | 0.500 (0.500 to 0.500) | 6 | 0 |",
+            "| nginx | 16.0 | 10.0 (10.0 to 10.0) | 6 | 0 |",
+            "| dnat | 7.00 | 1.00 (1.00 to 1.00) | 6 | 0 |",
+            "| direct | 6.00 | 0 | 6 | 0 |",
         ] {
             assert!(text.contains(expected), "{expected:?} in\n{text}");
         }

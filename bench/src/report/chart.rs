@@ -156,7 +156,7 @@ fn of_peer(runs: &[&Run], peer: &str, metric: Metric) -> Option<Interval> {
         own.filter_map(|run| metric.of(run)).map(|value| value * metric.scale()).collect();
     Interval::of_values(&values).or_else(|| {
         let only = *values.first()?;
-        Some(Interval { low: only, mean: only, high: only, count: 1 })
+        Some(Interval { low: only, middle: only, high: only, count: 1 })
     })
 }
 

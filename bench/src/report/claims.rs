@@ -290,7 +290,7 @@ mod tests {
         let results = sample("tcp-connect", 12, &peers);
         let judgement = judged(&results, Cpu, "envoy");
         let interval = judgement.interval.expect("twelve pairs");
-        assert!((interval.mean - 0.5 / 0.9).abs() < 0.01, "{interval:?}");
+        assert!((interval.middle - 0.5 / 0.9).abs() < 0.01, "{interval:?}");
         assert!(judge(&results).iter().all(|one| one.against.as_deref() != Some("monoio")));
     }
 
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn at_least_is_met_by_the_low_end() {
-        let interval = Interval { low: 1.3, mean: 1.5, high: 1.7, count: 12 };
+        let interval = Interval { low: 1.3, middle: 1.5, high: 1.7, count: 12 };
         assert_eq!(AtLeast(1.2).verdict(interval), Verdict::Met);
         assert_eq!(AtLeast(1.4).verdict(interval), Verdict::Tie);
         assert_eq!(AtLeast(1.8).verdict(interval), Verdict::Short);

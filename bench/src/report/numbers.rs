@@ -2,9 +2,9 @@
 
 use crate::stats::Interval;
 
-/// The mean, and its bounds in parentheses.
+/// The middle, and its bounds in parentheses.
 pub fn interval(of: Interval) -> String {
-    format!("{} ({} to {})", figure(of.mean), figure(of.low), figure(of.high))
+    format!("{} ({} to {})", figure(of.middle), figure(of.low), figure(of.high))
 }
 
 /// Three digits that count, or all before the point.

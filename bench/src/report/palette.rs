@@ -5,9 +5,10 @@ use plotters::style::RGBColor;
 use crate::results::Run;
 
 /// Colours that any colour vision tells apart, by Okabe and Ito. Greys are for what is no product.
-const PEERS: [(&str, RGBColor); 12] = [
+const PEERS: [(&str, RGBColor); 13] = [
     ("ringway", RGBColor(213, 94, 0)),
     ("ringway-fast-path", RGBColor(140, 50, 0)),
+    ("ringway-without-log", RGBColor(200, 150, 110)),
     ("haproxy-splice", RGBColor(0, 114, 178)),
     ("haproxy-copy", RGBColor(86, 180, 233)),
     ("nginx", RGBColor(0, 158, 115)),

@@ -69,7 +69,7 @@ fn legend<B: DrawingBackend>(area: &DrawingArea<B, Shift>, peers: &[&str]) -> Dr
 fn draw_bars<B: DrawingBackend>(area: &DrawingArea<B, Shift>, bars: &Bars) -> Drawn<B> {
     let count = bars.groups.len();
     let top = bars.groups.iter().flat_map(|group| &group.bars).flatten();
-    let top = top.map(|bar| bar.high.min(bar.mean * 2.0)).fold(0.0, f64::max) * 1.1;
+    let top = top.map(|bar| bar.high.min(bar.middle * 2.0)).fold(0.0, f64::max) * 1.1;
     let mut context = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(4 * LINE as u32)
@@ -88,7 +88,7 @@ fn draw_bars<B: DrawingBackend>(area: &DrawingArea<B, Shift>, bars: &Bars) -> Dr
         let of_peer = bars.groups.iter().enumerate();
         let of_peer = of_peer.filter_map(|(group, of)| Some((left(group), of.bars[peer]?)));
         let boxes = of_peer.clone().map(|(x, bar)| {
-            Rectangle::new([(x, 0.0), (x + width * 0.9, bar.mean)], color(name).filled())
+            Rectangle::new([(x, 0.0), (x + width * 0.9, bar.middle)], color(name).filled())
         });
         context.draw_series(boxes)?;
         let whiskers = of_peer.filter(|(_, bar)| bar.count > 1).map(|(x, bar)| {
@@ -137,7 +137,7 @@ fn draw_curves<B: DrawingBackend>(area: &DrawingArea<B, Shift>, curves: &Curves)
     let points = || curves.lines.iter().flat_map(|(_, points)| points);
     let low = points().map(|(x, _)| *x).fold(f64::INFINITY, f64::min);
     let high = points().map(|(x, _)| *x).fold(low, f64::max);
-    let top = points().map(|(_, bar)| bar.mean).fold(0.0, f64::max) * 1.1;
+    let top = points().map(|(_, bar)| bar.middle).fold(0.0, f64::max) * 1.1;
     let mut context = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(44)
@@ -152,9 +152,9 @@ fn draw_curves<B: DrawingBackend>(area: &DrawingArea<B, Shift>, curves: &Curves)
         .draw()?;
     for (peer, points) in &curves.lines {
         let color = color(peer);
-        let line = points.iter().map(|(x, bar)| (*x, bar.mean));
+        let line = points.iter().map(|(x, bar)| (*x, bar.middle));
         context.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
-        let dots = points.iter().map(|(x, bar)| Circle::new((*x, bar.mean), 3, color.filled()));
+        let dots = points.iter().map(|(x, bar)| Circle::new((*x, bar.middle), 3, color.filled()));
         context.draw_series(dots)?;
     }
     Ok(())
