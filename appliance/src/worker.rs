@@ -48,10 +48,10 @@ impl Clock {
         u64::try_from(day.as_micros()).unwrap_or(u64::MAX).saturating_sub(self.micros())
     }
 
-    /// Leaves the time since `began` out if that is long: from then on the clock shows less.
+    /// Leaves the time from `began` to `now` out if that is long: from then on the clock shows less.
     /// Returns the microseconds that were left out.
-    fn leave_out(&mut self, began: u64) -> u64 {
-        let spent = self.micros().saturating_sub(began);
+    fn leave_out(&mut self, now: u64, began: u64) -> u64 {
+        let spent = now.saturating_sub(began);
         if spent < LATE {
             return 0;
         }
@@ -247,8 +247,8 @@ impl Worker {
     /// The ring is of no use any more.
     pub fn turn(&mut self) -> io::Result<()> {
         let due = self.proxy.next_due();
-        self.leave_out_stops();
-        let timeout = self.timeout();
+        let deadline = if self.proxy.goes_on() { Some(0) } else { due };
+        let timeout = self.timeout(deadline);
         let mut woken = self.ring.wait(timeout, &mut self.turn)?;
         let now = self.clock.micros();
         self.began = now;
@@ -287,31 +287,32 @@ impl Worker {
         }
     }
 
-    /// Leaves the time of the last turn out of the worker's clock if the process was stopped within
-    /// that turn. All that the turn did has the time at which the turn began. Without this, a
-    /// session that has just moved bytes would look idle for as long as the process was stopped.
-    fn leave_out_stops(&mut self) {
-        if self.proxy.next_deadline().is_none() {
-            return;
-        }
-        let left_out = self.clock.leave_out(self.began);
-        if left_out > 0 {
-            self.left_out += left_out;
-            // The time of day of the clock's 0 has moved.
-            self.look_at = 0;
-        }
-    }
-
-    fn timeout(&self) -> Option<Duration> {
-        let deadline = self
-            .proxy
-            .next_deadline()
-            .map(|deadline| Duration::from_micros(deadline.saturating_sub(self.clock.micros())));
+    /// How long the ring may wait. Reads the clock only if there is a deadline.
+    fn timeout(&mut self, deadline: Option<u64>) -> Option<Duration> {
+        let deadline = deadline.map(|deadline| {
+            let now = self.leave_out_stops();
+            Duration::from_micros(deadline.saturating_sub(now))
+        });
         let retry = (!self.kept.is_empty()).then_some(RETRY);
         if !self.tables.is_empty() {
             return Some(Duration::ZERO);
         }
         [deadline, retry].into_iter().flatten().min()
+    }
+
+    /// Leaves the time of the last turn out of the worker's clock if the process was stopped within
+    /// that turn, and returns the time. All that the turn did has the time at which the turn began.
+    /// Without this, a session that has just moved bytes would look idle for as long as the process
+    /// was stopped.
+    fn leave_out_stops(&mut self) -> u64 {
+        let now = self.clock.micros();
+        let left_out = self.clock.leave_out(now, self.began);
+        if left_out > 0 {
+            self.left_out += left_out;
+            // The time of day of the clock's 0 has moved.
+            self.look_at = 0;
+        }
+        now - left_out
     }
 
     /// Handles the events that came by `now`, before anything expires. The wait may have ended
@@ -558,10 +559,14 @@ mod tests {
     #[test]
     fn a_stop_within_a_turn_is_left_out() {
         let mut clock = Clock::start();
-        assert_eq!(clock.leave_out(u64::MAX), 0, "a turn that is not over took no time");
+        assert_eq!(
+            clock.leave_out(clock.micros(), u64::MAX),
+            0,
+            "a turn that is not over took no time"
+        );
         let (whole, began) = (clock, clock.micros());
         std::thread::sleep(Duration::from_micros(LATE));
-        let left_out = clock.leave_out(began);
+        let left_out = clock.leave_out(clock.micros(), began);
         assert!(left_out >= LATE);
         let shown = clock.micros();
         assert!(whole.micros() - shown >= left_out);

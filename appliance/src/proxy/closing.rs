@@ -58,9 +58,6 @@ impl Closing {
 
     /// Makes one step, if one is due.
     pub fn step(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
-        if self.next.is_none_or(|next| core.now < next) {
-            return;
-        }
         self.next = match self.phase {
             Phase::Looking(0) if !core.gone.has_any(&core.balancer, core.now) => {
                 self.next_round(core)

@@ -268,17 +268,31 @@ impl Proxy {
         if let Some(drain) = &mut self.drain {
             drain.step(&mut self.core, &mut self.sessions, &mut self.flows);
         }
-        self.closing.step(&mut self.core, &mut self.sessions);
-        self.parting.step(&mut self.core, &mut self.sessions);
-        self.flow_parting.step(&mut self.core, &mut self.flows);
-        let Self { core, sessions, flows, requests, .. } = self;
-        requests.step(&mut Held { core, sessions, flows });
+        // A turn of a single message is short, and most of these have nothing to do in it.
+        let is_due = |next: Option<u64>| next.is_some_and(|next| next <= now);
+        if is_due(self.closing.next) {
+            self.closing.step(&mut self.core, &mut self.sessions);
+        }
+        if is_due(self.parting.next) {
+            self.parting.step(&mut self.core, &mut self.sessions);
+        }
+        if is_due(self.flow_parting.next) {
+            self.flow_parting.step(&mut self.core, &mut self.flows);
+        }
+        if is_due(self.requests.next) {
+            let Self { core, sessions, flows, requests, .. } = self;
+            requests.step(&mut Held { core, sessions, flows });
+        }
         self.flows.expire(&mut self.core);
         if !self.core.handshakes.is_empty() {
             self.undecided.make_room_at_listeners(&mut self.core, &mut self.sessions);
         }
-        tcp::queue::look(&mut self.core, &mut self.sessions);
-        tcp::delay::look(&mut self.core, &mut self.sessions);
+        if is_due(self.core.waiting.next) {
+            tcp::queue::look(&mut self.core, &mut self.sessions);
+        }
+        if is_due(self.core.delays.next) {
+            tcp::delay::look(&mut self.core, &mut self.sessions);
+        }
         self.leave(ops);
     }
 
@@ -329,11 +343,14 @@ impl Proxy {
 
     /// When `expire`, `resume` or `newcomer` has work next, in microseconds. 0: at once.
     pub fn next_deadline(&self) -> Option<u64> {
-        let waits = !self.core.postponed.is_empty() || !self.flows.newcomers.is_empty();
-        if waits || !self.core.resumable.is_empty() {
-            return Some(0);
-        }
-        self.next_due()
+        if self.goes_on() { Some(0) } else { self.next_due() }
+    }
+
+    /// Whether `resume` or `newcomer` has work.
+    pub fn goes_on(&self) -> bool {
+        !self.core.postponed.is_empty()
+            || !self.core.resumable.is_empty()
+            || !self.flows.newcomers.is_empty()
     }
 
     /// When `expire` has work next, in microseconds.

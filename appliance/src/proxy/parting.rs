@@ -70,9 +70,6 @@ impl Parting {
 
     /// Makes one step, if one is due.
     pub fn step(&mut self, core: &mut Core, sessions: &mut Slab<Session>) {
-        if self.next.is_none_or(|next| core.now < next) {
-            return;
-        }
         self.pause_some(core, sessions);
         self.offer_some(core, sessions);
         if let Some(asked) = &mut self.asked {

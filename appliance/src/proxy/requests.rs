@@ -122,9 +122,6 @@ impl Requests {
 
     /// Makes one step, if one is due.
     pub fn step(&mut self, held: &mut Held<'_>) {
-        if self.next.is_none_or(|next| held.core.now < next) {
-            return;
-        }
         while let Some(of) = self.inspections.pop_front_if(|of| of.due <= held.core.now) {
             held.core.records.push(Record::Reply(of.reply));
         }

@@ -10,9 +10,6 @@ use crate::proxy::tcp::state::{Session, State};
 /// Gives places to the sessions that are first in their lines, as long as there are places. Then
 /// sockets that rest accept again.
 pub fn look(core: &mut Core, sessions: &mut Slab<Session>) {
-    if core.delays.next.is_none_or(|next| core.now < next) {
-        return;
-    }
     core.delays.looks(core.now);
     for id in core.delays.lines() {
         serve(core, sessions, id);

@@ -10,9 +10,6 @@ use crate::stats::records::CloseReason;
 
 /// Gives places to the sessions that are first in their lines, as long as there are places.
 pub fn look(core: &mut Core, sessions: &mut Slab<Session>) {
-    if core.waiting.next.is_none_or(|next| core.now < next) {
-        return;
-    }
     for backend in core.waiting.backends() {
         while let Some(token) = core.waiting.first(backend)
             && let Some(session) = sessions.get_mut(token.slot, token.generation)

@@ -113,9 +113,6 @@ impl Parting {
 
     /// Makes one step, if one is due.
     pub fn step(&mut self, core: &mut Core, flows: &mut Flows) {
-        if self.next.is_none_or(|next| core.now < next) {
-            return;
-        }
         self.next = None;
         let Some(asked) = &mut self.asked else { return };
         let is_over = match asked.ask {
