@@ -145,7 +145,9 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peer, why } = self;
         let how = match peer {
-            Peer::Ringway | Peer::RingwayFastPath | Peer::RingwayWithoutLog => "cargo build --release",
+            Peer::Ringway | Peer::RingwayFastPath | Peer::RingwayWithoutLog => {
+                "cargo build --release"
+            }
             _ => "bench/install-peers",
         };
         write!(f, "{peer} is not there ({why}): install it with `{how}`")
@@ -194,7 +196,9 @@ impl Peer {
     pub fn find(self, places: &Places) -> Result<Found, Missing> {
         let debian = Debian::new(&places.peers);
         let found = match self {
-            Self::Ringway | Self::RingwayFastPath | Self::RingwayWithoutLog => ringway::find(&places.ringway),
+            Self::Ringway | Self::RingwayFastPath | Self::RingwayWithoutLog => {
+                ringway::find(&places.ringway)
+            }
             Self::HaproxySplice | Self::HaproxyCopy => haproxy::find(&debian),
             Self::Nginx => nginx::find(&debian),
             Self::Dnsdist => dnsdist::find(&debian),

@@ -53,7 +53,12 @@ impl Interval {
             rank += 1;
         }
         let low = rank.checked_sub(1)?;
-        Some(Self { low: sorted[low], middle: median(&sorted)?, high: sorted[count - 1 - low], count })
+        Some(Self {
+            low: sorted[low],
+            middle: median(&sorted)?,
+            high: sorted[count - 1 - low],
+            count,
+        })
     }
 }
 
