@@ -8,8 +8,10 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::fstat;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use ringway::ring::sys::pass;
 use ringway_tests::real::config::{backend, listener, route};
@@ -49,6 +51,19 @@ impl Systemd {
         }
     }
 
+    /// Nothing that begins so is said for this long, whatever was said before.
+    fn hears_nothing_like(&self, start: &str, span: Duration) {
+        self.socket.set_nonblocking(true).expect("a flag");
+        while self.socket.recv(&mut [0; 1_024]).is_ok() {}
+        std::thread::sleep(span);
+        let mut bytes = [0; 1_024];
+        while let Ok(len) = self.socket.recv(&mut bytes) {
+            let said = String::from_utf8_lossy(&bytes[..len]);
+            assert!(!said.starts_with(start), "{said}");
+        }
+        self.socket.set_nonblocking(false).expect("a flag");
+    }
+
     /// The next socket that is stored, and its name.
     fn stores(&self) -> (String, OwnedFd) {
         let (said, mut sockets) = self.expect("FDSTORE=1\nFDPOLL=0\nFDNAME=stored_");
@@ -65,7 +80,21 @@ impl Systemd {
 
     /// The same with further words on the command line.
     fn launch_with(&self, words: &str, names: &str, sockets: &[OwnedFd]) -> Launch {
-        let mut script = String::new();
+        self.launch_by(String::new(), words, names, sockets)
+    }
+
+    /// The same with further variables.
+    fn launch_with_variables(&self, more: &str, names: &str, sockets: &[OwnedFd]) -> Launch {
+        self.launch_by(format!("export {more}\n"), "", names, sockets)
+    }
+
+    fn launch_by(
+        &self,
+        mut script: String,
+        words: &str,
+        names: &str,
+        sockets: &[OwnedFd],
+    ) -> Launch {
         // First to numbers that are free, because 3 may be one of the sockets.
         for (number, socket) in (3..).zip(sockets) {
             fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
@@ -251,6 +280,68 @@ fn a_reload_is_told_from_its_start_to_its_end() {
         let (said, _) = systemd.expect("READY=1\nSTATUS=");
         assert!(said.contains(status), "{said}");
     }
+}
+
+/// Stops one thread of a process, and no other, until it is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn thread(process: u32, name: &str) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("it lives");
+        let is_it = |path: &std::path::Path| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let path = threads.filter_map(Result::ok).map(|entry| entry.path()).find(|path| is_it(path));
+        let path = path.expect("a thread of this name");
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let thread = Pid::from_raw(number.expect("a number"));
+        ptrace::seize(thread, ptrace::Options::empty()).expect("this needs root");
+        ptrace::interrupt(thread).expect("it is traced");
+        let stops = waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it stops");
+        assert!(matches!(stops, WaitStatus::PtraceEvent(..)), "{stops:?}");
+        Self(thread)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // If the thread has ended, it stands still no more.
+        _ = ptrace::detach(self.0, None);
+    }
+}
+
+/// systemd hears that the gateway lives as long as all workers do, and no longer.
+#[test]
+fn the_watchdog_is_fed_while_all_workers_live() {
+    let (systemd, servers) = (Systemd::new(), servers());
+    let (tcp, udp) = (free_address(), free_address());
+    let gateway = systemd
+        .launch_with_variables("WATCHDOG_USEC=1000000", "", &[])
+        .start(&config(tcp, udp, &servers));
+    systemd.expect("READY=1");
+    (0..4).for_each(|_| drop(systemd.expect("WATCHDOG=1")));
+    let stopped = Stopped::thread(gateway.pid(), "ringway-1");
+    wait_until("the log names the worker", || gateway.stderr().contains("worker 1 hangs: it has"));
+    let said = gateway.stderr();
+    assert!(said.contains("systemd hears no more that this gateway lives"), "{said}");
+    let (status, body) = gateway.get("/readyz").expect("the control thread lives");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("not ready: worker 1 has made no turn for "), "{body}");
+    assert_eq!(gateway.get("/healthz").expect("an answer").0, 200, "it may go on yet");
+    // More than the time after which systemd would end the gateway.
+    systemd.hears_nothing_like("WATCHDOG=1", Duration::from_secs(2));
+    drop(stopped);
+    systemd.expect("WATCHDOG=1");
+    wait_until("it is ready again", || {
+        gateway.get("/readyz").is_some_and(|(status, _)| status == 200)
+    });
+    assert!(gateway.stderr().contains("worker 1 goes on after "));
+    for _ in 0..20 {
+        assert_eq!(exchange(tcp, b"word").expect("it serves"), b"word");
+    }
+    // The next process feeds it, and this one does not.
+    gateway.asks(&["upgrade"]);
+    (0..4).for_each(|_| drop(systemd.expect("WATCHDOG=1")));
 }
 
 #[test]

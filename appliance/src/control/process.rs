@@ -58,6 +58,7 @@ use crate::control::output::{self, BadConfig, panic_message};
 use crate::control::passed::{self, Passed};
 use crate::control::pid_file::PidFile;
 use crate::control::privileges;
+use crate::control::pulse::Pulse;
 use crate::control::run::{Control, Phase, Running, SPARE, Signals, bell};
 use crate::control::sandbox::Sandbox;
 use crate::control::spare_files::SpareFiles;
@@ -406,7 +407,7 @@ fn make(
         fd_store: FdStore::new(),
         pid_file: None,
         upgrade: Upgrade::new(steering, generation, starter),
-        watchdog: systemd::watchdog(),
+        pulse: Pulse::new(systemd::watchdog()),
         socket_file: None,
         phase: Phase::Running,
         is_started,

@@ -35,6 +35,7 @@ use crate::control::looking::Looking;
 use crate::control::memory::Memory;
 use crate::control::output::{BadConfig, panic_message};
 use crate::control::pid_file::PidFile;
+use crate::control::pulse::Pulse;
 use crate::control::spare_files::SpareFiles;
 use crate::control::systemd;
 use crate::control::time_of_day::{time_of_day, unix_seconds};
@@ -78,8 +79,8 @@ pub struct Control {
     pub upgrade: Upgrade,
     pub fd_store: FdStore,
     pub pid_file: Option<PidFile>,
-    /// How often systemd is told that this process lives.
-    pub watchdog: Option<Duration>,
+    /// Whether the workers live.
+    pub pulse: Pulse,
     /// The file of the admin API's socket, which is removed at the end.
     pub socket_file: Option<SocketFile>,
     pub wall: WallClock,
@@ -287,6 +288,7 @@ impl Control {
     fn tick(&mut self, looking: &mut Looking) -> anyhow::Result<bool> {
         self.board.beat();
         self.look_at_memory();
+        self.look_at_workers();
         self.upgrade_tick();
         if !self.upgrade.is_under_way()
             && looking.under_way.is_none()

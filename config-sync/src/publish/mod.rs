@@ -208,6 +208,13 @@ impl Publisher {
         self.workers.iter().any(|worker| !worker.gone && !worker.requests.is_empty())
     }
 
+    /// Wakes every worker, so that it makes a turn.
+    pub fn wake(&self) {
+        for worker in self.workers.iter().filter(|worker| !worker.gone) {
+            worker.wake();
+        }
+    }
+
     /// Tells every worker to close everything now.
     pub fn stop(&mut self) {
         self.pending = None;
@@ -455,14 +462,18 @@ impl Outbox {
     fn send(&self, command: Command) -> Result<Option<Command>, HungUp> {
         match self.link.commands.try_send(command) {
             Ok(()) => {
-                // The write fails only if the eventfd's count is full. Then the eventfd wakes the
-                // worker anyway.
-                _ = nix::unistd::write(&self.link.wake, &1u64.to_ne_bytes());
+                self.wake();
                 Ok(None)
             }
             Err(TrySendError::Full(command)) => Ok(Some(command)),
             Err(TrySendError::Disconnected(_)) => Err(HungUp),
         }
+    }
+
+    fn wake(&self) {
+        // The write fails only if the eventfd's count is full. Then the eventfd wakes the worker
+        // anyway.
+        _ = nix::unistd::write(&self.link.wake, &1u64.to_ne_bytes());
     }
 }
 

@@ -36,6 +36,11 @@ impl ConfigSync {
         self.publisher.ask(worker, request)
     }
 
+    /// Wakes every worker, so that it makes a turn.
+    pub fn wake_workers(&self) {
+        self.publisher.wake();
+    }
+
     /// Whether a worker has not been sent a request yet, because it has not taken the one before.
     pub fn has_requests(&self) -> bool {
         self.publisher.has_requests()

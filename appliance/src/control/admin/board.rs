@@ -25,6 +25,7 @@ use crate::control::admin::tls::Tls;
 use crate::control::admin::viewers::Viewers;
 use crate::control::closes::{Closes, totals};
 use crate::control::memory::Reading;
+use crate::control::pulse::Hang;
 use crate::control::metrics::process::Upgrades;
 use crate::control::metrics::samples::{Scrape, Series};
 use crate::control::timestamp::Timestamp;
@@ -50,6 +51,8 @@ pub struct Board {
     pub memory: Mutex<Option<Reading>>,
     /// No session will begin after the grace, or none does now.
     pub draining: AtomicBool,
+    /// A worker that makes no turn any more.
+    pub hang: Mutex<Option<Hang>>,
     /// Another process goes on with the sockets.
     pub handed_over: AtomicBool,
     pub upgrade: Mutex<Upgrades>,
@@ -138,6 +141,7 @@ impl Board {
             hides: AtomicBool::default(),
             memory: Mutex::default(),
             draining: AtomicBool::default(),
+            hang: Mutex::default(),
             handed_over: AtomicBool::default(),
             upgrade: Mutex::default(),
             rates: Mutex::default(),
@@ -176,7 +180,9 @@ impl Board {
 
     /// What /readyz says.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed) && !self.hides.load(Ordering::Relaxed)
+        self.ready.load(Ordering::Relaxed)
+            && !self.hides.load(Ordering::Relaxed)
+            && self.hang.lock().is_none()
     }
 
     pub fn latest(&self) -> MutexGuard<'_, Latest> {

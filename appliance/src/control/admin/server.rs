@@ -65,8 +65,8 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 /// The time for a request and its answer, however slow the client is.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A control thread that has not beaten for this long will not recover, so /healthz fails. No
-/// configuration takes that long.
+/// A control thread that has not beaten for this long will not recover, and neither will a worker
+/// that has made no turn, so /healthz fails. No configuration takes that long.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A listening socket of the API.
@@ -417,21 +417,24 @@ async fn metrics(State(board): State<Arc<Board>>, headers: HeaderMap) -> impl In
 }
 
 async fn health(State(board): State<Arc<Board>>) -> (StatusCode, String) {
-    let silence = board.silence();
-    if silence < SILENCE {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
+    let (silence, hang) = (board.silence(), *board.hang.lock());
+    if silence >= SILENCE {
         let seconds = silence.as_secs();
         let text = format!("the control thread has not moved for {seconds} s\n");
-        (StatusCode::SERVICE_UNAVAILABLE, text)
+        return (StatusCode::SERVICE_UNAVAILABLE, text);
+    }
+    match hang.filter(|hang| hang.lasts >= SILENCE) {
+        Some(hang) => (StatusCode::SERVICE_UNAVAILABLE, format!("{hang}\n")),
+        None => (StatusCode::OK, "ok\n".to_owned()),
     }
 }
 
-async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, &'static str) {
-    if board.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+async fn ready(State(board): State<Arc<Board>>) -> (StatusCode, String) {
+    let hang = *board.hang.lock();
+    match hang {
+        Some(hang) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {hang}\n")),
+        None if board.is_ready() => (StatusCode::OK, "ready\n".to_owned()),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
     }
 }
 
@@ -453,16 +456,39 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use crate::control::admin::calls::channel;
+    use crate::control::pulse::Hang;
     use crate::stats::counters::Counters;
 
     use super::*;
 
-    #[tokio::test]
-    async fn answers_what_the_board_says() {
+    fn board() -> Arc<Board> {
         let limits =
             Limits { sessions: 1, flows: 1, buffers: 1, pipes: 1, turn_bytes: 1, bulk_bytes: 1 };
         let workers = vec![Arc::new(Counters::new())];
-        let board = Arc::new(Board::new(workers, (limits, limits), "list\n".into()));
+        Arc::new(Board::new(workers, (limits, limits), "list\n".into()))
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_hangs_fails_the_probes() {
+        let board = board();
+        board.ready.store(true, Ordering::Relaxed);
+        let hangs = |seconds| Some(Hang { worker: 3, lasts: Duration::from_secs(seconds) });
+        for (hang, is_ready, is_healthy) in
+            [(None, true, true), (hangs(8), false, true), (hangs(60), false, false)]
+        {
+            *board.hang.lock() = hang;
+            assert_eq!(board.is_ready(), is_ready);
+            let (status, text) = ready(State(board.clone())).await;
+            assert_eq!(status == StatusCode::OK, is_ready, "{text}");
+            assert_eq!(text.contains("worker 3 has made no turn for "), !is_ready, "{text}");
+            let (status, text) = health(State(board.clone())).await;
+            assert_eq!(status == StatusCode::OK, is_healthy, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_what_the_board_says() {
+        let board = board();
         let text = "lame_duck = \"1s\"\n";
         let config = parse("test.toml", text).expect("a configuration");
         board.latest().in_force = Some(Arc::new(InForce::new(config, text.into())));

@@ -101,8 +101,6 @@ pub struct Upgrade {
     pub passed_on: Option<(Instant, Option<u32>)>,
     /// Why this process ends with an error although it drains.
     pub failure: Option<String>,
-    /// When systemd was last told that this process lives.
-    pub fed: Instant,
 }
 
 /// In the old process: an upgrade that is under way.
@@ -169,7 +167,6 @@ impl Upgrade {
             moves: Moves::default(),
             flows: FlowMoves::default(),
             failure: None,
-            fed: Instant::now(),
             passed_on: None,
         }
     }

@@ -255,13 +255,6 @@ impl Control {
             self.give_up(&format!("the new process was not ready within {} s", PATIENCE.as_secs()));
         }
         self.tell_the_old_one();
-        if let Some(every) = self.watchdog
-            && self.upgrade.fed.elapsed() >= every
-            && !self.board.handed_over.load(Ordering::Relaxed)
-        {
-            self.upgrade.fed = Instant::now();
-            systemd::tell("WATCHDOG=1");
-        }
     }
 
     /// Offers the sockets, once all workers have the latest table.
