@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use ringway::ring::sys::pass;
 use ringway_tests::real::config::{backend, listener, route};
 use ringway_tests::real::{
-    Folder, Launch, Server, echo, exchange, free_address, udp_client, wait_for, wait_until,
+    Folder, Gateway, Launch, Server, echo, exchange, free_address, udp_client, wait_for, wait_until,
 };
 
 /// The receiving end of `NOTIFY_SOCKET`.
@@ -280,6 +280,45 @@ fn a_reload_is_told_from_its_start_to_its_end() {
         let (said, _) = systemd.expect("READY=1\nSTATUS=");
         assert!(said.contains(status), "{said}");
     }
+}
+
+/// A file of `images/`.
+fn image(name: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/");
+    std::fs::read_to_string(format!("{path}{name}")).expect("it is there")
+}
+
+/// `systemctl reload` runs a command of the unit, which says what became of the reload.
+#[test]
+fn the_command_of_a_reload_fails_if_the_configuration_is_refused() {
+    const SOCKET: &str = "/run/ringway/admin.sock";
+    let unit = image("ringway.service");
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecReload="));
+    let words: Vec<_> = command.expect("a command").split(' ').collect();
+    assert_eq!(words, ["/usr/local/bin/ringway", "reload", "--admin", SOCKET]);
+    assert!(image("ringway.toml").contains(&format!("\nsocket = \"{SOCKET}\"\n")));
+    let reload = |gateway: &Gateway| gateway.verb(&words[1..2]);
+
+    let (server, address) = (Server::tcp(echo), free_address());
+    let good = listener("a", "TCP", address, &format!("endpoints = [\"{}\"]\n", server.address));
+    let launch = Launch::default().under(&["sh", "-c", "exec \"$0\" \"$@\" --no-watch"]);
+    let gateway = launch.socket().start(&good);
+    let other = free_address();
+    gateway.write(&good.replace(&address.to_string(), &other.to_string()));
+    let done = reload(&gateway);
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(exchange(other, b"word").expect("the new file is in force"), b"word");
+    gateway.write(&format!("{good}colour = 1\n"));
+    let refused = reload(&gateway);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("colour"), "{said}");
+    assert_eq!(exchange(other, b"word").expect("the file before is in force"), b"word");
+
+    // An operator has removed the socket from the file.
+    let gateway = Gateway::start(&good);
+    let failed = reload(&gateway);
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(!failed.status.success() && said.contains("`admin.socket`"), "{said}");
 }
 
 /// Stops one thread of a process, and no other, until it is dropped.
