@@ -52,8 +52,7 @@ fn defaults_variables_and_included_files_are_followed() {
     let defaults = "[defaults.listener]\nmax_sessions = 1\n[defaults.backend]\n\
                     send_proxy = \"v1\"\n";
     included(&first);
-    // A worker counts the sessions of a listener by itself.
-    let launch = Launch::default().one_worker().under(&["env", "RINGWAY_TEST_HOST=127.0.0.1"]);
+    let launch = Launch::default().under(&["env", "RINGWAY_TEST_HOST=127.0.0.1"]);
     let gateway = launch.start(&main("${RINGWAY_TEST_HOST}", defaults));
     let one = held(address);
     assert_eq!(heard(address), "", "the listener has one session already");

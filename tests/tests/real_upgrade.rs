@@ -245,6 +245,25 @@ fn a_signal_and_a_second_process_upgrade_too() {
     assert!(!output.status.success() && said.contains("no gateway can be taken over"), "{said}");
 }
 
+/// A container ends with its process 1, so process 1 does not hand over. Another process may not
+/// take over from it either. Needs root.
+#[test]
+fn process_1_of_a_container_refuses_and_serves_on() {
+    let launch = Launch::default().under(&["unshare", "--pid", "--fork", "--kill-child"]);
+    let setup = Setup::new(launch, "");
+    let output = setup.gateway.verb(&["upgrade"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("process 1 can't hand over"), "{said}");
+    let file = setup.gateway.candidate("").with_file_name("ringway.toml");
+    let output = Command::new(binary())
+        .args(["run", "--take-over", "--config"])
+        .arg(&file)
+        .output()
+        .expect("it runs");
+    assert!(!output.status.success(), "{output:?}");
+    setup.serves();
+}
+
 /// A new process as a test writes it: it says what it likes, and hangs up where it likes.
 struct Imposter(OwnedFd);
 

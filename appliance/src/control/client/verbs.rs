@@ -134,10 +134,10 @@ pub enum Verb {
     },
     /// Start a new process of a running gateway, which takes the listening sockets over.
     ///
-    /// No client is turned away meanwhile. TCP sessions, and TLS sessions that pass through, go on
-    /// in the new process. Others, and UDP flows, drain in the old one, which ends with the last of
-    /// them, or after drain_timeout. If the new process fails, the old one goes on, and the exit
-    /// code is 1. This needs admin.socket.
+    /// No client is turned away meanwhile. TCP sessions, TLS sessions that pass through, and UDP
+    /// flows go on in the new process. Sessions where TLS ends at Ringway drain in the old one,
+    /// which ends with the last of them, or after drain_timeout. If the new process fails, the old
+    /// one goes on, and the exit code is 1. This needs admin.socket.
     Upgrade {
         /// The new program. Without: the one that runs, from where it was started.
         #[arg(long, value_name = "FILE")]
